@@ -1,0 +1,39 @@
+"""What all wire types share: camelCase on the wire, frozen in memory, unknown fields ignored when reading."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+
+class WireModel(BaseModel):
+    """Base of every type that is read from or written to the API server.
+
+    Unknown fields are ignored: an older operator must be able to read a newer object.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+    )
+
+
+class Condition(WireModel):
+    """One aspect of an object's state, as in Kubernetes' metav1.Condition."""
+
+    type: str
+    """Type of the condition: Accepted, Ready, Reconciling or Stalled."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether the condition holds."""
+    reason: Annotated[str, Field(max_length=128)]
+    """One CamelCase word that tools may match on; docs/reference/reasons.md explains each."""
+    message: Annotated[str, Field(max_length=2048)]
+    """A sentence for people: what is the case and what happens or is to be done next."""
+    observed_generation: int
+    """The metadata.generation that this condition speaks about."""
+    last_transition_time: str
+    """When the status last changed, RFC 3339 in UTC, to the second."""

@@ -1,0 +1,207 @@
+"""GPUNode: one per GPU node, same name. The operator asks in spec, the agent answers in status.observed.
+
+`status.transition` is the operator's mirror for people; nothing is ever decided from it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gpusharing.api.base import WireModel
+
+MigModeValue = Literal["Enabled", "Disabled", "NotSupported"]
+ComputeModeValue = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported"]
+
+
+class Request(WireModel):
+    """What the operator asks of the agent."""
+
+    id: str = ""
+    """Echoed by the agent: an observation proves something only when it carries the id that asked for it."""
+    quiet: bool = False
+    """Read once more, then close NVML and keep it closed: a MIG mode change needs every NVML client gone."""
+
+
+class GPUNodeSpec(WireModel):
+    """Written by the operator only."""
+
+    request: Request = Field(default_factory=Request)
+    """What the operator asks of the agent."""
+    policy: str = ""
+    """The policy that owns the node."""
+    layout: str = ""
+    """What each GPU is to be divided into."""
+
+
+class ObservedProfile(WireModel):
+    """A MIG profile that the driver offers on this card (nvmlDeviceGetGpuInstanceProfileInfo)."""
+
+    name: str
+    """For example 1g.10gb+me."""
+    id: int
+    """GPU instance profile id as `nvidia-smi mig -lgip` prints it."""
+    slices: int
+    """Compute slices, the number before the g."""
+    memory_gb: Annotated[int, Field(alias="memoryGB")]
+    """Nominal memory in the name, GB."""
+    max_count: int
+    """How many instances of only this profile fit."""
+    starts: tuple[int, ...]
+    """Possible placement starts, in NVML placement units; empty when the driver does not tell."""
+    size: int
+    """Placement size in the same units."""
+
+
+class ObservedModel(WireModel):
+    """A card model found in this node; GPUs refer to it by name."""
+
+    product: str
+    """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
+    memory_mib: Annotated[int, Field(alias="memoryMiB")]
+    """Total memory, MiB."""
+    compute_capability: str
+    """For example 9.0; empty when the driver does not tell."""
+    mig_capable: bool
+    """Whether the card has MIG."""
+    mig_mode_change: Literal["Live", "Reset", "Unknown"]
+    """Whether switching MIG mode needs a GPU reset (NVML field 184)."""
+    profiles: tuple[ObservedProfile, ...]
+    """MIG profiles offered; empty when the card has no MIG or the driver lists none while MIG is off."""
+
+
+class ObservedInstance(WireModel):
+    """A MIG GPU instance that exists now."""
+
+    profile: str
+    """For example 3g.40gb."""
+    start: int
+    """Placement start; -1 when the agent may not read placements."""
+    size: int
+    """Placement size."""
+    id: int
+    """GPU instance id."""
+    uuid: str
+    """UUID of its MIG device, empty while it has no compute instance."""
+
+
+class ObservedProcess(WireModel):
+    """A process that computes on a GPU."""
+
+    pid: int
+    """Process id on the host."""
+    name: str
+    """Name of the executable; empty when the agent cannot tell, which counts as busy."""
+    device: str = ""
+    """UUID of the MIG device it runs on; empty for the whole GPU."""
+
+
+class RemappedRows(WireModel):
+    """Row remapping of the GPU's memory (nvmlDeviceGetRemappedRows)."""
+
+    correctable: int
+    """Rows remapped after correctable errors."""
+    uncorrectable: int
+    """Rows remapped after uncorrectable errors."""
+    pending: bool
+    """A remapping waits for a GPU reset."""
+    failed: bool
+    """A remapping failed: replace the card."""
+
+
+class ObservedGPU(WireModel):
+    """One GPU."""
+
+    index: int
+    """Index as NVML counts."""
+    uuid: str
+    """GPU-..."""
+    product: str
+    """Model; see models."""
+    mig_mode: MigModeValue
+    """MIG mode in force."""
+    mig_mode_pending: MigModeValue
+    """MIG mode after the next reset."""
+    compute_mode: ComputeModeValue
+    """CUDA compute mode; ExclusiveProcess belongs to MPS."""
+    instances: tuple[ObservedInstance, ...]
+    """MIG instances that exist."""
+    processes: tuple[ObservedProcess, ...]
+    """Processes that compute on it."""
+    ecc_uncorrected: int | None
+    """Uncorrected volatile ECC errors; null when not supported."""
+    remapped_rows: RemappedRows | None
+    """Row remapping; null when not supported."""
+
+
+class Observed(WireModel):
+    """What the agent read. It is the only writer, by JSON merge patch with every key present."""
+
+    request_id: Annotated[str, Field(alias="requestID")]
+    """The request that this observation answers: it was read after that request arrived."""
+    quiet: bool
+    """NVML is closed; gpus is the last reading, taken after the request arrived."""
+    simulated: bool
+    """The GPUs are SIMULATED."""
+    error: str
+    """What keeps the agent from reading NVML, empty when nothing does."""
+    driver_version: str
+    """NVIDIA driver version, empty when unknown."""
+    models: tuple[ObservedModel, ...]
+    """Card models in this node."""
+    gpus: tuple[ObservedGPU, ...]
+    """GPUs by index."""
+    allocated: dict[str, int]
+    """GPU resource name to devices held by pods, from the kubelet's podresources."""
+    pods: int
+    """Pods that hold a GPU device."""
+
+
+class HistoryEntry(WireModel):
+    """One past transition."""
+
+    phase: str
+    """Phase entered."""
+    reason: str
+    """Why."""
+    at: str
+    """When, RFC 3339."""
+
+
+class Transition(WireModel):
+    """Where the node is on its way. A mirror for people: nothing is decided from it."""
+
+    phase: str = ""
+    """Phase of the node."""
+    reason: str = ""
+    """One CamelCase word."""
+    message: str = ""
+    """A sentence with names and the next step."""
+    since: str | None = None
+    """When the phase began, RFC 3339."""
+    deadline: str = ""
+    """When the present wait is given up, as a time of day in UTC."""
+    attempt: int = 0
+    """How often the present step was tried."""
+    step: str = ""
+    """Step of how many, for example 1/1; empty when nothing is in flight."""
+    observed: str = ""
+    """What each GPU is divided into now."""
+    disruption: str = ""
+    """Disruption class of the change that is planned or under way."""
+    culprit: str = ""
+    """The first pod that blocks, and how many more: ns/pod +2."""
+    cordon: str = ""
+    """Whose cordon the node carries: ours, human, foreign or empty."""
+    blockers: Annotated[tuple[str, ...], Field(max_length=5)] = ()
+    """One line per blocking reason with pod and PodDisruptionBudget names."""
+    history: Annotated[tuple[HistoryEntry, ...], Field(max_length=20)] = ()
+    """The last 20 transitions, newest last."""
+
+
+class GPUNodeStatus(WireModel):
+    """Two writers, one part each."""
+
+    observed: Observed | None = None
+    """Written by the agent of this node only."""
+    transition: Transition | None = None
+    """Written by the operator only."""

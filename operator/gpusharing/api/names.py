@@ -1,0 +1,141 @@
+"""Every name that crosses a process boundary: group, labels, annotations, conditions, phases, reasons.
+
+A reason is one CamelCase word that tools may match on; its sentence says in which situation it is used and
+what a person does next. `docs/reference/reasons.md` is generated from this file.
+"""
+
+from enum import StrEnum
+
+GROUP = "gpusharing.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+POLICIES = "gpusharingpolicies"
+GPUNODES = "gpunodes"
+
+PREFIX = f"{GROUP}/"
+
+# --- Node labels and annotations that we own ---------------------------------------------------------
+LABEL_MODE = f"{PREFIX}mode"
+"""Routing label: `full`, `mig`, `time-slicing` ... absent while a node is in between, so nothing lands then."""
+LABEL_POLICY = f"{PREFIX}policy"
+"""The policy that owns the node. It makes ownership sticky: equal priority never moves a node."""
+ANNOTATION_FENCE = f"{PREFIX}fence"
+"""JSON record of the change in flight; written with the cordon in one PATCH, removed with it in one PATCH."""
+ANNOTATION_DEFERRED = f"{PREFIX}deferred"
+"""JSON record of the last abort: count, until when we wait, why."""
+ANNOTATION_HOLD_CORDON = f"{PREFIX}hold-cordon"
+"""`true` on a Node: when our change ends, leave the node cordoned."""
+ANNOTATION_RETRY = f"{PREFIX}retry"
+"""Any new value on a Node: try a Failed or deferred node again now."""
+ANNOTATION_FORCE_RELEASE = f"{PREFIX}force-release"
+"""`true` on a policy under deletion: drop its claims and the finalizer, keep every cordon."""
+ANNOTATION_CLAIMS = f"{PREFIX}claims"
+"""On the leader Lease: JSON map of node name to the claim that holds a slot of the disruption budget."""
+FINALIZER = f"{PREFIX}in-flight"
+"""On a policy only while one of its nodes is in flight."""
+
+# --- Labels of NVIDIA's components (nvidia-actuators.md a.1, b.4, c, d) ---------------------------------
+LABEL_MIG_CONFIG = "nvidia.com/mig.config"
+LABEL_MIG_STATE = "nvidia.com/mig.config.state"
+LABEL_PLUGIN_CONFIG = "nvidia.com/device-plugin.config"
+LABEL_MIG_CAPABLE = "nvidia.com/mig.capable"
+LABEL_MIG_STRATEGY = "nvidia.com/mig.strategy"
+LABEL_GPU_PRESENT = "nvidia.com/gpu.present"
+LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"
+LABEL_GPU_COUNT = "nvidia.com/gpu.count"
+LABEL_GPU_REPLICAS = "nvidia.com/gpu.replicas"
+LABEL_SHARING_STRATEGY = "nvidia.com/gpu.sharing-strategy"
+LABEL_GFD_TIMESTAMP = "nvidia.com/gfd.timestamp"
+LABEL_WORKLOAD_CONFIG = "nvidia.com/gpu.workload.config"
+LABEL_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
+LABEL_UPGRADE_SKIP = "nvidia.com/gpu-driver-upgrade.skip"
+LABEL_DEPLOY_PREFIX = "nvidia.com/gpu.deploy."
+PAUSED_FOR_MIG = "paused-for-mig-change"
+DEPLOY_PAUSABLE = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "nvsm")
+"""Operands that mig-manager pauses (a.1); suffixes of LABEL_DEPLOY_PREFIX."""
+
+REWRITTEN_LABELS = (
+    LABEL_MODE,
+    LABEL_POLICY,
+    LABEL_MIG_CONFIG,
+    LABEL_MIG_STATE,
+    LABEL_PLUGIN_CONFIG,
+    LABEL_MIG_STRATEGY,
+    LABEL_GPU_PRODUCT,
+    LABEL_GPU_COUNT,
+    LABEL_GPU_REPLICAS,
+    LABEL_SHARING_STRATEGY,
+    LABEL_GFD_TIMESTAMP,
+    "nvidia.com/gpu.memory",
+    "nvidia.com/mps.capable",
+)
+"""Labels whose value a mode change rewrites: a nodeSelector on one would select itself out of its pool."""
+REWRITTEN_PREFIXES = ("nvidia.com/mig-", LABEL_DEPLOY_PREFIX)
+
+RESOURCE_GPU = "nvidia.com/gpu"
+RESOURCE_GPU_SHARED = "nvidia.com/gpu.shared"
+RESOURCE_MIG_PREFIX = "nvidia.com/mig-"
+
+
+class Mode(StrEnum):
+    """What a node pool's GPUs are for; the value of `spec.mode`."""
+
+    FULL = "Full"
+    MIG = "MIG"
+    TIME_SLICING = "TimeSlicing"
+
+
+class ConditionType(StrEnum):
+    """The terms of kstatus, understood by `kubectl wait`, `helm --wait`, Argo CD and Flux."""
+
+    ACCEPTED = "Accepted"
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+
+
+class DisruptionClass(StrEnum):
+    """What a change disturbs, shown before anything happens (design.md section 4)."""
+
+    NONE = "None"
+    PLUGIN_RESTART = "PluginRestart"
+    GPU_PODS = "GPUPods"
+    RESET = "Reset"
+    REBOOT = "Reboot"
+
+
+class Phase(StrEnum):
+    """Where one node is on its way; derived from facts on every pass, never read back."""
+
+    PENDING = "Pending"
+    PREFLIGHT = "Preflight"
+    SKIPPED = "Skipped"
+    BLOCKED = "Blocked"
+    CORDONED = "Cordoned"
+    DRAINING = "Draining"
+    VERIFYING_IDLE = "VerifyingIdle"
+    RECONFIGURING = "Reconfiguring"
+    VERIFYING = "Verifying"
+    UNCORDONING = "Uncordoning"
+    ABORTING = "Aborting"
+    FAILED = "Failed"
+    SYNCED = "Synced"
+
+    @property
+    def in_flight(self) -> bool:
+        """The node carries our fence, or is about to lose it."""
+        return self in _IN_FLIGHT
+
+
+_IN_FLIGHT = frozenset(
+    {
+        Phase.CORDONED,
+        Phase.DRAINING,
+        Phase.VERIFYING_IDLE,
+        Phase.RECONFIGURING,
+        Phase.VERIFYING,
+        Phase.UNCORDONING,
+        Phase.ABORTING,
+        Phase.FAILED,
+    }
+)
