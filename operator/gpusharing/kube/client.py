@@ -1,0 +1,125 @@
+"""The verbs we use of the Kubernetes API, in our words. Objects are raw JSON: hot paths never build typed models.
+
+Implementations: `kube/http.py` (kubernetes.aio transport) and `tests/fakes/cluster.py` (FakeCluster); one
+contract suite runs against both.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind of object as its URL names it."""
+
+    group: str
+    version: str
+    plural: str
+    namespaced: bool = False
+
+    @property
+    def api_version(self) -> str:
+        """`v1`, or `group/version`."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(
+        self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
+    ) -> str:
+        """URL path of the collection, one object, or a subresource of it."""
+        parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
+        if self.namespaced and namespace:
+            parts += ["namespaces", namespace]
+        parts += [part for part in (self.plural, name, subresource) if part]
+        return "/".join(parts)
+
+
+NODES = Resource("", "v1", "nodes")
+PODS = Resource("", "v1", "pods", namespaced=True)
+CONFIG_MAPS = Resource("", "v1", "configmaps", namespaced=True)
+EVENTS = Resource("events.k8s.io", "v1", "events", namespaced=True)
+LEASES = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)
+PDBS = Resource("policy", "v1", "poddisruptionbudgets", namespaced=True)
+DAEMON_SETS = Resource("apps", "v1", "daemonsets", namespaced=True)
+RESOURCE_CLAIMS = Resource("resource.k8s.io", "v1", "resourceclaims", namespaced=True)
+POLICIES = Resource("gpusharing.dev", "v1alpha1", "gpusharingpolicies")
+GPUNODES = Resource("gpusharing.dev", "v1alpha1", "gpunodes")
+CLUSTER_POLICIES = Resource("nvidia.com", "v1", "clusterpolicies")
+GPU_CLUSTERS = Resource("nvidia.com", "v1alpha1", "gpuclusters")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list; `resource_version` is the list's, the place to watch from."""
+
+    items: list[JSON]
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """One event of a watch. BOOKMARK carries only metadata.resourceVersion."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    object: JSON
+
+
+class KubeClient(Protocol):
+    """Every method raises a KubeError of `kube/errors.py` and nothing else for what the server or the network does."""
+
+    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
+        """Read one object, from etcd (no resourceVersion=0)."""
+        ...
+
+    def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 500,
+    ) -> AsyncIterator[Page]:
+        """List page by page, all pages of one consistent resourceVersion."""
+        ...
+
+    def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> AsyncIterator[WatchEvent]:
+        """Follow changes with bookmarks; ends quietly when the server closes, raises Expired on 410."""
+        ...
+
+    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
+        """Create one object; AlreadyExists when it is there."""
+        ...
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: JSON,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> JSON:
+        """JSON merge patch. With metadata.resourceVersion in the body it is conditional (Conflict)."""
+        ...
+
+    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
+        """Delete this very object (precondition uid), with its own grace period."""
+        ...
+
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """Eviction subresource with a UID precondition and the pod's own grace period (drain.md rule 1).
+
+        NotFound and Conflict mean: that pod is gone or replaced.
+        """
+        ...

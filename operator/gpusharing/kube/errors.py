@@ -1,0 +1,81 @@
+"""What the API server may answer, named by what the caller does next (not by HTTP code)."""
+
+from dataclasses import dataclass
+
+
+class KubeError(Exception):
+    """Base: a call to the API server did not do what was asked."""
+
+
+class NotFound(KubeError):
+    """404: the object is gone; go on without it."""
+
+
+class Conflict(KubeError):
+    """409: the object changed or is another one than we thought; read again and decide again."""
+
+
+class AlreadyExists(KubeError):
+    """409 on create: somebody was first; read it."""
+
+
+class Expired(KubeError):
+    """410: the resourceVersion is too old to watch from; list again."""
+
+
+class Invalid(KubeError):
+    """400, 422: the server refuses what we sent; never repeat it unchanged."""
+
+
+class Unauthorized(KubeError):
+    """401: our credentials do not count any more; end the pass and log in again."""
+
+
+@dataclass
+class Forbidden(KubeError):
+    """403: we lack a right; the message names verb and resource. `namespace_terminating` is no lack of rights."""
+
+    message: str
+    namespace_terminating: bool = False
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass
+class EvictionBlocked(KubeError):
+    """429 with cause DisruptionBudget: a PodDisruptionBudget says no (drain.md E5, E6).
+
+    `retry_after` is in seconds; None when the server gave none, which is the rule for a plain PDB refusal.
+    """
+
+    message: str
+    retry_after: float | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass
+class Throttled(KubeError):
+    """429 without that cause: API Priority and Fairness; slow down altogether (drain.md E7)."""
+
+    message: str
+    retry_after: float | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Unavailable(KubeError):
+    """5xx, time-outs, refused or broken connections: the API server is away; try later."""
+
+
+@dataclass
+class EvictionFailed(KubeError):
+    """500 on an eviction, for example two PodDisruptionBudgets on one pod (drain.md E8): told verbatim."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return self.message

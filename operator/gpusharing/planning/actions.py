@@ -1,0 +1,128 @@
+"""Exactly what the operator can do, one API call each. The executor matches on this union."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpusharing.planning.views import Claim, Fence, NodeView
+
+
+@dataclass(frozen=True, slots=True)
+class WriteConfig:
+    """Write the ConfigMaps that labels will point at; before any label does."""
+
+    plugin_configs: Mapping[str, str]
+    """The whole data of the device-plugin ConfigMap; a missing key is removed."""
+    mig_file: str
+    """The whole mig-parted file; empty: nobody needs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureGPUNode:
+    """Create the GPUNode, or patch its spec: what is assigned and what the agent is asked."""
+
+    node: str
+    node_uid: str
+    policy: str
+    layout: str
+    request_id: str
+    quiet: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetClaims:
+    """Compare-and-swap of all claims on the leader Lease: proves leadership before a node is fenced."""
+
+    claims: Mapping[str, Claim]
+
+
+@dataclass(frozen=True, slots=True)
+class SetFinalizer:
+    """Keep a policy while one of its nodes is in flight, or let it go."""
+
+    policy: str
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FenceNode:
+    """Cordon and fence in one conditional Node PATCH; the routing label goes with it."""
+
+    node: NodeView
+    fence: Fence
+    cordon: bool
+    """False for class PluginRestart: the node stays schedulable."""
+    labels: Mapping[str, str | None]
+    """Neighbour marks to set, routing label to drop (None)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actuate:
+    """The point of no return: fence stage and every label that changes in one conditional Node PATCH."""
+
+    node: NodeView
+    fence: Fence
+    labels: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateFence:
+    """Record the next attempt before acting on it, in one conditional Node PATCH."""
+
+    node: NodeView
+    fence: Fence
+    cordon: bool = False
+    """Restore the cordon as well: a person lifted it after the point of no return."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Ask the Eviction subresource, with the pod's UID as precondition."""
+
+    node: str
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartOperand:
+    """Delete the mig-manager pod of a node so that a fresh run starts (nvidia-actuators.md a.6)."""
+
+    node: str
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the node back: fence off, our marks off, our cordon off if it is still only ours. One conditional PATCH."""
+
+    node: NodeView
+    uncordon: bool
+    labels: Mapping[str, str | None]
+    annotations: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelNode:
+    """Write only our own labels or annotations (adoption, change of owner)."""
+
+    node: NodeView
+    labels: Mapping[str, str | None]
+    annotations: Mapping[str, str | None]
+
+
+Action = (
+    WriteConfig
+    | EnsureGPUNode
+    | SetClaims
+    | SetFinalizer
+    | FenceNode
+    | Actuate
+    | UpdateFence
+    | Evict
+    | RestartOperand
+    | Release
+    | LabelNode
+)

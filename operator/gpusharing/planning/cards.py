@@ -1,0 +1,329 @@
+"""GPU models: what each card is, which MIG profiles it offers and where their instances may lie.
+
+This table is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) wins,
+with one known exception, `Card.nvml_counts_wrong`. A new model is ONE entry in `CARDS`; only a card with a new
+kind of slicing also needs a family. Sources, named in each `Source`:
+
+- *guide*: NVIDIA MIG user guide, pages "supported GPUs" and "supported MIG profiles";
+- *capture*: output of ``nvidia-smi mig -lgip`` / ``-lgipp`` taken on that hardware and published;
+- *mig-parted*: NVIDIA/mig-parted v0.15.0, ``deployments/systemd/config-default.yaml`` (names and counts only);
+- *playbook*: NVIDIA DGX Station MIG playbook (GB300);
+- *pci.ids*: the PCI ID repository, for device ids that mig-parted does not know.
+
+Compute capabilities: NVIDIA's "CUDA GPU compute capability" table.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+# How well a fact is known. real: read on that hardware. doc: NVIDIA's guide or playbook. cfg: only in
+# mig-parted's shipped configuration. family: taken from the family, never seen for this model. unknown: no source.
+Status = Literal["real", "doc", "cfg", "family", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One GPU instance profile as one card offers it, from this table or from NVML."""
+
+    name: str  # as NVML and mig-parted write it: "1g.10gb+me"
+    starts: tuple[int, ...]  # memory units an instance may start at; empty: placements unknown
+    size: int  # memory units an instance covers; 0: unknown
+    max_count: int  # how many instances of only this profile fit
+    slices: int  # compute slices, the number before "g"
+    memory_gb: int  # the number in the name; the usable memory is less
+    profile_id: int | None = None  # GPU instance profile id; the same id means other profiles on other cards
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How well names and counts, profile ids and placements of a card are known, and from where."""
+
+    names: Status
+    ids: Status
+    placements: Status
+    cite: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card model. ``profiles`` is empty for a card without MIG."""
+
+    key: str
+    products: tuple[str, ...]  # product names exactly as NVML prints them
+    pci_device_ids: tuple[str, ...]  # "0xDDDDVVVV" (device, vendor), the form of mig-parted's device-filter
+    compute_capability: tuple[int, int]
+    memory_gb: int  # the number MIG profile names are computed from; 0: shared with the CPU
+    profiles: tuple[Profile, ...]
+    source: Source
+    memory_mib: int | None = None  # total as seen in nvidia-smi, where a capture exists
+    nvml_counts_wrong: bool = False  # NVML's instance counts are wrong: prefer this table
+
+    @property
+    def mps_max_clients(self) -> int:
+        """Most MPS replicas the device plugin accepts (k8s-device-plugin: 48 from compute capability 7.5, else 16)."""
+        return 48 if self.compute_capability >= (7, 5) else 16
+
+    @property
+    def mig_mode_needs_reset(self) -> bool:
+        """Whether switching MIG mode needs a GPU reset (guide: Ampere only). NVML field 184 says it for sure."""
+        return bool(self.profiles) and self.compute_capability[0] == 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A profile of a family; its memory number follows from the card's total."""
+
+    slices: int
+    eighths: int  # share of the card's memory that the name counts
+    attribute: str
+    starts: tuple[int, ...]
+    size: int
+    max_count: int
+    profile_id: int | None = None
+
+    def on(self, memory_gb: int) -> Profile:
+        # go-nvlib mig_profile.go: the fraction of the total, rounded half up.
+        gb = (memory_gb * self.eighths + 4) // 8
+        name = f"{self.slices}g.{gb}gb{self.attribute}"
+        return Profile(name, self.starts, self.size, self.max_count, self.slices, gb, self.profile_id)
+
+
+_SEVENTHS, _PAIRS, _QUARTERS = (0, 1, 2, 3, 4, 5, 6), (0, 2, 4, 6), (0, 3, 6, 9)
+
+# 7 compute slices, 8 memory units. Captures: A100 40/80 GB, H100 80 GB, H100 NVL; guide.
+_SEVEN_SLICE = (
+    _Shape(1, 1, "", _SEVENTHS, 1, 7, 19),
+    _Shape(1, 1, "+me", _SEVENTHS, 1, 1, 20),
+    _Shape(1, 2, "", _PAIRS, 2, 4, 15),
+    _Shape(2, 2, "", (0, 2, 4), 2, 3, 14),
+    _Shape(3, 4, "", (0, 4), 4, 2, 9),
+    _Shape(4, 4, "", (0,), 4, 1, 5),
+    _Shape(7, 8, "", (0,), 8, 1, 0),
+)
+# 4 compute slices, 4 memory units. Captures; guide.
+_A30 = (
+    _Shape(1, 2, "", (0, 1, 2, 3), 1, 4, 14),
+    _Shape(1, 2, "+me", (0, 1, 2, 3), 1, 1, 21),
+    _Shape(2, 4, "", (0, 2), 2, 2, 5),
+    _Shape(2, 4, "+me", (0, 2), 2, 1, 6),
+    _Shape(4, 8, "", (0,), 4, 1, 0),
+)
+# 4 compute slices, 12 memory units (a 1g is 3 units wide). Capture; guide.
+_RTX_PRO_6000 = (
+    _Shape(1, 2, "", _QUARTERS, 3, 4, 14),
+    _Shape(1, 2, "+me", _QUARTERS, 3, 1, 21),
+    _Shape(1, 2, "+gfx", _QUARTERS, 3, 4, 47),
+    _Shape(1, 2, "+me.all", _QUARTERS, 3, 1, 65),
+    _Shape(1, 2, "-me", _QUARTERS, 3, 4, 67),
+    _Shape(2, 4, "", (0, 6), 6, 2, 5),
+    _Shape(2, 4, "+gfx", (0, 6), 6, 2, 35),
+    _Shape(2, 4, "+me.all", (0, 6), 6, 1, 64),
+    _Shape(2, 4, "-me", (0, 6), 6, 2, 66),
+    _Shape(4, 8, "", (0,), 12, 1, 0),
+    _Shape(4, 8, "+gfx", (0,), 12, 1, 32),
+)
+# Names and counts only (guide); no ids, no placements.
+_RTX_PRO_4500 = (
+    _Shape(1, 4, "", (), 0, 2),
+    _Shape(1, 4, "+gfx", (), 0, 2),
+    _Shape(1, 4, "+me.all", (), 0, 1),
+    _Shape(1, 4, "-me", (), 0, 2),
+    _Shape(2, 8, "", (), 0, 1),
+    _Shape(2, 8, "+gfx", (), 0, 1),
+)
+_RTX_PRO_5000 = (_Shape(1, 4, "+me", (), 0, 1), *_RTX_PRO_4500)
+_THOR = tuple(_Shape(g, 8, a, (), 0, 1) for g in (1, 2, 3) for a in ("", "+me", "+gfx") if (g == 1 or a != "+me"))
+
+
+def _card(
+    key: str,
+    products: tuple[str, ...],
+    device_ids: str,
+    compute_capability: tuple[int, int],
+    memory_gb: int,
+    family: tuple[_Shape, ...],
+    source: Source,
+    *,
+    memory_mib: int | None = None,
+    nvml_counts_wrong: bool = False,
+) -> Card:
+    """One entry. ``device_ids``: PCI device ids in hex, separated by spaces; the vendor is NVIDIA (10DE)."""
+    pci = tuple(f"0x{device}10DE" for device in device_ids.split())
+    profiles = tuple(shape.on(memory_gb) for shape in family)
+    return Card(
+        key, products, pci, compute_capability, memory_gb, profiles, source, memory_mib, nvml_counts_wrong
+    )
+
+
+_NO_MIG = Source("doc", "unknown", "unknown", "absent from the guide's supported GPUs; device ids: pci.ids")
+_CAPTURED = Source("real", "real", "real", "captures -lgip and -lgipp; guide; mig-parted")
+_CONFIG_ONLY = Source("cfg", "family", "family", "mig-parted only")
+
+CARDS: tuple[Card, ...] = (
+    # --- with MIG ---
+    _card("a30", ("NVIDIA A30",), "20B7", (8, 0), 24, _A30, _CAPTURED, nvml_counts_wrong=True),  # mig-parted discovery.go
+    _card(
+        "a100-40gb",
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A800 40GB"),
+        "20B0 20B1 20F1 20F6", (8, 0), 40, _SEVEN_SLICE, _CAPTURED, memory_mib=40960,
+    ),
+    _card(
+        "a100-80gb",
+        ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe", "NVIDIA A800-SXM4-80GB", "NVIDIA A800 80GB PCIe"),
+        "20B2 20B5 20F3 20F5", (8, 0), 80, _SEVEN_SLICE, _CAPTURED,
+    ),
+    _card(
+        "pg506-96gb", (), "20B6", (8, 0), 96, _SEVEN_SLICE,
+        Source("cfg", "family", "family", "mig-parted treats this A100-class board as 96 GB; no product name seen"),
+    ),
+    _card(
+        "h100-80gb",
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H800", "NVIDIA H800 PCIe"),
+        "2330 2331 2324 2322", (9, 0), 80, _SEVEN_SLICE, _CAPTURED, memory_mib=81559,
+    ),
+    _card(
+        "h100-nvl-94gb", ("NVIDIA H100 NVL", "NVIDIA H800 NVL"),
+        "2321 233A", (9, 0), 94, _SEVEN_SLICE, _CAPTURED,
+    ),
+    _card(
+        "hopper-96gb", ("NVIDIA GH200 480GB", "NVIDIA H100 96GB", "NVIDIA H20"),
+        "2342 233D 2329", (9, 0), 96, _SEVEN_SLICE,
+        Source("real", "real", "family", "capture -lgip of a GH200; H20 names from the vGPU guide, its ids unseen"),
+    ),
+    _card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
+    _card(
+        "h200-141gb", ("NVIDIA H200", "NVIDIA H200 NVL"),
+        "2335 233B", (9, 0), 141, _SEVEN_SLICE,
+        Source("doc", "family", "family", "guide; mig-parted; a capture confirms ids 19, 20, 14 and 0"),
+        memory_mib=143771,
+    ),
+    _card(
+        "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
+        Source("doc", "family", "family", "guide; mig-parted"), memory_mib=183359,
+    ),
+    _card("gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE, _CONFIG_ONLY, memory_mib=189471),
+    _card("b300-269gb", ("NVIDIA B300 SXM6 AC",), "3182", (10, 3), 269, _SEVEN_SLICE, _CONFIG_ONLY),
+    _card(
+        "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
+        Source("doc", "doc", "family", "playbook; mig-parted"), memory_mib=284208,
+    ),
+    _card(
+        "rtx-pro-6000-blackwell", ("NVIDIA RTX PRO 6000 Blackwell Server Edition",),
+        "2BB5", (12, 0), 96, _RTX_PRO_6000, _CAPTURED,
+    ),
+    _card(
+        "rtx-pro-6000-blackwell-workstation",
+        (
+            "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
+            "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+        ),
+        "2BB1 2BB4", (12, 0), 96, _RTX_PRO_6000,
+        Source("doc", "family", "family", "guide (needs a minimum vBIOS and compute display mode); pci.ids"),
+    ),
+    _card(
+        "rtx-pro-5000-blackwell", ("NVIDIA RTX PRO 5000 Blackwell",), "", (12, 0), 48, _RTX_PRO_5000,
+        Source("doc", "unknown", "unknown", "guide, copy of September 2026; the v580 copy contradicts it"),
+    ),
+    _card(
+        "rtx-pro-4500-blackwell", ("NVIDIA RTX PRO 4500 Blackwell",), "", (12, 0), 32, _RTX_PRO_4500,
+        Source("doc", "unknown", "unknown", "guide, copy of September 2026"),
+    ),
+    _card(
+        "thor-igpu", ("NVIDIA Thor",), "", (11, 0), 0, _THOR,
+        Source("doc", "unknown", "unknown", "guide; at most one compute and one graphics instance coexist"),
+    ),
+    # --- without MIG: NVML answers NOT_SUPPORTED to the MIG mode ---
+    _card(
+        "t4", ("Tesla T4",), "1EB8", (7, 5), 16, (),
+        Source("real", "unknown", "unknown", "capture shows MIG N/A"), memory_mib=15360,
+    ),
+    _card(
+        "l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (),
+        Source("real", "unknown", "unknown", "capture shows MIG N/A"), memory_mib=46068,
+    ),
+    _card("l40", ("NVIDIA L40",), "26B5", (8, 9), 48, (), _NO_MIG),
+    _card("l4", ("NVIDIA L4",), "27B8", (8, 9), 24, (), _NO_MIG),
+    _card("a10", ("NVIDIA A10", "NVIDIA A10G"), "2236 2237", (8, 6), 24, (), _NO_MIG),
+    _card("a16", ("NVIDIA A16", "NVIDIA A2"), "25B6", (8, 6), 16, (), _NO_MIG),
+    _card("a40", ("NVIDIA A40",), "2235", (8, 6), 48, (), _NO_MIG),
+    _card(
+        "v100-16gb", ("Tesla V100-SXM2-16GB", "Tesla V100-PCIE-16GB"), "1DB1 1DB4", (7, 0), 16, (), _NO_MIG
+    ),
+    _card(
+        "v100-32gb",
+        ("Tesla V100-SXM2-32GB", "Tesla V100-PCIE-32GB", "Tesla V100-SXM3-32GB", "Tesla V100S-PCIE-32GB"),
+        "1DB5 1DB6 1DB8 1DF6", (7, 0), 32, (), _NO_MIG,
+    ),
+    _card(
+        "p100-16gb", ("Tesla P100-PCIE-16GB", "Tesla P100-SXM2-16GB"), "15F8 15F9", (6, 0), 16, (), _NO_MIG
+    ),
+    _card("rtx-4090", ("NVIDIA GeForce RTX 4090",), "2684", (8, 9), 24, (), _NO_MIG),
+    _card("rtx-5090", ("NVIDIA GeForce RTX 5090",), "2B85", (12, 0), 32, (), _NO_MIG),
+)  # fmt: skip
+
+# What GFD appends to nvidia.com/gpu.product (k8s-device-plugin internal/lm): -MIG-<profile> or -MIG-INVALID, -SHARED.
+_GFD_SUFFIX = re.compile(r"(?:-MIG-(?:INVALID|(?:\d+c\.)?\d+g\.\d+gb[a-z.+-]*?))?(?:-SHARED)?\Z")
+
+
+def bare_product(product: str) -> str:
+    """The product in GFD's dashed form without GFD's suffixes: ``NVIDIA-H100-80GB-HBM3`` for each of
+    ``NVIDIA H100 80GB HBM3``, ``NVIDIA-H100-80GB-HBM3-SHARED`` and ``…-MIG-1g.10gb-SHARED``."""
+    return _GFD_SUFFIX.sub("", "-".join(product.split()), count=1)
+
+
+_BY_PRODUCT = {bare_product(product): card for card in CARDS for product in card.products}
+_BY_PCI_ID = {device_id: card for card in CARDS for device_id in card.pci_device_ids}
+
+
+def find_card(product_name: str) -> Card | None:
+    """The card with this product name as NVML prints it, or as GFD's label writes it; None when not in the table."""
+    return _BY_PRODUCT.get(bare_product(product_name))
+
+
+def find_card_by_pci_id(pci_device_id: str) -> Card | None:
+    """The card with this PCI device id in the form ``0x233010DE``; None when not in the table."""
+    return _BY_PCI_ID.get("0x" + pci_device_id.upper().removeprefix("0X"))
+
+
+def profiles_of(card: Card) -> tuple[Profile, ...]:
+    """The MIG profiles this table knows for the card; empty for a card without MIG."""
+    return card.profiles
+
+
+# The named layouts of the static file ("<count>x<profile>", blank-separated when several): mig-parted v0.15.0
+# config-default.yaml, the same in the GPU Operator v26.7.0 default-mig-parted-config. Besides these it has
+# all-disabled and all-enabled. Plain ones have no device-filter and are named all-<profile> with "+" as ".".
+STATIC_PLAIN = """
+    7x1g.5gb 1x1g.5gb+me 3x2g.10gb 2x3g.20gb 1x4g.20gb 1x7g.40gb 4x1g.24gb+gfx 1x1g.24gb+me.all 4x1g.24gb-me
+    2x2g.48gb 2x2g.48gb+gfx 1x2g.48gb+me.all 2x2g.48gb-me 1x4g.96gb 1x4g.96gb+gfx 1x1g.10gb+me 4x1g.20gb
+    3x2g.20gb 2x3g.40gb 1x4g.40gb 1x7g.80gb 4x1g.6gb 1x1g.6gb+me 2x2g.12gb 1x2g.12gb+me 1x4g.24gb 7x1g.12gb
+    1x1g.12gb+me 4x1g.24gb 3x2g.24gb 1x1g.24gb+me 4x1g.47gb 3x2g.47gb 2x3g.93gb 1x4g.93gb 1x7g.186gb 2x3g.47gb
+    1x4g.47gb 1x7g.94gb 2x3g.48gb 1x4g.48gb 1x7g.96gb 7x1g.18gb 1x1g.18gb+me 7x1g.23gb 1x1g.23gb+me 3x2g.35gb
+    2x3g.71gb 1x4g.71gb 1x7g.141gb 7x1g.34gb 1x1g.34gb+me 1x1g.35gb+me 4x1g.36gb 4x1g.45gb 4x1g.67gb 4x1g.70gb
+    3x2g.36gb 3x2g.45gb 3x2g.67gb 3x2g.70gb 2x3g.72gb 2x3g.90gb 2x3g.95gb 2x3g.135gb 2x3g.139gb 1x4g.72gb
+    1x4g.90gb 1x4g.95gb 1x4g.135gb 1x4g.139gb 1x7g.144gb 1x7g.180gb 1x7g.189gb 1x7g.269gb 1x7g.278gb
+""".split()
+
+_80GB = "2330 2331 2322 20B2 20B5 20F3 20F5 2324"
+_40GB = "20B0 20B1 20F1 20F6"
+# Filtered: (name, PCI device ids the entry matches, layout). A GPU that matches no entry is left untouched, and
+# mig-manager still ends in state "success" (mig-parted apply and assert).
+STATIC_FILTERED: tuple[tuple[str, str, str], ...] = (
+    ("all-1g.10gb", _80GB, "7x1g.10gb"),
+    ("all-1g.10gb", _40GB, "4x1g.10gb"),
+    ("all-1g.35gb", "2335", "4x1g.35gb"),  # not 233B: silently nothing on an H200 NVL
+    ("all-1g.35gb", "31C2", "7x1g.35gb"),
+    ("all-balanced", "2941", "2x1g.23gb 1x2g.47gb 1x3g.93gb"),
+    ("all-balanced", "31C2", "2x1g.35gb 1x2g.70gb 1x3g.139gb"),
+    ("all-balanced", "2BB5", "2x1g.24gb 1x2g.48gb"),
+    ("all-balanced", "2901", "2x1g.23gb 1x2g.45gb 1x3g.90gb"),
+    ("all-balanced", "3182", "2x1g.34gb 1x2g.67gb 1x3g.135gb"),
+    ("all-balanced", "2348", "2x1g.18gb 1x2g.36gb 1x3g.72gb"),
+    ("all-balanced", "2335 233B", "2x1g.18gb 1x2g.35gb 1x3g.71gb"),
+    ("all-balanced", "2321 233A", "2x1g.12gb 1x2g.24gb 1x3g.47gb"),
+    ("all-balanced", _80GB, "2x1g.10gb 1x2g.20gb 1x3g.40gb"),
+    ("all-balanced", _40GB, "2x1g.5gb 1x2g.10gb 1x3g.20gb"),
+    ("all-balanced", "20B7", "2x1g.6gb 1x2g.12gb"),
+    ("all-balanced", "2342 233D 20B6 2329", "2x1g.12gb 1x2g.24gb 1x3g.48gb"),
+)

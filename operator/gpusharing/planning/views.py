@@ -1,0 +1,328 @@
+"""What the planner sees of the world: small frozen projections of API objects, compared by value.
+
+A view leaves out resourceVersion and heartbeats on purpose: a node whose view did not change is the same
+input, so verdicts are memoised on identity. The executor takes the resourceVersion from the cache.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from gpusharing.api.names import DisruptionClass, Mode
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.validation import Problem
+from gpusharing.planning.cards import Profile
+from gpusharing.planning.geometry import Layout
+
+NO_LABELS: Mapping[str, str] = {}
+NO_COUNTS: Mapping[str, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Our record on a Node of the change in flight. It is the only memory of that change.
+
+    `stage` is `fenced` before the point of no return (PNR) and `actuating` after it. The target fields name what
+    the labels were set to at the PNR; they are empty before it.
+    """
+
+    op: str
+    policy: str
+    generation: int
+    node_uid: str
+    prior_unschedulable: bool
+    added: tuple[str, ...]
+    disruption: DisruptionClass
+    from_layout: str
+    to_layout: str
+    stage: Literal["fenced", "actuating"]
+    step: int
+    steps: int
+    attempt: int
+    since: datetime
+    stage_since: datetime
+    deadline: datetime
+    target_mode: str = ""
+    target_mig_config: str = ""
+    target_plugin_config: str = ""
+    gfd_timestamp: str = ""
+    retry: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Left on a Node by an abort: the next try waits until `until` (5 min · 2ⁿ)."""
+
+    count: int
+    until: datetime
+    reason: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One Node."""
+
+    name: str
+    uid: str
+    labels: Mapping[str, str]
+    resources: Mapping[str, int]
+    """Allocatable nvidia.com/* counts; 0 counts as absent and is left out (nvidia-actuators.md b.7)."""
+    ready: bool
+    unschedulable: bool
+    deleting: bool = False
+    fence: Fence | None = None
+    fence_error: str = ""
+    """Why our fence annotation cannot be read; such a node is left as it is."""
+    deferred: Deferred | None = None
+    hold_cordon: bool = False
+    retry: str = ""
+    foreign: str = ""
+    """Whose maintenance marker the node carries (drain.md C5), empty when nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuView:
+    """One GPU as the agent read it."""
+
+    index: int
+    uuid: str
+    product: str
+    memory_mib: int
+    mig_capable: bool
+    mig_enabled: bool
+    mig_pending: bool
+    """MIG mode after the next reset differs from the mode in force."""
+    reset_for_mode: bool
+    """Switching MIG mode needs a GPU reset."""
+    compute_mode: str
+    layout: Layout | None
+    """Instances that exist; None while MIG is off."""
+    profiles: tuple[Profile, ...]
+    """Profiles the card offers; from the card facts when the driver lists none."""
+    processes: tuple[str, ...] = ()
+    """Names of compute processes; empty text for one that the agent cannot name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedView:
+    """What the agent of one node reported last."""
+
+    request_id: str
+    quiet: bool
+    error: str
+    gpus: tuple[GpuView, ...]
+    allocated: Mapping[str, int] = field(default_factory=dict)
+    pods: int = 0
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GPUNodeView:
+    """One GPUNode: what we asked and what the agent answered. The mirror for people is not part of it."""
+
+    name: str
+    uid: str
+    request_id: str
+    quiet: bool
+    policy: str
+    layout: str
+    observed: ObservedView | None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyView:
+    """One GPUSharingPolicy; `spec` is None when `problems` say why it cannot be read."""
+
+    name: str
+    uid: str
+    generation: int
+    created: str
+    deleting: bool
+    finalizer: bool
+    force_release: bool
+    spec: GPUSharingPolicySpec | None
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The controller of a pod."""
+
+    api_version: str
+    kind: str
+    name: str
+    exists: bool | None = None
+    """False: looked up and gone. None: not looked up (kinds we cannot or need not read)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """One pod bound to a node in work."""
+
+    namespace: str
+    name: str
+    uid: str
+    phase: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    owner: Owner | None = None
+    """Controller ownerRef only."""
+    mirror: bool = False
+    """Static pod: annotation kubernetes.io/config.mirror or an ownerRef of kind Node."""
+    resources: Mapping[str, int] = field(default_factory=dict)
+    """nvidia.com/* that its containers, init and sidecar containers included, ask for; 0 left out."""
+    dra: Literal["none", "gpu", "unresolved"] = "none"
+    """DRA claims: `gpu` when one is allocated by driver gpu.nvidia.com without adminAccess; `unresolved` counts as one."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    deleted_at: datetime | None = None
+    """metadata.deletionTimestamp: when the grace period ends."""
+    ready: bool = True
+    finalizers: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class PdbView:
+    """One PodDisruptionBudget, as far as it decides about an eviction."""
+
+    namespace: str
+    name: str
+    match_labels: Mapping[str, str]
+    match_expressions: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    """(key, operator, values)."""
+    selects_all: bool = False
+    """An empty selector: every pod of the namespace."""
+    disruptions_allowed: int = 0
+    expected_pods: int = 0
+    desired_healthy: int = 0
+    current_healthy: int = 0
+    always_allow_unhealthy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionMemory:
+    """What the executor remembers of a refused eviction; lives in memory only."""
+
+    reason: str
+    message: str
+    next_try: datetime
+    since: datetime
+    tries: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWork:
+    """Pods of a node in work, as listed now."""
+
+    pods: tuple[PodView, ...]
+    pdbs: tuple[PdbView, ...]
+    listed_at: datetime
+    empty_since: datetime | None = None
+    """First of the consecutive LISTs that found no GPU holder, as the drain rules see it."""
+    evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
+    """By pod UID."""
+    error: str = ""
+    """Why the pods could not be listed; nothing is decided about them then."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPolicyView:
+    """NVIDIA's ClusterPolicy, as far as it can override us (nvidia-actuators.md d.5)."""
+
+    plugin_config_name: str
+    mig_strategy: str
+    mig_manager_enabled: bool
+    mig_config_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StackView:
+    """NVIDIA's software in the cluster and the configuration we keep for it."""
+
+    cluster_policy: ClusterPolicyView | None
+    gpu_cluster: bool
+    """NVIDIA's DRA stack is installed: our labels would have no effect."""
+    plugin_configs: Mapping[str, str]
+    """Device-plugin configurations by key, as the ConfigMap holds them now."""
+    mig_file: str
+    """The mig-parted file we render, empty before the first write."""
+    written: Mapping[str, datetime]
+    """When an entry of either ConfigMap was written, by key."""
+    admin_mig_file: str = ""
+    """mig-parted entries of the admin's own ConfigMap, merged into ours."""
+    generated_mig_files: Mapping[str, str] = field(default_factory=dict)
+    """By node: the configuration that mig-manager >= 0.14 generated from its hardware."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A mig-manager pod."""
+
+    namespace: str
+    name: str
+    uid: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A slot of the disruption budget, held on the leader Lease."""
+
+    node_uid: str
+    policy: str
+    op: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Operator settings that the planner needs; all times in seconds."""
+
+    namespace: str = "gpusharing"
+    gpu_operator_namespace: str = "gpu-operator"
+    plugin_config_map: str = "gpusharing-device-plugin"
+    mig_config_map: str = "gpusharing-mig-parted"
+    max_in_flight: int = 100
+    """Operator-wide cap on nodes in flight."""
+    settle: float = 5.0
+    """After the cordon, before the first judgement of the pods (scheduler race, drain.md T2)."""
+    idle: float = 3.0
+    """Between the two empty LISTs that prove a node idle."""
+    config_propagation: float = 120.0
+    """From a ConfigMap write until a label may point at the new entry."""
+    wedge_pending: float = 1200.0
+    """mig.config.state pending for longer is a wedge (nvidia-actuators.md a.7)."""
+    wedge_paused: float = 15.0
+    """Operands paused after success or failed for longer is a wedge."""
+    abort_backoff: float = 300.0
+    """First wait after an abort; doubles each time."""
+    poll: float = 5.0
+    """Between two LISTs of the pods of a node in work."""
+    uncordon_settle: float = 0.0
+    """After the proof, before the uncordon."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSnapshot:
+    """Everything a plan depends on, read once. Mappings are keyed by node name unless said otherwise."""
+
+    nodes: Mapping[str, NodeView]
+    gpunodes: Mapping[str, GPUNodeView]
+    policies: tuple[PolicyView, ...]
+    """Sorted by name."""
+    stack: StackView
+    agents: frozenset[str]
+    """Nodes whose agent pod is Ready."""
+    mig_managers: Mapping[str, Operand]
+    claims: Mapping[str, Claim]
+    work: Mapping[str, NodeWork]
+    settings: Settings = Settings()
+
+
+def mode_label(mode: Mode) -> str:
+    """Value of the routing label `gpusharing.dev/mode`."""
+    return {Mode.FULL: "full", Mode.MIG: "mig", Mode.TIME_SLICING: "time-slicing"}[mode]
