@@ -1,0 +1,181 @@
+"""A small synchronous client for the development tools: raw JSON over one keep-alive connection per thread.
+
+The shipped operator has its own client (`gpusharing.kube.client`); tools and tests look at the cluster
+without it.
+"""
+
+import http.client
+import json
+import ssl
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+TIMEOUT_SECONDS = 30.0
+
+IDLE_SECONDS = 30.0
+"""Older idle connections are opened anew: the server closes them without a word after some time."""
+
+Object = dict[str, Any]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class ApiError(Exception):
+    """The API server refused a request."""
+
+    def __init__(self, method: str, path: str, status: int, body: str) -> None:
+        """`status` is the HTTP status, `body` the answer (mostly a Status object as JSON)."""
+        self.status = status
+        self.body = body
+        super().__init__(f"{method} {path}: {status} {self.message}")
+
+    @property
+    def message(self) -> str:
+        """What the server says about it."""
+        try:
+            return str(json.loads(self.body)["message"])
+        except (ValueError, KeyError, TypeError):
+            return self.body.strip()
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Who we are to the API server: a client certificate, or a bearer token, or nobody."""
+
+    cert: Path | None = None
+    key: Path | None = None
+    token: str | None = None
+
+
+class Api:
+    """Requests to one API server as one user; safe to use from several threads."""
+
+    def __init__(self, url: str, ca: Path, credentials: Credentials) -> None:
+        """`url` as in a kubeconfig, `ca` the PEM file of the authority to trust."""
+        parts = urllib.parse.urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port
+        self._ca, self._url = ca, url
+        self._context = ssl.create_default_context(cafile=str(ca))
+        self._headers = {"Accept": JSON}
+        if credentials.cert and credentials.key:
+            self._context.load_cert_chain(credentials.cert, credentials.key)
+        if credentials.token:
+            self._headers["Authorization"] = f"Bearer {credentials.token}"
+        self._threads = threading.local()
+        self._opened: list[http.client.HTTPSConnection] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Nothing to do: connections open on use."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            for connection in self._opened:
+                connection.close()
+            self._opened.clear()
+
+    def as_token(self, token: str) -> "Api":
+        """The same server, seen by the bearer of `token`."""
+        return Api(self._url, self._ca, Credentials(token=token))
+
+    def as_nobody(self) -> "Api":
+        """The same server without any credentials."""
+        return Api(self._url, self._ca, Credentials())
+
+    def request(
+        self, method: str, path: str, body: object = None, content_type: str = JSON, **query: str
+    ) -> Any:
+        """Send one request and return the decoded JSON (or the text where the answer is no JSON).
+
+        Raises:
+            ApiError: the server answered with 400 or above.
+            OSError: no answer.
+        """
+        target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
+        data = None if body is None else json.dumps(body).encode()
+        headers = self._headers if data is None else {**self._headers, "Content-Type": content_type}
+        with self._connection() as connection:
+            connection.request(method, target, data, headers)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+        if answer.status >= 400:
+            raise ApiError(method, target, answer.status, text)
+        return json.loads(text) if answer.headers.get_content_type() == JSON else text
+
+    def get(self, path: str, **query: str) -> Any:
+        """GET an object, a list, or a text such as /readyz."""
+        return self.request("GET", path, **query)
+
+    def list(self, path: str, **query: str) -> list[Object]:
+        """The items of a collection."""
+        items: list[Object] = self.get(path, **query)["items"]
+        return items
+
+    def create(self, path: str, manifest: Object) -> Object:
+        """POST an object to a collection or a subresource."""
+        created: Object = self.request("POST", path, manifest)
+        return created
+
+    def merge_patch(self, path: str, patch: Object) -> Object:
+        """PATCH with a JSON merge patch; null removes a key."""
+        patched: Object = self.request("PATCH", path, patch, MERGE_PATCH)
+        return patched
+
+    def apply(self, path: str, manifest: Object, manager: str = "gpusharing-dev") -> Object:
+        """Server-side apply: create the object or bring the fields we name to what they should be."""
+        applied: Object = self.request(
+            "PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true"
+        )
+        return applied
+
+    def delete(self, path: str, options: Object | None = None) -> Any:
+        """DELETE an object or a collection."""
+        return self.request("DELETE", path, options)
+
+    @contextmanager
+    def _connection(self) -> Iterator[http.client.HTTPSConnection]:
+        """This thread's connection; dropped after any trouble, because half an answer may lie on it."""
+        connection: http.client.HTTPSConnection | None = getattr(self._threads, "connection", None)
+        if connection is None:
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._context
+            )
+            self._threads.connection = connection
+            with self._lock:
+                self._opened.append(connection)
+        if time.monotonic() - getattr(self._threads, "used", 0.0) > IDLE_SECONDS:
+            connection.close()  # http.client opens it again by itself
+        self._threads.used = time.monotonic()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+
+
+def in_parallel(work: Callable[[T], R], items: Iterable[T], threads: int = 8) -> list[R]:
+    """Call `work` for every item on a few threads and return the results in order; an error is raised."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
+
+
+def selector(labels: Mapping[str, str]) -> str:
+    """Labels as a labelSelector query value."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))

@@ -1,0 +1,150 @@
+"""Certificates and keys of one development control plane: made at each start, trusted by nothing else."""
+
+import datetime as dt
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from hack.cluster.paths import private_directory, write_private
+
+LIFETIME = dt.timedelta(days=365)
+BACKDATED = dt.timedelta(minutes=5)
+"""A little past, so that a clock which is set back does not lock us out."""
+SERVING_NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
+CLIENTS = {
+    # Common name and groups as the components' bootstrap RBAC expects them.
+    "admin": ("gpusharing-dev-admin", ("system:masters",)),
+    "controller-manager": ("system:kube-controller-manager", ()),
+    "scheduler": ("system:kube-scheduler", ()),
+    # kwok plays kubelets of all nodes at once, which the node authorizer refuses to one identity.
+    "kwok": ("gpusharing-dev-kwok", ("system:masters",)),
+    "etcd-client": ("etcd-client", ()),
+}
+
+
+@dataclass(frozen=True)
+class Pki:
+    """Paths of the PEM files of one control plane."""
+
+    directory: Path
+
+    @property
+    def ca(self) -> Path:
+        """Certificate of the authority that signs everything else."""
+        return self.directory / "ca.crt"
+
+    @property
+    def service_account_key(self) -> Path:
+        """Private key that signs service-account tokens."""
+        return self.directory / "service-account.key"
+
+    @property
+    def service_account_public_key(self) -> Path:
+        """Public half, which verifies service-account tokens."""
+        return self.directory / "service-account.pub"
+
+    def cert(self, name: str) -> Path:
+        """Certificate of `serving` or of a client in CLIENTS."""
+        return self.directory / f"{name}.crt"
+
+    def key(self, name: str) -> Path:
+        """Private key of `serving` or of a client in CLIENTS."""
+        return self.directory / f"{name}.key"
+
+
+@dataclass(frozen=True)
+class _Authority:
+    key: ec.EllipticCurvePrivateKey
+    name: x509.Name
+    now: dt.datetime
+
+    def issue(self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self.now - BACKDATED)
+            .not_valid_after(self.now + LIFETIME)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
+            )
+        )
+
+    def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        return builder.sign(self.key, hashes.SHA256())
+
+
+def create_pki(directory: Path, now: dt.datetime | None = None) -> Pki:
+    """Write CA, serving certificate, client certificates and the service-account key pair to `directory`."""
+    pki = Pki(private_directory(directory))
+    key = _new_key()
+    authority = _Authority(key, _name("gpusharing-dev-ca"), now or dt.datetime.now(dt.UTC))
+    write_private(pki.ca, _pem(_self_signed(authority)))
+    _write_leaf(pki, authority, "serving", _name("kube-apiserver"), serving=True)
+    for client, (common_name, groups) in CLIENTS.items():
+        _write_leaf(pki, authority, client, _name(common_name, groups), serving=False)
+    tokens = _new_key()
+    write_private(pki.service_account_key, _key_pem(tokens))
+    public = tokens.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    write_private(pki.service_account_public_key, public)
+    return pki
+
+
+def _self_signed(authority: _Authority) -> x509.Certificate:
+    usage = x509.KeyUsage(
+        digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    public_key = authority.key.public_key()
+    builder = authority.issue(authority.name, public_key)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    return authority.sign(builder.add_extension(usage, critical=True))
+
+
+def _write_leaf(pki: Pki, authority: _Authority, file: str, subject: x509.Name, *, serving: bool) -> None:
+    key = _new_key()
+    uses = [ExtendedKeyUsageOID.SERVER_AUTH] if serving else []
+    builder = authority.issue(subject, key.public_key())
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    # etcd's gRPC gateway calls its own port with the serving certificate, so that one is a client as well.
+    builder = builder.add_extension(
+        x509.ExtendedKeyUsage([*uses, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+    )
+    if serving:
+        names: list[x509.GeneralName] = [x509.DNSName(name) for name in SERVING_NAMES]
+        names.append(x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")))
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    write_private(pki.cert(file), _pem(authority.sign(builder)))
+    write_private(pki.key(file), _key_pem(key))
+
+
+def _name(common_name: str, groups: tuple[str, ...] = ()) -> x509.Name:
+    """A subject: Kubernetes reads the user from CN and the groups from O."""
+    organisations = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
+    return x509.Name([*organisations, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    encryption = serialization.NoEncryption()
+    # The traditional form: kube-apiserver reads "EC PRIVATE KEY" for service-account keys.
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, encryption
+    )

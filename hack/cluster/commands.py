@@ -1,0 +1,161 @@
+"""Command lines of the control plane's programs: pure functions from options to flags.
+
+Everything listens on 127.0.0.1. What does not need a port has none (controller-manager, scheduler, kwok).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.cluster.certs import Pki
+from hack.cluster.toolchain import Programs
+
+HOST = "127.0.0.1"
+SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc"
+MANAGED_BY_KWOK = ("kwok.x-k8s.io/node", "fake")
+"""Annotation of the nodes whose kubelet kwok plays."""
+NODE_GRACE = "87600h"
+"""Ten years: fake nodes send no heartbeats, so an idle cluster has no writes and none becomes NotReady."""
+STAGES = Path(__file__).resolve().parent / "manifests" / "kwok-stages.yaml"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of one control plane are and on which ports it listens."""
+
+    directory: Path
+    etcd_port: int
+    etcd_peer_port: int
+    apiserver_port: int
+
+    @property
+    def url(self) -> str:
+        """Address of the API server."""
+        return f"https://{HOST}:{self.apiserver_port}"
+
+    @property
+    def etcd_url(self) -> str:
+        """Address of etcd."""
+        return f"https://{HOST}:{self.etcd_port}"
+
+    @property
+    def pki(self) -> Pki:
+        """The certificates."""
+        return Pki(self.directory / "pki")
+
+    @property
+    def audit_log(self) -> Path:
+        """One JSON line per finished request, when auditing is on."""
+        return self.directory / "audit.log"
+
+    @property
+    def audit_policy(self) -> Path:
+        """The policy that asks for that log."""
+        return self.directory / "audit-policy.yaml"
+
+    def kubeconfig(self, user: str) -> Path:
+        """The kubeconfig of a client in `certs.CLIENTS`."""
+        return self.directory / f"{user}.kubeconfig"
+
+
+def etcd(programs: Programs, layout: Layout) -> list[str]:
+    """etcd without fsync: what it holds dies with the cluster anyway, and a laptop's disk is slow."""
+    pki, peer = layout.pki, f"https://{HOST}:{layout.etcd_peer_port}"
+    tls = [
+        f"--{kind}{name}={file}"
+        for kind in ("", "peer-")
+        for name, file in (
+            ("cert-file", pki.cert("serving")),
+            ("key-file", pki.key("serving")),
+            ("trusted-ca-file", pki.ca),
+            ("client-cert-auth", "true"),
+        )
+    ]
+    return [
+        str(programs.etcd),
+        f"--data-dir={layout.directory / 'etcd'}",
+        f"--listen-client-urls={layout.etcd_url}",
+        f"--advertise-client-urls={layout.etcd_url}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=default={peer}",
+        "--unsafe-no-fsync",
+        "--log-level=warn",
+        *tls,
+    ]
+
+
+def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequence[str] = ()) -> list[str]:
+    """kube-apiserver with TLS, the Node and RBAC authorizers, default admission and feature gates."""
+    pki = layout.pki
+    auditing = [
+        f"--audit-policy-file={layout.audit_policy}",
+        f"--audit-log-path={layout.audit_log}",
+        "--audit-log-format=json",
+    ]
+    return [
+        str(programs.kube_apiserver),
+        f"--bind-address={HOST}",
+        f"--advertise-address={HOST}",
+        f"--secure-port={layout.apiserver_port}",
+        # The `kubernetes` Service would refuse a loopback endpoint, and nothing here dials it.
+        "--endpoint-reconciler-type=none",
+        "--service-cluster-ip-range=10.96.0.0/16",
+        f"--etcd-servers={layout.etcd_url}",
+        f"--etcd-cafile={pki.ca}",
+        f"--etcd-certfile={pki.cert('etcd-client')}",
+        f"--etcd-keyfile={pki.key('etcd-client')}",
+        "--authorization-mode=Node,RBAC",
+        f"--client-ca-file={pki.ca}",
+        f"--tls-cert-file={pki.cert('serving')}",
+        f"--tls-private-key-file={pki.key('serving')}",
+        f"--service-account-issuer={SERVICE_ACCOUNT_ISSUER}",
+        f"--service-account-key-file={pki.service_account_public_key}",
+        f"--service-account-signing-key-file={pki.service_account_key}",
+        "--allow-privileged=true",
+        "--profiling=false",
+        *(auditing if audit else []),
+        *extra,
+    ]
+
+
+def controller_manager(programs: Programs, layout: Layout) -> list[str]:
+    """kube-controller-manager with all default controllers: evictions need the disruption controller."""
+    return [
+        str(programs.kube_controller_manager),
+        f"--kubeconfig={layout.kubeconfig('controller-manager')}",
+        "--leader-elect=false",
+        "--secure-port=0",
+        "--profiling=false",
+        "--use-service-account-credentials=true",
+        f"--service-account-private-key-file={layout.pki.service_account_key}",
+        f"--root-ca-file={layout.pki.ca}",
+        f"--node-monitor-grace-period={NODE_GRACE}",
+        # The defaults (20/s) make a thousand new nodes wait a minute for their first taint to go.
+        "--kube-api-qps=500",
+        "--kube-api-burst=1000",
+    ]
+
+
+def scheduler(programs: Programs, layout: Layout) -> list[str]:
+    """kube-scheduler with its default profile."""
+    return [
+        str(programs.kube_scheduler),
+        f"--kubeconfig={layout.kubeconfig('scheduler')}",
+        "--leader-elect=false",
+        "--secure-port=0",
+        "--profiling=false",
+        "--kube-api-qps=500",
+        "--kube-api-burst=1000",
+    ]
+
+
+def kwok(program: Path, layout: Layout) -> list[str]:
+    """kwok in the place of all kubelets, with our own stages (see manifests/kwok-stages.yaml)."""
+    return [
+        str(program),
+        f"--kubeconfig={layout.kubeconfig('kwok')}",
+        f"--config={STAGES}",
+        f"--manage-nodes-with-annotation-selector={'='.join(MANAGED_BY_KWOK)}",
+        "--node-lease-duration-seconds=0",
+    ]

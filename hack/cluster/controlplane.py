@@ -1,0 +1,304 @@
+"""One control plane as an object: etcd, API server, controller-manager, scheduler, and kwok for the nodes.
+
+with ControlPlane() as plane:
+    plane.api.get("/api/v1/nodes")
+    plane.kubectl("get", "nodes")
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hack.cluster import commands, process, state, tokens, toolchain
+from hack.cluster.api import Api, ApiError, Credentials
+from hack.cluster.certs import create_pki
+from hack.cluster.commands import Layout
+from hack.cluster.kubeconfig import write_kubeconfig
+from hack.cluster.paths import private_directory, state_root
+from hack.cluster.process import Component, ComponentError, wait_until
+
+READY_SECONDS = 60.0
+START_ATTEMPTS = 3
+PORT_TAKEN = "address already in use"
+AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules: [{level: Metadata}]
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a control plane consists of."""
+
+    kwok: bool = True
+    """Let kwok play the kubelet of every node with the annotation `kwok.x-k8s.io/node: fake`."""
+    scheduler: bool = True
+    controller_manager: bool = True
+    audit: bool = False
+    """Log every request (who, verb, resource, when; no bodies) to `audit_log`."""
+    apiserver_flags: tuple[str, ...] = ()
+    """More flags for kube-apiserver; the last of two wins."""
+    detached: bool = False
+    """Let the programs outlive this process (`make cluster`); else they are swept if we are killed."""
+
+
+class ControlPlane:
+    """A Kubernetes control plane on free loopback ports, with TLS and RBAC on.
+
+    Without a `directory` its files live in a private temporary folder that stop() removes.
+    """
+
+    def __init__(self, directory: Path | None = None, options: Options | None = None) -> None:
+        """Nothing is started or written yet."""
+        self.options = options or Options()
+        self._given = directory
+        self._layout: Layout | None = None
+        self._api: Api | None = None
+        self._components: dict[str, Component] = {}
+        self._commands: dict[str, list[str]] = {}
+        self._programs: toolchain.Programs | None = None
+
+    def __enter__(self) -> Self:
+        """Start it and wait until it is ready."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        self.stop()
+
+    # --- what callers use ------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """Folder, ports and file names."""
+        if self._layout is None:
+            raise RuntimeError("the control plane is not started: call start() or use `with`")
+        return self._layout
+
+    @property
+    def url(self) -> str:
+        """Address of the API server."""
+        return self.layout.url
+
+    @property
+    def directory(self) -> Path:
+        """Folder with logs, keys and kubeconfigs."""
+        return self.layout.directory
+
+    @property
+    def ca(self) -> Path:
+        """PEM file of the authority that clients must trust."""
+        return self.layout.pki.ca
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The admin's kubeconfig (group system:masters)."""
+        return self.layout.kubeconfig("admin")
+
+    @property
+    def audit_log(self) -> Path:
+        """Where requests are logged when `Options.audit` is on."""
+        return self.layout.audit_log
+
+    @property
+    def api(self) -> Api:
+        """Requests as admin."""
+        if self._api is None:
+            raise RuntimeError("the control plane is not started: call start() or use `with`")
+        return self._api
+
+    @property
+    def kubectl_program(self) -> Path:
+        """The kubectl that belongs to this control plane."""
+        return self._program().kubectl
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by component name."""
+        return {name: component.pid for name, component in self._components.items()}
+
+    def log(self, name: str) -> Path:
+        """The log file of a component."""
+        return self.directory / f"{name}.log"
+
+    def kubectl(self, *arguments: str, kubeconfig: Path | None = None, stdin: str | None = None) -> str:
+        """Run kubectl (as admin unless told) and return what it printed.
+
+        Raises:
+            subprocess.CalledProcessError: kubectl failed; `.stderr` says why.
+        """
+        done = subprocess.run(
+            [str(self.kubectl_program), *arguments],
+            env=self.environment(kubeconfig),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
+        """Our environment plus what clients of this cluster need: KUBECONFIG and a discovery cache.
+
+        kubectl caches discovery by host and port: with reused ports it would see another cluster's CRDs.
+        """
+        own = {"KUBECONFIG": str(kubeconfig or self.kubeconfig), "KUBECTL_KUBERC": "false"}
+        return {**os.environ, **own, "KUBECACHEDIR": str(self.directory / "kubecache")}
+
+    def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
+        """A kubeconfig that acts as an existing service account, under its RBAC."""
+        token = tokens.service_account_token(self.api, namespace, name)
+        return self._token_kubeconfig(f"{namespace}-{name}", namespace, token)
+
+    def node_agent_kubeconfig(self, namespace: str, name: str, node: str) -> Path:
+        """The same with a token bound to `node`, as an agent's pod has it there."""
+        token = tokens.node_bound_token(self.api, namespace, name, node)
+        return self._token_kubeconfig(f"{namespace}-{name}-{node}", namespace, token)
+
+    # --- life ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start everything and return when the API server is ready and tokens can be had.
+
+        Raises:
+            toolchain.ToolchainError: a program is missing and cannot be built.
+            ComponentError: a program ended or did not get ready; the text has its last log lines.
+        """
+        self._program()
+        kwok = toolchain.program("kwok") if self.options.kwok else None
+        directory = self._make_directory()
+        create_pki(directory / "pki")
+        (directory / "audit-policy.yaml").write_text(AUDIT_POLICY)
+        for attempt in range(1, START_ATTEMPTS + 1):
+            self._layout = Layout(directory, *process.free_ports(3))
+            self._prepare_clients()
+            self._commands = self._command_lines(kwok)
+            try:
+                self._start_all()
+                return
+            except ComponentError as error:
+                self._stop_components()
+                if PORT_TAKEN not in str(error) or attempt == START_ATTEMPTS:
+                    raise
+                shutil.rmtree(directory / "etcd", ignore_errors=True)
+            except BaseException:
+                self._stop_components()
+                raise
+
+    def stop(self) -> None:
+        """Stop every program and wait until it is gone; remove a temporary folder. Harmless when stopped."""
+        self._stop_components()
+        if self._api is not None:
+            self._api.close()
+        if self._layout is None:
+            return
+        (self.directory / state.FILE).unlink(missing_ok=True)
+        if self._given is None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def stop_component(self, name: str) -> None:
+        """Stop one program, for tests of what happens without it."""
+        self._components.pop(name).stop()
+        self.api.close()
+
+    def start_component(self, name: str) -> None:
+        """Start one program again on its old ports; does not wait for it to be ready."""
+        self._components[name] = process.start(name, self._commands[name], self.log(name))
+        self._record()
+
+    def wait_ready(self) -> None:
+        """Wait until the API server answers /readyz and the `default` service account exists."""
+        self._await("the API server", self._answers("/readyz"), "kube-apiserver")
+        if self.options.controller_manager:
+            path = "/api/v1/namespaces/default/serviceaccounts/default"
+            self._await("the default service account", self._answers(path), "kube-controller-manager")
+
+    def check(self) -> None:
+        """Raise ComponentError when a program has ended on its own."""
+        for component in self._components.values():
+            component.check()
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _program(self) -> toolchain.Programs:
+        if self._programs is None:
+            self._programs = toolchain.control_plane_programs()
+        return self._programs
+
+    def _make_directory(self) -> Path:
+        if self._given is not None:
+            return private_directory(self._given.resolve())
+        root = private_directory(state_root())
+        state.sweep(root)
+        return Path(tempfile.mkdtemp(dir=root, prefix="run-")).resolve()
+
+    def _prepare_clients(self) -> None:
+        layout, pki = self.layout, self.layout.pki
+        for user in ("admin", "controller-manager", "scheduler", "kwok"):
+            credentials = Credentials(cert=pki.cert(user), key=pki.key(user))
+            write_kubeconfig(layout.kubeconfig(user), layout.url, pki.ca, user, credentials)
+        self._api = Api(layout.url, pki.ca, Credentials(cert=pki.cert("admin"), key=pki.key("admin")))
+
+    def _command_lines(self, kwok: Path | None) -> dict[str, list[str]]:
+        programs, layout, options = self._program(), self.layout, self.options
+        lines = {
+            "etcd": commands.etcd(programs, layout),
+            "kube-apiserver": commands.apiserver(
+                programs, layout, audit=options.audit, extra=options.apiserver_flags
+            ),
+        }
+        if options.controller_manager:
+            lines["kube-controller-manager"] = commands.controller_manager(programs, layout)
+        if options.scheduler:
+            lines["kube-scheduler"] = commands.scheduler(programs, layout)
+        if kwok is not None:
+            lines["kwok"] = commands.kwok(kwok, layout)
+        return lines
+
+    def _start_all(self) -> None:
+        self._record()  # before the first program: a sweep must know whose folder this is
+        for name in self._commands:
+            self.start_component(name)
+            if name == "kube-apiserver":
+                # The others give up when no API server answers within seconds.
+                self._await("the API server", self._answers("/readyz"), name)
+        self.wait_ready()
+
+    def _await(self, what: str, condition: Callable[[], bool], component: str) -> None:
+        try:
+            wait_until(condition, READY_SECONDS, what, self.check)
+        except TimeoutError as error:
+            log = self.log(component)
+            raise ComponentError(f"{error}; the last lines of {log}:\n{process.tail(log)}") from None
+
+    def _answers(self, path: str) -> Callable[[], bool]:
+        def ask() -> bool:
+            with contextlib.suppress(ApiError, OSError):
+                self.api.get(path)
+                return True
+            return False
+
+        return ask
+
+    def _token_kubeconfig(self, name: str, namespace: str, token: str) -> Path:
+        path = self.directory / f"{name}.kubeconfig"
+        return write_kubeconfig(path, self.url, self.ca, name, Credentials(token=token), namespace)
+
+    def _record(self) -> None:
+        owner = None if self.options.detached else os.getpid()
+        state.State(owner, self.url, self.pids()).write(self.directory)
+
+    def _stop_components(self) -> None:
+        for name in reversed(list(self._components)):
+            self._components.pop(name).stop()

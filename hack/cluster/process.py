@@ -1,0 +1,133 @@
+"""Background programs of a control plane: own process group, log file, recorded pid, stopped by that pid."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+STOP_SECONDS = 10.0
+POLL_SECONDS = 0.02
+LOG_TAIL_LINES = 15
+
+
+class ComponentError(Exception):
+    """A program of the control plane ended, or did not get ready in time. The text has its last log lines."""
+
+
+@dataclass
+class Component:
+    """One running program."""
+
+    name: str
+    pid: int
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    """None when another process of ours started it (`up` started it, `down` stops it)."""
+
+    def alive(self) -> bool:
+        """Whether the program still runs."""
+        if self.process is not None:
+            return self.process.poll() is None
+        return pid_exists(self.pid)
+
+    def check(self) -> None:
+        """Raise ComponentError when the program has ended."""
+        if not self.alive():
+            code = "" if self.process is None else f" with status {self.process.returncode}"
+            raise ComponentError(f"{self.name} ended{code}; its last lines ({self.log}):\n{tail(self.log)}")
+
+    def stop(self) -> None:
+        """End the program and wait until it is gone: TERM first, KILL after STOP_SECONDS."""
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            if not self.alive():
+                break
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, sign)
+            with contextlib.suppress(TimeoutError):
+                wait_until(lambda: not self.alive(), STOP_SECONDS, f"{self.name} to end")
+        if self.process is not None:
+            self.process.wait()
+
+
+def start(
+    name: str, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
+) -> Component:
+    """Start a program in its own process group with its output appended to `log`."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environ or {})},
+            start_new_session=True,
+        )
+    return Component(name, process.pid, log, process)
+
+
+def is_ours(pid: int, mark: str) -> bool:
+    """Whether `pid` runs and has `mark` (our state folder) in its command line.
+
+    Pids are used again by the system: a recorded pid alone must never be killed.
+    """
+    try:
+        return mark in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return False
+    told = subprocess.run(
+        ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return mark in told.stdout
+
+
+def pid_exists(pid: int) -> bool:
+    """Whether a process with this pid exists and is no zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that are free now. Another program may still take one: callers start again then."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def wait_until(
+    condition: Callable[[], bool], seconds: float, what: str, check: Callable[[], None] = lambda: None
+) -> None:
+    """Poll until `condition()`; `check()` runs between two looks and may raise.
+
+    Raises:
+        TimeoutError: it did not come true within `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        check()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:.0f} s in vain for {what}")
+        time.sleep(POLL_SECONDS)
+
+
+def tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
+    """The last lines of a log file."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (nothing)"

@@ -1,0 +1,264 @@
+"""The programs that a control plane needs, built once from pinned Go modules into the user's cache.
+
+`python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths.
+"""
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.cluster.paths import cache_root
+
+KWOK_VERSION = "v0.8.0"
+HELM_VERSION = "v4.3.1"
+CONTROLPLANE_SOURCE = Path(__file__).resolve().parent.parent / "controlplane"
+CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+OLDEST_GO = (1, 21)
+"""The first Go that fetches the toolchain which a go.mod asks for by itself."""
+
+
+class ToolchainError(Exception):
+    """A program is missing and cannot be built. The text says what, why, and the command that helps."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Paths of the programs of one Kubernetes control plane, all of one version."""
+
+    etcd: Path
+    kube_apiserver: Path
+    kube_controller_manager: Path
+    kube_scheduler: Path
+    kubectl: Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build one tool: its cache key is made of everything that decides the result."""
+
+    name: str
+    version: str
+    inputs: tuple[str, ...]
+    command: tuple[str, ...]
+    """`{out}` in an argument stands for the folder to build into."""
+    programs: tuple[str, ...]
+    cwd: Path | None = None
+    minutes: int = 2
+    calls: tuple[str, ...] = ()
+    """Names under which the one program of a multi-call binary is linked."""
+
+    def directory(self, root: Path) -> Path:
+        """The folder of the finished build below the cache `root`."""
+        text = "\0".join((*self.inputs, *self.command, *self.calls, platform.system(), platform.machine()))
+        return root / f"{self.name}-{self.version}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def kubernetes_version(go_mod: str) -> str:
+    """The version of k8s.io/kubernetes that this go.mod pins, as `v1.36.3`."""
+    found = re.search(r"^\s*(?:require\s+)?k8s\.io/kubernetes\s+(v\d+\.\d+\.\d+)\s*$", go_mod, re.MULTILINE)
+    if not found:
+        raise ToolchainError(
+            "hack/controlplane/go.mod pins no k8s.io/kubernetes.\n"
+            f"Restore it: git checkout -- {CONTROLPLANE_SOURCE}"
+        )
+    return found[1]
+
+
+def version_flags(version: str) -> str:
+    """Linker flags that stamp a Kubernetes version; without them clients see v0.0.0 and refuse features."""
+    major, minor, _ = version.removeprefix("v").split(".")
+    stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    return " ".join(
+        ["-s -w", *(f"-X {package}.{key}={value}" for package in packages for key, value in stamps.items())]
+    )
+
+
+def controlplane_recipe(source: Path = CONTROLPLANE_SOURCE) -> Recipe:
+    """Build etcd, the control plane and kubectl as one program: one link instead of five."""
+    files = {name: (source / name).read_text() for name in ("go.mod", "go.sum", "main.go")}
+    version = kubernetes_version(files["go.mod"])
+    flags = ("-trimpath", f"-ldflags={version_flags(version)}")
+    return Recipe(
+        name="controlplane",
+        version=version,
+        inputs=tuple(files.values()),
+        command=("go", "build", *flags, "-o", "{out}/controlplane", "."),
+        programs=("controlplane",),
+        cwd=source,
+        minutes=5,
+        calls=CONTROLPLANE_CALLS,
+    )
+
+
+def install_recipe(name: str, version: str, module: str) -> Recipe:
+    """Build one program with `go install module@version`."""
+    return Recipe(name, version, (), ("go", "install", "-trimpath", f"{module}@{version}"), (name,))
+
+
+RECIPES: Mapping[str, Callable[[], Recipe]] = {
+    "controlplane": controlplane_recipe,
+    "kwok": lambda: install_recipe("kwok", KWOK_VERSION, "sigs.k8s.io/kwok/cmd/kwok"),
+    "helm": lambda: install_recipe("helm", HELM_VERSION, "helm.sh/helm/v4/cmd/helm"),
+}
+
+
+def ensure(name: str, root: Path | None = None) -> Path:
+    """The folder with the programs of tool `name`, built first if it is not there.
+
+    Raises:
+        ToolchainError: Go is missing or too old, or the build failed.
+    """
+    recipe = RECIPES[name]()
+    directory = recipe.directory(root or cache_root())
+    if directory.is_dir():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(directory.parent / f".{directory.name}.lock", recipe):
+        if not directory.is_dir():
+            _build(recipe, directory)
+    return directory
+
+
+def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
+    """The control plane's programs: those in `$KUBEBUILDER_ASSETS` first, the others built by us."""
+    assets = environ.get("KUBEBUILDER_ASSETS")
+    given = find_assets(Path(assets)) if assets else {}
+    missing = [name for name in CONTROLPLANE_CALLS if name not in given]
+    built = ensure("controlplane", cache_root(environ)) if missing else Path()
+    paths = {name: given.get(name, built / name) for name in CONTROLPLANE_CALLS}
+    return Programs(**{name.replace("-", "_"): path for name, path in paths.items()})
+
+
+def find_assets(directory: Path) -> dict[str, Path]:
+    """The programs in a KUBEBUILDER_ASSETS folder; setup-envtest ships etcd, kube-apiserver and kubectl.
+
+    Raises:
+        ToolchainError: the folder lacks etcd or kube-apiserver, so the variable points at the wrong place.
+    """
+    found = {name: directory / name for name in CONTROLPLANE_CALLS if os.access(directory / name, os.X_OK)}
+    lacking = [name for name in ("etcd", "kube-apiserver") if name not in found]
+    if lacking:
+        raise ToolchainError(
+            f"KUBEBUILDER_ASSETS={directory} has no {' and no '.join(lacking)}.\n"
+            "Point it at a folder made by `setup-envtest use -p path`, or let us build them:\n"
+            "  unset KUBEBUILDER_ASSETS"
+        )
+    return found
+
+
+def program(name: str) -> Path:
+    """The path of a tool that is one program: `kwok` or `helm`."""
+    return ensure(name) / name
+
+
+@contextmanager
+def _locked(path: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold a lock file, so that two builders at once do the work once."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"another process is building {recipe.name} {recipe.version}; waiting for it ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(recipe: Recipe, directory: Path) -> None:
+    go = find_go(recipe)
+    _say(f"building {recipe.name} {recipe.version} once, about {recipe.minutes} min on 2 cores ...")
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{recipe.name}-build-") as scratch:
+        out = Path(scratch) / "out"
+        out.mkdir()
+        command = [go, *(argument.replace("{out}", str(out)) for argument in recipe.command[1:])]
+        environ = _build_environment(out, module=recipe.cwd is None)
+        done = subprocess.run(
+            command, cwd=recipe.cwd or scratch, env=environ, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise ToolchainError(_build_failed(recipe, done.stderr))
+        for call in recipe.calls:
+            (out / call).symlink_to(recipe.programs[0])
+        out.rename(directory)
+    _say(f"built {recipe.name} {recipe.version} in {time.monotonic() - begin:.0f} s: {directory}")
+
+
+def _build_environment(out: Path, *, module: bool) -> dict[str, str]:
+    """The user's environment (proxies, module cache) without what he has set for another project's build."""
+    environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH")}
+    mode = "-mod=mod" if module else "-mod=readonly"
+    return {**environ, "GOBIN": str(out), "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": "0"}
+
+
+def _build_failed(recipe: Recipe, stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line and not line.startswith("go: downloading")]
+    tail = "\n".join(f"  {line}" for line in lines[-12:])
+    where = f"cd {recipe.cwd} && " if recipe.cwd else ""
+    return (
+        f"{recipe.name} {recipe.version} could not be built:\n{tail}\n"
+        "A first build fetches Go modules: check the network and `go env GOPROXY`, then try again:\n"
+        f"  python -m hack.cluster.toolchain {recipe.name}\n"
+        f"(the build itself: {where}{' '.join(recipe.command).replace('{out}', '/tmp')})"
+    )
+
+
+def find_go(recipe: Recipe) -> str:
+    """The go command.
+
+    Raises:
+        ToolchainError: there is none, or it is too old to fetch the toolchain that the module asks for.
+    """
+    go = shutil.which("go")
+    need = f"{recipe.name} {recipe.version} must be built and needs"
+    if go is None:
+        raise ToolchainError(
+            f"{need} Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}, but there is no `go` on PATH.\n"
+            "Install it from your distribution or https://go.dev/dl,\n"
+            "or, for the control plane, take ready programs:\n"
+            "  export KUBEBUILDER_ASSETS=$(setup-envtest use -p path)"
+        )
+    told = subprocess.run(
+        [go, "env", "GOVERSION"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    found = re.match(r"go(\d+)\.(\d+)", told)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST_GO:
+        raise ToolchainError(
+            f"{need} Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}, but {go} is {told or 'of unknown version'}.\n"
+            "Install a newer one from https://go.dev/dl and put it first on PATH."
+        )
+    return go
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build the named tools (all without a name) and print one path per line."""
+    unknown = [name for name in arguments if name not in RECIPES]
+    if unknown:
+        _say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")
+        return 2
+    try:
+        for name in arguments or RECIPES:
+            print(ensure(name), flush=True)
+    except ToolchainError as error:
+        _say(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
