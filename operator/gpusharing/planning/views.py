@@ -43,11 +43,19 @@ class Fence:
     since: datetime
     stage_since: datetime
     deadline: datetime
+    drift: bool = False
+    """The change puts drift right; allowed once per generation."""
+    from_mode: str = ""
+    """Routing label before the fence; an abort puts it back."""
     target_mode: str = ""
     target_mig_config: str = ""
     target_plugin_config: str = ""
     gfd_timestamp: str = ""
+    """GFD's start time before the PNR; a plugin change is proven only by a later one."""
+    restart_uid: str = ""
+    """The mig-manager pod that this attempt deletes; while that very pod lives, it is still to be deleted."""
     retry: str = ""
+    """The value of the retry annotation that this attempt answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,17 @@ class Deferred:
     until: datetime
     reason: str
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Left on a Node by every release and adoption: what was proven there last."""
+
+    policy: str
+    mig_config: str
+    plugin_config: str
+    corrected_generation: int = 0
+    """The policy generation in which drift was already put right once; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +95,7 @@ class NodeView:
     fence_error: str = ""
     """Why our fence annotation cannot be read; such a node is left as it is."""
     deferred: Deferred | None = None
+    verified: Verified | None = None
     hold_cordon: bool = False
     retry: str = ""
     foreign: str = ""
@@ -238,6 +258,10 @@ class ClusterPolicyView:
     mig_strategy: str
     mig_manager_enabled: bool
     mig_config_name: str
+    plugin_default: str = ""
+    """Device-plugin configuration for nodes without the label."""
+    with_reboot: bool = False
+    """mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,8 +326,12 @@ class Settings:
     """First wait after an abort; doubles each time."""
     poll: float = 5.0
     """Between two LISTs of the pods of a node in work."""
-    uncordon_settle: float = 0.0
-    """After the proof, before the uncordon."""
+    restart_grace: float = 30.0
+    """After a mig-manager restart, before its old `failed` is believed."""
+    drift_grace: float = 60.0
+    """A difference must last this long before it counts as drift (plugin restarts and reboots heal themselves)."""
+    max_cures: int = 2
+    """Restarts of a node's mig-manager per change before the node is Failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +348,8 @@ class ClusterSnapshot:
     mig_managers: Mapping[str, Operand]
     claims: Mapping[str, Claim]
     work: Mapping[str, NodeWork]
+    drifting_since: Mapping[str, datetime] = field(default_factory=dict)
+    """Nodes that differ from what was proven there, and since when this process has seen it."""
     settings: Settings = Settings()
 
 
