@@ -1,12 +1,12 @@
 """GPU models: what each card is, which MIG profiles it offers and where their instances may lie.
 
 This table is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) wins,
-with one known exception, `Card.nvml_counts_wrong`. A new model is ONE entry in `CARDS`; only a card with a new
-kind of slicing also needs a family. Sources, named in each `Source`:
+with one known exception, `Card.nvml_counts_wrong`. A new model is ONE entry in `CARDS`; only a card with a
+new kind of slicing also needs a family. Sources, named in each `Source`:
 
 - *guide*: NVIDIA MIG user guide, pages "supported GPUs" and "supported MIG profiles";
 - *capture*: output of ``nvidia-smi mig -lgip`` / ``-lgipp`` taken on that hardware and published;
-- *mig-parted*: NVIDIA/mig-parted v0.15.0, ``deployments/systemd/config-default.yaml`` (names and counts only);
+- *mig-parted*: NVIDIA/mig-parted v0.15.0, its ``config-default.yaml`` (names and counts only);
 - *playbook*: NVIDIA DGX Station MIG playbook (GB300);
 - *pci.ids*: the PCI ID repository, for device ids that mig-parted does not know.
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # How well a fact is known. real: read on that hardware. doc: NVIDIA's guide or playbook. cfg: only in
-# mig-parted's shipped configuration. family: taken from the family, never seen for this model. unknown: no source.
+# mig-parted's shipped file. family: taken from the family, never seen for this model. unknown: no source.
 Status = Literal["real", "doc", "cfg", "family", "unknown"]
 
 
@@ -57,16 +57,16 @@ class Card:
     profiles: tuple[Profile, ...]
     source: Source
     memory_mib: int | None = None  # total as seen in nvidia-smi, where a capture exists
-    nvml_counts_wrong: bool = False  # NVML's instance counts are wrong: prefer this table
+    nvml_counts_wrong: bool = False  # prefer this table (mig-parted pkg/mig/discovery: A30)
 
     @property
     def mps_max_clients(self) -> int:
-        """Most MPS replicas the device plugin accepts (k8s-device-plugin: 48 from compute capability 7.5, else 16)."""
+        """Most MPS replicas the device plugin accepts (its code: 48 from compute capability 7.5, else 16)."""
         return 48 if self.compute_capability >= (7, 5) else 16
 
     @property
     def mig_mode_needs_reset(self) -> bool:
-        """Whether switching MIG mode needs a GPU reset (guide: Ampere only). NVML field 184 says it for sure."""
+        """Whether switching MIG mode needs a GPU reset (guide: Ampere only). NVML field 184 is the proof."""
         return bool(self.profiles) and self.compute_capability[0] == 8
 
 
@@ -133,7 +133,9 @@ _RTX_PRO_4500 = (
     _Shape(2, 8, "+gfx", (), 0, 1),
 )
 _RTX_PRO_5000 = (_Shape(1, 4, "+me", (), 0, 1), *_RTX_PRO_4500)
-_THOR = tuple(_Shape(g, 8, a, (), 0, 1) for g in (1, 2, 3) for a in ("", "+me", "+gfx") if (g == 1 or a != "+me"))
+_THOR = tuple(
+    _Shape(g, 8, a, (), 0, 1) for g in (1, 2, 3) for a in ("", "+me", "+gfx") if (g == 1 or a != "+me")
+)
 
 
 def _card(
@@ -162,7 +164,7 @@ _CONFIG_ONLY = Source("cfg", "family", "family", "mig-parted only")
 
 CARDS: tuple[Card, ...] = (
     # --- with MIG ---
-    _card("a30", ("NVIDIA A30",), "20B7", (8, 0), 24, _A30, _CAPTURED, nvml_counts_wrong=True),  # mig-parted discovery.go
+    _card("a30", ("NVIDIA A30",), "20B7", (8, 0), 24, _A30, _CAPTURED, nvml_counts_wrong=True),
     _card(
         "a100-40gb",
         ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A800 40GB"),
@@ -175,7 +177,7 @@ CARDS: tuple[Card, ...] = (
     ),
     _card(
         "pg506-96gb", (), "20B6", (8, 0), 96, _SEVEN_SLICE,
-        Source("cfg", "family", "family", "mig-parted treats this A100-class board as 96 GB; no product name seen"),
+        Source("cfg", "family", "family", "mig-parted: an A100-class board; no product name seen"),
     ),
     _card(
         "h100-80gb",
@@ -189,7 +191,7 @@ CARDS: tuple[Card, ...] = (
     _card(
         "hopper-96gb", ("NVIDIA GH200 480GB", "NVIDIA H100 96GB", "NVIDIA H20"),
         "2342 233D 2329", (9, 0), 96, _SEVEN_SLICE,
-        Source("real", "real", "family", "capture -lgip of a GH200; H20 names from the vGPU guide, its ids unseen"),
+        Source("real", "real", "family", "capture -lgip of a GH200; H20: vGPU guide, ids unseen"),
     ),
     _card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
     _card(
@@ -202,7 +204,9 @@ CARDS: tuple[Card, ...] = (
         "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
         Source("doc", "family", "family", "guide; mig-parted"), memory_mib=183359,
     ),
-    _card("gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE, _CONFIG_ONLY, memory_mib=189471),
+    _card(
+        "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE, _CONFIG_ONLY, memory_mib=189471
+    ),
     _card("b300-269gb", ("NVIDIA B300 SXM6 AC",), "3182", (10, 3), 269, _SEVEN_SLICE, _CONFIG_ONLY),
     _card(
         "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
@@ -262,7 +266,8 @@ CARDS: tuple[Card, ...] = (
     _card("rtx-5090", ("NVIDIA GeForce RTX 5090",), "2B85", (12, 0), 32, (), _NO_MIG),
 )  # fmt: skip
 
-# What GFD appends to nvidia.com/gpu.product (k8s-device-plugin internal/lm): -MIG-<profile> or -MIG-INVALID, -SHARED.
+# What GFD appends to nvidia.com/gpu.product (k8s-device-plugin internal/lm): -MIG-<profile> or -MIG-INVALID,
+# then -SHARED.
 _GFD_SUFFIX = re.compile(r"(?:-MIG-(?:INVALID|(?:\d+c\.)?\d+g\.\d+gb[a-z.+-]*?))?(?:-SHARED)?\Z")
 
 
@@ -277,7 +282,7 @@ _BY_PCI_ID = {device_id: card for card in CARDS for device_id in card.pci_device
 
 
 def find_card(product_name: str) -> Card | None:
-    """The card with this product name as NVML prints it, or as GFD's label writes it; None when not in the table."""
+    """The card with this product name, as NVML prints it or GFD labels it; None when not in the table."""
     return _BY_PRODUCT.get(bare_product(product_name))
 
 
@@ -294,7 +299,7 @@ def profiles_of(card: Card) -> tuple[Profile, ...]:
 # The named layouts of the static file ("<count>x<profile>", blank-separated when several): mig-parted v0.15.0
 # config-default.yaml, the same in the GPU Operator v26.7.0 default-mig-parted-config. Besides these it has
 # all-disabled and all-enabled. Plain ones have no device-filter and are named all-<profile> with "+" as ".".
-STATIC_PLAIN = """
+STATIC_PLAIN: str = """
     7x1g.5gb 1x1g.5gb+me 3x2g.10gb 2x3g.20gb 1x4g.20gb 1x7g.40gb 4x1g.24gb+gfx 1x1g.24gb+me.all 4x1g.24gb-me
     2x2g.48gb 2x2g.48gb+gfx 1x2g.48gb+me.all 2x2g.48gb-me 1x4g.96gb 1x4g.96gb+gfx 1x1g.10gb+me 4x1g.20gb
     3x2g.20gb 2x3g.40gb 1x4g.40gb 1x7g.80gb 4x1g.6gb 1x1g.6gb+me 2x2g.12gb 1x2g.12gb+me 1x4g.24gb 7x1g.12gb
@@ -303,12 +308,12 @@ STATIC_PLAIN = """
     2x3g.71gb 1x4g.71gb 1x7g.141gb 7x1g.34gb 1x1g.34gb+me 1x1g.35gb+me 4x1g.36gb 4x1g.45gb 4x1g.67gb 4x1g.70gb
     3x2g.36gb 3x2g.45gb 3x2g.67gb 3x2g.70gb 2x3g.72gb 2x3g.90gb 2x3g.95gb 2x3g.135gb 2x3g.139gb 1x4g.72gb
     1x4g.90gb 1x4g.95gb 1x4g.135gb 1x4g.139gb 1x7g.144gb 1x7g.180gb 1x7g.189gb 1x7g.269gb 1x7g.278gb
-""".split()
+"""
 
 _80GB = "2330 2331 2322 20B2 20B5 20F3 20F5 2324"
 _40GB = "20B0 20B1 20F1 20F6"
-# Filtered: (name, PCI device ids the entry matches, layout). A GPU that matches no entry is left untouched, and
-# mig-manager still ends in state "success" (mig-parted apply and assert).
+# Filtered: (name, PCI device ids the entry matches, layout). A GPU that matches no entry is left untouched,
+# and mig-manager still ends in state "success" (mig-parted apply and assert).
 STATIC_FILTERED: tuple[tuple[str, str, str], ...] = (
     ("all-1g.10gb", _80GB, "7x1g.10gb"),
     ("all-1g.10gb", _40GB, "4x1g.10gb"),

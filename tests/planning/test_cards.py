@@ -1,0 +1,142 @@
+"""The card table says what NVIDIA's documents say, and finds a card by every name it goes by."""
+
+import pytest
+
+from gpusharing.planning.cards import (
+    CARDS,
+    Card,
+    bare_product,
+    find_card,
+    find_card_by_pci_id,
+    profiles_of,
+)
+
+BY_KEY = {card.key: card for card in CARDS}
+
+# Written out, not computed: profile names (x most instances) as the MIG user guide and mig-parted print them.
+OFFERED = {
+    "a30": "1g.6gb x4, 1g.6gb+me x1, 2g.12gb x2, 2g.12gb+me x1, 4g.24gb x1",
+    "a100-40gb": "1g.5gb x7, 1g.5gb+me x1, 1g.10gb x4, 2g.10gb x3, 3g.20gb x2, 4g.20gb x1, 7g.40gb x1",
+    "a100-80gb": "1g.10gb x7, 1g.10gb+me x1, 1g.20gb x4, 2g.20gb x3, 3g.40gb x2, 4g.40gb x1, 7g.80gb x1",
+    "pg506-96gb": "1g.12gb x7, 1g.12gb+me x1, 1g.24gb x4, 2g.24gb x3, 3g.48gb x2, 4g.48gb x1, 7g.96gb x1",
+    "h100-80gb": "1g.10gb x7, 1g.10gb+me x1, 1g.20gb x4, 2g.20gb x3, 3g.40gb x2, 4g.40gb x1, 7g.80gb x1",
+    "h100-nvl-94gb": "1g.12gb x7, 1g.12gb+me x1, 1g.24gb x4, 2g.24gb x3, 3g.47gb x2, 4g.47gb x1, 7g.94gb x1",
+    "hopper-96gb": "1g.12gb x7, 1g.12gb+me x1, 1g.24gb x4, 2g.24gb x3, 3g.48gb x2, 4g.48gb x1, 7g.96gb x1",
+    "gh200-144gb": "1g.18gb x7, 1g.18gb+me x1, 1g.36gb x4, 2g.36gb x3, 3g.72gb x2, 4g.72gb x1, 7g.144gb x1",
+    "h200-141gb": "1g.18gb x7, 1g.18gb+me x1, 1g.35gb x4, 2g.35gb x3, 3g.71gb x2, 4g.71gb x1, 7g.141gb x1",
+    "b200-180gb": "1g.23gb x7, 1g.23gb+me x1, 1g.45gb x4, 2g.45gb x3, 3g.90gb x2, 4g.90gb x1, 7g.180gb x1",
+    "gb200-186gb": "1g.23gb x7, 1g.23gb+me x1, 1g.47gb x4, 2g.47gb x3, 3g.93gb x2, 4g.93gb x1, 7g.186gb x1",
+    "b300-269gb": "1g.34gb x7, 1g.34gb+me x1, 1g.67gb x4, 2g.67gb x3, 3g.135gb x2, 4g.135gb x1, 7g.269gb x1",
+    "gb300-278gb": "1g.35gb x7, 1g.35gb+me x1, 1g.70gb x4, 2g.70gb x3, 3g.139gb x2, 4g.139gb x1, 7g.278gb x1",
+    "rtx-pro-6000-blackwell": "1g.24gb x4, 1g.24gb+me x1, 1g.24gb+gfx x4, 1g.24gb+me.all x1, 1g.24gb-me x4, "
+    "2g.48gb x2, 2g.48gb+gfx x2, 2g.48gb+me.all x1, 2g.48gb-me x2, 4g.96gb x1, 4g.96gb+gfx x1",
+    "rtx-pro-5000-blackwell": "1g.24gb+me x1, 1g.24gb x2, 1g.24gb+gfx x2, 1g.24gb+me.all x1, 1g.24gb-me x2, "
+    "2g.48gb x1, 2g.48gb+gfx x1",
+    "rtx-pro-4500-blackwell": "1g.16gb x2, 1g.16gb+gfx x2, 1g.16gb+me.all x1, 1g.16gb-me x2, "
+    "2g.32gb x1, 2g.32gb+gfx x1",
+    "thor-igpu": "1g.0gb x1, 1g.0gb+me x1, 1g.0gb+gfx x1, 2g.0gb x1, 2g.0gb+gfx x1, 3g.0gb x1, 3g.0gb+gfx x1",
+}
+OFFERED["rtx-pro-6000-blackwell-workstation"] = OFFERED["rtx-pro-6000-blackwell"]
+
+
+def card(key: str) -> Card:
+    return BY_KEY[key]
+
+
+@pytest.mark.parametrize("key", OFFERED)
+def test_a_card_offers_the_documented_profiles(key: str) -> None:
+    offered = ", ".join(f"{profile.name} x{profile.max_count}" for profile in profiles_of(card(key)))
+    assert offered == OFFERED[key]
+
+
+def test_every_card_outside_the_table_of_profiles_is_without_mig() -> None:
+    assert {c.key for c in CARDS if not profiles_of(c)} == BY_KEY.keys() - OFFERED.keys()
+    assert {"t4", "l4", "l40s", "a10", "v100-16gb", "v100-32gb"} <= BY_KEY.keys() - OFFERED.keys()
+
+
+def test_keys_products_and_device_ids_are_unique() -> None:
+    for values in (
+        [c.key for c in CARDS],
+        [product for c in CARDS for product in c.products],
+        [device_id for c in CARDS for device_id in c.pci_device_ids],
+    ):
+        assert len(values) == len(set(values))
+
+
+def test_every_card_is_found_by_each_of_its_names_and_ids() -> None:
+    for c in CARDS:
+        for product in c.products:
+            assert find_card(product) is c
+            assert find_card(product.replace(" ", "-") + "-SHARED") is c
+        for device_id in c.pci_device_ids:
+            assert find_card_by_pci_id(device_id) is c
+            assert find_card_by_pci_id(device_id.lower()) is c
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "NVIDIA H100 80GB HBM3",
+        "NVIDIA-H100-80GB-HBM3",
+        "NVIDIA-H100-80GB-HBM3-SHARED",
+        "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb",
+        "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb.me-SHARED",
+        "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb-me",
+        "NVIDIA-H100-80GB-HBM3-MIG-INVALID",
+    ],
+)
+def test_gfd_suffixes_do_not_hide_the_product(label: str) -> None:
+    assert bare_product(label) == "NVIDIA-H100-80GB-HBM3"
+    assert find_card(label) is card("h100-80gb")
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100", "H100", "NVIDIA-H100-80GB", "", "NVIDIA H200 NVL 2"])
+def test_a_name_that_nvml_does_not_print_is_unknown(name: str) -> None:
+    assert find_card(name) is None
+
+
+def test_0x2339_is_not_an_h200_and_h200_has_two_ids() -> None:
+    assert find_card_by_pci_id("0x233910DE") is None
+    assert card("h200-141gb").pci_device_ids == ("0x233510DE", "0x233B10DE")
+
+
+def test_the_plugin_takes_48_mps_clients_from_compute_capability_7_5_on() -> None:
+    limits = {c.key: c.mps_max_clients for c in CARDS}
+    assert {key for key, limit in limits.items() if limit == 16} == {"v100-16gb", "v100-32gb", "p100-16gb"}
+    assert limits["t4"] == 48
+    assert set(limits.values()) == {16, 48}
+
+
+def test_only_ampere_needs_a_reset_to_change_the_mig_mode() -> None:
+    needs_reset = {c.key for c in CARDS if c.mig_mode_needs_reset}
+    assert needs_reset == {"a30", "a100-40gb", "a100-80gb", "pg506-96gb"}
+
+
+def test_a_profile_id_means_different_profiles_on_different_cards() -> None:
+    named_14 = {c.key: next((p.name for p in c.profiles if p.profile_id == 14), None) for c in CARDS}
+    assert (named_14["a30"], named_14["h100-80gb"]) == ("1g.6gb", "2g.20gb")
+    assert named_14["rtx-pro-6000-blackwell"] == "1g.24gb"
+
+
+@pytest.mark.parametrize("key", OFFERED)
+def test_placements_and_ids_are_present_exactly_when_their_source_is_known(key: str) -> None:
+    c = card(key)
+    for profile in profiles_of(c):
+        assert bool(profile.starts) == (profile.size > 0) == (c.source.placements != "unknown")
+        assert (profile.profile_id is not None) == (c.source.ids != "unknown")
+        assert len(profile.starts) >= profile.max_count or not profile.starts
+    assert c.source.cite
+
+
+def test_unverified_placements_say_so() -> None:
+    family = {c.key for c in CARDS if c.profiles and c.source.placements == "family"}
+    assert {"h200-141gb", "b200-180gb", "gb200-186gb", "b300-269gb", "gb300-278gb"} <= family
+    real = {c.key for c in CARDS if c.source.placements == "real"}
+    assert real == {
+        "a30",
+        "a100-40gb",
+        "a100-80gb",
+        "h100-80gb",
+        "h100-nvl-94gb",
+        "rtx-pro-6000-blackwell",
+    }

@@ -1,0 +1,291 @@
+"""The geometry check is exact: brute force over placements agrees on every layout of every model."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import product
+from time import perf_counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpusharing.planning.cards import CARDS, Card, Profile
+from gpusharing.planning.geometry import (
+    DoesNotFit,
+    Layout,
+    Legal,
+    Misfit,
+    UnknownProfile,
+    describe,
+    judge,
+    legal_layouts,
+    nearest,
+    normalise,
+    resource_name,
+)
+
+BY_KEY = {card.key: card for card in CARDS}
+MIG_CARDS = [card for card in CARDS if card.profiles]
+PLACED = [card for card in MIG_CARDS if card.source.placements != "unknown"]
+# The models with equal profiles (A100 80 GB and H100 80 GB, ...) need the slow brute force only once.
+DISTINCT = list({card.profiles: card for card in PLACED}.values())
+UNPLACED = [card for card in MIG_CARDS if card.source.placements == "unknown"]
+
+
+def layout(text: str) -> Layout:
+    """``"1x3g.40gb 2x2g.20gb"`` as a layout."""
+    parts = (item.partition("x") for item in text.split())
+    return normalise({name: int(count) for count, _, name in parts})
+
+
+def key(card: Card) -> str:
+    return card.key
+
+
+# --- brute force, sharing nothing with the code under test but the table of profiles ---
+
+
+def placement_sets(profiles: Sequence[Profile]) -> Iterator[tuple[Profile, ...]]:
+    """Every set of placements that do not overlap, as the profiles it holds."""
+    spots = [(p, set(range(start, start + p.size))) for p in profiles for start in p.starts]
+
+    def extend(index: int, chosen: tuple[Profile, ...], used: set[int]) -> Iterator[tuple[Profile, ...]]:
+        yield chosen
+        for i in range(index, len(spots)):
+            profile, units = spots[i]
+            if not units & used:
+                yield from extend(i + 1, (*chosen, profile), used | units)
+
+    return extend(0, (), set())
+
+
+def media_engines_allow(names: Sequence[str]) -> bool:
+    """The guide's words: one +me per GPU; +me.all only together with -me."""
+    everything = [name for name in names if name.endswith("+me.all")]
+    if everything:
+        return len(everything) == 1 and all(n.endswith("-me") for n in names if n != everything[0])
+    return sum(name.endswith("+me") for name in names) <= 1
+
+
+def brute_force(profiles: Sequence[Profile]) -> set[Layout]:
+    most = {p.name: p.max_count for p in profiles}
+    multisets = {tuple(sorted(p.name for p in chosen)) for chosen in placement_sets(profiles)}
+    counted = [(names, Counter(names)) for names in multisets if media_engines_allow(names)]
+    return {normalise(c) for _, c in counted if all(c[name] <= most[name] for name in c)}
+
+
+def every_multiset(profiles: Sequence[Profile]) -> Iterator[Layout]:
+    for counts in product(*(range(p.max_count + 1) for p in profiles)):
+        yield normalise({p.name: n for p, n in zip(profiles, counts, strict=True)})
+
+
+@pytest.mark.parametrize("card", DISTINCT, ids=key)
+def test_brute_force_over_placements_agrees_on_every_multiset(card: Card) -> None:
+    truth = brute_force(card.profiles)
+    judged = 0
+    for candidate in every_multiset(card.profiles):
+        assert isinstance(judge(candidate, card.profiles), Legal) == (candidate in truth), describe(candidate)
+        judged += 1
+    assert judged == len(set(every_multiset(card.profiles)))
+    assert set(legal_layouts(card.profiles)) == truth
+
+
+@pytest.mark.parametrize("card", PLACED, ids=key)
+def test_the_compute_slice_limit_holds_by_the_placements_alone(card: Card) -> None:
+    most = max(p.slices for p in card.profiles)
+    assert max(sum(p.slices for p in chosen) for chosen in placement_sets(card.profiles)) == most
+
+
+@pytest.mark.parametrize("card", PLACED, ids=key)
+def test_a_legal_verdict_shows_a_placement_without_overlap(card: Card) -> None:
+    by_name = {p.name: p for p in card.profiles}
+    for candidate in legal_layouts(card.profiles):
+        verdict = judge(candidate, card.profiles)
+        assert isinstance(verdict, Legal)
+        assert normalise(Counter(name for name, _ in verdict.placements)) == candidate
+        assert all(start in by_name[name].starts for name, start in verdict.placements)
+        used = [u for name, start in verdict.placements for u in range(start, start + by_name[name].size)]
+        assert len(used) == len(set(used))
+
+
+@pytest.mark.parametrize("card", MIG_CARDS, ids=key)
+def test_one_more_than_the_maximum_is_refused(card: Card) -> None:
+    for p in card.profiles:
+        assert isinstance(judge(((p.name, p.max_count),), card.profiles), Legal)
+        verdict = judge(((p.name, p.max_count + 1),), card.profiles)
+        assert isinstance(verdict, DoesNotFit)
+        assert verdict.reason is Misfit.TOO_MANY
+
+
+# --- rules that no real card needs, or that placements cannot say ---
+
+
+def test_eight_places_for_1g_do_not_make_eight_compute_slices() -> None:
+    made_up = [Profile("1g.10gb", tuple(range(8)), 1, 8, 1, 10), Profile("7g.80gb", (0,), 8, 1, 7, 80)]
+    verdict = judge(layout("8x1g.10gb"), made_up)
+    assert isinstance(verdict, DoesNotFit)
+    assert verdict.reason is Misfit.COMPUTE_SLICES
+    assert isinstance(judge(layout("7x1g.10gb"), made_up), Legal)
+
+
+def test_room_in_sum_but_not_in_place_is_refused() -> None:
+    made_up = [Profile("2g.20gb", (1,), 2, 1, 2, 20), Profile("1g.10gb", (0, 1, 2), 1, 3, 1, 10)]
+    made_up.append(Profile("4g.40gb", (0,), 4, 1, 4, 40))
+    assert isinstance(judge(layout("1x2g.20gb 1x1g.10gb"), made_up), Legal)
+    verdict = judge(layout("1x2g.20gb 2x1g.10gb"), made_up)
+    assert isinstance(verdict, DoesNotFit)
+    assert verdict.reason is Misfit.PLACEMENT
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted", "fits"),
+    [
+        ("h100-80gb", "1x1g.10gb+me 6x1g.10gb", True),
+        ("h100-80gb", "1x1g.10gb+me 7x1g.10gb", False),
+        ("a30", "1x2g.12gb+me 2x1g.6gb", True),
+        ("a30", "1x2g.12gb+me 1x1g.6gb+me", False),
+        ("rtx-pro-6000-blackwell", "1x1g.24gb+me.all 3x1g.24gb-me", True),
+        ("rtx-pro-6000-blackwell", "1x1g.24gb+me.all 1x1g.24gb", False),
+        ("rtx-pro-6000-blackwell", "1x2g.48gb+me.all 1x1g.24gb+me.all", False),
+        ("rtx-pro-6000-blackwell", "1x2g.48gb+gfx 1x1g.24gb+me 1x1g.24gb-me", True),
+    ],
+)
+def test_media_engines_go_to_one_instance(model: str, wanted: str, fits: bool) -> None:
+    assert isinstance(judge(layout(wanted), BY_KEY[model].profiles), Legal) is fits
+
+
+@pytest.mark.parametrize("card", UNPLACED, ids=key)
+def test_without_known_placements_profiles_are_not_mixed(card: Card) -> None:
+    first, second = card.profiles[0], card.profiles[1]
+    assert judge(((first.name, first.max_count),), card.profiles) == Legal(())
+    verdict = judge(normalise({first.name: 1, second.name: 1}), card.profiles)
+    assert isinstance(verdict, DoesNotFit)
+    assert verdict.reason is Misfit.PLACEMENTS_UNKNOWN
+    assert "placements on this card are unknown" in verdict.message
+    assert verdict.alternative is not None
+    assert isinstance(judge(verdict.alternative, card.profiles), Legal)
+
+
+# --- what people get wrong ---
+
+H100_OFFERS = (
+    "the card offers 1g.10gb (max 7), 1g.10gb+me (max 1), 1g.20gb (max 4), 2g.20gb (max 3), 3g.40gb (max 2), "
+    "4g.40gb (max 1), 7g.80gb (max 1)"
+)
+H200_OFFERS = (
+    "the card offers 1g.18gb (max 7), 1g.18gb+me (max 1), 1g.35gb (max 4), 2g.35gb (max 3), 3g.71gb (max 2), "
+    "4g.71gb (max 1), 7g.141gb (max 1)"
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted", "message"),
+    [
+        (
+            "h100-80gb",
+            "7x1g.20gb",
+            f"7x1g.20gb does not fit: 7x1g.20gb, the card holds at most 4; {H100_OFFERS}; "
+            "nearest legal layout: 4x1g.20gb",
+        ),
+        (
+            "h100-80gb",
+            "2x3g.40gb 1x1g.10gb",
+            f"2x3g.40gb+1x1g.10gb does not fit: it needs 9 memory units, the card has 8; {H100_OFFERS}; "
+            "nearest legal layout: 2x3g.40gb",
+        ),
+        (
+            "h100-80gb",
+            "1x4g.40gb 2x2g.20gb",
+            f"1x4g.40gb+2x2g.20gb does not fit: it needs 8 compute slices, the card has 7; {H100_OFFERS}; "
+            "nearest legal layout: 1x4g.40gb+1x2g.20gb",
+        ),
+        (
+            "h200-141gb",
+            "7x1g.20gb",
+            f"no profile 1g.20gb on this card; {H200_OFFERS}; nearest legal layout: 7x1g.18gb",
+        ),
+        (
+            "h200-141gb",
+            "1x4g.80gb 3x1g.20gb",
+            f"no profile 4g.80gb, 1g.20gb on this card; {H200_OFFERS}; "
+            "nearest legal layout: 1x4g.71gb+3x1g.18gb",
+        ),
+        ("l40s", "1x1g.10gb", "no profile 1g.10gb on this card; the card has no MIG profiles"),
+    ],
+)
+def test_a_mistake_is_refused_with_what_the_card_offers(model: str, wanted: str, message: str) -> None:
+    verdict = judge(layout(wanted), BY_KEY[model].profiles)
+    assert isinstance(verdict, UnknownProfile | DoesNotFit)
+    assert verdict.message == message
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted", "offer"),
+    [
+        ("h100-80gb", "1x3g.40gb 5x1g.10gb", "1x3g.40gb+4x1g.10gb"),
+        ("h100-80gb", "1000000x1g.10gb", "7x1g.10gb"),
+        ("h100-80gb", "1x7g.79gb", "1x7g.80gb"),
+        ("h100-80gb", "2x1c.3g.40gb", "2x3g.40gb"),
+        ("h100-80gb", "1x1g.5gb+me", "1x1g.10gb+me"),
+        ("h100-80gb", "1xhalf", "1x7g.80gb"),
+        ("h200-141gb", "1x1g.30gb", "1x1g.35gb"),
+        ("a30", "2x3g.20gb", "1x4g.24gb"),
+        ("a100-40gb", "3x2g.20gb 1x1g.5gb", "3x2g.10gb+1x1g.5gb"),
+        ("rtx-pro-6000-blackwell", "7x1g.24gb", "4x1g.24gb"),
+        ("rtx-pro-6000-blackwell", "1x1g.24gb+me.all 3x1g.24gb", "3x1g.24gb"),
+        ("rtx-pro-4500-blackwell", "1x2g.32gb 1x1g.16gb", "1x2g.32gb"),
+    ],
+)
+def test_the_nearest_legal_layout_is_what_one_would_expect(model: str, wanted: str, offer: str) -> None:
+    found = nearest(layout(wanted), BY_KEY[model].profiles)
+    assert found is not None
+    assert describe(found) == offer
+
+
+@given(
+    card=st.sampled_from(MIG_CARDS),
+    picks=st.dictionaries(st.integers(0, 10), st.integers(1, 9), max_size=5),
+    foreign=st.dictionaries(
+        st.sampled_from(["1g.20gb", "3g.47gb", "4g.80gb", "2g.48gb-me", "nonsense"]),
+        st.integers(1, 9),
+        max_size=2,
+    ),
+)
+def test_nearest_is_always_legal_and_keeps_what_is_legal(
+    card: Card, picks: dict[int, int], foreign: dict[str, int]
+) -> None:
+    names = [p.name for p in card.profiles]
+    wanted = normalise({**{names[i % len(names)]: n for i, n in picks.items()}, **foreign})
+    found = nearest(wanted, card.profiles)
+    assert found is not None
+    assert isinstance(judge(found, card.profiles), Legal)
+    assert (found == wanted) == isinstance(judge(wanted, card.profiles), Legal)
+    assert found or not wanted
+
+
+# --- names ---
+
+
+def test_a_layout_is_the_same_in_whatever_order_it_is_written() -> None:
+    one = normalise({"1g.10gb": 2, "3g.40gb": 1, "1g.10gb+me": 1, "2g.20gb": 0})
+    assert one == normalise({"1g.10gb+me": 1, "3g.40gb": 1, "1g.10gb": 2})
+    assert describe(one) == "1x3g.40gb+2x1g.10gb+1x1g.10gb+me"
+    assert describe(normalise({})) == "empty"
+    with pytest.raises(ValueError, match=r"2g\.20gb is negative"):
+        normalise({"2g.20gb": -1})
+
+
+def test_resource_names_are_those_of_the_device_plugin() -> None:
+    assert resource_name("1g.10gb") == "nvidia.com/mig-1g.10gb"
+    assert resource_name("1g.10gb+me") == "nvidia.com/mig-1g.10gb.me"
+    assert resource_name("1g.24gb-me") == "nvidia.com/mig-1g.24gb-me"
+    assert resource_name("1g.24gb+me.all", shared=True) == "nvidia.com/mig-1g.24gb.me.all.shared"
+
+
+def test_a_verdict_takes_less_than_a_millisecond() -> None:
+    h100 = BY_KEY["h100-80gb"].profiles
+    candidates = list(every_multiset(h100))
+    began = perf_counter()
+    for candidate in candidates:
+        judge(candidate, h100)
+    assert (perf_counter() - began) / len(candidates) < 0.001
