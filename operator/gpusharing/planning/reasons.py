@@ -1,0 +1,336 @@
+"""Every reason the product gives: one CamelCase word for tools, when it is used, what a person does about it.
+
+A reason is never taken back or given a second meaning. `docs/reference/reasons.md` is made from this file.
+Where several reasons hold and there is room for one, `most_urgent` decides: first what waits for a person,
+then what lasts longest. Within one degree of patience the order of definition decides, longest first.
+"""
+
+from collections.abc import Iterable
+from enum import IntEnum, StrEnum
+from typing import Literal
+
+Group = Literal["Node", "Hardware", "Proof", "Drain", "Accepted", "Ready", "Stalled"]
+"""Where a reason is seen: on a node, its hardware, its proof or its drain, or on a policy condition."""
+
+
+class Passes(IntEnum):
+    """When the situation that a reason names comes to an end."""
+
+    BY_A_PERSON = 0
+    """Not before somebody acts."""
+    LATER = 1
+    """When others are done or a back-off is over: minutes to hours."""
+    SOON = 2
+    """By itself, within seconds or minutes."""
+    DONE = 3
+    """It is an end; nothing is waited for."""
+
+
+_PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
+
+
+class Reason(StrEnum):
+    """One CamelCase word, with its group, when it is used and what to do."""
+
+    _value_: str
+    group: Group
+    passes: Passes
+    when: str
+    """In which situation it is used."""
+    remedy: str
+    """What a person does next; empty when there is nothing to do."""
+
+    def __new__(cls, value: str, group: Group, passes: Passes, when: str, remedy: str = "") -> "Reason":
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.group = group
+        member.passes = passes
+        member.when = when
+        member.remedy = remedy
+        return member
+
+    # One header line and the sentences; the formatter's layout would be half as long again.
+    # fmt: off
+    # --- Node: why a node is where it is
+    FENCE_UNREADABLE = ("FenceUnreadable", "Node", _PERSON,
+        "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as "
+        "it is.",
+        "Check the GPUs, then remove the annotation and uncordon the node.")
+    ORPHAN_FENCE = ("OrphanFence", "Node", _PERSON,
+        "The node was past the point of no return when its policy vanished; it stays cordoned because its "
+        "layout is unproven.",
+        "Create a policy that selects the node, or check the GPUs, remove the fence annotation and "
+        "uncordon.")
+    ACTUATOR_FAILED = ("ActuatorFailed", "Node", _PERSON,
+        "mig-manager reported that it could not apply the configuration; the node stays cordoned.",
+        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on "
+        "the Node.")
+    ACTUATOR_STUCK = ("ActuatorStuck", "Node", _PERSON,
+        "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
+        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on "
+        "the Node.")
+    INTERNAL_ERROR = ("InternalError", "Node", _PERSON,
+        "The API server refused a request of ours as malformed. It is not repeated blindly.",
+        "Report it with the message; it is a fault of this operator or of an admission webhook.")
+    FOREIGN_MAINTENANCE = ("ForeignMaintenance", "Node", _PERSON,
+        "Another controller's maintenance marker is on the node; it was there first.",
+        "Let that maintenance finish; the change starts by itself when the marker is gone.")
+    ALREADY_CORDONED = ("AlreadyCordoned", "Node", _PERSON,
+        "Somebody else cordoned the node; it is not touched.",
+        "Uncordon the node when it may be changed.")
+    ACTUATOR_MISSING = ("ActuatorMissing", "Node", _PERSON,
+        "No ready mig-manager pod runs on the node, so nothing could apply the change.",
+        "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
+    AGENT_NOT_READY = ("AgentNotReady", "Node", _PERSON,
+        "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
+        "Check the pod of the gpu-sharing-operator agent on the node.")
+    AGENT_ERROR = ("AgentError", "Node", _PERSON,
+        "The agent runs but cannot read the GPUs; its words are in the message.",
+        "Check the NVIDIA driver on the node.")
+    SUPERSEDED = ("Superseded", "Node", _PERSON,
+        "Another policy owns the node: by higher priority, or because it had it first.",
+        "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
+    FROZEN = ("Frozen", "Node", _PERSON,
+        "rollout.maxUnavailable is 0 or cannot be read, so no node may start.",
+        "Set rollout.maxUnavailable to a number or a percentage above 0.")
+    PAUSED = ("Paused", "Node", _PERSON,
+        "rollout.paused is true: no further node starts, nodes in flight finish.",
+        "Set rollout.paused to false.")
+    DRIFT_RETURNED = ("DriftReturned", "Node", _PERSON,
+        "The node drifted again after it was put right for this generation; something else changes it.",
+        "Find out what else writes the node's mig.config or device-plugin labels, then change the policy "
+        "or set gpusharing.dev/retry on the Node.")
+    CORDON_KEPT = ("CordonKept", "Node", _PERSON,
+        "The change is done, and the node stays cordoned because the cordon is not only ours: a person's, "
+        "another controller's, or gpusharing.dev/hold-cordon.",
+        "Uncordon the node when its other holder agrees.")
+    NODE_UNREACHABLE = ("NodeUnreachable", "Node", _LATER,
+        "The kubelet does not answer, so nobody knows whether the pods still run.",
+        "Bring the node back, or delete the Node object if the machine is gone.")
+    NODE_NOT_READY = ("NodeNotReady", "Node", _LATER,
+        "The node is not Ready; a change does not start on it and is not proven on it.",
+        "Find out why with kubectl describe node.")
+    UNCORDONED_EXTERNALLY = ("UncordonedExternally", "Node", _LATER,
+        "Somebody lifted our cordon before the point of no return, so the change was given up and the "
+        "node restored.",
+        "Nothing, if it was meant; the next try follows after a wait. gpusharing.dev/retry starts it at "
+        "once.")
+    DRAIN_TIMEOUT = ("DrainTimeout", "Node", _LATER,
+        "The drain ran into drain.timeout; the node was restored. Pods that were evicted stay away.",
+        "Remove what blocked (see the message); the next try follows after a wait.")
+    GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
+        "No pod holds a GPU any more, yet a process still computes on one.",
+        "End the process on the node; it belongs to no pod that asked for a GPU.")
+    DEFERRED = ("Deferred", "Node", _LATER,
+        "An earlier try was given up before anything changed; the next one waits.",
+        "Remove what blocked; gpusharing.dev/retry on the Node starts the next try at once.")
+    BUDGET_FULL = ("BudgetFull", "Node", _LATER,
+        "As many nodes as rollout.maxUnavailable or the operator-wide cap allows are unavailable already.",
+        "Wait, or raise rollout.maxUnavailable.")
+    ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
+        "mig-manager is still at work on an earlier configuration or reboots the node.")
+    DRIFTED = ("Drifted", "Node", _LATER,
+        "The node no longer is as it was proven to be; it is put right once, as a normal change.")
+    CONFIG_PROPAGATING = ("ConfigPropagating", "Node", _SOON,
+        "The ConfigMap was written a moment ago and may not have reached the node yet.")
+    ACTUATION_IN_PROGRESS = ("ActuationInProgress", "Node", _SOON,
+        "The labels are written; mig-manager or the device plugin is at work.")
+    OBSERVATION_PENDING = ("ObservationPending", "Node", _SOON,
+        "The agent has not yet answered the latest request; older readings prove nothing.")
+    SETTLING = ("Settling", "Node", _SOON,
+        "The node was cordoned a moment ago; pods that the scheduler was just binding may still appear.")
+    ADOPTABLE = ("Adoptable", "Node", _SOON,
+        "The node is already as wanted; it is taken over without a disturbance.")
+    PRODUCT_SKIPPED = ("ProductSkipped", "Node", _DONE,
+        "The node's card is not in spec.products; the node is left alone.",
+        "Add the product to spec.products if it belongs to the pool.")
+    UNOWNED = ("Unowned", "Node", _DONE,
+        "No policy selects the node any more; it keeps its present layout.")
+    SYNCED = ("Synced", "Node", _DONE,
+        "Everything is as wanted and proven. Also the reason of Ready=True on a policy.")
+
+    # --- Hardware: what is wanted does not suit the card
+    NO_GPU = ("NoGPU", "Hardware", _PERSON,
+        "The node has no NVIDIA GPU.",
+        "Narrow the node selector, or check the driver when there should be one.")
+    HARDWARE_UNKNOWN = ("HardwareUnknown", "Hardware", _PERSON,
+        "Neither the driver nor our table says what this card offers, so a layout cannot be checked.",
+        "Update the driver, or use a card from docs/reference.")
+    NOT_MIG_CAPABLE = ("NotMigCapable", "Hardware", _PERSON,
+        "The policy wants MIG and the card has none.",
+        "Narrow the node selector or name the cards in spec.products, or choose another mode.")
+    PROFILE_NOT_SUPPORTED = ("ProfileNotSupported", "Hardware", _PERSON,
+        "The card does not offer a wanted MIG profile; the message lists what it offers.",
+        "Use a profile that the card offers.")
+    LAYOUT_DOES_NOT_FIT = ("LayoutDoesNotFit", "Hardware", _PERSON,
+        "The card offers each profile, but they do not fit together; the message shows the nearest legal "
+        "layout.",
+        "Use the layout in the message or another one that fits.")
+    LAYOUT_INCOMPLETE = ("LayoutIncomplete", "Hardware", _PERSON,
+        "spec.mig.layouts does not name every GPU of the node; mig-manager would leave the others as they "
+        "are.",
+        "Name every GPU index, or use devices: all.")
+    LAYOUT_TOO_MANY_GPUS = ("LayoutTooManyGPUs", "Hardware", _PERSON,
+        "spec.mig.layouts names a GPU index that the node does not have.",
+        "Remove the index, or keep such nodes out of the pool.")
+    LAYOUT_NOT_UNIFORM = ("LayoutNotUniform", "Hardware", _PERSON,
+        "Strategy single needs the same single profile on every GPU of the node.",
+        "Use strategy mixed, or one profile on all GPUs.")
+    LAYOUT_EMPTY = (
+        "LayoutEmpty", "Hardware", _PERSON,
+        "The configuration switches MIG on and creates no instance, so the GPU would serve nothing.",
+        "Choose a configuration with instances, or mode Full.",
+    )
+    MIG_MODE_PENDING = (
+        "MigModePending", "Hardware", _PERSON,
+        "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of ours.",
+        "Reset the GPU or reboot the node.",
+    )
+    COMPUTE_MODE = (
+        "ComputeMode", "Hardware", _PERSON,
+        "A GPU is not in compute mode Default: an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
+        "Run nvidia-smi -i INDEX -c 0 on the node.",
+    )
+
+    # --- Proof: what does not agree yet after a change, or any more
+    OPERANDS_PAUSED = ("OperandsPaused", "Proof", _LATER,
+        "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = "
+        "paused-for-mig-change).",
+        "Usually cured by the restart of mig-manager that follows by itself.")
+    LAYOUT_MISMATCH = ("LayoutMismatch", "Proof", _LATER,
+        "The GPUs are not divided as wanted, as the agent reads them.")
+    ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
+        "The node does not offer the resource names and counts that the mode predicts.",
+        "When it lasts, read the log of the device plugin on the node.")
+    LABEL_MISMATCH = ("LabelMismatch", "Proof", _LATER,
+        "The labels of GPU Feature Discovery do not say what the mode predicts.",
+        "When it lasts, read the log of gpu-feature-discovery on the node.")
+
+    # --- Drain: why a pod does not leave; the node is not cordoned for these when they are known before
+    PDB_CONFLICT = ("PDBConflict", "Drain", _PERSON,
+        "Two PodDisruptionBudgets select the pod; the API server refuses every eviction of such a pod.",
+        "Change the selectors so that one PodDisruptionBudget selects the pod.")
+    PDB_NEVER_ALLOWS = ("PDBNeverAllows", "Drain", _PERSON,
+        "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
+        "Scale the workload up, or set its maxUnavailable to at least 1.")
+    UNMANAGED = ("Unmanaged", "Drain", _PERSON,
+        "The pod has no controller that would start it elsewhere.",
+        "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
+    GPU_DAEMON_SET = ("GPUDaemonSet", "Drain", _PERSON,
+        "A DaemonSet that is not part of the GPU Operator holds a GPU; an evicted pod would come straight "
+        "back.",
+        'Give the DaemonSet the node selector nvidia.com/gpu.deploy.client: "true", or keep it off the '
+        "node.")
+    STATIC_GPU_POD = ("StaticGPUPod", "Drain", _PERSON,
+        "A static pod holds a GPU; deleting it through the API does not stop it.",
+        "Remove its manifest from the node.")
+    DRA_CLAIM = ("DRAClaim", "Drain", _PERSON,
+        "The pod holds a GPU through a ResourceClaim of driver gpu.nvidia.com, or through one that cannot "
+        "be read. Such GPUs are managed by the DRA driver.",
+        "Use this operator on nodes that serve GPUs through the device plugin.")
+    STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
+        "After the change no node would offer the resource name that the pod asks for, so it could not "
+        "start again.",
+        "Change the pod's request, keep the name elsewhere, or set drain.strandedPods to Allow.")
+    TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
+        "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
+        "See who removes the finalizers named, or why the kubelet cannot end the container.")
+    FORBIDDEN = ("Forbidden", "Drain", _PERSON,
+        "The API server does not let us evict the pod.",
+        "Grant the right that the message names, or remove the policy that refuses.")
+    LIST_FAILED = ("ListFailed", "Drain", _PERSON,
+        "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided "
+        "without them.",
+        "Check the message; the next pass tries again.")
+    EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
+        "The API server could not judge the eviction; its words are in the message.",
+        "Check the PodDisruptionBudget of the pod and the API server's message.")
+    PDB = ("PDB", "Drain", _LATER,
+        "The PodDisruptionBudget allows no disruption at the moment.",
+        "Bring the unready pods back, scale up, or raise maxUnavailable.")
+    PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
+        "The PodDisruptionBudget changed and its controller has not worked it out yet; shown after 60 s.",
+        "When it lasts, check kube-controller-manager.")
+    NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
+        "The pod's namespace is being deleted; the pod goes with it.",
+        "When it lasts, see what keeps the namespace.")
+    THROTTLED = ("Throttled", "Drain", _SOON,
+        "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
+    PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
+        "Nothing blocks; evicted pods use their grace period.")
+    EVICTED = ("Evicted", "Drain", _SOON,
+        "The API server accepted the eviction; the pod is gone when a LIST no longer shows it.")
+
+    # --- Accepted: whether the policy can be carried out at all
+    INVALID_SPEC = ("InvalidSpec", "Accepted", _PERSON,
+        "A field of the policy is wrong on every cluster; the message names it.",
+        "Correct the field.")
+    UNSUPPORTED_STACK = ("UnsupportedStack", "Accepted", _PERSON,
+        "NVIDIA's DRA stack (GPUCluster) serves the GPUs here; our labels would have no effect.",
+        "Use this operator with the device plugin of the GPU Operator.")
+    CLUSTER_POLICY_MISSING = ("ClusterPolicyMissing", "Accepted", _PERSON,
+        "There is no ClusterPolicy: the GPU Operator is not installed or not visible to us.",
+        "Install the NVIDIA GPU Operator.")
+    PLUGIN_CONFIG_NOT_OURS = ("PluginConfigNotOurs", "Accepted", _PERSON,
+        "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have "
+        "no effect.",
+        "Run the command in the message once.")
+    MIG_MANAGER_DISABLED = (
+        "MigManagerDisabled", "Accepted", _PERSON,
+        "The policy wants MIG, and ClusterPolicy migManager.enabled is false: nobody would act on our label.",
+        "Run the command in the message once.",
+    )
+    MIG_STRATEGY_SET = ("MigStrategySet", "Accepted", _PERSON,
+        "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy.",
+        "Run the command in the message once.")
+    LAYOUTS_NEED_CONFIG_MAP = ("LayoutsNeedConfigMap", "Accepted", _PERSON,
+        "spec.mig.layouts needs ClusterPolicy migManager.config.name to name our ConfigMap.",
+        "Run the command in the message once, or use a named configuration in spec.mig.config.")
+    CONFIG_UNKNOWN = ("ConfigUnknown", "Accepted", _PERSON,
+        "No mig-parted configuration of this name exists for the card; the message lists those that do.",
+        "Use one of the names listed, or spec.mig.layouts.")
+    NO_NODES = ("NoNodes", "Accepted", _LATER,
+        "The node selector selects no node.",
+        "Label the nodes of the pool or correct spec.nodeSelector.")
+    VALID = ("Valid", "Accepted", _DONE,
+        "The policy can be carried out on every node that it owns.")
+
+    # --- Ready and Reconciling
+    NOT_ACCEPTED = ("NotAccepted", "Ready", _PERSON,
+        "The policy cannot be carried out; the condition Accepted says why.",
+        "Correct what the condition Accepted names.")
+    ROLLOUT_IN_PROGRESS = ("RolloutInProgress", "Ready", _SOON,
+        "Nodes are being changed, or wait for their turn.")
+    DELETING = ("Deleting", "Ready", _SOON,
+        "The policy is deleted; nodes in flight are brought to a safe end first.",
+        "Annotation gpusharing.dev/force-release=true lets it go at once and keeps every cordon.")
+
+    # --- Stalled: no progress without a person
+    NODES_FAILED = ("NodesFailed", "Stalled", _PERSON,
+        "Nodes failed past the point of no return; they stay cordoned and keep their slots.",
+        "See status.failures; set gpusharing.dev/retry on the Node when the cause is gone.")
+    BLOCKED = ("Blocked", "Stalled", _PERSON,
+        "Every node that is left to change is blocked; kubectl get gpunodes shows by what.",
+        "Remove what blocks.")
+    PROGRESSING = ("Progressing", "Stalled", _DONE,
+        "Nothing needs a person.")
+
+    # fmt: on
+
+
+_ORDER = {reason: (reason.passes, index) for index, reason in enumerate(Reason)}
+
+
+def describe(reason: Reason) -> str:
+    """When the reason is used and what to do about it, in one or two sentences."""
+    return f"{reason.when} {reason.remedy}".rstrip()
+
+
+def priority(reason: Reason) -> tuple[int, int]:
+    """Sort key: what needs a person first, then what lasts longest."""
+    return _ORDER[reason]
+
+
+def most_urgent(reasons: Iterable[Reason]) -> Reason:
+    """The reason to show where there is room for one. Raises ValueError when there is none."""
+    return min(reasons, key=priority)
