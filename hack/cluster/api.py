@@ -1,4 +1,4 @@
-"""A small synchronous client for the development tools: raw JSON over one keep-alive connection per thread.
+"""A small synchronous client for the development tools: raw JSON over kept-alive connections.
 
 The shipped operator has its own client (`gpusharing.kube.client`); tools and tests look at the cluster
 without it.
@@ -61,19 +61,18 @@ class Credentials:
 class Api:
     """Requests to one API server as one user; safe to use from several threads."""
 
-    def __init__(self, url: str, ca: Path, credentials: Credentials) -> None:
-        """`url` as in a kubeconfig, `ca` the PEM file of the authority to trust."""
+    def __init__(self, url: str, ca_pem: str, credentials: Credentials) -> None:
+        """`url` as in a kubeconfig, `ca_pem` the certificate of the authority to trust."""
         parts = urllib.parse.urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port
-        self._ca, self._url = ca, url
-        self._context = ssl.create_default_context(cafile=str(ca))
+        self.url, self.ca_pem = url, ca_pem
+        self._context = ssl.create_default_context(cadata=ca_pem)
         self._headers = {"Accept": JSON}
         if credentials.cert and credentials.key:
             self._context.load_cert_chain(credentials.cert, credentials.key)
         if credentials.token:
             self._headers["Authorization"] = f"Bearer {credentials.token}"
-        self._threads = threading.local()
-        self._opened: list[http.client.HTTPSConnection] = []
+        self._idle: list[tuple[float, http.client.HTTPSConnection]] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -85,19 +84,19 @@ class Api:
         self.close()
 
     def close(self) -> None:
-        """Close the connections of all threads."""
+        """Close the idle connections."""
         with self._lock:
-            for connection in self._opened:
+            for _, connection in self._idle:
                 connection.close()
-            self._opened.clear()
+            self._idle.clear()
 
     def as_token(self, token: str) -> "Api":
         """The same server, seen by the bearer of `token`."""
-        return Api(self._url, self._ca, Credentials(token=token))
+        return Api(self.url, self.ca_pem, Credentials(token=token))
 
     def as_nobody(self) -> "Api":
         """The same server without any credentials."""
-        return Api(self._url, self._ca, Credentials())
+        return Api(self.url, self.ca_pem, Credentials())
 
     def request(
         self, method: str, path: str, body: object = None, content_type: str = JSON, **query: str
@@ -151,23 +150,23 @@ class Api:
 
     @contextmanager
     def _connection(self) -> Iterator[http.client.HTTPSConnection]:
-        """This thread's connection; dropped after any trouble, because half an answer may lie on it."""
-        connection: http.client.HTTPSConnection | None = getattr(self._threads, "connection", None)
-        if connection is None:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._context
-            )
-            self._threads.connection = connection
-            with self._lock:
-                self._opened.append(connection)
-        if time.monotonic() - getattr(self._threads, "used", 0.0) > IDLE_SECONDS:
+        """A connection for one request; dropped after any trouble, because half an answer may lie on it."""
+        with self._lock:
+            used, connection = self._idle.pop() if self._idle else (0.0, self._new_connection())
+        if time.monotonic() - used > IDLE_SECONDS:
             connection.close()  # http.client opens it again by itself
-        self._threads.used = time.monotonic()
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
+        with self._lock:
+            self._idle.append((time.monotonic(), connection))
+
+    def _new_connection(self) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection(
+            self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._context
+        )
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T], threads: int = 8) -> list[R]:

@@ -150,12 +150,15 @@ def scheduler(programs: Programs, layout: Layout) -> list[str]:
     ]
 
 
-def kwok(program: Path, layout: Layout) -> list[str]:
-    """kwok in the place of all kubelets, with our own stages (see manifests/kwok-stages.yaml)."""
+def kwok(program: Path, kubeconfig: Path, lease_seconds: int = 0) -> list[str]:
+    """kwok in the place of all kubelets, with our own stages (see manifests/kwok-stages.yaml).
+
+    `lease_seconds` > 0 makes it renew node leases, for a controller-manager with the usual grace period.
+    """
     return [
         str(program),
-        f"--kubeconfig={layout.kubeconfig('kwok')}",
+        f"--kubeconfig={kubeconfig}",
         f"--config={STAGES}",
         f"--manage-nodes-with-annotation-selector={'='.join(MANAGED_BY_KWOK)}",
-        "--node-lease-duration-seconds=0",
+        f"--node-lease-duration-seconds={lease_seconds}",
     ]

@@ -158,13 +158,13 @@ class ControlPlane:
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
         """A kubeconfig that acts as an existing service account, under its RBAC."""
-        token = tokens.service_account_token(self.api, namespace, name)
-        return self._token_kubeconfig(f"{namespace}-{name}", namespace, token)
+        path = self.directory / f"{namespace}-{name}.kubeconfig"
+        return tokens.write_token_kubeconfig(self.api, path, namespace, name)
 
     def node_agent_kubeconfig(self, namespace: str, name: str, node: str) -> Path:
         """The same with a token bound to `node`, as an agent's pod has it there."""
-        token = tokens.node_bound_token(self.api, namespace, name, node)
-        return self._token_kubeconfig(f"{namespace}-{name}-{node}", namespace, token)
+        path = self.directory / f"{namespace}-{name}-{node}.kubeconfig"
+        return tokens.write_token_kubeconfig(self.api, path, namespace, name, node=node)
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -245,10 +245,11 @@ class ControlPlane:
 
     def _prepare_clients(self) -> None:
         layout, pki = self.layout, self.layout.pki
+        ca_pem = pki.ca.read_text()
         for user in ("admin", "controller-manager", "scheduler", "kwok"):
             credentials = Credentials(cert=pki.cert(user), key=pki.key(user))
-            write_kubeconfig(layout.kubeconfig(user), layout.url, pki.ca, user, credentials)
-        self._api = Api(layout.url, pki.ca, Credentials(cert=pki.cert("admin"), key=pki.key("admin")))
+            write_kubeconfig(layout.kubeconfig(user), layout.url, ca_pem, user, credentials)
+        self._api = Api(layout.url, ca_pem, Credentials(cert=pki.cert("admin"), key=pki.key("admin")))
 
     def _command_lines(self, kwok: Path | None) -> dict[str, list[str]]:
         programs, layout, options = self._program(), self.layout, self.options
@@ -263,7 +264,7 @@ class ControlPlane:
         if options.scheduler:
             lines["kube-scheduler"] = commands.scheduler(programs, layout)
         if kwok is not None:
-            lines["kwok"] = commands.kwok(kwok, layout)
+            lines["kwok"] = commands.kwok(kwok, layout.kubeconfig("kwok"))
         return lines
 
     def _start_all(self) -> None:
@@ -290,10 +291,6 @@ class ControlPlane:
             return False
 
         return ask
-
-    def _token_kubeconfig(self, name: str, namespace: str, token: str) -> Path:
-        path = self.directory / f"{name}.kubeconfig"
-        return write_kubeconfig(path, self.url, self.ca, name, Credentials(token=token), namespace)
 
     def _record(self) -> None:
         owner = None if self.options.detached else os.getpid()

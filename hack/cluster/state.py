@@ -20,6 +20,7 @@ class State:
     """Pid of the process that must live as long as the control plane; None when it outlives its maker."""
     url: str = ""
     pids: dict[str, int] = field(default_factory=dict)
+    driver: str = "cluster"
 
     def write(self, directory: Path) -> None:
         """Write the record to its folder."""

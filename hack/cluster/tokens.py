@@ -1,8 +1,10 @@
 """Service-account tokens from the TokenRequest API: tools and tests act under shipped RBAC, not as admin."""
 
+from pathlib import Path
 from typing import Any
 
-from hack.cluster.api import Api, Object
+from hack.cluster.api import Api, Credentials, Object
+from hack.cluster.kubeconfig import write_kubeconfig
 
 LIFETIME_SECONDS = 7 * 24 * 3600
 
@@ -39,3 +41,15 @@ def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
     bound_to = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": found["metadata"]["uid"]}
     account = found["spec"].get("serviceAccountName", "default")
     return service_account_token(api, namespace, account, bound_to=bound_to)
+
+
+def write_token_kubeconfig(
+    api: Api, path: Path, namespace: str, name: str, *, node: str | None = None
+) -> Path:
+    """Write a kubeconfig that acts as a service account, with a token bound to `node` when given."""
+    if node is None:
+        token = service_account_token(api, namespace, name)
+    else:
+        token = node_bound_token(api, namespace, name, node)
+    user = f"system:serviceaccount:{namespace}:{name}"
+    return write_kubeconfig(path, api.url, api.ca_pem, user, Credentials(token=token), namespace)

@@ -1,0 +1,8 @@
+"""`python -m hack.cluster`: see hack/cluster/cli.py."""
+
+import sys
+
+from hack.cluster.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

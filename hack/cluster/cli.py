@@ -1,0 +1,187 @@
+"""The command behind `make cluster`, `make cluster-down` and `make run`.
+
+Progress goes to stderr; stdout has one line, so that a shell can take it: `eval "$(make -s cluster)"`.
+"""
+
+import argparse
+import fcntl
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hack.cluster import install, kind, nodes, state, toolchain
+from hack.cluster.api import Api, ApiError
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api
+from hack.cluster.paths import private_directory, state_root
+from hack.cluster.process import ComponentError
+from hack.cluster.tokens import write_token_kubeconfig
+
+EXPECTED = (toolchain.ToolchainError, ComponentError, KubeconfigError, kind.KindError, TimeoutError)
+"""Errors whose text is meant for the user."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one verb; the exit status is 0 when it did what it says."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.verb == "up":
+            up(options.nodes, options.driver)
+        elif options.verb == "down":
+            down()
+        else:
+            print(account_kubeconfig(options.namespace, options.service_account, options.node))
+    except EXPECTED as error:
+        _say(str(error))
+        return 1
+    return 0
+
+
+def up(count: int, driver: str) -> None:
+    """Bring the user's one development cluster up, or find it up, and print how to use it."""
+    directory = cluster_directory()
+    with _locked(directory.with_suffix(".lock")):
+        found = find_running(directory)
+        if found is None:
+            begin = time.monotonic()
+            api = _create(directory, driver)
+            _populate(api, count)
+            _say(f"cluster up in {time.monotonic() - begin:.1f} s: {api.url}, files in {directory}")
+        else:
+            with found as api:
+                _say(f"the cluster is up already: {api.url}, {len(api.list('/api/v1/nodes'))} nodes")
+            _say("for another one: make cluster-down, then make cluster")
+    _say_kubectl()
+    print(f"export KUBECONFIG={shlex.quote(str(_kubeconfig(directory)))}", flush=True)
+
+
+def down() -> None:
+    """Stop the cluster and remove its files; harmless when there is none."""
+    directory = cluster_directory()
+    with _locked(directory.with_suffix(".lock")):
+        record = state.read(directory)
+        stopped = state.stop_recorded(directory)
+        if record is not None and record.driver == "kind":
+            kind.down()
+            stopped.append("kind cluster")
+        shutil.rmtree(directory, ignore_errors=True)
+    _say(f"stopped {', '.join(stopped)}" if stopped else "no cluster is up")
+
+
+def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
+    """A kubeconfig for a service account of the cluster that `$KUBECONFIG` names.
+
+    Raises:
+        KubeconfigError: no such cluster or account; the text says what to do.
+    """
+    given, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
+    # Beside the kubeconfig of a cluster of ours, so that it goes when the cluster goes.
+    folder = given.parent if given.is_relative_to(root) else root
+    with open_api(given) as api:
+        path = folder / f"{'-'.join(filter(None, (namespace, account, node)))}.kubeconfig"
+        try:
+            return write_token_kubeconfig(api, path, namespace, account, node=node)
+        except ApiError as error:
+            raise KubeconfigError(
+                f"no token for service account {namespace}/{account}: {error.message}\n"
+                "Install the chart first: helm install gpu-sharing-operator deploy/helm/gpu-sharing-operator "
+                f"--namespace {namespace} --create-namespace"
+            ) from error
+        except OSError as error:
+            raise KubeconfigError(
+                f"{api.url} does not answer: {error}\nStart a cluster: make cluster"
+            ) from error
+
+
+def cluster_directory() -> Path:
+    """The folder of the one cluster that `up` makes."""
+    return private_directory(state_root()) / "cluster"
+
+
+def find_running(directory: Path) -> Api | None:
+    """A client for the cluster in `directory` when all of it runs and answers; else tidy up: None."""
+    record = state.read(directory)
+    if record is None:
+        return None
+    alive = {component.name for component in state.running(directory)}
+    dead = sorted(set(record.pids) - alive)
+    if not dead:
+        api = open_api(_kubeconfig(directory))
+        try:
+            api.get("/readyz")
+            return api
+        except (ApiError, OSError) as error:
+            _say(f"the recorded cluster does not answer ({error}); starting anew")
+    else:
+        _say(f"the recorded cluster is broken ({', '.join(dead)} not running); starting anew")
+    state.stop_recorded(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    return None
+
+
+def _create(directory: Path, driver: str) -> Api:
+    if driver == "kind":
+        kind.check()
+        _say("creating a kind cluster ...")
+        return kind.up(private_directory(directory), _kubeconfig(directory))
+    shutil.rmtree(directory, ignore_errors=True)  # what a start that was cut short has left
+    plane = ControlPlane(directory, Options(detached=True))
+    _step("control plane (etcd, API server, controller-manager, scheduler, kwok)", plane.start)
+    return plane.api
+
+
+def _populate(api: Api, count: int) -> None:
+    _step("CRDs, namespaces and a ClusterPolicy", lambda: install.install_all(api))
+    manifests = nodes.fleet(count)
+    _step(
+        f"{count} SIMULATED GPU nodes",
+        lambda: nodes.wait_nodes_ready(api, nodes.create_nodes(api, manifests), 30 + count / 20),
+    )
+
+
+def _step(what: str, work: Callable[[], object]) -> None:
+    begin = time.monotonic()
+    work()
+    _say(f"  {time.monotonic() - begin:5.1f} s  {what}")
+
+
+def _say_kubectl() -> None:
+    if shutil.which("kubectl") is None:
+        folder = toolchain.control_plane_programs().kubectl.parent
+        _say(f"no kubectl on PATH; ours: export PATH={shlex.quote(str(folder))}:$PATH")
+
+
+def _kubeconfig(directory: Path) -> Path:
+    return directory / "admin.kubeconfig"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One `up` or `down` at a time."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m hack.cluster", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    up_verb = verbs.add_parser("up", help="start the cluster; the last line is `export KUBECONFIG=...`")
+    up_verb.add_argument("--nodes", type=int, default=int(os.environ.get("NODES") or 8))
+    drivers = ("cluster", "kind")
+    up_verb.add_argument("--driver", choices=drivers, default=os.environ.get("DRIVER") or "cluster")
+    verbs.add_parser("down", help="stop it and remove its files")
+    account = verbs.add_parser("kubeconfig", help="print a kubeconfig that acts as a service account")
+    account.add_argument("--namespace", default=install.OPERATOR_NAMESPACE)
+    account.add_argument("--service-account", required=True)
+    account.add_argument("--node", help="bind the token to this Node, as an agent's is")
+    return parser
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

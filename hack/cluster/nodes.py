@@ -1,0 +1,165 @@
+"""SIMULATED GPU nodes: Node objects as NVIDIA's software leaves them on a fresh machine, run by kwok.
+
+The labels are those of nvidia-actuators.md (c) for a full GPU and (d.2). Afterwards they belong to whoever
+plays NVIDIA's software (the simulators); nothing here writes a node a second time.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from gpusharing.api import names
+from gpusharing.planning.cards import Card, bare_product, find_card
+from hack.cluster.api import Api, ApiError, Object, in_parallel
+from hack.cluster.commands import MANAGED_BY_KWOK
+from hack.cluster.process import wait_until
+from hack.cluster.toolchain import CONTROLPLANE_SOURCE, KWOK_VERSION, kubernetes_version
+
+LABEL_POOL = f"{names.PREFIX}pool"
+"""How the README, the demo and the tests name a node pool; any other label would do."""
+OPERANDS = (
+    "container-toolkit",
+    "dcgm",
+    "dcgm-exporter",
+    "device-plugin",
+    "driver",
+    "gpu-feature-discovery",
+    "node-status-exporter",
+    "nvsm",
+    "operator-validator",
+)
+FAMILIES = {7: "turing", 8: "ampere", 9: "hopper", 10: "blackwell", 11: "blackwell", 12: "blackwell"}
+"""GFD's name of an architecture by major compute capability; 8.9 is the exception (ada-lovelace)."""
+FLEET = (
+    ("a", "NVIDIA H100 80GB HBM3", 8),
+    ("b", "NVIDIA H100 80GB HBM3", 8),
+    ("c", "NVIDIA H100 80GB HBM3", 8),
+    ("d", "NVIDIA L40S", 4),
+)
+"""Pool, card and GPUs per node of the default fleet: three pools that can do MIG, one that cannot."""
+CPU, MEMORY, PODS = "128", "1Ti", "250"
+
+
+def node_manifest(
+    name: str,
+    *,
+    product: str = "NVIDIA H100 80GB HBM3",
+    gpus: int = 8,
+    pool: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Object:
+    """A Node with `gpus` whole cards of `product` (the name NVML reports) that kwok will run.
+
+    Raises:
+        ValueError: the card is not in `gpusharing.planning.cards`.
+    """
+    card = find_card(product)
+    if card is None:
+        raise ValueError(f"unknown card {product!r}: use a product name from gpusharing.planning.cards")
+    own = {LABEL_POOL: pool} if pool else {}
+    system = {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux", "kubernetes.io/hostname": name}
+    resources = {"cpu": CPU, "memory": MEMORY, "pods": PODS, names.RESOURCE_GPU: str(gpus)}
+    key, value = MANAGED_BY_KWOK
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "labels": {**system, **gpu_labels(card, product, gpus), **own, **(labels or {})},
+            "annotations": {key: value},
+        },
+        # The API server takes a new Node's status as given, as it does when a kubelet registers.
+        "status": {"capacity": resources, "allocatable": dict(resources), "nodeInfo": _node_info(name)},
+    }
+
+
+def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
+    """The `nvidia.com/` labels of a node with whole cards: GFD's, and the GPU operator's placement labels."""
+    major, minor = card.compute_capability
+    memory = card.memory_mib or card.memory_gb * 1024
+    gfd = {
+        names.LABEL_GPU_PRODUCT: bare_product(product),
+        names.LABEL_GPU_COUNT: str(gpus),
+        names.LABEL_GPU_REPLICAS: "1",
+        names.LABEL_SHARING_STRATEGY: "none",
+        names.LABEL_MIG_CAPABLE: str(bool(card.profiles)).lower(),
+        "nvidia.com/gpu.memory": str(memory),
+        "nvidia.com/gpu.family": "ada-lovelace"
+        if (major, minor) == (8, 9)
+        else FAMILIES.get(major, "undefined"),
+        "nvidia.com/gpu.compute.major": str(major),
+        "nvidia.com/gpu.compute.minor": str(minor),
+        "nvidia.com/gpu.mode": "compute",
+        "nvidia.com/mps.capable": "false",
+    }
+    operands = (*OPERANDS, "mig-manager") if card.profiles else OPERANDS
+    deploy = {f"{names.LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in operands}
+    # A fresh MIG-capable node has been labelled by the GPU operator and seen by mig-manager once (d.1, a.2).
+    mig = {names.LABEL_MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"} if card.profiles else {}
+    return {names.LABEL_GPU_PRESENT: "true", **gfd, **deploy, **mig}
+
+
+def fleet(count: int) -> list[Object]:
+    """`count` nodes `gpu-01`, `gpu-02`, ... spread evenly over the pools of FLEET."""
+    width = max(2, len(str(count)))
+    return [
+        node_manifest(f"gpu-{index + 1:0{width}}", pool=pool, product=product, gpus=gpus)
+        for index, (pool, product, gpus) in ((i, FLEET[i % len(FLEET)]) for i in range(count))
+    ]
+
+
+def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
+    """Create the nodes and return their names; one that exists already is left as it is."""
+
+    def create(manifest: Object) -> str:
+        try:
+            api.create("/api/v1/nodes", manifest)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+        return str(manifest["metadata"]["name"])
+
+    return in_parallel(create, manifests)
+
+
+def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 30.0) -> None:
+    """Wait until all these nodes are Ready and free of the taint that new nodes have.
+
+    Raises:
+        TimeoutError: the message names up to five nodes that are not.
+    """
+    missing = set(node_names)
+
+    def all_ready() -> bool:
+        missing.intersection_update(
+            item["metadata"]["name"] for item in api.list("/api/v1/nodes") if not is_ready(item)
+        )
+        return not missing
+
+    with contextlib.suppress(TimeoutError):
+        wait_until(all_ready, seconds, "")
+        return
+    shown = ", ".join(sorted(missing)[:5])
+    raise TimeoutError(f"{len(missing)} of {len(node_names)} nodes not Ready after {seconds:.0f} s: {shown}")
+
+
+def is_ready(node: Object) -> bool:
+    """Whether the condition Ready is True and the taints of new nodes are gone."""
+    conditions = node.get("status", {}).get("conditions", [])
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    taints = {taint["key"] for taint in node["spec"].get("taints", [])}
+    return ready and "node.kubernetes.io/not-ready" not in taints
+
+
+def _node_info(name: str) -> dict[str, str]:
+    return {
+        "architecture": "amd64",
+        "operatingSystem": "linux",
+        "osImage": "SIMULATED",
+        "kernelVersion": "SIMULATED",
+        "kubeletVersion": kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()),
+        "kubeProxyVersion": "",
+        "containerRuntimeVersion": f"kwok://{KWOK_VERSION.removeprefix('v')}",
+        "machineID": name,
+        "systemUUID": name,
+        "bootID": name,
+    }
