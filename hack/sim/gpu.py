@@ -1,0 +1,332 @@
+"""SIMULATED GPUs behind the agent's Library Protocol, with the rules of MIG that a driver enforces.
+
+Models come from `planning/cards.py`. Rules from NVIDIA's MIG user guide (hardware-facts.md a): a mode change
+needs every client gone; Ampere keeps it pending until a reset succeeds; reset and reboot take the instances,
+a reboot also the mode itself from Hopper on. Where the driver puts an instance is a guess, the highest free
+start: it agrees with the guide's rule that 3g+2g+1g+1g fits only with the 3g first. That any of this matches
+silicon is unproven.
+"""
+
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from gpusharing.agent.library import LibraryError, Reading
+from gpusharing.api.gpunode import (
+    ComputeModeValue,
+    MigModeValue,
+    ObservedGPU,
+    ObservedInstance,
+    ObservedModel,
+    ObservedProcess,
+    ObservedProfile,
+    RemappedRows,
+)
+from gpusharing.planning.cards import Card, Profile, find_card, profiles_of
+
+DRIVER_VERSION = "580.95.05"
+HEALTHY_ROWS = RemappedRows(correctable=0, uncorrectable=0, pending=False, failed=False)
+
+
+class DriverRefusal(Exception):
+    """The simulated driver refuses a change; the message says why."""
+
+
+class InUse(DriverRefusal):
+    """A client, a process or an instance is in the way (NVML_ERROR_IN_USE)."""
+
+
+class DoesNotFit(DriverRefusal):
+    """No free place for the instance now (NVML_ERROR_INSUFFICIENT_RESOURCES)."""
+
+
+class NotSupported(DriverRefusal):
+    """The card has no MIG, or not this profile (NVML_ERROR_NOT_SUPPORTED)."""
+
+
+@dataclass
+class _GPU:
+    """State of one card."""
+
+    index: int
+    uuid: str
+    product: str
+    card: Card
+    mig: bool = False
+    mig_pending: bool = False
+    compute_mode: ComputeModeValue = "Default"
+    instances: list[ObservedInstance] = field(default_factory=list)
+    processes: list[ObservedProcess] = field(default_factory=list)
+    ecc_uncorrected: int | None = 0
+    remapped_rows: RemappedRows | None = HEALTHY_ROWS
+
+    @property
+    def mig_capable(self) -> bool:
+        return bool(profiles_of(self.card))
+
+    @property
+    def keeps_mode_over_reboot(self) -> bool:
+        """Ampere keeps the MIG mode bit in the InfoROM; newer cards do not (guide)."""
+        return self.card.mig_mode_needs_reset
+
+
+class SimulatedGPUs:
+    """The GPUs of one SIMULATED node. Safe to read from a thread while another changes them."""
+
+    simulated = True
+
+    def __init__(self, node: str, products: Sequence[str], *, driver_version: str = DRIVER_VERSION) -> None:
+        """`products` are NVML's names, one per GPU; an unknown one is a ValueError. UUIDs follow `node`."""
+        self.open_sessions = 0
+        """Sessions of this library that are open now, and clients added with `client`."""
+        self.readings = 0
+        """Readings begun so far."""
+        self._node = node
+        self._driver_version = driver_version
+        self._lock = threading.RLock()
+        self._returns = threading.Event()
+        self._returns.set()
+        self._failure: LibraryError | None = None
+        self._gpus = [self._new_gpu(index, product) for index, product in enumerate(products)]
+
+    # --- the agent's side -------------------------------------------------------------------------------
+
+    def read(self) -> Reading:
+        """One reading, as `agent.library.Library` wants it."""
+        with self.client():
+            self.readings += 1
+            self._returns.wait()
+            with self._lock:
+                if self._failure is not None:
+                    raise self._failure
+                return Reading(self._driver_version, self._models(), tuple(map(_observed, self._gpus)))
+
+    @contextmanager
+    def client(self) -> Iterator[None]:
+        """An NVML client of this node, open for the length of the block."""
+        with self._lock:
+            self.open_sessions += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.open_sessions -= 1
+
+    def hang(self) -> None:
+        """From now on a reading does not return, as when a GPU hangs in the kernel."""
+        self._returns.clear()
+
+    def unhang(self) -> None:
+        """Let every hanging reading return."""
+        self._returns.set()
+
+    def fail(self, error: LibraryError | None) -> None:
+        """From now on readings raise this error; None heals."""
+        self._failure = error
+
+    # --- the driver's side: what mig-manager, workloads and MPS do -------------------------------------
+
+    @property
+    def count(self) -> int:
+        """How many GPUs the node has."""
+        return len(self._gpus)
+
+    def card(self, index: int) -> Card:
+        """The model of a GPU."""
+        return self._gpus[index].card
+
+    def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:
+        """Switch MIG mode (nvmlDeviceSetMigMode).
+
+        Hopper and newer raise InUse while any client or process is there. Ampere takes the mode as pending
+        and applies it with a reset of its own if it can. Off with instances present is InUse on both.
+        """
+        with self._lock:
+            gpu = self._mig_gpu(index)
+            if not on and gpu.instances:
+                raise InUse(f"GPU {index}: destroy its {len(gpu.instances)} instances first")
+            if gpu.card.mig_mode_needs_reset:
+                gpu.mig_pending = on
+                return "Applied" if gpu.mig == on or self._try_reset(gpu) else "Pending"
+            if gpu.mig != on:
+                self._refuse_clients(gpu)
+            gpu.mig = gpu.mig_pending = on
+            return "Applied"
+
+    def reset(self, *indexes: int) -> None:
+        """Reset GPUs (`nvidia-smi -r`; all without indexes): pending modes apply, instances are gone."""
+        with self._lock:
+            gpus = [self._gpus[index] for index in indexes] or self._gpus
+            for gpu in gpus:
+                self._refuse_clients(gpu)
+            for gpu in gpus:
+                _reset(gpu)
+
+    def reboot(self) -> None:
+        """Reboot the node: processes and instances go, the MIG mode too where the card does not keep it."""
+        with self._lock:
+            for gpu in self._gpus:
+                gpu.processes.clear()
+                gpu.compute_mode = "Default"
+                gpu.mig_pending = gpu.mig_pending and gpu.keeps_mode_over_reboot
+                _reset(gpu)
+
+    def create(self, index: int, profile: str, start: int | None = None) -> ObservedInstance:
+        """Create a GPU instance with a full compute instance; order matters, as for the driver."""
+        with self._lock:
+            gpu = self._mig_gpu(index)
+            if not gpu.mig:
+                raise NotSupported(f"GPU {index}: MIG mode is off")
+            offered = next((p for p in profiles_of(gpu.card) if p.name == profile), None)
+            if offered is None:
+                raise NotSupported(f"GPU {index}: {gpu.product} has no profile {profile}")
+            _refuse_too_many(gpu, offered)
+            place = _free_start(gpu, offered, start)
+            number = next(i for i in range(1, 100) if all(i != known.id for known in gpu.instances))
+            created = ObservedInstance(
+                profile=profile,
+                start=place,
+                size=offered.size,
+                id=number,
+                uuid=self._uuid("MIG", index, number),
+            )
+            gpu.instances.append(created)
+            return created
+
+    def destroy_all(self, index: int) -> None:
+        """Destroy every instance; the ones in use stay, and InUse is raised."""
+        with self._lock:
+            gpu = self._mig_gpu(index)
+            used = {process.device for process in gpu.processes}
+            gpu.instances = [instance for instance in gpu.instances if instance.uuid in used]
+            if gpu.instances:
+                raise InUse(f"GPU {index}: {len(gpu.instances)} instances are in use")
+
+    def set_compute_mode(self, index: int, mode: ComputeModeValue) -> None:
+        """Set the CUDA compute mode; MPS uses ExclusiveProcess."""
+        self._gpus[index].compute_mode = mode
+
+    def add_process(self, index: int, name: str, pid: int, device: str = "") -> None:
+        """A process begins to compute, on a whole GPU or on the MIG device with this UUID."""
+        with self._lock:
+            self._gpus[index].processes.append(ObservedProcess(pid=pid, name=name, device=device))
+
+    def remove_process(self, pid: int) -> None:
+        """A process ends."""
+        with self._lock:
+            for gpu in self._gpus:
+                gpu.processes = [process for process in gpu.processes if process.pid != pid]
+
+    def set_health(self, index: int, ecc_uncorrected: int | None, rows: RemappedRows | None) -> None:
+        """What the memory of a GPU reports."""
+        with self._lock:
+            self._gpus[index] = replace(
+                self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows
+            )
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _new_gpu(self, index: int, product: str) -> _GPU:
+        card = find_card(product)
+        if card is None:
+            raise ValueError(f"{product!r} is not in planning/cards.py")
+        return _GPU(index, self._uuid("GPU", index), product, card)
+
+    def _uuid(self, kind: str, *numbers: int) -> str:
+        return f"{kind}-{uuid.uuid5(uuid.NAMESPACE_DNS, '/'.join(map(str, (self._node, *numbers))))}"
+
+    def _mig_gpu(self, index: int) -> _GPU:
+        gpu = self._gpus[index]
+        if not gpu.mig_capable:
+            raise NotSupported(f"GPU {index}: {gpu.product} has no MIG")
+        return gpu
+
+    def _refuse_clients(self, gpu: _GPU) -> None:
+        if self.open_sessions:
+            raise InUse(f"GPU {gpu.index}: in use by another client ({self.open_sessions} NVML sessions)")
+        if gpu.processes:
+            raise InUse(f"GPU {gpu.index}: {len(gpu.processes)} processes compute on it")
+
+    def _try_reset(self, gpu: _GPU) -> bool:
+        try:
+            self._refuse_clients(gpu)
+        except InUse:
+            return False
+        _reset(gpu)
+        return True
+
+    def _models(self) -> tuple[ObservedModel, ...]:
+        found: dict[str, ObservedModel] = {}
+        for gpu in self._gpus:
+            found.setdefault(gpu.product, _model(gpu))
+        return tuple(found.values())
+
+
+def _reset(gpu: _GPU) -> None:
+    gpu.mig = gpu.mig_pending
+    gpu.instances.clear()
+
+
+def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
+    of = {profile.name: profile for profile in profiles_of(gpu.card)}
+    present = [of[instance.profile] for instance in gpu.instances]
+    if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:
+        raise DoesNotFit(f"GPU {gpu.index}: at most {wanted.max_count} instances of {wanted.name}")
+    slices = max(profile.slices for profile in of.values())
+    if sum(profile.slices for profile in present) + wanted.slices > slices:
+        raise DoesNotFit(f"GPU {gpu.index}: only {slices} compute slices")
+
+
+def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
+    """Where the instance goes: the place asked for, else the highest free one."""
+    taken = {unit for i in gpu.instances for unit in range(i.start, i.start + i.size)}
+    for candidate in sorted(wanted.starts, reverse=True) if start is None else [start]:
+        if candidate in wanted.starts and taken.isdisjoint(range(candidate, candidate + wanted.size)):
+            return candidate
+    raise DoesNotFit(f"GPU {gpu.index}: insufficient resources for {wanted.name}")
+
+
+def _observed(gpu: _GPU) -> ObservedGPU:
+    def mode(on: bool) -> MigModeValue:
+        return ("Enabled" if on else "Disabled") if gpu.mig_capable else "NotSupported"
+
+    return ObservedGPU(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        product=gpu.product,
+        mig_mode=mode(gpu.mig),
+        mig_mode_pending=mode(gpu.mig_pending),
+        compute_mode=gpu.compute_mode,
+        instances=tuple(sorted(gpu.instances, key=lambda instance: instance.start)),
+        processes=tuple(gpu.processes),
+        ecc_uncorrected=gpu.ecc_uncorrected,
+        remapped_rows=gpu.remapped_rows,
+    )
+
+
+def _model(gpu: _GPU) -> ObservedModel:
+    card = gpu.card
+    needs_reset: Literal["Live", "Reset"] = "Reset" if card.mig_mode_needs_reset else "Live"
+    return ObservedModel(
+        product=gpu.product,
+        memory_mib=card.memory_mib or card.memory_gb * 1024,
+        compute_capability="{}.{}".format(*card.compute_capability),
+        mig_capable=gpu.mig_capable,
+        mig_mode_change=needs_reset if gpu.mig_capable else "Unknown",
+        profiles=tuple(map(_profile, profiles_of(card))),
+    )
+
+
+def _profile(profile: Profile) -> ObservedProfile:
+    return ObservedProfile(
+        name=profile.name,
+        id=-1 if profile.profile_id is None else profile.profile_id,
+        slices=profile.slices,
+        memory_gb=profile.memory_gb,
+        max_count=profile.max_count,
+        starts=profile.starts,
+        size=profile.size,
+    )

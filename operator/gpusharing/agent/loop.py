@@ -1,0 +1,199 @@
+"""The agent's loop: read the GPUs, report what changed. Level-triggered; nothing is remembered that matters.
+
+Of `GPUNode.spec.request` {id, quiet} the agent promises:
+
+- the id is echoed only by a reading that began after the request was seen;
+- `quiet: true` is reported only when the library is closed, and it stays closed until another request comes;
+- an error echoes nothing: it keeps the last known GPUs and the request that they answered.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gpusharing.agent.api import NodeAPI
+from gpusharing.agent.library import Library
+from gpusharing.agent.own import Backoff, OwnNode
+from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
+from gpusharing.agent.reader import Outcome, Reader
+from gpusharing.agent.report import (
+    keeps_closed,
+    observed_of,
+    report,
+    request_of,
+    status_patch,
+    with_holdings,
+)
+from gpusharing.api.gpunode import Observed, Request
+from gpusharing.kube.client import GPUNODES
+from gpusharing.kube.errors import KubeError, NotFound
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """Times in seconds."""
+
+    interval: float = 30.0
+    """Between two turns without an event, jittered by ±10 % so that 5,000 agents do not beat in step."""
+    hung_after: float = 10.0
+    """A reading that takes longer is reported as hung."""
+    retry_first: float = 1.0
+    """Wait after the first failed call to the API server; doubled after each further one."""
+    retry_last: float = 30.0
+    """Longest such wait."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the start of the process, for the metrics."""
+
+    readings: dict[Outcome, int] = field(default_factory=lambda: {"ok": 0, "failed": 0, "hung": 0})
+    """Answers of the library, by outcome."""
+    reading_seconds: float = 0.0
+    """Time spent in successful readings."""
+    writes: int = 0
+    """Patches that the API server took."""
+    failed_writes: int = 0
+    """Patches that it did not take."""
+
+
+def _ten_percent() -> float:
+    return random.uniform(0.9, 1.1)
+
+
+class AgentLoop:
+    """The agent of one node. Many may run in one event loop, each with its own api, library and pods."""
+
+    def __init__(
+        self,
+        node_name: str,
+        api: NodeAPI,
+        library: Library,
+        pods: PodResources,
+        settings: LoopSettings | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = _ten_percent,
+    ) -> None:
+        self.settings = settings or LoopSettings()
+        self.stats = Stats()
+        self.observed: Observed | None = None
+        """The last observation, whether or not the server has it."""
+        self._api = api
+        self._pods = pods
+        self._simulated = library.simulated
+        self._clock = clock
+        self._jitter = jitter
+        self._wake = asyncio.Event()
+        self._own = OwnNode(node_name, api, self._new_backoff(), self._wake.set)
+        self._reader = Reader(library, self.settings.hung_after, clock, self._wake.set)
+        self._backoff = self._new_backoff()
+        self._write_error = ""
+        self._pods_error = ""
+        self._last_turn = clock()
+
+    async def run(self) -> None:
+        """Follow the GPUNode and report until cancelled; any other end is a bug and ends the process."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._own.follow())
+            tasks.create_task(self._turns())
+
+    def why_not_ready(self) -> str:
+        """Empty when this agent can answer the operator: it reads or is quiet, and reaches the API server."""
+        if self._own.error or self._write_error:
+            return self._own.error or self._write_error
+        if self._own.node is None:
+            return f"GPUNode {self._own.name} does not exist; the operator creates it"
+        if self.observed is None:
+            return "the GPUs were not read yet"
+        return self.observed.error
+
+    def why_not_alive(self) -> str:
+        """Empty while the loop turns; a hung library does not stop it."""
+        silence = self._clock() - self._last_turn
+        limit = 3 * self.settings.interval + self.settings.hung_after
+        return "" if silence <= limit else f"the loop has not turned for {silence:.0f} s"
+
+    async def cycle(self) -> None:
+        """One turn: read for the request known now, report when something changed."""
+        node = self._own.node
+        if node is None:  # nothing asked, nowhere to report: in the middle of a change NVML must stay closed
+            return
+        request = request_of(node)
+        last = self.observed or observed_of(node)
+        holdings = await self._read_holdings()
+        if not keeps_closed(request, last):
+            last = await self._read(request, last)
+        self.observed = with_holdings(last, holdings)
+        await self._publish(self.observed)
+        if not self.observed.error and self.observed.request_id != self._asked():
+            self._wake.set()  # a newer request came while we read
+
+    async def _turns(self) -> None:
+        while True:
+            self._last_turn = self._clock()
+            self._wake.clear()
+            await self.cycle()
+            failed = bool(self._write_error)
+            delay = self._backoff.after_failure() if failed else self.settings.interval * self._jitter()
+            try:
+                await asyncio.wait_for(self._wake.wait(), delay)
+            except TimeoutError:
+                continue
+
+    async def _read(self, request: Request, last: Observed) -> Observed:
+        answer = await self._reader.read(request)
+        self.stats.readings[answer.outcome] += 1
+        if answer.outcome == "ok":
+            self.stats.reading_seconds += answer.seconds
+        if answer.error != last.error:
+            log.log(
+                logging.WARNING if answer.error else logging.INFO,
+                "cannot read the GPUs" if answer.error else "reading the GPUs again",
+                extra={"error": answer.error},
+            )
+        return report(answer, last, simulated=self._simulated)
+
+    async def _read_holdings(self) -> Holdings:
+        try:
+            holdings, error = await self._pods.read(), ""
+        except PodResourcesUnavailable as unavailable:
+            holdings, error = Holdings(), str(unavailable)
+        if error != self._pods_error:
+            log.warning(
+                "pods' devices unknown" if error else "pods' devices known again", extra={"error": error}
+            )
+        self._pods_error = error
+        return holdings
+
+    async def _publish(self, observed: Observed) -> None:
+        node = self._own.node
+        patch = None if node is None else status_patch(observed, node)
+        if patch is None:
+            self._write_error = ""
+            return
+        try:
+            written = await self._api.patch(GPUNODES, self._own.name, patch, subresource="status")
+        except NotFound:
+            self._own.take(None)
+        except KubeError as error:
+            self.stats.failed_writes += 1
+            if str(error) != self._write_error:
+                log.warning("cannot report to the API server", extra={"error": str(error)})
+            self._write_error = str(error)
+        else:
+            self.stats.writes += 1
+            self._write_error = ""
+            self._backoff.success()
+            self._own.take(written)
+
+    def _asked(self) -> str:
+        return "" if self._own.node is None else request_of(self._own.node).id
+
+    def _new_backoff(self) -> Backoff:
+        return Backoff(self.settings.retry_first, self.settings.retry_last, self._jitter)

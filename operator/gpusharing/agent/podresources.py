@@ -1,0 +1,97 @@
+"""Which GPU devices pods hold, as the kubelet of this node knows it.
+
+The kubelet serves gRPC `v1.PodResourcesLister/List` on a unix socket (kubernetes/kubelet
+pkg/apis/podresources/v1/api.proto). Its answer is a few nested messages of protobuf's wire format, read here;
+`kubelet.py` does the call.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+GPU_RESOURCES = "nvidia.com/"
+
+# Field numbers of api.proto.
+_POD_RESOURCES = 1  # ListPodResourcesResponse.pod_resources
+_POD_CONTAINERS = 3  # PodResources.containers
+_CONTAINER_DEVICES = 2  # ContainerResources.devices
+_DEVICES_RESOURCE_NAME = 1  # ContainerDevices.resource_name
+_DEVICES_IDS = 2  # ContainerDevices.device_ids
+
+# Wire types (protobuf.dev/programming-guides/encoding).
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """Devices that pods of this node hold."""
+
+    allocated: dict[str, int] = field(default_factory=dict)
+    """Resource name (nvidia.com/...) to devices held; replicas of a shared GPU count one each."""
+    pods: int = 0
+    """Pods that hold at least one of them."""
+
+
+class PodResourcesUnavailable(Exception):
+    """The kubelet could not be asked: report no holdings, say why in the log, ask again at the next turn."""
+
+
+class PodResources(Protocol):
+    """Who holds GPU devices on this node."""
+
+    async def read(self) -> Holdings:
+        """Ask once; raises PodResourcesUnavailable."""
+        ...
+
+
+def holdings(response: bytes) -> Holdings:
+    """What a ListPodResourcesResponse says about GPU devices; raises ValueError when it is malformed."""
+    allocated: Counter[str] = Counter()
+    pods = 0
+    for pod in _messages(response, _POD_RESOURCES):
+        held: Counter[str] = Counter()
+        for container in _messages(pod, _POD_CONTAINERS):
+            for devices in _messages(container, _CONTAINER_DEVICES):
+                name = b"".join(_messages(devices, _DEVICES_RESOURCE_NAME)).decode()
+                if name.startswith(GPU_RESOURCES):
+                    held[name] += sum(1 for _ in _messages(devices, _DEVICES_IDS))
+        allocated += held
+        pods += bool(+held)
+    return Holdings(dict(sorted(allocated.items())), pods)
+
+
+def _messages(message: bytes, number: int) -> Iterator[bytes]:
+    """Contents of every length-delimited field of that number, in order."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        wire_type = key & 7
+        if wire_type == _VARINT:
+            _, at = _varint(message, at)
+            continue
+        if wire_type == _LENGTH_DELIMITED:
+            length, at = _varint(message, at)
+        elif wire_type in (_FIXED64, _FIXED32):
+            length = 8 if wire_type == _FIXED64 else 4
+        else:
+            raise ValueError(f"protobuf wire type {wire_type} at byte {at}")
+        end = at + length
+        if end > len(message):
+            raise ValueError(f"protobuf field {key >> 3} ends {end - len(message)} bytes past its message")
+        if wire_type == _LENGTH_DELIMITED and key >> 3 == number:
+            yield message[at:end]
+        at = end
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(message) or shift > 63:
+            raise ValueError(f"protobuf varint broken off at byte {at}")
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
