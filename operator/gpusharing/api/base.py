@@ -5,6 +5,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+Line = Annotated[str, Field(max_length=1024)]
+"""A name or a few words."""
+Sentence = Annotated[str, Field(max_length=4096)]
+"""Text for people; writers shorten what is longer."""
+Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+"""RFC 3339 in UTC, to the second."""
+Counts = Annotated[dict[str, int], Field(max_length=128)]
+"""Name to number, for example of a resource."""
+
 
 class WireModel(BaseModel):
     """Base of every type that is read from or written to the API server.
@@ -25,15 +34,15 @@ class WireModel(BaseModel):
 class Condition(WireModel):
     """One aspect of an object's state, as in Kubernetes' metav1.Condition."""
 
-    type: str
+    type: Annotated[str, Field(max_length=64)]
     """Type of the condition: Accepted, Ready, Reconciling or Stalled."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition holds."""
     reason: Annotated[str, Field(max_length=128)]
     """One CamelCase word that tools may match on; docs/reference/reasons.md explains each."""
-    message: Annotated[str, Field(max_length=2048)]
+    message: Sentence
     """A sentence for people: what is the case and what happens or is to be done next."""
     observed_generation: int
     """The metadata.generation that this condition speaks about."""
-    last_transition_time: str
+    last_transition_time: Time
     """When the status last changed, RFC 3339 in UTC, to the second."""

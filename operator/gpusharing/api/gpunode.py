@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gpusharing.api.base import WireModel
+from gpusharing.api.base import Counts, Line, Sentence, Time, WireModel
 
 MigModeValue = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeModeValue = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported"]
@@ -16,7 +16,7 @@ ComputeModeValue = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupp
 class Request(WireModel):
     """What the operator asks of the agent."""
 
-    id: str = ""
+    id: Annotated[str, Field(max_length=128)] = ""
     """Echoed by the agent: an observation proves something only when it carries the id that asked for it."""
     quiet: bool = False
     """Read once more, then close NVML and keep it closed: a MIG mode change needs every NVML client gone."""
@@ -27,16 +27,16 @@ class GPUNodeSpec(WireModel):
 
     request: Request = Field(default_factory=Request)
     """What the operator asks of the agent."""
-    policy: str = ""
+    policy: Line = ""
     """The policy that owns the node."""
-    layout: str = ""
+    layout: Line = ""
     """What each GPU is to be divided into."""
 
 
 class ObservedProfile(WireModel):
     """A MIG profile that the driver offers on this card (nvmlDeviceGetGpuInstanceProfileInfo)."""
 
-    name: str
+    name: Line
     """For example 1g.10gb+me."""
     id: int
     """GPU instance profile id as `nvidia-smi mig -lgip` prints it."""
@@ -46,7 +46,7 @@ class ObservedProfile(WireModel):
     """Nominal memory in the name, GB."""
     max_count: int
     """How many instances of only this profile fit."""
-    starts: tuple[int, ...]
+    starts: Annotated[tuple[int, ...], Field(max_length=64)]
     """Possible placement starts, in NVML placement units; empty when the driver does not tell."""
     size: int
     """Placement size in the same units."""
@@ -55,24 +55,24 @@ class ObservedProfile(WireModel):
 class ObservedModel(WireModel):
     """A card model found in this node; GPUs refer to it by name."""
 
-    product: str
+    product: Line
     """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
     memory_mib: Annotated[int, Field(alias="memoryMiB")]
     """Total memory, MiB."""
-    compute_capability: str
+    compute_capability: Line
     """For example 9.0; empty when the driver does not tell."""
     mig_capable: bool
     """Whether the card has MIG."""
     mig_mode_change: Literal["Live", "Reset", "Unknown"]
     """Whether switching MIG mode needs a GPU reset (NVML field 184)."""
-    profiles: tuple[ObservedProfile, ...]
+    profiles: Annotated[tuple[ObservedProfile, ...], Field(max_length=64)]
     """MIG profiles offered; empty when the card has no MIG or the driver lists none while MIG is off."""
 
 
 class ObservedInstance(WireModel):
     """A MIG GPU instance that exists now."""
 
-    profile: str
+    profile: Line
     """For example 3g.40gb."""
     start: int
     """Placement start; -1 when the agent may not read placements."""
@@ -80,7 +80,7 @@ class ObservedInstance(WireModel):
     """Placement size."""
     id: int
     """GPU instance id."""
-    uuid: str
+    uuid: Line
     """UUID of its MIG device, empty while it has no compute instance."""
 
 
@@ -89,9 +89,9 @@ class ObservedProcess(WireModel):
 
     pid: int
     """Process id on the host."""
-    name: str
+    name: Line
     """Name of the executable; empty when the agent cannot tell, which counts as busy."""
-    device: str = ""
+    device: Line = ""
     """UUID of the MIG device it runs on; empty for the whole GPU."""
 
 
@@ -113,9 +113,9 @@ class ObservedGPU(WireModel):
 
     index: int
     """Index as NVML counts."""
-    uuid: str
+    uuid: Line
     """GPU-..."""
-    product: str
+    product: Line
     """Model; see models."""
     mig_mode: MigModeValue
     """MIG mode in force."""
@@ -123,34 +123,34 @@ class ObservedGPU(WireModel):
     """MIG mode after the next reset."""
     compute_mode: ComputeModeValue
     """CUDA compute mode; ExclusiveProcess belongs to MPS."""
-    instances: tuple[ObservedInstance, ...]
+    instances: Annotated[tuple[ObservedInstance, ...], Field(max_length=64)]
     """MIG instances that exist."""
-    processes: tuple[ObservedProcess, ...]
+    processes: Annotated[tuple[ObservedProcess, ...], Field(max_length=1024)]
     """Processes that compute on it."""
-    ecc_uncorrected: int | None
+    ecc_uncorrected: int | None = None
     """Uncorrected volatile ECC errors; null when not supported."""
-    remapped_rows: RemappedRows | None
+    remapped_rows: RemappedRows | None = None
     """Row remapping; null when not supported."""
 
 
 class Observed(WireModel):
     """What the agent read. It is the only writer, by JSON merge patch with every key present."""
 
-    request_id: Annotated[str, Field(alias="requestID")]
+    request_id: Annotated[str, Field(alias="requestID", max_length=128)]
     """The request that this observation answers: it was read after that request arrived."""
     quiet: bool
     """NVML is closed; gpus is the last reading, taken after the request arrived."""
     simulated: bool
     """The GPUs are SIMULATED."""
-    error: str
+    error: Sentence
     """What keeps the agent from reading NVML, empty when nothing does."""
-    driver_version: str
+    driver_version: Line
     """NVIDIA driver version, empty when unknown."""
-    models: tuple[ObservedModel, ...]
+    models: Annotated[tuple[ObservedModel, ...], Field(max_length=16)]
     """Card models in this node."""
-    gpus: tuple[ObservedGPU, ...]
+    gpus: Annotated[tuple[ObservedGPU, ...], Field(max_length=64)]
     """GPUs by index."""
-    allocated: dict[str, int]
+    allocated: Counts
     """GPU resource name to devices held by pods, from the kubelet's podresources."""
     pods: int
     """Pods that hold a GPU device."""
@@ -159,40 +159,40 @@ class Observed(WireModel):
 class HistoryEntry(WireModel):
     """One past transition."""
 
-    phase: str
+    phase: Line
     """Phase entered."""
-    reason: str
+    reason: Line
     """Why."""
-    at: str
+    at: Time
     """When, RFC 3339."""
 
 
 class Transition(WireModel):
     """Where the node is on its way. A mirror for people: nothing is decided from it."""
 
-    phase: str = ""
+    phase: Line = ""
     """Phase of the node."""
-    reason: str = ""
+    reason: Line = ""
     """One CamelCase word."""
-    message: str = ""
+    message: Sentence = ""
     """A sentence with names and the next step."""
-    since: str | None = None
+    since: Time | None = None
     """When the phase began, RFC 3339."""
-    deadline: str = ""
+    deadline: Line = ""
     """When the present wait is given up, as a time of day in UTC."""
     attempt: int = 0
     """How often the present step was tried."""
-    step: str = ""
+    step: Line = ""
     """Step of how many, for example 1/1; empty when nothing is in flight."""
-    observed: str = ""
+    observed: Line = ""
     """What each GPU is divided into now."""
-    disruption: str = ""
+    disruption: Line = ""
     """Disruption class of the change that is planned or under way."""
-    culprit: str = ""
+    culprit: Line = ""
     """The first pod that blocks, and how many more: ns/pod +2."""
-    cordon: str = ""
+    cordon: Line = ""
     """Whose cordon the node carries: ours, human, foreign or empty."""
-    blockers: Annotated[tuple[str, ...], Field(max_length=5)] = ()
+    blockers: Annotated[tuple[Sentence, ...], Field(max_length=5)] = ()
     """One line per blocking reason with pod and PodDisruptionBudget names."""
     history: Annotated[tuple[HistoryEntry, ...], Field(max_length=20)] = ()
     """The last 20 transitions, newest last."""

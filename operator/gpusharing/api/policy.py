@@ -1,33 +1,63 @@
-"""GPUSharingPolicy: what one node pool's GPUs are for. These types generate `crds/`; edit here, run `make gen`."""
+"""GPUSharingPolicy: what a node pool's GPUs are for. These types generate `crds/`: edit, then `make gen`."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, WithJsonSchema
 
-from gpusharing.api.base import Condition, WireModel
+from gpusharing.api import rules
+from gpusharing.api.base import Condition, Counts, Line, Sentence, WireModel
 from gpusharing.api.names import Mode
+from gpusharing.api.rules import cel
 
-Replicas = Annotated[int, Field(ge=2, le=1024)]
-Duration = Annotated[str, Field(pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2, max_length=16)]
+Replicas = Annotated[int, Field(ge=2, le=1024, json_schema_extra=cel(rules.REPLICAS))]
+Duration = Annotated[
+    str,
+    Field(
+        pattern=rules.DURATION, min_length=2, max_length=16, json_schema_extra=cel(rules.POSITIVE_DURATION)
+    ),
+]
+ALL_ALONE = {"anyOf": [{"maxItems": 1}, {"items": {"properties": {"devices": {"not": {"enum": ["all"]}}}}}]}
+"""Schema of layouts: an entry for `all` GPUs is the only one."""
+LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=rules.LABEL_KEY)]
+LabelValue = Annotated[str, Field(max_length=63, pattern=rules.LABEL_VALUE)]
+MAX_GPUS = 16
+"""GPUs that one node may have; no system that NVIDIA lists has more, and CEL needs a bound."""
+GpuIndex = Annotated[int, Field(ge=0, lt=MAX_GPUS)]
+Devices = Annotated[
+    Literal["all"] | Annotated[tuple[GpuIndex, ...], Field(min_length=1, max_length=MAX_GPUS)],
+    WithJsonSchema(
+        {
+            "x-kubernetes-preserve-unknown-fields": True,
+            "anyOf": [{"enum": ["all"]}, {"not": {"maxItems": 0}, "maxItems": MAX_GPUS}],
+        }
+    ),
+]
+"""A word or a list. A structural schema has no such type, so the API server checks the outer form only
+(`not: {maxItems: 0}` is true of non-empty lists alone); items and duplicates are judged by validation.py."""
 
 
 class LabelSelectorRequirement(WireModel):
     """One row of `matchExpressions`."""
 
-    key: Annotated[str, Field(min_length=1, max_length=317)]
+    model_config = ConfigDict(json_schema_extra=cel(rules.EXPRESSION_VALUES))
+
+    key: Annotated[LabelKey, Field(json_schema_extra=cel(rules.REWRITTEN_KEY))]
     """Label key."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     """How the key relates to the values."""
-    values: Annotated[tuple[Annotated[str, Field(max_length=63)], ...], Field(max_length=64)] = ()
+    values: Annotated[tuple[LabelValue, ...], Field(max_length=64)] = ()
     """Values for In and NotIn; empty for Exists and DoesNotExist."""
 
 
 class LabelSelector(WireModel):
     """Which nodes; all parts must match."""
 
-    match_labels: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = Field(
-        default_factory=dict
-    )
+    model_config = ConfigDict(json_schema_extra=cel(rules.EMPTY_SELECTOR))
+
+    match_labels: Annotated[
+        dict[str, LabelValue],
+        Field(max_length=16, json_schema_extra=cel(rules.LABEL_KEYS, rules.REWRITTEN_LABEL)),
+    ] = Field(default_factory=dict)
     """Labels that a node must carry, for example {gpusharing.dev/pool: b}."""
     match_expressions: Annotated[tuple[LabelSelectorRequirement, ...], Field(max_length=16)] = ()
     """Further requirements, all of which must hold."""
@@ -36,33 +66,46 @@ class LabelSelector(WireModel):
 class MigLayout(WireModel):
     """The MIG instances of some GPUs of the node."""
 
-    devices: (
-        Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0, le=63)], ...], Field(max_length=64)]
-    ) = "all"
-    """`all`, or a list of GPU indexes as NVML counts them."""
+    devices: Devices = "all"
+    """`all` (then this is the only entry), or the GPU indexes as NVML counts them, for example [0, 1]."""
     profiles: Annotated[
-        dict[
-            Annotated[str, Field(max_length=32)],
-            Annotated[int, Field(ge=1, le=7)],
-        ],
-        Field(max_length=16),
+        dict[str, Annotated[int, Field(ge=1, le=7)]],
+        Field(max_length=16, json_schema_extra=cel(rules.PROFILE_NAMES)),
     ] = Field(default_factory=dict)
-    """MIG profile to number of instances on each of these GPUs, for example {3g.40gb: 2}; {} keeps them whole."""
+    """MIG profile to instances on each of these GPUs, for example {3g.40gb: 2}; {} keeps them whole."""
 
 
 class Mig(WireModel):
     """How GPUs are partitioned with Multi-Instance GPU."""
 
+    model_config = ConfigDict(json_schema_extra=cel(rules.CONFIG_OR_LAYOUTS, rules.SINGLE_PROFILE))
+
     strategy: Literal["single", "mixed"] = "mixed"
-    """`mixed` advertises nvidia.com/mig-<profile>; `single` keeps nvidia.com/gpu and needs one profile on all GPUs."""
+    """`mixed` advertises nvidia.com/mig-<profile>; `single` keeps the resource name nvidia.com/gpu, so that
+    manifests need no edit, and needs the same one profile on all GPUs."""
     config: (
         Annotated[
-            str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+            str,
+            Field(
+                min_length=1,
+                max_length=63,
+                pattern=rules.LABEL_VALUE,
+                json_schema_extra=cel(rules.CONFIG_WITH_MIG),
+            ),
         ]
         | None
     ) = None
     """A named mig-parted configuration, for example all-balanced. Give either this or layouts."""
-    layouts: Annotated[tuple[MigLayout, ...], Field(max_length=64)] | None = None
+    layouts: (
+        Annotated[
+            tuple[MigLayout, ...],
+            Field(
+                max_length=MAX_GPUS,
+                json_schema_extra={**cel(rules.SOME_PROFILES), **ALL_ALONE},
+            ),
+        ]
+        | None
+    ) = None
     """The geometry itself. Together the entries must name every GPU of the node exactly once."""
 
 
@@ -85,7 +128,7 @@ class Drain(WireModel):
     unmanaged_pods: Literal["Block", "Evict"] = "Block"
     """Pods without a controller do not come back: Block leaves the node alone, Evict removes them."""
     stranded_pods: Literal["Hold", "Allow"] = "Hold"
-    """Pods whose resource name no node would offer afterwards: Hold leaves the node alone, Allow evicts them."""
+    """Pods whose resource name no node would offer afterwards: Hold leaves the node alone, Allow evicts."""
 
 
 class Timeouts(WireModel):
@@ -100,10 +143,18 @@ class Timeouts(WireModel):
 class Rollout(WireModel):
     """How the change moves over the pool."""
 
-    max_unavailable: int | Annotated[str, Field(max_length=8)] = Field(
-        default=1, json_schema_extra={"x-kubernetes-int-or-string": True}
+    max_unavailable: (
+        Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=rules.PERCENT, max_length=8)]
+    ) = Field(
+        default=1,
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 8,
+            **cel(rules.MAX_UNAVAILABLE),
+        },
     )
-    """Nodes that may be unavailable at once: a number, or a percentage of the pool (rounded down, at least 1). 0 freezes."""
+    """Nodes that may be unavailable at once: a number, or a percentage of the pool such as "25%"
+    (rounded down, at least 1). 0 freezes the pool."""
     paused: bool = False
     """Start no further node; nodes in flight finish."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
@@ -113,14 +164,23 @@ class Rollout(WireModel):
 class GPUSharingPolicySpec(WireModel):
     """What the pool is for and how a change may reach it."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            rules.MIG_NEEDS_BLOCK,
+            rules.TIME_SLICING_NEEDS_BLOCK,
+            rules.BLOCK_NEEDS_MIG,
+            rules.BLOCK_NEEDS_TIME_SLICING,
+            rules.MIG_WITH_TIME_SLICING,
+        )
+    )
+
     node_selector: LabelSelector
     """The node pool. An empty selector is refused, and so is one on a label that a mode change rewrites."""
-    products: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=63)], ...], Field(max_length=32)
-    ] = ()
-    """Optional guard: only nodes with one of these cards (NVML's name with dashes), for example NVIDIA-H100-80GB-HBM3."""
+    products: Annotated[tuple[Annotated[LabelValue, Field(min_length=1)], ...], Field(max_length=32)] = ()
+    """Optional guard: only nodes with one of these cards change, others are skipped and reported. The name is
+    NVML's with dashes, for example NVIDIA-H100-80GB-HBM3."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """When several policies select a node the highest wins; equal priority never takes a node from its owner."""
+    """The highest of the policies that select a node wins; an equal one never takes it from its owner."""
     mode: Mode
     """Full, MIG or TimeSlicing."""
     mig: Mig | None = None
@@ -136,55 +196,55 @@ class GPUSharingPolicySpec(WireModel):
 class Summary(WireModel):
     """Flat values for the columns of `kubectl get`."""
 
-    mode: str = ""
+    mode: Line = ""
     """Mode as shown."""
-    layout: str = ""
+    layout: Line = ""
     """What each GPU is divided into, for example 2x3g.40gb, 4x shared or 1x full."""
-    nodes: str = ""
+    nodes: Line = ""
     """Nodes that are verified and schedulable, of all nodes of the pool, for example 2/3."""
     gpus: int = 0
     """GPUs in the pool."""
-    used: str = ""
+    used: Line = ""
     """Devices held by pods, of all devices served, for example 27/32."""
     pending_pods: int = 0
     """Pending pods that ask for a resource of this pool."""
-    strategy: str = ""
+    strategy: Line = ""
     """MIG strategy, empty for other modes."""
-    product: str = ""
+    product: Line = ""
     """Card models in the pool."""
-    status: str = ""
+    status: Line = ""
     """One word: Synced, Draining, Blocked, Failed ..."""
-    message: str = ""
+    message: Sentence = ""
     """The most urgent sentence about the pool."""
 
 
 class Plan(WireModel):
     """What is going to happen, shown before it does."""
 
-    hash: str
+    hash: Line
     """Changes when the plan changes."""
-    disruption: str
+    disruption: Line
     """Highest disruption class of the nodes that change."""
-    nodes: tuple[str, ...]
+    nodes: Annotated[tuple[Line, ...], Field(max_length=20)]
     """Nodes that change, at most 20."""
     node_count: int
     """How many nodes change."""
     pods: int
     """Pods holding a GPU on these nodes."""
-    capacity_before: dict[str, int]
+    capacity_before: Counts
     """Allocatable GPU resources of the pool now."""
-    capacity_after: dict[str, int]
+    capacity_after: Counts
     """Predicted allocatable GPU resources of the pool afterwards."""
 
 
 class Failure(WireModel):
     """One node that needs a person."""
 
-    node: str
+    node: Line
     """Name of the node."""
-    reason: str
+    reason: Line
     """One CamelCase word."""
-    message: str
+    message: Sentence
     """What happened and what to do."""
 
 
@@ -199,5 +259,11 @@ class GPUSharingPolicyStatus(WireModel):
     """What is going to happen; absent when nothing is."""
     failures: Annotated[tuple[Failure, ...], Field(max_length=20)] = ()
     """Nodes that need a person, at most 20."""
-    conditions: tuple[Condition, ...] = ()
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = ()
     """Accepted, Ready, Reconciling and Stalled."""

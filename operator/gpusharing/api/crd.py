@@ -1,0 +1,321 @@
+"""From pydantic types to CustomResourceDefinitions: a pure rewrite of JSON schema into a structural schema.
+
+Whatever this module does not know is refused, so that nothing reaches the API server half understood.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, NoDefault
+from pydantic_core import core_schema
+
+from gpusharing.api.base import WireModel
+from gpusharing.api.gpunode import GPUNodeSpec, GPUNodeStatus
+from gpusharing.api.names import GPUNODES, GROUP, POLICIES, VERSION
+from gpusharing.api.policy import GPUSharingPolicySpec, GPUSharingPolicyStatus
+from gpusharing.api.rules import NAME_LENGTH, Rule, cel
+
+Schema = dict[str, Any]
+
+_BOUNDS = frozenset(
+    {
+        "minimum",
+        "maximum",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "minItems",
+        "maxItems",
+        "minProperties",
+        "maxProperties",
+        "enum",
+        "format",
+    }
+)
+_KNOWN = _BOUNDS | {
+    "type",
+    "description",
+    "default",
+    "properties",
+    "required",
+    "items",
+    "additionalProperties",
+}
+_JUNCTORS = frozenset({"anyOf", "allOf", "oneOf", "not"})
+
+
+class SchemaError(ValueError):
+    """A type cannot be expressed as a structural schema; the message names the place and the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of `kubectl get`."""
+
+    name: str
+    path: str
+    description: str
+    type: Literal["string", "integer", "date"] = "string"
+    wide: bool = False
+    """Shown with `-o wide` only."""
+
+    def manifest(self) -> Schema:
+        """The column as an item of additionalPrinterColumns."""
+        column: Schema = {
+            "name": self.name,
+            "type": self.type,
+            "jsonPath": self.path,
+            "description": self.description,
+        }
+        return column | {"priority": 1} if self.wide else column
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One custom resource, cluster-scoped."""
+
+    kind: str
+    plural: str
+    short_name: str
+    description: str
+    spec: type[WireModel]
+    status: type[WireModel]
+    columns: Sequence[Column]
+    rules: Sequence[Rule] = ()
+    """Rules about the whole object."""
+
+
+AGE = Column("Age", ".metadata.creationTimestamp", "Time since creation.", "date")
+
+POLICY = Resource(
+    kind="GPUSharingPolicy",
+    plural=POLICIES,
+    short_name="gsp",
+    description="GPUSharingPolicy says what the GPUs of one node pool are for: whole, divided or shared.",
+    spec=GPUSharingPolicySpec,
+    status=GPUSharingPolicyStatus,
+    columns=(
+        Column("Mode", ".spec.mode", "Full, MIG or TimeSlicing."),
+        Column("Layout", ".status.summary.layout", "What each GPU is divided into."),
+        Column("Nodes", ".status.summary.nodes", "Nodes that are verified and schedulable, of all."),
+        Column("GPUs", ".status.summary.gpus", "GPUs in the pool.", "integer"),
+        Column("Used", ".status.summary.used", "Devices held by pods, of all devices served."),
+        Column("Ready", '.status.conditions[?(@.type=="Ready")].status', "Every node is as wanted."),
+        Column("Status", ".status.summary.status", "One word for the pool."),
+        AGE,
+        Column("Pending", ".status.summary.pendingPods", "Pods waiting for this pool.", "integer", wide=True),
+        Column("Strategy", ".status.summary.strategy", "MIG strategy.", wide=True),
+        Column("Product", ".status.summary.product", "Card models.", wide=True),
+        Column("Message", ".status.summary.message", "The most urgent sentence.", wide=True),
+    ),
+    rules=(NAME_LENGTH,),
+)
+GPUNODE = Resource(
+    kind="GPUNode",
+    plural=GPUNODES,
+    short_name="gpun",
+    description="GPUNode shows one GPU node: what is wanted, what its agent observed, where a change stands. "
+    "The operator creates one for each GPU node, with the same name.",
+    spec=GPUNodeSpec,
+    status=GPUNodeStatus,
+    columns=(
+        Column("Policy", ".spec.policy", "The policy that owns the node."),
+        Column("Wanted", ".spec.layout", "What each GPU is to be divided into."),
+        Column("Observed", ".status.transition.observed", "What each GPU is divided into now."),
+        Column("Phase", ".status.transition.phase", "Where the node is on its way."),
+        Column("Reason", ".status.transition.reason", "Why, in one word."),
+        Column("Pods", ".status.observed.pods", "Pods that hold a GPU device.", "integer"),
+        Column("Since", ".status.transition.since", "Time since the phase began.", "date"),
+        Column("Deadline", ".status.transition.deadline", "When the present wait is given up, UTC."),
+        AGE,
+        Column("Culprit", ".status.transition.culprit", "The first pod that blocks.", wide=True),
+        Column("Cordon", ".status.transition.cordon", "Whose cordon the node carries.", wide=True),
+        Column("Step", ".status.transition.step", "Step of how many.", wide=True),
+    ),
+)
+RESOURCES = (POLICY, GPUNODE)
+
+
+def custom_resource_definition(resource: Resource) -> Schema:
+    """The manifest of one resource, ready for the API server.
+
+    Raises:
+        SchemaError: a type has no structural schema.
+    """
+    singular = resource.kind.lower()
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{resource.plural}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Cluster",
+            "names": {
+                "kind": resource.kind,
+                "listKind": f"{resource.kind}List",
+                "plural": resource.plural,
+                "singular": singular,
+                "shortNames": [resource.short_name],
+                "categories": ["gpu"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [column.manifest() for column in resource.columns],
+                    "schema": {"openAPIV3Schema": _root(resource)},
+                }
+            ],
+        },
+    }
+
+
+def structural_schema(model: type[BaseModel], *, written_by_us: bool = False) -> Schema:
+    """The structural schema of a type.
+
+    `written_by_us` is for status: null is kept where it has a meaning, and nothing is defaulted, because
+    its writers write every field.
+
+    Raises:
+        SchemaError: the type uses something that a structural schema cannot say, or that is not known here.
+    """
+    source = model.model_json_schema(by_alias=True, schema_generator=_Generator)
+    schema = _Rewrite(source.pop("$defs", {}), keep_null=written_by_us).node(source, model.__name__)
+    _assert_structural(schema, model.__name__)
+    return schema
+
+
+class _Generator(GenerateJsonSchema):
+    """Shows defaults that come from a factory: `{}` for an object whose fields have their own defaults."""
+
+    def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
+        if "default_factory" not in schema:
+            return super().get_default_value(schema)
+        factory: Any = schema["default_factory"]
+        return {} if isinstance(factory, type) else NoDefault
+
+
+def _root(resource: Resource) -> Schema:
+    schema: Schema = {
+        "type": "object",
+        "description": resource.description,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": f"Version of this schema: {GROUP}/{VERSION}."},
+            "kind": {"type": "string", "description": f"{resource.kind}."},
+            "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
+            "spec": structural_schema(resource.spec),
+            "status": structural_schema(resource.status, written_by_us=True),
+        },
+    }
+    return schema | cel(*resource.rules) if resource.rules else schema
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewrite:
+    definitions: Mapping[str, Schema]
+    keep_null: bool
+
+    def node(self, source: Mapping[str, Any], at: str) -> Schema:
+        """One schema node without $ref, null branches and titles."""
+        merged, nullable = _without_null(self._resolve(source), at)
+        merged = self._resolve(merged)
+        if merged.get("x-kubernetes-int-or-string"):
+            merged.pop("anyOf", None)
+        elif merged.get("x-kubernetes-preserve-unknown-fields"):
+            _check_value_validation(merged, at)
+        schema: Schema = {}
+        for key in sorted(merged, key=_reading_order):
+            schema |= self._entry(key, merged[key], at)
+        if "default" in merged and self._says_something(merged["default"], schema):
+            schema = {"default": merged["default"]} | schema
+        return {"nullable": True} | schema if nullable and self.keep_null else schema
+
+    def _entry(self, key: str, value: Any, at: str) -> Schema:
+        if key == "default":
+            return {}
+        if key == "description":
+            return {key: " ".join(value.split())}
+        if key == "const":
+            return {"enum": [value]}
+        if key == "properties":
+            return {key: {name: self.node(child, f"{at}.{name}") for name, child in value.items()}}
+        if key in ("items", "additionalProperties"):
+            return {key: self.node(value, f"{at}[]")}
+        if key == "anyOf" and _is_value_validation(value):
+            return {key: value}
+        if key in _KNOWN or key.startswith("x-kubernetes-"):
+            return {key: value}
+        raise SchemaError(f"{at}: {key} has no place in a structural schema")
+
+    def _resolve(self, source: Mapping[str, Any]) -> Schema:
+        """Inline a $ref; what stands beside it wins over what the definition says."""
+        schema = {key: value for key, value in source.items() if key != "title"}
+        reference = schema.pop("$ref", None)
+        if reference is None:
+            return schema
+        return self._resolve(self.definitions[reference.rsplit("/", 1)[-1]]) | schema
+
+    def _says_something(self, default: Any, schema: Schema) -> bool:
+        """An empty default says what an absent field says, unless `{}` lets the defaults below it work."""
+        empty = default in (None, "", [], {}) and not (default == {} and "properties" in schema)
+        return not empty and not self.keep_null
+
+
+def _reading_order(key: str) -> int:
+    """Type and text first, nested schemas last, as one reads a manifest."""
+    first = ("type", "description")
+    last = ("x-kubernetes-validations", "required", "properties", "additionalProperties", "items")
+    if key in first:
+        return first.index(key) - len(first)
+    return last.index(key) + 1 if key in last else 0
+
+
+def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
+    """Fold `anyOf: [X, null]` to X."""
+    branches = schema.get("anyOf", [])
+    if {"type": "null"} not in branches:
+        return schema, False
+    rest = [branch for branch in branches if branch != {"type": "null"}]
+    if len(rest) != 1:
+        raise SchemaError(f"{at}: a union of types has no structural schema")
+    outer = {key: value for key, value in schema.items() if key != "anyOf"}
+    return {**rest[0], **outer}, True
+
+
+def _is_value_validation(branches: Sequence[Schema]) -> bool:
+    """Branches without a type only narrow the node that they stand in."""
+    return all(set(branch) <= _BOUNDS | _JUNCTORS | {"items", "properties"} for branch in branches)
+
+
+def _check_value_validation(schema: Schema, at: str) -> None:
+    allowed = _BOUNDS | _JUNCTORS | {"description", "default", "x-kubernetes-preserve-unknown-fields"}
+    if unknown := set(schema) - allowed:
+        raise SchemaError(f"{at}: {sorted(unknown)} cannot stand in a node without type")
+
+
+def _assert_structural(schema: Schema, at: str) -> None:
+    """The rules of structural schemas that a rewrite could break, and our own: text and bounds everywhere."""
+    if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("x-kubernetes-int-or-string"):
+        return
+    kind = schema.get("type")
+    if kind not in ("object", "array", "string", "integer", "boolean"):
+        raise SchemaError(f"{at}: type {kind!r}")
+    if "properties" in schema and "additionalProperties" in schema:
+        raise SchemaError(f"{at}: properties and additionalProperties exclude each other")
+    bound = {"array": "maxItems", "string": "maxLength"}.get(kind)
+    if kind == "object" and "properties" not in schema:
+        bound = "maxProperties"
+    if bound and bound not in schema and "enum" not in schema:
+        raise SchemaError(f"{at}: {bound} is missing; CEL and etcd need a bound")
+    for name, child in schema.get("properties", {}).items():
+        if "description" not in child:
+            raise SchemaError(f"{at}.{name}: description is missing")
+        _assert_structural(child, f"{at}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            _assert_structural(schema[key], f"{at}[]")

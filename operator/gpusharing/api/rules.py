@@ -1,0 +1,176 @@
+"""What a policy may say, beyond types and bounds: each rule once, with one text for both judges.
+
+The API server evaluates `cel`; `validation.py` asks the same question in Python and answers with the same
+message. A message says what is wrong and shows a valid example.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES
+
+LABEL_KEY = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
+"""A qualified name as Kubernetes wants it: optional DNS prefix and slash, then at most 63 characters."""
+LABEL_VALUE = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
+"""Kubernetes' rule for a label value (the length is bounded beside it)."""
+PROFILE = r"^[1-9]g\.(0|[1-9][0-9]{0,3})gb([+]me|-me|[+]gfx|[+]me\.all)?$"
+"""A GPU instance profile as NVML names it (mig-facts.yaml `naming`). Compute instance profiles such as
+1c.3g.20gb do not match: the device plugin does not advertise them."""
+DURATION = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
+"""Hours, minutes, seconds in this order, each at most once: the part of Go's durations that people write."""
+MAX_DURATION_HOURS = 168
+"""A week: more is a typing error, and a node must not stay fenced for ever."""
+PERCENT = "^(100|[1-9]?[0-9])%$"
+MAX_NAME = 50
+"""A policy's name plus a content hash must fit a label value (63 characters)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of the API."""
+
+    cel: str
+    """Holds when the value (`self`) is right."""
+    message: str
+    """What is wrong, with a valid example."""
+    field: str = ""
+    """Field below the rule's place that the refusal names, for example `.mig`; empty for the place itself."""
+    message_cel: str = ""
+    """CEL for a message that names the offending value; `message` is used where it fails."""
+
+    def manifest(self) -> dict[str, str]:
+        """The rule as an item of x-kubernetes-validations."""
+        item = {"rule": self.cel, "message": self.message}
+        if self.message_cel:
+            item["messageExpression"] = self.message_cel
+        if self.field:
+            item["fieldPath"] = self.field
+        return item
+
+
+def cel(*rules: Rule) -> dict[str, Any]:
+    """JSON schema extension that puts rules beside a field or a model."""
+    return {"x-kubernetes-validations": [rule.manifest() for rule in rules]}
+
+
+def _quoted(text: str) -> str:
+    """A CEL string literal; raw, so that a regular expression keeps its backslashes."""
+    return f"r'{text}'" if "\\" in text else f"'{text}'"
+
+
+def _rewritten(variable: str) -> str:
+    """CEL that holds when a mode change rewrites the label."""
+    names = ", ".join(_quoted(label) for label in REWRITTEN_LABELS)
+    prefixes = (f"{variable}.startsWith({_quoted(prefix)})" for prefix in REWRITTEN_PREFIXES)
+    return " || ".join([f"{variable} in [{names}]", *prefixes])
+
+
+# --- nodeSelector ----------------------------------------------------------------------------------
+_OWN_LABEL = (
+    "so nodes would leave the pool: select by a label of your own, for example gpusharing.dev/pool: b"
+)
+EMPTY_SELECTOR = Rule(
+    "(has(self.matchLabels) && size(self.matchLabels) > 0)"
+    " || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+    "an empty selector would select every node; for example matchLabels: {gpusharing.dev/pool: b}",
+)
+REWRITTEN_LABEL = Rule(
+    f"self.all(key, !({_rewritten('key')}))",
+    f"a mode change rewrites this label, {_OWN_LABEL}",
+    message_cel=f"'a mode change rewrites ' + self.filter(key, {_rewritten('key')})[0] + ', {_OWN_LABEL}'",
+)
+REWRITTEN_KEY = Rule(f"!({_rewritten('self')})", REWRITTEN_LABEL.message)
+LABEL_KEYS = Rule(
+    f"self.all(key, key.matches({_quoted(LABEL_KEY)}))",
+    "not a label key; for example gpusharing.dev/pool",
+)
+EXPRESSION_VALUES = Rule(
+    "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0"
+    " : !has(self.values) || size(self.values) == 0",
+    "In and NotIn need values, Exists and DoesNotExist take none; "
+    "for example {key: gpusharing.dev/pool, operator: In, values: [b]}",
+    field=".values",
+)
+
+# --- mode and its block ----------------------------------------------------------------------------
+MIG_NEEDS_BLOCK = Rule(
+    "self.mode != 'MIG' || has(self.mig)",
+    "mode MIG needs its block, for example mig: {layouts: [{devices: all, profiles: {3g.40gb: 2}}]}",
+    field=".mig",
+)
+TIME_SLICING_NEEDS_BLOCK = Rule(
+    "self.mode != 'TimeSlicing' || has(self.timeSlicing)",
+    "mode TimeSlicing needs its block, for example timeSlicing: {replicas: 4}",
+    field=".timeSlicing",
+)
+BLOCK_NEEDS_MIG = Rule(
+    "self.mode == 'MIG' || !has(self.mig)",
+    "the block mig belongs to mode: MIG; change the mode or remove the block",
+    field=".mig",
+)
+BLOCK_NEEDS_TIME_SLICING = Rule(
+    "self.mode != 'Full' || !has(self.timeSlicing)",
+    "the block timeSlicing belongs to mode: TimeSlicing; change the mode or remove the block",
+    field=".timeSlicing",
+)
+MIG_WITH_TIME_SLICING = Rule(
+    "self.mode != 'MIG' || !has(self.timeSlicing)",
+    "time-slicing of MIG instances is not supported; give one block, "
+    "for example mode: TimeSlicing with timeSlicing: {replicas: 4}",
+    field=".timeSlicing",
+)
+
+# --- mig --------------------------------------------------------------------------------------------
+CONFIG_OR_LAYOUTS = Rule(
+    "has(self.config) != has(self.layouts)",
+    "give exactly one of config and layouts; for example config: all-balanced, "
+    "or layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
+)
+SINGLE_PROFILE = Rule(
+    "self.strategy != 'single' || !has(self.layouts) || self.layouts.all(entry,"
+    " has(entry.profiles) && size(entry.profiles) == 1"
+    " && entry.profiles.all(name, name in self.layouts[0].profiles))",
+    "strategy single needs the same one profile on every GPU, for example "
+    "layouts: [{devices: all, profiles: {1g.10gb: 7}}]; use strategy: mixed for several profiles",
+    field=".strategy",
+)
+CONFIG_WITH_MIG = Rule(
+    "self != 'all-disabled' && self != 'all-enabled'",
+    "this configuration has no MIG instances: use mode: Full, or for example config: all-balanced",
+)
+SOME_PROFILES = Rule(
+    "self.exists(entry, has(entry.profiles) && size(entry.profiles) > 0)",
+    "no entry has profiles, so every GPU would stay whole: use mode: Full, "
+    "or for example layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
+)
+PROFILE_NAMES = Rule(
+    f"self.all(name, name.matches({_quoted(PROFILE)}))",
+    "not a MIG profile that the device plugin advertises; for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
+)
+DEVICES = "devices is `all` alone, or lists that name each GPU once, for example devices: [0, 1]"
+"""No CEL: `devices` is a word or a list, which has no CEL type. The schema refuses what it can."""
+
+# --- numbers and times ------------------------------------------------------------------------------
+REPLICAS = Rule(
+    "self >= 2",
+    "one share per GPU is a whole GPU: use mode: Full, or at least 2 shares, for example replicas: 4",
+)
+MAX_UNAVAILABLE = Rule(
+    f"type(self) == int ? self >= 0 : self.matches({_quoted(PERCENT)})",
+    'a number of nodes or a percentage up to 100, for example 1 or "25%"; 0 freezes the pool',
+)
+POSITIVE_DURATION = Rule(
+    f"self.matches({_quoted(DURATION)})"
+    f" && duration(self) > duration('0s') && duration(self) <= duration('{MAX_DURATION_HOURS}h')",
+    f"a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
+)
+
+# --- metadata -----------------------------------------------------------------------------------------
+NAME_LENGTH = Rule(
+    f"size(self.metadata.name) <= {MAX_NAME}",
+    f"the name becomes part of label values on nodes: at most {MAX_NAME} characters, for example pool-b",
+    field=".metadata.name",
+)

@@ -1,0 +1,204 @@
+"""The API server's judgement of a policy, in Python: for objects from before a rule, or without a server.
+
+Pure. Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the texts.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from gpusharing.api import rules
+from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
+from gpusharing.api.policy import GPUSharingPolicySpec, LabelSelector, Mig
+
+MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
+_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
+_UNIONS = frozenset({"devices", "maxUnavailable"})
+"""Fields of more than one type: pydantic appends the type it tried to the path."""
+_HINTS = {
+    "mode": "for example mode: MIG",
+    "matchLabels": "a label value; for example {gpusharing.dev/pool: b}",
+    "devices": rules.DEVICES,
+    "replicas": rules.REPLICAS.message,
+    "maxUnavailable": rules.MAX_UNAVAILABLE.message,
+    "timeout": rules.POSITIVE_DURATION.message,
+    "actuation": rules.POSITIVE_DURATION.message,
+    "verification": rules.POSITIVE_DURATION.message,
+    "profiles": "instances on each GPU, 1 to 7; for example {3g.40gb: 2}",
+    "layouts": "for example layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
+    "strategy": "for example strategy: mixed",
+    "config": "for example config: all-balanced",
+    "products": "NVML's name with dashes, for example NVIDIA-H100-80GB-HBM3",
+    "nodeSelector": rules.EMPTY_SELECTOR.message,
+}
+"""What pydantic's message lacks: a valid example, by the last field of the path that has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a policy is refused."""
+
+    field: str
+    """Path in the object, for example spec.mig.layouts[1].profiles."""
+    message: str
+    """What is wrong, with a valid example."""
+
+
+def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
+    """Judge a whole GPUSharingPolicy object as the API server does.
+
+    Types are taken literally, as JSON has them ("4" is no number); unknown fields are ignored. Bounds and
+    patterns are judged first: only what passes them is asked for its meaning.
+    """
+    spec = raw.get("spec")
+    if not isinstance(spec, Mapping):
+        return (Problem("spec", "a policy needs a spec with nodeSelector and mode"),)
+    try:
+        parsed = GPUSharingPolicySpec.model_validate_json(
+            json.dumps(spec), strict=True, by_alias=True, by_name=False
+        )
+    except ValidationError as error:
+        found = [_problem(item["loc"], item["msg"]) for item in error.errors(include_url=False)]
+        return tuple({problem.field: problem for problem in found}.values())
+    problems = (*_name_problems(raw), *find_problems(parsed))
+    return problems or parsed
+
+
+def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
+    """What is wrong with a policy whose fields have the right types and bounds."""
+    yield from _selector_problems(spec.node_selector)
+    yield from _mode_problems(spec)
+    if spec.mig is not None:
+        yield from _mig_problems(spec.mig)
+    durations = {
+        "spec.drain.timeout": spec.drain.timeout,
+        "spec.rollout.timeouts.actuation": spec.rollout.timeouts.actuation,
+        "spec.rollout.timeouts.verification": spec.rollout.timeouts.verification,
+    }
+    for path, text in durations.items():
+        if not timedelta(0) < parse_duration(text) <= MAX_DURATION:
+            yield Problem(path, rules.POSITIVE_DURATION.message)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Hours, minutes and seconds, each at most once and in this order: "1h30m", "15m", "90s".
+
+    Raises:
+        ValueError: the text is no such duration.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None or not text:
+        raise ValueError(f"{text!r} is not {rules.POSITIVE_DURATION.message}")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
+def allowance(max_unavailable: int | str, total: int) -> int:
+    """Nodes of a pool of `total` that may be unavailable at once (drain.md 2.1).
+
+    A percentage rounds down but is at least 1 while the pool has a node; 0 and "0%" freeze. Nonsense
+    counts as 0, never as unlimited.
+    """
+    if isinstance(max_unavailable, bool) or total <= 0:
+        return 0
+    if isinstance(max_unavailable, int):
+        return max(0, max_unavailable)
+    if not re.fullmatch(rules.PERCENT, max_unavailable):
+        return 0
+    percent = int(max_unavailable.removesuffix("%"))
+    return max(1, total * percent // 100) if percent else 0
+
+
+def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    metadata = raw.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    if isinstance(name, str) and len(name) > rules.MAX_NAME:
+        yield Problem("metadata.name", rules.NAME_LENGTH.message)
+
+
+def _selector_problems(selector: LabelSelector) -> Iterator[Problem]:
+    at = "spec.nodeSelector"
+    if not selector.match_labels and not selector.match_expressions:
+        yield Problem(at, rules.EMPTY_SELECTOR.message)
+    for key in selector.match_labels:
+        if not re.fullmatch(rules.LABEL_KEY, key):
+            yield Problem(f"{at}.matchLabels", f"{key}: {rules.LABEL_KEYS.message}")
+        if is_rewritten(key):
+            yield Problem(f"{at}.matchLabels", f"{key}: {rules.REWRITTEN_LABEL.message}")
+    for index, row in enumerate(selector.match_expressions):
+        if is_rewritten(row.key):
+            yield Problem(f"{at}.matchExpressions[{index}].key", rules.REWRITTEN_KEY.message)
+        if bool(row.values) != (row.operator in ("In", "NotIn")):
+            yield Problem(f"{at}.matchExpressions[{index}].values", rules.EXPRESSION_VALUES.message)
+
+
+def is_rewritten(label: str) -> bool:
+    """Whether a mode change rewrites the node label."""
+    return label in REWRITTEN_LABELS or label.startswith(REWRITTEN_PREFIXES)
+
+
+def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
+    if spec.mode is Mode.MIG and spec.mig is None:
+        yield Problem("spec.mig", rules.MIG_NEEDS_BLOCK.message)
+    if spec.mode is not Mode.MIG and spec.mig is not None:
+        yield Problem("spec.mig", rules.BLOCK_NEEDS_MIG.message)
+    if spec.mode is Mode.TIME_SLICING and spec.time_slicing is None:
+        yield Problem("spec.timeSlicing", rules.TIME_SLICING_NEEDS_BLOCK.message)
+    if spec.mode is Mode.FULL and spec.time_slicing is not None:
+        yield Problem("spec.timeSlicing", rules.BLOCK_NEEDS_TIME_SLICING.message)
+    if spec.mode is Mode.MIG and spec.time_slicing is not None:
+        yield Problem("spec.timeSlicing", rules.MIG_WITH_TIME_SLICING.message)
+
+
+def _mig_problems(mig: Mig) -> Iterator[Problem]:
+    at = "spec.mig"
+    if (mig.config is None) == (mig.layouts is None):
+        yield Problem(at, rules.CONFIG_OR_LAYOUTS.message)
+    if mig.config in ("all-disabled", "all-enabled"):
+        yield Problem(f"{at}.config", rules.CONFIG_WITH_MIG.message)
+    if mig.layouts is None:
+        return
+    if not any(entry.profiles for entry in mig.layouts):
+        yield Problem(f"{at}.layouts", rules.SOME_PROFILES.message)
+    names = {name for entry in mig.layouts for name in entry.profiles}
+    if mig.strategy == "single" and not (len(names) == 1 and all(entry.profiles for entry in mig.layouts)):
+        yield Problem(f"{at}.strategy", rules.SINGLE_PROFILE.message)
+    for index, entry in enumerate(mig.layouts):
+        wrong = [name for name in entry.profiles if not re.fullmatch(rules.PROFILE, name)]
+        if wrong:
+            yield Problem(f"{at}.layouts[{index}].profiles", f"{wrong[0]}: {rules.PROFILE_NAMES.message}")
+    yield from _device_problems(mig)
+
+
+def _device_problems(mig: Mig) -> Iterator[Problem]:
+    layouts = mig.layouts or ()
+    if len(layouts) > 1 and any(entry.devices == "all" for entry in layouts):
+        yield Problem("spec.mig.layouts", rules.DEVICES)
+    seen: set[int] = set()
+    for index, entry in enumerate(layouts):
+        if entry.devices == "all":
+            continue
+        for device in entry.devices:
+            if device in seen:
+                yield Problem(f"spec.mig.layouts[{index}].devices", f"GPU {device} twice: {rules.DEVICES}")
+            seen.add(device)
+
+
+def _problem(location: Iterable[int | str], message: str) -> Problem:
+    """A pydantic error with the path as the API server writes it and a valid example."""
+    path, hint, field = "spec", "", ""
+    for part in location:
+        if field in _UNIONS and isinstance(part, str):
+            message = "neither of the allowed forms"
+            continue
+        if isinstance(part, int):
+            path += f"[{part}]"
+            continue
+        path, field = f"{path}.{part}", part
+        hint = _HINTS.get(part, hint)
+    return Problem(path, f"{message}: {hint}" if hint else message)
