@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpusharing.planning.views import Claim, Fence, NodeView
+from gpusharing.planning.views import Claim, Deferred, Fence, NodeView, Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class RestartOperand:
-    """Delete the mig-manager pod of a node so that a fresh run starts (nvidia-actuators.md a.6)."""
+    """Delete the mig-manager pod of a node, so that a fresh run starts (nvidia-actuators.md a.6)."""
 
     node: str
     namespace: str
@@ -96,21 +96,24 @@ class RestartOperand:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the node back: fence off, our marks off, our cordon off if it is still only ours. One conditional PATCH."""
+    """Give the node back: fence and our marks off, our cordon off if it is still only ours. One conditional PATCH."""
 
     node: NodeView
     uncordon: bool
     labels: Mapping[str, str | None]
-    annotations: Mapping[str, str | None]
+    verified: Verified | None = None
+    """What was proven; None leaves the earlier record."""
+    deferred: Deferred | None = None
+    """When to try again after an abort; None removes an earlier record."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelNode:
-    """Write only our own labels or annotations (adoption, change of owner)."""
+    """Write only our own labels and the record of what was proven (adoption, change of owner). Not conditional."""
 
     node: NodeView
     labels: Mapping[str, str | None]
-    annotations: Mapping[str, str | None]
+    verified: Verified | None = None
 
 
 Action = (

@@ -66,6 +66,8 @@ class Deferred:
     until: datetime
     reason: str
     generation: int
+    retry: str = ""
+    """The value of the retry annotation at the time; another one ends the wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ class PodView:
     resources: Mapping[str, int] = field(default_factory=dict)
     """nvidia.com/* that its containers, init and sidecar containers included, ask for; 0 left out."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
-    """DRA claims: `gpu` when one is allocated by driver gpu.nvidia.com without adminAccess; `unresolved` counts as one."""
+    """DRA claims: `gpu` when driver gpu.nvidia.com allocated one without adminAccess; `unresolved` counts as one."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp: when the grace period ends."""
@@ -281,6 +283,8 @@ class StackView:
     """mig-parted entries of the admin's own ConfigMap, merged into ours."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
     """By node: the configuration that mig-manager >= 0.14 generated from its hardware."""
+    serves_our_mig_file: bool = False
+    """ClusterPolicy points mig-manager at our ConfigMap."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,105 @@
+"""Can a policy be carried out in this cluster at all? An ordered chain; the first objection is the answer.
+
+What depends on the card of a node is not judged here but in target.py, node by node.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpusharing.api.names import Mode
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.views import ClusterPolicyView, PolicyView, Settings, StackView
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Why a policy is not accepted, with the command or the field that mends it."""
+
+    reason: Reason
+    message: str
+
+
+def find_objection(policy: PolicyView, stack: StackView, settings: Settings) -> Objection | None:
+    """The first objection in the order of the chain; None: accepted."""
+    if policy.spec is None:
+        text = "; ".join(f"{problem.field}: {problem.message}" for problem in policy.problems[:3])
+        return Objection(Reason.INVALID_SPEC, text or "the spec cannot be read")
+    if stack.gpu_cluster:
+        return Objection(
+            Reason.UNSUPPORTED_STACK,
+            "a GPUCluster (NVIDIA's DRA stack) serves the GPUs of this cluster; device-plugin and mig-manager"
+            " labels have no effect there. Use this operator with a ClusterPolicy instead",
+        )
+    if stack.cluster_policy is None:
+        return Objection(
+            Reason.CLUSTER_POLICY_MISSING,
+            "no ClusterPolicy found: install the NVIDIA GPU Operator, or grant this operator get and list on"
+            " clusterpolicies.nvidia.com (chart value rbac.create)",
+        )
+    for check in _CHECKS:
+        if (objection := check(policy.spec, stack.cluster_policy, stack, settings)) is not None:
+            return objection
+    return None
+
+
+def _patch(json: str) -> str:
+    return f"kubectl patch clusterpolicy cluster-policy --type merge -p '{json}'"
+
+
+def _plugin_config(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+) -> Objection | None:
+    ours = settings.plugin_config_map
+    if cluster_policy.plugin_config_name == ours:
+        return None
+    now = cluster_policy.plugin_config_name or "not set"
+    command = _patch('{"spec":{"devicePlugin":{"config":{"name":"' + ours + '"}}}}')
+    return Objection(
+        Reason.PLUGIN_CONFIG_NOT_OURS,
+        f"ClusterPolicy devicePlugin.config.name is {now}, so {ours} is not read; run: {command}",
+    )
+
+
+def _mig_manager(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+) -> Objection | None:
+    if spec.mode is not Mode.MIG or cluster_policy.mig_manager_enabled:
+        return None
+    command = _patch('{"spec":{"migManager":{"enabled":true}}}')
+    return Objection(
+        Reason.MIG_MANAGER_DISABLED, f"ClusterPolicy migManager.enabled is false; run: {command}"
+    )
+
+
+def _strategy(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+) -> Objection | None:
+    fixed = cluster_policy.mig_strategy
+    if spec.mig is None or not fixed or fixed == spec.mig.strategy:
+        return None
+    command = _patch('{"spec":{"mig":{"strategy":null}}}')
+    return Objection(
+        Reason.MIG_STRATEGY_SET,
+        f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node;"
+        f" run: {command} (helm: --set mig.strategy=)",
+    )
+
+
+def _layouts(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+) -> Objection | None:
+    if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
+        return None
+    ours = settings.mig_config_map
+    command = _patch('{"spec":{"migManager":{"config":{"name":"' + ours + '"}}}}')
+    return Objection(
+        Reason.LAYOUTS_NEED_CONFIG_MAP,
+        f"spec.mig.layouts needs ClusterPolicy migManager.config.name={ours} (now"
+        f" {cluster_policy.mig_config_name or 'not set'}); run: {command}",
+    )
+
+
+_CHECKS: tuple[
+    Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, Settings], Objection | None], ...
+] = (_plugin_config, _mig_manager, _strategy, _layouts)

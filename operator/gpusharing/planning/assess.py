@@ -1,0 +1,108 @@
+"""One unfenced or fenced node against its owner's policy: what it should be, whether it is, and what a change disturbs.
+
+Independent of time, so that the result can be memoised on the identity of its inputs.
+"""
+
+from dataclasses import dataclass
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.acceptance import Objection
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.target import Target, Unsupported, find_target
+from gpusharing.planning.verify import Case, Mismatch, describe_observed, find_mismatch, served
+from gpusharing.planning.views import GPUNodeView, NodeView, ObservedView, PolicyView, StackView
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What is true of one node, whatever the time."""
+
+    policy: PolicyView
+    target: Target | None
+    objection: Objection | Unsupported | None
+    """Why there is no target."""
+    mismatch: Mismatch | None
+    disruption: DisruptionClass
+    drift: bool
+    """The node differs although this very target was proven on it before."""
+    observed_text: str
+
+
+def assess(
+    node: NodeView,
+    gpunode: GPUNodeView | None,
+    policy: PolicyView,
+    objection: Objection | None,
+    stack: StackView,
+) -> Assessment:
+    """Judge one node. `objection` is the policy's own (acceptance.py)."""
+    observed = gpunode.observed if gpunode else None
+    text = describe_observed(node, observed)
+    refusal = objection or _no_gpu(node, observed)
+    if refusal is not None or policy.spec is None:
+        return Assessment(policy, None, refusal, None, DisruptionClass.NONE, False, text)
+    if observed is None or not observed.gpus:
+        pending = _unobserved(observed)
+        return Assessment(policy, None, None, pending, DisruptionClass.NONE, False, text)
+    target = find_target(policy, policy.spec, node.name, observed.gpus, stack)
+    if isinstance(target, Unsupported):
+        return Assessment(policy, None, target, None, DisruptionClass.NONE, False, text)
+    mismatch = find_mismatch(Case(node, observed, target, stack))
+    disruption = find_disruption(node, observed, target, mismatch, stack)
+    drift = mismatch is not None and _proven_before(node, policy, target)
+    return Assessment(policy, target, None, mismatch, disruption, drift, text)
+
+
+def has_gpu(node: NodeView) -> bool:
+    """A node with NVIDIA GPUs, as GPU Feature Discovery or the device plugin tells."""
+    return (
+        node.labels.get(names.LABEL_GPU_PRESENT) == "true"
+        or names.LABEL_GPU_PRODUCT in node.labels
+        or bool(served(node))
+    )
+
+
+def _no_gpu(node: NodeView, observed: ObservedView | None) -> Unsupported | None:
+    if has_gpu(node) or (observed is not None and observed.gpus):
+        return None
+    return Unsupported(
+        Reason.NO_GPU,
+        f"{node.name} has no NVIDIA GPU (label {names.LABEL_GPU_PRESENT} is not true); narrow spec.nodeSelector",
+    )
+
+
+def _unobserved(observed: ObservedView | None) -> Mismatch:
+    if observed is None:
+        return Mismatch(Reason.OBSERVATION_PENDING, "the agent has not reported yet")
+    if observed.error:
+        return Mismatch(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
+    return Mismatch(Reason.AGENT_ERROR, "the agent finds no GPU through NVML; check the driver on the node")
+
+
+def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
+    seen = node.verified
+    return (
+        seen is not None
+        and seen.policy == policy.name
+        and seen.mig_config == target.mig_config
+        and seen.plugin_config == target.plugin_key
+    )
+
+
+def find_disruption(
+    node: NodeView, observed: ObservedView, target: Target, mismatch: Mismatch | None, stack: StackView
+) -> DisruptionClass:
+    """What the change disturbs (the table of design.md section 4)."""
+    if mismatch is None:
+        return DisruptionClass.NONE
+    for gpu, layout in zip(observed.gpus, target.layouts, strict=True):
+        if gpu.mig_enabled != (layout is not None) or gpu.mig_pending:
+            reboots = stack.cluster_policy is not None and stack.cluster_policy.with_reboot
+            return DisruptionClass.REBOOT if reboots else DisruptionClass.RESET
+    same_layout = all(gpu.layout == layout for gpu, layout in zip(observed.gpus, target.layouts, strict=True))
+    same_label = not target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "") == target.mig_config
+    proven_mig = node.labels.get(names.LABEL_MIG_STATE) == "success" or not target.mig_config
+    if same_layout and same_label and proven_mig and served(node) == dict(target.resources):
+        return DisruptionClass.PLUGIN_RESTART
+    return DisruptionClass.GPU_PODS

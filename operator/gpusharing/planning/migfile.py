@@ -1,0 +1,152 @@
+"""The mig-parted file: rendering our entries, reading anybody's, and what a name means on one node's GPUs.
+
+Grammar: nvidia-actuators.md a.10 (mig-parted api/spec/v1). The file is rendered whole; names of our own entries
+are content-hashed and never change their meaning.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import yaml
+
+from gpusharing.api.policy import MigLayout
+from gpusharing.planning.cards import find_card
+from gpusharing.planning.geometry import Layout, generated_layouts, normalise
+from gpusharing.planning.views import GpuView
+
+ALL_DISABLED = "all-disabled"
+Entry = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """A configuration name that means nothing, or not enough, on these GPUs; `why` is a clause for people."""
+
+    why: str
+
+
+def entry_of(layouts: Iterable[MigLayout]) -> Entry:
+    """Our own entry for the layouts of a policy."""
+    return [
+        {
+            "devices": "all" if layout.devices == "all" else list(layout.devices),
+            "mig-enabled": bool(layout.profiles),
+            **({"mig-devices": dict(sorted(layout.profiles.items()))} if layout.profiles else {}),
+        }
+        for layout in layouts
+    ]
+
+
+def entry_text(entry: Entry) -> str:
+    """Stable text of one entry, to hash."""
+    return yaml.safe_dump(entry, sort_keys=True)
+
+
+def render(entries: Mapping[str, Entry]) -> str:
+    """The whole file; entries in the order of their names."""
+    configs = {name: entries[name] for name in sorted(entries)}
+    return yaml.safe_dump({"version": "v1", "mig-configs": configs}, sort_keys=False)
+
+
+@lru_cache(maxsize=256)
+def parse(text: str) -> Mapping[str, Entry]:
+    """Entries of a file by name; a damaged file has none."""
+    try:
+        document = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        return {}
+    configs = document.get("mig-configs") if isinstance(document, dict) else None
+    if not isinstance(configs, dict):
+        return {}
+    return {str(name): entry for name, entry in configs.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, list) and all(isinstance(row, dict) for row in entry)
+
+
+def resolve(entry: Entry, gpus: Sequence[GpuView]) -> tuple[Layout | None, ...] | Unresolved:
+    """What an entry makes of each GPU, in the order of `gpus`.
+
+    mig-parted's assert never succeeds on a GPU that no row covers, so such an entry is Unresolved (R6).
+    """
+    found: dict[int, Layout | None] = {}
+    for row in entry:
+        for gpu in gpus:
+            if _covers(row, gpu):
+                found[gpu.index] = normalise(_counts(row)) if row.get("mig-enabled") else None
+    missing = [str(gpu.index) for gpu in gpus if gpu.index not in found]
+    if missing:
+        return Unresolved(f"it does not cover GPU {', '.join(missing)}")
+    return tuple(found[gpu.index] for gpu in gpus)
+
+
+def _counts(row: Mapping[str, Any]) -> dict[str, int]:
+    devices = row.get("mig-devices")
+    if not isinstance(devices, dict):
+        return {}
+    return {str(name): count for name, count in devices.items() if isinstance(count, int)}
+
+
+def _covers(row: Mapping[str, Any], gpu: GpuView) -> bool:
+    devices = row.get("devices")
+    if devices != "all" and not (isinstance(devices, list) and gpu.index in devices):
+        return False
+    wanted = row.get("device-filter")
+    if not wanted:
+        return True
+    card = find_card(gpu.product)
+    filters = [wanted] if isinstance(wanted, str) else wanted
+    ours = {identifier.lower() for identifier in card.pci_device_ids} if card else set()
+    return any(str(item).split(":")[0].lower() in ours for item in filters)
+
+
+def well_known(gpus: Sequence[GpuView], name: str) -> tuple[Layout | None, ...] | Unresolved:
+    """What a name that mig-manager generates from the hardware means on these GPUs (a.10)."""
+    layouts: list[Layout | None] = []
+    for gpu in gpus:
+        offered = generated_layouts(gpu.profiles)
+        if name not in offered:
+            return Unresolved(f"{gpu.product} has {', '.join(sorted(offered))}")
+        layouts.append(offered[name])
+    return tuple(layouts)
+
+
+def well_known_entries(models: Mapping[str, Sequence[GpuView]]) -> dict[str, Entry]:
+    """Entries for NVIDIA's well-known names, for the card models present (product to one GPU each).
+
+    Where a name means different things on different models, each row carries that model's PCI device ids; a
+    model whose ids we do not know is left out of such names rather than guessed.
+    """
+    meanings: dict[str, list[tuple[str, Layout | None]]] = {}
+    for product in sorted(models):
+        for name, layout in generated_layouts(models[product][0].profiles).items():
+            meanings.setdefault(name, []).append((product, layout))
+    entries: dict[str, Entry] = {ALL_DISABLED: [{"devices": "all", "mig-enabled": False}]}
+    for name, rows in sorted(meanings.items()):
+        if name == ALL_DISABLED:
+            continue
+        everywhere = len(rows) == len(models) and len({layout for _, layout in rows}) == 1
+        entry = [_row(None, rows[0][1])] if everywhere else _filtered(rows)
+        if entry:
+            entries[name] = entry
+    return entries
+
+
+def _filtered(rows: Sequence[tuple[str, Layout | None]]) -> Entry:
+    entry: Entry = []
+    for product, layout in rows:
+        card = find_card(product)
+        if card and card.pci_device_ids:
+            entry.append(_row(list(card.pci_device_ids), layout))
+    return entry
+
+
+def _row(device_filter: list[str] | None, layout: Layout | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"device-filter": device_filter} if device_filter else {}
+    row |= {"devices": "all", "mig-enabled": layout is not None}
+    if layout is not None:
+        row["mig-devices"] = dict(layout)
+    return row

@@ -1,0 +1,93 @@
+"""Which policy owns a node.
+
+    node has no owner          the highest priority that selects it; then the oldest; then the first name
+    node has an owner          the owner keeps it until it leaves the selector ...
+                               ... or a policy of strictly higher priority selects it
+    fence of another policy    that change ends first; then the node moves as a normal, budgeted change
+
+The owner is the label gpusharing.dev/policy on the Node, written when a node is adopted or released.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from gpusharing.api import names
+from gpusharing.api.policy import LabelSelector
+from gpusharing.planning.views import NodeView, PolicyView
+
+
+def selects(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
+    """Kubernetes' LabelSelector semantics; an empty selector selects nothing here (it is refused anyway)."""
+    if not selector.match_labels and not selector.match_expressions:
+        return False
+    for key, value in selector.match_labels.items():
+        if labels.get(key) != value:
+            return False
+    for row in selector.match_expressions:
+        present = row.key in labels
+        match row.operator:
+            case "In":
+                holds = present and labels[row.key] in row.values
+            case "NotIn":
+                holds = not present or labels[row.key] not in row.values
+            case "Exists":
+                holds = present
+            case "DoesNotExist":
+                holds = not present
+        if not holds:
+            return False
+    return True
+
+
+class Owners:
+    """Finds the owner of a node among policies. Built once per set of policies, then asked per node.
+
+    Most selectors name one label value; policies are indexed by it, so a node is compared only with policies
+    that can match.
+    """
+
+    def __init__(self, policies: Sequence[PolicyView]) -> None:
+        self._by_label: dict[str, dict[str, list[PolicyView]]] = defaultdict(lambda: defaultdict(list))
+        self._others: list[PolicyView] = []
+        for policy in policies:
+            if policy.spec is None or policy.deleting:
+                continue
+            labels = policy.spec.node_selector.match_labels
+            if labels:
+                key, value = min(labels.items())
+                self._by_label[key][value].append(policy)
+            else:
+                self._others.append(policy)
+
+    def selecting(self, node: NodeView) -> list[PolicyView]:
+        """Every policy whose selector matches, best claim first."""
+        found = [policy for policy in self._others if self._matches(policy, node)]
+        for key, by_value in self._by_label.items():
+            value = node.labels.get(key)
+            if value is not None and value in by_value:
+                found += [policy for policy in by_value[value] if self._matches(policy, node)]
+        if len(found) > 1:
+            found.sort(key=_claim)
+        return found
+
+    @staticmethod
+    def _matches(policy: PolicyView, node: NodeView) -> bool:
+        assert policy.spec is not None, "policies without a spec are left out"
+        return selects(policy.spec.node_selector, node.labels)
+
+
+def _claim(policy: PolicyView) -> tuple[int, str, str]:
+    assert policy.spec is not None, "policies without a spec are left out"
+    return (-policy.spec.priority, policy.created, policy.name)
+
+
+def choose_owner(node: NodeView, selecting: Sequence[PolicyView]) -> PolicyView | None:
+    """The owner among the policies that select the node, best claim first."""
+    if not selecting:
+        return None
+    best = selecting[0]
+    present = node.labels.get(names.LABEL_POLICY)
+    for policy in selecting:
+        if policy.name == present and policy.spec is not None and best.spec is not None:
+            return best if best.spec.priority > policy.spec.priority else policy
+    return best

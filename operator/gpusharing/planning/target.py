@@ -1,0 +1,253 @@
+"""policy × the GPUs of one node → what the node is to become, or why it cannot. Nothing is touched to find out."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
+from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
+from gpusharing.planning import migfile, pluginconfig
+from gpusharing.planning.cards import bare_product
+from gpusharing.planning.geometry import (
+    Layout,
+    Legal,
+    describe,
+    judge,
+    resource_name,
+)
+from gpusharing.planning.pluginconfig import PluginConfig
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.views import GpuView, PolicyView, StackView, mode_label
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a node is to become, in the words of the components that bring it about and of those that prove it."""
+
+    mode: Mode
+    routing: str
+    """Value of the routing label."""
+    layouts: tuple[Layout | None, ...]
+    """Per GPU, in the order of their indexes; None: MIG off."""
+    mig_config: str
+    """Value of nvidia.com/mig.config; empty on cards without MIG, which never get mig labels."""
+    plugin_key: str
+    """Value of nvidia.com/device-plugin.config."""
+    plugin: PluginConfig
+    resources: Mapping[str, int]
+    """Predicted allocatable counts, exactly; a name that is not here must be absent or 0."""
+    text: str
+    """For people: 2x3g.40gb, 4x shared, 1x full."""
+
+    @property
+    def with_mig(self) -> bool:
+        """Whether any GPU has MIG on."""
+        return any(layout is not None for layout in self.layouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """This node cannot become what the policy asks; the message says what the card offers instead."""
+
+    reason: Reason
+    message: str
+
+
+def find_target(
+    policy: PolicyView, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> Target | Unsupported:
+    """What `node` with these GPUs (sorted by index, at least one) becomes under a policy."""
+    if spec.products and (other := _unlisted_product(spec, gpus)):
+        return Unsupported(
+            Reason.PRODUCT_SKIPPED,
+            f"{node} has {other}, which spec.products does not list ({', '.join(spec.products)})",
+        )
+    layouts = _wanted_layouts(policy, spec, node, gpus, stack)
+    if isinstance(layouts, Unsupported):
+        return layouts
+    plugin = plugin_config(spec)
+    capable = any(gpu.mig_capable for gpu in gpus)
+    return Target(
+        mode=spec.mode,
+        routing=mode_label(spec.mode),
+        layouts=layouts,
+        mig_config=mig_config_name(policy.name, spec) if capable else "",
+        plugin_key=pluginconfig.key_for(policy.name, pluginconfig.render(plugin)),
+        plugin=plugin,
+        resources=predict_resources(layouts, plugin),
+        text=describe_target(spec, layouts),
+    )
+
+
+def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> str:
+    listed = {bare_product(product) for product in spec.products}
+    return next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
+
+
+def mig_config_name(policy: str, spec: GPUSharingPolicySpec) -> str:
+    """The mig-parted entry that a MIG-capable node is pointed at."""
+    if spec.mode is not Mode.MIG or spec.mig is None:
+        return migfile.ALL_DISABLED
+    if spec.mig.config is not None:
+        return spec.mig.config
+    return pluginconfig.key_for(policy, migfile.entry_text(migfile.entry_of(spec.mig.layouts or ())))
+
+
+def plugin_config(spec: GPUSharingPolicySpec) -> PluginConfig:
+    """What the device plugin is told in this mode."""
+    if spec.mode is Mode.TIME_SLICING and spec.time_slicing is not None:
+        slicing = spec.time_slicing
+        return pluginconfig.shared_gpus(
+            slicing.replicas,
+            rename=slicing.rename_by_default,
+            fail_greater_than_one=slicing.fail_requests_greater_than_one,
+        )
+    if spec.mode is Mode.MIG and spec.mig is not None:
+        return PluginConfig(spec.mig.strategy)
+    return PluginConfig()
+
+
+def _wanted_layouts(
+    policy: PolicyView, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> tuple[Layout | None, ...] | Unsupported:
+    if spec.mode is not Mode.MIG or spec.mig is None:
+        return (None,) * len(gpus)
+    if incapable := next((gpu for gpu in gpus if not gpu.mig_capable), None):
+        return Unsupported(
+            Reason.NOT_MIG_CAPABLE, f"{node}: {incapable.product} has no MIG; use mode TimeSlicing or Full"
+        )
+    if spec.mig.config is not None:
+        layouts = _named(spec.mig.config, node, gpus, stack)
+    else:
+        layouts = _own(spec.mig.layouts or (), node, gpus)
+    return layouts if isinstance(layouts, Unsupported) else _legal(layouts, spec, node, gpus)
+
+
+def _named(
+    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> tuple[Layout | None, ...] | Unsupported:
+    found = resolve_name(name, node, gpus, stack)
+    if isinstance(found, migfile.Unresolved):
+        return Unsupported(
+            Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found.why}"
+        )
+    return found
+
+
+def resolve_name(
+    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> tuple[Layout | None, ...] | migfile.Unresolved:
+    """What a mig.config name means on a node: our file, the admin's entries, or what mig-manager generated."""
+    if stack.serves_our_mig_file:
+        for text in (stack.admin_mig_file, stack.mig_file):
+            if entry := migfile.parse(text).get(name):
+                return migfile.resolve(entry, gpus)
+        return migfile.well_known(gpus, name)
+    entries = migfile.parse(stack.generated_mig_files.get(node, ""))
+    if not entries:
+        return migfile.Unresolved(
+            f"ConfigMap {node}-mig-config, where mig-manager lists its names, is not there"
+        )
+    if name not in entries:
+        return migfile.Unresolved(f"mig-manager on {node} offers {', '.join(sorted(entries))}")
+    return migfile.resolve(entries[name], gpus)
+
+
+def _own(
+    layouts: Sequence[MigLayout], node: str, gpus: Sequence[GpuView]
+) -> tuple[Layout | None, ...] | Unsupported:
+    named = {index for row in layouts if row.devices != "all" for index in row.devices}
+    here = {gpu.index for gpu in gpus}
+    if beyond := sorted(named - here):
+        return Unsupported(
+            Reason.LAYOUT_TOO_MANY_GPUS,
+            f"{node} has {len(gpus)} GPUs, spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
+        )
+    found = migfile.resolve(migfile.entry_of(layouts), gpus)
+    if isinstance(found, migfile.Unresolved):
+        return Unsupported(
+            Reason.LAYOUT_INCOMPLETE,
+            f"{node}: spec.mig.layouts must name every GPU, {found.why}; add for example "
+            "{devices: [" + ", ".join(map(str, sorted(here - named))) + "], profiles: {}}",
+        )
+    return found
+
+
+def _legal(
+    layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]
+) -> tuple[Layout | None, ...] | Unsupported:
+    for gpu, layout in zip(gpus, layouts, strict=True):
+        if layout == ():
+            return Unsupported(
+                Reason.LAYOUT_EMPTY, f"{node} GPU {gpu.index}: MIG on without instances serves nothing"
+            )
+        if layout is None:
+            continue
+        verdict = judge(layout, gpu.profiles)
+        if not isinstance(verdict, Legal):
+            known = {profile.name for profile in gpu.profiles}
+            unknown = any(name not in known for name, _ in layout)
+            reason = Reason.PROFILE_NOT_SUPPORTED if unknown else Reason.LAYOUT_DOES_NOT_FIT
+            return Unsupported(reason, f"{node} GPU {gpu.index} ({gpu.product}): {verdict.message}")
+    if spec.mig is not None and spec.mig.strategy == "single":
+        kinds = {None if layout is None else tuple(name for name, _ in layout) for layout in layouts}
+        if len(kinds) != 1 or None in kinds or any(kind is not None and len(kind) != 1 for kind in kinds):
+            return Unsupported(
+                Reason.LAYOUT_NOT_UNIFORM,
+                f"{node}: spec.mig.strategy single needs one and the same profile on every GPU; use mixed",
+            )
+    return layouts
+
+
+def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
+    """The allocatable resources that the device plugin will serve (nvidia-actuators.md b.6, b.7)."""
+    counts: Counter[str] = Counter()
+    for layout in layouts:
+        if layout is None:
+            counts[RESOURCE_GPU] += 1
+            continue
+        for profile, count in layout:
+            counts[RESOURCE_GPU if plugin.mig_strategy == "single" else resource_name(profile)] += count
+    if plugin.sharing is None:
+        return dict(counts)
+    replicas = dict(plugin.sharing.replicas)
+    shared: dict[str, int] = {}
+    for name, count in counts.items():
+        served = f"{name}.shared" if plugin.sharing.rename and name in replicas else name
+        shared[served] = count * replicas.get(name, 1)
+    return shared
+
+
+def describe_target(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> str:
+    """What each GPU is divided into, for people."""
+    replicas = spec.time_slicing.replicas if spec.mode is Mode.TIME_SLICING and spec.time_slicing else 1
+    return describe_layouts(layouts, replicas)
+
+
+def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
+    """Different GPUs are told apart: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
+    texts: Counter[str] = Counter()
+    for layout in layouts:
+        whole = f"{replicas}x shared" if replicas > 1 else "1x full"
+        texts[whole if layout is None else describe(layout) or "MIG empty"] += 1
+    if len(texts) == 1:
+        return next(iter(texts))
+    return ", ".join(f"{text} ({count} GPU{'s' if count > 1 else ''})" for text, count in texts.items())
+
+
+def is_gpu_resource(name: str) -> bool:
+    """Names that the device plugin serves for GPUs."""
+    return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith("nvidia.com/mig-")
+
+
+__all__ = [
+    "Target",
+    "Unsupported",
+    "describe_layouts",
+    "find_target",
+    "is_gpu_resource",
+    "mig_config_name",
+    "plugin_config",
+    "predict_resources",
+    "resolve_name",
+]

@@ -1,0 +1,294 @@
+"""Is a node what it should be? An ordered chain of checks over five sources; the first disagreement is the answer.
+
+    source             proves                                             reason when it disagrees
+    NVML (agent)       instances per GPU, MIG mode, compute mode          ObservationPending, LayoutMismatch ...
+    mig.config(.state) mig-manager is done, and with this very layout     ActuatorBusy, ActuatorFailed, LabelMismatch
+    gpu.deploy.*       no operand is paused                               OperandsPaused
+    GFD labels         plugin and GFD read the new configuration          LabelMismatch
+    allocatable        the scheduler sees exactly the predicted counts    AllocatableMismatch
+
+Each source counts where it exists for the mode and the card (design.md section 4). Nothing is remembered: the
+same chain adopts a node, finds drift and proves a change; a change only asks for fresher evidence (`Evidence`).
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpusharing.api import names
+from gpusharing.api.names import Mode
+from gpusharing.planning.cards import bare_product
+from gpusharing.planning.geometry import resource_name
+from gpusharing.planning.migfile import Unresolved
+from gpusharing.planning.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.target import Target, describe_layouts, is_gpu_resource, resolve_name
+from gpusharing.planning.views import NodeView, ObservedView, StackView
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """How fresh the proof must be; empty fields ask for nothing."""
+
+    request_id: str = ""
+    """Only an observation that echoes this id counts."""
+    gfd_timestamp: str = ""
+    """GFD must have started anew since this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The first source that disagrees."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One node against one target."""
+
+    node: NodeView
+    observed: ObservedView | None
+    target: Target
+    stack: StackView
+    evidence: Evidence = Evidence()
+
+
+def find_mismatch(case: Case) -> Mismatch | None:
+    """The first disagreement in the order of CHECKS; None: all sources agree."""
+    for check in CHECKS:
+        if (mismatch := check(case)) is not None:
+            return mismatch
+    return None
+
+
+def _observation(case: Case) -> Mismatch | None:
+    seen = case.observed
+    if seen is None:
+        return Mismatch(Reason.OBSERVATION_PENDING, "the agent has not reported yet")
+    if case.evidence.request_id and seen.request_id != case.evidence.request_id:
+        return Mismatch(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs anew")
+    if seen.error:
+        return Mismatch(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {seen.error}")
+    if seen.quiet:
+        return Mismatch(Reason.OBSERVATION_PENDING, "the agent is quiet, its last reading proves nothing")
+    return None
+
+
+def _instances(case: Case) -> Mismatch | None:
+    assert case.observed is not None, "_observation runs first"
+    gpus = case.observed.gpus
+    found = tuple(gpu.layout for gpu in gpus)
+    if found != case.target.layouts:
+        return Mismatch(
+            Reason.LAYOUT_MISMATCH,
+            f"NVML shows {describe_layouts(found)} instead of {describe_layouts(case.target.layouts)}",
+        )
+    if pending := next((gpu for gpu in gpus if gpu.mig_pending), None):
+        return Mismatch(
+            Reason.MIG_MODE_PENDING, f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot"
+        )
+    if case.target.mode is not Mode.MIG:
+        odd = next((gpu for gpu in gpus if gpu.compute_mode not in ("Default", "NotSupported")), None)
+        if odd:
+            return Mismatch(
+                Reason.COMPUTE_MODE,
+                f"GPU {odd.index} is in compute mode {odd.compute_mode}, left behind by MPS;"
+                f" run nvidia-smi -i {odd.index} -c 0 on the node",
+            )
+    return None
+
+
+def _mig_manager(case: Case) -> Mismatch | None:
+    if not case.target.mig_config:
+        return None
+    config = case.node.labels.get(names.LABEL_MIG_CONFIG, "")
+    state = case.node.labels.get(names.LABEL_MIG_STATE, "")
+    if not config:
+        if case.target.with_mig:
+            return Mismatch(
+                Reason.LABEL_MISMATCH,
+                f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not bring this layout back after a reboot",
+            )
+        return None
+    if config != case.target.mig_config:
+        assert case.observed is not None, "_observation runs first"
+        meaning = resolve_name(config, case.node.name, case.observed.gpus, case.stack)
+        if isinstance(meaning, Unresolved) or meaning != case.target.layouts:
+            return Mismatch(
+                Reason.LABEL_MISMATCH,
+                f"{names.LABEL_MIG_CONFIG} is {config}, wanted {case.target.mig_config}",
+            )
+    if state == "failed":
+        return Mismatch(
+            Reason.ACTUATOR_FAILED, f"mig-manager failed to apply {config}; its pod's log says why"
+        )
+    if state != "success":
+        return Mismatch(
+            Reason.ACTUATOR_BUSY, f"mig-manager applies {config} (state {state or 'not reported yet'})"
+        )
+    return None
+
+
+def paused_operands(node: NodeView) -> tuple[str, ...]:
+    """Operands that a MIG change or a driver upgrade paused and nobody started again (a.1, d.4)."""
+    return tuple(
+        operand
+        for operand in names.DEPLOY_PAUSABLE
+        if "paused-for-" in node.labels.get(names.LABEL_DEPLOY_PREFIX + operand, "")
+    )
+
+
+def _operands(case: Case) -> Mismatch | None:
+    if paused := paused_operands(case.node):
+        return Mismatch(Reason.OPERANDS_PAUSED, f"still paused: {', '.join(paused)}")
+    return None
+
+
+def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
+    """What the device plugin of a node is told now; None when its label names no configuration (b.4)."""
+    policy = stack.cluster_policy
+    key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "") or (policy.plugin_default if policy else "")
+    if not key:
+        return PluginConfig(_fixed_strategy(stack) or "none")
+    text = stack.plugin_configs.get(key)
+    config = parse(text) if text is not None else None
+    fixed = _fixed_strategy(stack)
+    return PluginConfig(fixed, config.sharing) if config is not None and fixed else config
+
+
+def _fixed_strategy(stack: StackView) -> MigStrategy | None:
+    """ClusterPolicy mig.strategy beats every configuration's own (b.2)."""
+    return STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
+
+
+def _plugin(case: Case) -> Mismatch | None:
+    key = case.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
+    if key == case.target.plugin_key and key in case.stack.plugin_configs:
+        return None
+    config = effective_plugin_config(case.node, case.stack)
+    if config is None:
+        return Mismatch(
+            Reason.LABEL_MISMATCH, f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
+        )
+    if not config.same_effect(case.target.plugin, with_mig=case.target.with_mig):
+        return Mismatch(
+            Reason.LABEL_MISMATCH,
+            f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, wanted {case.target.plugin_key}",
+        )
+    return None
+
+
+def expected_gfd_labels(case: Case) -> dict[str, str]:
+    """Labels that GPU Feature Discovery writes for the target (nvidia-actuators.md section c).
+
+    A value of `""` stands for: this label must be absent.
+    """
+    target = case.target
+    assert case.observed is not None, "_observation runs first"
+    gpus = case.observed.gpus
+    sharing = target.plugin.sharing
+    replicas = sharing.replicas[0][1] if sharing else 1
+    if not target.with_mig:
+        return {
+            names.LABEL_GPU_COUNT: str(len(gpus)),
+            names.LABEL_GPU_REPLICAS: str(replicas),
+            names.LABEL_SHARING_STRATEGY: "time-slicing" if sharing else "none",
+        }
+    instances: Counter[str] = Counter()
+    for layout in target.layouts:
+        instances.update(dict(layout or ()))
+    if target.plugin.mig_strategy == "single":
+        return {
+            names.LABEL_MIG_STRATEGY: "single",
+            names.LABEL_GPU_COUNT: str(instances.total()),
+            names.LABEL_GPU_REPLICAS: "1",
+        }
+    return {names.LABEL_MIG_STRATEGY: "mixed"} | {
+        f"{resource_name(profile)}.count": str(count) for profile, count in instances.items()
+    }
+
+
+def expected_product(case: Case) -> str:
+    """Value of nvidia.com/gpu.product for the target: GFD appends what the GPU is shared as."""
+    assert case.observed is not None, "_observation runs first"
+    product = bare_product(case.observed.gpus[-1].product)
+    sharing = case.target.plugin.sharing
+    if case.target.plugin.mig_strategy == "single" and case.target.with_mig:
+        layout = case.target.layouts[0]
+        assert layout, "strategy single has one profile on every GPU"
+        product += f"-MIG-{layout[0][0].replace('+', '.')}"
+    return f"{product}-SHARED" if sharing and not sharing.rename else product
+
+
+def _gfd(case: Case) -> Mismatch | None:
+    labels = case.node.labels
+    if case.evidence.gfd_timestamp and labels.get(names.LABEL_GFD_TIMESTAMP) == case.evidence.gfd_timestamp:
+        return Mismatch(Reason.LABEL_MISMATCH, "GPU Feature Discovery has not started anew since the change")
+    for label, value in expected_gfd_labels(case).items():
+        if labels.get(label, "") != value:
+            return Mismatch(
+                Reason.LABEL_MISMATCH, f"label {label} is {labels.get(label, 'absent')}, expected {value}"
+            )
+    product = labels.get(names.LABEL_GPU_PRODUCT, "")
+    homogeneous = case.observed is not None and len({gpu.product for gpu in case.observed.gpus}) == 1
+    if homogeneous and product != expected_product(case):
+        return Mismatch(
+            Reason.LABEL_MISMATCH,
+            f"label {names.LABEL_GPU_PRODUCT} is {product or 'absent'}, expected {expected_product(case)}",
+        )
+    return None
+
+
+def served(node: NodeView) -> dict[str, int]:
+    """GPU resources that the node offers now; a quantity of 0 counts as absent."""
+    return {name: count for name, count in node.resources.items() if is_gpu_resource(name) and count > 0}
+
+
+def _allocatable(case: Case) -> Mismatch | None:
+    now = served(case.node)
+    if now == dict(case.target.resources):
+        return None
+    return Mismatch(
+        Reason.ALLOCATABLE_MISMATCH,
+        f"the node offers {_counts(now)} instead of {_counts(dict(case.target.resources))}",
+    )
+
+
+def _counts(resources: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
+
+
+CHECKS: tuple[Callable[[Case], Mismatch | None], ...] = (
+    _observation,
+    _instances,
+    _mig_manager,
+    _operands,
+    _plugin,
+    _gfd,
+    _allocatable,
+)
+"""First wins; a test pins the order. The agent comes first because every other source can be stale."""
+
+
+def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
+    """What the GPUs are divided into now, for people; sharing is read from GFD's labels."""
+    if observed is None or not observed.gpus:
+        return ""
+    replicas = node.labels.get(names.LABEL_GPU_REPLICAS, "1")
+    layouts = tuple(gpu.layout for gpu in observed.gpus)
+    return describe_layouts(layouts, int(replicas) if replicas.isdigit() else 1)
+
+
+__all__ = [
+    "CHECKS",
+    "Case",
+    "Evidence",
+    "Mismatch",
+    "describe_observed",
+    "effective_plugin_config",
+    "find_mismatch",
+    "paused_operands",
+    "served",
+]
