@@ -43,7 +43,7 @@ def read_requests(log: Path, user: str | None = None) -> Iterator[Request]:
             if not line.endswith("\n"):
                 return  # the server is still writing this one
             event = json.loads(line)
-            if user is not None and event["user"]["username"] != user:
+            if user is not None and event["user"].get("username") != user:
                 continue
             if event["verb"] == "watch" and event["stage"] != "ResponseStarted":
                 continue

@@ -15,7 +15,7 @@ SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc"
 MANAGED_BY_KWOK = ("kwok.x-k8s.io/node", "fake")
 """Annotation of the nodes whose kubelet kwok plays."""
 NODE_GRACE = "87600h"
-"""Ten years: fake nodes send no heartbeats, so an idle cluster has no writes and none becomes NotReady."""
+"""Ten years: fake nodes send no heartbeats, so nothing writes to an idle node and none becomes NotReady."""
 STAGES = Path(__file__).resolve().parent / "manifests" / "kwok-stages.yaml"
 
 

@@ -207,9 +207,12 @@ class ControlPlane:
         if self._given is None:
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    def stop_component(self, name: str) -> None:
-        """Stop one program, for tests of what happens without it."""
-        self._components.pop(name).stop()
+    def stop_component(self, name: str, *, kill: bool = False) -> None:
+        """Stop one program, for tests of what happens without it; `kill` ends it as a crash would.
+
+        The API server takes ten seconds to stop in order while others watch it: kill it.
+        """
+        self._components.pop(name).stop(kill=kill)
         self.api.close()
 
     def start_component(self, name: str) -> None:

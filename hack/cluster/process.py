@@ -41,15 +41,15 @@ class Component:
             code = "" if self.process is None else f" with status {self.process.returncode}"
             raise ComponentError(f"{self.name} ended{code}; its last lines ({self.log}):\n{tail(self.log)}")
 
-    def stop(self) -> None:
-        """End the program and wait until it is gone: TERM first, KILL after STOP_SECONDS."""
-        for sign in (signal.SIGTERM, signal.SIGKILL):
+    def stop(self, *, kill: bool = False, patience: float = STOP_SECONDS) -> None:
+        """End the program and wait until it is gone: TERM first, KILL after `patience` seconds or at once."""
+        for sign in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGKILL):
             if not self.alive():
                 break
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, sign)
             with contextlib.suppress(TimeoutError):
-                wait_until(lambda: not self.alive(), STOP_SECONDS, f"{self.name} to end")
+                wait_until(lambda: not self.alive(), patience, f"{self.name} to end")
         if self.process is not None:
             self.process.wait()
 

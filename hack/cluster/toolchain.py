@@ -115,13 +115,17 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
 
 
 def ensure(name: str, root: Path | None = None) -> Path:
-    """The folder with the programs of tool `name`, built first if it is not there.
+    """The folder with the programs of tool `name` (a key of RECIPES), built first if it is not there.
 
     Raises:
         ToolchainError: Go is missing or too old, or the build failed.
     """
-    recipe = RECIPES[name]()
-    directory = recipe.directory(root or cache_root())
+    return build_once(RECIPES[name](), root or cache_root())
+
+
+def build_once(recipe: Recipe, root: Path) -> Path:
+    """The folder below `root` with what the recipe makes; several processes may ask at once."""
+    directory = recipe.directory(root)
     if directory.is_dir():
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +136,11 @@ def ensure(name: str, root: Path | None = None) -> Path:
 
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
-    """The control plane's programs: those in `$KUBEBUILDER_ASSETS` first, the others built by us."""
+    """The control plane's programs: those in `$KUBEBUILDER_ASSETS` first, the others built by us.
+
+    The folder of setup-envtest has no controller-manager and no scheduler: those are ours then, so its version
+    should be the one that hack/controlplane/go.mod pins.
+    """
     assets = environ.get("KUBEBUILDER_ASSETS")
     given = find_assets(Path(assets)) if assets else {}
     missing = [name for name in CONTROLPLANE_CALLS if name not in given]

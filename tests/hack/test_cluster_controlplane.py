@@ -1,0 +1,205 @@
+"""hack/cluster on rung 2: the control plane does what the operator's tests take for granted."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.cluster import audit, install, nodes, process, tokens, toolchain
+from hack.cluster.api import Api, ApiError
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.kubeconfig import open_api
+from hack.cluster.process import ComponentError, wait_until
+
+pytestmark = pytest.mark.cluster
+
+PODS = "/api/v1/namespaces/default/pods"
+SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    try:
+        toolchain.control_plane_programs()
+    except toolchain.ToolchainError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    with ControlPlane(options=Options(audit=True)) as running:
+        install.install_all(running.api)
+        created = nodes.create_nodes(running.api, nodes.fleet(4))
+        nodes.wait_nodes_ready(running.api, created)
+        yield running
+
+
+def a_pod(name: str, **metadata: Any) -> dict[str, Any]:
+    limits = {"limits": {"nvidia.com/gpu": "1"}}
+    container = {"name": "main", "image": "example/none", "resources": limits}
+    spec = {"containers": [container], "terminationGracePeriodSeconds": 2}
+    return {"metadata": {"name": name, **metadata}, "spec": spec}
+
+
+def wait_running(api: Api, *names: str) -> None:
+    for name in names:
+        wait_until(lambda: api.get(f"{PODS}/{name}")["status"]["phase"] == "Running", SECONDS, name)  # noqa: B023 - waited for before the next round
+
+
+def exists(api: Api, path: str) -> bool:
+    try:
+        api.get(path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+def refusal(api: Api, path: str) -> int:
+    """The HTTP status with which a GET is refused."""
+    with pytest.raises(ApiError) as raised, api:
+        api.get(path)
+    return raised.value.status
+
+
+def test_nobody_and_a_service_account_without_a_role_are_denied(plane: ControlPlane) -> None:
+    token = tokens.service_account_token(plane.api, "gpusharing", "default")
+    assert refusal(plane.api.as_nobody(), "/api/v1/nodes") == 403
+    assert refusal(plane.api.as_token(token), "/api/v1/nodes") == 403
+    assert refusal(plane.api.as_token("made-up"), "/api/v1/nodes") == 401
+
+
+def test_a_kubeconfig_of_a_service_account_acts_as_that_account(plane: ControlPlane) -> None:
+    path = plane.service_account_kubeconfig("gpusharing", "default")
+    assert plane.kubectl("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}", kubeconfig=path) == (
+        "system:serviceaccount:gpusharing:default"
+    )
+    with open_api(path) as api:
+        assert refusal(api, "/api/v1/nodes") == 403
+
+
+def node_name_seen(api: Api) -> list[str]:
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    with api:
+        seen = api.create("/apis/authentication.k8s.io/v1/selfsubjectreviews", review)
+    claim: list[str] = seen["status"]["userInfo"]["extra"]["authentication.kubernetes.io/node-name"]
+    return claim
+
+
+def test_tokens_bound_to_a_node_or_to_its_pod_carry_the_node_s_name(plane: ControlPlane) -> None:
+    plane.api.create(PODS, a_pod("bound") | {"spec": a_pod("bound")["spec"] | {"nodeName": "gpu-02"}})
+    wait_running(plane.api, "bound")
+    with_node = tokens.node_bound_token(plane.api, "default", "default", "gpu-02")
+    with_pod = tokens.pod_bound_token(plane.api, "default", "bound")
+    assert node_name_seen(plane.api.as_token(with_node)) == ["gpu-02"]
+    assert node_name_seen(plane.api.as_token(with_pod)) == ["gpu-02"]
+
+
+def test_kwok_leaves_the_gpus_of_a_node_to_whoever_plays_the_device_plugin(plane: ControlPlane) -> None:
+    status = "/api/v1/nodes/gpu-03/status"
+    mine = {"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "56"}
+    plane.api.merge_patch(status, {"status": {"allocatable": mine, "capacity": mine}})
+    # Losing the condition makes kwok play the node's start once more.
+    plane.api.merge_patch(status, {"status": {"conditions": [{"type": "Ready", "status": "False"}]}})
+    nodes.wait_nodes_ready(plane.api, ["gpu-03"])
+    allocatable = plane.api.get("/api/v1/nodes/gpu-03")["status"]["allocatable"]
+    assert {key: allocatable[key] for key in mine} == mine
+    assert allocatable["cpu"] == nodes.CPU
+
+
+def test_pods_are_scheduled_run_and_end_as_their_annotation_says(plane: ControlPlane) -> None:
+    stop = "simulate.gpusharing.dev/stop"
+    for name in ("quick", "grace", "never"):
+        plane.api.create(PODS, a_pod(name, annotations={stop: name}))
+    wait_running(plane.api, "quick", "grace", "never")
+    for name in ("quick", "grace", "never"):
+        plane.api.delete(f"{PODS}/{name}")
+    wait_until(lambda: not exists(plane.api, f"{PODS}/quick"), SECONDS, "the quick pod to go")
+    assert exists(plane.api, f"{PODS}/grace"), "its grace period of 2 s is longer"
+    wait_until(lambda: not exists(plane.api, f"{PODS}/grace"), SECONDS, "the slow pod to go")
+    assert "deletionTimestamp" in plane.api.get(f"{PODS}/never")["metadata"]
+
+
+def test_an_eviction_that_a_pdb_forbids_is_answered_429(plane: ControlPlane) -> None:
+    pdbs = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
+    plane.api.create(PODS, a_pod("guarded", labels={"app": "guarded"}))
+    wait_running(plane.api, "guarded")
+    spec = {"minAvailable": 1, "selector": {"matchLabels": {"app": "guarded"}}}
+    plane.api.create(pdbs, {"metadata": {"name": "guard"}, "spec": spec})
+    wait_until(
+        lambda: plane.api.get(f"{pdbs}/guard").get("status", {}).get("currentHealthy") == 1,
+        SECONDS,
+        "the PDB",
+    )
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "guarded"}}
+    with pytest.raises(ApiError) as raised:
+        plane.api.create(f"{PODS}/guarded/eviction", eviction)
+    assert raised.value.status == 429
+    assert "DisruptionBudget" in raised.value.body
+    plane.api.delete(f"{pdbs}/guard")
+    plane.api.create(f"{PODS}/guarded/eviction", eviction)
+    wait_until(lambda: not exists(plane.api, f"{PODS}/guarded"), SECONDS, "the evicted pod to go")
+
+
+def test_the_gpu_operator_s_stand_ins_are_what_the_operator_checks(plane: ControlPlane) -> None:
+    policy = plane.api.get("/apis/nvidia.com/v1/clusterpolicies/cluster-policy")
+    assert policy["spec"]["devicePlugin"]["config"]["name"] == "gpusharing-device-plugin"
+    assert "mig" not in policy["spec"]
+    assert policy["status"]["state"] == "ready"
+    assert plane.api.list("/apis/nvidia.com/v1alpha1/gpuclusters") == []
+
+
+def test_the_audit_log_tells_who_did_what_how_often(plane: ControlPlane) -> None:
+    user = "system:serviceaccount:gpu-operator:default"
+    api = plane.api.as_token(tokens.service_account_token(plane.api, "gpu-operator", "default"))
+    assert [refusal(api, path) for path in (PODS, PODS, f"{PODS}/x/log")] == [403, 403, 403]
+    seen = list(audit.read_requests(plane.audit_log, user))
+    counts = audit.count_verbs(seen)
+    assert counts == {("", "pods", "list"): 2, ("", "pods/log", "get"): 1}
+    assert [request.status for request in seen] == [403, 403, 403]
+    assert not any(request.is_write for request in seen)
+
+
+def test_it_survives_its_api_server_reports_a_crash_and_leaves_nothing_behind() -> None:
+    small = ControlPlane(options=Options(kwok=False, scheduler=False))
+    with small:
+        small.api.create("/api/v1/namespaces", {"metadata": {"name": "kept"}})
+        small.stop_component("kube-apiserver", kill=True)
+        with pytest.raises(OSError, match="refused"):
+            small.api.get("/readyz")
+        small.start_component("kube-apiserver")
+        small.wait_ready()
+        assert exists(small.api, "/api/v1/namespaces/kept")
+        pids, folder = small.pids(), small.directory
+        os.kill(pids["kube-controller-manager"], signal.SIGKILL)
+        with pytest.raises(ComponentError, match="kube-controller-manager ended"):
+            wait_until(lambda: False, SECONDS, "the crash to be noticed", small.check)
+    assert not any(process.pid_exists(pid) for pid in pids.values())
+    assert not folder.exists()
+
+
+def run_cli(state_folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "GPUSHARING_STATE": str(state_folder)}
+    command = [sys.executable, "-m", "hack.cluster", *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+
+
+def test_up_ends_with_the_export_line_twice_and_down_stops_everything_once(tmp_path: Path) -> None:
+    try:
+        first = run_cli(tmp_path, "up", "--nodes", "2")
+        last = first.stdout.splitlines()[-1]
+        assert last == f"export KUBECONFIG={tmp_path}/cluster/admin.kubeconfig"
+        second = run_cli(tmp_path, "up", "--nodes", "2")
+        assert second.stdout == first.stdout
+        assert "is up already" in second.stderr
+        assert "2 nodes" in second.stderr
+        with open_api(Path(last.removeprefix("export KUBECONFIG="))) as api:
+            assert len(api.list("/api/v1/nodes")) == 2
+    finally:
+        down = run_cli(tmp_path, "down")
+    assert "stopped etcd, kube-apiserver" in down.stderr
+    assert run_cli(tmp_path, "down").stderr == "no cluster is up\n"
+    assert not (tmp_path / "cluster").exists()

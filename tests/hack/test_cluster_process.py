@@ -1,0 +1,102 @@
+"""hack/cluster/process.py and state.py: programs are found, stopped and swept by recorded pid, and no others."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hack.cluster import process, state
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.process import Component, ComponentError, wait_until
+from hack.cluster.state import State
+
+WAIT = "import time; print('up', flush=True); time.sleep(600)"
+SLEEP = (sys.executable, "-c", WAIT)
+STUBBORN = (sys.executable, "-c", f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAIT}")
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[Component]:
+    """A program with its folder in the command line, as every program of a control plane has."""
+    component = process.start("sleeper", [*SLEEP, f"--data={tmp_path}"], tmp_path / "sleeper.log")
+    wait_until(lambda: "up" in component.log.read_text(), 10, "the sleeper")
+    yield component
+    component.stop()
+
+
+def a_dead_pid() -> int:
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    return gone.pid
+
+
+def test_a_program_that_ended_is_reported_with_its_last_lines(tmp_path: Path) -> None:
+    script = "print('first'); print('cannot bind'); raise SystemExit(3)"
+    component = process.start("etcd", [sys.executable, "-c", script], tmp_path / "etcd.log")
+    wait_until(lambda: not component.alive(), 10, "the program to end")
+    with pytest.raises(ComponentError, match=r"etcd ended with status 3(.|\n)*cannot bind"):
+        component.check()
+    component.stop()
+
+
+def test_a_program_that_ignores_term_is_killed(tmp_path: Path) -> None:
+    component = process.start("stubborn", STUBBORN, tmp_path / "log")
+    wait_until(lambda: "up" in component.log.read_text(), 10, "the program")
+    component.stop(patience=0.2)
+    assert not process.pid_exists(component.pid)
+
+
+def test_another_command_finds_and_stops_what_is_recorded(tmp_path: Path, sleeper: Component) -> None:
+    State(None, "https://127.0.0.1:1", {"sleeper": sleeper.pid}).write(tmp_path)
+    assert [component.name for component in state.running(tmp_path)] == ["sleeper"]
+    assert state.stop_recorded(tmp_path) == ["sleeper"]
+    assert not sleeper.alive()
+    assert state.stop_recorded(tmp_path) == []
+
+
+def test_a_recorded_pid_that_now_belongs_to_another_program_is_left_alone(
+    tmp_path: Path, sleeper: Component
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    State(None, pids={"etcd": sleeper.pid}).write(elsewhere)
+    assert state.stop_recorded(elsewhere) == []
+    assert sleeper.alive()
+
+
+@pytest.mark.parametrize(
+    "owner_lives", [True, False], ids=["its owner lives: kept", "its owner is gone: swept"]
+)
+def test_a_control_plane_is_swept_only_when_its_owner_is_gone(
+    tmp_path: Path, sleeper: Component, owner_lives: bool
+) -> None:
+    State(os.getppid() if owner_lives else a_dead_pid(), pids={"sleeper": sleeper.pid}).write(tmp_path)
+    state.sweep(tmp_path.parent)
+    assert sleeper.alive() is owner_lives
+    assert tmp_path.exists() is owner_lives
+
+
+def test_a_port_that_another_program_took_meanwhile_means_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    for name in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"):
+        (assets / name).write_text(
+            f"#!/bin/sh\necho {name} >> {tmp_path}/starts\necho bind: address already in use\n"
+        )
+        (assets / name).chmod(0o755)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
+    plane = ControlPlane(tmp_path / "state", Options(kwok=False))
+    with pytest.raises(ComponentError, match="address already in use"):
+        plane.start()
+    assert (tmp_path / "starts").read_text().split().count("etcd") == 3
+    assert plane.pids() == {}
+    shutil.rmtree(tmp_path / "state")
+
+
+def test_free_ports_are_distinct() -> None:
+    assert len(set(process.free_ports(20))) == 20
