@@ -1,0 +1,324 @@
+"""NVML behind the Library Protocol. The only importer of pynvml, and the only place with NVML's constants.
+
+Calls and their traps: reference/hardware-facts.md (g), NVIDIA's NVML API reference, nvml.h.
+"""
+
+import ctypes
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pynvml
+
+from gpusharing.agent.library import LibraryError, NotLoaded, Reading
+from gpusharing.agent.processes import ProcessNames
+from gpusharing.api.gpunode import (
+    ComputeModeValue,
+    MigModeValue,
+    ObservedGPU,
+    ObservedInstance,
+    ObservedModel,
+    ObservedProcess,
+    ObservedProfile,
+    RemappedRows,
+)
+
+_PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT
+_CAPACITY = 64  # more placements or instances of one profile than any card has
+_MOST_PROCESSES = 1024  # what the CRD takes; the first ones suffice to say that a GPU is busy
+_MIB = 1024 * 1024
+
+_COMPUTE_MODES: dict[int, ComputeModeValue] = {
+    pynvml.NVML_COMPUTEMODE_DEFAULT: "Default",
+    pynvml.NVML_COMPUTEMODE_PROHIBITED: "Prohibited",
+    pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "ExclusiveProcess",
+}
+_REMAPPED_FIELDS = (
+    pynvml.NVML_FI_DEV_REMAPPED_COR,
+    pynvml.NVML_FI_DEV_REMAPPED_UNC,
+    pynvml.NVML_FI_DEV_REMAPPED_PENDING,
+    pynvml.NVML_FI_DEV_REMAPPED_FAILURE,
+)
+# The call, or this version of it, does not exist for this card or driver.
+_UNSUPPORTED = (
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+)
+_NOT_LOADED = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
+        "libnvidia-ml.so.1 is not in the agent's container; give the agent the runtime class `nvidia` with "
+        "NVIDIA_VISIBLE_DEVICES=all and NVIDIA_DRIVER_CAPABILITIES=utility"
+    ),
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
+        "the NVIDIA driver is not loaded on this node; look at the driver pod of the GPU Operator"
+    ),
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        "the driver was replaced under the running agent; delete this agent pod"
+    ),
+}
+_WHAT_TO_DO = {
+    pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU fell off the bus: drain and reboot the node",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "the GPU needs a reset: drain the node and reset or reboot it",
+    pynvml.NVML_ERROR_NO_PERMISSION: "the agent's container may not open the NVIDIA devices",
+}
+
+
+class NVML:
+    """The real GPUs of this node."""
+
+    simulated = False
+
+    def __init__(self, names: ProcessNames | None = None) -> None:
+        self._names = names or ProcessNames()
+
+    def read(self) -> Reading:
+        """See Library.read."""
+        try:
+            with _session():
+                return self._read()
+        except pynvml.NVMLError as error:
+            raise _explained("NVML", error) from error
+
+    def _read(self) -> Reading:
+        models: dict[str, ObservedModel] = {}
+        gpus = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                product = pynvml.nvmlDeviceGetName(handle)
+                known = models.get(product)
+                # Some drivers list no profiles while MIG is off: another GPU of this model may tell.
+                if known is None or (known.mig_capable and not known.profiles):
+                    models[product] = _model(handle, product)
+                gpus.append(self._gpu(handle, index, models[product]))
+            except pynvml.NVMLError as error:
+                raise _explained(f"GPU {index}", error) from error
+        return Reading(pynvml.nvmlSystemGetDriverVersion(), tuple(models.values()), tuple(gpus))
+
+    def _gpu(self, handle: Any, index: int, model: ObservedModel) -> ObservedGPU:
+        current, pending = _mig_mode(handle)
+        migs = tuple(_mig_devices(handle)) if current == "Enabled" else ()
+        if current == "Enabled":
+            processes = [process for mig in migs for process in self._processes(mig, _uuid(mig))]
+        else:
+            processes = self._processes(handle, "")
+        mode = _maybe(None, pynvml.nvmlDeviceGetComputeMode, handle)
+        return ObservedGPU(
+            index=index,
+            uuid=_uuid(handle),
+            product=model.product,
+            mig_mode=current,
+            mig_mode_pending=pending,
+            compute_mode=_COMPUTE_MODES.get(mode, "NotSupported"),
+            instances=_instances(handle, model.profiles, migs) if current == "Enabled" else (),
+            processes=tuple(processes[:_MOST_PROCESSES]),
+            ecc_uncorrected=_ecc_uncorrected(handle),
+            remapped_rows=_remapped_rows(handle),
+        )
+
+    def _processes(self, handle: Any, device: str) -> list[ObservedProcess]:
+        """Compute processes by pid, MPS clients included; pid 0 stands for "may not look", which is busy."""
+        pids: set[int] = set()
+        for call in (
+            pynvml.nvmlDeviceGetComputeRunningProcesses,
+            pynvml.nvmlDeviceGetMPSComputeRunningProcesses,
+        ):
+            try:
+                pids.update(process.pid for process in _maybe((), call, handle))
+            except pynvml.NVMLError as error:
+                if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
+                    raise
+                pids.add(0)
+        return [ObservedProcess(pid=pid, name=self._name(pid), device=device) for pid in sorted(pids)]
+
+    def _name(self, pid: int) -> str:
+        try:
+            reported = pynvml.nvmlSystemGetProcessName(pid)
+        except (pynvml.NVMLError, UnicodeDecodeError):
+            reported = ""
+        return self._names.of(pid, reported)
+
+
+def _explained(where: str, error: Any) -> LibraryError:
+    if error.value in _NOT_LOADED:
+        return NotLoaded(_NOT_LOADED[error.value])
+    advice = _WHAT_TO_DO.get(error.value, "see `dmesg | grep -i nvrm` on the node")
+    return LibraryError(f"{where}: {error}; {advice}")
+
+
+@contextmanager
+def _session() -> Iterator[None]:
+    """NVML open for the length of the block. A failing shutdown is an error: the devices may still be held."""
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
+    """The answer, or `otherwise` where card or driver do not support the call."""
+    try:
+        return call(*arguments)
+    except pynvml.NVMLError as error:
+        if error.value in _UNSUPPORTED:
+            return otherwise
+        raise
+
+
+def _uuid(handle: Any) -> str:
+    uuid: str = pynvml.nvmlDeviceGetUUID(handle)
+    return uuid
+
+
+def _mig_mode(handle: Any) -> tuple[MigModeValue, MigModeValue]:
+    """Mode in force and mode after the next reset."""
+    modes = _maybe(None, pynvml.nvmlDeviceGetMigMode, handle)
+    if modes is None:
+        return "NotSupported", "NotSupported"
+    current, pending = modes
+    return ("Enabled" if current else "Disabled"), ("Enabled" if pending else "Disabled")
+
+
+def _model(handle: Any, product: str) -> ObservedModel:
+    memory = _maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
+    capability = _maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    mig_capable = _mig_mode(handle)[0] != "NotSupported"
+    live = _fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
+    return ObservedModel(
+        product=product,
+        memory_mib=memory.total // _MIB if memory else 0,
+        compute_capability=".".join(map(str, capability)),
+        mig_capable=mig_capable,
+        mig_mode_change="Unknown" if live is None else "Live" if live[0] else "Reset",
+        profiles=tuple(_profiles(handle)) if mig_capable else (),
+    )
+
+
+def _profiles(handle: Any) -> Iterator[ObservedProfile]:
+    """Profiles are asked for by their enum index and known by their id, which differs between cards."""
+    for enum in _PROFILE_ENUM:
+        try:
+            info = _maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
+                return  # this driver knows no further ones
+            raise
+        if info is None:
+            continue
+        placements = _placements(handle, info.id)
+        name = info.name.decode().removeprefix("MIG ")
+        yield ObservedProfile(
+            name=name,
+            id=info.id,
+            slices=info.sliceCount,
+            memory_gb=_nominal_gb(name),
+            max_count=info.instanceCount,
+            starts=tuple(sorted(placement.start for placement in placements)),
+            size=placements[0].size if placements else 0,
+        )
+
+
+def _nominal_gb(profile: str) -> int:
+    match = re.search(r"\.(\d+)gb", profile)
+    return int(match[1]) if match else 0
+
+
+def _placements(handle: Any, profile_id: int) -> list[Any]:
+    """Possible placements; none where listing them is not supported or not allowed."""
+    found = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
+    count = ctypes.c_uint(_CAPACITY)
+    try:
+        pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, found, ctypes.byref(count))
+    except pynvml.NVMLError as error:
+        if error.value in (*_UNSUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION):
+            return []
+        raise
+    return list(found[: count.value])
+
+
+def _mig_devices(handle: Any) -> Iterator[Any]:
+    """Handles of the MIG devices; their indices have gaps and no stable order."""
+    for index in range(_maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
+        try:
+            yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+        except pynvml.NVMLError as error:
+            if error.value not in (*_UNSUPPORTED, pynvml.NVML_ERROR_NOT_FOUND):
+                raise
+
+
+def _instances(
+    handle: Any, profiles: Sequence[ObservedProfile], migs: Sequence[Any]
+) -> tuple[ObservedInstance, ...]:
+    """GPU instances by placement; without the right to list them (mig/config), what the MIG devices tell."""
+    uuids: dict[int, str] = {}
+    for mig in migs:  # several compute instances of one GPU instance: the first stands for it
+        uuids.setdefault(pynvml.nvmlDeviceGetGpuInstanceId(mig), _uuid(mig))
+    try:
+        found = [_instance(info, p, uuids) for p in profiles for info in _instance_infos(handle, p.id)]
+    except pynvml.NVMLError as error:
+        if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
+            raise
+        found = list(
+            {i.id: i for i in (_instance_of_device(mig, profiles) for mig in reversed(migs))}.values()
+        )
+    return tuple(sorted(found, key=lambda instance: (instance.start, instance.id)))
+
+
+def _instance_infos(handle: Any, profile_id: int) -> list[Any]:
+    found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
+    count = ctypes.c_uint(_CAPACITY)
+    _maybe(None, pynvml.nvmlDeviceGetGpuInstances, handle, profile_id, found, ctypes.byref(count))
+    return [pynvml.nvmlGpuInstanceGetInfo(instance) for instance in found[: count.value] if instance]
+
+
+def _instance(info: Any, profile: ObservedProfile, uuids: dict[int, str]) -> ObservedInstance:
+    place = info.placement
+    uuid = uuids.get(info.id, "")
+    return ObservedInstance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
+
+
+def _instance_of_device(mig: Any, profiles: Sequence[ObservedProfile]) -> ObservedInstance:
+    """Profile from the device's name ("... MIG 1c.3g.40gb"), else from its attributes; no placement."""
+    name = pynvml.nvmlDeviceGetName(mig).rpartition(" MIG ")[2]
+    name = re.sub(r"^\d+c\.", "", name)
+    profile = next((profile for profile in profiles if profile.name == name), None)
+    if profile is None:
+        attributes = pynvml.nvmlDeviceGetAttributes(mig)
+        alike = [p for p in profiles if p.slices == attributes.gpuInstanceSliceCount]
+        # The usable memory is below the nominal one of the name, never above it.
+        profile = min(alike, key=lambda p: abs(p.memory_gb - attributes.memorySizeMB / 1024), default=None)
+    return ObservedInstance(
+        profile=profile.name if profile else "",
+        start=-1,
+        size=profile.size if profile else 0,
+        id=pynvml.nvmlDeviceGetGpuInstanceId(mig),
+        uuid=_uuid(mig),
+    )
+
+
+def _fields(handle: Any, *fields: int) -> tuple[int, ...] | None:
+    """Unsigned values of NVML fields; None unless all are supported."""
+    values = _maybe(None, pynvml.nvmlDeviceGetFieldValues, handle, fields)
+    if values is None or any(value.nvmlReturn != pynvml.NVML_SUCCESS for value in values):
+        return None
+    return tuple(value.value.uiVal for value in values)
+
+
+def _ecc_uncorrected(handle: Any) -> int | None:
+    kind, since_reset = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    errors: int | None = _maybe(None, pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_reset)
+    return errors
+
+
+def _remapped_rows(handle: Any) -> RemappedRows | None:
+    """By the call, else by fields 142 to 145: the call is not supported while MIG instances are active."""
+    rows = _maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or _fields(handle, *_REMAPPED_FIELDS)
+    if rows is None:
+        return None
+    correctable, uncorrectable, pending, failed = rows
+    return RemappedRows(
+        correctable=correctable, uncorrectable=uncorrectable, pending=bool(pending), failed=bool(failed)
+    )

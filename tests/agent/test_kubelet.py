@@ -1,0 +1,184 @@
+"""The podresources client against a server that speaks HTTP/2 and gRPC on a unix socket."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import RequestReceived, WindowUpdated
+
+from gpusharing.agent.kubelet import KubeletPodResources
+from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable, holdings
+
+Headers = list[tuple[str, str]]
+OK: Headers = [("grpc-status", "0")]
+
+
+def field(number: int, content: bytes | str) -> bytes:
+    """One length-delimited protobuf field."""
+    data = content.encode() if isinstance(content, str) else content
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def varint(value: int) -> bytes:
+    """A protobuf varint."""
+    more, rest = value & 0x7F, value >> 7
+    return bytes([more | 0x80]) + varint(rest) if rest else bytes([more])
+
+
+def pod(name: str, *devices: tuple[str, Iterable[str]]) -> bytes:
+    """PodResources of one pod with one container; with a CPU id and a topology, which are to be skipped."""
+    held = b"".join(
+        field(
+            2,
+            field(1, resource) + b"".join(field(2, i) for i in ids) + field(3, field(1, varint(8) + b"\x01")),
+        )
+        for resource, ids in devices
+    )
+    container = field(1, "main") + held + b"\x18\x07"  # cpu_ids: a varint field
+    return field(1, field(1, name) + field(2, "default") + field(3, container))
+
+
+RESPONSE = b"".join(
+    [
+        pod("train", ("nvidia.com/mig-3g.40gb", ["MIG-1", "MIG-2"])),
+        pod("shared", ("nvidia.com/gpu", ["GPU-1::0"]), ("example.com/nic", ["eth1"])),
+        pod("web", ("example.com/nic", ["eth2"])),
+        pod("shared-2", ("nvidia.com/gpu", ["GPU-1::1"])),
+    ]
+)
+HELD = Holdings({"nvidia.com/gpu": 2, "nvidia.com/mig-3g.40gb": 2}, 3)
+
+
+class Kubelet:
+    """A gRPC server with one answer; it honours flow control, so that large answers need window updates."""
+
+    def __init__(self, body: bytes, trailers: Headers = OK) -> None:
+        self.request: dict[str, str] = {}
+        self._body = body
+        self._trailers = trailers
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        http2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        http2.initiate_connection()
+        left = self._body
+        ended = False
+        while not ended:
+            writer.write(http2.data_to_send())
+            for event in http2.receive_data(await reader.read(65536)):
+                if isinstance(event, RequestReceived):
+                    self.request = {str(name): str(value) for name, value in event.headers}
+                    http2.send_headers(1, [(":status", "200"), ("content-type", "application/grpc")])
+                if isinstance(event, (RequestReceived, WindowUpdated)) and not ended:
+                    left = _send(http2, left)
+                if self.request and not left and not ended:
+                    http2.send_headers(1, self._trailers, end_stream=True)
+                    ended = True
+        writer.write(http2.data_to_send())
+        writer.close()
+
+
+def _send(http2: H2Connection, left: bytes) -> bytes:
+    """Send what the flow control window allows; returns the rest."""
+    while left and (window := http2.local_flow_control_window(1)):
+        size = min(window, http2.max_outbound_frame_size, len(left))
+        http2.send_data(1, left[:size])
+        left = left[size:]
+    return left
+
+
+def framed(message: bytes) -> bytes:
+    """A gRPC message with its prefix."""
+    return b"\x00" + len(message).to_bytes(4) + message
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, kubelet: Kubelet) -> AsyncIterator[KubeletPodResources]:
+    """A client of a running server."""
+    path = tmp_path / "kubelet.sock"
+    async with await asyncio.start_unix_server(kubelet.serve, path):
+        yield KubeletPodResources(path, timeout=5.0)
+
+
+async def test_devices_and_pods_are_counted(tmp_path: Path) -> None:
+    kubelet = Kubelet(framed(RESPONSE))
+    async with serving(tmp_path, kubelet) as client:
+        assert await client.read() == HELD
+        assert await client.read() == HELD  # a fresh connection each time
+    assert kubelet.request[":path"] == "/v1.PodResourcesLister/List"
+    assert kubelet.request["content-type"] == "application/grpc"
+
+
+async def test_an_answer_larger_than_the_flow_control_window_arrives_whole(tmp_path: Path) -> None:
+    many = b"".join(pod(f"pod-{n}", ("nvidia.com/gpu", [f"GPU-{n}-{'x' * 500}"])) for n in range(1000))
+    assert len(many) > 500_000
+    async with serving(tmp_path, Kubelet(framed(many))) as client:
+        assert await client.read() == Holdings({"nvidia.com/gpu": 1000}, 1000)
+
+
+async def test_no_pods_hold_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, Kubelet(framed(b""))) as client:
+        assert await client.read() == Holdings({}, 0)
+
+
+async def test_a_refusal_names_the_grpc_status_and_message(tmp_path: Path) -> None:
+    refused = [("grpc-status", "8"), ("grpc-message", "rejected by rate limit%21")]
+    async with serving(tmp_path, Kubelet(b"", refused)) as client:
+        with pytest.raises(PodResourcesUnavailable, match="gRPC status 8, rejected by rate limit!"):
+            await client.read()
+
+
+async def test_an_absent_socket_says_what_to_mount(tmp_path: Path) -> None:
+    with pytest.raises(PodResourcesUnavailable, match=r"no kubelet socket .* mount its directory"):
+        await KubeletPodResources(tmp_path / "kubelet.sock").read()
+
+
+async def test_a_server_that_never_answers_is_given_up_on(tmp_path: Path) -> None:
+    path = tmp_path / "kubelet.sock"
+    hold = asyncio.Event()
+
+    async def stay_silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await hold.wait()
+        writer.close()
+
+    async with await asyncio.start_unix_server(stay_silent, path):
+        with pytest.raises(PodResourcesUnavailable, match="did not answer"):
+            await KubeletPodResources(path, timeout=0.01).read()
+        hold.set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "closed the connection before it answered"),
+        (b"\x00\x00\x00\x00\x00\x00\x00\x00\x00", "not understood"),
+    ],
+    ids=["an HTTP/1 server", "a DATA frame outside of any stream"],
+)
+async def test_a_server_that_speaks_something_else_is_no_kubelet(
+    tmp_path: Path, answer: bytes, reason: str
+) -> None:
+    path = tmp_path / "kubelet.sock"
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_unix_server(speak, path):
+        with pytest.raises(PodResourcesUnavailable, match=reason):
+            await KubeletPodResources(path).read()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [RESPONSE[:-1], b"\x0a", b"\x0b", b"\xff" * 11],
+    ids=["cut short", "length missing", "a group, which proto3 does not have", "an endless varint"],
+)
+def test_a_malformed_answer_is_an_error_and_not_a_count(broken: bytes) -> None:
+    with pytest.raises(ValueError, match="protobuf"):
+        holdings(broken)
