@@ -1,0 +1,215 @@
+"""Raw Nodes, GPUNodes, policies and NVIDIA's ClusterPolicy as the planner sees them; pods: `convert_pods.py`.
+
+Nothing here raises for what an object contains: a missing or malformed field becomes the value that makes the
+planner careful (not ready, no observation, a problem).
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from sys import intern
+
+from pydantic import ValidationError
+
+from gpusharing.api import names
+from gpusharing.api.gpunode import Observed, ObservedGPU, ObservedModel
+from gpusharing.api.validation import validate_policy
+from gpusharing.kube.client import JSON
+from gpusharing.kube.fence import parse_deferred, parse_fence, parse_verified
+from gpusharing.kube.foreign import foreign_marker
+from gpusharing.kube.quantity import count
+from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
+from gpusharing.planning.cards import Card, Profile, find_card
+from gpusharing.planning.geometry import Layout, normalise
+from gpusharing.planning.views import (
+    ClusterPolicyView,
+    Deferred,
+    Fence,
+    GPUNodeView,
+    GpuView,
+    NodeView,
+    ObservedView,
+    PolicyView,
+    Verified,
+)
+
+GPU_PREFIXES = (names.RESOURCE_GPU, names.RESOURCE_MIG_PREFIX)
+"""Prefixes of resource names that stand for GPUs or parts of one (drain.md G1). Other nvidia.com/* resources
+are network cards and passed-through devices, which no mode change touches."""
+
+
+def node_view(raw: JSON) -> NodeView:
+    """A Node, without heartbeats, images, addresses and resourceVersion."""
+    metadata = section(raw, "metadata")
+    annotations = texts(metadata.get("annotations"))
+    fence, fence_error = _fence(annotations)
+    return NodeView(
+        name=intern(text(metadata, "name")),
+        uid=text(metadata, "uid"),
+        labels=interned(metadata.get("labels")),
+        resources=gpu_counts(part(raw, "status", "allocatable")),
+        ready=has_condition(raw, "Ready"),
+        unschedulable=part(raw, "spec", "unschedulable") is True,
+        deleting=metadata.get("deletionTimestamp") is not None,
+        fence=fence,
+        fence_error=fence_error,
+        deferred=_deferred(annotations),
+        verified=_verified(annotations),
+        hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
+        retry=annotations.get(names.ANNOTATION_RETRY, ""),
+        foreign=foreign_marker(raw),
+    )
+
+
+def gpu_counts(quantities: object) -> Mapping[str, int]:
+    """The GPU entries of allocatable; 0 and what cannot be read count as absent (nvidia-actuators.md R12)."""
+    if not isinstance(quantities, dict):
+        return {}
+    counts = {intern(key): count(value) for key, value in quantities.items() if key.startswith(GPU_PREFIXES)}
+    return {key: value for key, value in sorted(counts.items()) if value}
+
+
+def has_condition(raw: JSON, kind: str) -> bool:
+    """Whether status.conditions has this type with status True."""
+    return any(
+        condition.get("type") == kind and condition.get("status") == "True"
+        for condition in entries(raw, "status", "conditions")
+    )
+
+
+def gpunode_view(raw: JSON) -> GPUNodeView:
+    """A GPUNode, without the mirror for people."""
+    request = section(raw, "spec", "request")
+    observed = part(raw, "status", "observed")
+    return GPUNodeView(
+        name=intern(text(raw, "metadata", "name")),
+        uid=text(raw, "metadata", "uid"),
+        request_id=text(request, "id"),
+        quiet=request.get("quiet") is True,
+        policy=text(raw, "spec", "policy"),
+        layout=text(raw, "spec", "layout"),
+        observed=None if observed is None else observed_view(observed),
+    )
+
+
+def observed_view(raw: object) -> ObservedView:
+    """What the agent reported. A report that cannot be read proves nothing: no request id, no GPU."""
+    try:
+        observed = Observed.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(step) for step in first["loc"])
+        return ObservedView("", False, f"the agent's report cannot be read: {where}: {first['msg']}", ())
+    models = {model.product: model for model in observed.models}
+    return ObservedView(
+        request_id=observed.request_id,
+        quiet=observed.quiet,
+        error=observed.error,
+        gpus=tuple(_gpu_view(gpu, models.get(gpu.product)) for gpu in observed.gpus),
+        allocated={key: value for key, value in sorted(observed.allocated.items()) if value},
+        pods=observed.pods,
+        simulated=observed.simulated,
+    )
+
+
+def policy_view(raw: JSON) -> PolicyView:
+    """A GPUSharingPolicy with the problems of its spec."""
+    judged = validate_policy(raw)
+    metadata = section(raw, "metadata")
+    annotations = texts(metadata.get("annotations"))
+    return PolicyView(
+        name=text(metadata, "name"),
+        uid=text(metadata, "uid"),
+        generation=whole(metadata, "generation"),
+        created=text(metadata, "creationTimestamp"),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        finalizer=names.FINALIZER in strings(metadata.get("finalizers")),
+        force_release=annotations.get(names.ANNOTATION_FORCE_RELEASE) == "true",
+        spec=None if isinstance(judged, tuple) else judged,
+        problems=judged if isinstance(judged, tuple) else (),
+    )
+
+
+def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
+    """NVIDIA's ClusterPolicy; migManager is on unless it says otherwise (nvidia-actuators.md d)."""
+    spec = section(raw, "spec")
+    return ClusterPolicyView(
+        plugin_config_name=text(spec, "devicePlugin", "config", "name"),
+        mig_strategy=text(spec, "mig", "strategy"),
+        mig_manager_enabled=part(spec, "migManager", "enabled") is not False,
+        mig_config_name=text(spec, "migManager", "config", "name"),
+        plugin_default=text(spec, "devicePlugin", "config", "default"),
+        with_reboot=any(
+            variable.get("name") == "WITH_REBOOT" and text(variable, "value").lower() == "true"
+            for variable in entries(spec, "migManager", "env")
+        ),
+    )
+
+
+def _fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
+    recorded = annotations.get(names.ANNOTATION_FENCE)
+    return (None, "") if recorded is None else parse_fence(recorded)
+
+
+def _deferred(annotations: Mapping[str, str]) -> Deferred | None:
+    recorded = annotations.get(names.ANNOTATION_DEFERRED)
+    # A damaged record only loses the back-off of an abort, which disturbed nobody.
+    return None if recorded is None else parse_deferred(recorded)[0]
+
+
+def _verified(annotations: Mapping[str, str]) -> Verified | None:
+    recorded = annotations.get(names.ANNOTATION_VERIFIED)
+    # Without it a node that is as wanted is adopted again, which disturbs nobody either.
+    return None if recorded is None else parse_verified(recorded)[0]
+
+
+def _gpu_view(gpu: ObservedGPU, model: ObservedModel | None) -> GpuView:
+    card = find_card(gpu.product)
+    return GpuView(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        product=gpu.product,
+        memory_mib=model.memory_mib if model else (card and card.memory_mib) or 0,
+        mig_capable=gpu.mig_mode != "NotSupported",
+        mig_enabled=gpu.mig_mode == "Enabled",
+        mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
+        reset_for_mode=_reset_for_mode(model, card),
+        compute_mode=gpu.compute_mode,
+        layout=_layout(gpu),
+        profiles=_profiles(model, card),
+        processes=tuple(process.name for process in gpu.processes),
+    )
+
+
+def _layout(gpu: ObservedGPU) -> Layout | None:
+    if gpu.mig_mode != "Enabled":
+        return None
+    return normalise(Counter(instance.profile for instance in gpu.instances))
+
+
+def _reset_for_mode(model: ObservedModel | None, card: Card | None) -> bool:
+    """What the driver says, else the card's facts, else yes: the class Reset is the careful one."""
+    if model and model.mig_mode_change != "Unknown":
+        return model.mig_mode_change == "Reset"
+    return card.mig_mode_needs_reset if card else True
+
+
+def _profiles(model: ObservedModel | None, card: Card | None) -> tuple[Profile, ...]:
+    """What the card reports; the table where the driver lists none or is known to be wrong.
+
+    Placements that the driver does not tell are filled in from the same profile of the table.
+    """
+    known = {profile.name: profile for profile in card.profiles} if card else {}
+    if card and (not model or not model.profiles or card.nvml_counts_wrong):
+        return card.profiles
+    if not model:
+        return ()
+    listed = (
+        Profile(p.name, p.starts, p.size, p.max_count, p.slices, p.memory_gb, p.id) for p in model.profiles
+    )
+    return tuple(
+        replace(profile, starts=same.starts, size=same.size)
+        if not profile.starts and (same := known.get(profile.name))
+        else profile
+        for profile in listed
+    )

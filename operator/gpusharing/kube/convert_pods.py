@@ -1,0 +1,154 @@
+"""Raw Pods, ResourceClaims and PodDisruptionBudgets as the drain rules see them (drain.md 1.1, 1.2).
+
+Fail-safe on purpose: a phase, a quantity or a claim that cannot be read counts as a pod that holds a GPU.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from sys import intern
+from typing import Literal
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.convert import GPU_PREFIXES, has_condition
+from gpusharing.kube.fence import from_rfc3339
+from gpusharing.kube.quantity import count
+from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
+from gpusharing.planning.views import Owner, PdbView, PodView
+
+DRA_DRIVER = "gpu.nvidia.com"
+MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
+
+ClaimUse = Literal["none", "gpu", "unresolved"]
+
+_FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
+
+
+def pod_view(raw: JSON, claims: Mapping[str, ClaimUse]) -> PodView:
+    """A Pod. `claims` tells what each ResourceClaim of `claim_names` is used for, by `namespace/name`."""
+    metadata = section(raw, "metadata")
+    return PodView(
+        namespace=intern(text(metadata, "namespace")),
+        name=text(metadata, "name"),
+        uid=text(metadata, "uid"),
+        phase=text(raw, "status", "phase") or "Unknown",
+        labels=interned(metadata.get("labels")),
+        owner=_controller(metadata),
+        mirror=_is_mirror(metadata),
+        resources=_gpu_requests(raw),
+        dra=_claimed(raw, claims),
+        node_selector=interned(part(raw, "spec", "nodeSelector")),
+        deleted_at=_deleted_at(metadata),
+        ready=has_condition(raw, "Ready"),
+        finalizers=strings(metadata.get("finalizers")),
+    )
+
+
+def claim_names(raw: JSON) -> tuple[str | None, ...]:
+    """Names of the ResourceClaims of a pod (G3, G4, G9); None for one that was not generated yet.
+
+    An entry whose status names no claim on purpose (`resourceClaimName` null) needs none and is left out.
+    """
+    generated = {
+        text(status, "name"): part(status, "resourceClaimName")
+        for status in entries(raw, "status", "resourceClaimStatuses")
+    }
+    found: list[str | None] = []
+    for claim in entries(raw, "spec", "resourceClaims"):
+        name = text(claim, "name")
+        if direct := text(claim, "resourceClaimName"):
+            found.append(direct)
+        elif name not in generated:
+            found.append(None)
+        elif generated[name] is not None:
+            found.append(str(generated[name]))
+    # KEP-5004: an extended resource backed by DRA gets a claim of its own.
+    if extended := text(raw, "status", "extendedResourceClaimStatus", "resourceClaimName"):
+        found.append(extended)
+    return tuple(found)
+
+
+def claim_use(raw: JSON) -> ClaimUse:
+    """What a ResourceClaim is allocated for: `gpu` when gpu.nvidia.com gave it a device (G3, G6, G7)."""
+    allocation = part(raw, "status", "allocation")
+    if allocation is None:
+        return "none"
+    results = part(allocation, "devices", "results")
+    if not isinstance(results, list):
+        return "unresolved"
+    held = any(
+        result.get("driver") == DRA_DRIVER and result.get("adminAccess") is not True
+        for result in entries(allocation, "devices", "results")
+    )
+    return "gpu" if held else "none"
+
+
+def pdb_view(raw: JSON) -> PdbView:
+    """A PodDisruptionBudget. Without a selector it matches no pod, with an empty one all (policy/v1)."""
+    selector = part(raw, "spec", "selector")
+    expressions = tuple(
+        (text(row, "key"), text(row, "operator"), strings(row.get("values")))
+        for row in entries(selector, "matchExpressions")
+    )
+    labels = texts(part(selector, "matchLabels"))
+    status = section(raw, "status")
+    return PdbView(
+        namespace=intern(text(raw, "metadata", "namespace")),
+        name=text(raw, "metadata", "name"),
+        match_labels=labels,
+        match_expressions=expressions,
+        selects_all=isinstance(selector, dict) and not labels and not expressions,
+        disruptions_allowed=whole(status, "disruptionsAllowed"),
+        expected_pods=whole(status, "expectedPods"),
+        desired_healthy=whole(status, "desiredHealthy"),
+        current_healthy=whole(status, "currentHealthy"),
+        always_allow_unhealthy=text(raw, "spec", "unhealthyPodEvictionPolicy") == "AlwaysAllow",
+    )
+
+
+def _controller(metadata: JSON) -> Owner | None:
+    for owner in entries(metadata, "ownerReferences"):
+        if owner.get("controller") is True:
+            return Owner(intern(text(owner, "apiVersion")), intern(text(owner, "kind")), text(owner, "name"))
+    return None
+
+
+def _is_mirror(metadata: JSON) -> bool:
+    """Static pods show in two ways (P7)."""
+    owned_by_node = any(owner.get("kind") == "Node" for owner in entries(metadata, "ownerReferences"))
+    return owned_by_node or MIRROR_ANNOTATION in texts(metadata.get("annotations"))
+
+
+def _gpu_requests(raw: JSON) -> Mapping[str, int]:
+    """GPU resources of all containers, init and sidecar containers included, summed (G2)."""
+    total: dict[str, int] = {}
+    for kind in ("containers", "initContainers", "ephemeralContainers"):
+        for container in entries(raw, "spec", kind):
+            # Requests of an extended resource equal its limits, so one of them is enough (G1).
+            asked = {
+                **section(container, "resources", "requests"),
+                **section(container, "resources", "limits"),
+            }
+            for key, quantity in asked.items():
+                if key.startswith(GPU_PREFIXES):
+                    number = count(quantity)
+                    total[intern(key)] = total.get(key, 0) + (1 if number is None else number)
+    return {key: number for key, number in sorted(total.items()) if number}
+
+
+def _claimed(raw: JSON, claims: Mapping[str, ClaimUse]) -> ClaimUse:
+    namespace = text(raw, "metadata", "namespace")
+    uses = {
+        "unresolved" if name is None else claims.get(f"{namespace}/{name}", "unresolved")
+        for name in claim_names(raw)
+    }
+    if "gpu" in uses:
+        return "gpu"
+    return "unresolved" if "unresolved" in uses else "none"
+
+
+def _deleted_at(metadata: JSON) -> datetime | None:
+    written = metadata.get("deletionTimestamp")
+    if written is None:
+        return None
+    # A pod that is being deleted is waited for and never evicted again, so an unreadable time means: going.
+    return from_rfc3339(written) or _FAR_FUTURE

@@ -1,0 +1,189 @@
+"""What we leave on Nodes and on the leader Lease, as text, and the Node patches that carry it.
+
+Every record is a flat JSON object with a version `v`, one key per field of its dataclass. Reading never raises:
+a damaged record, or one of a newer version, gives an error text, and the caller leaves such a node as it is.
+A field with a default may be missing (an older operator wrote the record); anything else raises the version.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal, TypeVar, assert_never, get_args, get_origin, get_type_hints
+
+from pydantic.alias_generators import to_camel
+
+from gpusharing.api import names
+from gpusharing.kube.client import JSON
+from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.views import Claim, Deferred, Fence, Verified
+
+RECORD_VERSION = 1
+
+NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
+"""The actions that are one Node PATCH."""
+
+Record = TypeVar("Record", Fence, Deferred, Verified, Claim)
+
+
+def to_rfc3339(moment: datetime) -> str:
+    """UTC with a Z, to the microsecond when it has any."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def from_rfc3339(text: object) -> datetime | None:
+    """The moment, or None when it is not a text in RFC 3339 with a time zone."""
+    if not isinstance(text, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def record_text(record: Fence | Deferred | Verified) -> str:
+    """Value of the annotation that holds this record."""
+    return _dump(_encode(record))
+
+
+def parse_fence(text: str) -> tuple[Fence | None, str]:
+    """The fence, or None and why it cannot be read."""
+    return _parse(Fence, names.ANNOTATION_FENCE, text)
+
+
+def parse_deferred(text: str) -> tuple[Deferred | None, str]:
+    """The record of the last abort, or None and why it cannot be read."""
+    return _parse(Deferred, names.ANNOTATION_DEFERRED, text)
+
+
+def parse_verified(text: str) -> tuple[Verified | None, str]:
+    """The record of the last proof, or None and why it cannot be read."""
+    return _parse(Verified, names.ANNOTATION_VERIFIED, text)
+
+
+def claims_text(claims: Mapping[str, Claim]) -> str:
+    """Value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order."""
+    return _dump({"claims": {node: _encode(claim) for node, claim in sorted(claims.items())}})
+
+
+def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
+    """The claims by node name; an empty map and the reason when they cannot be read."""
+    try:
+        found = _load(text).get("claims")
+        if not isinstance(found, dict):
+            raise _Damaged(f"claims is {found!r}, not an object")
+        claims = {}
+        for node, claim in found.items():
+            if not isinstance(claim, dict):
+                raise _Damaged(f"the claim of {node} is {claim!r}, not an object")
+            claims[node] = _decode(Claim, claim)
+    except _Damaged as error:
+        return {}, f"annotation {names.ANNOTATION_CLAIMS}: {error}"
+    return claims, ""
+
+
+def patch_for(action: NodePatch, resource_version: str) -> JSON:
+    """The body of the JSON merge patch on the Node.
+
+    Check-then-act writes are conditional on `resource_version`. `LabelNode` touches only fields that we alone
+    own and is not. All name the UID: a Node that was deleted and created again under the same name is another
+    node, and the server answers Conflict, or Invalid where no resourceVersion is given.
+    """
+    annotations: dict[str, str | None] = {}
+    labels: Mapping[str, str | None] = {}
+    spec: JSON = {}
+    match action:
+        case FenceNode() | Actuate() | UpdateFence():
+            annotations[names.ANNOTATION_FENCE] = record_text(action.fence)
+            if not isinstance(action, UpdateFence):
+                labels = action.labels
+            if not isinstance(action, Actuate) and action.cordon:
+                spec["unschedulable"] = True
+        case Release():
+            labels = action.labels
+            annotations[names.ANNOTATION_FENCE] = None
+            annotations[names.ANNOTATION_DEFERRED] = record_text(action.deferred) if action.deferred else None
+            if action.uncordon:
+                spec["unschedulable"] = None
+        case LabelNode():
+            labels = action.labels
+        case _:
+            assert_never(action)
+    if isinstance(action, Release | LabelNode) and action.verified:
+        annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
+    metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
+    if not isinstance(action, LabelNode):
+        metadata["resourceVersion"] = resource_version
+    patch = {"metadata": {key: value for key, value in metadata.items() if value}}
+    return {**patch, "spec": spec} if spec else patch
+
+
+class _Damaged(ValueError):
+    """The record cannot be read; the text says why."""
+
+
+def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | None, str]:
+    try:
+        return _decode(kind, _load(text)), ""
+    except _Damaged as error:
+        return None, f"annotation {annotation}: {error}"
+
+
+def _dump(record: JSON) -> str:
+    return json.dumps({"v": RECORD_VERSION, **record}, separators=(",", ":"), ensure_ascii=False)
+
+
+def _load(text: str) -> JSON:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Damaged(f"not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise _Damaged("not a JSON object")
+    if data.get("v") != RECORD_VERSION:
+        raise _Damaged(f"has version {data.get('v')!r}, this operator reads version {RECORD_VERSION}")
+    return data
+
+
+def _encode(record: Fence | Deferred | Verified | Claim) -> JSON:
+    values = ((to_camel(field.name), getattr(record, field.name)) for field in fields(record))
+    return {key: to_rfc3339(value) if isinstance(value, datetime) else value for key, value in values}
+
+
+_TYPES: Mapping[str, Mapping[str, Any]] = {
+    kind.__name__: get_type_hints(kind) for kind in (Fence, Deferred, Verified, Claim)
+}
+
+
+def _decode(kind: type[Record], data: JSON) -> Record:
+    found: dict[str, Any] = {}
+    for field in fields(kind):
+        key = to_camel(field.name)
+        if key in data:
+            found[field.name] = _value(key, _TYPES[kind.__name__][field.name], data[key])
+        elif field.default is MISSING:
+            raise _Damaged(f"{key} is missing")
+    return kind(**found)
+
+
+def _value(key: str, wanted: Any, value: object) -> object:
+    """The value as a field of type `wanted` holds it; the types are those of the records and no others."""
+    if wanted is datetime:
+        read: object = from_rfc3339(value)
+        ok = read is not None
+    elif get_origin(wanted) is tuple:
+        ok = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        read = tuple(value) if isinstance(value, list) else None
+    elif get_origin(wanted) is Literal:
+        read, ok = value, value in get_args(wanted)
+    elif issubclass(wanted, StrEnum):
+        ok = isinstance(value, str) and value in set(wanted)
+        read = wanted(value) if ok else None
+    else:
+        # bool is a kind of int in Python, and neither is the other in JSON.
+        read, ok = value, type(value) is wanted
+    if not ok:
+        raise _Damaged(f"{key} cannot be {value!r}")
+    return read

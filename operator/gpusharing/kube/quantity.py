@@ -1,0 +1,31 @@
+"""Reading Kubernetes quantities of countable resources.
+
+The API server writes them in canonical form, so 2000 time-slicing shares arrive as `2k`
+(apimachinery pkg/api/resource, decimal SI and binary SI suffixes).
+"""
+
+import re
+
+_SUFFIX = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+}
+_COUNT = re.compile(r"\+?(\d{1,18})(k|M|G|Ki|Mi|Gi|m)?")
+
+
+def count(quantity: object) -> int | None:
+    """The whole number, fractions rounded up as the scheduler does; None when it cannot be read."""
+    if isinstance(quantity, int) and not isinstance(quantity, bool):
+        return quantity if quantity >= 0 else None
+    if not isinstance(quantity, str):
+        return None
+    match = _COUNT.fullmatch(quantity)
+    if not match:
+        return None
+    number, suffix = int(match[1]), match[2] or ""
+    return -(-number // 1000) if suffix == "m" else number * _SUFFIX[suffix]

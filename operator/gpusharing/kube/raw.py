@@ -1,0 +1,59 @@
+"""Reading raw JSON without trusting its shape: what is missing or malformed becomes an empty value."""
+
+from collections.abc import Mapping
+from sys import intern
+from typing import Any
+
+from gpusharing.kube.client import JSON
+
+
+def part(value: object, *path: str) -> Any:
+    """The value at `path`, None where a step is missing or no object."""
+    for key in path:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def section(value: object, *path: str) -> JSON:
+    """The object at `path`, empty when there is none."""
+    found = part(value, *path)
+    return found if isinstance(found, dict) else {}
+
+
+def entries(value: object, *path: str) -> list[JSON]:
+    """The objects of the list at `path`; other entries are left out."""
+    found = part(value, *path)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def text(value: object, *path: str) -> str:
+    """The text at `path`, empty when there is none."""
+    found = part(value, *path)
+    return found if isinstance(found, str) else ""
+
+
+def whole(value: object, *path: str) -> int:
+    """The whole number at `path`, 0 when there is none."""
+    found = part(value, *path)
+    return found if isinstance(found, int) and not isinstance(found, bool) else 0
+
+
+def texts(value: object) -> Mapping[str, str]:
+    """Labels or annotations; entries that are no text are left out."""
+    if not isinstance(value, dict):
+        return {}
+    return {key: item for key, item in value.items() if isinstance(item, str)}
+
+
+def strings(value: object) -> tuple[str, ...]:
+    """The texts of a list; other entries are left out."""
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def interned(value: object) -> Mapping[str, str]:
+    """Labels, with keys and values shared between objects: thousands of nodes repeat the same texts."""
+    if not isinstance(value, dict):
+        return {}
+    return {intern(key): intern(item) for key, item in value.items() if isinstance(item, str)}

@@ -1,0 +1,269 @@
+"""Raw Nodes, GPUNodes and policies become views; what is malformed becomes the careful value."""
+
+import copy
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.kube.objects import node, observed, observed_gpu
+from tests.kube.test_fence import FENCE
+
+from gpusharing.api.names import DisruptionClass
+from gpusharing.kube import convert
+from gpusharing.kube.fence import record_text
+from gpusharing.kube.quantity import count
+from gpusharing.planning.cards import find_card
+from gpusharing.planning.views import Deferred, Verified
+
+JSON = dict[str, Any]
+JUNK: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just([]) | st.just({"a": [1]})
+)
+
+
+def test_a_node_shows_gpus_readiness_and_labels() -> None:
+    view = convert.node_view(node())
+    assert (view.name, view.ready, view.unschedulable, view.deleting) == ("gpu-07", True, False, False)
+    assert view.resources == {"nvidia.com/gpu": 8}
+    assert view.labels["gpusharing.dev/pool"] == "b"
+    assert (view.fence, view.fence_error, view.foreign) == (None, "", "")
+
+
+def test_a_heartbeat_does_not_change_the_view() -> None:
+    beating = node(metadata={"resourceVersion": "42"})
+    beating["status"]["conditions"][1]["lastHeartbeatTime"] = "2026-11-20T09:05:00Z"
+    assert convert.node_view(beating) == convert.node_view(node())
+
+
+def test_zero_and_unreadable_counts_are_absent_and_thousands_are_read() -> None:
+    raw = node()
+    raw["status"]["allocatable"] = {
+        "nvidia.com/gpu": "0",
+        "nvidia.com/gpu.shared": "2k",
+        "nvidia.com/mig-1g.10gb": "many",
+        "nvidia.com/hostdev": "4",
+        "cpu": "128",
+    }
+    assert convert.node_view(raw).resources == {"nvidia.com/gpu.shared": 2000}
+
+
+def test_our_records_and_wishes_on_a_node_are_read() -> None:
+    until = datetime(2026, 11, 20, 11, tzinfo=UTC)
+    deferred, verified = Deferred(2, until, "PDB", 7), Verified("pool-b", "all-disabled", "pool-b-1")
+    view = convert.node_view(
+        node(
+            metadata={
+                "annotations": {
+                    "gpusharing.dev/fence": record_text(FENCE),
+                    "gpusharing.dev/deferred": record_text(deferred),
+                    "gpusharing.dev/verified": record_text(verified),
+                    "gpusharing.dev/hold-cordon": "true",
+                    "gpusharing.dev/retry": "once more",
+                }
+            }
+        )
+    )
+    assert (view.fence, view.deferred, view.verified) == (FENCE, deferred, verified)
+    assert (view.hold_cordon, view.retry) == (True, "once more")
+    assert view.fence is not None
+    assert view.fence.disruption is DisruptionClass.RESET
+
+
+def test_a_fence_that_cannot_be_read_is_an_error_and_not_an_absent_fence() -> None:
+    view = convert.node_view(node(metadata={"annotations": {"gpusharing.dev/fence": "{"}}))
+    assert view.fence is None
+    assert "not JSON" in view.fence_error
+
+
+FOREIGN: list[tuple[str, JSON, str]] = [
+    ("labels", {"nvidia.com/gpu-driver-upgrade-state": "drain-required"}, "NVIDIA driver upgrade"),
+    ("labels", {"nvidia.com/gpu-driver-upgrade-state": "upgrade-done"}, ""),
+    ("labels", {"nvidia.com/gpu-driver-upgrade.skip": "true"}, ""),
+    ("annotations", {"weave.works/kured-reboot-in-progress": "2026"}, "kured reboot"),
+    ("annotations", {"machineconfiguration.openshift.io/desiredDrain": "drain-1"}, "machine-config"),
+    ("annotations", {"sriovnetwork.openshift.io/state": "Draining"}, "SR-IOV"),
+    ("annotations", {"sriovnetwork.openshift.io/state": "Idle"}, ""),
+    ("annotations", {"skyhook.nvidia.com/cordon_tuning": "true"}, "Skyhook"),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "marks", "who"),
+    FOREIGN,
+    ids=[f"{next(iter(m))}={next(iter(m.values()))}" for _, m, _ in FOREIGN],
+)
+def test_foreign_maintenance_in_labels_and_annotations_is_named(where: str, marks: JSON, who: str) -> None:
+    found = convert.node_view(node(metadata={where: marks})).foreign
+    assert who in found
+    assert bool(who) == bool(found)
+
+
+@pytest.mark.parametrize(
+    "taint", ["medik8s.io/drain", "karpenter.sh/disrupted", "ToBeDeletedByClusterAutoscaler"]
+)
+def test_foreign_maintenance_in_taints_is_named(taint: str) -> None:
+    assert convert.node_view(node(spec={"taints": [{"key": taint, "effect": "NoSchedule"}]})).foreign
+
+
+def test_foreign_maintenance_in_conditions_is_named_and_our_cordon_taint_is_not() -> None:
+    raw = node(spec={"taints": [{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]})
+    assert not convert.node_view(raw).foreign
+    raw["status"]["conditions"].append({"type": "DrainInProgress", "status": "True"})
+    assert "DrainInProgress" in convert.node_view(raw).foreign
+
+
+def gpunode(report: object) -> JSON:
+    return {
+        "metadata": {"name": "gpu-07", "uid": "g7"},
+        "spec": {"request": {"id": "r1", "quiet": True}, "policy": "pool-b", "layout": "2x3g.40gb"},
+        "status": {"observed": report, "transition": {"phase": "Draining"}},
+    }
+
+
+def test_a_gpunode_shows_the_request_and_the_observation() -> None:
+    instance = {"profile": "3g.40gb", "start": 0, "size": 4, "id": 1, "uuid": "MIG-1"}
+    gpus = observed_gpu(
+        migMode="Enabled",
+        migModePending="Enabled",
+        instances=[instance, {**instance, "start": 4, "id": 2}],
+        processes=[{"pid": 1, "name": ""}],
+    )
+    view = convert.gpunode_view(gpunode(observed(gpus)))
+    assert (view.request_id, view.quiet, view.policy) == ("r1", True, "pool-b")
+    assert view.observed is not None
+    assert view.observed.allocated == {"nvidia.com/gpu": 1}
+    (gpu,) = view.observed.gpus
+    assert (gpu.mig_enabled, gpu.mig_pending, gpu.layout) == (True, False, (("3g.40gb", 2),))
+    assert (gpu.processes, gpu.memory_mib, gpu.reset_for_mode) == (("",), 81559, False)
+
+
+def test_profiles_come_from_the_table_when_the_driver_lists_none() -> None:
+    card = find_card("NVIDIA H100 80GB HBM3")
+    assert card is not None
+    view = convert.observed_view(observed(observed_gpu()))
+    assert view.gpus[0].profiles == card.profiles
+
+
+def test_placements_that_the_driver_does_not_tell_come_from_the_table() -> None:
+    listed = {
+        "name": "3g.40gb", "id": 9, "slices": 3, "memoryGB": 40, "maxCount": 2, "starts": [], "size": 0,
+    }  # fmt: skip
+    (gpu,) = convert.observed_view(observed(observed_gpu(), profiles=[listed])).gpus
+    assert [(p.name, p.starts, p.size, p.max_count) for p in gpu.profiles] == [("3g.40gb", (0, 4), 4, 2)]
+
+
+def test_what_the_driver_lists_beats_the_table() -> None:
+    listed = {
+        "name": "1g.99gb", "id": 77, "slices": 1, "memoryGB": 99, "maxCount": 1, "starts": [3], "size": 1,
+    }  # fmt: skip
+    (gpu,) = convert.observed_view(observed(observed_gpu(), profiles=[listed])).gpus
+    assert [p.name for p in gpu.profiles] == ["1g.99gb"]
+
+
+def test_a_mode_change_needs_a_reset_where_nothing_is_known_about_the_card() -> None:
+    unknown = observed(observed_gpu(product="NVIDIA X1"), models=[])
+    (gpu,) = convert.observed_view(unknown).gpus
+    assert gpu.reset_for_mode
+    assert gpu.profiles == ()
+
+
+def test_a_report_that_cannot_be_read_proves_nothing() -> None:
+    view = convert.observed_view(observed(observed_gpu(migMode="Perhaps")))
+    assert (view.request_id, view.gpus) == ("", ())
+    assert "gpus.0.migMode" in view.error
+
+
+def test_a_gpunode_without_an_observation_has_none() -> None:
+    raw = gpunode(None)
+    del raw["status"]
+    assert convert.gpunode_view(raw).observed is None
+
+
+def test_a_policy_is_read_with_its_marks() -> None:
+    view = convert.policy_view(
+        {
+            "metadata": {
+                "name": "pool-b",
+                "uid": "p1",
+                "generation": 3,
+                "creationTimestamp": "2026-10-10T08:00:00Z",
+                "deletionTimestamp": "2026-11-20T08:00:00Z",
+                "finalizers": ["gpusharing.dev/in-flight"],
+                "annotations": {"gpusharing.dev/force-release": "true"},
+            },
+            "spec": {"nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}}, "mode": "Full"},
+        }
+    )
+    assert (view.generation, view.deleting, view.finalizer, view.force_release) == (3, True, True, True)
+    assert view.spec is not None
+    assert view.problems == ()
+
+
+def test_a_policy_that_cannot_be_read_has_problems_and_no_spec() -> None:
+    view = convert.policy_view({"metadata": {"name": "x"}, "spec": {"mode": "Sideways"}})
+    assert view.spec is None
+    assert view.problems
+
+
+def test_a_cluster_policy_shows_what_can_override_us() -> None:
+    plugin = {"config": {"name": "ours", "default": "any"}}
+    view = convert.cluster_policy_view({"spec": {"devicePlugin": plugin, "mig": {"strategy": "single"}}})
+    assert (view.plugin_config_name, view.plugin_default, view.mig_strategy) == ("ours", "any", "single")
+    assert (view.mig_manager_enabled, view.mig_config_name, view.with_reboot) == (True, "", False)
+    manager = {"enabled": False, "config": {"name": "x"}, "env": [{"name": "WITH_REBOOT", "value": "true"}]}
+    view = convert.cluster_policy_view({"spec": {"migManager": manager}})
+    assert (view.mig_manager_enabled, view.mig_config_name, view.with_reboot) == (False, "x", True)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "number"),
+    [("8", 8), ("1k", 1000), ("2Ki", 2048), ("1500m", 2), (3, 3), ("-1", None), ("1e3x", None), (True, None)],
+)
+def test_quantities_are_read_as_the_server_writes_them(quantity: object, number: int | None) -> None:
+    assert count(quantity) == number
+
+
+def paths(value: object, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    steps: list[tuple[str | int, object]] = []
+    if isinstance(value, dict):
+        steps = list(value.items())
+    elif isinstance(value, list):
+        steps = list(enumerate(value))
+    return [at, *(path for step, child in steps for path in paths(child, (*at, step)))]
+
+
+def with_junk(raw: JSON, path: tuple[str | int, ...], junk: object) -> Any:
+    if not path:
+        return raw
+    damaged: Any = copy.deepcopy(raw)
+    place = damaged
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = junk
+    return damaged
+
+
+FULL_NODE = node(
+    metadata={"annotations": {"gpusharing.dev/fence": record_text(FENCE)}},
+    spec={"unschedulable": True, "taints": [{"key": "karpenter.sh/disrupted"}]},
+)
+
+
+@given(st.sampled_from(paths(FULL_NODE)), JUNK)
+def test_a_node_with_any_damaged_field_is_still_converted(path: tuple[str | int, ...], junk: object) -> None:
+    damaged = with_junk(FULL_NODE, path, junk)
+    view = convert.node_view(damaged)
+    assert view.fence is None or view.fence == FENCE
+
+
+FULL_GPUNODE = gpunode(observed(observed_gpu()))
+
+
+@given(st.sampled_from(paths(FULL_GPUNODE)), JUNK)
+def test_a_gpunode_with_any_damaged_field_is_still_converted(
+    path: tuple[str | int, ...], junk: object
+) -> None:
+    view = convert.gpunode_view(with_junk(FULL_GPUNODE, path, junk))
+    assert view.observed is None or view.observed.error or len(view.observed.gpus) <= 1

@@ -1,0 +1,165 @@
+"""Raw pods, claims and budgets become views by the rules of drain.md 1.1 and 1.2."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.kube.objects import pdb, pod
+from tests.kube.test_convert import JUNK, paths, with_junk
+
+from gpusharing.kube.convert_pods import claim_names, claim_use, pdb_view, pod_view
+from gpusharing.planning.views import Owner
+
+JSON = dict[str, Any]
+
+
+def gpus(number: object, resource: str = "nvidia.com/gpu", where: str = "limits") -> JSON:
+    return {"name": "c", "resources": {where: {resource: number}}}
+
+
+def test_a_running_pod_of_a_replica_set_holds_its_gpu() -> None:
+    view = pod_view(pod(), {})
+    assert (view.ref, view.uid, view.phase, view.ready) == ("team-a/llm-0", "uid-of-llm-0", "Running", True)
+    assert view.owner == Owner("apps/v1", "ReplicaSet", "llm")
+    assert view.resources == {"nvidia.com/gpu": 1}
+    assert (view.mirror, view.dra, view.deleted_at) == (False, "none", None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "held"),
+    [
+        ({"containers": [gpus("2"), gpus("1")]}, {"nvidia.com/gpu": 3}),
+        ({"containers": [{}], "initContainers": [gpus("1")]}, {"nvidia.com/gpu": 1}),
+        ({"containers": [gpus("1", "nvidia.com/mig-1g.10gb", "requests")]}, {"nvidia.com/mig-1g.10gb": 1}),
+        ({"containers": [gpus("1", "nvidia.com/gpu.shared")]}, {"nvidia.com/gpu.shared": 1}),
+        ({"containers": [gpus("0")]}, {}),
+        ({"containers": [gpus("4", "nvidia.com/hostdev")]}, {}),
+        ({"containers": [gpus("a few")]}, {"nvidia.com/gpu": 1}),
+        ({"containers": [gpus(None)]}, {"nvidia.com/gpu": 1}),
+    ],
+    ids=[
+        "containers are summed",
+        "an init or sidecar container counts",
+        "a request counts like a limit",
+        "a renamed share is a GPU",
+        "zero is absent",
+        "a network device is no GPU",
+        "an unreadable amount holds one",
+        "a missing amount holds one",
+    ],
+)
+def test_what_a_pod_holds(spec: JSON, held: dict[str, int]) -> None:
+    assert pod_view(pod(spec=spec), {}).resources == held
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"annotations": {"kubernetes.io/config.mirror": "hash"}},
+        {"ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "controller": True}]},
+    ],
+    ids=["by annotation", "by owner"],
+)
+def test_a_static_pod_is_recognised(metadata: JSON) -> None:
+    assert pod_view(pod(metadata=metadata), {}).mirror
+
+
+def test_only_the_controller_is_the_owner() -> None:
+    bystander = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x"}
+    assert pod_view(pod(metadata={"ownerReferences": [bystander]}), {}).owner is None
+
+
+def test_a_terminating_pod_tells_until_when() -> None:
+    view = pod_view(pod(metadata={"deletionTimestamp": "2026-11-20T10:00:30Z", "finalizers": ["a/b"]}), {})
+    assert view.deleted_at == datetime(2026, 11, 20, 10, 0, 30, tzinfo=UTC)
+    assert view.finalizers == ("a/b",)
+
+
+def test_an_unreadable_deletion_time_still_means_terminating() -> None:
+    assert pod_view(pod(metadata={"deletionTimestamp": "soon"}), {}).deleted_at is not None
+
+
+def test_a_pod_without_a_phase_counts_as_unknown() -> None:
+    assert pod_view({"metadata": {"name": "x"}}, {}).phase == "Unknown"
+
+
+CLAIMS: list[tuple[str, JSON, JSON, str]] = [
+    ("named directly and allocated", {"name": "g", "resourceClaimName": "gpu-claim"}, {}, "gpu"),
+    ("allocated by another driver", {"name": "g", "resourceClaimName": "nic-claim"}, {}, "none"),
+    ("not to be read", {"name": "g", "resourceClaimName": "secret"}, {}, "unresolved"),
+    (
+        "made from a template",
+        {"name": "g", "resourceClaimTemplateName": "t"},
+        {"resourceClaimStatuses": [{"name": "g", "resourceClaimName": "gpu-claim"}]},
+        "gpu",
+    ),
+    ("not made from its template yet", {"name": "g", "resourceClaimTemplateName": "t"}, {}, "unresolved"),
+    (
+        "found unnecessary",
+        {"name": "g", "resourceClaimTemplateName": "t"},
+        {"resourceClaimStatuses": [{"name": "g", "resourceClaimName": None}]},
+        "none",
+    ),
+]
+
+
+@pytest.mark.parametrize(("claim", "status", "use"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
+def test_a_dra_claim_is(claim: JSON, status: JSON, use: str) -> None:
+    raw = pod(spec={"containers": [{}], "resourceClaims": [claim]}, status=status)
+    assert pod_view(raw, {"team-a/gpu-claim": "gpu", "team-a/nic-claim": "none"}).dra == use
+
+
+def test_an_extended_resource_backed_by_dra_has_a_claim_too() -> None:
+    raw = pod(status={"extendedResourceClaimStatus": {"resourceClaimName": "special"}})
+    assert claim_names(raw) == ("special",)
+
+
+def result(driver: str, **more: Any) -> JSON:
+    results = [{"driver": driver, "device": "gpu-0", **more}]
+    return {"status": {"allocation": {"devices": {"results": results}}}}
+
+
+@pytest.mark.parametrize(
+    ("claim", "use"),
+    [
+        (result("gpu.nvidia.com"), "gpu"),
+        (result("gpu.nvidia.com", adminAccess=True), "none"),
+        (result("nic.example.com"), "none"),
+        ({"status": {}}, "none"),
+        ({"status": {"allocation": {"devices": {}}}}, "unresolved"),
+    ],
+    ids=["a GPU", "monitoring", "another driver", "not allocated", "malformed"],
+)
+def test_a_claim_is_used_for(claim: JSON, use: str) -> None:
+    assert claim_use(claim) == use
+
+
+def test_a_budget_shows_selector_and_numbers() -> None:
+    view = pdb_view(
+        pdb(selector={"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]})
+    )
+    assert (view.namespace, view.name, view.selects_all) == ("team-a", "llm", False)
+    assert view.match_expressions == (("app", "In", ("a", "b")),)
+    assert (view.disruptions_allowed, view.expected_pods, view.desired_healthy) == (0, 2, 2)
+    assert not view.always_allow_unhealthy
+
+
+def test_an_empty_selector_takes_every_pod_and_none_takes_none() -> None:
+    assert pdb_view(pdb(selector={})).selects_all
+    assert not pdb_view(pdb(spec={"minAvailable": 1})).selects_all
+
+
+@given(st.sampled_from(paths(pod())), JUNK)
+def test_a_pod_with_any_damaged_field_is_still_converted(path: tuple[str | int, ...], junk: object) -> None:
+    view = pod_view(with_junk(pod(), path, junk), {})
+    assert all(number > 0 for number in view.resources.values())
+
+
+@given(st.sampled_from(paths(pdb())), JUNK)
+def test_a_budget_with_any_damaged_field_is_still_converted(
+    path: tuple[str | int, ...], junk: object
+) -> None:
+    view = pdb_view(with_junk(pdb(), path, junk))
+    assert view.disruptions_allowed in (0, junk)

@@ -1,0 +1,204 @@
+"""Records on Nodes and on the Lease: what is written is read back, and nothing that is read raises."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.kube.objects import node
+
+from gpusharing.api.names import DisruptionClass
+from gpusharing.kube import fence as records
+from gpusharing.kube.convert import node_view
+from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.views import Claim, Deferred, Fence, Verified
+
+NOW = datetime(2026, 11, 20, 10, 2, 11, tzinfo=UTC)
+FENCE = Fence(
+    op="op-1",
+    policy="pool-b",
+    generation=7,
+    node_uid="u1",
+    prior_unschedulable=False,
+    added=("nvidia.com/gpu-driver-upgrade.skip",),
+    disruption=DisruptionClass.RESET,
+    from_layout="1x full",
+    to_layout="2x3g.40gb",
+    stage="fenced",
+    step=1,
+    steps=2,
+    attempt=1,
+    since=NOW,
+    stage_since=NOW,
+    deadline=NOW + timedelta(minutes=15),
+)
+TEXTS = st.text(max_size=20)
+MOMENTS = st.datetimes(timezones=st.just(UTC))
+
+
+@given(
+    st.builds(
+        Fence,
+        op=TEXTS,
+        policy=TEXTS,
+        generation=st.integers(),
+        node_uid=TEXTS,
+        prior_unschedulable=st.booleans(),
+        added=st.lists(TEXTS, max_size=3).map(tuple),
+        disruption=st.sampled_from(DisruptionClass),
+        from_layout=TEXTS,
+        to_layout=TEXTS,
+        stage=st.sampled_from(["fenced", "actuating"]),
+        since=MOMENTS,
+        stage_since=MOMENTS,
+        deadline=MOMENTS,
+    )
+)
+def test_a_fence_is_read_back_as_it_was_written(fence: Fence) -> None:
+    assert records.parse_fence(records.record_text(fence)) == (fence, "")
+
+
+@given(st.builds(Verified, TEXTS, TEXTS, TEXTS, st.integers()))
+def test_a_proof_is_read_back_as_it_was_written(verified: Verified) -> None:
+    assert records.parse_verified(records.record_text(verified)) == (verified, "")
+
+
+@given(st.builds(Deferred, st.integers(), MOMENTS, TEXTS, st.integers(), TEXTS))
+def test_a_deferral_is_read_back_as_it_was_written(deferred: Deferred) -> None:
+    assert records.parse_deferred(records.record_text(deferred)) == (deferred, "")
+
+
+@given(st.dictionaries(TEXTS, st.builds(Claim, TEXTS, TEXTS, TEXTS), max_size=4))
+def test_claims_are_read_back_as_they_were_written(claims: dict[str, Claim]) -> None:
+    assert records.parse_claims(records.claims_text(claims)) == (claims, "")
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(sorted(json.loads(records.record_text(FENCE)))), JUNK)
+def test_a_fence_with_one_damaged_field_is_read_or_explained(field: str, junk: object) -> None:
+    damaged = {**json.loads(records.record_text(FENCE)), field: junk}
+    fence, error = records.parse_fence(json.dumps(damaged))
+    assert (fence is None) == bool(error)
+
+
+@given(TEXTS | JUNK.map(json.dumps))
+def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
+    for parsed, error in (records.parse_fence(text), records.parse_deferred(text)):
+        assert (parsed is None) == bool(error)
+    claims, error = records.parse_claims(text)
+    assert not claims or not error
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"v": 2}, "version 2"),
+        ({"stage": "draining"}, "stage cannot be 'draining'"),
+        ({"disruption": "Gentle"}, "disruption cannot be 'Gentle'"),
+        ({"generation": True}, "generation cannot be True"),
+        ({"since": "2026-11-20T10:02:11"}, "since cannot be '2026-11-20T10:02:11'"),
+        ({"added": "x"}, "added cannot be 'x'"),
+    ],
+    ids=["newer version", "unknown stage", "unknown class", "flag as number", "time without zone", "no list"],
+)
+def test_the_error_of_a_damaged_fence_names_the_annotation_and_the_field(
+    change: dict[str, object], part: str
+) -> None:
+    fence, error = records.parse_fence(json.dumps({**json.loads(records.record_text(FENCE)), **change}))
+    assert fence is None
+    assert error.startswith("annotation gpusharing.dev/fence: ")
+    assert part in error
+
+
+def test_a_record_of_an_older_operator_lacks_only_fields_with_a_default() -> None:
+    data = json.loads(records.record_text(FENCE))
+    older = {key: value for key, value in data.items() if key not in ("drift", "restartUid", "gfdTimestamp")}
+    assert records.parse_fence(json.dumps(older)) == (FENCE, "")
+    del older["op"]
+    assert records.parse_fence(json.dumps(older))[1].endswith("op is missing")
+
+
+def test_times_are_written_in_utc_with_a_z() -> None:
+    berlin = NOW.astimezone(timezone(timedelta(hours=1)))
+    assert records.to_rfc3339(berlin) == "2026-11-20T10:02:11Z"
+    assert records.from_rfc3339("2026-11-20T11:02:11+01:00") == NOW
+
+
+VIEW = node_view(node())
+UID = VIEW.uid
+VERIFIED = Verified("pool-b", "all-disabled", "pool-b-3f9c2a1")
+
+
+def test_the_fence_patch_cordons_fences_and_drops_the_routing_label_at_once() -> None:
+    action = FenceNode(VIEW, FENCE, cordon=True, labels={"gpusharing.dev/mode": None})
+    assert records.patch_for(action, "41") == {
+        "metadata": {
+            "uid": UID,
+            "resourceVersion": "41",
+            "labels": {"gpusharing.dev/mode": None},
+            "annotations": {"gpusharing.dev/fence": records.record_text(FENCE)},
+        },
+        "spec": {"unschedulable": True},
+    }
+
+
+def test_a_plugin_restart_is_fenced_without_a_cordon() -> None:
+    assert "spec" not in records.patch_for(FenceNode(VIEW, FENCE, cordon=False, labels={}), "41")
+
+
+def test_the_point_of_no_return_is_stage_and_labels_in_one_patch() -> None:
+    fence = replace(FENCE, stage="actuating")
+    labels = {"nvidia.com/mig.config": "x", "nvidia.com/mig.config.state": None}
+    assert records.patch_for(Actuate(VIEW, fence, labels), "41")["metadata"] == {
+        "uid": UID,
+        "resourceVersion": "41",
+        "labels": labels,
+        "annotations": {"gpusharing.dev/fence": records.record_text(fence)},
+    }
+
+
+def test_an_attempt_is_recorded_and_a_lifted_cordon_restored() -> None:
+    patch = records.patch_for(UpdateFence(VIEW, FENCE, cordon=True), "41")
+    assert patch["spec"] == {"unschedulable": True}
+    assert patch["metadata"]["resourceVersion"] == "41"
+
+
+@pytest.mark.parametrize("uncordon", [True, False], ids=["our cordon goes", "somebody's cordon stays"])
+def test_a_release_takes_the_fence_off_in_one_conditional_patch(uncordon: bool) -> None:
+    patch = records.patch_for(Release(VIEW, uncordon, {"gpusharing.dev/mode": "mig"}, VERIFIED), "41")
+    assert patch["metadata"]["labels"] == {"gpusharing.dev/mode": "mig"}
+    assert patch["metadata"]["annotations"] == {
+        "gpusharing.dev/deferred": None,
+        "gpusharing.dev/fence": None,
+        "gpusharing.dev/verified": records.record_text(VERIFIED),
+    }
+    assert patch["metadata"]["resourceVersion"] == "41"
+    assert patch.get("spec") == ({"unschedulable": None} if uncordon else None)
+
+
+def test_an_abort_leaves_when_to_try_again_and_keeps_the_earlier_proof() -> None:
+    deferred = Deferred(1, NOW, "PDB", 7)
+    patch = records.patch_for(Release(VIEW, True, {}, deferred=deferred), "41")
+    assert patch["metadata"]["annotations"] == {
+        "gpusharing.dev/deferred": records.record_text(deferred),
+        "gpusharing.dev/fence": None,
+    }
+
+
+def test_our_own_labels_are_written_without_a_resource_version_but_with_the_uid() -> None:
+    action = LabelNode(VIEW, {"gpusharing.dev/policy": "pool-b"}, VERIFIED)
+    assert records.patch_for(action, "41") == {
+        "metadata": {
+            "uid": UID,
+            "labels": {"gpusharing.dev/policy": "pool-b"},
+            "annotations": {"gpusharing.dev/verified": records.record_text(VERIFIED)},
+        }
+    }
