@@ -172,15 +172,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hack.cluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     up_verb = verbs.add_parser("up", help="start the cluster; the last line is `export KUBECONFIG=...`")
-    up_verb.add_argument("--nodes", type=int, default=int(os.environ.get("NODES") or 8))
-    drivers = ("cluster", "kind")
-    up_verb.add_argument("--driver", choices=drivers, default=os.environ.get("DRIVER") or "cluster")
+    up_verb.add_argument("--nodes", type=_count, default=os.environ.get("NODES") or "8", help="or $NODES")
+    up_verb.add_argument(
+        "--driver",
+        type=_driver,
+        default=os.environ.get("DRIVER") or "cluster",
+        help="or $DRIVER: cluster, kind",
+    )
     verbs.add_parser("down", help="stop it and remove its files")
     account = verbs.add_parser("kubeconfig", help="print a kubeconfig that acts as a service account")
     account.add_argument("--namespace", default=install.OPERATOR_NAMESPACE)
     account.add_argument("--service-account", required=True)
     account.add_argument("--node", help="bind the token to this Node, as an agent's is")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"NODES is a whole number such as 8, not {text!r}")
+    return int(text)
+
+
+def _driver(text: str) -> str:
+    """Checked here and not by `choices`, which argparse does not apply to a default from the environment."""
+    if text not in ("cluster", "kind"):
+        raise argparse.ArgumentTypeError(f"DRIVER is cluster or kind, not {text!r}")
+    return text
 
 
 def _say(text: str) -> None:

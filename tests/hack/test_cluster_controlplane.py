@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,27 +176,3 @@ def test_it_survives_its_api_server_reports_a_crash_and_leaves_nothing_behind() 
             wait_until(lambda: False, SECONDS, "the crash to be noticed", small.check)
     assert not any(process.pid_exists(pid) for pid in pids.values())
     assert not folder.exists()
-
-
-def run_cli(state_folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "GPUSHARING_STATE": str(state_folder)}
-    command = [sys.executable, "-m", "hack.cluster", *arguments]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
-
-
-def test_up_ends_with_the_export_line_twice_and_down_stops_everything_once(tmp_path: Path) -> None:
-    try:
-        first = run_cli(tmp_path, "up", "--nodes", "2")
-        last = first.stdout.splitlines()[-1]
-        assert last == f"export KUBECONFIG={tmp_path}/cluster/admin.kubeconfig"
-        second = run_cli(tmp_path, "up", "--nodes", "2")
-        assert second.stdout == first.stdout
-        assert "is up already" in second.stderr
-        assert "2 nodes" in second.stderr
-        with open_api(Path(last.removeprefix("export KUBECONFIG="))) as api:
-            assert len(api.list("/api/v1/nodes")) == 2
-    finally:
-        down = run_cli(tmp_path, "down")
-    assert "stopped etcd, kube-apiserver" in down.stderr
-    assert run_cli(tmp_path, "down").stderr == "no cluster is up\n"
-    assert not (tmp_path / "cluster").exists()

@@ -1,0 +1,147 @@
+"""hack/cluster/cli.py: what `make cluster`, `make cluster-down` and `make run` say, and what they leave."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from hack.cluster import kind, state, toolchain
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api
+
+
+def put_programs(folder: Path, scripts: Mapping[str, str]) -> None:
+    """Write shell scripts that play programs."""
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "why", "command"),
+    [
+        pytest.param({}, "no `docker` on PATH", "make cluster", id="no docker"),
+        pytest.param(
+            {"docker": "echo 'Cannot connect to the Docker daemon' >&2; exit 1"},
+            "Cannot connect to the Docker daemon",
+            "sudo systemctl start docker",
+            id="docker does not answer",
+        ),
+        pytest.param(
+            {"docker": "exit 0"}, "`kind`, which is not on PATH", "go install sigs.k8s.io/kind@", id="no kind"
+        ),
+    ],
+)
+def test_driver_kind_says_what_is_missing_and_the_command_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: dict[str, str], why: str, command: str
+) -> None:
+    put_programs(tmp_path, scripts)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(kind.KindError) as raised:
+        kind.check()
+    assert why in str(raised.value)
+    assert command in str(raised.value)
+
+
+def test_the_user_s_own_kubeconfig_is_never_taken() -> None:
+    with pytest.raises(KubeconfigError, match="make cluster"):
+        kubeconfig_path({"HOME": "/home/someone"})
+
+
+def test_a_kubeconfig_without_usable_credentials_is_refused(tmp_path: Path) -> None:
+    entry = {"name": "x"}
+    cluster = {**entry, "cluster": {"server": "https://127.0.0.1:1", "certificate-authority-data": ""}}
+    user = {**entry, "user": {"exec": {"command": "login"}}}
+    context = {**entry, "context": {"cluster": "x", "user": "x"}}
+    document = {"clusters": [cluster], "users": [user], "contexts": [context], "current-context": "x"}
+    (tmp_path / "config").write_text(yaml.safe_dump(document))
+    with pytest.raises(KubeconfigError, match="neither a token nor client-certificate-data"):
+        open_api(tmp_path / "config")
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        pytest.param(
+            {"DRIVER": "minikube"}, "DRIVER is cluster or kind, not 'minikube'", id="unknown driver"
+        ),
+        pytest.param({"NODES": "many"}, "NODES is a whole number such as 8, not 'many'", id="no number"),
+    ],
+)
+def test_a_wrong_variable_is_named(tmp_path: Path, variable: dict[str, str], message: str) -> None:
+    done = run_cli(tmp_path, "up", environ=variable)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "cluster").exists()
+
+
+def run_cli(
+    state_folder: Path, *arguments: str, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hack.cluster", *arguments]
+    own = {**os.environ, "GPUSHARING_STATE": str(state_folder), **(environ or {})}
+    return subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def programs() -> toolchain.Programs:
+    """The control plane's programs; without them the test is skipped, in CI it fails."""
+    try:
+        return toolchain.control_plane_programs()
+    except toolchain.ToolchainError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def state_folder(tmp_path: Path, programs: toolchain.Programs) -> Iterator[Path]:
+    """A folder for clusters; what a failed test leaves running there is stopped."""
+    yield tmp_path
+    state.stop_recorded(tmp_path / "cluster")
+
+
+@pytest.mark.cluster
+def test_up_ends_with_the_export_line_every_time_and_down_can_be_repeated(state_folder: Path) -> None:
+    first = run_cli(state_folder, "up", "--nodes", "2")
+    last = first.stdout.splitlines()[-1]
+    assert last == f"export KUBECONFIG={state_folder}/cluster/admin.kubeconfig"
+    second = run_cli(state_folder, "up", "--nodes", "2")
+    assert second.stdout == first.stdout
+    assert "is up already" in second.stderr
+    assert "2 nodes" in second.stderr
+    environ = {"KUBECONFIG": last.removeprefix("export KUBECONFIG=")}
+    asked = run_cli(state_folder, "kubeconfig", "--service-account", "absent", environ=environ)
+    assert asked.returncode == 1
+    assert 'serviceaccounts "absent" not found' in asked.stderr
+    assert "helm install" in asked.stderr
+    assert "stopped etcd, kube-apiserver" in run_cli(state_folder, "down").stderr
+    assert run_cli(state_folder, "down").stderr == "no cluster is up\n"
+    assert not (state_folder / "cluster").exists()
+
+
+@pytest.mark.cluster
+def test_driver_kind_runs_its_nodes_on_the_cluster_that_kind_makes(
+    state_folder: Path, programs: toolchain.Programs
+) -> None:
+    """`kind` and Docker are played by scripts; the cluster that `kind create` hands out is one of ours."""
+    with ControlPlane(options=Options(kwok=False)) as plane:
+        scripts = {
+            "docker": "exit 0",
+            "kind": f"""echo "$@" >> {state_folder}/calls
+                if [ "$1" = create ]; then cp {plane.kubeconfig} {state_folder}/cluster/admin.kubeconfig; fi""",
+        }
+        put_programs(state_folder, scripts)
+        environ = {"PATH": f"{state_folder}:{os.environ['PATH']}"}
+        up = run_cli(state_folder, "up", "--nodes", "2", "--driver", "kind", environ=environ)
+        assert up.returncode == 0, up.stderr
+        assert up.stdout == f"export KUBECONFIG={state_folder}/cluster/admin.kubeconfig\n"
+        # kind's controller-manager gives a node up after 40 s, so kwok has to renew leases there.
+        leases = plane.api.list("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases")
+        assert {lease["metadata"]["name"] for lease in leases} == {"gpu-01", "gpu-02"}
+        down = run_cli(state_folder, "down", environ=environ)
+        assert down.stderr == "stopped kwok, kind cluster\n"
+        assert "delete cluster --name gpusharing-dev" in (state_folder / "calls").read_text()
