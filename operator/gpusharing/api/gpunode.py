@@ -162,7 +162,7 @@ class HistoryEntry(WireModel):
     phase: Line
     """Phase entered."""
     reason: Line
-    """Why."""
+    """Why, in one CamelCase word."""
     at: Time
     """When, RFC 3339."""
 

@@ -42,7 +42,7 @@ class LabelSelectorRequirement(WireModel):
     model_config = ConfigDict(json_schema_extra=cel(rules.EXPRESSION_VALUES))
 
     key: Annotated[LabelKey, Field(json_schema_extra=cel(rules.REWRITTEN_KEY))]
-    """Label key."""
+    """Label key; not one that a mode change rewrites."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     """How the key relates to the values."""
     values: Annotated[tuple[LabelValue, ...], Field(max_length=64)] = ()
@@ -182,11 +182,11 @@ class GPUSharingPolicySpec(WireModel):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """The highest of the policies that select a node wins; an equal one never takes it from its owner."""
     mode: Mode
-    """Full, MIG or TimeSlicing."""
+    """What the GPUs are for. Full: one pod has a whole GPU. MIG and TimeSlicing need the block of that name."""
     mig: Mig | None = None
-    """With mode MIG only."""
+    """How GPUs are divided into MIG instances, isolated in hardware. With mode MIG only."""
     time_slicing: TimeSlicing | None = None
-    """With mode TimeSlicing only."""
+    """How many pods take turns on one GPU, without memory or fault isolation. With mode TimeSlicing only."""
     drain: Drain = Field(default_factory=Drain)
     """How pods leave before a change."""
     rollout: Rollout = Field(default_factory=Rollout)

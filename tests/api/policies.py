@@ -1,0 +1,278 @@
+"""One table of good and bad policies, judged by the pydantic types and by a real API server."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Spec = dict[str, Any]
+
+POOL: Spec = {"matchLabels": {"gpusharing.dev/pool": "b"}}
+TWO_HALVES: Spec = {"layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A policy and the verdict that every judge must reach."""
+
+    sentence: str
+    """What the case says; the test's id."""
+    spec: Spec
+    refused: str = ""
+    """The field that the refusal names; empty when the policy is accepted."""
+    metadata: dict[str, str] = field(default_factory=lambda: {"name": "pool-b"})
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The whole object."""
+        return {
+            "apiVersion": "gpusharing.dev/v1alpha1",
+            "kind": "GPUSharingPolicy",
+            "metadata": self.metadata,
+            "spec": self.spec,
+        }
+
+
+def full(**more: Any) -> Spec:
+    """Mode Full with more fields."""
+    return {"nodeSelector": POOL, "mode": "Full", **more}
+
+
+def mig(**block: Any) -> Spec:
+    """Mode MIG with this block."""
+    return {"nodeSelector": POOL, "mode": "MIG", "mig": block}
+
+
+def layouts(*entries: Spec, **block: Any) -> Spec:
+    """Mode MIG with these layouts."""
+    return mig(layouts=list(entries), **block)
+
+
+def profile(name: str, count: Any = 1) -> Spec:
+    """Mode MIG with one profile on all GPUs."""
+    return layouts({"devices": "all", "profiles": {name: count}})
+
+
+def shared(**block: Any) -> Spec:
+    """Mode TimeSlicing with this block."""
+    return {"nodeSelector": POOL, "mode": "TimeSlicing", "timeSlicing": block}
+
+
+def select(**selector: Any) -> Spec:
+    """Mode Full on this selector."""
+    return {"nodeSelector": selector, "mode": "Full"}
+
+
+def expression(**row: Any) -> Spec:
+    """Mode Full on this one matchExpressions row."""
+    return select(matchExpressions=[row])
+
+
+def unavailable(value: Any) -> Spec:
+    """Mode Full with this maxUnavailable."""
+    return full(rollout={"maxUnavailable": value})
+
+
+def drain_timeout(value: Any) -> Spec:
+    """Mode Full with this drain time-out."""
+    return full(drain={"timeout": value})
+
+
+GOOD = (
+    Case("mode Full alone", full()),
+    Case("every default spelled out", full(priority=0, drain={"timeout": "15m"}, rollout={"paused": False})),
+    Case("empty blocks take their defaults", full(drain={}, rollout={"timeouts": {}})),
+    Case("a null block counts as absent", full(mig=None, timeSlicing=None)),
+    Case("a guard on card models", full(products=["NVIDIA-H100-80GB-HBM3", "Tesla-T4"])),
+    Case("lowest priority", full(priority=-1000)),
+    Case("highest priority", full(priority=1000)),
+    Case("a label with an empty value", select(matchLabels={"gpusharing.dev/pool": ""})),
+    Case("a label key without prefix", select(matchLabels={"pool": "b"})),
+    Case("NVIDIA's label for nodes with a GPU", select(matchLabels={"nvidia.com/gpu.present": "true"})),
+    Case(
+        "expressions In and Exists",
+        select(
+            matchExpressions=[
+                {"key": "pool", "operator": "In", "values": ["a", "b"]},
+                {"key": "nvidia.com/gpu.family", "operator": "Exists"},
+            ]
+        ),
+    ),
+    Case(
+        "expression DoesNotExist with an empty list", expression(key="x", operator="DoesNotExist", values=[])
+    ),
+    Case("a named configuration", mig(config="all-balanced")),
+    Case("a named configuration of one profile", mig(config="all-1g.10gb.me", strategy="single")),
+    Case("one profile on all GPUs", mig(**TWO_HALVES)),
+    Case("devices left out means all", layouts({"profiles": {"3g.40gb": 2}})),
+    Case(
+        "several profiles, strategy mixed", layouts({"profiles": {"3g.40gb": 1, "2g.20gb": 1, "1g.10gb": 2}})
+    ),
+    Case(
+        "two lists of GPUs",
+        layouts(
+            {"devices": [0, 1], "profiles": {"1g.10gb": 7}},
+            {"devices": [2, 3], "profiles": {"3g.40gb": 2}},
+        ),
+    ),
+    Case("some GPUs stay whole", layouts({"devices": [0], "profiles": {"1g.10gb": 7}}, {"devices": [1]})),
+    Case(
+        "strategy single, the same profile in two counts",
+        layouts(
+            {"devices": [0], "profiles": {"1g.10gb": 7}},
+            {"devices": [1], "profiles": {"1g.10gb": 4}},
+            strategy="single",
+        ),
+    ),
+    Case("a profile with media extensions", profile("1g.10gb+me")),
+    Case("a profile without media extensions", profile("1g.24gb-me", 4)),
+    Case("a profile with graphics", profile("2g.48gb+gfx", 2)),
+    Case("a profile with all media engines", profile("1g.24gb+me.all")),
+    Case("a profile of three-digit memory", profile("7g.141gb")),
+    Case("four shares per GPU", shared(replicas=4)),
+    Case(
+        "two shares, renamed, strict",
+        shared(replicas=2, renameByDefault=True, failRequestsGreaterThanOne=True),
+    ),
+    Case("a frozen pool, as a number", unavailable(0)),
+    Case("a frozen pool, as a percentage", unavailable("0%")),
+    Case("three nodes at once", unavailable(3)),
+    Case("1 percent at once", unavailable("1%")),
+    Case("100 percent at once", unavailable("100%")),
+    Case("a duration of two units", drain_timeout("1h30m")),
+    Case("a duration of a week", drain_timeout("168h")),
+    Case(
+        "pods without owner and stranded pods may go",
+        full(drain={"unmanagedPods": "Evict", "strandedPods": "Allow"}),
+    ),
+    Case("other time limits", full(rollout={"timeouts": {"actuation": "45m", "verification": "90s"}})),
+    Case("a name of 50 characters", full(), metadata={"name": "p" * 50}),
+)
+
+BAD = (
+    # nodeSelector
+    Case("no selector", {"mode": "Full"}, "spec.nodeSelector"),
+    Case("an empty selector", select(), "spec.nodeSelector"),
+    Case("a selector with empty parts", select(matchLabels={}, matchExpressions=[]), "spec.nodeSelector"),
+    Case("a selector on the card's label, which GFD rewrites",
+         select(matchLabels={"nvidia.com/gpu.product": "NVIDIA-A30"}), "spec.nodeSelector.matchLabels"),
+    Case("a selector on mig.config", select(matchLabels={"nvidia.com/mig.config": "all-1g.10gb"}),
+         "spec.nodeSelector.matchLabels"),
+    Case("a selector on our routing label", select(matchLabels={"pool": "b", "gpusharing.dev/mode": "mig"}),
+         "spec.nodeSelector.matchLabels"),
+    Case("a selector on a per-profile label", select(matchLabels={"nvidia.com/mig-1g.10gb.count": "7"}),
+         "spec.nodeSelector.matchLabels"),
+    Case("a selector on an operand's switch", select(matchLabels={"nvidia.com/gpu.deploy.device-plugin": "true"}),
+         "spec.nodeSelector.matchLabels"),
+    Case("an expression on a label that changes", expression(key="nvidia.com/mig.config.state", operator="Exists"),
+         "spec.nodeSelector.matchExpressions[0].key"),
+    Case("a label key with a space", select(matchLabels={"my pool": "b"}), "spec.nodeSelector.matchLabels"),
+    Case("a label key with an upper-case prefix", select(matchLabels={"Acme/pool": "b"}),
+         "spec.nodeSelector.matchLabels"),
+    Case("a label value with a slash", select(matchLabels={"pool": "a/b"}), "spec.nodeSelector.matchLabels.pool"),
+    Case("a label value of 64 characters", select(matchLabels={"pool": "v" * 64}),
+         "spec.nodeSelector.matchLabels.pool"),
+    Case("an expression key that is no label", expression(key="-pool", operator="Exists"),
+         "spec.nodeSelector.matchExpressions[0].key"),
+    Case("an unknown operator", expression(key="pool", operator="Gt", values=["1"]),
+         "spec.nodeSelector.matchExpressions[0].operator"),
+    Case("In without values", expression(key="pool", operator="In"),
+         "spec.nodeSelector.matchExpressions[0].values"),
+    Case("Exists with values", expression(key="pool", operator="Exists", values=["b"]),
+         "spec.nodeSelector.matchExpressions[0].values"),
+    # mode and its block
+    Case("no mode", {"nodeSelector": POOL}, "spec.mode"),
+    Case("a mode that does not exist", full(mode="Exclusive"), "spec.mode"),
+    Case("mode MIG without its block", full(mode="MIG"), "spec.mig"),
+    Case("mode TimeSlicing without its block", full(mode="TimeSlicing"), "spec.timeSlicing"),
+    Case("a mig block with mode Full", full(mig=TWO_HALVES), "spec.mig"),
+    Case("a timeSlicing block with mode Full", full(timeSlicing={"replicas": 4}), "spec.timeSlicing"),
+    Case("a mig block with mode TimeSlicing", shared(replicas=4) | {"mig": TWO_HALVES}, "spec.mig"),
+    Case("two blocks with mode MIG", mig(**TWO_HALVES) | {"timeSlicing": {"replicas": 4}}, "spec.timeSlicing"),
+    # mig
+    Case("an empty mig block", mig(), "spec.mig"),
+    Case("both a configuration and layouts", mig(config="all-balanced", **TWO_HALVES), "spec.mig"),
+    Case("an unknown strategy", mig(config="all-balanced", strategy="none"), "spec.mig.strategy"),
+    Case("a configuration name with a space", mig(config="all balanced"), "spec.mig.config"),
+    Case("an empty configuration name", mig(config=""), "spec.mig.config"),
+    Case("the configuration that switches MIG off", mig(config="all-disabled"), "spec.mig.config"),
+    Case("no layouts in the list", layouts(), "spec.mig.layouts"),
+    Case("layouts that leave every GPU whole", layouts({"devices": "all"}), "spec.mig.layouts"),
+    Case("layouts whose lists leave every GPU whole", layouts({"devices": [0]}, {"devices": [1], "profiles": {}}),
+         "spec.mig.layouts"),
+    Case("strategy single with two profiles on one GPU",
+         layouts({"profiles": {"3g.40gb": 1, "1g.10gb": 4}}, strategy="single"), "spec.mig.strategy"),
+    Case("strategy single with two profiles on two GPUs", layouts(
+        {"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {"1g.10gb": 7}}, strategy="single",
+    ), "spec.mig.strategy"),
+    Case("strategy single with one GPU whole", layouts(
+        {"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}, strategy="single",
+    ), "spec.mig.strategy"),
+    Case("a compute instance profile", profile("1c.3g.20gb"), "spec.mig.layouts[0].profiles"),
+    Case("a profile without memory", profile("3g"), "spec.mig.layouts[0].profiles"),
+    Case("a profile by its resource name", profile("nvidia.com/mig-3g.40gb"), "spec.mig.layouts[0].profiles"),
+    Case("a profile with the label's dot for its plus", profile("1g.10gb.me"), "spec.mig.layouts[0].profiles"),
+    Case("a profile in upper case", profile("3G.40GB"), "spec.mig.layouts[0].profiles"),
+    Case("a bad profile in the second entry", layouts(
+        {"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {"half": 2}},
+    ), "spec.mig.layouts[1].profiles"),
+    Case("no instance of a profile", profile("3g.40gb", 0), "spec.mig.layouts[0].profiles.3g.40gb"),
+    Case("eight instances of a profile", profile("1g.10gb", 8), "spec.mig.layouts[0].profiles.1g.10gb"),
+    Case("a count as text", profile("3g.40gb", "2"), "spec.mig.layouts[0].profiles.3g.40gb"),
+    Case("an entry for all GPUs beside another", layouts(
+        {"devices": "all", "profiles": {"3g.40gb": 2}}, {"devices": [0], "profiles": {"1g.10gb": 7}},
+    ), "spec.mig.layouts"),
+    Case("two entries for all GPUs", layouts({"profiles": {"3g.40gb": 2}}, {"profiles": {"1g.10gb": 7}}),
+         "spec.mig.layouts"),
+    Case("devices as another word", layouts({"devices": "some", "profiles": {"3g.40gb": 2}}),
+         "spec.mig.layouts[0].devices"),
+    Case("devices as a number", layouts({"devices": 0, "profiles": {"3g.40gb": 2}}), "spec.mig.layouts[0].devices"),
+    Case("an empty list of devices", layouts({"devices": [], "profiles": {"3g.40gb": 2}}),
+         "spec.mig.layouts[0].devices"),
+    # timeSlicing
+    Case("an empty timeSlicing block", shared(), "spec.timeSlicing.replicas"),
+    Case("one share", shared(replicas=1), "spec.timeSlicing.replicas"),
+    Case("a share count below zero", shared(replicas=-4), "spec.timeSlicing.replicas"),
+    Case("too many shares", shared(replicas=1025), "spec.timeSlicing.replicas"),
+    Case("a share count as text", shared(replicas="4"), "spec.timeSlicing.replicas"),
+    Case("renameByDefault as text", shared(replicas=4, renameByDefault="yes"), "spec.timeSlicing.renameByDefault"),
+    # drain and rollout
+    Case("nonsense with a percent sign", unavailable("1000a%"), "spec.rollout.maxUnavailable"),
+    Case("more than all", unavailable("101%"), "spec.rollout.maxUnavailable"),
+    Case("a number as text", unavailable("3"), "spec.rollout.maxUnavailable"),
+    Case("a percentage with a fraction", unavailable("2.5%"), "spec.rollout.maxUnavailable"),
+    Case("a number below zero", unavailable(-1), "spec.rollout.maxUnavailable"),
+    Case("a percentage below zero", unavailable("-5%"), "spec.rollout.maxUnavailable"),
+    Case("true is not one node", unavailable(True), "spec.rollout.maxUnavailable"),
+    Case("a duration without unit", drain_timeout("15"), "spec.drain.timeout"),
+    Case("a duration as a number", drain_timeout(15), "spec.drain.timeout"),
+    Case("a duration with a fraction", drain_timeout("1.5h"), "spec.drain.timeout"),
+    Case("a duration below zero", drain_timeout("-5m"), "spec.drain.timeout"),
+    Case("no time at all", drain_timeout("0s"), "spec.drain.timeout"),
+    Case("an empty duration", drain_timeout(""), "spec.drain.timeout"),
+    Case("a duration of more than a week", drain_timeout("168h1s"), "spec.drain.timeout"),
+    Case("a time limit in days", full(rollout={"timeouts": {"actuation": "1d"}}), "spec.rollout.timeouts.actuation"),
+    Case("a time limit of zero", full(rollout={"timeouts": {"verification": "0m"}}),
+         "spec.rollout.timeouts.verification"),
+    Case("an unknown answer for unmanaged pods", full(drain={"unmanagedPods": "Delete"}), "spec.drain.unmanagedPods"),
+    Case("an unknown answer for stranded pods", full(drain={"strandedPods": "Evict"}), "spec.drain.strandedPods"),
+    # the rest
+    Case("a priority out of bounds", full(priority=1001), "spec.priority"),
+    Case("a card's name with spaces", full(products=["NVIDIA H100"]), "spec.products[0]"),
+    Case("an empty card's name", full(products=[""]), "spec.products[0]"),
+    Case("a name that is too long for a label", full(), "metadata.name", metadata={"name": "p" * 51}),
+)  # fmt: skip
+
+OPERATOR_ONLY = (
+    Case("a GPU named twice in one list", layouts({"devices": [0, 0], "profiles": {"3g.40gb": 2}}),
+         "spec.mig.layouts[0].devices"),
+    Case("a GPU named in two lists", layouts(
+        {"devices": [0, 1], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {"1g.10gb": 7}},
+    ), "spec.mig.layouts[1].devices"),
+    Case("a GPU by its uuid", layouts({"devices": ["GPU-1"], "profiles": {"3g.40gb": 2}}),
+         "spec.mig.layouts[0].devices[0]"),
+    Case("a GPU index below zero", layouts({"devices": [-1], "profiles": {"3g.40gb": 2}}),
+         "spec.mig.layouts[0].devices[0]"),
+)  # fmt: skip
+"""What only the operator sees: `devices` is a word or a list, and such a field has no items in a structural schema.
+The policy then says Accepted=False instead of being refused at once."""
+
+CASES = GOOD + BAD

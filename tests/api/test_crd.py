@@ -1,0 +1,158 @@
+"""The CRDs: as committed, structural, described, with defaults; and what kubectl makes of them."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import yaml
+from hack.generate import ROOT
+from hack.generate_crds import chart_crds, crds
+from pydantic import BaseModel, Field
+
+from gpusharing.api.base import WireModel
+from gpusharing.api.crd import GPUNODE, POLICY, RESOURCES, Resource, SchemaError, structural_schema
+from gpusharing.api.gpunode import GPUNodeSpec
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.validation import validate_policy
+
+Schema = dict[str, Any]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+def schema_of(resource: Resource) -> Schema:
+    text = (ROOT / "crds" / f"{resource.plural}.yaml").read_text()
+    schema: Schema = yaml.safe_load(text)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def fields(schema: Schema, at: str) -> Iterator[tuple[str, Schema]]:
+    for name, child in schema.get("properties", {}).items():
+        yield f"{at}.{name}", child
+        yield from fields(child, f"{at}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            yield from fields(schema[key], f"{at}[]")
+
+
+@pytest.mark.parametrize("path", [*crds(), *chart_crds()])
+def test_a_committed_crd_is_what_the_types_generate(path: str) -> None:
+    wanted = (crds() | chart_crds())[path]
+    assert (ROOT / path).read_text() == wanted, "run `make gen`"
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
+def test_every_field_is_described(resource: Resource) -> None:
+    found = [
+        (path, child.get("description", ""))
+        for part in ("spec", "status")
+        for path, child in fields(schema_of(resource)["properties"][part], part)
+    ]
+    bare = [path for path, description in found if len(description) < 5]
+    assert len(found) > 20
+    assert bare == []
+
+
+def defaults(model: type[BaseModel], at: str) -> Iterator[tuple[str, Any]]:
+    """Every default of a type that says something, by wire path."""
+    for field in model.model_fields.values():
+        path = f"{at}.{field.alias}"
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(value, BaseModel):
+            yield path, {}
+            yield from defaults(type(value), path)
+        elif value not in (None, "", (), {}):
+            yield path, value
+
+
+@pytest.mark.parametrize(("model", "resource"), [(GPUSharingPolicySpec, POLICY), (GPUNodeSpec, GPUNODE)])
+def test_every_default_of_the_types_is_in_the_schema(model: type[BaseModel], resource: Resource) -> None:
+    spec = dict(fields(schema_of(resource)["properties"]["spec"], "spec"))
+    wanted = dict(defaults(model, "spec"))
+    assert wanted
+    assert {path: spec[path]["default"] for path in wanted} == wanted
+
+
+def test_status_keeps_null_where_null_means_something() -> None:
+    status = dict(fields(schema_of(GPUNODE)["properties"]["status"], "status"))
+    nullable = {path for path, child in status.items() if child.get("nullable")}
+    assert nullable == {
+        "status.observed",
+        "status.transition",
+        "status.observed.gpus[].eccUncorrected",
+        "status.observed.gpus[].remappedRows",
+        "status.transition.since",
+    }
+    gpu = status["status.observed.gpus"]["items"]
+    assert not {"eccUncorrected", "remappedRows"} & set(gpu["required"]), "a merge patch drops nulls"
+
+
+def test_spec_has_no_nullable_field_so_that_has_means_present_in_cel() -> None:
+    spec = dict(fields(schema_of(POLICY)["properties"]["spec"], "spec"))
+    assert [path for path, child in spec.items() if "nullable" in child] == []
+
+
+def test_conditions_are_a_map_by_type() -> None:
+    conditions = schema_of(POLICY)["properties"]["status"]["properties"]["conditions"]
+    assert conditions["x-kubernetes-list-type"] == "map"
+    assert conditions["x-kubernetes-list-map-keys"] == ["type"]
+
+
+def test_every_rule_shows_a_way_out() -> None:
+    root = schema_of(POLICY)
+    rules = [
+        rule
+        for _, child in [("", root), *fields(root, "")]
+        for rule in child.get("x-kubernetes-validations", ())
+    ]
+    assert len(rules) >= 15
+    assert [rule for rule in rules if not re.search("for example|change the mode", rule["message"])] == []
+
+
+class Union(WireModel):
+    """Two types."""
+
+    field: int | Annotated[str, Field(max_length=3)]
+    """One or the other."""
+
+
+class Unbounded(WireModel):
+    """No bound."""
+
+    field: str
+    """Any length."""
+
+
+class Undescribed(WireModel):
+    """No text."""
+
+    field: int
+
+
+class Tuple(WireModel):
+    """Something that JSON schema says with prefixItems."""
+
+    field: tuple[int, bool]
+    """A pair."""
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (Union, "Union.field: anyOf"),
+        (Unbounded, "Unbounded.field: maxLength is missing"),
+        (Undescribed, "Undescribed.field: description is missing"),
+        (Tuple, "Tuple.field: prefixItems"),
+    ],
+)
+def test_what_a_structural_schema_cannot_say_is_refused(model: type[BaseModel], complaint: str) -> None:
+    with pytest.raises(SchemaError, match=complaint):
+        structural_schema(model)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_a_valid_policy(path: Path) -> None:
+    manifest = yaml.safe_load(path.read_text())
+    assert manifest["metadata"]["name"] == path.stem
+    assert isinstance(validate_policy(manifest), GPUSharingPolicySpec)

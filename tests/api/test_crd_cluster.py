@@ -1,0 +1,166 @@
+"""What a real API server and kubectl make of the CRDs."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.cluster.api import Api
+from hack.cluster.controlplane import ControlPlane
+from hack.generate import ROOT
+
+from gpusharing.api.gpunode import GPUNodeStatus
+
+pytestmark = pytest.mark.cluster
+
+GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
+POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+OBSERVED: dict[str, Any] = {
+    "requestID": "r1",
+    "quiet": False,
+    "simulated": True,
+    "error": "",
+    "driverVersion": "580.65.06",
+    "models": [],
+    "gpus": [
+        {
+            "index": 0,
+            "uuid": "GPU-0",
+            "product": "NVIDIA H100 80GB HBM3",
+            "migMode": "Disabled",
+            "migModePending": "Disabled",
+            "computeMode": "Default",
+            "instances": [],
+            "processes": [],
+            "eccUncorrected": None,
+            "remappedRows": None,
+        }
+    ],
+    "allocated": {},
+    "pods": 2,
+}
+TRANSITION = {
+    "phase": "Draining",
+    "reason": "PDB",
+    "since": "2026-11-20T09:00:00Z",
+    "step": "1/1",
+    "observed": "1x full",
+}
+
+
+@pytest.fixture
+def gpu_node(server: Api) -> Iterator[str]:
+    """Path of a GPUNode on the server."""
+    name = f"gpu-{uuid.uuid4().hex[:8]}"
+    spec = {"policy": "pool-b", "layout": "2x3g.40gb", "request": {"id": "r1"}}
+    manifest = {
+        "apiVersion": "gpusharing.dev/v1alpha1",
+        "kind": "GPUNode",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+    server.create(GPUNODES, manifest)
+    yield f"{GPUNODES}/{name}"
+    server.delete(f"{GPUNODES}/{name}")
+
+
+def test_two_writers_merge_patch_one_status(server: Api, gpu_node: str) -> None:
+    server.merge_patch(f"{gpu_node}/status", {"status": {"observed": OBSERVED}})
+    server.merge_patch(f"{gpu_node}/status", {"status": {"transition": TRANSITION}})
+    # The second observation replaces an array that exists, the first one made it: both must read the same.
+    server.merge_patch(f"{gpu_node}/status", {"status": {"observed": OBSERVED}})
+    status = GPUNodeStatus.model_validate(server.get(gpu_node)["status"])
+    assert status.observed is not None
+    assert status.transition is not None
+    assert status.observed.gpus[0].ecc_uncorrected is None
+    assert (status.observed.pods, status.transition.phase) == (2, "Draining")
+
+
+def test_a_merge_patch_takes_values_away_again(server: Api, gpu_node: str) -> None:
+    server.merge_patch(f"{gpu_node}/status", {"status": {"observed": OBSERVED, "transition": TRANSITION}})
+    server.merge_patch(f"{gpu_node}/status", {"status": {"observed": None, "transition": {"since": None}}})
+    status = GPUNodeStatus.model_validate(server.get(gpu_node)["status"])
+    assert status.observed is None
+    assert status.transition is not None
+    assert status.transition.since is None
+
+
+def test_get_gpun_shows_the_columns(server: Api, gpu_node: str, control_plane: ControlPlane) -> None:
+    server.merge_patch(f"{gpu_node}/status", {"status": {"observed": OBSERVED, "transition": TRANSITION}})
+    name = gpu_node.rsplit("/", 1)[-1]
+    header, row = control_plane.kubectl("get", "gpun", name, "-o", "wide").splitlines()
+    assert header.split() == (
+        [
+            "NAME",
+            "POLICY",
+            "WANTED",
+            "OBSERVED",
+            "PHASE",
+            "REASON",
+            "PODS",
+            "SINCE",
+            "DEADLINE",
+            "AGE",
+            "CULPRIT",
+            "CORDON",
+            "STEP",
+        ]
+    )
+    assert row.split()[:8] == [name, "pool-b", "2x3g.40gb", "1x", "full", "Draining", "PDB", "2"]
+    header, _ = control_plane.kubectl("get", "gpun", name).splitlines()
+    assert header.split()[-1] == "AGE"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_accepted(path: Path, server: Api) -> None:
+    manifest = yaml.safe_load(path.read_text())
+    stored = server.request("POST", POLICIES, manifest, dryRun="All", fieldValidation="Strict")
+    assert stored["spec"]["mode"] == manifest["spec"]["mode"]
+
+
+def test_get_gsp_shows_the_columns(server: Api, control_plane: ControlPlane) -> None:
+    manifest = yaml.safe_load((ROOT / "examples" / "pool-b.yaml").read_text())
+    server.create(POLICIES, manifest)
+    try:
+        header, row = control_plane.kubectl("get", "gsp", "pool-b", "-o", "wide").splitlines()
+        assert header.split() == (
+            [
+                "NAME",
+                "MODE",
+                "LAYOUT",
+                "NODES",
+                "GPUS",
+                "USED",
+                "READY",
+                "STATUS",
+                "AGE",
+                "PENDING",
+                "STRATEGY",
+                "PRODUCT",
+                "MESSAGE",
+            ]
+        )
+        assert row.split()[:2] == ["pool-b", "MIG"], (
+            "the mode is shown before the operator has seen the policy"
+        )
+        assert "pool-b" in control_plane.kubectl("get", "gpu"), "category gpu"
+    finally:
+        server.delete(f"{POLICIES}/pool-b")
+
+
+@pytest.mark.usefixtures("server")
+def test_explain_tells_everything_about_mig(control_plane: ControlPlane) -> None:
+    text = " ".join(control_plane.kubectl("explain", "gsp.spec.mig").split())
+    for words in (
+        "MIG instances, isolated in hardware",
+        "config <string> A named mig-parted configuration",
+        "layouts <[]Object> The geometry itself",
+        "strategy <string> enum: single, mixed `mixed` advertises nvidia.com/mig-<profile>",
+    ):
+        assert words in text
+    entries = " ".join(control_plane.kubectl("explain", "gsp.spec.mig.layouts").split())
+    for words in ("for example [0, 1]", "profiles <map[string]integer> MIG profile to instances"):
+        assert words in entries

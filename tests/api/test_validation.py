@@ -1,0 +1,112 @@
+"""What the planner takes from validation: durations, allowances, labels."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpusharing.api.names import REWRITTEN_LABELS
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.validation import Problem, allowance, is_rewritten, parse_duration, validate_policy
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("15m", 900), ("1h30m", 5400), ("90s", 90), ("2h", 7200), ("1h1m1s", 3661), ("0s", 0), ("007m", 420)],
+)
+def test_a_duration_is_its_seconds(text: str, seconds: int) -> None:
+    assert parse_duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "15", "m", "1d", "1.5h", "-5m", "1m1h", "1h1h", "15m\n", "1h 30m", "9999999h"]
+)
+def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="for example 15m or 1h30m"):
+        parse_duration(text)
+
+
+@given(st.integers(0, 999_999), st.integers(0, 59), st.integers(0, 59))
+def test_every_duration_survives_being_written(hours: int, minutes: int, seconds: int) -> None:
+    wanted = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    assert parse_duration(f"{hours}h{minutes}m{seconds}s") == wanted
+
+
+@pytest.mark.parametrize(
+    ("max_unavailable", "total", "nodes"),
+    [
+        (1, 10, 1),
+        (0, 10, 0),
+        (3, 2, 3),
+        ("25%", 4, 1),
+        ("25%", 7, 1),
+        ("25%", 8, 2),
+        ("1%", 3, 1),
+        ("1%", 0, 0),
+        ("100%", 3, 3),
+        ("0%", 10, 0),
+        (5, 0, 0),
+    ],
+)
+def test_a_percentage_rounds_down_but_moves_at_least_one_node(
+    max_unavailable: int | str, total: int, nodes: int
+) -> None:
+    assert allowance(max_unavailable, total) == nodes
+
+
+@pytest.mark.parametrize("nonsense", [-1, "1000a%", "101%", "-5%", "10", "", "%", "5%\n", "1.5%", True])
+def test_nonsense_allows_nothing_instead_of_everything(nonsense: int | str) -> None:
+    assert allowance(nonsense, 1000) == 0
+
+
+@given(st.integers(1, 100), st.integers(1, 10_000))
+def test_an_allowance_never_exceeds_the_percentage_except_for_the_first_node(
+    percent: int, total: int
+) -> None:
+    nodes = allowance(f"{percent}%", total)
+    assert 1 <= nodes <= max(1, total * percent / 100)
+
+
+@pytest.mark.parametrize(
+    "label", [*REWRITTEN_LABELS, "nvidia.com/mig-1g.10gb.count", "nvidia.com/gpu.deploy.dcgm"]
+)
+def test_a_label_that_a_mode_change_writes_is_known(label: str) -> None:
+    assert is_rewritten(label)
+
+
+@pytest.mark.parametrize("label", ["nvidia.com/gpu.present", "nvidia.com/mig.capable", "gpusharing.dev/pool"])
+def test_a_label_that_stays_may_be_selected(label: str) -> None:
+    assert not is_rewritten(label)
+
+
+def test_a_newer_object_is_read_by_an_older_operator() -> None:
+    spec = {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Full", "approval": "Manual"}
+    assert isinstance(validate_policy({"spec": spec}), GPUSharingPolicySpec)
+
+
+def test_python_names_are_not_wire_names() -> None:
+    verdict = validate_policy({"spec": {"node_selector": {"match_labels": {"pool": "b"}}, "mode": "Full"}})
+    assert not isinstance(verdict, GPUSharingPolicySpec)
+    assert [problem.field for problem in verdict] == ["spec.nodeSelector"]
+
+
+@pytest.mark.parametrize("raw", [{}, {"spec": None}, {"spec": []}], ids=["no spec", "null", "a list"])
+def test_an_object_without_a_spec_is_refused(raw: dict[str, object]) -> None:
+    assert validate_policy(raw) == (Problem("spec", "a policy needs a spec with nodeSelector and mode"),)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    verdict = validate_policy(
+        {
+            "spec": {
+                "nodeSelector": {},
+                "mode": "MIG",
+                "timeSlicing": {"replicas": 2},
+                "drain": {"timeout": "0s"},
+            }
+        }
+    )
+    assert not isinstance(verdict, GPUSharingPolicySpec)
+    fields = [problem.field for problem in verdict]
+    assert fields == ["spec.nodeSelector", "spec.mig", "spec.timeSlicing", "spec.drain.timeout"]
