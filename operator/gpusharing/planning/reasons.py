@@ -183,7 +183,8 @@ class Reason(StrEnum):
     )
     MIG_MODE_PENDING = (
         "MigModePending", "Hardware", _PERSON,
-        "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of ours.",
+        "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of "
+        "ours.",
         "Reset the GPU or reboot the node.",
     )
     COMPUTE_MODE = (
@@ -319,6 +320,15 @@ class Reason(StrEnum):
 
 
 _ORDER = {reason: (reason.passes, index) for index, reason in enumerate(Reason)}
+_BY_WORD = {reason.value: reason for reason in Reason}
+
+
+def reason_of(word: str) -> Reason:
+    """The reason with this word. Raises ValueError for a word that is none."""
+    try:
+        return _BY_WORD[word]
+    except KeyError:
+        raise ValueError(f"{word!r} is not a reason") from None
 
 
 def describe(reason: Reason) -> str:

@@ -1,0 +1,151 @@
+"""Which pods of a node hold a GPU, and which of those may be evicted: an ordered list of small filters.
+
+Specification: drain.md 1.1 (rows P) and 1.2 (rows G).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, RESOURCE_GPU, RESOURCE_MIG_PREFIX
+from gpusharing.api.policy import Drain
+from gpusharing.planning.blockers import Blocker, merge
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.views import PodView
+
+_DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
+
+
+Decision: TypeAlias = Literal["ignore", "hold"] | Blocker
+"""It holds no GPU; it holds one and can be evicted; or it holds one and this keeps it."""
+
+PodFilter: TypeAlias = Callable[[PodView, Drain, str], Decision | None]
+"""(pod, options, namespace of the GPU Operator) → a decision, or None: the next filter decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The pods of a node, each in exactly one place, sorted by `namespace/name`."""
+
+    holders: tuple[PodView, ...]
+    """Hold a GPU and must leave; some may be terminating already."""
+    ignored: tuple[PodView, ...]
+    """Hold no GPU, or are NVIDIA's own."""
+    blocked: tuple[PodView, ...]
+    """Hold a GPU and must not or cannot be evicted."""
+    blockers: tuple[Blocker, ...]
+    """Why those are blocked."""
+
+
+def gpu_resources(pod: PodView) -> tuple[str, ...]:
+    """The GPU resource names that the pod asks for, sorted; other names under nvidia.com/ are not GPUs (G1)."""
+    return tuple(
+        sorted(
+            name
+            for name, count in pod.resources.items()
+            if count > 0 and name.startswith((RESOURCE_GPU, RESOURCE_MIG_PREFIX))
+        )
+    )
+
+
+def holds_gpu(pod: PodView) -> bool:
+    """Whether the pod, while it lives, holds a GPU: by a container's request or by a claim (G1-G6)."""
+    return pod.dra != "none" or bool(gpu_resources(pod))
+
+
+def classify(pods: Iterable[PodView], options: Drain, *, operator_namespace: str) -> Classified:
+    """Sort the pods of a node by `FILTERS`. `operator_namespace` is where NVIDIA's own DaemonSets run."""
+    holders, ignored, blocked, blockers = [], [], [], []
+    for pod in sorted(pods, key=by_ref):
+        decision = _decide(pod, options, operator_namespace)
+        if isinstance(decision, Blocker):
+            blocked.append(pod)
+            blockers.append(decision)
+        elif decision == "hold":
+            holders.append(pod)
+        else:
+            ignored.append(pod)
+    return Classified(tuple(holders), tuple(ignored), tuple(blocked), merge(blockers))
+
+
+def by_ref(pod: PodView) -> tuple[str, str]:
+    """Sort key: `namespace/name`, then uid."""
+    return pod.ref, pod.uid
+
+
+# --- the filters, in order -------------------------------------------------------------------------------
+
+
+def _finished(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+    """P11: a finished pod holds no device; it is left for its logs."""
+    return "ignore" if pod.phase in ("Succeeded", "Failed") else None
+
+
+def _static(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+    """P7: deleting a mirror pod does not stop the static pod behind it."""
+    if not pod.mirror:
+        return None
+    return _block(Reason.STATIC_GPU_POD, pod) if holds_gpu(pod) else "ignore"
+
+
+def _daemon_set(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+    """P3, P5, P6: a DaemonSet pod comes straight back. One whose DaemonSet is gone is like any other pod."""
+    owner = pod.owner
+    if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
+        return None
+    if owner.exists is False:
+        return None
+    # mig-manager itself removes the pods that select gpu.deploy.client (nvidia-actuators.md a.3).
+    if not holds_gpu(pod) or pod.namespace == operator_namespace or _DEPLOY_CLIENT in pod.node_selector:
+        return "ignore"
+    return _block(Reason.GPU_DAEMON_SET, pod, f"Its DaemonSet is {pod.namespace}/{owner.name}")
+
+
+def _without_gpu(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+    """G1-G6: only pods that hold a GPU are looked at any further."""
+    return None if holds_gpu(pod) else "ignore"
+
+
+def _terminating(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+    """P14: it is leaving already, so no rule against evicting it matters; it still holds its GPU."""
+    return "hold" if pod.deleted_at is not None else None
+
+
+def _resource_claim(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+    """G3-G5: the DRA driver manages that GPU, not the device plugin."""
+    if pod.dra == "none":
+        return None
+    return _block(Reason.DRA_CLAIM, pod, "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read")
+
+
+def _unmanaged(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+    """P9, P5: nothing would start the pod again."""
+    if pod.owner is not None and pod.owner.exists is not False:
+        return None
+    if options.unmanaged_pods == "Evict":
+        return None
+    gone = f"Its {pod.owner.kind} {pod.owner.name} no longer exists" if pod.owner else ""
+    return _block(Reason.UNMANAGED, pod, gone)
+
+
+FILTERS: tuple[PodFilter, ...] = (
+    _finished,
+    _static,
+    _daemon_set,
+    _without_gpu,
+    _terminating,
+    _resource_claim,
+    _unmanaged,
+)
+"""The first that decides is final (P2); a pod that none decides about holds a GPU and can be evicted."""
+
+
+def _decide(pod: PodView, options: Drain, operator_namespace: str) -> Decision:
+    for pod_filter in FILTERS:
+        if (decision := pod_filter(pod, options, operator_namespace)) is not None:
+            return decision
+    return "hold"
+
+
+def _block(reason: Reason, pod: PodView, message: str = "") -> Blocker:
+    return Blocker(reason, (pod.ref,), message=message)
