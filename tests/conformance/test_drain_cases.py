@@ -1,0 +1,107 @@
+"""Runs drain_cases.yaml against the pure drain decision; the file explains its fields."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.build import at, make_pdb, make_pod, make_work
+
+from gpusharing.api.policy import Drain
+from gpusharing.planning.blockers import Blocker, explain_blockers
+from gpusharing.planning.drain import plan_drain, preflight
+from gpusharing.planning.evictions import remember
+from gpusharing.planning.holders import classify
+from gpusharing.planning.reasons import reason_of
+from gpusharing.planning.views import EvictionMemory, NodeWork, Owner, PodView
+
+TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
+OPERATOR_NAMESPACE = "gpu-operator"
+THEN = {"evict", "waiting", "later", "ignored", "blocked", "preflight", "says", "next_wake", "idle"}
+GIVEN = {"pods", "pdbs", "options", "answers", "now", "offered", "list_error"}
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["forwards", "reversed"])
+@pytest.mark.parametrize("case", TABLE["cases"], ids=lambda case: case["id"])
+def test_drain_case(case: dict[str, Any], turned: bool) -> None:
+    given, then = case["given"], case["then"]
+    assert given.keys() <= GIVEN
+    assert then.keys() <= THEN
+    work = _work(given, turned)
+    options = Drain.model_validate(given.get("options", {}))
+    now = at(given.get("now", 0))
+    offered = frozenset(given.get("offered", ["nvidia.com/gpu"]))
+
+    plan = plan_drain(work, options, now, operator_namespace=OPERATOR_NAMESPACE)
+    before = preflight(work, options, offered, now, operator_namespace=OPERATOR_NAMESPACE)
+
+    assert [pod.name for pod in plan.evict] == then.get("evict", [])
+    assert [pod.name for pod in plan.waiting] == then.get("waiting", [])
+    assert [pod.name for pod in plan.later] == then.get("later", [])
+    assert _by_reason(plan.blockers) == then.get("blocked", {})
+    assert _by_reason(before) == then.get("preflight", then.get("blocked", {}))
+    text = "\n".join(explain_blockers(plan.blockers))
+    assert [part for part in then.get("says", []) if part not in text] == [], text
+    if "ignored" in then:
+        found = classify(work.pods, options, operator_namespace=OPERATOR_NAMESPACE)
+        assert [pod.name for pod in found.ignored] == then["ignored"]
+        assert plan.idle == (not found.holders and not found.blocked)
+    if "next_wake" in then:
+        assert plan.next_wake == at(then["next_wake"])
+    if "idle" in then:
+        assert plan.idle == then["idle"]
+
+
+def test_every_row_stands_in_one_place() -> None:
+    rows = {case["id"].split()[0] for case in TABLE["cases"]} - {"own"}
+    seen = Counter([*rows, *TABLE["same_as"], *TABLE["elsewhere"], *TABLE["later"]])
+    assert [row for row, times in seen.items() if times > 1] == []
+    assert set(TABLE["same_as"].values()) <= rows
+    ids = Counter(case["id"] for case in TABLE["cases"])
+    assert [name for name, times in ids.items() if times > 1] == []
+
+
+def _work(given: Mapping[str, Any], turned: bool) -> NodeWork:
+    pods = [_pod(fields) for fields in given.get("pods", [])]
+    return make_work(
+        *(reversed(pods) if turned else pods),
+        pdbs=[make_pdb(**fields) for fields in given.get("pdbs", [])],
+        evictions=_memories(given.get("answers", []), pods),
+        error=given.get("list_error", ""),
+    )
+
+
+def _pod(fields: Mapping[str, Any]) -> PodView:
+    known = dict(fields)
+    if isinstance(known.get("owner"), dict):
+        known["owner"] = Owner(**known["owner"])
+    if "deleted_at" in known:
+        known["deleted_at"] = at(known["deleted_at"])
+    if "finalizers" in known:
+        known["finalizers"] = tuple(known["finalizers"])
+    return make_pod(**known)
+
+
+def _memories(answers: Iterable[Mapping[str, Any]], pods: Iterable[PodView]) -> dict[str, EvictionMemory]:
+    uids = {pod.name: pod.uid for pod in pods}
+    memories: dict[str, EvictionMemory] = {}
+    for given in answers:
+        uid = uids[given["pod"]]
+        memories[uid] = remember(
+            reason_of(given["answer"]),
+            given["message"],
+            memories.get(uid),
+            at(given.get("at", 0)),
+            jitter=0.0,
+            retry_after=given.get("retry_after"),
+        )
+    return memories
+
+
+def _by_reason(blockers: Iterable[Blocker]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for blocker in blockers:
+        found.setdefault(blocker.reason.value, set()).update(ref.split("/")[1] for ref in blocker.pods)
+    return {reason: sorted(names) for reason, names in found.items()}
