@@ -1,0 +1,172 @@
+"""`python -m hack.nvmlsim`: the control tool of the NVML simulator. See README.md beside this file."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hack.nvmlsim import build
+from hack.nvmlsim.models import UnknownModelError, simulated_cards
+from hack.nvmlsim.simulator import DRIVER, EVENT_TYPES, RESULTS, Simulator, SimulatorError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nvmlsim", description="A SIMULATED machine with NVIDIA GPUs.")
+    parser.add_argument("--state", type=Path, help="the state file; default: $NVMLSIM_STATE")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    create = verbs.add_parser("create", help="make a machine (or make it new)")
+    create.add_argument("--model", action="append", required=True, help="several times for a mixed machine")
+    create.add_argument("--gpus", type=int, default=1, help="how many of each model")
+    create.add_argument("--driver", default=DRIVER)
+    create.add_argument("--seed", help="decides the UUIDs; default: the path of the state file")
+    verbs.add_parser("models", help="list the models")
+    verbs.add_parser("build", help="build the library and print its folder")
+    verbs.add_parser("env", help="print the environment that shows a program this machine")
+    show = verbs.add_parser("show", help="print the machine")
+    show.add_argument("--json", action="store_true")
+    change = verbs.add_parser(
+        "set", help="set fields: lost=1, busy=1, driver_version=470.57.02, 1g.10gb:id=99"
+    )
+    change.add_argument("--gpu", type=int, help="one GPU; default: all")
+    change.add_argument("fields", nargs="+", metavar="field=value")
+    reset = verbs.add_parser("reset", help="what nvidia-smi -r does")
+    reset.add_argument("gpus", nargs="*", help="indexes or PCI bus ids; default: all")
+    verbs.add_parser("reboot", help="what a reboot does to the GPUs")
+    _add_injections(verbs.add_parser("inject", help="faults, processes, events"))
+    return parser
+
+
+def _add_injections(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    fault = kinds.add_parser("fault", help=f"hang, {', '.join(RESULTS)}")
+    fault.add_argument("function")
+    fault.add_argument("fault")
+    fault.add_argument("--gpu", type=int, default=-1)
+    fault.add_argument("--skip", type=int, default=0, help="calls that still work first")
+    fault.add_argument("--count", type=int, default=-1, help="calls that fail; default: all")
+    kinds.add_parser("clear", help="take all faults back")
+    process = kinds.add_parser("process", help="a process that computes")
+    process.add_argument("pid", type=int)
+    process.add_argument("--gpu", type=int, default=0)
+    process.add_argument("--name", default="")
+    process.add_argument("--instance", type=int, default=-1, help="GPU instance id")
+    process.add_argument("--compute-instance", type=int, default=-1)
+    process.add_argument("--mps", action="store_true")
+    process.add_argument("--end", action="store_true", help="let it end instead")
+    event = kinds.add_parser("event", help=", ".join(EVENT_TYPES))
+    event.add_argument("type", choices=EVENT_TYPES)
+    event.add_argument("data", type=int, nargs="?", default=0, help="the XID number, for xid")
+    event.add_argument("--gpu", type=int, default=0)
+
+
+def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
+    for field in fields:
+        name, equals, value = field.partition("=")
+        if not equals:
+            raise SimulatorError(f"{field!r} is not of the form field=value")
+        profile, colon, key = name.rpartition(":")
+        if colon:
+            simulator.set_profile(gpu, profile, **{key: value})
+        elif name in ("driver_version", "nvml_version", "cuda_version", "driver_loaded", "clients_block"):
+            simulator.set_machine(**{name: value})
+        else:
+            simulator.set_gpu(gpu, **{name: value})
+
+
+def _inject(simulator: Simulator, given: argparse.Namespace) -> None:
+    if given.kind == "fault":
+        simulator.inject(given.function, given.fault, gpu=given.gpu, skip=given.skip, count=given.count)
+    elif given.kind == "clear":
+        simulator.clear_faults()
+    elif given.kind == "event":
+        simulator.post_event(given.gpu, EVENT_TYPES[given.type], given.data)
+    elif given.end:
+        simulator.remove_process(given.pid)
+    else:
+        simulator.add_process(
+            given.gpu,
+            given.pid,
+            given.name,
+            gpu_instance=given.instance,
+            compute_instance=given.compute_instance,
+            mps=given.mps,
+        )
+
+
+def _indexes(simulator: Simulator, names: Sequence[str]) -> list[int] | None:
+    """GPU indexes of indexes or bus ids, separated by blanks or commas as nvidia-smi takes them."""
+    wanted = [part.lower() for name in names for part in name.split(",") if part]
+    by_bus = {gpu["bus_id"]: gpu["index"] for gpu in simulator.show()["gpus"]}
+    unknown = [name for name in wanted if not name.isdigit() and name not in by_bus]
+    if unknown:
+        raise SimulatorError(f"no GPU {unknown[0]}: the machine has {', '.join(by_bus)}")
+    return [int(name) if name.isdigit() else by_bus[name] for name in wanted] or None
+
+
+def _print_machine(machine: dict[str, Any]) -> None:
+    print(f"SIMULATED machine, driver {machine['driver']}, {len(machine['gpus'])} GPUs")
+    for gpu in machine["gpus"]:
+        mode = "no MIG" if gpu["mig"] is None else f"MIG {'on' if gpu['mig']['current'] else 'off'}"
+        if gpu["mig"] and gpu["mig"]["current"] != gpu["mig"]["pending"]:
+            mode += f" (pending: {'on' if gpu['mig']['pending'] else 'off'})"
+        lost = "  LOST" if gpu["lost"] else ""
+        print(f"{gpu['index']:3}  {gpu['bus_id']}  {gpu['name']}  {mode}{lost}  {gpu['uuid']}")
+        for instance in gpu["instances"]:
+            place = f"{instance['start']}:{instance['size']}"
+            uuids = " ".join(compute["uuid"] for compute in instance["compute"]) or "no compute instance"
+            print(f"       {instance['profile']:16} id {instance['id']:<3} at {place:5} {uuids}")
+    for process in machine["processes"]:
+        where = f"GPU {process['gpu']} instance {process['gpu_instance']}/{process['compute_instance']}"
+        print(f"process {process['pid']} {process['name'] or '(no name)'} on {where}")
+    for fault in machine["faults"]:
+        print(f"fault {fault['function']}: {fault['fault']}, struck {fault['hits']} times")
+
+
+def _run(given: argparse.Namespace) -> None:
+    if given.verb == "models":
+        print("\n".join(f"{card.key:36}{card.products[0]}" for card in simulated_cards()))
+        return
+    if given.verb == "build":
+        print(build.library_directory())
+        return
+    path = given.state or (Path(os.environ["NVMLSIM_STATE"]) if os.environ.get("NVMLSIM_STATE") else None)
+    if path is None:
+        raise SimulatorError("no state file: give --state FILE, or export NVMLSIM_STATE=FILE")
+    if given.verb == "create":
+        models = [model for model in given.model for _ in range(given.gpus)]
+        Simulator.create(path, models, driver=given.driver, seed=given.seed)
+        given.verb, given.json = "show", False
+    simulator = Simulator(path)
+    if given.verb == "show":
+        machine = simulator.show()
+        print(json.dumps(machine, indent=2)) if given.json else _print_machine(machine)
+    elif given.verb == "env":
+        for name, value in simulator.environment().items():
+            print(f"export {name}={shlex.quote(value)}")
+    elif given.verb == "set":
+        _set(simulator, given.gpu, given.fields)
+    elif given.verb == "reset":
+        simulator.reset(_indexes(simulator, given.gpus))
+    elif given.verb == "reboot":
+        simulator.reboot()
+    else:
+        _inject(simulator, given)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the arguments say; 1 and one line when it cannot be done."""
+    given = _parser().parse_args(arguments)
+    try:
+        _run(given)
+    except (SimulatorError, UnknownModelError, build.BuildError, FileNotFoundError) as error:
+        print(f"nvmlsim: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,116 @@
+"""Builds the simulated `libnvidia-ml.so.1` with the machine's C compiler into the user's cache, once per content."""
+
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from hack.cluster.paths import cache_root
+from hack.nvmlsim import layout
+
+SOURCE = Path(__file__).resolve().parent / "src"
+LIBRARY = "libnvidia-ml.so.1"
+FLAGS = (
+    "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-shared",
+    f"-Wl,-soname,{LIBRARY}", "-Wl,-z,defs", "-pthread",
+    "-Wl,-z,nodelete",  # go-nvml closes the library while its functions may still be on a stack
+)  # fmt: skip
+_DEFINED = re.compile(r"\bnvmlReturn_t (nvml\w+)\(|\bconst char \*(nvmlErrorString)\(")
+_STUB_HEAD = (
+    "/* Generated: every other function that nvidia-ml-py knows, answering NVML_ERROR_NOT_SUPPORTED. */\n"
+    '#include "sim.h"\n'
+)
+
+
+class BuildError(Exception):
+    """The library cannot be built. The text says what is missing and what to do."""
+
+
+def compiler() -> str | None:
+    """The C compiler, or None where there is none."""
+    return shutil.which("cc") or shutil.which("gcc")
+
+
+def library_directory() -> Path:
+    """The folder that holds the library, for LD_LIBRARY_PATH; built first if it is not there.
+
+    Raises:
+        BuildError: no C compiler, no nvidia-ml-py, or the compiler refused.
+    """
+    program = compiler()
+    if program is None:
+        raise BuildError(
+            "the NVML simulator needs a C compiler, and there is no `cc` or `gcc` on PATH.\n"
+            "Install one from your distribution: apt install gcc, dnf install gcc"
+        )
+    generated = {"state_layout.h": layout.c_header(), "stubs.c": stub_source()}
+    directory = cache_root() / f"nvmlsim-{_content_hash(program, generated)}"
+    if not directory.is_dir():
+        _compile(program, generated, directory)
+    return directory
+
+
+def implemented_functions() -> frozenset[str]:
+    """The NVML functions that the C sources answer themselves."""
+    found: set[str] = set()
+    for source in SOURCE.glob("*.c"):
+        for match in _DEFINED.finditer(source.read_text()):
+            found.add(match[1] or match[2])
+    return frozenset(found)
+
+
+def known_functions() -> frozenset[str]:
+    """The NVML functions that the installed nvidia-ml-py looks up.
+
+    Raises:
+        BuildError: nvidia-ml-py is not installed.
+    """
+    spec = importlib.util.find_spec("pynvml")
+    if spec is None or spec.origin is None:
+        raise BuildError("the NVML simulator reads the list of NVML functions from nvidia-ml-py: install it")
+    text = Path(spec.origin).read_text()
+    return frozenset(re.findall(r'_nvmlGetFunctionPointer\("(nvml\w+)"\)', text))
+
+
+def stub_source() -> str:
+    """C source of the functions that exist but are not simulated."""
+    names = sorted(known_functions() - implemented_functions())
+    lines = [
+        f"API nvmlReturn_t {name}(void);\n"
+        f"API nvmlReturn_t {name}(void)\n{{\n    return NVML_ERROR_NOT_SUPPORTED;\n}}\n"
+        for name in names
+    ]
+    return _STUB_HEAD + "\n".join(lines)
+
+
+def _content_hash(program: str, generated: dict[str, str]) -> str:
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    digest = hashlib.sha256("\0".join((version, *FLAGS)).encode())
+    for source in sorted(SOURCE.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for name, text in generated.items():
+        digest.update(f"{name}\0{text}".encode())
+    return digest.hexdigest()[:12]
+
+
+def _compile(program: str, generated: dict[str, str], directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".nvmlsim-build-") as scratch:
+        work, out = Path(scratch) / "work", Path(scratch) / "out"
+        work.mkdir()
+        out.mkdir()
+        for name, text in generated.items():
+            (work / name).write_text(text)
+        sources = [str(path) for path in sorted((*SOURCE.glob("*.c"), work / "stubs.c"))]
+        command = [program, *FLAGS, f"-I{SOURCE}", f"-I{work}", "-o", str(out / LIBRARY), *sources]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BuildError(f"{program} refused the NVML simulator:\n{done.stderr.strip()}")
+        try:
+            out.rename(directory)
+        except OSError:
+            if not directory.is_dir():  # not the case that another process was quicker
+                raise

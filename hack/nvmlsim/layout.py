@@ -1,0 +1,234 @@
+"""The state file, field by field: the one description that the C library and the Python tool share.
+
+The structures here are mapped by the tool as they are; `c_header` writes the same for C at build time, with
+assertions on every size. What the fields mean to NVML is in nvml_abi.h and in the C sources.
+"""
+
+import ctypes
+from ctypes import Structure, c_char, c_int32, c_uint32, c_uint64
+from typing import Any
+
+MAGIC = 0x4E564D4C53494D31  # "NVMLSIM1"
+NAME = 96
+TEXT = 80
+MAX_GPUS = 16
+MAX_PROFILES = 18
+MAX_STARTS = 16
+MAX_GPU_INSTANCES = 8
+MAX_COMPUTE_INSTANCES = 8
+MAX_PROCESSES = 64
+MAX_CLIENTS = 128
+MAX_FAULTS = 16
+MAX_EVENTS = 256
+CONSTANTS = (
+    "NAME", "TEXT", "MAX_GPUS", "MAX_PROFILES", "MAX_STARTS", "MAX_GPU_INSTANCES", "MAX_COMPUTE_INSTANCES",
+    "MAX_PROCESSES", "MAX_CLIENTS", "MAX_FAULTS", "MAX_EVENTS",
+)  # fmt: skip
+
+# sim_profile.media: which media engines an instance takes; +me.all shares a GPU only with -me (nvml.h, ALL_ME).
+MEDIA_PLAIN, MEDIA_EXTENSIONS, MEDIA_ALL, MEDIA_NONE = range(4)
+# sim_fault.kind
+FAULT_NONE, FAULT_RETURN, FAULT_HANG = range(3)
+
+
+class Profile(Structure):
+    """A GPU instance profile that the card offers."""
+
+    _fields_ = (
+        ("index", c_uint32),  # NVML_GPU_INSTANCE_PROFILE_*: how it is looked up
+        ("id", c_uint32),  # how it is created and listed
+        ("slices", c_uint32),
+        ("instance_count", c_uint32),
+        ("sm_count", c_uint32),
+        ("copy_engines", c_uint32),
+        ("decoders", c_uint32),
+        ("encoders", c_uint32),
+        ("jpegs", c_uint32),
+        ("ofas", c_uint32),
+        ("capabilities", c_uint32),
+        ("media", c_uint32),
+        ("size", c_uint32),  # in memory units
+        ("start_count", c_uint32),
+        ("starts", c_uint32 * MAX_STARTS),
+        ("memory_mib", c_uint64),
+        ("name", c_char * NAME),
+    )
+
+
+class ComputeInstance(Structure):
+    """A compute instance; with its GPU instance it is one MIG device."""
+
+    _fields_ = (
+        ("used", c_uint32),
+        ("id", c_uint32),  # within its GPU instance
+        ("slices", c_uint32),
+        ("start", c_uint32),
+        ("mig_index", c_uint32),  # index of the MIG device under its GPU
+        ("reserved", c_uint32),
+        ("serial", c_uint64),  # never used twice: finds handles of what is gone
+        ("uuid", c_char * TEXT),
+    )
+
+
+class GpuInstance(Structure):
+    """A GPU instance and the compute instances in it."""
+
+    _fields_ = (
+        ("used", c_uint32),
+        ("id", c_uint32),
+        ("profile", c_uint32),  # index into Gpu.profiles
+        ("start", c_uint32),
+        ("serial", c_uint64),
+        ("compute", ComputeInstance * MAX_COMPUTE_INSTANCES),
+    )
+
+
+class Gpu(Structure):
+    """One GPU: what it is, its MIG state, its health."""
+
+    _fields_ = (
+        ("name", c_char * NAME),
+        ("uuid", c_char * TEXT),
+        ("model", c_char * TEXT),
+        ("pci_bus", c_uint32),
+        ("pci_device_id", c_uint32),  # device << 16 | vendor
+        ("pci_subsystem_id", c_uint32),
+        ("minor", c_uint32),
+        ("cc_major", c_uint32),
+        ("cc_minor", c_uint32),
+        ("architecture", c_uint32),
+        ("brand", c_uint32),
+        ("memory_mib", c_uint64),
+        ("reserved_mib", c_uint64),
+        ("lost", c_uint32),
+        ("busy", c_uint32),  # an unnamed client (X, nvidia-persistenced, DCGM) holds the GPU
+        ("passthrough", c_uint32),  # in a VM that cannot reset the GPU
+        ("compute_mode", c_uint32),
+        ("mig_capable", c_uint32),
+        ("mig_resetless", c_uint32),  # Hopper and later
+        ("mig_current", c_uint32),
+        ("mig_pending", c_uint32),
+        ("units", c_uint32),  # memory units for placements
+        ("max_mig_devices", c_uint32),
+        ("ecc_supported", c_uint32),
+        ("ecc_current", c_uint32),
+        ("ecc_pending", c_uint32),
+        ("remap_supported", c_uint32),
+        ("remapped_corrected", c_uint32),
+        ("remapped_uncorrected", c_uint32),
+        ("remap_pending", c_uint32),
+        ("remap_failed", c_uint32),
+        ("recovery_action", c_uint32),
+        ("utilization", c_uint32),
+        ("temperature", c_uint32),
+        ("power_mw", c_uint32),
+        ("ecc_volatile_corrected", c_uint64),
+        ("ecc_volatile_uncorrected", c_uint64),
+        ("ecc_aggregate_corrected", c_uint64),
+        ("ecc_aggregate_uncorrected", c_uint64),
+        ("profile_count", c_uint32),
+        ("reserved", c_uint32),
+        ("profiles", Profile * MAX_PROFILES),
+        ("instances", GpuInstance * MAX_GPU_INSTANCES),
+    )
+
+
+class Process(Structure):
+    """A process that computes on a GPU or on a MIG device."""
+
+    _fields_ = (
+        ("used", c_uint32),
+        ("gpu", c_uint32),
+        ("gpu_instance", c_int32),  # -1: on the whole GPU
+        ("compute_instance", c_int32),
+        ("pid", c_uint32),
+        ("mps", c_uint32),  # a client of the MPS server
+        ("memory_mib", c_uint64),
+        ("name", c_char * NAME),
+    )
+
+
+class Fault(Structure):
+    """What a call answers instead of doing its work."""
+
+    _fields_ = (
+        ("kind", c_uint32),
+        ("result", c_uint32),
+        ("gpu", c_int32),  # -1: any
+        ("skip", c_uint32),  # how many calls still succeed first
+        ("remaining", c_int32),  # how many calls fail then; -1: all
+        ("hits", c_uint32),  # how often it struck
+        ("function", c_char * TEXT),
+    )
+
+
+class Event(Structure):
+    """One entry of the event ring; its place is `sequence % MAX_EVENTS`."""
+
+    _fields_ = (
+        ("sequence", c_uint64),
+        ("type", c_uint64),
+        ("data", c_uint64),
+        ("gpu", c_uint32),
+        ("gpu_instance", c_uint32),  # 0xFFFFFFFF: none
+        ("compute_instance", c_uint32),
+        ("reserved", c_uint32),
+    )
+
+
+class State(Structure):
+    """The whole file."""
+
+    _fields_ = (
+        ("magic", c_uint64),
+        ("size", c_uint64),
+        ("driver_version", c_char * TEXT),
+        ("nvml_version", c_char * TEXT),
+        ("cuda_version", c_uint32),  # 13000 is 13.0
+        ("driver_loaded", c_uint32),
+        ("clients_block", c_uint32),  # other NVML clients hold up a change of the MIG mode
+        ("gpu_count", c_uint32),
+        ("fault_count", c_uint32),
+        ("reserved", c_uint32),
+        ("next_serial", c_uint64),
+        ("event_count", c_uint64),  # events so far
+        ("gpus", Gpu * MAX_GPUS),
+        ("processes", Process * MAX_PROCESSES),
+        ("clients", c_uint32 * MAX_CLIENTS),  # pids that attached to the GPUs; 0: free
+        ("faults", Fault * MAX_FAULTS),
+        ("events", Event * MAX_EVENTS),
+    )
+
+
+STRUCTURES: tuple[tuple[str, type[Structure]], ...] = (
+    ("sim_profile", Profile),
+    ("sim_compute_instance", ComputeInstance),
+    ("sim_gpu_instance", GpuInstance),
+    ("sim_gpu", Gpu),
+    ("sim_process", Process),
+    ("sim_fault", Fault),
+    ("sim_event", Event),
+    ("sim_state", State),
+)
+_SCALARS = {c_int32: "int32_t", c_uint32: "uint32_t", c_uint64: "uint64_t", c_char: "char"}
+
+
+def c_header() -> str:
+    """The C header with the same structures, constants and sizes."""
+    types: dict[Any, str] = {**_SCALARS, **{kind: f"struct {name}" for name, kind in STRUCTURES}}
+    lines = ["/* Generated from hack/nvmlsim/layout.py. */", "#pragma once", "#include <stdint.h>", ""]
+    lines += [f"#define SIM_MAGIC 0x{MAGIC:X}ULL"]
+    lines += [f"#define SIM_{name} {globals()[name]}" for name in CONSTANTS]
+    lines += ["enum { SIM_MEDIA_PLAIN, SIM_MEDIA_EXTENSIONS, SIM_MEDIA_ALL, SIM_MEDIA_NONE };"]
+    lines += ["enum { SIM_FAULT_NONE, SIM_FAULT_RETURN, SIM_FAULT_HANG };", ""]
+    for name, kind in STRUCTURES:
+        lines += [f"struct {name} {{"]
+        lines += [f"    {_declare(types, field[0], field[1])};" for field in kind._fields_]
+        lines += ["};", f'_Static_assert(sizeof(struct {name}) == {ctypes.sizeof(kind)}, "{name}");', ""]
+    return "\n".join(lines)
+
+
+def _declare(types: dict[Any, str], name: str, kind: Any) -> str:
+    if hasattr(kind, "_length_"):
+        return f"{types[kind._type_]} {name}[{kind._length_}]"
+    return f"{types[kind]} {name}"

@@ -1,0 +1,118 @@
+/* The frame of every call: initialised? lock, handle, injected fault, lost GPU. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "sim.h"
+
+#define HANG_POLL_MS 20
+
+/* "nvmlDeviceGetCount_v2" and "nvmlDeviceGetCount" name the same call. */
+static size_t base_length(const char *function)
+{
+    size_t length = strlen(function);
+    if (length > 3 && function[length - 3] == '_' && function[length - 2] == 'v')
+        return length - 3;
+    return length;
+}
+
+static int fault_matches(const struct sim_fault *fault, const char *function, const struct call *call)
+{
+    size_t length = base_length(function);
+    if (fault->kind == SIM_FAULT_NONE || fault->remaining == 0)
+        return 0;
+    if (fault->gpu >= 0 && (call->gpu == NULL || call->gpu_index != (uint32_t)fault->gpu))
+        return 0;
+    return length == base_length(fault->function) && strncmp(fault->function, function, length) == 0;
+}
+
+static struct sim_fault *fault_find(struct call *call, const char *function)
+{
+    for (uint32_t i = 0; i < call->state->fault_count && i < SIM_MAX_FAULTS; i++)
+        if (fault_matches(&call->state->faults[i], function, call))
+            return &call->state->faults[i];
+    return NULL;
+}
+
+/* Wait, without the lock, until the fault is taken back. */
+static void hang(struct call *call, const char *function)
+{
+    struct sim_fault *fault = fault_find(call, function);
+    while (fault != NULL && fault->kind == SIM_FAULT_HANG) {
+        state_unlock();
+        sleep_ms(HANG_POLL_MS);
+        call->state = state_lock();
+        fault = fault_find(call, function);
+    }
+}
+
+static nvmlReturn_t fault_strike(struct call *call, const char *function)
+{
+    struct sim_fault *fault = fault_find(call, function);
+    if (fault == NULL)
+        return NVML_SUCCESS;
+    if (fault->skip > 0) {
+        fault->skip--;
+        return NVML_SUCCESS;
+    }
+    fault->hits++;
+    if (fault->kind == SIM_FAULT_HANG) {
+        hang(call, function);
+        return NVML_SUCCESS;
+    }
+    if (fault->remaining > 0)
+        fault->remaining--;
+    return (nvmlReturn_t)fault->result;
+}
+
+nvmlReturn_t call_begin(struct call *call, const char *function, const struct handle *target, unsigned int kinds)
+{
+    memset(call, 0, sizeof(*call));
+    if (!state_is_open())
+        return NVML_ERROR_UNINITIALIZED;
+    call->state = state_lock();
+    call->locked = 1;
+    nvmlReturn_t resolved = kinds == 0 ? NVML_SUCCESS : handle_resolve(call, target, kinds);
+    nvmlReturn_t result = fault_strike(call, function);
+    if (result != NVML_SUCCESS)
+        return result;
+    if (resolved == NVML_SUCCESS && call->gpu != NULL && call->gpu->lost)
+        return NVML_ERROR_GPU_IS_LOST;
+    return resolved;
+}
+
+nvmlReturn_t call_end(struct call *call, nvmlReturn_t result)
+{
+    if (call->locked)
+        state_unlock();
+    return result;
+}
+
+int privileged(enum privilege needed)
+{
+    static const char *const names[] = {"none", "monitor", "config", "root"};
+    const char *given = getenv("NVMLSIM_PRIVILEGE");
+    if (given == NULL || *given == '\0')
+        return 1;
+    for (int level = PRIVILEGE_NONE; level <= PRIVILEGE_ROOT; level++)
+        if (strcmp(given, names[level]) == 0)
+            return level >= (int)needed;
+    return 0;
+}
+
+nvmlReturn_t copy_text(char *target, unsigned int length, const char *text)
+{
+    if (target == NULL)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    if (strlen(text) >= length)
+        return NVML_ERROR_INSUFFICIENT_SIZE;
+    strcpy(target, text);
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t copy_number(unsigned int *target, unsigned int value)
+{
+    if (target == NULL)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *target = value;
+    return NVML_SUCCESS;
+}

@@ -1,0 +1,61 @@
+/* What the files of the simulator share. Every answer is SIMULATED: see ../README.md. */
+#pragma once
+#include "nvml_abi.h"
+#include "state_layout.h"
+
+#define API __attribute__((visibility("default")))
+#define ALIAS(name) __attribute__((visibility("default"), alias(name)))
+#define NO_INSTANCE 0xFFFFFFFFu
+#define MIB (1024ULL * 1024ULL)
+
+/* handles.c: a handle is the address of a static object, never a small number (Go's runtime rejects those). */
+enum handle_kind { HANDLE_GPU = 1, HANDLE_MIG = 2, HANDLE_GI = 4, HANDLE_CI = 8 };
+struct call;
+nvmlReturn_t handle_resolve(struct call *call, const struct handle *handle, unsigned int kinds);
+struct handle *handle_of(const struct sim_state *state, enum handle_kind kind, uint32_t gpu, uint32_t gi, uint32_t ci);
+
+/* state.c: the shared file. */
+nvmlReturn_t state_open(void);
+void state_close(void);
+int state_is_open(void);
+struct sim_state *state_lock(void);
+void state_unlock(void);
+void state_attach(struct sim_state *state);
+int state_other_clients(struct sim_state *state);
+const struct sim_state *state_peek(void);
+void sleep_ms(long milliseconds);
+
+/* call.c: one call of the interface, from the check of its handle to the release of the lock. */
+struct call {
+    struct sim_state *state;
+    struct sim_gpu *gpu;
+    struct sim_gpu_instance *gi;
+    struct sim_compute_instance *ci;
+    uint32_t gpu_index, gi_slot, ci_slot;
+    int is_mig;
+    int locked;
+};
+nvmlReturn_t call_begin(struct call *call, const char *function, const struct handle *target, unsigned int kinds);
+nvmlReturn_t call_end(struct call *call, nvmlReturn_t result);
+
+/* Rights of this process, from NVMLSIM_PRIVILEGE: none < monitor < config < root (default). */
+enum privilege { PRIVILEGE_NONE, PRIVILEGE_MONITOR, PRIVILEGE_CONFIG, PRIVILEGE_ROOT };
+int privileged(enum privilege needed);
+
+nvmlReturn_t copy_text(char *target, unsigned int length, const char *text);
+nvmlReturn_t copy_number(unsigned int *target, unsigned int value);
+
+/* events.c */
+void event_post(struct call *call, uint64_t type, uint64_t data, uint32_t gi, uint32_t ci);
+
+/* placement.c */
+struct sim_profile *profile_by_index(struct sim_gpu *gpu, uint32_t index);
+struct sim_profile *profile_by_id(struct sim_gpu *gpu, uint32_t id);
+int placement_possible(const struct sim_profile *profile, uint32_t start);
+int placement_free(const struct sim_gpu *gpu, const struct sim_profile *profile, uint32_t start);
+int placement_choose(const struct sim_gpu *gpu, const struct sim_profile *profile, uint32_t *start);
+uint32_t placement_capacity(const struct sim_gpu *gpu, const struct sim_profile *profile);
+
+/* mig_mode.c */
+int mig_enabled(const struct sim_gpu *gpu);
+int gpu_has_process(const struct sim_state *state, uint32_t gpu, int32_t gi, int32_t ci);

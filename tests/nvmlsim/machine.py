@@ -1,0 +1,52 @@
+"""A simulated machine for a test, and programs that use it in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from hack.nvmlsim.simulator import Simulator
+
+CLIENT = Path(__file__).with_name("client.py")
+SECONDS = 60
+
+
+class Machine:
+    """The simulator, and `ask` to call a function of client.py on it."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
+
+    def ask(self, function: str, *, privilege: str | None = None, **arguments: Any) -> Any:
+        """Call a function of client.py in a process of its own; its result, or `{"error": code}`."""
+        client = self.start(function, privilege=privilege, **arguments)
+        return client.result()
+
+    def start(self, function: str, *, privilege: str | None = None, **arguments: Any) -> "Client":
+        """Start a function of client.py without waiting for its end."""
+        environ = {**os.environ, **self.simulator.environment(privilege)}
+        command = [sys.executable, str(CLIENT), function, json.dumps(arguments)]
+        pipe = subprocess.PIPE
+        return Client(subprocess.Popen(command, env=environ, text=True, stdin=pipe, stdout=pipe, stderr=pipe))
+
+
+class Client:
+    """A started program."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+
+    def wait_ready(self) -> None:
+        """Wait until the program has said READY."""
+        stdout: IO[str] | None = self.process.stdout
+        assert stdout is not None
+        line = stdout.readline()
+        assert line.strip() == "READY", line + self.process.communicate(timeout=SECONDS)[1]
+
+    def result(self) -> Any:
+        """Wait for the end; the last line of the output as data."""
+        out, errors = self.process.communicate(timeout=SECONDS)
+        assert self.process.returncode == 0, errors
+        return json.loads(out.splitlines()[-1])
