@@ -209,7 +209,7 @@ def _profiles(handle: Any) -> Iterator[ObservedProfile]:
         if info is None:
             continue
         placements = _placements(handle, info.id)
-        name = info.name.decode().removeprefix("MIG ")
+        name = info.name.removeprefix("MIG ")
         yield ObservedProfile(
             name=name,
             id=info.id,

@@ -1,0 +1,122 @@
+"""The agent's process: `gpusharing-agent`, one per GPU node."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from prometheus_client.registry import CollectorRegistry
+
+from gpusharing.agent.credentials import Credentials, NoCredentials, from_kubeconfig, in_cluster
+from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
+from gpusharing.agent.logs import log_as_json
+from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.metrics import AgentCollector
+from gpusharing.agent.nvml import NVML
+from gpusharing.agent.probes import ProbeServer
+from gpusharing.agent.rest import RestClient
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit status."""
+    options = parse(arguments, os.environ)
+    log_as_json(options.node_name, options.log_level)
+    try:
+        credentials = credentials_of(options.kubeconfig)
+    except NoCredentials as error:
+        log.error("cannot log in to the API server", extra={"error": str(error)})
+        return 2
+    settings = LoopSettings(interval=options.interval, hung_after=options.hung_after)
+    pods = KubeletPodResources(options.pod_resources_socket)
+    return asyncio.run(_serve(options, credentials, settings, pods))
+
+
+def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
+    """Flags, each with a variable of the environment as its default."""
+    parser = argparse.ArgumentParser(
+        "gpusharing-agent", description="Reports what the GPUs of this node are into its GPUNode."
+    )
+    node = environ.get("NODE_NAME")
+    parser.add_argument("--node-name", default=node, required=not node, help="this node's name ($NODE_NAME)")
+    parser.add_argument(
+        "--interval",
+        type=float,
+        default=float(environ.get("INTERVAL_SECONDS", "30")),
+        metavar="SECONDS",
+        help="time between two readings without an event ($INTERVAL_SECONDS, default 30)",
+    )
+    parser.add_argument(
+        "--hung-after",
+        type=float,
+        default=float(environ.get("HUNG_AFTER_SECONDS", "10")),
+        metavar="SECONDS",
+        help="a reading that takes longer is reported as hung ($HUNG_AFTER_SECONDS, default 10)",
+    )
+    parser.add_argument(
+        "--pod-resources-socket",
+        type=Path,
+        default=Path(environ.get("POD_RESOURCES_SOCKET", str(SOCKET))),
+        metavar="PATH",
+        help="the kubelet's podresources socket ($POD_RESOURCES_SOCKET)",
+    )
+    parser.add_argument(
+        "--metrics-addr",
+        type=address,
+        default=address(environ.get("METRICS_ADDR", "127.0.0.1:8081")),
+        metavar="HOST:PORT",
+        help="where /metrics, /healthz and /readyz listen ($METRICS_ADDR, default 127.0.0.1:8081)",
+    )
+    parser.add_argument(
+        "--kubeconfig",
+        default=environ.get("KUBECONFIG", ""),
+        metavar="PATH",
+        help="for development; without it the pod's service account is used ($KUBECONFIG)",
+    )
+    parser.add_argument(
+        "--log-level", default=environ.get("LOG_LEVEL", "info"), help="$LOG_LEVEL, default info"
+    )
+    return parser.parse_args(arguments)
+
+
+def address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, an IPv6 host in brackets; raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not host:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def credentials_of(kubeconfig: str) -> Credentials:
+    """From the kubeconfig that is named, else from the pod; raises NoCredentials."""
+    return from_kubeconfig(Path(kubeconfig)) if kubeconfig else in_cluster()
+
+
+async def _serve(
+    options: argparse.Namespace, credentials: Credentials, settings: LoopSettings, pods: KubeletPodResources
+) -> int:
+    loop = AgentLoop(options.node_name, RestClient(credentials), NVML(), pods, settings)
+    registry = CollectorRegistry()
+    registry.register(AgentCollector(loop))
+    probes = ProbeServer(options.metrics_addr, loop.why_not_alive, loop.why_not_ready, registry)
+    probes.start()
+    log.info("agent started", extra={"probes": f"{options.metrics_addr[0]}:{probes.port}"})
+    task = asyncio.create_task(loop.run())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.info("agent stopped")
+        return 0
+    finally:
+        probes.stop()
+    return 1  # run() never returns
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

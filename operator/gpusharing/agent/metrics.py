@@ -1,0 +1,102 @@
+"""What Prometheus is told: read from the loop at each scrape, so that the loop knows nothing of metrics."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gpusharing.agent.loop import AgentLoop
+from gpusharing.api.gpunode import Observed, ObservedGPU
+
+PREFIX = "gpusharing_agent"
+
+
+class AgentCollector(Collector):
+    """Metrics of one agent."""
+
+    def __init__(self, loop: AgentLoop) -> None:
+        self._loop = loop
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric, as documented in docs/reference/metrics.md."""
+        stats = self._loop.stats
+        readings = CounterMetricFamily(
+            f"{PREFIX}_readings",
+            "Readings of the GPUs asked for, by outcome: ok, failed, hung.",
+            labels=["outcome"],
+        )
+        for outcome, count in stats.readings.items():
+            readings.add_metric([outcome], count)
+        yield readings
+        yield CounterMetricFamily(
+            f"{PREFIX}_reading_seconds", "Time spent in readings that succeeded.", value=stats.reading_seconds
+        )
+        writes = CounterMetricFamily(
+            f"{PREFIX}_writes", "Reports sent to the API server, by outcome: ok, failed.", labels=["outcome"]
+        )
+        writes.add_metric(["ok"], stats.writes)
+        writes.add_metric(["failed"], stats.failed_writes)
+        yield writes
+        yield _gauge("ready", "1 while the agent can answer the operator.", not self._loop.why_not_ready())
+        if self._loop.observed is not None:
+            yield from _of_observation(self._loop.observed)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the registry need not collect at registration."""
+        return []
+
+
+def _of_observation(observed: Observed) -> Iterable[Metric]:
+    yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
+    yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
+    yield _gauge("pods", "Pods of this node that hold a GPU device.", observed.pods)
+    allocated = _family("allocated_devices", "Devices that pods hold, by resource name.", "resource")
+    for resource, count in observed.allocated.items():
+        allocated.add_metric([resource], count)
+    yield allocated
+    yield from _of_gpus(observed.gpus)
+
+
+def _of_gpus(gpus: tuple[ObservedGPU, ...]) -> Iterable[Metric]:
+    info = _family("gpu_info", "1 for each GPU.", "gpu", "uuid", "product")
+    instances = _family("gpu_mig_instances", "MIG instances that exist.", "gpu", "profile")
+    for gpu in gpus:
+        info.add_metric([str(gpu.index), gpu.uuid, gpu.product], 1)
+        for profile, count in Counter(instance.profile for instance in gpu.instances).items():
+            instances.add_metric([str(gpu.index), profile], count)
+    yield info
+    yield instances
+    yield _per_gpu("gpu_mig_enabled", "1 while MIG mode is on.", gpus, lambda g: g.mig_mode == "Enabled")
+    yield _per_gpu("gpu_processes", "Processes that compute on the GPU.", gpus, lambda g: len(g.processes))
+    yield _per_gpu(
+        "gpu_ecc_uncorrected",
+        "Uncorrected ECC errors since the last driver load; absent where not supported.",
+        gpus,
+        lambda g: g.ecc_uncorrected,
+    )
+    yield _per_gpu(
+        "gpu_row_remap_failed",
+        "1 when a row remapping failed: replace the card; absent where not supported.",
+        gpus,
+        lambda g: None if g.remapped_rows is None else g.remapped_rows.failed,
+    )
+
+
+def _per_gpu(
+    name: str, text: str, gpus: Iterable[ObservedGPU], value: Callable[[ObservedGPU], float | None]
+) -> Metric:
+    family = _family(name, text, "gpu")
+    for gpu in gpus:
+        found = value(gpu)
+        if found is not None:
+            family.add_metric([str(gpu.index)], float(found))
+    return family
+
+
+def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=float(value))

@@ -1,0 +1,87 @@
+"""Read-only checks on a real GPU and driver (rung 5): `make test-gpu`. Nothing is changed on the node."""
+
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from gpusharing.agent.library import NotLoaded, Reading
+from gpusharing.agent.nvml import NVML
+from gpusharing.planning.cards import find_card, profiles_of
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def reading() -> Reading:
+    """One reading of this machine's GPUs."""
+    try:
+        return NVML().read()
+    except NotLoaded as error:
+        pytest.skip(f"RUNG 5 NOT RUN: no GPU here: {error}")
+
+
+def smi(query: str) -> list[str]:
+    """A column of nvidia-smi, one line per GPU."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+needs_smi = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="no nvidia-smi to compare with")
+
+
+@needs_smi
+@pytest.mark.parametrize(
+    ("query", "field"), [("uuid", "uuid"), ("name", "product"), ("index", "index")], ids=str
+)
+def test_gpus_are_those_of_nvidia_smi(reading: Reading, query: str, field: str) -> None:
+    assert [str(getattr(gpu, field)) for gpu in reading.gpus] == smi(query)
+
+
+@needs_smi
+def test_driver_and_memory_are_those_of_nvidia_smi(reading: Reading) -> None:
+    assert {reading.driver_version} == set(smi("driver_version"))
+    memory = {model.product: model.memory_mib for model in reading.models}
+    assert [memory[gpu.product] for gpu in reading.gpus] == [int(total) for total in smi("memory.total")]
+
+
+@needs_smi
+def test_mig_mode_is_that_of_nvidia_smi(reading: Reading) -> None:
+    words = {"Enabled": "Enabled", "Disabled": "Disabled", "NotSupported": "[N/A]"}
+    assert [words[gpu.mig_mode] for gpu in reading.gpus] == smi("mig.mode.current")
+
+
+def test_what_is_not_supported_is_a_value(reading: Reading) -> None:
+    for gpu in reading.gpus:
+        assert re.fullmatch(r"GPU-[0-9a-f-]{36}", gpu.uuid)
+        if gpu.mig_mode == "NotSupported":
+            assert gpu.instances == ()
+
+
+def test_profiles_of_a_known_card_are_those_of_the_table(reading: Reading) -> None:
+    compared = 0
+    for model in reading.models:
+        card = find_card(model.product)
+        table = {profile.name: profile for profile in profiles_of(card)} if card else {}
+        for profile in model.profiles:
+            if profile.name in table and profile.starts:
+                known = table[profile.name]
+                assert (profile.starts, profile.size, profile.slices) == (
+                    known.starts,
+                    known.size,
+                    known.slices,
+                )
+                compared += 1
+    if not compared:
+        pytest.skip("no card here is in planning/cards.py with placements that this user may list")
+
+
+def test_readings_are_stable_and_cheap(reading: Reading) -> None:
+    began, used = time.perf_counter(), time.process_time()
+    again = NVML().read()
+    wall, cpu = time.perf_counter() - began, time.process_time() - used
+    print(f"one reading of {len(again.gpus)} GPUs: {wall * 1000:.1f} ms, {cpu * 1000:.1f} ms of CPU")
+    assert [gpu.uuid for gpu in again.gpus] == [gpu.uuid for gpu in reading.gpus]
+    assert wall < 10.0  # hung_after

@@ -1,0 +1,216 @@
+"""The NVML adapter on the SIMULATED libnvidia-ml.so.1 of hack/nvmlsim, in processes of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from ctypes.util import find_library
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.nvmlsim.simulator import Simulator
+
+from gpusharing.agent.library import NotLoaded
+from gpusharing.agent.nvml import NVML
+from gpusharing.agent.processes import ProcessNames
+from gpusharing.planning.cards import find_card, profiles_of
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build hack/nvmlsim with")
+
+H100, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "Tesla T4"
+ROOT = Path(__file__).parents[2]
+
+
+def in_process(simulator: Simulator, *arguments: str, privilege: str | None = None) -> Any:
+    """Run tests.agent.nvml_process on a simulated machine."""
+    environment = {
+        **os.environ,
+        **simulator.environment(privilege),
+        "PYTHONPATH": f"{ROOT / 'operator'}{os.pathsep}{ROOT}",
+    }
+    command = [sys.executable, "-m", "tests.agent.nvml_process", *arguments]
+    done = subprocess.run(
+        command, check=False, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) if done.stdout else None
+
+
+def read(simulator: Simulator, privilege: str | None = None) -> Any:
+    """The adapter's reading."""
+    return in_process(simulator, "read", privilege=privilege)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Simulator:
+    """Two H100."""
+    return Simulator.create(tmp_path / "state", ["h100-80gb", "h100-80gb"], seed="test")
+
+
+def test_a_divided_h100_is_read_with_placements_and_mig_uuids(machine: Simulator) -> None:
+    in_process(machine, "partition", "0", "3g.40gb", "2g.20gb", "1g.10gb+me")
+    reading = read(machine)
+    divided, whole = reading["gpus"]
+    assert {(i["profile"], i["size"]) for i in divided["instances"]} == {
+        ("3g.40gb", 4),
+        ("2g.20gb", 2),
+        ("1g.10gb+me", 1),
+    }
+    taken = [unit for i in divided["instances"] for unit in range(i["start"], i["start"] + i["size"])]
+    assert len(taken) == len(set(taken))
+    assert len({i["uuid"] for i in divided["instances"] if i["uuid"].startswith("MIG-")}) == 3
+    assert (divided["mig_mode"], whole["mig_mode"], whole["instances"]) == ("Enabled", "Disabled", [])
+    assert reading["driver_version"] == "580.95.05"
+
+
+@pytest.mark.parametrize(
+    ("model", "product"), [("h100-80gb", H100), ("a100-40gb", A100)], ids=["an H100", "an A100"]
+)
+def test_the_profiles_read_are_those_of_the_card_table(tmp_path: Path, model: str, product: str) -> None:
+    (observed,) = read(Simulator.create(tmp_path / "state", [model]))["models"]
+    card = find_card(product)
+    assert card is not None
+    assert {
+        (p["name"], p["id"], tuple(p["starts"]), p["size"], p["max_count"], p["slices"], p["memory_gb"])
+        for p in observed["profiles"]
+    } == {
+        (p.name, p.profile_id, p.starts, p.size, p.max_count, p.slices, p.memory_gb)
+        for p in profiles_of(card)
+    }
+    assert observed["product"] == product
+    assert observed["memory_mib"] == card.memory_mib
+    assert observed["mig_mode_change"] == ("Reset" if card.mig_mode_needs_reset else "Live")
+
+
+def test_a_card_without_mig_is_a_value_and_not_an_error(tmp_path: Path) -> None:
+    reading = read(Simulator.create(tmp_path / "state", ["t4", "h100-80gb"]))
+    t4, h100 = reading["gpus"]
+    assert (t4["product"], t4["mig_mode"], t4["mig_mode_pending"]) == (T4, "NotSupported", "NotSupported")
+    assert (t4["instances"], t4["remapped_rows"], t4["compute_mode"]) == ([], None, "Default")
+    assert [(m["mig_capable"], bool(m["profiles"])) for m in reading["models"]] == [
+        (False, False),
+        (True, True),
+    ]
+    assert h100["remapped_rows"] == {"correctable": 0, "uncorrectable": 0, "pending": False, "failed": False}
+
+
+def test_without_the_right_to_list_instances_the_mig_devices_tell(machine: Simulator) -> None:
+    in_process(machine, "partition", "0", "3g.40gb", "1g.20gb")
+    privileged = {i["id"]: i for i in read(machine)["gpus"][0]["instances"]}
+    instances = read(machine, privilege="monitor")["gpus"][0]["instances"]
+    assert [(i["start"], i["id"]) for i in instances] == [(-1, number) for number in sorted(privileged)]
+    assert {(i["profile"], i["uuid"]) for i in instances} == {
+        (i["profile"], i["uuid"]) for i in privileged.values()
+    }
+    assert {i["size"] for i in instances} == {0}  # placements may not be listed either
+
+
+def test_processes_are_read_per_gpu_and_per_mig_device(machine: Simulator) -> None:
+    in_process(machine, "partition", "1", "3g.40gb")
+    (instance,) = read(machine)["gpus"][1]["instances"]
+    machine.add_process(0, 4_000_001, "/usr/bin/python3 train.py")
+    machine.add_process(0, 4_000_002, "nvidia-cuda-mps-server", mps=True)
+    machine.add_process(0, 4_000_003)
+    machine.add_process(1, 4_000_004, "worker", gpu_instance=instance["id"], compute_instance=0)
+    whole, divided = read(machine)["gpus"]
+    assert [(p["pid"], p["name"], p["device"]) for p in whole["processes"]] == [
+        (4_000_001, "python3", ""),
+        (4_000_002, "nvidia-cuda-mps-server", ""),
+        (4_000_003, "", ""),
+    ]
+    assert [(p["pid"], p["name"], p["device"]) for p in divided["processes"]] == [
+        (4_000_004, "worker", instance["uuid"])
+    ]
+
+
+def test_processes_that_may_not_be_listed_count_as_one_without_a_name(machine: Simulator) -> None:
+    machine.inject("nvmlDeviceGetComputeRunningProcesses", "NO_PERMISSION", gpu=0)
+    assert read(machine)["gpus"][0]["processes"] == [{"pid": 0, "name": "", "device": ""}]
+
+
+def test_health_and_compute_mode_are_read(machine: Simulator) -> None:
+    machine.set_gpu(1, compute_mode=3, ecc_volatile_uncorrected=2, remap_pending=1)
+    gpu = read(machine)["gpus"][1]
+    assert (gpu["compute_mode"], gpu["ecc_uncorrected"]) == ("ExclusiveProcess", 2)
+    assert gpu["remapped_rows"]["pending"] is True
+
+
+@pytest.mark.parametrize(
+    ("function", "fault", "told"),
+    [
+        (
+            "nvmlDeviceGetName",
+            "GPU_IS_LOST",
+            "NVMLFailed: GPU 1: GPU is lost; the GPU fell off the bus: drain",
+        ),
+        ("nvmlDeviceGetUUID", "UNKNOWN", "NVMLFailed: GPU 1: Unknown Error; see `dmesg"),
+        ("nvmlDeviceGetCount", "NO_PERMISSION", "NVMLFailed: NVML: Insufficient Permissions; the agent's"),
+    ],
+    ids=["a lost GPU is named", "an unknown error", "no access to the devices"],
+)
+def test_an_error_says_what_to_do(machine: Simulator, function: str, fault: str, told: str) -> None:
+    machine.inject(function, fault, gpu=1 if "GPU 1" in told else -1)
+    assert read(machine)["error"].startswith(told)
+
+
+def test_a_driver_that_is_not_loaded_says_where_to_look(machine: Simulator) -> None:
+    machine.set_machine(driver_loaded=0)
+    assert read(machine)["error"] == (
+        "NVMLNotLoaded: the NVIDIA driver is not loaded on this node; look at the driver pod of the GPU Operator"
+    )
+
+
+@pytest.mark.skipif(find_library("nvidia-ml") is not None, reason="this machine has NVML")
+def test_a_library_that_is_not_there_says_how_to_get_it() -> None:
+    with pytest.raises(NotLoaded, match="give the agent the runtime class `nvidia`"):
+        NVML().read()
+
+
+def test_a_driver_too_old_for_a_call_lacks_that_value_only(machine: Simulator) -> None:
+    for function in ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetFieldValues", "nvmlDeviceGetComputeMode"):
+        machine.inject(function, "FUNCTION_NOT_FOUND")
+    reading = read(machine)
+    assert reading["gpus"][0]["ecc_uncorrected"] is None
+    assert reading["gpus"][0]["compute_mode"] == "NotSupported"
+    assert reading["models"][0]["mig_mode_change"] == "Unknown"
+
+
+def test_nvml_is_closed_after_a_reading_and_after_a_failed_one(machine: Simulator) -> None:
+    machine.inject("nvmlDeviceGetName", "UNKNOWN", count=1)
+    assert "error" in read(machine)
+    assert "gpus" in read(machine)
+    in_process(machine, "partition", "0")  # refused by the simulated driver while another client is open
+    assert machine.show()["clients"] == []
+
+
+def test_a_hung_nvml_call_holds_up_neither_the_report_nor_the_exit(machine: Simulator) -> None:
+    machine.inject("nvmlDeviceGetName", "hang")
+    answers = in_process(machine, "hang")
+    assert [answer["outcome"] for answer in answers] == ["hung", "hung"]
+    assert answers[0]["error"].startswith("NVMLHung: ")
+
+
+def test_the_adapter_is_not_simulated() -> None:
+    assert NVML.simulated is False
+
+
+@pytest.mark.parametrize(
+    ("reported", "name"),
+    [
+        ("/usr/bin/python3 train.py", "python3"),
+        ("nvidia-cuda-mps-server", "nvidia-cuda-mps-server"),
+        ("[Not Found]", "from-proc"),
+        ("", "from-proc"),
+        ("  ", "from-proc"),
+    ],
+    ids=["path and arguments", "a bare name", "NVML in a foreign PID namespace", "nothing", "blanks"],
+)
+def test_a_process_is_named_by_nvml_or_procfs(tmp_path: Path, reported: str, name: str) -> None:
+    (tmp_path / "42").mkdir()
+    (tmp_path / "42" / "comm").write_text("from-proc\n")
+    names = ProcessNames(tmp_path)
+    assert names.of(42, reported) == name
+    assert names.of(43) == ""
+    assert names.of(0, "") == ""
