@@ -3,7 +3,7 @@ from tests.build import DAEMON_SET, at, make_pod
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning import holders
-from gpusharing.planning.holders import FILTERS, classify, gpu_resources, holds_gpu
+from gpusharing.planning.holders import FILTERS, classify, gpu_resources, holds_gpu, is_idle
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.views import PodView
 
@@ -71,3 +71,14 @@ def test_only_gpu_names_above_zero_count_as_gpus() -> None:
 def test_an_operand_is_known_by_its_namespace_only_when_a_daemon_set_runs_it() -> None:
     assert _reason(make_pod(namespace="gpu-operator", owner=DAEMON_SET)) == "ignore"
     assert _reason(make_pod(namespace="gpu-operator")) == "hold"
+
+
+def test_a_node_is_idle_when_no_pod_holds_a_gpu_whether_it_may_be_evicted_or_not() -> None:
+    free = [
+        make_pod("cpu", resources={}),
+        make_pod("done", phase="Succeeded"),
+        make_pod("ds", resources={}, owner=DAEMON_SET),
+    ]
+    assert is_idle(free, operator_namespace="gpu-operator")
+    for held_by in (make_pod(), make_pod(owner=None), make_pod(deleted_at=at(0)), make_pod(phase="Unknown")):
+        assert not is_idle([*free, held_by], operator_namespace="gpu-operator")

@@ -68,6 +68,12 @@ def classify(pods: Iterable[PodView], options: Drain, *, operator_namespace: str
     return Classified(tuple(holders), tuple(ignored), tuple(blocked), merge(blockers))
 
 
+def is_idle(pods: Iterable[PodView], *, operator_namespace: str) -> bool:
+    """Whether no pod holds a GPU that must be free before a change; no option makes a difference to that."""
+    found = classify(pods, Drain(), operator_namespace=operator_namespace)
+    return not found.holders and not found.blocked
+
+
 def by_ref(pod: PodView) -> tuple[str, str]:
     """Sort key: `namespace/name`, then uid."""
     return pod.ref, pod.uid
