@@ -103,11 +103,16 @@ def _covers(row: Mapping[str, Any], gpu: GpuView) -> bool:
     return any(str(item).split(":")[0].lower() in ours for item in filters)
 
 
+_generated = lru_cache(maxsize=64)(generated_layouts)
+
+
 def well_known(gpus: Sequence[GpuView], name: str) -> tuple[Layout | None, ...] | Unresolved:
     """What a name that mig-manager generates from the hardware means on these GPUs (a.10)."""
     layouts: list[Layout | None] = []
+    profiles, offered = None, {}
     for gpu in gpus:
-        offered = generated_layouts(gpu.profiles)
+        if gpu.profiles is not profiles:
+            profiles, offered = gpu.profiles, _generated(gpu.profiles)
         if name not in offered:
             return Unresolved(f"{gpu.product} has {', '.join(sorted(offered))}")
         layouts.append(offered[name])

@@ -17,7 +17,7 @@ from gpusharing.planning.geometry import (
 )
 from gpusharing.planning.pluginconfig import PluginConfig
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import GpuView, PolicyView, StackView, mode_label
+from gpusharing.planning.views import GpuView, StackView, mode_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,35 @@ class Unsupported:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The part of a target that is the same on every node of a policy."""
+
+    plugin: PluginConfig
+    plugin_key: str
+    mig_config: str
+    """The mig-parted entry that MIG-capable nodes are pointed at."""
+    entry: migfile.Entry | None
+    """Our own mig-parted entry, when the policy gives layouts."""
+
+
+def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
+    """What a policy asks for, before any node is looked at."""
+    plugin = plugin_config(spec)
+    entry = (
+        migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
+    )
+    if spec.mode is not Mode.MIG or spec.mig is None:
+        mig_config = migfile.ALL_DISABLED
+    elif entry is not None:
+        mig_config = pluginconfig.key_for(policy, migfile.entry_text(entry))
+    else:
+        mig_config = spec.mig.config or ""
+    return Wish(plugin, pluginconfig.key_for(policy, pluginconfig.render(plugin)), mig_config, entry)
+
+
 def find_target(
-    policy: PolicyView, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
+    wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
 ) -> Target | Unsupported:
     """What `node` with these GPUs (sorted by index, at least one) becomes under a policy."""
     if spec.products and (other := _unlisted_product(spec, gpus)):
@@ -62,19 +89,17 @@ def find_target(
             Reason.PRODUCT_SKIPPED,
             f"{node} has {other}, which spec.products does not list ({', '.join(spec.products)})",
         )
-    layouts = _wanted_layouts(policy, spec, node, gpus, stack)
+    layouts = _wanted_layouts(wish, spec, node, gpus, stack)
     if isinstance(layouts, Unsupported):
         return layouts
-    plugin = plugin_config(spec)
-    capable = any(gpu.mig_capable for gpu in gpus)
     return Target(
         mode=spec.mode,
         routing=mode_label(spec.mode),
         layouts=layouts,
-        mig_config=mig_config_name(policy.name, spec) if capable else "",
-        plugin_key=pluginconfig.key_for(policy.name, pluginconfig.render(plugin)),
-        plugin=plugin,
-        resources=predict_resources(layouts, plugin),
+        mig_config=wish.mig_config if any(gpu.mig_capable for gpu in gpus) else "",
+        plugin_key=wish.plugin_key,
+        plugin=wish.plugin,
+        resources=predict_resources(layouts, wish.plugin),
         text=describe_target(spec, layouts),
     )
 
@@ -82,15 +107,6 @@ def find_target(
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> str:
     listed = {bare_product(product) for product in spec.products}
     return next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
-
-
-def mig_config_name(policy: str, spec: GPUSharingPolicySpec) -> str:
-    """The mig-parted entry that a MIG-capable node is pointed at."""
-    if spec.mode is not Mode.MIG or spec.mig is None:
-        return migfile.ALL_DISABLED
-    if spec.mig.config is not None:
-        return spec.mig.config
-    return pluginconfig.key_for(policy, migfile.entry_text(migfile.entry_of(spec.mig.layouts or ())))
 
 
 def plugin_config(spec: GPUSharingPolicySpec) -> PluginConfig:
@@ -108,7 +124,7 @@ def plugin_config(spec: GPUSharingPolicySpec) -> PluginConfig:
 
 
 def _wanted_layouts(
-    policy: PolicyView, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
+    wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
 ) -> tuple[Layout | None, ...] | Unsupported:
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
@@ -119,7 +135,7 @@ def _wanted_layouts(
     if spec.mig.config is not None:
         layouts = _named(spec.mig.config, node, gpus, stack)
     else:
-        layouts = _own(spec.mig.layouts or (), node, gpus)
+        layouts = _own(spec.mig.layouts or (), wish.entry or [], node, gpus)
     return layouts if isinstance(layouts, Unsupported) else _legal(layouts, spec, node, gpus)
 
 
@@ -154,7 +170,7 @@ def resolve_name(
 
 
 def _own(
-    layouts: Sequence[MigLayout], node: str, gpus: Sequence[GpuView]
+    layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[GpuView]
 ) -> tuple[Layout | None, ...] | Unsupported:
     named = {index for row in layouts if row.devices != "all" for index in row.devices}
     here = {gpu.index for gpu in gpus}
@@ -163,7 +179,7 @@ def _own(
             Reason.LAYOUT_TOO_MANY_GPUS,
             f"{node} has {len(gpus)} GPUs, spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
         )
-    found = migfile.resolve(migfile.entry_of(layouts), gpus)
+    found = migfile.resolve(entry, gpus)
     if isinstance(found, migfile.Unresolved):
         return Unsupported(
             Reason.LAYOUT_INCOMPLETE,
@@ -176,13 +192,15 @@ def _own(
 def _legal(
     layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]
 ) -> tuple[Layout | None, ...] | Unsupported:
+    judged: tuple[Layout | None, object] = (None, None)
     for gpu, layout in zip(gpus, layouts, strict=True):
+        if layout is None or judged == (layout, gpu.profiles):
+            continue
+        judged = (layout, gpu.profiles)
         if layout == ():
             return Unsupported(
                 Reason.LAYOUT_EMPTY, f"{node} GPU {gpu.index}: MIG on without instances serves nothing"
             )
-        if layout is None:
-            continue
         verdict = judge(layout, gpu.profiles)
         if not isinstance(verdict, Legal):
             known = {profile.name for profile in gpu.profiles}
@@ -243,10 +261,11 @@ def is_gpu_resource(name: str) -> bool:
 __all__ = [
     "Target",
     "Unsupported",
+    "Wish",
     "describe_layouts",
     "find_target",
+    "find_wish",
     "is_gpu_resource",
-    "mig_config_name",
     "plugin_config",
     "predict_resources",
     "resolve_name",

@@ -79,6 +79,8 @@ class Verified:
     plugin_config: str
     corrected_generation: int = 0
     """The policy generation in which drift was already put right once; 0: never."""
+    retry: str = ""
+    """The value of the retry annotation at the time; another one allows one more correction."""
 
 
 @dataclass(frozen=True, slots=True)

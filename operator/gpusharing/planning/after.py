@@ -1,0 +1,246 @@
+"""A fenced node after the point of no return (PNR): wait for the actuators, cure their wedges, prove, give back.
+
+    Reconfiguring ── state success, operands back ──► Verifying ── five sources agree ──► Uncordoning (one PATCH)
+        │  pending for ever, operands paused: restart mig-manager, at most twice
+        └── failed, time-out ──► Failed: stays cordoned, keeps its slot; a retry or another target repairs it
+
+After the PNR safety wins: the node stays fenced until a good layout is proven, whatever anybody lifts. A result
+counts more than a clock: a Failed node that is proven after all is given back.
+"""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import EnsureGPUNode, Release, RestartOperand, UpdateFence
+from gpusharing.planning.before import actuate, actuation_limit, may_uncordon
+from gpusharing.planning.gates import CORDONING, propagation
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.target import Target
+from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.verify import Case, Evidence, Mismatch, find_mismatch, paused_operands
+from gpusharing.planning.views import Verified
+
+
+def after_pnr(case: NodeCase) -> Verdict:
+    """The next step of a node whose fence stage is `actuating`."""
+    fence, node = case.fence, case.node
+    if fence.node_uid != node.uid:
+        message = (
+            "the fence belongs to an earlier node of this name; check the node, then remove the annotation"
+        )
+        return case.verdict(Phase.FAILED, Reason.ORPHAN_FENCE, message)
+    if case.assessment is None:
+        message = f"policy {fence.policy} is gone and no policy owns the node; it stays fenced until one does"
+        return case.verdict(Phase.FAILED, Reason.ORPHAN_FENCE, message)
+    if fence.disruption in CORDONING and not node.unschedulable:
+        message = "somebody lifted the cordon before a good layout was proven; it is put back"
+        verdict = case.verdict(Phase.RECONFIGURING, Reason.UNCORDONED_EXTERNALLY, message)
+        return verdict.then(UpdateFence(node, fence, cordon=True))
+    operand = case.operand
+    if fence.restart_uid and operand is not None and operand.uid == fence.restart_uid:
+        verdict = case.verdict(
+            Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting mig-manager on the node"
+        )
+        return verdict.then(RestartOperand(node.name, operand.namespace, operand.name, operand.uid))
+    trouble = _trouble(case)
+    if trouble is not None and not trouble.final:
+        return _waiting(case, trouble.mismatch)
+    target = case.assessment.target
+    if target is None:
+        return _unprovable(case)
+    if not _aims_at(case, target):
+        return _retarget(case, target)
+    return _conclude(case, target, trouble)
+
+
+def _aims_at(case: NodeCase, target: Target) -> bool:
+    fence = case.fence
+    return (fence.target_mig_config, fence.target_plugin_config) == (target.mig_config, target.plugin_key)
+
+
+# --- the actuators -----------------------------------------------------------------------------------------
+
+
+class _Trouble:
+    """What mig-manager says, when it is not plain success. `final`: waiting longer changes nothing."""
+
+    def __init__(self, mismatch: Mismatch, *, final: bool, curable: bool = False) -> None:
+        self.mismatch = mismatch
+        self.final = final
+        self.curable = curable
+
+
+def _trouble(case: NodeCase) -> _Trouble | None:
+    """Judge mig-manager by its labels and the time since the PNR or the last restart."""
+    fence, node, settings = case.fence, case.node, case.settings
+    if not fence.target_mig_config:
+        return None
+    state = node.labels.get(names.LABEL_MIG_STATE, "")
+    waited = (case.now - fence.stage_since).total_seconds()
+    fresh_enough = not fence.restart_uid or waited >= settings.restart_grace
+    paused = paused_operands(node)
+    if state == "failed" and fresh_enough:
+        message = f"mig-manager failed to apply {fence.target_mig_config}; its pod's log says why"
+        return _Trouble(Mismatch(Reason.ACTUATOR_FAILED, message), final=True, curable=bool(paused))
+    if state == "success":
+        if not paused:
+            return None
+        message = f"mig-manager says success, but operands are still paused: {', '.join(paused)}"
+        wedged = waited >= settings.wedge_paused and fresh_enough
+        return _Trouble(Mismatch(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
+    doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
+    stuck = waited >= settings.wedge_pending and state != "rebooting"
+    reason = Reason.ACTUATOR_STUCK if stuck else Reason.ACTUATION_IN_PROGRESS
+    return _Trouble(
+        Mismatch(reason, f"mig-manager {doing} ({waited:.0f} s)" if stuck else f"mig-manager {doing}"),
+        final=stuck,
+        curable=True,
+    )
+
+
+def _waiting(case: NodeCase, mismatch: Mismatch) -> Verdict:
+    wakes = [
+        case.fence.stage_since + timedelta(seconds=wait)
+        for wait in (case.settings.wedge_paused, case.settings.restart_grace, case.settings.wedge_pending)
+    ]
+    wake = min((moment for moment in wakes if moment > case.now), default=None)
+    if case.now >= case.fence.deadline:
+        message = f"{mismatch.message}; time is up, the node stays cordoned"
+        return case.verdict(Phase.FAILED, Reason.ACTUATOR_STUCK, message)
+    return case.verdict(
+        Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=wake or case.fence.deadline
+    )
+
+
+def _conclude(case: NodeCase, target: Target, trouble: _Trouble | None) -> Verdict:
+    """Nothing is under way any more: prove, cure, retry, or Failed."""
+    if trouble is None:
+        return _verify(case, target)
+    if trouble.curable and case.fence.attempt <= case.settings.max_cures:
+        return _restart(case, f"{trouble.mismatch.message}; restarting mig-manager", case.fence.attempt + 1)
+    return _failed(case, trouble.mismatch)
+
+
+def _restart(case: NodeCase, message: str, attempt: int) -> Verdict:
+    """Record the attempt first; the restart follows from the record, so a crash in between repeats nothing."""
+    if case.operand is None:
+        return case.verdict(
+            Phase.RECONFIGURING, Reason.ACTUATOR_MISSING, "no mig-manager pod on the node to restart"
+        )
+    fence = replace(
+        case.fence,
+        attempt=attempt,
+        stage_since=case.now,
+        deadline=case.now + actuation_limit(case),
+        restart_uid=case.operand.uid,
+        retry=case.node.retry,
+    )
+    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
+    return verdict.then(UpdateFence(case.node, fence))
+
+
+def _failed(case: NodeCase, mismatch: Mismatch) -> Verdict:
+    """Failed, unless a person asked for another try or the spec was edited since."""
+    assert case.assessment is not None, "has a policy"
+    asked = case.node.retry != case.fence.retry
+    edited = case.assessment.policy.generation != case.fence.generation
+    if (asked or edited) and case.fence.target_mig_config:
+        generation = case.assessment.policy.generation
+        verdict = _restart(case, "trying again", 1)
+        return replace(
+            verdict, actions=tuple(_with_generation(action, generation) for action in verdict.actions)
+        )
+    message = f"{mismatch.message}. The node stays cordoned; when the cause is gone: kubectl annotate node"
+    message += f" {case.node.name} --overwrite {names.ANNOTATION_RETRY}=again"
+    return case.verdict(Phase.FAILED, mismatch.reason, message)
+
+
+def _with_generation(action: object, generation: int) -> UpdateFence:
+    assert isinstance(action, UpdateFence), "_restart yields nothing else"
+    return replace(action, fence=replace(action.fence, generation=generation))
+
+
+# --- another target ----------------------------------------------------------------------------------------
+
+
+def _retarget(case: NodeCase, target: Target) -> Verdict:
+    """The spec changed after the PNR: the node is drained and fenced already, so the new target is set from here."""
+    if (closed := propagation(case)) is not None:
+        return case.verdict(Phase.RECONFIGURING, closed.reason, closed.message, wake=closed.until)
+    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"changing on to {target.text}")
+    return verdict.then(actuate(case, target))
+
+
+def _unprovable(case: NodeCase) -> Verdict:
+    """The policy, as it is now, gives no target for this node; what is there cannot be proven against anything."""
+    assert case.assessment is not None, "has a policy"
+    objection = case.assessment.objection
+    if objection is not None:
+        message = f"{objection.message}; the node stays fenced until the policy gives it a layout"
+        return case.verdict(Phase.FAILED, objection.reason, message)
+    if (request := _verify_request(case)) is not None:
+        return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent").then(request)
+    return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
+
+
+# --- the proof ---------------------------------------------------------------------------------------------
+
+
+def _verify_id(case: NodeCase) -> str:
+    return f"{case.fence.op}:verify:{case.fence.stage_since.timestamp():.3f}"
+
+
+def _verify_request(case: NodeCase) -> EnsureGPUNode | None:
+    gpunode = case.gpunode
+    if gpunode is not None and gpunode.request_id == _verify_id(case) and not gpunode.quiet:
+        return None
+    fence = case.fence
+    return EnsureGPUNode(
+        case.node.name, case.node.uid, fence.policy, fence.to_layout, _verify_id(case), quiet=False
+    )
+
+
+def _verify(case: NodeCase, target: Target) -> Verdict:
+    if (request := _verify_request(case)) is not None:
+        verdict = case.verdict(
+            Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs anew"
+        )
+        return verdict.then(request)
+    evidence = Evidence(_verify_id(case), case.fence.gfd_timestamp)
+    observed = case.gpunode.observed if case.gpunode else None
+    mismatch = find_mismatch(Case(case.node, observed, target, case.stack, evidence))
+    if mismatch is None and not case.node.ready:
+        mismatch = Mismatch(Reason.NODE_NOT_READY, "all sources agree, but the node is not Ready")
+    if mismatch is None:
+        return _release(case, target)
+    if case.now >= case.fence.deadline:
+        return _failed(case, mismatch)
+    return case.verdict(Phase.VERIFYING, mismatch.reason, mismatch.message, wake=case.fence.deadline)
+
+
+def _release(case: NodeCase, target: Target) -> Verdict:
+    """One PATCH: fence, marks and cordon go, the routing label comes back."""
+    fence, node = case.fence, case.node
+    labels: dict[str, str | None] = dict.fromkeys(fence.added)
+    labels |= {names.LABEL_MODE: target.routing, names.LABEL_POLICY: fence.policy}
+    uncordon = may_uncordon(case)
+    kept = node.unschedulable and not uncordon
+    reason = Reason.CORDON_KEPT if kept else Reason.SYNCED
+    message = f"{target.text} proven" + ("; the cordon is not only ours and stays" if kept else "")
+    verdict = case.verdict(Phase.UNCORDONING, reason, message)
+    return verdict.then(Release(node, uncordon, labels, verified=_proven(case)))
+
+
+def _proven(case: NodeCase) -> Verified:
+    fence, earlier = case.fence, case.node.verified
+    assert case.assessment is not None, "has a policy"
+    kept = earlier.corrected_generation if earlier and earlier.policy == fence.policy else 0
+    return Verified(
+        policy=fence.policy,
+        mig_config=fence.target_mig_config,
+        plugin_config=fence.target_plugin_config,
+        corrected_generation=case.assessment.policy.generation if fence.drift else kept,
+        retry=case.node.retry,
+    )

@@ -1,0 +1,222 @@
+"""May a change of this node begin? An ordered chain over everything but its pods; the first no is the answer.
+
+None of these has touched the node: it is not cordoned while it waits here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning import migfile
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.target import Target
+from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.views import Settings, StackView
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Why not now, and when to ask again (None: when something changes)."""
+
+    reason: Reason
+    message: str
+    until: datetime | None = None
+
+
+def find_gate(case: NodeCase) -> Gate | None:
+    """The first gate in the order of GATES that is closed; None: the node may start."""
+    for gate in GATES:
+        if (closed := gate(case)) is not None:
+            return closed
+    return None
+
+
+def _target(case: NodeCase) -> Target:
+    target = case.assessment.target if case.assessment else None
+    assert target is not None, "gates judge nodes with a target"
+    return target
+
+
+def _alive(case: NodeCase) -> Gate | None:
+    if case.node.deleting:
+        return Gate(Reason.NODE_NOT_READY, f"{case.node.name} is being deleted")
+    if not case.node.ready:
+        return Gate(Reason.NODE_NOT_READY, f"{case.node.name} is not Ready")
+    return None
+
+
+def _foreign(case: NodeCase) -> Gate | None:
+    if not case.node.foreign:
+        return None
+    return Gate(
+        Reason.FOREIGN_MAINTENANCE, f"{case.node.foreign} works on {case.node.name}; waiting until it is done"
+    )
+
+
+def _cordon(case: NodeCase) -> Gate | None:
+    if not case.node.unschedulable:
+        return None
+    return Gate(
+        Reason.ALREADY_CORDONED,
+        f"{case.node.name} was cordoned by somebody else and is left alone; kubectl uncordon {case.node.name} to go on",
+    )
+
+
+def _agent(case: NodeCase) -> Gate | None:
+    if not case.agent_ready:
+        return Gate(
+            Reason.AGENT_NOT_READY,
+            f"no Ready agent pod on {case.node.name}: nothing starts that could not be proven;"
+            " look at the DaemonSet gpusharing-agent",
+        )
+    observed = case.gpunode.observed if case.gpunode else None
+    if observed is None or observed.quiet:
+        return Gate(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
+    if observed.error:
+        return Gate(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
+    return None
+
+
+def _leftovers(case: NodeCase) -> Gate | None:
+    mismatch = case.assessment.mismatch if case.assessment else None
+    if mismatch is not None and mismatch.reason is Reason.COMPUTE_MODE:
+        return Gate(mismatch.reason, mismatch.message)
+    return None
+
+
+def _actuator(case: NodeCase) -> Gate | None:
+    target = _target(case)
+    if not target.mig_config:
+        return None
+    state = case.node.labels.get(names.LABEL_MIG_STATE, "")
+    if state in ("pending", "rebooting"):
+        since = case.drifting_since or case.now
+        wedged = since + timedelta(seconds=case.settings.wedge_pending)
+        if state == "rebooting" or case.now < wedged:
+            return Gate(Reason.ACTUATOR_BUSY, f"mig-manager is at work on its own (state {state})", wedged)
+    needs_it = needs_mig_manager(case, target)
+    if needs_it and (case.operand is None or not case.operand.ready):
+        return Gate(
+            Reason.ACTUATOR_MISSING,
+            f"no Ready mig-manager pod on {case.node.name}; look at pods with label app=nvidia-mig-manager"
+            f" in namespace {case.settings.gpu_operator_namespace}",
+        )
+    return None
+
+
+def needs_mig_manager(case: NodeCase, target: Target) -> bool:
+    """Whether the change cannot come about without mig-manager."""
+    if not target.mig_config:
+        return False
+    labels = case.node.labels
+    return labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
+
+
+def needs_restart(case: NodeCase, target: Target) -> bool:
+    """The label has its value already, so only a fresh run of mig-manager can mend what is wrong (a.6)."""
+    if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
+        return False
+    observed = case.gpunode.observed if case.gpunode else None
+    found = tuple(gpu.layout for gpu in observed.gpus) if observed else ()
+    mismatch = case.assessment.mismatch if case.assessment else None
+    paused = mismatch is not None and mismatch.reason is Reason.OPERANDS_PAUSED
+    return case.node.labels.get(names.LABEL_MIG_STATE) != "success" or found != target.layouts or paused
+
+
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+"""An entry without a time of writing: it was there before we kept times."""
+
+
+def config_ready_at(target: Target, stack: StackView, settings: Settings) -> datetime | None:
+    """When both configurations have reached every kubelet; None while one is not written."""
+    keys = [target.plugin_key]
+    if target.plugin_key not in stack.plugin_configs:
+        return None
+    if target.mig_config and stack.serves_our_mig_file:
+        if target.mig_config not in migfile.parse(stack.mig_file):
+            return None
+        keys.append(target.mig_config)
+    return max(stack.written.get(key, LONG_AGO) for key in keys) + timedelta(
+        seconds=settings.config_propagation
+    )
+
+
+def propagation(case: NodeCase) -> Gate | None:
+    """Closed until the configuration that the labels will name had time to reach the node (b.4)."""
+    ready = config_ready_at(_target(case), case.stack, case.settings)
+    if ready is None:
+        return Gate(Reason.CONFIG_PROPAGATING, "the configuration is about to be written")
+    if ready > case.now:
+        return Gate(
+            Reason.CONFIG_PROPAGATING,
+            f"the kubelet may take {case.settings.config_propagation:.0f} s to bring the new configuration to the node",
+            ready,
+        )
+    return None
+
+
+def _drift(case: NodeCase) -> Gate | None:
+    assessment = case.assessment
+    if assessment is None or not assessment.drift or assessment.mismatch is None:
+        return None
+    verified = case.node.verified
+    if verified is not None and case.node.retry != verified.retry:
+        return None
+    if verified is not None and verified.corrected_generation == assessment.policy.generation:
+        return Gate(
+            Reason.DRIFT_RETURNED,
+            f"{case.node.name} drifted again after it was put right: {assessment.mismatch.message}",
+        )
+    since = case.drifting_since
+    grace = timedelta(seconds=case.settings.drift_grace)
+    if since is None or case.now < since + grace:
+        return Gate(
+            Reason.DRIFTED,
+            f"{case.node.name} no longer is as it was proven: {assessment.mismatch.message}",
+            (since or case.now) + grace,
+        )
+    return None
+
+
+def _deferred(case: NodeCase) -> Gate | None:
+    deferred = case.node.deferred
+    assessment = case.assessment
+    if deferred is None or assessment is None:
+        return None
+    if deferred.generation != assessment.policy.generation or case.node.retry != deferred.retry:
+        return None
+    if case.now >= deferred.until:
+        return None
+    return Gate(
+        Reason.DEFERRED,
+        f"try {deferred.count} was given up ({deferred.reason}); next try at {deferred.until:%H:%M:%S}Z, or at once"
+        f" with kubectl annotate node {case.node.name} {names.ANNOTATION_RETRY}=now",
+        deferred.until,
+    )
+
+
+def _paused(case: NodeCase) -> Gate | None:
+    spec = case.assessment.policy.spec if case.assessment else None
+    if spec is not None and spec.rollout.paused:
+        return Gate(Reason.PAUSED, "spec.rollout.paused is true: no further node starts")
+    return None
+
+
+GATES: tuple[Callable[[NodeCase], Gate | None], ...] = (
+    _alive,
+    _foreign,
+    _cordon,
+    _agent,
+    _leftovers,
+    _actuator,
+    _drift,
+    _deferred,
+    _paused,
+    propagation,
+)
+"""First wins; a test pins the order."""
+
+CORDONING = frozenset({DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT})
+"""Classes that need an idle, cordoned node."""

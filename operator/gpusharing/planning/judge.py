@@ -1,0 +1,145 @@
+"""The verdict for one node: fenced nodes go on their way, others are adopted, skipped, gated or candidates."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import EnsureGPUNode, LabelNode, Release
+from gpusharing.planning.after import after_pnr
+from gpusharing.planning.assess import Assessment, has_gpu
+from gpusharing.planning.before import before_pnr
+from gpusharing.planning.gates import Gate, find_gate
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.target import Target, Unsupported
+from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.views import NodeView, PolicyView, Verified
+
+_WAITING = frozenset(
+    {Reason.DRIFTED, Reason.DEFERRED, Reason.PAUSED, Reason.CONFIG_PROPAGATING, Reason.OBSERVATION_PENDING}
+)
+"""Gates that open by themselves or by the policy's author; the others are shown as Blocked."""
+
+
+def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
+    """The verdict for one node; None for a node that is none of our business (no GPU, no policy, no mark of ours)."""
+    if case.node.fence_error:
+        message = f"{case.node.fence_error}; nothing is done on this node"
+        return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
+    if case.node.fence is not None:
+        return with_gpunode(_fenced(case, policies), case)
+    if case.assessment is None:
+        return _unowned(case)
+    return with_gpunode(_unfenced(case, case.assessment), case)
+
+
+def is_static(verdict: Verdict, node: NodeView) -> bool:
+    """Whether the verdict depends on nothing but the node, its GPUNode, the policy and the stack."""
+    return (
+        node.fence is None
+        and verdict.phase in (Phase.SYNCED, Phase.SKIPPED)
+        and not verdict.actions
+        and verdict.wake is None
+        and not verdict.candidate
+    )
+
+
+def _fenced(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict:
+    policy = policies.get(case.fence.policy)
+    if policy is not None and policy.deleting and policy.force_release:
+        message = f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node when it is good"
+        labels: dict[str, str | None] = dict.fromkeys(case.fence.added)
+        verdict = case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message)
+        return verdict.then(Release(case.node, uncordon=False, labels=labels))
+    return before_pnr(case) if case.fence.stage == "fenced" else after_pnr(case)
+
+
+def _unowned(case: NodeCase) -> Verdict | None:
+    """A GPU node that no policy selects keeps what it has; only the mark of its former owner goes."""
+    marked = names.LABEL_POLICY in case.node.labels
+    if not has_gpu(case.node) and not marked:
+        return None
+    verdict = case.verdict(Phase.SKIPPED, Reason.UNOWNED, "no policy selects this node")
+    if marked:
+        verdict = verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
+    return with_gpunode(verdict, case) if has_gpu(case.node) else verdict
+
+
+def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
+    if assessment.objection is not None:
+        objection = assessment.objection
+        phase = Phase.SKIPPED if isinstance(objection, Unsupported) else Phase.BLOCKED
+        return case.verdict(phase, objection.reason, objection.message)
+    if assessment.target is None:
+        return _not_observed(case, assessment)
+    if assessment.mismatch is None:
+        return _as_wanted(case, assessment.target)
+    if (gate := find_gate(case)) is not None:
+        return _gated(case, gate)
+    message = f"to be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
+    return replace(case.verdict(Phase.PENDING, Reason.PROGRESSING, message), candidate=True)
+
+
+def _not_observed(case: NodeCase, assessment: Assessment) -> Verdict:
+    mismatch = assessment.mismatch
+    assert mismatch is not None, "no target and no objection"
+    if not case.agent_ready:
+        return case.verdict(
+            Phase.BLOCKED,
+            Reason.AGENT_NOT_READY,
+            f"no Ready agent pod on {case.node.name}; look at the DaemonSet gpusharing-agent",
+        )
+    phase = Phase.PENDING if mismatch.reason in _WAITING else Phase.BLOCKED
+    return case.verdict(phase, mismatch.reason, mismatch.message)
+
+
+def _gated(case: NodeCase, gate: Gate) -> Verdict:
+    phase = Phase.PENDING if gate.reason in _WAITING else Phase.BLOCKED
+    wake = gate.until if gate.until is not None and gate.until > case.now else None
+    return case.verdict(phase, gate.reason, gate.message, wake=wake)
+
+
+def _as_wanted(case: NodeCase, target: Target) -> Verdict:
+    """Nothing differs: adopt the node by our own labels only, or leave everything alone."""
+    node, verified = case.node, case.node.verified
+    proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
+        case.owner,
+        target.mig_config,
+        target.plugin_key,
+    )
+    marks = {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.owner}
+    missing: dict[str, str | None] = {
+        key: value for key, value in marks.items() if node.labels.get(key) != value
+    }
+    if proven and not missing:
+        return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
+    if not case.agent_ready:
+        message = "the node looks as wanted, but no Ready agent pod is there to prove it"
+        return case.verdict(Phase.BLOCKED, Reason.AGENT_NOT_READY, message)
+    if not node.ready:
+        return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
+    record = Verified(case.owner, target.mig_config, target.plugin_key, retry=node.retry)
+    verdict = case.verdict(
+        Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; taken over without a change"
+    )
+    return verdict.then(LabelNode(node, missing, verified=record))
+
+
+def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
+    """Add the write that keeps the GPUNode what it should be, unless the verdict has one of its own."""
+    gpunode, node = case.gpunode, case.node
+    if any(isinstance(action, EnsureGPUNode) for action in verdict.actions) or node.deleting:
+        return verdict
+    if not has_gpu(node) and gpunode is None:
+        return verdict
+    wanted = verdict.wanted
+    if gpunode is None:
+        request, quiet = f"new:{node.uid}", False
+    elif node.fence is None and gpunode.quiet:
+        request, quiet = f"{gpunode.request_id}:resume", False
+    elif (gpunode.policy, gpunode.layout) != (verdict.policy, wanted):
+        request, quiet = gpunode.request_id, gpunode.quiet
+    else:
+        return verdict
+    ensure = EnsureGPUNode(node.name, node.uid, verdict.policy, wanted, request, quiet)
+    return replace(verdict, actions=(*verdict.actions, ensure))

@@ -1,0 +1,149 @@
+"""One policy's nodes together: how many may be away, and which go next.
+
+limit      allowance(maxUnavailable, nodes of the policy); 0 freezes
+used       a set: not Ready, cordoned by anyone, fenced, claimed or being deleted; a node counts once
+           (a claim without a fence is left by a crash or a predecessor: that very node goes first)
+room       limit - used, and never more than the operator-wide cap leaves
+order      fewest GPU pods first, then a stable shuffle; nodes that something blocks do not stop the others
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from hashlib import sha256
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.api.validation import allowance, parse_duration
+from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.blockers import explain_blockers, main_reason
+from gpusharing.planning.drain import preflight
+from gpusharing.planning.gates import CORDONING
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.views import Claim, Fence, NodeView, PolicyView
+
+LOOKAHEAD = 2
+"""Candidates whose pods are listed beyond the room, so that a blocked node does not stop the pool."""
+
+
+@dataclass(slots=True)
+class Pool:
+    """What one pass learns about the nodes of one policy."""
+
+    policy: PolicyView
+    names: list[str] = field(default_factory=list)
+    """Nodes of the policy."""
+    used: int = 0
+    candidates: list[NodeCase] = field(default_factory=list)
+
+    @property
+    def limit(self) -> int:
+        """Nodes that may be unavailable at once."""
+        if self.policy.spec is None:
+            return 0
+        return allowance(self.policy.spec.rollout.max_unavailable, len(self.names))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which candidates start in this pass, and the verdicts of all candidates."""
+
+    verdicts: Mapping[str, Verdict]
+    claims: Mapping[str, Claim]
+
+
+def is_unavailable(node: NodeView) -> bool:
+    """Whether the node counts as used, for whatever reason."""
+    return not node.ready or node.unschedulable or node.deleting or node.fence is not None
+
+
+def select(pool: Pool, cap: int, offered: frozenset[str]) -> Selection:
+    """Choose among the candidates of a pool. `cap`: how many more nodes the whole operator may take."""
+    limit = pool.limit
+    room = max(0, min(limit - pool.used, cap))
+    verdicts: dict[str, Verdict] = {}
+    claims: dict[str, Claim] = {}
+    listed = 0
+    for case in sorted(pool.candidates, key=lambda case: _order(case, pool.policy)):
+        if limit == 0:
+            verdict = case.verdict(
+                Phase.PENDING, Reason.FROZEN, "spec.rollout.maxUnavailable is 0: nothing starts"
+            )
+        elif room <= 0:
+            text = f"{pool.used + len(claims)} of {limit} nodes that may be unavailable are; waiting for one to return"
+            verdict = replace(case.verdict(Phase.PENDING, Reason.BUDGET_FULL, text), candidate=True)
+        else:
+            may_list = listed < room + LOOKAHEAD
+            verdict = _try(case, pool.policy, offered, may_list)
+            listed += verdict.wants_pods
+            if any(isinstance(action, FenceNode) for action in verdict.actions):
+                room -= 1
+                claims[case.node.name] = Claim(case.node.uid, pool.policy.name, _op(case, pool.policy))
+        verdicts[case.node.name] = verdict
+    return Selection(verdicts, claims)
+
+
+def _order(case: NodeCase, policy: PolicyView) -> tuple[bool, bool, int, str]:
+    observed = case.gpunode.observed if case.gpunode else None
+    shuffle = sha256(f"{case.node.uid}{policy.uid}{policy.generation}".encode()).hexdigest()
+    listed = case.work is not None and bool(case.work.pods)
+    return (not case.claimed, listed, observed.pods if observed else 0, shuffle)
+
+
+def _try(case: NodeCase, policy: PolicyView, offered: frozenset[str], may_list: bool) -> Verdict:
+    """Preflight of one candidate that has a slot: fence it, or say what blocks."""
+    assert case.assessment is not None, "candidates have a target"
+    if case.assessment.disruption in CORDONING:
+        if case.work is None:
+            message = "looking at the pods of the node" if may_list else "waiting for its turn"
+            verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message)
+            return replace(verdict, wants_pods=may_list, candidate=True)
+        namespace = case.settings.gpu_operator_namespace
+        blockers = preflight(case.work, case.spec.drain, offered, case.now, operator_namespace=namespace)
+        if blockers:
+            reason = main_reason(blockers) or Reason.BLOCKED
+            wake = case.now + timedelta(seconds=case.settings.poll)
+            verdict = case.verdict(Phase.BLOCKED, reason, explain_blockers(blockers)[0], wake=wake)
+            return replace(verdict, blockers=blockers, wants_pods=True, candidate=True)
+    verdict = case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
+    return verdict.then(_fence(case, policy))
+
+
+def _op(case: NodeCase, policy: PolicyView) -> str:
+    return f"{policy.name[:40]}.{policy.generation}.{int(case.now.timestamp() * 1000):x}"
+
+
+def _fence(case: NodeCase, policy: PolicyView) -> FenceNode:
+    node, assessment = case.node, case.assessment
+    assert assessment is not None, "candidates have a target"
+    assert assessment.target is not None, "candidates have a target"
+    cordon = assessment.disruption in CORDONING
+    labels: dict[str, str | None] = {}
+    if names.LABEL_UPGRADE_SKIP not in node.labels:
+        labels[names.LABEL_UPGRADE_SKIP] = "true"
+    added = tuple(labels)
+    if cordon and names.LABEL_MODE in node.labels:
+        labels[names.LABEL_MODE] = None
+    fence = Fence(
+        op=_op(case, policy),
+        policy=policy.name,
+        generation=policy.generation,
+        node_uid=node.uid,
+        prior_unschedulable=node.unschedulable,
+        added=added,
+        disruption=assessment.disruption,
+        from_layout=assessment.observed_text,
+        to_layout=assessment.target.text,
+        stage="fenced",
+        step=1,
+        steps=1,
+        attempt=1,
+        since=case.now,
+        stage_since=case.now,
+        deadline=case.now + parse_duration(case.spec.drain.timeout),
+        drift=assessment.drift,
+        from_mode=node.labels.get(names.LABEL_MODE, ""),
+        retry=node.retry,
+    )
+    return FenceNode(node, fence, cordon, labels)

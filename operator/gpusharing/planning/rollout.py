@@ -1,0 +1,288 @@
+"""The front door of the planner: snapshot and time in, a verdict for every node and the next actions out. Pure.
+
+What holds after every action and from every interrupted prefix (tests/planning/test_invariants.py):
+
+  (a) nodes away because of us never exceed the policy's allowance or the operator-wide cap
+  (b) no point of no return while a pod that counts is on the node
+  (c) no eviction of DaemonSet, mirror, finished or terminating pods, none of one pod twice
+  (d) no uncordon of a cordon that is not ours
+  (e) a settled cluster gives an empty plan
+  (f) carrying out the plan reaches a fixpoint
+  (g) the order of the input does not matter
+  (h) a malformed budget moves nothing
+
+Verdicts are memoised on the identity of their inputs: a pass costs what changed, not what exists.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gpusharing.planning.acceptance import Objection, find_objection
+from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, WriteConfig
+from gpusharing.planning.assess import Assessment, assess
+from gpusharing.planning.configmaps import plan_config
+from gpusharing.planning.evictions import throttled_until
+from gpusharing.planning.judge import is_static, judge, with_gpunode
+from gpusharing.planning.ownership import Owners, choose_owner
+from gpusharing.planning.pool import Pool, is_unavailable, select
+from gpusharing.planning.target import Wish, find_wish
+from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.verify import served
+from gpusharing.planning.views import (
+    Claim,
+    ClusterSnapshot,
+    GPUNodeView,
+    GpuView,
+    NodeView,
+    PolicyView,
+    StackView,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPlan:
+    """What one pass decided."""
+
+    verdicts: Mapping[str, Verdict]
+    """By node, in name order."""
+    pools: Mapping[str, Pool]
+    """By policy."""
+    objections: Mapping[str, Objection]
+    """By policy: why it is not accepted."""
+    shared: tuple[Action, ...]
+    """First, in this order: configuration, finalizers, claims. Fences of this pass need the claims to succeed."""
+    wants_pods: frozenset[str]
+    """Nodes whose pods the next pass needs."""
+    differing: frozenset[str]
+    """Unfenced nodes that differ from their target; the caller remembers since when."""
+    wake_at: datetime | None
+    """Look again then at the latest."""
+
+    @property
+    def settled(self) -> bool:
+        """Nothing to do now."""
+        return not self.shared and not any(verdict.actions for verdict in self.verdicts.values())
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was concluded about a node, and from which inputs (compared by identity)."""
+
+    node: NodeView
+    gpunode: GPUNodeView | None
+    owners: Owners
+    stack: StackView
+    driver: PolicyView | None
+    owner: str
+    assessment: Assessment | None
+    models: tuple[GpuView, ...]
+    """One GPU of each card model in the node."""
+    verdict: Verdict | None = None
+    """Set when the answer does not depend on time, claims or agents."""
+
+
+@dataclass(slots=True)
+class Memo:
+    """Conclusions that stay valid while their inputs are the same objects. One per planner; start with an empty one."""
+
+    policies: tuple[PolicyView, ...] | None = None
+    owners: Owners = field(default_factory=lambda: Owners(()))
+    wishes: dict[str, tuple[PolicyView, Wish]] = field(default_factory=dict)
+    known: dict[str, _Known] = field(default_factory=dict)
+    config_settled: tuple[object, ...] = ()
+    """The inputs for which the ConfigMaps were found to be right."""
+
+
+def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
+    """Decide about every node. Equal snapshots and times give equal plans, whatever the memo holds."""
+    return _Pass(snapshot, now, memo if memo is not None else Memo()).run()
+
+
+class _Pass:
+    """One run over all nodes; holds what the steps share."""
+
+    def __init__(self, snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> None:
+        self.snapshot, self.now, self.memo = snapshot, now, memo
+        if memo.policies is not snapshot.policies:
+            memo.policies, memo.owners = snapshot.policies, Owners(snapshot.policies)
+        self.policies = {policy.name: policy for policy in snapshot.policies}
+        self.objections = {
+            policy.name: objection
+            for policy in snapshot.policies
+            if (objection := find_objection(policy, snapshot.stack, snapshot.settings)) is not None
+        }
+        self.pools = {policy.name: Pool(policy) for policy in snapshot.policies}
+        self.verdicts: dict[str, Verdict] = {}
+        self.differing: set[str] = set()
+        self.models: dict[str, GpuView] = {}
+        self.fences: dict[str, NodeView] = {}
+        self.throttled = throttled_until((work.evictions for work in snapshot.work.values()), now)
+
+    def run(self) -> RolloutPlan:
+        """Judge every node, then choose who starts, then what is written once for all."""
+        for node in self.snapshot.nodes.values():
+            self._judge(node)
+        claims = self._select()
+        shared = self._shared(claims)
+        for name in self.memo.known.keys() - self.snapshot.nodes.keys():
+            del self.memo.known[name]
+        verdicts = {name: self.verdicts[name] for name in sorted(self.verdicts)}
+        return RolloutPlan(
+            verdicts=verdicts,
+            pools=self.pools,
+            objections=self.objections,
+            shared=shared,
+            wants_pods=frozenset(name for name, verdict in verdicts.items() if verdict.wants_pods),
+            differing=frozenset(self.differing),
+            wake_at=min((v.wake for v in verdicts.values() if v.wake is not None), default=None),
+        )
+
+    # --- one node ----------------------------------------------------------------------------------------
+
+    def _judge(self, node: NodeView) -> None:
+        known = self._know(node)
+        for gpu in known.models:
+            self.models.setdefault(gpu.product, gpu)
+        owner = known.owner
+        if node.fence is not None:
+            self.fences[node.name] = node
+            owner = node.fence.policy if node.fence.policy in self.policies else owner
+        pool = self.pools.get(owner)
+        verdict = known.verdict
+        if verdict is None:
+            case = self._case(known)
+            verdict = judge(case, self.policies)
+            if verdict is None:
+                return
+            if pool is not None and verdict.candidate:
+                pool.candidates.append(case)
+            if node.fence is None and known.assessment is not None and known.assessment.mismatch is not None:
+                self.differing.add(node.name)
+            elif is_static(verdict, node):
+                known.verdict = verdict
+        self.verdicts[node.name] = verdict
+        if pool is not None:
+            pool.names.append(node.name)
+            pool.used += is_unavailable(node) or (node.name in self.snapshot.claims and not verdict.candidate)
+
+    def _know(self, node: NodeView) -> _Known:
+        """Owner and assessment of a node, taken from the memo as far as the inputs are the same objects."""
+        snapshot, memo = self.snapshot, self.memo
+        gpunode = snapshot.gpunodes.get(node.name)
+        known = memo.known.get(node.name)
+        same_world = known is not None and known.owners is memo.owners and known.stack is snapshot.stack
+        if known is not None and same_world and known.node is node and known.gpunode is gpunode:
+            return known
+        owner = choose_owner(node, memo.owners.selecting(node))
+        driver = self.policies.get(node.fence.policy, owner) if node.fence is not None else owner
+        owner_name = owner.name if owner else ""
+        if (
+            known is not None
+            and known.stack is snapshot.stack
+            and known.node is node
+            and known.gpunode is gpunode
+            and known.driver is driver
+            and known.owner == owner_name
+        ):
+            known.owners = memo.owners
+            return known
+        assessment = None
+        if driver is not None:
+            assessment = assess(
+                node, gpunode, driver, self.objections.get(driver.name), self._wish(driver), snapshot.stack
+            )
+        observed = gpunode.observed if gpunode else None
+        models = tuple({gpu.product: gpu for gpu in observed.gpus}.values()) if observed else ()
+        known = _Known(node, gpunode, memo.owners, snapshot.stack, driver, owner_name, assessment, models)
+        memo.known[node.name] = known
+        return known
+
+    def _wish(self, policy: PolicyView) -> Wish | None:
+        if policy.spec is None:
+            return None
+        remembered = self.memo.wishes.get(policy.name)
+        if remembered is None or remembered[0] is not policy:
+            remembered = (policy, find_wish(policy.name, policy.spec))
+            self.memo.wishes[policy.name] = remembered
+        return remembered[1]
+
+    def _case(self, known: _Known) -> NodeCase:
+        snapshot, name = self.snapshot, known.node.name
+        return NodeCase(
+            node=known.node,
+            gpunode=known.gpunode,
+            assessment=known.assessment,
+            owner=known.owner,
+            work=snapshot.work.get(name),
+            agent_ready=name in snapshot.agents,
+            operand=snapshot.mig_managers.get(name),
+            claimed=name in snapshot.claims,
+            drifting_since=snapshot.drifting_since.get(name),
+            stack=snapshot.stack,
+            settings=snapshot.settings,
+            throttled=self.throttled,
+            now=self.now,
+        )
+
+    # --- all nodes together --------------------------------------------------------------------------------
+
+    def _select(self) -> dict[str, Claim]:
+        """Let every pool choose its next nodes within its allowance and the operator-wide cap."""
+        claims: dict[str, Claim] = {}
+        offered: frozenset[str] | None = None
+        for name in sorted(self.pools):
+            pool = self.pools[name]
+            if not pool.candidates:
+                continue
+            if offered is None:
+                offered = self._offered()
+            cap = self.snapshot.settings.max_in_flight - len(self.fences) - len(claims)
+            selection = select(pool, cap, offered)
+            claims |= selection.claims
+            self.verdicts |= {
+                node: with_gpunode(verdict, self._case(self.memo.known[node]))
+                for node, verdict in selection.verdicts.items()
+            }
+        return claims
+
+    def _offered(self) -> frozenset[str]:
+        """GPU resource names that some node still offers after all planned changes."""
+        offered: set[str] = set()
+        for known in self.memo.known.values():
+            target = known.assessment.target if known.assessment else None
+            offered.update(target.resources if target else served(known.node))
+        return frozenset(offered)
+
+    def _shared(self, selected: Mapping[str, Claim]) -> tuple[Action, ...]:
+        """Configuration, finalizers and claims: written once, before anything that needs them."""
+        actions: list[Action] = []
+        if (config := self._config()) is not None:
+            actions.append(config)
+        busy = {node.fence.policy for node in self.fences.values() if node.fence is not None}
+        starting = {claim.policy for claim in selected.values()}
+        for name, pool in sorted(self.pools.items()):
+            wanted = name in busy or name in starting or (pool.policy.finalizer and bool(pool.candidates))
+            if pool.policy.deleting:
+                wanted = name in busy
+            if wanted != pool.policy.finalizer and not (wanted and pool.policy.deleting):
+                actions.append(SetFinalizer(name, wanted))
+        claims = {name: self._claim_of(node) for name, node in self.fences.items()} | dict(selected)
+        if claims != dict(self.snapshot.claims):
+            actions.append(SetClaims(claims))
+        return tuple(actions)
+
+    def _claim_of(self, node: NodeView) -> Claim:
+        assert node.fence is not None, "only fenced nodes"
+        return Claim(node.uid, node.fence.policy, node.fence.op)
+
+    def _config(self) -> WriteConfig | None:
+        inputs = (self.snapshot.policies, self.snapshot.stack, frozenset(self.models))
+        settled = self.memo.config_settled
+        if settled and settled[0] is inputs[0] and settled[1] is inputs[1] and settled[2] == inputs[2]:
+            return None
+        nodes = self.snapshot.nodes.values()
+        change, retained = plan_config(self.snapshot.policies, nodes, self.models, self.snapshot.stack)
+        if change is None and not retained:
+            self.memo.config_settled = inputs
+        return change

@@ -1,0 +1,112 @@
+"""The answer for one node: where it is, why, what is done about it now, and when to look again."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.actions import Action
+from gpusharing.planning.assess import Assessment
+from gpusharing.planning.blockers import Blocker
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.views import (
+    Fence,
+    GPUNodeView,
+    NodeView,
+    NodeWork,
+    Operand,
+    Settings,
+    StackView,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One per node that a policy selects or that carries our fence, "nothing to do" included."""
+
+    node: str
+    policy: str
+    """The owner, or the policy whose change is in flight; empty when nobody owns the node."""
+    phase: Phase
+    reason: Reason
+    message: str
+    disruption: DisruptionClass = DisruptionClass.NONE
+    wanted: str = ""
+    observed: str = ""
+    pods: int = 0
+    """Pods holding a GPU, as far as listed."""
+    blockers: tuple[Blocker, ...] = ()
+    deadline: datetime | None = None
+    attempt: int = 0
+    step: str = ""
+    actions: tuple[Action, ...] = ()
+    wake: datetime | None = None
+    """Look again then, even if nothing happens."""
+    wants_pods: bool = False
+    """The next pass needs the pods of this node."""
+    candidate: bool = False
+    """Waits for a slot of the budget only."""
+
+    def then(self, *actions: Action) -> "Verdict":
+        """The same verdict with actions."""
+        return replace(self, actions=actions)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCase:
+    """Everything that decides about one node in this pass."""
+
+    node: NodeView
+    gpunode: GPUNodeView | None
+    assessment: Assessment | None
+    """Against the policy that drives the node; None when there is none."""
+    owner: str
+    """The policy that owns the node by selectors; empty: none."""
+    work: NodeWork | None
+    agent_ready: bool
+    operand: Operand | None
+    claimed: bool
+    """The node holds a slot of the budget already."""
+    drifting_since: datetime | None
+    stack: StackView
+    settings: Settings
+    throttled: datetime | None
+    """The API server asked everybody to slow down: no eviction before then."""
+    now: datetime
+
+    @property
+    def fence(self) -> Fence:
+        """The fence of a fenced node."""
+        assert self.node.fence is not None, "asked only of fenced nodes"
+        return self.node.fence
+
+    @property
+    def spec(self) -> GPUSharingPolicySpec:
+        """The spec that drives the node; asked only where there is a target."""
+        assert self.assessment is not None, "asked only of nodes with a policy"
+        assert self.assessment.policy.spec is not None, "a target needs a spec"
+        return self.assessment.policy.spec
+
+    def verdict(self, phase: Phase, reason: Reason, message: str, *, wake: datetime | None = None) -> Verdict:
+        """A verdict with what is the same for every phase filled in."""
+        assessment = self.assessment
+        fence = self.node.fence
+        target = assessment.target if assessment else None
+        return Verdict(
+            node=self.node.name,
+            policy=fence.policy if fence else self.owner,
+            phase=phase,
+            reason=reason,
+            message=message,
+            disruption=fence.disruption
+            if fence
+            else assessment.disruption
+            if assessment
+            else DisruptionClass.NONE,
+            wanted=target.text if target else fence.to_layout if fence else "",
+            observed=assessment.observed_text if assessment else "",
+            deadline=fence.deadline if fence else None,
+            attempt=fence.attempt if fence else 0,
+            step=f"{fence.step}/{fence.steps}" if fence else "",
+            wake=wake,
+        )
