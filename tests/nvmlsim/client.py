@@ -5,6 +5,7 @@
 """
 
 import ctypes
+import itertools
 import json
 import sys
 import time
@@ -102,6 +103,27 @@ def fill_with_each(gpu: int, fillings: Sequence[dict[str, Any]]) -> list[dict[st
         names = [device["name"] for device in mig_devices(gpu)]
         destroy_all(gpu)
         results.append({"made": made, "once_more": once_more, "names": names, "left": instances(gpu)})
+    return results
+
+
+def build_layouts(gpu: int, layouts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """Build each layout (profile ids) in the first order that works, as mig-parted does, and tell what is left."""
+    results = []
+    ids = [profile["id"] for profile in profiles(gpu)]
+    for layout in layouts:
+        attempts = 0
+        for order in dict.fromkeys(itertools.permutations(layout)):
+            attempts += 1
+            if not isinstance(_or_error(partial(create, gpu, order)), dict):
+                break
+            destroy_all(gpu)
+        rest = {
+            profile: nvml.nvmlDeviceGetGpuInstanceRemainingCapacity(gpu_handle(gpu), profile)
+            for profile in ids
+        }
+        built = sorted(instance[1] for instance in instances(gpu))
+        results.append({"attempts": attempts, "built": built, "room_for": [i for i in ids if rest[i]]})
+        destroy_all(gpu)
     return results
 
 

@@ -6,6 +6,7 @@ from tests.nvmlsim.conftest import MakeMachine
 from tests.nvmlsim.machine import Machine
 
 from gpusharing.planning.cards import Card
+from gpusharing.planning.geometry import maximal_layouts
 
 INVALID_ARGUMENT, NOT_SUPPORTED, IN_USE, INSUFFICIENT_RESOURCES = 2, 3, 19, 23
 NOT_FOUND = 6
@@ -77,6 +78,22 @@ def test_every_profile_can_be_created_as_often_as_it_says_and_once_more_is_refus
         assert result["once_more"] == {"error": INSUFFICIENT_RESOURCES}
         assert result["names"] == [f"{card.products[0]} MIG {profile.name}"] * profile.max_count
         assert result["left"] == []
+
+
+@pytest.mark.parametrize("card", MIG_CARDS, ids=lambda card: card.key)
+def test_every_maximal_layout_of_our_geometry_can_be_built_and_then_nothing_fits_any_more(
+    card: Card, make_machine: MakeMachine
+) -> None:
+    machine = make_machine(card.key)
+    machine.simulator.set_gpu(0, mig_current=1, mig_pending=1)
+    ids = {profile.name: profile.profile_id for profile in card.profiles}
+    layouts = [
+        [ids[name] for name, count in layout for _ in range(count)]
+        for layout in maximal_layouts(card.profiles)
+    ]
+    results = machine.ask("build_layouts", gpu=0, layouts=layouts)
+    assert [result["built"] for result in results] == [sorted(layout, key=int) for layout in layouts]
+    assert [result["room_for"] for result in results] == [[]] * len(layouts)
 
 
 # NVIDIA's MIG user guide prints the first three orders of ids; the others follow from the same rule.

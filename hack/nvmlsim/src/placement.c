@@ -41,13 +41,18 @@ static uint32_t count_of(const struct sim_gpu *gpu, const struct sim_profile *pr
     return count;
 }
 
-/* An instance with all media engines leaves room for those without media engines only (nvml.h, ALL_ME). */
+/*
+ * There is one set of media engines to give away: one +me instance at most. An instance with all media engines
+ * leaves room for those without media engines only (API reference, NVML_GPU_INSTANCE_PROFILE_*_ALL_ME).
+ */
 static int media_agree(const struct sim_gpu *gpu, const struct sim_profile *profile)
 {
     for (int i = 0; i < SIM_MAX_GPU_INSTANCES; i++) {
         if (!gpu->instances[i].used)
             continue;
         uint32_t other = gpu->profiles[gpu->instances[i].profile].media;
+        if (profile->media == SIM_MEDIA_EXTENSIONS && other == SIM_MEDIA_EXTENSIONS)
+            return 0;
         if (profile->media == SIM_MEDIA_ALL && other != SIM_MEDIA_NONE)
             return 0;
         if (other == SIM_MEDIA_ALL && profile->media != SIM_MEDIA_NONE)
