@@ -1,0 +1,113 @@
+"""The DaemonSet controller and the kubelet for two DaemonSets, where there are no controllers (FakeCluster)."""
+
+import random
+from collections.abc import Mapping
+
+from gpusharing.kube.client import JSON, PODS
+from gpusharing.kube.errors import AlreadyExists, NotFound
+from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
+from hack.sim.node import Spawn
+from hack.sim.nodeobject import Cluster
+from hack.sim.pods import DaemonPods
+
+LABEL_AGENT = "app.kubernetes.io/name"
+AGENT = "gpusharing-agent"
+LABEL_MIG_MANAGER = "app"
+MIG_MANAGER = "nvidia-mig-manager"
+
+
+class DaemonSetPlayer:
+    """Keeps one pod of a DaemonSet on every node that its selector matches."""
+
+    def __init__(
+        self, cluster: Cluster, pods: DaemonPods, name: str, selector: Mapping[str, str], spawn: Spawn
+    ) -> None:
+        self._cluster = cluster
+        self._pods = pods
+        self._name = name
+        self._selector = selector
+        self._spawn = spawn
+        self._random = random.Random(f"{cluster.settings.seed}{name}")
+        self._busy: set[str] = set()
+
+    def look(self, node: str, labels: Mapping[str, str]) -> None:
+        """Create the pod of that node, or start the one that is Pending."""
+        if node in self._busy or not self._selector.items() <= labels.items():
+            return
+        if not self._pods.exists(node):
+            self._busy.add(node)
+            self._spawn(self._create(node))
+
+    async def _create(self, node: str) -> None:
+        client, namespace = self._cluster.client, self._pods.namespace
+        suffix = "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+        try:
+            pod = await client.create(PODS, self._body(f"{self._name}-{suffix}", node), namespace=namespace)
+            await self._cluster.clock.sleep(self._cluster.settings.times.pod_start / 4)
+            name = pod["metadata"]["name"]
+            await client.patch(
+                PODS, name, {"status": self._running()}, namespace=namespace, subresource="status"
+            )
+        except (NotFound, AlreadyExists) as error:
+            self._cluster.log(f"{node}: {self._name}: {error!r}")
+        finally:
+            self._busy.discard(node)
+
+    def _body(self, name: str, node: str) -> JSON:
+        owner = {
+            "apiVersion": "apps/v1",
+            "kind": "DaemonSet",
+            "name": self._name,
+            "uid": f"daemonset-{self._name}",
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "namespace": self._pods.namespace,
+                "labels": {self._pods.label: self._pods.value},
+                "ownerReferences": [owner],
+            },
+            "spec": {
+                "nodeName": node,
+                "terminationGracePeriodSeconds": 30,
+                "containers": [{"name": "main", "image": "simulated"}],
+            },
+        }
+
+    def _running(self) -> JSON:
+        moment = self._cluster.clock.rfc3339()
+        conditions = [
+            {"type": kind, "status": "True", "lastTransitionTime": moment}
+            for kind in ("Initialized", "ContainersReady", "Ready", "PodScheduled")
+        ]
+        return {"phase": "Running", "startTime": moment, "conditions": conditions}
+
+
+def mig_manager_pods(cluster: Cluster) -> DaemonPods:
+    """Pods of nvidia-mig-manager-daemonset."""
+    return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MIG_MANAGER, MIG_MANAGER)
+
+
+def agent_pods(cluster: Cluster) -> DaemonPods:
+    """Pods of our agent's DaemonSet."""
+    return DaemonPods(cluster.settings.agent_namespace, LABEL_AGENT, AGENT)
+
+
+def players(
+    cluster: Cluster, mig: DaemonPods, agents: DaemonPods, spawn: Spawn
+) -> tuple[DaemonSetPlayer, ...]:
+    """The DaemonSets that we play; none where a real controller does."""
+    if not cluster.settings.play_daemon_sets:
+        return ()
+    found = [
+        DaemonSetPlayer(
+            cluster, mig, "nvidia-mig-manager-daemonset", {LABEL_DEPLOY_MIG_MANAGER: "true"}, spawn
+        )
+    ]
+    if cluster.settings.agents:
+        found.append(DaemonSetPlayer(cluster, agents, AGENT, {"nvidia.com/gpu.present": "true"}, spawn))
+    return tuple(found)

@@ -1,0 +1,147 @@
+"""SIMULATED gpu-feature-discovery: the labels that it puts on a node, as a function (nvidia-actuators.md c).
+
+Not played: engine and multiprocessor counts, machine, clique and CUDA versions. The memory of a MIG instance is its
+share of the card without the few hundred MiB that the driver keeps.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from gpusharing.agent.library import Reading
+from gpusharing.api.gpunode import ObservedGPU, ObservedModel, ObservedProfile
+from gpusharing.api.names import (
+    LABEL_GFD_TIMESTAMP,
+    LABEL_GPU_COUNT,
+    LABEL_GPU_PRODUCT,
+    LABEL_GPU_REPLICAS,
+    LABEL_MIG_CAPABLE,
+    LABEL_MIG_STRATEGY,
+    LABEL_SHARING_STRATEGY,
+    RESOURCE_GPU,
+)
+from gpusharing.planning.cards import bare_product
+from gpusharing.planning.geometry import resource_name
+from hack.sim.plugin import PluginConfig, PluginError, single_profile
+
+LABEL_GPU_MEMORY = "nvidia.com/gpu.memory"
+
+# What GFD owns among the labels with NVIDIA's prefix; the others are the GPU operator's, mig-manager's or ours.
+_OWNED = re.compile(
+    r"nvidia\.com/(?:"
+    r"gpu\.(?:product|count|replicas|memory|sharing-strategy|family|mode|machine|clique|compute\..+|slices\..+|"
+    r"engines\..+|multiprocessors)|mig\.(?:capable|strategy)|mig-.+|mps\.capable|gfd\.timestamp|cuda\..+|vgpu\..+)"
+)
+_FAMILIES = {7: "turing", 8: "ampere", 9: "hopper", 10: "blackwell", 11: "blackwell", 12: "blackwell"}
+
+
+def owns(label: str) -> bool:
+    """Whether GFD writes this label, and takes it away when it does not run (b.4)."""
+    return _OWNED.fullmatch(label) is not None
+
+
+def labels(reading: Reading, config: PluginConfig, started: int) -> dict[str, str]:
+    """All labels of a node. `started` is when this GFD process began, in seconds since 1970."""
+    gpus = reading.gpus
+    if not gpus:
+        return {}
+    model = next(model for model in reading.models if model.product == gpus[-1].product)  # the last one wins
+    found = {**_constant(model), LABEL_GFD_TIMESTAMP: str(started)}
+    if config.mig_strategy == "none":
+        return {**found, **_whole(gpus, model, config)}
+    found[LABEL_MIG_STRATEGY] = config.mig_strategy
+    if config.mig_strategy == "single":
+        return {**found, **_single(gpus, model, config)}
+    return {**found, **_mixed(gpus, model, config)}
+
+
+def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None]:
+    """The label patch from what a node has to what GFD wants; labels that it does not own are left alone."""
+    gone: Iterable[str] = (key for key in present if owns(key) and key not in wanted)
+    changed = {key: value for key, value in wanted.items() if present.get(key) != value}
+    return {**dict.fromkeys(gone), **changed}
+
+
+def _constant(model: ObservedModel) -> dict[str, str]:
+    major, _, minor = model.compute_capability.partition(".")
+    family = "ada-lovelace" if (major, minor) == ("8", "9") else _FAMILIES.get(int(major or 0), "undefined")
+    return {
+        LABEL_MIG_CAPABLE: str(model.mig_capable).lower(),
+        "nvidia.com/gpu.family": family,
+        "nvidia.com/gpu.compute.major": major,
+        "nvidia.com/gpu.compute.minor": minor,
+        "nvidia.com/gpu.mode": "compute",
+        "nvidia.com/mps.capable": "false",
+    }
+
+
+def _sharing(config: PluginConfig, resource: str) -> tuple[int, str, str]:
+    """Replicas, strategy and product suffix of a resource."""
+    replicas = (config.replicas or {}).get(resource)
+    if replicas is None:
+        return 1, "none", ""
+    return replicas, config.sharing, "" if config.rename else "-SHARED"
+
+
+def _whole(gpus: tuple[ObservedGPU, ...], model: ObservedModel, config: PluginConfig) -> dict[str, str]:
+    replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
+    return {
+        LABEL_GPU_PRODUCT: bare_product(model.product) + suffix,
+        LABEL_GPU_COUNT: str(len(gpus)),
+        LABEL_GPU_REPLICAS: str(replicas),
+        LABEL_SHARING_STRATEGY: strategy,
+        LABEL_GPU_MEMORY: str(model.memory_mib),
+    }
+
+
+def _single(gpus: tuple[ObservedGPU, ...], model: ObservedModel, config: PluginConfig) -> dict[str, str]:
+    try:
+        name = single_profile(gpus)
+    except PluginError:
+        return {
+            LABEL_GPU_PRODUCT: f"{bare_product(model.product)}-MIG-INVALID",
+            LABEL_GPU_COUNT: "0",
+            LABEL_GPU_REPLICAS: "0",
+            LABEL_SHARING_STRATEGY: "",
+            LABEL_GPU_MEMORY: "0",
+        }
+    if not name:
+        return _whole(gpus, model, config)
+    count = sum(len(gpu.instances) for gpu in gpus)
+    return _instances("nvidia.com/gpu", RESOURCE_GPU, name, count, model, config)
+
+
+def _mixed(gpus: tuple[ObservedGPU, ...], model: ObservedModel, config: PluginConfig) -> dict[str, str]:
+    found = _whole(gpus, model, config)
+    if any(gpu.mig_mode == "Enabled" for gpu in gpus):
+        found |= {
+            LABEL_GPU_PRODUCT: bare_product(model.product),
+            LABEL_GPU_REPLICAS: "0",
+            LABEL_SHARING_STRATEGY: "none",
+        }
+    names = [instance.profile for gpu in gpus for instance in gpu.instances]
+    for name in sorted(set(names)):
+        resource = resource_name(name)
+        found |= _instances(resource, resource, name, names.count(name), model, config)
+    return found
+
+
+def _instances(
+    prefix: str, resource: str, name: str, count: int, model: ObservedModel, config: PluginConfig
+) -> dict[str, str]:
+    profile = next(known for known in model.profiles if known.name == name)
+    replicas, strategy, suffix = _sharing(config, resource)
+    return {
+        f"{prefix}.product": f"{bare_product(model.product)}-MIG-{name.replace('+', '.')}{suffix}",
+        f"{prefix}.count": str(count),
+        f"{prefix}.replicas": str(replicas),
+        f"{prefix}.sharing-strategy": strategy,
+        f"{prefix}.memory": str(_memory(profile, model)),
+        f"{prefix}.slices.gi": str(profile.slices),
+        f"{prefix}.slices.ci": str(profile.slices),
+    }
+
+
+def _memory(profile: ObservedProfile, model: ObservedModel) -> int:
+    """MiB of one instance, about."""
+    total = max((known.memory_gb for known in model.profiles), default=0)
+    return model.memory_mib * profile.memory_gb // total if total else 0

@@ -1,0 +1,57 @@
+"""What the SIMULATED node software takes from ClusterPolicy, and the labels that the GPU Operator itself writes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_GPU_PRESENT, LABEL_MIG_CONFIG
+from gpusharing.kube.client import JSON
+
+OPERANDS = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "operator-validator")
+LABEL_DEPLOY_MIG_MANAGER = f"{LABEL_DEPLOY_PREFIX}mig-manager"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPolicy:
+    """The fields that reach a node (nvidia-actuators.md d.1); the defaults are the Helm chart's, but no strategy."""
+
+    plugin_config: str = ""
+    plugin_default: str = ""
+    mig_strategy: str = ""
+    mig_config: str = ""
+    mig_default: str = "all-disabled"
+    with_reboot: bool = False
+
+
+def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
+    """The oldest ClusterPolicy (the GPU Operator ignores others); the defaults when there is none."""
+    found = sorted(objects, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"]))
+    if not found:
+        return ClusterPolicy()
+    spec = found[0].get("spec") or {}
+    plugin, mig = _at(spec, "devicePlugin", "config"), _at(spec, "migManager")
+    env = {entry.get("name"): entry.get("value") for entry in mig.get("env") or []}
+    return ClusterPolicy(
+        plugin_config=plugin.get("name") or "",
+        plugin_default=plugin.get("default") or "",
+        mig_strategy=_at(spec, "mig").get("strategy") or "",
+        mig_config=_at(mig, "config").get("name") or "",
+        mig_default=_at(mig, "config").get("default", "all-disabled"),
+        with_reboot=str(env.get("WITH_REBOOT", "")).lower() == "true",
+    )
+
+
+def operator_labels(labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool) -> dict[str, str]:
+    """Labels that the GPU Operator adds when it looks at a GPU node: what is absent or empty, nothing else (d.2)."""
+    wanted = {LABEL_GPU_PRESENT: "true"}
+    wanted |= {f"{LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in OPERANDS}
+    if mig_capable:
+        wanted[LABEL_DEPLOY_MIG_MANAGER] = "true"
+        wanted[LABEL_MIG_CONFIG] = policy.mig_default
+    return {key: value for key, value in wanted.items() if value and not labels.get(key)}
+
+
+def _at(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    for key in path:
+        tree = tree.get(key) or {}
+    return tree

@@ -1,0 +1,130 @@
+"""SIMULATED nvidia-mig-parted: asserts and applies one configuration on the GPUs of a node (nvidia-actuators.md a.8).
+
+What is not atomic there is not atomic here: GPUs before a failure are new, the one that failed is MIG-on and empty,
+those after it are old.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Protocol
+
+from gpusharing.api.gpunode import ObservedGPU
+from gpusharing.planning.geometry import Layout
+from hack.sim.gpu import DoesNotFit, DriverRefusal, NotSupported
+from hack.sim.migfile import Entry, covers_all, present, targets
+
+_MOST_ORDERINGS = 200
+"""Orderings of profiles tried on one GPU: the real one tries all, and no legal layout needs that many here."""
+
+
+class Driver(Protocol):
+    """What mig-parted asks of the driver; `SimulatedGPUs` is one."""
+
+    def set_mig_mode(self, index: int, on: bool) -> object:
+        """Switch MIG mode; raises InUse."""
+        ...
+
+    def reset(self, *indexes: int) -> None:
+        """nvidia-smi -r, all GPUs without indexes; raises InUse."""
+        ...
+
+    def create(self, index: int, profile: str) -> object:
+        """Create an instance; raises NotSupported, DoesNotFit."""
+        ...
+
+    def destroy_all(self, index: int) -> None:
+        """Destroy every instance that is not in use; raises InUse for the others."""
+        ...
+
+
+class ApplyError(Exception):
+    """mig-parted ended with an error."""
+
+
+def mode_applied(items: Sequence[Entry], gpus: Sequence[ObservedGPU]) -> bool:
+    """`assert --mode-only`: every GPU is covered and in the mode wanted."""
+    wanted = targets(items, gpus)
+    return covers_all(items, gpus) and all((t is not None) == _mig(gpu) for gpu, t in wanted)
+
+
+def applied(items: Sequence[Entry], gpus: Sequence[ObservedGPU]) -> bool:
+    """`assert`: every GPU is covered and is exactly as wanted."""
+    return covers_all(items, gpus) and all(present(gpu) == target for gpu, target in targets(items, gpus))
+
+
+def apply_mode(items: Sequence[Entry], gpus: Sequence[ObservedGPU], driver: Driver) -> None:
+    """`apply --mode-only`: when one mode is wrong, clear every MIG GPU selected, set the modes, reset all if needed.
+
+    Raises:
+        ApplyError: something is in use. Modes that are pending stay pending.
+    """
+    wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
+    if all((target is not None) == _mig(gpu) == _mig_pending(gpu) for gpu, target in wanted):
+        return
+    try:
+        for gpu, _ in wanted:
+            if _mig(gpu):
+                driver.destroy_all(gpu.index)
+        outcomes = [driver.set_mig_mode(gpu.index, target is not None) for gpu, target in wanted]
+        if "Pending" in outcomes:
+            driver.reset()
+    except DriverRefusal as refusal:
+        raise ApplyError(f"error setting MIG mode: {refusal}") from None
+
+
+def apply_layout(
+    items: Sequence[Entry], gpus: Sequence[ObservedGPU], driver: Driver, *, empty_on_unknown: bool
+) -> None:
+    """`apply` once the modes are right: clear and rebuild each GPU that differs, GPU by GPU.
+
+    `empty_on_unknown`: mig-parted 0.13.1's trap, a profile that the card lacks leaves the GPU empty without an error.
+
+    Raises:
+        ApplyError: an instance is in use, or no ordering of the profiles fits.
+    """
+    for gpu, target in targets(items, gpus):
+        if target is not None and present(gpu) != target:
+            _rebuild(gpu.index, target, driver, empty_on_unknown=empty_on_unknown)
+
+
+def _rebuild(index: int, layout: Layout, driver: Driver, *, empty_on_unknown: bool) -> None:
+    try:
+        driver.destroy_all(index)
+        for ordering in _orderings(layout):
+            try:
+                for profile in ordering:
+                    driver.create(index, profile)
+            except DoesNotFit:
+                driver.destroy_all(index)
+                continue
+            return
+    except NotSupported as unknown:
+        driver.destroy_all(index)
+        if not empty_on_unknown:
+            raise ApplyError(f"error creating MIG device: {unknown}") from None
+        return
+    except DriverRefusal as refusal:
+        raise ApplyError(f"error clearing MIG devices: {refusal}") from None
+    raise ApplyError(f"GPU {index}: all orderings failed")
+
+
+def _orderings(layout: Layout) -> Iterator[tuple[str, ...]]:
+    """Distinct orderings of the instances, large first at the start."""
+    return islice(_arrange(dict(layout)), _MOST_ORDERINGS)
+
+
+def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
+    left = [name for name, count in counts.items() if count]
+    if not left:
+        yield ()
+    for name in left:
+        for rest in _arrange({**counts, name: counts[name] - 1}):
+            yield (name, *rest)
+
+
+def _mig(gpu: ObservedGPU) -> bool:
+    return gpu.mig_mode == "Enabled"
+
+
+def _mig_pending(gpu: ObservedGPU) -> bool:
+    return gpu.mig_mode_pending == "Enabled"

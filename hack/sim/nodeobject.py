@@ -1,0 +1,126 @@
+"""The API object of one SIMULATED node: what its programs see of it, and how they write it."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from gpusharing.kube.client import JSON, NODES, KubeClient
+from gpusharing.kube.errors import NotFound, Throttled, Unavailable
+from hack.sim.configmaps import MountedConfigMaps
+from hack.sim.gpuoperator import ClusterPolicy
+from hack.sim.settings import Clock, SimSettings
+
+ANNOTATION_REBOOTING = "sim.gpusharing.dev/rebooting"
+"""On a Node while it is down: whoever plays the kubelet leaves its conditions alone."""
+RETRY_SECONDS = 1.0
+NVIDIA = "nvidia.com/"
+
+Labels: TypeAlias = Mapping[str, str]
+
+
+@dataclass
+class Cluster:
+    """What the programs of all nodes share."""
+
+    client: KubeClient
+    settings: SimSettings
+    clock: Clock
+    log: Callable[[str], None]
+    config_maps: MountedConfigMaps
+    policy: ClusterPolicy = field(default_factory=ClusterPolicy)
+
+
+class NodeObject:
+    """A Node as last seen. A write is tried again while the API server is away, and dropped when the Node is gone."""
+
+    def __init__(self, cluster: Cluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
+        """`on_labels` is called with the labels before and after, whoever changed them."""
+        self.name: str = raw["metadata"]["name"]
+        self.raw = raw
+        self._cluster = cluster
+        self._on_labels = on_labels
+
+    @property
+    def labels(self) -> Labels:
+        """Its labels."""
+        found: Labels = self.raw["metadata"].get("labels") or {}
+        return found
+
+    @property
+    def annotations(self) -> Mapping[str, str]:
+        """Its annotations."""
+        found: Mapping[str, str] = self.raw["metadata"].get("annotations") or {}
+        return found
+
+    def take(self, raw: JSON) -> None:
+        """Take over a version unless a newer one is known."""
+        if _version(raw) <= _version(self.raw):
+            return
+        before, self.raw = self.labels, raw
+        if before != self.labels:
+            self._on_labels(before, self.labels)
+
+    async def patch(
+        self,
+        labels: Mapping[str, str | None] | None = None,
+        annotations: Mapping[str, str | None] | None = None,
+    ) -> None:
+        """Merge-patch labels and annotations; None removes one."""
+        metadata = {"labels": dict(labels or {}), "annotations": dict(annotations or {})}
+        metadata = {key: value for key, value in metadata.items() if value}
+        if metadata:
+            await self._write({"metadata": metadata}, None)
+
+    async def advertise(self, counts: Mapping[str, int], *, plugin: bool) -> None:
+        """Put GPU resources into the status as the kubelet does (b.7): names that are not advertised stay, at 0.
+
+        Without a `plugin` allocatable drops to 0 and capacity stays for now.
+        """
+        status = self.raw.get("status") or {}
+        capacity, allocatable = status.get("capacity") or {}, status.get("allocatable") or {}
+        names = {name for name in (*capacity, *allocatable) if name.startswith(NVIDIA)} | counts.keys()
+        new_allocatable = {name: str(counts.get(name, 0)) for name in sorted(names)}
+        new_capacity = new_allocatable if plugin else {n: capacity.get(n, "0") for n in new_allocatable}
+        if new_allocatable.items() <= allocatable.items() and new_capacity.items() <= capacity.items():
+            return
+        shown = ", ".join(f"{name} {count}" for name, count in new_allocatable.items())
+        self._cluster.log(f"{self.name}: allocatable: {shown}")
+        await self._write({"status": {"capacity": new_capacity, "allocatable": new_allocatable}}, "status")
+
+    async def set_ready(self, ready: bool) -> None:
+        """Set the condition Ready as a kubelet, or its absence, would."""
+        conditions = [dict(one) for one in (self.raw.get("status") or {}).get("conditions") or ()]
+        conditions = [one for one in conditions if one.get("type") != "Ready"]
+        reason, message = (
+            ("KubeletReady", "SIMULATED") if ready else ("NodeStatusUnknown", "SIMULATED reboot")
+        )
+        moment = self._cluster.clock.rfc3339()
+        conditions.append(
+            {
+                "type": "Ready",
+                "status": "True" if ready else "Unknown",
+                "reason": reason,
+                "message": message,
+                "lastHeartbeatTime": moment,
+                "lastTransitionTime": moment,
+            }
+        )
+        await self._write({"status": {"conditions": conditions}}, "status")
+
+    async def _write(self, body: dict[str, Any], subresource: str | None) -> None:
+        while True:
+            try:
+                answer = await self._cluster.client.patch(NODES, self.name, body, subresource=subresource)
+            except NotFound:
+                return
+            except (Unavailable, Throttled) as error:
+                self._cluster.log(f"{self.name}: {error!r}; trying again")
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self.take(answer)
+                return
+
+
+def _version(raw: JSON) -> int:
+    return int(raw["metadata"].get("resourceVersion") or 0)

@@ -1,0 +1,97 @@
+"""The two operands of a SIMULATED node that config-manager serves: device plugin and GFD."""
+
+from gpusharing.agent.background import in_daemon_thread
+from gpusharing.agent.library import Reading
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_PLUGIN_CONFIG
+from hack.sim import gfd
+from hack.sim.gpu import SimulatedGPUs
+from hack.sim.nodeobject import Cluster, NodeObject
+from hack.sim.plugin import PluginConfig, advertised, choose_key, parse_config
+
+
+class _Configured:
+    """What both share: the deploy label, and the configuration by label and ConfigMap."""
+
+    operand = ""
+
+    def __init__(self, cluster: Cluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
+        self.cluster = cluster
+        self.node = node
+        self.gpus = gpus
+        self._pod_started = 0.0
+
+    def deployed(self) -> bool:
+        """The DaemonSet's node selector."""
+        return self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
+
+    def key(self, *, new_pod: bool) -> str | None:
+        """What config-manager would load now. Without a ConfigMap in ClusterPolicy there is no config-manager."""
+        policy = self.cluster.policy
+        if new_pod:
+            self._pod_started = self.cluster.clock.now()
+        if not policy.plugin_config:
+            return ""
+        label = self.node.labels.get(LABEL_PLUGIN_CONFIG)
+        return choose_key(label, tuple(self._files()), policy.plugin_default)
+
+    def config(self, key: str) -> PluginConfig:
+        """The parsed configuration; raises PluginError."""
+        return parse_config(self._files()[key] if key else "", self.cluster.policy.mig_strategy)
+
+    async def read(self) -> Reading:
+        """Read the GPUs through NVML, which may hang; raises LibraryError."""
+        return await in_daemon_thread(self.gpus.read, self.operand)
+
+    def _files(self) -> dict[str, str]:
+        policy, clock = self.cluster.policy, self.cluster.clock
+        seen = self.cluster.config_maps.seen(
+            policy.plugin_config, node=self.node.name, pod_started=self._pod_started, now=clock.now()
+        )
+        return dict(seen)
+
+
+class DevicePlugin(_Configured):
+    """Turns configuration and GPUs into allocatable."""
+
+    operand = "device-plugin"
+
+    async def serve(self, key: str) -> None:
+        """Register at the kubelet, which tells in its own time."""
+        counts = advertised((await self.read()).gpus, self.config(key), self.cluster.settings.plugin)
+        await self.cluster.clock.sleep(self.cluster.settings.times.node_status)
+        await self.node.advertise(counts, plugin=True)
+
+    async def gone(self, *, crashed: bool) -> None:
+        """The kubelet loses the plugin's socket."""
+        await self.node.advertise({}, plugin=False)
+
+
+class FeatureDiscovery(_Configured):
+    """Turns configuration and GPUs into labels."""
+
+    operand = "gpu-feature-discovery"
+
+    def __init__(self, cluster: Cluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
+        super().__init__(cluster, node, gpus)
+        self._config: PluginConfig | None = None
+        self._started = 0
+
+    async def serve(self, key: str) -> None:
+        """Start anew: the timestamp is of now."""
+        self._config = self.config(key)
+        self._started = self.cluster.clock.timestamp()
+        await self.label()
+
+    async def label(self) -> None:
+        """One turn of its loop; nothing while it does not run."""
+        if self._config is None:
+            return
+        wanted = gfd.labels(await self.read(), self._config, self._started)
+        await self.cluster.clock.sleep(self.cluster.settings.times.gfd)
+        await self.node.patch(gfd.changes(self.node.labels, wanted))
+
+    async def gone(self, *, crashed: bool) -> None:
+        """A paused GFD leaves its labels; one whose new pod crash-loops loses them (b.4)."""
+        self._config = None
+        if crashed:
+            await self.node.patch(gfd.changes(self.node.labels, {}))

@@ -1,0 +1,133 @@
+"""SIMULATED config-manager and device plugin: which configuration counts, and what a node then advertises.
+
+Pure: nvidia-actuators.md b.1 to b.7 and nvml-simulator.md as functions. `operand.py` and `node.py` give them time.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from gpusharing.api.gpunode import ObservedGPU
+from gpusharing.api.names import RESOURCE_GPU
+from gpusharing.planning.geometry import resource_name
+from hack.sim.settings import PluginVersion
+
+MigStrategy = Literal["none", "single", "mixed"]
+STRATEGIES: tuple[MigStrategy, ...] = ("none", "single", "mixed")
+
+
+class PluginError(Exception):
+    """The plugin exits with an error: bad configuration, or a layout that its strategy cannot serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginConfig:
+    """A device plugin configuration (version v1), as far as it decides about names and counts."""
+
+    mig_strategy: MigStrategy = "none"
+    sharing: Literal["none", "time-slicing"] = "none"
+    replicas: Mapping[str, int] | None = None
+    """Resource name to replicas."""
+    rename: bool = False
+    """renameByDefault: a shared resource ends in `.shared`."""
+
+
+def parse_config(text: str, strategy: str = "") -> PluginConfig:
+    """Parse a configuration; unknown keys are ignored, as the plugin does. `strategy` is ClusterPolicy's
+    mig.strategy, which beats the file (b.2). Raises PluginError."""
+    try:
+        document = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise PluginError(f"not YAML: {error}") from None
+    if not isinstance(document, dict) or document.get("version", "v1") != "v1":
+        raise PluginError("expected a map with version v1")
+    wanted = strategy or (document.get("flags") or {}).get("migStrategy") or "none"
+    found = next((known for known in STRATEGIES if known == wanted), None)
+    if found is None:
+        raise PluginError(f"invalid migStrategy {wanted!r}")
+    sharing = document.get("sharing") or {}
+    if sharing.get("mps"):
+        raise PluginError("the MPS control daemon is not simulated yet")
+    if not sharing.get("timeSlicing"):
+        return PluginConfig(found)
+    slicing = sharing["timeSlicing"]
+    return PluginConfig(found, "time-slicing", _replicas(slicing), bool(slicing.get("renameByDefault")))
+
+
+def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | None:
+    """The key that config-manager loads: the label's, else the default's, else the empty configuration ("").
+
+    None: the key does not exist and config-manager exits 1 (b.4).
+    """
+    wanted = label or default
+    return wanted if not wanted or wanted in keys else None
+
+
+def advertised(
+    gpus: Sequence[ObservedGPU], config: PluginConfig, version: PluginVersion = "0.20.0"
+) -> dict[str, int]:
+    """Resource name to count, as the plugin registers it; raises PluginError when it exits instead (b.6)."""
+    counts = Counter(_devices(gpus, config.mig_strategy, version))
+    replicas = config.replicas or {}
+    found: dict[str, int] = {}
+    for name, count in sorted(counts.items()):
+        shared = name in replicas
+        found[f"{name}.shared" if shared and config.rename else name] = count * replicas.get(name, 1)
+    return found
+
+
+def single_profile(gpus: Sequence[ObservedGPU]) -> str:
+    """The one profile that strategy single advertises, empty when MIG is off everywhere; raises PluginError."""
+    if not any(map(_mig, gpus)):
+        return ""
+    if not all(map(_mig, gpus)):
+        raise PluginError("all devices on the node must have the same MIG mode with strategy single")
+    if not all(gpu.instances for gpu in gpus):
+        raise PluginError("at least one GPU with MIG enabled has no MIG devices")
+    profiles = sorted({instance.profile for gpu in gpus for instance in gpu.instances})
+    if len(profiles) > 1:
+        raise PluginError(f"more than one MIG device type present on node: {', '.join(profiles)}")
+    return profiles[0]
+
+
+def _devices(gpus: Sequence[ObservedGPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
+    """One resource name per device."""
+    if strategy == "none":  # a MIG GPU is advertised as a whole one, which is wrong, but so it is
+        return [RESOURCE_GPU for _ in gpus]
+    if strategy == "single":
+        if not single_profile(gpus):
+            return [RESOURCE_GPU for _ in gpus]
+        return [RESOURCE_GPU for gpu in gpus for _ in gpu.instances]
+    names: list[str] = []
+    for gpu in gpus:
+        if not _mig(gpu):
+            names.append(RESOURCE_GPU)
+        names += [_mig_resource(instance.profile, version) for instance in gpu.instances if _mig(gpu)]
+    return names
+
+
+def _mig_resource(profile: str, version: PluginVersion) -> str:
+    if version == "0.19.3":  # its patterns are not anchored: attributes are not told apart (DP PR#1807)
+        return resource_name(re.sub(r"[+-].*", "", profile))
+    return resource_name(profile)
+
+
+def _mig(gpu: ObservedGPU) -> bool:
+    return gpu.mig_mode == "Enabled"
+
+
+def _replicas(slicing: Mapping[str, Any]) -> dict[str, int]:
+    resources = slicing.get("resources")
+    if not resources:
+        raise PluginError("no resources specified in timeSlicing")
+    found: dict[str, int] = {}
+    for resource in resources:
+        name, count = str(resource.get("name", "")), resource.get("replicas")
+        if type(count) is not int or count < 2:
+            raise PluginError(f"number of replicas must be >= 2, got {count!r} for {name}")
+        found[name if name.startswith("nvidia.com/") else f"nvidia.com/{name}"] = count
+    return found

@@ -1,0 +1,247 @@
+"""The SIMULATED node software of a whole cluster in one process: one watch per kind, one `SimNode` per GPU node.
+
+    world = World(client, SimSettings(time_factor=10), log=print)
+    task = asyncio.create_task(world.run())     # until cancelled
+
+Nothing runs on a timer: an idle node costs nothing but its agent's own turns.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, KubeClient
+from hack.sim.agents import AgentAPI, SharedGPUNodes
+from hack.sim.configmaps import MountedConfigMaps
+from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, players
+from hack.sim.feed import follow
+from hack.sim.gpu import SimulatedGPUs
+from hack.sim.gpuoperator import cluster_policy
+from hack.sim.node import SimNode, simulated_gpus
+from hack.sim.nodeobject import Cluster
+from hack.sim.pods import PodBook, PodBookResources
+from hack.sim.settings import Clock, SimSettings
+
+ANNOTATION_INJECT = "sim.gpusharing.dev/inject"
+"""On a Node: faults to inject, separated by commas; removed when done."""
+BEFORE = float("-inf")
+STRAY_PID = 4242
+
+
+class World:
+    """Plays NVIDIA's software, and the shipped agents, on every node with a card that we know."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        settings: SimSettings | None = None,
+        *,
+        log: Callable[[str], None] = lambda line: None,
+        hardware: dict[str, SimulatedGPUs] | None = None,
+    ) -> None:
+        """`hardware`: the GPUs of nodes whose labels cannot tell, such as mixed cards, by node name."""
+        self.settings = settings or SimSettings()
+        self.nodes: dict[str, SimNode] = {}
+        self._cluster = Cluster(
+            client=client,
+            settings=self.settings,
+            clock=Clock(self.settings),
+            log=log,
+            config_maps=MountedConfigMaps(self.settings.times.config_map),
+        )
+        self._hardware = dict(hardware or {})
+        self._policies: dict[str, JSON] = {}
+        self._configs_synced = asyncio.Event()
+        self._policy_synced = asyncio.Event()
+        self._gpunodes = SharedGPUNodes()
+        self._book = PodBook()
+        self._mig_pods = mig_manager_pods(self._cluster)
+        self._agent_pods = agent_pods(self._cluster)
+        self._players: tuple[DaemonSetPlayer, ...] = ()
+        self._agents: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._injecting: set[str] = set()
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Play until cancelled. What the API server refuses for good ends it with that error."""
+        client, log = self._cluster.client, self._cluster.log
+        namespace = self.settings.gpu_operator_namespace
+        async with asyncio.TaskGroup() as self._tasks:
+            self._players = players(self._cluster, self._mig_pods, self._agent_pods, self._spawn)
+            self._spawn(
+                follow(
+                    client,
+                    CONFIG_MAPS,
+                    self._take_config_map,
+                    namespace=namespace,
+                    log=log,
+                    synced=self._configs_synced,
+                )
+            )
+            self._spawn(
+                follow(
+                    client, CLUSTER_POLICIES, self._take_cluster_policy, log=log, synced=self._policy_synced
+                )
+            )
+            await self._configs_synced.wait()
+            await self._policy_synced.wait()
+            if self.settings.agents:
+                self._spawn(follow(client, GPUNODES, self._gpunodes.take, log=log))
+            self._spawn(follow(client, PODS, self._take_pod, log=log))
+            self._spawn(follow(client, NODES, self._take_node, log=log))
+
+    def add_node(self, raw: JSON) -> SimNode | None:
+        """Play this Node from now on; None when it has no GPU that we know. The watch calls it for every Node."""
+        name = raw["metadata"]["name"]
+        gpus = self._hardware.get(name) or simulated_gpus(raw)
+        if gpus is None:
+            return None
+        node = SimNode(self._cluster, raw, gpus, self._spawn)
+        self.nodes[name] = node
+        node.start()
+        node.set_mig_manager_pod(self._mig_pods.running(name))
+        self._look_at_agent(name)
+        return node
+
+    def inject(self, node: str, fault: str) -> None:
+        """Let something go wrong on a node; `FAULTS` names what. ValueError for another word."""
+        if fault not in FAULTS:
+            raise ValueError(f"unknown fault {fault!r}; there are {', '.join(FAULTS)}")
+        self._cluster.log(f"{node}: inject {fault}")
+        FAULTS[fault](self.nodes[node])
+
+    # --- events ------------------------------------------------------------------------------------------
+
+    def _take_node(self, raw: JSON, gone: bool) -> None:
+        name = raw["metadata"]["name"]
+        node = self.nodes.get(name)
+        if gone:
+            if node is not None:
+                self.nodes.pop(name).stop()
+            self._look_at_agent(name)
+            return
+        if node is None:
+            node = self.add_node(raw)
+            if node is None:
+                return
+        else:
+            node.take(raw)
+        for player in self._players:
+            player.look(name, node.object.labels)
+        if node.object.annotations.get(ANNOTATION_INJECT) and name not in self._injecting:
+            self._injecting.add(name)
+            self._spawn(self._inject_from_annotation(node))
+
+    def _take_pod(self, pod: JSON, gone: bool) -> None:
+        self._book.take(pod, gone)
+        name = self._mig_pods.take(pod, gone)
+        if name is not None and name in self.nodes:
+            self.nodes[name].set_mig_manager_pod(self._mig_pods.running(name))
+        agent = self._agent_pods.take(pod, gone)
+        if agent is not None:
+            self._look_at_agent(agent)
+        changed = name or agent
+        if gone and changed in self.nodes:
+            for player in self._players:
+                player.look(changed, self.nodes[changed].object.labels)
+
+    def _take_config_map(self, raw: JSON, gone: bool) -> None:
+        name = raw["metadata"]["name"]
+        if name.endswith("-mig-config") and "nvidia.com/node-name" in (raw["metadata"].get("labels") or {}):
+            return  # generated by ourselves
+        now = self._cluster.clock.now() if self._configs_synced.is_set() else BEFORE
+        self._cluster.config_maps.put(name, None if gone else raw, now)
+
+    def _take_cluster_policy(self, raw: JSON, gone: bool) -> None:
+        name = raw["metadata"]["name"]
+        if gone:
+            self._policies.pop(name, None)
+        else:
+            self._policies[name] = raw
+        before, after = self._cluster.policy, cluster_policy(self._policies.values())
+        self._cluster.policy = after
+        plugin = (before.plugin_config, before.plugin_default, before.mig_strategy) != (
+            after.plugin_config,
+            after.plugin_default,
+            after.mig_strategy,
+        )
+        mig = (before.mig_config, before.with_reboot) != (after.mig_config, after.with_reboot)
+        if plugin or mig:
+            for node in self.nodes.values():
+                node.policy_changed(plugin=plugin, mig=mig)
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        assert self._tasks is not None, "call it while run() runs"
+        return self._tasks.create_task(work)
+
+    def _look_at_agent(self, name: str) -> None:
+        """Run the agent loop of a node exactly while its pod runs; another pod is another process."""
+        node, pod = self.nodes.get(name), self._agent_pods.running(name)
+        uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
+        running, task = self._agents.get(name, ("", None))
+        if uid == running or not self.settings.agents:
+            return
+        if task is not None:
+            task.cancel()
+            del self._agents[name]
+        if node is not None and uid:
+            self._agents[name] = (uid, self._spawn(self._agent(node).run()))
+
+    def _agent(self, node: SimNode) -> AgentLoop:
+        return AgentLoop(
+            node.name,
+            AgentAPI(self._cluster.client, self._gpunodes, node.name),
+            node.gpus,
+            PodBookResources(self._book, node.name),
+            LoopSettings(interval=self.settings.agent_interval),
+        )
+
+    async def _inject_from_annotation(self, node: SimNode) -> None:
+        for fault in node.object.annotations[ANNOTATION_INJECT].split(","):
+            try:
+                self.inject(node.name, fault.strip())
+            except ValueError as error:
+                self._cluster.log(f"{node.name}: {error}")
+        await node.object.patch(annotations={ANNOTATION_INJECT: None})
+        self._injecting.discard(node.name)
+
+
+def _wedge_pending(node: SimNode) -> None:
+    node.faults.wedge_pending = True
+
+
+def _wedge_paused(node: SimNode) -> None:
+    node.faults.wedge_paused = True
+
+
+def _failed(node: SimNode) -> None:
+    node.faults.failed = True
+
+
+def _reboot(node: SimNode) -> None:
+    node.faults.reboot = True
+
+
+FAULTS: dict[str, Callable[[SimNode], None]] = {
+    "wedge-pending": _wedge_pending,
+    "wedge-paused": _wedge_paused,
+    "failed": _failed,
+    "reboot": _reboot,
+    "reboot-now": lambda node: node.reboot(),
+    "kill-mig-manager": lambda node: node.kill_mig_manager(),
+    "lose-instances": lambda node: node.lose_instances(),
+    "hang-nvml": lambda node: node.gpus.hang(),
+    "unhang-nvml": lambda node: node.gpus.unhang(),
+    "stray-process": lambda node: node.gpus.add_process(0, "python3", STRAY_PID),
+    "no-stray-process": lambda node: node.gpus.remove_process(STRAY_PID),
+}
+"""What can be injected. The first four act at mig-manager's next run that changes GPUs, the others at once:
+
+- wedge-pending, wedge-paused: the two wedges of nvidia-actuators.md a.7; failed: the apply fails;
+- reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
+- kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
+- hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0.
+"""

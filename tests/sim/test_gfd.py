@@ -1,0 +1,114 @@
+"""GFD's labels per mode (the table of nvidia-actuators.md c)."""
+
+import pytest
+from hack.sim.gfd import changes, labels, owns
+from hack.sim.plugin import PluginConfig
+from tests.sim.build import L40S, make_reading
+
+P = "NVIDIA-H100-80GB-HBM3"
+SEVEN = ("1g.10gb",) * 7
+MIXED = ("3g.40gb", "2g.20gb", "1g.10gb", "1g.10gb")
+FOUR = PluginConfig("none", "time-slicing", {"nvidia.com/gpu": 4})
+FOUR_RENAMED = PluginConfig("none", "time-slicing", {"nvidia.com/gpu": 4}, rename=True)
+TWO_ON_SINGLE = PluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
+
+
+@pytest.mark.parametrize(
+    ("config", "layouts", "product", "count", "replicas", "sharing", "strategy"),
+    [
+        pytest.param(PluginConfig(), (None, None), P, 2, 1, "none", None, id="full"),
+        pytest.param(FOUR, (None, None), f"{P}-SHARED", 2, 4, "time-slicing", None, id="time-slicing"),
+        pytest.param(FOUR_RENAMED, (None, None), P, 2, 4, "time-slicing", None, id="time-slicing, renamed"),
+        pytest.param(
+            PluginConfig("single"),
+            (SEVEN, SEVEN),
+            f"{P}-MIG-1g.10gb",
+            14,
+            1,
+            "none",
+            "single",
+            id="MIG single",
+        ),
+        pytest.param(
+            TWO_ON_SINGLE,
+            (SEVEN, SEVEN),
+            f"{P}-MIG-1g.10gb-SHARED",
+            14,
+            2,
+            "time-slicing",
+            "single",
+            id="MIG single + TS",
+        ),
+        pytest.param(PluginConfig("mixed"), (MIXED, MIXED), P, 2, 0, "none", "mixed", id="MIG mixed"),
+        pytest.param(PluginConfig("mixed"), (None, None), P, 2, 1, "none", "mixed", id="mixed without MIG"),
+        pytest.param(
+            PluginConfig("single"),
+            (MIXED, SEVEN),
+            f"{P}-MIG-INVALID",
+            0,
+            0,
+            "",
+            "single",
+            id="MIG single, unequal",
+        ),
+    ],
+)
+def test_the_mode_shows_in_the_labels(
+    config: PluginConfig,
+    layouts: tuple[tuple[str, ...] | None, ...],
+    product: str,
+    count: int,
+    replicas: int,
+    sharing: str,
+    strategy: str | None,
+) -> None:
+    found = labels(make_reading(*layouts), config, 1700000000)
+    assert found["nvidia.com/gpu.product"] == product
+    assert found["nvidia.com/gpu.count"] == str(count)
+    assert found["nvidia.com/gpu.replicas"] == str(replicas)
+    assert found["nvidia.com/gpu.sharing-strategy"] == sharing
+    assert found.get("nvidia.com/mig.strategy") == strategy
+    assert found["nvidia.com/gfd.timestamp"] == "1700000000"
+    assert found["nvidia.com/mps.capable"] == "false"
+    assert all(owns(key) for key in found)
+
+
+def test_mixed_has_labels_per_profile() -> None:
+    found = labels(make_reading(MIXED, None), PluginConfig("mixed"), 1)
+    assert found["nvidia.com/mig-1g.10gb.count"] == "2"
+    assert found["nvidia.com/mig-3g.40gb.product"] == f"{P}-MIG-3g.40gb"
+    assert found["nvidia.com/mig-2g.20gb.slices.gi"] == "2"
+    assert found["nvidia.com/mig-2g.20gb.replicas"] == "1"
+    assert 19_000 < int(found["nvidia.com/mig-2g.20gb.memory"]) < 20_480
+
+
+def test_a_media_instance_has_a_dot_in_its_label() -> None:
+    found = labels(make_reading(("1g.10gb+me",)), PluginConfig("mixed"), 1)
+    assert found["nvidia.com/mig-1g.10gb.me.product"] == f"{P}-MIG-1g.10gb.me"
+
+
+def test_a_card_without_mig_says_so() -> None:
+    found = labels(make_reading(None, product=L40S), PluginConfig(), 1)
+    assert found["nvidia.com/mig.capable"] == "false"
+    assert found["nvidia.com/gpu.family"] == "ada-lovelace"
+
+
+def test_only_its_own_labels_are_taken_away() -> None:
+    present = {
+        "nvidia.com/gpu.product": "X-SHARED",
+        "nvidia.com/gpu.count": "2",
+        "nvidia.com/mig-1g.10gb.count": "7",
+        "nvidia.com/gpu.deploy.device-plugin": "true",
+        "nvidia.com/gpu.present": "true",
+        "nvidia.com/mig.config": "all-disabled",
+        "nvidia.com/mig.config.state": "success",
+        "nvidia.com/device-plugin.config": "a",
+        "gpusharing.dev/pool": "b",
+    }
+    wanted = {"nvidia.com/gpu.product": "X", "nvidia.com/gpu.count": "2"}
+    assert changes(present, wanted) == {"nvidia.com/gpu.product": "X", "nvidia.com/mig-1g.10gb.count": None}
+    assert set(changes(present, {})) == {
+        "nvidia.com/gpu.product",
+        "nvidia.com/gpu.count",
+        "nvidia.com/mig-1g.10gb.count",
+    }

@@ -1,0 +1,81 @@
+"""mig-parted's file: its grammar, and what an entry means for a node (nvidia-actuators.md a.10)."""
+
+import pytest
+from hack.sim.gpu import SimulatedGPUs
+from hack.sim.migfile import ConfigError, entries, generated, parse, targets
+from hack.sim.migparted import applied, mode_applied
+from tests.sim.build import A100, H100, L40S, make_reading
+
+from gpusharing.planning.geometry import normalise
+
+SEVEN = normalise({"1g.10gb": 7})
+
+
+def file(items: str, name: str = "x") -> str:
+    return f"version: v1\nmig-configs:\n  {name}: [{items}]\n"
+
+
+def test_every_named_configuration_of_the_hardware_is_generated() -> None:
+    found = parse(generated(make_reading(None, None)))
+    assert {"all-disabled", "all-enabled", "all-balanced", "all-1g.10gb", "all-1g.10gb.me"} <= found.keys()
+    (balanced,) = found["all-balanced"]
+    assert balanced.target == normalise({"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1})
+
+
+def test_a_card_without_mig_generates_nothing() -> None:
+    assert generated(make_reading(None, product=L40S)) == ""
+
+
+def test_mixed_cards_get_a_device_filter() -> None:
+    reading = SimulatedGPUs("n", [H100, A100]).read()
+    wanted = targets(entries(generated(reading), "all-1g.10gb"), reading.gpus)
+    assert [(gpu.index, target) for gpu, target in wanted] == [(0, SEVEN), (1, normalise({"1g.10gb": 4}))]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param("mig-configs: [", "not YAML", id="not YAML"),
+        pytest.param("version: v2\nmig-configs: {}", "version", id="another version"),
+        pytest.param("version: v1\nextra: 1\nmig-configs: {}", "nothing else", id="an unknown field"),
+        pytest.param(file("{devices: all, mig-enabled: true}"), "compulsory", id="no mig-devices"),
+        pytest.param(file("{devices: some, mig-enabled: false}"), "devices is", id="devices is a word"),
+        pytest.param(
+            file("{devices: all, mig-enabled: false, a: 1}"), "item has", id="an unknown item field"
+        ),
+        pytest.param(file("{devices: all, mig-enabled: 1}"), "true or false", id="mig-enabled is a number"),
+        pytest.param(
+            file("{devices: all, mig-enabled: true, mig-devices: {1g: 1}}"), "bad mig-d", id="a bad profile"
+        ),
+        pytest.param(
+            file("{device-filter: H100, devices: all, mig-enabled: false}"), "device-f", id="a bad filter"
+        ),
+        pytest.param(
+            file("{devices: all, mig-enabled: false}", "y"), "no mig-config named", id="an unknown name"
+        ),
+    ],
+)
+def test_a_bad_file_or_name_is_told(text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        entries(text, "x")
+
+
+def test_a_configuration_called_off_becomes_false() -> None:
+    assert parse(file("{devices: all, mig-enabled: false}", "off")).keys() == {"false"}
+
+
+def test_an_assert_fails_when_a_gpu_is_not_covered() -> None:
+    gpus = make_reading(None, None).gpus
+    assert applied(entries(file("{devices: [0, 1], mig-enabled: false}"), "x"), gpus)
+    assert not applied(entries(file("{devices: [0], mig-enabled: false}"), "x"), gpus)
+    assert not mode_applied(
+        entries(file('{device-filter: "0x2339", devices: all, mig-enabled: false}'), "x"), gpus
+    )
+
+
+def test_a_gpu_without_mig_is_fine_under_all_and_an_error_by_name() -> None:
+    gpus = make_reading(None, product=L40S).gpus
+    on = "mig-enabled: true, mig-devices: {1g.10gb: 7}"
+    assert applied(entries(file(f"{{devices: all, {on}}}"), "x"), gpus)
+    with pytest.raises(ConfigError, match="no MIG"):
+        applied(entries(file(f"{{devices: [0], {on}}}"), "x"), gpus)
