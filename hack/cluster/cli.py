@@ -100,7 +100,7 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
 
 def cluster_directory() -> Path:
     """The folder of the one cluster that `up` makes."""
-    return private_directory(state_root()) / "cluster"
+    return private_directory(state_root()).resolve() / "cluster"
 
 
 def find_running(directory: Path) -> Api | None:

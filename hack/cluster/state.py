@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ class State:
     url: str = ""
     pids: dict[str, int] = field(default_factory=dict)
     driver: str = "cluster"
+    host: str = field(default_factory=platform.node)
+    """Where the pids mean something: the folder may be shared with containers, each with pids of its own."""
 
     def write(self, directory: Path) -> None:
         """Write the record to its folder."""
@@ -42,7 +45,7 @@ def running(directory: Path) -> list[Component]:
     return [
         Component(name, pid, directory / f"{name}.log")
         for name, pid in pids.items()
-        if is_ours(pid, str(directory))
+        if is_ours(pid, str(directory.resolve()))
     ]
 
 
@@ -59,7 +62,9 @@ def sweep(root: Path) -> None:
     """Stop and remove control planes whose owner was killed before it could do so itself."""
     for file in root.glob(f"*/{FILE}"):
         state = read(file.parent)
-        if state is None or state.owner is None or state.owner == os.getpid() or pid_exists(state.owner):
+        if state is None or state.owner is None or state.host != platform.node():
+            continue
+        if state.owner == os.getpid() or pid_exists(state.owner):
             continue
         stop_recorded(file.parent)
         shutil.rmtree(file.parent, ignore_errors=True)

@@ -1,10 +1,11 @@
 """hack/cluster/process.py and state.py: programs are found, stopped and swept by recorded pid, and no others."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,17 @@ STUBBORN = (sys.executable, "-c", f"import signal; signal.signal(signal.SIGTERM,
 
 
 @pytest.fixture
-def sleeper(tmp_path: Path) -> Iterator[Component]:
+def folder(tmp_path: Path) -> Path:
+    """The folder of one control plane in a root of its own."""
+    made = tmp_path / "run-1"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def sleeper(folder: Path) -> Iterator[Component]:
     """A program with its folder in the command line, as every program of a control plane has."""
-    component = process.start("sleeper", [*SLEEP, f"--data={tmp_path}"], tmp_path / "sleeper.log")
+    component = process.start("sleeper", [*SLEEP, f"--data={folder}"], folder / "sleeper.log")
     wait_until(lambda: "up" in component.log.read_text(), 10, "the sleeper")
     yield component
     component.stop()
@@ -49,18 +58,18 @@ def test_a_program_that_ignores_term_is_killed(tmp_path: Path) -> None:
     assert not process.pid_exists(component.pid)
 
 
-def test_another_command_finds_and_stops_what_is_recorded(tmp_path: Path, sleeper: Component) -> None:
-    State(None, "https://127.0.0.1:1", {"sleeper": sleeper.pid}).write(tmp_path)
-    assert [component.name for component in state.running(tmp_path)] == ["sleeper"]
-    assert state.stop_recorded(tmp_path) == ["sleeper"]
+def test_another_command_finds_and_stops_what_is_recorded(folder: Path, sleeper: Component) -> None:
+    State(None, "https://127.0.0.1:1", {"sleeper": sleeper.pid}).write(folder)
+    assert [component.name for component in state.running(folder)] == ["sleeper"]
+    assert state.stop_recorded(folder) == ["sleeper"]
     assert not sleeper.alive()
-    assert state.stop_recorded(tmp_path) == []
+    assert state.stop_recorded(folder) == []
 
 
 def test_a_recorded_pid_that_now_belongs_to_another_program_is_left_alone(
-    tmp_path: Path, sleeper: Component
+    folder: Path, sleeper: Component
 ) -> None:
-    elsewhere = tmp_path / "elsewhere"
+    elsewhere = folder.parent / "run-2"
     elsewhere.mkdir()
     State(None, pids={"etcd": sleeper.pid}).write(elsewhere)
     assert state.stop_recorded(elsewhere) == []
@@ -68,15 +77,21 @@ def test_a_recorded_pid_that_now_belongs_to_another_program_is_left_alone(
 
 
 @pytest.mark.parametrize(
-    "owner_lives", [True, False], ids=["its owner lives: kept", "its owner is gone: swept"]
+    ("owner", "host", "kept"),
+    [
+        pytest.param(os.getppid, platform.node(), True, id="its owner lives: kept"),
+        pytest.param(lambda: None, platform.node(), True, id="made to outlive its owner: kept"),
+        pytest.param(a_dead_pid, "elsewhere", True, id="of another machine: kept"),
+        pytest.param(a_dead_pid, platform.node(), False, id="its owner is gone: swept"),
+    ],
 )
 def test_a_control_plane_is_swept_only_when_its_owner_is_gone(
-    tmp_path: Path, sleeper: Component, owner_lives: bool
+    folder: Path, sleeper: Component, owner: Callable[[], int | None], host: str, kept: bool
 ) -> None:
-    State(os.getppid() if owner_lives else a_dead_pid(), pids={"sleeper": sleeper.pid}).write(tmp_path)
-    state.sweep(tmp_path.parent)
-    assert sleeper.alive() is owner_lives
-    assert tmp_path.exists() is owner_lives
+    State(owner(), pids={"sleeper": sleeper.pid}, host=host).write(folder)
+    state.sweep(folder.parent)
+    assert sleeper.alive() is kept
+    assert folder.exists() is kept
 
 
 def test_a_port_that_another_program_took_meanwhile_means_another_try(
