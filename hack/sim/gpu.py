@@ -14,21 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from gpusharing.agent.library import LibraryError, Reading
-from gpusharing.api.gpunode import (
-    ComputeModeValue,
-    MigModeValue,
-    ObservedGPU,
-    ObservedInstance,
-    ObservedModel,
-    ObservedProcess,
-    ObservedProfile,
+from gpusharing.agent import library
+from gpusharing.agent.library import (
+    GPU,
+    ComputeMode,
+    Instance,
+    LibraryError,
+    MigMode,
+    Model,
+    Process,
+    Reading,
     RemappedRows,
 )
 from gpusharing.planning.cards import Card, Profile, find_card, profiles_of
 
 DRIVER_VERSION = "580.95.05"
-HEALTHY_ROWS = RemappedRows(correctable=0, uncorrectable=0, pending=False, failed=False)
+HEALTHY_ROWS = RemappedRows()
 
 
 class DriverRefusal(Exception):
@@ -57,9 +58,9 @@ class _GPU:
     card: Card
     mig: bool = False
     mig_pending: bool = False
-    compute_mode: ComputeModeValue = "Default"
-    instances: list[ObservedInstance] = field(default_factory=list)
-    processes: list[ObservedProcess] = field(default_factory=list)
+    compute_mode: ComputeMode = "Default"
+    instances: list[Instance] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
     ecc_uncorrected: int | None = 0
     remapped_rows: RemappedRows | None = HEALTHY_ROWS
 
@@ -174,7 +175,7 @@ class SimulatedGPUs:
                 gpu.mig_pending = gpu.mig_pending and gpu.keeps_mode_over_reboot
                 _reset(gpu)
 
-    def create(self, index: int, profile: str, start: int | None = None) -> ObservedInstance:
+    def create(self, index: int, profile: str, start: int | None = None) -> Instance:
         """Create a GPU instance with a full compute instance; order matters, as for the driver."""
         with self._lock:
             gpu = self._mig_gpu(index)
@@ -186,7 +187,7 @@ class SimulatedGPUs:
             _refuse_too_many(gpu, offered)
             place = _free_start(gpu, offered, start)
             number = next(i for i in range(1, 100) if all(i != known.id for known in gpu.instances))
-            created = ObservedInstance(
+            created = Instance(
                 profile=profile,
                 start=place,
                 size=offered.size,
@@ -205,14 +206,14 @@ class SimulatedGPUs:
             if gpu.instances:
                 raise InUse(f"GPU {index}: {len(gpu.instances)} instances are in use")
 
-    def set_compute_mode(self, index: int, mode: ComputeModeValue) -> None:
+    def set_compute_mode(self, index: int, mode: ComputeMode) -> None:
         """Set the CUDA compute mode; MPS uses ExclusiveProcess."""
         self._gpus[index].compute_mode = mode
 
     def add_process(self, index: int, name: str, pid: int, device: str = "") -> None:
         """A process begins to compute, on a whole GPU or on the MIG device with this UUID."""
         with self._lock:
-            self._gpus[index].processes.append(ObservedProcess(pid=pid, name=name, device=device))
+            self._gpus[index].processes.append(Process(pid=pid, name=name, device=device))
 
     def remove_process(self, pid: int) -> None:
         """A process ends."""
@@ -258,8 +259,8 @@ class SimulatedGPUs:
         _reset(gpu)
         return True
 
-    def _models(self) -> tuple[ObservedModel, ...]:
-        found: dict[str, ObservedModel] = {}
+    def _models(self) -> tuple[Model, ...]:
+        found: dict[str, Model] = {}
         for gpu in self._gpus:
             found.setdefault(gpu.product, _model(gpu))
         return tuple(found.values())
@@ -289,11 +290,11 @@ def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
     raise DoesNotFit(f"GPU {gpu.index}: insufficient resources for {wanted.name}")
 
 
-def _observed(gpu: _GPU) -> ObservedGPU:
-    def mode(on: bool) -> MigModeValue:
+def _observed(gpu: _GPU) -> GPU:
+    def mode(on: bool) -> MigMode:
         return ("Enabled" if on else "Disabled") if gpu.mig_capable else "NotSupported"
 
-    return ObservedGPU(
+    return GPU(
         index=gpu.index,
         uuid=gpu.uuid,
         product=gpu.product,
@@ -307,10 +308,10 @@ def _observed(gpu: _GPU) -> ObservedGPU:
     )
 
 
-def _model(gpu: _GPU) -> ObservedModel:
+def _model(gpu: _GPU) -> Model:
     card = gpu.card
     needs_reset: Literal["Live", "Reset"] = "Reset" if card.mig_mode_needs_reset else "Live"
-    return ObservedModel(
+    return Model(
         product=gpu.product,
         memory_mib=card.memory_mib or card.memory_gb * 1024,
         compute_capability="{}.{}".format(*card.compute_capability),
@@ -320,8 +321,8 @@ def _model(gpu: _GPU) -> ObservedModel:
     )
 
 
-def _profile(profile: Profile) -> ObservedProfile:
-    return ObservedProfile(
+def _profile(profile: Profile) -> library.Profile:
+    return library.Profile(
         name=profile.name,
         id=-1 if profile.profile_id is None else profile.profile_id,
         slices=profile.slices,

@@ -15,8 +15,8 @@ import pynvml
 
 from gpusharing.agent.library import LibraryError
 from gpusharing.agent.nvml import NVML
+from gpusharing.agent.observation import Request
 from gpusharing.agent.reader import Reader
-from gpusharing.api.gpunode import Request
 
 COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}  # NVML_COMPUTE_INSTANCE_PROFILE_<n>_SLICE
 
@@ -45,11 +45,7 @@ def read() -> object:
         reading = NVML().read()
     except LibraryError as error:
         return {"error": f"{error.reason}: {error}"}
-    return {
-        "driver_version": reading.driver_version,
-        "models": [model.model_dump(mode="json") for model in reading.models],
-        "gpus": [gpu.model_dump(mode="json") for gpu in reading.gpus],
-    }
+    return asdict(reading)
 
 
 async def hang() -> object:

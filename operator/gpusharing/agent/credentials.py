@@ -1,7 +1,6 @@
 """Where the API server is and how the agent proves who it is: in the cluster, or by a kubeconfig on a desk."""
 
 import base64
-import os
 import ssl
 import tempfile
 from collections.abc import Mapping
@@ -49,7 +48,7 @@ class Credentials:
         return context
 
 
-def in_cluster(environ: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOUNT) -> Credentials:
+def in_cluster(environ: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Credentials:
     """The pod's service account; raises NoCredentials outside of a pod."""
     host = environ.get("KUBERNETES_SERVICE_HOST")
     if not host or not (folder / "token").exists():

@@ -1,13 +1,89 @@
 """What the agent wants of a GPU library, in our words. NVML is one implementation, a simulation another.
 
-A reading uses the wire types of `GPUNode.status.observed`: they are frozen and carry meaning and units. What
-a card or driver does not support is a value there (NotSupported, None, an empty tuple), never an error.
+What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error. Names and
+meaning of the fields are those of the wire types in `api/gpunode.py`; these are dataclasses because pydantic would
+take 10 MiB of the agent's 45, and a test holds the two together.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
-from gpusharing.api.gpunode import ObservedGPU, ObservedModel
+MigMode = Literal["Enabled", "Disabled", "NotSupported"]
+ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported"]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A MIG profile that the driver offers on a card; see ObservedProfile."""
+
+    name: str
+    id: int
+    slices: int
+    memory_gb: int
+    max_count: int
+    starts: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A card model; see ObservedModel."""
+
+    product: str
+    memory_mib: int
+    compute_capability: str
+    mig_capable: bool
+    mig_mode_change: Literal["Live", "Reset", "Unknown"]
+    profiles: tuple[Profile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A MIG GPU instance; see ObservedInstance."""
+
+    profile: str
+    start: int
+    """-1 where placements may not be read."""
+    size: int
+    """0 where placements may not be read."""
+    id: int
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that computes; see ObservedProcess."""
+
+    pid: int
+    """0 stands for processes that may not be listed."""
+    name: str
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RemappedRows:
+    """Row remapping of a GPU's memory; see api.gpunode.RemappedRows."""
+
+    correctable: int = 0
+    uncorrectable: int = 0
+    pending: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    """One GPU; see ObservedGPU."""
+
+    index: int
+    uuid: str
+    product: str
+    mig_mode: MigMode
+    mig_mode_pending: MigMode
+    compute_mode: ComputeMode
+    instances: tuple[Instance, ...]
+    processes: tuple[Process, ...]
+    ecc_uncorrected: int | None
+    remapped_rows: RemappedRows | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +92,9 @@ class Reading:
 
     driver_version: str
     """NVIDIA driver version, empty when unknown."""
-    models: tuple[ObservedModel, ...]
+    models: tuple[Model, ...]
     """Card models, each once, in the order of the first GPU of each."""
-    gpus: tuple[ObservedGPU, ...]
+    gpus: tuple[GPU, ...]
     """GPUs by index."""
 
 

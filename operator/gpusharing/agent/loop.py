@@ -15,19 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpusharing.agent.api import NodeAPI
-from gpusharing.agent.library import Library
+from gpusharing.agent.library import Library, Reading
+from gpusharing.agent.observation import Observation, Request
 from gpusharing.agent.own import Backoff, OwnNode
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.agent.reader import Outcome, Reader
-from gpusharing.agent.report import (
-    keeps_closed,
-    observed_of,
-    report,
-    request_of,
-    status_patch,
-    with_holdings,
-)
-from gpusharing.api.gpunode import Observed, Request
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import KubeError, NotFound
 
@@ -82,8 +74,10 @@ class AgentLoop:
     ) -> None:
         self.settings = settings or LoopSettings()
         self.stats = Stats()
-        self.observed: Observed | None = None
+        self.observed: Observation | None = None
         """The last observation, whether or not the server has it."""
+        self.reading: Reading | None = None
+        """The last reading of this process."""
         self._api = api
         self._pods = pods
         self._simulated = library.simulated
@@ -124,12 +118,12 @@ class AgentLoop:
         node = self._own.node
         if node is None:  # nothing asked, nowhere to report: in the middle of a change NVML must stay closed
             return
-        request = request_of(node)
-        last = self.observed or observed_of(node)
+        request = Request.of(node)
+        last = self.observed or Observation.of(node)
         holdings = await self._read_holdings()
-        if not keeps_closed(request, last):
+        if not last.keeps_closed(request):
             last = await self._read(request, last)
-        self.observed = with_holdings(last, holdings)
+        self.observed = last.held_by(holdings)
         await self._publish(self.observed)
         if not self.observed.error and self.observed.request_id != self._asked():
             self._wake.set()  # a newer request came while we read
@@ -146,7 +140,7 @@ class AgentLoop:
             except TimeoutError:
                 continue
 
-    async def _read(self, request: Request, last: Observed) -> Observed:
+    async def _read(self, request: Request, last: Observation) -> Observation:
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -157,7 +151,10 @@ class AgentLoop:
                 "cannot read the GPUs" if answer.error else "reading the GPUs again",
                 extra={"error": answer.error},
             )
-        return report(answer, last, simulated=self._simulated)
+        if answer.reading is None:
+            return last.failing(answer.error, simulated=self._simulated)
+        self.reading = answer.reading
+        return Observation.after(answer.request, answer.reading, simulated=self._simulated)
 
     async def _read_holdings(self) -> Holdings:
         try:
@@ -171,9 +168,9 @@ class AgentLoop:
         self._pods_error = error
         return holdings
 
-    async def _publish(self, observed: Observed) -> None:
+    async def _publish(self, observed: Observation) -> None:
         node = self._own.node
-        patch = None if node is None else status_patch(observed, node)
+        patch = None if node is None else observed.patch(node)
         if patch is None:
             self._write_error = ""
             return
@@ -193,7 +190,7 @@ class AgentLoop:
             self._own.take(written)
 
     def _asked(self) -> str:
-        return "" if self._own.node is None else request_of(self._own.node).id
+        return "" if self._own.node is None else Request.of(self._own.node).id
 
     def _new_backoff(self) -> Backoff:
         return Backoff(self.settings.retry_first, self.settings.retry_last, self._jitter)

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
 
-from gpusharing.agent.credentials import Credentials, NoCredentials, from_kubeconfig, in_cluster
+from gpusharing.agent.credentials import (
+    SERVICE_ACCOUNT,
+    Credentials,
+    NoCredentials,
+    from_kubeconfig,
+    in_cluster,
+)
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.logs import log_as_json
 from gpusharing.agent.loop import AgentLoop, LoopSettings
@@ -27,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
     try:
-        credentials = credentials_of(options.kubeconfig)
+        credentials = credentials_of(options.kubeconfig, options.service_account)
     except NoCredentials as error:
         log.error("cannot log in to the API server", extra={"error": str(error)})
         return 2
@@ -78,6 +84,13 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
         help="for development; without it the pod's service account is used ($KUBECONFIG)",
     )
     parser.add_argument(
+        "--service-account",
+        type=Path,
+        default=SERVICE_ACCOUNT,
+        metavar="FOLDER",
+        help="folder with the files `token` and `ca.crt`; default: the pod's service account",
+    )
+    parser.add_argument(
         "--log-level", default=environ.get("LOG_LEVEL", "info"), help="$LOG_LEVEL, default info"
     )
     return parser.parse_args(arguments)
@@ -91,9 +104,9 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def credentials_of(kubeconfig: str) -> Credentials:
+def credentials_of(kubeconfig: str, service_account: Path) -> Credentials:
     """From the kubeconfig that is named, else from the pod; raises NoCredentials."""
-    return from_kubeconfig(Path(kubeconfig)) if kubeconfig else in_cluster()
+    return from_kubeconfig(Path(kubeconfig)) if kubeconfig else in_cluster(os.environ, service_account)
 
 
 async def _serve(

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gpusharing.agent.library import GPU
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.api.gpunode import Observed, ObservedGPU
+from gpusharing.agent.observation import Observation
 
 PREFIX = "gpusharing_agent"
 
@@ -41,13 +42,15 @@ class AgentCollector(Collector):
         yield _gauge("ready", "1 while the agent can answer the operator.", not self._loop.why_not_ready())
         if self._loop.observed is not None:
             yield from _of_observation(self._loop.observed)
+        if self._loop.reading is not None:
+            yield from _of_gpus(self._loop.reading.gpus)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: the registry need not collect at registration."""
         return []
 
 
-def _of_observation(observed: Observed) -> Iterable[Metric]:
+def _of_observation(observed: Observation) -> Iterable[Metric]:
     yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
     yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
     yield _gauge("pods", "Pods of this node that hold a GPU device.", observed.pods)
@@ -55,10 +58,9 @@ def _of_observation(observed: Observed) -> Iterable[Metric]:
     for resource, count in observed.allocated.items():
         allocated.add_metric([resource], count)
     yield allocated
-    yield from _of_gpus(observed.gpus)
 
 
-def _of_gpus(gpus: tuple[ObservedGPU, ...]) -> Iterable[Metric]:
+def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
     info = _family("gpu_info", "1 for each GPU.", "gpu", "uuid", "product")
     instances = _family("gpu_mig_instances", "MIG instances that exist.", "gpu", "profile")
     for gpu in gpus:
@@ -83,9 +85,7 @@ def _of_gpus(gpus: tuple[ObservedGPU, ...]) -> Iterable[Metric]:
     )
 
 
-def _per_gpu(
-    name: str, text: str, gpus: Iterable[ObservedGPU], value: Callable[[ObservedGPU], float | None]
-) -> Metric:
+def _per_gpu(name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]) -> Metric:
     family = _family(name, text, "gpu")
     for gpu in gpus:
         found = value(gpu)

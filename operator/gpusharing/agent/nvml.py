@@ -11,25 +11,27 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import LibraryError, NotLoaded, Reading
-from gpusharing.agent.processes import ProcessNames
-from gpusharing.api.gpunode import (
-    ComputeModeValue,
-    MigModeValue,
-    ObservedGPU,
-    ObservedInstance,
-    ObservedModel,
-    ObservedProcess,
-    ObservedProfile,
+from gpusharing.agent.library import (
+    GPU,
+    ComputeMode,
+    Instance,
+    LibraryError,
+    MigMode,
+    Model,
+    NotLoaded,
+    Process,
+    Profile,
+    Reading,
     RemappedRows,
 )
+from gpusharing.agent.processes import ProcessNames
 
 _PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT
 _CAPACITY = 64  # more placements or instances of one profile than any card has
 _MOST_PROCESSES = 1024  # what the CRD takes; the first ones suffice to say that a GPU is busy
 _MIB = 1024 * 1024
 
-_COMPUTE_MODES: dict[int, ComputeModeValue] = {
+_COMPUTE_MODES: dict[int, ComputeMode] = {
     pynvml.NVML_COMPUTEMODE_DEFAULT: "Default",
     pynvml.NVML_COMPUTEMODE_PROHIBITED: "Prohibited",
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "ExclusiveProcess",
@@ -82,7 +84,7 @@ class NVML:
             raise _explained("NVML", error) from error
 
     def _read(self) -> Reading:
-        models: dict[str, ObservedModel] = {}
+        models: dict[str, Model] = {}
         gpus = []
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
@@ -97,7 +99,7 @@ class NVML:
                 raise _explained(f"GPU {index}", error) from error
         return Reading(pynvml.nvmlSystemGetDriverVersion(), tuple(models.values()), tuple(gpus))
 
-    def _gpu(self, handle: Any, index: int, model: ObservedModel) -> ObservedGPU:
+    def _gpu(self, handle: Any, index: int, model: Model) -> GPU:
         current, pending = _mig_mode(handle)
         migs = tuple(_mig_devices(handle)) if current == "Enabled" else ()
         if current == "Enabled":
@@ -105,7 +107,7 @@ class NVML:
         else:
             processes = self._processes(handle, "")
         mode = _maybe(None, pynvml.nvmlDeviceGetComputeMode, handle)
-        return ObservedGPU(
+        return GPU(
             index=index,
             uuid=_uuid(handle),
             product=model.product,
@@ -118,7 +120,7 @@ class NVML:
             remapped_rows=_remapped_rows(handle),
         )
 
-    def _processes(self, handle: Any, device: str) -> list[ObservedProcess]:
+    def _processes(self, handle: Any, device: str) -> list[Process]:
         """Compute processes by pid, MPS clients included; pid 0 stands for "may not look", which is busy."""
         pids: set[int] = set()
         for call in (
@@ -131,7 +133,7 @@ class NVML:
                 if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
                     raise
                 pids.add(0)
-        return [ObservedProcess(pid=pid, name=self._name(pid), device=device) for pid in sorted(pids)]
+        return [Process(pid=pid, name=self._name(pid), device=device) for pid in sorted(pids)]
 
     def _name(self, pid: int) -> str:
         try:
@@ -173,7 +175,7 @@ def _uuid(handle: Any) -> str:
     return uuid
 
 
-def _mig_mode(handle: Any) -> tuple[MigModeValue, MigModeValue]:
+def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
     """Mode in force and mode after the next reset."""
     modes = _maybe(None, pynvml.nvmlDeviceGetMigMode, handle)
     if modes is None:
@@ -182,12 +184,12 @@ def _mig_mode(handle: Any) -> tuple[MigModeValue, MigModeValue]:
     return ("Enabled" if current else "Disabled"), ("Enabled" if pending else "Disabled")
 
 
-def _model(handle: Any, product: str) -> ObservedModel:
+def _model(handle: Any, product: str) -> Model:
     memory = _maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = _maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     mig_capable = _mig_mode(handle)[0] != "NotSupported"
     live = _fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
-    return ObservedModel(
+    return Model(
         product=product,
         memory_mib=memory.total // _MIB if memory else 0,
         compute_capability=".".join(map(str, capability)),
@@ -197,7 +199,7 @@ def _model(handle: Any, product: str) -> ObservedModel:
     )
 
 
-def _profiles(handle: Any) -> Iterator[ObservedProfile]:
+def _profiles(handle: Any) -> Iterator[Profile]:
     """Profiles are asked for by their enum index and known by their id, which differs between cards."""
     for enum in _PROFILE_ENUM:
         try:
@@ -210,7 +212,7 @@ def _profiles(handle: Any) -> Iterator[ObservedProfile]:
             continue
         placements = _placements(handle, info.id)
         name = info.name.removeprefix("MIG ")
-        yield ObservedProfile(
+        yield Profile(
             name=name,
             id=info.id,
             slices=info.sliceCount,
@@ -249,9 +251,7 @@ def _mig_devices(handle: Any) -> Iterator[Any]:
                 raise
 
 
-def _instances(
-    handle: Any, profiles: Sequence[ObservedProfile], migs: Sequence[Any]
-) -> tuple[ObservedInstance, ...]:
+def _instances(handle: Any, profiles: Sequence[Profile], migs: Sequence[Any]) -> tuple[Instance, ...]:
     """GPU instances by placement; without the right to list them (mig/config), what the MIG devices tell."""
     uuids: dict[int, str] = {}
     for mig in migs:  # several compute instances of one GPU instance: the first stands for it
@@ -274,13 +274,13 @@ def _instance_infos(handle: Any, profile_id: int) -> list[Any]:
     return [pynvml.nvmlGpuInstanceGetInfo(instance) for instance in found[: count.value] if instance]
 
 
-def _instance(info: Any, profile: ObservedProfile, uuids: dict[int, str]) -> ObservedInstance:
+def _instance(info: Any, profile: Profile, uuids: dict[int, str]) -> Instance:
     place = info.placement
     uuid = uuids.get(info.id, "")
-    return ObservedInstance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
+    return Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
 
 
-def _instance_of_device(mig: Any, profiles: Sequence[ObservedProfile]) -> ObservedInstance:
+def _instance_of_device(mig: Any, profiles: Sequence[Profile]) -> Instance:
     """Profile from the device's name ("... MIG 1c.3g.40gb"), else from its attributes; no placement."""
     name = pynvml.nvmlDeviceGetName(mig).rpartition(" MIG ")[2]
     name = re.sub(r"^\d+c\.", "", name)
@@ -290,7 +290,7 @@ def _instance_of_device(mig: Any, profiles: Sequence[ObservedProfile]) -> Observ
         alike = [p for p in profiles if p.slices == attributes.gpuInstanceSliceCount]
         # The usable memory is below the nominal one of the name, never above it.
         profile = min(alike, key=lambda p: abs(p.memory_gb - attributes.memorySizeMB / 1024), default=None)
-    return ObservedInstance(
+    return Instance(
         profile=profile.name if profile else "",
         start=-1,
         size=profile.size if profile else 0,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from gpusharing.agent.background import in_daemon_thread
 from gpusharing.agent.library import Library, LibraryError, Reading
-from gpusharing.api.gpunode import Request
+from gpusharing.agent.observation import Request
 
 Outcome = Literal["ok", "failed", "hung"]
 

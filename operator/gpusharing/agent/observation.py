@@ -1,0 +1,116 @@
+"""What is asked and what is answered: the request, the observation, and the patch that puts it on the server."""
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from gpusharing.agent.library import Reading
+from gpusharing.agent.podresources import Holdings
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import entries, part, section, text, whole
+
+_SPELT_OTHERWISE = {"request_id": "requestID", "memory_gb": "memoryGB", "memory_mib": "memoryMiB"}
+"""Wire names that are not the plain camel case of ours (api/gpunode.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the operator asks in `spec.request`; see api.gpunode.Request."""
+
+    id: str = ""
+    quiet: bool = False
+
+    @classmethod
+    def of(cls, node: JSON) -> "Request":
+        """The request of a GPUNode; without one, nothing in particular is asked."""
+        return cls(text(node, "spec", "request", "id"), part(node, "spec", "request", "quiet") is True)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """`status.observed`; see api.gpunode.Observed. GPUs and models are kept as they go over the wire."""
+
+    request_id: str = ""
+    quiet: bool = False
+    simulated: bool = False
+    error: str = ""
+    driver_version: str = ""
+    models: list[JSON] = field(default_factory=list)
+    gpus: list[JSON] = field(default_factory=list)
+    allocated: dict[str, int] = field(default_factory=dict)
+    pods: int = 0
+
+    @classmethod
+    def of(cls, node: JSON) -> "Observation":
+        """What the server holds, from this process or the one before; nothing known where there is nothing."""
+        observed = section(node, "status", "observed")
+        return cls(
+            request_id=text(observed, "requestID"),
+            quiet=part(observed, "quiet") is True,
+            simulated=part(observed, "simulated") is True,
+            error=text(observed, "error"),
+            driver_version=text(observed, "driverVersion"),
+            models=entries(observed, "models"),
+            gpus=entries(observed, "gpus"),
+            allocated=section(observed, "allocated"),
+            pods=whole(observed, "pods"),
+        )
+
+    @classmethod
+    def after(cls, request: Request, reading: Reading, *, simulated: bool) -> "Observation":
+        """The answer to a request, by a reading that began after it."""
+        return cls(
+            request_id=request.id,
+            quiet=request.quiet,
+            simulated=simulated,
+            driver_version=reading.driver_version,
+            models=[wire(model) for model in reading.models],
+            gpus=[wire(gpu) for gpu in reading.gpus],
+        )
+
+    def failing(self, error: str, *, simulated: bool) -> "Observation":
+        """The same GPUs and the same echo with an error: nothing new was read, so no newer request is echoed, and
+        a library that may still be open is not called quiet."""
+        return replace(self, error=error, quiet=False, simulated=simulated)
+
+    def held_by(self, holdings: Holdings) -> "Observation":
+        """The same GPUs with who holds devices now."""
+        return replace(self, allocated=holdings.allocated, pods=holdings.pods)
+
+    def keeps_closed(self, request: Request) -> bool:
+        """The library stays closed: quiet is asked for and was answered, maybe by the process before us."""
+        return request.quiet and self.quiet and self.request_id == request.id
+
+    def patch(self, node: JSON) -> JSON | None:
+        """JSON merge patch for the status subresource, every key present; None when the server has it already.
+
+        A merge patch keeps map keys that it does not name, so resource names that are gone are named with null.
+        """
+        wanted: JSON = wire(self)
+        present = section(node, "status", "observed")
+        if _without_nulls(present) == _without_nulls(wanted):
+            return None
+        gone = dict.fromkeys(sorted(section(present, "allocated").keys() - self.allocated.keys()))
+        return {"status": {"observed": {**wanted, "allocated": {**self.allocated, **gone}}}}
+
+
+def wire(value: Any) -> Any:
+    """JSON of our dataclasses, field names in the spelling of the wire."""
+    if is_dataclass(value):
+        return {_wire_name(each.name): wire(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, tuple | list):
+        return [wire(item) for item in value]
+    return value
+
+
+def _wire_name(name: str) -> str:
+    head, *tail = name.split("_")
+    return _SPELT_OTHERWISE.get(name) or head + "".join(word.capitalize() for word in tail)
+
+
+def _without_nulls(value: Any) -> Any:
+    """The API server may drop null fields when it stores an object; absent and null mean the same to us."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
