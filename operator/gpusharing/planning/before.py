@@ -188,12 +188,10 @@ def _prove_idle(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
         return wait(Reason.OBSERVATION_PENDING, "waiting for the agent to close NVML")
     if busy := _busy(case):
         return wait(Reason.GPU_STILL_BUSY, busy)
-    empty_for = case.now - (work.empty_since or case.now)
-    proven_at = case.now - empty_for + timedelta(seconds=case.settings.idle)
-    if case.now < proven_at:
-        verdict = case.verdict(
-            Phase.VERIFYING_IDLE, Reason.SETTLING, "no pod holds a GPU; looking once more", wake=proven_at
-        )
+    proven_at = (work.empty_since or case.now) + timedelta(seconds=case.settings.idle)
+    if work.listed_at < proven_at:
+        message = "no pod holds a GPU; looking once more"
+        verdict = case.verdict(Phase.VERIFYING_IDLE, Reason.SETTLING, message, wake=max(proven_at, case.now))
         return replace(verdict, wants_pods=True)
     return _pass(case, target, Phase.VERIFYING_IDLE)
 

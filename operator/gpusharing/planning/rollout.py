@@ -52,6 +52,8 @@ class RolloutPlan:
     """By policy: why it is not accepted."""
     shared: tuple[Action, ...]
     """First, in this order: configuration, finalizers, claims. Fences of this pass need the claims to succeed."""
+    targets: Mapping[str, Mapping[str, int]]
+    """By owned node: the allocatable GPU resources predicted for it."""
     wants_pods: frozenset[str]
     """Nodes whose pods the next pass needs."""
     differing: frozenset[str]
@@ -133,6 +135,11 @@ class _Pass:
             pools=self.pools,
             objections=self.objections,
             shared=shared,
+            targets={
+                name: known.assessment.target.resources
+                for name, known in self.memo.known.items()
+                if known.assessment is not None and known.assessment.target is not None
+            },
             wants_pods=frozenset(name for name, verdict in verdicts.items() if verdict.wants_pods),
             differing=frozenset(self.differing),
             wake_at=min((v.wake for v in verdicts.values() if v.wake is not None), default=None),

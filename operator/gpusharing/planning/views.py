@@ -354,6 +354,8 @@ class ClusterSnapshot:
     mig_managers: Mapping[str, Operand]
     claims: Mapping[str, Claim]
     work: Mapping[str, NodeWork]
+    pending: Mapping[str, int] = field(default_factory=dict)
+    """GPU resource name to Pending pods that ask for it and have no node yet."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
     """Nodes that differ from what was proven there, and since when this process has seen it."""
     settings: Settings = Settings()

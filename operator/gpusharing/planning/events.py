@@ -1,0 +1,79 @@
+"""Events as values: one per transition of a node, none while nothing happens. (before, after) → what to tell."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.blockers import explain_blockers
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.verdict import Verdict
+
+MAX_NOTE = 1000
+"""events.k8s.io allows 1024 characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEvent:
+    """Something that happened to a node, told on its policy and its Node."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    note: str
+
+
+def node_events(before: Verdict | None, after: Verdict) -> tuple[NodeEvent, ...]:
+    """What changed between two verdicts of one node. Without a `before` (a restart) only what is new since then."""
+    if before is None or before is after:
+        return ()
+    told: list[NodeEvent] = []
+    if before.phase is not after.phase and (event := _entered(before, after)) is not None:
+        told.append(event)
+    if _newly_blocked(before, after):
+        lines = explain_blockers(after.blockers)
+        told.append(
+            NodeEvent(
+                "Warning", "PodEvictionBlocked", f"{after.node}: {lines[0] if lines else after.message}"
+            )
+        )
+    if after.attempt > max(before.attempt, 1) and after.phase.in_flight:
+        told.append(NodeEvent("Warning", "ActuatorRestarted", f"{after.node}: {after.message}"))
+    if after.reason is not before.reason and after.reason in _WORTH_TELLING:
+        told.append(NodeEvent("Warning", str(after.reason), f"{after.node}: {after.message}"))
+    return tuple(NodeEvent(event.type, event.reason, event.note[:MAX_NOTE]) for event in told)
+
+
+_WORTH_TELLING = frozenset(
+    {
+        Reason.DRIFTED,
+        Reason.DRIFT_RETURNED,
+        Reason.ORPHAN_FENCE,
+        Reason.FENCE_UNREADABLE,
+        Reason.GPU_STILL_BUSY,
+    }
+)
+
+
+def _entered(before: Verdict, after: Verdict) -> NodeEvent | None:
+    node = after.node
+    match after.phase:
+        case Phase.DRAINING if after.pods > 0:
+            return NodeEvent(
+                "Normal", "DrainStarted", f"{node}: {after.pods} GPU pods to evict before {after.wanted}"
+            )
+        case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING:
+            text = f"{node}: {after.observed} -> {after.wanted} (class {after.disruption})"
+            return NodeEvent("Normal", "Reconfiguring", text)
+        case Phase.SYNCED if before.phase.in_flight and before.disruption is not DisruptionClass.NONE:
+            return NodeEvent("Normal", "LayoutVerified", f"{node}: {after.message}")
+        case Phase.ABORTING:
+            return NodeEvent("Warning", "ChangeGivenUp", f"{node}: {after.reason}: {after.message}")
+        case Phase.FAILED:
+            return NodeEvent("Warning", "NodeFailed", f"{node}: {after.reason}: {after.message}")
+        case _:
+            return None
+
+
+def _newly_blocked(before: Verdict, after: Verdict) -> bool:
+    return bool(after.blockers) and {(b.reason, b.pdb) for b in after.blockers} > {
+        (b.reason, b.pdb) for b in before.blockers
+    }

@@ -1,0 +1,49 @@
+"""`GPUNode.status.transition`: the verdict of a node for people. Nothing is ever decided from it."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from gpusharing.planning.blockers import culprit, explain_blockers
+from gpusharing.planning.gates import CORDONING
+from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.views import NodeView
+
+MAX_HISTORY = 20
+MAX_MESSAGE = 1000
+
+
+def transition(
+    verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
+) -> dict[str, Any]:
+    """The mirror after this pass; `previous` is what stands there now. Equal verdicts give equal mirrors."""
+    phase, reason = str(verdict.phase), str(verdict.reason)
+    same = previous.get("phase") == phase
+    moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    history = list(previous.get("history") or ())
+    if not same:
+        history = [*history, {"phase": phase, "reason": reason, "at": moment}][-MAX_HISTORY:]
+    return {
+        "phase": phase,
+        "reason": reason,
+        "message": verdict.message[:MAX_MESSAGE],
+        "since": (previous.get("since") if same else None) or moment,
+        "deadline": f"{verdict.deadline.astimezone(UTC):%H:%M:%SZ}" if verdict.deadline else "",
+        "attempt": verdict.attempt,
+        "step": verdict.step,
+        "observed": verdict.observed,
+        "disruption": str(verdict.disruption),
+        "culprit": culprit(verdict.blockers),
+        "cordon": whose_cordon(node),
+        "blockers": list(explain_blockers(verdict.blockers)),
+        "history": history,
+    }
+
+
+def whose_cordon(node: NodeView) -> str:
+    """Who holds the cordon of a node, as far as anybody can tell."""
+    if not node.unschedulable:
+        return ""
+    if node.fence is not None and node.fence.disruption in CORDONING and not node.fence.prior_unschedulable:
+        return "ours"
+    return "foreign" if node.foreign else "human"

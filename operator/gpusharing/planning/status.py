@@ -1,0 +1,312 @@
+"""A policy's whole status, recomputed from snapshot and plan. Equal worlds give equal status, so nothing is rewritten.
+
+Conditions use the terms of kstatus. Messages are sorted, bounded and free of times, so that they do not flap.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
+from gpusharing.planning.reasons import Passes, Reason, priority
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.verify import served
+from gpusharing.planning.views import ClusterSnapshot, NodeView, PolicyView
+
+MAX_LISTED = 20
+"""Nodes named in plan and failures."""
+MAX_TEXT = 1000
+_SEVERITY = tuple(DisruptionClass)
+_UNSUPPORTED = frozenset(reason for reason in Reason if reason.group == "Hardware") | {Reason.CONFIG_UNKNOWN}
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The nodes of one policy with their verdicts; nodes left alone on purpose (spec.products) are not among them."""
+
+    policy: PolicyView
+    verdicts: tuple[Verdict, ...]
+    nodes: tuple[NodeView, ...]
+    skipped: tuple[Verdict, ...]
+
+
+def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
+    """Collect what a policy's status speaks about."""
+    mine = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
+    counted = tuple(verdict for verdict in mine if verdict.reason is not Reason.PRODUCT_SKIPPED)
+    skipped = tuple(verdict for verdict in mine if verdict.reason is Reason.PRODUCT_SKIPPED)
+    return Members(policy, counted, tuple(snapshot.nodes[verdict.node] for verdict in counted), skipped)
+
+
+def policy_status(
+    policy: PolicyView,
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+    previous: Mapping[str, Any],
+    now: datetime,
+) -> dict[str, Any]:
+    """The body of `status`, every key present; None removes. `previous` gives the times of unchanged conditions."""
+    pool = members(policy, plan, snapshot)
+    conditions = {
+        ConditionType.ACCEPTED: _accepted(pool, plan),
+        ConditionType.READY: _ready(pool, plan),
+        ConditionType.RECONCILING: _reconciling(pool, plan),
+        ConditionType.STALLED: _stalled(pool, plan),
+    }
+    return {
+        "observedGeneration": policy.generation,
+        "summary": _summary(pool, plan, snapshot),
+        "plan": _plan(pool, plan, snapshot),
+        "failures": [
+            {"node": verdict.node, "reason": str(verdict.reason), "message": _cut(verdict.message)}
+            for verdict in pool.verdicts
+            if verdict.phase is Phase.FAILED
+        ][:MAX_LISTED],
+        "conditions": [
+            _condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
+        ],
+    }
+
+
+# --- conditions --------------------------------------------------------------------------------------------
+
+Answer = tuple[bool, Reason, str]
+
+
+def _condition(
+    kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
+) -> dict[str, Any]:
+    holds, reason, message = answer
+    status = "True" if holds else "False"
+    rows: list[dict[str, Any]] = list(previous.get("conditions") or ())
+    earlier: dict[str, Any] = next((row for row in rows if row.get("type") == str(kind)), {})
+    since = earlier.get("lastTransitionTime") if earlier.get("status") == status else None
+    return {
+        "type": str(kind),
+        "status": status,
+        "reason": str(reason),
+        "message": _cut(message),
+        "observedGeneration": generation,
+        "lastTransitionTime": since or now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _accepted(pool: Members, plan: RolloutPlan) -> Answer:
+    objection = plan.objections.get(pool.policy.name)
+    if objection is not None:
+        return False, objection.reason, objection.message
+    refused = [verdict for verdict in pool.verdicts if verdict.reason in _UNSUPPORTED]
+    if refused and len(refused) == len(pool.verdicts):
+        return False, refused[0].reason, _first(refused)
+    if not pool.verdicts and pool.skipped:
+        return False, Reason.PRODUCT_SKIPPED, _first(pool.skipped)
+    if refused:
+        return (
+            True,
+            Reason.VALID,
+            f"{len(refused)} of {len(pool.verdicts)} nodes cannot take it: {_first(refused)}",
+        )
+    return True, Reason.VALID, _legal(pool)
+
+
+def _legal(pool: Members) -> str:
+    if not pool.verdicts:
+        return "the spec is valid; no node is selected yet"
+    layouts = sorted({verdict.wanted for verdict in pool.verdicts if verdict.wanted})
+    return f"{', '.join(layouts) or 'the policy'} can be served by {_nodes(len(pool.verdicts))}"
+
+
+def _ready(pool: Members, plan: RolloutPlan) -> Answer:
+    if pool.policy.deleting:
+        return False, Reason.DELETING, "the policy is being deleted"
+    if pool.policy.name in plan.objections:
+        return False, Reason.NOT_ACCEPTED, plan.objections[pool.policy.name].message
+    if not pool.verdicts:
+        return False, Reason.NO_NODES, _no_nodes(pool, plan)
+    done = sum(_is_done(verdict, node) for verdict, node in zip(pool.verdicts, pool.nodes, strict=True))
+    if done == len(pool.verdicts):
+        return True, Reason.SYNCED, f"{_nodes(done)} proven"
+    urgent = _most_urgent(pool)
+    reason = urgent.reason if urgent.reason in _UNSUPPORTED else Reason.ROLLOUT_IN_PROGRESS
+    return False, reason, f"{done} of {_nodes(len(pool.verdicts))} proven; {urgent.node}: {urgent.message}"
+
+
+def _no_nodes(pool: Members, plan: RolloutPlan) -> str:
+    if pool.skipped:
+        return _first(pool.skipped)
+    return "spec.nodeSelector selects no node that another policy does not own; label the nodes of the pool"
+
+
+def _is_done(verdict: Verdict, node: NodeView) -> bool:
+    return verdict.phase is Phase.SYNCED and node.ready and not verdict.actions
+
+
+def _reconciling(pool: Members, plan: RolloutPlan) -> Answer:
+    moving = [
+        verdict for verdict in pool.verdicts if verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+    ]
+    waiting = [verdict for verdict in pool.verdicts if verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)]
+    if moving:
+        return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
+    if waiting:
+        urgent = min(waiting, key=_urgency)
+        return True, urgent.reason, f"{_nodes(len(waiting))} to go; {urgent.node}: {urgent.message}"
+    return False, Reason.SYNCED if pool.verdicts else Reason.NO_NODES, "nothing is under way"
+
+
+def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
+    if pool.policy.name in plan.objections:
+        objection = plan.objections[pool.policy.name]
+        return True, objection.reason, objection.message
+    failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
+    if failed:
+        return True, Reason.NODES_FAILED, f"{_nodes(len(failed))} failed; {_first(failed)}"
+    returned = [verdict for verdict in pool.verdicts if verdict.reason is Reason.DRIFT_RETURNED]
+    if returned:
+        return True, Reason.DRIFT_RETURNED, _first(returned)
+    stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
+    moving = any(verdict.phase.in_flight for verdict in pool.verdicts)
+    if stuck and not moving:
+        return True, Reason.BLOCKED, f"{_nodes(len(stuck))} blocked; {_first(stuck)}"
+    return False, Reason.PROGRESSING, "nothing needs a person"
+
+
+def _needs_person(verdict: Verdict) -> bool:
+    return verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
+
+
+# --- columns -----------------------------------------------------------------------------------------------
+
+
+def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[str, Any]:
+    spec = pool.policy.spec
+    gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
+    layouts = Counter(verdict.wanted for verdict in pool.verdicts if verdict.wanted)
+    names = {name for node in pool.nodes for name in served(node)}
+    usable = sum(
+        _is_done(verdict, node) and not node.unschedulable
+        for verdict, node in zip(pool.verdicts, pool.nodes, strict=True)
+    )
+    word, message = _word(pool, plan)
+    return {
+        "mode": str(spec.mode) if spec else "",
+        "layout": ", ".join(text for text, _ in layouts.most_common(2)),
+        "nodes": f"{usable}/{len(pool.verdicts)}",
+        "gpus": len(gpus),
+        "used": _used(pool, snapshot),
+        "pendingPods": sum(count for name, count in snapshot.pending.items() if name in names),
+        "strategy": spec.mig.strategy if spec and spec.mode is Mode.MIG and spec.mig else "",
+        "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
+        "status": word,
+        "message": _cut(message),
+    }
+
+
+def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
+    gpunode = snapshot.gpunodes.get(verdict.node)
+    return gpunode.observed.gpus if gpunode and gpunode.observed else ()
+
+
+def _used(pool: Members, snapshot: ClusterSnapshot) -> str:
+    held = offered = 0
+    for node in pool.nodes:
+        now = served(node)
+        offered += sum(now.values())
+        gpunode = snapshot.gpunodes.get(node.name)
+        allocated = gpunode.observed.allocated if gpunode and gpunode.observed else {}
+        held += sum(count for name, count in allocated.items() if name in now)
+    return f"{held}/{offered}"
+
+
+def _word(pool: Members, plan: RolloutPlan) -> tuple[str, str]:
+    """One word and one sentence for the pool: what needs a person first, then what moves."""
+    if pool.policy.deleting:
+        return "Deleting", "nodes in flight are brought to a safe end first"
+    if pool.policy.name in plan.objections:
+        objection = plan.objections[pool.policy.name]
+        return str(objection.reason), objection.message
+    if not pool.verdicts:
+        return str(Reason.NO_NODES), _no_nodes(pool, plan)
+    failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
+    moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
+    rest = [v for v in pool.verdicts if v.phase is not Phase.SYNCED]
+    shown = min(failed or moving or rest or pool.verdicts, key=_urgency)
+    drifted = {Reason.DRIFTED, Reason.DRIFT_RETURNED}
+    word = str(shown.reason) if shown.reason in drifted else str(shown.phase)
+    if shown.phase in (Phase.PENDING, Phase.SKIPPED) and shown.reason is not Reason.PROGRESSING:
+        word = str(shown.reason)
+    return (
+        word,
+        f"{shown.node}: {shown.message}" if shown.phase is not Phase.SYNCED else f"{shown.wanted} proven",
+    )
+
+
+def _most_urgent(pool: Members) -> Verdict:
+    open_ones = [verdict for verdict in pool.verdicts if verdict.phase is not Phase.SYNCED]
+    return min(open_ones or pool.verdicts, key=_urgency)
+
+
+def _urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
+    return priority(verdict.reason), verdict.node
+
+
+# --- the plan ----------------------------------------------------------------------------------------------
+
+
+def _plan(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[str, Any] | None:
+    """What is going to happen; None when no node of the pool changes."""
+    changing = [
+        v for v in pool.verdicts if v.disruption is not DisruptionClass.NONE and v.phase is not Phase.SYNCED
+    ]
+    if not changing:
+        return None
+    before: Counter[str] = Counter()
+    for node in pool.nodes:
+        before.update(served(node))
+    after: Counter[str] = Counter()
+    for name in plan.pools[pool.policy.name].names:
+        after.update(plan.targets.get(name, {}))
+    worst = max((verdict.disruption for verdict in changing), key=_SEVERITY.index)
+    nodes = [verdict.node for verdict in changing]
+    pods = sum(_pods_on(verdict, snapshot) for verdict in changing)
+    text = f"{pool.policy.uid}/{pool.policy.generation}/{worst}/{nodes}/{sorted(after.items())}"
+    return {
+        "hash": sha256(text.encode()).hexdigest()[:7],
+        "disruption": str(worst),
+        "nodes": nodes[:MAX_LISTED],
+        "nodeCount": len(nodes),
+        "pods": pods,
+        "capacityBefore": dict(sorted(before.items())),
+        "capacityAfter": dict(sorted(after.items())),
+    }
+
+
+def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
+    gpunode = snapshot.gpunodes.get(verdict.node)
+    return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else 0)
+
+
+# --- text --------------------------------------------------------------------------------------------------
+
+
+def _phases(verdicts: Iterable[Verdict]) -> str:
+    by_phase = Counter(str(verdict.phase) for verdict in verdicts)
+    return ", ".join(f"{_nodes(count)} {phase}" for phase, count in sorted(by_phase.items()))
+
+
+def _first(verdicts: Sequence[Verdict]) -> str:
+    shown = min(verdicts, key=_urgency)
+    prefix = "" if shown.message.startswith(shown.node) else f"{shown.node}: "
+    return f"{prefix}{shown.message}"
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node" if count == 1 else f"{count} nodes"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
