@@ -7,8 +7,7 @@ share of the card without the few hundred MiB that the driver keeps.
 import re
 from collections.abc import Iterable, Mapping
 
-from gpusharing.agent.library import Reading
-from gpusharing.api.gpunode import ObservedGPU, ObservedModel, ObservedProfile
+from gpusharing.agent.library import GPU, Model, Profile, Reading
 from gpusharing.api.names import (
     LABEL_GFD_TIMESTAMP,
     LABEL_GPU_COUNT,
@@ -61,7 +60,7 @@ def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, 
     return {**dict.fromkeys(gone), **changed}
 
 
-def _constant(model: ObservedModel) -> dict[str, str]:
+def _constant(model: Model) -> dict[str, str]:
     major, _, minor = model.compute_capability.partition(".")
     family = "ada-lovelace" if (major, minor) == ("8", "9") else _FAMILIES.get(int(major or 0), "undefined")
     return {
@@ -82,7 +81,7 @@ def _sharing(config: PluginConfig, resource: str) -> tuple[int, str, str]:
     return replicas, config.sharing, "" if config.rename else "-SHARED"
 
 
-def _whole(gpus: tuple[ObservedGPU, ...], model: ObservedModel, config: PluginConfig) -> dict[str, str]:
+def _whole(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[str, str]:
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
     return {
         LABEL_GPU_PRODUCT: bare_product(model.product) + suffix,
@@ -93,7 +92,7 @@ def _whole(gpus: tuple[ObservedGPU, ...], model: ObservedModel, config: PluginCo
     }
 
 
-def _single(gpus: tuple[ObservedGPU, ...], model: ObservedModel, config: PluginConfig) -> dict[str, str]:
+def _single(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[str, str]:
     try:
         name = single_profile(gpus)
     except PluginError:
@@ -110,7 +109,7 @@ def _single(gpus: tuple[ObservedGPU, ...], model: ObservedModel, config: PluginC
     return _instances("nvidia.com/gpu", RESOURCE_GPU, name, count, model, config)
 
 
-def _mixed(gpus: tuple[ObservedGPU, ...], model: ObservedModel, config: PluginConfig) -> dict[str, str]:
+def _mixed(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[str, str]:
     found = _whole(gpus, model, config)
     if any(gpu.mig_mode == "Enabled" for gpu in gpus):
         found |= {
@@ -126,7 +125,7 @@ def _mixed(gpus: tuple[ObservedGPU, ...], model: ObservedModel, config: PluginCo
 
 
 def _instances(
-    prefix: str, resource: str, name: str, count: int, model: ObservedModel, config: PluginConfig
+    prefix: str, resource: str, name: str, count: int, model: Model, config: PluginConfig
 ) -> dict[str, str]:
     profile = next(known for known in model.profiles if known.name == name)
     replicas, strategy, suffix = _sharing(config, resource)
@@ -141,7 +140,7 @@ def _instances(
     }
 
 
-def _memory(profile: ObservedProfile, model: ObservedModel) -> int:
+def _memory(profile: Profile, model: Model) -> int:
     """MiB of one instance, about."""
     total = max((known.memory_gb for known in model.profiles), default=0)
     return model.memory_mib * profile.memory_gb // total if total else 0

@@ -14,8 +14,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from gpusharing.agent.library import Reading
-from gpusharing.api.gpunode import ObservedGPU
+from gpusharing.agent.library import GPU, Reading
 from gpusharing.planning.cards import find_card
 from gpusharing.planning.geometry import Layout, generated_layouts, normalise
 
@@ -41,7 +40,7 @@ class Entry:
     """GPU indexes; None: all."""
     target: Target
 
-    def matches(self, gpu: ObservedGPU) -> bool:
+    def matches(self, gpu: GPU) -> bool:
         """Whether this item is about that GPU."""
         if self.devices is not None and gpu.index not in self.devices:
             return False
@@ -72,10 +71,10 @@ def entries(text: str, name: str) -> tuple[Entry, ...]:
     return found
 
 
-def targets(items: Iterable[Entry], gpus: Sequence[ObservedGPU]) -> list[tuple[ObservedGPU, Target]]:
+def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Target]]:
     """What each matching entry wants of each GPU, in the order of the file. A GPU without MIG is left out of
     entries for all devices; one that is named there is an error."""
-    wanted: list[tuple[ObservedGPU, Target]] = []
+    wanted: list[tuple[GPU, Target]] = []
     for entry in items:
         for gpu in gpus:
             if not entry.matches(gpu):
@@ -88,13 +87,13 @@ def targets(items: Iterable[Entry], gpus: Sequence[ObservedGPU]) -> list[tuple[O
     return wanted
 
 
-def covers_all(items: Iterable[Entry], gpus: Sequence[ObservedGPU]) -> bool:
+def covers_all(items: Iterable[Entry], gpus: Sequence[GPU]) -> bool:
     """Whether every GPU is matched by some entry; else the assert never succeeds (a.8)."""
     items = tuple(items)
     return all(any(entry.matches(gpu) for entry in items) for gpu in gpus)
 
 
-def present(gpu: ObservedGPU) -> Target:
+def present(gpu: GPU) -> Target:
     """What the GPU is now, in the words of the file."""
     if gpu.mig_mode != "Enabled":
         return None

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gpusharing.agent.background import in_daemon_thread
-from gpusharing.agent.library import LibraryError, Reading
-from gpusharing.api.gpunode import ObservedGPU
+from gpusharing.agent.library import GPU, LibraryError, Reading
 from gpusharing.api.names import (
     DEPLOY_PAUSABLE,
     LABEL_DEPLOY_PREFIX,
@@ -158,7 +157,7 @@ class MigManager:
             await self._leave(deploy, "failed")
 
     async def _change(
-        self, items: tuple[Entry, ...], gpus: tuple[ObservedGPU, ...], deploy: Mapping[str, str]
+        self, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
         await self._state("pending")  # 6
         await self._port.patch_labels(
@@ -186,7 +185,7 @@ class MigManager:
         await self._state("success")
         self._no_restart_on_exit = True
 
-    async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[ObservedGPU, ...]) -> None:
+    async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)
@@ -233,7 +232,7 @@ class MigManager:
     async def _state(self, state: str) -> None:
         await self._port.patch_labels({LABEL_MIG_STATE: state})
 
-    async def _read(self) -> tuple[ObservedGPU, ...]:
+    async def _read(self) -> tuple[GPU, ...]:
         """One call of nvidia-mig-parted reads every GPU; it hangs when NVML hangs."""
         await self._clock.sleep(self._times.parted)
         reading: Reading = await in_daemon_thread(self._gpus.read, "mig-parted")

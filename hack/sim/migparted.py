@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
-from gpusharing.api.gpunode import ObservedGPU
+from gpusharing.agent.library import GPU
 from gpusharing.planning.geometry import Layout
 from hack.sim.gpu import DoesNotFit, DriverRefusal, NotSupported
 from hack.sim.migfile import Entry, covers_all, present, targets
@@ -41,18 +41,18 @@ class ApplyError(Exception):
     """mig-parted ended with an error."""
 
 
-def mode_applied(items: Sequence[Entry], gpus: Sequence[ObservedGPU]) -> bool:
+def mode_applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
     """`assert --mode-only`: every GPU is covered and in the mode wanted."""
     wanted = targets(items, gpus)
     return covers_all(items, gpus) and all((t is not None) == _mig(gpu) for gpu, t in wanted)
 
 
-def applied(items: Sequence[Entry], gpus: Sequence[ObservedGPU]) -> bool:
+def applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
     """`assert`: every GPU is covered and is exactly as wanted."""
     return covers_all(items, gpus) and all(present(gpu) == target for gpu, target in targets(items, gpus))
 
 
-def apply_mode(items: Sequence[Entry], gpus: Sequence[ObservedGPU], driver: Driver) -> None:
+def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: Driver) -> None:
     """`apply --mode-only`: when one mode is wrong, clear every MIG GPU selected, set the modes, reset all if needed.
 
     Raises:
@@ -73,7 +73,7 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[ObservedGPU], driver: Driv
 
 
 def apply_layout(
-    items: Sequence[Entry], gpus: Sequence[ObservedGPU], driver: Driver, *, empty_on_unknown: bool
+    items: Sequence[Entry], gpus: Sequence[GPU], driver: Driver, *, empty_on_unknown: bool
 ) -> None:
     """`apply` once the modes are right: clear and rebuild each GPU that differs, GPU by GPU.
 
@@ -122,9 +122,9 @@ def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
             yield (name, *rest)
 
 
-def _mig(gpu: ObservedGPU) -> bool:
+def _mig(gpu: GPU) -> bool:
     return gpu.mig_mode == "Enabled"
 
 
-def _mig_pending(gpu: ObservedGPU) -> bool:
+def _mig_pending(gpu: GPU) -> bool:
     return gpu.mig_mode_pending == "Enabled"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gpusharing.api.gpunode import ObservedGPU
+from gpusharing.agent.library import GPU
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.geometry import resource_name
 from hack.sim.settings import PluginVersion
@@ -68,7 +68,7 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 
 
 def advertised(
-    gpus: Sequence[ObservedGPU], config: PluginConfig, version: PluginVersion = "0.20.0"
+    gpus: Sequence[GPU], config: PluginConfig, version: PluginVersion = "0.20.0"
 ) -> dict[str, int]:
     """Resource name to count, as the plugin registers it; raises PluginError when it exits instead (b.6)."""
     counts = Counter(_devices(gpus, config.mig_strategy, version))
@@ -80,7 +80,7 @@ def advertised(
     return found
 
 
-def single_profile(gpus: Sequence[ObservedGPU]) -> str:
+def single_profile(gpus: Sequence[GPU]) -> str:
     """The one profile that strategy single advertises, empty when MIG is off everywhere; raises PluginError."""
     if not any(map(_mig, gpus)):
         return ""
@@ -94,7 +94,7 @@ def single_profile(gpus: Sequence[ObservedGPU]) -> str:
     return profiles[0]
 
 
-def _devices(gpus: Sequence[ObservedGPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
+def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
     """One resource name per device."""
     if strategy == "none":  # a MIG GPU is advertised as a whole one, which is wrong, but so it is
         return [RESOURCE_GPU for _ in gpus]
@@ -116,7 +116,7 @@ def _mig_resource(profile: str, version: PluginVersion) -> str:
     return resource_name(profile)
 
 
-def _mig(gpu: ObservedGPU) -> bool:
+def _mig(gpu: GPU) -> bool:
     return gpu.mig_mode == "Enabled"
 
 

@@ -39,8 +39,10 @@ class World:
         *,
         log: Callable[[str], None] = lambda line: None,
         hardware: dict[str, SimulatedGPUs] | None = None,
+        agent_client: Callable[[str], KubeClient] | None = None,
     ) -> None:
-        """`hardware`: the GPUs of nodes whose labels cannot tell, such as mixed cards, by node name."""
+        """`hardware`: the GPUs of nodes whose labels cannot tell, such as mixed cards, by node name.
+        `agent_client`: who the agent of a node is when it writes, by node name; default `client`."""
         self.settings = settings or SimSettings()
         self.nodes: dict[str, SimNode] = {}
         self._cluster = Cluster(
@@ -51,6 +53,7 @@ class World:
             config_maps=MountedConfigMaps(self.settings.times.config_map),
         )
         self._hardware = dict(hardware or {})
+        self._agent_client = agent_client or (lambda node: client)
         self._policies: dict[str, JSON] = {}
         self._configs_synced = asyncio.Event()
         self._policy_synced = asyncio.Event()
@@ -193,7 +196,7 @@ class World:
     def _agent(self, node: SimNode) -> AgentLoop:
         return AgentLoop(
             node.name,
-            AgentAPI(self._cluster.client, self._gpunodes, node.name),
+            AgentAPI(self._agent_client(node.name), self._gpunodes, node.name),
             node.gpus,
             PodBookResources(self._book, node.name),
             LoopSettings(interval=self.settings.agent_interval),

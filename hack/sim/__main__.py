@@ -1,0 +1,89 @@
+"""`python -m hack.sim --kubeconfig FILE`: play NVIDIA's node software, and the agents, on a cluster of kwok nodes."""
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.http import HttpClient
+from hack.sim.manifests import install
+from hack.sim.settings import SimSettings
+from hack.sim.world import FAULTS, World
+
+BANNER = (
+    "SIMULATED: no GPU and no NVIDIA software here. mig-manager {mig}, device plugin and GFD {plugin} are played "
+    "on every node with a known card, {factor:g} times as fast as life{agents}."
+)
+HINT = f"Let something go wrong: kubectl annotate node NAME sim.gpusharing.dev/inject=FAULT; FAULT: {', '.join(FAULTS)}"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m hack.sim", description=__doc__)
+    parser.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG")
+    parser.add_argument("--time-factor", type=float, default=1.0, help="simulated seconds per second")
+    parser.add_argument("--agents", action="store_true", help="run the shipped agent loop for every node too")
+    parser.add_argument(
+        "--agent-interval", type=float, default=30.0, help="seconds between an agent's readings"
+    )
+    parser.add_argument("--mig-manager", choices=("0.13.1", "0.15.0"), default="0.15.0")
+    parser.add_argument("--plugin", choices=("0.19.3", "0.20.0"), default="0.20.0")
+    parser.add_argument("--seed", type=int, default=1, help="of the jitter")
+    return parser.parse_args()
+
+
+def settings_of(options: argparse.Namespace) -> SimSettings:
+    """The command line as settings."""
+    return SimSettings(
+        time_factor=options.time_factor,
+        seed=options.seed,
+        mig_manager=options.mig_manager,
+        plugin=options.plugin,
+        agents=options.agents,
+        agent_interval=options.agent_interval,
+    )
+
+
+async def play(kubeconfig: Path | None, settings: SimSettings) -> None:
+    """Until SIGTERM or SIGINT."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    agents = ", and so are the shipped agents" if settings.agents else ""
+    say(
+        BANNER.format(
+            mig=settings.mig_manager, plugin=settings.plugin, factor=settings.time_factor, agents=agents
+        )
+    )
+    say(HINT)
+    async with await HttpClient.connect(kubeconfig, name="simulated-node-software") as client:
+        for name in await install(
+            client, settings.gpu_operator_namespace, settings.agent_namespace, agents=settings.agents
+        ):
+            say(f"created DaemonSet {name}")
+        await World(client, settings, log=say).run()
+
+
+def say(line: str) -> None:
+    """One line per change, at once."""
+    print(line, flush=True)
+
+
+def main() -> int:
+    """Exit status 0 after a signal, 1 when the API server refuses."""
+    options = arguments()
+    try:
+        asyncio.run(play(options.kubeconfig, settings_of(options)))
+    except asyncio.CancelledError:
+        say("stopped")
+    except (KubeError, ExceptionGroup) as error:
+        print(f"hack.sim: {error!r}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""The DaemonSets whose pods the simulators watch, for a control plane with real controllers and kwok."""
+
+from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient
+from gpusharing.kube.errors import AlreadyExists
+from hack.sim.daemons import AGENT, LABEL_AGENT, LABEL_MIG_MANAGER, MIG_MANAGER
+from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
+
+
+def daemon_set(name: str, namespace: str, labels: dict[str, str], node_selector: dict[str, str]) -> JSON:
+    """A DaemonSet of pods that do nothing; kwok says that they run."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "nodeSelector": node_selector,
+                    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+                    "terminationGracePeriodSeconds": 1,
+                    "containers": [{"name": "simulated", "image": "simulated"}],
+                },
+            },
+        },
+    }
+
+
+async def install(
+    client: KubeClient, gpu_operator_namespace: str, agent_namespace: str, *, agents: bool
+) -> list[str]:
+    """Create what is missing and return the names of what was created. The agent's DaemonSet comes with our chart;
+    only where there is none and `agents` are wanted, one takes its place."""
+    wanted = [
+        daemon_set(
+            "nvidia-mig-manager-daemonset",
+            gpu_operator_namespace,
+            {LABEL_MIG_MANAGER: MIG_MANAGER},
+            {LABEL_DEPLOY_MIG_MANAGER: "true"},
+        )
+    ]
+    if agents and not await _has_agents(client, agent_namespace):
+        labels = {LABEL_AGENT: AGENT}
+        wanted.append(
+            daemon_set("simulated-agent", agent_namespace, labels, {"nvidia.com/gpu.present": "true"})
+        )
+    created = []
+    for body in wanted:
+        try:
+            await client.create(DAEMON_SETS, body, namespace=body["metadata"]["namespace"])
+        except AlreadyExists:
+            continue
+        created.append(f"{body['metadata']['namespace']}/{body['metadata']['name']}")
+    return created
+
+
+async def _has_agents(client: KubeClient, namespace: str) -> bool:
+    pages = client.pages(DAEMON_SETS, namespace=namespace)
+    async for page in pages:
+        for item in page.items:
+            template = item["spec"]["template"]["metadata"].get("labels") or {}
+            if template.get(LABEL_AGENT) == AGENT:
+                return True
+    return False

@@ -1,0 +1,215 @@
+"""SIMULATED workloads for FakeCluster: a ReplicaSet controller, a scheduler and kubelets that know GPU pods only.
+
+On a real control plane the real controllers and kwok do this. FakeCluster itself ends graceful terminations and
+keeps the numbers of PodDisruptionBudgets.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gpusharing.kube.client import JSON, NODES, PODS, KubeClient
+from gpusharing.kube.convert_pods import pod_view
+from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
+from gpusharing.kube.quantity import count
+from hack.sim.feed import follow
+from hack.sim.nodeobject import NVIDIA
+from hack.sim.settings import Clock, SimSettings
+
+LABEL_WORKLOAD = "app"
+START_SECONDS = 2.0
+"""From bound to Running and Ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """So many equal pods that each ask for GPUs, as a ReplicaSet keeps them."""
+
+    name: str
+    replicas: int
+    resource: str = "nvidia.com/gpu"
+    count: int = 1
+    namespace: str = "default"
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self, suffix: str) -> JSON:
+        """One pod of it."""
+        owner = {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "name": self.name,
+            "uid": f"replicaset-{self.namespace}-{self.name}",
+            "controller": True,
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": f"{self.name}-{suffix}",
+                "namespace": self.namespace,
+                "labels": {LABEL_WORKLOAD: self.name, **self.labels},
+                "ownerReferences": [owner],
+            },
+            "spec": {
+                "nodeSelector": dict(self.node_selector),
+                "containers": [
+                    {
+                        "name": "main",
+                        "image": "simulated",
+                        "resources": {"limits": {self.resource: str(self.count)}},
+                    }
+                ],
+            },
+        }
+
+
+class Workloads:
+    """Keeps the pods of some workloads: created when missing, bound where they fit, else Pending."""
+
+    def __init__(self, client: KubeClient, settings: SimSettings) -> None:
+        self._client = client
+        self._clock = Clock(settings)
+        self._random = random.Random(settings.seed)
+        self._wanted: dict[tuple[str, str], Workload] = {}
+        self._pods: dict[str, JSON] = {}
+        self._nodes: dict[str, JSON] = {}
+        self._wake = asyncio.Event()
+
+    def apply(self, workload: Workload) -> None:
+        """Keep this workload from now on; replicas 0 only stops replacing."""
+        self._wanted[workload.namespace, workload.name] = workload
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Play until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(follow(self._client, PODS, self._take_pod, log=print))
+            tasks.create_task(follow(self._client, NODES, self._take_node, log=print))
+            while True:
+                await self._wake.wait()
+                await self._clock.sleep(0.2)
+                self._wake.clear()
+                await self._replace()
+                for pod in await self._schedule():
+                    tasks.create_task(self._start(pod))
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _take_pod(self, pod: JSON, gone: bool) -> None:
+        uid = pod["metadata"]["uid"]
+        if gone:
+            self._pods.pop(uid, None)
+        else:
+            self._pods[uid] = pod
+        self._wake.set()
+
+    def _take_node(self, node: JSON, gone: bool) -> None:
+        name = node["metadata"]["name"]
+        if gone:
+            self._nodes.pop(name, None)
+        else:
+            self._nodes[name] = node
+        if self._pending():
+            self._wake.set()
+
+    async def _replace(self) -> None:
+        """A terminating pod does not count, as for a ReplicaSet."""
+        for (namespace, name), workload in self._wanted.items():
+            alive = [pod for pod in self._pods.values() if _belongs(pod, namespace, name) and _alive(pod)]
+            for _ in range(workload.replicas - len(alive)):
+                suffix = "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+                try:
+                    pod = await self._client.create(PODS, workload.body(suffix), namespace=namespace)
+                except AlreadyExists:
+                    continue
+                self._pods[pod["metadata"]["uid"]] = pod
+
+    async def _schedule(self) -> list[JSON]:
+        """Bind every pending pod that fits somewhere; returns those bound."""
+        bound = []
+        held = self._held()
+        for pod in self._pending():
+            asked = Counter(dict(pod_view(pod, {}).resources))
+            name = next((n for n in sorted(self._nodes) if self._fits(pod, asked, n, held)), None)
+            if name is None:
+                continue
+            try:
+                answer = await self._client.patch(
+                    PODS,
+                    pod["metadata"]["name"],
+                    {"spec": {"nodeName": name}},
+                    namespace=pod["metadata"]["namespace"],
+                )
+            except (NotFound, Conflict):
+                continue
+            held.setdefault(name, Counter()).update(asked)
+            self._pods[answer["metadata"]["uid"]] = answer
+            bound.append(answer)
+        return bound
+
+    async def _start(self, pod: JSON) -> None:
+        await self._clock.sleep(START_SECONDS)
+        moment = self._clock.rfc3339()
+        ready = [
+            {"type": kind, "status": "True", "lastTransitionTime": moment}
+            for kind in ("Ready", "PodScheduled")
+        ]
+        status = {"phase": "Running", "startTime": moment, "conditions": ready}
+        metadata = pod["metadata"]
+        try:
+            await self._client.patch(
+                PODS,
+                metadata["name"],
+                {"status": status},
+                namespace=metadata["namespace"],
+                subresource="status",
+            )
+        except NotFound:
+            return
+
+    def _pending(self) -> list[JSON]:
+        known = (pod for pod in self._pods.values() if self._is_ours(pod) and _alive(pod))
+        pending = [pod for pod in known if not pod["spec"].get("nodeName")]
+        return sorted(pending, key=lambda pod: str(pod["metadata"]["name"]))
+
+    def _is_ours(self, pod: JSON) -> bool:
+        return any(_belongs(pod, namespace, name) for namespace, name in self._wanted)
+
+    def _held(self) -> dict[str, Counter[str]]:
+        held: dict[str, Counter[str]] = {}
+        for pod in self._pods.values():
+            node = pod["spec"].get("nodeName")
+            if node and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+                held.setdefault(node, Counter()).update(pod_view(pod, {}).resources)
+        return held
+
+    def _fits(self, pod: JSON, asked: Counter[str], name: str, held: dict[str, Counter[str]]) -> bool:
+        node = self._nodes[name]
+        labels = node["metadata"].get("labels") or {}
+        if node.get("spec", {}).get("unschedulable") or not _selected(pod, labels):
+            return False
+        offered = (node.get("status") or {}).get("allocatable") or {}
+        taken = held.get(name, Counter())
+        return all(
+            (count(offered.get(resource, "0")) or 0) - taken[resource] >= number
+            for resource, number in asked.items()
+            if resource.startswith(NVIDIA)
+        )
+
+
+def _belongs(pod: JSON, namespace: str, name: str) -> bool:
+    metadata = pod["metadata"]
+    return metadata["namespace"] == namespace and (metadata.get("labels") or {}).get(LABEL_WORKLOAD) == name
+
+
+def _alive(pod: JSON) -> bool:
+    phase = (pod.get("status") or {}).get("phase")
+    return "deletionTimestamp" not in pod["metadata"] and phase not in ("Succeeded", "Failed")
+
+
+def _selected(pod: JSON, labels: Mapping[str, str]) -> bool:
+    wanted: Mapping[str, str] = pod["spec"].get("nodeSelector") or {}
+    return wanted.items() <= labels.items()

@@ -1,0 +1,347 @@
+"""The node software on FakeCluster: labels and ConfigMaps in, allocatable and labels out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hack.cluster.nodes import node_manifest
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.settings import SimSettings
+from hack.sim.world import World
+from tests.sim.build import A100, H100, L40S, layouts_of
+
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS
+from gpusharing.kube.errors import NotFound
+
+FACTOR = 1000.0
+NAMESPACE = "gpu-operator"
+STATE = "nvidia.com/mig.config.state"
+MIG_CONFIG = "nvidia.com/mig.config"
+PLUGIN_CONFIG = "nvidia.com/device-plugin.config"
+DEPLOY_PLUGIN = "nvidia.com/gpu.deploy.device-plugin"
+TIMESTAMP = "nvidia.com/gfd.timestamp"
+GPU = "nvidia.com/gpu"
+PLUGIN_FILES = {
+    "full": "version: v1",
+    "single": "version: v1\nflags: {migStrategy: single}",
+    "mixed": "version: v1\nflags: {migStrategy: mixed}",
+    "ts4": "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}",
+    "bad": "version: v9",
+}
+
+
+@dataclass
+class Stage:
+    """A FakeCluster with a World on it."""
+
+    cluster: FakeCluster
+    world: World
+    lines: list[str] = field(default_factory=list)
+
+    def labels(self, name: str = "n1") -> dict[str, str]:
+        """Labels of a node."""
+        found: dict[str, str] = self.cluster.get(NODES, name)["metadata"]["labels"]
+        return found
+
+    def offered(self, name: str = "n1") -> dict[str, str]:
+        """Allocatable GPU resources of a node."""
+        allocatable = self.cluster.get(NODES, name)["status"]["allocatable"]
+        return {key: value for key, value in allocatable.items() if key.startswith("nvidia.com/")}
+
+    def patch(self, name: str = "n1", **metadata: Any) -> None:
+        """A person changes labels or annotations."""
+        self.cluster.patch(NODES, name, {"metadata": metadata})
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until the condition holds; it is looked at after every change of the cluster."""
+        changed = asyncio.Event()
+        self.cluster.store.on_commit.append(lambda resource, change: changed.set())
+        async with asyncio.timeout(10):
+            while not condition():
+                changed.clear()
+                await changed.wait()
+
+    def said(self, text: str) -> bool:
+        """Whether a log line holds this text."""
+        return any(text in line for line in self.lines)
+
+
+def policy(**spec: Any) -> JSON:
+    defaults = {
+        "devicePlugin": {"config": {"name": "plugin-configs"}},
+        "migManager": {"config": {"name": ""}},
+    }
+    return {"metadata": {"name": "cluster-policy"}, "spec": {**defaults, **spec}}
+
+
+def config_map(name: str, data: dict[str, str]) -> JSON:
+    return {"metadata": {"name": name, "namespace": NAMESPACE}, "data": dict(data)}
+
+
+@asynccontextmanager
+async def playing(
+    *nodes: JSON, settings: SimSettings | None = None, cluster_policy: JSON | None = None
+) -> AsyncIterator[Stage]:
+    """A World at work, after the start of every node."""
+    loop = asyncio.get_running_loop()
+    cluster = FakeCluster(grace=2 / FACTOR, later=loop.call_later)
+    cluster.add(CONFIG_MAPS, config_map("plugin-configs", PLUGIN_FILES))
+    cluster.add(CLUSTER_POLICIES, cluster_policy or policy())
+    for node in nodes or (node_manifest("n1", gpus=2),):
+        cluster.add(NODES, node)
+    lines: list[str] = []
+    settings = settings or SimSettings(time_factor=FACTOR, agents=False, play_daemon_sets=True)
+    world = World(cluster.client("sim"), settings, log=lines.append)
+    stage = Stage(cluster, world, lines)
+    task = asyncio.create_task(world.run())
+    try:
+        await stage.until(lambda: all(TIMESTAMP in stage.labels(node["metadata"]["name"]) for node in nodes))
+        await stage.until(lambda: TIMESTAMP in cluster.objects(NODES)[0]["metadata"]["labels"])
+        yield stage
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def mig_pod(stage: Stage) -> JSON | None:
+    found = stage.cluster.objects(PODS, label_selector="app=nvidia-mig-manager")
+    running = [pod for pod in found if pod.get("status", {}).get("phase") == "Running"]
+    return running[0] if running else None
+
+
+async def started(stage: Stage) -> None:
+    """Wait for the mig-manager pod of the one node."""
+    await stage.until(lambda: mig_pod(stage))
+
+
+async def test_a_fresh_node_changes_only_by_what_its_software_adds() -> None:
+    async with playing() as stage:
+        await started(stage)
+        assert stage.offered() == {GPU: "2"}
+        assert stage.labels()["nvidia.com/gpu.product"] == "NVIDIA-H100-80GB-HBM3"
+        assert stage.labels()[STATE] == "success"
+        generated = stage.cluster.get(CONFIG_MAPS, "n1-mig-config", NAMESPACE)
+        assert generated["metadata"]["labels"]["nvidia.com/node-name"] == "n1"
+        assert "all-balanced" in generated["data"]["config.yaml"]
+
+
+async def test_time_slicing_comes_with_the_label_and_a_new_timestamp() -> None:
+    async with playing() as stage:
+        before = stage.labels()[TIMESTAMP]
+        stage.patch(labels={PLUGIN_CONFIG: "ts4"})
+        await stage.until(lambda: stage.offered() == {GPU: "8"} and stage.labels()[TIMESTAMP] != before)
+        assert stage.labels()["nvidia.com/gpu.product"] == "NVIDIA-H100-80GB-HBM3-SHARED"
+        assert stage.labels()["nvidia.com/gpu.replicas"] == "4"
+        stage.patch(labels={PLUGIN_CONFIG: None})
+        await stage.until(lambda: stage.offered() == {GPU: "2"})
+
+
+async def test_one_patch_takes_a_node_to_mig_mixed_and_back() -> None:
+    async with playing() as stage:
+        await started(stage)
+        stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.10gb", STATE: None})
+        await stage.until(lambda: stage.labels().get(STATE) == "pending")
+        await stage.until(lambda: stage.offered()[GPU] == "0")
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        await stage.until(lambda: stage.offered() == {GPU: "0", "nvidia.com/mig-1g.10gb": "14"})
+        await stage.until(lambda: stage.labels().get("nvidia.com/mig-1g.10gb.count") == "14")
+        assert stage.labels()["nvidia.com/mig.strategy"] == "mixed"
+        stage.patch(labels={PLUGIN_CONFIG: "full", MIG_CONFIG: "all-disabled", STATE: None})
+        await stage.until(lambda: stage.offered() == {GPU: "2", "nvidia.com/mig-1g.10gb": "0"})
+        await stage.until(lambda: "nvidia.com/mig-1g.10gb.count" not in stage.labels())
+
+
+async def test_mig_single_keeps_the_resource_name() -> None:
+    async with playing() as stage:
+        await started(stage)
+        stage.patch(labels={PLUGIN_CONFIG: "single", MIG_CONFIG: "all-3g.40gb", STATE: None})
+        await stage.until(lambda: stage.offered() == {GPU: "4"})
+        await stage.until(lambda: stage.labels()["nvidia.com/gpu.product"].endswith("-MIG-3g.40gb"))
+
+
+async def test_strategy_single_on_an_unequal_layout_loses_the_resources_and_is_invalid() -> None:
+    async with playing() as stage:
+        await started(stage)
+        stage.patch(labels={PLUGIN_CONFIG: "single", MIG_CONFIG: "all-balanced", STATE: None})
+        await stage.until(lambda: stage.said("more than one MIG device type"))
+        await stage.until(lambda: stage.labels()["nvidia.com/gpu.product"].endswith("-MIG-INVALID"))
+        assert stage.offered() == {GPU: "0"}
+        assert stage.labels()[STATE] == "success"
+
+
+async def test_an_unknown_key_leaves_a_running_plugin_alone() -> None:
+    async with playing() as stage:
+        stage.patch(labels={PLUGIN_CONFIG: "nowhere"})
+        await stage.until(lambda: True)
+        async with asyncio.timeout(5):
+            while not stage.said("gpu-feature-discovery: config-manager crash-loops"):  # noqa: ASYNC110 - a log line is no event
+                await asyncio.sleep(0.001)
+        assert stage.offered() == {GPU: "2"}
+        assert "nvidia.com/gpu.product" in stage.labels()
+
+
+async def test_an_unknown_key_at_a_pod_start_takes_resources_and_labels_away() -> None:
+    async with playing() as stage:
+        await started(stage)
+        stage.patch(labels={PLUGIN_CONFIG: "nowhere", MIG_CONFIG: "all-1g.10gb", STATE: None})
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        await stage.until(lambda: "nvidia.com/gpu.product" not in stage.labels())
+        assert stage.offered() == {GPU: "0"}
+        stage.patch(labels={PLUGIN_CONFIG: "mixed"})
+        await stage.until(lambda: stage.offered() == {GPU: "0", "nvidia.com/mig-1g.10gb": "14"})
+        await stage.until(lambda: "nvidia.com/gpu.product" in stage.labels())
+
+
+async def test_an_edit_under_the_same_key_is_not_noticed_and_a_new_key_comes_late() -> None:
+    async with playing() as stage:
+        stage.patch(labels={PLUGIN_CONFIG: "ts4"})
+        await stage.until(lambda: stage.offered() == {GPU: "8"})
+        edited = {
+            "ts4": PLUGIN_FILES["ts4"].replace("4}", "6}"),
+            "ts5": PLUGIN_FILES["ts4"].replace("4}", "5}"),
+        }
+        stage.cluster.patch(CONFIG_MAPS, "plugin-configs", {"data": edited}, NAMESPACE)
+        stage.patch(labels={PLUGIN_CONFIG: "ts5"})
+        await stage.until(lambda: stage.offered() == {GPU: "10"})
+        assert stage.said("config-manager crash-loops on an unknown key")
+        assert not stage.said(f"{GPU} 12")
+
+
+async def test_cluster_policy_beats_the_strategy_of_the_file() -> None:
+    async with playing(cluster_policy=policy(mig={"strategy": "single"})) as stage:
+        await started(stage)
+        stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.10gb", STATE: None})
+        await stage.until(lambda: stage.offered() == {GPU: "14"})
+
+
+async def test_without_a_config_map_in_cluster_policy_the_label_does_nothing() -> None:
+    async with playing(cluster_policy=policy(devicePlugin={})) as stage:
+        before = stage.labels()[TIMESTAMP]
+        stage.patch(labels={PLUGIN_CONFIG: "ts4"})
+        await asyncio.sleep(0.1)
+        assert stage.offered() == {GPU: "2"}
+        assert stage.labels()[TIMESTAMP] == before
+
+
+async def test_an_own_mig_file_replaces_the_generated_one() -> None:
+    own = "version: v1\nmig-configs: {mine: [{devices: all, mig-enabled: true, mig-devices: {7g.80gb: 1}}]}"
+    async with playing(cluster_policy=policy(migManager={"config": {"name": "own"}})) as stage:
+        await started(stage)
+        stage.cluster.add(CONFIG_MAPS, config_map("own", {"config.yaml": own}))
+        stage.patch(labels={MIG_CONFIG: "mine", STATE: None})
+        await stage.until(lambda: stage.labels().get(STATE) == "failed")  # the pod does not see it yet
+        pod = mig_pod(stage)
+        assert pod is not None
+        stage.cluster.delete(PODS, pod["metadata"]["name"], NAMESPACE)
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        assert layouts_of(stage.world.nodes["n1"].gpus) == [("7g.80gb",), ("7g.80gb",)]
+        with pytest.raises(NotFound):
+            stage.cluster.get(CONFIG_MAPS, "n1-mig-config", NAMESPACE)
+
+
+@pytest.mark.parametrize("fault", ["wedge-pending", "wedge-paused"])
+async def test_a_wedge_by_annotation_is_cured_by_deleting_the_pod(fault: str) -> None:
+    async with playing() as stage:
+        await started(stage)
+        stage.patch(annotations={"sim.gpusharing.dev/inject": fault})
+        await stage.until(
+            lambda: (
+                "sim.gpusharing.dev/inject" not in stage.cluster.get(NODES, "n1")["metadata"]["annotations"]
+            )
+        )
+        stage.patch(labels={MIG_CONFIG: "all-1g.10gb", STATE: None})
+        wedged = "pending" if fault == "wedge-pending" else "failed"
+        await stage.until(lambda: stage.labels().get(STATE) == wedged)
+        await stage.until(lambda: stage.labels()[DEPLOY_PLUGIN] == "paused-for-mig-change")
+        pod = mig_pod(stage)
+        assert pod is not None
+        stage.cluster.delete(PODS, pod["metadata"]["name"], NAMESPACE)
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        await stage.until(lambda: stage.labels()[DEPLOY_PLUGIN] == "true" and stage.offered()[GPU] == "2")
+
+
+async def test_a_reboot_takes_the_node_down_and_ends_in_success_on_ampere() -> None:
+    async with playing(node_manifest("n1", product=A100, gpus=2)) as stage:
+        await started(stage)
+        stage.world.inject("n1", "reboot")
+        stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.5gb", STATE: None})
+        await stage.until(lambda: stage.labels().get(STATE) == "rebooting")
+
+        def ready() -> str:
+            conditions = stage.cluster.get(NODES, "n1")["status"].get("conditions", [])
+            return next((row["status"] for row in conditions if row["type"] == "Ready"), "")
+
+        await stage.until(lambda: ready() == "Unknown")
+        assert (
+            stage.cluster.get(NODES, "n1")["metadata"]["annotations"]["sim.gpusharing.dev/rebooting"]
+            == "true"
+        )
+        await stage.until(lambda: ready() == "True")
+        await stage.until(lambda: stage.labels().get(STATE) == "pending")
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        await stage.until(lambda: stage.offered() == {GPU: "0", "nvidia.com/mig-1g.5gb": "14"})
+
+
+async def test_a_process_killed_in_the_middle_begins_again() -> None:
+    async with playing() as stage:
+        await started(stage)
+        stage.patch(labels={MIG_CONFIG: "all-1g.10gb", STATE: None})
+        await stage.until(lambda: stage.labels()[DEPLOY_PLUGIN] == "paused-for-mig-change")
+        stage.world.inject("n1", "kill-mig-manager")
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        assert layouts_of(stage.world.nodes["n1"].gpus) == [("1g.10gb",) * 7] * 2
+
+
+async def test_instances_lost_by_hand_show_in_the_labels_only() -> None:
+    async with playing() as stage:
+        await started(stage)
+        stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.10gb", STATE: None})
+        await stage.until(lambda: stage.labels().get("nvidia.com/mig-1g.10gb.count") == "14")
+        stage.world.inject("n1", "lose-instances")
+        await stage.until(lambda: "nvidia.com/mig-1g.10gb.count" not in stage.labels())
+        assert stage.offered()["nvidia.com/mig-1g.10gb"] == "14"
+
+
+async def test_a_card_without_mig_has_no_mig_manager() -> None:
+    async with playing(node_manifest("n1", product=L40S, gpus=4)) as stage:
+        await asyncio.sleep(0.05)
+        assert mig_pod(stage) is None
+        assert MIG_CONFIG not in stage.labels()
+        assert stage.offered() == {GPU: "4"}
+
+
+async def test_an_idle_world_writes_nothing() -> None:
+    async with playing(*(node_manifest(f"n{i}") for i in range(5))) as stage:
+        await stage.until(lambda: len(stage.cluster.objects(CONFIG_MAPS)) == 6)
+        await asyncio.sleep(0.1)
+        before = len(stage.cluster.writes)
+        await asyncio.sleep(0.2)  # 200 simulated seconds
+        assert len(stage.cluster.writes) == before
+
+
+async def test_the_shipped_agent_answers_requests_and_counts_what_pods_hold() -> None:
+    settings = SimSettings(time_factor=FACTOR, play_daemon_sets=True, agent_interval=0.05)
+    async with playing(settings=settings) as stage:
+        pod = {
+            "metadata": {"name": "train", "namespace": "ml"},
+            "spec": {"nodeName": "n1", "containers": [{"name": "m", "resources": {"limits": {GPU: "1"}}}]},
+            "status": {"phase": "Running"},
+        }
+        stage.cluster.add(PODS, pod)
+        stage.cluster.add(
+            GPUNODES, {"metadata": {"name": "n1"}, "spec": {"request": {"id": "r1", "quiet": False}}}
+        )
+
+        def observed() -> JSON:
+            found: JSON = stage.cluster.get(GPUNODES, "n1").get("status", {}).get("observed", {})
+            return found
+
+        await stage.until(lambda: observed().get("requestID") == "r1" and observed()["allocated"] == {GPU: 1})
+        assert observed()["simulated"] is True
+        assert [gpu["product"] for gpu in observed()["gpus"]] == [H100] * 2
+        stage.cluster.patch(GPUNODES, "n1", {"spec": {"request": {"id": "r2", "quiet": True}}})
+        await stage.until(lambda: observed()["requestID"] == "r2" and observed()["quiet"] is True)
+        assert stage.world.nodes["n1"].gpus.open_sessions == 0
