@@ -1,0 +1,288 @@
+"""FakeCluster: the part of a Kubernetes API server that our code talks to, in memory, for tests and the demo.
+
+SIMULATED. It keeps objects with resourceVersions, merge patches, status subresources, finalizers, uid
+preconditions, paged lists, watches with bookmarks and 410, label and field selectors, evictions with
+PodDisruptionBudgets and graceful deletion. `tests/kube/contract.py` holds it against a real API server.
+
+It has no schemas, no CEL, no defaulting, no admission, no RBAC, no other patch than the merge patch, no
+managedFields, no other subresource than status and eviction: what depends on these is tested on a real one.
+Garbage collection of owned objects and the numbers of PodDisruptionBudgets are immediate, not eventual.
+
+    cluster = FakeCluster()
+    cluster.add(NODES, {"metadata": {"name": "gpu-07"}})
+    client = cluster.client("operator")        # a KubeClient; its writes are logged under this name
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+
+from gpusharing.kube import client as kinds
+from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
+from gpusharing.kube.errors import Forbidden, Invalid
+from hack.sim.fakefaults import Call, Faults, Hook, Write
+from hack.sim.fakepods import Later, Pods
+from hack.sim.fakestore import Change, Key, Store, copied
+from hack.sim.selectors import Matcher, matcher
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class FakeCluster:
+    """The server side: what tests and simulators see and arrange. Nothing here is logged as a write."""
+
+    def __init__(
+        self,
+        *,
+        now: Callable[[], datetime] = _utc_now,
+        grace: float = 30.0,
+        later: Later | None = None,
+        bookmark_every: float = 60.0,
+        on_write: Hook | None = None,
+    ) -> None:
+        """`grace` (s) ends by `later` (e.g. `loop.call_later`), else by `finish_terminations()`."""
+        self.store = Store(now)
+        self.pods = Pods(self.store, grace, later)
+        self.faults = Faults(on_write)
+        self.terminating_namespaces: set[str] = set()
+        self.bookmark_every = bookmark_every
+        self.bookmarks = 0
+        self.closings = 0
+
+    @property
+    def writes(self) -> list[Write]:
+        """Every write that reached the server, refused ones included, in order."""
+        return self.faults.writes
+
+    @property
+    def calls(self) -> Counter[tuple[str, str, str]]:
+        """How often (identity, verb, plural) was called."""
+        return self.faults.calls
+
+    def client(self, identity: str) -> "FakeClient":
+        """A KubeClient whose calls are counted and logged under `identity`."""
+        return FakeClient(self, identity)
+
+    def add(self, resource: Resource, obj: JSON) -> JSON:
+        """Put an object with its status; returns it as stored."""
+        return copied(self.store.create(resource, obj, None, with_status=True))
+
+    def get(self, resource: Resource, name: str, namespace: str = "") -> JSON:
+        """A copy of an object. Raises NotFound."""
+        return copied(self.store.get(resource, self._key(resource, namespace, name)))
+
+    def objects(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> list[JSON]:
+        """Copies of the matching objects in name order."""
+        match = matcher(label_selector, field_selector)
+        return [copied(obj) for obj in self.store.all(resource, namespace) if match(obj)]
+
+    def patch(
+        self, resource: Resource, name: str, body: JSON, namespace: str = "", subresource: str | None = None
+    ) -> JSON:
+        """Change an object, as a person or another controller would."""
+        key = self._key(resource, namespace, name)
+        return copied(self.store.patch(resource, key, body, subresource))
+
+    def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
+        """Delete an object the normal way: pods gracefully, what has finalizers when they are gone."""
+        self.delete_key(resource, self._key(resource, namespace, name), None)
+
+    def delete_key(self, resource: Resource, key: Key, uid: str | None) -> None:
+        """Delete with an optional uid precondition."""
+        if resource == kinds.PODS:
+            pod = self.store.get(resource, key)
+            self.store.check_uid(pod, uid)
+            self.pods.delete(pod)
+        else:
+            self.store.delete(resource, key, uid)
+
+    def finish_terminations(self, node: str | None = None) -> list[str]:
+        """End the grace period of terminating pods (of one node); returns those that are gone."""
+        return self.pods.finish(node=node)
+
+    def expire(self) -> None:
+        """Compact: every open watch gets 410, and so does one from an older resourceVersion."""
+        self.store.compact()
+
+    def close_watches(self) -> None:
+        """End every open watch quietly, as the server does after its timeout."""
+        self.closings += 1
+        self.store.wake()
+
+    def send_bookmarks(self) -> None:
+        """Send a bookmark to every open watch now."""
+        self.bookmarks += 1
+        self.store.wake()
+
+    def swallow(self, resource: Resource, events: int) -> None:
+        """Keep the next events of a kind from all watches: what a re-list must heal."""
+        self.store.swallow[resource] = events
+
+    @staticmethod
+    def _key(resource: Resource, namespace: str, name: str) -> Key:
+        return (namespace or "default", name) if resource.namespaced else ("", name)
+
+
+class FakeClient:
+    """A KubeClient on a FakeCluster. Every call gives other tasks a turn first, as a real one does."""
+
+    def __init__(self, cluster: FakeCluster, identity: str) -> None:
+        """See `FakeCluster.client`."""
+        self.cluster = cluster
+        self.identity = identity
+
+    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        await self._enter("get", resource, namespace, name)
+        return self.cluster.get(resource, name, namespace or "")
+
+    async def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 500,
+    ) -> AsyncIterator[Page]:
+        """See KubeClient. All pages show the moment of the first."""
+        await self._enter("list", resource, namespace)
+        match = _matcher(label_selector, field_selector)
+        found = [obj for obj in self.cluster.store.all(resource, namespace) if match(obj)]
+        version = str(self.cluster.store.version)
+        for start in range(0, max(len(found), 1), limit):
+            if start:
+                await self._enter("list", resource, namespace)
+            yield Page([copied(obj) for obj in found[start : start + limit]], version)
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> AsyncIterator[WatchEvent]:
+        """See KubeClient."""
+        await self._enter("watch", resource, namespace)
+        cluster, wake = self.cluster, asyncio.Event()
+        match = _matcher(label_selector, field_selector)
+        closings, bookmarks, version = cluster.closings, cluster.bookmarks, int(resource_version)
+        cluster.store.waiting.add(wake)
+        try:
+            while cluster.closings == closings:
+                wake.clear()
+                for change in cluster.store.since(resource, version):
+                    version = change.version
+                    event = _event(change, namespace, match)
+                    if event:
+                        yield event
+                if cluster.bookmarks != bookmarks:
+                    bookmarks, version = cluster.bookmarks, cluster.store.version
+                    yield _bookmark(version)
+                try:
+                    async with asyncio.timeout(cluster.bookmark_every):
+                        await wake.wait()
+                except TimeoutError:
+                    version = cluster.store.version
+                    yield _bookmark(version)
+        finally:
+            cluster.store.waiting.discard(wake)
+
+    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        name = str((body.get("metadata") or {}).get("name", ""))
+        store = self.cluster.store
+
+        def apply() -> JSON:
+            self._refuse_terminating(resource, namespace)
+            return store.create(resource, body, namespace, with_status=False)
+
+        return await self._write(Call(self.identity, "create", resource, namespace, name, None, body), apply)
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: JSON,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> JSON:
+        """See KubeClient."""
+        call = Call(self.identity, "patch", resource, namespace, name, subresource, body)
+        cluster = self.cluster
+        return await self._write(
+            call, lambda: cluster.patch(resource, name, body, namespace or "", subresource)
+        )
+
+    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
+        """See KubeClient."""
+        call = Call(self.identity, "delete", resource, namespace, name, None, {"uid": uid})
+        key = (namespace or "default", name) if resource.namespaced else ("", name)
+        await self._write(call, lambda: self.cluster.delete_key(resource, key, uid))
+
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """See KubeClient."""
+        call = Call(self.identity, "evict", kinds.PODS, namespace, name, "eviction", {"uid": uid})
+
+        def apply() -> None:
+            self._refuse_terminating(kinds.PODS, namespace)
+            self.cluster.pods.evict(namespace, name, uid)
+
+        await self._write(call, apply)
+
+    async def _enter(self, verb: str, resource: Resource, namespace: str | None, name: str = "") -> None:
+        await asyncio.sleep(0)
+        self.cluster.faults.read(Call(self.identity, verb, resource, namespace, name))
+
+    async def _write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON:
+        await asyncio.sleep(0)
+        result = self.cluster.faults.write(call, apply)
+        return copied(result) if result is not None else {}
+
+    def _refuse_terminating(self, resource: Resource, namespace: str | None) -> None:
+        if resource.namespaced and namespace in self.cluster.terminating_namespaces:
+            raise Forbidden(
+                f"unable to create new content in namespace {namespace} because it is being terminated",
+                namespace_terminating=True,
+            )
+
+
+def _matcher(label_selector: str, field_selector: str) -> Matcher:
+    try:
+        return matcher(label_selector, field_selector)
+    except ValueError as error:
+        raise Invalid(f"unable to parse requirement: {error}") from error
+
+
+def _event(change: Change, namespace: str | None, match: Matcher) -> WatchEvent | None:
+    """The change as a watch with a selector sees it: leaving the selection is a deletion, entering an addition."""
+
+    def selected(obj: JSON | None) -> bool:
+        if obj is None or namespace not in (None, obj["metadata"].get("namespace")):
+            return False
+        return match(obj)
+
+    before, after = selected(change.old), selected(change.new)
+    if not before and not after:
+        return None
+    obj = copied(change.last)
+    if after:
+        return WatchEvent("MODIFIED" if before else "ADDED", obj)
+    return WatchEvent("DELETED", obj)
+
+
+def _bookmark(version: int) -> WatchEvent:
+    return WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": str(version)}})

@@ -1,0 +1,83 @@
+"""Label and field selectors as the API server reads them from a query, for FakeCluster."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+JSON = dict[str, Any]
+Matcher = Callable[[JSON], bool]
+
+_REQUIREMENT = re.compile(
+    r"(?P<not>!?)\s*(?P<key>[\w./-]+)\s*"
+    r"(?:(?P<op>==|=|!=)\s*(?P<value>[\w.-]*)|(?P<set>in|notin)\s*\((?P<values>[^)]*)\))?\s*(?:,|$)"
+)
+
+
+def matcher(label_selector: str = "", field_selector: str = "") -> Matcher:
+    """Whether an object matches both. Raises ValueError for a selector that cannot be read."""
+    checks = [*_label_checks(label_selector), *_field_checks(field_selector)]
+    return lambda obj: all(check(obj) for check in checks)
+
+
+def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
+    """A LabelSelector object, as in a PodDisruptionBudget: None selects nothing, {} everything."""
+    if selector is None:
+        return False
+    wanted = selector.get("matchLabels") or {}
+    rows = selector.get("matchExpressions") or []
+    return all(labels.get(key) == value for key, value in wanted.items()) and all(
+        _holds(row["operator"], labels.get(row["key"]), row.get("values") or []) for row in rows
+    )
+
+
+def _holds(operator: str, value: str | None, values: list[str]) -> bool:
+    match operator:
+        case "In":
+            return value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+    raise ValueError(f"unknown operator {operator}")
+
+
+def _label_checks(selector: str) -> Iterator[Matcher]:
+    position = 0
+    while position < len(selector):
+        match = _REQUIREMENT.match(selector, position)
+        if not match:
+            raise ValueError(f"label selector {selector!r}")
+        position = match.end()
+        yield _label_check(match)
+
+
+def _label_check(match: re.Match[str]) -> Matcher:
+    key = match["key"]
+    if match["op"]:
+        operator, values = ("NotIn" if match["op"] == "!=" else "In"), [match["value"]]
+    elif match["set"]:
+        operator = "In" if match["set"] == "in" else "NotIn"
+        values = [value.strip() for value in match["values"].split(",")]
+    else:
+        operator, values = ("DoesNotExist" if match["not"] else "Exists"), []
+    return lambda obj: _holds(operator, (obj["metadata"].get("labels") or {}).get(key), values)
+
+
+def _field_checks(selector: str) -> Iterator[Matcher]:
+    for requirement in filter(None, selector.split(",")):
+        path, sign, value = requirement.partition("!=" if "!=" in requirement else "=")
+        if not sign:
+            raise ValueError(f"field selector {selector!r}")
+        yield _field_check(path.split("."), value.removeprefix("="), sign == "=")
+
+
+def _field_check(path: list[str], value: str, equal: bool) -> Matcher:
+    def check(obj: JSON) -> bool:
+        found: Any = obj
+        for step in path:
+            found = found.get(step) if isinstance(found, dict) else None
+        return (str(found or "") == value) is equal
+
+    return check

@@ -1,0 +1,40 @@
+"""FakeCluster keeps the contract."""
+
+from dataclasses import dataclass
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from tests.kube.contract import ObjectContract, PodContract
+
+from gpusharing.kube.client import KubeClient
+
+
+@dataclass
+class FakeWorld:
+    """A FakeCluster of one test."""
+
+    cluster: FakeCluster
+    client: KubeClient
+    name: str = "team-a"
+
+    async def forget_history(self) -> None:
+        """See World."""
+        self.cluster.expire()
+
+    async def terminate_namespace(self) -> None:
+        """See World."""
+        self.cluster.terminating_namespaces.add(self.name)
+
+
+@pytest.fixture
+def world() -> FakeWorld:
+    cluster = FakeCluster()
+    return FakeWorld(cluster, cluster.client("contract"))
+
+
+class TestObjectsOfFakeCluster(ObjectContract):
+    """Rung 1."""
+
+
+class TestPodsOfFakeCluster(PodContract):
+    """Rung 1."""
