@@ -1,0 +1,104 @@
+"""What an answer of the API server means: HTTP status and Status object to an error of `errors.py`.
+
+Only machine-readable parts decide (code, reason, details.causes); the prose is passed on, never parsed
+(drain.md E11).
+"""
+
+from dataclasses import dataclass
+
+from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    EvictionBlocked,
+    EvictionFailed,
+    Expired,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Throttled,
+    Unauthorized,
+    Unavailable,
+)
+from gpusharing.kube.raw import entries, part, text
+
+EVICTION = "eviction"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked, in the words of RBAC: an eviction is `create` of `pods/eviction`."""
+
+    verb: str
+    resource: Resource
+    subresource: str | None = None
+
+    @property
+    def what(self) -> str:
+        """For example `patch gpunodes/status in gpusharing.dev`."""
+        kind = f"{self.resource.plural}/{self.subresource}" if self.subresource else self.resource.plural
+        return f"{self.verb} {kind}" + (f" in {self.resource.group}" if self.resource.group else "")
+
+
+def error_of(request: Request, status: int, answer: object, retry_after: str | None = None) -> KubeError:
+    """The error for an answer that is no success. `answer` is the parsed body, `retry_after` the header."""
+    message = text(answer, "message") or f"HTTP {status}"
+    match status:
+        case 401:
+            return Unauthorized(f"may not {request.what}: {message}")
+        case 403:
+            return _forbidden(request, answer, message)
+        case 404:
+            return NotFound(message)
+        case 409 if request.verb == "create" and text(answer, "reason") == "AlreadyExists":
+            return AlreadyExists(message)
+        case 409:
+            return Conflict(message)
+        case 410:
+            return Expired(message)
+        case 429:
+            return _too_many(answer, message, _seconds(answer, retry_after))
+        case 500 if request.subresource == EVICTION:
+            return _eviction_error(answer, message, retry_after)
+        case _ if 400 <= status < 500 and status != 408:
+            return Invalid(message)
+    return Unavailable(f"the API server cannot {request.what}: {message}")
+
+
+def error_of_event(request: Request, status_object: JSON) -> KubeError:
+    """The error for an ERROR event of a watch, whose object is a Status."""
+    code = part(status_object, "code")
+    return error_of(request, code if isinstance(code, int) else 500, status_object)
+
+
+def _forbidden(request: Request, answer: object, message: str) -> Forbidden:
+    if "NamespaceTerminating" in _causes(answer):
+        return Forbidden(message, namespace_terminating=True)
+    hint = "the chart grants what is needed when rbac.create is true"
+    return Forbidden(f"no right to {request.what}: {message} ({hint})")
+
+
+def _too_many(answer: object, message: str, seconds: float | None) -> KubeError:
+    causes = _causes(answer)
+    if "DisruptionBudget" not in causes:
+        return Throttled(message, seconds)
+    return EvictionBlocked(causes["DisruptionBudget"] or message, seconds)
+
+
+def _eviction_error(answer: object, message: str, retry_after: str | None) -> KubeError:
+    """With a time to wait the server only lost a race over the budget (E14); without one it will never work."""
+    seconds = _seconds(answer, retry_after)
+    return EvictionFailed(message) if seconds is None else EvictionBlocked(message, seconds)
+
+
+def _causes(answer: object) -> dict[str, str]:
+    """reason -> message of the Status' causes."""
+    return {text(cause, "reason"): text(cause, "message") for cause in entries(answer, "details", "causes")}
+
+
+def _seconds(answer: object, retry_after: str | None) -> float | None:
+    if retry_after and retry_after.isdecimal():
+        return float(retry_after)
+    told = part(answer, "details", "retryAfterSeconds")
+    return float(told) if isinstance(told, int) and told > 0 else None

@@ -1,0 +1,354 @@
+"""HttpClient: KubeClient over one aiohttp session, raw JSON in and out.
+
+Every call has a deadline, none is repeated here and none sleeps: the caller decides what to do about a 429 or
+a server that is away (drain.md E7, E19). Typed models are not used: they reject incomplete Nodes, and reading
+one costs ten times the projection (reliability-performance.md D10).
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from gpusharing.kube.answers import EVICTION, Request, error_of, error_of_event
+from gpusharing.kube.client import JSON, PODS, Page, Resource, WatchEvent
+from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.login import Login, OfficialLogin
+from gpusharing.kube.raw import text
+
+OnCall = Callable[[str, Resource, str | None, int, float], None]
+"""Told after each call: verb, resource, subresource, HTTP status (0: no answer), seconds until the answer."""
+
+JSON_TYPE = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+_EVENT_TYPES = {"ADDED", "MODIFIED", "DELETED", "BOOKMARK"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Deadlines in seconds, and how many calls may be under way."""
+
+    connect: float = 3.0
+    total: float = 10.0
+    watch: float = 300.0
+    """The server ends a watch after this long; each asks for 80 to 100 % of it, so that they do not end together."""
+    inactivity: float = 75.0
+    """A watch without a byte for longer is dead: the server sends a bookmark every 60 s."""
+    parallel: int = 32
+    """Watches do not count."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes
+    retry_after: str | None
+
+
+class HttpClient:
+    """KubeClient for a real API server. Close it, or use `async with`."""
+
+    def __init__(
+        self,
+        login: Login,
+        *,
+        name: str = "gpusharing-operator",
+        limits: Limits | None = None,
+        on_call: OnCall | None = None,
+    ) -> None:
+        """`name` is the field manager of our writes and our User-Agent."""
+        self._login = login
+        self._name = name
+        self._limits = limits or Limits()
+        self._on_call = on_call
+        self._slots = asyncio.Semaphore(self._limits.parallel)
+        self._renewing = asyncio.Lock()
+        self._session: aiohttp.ClientSession | None = None
+
+    @classmethod
+    async def connect(
+        cls,
+        kubeconfig: Path | None = None,
+        *,
+        name: str = "gpusharing-operator",
+        limits: Limits | None = None,
+        on_call: OnCall | None = None,
+    ) -> Self:
+        """Log in with a kubeconfig, or with the pod's service account. Raises Unauthorized without credentials."""
+        login = OfficialLogin(kubeconfig)
+        await login.access()
+        return cls(login, name=name, limits=limits, on_call=on_call)
+
+    async def __aenter__(self) -> Self:
+        """Nothing is opened before the first call."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; calls under way fail with Unavailable."""
+        if self._session:
+            await self._session.close()
+            self._session = None
+
+    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        return await self._call(Request("get", resource), "GET", resource.path(namespace, name))
+
+    async def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 500,
+    ) -> AsyncIterator[Page]:
+        """See KubeClient. Raises Expired when the list took longer than the server keeps its moment."""
+        request, path = Request("list", resource), resource.path(namespace)
+        query = {"limit": str(limit), **_selectors(label_selector, field_selector)}
+        while True:
+            listed = await self._call(request, "GET", path, query)
+            yield Page(listed.get("items") or [], text(listed, "metadata", "resourceVersion"))
+            more = text(listed, "metadata", "continue")
+            if not more:
+                return
+            query["continue"] = more
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> AsyncIterator[WatchEvent]:
+        """See KubeClient. Raises Unavailable when the stream breaks or is silent for too long."""
+        request = Request("watch", resource)
+        seconds = self._limits.watch * random.uniform(0.8, 1.0)
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(max(1, int(seconds))),
+            **_selectors(label_selector, field_selector),
+        }
+        async with self._stream(request, resource.path(namespace), query) as response:
+            async for line in _lines(response):
+                event = _parsed(request, line)
+                kind = event.get("type")
+                if kind not in _EVENT_TYPES:
+                    raise error_of_event(request, event.get("object") or {})
+                yield WatchEvent(kind, event["object"])
+
+    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        where = namespace or text(body, "metadata", "namespace") or None
+        return await self._call(Request("create", resource), "POST", resource.path(where), body=body)
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: JSON,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> JSON:
+        """See KubeClient."""
+        return await self._call(
+            Request("patch", resource, subresource),
+            "PATCH",
+            resource.path(namespace, name, subresource),
+            body=body,
+            content_type=MERGE_PATCH,
+        )
+
+    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
+        """See KubeClient."""
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        path = resource.path(namespace, name)
+        await self._call(Request("delete", resource), "DELETE", path, body=options)
+
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """See KubeClient. The answer's body is a Status and tells nothing (drain.md E1)."""
+        eviction = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"namespace": namespace, "name": name},
+            "deleteOptions": {"preconditions": {"uid": uid}},
+        }
+        path = PODS.path(namespace, name, EVICTION)
+        await self._call(Request("create", PODS, EVICTION), "POST", path, body=eviction)
+
+    # --- transport -------------------------------------------------------------------------------------
+
+    async def _call(
+        self,
+        request: Request,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        body: JSON | None = None,
+        content_type: str = JSON_TYPE,
+    ) -> JSON:
+        parameters = dict(query or {})
+        data = None
+        if body is not None:
+            data = json.dumps(body, separators=(",", ":")).encode()
+            if method != "DELETE":
+                parameters["fieldManager"] = self._name
+        answer = await self._answer(request, method, path, parameters, data, content_type)
+        if answer.status >= 400:
+            raise error_of(request, answer.status, _status_of(answer.body), answer.retry_after)
+        return _parsed(request, answer.body)
+
+    async def _answer(
+        self,
+        request: Request,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        data: bytes | None,
+        content_type: str,
+    ) -> _Answer:
+        """The server's answer; after a 401 the credentials are renewed and the call is made once more."""
+        timeout = aiohttp.ClientTimeout(total=self._limits.total, sock_connect=self._limits.connect)
+        headers = {"Content-Type": content_type} if data is not None else {}
+        async with self._slots:
+            for last in (False, True):
+                token = await self._login.token()
+                async with self._open(
+                    request, method, path, query, headers, token, timeout, data
+                ) as response:
+                    body = await response.read()
+                if response.status != 401 or last:
+                    break
+                await self._renew(token)
+        return _Answer(response.status, body, response.headers.get("Retry-After"))
+
+    @asynccontextmanager
+    async def _stream(
+        self, request: Request, path: str, query: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An open watch."""
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=self._limits.connect, sock_read=self._limits.inactivity
+        )
+        for last in (False, True):
+            token = await self._login.token()
+            async with self._open(request, "GET", path, query, {}, token, timeout, None) as response:
+                if response.status == 401 and not last:
+                    await self._renew(token)
+                    continue
+                if response.status != 200:
+                    retry_after = response.headers.get("Retry-After")
+                    raise error_of(request, response.status, _status_of(await response.read()), retry_after)
+                yield response
+                return
+
+    @asynccontextmanager
+    async def _open(
+        self,
+        request: Request,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        token: str | None,
+        timeout: aiohttp.ClientTimeout,
+        data: bytes | None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request on the wire; whatever the network does becomes Unavailable."""
+        access = await self._login.access()
+        session = self._opened()
+        started, status = time.monotonic(), 0
+        try:
+            async with session.request(
+                method,
+                access.server + path,
+                params=query,
+                data=data,
+                headers={**headers, "Authorization": token} if token else headers,
+                timeout=timeout,
+                ssl=access.tls or True,
+                server_hostname=access.tls_server_name,
+                proxy=access.proxy,
+            ) as response:
+                status = response.status
+                self._told(request, status, started)
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if not status:
+                self._told(request, status, started)
+            reason = str(error) or type(error).__name__
+            raise Unavailable(f"cannot {request.what} at {access.server}: {reason}") from error
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # Watches hold a connection each, so the limit of calls is ours (`_slots`), not the connector's.
+                connector=aiohttp.TCPConnector(limit=0),
+                # Unpacking costs the server and us more time than the bytes save inside a cluster.
+                headers={"Accept": JSON_TYPE, "Accept-Encoding": "identity", "User-Agent": self._name},
+            )
+        return self._session
+
+    def _told(self, request: Request, status: int, started: float) -> None:
+        if self._on_call:
+            seconds = time.monotonic() - started
+            self._on_call(request.verb, request.resource, request.subresource, status, seconds)
+
+    async def _renew(self, refused: str | None) -> None:
+        """Renew the credentials, unless another call did so since `refused` was sent."""
+        async with self._renewing:
+            if await self._login.token() == refused:
+                await self._login.renew()
+
+
+def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:
+    given = {"labelSelector": label_selector, "fieldSelector": field_selector}
+    return {key: value for key, value in given.items() if value}
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Lines of any length: aiohttp's own line reader refuses those longer than its buffer."""
+    rest = b""
+    async for chunk in response.content.iter_any():
+        *complete, rest = (rest + chunk).split(b"\n")
+        for line in complete:
+            if line:
+                yield line
+
+
+def _parsed(request: Request, raw: bytes) -> JSON:
+    try:
+        parsed = json.loads(raw)
+    except ValueError as error:
+        raise Unavailable(f"the answer to {request.what} is no JSON: {raw[:80]!r}") from error
+    if not isinstance(parsed, dict):
+        raise Unavailable(f"the answer to {request.what} is no JSON object: {raw[:80]!r}")
+    return parsed
+
+
+def _status_of(raw: bytes) -> object:
+    """The Status object of a refusal; None for the plain text that proxies and filters send."""
+    try:
+        parsed: object = json.loads(raw)
+    except ValueError:
+        return {"message": raw[:200].decode(errors="replace").strip()}
+    return parsed

@@ -1,0 +1,173 @@
+"""Where the API server is and how we prove who we are.
+
+`OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and
+OIDC, or the service account. `ServiceAccountLogin` reads the service account's files itself, for the agent: the
+official client's imports cost 16 MiB of memory, on every GPU node.
+"""
+
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gpusharing.kube.errors import Unauthorized
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+TOKEN_SECONDS = 60.0
+"""The kubelet replaces a projected token at 80 % of its life (at least 10 min), so a minute is early enough."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach the API server."""
+
+    server: str
+    """URL without a trailing slash."""
+    tls: ssl.SSLContext | None = None
+    """Trust and client certificate; None for plain http."""
+    proxy: str | None = None
+    tls_server_name: str | None = None
+
+
+class Login(Protocol):
+    """Credentials that can be renewed. Raises Unauthorized when there are none."""
+
+    async def access(self) -> Access:
+        """How to reach the server; may change after `renew`."""
+        ...
+
+    async def token(self) -> str | None:
+        """Value of the Authorization header, None when the client certificate says it all."""
+        ...
+
+    async def renew(self) -> None:
+        """Read or fetch the credentials again: the server refused them."""
+        ...
+
+
+@dataclass
+class AnonymousLogin:
+    """No credentials: for test servers on loopback."""
+
+    server: str
+
+    async def access(self) -> Access:
+        """The server as given."""
+        return Access(self.server)
+
+    async def token(self) -> str | None:
+        """No token."""
+        return None
+
+    async def renew(self) -> None:
+        """Nothing to renew."""
+
+
+@dataclass
+class ServiceAccountLogin:
+    """The pod's own service account, by the files and variables that every pod has."""
+
+    environment: Mapping[str, str]
+    directory: Path = SERVICE_ACCOUNT
+    clock: Callable[[], float] = time.monotonic
+    _access: Access | None = None
+    _token: str = ""
+    _read_at: float = float("-inf")
+
+    async def access(self) -> Access:
+        """The server that the kubelet names."""
+        if self._access is None:
+            host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
+            port = self.environment.get("KUBERNETES_SERVICE_PORT", "443")
+            if not host:
+                raise Unauthorized("KUBERNETES_SERVICE_HOST is not set: this process runs in no pod")
+            authority = self._file("ca.crt")
+            tls = ssl.create_default_context(cadata=authority)
+            self._access = Access(
+                f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", tls
+            )
+        return self._access
+
+    async def token(self) -> str | None:
+        """The projected token, read again each minute because the kubelet replaces it."""
+        if self.clock() - self._read_at >= TOKEN_SECONDS:
+            self._token = f"Bearer {self._file('token').strip()}"
+            self._read_at = self.clock()
+        return self._token
+
+    async def renew(self) -> None:
+        """Read the token again at once."""
+        self._read_at = float("-inf")
+
+    def _file(self, name: str) -> str:
+        # A few hundred bytes on a tmpfs: not worth a thread.
+        try:
+            return (self.directory / name).read_text()
+        except OSError as error:
+            raise Unauthorized(f"no service account token is mounted in this pod: {error}") from error
+
+
+@dataclass
+class OfficialLogin:
+    """A kubeconfig, or without one the service account, as the official client reads them."""
+
+    kubeconfig: Path | None
+    _loaded: Any = None
+    _access: Access | None = None
+
+    async def access(self) -> Access:
+        """Server, trust, client certificate and proxy of the current context."""
+        await self._configuration()
+        if self._access is None:
+            raise RuntimeError("loading sets the access")
+        return self._access
+
+    async def token(self) -> str | None:
+        """The token; the client's refresh hook reads the service account's file again when it is due."""
+        configuration = await self._configuration()
+        value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
+        return value
+
+    async def renew(self) -> None:
+        """Load everything again: exec plugins run, files are read."""
+        self._loaded = None
+
+    async def _configuration(self) -> Any:
+        if self._loaded is None:
+            self._loaded = await self._load()
+            self._access = _access(self._loaded)
+        return self._loaded
+
+    async def _load(self) -> Any:
+        # Imported here: it costs 16 MiB, and the agent, which needs only the class above, must not pay for it.
+        import yaml
+        from kubernetes.aio import config
+        from kubernetes.aio.client import Configuration
+
+        configuration = Configuration()
+        try:
+            if self.kubeconfig is None:
+                config.load_incluster_config(client_configuration=configuration)
+            else:
+                await config.load_kube_config(
+                    str(self.kubeconfig), client_configuration=configuration, persist_config=False
+                )
+        except (config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
+            where = f"kubeconfig {self.kubeconfig}" if self.kubeconfig else "the service account of this pod"
+            raise Unauthorized(f"no credentials from {where}: {error}") from error
+        return configuration
+
+
+def _access(configuration: Any) -> Access:
+    from kubernetes.aio.client.rest import RESTClientObject
+
+    # The official transport builds the TLS context in its constructor and opens nothing before its first request.
+    transport = RESTClientObject(configuration)
+    return Access(
+        server=configuration.host.rstrip("/"),
+        tls=transport.ssl_context if configuration.host.startswith("https") else None,
+        proxy=transport.proxy,
+        tls_server_name=configuration.tls_server_name,
+    )

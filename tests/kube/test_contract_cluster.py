@@ -1,0 +1,61 @@
+"""A real API server keeps the contract, through HttpClient: what FakeCluster is held against."""
+
+import contextlib
+import itertools
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from hack.cluster.controlplane import ControlPlane
+from tests.kube.contract import ObjectContract, PodContract, config_map
+
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, NODES, KubeClient, Resource
+from gpusharing.kube.errors import AlreadyExists, NotFound
+from gpusharing.kube.http import HttpClient
+
+pytestmark = pytest.mark.cluster
+
+NAMESPACES = Resource("", "v1", "namespaces")
+SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", namespaced=True)
+NUMBERS = itertools.count()
+
+
+@dataclass
+class ClusterWorld:
+    """A namespace and a node name on the shared control plane."""
+
+    client: KubeClient
+    name: str
+
+    async def forget_history(self) -> None:
+        """The watch cache of a custom resource begins when its CRD is installed, long after version 1."""
+
+    async def terminate_namespace(self) -> None:
+        """See World."""
+        await self.client.create(CONFIG_MAPS, config_map("holds", finalizers=["a.b/c"]), namespace=self.name)
+        namespace = await self.client.get(NAMESPACES, self.name)
+        await self.client.delete(NAMESPACES, self.name, uid=namespace["metadata"]["uid"])
+
+
+@pytest.fixture
+async def world(control_plane: ControlPlane) -> AsyncIterator[ClusterWorld]:
+    name = f"contract-{os.getpid()}-{next(NUMBERS)}"
+    async with await HttpClient.connect(control_plane.kubeconfig) as client:
+        await client.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+        with contextlib.suppress(AlreadyExists):  # pods need it, and its controller may be slower than we are
+            await client.create(SERVICE_ACCOUNTS, account, namespace=name)
+        yield ClusterWorld(client, name)
+        for resource in (NODES, GPUNODES):
+            with contextlib.suppress(NotFound):
+                left = await client.get(resource, name)
+                await client.delete(resource, name, uid=left["metadata"]["uid"])
+
+
+class TestObjectsOfTheApiServer(ObjectContract):
+    """Rung 2."""
+
+
+class TestPodsOfTheApiServer(PodContract):
+    """Rung 2."""
