@@ -1,0 +1,63 @@
+"""Running helm on our chart."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
+VALUE_SETS = sorted((CHART / "ci").glob("*-values.yaml"))
+NAMESPACE = "gpusharing"
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Helm:
+    """The helm program, with folders of its own: nothing of the user's helm is read or written."""
+
+    program: Path
+    home: Path
+
+    def run(
+        self, *arguments: str, environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run helm and return what it said; it may have failed."""
+        own = {f"HELM_{kind}_HOME": str(self.home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+        # Without this `helm template` would ask the cluster of a kubeconfig that happens to be set.
+        base = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
+        return subprocess.run(
+            [str(self.program), *arguments],
+            env={**base, **own, **(environ or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def template(self, *arguments: str) -> list[Manifest]:
+        """Render the chart and return its objects in helm's order.
+
+        Raises:
+            AssertionError: helm refused; the text is what it said.
+        """
+        done = self.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *arguments)
+        assert done.returncode == 0, done.stderr
+        return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+    def refusal(self, *arguments: str) -> str:
+        """What helm says when it refuses to render the chart with these values."""
+        done = self.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *arguments)
+        assert done.returncode != 0, "helm rendered it"
+        return done.stderr
+
+
+def find(objects: list[Manifest], kind: str, name: str) -> Manifest:
+    """The one object of this kind and name."""
+    found = [one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name]
+    assert len(found) == 1, f"{len(found)} objects {kind} {name}"
+    return found[0]

@@ -1,0 +1,151 @@
+"""A control plane with the chart installed by helm, and the people who call it."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hack.cluster import install, nodes, tokens
+from hack.cluster.api import MERGE_PATCH, Api, ApiError
+from hack.cluster.controlplane import ControlPlane
+from hack.cluster.process import wait_until
+from tests.chart.charts import CHART, NAMESPACE, Helm
+
+RELEASE = "gpusharing"
+AGENT_NAMESPACE = "gpusharing-agent"
+APART = ("--set", f"agent.namespace={AGENT_NAMESPACE},agent.createNamespace=true")
+POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
+GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
+NODES = "/api/v1/nodes"
+SECONDS = 20.0
+
+OBSERVED: dict[str, Any] = {
+    "requestID": "1",
+    "quiet": False,
+    "simulated": True,
+    "error": "",
+    "driverVersion": "",
+    "models": [],
+    "gpus": [],
+    "allocated": {},
+    "pods": 0,
+}
+POLICY: dict[str, Any] = {
+    "apiVersion": "gpusharing.dev/v1alpha1",
+    "kind": "GPUSharingPolicy",
+    "metadata": {"name": "pool-d"},
+    "spec": {
+        "nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "d"}},
+        "mode": "TimeSlicing",
+        "timeSlicing": {"replicas": 4},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A control plane, the chart on it, two nodes with a GPUNode each."""
+
+    plane: ControlPlane
+    helm: Helm
+    node_a: str
+    node_b: str
+
+    @property
+    def admin(self) -> Api:
+        """Everything is allowed."""
+        return self.plane.api
+
+    def operator(self) -> Api:
+        """The operator's service account."""
+        token = tokens.service_account_token(self.admin, NAMESPACE, "gpusharing-operator")
+        return self.admin.as_token(token)
+
+    def agent(self, node: str) -> Api:
+        """The agent's service account, with the token that its pod on `node` has."""
+        return self.admin.as_token(
+            tokens.node_bound_token(self.admin, AGENT_NAMESPACE, "gpusharing-agent", node)
+        )
+
+    def agent_of_no_node(self) -> Api:
+        """The agent's service account, with a token that somebody made by hand."""
+        return self.admin.as_token(
+            tokens.service_account_token(self.admin, AGENT_NAMESPACE, "gpusharing-agent")
+        )
+
+    def run_helm(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run helm against the control plane in the release's namespace; it may fail."""
+        return self.helm.run(
+            verb, RELEASE, "-n", NAMESPACE, *arguments, environ={"KUBECONFIG": str(self.plane.kubeconfig)}
+        )
+
+    def install_chart(self, *arguments: str) -> str:
+        """helm install; returns the notes."""
+        done = self.run_helm("install", str(CHART), *APART, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def wait_enforced(self) -> None:
+        """Wait until both admission policies are enforced: the API server takes them up a moment later."""
+        taint = {"spec": {"taints": [{"key": "probe", "effect": "NoSchedule"}]}}
+        foreign = f"{GPUNODES}/{self.node_b}/status"
+        with self.agent(self.node_a) as agent, self.operator() as operator:
+
+            def both() -> bool:
+                report = dry(agent, foreign, {"status": {"observed": OBSERVED}})
+                return report == 403 and dry(operator, f"{NODES}/{self.node_a}", taint) == 403
+
+            wait_until(both, SECONDS, "the admission policies to be enforced")
+
+
+def dry(api: Api, path: str, patch: dict[str, Any]) -> int:
+    """The HTTP status of a merge patch that changes nothing."""
+    try:
+        api.request("PATCH", path, patch, MERGE_PATCH, dryRun="All")
+    except ApiError as error:
+        return error.status
+    return 200
+
+
+def denied(call: Callable[[], object]) -> str:
+    """What the server says when it forbids this call."""
+    with pytest.raises(ApiError) as raised:
+        call()
+    assert raised.value.status == 403, str(raised.value)
+    return raised.value.message
+
+
+def set_up(plane: ControlPlane, helm: Helm) -> Installed:
+    """Install the chart into a namespace that enforces PodSecurity `restricted`, and add two GPU nodes."""
+    api = plane.api
+    install.install_gpu_operator(api)
+    enforce = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    api.merge_patch(f"/api/v1/namespaces/{NAMESPACE}", enforce)
+    handler = {
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": {"name": "nvidia"},
+        "handler": "nvidia",
+    }
+    api.create("/apis/node.k8s.io/v1/runtimeclasses", handler)
+    created = nodes.create_nodes(api, nodes.fleet(2))
+    nodes.wait_nodes_ready(api, created)
+    installed = Installed(plane, helm, created[0], created[1])
+    installed.install_chart()
+    for name in created:
+        gpunode = {"apiVersion": "gpusharing.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": name}}
+        wait_until(lambda: _served(api), SECONDS, "the GPUNode CRD to be served")
+        api.create(GPUNODES, {**gpunode, "spec": {"request": {"id": "1", "quiet": False}}})
+    installed.wait_enforced()
+    return installed
+
+
+def _served(api: Api) -> bool:
+    try:
+        api.list(GPUNODES)
+    except ApiError as error:
+        if error.status not in (404, 429):  # 429: storage is (re)initializing
+            raise
+        return False
+    return True

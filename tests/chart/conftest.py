@@ -1,0 +1,35 @@
+"""Helm, and a control plane on which the chart is installed."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hack.cluster import toolchain
+from hack.cluster.controlplane import ControlPlane, Options
+from tests.chart.charts import Helm
+from tests.chart.cluster import Installed, set_up
+
+
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """The pinned helm; without it the test is skipped with the reason, but never in CI."""
+    try:
+        program = toolchain.program("helm")
+    except toolchain.ToolchainError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    return Helm(program, tmp_path_factory.mktemp("helm"))
+
+
+@pytest.fixture(scope="session")
+def installed(helm: Helm) -> Iterator[Installed]:
+    """A control plane with the chart installed: two nodes, the agent in a namespace of its own."""
+    try:
+        toolchain.control_plane_programs()
+    except toolchain.ToolchainError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    with ControlPlane(options=Options(audit=True)) as plane:
+        yield set_up(plane, helm)

@@ -1,0 +1,313 @@
+"""What operator and agent may and may not do on a real API server, with the chart's roles and admission policies."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from hack.cluster.api import Api, ApiError
+from hack.cluster.process import wait_until
+from tests.chart.charts import NAMESPACE
+from tests.chart.cluster import (
+    AGENT_NAMESPACE,
+    GPUNODES,
+    NODES,
+    OBSERVED,
+    POLICIES,
+    SECONDS,
+    Installed,
+    denied,
+    dry,
+)
+from tests.chart.rbac import USERS, Grant, golden
+
+pytestmark = pytest.mark.cluster
+
+ADMISSION = "ValidatingAdmissionPolicy"
+CONFIG_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
+FENCE = {"gpusharing.dev/fence": '{"op":"1"}'}
+SCOPES = {"cluster": "", "own": NAMESPACE, "agent": AGENT_NAMESPACE}
+
+
+@pytest.fixture(scope="module")
+def operator(installed: Installed) -> Iterator[Api]:
+    with installed.operator() as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def agent(installed: Installed) -> Iterator[Api]:
+    """The agent on node A."""
+    with installed.agent(installed.node_a) as api:
+        yield api
+
+
+@pytest.fixture
+def mighty_agent(installed: Installed, agent: Api) -> Iterator[Api]:
+    """The agent on node A after somebody granted it everything: only the admission policy is left."""
+    path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+    group = "rbac.authorization.k8s.io"
+    account = {"kind": "ServiceAccount", "name": "gpusharing-agent", "namespace": AGENT_NAMESPACE}
+    binding = {
+        "metadata": {"name": "mighty-agent"},
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [account],
+    }
+    installed.admin.create(path, binding)
+    yield agent
+    installed.admin.delete(f"{path}/mighty-agent")
+
+
+# --- the agent -------------------------------------------------------------------------------------------
+
+
+def test_an_agent_reports_on_its_own_gpunode(installed: Installed, agent: Api) -> None:
+    path = f"{GPUNODES}/{installed.node_a}"
+    written = agent.merge_patch(f"{path}/status", {"status": {"observed": OBSERVED}})
+    assert written["status"]["observed"]["requestID"] == "1"
+    again = agent.merge_patch(f"{path}/status", {"status": {"observed": {**OBSERVED, "requestID": "2"}}})
+    assert again["status"]["observed"]["requestID"] == "2"
+    assert len(agent.list(GPUNODES, fieldSelector=f"metadata.name={installed.node_a}")) == 1
+
+
+def test_an_agent_keeps_the_operators_mirror_when_it_reports(
+    installed: Installed, operator: Api, agent: Api
+) -> None:
+    path = f"{GPUNODES}/{installed.node_a}/status"
+    operator.merge_patch(path, {"status": {"transition": {"phase": "Draining"}}})
+    written = agent.merge_patch(path, {"status": {"observed": {**OBSERVED, "requestID": "3"}}})
+    assert written["status"]["transition"]["phase"] == "Draining"
+
+
+def test_an_agent_may_not_write_another_nodes_gpunode(installed: Installed, agent: Api) -> None:
+    path = f"{GPUNODES}/{installed.node_b}/status"
+    message = denied(lambda: agent.merge_patch(path, {"status": {"observed": OBSERVED}}))
+    wanted = (
+        f"on node {installed.node_a} may only update the GPUNode {installed.node_a}, not {installed.node_b}"
+    )
+    assert wanted in message
+
+
+def test_an_agent_whose_token_names_no_node_may_write_nothing(installed: Installed) -> None:
+    path = f"{GPUNODES}/{installed.node_a}/status"
+    with installed.agent_of_no_node() as nobody:
+        message = denied(lambda: nobody.merge_patch(path, {"status": {"observed": OBSERVED}}))
+    assert "the agent's token names no node" in message
+
+
+@pytest.mark.parametrize("part", [{"phase": "Synced"}, None], ids=["write", "remove"])
+def test_an_agent_may_not_touch_the_operators_part_of_status(
+    installed: Installed, operator: Api, agent: Api, part: object
+) -> None:
+    path = f"{GPUNODES}/{installed.node_a}/status"
+    operator.merge_patch(path, {"status": {"transition": {"phase": "Draining"}}})
+    message = denied(lambda: agent.merge_patch(path, {"status": {"transition": part}}))
+    assert "not status.transition" in message
+
+
+AGENT_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+    "patch the spec of its GPUNode": ("PATCH", f"{GPUNODES}/{{a}}", {"spec": {"request": {"id": "9"}}}),
+    "delete its GPUNode": ("DELETE", f"{GPUNODES}/{{a}}", None),
+    "patch its Node": ("PATCH", f"{NODES}/{{a}}", {"metadata": {"labels": {"gpusharing.dev/mode": "mig"}}}),
+    "read its Node": ("GET", f"{NODES}/{{a}}", None),
+    "list pods": ("GET", "/api/v1/pods", None),
+    "read secrets": ("GET", f"/api/v1/namespaces/{AGENT_NAMESPACE}/secrets", None),
+    "patch a policy": ("PATCH", f"{POLICIES}/pool-d", {"spec": {"mode": "Full"}}),
+}
+
+
+@pytest.mark.parametrize("what", AGENT_FORBIDDEN)
+def test_an_agent_may_not(installed: Installed, agent: Api, what: str) -> None:
+    method, path, body = AGENT_FORBIDDEN[what]
+    message = denied(lambda: send(agent, method, path.format(a=installed.node_a), body))
+    assert "gpusharing-agent" in message, "RBAC names who is refused"
+
+
+MIGHTY_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+    "spec or metadata, when it patches the request": (
+        "PATCH",
+        f"{GPUNODES}/{{a}}",
+        {"spec": {"request": {"id": "9"}}},
+    ),
+    "spec or metadata, when it patches labels": (
+        "PATCH",
+        f"{GPUNODES}/{{a}}",
+        {"metadata": {"labels": {"x": "y"}}},
+    ),
+    "spec or metadata, when it patches finalizers": (
+        "PATCH",
+        f"{GPUNODES}/{{a}}",
+        {"metadata": {"finalizers": ["gpusharing.dev/x"]}},
+    ),
+    "create or delete one, when it deletes": ("DELETE", f"{GPUNODES}/{{a}}", None),
+    "create or delete one, when it creates": (
+        "POST",
+        GPUNODES,
+        {"apiVersion": "gpusharing.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": "x"}, "spec": {}},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MIGHTY_FORBIDDEN)
+def test_an_agent_with_every_right_still_may_not_touch(
+    installed: Installed, mighty_agent: Api, what: str
+) -> None:
+    method, path, body = MIGHTY_FORBIDDEN[what]
+    message = denied(lambda: send(mighty_agent, method, path.format(a=installed.node_a), body))
+    assert ADMISSION in message
+    assert what.split(",")[0] in message
+
+
+# --- the operator ----------------------------------------------------------------------------------------
+
+STEPS: dict[str, dict[str, Any]] = {
+    "fence with the cordon": {
+        "metadata": {"annotations": FENCE, "labels": {"nvidia.com/gpu-driver-upgrade.skip": "true"}},
+        "spec": {"unschedulable": True},
+    },
+    "write the labels of the point of no return": {
+        "metadata": {
+            "labels": {
+                "nvidia.com/mig.config": "pool-b-3f9c2a1",
+                "nvidia.com/mig.config.state": None,
+                "nvidia.com/device-plugin.config": "pool-b-77aa001",
+                "gpusharing.dev/mode": None,
+            }
+        }
+    },
+    "release": {
+        "metadata": {
+            "annotations": {"gpusharing.dev/fence": None},
+            "labels": {"nvidia.com/gpu-driver-upgrade.skip": None, "gpusharing.dev/mode": "mig"},
+        },
+        "spec": {"unschedulable": None},
+    },
+}
+
+
+def test_the_operator_takes_a_node_through_a_change(installed: Installed, operator: Api) -> None:
+    path = f"{NODES}/{installed.node_b}"
+    installed.admin.merge_patch(path, {"metadata": {"labels": {"nvidia.com/mig.config.state": "success"}}})
+    for step in STEPS.values():
+        wait_until(partial(took, operator, path, step), SECONDS, "the conditional patch to succeed")
+    node = operator.get(path)
+    assert node["metadata"]["labels"]["nvidia.com/mig.config"] == "pool-b-3f9c2a1"
+    assert "nvidia.com/mig.config.state" not in node["metadata"]["labels"]
+    assert "gpusharing.dev/fence" not in node["metadata"].get("annotations", {})
+    assert not node["spec"].get("unschedulable")
+
+
+def took(api: Api, path: str, patch: dict[str, Any]) -> bool:
+    """Patch the object as it is now; False when somebody was faster (here: the taint that follows a cordon)."""
+    version = api.get(path)["metadata"]["resourceVersion"]
+    try:
+        api.merge_patch(path, {**patch, "metadata": {**patch["metadata"], "resourceVersion": version}})
+    except ApiError as error:
+        if error.status != 409:
+            raise
+        return False
+    return True
+
+
+OPERATOR_NODE_FORBIDDEN: dict[str, tuple[dict[str, Any], str]] = {
+    "a label outside its list": (
+        {"metadata": {"labels": {"node-restriction.kubernetes.io/team": "x"}}},
+        "remove nvidia.com/mig.config.state, not node-restriction.kubernetes.io/team",
+    ),
+    "the removal of a label outside its list": (
+        {"metadata": {"labels": {"nvidia.com/gpu.present": None}}},
+        "not nvidia.com/gpu.present",
+    ),
+    "a state made up in mig-manager's place": (
+        {"metadata": {"labels": {"nvidia.com/mig.config.state": "made-up"}}},
+        "remove nvidia.com/mig.config.state, not nvidia.com/mig.config.state",
+    ),
+    "an annotation outside its prefix": (
+        {"metadata": {"annotations": {"example.test/x": "y"}}},
+        "only change gpusharing.dev/*, not example.test/x",
+    ),
+    "a taint": (
+        {"spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}},
+        "may not change the taints",
+    ),
+    "the provider id": ({"spec": {"providerID": "made://up"}}, "only change unschedulable"),
+    "a finalizer": ({"metadata": {"finalizers": ["gpusharing.dev/x"]}}, "may not change finalizers"),
+}
+
+
+@pytest.mark.parametrize("what", OPERATOR_NODE_FORBIDDEN)
+def test_the_operator_may_not_patch_into_a_node(installed: Installed, operator: Api, what: str) -> None:
+    patch, wanted = OPERATOR_NODE_FORBIDDEN[what]
+    message = denied(lambda: operator.merge_patch(f"{NODES}/{installed.node_a}", patch))
+    assert ADMISSION in message
+    assert wanted in message
+
+
+def test_other_users_are_not_bound_by_the_operators_admission_policy(installed: Installed) -> None:
+    taint = {"spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}}
+    assert dry(installed.admin, f"{NODES}/{installed.node_a}", taint) == 200
+
+
+OPERATOR_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+    "delete a Node": ("DELETE", f"{NODES}/{{a}}", None),
+    "patch the status of a Node": ("PATCH", f"{NODES}/{{a}}/status", {"status": {"capacity": {"cpu": "1"}}}),
+    "read secrets": ("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets", None),
+    "delete a pod past its budget": ("DELETE", "/api/v1/namespaces/default/pods/any", None),
+    "delete a GPUNode": ("DELETE", f"{GPUNODES}/{{a}}", None),
+    "create a policy": ("POST", POLICIES, {"metadata": {"name": "made-up"}}),
+    "patch another ConfigMap": ("PATCH", f"{CONFIG_MAPS}/default-mig-parted-config", {"data": {"x": "y"}}),
+    "delete its ConfigMap": ("DELETE", f"{CONFIG_MAPS}/gpusharing-device-plugin", None),
+    "patch another Lease": ("PATCH", f"{LEASES}/another", {"spec": {"holderIdentity": "x"}}),
+    "grant itself a role": (
+        "POST",
+        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+        {"metadata": {"name": "x"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OPERATOR_FORBIDDEN)
+def test_the_operator_may_not(installed: Installed, operator: Api, what: str) -> None:
+    method, path, body = OPERATOR_FORBIDDEN[what]
+    message = denied(lambda: send(operator, method, path.format(a=installed.node_a), body))
+    assert "gpusharing-operator" in message, "RBAC names who is refused"
+
+
+@pytest.mark.parametrize("subject", USERS)
+def test_the_server_allows_every_grant_of_the_golden_table(installed: Installed, subject: str) -> None:
+    refused = [
+        grant for grant in sorted(golden()) if grant.subject == subject and not is_allowed(installed, grant)
+    ]
+    assert refused == []
+
+
+def is_allowed(installed: Installed, grant: Grant) -> bool:
+    """Whether the server's authorizer lets this subject do it, in the namespace and to the objects of the grant."""
+    space = SCOPES.get(grant.scope, grant.scope)
+    account_space = NAMESPACE if grant.subject == "operator" else AGENT_NAMESPACE
+    user = f"system:serviceaccount:{account_space}:{USERS[grant.subject]}"
+    attributes = {
+        "group": grant.group,
+        "resource": grant.resource,
+        "subresource": grant.subresource,
+        "verb": grant.verb,
+        "namespace": space,
+    }
+    answers = []
+    for name in grant.names or ("",):
+        review = {"spec": {"user": user, "resourceAttributes": {**attributes, "name": name}}}
+        answer = installed.admin.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+        answers.append(bool(answer["status"]["allowed"]))
+    return all(answers)
+
+
+def send(api: Api, method: str, path: str, body: dict[str, Any] | None) -> object:
+    """One request with the content type that fits the method."""
+    calls: dict[str, Callable[[], object]] = {
+        "GET": lambda: api.get(path),
+        "DELETE": lambda: api.delete(path),
+        "POST": lambda: api.create(path, body or {}),
+        "PATCH": lambda: api.merge_patch(path, body or {}),
+    }
+    return calls[method]()

@@ -1,0 +1,168 @@
+"""helm install, upgrade and uninstall on a real API server."""
+
+import re
+import textwrap
+
+import pytest
+from hack.cluster.api import ApiError, Object, selector
+from hack.cluster.process import wait_until
+from tests.chart.charts import CHART, NAMESPACE
+from tests.chart.cluster import AGENT_NAMESPACE, APART, GPUNODES, POLICIES, POLICY, SECONDS, Installed
+
+pytestmark = pytest.mark.cluster
+
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+REMOVED = (
+    f"{ROLES}/gpusharing-operator",
+    f"{ROLES}/gpusharing-viewer",
+    f"{ADMISSION}/validatingadmissionpolicies/gpusharing-agent-own-node",
+    f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/gpusharing-operator",
+    f"/api/v1/namespaces/{AGENT_NAMESPACE}",
+)
+"""Some of what helm uninstall takes away."""
+RUNNING = {"gpusharing-operator": (NAMESPACE, 1), "gpusharing-agent": (AGENT_NAMESPACE, 2)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def policy(installed: Installed) -> Object:
+    """A policy that outlives every test of this file."""
+    return installed.admin.create(POLICIES, POLICY)
+
+
+def is_there(installed: Installed, path: str) -> bool:
+    try:
+        installed.admin.get(path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_pod_security_lets_the_pods_be_created(installed: Installed, name: str) -> None:
+    """The operator's namespace enforces `restricted`; the agent's is `privileged`. kwok plays the kubelet."""
+    namespace, count = RUNNING[name]
+    path = f"/api/v1/namespaces/{namespace}/pods"
+
+    def running() -> bool:
+        pods = installed.admin.list(path, labelSelector=selector({"app.kubernetes.io/name": name}))
+        return [pod["status"].get("phase") for pod in pods] == ["Running"] * count
+
+    wait_until(running, SECONDS, f"{count} pods of {name}")
+
+
+def test_no_admission_policy_has_a_type_error(installed: Installed) -> None:
+    def checked() -> bool:
+        found = installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies")
+        ours = [one for one in found if one["metadata"]["name"].startswith("gpusharing-")]
+        return len(ours) == 2 and all("typeChecking" in one.get("status", {}) for one in ours)
+
+    wait_until(checked, SECONDS, "the controller to check the expressions")
+    for policy in installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies"):
+        assert policy["status"]["typeChecking"].get("expressionWarnings", []) == []
+
+
+def test_what_was_installed_is_what_the_values_say(installed: Installed) -> None:
+    deployment = installed.admin.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator")
+    environ = {one["name"]: one.get("value") for one in containers(deployment)[0]["env"]}
+    assert environ["GPUSHARING_AGENT_NAMESPACE"] == AGENT_NAMESPACE
+    assert environ["GPUSHARING_GPU_OPERATOR_NAMESPACE"] == "gpu-operator"
+
+
+def test_a_second_release_is_refused(installed: Installed) -> None:
+    done = installed.helm.run(
+        "install",
+        "second",
+        str(CHART),
+        "-n",
+        "default",
+        "--set",
+        "crds.install=false",
+        environ={"KUBECONFIG": str(installed.plane.kubeconfig)},
+    )
+    assert done.returncode != 0
+    assert 'must equal "second": current value is "gpusharing"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (
+            "gpuOperator.namespace=nowhere",
+            "namespace nowhere does not exist: install the NVIDIA GPU Operator first",
+        ),
+        ("agent.namespace=nowhere", "namespace nowhere (agent.namespace) does not exist"),
+    ],
+    ids=["no GPU Operator", "no agent namespace"],
+)
+def test_a_missing_namespace_is_named_before_anything_is_written(
+    installed: Installed, value: str, wanted: str
+) -> None:
+    done = installed.run_helm("upgrade", str(CHART), "--set", value)
+    assert done.returncode != 0
+    assert wanted in done.stderr
+
+
+def test_an_upgrade_changes_the_release_and_keeps_policies_and_gpunodes(
+    installed: Installed, policy: Object
+) -> None:
+    before = installed.admin.get(f"{GPUNODES}/{installed.node_a}")["metadata"]["uid"]
+    done = installed.run_helm("upgrade", str(CHART), *APART, "--set", "operator.maxInFlight=7")
+    assert done.returncode == 0, done.stderr
+    deployment = installed.admin.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator")
+    assert {"name": "GPUSHARING_MAX_IN_FLIGHT", "value": "7"} in containers(deployment)[0]["env"]
+    assert installed.admin.get(f"{POLICIES}/pool-d")["metadata"]["uid"] == policy["metadata"]["uid"]
+    assert installed.admin.get(f"{GPUNODES}/{installed.node_a}")["metadata"]["uid"] == before
+
+
+def test_uninstalling_keeps_crds_policies_and_gpunodes_and_installing_takes_them_over(
+    installed: Installed, policy: Object
+) -> None:
+    done = installed.run_helm("uninstall", "--wait")
+    assert done.returncode == 0, done.stderr
+    for path in REMOVED:
+        assert not is_there(installed, path)
+    assert is_there(installed, f"{CRDS}/gpunodes.gpusharing.dev")
+    assert is_there(installed, f"{GPUNODES}/{installed.node_a}")
+    notes = installed.install_chart()
+    installed.wait_enforced()
+    assert all(is_there(installed, path) for path in REMOVED)
+    assert installed.admin.get(f"{POLICIES}/pool-d")["metadata"]["uid"] == policy["metadata"]["uid"]
+    assert "WARNING" not in notes, "the server serves ClusterPolicy"
+
+
+def test_the_commands_in_the_notes_work(installed: Installed) -> None:
+    notes = installed.run_helm("status").stdout
+    patch = re.search(r"kubectl patch clusterpolicy cluster-policy --type merge -p \\\s+'(\{.+\})'", notes)
+    manifest = re.search(r"<<EOF\n(.+?)\n\s*EOF", notes, re.DOTALL)
+    assert patch is not None
+    assert manifest is not None
+    installed.plane.kubectl("patch", "clusterpolicy", "cluster-policy", "--type", "merge", "-p", patch[1])
+    spec = installed.admin.get("/apis/nvidia.com/v1/clusterpolicies/cluster-policy")["spec"]
+    assert spec["devicePlugin"]["config"]["name"] == "gpusharing-device-plugin"
+    assert spec["migManager"]["config"]["name"] == "gpusharing-mig-parted"
+    text = textwrap.dedent(manifest[1])
+    installed.plane.kubectl("apply", "--dry-run=server", "-f", "-", stdin=text)
+
+
+def test_viewers_and_editors_of_the_cluster_may_use_our_resources(installed: Installed) -> None:
+    def verbs(role: str) -> set[str]:
+        rules = installed.admin.get(f"{ROLES}/{role}")["rules"] or []
+        return {
+            verb
+            for rule in rules
+            if "gpusharingpolicies" in rule.get("resources", ())
+            for verb in rule["verbs"]
+        }
+
+    wait_until(lambda: "watch" in verbs("view"), SECONDS, "the roles to be aggregated")
+    assert verbs("view") == {"get", "list", "watch"}
+    wait_until(lambda: "create" in verbs("edit"), SECONDS, "the roles to be aggregated")
+
+
+def containers(workload: Object) -> list[Object]:
+    found: list[Object] = workload["spec"]["template"]["spec"]["containers"]
+    return found

@@ -1,0 +1,59 @@
+"""The chart grants what the golden table says, and nothing else."""
+
+from tests.chart.charts import Helm
+from tests.chart.rbac import USERS, Grant, golden, granted
+
+NAMESPACES = {
+    "gpusharing": "own",
+    "gpusharing-agent": "agent",
+    "gpu-operator": "gpu-operator",
+    "default": "default",
+}
+APART = ("--set", "agent.namespace=gpusharing-agent")
+
+
+def rendered(helm: Helm, *arguments: str) -> frozenset[Grant]:
+    return granted(helm.template(*APART, *arguments), NAMESPACES)
+
+
+def test_the_roles_are_those_of_the_golden_table(helm: Helm) -> None:
+    found, wanted = rendered(helm), golden()
+    assert sorted(found - wanted) == [], "granted, but not in rbac.yaml"
+    assert sorted(wanted - found) == [], "in rbac.yaml, but not granted"
+
+
+def test_no_grant_is_wide(helm: Helm) -> None:
+    never = {"secrets", "serviceaccounts", "clusterroles", "roles", "rolebindings", "clusterrolebindings"}
+    for grant in rendered(helm):
+        assert "*" not in (grant.group, grant.resource, grant.subresource, grant.verb)
+        assert grant.resource not in never
+        assert grant.verb not in ("update", "deletecollection", "impersonate", "escalate", "bind")
+
+
+def test_the_agent_reaches_nothing_but_gpunodes(helm: Helm) -> None:
+    assert {(grant.group, grant.resource) for grant in rendered(helm) if grant.subject == "agent"} == {
+        ("gpusharing.dev", "gpunodes")
+    }
+
+
+def test_the_number_of_grants_stays_small(helm: Helm) -> None:
+    """The aim of reliability-performance.md 2.1."""
+    count = {subject: sum(grant.subject == subject for grant in rendered(helm)) for subject in USERS}
+    assert count["operator"] <= 40
+    assert count["agent"] <= 6
+
+
+def test_only_the_chosen_configmaps_may_be_patched(helm: Helm) -> None:
+    own = ("--set", "gpuOperator.pluginConfigMap=plugin,gpuOperator.migConfigMap=mig")
+    patches = [
+        grant for grant in rendered(helm, *own) if (grant.resource, grant.verb) == ("configmaps", "patch")
+    ]
+    assert [grant.names for grant in patches] == [("mig", "plugin")]
+
+
+def test_without_rbac_no_role_is_left(helm: Helm) -> None:
+    kinds = {one["kind"] for one in helm.template("--set", "rbac.create=false")}
+    assert not kinds & {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
+    assert "ValidatingAdmissionPolicy" in kinds, (
+        "the admission policies do not depend on who grants the roles"
+    )
