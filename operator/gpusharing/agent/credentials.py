@@ -65,23 +65,31 @@ def from_kubeconfig(path: Path) -> Credentials:
     import yaml  # 3 MiB that only a developer pays
 
     try:
-        config = yaml.safe_load(path.read_text())
-        context = _named(config["contexts"], config["current-context"])["context"]
-        cluster = _named(config["clusters"], context["cluster"])["cluster"]
-        user = _named(config["users"], context["user"])["user"]
-        server = urlsplit(cluster["server"])
-        ca = _inline_or_file(cluster, "certificate-authority", path.parent)
-    except (OSError, KeyError, StopIteration, TypeError) as error:
-        raise NoCredentials(f"{path} is no kubeconfig that the agent can use: {error!r}") from error
-    where = (server.hostname or "", server.port or 443, ca)
+        return _of_context(yaml.safe_load(path.read_text()), path.parent)
+    except (OSError, KeyError, StopIteration, TypeError, ValueError) as error:
+        raise NoCredentials(
+            f"{path} is no kubeconfig that the agent can use: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _of_context(config: dict[str, Any], folder: Path) -> Credentials:
+    context = _named(config["contexts"], config["current-context"])["context"]
+    cluster = _named(config["clusters"], context["cluster"])["cluster"]
+    user = _named(config["users"], context["user"])["user"]
+    server = urlsplit(cluster["server"])
+    where = (
+        server.hostname or "",
+        server.port or 443,
+        _inline_or_file(cluster, "certificate-authority", folder),
+    )
     if "token" in user:
         return Credentials(*where, token=user["token"])
     if "tokenFile" in user:
-        return Credentials(*where, token=path.parent / user["tokenFile"])
+        return Credentials(*where, token=folder / user["tokenFile"])
     if "client-certificate-data" in user or "client-certificate" in user:
-        parts = [_inline_or_file(user, key, path.parent) for key in ("client-certificate", "client-key")]
+        parts = [_inline_or_file(user, key, folder) for key in ("client-certificate", "client-key")]
         return Credentials(*where, certificate="\n".join(parts))
-    raise NoCredentials(f"{path}: the current user has neither a token nor a client certificate")
+    raise ValueError("its user has neither a token nor a client certificate")
 
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
@@ -42,6 +42,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return asyncio.run(_serve(options, credentials, settings, pods))
 
 
+def address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, an IPv6 host in brackets; raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not host:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+_FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
+    ("--interval", "INTERVAL_SECONDS", "30", float, "seconds between two readings without an event"),
+    ("--hung-after", "HUNG_AFTER_SECONDS", "10", float, "seconds after which a reading is reported as hung"),
+    (
+        "--pod-resources-socket",
+        "POD_RESOURCES_SOCKET",
+        str(SOCKET),
+        Path,
+        "the kubelet's podresources socket",
+    ),
+    (
+        "--metrics-addr",
+        "METRICS_ADDR",
+        "127.0.0.1:8081",
+        address,
+        "where /metrics, /healthz and /readyz listen",
+    ),
+    ("--kubeconfig", "KUBECONFIG", "", str, "for development, instead of the pod's service account"),
+    ("--service-account", "SERVICE_ACCOUNT", str(SERVICE_ACCOUNT), Path, "folder with `token` and `ca.crt`"),
+    ("--log-level", "LOG_LEVEL", "info", str, "debug, info, warning or error"),
+)
+
+
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
     """Flags, each with a variable of the environment as its default."""
     parser = argparse.ArgumentParser(
@@ -49,59 +80,15 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
     )
     node = environ.get("NODE_NAME")
     parser.add_argument("--node-name", default=node, required=not node, help="this node's name ($NODE_NAME)")
-    parser.add_argument(
-        "--interval",
-        type=float,
-        default=float(environ.get("INTERVAL_SECONDS", "30")),
-        metavar="SECONDS",
-        help="time between two readings without an event ($INTERVAL_SECONDS, default 30)",
-    )
-    parser.add_argument(
-        "--hung-after",
-        type=float,
-        default=float(environ.get("HUNG_AFTER_SECONDS", "10")),
-        metavar="SECONDS",
-        help="a reading that takes longer is reported as hung ($HUNG_AFTER_SECONDS, default 10)",
-    )
-    parser.add_argument(
-        "--pod-resources-socket",
-        type=Path,
-        default=Path(environ.get("POD_RESOURCES_SOCKET", str(SOCKET))),
-        metavar="PATH",
-        help="the kubelet's podresources socket ($POD_RESOURCES_SOCKET)",
-    )
-    parser.add_argument(
-        "--metrics-addr",
-        type=address,
-        default=address(environ.get("METRICS_ADDR", "127.0.0.1:8081")),
-        metavar="HOST:PORT",
-        help="where /metrics, /healthz and /readyz listen ($METRICS_ADDR, default 127.0.0.1:8081)",
-    )
-    parser.add_argument(
-        "--kubeconfig",
-        default=environ.get("KUBECONFIG", ""),
-        metavar="PATH",
-        help="for development; without it the pod's service account is used ($KUBECONFIG)",
-    )
-    parser.add_argument(
-        "--service-account",
-        type=Path,
-        default=SERVICE_ACCOUNT,
-        metavar="FOLDER",
-        help="folder with the files `token` and `ca.crt`; default: the pod's service account",
-    )
-    parser.add_argument(
-        "--log-level", default=environ.get("LOG_LEVEL", "info"), help="$LOG_LEVEL, default info"
-    )
+    for flag, variable, default, kind, text in _FLAGS:
+        parser.add_argument(
+            flag,
+            type=kind,
+            default=environ.get(variable, default),  # argparse passes a text through `type` too
+            metavar=kind.__name__.upper(),
+            help=f"{text} (${variable}, default {default or 'none'})",
+        )
     return parser.parse_args(arguments)
-
-
-def address(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, an IPv6 host in brackets; raises ValueError."""
-    host, _, port = text.rpartition(":")
-    if not host:
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
 
 
 def credentials_of(kubeconfig: str, service_account: Path) -> Credentials:

@@ -1,0 +1,71 @@
+"""The agent as a process: its flags, and how it starts and ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpusharing.agent.main import address, parse
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_flags_win_over_the_environment_which_wins_over_defaults() -> None:
+    environ = {"NODE_NAME": "gpu-01", "INTERVAL_SECONDS": "60", "METRICS_ADDR": "[fd00::2]:9000"}
+    options = parse(["--interval", "5"], environ)
+    assert (options.node_name, options.interval, options.hung_after) == ("gpu-01", 5.0, 10.0)
+    assert options.metrics_addr == ("fd00::2", 9000)
+    assert str(options.pod_resources_socket) == "/var/lib/kubelet/pod-resources/kubelet.sock"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--node-name", "n", "--metrics-addr", "8081"]], ids=["no node", "no host"]
+)
+def test_what_cannot_work_is_refused_with_the_flag_named(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments, {})
+    assert ("--metrics-addr" if arguments else "--node-name") in capsys.readouterr().err
+
+
+def test_metrics_stay_on_loopback_unless_told_otherwise() -> None:
+    assert parse(["--node-name", "n"], {}).metrics_addr == ("127.0.0.1", 8081)
+    assert address("10.0.0.7:80") == ("10.0.0.7", 80)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """The shipped process, without credentials from this test's environment."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("KUBE", "NODE_NAME"))}
+    environment["PYTHONPATH"] = str(ROOT / "operator")
+    command = [sys.executable, "-m", "gpusharing.agent.main", "--node-name", "n", *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_without_credentials_it_says_so_and_exits() -> None:
+    with start("--service-account", "/no/such") as process:
+        _, logs = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "set KUBECONFIG for development" in logs
+
+
+def test_sigterm_ends_it_cleanly_even_when_the_api_server_is_away(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    (tmp_path / "ca").write_text("")
+    config.write_text(
+        '{"current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],'
+        '"clusters": [{"name": "k", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "ca"}}],'
+        '"users": [{"name": "u", "user": {"token": "t"}}]}'
+    )
+    with start("--kubeconfig", str(config), "--metrics-addr", "127.0.0.1:0") as process:
+        assert process.stderr is not None
+        assert "agent started" in process.stderr.readline()
+        assert "cannot follow GPUNode" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        _, logs = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "agent stopped" in logs
+    assert "Traceback" not in logs

@@ -1,0 +1,118 @@
+"""The agent's dataclasses and the wire types say the same, field by field."""
+
+from typing import Any
+
+import pytest
+from hack.sim.gpu import SimulatedGPUs
+
+from gpusharing.agent.library import Instance, Process, Reading, RemappedRows
+from gpusharing.agent.observation import Observation, Request, wire
+from gpusharing.agent.podresources import Holdings
+from gpusharing.api.gpunode import GPUNodeSpec, Observed
+
+
+@pytest.fixture
+def reading() -> Reading:
+    """A node on which every field has a value somewhere, and null elsewhere."""
+    gpus = SimulatedGPUs("gpu-01", ["NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "Tesla T4"])
+    gpus.set_mig_mode(0, on=True)
+    device = gpus.create(0, "3g.40gb").uuid
+    gpus.add_process(0, "python3", 42, device)
+    with gpus.client():
+        gpus.set_mig_mode(1, on=True)
+    gpus.set_health(1, 3, RemappedRows(1, 2, True, True))
+    gpus.set_health(2, None, None)
+    return gpus.read()
+
+
+@pytest.fixture
+def observation(reading: Reading) -> Observation:
+    """The answer to a quiet request on that node."""
+    answer = Observation.after(Request("r1", quiet=True), reading, simulated=True)
+    return answer.held_by(Holdings({"nvidia.com/gpu": 2}, 1))
+
+
+def node_with(observed: Any) -> dict[str, Any]:
+    """A GPUNode as the server holds it."""
+    return {"metadata": {"name": "gpu-01"}, "status": {"observed": observed}}
+
+
+def test_what_goes_over_the_wire_is_exactly_the_wire_type(observation: Observation) -> None:
+    sent = wire(observation)
+    assert Observed.model_validate(sent, strict=False).model_dump(mode="json", by_alias=True) == sent
+    assert [gpu["remappedRows"] is None for gpu in sent["gpus"]] == [False, False, True]
+    assert [gpu["migModePending"] for gpu in sent["gpus"]] == ["Enabled", "Enabled", "NotSupported"]
+    assert sent["requestID"] == "r1"
+
+
+def test_the_defaults_are_a_valid_report_too() -> None:
+    sent = wire(Observation(error="NVMLNotLoaded: no driver"))
+    assert Observed.model_validate(sent).model_dump(mode="json", by_alias=True) == sent
+
+
+def test_what_was_sent_is_understood_after_a_restart(observation: Observation) -> None:
+    assert Observation.of(node_with(wire(observation))) == observation
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {},
+        {"status": None},
+        {"status": {"observed": []}},
+        {"status": {"observed": {"requestID": 7, "quiet": "yes", "gpus": "none"}}},
+    ],
+    ids=["nothing", "an empty status", "a list", "wrong types"],
+)
+def test_a_status_that_makes_no_sense_is_nothing_known(node: dict[str, Any]) -> None:
+    assert Observation.of(node) == Observation()
+
+
+def test_the_request_is_read_as_the_wire_type_has_it() -> None:
+    spec = GPUNodeSpec.model_validate({"request": {"id": "r7", "quiet": True}})
+    assert Request.of({"spec": spec.model_dump(by_alias=True)}) == Request("r7", quiet=True)
+    assert Request.of({}) == Request("", quiet=False)
+
+
+def test_the_patch_names_every_key(observation: Observation) -> None:
+    patch = observation.patch({})
+    assert patch is not None
+    assert set(patch["status"]["observed"]) == {
+        info.alias or name for name, info in Observed.model_fields.items()
+    }
+
+
+def test_nothing_is_sent_when_the_server_has_it_with_its_nulls_dropped(observation: Observation) -> None:
+    stored = wire(observation)
+    stored["gpus"][2] = {key: value for key, value in stored["gpus"][2].items() if value is not None}
+    assert observation.patch(node_with(stored)) is None
+
+
+def test_a_resource_that_is_gone_is_named_with_null(observation: Observation) -> None:
+    stored = wire(observation) | {"allocated": {"nvidia.com/gpu": 2, "nvidia.com/mig-1g.10gb": 7}}
+    patch = observation.patch(node_with(stored))
+    assert patch is not None
+    assert patch["status"]["observed"]["allocated"] == {"nvidia.com/gpu": 2, "nvidia.com/mig-1g.10gb": None}
+
+
+def test_an_error_keeps_what_was_known_and_is_never_quiet(observation: Observation) -> None:
+    failing = observation.failing("NVMLHung: x", simulated=True)
+    assert (failing.gpus, failing.request_id, failing.quiet) == (observation.gpus, "r1", False)
+
+
+@pytest.mark.parametrize(
+    ("request_", "closed"),
+    [(Request("r1", True), True), (Request("r1", False), False), (Request("r2", True), False)],
+    ids=["the quiet request that was answered", "the same one, no longer quiet", "another quiet one"],
+)
+def test_the_library_stays_closed_for_the_answered_quiet_request_only(
+    observation: Observation, request_: Request, closed: bool
+) -> None:
+    assert observation.keeps_closed(request_) is closed
+
+
+def test_wire_names_are_camel_case_with_the_units_of_the_api() -> None:
+    assert wire(Process(1, "a")) == {"pid": 1, "name": "a", "device": ""}
+    assert wire((Instance("1g.10gb", -1, 0, 3, ""),)) == [
+        {"profile": "1g.10gb", "start": -1, "size": 0, "id": 3, "uuid": ""}
+    ]

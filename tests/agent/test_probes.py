@@ -1,0 +1,122 @@
+"""Probes, metrics and logs as the kubelet, Prometheus and people see them."""
+
+import asyncio
+import json
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from hack.sim.gpu import SimulatedGPUs
+from prometheus_client.registry import CollectorRegistry
+from tests.fakes.gpus import FixedPods, OneNodeAPI
+
+from gpusharing.agent.library import RemappedRows
+from gpusharing.agent.logs import JSONLines
+from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.metrics import AgentCollector
+from gpusharing.agent.podresources import Holdings
+from gpusharing.agent.probes import ProbeServer
+
+
+class Health:
+    """What the probes are to say."""
+
+    alive = ready = ""
+
+
+@pytest.fixture
+def health() -> Health:
+    """All is well."""
+    return Health()
+
+
+@pytest.fixture
+def port(health: Health) -> Iterator[int]:
+    """Where a server with an empty registry listens."""
+    server = ProbeServer(("127.0.0.1", 0), lambda: health.alive, lambda: health.ready, CollectorRegistry())
+    server.start()
+    yield server.port
+    server.stop()
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and body."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_probes_say_ok_or_why_not(port: int, health: Health) -> None:
+    assert get(port, "/healthz") == get(port, "/readyz") == (200, "ok\n")
+    health.ready = "GPUNode gpu-01 does not exist"
+    assert get(port, "/healthz") == (200, "ok\n")
+    assert get(port, "/readyz") == (503, "GPUNode gpu-01 does not exist\n")
+    health.alive = "the loop has not turned for 200 s"
+    assert get(port, "/healthz?verbose") == (503, "the loop has not turned for 200 s\n")
+    assert get(port, "/metrics") == (200, "")
+    assert get(port, "/")[0] == 404
+
+
+async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
+    api, pods = OneNodeAPI(), FixedPods()
+    gpus = SimulatedGPUs("gpu-01", ["NVIDIA H100 80GB HBM3", "Tesla T4"])
+    gpus.set_mig_mode(0, on=True)
+    gpus.create(0, "3g.40gb")
+    gpus.add_process(1, "python3", 42)
+    gpus.set_health(0, 3, RemappedRows(0, 0, False, True))
+    gpus.set_health(1, None, None)
+    pods.holdings = Holdings({"nvidia.com/mig-3g.40gb": 1}, 1)
+    loop = AgentLoop("gpu-01", api, gpus, pods, LoopSettings(interval=3600.0))
+    registry = CollectorRegistry()
+    registry.register(AgentCollector(loop))
+    assert registry.get_sample_value("gpusharing_agent_ready") == 0
+    await api.ask("r1", quiet=True)
+    task = asyncio.create_task(loop.run())
+    await api.until(lambda observed: observed.request_id == "r1")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    def sample(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"gpusharing_agent_{name}", labels)
+
+    assert sample("readings_total", outcome="ok") == 1
+    assert sample("readings_total", outcome="hung") == 0
+    assert sample("writes_total", outcome="ok") == 1
+    assert (sample("ready"), sample("quiet"), sample("simulated"), sample("pods")) == (1, 1, 1, 1)
+    assert sample("allocated_devices", resource="nvidia.com/mig-3g.40gb") == 1
+    assert sample("gpu_mig_instances", gpu="0", profile="3g.40gb") == 1
+    assert (sample("gpu_mig_enabled", gpu="0"), sample("gpu_mig_enabled", gpu="1")) == (1, 0)
+    assert (sample("gpu_processes", gpu="0"), sample("gpu_processes", gpu="1")) == (0, 1)
+    assert (sample("gpu_ecc_uncorrected", gpu="0"), sample("gpu_ecc_uncorrected", gpu="1")) == (3, None)
+    assert (sample("gpu_row_remap_failed", gpu="0"), sample("gpu_row_remap_failed", gpu="1")) == (1, None)
+
+
+def test_a_log_line_is_json_with_stable_keys() -> None:
+    record = logging.makeLogRecord(
+        {"name": "gpusharing.agent.loop", "levelname": "WARNING", "msg": "cannot read %s", "args": ("GPUs",)}
+        | {"created": 0.0, "error": "NVMLHung: x"}
+    )
+    assert json.loads(JSONLines("gpu-01").format(record)) == {
+        "timestamp": "1970-01-01T00:00:00.000+00:00",
+        "level": "warning",
+        "logger": "gpusharing.agent.loop",
+        "event": "cannot read GPUs",
+        "node": "gpu-01",
+        "error": "NVMLHung: x",
+    }
+
+
+def test_an_exception_is_one_line_too() -> None:
+    try:
+        raise ValueError("broken")
+    except ValueError as error:
+        record = logging.makeLogRecord({"msg": "bug", "exc_info": (ValueError, error, error.__traceback__)})
+    line = JSONLines("gpu-01").format(record)
+    assert "\n" not in line
+    assert "ValueError: broken" in json.loads(line)["exception"]
