@@ -1,0 +1,281 @@
+"""The cache follows the server through gaps, restarts and stale news (reliability-performance.md 1.4, F9-F12)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tests.fakes.cluster import FakeCluster
+
+from gpusharing.kube import errors
+from gpusharing.kube.client import NODES, PODS, Resource
+from gpusharing.kube.reflector import Reflector
+
+JSON = dict[str, Any]
+
+
+def node(name: str, **labels: str) -> JSON:
+    return {"metadata": {"name": name, "labels": labels}}
+
+
+def project(raw: JSON) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """uid and labels: what a real projection keeps besides other things."""
+    return raw["metadata"]["uid"], tuple(sorted((raw["metadata"].get("labels") or {}).items()))
+
+
+@dataclass
+class Watched:
+    """A reflector of nodes and what it told."""
+
+    cluster: FakeCluster
+    reflector: Reflector[Any]
+    changes: list[str] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def until(self, *names: str) -> None:
+        """Wait until exactly these objects are in the cache."""
+        async with asyncio.timeout(5):
+            while set(self.reflector.items) != set(names):
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def until_labels(self, name: str, **labels: str) -> None:
+        """Wait until an object has exactly these labels."""
+        async with asyncio.timeout(5):
+            while dict(self.reflector.items[name][1]) != labels:
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@asynccontextmanager
+async def watched(cluster: FakeCluster, resource: Resource = NODES, **options: Any) -> AsyncIterator[Watched]:
+    """A running reflector whose first list is done."""
+
+    def on_change(name: str) -> None:
+        seen.changes.append(name)
+        seen.changed.set()
+
+    reflector = Reflector(cluster.client("operator"), resource, project, on_change=on_change, **options)
+    seen = Watched(cluster, reflector)
+    task = asyncio.create_task(reflector.run())
+    try:
+        async with asyncio.timeout(5):
+            await reflector.synced.wait()
+        yield seen
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def kind_of_error(reflector: Reflector[Any]) -> type[object]:
+    """NoneType while the cache follows the server."""
+    return type(reflector.error)
+
+
+async def turns(count: int = 20) -> None:
+    """Let the other tasks run until they wait for something."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+async def test_objects_come_change_and_go(cluster: FakeCluster) -> None:
+    cluster.add(NODES, node("a"))
+    async with watched(cluster) as seen:
+        await seen.until("a")
+        cluster.add(NODES, node("b"))
+        await seen.until("a", "b")
+        cluster.patch(NODES, "b", {"metadata": {"labels": {"x": "1"}}})
+        await seen.until_labels("b", x="1")
+        cluster.delete(NODES, "a")
+        await seen.until("b")
+    assert seen.changes == ["a", "b", "b", "a"]
+
+
+async def test_a_list_of_many_pages_is_complete(cluster: FakeCluster) -> None:
+    names = [f"n{number}" for number in range(25)]
+    for name in names:
+        cluster.add(NODES, node(name))
+    async with watched(cluster, page_size=10) as seen:
+        assert set(seen.reflector.items) == set(names)
+    assert cluster.calls["operator", "list", "nodes"] == 3
+
+
+async def test_a_change_outside_the_projection_keeps_the_view_and_tells_nobody(cluster: FakeCluster) -> None:
+    cluster.add(NODES, node("a"))
+    async with watched(cluster) as seen:
+        view, changes = seen.reflector.items["a"], list(seen.changes)
+        beaten = cluster.patch(NODES, "a", {"status": {"heartbeat": "1"}}, subresource="status")
+        await turns()
+        assert seen.reflector.resource_version("a") == beaten["metadata"]["resourceVersion"]
+        assert seen.reflector.items["a"] is view
+        assert seen.changes == changes
+
+
+async def test_deletions_in_a_410_gap_are_found_by_the_list_that_follows(cluster: FakeCluster) -> None:
+    for name in "abc":
+        cluster.add(NODES, node(name))
+    async with watched(cluster) as seen:
+        await turns()
+        cluster.swallow(NODES, 2)
+        cluster.delete(NODES, "a")
+        cluster.delete(NODES, "b")
+        cluster.expire()
+        await seen.until("c")
+    assert sorted(seen.changes[3:]) == ["a", "b"]
+
+
+async def test_delete_and_recreate_in_a_gap_gives_the_new_object(cluster: FakeCluster) -> None:
+    cluster.add(NODES, node("a", x="old"))
+    async with watched(cluster) as seen:
+        await turns()
+        cluster.swallow(NODES, 2)
+        cluster.delete(NODES, "a")
+        new = cluster.add(NODES, node("a", x="new"))
+        cluster.expire()
+        await seen.until_labels("a", x="new")
+        assert seen.reflector.items["a"][0] == new["metadata"]["uid"]
+
+
+async def test_swallowed_events_are_healed_by_the_next_list(cluster: FakeCluster) -> None:
+    cluster.add(NODES, node("a"))
+    cluster.add(NODES, node("b"))
+    async with watched(cluster, relist_after=0.05) as seen:
+        cluster.swallow(NODES, 3)
+        cluster.patch(NODES, "a", {"metadata": {"labels": {"x": "1"}}})
+        cluster.delete(NODES, "b")
+        cluster.add(NODES, node("c"))
+        await seen.until("a", "c")
+        await seen.until_labels("a", x="1")
+
+
+async def test_a_list_from_the_past_does_not_turn_the_cache_back(cluster: FakeCluster) -> None:
+    old = cluster.add(NODES, node("a"))
+    async with watched(cluster) as seen:
+        cluster.patch(NODES, "a", {"metadata": {"labels": {"x": "1"}}})
+        await seen.until_labels("a", x="1")
+        seen.reflector.accept(old)
+        assert dict(seen.reflector.items["a"][1]) == {"x": "1"}
+
+
+async def test_the_answer_to_our_write_is_in_the_cache_at_once(cluster: FakeCluster) -> None:
+    cluster.add(NODES, node("a"))
+    async with watched(cluster) as seen:
+        answer = cluster.patch(NODES, "a", {"metadata": {"labels": {"x": "1"}}})
+        seen.reflector.accept(answer)
+        assert seen.reflector.resource_version("a") == answer["metadata"]["resourceVersion"]
+        assert dict(seen.reflector.items["a"][1]) == {"x": "1"}
+        await turns()
+        assert seen.changes.count("a") == 2
+
+
+async def test_a_late_answer_does_not_bring_a_deleted_object_back(cluster: FakeCluster) -> None:
+    cluster.add(NODES, node("a"))
+    async with watched(cluster) as seen:
+        answer = cluster.patch(NODES, "a", {"metadata": {"labels": {"x": "1"}}})
+        cluster.delete(NODES, "a")
+        await seen.until()
+        seen.reflector.accept(answer)
+        assert not seen.reflector.items
+
+
+async def test_what_we_created_after_the_moment_of_a_list_survives_that_list(cluster: FakeCluster) -> None:
+    """The answer to a create may overtake the pages of a list that began before it."""
+    cluster.add(NODES, node("a"))
+    cluster.add(NODES, node("b"))
+    reflector = Reflector(cluster.client("operator"), NODES, project, page_size=1)
+    created: list[JSON] = []
+
+    def create_meanwhile(_: JSON) -> Any:
+        if not created:
+            created.append(cluster.add(NODES, node("c")))
+            reflector.accept(created[0])
+        return project(_)
+
+    reflector._project = create_meanwhile
+    task = asyncio.create_task(reflector.run())
+    await reflector.synced.wait()
+    assert set(reflector.items) == {"a", "b", "c"}
+    task.cancel()
+
+
+async def test_an_object_may_leave_the_selection_and_come_back(cluster: FakeCluster) -> None:
+    cluster.add(NODES, node("a", pool="b"))
+    async with watched(cluster, label_selector="pool=b") as seen:
+        await seen.until("a")
+        cluster.patch(NODES, "a", {"metadata": {"labels": {"pool": "c"}}})
+        await seen.until()
+        cluster.patch(NODES, "a", {"metadata": {"labels": {"pool": "b"}}})
+        await seen.until("a")
+
+
+async def test_pods_of_all_namespaces_are_told_apart(cluster: FakeCluster) -> None:
+    for namespace in ("x", "y"):
+        cluster.add(PODS, {"metadata": {"name": "p", "namespace": namespace}})
+    async with watched(cluster, PODS) as seen:
+        await seen.until("x/p", "y/p")
+        cluster.delete(PODS, "p", "x")
+        await seen.until("y/p")
+
+
+async def test_a_server_that_was_away_is_followed_again(cluster: FakeCluster) -> None:
+    cluster.add(NODES, node("a"))
+    async with watched(cluster) as seen:
+        cluster.faults.fail("watch", NODES, errors.Unavailable("connection refused"), times=2)
+        cluster.close_watches()
+        await turns()
+        assert kind_of_error(seen.reflector) is errors.Unavailable
+        cluster.add(NODES, node("b"))
+        await seen.until("a", "b")
+        assert kind_of_error(seen.reflector) is type(None)
+    assert cluster.calls["operator", "list", "nodes"] == 1
+
+
+async def test_a_missing_right_is_shown_and_the_list_tried_again(cluster: FakeCluster) -> None:
+    cluster.faults.fail("list", NODES, errors.Forbidden("no right to list nodes"))
+    cluster.add(NODES, node("a"))
+    reflector = Reflector(cluster.client("operator"), NODES, project)
+    task = asyncio.create_task(reflector.run())
+    await turns()
+    assert kind_of_error(reflector) is errors.Forbidden
+    assert not reflector.synced.is_set()
+    async with asyncio.timeout(5):
+        await reflector.synced.wait()
+    assert kind_of_error(reflector) is type(None)
+    task.cancel()
+
+
+async def test_events_and_bookmarks_are_signs_of_life(cluster: FakeCluster) -> None:
+    now = [100.0]
+    async with watched(cluster, clock=lambda: now[0]) as seen:
+        await turns()
+        assert seen.reflector.last_contact == 100.0
+        now[0] = 150.0
+        cluster.send_bookmarks()
+        await turns()
+        assert seen.reflector.last_contact == 150.0
+        now[0] = 160.0
+        cluster.add(NODES, node("a"))
+        await seen.until("a")
+        assert seen.reflector.last_contact == 160.0
+
+
+async def test_watches_that_end_at_once_are_not_repeated_in_a_hot_loop(cluster: FakeCluster) -> None:
+    cluster.faults.fail("watch", NODES, errors.Expired("too old"), times=1000)
+    async with watched(cluster):
+        await turns(200)
+    assert cluster.calls["operator", "watch", "nodes"] <= 3
+
+
+async def test_cancelling_closes_the_watch(cluster: FakeCluster) -> None:
+    async with watched(cluster):
+        await turns()
+        assert len(cluster.store.waiting) == 1
+    assert not cluster.store.waiting
