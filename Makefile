@@ -1,0 +1,51 @@
+# `make` shows the verbs. Every verb sets up first; a second set-up costs nothing.
+PYTHON ?= python3
+PY := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test verify gen fmt lock cluster cluster-down run bench test-gpu test-nvidia clean
+
+help: ## show these verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
+
+setup: ## make .venv from requirements-dev.lock (PYTHON=python3.12 takes another interpreter)
+	@$(PYTHON) hack/setup.py
+
+demo: setup ## play the main job; DRIVER=cluster: on a real control plane, DRIVER=nvidia: with NVIDIA's programs
+	@$(PY) -m hack.demo
+
+test: setup ## rungs 0-2 of the test ladder; ARGS="tests/planning -k drain" selects
+	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
+	@$(PY) -m pytest -m "not nvidia and not gpu" $(ARGS)
+
+verify: setup ## format, lint, types, imports, generated files, chart, house rules
+	@$(PY) -m hack.verify
+
+gen: setup ## write CRDs, the chart's copies and docs/reference
+	@$(PY) -m hack.generate
+
+fmt: setup ## format and mend what ruff can mend
+	@$(PY) -m ruff check --quiet --fix-only . && $(PY) -m ruff format --quiet .
+
+lock: setup ## write requirements*.lock anew from pyproject.toml
+	@$(PY) -m hack.lock
+
+cluster: setup ## control plane with simulated nodes; NODES=8, DRIVER=kind; use: eval "$$(make -s cluster)"
+	@$(PY) -m hack.cluster up
+
+cluster-down: setup ## stop what `make cluster` started
+	@$(PY) -m hack.cluster down
+
+run: setup ## the operator against $$KUBECONFIG, under the shipped RBAC
+	@$(PY) -m hack.run
+
+bench: setup ## one table of costs, and build/bench.json
+	@$(PY) -m hack.bench
+
+test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU
+	@$(PY) -m pytest -m gpu $(ARGS)
+
+test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-ml
+	@$(PY) -m pytest -m nvidia $(ARGS)
+
+clean: ## remove what the verbs above made in this checkout
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,27 @@
+"""Write both requirement locks anew from pyproject.toml: pinned, with hashes, for every platform.
+
+No uv.lock: it names the registry of whoever wrote it (docs/adr/0006).
+"""
+
+import subprocess
+import sys
+
+from hack.generate import ROOT
+
+FLAGS = ("--quiet", "--universal", "--generate-hashes", "--no-annotate", "--no-header")
+LOCKS = {"requirements.lock": (), "requirements-dev.lock": ("--group", "dev")}
+"""File name and what is in it besides the project's own dependencies."""
+
+
+def main(arguments: list[str]) -> int:
+    """With --upgrade every pin moves to the newest version; else only what pyproject.toml forces moves."""
+    for name, extra in LOCKS.items():
+        command = ["uv", "pip", "compile", *FLAGS, *arguments, "pyproject.toml", *extra, "-o", name]
+        done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)
+        if done.returncode != 0:
+            return done.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,50 @@
+"""`make verify`: everything about the checkout that needs no control plane. Every step runs, then a table tells.
+
+A step is a program of .venv with its arguments, so that what you see is what you can repeat.
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from hack.generate import ROOT
+
+STEPS = {
+    "format": "ruff format --check .",
+    "lint": "ruff check .",
+    "types": "mypy",
+    "imports": "lint-imports",
+    "generated": "python -m hack.generate --check",
+    "chart": "pytest --quiet -m 'not cluster' tests/chart",
+    "house": "pytest --quiet tests/test_repo.py",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the named steps, all without a name; the exit status is 0 when all of them passed."""
+    unknown = sorted(set(arguments) - set(STEPS))
+    if unknown:
+        print(f"unknown step {unknown[0]!r}: choose from {', '.join(STEPS)}", file=sys.stderr)
+        return 2
+    results = [(name, *run(name)) for name in arguments or STEPS]
+    print("\nverify")
+    for name, status, seconds in results:
+        print(f"  {name:10} {'ok' if status == 0 else 'FAILED':6} {seconds:6.1f} s")
+    return 1 if any(status for _, status, _ in results) else 0
+
+
+def run(name: str) -> tuple[int, float]:
+    """Exit status and seconds of one step."""
+    print(f"== {name}: {STEPS[name]}", flush=True)
+    program, *arguments = shlex.split(STEPS[name])
+    begin = time.monotonic()
+    status = subprocess.run(
+        [Path(sys.executable).parent / program, *arguments], cwd=ROOT, check=False
+    ).returncode
+    return status, time.monotonic() - begin
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""What every test may use, and the report at the end of a run."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from hack.cluster import install, toolchain
+from hack.cluster.controlplane import ControlPlane
+from hack.report import Report
+from hypothesis import settings
+
+# Other work on the same machine makes single examples slow. In CI hypothesis loads its own profile: the same
+# examples on every run, and no deadline either.
+settings.register_profile("here", deadline=None)
+if not os.environ.get("CI"):
+    settings.load_profile("here")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count rungs and seconds."""
+    config.pluginmanager.register(Report(), "gpusharing-report")
+
+
+def build_or_skip(build: Callable[[], object]) -> None:
+    """Build a tool of hack.cluster.toolchain; when it cannot be built the test is skipped, but fails in CI."""
+    try:
+        build()
+    except toolchain.ToolchainError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"RUNG 2 NOT RUN: {error}")
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """The session's one real control plane, with kwok, our CRDs and the GPU Operator's stand-ins.
+
+    It is shared: a test names its objects uniquely or removes them. One that stops components, counts requests
+    or uninstalls the CRDs starts a ControlPlane of its own.
+    """
+    build_or_skip(toolchain.control_plane_programs)
+    build_or_skip(lambda: toolchain.program("kwok"))
+    with ControlPlane() as plane:
+        install.install_all(plane.api)
+        yield plane
