@@ -41,7 +41,12 @@ def plan_config(
         kept = unclaimed & referenced(nodes)
         plugin |= {key: text for key, text in stack.plugin_configs.items() if key in kept}
         entries |= {name: entry for name, entry in present.items() if name in kept}
-    if plugin == dict(stack.plugin_configs) and stack.mig_file and dict(present) == entries:
+    if (
+        plugin == dict(stack.plugin_configs)
+        and stack.plugin_map_exists
+        and stack.mig_file
+        and dict(present) == entries
+    ):
         return None, bool(unclaimed)
     return WriteConfig(plugin, migfile.render(entries)), bool(unclaimed)
 

@@ -285,6 +285,8 @@ class StackView:
     """mig-parted entries of the admin's own ConfigMap, merged into ours."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
     """By node: the configuration that mig-manager >= 0.14 generated from its hardware."""
+    plugin_map_exists: bool = True
+    """The device-plugin ConfigMap is there; NVIDIA's pods cannot start while ClusterPolicy names one that is not."""
     serves_our_mig_file: bool = False
     """ClusterPolicy points mig-manager at our ConfigMap."""
 

@@ -1,0 +1,198 @@
+"""Write what people see: policy status, GPUNode mirrors, Events. Only changes are written, and moving objects at
+most once per period; an end (Synced, Failed, Blocked ...) is written at once. Nothing is decided from any of it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import structlog
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, KubeClient
+from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
+from gpusharing.planning.events import NodeEvent, node_events
+from gpusharing.planning.mirror import transition
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.status import policy_status
+from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.views import ClusterSnapshot, PolicyView
+
+log = structlog.get_logger()
+
+RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
+"""Phases that last: their mirror is written without delay."""
+
+
+class Statuses(Protocol):
+    """What stands in the status of our objects now."""
+
+    def policy_status(self, name: str) -> Mapping[str, Any]:
+        """`status` of a policy as last read or written."""
+        ...
+
+    def mirror(self, node: str) -> Mapping[str, Any]:
+        """`status.transition` of a GPUNode as last read or written."""
+        ...
+
+    def accept_policy(self, raw: JSON) -> None:
+        """Take a policy that the server answered."""
+        ...
+
+    def accept_gpunode(self, raw: JSON) -> None:
+        """Take a GPUNode that the server answered."""
+        ...
+
+
+@dataclass(slots=True)
+class Publisher:
+    """One per operator process."""
+
+    client: KubeClient
+    statuses: Statuses
+    period: float
+    identity: str
+    namespace: str
+    on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
+    """Told about every verdict that changed: for metrics."""
+    _told: dict[str, Verdict] = field(default_factory=dict)
+    _written: dict[str, datetime] = field(default_factory=dict)
+    _serial: int = 0
+
+    async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
+        """Returns when something that was held back is due."""
+        due: list[datetime] = []
+        for name, verdict in plan.verdicts.items():
+            before = self._told.get(name)
+            if before is not verdict:
+                self._told[name] = verdict
+                self.on_verdict(before, verdict)
+                await self._tell(node_events(before, verdict), verdict, plan, now)
+            if (later := await self._mirror(verdict, snapshot, now)) is not None:
+                due.append(later)
+        for name in self._told.keys() - plan.verdicts.keys():
+            del self._told[name]
+        for policy in snapshot.policies:
+            if (later := await self._status(policy, plan, snapshot, now)) is not None:
+                due.append(later)
+        return min(due, default=None)
+
+    # --- mirrors and status --------------------------------------------------------------------------------
+
+    async def _mirror(self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
+        if verdict.node not in snapshot.gpunodes:
+            return None
+        previous = self.statuses.mirror(verdict.node)
+        wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
+        if wanted == previous:
+            return None
+        key = f"node/{verdict.node}"
+        if verdict.phase not in RESTING and (later := self._hold(key, now)) is not None:
+            return later
+        body = {"status": {"transition": wanted}}
+        return await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.accept_gpunode)
+
+    async def _status(
+        self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
+    ) -> datetime | None:
+        previous = self.statuses.policy_status(policy.name)
+        wanted = policy_status(policy, plan, snapshot, previous, now)
+        if {key: value for key, value in wanted.items() if value is not None} == dict(previous):
+            return None
+        key = f"policy/{policy.name}"
+        urgent = wanted["observedGeneration"] != previous.get("observedGeneration") or _statuses(
+            wanted
+        ) != _statuses(previous)
+        if not urgent and (later := self._hold(key, now)) is not None:
+            return later
+        body = {"status": _replacing(wanted, previous)}
+        return await self._write(key, now, POLICIES, policy.name, body, self.statuses.accept_policy)
+
+    def _hold(self, key: str, now: datetime) -> datetime | None:
+        written = self._written.get(key)
+        due = written + timedelta(seconds=self.period) if written else now
+        return due if due > now else None
+
+    async def _write(
+        self, key: str, now: datetime, resource: Any, name: str, body: JSON, accept: Callable[[JSON], None]
+    ) -> datetime | None:
+        self._written[key] = now
+        try:
+            accept(await self.client.patch(resource, name, body, subresource="status"))
+        except NotFound:
+            return None
+        except (Unauthorized, Unavailable):
+            raise
+        except KubeError as error:
+            log.warning("status not written", object=key, error=str(error) or repr(error))
+            return now + timedelta(seconds=max(self.period, 1.0))
+        return None
+
+    # --- events --------------------------------------------------------------------------------------------
+
+    async def _tell(
+        self, events: tuple[NodeEvent, ...], verdict: Verdict, plan: RolloutPlan, now: datetime
+    ) -> None:
+        pool = plan.pools.get(verdict.policy)
+        if pool is None:
+            return
+        for event in events:
+            self._serial += 1
+            body = self._event(event, pool.policy, verdict.node, now)
+            try:
+                await self.client.create(EVENTS, body, namespace="default")
+            except (Unauthorized, Unavailable):
+                raise
+            except KubeError as error:
+                log.warning("event not posted", reason=event.reason, error=str(error) or repr(error))
+            log.info(
+                event.reason,
+                node=verdict.node,
+                policy=verdict.policy,
+                phase=str(verdict.phase),
+                note=event.note,
+            )
+
+    def _event(self, event: NodeEvent, policy: PolicyView, node: str, now: datetime) -> JSON:
+        """events.k8s.io/v1; events about cluster-scoped objects live in the namespace default."""
+        stamp = now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{policy.name}.{int(now.timestamp() * 1000):x}.{self._serial:x}",
+                "namespace": "default",
+            },
+            "eventTime": stamp,
+            "reportingController": f"{names.GROUP}/operator",
+            "reportingInstance": self.identity[:128],
+            "action": event.reason,
+            "reason": event.reason,
+            "type": event.type,
+            "note": event.note,
+            "regarding": {
+                "apiVersion": names.API_VERSION,
+                "kind": "GPUSharingPolicy",
+                "name": policy.name,
+                "uid": policy.uid,
+            },
+            "related": {"apiVersion": "v1", "kind": "Node", "name": node},
+        }
+
+
+def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((row["type"], row["status"]) for row in status.get("conditions") or ())
+
+
+def _replacing(wanted: Mapping[str, Any], previous: Mapping[str, Any]) -> JSON:
+    """A merge patch merges maps: keys that are gone from the plan's capacities must be named to vanish."""
+    body = dict(wanted)
+    old, new = previous.get("plan"), wanted.get("plan")
+    if old and new:
+        body["plan"] = dict(new)
+        for field_name in ("capacityBefore", "capacityAfter"):
+            gone = set(old.get(field_name) or ()) - set(new[field_name])
+            body["plan"][field_name] = {**new[field_name], **dict.fromkeys(gone)}
+    return body

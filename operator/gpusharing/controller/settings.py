@@ -1,0 +1,92 @@
+"""The operator's settings: environment variables GPUSHARING_*, set by the chart. Bad values end the start with a name.
+
+`docs/reference/settings.md` is generated from this file.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from gpusharing.planning.views import Settings as PlanSettings
+
+PREFIX = "GPUSHARING_"
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; the message names the variable and a valid example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the shell needs beyond what the planner needs. Times in seconds."""
+
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    """Settings that decisions depend on; each has a variable of its own too."""
+    admin_mig_config_map: str = ""
+    """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty: none."""
+    lease_name: str = "gpusharing-operator"
+    """Lease in our namespace: leader and claims."""
+    lease_seconds: float = 15.0
+    """How long a lost leader blocks its successor."""
+    renew_deadline: float = 10.0
+    """A leader that could not renew for this long ends its process at once."""
+    retry_period: float = 2.0
+    """Between two tries to take or renew the Lease."""
+    debounce: float = 0.2
+    """From the first change to the pass that looks at all of them."""
+    publish_period: float = 1.0
+    """Shortest time between two status writes of one object while it moves; ends are written at once."""
+    relist: float = 600.0
+    """Policies are listed again after this long even when nothing happened."""
+    pending_period: float = 60.0
+    """Between two counts of Pending GPU pods."""
+    parallel: int = 16
+    """Nodes acted on at once."""
+    log_format: str = "json"
+    """json or console."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    metrics_port: int = 8080
+    """Port of /metrics; 0 switches it off."""
+    probe_port: int = 8081
+    """Port of /healthz and /readyz; 0 switches it off."""
+    listen: str = "0.0.0.0"
+    """Address of the two ports."""
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read every GPUSHARING_<NAME>. Raises SettingsError for a value of the wrong kind or an unknown name."""
+    known = dict.fromkeys(_names(PlanSettings), "plan") | dict.fromkeys(_names(Settings), "shell")
+    plan: dict[str, Any] = {}
+    shell: dict[str, Any] = {}
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        where = known.get(name)
+        if where is None:
+            raise SettingsError(
+                f"{variable} is not a setting; known are {', '.join(sorted(_variables(known)))}"
+            )
+        defaults: object = PlanSettings() if where == "plan" else Settings()
+        (plan if where == "plan" else shell)[name] = _convert(variable, text, getattr(defaults, name))
+    return replace(Settings(**shell), plan=replace(PlanSettings(), **plan))
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(kind) if item.name != "plan")
+
+
+def _variables(known: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(PREFIX + name.upper() for name in known)
+
+
+def _convert(variable: str, text: str, default: object) -> object:
+    convert: Callable[[str], object] = type(default) if isinstance(default, (int, float)) else str
+    try:
+        value = convert(text)
+    except ValueError:
+        raise SettingsError(f"{variable}={text} is not a number; for example {variable}={default}") from None
+    if isinstance(value, (int, float)) and value < 0:
+        raise SettingsError(f"{variable}={text} is negative; for example {variable}={default}")
+    return value

@@ -1,0 +1,73 @@
+"""The policies as last listed. An event only says that something may have changed; the list is the truth."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpusharing.kube.client import JSON, POLICIES, KubeClient
+from gpusharing.kube.convert import policy_view
+from gpusharing.planning.views import PolicyView
+
+
+class PolicyCache:
+    """Few objects, listed whole. Views and the tuple keep their identity while nothing changed."""
+
+    def __init__(self, client: KubeClient) -> None:
+        self._client = client
+        self._raw: dict[str, JSON] = {}
+        self._views: tuple[PolicyView, ...] = ()
+        self._dirty = True
+
+    @property
+    def dirty(self) -> bool:
+        """The next pass has to list."""
+        return self._dirty
+
+    def touch(self, name: str = "", resource_version: str = "") -> bool:
+        """An event was seen. False when it tells what we hold already: the echo of our own write."""
+        held = self._raw.get(name, {}).get("metadata", {}).get("resourceVersion")
+        if name and resource_version and held == resource_version:
+            return False
+        self._dirty = True
+        return True
+
+    async def refresh(self) -> tuple[PolicyView, ...]:
+        """All policies, sorted by name; listed again only when something was touched."""
+        if self._dirty:
+            self._dirty = False
+            try:
+                listed = [raw async for page in self._client.pages(POLICIES) for raw in page.items]
+            except BaseException:
+                self._dirty = True
+                raise
+            self._raw = {raw["metadata"]["name"]: raw for raw in listed}
+            self._rebuild()
+        return self._views
+
+    def accept(self, raw: JSON) -> None:
+        """Take a policy that the server answered to our write."""
+        name = raw["metadata"]["name"]
+        if name in self._raw:
+            self._raw[name] = raw
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        before = {view.name: view for view in self._views}
+        views = []
+        for name in sorted(self._raw):
+            view = policy_view(self._raw[name])
+            views.append(before[name] if before.get(name) == view else view)
+        same = len(views) == len(self._views) and all(
+            new is old for new, old in zip(views, self._views, strict=True)
+        )
+        if not same:
+            self._views = tuple(views)
+
+    def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
+        """(resourceVersion, finalizers) as last read."""
+        metadata = self._raw.get(policy, {}).get("metadata", {})
+        return str(metadata.get("resourceVersion", "")), tuple(metadata.get("finalizers") or ())
+
+    def status(self, policy: str) -> Mapping[str, Any]:
+        """`status` as last read or written."""
+        status: Mapping[str, Any] = self._raw.get(policy, {}).get("status") or {}
+        return status
