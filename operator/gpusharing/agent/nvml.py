@@ -7,7 +7,7 @@ import ctypes
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import pynvml
 
@@ -103,7 +103,7 @@ class NVML:
         current, pending = _mig_mode(handle)
         migs = tuple(_mig_devices(handle)) if current == "Enabled" else ()
         if current == "Enabled":
-            processes = [process for mig in migs for process in self._processes(mig, _uuid(mig))]
+            processes = [process for mig, uuid in migs for process in self._processes(mig, uuid)]
         else:
             processes = self._processes(handle, "")
         mode = _maybe(None, pynvml.nvmlDeviceGetComputeMode, handle)
@@ -241,21 +241,25 @@ def _placements(handle: Any, profile_id: int) -> list[Any]:
     return list(found[: count.value])
 
 
-def _mig_devices(handle: Any) -> Iterator[Any]:
-    """Handles of the MIG devices; their indices have gaps and no stable order."""
+_MigDevice: TypeAlias = tuple[Any, str]  # handle and UUID
+
+
+def _mig_devices(handle: Any) -> Iterator[_MigDevice]:
+    """The MIG devices of a GPU; their indices have gaps and no stable order."""
     for index in range(_maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
-            yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            yield mig, _uuid(mig)
         except pynvml.NVMLError as error:
             if error.value not in (*_UNSUPPORTED, pynvml.NVML_ERROR_NOT_FOUND):
                 raise
 
 
-def _instances(handle: Any, profiles: Sequence[Profile], migs: Sequence[Any]) -> tuple[Instance, ...]:
+def _instances(handle: Any, profiles: Sequence[Profile], migs: Sequence[_MigDevice]) -> tuple[Instance, ...]:
     """GPU instances by placement; without the right to list them (mig/config), what the MIG devices tell."""
     uuids: dict[int, str] = {}
-    for mig in migs:  # several compute instances of one GPU instance: the first stands for it
-        uuids.setdefault(pynvml.nvmlDeviceGetGpuInstanceId(mig), _uuid(mig))
+    for mig, uuid in migs:  # several compute instances of one GPU instance: the first stands for it
+        uuids.setdefault(pynvml.nvmlDeviceGetGpuInstanceId(mig), uuid)
     try:
         found = [_instance(info, p, uuids) for p in profiles for info in _instance_infos(handle, p.id)]
     except pynvml.NVMLError as error:
@@ -280,8 +284,9 @@ def _instance(info: Any, profile: Profile, uuids: dict[int, str]) -> Instance:
     return Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
 
 
-def _instance_of_device(mig: Any, profiles: Sequence[Profile]) -> Instance:
+def _instance_of_device(device: _MigDevice, profiles: Sequence[Profile]) -> Instance:
     """Profile from the device's name ("... MIG 1c.3g.40gb"), else from its attributes; no placement."""
+    mig, uuid = device
     name = pynvml.nvmlDeviceGetName(mig).rpartition(" MIG ")[2]
     name = re.sub(r"^\d+c\.", "", name)
     profile = next((profile for profile in profiles if profile.name == name), None)
@@ -295,7 +300,7 @@ def _instance_of_device(mig: Any, profiles: Sequence[Profile]) -> Instance:
         start=-1,
         size=profile.size if profile else 0,
         id=pynvml.nvmlDeviceGetGpuInstanceId(mig),
-        uuid=_uuid(mig),
+        uuid=uuid,
     )
 
 
