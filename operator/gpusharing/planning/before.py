@@ -31,15 +31,19 @@ def before_pnr(case: NodeCase) -> Verdict:
         return ended
     target = case.assessment.target if case.assessment else None
     if target is None:
-        return case.verdict(
-            Phase.CORDONED, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs"
-        )
+        message = "waiting for the agent to read the GPUs"
+        return case.verdict(Phase.CORDONED, Reason.OBSERVATION_PENDING, message, wake=case.fence.deadline)
     if case.fence.disruption not in CORDONING:
         return _pass(case, target, Phase.PREFLIGHT)
     settled = case.fence.since + timedelta(seconds=case.settings.settle)
     if case.now < settled:
         message = "cordoned; pods that were just being bound may still appear"
         return case.verdict(Phase.CORDONED, Reason.SETTLING, message, wake=settled)
+    return empty_and_pass(case, target)
+
+
+def empty_and_pass(case: NodeCase, target: Target) -> Verdict:
+    """Nearer to an idle node, and through the PNR once it is proven idle. The node is cordoned already."""
     if case.work is None or case.work.error:
         why = case.work.error if case.work else "listing the pods of the node"
         reason = Reason.LIST_FAILED if case.work else Reason.SETTLING
@@ -48,7 +52,9 @@ def before_pnr(case: NodeCase) -> Verdict:
 
 
 def _poll(case: NodeCase) -> datetime:
-    return case.now + timedelta(seconds=case.settings.poll)
+    """The next look at the pods; not past the deadline, which ends a drain."""
+    soon = case.now + timedelta(seconds=case.settings.poll)
+    return min(soon, case.fence.deadline) if case.now < case.fence.deadline else soon
 
 
 # --- giving up ---------------------------------------------------------------------------------------------
@@ -159,7 +165,7 @@ def _drain(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
         f"; {lines[0]}" if lines else ""
     )
     wake = min(plan.next_wake, _poll(case)) if plan.next_wake else _poll(case)
-    verdict = case.verdict(Phase.DRAINING, reason, message, wake=min(wake, case.fence.deadline))
+    verdict = case.verdict(Phase.DRAINING, reason, message, wake=wake)
     evictions = (Evict(case.node.name, pod.namespace, pod.name, pod.uid) for pod in plan.evict)
     return replace(
         verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True, actions=tuple(evictions)
@@ -169,17 +175,16 @@ def _drain(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
 def _prove_idle(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
     """Two empty LISTs some seconds apart, an agent that closed NVML, and nobody who computes."""
 
-    def wait(reason: Reason, message: str) -> Verdict:
-        verdict = case.verdict(
-            Phase.VERIFYING_IDLE, reason, message, wake=min(_poll(case), case.fence.deadline)
-        )
+    def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
+        verdict = case.verdict(Phase.VERIFYING_IDLE, reason, message, wake=wake or _poll(case))
         return replace(verdict, wants_pods=True)
 
     if not case.node.ready:
         return wait(Reason.NODE_UNREACHABLE, "the node is not Ready: nobody knows whether its pods still run")
     if not case.agent_ready:
         return wait(Reason.AGENT_NOT_READY, "no Ready agent pod: nobody can say whether the GPUs are idle")
-    if (request := _next_quiet_request(case)) is not None:
+    empty_since = work.empty_since or work.listed_at
+    if (request := _next_quiet_request(case, empty_since)) is not None:
         return wait(Reason.OBSERVATION_PENDING, "asked the agent to read once more and to close NVML").then(
             request
         )
@@ -188,11 +193,10 @@ def _prove_idle(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
         return wait(Reason.OBSERVATION_PENDING, "waiting for the agent to close NVML")
     if busy := _busy(case):
         return wait(Reason.GPU_STILL_BUSY, busy)
-    proven_at = (work.empty_since or case.now) + timedelta(seconds=case.settings.idle)
-    if work.listed_at < proven_at:
-        message = "no pod holds a GPU; looking once more"
-        verdict = case.verdict(Phase.VERIFYING_IDLE, Reason.SETTLING, message, wake=max(proven_at, case.now))
-        return replace(verdict, wants_pods=True)
+    proven_at = empty_since + timedelta(seconds=case.settings.idle)
+    if work.listed_at < proven_at:  # the clock alone proves nothing: it takes a second LIST
+        wake = proven_at if case.now < proven_at else _poll(case)
+        return wait(Reason.SETTLING, "no pod holds a GPU; looking once more", wake)
     return _pass(case, target, Phase.VERIFYING_IDLE)
 
 
@@ -219,15 +223,13 @@ def _busy(case: NodeCase) -> str:
     return ""
 
 
-def _next_quiet_request(case: NodeCase) -> EnsureGPUNode | None:
-    """Ask for silence, and ask again every poll while somebody computes."""
-    gpunode = case.gpunode
-    period = int(case.now.timestamp() // max(case.settings.poll, 0.001))
-    asked = gpunode is not None and gpunode.quiet and gpunode.request_id.startswith(_quiet_prefix(case))
-    if asked and gpunode is not None:
-        number = gpunode.request_id.removeprefix(_quiet_prefix(case))
-        if not (_answers(case) and _busy(case)) or number == str(period):
-            return None
+def _next_quiet_request(case: NodeCase, empty_since: datetime) -> EnsureGPUNode | None:
+    """Ask for silence once the last pod is gone, and ask again every poll while somebody computes."""
+    period = _period(case, case.now)
+    asked = _asked_in(case)
+    again = asked != period and _answers(case) and _busy(case)
+    if asked is not None and asked >= _period(case, empty_since) and not again:
+        return None
     return EnsureGPUNode(
         node=case.node.name,
         node_uid=case.node.uid,
@@ -238,16 +240,32 @@ def _next_quiet_request(case: NodeCase) -> EnsureGPUNode | None:
     )
 
 
+def _period(case: NodeCase, moment: datetime) -> int:
+    return int(moment.timestamp() // max(case.settings.poll, 0.001))
+
+
+def _asked_in(case: NodeCase) -> int | None:
+    """The period in which this operation asked for silence last; None: it did not yet."""
+    gpunode = case.gpunode
+    if gpunode is None or not gpunode.quiet or not gpunode.request_id.startswith(_quiet_prefix(case)):
+        return None
+    number = gpunode.request_id.removeprefix(_quiet_prefix(case))
+    return int(number) if number.isdecimal() else None
+
+
 # --- the point of no return --------------------------------------------------------------------------------
 
 
 def _pass(case: NodeCase, target: Target, phase: Phase) -> Verdict:
     """Write every label that changes, unless configuration or actuator are not there yet."""
+    watching = case.fence.disruption in CORDONING  # pods are looked at until the very PNR
     if (closed := propagation(case)) is not None:
-        return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
+        wake = _poll(case) if watching else closed.until
+        return replace(case.verdict(phase, closed.reason, closed.message, wake=wake), wants_pods=watching)
     if needs_mig_manager(case, target) and (case.operand is None or not case.operand.ready):
         message = f"no Ready mig-manager pod on {case.node.name}"
-        return case.verdict(phase, Reason.ACTUATOR_MISSING, message, wake=_poll(case))
+        verdict = case.verdict(phase, Reason.ACTUATOR_MISSING, message, wake=_poll(case))
+        return replace(verdict, wants_pods=watching)
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"changing to {target.text}")
     return verdict.then(actuate(case, target))
 

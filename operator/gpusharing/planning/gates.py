@@ -13,6 +13,7 @@ from gpusharing.planning import migfile
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.verify import paused_operands
 from gpusharing.planning.views import Settings, StackView
 
 
@@ -120,8 +121,7 @@ def needs_restart(case: NodeCase, target: Target) -> bool:
         return False
     observed = case.gpunode.observed if case.gpunode else None
     found = tuple(gpu.layout for gpu in observed.gpus) if observed else ()
-    mismatch = case.assessment.mismatch if case.assessment else None
-    paused = mismatch is not None and mismatch.reason is Reason.OPERANDS_PAUSED
+    paused = bool(paused_operands(case.node))
     return case.node.labels.get(names.LABEL_MIG_STATE) != "success" or found != target.layouts or paused
 
 
