@@ -10,7 +10,10 @@ import pytest
 import yaml
 from syrupy.assertion import SnapshotAssertion
 from tests.chart.charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Manifest, find
+from tests.chart.rbac import USERS
 
+from gpusharing.agent.main import parse
+from gpusharing.controller.settings import from_environment
 from gpusharing.planning.views import Settings
 
 CLUSTER_SCOPED = {
@@ -78,6 +81,25 @@ def test_the_defaults_are_those_of_the_operators_settings(helm: Helm) -> None:
     assert environ["GPUSHARING_MAX_IN_FLIGHT"] == str(settings.max_in_flight)
     assert environ["GPUSHARING_CONFIG_PROPAGATION"] == str(int(settings.config_propagation))
     assert settings.namespace == NAMESPACE
+
+
+def test_the_operator_knows_every_variable_that_the_chart_sets(helm: Helm, values: Path) -> None:
+    deployment = find(helm.template("-f", str(values)), "Deployment", "gpusharing-operator")
+    environ = {one["name"]: one.get("value", NAMESPACE) for one in pod_containers(deployment)[0]["env"]}
+    settings = from_environment(environ)
+    assert settings.plan.namespace == NAMESPACE
+    assert settings.lease_name == USERS["operator"], "the Role names the Lease"
+
+
+def test_the_agent_starts_with_what_the_chart_sets(helm: Helm, values: Path) -> None:
+    agent = find(helm.template("-f", str(values)), "DaemonSet", "gpusharing-agent")
+    environ = {one["name"]: one.get("value", "gpu-01") for one in pod_containers(agent)[0]["env"]}
+    options = parse([], environ)
+    assert options.node_name == "gpu-01"
+    assert options.metrics_addr[1] == pod_containers(agent)[0]["ports"][0]["containerPort"]
+    assert options.pod_resources_socket.parent == Path(
+        pod_containers(agent)[0]["volumeMounts"][0]["mountPath"]
+    )
 
 
 def test_the_agent_has_the_node_name_and_no_capability(helm: Helm) -> None:
