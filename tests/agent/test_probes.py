@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
-from tests.fakes.gpus import FixedPods, OneNodeAPI
+from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import RemappedRows
 from gpusharing.agent.logs import JSONLines
@@ -63,7 +63,7 @@ def test_probes_say_ok_or_why_not(port: int, health: Health) -> None:
 
 
 async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
-    api, pods = OneNodeAPI(), FixedPods()
+    node, pods = OneNode(), FixedPods()
     gpus = SimulatedGPUs("gpu-01", ["NVIDIA H100 80GB HBM3", "Tesla T4"])
     gpus.set_mig_mode(0, on=True)
     gpus.create(0, "3g.40gb")
@@ -71,13 +71,13 @@ async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
     gpus.set_health(0, 3, RemappedRows(0, 0, False, True))
     gpus.set_health(1, None, None)
     pods.holdings = Holdings({"nvidia.com/mig-3g.40gb": 1}, 1)
-    loop = AgentLoop("gpu-01", api, gpus, pods, LoopSettings(interval=3600.0))
+    loop = AgentLoop("gpu-01", node.client, gpus, pods, LoopSettings(interval=3600.0))
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
     assert registry.get_sample_value("gpusharing_agent_ready") == 0
-    await api.ask("r1", quiet=True)
+    node.ask("r1", quiet=True)
     task = asyncio.create_task(loop.run())
-    await api.until(lambda observed: observed.request_id == "r1")
+    await node.answered("r1")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
