@@ -97,16 +97,6 @@ def _inject(simulator: Simulator, given: argparse.Namespace) -> None:
         )
 
 
-def _indexes(simulator: Simulator, names: Sequence[str]) -> list[int] | None:
-    """GPU indexes of indexes or bus ids, separated by blanks or commas as nvidia-smi takes them."""
-    wanted = [part.lower() for name in names for part in name.split(",") if part]
-    by_bus = {gpu["bus_id"]: gpu["index"] for gpu in simulator.show()["gpus"]}
-    unknown = [name for name in wanted if not name.isdigit() and name not in by_bus]
-    if unknown:
-        raise SimulatorError(f"no GPU {unknown[0]}: the machine has {', '.join(by_bus)}")
-    return [int(name) if name.isdigit() else by_bus[name] for name in wanted] or None
-
-
 def _print_machine(machine: dict[str, Any]) -> None:
     print(f"SIMULATED machine, driver {machine['driver']}, {len(machine['gpus'])} GPUs")
     for gpu in machine["gpus"]:
@@ -150,7 +140,8 @@ def _run(given: argparse.Namespace) -> None:
     elif given.verb == "set":
         _set(simulator, given.gpu, given.fields)
     elif given.verb == "reset":
-        simulator.reset(_indexes(simulator, given.gpus))
+        names = [name for text in given.gpus for name in text.split(",")]
+        simulator.reset(simulator.find_gpus(names) or None)
     elif given.verb == "reboot":
         simulator.reboot()
     else:

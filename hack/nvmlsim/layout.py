@@ -103,6 +103,7 @@ class Gpu(Structure):
         ("lost", c_uint32),
         ("busy", c_uint32),  # an unnamed client (X, nvidia-persistenced, DCGM) holds the GPU
         ("passthrough", c_uint32),  # in a VM that cannot reset the GPU
+        ("explicit_reset", c_uint32),  # the driver leaves the reset for a MIG mode to nvidia-smi -r (Ampere)
         ("compute_mode", c_uint32),
         ("mig_capable", c_uint32),
         ("mig_resetless", c_uint32),  # Hopper and later
@@ -127,7 +128,6 @@ class Gpu(Structure):
         ("ecc_aggregate_corrected", c_uint64),
         ("ecc_aggregate_uncorrected", c_uint64),
         ("profile_count", c_uint32),
-        ("reserved", c_uint32),
         ("profiles", Profile * MAX_PROFILES),
         ("instances", GpuInstance * MAX_GPU_INSTANCES),
     )

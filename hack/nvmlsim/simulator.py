@@ -183,6 +183,20 @@ class Simulator:
             slot.gpu, slot.gpu_instance, slot.compute_instance = gpu, gpu_instance, compute_instance
             state.event_count += 1
 
+    def find_gpus(self, names: Sequence[str]) -> list[int]:
+        """Indexes of GPUs named by index or PCI bus id.
+
+        Raises:
+            SimulatorError: there is no such GPU.
+        """
+        by_name = {
+            name: gpu["index"] for gpu in self.show()["gpus"] for name in (str(gpu["index"]), gpu["bus_id"])
+        }
+        wanted = [name.lower() for name in names if name]
+        if unknown := [name for name in wanted if name not in by_name]:
+            raise SimulatorError(f"no GPU {unknown[0]}: the machine has {', '.join(by_name)}")
+        return [by_name[name] for name in wanted]
+
     def reset(self, gpus: Sequence[int] | None = None) -> None:
         """What `nvidia-smi -r` does: apply pending modes; instances are gone, also on cards that keep the mode.
 

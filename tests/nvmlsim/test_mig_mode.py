@@ -33,6 +33,20 @@ def test_a_held_ampere_keeps_the_mode_pending_until_a_reset(make_machine: MakeMa
     assert modes(machine) == [{"current": True, "pending": True}]
 
 
+def test_an_ampere_that_waits_for_its_reset_gets_it_from_nvidia_smi(make_machine: MakeMachine) -> None:
+    machine = make_machine("a100-40gb", "a100-40gb")
+    machine.simulator.set_gpu(None, explicit_reset=1)
+    assert machine.ask("set_mode", gpu=1, mode=1) == {
+        "activation": RESET_REQUIRED,
+        "current": 0,
+        "pending": 1,
+    }
+    machine.simulator.reset(machine.simulator.find_gpus(["0000:17:00.0"]))
+    assert modes(machine)[1] == {"current": False, "pending": True}
+    machine.simulator.reset(machine.simulator.find_gpus(["0000:1B:00.0"]))
+    assert modes(machine)[1] == {"current": True, "pending": True}
+
+
 def test_an_ampere_in_a_vm_needs_a_reset_that_the_vm_cannot_do_but_a_reboot_can(
     make_machine: MakeMachine,
 ) -> None:

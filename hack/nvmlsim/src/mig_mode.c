@@ -45,7 +45,7 @@ static nvmlReturn_t activate(struct call *call, unsigned int mode)
         gpu->mig_pending = mode; /* stays until a reset, whatever happens now */
     if (held(call))
         return NVML_ERROR_IN_USE;
-    if (!gpu->mig_resetless && gpu->passthrough)
+    if (!gpu->mig_resetless && (gpu->passthrough || gpu->explicit_reset))
         return NVML_ERROR_RESET_REQUIRED;
     gpu->mig_current = gpu->mig_pending = mode;
     event_post(call, EVENT_MIG_CONFIG_CHANGE, 0, NO_INSTANCE, NO_INSTANCE);

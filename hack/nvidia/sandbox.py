@@ -1,0 +1,193 @@
+"""Runs NVIDIA's unmodified programs on a simulated machine, each in a mount namespace of its own.
+
+Inside it the program sees the simulated GPUs where it looks for real ones: `/proc/modules` names the driver,
+`/proc/driver/nvidia-caps/mig-minors` numbers the MIG devices, `/sys/bus/pci/devices` has the GPUs, `libnvidia-ml.so.1`
+is the simulator, and `nvidia-smi` and `nvidia-cuda-mps-control` are SIMULATED stubs. Nothing outside the namespace
+changes. It needs root, because only root may mount.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from hack.nvidia import build
+from hack.nvmlsim.simulator import Simulator
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GPU_INSTANCE_IDS, COMPUTE_INSTANCE_IDS = range(15), range(8)
+FIRST_CAP_MINOR = 3  # 1 is mig/config, 2 is mig/monitor (MIG user guide, Device Nodes and Capabilities)
+KUBELET_PLUGINS = Path("/var/lib/kubelet/device-plugins")
+
+# $1 the folder of this sandbox, $2 the bind mounts as "source target" lines, then the program and its arguments.
+# A tmpfs over /proc would lose the entries of the processes; links to the real ones below real-proc keep them.
+_ENTER = """
+set -e
+box=$1; binds=$2; shift 2
+mount --rbind /proc "$box/real-proc"
+mount --bind "$box/proc" /proc
+mount --bind "$box/pci" /sys/bus/pci/devices
+printf '%s\\n' "$binds" | while read -r source target; do
+    test -n "$source" || continue
+    if ! test -d "$target"; then
+        mount -t tmpfs tmpfs "$(dirname "$(dirname "$target")")"
+        mkdir -p "$target"
+    fi
+    mount --bind "$source" "$target"
+done
+exec "$@"
+"""
+_SMI = """#!/bin/sh
+# SIMULATED: only what mig-parted asks of it, `nvidia-smi -r -i <bus ids>`.
+cd {repository} && exec {python} -m hack.nvidia.smi "$@"
+"""
+_MPS_CONTROL = """#!/bin/sh
+# SIMULATED: answers every question to the MPS control daemon with a percentage.
+echo 100.0
+"""
+
+
+class SandboxError(Exception):
+    """NVIDIA's programs cannot run here. The text says why."""
+
+
+def why_not() -> str | None:
+    """Why NVIDIA's programs cannot run on this machine, or None."""
+    if sys.platform != "linux":
+        return "NVIDIA's programs run on Linux only"
+    if os.geteuid() != 0:
+        return "NVIDIA's programs need root here: each gets a mount namespace of its own (run the tests with sudo)"
+    if shutil.which("unshare") is None or shutil.which("mount") is None:
+        return "NVIDIA's programs need `unshare` and `mount` (util-linux) on PATH"
+    probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        return f"this machine refuses a mount namespace: {probe.stderr.strip()}"
+    return build.missing()
+
+
+class Sandbox:
+    """NVIDIA's programs around one simulated machine. `folder` is ours alone and outlives the programs."""
+
+    def __init__(self, simulator: Simulator, folder: Path) -> None:
+        self.simulator = simulator
+        self.folder = folder.resolve()
+        self.plugins = self.folder / "device-plugins"
+        for name in ("real-proc", "proc", "pci", "bin", "device-plugins"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._write_proc()
+        self._write_pci()
+        self._write_stubs()
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of a program in here."""
+        path = os.pathsep.join((str(self.folder / "bin"), os.environ.get("PATH", os.defpath)))
+        return {**os.environ, **self.simulator.environment(), "PATH": path, **(extra or {})}
+
+    def command(self, program: str, *arguments: str, binds: Mapping[Path, Path] | None = None) -> list[str]:
+        """The command line that runs `program` (one of NVIDIA's) in here; `binds`: target → source."""
+        lines = "\n".join(f"{source} {target}" for target, source in (binds or {}).items())
+        enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sandbox"]
+        return [*enter, str(self.folder), lines, str(build.program(program)), *arguments]
+
+    def run(
+        self, program: str, *arguments: str, extra: Mapping[str, str] | None = None, seconds: float = 60
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a program to its end; its output and status."""
+        return subprocess.run(
+            self.command(program, *arguments),
+            env=self.environment(extra),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+        )
+
+    def start(
+        self,
+        program: str,
+        *arguments: str,
+        log: IO[Any],
+        extra: Mapping[str, str] | None = None,
+        binds: Mapping[Path, Path] | None = None,
+    ) -> "subprocess.Popen[str]":
+        """Start a program whose output goes to `log`. It replaces the shell: its pid is the one returned.
+
+        Raises:
+            SandboxError: HOST_ROOT_MOUNT is missing or the real root for a program that may reboot through it.
+        """
+        if program == "nvidia-mig-manager":
+            _check_host_root((extra or {}).get("HOST_ROOT_MOUNT"))
+        return subprocess.Popen(
+            self.command(program, *arguments, binds=binds),
+            env=self.environment(extra),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def _write_proc(self) -> None:
+        """The real entries as links, without those of the processes, plus what the driver would add."""
+        proc = self.folder / "proc"
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() and entry not in ("modules", "driver"):
+                _link(proc / entry, self.folder / "real-proc" / entry)
+        (proc / "modules").write_text("nvidia 1000000 0 - Live 0x0000000000000000 (SIMULATED)\n")
+        caps = proc / "driver" / "nvidia-caps"
+        caps.mkdir(parents=True, exist_ok=True)
+        (caps / "mig-minors").write_text(mig_minors(len(self.simulator.show()["gpus"])))
+
+    def _write_pci(self) -> None:
+        for gpu in self.simulator.show()["gpus"]:
+            device = self.folder / "pci" / gpu["bus_id"]
+            device.mkdir(exist_ok=True)
+            code = int(gpu["pci_device_id"], 16)
+            device_id, vendor = code >> 16, code & 0xFFFF
+            (device / "vendor").write_text(f"0x{vendor:04x}\n")
+            (device / "device").write_text(f"0x{device_id:04x}\n")
+            (device / "class").write_text("0x030200\n")  # 3D controller
+            (device / "numa_node").write_text("-1\n")
+            (device / "resource").write_text("0x00000000a0000000 0x00000000a0ffffff 0x0000000000040200\n")
+            (device / "config").write_bytes(
+                vendor.to_bytes(2, "little") + device_id.to_bytes(2, "little") + bytes(252)
+            )
+
+    def _write_stubs(self) -> None:
+        smi = _SMI.format(repository=REPOSITORY, python=sys.executable)
+        for name, text in (("nvidia-smi", smi), ("nvidia-cuda-mps-control", _MPS_CONTROL)):
+            stub = self.folder / "bin" / name
+            stub.write_text(text)
+            stub.chmod(0o755)
+        for name in build.MIG_PARTED.programs:
+            _link(self.folder / "bin" / name, build.program(name))
+
+
+def mig_minors(gpus: int) -> str:
+    """`/proc/driver/nvidia-caps/mig-minors`: one capability per possible GPU instance and compute instance."""
+    lines, minor = ["config 1", "monitor 2"], FIRST_CAP_MINOR
+    for gpu in range(gpus):
+        for gpu_instance in GPU_INSTANCE_IDS:
+            lines.append(f"gpu{gpu}/gi{gpu_instance}/access {minor}")
+            minor += 1
+            for compute_instance in COMPUTE_INSTANCE_IDS:
+                lines.append(f"gpu{gpu}/gi{gpu_instance}/ci{compute_instance}/access {minor}")
+                minor += 1
+    return "\n".join(lines) + "\n"
+
+
+def _link(link: Path, target: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+
+
+def _check_host_root(host_root: str | None) -> None:
+    """mig-manager runs `chroot $HOST_ROOT_MOUNT reboot` (default /host): never let that be the real root."""
+    if not host_root:
+        raise SandboxError(
+            "nvidia-mig-manager needs HOST_ROOT_MOUNT: a folder that stands for the host's root"
+        )
+    if Path(host_root).resolve() == Path("/").resolve() or os.path.samefile(host_root, "/"):
+        raise SandboxError("HOST_ROOT_MOUNT is the real root: nvidia-mig-manager could reboot this machine")

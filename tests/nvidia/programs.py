@@ -1,0 +1,171 @@
+"""What NVIDIA's programs answer, as plain data."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hack.nvidia import build
+from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox
+
+from gpusharing.planning import migfile
+from gpusharing.planning.geometry import Layout
+
+SECONDS = 30.0
+_REGISTERED = re.compile(r"Registered device plugin for '([^']+)'")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a run of mig-parted ended."""
+
+    status: int
+    output: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line, where mig-parted sums up; the cause is in the lines before."""
+        return self.output.strip().rpartition("\n")[2]
+
+
+class MigParted:
+    """nvidia-mig-parted with one configuration file."""
+
+    def __init__(self, sandbox: Sandbox, entries: Mapping[str, migfile.Entry]) -> None:
+        self.sandbox = sandbox
+        self.file = sandbox.folder / "config.yaml"
+        self.file.write_text(migfile.render(entries))
+
+    def apply(self, name: str) -> Done:
+        """Apply a configuration."""
+        return self._run("apply", "-f", str(self.file), "-c", name)
+
+    def check(self, name: str) -> Done:
+        """Assert that a configuration is applied."""
+        return self._run("assert", "-f", str(self.file), "-c", name)
+
+    def export(self) -> migfile.Entry:
+        """The configuration of the machine, as mig-parted reads it back."""
+        done = self.sandbox.run("nvidia-mig-parted", "export")
+        assert done.returncode == 0, done.stderr
+        entry: migfile.Entry = yaml.safe_load(done.stdout)["mig-configs"]["current"]
+        return entry
+
+    def _run(self, *arguments: str) -> Done:
+        done = self.sandbox.run("nvidia-mig-parted", *arguments)
+        return Done(done.returncode, done.stdout + done.stderr)
+
+
+def entry_for(layout: Layout | None) -> migfile.Entry:
+    """The entry that puts this layout on all GPUs."""
+    devices = {} if layout is None else {"mig-devices": dict(layout)}
+    return [{"devices": "all", "mig-enabled": layout is not None, **devices}]
+
+
+def set_layouts(sandbox: Sandbox, *layouts: Layout | None) -> None:
+    """Put one layout on each GPU, by mig-parted."""
+    rows = [{**entry_for(layout)[0], "devices": [index]} for index, layout in enumerate(layouts)]
+    done = MigParted(sandbox, {"wanted": rows}).apply("wanted")
+    assert done.status == 0, done.last_line
+
+
+def gfd_labels(sandbox: Sandbox, config: str) -> dict[str, str]:
+    """The labels that GPU feature discovery writes once, with this configuration of the device plugin.
+
+    Raises:
+        ProgramEnded: it gave up.
+    """
+    output, file = sandbox.folder / "labels", sandbox.folder / "plugin.yaml"
+    file.write_text(config)
+    done = sandbox.run(
+        "gpu-feature-discovery", "--oneshot", "--no-timestamp", "--use-node-feature-api=false",
+        "--output-file", str(output), "--config-file", str(file), extra={"NODE_NAME": "simulated"},
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise ProgramEnded(done.stderr)
+    lines = [line.partition("=") for line in output.read_text().splitlines()]
+    return {name: value for name, _, value in lines if name}
+
+
+class ProgramEnded(Exception):
+    """A program ended by itself; the text is its log."""
+
+
+class DevicePlugin:
+    """The device plugin, registered with the stand-in for the kubelet."""
+
+    def __init__(self, sandbox: Sandbox, config: str, *arguments: str) -> None:
+        self.log, self.lists = sandbox.folder / "plugin.log", sandbox.folder / "lists"
+        file = sandbox.folder / "plugin.yaml"
+        file.write_text(config)
+        stub_command = [str(build.program("kubeletstub")), str(sandbox.plugins)]
+        with self.lists.open("w") as lists, (sandbox.folder / "stub.log").open("w") as log:
+            self.stub = subprocess.Popen(stub_command, stdout=lists, stderr=log)
+        self._wait((sandbox.plugins / "kubelet.sock").exists)
+        with self.log.open("w") as log:
+            self.plugin = sandbox.start(
+                "nvidia-device-plugin", "--config-file", str(file), *arguments,
+                log=log, binds={KUBELET_PLUGINS: sandbox.plugins},
+            )  # fmt: skip
+
+    def resources(self, expected: int) -> dict[str, int]:
+        """Healthy devices per resource, once as many resources as expected are there and the plugin has stopped.
+
+        The plugin handles SIGTERM only after it has registered everything: what is there then is all.
+        """
+        self._wait(lambda: len(self.counts()) >= expected)
+        counts = self.counts()
+        self.stop()
+        registered = set(_REGISTERED.findall(self.log.read_text()))
+        assert registered == set(counts), self.log.read_text()
+        return counts
+
+    def counts(self) -> dict[str, int]:
+        """Healthy devices per resource as streamed last."""
+        return {line["resource"]: len(line["healthy"]) for line in self._lines()}
+
+    def wait_for(self, resource: str, healthy: int) -> None:
+        """Wait until a resource has so many healthy devices."""
+        self._wait(lambda: self.counts().get(resource) == healthy)
+
+    def wait_for_log(self, text: str) -> None:
+        """Wait until the plugin's log has this text."""
+        self._wait(lambda: text in self.log.read_text())
+
+    def stop(self) -> None:
+        """End both programs."""
+        for process in (self.plugin, self.stub):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait(SECONDS)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        lines = [
+            json.loads(line)
+            for line in self.lists.read_text().splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
+        return [line for line in lines if not line.get("gone")]
+
+    def _wait(self, condition: Any) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            if self.stub.poll() is None and hasattr(self, "plugin") and self.plugin.poll() is not None:
+                self.stop()
+                raise ProgramEnded(self.log.read_text())
+            if time.monotonic() > deadline:
+                self.stop()
+                raise TimeoutError(self.log.read_text())
+            time.sleep(0.02)
+
+
+def served(sandbox: Sandbox, config: str, expected: int, *arguments: str) -> dict[str, int]:
+    """What the device plugin advertises with this configuration, through its start and its end."""
+    Path(sandbox.plugins / "kubelet.sock").unlink(missing_ok=True)
+    return DevicePlugin(sandbox, config, *arguments).resources(expected)
