@@ -14,13 +14,19 @@ from datetime import timedelta
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import EnsureGPUNode, Release, RestartOperand, UpdateFence
-from gpusharing.planning.before import actuate, actuation_limit, may_uncordon
-from gpusharing.planning.gates import CORDONING, propagation
+from gpusharing.planning.before import (
+    actuation_limit,
+    answers_quiet,
+    empty_and_pass,
+    may_uncordon,
+    pass_pnr,
+)
+from gpusharing.planning.gates import CORDONING
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase, Verdict
 from gpusharing.planning.verify import Case, Evidence, Mismatch, find_mismatch, paused_operands
-from gpusharing.planning.views import Verified
+from gpusharing.planning.views import Operand, Verified
 
 
 def after_pnr(case: NodeCase) -> Verdict:
@@ -38,12 +44,8 @@ def after_pnr(case: NodeCase) -> Verdict:
         message = "somebody lifted the cordon before a good layout was proven; it is put back"
         verdict = case.verdict(Phase.RECONFIGURING, Reason.UNCORDONED_EXTERNALLY, message)
         return verdict.then(UpdateFence(node, fence, cordon=True))
-    operand = case.operand
-    if fence.restart_uid and operand is not None and operand.uid == fence.restart_uid:
-        verdict = case.verdict(
-            Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting mig-manager on the node"
-        )
-        return verdict.then(RestartOperand(node.name, operand.namespace, operand.name, operand.uid))
+    if case.operand is not None and case.operand.uid == fence.restart_uid:
+        return _delete_operand(case, case.operand)
     trouble = _trouble(case)
     if trouble is not None and not trouble.final:
         return _waiting(case, trouble.mismatch)
@@ -53,6 +55,26 @@ def after_pnr(case: NodeCase) -> Verdict:
     if not _aims_at(case, target):
         return _retarget(case, target)
     return _conclude(case, target, trouble)
+
+
+def _delete_operand(case: NodeCase, operand: Operand) -> Verdict:
+    """A fresh run of mig-manager begins when its pod is gone. NVML is closed before, where the agent still answers."""
+    verdict = case.verdict(
+        Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting mig-manager on the node"
+    )
+    gpunode, patience = case.gpunode, timedelta(seconds=case.settings.poll)
+    if gpunode is not None and not gpunode.quiet:
+        request = f"{case.fence.op}:restart:{case.fence.stage_since.timestamp():.3f}"
+        return verdict.then(_ask(case, request, quiet=True))
+    if case.agent_ready and not answers_quiet(case) and case.now < case.fence.stage_since + patience:
+        return replace(verdict, wake=case.fence.stage_since + patience)
+    return verdict.then(RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid))
+
+
+def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
+    return EnsureGPUNode(
+        case.node.name, case.node.uid, case.fence.policy, case.fence.to_layout, request, quiet
+    )
 
 
 def _aims_at(case: NodeCase, target: Target) -> bool:
@@ -79,16 +101,18 @@ def _trouble(case: NodeCase) -> _Trouble | None:
         return None
     state = node.labels.get(names.LABEL_MIG_STATE, "")
     waited = (case.now - fence.stage_since).total_seconds()
-    fresh_enough = not fence.restart_uid or waited >= settings.restart_grace
     paused = paused_operands(node)
-    if state == "failed" and fresh_enough:
+    if fence.restart_uid and waited < settings.restart_grace and state in ("success", "failed"):
+        message = f"mig-manager starts anew; its state {state} is from before"
+        return _Trouble(Mismatch(Reason.ACTUATION_IN_PROGRESS, message), final=False)
+    if state == "failed":
         message = f"mig-manager failed to apply {fence.target_mig_config}; its pod's log says why"
         return _Trouble(Mismatch(Reason.ACTUATOR_FAILED, message), final=True, curable=bool(paused))
     if state == "success":
         if not paused:
             return None
         message = f"mig-manager says success, but operands are still paused: {', '.join(paused)}"
-        wedged = waited >= settings.wedge_paused and fresh_enough
+        wedged = waited >= settings.wedge_paused
         return _Trouble(Mismatch(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
     stuck = waited >= settings.wedge_pending and state != "rebooting"
@@ -107,8 +131,9 @@ def _waiting(case: NodeCase, mismatch: Mismatch) -> Verdict:
     ]
     wake = min((moment for moment in wakes if moment > case.now), default=None)
     if case.now >= case.fence.deadline:
-        message = f"{mismatch.message}; time is up, the node stays cordoned"
-        return case.verdict(Phase.FAILED, Reason.ACTUATOR_STUCK, message)
+        return replace(
+            _failed(case, Mismatch(Reason.ACTUATOR_STUCK, f"{mismatch.message}; time is up")), wake=wake
+        )
     return case.verdict(
         Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=wake or case.fence.deadline
     )
@@ -126,9 +151,13 @@ def _conclude(case: NodeCase, target: Target, trouble: _Trouble | None) -> Verdi
 def _restart(case: NodeCase, message: str, attempt: int) -> Verdict:
     """Record the attempt first; the restart follows from the record, so a crash in between repeats nothing."""
     if case.operand is None:
-        return case.verdict(
-            Phase.RECONFIGURING, Reason.ACTUATOR_MISSING, "no mig-manager pod on the node to restart"
+        late = case.now >= case.fence.deadline
+        verdict = case.verdict(
+            Phase.FAILED if late else Phase.RECONFIGURING,
+            Reason.ACTUATOR_MISSING,
+            "no mig-manager pod on the node to restart",
         )
+        return verdict if late else replace(verdict, wake=case.fence.deadline)
     fence = replace(
         case.fence,
         attempt=attempt,
@@ -146,7 +175,7 @@ def _failed(case: NodeCase, mismatch: Mismatch) -> Verdict:
     assert case.assessment is not None, "has a policy"
     asked = case.node.retry != case.fence.retry
     edited = case.assessment.policy.generation != case.fence.generation
-    if (asked or edited) and case.fence.target_mig_config:
+    if (asked or edited) and case.fence.target_mig_config and case.assessment.target is not None:
         generation = case.assessment.policy.generation
         verdict = _restart(case, "trying again", 1)
         return replace(
@@ -166,11 +195,16 @@ def _with_generation(action: object, generation: int) -> UpdateFence:
 
 
 def _retarget(case: NodeCase, target: Target) -> Verdict:
-    """The spec changed after the PNR: the node is drained and fenced already, so the new target is set from here."""
-    if (closed := propagation(case)) is not None:
-        return case.verdict(Phase.RECONFIGURING, closed.reason, closed.message, wake=closed.until)
-    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"changing on to {target.text}")
-    return verdict.then(actuate(case, target))
+    """The spec changed after the PNR: from here to the new target, by the same way to an idle node as before."""
+    assert case.assessment is not None, "has a policy"
+    if case.fence.disruption in CORDONING:
+        return empty_and_pass(case, target)
+    if case.assessment.disruption in CORDONING:
+        message = "the change now needs an idle node; it starts anew with a drain"
+        labels: dict[str, str | None] = dict.fromkeys(case.fence.added)
+        verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
+        return verdict.then(Release(case.node, uncordon=False, labels=labels))
+    return pass_pnr(case, target, Phase.RECONFIGURING)
 
 
 def _unprovable(case: NodeCase) -> Verdict:
@@ -196,10 +230,7 @@ def _verify_request(case: NodeCase) -> EnsureGPUNode | None:
     gpunode = case.gpunode
     if gpunode is not None and gpunode.request_id == _verify_id(case) and not gpunode.quiet:
         return None
-    fence = case.fence
-    return EnsureGPUNode(
-        case.node.name, case.node.uid, fence.policy, fence.to_layout, _verify_id(case), quiet=False
-    )
+    return _ask(case, _verify_id(case), quiet=False)
 
 
 def _verify(case: NodeCase, target: Target) -> Verdict:
@@ -223,8 +254,9 @@ def _verify(case: NodeCase, target: Target) -> Verdict:
 def _release(case: NodeCase, target: Target) -> Verdict:
     """One PATCH: fence, marks and cordon go, the routing label comes back."""
     fence, node = case.fence, case.node
+    assert case.assessment is not None, "has a policy"
     labels: dict[str, str | None] = dict.fromkeys(fence.added)
-    labels |= {names.LABEL_MODE: target.routing, names.LABEL_POLICY: fence.policy}
+    labels |= {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.assessment.policy.name}
     uncordon = may_uncordon(case)
     kept = node.unschedulable and not uncordon
     reason = Reason.CORDON_KEPT if kept else Reason.SYNCED
@@ -236,9 +268,10 @@ def _release(case: NodeCase, target: Target) -> Verdict:
 def _proven(case: NodeCase) -> Verified:
     fence, earlier = case.fence, case.node.verified
     assert case.assessment is not None, "has a policy"
-    kept = earlier.corrected_generation if earlier and earlier.policy == fence.policy else 0
+    policy = case.assessment.policy.name
+    kept = earlier.corrected_generation if earlier and earlier.policy == policy else 0
     return Verified(
-        policy=fence.policy,
+        policy=policy,
         mig_config=fence.target_mig_config,
         plugin_config=fence.target_plugin_config,
         corrected_generation=case.assessment.policy.generation if fence.drift else kept,

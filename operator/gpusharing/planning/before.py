@@ -34,7 +34,7 @@ def before_pnr(case: NodeCase) -> Verdict:
         message = "waiting for the agent to read the GPUs"
         return case.verdict(Phase.CORDONED, Reason.OBSERVATION_PENDING, message, wake=case.fence.deadline)
     if case.fence.disruption not in CORDONING:
-        return _pass(case, target, Phase.PREFLIGHT)
+        return pass_pnr(case, target, Phase.PREFLIGHT)
     settled = case.fence.since + timedelta(seconds=case.settings.settle)
     if case.now < settled:
         message = "cordoned; pods that were just being bound may still appear"
@@ -189,7 +189,7 @@ def _prove_idle(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
             request
         )
     observed = case.gpunode.observed if case.gpunode else None
-    if observed is None or not _answers(case):
+    if observed is None or not answers_quiet(case):
         return wait(Reason.OBSERVATION_PENDING, "waiting for the agent to close NVML")
     if busy := _busy(case):
         return wait(Reason.GPU_STILL_BUSY, busy)
@@ -197,14 +197,15 @@ def _prove_idle(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
     if work.listed_at < proven_at:  # the clock alone proves nothing: it takes a second LIST
         wake = proven_at if case.now < proven_at else _poll(case)
         return wait(Reason.SETTLING, "no pod holds a GPU; looking once more", wake)
-    return _pass(case, target, Phase.VERIFYING_IDLE)
+    return pass_pnr(case, target, Phase.VERIFYING_IDLE)
 
 
 def _quiet_prefix(case: NodeCase) -> str:
     return f"{case.fence.op}:quiet:"
 
 
-def _answers(case: NodeCase) -> bool:
+def answers_quiet(case: NodeCase) -> bool:
+    """The agent has closed NVML, and it did so for the request that stands."""
     gpunode = case.gpunode
     if gpunode is None or gpunode.observed is None:
         return False
@@ -213,7 +214,7 @@ def _answers(case: NodeCase) -> bool:
 
 def _busy(case: NodeCase) -> str:
     observed = case.gpunode.observed if case.gpunode else None
-    assert observed is not None, "_answers ran first"
+    assert observed is not None, "answers_quiet ran first"
     if observed.error:
         return f"the agent cannot read the GPUs: {observed.error}"
     for gpu in observed.gpus:
@@ -227,7 +228,7 @@ def _next_quiet_request(case: NodeCase, empty_since: datetime) -> EnsureGPUNode 
     """Ask for silence once the last pod is gone, and ask again every poll while somebody computes."""
     period = _period(case, case.now)
     asked = _asked_in(case)
-    again = asked != period and _answers(case) and _busy(case)
+    again = asked != period and answers_quiet(case) and _busy(case)
     if asked is not None and asked >= _period(case, empty_since) and not again:
         return None
     return EnsureGPUNode(
@@ -256,7 +257,7 @@ def _asked_in(case: NodeCase) -> int | None:
 # --- the point of no return --------------------------------------------------------------------------------
 
 
-def _pass(case: NodeCase, target: Target, phase: Phase) -> Verdict:
+def pass_pnr(case: NodeCase, target: Target, phase: Phase) -> Verdict:
     """Write every label that changes, unless configuration or actuator are not there yet."""
     watching = case.fence.disruption in CORDONING  # pods are looked at until the very PNR
     if (closed := propagation(case)) is not None:
@@ -290,6 +291,7 @@ def actuate(case: NodeCase, target: Target) -> Actuate:
         node,
         replace(
             fence,
+            policy=case.assessment.policy.name,
             generation=case.assessment.policy.generation,
             stage="actuating",
             stage_since=case.now,

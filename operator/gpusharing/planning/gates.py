@@ -164,11 +164,6 @@ def _drift(case: NodeCase) -> Gate | None:
     verified = case.node.verified
     if verified is not None and case.node.retry != verified.retry:
         return None
-    if verified is not None and verified.corrected_generation == assessment.policy.generation:
-        return Gate(
-            Reason.DRIFT_RETURNED,
-            f"{case.node.name} drifted again after it was put right: {assessment.mismatch.message}",
-        )
     since = case.drifting_since
     grace = timedelta(seconds=case.settings.drift_grace)
     if since is None or case.now < since + grace:
@@ -177,7 +172,23 @@ def _drift(case: NodeCase) -> Gate | None:
             f"{case.node.name} no longer is as it was proven: {assessment.mismatch.message}",
             (since or case.now) + grace,
         )
+    if verified is not None and verified.corrected_generation == assessment.policy.generation:
+        return Gate(
+            Reason.DRIFT_RETURNED,
+            f"{case.node.name} drifted again after it was put right: {assessment.mismatch.message}",
+        )
     return None
+
+
+def _futile(case: NodeCase) -> Gate | None:
+    """Labels and layout are right already, so a drain would disturb pods and then change nothing."""
+    target, labels = _target(case), case.node.labels
+    mismatch = case.assessment.mismatch if case.assessment else None
+    if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG) != target.plugin_key:
+        return None
+    if needs_mig_manager(case, target):
+        return None
+    return Gate(mismatch.reason, f"{mismatch.message}; no label of ours would change that")
 
 
 def _deferred(case: NodeCase) -> Gate | None:
@@ -212,6 +223,7 @@ GATES: tuple[Callable[[NodeCase], Gate | None], ...] = (
     _leftovers,
     _actuator,
     _drift,
+    _futile,
     _deferred,
     _paused,
     propagation,

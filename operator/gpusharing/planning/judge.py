@@ -134,7 +134,8 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
         return verdict
     wanted = verdict.wanted
     if gpunode is None:
-        request, quiet = f"new:{node.uid}", False
+        # In the middle of a change NVML stays closed, even for an agent that lost what it was told.
+        request, quiet = f"new:{node.uid}", node.fence is not None and node.fence.stage == "actuating"
     elif node.fence is None and gpunode.quiet:
         request, quiet = f"{gpunode.request_id}:resume", False
     elif (gpunode.policy, gpunode.layout) != (verdict.policy, wanted):

@@ -3,6 +3,7 @@
     node has no owner          the highest priority that selects it; then the oldest; then the first name
     node has an owner          the owner keeps it until it leaves the selector ...
                                ... or a policy of strictly higher priority selects it
+    its spec cannot be read    the owner keeps it, and nothing happens until the spec is mended
     fence of another policy    that change ends first; then the node moves as a normal, budgeted change
 
 The owner is the label gpusharing.dev/policy on the Node, written when a node is adopted or released.
@@ -49,6 +50,9 @@ class Owners:
     def __init__(self, policies: Sequence[PolicyView]) -> None:
         self._by_label: dict[str, dict[str, list[PolicyView]]] = defaultdict(lambda: defaultdict(list))
         self._others: list[PolicyView] = []
+        self._unreadable = {
+            policy.name: policy for policy in policies if policy.spec is None and not policy.deleting
+        }
         for policy in policies:
             if policy.spec is None or policy.deleting:
                 continue
@@ -58,6 +62,11 @@ class Owners:
                 self._by_label[key][value].append(policy)
             else:
                 self._others.append(policy)
+
+    def owner(self, node: NodeView) -> PolicyView | None:
+        """The policy that owns the node; None when none does."""
+        present = self._unreadable.get(node.labels.get(names.LABEL_POLICY, ""))
+        return present or choose_owner(node, self.selecting(node))
 
     def selecting(self, node: NodeView) -> list[PolicyView]:
         """Every policy whose selector matches, best claim first."""

@@ -16,7 +16,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import allowance, parse_duration
 from gpusharing.planning.actions import FenceNode
-from gpusharing.planning.blockers import explain_blockers, main_reason
+from gpusharing.planning.blockers import Blocker, explain_blockers, main_reason
 from gpusharing.planning.drain import preflight
 from gpusharing.planning.gates import CORDONING
 from gpusharing.planning.reasons import Reason
@@ -65,7 +65,7 @@ def select(pool: Pool, cap: int, offered: frozenset[str]) -> Selection:
     verdicts: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
     listed = 0
-    for case in sorted(pool.candidates, key=lambda case: _order(case, pool.policy)):
+    for case in sorted(pool.candidates, key=lambda case: _order(case, pool.policy, offered)):
         if limit == 0:
             verdict = case.verdict(
                 Phase.PENDING, Reason.FROZEN, "spec.rollout.maxUnavailable is 0: nothing starts"
@@ -84,11 +84,19 @@ def select(pool: Pool, cap: int, offered: frozenset[str]) -> Selection:
     return Selection(verdicts, claims)
 
 
-def _order(case: NodeCase, policy: PolicyView) -> tuple[bool, bool, int, str]:
+def _order(case: NodeCase, policy: PolicyView, offered: frozenset[str]) -> tuple[bool, bool, int, str]:
     observed = case.gpunode.observed if case.gpunode else None
     shuffle = sha256(f"{case.node.uid}{policy.uid}{policy.generation}".encode()).hexdigest()
-    listed = case.work is not None and bool(case.work.pods)
-    return (not case.claimed, listed, observed.pods if observed else 0, shuffle)
+    blocked = bool(_find_blockers(case, offered))
+    return (not case.claimed, blocked, observed.pods if observed else 0, shuffle)
+
+
+def _find_blockers(case: NodeCase, offered: frozenset[str]) -> tuple[Blocker, ...]:
+    """What would keep a drain from succeeding, as far as the pods are listed."""
+    if case.work is None:
+        return ()
+    namespace = case.settings.gpu_operator_namespace
+    return preflight(case.work, case.spec.drain, offered, case.now, operator_namespace=namespace)
 
 
 def _try(case: NodeCase, policy: PolicyView, offered: frozenset[str], may_list: bool) -> Verdict:
@@ -99,9 +107,7 @@ def _try(case: NodeCase, policy: PolicyView, offered: frozenset[str], may_list: 
             message = "looking at the pods of the node" if may_list else "waiting for its turn"
             verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message)
             return replace(verdict, wants_pods=may_list, candidate=True)
-        namespace = case.settings.gpu_operator_namespace
-        blockers = preflight(case.work, case.spec.drain, offered, case.now, operator_namespace=namespace)
-        if blockers:
+        if blockers := _find_blockers(case, offered):
             reason = main_reason(blockers) or Reason.BLOCKED
             wake = case.now + timedelta(seconds=case.settings.poll)
             verdict = case.verdict(Phase.BLOCKED, reason, explain_blockers(blockers)[0], wake=wake)

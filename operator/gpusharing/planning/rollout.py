@@ -24,7 +24,7 @@ from gpusharing.planning.assess import Assessment, assess
 from gpusharing.planning.configmaps import plan_config
 from gpusharing.planning.evictions import throttled_until
 from gpusharing.planning.judge import is_static, judge, with_gpunode
-from gpusharing.planning.ownership import Owners, choose_owner
+from gpusharing.planning.ownership import Owners
 from gpusharing.planning.pool import Pool, is_unavailable, select
 from gpusharing.planning.target import Wish, find_wish
 from gpusharing.planning.verdict import NodeCase, Verdict
@@ -123,13 +123,13 @@ class _Pass:
 
     def run(self) -> RolloutPlan:
         """Judge every node, then choose who starts, then what is written once for all."""
-        for node in self.snapshot.nodes.values():
-            self._judge(node)
-        claims = self._select()
-        shared = self._shared(claims)
         for name in self.memo.known.keys() - self.snapshot.nodes.keys():
             del self.memo.known[name]
-        verdicts = {name: self.verdicts[name] for name in sorted(self.verdicts)}
+        for name in sorted(self.snapshot.nodes):
+            self._judge(self.snapshot.nodes[name])
+        claims = self._select()
+        shared = self._shared(claims)
+        verdicts = self.verdicts
         return RolloutPlan(
             verdicts=verdicts,
             pools=self.pools,
@@ -181,7 +181,7 @@ class _Pass:
         same_world = known is not None and known.owners is memo.owners and known.stack is snapshot.stack
         if known is not None and same_world and known.node is node and known.gpunode is gpunode:
             return known
-        owner = choose_owner(node, memo.owners.selecting(node))
+        owner = memo.owners.owner(node)
         driver = self.policies.get(node.fence.policy, owner) if node.fence is not None else owner
         owner_name = owner.name if owner else ""
         if (
@@ -284,7 +284,8 @@ class _Pass:
         return Claim(node.uid, node.fence.policy, node.fence.op)
 
     def _config(self) -> WriteConfig | None:
-        inputs = (self.snapshot.policies, self.snapshot.stack, frozenset(self.models))
+        offers = frozenset((product, gpu.profiles) for product, gpu in self.models.items())
+        inputs = (self.snapshot.policies, self.snapshot.stack, offers)
         settled = self.memo.config_settled
         if settled and settled[0] is inputs[0] and settled[1] is inputs[1] and settled[2] == inputs[2]:
             return None

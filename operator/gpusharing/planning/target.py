@@ -201,6 +201,11 @@ def _legal(
             return Unsupported(
                 Reason.LAYOUT_EMPTY, f"{node} GPU {gpu.index}: MIG on without instances serves nothing"
             )
+        if not gpu.profiles:
+            return Unsupported(
+                Reason.HARDWARE_UNKNOWN,
+                f"{node} GPU {gpu.index}: neither the driver nor our table says what {gpu.product} offers",
+            )
         verdict = judge(layout, gpu.profiles)
         if not isinstance(verdict, Legal):
             known = {profile.name for profile in gpu.profiles}
