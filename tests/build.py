@@ -3,14 +3,21 @@
 The default world: one policy `pool-b` that wants 2x3g.40gb, one node `gpu-07` with one H100, all as in `NOW`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.cards import find_card
+from gpusharing.planning.configmaps import plan_config
 from gpusharing.planning.geometry import Layout
+from gpusharing.planning.migfile import parse as parse_mig_file
 from gpusharing.planning.views import (
+    ClusterPolicyView,
+    ClusterSnapshot,
     Deferred,
     EvictionMemory,
     Fence,
@@ -19,16 +26,21 @@ from gpusharing.planning.views import (
     NodeView,
     NodeWork,
     ObservedView,
+    Operand,
     Owner,
     PdbView,
     PodView,
     PolicyView,
+    Settings,
+    StackView,
     Verified,
 )
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 H100 = "NVIDIA H100 80GB HBM3"
 POOL_LABELS = {"gpusharing.dev/pool": "b"}
+SETTINGS = Settings()
+DEFAULT_CLUSTER_POLICY = ClusterPolicyView(SETTINGS.plugin_config_map, "", True, SETTINGS.mig_config_map)
 
 REPLICA_SET = Owner(api_version="apps/v1", kind="ReplicaSet", name="llm", exists=True)
 DAEMON_SET = Owner(api_version="apps/v1", kind="DaemonSet", name="exporter", exists=True)
@@ -266,4 +278,115 @@ def make_policy(
         finalizer=finalizer,
         force_release=force_release,
         spec=make_spec(mode, **fields),
+    )
+
+
+def make_cluster_policy(
+    plugin_config_name: str = SETTINGS.plugin_config_map,
+    *,
+    mig_strategy: str = "",
+    mig_manager_enabled: bool = True,
+    mig_config_name: str = SETTINGS.mig_config_map,
+    plugin_default: str = "",
+    with_reboot: bool = False,
+) -> ClusterPolicyView:
+    """A ClusterPolicy that points at both of our ConfigMaps and overrides nothing."""
+    return ClusterPolicyView(
+        plugin_config_name=plugin_config_name,
+        mig_strategy=mig_strategy,
+        mig_manager_enabled=mig_manager_enabled,
+        mig_config_name=mig_config_name,
+        plugin_default=plugin_default,
+        with_reboot=with_reboot,
+    )
+
+
+def make_stack(
+    *policies: PolicyView,
+    cluster_policy: ClusterPolicyView | None = DEFAULT_CLUSTER_POLICY,
+    models: Sequence[GpuView] | None = None,
+    written_at: datetime | None = None,
+    **fields: Any,
+) -> StackView:
+    """NVIDIA's stack with the configuration of these policies in place, long since unless `written_at` says when."""
+    ours = cluster_policy is not None and cluster_policy.mig_config_name == SETTINGS.mig_config_map
+    empty = StackView(
+        cluster_policy=cluster_policy,
+        gpu_cluster=False,
+        plugin_configs={},
+        mig_file="",
+        written={},
+        serves_our_mig_file=ours,
+    )
+    cards = {gpu.product: gpu for gpu in (models if models is not None else (make_gpu(),))}
+    change, _ = plan_config(policies, (), cards, empty)
+    assert change is not None, "an empty stack lacks everything"
+    keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
+    written = dict.fromkeys(keys, written_at) if written_at else {}
+    known = {"plugin_configs": change.plugin_configs, "mig_file": change.mig_file, "written": written}
+    return replace(empty, **{**known, **fields})
+
+
+def make_operand(node: str = "gpu-07", *, serial: int = 0, ready: bool = True) -> Operand:
+    """The mig-manager pod of a node; a restart gives it the next serial."""
+    return Operand("gpu-operator", f"nvidia-mig-manager-{node}", f"uid-mig-{node}-{serial}", ready)
+
+
+def make_fence(
+    stage: Literal["fenced", "actuating"] = "fenced",
+    *,
+    policy: str = "pool-b",
+    node_uid: str = "uid-gpu-07",
+    disruption: DisruptionClass = DisruptionClass.GPU_PODS,
+    since: datetime = NOW,
+    **fields: Any,
+) -> Fence:
+    """Our record of a change of gpu-07 that began now."""
+    known: dict[str, Any] = {
+        "op": "op-1",
+        "generation": 1,
+        "prior_unschedulable": False,
+        "added": (names.LABEL_UPGRADE_SKIP,),
+        "from_layout": "1x full",
+        "to_layout": "2x3g.40gb",
+        "step": 1,
+        "steps": 1,
+        "attempt": 1,
+        "stage_since": since,
+        "deadline": since + timedelta(minutes=15),
+        "from_mode": "full",
+    }
+    return Fence(
+        policy=policy,
+        node_uid=node_uid,
+        disruption=disruption,
+        stage=stage,
+        since=since,
+        **{**known, **fields},
+    )
+
+
+def make_snapshot(
+    nodes: Iterable[NodeView] = (),
+    policies: Iterable[PolicyView] = (),
+    *,
+    gpunodes: Iterable[GPUNodeView] | None = None,
+    stack: StackView | None = None,
+    agents: Iterable[str] | None = None,
+    mig_managers: Mapping[str, Operand] | None = None,
+    **fields: Any,
+) -> ClusterSnapshot:
+    """A cluster; unless said otherwise every node has a GPUNode, a Ready agent and a Ready mig-manager."""
+    by_name = {node.name: node for node in nodes}
+    kept = tuple(sorted(policies, key=lambda policy: policy.name))
+    reports = [make_gpunode(name) for name in by_name] if gpunodes is None else gpunodes
+    known: dict[str, Any] = {"claims": {}, "work": {}}
+    return ClusterSnapshot(
+        nodes=by_name,
+        gpunodes={gpunode.name: gpunode for gpunode in reports},
+        policies=kept,
+        stack=stack if stack is not None else make_stack(*kept),
+        agents=frozenset(by_name if agents is None else agents),
+        mig_managers={name: make_operand(name) for name in by_name} if mig_managers is None else mig_managers,
+        **{**known, **fields},
     )
