@@ -118,7 +118,7 @@ def test_an_instance_in_use_stops_the_change_after_its_neighbour_is_gone(make_sa
     refused = parted.apply("seven")
     assert refused.status == 1
     assert "all orderings failed" in refused.last_line, "the sum, not the cause"
-    assert "In use by another client" in refused.output
+    assert "ERROR_IN_USE" in refused.output
     assert [instance["id"] for instance in sandbox.simulator.show()["gpus"][0]["instances"]] == [created_last]
     sandbox.simulator.remove_process(4711)
     assert parted.apply("seven").status == 0
@@ -144,7 +144,7 @@ def test_a_held_hopper_is_not_changed_and_the_failure_is_told(make_sandbox: Make
     parted = MigParted(sandbox, {"seven": entry_for((("1g.10gb", 7),))})
     failed = parted.apply("seven")
     assert failed.status == 1
-    assert "MIG" in failed.last_line
+    assert "unable to apply MIG config with MIG mode disabled" in failed.last_line
     assert sandbox.simulator.show()["gpus"][0]["mig"] == {"current": False, "pending": False}
 
 
