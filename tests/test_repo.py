@@ -1,0 +1,265 @@
+"""The rules of the house that no linter knows. Each test lists all offenders; STYLE.md has the rules in words."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import yaml
+from hack.generate import MARK, ROOT
+
+from gpusharing.api import names
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.validation import validate_policy
+
+MAX_MODULE = 400
+MAX_FUNCTION = 50
+MAX_README = 150
+MAX_DECISION = 40
+HERE = "tests/test_repo.py"
+
+
+def committed() -> dict[str, Path]:
+    """Every file that git has or would take, by its name below the root."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {name: ROOT / name for name in sorted(set(listed.split("\0"))) if (ROOT / name).is_file()}
+
+
+FILES = committed()
+PYTHON = {
+    name: path.read_text()
+    for name, path in FILES.items()
+    if path.suffix == ".py" and name.startswith(("operator/", "hack/", "tests/"))
+}
+SHIPPED = [name for name in PYTHON if name.startswith("operator/") and not name.endswith("__init__.py")]
+PAGES = {name: path.read_text() for name, path in FILES.items() if path.suffix == ".md"}
+MAKEFILE = (ROOT / "Makefile").read_text()
+VERBS = dict(re.findall(r"^([a-z-]+):(?:[^#\n]*)## (.+)$", MAKEFILE, re.MULTILINE))
+
+
+# --- code -------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_operator_holds_the_package_and_nothing_else() -> None:
+    """An __init__.py or a loose module there would shadow modules of the standard library."""
+    found = {path.name for path in (ROOT / "operator").iterdir()}
+    assert found - {"__pycache__"} == {"gpusharing"}
+
+
+def test_modules_are_short() -> None:
+    lengths = {name: len(text.splitlines()) for name, text in PYTHON.items()}
+    assert {name: length for name, length in lengths.items() if length > MAX_MODULE} == {}
+
+
+def test_functions_are_short() -> None:
+    long = {
+        f"{name}:{node.lineno} {node.name}": length
+        for name, text in PYTHON.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION
+    }
+    assert long == {}
+
+
+def test_every_suppression_says_why() -> None:
+    suppression = re.compile(r"# (?:noqa|type: ignore)\b(.*)")
+    reason = re.compile(r": [A-Z]+\d+(?:, [A-Z]+\d+)* - \w|\[[\w, -]+\]\s+# \w")
+    bare = [
+        f"{name}: {row.strip()}"
+        for name, text in PYTHON.items()
+        if name != HERE
+        for row in text.splitlines()
+        if (found := suppression.search(row)) and not reason.match(found[1])
+    ]
+    assert bare == []
+
+
+def test_nothing_of_ours_is_patched_in_a_test() -> None:
+    """Where a patch seems needed, a Protocol is missing."""
+    patching = re.compile(r"monkeypatch\.setattr|mock\.patch|import mock|from unittest")
+    assert [name for name, text in PYTHON.items() if name != HERE and patching.search(text)] == []
+
+
+def test_every_shipped_module_is_named_by_a_test() -> None:
+    """Imported by one, or named in its docstring as `folder/module.py` when it is tested through another."""
+    tests = "\n".join(text for name, text in PYTHON.items() if name.startswith("tests/") and name != HERE)
+    unnamed = []
+    for name in SHIPPED:
+        *package, module = Path(name).relative_to("operator").with_suffix("").parts
+        dotted, short = ".".join((*package, module)), f"{package[-1]}/{module}.py"
+        taken = rf"from {re.escape('.'.join(package))} import [^\n]*\b{module}\b"
+        if not re.search(rf"\b{re.escape(dotted)}\b|{taken}|\b{re.escape(short)}", tests):
+            unnamed.append(name)
+    assert unnamed == []
+
+
+def test_every_library_that_ships_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=\[ ]", entry)[0] for entry in project["dependencies"]}
+    own = {"pydantic_core": "pydantic", "yaml": "pyyaml", "pynvml": "nvidia-ml-py"}
+    known = packages_distributions()
+    used = {
+        own.get(module, module).replace("_", "-")
+        for name in SHIPPED
+        for node in ast.walk(ast.parse(PYTHON[name]))
+        for module in imported(node)
+        if module in known and module != "gpusharing"
+    }
+    assert used - declared == set()
+
+
+def imported(node: ast.AST) -> list[str]:
+    """Top-level names of an import statement."""
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [node.module.split(".")[0]]
+    return []
+
+
+# --- what is committed ------------------------------------------------------------------------------------
+
+
+def test_only_text_is_committed() -> None:
+    assert [name for name, path in FILES.items() if b"\0" in path.read_bytes()] == []
+
+
+def test_no_file_knows_the_machine_it_was_written_on() -> None:
+    here = re.compile(rf"{re.escape(str(ROOT))}/|/(?:work|root)/(?:main|shared|\.)")
+    found = {name: hit[0] for name, path in FILES.items() if (hit := here.search(path.read_text()))}
+    assert found == {}
+
+
+def test_no_file_names_a_registry() -> None:
+    """Where packages and images come from is the user's configuration."""
+    hosts = (
+        r"pypi\.org|pythonhosted\.org|proxy\.golang\.org|(?:nvcr|ghcr|quay|docker|gcr)\.io|registry\.k8s\.io"
+    )
+    host = re.compile(rf"\b(?:{hosts})\b")
+    found = {name: hit[0] for name, path in FILES.items() if (hit := host.search(path.read_text()))}
+    assert found == {}
+
+
+def test_locks_pin_every_file_by_hash_and_name_no_index() -> None:
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        text = FILES[name].read_text()
+        pins = re.findall(r"^[a-z0-9].*==.*(?:\n +.*)*", text, re.MULTILINE)
+        assert pins
+        assert [pin for pin in pins if "--hash=sha256:" not in pin] == []
+        assert "://" not in text
+
+
+def test_every_example_is_a_valid_policy() -> None:
+    examples = [name for name in FILES if name.startswith("examples/") and name.endswith(".yaml")]
+    assert examples
+    assert {name: found for name in examples if (found := refused(FILES[name].read_text()))} == {}
+
+
+def refused(text: str) -> list[object]:
+    """What is wrong with the policies among some YAML documents."""
+    documents = [one for one in yaml.safe_load_all(text) if isinstance(one, dict)]
+    policies = [one for one in documents if one.get("kind") == "GPUSharingPolicy"]
+    verdicts = [validate_policy(policy) for policy in policies]
+    return [verdict for verdict in verdicts if not isinstance(verdict, GPUSharingPolicySpec)]
+
+
+# --- verbs and pages --------------------------------------------------------------------------------------
+
+
+def test_every_verb_is_phony_explained_and_at_most_three_lines() -> None:
+    rules = re.findall(r"^([a-z-]+):[^\n]*\n((?:\t[^\n]*\n)*)", MAKEFILE, re.MULTILINE)
+    phony = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)
+    assert {verb for verb, _ in rules} == set(VERBS) == set(" ".join(phony).split())
+    assert [verb for verb, recipe in rules if recipe.count("\n") > 3] == []
+
+
+def test_what_a_verb_runs_is_there() -> None:
+    modules = set(re.findall(r"-m (hack[.\w]*)", MAKEFILE))
+    assert [module for module in sorted(modules) if not is_runnable(module)] == []
+
+
+def is_runnable(module: str) -> bool:
+    place = ROOT / module.replace(".", "/")
+    return place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) < MAX_README
+
+
+def blocks(text: str, languages: str) -> list[str]:
+    """Code blocks of a page."""
+    return re.findall(rf"^ *```(?:{languages})\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_commands_on_the_pages_exist() -> None:
+    unknown = []
+    for name, text in PAGES.items():
+        shell = "\n".join(blocks(text, "sh|console|bash"))
+        said = shell + "\n".join(re.findall(r"`[^`\n]+`", text))
+        verbs = set(re.findall(r"\bmake (?:-s )?([a-z][a-z-]*)", said))
+        modules = set(re.findall(r"-m (hack(?:\.\w+)*)", shell))
+        unknown += [f"{name}: make {verb}" for verb in sorted(verbs - set(VERBS))]
+        unknown += [f"{name}: {module}" for module in sorted(modules) if not is_runnable(module)]
+    assert unknown == []
+
+
+def test_files_on_the_pages_exist() -> None:
+    lost = []
+    for name, text in PAGES.items():
+        paths = re.findall(
+            r"(?<![\w./-])((?:examples|deploy|hack|docs|operator|tests|crds)/[\w./-]*\w)", text
+        )
+        links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+        lost += [f"{name}: {path}" for path in paths if not (ROOT / path).exists()]
+        lost += [
+            f"{name}: {link}" for link in links if not ("://" in link or (FILES[name].parent / link).exists())
+        ]
+    assert lost == []
+
+
+def test_labels_and_annotations_on_the_pages_are_ours() -> None:
+    own = {
+        value for key, value in vars(names).items() if key.startswith(("LABEL_", "ANNOTATION_", "FINALIZER"))
+    }
+    own |= {f"{names.PREFIX}pool", names.API_VERSION}
+    used = {
+        f"{name}: {found}"
+        for name, text in PAGES.items()
+        for found in re.findall(rf"(?<![\w./]){re.escape(names.PREFIX)}[a-z][\w-]*", text)
+        if found not in own
+    }
+    assert used == set()
+
+
+def test_policies_on_the_pages_are_valid() -> None:
+    wrong = {name: [refused(block) for block in blocks(text, "yaml")] for name, text in PAGES.items()}
+    assert {name: found for name, found in wrong.items() if any(found)} == {}
+
+
+def decisions() -> Iterator[tuple[str, str]]:
+    for name, text in PAGES.items():
+        if re.match(r"docs/adr/\d", name):
+            yield name, text
+
+
+def test_decisions_are_short_and_of_one_form() -> None:
+    form = ["Context", "Decision", "Consequences"]
+    odd = [name for name, text in decisions() if re.findall(r"^## (.+)", text, re.MULTILINE) != form]
+    odd += [name for name, text in decisions() if len(text.splitlines()) > MAX_DECISION]
+    assert odd == []
+
+
+def test_every_decision_is_in_the_index() -> None:
+    index = PAGES["docs/adr/README.md"]
+    assert [name for name, _ in decisions() if f"({Path(name).name})" not in index] == []
+
+
+def test_only_generated_pages_say_that_they_are_generated() -> None:
+    marked = [name for name, text in PAGES.items() if MARK in "\n".join(text.splitlines()[:3])]
+    assert [name for name in marked if not name.startswith("docs/reference/")] == []
