@@ -1,0 +1,275 @@
+"""LeaderLease: who may act, and which nodes it has claimed, in one object.
+
+Leader and disruption budget are one thing (design.md section 3): claims are an annotation of the Lease, written by
+compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. Own code because kopf's
+peering and the official client's election compare wall clocks and have no deadline per request
+(reliability-performance.md D7).
+
+Another holder's Lease counts as expired when *we* have seen no change of it for its duration, by our monotonic
+clock: clocks of two machines are never compared. `on_lost` must end the process at once (`os._exit`): stopping
+in an orderly way takes longer than the time until somebody else acts (cilium#42920).
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from gpusharing.api.names import ANNOTATION_CLAIMS
+from gpusharing.kube.client import JSON, LEASES, KubeClient
+from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
+from gpusharing.kube.fence import claims_text, parse_claims
+from gpusharing.kube.raw import section, text, texts, whole
+from gpusharing.planning.views import Claim
+
+CLAIM_ATTEMPTS = 3
+RELEASE_SECONDS = 2.0
+
+
+class LeaseLost(Exception):
+    """Somebody else leads now: whatever was about to be done must not be done."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds; the defaults are those of Kubernetes' own controllers."""
+
+    duration: float = 15.0
+    """How long others wait after our last renewal before they take over."""
+    deadline: float = 10.0
+    """How long we go on without a successful renewal. Must leave time before `duration`."""
+    retry: float = 2.0
+    """Between two renewals, and between two attempts to acquire."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class LeaderLease:
+    """One contender for the Lease. `run()` as a task; `acquired` tells when it leads."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        namespace: str,
+        name: str,
+        identity: str,
+        *,
+        on_lost: Callable[[], None],
+        timing: Timing | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        """`identity` must differ between processes, a restarted one included. `now` is only shown to people."""
+        self.identity = identity
+        self.acquired = asyncio.Event()
+        """We lead. Never cleared: losing the Lease ends the process."""
+        self.error: Exception | None = None
+        """Why the last attempt to acquire or renew failed; None after a success."""
+        self.claims_error = ""
+        """Why the claims found at the take-over could not be read; they are rebuilt from the fences then."""
+        self._client = client
+        self._namespace = namespace
+        self._name = name
+        self._on_lost = on_lost
+        self._timing = timing or Timing()
+        self._clock = clock
+        self._now = now
+        self._lock = asyncio.Lock()
+        self._version = ""
+        self._claims: Mapping[str, Claim] = {}
+        self._renewed_at = float("-inf")
+        self._lost = False
+        self._seen: tuple[str, float] = ("", float("-inf"))
+
+    @property
+    def claims(self) -> Mapping[str, Claim]:
+        """The claims on the Lease by node name, those of a predecessor included."""
+        return self._claims
+
+    @property
+    def is_leader(self) -> bool:
+        """We hold the Lease and renewed it within the deadline."""
+        return self.acquired.is_set() and not self._lost and self._left() > 0
+
+    async def run(self) -> None:
+        """Acquire, renew until cancelled, then release. Returns after `on_lost` when the Lease is lost."""
+        try:
+            while True:
+                if await self._attempt(self._acquire, self._timing.deadline):
+                    break
+                await asyncio.sleep(self._timing.retry)
+            self.acquired.set()
+            while self.is_leader:
+                await asyncio.sleep(min(self._timing.retry, self._left()))
+                # Half the deadline at most, so that a hung request leaves time for another attempt.
+                await self._attempt(self._renew, min(self._left(), self._timing.deadline / 2))
+            self._lose()
+        finally:
+            if self.is_leader:
+                await self._attempt(self._release, RELEASE_SECONDS)
+
+    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
+        """Replace all claims, by compare-and-swap. When it returns, we led at that moment.
+
+        Raises:
+            LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
+            Conflict: the Lease kept changing; try in the next pass.
+            KubeError: the server could not be asked.
+        """
+        annotations = {ANNOTATION_CLAIMS: claims_text(claims)}
+        try:
+            async with asyncio.timeout(self._timing.deadline / 2), self._lock:
+                for _ in range(CLAIM_ATTEMPTS):
+                    self._still_mine()
+                    try:
+                        await self._write({"renewTime": self._time()}, annotations)
+                        return
+                    except Conflict:
+                        await self._reread()
+        except TimeoutError as error:
+            raise Unavailable(f"writing claims to the lease {self._name} took too long") from error
+        raise Conflict(f"the lease {self._name} changed {CLAIM_ATTEMPTS} times while claims were written")
+
+    async def _attempt(self, step: Callable[[], Awaitable[bool]], seconds: float) -> bool:
+        """One step under a deadline; a failure is kept in `error`."""
+        try:
+            async with asyncio.timeout(max(0.0, seconds)), self._lock:
+                done = await step()
+        except LeaseLost as error:
+            self.error = error
+        except TimeoutError:
+            self.error = Unavailable(f"no answer about the lease {self._name} within {seconds:.1f} s")
+        except KubeError as error:
+            self.error = error
+        else:
+            self.error = None
+            return done
+        return False
+
+    async def _acquire(self) -> bool:
+        """Take the Lease when it is free, new, ours already, or was not renewed for its duration."""
+        started = self._clock()
+        try:
+            lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
+        except NotFound:
+            return await self._create()
+        holder = text(lease, "spec", "holderIdentity")
+        if holder not in ("", self.identity) and not self._expired(lease):
+            return False
+        self._adopt(lease)
+        with suppress(Conflict):
+            await self._write(
+                {
+                    "holderIdentity": self.identity,
+                    "leaseDurationSeconds": math.ceil(self._timing.duration),
+                    "acquireTime": self._time(),
+                    "renewTime": self._time(),
+                    "leaseTransitions": whole(lease, "spec", "leaseTransitions") + 1,
+                },
+                started=started,
+            )
+            return True
+        return False
+
+    async def _renew(self) -> bool:
+        self._still_mine()
+        try:
+            await self._write({"renewTime": self._time()})
+        except Conflict:  # an answer of ours was lost, or somebody edited or took the Lease
+            await self._reread()
+            await self._write({"renewTime": self._time()})
+        return True
+
+    async def _release(self) -> bool:
+        patch = {
+            "metadata": {"resourceVersion": self._version},
+            "spec": {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()},
+        }
+        self._renewed_at = float("-inf")
+        await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
+        return True
+
+    def _expired(self, lease: JSON) -> bool:
+        version = text(lease, "metadata", "resourceVersion")
+        if version != self._seen[0]:
+            self._seen = (version, self._clock())
+        duration = whole(lease, "spec", "leaseDurationSeconds") or self._timing.duration
+        return self._clock() - self._seen[1] >= duration
+
+    async def _reread(self) -> None:
+        """Learn the Lease's present version and claims. Raises LeaseLost when somebody else holds it."""
+        lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
+        if text(lease, "spec", "holderIdentity") != self.identity:
+            self._lose()
+            self._still_mine()
+        self._adopt(lease)
+
+    async def _write(
+        self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None
+    ) -> None:
+        """One conditional patch. A Lease that was deleted under us is made anew: that is a fair race."""
+        begun = self._clock() if started is None else started
+        patch: JSON = {"metadata": {"resourceVersion": self._version}, "spec": spec}
+        if annotations:
+            patch["metadata"]["annotations"] = annotations
+        try:
+            lease = await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
+        except NotFound:
+            if not await self._create(annotations):
+                raise Conflict(f"the lease {self._name} was deleted and created by another process") from None
+            return
+        self._renewed_at = begun
+        self._adopt(lease)
+
+    async def _create(self, annotations: JSON | None = None) -> bool:
+        begun = self._clock()
+        body = {
+            "apiVersion": LEASES.api_version,
+            "kind": "Lease",
+            "metadata": {
+                "name": self._name,
+                "annotations": annotations or {ANNOTATION_CLAIMS: claims_text(self._claims)},
+            },
+            "spec": {
+                "holderIdentity": self.identity,
+                "leaseDurationSeconds": math.ceil(self._timing.duration),
+                "acquireTime": self._time(),
+                "renewTime": self._time(),
+                "leaseTransitions": 1,
+            },
+        }
+        try:
+            lease = await self._client.create(LEASES, body, namespace=self._namespace)
+        except AlreadyExists:
+            return False
+        self._renewed_at = begun
+        self._adopt(lease)
+        return True
+
+    def _adopt(self, lease: JSON) -> None:
+        """Take over version and claims from the Lease as the server has it."""
+        self._version = text(lease, "metadata", "resourceVersion")
+        written = texts(section(lease, "metadata").get("annotations")).get(ANNOTATION_CLAIMS)
+        self._claims, self.claims_error = ({}, "") if written is None else parse_claims(written)
+
+    def _left(self) -> float:
+        return self._renewed_at + self._timing.deadline - self._clock()
+
+    def _still_mine(self) -> None:
+        if not self.is_leader:
+            self._lose()
+            raise LeaseLost(f"{self.identity} does not hold the lease {self._name} any more")
+
+    def _lose(self) -> None:
+        if not self._lost:
+            self._lost = True
+            self._on_lost()
+
+    def _time(self) -> str:
+        """metav1.MicroTime wants exactly six digits."""
+        return self._now().astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,232 @@
+"""One leader at a time, claims in the same object, and nobody acts on a lost Lease. In virtual time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from tests.fakes.cluster import FakeCluster
+from tests.fakes.virtualtime import run_virtually
+
+from gpusharing.kube import errors
+from gpusharing.kube.client import LEASES
+from gpusharing.kube.lease import LeaderLease, LeaseLost
+from gpusharing.planning.views import Claim
+
+CLAIMS = {"gpu-07": Claim("u7", "pool-b", "op-1")}
+
+
+class Contender:
+    """A LeaderLease under the name of its process, and whether it was told to die."""
+
+    def __init__(self, cluster: FakeCluster, identity: str) -> None:
+        self.lost = asyncio.Event()
+        self.lease = LeaderLease(
+            cluster.client(identity),
+            "gpusharing",
+            "leader",
+            identity,
+            on_lost=self.lost.set,
+            clock=asyncio.get_running_loop().time,
+        )
+        self.task = asyncio.create_task(self.lease.run())
+
+    async def stop(self) -> None:
+        """A clean stop."""
+        self.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.task
+
+
+@asynccontextmanager
+async def contenders(cluster: FakeCluster, *identities: str) -> AsyncIterator[list[Contender]]:
+    """Contenders that start in this order; the first one leads when the block begins."""
+    started = []
+    for identity in identities:
+        started.append(Contender(cluster, identity))
+        if len(started) == 1:
+            await started[0].lease.acquired.wait()
+    try:
+        yield started
+    finally:
+        for contender in started:
+            contender.task.cancel()
+        await asyncio.gather(*(contender.task for contender in started), return_exceptions=True)
+
+
+def lease_of(cluster: FakeCluster) -> dict[str, Any]:
+    return cluster.get(LEASES, "leader", "gpusharing")
+
+
+def test_the_first_contender_creates_the_lease_and_keeps_it() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a", "b") as (a, b):
+            await asyncio.sleep(120)
+            assert a.lease.is_leader
+            assert not b.lease.acquired.is_set()
+            assert lease_of(cluster)["spec"]["holderIdentity"] == "a"
+            assert not a.lost.is_set()
+
+    run_virtually(main())
+
+
+def test_a_clean_stop_hands_over_at_once() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a", "b") as (a, b):
+            await asyncio.sleep(5)
+            await a.stop()
+            assert "holderIdentity" not in lease_of(cluster)["spec"]
+            async with asyncio.timeout(3):
+                await b.lease.acquired.wait()
+            assert lease_of(cluster)["spec"]["leaseTransitions"] == 2
+
+    run_virtually(main())
+
+
+def test_a_dead_leader_is_followed_after_the_duration_and_not_before() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a", "b") as (a, b):
+            await a.lease.set_claims(CLAIMS)
+            await asyncio.sleep(4.5)
+            cluster.faults.fail("patch", LEASES, errors.Unavailable("down"), times=999, identity="a")
+            await asyncio.sleep(9)
+            assert not b.lease.acquired.is_set()
+            async with asyncio.timeout(12):
+                await b.lease.acquired.wait()
+            # a was told to die before b took over, and b knows what a had claimed.
+            assert a.lost.is_set()
+            assert b.lease.claims == CLAIMS
+
+    run_virtually(main())
+
+
+def test_a_leader_dies_at_the_deadline_when_the_server_hangs() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            await asyncio.sleep(4.5)
+            renewed = asyncio.get_running_loop().time() - 0.5
+            client = a.lease._client
+
+            async def hang(*_: Any, **__: Any) -> Any:
+                await asyncio.Event().wait()
+
+            a.lease._client = type("Hung", (), {"patch": hang, "get": hang, "create": hang})()
+            await a.lost.wait()
+            assert asyncio.get_running_loop().time() - renewed == pytest.approx(10.0, abs=0.6)
+            assert not a.lease.is_leader
+            assert client is not a.lease._client
+
+    run_virtually(main())
+
+
+def test_claims_are_written_with_proof_of_leadership() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            await a.lease.set_claims(CLAIMS)
+            assert a.lease.claims == CLAIMS
+            written = cluster.writes[-1]
+            assert written.call.body is not None
+            assert written.call.body["metadata"]["resourceVersion"]
+            await asyncio.sleep(10)
+            assert a.lease.claims == CLAIMS
+
+    run_virtually(main())
+
+
+def test_claims_survive_a_competing_edit_of_the_lease() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            cluster.patch(LEASES, "leader", {"metadata": {"labels": {"x": "y"}}}, "gpusharing")
+            await a.lease.set_claims(CLAIMS)
+            assert a.lease.claims == CLAIMS
+
+    run_virtually(main())
+
+
+def test_claims_whose_answer_was_lost_are_found_again() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            cluster.faults.fail("patch", LEASES, errors.Unavailable("reset"), after=True)
+            with pytest.raises(errors.Unavailable):
+                await a.lease.set_claims(CLAIMS)
+            await asyncio.sleep(3)
+            assert a.lease.claims == CLAIMS
+            assert a.lease.is_leader
+
+    run_virtually(main())
+
+
+def test_who_does_not_hold_the_lease_any_more_cannot_claim() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": "b"}}, "gpusharing")
+            with pytest.raises(LeaseLost):
+                await a.lease.set_claims(CLAIMS)
+            assert a.lost.is_set()
+            assert "gpu-07" not in str(lease_of(cluster))
+
+    run_virtually(main())
+
+
+def test_a_renewal_that_finds_another_holder_ends_the_process() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": "b"}}, "gpusharing")
+            async with asyncio.timeout(3):
+                await a.lost.wait()
+            # It does not write to a Lease that is not its own, not even on its way out.
+            await asyncio.gather(a.task)
+            assert lease_of(cluster)["spec"]["holderIdentity"] == "b"
+
+    run_virtually(main())
+
+
+def test_a_deleted_lease_is_made_anew_with_the_claims() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            await a.lease.set_claims(CLAIMS)
+            cluster.delete(LEASES, "leader", "gpusharing")
+            await asyncio.sleep(5)
+            assert a.lease.is_leader
+            assert "gpu-07" in lease_of(cluster)["metadata"]["annotations"]["gpusharing.dev/claims"]
+
+    run_virtually(main())
+
+
+def test_damaged_claims_are_reported_and_do_not_keep_anybody_from_leading() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        damaged = {"gpusharing.dev/claims": "{"}
+        cluster.add(
+            LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}}
+        )
+        async with contenders(cluster, "a") as (a,):
+            assert a.lease.claims == {}
+            assert "not JSON" in a.lease.claims_error
+
+    run_virtually(main())
+
+
+def test_missing_rights_are_shown_and_waited_out() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        cluster.faults.fail("get", LEASES, errors.Forbidden("no right to get leases"), times=2)
+        contender = Contender(cluster, "a")
+        await asyncio.sleep(1)
+        assert isinstance(contender.lease.error, errors.Forbidden)
+        async with asyncio.timeout(5):
+            await contender.lease.acquired.wait()
+        await contender.stop()
+
+    run_virtually(main())
