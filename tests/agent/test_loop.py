@@ -224,6 +224,16 @@ async def test_an_expired_watch_is_followed_by_a_new_list(bench: Bench) -> None:
         await bench.node.answered("r2")
 
 
+async def test_a_watch_that_the_server_ends_goes_on_without_a_list(bench: Bench) -> None:
+    bench.node.ask("r1")
+    async with bench.running():
+        await bench.node.answered("r1")
+        bench.node.cluster.close_watches()
+        bench.node.ask("r2")
+        await bench.node.answered("r2")
+    assert bench.node.lists == 1
+
+
 async def test_a_resource_that_nobody_holds_any_more_leaves_the_server(bench: Bench) -> None:
     bench.pods.holdings = Holdings({"nvidia.com/gpu": 1}, 1)
     bench.node.ask("r1")

@@ -16,7 +16,7 @@ class Backoff:
     """Seconds to wait after failures in a row: doubled each time up to a limit, jittered."""
 
     def __init__(self, first: float, last: float, jitter: Callable[[], float]) -> None:
-        self._first = self._next = first
+        self.first = self._next = first
         self._last = last
         self._jitter = jitter
 
@@ -27,7 +27,7 @@ class Backoff:
 
     def success(self) -> None:
         """Start from the beginning at the next failure."""
-        self._next = self._first
+        self._next = self.first
 
 
 class OwnNode:
@@ -52,6 +52,9 @@ class OwnNode:
                 if not resource_version:
                     resource_version = await self._list()
                 resource_version = await self._watch(resource_version)
+                await asyncio.sleep(
+                    self._backoff.first
+                )  # a server that ends every watch at once is not hammered
             except Expired:
                 resource_version = ""
             except KubeError as error:
