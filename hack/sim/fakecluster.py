@@ -114,6 +114,15 @@ class FakeCluster:
         """Compact: every open watch gets 410, and so does one from an older resourceVersion."""
         self.store.compact()
 
+    async def changed(self) -> None:
+        """Wait for the next write of anybody."""
+        wake = asyncio.Event()
+        self.store.waiting.add(wake)
+        try:
+            await wake.wait()
+        finally:
+            self.store.waiting.discard(wake)
+
     def close_watches(self) -> None:
         """End every open watch quietly, as the server does after its timeout."""
         self.closings += 1

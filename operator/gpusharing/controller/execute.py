@@ -32,6 +32,7 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.fence import NodePatch, patch_for
+from gpusharing.kube.lease import LeaseLost
 from gpusharing.planning.actions import (
     Action,
     Actuate,
@@ -53,7 +54,7 @@ from gpusharing.planning.views import Claim, ClusterSnapshot, EvictionMemory, No
 
 log = structlog.get_logger()
 
-FATAL = (Unauthorized, Unavailable)
+FATAL = (Unauthorized, Unavailable, LeaseLost)
 TRIES = 3
 """How often a conditional write is decided again after a 409."""
 

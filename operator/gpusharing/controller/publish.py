@@ -2,6 +2,7 @@
 most once per period; an end (Synced, Failed, Blocked ...) is written at once. Nothing is decided from any of it.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -54,24 +55,29 @@ class Publisher:
     statuses: Statuses
     period: float
     identity: str
-    namespace: str
+    parallel: int = 16
     on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
     """Told about every verdict that changed: for metrics."""
     _told: dict[str, Verdict] = field(default_factory=dict)
     _written: dict[str, datetime] = field(default_factory=dict)
+    _held: set[str] = field(default_factory=set)
+    """Mirrors that are due though their verdict did not change."""
     _serial: int = 0
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
         """Returns when something that was held back is due."""
         due: list[datetime] = []
-        for name, verdict in plan.verdicts.items():
-            before = self._told.get(name)
-            if before is not verdict:
-                self._told[name] = verdict
-                self.on_verdict(before, verdict)
-                await self._tell(node_events(before, verdict), verdict, plan, now)
-            if (later := await self._mirror(verdict, snapshot, now)) is not None:
-                due.append(later)
+        slots = asyncio.Semaphore(self.parallel)
+
+        async def node(verdict: Verdict) -> None:
+            async with slots:
+                if (later := await self._node(verdict, plan, snapshot, now)) is not None:
+                    due.append(later)
+
+        async with asyncio.TaskGroup() as group:
+            for name, verdict in plan.verdicts.items():
+                if self._told.get(name) is not verdict or f"node/{name}" in self._held:
+                    group.create_task(node(verdict))
         for name in self._told.keys() - plan.verdicts.keys():
             del self._told[name]
         for policy in snapshot.policies:
@@ -79,17 +85,30 @@ class Publisher:
                 due.append(later)
         return min(due, default=None)
 
+    async def _node(
+        self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
+    ) -> datetime | None:
+        before = self._told.get(verdict.node)
+        if before is not verdict:
+            self._told[verdict.node] = verdict
+            self.on_verdict(before, verdict)
+            await self._tell(node_events(before, verdict), verdict, plan, now)
+        return await self._mirror(verdict, snapshot, now)
+
     # --- mirrors and status --------------------------------------------------------------------------------
 
     async def _mirror(self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
+        key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
+            self._held.add(key)  # it is being created in this pass
             return None
+        self._held.discard(key)
         previous = self.statuses.mirror(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
         if wanted == previous:
             return None
-        key = f"node/{verdict.node}"
         if verdict.phase not in RESTING and (later := self._hold(key, now)) is not None:
+            self._held.add(key)
             return later
         body = {"status": {"transition": wanted}}
         return await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.accept_gpunode)
@@ -126,6 +145,7 @@ class Publisher:
         except (Unauthorized, Unavailable):
             raise
         except KubeError as error:
+            self._held.add(key)
             log.warning("status not written", object=key, error=str(error) or repr(error))
             return now + timedelta(seconds=max(self.period, 1.0))
         return None

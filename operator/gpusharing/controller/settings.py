@@ -24,6 +24,8 @@ class Settings:
     """Settings that decisions depend on; each has a variable of its own too."""
     admin_mig_config_map: str = ""
     """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty: none."""
+    agent_namespace: str = ""
+    """Where the agent's pods are; empty: our own namespace."""
     lease_name: str = "gpusharing-operator"
     """Lease in our namespace: leader and claims."""
     lease_seconds: float = 15.0

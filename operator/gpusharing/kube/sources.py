@@ -61,7 +61,13 @@ class Sources:
     """The reflectors, and what they hold that is no decision input: mirrors and raw versions."""
 
     def __init__(
-        self, client: KubeClient, settings: Settings, admin_mig_map: str, wake: Callable[[], None]
+        self,
+        client: KubeClient,
+        settings: Settings,
+        wake: Callable[[], None],
+        *,
+        admin_mig_map: str = "",
+        agent_namespace: str = "",
     ) -> None:
         ours = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
         self.mirrors: dict[str, Mapping[str, Any]] = {}
@@ -87,7 +93,7 @@ class Sources:
             client,
             PODS,
             _pod_place,
-            namespace=settings.namespace,
+            namespace=agent_namespace or settings.namespace,
             label_selector=AGENT_SELECTOR,
             on_change=changed,
         )

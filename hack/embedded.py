@@ -1,0 +1,230 @@
+"""The shipped loop, planner and agents on a SIMULATED cluster in one process: for tests and the demo.
+
+SIMULATED: the API server (FakeCluster), GPUs, mig-manager, device plugin, GFD, scheduler and workloads.
+Shipped code: everything under `gpusharing`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpusharing.controller.loop import Loop
+from gpusharing.controller.metrics import NoMetrics
+from gpusharing.controller.settings import Settings
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, POLICIES, KubeClient
+from gpusharing.kube.lease import LeaderLease, Timing
+from gpusharing.kube.reflector import Reflector
+from gpusharing.planning.views import Settings as PlanSettings
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.settings import SimSettings
+from hack.sim.workloads import Workload, Workloads
+from hack.sim.world import World
+
+FACTOR = 100.0
+"""Simulated seconds in one real second."""
+
+
+def fast_settings(factor: float = FACTOR) -> Settings:
+    """The default settings with every wait divided by `factor`."""
+    plan, shell = PlanSettings(), Settings()
+    waits = (
+        "settle",
+        "idle",
+        "config_propagation",
+        "wedge_pending",
+        "wedge_paused",
+        "abort_backoff",
+        "poll",
+        "restart_grace",
+        "drift_grace",
+    )
+    plan = replace(plan, **{name: getattr(plan, name) / factor for name in waits})
+    return replace(shell, plan=plan, debounce=0.01, publish_period=0.05, pending_period=0.5)
+
+
+CLUSTER_POLICY: JSON = {
+    "metadata": {"name": "cluster-policy"},
+    "spec": {
+        "devicePlugin": {"config": {"name": "gpusharing-device-plugin"}},
+        "migManager": {
+            "enabled": True,
+            "config": {"name": "gpusharing-mig-parted", "default": "all-disabled"},
+        },
+    },
+    "status": {"state": "ready"},
+}
+
+
+@dataclass
+class Embedded:
+    """A cluster in memory with its node software; operators can be started and killed on it."""
+
+    cluster: FakeCluster
+    world: World
+    workloads: Workloads
+    settings: Settings
+    operators: int = 0
+    _group: asyncio.TaskGroup | None = None
+    loop: Loop | None = None
+    _operator: asyncio.Task[None] | None = None
+    log: list[str] = field(default_factory=list)
+
+    def start_operator(self, client: KubeClient | None = None) -> Loop:
+        """Start a new operator process, as it were: nothing is carried over from an earlier one."""
+        self.operators += 1
+        identity = f"operator-{self.operators}"
+        client = client or self.cluster.client("operator")
+        lease = LeaderLease(
+            client,
+            self.settings.plan.namespace,
+            self.settings.lease_name,
+            identity,
+            on_lost=lambda: None,
+            timing=Timing(duration=0.6, deadline=0.4, retry=0.05),
+        )
+        loop = Loop(client, lease, self.settings, NoMetrics(), identity=identity)
+        policies: Reflector[str] = Reflector(
+            client,
+            POLICIES,
+            lambda raw: str(raw["metadata"]["resourceVersion"]),
+            on_change=lambda name: self._policy_changed(loop, name),
+        )
+
+        async def process() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(lease.run())
+                group.create_task(policies.run())
+                group.create_task(loop.run())
+
+        self.loop = loop
+        self._operator = asyncio.create_task(process())
+        return loop
+
+    @staticmethod
+    def _policy_changed(loop: Loop, name: str) -> None:
+        if loop.sources.policies.touch():
+            loop.wake()
+
+    async def kill_operator(self) -> None:
+        """End the operator where it stands."""
+        if self._operator is not None:
+            self._operator.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._operator
+            self._operator = None
+
+    # --- what a person does --------------------------------------------------------------------------------
+
+    def apply(self, manifest: JSON) -> JSON:
+        """Create or update a policy, as `kubectl apply` would."""
+        name = manifest["metadata"]["name"]
+        if any(raw["metadata"]["name"] == name for raw in self.cluster.objects(POLICIES)):
+            return self.cluster.patch(
+                POLICIES, name, {"spec": _replacing(self.policy(name)["spec"], manifest["spec"])}
+            )
+        return self.cluster.add(POLICIES, manifest)
+
+    def policy(self, name: str) -> JSON:
+        """One policy as the API server holds it."""
+        return self.cluster.get(POLICIES, name)
+
+    def node(self, name: str) -> JSON:
+        """One Node as the API server holds it."""
+        return self.cluster.get(NODES, name)
+
+    def gpunode(self, name: str) -> JSON:
+        """One GPUNode as the API server holds it."""
+        return self.cluster.get(GPUNODES, name)
+
+    async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+        """Wait for a condition on the stored objects; AssertionError tells what did not come."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    await self.cluster.changed()
+        except TimeoutError:
+            raise AssertionError(f"{what} did not come within {seconds:.0f} s\n{self.describe()}") from None
+
+    async def ready(self, *policies: str, seconds: float = 30.0) -> None:
+        """Wait until the present generation of each policy is Ready, as `kubectl wait` does."""
+        await self.until(
+            lambda: all(is_ready(self.policy(name)) for name in policies), f"Ready {policies}", seconds
+        )
+
+    def describe(self) -> str:
+        """Where every node is, for failure messages."""
+        lines = []
+        for raw in self.cluster.objects(GPUNODES):
+            mirror = (raw.get("status") or {}).get("transition") or {}
+            lines.append(
+                f"{raw['metadata']['name']}: {mirror.get('phase')} {mirror.get('reason')} {mirror.get('message')}"
+            )
+        for raw in self.cluster.objects(POLICIES):
+            lines.append(f"{raw['metadata']['name']}: {(raw.get('status') or {}).get('conditions')}")
+        return "\n".join([*lines, *self.log[-20:]])
+
+
+def is_ready(policy: Mapping[str, Any]) -> bool:
+    """`kubectl wait --for=condition=Ready`: the condition speaks about the present generation."""
+    return any(
+        row["type"] == "Ready"
+        and row["status"] == "True"
+        and row["observedGeneration"] == policy["metadata"]["generation"]
+        for row in (policy.get("status") or {}).get("conditions") or ()
+    )
+
+
+def _replacing(old: JSON, new: JSON) -> JSON:
+    """The merge patch that makes `new` of `old`: what is gone must be named."""
+    merged: JSON = dict.fromkeys(old.keys() - new.keys())
+    for key, value in new.items():
+        before = old.get(key)
+        merged[key] = (
+            _replacing(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+@asynccontextmanager
+async def embedded(
+    nodes: Iterable[JSON],
+    *,
+    factor: float = FACTOR,
+    workloads: Iterable[Workload] = (),
+    sim: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+) -> AsyncIterator[Embedded]:
+    """A running SIMULATED cluster with these nodes; ends everything that it started."""
+    running = asyncio.get_running_loop()
+    cluster = FakeCluster(grace=30.0 / factor, later=running.call_later)
+    cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
+    for node in nodes:
+        cluster.add(NODES, node)
+    sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
+    log: list[str] = []
+    world = World(
+        cluster.client("node"),
+        sim_settings,
+        log=log.append,
+        agent_client=lambda node: cluster.client(f"agent-{node}"),
+    )
+    players = Workloads(cluster.client("workloads"), sim_settings)
+    for workload in workloads:
+        players.apply(workload)
+    environment = Embedded(cluster, world, players, settings or fast_settings(factor), log=log)
+    tasks = [asyncio.create_task(world.run()), asyncio.create_task(players.run())]
+    try:
+        yield environment
+    finally:
+        await environment.kill_operator()
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, asyncio.CancelledError):
+                raise result
+
+
+__all__ = ["CONFIG_MAPS", "Embedded", "embedded", "fast_settings", "is_ready"]

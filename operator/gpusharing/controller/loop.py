@@ -1,0 +1,243 @@
+"""wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
+
+An event only says "look again". What was seen, asked or done before is not remembered, except back-offs.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, Protocol
+
+import structlog
+
+from gpusharing.controller.execute import Executor, Outcome
+from gpusharing.controller.publish import Publisher
+from gpusharing.controller.settings import Settings
+from gpusharing.kube.client import JSON, KubeClient
+from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
+from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.lease import LeaseLost
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.actions import Action
+from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
+from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.views import Claim
+
+log = structlog.get_logger()
+
+RETRY = 2.0
+"""Seconds until the next pass after one that the API server or the Lease ended."""
+
+
+def utc_now() -> datetime:
+    """The wall clock, read once per pass."""
+    return datetime.now(UTC)
+
+
+class Leader(Protocol):
+    """The Lease: whether we lead, and the claims that are kept on it."""
+
+    @property
+    def is_leader(self) -> bool:
+        """We hold the Lease and renewed it in time."""
+        ...
+
+    @property
+    def claims(self) -> Mapping[str, Claim]:
+        """Claims as last read or written."""
+        ...
+
+    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
+        """Compare-and-swap of all claims."""
+        ...
+
+
+class Observer(Protocol):
+    """Metrics, told what happens."""
+
+    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
+        """One pass and the seconds of its steps."""
+        ...
+
+    def acted(self, action: Action, result: str) -> None:
+        """One action and its result."""
+        ...
+
+    def changed(self, before: Verdict | None, after: Verdict) -> None:
+        """One verdict changed."""
+        ...
+
+
+@dataclass(slots=True)
+class Statuses:
+    """Where the publisher finds what is written already."""
+
+    sources: Sources
+
+    def policy_status(self, name: str) -> Mapping[str, Any]:
+        """See publish.Statuses."""
+        return self.sources.policies.status(name)
+
+    def mirror(self, node: str) -> Mapping[str, Any]:
+        """See publish.Statuses."""
+        return self.sources.mirrors.get(node, {})
+
+    def accept_policy(self, raw: JSON) -> None:
+        """See publish.Statuses."""
+        self.sources.policies.accept(raw)
+
+    def accept_gpunode(self, raw: JSON) -> None:
+        """See publish.Statuses."""
+        self.sources.gpunodes.accept(raw)
+
+
+@dataclass(slots=True)
+class Wake:
+    """One coalescing signal. Sets at any time; the loop looks at everything at once."""
+
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __call__(self) -> None:
+        """Something may have changed."""
+        self.event.set()
+
+
+class Loop:
+    """The operator without kopf, HTTP server and process: embeddable in tests and the demo."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        leader: Leader,
+        settings: Settings,
+        observer: Observer,
+        *,
+        identity: str = "operator",
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.settings, self.leader, self.observer, self.now = settings, leader, observer, now
+        self.wake = Wake()
+        self.sources = Sources(
+            client,
+            settings.plan,
+            self.wake,
+            admin_mig_map=settings.admin_mig_config_map,
+            agent_namespace=settings.agent_namespace,
+        )
+        self.executor = Executor(
+            client,
+            self.sources.nodes,
+            self.sources.gpunodes,
+            self.sources.policies,
+            leader,
+            now,
+            parallel=settings.parallel,
+            on_action=observer.acted,
+        )
+        self.gatherer = Gatherer(
+            client, self.sources, settings.plan, settings.admin_mig_config_map, self.executor.evictions
+        )
+        self.publisher = Publisher(
+            client,
+            Statuses(self.sources),
+            settings.publish_period,
+            identity,
+            on_verdict=observer.changed,
+            parallel=settings.parallel,
+        )
+        self.memo = Memo()
+        self.plan: RolloutPlan | None = None
+        self.last_pass = time.monotonic()
+        """When (monotonic) the loop last came round; /healthz looks at it."""
+
+    async def run(self) -> None:
+        """Follow the API and go round until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.sources.run())
+            group.create_task(self._tick(self.settings.relist, self.sources.policies.touch))
+            group.create_task(self._count_pending())
+            await self._go_round()
+
+    async def _go_round(self) -> None:
+        while True:
+            due = await self._pass()
+            self.last_pass = time.monotonic()
+            await self._sleep(due)
+
+    async def _sleep(self, due: datetime | None) -> None:
+        """Until something happens or is due; then a moment more, so that one pass sees all of a burst."""
+        limit = timedelta(seconds=10)
+        left = min(limit, due - self.now()) if due is not None else limit
+        try:
+            async with asyncio.timeout(max(0.0, left.total_seconds())):
+                await self.wake.event.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(self.settings.debounce)
+
+    async def _pass(self) -> datetime | None:
+        """One round; returns when to look again at the latest."""
+        self.wake.event.clear()
+        if not self.leader.is_leader or self.sources.missing():
+            return self.now() + timedelta(seconds=RETRY / 4)
+        try:
+            return await self.once()
+        except* (Unavailable, Unauthorized, LeaseLost) as group:
+            self.sources.policies.touch()
+            log.warning("the pass ends", error=repr(group.exceptions[0]))
+        except* KubeError as group:
+            log.warning("the pass ends", error=repr(group.exceptions[0]))
+        return self.now() + timedelta(seconds=RETRY)
+
+    async def once(self) -> datetime | None:
+        """Gather, plan, execute, publish. Follow-up passes run at once while our own writes make progress."""
+        times = [time.perf_counter()]
+
+        def lap() -> None:
+            times.append(time.perf_counter())
+
+        now = self.now()
+        wanted = self.plan.wants_pods if self.plan else frozenset[str]()
+        snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
+        lap()
+        plan = plan_rollout(snapshot, now, self.memo)
+        more_pods = plan.wants_pods - wanted
+        self.plan = plan
+        lap()
+        outcome = await self.executor.execute(plan, snapshot)
+        self.gatherer.remember_differing(plan.differing, now)
+        lap()
+        held_back = await self.publisher.publish(plan, snapshot, now)
+        lap()
+        steps = ("gather", "plan", "execute", "publish")
+        self.observer.passed(
+            {step: end - start for step, (start, end) in zip(steps, pairwise(times), strict=True)},
+            plan,
+            outcome,
+        )
+        if outcome.done or more_pods:
+            return now
+        return min((moment for moment in (plan.wake_at, held_back) if moment is not None), default=None)
+
+    # --- clocks ------------------------------------------------------------------------------------------
+
+    async def _tick(self, period: float, action: Callable[[], object]) -> None:
+        while True:
+            await asyncio.sleep(period)
+            action()
+            self.wake()
+
+    async def _count_pending(self) -> None:
+        while True:
+            if self.leader.is_leader and not self.sources.missing():
+                try:
+                    before = dict(self.gatherer.pending)
+                    await self.gatherer.count_pending()
+                    if self.gatherer.pending != before:
+                        self.wake()
+                except KubeError as error:
+                    log.info("pending pods not counted", error=str(error))
+            await asyncio.sleep(self.settings.pending_period)

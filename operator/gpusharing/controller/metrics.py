@@ -1,0 +1,94 @@
+"""What the operator tells Prometheus. `docs/reference/metrics.md` is generated from this file."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from gpusharing.controller.execute import Outcome
+from gpusharing.kube.client import Resource
+from gpusharing.planning.actions import Action
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.verdict import Verdict
+
+
+class NoMetrics:
+    """An observer that keeps nothing."""
+
+    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
+        """See loop.Observer."""
+
+    def acted(self, action: Action, result: str) -> None:
+        """See loop.Observer."""
+
+    def changed(self, before: Verdict | None, after: Verdict) -> None:
+        """See loop.Observer."""
+
+
+class Metrics:
+    """The operator's metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.pass_seconds = Histogram(
+            "gpusharing_pass_seconds",
+            "Time of one step of a pass: gather, plan, execute or publish.",
+            ["step"],
+            registry=self.registry,
+            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
+        )
+        self.actions = Counter(
+            "gpusharing_actions_total",
+            "Actions carried out, by kind and result (done, or what kept it).",
+            ["action", "result"],
+            registry=self.registry,
+        )
+        self.transitions = Counter(
+            "gpusharing_transitions_total",
+            "Phases that nodes entered.",
+            ["phase", "reason"],
+            registry=self.registry,
+        )
+        self.nodes = Gauge(
+            "gpusharing_policy_nodes",
+            "Nodes of a policy by phase.",
+            ["policy", "phase"],
+            registry=self.registry,
+        )
+        self.requests = Counter(
+            "gpusharing_api_requests_total",
+            "Calls to the API server by verb, resource and HTTP status (0: no answer).",
+            ["verb", "resource", "status"],
+            registry=self.registry,
+        )
+        self.leader = Gauge(
+            "gpusharing_leader", "1 while this process holds the Lease.", registry=self.registry
+        )
+
+    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
+        """See loop.Observer."""
+        for step, duration in seconds.items():
+            self.pass_seconds.labels(step).observe(duration)
+        counts: dict[tuple[str, str], int] = {}
+        for name, pool in plan.pools.items():
+            for node in pool.names:
+                key = (name, str(plan.verdicts[node].phase))
+                counts[key] = counts.get(key, 0) + 1
+        self.nodes.clear()
+        for (policy, phase), count in counts.items():
+            self.nodes.labels(policy, phase).set(count)
+
+    def acted(self, action: Action, result: str) -> None:
+        """See loop.Observer."""
+        self.actions.labels(type(action).__name__, result).inc()
+
+    def changed(self, before: Verdict | None, after: Verdict) -> None:
+        """See loop.Observer."""
+        if before is not None and before.phase is not after.phase:
+            self.transitions.labels(str(after.phase), str(after.reason)).inc()
+
+    def called(
+        self, verb: str, resource: Resource, subresource: str | None, status: int, seconds: float
+    ) -> None:
+        """See http.OnCall."""
+        kind = f"{resource.plural}/{subresource}" if subresource else resource.plural
+        self.requests.labels(verb, kind, str(status)).inc()
