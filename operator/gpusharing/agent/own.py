@@ -52,9 +52,8 @@ class OwnNode:
                 if not resource_version:
                     resource_version = await self._list()
                 resource_version = await self._watch(resource_version)
-                await asyncio.sleep(
-                    self._backoff.first
-                )  # a server that ends every watch at once is not hammered
+                # A server that ends every watch at once is not hammered.
+                await asyncio.sleep(self._backoff.first)
             except Expired:
                 resource_version = ""
             except KubeError as error:
