@@ -230,6 +230,7 @@ class MigManager:
         )
 
     async def _state(self, state: str) -> None:
+        self._port.log(f"mig-manager: {state}")
         await self._port.patch_labels({LABEL_MIG_STATE: state})
 
     async def _read(self) -> tuple[GPU, ...]:

@@ -2,7 +2,13 @@
 
 from gpusharing.agent.background import in_daemon_thread
 from gpusharing.agent.library import Reading
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import (
+    LABEL_DEPLOY_PREFIX,
+    LABEL_GPU_COUNT,
+    LABEL_GPU_PRODUCT,
+    LABEL_GPU_REPLICAS,
+    LABEL_PLUGIN_CONFIG,
+)
 from hack.sim import gfd
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.nodeobject import Cluster, NodeObject
@@ -88,7 +94,11 @@ class FeatureDiscovery(_Configured):
             return
         wanted = gfd.labels(await self.read(), self._config, self._started)
         await self.cluster.clock.sleep(self.cluster.settings.times.gfd)
-        await self.node.patch(gfd.changes(self.node.labels, wanted))
+        changed = gfd.changes(self.node.labels, wanted)
+        if changed:
+            shown = [wanted.get(key, "") for key in (LABEL_GPU_PRODUCT, LABEL_GPU_COUNT, LABEL_GPU_REPLICAS)]
+            self.cluster.log("{}: GFD: product {}, count {}, replicas {}".format(self.node.name, *shown))
+        await self.node.patch(changed)
 
     async def gone(self, *, crashed: bool) -> None:
         """A paused GFD leaves its labels; one whose new pod crash-loops loses them (b.4)."""

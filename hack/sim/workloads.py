@@ -7,7 +7,7 @@ keeps the numbers of PodDisruptionBudgets.
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gpusharing.kube.client import JSON, NODES, PODS, KubeClient
@@ -69,8 +69,11 @@ class Workload:
 class Workloads:
     """Keeps the pods of some workloads: created when missing, bound where they fit, else Pending."""
 
-    def __init__(self, client: KubeClient, settings: SimSettings) -> None:
+    def __init__(
+        self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
+    ) -> None:
         self._client = client
+        self._log = log
         self._clock = Clock(settings)
         self._random = random.Random(settings.seed)
         self._wanted: dict[tuple[str, str], Workload] = {}
@@ -86,8 +89,8 @@ class Workloads:
     async def run(self) -> None:
         """Play until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(follow(self._client, PODS, self._take_pod, log=print))
-            tasks.create_task(follow(self._client, NODES, self._take_node, log=print))
+            tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
+            tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
             while True:
                 await self._wake.wait()
                 await self._clock.sleep(0.2)
@@ -103,8 +106,14 @@ class Workloads:
         if gone:
             self._pods.pop(uid, None)
         else:
-            self._pods[uid] = pod
+            self._keep(pod)
         self._wake.set()
+
+    def _keep(self, pod: JSON) -> None:
+        """Take over a version unless a newer one is known: our own writes come back later as events."""
+        known = self._pods.get(pod["metadata"]["uid"])
+        if known is None or _version(known) < _version(pod):
+            self._pods[pod["metadata"]["uid"]] = pod
 
     def _take_node(self, node: JSON, gone: bool) -> None:
         name = node["metadata"]["name"]
@@ -125,7 +134,7 @@ class Workloads:
                     pod = await self._client.create(PODS, workload.body(suffix), namespace=namespace)
                 except AlreadyExists:
                     continue
-                self._pods[pod["metadata"]["uid"]] = pod
+                self._keep(pod)
 
     async def _schedule(self) -> list[JSON]:
         """Bind every pending pod that fits somewhere; returns those bound."""
@@ -146,7 +155,7 @@ class Workloads:
             except (NotFound, Conflict):
                 continue
             held.setdefault(name, Counter()).update(asked)
-            self._pods[answer["metadata"]["uid"]] = answer
+            self._keep(answer)
             bound.append(answer)
         return bound
 
@@ -198,6 +207,10 @@ class Workloads:
             for resource, number in asked.items()
             if resource.startswith(NVIDIA)
         )
+
+
+def _version(pod: JSON) -> int:
+    return int(pod["metadata"]["resourceVersion"])
 
 
 def _belongs(pod: JSON, namespace: str, name: str) -> bool:

@@ -1,0 +1,95 @@
+"""What an operand's pod does next (nvidia-actuators.md b.4)."""
+
+import asyncio
+
+import pytest
+from hack.sim.operand import Operand, Pod, Step, decide
+from hack.sim.plugin import PluginError
+from hack.sim.settings import Clock, SimSettings
+
+ABSENT = Pod()
+CRASHED = Pod(exists=True)
+RUNNING = Pod(exists=True, running=True, loaded="a")
+
+
+@pytest.mark.parametrize(
+    ("pod", "deployed", "key", "step"),
+    [
+        pytest.param(ABSENT, False, "a", Step.REST, id="not deployed: nothing"),
+        pytest.param(ABSENT, True, "a", Step.START, id="deployed: it starts"),
+        pytest.param(ABSENT, True, "", Step.START, id="with the empty configuration too"),
+        pytest.param(ABSENT, True, None, Step.INIT_CRASH, id="a new pod with an unknown key crash-loops"),
+        pytest.param(CRASHED, True, "a", Step.START, id="a crashed pod starts again"),
+        pytest.param(CRASHED, False, None, Step.STOP, id="a paused label removes a crashed pod"),
+        pytest.param(RUNNING, True, "a", Step.REST, id="the same key: already configured"),
+        pytest.param(RUNNING, True, "b", Step.RELOAD, id="another key: SIGHUP"),
+        pytest.param(
+            RUNNING, True, None, Step.SIDECAR_CRASH, id="an unknown key: only the sidecar crash-loops"
+        ),
+        pytest.param(RUNNING, False, "b", Step.STOP, id="a paused label stops a running pod"),
+    ],
+)
+def test_the_next_step_follows_from_pod_label_and_key(
+    pod: Pod, deployed: bool, key: str | None, step: Step
+) -> None:
+    assert decide(pod, deployed=deployed, key=key) is step
+
+
+class Port:
+    """An OperandPort that notes what happens."""
+
+    def __init__(self) -> None:
+        self.is_deployed = True
+        self.wanted: str | None = "a"
+        self.exits = 0
+        self.events: list[str] = []
+        self._told = asyncio.Event()
+
+    def deployed(self) -> bool:
+        return self.is_deployed
+
+    def key(self, *, new_pod: bool) -> str | None:
+        return self.wanted
+
+    async def serve(self, key: str) -> None:
+        if self.exits:
+            self.exits -= 1
+            raise PluginError("exits")
+        self._note(f"serves {key}")
+
+    async def gone(self, *, crashed: bool) -> None:
+        self._note("crashed" if crashed else "stopped")
+
+    def _note(self, event: str) -> None:
+        self.events.append(event)
+        self._told.set()
+
+    async def until(self, *events: str) -> None:
+        async with asyncio.timeout(5):
+            while self.events != list(events):
+                self._told.clear()
+                await self._told.wait()
+
+
+async def test_it_follows_label_and_key_and_comes_back_from_a_crash() -> None:
+    settings = SimSettings(time_factor=10_000)
+    port = Port()
+    port.exits = 1
+    operand = Operand("device-plugin", port, Clock(settings), settings.times, lambda line: None)
+    task = asyncio.create_task(operand.run())
+    try:
+        await port.until("crashed", "serves a")
+        assert not operand.is_gone.is_set()
+        port.wanted = "b"
+        operand.wake()
+        await port.until("crashed", "serves a", "serves b")
+        port.is_deployed = False
+        operand.wake()
+        await port.until("crashed", "serves a", "serves b", "stopped")
+        await operand.is_gone.wait()
+        port.is_deployed = True
+        operand.wake()
+        await port.until("crashed", "serves a", "serves b", "stopped", "serves b")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
