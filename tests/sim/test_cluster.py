@@ -59,6 +59,17 @@ def labels_of(api: Api, name: str) -> Object:
     return found
 
 
+def create_gpunode(api: Api, name: str) -> None:
+    """As the operator creates it."""
+    gpunode = {
+        "apiVersion": "gpusharing.dev/v1alpha1",
+        "kind": "GPUNode",
+        "metadata": {"name": name},
+        "spec": {"request": {"id": "r1", "quiet": False}},
+    }
+    api.create("/apis/gpusharing.dev/v1alpha1/gpunodes", gpunode)
+
+
 def remove(api: Api, *paths: str) -> None:
     """Delete what is there."""
     for path in paths:
@@ -72,13 +83,7 @@ def remove(api: Api, *paths: str) -> None:
 async def test_a_node_goes_to_mig_and_its_agent_reports(control_plane: ControlPlane) -> None:
     api, name = control_plane.api, f"sim-{uuid.uuid4().hex[:6]}"
     wait_nodes_ready(api, create_nodes(api, [node_manifest(name, gpus=2)]))
-    gpunode = {
-        "apiVersion": "gpusharing.dev/v1alpha1",
-        "kind": "GPUNode",
-        "metadata": {"name": name},
-        "spec": {"request": {"id": "r1", "quiet": False}},
-    }
-    api.create("/apis/gpusharing.dev/v1alpha1/gpunodes", gpunode)
+    create_gpunode(api, name)
 
     def observed() -> Object:
         found = api.get(f"/apis/gpusharing.dev/v1alpha1/gpunodes/{name}").get("status", {})
