@@ -1,0 +1,208 @@
+"""What FakeCluster has besides the contract: faults, crashes, the write log, clocks, budgets in percent."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hack.sim.selectors import matcher, selects
+from tests.fakes.cluster import Crash, FakeCluster, Write
+from tests.fakes.virtualtime import run_virtually
+
+from gpusharing.kube import errors
+from gpusharing.kube.client import GPUNODES, NODES, PDBS, PODS
+
+JSON = dict[str, Any]
+
+
+def node(name: str, **metadata: Any) -> JSON:
+    return {"metadata": {"name": name, **metadata}}
+
+
+def pod(name: str, *, ready: bool = True, **metadata: Any) -> JSON:
+    return {
+        "metadata": {"namespace": "team-a", "name": name, "labels": {"app": "llm"}, **metadata},
+        "spec": {"nodeName": "gpu-07"},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": str(ready)}]},
+    }
+
+
+def budget(**spec: Any) -> JSON:
+    return {
+        "metadata": {"namespace": "team-a", "name": "llm"},
+        "spec": {"selector": {"matchLabels": {"app": "llm"}}, **spec},
+    }
+
+
+async def test_writes_are_logged_with_who_what_and_how_it_ended() -> None:
+    cluster = FakeCluster()
+    operator, person = cluster.client("operator"), cluster.client("person")
+    await operator.create(NODES, node("a"))
+    await person.patch(NODES, "a", {"spec": {"unschedulable": True}})
+    with pytest.raises(errors.NotFound):
+        await operator.patch(NODES, "b", {})
+    assert [(w.call.identity, w.number, w.call.verb, w.call.path) for w in cluster.writes] == [
+        ("operator", 1, "create", "/api/v1/nodes/a"),
+        ("person", 1, "patch", "/api/v1/nodes/a"),
+        ("operator", 2, "patch", "/api/v1/nodes/b"),
+    ]
+    assert cluster.writes[1].call.body == {"spec": {"unschedulable": True}}
+    assert isinstance(cluster.writes[2].error, errors.NotFound)
+    assert cluster.calls["operator", "patch", "nodes"] == 1
+
+
+@pytest.mark.parametrize(("when", "applied"), [("before", False), ("after", True)])
+async def test_a_process_can_be_killed_at_its_kth_write(when: str, applied: bool) -> None:
+    cluster = FakeCluster()
+    cluster.faults.crash("operator", **{when: 2})
+    operator, other = cluster.client("operator"), cluster.client("other")
+    await operator.create(NODES, node("a"))
+    await other.create(NODES, node("b"))
+    with pytest.raises(Crash):
+        await operator.create(NODES, node("c"))
+    assert [obj["metadata"]["name"] for obj in cluster.objects(NODES)] == (
+        ["a", "b", "c"] if applied else ["a", "b"]
+    )
+    await operator.create(NODES, node("d"))
+
+
+async def test_a_hook_sees_every_write_before_and_after() -> None:
+    seen: list[tuple[int, str]] = []
+
+    def hook(write: Write, when: str) -> None:
+        seen.append((write.number, when))
+
+    cluster = FakeCluster(on_write=hook)
+    await cluster.client("operator").create(NODES, node("a"))
+    assert seen == [(1, "before"), (1, "after")]
+
+
+async def test_scripted_faults_hit_the_next_calls_of_their_kind() -> None:
+    cluster = FakeCluster()
+    cluster.add(NODES, node("a"))
+    cluster.faults.fail("patch", NODES, errors.Conflict("once"), identity="operator")
+    operator = cluster.client("operator")
+    await cluster.client("other").patch(NODES, "a", {})
+    await operator.get(NODES, "a")
+    with pytest.raises(errors.Conflict):
+        await operator.patch(NODES, "a", {})
+    await operator.patch(NODES, "a", {})
+
+
+async def test_an_answer_can_be_lost_after_the_write() -> None:
+    cluster = FakeCluster()
+    cluster.faults.fail("create", None, errors.Unavailable("reset"), after=True)
+    with pytest.raises(errors.Unavailable):
+        await cluster.client("operator").create(NODES, node("a"))
+    assert cluster.get(NODES, "a")
+
+
+async def test_what_a_caller_holds_is_not_what_the_server_holds() -> None:
+    cluster = FakeCluster()
+    body = node("a", labels={"x": "1"})
+    cluster.add(NODES, body)
+    body["metadata"]["labels"]["x"] = "2"
+    cluster.get(NODES, "a")["metadata"]["labels"]["x"] = "3"
+    assert cluster.get(NODES, "a")["metadata"]["labels"] == {"x": "1"}
+
+
+async def test_what_a_node_owned_goes_with_it() -> None:
+    cluster = FakeCluster()
+    uid = cluster.add(NODES, node("a"))["metadata"]["uid"]
+    cluster.add(GPUNODES, node("a", ownerReferences=[{"kind": "Node", "name": "a", "uid": uid}]))
+    cluster.add(GPUNODES, node("b"))
+    cluster.delete(NODES, "a")
+    assert [obj["metadata"]["name"] for obj in cluster.objects(GPUNODES)] == ["b"]
+
+
+async def test_the_clock_is_the_callers() -> None:
+    cluster = FakeCluster(now=lambda: datetime(2026, 11, 20, 10, tzinfo=UTC), grace=30)
+    assert cluster.add(PODS, pod("llm-0"))["metadata"]["creationTimestamp"] == "2026-11-20T10:00:00Z"
+    cluster.delete(PODS, "llm-0", "team-a")
+    going = cluster.get(PODS, "llm-0", "team-a")["metadata"]
+    assert going["deletionTimestamp"] == "2026-11-20T10:00:30Z"
+
+
+def test_evicted_pods_vanish_after_their_grace_period_by_an_injected_scheduler() -> None:
+    async def main() -> None:
+        cluster = FakeCluster(grace=30, later=asyncio.get_running_loop().call_later)
+        uid = cluster.add(PODS, pod("llm-0"))["metadata"]["uid"]
+        await cluster.client("operator").evict("team-a", "llm-0", uid)
+        await asyncio.sleep(29)
+        assert cluster.objects(PODS)
+        await asyncio.sleep(2)
+        assert not cluster.objects(PODS)
+
+    run_virtually(main())
+
+
+async def test_terminations_end_by_node_and_a_finalizer_keeps_its_pod() -> None:
+    cluster = FakeCluster()
+    for name, finalizers in (("llm-0", []), ("llm-1", ["a.b/c"])):
+        cluster.add(PODS, pod(name, finalizers=finalizers))
+        cluster.delete(PODS, name, "team-a")
+    assert cluster.finish_terminations("gpu-08") == []
+    assert cluster.finish_terminations("gpu-07") == ["team-a/llm-0"]
+    assert [obj["metadata"]["name"] for obj in cluster.objects(PODS)] == ["llm-1"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "allowed"),
+    [
+        ({"minAvailable": 2}, 1),
+        ({"minAvailable": "50%"}, 1),
+        ({"maxUnavailable": 1}, 1),
+        ({"maxUnavailable": 0}, 0),
+        ({"maxUnavailable": "34%"}, 2),
+        ({"minAvailable": "100%"}, 0),
+    ],
+    ids=str,
+)
+def test_a_budget_over_three_ready_pods_allows(spec: JSON, allowed: int) -> None:
+    cluster = FakeCluster()
+    cluster.add(PDBS, budget(**spec))
+    for number in range(3):
+        cluster.add(PODS, pod(f"llm-{number}"))
+    assert cluster.get(PDBS, "llm", "team-a")["status"]["disruptionsAllowed"] == allowed
+
+
+async def test_a_replacement_that_is_ready_makes_room_for_the_next_eviction() -> None:
+    cluster = FakeCluster()
+    cluster.add(PDBS, budget(minAvailable=1))
+    uids = [cluster.add(PODS, pod(f"llm-{number}"))["metadata"]["uid"] for number in range(2)]
+    operator = cluster.client("operator")
+    await operator.evict("team-a", "llm-0", uids[0])
+    with pytest.raises(errors.EvictionBlocked):
+        await operator.evict("team-a", "llm-1", uids[1])
+    cluster.add(PODS, pod("llm-2"))
+    await operator.evict("team-a", "llm-1", uids[1])
+
+
+async def test_an_unready_pod_may_always_go_when_its_budget_says_so() -> None:
+    cluster = FakeCluster()
+    cluster.add(PDBS, budget(minAvailable=1, unhealthyPodEvictionPolicy="AlwaysAllow"))
+    uid = cluster.add(PODS, pod("llm-0", ready=False))["metadata"]["uid"]
+    await cluster.client("operator").evict("team-a", "llm-0", uid)
+
+
+async def test_an_eviction_in_a_terminating_namespace_is_no_lack_of_rights() -> None:
+    cluster = FakeCluster()
+    uid = cluster.add(PODS, pod("llm-0"))["metadata"]["uid"]
+    cluster.terminating_namespaces.add("team-a")
+    with pytest.raises(errors.Forbidden) as refused:
+        await cluster.client("operator").evict("team-a", "llm-0", uid)
+    assert refused.value.namespace_terminating
+
+
+@pytest.mark.parametrize("selector", ["a in (", "a==b c", "a,,b"])
+def test_a_selector_that_cannot_be_read_is_refused(selector: str) -> None:
+    with pytest.raises(ValueError, match="selector"):
+        matcher(selector)
+
+
+def test_a_selector_object_is_matched_like_the_servers() -> None:
+    rows = [{"key": "tier", "operator": "NotIn", "values": ["web"]}, {"key": "app", "operator": "Exists"}]
+    assert selects({"matchExpressions": rows}, {"app": "llm"})
+    assert not selects({"matchExpressions": rows}, {"app": "llm", "tier": "web"})
+    assert selects({}, {})
+    assert not selects(None, {})

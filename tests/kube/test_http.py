@@ -1,0 +1,298 @@
+"""HttpClient against a scripted server: what goes over the wire, and what each answer becomes."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tests.kube.scripted import Answer, found, plain, scripted, status, stream
+
+from gpusharing.kube import errors
+from gpusharing.kube.client import GPUNODES, NODES, PODS, Resource
+from gpusharing.kube.http import HttpClient, Limits
+from gpusharing.kube.login import Access, AnonymousLogin
+
+NODE = {"metadata": {"name": "n", "uid": "u", "resourceVersion": "7"}}
+BUDGET = {
+    "reason": "DisruptionBudget",
+    "message": "The disruption budget a needs 2 healthy pods and has 2 currently",
+}
+TERMINATING = {"reason": "NamespaceTerminating", "message": "namespace x is being terminated", "field": "x"}
+
+REFUSALS: list[tuple[str, Answer, type[errors.KubeError]]] = [
+    ("400", status(400, "BadRequest"), errors.Invalid),
+    ("401 twice", status(401, "Unauthorized"), errors.Unauthorized),
+    ("403", status(403, "Forbidden"), errors.Forbidden),
+    ("404", status(404, "NotFound"), errors.NotFound),
+    ("405", status(405, "MethodNotAllowed"), errors.Invalid),
+    ("408", status(408, "Timeout"), errors.Unavailable),
+    ("409", status(409, "Conflict"), errors.Conflict),
+    ("409 of an existing object", status(409, "AlreadyExists"), errors.Conflict),
+    ("410", status(410, "Expired"), errors.Expired),
+    ("413", plain(413, "too large"), errors.Invalid),
+    ("422", status(422, "Invalid"), errors.Invalid),
+    ("429 of priority and fairness", status(429, "TooManyRequests", retry_after=1), errors.Throttled),
+    ("429 in plain text", plain(429, "Too many requests, please try again later."), errors.Throttled),
+    ("500", status(500, "InternalError"), errors.Unavailable),
+    ("502 of a proxy", plain(502, "<html>"), errors.Unavailable),
+    ("503", status(503, "ServiceUnavailable"), errors.Unavailable),
+    ("504", status(504, "Timeout", retry_after=10), errors.Unavailable),
+    ("a success that is no JSON", plain(200, "<html>"), errors.Unavailable),
+    ("a success that is no object", found([1]), errors.Unavailable),
+]
+
+
+@pytest.mark.parametrize(("answer", "kind"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
+async def test_a_patch_is_answered_with(answer: Answer, kind: type[errors.KubeError]) -> None:
+    async with scripted(answer) as (_, client):
+        with pytest.raises(errors.KubeError) as raised:
+            await client.patch(NODES, "n", {})
+    assert type(raised.value) is kind
+
+
+async def test_an_existing_object_is_told_apart_from_a_conflict_when_creating() -> None:
+    async with scripted(status(409, "AlreadyExists"), status(409, "Conflict")) as (_, client):
+        with pytest.raises(errors.AlreadyExists):
+            await client.create(NODES, NODE)
+        with pytest.raises(errors.Conflict):
+            await client.create(NODES, NODE)
+
+
+EVICTIONS: list[tuple[str, Answer, errors.KubeError]] = [
+    (
+        "a budget says no",
+        status(429, "TooManyRequests", "Cannot evict pod", causes=[BUDGET]),
+        errors.EvictionBlocked(BUDGET["message"], None),
+    ),
+    (
+        "a budget is being processed",
+        status(429, "TooManyRequests", "no", causes=[{**BUDGET, "message": ""}], retry_after=10),
+        errors.EvictionBlocked("no", 10.0),
+    ),
+    (
+        "the client is too fast",
+        status(429, "TooManyRequests", "slow down", retry_after=2),
+        errors.Throttled("slow down", 2.0),
+    ),
+    ("two budgets", status(500, "InternalError", "more than one"), errors.EvictionFailed("more than one")),
+    (
+        "a race over the budget was lost",
+        status(500, "ServerTimeout", "try again", retryAfterSeconds=10),
+        errors.EvictionBlocked("try again", 10.0),
+    ),
+    (
+        "the namespace goes away",
+        status(403, "Forbidden", "unable to create", causes=[TERMINATING]),
+        errors.Forbidden("unable to create", namespace_terminating=True),
+    ),
+]
+
+
+@pytest.mark.parametrize(("answer", "error"), [e[1:] for e in EVICTIONS], ids=[e[0] for e in EVICTIONS])
+async def test_an_eviction_is_answered_with(answer: Answer, error: errors.KubeError) -> None:
+    async with scripted(answer) as (_, client):
+        with pytest.raises(errors.KubeError) as raised:
+            await client.evict("x", "p", "u")
+    assert type(raised.value) is type(error)
+    assert vars(raised.value) == vars(error)
+
+
+async def test_a_missing_right_names_verb_resource_and_the_chart_value() -> None:
+    async with scripted(status(403, "Forbidden", "User x cannot")) as (_, client):
+        with pytest.raises(errors.Forbidden) as raised:
+            await client.patch(GPUNODES, "n", {}, subresource="status")
+    assert not raised.value.namespace_terminating
+    assert "patch gpunodes/status in gpusharing.dev" in str(raised.value)
+    assert "rbac.create" in str(raised.value)
+
+
+async def test_an_eviction_carries_the_uid_and_no_grace_period() -> None:
+    async with scripted(found({"kind": "Status", "status": "Success"})) as (script, client):
+        await client.evict("team-a", "llm-0", "u1")
+    (asked,) = script.asked
+    assert (asked.method, asked.path) == ("POST", "/api/v1/namespaces/team-a/pods/llm-0/eviction")
+    assert asked.body["apiVersion"] == "policy/v1"
+    assert asked.body["deleteOptions"] == {"preconditions": {"uid": "u1"}}
+
+
+async def test_a_patch_is_a_merge_patch_under_our_name() -> None:
+    async with scripted(found(NODE)) as (script, client):
+        assert await client.patch(GPUNODES, "n", {"status": {"a": None}}, subresource="status") == NODE
+    (asked,) = script.asked
+    assert (asked.method, asked.path) == ("PATCH", "/apis/gpusharing.dev/v1alpha1/gpunodes/n/status")
+    assert asked.headers["Content-Type"] == "application/merge-patch+json"
+    assert asked.query == {"fieldManager": "gpusharing-operator"}
+    assert asked.headers["User-Agent"] == "gpusharing-operator"
+    assert asked.body == {"status": {"a": None}}
+
+
+async def test_a_deletion_is_for_one_uid() -> None:
+    async with scripted(found({"kind": "Status"})) as (script, client):
+        await client.delete(PODS, "p", namespace="x", uid="u1")
+    assert script.asked[0].body["preconditions"] == {"uid": "u1"}
+    assert "gracePeriodSeconds" not in script.asked[0].body
+
+
+async def test_a_read_asks_for_the_newest_state() -> None:
+    async with scripted(found(NODE)) as (script, client):
+        await client.get(NODES, "n")
+    assert script.asked[0].query == {}
+
+
+async def test_pages_follow_the_continue_token() -> None:
+    first = {"metadata": {"resourceVersion": "5", "continue": "more"}, "items": [NODE]}
+    last = {"metadata": {"resourceVersion": "5"}, "items": None}
+    async with scripted(found(first), found(last)) as (script, client):
+        pages = [page async for page in client.pages(PODS, field_selector="spec.nodeName=n", limit=1)]
+    assert [(len(page.items), page.resource_version) for page in pages] == [(1, "5"), (0, "5")]
+    assert script.asked[0].query == {"limit": "1", "fieldSelector": "spec.nodeName=n"}
+    assert script.asked[1].query["continue"] == "more"
+
+
+def event(kind: str, body: Any) -> bytes:
+    return json.dumps({"type": kind, "object": body}).encode() + b"\n"
+
+
+async def test_a_watch_gives_events_however_the_bytes_are_cut() -> None:
+    big = {**NODE, "spec": {"text": "x" * 3_000_000}}
+    sent = event("ADDED", big) + event("BOOKMARK", NODE)
+    async with scripted(stream(sent[:10], sent[10:70_000], sent[70_000:])) as (script, client):
+        events = [seen async for seen in client.watch(NODES, "5", label_selector="a=b")]
+    assert [seen.type for seen in events] == ["ADDED", "BOOKMARK"]
+    assert events[0].object == big
+    query = script.asked[0].query
+    assert (query["resourceVersion"], query["allowWatchBookmarks"], query["labelSelector"]) == (
+        "5",
+        "true",
+        "a=b",
+    )
+    assert 240 <= int(query["timeoutSeconds"]) <= 300
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (410, errors.Expired),
+        (500, errors.Unavailable),
+        (429, errors.Throttled),
+        (403, errors.Forbidden),
+        (None, errors.Unavailable),
+    ],
+    ids=["410", "500", "429", "403", "without a code"],
+)
+async def test_an_error_event_ends_a_watch(code: int | None, kind: type[errors.KubeError]) -> None:
+    async with scripted(stream(event("ERROR", {"kind": "Status", "code": code}))) as (_, client):
+        with pytest.raises(errors.KubeError) as raised:
+            assert [seen async for seen in client.watch(NODES, "5")] == []
+    assert type(raised.value) is kind
+
+
+async def test_a_refused_watch_is_an_error_of_its_kind() -> None:
+    async with scripted(status(410, "Expired")) as (_, client):
+        with pytest.raises(errors.Expired):
+            assert [seen async for seen in client.watch(NODES, "5")] == []
+
+
+async def test_a_silent_watch_is_given_up() -> None:
+    done = asyncio.Event()
+    limits = Limits(inactivity=0.1)
+    async with scripted(stream(event("ADDED", NODE), then=done.wait), limits=limits) as (_, client):
+        events = client.watch(NODES, "5")
+        assert (await anext(events)).type == "ADDED"
+        with pytest.raises(errors.Unavailable):
+            await anext(events)
+        done.set()
+
+
+async def test_a_call_without_an_answer_is_given_up_at_its_deadline() -> None:
+    done = asyncio.Event()
+    limits = Limits(total=0.1)
+    async with scripted(stream(then=done.wait), limits=limits) as (_, client):
+        with pytest.raises(errors.Unavailable, match="get nodes"):
+            await client.get(NODES, "n")
+        done.set()
+
+
+async def test_a_server_that_is_away_is_unavailable() -> None:
+    async with scripted(found(NODE)) as (script, client):
+        address = script.url
+        await client.get(NODES, "n")
+    # The server is gone now, and its port with it.
+    async with HttpClient(AnonymousLogin(address)) as late:
+        with pytest.raises(errors.Unavailable, match="get nodes"):
+            await late.get(NODES, "n")
+
+
+async def test_no_more_calls_than_allowed_are_under_way() -> None:
+    active, most, release = 0, 0, asyncio.Event()
+
+    async def slow(_: Any) -> Any:
+        nonlocal active, most
+        active, most = active + 1, max(most, active + 1)
+        if most == 3:
+            release.set()
+        await release.wait()
+        active -= 1
+        return await found(NODE)(_)
+
+    async with scripted(slow, limits=Limits(parallel=3)) as (_, client):
+        await asyncio.gather(*(client.get(NODES, "n") for _ in range(9)))
+    assert most == 3
+
+
+async def test_every_call_is_told_with_verb_resource_status_and_time() -> None:
+    told: list[tuple[str, Resource, str | None, int]] = []
+
+    def on_call(verb: str, resource: Resource, subresource: str | None, code: int, seconds: float) -> None:
+        assert 0 <= seconds < 10
+        told.append((verb, resource, subresource, code))
+
+    answers = found(NODE), status(404, "NotFound"), stream()
+    async with scripted(*answers, on_call=on_call) as (_, client):
+        await client.get(NODES, "n")
+        with pytest.raises(errors.NotFound):
+            await client.evict("x", "p", "u")
+        assert [seen async for seen in client.watch(NODES, "5")] == []
+    assert told == [
+        ("get", NODES, None, 200),
+        ("create", PODS, "eviction", 404),
+        ("watch", NODES, None, 200),
+    ]
+
+
+@dataclass
+class Tokens:
+    """A login whose token changes with each renewal."""
+
+    server: str
+    renewals: int = 0
+    log: list[str] = field(default_factory=list)
+
+    async def access(self) -> Access:
+        return Access(self.server)
+
+    async def token(self) -> str:
+        return f"Bearer t{self.renewals}"
+
+    async def renew(self) -> None:
+        self.renewals += 1
+
+
+async def test_a_refused_token_is_renewed_once_and_the_call_repeated() -> None:
+    async with scripted(status(401), found(NODE), login=Tokens) as (script, client):
+        assert await client.get(NODES, "n") == NODE
+    assert [asked.headers["Authorization"] for asked in script.asked] == ["Bearer t0", "Bearer t1"]
+
+
+async def test_a_watch_renews_a_refused_token_too() -> None:
+    async with scripted(status(401), stream(event("ADDED", NODE)), login=Tokens) as (script, client):
+        assert [seen.type async for seen in client.watch(NODES, "5")] == ["ADDED"]
+    assert [asked.headers["Authorization"] for asked in script.asked] == ["Bearer t0", "Bearer t1"]
+
+
+async def test_credentials_that_stay_refused_are_unauthorized_after_one_renewal() -> None:
+    async with scripted(status(401), login=Tokens) as (script, client):
+        with pytest.raises(errors.Unauthorized):
+            await client.get(NODES, "n")
+    assert len(script.asked) == 2

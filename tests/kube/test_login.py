@@ -1,0 +1,119 @@
+"""Who we are: service account files, and kubeconfigs as the official client reads them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.cluster.certs import create_pki
+from tests.kube.scripted import found, scripted, status
+
+from gpusharing.kube.client import NODES
+from gpusharing.kube.errors import Unauthorized
+from gpusharing.kube.http import HttpClient
+from gpusharing.kube.login import OfficialLogin, ServiceAccountLogin
+
+OPERATOR = Path(__file__).parents[2] / "operator"
+NODE = {"metadata": {"name": "n"}}
+
+
+def kubeconfig(path: Path, server: str, **user: Any) -> Path:
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": user}],
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+async def test_the_token_of_a_kubeconfig_is_sent_and_read_again_when_refused(tmp_path: Path) -> None:
+    async with scripted(found(NODE), status(401), found(NODE)) as (script, _):
+        path = kubeconfig(tmp_path / "config", script.url, token="one")
+        async with await HttpClient.connect(path) as client:
+            await client.get(NODES, "n")
+            kubeconfig(path, script.url, token="two")
+            await client.get(NODES, "n")
+    sent = [asked.headers["Authorization"] for asked in script.asked]
+    assert sent == ["Bearer one", "Bearer one", "Bearer two"]
+
+
+async def test_an_exec_plugin_is_asked_for_the_token(tmp_path: Path) -> None:
+    credential = (
+        '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"made"}}'
+    )
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "echo", "args": [credential]}
+    async with scripted(found(NODE)) as (script, _):
+        path = kubeconfig(tmp_path / "config", script.url, exec=plugin)
+        async with await HttpClient.connect(path) as client:
+            await client.get(NODES, "n")
+    assert script.asked[0].headers["Authorization"] == "Bearer made"
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "apiVersion: v1\nkind: Config\n"], ids=["missing", "no YAML", "empty"]
+)
+async def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "config"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(Unauthorized, match=str(path)):
+        await HttpClient.connect(path)
+
+
+async def test_outside_a_pod_there_is_no_service_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(Unauthorized, match="service account of this pod"):
+        await OfficialLogin(None).access()
+    with pytest.raises(Unauthorized, match="runs in no pod"):
+        await ServiceAccountLogin({}).access()
+
+
+def mounted(directory: Path, token: str) -> Path:
+    pki = create_pki(directory / "pki")
+    (directory / "ca.crt").write_text(pki.ca.read_text())
+    (directory / "token").write_text(token)
+    return directory
+
+
+async def test_a_projected_token_is_read_again_each_minute_and_at_once_when_refused(tmp_path: Path) -> None:
+    now = [0.0]
+    login = ServiceAccountLogin({}, mounted(tmp_path, "one\n"), clock=lambda: now[0])
+    assert await login.token() == "Bearer one"
+    (tmp_path / "token").write_text("two")
+    now[0] = 59.0
+    assert await login.token() == "Bearer one"
+    now[0] = 61.0
+    assert await login.token() == "Bearer two"
+    (tmp_path / "token").write_text("three")
+    await login.renew()
+    assert await login.token() == "Bearer three"
+
+
+@pytest.mark.parametrize(
+    ("host", "server"), [("10.0.0.1", "https://10.0.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
+)
+async def test_the_address_of_the_server_comes_from_the_environment(
+    tmp_path: Path, host: str, server: str
+) -> None:
+    environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}
+    access = await ServiceAccountLogin(environment, mounted(tmp_path, "t")).access()
+    assert access.server == server
+    assert access.tls is not None
+    assert access.tls.cert_store_stats()["x509_ca"] == 1
+
+
+async def test_a_pod_without_a_token_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(Unauthorized, match="no service account token"):
+        await ServiceAccountLogin({}, tmp_path).token()
+
+
+def test_the_agent_does_not_pay_for_the_official_client() -> None:
+    """16 MiB on every GPU node: importing our client and logging in as a service account must not load it."""
+    code = "import sys, gpusharing.kube.http; sys.exit(any(m.split('.')[0] == 'kubernetes' for m in sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(OPERATOR)})
