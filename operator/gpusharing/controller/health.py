@@ -1,0 +1,85 @@
+"""/healthz, /readyz and /metrics. kopf's own endpoint answers 200 whatever its watchers do, so these are ours.
+
+/healthz fails when only a new process can help: the loop stopped going round, or a reflector has heard nothing
+for so long that its connection must be dead. /readyz fails while we know too little to decide.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.controller.loop import Loop
+from gpusharing.kube.lease import LeaderLease
+
+STUCK = 120.0
+"""Seconds without a pass: more than any pass takes, deadlines of all its calls included."""
+SILENT = 200.0
+"""Seconds without a word on a watch; the server sends a bookmark each minute and ends it after five."""
+
+
+@dataclass(slots=True)
+class Health:
+    """Looks at the parts of a running operator."""
+
+    loop: Loop
+    lease: LeaderLease
+    watch: PolicyWatch
+    clock: Callable[[], float] = time.monotonic
+
+    def dead(self) -> dict[str, str]:
+        """What only a restart mends, by part."""
+        found = {}
+        if self.clock() - self.loop.last_pass > STUCK:
+            found["loop"] = f"no pass for {self.clock() - self.loop.last_pass:.0f} s"
+        for name, source in self.loop.sources.required.items():
+            silent = self.clock() - source.last_contact
+            if source.synced.is_set() and source.error is None and silent > SILENT:
+                found[name] = f"nothing heard for {silent:.0f} s"
+        return found
+
+    def unready(self) -> dict[str, str]:
+        """What keeps us from deciding, by part."""
+        found = dict(self.dead())
+        found |= self.loop.sources.missing()
+        for name, source in self.loop.sources.required.items():
+            if source.error is not None:
+                found[name] = str(source.error) or repr(source.error)
+        if not self.watch.running.is_set():
+            found["policies"] = "kopf does not follow the policies"
+        if not self.lease.is_leader:
+            found["lease"] = str(self.lease.error or "another process leads")
+        return found
+
+
+def application(health: Health) -> web.Application:
+    """The probes as a web application."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return _answer(health.dead())
+
+    async def readyz(_: web.Request) -> web.Response:
+        return _answer(health.unready())
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    return app
+
+
+def metrics_application(registry: CollectorRegistry) -> web.Application:
+    """The metrics as a web application."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), content_type="text/plain")
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", metrics)])
+    return app
+
+
+def _answer(trouble: dict[str, str]) -> web.Response:
+    text = "\n".join(f"{part}: {why}" for part, why in sorted(trouble.items())) or "ok"
+    return web.Response(text=text + "\n", status=503 if trouble else 200)

@@ -1,0 +1,156 @@
+"""The operator's process: `gpusharing-operator`, one in the cluster."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.controller.health import Health, application, metrics_application
+from gpusharing.controller.loop import Loop
+from gpusharing.controller.metrics import Metrics
+from gpusharing.controller.settings import Settings, SettingsError, from_environment
+from gpusharing.kube.errors import Unauthorized
+from gpusharing.kube.http import HttpClient
+from gpusharing.kube.lease import LeaderLease, Timing
+from gpusharing.kube.login import OfficialLogin
+
+LOST_LEASE = 7
+"""Exit status of a process that lost the Lease."""
+
+log = structlog.get_logger()
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    try:
+        settings = from_environment(os.environ)
+    except SettingsError as error:
+        sys.exit(f"gpusharing-operator: {error}")
+    configure_logs(settings)
+    sys.exit(asyncio.run(serve(settings, os.environ)))
+
+
+def configure_logs(settings: Settings) -> None:
+    """JSON with stable keys (event, level, timestamp, node, policy, phase ...), or text for people."""
+    level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer()
+        if settings.log_format == "console"
+        else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers, root.level = [handler], max(level, logging.WARNING)
+
+
+async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
+    """Run the operator; returns the exit status."""
+    kubeconfig = environment.get("KUBECONFIG")
+    login = OfficialLogin(Path(kubeconfig) if kubeconfig else None)
+    metrics = Metrics()
+    try:
+        await login.access()
+    except Unauthorized as error:
+        log.error("cannot log in to the API server", error=str(error))
+        return 2
+    identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    async with HttpClient(login, on_call=metrics.called) as client:
+        lease = LeaderLease(
+            client,
+            settings.plan.namespace,
+            settings.lease_name,
+            identity,
+            on_lost=_lost,
+            timing=Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period),
+        )
+        loop = Loop(client, lease, settings, metrics, identity=identity)
+        watch = PolicyWatch(login, lambda name, version: _touched(loop, name, version))
+        metrics.leader.set_function(lambda: float(lease.is_leader))
+        async with _servers(settings, Health(loop, lease, watch), metrics):
+            log.info("started", identity=identity, namespace=settings.plan.namespace)
+            await _until_signalled(lease, loop, watch)
+    log.info("stopped")
+    return 0
+
+
+def _touched(loop: Loop, name: str, version: str) -> None:
+    if loop.sources.policies.touch(name, version):
+        loop.wake()
+
+
+def _lost() -> None:
+    """Somebody else may lead now: nothing more may be written, not even a farewell (cilium#42920)."""
+    log.error("the lease is lost, ending at once")
+    os._exit(LOST_LEASE)
+
+
+async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -> None:
+    """Run the parts until a signal or until one of them fails; the Lease is released last."""
+    stop = asyncio.Event()
+    running = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, stop.set)
+    parts = [asyncio.create_task(part) for part in (loop.run(), watch.run())]
+    leading = asyncio.create_task(lease.run())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([*parts, leading, stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (*parts, stopped):
+            task.cancel()
+        await asyncio.gather(*parts, stopped, return_exceptions=True)
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+    for task in done - {stopped}:
+        task.result()
+
+
+@asynccontextmanager
+async def _servers(settings: Settings, health: Health, metrics: Metrics) -> AsyncIterator[None]:
+    """Probes and metrics on their ports; port 0 switches one off."""
+    runners = []
+    for app, port in (
+        (application(health), settings.probe_port),
+        (metrics_application(metrics.registry), settings.metrics_port),
+    ):
+        if port:
+            runner = web.AppRunner(app, access_log=None, handle_signals=False)
+            await runner.setup()
+            await web.TCPSite(runner, settings.listen, port).start()
+            runners.append(runner)
+    try:
+        yield
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+
+
+if __name__ == "__main__":
+    main()
