@@ -68,7 +68,7 @@ def test_functions_are_short() -> None:
 
 def test_every_suppression_says_why() -> None:
     suppression = re.compile(r"# (?:noqa|type: ignore)\b(.*)")
-    reason = re.compile(r": [A-Z]+\d+(?:, [A-Z]+\d+)* - \w|\[[\w, -]+\]\s+# \w")
+    reason = re.compile(r": [A-Z]+\d+(?:, [A-Z]+\d+)* --? \w|\[[\w, -]+\]\s+# \w")
     bare = [
         f"{name}: {row.strip()}"
         for name, text in PYTHON.items()
