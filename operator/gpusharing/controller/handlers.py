@@ -74,10 +74,11 @@ class PolicyWatch:
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, or until kopf ends in peace: it takes SIGTERM and SIGINT for itself."""
         while True:
             try:
                 await self._once()
+                return
             except kopf.LoginError as error:
                 log.warning("kopf cannot log in", error=str(error))
             except Exception as error:  # noqa: BLE001 -- kopf's watchers raise what they meet; all of it means: again

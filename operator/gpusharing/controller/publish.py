@@ -1,5 +1,8 @@
-"""Write what people see: policy status, GPUNode mirrors, Events. Only changes are written, and moving objects at
-most once per period; an end (Synced, Failed, Blocked ...) is written at once. Nothing is decided from any of it.
+"""Write what people see: policy status, GPUNode mirrors, Events. Only changes are written.
+
+While an object moves, a change is written one period after it began to differ from what stands there: phases that
+pass more quickly are never shown. An end (Synced, Failed, Blocked ...) is written at once. Nothing is decided from
+any of it.
 """
 
 import asyncio
@@ -22,6 +25,9 @@ from gpusharing.planning.verdict import Verdict
 from gpusharing.planning.views import ClusterSnapshot, PolicyView
 
 log = structlog.get_logger()
+
+POOL_FACTOR = 2
+"""A policy's numbers and message may lag this many periods: every node of the pool changes them."""
 
 RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
 """Phases that last: their mirror is written without delay."""
@@ -59,7 +65,7 @@ class Publisher:
     on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
     """Told about every verdict that changed: for metrics."""
     _told: dict[str, Verdict] = field(default_factory=dict)
-    _written: dict[str, datetime] = field(default_factory=dict)
+    _differs_since: dict[str, datetime] = field(default_factory=dict)
     _held: set[str] = field(default_factory=set)
     """Mirrors that are due though their verdict did not change."""
     _serial: int = 0
@@ -106,8 +112,9 @@ class Publisher:
         previous = self.statuses.mirror(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
         if wanted == previous:
+            self._differs_since.pop(key, None)
             return None
-        if verdict.phase not in RESTING and (later := self._hold(key, now)) is not None:
+        if verdict.phase not in RESTING and (later := self._hold(key, now, self.period)) is not None:
             self._held.add(key)
             return later
         body = {"status": {"transition": wanted}}
@@ -124,20 +131,21 @@ class Publisher:
         urgent = wanted["observedGeneration"] != previous.get("observedGeneration") or _statuses(
             wanted
         ) != _statuses(previous)
-        if not urgent and (later := self._hold(key, now)) is not None:
+        if not urgent and (later := self._hold(key, now, self.period * POOL_FACTOR)) is not None:
             return later
         body = {"status": _replacing(wanted, previous)}
         return await self._write(key, now, POLICIES, policy.name, body, self.statuses.accept_policy)
 
-    def _hold(self, key: str, now: datetime) -> datetime | None:
-        written = self._written.get(key)
-        due = written + timedelta(seconds=self.period) if written else now
+    def _hold(self, key: str, now: datetime, period: float) -> datetime | None:
+        """When the change may be written, if that is later than now."""
+        since = self._differs_since.setdefault(key, now)
+        due = since + timedelta(seconds=period)
         return due if due > now else None
 
     async def _write(
         self, key: str, now: datetime, resource: Any, name: str, body: JSON, accept: Callable[[JSON], None]
     ) -> datetime | None:
-        self._written[key] = now
+        self._differs_since.pop(key, None)
         try:
             accept(await self.client.patch(resource, name, body, subresource="status"))
         except NotFound:

@@ -36,8 +36,8 @@ class Settings:
     """Between two tries to take or renew the Lease."""
     debounce: float = 0.2
     """From the first change to the pass that looks at all of them."""
-    publish_period: float = 1.0
-    """Shortest time between two status writes of one object while it moves; ends are written at once."""
+    publish_period: float = 2.0
+    """While an object moves, its status follows after this time; phases that pass more quickly are never shown."""
     relist: float = 600.0
     """Policies are listed again after this long even when nothing happened."""
     pending_period: float = 60.0

@@ -1,0 +1,54 @@
+"""`make run`: the operator of this checkout against $KUBECONFIG, under the roles of the chart, not as admin."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from hack.cluster.api import ApiError
+from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path
+from hack.cluster.toolchain import ToolchainError
+from hack.stage import (
+    NAMESPACE,
+    StageError,
+    install_chart,
+    node_software,
+    operator_environment,
+    operator_kubeconfig,
+)
+
+FACTOR = float(os.environ.get("FACTOR", "10"))
+
+
+def main() -> int:
+    """Install the chart with the operator scaled to 0, play SIMULATED node software, run the operator here."""
+    try:
+        kubeconfig = kubeconfig_path()
+        directory = Path(tempfile.mkdtemp(prefix="gpusharing-run-"))
+        say(f"installing the chart into namespace {NAMESPACE} (operator.replicas=0: it runs here)")
+        install_chart(kubeconfig, "--set", "operator.replicas=0")
+        operator = operator_kubeconfig(kubeconfig, directory)
+    except (KubeconfigError, ToolchainError, StageError, ApiError) as error:
+        say(f"make run: {error}")
+        return 2
+    with node_software(kubeconfig, directory, FACTOR) as simulated:
+        say(f"SIMULATED GPUs and NVIDIA software, {FACTOR:g} times as fast as life; log: {simulated.log}")
+        say("apply a policy in another shell: kubectl apply -f examples/pool-b.yaml; Ctrl-C ends")
+        environment = operator_environment(FACTOR) | {
+            "KUBECONFIG": str(operator),
+            "GPUSHARING_LOG_FORMAT": "console",
+        }
+        os.environ.update(environment)
+        from gpusharing.controller.main import main as run_operator
+
+        run_operator()
+    return 0
+
+
+def say(text: str) -> None:
+    """To the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""The whole product on a real control plane: chart, SIMULATED node software, and the operator as a process.
+
+The operator runs under the ServiceAccount and the roles that the chart ships, never as admin.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hack.cluster.api import Api, ApiError
+from hack.cluster.kubeconfig import open_api
+from hack.cluster.process import wait_until
+from hack.cluster.tokens import write_token_kubeconfig
+from hack.cluster.toolchain import program
+
+ROOT = Path(__file__).resolve().parent.parent
+CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
+NAMESPACE = "gpusharing"
+SERVICE_ACCOUNT = "gpusharing-operator"
+WAITS = {
+    "SETTLE": 5.0,
+    "IDLE": 3.0,
+    "CONFIG_PROPAGATION": 120.0,
+    "WEDGE_PENDING": 1200.0,
+    "WEDGE_PAUSED": 15.0,
+    "ABORT_BACKOFF": 300.0,
+    "POLL": 5.0,
+    "RESTART_GRACE": 30.0,
+    "DRIFT_GRACE": 60.0,
+}
+"""The operator's waits in seconds; on simulated hardware they run faster by the same factor as the hardware."""
+
+
+class StageError(Exception):
+    """The product could not be put on stage; the message says what helm or the process said."""
+
+
+def install_chart(kubeconfig: Path, *arguments: str) -> str:
+    """helm upgrade --install with the chart of this checkout; returns the notes."""
+    with open_api(kubeconfig) as api:
+        _runtime_class(api)
+    done = subprocess.run(
+        [
+            str(program("helm")),
+            *("upgrade", "--install", "gpusharing", str(CHART), "-n", NAMESPACE, "--create-namespace"),
+            *arguments,
+        ],
+        env={**os.environ, "KUBECONFIG": str(kubeconfig)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise StageError(f"helm install: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _runtime_class(api: Api) -> None:
+    """The RuntimeClass that the GPU Operator brings; without it the API server refuses the agent's pods."""
+    runtime = {
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": {"name": "nvidia"},
+        "handler": "nvidia",
+    }
+    try:
+        api.create("/apis/node.k8s.io/v1/runtimeclasses", runtime)
+    except ApiError as error:
+        if error.status != 409:
+            raise
+
+
+def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
+    """A kubeconfig with a token of the shipped ServiceAccount."""
+    path = directory / "operator.kubeconfig"
+    with open_api(kubeconfig) as api:
+        write_token_kubeconfig(api, path, NAMESPACE, SERVICE_ACCOUNT)
+    return path
+
+
+def operator_environment(factor: float, *, probe_port: int = 0, metrics_port: int = 0) -> dict[str, str]:
+    """Settings of an operator beside hardware that runs `factor` times as fast as life."""
+    waits = {f"GPUSHARING_{name}": str(seconds / factor) for name, seconds in WAITS.items()}
+    return waits | {
+        "GPUSHARING_NAMESPACE": NAMESPACE,
+        "GPUSHARING_LISTEN": "127.0.0.1",
+        "GPUSHARING_PROBE_PORT": str(probe_port),
+        "GPUSHARING_METRICS_PORT": str(metrics_port),
+        "GPUSHARING_PENDING_PERIOD": str(max(60.0 / factor, 2.0)),
+        "GPUSHARING_PUBLISH_PERIOD": str(2.0 / factor),
+    }
+
+
+@dataclass
+class Process:
+    """A program of ours that runs beside, with its output in a file."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    log: Path
+    _running: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def start(self) -> "Process":
+        """Start it in a group of its own, so that a Ctrl-C here does not reach it."""
+        with self.log.open("ab") as output:
+            self._running = subprocess.Popen(
+                [sys.executable, *self.arguments],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **self.environment},
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd=ROOT,
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._running is not None, "not started"
+        return self._running.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs."""
+        return self._running.poll() if self._running else None
+
+    def kill(self) -> None:
+        """SIGKILL: no farewell."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM, and wait."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._running is not None and self._running.poll() is None:
+            self._running.send_signal(number)
+            self._running.wait(timeout=20)
+
+    def __enter__(self) -> "Process":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def operator(kubeconfig: Path, directory: Path, factor: float, **settings: str) -> Process:
+    """The shipped operator under the shipped rights; `settings` are further GPUSHARING_* variables by short name."""
+    environment = operator_environment(factor) | {
+        f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
+    }
+    path = operator_kubeconfig(kubeconfig, directory)
+    return Process(
+        ("-m", "gpusharing.controller.main"),
+        environment | {"KUBECONFIG": str(path)},
+        directory / "operator.log",
+    )
+
+
+def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: str) -> Process:
+    """SIMULATED mig-manager, device plugin, GFD and GPUs, with the shipped agent loop, for every node."""
+    options = ("--kubeconfig", str(kubeconfig), "--time-factor", str(factor), "--agents", *arguments)
+    return Process(("-m", "hack.sim", *options), {}, directory / "sim.log")
+
+
+def wait_ready(api: Api, policy: str, seconds: float = 60.0) -> None:
+    """Wait until the present generation of a policy is Ready."""
+
+    def ready() -> bool:
+        raw = api.get(f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{policy}")
+        return any(
+            row["type"] == "Ready"
+            and row["status"] == "True"
+            and row["observedGeneration"] == raw["metadata"]["generation"]
+            for row in raw.get("status", {}).get("conditions", ())
+        )
+
+    wait_until(ready, seconds, f"policy {policy} to be Ready")
