@@ -13,7 +13,7 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning.blockers import Blocker, explain_blockers
 from gpusharing.planning.drain import plan_drain, preflight
 from gpusharing.planning.evictions import remember
-from gpusharing.planning.holders import classify
+from gpusharing.planning.holders import Scope, classify
 from gpusharing.planning.reasons import reason_of
 from gpusharing.planning.views import EvictionMemory, NodeWork, Owner, PodView
 
@@ -34,8 +34,8 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
     now = at(given.get("now", 0))
     offered = frozenset(given.get("offered", ["nvidia.com/gpu"]))
 
-    plan = plan_drain(work, options, now, operator_namespace=OPERATOR_NAMESPACE)
-    before = preflight(work, options, offered, now, operator_namespace=OPERATOR_NAMESPACE)
+    plan = plan_drain(work, options, now, scope=Scope(OPERATOR_NAMESPACE))
+    before = preflight(work, options, offered, now, scope=Scope(OPERATOR_NAMESPACE))
 
     assert [pod.name for pod in plan.evict] == then.get("evict", [])
     assert [pod.name for pod in plan.waiting] == then.get("waiting", [])
@@ -45,7 +45,7 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
     text = "\n".join(explain_blockers(plan.blockers))
     assert [part for part in then.get("says", []) if part not in text] == [], text
     if "ignored" in then:
-        found = classify(work.pods, options, operator_namespace=OPERATOR_NAMESPACE)
+        found = classify(work.pods, options, scope=Scope(OPERATOR_NAMESPACE))
         assert [pod.name for pod in found.ignored] == then["ignored"]
         assert plan.idle == (not found.holders and not found.blocked)
     if "next_wake" in then:

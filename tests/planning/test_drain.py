@@ -10,6 +10,7 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning.blockers import Blocker
 from gpusharing.planning.drain import MAX_EVICTIONS, DrainPlan, plan_drain, preflight
 from gpusharing.planning.evictions import remember
+from gpusharing.planning.holders import Scope
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.views import EvictionMemory, PodView
 
@@ -19,7 +20,7 @@ GPU = frozenset({"nvidia.com/gpu"})
 
 def test_500_pods_leave_ten_at_a_time_and_the_next_pass_follows_in_two_seconds() -> None:
     pods = [make_pod(f"p-{n:03}") for n in range(500)]
-    plan = plan_drain(make_work(*pods), Drain(), NOW, operator_namespace=OPERATOR)
+    plan = plan_drain(make_work(*pods), Drain(), NOW, scope=Scope(OPERATOR))
     assert [pod.name for pod in plan.evict] == [f"p-{n:03}" for n in range(MAX_EVICTIONS)]
     assert len(plan.later) == 490
     assert plan.holders == 500
@@ -30,7 +31,7 @@ def test_500_pods_leave_ten_at_a_time_and_the_next_pass_follows_in_two_seconds()
 def test_refused_pods_do_not_crowd_out_those_not_tried_yet() -> None:
     pods = [make_pod(f"p-{n:02}") for n in range(12)]
     refused = {pod.uid: make_memory(Reason.EVICTION_ERROR, next_try=NOW) for pod in pods[:10]}
-    plan = plan_drain(make_work(*pods, evictions=refused), Drain(), NOW, operator_namespace=OPERATOR)
+    plan = plan_drain(make_work(*pods, evictions=refused), Drain(), NOW, scope=Scope(OPERATOR))
     assert [pod.name for pod in plan.evict][:2] == ["p-10", "p-11"]
     assert len(plan.evict) == MAX_EVICTIONS
 
@@ -43,7 +44,7 @@ def test_one_full_budget_does_not_hold_up_another() -> None:
         make_pod("d", labels={"app": "web"}),
     ]
     pdbs = [make_pdb(allowed=0, current=2), make_pdb("web", match_labels={"app": "web"}, allowed=5)]
-    plan = plan_drain(make_work(*pods, pdbs=pdbs), Drain(), NOW, operator_namespace=OPERATOR)
+    plan = plan_drain(make_work(*pods, pdbs=pdbs), Drain(), NOW, scope=Scope(OPERATOR))
     assert [pod.name for pod in plan.evict] == ["a", "c", "d"]
     assert [(b.reason, b.pods, b.pdb) for b in plan.blockers] == [
         (Reason.PDB, ("team-a/a", "team-a/b"), "team-a/llm")
@@ -55,8 +56,8 @@ def test_a_blocker_stays_while_its_pod_is_tried_again_and_its_text_does_not_flap
     pdbs = [make_pdb(allowed=0, current=2)]
     refused = {pod.uid: make_memory(Reason.PDB, "needs 2 and has 2", next_try=at(5)) for pod in pods[:1]}
     work = make_work(*pods, pdbs=pdbs, evictions=refused)
-    waiting = plan_drain(work, Drain(), at(1), operator_namespace=OPERATOR)
-    retrying = plan_drain(work, Drain(), at(5), operator_namespace=OPERATOR)
+    waiting = plan_drain(work, Drain(), at(1), scope=Scope(OPERATOR))
+    retrying = plan_drain(work, Drain(), at(5), scope=Scope(OPERATOR))
     assert [pod.name for pod in waiting.evict] == ["b"]
     assert retrying.evict != ()
     assert waiting.blockers == retrying.blockers
@@ -71,26 +72,26 @@ def test_a_blocker_stays_while_its_pod_is_tried_again_and_its_text_does_not_flap
 
 
 def test_throttling_of_another_node_stops_this_one_too() -> None:
-    plan = plan_drain(make_work(make_pod()), Drain(), NOW, operator_namespace=OPERATOR, throttled=at(3))
+    plan = plan_drain(make_work(make_pod()), Drain(), NOW, scope=Scope(OPERATOR), throttled=at(3))
     assert plan.evict == ()
     assert [b.reason for b in plan.blockers] == [Reason.THROTTLED]
     assert plan.next_wake == at(3)
 
 
 def test_a_throttle_that_is_over_stops_nobody() -> None:
-    plan = plan_drain(make_work(make_pod()), Drain(), at(3), operator_namespace=OPERATOR, throttled=at(3))
+    plan = plan_drain(make_work(make_pod()), Drain(), at(3), scope=Scope(OPERATOR), throttled=at(3))
     assert [pod.name for pod in plan.evict] == ["llm-0"]
 
 
 def test_a_node_whose_pods_could_not_be_listed_is_not_idle() -> None:
-    plan = plan_drain(make_work(error="timed out"), Drain(), NOW, operator_namespace=OPERATOR)
+    plan = plan_drain(make_work(error="timed out"), Drain(), NOW, scope=Scope(OPERATOR))
     assert not plan.idle
     assert plan.evict == ()
     assert plan.blockers == (Blocker(Reason.LIST_FAILED, message="timed out"),)
 
 
 def test_a_blocked_pod_keeps_the_node_from_being_idle() -> None:
-    plan = plan_drain(make_work(make_pod(owner=None)), Drain(), NOW, operator_namespace=OPERATOR)
+    plan = plan_drain(make_work(make_pod(owner=None)), Drain(), NOW, scope=Scope(OPERATOR))
     assert (plan.holders, plan.idle) == (1, False)
 
 
@@ -107,7 +108,7 @@ def test_preflight_names_everything_at_once() -> None:
         make_pdb("y", match_labels={"tier": "y"}),
         make_pdb("single", match_labels={"app": "single"}, allowed=0, expected=1, desired=1, current=1),
     ]
-    found = preflight(make_work(*pods, pdbs=pdbs), Drain(), GPU, NOW, operator_namespace=OPERATOR)
+    found = preflight(make_work(*pods, pdbs=pdbs), Drain(), GPU, NOW, scope=Scope(OPERATOR))
     assert [(b.reason, b.pods, b.pdb) for b in found] == [
         (Reason.PDB_CONFLICT, ("team-a/two",), "team-a/x, team-a/y"),
         (Reason.PDB_NEVER_ALLOWS, ("team-a/single",), "team-a/single"),
@@ -119,7 +120,7 @@ def test_preflight_names_everything_at_once() -> None:
 
 def test_a_clean_node_passes_preflight() -> None:
     work = make_work(make_pod(), make_pod("going", deleted_at=at(30)), pdbs=[make_pdb()])
-    assert preflight(work, Drain(), GPU, NOW, operator_namespace=OPERATOR) == ()
+    assert preflight(work, Drain(), GPU, NOW, scope=Scope(OPERATOR)) == ()
 
 
 # --- properties ---------------------------------------------------------------------------------------------
@@ -179,9 +180,7 @@ def drains(draw: st.DrawFn) -> tuple[list[PodView], DrainPlan, DrainPlan]:
         stranded_pods=draw(st.sampled_from(["Hold", "Allow"])),
     )
     plans = [
-        plan_drain(
-            make_work(*order, pdbs=pdbs, evictions=remembered), options, NOW, operator_namespace=OPERATOR
-        )
+        plan_drain(make_work(*order, pdbs=pdbs, evictions=remembered), options, NOW, scope=Scope(OPERATOR))
         for order, pdbs in ((some, some_pdbs), (draw(st.permutations(some)), some_pdbs[::-1]))
     ]
     return some, plans[0], plans[1]
@@ -217,7 +216,7 @@ def test_a_drain_that_the_server_lets_through_evicts_each_pod_once_and_ends(
     evictions: dict[str, EvictionMemory] = {}
     alive, now = list(some), NOW
     for _ in range(40):
-        plan = plan_drain(make_work(*alive, evictions=evictions), Drain(), now, operator_namespace=OPERATOR)
+        plan = plan_drain(make_work(*alive, evictions=evictions), Drain(), now, scope=Scope(OPERATOR))
         for pod in plan.evict:
             evicted.append(pod.uid)
             evictions[pod.uid] = remember(Reason.EVICTED, "", None, now, 0.0)

@@ -3,7 +3,7 @@ from tests.build import DAEMON_SET, at, make_pod
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning import holders
-from gpusharing.planning.holders import FILTERS, classify, gpu_resources, holds_gpu, is_idle
+from gpusharing.planning.holders import FILTERS, Scope, classify, gpu_resources, holds_gpu, is_idle
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.views import PodView
 
@@ -11,7 +11,7 @@ ORDER = ["finished", "static", "daemon_set", "without_gpu", "terminating", "reso
 
 
 def _reason(pod: PodView) -> str:
-    found = classify([pod], Drain(), operator_namespace="gpu-operator")
+    found = classify([pod], Drain(), scope=Scope("gpu-operator"))
     if found.blocked:
         return found.blockers[0].reason
     return "hold" if found.holders else "ignore"
@@ -79,6 +79,18 @@ def test_a_node_is_idle_when_no_pod_holds_a_gpu_whether_it_may_be_evicted_or_not
         make_pod("done", phase="Succeeded"),
         make_pod("ds", resources={}, owner=DAEMON_SET),
     ]
-    assert is_idle(free, operator_namespace="gpu-operator")
+    assert is_idle(free, scope=Scope("gpu-operator"))
     for held_by in (make_pod(), make_pod(owner=None), make_pod(deleted_at=at(0)), make_pod(phase="Unknown")):
-        assert not is_idle([*free, held_by], operator_namespace="gpu-operator")
+        assert not is_idle([*free, held_by], scope=Scope("gpu-operator"))
+
+
+def test_before_a_reboot_pods_without_a_gpu_must_leave_too_but_daemon_sets_and_finished_ones_stay() -> None:
+    scope = Scope("gpu-operator", all_pods=True)
+    daemon = make_pod(name="log", resources={}, owner=DAEMON_SET)
+    pods = [make_pod(name="web", resources={}), daemon, make_pod(name="done", phase="Succeeded")]
+
+    found = classify(pods, Drain(), scope)
+
+    assert [pod.name for pod in found.holders] == ["web"]
+    assert not is_idle(pods, scope)
+    assert is_idle(pods, Scope("gpu-operator"))

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from gpusharing.api.names import DisruptionClass
 from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.convert_pods import ClaimUse, claim_names, claim_use, pdb_view, pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, PodPlace, Sources
 from gpusharing.kube.written import ANNOTATION_WRITTEN, MIG_KEY, parse_written
-from gpusharing.planning.holders import holds_gpu, is_idle
+from gpusharing.planning.holders import Scope, holds_gpu, is_idle
 from gpusharing.planning.target import is_gpu_resource
 from gpusharing.planning.views import (
     Claim,
@@ -116,7 +117,12 @@ class Gatherer:
         ]
         if due:
             lists = await asyncio.gather(*(self._pods_of(node, now) for node in due))
-            pdbs = await self._pdbs(any(holds_gpu(pod) for pods, _ in lists for pod in pods))
+            guarded = any(
+                holds_gpu(pod) or self._scope(node).all_pods
+                for node, (pods, _) in zip(due, lists, strict=True)
+                for pod in pods
+            )
+            pdbs = await self._pdbs(guarded)
             for node, (pods, error) in zip(due, lists, strict=True):
                 self.work[node] = self._work(node, pods, pdbs, error, now)
         for node, work in self.work.items():
@@ -128,9 +134,20 @@ class Gatherer:
         self, node: str, pods: tuple[PodView, ...], pdbs: tuple[PdbView, ...], error: str, now: datetime
     ) -> NodeWork:
         before = self.work.get(node)
-        idle = not error and is_idle(pods, operator_namespace=self.settings.gpu_operator_namespace)
+        view = self.sources.nodes.items.get(node)
+        reboots = (
+            view is not None and view.fence is not None and view.fence.disruption is DisruptionClass.REBOOT
+        )
+        idle = not error and is_idle(pods, Scope(self.settings.gpu_operator_namespace, all_pods=reboots))
         since = (before.empty_since if before else None) or now
         return NodeWork(pods, pdbs, now, since if idle else None, dict(self.evictions.get(node, {})), error)
+
+    def _scope(self, node: str) -> Scope:
+        view = self.sources.nodes.items.get(node)
+        reboots = (
+            view is not None and view.fence is not None and view.fence.disruption is DisruptionClass.REBOOT
+        )
+        return Scope(self.settings.gpu_operator_namespace, all_pods=reboots)
 
     async def _pods_of(self, node: str, now: datetime) -> tuple[tuple[PodView, ...], str]:
         try:

@@ -150,7 +150,7 @@ def _plan(case: NodeCase, work: NodeWork) -> DrainPlan:
         work,
         case.spec.drain,
         case.now,
-        operator_namespace=case.settings.gpu_operator_namespace,
+        scope=case.scope,
         throttled=case.throttled,
     )
 

@@ -17,7 +17,7 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning import pdb
 from gpusharing.planning.blockers import Blocker, merge
 from gpusharing.planning.evictions import QUIET_WAIT, throttled_until
-from gpusharing.planning.holders import by_ref, classify, gpu_resources
+from gpusharing.planning.holders import Scope, by_ref, classify, gpu_resources
 from gpusharing.planning.reasons import Reason, reason_of
 from gpusharing.planning.views import EvictionMemory, NodeWork, PdbView, PodView
 
@@ -53,7 +53,7 @@ class DrainPlan:
 
 
 def preflight(
-    work: NodeWork, options: Drain, offered: AbstractSet[str], now: datetime, *, operator_namespace: str
+    work: NodeWork, options: Drain, offered: AbstractSet[str], now: datetime, *, scope: Scope
 ) -> tuple[Blocker, ...]:
     """What would keep a drain from succeeding; while there is anything, the node is not cordoned.
 
@@ -61,7 +61,7 @@ def preflight(
     """
     if work.error:
         return (_list_failed(work),)
-    found = classify(work.pods, options, operator_namespace=operator_namespace)
+    found = classify(work.pods, options, scope)
     leaving, staying = _split(found.holders, work)
     stranded = _stranded(staying, offered) if options.stranded_pods == "Hold" else ()
     return merge(
@@ -80,13 +80,13 @@ def plan_drain(
     options: Drain,
     now: datetime,
     *,
-    operator_namespace: str,
+    scope: Scope,
     throttled: datetime | None = None,
 ) -> DrainPlan:
     """Whom to evict now and what keeps the others. `throttled`: no eviction before then, see `throttled_until`."""
     if work.error:
         return DrainPlan(holders=-1, blockers=(_list_failed(work),))
-    found = classify(work.pods, options, operator_namespace=operator_namespace)
+    found = classify(work.pods, options, scope)
     leaving, staying = _split(found.holders, work)
     due = _due(staying, work, now)
     until = max(

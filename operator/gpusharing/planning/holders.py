@@ -19,8 +19,19 @@ _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
 Decision: TypeAlias = Literal["ignore", "hold"] | Blocker
 """It holds no GPU; it holds one and can be evicted; or it holds one and this keeps it."""
 
-PodFilter: TypeAlias = Callable[[PodView, Drain, str], Decision | None]
-"""(pod, options, namespace of the GPU Operator) → a decision, or None: the next filter decides."""
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a drain has to empty."""
+
+    operator_namespace: str
+    """Where NVIDIA's own DaemonSets run."""
+    all_pods: bool = False
+    """Class Reboot: every pod ends with the node, so every pod must leave before."""
+
+
+PodFilter: TypeAlias = Callable[[PodView, Drain, Scope], Decision | None]
+"""(pod, options, scope) → a decision, or None: the next filter decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +64,11 @@ def holds_gpu(pod: PodView) -> bool:
     return pod.dra != "none" or bool(gpu_resources(pod))
 
 
-def classify(pods: Iterable[PodView], options: Drain, *, operator_namespace: str) -> Classified:
-    """Sort the pods of a node by `FILTERS`. `operator_namespace` is where NVIDIA's own DaemonSets run."""
+def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
+    """Sort the pods of a node by `FILTERS`."""
     holders, ignored, blocked, blockers = [], [], [], []
     for pod in sorted(pods, key=by_ref):
-        decision = _decide(pod, options, operator_namespace)
+        decision = _decide(pod, options, scope)
         if isinstance(decision, Blocker):
             blocked.append(pod)
             blockers.append(decision)
@@ -68,9 +79,9 @@ def classify(pods: Iterable[PodView], options: Drain, *, operator_namespace: str
     return Classified(tuple(holders), tuple(ignored), tuple(blocked), merge(blockers))
 
 
-def is_idle(pods: Iterable[PodView], *, operator_namespace: str) -> bool:
-    """Whether no pod holds a GPU that must be free before a change; no option makes a difference to that."""
-    found = classify(pods, Drain(), operator_namespace=operator_namespace)
+def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
+    """Whether no pod is left that must be gone before a change; no option makes a difference to that."""
+    found = classify(pods, Drain(), scope)
     return not found.holders and not found.blocked
 
 
@@ -82,19 +93,19 @@ def by_ref(pod: PodView) -> tuple[str, str]:
 # --- the filters, in order -------------------------------------------------------------------------------
 
 
-def _finished(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+def _finished(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
     """P11: a finished pod holds no device; it is left for its logs."""
     return "ignore" if pod.phase in ("Succeeded", "Failed") else None
 
 
-def _static(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+def _static(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
     """P7: deleting a mirror pod does not stop the static pod behind it."""
     if not pod.mirror:
         return None
     return _block(Reason.STATIC_GPU_POD, pod) if holds_gpu(pod) else "ignore"
 
 
-def _daemon_set(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+def _daemon_set(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
     """P3, P5, P6: a DaemonSet pod comes straight back. One whose DaemonSet is gone is like any other pod."""
     owner = pod.owner
     if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
@@ -102,29 +113,29 @@ def _daemon_set(pod: PodView, options: Drain, operator_namespace: str) -> Decisi
     if owner.exists is False:
         return None
     # mig-manager itself removes the pods that select gpu.deploy.client (nvidia-actuators.md a.3).
-    if not holds_gpu(pod) or pod.namespace == operator_namespace or _DEPLOY_CLIENT in pod.node_selector:
+    if not holds_gpu(pod) or pod.namespace == scope.operator_namespace or _DEPLOY_CLIENT in pod.node_selector:
         return "ignore"
     return _block(Reason.GPU_DAEMON_SET, pod, f"Its DaemonSet is {pod.namespace}/{owner.name}")
 
 
-def _without_gpu(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
-    """G1-G6: only pods that hold a GPU are looked at any further."""
-    return None if holds_gpu(pod) else "ignore"
+def _without_gpu(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+    """G1-G6: only pods that hold a GPU are looked at any further, unless the node is about to reboot."""
+    return None if scope.all_pods or holds_gpu(pod) else "ignore"
 
 
-def _terminating(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+def _terminating(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
     """P14: it is leaving already, so no rule against evicting it matters; it still holds its GPU."""
     return "hold" if pod.deleted_at is not None else None
 
 
-def _resource_claim(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
     """G3-G5: the DRA driver manages that GPU, not the device plugin."""
     if pod.dra == "none":
         return None
     return _block(Reason.DRA_CLAIM, pod, "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read")
 
 
-def _unmanaged(pod: PodView, options: Drain, operator_namespace: str) -> Decision | None:
+def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
     """P9, P5: nothing would start the pod again."""
     if pod.owner is not None and pod.owner.exists is not False:
         return None
@@ -146,9 +157,9 @@ FILTERS: tuple[PodFilter, ...] = (
 """The first that decides is final (P2); a pod that none decides about holds a GPU and can be evicted."""
 
 
-def _decide(pod: PodView, options: Drain, operator_namespace: str) -> Decision:
+def _decide(pod: PodView, options: Drain, scope: Scope) -> Decision:
     for pod_filter in FILTERS:
-        if (decision := pod_filter(pod, options, operator_namespace)) is not None:
+        if (decision := pod_filter(pod, options, scope)) is not None:
             return decision
     return "hold"
 

@@ -95,8 +95,7 @@ def _find_blockers(case: NodeCase, offered: frozenset[str]) -> tuple[Blocker, ..
     """What would keep a drain from succeeding, as far as the pods are listed."""
     if case.work is None:
         return ()
-    namespace = case.settings.gpu_operator_namespace
-    return preflight(case.work, case.spec.drain, offered, case.now, operator_namespace=namespace)
+    return preflight(case.work, case.spec.drain, offered, case.now, scope=case.scope)
 
 
 def _try(case: NodeCase, policy: PolicyView, offered: frozenset[str], may_list: bool) -> Verdict:

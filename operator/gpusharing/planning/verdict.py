@@ -8,6 +8,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.actions import Action
 from gpusharing.planning.assess import Assessment
 from gpusharing.planning.blockers import Blocker
+from gpusharing.planning.holders import Scope
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.views import (
     Fence,
@@ -79,6 +80,15 @@ class NodeCase:
         """The fence of a fenced node."""
         assert self.node.fence is not None, "asked only of fenced nodes"
         return self.node.fence
+
+    @property
+    def scope(self) -> Scope:
+        """Which pods must be gone before the change."""
+        fence, assessment = self.node.fence, self.assessment
+        disruption = (
+            fence.disruption if fence else assessment.disruption if assessment else DisruptionClass.NONE
+        )
+        return Scope(self.settings.gpu_operator_namespace, all_pods=disruption is DisruptionClass.REBOOT)
 
     @property
     def spec(self) -> GPUSharingPolicySpec:
