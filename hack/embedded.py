@@ -6,11 +6,12 @@ Shipped code: everything under `gpusharing`.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
-from gpusharing.controller.loop import Loop
+from gpusharing.controller.loop import Loop, utc_now
 from gpusharing.controller.metrics import NoMetrics
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, POLICIES, KubeClient
@@ -18,12 +19,16 @@ from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.views import Settings as PlanSettings
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import Crash
+from hack.sim.gpu import SimulatedGPUs
+from hack.sim.mortal import MortalClient
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import Workload, Workloads
 from hack.sim.world import World
 
 FACTOR = 100.0
 """Simulated seconds in one real second."""
+FAST_LEASE = Timing(duration=0.6, deadline=0.4, retry=0.05)
 
 
 def fast_settings(factor: float = FACTOR) -> Settings:
@@ -65,9 +70,12 @@ class Embedded:
     world: World
     workloads: Workloads
     settings: Settings
+    lease_timing: Timing = FAST_LEASE
+    now: Callable[[], datetime] = utc_now
     operators: int = 0
-    _group: asyncio.TaskGroup | None = None
     loop: Loop | None = None
+    client: MortalClient | None = None
+    """Of the operator that was started last."""
     _operator: asyncio.Task[None] | None = None
     log: list[str] = field(default_factory=list)
 
@@ -75,21 +83,23 @@ class Embedded:
         """Start a new operator process, as it were: nothing is carried over from an earlier one."""
         self.operators += 1
         identity = f"operator-{self.operators}"
-        client = client or self.cluster.client("operator")
+        client = self.client = MortalClient(client or self.cluster.client("operator"))
         lease = LeaderLease(
             client,
             self.settings.plan.namespace,
             self.settings.lease_name,
             identity,
-            on_lost=lambda: None,
-            timing=Timing(duration=0.6, deadline=0.4, retry=0.05),
+            on_lost=client.die,
+            timing=self.lease_timing,
+            clock=asyncio.get_running_loop().time,
+            now=self.now,
         )
-        loop = Loop(client, lease, self.settings, NoMetrics(), identity=identity)
+        loop = Loop(client, lease, self.settings, NoMetrics(), identity=identity, now=self.now)
         policies: Reflector[str] = Reflector(
             client,
             POLICIES,
             lambda raw: str(raw["metadata"]["resourceVersion"]),
-            on_change=lambda name: self._policy_changed(loop, name),
+            on_change=lambda name: self._policy_changed(loop, name, policies.resource_version(name)),
         )
 
         async def process() -> None:
@@ -103,17 +113,24 @@ class Embedded:
         return loop
 
     @staticmethod
-    def _policy_changed(loop: Loop, name: str) -> None:
-        if loop.sources.policies.touch():
+    def _policy_changed(loop: Loop, name: str, version: str) -> None:
+        if loop.sources.policies.touch(name, version):
             loop.wake()
 
     async def kill_operator(self) -> None:
-        """End the operator where it stands."""
-        if self._operator is not None:
-            self._operator.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._operator
-            self._operator = None
+        """kill -9: the operator ends where it stands, and its Lease runs until it expires."""
+        if self._operator is None or self.client is None:
+            return
+        self.client.die()
+        self._operator.cancel()
+        try:
+            await self._operator
+        except asyncio.CancelledError:
+            pass
+        except BaseExceptionGroup as group:
+            if (others := group.split((Crash, asyncio.CancelledError))[1]) is not None:
+                raise others from None
+        self._operator = None
 
     # --- what a person does --------------------------------------------------------------------------------
 
@@ -139,13 +156,34 @@ class Embedded:
         return self.cluster.get(GPUNODES, name)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-        """Wait for a condition on the stored objects; AssertionError tells what did not come."""
+        """Wait for a condition on the stored objects; AssertionError tells what did not come.
+
+        An operator that ends by itself raises here what ended it.
+        """
+        changed = asyncio.Event()
+        self.cluster.store.waiting.add(changed)
         try:
             async with asyncio.timeout(seconds):
                 while not condition():
-                    await self.cluster.changed()
+                    await self._wait(changed)
+                    changed.clear()
         except TimeoutError:
             raise AssertionError(f"{what} did not come within {seconds:.0f} s\n{self.describe()}") from None
+        finally:
+            self.cluster.store.waiting.discard(changed)
+
+    async def _wait(self, changed: asyncio.Event) -> None:
+        """Until the next write of anybody, or the end of the operator."""
+        change = asyncio.create_task(changed.wait())
+        operator = self._operator
+        running = set() if operator is None or operator.done() else {operator}
+        try:
+            await asyncio.wait({change, *running}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            change.cancel()
+        if operator is not None and operator.done() and self.client is not None and not self.client.dead:
+            operator.result()
+            raise AssertionError("the operator ended by itself")
 
     async def ready(self, *policies: str, seconds: float = 30.0) -> None:
         """Wait until the present generation of each policy is Ready, as `kubectl wait` does."""
@@ -195,11 +233,19 @@ async def embedded(
     workloads: Iterable[Workload] = (),
     sim: Mapping[str, Any] | None = None,
     settings: Settings | None = None,
+    lease_timing: Timing = FAST_LEASE,
+    now: Callable[[], datetime] = utc_now,
+    cluster_policy: JSON | None = CLUSTER_POLICY,
+    hardware: dict[str, SimulatedGPUs] | None = None,
 ) -> AsyncIterator[Embedded]:
-    """A running SIMULATED cluster with these nodes; ends everything that it started."""
+    """A running SIMULATED cluster with these nodes; ends everything that it started.
+
+    `now` must go with the event loop's time. `hardware`: see World.
+    """
     running = asyncio.get_running_loop()
-    cluster = FakeCluster(grace=30.0 / factor, later=running.call_later)
-    cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
+    cluster = FakeCluster(now=now, grace=30.0 / factor, later=running.call_later)
+    if cluster_policy is not None:
+        cluster.add(CLUSTER_POLICIES, cluster_policy)
     for node in nodes:
         cluster.add(NODES, node)
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
@@ -209,11 +255,14 @@ async def embedded(
         sim_settings,
         log=log.append,
         agent_client=lambda node: cluster.client(f"agent-{node}"),
+        hardware=hardware,
     )
     players = Workloads(cluster.client("workloads"), sim_settings)
     for workload in workloads:
         players.apply(workload)
-    environment = Embedded(cluster, world, players, settings or fast_settings(factor), log=log)
+    environment = Embedded(
+        cluster, world, players, settings or fast_settings(factor), lease_timing, now, log=log
+    )
     tasks = [asyncio.create_task(world.run()), asyncio.create_task(players.run())]
     try:
         yield environment

@@ -21,7 +21,7 @@ RUNGS = {
 }
 MARKERS = {"gpu": 5, "nvidia": 3, "cluster": 2}
 ASKED_BY = {3: "make test-nvidia", 5: "make test-gpu"}
-EMBEDDED = frozenset({"agent", "controller", "demo", "integration", "nvmlsim", "sim"})
+EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", "nvmlsim", "sim"})
 """Folders of tests that run our loops, the FakeCluster or the simulators in the test's process."""
 SLOWEST = 10
 

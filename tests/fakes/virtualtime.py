@@ -1,14 +1,28 @@
 """An event loop whose time runs only when everybody waits: minutes pass in milliseconds, without races.
 
-For code that sleeps and talks to fakes in the same process. Nothing in such a loop may wait for the network.
+For code that sleeps and talks to fakes in the same process. Nothing in such a loop may wait for the network; work
+in threads is waited for, for `PATIENCE` real seconds, before time goes on without it (a call that hangs on purpose).
 """
 
 import asyncio
+import functools
+import random
 import selectors
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any, ParamSpec, TypeVar
 
 Result = TypeVar("Result")
+Args = ParamSpec("Args")
+PATIENCE = 0.25
+BEGIN = datetime(2026, 11, 20, 9, 0, tzinfo=UTC)
+"""The wall clock of `virtual_now` when a loop begins."""
+_FIRST = 1000.0
+
+Ready = list[tuple[selectors.SelectorKey, int]]
 
 
 class _Selector(selectors.DefaultSelector):
@@ -16,12 +30,30 @@ class _Selector(selectors.DefaultSelector):
 
     loop: "VirtualLoop"
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+    def __init__(self) -> None:
+        super().__init__()
+        self._before = set(threading.enumerate())
+        self._hung: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+    def select(self, timeout: float | None = None) -> Ready:
         """Ready files, without waiting for them."""
+        if timeout is not None and timeout <= 0:
+            return super().select(0)
+        if ready := self._wait_for_threads():
+            return ready
         if timeout is None:
             raise RuntimeError("deadlock: every task waits and no timer runs")
-        self.loop.now += max(0.0, timeout)
+        self.loop.now += timeout
         return super().select(0)
+
+    def _wait_for_threads(self) -> Ready:
+        patient_until = time.monotonic() + PATIENCE
+        while working := set(threading.enumerate()) - self._before - set(self._hung):
+            if ready := super().select(0.0002):
+                return ready
+            if time.monotonic() > patient_until:
+                self._hung |= working
+        return super().select(0)  # one that ended a moment ago has left its result
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -29,7 +61,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         """Time begins at 1000 s, so that nobody takes 0 for never."""
-        self.now = 1000.0
+        self.now = _FIRST
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
@@ -43,3 +75,19 @@ def run_virtually(main: Coroutine[Any, Any, Result]) -> Result:
     """Run `main` in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
+
+
+def virtually(test: Callable[Args, Coroutine[Any, Any, Result]]) -> Callable[Args, Result]:
+    """Decorator of an async test: it runs in virtual time, and with the same random numbers every time."""
+
+    @functools.wraps(test)
+    def run(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        random.seed(test.__name__)
+        return run_virtually(test(*args, **kwargs))
+
+    return run
+
+
+def virtual_now() -> datetime:
+    """A wall clock that goes with the loop's time."""
+    return BEGIN + timedelta(seconds=asyncio.get_running_loop().time() - _FIRST)

@@ -1,0 +1,272 @@
+"""What must hold at every single write of a run, whoever writes (design.md sections 3 and 4).
+
+The guard sees every committed change of the FakeCluster and every write of the operator, and collects what is
+wrong. It knows the rules by itself and asks nothing of the planner.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import Write
+from hack.sim.fakestore import Change
+from hack.sim.world import World
+from tests.embedded.oracle import difference
+
+from gpusharing.api import names
+from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES, Resource
+from gpusharing.kube.errors import NotFound
+
+OUR_LABELS = {
+    names.LABEL_MODE,
+    names.LABEL_POLICY,
+    names.LABEL_MIG_CONFIG,
+    names.LABEL_MIG_STATE,
+    names.LABEL_PLUGIN_CONFIG,
+    names.LABEL_UPGRADE_SKIP,
+}
+OUR_ANNOTATIONS = {names.ANNOTATION_FENCE, names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED}
+MARKS = {names.LABEL_MODE, names.LABEL_POLICY}
+"""Labels of an unconditional write: nobody else owns them."""
+OTHER_WRITES = {
+    ("create", "gpunodes", ""),
+    ("patch", "gpunodes", ""),
+    ("patch", "gpunodes", "status"),
+    ("patch", "gpusharingpolicies", ""),
+    ("patch", "gpusharingpolicies", "status"),
+    ("create", "events", ""),
+    ("create", "configmaps", ""),
+    ("patch", "configmaps", ""),
+    ("create", "leases", ""),
+    ("patch", "leases", ""),
+    ("evict", "pods", "eviction"),
+    ("delete", "pods", ""),
+}
+
+
+class Guard:
+    """Hangs itself on a cluster; `check` tells what went wrong since."""
+
+    def __init__(self, cluster: FakeCluster, world: World) -> None:
+        self.cluster = cluster
+        self.world = world
+        self.wrong: list[str] = []
+        self.largest: Counter[str] = Counter()
+        """By policy: most nodes that were unavailable at once when we took one."""
+        self._evicted: set[str] = set()
+        cluster.store.on_commit.append(self._committed)
+        cluster.faults.on_write = self._wrote
+
+    def check(self) -> None:
+        """Raises AssertionError with everything that was wrong."""
+        assert not self.wrong, "\n".join(self.wrong)
+
+    def _expect(self, holds: object, what: str) -> None:
+        if not holds:
+            self.wrong.append(what)
+
+    # --- writes of the operator ----------------------------------------------------------------------------
+
+    def _wrote(self, write: Write, when: Literal["before", "after"]) -> None:
+        call = write.call
+        if call.identity != "operator" or when == "after":
+            return
+        kind = (call.verb, call.resource.plural, call.subresource or "")
+        if kind == ("patch", "nodes", ""):
+            self._node_write(call.name, call.body or {})
+        elif kind == ("evict", "pods", "eviction"):
+            self._eviction(call.body or {})
+        else:
+            self._expect(kind in OTHER_WRITES, f"the operator may not {kind}")
+        if kind == ("delete", "pods", ""):
+            self._expect(call.name.startswith("nvidia-mig-manager"), f"deleted pod {call.name}")
+        if kind == ("patch", "gpunodes", "status"):
+            self._expect((call.body or {})["status"].keys() == {"transition"}, "wrote status.observed")
+
+    def _node_write(self, name: str, body: JSON) -> None:
+        metadata, spec = body.get("metadata", {}), body.get("spec", {})
+        labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
+        self._expect(body.keys() <= {"metadata", "spec"}, f"{name}: wrote {body.keys()}")
+        self._expect(
+            metadata.keys() <= {"uid", "resourceVersion", "labels", "annotations"}, f"{name}: {metadata}"
+        )
+        self._expect(labels.keys() <= OUR_LABELS, f"{name}: labels {labels}")
+        self._expect(annotations.keys() <= OUR_ANNOTATIONS, f"{name}: annotations {annotations.keys()}")
+        self._expect(spec.keys() <= {"unschedulable"}, f"{name}: spec {spec}")
+        self._expect("uid" in metadata, f"{name}: a write without the node's uid")
+        if "resourceVersion" not in metadata:
+            allowed = labels.keys() <= MARKS and annotations.keys() <= {names.ANNOTATION_VERIFIED}
+            self._expect(allowed and not spec, f"{name}: unconditional {body}")
+        self._mig_state(name, labels)
+        if "unschedulable" in spec and spec["unschedulable"] is None:
+            self._uncordon(name)
+
+    def _mig_state(self, name: str, labels: Mapping[str, str | None]) -> None:
+        """The state label goes only together with another configuration, and never while the node reboots (PNR)."""
+        if names.LABEL_MIG_STATE not in labels:
+            return
+        now = _labels(self._node(name))
+        self._expect(labels[names.LABEL_MIG_STATE] is None, f"{name}: wrote mig.config.state")
+        self._expect(
+            labels.get(names.LABEL_MIG_CONFIG) not in (None, now.get(names.LABEL_MIG_CONFIG)),
+            f"{name}: mig.config.state went without another mig.config",
+        )
+        self._expect(now.get(names.LABEL_MIG_STATE) != "rebooting", f"{name}: touched while rebooting")
+
+    def _uncordon(self, name: str) -> None:
+        node = self._node(name)
+        fence = _fence(node)
+        self._expect(fence and not fence["priorUnschedulable"], f"{name}: lifted a cordon that is not ours")
+        held = _annotations(node).get(names.ANNOTATION_HOLD_CORDON) == "true"
+        self._expect(not held, f"{name}: lifted a cordon that was to be held")
+
+    def _eviction(self, body: JSON) -> None:
+        uid = body.get("uid")
+        self._expect(uid, "an eviction without uid")
+        pod = next((pod for pod in self.cluster.store.all(PODS) if pod["metadata"]["uid"] == uid), None)
+        if pod is None:
+            return
+        self._expect(uid not in self._evicted, f"evicted twice: {pod['metadata']['name']}")
+        self._expect(
+            "deletionTimestamp" not in pod["metadata"], f"evicted while leaving: {pod['metadata']['name']}"
+        )
+        node = self._node(pod["spec"]["nodeName"])
+        self._expect(_fence(node), f"evicted {pod['metadata']['name']} from a node without our fence")
+        self._expect(_unschedulable(node), f"evicted {pod['metadata']['name']} from a schedulable node")
+
+    # --- changes of the cluster ------------------------------------------------------------------------------
+
+    def _committed(self, resource: Resource, change: Change) -> None:
+        if resource == NODES and change.new is not None and change.old is not None:
+            self._node_changed(change.old, change.new)
+        elif resource == PODS and change.new is not None:
+            if "deletionTimestamp" in change.new["metadata"]:
+                self._evicted.add(change.new["metadata"]["uid"])
+        elif resource == POLICIES and change.new is not None and _turns_ready(change.old, change.new):
+            self._turned_ready(change.new)
+
+    def _node_changed(self, old: JSON, new: JSON) -> None:
+        name, before, after = new["metadata"]["name"], _fence(old), _fence(new)
+        if after is not None and before is None:
+            self._took(name, after, new)
+        if after is not None and after["stage"] == "actuating" and _aim(before) != _aim(after):
+            self._passed_pnr(name, after)
+        if after is None and before is not None:
+            routed = names.LABEL_MODE in _labels(new) or not before["fromMode"]
+            self._expect(routed or after, f"{name}: released without its routing label")
+        if after is not None and after["disruption"] != "PluginRestart":
+            self._expect(names.LABEL_MODE not in _labels(new), f"{name}: fenced with a routing label")
+
+    def _took(self, name: str, fence: JSON, node: JSON) -> None:
+        """A node was fenced: within the budget, and nobody still believes that the pool is Ready."""
+        policy = self._policy(fence["policy"])
+        if policy is None:
+            return
+        pool = [raw for raw in self.cluster.store.all(NODES) if _selects(policy, raw)]
+        away = [raw["metadata"]["name"] for raw in pool if _away(raw)]
+        limit = _limit(policy["spec"].get("rollout", {}).get("maxUnavailable", 1), len(pool))
+        self.largest[fence["policy"]] = max(self.largest[fence["policy"]], len(away))
+        self._expect(len(away) <= limit, f"{name}: {away} away, the limit is {limit}")
+        self._expect(not _is_ready(policy), f"{name}: fenced while {fence['policy']} says Ready")
+        if fence["disruption"] != "PluginRestart":
+            self._expect(_unschedulable(node), f"{name}: fenced and not cordoned in one write")
+
+    def _passed_pnr(self, name: str, fence: JSON) -> None:
+        """No holder is left, and the agent has closed NVML for the request that stands."""
+        if fence["disruption"] == "PluginRestart":
+            return
+        holders = [
+            pod["metadata"]["name"]
+            for pod in self.cluster.store.all(PODS)
+            if pod["spec"].get("nodeName") == name and _holds_gpu(pod)
+        ]
+        self._expect(not holders, f"{name}: past the PNR with {holders}")
+        gpunode = self.cluster.store.get(GPUNODES, ("", name))
+        asked = gpunode["spec"]["request"]
+        observed = (gpunode.get("status") or {}).get("observed") or {}
+        quiet = asked["quiet"] and observed.get("quiet") and observed.get("requestID") == asked["id"]
+        self._expect(quiet, f"{name}: past the PNR, asked {asked}, the agent says {observed}")
+
+    def _turned_ready(self, policy: JSON) -> None:
+        """Ready came True: hardware, Node and marks of every node are as the spec wants them."""
+        policy_name = policy["metadata"]["name"]
+        for raw in self.cluster.store.all(NODES):
+            name = raw["metadata"]["name"]
+            if _labels(raw).get(names.LABEL_POLICY) != policy_name or not _selects(policy, raw):
+                continue
+            self._expect(_fence(raw) is None, f"{policy_name} Ready while {name} is fenced")
+            different = difference(policy["spec"], raw, self.world.nodes[name].gpus)
+            self._expect(not different, f"{policy_name} Ready while {name}: {different}")
+
+    def _node(self, name: str) -> JSON:
+        try:
+            return self.cluster.store.get(NODES, ("", name))
+        except NotFound:
+            return {"metadata": {"name": name}, "spec": {}}
+
+    def _policy(self, name: str) -> JSON | None:
+        return next(
+            (raw for raw in self.cluster.store.all(POLICIES) if raw["metadata"]["name"] == name), None
+        )
+
+
+def _labels(raw: JSON) -> Mapping[str, str]:
+    return raw["metadata"].get("labels") or {}
+
+
+def _annotations(raw: JSON) -> Mapping[str, str]:
+    return raw["metadata"].get("annotations") or {}
+
+
+def _fence(node: JSON) -> JSON | None:
+    text = _annotations(node).get(names.ANNOTATION_FENCE)
+    fence: JSON | None = json.loads(text) if text else None
+    return fence
+
+
+def _aim(fence: JSON | None) -> tuple[Any, ...]:
+    return () if fence is None else (fence["stage"], fence["targetMigConfig"], fence["targetPluginConfig"])
+
+
+def _unschedulable(node: JSON) -> bool:
+    return node.get("spec", {}).get("unschedulable") is True
+
+
+def _away(node: JSON) -> bool:
+    rows: Iterable[JSON] = node["status"].get("conditions") or ()
+    ready = any(row["type"] == "Ready" and row["status"] == "True" for row in rows)
+    return not ready or _unschedulable(node) or _fence(node) is not None
+
+
+def _selects(policy: JSON, node: JSON) -> bool:
+    wanted: Mapping[str, str] = policy["spec"]["nodeSelector"]["matchLabels"]
+    return wanted.items() <= _labels(node).items()
+
+
+def _limit(written: int | str, size: int) -> int:
+    if isinstance(written, int):
+        return written
+    percent = int(written.removesuffix("%"))
+    return max(1, size * percent // 100) if percent else 0
+
+
+def _holds_gpu(pod: JSON) -> bool:
+    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return False
+    limits = [row.get("resources", {}).get("limits", {}) for row in pod["spec"]["containers"]]
+    return any(key.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for row in limits for key in row)
+
+
+def _is_ready(policy: JSON) -> bool:
+    return any(
+        row["type"] == "Ready"
+        and row["status"] == "True"
+        and row["observedGeneration"] == policy["metadata"]["generation"]
+        for row in (policy.get("status") or {}).get("conditions") or ()
+    )
+
+
+def _turns_ready(old: JSON | None, new: JSON) -> bool:
+    return _is_ready(new) and not (old is not None and _is_ready(old))

@@ -1,0 +1,71 @@
+"""What a policy makes of two whole GPUs, written down by hand: the tests' own opinion, not the planner's."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from hack.sim.gpu import SimulatedGPUs
+
+from gpusharing.kube.client import JSON
+
+NAMED: Mapping[str, Mapping[str, int]] = {
+    "all-1g.10gb": {"1g.10gb": 7},
+    "all-3g.40gb": {"3g.40gb": 2},
+    "all-balanced": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1},
+    "whole-or-halves": {"3g.40gb": 2},
+}
+"""Profiles per GPU of the named configurations that the tests use, for cards with 80 GB (a.10)."""
+
+
+def wanted_layouts(spec: JSON, gpus: int) -> list[Mapping[str, int] | None]:
+    """Instances per GPU; None: MIG off."""
+    if spec["mode"] != "MIG":
+        return [None] * gpus
+    mig = spec["mig"]
+    if "config" in mig:
+        return [NAMED[mig["config"]]] * gpus
+    layouts: list[Mapping[str, int] | None] = [None] * gpus
+    for row in mig["layouts"]:
+        for index in range(gpus) if row.get("devices", "all") == "all" else row["devices"]:
+            layouts[index] = row["profiles"] or None
+    return layouts
+
+
+def wanted_resources(spec: JSON, gpus: int) -> dict[str, int]:
+    """Allocatable of a node with so many GPUs."""
+    if spec["mode"] == "Full":
+        return {"nvidia.com/gpu": gpus}
+    if spec["mode"] == "TimeSlicing":
+        slicing = spec["timeSlicing"]
+        name = "nvidia.com/gpu.shared" if slicing.get("renameByDefault") else "nvidia.com/gpu"
+        return {name: gpus * slicing["replicas"]}
+    counts: Counter[str] = Counter()
+    for layout in wanted_layouts(spec, gpus):
+        for profile, count in (layout or {}).items():
+            counts[f"nvidia.com/mig-{profile.replace('+', '.')}"] += count
+        counts["nvidia.com/gpu"] += layout is None
+    if spec["mig"].get("strategy") == "single":
+        return {"nvidia.com/gpu": counts.total()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def difference(spec: JSON, node: JSON, hardware: SimulatedGPUs) -> str:
+    """How the SIMULATED hardware and the Node differ from what the spec wants; empty when they do not."""
+    gpus = hardware.look()
+    found: list[Mapping[str, int] | None] = [
+        dict(Counter(instance.profile for instance in gpu.instances)) if gpu.mig_mode == "Enabled" else None
+        for gpu in gpus
+    ]
+    wanted = wanted_layouts(spec, len(gpus))
+    if found != wanted:
+        return f"instances {found}, wanted {wanted}"
+    allocatable: Mapping[str, Any] = node["status"]["allocatable"]
+    served = {
+        name: int(count)
+        for name, count in allocatable.items()
+        if name.startswith("nvidia.com/") and count != "0"
+    }
+    if served != wanted_resources(spec, len(gpus)):
+        return f"serves {served}, wanted {wanted_resources(spec, len(gpus))}"
+    paused = [key for key, value in node["metadata"]["labels"].items() if "paused-for" in value]
+    return f"paused {paused}" if paused else ""

@@ -1,0 +1,266 @@
+"""A SIMULATED cluster with the shipped operator and agents, in virtual time and with the default settings.
+
+`scene` watches the invariants of `guard.py` from the first write to the last; every test of this folder runs in one.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hack.cluster.nodes import LABEL_POOL, node_manifest
+from hack.embedded import CLUSTER_POLICY, Embedded, embedded
+from hack.sim.fakefaults import Write
+from hack.sim.gpu import SimulatedGPUs
+from hack.sim.workloads import Workload
+from tests.embedded.guard import Guard
+from tests.fakes.virtualtime import virtual_now
+
+from gpusharing.api import names
+from gpusharing.controller.settings import Settings
+from gpusharing.kube.client import EVENTS, GPUNODES, JSON, LEASES, NODES, PDBS, PODS
+from gpusharing.kube.fence import parse_fence
+from gpusharing.kube.lease import Timing
+from gpusharing.planning.views import Fence
+from gpusharing.planning.views import Settings as PlanSettings
+
+H100, A100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S"
+HOUR = 3600.0
+
+FULL: JSON = {"mode": "Full"}
+SLICED: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+SINGLE: JSON = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
+MIXED: JSON = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 2}}]}}
+OTHER_MIXED: JSON = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.10gb": 7}}]}}
+MODES = {"Full": FULL, "TimeSlicing": SLICED, "MIG single": SINGLE, "MIG mixed": MIXED}
+
+
+def node(name: str, product: str = H100, pool: str = "b", labels: Mapping[str, str] | None = None) -> JSON:
+    """A Ready GPU node as NVIDIA's software leaves a fresh one: two whole GPUs."""
+    raw: JSON = node_manifest(name, product=product, gpus=2, pool=pool, labels=labels)
+    raw["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+    return raw
+
+
+def nodes(count: int, product: str = H100) -> list[JSON]:
+    """gpu-1, gpu-2 ..."""
+    return [node(f"gpu-{number + 1}", product) for number in range(count)]
+
+
+def policy(spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> JSON:
+    """A GPUSharingPolicy on a pool; `more` goes into its spec."""
+    selector = {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}}
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "GPUSharingPolicy",
+        "metadata": {"name": name},
+        "spec": {**selector, **spec, **more},
+    }
+
+
+def at_once(limit: int | str, **more: Any) -> JSON:
+    """A rollout block with this maxUnavailable."""
+    return {"maxUnavailable": limit, **more}
+
+
+def pdb(name: str, app: str, **spec: Any) -> JSON:
+    """A PodDisruptionBudget over the pods of a Workload."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"selector": {"matchLabels": {"app": app}}, **spec},
+    }
+
+
+def gpu_pod(name: str, node_name: str, **more: Any) -> JSON:
+    """A running pod that holds one GPU of a node; `more` replaces parts of metadata and spec."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", **more.get("metadata", {})},
+        "spec": {
+            "nodeName": node_name,
+            "containers": [{"name": "main", "resources": {"limits": {names.RESOURCE_GPU: "1"}}}],
+            **more.get("spec", {}),
+        },
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+@dataclass
+class Scene:
+    """An embedded cluster, its guard, and the questions that tests ask."""
+
+    e: Embedded
+    guard: Guard
+
+    def apply(self, spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> None:
+        """Create or change a policy."""
+        self.e.apply(policy(spec, name, pool, **more))
+
+    async def ready(self, *policies: str, seconds: float = HOUR) -> None:
+        """Wait for Ready of the present generation of policies, by default of pool-b."""
+        await self.e.ready(*(policies or ("pool-b",)), seconds=seconds)
+
+    async def phase(self, node_name: str, *phases: str, seconds: float = HOUR) -> JSON:
+        """Wait until the mirror of a node shows one of these phases; returns the mirror."""
+        await self.e.until(
+            lambda: self.mirror(node_name).get("phase") in phases, f"{node_name} {phases}", seconds
+        )
+        return self.mirror(node_name)
+
+    async def reason(self, node_name: str, reason: str, seconds: float = HOUR) -> JSON:
+        """Wait until the mirror of a node shows this reason; returns the mirror."""
+        await self.e.until(
+            lambda: self.mirror(node_name).get("reason") == reason, f"{node_name} {reason}", seconds
+        )
+        return self.mirror(node_name)
+
+    async def fenced(self, node_name: str, stage: str = "fenced", seconds: float = HOUR) -> Fence:
+        """Wait until a node carries our fence in this stage."""
+
+        def there() -> bool:
+            fence = self.fence(node_name)
+            return fence is not None and fence.stage == stage
+
+        await self.e.until(there, f"fence {stage} on {node_name}", seconds)
+        fence = self.fence(node_name)
+        assert fence is not None
+        return fence
+
+    async def released(self, node_name: str, seconds: float = HOUR) -> None:
+        """Wait until a node has no fence."""
+        await self.e.until(lambda: self.fence(node_name) is None, f"{node_name} released", seconds)
+
+    def mirror(self, node_name: str) -> JSON:
+        """`status.transition` of a GPUNode; empty while there is none."""
+        found = [raw for raw in self.e.cluster.objects(GPUNODES) if raw["metadata"]["name"] == node_name]
+        mirror: JSON = (found[0].get("status") or {}).get("transition") or {} if found else {}
+        return mirror
+
+    def condition(self, kind: str, name: str = "pool-b") -> JSON:
+        """A condition of a policy; empty while there is none."""
+        rows = (self.e.policy(name).get("status") or {}).get("conditions") or ()
+        return next((dict(row) for row in rows if row["type"] == kind), {})
+
+    async def until_condition(self, kind: str, status: str, reason: str, name: str = "pool-b") -> JSON:
+        """Wait for a condition of the present generation; returns it."""
+
+        def holds() -> bool:
+            row = self.condition(kind, name)
+            fresh = row.get("observedGeneration") == self.e.policy(name)["metadata"]["generation"]
+            return fresh and (row["status"], row["reason"]) == (status, reason)
+
+        await self.e.until(holds, f"{name} {kind}={status} {reason}", HOUR)
+        return self.condition(kind, name)
+
+    def labels(self, node_name: str) -> Mapping[str, str]:
+        """Labels of a Node."""
+        labels: Mapping[str, str] = self.e.node(node_name)["metadata"]["labels"]
+        return labels
+
+    def annotations(self, node_name: str) -> Mapping[str, str]:
+        """Annotations of a Node."""
+        annotations: Mapping[str, str] = self.e.node(node_name)["metadata"].get("annotations") or {}
+        return annotations
+
+    def cordoned(self, node_name: str) -> bool:
+        """Whether a Node is unschedulable."""
+        spec: JSON = self.e.node(node_name).get("spec", {})
+        return spec.get("unschedulable") is True
+
+    def fence(self, node_name: str) -> Fence | None:
+        """Our fence on a Node."""
+        text = self.annotations(node_name).get(names.ANNOTATION_FENCE)
+        return parse_fence(text)[0] if text else None
+
+    def writes(self, since: int = 0, plural: str = "") -> list[Write]:
+        """What the operator wrote since that position of the log, the Lease apart."""
+        return [
+            write
+            for write in self.e.cluster.writes[since:]
+            if write.call.identity == "operator"
+            and write.call.resource != LEASES
+            and plural in ("", write.call.resource.plural)
+        ]
+
+    def node_writes(self, since: int = 0) -> Counter[str]:
+        """Accepted Node writes of the operator by node."""
+        return Counter(write.call.name for write in self.writes(since, "nodes") if write.error is None)
+
+    def mark(self) -> int:
+        """The present position in the write log."""
+        return len(self.e.cluster.writes)
+
+    def evicted(self) -> list[str]:
+        """Names of the pods whose eviction the server accepted, in order."""
+        return [
+            write.call.name
+            for write in self.writes(plural="pods")
+            if write.call.verb == "evict" and write.error is None
+        ]
+
+    def events(self) -> Counter[str]:
+        """Events by reason."""
+        return Counter(str(event["reason"]) for event in self.e.cluster.objects(EVENTS))
+
+    def pods(self, app: str) -> list[JSON]:
+        """Pods of a Workload."""
+        return self.e.cluster.objects(PODS, label_selector=f"app={app}")
+
+    async def running(self, app: str, count: int) -> None:
+        """Wait until so many pods of a Workload run."""
+
+        def there() -> bool:
+            pods = [pod for pod in self.pods(app) if "deletionTimestamp" not in pod["metadata"]]
+            return sum((pod.get("status") or {}).get("phase") == "Running" for pod in pods) == count
+
+        await self.e.until(there, f"{count} pods of {app}", 600)
+
+    def person(self, node_name: str, body: JSON) -> None:
+        """A person, or another controller, changes a Node."""
+        self.e.cluster.patch(NODES, node_name, body)
+
+    def cordon(self, node_name: str, on: bool = True) -> None:
+        """kubectl cordon, or uncordon."""
+        self.person(node_name, {"spec": {"unschedulable": True if on else None}})
+
+    def annotate(self, node_name: str, **annotations: str | None) -> None:
+        """kubectl annotate node, with our prefix; `_` stands for `-`."""
+        body = {names.PREFIX + key.replace("_", "-"): value for key, value in annotations.items()}
+        self.person(node_name, {"metadata": {"annotations": body}})
+
+
+@asynccontextmanager
+async def scene(
+    *manifests: JSON,
+    workloads: Iterable[Workload] = (),
+    budgets: Iterable[JSON] = (),
+    start: bool = True,
+    cluster_policy: JSON | None = CLUSTER_POLICY,
+    hardware: dict[str, SimulatedGPUs] | None = None,
+    sim: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> AsyncIterator[Scene]:
+    """A cluster with these Nodes, the operator started; `settings` are the planner's. Checks the guard at the end."""
+    async with embedded(
+        manifests,
+        factor=1.0,
+        workloads=workloads,
+        sim=sim,
+        settings=replace(Settings(), plan=replace(PlanSettings(), **settings)),
+        lease_timing=Timing(),
+        now=virtual_now,
+        cluster_policy=cluster_policy,
+        hardware=hardware,
+    ) as environment:
+        guard = Guard(environment.cluster, environment.world)
+        for budget in budgets:
+            environment.cluster.add(PDBS, budget)
+        if start:
+            environment.start_operator()
+        yield Scene(environment, guard)
+        await environment.kill_operator()
+        guard.check()
