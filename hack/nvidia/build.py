@@ -70,7 +70,7 @@ class Release:
 DEVICE_PLUGIN = Release(
     "device-plugin",
     "github.com/NVIDIA/k8s-device-plugin",
-    ("nvidia-device-plugin", "gpu-feature-discovery", "config-manager"),
+    ("nvidia-device-plugin", "gpu-feature-discovery", "config-manager", "mps-control-daemon"),
     ("kubeletstub",),
 )
 MIG_PARTED = Release(

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,31 +22,56 @@ GPU_INSTANCE_IDS, COMPUTE_INSTANCE_IDS = range(15), range(8)
 FIRST_CAP_MINOR = 3  # 1 is mig/config, 2 is mig/monitor (MIG user guide, Device Nodes and Capabilities)
 KUBELET_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
-# $1 the folder of this sandbox, $2 the bind mounts as "source target" lines, then the program and its arguments.
-# A tmpfs over /proc would lose the entries of the processes; links to the real ones below real-proc keep them.
+# $1 the folder of this sandbox, $2 folders to add to the root, $3 bind mounts as "source target" lines, then the
+# program. /proc is a folder of links to the real entries (below real-proc), which keeps those of the processes.
+# A folder that the root lacks is never made there: the program gets a root of its own that holds all the old ones.
 _ENTER = """
 set -e
-box=$1; binds=$2; shift 2
+box=$1; added=$2; binds=$3; shift 3
+root=
 mount --rbind /proc "$box/real-proc"
-mount --bind "$box/proc" /proc
-mount --bind "$box/pci" /sys/bus/pci/devices
+if test -n "$added"; then
+    root=$box/root
+    mount -t tmpfs tmpfs "$root"
+    for entry in /*; do
+        if test -L "$entry"; then
+            cp -P "$entry" "$root$entry"
+        elif test -d "$entry"; then
+            mkdir "$root$entry"
+            mount --rbind "$entry" "$root$entry"
+        fi
+    done
+    for folder in $added; do
+        mkdir "$root$folder"
+        mount --bind "$box/added$folder" "$root$folder"
+    done
+fi
 printf '%s\\n' "$binds" | while read -r source target; do
     test -n "$source" || continue
-    if ! test -d "$target"; then
-        mount -t tmpfs tmpfs "$(dirname "$(dirname "$target")")"
-        mkdir -p "$target"
+    if ! test -d "$root$target"; then
+        mount -t tmpfs tmpfs "$root$(dirname "$(dirname "$target")")"
+        mkdir -p "$root$target"
     fi
-    mount --bind "$source" "$target"
+    mount --bind "$source" "$root$target"
 done
+mount --bind "$box/pci" "$root/sys/bus/pci/devices"
+mount --bind "$box/proc" "$root/proc"
+test -z "$root" || exec chroot "$root" "$@"
 exec "$@"
 """
 _SMI = """#!/bin/sh
-# SIMULATED: only what mig-parted asks of it, `nvidia-smi -r -i <bus ids>`.
+# SIMULATED: only what NVIDIA's programs ask of it: -r -i <bus ids>, -i <UUID> -c <compute mode>.
 cd {repository} && exec {python} -m hack.nvidia.smi "$@"
 """
+# The real one is a daemon with -d, and without it sends the commands on its standard input to that daemon.
 _MPS_CONTROL = """#!/bin/sh
-# SIMULATED: answers every question to the MPS control daemon with a percentage.
-echo 100.0
+# SIMULATED: remembers whether the daemon runs, and what it was told.
+here=${CUDA_MPS_PIPE_DIRECTORY:-/tmp}
+if test "$1" = -d; then : > "$here/control"; : > "$CUDA_MPS_LOG_DIRECTORY/control.log"; exit 0; fi
+command=$(/bin/cat)
+test -e "$here/control" || { echo "Cannot find MPS control daemon process"; exit 1; }
+echo "$command" >> "$here/control"
+case $command in quit*) /bin/mv "$here/control" "$here/quit";; get_*) echo 100.0;; esac
 """
 
 
@@ -75,7 +100,7 @@ class Sandbox:
         self.simulator = simulator
         self.folder = folder.resolve()
         self.plugins = self.folder / "device-plugins"
-        for name in ("real-proc", "proc", "pci", "bin", "device-plugins"):
+        for name in ("real-proc", "proc", "pci", "bin", "device-plugins", "root", "added"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._write_proc()
         self._write_pci()
@@ -86,11 +111,24 @@ class Sandbox:
         path = os.pathsep.join((str(self.folder / "bin"), os.environ.get("PATH", os.defpath)))
         return {**os.environ, **self.simulator.environment(), "PATH": path, **(extra or {})}
 
-    def command(self, program: str, *arguments: str, binds: Mapping[Path, Path] | None = None) -> list[str]:
-        """The command line that runs `program` (one of NVIDIA's) in here; `binds`: target → source."""
+    def command(
+        self,
+        program: str,
+        *arguments: str,
+        binds: Mapping[Path, Path] | None = None,
+        added: Sequence[str] = (),
+    ) -> list[str]:
+        """The command line that runs `program` (one of NVIDIA's) in here.
+
+        `binds`: target → source. `added`: names of folders in the root that this machine may lack (`mps` for
+        `/mps`); they lie below `added` in the sandbox's folder and are shared by the programs that name them.
+        """
+        for name in added:
+            (self.folder / "added" / name).mkdir(exist_ok=True)
+        roots = " ".join(f"/{name}" for name in added)
         lines = "\n".join(f"{source} {target}" for target, source in (binds or {}).items())
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sandbox"]
-        return [*enter, str(self.folder), lines, str(build.program(program)), *arguments]
+        return [*enter, str(self.folder), roots, lines, str(build.program(program)), *arguments]
 
     def run(
         self, program: str, *arguments: str, extra: Mapping[str, str] | None = None, seconds: float = 60
@@ -112,6 +150,7 @@ class Sandbox:
         log: IO[Any],
         extra: Mapping[str, str] | None = None,
         binds: Mapping[Path, Path] | None = None,
+        added: Sequence[str] = (),
     ) -> "subprocess.Popen[str]":
         """Start a program whose output goes to `log`. It replaces the shell: its pid is the one returned.
 
@@ -121,7 +160,7 @@ class Sandbox:
         if program == "nvidia-mig-manager":
             _check_host_root((extra or {}).get("HOST_ROOT_MOUNT"))
         return subprocess.Popen(
-            self.command(program, *arguments, binds=binds),
+            self.command(program, *arguments, binds=binds, added=added),
             env=self.environment(extra),
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,8 @@
-"""SIMULATED `nvidia-smi`: resets simulated GPUs, as `nvidia-smi -r [-i <indexes or bus ids>]` resets real ones."""
+"""SIMULATED `nvidia-smi`: what NVIDIA's programs ask of it.
+
+`-r [-i <GPUs>]` resets simulated GPUs (mig-parted), `-i <GPU> -c <mode>` sets the compute mode (MPS control daemon).
+GPUs are named by index, PCI bus id or UUID.
+"""
 
 import argparse
 import os
@@ -8,21 +12,28 @@ from pathlib import Path
 
 from hack.nvmlsim.simulator import Simulator, SimulatorError
 
+COMPUTE_MODES = {"DEFAULT": 0, "PROHIBITED": 2, "EXCLUSIVE_PROCESS": 3}
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Reset, and say it in the words of the real program."""
-    parser = argparse.ArgumentParser(prog="nvidia-smi", description="SIMULATED: only -r")
-    parser.add_argument("-r", "--gpu-reset", action="store_true", required=True)
-    parser.add_argument("-i", "--id", default="", help="indexes or bus ids, separated by commas")
+    """Do it; 255 when the simulated machine cannot."""
+    parser = argparse.ArgumentParser(prog="nvidia-smi", description="SIMULATED: only -r and -c")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-r", "--gpu-reset", action="store_true")
+    what.add_argument("-c", "--compute-mode", choices=COMPUTE_MODES)
+    parser.add_argument("-i", "--id", default="", help="indexes, bus ids or UUIDs, separated by commas")
     given = parser.parse_args(arguments)
     simulator = Simulator(Path(os.environ["NVMLSIM_STATE"]))
     try:
         gpus = simulator.find_gpus(given.id.split(","))
-        simulator.reset(gpus or None)
+        if given.gpu_reset:
+            simulator.reset(gpus or None)
+        for gpu in gpus if given.compute_mode else []:
+            simulator.set_gpu(gpu, compute_mode=COMPUTE_MODES[given.compute_mode])
     except SimulatorError as error:
-        print(f"Unable to reset GPU: {error}")
+        print(f"Unable to change the GPU: {error}")
         return 255
-    print("GPU was successfully reset.\nAll done.")
+    print("All done.")
     return 0
 
 

@@ -184,13 +184,15 @@ class Simulator:
             state.event_count += 1
 
     def find_gpus(self, names: Sequence[str]) -> list[int]:
-        """Indexes of GPUs named by index or PCI bus id.
+        """Indexes of GPUs named by index, PCI bus id or UUID.
 
         Raises:
             SimulatorError: there is no such GPU.
         """
         by_name = {
-            name: gpu["index"] for gpu in self.show()["gpus"] for name in (str(gpu["index"]), gpu["bus_id"])
+            str(gpu[key]).lower(): int(gpu["index"])
+            for gpu in self.show()["gpus"]
+            for key in ("index", "bus_id", "uuid")
         }
         wanted = [name.lower() for name in names if name]
         if unknown := [name for name in wanted if name not in by_name]:

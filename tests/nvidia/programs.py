@@ -1,17 +1,16 @@
 """What NVIDIA's programs answer, as plain data."""
 
+import contextlib
 import json
+import os
 import re
 import signal
-import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
-from hack.nvidia import build
 from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox
 
 from gpusharing.planning import migfile
@@ -97,33 +96,70 @@ class ProgramEnded(Exception):
     """A program ended by itself; the text is its log."""
 
 
+class Program:
+    """A started program with its log."""
+
+    def __init__(self, sandbox: Sandbox, name: str, *arguments: str, added: Sequence[str] = ()) -> None:
+        self.log = sandbox.folder / f"{name}.log"
+        with self.log.open("w") as log:
+            self.process = sandbox.start(
+                name, *arguments, log=log, binds={KUBELET_PLUGINS: sandbox.plugins}, added=added
+            )
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds.
+
+        Raises:
+            ProgramEnded: it ended first.
+            TimeoutError: it took too long.
+        """
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            if self.process.poll() is not None:
+                raise ProgramEnded(self.log.read_text())
+            if time.monotonic() > deadline:
+                self.stop()
+                raise TimeoutError(self.log.read_text())
+            time.sleep(0.02)
+
+    def wait_for_log(self, text: str) -> None:
+        """Wait until the log has this text."""
+        self.wait(lambda: text in self.log.read_text())
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
+        """End it and wait until it is gone, with the children it may leave behind when killed."""
+        if self.process.poll() is None:
+            self.process.send_signal(sign)
+        self.process.wait(SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
 class DevicePlugin:
     """The device plugin, registered with the stand-in for the kubelet."""
 
-    def __init__(self, sandbox: Sandbox, config: str, *arguments: str) -> None:
-        self.log, self.lists = sandbox.folder / "plugin.log", sandbox.folder / "lists"
-        file = sandbox.folder / "plugin.yaml"
+    def __init__(self, sandbox: Sandbox, config: str, *arguments: str, added: Sequence[str] = ()) -> None:
+        file, socket = sandbox.folder / "plugin.yaml", sandbox.plugins / "kubelet.sock"
         file.write_text(config)
-        stub_command = [str(build.program("kubeletstub")), str(sandbox.plugins)]
-        with self.lists.open("w") as lists, (sandbox.folder / "stub.log").open("w") as log:
-            self.stub = subprocess.Popen(stub_command, stdout=lists, stderr=log)
-        self._wait((sandbox.plugins / "kubelet.sock").exists)
-        with self.log.open("w") as log:
-            self.plugin = sandbox.start(
-                "nvidia-device-plugin", "--config-file", str(file), *arguments,
-                log=log, binds={KUBELET_PLUGINS: sandbox.plugins},
-            )  # fmt: skip
+        socket.unlink(missing_ok=True)
+        self.stub = Program(sandbox, "kubeletstub", str(KUBELET_PLUGINS))
+        self.stub.wait(socket.exists)
+        self.plugin = Program(
+            sandbox, "nvidia-device-plugin", "--config-file", str(file), *arguments, added=added
+        )
 
     def resources(self, expected: int) -> dict[str, int]:
         """Healthy devices per resource, once as many resources as expected are there and the plugin has stopped.
 
         The plugin handles SIGTERM only after it has registered everything: what is there then is all.
         """
-        self._wait(lambda: len(self.counts()) >= expected)
-        counts = self.counts()
-        self.stop()
-        registered = set(_REGISTERED.findall(self.log.read_text()))
-        assert registered == set(counts), self.log.read_text()
+        try:
+            self.plugin.wait(lambda: len(self.counts()) >= expected)
+            counts = self.counts()
+        finally:
+            self.stop()
+        log = self.plugin.log.read_text()
+        assert set(_REGISTERED.findall(log)) == set(counts), log
         return counts
 
     def counts(self) -> dict[str, int]:
@@ -132,40 +168,19 @@ class DevicePlugin:
 
     def wait_for(self, resource: str, healthy: int) -> None:
         """Wait until a resource has so many healthy devices."""
-        self._wait(lambda: self.counts().get(resource) == healthy)
-
-    def wait_for_log(self, text: str) -> None:
-        """Wait until the plugin's log has this text."""
-        self._wait(lambda: text in self.log.read_text())
+        self.plugin.wait(lambda: self.counts().get(resource) == healthy)
 
     def stop(self) -> None:
         """End both programs."""
-        for process in (self.plugin, self.stub):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            process.wait(SECONDS)
+        self.plugin.stop()
+        self.stub.stop()
 
     def _lines(self) -> list[dict[str, Any]]:
-        lines = [
-            json.loads(line)
-            for line in self.lists.read_text().splitlines(keepends=True)
-            if line.endswith("\n")
-        ]
+        texts = [text for text in self.stub.log.read_text().splitlines(keepends=True) if text.startswith("{")]
+        lines = [json.loads(text) for text in texts if text.endswith("\n")]
         return [line for line in lines if not line.get("gone")]
 
-    def _wait(self, condition: Any) -> None:
-        deadline = time.monotonic() + SECONDS
-        while not condition():
-            if self.stub.poll() is None and hasattr(self, "plugin") and self.plugin.poll() is not None:
-                self.stop()
-                raise ProgramEnded(self.log.read_text())
-            if time.monotonic() > deadline:
-                self.stop()
-                raise TimeoutError(self.log.read_text())
-            time.sleep(0.02)
 
-
-def served(sandbox: Sandbox, config: str, expected: int, *arguments: str) -> dict[str, int]:
+def served(sandbox: Sandbox, config: str, expected: int) -> dict[str, int]:
     """What the device plugin advertises with this configuration, through its start and its end."""
-    Path(sandbox.plugins / "kubelet.sock").unlink(missing_ok=True)
-    return DevicePlugin(sandbox, config, *arguments).resources(expected)
+    return DevicePlugin(sandbox, config).resources(expected)

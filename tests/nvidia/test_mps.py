@@ -1,0 +1,105 @@
+"""MPS with the real device plugin and the real MPS control daemon (its control program is SIMULATED)."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hack.nvidia.sandbox import Sandbox
+from hack.nvmlsim.models import find_model
+from tests.nvidia.conftest import MakeSandbox
+from tests.nvidia.programs import DevicePlugin, Program, ProgramEnded, gfd_labels, set_layouts
+
+from gpusharing.api.names import LABEL_GPU_PRODUCT
+
+pytestmark = pytest.mark.nvidia
+
+DEFAULT, EXCLUSIVE_PROCESS = 0, 3
+MPS_FOLDER = "mps"  # both programs share /mps
+
+
+def config(replicas: int, strategy: str = "none") -> str:
+    return (
+        f"version: v1\nflags: {{migStrategy: {strategy}}}\n"
+        f"sharing: {{mps: {{resources: [{{name: nvidia.com/gpu, replicas: {replicas}}}]}}}}\n"
+    )
+
+
+def compute_modes(sandbox: Sandbox) -> list[int]:
+    return [gpu["compute_mode"] for gpu in sandbox.simulator.show()["gpus"]]
+
+
+def start_daemon(sandbox: Sandbox, replicas: int) -> Program:
+    file = sandbox.folder / "mps.yaml"
+    file.write_text(config(replicas))
+    return Program(sandbox, "mps-control-daemon", "--config-file", str(file), added=[MPS_FOLDER])
+
+
+@contextmanager
+def running_daemon(sandbox: Sandbox, replicas: int) -> Iterator[Program]:
+    daemon = start_daemon(sandbox, replicas)
+    try:
+        daemon.wait((sandbox.folder / "added" / MPS_FOLDER / ".ready").exists)
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+def start_plugin(sandbox: Sandbox, replicas: int, strategy: str = "none") -> DevicePlugin:
+    return DevicePlugin(
+        sandbox, config(replicas, strategy), "--mps-root", "/run/nvidia/mps", added=[MPS_FOLDER]
+    )
+
+
+def test_mps_offers_equal_shares_and_makes_the_gpus_exclusive_until_it_stops(
+    make_sandbox: MakeSandbox,
+) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    with running_daemon(sandbox, 4):
+        assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS, EXCLUSIVE_PROCESS]
+        assert start_plugin(sandbox, 4).resources(1) == {"nvidia.com/gpu": 8}
+        pipe = sandbox.folder / "added" / MPS_FOLDER / "nvidia.com" / "gpu" / "pipe"
+        told = (pipe / "control").read_text()
+    assert "set_default_device_pinned_mem_limit 0 20389M" in told
+    assert "set_default_active_thread_percentage 25" in told
+    assert compute_modes(sandbox) == [DEFAULT, DEFAULT]
+    labels = gfd_labels(sandbox, config(4))
+    assert labels["nvidia.com/mps.capable"] == "true"
+    assert labels["nvidia.com/gpu.sharing-strategy"] == "mps"
+    assert labels["nvidia.com/gpu.replicas"] == "4"
+    assert labels[LABEL_GPU_PRODUCT] == "NVIDIA-H100-80GB-HBM3-SHARED"
+
+
+def test_a_killed_daemon_leaves_the_gpus_exclusive(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb")
+    with running_daemon(sandbox, 4) as daemon:
+        daemon.stop(signal.SIGKILL)
+        assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS]
+
+
+def test_without_the_daemon_the_plugin_waits_and_serves_nothing(make_sandbox: MakeSandbox) -> None:
+    plugin = start_plugin(make_sandbox("h100-80gb"), 4)
+    plugin.plugin.wait_for_log("Failed to start plugin")
+    assert plugin.counts() == {}
+    plugin.stop()
+
+
+@pytest.mark.parametrize("model", ["h100-80gb", "t4", "v100-16gb"])
+def test_the_daemon_takes_as_many_replicas_as_we_say_and_not_one_more(
+    model: str, make_sandbox: MakeSandbox
+) -> None:
+    sandbox, most = make_sandbox(model), find_model(model).mps_max_clients
+    with running_daemon(sandbox, most):
+        assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS]
+    refused = start_daemon(sandbox, most + 1)
+    with pytest.raises(ProgramEnded, match=f"maximum allowed replicas exceeded: {most + 1} > {most}"):
+        refused.wait(lambda: False)
+
+
+def test_mps_with_mig_is_refused(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb")
+    set_layouts(sandbox, (("1g.10gb", 7),))
+    with pytest.raises(ProgramEnded, match="mixed is not supported with MPS"):
+        start_plugin(sandbox, 4, "mixed").resources(1)
+    with pytest.raises(ProgramEnded, match="sharing using MPS is not supported for MIG devices"):
+        start_plugin(sandbox, 4, "single").resources(1)

@@ -1,0 +1,157 @@
+"""Device plugin and GFD: each configuration we render loads, and serves and labels exactly what we predict."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hack.nvmlsim.models import find_model
+from tests.build import make_gpu, make_gpunode, make_node, make_stack
+from tests.nvidia.conftest import MakeSandbox
+from tests.nvidia.programs import DevicePlugin, ProgramEnded, gfd_labels, served, set_layouts
+from tests.nvidia.versions import as_served_by_v0_19
+
+from gpusharing.api.names import LABEL_GPU_PRODUCT
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning import pluginconfig
+from gpusharing.planning.pluginconfig import PluginConfig, Sharing
+from gpusharing.planning.target import Target, find_target, find_wish, predict_resources
+from gpusharing.planning.verify import Case, expected_gfd_labels, expected_product
+
+pytestmark = pytest.mark.nvidia
+
+XID_FALLEN_OFF_THE_BUS = 79
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A policy on a node."""
+
+    text: str
+    model: str
+    spec: dict[str, Any]
+    resources: dict[str, int] = field(default_factory=dict)
+    """Written out once by hand, so that the prediction is not the only witness."""
+
+
+def mig(strategy: str, *layouts: dict[str, int]) -> dict[str, Any]:
+    """A MIG policy: one layout for all GPUs, or one per GPU; {} leaves a GPU whole."""
+    if len(layouts) == 1:
+        rows: list[dict[str, Any]] = [{"devices": "all", "profiles": layouts[0]}]
+    else:
+        rows = [{"devices": [index], "profiles": layout} for index, layout in enumerate(layouts)]
+    return {"mode": "MIG", "mig": {"strategy": strategy, "layouts": rows}}
+
+
+def slicing(replicas: int, *, rename: bool = False) -> dict[str, Any]:
+    return {"mode": "TimeSlicing", "timeSlicing": {"replicas": replicas, "renameByDefault": rename}}
+
+
+SETTINGS = (
+    Setting("full", "h100-80gb", {"mode": "Full"}, {"nvidia.com/gpu": 2}),
+    Setting("full without MIG", "t4", {"mode": "Full"}, {"nvidia.com/gpu": 2}),
+    Setting("time-slicing", "h100-80gb", slicing(4), {"nvidia.com/gpu": 8}),
+    Setting("time-slicing renamed", "h100-80gb", slicing(4, rename=True), {"nvidia.com/gpu.shared": 8}),
+    Setting("time-slicing without MIG", "v100-16gb", slicing(2), {"nvidia.com/gpu": 4}),
+    Setting("single", "h100-80gb", mig("single", {"1g.10gb": 7}), {"nvidia.com/gpu": 14}),
+    Setting("single on A30", "a30", mig("single", {"2g.12gb": 2}), {"nvidia.com/gpu": 4}),
+    Setting("mixed, one profile", "a100-40gb", mig("mixed", {"3g.20gb": 2}), {"nvidia.com/mig-3g.20gb": 4}),
+    Setting(
+        "mixed, three profiles",
+        "h100-80gb",
+        mig("mixed", {"3g.40gb": 1, "2g.20gb": 1, "1g.10gb": 2}),
+        {"nvidia.com/mig-3g.40gb": 2, "nvidia.com/mig-2g.20gb": 2, "nvidia.com/mig-1g.10gb": 4},
+    ),
+    Setting(
+        "mixed, one GPU whole",
+        "h100-80gb",
+        mig("mixed", {"1g.20gb": 4}, {}),
+        {"nvidia.com/mig-1g.20gb": 4, "nvidia.com/gpu": 1},
+    ),
+    Setting(
+        "mixed, media engines", "h100-80gb", mig("mixed", {"1g.10gb": 6, "1g.10gb+me": 1}),
+        {"nvidia.com/mig-1g.10gb": 14},
+    ),
+    Setting(
+        "mixed, all kinds of RTX PRO",
+        "rtx-pro-6000-blackwell",
+        mig("mixed", {"2g.48gb+gfx": 1, "1g.24gb+gfx": 1, "1g.24gb-me": 1}),
+        {"nvidia.com/mig-2g.48gb": 2, "nvidia.com/mig-1g.24gb": 4},
+    ),
+)  # fmt: skip
+
+
+def plan(setting: Setting) -> tuple[Target, str, Case]:
+    """The planner's target for the node, the text of the plugin's configuration, and the verifier's case."""
+    spec = GPUSharingPolicySpec.model_validate(
+        {"nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}}, **setting.spec}
+    )
+    product = find_model(setting.model).products[0]
+    gpus = [make_gpu(index, product=product) for index in range(2)]
+    wish = find_wish("pool-b", spec)
+    target = find_target(wish, spec, "gpu-07", gpus, make_stack())
+    assert isinstance(target, Target), target
+    case = Case(make_node(), make_gpunode(gpus=gpus).observed, target, make_stack())
+    return target, pluginconfig.render(wish.plugin), case
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.text)
+def test_a_mode_is_served_and_labelled_exactly_as_predicted(
+    setting: Setting, make_sandbox: MakeSandbox
+) -> None:
+    target, config, case = plan(setting)
+    sandbox = make_sandbox(setting.model, setting.model)
+    set_layouts(sandbox, *target.layouts)
+    assert as_served_by_v0_19(target.resources) == setting.resources
+    assert served(sandbox, config, len(setting.resources)) == setting.resources
+    labels = gfd_labels(sandbox, config)
+    expected = expected_gfd_labels(case)
+    assert {name: labels.get(name, "") for name in expected} == expected
+    assert labels[LABEL_GPU_PRODUCT] == expected_product(case)
+    assert labels["nvidia.com/mig.capable"] == str(bool(find_model(setting.model).profiles)).lower()
+
+
+def test_time_slicing_on_top_of_mig_multiplies_the_named_profiles(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    layout = (("3g.40gb", 1), ("2g.20gb", 1), ("1g.10gb", 2))
+    set_layouts(sandbox, layout, layout)
+    replicas = (("nvidia.com/mig-1g.10gb", 2), ("nvidia.com/mig-3g.40gb", 3))
+    plugin = PluginConfig("mixed", Sharing(replicas))
+    expected = {"nvidia.com/mig-3g.40gb": 6, "nvidia.com/mig-2g.20gb": 2, "nvidia.com/mig-1g.10gb": 8}
+    assert predict_resources([layout, layout], plugin) == expected
+    assert served(sandbox, pluginconfig.render(plugin), 3) == expected
+    labels = gfd_labels(sandbox, pluginconfig.render(plugin))
+    assert labels["nvidia.com/mig-1g.10gb.replicas"] == "2"
+    assert labels["nvidia.com/mig-1g.10gb.sharing-strategy"] == "time-slicing"
+    assert labels["nvidia.com/mig-1g.10gb.product"] == "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb-SHARED"
+    assert labels["nvidia.com/mig-2g.20gb.replicas"] == "1"
+
+
+def test_mig_on_with_strategy_none_still_offers_the_whole_gpus(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    set_layouts(sandbox, (("1g.10gb", 7),), (("1g.10gb", 7),))
+    config = pluginconfig.render(PluginConfig())
+    assert served(sandbox, config, 1) == {"nvidia.com/gpu": 2}
+    labels = gfd_labels(sandbox, config)
+    assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("2", "0")
+    assert "nvidia.com/mig.strategy" not in labels
+
+
+def test_single_on_unequal_instances_ends_the_plugin_and_gfd_says_invalid(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    set_layouts(sandbox, (("3g.40gb", 1), ("1g.10gb", 4)), (("1g.10gb", 7),))
+    config = pluginconfig.render(PluginConfig("single"))
+    with pytest.raises(ProgramEnded, match="more than one MIG device type present on node"):
+        served(sandbox, config, 1)
+    labels = gfd_labels(sandbox, config)
+    assert labels[LABEL_GPU_PRODUCT] == "NVIDIA-H100-80GB-HBM3-MIG-INVALID"
+    assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("0", "0")
+
+
+def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    plugin = DevicePlugin(sandbox, pluginconfig.render(PluginConfig()))
+    plugin.wait_for("nvidia.com/gpu", 2)
+    plugin.plugin.wait_for_log("Registered device plugin")
+    sandbox.simulator.post_event(1, 0x8, XID_FALLEN_OFF_THE_BUS)
+    plugin.wait_for("nvidia.com/gpu", 1)
+    plugin.stop()

@@ -1,0 +1,74 @@
+"""Where the pinned programs differ from what the product expects of newer ones, or from what we believed: data.
+
+The product speaks the language of k8s-device-plugin v0.20 (design.md, nvidia-actuators.md); rung 3 pins v0.19.3 and
+mig-parted v0.13.1. A newer pin that makes an entry untrue fails the test that uses it: delete the entry then.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as expected."""
+
+    program: str
+    seen_with: str
+    expected: str
+    seen: str
+    consequence: str
+
+
+DIFFERENCES = (
+    Difference(
+        "nvidia-device-plugin", "v0.19.3",
+        "each profile with a suffix is a resource of its own: nvidia.com/mig-1g.10gb.me, nvidia.com/mig-1g.24gb-me",
+        "resource patterns are unanchored regular expressions: +me, +gfx, -me instances are served in the plain name",
+        "predicted counts of layouts with suffixed profiles hold from v0.20 on; before, the names are added up",
+    ),
+    Difference(
+        "gpu-feature-discovery", "v0.19.3",
+        "nvidia.com/gpu.replicas is the number of shares of a GPU, at least 1",
+        "0 when no GPU of the node is whole (strategy none or mixed, MIG on everywhere), and with MIG-INVALID",
+        "a verifier must not ask for 1 there",
+    ),
+    Difference(
+        "gpu-feature-discovery", "v0.19.3",
+        "nvidia.com/gpu.count counts what nvidia.com/gpu stands for",
+        "with strategy mixed it counts the GPUs, also those that have MIG on",
+        "it proves nothing about MIG; the per-profile counts do",
+    ),
+    Difference(
+        "nvidia-device-plugin", "v0.19.3",
+        "more MPS replicas than the card's limit end the device plugin",
+        "the plugin accepts any number; mps-control-daemon ends with 'maximum allowed replicas exceeded', and the "
+        "plugin, which waits for it, serves nothing",
+        "the planner must refuse them; the sign on a node is absent resources, not a crashing plugin",
+    ),
+    Difference(
+        "nvidia-mig-parted", "v0.13.1",
+        "its last line says why it failed",
+        "the last line is the sum ('all orderings failed'); the cause is in the level=error lines before, by the "
+        "name of NVML's code (ERROR_IN_USE), not by NVML's text",
+        "a message for people takes the first level=error line too",
+    ),
+    Difference(
+        "nvidia-mig-parted", "v0.13.1",
+        "a held Hopper fails when the mode is set",
+        "setting the mode is taken as done (the activation status is not read); it fails one step later with 'unable "
+        "to apply MIG config with MIG mode disabled'",
+        "that line means: the GPU was held",
+    ),
+)  # fmt: skip
+
+_SUFFIX = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)[.+-].*")
+
+
+def as_served_by_v0_19(predicted: Mapping[str, int]) -> dict[str, int]:
+    """Predicted counts as a device plugin before v0.20 serves them: without the suffixes of profiles."""
+    counts: Counter[str] = Counter()
+    for name, count in predicted.items():
+        counts[_SUFFIX.sub(r"\1", name)] += count
+    return dict(counts)
