@@ -1,0 +1,106 @@
+"""hack/report.py and hack/verify.py: what the end of a run says, and when it turns a run into a failure."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hack.generate import ROOT
+from hack.verify import main as verify
+
+CONFTEST = """
+import pytest
+from hack.report import Report
+
+def pytest_configure(config):
+    config.pluginmanager.register(Report())
+
+@pytest.fixture
+def control_plane():
+    pytest.skip("RUNG 2 NOT RUN: no go\\nand more")
+"""
+TESTS = """
+import pytest
+
+def test_needs_a_control_plane(control_plane): ...
+def test_pure(): ...
+async def test_embedded(): ...
+@pytest.mark.nvidia
+def test_with_nvidia(): ...
+"""
+INI = "[pytest]\nasyncio_mode = auto\nmarkers =\n  cluster: rung 2\n  nvidia: rung 3\n  gpu: rung 5\n"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small test suite: one test of each rung; the control plane cannot be had."""
+    root = tmp_path_factory.mktemp("checkout")
+    folder = root / "tests" / "planning"
+    folder.mkdir(parents=True)
+    (root / "pytest.ini").write_text(INI)
+    (root / "tests" / "conftest.py").write_text(CONFTEST)
+    (folder / "test_some.py").write_text(TESTS)
+    return root
+
+
+@pytest.fixture(scope="module")
+def said(checkout: Path) -> list[str]:
+    """The lines of a run outside CI."""
+    done = run(checkout, "-v")
+    assert done.returncode == 0, done.stdout
+    return done.stdout.splitlines()
+
+
+def run(checkout: Path, *arguments: str, ci: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-m", "not nvidia", "-p", "no:cacheprovider", *arguments]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
+    return subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, check=False)
+
+
+def test_each_rung_is_counted_and_a_skip_is_told_with_its_reason(said: list[str]) -> None:
+    assert "rung 0  pure               1 passed" in said
+    assert "rung 1  embedded           1 passed" in said
+    assert "rung 2  control plane      1 skipped" in said
+    assert "rung 3  NVIDIA's programs  1 not selected (make test-nvidia)" in said
+    assert "rung 5  real GPU           none" in said
+    assert "SKIPPED on rung 2: 1 x RUNG 2 NOT RUN: no go" in said
+    assert any(line.endswith("s  tests/planning (3 tests)") for line in said)
+
+
+def test_the_last_line_is_pytest_s_own(said: list[str]) -> None:
+    assert "2 passed, 1 skipped, 1 deselected in" in said[-1]
+
+
+def test_low_rungs_run_first(checkout: Path) -> None:
+    order = [
+        line.split("::")[1].split()[0] for line in run(checkout, "-v").stdout.splitlines() if "%]" in line
+    ]
+    assert order == ["test_pure", "test_embedded", "test_needs_a_control_plane"]
+
+
+def test_in_ci_a_skipped_rung_2_fails_the_run(checkout: Path) -> None:
+    in_ci = run(checkout, ci="true")
+    assert in_ci.returncode == 1
+    assert "rung 2 was skipped, which CI does not allow" in in_ci.stdout
+    assert run(checkout, "-k", "pure", ci="true").returncode == 0
+
+
+def test_a_failure_is_counted_on_its_rung(checkout: Path) -> None:
+    failing = checkout / "tests" / "planning" / "test_failing.py"
+    failing.write_text("def test_pure(): assert not 1\n")
+    done = run(checkout, str(failing))
+    assert done.returncode == 1
+    assert "rung 0  pure               1 failed" in done.stdout.splitlines()
+
+
+def test_an_unknown_step_of_verify_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(["speling"]) == 2
+    assert "unknown step 'speling': choose from format, lint, types" in capsys.readouterr().err
+
+
+def test_verify_runs_what_is_asked_and_tells_how_it_went(capfd: pytest.CaptureFixture[str]) -> None:
+    assert verify(["imports"]) == 0
+    said = capfd.readouterr().out
+    assert "Contracts: 4 kept, 0 broken." in said
+    assert "  imports    ok " in said
