@@ -18,6 +18,7 @@ from hack.cluster.tokens import write_token_kubeconfig
 from hack.cluster.toolchain import program
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHONPATH = f"{ROOT / 'operator'}:{ROOT}"
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 NAMESPACE = "gpusharing"
 SERVICE_ACCOUNT = "gpusharing-operator"
@@ -109,7 +110,7 @@ class Process:
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
                 [sys.executable, *self.arguments],
-                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **self.environment},
+                env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1", **self.environment},
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,

@@ -1,5 +1,6 @@
 """What a fresh cluster needs before the operator: our CRDs, and stand-ins for the GPU Operator's."""
 
+import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,9 @@ CRDS = Path(__file__).resolve().parent.parent.parent / "crds"
 GPU_OPERATOR_NAMESPACE = "gpu-operator"
 OPERATOR_NAMESPACE = "gpusharing"
 ESTABLISHED_SECONDS = 10.0
+RETRY_SECONDS = 0.1
+NOT_SERVED_YET = (404, 429)
+"""Answers of a kind whose CRD is new; 429 says "storage is (re)initializing"."""
 
 
 def install_all(api: Api) -> None:
@@ -51,12 +55,29 @@ def documents(source: Path) -> list[Object]:
 
 
 def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
-    """Server-side apply each object; a `status` goes to the status subresource, where there is one."""
+    """Server-side apply each object; a `status` goes to the status subresource, where there is one.
+
+    A kind whose CRD was created a moment ago is tried again: it is not discovered yet, or answers 404 or 429.
+    """
     for manifest in manifests:
-        path = object_path(api, manifest)
-        api.apply(path, {key: value for key, value in manifest.items() if key != "status"})
-        if "status" in manifest:
-            api.merge_patch(f"{path}/status", {"status": manifest["status"]})
+        deadline = time.monotonic() + ESTABLISHED_SECONDS
+        while True:
+            try:
+                _apply(api, manifest)
+                break
+            except (LookupError, ApiError) as error:
+                if isinstance(error, ApiError) and error.status not in NOT_SERVED_YET:
+                    raise
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_SECONDS)
+
+
+def _apply(api: Api, manifest: Object) -> None:
+    path = object_path(api, manifest)
+    api.apply(path, {key: value for key, value in manifest.items() if key != "status"})
+    if "status" in manifest:
+        api.merge_patch(f"{path}/status", {"status": manifest["status"]})
 
 
 def object_path(api: Api, manifest: Object) -> str:
@@ -67,7 +88,7 @@ def object_path(api: Api, manifest: Object) -> str:
     """
     version, kind = str(manifest["apiVersion"]), str(manifest["kind"])
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    served = api.get(root)["resources"]
+    served = api.get(root)["resources"] or ()  # null while the group's only CRD is being set up
     found = [one for one in served if one["kind"] == kind and "/" not in one["name"]]
     if not found:
         raise LookupError(f"the API server does not serve {kind} in {version}")
@@ -86,7 +107,7 @@ def _established(api: Api, name: str) -> bool:
         # Established comes a moment before the new path answers.
         api.get(f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}", limit="1")
     except ApiError as error:
-        if error.status != 404:
+        if error.status not in NOT_SERVED_YET:
             raise
         return False
     return True
