@@ -133,7 +133,8 @@ class Sandbox:
     def run(
         self, program: str, *arguments: str, extra: Mapping[str, str] | None = None, seconds: float = 60
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a program to its end; its output and status."""
+        """Run a program to its end; its output and status. Raises as `start` does."""
+        _check_host_root(program, arguments, extra or {})
         return subprocess.run(
             self.command(program, *arguments),
             env=self.environment(extra),
@@ -157,8 +158,7 @@ class Sandbox:
         Raises:
             SandboxError: HOST_ROOT_MOUNT is missing or the real root for a program that may reboot through it.
         """
-        if program == "nvidia-mig-manager":
-            _check_host_root((extra or {}).get("HOST_ROOT_MOUNT"))
+        _check_host_root(program, arguments, extra or {})
         return subprocess.Popen(
             self.command(program, *arguments, binds=binds, added=added),
             env=self.environment(extra),
@@ -222,11 +222,14 @@ def _link(link: Path, target: Path) -> None:
     link.symlink_to(target)
 
 
-def _check_host_root(host_root: str | None) -> None:
+def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str, str]) -> None:
     """mig-manager runs `chroot $HOST_ROOT_MOUNT reboot` (default /host): never let that be the real root."""
-    if not host_root:
+    if program != "nvidia-mig-manager":
+        return
+    host_root = extra.get("HOST_ROOT_MOUNT")
+    if not host_root or arguments:
         raise SandboxError(
-            "nvidia-mig-manager needs HOST_ROOT_MOUNT: a folder that stands for the host's root"
+            "nvidia-mig-manager needs HOST_ROOT_MOUNT (a stand-in for the host's root), no arguments"
         )
-    if Path(host_root).resolve() == Path("/").resolve() or os.path.samefile(host_root, "/"):
+    if Path(host_root).resolve() == Path("/") or os.path.samefile(host_root, "/"):
         raise SandboxError("HOST_ROOT_MOUNT is the real root: nvidia-mig-manager could reboot this machine")
