@@ -21,7 +21,8 @@ from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.views import ClusterPolicyView, GPUNodeView, NodeView, Operand, Settings
 
 AGENT_SELECTOR = "app.kubernetes.io/name=gpusharing-agent"
-MIG_MANAGER_SELECTOR = "app=nvidia-mig-manager"
+MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon"
+OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
 NODE_CONFIG_SUFFIX = "-mig-config"
 """mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config (a.10)."""
 
@@ -32,6 +33,7 @@ class PodPlace:
 
     node: str
     operand: Operand
+    app: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ def _pod_place(raw: JSON) -> PodPlace:
     metadata = raw.get("metadata", {})
     ready = has_condition(raw, "Ready") and "deletionTimestamp" not in metadata
     operand = Operand(metadata.get("namespace", ""), metadata.get("name", ""), metadata.get("uid", ""), ready)
-    return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand)
+    app = (metadata.get("labels") or {}).get("app", "")
+    return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 
 
 def _config_map(raw: JSON, wanted: frozenset[str]) -> ConfigMapView:
@@ -98,12 +101,12 @@ class Sources:
             on_change=changed,
         )
         operator_namespace = settings.gpu_operator_namespace
-        self.mig_managers: Reflector[PodPlace] = Reflector(
+        self.operands: Reflector[PodPlace] = Reflector(
             client,
             PODS,
             _pod_place,
             namespace=operator_namespace,
-            label_selector=MIG_MANAGER_SELECTOR,
+            label_selector=OPERAND_SELECTOR,
             on_change=changed,
         )
         self.config_maps: Reflector[ConfigMapView] = Reflector(
@@ -127,7 +130,7 @@ class Sources:
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
             "agent pods": self.agents,
-            "mig-manager pods": self.mig_managers,
+            "operand pods": self.operands,
             "configmaps": self.config_maps,
         }
 

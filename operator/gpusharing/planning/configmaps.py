@@ -7,9 +7,13 @@ label, fence or last verified pair names it: a missing key crash-loops the devic
 from collections.abc import Iterable, Mapping
 
 from gpusharing.api import names
+from gpusharing.api.names import Mode
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning import migfile, pluginconfig
 from gpusharing.planning.actions import WriteConfig
-from gpusharing.planning.target import find_wish
+from gpusharing.planning.geometry import Layout, normalise
+from gpusharing.planning.pluginconfig import PluginConfig
+from gpusharing.planning.target import find_wish, plugin_config
 from gpusharing.planning.views import GpuView, NodeView, PolicyView, StackView
 
 
@@ -17,18 +21,21 @@ def plan_config(
     policies: Iterable[PolicyView],
     nodes: Iterable[NodeView],
     models: Mapping[str, GpuView],
+    plugins: Mapping[str, PluginConfig],
     stack: StackView,
 ) -> tuple[WriteConfig | None, bool]:
     """The ConfigMaps as they should be (None when they are so already), and whether they hold entries that only
-    Nodes keep, so that a later look may find them free. `models`: one GPU per card model present.
+    Nodes keep, so that a later look may find them free. `models`: one GPU per card model present; `plugins`: what
+    the targets of nodes need, by key.
     """
-    plugin: dict[str, str] = {}
+    plugin = {key: pluginconfig.render(config) for key, config in plugins.items()}
     entries: dict[str, migfile.Entry] = dict(migfile.parse(stack.admin_mig_file))
     for policy in policies:
         if policy.spec is None:
             continue
         wish = find_wish(policy.name, policy.spec)
-        plugin[wish.plugin_key] = pluginconfig.render(wish.plugin)
+        for text in map(pluginconfig.render, foreseen(policy.spec)):
+            plugin[pluginconfig.key_for(policy.name, text)] = text
         if wish.entry is not None:
             entries[wish.mig_config] = wish.entry
     for name, entry in migfile.well_known_entries(
@@ -49,6 +56,22 @@ def plan_config(
     ):
         return None, bool(unclaimed)
     return WriteConfig(plugin, migfile.render(entries)), bool(unclaimed)
+
+
+def foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
+    """Device-plugin configurations that a policy needs whatever its nodes are: its own, and the stop between MPS
+    and MIG. Time-slicing of a named MIG configuration depends on the cards and comes with the first node.
+    """
+    stop = (PluginConfig(),) if spec.mode in (Mode.MIG, Mode.MPS) else ()
+    layouts: list[Layout | None] = [None]
+    if spec.mode is Mode.MIG and spec.mig is not None:
+        if spec.mig.layouts is None and spec.time_slicing is not None and spec.mig.strategy == "mixed":
+            return stop
+        rows = spec.mig.layouts or ()
+        layouts = [normalise(row.profiles) if row.profiles else None for row in rows]
+        if spec.mig.strategy == "single":
+            layouts = [(("any", 1),)]  # every profile is nvidia.com/gpu then
+    return (plugin_config(spec, layouts), *stop)
 
 
 def referenced(nodes: Iterable[NodeView]) -> set[str]:

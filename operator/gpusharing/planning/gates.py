@@ -145,7 +145,11 @@ def config_ready_at(target: Target, stack: StackView, settings: Settings) -> dat
 
 def propagation(case: NodeCase) -> Gate | None:
     """Closed until the configuration that the labels will name had time to reach the node (b.4)."""
-    ready = config_ready_at(_target(case), case.stack, case.settings)
+    target = _target(case)
+    ready = config_ready_at(target, case.stack, case.settings)
+    if ready is not None and (goal := case.goal(target)) is not target:
+        before = config_ready_at(goal, case.stack, case.settings)
+        ready = None if before is None else max(ready, before)
     if ready is None:
         return Gate(Reason.CONFIG_PROPAGATING, "the configuration is about to be written")
     if ready > case.now:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
 from gpusharing.planning import migfile, pluginconfig
-from gpusharing.planning.cards import bare_product
+from gpusharing.planning.cards import bare_product, find_card
 from gpusharing.planning.geometry import (
     Layout,
     Legal,
@@ -15,9 +15,9 @@ from gpusharing.planning.geometry import (
     judge,
     resource_name,
 )
-from gpusharing.planning.pluginconfig import PluginConfig
+from gpusharing.planning.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import GpuView, StackView, mode_label
+from gpusharing.planning.views import GpuView, StackView, routing_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,7 @@ class Unsupported:
 class Wish:
     """The part of a target that is the same on every node of a policy."""
 
-    plugin: PluginConfig
-    plugin_key: str
+    policy: str
     mig_config: str
     """The mig-parted entry that MIG-capable nodes are pointed at."""
     entry: migfile.Entry | None
@@ -67,7 +66,6 @@ class Wish:
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
     """What a policy asks for, before any node is looked at."""
-    plugin = plugin_config(spec)
     entry = (
         migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
     )
@@ -77,7 +75,7 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
         mig_config = pluginconfig.key_for(policy, migfile.entry_text(entry))
     else:
         mig_config = spec.mig.config or ""
-    return Wish(plugin, pluginconfig.key_for(policy, pluginconfig.render(plugin)), mig_config, entry)
+    return Wish(policy, mig_config, entry)
 
 
 def find_target(
@@ -92,16 +90,46 @@ def find_target(
     layouts = _wanted_layouts(wish, spec, node, gpus, stack)
     if isinstance(layouts, Unsupported):
         return layouts
+    if (refused := _too_many_clients(spec, node, gpus)) is not None:
+        return refused
+    return _target(wish, spec.mode, layouts, plugin_config(spec, layouts), gpus)
+
+
+def full_target(wish: Wish, gpus: Sequence[GpuView]) -> Target:
+    """Whole GPUs without sharing: the stop between MPS and MIG, which would race with each other (b.5)."""
+    stop = Wish(wish.policy, migfile.ALL_DISABLED, None)
+    return _target(stop, Mode.FULL, (None,) * len(gpus), PluginConfig(), gpus)
+
+
+def _target(
+    wish: Wish, mode: Mode, layouts: tuple[Layout | None, ...], plugin: PluginConfig, gpus: Sequence[GpuView]
+) -> Target:
+    replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
     return Target(
-        mode=spec.mode,
-        routing=mode_label(spec.mode),
+        mode=mode,
+        routing=routing_label(mode, time_slicing=plugin.sharing is not None),
         layouts=layouts,
         mig_config=wish.mig_config if any(gpu.mig_capable for gpu in gpus) else "",
-        plugin_key=wish.plugin_key,
-        plugin=wish.plugin,
-        resources=predict_resources(layouts, wish.plugin),
-        text=describe_target(spec, layouts),
+        plugin_key=pluginconfig.key_for(wish.policy, pluginconfig.render(plugin)),
+        plugin=plugin,
+        resources=predict_resources(layouts, plugin),
+        text=describe_layouts(layouts, replicas),
     )
+
+
+def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]) -> Unsupported | None:
+    """The device plugin's limit of MPS clients, by compute capability (hardware-facts.md b)."""
+    if spec.mode is not Mode.MPS or spec.mps is None:
+        return None
+    for gpu in gpus:
+        card = find_card(gpu.product)
+        if card is not None and spec.mps.replicas > card.mps_max_clients:
+            return Unsupported(
+                Reason.MPS_TOO_MANY_CLIENTS,
+                f"{node}: {gpu.product} serves at most {card.mps_max_clients} MPS clients,"
+                f" spec.mps.replicas is {spec.mps.replicas}",
+            )
+    return None
 
 
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> str:
@@ -109,18 +137,24 @@ def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> st
     return next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
 
 
-def plugin_config(spec: GPUSharingPolicySpec) -> PluginConfig:
-    """What the device plugin is told in this mode."""
-    if spec.mode is Mode.TIME_SLICING and spec.time_slicing is not None:
-        slicing = spec.time_slicing
-        return pluginconfig.shared_gpus(
-            slicing.replicas,
-            rename=slicing.rename_by_default,
-            fail_greater_than_one=slicing.fail_requests_greater_than_one,
+def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
+    """What the device plugin of a node with these layouts is told in this mode."""
+    if spec.mode is Mode.MPS and spec.mps is not None:
+        # failRequestsGreaterThanOne: MPS's own default; two shares of one GPU would be no more than one.
+        return PluginConfig(
+            "none", Sharing(((RESOURCE_GPU, spec.mps.replicas),), spec.mps.rename_by_default, True, "mps")
         )
-    if spec.mode is Mode.MIG and spec.mig is not None:
-        return PluginConfig(spec.mig.strategy)
-    return PluginConfig()
+    strategy = spec.mig.strategy if spec.mode is Mode.MIG and spec.mig is not None else "none"
+    slicing = spec.time_slicing
+    if slicing is None:
+        return PluginConfig(strategy)
+    names = sorted(predict_resources(layouts, PluginConfig(strategy)))
+    sharing = Sharing(
+        tuple((name, slicing.replicas) for name in names),
+        slicing.rename_by_default,
+        slicing.fail_requests_greater_than_one,
+    )
+    return PluginConfig(strategy, sharing)
 
 
 def _wanted_layouts(
@@ -241,18 +275,17 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
     return shared
 
 
-def describe_target(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> str:
-    """What each GPU is divided into, for people."""
-    replicas = spec.time_slicing.replicas if spec.mode is Mode.TIME_SLICING and spec.time_slicing else 1
-    return describe_layouts(layouts, replicas)
-
-
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
     """Different GPUs are told apart: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
     texts: Counter[str] = Counter()
     for layout in layouts:
-        whole = f"{replicas}x shared" if replicas > 1 else "1x full"
-        texts[whole if layout is None else describe(layout) or "MIG empty"] += 1
+        if layout is None:
+            texts[f"{replicas}x shared" if replicas > 1 else "1x full"] += 1
+        else:
+            texts[
+                (describe(layout) if layout else "MIG empty")
+                + (f" {replicas}x shared" if replicas > 1 else "")
+            ] += 1
     if len(texts) == 1:
         return next(iter(texts))
     return ", ".join(f"{text} ({count} GPU{'s' if count > 1 else ''})" for text, count in texts.items())
@@ -270,6 +303,7 @@ __all__ = [
     "describe_layouts",
     "find_target",
     "find_wish",
+    "full_target",
     "is_gpu_resource",
     "plugin_config",
     "predict_resources",

@@ -12,18 +12,22 @@ same chain adopts a node, finds drift and proves a change; a change only asks fo
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.cards import bare_product
-from gpusharing.planning.geometry import resource_name
+from gpusharing.planning.geometry import Layout, resource_name
 from gpusharing.planning.migfile import Unresolved
 from gpusharing.planning.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target, describe_layouts, is_gpu_resource, resolve_name
-from gpusharing.planning.views import NodeView, ObservedView, StackView
+from gpusharing.planning.views import GpuView, NodeView, ObservedView, StackView
+
+EXCLUSIVE = "ExclusiveProcess"
+FREE = ("Default", "NotSupported")
+"""Compute modes in which any process may use a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +93,25 @@ def _instances(case: Case) -> Mismatch | None:
         return Mismatch(
             Reason.MIG_MODE_PENDING, f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot"
         )
-    if case.target.mode is not Mode.MIG:
-        odd = next((gpu for gpu in gpus if gpu.compute_mode not in ("Default", "NotSupported")), None)
-        if odd:
-            return Mismatch(
-                Reason.COMPUTE_MODE,
-                f"GPU {odd.index} is in compute mode {odd.compute_mode}, left behind by MPS;"
-                f" run nvidia-smi -i {odd.index} -c 0 on the node",
-            )
-    return None
+    return _compute_mode(case.target, gpus)
+
+
+def _compute_mode(target: Target, gpus: Sequence[GpuView]) -> Mismatch | None:
+    """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly (hardware-facts.md b)."""
+    if target.mode is Mode.MPS:
+        shared = next((gpu for gpu in gpus if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
+        if shared is not None:
+            text = f"GPU {shared.index} is in compute mode {shared.compute_mode}: the MPS daemon does not serve it yet"
+            return Mismatch(Reason.MPS_NOT_RUNNING, text)
+        return None
+    odd = next((gpu for gpu in gpus if gpu.layout is None and gpu.compute_mode not in FREE), None)
+    if odd is None:
+        return None
+    return Mismatch(
+        Reason.COMPUTE_MODE,
+        f"GPU {odd.index} is in compute mode {odd.compute_mode}, left behind by MPS;"
+        f" run nvidia-smi -i {odd.index} -c 0 on the node",
+    )
 
 
 def _mig_manager(case: Case) -> Mismatch | None:
@@ -194,7 +208,8 @@ def expected_gfd_labels(case: Case) -> dict[str, str]:
         return {
             names.LABEL_GPU_COUNT: str(len(gpus)),
             names.LABEL_GPU_REPLICAS: str(replicas),
-            names.LABEL_SHARING_STRATEGY: "time-slicing" if sharing else "none",
+            names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
+            **({names.LABEL_MPS_CAPABLE: "true"} if target.mode is Mode.MPS else {}),
         }
     instances: Counter[str] = Counter()
     for layout in target.layouts:
@@ -203,11 +218,14 @@ def expected_gfd_labels(case: Case) -> dict[str, str]:
         return {
             names.LABEL_MIG_STRATEGY: "single",
             names.LABEL_GPU_COUNT: str(instances.total()),
-            names.LABEL_GPU_REPLICAS: "1",
+            names.LABEL_GPU_REPLICAS: str(replicas),
+            names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
         }
-    return {names.LABEL_MIG_STRATEGY: "mixed"} | {
-        f"{resource_name(profile)}.count": str(count) for profile, count in instances.items()
-    }
+    expected = {names.LABEL_MIG_STRATEGY: "mixed"}
+    for profile, count in instances.items():
+        expected[f"{resource_name(profile)}.count"] = str(count)
+        expected[f"{resource_name(profile)}.replicas"] = str(replicas)
+    return expected
 
 
 def expected_product(case: Case) -> str:
@@ -215,7 +233,10 @@ def expected_product(case: Case) -> str:
     assert case.observed is not None, "_observation runs first"
     product = bare_product(case.observed.gpus[-1].product)
     sharing = case.target.plugin.sharing
-    if case.target.plugin.mig_strategy == "single" and case.target.with_mig:
+    if case.target.with_mig:
+        if case.target.plugin.mig_strategy != "single":
+            whole = any(layout is None for layout in case.target.layouts)
+            return f"{product}-SHARED" if whole and sharing and not sharing.rename else product
         layout = case.target.layouts[0]
         assert layout, "strategy single has one profile on every GPU"
         product += f"-MIG-{layout[0][0].replace('+', '.')}"
@@ -276,9 +297,17 @@ def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
     """What the GPUs are divided into now, for people; sharing is read from GFD's labels."""
     if observed is None or not observed.gpus:
         return ""
-    replicas = node.labels.get(names.LABEL_GPU_REPLICAS, "1")
     layouts = tuple(gpu.layout for gpu in observed.gpus)
-    return describe_layouts(layouts, int(replicas) if replicas.isdigit() else 1)
+    return describe_layouts(layouts, _replicas_now(node, layouts))
+
+
+def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
+    """Shares of each device, as GFD's labels tell: of the GPU, or with strategy mixed of its profiles."""
+    profile = next((name for layout in layouts for name, _ in layout or ()), "")
+    mixed = node.labels.get(names.LABEL_MIG_STRATEGY) == "mixed" and profile
+    label = f"{resource_name(profile)}.replicas" if mixed else names.LABEL_GPU_REPLICAS
+    replicas = node.labels.get(label, "1")
+    return int(replicas) if replicas.isdigit() else 1
 
 
 __all__ = [
