@@ -205,7 +205,11 @@ BAD = (
     Case("mode MPS with a timeSlicing block", mps(replicas=4) | {"timeSlicing": {"replicas": 4}}, "spec.timeSlicing"),
     Case("one MPS client per GPU", mps(replicas=1), "spec.mps.replicas"),
     Case("an mps block without replicas", mps(), "spec.mps.replicas"),
-    Case("one share of each MIG instance", mig(**TWO_HALVES) | {"timeSlicing": {"replicas": 1}}, "spec.timeSlicing.replicas"),
+    Case(
+        "one share of each MIG instance",
+        mig(**TWO_HALVES) | {"timeSlicing": {"replicas": 1}},
+        "spec.timeSlicing.replicas",
+    ),
     # mig
     Case("an empty mig block", mig(), "spec.mig"),
     Case("both a configuration and layouts", mig(config="all-balanced", **TWO_HALVES), "spec.mig"),
