@@ -10,11 +10,15 @@ import structlog
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import NotFound
+from gpusharing.kube.lease import Timing
 from hack.demo.columns import View, render
 from hack.demo.fleet import nodes
 from hack.demo.stage import Refused, Written, empty_log, objects
 from hack.embedded import Embedded, embedded
 from hack.sim.workloads import Workload
+
+LEASE = Timing(duration=2.0, deadline=1.5, retry=0.1)
+"""In seconds. Long enough for a busy machine, short enough that one need not wait for the second operator."""
 
 
 class EmbeddedStage:
@@ -101,7 +105,7 @@ async def embedded_stage(*, verbose: bool = False) -> AsyncIterator[EmbeddedStag
                 logger_factory=structlog.WriteLoggerFactory(file=file),
             )
         try:
-            async with embedded(fleet, sim={"agent_interval": 0.5}) as environment:
+            async with embedded(fleet, sim={"agent_interval": 0.5}, lease_timing=LEASE) as environment:
                 yield EmbeddedStage(environment)
         finally:
             structlog.reset_defaults()
