@@ -252,7 +252,7 @@ def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str
     texts: Counter[str] = Counter()
     for layout in layouts:
         whole = f"{replicas}x shared" if replicas > 1 else "1x full"
-        texts[whole if layout is None else describe(layout) or "MIG empty"] += 1
+        texts[whole if layout is None else describe(layout) if layout else "MIG empty"] += 1
     if len(texts) == 1:
         return next(iter(texts))
     return ", ".join(f"{text} ({count} GPU{'s' if count > 1 else ''})" for text, count in texts.items())
