@@ -83,6 +83,9 @@ def main() -> int:
     except (ToolchainError, ComponentError, StageError) as error:
         print(f"\nmake demo DRIVER={options.driver}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("\ninterrupted", file=sys.stderr)
         return 130
