@@ -136,6 +136,14 @@ def test_mig_on_with_strategy_none_still_offers_the_whole_gpus(make_sandbox: Mak
     assert "nvidia.com/mig.strategy" not in labels
 
 
+def test_with_mixed_gfd_counts_gpus_that_have_mig_on_too(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    set_layouts(sandbox, (("1g.10gb", 7),), None)
+    labels = gfd_labels(sandbox, pluginconfig.render(PluginConfig("mixed")))
+    assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("2", "1")
+    assert labels["nvidia.com/mig-1g.10gb.count"] == "7"
+
+
 def test_single_on_unequal_instances_ends_the_plugin_and_gfd_says_invalid(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
     set_layouts(sandbox, (("3g.40gb", 1), ("1g.10gb", 4)), (("1g.10gb", 7),))
