@@ -235,7 +235,11 @@ class Cluster(RuleBasedStateMachine):
         """People clear up; then everything comes to rest, and what has a policy is Synced."""
         if self.world.nodes:
             clear_up(self.world)
+            forced = any(policy.force_release for policy in self.world.policies)
             plan = self.world.settle()
+            if forced:  # it keeps every cordon, for people to lift
+                clear_up(self.world)
+                plan = self.world.settle()
             assert plan.settled
             owned = {v.node: (v.phase, v.reason, v.message) for v in plan.verdicts.values() if v.policy}
             fine = [phase in (Phase.SYNCED, Phase.SKIPPED) for phase, _, _ in owned.values()]
