@@ -4,11 +4,14 @@ import argparse
 import asyncio
 import signal
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
+from hack.cluster.kubeconfig import kubeconfig_path
 from hack.sim.manifests import install
+from hack.sim.rights import AgentClients
 from hack.sim.settings import SimSettings
 from hack.sim.world import FAULTS, World
 
@@ -28,6 +31,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--agent-interval", type=float, default=30.0, help="seconds between an agent's readings"
     )
+    parser.add_argument(
+        "--agent-account",
+        default="",
+        help="NAMESPACE/NAME of the service account whose rights the agents have; default: those of the kubeconfig",
+    )
     parser.add_argument("--mig-manager", choices=("0.13.1", "0.15.0"), default="0.15.0")
     parser.add_argument("--plugin", choices=("0.19.3", "0.20.0"), default="0.20.0")
     parser.add_argument("--seed", type=int, default=1, help="of the jitter")
@@ -46,8 +54,8 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
     )
 
 
-async def play(kubeconfig: Path | None, settings: SimSettings) -> None:
-    """Until SIGTERM or SIGINT."""
+async def play(kubeconfig: Path | None, settings: SimSettings, account: str = "") -> None:
+    """Until SIGTERM or SIGINT. `account`: whose rights the agents have, as `namespace/name`."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,12 +67,20 @@ async def play(kubeconfig: Path | None, settings: SimSettings) -> None:
         )
     )
     say(HINT)
-    async with await HttpClient.connect(kubeconfig, name="simulated-node-software") as client:
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(
+            await HttpClient.connect(kubeconfig, name="simulated-node-software")
+        )
+        agents_as = None
+        if account:
+            agents_as = await stack.enter_async_context(
+                AgentClients(kubeconfig or kubeconfig_path(), account)
+            )
         for name in await install(
             client, settings.gpu_operator_namespace, settings.agent_namespace, agents=settings.agents
         ):
             say(f"created DaemonSet {name}")
-        await World(client, settings, log=say).run()
+        await World(client, settings, log=say, agent_client=agents_as).run()
 
 
 def say(line: str) -> None:
@@ -76,7 +92,7 @@ def main() -> int:
     """Exit status 0 after a signal, 1 when the API server refuses."""
     options = arguments()
     try:
-        asyncio.run(play(options.kubeconfig, settings_of(options)))
+        asyncio.run(play(options.kubeconfig, settings_of(options), options.agent_account))
     except asyncio.CancelledError:
         say("stopped")
     except (KubeError, ExceptionGroup) as error:

@@ -1,9 +1,12 @@
 """Rung 3: NVIDIA's unmodified programs on the simulated library. Skipped with the reason where they cannot run."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hack.cluster import toolchain
+from hack.cluster.controlplane import ControlPlane, Options
 from hack.nvidia import build
 from hack.nvidia.sandbox import Sandbox, why_not
 from hack.nvmlsim.simulator import Simulator
@@ -13,11 +16,24 @@ MakeSandbox = Callable[..., Sandbox]
 
 @pytest.fixture(scope="session")
 def nvidia_programs() -> None:
-    """Build the pinned programs once; skip the test where they cannot run."""
+    """Build the pinned programs once; skip the test where they cannot run, fail it in CI."""
     if why := why_not():
-        pytest.skip(why)
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
     for release in build.RELEASES:
         build.ensure(release)
+
+
+@pytest.fixture(scope="session")
+def plane(nvidia_programs: None) -> Iterator[ControlPlane]:
+    """A real API server, shared by the tests; each has nodes of its own."""
+    try:
+        toolchain.control_plane_programs()
+    except toolchain.ToolchainError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    with ControlPlane(options=Options()) as running:
+        yield running
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """The real mig-manager on a real API server: label protocol, what it retries, its traps and its second wedge."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.cluster import toolchain
-from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.controlplane import ControlPlane
 from hack.nvidia.migmanager import MigManager
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.simulator import Simulator
@@ -30,18 +28,6 @@ ENTRIES = {
     "another-cards": entry_for((("1g.5gb", 7),)),
     "a100": entry_for((("3g.20gb", 2),)),
 }
-
-
-@pytest.fixture(scope="module")
-def plane(nvidia_programs: None) -> Iterator[ControlPlane]:
-    try:
-        toolchain.control_plane_programs()
-    except toolchain.ToolchainError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-    with ControlPlane(options=Options()) as running:
-        yield running
 
 
 class Node:

@@ -87,11 +87,10 @@ def plan(setting: Setting) -> tuple[Target, str, Case]:
     )
     product = find_model(setting.model).products[0]
     gpus = [make_gpu(index, product=product) for index in range(2)]
-    wish = find_wish("pool-b", spec)
-    target = find_target(wish, spec, "gpu-07", gpus, make_stack())
+    target = find_target(find_wish("pool-b", spec), spec, "gpu-07", gpus, make_stack())
     assert isinstance(target, Target), target
     case = Case(make_node(), make_gpunode(gpus=gpus).observed, target, make_stack())
-    return target, pluginconfig.render(wish.plugin), case
+    return target, pluginconfig.render(target.plugin), case
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.text)
@@ -134,6 +133,14 @@ def test_mig_on_with_strategy_none_still_offers_the_whole_gpus(make_sandbox: Mak
     labels = gfd_labels(sandbox, config)
     assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("2", "0")
     assert "nvidia.com/mig.strategy" not in labels
+
+
+def test_with_mixed_gfd_counts_gpus_that_have_mig_on_too(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    set_layouts(sandbox, (("1g.10gb", 7),), None)
+    labels = gfd_labels(sandbox, pluginconfig.render(PluginConfig("mixed")))
+    assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("2", "1")
+    assert labels["nvidia.com/mig-1g.10gb.count"] == "7"
 
 
 def test_single_on_unequal_instances_ends_the_plugin_and_gfd_says_invalid(make_sandbox: MakeSandbox) -> None:

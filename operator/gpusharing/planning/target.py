@@ -278,14 +278,12 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
     """Different GPUs are told apart: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
     texts: Counter[str] = Counter()
+    shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:
         if layout is None:
-            texts[f"{replicas}x shared" if replicas > 1 else "1x full"] += 1
+            texts[shared or "1x full"] += 1
         else:
-            texts[
-                (describe(layout) if layout else "MIG empty")
-                + (f" {replicas}x shared" if replicas > 1 else "")
-            ] += 1
+            texts[f"{describe(layout) if layout else 'MIG empty'} {shared}".rstrip()] += 1
     if len(texts) == 1:
         return next(iter(texts))
     return ", ".join(f"{text} ({count} GPU{'s' if count > 1 else ''})" for text, count in texts.items())

@@ -1,0 +1,99 @@
+"""`python -m hack.demo`: the story on a stage. Exit status 0 only when everything that it showed is so."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from contextlib import AbstractAsyncContextManager
+
+from hack.cluster.process import ComponentError
+from hack.cluster.toolchain import ToolchainError
+from hack.demo.screen import DemoFailed, Screen
+from hack.stage import StageError
+
+TRY_NEXT = {
+    "embedded": (
+        "make demo DRIVER=cluster    the same story on a real API server, scheduler and controllers",
+        'eval "$(make -s cluster)"   a control plane with simulated GPU nodes for your own kubectl',
+        "make run                    then, in another shell: kubectl apply -f examples/pool-b.yaml",
+        "make test                   everything that is proven, and on which rung",
+    ),
+    "cluster": (
+        'eval "$(make -s cluster)"   a control plane that stays, for your own kubectl',
+        "make run                    the operator on it; then: kubectl apply -f examples/pool-b.yaml",
+        "kubectl explain gsp.spec    every field, with an example",
+    ),
+}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
+    parser.add_argument(
+        "--driver", default=os.environ.get("DRIVER") or "embedded", help="or $DRIVER: embedded, cluster"
+    )
+    parser.add_argument("--quiet", action="store_true", help="only headings and checks")
+    parser.add_argument("--verbose", action="store_true", help="the operator's log on the screen too")
+    parser.add_argument("--no-color", action="store_true", help="or $NO_COLOR")
+    options = parser.parse_args()
+    if options.driver not in TRY_NEXT:
+        parser.error(f"DRIVER is {' or '.join(TRY_NEXT)}, not {options.driver!r}")
+    return options
+
+
+async def run(options: argparse.Namespace, screen: Screen) -> None:
+    """Play on the chosen stage."""
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    # Imported here, after the first lines are on the screen.
+    from hack.demo.scene import Scene
+    from hack.demo.stage import LOG, ROOT, Stage
+    from hack.demo.story import play
+
+    stages: AbstractAsyncContextManager[Stage]
+    if options.driver == "cluster":
+        from hack.demo.cluster import cluster_stage
+
+        stages = cluster_stage(screen, verbose=options.verbose)
+    else:
+        from hack.demo.embedded import embedded_stage
+
+        stages = embedded_stage(verbose=options.verbose)
+    async with stages as stage:
+        screen.banner(stage.simulated)
+        screen.say(f"The operator's log: {LOG.relative_to(ROOT)}")
+        await play(Scene(stage, screen))
+
+
+def main() -> int:
+    """0: all is as shown; 1: something is not; 2: the stage could not be built; 130: interrupted."""
+    options = arguments()
+    color = not (options.no_color or os.environ.get("NO_COLOR"))
+    screen = Screen(color=color, quiet=options.quiet)
+    screen.banner(
+        "gpu-sharing-operator: Full, MIG and time-slicing GPU pools, changed safely. SIMULATED GPUs."
+    )
+    try:
+        asyncio.run(run(options, screen))
+    except DemoFailed as failure:
+        print(f"\nDEMO FAILED: {failure}", file=sys.stderr)
+        return 1
+    except (ToolchainError, ComponentError, StageError) as error:
+        print(f"\nmake demo DRIVER={options.driver}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    screen.heading(f"All {screen.checks} checks hold. What to try next:")
+    for line in TRY_NEXT[options.driver]:
+        print(f"  {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

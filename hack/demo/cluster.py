@@ -1,0 +1,162 @@
+"""The stage on a real control plane: etcd, API server, controllers, scheduler; chart, roles and operator as shipped."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
+
+import yaml
+
+from gpusharing.kube.client import JSON, KubeClient
+from gpusharing.kube.http import HttpClient
+from hack import stage as product
+from hack.cluster import install, nodes
+from hack.cluster.audit import read_requests
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.demo import fleet
+from hack.demo.columns import View
+from hack.demo.screen import Screen
+from hack.demo.stage import LOG, Refused, Written, empty_log
+from hack.sim.workloads import Workload
+
+FACTOR = 50.0
+"""Simulated seconds in one real second."""
+OPERATOR = f"system:serviceaccount:{product.NAMESPACE}:{product.SERVICE_ACCOUNT}"
+LEASE = {"lease_seconds": "3", "renew_deadline": "2", "retry_period": "0.5"}
+"""Shorter than shipped, so that the second operator need not wait for long after the kill."""
+Result = TypeVar("Result")
+
+
+class ClusterStage:
+    """See stage.Stage."""
+
+    patience = 6.0
+    simulated = (
+        f"SIMULATED: GPUs, NVIDIA's node software ({FACTOR:g} times as fast as life) and kubelets (kwok). Real: etcd, "
+        "API server, scheduler, controllers, kubectl, helm. The operator runs as a process with the rights that "
+        "the chart gives it."
+    )
+
+    def __init__(self, plane: ControlPlane, client: HttpClient) -> None:
+        """Use `cluster_stage`."""
+        self._plane = plane
+        self._operator: product.Process | None = None
+        self.client: KubeClient = client
+
+    async def apply(self, manifest: JSON) -> str:
+        """See Stage."""
+        try:
+            return await self._kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
+        except subprocess.CalledProcessError as error:
+            raise Refused(str(error.stderr)) from None
+
+    async def show(self, view: View) -> str:
+        """See Stage."""
+        return await self._kubectl(*view.arguments)
+
+    async def deploy(self, workload: Workload) -> None:
+        """See Stage."""
+        path = f"/apis/apps/v1/namespaces/{workload.namespace}/deployments"
+        await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
+
+    async def start_operator(self) -> None:
+        """See Stage."""
+        start = partial(product.operator, self._plane.kubeconfig, self._plane.directory, FACTOR, **LEASE)
+        self._operator = await asyncio.to_thread(start)
+        self._operator.log = LOG
+        self._operator.start()
+
+    async def kill_operator(self) -> str:
+        """See Stage."""
+        if self._operator is None:
+            raise RuntimeError("no operator was started")
+        pid = self._operator.pid
+        await asyncio.to_thread(self._operator.kill)
+        return f"process {pid} ended with status {self._operator.exit_status}"
+
+    async def stop(self) -> None:
+        """End the operator in order, as a rollout of its Deployment does."""
+        if self._operator is not None:
+            await asyncio.to_thread(self._operator.stop)
+
+    async def writes(self) -> list[Written]:
+        """See Stage: what the API server's audit log says."""
+        return await asyncio.to_thread(self._writes)
+
+    async def changed(self) -> None:
+        """See Stage."""
+        await asyncio.sleep(0.2)
+
+    def _writes(self) -> list[Written]:
+        return [
+            Written(request.resource, "/".join(filter(None, (request.namespace, request.name))))
+            for request in read_requests(self._plane.audit_log, OPERATOR)
+            if request.is_write and request.status < 300 and request.resource != "leases"
+        ]
+
+    async def _kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        return await asyncio.to_thread(partial(self._plane.kubectl, *arguments, stdin=stdin))
+
+
+def deployment(workload: Workload) -> JSON:
+    """The Deployment whose pods are those of the workload."""
+    pod = workload.body("")
+    labels = pod["metadata"]["labels"]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": workload.name, "namespace": workload.namespace},
+        "spec": {
+            "replicas": workload.replicas,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod["spec"]},
+        },
+    }
+
+
+@asynccontextmanager
+async def cluster_stage(screen: Screen, *, verbose: bool = False) -> AsyncIterator[ClusterStage]:
+    """A control plane of its own with everything on it but the operator; all of it ends with the context."""
+    empty_log()
+    plane = ControlPlane(options=Options(audit=True))
+    try:
+        _step(screen, "etcd, API server, controller-manager, scheduler, kwok", plane.start)
+        _step(screen, "stand-ins for the GPU Operator's CRDs and ClusterPolicy", partial(_prepare, plane))
+        _step(screen, "our chart, by helm install", partial(_install, plane))
+        _step(screen, f"{len(fleet.nodes())} SIMULATED nodes", partial(_populate, plane))
+        software = product.node_software(plane.kubeconfig, plane.directory, FACTOR, "--agent-interval", "1")
+        with software:
+            async with await HttpClient.connect(plane.kubeconfig, name="demo") as client:
+                stage = ClusterStage(plane, client)
+                try:
+                    yield stage
+                finally:
+                    await stage.stop()
+                    if verbose:
+                        screen.output(LOG.read_text())
+    finally:
+        plane.stop()
+
+
+def _step(screen: Screen, what: str, work: Callable[[], object]) -> None:
+    begin = time.monotonic()
+    work()
+    screen.say(f"{time.monotonic() - begin:6.1f} s  {what}")
+
+
+def _prepare(plane: ControlPlane) -> None:
+    install.install_gpu_operator(plane.api)
+    for name in fleet.NAMESPACES:
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        plane.api.create("/api/v1/namespaces", namespace)
+
+
+def _install(plane: ControlPlane) -> None:
+    product.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+
+
+def _populate(plane: ControlPlane) -> None:
+    nodes.wait_nodes_ready(plane.api, nodes.create_nodes(plane.api, fleet.nodes()))

@@ -1,0 +1,168 @@
+"""Tables as `kubectl get` prints them, from the very JSONPaths that the CRDs name: a table here cannot lie.
+
+Known are the forms of JSONPath that our columns use: `.key`, an escaped dot in a key, `[?(@.key=="value")]`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from gpusharing.api.crd import GPUNODE, POLICY
+from gpusharing.api.crd import Resource as Printed
+from gpusharing.kube.client import EVENTS, GPUNODES, JSON, NODES, POLICIES, Resource
+
+_STEP = re.compile(r'\.(?P<key>(?:\\.|[^.\[\\])+)|\[\?\(@\.(?P<field>\w+)=="(?P<value>[^"]*)"\)\]')
+PADDING = 3
+MIN_WIDTH = 6
+"""Of a column, padding included: kubectl's own numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One `kubectl get`."""
+
+    resource: Resource
+    columns: tuple[tuple[str, str], ...]
+    """Heading and JSONPath."""
+    kind: str
+    """As one types it."""
+    dates: frozenset[str] = frozenset()
+    """Headings of columns that show the time since."""
+    custom: bool = True
+    """The columns are ours (`-o custom-columns`), not the server's."""
+    names: tuple[str, ...] = ()
+    """Only these objects."""
+    field: tuple[str, str] | None = None
+    """`--field-selector`: path without the first dot, value."""
+    sort_by: str = ".metadata.name"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What follows `kubectl`."""
+        words = ["get", self.kind, *self.names]
+        if self.field:
+            words += ["--field-selector", "=".join(self.field)]
+        if self.sort_by != ".metadata.name":
+            words.append(f"--sort-by={self.sort_by}")
+        if self.custom:
+            words += ["-o", "custom-columns=" + ",".join(f"{name}:{path}" for name, path in self.columns)]
+        return tuple(words)
+
+    @property
+    def command(self) -> str:
+        """What a person would type; our own columns are left out of it."""
+        words = self.arguments[:-1] if self.custom else self.arguments
+        return " ".join(("kubectl", *words, *(("custom-columns=...",) if self.custom else ())))
+
+
+def printed(resource: Resource, source: Printed, kind: str) -> View:
+    """The columns that the CRD gives to `kubectl get`."""
+    shown = [column for column in source.columns if not column.wide]
+    return View(
+        resource,
+        (("NAME", ".metadata.name"), *((column.name.upper(), column.path) for column in shown)),
+        kind,
+        dates=frozenset(column.name.upper() for column in shown if column.type == "date"),
+        custom=False,
+    )
+
+
+POOLS = printed(POLICIES, POLICY, "gpusharingpolicies")
+FLEET = View(
+    NODES,
+    (
+        ("NAME", ".metadata.name"),
+        ("POOL", r".metadata.labels.gpusharing\.dev/pool"),
+        ("PRODUCT", r".metadata.labels.nvidia\.com/gpu\.product"),
+        ("GPUS", r".status.allocatable.nvidia\.com/gpu"),
+        ("CORDONED", ".spec.unschedulable"),
+    ),
+    "nodes",
+)
+_GPUNODE_PATHS = {column.name.upper(): column.path for column in GPUNODE.columns}
+
+
+def places(*nodes: str) -> View:
+    """Columns of `kubectl get gpunodes -o wide`, those that fit on a narrow screen."""
+    shown = ("OBSERVED", "PHASE", "REASON", "PODS", "CULPRIT")
+    columns = (("NAME", ".metadata.name"), *((name, _GPUNODE_PATHS[name]) for name in shown))
+    return View(GPUNODES, columns, "gpunodes", names=nodes)
+
+
+def events_about(policy: str) -> View:
+    """The events of one policy, oldest first."""
+    columns = (("TYPE", ".type"), ("REASON", ".reason"), ("NOTE", ".note"))
+    return View(
+        EVENTS,
+        columns,
+        "events.v1.events.k8s.io",
+        field=("regarding.name", policy),
+        sort_by=".eventTime",
+    )
+
+
+def find(obj: JSON, path: str) -> Any:
+    """What a JSONPath selects, None when there is nothing. ValueError for a form that is not known here."""
+    found: Any = obj
+    at = 0
+    while at < len(path):
+        step = _STEP.match(path, at)
+        if step is None:
+            raise ValueError(f"JSONPath {path!r}: cannot read {path[at:]!r}")
+        at = step.end()
+        if step["key"] is not None:
+            found = found.get(step["key"].replace("\\", "")) if isinstance(found, dict) else None
+        else:
+            found = next((row for row in found or () if row.get(step["field"]) == step["value"]), None)
+    return found
+
+
+def render(view: View, objects: Iterable[JSON], now: datetime) -> str:
+    """The table as kubectl would print it."""
+    chosen = [obj for obj in objects if _selected(view, obj)]
+    chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
+    rows = [[name for name, _ in view.columns]]
+    rows += [[_cell(view, name, find(obj, path), now) for name, path in view.columns] for obj in chosen]
+    return align(rows)
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell and three spaces."""
+    widths = [max(MIN_WIDTH, *(len(cell) + PADDING for cell in column)) for column in zip(*rows, strict=True)]
+    lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _selected(view: View, obj: JSON) -> bool:
+    if view.names and obj["metadata"]["name"] not in view.names:
+        return False
+    return view.field is None or find(obj, f".{view.field[0]}") == view.field[1]
+
+
+def _cell(view: View, name: str, value: Any, now: datetime) -> str:
+    if value is None or value == "":
+        return "<none>" if view.custom and value is None else ""
+    if name in view.dates:
+        return age((now - datetime.fromisoformat(value).astimezone(UTC)).total_seconds())
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def age(seconds: float) -> str:
+    """A duration as kubectl shows it (apimachinery HumanDuration), up to days."""
+    whole = max(0, int(seconds))
+    minutes, hours = whole // 60, whole // 3600
+    if whole < 120:
+        return f"{whole}s"
+    if minutes < 10:
+        rest = whole % 60
+        return f"{minutes}m{rest}s" if rest else f"{minutes}m"
+    if minutes < 180:
+        return f"{minutes}m"
+    if hours < 8:
+        rest = minutes % 60
+        return f"{hours}h{rest}m" if rest else f"{hours}h"
+    return f"{hours}h" if hours < 48 else f"{hours // 24}d"

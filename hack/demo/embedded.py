@@ -1,0 +1,111 @@
+"""The stage in one Python process: FakeCluster for the API server, everything else as in hack/embedded.py."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+
+import structlog
+
+from gpusharing.api.validation import validate_policy
+from gpusharing.kube.client import JSON, POLICIES, KubeClient
+from gpusharing.kube.errors import NotFound
+from gpusharing.kube.lease import Timing
+from hack.demo.columns import View, render
+from hack.demo.fleet import nodes
+from hack.demo.stage import Refused, Written, empty_log, objects
+from hack.embedded import Embedded, embedded
+from hack.sim.workloads import Workload
+
+LEASE = Timing(duration=2.0, deadline=1.5, retry=0.1)
+"""In seconds. Long enough for a busy machine, short enough that one need not wait for the second operator."""
+
+
+class EmbeddedStage:
+    """See stage.Stage."""
+
+    patience = 1.0
+    simulated = (
+        "SIMULATED: the API server, GPUs, NVIDIA's node software, scheduler and workloads are played in this "
+        "process, 100 times as fast as life. The operator and the agents are the shipped code."
+    )
+
+    def __init__(self, environment: Embedded) -> None:
+        """Use `embedded_stage`."""
+        self._environment = environment
+        self.client: KubeClient = environment.cluster.client("person")
+
+    async def apply(self, manifest: JSON) -> str:
+        """See Stage. What CEL and the schema say on a real API server, validate_policy says here."""
+        name = manifest["metadata"]["name"]
+        judged = validate_policy(manifest)
+        if isinstance(judged, tuple):
+            problems = "\n".join(f"* {problem.field}: {problem.message}" for problem in judged)
+            raise Refused(f'The GPUSharingPolicy "{name}" is invalid:\n{problems}')
+        with suppress(NotFound):
+            before = await self.client.get(POLICIES, name)
+            after = self._environment.apply(manifest)
+            changed = before["metadata"]["generation"] != after["metadata"]["generation"]
+            return f"gpusharingpolicy.gpusharing.dev/{name} {'configured' if changed else 'unchanged'}"
+        self._environment.apply(manifest)
+        return f"gpusharingpolicy.gpusharing.dev/{name} created"
+
+    async def show(self, view: View) -> str:
+        """See Stage."""
+        return render(view, await objects(self.client, view.resource), datetime.now(UTC))
+
+    async def deploy(self, workload: Workload) -> None:
+        """See Stage."""
+        self._environment.workloads.apply(workload)
+
+    async def start_operator(self) -> None:
+        """See Stage."""
+        self._environment.start_operator()
+
+    async def kill_operator(self) -> str:
+        """See Stage. Its tasks are cancelled where they stand; nothing in it is told to finish anything."""
+        await self._environment.kill_operator()
+        return "every task of the operator is cancelled where it stands; its Lease is left to expire"
+
+    async def writes(self) -> list[Written]:
+        """See Stage."""
+        return [
+            Written(
+                "/".join(filter(None, (write.call.resource.plural, write.call.subresource))),
+                "/".join(filter(None, (write.call.namespace, write.call.name))),
+            )
+            for write in self._environment.cluster.writes
+            if write.call.identity == "operator"
+            and write.error is None
+            and write.call.resource.plural != "leases"
+        ]
+
+    async def changed(self) -> None:
+        """See Stage."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await self._environment.cluster.changed()
+
+
+@asynccontextmanager
+async def embedded_stage(*, verbose: bool = False) -> AsyncIterator[EmbeddedStage]:
+    """A running stage; its operators log into a file unless `verbose`."""
+    fleet = nodes()
+    for node in fleet:
+        node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+    with empty_log().open("w") as file:
+        if not verbose:
+            structlog.configure(
+                processors=[
+                    structlog.processors.add_log_level,
+                    structlog.processors.TimeStamper(fmt="iso", utc=True),
+                    structlog.processors.format_exc_info,
+                    structlog.processors.JSONRenderer(),
+                ],
+                logger_factory=structlog.WriteLoggerFactory(file=file),
+            )
+        try:
+            async with embedded(fleet, sim={"agent_interval": 0.5}, lease_timing=LEASE) as environment:
+                yield EmbeddedStage(environment)
+        finally:
+            structlog.reset_defaults()

@@ -1,0 +1,73 @@
+"""The people of the story: eleven nodes with 80 GPUs, four pools, five teams' pods, one PodDisruptionBudget.
+
+Pools A to D are those of the article that this operator answers to, with its arithmetic corrected: 1g.20gb takes
+an eighth of the memory twice, so an 80 GB H100 holds four of them and not seven.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpusharing.kube.client import JSON
+from hack.cluster.nodes import node_manifest
+from hack.sim.workloads import Workload
+
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
+POOLS = (("a", H100, 8, 4), ("b", H100, 8, 3), ("c", H100, 8, 2), ("d", L40S, 4, 2))
+"""Pool, card, GPUs per node, nodes."""
+GPUS = sum(gpus * nodes for _, _, gpus, nodes in POOLS)
+ZONE = "topology.kubernetes.io/zone"
+RANKER_NODE = "gpu-b-1"
+"""The only node in zone-1: where the ranker's disk is."""
+RANKER = Workload(
+    "ranker",
+    3,
+    "nvidia.com/mig-3g.40gb",
+    namespace="team-b",
+    node_selector={"gpusharing.dev/pool": "b", ZONE: "zone-1"},
+)
+WORKLOADS = (
+    Workload("llm-7b", 97, "nvidia.com/mig-1g.20gb", namespace="team-a"),
+    Workload("llm-13b", 12, "nvidia.com/mig-3g.40gb", namespace="team-b"),
+    Workload("training", 2, count=8, namespace="team-c", node_selector={"gpusharing.dev/pool": "c"}),
+    Workload("notebook", 21, namespace="dev", node_selector={"gpusharing.dev/pool": "d"}),
+)
+BUDGET: JSON = {
+    "apiVersion": "policy/v1",
+    "kind": "PodDisruptionBudget",
+    "metadata": {"name": "ranker", "namespace": "team-b"},
+    "spec": {"minAvailable": 2, "selector": {"matchLabels": {"app": "ranker"}}},
+}
+NAMESPACES = sorted({workload.namespace for workload in (*WORKLOADS, RANKER)})
+TARGET = {"3g.40gb": 1, "1g.10gb": 4}
+"""What pool B's cards are to be divided into: one half stays, the other becomes four small instances."""
+
+
+def nodes() -> list[JSON]:
+    """The machines, all with whole GPUs."""
+    return [
+        node_manifest(f"gpu-{pool}-{number}", product=card, gpus=gpus, pool=pool, labels=_zone(pool, number))
+        for pool, card, gpus, count in POOLS
+        for number in range(1, count + 1)
+    ]
+
+
+def _zone(pool: str, number: int) -> dict[str, str]:
+    return {ZONE: "zone-1" if f"gpu-{pool}-{number}" == RANKER_NODE else "zone-2"}
+
+
+def example(pool: str) -> JSON:
+    """examples/pool-<pool>.yaml."""
+    manifest: JSON = yaml.safe_load((EXAMPLES / f"pool-{pool}.yaml").read_text())
+    return manifest
+
+
+def with_layout(pool: str, profiles: dict[str, int], **rollout: Any) -> JSON:
+    """The example with another division of every card."""
+    manifest = copy.deepcopy(example(pool))
+    manifest["spec"]["mig"]["layouts"] = [{"devices": "all", "profiles": profiles}]
+    manifest["spec"].setdefault("rollout", {}).update(rollout)
+    return manifest

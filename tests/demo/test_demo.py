@@ -1,0 +1,98 @@
+"""`make demo` as people run it, and that it fails when it shows something that is not so."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from hack.cluster import toolchain
+from hack.demo import fleet
+from hack.demo.__main__ import TRY_NEXT
+from hack.demo.embedded import EmbeddedStage
+from hack.demo.scene import Scene
+from hack.demo.screen import WIDTH, DemoFailed, Screen
+from hack.demo.stage import ROOT
+from hack.demo.story import fleet_appears
+from hack.embedded import embedded
+
+CHECKS = 35
+"""A story that lost a check would still end well."""
+TABLE = [
+    r"NAME +MODE +LAYOUT +NODES +GPUS +USED +READY +STATUS +AGE",
+    r"pool-a +MIG +4x1g\.20gb +4/4 +32 +97/128 +True +Synced +\d+\w",
+    r"pool-b +MIG +1x3g\.40gb\+4x1g\.10gb +3/3 +24 +15/120 +True +Synced +\d+\w",
+    r"pool-c +Full +1x full +2/2 +16 +16/16 +True +Synced +\d+\w",
+    r"pool-d +TimeSlicing +4x shared +2/2 +8 +21/32 +True +Synced +\d+\w",
+]
+
+
+def run_demo(driver: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """`python -m hack.demo` with nothing of our environment that could change it."""
+    environ = {key: value for key, value in os.environ.items() if key not in ("DRIVER", "KUBECONFIG")}
+    return subprocess.run(
+        [sys.executable, "-m", "hack.demo", "--driver", driver, *options],
+        cwd=ROOT,
+        env=environ | {"PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def assert_whole_story(done: subprocess.CompletedProcess[str], driver: str) -> None:
+    """Exit status, banner, final table, every check, and what to try next."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert "SIMULATED" in lines[0]
+    last = len(lines) - 1 - lines[::-1].index("$ kubectl get gpusharingpolicies")
+    shown = [line.strip() for line in lines[last + 1 : last + 6]]
+    assert [bool(re.fullmatch(row, line)) for row, line in zip(TABLE, shown, strict=True)] == [True] * 5, (
+        shown
+    )
+    assert sum(line.startswith("  ✓ ") for line in lines) == CHECKS
+    assert [line for line in lines if line.startswith(f"All {CHECKS} checks hold. What to try next:")]
+    assert lines[-len(TRY_NEXT[driver]) :] == [f"  {line}" for line in TRY_NEXT[driver]]
+    assert [line for line in lines if len(line) > WIDTH] == []
+
+
+def test_the_story_on_the_embedded_cluster_holds() -> None:
+    assert_whole_story(run_demo("embedded"), "embedded")
+
+
+@pytest.mark.cluster
+def test_the_story_on_a_real_control_plane_holds() -> None:
+    try:
+        toolchain.control_plane_programs()
+        for name in ("kwok", "helm"):
+            toolchain.program(name)
+    except toolchain.ToolchainError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"RUNG 2 NOT RUN: {error}")
+    assert_whole_story(run_demo("cluster"), "cluster")
+
+
+def test_an_unknown_driver_is_refused_with_those_there_are() -> None:
+    done = run_demo("kindd")
+    assert done.returncode == 2
+    assert "DRIVER is embedded or cluster, not 'kindd'" in done.stderr
+
+
+async def test_a_fleet_that_is_not_as_told_ends_the_story() -> None:
+    out = io.StringIO()
+    async with embedded(fleet.nodes()[:-1]) as environment:
+        scene = Scene(EmbeddedStage(environment), Screen(out))
+        with pytest.raises(DemoFailed, match="10 nodes serve 76 whole GPUs"):
+            await fleet_appears(scene)
+    assert "gpu-d-1" in out.getvalue()
+
+
+async def test_what_does_not_come_ends_the_story_with_where_everything_stands() -> None:
+    async with embedded(fleet.nodes()) as environment:
+        scene = Scene(EmbeddedStage(environment), Screen(io.StringIO()))
+        await scene.stage.apply(fleet.example("a"))  # and no operator
+        with pytest.raises(DemoFailed, match=r"within 0 s: pool-a Ready\nNAME +MODE"):
+            await scene.ready("pool-a", seconds=0.3)

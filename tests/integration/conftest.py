@@ -1,0 +1,47 @@
+"""One control plane for all tests of this folder: audit log on, chart installed, SIMULATED node software running."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from hack.cluster import install, toolchain
+from hack.cluster.controlplane import ControlPlane, Options
+from tests.conftest import build_or_skip
+from tests.integration.product import AGENT, FACTOR, Product
+
+from hack import stage
+
+LAST = "test_rights.py"
+"""Looks back at what all the others did."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here is rung 2."""
+    here = [item for item in items if item.path.parent.name == "integration"]
+    for item in here:
+        item.add_marker("cluster")
+    items.sort(key=lambda item: item.path.name == LAST)
+
+
+@pytest.fixture(scope="session")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """No operator runs yet: each module starts its own."""
+    build_or_skip(toolchain.control_plane_programs)
+    for name in ("kwok", "helm"):
+        build_or_skip(partial(toolchain.program, name))
+    directory = tmp_path_factory.mktemp("product")
+    with ControlPlane(options=Options(audit=True)) as plane:
+        install.install_gpu_operator(plane.api)
+        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+        account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
+        options = ("--agent-interval", "1", "--agent-account", account)
+        with stage.node_software(plane.kubeconfig, directory, FACTOR, *options):
+            yield Product(plane, directory)
+
+
+@pytest.fixture(scope="module")
+def operator(product: Product, request: pytest.FixtureRequest) -> Iterator[stage.Process]:
+    """The operator of one module, as a process under the shipped rights."""
+    with product.operator(request.path.stem) as process:
+        yield process
+        assert process.exit_status is None, process.log.read_text()[-3000:]

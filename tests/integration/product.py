@@ -1,0 +1,294 @@
+"""The whole product on one real control plane, and the people around it: what the tests of this folder act with."""
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hack.cluster.api import Api, ApiError, Object
+from hack.cluster.audit import Request, read_requests
+from hack.cluster.controlplane import ControlPlane
+from hack.cluster.nodes import create_nodes, node_manifest
+from hack.cluster.process import wait_until
+
+from hack import stage
+
+GROUP = "/apis/gpusharing.dev/v1alpha1"
+POLICIES = f"{GROUP}/gpusharingpolicies"
+GPUNODES = f"{GROUP}/gpunodes"
+NODES = "/api/v1/nodes"
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-operator"
+CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
+FENCE = "gpusharing.dev/fence"
+INJECT = "sim.gpusharing.dev/inject"
+OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:gpusharing-operator"
+AGENT = f"system:serviceaccount:{stage.NAMESPACE}:gpusharing-agent"
+H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
+SECONDS = 60.0
+"""Patience of every wait here: far above what a step takes, for a machine that does other things too."""
+
+FULL: Object = {"mode": "Full"}
+SLICED: Object = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+SINGLE: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
+MIXED: Object = {
+    "mode": "MIG",
+    "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]},
+}
+
+FACTOR = 60.0
+"""Simulated seconds per second."""
+WAITS = {
+    "settle": "0.2",
+    "idle": "0.2",
+    "poll": "0.3",
+    "config_propagation": "1.2",
+    "wedge_pending": "4",
+    "wedge_paused": "1.5",
+    "restart_grace": "1",
+    "drift_grace": "1.5",
+    "abort_backoff": "2",
+    "publish_period": "0.2",
+    "pending_period": "1",
+    "debounce": "0.05",
+}
+"""The operator's waits. Patience shrinks less than the hardware's time: this machine may be slow, life is not."""
+
+
+@dataclass
+class Product:
+    """A control plane with chart and simulated node software."""
+
+    plane: ControlPlane
+    directory: Path
+
+    @property
+    def api(self) -> Api:
+        """As admin."""
+        return self.plane.api
+
+    def operator(self, name: str = "operator", **settings: str) -> stage.Process:
+        """An operator under the shipped rights, not started yet; its log is named after it."""
+        folder = self.directory / f"{name}-{uuid.uuid4().hex[:6]}"
+        folder.mkdir()
+        return stage.operator(self.plane.kubeconfig, folder, FACTOR, **(WAITS | settings))
+
+    def mark(self) -> int:
+        """A moment in the audit log."""
+        return self.plane.audit_log.stat().st_size
+
+    def requests(self, since: int = 0, user: str = OPERATOR) -> list[Request]:
+        """What a user asked the API server since then."""
+        return list(read_requests(self.plane.audit_log, user, start=since))
+
+    def writes(self, resource: str, name: str = "", since: int = 0) -> list[Request]:
+        """Writes of the operator that changed something."""
+        return [
+            request
+            for request in self.requests(since)
+            if request.is_write
+            and request.resource == resource
+            and (not name or request.name == name)
+            and request.status < 400
+        ]
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            self.api.get(path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
+    def remove(self, *paths: str) -> None:
+        """Delete what is there."""
+        for path in paths:
+            with contextlib.suppress(ApiError):
+                self.api.delete(path)
+
+    @contextlib.contextmanager
+    def pool(self, *cards: str, gpus: int = 2, name: str = "") -> Iterator["Pool"]:
+        """A pool with one node per card; everything of it is removed afterwards."""
+        found = Pool(self, name or f"p{uuid.uuid4().hex[:5]}")
+        try:
+            for number, card in enumerate(cards or (H100,)):
+                found.add_node(f"{found.name}-{number}", card, gpus)
+            yield found
+        finally:
+            found.remove()
+
+
+@dataclass
+class Pool:
+    """Nodes with one label, and the policy for them, which has the pool's name."""
+
+    product: Product
+    name: str
+    nodes: list[str] = field(default_factory=list)
+    _paths: list[str] = field(default_factory=list)
+
+    @property
+    def api(self) -> Api:
+        """As admin."""
+        return self.product.api
+
+    @property
+    def path(self) -> str:
+        """Of the policy."""
+        return f"{POLICIES}/{self.name}"
+
+    def add_node(self, name: str, card: str = H100, gpus: int = 2, **labels: str) -> str:
+        """One more simulated node of the pool."""
+        manifest = node_manifest(name, product=card, gpus=gpus, pool=self.name, labels=labels)
+        create_nodes(self.api, [manifest])
+        self.nodes.append(name)
+        return name
+
+    def create(self, path: str, manifest: Object) -> Object:
+        """Create an object that goes with the pool."""
+        created = self.api.create(path, manifest)
+        self._paths.append(f"{path}/{created['metadata']['name']}")
+        return created
+
+    # --- the policy --------------------------------------------------------------------------------------
+
+    def manifest(self, spec: Object, name: str = "") -> Object:
+        """A policy for this pool."""
+        selector = {"matchLabels": {"gpusharing.dev/pool": self.name}}
+        return {
+            "apiVersion": "gpusharing.dev/v1alpha1",
+            "kind": "GPUSharingPolicy",
+            "metadata": {"name": name or self.name},
+            "spec": {"nodeSelector": selector, **spec},
+        }
+
+    def apply(self, spec: Object, name: str = "") -> None:
+        """Create the policy, or replace its spec, as `kubectl apply` does."""
+        self.api.apply(f"{POLICIES}/{name or self.name}", self.manifest(spec, name))
+        if (path := f"{POLICIES}/{name}") != self.path and name:
+            self._paths.insert(0, path)
+
+    def wait_synced(self, seconds: float = SECONDS) -> None:
+        """Until Ready says so of the present generation."""
+        stage.wait_ready(self.api, self.name, seconds)
+
+    def condition(self, kind: str, name: str = "") -> Object:
+        """A condition of the present generation; empty while there is none."""
+        raw = self.api.get(f"{POLICIES}/{name or self.name}")
+        rows: list[Object] = raw.get("status", {}).get("conditions") or []
+        now = [row for row in rows if row["observedGeneration"] == raw["metadata"]["generation"]]
+        return next((row for row in now if row["type"] == kind), {})
+
+    def wait_condition(self, kind: str, status: str, reason: str, name: str = "") -> str:
+        """Wait for it; returns its message."""
+
+        def holds() -> bool:
+            found = self.condition(kind, name)
+            return (found.get("status"), found.get("reason")) == (status, reason)
+
+        self.wait(holds, f"{kind}={status} {reason}")
+        return str(self.condition(kind, name)["message"])
+
+    def summary(self) -> Object:
+        """`status.summary`."""
+        found: Object = self.api.get(self.path).get("status", {}).get("summary") or {}
+        return found
+
+    def events(self) -> list[tuple[str, str]]:
+        """(reason, note) of every event about the policy, oldest first."""
+        found = self.api.list(
+            "/apis/events.k8s.io/v1/namespaces/default/events", fieldSelector=f"regarding.name={self.name}"
+        )
+        found.sort(key=lambda event: str(event["eventTime"]))
+        return [(event["reason"], event["note"]) for event in found]
+
+    # --- its nodes -----------------------------------------------------------------------------------------
+
+    def node(self, name: str = "") -> Object:
+        """A Node; the first one unless told."""
+        found: Object = self.api.get(f"{NODES}/{name or self.nodes[0]}")
+        return found
+
+    def labels(self, name: str = "") -> Mapping[str, str]:
+        """Labels of a Node."""
+        found: Mapping[str, str] = self.node(name)["metadata"]["labels"]
+        return found
+
+    def fence(self, name: str = "") -> Object:
+        """Our fence on a Node; empty without one."""
+        text = (self.node(name)["metadata"].get("annotations") or {}).get(FENCE)
+        fence: Object = json.loads(text) if text else {}
+        return fence
+
+    def offered(self, name: str = "") -> dict[str, int]:
+        """Allocatable GPU resources of a Node, without those at 0."""
+        allocatable = self.node(name)["status"]["allocatable"]
+        return {
+            key: int(value)
+            for key, value in allocatable.items()
+            if key.startswith("nvidia.com/") and value != "0"
+        }
+
+    def transition(self, name: str = "") -> Object:
+        """`status.transition` of a GPUNode; empty while there is none."""
+        try:
+            raw = self.api.get(f"{GPUNODES}/{name or self.nodes[0]}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return {}
+        found: Object = raw.get("status", {}).get("transition") or {}
+        return found
+
+    def annotate(self, name: str, annotations: Mapping[str, str | None]) -> None:
+        """Set annotations of a Node; None removes one."""
+        self.api.merge_patch(f"{NODES}/{name}", {"metadata": {"annotations": dict(annotations)}})
+
+    def inject(self, fault: str, name: str = "") -> None:
+        """Let something go wrong on a simulated node, and wait until it is taken note of."""
+        name = name or self.nodes[0]
+        self.annotate(name, {INJECT: fault})
+        self.wait(
+            lambda: INJECT not in self.node(name)["metadata"].get("annotations", {}), f"{fault} to be played"
+        )
+
+    def cordon(self, name: str, *, lifted: bool = False) -> None:
+        """As `kubectl cordon` and `kubectl uncordon` do."""
+        self.api.merge_patch(f"{NODES}/{name}", {"spec": {"unschedulable": None if lifted else True}})
+
+    def wait_phase(self, phase: str, reason: str = "", name: str = "") -> str:
+        """Wait until `kubectl get gpun` would show it; returns the message."""
+
+        def shown() -> bool:
+            now = self.transition(name)
+            return now.get("phase") == phase and (not reason or now.get("reason") == reason)
+
+        self.wait(shown, f"{name or self.nodes[0]} to be {phase} {reason}", lambda: self.transition(name))
+        return str(self.transition(name).get("message", ""))
+
+    def wait(self, condition: Any, what: str, show: Any = None) -> None:
+        """Wait until it holds; what is there instead is told."""
+        try:
+            wait_until(condition, SECONDS, what)
+        except TimeoutError as error:
+            shown = show() if show else self.api.get(self.path).get("status")
+            raise TimeoutError(f"{error}; there is {json.dumps(shown)[:3000]}") from None
+
+    def remove(self) -> None:
+        """Delete policies, workloads and nodes, in the order in which nothing holds anything up."""
+        paths = (*self._paths, self.path)
+        for path in paths:
+            with contextlib.suppress(ApiError):
+                if path.startswith(POLICIES):
+                    force = {"metadata": {"annotations": {"gpusharing.dev/force-release": "true"}}}
+                    self.api.merge_patch(path, force)
+                self.api.delete(path)
+        for name in self.nodes:
+            self.product.remove(f"{GPUNODES}/{name}", f"{NODES}/{name}")
+        for path in paths:
+            if path.startswith(POLICIES) and self.product.exists(path):
+                self.api.merge_patch(path, {"metadata": {"finalizers": None}})

@@ -1,0 +1,137 @@
+"""Every ordered change among the modes on a real API server: classes, three Node writes, proof, adoption."""
+
+import contextlib
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hack.cluster.api import Object
+from tests.integration.product import (
+    FULL,
+    H100,
+    L40S,
+    MIXED,
+    OPERATOR,
+    SINGLE,
+    SLICED,
+    Pool,
+    Product,
+)
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+MODES: dict[str, Object] = {"Full": FULL, "TimeSlicing": SLICED, "single": SINGLE, "mixed": MIXED}
+SERVED = {
+    "Full": {"nvidia.com/gpu": 2},
+    "TimeSlicing": {"nvidia.com/gpu": 8},
+    "single": {"nvidia.com/gpu": 14},
+    "mixed": {"nvidia.com/mig-3g.40gb": 4},
+}
+LAYOUT = {"Full": "1x full", "TimeSlicing": "4x shared", "single": "7x1g.10gb", "mixed": "2x3g.40gb"}
+ROUTING = {"Full": "full", "TimeSlicing": "time-slicing", "single": "mig", "mixed": "mig"}
+WALKS = (
+    ("Full", "TimeSlicing", "single", "mixed", "Full"),
+    ("Full", "single", "TimeSlicing", "mixed", "single", "Full"),
+    ("Full", "mixed", "TimeSlicing", "Full"),
+)
+"""Three nodes walk side by side; together their steps are every ordered pair once."""
+
+
+def disruption(before: str, after: str) -> str:
+    """design.md section 4: the MIG mode of a GPU changes, or only names and counts do."""
+    mig = {"single", "mixed"}
+    return "Reset" if (before in mig) != (after in mig) else "GPUPods"
+
+
+def test_the_walks_are_every_ordered_change_once() -> None:
+    steps = Counter(step for walk in WALKS for step in pairwise(walk))
+    assert steps == {(a, b): 1 for a in MODES for b in MODES if a != b}
+
+
+def check_step(pool: Pool, before: str, after: str, since: int) -> None:
+    node, step = pool.nodes[0], f"{before} -> {after}"
+    writes = pool.product.writes("nodes", node, since)
+    assert [write.verb for write in writes] == ["patch"] * 3, f"{step}: fence, PNR, release; not {writes}"
+    note = f"{node}: {LAYOUT[before]} -> {LAYOUT[after]} (class {disruption(before, after)})"
+    assert ("Reconfiguring", note) in pool.events(), step
+    assert pool.offered() == SERVED[after], step
+    assert pool.labels()["gpusharing.dev/mode"] == ROUTING[after], step
+    assert not pool.fence(), step
+    assert "unschedulable" not in pool.node()["spec"], step
+
+
+def test_every_change_of_mode_runs_to_synced_with_three_node_writes(product: Product) -> None:
+    with contextlib.ExitStack() as stack:
+        pools = [stack.enter_context(product.pool(H100)) for _ in WALKS]
+        for pool in pools:
+            pool.apply(FULL)
+        for pool in pools:
+            pool.wait_synced()
+        for number in range(1, max(map(len, WALKS))):
+            walking = [(p, w) for p, w in zip(pools, WALKS, strict=True) if number < len(w)]
+            since = product.mark()
+            for pool, walk in walking:
+                pool.apply(MODES[walk[number]])
+            for pool, walk in walking:
+                pool.wait_synced()
+                check_step(pool, walk[number - 1], walk[number], since)
+
+
+def test_a_node_that_is_as_wanted_is_adopted_by_our_own_labels_alone(product: Product) -> None:
+    with product.pool(H100) as pool:
+        before = dict(pool.labels())
+        pool.apply(FULL)
+        pool.wait_synced()
+        assert len(product.writes("nodes", pool.nodes[0])) == 1
+        added = pool.labels().items() - before.items()
+        assert {key for key, _ in added if key.startswith("gpusharing.dev/")} == {
+            "gpusharing.dev/mode",
+            "gpusharing.dev/policy",
+        }
+        assert not {key for key, _ in added} & {"nvidia.com/device-plugin.config", "nvidia.com/mig.config"}
+        managers = {
+            entry["manager"]: entry
+            for entry in pool.node()["metadata"]["managedFields"]
+            if "manager" in entry
+        }
+        ours = managers["gpusharing-operator"]["fieldsV1"]
+        assert ours.keys() == {"f:metadata"}, ours
+        fields = {key for part in ours["f:metadata"].values() for key in part if key != "."}
+        assert fields == {
+            "f:gpusharing.dev/mode",
+            "f:gpusharing.dev/policy",
+            "f:gpusharing.dev/verified",
+        }
+
+
+def test_a_pool_with_two_card_models_is_handled_node_by_node(product: Product) -> None:
+    with product.pool(H100, L40S) as pool:
+        hopper, ada = pool.nodes
+        pool.apply(MIXED)
+        assert "MIG" in pool.wait_phase("Skipped", "NotMigCapable", ada)
+        pool.wait_phase("Synced", "", hopper)
+        assert pool.offered(hopper) == SERVED["mixed"]
+        assert product.writes("nodes", ada) == []
+        message = pool.wait_condition("Accepted", "True", "Valid")
+        assert message.startswith("1 of 2 nodes cannot take it"), message
+        pool.apply({**MIXED, "products": [H100.replace(" ", "-")]})
+        pool.wait_synced()
+        assert pool.summary()["nodes"] == "1/1"
+
+
+def test_kubectl_wait_after_an_edit_blocks_until_the_new_generation_is_done(product: Product) -> None:
+    with product.pool(H100) as pool:
+        pool.apply(FULL)
+        pool.wait_synced()
+        pool.apply(SLICED)
+        product.plane.kubectl("wait", "--for=condition=Ready", f"gsp/{pool.name}", "--timeout=60s")
+        raw = product.api.get(pool.path)
+        assert raw["status"]["observedGeneration"] == raw["metadata"]["generation"] == 2
+        assert pool.offered() == SERVED["TimeSlicing"]
+
+
+def test_nobody_writes_under_the_operators_identity_but_its_own_client(product: Product) -> None:
+    writes = [request for request in product.requests(user=OPERATOR) if request.is_write]
+    assert writes
+    assert {request.user_agent for request in writes} == {"gpusharing-operator"}, "kopf writes nothing"
+    assert [request for request in writes if request.status == 403] == []

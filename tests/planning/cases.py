@@ -1,0 +1,118 @@
+"""Nodes as the simulated software leaves them, and the NodeCase of one node, for tests of single planner modules."""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from tests.build import H100, NOW, SETTINGS, make_gpunode, make_node, make_operand, make_policy, make_stack
+from tests.planning.machines import Machine
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.planning.acceptance import find_objection
+from gpusharing.planning.assess import assess
+from gpusharing.planning.target import find_wish
+from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.views import Fence, GPUNodeView, NodeView, NodeWork, Operand, PolicyView, StackView
+
+FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
+MIXED = make_policy()
+SINGLE = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"})
+T4 = "Tesla T4"
+OPERAND = make_operand()
+
+
+_worlds: dict[tuple[str, tuple[str, ...]], World] = {}
+
+
+def world_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
+    """A world at rest: gpu-07, brought to this policy by the planner and the simulated software. Do not change it."""
+    known = _worlds.get((repr(policy), products))
+    if known is None:
+        known = _worlds[repr(policy), products] = World()
+        known.add_node("gpu-07", Machine("gpu-07", products))
+        known.set_policy(policy)
+        known.settle()
+    return known
+
+
+def copy_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
+    """The same world, to be changed."""
+    return world_of(policy, products).copy()
+
+
+def make_case(
+    policy: PolicyView | None = FULL,
+    *,
+    was: PolicyView = FULL,
+    products: tuple[str, ...] = (H100,),
+    fence: Fence | None = None,
+    labels: dict[str, str | None] | None = None,
+    node: dict[str, Any] | None = None,
+    gpunode: dict[str, Any] | GPUNodeView | None = None,
+    work: NodeWork | None = None,
+    owner: str | None = None,
+    agent_ready: bool = True,
+    operand: Operand | None = OPERAND,
+    mps_daemon: Operand | None = None,
+    claimed: bool = False,
+    drifting_since: datetime | None = None,
+    stack: StackView | None = None,
+    now: datetime = NOW,
+) -> NodeCase:
+    """gpu-07, at rest under `was`, now judged against `policy`; `node`, `labels`, `gpunode` change its views."""
+    world = world_of(was, products)
+    policies = [known for known in (was, policy) if known is not None]
+    stack = stack or make_stack(*policies, models=world.machines["gpu-07"].gpus())
+    view = replace(world.nodes["gpu-07"], uid="uid-gpu-07", fence=fence, **(node or {}))
+    kept = {key: value for key, value in {**view.labels, **(labels or {})}.items() if value is not None}
+    view = replace(view, labels=kept)
+    report = (
+        gpunode if isinstance(gpunode, GPUNodeView) else replace(world.gpunodes["gpu-07"], **(gpunode or {}))
+    )
+    return NodeCase(
+        node=view,
+        gpunode=report,
+        assessment=None if policy is None else judge_node(view, report, policy, stack),
+        owner=owner if owner is not None else policy.name if policy else "",
+        work=work,
+        agent_ready=agent_ready,
+        operand=operand,
+        mps_daemon=mps_daemon,
+        claimed=claimed,
+        drifting_since=drifting_since,
+        stack=stack,
+        settings=SETTINGS,
+        throttled=None,
+        now=now,
+    )
+
+
+def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Any:
+    """The assessment of one node under one policy."""
+    wish = find_wish(policy.name, policy.spec) if policy.spec else None
+    return assess(view, report, policy, find_objection(policy, stack, SETTINGS), wish, stack)
+
+
+def quiet_report(
+    case_policy: PolicyView, request: str = "op-1:quiet:9999999999", **fields: Any
+) -> GPUNodeView:
+    """The GPUNode of gpu-07 at rest under a policy, whose agent has closed NVML for this request."""
+    last = world_of(case_policy).gpunodes["gpu-07"]
+    assert last.observed is not None, "a world at rest is observed"
+    observed = replace(last.observed, **{"request_id": request, "quiet": True, **fields})
+    return replace(last, request_id=request, quiet=True, observed=observed)
+
+
+__all__ = [
+    "FULL",
+    "MIXED",
+    "SINGLE",
+    "SLICED",
+    "T4",
+    "copy_of",
+    "make_case",
+    "make_gpunode",
+    "make_node",
+    "names",
+]

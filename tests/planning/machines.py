@@ -1,0 +1,189 @@
+"""SIMULATED node software, pure: mig-manager, device plugin with GFD, and agent of one node, one small step at a time.
+
+mig-manager steps as nvidia-actuators.md a.3 has it and can fail or hang as in a.7. Resources and GFD labels come
+from the simulator's own model of the plugin (hack/sim), so a prediction of the planner is judged by other code.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import lru_cache
+from typing import Literal
+
+from hack.sim import gfd
+from hack.sim.plugin import PluginError, advertised, choose_key, parse_config
+from tests.build import H100, make_gpu
+
+from gpusharing.agent.library import GPU, Instance, MigMode, Model, Profile, Reading
+from gpusharing.api import names
+from gpusharing.planning import migfile
+from gpusharing.planning.cards import find_card
+from gpusharing.planning.geometry import Layout
+from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedView, Operand, StackView
+
+Temper = Literal["works", "fails", "hangs", "forgets"]
+"""mig-manager's mood: it works; it ends in `failed`; it stays `pending` for ever (a.7 bug 1); it succeeds and leaves
+the operands paused (a.7 bug 2)."""
+Labels = Mapping[str, str | None]
+
+
+@dataclass
+class Machine:
+    """The GPUs of one node and what NVIDIA's software on it is doing."""
+
+    name: str
+    products: tuple[str, ...] = (H100,)
+    layouts: list[Layout | None] = field(default_factory=list)
+    temper: Temper = "works"
+    running: str = ""
+    """The configuration that mig-manager applies now."""
+    seen: str | None = None
+    """The last value of mig.config that made it run."""
+    serial: int = 0
+    """Counts mig-manager pods."""
+    loaded: tuple[str, tuple[Layout | None, ...]] | None = None
+    """What the plugin serves: configuration text and layouts."""
+    started: int = 1000
+    """When GFD began, seconds since 1970."""
+    stray: bool = False
+    """A process that belongs to no pod computes on GPU 0."""
+
+    def __post_init__(self) -> None:
+        self.layouts = self.layouts or [None] * len(self.products)
+
+    # --- mig-manager --------------------------------------------------------------------------------------
+
+    @property
+    def operand(self) -> Operand:
+        """Its pod."""
+        return Operand("gpu-operator", f"mig-manager-{self.name}", f"uid-mig-{self.name}-{self.serial}", True)
+
+    def restart(self) -> None:
+        """Delete the mig-manager pod: the next one runs once at its start."""
+        self.serial += 1
+        self.running, self.seen = "", None
+
+    def mig_manager(self, node: NodeView, stack: StackView) -> Labels:
+        """One step: begin a run when the label asks for one, or end the run."""
+        if not any(gpu.mig_capable for gpu in self.gpus()):
+            return {}
+        config = node.labels.get(names.LABEL_MIG_CONFIG)
+        if self.running:
+            return self._end_run(stack)
+        if config is None or config == self.seen:
+            return {}
+        self.seen = config
+        wanted = self._wanted(config, stack)
+        if wanted is None:
+            return {names.LABEL_MIG_STATE: "failed", **_operands("true")}
+        if wanted == tuple(self.layouts):
+            return {names.LABEL_MIG_STATE: "success", **_operands("true")}
+        self.running = config
+        return {names.LABEL_MIG_STATE: "pending", **_operands(names.PAUSED_FOR_MIG)}
+
+    def _end_run(self, stack: StackView) -> Labels:
+        wanted = self._wanted(self.running, stack)
+        if self.temper == "hangs":
+            return {}
+        self.running = ""
+        if self.temper == "fails" or wanted is None:
+            return {names.LABEL_MIG_STATE: "failed", **_operands("true")}
+        self.layouts = list(wanted)
+        if self.temper == "forgets":
+            return {names.LABEL_MIG_STATE: "success"}
+        return {names.LABEL_MIG_STATE: "success", **_operands("true")}
+
+    def _wanted(self, config: str, stack: StackView) -> tuple[Layout | None, ...] | None:
+        entry = migfile.parse(stack.mig_file).get(config)
+        found = migfile.resolve(entry, self.gpus()) if entry else None
+        return found if isinstance(found, tuple) else None
+
+    # --- device plugin and GFD ----------------------------------------------------------------------------
+
+    def plugin(self, node: NodeView, stack: StackView, now: datetime) -> NodeView:
+        """One step: serve what configuration and GPUs say; nothing while paused or without its key (b.4)."""
+        if names.PAUSED_FOR_MIG in node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}device-plugin", ""):
+            self.loaded = None
+            return node if not node.resources else replace(node, resources={})
+        key = choose_key(node.labels.get(names.LABEL_PLUGIN_CONFIG), list(stack.plugin_configs), "")
+        text = None if key is None else stack.plugin_configs[key] if key else "version: v1"
+        layouts = tuple(self.layouts)
+        if text is not None and self.loaded != (text, layouts):
+            self.loaded = (text, layouts)
+            self.started = max(self.started + 1, int(now.timestamp()))
+        resources, labels = _serve(self.products, layouts, text, self.started)
+        node = patched(node, gfd.changes(node.labels, labels))
+        return node if dict(node.resources) == resources else replace(node, resources=resources)
+
+    # --- agent --------------------------------------------------------------------------------------------
+
+    def agent(self, gpunode: GPUNodeView, pods: int) -> GPUNodeView:
+        """One turn: read and answer, unless silence was asked and promised already."""
+        last = gpunode.observed
+        request = gpunode.request_id
+        if last and gpunode.quiet and last.quiet and last.request_id == request and not last.error:
+            return gpunode
+        processes = ("stray",) if self.stray else ("python",) if pods else ()
+        seen = ObservedView(request, gpunode.quiet, "", self.gpus(processes), {}, pods, simulated=True)
+        return gpunode if seen == last else replace(gpunode, observed=seen)
+
+    def gpus(self, processes: tuple[str, ...] = ()) -> tuple[GpuView, ...]:
+        """The GPUs as the agent reads them; processes compute on GPU 0."""
+        return tuple(
+            make_gpu(index, product=product, layout=self.layouts[index], processes=() if index else processes)
+            for index, product in enumerate(self.products)
+        )
+
+
+def _operands(value: str) -> dict[str, str]:
+    return {names.LABEL_DEPLOY_PREFIX + operand: value for operand in names.DEPLOY_PAUSABLE}
+
+
+def patched(node: NodeView, labels: Labels) -> NodeView:
+    """The node after a label patch; the same object when nothing changes."""
+    after = {key: value for key, value in {**node.labels, **labels}.items() if value is not None}
+    return node if after == dict(node.labels) else replace(node, labels=after)
+
+
+@lru_cache(maxsize=4096)
+def _serve(
+    products: tuple[str, ...], layouts: tuple[Layout | None, ...], text: str | None, started: int
+) -> tuple[dict[str, int], dict[str, str]]:
+    if text is None:
+        return {}, {}
+    config = parse_config(text)
+    reading = _reading(products, layouts)
+    try:
+        resources = advertised(reading.gpus, config)
+    except PluginError:
+        resources = {}
+    return resources, gfd.labels(reading, config, started)
+
+
+def _reading(products: tuple[str, ...], layouts: tuple[Layout | None, ...]) -> Reading:
+    gpus = tuple(
+        _gpu(index, product, layout)
+        for index, (product, layout) in enumerate(zip(products, layouts, strict=True))
+    )
+    return Reading("", tuple(_model(product) for product in dict.fromkeys(products)), gpus)
+
+
+def _gpu(index: int, product: str, layout: Layout | None) -> GPU:
+    view = make_gpu(index, product=product, layout=layout)
+    mode: MigMode = "Enabled" if view.mig_enabled else "Disabled" if view.mig_capable else "NotSupported"
+    profiles = Counter(dict(layout or ())).elements()
+    instances = tuple(Instance(profile, -1, 0, n, f"MIG-{index}-{n}") for n, profile in enumerate(profiles))
+    return GPU(index, view.uuid, product, mode, mode, "Default", instances, (), None, None)
+
+
+def _model(product: str) -> Model:
+    card = find_card(product)
+    assert card is not None, "machines have cards of the table"
+    profiles = tuple(
+        Profile(p.name, p.profile_id or 0, p.slices, p.memory_gb, p.max_count, p.starts, p.size)
+        for p in card.profiles
+    )
+    major, minor = card.compute_capability
+    memory = card.memory_mib or card.memory_gb * 1024
+    return Model(product, memory, f"{major}.{minor}", bool(profiles), "Live", profiles)

@@ -1,0 +1,70 @@
+"""Can a policy be carried out in this cluster at all? Every objection, its order, and the command in its message."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
+
+from gpusharing.api.validation import Problem
+from gpusharing.planning.acceptance import find_objection
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.views import ClusterPolicyView, PolicyView
+
+NAMED = make_policy(mig={"config": "all-balanced"})
+LAYOUTS = make_policy()
+FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
+UNREADABLE = replace(
+    FULL, spec=None, problems=(Problem("spec.mode", "is missing"), Problem("spec.mig", "is wrong"))
+)
+NOT_OURS = make_cluster_policy("theirs")
+
+OBJECTIONS: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str]] = {
+    "a spec that cannot be read, field by field": (
+        UNREADABLE, None, True, Reason.INVALID_SPEC, "spec.mode: is missing; spec.mig: is wrong"),
+    "NVIDIA's DRA stack serves the GPUs": (FULL, NOT_OURS, True, Reason.UNSUPPORTED_STACK, "ClusterPolicy"),
+    "no ClusterPolicy": (FULL, None, False, Reason.CLUSTER_POLICY_MISSING, "rbac.create"),
+    "the plugin reads another ConfigMap": (
+        FULL, NOT_OURS, False, Reason.PLUGIN_CONFIG_NOT_OURS,
+        '{"spec":{"devicePlugin":{"config":{"name":"gpusharing-device-plugin"}}}}'),
+    "the plugin reads no ConfigMap": (
+        FULL, make_cluster_policy(""), False, Reason.PLUGIN_CONFIG_NOT_OURS, "is not set"),
+    "MIG is wanted and mig-manager is off": (
+        NAMED, make_cluster_policy(mig_manager_enabled=False), False, Reason.MIG_MANAGER_DISABLED,
+        '{"spec":{"migManager":{"enabled":true}}}'),
+    "ClusterPolicy fixes another strategy": (
+        NAMED, make_cluster_policy(mig_strategy="single"), False, Reason.MIG_STRATEGY_SET,
+        '{"spec":{"mig":{"strategy":null}}}'),
+    "own layouts and mig-manager reads another ConfigMap": (
+        LAYOUTS, make_cluster_policy(mig_config_name="default-mig-parted-config"), False,
+        Reason.LAYOUTS_NEED_CONFIG_MAP, '{"spec":{"migManager":{"config":{"name":"gpusharing-mig-parted"}}}}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("policy", "cluster_policy", "dra", "reason", "says"), OBJECTIONS.values(), ids=OBJECTIONS.keys()
+)
+def test_it_is_refused(
+    policy: PolicyView, cluster_policy: ClusterPolicyView | None, dra: bool, reason: Reason, says: str
+) -> None:
+    stack = make_stack(cluster_policy=cluster_policy, gpu_cluster=dra)
+    objection = find_objection(policy, stack, SETTINGS)
+    assert objection is not None
+    assert objection.reason is reason
+    assert says in objection.message
+
+
+FINE: dict[str, tuple[PolicyView, dict[str, Any]]] = {
+    "a named configuration without our mig-parted ConfigMap": (NAMED, {"mig_config_name": ""}),
+    "the strategy that ClusterPolicy fixes is the wanted one": (NAMED, {"mig_strategy": "mixed"}),
+    "a fixed strategy where no MIG is wanted": (SLICED, {"mig_strategy": "single"}),
+    "time-slicing without mig-manager": (SLICED, {"mig_manager_enabled": False}),
+    "whole GPUs without mig-manager": (FULL, {"mig_manager_enabled": False}),
+    "own layouts where mig-manager reads our ConfigMap": (LAYOUTS, {}),
+}
+
+
+@pytest.mark.parametrize(("policy", "fields"), FINE.values(), ids=FINE.keys())
+def test_it_is_accepted(policy: PolicyView, fields: dict[str, Any]) -> None:
+    stack = make_stack(cluster_policy=make_cluster_policy(**fields))
+    assert find_objection(policy, stack, SETTINGS) is None

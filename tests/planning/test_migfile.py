@@ -1,0 +1,141 @@
+"""The mig-parted file: our entries, anybody's entries, and what a name means on one node's GPUs."""
+
+import pytest
+import yaml
+from tests.build import H100, make_gpu, make_spec
+
+from gpusharing.planning import migfile
+from gpusharing.planning.geometry import Layout
+from gpusharing.planning.migfile import Unresolved
+
+A30, A100, T4, H200 = "NVIDIA A30", "NVIDIA A100-SXM4-80GB", "Tesla T4", "NVIDIA H200"
+TWO = (make_gpu(0), make_gpu(1))
+HALVES: Layout = (("3g.40gb", 2),)
+
+
+def entry(*rows: dict[str, object]) -> migfile.Entry:
+    """One entry of a file."""
+    return [dict(row) for row in rows]
+
+
+def test_our_layouts_become_rows_and_a_gpu_without_profiles_has_mig_off() -> None:
+    layouts = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
+    mig = make_spec(mig={"layouts": layouts}).mig
+    assert mig is not None
+    assert mig.layouts is not None
+    assert migfile.entry_of(mig.layouts) == [
+        {"devices": [0], "mig-enabled": True, "mig-devices": {"3g.40gb": 2}},
+        {"devices": [1], "mig-enabled": False},
+    ]
+
+
+def test_a_rendered_file_reads_back_in_the_order_of_names() -> None:
+    entries = {"b": entry({"devices": "all", "mig-enabled": False}), "a": entry({"devices": [0]})}
+    text = migfile.render(entries)
+    assert migfile.parse(text) == entries
+    assert yaml.safe_load(text)["version"] == "v1"
+    assert list(yaml.safe_load(text)["mig-configs"]) == ["a", "b"]
+
+
+DAMAGED = {
+    "an empty text": "",
+    "broken YAML": "mig-configs: [",
+    "a list": "[]",
+    "no entries": "{version: v1}",
+    "entries that are no map": "mig-configs: [all]",
+    "an entry that is no list": "mig-configs: {x: {devices: all}}",
+    "rows that are no maps": "mig-configs: {x: [all]}",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_file_has_no_entries(text: str) -> None:
+    assert migfile.parse(text) == {}
+
+
+MEANINGS: dict[str, tuple[migfile.Entry, object]] = {
+    "all GPUs alike": (
+        entry({"devices": "all", "mig-enabled": True, "mig-devices": {"3g.40gb": 2}}),
+        (HALVES, HALVES),
+    ),
+    "a later row wins for the GPU that it names": (
+        entry(
+            {"devices": "all", "mig-enabled": False},
+            {"devices": [1], "mig-enabled": True, "mig-devices": {"3g.40gb": 2}},
+        ),
+        (None, HALVES),
+    ),
+    "MIG on without instances is an empty layout": (
+        entry({"devices": "all", "mig-enabled": True, "mig-devices": {}}),
+        ((), ()),
+    ),
+    "a row for the device id of the card": (
+        entry({"device-filter": ["0x233010DE"], "devices": "all", "mig-enabled": False}),
+        (None, None),
+    ),
+    "a filter in lower case and with a subsystem id": (
+        entry({"device-filter": "0x233010de:0x16c110de", "devices": "all", "mig-enabled": False}),
+        (None, None),
+    ),
+    "a row for another card covers nothing": (
+        entry({"device-filter": "0x20B010DE", "devices": "all", "mig-enabled": False}),
+        Unresolved("it does not cover GPU 0, 1"),
+    ),
+    "an uncovered GPU makes the entry useless, because mig-parted's assert would never succeed": (
+        entry({"devices": [0], "mig-enabled": False}),
+        Unresolved("it does not cover GPU 1"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "meaning"), MEANINGS.values(), ids=MEANINGS.keys())
+def test_what_an_entry_makes_of_two_h100(rows: migfile.Entry, meaning: object) -> None:
+    assert migfile.resolve(rows, TWO) == meaning
+
+
+def test_a_generated_name_means_what_it_says_on_each_card() -> None:
+    assert migfile.well_known(TWO, "all-3g.40gb") == (HALVES, HALVES)
+    assert migfile.well_known(TWO, "all-disabled") == (None, None)
+    mixed = (make_gpu(0), make_gpu(1, product=H200))
+    balanced = migfile.well_known(mixed, "all-balanced")
+    assert balanced == (
+        (("3g.40gb", 1), ("2g.20gb", 1), ("1g.10gb", 2)),
+        (("3g.71gb", 1), ("2g.35gb", 1), ("1g.18gb", 2)),
+    )
+
+
+def test_a_name_that_one_card_lacks_is_refused_with_the_names_that_it_has() -> None:
+    found = migfile.well_known((make_gpu(0), make_gpu(1, product=H200)), "all-1g.10gb")
+    assert isinstance(found, Unresolved)
+    assert found.why.startswith("NVIDIA H200 has all-1g.18gb, ")
+
+
+def test_one_card_model_needs_no_device_filter() -> None:
+    entries = migfile.well_known_entries({H100: [make_gpu()]})
+    assert not any("device-filter" in row for rows in entries.values() for row in rows)
+    assert migfile.resolve(entries["all-3g.40gb"], TWO) == (HALVES, HALVES)
+
+
+def test_two_card_models_share_a_name_by_their_device_ids() -> None:
+    models = {H100: [make_gpu()], A30: [make_gpu(product=A30)]}
+    entries = migfile.well_known_entries(models)
+    assert len(entries["all-balanced"]) == 2
+    node = (make_gpu(0), make_gpu(1, product=A30))
+    assert migfile.resolve(entries["all-balanced"], node) == migfile.well_known(node, "all-balanced")
+    assert entries[migfile.ALL_DISABLED] == [{"devices": "all", "mig-enabled": False}]
+
+
+def test_two_card_models_for_which_a_name_means_the_same_still_name_their_device_ids_for_the_rest() -> None:
+    models = {H100: [make_gpu()], T4: [make_gpu(product=T4)]}
+    entries = migfile.well_known_entries(models)
+    assert all("device-filter" in row for row in entries["all-3g.40gb"])
+    assert migfile.resolve(entries[migfile.ALL_DISABLED], (make_gpu(product=T4),)) == (None,)
+
+
+def test_every_generated_name_of_every_two_models_together_means_what_it_means_alone() -> None:
+    models = {product: [make_gpu(product=product)] for product in (H100, H200, A100, A30)}
+    entries = migfile.well_known_entries(models)
+    for product, gpus in models.items():
+        for name, rows in entries.items():
+            if not isinstance(alone := migfile.well_known(gpus, name), Unresolved):
+                assert migfile.resolve(rows, gpus) == alone, (product, name)

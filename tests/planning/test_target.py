@@ -1,0 +1,220 @@
+"""policy × GPUs → what the node is to become, or why it cannot, with what the card offers instead."""
+
+from typing import Any
+
+import pytest
+from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_shared, make_spec, make_stack
+
+from gpusharing.planning import migfile
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.target import (
+    Target,
+    Unsupported,
+    describe_layouts,
+    find_target,
+    find_wish,
+    predict_resources,
+)
+from gpusharing.planning.views import GpuView, StackView
+
+T4, A30, A100, H200 = "Tesla T4", "NVIDIA A30", "NVIDIA A100-SXM4-80GB", "NVIDIA H200"
+TWO = (make_gpu(0), make_gpu(1))
+MODELS = [make_gpu(product=product) for product in (H100, A30, A100, H200)]
+NOT_OURS = make_cluster_policy(mig_config_name="default-mig-parted-config")
+PARTED = migfile.render(
+    {"all-balanced": [{"devices": "all", "mig-enabled": True, "mig-devices": {"7g.80gb": 1}}]}
+)
+
+
+def target(
+    *gpus: GpuView, mode: str = "MIG", stack: StackView | None = None, **fields: Any
+) -> Target | Unsupported:
+    """What gpu-07 with these GPUs (two H100 unless given) becomes."""
+    spec = make_spec(mode, **fields)
+    stack = stack or make_stack(make_policy(mode=mode, **fields), models=MODELS)
+    return find_target(find_wish("pool-b", spec), spec, "gpu-07", gpus or TWO, stack)
+
+
+GPU, ONE_G, THREE_G = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"
+HALVES_AND_WHOLE = {
+    "layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
+}
+PREDICTIONS: dict[str, tuple[str, dict[str, Any], str, dict[str, int]]] = {
+    "whole GPUs": ("Full", {}, "1x full", {GPU: 2}),
+    "shares under the name of a GPU": ("TimeSlicing", {}, "4x shared", {GPU: 8}),
+    "shares under their own name": (
+        "TimeSlicing",
+        {"timeSlicing": {"replicas": 3, "renameByDefault": True}},
+        "3x shared",
+        {"nvidia.com/gpu.shared": 6},
+    ),
+    "own layouts, mixed": ("MIG", {}, "2x3g.40gb", {THREE_G: 4}),
+    "one profile, single": (
+        "MIG",
+        {"mig": {"strategy": "single", "config": "all-1g.10gb"}},
+        "7x1g.10gb",
+        {GPU: 14},
+    ),
+    "a named configuration of three profiles": (
+        "MIG",
+        {"mig": {"config": "all-balanced"}},
+        "1x3g.40gb+1x2g.20gb+2x1g.10gb",
+        {THREE_G: 2, "nvidia.com/mig-2g.20gb": 2, ONE_G: 4},
+    ),
+    "one GPU divided and one whole": (
+        "MIG",
+        {"mig": HALVES_AND_WHOLE},
+        "2x3g.40gb (1 GPU), 1x full (1 GPU)",
+        {THREE_G: 2, GPU: 1},
+    ),
+    "a profile with media engines": (
+        "MIG",
+        {"mig": {"layouts": [{"profiles": {"1g.10gb+me": 1}}]}},
+        "1x1g.10gb+me",
+        {"nvidia.com/mig-1g.10gb.me": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "fields", "text", "resources"), PREDICTIONS.values(), ids=PREDICTIONS.keys()
+)
+def test_two_h100_become(mode: str, fields: dict[str, Any], text: str, resources: dict[str, int]) -> None:
+    found = target(mode=mode, **fields)
+    assert isinstance(found, Target), found
+    assert found.text == text
+    assert dict(found.resources) == resources
+
+
+REFUSALS: dict[str, tuple[tuple[GpuView, ...], dict[str, Any], Reason, str]] = {
+    "seven 1g.20gb on an H100 80 GB": (
+        TWO, {"mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}}, Reason.LAYOUT_DOES_NOT_FIT,
+        "nearest legal layout: 4x1g.20gb"),
+    "1g.20gb on an H200": (
+        (make_gpu(product=H200),), {"mig": {"layouts": [{"profiles": {"1g.20gb": 1}}]}},
+        Reason.PROFILE_NOT_SUPPORTED, "nearest legal layout: 1x1g.18gb"),
+    "MIG on a card without it": (
+        (make_gpu(product=T4),), {}, Reason.NOT_MIG_CAPABLE, "use mode TimeSlicing or Full"),
+    "MIG where one of two cards has none": (
+        (make_gpu(0), make_gpu(1, product=T4)), {}, Reason.NOT_MIG_CAPABLE, "Tesla T4 has no MIG"),
+    "layouts for a GPU that is not there": (
+        (make_gpu(0),), {"mig": HALVES_AND_WHOLE}, Reason.LAYOUT_TOO_MANY_GPUS, "gpu-07 has 1 GPUs"),
+    "layouts that leave out a GPU": (
+        TWO, {"mig": {"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}]}}, Reason.LAYOUT_INCOMPLETE,
+        "add for example {devices: [1], profiles: {}}"),
+    "single with different profiles": (
+        (make_gpu(0), make_gpu(1, product=H200)), {"mig": {"strategy": "single", "config": "all-7g.80gb"}},
+        Reason.CONFIG_UNKNOWN, "does not cover GPU 1"),
+    "single with a balanced configuration": (
+        TWO, {"mig": {"strategy": "single", "config": "all-balanced"}}, Reason.LAYOUT_NOT_UNIFORM, "use mixed"),
+    "a name that the card does not have": (
+        TWO, {"mig": {"config": "all-1g.5gb"}}, Reason.CONFIG_UNKNOWN,
+        "all-1g.10gb, all-1g.10gb.me, all-1g.20gb"),
+    "a card that spec.products does not list": (
+        TWO, {"products": ["NVIDIA-H200"]}, Reason.PRODUCT_SKIPPED, "NVIDIA H100 80GB HBM3"),
+    "one card of two that spec.products does not list": (
+        (make_gpu(0), make_gpu(1, product=T4)), {"products": ["NVIDIA-H100-80GB-HBM3"]},
+        Reason.PRODUCT_SKIPPED, "Tesla T4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("gpus", "fields", "reason", "says"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_it_cannot_become(
+    gpus: tuple[GpuView, ...], fields: dict[str, Any], reason: Reason, says: str
+) -> None:
+    found = target(*gpus, **fields)
+    assert isinstance(found, Unsupported)
+    assert (found.reason, says in found.message) == (reason, True), found.message
+
+
+def test_mig_on_without_instances_serves_nothing_and_is_refused() -> None:
+    admin = "mig-configs: {empty: [{devices: all, mig-enabled: true, mig-devices: {}}]}"
+    found = target(stack=make_stack(admin_mig_file=admin), mig={"config": "empty"})
+    assert isinstance(found, Unsupported)
+    assert found.reason is Reason.LAYOUT_EMPTY
+
+
+def test_a_card_of_which_nobody_knows_the_profiles_is_not_divided() -> None:
+    unknown = make_gpu(product=A30)
+    unknown = type(unknown)(**{name: getattr(unknown, name) for name in unknown.__slots__} | {"profiles": ()})
+    found = target(unknown, mig={"layouts": [{"profiles": {"1g.6gb": 4}}]})
+    assert isinstance(found, Unsupported)
+    assert found.reason is Reason.HARDWARE_UNKNOWN
+
+
+def test_the_product_of_spec_products_is_nvmls_name_with_dashes() -> None:
+    assert isinstance(target(products=["NVIDIA-H100-80GB-HBM3"]), Target)
+
+
+def test_cards_without_mig_never_get_a_mig_configuration() -> None:
+    for mode in ("Full", "TimeSlicing"):
+        found = target(make_gpu(product=T4), mode=mode)
+        assert isinstance(found, Target)
+        assert found.mig_config == ""
+    capable = target(mode="Full")
+    assert isinstance(capable, Target)
+    assert capable.mig_config == "all-disabled"
+
+
+def test_one_policy_over_two_card_models_gives_each_node_its_own_layout() -> None:
+    named = {"config": "all-balanced"}
+    texts = [target(make_gpu(product=product), mig=named) for product in (H100, A30, H200)]
+    assert [found.text for found in texts if isinstance(found, Target)] == [
+        "1x3g.40gb+1x2g.20gb+2x1g.10gb",
+        "1x2g.12gb+2x1g.6gb",
+        "1x3g.71gb+1x2g.35gb+2x1g.18gb",
+    ]
+
+
+def test_two_card_models_in_one_node_are_each_divided_by_a_named_configuration() -> None:
+    found = target(make_gpu(0), make_gpu(1, product=A30), mig={"config": "all-balanced"})
+    assert isinstance(found, Target), found
+    assert found.text == "1x3g.40gb+1x2g.20gb+2x1g.10gb (1 GPU), 1x2g.12gb+2x1g.6gb (1 GPU)"
+
+
+NAMES: dict[str, tuple[StackView, str, str]] = {
+    "ours, before the file is written": (make_stack(mig_file=""), "all-7g.80gb", "1x7g.80gb"),
+    "the admin's wins over the generated": (make_stack(admin_mig_file=PARTED), "all-balanced", "1x7g.80gb"),
+    "what mig-manager generated on the node": (
+        make_stack(cluster_policy=NOT_OURS, generated_mig_files={"gpu-07": PARTED}),
+        "all-balanced",
+        "1x7g.80gb",
+    ),
+    "mig-manager's list lacks the name": (
+        make_stack(cluster_policy=NOT_OURS, generated_mig_files={"gpu-07": PARTED}),
+        "all-1g.10gb",
+        "mig-manager on gpu-07 offers all-balanced",
+    ),
+    "mig-manager has not published its list": (
+        make_stack(cluster_policy=NOT_OURS),
+        "all-balanced",
+        "ConfigMap gpu-07-mig-config, where mig-manager lists its names, is not there",
+    ),
+}
+
+
+@pytest.mark.parametrize(("stack", "name", "expected"), NAMES.values(), ids=NAMES.keys())
+def test_what_a_configuration_name_means(stack: StackView, name: str, expected: str) -> None:
+    found = target(stack=stack, mig={"config": name})
+    assert expected in (found.text if isinstance(found, Target) else found.message)
+
+
+def test_a_wish_is_named_by_its_content_and_a_named_configuration_by_its_name() -> None:
+    one, same = find_wish("pool-b", make_spec()), find_wish("pool-b", make_spec(priority=3))
+    other = find_wish("pool-b", make_spec(mig={"layouts": [{"profiles": {"1g.10gb": 7}}]}))
+    assert one == same
+    assert one.mig_config != other.mig_config
+    assert find_wish("pool-b", make_spec(mig={"config": "all-balanced"})).mig_config == "all-balanced"
+    assert find_wish("pool-b", make_spec("Full")).mig_config == "all-disabled"
+
+
+def test_shares_of_instances_multiply_per_profile() -> None:
+    plugin = make_shared(2, rename=True)
+    assert predict_resources((None, None), plugin) == {"nvidia.com/gpu.shared": 4}
+    assert predict_resources(((("3g.40gb", 2),),), plugin) == {THREE_G: 2}
+
+
+def test_layouts_are_described_for_people() -> None:
+    assert describe_layouts((None,)) == "1x full"
+    assert describe_layouts((None, None), 4) == "4x shared"
+    assert describe_layouts(((), None)) == "MIG empty (1 GPU), 1x full (1 GPU)"

@@ -1,0 +1,206 @@
+"""Is a node what it should be? Each source can disagree; the first one in the order of CHECKS is the answer."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import H100, make_cluster_policy, make_gpu, make_shared, make_stack
+from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, T4, world_of
+
+from gpusharing.api import names
+from gpusharing.planning import verify
+from gpusharing.planning.pluginconfig import render
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.target import Target, find_target, find_wish
+from gpusharing.planning.verify import CHECKS, Case, Evidence, find_mismatch
+from gpusharing.planning.views import ObservedView, PolicyView
+
+PAUSED = {f"{names.LABEL_DEPLOY_PREFIX}dcgm": names.PAUSED_FOR_MIG}
+
+
+def case_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> Case:
+    """gpu-07, which planner and simulated software brought to this policy."""
+    world = world_of(policy, products)
+    observed = world.gpunodes["gpu-07"].observed
+    assert observed is not None
+    assert policy.spec is not None
+    wish = find_wish(policy.name, policy.spec)
+    target = find_target(wish, policy.spec, "gpu-07", observed.gpus, world.stack)
+    assert isinstance(target, Target)
+    return Case(world.nodes["gpu-07"], observed, target, world.stack)
+
+
+def with_labels(case: Case, **labels: str | None) -> Case:
+    """The case with other labels; None removes one."""
+    kept = {**case.node.labels, **labels}
+    node = replace(case.node, labels={key: value for key, value in kept.items() if value is not None})
+    return replace(case, node=node)
+
+
+def observing(case: Case, **fields: Any) -> Case:
+    """The case with another report of the agent."""
+    assert case.observed is not None
+    return replace(case, observed=replace(case.observed, **fields))
+
+
+def test_the_order_of_the_checks_is_part_of_the_product() -> None:
+    assert [check.__name__ for check in CHECKS] == [
+        "_observation", "_instances", "_mig_manager", "_operands", "_plugin", "_gfd", "_allocatable",
+    ]  # fmt: skip
+
+
+NODES: dict[str, tuple[PolicyView, tuple[str, ...]]] = {
+    "whole GPUs": (FULL, (H100, H100)),
+    "whole GPUs without MIG": (FULL, (T4,)),
+    "whole GPUs of two models": (FULL, (H100, "NVIDIA A30")),
+    "shares": (SLICED, (H100, H100)),
+    "shares without MIG": (SLICED, (T4, T4)),
+    "shares of two models": (SLICED, ("NVIDIA A30", T4)),
+    "MIG mixed": (MIXED, (H100, H100)),
+    "MIG single": (SINGLE, (H100, H100)),
+}
+
+
+@pytest.mark.parametrize(("policy", "products"), NODES.values(), ids=NODES.keys())
+def test_what_the_simulated_software_makes_of_a_policy_is_found_right(
+    policy: PolicyView, products: tuple[str, ...]
+) -> None:
+    assert find_mismatch(case_of(policy, products)) is None
+
+
+GONE = ObservedView("", False, "", ())
+MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
+    "the agent has not reported": (
+        FULL, lambda c: replace(c, observed=None), Reason.OBSERVATION_PENDING, "not reported"),
+    "the report answers an earlier request": (
+        FULL, lambda c: replace(c, evidence=Evidence(request_id="op:verify:2")), Reason.OBSERVATION_PENDING, "anew"),
+    "the agent cannot read": (
+        FULL, lambda c: observing(c, error="NVMLNotLoaded"), Reason.AGENT_ERROR, "NVMLNotLoaded"),
+    "the agent is quiet": (FULL, lambda c: observing(c, quiet=True), Reason.OBSERVATION_PENDING, "quiet"),
+    "an instance is missing": (
+        MIXED, lambda c: observing(c, gpus=(make_gpu(layout=(("3g.40gb", 1),)),)), Reason.LAYOUT_MISMATCH,
+        "NVML shows 1x3g.40gb instead of 2x3g.40gb"),
+    "MIG is still off": (MIXED, lambda c: observing(c, gpus=(make_gpu(),)), Reason.LAYOUT_MISMATCH, "1x full"),
+    "MIG is still on": (FULL, lambda c: observing(c, gpus=(make_gpu(layout=()),)), Reason.LAYOUT_MISMATCH, "MIG empty"),
+    "a GPU vanished": (FULL, lambda c: observing(c, gpus=()), Reason.LAYOUT_MISMATCH, "instead of 1x full"),
+    "a MIG mode change waits for a reset": (
+        FULL, lambda c: observing(c, gpus=(make_gpu(mig_pending=True),)), Reason.MIG_MODE_PENDING, "GPU 0"),
+    "MPS left its compute mode behind": (
+        FULL, lambda c: observing(c, gpus=(make_gpu(compute_mode="ExclusiveProcess"),)), Reason.COMPUTE_MODE,
+        "nvidia-smi -i 0 -c 0"),
+    "mig.config is gone, so a reboot would lose the layout": (
+        MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_CONFIG: None}), Reason.LABEL_MISMATCH, "not set"),
+    "mig.config names another layout": (
+        MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_CONFIG: "all-1g.10gb"}), Reason.LABEL_MISMATCH,
+        "is all-1g.10gb, wanted pool-b-"),
+    "mig.config names nothing that is known": (
+        MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_CONFIG: "nonsense"}), Reason.LABEL_MISMATCH, "nonsense"),
+    "mig-manager failed": (
+        MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_STATE: "failed"}), Reason.ACTUATOR_FAILED, "failed"),
+    "mig-manager is at work": (
+        MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_STATE: "pending"}), Reason.ACTUATOR_BUSY, "pending"),
+    "mig-manager has said nothing": (
+        MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_STATE: None}), Reason.ACTUATOR_BUSY, "not reported yet"),
+    "an operand is paused": (FULL, lambda c: with_labels(c, **PAUSED), Reason.OPERANDS_PAUSED, "dcgm"),
+    "the plugin is told of another mode": (
+        SLICED, lambda c: with_labels(c, **{names.LABEL_PLUGIN_CONFIG: None}), Reason.LABEL_MISMATCH,
+        "device-plugin.config is not set, wanted pool-b-"),
+    "the plugin's key names no configuration": (
+        FULL, lambda c: with_labels(c, **{names.LABEL_PLUGIN_CONFIG: "lost"}), Reason.LABEL_MISMATCH,
+        "names no known configuration"),
+    "GFD has not started anew": (
+        SLICED, lambda c: replace(c, evidence=Evidence(gfd_timestamp=c.node.labels[names.LABEL_GFD_TIMESTAMP])),
+        Reason.LABEL_MISMATCH, "has not started anew"),
+    "a GFD label is gone": (
+        SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_REPLICAS: None}), Reason.LABEL_MISMATCH,
+        "gpu.replicas is absent, expected 4"),
+    "the count of a profile is wrong": (
+        MIXED, lambda c: with_labels(c, **{"nvidia.com/mig-3g.40gb.count": "1"}), Reason.LABEL_MISMATCH, "expected 2"),
+    "the product does not say shared": (
+        SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}), Reason.LABEL_MISMATCH,
+        "expected NVIDIA-H100-80GB-HBM3-SHARED"),
+    "the product says MIG-INVALID": (
+        SINGLE, lambda c: with_labels(c, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-INVALID"}),
+        Reason.LABEL_MISMATCH, "expected NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
+    "a resource is missing": (
+        MIXED, lambda c: replace(c, node=replace(c.node, resources={})), Reason.ALLOCATABLE_MISMATCH,
+        "offers no GPU resource instead of 2 nvidia.com/mig-3g.40gb"),
+    "a resource of the old mode is still there": (
+        MIXED, lambda c: replace(c, node=replace(c.node, resources={**c.node.resources, "nvidia.com/gpu": 1})),
+        Reason.ALLOCATABLE_MISMATCH, "1 nvidia.com/gpu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("policy", "change", "reason", "says"), MISMATCHES.values(), ids=MISMATCHES.keys())
+def test_a_source_disagrees(policy: PolicyView, change: Any, reason: Reason, says: str) -> None:
+    mismatch = find_mismatch(change(case_of(policy)))
+    assert mismatch is not None
+    assert (mismatch.reason, says in mismatch.message) == (reason, True), mismatch.message
+
+
+AGREES: dict[str, tuple[PolicyView, Any]] = {
+    "the report answers the request": (FULL, lambda c: replace(c, evidence=Evidence(c.observed.request_id))),
+    "a resource of the old mode stays at 0 until the kubelet restarts": (
+        MIXED, lambda c: replace(c, node=replace(c.node, resources={**c.node.resources, "nvidia.com/gpu": 0}))),
+    "resources that are no GPUs": (
+        FULL, lambda c: replace(c, node=replace(c.node, resources={**c.node.resources, "nvidia.com/gpu_x": 1}))),
+    "no mig.config on whole GPUs that nobody ever divided": (
+        FULL, lambda c: with_labels(c, **{names.LABEL_MIG_CONFIG: None, names.LABEL_MIG_STATE: None})),
+    "another name that means the same layout": (
+        MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_CONFIG: "all-3g.40gb"})),
+    "no plugin label where the default means whole GPUs": (
+        FULL, lambda c: with_labels(c, **{names.LABEL_PLUGIN_CONFIG: None})),
+    "a compute mode that the card does not have": (
+        FULL, lambda c: observing(c, gpus=(make_gpu(compute_mode="NotSupported"),))),
+    "an exclusive compute mode under MIG, where it means nothing": (
+        MIXED, lambda c: observing(c, gpus=(make_gpu(layout=(("3g.40gb", 2),), compute_mode="ExclusiveProcess"),))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("policy", "change"), AGREES.values(), ids=AGREES.keys())
+def test_all_sources_agree(policy: PolicyView, change: Any) -> None:
+    assert find_mismatch(change(case_of(policy))) is None
+
+
+ADMINS: dict[str, tuple[str, str, bool]] = {
+    "an admin's key that means the same": ("theirs", "", True),
+    "the cluster's default configuration that means the same": ("", "theirs", True),
+    "an admin's key that means something else": ("other", "", False),
+    "the cluster's default is unknown": ("", "lost", False),
+}
+
+
+@pytest.mark.parametrize(("key", "default", "agrees"), ADMINS.values(), ids=ADMINS.keys())
+def test_a_plugin_configuration_with_another_name(key: str, default: str, agrees: bool) -> None:
+    case = case_of(SLICED)
+    same = render(make_shared(4))
+    other = render(make_shared(5))
+    stack = make_stack(
+        SLICED,
+        cluster_policy=make_cluster_policy(plugin_default=default),
+        plugin_configs={"theirs": same, "other": other},
+    )
+    case = with_labels(replace(case, stack=stack), **{names.LABEL_PLUGIN_CONFIG: key or None})
+    assert (find_mismatch(case) is None) is agrees
+
+
+def test_the_strategy_that_cluster_policy_fixes_beats_an_admins_configuration() -> None:
+    stack = make_stack(
+        MIXED,
+        cluster_policy=make_cluster_policy(mig_strategy="mixed"),
+        plugin_configs={"theirs": "version: v1"},
+    )
+    case = with_labels(replace(case_of(MIXED), stack=stack), **{names.LABEL_PLUGIN_CONFIG: "theirs"})
+    assert find_mismatch(case) is None
+
+
+def test_two_card_models_in_one_node_are_not_judged_by_the_one_product_label() -> None:
+    case = case_of(FULL, (H100, "NVIDIA A30"))
+    assert find_mismatch(with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"})) is None
+
+
+def test_what_is_there_is_described_with_its_shares() -> None:
+    case = case_of(SLICED)
+    assert verify.describe_observed(case.node, case.observed) == "4x shared"
+    assert verify.describe_observed(case.node, None) == ""
+    assert verify.describe_observed(case.node, GONE) == ""

@@ -1,0 +1,361 @@
+"""A small pure model of the cluster: plan ∘ apply without I/O, with SIMULATED nodes (machines.py).
+
+`World.step()` is one pass of the operator: gather, plan, carry out; it may end after any number of actions, as if
+the operator was killed. Every action is carried out as the API server would, and held to the invariants of
+rollout.py at the moment it happens (`Broken` says which one). `plan()` plans with and without memo and compares.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from tests.build import NOW, POOL_LABELS, make_cluster_policy, make_node, make_pod
+from tests.planning import rules
+from tests.planning.machines import Machine, patched
+
+from gpusharing.api import names
+from gpusharing.planning.actions import (
+    Action,
+    Actuate,
+    EnsureGPUNode,
+    Evict,
+    FenceNode,
+    LabelNode,
+    Release,
+    RestartOperand,
+    SetClaims,
+    SetFinalizer,
+    UpdateFence,
+    WriteConfig,
+)
+from gpusharing.planning.evictions import remember
+from gpusharing.planning.holders import Scope, is_idle
+from gpusharing.planning.migfile import parse as parse_mig_file
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
+from gpusharing.planning.views import (
+    Claim,
+    ClusterSnapshot,
+    EvictionMemory,
+    GPUNodeView,
+    NodeView,
+    NodeWork,
+    PodView,
+    PolicyView,
+    Settings,
+    StackView,
+)
+
+GRACE = timedelta(seconds=10)
+"""How long an evicted pod takes to end."""
+POLLS = 30
+"""So many looks at blocked pods without any change, and the world counts as at rest."""
+NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
+
+
+@dataclass
+class Memory:
+    """What the operator's process knows and loses when it is killed."""
+
+    memo: Memo = field(default_factory=Memo)
+    wants_pods: frozenset[str] = frozenset()
+    empty_since: dict[str, datetime] = field(default_factory=dict)
+    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
+    drifting_since: dict[str, datetime] = field(default_factory=dict)
+
+
+@dataclass
+class World:
+    """The API server's objects, the machines behind the nodes, and the operator's memory."""
+
+    now: datetime = NOW
+    nodes: dict[str, NodeView] = field(default_factory=dict)
+    gpunodes: dict[str, GPUNodeView] = field(default_factory=dict)
+    policies: tuple[PolicyView, ...] = ()
+    machines: dict[str, Machine] = field(default_factory=dict)
+    pods: dict[str, dict[str, PodView]] = field(default_factory=dict)
+    """By node and pod UID."""
+    claims: dict[str, Claim] = field(default_factory=dict)
+    stack: StackView = field(
+        default_factory=lambda: StackView(
+            make_cluster_policy(), False, {}, "", {}, serves_our_mig_file=True, plugin_map_exists=False
+        )
+    )
+    settings: Settings = field(default_factory=lambda: Settings(config_propagation=10.0))
+    agents_down: set[str] = field(default_factory=set)
+    refusing: bool = False
+    """A PodDisruptionBudget refuses every eviction."""
+    memory: Memory = field(default_factory=Memory)
+    evicted: set[str] = field(default_factory=set)
+    """UIDs of pods whose eviction was accepted, ever."""
+    human_cordons: set[str] = field(default_factory=set)
+    done: list[Action] = field(default_factory=list)
+    serial: int = 0
+
+    # --- set-up -------------------------------------------------------------------------------------------
+
+    def add_node(self, name: str, machine: Machine | None = None, **labels: str) -> None:
+        """A fresh node of pool b with its GPUs; the GPU Operator is installed on it."""
+        self.serial += 1
+        machine = machine or Machine(name)
+        present = {names.LABEL_GPU_PRESENT: "true", **POOL_LABELS, **labels}
+        node = make_node(name, uid=f"uid-{name}-{self.serial}", labels=present, resources={})
+        self.machines[name], self.pods[name] = machine, {}
+        self.nodes[name] = machine.plugin(node, self.stack, self.now)
+        self.gpunodes.pop(name, None)
+        self.human_cordons.discard(name)
+
+    def remove_node(self, name: str) -> None:
+        """The Node is deleted, and its GPUNode and pods with it."""
+        for mapping in (self.nodes, self.gpunodes, self.machines, self.pods):
+            mapping.pop(name, None)
+        self.human_cordons.discard(name)
+
+    def set_policy(self, policy: PolicyView) -> None:
+        """Create or replace a policy; what the operator wrote on the old one stays."""
+        old = next((known for known in self.policies if known.name == policy.name), None)
+        if old is not None:
+            policy = replace(policy, finalizer=old.finalizer, generation=old.generation + 1)
+        others = [known for known in self.policies if known.name != policy.name]
+        self.policies = tuple(sorted([*others, policy], key=lambda known: known.name))
+
+    def delete_policy(self, name: str) -> None:
+        """kubectl delete: gone at once without a finalizer, else marked."""
+        kept = [policy for policy in self.policies if policy.name != name]
+        marked = [
+            replace(policy, deleting=True)
+            for policy in self.policies
+            if policy.name == name and policy.finalizer
+        ]
+        self.policies = tuple(sorted([*kept, *marked], key=lambda policy: policy.name))
+
+    def add_pod(self, node: str, *, pinned: bool = False) -> None:
+        """A pod that asks for one device of whatever the node offers; the scheduler keeps off cordoned nodes."""
+        view = self.nodes[node]
+        held = Counter(name for pod in self.pods[node].values() for name in pod.resources)
+        free = [name for name, count in sorted(view.resources.items()) if held[name] < count]
+        if (view.unschedulable and not pinned) or not view.ready or not free:
+            return
+        self.serial += 1
+        pod = make_pod(f"pod-{self.serial}", resources={free[0]: 1})
+        self.pods[node][pod.uid] = pod
+
+    # --- everybody else -----------------------------------------------------------------------------------
+
+    def act(self, node: str) -> None:
+        """Everything on one node moves one step: mig-manager, plugin, kubelet, agent."""
+        self.mig_manager(node)
+        self.plugin(node)
+        self.kubelet(node)
+        self.agent(node)
+
+    def mig_manager(self, node: str) -> None:
+        """mig-manager takes a step."""
+        self.nodes[node] = patched(
+            self.nodes[node], self.machines[node].mig_manager(self.nodes[node], self.stack)
+        )
+
+    def plugin(self, node: str) -> None:
+        """Device plugin and GFD take a step."""
+        self.nodes[node] = self.machines[node].plugin(self.nodes[node], self.stack, self.now)
+
+    def kubelet(self, node: str) -> None:
+        """Pods whose grace period is over end."""
+        for uid, pod in list(self.pods[node].items()):
+            if pod.deleted_at is not None and pod.deleted_at <= self.now:
+                del self.pods[node][uid]
+
+    def agent(self, node: str) -> None:
+        """The agent takes a turn, when it is up and has a GPUNode."""
+        if node in self.gpunodes and node not in self.agents_down:
+            gpunode = self.gpunodes[node]
+            self.gpunodes[node] = self.machines[node].agent(gpunode, len(self.pods[node]))
+
+    # --- the operator -------------------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """The operator's process is killed; another one starts."""
+        self.memory = Memory()
+
+    def copy(self) -> "World":
+        """A twin that goes its own way; its operator starts anew."""
+        return replace(
+            self,
+            nodes=dict(self.nodes),
+            gpunodes=dict(self.gpunodes),
+            machines={
+                name: replace(machine, layouts=list(machine.layouts))
+                for name, machine in self.machines.items()
+            },
+            pods={name: dict(pods) for name, pods in self.pods.items()},
+            claims=dict(self.claims),
+            evicted=set(self.evicted),
+            human_cordons=set(self.human_cordons),
+            done=list(self.done),
+            memory=replace(
+                self.memory,
+                memo=Memo(),
+                empty_since=dict(self.memory.empty_since),
+                evictions={k: dict(v) for k, v in self.memory.evictions.items()},
+            ),
+        )
+
+    def snapshot(self) -> ClusterSnapshot:
+        """What the operator reads."""
+        return ClusterSnapshot(
+            nodes=dict(self.nodes),
+            gpunodes=dict(self.gpunodes),
+            policies=self.policies,
+            stack=self.stack,
+            agents=frozenset(self.nodes.keys() - self.agents_down),
+            mig_managers={name: machine.operand for name, machine in self.machines.items()},
+            claims=dict(self.claims),
+            work={name: self._work(name) for name in sorted(self.memory.wants_pods & self.nodes.keys())},
+            drifting_since=dict(self.memory.drifting_since),
+            settings=self.settings,
+        )
+
+    def _work(self, node: str) -> NodeWork:
+        pods = tuple(self.pods[node].values())
+        empty = self.memory.empty_since
+        if is_idle(pods, scope=Scope(self.settings.gpu_operator_namespace)):
+            empty.setdefault(node, self.now)
+        else:
+            empty.pop(node, None)
+        memories = dict(self.memory.evictions.get(node, {}))
+        return NodeWork(pods, (), self.now, empty.get(node), memories)
+
+    def plan(self) -> RolloutPlan:
+        """The plan of this moment; the memo must make no difference."""
+        snapshot = self.snapshot()
+        plan = plan_rollout(snapshot, self.now, self.memory.memo)
+        rules.hold(plan == plan_rollout(snapshot, self.now), "a memo changes the plan")
+        rules.hold(
+            plan.wake_at is None or plan.wake_at > self.now, f"wakes in the past: {plan.wake_at} {self.now}"
+        )
+        return plan
+
+    def step(self, limit: int | None = None) -> RolloutPlan:
+        """One pass; with `limit` the operator is killed after so many actions."""
+        plan = self.plan()
+        actions = [*plan.shared, *(action for v in plan.verdicts.values() for action in v.actions)]
+        for action in actions[:limit]:
+            self.carry_out(action)
+        if limit is not None and limit < len(actions):
+            self.restart()
+            return plan
+        memory = self.memory
+        for name in memory.empty_since.keys() - plan.wants_pods:
+            del memory.empty_since[name]
+        memory.wants_pods = plan.wants_pods
+        since = memory.drifting_since
+        memory.drifting_since = {name: since.get(name, self.now) for name in plan.differing}
+        return plan
+
+    def carry_out(self, action: Action) -> None:
+        """What the API server makes of one action."""
+        rules.check(self, action)
+        self.done.append(action)
+        match action:
+            case WriteConfig():
+                self._write_config(action)
+            case EnsureGPUNode():
+                self._ensure_gpunode(action)
+            case SetClaims():
+                self.claims = dict(action.claims)
+            case SetFinalizer():
+                self._set_finalizer(action)
+            case Evict():
+                self._evict(action)
+            case RestartOperand():
+                self.machines[action.node].restart()
+            case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
+                self._patch_node(action)
+
+    def _write_config(self, action: WriteConfig) -> None:
+        keys = [*action.plugin_configs, *parse_mig_file(action.mig_file)]
+        written = {key: self.stack.written.get(key, self.now) for key in keys}
+        self.stack = replace(
+            self.stack,
+            plugin_configs=dict(action.plugin_configs),
+            mig_file=action.mig_file,
+            written=written,
+            plugin_map_exists=True,
+        )
+
+    def _ensure_gpunode(self, action: EnsureGPUNode) -> None:
+        old = self.gpunodes.get(action.node)
+        observed = old.observed if old else None
+        self.gpunodes[action.node] = GPUNodeView(
+            action.node,
+            f"uid-gpunode-{action.node}",
+            action.request_id,
+            action.quiet,
+            action.policy,
+            action.layout,
+            observed,
+        )
+
+    def _set_finalizer(self, action: SetFinalizer) -> None:
+        self.policies = tuple(
+            replace(policy, finalizer=action.present) if policy.name == action.policy else policy
+            for policy in self.policies
+            if not (policy.name == action.policy and policy.deleting and not action.present)
+        )
+
+    def _evict(self, action: Evict) -> None:
+        memories = self.memory.evictions.setdefault(action.node, {})
+        answer = Reason.PDB if self.refusing else Reason.EVICTED
+        memories[action.uid] = remember(answer, "", memories.get(action.uid), self.now, 0.0)
+        if answer is Reason.EVICTED:
+            self.evicted.add(action.uid)
+            pods = self.pods[action.node]
+            pods[action.uid] = replace(pods[action.uid], deleted_at=self.now + GRACE)
+
+    def _patch_node(self, action: NodePatch) -> None:
+        node = self.nodes[action.node.name]
+        labels = {} if isinstance(action, UpdateFence) else action.labels
+        changed = patched(node, labels)
+        match action:
+            case FenceNode() | UpdateFence():
+                cordoned = node.unschedulable or action.cordon
+                changed = replace(changed, fence=action.fence, unschedulable=cordoned)
+            case Actuate():
+                changed = replace(changed, fence=action.fence)
+            case Release():
+                cordoned = node.unschedulable and not action.uncordon
+                changed = replace(changed, fence=None, deferred=action.deferred, unschedulable=cordoned)
+        if isinstance(action, Release | LabelNode) and action.verified is not None:
+            changed = replace(changed, verified=action.verified)
+        self.nodes[node.name] = changed
+
+    # --- time ---------------------------------------------------------------------------------------------
+
+    def settle(self, rounds: int = 1500) -> RolloutPlan:
+        """Let everybody act until nothing moves any more, not even by the clock. The last plan."""
+        still = 0
+        for _ in range(rounds):
+            before = self._state()
+            for node in self.nodes:
+                self.act(node)
+            wanted = self.memory.wants_pods
+            plan = self.step()
+            moved = self._state() != before or bool(plan.wants_pods - wanted)
+            still = 0 if moved else still + 1
+            if plan.settled and (still > POLLS or (still and plan.wake_at is None)):
+                return plan
+            soon = self.now + timedelta(seconds=1)
+            self.now = soon if moved else max(plan.wake_at or soon, soon)
+        raise rules.Broken(f"(f) no fixpoint after {rounds} rounds: {plan.verdicts}")
+
+    def _state(self) -> tuple[object, ...]:
+        pods = {name: dict(pods) for name, pods in self.pods.items()}
+        return (
+            dict(self.nodes),
+            dict(self.gpunodes),
+            self.policies,
+            self.claims,
+            self.stack,
+            pods,
+            len(self.done),
+        )
