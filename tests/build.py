@@ -345,7 +345,9 @@ def _plugins(
     return found
 
 
-def make_shared(replicas: int, *, rename: bool = False, fails: bool = False, mps: bool = False) -> PluginConfig:
+def make_shared(
+    replicas: int, *, rename: bool = False, fails: bool = False, mps: bool = False
+) -> PluginConfig:
     """A configuration that shares whole GPUs; `fails`: requests for two shares are refused."""
     rows = ((names.RESOURCE_GPU, replicas),)
     return PluginConfig("none", Sharing(rows, rename, fails, "mps" if mps else "time-slicing"))

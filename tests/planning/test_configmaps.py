@@ -17,7 +17,9 @@ PLUGIN, MIG = "nvidia.com/device-plugin.config", "nvidia.com/mig.config"
 def keys(policy: PolicyView) -> tuple[str, str]:
     """The plugin key and the mig-parted entry of a policy."""
     assert policy.spec is not None
-    target = find_target(find_wish(policy.name, policy.spec), policy.spec, "gpu-07", [make_gpu()], make_stack())
+    target = find_target(
+        find_wish(policy.name, policy.spec), policy.spec, "gpu-07", [make_gpu()], make_stack()
+    )
     assert isinstance(target, Target), target
     return target.plugin_key, target.mig_config
 
