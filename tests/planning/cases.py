@@ -1,14 +1,14 @@
 """Nodes as the simulated software leaves them, and the NodeCase of one node, for tests of single planner modules."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from tests.build import H100, NOW, SETTINGS, make_gpunode, make_node, make_operand, make_policy, make_stack
+from tests.build import H100, NOW, SETTINGS, make_operand, make_policy, make_stack
 from tests.planning.machines import Machine
 from tests.planning.world import World
 
-from gpusharing.api import names
 from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.assess import assess
 from gpusharing.planning.target import find_wish
@@ -47,7 +47,7 @@ def make_case(
     was: PolicyView = FULL,
     products: tuple[str, ...] = (H100,),
     fence: Fence | None = None,
-    labels: dict[str, str | None] | None = None,
+    labels: Mapping[str, str | None] | None = None,
     node: dict[str, Any] | None = None,
     gpunode: dict[str, Any] | GPUNodeView | None = None,
     work: NodeWork | None = None,
@@ -100,17 +100,3 @@ def quiet_report(
     assert last.observed is not None, "a world at rest is observed"
     observed = replace(last.observed, **{"request_id": request, "quiet": True, **fields})
     return replace(last, request_id=request, quiet=True, observed=observed)
-
-
-__all__ = [
-    "FULL",
-    "MIXED",
-    "SINGLE",
-    "SLICED",
-    "T4",
-    "copy_of",
-    "make_case",
-    "make_gpunode",
-    "make_node",
-    "names",
-]

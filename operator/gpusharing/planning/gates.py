@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning import migfile
+from gpusharing.planning.geometry import Layout
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase
@@ -90,7 +91,12 @@ def _leftovers(case: NodeCase) -> Gate | None:
 def _actuator(case: NodeCase) -> Gate | None:
     target = _target(case)
     if not target.mig_config:
-        return None
+        if _found(case) == target.layouts:
+            return None
+        return Gate(
+            Reason.ACTUATOR_MISSING,
+            f"MIG is on, and ClusterPolicy migManager.enabled is false: nobody on {case.node.name} would switch it off",
+        )
     state = case.node.labels.get(names.LABEL_MIG_STATE, "")
     if state in ("pending", "rebooting"):
         since = case.drifting_since or case.now
@@ -119,10 +125,15 @@ def needs_restart(case: NodeCase, target: Target) -> bool:
     """The label has its value already, so only a fresh run of mig-manager can mend what is wrong (a.6)."""
     if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
         return False
-    observed = case.gpunode.observed if case.gpunode else None
-    found = tuple(gpu.layout for gpu in observed.gpus) if observed else ()
     paused = bool(paused_operands(case.node))
-    return case.node.labels.get(names.LABEL_MIG_STATE) != "success" or found != target.layouts or paused
+    return (
+        case.node.labels.get(names.LABEL_MIG_STATE) != "success" or _found(case) != target.layouts or paused
+    )
+
+
+def _found(case: NodeCase) -> tuple[Layout | None, ...]:
+    observed = case.gpunode.observed if case.gpunode else None
+    return tuple(gpu.layout for gpu in observed.gpus) if observed else ()
 
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)

@@ -30,7 +30,7 @@ class Target:
     layouts: tuple[Layout | None, ...]
     """Per GPU, in the order of their indexes; None: MIG off."""
     mig_config: str
-    """Value of nvidia.com/mig.config; empty on cards without MIG, which never get mig labels."""
+    """Value of nvidia.com/mig.config; empty where nobody reads it: cards without MIG never get mig labels."""
     plugin_key: str
     """Value of nvidia.com/device-plugin.config."""
     plugin: PluginConfig
@@ -96,12 +96,18 @@ def find_target(
         mode=spec.mode,
         routing=mode_label(spec.mode),
         layouts=layouts,
-        mig_config=wish.mig_config if any(gpu.mig_capable for gpu in gpus) else "",
+        mig_config=wish.mig_config if _has_mig_manager(spec, gpus, stack) else "",
         plugin_key=wish.plugin_key,
         plugin=wish.plugin,
         resources=predict_resources(layouts, wish.plugin),
         text=describe_target(spec, layouts),
     )
+
+
+def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:
+    """Whether mig.config means anything here; where mig-manager is switched off, MIG must be off already."""
+    switched_off = stack.cluster_policy is not None and not stack.cluster_policy.mig_manager_enabled
+    return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
 
 
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> str:
