@@ -20,6 +20,8 @@ from hack.cluster.toolchain import program
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONPATH = f"{ROOT / 'operator'}:{ROOT}"
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
+DEBUG = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+STOP_SECONDS = 20.0
 NAMESPACE = "gpusharing"
 SERVICE_ACCOUNT = "gpusharing-operator"
 WAITS = {
@@ -110,7 +112,7 @@ class Process:
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
                 [sys.executable, *self.arguments],
-                env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1", **self.environment},
+                env={**os.environ, "PYTHONPATH": PYTHONPATH, **DEBUG, **self.environment},
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -139,9 +141,16 @@ class Process:
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
-        if self._running is not None and self._running.poll() is None:
-            self._running.send_signal(number)
-            self._running.wait(timeout=20)
+        if self._running is None or self._running.poll() is not None:
+            return
+        self._running.send_signal(number)
+        try:
+            self._running.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            # SIGABRT makes Python write where it hangs, with PYTHONFAULTHANDLER set.
+            self._running.send_signal(signal.SIGABRT)
+            self._running.wait(timeout=STOP_SECONDS)
+            raise
 
     def __enter__(self) -> "Process":
         return self.start()
