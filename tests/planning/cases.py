@@ -11,7 +11,7 @@ from tests.planning.world import World
 
 from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.assess import assess
-from gpusharing.planning.target import find_wish
+from gpusharing.planning.target import Targets, find_wish
 from gpusharing.planning.verdict import NodeCase
 from gpusharing.planning.views import Fence, GPUNodeView, NodeView, NodeWork, Operand, PolicyView, StackView
 
@@ -88,8 +88,8 @@ def make_case(
 
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Any:
     """The assessment of one node under one policy."""
-    wish = find_wish(policy.name, policy.spec) if policy.spec else None
-    return assess(view, report, policy, find_objection(policy, stack, SETTINGS), wish, stack)
+    targets = Targets(policy, find_wish(policy.name, policy.spec), stack) if policy.spec else None
+    return assess(view, report, policy, find_objection(policy, stack, SETTINGS), targets, stack)
 
 
 def quiet_report(

@@ -9,7 +9,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.acceptance import Objection
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.target import Target, Unsupported, Wish, find_target
+from gpusharing.planning.target import Target, Targets, Unsupported
 from gpusharing.planning.verify import Case, Mismatch, describe_observed, find_mismatch, served
 from gpusharing.planning.views import GPUNodeView, NodeView, ObservedView, PolicyView, StackView
 
@@ -34,19 +34,19 @@ def assess(
     gpunode: GPUNodeView | None,
     policy: PolicyView,
     objection: Objection | None,
-    wish: Wish | None,
+    targets: Targets | None,
     stack: StackView,
 ) -> Assessment:
-    """Judge one node. `objection` is the policy's own (acceptance.py)."""
+    """Judge one node. `objection` is the policy's own (acceptance.py); `targets` is None without a spec."""
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)
     refusal = objection or _no_gpu(node, observed)
-    if refusal is not None or policy.spec is None or wish is None:
+    if refusal is not None or targets is None:
         return Assessment(policy, None, refusal, None, DisruptionClass.NONE, False, text)
     if observed is None or not observed.gpus:
         pending = _unobserved(observed)
         return Assessment(policy, None, None, pending, DisruptionClass.NONE, False, text)
-    target = find_target(wish, policy.spec, node.name, observed.gpus, stack)
+    target = targets.find(node.name, observed.gpus)
     if isinstance(target, Unsupported):
         return Assessment(policy, None, target, None, DisruptionClass.NONE, False, text)
     mismatch = find_mismatch(Case(node, observed, target, stack))

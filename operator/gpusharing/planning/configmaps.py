@@ -4,13 +4,17 @@ An entry is added when a policy is accepted, before any label points at it. It g
 label, fence or last verified pair names it: a missing key crash-loops the device plugin (nvidia-actuators.md b.4).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gpusharing.api import names
-from gpusharing.planning import migfile, pluginconfig
+from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
-from gpusharing.planning.target import find_wish
+from gpusharing.planning.target import Wish, find_wish
 from gpusharing.planning.views import GpuView, NodeView, PolicyView, StackView
+
+
+def _wish(policy: PolicyView) -> Wish | None:
+    return find_wish(policy.name, policy.spec) if policy.spec is not None else None
 
 
 def plan_config(
@@ -18,6 +22,7 @@ def plan_config(
     nodes: Iterable[NodeView],
     models: Mapping[str, GpuView],
     stack: StackView,
+    wish_of: Callable[[PolicyView], Wish | None] = _wish,
 ) -> tuple[WriteConfig | None, bool]:
     """The ConfigMaps as they should be (None when they are so already), and whether they hold entries that only
     Nodes keep, so that a later look may find them free. `models`: one GPU per card model present.
@@ -25,10 +30,9 @@ def plan_config(
     plugin: dict[str, str] = {}
     entries: dict[str, migfile.Entry] = dict(migfile.parse(stack.admin_mig_file))
     for policy in policies:
-        if policy.spec is None:
+        if (wish := wish_of(policy)) is None:
             continue
-        wish = find_wish(policy.name, policy.spec)
-        plugin[wish.plugin_key] = pluginconfig.render(wish.plugin)
+        plugin[wish.plugin_key] = wish.plugin_text
         if wish.entry is not None:
             entries[wish.mig_config] = wish.entry
     for name, entry in migfile.well_known_entries(

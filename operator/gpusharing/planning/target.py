@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
@@ -17,7 +18,7 @@ from gpusharing.planning.geometry import (
 )
 from gpusharing.planning.pluginconfig import PluginConfig
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import GpuView, StackView, mode_label
+from gpusharing.planning.views import GpuView, PolicyView, StackView, mode_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Wish:
     """The mig-parted entry that MIG-capable nodes are pointed at."""
     entry: migfile.Entry | None
     """Our own mig-parted entry, when the policy gives layouts."""
+    plugin_text: str
+    """The device-plugin configuration as the ConfigMap holds it."""
 
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
@@ -77,7 +80,8 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
         mig_config = pluginconfig.key_for(policy, migfile.entry_text(entry))
     else:
         mig_config = spec.mig.config or ""
-    return Wish(plugin, pluginconfig.key_for(policy, pluginconfig.render(plugin)), mig_config, entry)
+    text = pluginconfig.render(plugin)
+    return Wish(plugin, pluginconfig.key_for(policy, text), mig_config, entry, text)
 
 
 def find_target(
@@ -108,6 +112,38 @@ def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack:
     """Whether mig.config means anything here; where mig-manager is switched off, MIG must be off already."""
     switched_off = stack.cluster_policy is not None and not stack.cluster_policy.mig_manager_enabled
     return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
+
+
+@dataclass(slots=True)
+class Targets:
+    """The targets of one policy by kind of hardware: thousands of nodes have the same few kinds of GPUs."""
+
+    policy: PolicyView
+    wish: Wish
+    stack: StackView
+    _found: dict[tuple[object, ...], tuple[tuple[GpuView, ...], Target]] = field(default_factory=dict)
+
+    def find(self, node: str, gpus: tuple[GpuView, ...]) -> Target | Unsupported:
+        """What `find_target` says, without asking it twice about equal hardware."""
+        assert self.policy.spec is not None, "asked only of policies with a spec"
+        # Profiles by identity, which the kept GPUs make safe: comparing them would cost more than the answer.
+        key: tuple[object, ...] = tuple(
+            (gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in gpus
+        )
+        if not self.stack.serves_our_mig_file:
+            key = (*key, self.stack.generated_mig_files.get(node, ""))
+        if (known := self._found.get(key)) is not None:
+            return known[1]
+        target = find_target(self.wish, self.policy.spec, node, gpus, self.stack)
+        if isinstance(target, Target):
+            if len(self._found) >= _KINDS:
+                self._found.clear()
+            self._found[key] = (gpus, target)
+        return target
+
+
+_KINDS = 256
+"""Kinds of hardware remembered per policy."""
 
 
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> str:
@@ -255,6 +291,11 @@ def describe_target(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]
 
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
     """Different GPUs are told apart: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
+    return _describe(tuple(layouts), replicas)
+
+
+@lru_cache(maxsize=1024)
+def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
     texts: Counter[str] = Counter()
     for layout in layouts:
         whole = f"{replicas}x shared" if replicas > 1 else "1x full"
@@ -271,6 +312,7 @@ def is_gpu_resource(name: str) -> bool:
 
 __all__ = [
     "Target",
+    "Targets",
     "Unsupported",
     "Wish",
     "describe_layouts",

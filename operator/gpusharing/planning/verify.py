@@ -12,13 +12,14 @@ same chain adopts a node, finds drift and proves a change; a change only asks fo
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.cards import bare_product
-from gpusharing.planning.geometry import resource_name
+from gpusharing.planning.geometry import Layout, resource_name
 from gpusharing.planning.migfile import Unresolved
 from gpusharing.planning.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
 from gpusharing.planning.reasons import Reason
@@ -185,21 +186,22 @@ def expected_gfd_labels(case: Case) -> dict[str, str]:
 
     A value of `""` stands for: this label must be absent.
     """
-    target = case.target
     assert case.observed is not None, "_observation runs first"
-    gpus = case.observed.gpus
-    sharing = target.plugin.sharing
-    replicas = sharing.replicas[0][1] if sharing else 1
-    if not target.with_mig:
+    return dict(_expect(case.target.layouts, case.target.plugin, len(case.observed.gpus)))
+
+
+@lru_cache(maxsize=1024)
+def _expect(layouts: tuple[Layout | None, ...], plugin: PluginConfig, gpus: int) -> Mapping[str, str]:
+    if all(layout is None for layout in layouts):
         return {
-            names.LABEL_GPU_COUNT: str(len(gpus)),
-            names.LABEL_GPU_REPLICAS: str(replicas),
-            names.LABEL_SHARING_STRATEGY: "time-slicing" if sharing else "none",
+            names.LABEL_GPU_COUNT: str(gpus),
+            names.LABEL_GPU_REPLICAS: str(plugin.sharing.replicas[0][1] if plugin.sharing else 1),
+            names.LABEL_SHARING_STRATEGY: "time-slicing" if plugin.sharing else "none",
         }
     instances: Counter[str] = Counter()
-    for layout in target.layouts:
+    for layout in layouts:
         instances.update(dict(layout or ()))
-    if target.plugin.mig_strategy == "single":
+    if plugin.mig_strategy == "single":
         return {
             names.LABEL_MIG_STRATEGY: "single",
             names.LABEL_GPU_COUNT: str(instances.total()),
@@ -226,13 +228,15 @@ def _gfd(case: Case) -> Mismatch | None:
     labels = case.node.labels
     if case.evidence.gfd_timestamp and labels.get(names.LABEL_GFD_TIMESTAMP) == case.evidence.gfd_timestamp:
         return Mismatch(Reason.LABEL_MISMATCH, "GPU Feature Discovery has not started anew since the change")
-    for label, value in expected_gfd_labels(case).items():
+    assert case.observed is not None, "_observation runs first"
+    gpus = case.observed.gpus
+    for label, value in _expect(case.target.layouts, case.target.plugin, len(gpus)).items():
         if labels.get(label, "") != value:
             return Mismatch(
                 Reason.LABEL_MISMATCH, f"label {label} is {labels.get(label, 'absent')}, expected {value}"
             )
     product = labels.get(names.LABEL_GPU_PRODUCT, "")
-    homogeneous = case.observed is not None and len({gpu.product for gpu in case.observed.gpus}) == 1
+    homogeneous = len({gpu.product for gpu in gpus}) == 1
     if homogeneous and product != expected_product(case):
         return Mismatch(
             Reason.LABEL_MISMATCH,
