@@ -50,6 +50,7 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
         [
             str(program("helm")),
             *("upgrade", "--install", "gpusharing", str(CHART), "-n", NAMESPACE, "--create-namespace"),
+            "--take-ownership",  # `make cluster` applied the CRDs already
             *arguments,
         ],
         env={**os.environ, "KUBECONFIG": str(kubeconfig)},
@@ -98,6 +99,11 @@ def operator_environment(factor: float, *, probe_port: int = 0, metrics_port: in
     }
 
 
+def own_environment() -> dict[str, str]:
+    """The environment without GPUSHARING_*: the operator refuses names that are no settings of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GPUSHARING_")}
+
+
 @dataclass
 class Process:
     """A program of ours that runs beside, with its output in a file."""
@@ -112,7 +118,7 @@ class Process:
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
                 [sys.executable, *self.arguments],
-                env={**os.environ, "PYTHONPATH": PYTHONPATH, **DEBUG, **self.environment},
+                env={**own_environment(), "PYTHONPATH": PYTHONPATH, **DEBUG, **self.environment},
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
