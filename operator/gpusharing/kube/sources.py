@@ -47,8 +47,10 @@ class ConfigMapView:
 
 def _pod_place(raw: JSON) -> PodPlace:
     metadata = raw.get("metadata", {})
-    ready = has_condition(raw, "Ready") and "deletionTimestamp" not in metadata
-    operand = Operand(metadata.get("namespace", ""), metadata.get("name", ""), metadata.get("uid", ""), ready)
+    deleting = "deletionTimestamp" in metadata
+    ready = has_condition(raw, "Ready") and not deleting
+    where, name, uid = (str(metadata.get(key, "")) for key in ("namespace", "name", "uid"))
+    operand = Operand(where, name, uid, ready, deleting)
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand)
 
 

@@ -62,6 +62,8 @@ def _delete_operand(case: NodeCase, operand: Operand) -> Verdict:
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting mig-manager on the node"
     )
+    if operand.deleting:  # a second DELETE would change nothing, and its success would look like progress
+        return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
     gpunode, patience = case.gpunode, timedelta(seconds=case.settings.poll)
     if gpunode is not None and not gpunode.quiet:
         request = f"{case.fence.op}:restart:{case.fence.stage_since.timestamp():.3f}"

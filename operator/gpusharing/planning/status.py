@@ -132,7 +132,7 @@ def _ready(pool: Members, plan: RolloutPlan) -> Answer:
         return True, Reason.SYNCED, f"{_nodes(done)} proven"
     urgent = _most_urgent(pool)
     reason = urgent.reason if urgent.reason in _UNSUPPORTED else Reason.ROLLOUT_IN_PROGRESS
-    return False, reason, f"{done} of {_nodes(len(pool.verdicts))} proven; {urgent.node}: {urgent.message}"
+    return False, reason, f"{done} of {_nodes(len(pool.verdicts))} proven; {_first([urgent])}"
 
 
 def _no_nodes(pool: Members, plan: RolloutPlan) -> str:
@@ -154,7 +154,7 @@ def _reconciling(pool: Members, plan: RolloutPlan) -> Answer:
         return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
     if waiting:
         urgent = min(waiting, key=_urgency)
-        return True, urgent.reason, f"{_nodes(len(waiting))} to go; {urgent.node}: {urgent.message}"
+        return True, urgent.reason, f"{_nodes(len(waiting))} to go; {_first([urgent])}"
     return False, Reason.SYNCED if pool.verdicts else Reason.NO_NODES, "nothing is under way"
 
 
@@ -241,7 +241,7 @@ def _word(pool: Members, plan: RolloutPlan) -> tuple[str, str]:
         word = str(shown.reason)
     return (
         word,
-        f"{shown.node}: {shown.message}" if shown.phase is not Phase.SYNCED else f"{shown.wanted} proven",
+        _first([shown]) if shown.phase is not Phase.SYNCED else f"{shown.wanted} proven",
     )
 
 
