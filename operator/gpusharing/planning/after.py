@@ -74,9 +74,7 @@ def _delete_operand(case: NodeCase, operand: Operand) -> Verdict:
 
 
 def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
-    return EnsureGPUNode(
-        case.node.name, case.node.uid, case.fence.policy, case.fence.to_layout, request, quiet
-    )
+    return EnsureGPUNode(case.node.name, case.node.uid, request, quiet)
 
 
 def _aims_at(case: NodeCase, target: Target) -> bool:

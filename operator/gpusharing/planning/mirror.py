@@ -24,6 +24,8 @@ def transition(
     if not same:
         history = [*history, {"phase": phase, "reason": reason, "at": moment}][-MAX_HISTORY:]
     return {
+        "policy": verdict.policy,
+        "wanted": verdict.wanted,
         "phase": phase,
         "reason": reason,
         "message": verdict.message[:MAX_MESSAGE],
