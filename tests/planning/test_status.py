@@ -24,6 +24,7 @@ from tests.planning.told import (
 )
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.actions import LabelNode
 from gpusharing.planning.reasons import Reason
 
 # --- conditions --------------------------------------------------------------------------------------------
@@ -106,6 +107,10 @@ PATHS: dict[str, tuple[Scene, tuple[str, str, str, str]]] = {
         (VALID, "False Deleting", UNDER_WAY, CALM),
     ),
     "deleted and nothing to do": (Scene((), DELETED), (VALID, "False Deleting", "False Deleting", CALM)),
+    "proven, and a write of ours is to come": (
+        Scene([replace(SYNCED, actions=(LabelNode(make_node(), {}),))]),
+        (VALID, "False RolloutInProgress", UNDER_WAY, CALM),
+    ),
     "proven on a node that is not Ready": (
         Scene([SYNCED], nodes=AWAY),
         (VALID, "False NodeNotReady", "False NodeNotReady", CALM),

@@ -174,9 +174,7 @@ def _away(pool: Members) -> str:
 
 
 def _reconciling(pool: Members, plan: RolloutPlan) -> Answer:
-    moving = [
-        verdict for verdict in pool.verdicts if verdict.phase.in_flight and verdict.phase is not Phase.FAILED
-    ]
+    moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
     waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
     if moving:
         return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
@@ -186,6 +184,13 @@ def _reconciling(pool: Members, plan: RolloutPlan) -> Answer:
     ready, why, _ = _ready(pool, plan)
     stalled, stuck, _ = _stalled(pool, plan)
     return False, stuck if stalled and not ready else why, "nothing is under way"
+
+
+def _moves(verdict: Verdict) -> bool:
+    """In flight, or proven and only a write of ours is missing."""
+    if verdict.phase is Phase.SYNCED:
+        return bool(verdict.actions)
+    return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
 
 
 def _waits(verdict: Verdict) -> bool:
