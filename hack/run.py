@@ -15,6 +15,7 @@ from hack.stage import (
     node_software,
     operator_environment,
     operator_kubeconfig,
+    own_environment,
 )
 
 FACTOR = float(os.environ.get("FACTOR", "10"))
@@ -38,6 +39,8 @@ def main() -> int:
             "KUBECONFIG": str(operator),
             "GPUSHARING_LOG_FORMAT": "console",
         }
+        for name in os.environ.keys() - own_environment().keys():
+            del os.environ[name]
         os.environ.update(environment)
         from gpusharing.controller.main import main as run_operator
 

@@ -20,6 +20,8 @@ from hack.cluster.toolchain import program
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONPATH = f"{ROOT / 'operator'}:{ROOT}"
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
+DEBUG = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+STOP_SECONDS = 20.0
 NAMESPACE = "gpusharing"
 SERVICE_ACCOUNT = "gpusharing-operator"
 WAITS = {
@@ -48,6 +50,7 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
         [
             str(program("helm")),
             *("upgrade", "--install", "gpusharing", str(CHART), "-n", NAMESPACE, "--create-namespace"),
+            "--take-ownership",  # `make cluster` applied the CRDs already
             *arguments,
         ],
         env={**os.environ, "KUBECONFIG": str(kubeconfig)},
@@ -96,6 +99,11 @@ def operator_environment(factor: float, *, probe_port: int = 0, metrics_port: in
     }
 
 
+def own_environment() -> dict[str, str]:
+    """The environment without GPUSHARING_*: the operator refuses names that are no settings of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GPUSHARING_")}
+
+
 @dataclass
 class Process:
     """A program of ours that runs beside, with its output in a file."""
@@ -110,7 +118,7 @@ class Process:
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
                 [sys.executable, *self.arguments],
-                env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1", **self.environment},
+                env={**own_environment(), "PYTHONPATH": PYTHONPATH, **DEBUG, **self.environment},
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -139,9 +147,16 @@ class Process:
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
-        if self._running is not None and self._running.poll() is None:
-            self._running.send_signal(number)
-            self._running.wait(timeout=20)
+        if self._running is None or self._running.poll() is not None:
+            return
+        self._running.send_signal(number)
+        try:
+            self._running.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            # SIGABRT makes Python write where it hangs, with PYTHONFAULTHANDLER set.
+            self._running.send_signal(signal.SIGABRT)
+            self._running.wait(timeout=STOP_SECONDS)
+            raise
 
     def __enter__(self) -> "Process":
         return self.start()

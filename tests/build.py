@@ -18,6 +18,7 @@ from gpusharing.planning.migfile import parse as parse_mig_file
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.target import Target, find_target, find_wish
 from gpusharing.planning.views import (
+    Claim,
     ClusterPolicyView,
     ClusterSnapshot,
     Deferred,
@@ -224,8 +225,6 @@ def make_gpunode(
     error: str = "",
     allocated: Mapping[str, int] | None = None,
     pods: int = 0,
-    policy: str = "pool-b",
-    layout: str = "",
     observed: bool = True,
 ) -> GPUNodeView:
     """A GPUNode whose agent has answered the last request; `observed=False` for one that never reported."""
@@ -242,8 +241,6 @@ def make_gpunode(
         uid=f"uid-gpunode-{name}",
         request_id=request_id,
         quiet=quiet,
-        policy=policy,
-        layout=layout,
         observed=report if observed else None,
     )
 
@@ -331,6 +328,15 @@ def make_stack(
     return replace(empty, **{**known, **fields})
 
 
+def pair_of(policy: PolicyView, *gpus: GpuView) -> tuple[str, str]:
+    """mig.config and device-plugin.config of a node with these GPUs (one H100 unless given) under a policy."""
+    assert policy.spec is not None, "make_policy gives every policy a spec"
+    wish, found = find_wish(policy.name, policy.spec), gpus or (make_gpu(),)
+    target = find_target(wish, policy.spec, "gpu-07", found, make_stack(policy, models=found))
+    assert isinstance(target, Target), target
+    return target.mig_config, target.plugin_key
+
+
 def _plugins(
     policies: Iterable[PolicyView], cards: Iterable[GpuView], stack: StackView
 ) -> dict[str, PluginConfig]:
@@ -356,6 +362,11 @@ def make_shared(
 def make_operand(node: str = "gpu-07", *, serial: int = 0, ready: bool = True) -> Operand:
     """The mig-manager pod of a node; a restart gives it the next serial."""
     return Operand("gpu-operator", f"nvidia-mig-manager-{node}", f"uid-mig-{node}-{serial}", ready)
+
+
+def make_claim(node_uid: str = "uid-gpu-07", *, policy: str = "pool-b", op: str = "op-1") -> Claim:
+    """A slot of the disruption budget."""
+    return Claim(node_uid, policy, op)
 
 
 def make_fence(

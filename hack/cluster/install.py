@@ -99,7 +99,8 @@ def object_path(api: Api, manifest: Object) -> str:
 
 def _established(api: Api, name: str) -> bool:
     crd = api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
-    conditions = crd.get("status", {}).get("conditions", [])
+    # A CRD that was created a moment ago says `conditions: null`.
+    conditions = crd.get("status", {}).get("conditions") or []
     if not any(one["type"] == "Established" and one["status"] == "True" for one in conditions):
         return False
     spec = crd["spec"]

@@ -25,10 +25,15 @@ class MortalClient:
         self.writes = 0
         """Writes so far, those of the Lease apart."""
         self._last: tuple[int, When] | None = None
+        self._interference: tuple[Callable[[JSON], bool], Callable[[], object]] | None = None
 
     def die_at(self, write: int, when: When) -> None:
         """Die `before` (it is lost) or `after` (its answer is lost) this write, counted from 1 without the Lease's."""
         self._last = write, when
+
+    def interfere(self, sent: Callable[[JSON], bool], act: Callable[[], object]) -> None:
+        """Somebody else acts once, after the first patch with such a body was sent and before it arrives."""
+        self._interference = sent, act
 
     def die(self) -> None:
         """Die now."""
@@ -94,6 +99,9 @@ class MortalClient:
         subresource: str | None = None,
     ) -> JSON:
         """See KubeClient."""
+        if self._interference is not None and self._interference[0](body):
+            act, self._interference = self._interference[1], None
+            act()
         return await self._write(
             resource,
             lambda: self._client.patch(resource, name, body, namespace=namespace, subresource=subresource),

@@ -119,7 +119,9 @@ class Clock:
     async def wait_for(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for an event for at most that long; False when it did not come."""
         try:
-            await asyncio.wait_for(event.wait(), seconds / self._factor)
+            # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+            async with asyncio.timeout(seconds / self._factor):
+                await event.wait()
         except TimeoutError:
             return False
         return True

@@ -139,6 +139,17 @@ class Scene:
         assert fence is not None
         return fence
 
+    async def any_fenced(self, stage: str = "fenced") -> str:
+        """Wait until some node carries our fence in this stage; returns its name."""
+
+        def found() -> list[str]:
+            names_ = [raw["metadata"]["name"] for raw in self.e.cluster.objects(NODES)]
+            fences = {name: self.fence(name) for name in names_}
+            return [name for name, fence in fences.items() if fence is not None and fence.stage == stage]
+
+        await self.e.until(lambda: bool(found()), f"a fence {stage}", HOUR)
+        return found()[0]
+
     async def released(self, node_name: str, seconds: float = HOUR) -> None:
         """Wait until a node has no fence."""
         await self.e.until(lambda: self.fence(node_name) is None, f"{node_name} released", seconds)
@@ -224,7 +235,8 @@ class Scene:
 
         def there() -> bool:
             pods = [pod for pod in self.pods(app) if "deletionTimestamp" not in pod["metadata"]]
-            return sum((pod.get("status") or {}).get("phase") == "Running" for pod in pods) == count
+            phases = [str((pod.get("status") or {}).get("phase")) for pod in pods]
+            return phases.count("Running") == count
 
         await self.e.until(there, f"{count} pods of {app}", 600)
 

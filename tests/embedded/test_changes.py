@@ -47,7 +47,7 @@ def assert_as_wanted(stage: Scene, spec: JSON, *node_names: str) -> None:
 
 @pytest.mark.parametrize(("before", "after"), CHANGES, ids=[f"{a} to {b}" for a, b in CHANGES])
 @virtually
-async def test_a_pool_goes_from_one_mode_to_another_with_one_node_write_per_step_and_two_around_them(
+async def test_a_pool_goes_from_one_mode_to_another_with_one_node_write_per_step_and_two_more(
     before: str, after: str
 ) -> None:
     async with scene(*nodes(2)) as stage:

@@ -290,5 +290,6 @@ class Pool:
         for name in self.nodes:
             self.product.remove(f"{GPUNODES}/{name}", f"{NODES}/{name}")
         for path in paths:
-            if path.startswith(POLICIES) and self.product.exists(path):
-                self.api.merge_patch(path, {"metadata": {"finalizers": None}})
+            if path.startswith(POLICIES):
+                with contextlib.suppress(ApiError):
+                    self.api.merge_patch(path, {"metadata": {"finalizers": None}})

@@ -1,24 +1,27 @@
 """Nodes as the simulated software leaves them, and the NodeCase of one node, for tests of single planner modules."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from tests.build import H100, NOW, SETTINGS, make_gpunode, make_node, make_operand, make_policy, make_stack
+from tests.build import H100, NOW, SETTINGS, make_operand, make_policy, make_stack
 from tests.planning.machines import Machine
 from tests.planning.world import World
 
-from gpusharing.api import names
+from gpusharing.api.names import Phase
 from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.assess import assess
-from gpusharing.planning.target import find_wish
-from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.target import Targets, find_wish
+from gpusharing.planning.verdict import NodeCase, Verdict
 from gpusharing.planning.views import Fence, GPUNodeView, NodeView, NodeWork, Operand, PolicyView, StackView
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
+MPS = make_policy(mode="MPS")
 MIXED = make_policy()
+MIG_SLICED = make_policy(timeSlicing={"replicas": 2})
 SINGLE = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"})
-T4 = "Tesla T4"
+NODE, T4 = "gpu-07", "Tesla T4"
 OPERAND = make_operand()
 
 
@@ -47,7 +50,7 @@ def make_case(
     was: PolicyView = FULL,
     products: tuple[str, ...] = (H100,),
     fence: Fence | None = None,
-    labels: dict[str, str | None] | None = None,
+    labels: Mapping[str, str | None] | None = None,
     node: dict[str, Any] | None = None,
     gpunode: dict[str, Any] | GPUNodeView | None = None,
     work: NodeWork | None = None,
@@ -90,8 +93,8 @@ def make_case(
 
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Any:
     """The assessment of one node under one policy."""
-    wish = find_wish(policy.name, policy.spec) if policy.spec else None
-    return assess(view, report, policy, find_objection(policy, stack, SETTINGS), wish, stack)
+    targets = Targets(policy, find_wish(policy.name, policy.spec), stack) if policy.spec else None
+    return assess(view, report, policy, find_objection(policy, stack, SETTINGS), targets, stack)
 
 
 def quiet_report(
@@ -104,15 +107,40 @@ def quiet_report(
     return replace(last, request_id=request, quiet=True, observed=observed)
 
 
-__all__ = [
-    "FULL",
-    "MIXED",
-    "SINGLE",
-    "SLICED",
-    "T4",
-    "copy_of",
-    "make_case",
-    "make_gpunode",
-    "make_node",
-    "names",
-]
+def edited(policy: PolicyView, **fields: object) -> PolicyView:
+    """The policy with some fields of its spec replaced; what they strand may be evicted."""
+    assert policy.spec is not None
+    drain = policy.spec.drain.model_copy(update={"stranded_pods": "Allow"})
+    return replace(policy, spec=policy.spec.model_copy(update={"drain": drain, **fields}))
+
+
+def wrote(world: World, *kinds: type) -> list[str]:
+    """The names of the actions done, in order; of these kinds only when some are given."""
+    return [type(action).__name__ for action in world.done if not kinds or isinstance(action, kinds)]
+
+
+def verdict_of(world: World, node: str = NODE) -> Verdict:
+    """What is decided about the node now."""
+    return world.plan().verdicts[node]
+
+
+def run_until(world: World, phase: Phase, rounds: int = 300, node: str = NODE) -> Verdict:
+    """Let everybody act until the node is in this phase."""
+    for _ in range(rounds):
+        for name in world.nodes:
+            world.act(name)
+        verdict = world.step().verdicts[node]
+        if verdict.phase is phase:
+            return verdict
+        world.now += timedelta(seconds=1)
+    raise AssertionError(f"{node} never was {phase}: {verdict}")
+
+
+def pool_of(size: int, policy: PolicyView = FULL) -> World:
+    """So many nodes of pool b, at rest."""
+    world = World()
+    for number in range(size):
+        world.add_node(f"n{number}")
+    world.set_policy(policy)
+    world.settle()
+    return world

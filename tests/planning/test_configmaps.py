@@ -2,11 +2,19 @@
 
 from dataclasses import replace
 
-from tests.build import H100, make_cluster_policy, make_fence, make_gpu, make_node, make_policy, make_stack
+from tests.build import (
+    H100,
+    make_cluster_policy,
+    make_fence,
+    make_gpu,
+    make_node,
+    make_policy,
+    make_stack,
+    pair_of,
+)
 
 from gpusharing.planning import migfile
 from gpusharing.planning.configmaps import plan_config, referenced
-from gpusharing.planning.target import Target, find_target, find_wish
 from gpusharing.planning.views import NodeView, PolicyView, StackView, Verified
 
 MODELS = {H100: make_gpu()}
@@ -16,12 +24,8 @@ PLUGIN, MIG = "nvidia.com/device-plugin.config", "nvidia.com/mig.config"
 
 def keys(policy: PolicyView) -> tuple[str, str]:
     """The plugin key and the mig-parted entry of a policy."""
-    assert policy.spec is not None
-    target = find_target(
-        find_wish(policy.name, policy.spec), policy.spec, "gpu-07", [make_gpu()], make_stack()
-    )
-    assert isinstance(target, Target), target
-    return target.plugin_key, target.mig_config
+    entry, key = pair_of(policy)
+    return key, entry
 
 
 def kept(stack: StackView, *nodes: NodeView) -> tuple[bool, bool]:

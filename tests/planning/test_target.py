@@ -146,7 +146,7 @@ def test_the_product_of_spec_products_is_nvmls_name_with_dashes() -> None:
     assert isinstance(target(products=["NVIDIA-H100-80GB-HBM3"]), Target)
 
 
-def test_cards_without_mig_never_get_a_mig_configuration() -> None:
+def test_cards_without_mig_get_no_mig_configuration_nor_does_a_node_without_mig_manager() -> None:
     for mode in ("Full", "TimeSlicing"):
         found = target(make_gpu(product=T4), mode=mode)
         assert isinstance(found, Target)
@@ -154,6 +154,10 @@ def test_cards_without_mig_never_get_a_mig_configuration() -> None:
     capable = target(mode="Full")
     assert isinstance(capable, Target)
     assert capable.mig_config == "all-disabled"
+    off = make_stack(cluster_policy=make_cluster_policy(mig_manager_enabled=False))
+    unread = target(mode="Full", stack=off)
+    assert isinstance(unread, Target)
+    assert unread.mig_config == ""
 
 
 def test_one_policy_over_two_card_models_gives_each_node_its_own_layout() -> None:

@@ -45,7 +45,7 @@ def observing(case: Case, **fields: Any) -> Case:
 
 def test_the_order_of_the_checks_is_part_of_the_product() -> None:
     assert [check.__name__ for check in CHECKS] == [
-        "_observation", "_instances", "_mig_manager", "_operands", "_plugin", "_gfd", "_allocatable",
+        "_observation", "_instances", "_mig_manager", "_operands", "_plugin", "_compute_mode", "_gfd", "_allocatable",
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gpusharing.agent.api import NodeAPI
@@ -135,10 +136,10 @@ class AgentLoop:
             await self.cycle()
             failed = bool(self._write_error)
             delay = self._backoff.after_failure() if failed else self.settings.interval * self._jitter()
-            try:
-                await asyncio.wait_for(self._wake.wait(), delay)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
 
     async def _read(self, request: Request, last: Observation) -> Observation:
         answer = await self._reader.read(request)

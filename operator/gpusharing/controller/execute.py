@@ -121,6 +121,7 @@ class Executor:
     async def execute(self, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Outcome:
         """Shared writes first; then every node's actions, nodes side by side, one node's in order."""
         outcome = Outcome()
+        self._forget_refusals(snapshot)
         blocked = await self._shared(plan.shared, snapshot, outcome)
         slots = asyncio.Semaphore(self.parallel)
 
@@ -133,6 +134,13 @@ class Executor:
                 if verdict.actions:
                     group.create_task(one(node, verdict.actions))
         return outcome
+
+    def _forget_refusals(self, snapshot: ClusterSnapshot) -> None:
+        """A refusal speaks about one drain only: before the next one, the budgets as they are then decide."""
+        for name in list(self.evictions):
+            node = snapshot.nodes.get(name)
+            if node is None or node.fence is None:
+                del self.evictions[name]
 
     async def _shared(
         self, actions: Iterable[Action], snapshot: ClusterSnapshot, outcome: Outcome
@@ -224,11 +232,7 @@ class Executor:
         raise Conflict(f"node {name} changed {TRIES} times while we wrote to it")
 
     async def _ensure_gpunode(self, action: EnsureGPUNode) -> None:
-        spec = {
-            "request": {"id": action.request_id, "quiet": action.quiet},
-            "policy": action.policy,
-            "layout": action.layout,
-        }
+        spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
         try:
             if self.gpunodes.resource_version(action.node):
                 raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})

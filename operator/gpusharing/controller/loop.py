@@ -83,7 +83,7 @@ class Statuses:
 
     def mirror(self, node: str) -> Mapping[str, Any]:
         """See publish.Statuses."""
-        return self.sources.mirrors.get(node, {})
+        return self.sources.mirror(node)
 
     def accept_policy(self, raw: JSON) -> None:
         """See publish.Statuses."""

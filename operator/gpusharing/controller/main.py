@@ -68,6 +68,8 @@ def configure_logs(settings: Settings) -> None:
     )
     root = logging.getLogger()
     root.handlers, root.level = [handler], max(level, logging.WARNING)
+    # kopf warns that it cannot take our signals in its thread; that is what the thread is for.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
@@ -91,7 +93,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
             timing=Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period),
         )
         loop = Loop(client, lease, settings, metrics, identity=identity)
-        watch = PolicyWatch(login, lambda name, version: _touched(loop, name, version))
+        watch = PolicyWatch(client, login, lambda name, version: _touched(loop, name, version))
         metrics.leader.set_function(lambda: float(lease.is_leader))
         async with _servers(settings, Health(loop, lease, watch), metrics):
             log.info("started", identity=identity, namespace=settings.plan.namespace)

@@ -291,7 +291,10 @@ class HttpClient:
             ) as response:
                 status = response.status
                 self._told(request, status, started)
-                yield response
+                try:
+                    yield response
+                finally:
+                    _abort(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if not status:
                 self._told(request, status, started)
@@ -318,6 +321,15 @@ class HttpClient:
         async with self._renewing:
             if await self._login.token() == refused:
                 await self._login.renew()
+
+
+def _abort(response: aiohttp.ClientResponse) -> None:
+    """Drop the connection of an answer that was not read to its end, such as a watch that somebody leaves.
+
+    aiohttp would begin a TLS farewell that nobody waits for and that outlives the session.
+    """
+    if response.connection and response.connection.transport:
+        response.connection.transport.abort()
 
 
 def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:

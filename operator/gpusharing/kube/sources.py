@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -14,11 +14,14 @@ from gpusharing.kube.client import (
     NODES,
     PODS,
     KubeClient,
+    Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.views import ClusterPolicyView, GPUNodeView, NodeView, Operand, Settings
+from gpusharing.planning.views import GPUNodeView, Operand, Settings
+
+View = TypeVar("View")
 
 AGENT_SELECTOR = "app.kubernetes.io/name=gpusharing-agent"
 MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon"
@@ -46,8 +49,10 @@ class ConfigMapView:
 
 def _pod_place(raw: JSON) -> PodPlace:
     metadata = raw.get("metadata", {})
-    ready = has_condition(raw, "Ready") and "deletionTimestamp" not in metadata
-    operand = Operand(metadata.get("namespace", ""), metadata.get("name", ""), metadata.get("uid", ""), ready)
+    deleting = "deletionTimestamp" in metadata
+    ready = has_condition(raw, "Ready") and not deleting
+    where, name, uid = (str(metadata.get(key, "")) for key in ("namespace", "name", "uid"))
+    operand = Operand(where, name, uid, ready, deleting)
     app = (metadata.get("labels") or {}).get("app", "")
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 
@@ -72,56 +77,40 @@ class Sources:
         admin_mig_map: str = "",
         agent_namespace: str = "",
     ) -> None:
-        ours = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
-        self.mirrors: dict[str, Mapping[str, Any]] = {}
-
         def changed(_: str) -> None:
             wake()
 
-        def gpunode(raw: JSON) -> GPUNodeView:
-            self.mirrors[raw["metadata"]["name"]] = (raw.get("status") or {}).get("transition") or {}
-            return gpunode_view(raw)
+        def follow(
+            resource: Resource,
+            project: Callable[[JSON], View],
+            namespace: str | None = None,
+            labels: str = "",
+        ) -> Reflector[View]:
+            return Reflector(
+                client, resource, project, namespace=namespace, label_selector=labels, on_change=changed
+            )
 
-        def gpunode_changed(name: str) -> None:
-            if name not in self.gpunodes.items:
-                self.mirrors.pop(name, None)
-            wake()
-
+        ours = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
+        pods = agent_namespace or settings.namespace
+        namespace = settings.gpu_operator_namespace
+        self.mirrors: dict[str, Mapping[str, Any]] = {}
         self.policies = PolicyCache(client)
-        self.nodes: Reflector[NodeView] = Reflector(client, NODES, node_view, on_change=changed)
-        self.gpunodes: Reflector[GPUNodeView] = Reflector(
-            client, GPUNODES, gpunode, on_change=gpunode_changed
-        )
-        self.agents: Reflector[PodPlace] = Reflector(
-            client,
-            PODS,
-            _pod_place,
-            namespace=agent_namespace or settings.namespace,
-            label_selector=AGENT_SELECTOR,
-            on_change=changed,
-        )
-        operator_namespace = settings.gpu_operator_namespace
-        self.operands: Reflector[PodPlace] = Reflector(
-            client,
-            PODS,
-            _pod_place,
-            namespace=operator_namespace,
-            label_selector=OPERAND_SELECTOR,
-            on_change=changed,
-        )
-        self.config_maps: Reflector[ConfigMapView] = Reflector(
-            client,
-            CONFIG_MAPS,
-            lambda raw: _config_map(raw, ours),
-            namespace=operator_namespace,
-            on_change=changed,
-        )
-        self.cluster_policies: Reflector[ClusterPolicyView] = Reflector(
-            client, CLUSTER_POLICIES, cluster_policy_view, on_change=changed
-        )
-        self.gpu_clusters: Reflector[str] = Reflector(
-            client, GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]), on_change=changed
-        )
+        self.nodes = follow(NODES, node_view)
+        self.gpunodes = follow(GPUNODES, self._gpunode)
+        self.agents = follow(PODS, _pod_place, pods, AGENT_SELECTOR)
+        self.operands = follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
+        self.config_maps = follow(CONFIG_MAPS, lambda raw: _config_map(raw, ours), namespace)
+        self.cluster_policies = follow(CLUSTER_POLICIES, cluster_policy_view)
+        self.gpu_clusters = follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
+
+    def _gpunode(self, raw: JSON) -> GPUNodeView:
+        """The view of a GPUNode; its mirror is kept aside, because nothing is decided from it."""
+        self.mirrors[raw["metadata"]["name"]] = (raw.get("status") or {}).get("transition") or {}
+        return gpunode_view(raw)
+
+    def mirror(self, node: str) -> Mapping[str, Any]:
+        """`status.transition` of a GPUNode as last read or written; empty when there is no GPUNode."""
+        return self.mirrors.get(node, {}) if node in self.gpunodes.items else {}
 
     @property
     def required(self) -> Mapping[str, Reflector[Any]]:

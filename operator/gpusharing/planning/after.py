@@ -20,6 +20,7 @@ from gpusharing.planning.before import (
     empty_and_pass,
     may_uncordon,
     pass_pnr,
+    prepares_next_step,
 )
 from gpusharing.planning.gates import CORDONING
 from gpusharing.planning.reasons import Reason
@@ -58,7 +59,7 @@ def after_pnr(case: NodeCase) -> Verdict:
         return _unprovable(case)
     stop = case.assessment.stop
     aim = stop if stop is not None and fence.step < fence.steps else target
-    if not _aims_at(case, aim):
+    if not _aims_at(case, aim) or (aim is stop and prepares_next_step(case)):
         return _retarget(case, target)
     return _conclude(case, aim, trouble)
 
@@ -68,6 +69,8 @@ def _delete_operand(case: NodeCase, operand: Operand) -> Verdict:
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting mig-manager on the node"
     )
+    if operand.deleting:  # a second DELETE would change nothing, and its success would look like progress
+        return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
     gpunode, patience = case.gpunode, timedelta(seconds=case.settings.poll)
     if gpunode is not None and not gpunode.quiet:
         request = f"{case.fence.op}:restart:{case.fence.stage_since.timestamp():.3f}"
@@ -78,9 +81,7 @@ def _delete_operand(case: NodeCase, operand: Operand) -> Verdict:
 
 
 def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
-    return EnsureGPUNode(
-        case.node.name, case.node.uid, case.fence.policy, case.fence.to_layout, request, quiet
-    )
+    return EnsureGPUNode(case.node.name, case.node.uid, request, quiet)
 
 
 def _aims_at(case: NodeCase, target: Target) -> bool:
@@ -123,11 +124,9 @@ def _trouble(case: NodeCase) -> _Trouble | None:
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
     stuck = waited >= settings.wedge_pending and state != "rebooting"
     reason = Reason.ACTUATOR_STUCK if stuck else Reason.ACTUATION_IN_PROGRESS
-    return _Trouble(
-        Mismatch(reason, f"mig-manager {doing} ({waited:.0f} s)" if stuck else f"mig-manager {doing}"),
-        final=stuck,
-        curable=True,
-    )
+    # The limit and not the time itself: a message that tells seconds would be written anew on every pass.
+    lasting = f" for more than {settings.wedge_pending:.0f} s" if stuck else ""
+    return _Trouble(Mismatch(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
 
 
 def _waiting(case: NodeCase, mismatch: Mismatch) -> Verdict:

@@ -9,7 +9,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.planning.acceptance import Objection
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.target import Target, Unsupported, Wish, find_target, full_target
+from gpusharing.planning.target import Target, Targets, Unsupported
 from gpusharing.planning.verify import (
     EXCLUSIVE,
     Case,
@@ -48,25 +48,25 @@ def assess(
     gpunode: GPUNodeView | None,
     policy: PolicyView,
     objection: Objection | None,
-    wish: Wish | None,
+    targets: Targets | None,
     stack: StackView,
 ) -> Assessment:
-    """Judge one node. `objection` is the policy's own (acceptance.py)."""
+    """Judge one node. `objection` is the policy's own (acceptance.py); `targets` is None without a spec."""
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)
     refusal = objection or _no_gpu(node, observed)
-    if refusal is not None or policy.spec is None or wish is None:
+    if refusal is not None or targets is None:
         return Assessment(policy, None, None, False, refusal, None, DisruptionClass.NONE, False, text)
     if observed is None or not observed.gpus:
         pending = _unobserved(observed)
         return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
-    target = find_target(wish, policy.spec, node.name, observed.gpus, stack)
+    target = targets.find(node.name, observed.gpus)
     if isinstance(target, Unsupported):
         return Assessment(policy, None, None, False, target, None, DisruptionClass.NONE, False, text)
     mismatch = find_mismatch(Case(node, observed, target, stack))
     disruption = find_disruption(node, observed, target, mismatch, stack)
     drift = mismatch is not None and _proven_before(node, policy, target)
-    stop, two_steps = full_target(wish, observed.gpus), needs_two_steps(node, observed, target, stack)
+    stop, two_steps = targets.stop(observed.gpus), needs_two_steps(node, observed, target, stack)
     return Assessment(policy, target, stop, two_steps, None, mismatch, disruption, drift, text)
 
 

@@ -20,10 +20,8 @@ from gpusharing.planning.gates import CORDONING, needs_mig_manager, needs_restar
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.verify import MPS_DAEMONS
 from gpusharing.planning.views import Deferred, NodeWork
-
-MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
-"""NVIDIA's own processes; an idle GPU may have them (design.md section 4)."""
 
 
 def before_pnr(case: NodeCase) -> Verdict:
@@ -202,7 +200,14 @@ def _prove_idle(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
 
 
 def _quiet_prefix(case: NodeCase) -> str:
-    return f"{case.fence.op}:quiet:"
+    """Of request ids; after a step they tell that the step is proven and the next one prepared."""
+    after = f"after-{case.fence.step}:" if case.fence.stage == "actuating" else ""
+    return f"{case.fence.op}:quiet:{after}"
+
+
+def prepares_next_step(case: NodeCase) -> bool:
+    """The agent was asked for silence after this step: the step is proven already."""
+    return case.gpunode is not None and case.gpunode.request_id.startswith(_quiet_prefix(case))
 
 
 def answers_quiet(case: NodeCase) -> bool:
@@ -235,8 +240,6 @@ def _next_quiet_request(case: NodeCase, empty_since: datetime) -> EnsureGPUNode 
     return EnsureGPUNode(
         node=case.node.name,
         node_uid=case.node.uid,
-        policy=case.fence.policy,
-        layout=case.fence.to_layout,
         request_id=f"{_quiet_prefix(case)}{period}",
         quiet=True,
     )

@@ -4,17 +4,18 @@ An entry is added when a policy is accepted, before any label points at it. It g
 label, fence or last verified pair names it: a missing key crash-loops the device plugin (nvidia-actuators.md b.4).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gpusharing.api import names
-from gpusharing.api.names import Mode
-from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning import migfile, pluginconfig
 from gpusharing.planning.actions import WriteConfig
-from gpusharing.planning.geometry import Layout, normalise
 from gpusharing.planning.pluginconfig import PluginConfig
-from gpusharing.planning.target import find_wish, plugin_config
+from gpusharing.planning.target import Wish, find_wish
 from gpusharing.planning.views import GpuView, NodeView, PolicyView, StackView
+
+
+def _wish(policy: PolicyView) -> Wish | None:
+    return find_wish(policy.name, policy.spec) if policy.spec is not None else None
 
 
 def plan_config(
@@ -23,6 +24,7 @@ def plan_config(
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
+    wish_of: Callable[[PolicyView], Wish | None] = _wish,
 ) -> tuple[WriteConfig | None, bool]:
     """The ConfigMaps as they should be (None when they are so already), and whether they hold entries that only
     Nodes keep, so that a later look may find them free. `models`: one GPU per card model present; `plugins`: what
@@ -31,11 +33,9 @@ def plan_config(
     plugin = {key: pluginconfig.render(config) for key, config in plugins.items()}
     entries: dict[str, migfile.Entry] = dict(migfile.parse(stack.admin_mig_file))
     for policy in policies:
-        if policy.spec is None:
+        if (wish := wish_of(policy)) is None:
             continue
-        wish = find_wish(policy.name, policy.spec)
-        for text in map(pluginconfig.render, foreseen(policy.spec)):
-            plugin[pluginconfig.key_for(policy.name, text)] = text
+        plugin |= wish.plugins
         if wish.entry is not None:
             entries[wish.mig_config] = wish.entry
     for name, entry in migfile.well_known_entries(
@@ -56,22 +56,6 @@ def plan_config(
     ):
         return None, bool(unclaimed)
     return WriteConfig(plugin, migfile.render(entries)), bool(unclaimed)
-
-
-def foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
-    """Device-plugin configurations that a policy needs whatever its nodes are: its own, and the stop between MPS
-    and MIG. Time-slicing of a named MIG configuration depends on the cards and comes with the first node.
-    """
-    stop = (PluginConfig(),) if spec.mode in (Mode.MIG, Mode.MPS) else ()
-    layouts: list[Layout | None] = [None]
-    if spec.mode is Mode.MIG and spec.mig is not None:
-        if spec.mig.layouts is None and spec.time_slicing is not None and spec.mig.strategy == "mixed":
-            return stop
-        rows = spec.mig.layouts or ()
-        layouts = [normalise(row.profiles) if row.profiles else None for row in rows]
-        if spec.mig.strategy == "single":
-            layouts = [(("any", 1),)]  # every profile is nvidia.com/gpu then
-    return (plugin_config(spec, layouts), *stop)
 
 
 def referenced(nodes: Iterable[NodeView]) -> set[str]:

@@ -26,6 +26,9 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[NodeEvent, ...]
     if before is None or before is after:
         return ()
     told: list[NodeEvent] = []
+    if _drain_started(before, after):
+        text = f"{after.node}: {after.pods} GPU pods to evict before {after.wanted}"
+        told.append(NodeEvent("Normal", "DrainStarted", text))
     if before.phase is not after.phase and (event := _entered(before, after)) is not None:
         told.append(event)
     if _newly_blocked(before, after):
@@ -56,10 +59,6 @@ _WORTH_TELLING = frozenset(
 def _entered(before: Verdict, after: Verdict) -> NodeEvent | None:
     node = after.node
     match after.phase:
-        case Phase.DRAINING if after.pods > 0:
-            return NodeEvent(
-                "Normal", "DrainStarted", f"{node}: {after.pods} GPU pods to evict before {after.wanted}"
-            )
         case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING:
             text = f"{node}: {after.observed} -> {after.wanted} (class {after.disruption})"
             return NodeEvent("Normal", "Reconfiguring", text)
@@ -73,7 +72,11 @@ def _entered(before: Verdict, after: Verdict) -> NodeEvent | None:
             return None
 
 
+def _drain_started(before: Verdict, after: Verdict) -> bool:
+    """A drain begins without knowing the pods; it is told when they are known."""
+    draining = before.phase is Phase.DRAINING and before.pods > 0
+    return after.phase is Phase.DRAINING and after.pods > 0 and not draining
+
+
 def _newly_blocked(before: Verdict, after: Verdict) -> bool:
-    return bool(after.blockers) and {(b.reason, b.pdb) for b in after.blockers} > {
-        (b.reason, b.pdb) for b in before.blockers
-    }
+    return bool({(b.reason, b.pdb) for b in after.blockers} - {(b.reason, b.pdb) for b in before.blockers})

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass
+from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.planning import migfile
+from gpusharing.planning.geometry import Layout
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.verify import paused_operands
+from gpusharing.planning.verify import effective_plugin_config, find_exclusive, paused_operands
 from gpusharing.planning.views import Settings, StackView
 
 
@@ -81,16 +82,26 @@ def _agent(case: NodeCase) -> Gate | None:
 
 
 def _leftovers(case: NodeCase) -> Gate | None:
-    mismatch = case.assessment.mismatch if case.assessment else None
-    if mismatch is not None and mismatch.reason is Reason.COMPUTE_MODE:
-        return Gate(mismatch.reason, mismatch.message)
-    return None
+    """A compute mode that nobody holds: no label of ours sets it back, and every change but one to MPS fails on it."""
+    observed = case.gpunode.observed if case.gpunode else None
+    if observed is None or _target(case).mode is Mode.MPS:
+        return None
+    config = effective_plugin_config(case.node, case.stack)
+    if config is not None and config.sharing is not None and config.sharing.strategy == "mps":
+        return None
+    mismatch = find_exclusive(observed.gpus)
+    return None if mismatch is None else Gate(mismatch.reason, mismatch.message)
 
 
 def _actuator(case: NodeCase) -> Gate | None:
     target = _target(case)
     if not target.mig_config:
-        return None
+        if _found(case) == target.layouts:
+            return None
+        return Gate(
+            Reason.ACTUATOR_MISSING,
+            f"MIG is on, and ClusterPolicy migManager.enabled is false: nobody on {case.node.name} would switch it off",
+        )
     state = case.node.labels.get(names.LABEL_MIG_STATE, "")
     if state in ("pending", "rebooting"):
         since = case.drifting_since or case.now
@@ -119,10 +130,15 @@ def needs_restart(case: NodeCase, target: Target) -> bool:
     """The label has its value already, so only a fresh run of mig-manager can mend what is wrong (a.6)."""
     if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
         return False
-    observed = case.gpunode.observed if case.gpunode else None
-    found = tuple(gpu.layout for gpu in observed.gpus) if observed else ()
     paused = bool(paused_operands(case.node))
-    return case.node.labels.get(names.LABEL_MIG_STATE) != "success" or found != target.layouts or paused
+    return (
+        case.node.labels.get(names.LABEL_MIG_STATE) != "success" or _found(case) != target.layouts or paused
+    )
+
+
+def _found(case: NodeCase) -> tuple[Layout | None, ...]:
+    observed = case.gpunode.observed if case.gpunode else None
+    return tuple(gpu.layout for gpu in observed.gpus) if observed else ()
 
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)

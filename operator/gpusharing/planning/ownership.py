@@ -63,6 +63,9 @@ class Owners:
             else:
                 self._others.append(policy)
 
+        self.rules = tuple(map(_rule, policies))
+        """All that decides about ownership; the rest of the policies may change without a new choice."""
+
     def owner(self, node: NodeView) -> PolicyView | None:
         """The policy that owns the node; None when none does."""
         present = self._unreadable.get(node.labels.get(names.LABEL_POLICY, ""))
@@ -83,6 +86,12 @@ class Owners:
     def _matches(policy: PolicyView, node: NodeView) -> bool:
         assert policy.spec is not None, "policies without a spec are left out"
         return selects(policy.spec.node_selector, node.labels)
+
+
+def _rule(policy: PolicyView) -> tuple[object, ...]:
+    spec = policy.spec
+    chosen_by = (spec.node_selector, spec.priority) if spec is not None else None
+    return policy.name, policy.created, policy.deleting, chosen_by
 
 
 def _claim(policy: PolicyView) -> tuple[int, str, str]:

@@ -44,7 +44,7 @@ class PluginConfig:
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def render(config: PluginConfig) -> str:
     """The text of a configuration; equal configurations give equal text."""
     document: dict[str, Any] = {"version": "v1", "flags": {"migStrategy": config.mig_strategy}}

@@ -26,7 +26,7 @@ from gpusharing.planning.evictions import throttled_until
 from gpusharing.planning.judge import is_static, judge, with_gpunode
 from gpusharing.planning.ownership import Owners
 from gpusharing.planning.pool import Pool, is_unavailable, select
-from gpusharing.planning.target import Wish, find_wish
+from gpusharing.planning.target import Targets, Wish, find_wish
 from gpusharing.planning.verdict import NodeCase, Verdict
 from gpusharing.planning.verify import served
 from gpusharing.planning.views import (
@@ -57,7 +57,7 @@ class RolloutPlan:
     wants_pods: frozenset[str]
     """Nodes whose pods the next pass needs."""
     differing: frozenset[str]
-    """Unfenced nodes that differ from their target; the caller remembers since when."""
+    """Ready, unfenced nodes that differ from their target; the caller remembers since when."""
     wake_at: datetime | None
     """Look again then at the latest."""
 
@@ -80,6 +80,8 @@ class _Known:
     assessment: Assessment | None
     models: tuple[GpuView, ...]
     """One GPU of each card model in the node."""
+    away: bool
+    """Counts as unavailable."""
     verdict: Verdict | None = None
     """Set when the answer does not depend on time, claims or agents."""
 
@@ -90,7 +92,8 @@ class Memo:
 
     policies: tuple[PolicyView, ...] | None = None
     owners: Owners = field(default_factory=lambda: Owners(()))
-    wishes: dict[str, tuple[PolicyView, Wish]] = field(default_factory=dict)
+    targets: dict[str, Targets] = field(default_factory=dict)
+    """By policy."""
     known: dict[str, _Known] = field(default_factory=dict)
     config_settled: tuple[object, ...] = ()
     """The inputs for which the ConfigMaps were found to be right."""
@@ -107,7 +110,9 @@ class _Pass:
     def __init__(self, snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> None:
         self.snapshot, self.now, self.memo = snapshot, now, memo
         if memo.policies is not snapshot.policies:
-            memo.policies, memo.owners = snapshot.policies, Owners(snapshot.policies)
+            memo.policies, owners = snapshot.policies, Owners(snapshot.policies)
+            if owners.rules != memo.owners.rules:
+                memo.owners = owners
         self.policies = {policy.name: policy for policy in snapshot.policies}
         self.objections = {
             policy.name: objection
@@ -165,54 +170,64 @@ class _Pass:
             if pool is not None and verdict.candidate:
                 pool.candidates.append(case)
             if node.fence is None and known.assessment is not None and known.assessment.mismatch is not None:
-                self.differing.add(node.name)
+                if node.ready:  # what a reboot breaks, mig-manager mends when the node is back
+                    self.differing.add(node.name)
             elif is_static(verdict, node):
                 known.verdict = verdict
         self.verdicts[node.name] = verdict
         if pool is not None:
             pool.names.append(node.name)
-            pool.used += is_unavailable(node) or (node.name in self.snapshot.claims and not verdict.candidate)
+            pool.used += known.away or (node.name in self.snapshot.claims and not verdict.candidate)
 
     def _know(self, node: NodeView) -> _Known:
         """Owner and assessment of a node, taken from the memo as far as the inputs are the same objects."""
         snapshot, memo = self.snapshot, self.memo
         gpunode = snapshot.gpunodes.get(node.name)
         known = memo.known.get(node.name)
-        same_world = known is not None and known.owners is memo.owners and known.stack is snapshot.stack
-        if known is not None and same_world and known.node is node and known.gpunode is gpunode:
-            return known
-        owner = memo.owners.owner(node)
-        driver = self.policies.get(node.fence.policy, owner) if node.fence is not None else owner
-        owner_name = owner.name if owner else ""
+        same = known is not None and known.node is node and known.gpunode is gpunode
+        if known is not None and same and known.owners is memo.owners:
+            owner = known.owner
+        else:
+            chosen = memo.owners.owner(node)
+            owner = chosen.name if chosen else ""
+        driver = self.policies.get(owner)
+        if node.fence is not None:
+            driver = self.policies.get(node.fence.policy, driver)
         if (
             known is not None
-            and known.stack is snapshot.stack
-            and known.node is node
-            and known.gpunode is gpunode
+            and same
             and known.driver is driver
-            and known.owner == owner_name
+            and known.owner == owner
+            and known.stack is snapshot.stack
         ):
             known.owners = memo.owners
             return known
         assessment = None
         if driver is not None:
             assessment = assess(
-                node, gpunode, driver, self.objections.get(driver.name), self._wish(driver), snapshot.stack
+                node, gpunode, driver, self.objections.get(driver.name), self._targets(driver), snapshot.stack
             )
         observed = gpunode.observed if gpunode else None
         models = tuple({gpu.product: gpu for gpu in observed.gpus}.values()) if observed else ()
-        known = _Known(node, gpunode, memo.owners, snapshot.stack, driver, owner_name, assessment, models)
+        away = is_unavailable(node)
+        known = _Known(node, gpunode, memo.owners, snapshot.stack, driver, owner, assessment, models, away)
         memo.known[node.name] = known
         return known
 
-    def _wish(self, policy: PolicyView) -> Wish | None:
+    def _targets(self, policy: PolicyView) -> Targets | None:
         if policy.spec is None:
             return None
-        remembered = self.memo.wishes.get(policy.name)
-        if remembered is None or remembered[0] is not policy:
-            remembered = (policy, find_wish(policy.name, policy.spec))
-            self.memo.wishes[policy.name] = remembered
-        return remembered[1]
+        known = self.memo.targets.get(policy.name)
+        if known is None or known.policy is not policy:
+            wish = find_wish(policy.name, policy.spec)
+            known = self.memo.targets[policy.name] = Targets(policy, wish, self.snapshot.stack)
+        elif known.stack is not self.snapshot.stack:
+            known = self.memo.targets[policy.name] = Targets(policy, known.wish, self.snapshot.stack)
+        return known
+
+    def _wish(self, policy: PolicyView) -> Wish | None:
+        targets = self._targets(policy)
+        return targets.wish if targets else None
 
     def _case(self, known: _Known) -> NodeCase:
         snapshot, name = self.snapshot, known.node.name
@@ -297,7 +312,7 @@ class _Pass:
             return None
         nodes = self.snapshot.nodes.values()
         change, retained = plan_config(
-            self.snapshot.policies, nodes, self.models, plugins, self.snapshot.stack
+            self.snapshot.policies, nodes, self.models, plugins, self.snapshot.stack, self._wish
         )
         if change is None and not retained:
             self.memo.config_settled = inputs

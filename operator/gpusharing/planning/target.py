@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
@@ -13,11 +14,12 @@ from gpusharing.planning.geometry import (
     Legal,
     describe,
     judge,
+    normalise,
     resource_name,
 )
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import GpuView, StackView, routing_label
+from gpusharing.planning.views import GpuView, PolicyView, StackView, routing_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Target:
     layouts: tuple[Layout | None, ...]
     """Per GPU, in the order of their indexes; None: MIG off."""
     mig_config: str
-    """Value of nvidia.com/mig.config; empty on cards without MIG, which never get mig labels."""
+    """Value of nvidia.com/mig.config; empty where nobody reads it: cards without MIG never get mig labels."""
     plugin_key: str
     """Value of nvidia.com/device-plugin.config."""
     plugin: PluginConfig
@@ -62,6 +64,8 @@ class Wish:
     """The mig-parted entry that MIG-capable nodes are pointed at."""
     entry: migfile.Entry | None
     """Our own mig-parted entry, when the policy gives layouts."""
+    plugins: Mapping[str, str]
+    """Device-plugin configurations that can be foreseen, by key."""
 
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
@@ -75,7 +79,8 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
         mig_config = pluginconfig.key_for(policy, migfile.entry_text(entry))
     else:
         mig_config = spec.mig.config or ""
-    return Wish(policy, mig_config, entry)
+    plugins = {pluginconfig.key_for(policy, text): text for text in map(pluginconfig.render, _foreseen(spec))}
+    return Wish(policy, mig_config, entry, plugins)
 
 
 def find_target(
@@ -92,25 +97,20 @@ def find_target(
         return layouts
     if (refused := _too_many_clients(spec, node, gpus)) is not None:
         return refused
-    return _target(wish, spec.mode, layouts, plugin_config(spec, layouts), gpus)
-
-
-def full_target(wish: Wish, gpus: Sequence[GpuView]) -> Target:
-    """Whole GPUs without sharing: the stop between MPS and MIG, which would race with each other (b.5)."""
-    stop = Wish(wish.policy, migfile.ALL_DISABLED, None)
-    return _target(stop, Mode.FULL, (None,) * len(gpus), PluginConfig(), gpus)
+    mig_config = wish.mig_config if _has_mig_manager(spec, gpus, stack) else ""
+    return _target(wish.policy, spec.mode, mig_config, layouts, plugin_config(spec, layouts))
 
 
 def _target(
-    wish: Wish, mode: Mode, layouts: tuple[Layout | None, ...], plugin: PluginConfig, gpus: Sequence[GpuView]
+    policy: str, mode: Mode, mig_config: str, layouts: tuple[Layout | None, ...], plugin: PluginConfig
 ) -> Target:
     replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
     return Target(
         mode=mode,
         routing=routing_label(mode, time_slicing=plugin.sharing is not None),
         layouts=layouts,
-        mig_config=wish.mig_config if any(gpu.mig_capable for gpu in gpus) else "",
-        plugin_key=pluginconfig.key_for(wish.policy, pluginconfig.render(plugin)),
+        mig_config=mig_config,
+        plugin_key=pluginconfig.key_for(policy, pluginconfig.render(plugin)),
         plugin=plugin,
         resources=predict_resources(layouts, plugin),
         text=describe_layouts(layouts, replicas),
@@ -118,7 +118,7 @@ def _target(
 
 
 def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]) -> Unsupported | None:
-    """The device plugin's limit of MPS clients, by compute capability (hardware-facts.md b)."""
+    """The MPS control daemon's limit of clients, by compute capability (hardware-facts.md b)."""
     if spec.mode is not Mode.MPS or spec.mps is None:
         return None
     for gpu in gpus:
@@ -130,6 +130,60 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuV
                 f" spec.mps.replicas is {spec.mps.replicas}",
             )
     return None
+
+
+def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:
+    """Whether mig.config means anything here; where mig-manager is switched off, MIG must be off already."""
+    switched_off = stack.cluster_policy is not None and not stack.cluster_policy.mig_manager_enabled
+    return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
+
+
+@dataclass(slots=True)
+class Targets:
+    """The targets of one policy by kind of hardware: thousands of nodes have the same few kinds of GPUs."""
+
+    policy: PolicyView
+    wish: Wish
+    stack: StackView
+    _found: dict[tuple[object, ...], tuple[tuple[GpuView, ...], Target]] = field(default_factory=dict)
+    _stops: dict[tuple[int, bool], Target] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> GPUSharingPolicySpec:
+        """The policy's; asked only of policies that have one."""
+        assert self.policy.spec is not None, "an unreadable spec has no wish"
+        return self.policy.spec
+
+    def find(self, node: str, gpus: tuple[GpuView, ...]) -> Target | Unsupported:
+        """What `find_target` says, without asking it twice about equal hardware."""
+        # Profiles by identity, which the kept GPUs make safe: comparing them would cost more than the answer.
+        key: tuple[object, ...] = tuple(
+            (gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in gpus
+        )
+        if not self.stack.serves_our_mig_file:
+            key = (*key, self.stack.generated_mig_files.get(node, ""))
+        if (known := self._found.get(key)) is not None:
+            return known[1]
+        target = find_target(self.wish, self.spec, node, gpus, self.stack)
+        if isinstance(target, Target):
+            if len(self._found) >= _KINDS:
+                self._found.clear()
+            self._found[key] = (gpus, target)
+        return target
+
+    def stop(self, gpus: Sequence[GpuView]) -> Target:
+        """Whole GPUs without sharing: where the way from MPS to MIG, and back, stops; they would race (b.5)."""
+        capable = _has_mig_manager(self.spec, gpus, self.stack)
+        key = (len(gpus), capable)
+        if (known := self._stops.get(key)) is None:
+            mig_config = migfile.ALL_DISABLED if capable else ""
+            known = _target(self.wish.policy, Mode.FULL, mig_config, (None,) * len(gpus), PluginConfig())
+            self._stops[key] = known
+        return known
+
+
+_KINDS = 256
+"""Kinds of hardware remembered per policy."""
 
 
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> str:
@@ -155,6 +209,22 @@ def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) 
         slicing.fail_requests_greater_than_one,
     )
     return PluginConfig(strategy, sharing)
+
+
+def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
+    """Device-plugin configurations that a policy needs whatever its nodes are: its own, and the stop between MPS
+    and MIG. Time-slicing of a named MIG configuration depends on the cards and comes with the first node.
+    """
+    stop = (PluginConfig(),) if spec.mode in (Mode.MIG, Mode.MPS) else ()
+    layouts: list[Layout | None] = [None]
+    if spec.mode is Mode.MIG and spec.mig is not None:
+        if spec.mig.layouts is None and spec.time_slicing is not None and spec.mig.strategy == "mixed":
+            return stop
+        rows = spec.mig.layouts or ()
+        layouts = [normalise(row.profiles) if row.profiles else None for row in rows]
+        if spec.mig.strategy == "single":
+            layouts = [(("any", 1),)]  # every profile is nvidia.com/gpu then
+    return (plugin_config(spec, layouts), *stop)
 
 
 def _wanted_layouts(
@@ -277,6 +347,11 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
     """Different GPUs are told apart: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
+    return _describe(tuple(layouts), replicas)
+
+
+@lru_cache(maxsize=1024)
+def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:
@@ -296,12 +371,12 @@ def is_gpu_resource(name: str) -> bool:
 
 __all__ = [
     "Target",
+    "Targets",
     "Unsupported",
     "Wish",
     "describe_layouts",
     "find_target",
     "find_wish",
-    "full_target",
     "is_gpu_resource",
     "plugin_config",
     "predict_resources",

@@ -12,8 +12,9 @@ same chain adopts a node, finds drift and proves a change; a change only asks fo
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
@@ -26,6 +27,8 @@ from gpusharing.planning.target import Target, describe_layouts, is_gpu_resource
 from gpusharing.planning.views import GpuView, NodeView, ObservedView, StackView
 
 EXCLUSIVE = "ExclusiveProcess"
+MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
+"""NVIDIA's own processes; an idle GPU may have them (design.md section 4)."""
 FREE = ("Default", "NotSupported")
 """Compute modes in which any process may use a GPU."""
 
@@ -93,25 +96,7 @@ def _instances(case: Case) -> Mismatch | None:
         return Mismatch(
             Reason.MIG_MODE_PENDING, f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot"
         )
-    return _compute_mode(case.target, gpus)
-
-
-def _compute_mode(target: Target, gpus: Sequence[GpuView]) -> Mismatch | None:
-    """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly (hardware-facts.md b)."""
-    if target.mode is Mode.MPS:
-        shared = next((gpu for gpu in gpus if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
-        if shared is not None:
-            text = f"GPU {shared.index} is in compute mode {shared.compute_mode}: the MPS daemon does not serve it yet"
-            return Mismatch(Reason.MPS_NOT_RUNNING, text)
-        return None
-    odd = next((gpu for gpu in gpus if gpu.layout is None and gpu.compute_mode not in FREE), None)
-    if odd is None:
-        return None
-    return Mismatch(
-        Reason.COMPUTE_MODE,
-        f"GPU {odd.index} is in compute mode {odd.compute_mode}, left behind by MPS;"
-        f" run nvidia-smi -i {odd.index} -c 0 on the node",
-    )
+    return None
 
 
 def _mig_manager(case: Case) -> Mismatch | None:
@@ -194,27 +179,56 @@ def _plugin(case: Case) -> Mismatch | None:
     return None
 
 
+def _compute_mode(case: Case) -> Mismatch | None:
+    """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly (hardware-facts.md b)."""
+    assert case.observed is not None, "_observation runs first"
+    gpus = case.observed.gpus
+    if case.target.mode is Mode.MPS:
+        shared = next((gpu for gpu in gpus if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
+        if shared is None:
+            return None
+        text = f"GPU {shared.index} is in compute mode {shared.compute_mode}: the MPS daemon does not serve it yet"
+        return Mismatch(Reason.MPS_NOT_RUNNING, text)
+    return find_exclusive(gpus)
+
+
+def find_exclusive(gpus: Sequence[GpuView]) -> Mismatch | None:
+    """A whole GPU that only one process may use."""
+    odd = next((gpu for gpu in gpus if gpu.layout is None and gpu.compute_mode not in FREE), None)
+    if odd is None:
+        return None
+    text = f"GPU {odd.index} is in compute mode {odd.compute_mode}"
+    if MPS_DAEMONS.intersection(odd.processes):
+        return Mismatch(Reason.COMPUTE_MODE, f"{text}: the MPS daemon still serves it")
+    return Mismatch(
+        Reason.COMPUTE_MODE, f"{text}, left behind by MPS; run nvidia-smi -i {odd.index} -c 0 on the node"
+    )
+
+
 def expected_gfd_labels(case: Case) -> dict[str, str]:
     """Labels that GPU Feature Discovery writes for the target (nvidia-actuators.md section c).
 
     A value of `""` stands for: this label must be absent.
     """
-    target = case.target
     assert case.observed is not None, "_observation runs first"
-    gpus = case.observed.gpus
-    sharing = target.plugin.sharing
+    return dict(_expect(case.target.layouts, case.target.plugin, len(case.observed.gpus)))
+
+
+@lru_cache(maxsize=1024)
+def _expect(layouts: tuple[Layout | None, ...], plugin: PluginConfig, gpus: int) -> Mapping[str, str]:
+    sharing = plugin.sharing
     replicas = sharing.replicas[0][1] if sharing else 1
-    if not target.with_mig:
+    if all(layout is None for layout in layouts):
         return {
-            names.LABEL_GPU_COUNT: str(len(gpus)),
+            names.LABEL_GPU_COUNT: str(gpus),
             names.LABEL_GPU_REPLICAS: str(replicas),
             names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
-            **({names.LABEL_MPS_CAPABLE: "true"} if target.mode is Mode.MPS else {}),
+            **({names.LABEL_MPS_CAPABLE: "true"} if sharing and sharing.strategy == "mps" else {}),
         }
     instances: Counter[str] = Counter()
-    for layout in target.layouts:
+    for layout in layouts:
         instances.update(dict(layout or ()))
-    if target.plugin.mig_strategy == "single":
+    if plugin.mig_strategy == "single":
         return {
             names.LABEL_MIG_STRATEGY: "single",
             names.LABEL_GPU_COUNT: str(instances.total()),
@@ -247,13 +261,15 @@ def _gfd(case: Case) -> Mismatch | None:
     labels = case.node.labels
     if case.evidence.gfd_timestamp and labels.get(names.LABEL_GFD_TIMESTAMP) == case.evidence.gfd_timestamp:
         return Mismatch(Reason.LABEL_MISMATCH, "GPU Feature Discovery has not started anew since the change")
-    for label, value in expected_gfd_labels(case).items():
+    assert case.observed is not None, "_observation runs first"
+    gpus = case.observed.gpus
+    for label, value in _expect(case.target.layouts, case.target.plugin, len(gpus)).items():
         if labels.get(label, "") != value:
             return Mismatch(
                 Reason.LABEL_MISMATCH, f"label {label} is {labels.get(label, 'absent')}, expected {value}"
             )
     product = labels.get(names.LABEL_GPU_PRODUCT, "")
-    homogeneous = case.observed is not None and len({gpu.product for gpu in case.observed.gpus}) == 1
+    homogeneous = len({gpu.product for gpu in gpus}) == 1
     if homogeneous and product != expected_product(case):
         return Mismatch(
             Reason.LABEL_MISMATCH,
@@ -287,10 +303,12 @@ CHECKS: tuple[Callable[[Case], Mismatch | None], ...] = (
     _mig_manager,
     _operands,
     _plugin,
+    _compute_mode,
     _gfd,
     _allocatable,
 )
-"""First wins; a test pins the order. The agent comes first because every other source can be stale."""
+"""First wins; a test pins the order. The agent comes first because every other source can be stale; the compute mode
+comes after the plugin, because a GPU is exclusive by right for as long as the plugin is told to use MPS."""
 
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:

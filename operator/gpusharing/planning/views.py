@@ -152,8 +152,6 @@ class GPUNodeView:
     uid: str
     request_id: str
     quiet: bool
-    policy: str
-    layout: str
     observed: ObservedView | None
 
 
@@ -301,6 +299,8 @@ class Operand:
     name: str
     uid: str
     ready: bool
+    deleting: bool = False
+    """Somebody deleted it already; it is on its way out."""
 
 
 @dataclass(frozen=True, slots=True)

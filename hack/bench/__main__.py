@@ -1,0 +1,94 @@
+"""Measure, print one table and write build/bench.json. `--only NAME,...` picks metrics, `--quick` uses small sizes."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.bench import agent, edits, large, planner, results, small
+from hack.bench.machine import facts
+from hack.bench.results import AIMS, Measured
+from hack.bench.scene import Scene, open_scene
+
+OUTPUT = Path("build/bench.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured."""
+
+    idle_seconds: float = 60
+    edits: int = 50
+    roll_nodes: int = 200
+    fleet_nodes: int = 1000
+    planned_nodes: int = 5000
+
+
+QUICK = Sizes(idle_seconds=10, edits=10, roll_nodes=40, fleet_nodes=200, planned_nodes=1000)
+Part = Callable[[Scene, Sizes], Iterator[Measured]]
+
+PARTS: dict[tuple[str, ...], Part] = {
+    (
+        "node_writes_per_transition",
+        "api_writes_per_transition_0pods",
+        "api_writes_per_transition_4pods",
+        "api_reads_per_transition",
+    ): lambda scene, sizes: small.transitions(scene),
+    ("idle_writes_60s", "rss_idle_mib"): lambda scene, sizes: small.idle(scene, sizes.idle_seconds),
+    ("agent_rss_mib", "agent_cpu_ms_per_cycle"): lambda scene, sizes: agent.agent(scene),
+    ("edit_to_first_write_p50_s", "edit_to_first_write_p99_s"): lambda scene, sizes: edits.reaction(
+        scene, sizes.edits
+    ),
+    ("roll_efficiency", "cpu_ms_per_transition"): lambda scene, sizes: large.roll(scene, sizes.roll_nodes),
+    ("rss_1000_nodes_mib", "relabel_1000_nodes_vs_raw_patch"): lambda scene, sizes: large.fleet(
+        scene, sizes.fleet_nodes
+    ),
+}
+"""What runs on the one control plane, in this order, and the metrics that come out of it."""
+PLANNED = ("plan_5000_nodes_full_ms", "plan_5000_nodes_incremental_ms")
+
+
+def measure(wanted: frozenset[str], sizes: Sizes) -> Iterator[Measured]:
+    """Everything that yields one of the wanted metrics."""
+    if wanted & set(PLANNED):
+        yield from planner.planning(sizes.planned_nodes)
+    parts = [part for metrics, part in PARTS.items() if wanted & set(metrics)]
+    if parts:
+        with open_scene() as scene:
+            for part in parts:
+                yield from part(scene, sizes)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m hack.bench", description=__doc__)
+    parser.add_argument("--only", default=",".join(AIMS), help="metrics, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="small sizes: a look, not a result")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Exit status 0 when everything could be measured; a missed aim is a result, not an error."""
+    options = arguments()
+    wanted = frozenset(options.only.split(","))
+    if unknown := sorted(wanted - set(AIMS)):
+        print(f"hack.bench: unknown metric {unknown[0]}; there are {', '.join(AIMS)}", file=sys.stderr)
+        return 2
+    machine, begun, measured = facts(), time.monotonic(), []
+    for result in measure(wanted, QUICK if options.quick else Sizes()):
+        print(f"{result.name} {result.value:.4g}", file=sys.stderr, flush=True)
+        measured.append(result)
+    order = list(AIMS)
+    measured.sort(key=lambda result: order.index(result.name) if result.name in order else len(order))
+    machine |= {"quick": int(options.quick), "seconds": round(time.monotonic() - begun, 1)}
+    print(results.table(measured))
+    print(f"\n{', '.join(f'{key} {value}' for key, value in machine.items())}")
+    results.write(options.output, measured, machine)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""A roll over 200 nodes against its physical minimum, and 1000 nodes: adoption against a raw PATCH loop, and memory."""
+
+import asyncio
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from gpusharing.api import names
+from gpusharing.kube.client import JSON, NODES
+from gpusharing.kube.http import HttpClient
+from hack import stage
+from hack.bench import traffic
+from hack.bench.machine import cpu_ms, rss_mib
+from hack.bench.results import Measured
+from hack.bench.scene import FACTOR, FULL, SMALL_SLICES, Scene, Span
+from hack.cluster import nodes
+from hack.cluster.audit import Request
+
+ROLL, FLEET = "roll", "fleet"
+PERCENT = 10
+PARALLEL = 16
+"""Settings.parallel: nodes that the operator acts on at once."""
+IMAGES = 50
+"""A kubelet reports up to 50 images; they are most of a Node's 18 KB."""
+
+
+def roll(scene: Scene, count: int) -> Iterator[Measured]:
+    """Full to MIG over a pool of `count` empty nodes, maxUnavailable 10 %."""
+    added = scene.add_nodes(ROLL, count)
+    scene.apply_policy(ROLL, ROLL, {**FULL, "rollout": {"maxUnavailable": f"{PERCENT}%"}})
+    scene.wait_ready([ROLL], 60)
+    scene.wait_silent()
+    span, used = scene.span(), cpu_ms(scene.operator.pid)
+    scene.edit(ROLL, SMALL_SLICES)
+    scene.wait_ready([ROLL], 300)
+    used = cpu_ms(scene.operator.pid) - used
+    counts = scene.counts(span)
+    writes = _node_writes(scene, span)
+    drain = (stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]) / FACTOR
+    actuation = statistics.median(_actuation(times) for times in writes.values())
+    begin = min(own[0] for own, _ in writes.values())
+    end = max(own[-1] for own, _ in writes.values())
+    rounds = math.ceil(count / max(1, count * PERCENT // 100))
+    ideal, real = rounds * (drain + actuation), (end - begin).total_seconds()
+    how = (
+        f"{count} nodes, {rounds} rounds x ({drain:.2f} s settle and idle + {actuation:.2f} s median from PNR to the"
+        f" node software's last write) = {ideal:.1f} s; first fence to last release {real:.1f} s;"
+        f" hardware and waits {FACTOR:g}x"
+    )
+    yield Measured("roll_efficiency", ideal / real, how)
+    yield Measured(
+        "cpu_ms_per_transition", used / count, f"the same roll, {counts.polls / count:.1f} drain polls each"
+    )
+    how = f"the same roll; {counts.by_resource}"
+    yield Measured("api_writes_per_transition_roll", counts.writes / count, how)
+    scene.remove([ROLL], added)
+
+
+Times = tuple[list[datetime], list[datetime]]
+"""Writes on a Node: the operator's, the node software's."""
+
+
+def _node_writes(scene: Scene, span: Span) -> dict[str, Times]:
+    found: dict[str, Times] = {}
+    for request in scene.requests(span, user=None):
+        if not request.is_write or request.resource.partition("/")[0] != "nodes":
+            continue
+        own, theirs = found.setdefault(request.name, ([], []))
+        if request.user == traffic.OPERATOR:
+            own.append(request.at)
+        elif request.user_agent == traffic.NODE_SOFTWARE:
+            theirs.append(request.at)
+    return {name: (sorted(own), sorted(theirs)) for name, (own, theirs) in found.items() if len(own) >= 3}
+
+
+def _actuation(times: Times) -> float:
+    """Seconds from the point of no return (the second write) to the node software's last write before the release."""
+    own, theirs = times
+    return (max(moment for moment in theirs if moment < own[-1]) - own[1]).total_seconds()
+
+
+def fleet(scene: Scene, count: int) -> Iterator[Measured]:
+    """Adopt `count` nodes: our own labels only; then the same writes by a loop that does nothing else."""
+    manifests = [
+        _heavy(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
+        for i in range(count)
+    ]
+    added = scene.create_nodes(manifests)
+    scene.wait_silent()
+    span = scene.span()
+    scene.apply_policy(FLEET, FLEET, {**FULL, "rollout": {"maxUnavailable": 1}})
+    scene.wait_ready([FLEET], 120)
+    scene.wait_silent()
+    operator = _seconds(_on_nodes(scene.requests(span)))
+    yield Measured(
+        "rss_1000_nodes_mib", rss_mib(scene.operator.pid), f"VmRSS, {count} adopted nodes of 18 KB"
+    )
+    span = scene.span()
+    asyncio.run(_relabel(scene, added))
+    raw = _seconds(_on_nodes(scene.requests(span)))
+    how = f"{count} Node PATCHes, first to last: adoption {operator:.2f} s; raw loop {raw:.2f} s; {PARALLEL} at once"
+    yield Measured("relabel_1000_nodes_vs_raw_patch", operator / raw, how)
+
+
+def _heavy(node: JSON) -> JSON:
+    """The same node with the image list of a kubelet."""
+    name = node["metadata"]["name"]
+    images = [
+        {
+            "names": [
+                f"registry.example/team/{name}-image-{i:03}@sha256:{i:064x}",
+                f"registry.example/team/image:{i}",
+            ],
+            "sizeBytes": 1_000_000 + i,
+        }
+        for i in range(IMAGES)
+    ]
+    node["status"]["images"] = images
+    return node
+
+
+def _on_nodes(requests: Sequence[Request]) -> list[Request]:
+    return [request for request in requests if request.is_write and request.resource == "nodes"]
+
+
+def _seconds(requests: Sequence[Request]) -> float:
+    moments = [request.at for request in requests]
+    return (max(moments) - min(moments)).total_seconds()
+
+
+async def _relabel(scene: Scene, node_names: Sequence[str]) -> None:
+    """The raw loop, as the same user, with bodies of the same size."""
+    path = stage.operator_kubeconfig(scene.plane.kubeconfig, scene.directory)
+    slots = asyncio.Semaphore(PARALLEL)
+    record = '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000","correctedGeneration":0,"retry":""}'
+    async with await HttpClient.connect(path) as client:
+
+        async def one(name: str) -> None:
+            metadata = {
+                "labels": {f"{names.PREFIX}bench": "raw"},
+                "annotations": {f"{names.PREFIX}bench": record},
+            }
+            async with slots:
+                await client.patch(NODES, name, {"metadata": metadata})
+
+        await asyncio.gather(*(one(name) for name in node_names))

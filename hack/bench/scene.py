@@ -1,0 +1,174 @@
+"""Where it is measured: a real control plane, SIMULATED node software, the operator under its shipped rights."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpusharing.api import names
+from hack import stage
+from hack.bench import traffic
+from hack.bench.traffic import Counts
+from hack.cluster import install, nodes
+from hack.cluster.api import Api, Object, in_parallel
+from hack.cluster.audit import Request, read_requests
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.process import free_ports, wait_until
+
+FACTOR = 20.0
+"""The SIMULATED hardware, and the operator's waits for hardware and kubelets, run so much faster than life."""
+SHELL_DEFAULTS = {"publish_period": "2.0", "pending_period": "60.0"}
+"""What hack/stage.py scales and the bench does not: how often people's view is written is part of the cost."""
+LOOK = 1.0
+"""Seconds between two looks at all GPUNodes: they are 10 KB each, and looking must not be the load."""
+POLICIES = f"/apis/{names.GROUP}/{names.VERSION}/{names.POLICIES}"
+GPUNODES = f"/apis/{names.GROUP}/{names.VERSION}/gpunodes"
+FULL: Object = {"mode": "Full", "mig": None}
+SMALL_SLICES: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
+LARGE_SLICES: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-2g.20gb"}}
+"""One resource name in all three, so that pods that ask for nvidia.com/gpu can run before and after."""
+
+
+@dataclass
+class Span:
+    """What happened since a moment."""
+
+    start_bytes: int
+    start_claims: int
+    begun: float
+
+
+@dataclass
+class Scene:
+    """The running parts, and what the measurements ask of them."""
+
+    plane: ControlPlane
+    directory: Path
+    operator: stage.Process
+    metrics_port: int
+
+    @property
+    def api(self) -> Api:
+        """As admin."""
+        return self.plane.api
+
+    # --- pools ---------------------------------------------------------------------------------------------
+
+    def add_nodes(self, pool: str, count: int, **fields: Any) -> list[str]:
+        """Create nodes of a pool and wait until the agent of each has reported."""
+        made = [nodes.node_manifest(f"{pool}-{index:04}", pool=pool, **fields) for index in range(count)]
+        return self.create_nodes(made)
+
+    def create_nodes(self, manifests: Sequence[Object]) -> list[str]:
+        """Create nodes and wait until the agent of each has reported."""
+        added = nodes.create_nodes(self.api, manifests)
+        waiting = set(added)
+
+        def all_observed() -> bool:
+            time.sleep(LOOK)
+            for raw in self.api.list(GPUNODES):
+                if raw.get("status", {}).get("observed"):
+                    waiting.discard(raw["metadata"]["name"])
+            return not waiting
+
+        wait_until(all_observed, 30 + 0.2 * len(added), f"the agents of {len(added)} nodes to report")
+        return added
+
+    def apply_policy(self, name: str, pool: str, spec: Mapping[str, Any]) -> None:
+        """Create a policy for a pool, without waiting."""
+        selector = {"matchLabels": {nodes.LABEL_POOL: pool}}
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": "GPUSharingPolicy",
+            "metadata": {"name": name},
+            "spec": {
+                "nodeSelector": selector,
+                **{key: value for key, value in spec.items() if value is not None},
+            },
+        }
+        self.api.create(POLICIES, body)
+
+    def label_node(self, name: str, pool: str) -> None:
+        """Move a node to a pool."""
+        self.api.merge_patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": {nodes.LABEL_POOL: pool}}})
+
+    def edit(self, policy: str, spec: Mapping[str, Any]) -> None:
+        """Change a policy, without waiting."""
+        self.api.merge_patch(f"{POLICIES}/{policy}", {"spec": dict(spec)})
+
+    def wait_ready(self, policies: Sequence[str], seconds: float) -> None:
+        """Until the present generation of each is Ready."""
+        for policy in policies:
+            stage.wait_ready(self.api, policy, seconds)
+
+    def remove(self, policies: Sequence[str], node_names: Sequence[str]) -> None:
+        """Delete policies and nodes, and wait until their GPUNodes are collected."""
+        in_parallel(lambda name: self.api.delete(f"{POLICIES}/{name}"), policies)
+        in_parallel(lambda name: self.api.delete(f"/api/v1/nodes/{name}"), node_names)
+        gone = set(node_names)
+
+        def collected() -> bool:
+            time.sleep(LOOK)
+            return not any(raw["metadata"]["name"] in gone for raw in self.api.list(GPUNODES))
+
+        wait_until(collected, 60, f"the GPUNodes of {len(gone)} deleted nodes to go")
+
+    # --- traffic -------------------------------------------------------------------------------------------
+
+    def span(self) -> Span:
+        """Begin to count."""
+        size = self.plane.audit_log.stat().st_size
+        return Span(size, traffic.claim_writes(self.metrics_port), time.monotonic())
+
+    def requests(self, span: Span, user: str | None = traffic.OPERATOR) -> list[Request]:
+        """Requests since then."""
+        return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
+
+    def counts(self, span: Span) -> Counts:
+        """The operator's requests since then."""
+        claims = traffic.claim_writes(self.metrics_port) - span.start_claims
+        return traffic.count(self.requests(span), claims)
+
+    def wait_silent(self, seconds: float = 3.0, at_most: float = 60.0) -> None:
+        """Until the operator has written nothing but its Lease for so long."""
+        span = self.span()
+
+        def silent() -> bool:
+            nonlocal span
+            if time.monotonic() - span.begun < seconds:
+                return False
+            if self.counts(span).writes:
+                span = self.span()
+                return False
+            return True
+
+        wait_until(silent, at_most, "the operator to fall silent")
+
+
+@contextmanager
+def open_scene() -> Iterator[Scene]:
+    """Start everything; stop it at the end."""
+    with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        install.install_gpu_operator(plane.api)
+        stage.install_chart(plane.kubeconfig)
+        port = free_ports(1)[0]
+        settings = {**SHELL_DEFAULTS, "metrics_port": str(port)}
+        with (
+            stage.node_software(plane.kubeconfig, directory, FACTOR),
+            stage.operator(plane.kubeconfig, directory, FACTOR, **settings) as operator,
+        ):
+            scene = Scene(plane, directory, operator, port)
+            wait_until(lambda: _answers(port), 30, "the operator to start")
+            yield scene
+
+
+def _answers(port: int) -> bool:
+    try:
+        traffic.claim_writes(port)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,78 @@
+"""One pool of twelve nodes: what a transition costs in writes, reads and CPU, and what an idle operator costs."""
+
+import time
+from collections.abc import Iterator
+
+from hack.bench.machine import cpu_ms, rss_mib
+from hack.bench.results import Measured
+from hack.bench.scene import FACTOR, FULL, LARGE_SLICES, SMALL_SLICES, Scene
+from hack.bench.traffic import Counts
+from hack.cluster.api import Object, in_parallel
+
+POOL = "small"
+NODES = 12
+PODS = 4
+AT_ONCE = "25%"
+WAIT = 120.0
+CONDITIONS = (
+    f"{NODES} H100 nodes, maxUnavailable {AT_ONCE}, hardware and waits {FACTOR:g}x, publish settings default"
+)
+
+
+def transitions(scene: Scene) -> Iterator[Measured]:
+    """Full to MIG on empty nodes, then MIG to another MIG layout with four GPU pods on each node."""
+    added = scene.add_nodes(POOL, NODES)
+    rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
+    scene.apply_policy(POOL, POOL, {**FULL, **rollout})
+    scene.wait_ready([POOL], WAIT)
+    scene.wait_silent()
+
+    empty, cpu = _roll(scene, SMALL_SLICES)
+    yield Measured("node_writes_per_transition", empty.node_writes / NODES, f"Full to MIG; {CONDITIONS}")
+    how = f"same; {empty.by_resource}"
+    yield Measured("api_writes_per_transition_0pods", empty.writes / NODES, how)
+    how = "same; get and list, without drain polls"
+    yield Measured("api_reads_per_transition", empty.reads / NODES, how)
+    how = "same; lists of one node's pods and of PDBs"
+    yield Measured("api_drain_polls_per_transition", empty.polls / NODES, how)
+    yield Measured("cpu_ms_per_transition_small_pool", cpu / NODES, "same; /proc/PID/stat of the operator")
+
+    in_parallel(lambda row: _add_pod(scene, *row), [(node, index) for node in added for index in range(PODS)])
+    scene.wait_silent()
+    busy, _ = _roll(scene, LARGE_SLICES)
+    how = f"MIG to MIG with {PODS} GPU pods on each node; {busy.by_resource}"
+    yield Measured("api_writes_per_transition_4pods", busy.writes / NODES, how)
+
+
+def _roll(scene: Scene, spec: Object) -> tuple[Counts, float]:
+    span, used = scene.span(), cpu_ms(scene.operator.pid)
+    scene.edit(POOL, spec)
+    scene.wait_ready([POOL], WAIT)
+    scene.wait_silent()
+    return scene.counts(span), cpu_ms(scene.operator.pid) - used
+
+
+def _add_pod(scene: Scene, node: str, index: int) -> None:
+    gpu = {"nvidia.com/gpu": "1"}
+    container = {"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"{node}-{index}"},
+        "spec": {"nodeName": node, "containers": [container]},
+    }
+    scene.api.create("/api/v1/namespaces/default/pods", pod)
+
+
+def idle(scene: Scene, seconds: float) -> Iterator[Measured]:
+    """Nothing happens."""
+    scene.wait_silent()
+    span = scene.span()
+    used = cpu_ms(scene.operator.pid)
+    time.sleep(seconds)
+    how = f"{seconds:g} s with {NODES} synced nodes, renewals of the Lease apart"
+    yield Measured("idle_writes_60s", float(scene.counts(span).writes), how)
+    yield Measured("idle_cpu_ms_per_s", (cpu_ms(scene.operator.pid) - used) / seconds, "same time")
+    yield Measured(
+        "rss_idle_mib", rss_mib(scene.operator.pid), "VmRSS at its end, after the transitions above"
+    )

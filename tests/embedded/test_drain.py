@@ -1,0 +1,304 @@
+"""Pods leave before anything changes: budgets, blockers, time-outs, and everything that must not be evicted."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from hack.sim.workloads import Workload
+from tests.embedded.stage import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, pdb, scene
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.api import names
+from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS
+from gpusharing.planning.views import Fence
+
+LLM = Workload("llm", 2)
+"""Two pods of one GPU each; both fit on one node."""
+OWNER = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "monitor", "uid": "ds", "controller": True}
+STRANDED_OK: JSON = {"strandedPods": "Allow"}
+GUARDED = Workload("llm", 2, labels={"guard": "yes"})
+FULL_UP = {
+    **pdb("keep", ""),
+    "spec": {"selector": {"matchLabels": {"guard": "yes"}}, "minAvailable": 2},
+}
+"""It allows nothing while the two pods run."""
+
+
+async def busy(stage: Scene, replicas: int = 2) -> str:
+    """Adopt the pool as Full with a running workload; returns the node that the workload is on."""
+    await stage.running("llm", replicas)
+    stage.apply(FULL)
+    await stage.ready()
+    return str(stage.pods("llm")[0]["spec"]["nodeName"])
+
+
+@virtually
+async def test_evictable_pods_leave_before_the_change_and_run_again_on_the_other_node() -> None:
+    async with scene(*nodes(2), workloads=[LLM]) as stage:
+        await busy(stage)
+        first = {pod["metadata"]["name"] for pod in stage.pods("llm")}
+        stage.apply(SLICED)
+        await stage.ready()
+        await stage.running("llm", 2)
+        assert first <= set(stage.evicted())
+        assert not first & {pod["metadata"]["name"] for pod in stage.pods("llm")}
+
+
+@virtually
+async def test_a_pod_keeps_its_own_grace_period_and_the_node_waits_for_it() -> None:
+    async with scene(*nodes(2), workloads=[LLM]) as stage:
+        name = await busy(stage)
+        stage.apply(SLICED)
+        await stage.e.until(lambda: len(stage.evicted()) == 2, "evictions", 1000)
+        begun = virtual_now()
+        await stage.fenced(name, "actuating")
+        assert virtual_now() - begun >= timedelta(seconds=30)
+
+
+@virtually
+async def test_a_budget_that_blocks_is_named_with_its_pods_and_the_drain_goes_on_when_it_allows() -> None:
+    budget = pdb("keep", "llm", minAvailable=2)
+    async with scene(*nodes(1), workloads=[Workload("llm", 2)]) as stage:
+        name = await busy(stage)
+        stage.apply(SLICED, drain=STRANDED_OK)
+        await stage.fenced(name)
+        stage.e.cluster.add(PDBS, budget | {"spec": {**budget["spec"], "minAvailable": 1}})
+        await stage.reason(name, "PDB")
+        mirror = await stage.reason(name, "PDB")
+        assert "default/keep" in mirror["blockers"][0]
+        assert "default/llm-" in mirror["blockers"][0]
+        assert mirror["culprit"].startswith("default/llm-")
+        assert "disruption budget" in mirror["blockers"][0]
+        assert mirror["phase"] == "Draining"
+        stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+        await stage.ready()
+
+
+@virtually
+async def test_a_budget_that_can_never_allow_is_named_and_the_node_is_not_even_cordoned() -> None:
+    async with scene(*nodes(1), workloads=[LLM], budgets=[pdb("keep", "llm", minAvailable=2)]) as stage:
+        name = await busy(stage)
+        stage.apply(SLICED)
+        mirror = await stage.reason(name, "PDBNeverAllows")
+        assert mirror["phase"] == "Blocked"
+        assert not stage.cordoned(name)
+        assert stage.fence(name) is None
+        row = await stage.until_condition("Stalled", "True", "Blocked")
+        assert "default/keep" in row["message"]
+        stage.e.cluster.delete(PDBS, "keep", "default")
+        await stage.ready()
+
+
+@virtually
+async def test_a_pod_under_two_budgets_is_named_with_both_before_the_cordon() -> None:
+    budgets = [pdb("one", "llm", maxUnavailable=1), pdb("two", "llm", maxUnavailable=1)]
+    async with scene(*nodes(1), workloads=[LLM], budgets=budgets) as stage:
+        name = await busy(stage)
+        stage.apply(SLICED)
+        mirror = await stage.reason(name, "PDBConflict")
+        assert "default/one" in mirror["blockers"][0]
+        assert "default/two" in mirror["blockers"][0]
+        assert not stage.cordoned(name)
+        assert not stage.writes(plural="pods")
+
+
+@virtually
+async def test_a_budget_of_one_lets_the_pods_go_one_after_the_other() -> None:
+    budget = pdb("slow", "llm", maxUnavailable=1)
+    async with scene(*nodes(2), workloads=[LLM], budgets=[budget]) as stage:
+        await busy(stage)
+        stage.apply(SLICED)
+        await stage.ready()
+        assert len(set(stage.evicted())) == len(stage.evicted()) >= 2
+
+
+async def fail_to_drain(stage: Scene, name: str) -> Fence:
+    """A budget begins to block when the drain has begun and goes after the abort; returns the fence of that try."""
+    fence = await stage.fenced(name, seconds=2 * HOUR)
+    stage.e.cluster.add(PDBS, FULL_UP)
+    await stage.released(name)
+    stage.e.cluster.delete(PDBS, "keep", "default")
+    return fence
+
+
+@virtually
+async def test_a_drain_that_runs_out_of_time_restores_the_node_and_waits_twice_as_long_each_time() -> None:
+    async with scene(*nodes(1), workloads=[GUARDED]) as stage:
+        name = await busy(stage)
+        stage.apply(SLICED, drain={"timeout": "5m", **STRANDED_OK})
+        fence = await stage.fenced(name)
+        assert names.LABEL_MODE not in stage.labels(name)
+        assert fence.deadline - fence.since == timedelta(minutes=5)
+        await fail_to_drain(stage, name)
+        first = virtual_now()
+        assert first - fence.since == pytest.approx(timedelta(minutes=5), abs=timedelta(seconds=2))
+        assert not stage.cordoned(name)
+        assert stage.labels(name)[names.LABEL_MODE] == "full"
+        assert names.LABEL_UPGRADE_SKIP not in stage.labels(name)
+        mirror = await stage.reason(name, "Deferred")
+        assert "DrainTimeout" in mirror["message"]
+        fence = await fail_to_drain(stage, name)
+        assert fence.since - first == pytest.approx(timedelta(minutes=5), abs=timedelta(seconds=10))
+        second = virtual_now()
+        fence = await fail_to_drain(stage, name)
+        assert fence.since - second == pytest.approx(timedelta(minutes=10), abs=timedelta(seconds=10))
+        await stage.e.until(lambda: stage.events()["ChangeGivenUp"] == 3, "three events", 10)
+        assert stage.evicted() == []
+
+
+@virtually
+async def test_the_retry_annotation_ends_the_wait_after_an_abort() -> None:
+    async with scene(*nodes(1), workloads=[GUARDED]) as stage:
+        name = await busy(stage)
+        stage.apply(SLICED, drain={"timeout": "1m"})
+        await fail_to_drain(stage, name)
+        await stage.reason(name, "Deferred")
+        begun = virtual_now()
+        stage.annotate(name, retry="now")
+        fence = await stage.fenced(name)
+        assert fence.since - begun < timedelta(seconds=2)
+        await stage.ready()
+
+
+UNEVICTABLE: dict[str, tuple[JSON, JSON, str]] = {
+    "an unmanaged pod": ({}, {}, "Unmanaged"),
+    "a static pod": ({"annotations": {"kubernetes.io/config.mirror": "x"}}, {}, "StaticGPUPod"),
+    "a pod of somebody's DaemonSet": ({"ownerReferences": [OWNER]}, {}, "GPUDaemonSet"),
+    "a pod with a DRA claim": ({}, {"resourceClaims": [{"name": "g", "resourceClaimName": "c"}]}, "DRAClaim"),
+    "a pod with an unreadable claim": (
+        {},
+        {"resourceClaims": [{"name": "g", "resourceClaimName": "lost"}]},
+        "DRAClaim",
+    ),
+}
+CLAIM: JSON = {
+    "apiVersion": "resource.k8s.io/v1",
+    "kind": "ResourceClaim",
+    "metadata": {"name": "c", "namespace": "default"},
+    "status": {"allocation": {"devices": {"results": [{"driver": "gpu.nvidia.com", "device": "gpu-0"}]}}},
+}
+
+
+@pytest.mark.parametrize(("metadata", "spec", "reason"), UNEVICTABLE.values(), ids=UNEVICTABLE.keys())
+@virtually
+async def test_what_may_not_be_evicted_blocks_before_the_cordon_and_is_named(
+    metadata: JSON, spec: JSON, reason: str
+) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.e.cluster.add(RESOURCE_CLAIMS, CLAIM)
+        stage.e.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "default"}})
+        stage.e.cluster.add(PODS, gpu_pod("odd", "gpu-1", metadata=metadata, spec=spec))
+        stage.apply(SLICED)
+        mirror = await stage.reason("gpu-1", reason)
+        assert mirror["culprit"] == "default/odd"
+        assert "Remedy" in mirror["blockers"][0]
+        assert not stage.cordoned("gpu-1")
+        stage.e.cluster.delete(PODS, "odd", "default")
+        await stage.ready()
+        assert stage.evicted() == []
+
+
+@virtually
+async def test_an_unmanaged_pod_is_evicted_when_the_policy_says_so() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
+        stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
+        await stage.ready()
+        assert stage.evicted() == ["alone"]
+
+
+@virtually
+async def test_finished_pods_are_neither_evicted_nor_waited_for() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.e.cluster.add(PODS, gpu_pod("done", "gpu-1") | {"status": {"phase": "Succeeded"}})
+        stage.apply(SLICED)
+        await stage.ready()
+        assert stage.evicted() == []
+        assert stage.e.cluster.get(PODS, "done", "default")
+
+
+@virtually
+async def test_pods_that_could_start_nowhere_afterwards_hold_the_change_until_that_is_allowed() -> None:
+    async with scene(*nodes(2), workloads=[LLM]) as stage:
+        name = await busy(stage)
+        stage.apply(MIXED)
+        mirror = await stage.reason(name, "StrandedPods")
+        assert "nvidia.com/gpu" in mirror["blockers"][0]
+        assert not stage.cordoned(name)
+        stage.apply(MIXED, drain=STRANDED_OK)
+        await stage.ready()
+
+
+@virtually
+async def test_a_blocked_node_does_not_stop_the_others() -> None:
+    async with scene(*nodes(3)) as stage:
+        stage.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
+        stage.apply(SLICED)
+        await stage.phase("gpu-2", "Synced")
+        await stage.phase("gpu-3", "Synced")
+        mirror = await stage.reason("gpu-1", "Unmanaged")
+        assert mirror["phase"] == "Blocked"
+        assert stage.node_writes()["gpu-1"] == 0
+
+
+@virtually
+async def test_a_pod_that_never_ends_is_called_stuck_with_its_finalizers() -> None:
+    async with scene(*nodes(1)) as stage:
+        stuck = gpu_pod("llm-1", "gpu-1", metadata={"finalizers": ["example.com/hold"]})
+        stuck["metadata"]["ownerReferences"] = [OWNER | {"kind": "ReplicaSet", "name": "llm"}]
+        stage.e.cluster.add(PODS, stuck)
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        mirror = await stage.reason("gpu-1", "TerminatingStuck")
+        assert "example.com/hold" in mirror["blockers"][0]
+        stage.e.cluster.patch(PODS, "llm-1", {"metadata": {"finalizers": None}}, "default")
+        stage.e.cluster.finish_terminations()
+        await stage.ready()
+        assert stage.evicted() == ["llm-1"]
+
+
+@virtually
+async def test_a_process_that_no_pod_owns_keeps_the_node_from_the_point_of_no_return() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.e.world.inject("gpu-1", "stray-process")
+        stage.apply(MIXED)
+        mirror = await stage.reason("gpu-1", "GPUStillBusy")
+        assert "python3" in mirror["message"]
+        assert stage.fence("gpu-1") is not None
+        stage.e.world.inject("gpu-1", "no-stray-process")
+        await stage.ready()
+        assert stage.events()["GPUStillBusy"] == 1
+
+
+@virtually
+async def test_a_pod_that_slips_in_after_the_cordon_is_evicted_before_the_point_of_no_return() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
+        await stage.fenced("gpu-1")
+        await asyncio.sleep(6)
+        stage.e.cluster.add(PODS, gpu_pod("late", "gpu-1"))
+        await stage.ready()
+        assert stage.evicted() == ["late"]
+
+
+@virtually
+async def test_two_nodes_are_drained_side_by_side_and_one_that_blocks_does_not_hold_up_the_other() -> None:
+    async with scene(*nodes(2), workloads=[Workload("llm", 4)]) as stage:
+        await busy(stage, 4)
+        stage.apply(SLICED, rollout=at_once(2), drain=STRANDED_OK)
+        await stage.fenced("gpu-1")
+        await stage.fenced("gpu-2")
+        guarded = [pod for pod in stage.pods("llm") if pod["spec"]["nodeName"] == "gpu-1"]
+        for pod in guarded:
+            name = pod["metadata"]["name"]
+            stage.e.cluster.patch(PODS, name, {"metadata": {"labels": {"guard": "yes"}}}, "default")
+        selector = {"matchLabels": {"guard": "yes"}}
+        stage.e.cluster.add(
+            PDBS, pdb("keep", "llm", minAvailable=2) | {"spec": {"selector": selector, "minAvailable": 2}}
+        )
+        await stage.phase("gpu-2", "Synced")
+        assert stage.mirror("gpu-1")["phase"] == "Draining"
+        stage.e.cluster.delete(PDBS, "keep", "default")
+        await stage.ready()

@@ -1,0 +1,417 @@
+"""People and other controllers get in the way: cordons, markers, edits, deletions, several policies."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from tests.embedded.stage import FULL, MIXED, OTHER_MIXED, SINGLE, SLICED, Scene, at_once, node, nodes, scene
+from tests.embedded.test_changes import assert_as_wanted
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.api import names
+from gpusharing.kube.client import GPUNODES, JSON, LEASES, NODES, POLICIES
+from gpusharing.kube.errors import NotFound
+from gpusharing.kube.fence import parse_claims
+
+
+def claims(stage: Scene) -> set[str]:
+    """Nodes claimed on the Lease."""
+    lease = stage.e.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
+    found, error = parse_claims(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
+    assert not error
+    return set(found)
+
+
+def policy_exists(stage: Scene, name: str = "pool-b") -> bool:
+    try:
+        stage.e.policy(name)
+    except NotFound:
+        return False
+    return True
+
+
+@virtually
+async def test_a_node_that_a_person_cordoned_is_left_alone_and_its_cordon_stays() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.cordon("gpu-1")
+        stage.apply(SLICED, rollout=at_once(2))
+        await stage.phase("gpu-2", "Synced")
+        mirror = await stage.reason("gpu-1", "AlreadyCordoned")
+        assert mirror["cordon"] == "human"
+        assert stage.node_writes()["gpu-1"] == 0
+        stage.cordon("gpu-1", on=False)
+        await stage.ready()
+
+
+@virtually
+async def test_a_cordoned_node_that_is_already_as_wanted_is_adopted_and_stays_cordoned() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.cordon("gpu-1")
+        stage.apply(FULL)
+        await stage.ready()
+        assert stage.cordoned("gpu-1")
+        assert stage.e.policy("pool-b")["status"]["summary"]["nodes"] == "0/1"
+
+
+@virtually
+async def test_hold_cordon_leaves_the_node_cordoned_when_the_change_is_done() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        stage.annotate("gpu-1", hold_cordon="true")
+        await stage.ready()
+        assert stage.cordoned("gpu-1")
+        assert stage.labels("gpu-1")[names.LABEL_MODE] == "time-slicing"
+
+
+@virtually
+async def test_lifting_the_cordon_before_the_point_of_no_return_gives_the_change_up() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        stage.cordon("gpu-1", on=False)
+        await stage.released("gpu-1")
+        assert stage.labels("gpu-1")[names.LABEL_MODE] == "full"
+        assert names.LABEL_PLUGIN_CONFIG not in stage.labels("gpu-1")
+        mirror = await stage.reason("gpu-1", "Deferred")
+        assert "UncordonedExternally" in mirror["message"]
+        begun = virtual_now()
+        await stage.ready()
+        assert virtual_now() - begun > timedelta(minutes=5)
+
+
+@virtually
+async def test_lifting_the_cordon_after_the_point_of_no_return_puts_it_back() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1", "actuating")
+        await asyncio.sleep(3)
+        stage.cordon("gpu-1", on=False)
+        await stage.e.until(lambda: stage.cordoned("gpu-1"), "cordoned again", 5)
+        await stage.ready()
+        assert not stage.cordoned("gpu-1")
+
+
+@virtually
+async def test_the_point_of_no_return_loses_against_an_uncordon_in_the_same_moment() -> None:
+    """drain.md G1: the uncordon comes between our decision and our PATCH, which fails with 409."""
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        client = stage.e.client
+        assert client is not None
+        client.interfere(lambda body: "actuating" in str(body), lambda: stage.cordon("gpu-1", on=False))
+        await stage.released("gpu-1")
+        assert names.LABEL_PLUGIN_CONFIG not in stage.labels("gpu-1")
+
+
+FOREIGN: dict[str, JSON] = {
+    "NVIDIA's driver upgrade": {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: "cordon-required"}}},
+    "kured": {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": "x"}}},
+    "Karpenter": {"spec": {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]}},
+}
+
+
+@pytest.mark.parametrize("marker", FOREIGN.values(), ids=FOREIGN.keys())
+@virtually
+async def test_a_node_under_somebody_elses_maintenance_is_not_touched(marker: JSON) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.person("gpu-1", marker)
+        stage.apply(SLICED)
+        await stage.reason("gpu-1", "ForeignMaintenance")
+        assert stage.node_writes()["gpu-1"] == 0
+
+
+@virtually
+async def test_a_foreign_marker_in_the_middle_of_a_drain_gives_the_node_up_with_its_cordon() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        stage.person("gpu-1", FOREIGN["kured"])
+        await stage.released("gpu-1")
+        assert stage.cordoned("gpu-1")
+
+
+@virtually
+async def test_a_foreign_marker_after_the_point_of_no_return_keeps_the_cordon_at_the_end() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1", "actuating")
+        stage.person("gpu-1", FOREIGN["kured"])
+        await stage.ready()
+        assert stage.cordoned("gpu-1")
+        assert "LayoutVerified" in stage.events()
+
+
+LIMITS = {"one": (1, 1), "two": (2, 2), "34 percent of six": ("34%", 2), "1 percent of six": ("1%", 1)}
+
+
+@pytest.mark.parametrize(("limit", "most"), LIMITS.values(), ids=LIMITS.keys())
+@virtually
+async def test_never_more_nodes_are_away_than_max_unavailable_allows_and_all_that_are_allowed_are_used(
+    limit: int | str, most: int
+) -> None:
+    async with scene(*nodes(6)) as stage:
+        stage.apply(SLICED, rollout=at_once(limit))
+        await stage.ready()
+        assert stage.guard.largest["pool-b"] == most
+
+
+@virtually
+async def test_max_unavailable_zero_freezes_the_pool_and_says_so() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.apply(SLICED, rollout=at_once(0))
+        await stage.reason("gpu-1", "Frozen")
+        await asyncio.sleep(300)
+        assert not stage.node_writes()
+        stage.apply(SLICED, rollout=at_once(1))
+        await stage.ready()
+
+
+@virtually
+async def test_a_node_that_is_away_for_another_reason_counts_against_the_budget() -> None:
+    async with scene(*nodes(3)) as stage:
+        stage.cordon("gpu-3")
+        stage.apply(SLICED, rollout=at_once(1))
+        await stage.reason("gpu-1", "BudgetFull")
+        await asyncio.sleep(60)
+        assert not stage.node_writes()
+        stage.cordon("gpu-3", on=False)
+        await stage.ready()
+
+
+@virtually
+async def test_lowering_the_budget_to_zero_lets_the_node_in_flight_finish_and_starts_no_other() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.apply(SLICED, rollout=at_once(1))
+        first = await stage.any_fenced()
+        other = "gpu-2" if first == "gpu-1" else "gpu-1"
+        stage.apply(SLICED, rollout=at_once(0))
+        await stage.phase(first, "Synced")
+        await stage.reason(other, "Frozen")
+        assert stage.node_writes()[other] == 0
+
+
+@virtually
+async def test_a_paused_rollout_finishes_the_node_in_flight_and_starts_no_other() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED, rollout=at_once(1, paused=True))
+        await stage.reason("gpu-1", "Paused")
+        await asyncio.sleep(300)
+        assert not stage.node_writes()
+        stage.apply(SLICED)
+        await stage.ready()
+
+
+@virtually
+async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        assert claims(stage) == {"gpu-1"}
+        log = stage.e.cluster.writes
+        claim = next(
+            i for i, w in enumerate(log) if w.call.resource == LEASES and "pool-b" in str(w.call.body)
+        )
+        fence = next(
+            i for i, w in enumerate(log) if w.call.resource == NODES and "fenced" in str(w.call.body)
+        )
+        assert claim < fence
+        await stage.ready()
+        await stage.e.until(lambda: not claims(stage), "no claim", 10)
+
+
+# --- several policies ----------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_of_two_policies_of_equal_priority_the_older_one_keeps_the_node() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED, name="pool-z")
+        await stage.ready("pool-z")
+        stage.apply(MIXED, name="pool-a")
+        await stage.until_condition("Ready", "False", "NoNodes", "pool-a")
+        await asyncio.sleep(300)
+        assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-z"
+        assert stage.condition("Ready", "pool-z")["status"] == "True"
+
+
+@virtually
+async def test_a_policy_of_strictly_higher_priority_takes_the_node_over_as_a_normal_change() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED, name="pool-z")
+        await stage.ready("pool-z")
+        mark = stage.mark()
+        stage.apply(MIXED, name="pool-a", priority=5)
+        await stage.ready("pool-a")
+        assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
+        assert stage.node_writes(mark) == {"gpu-1": 3}
+        await stage.until_condition("Ready", "False", "NoNodes", "pool-z")
+
+
+@virtually
+async def test_raising_a_priority_before_the_point_of_no_return_gives_the_running_change_up() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED, name="pool-z")
+        stage.apply(MIXED, name="pool-a", priority=-1)
+        await stage.fenced("gpu-1")
+        stage.apply(MIXED, name="pool-a", priority=1)
+        await stage.ready("pool-a")
+        assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
+
+
+# --- edits and deletions in the middle -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage_name", ["fenced", "actuating"])
+@virtually
+async def test_another_layout_in_the_middle_of_a_change_is_reached_without_two_drains(
+    stage_name: str,
+) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1", stage_name)
+        stage.apply(OTHER_MIXED)
+        await stage.ready()
+        assert_as_wanted(stage, OTHER_MIXED, "gpu-1")
+        assert stage.node_writes()["gpu-1"] == (3 if stage_name == "fenced" else 4)
+
+
+@virtually
+async def test_going_back_to_what_the_node_is_before_the_point_of_no_return_just_gives_it_back() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1")
+        stage.apply(FULL)
+        await stage.ready()
+        assert_as_wanted(stage, FULL, "gpu-1")
+        assert names.LABEL_PLUGIN_CONFIG not in stage.labels("gpu-1")
+
+
+@virtually
+async def test_a_spec_that_becomes_impossible_before_the_point_of_no_return_restores_the_node() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1")
+        stage.apply({"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}})
+        await stage.released("gpu-1")
+        assert not stage.cordoned("gpu-1")
+        await stage.until_condition("Accepted", "False", "LayoutDoesNotFit")
+
+
+@virtually
+async def test_a_policy_deleted_before_the_point_of_no_return_goes_when_its_node_is_restored() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1")
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        assert policy_exists(stage), "the finalizer keeps it"
+        await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 60)
+        assert stage.fence("gpu-1") is None
+        assert not stage.cordoned("gpu-1")
+        assert stage.labels("gpu-1")[names.LABEL_MODE] == "full"
+        await stage.e.until(lambda: not claims(stage), "no claim", 10)
+
+
+@virtually
+async def test_a_policy_deleted_after_the_point_of_no_return_goes_when_its_node_is_proven() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1", "actuating")
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 600)
+        assert stage.fence("gpu-1") is None
+        assert not stage.cordoned("gpu-1")
+        assert stage.labels("gpu-1")[names.LABEL_MODE] == "mig"
+
+
+@virtually
+async def test_force_release_lets_the_policy_go_at_once_and_keeps_the_cordon() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1", "actuating")
+        stage.e.cluster.patch(
+            POLICIES, "pool-b", {"metadata": {"annotations": {names.ANNOTATION_FORCE_RELEASE: "true"}}}
+        )
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 10)
+        assert stage.fence("gpu-1") is None
+        assert stage.cordoned("gpu-1")
+
+
+@virtually
+async def test_a_policy_whose_nodes_rest_has_no_finalizer_and_goes_at_once() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        await asyncio.sleep(5)
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        assert not policy_exists(stage)
+        await stage.e.until(lambda: names.LABEL_POLICY not in stage.labels("gpu-1"), "unowned", 10)
+        assert stage.labels("gpu-1")[names.LABEL_MODE] == "mig", "the node keeps what it has"
+
+
+@virtually
+async def test_a_finalizer_that_was_stripped_in_the_middle_restores_the_node_all_the_same() -> None:
+    """drain.md G4: the fence alone tells."""
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1")
+        stage.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        assert not policy_exists(stage)
+        await stage.released("gpu-1")
+        assert not stage.cordoned("gpu-1")
+
+
+@virtually
+async def test_an_orphan_past_the_point_of_no_return_stays_fenced_until_a_policy_owns_it() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1", "actuating")
+        stage.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        await stage.reason("gpu-1", "OrphanFence")
+        await asyncio.sleep(600)
+        assert stage.cordoned("gpu-1")
+        stage.apply(SINGLE, name="pool-c")
+        await stage.ready("pool-c")
+        assert not stage.cordoned("gpu-1")
+
+
+@pytest.mark.parametrize("stage_name", ["fenced", "actuating"])
+@virtually
+async def test_a_node_deleted_in_the_middle_frees_its_slot_and_one_of_its_name_starts_clean(
+    stage_name: str,
+) -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.apply(MIXED)
+        first = await stage.any_fenced(stage_name)
+        stage.e.cluster.delete(NODES, first)
+        other = "gpu-2" if first == "gpu-1" else "gpu-1"
+        await stage.phase(other, "Synced")
+        await stage.ready()
+        await stage.e.until(lambda: not claims(stage), "no claim", 10)
+        stage.e.cluster.add(NODES, node(first))
+        await stage.e.until(lambda: stage.condition("Ready")["status"] == "False", "not Ready", 60)
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1", "gpu-2")
+
+
+@virtually
+async def test_all_gpunodes_deleted_in_the_middle_change_nothing_about_the_end() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.apply(MIXED)
+        for stage_name in ("fenced", "actuating"):
+            await stage.any_fenced(stage_name)
+            for name in ("gpu-1", "gpu-2"):
+                stage.e.cluster.delete(GPUNODES, name)
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1", "gpu-2")
+        assert stage.node_writes() == {"gpu-1": 3, "gpu-2": 3}

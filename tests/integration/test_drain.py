@@ -1,0 +1,237 @@
+"""Draining on a real API server: evictions, budgets, cordons, time-outs, stranded pods (drain.md 1.3-1.5)."""
+
+import json
+from collections import Counter
+
+import pytest
+from hack.cluster.api import Object
+from tests.integration.product import FULL, H100, L40S, MIXED, NODES, OPERATOR, SLICED, Pool, Product
+from tests.integration.workloads import PODS, Workload, guard, pod_spec
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+def evicted(product: Product, since: int) -> Counter[str]:
+    """Accepted evictions by pod."""
+    return Counter(
+        f"{request.namespace}/{request.name}" for request in product.writes("pods/eviction", since=since)
+    )
+
+
+def test_pods_are_evicted_once_each_and_the_change_follows(product: Product) -> None:
+    with product.pool(H100) as pool:
+        work = Workload(pool, pool.nodes[0], 2)
+        before = work.wait_running(2)
+        since = product.mark()
+        pool.apply(SLICED)
+        pool.wait_synced()
+        assert evicted(product, since) == {f"default/{name}": 1 for name in before}
+        assert len(product.writes("nodes", pool.nodes[0], since)) == 3
+        assert not set(before) & set(work.wait_running(2)), "new pods came back to the new layout"
+        reasons = [reason for reason, _ in pool.events()]
+        assert (
+            reasons.index("DrainStarted") < reasons.index("Reconfiguring") < reasons.index("LayoutVerified")
+        )
+
+
+def test_a_budget_that_refuses_is_named_and_scaling_up_lets_the_drain_go_on(product: Product) -> None:
+    with product.pool(H100) as pool, product.pool(H100) as spare:
+        node = pool.nodes[0]
+        work = Workload(pool, node, 2)
+        elsewhere = Workload(pool, spare.nodes[0], 0, app=work.app)
+        before = work.wait_running(2)
+        budget = guard(pool, work.app, 1, minAvailable=1)
+        since = product.mark()
+        pool.apply(SLICED)
+        pool.wait_phase("Draining", "PDB")
+        refused = [r for r in product.requests(since) if r.resource == "pods/eviction" and r.status == 429]
+        assert refused, "a budget that allowed one eviction refuses the second"
+        now = pool.transition()
+        left = work.running()
+        assert len(left) == 1
+        assert now["culprit"] == f"default/{left[0]}"
+        assert budget in now["blockers"][0]
+        assert now["cordon"] == "ours"
+        assert now["deadline"].endswith("Z")
+        shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
+        assert {"Draining", "PDB", "ours"} <= set(shown.split())
+        assert f"default/{left[0]}" in shown
+        elsewhere.scale(1)
+        pool.wait_synced()
+        assert evicted(product, since) == {f"default/{name}": 1 for name in before}
+
+
+def test_a_budget_that_never_allows_keeps_the_node_untouched(product: Product) -> None:
+    with product.pool(H100) as pool:
+        work = Workload(pool, pool.nodes[0], 2)
+        work.wait_running(2)
+        guard(pool, work.app, 0, minAvailable=2)
+        since = product.mark()
+        pool.apply(SLICED)
+        message = pool.wait_phase("Blocked", "PDBNeverAllows")
+        assert message
+        assert product.writes("nodes", pool.nodes[0], since) == []
+        assert evicted(product, since) == {}
+        assert pool.wait_condition("Stalled", "True", "Blocked")
+
+
+def test_a_drain_that_runs_out_of_time_restores_the_node_and_waits_before_the_next_try(
+    product: Product,
+) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        pool.apply(FULL)
+        pool.wait_synced()
+        hangs = {"simulate.gpusharing.dev/stop": "never"}
+        metadata = {"name": f"{pool.name}-hangs", "annotations": hangs}
+        pool.create(PODS, {"metadata": metadata, "spec": pod_spec(node)})
+        pool.wait(
+            lambda: product.api.get(f"{PODS}/{pool.name}-hangs")["status"]["phase"] == "Running", "the pod"
+        )
+        drain = {"timeout": "2s", "unmanagedPods": "Evict"}
+        pool.apply({**SLICED, "drain": drain})
+        pool.wait(lambda: bool(pool.fence()), "the fence")
+        assert pool.node()["spec"]["unschedulable"] is True
+        assert "gpusharing.dev/mode" not in pool.labels(), "no workload may land in between"
+        pool.wait_phase("Pending", "Deferred")
+        assert "unschedulable" not in pool.node()["spec"]
+        assert pool.labels()["gpusharing.dev/mode"] == "full"
+        assert not pool.fence()
+        deferred = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/deferred"])
+        assert (deferred["count"], deferred["reason"]) == (1, "DrainTimeout")
+        assert "ChangeGivenUp" in [reason for reason, _ in pool.events()]
+        product.api.delete(f"{PODS}/{pool.name}-hangs", {"gracePeriodSeconds": 0})
+        pool.wait_synced()
+        annotations = pool.node()["metadata"]["annotations"]
+        assert "gpusharing.dev/deferred" not in annotations
+
+
+def test_a_node_that_a_person_cordoned_is_left_alone_until_they_lift_it(product: Product) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        pool.cordon(node)
+        pool.apply(SLICED)
+        assert f"kubectl uncordon {node}" in pool.wait_phase("Blocked", "AlreadyCordoned")
+        assert pool.transition()["cordon"] == "human"
+        assert product.writes("nodes", node) == []
+        pool.cordon(node, lifted=True)
+        pool.wait_synced()
+
+
+def test_a_cordon_that_is_to_be_held_survives_the_change(product: Product) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        pool.annotate(node, {"gpusharing.dev/hold-cordon": "true"})
+        pool.apply(SLICED)
+        pool.wait(lambda: pool.labels().get("gpusharing.dev/mode") == "time-slicing", "the release")
+        assert pool.node()["spec"]["unschedulable"] is True
+        assert not pool.fence()
+        pool.wait(lambda: pool.transition().get("cordon") == "human", "kubectl get gpun to say whose it is")
+        pool.cordon(node, lifted=True)
+
+
+def test_lifting_our_cordon_during_the_drain_gives_the_change_up(product: Product) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        hangs = {"simulate.gpusharing.dev/stop": "never"}
+        name = f"{pool.name}-hangs"
+        pool.create(PODS, {"metadata": {"name": name, "annotations": hangs}, "spec": pod_spec(node)})
+        pool.wait(lambda: product.api.get(f"{PODS}/{name}")["status"]["phase"] == "Running", "the pod")
+        pool.apply({**SLICED, "drain": {"unmanagedPods": "Evict"}})
+        pool.wait_phase("Draining")
+        pool.cordon(node, lifted=True)
+        pool.wait(lambda: not pool.fence(), "the fence to go")
+        assert "unschedulable" not in pool.node()["spec"], "their word, not ours"
+        deferred = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/deferred"])
+        assert deferred["reason"] == "UncordonedExternally"
+        product.api.delete(f"{PODS}/{name}", {"gracePeriodSeconds": 0})
+
+
+def test_pods_that_could_start_nowhere_afterwards_hold_the_change_until_it_is_allowed(
+    product: Product,
+) -> None:
+    with product.pool(H100) as pool:
+        pool.apply(MIXED)
+        pool.wait_synced()
+        work = Workload(pool, pool.nodes[0], 1, resource="nvidia.com/mig-3g.40gb")
+        before = work.wait_running(1)
+        since = product.mark()
+        pool.apply(FULL)
+        pool.wait_phase("Blocked", "StrandedPods")
+        assert f"default/{before[0]}" == pool.transition()["culprit"]
+        assert "nvidia.com/mig-3g.40gb" in pool.transition()["blockers"][0]
+        assert product.writes("nodes", pool.nodes[0], since) == []
+        pool.apply({**FULL, "drain": {"strandedPods": "Allow"}})
+        pool.wait_synced()
+        assert evicted(product, since) == {f"default/{before[0]}": 1}
+
+
+def test_a_pod_without_a_controller_blocks_and_is_named(product: Product) -> None:
+    with product.pool(L40S) as pool:
+        node = pool.nodes[0]
+        pool.create(PODS, {"metadata": {"name": f"{pool.name}-bare"}, "spec": pod_spec(node)})
+        pool.wait(
+            lambda: product.api.get(f"{PODS}/{pool.name}-bare")["status"]["phase"] == "Running", "the pod"
+        )
+        pool.apply(SLICED)
+        pool.wait_phase("Blocked", "Unmanaged")
+        assert pool.transition()["culprit"] == f"default/{pool.name}-bare"
+        assert product.writes("nodes", node) == []
+
+
+def resource_claim(pool: Pool) -> Object:
+    """A claim of a GPU of NVIDIA's DRA driver."""
+    device = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
+    return {"metadata": {"name": f"{pool.name}-claim"}, "spec": {"devices": {"requests": [device]}}}
+
+
+def test_a_daemon_set_and_a_claim_of_the_dra_driver_block_and_are_looked_up(product: Product) -> None:
+    with product.pool(L40S) as pool:
+        node = pool.nodes[0]
+        labels = {"app": f"{pool.name}-ds"}
+        sets = "/apis/apps/v1/namespaces/default/daemonsets"
+        template = {"metadata": {"labels": labels}, "spec": pod_spec(node)}
+        spec = {"selector": {"matchLabels": labels}, "template": template}
+        pool.create(sets, {"metadata": {"name": f"{pool.name}-ds"}, "spec": spec})
+        pool.wait(
+            lambda: product.api.get(f"{sets}/{pool.name}-ds")["status"].get("numberReady") == 1, "its pod"
+        )
+        pool.apply(SLICED)
+        pool.wait_phase("Blocked", "GPUDaemonSet")
+        product.api.delete(f"{sets}/{pool.name}-ds")
+        pool.wait_synced()
+        since = product.mark()
+        claims = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
+        pool.create(claims, resource_claim(pool))
+        result = {"request": "gpu", "driver": "gpu.nvidia.com", "pool": node, "device": "gpu-0"}
+        allocation = {"allocation": {"devices": {"results": [result]}}}
+        product.api.merge_patch(f"{claims}/{pool.name}-claim/status", {"status": allocation})
+        claiming: Object = {
+            "nodeName": node,
+            "containers": [
+                {"name": "main", "image": "simulated", "resources": {"claims": [{"name": "gpu"}]}}
+            ],
+            "resourceClaims": [{"name": "gpu", "resourceClaimName": f"{pool.name}-claim"}],
+        }
+        pool.create(PODS, {"metadata": {"name": f"{pool.name}-dra"}, "spec": claiming})
+        pool.apply({"mode": "TimeSlicing", "timeSlicing": {"replicas": 8}})
+        pool.wait_phase("Blocked", "DRAClaim")
+        assert product.writes("nodes", node, since) == []
+        asked = Counter((r.resource, r.verb) for r in product.requests(user=OPERATOR))
+        assert asked["daemonsets", "get"]
+        assert asked["resourceclaims", "get"]
+
+
+def test_only_as_many_nodes_as_the_budget_allows_are_away_at_once(product: Product) -> None:
+    with product.pool(L40S, L40S, L40S, L40S) as pool:
+        pool.apply({**SLICED, "rollout": {"maxUnavailable": "50%"}})
+        most = 0
+
+        def done() -> bool:
+            nonlocal most
+            nodes = product.api.list(NODES, labelSelector=f"gpusharing.dev/pool={pool.name}")
+            most = max(most, sum(bool(node["spec"].get("unschedulable")) for node in nodes))
+            return pool.condition("Ready").get("status") == "True"
+
+        pool.wait(done, "the roll")
+        assert most == 2

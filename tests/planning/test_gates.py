@@ -1,0 +1,168 @@
+"""May a change of this node begin? Each gate, their order, and when they open."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import NOW, at, make_cluster_policy, make_gpu, make_operand, make_policy, make_stack, pair_of
+from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case
+
+from gpusharing.api import names
+from gpusharing.planning import migfile
+from gpusharing.planning.gates import GATES, find_gate, needs_restart
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.views import Deferred, PolicyView, Verified
+
+PENDING = {names.LABEL_MIG_STATE: "pending"}
+MIG_CONFIG = names.LABEL_MIG_CONFIG
+
+
+def test_the_order_of_the_gates_is_part_of_the_product() -> None:
+    assert [gate.__name__ for gate in GATES] == [
+        "_alive", "_foreign", "_cordon", "_agent", "_leftovers", "_actuator", "_drift", "_futile", "_deferred",
+        "_paused", "propagation",
+    ]  # fmt: skip
+
+
+def observing(case: NodeCase, **fields: Any) -> NodeCase:
+    """The case with another report of the agent, judged anew."""
+    assert case.gpunode is not None
+    assert case.gpunode.observed is not None
+    assert case.assessment is not None
+    report = replace(case.gpunode, observed=replace(case.gpunode.observed, **fields))
+    return make_case(case.assessment.policy, gpunode=report)
+
+
+def verified(policy: PolicyView, corrected: int = 0, retry: str = "") -> Verified:
+    """The record of a proof of this policy."""
+    return Verified(policy.name, *pair_of(policy), corrected, retry)
+
+
+def drifted(**fields: Any) -> NodeCase:
+    """A node that was proven as 2x3g.40gb, and whose mig.config somebody has set to all-disabled since."""
+    labels = {MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"}
+    node = {"verified": verified(MIXED), **fields.pop("node", {})}
+    return make_case(MIXED, was=MIXED, labels=labels, node=node, **fields)
+
+
+DEFERRED = Deferred(2, at(60), "DrainTimeout", 1, "")
+OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=False))
+PAUSED = make_policy(rollout={"paused": True})
+CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
+    "the node is being deleted": (make_case(MIXED, node={"deleting": True}), Reason.NODE_NOT_READY, None),
+    "the node is not Ready": (make_case(MIXED, node={"ready": False}), Reason.NODE_NOT_READY, None),
+    "somebody else maintains it": (make_case(MIXED, node={"foreign": "kured"}), Reason.FOREIGN_MAINTENANCE, None),
+    "somebody cordoned it": (make_case(MIXED, node={"unschedulable": True}), Reason.ALREADY_CORDONED, None),
+    "no agent is ready": (make_case(MIXED, agent_ready=False), Reason.AGENT_NOT_READY, None),
+    "the agent is quiet still": (observing(make_case(MIXED), quiet=True), Reason.OBSERVATION_PENDING, None),
+    "the agent cannot read": (observing(make_case(MIXED), error="NVMLFailed"), Reason.AGENT_ERROR, None),
+    "MPS left its compute mode behind": (
+        observing(make_case(SLICED), gpus=(make_gpu(compute_mode="ExclusiveProcess"),)), Reason.COMPUTE_MODE, None),
+    "mig-manager is at work on its own": (
+        make_case(MIXED, labels=PENDING, drifting_since=at(-60)), Reason.ACTUATOR_BUSY, at(1140)),
+    "mig-manager reboots the node, however long": (
+        make_case(MIXED, labels={names.LABEL_MIG_STATE: "rebooting"}, drifting_since=at(-9999)),
+        Reason.ACTUATOR_BUSY, at(-8799)),
+    "there is no mig-manager": (make_case(MIXED, operand=None), Reason.ACTUATOR_MISSING, None),
+    "mig-manager is not ready": (
+        make_case(MIXED, operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING, None),
+    "MIG is on and mig-manager is switched off": (
+        make_case(SLICED, was=MIXED, stack=OFF), Reason.ACTUATOR_MISSING, None),
+    "drift was seen for the first time": (drifted(), Reason.DRIFTED, at(60)),
+    "drift was seen less than its grace ago": (drifted(drifting_since=at(-59)), Reason.DRIFTED, at(1)),
+    "drift came back in this generation": (
+        drifted(drifting_since=at(-60), node={"verified": verified(MIXED, corrected=1)}), Reason.DRIFT_RETURNED, None),
+    "drift came back, and it may heal itself still": (
+        drifted(node={"verified": verified(MIXED, corrected=1)}), Reason.DRIFTED, at(60)),
+    "nothing that we write would mend it": (
+        make_case(MIXED, was=MIXED, node={"resources": {}}, drifting_since=at(-60)), Reason.ALLOCATABLE_MISMATCH, None),
+    "an earlier try was given up": (make_case(MIXED, node={"deferred": DEFERRED}), Reason.DEFERRED, at(60)),
+    "the policy is paused": (make_case(PAUSED), Reason.PAUSED, None),
+    "the configuration is not written": (
+        make_case(MIXED, stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING, None),
+    "the mig-parted entry is not written": (
+        make_case(MIXED, stack=make_stack(MIXED, mig_file=migfile.render({}))), Reason.CONFIG_PROPAGATING, None),
+    "the configuration was written a moment ago": (
+        make_case(MIXED, stack=make_stack(MIXED, written_at=at(-100))), Reason.CONFIG_PROPAGATING, at(20)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason", "until"), CLOSED.values(), ids=CLOSED.keys())
+def test_it_may_not_begin(case: NodeCase, reason: Reason, until: object) -> None:
+    gate = find_gate(case)
+    assert gate is not None
+    assert (gate.reason, gate.until) == (reason, until), gate.message
+
+
+OPEN: dict[str, NodeCase] = {
+    "nothing is in the way": make_case(MIXED),
+    "a card without MIG needs no mig-manager": make_case(SLICED, products=(T4,), operand=None),
+    "mig.config stays as it is, so mig-manager is not needed": make_case(
+        SLICED, labels={MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"}, operand=None
+    ),
+    "mig-manager is switched off and MIG as well": make_case(SLICED, stack=OFF, operand=None),
+    "mig-manager is wedged for longer than it may take": make_case(
+        MIXED, labels=PENDING, drifting_since=at(-1200)
+    ),
+    "drift has lasted for its grace": drifted(drifting_since=at(-60)),
+    "drift came back after a new generation": drifted(
+        drifting_since=at(-60), node={"verified": verified(MIXED, corrected=7)}
+    ),
+    "a person asks to put drift right once more": drifted(
+        node={"verified": verified(MIXED, corrected=1, retry="a"), "retry": "b"}
+    ),
+    "the wait after an abort is over": make_case(MIXED, node={"deferred": DEFERRED}, now=at(60)),
+    "a new generation ends the wait after an abort": make_case(
+        MIXED, node={"deferred": replace(DEFERRED, generation=7)}
+    ),
+    "a person ends the wait after an abort": make_case(MIXED, node={"deferred": DEFERRED, "retry": "now"}),
+    "the configuration had time to reach the node": make_case(
+        MIXED, stack=make_stack(MIXED, written_at=at(-120))
+    ),
+    "NVIDIA's file needs no time of ours": make_case(
+        make_policy(mig={"config": "all-3g.40gb"}),
+        stack=make_stack(
+            make_policy(mig={"config": "all-3g.40gb"}),
+            serves_our_mig_file=False,
+            generated_mig_files={
+                "gpu-07": migfile.render(
+                    {"all-3g.40gb": [{"devices": "all", "mig-enabled": True, "mig-devices": {"3g.40gb": 2}}]}
+                )
+            },
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OPEN.values(), ids=OPEN.keys())
+def test_it_may_begin(case: NodeCase) -> None:
+    assert find_gate(case) is None
+
+
+RESTARTS: dict[str, tuple[NodeCase, bool]] = {
+    "the label has another value: writing it is enough": (make_case(MIXED), False),
+    "everything is right": (make_case(MIXED, was=MIXED), False),
+    "mig-manager failed": (make_case(MIXED, was=MIXED, labels={names.LABEL_MIG_STATE: "failed"}), True),
+    "mig-manager left an operand paused": (
+        make_case(MIXED, was=MIXED, labels={f"{names.LABEL_DEPLOY_PREFIX}dcgm": names.PAUSED_FOR_MIG}),
+        True,
+    ),
+    "the instances are gone": (make_case(MIXED, was=MIXED, gpunode=make_case(MIXED).gpunode), True),
+    "a card without MIG": (make_case(SLICED, was=SLICED, products=(T4,)), False),
+}
+
+
+@pytest.mark.parametrize(("case", "expected"), RESTARTS.values(), ids=RESTARTS.keys())
+def test_only_a_fresh_run_of_mig_manager_mends_it(case: NodeCase, expected: bool) -> None:
+    assert case.assessment is not None
+    assert case.assessment.target is not None
+    assert needs_restart(case, case.assessment.target) is expected
+
+
+def test_grace_and_waits_count_from_what_was_recorded_not_from_now() -> None:
+    for seconds in (0, 10, 59):
+        gate = find_gate(drifted(drifting_since=NOW, now=NOW + timedelta(seconds=seconds)))
+        assert gate is not None
+        assert gate.until == at(60)
