@@ -154,6 +154,11 @@ class Cluster(RuleBasedStateMachine):
         if machine and view and view.fence is None:
             machine.layouts = [None if layout is None else () for layout in machine.layouts]
 
+    @rule(node=nodes)
+    def mps_daemon_is_killed(self, node: str) -> None:
+        if node in self.world.machines:
+            self.world.machines[node].kill_mps()
+
     # --- pods ---
 
     @rule(node=nodes, pinned=st.booleans())
@@ -272,6 +277,9 @@ def clear_up(world: World) -> None:
     world.agents_down.clear()
     for machine in world.machines.values():
         machine.temper, machine.stray = "works", False
+        if machine.mps_dead:
+            machine.stop_mps()
+        machine.exclusive = machine.clients is not None
         if machine.running or any(
             "paused" in v for k, v in world.nodes[machine.name].labels.items() if "deploy" in k
         ):

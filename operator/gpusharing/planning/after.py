@@ -49,8 +49,7 @@ def after_pnr(case: NodeCase) -> Verdict:
         return _delete_operand(case, case.operand)
     daemon = case.mps_daemon
     if daemon is not None and daemon.uid == fence.daemon_uid:
-        verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting the MPS daemon")
-        return verdict.then(RestartOperand(node.name, daemon.namespace, daemon.name, daemon.uid))
+        return _delete_daemon(case, daemon)
     trouble = _trouble(case)
     if trouble is not None and not trouble.final:
         return _waiting(case, trouble.mismatch)
@@ -78,6 +77,14 @@ def _delete_operand(case: NodeCase, operand: Operand) -> Verdict:
     if case.agent_ready and not answers_quiet(case) and case.now < case.fence.stage_since + patience:
         return replace(verdict, wake=case.fence.stage_since + patience)
     return verdict.then(RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid))
+
+
+def _delete_daemon(case: NodeCase, daemon: Operand) -> Verdict:
+    """A daemon with the new number of clients starts when the pod of the old one is gone."""
+    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting the MPS daemon")
+    if daemon.deleting:
+        return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
+    return verdict.then(RestartOperand(case.node.name, daemon.namespace, daemon.name, daemon.uid))
 
 
 def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
