@@ -135,6 +135,8 @@ class Loop:
             leader,
             now,
             parallel=settings.parallel,
+            eviction_wait=settings.plan.eviction_wait,
+            config_maps=self.sources.config_maps,
             on_action=observer.acted,
         )
         self.gatherer = Gatherer(

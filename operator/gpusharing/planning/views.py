@@ -326,6 +326,8 @@ class Settings:
     """Between the two empty LISTs that prove a node idle."""
     config_propagation: float = 120.0
     """From a ConfigMap write until a label may point at the new entry."""
+    eviction_wait: float = 5.0
+    """After the first refusal of an eviction; doubles up to a minute."""
     wedge_pending: float = 1200.0
     """mig.config.state pending for longer is a wedge (nvidia-actuators.md a.7)."""
     wedge_paused: float = 15.0
