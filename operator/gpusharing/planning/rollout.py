@@ -262,10 +262,8 @@ class _Pass:
             cap = self.snapshot.settings.max_in_flight - len(self.fences) - len(claims)
             selection = select(pool, cap, offered)
             claims |= selection.claims
-            self.verdicts |= {
-                node: with_gpunode(verdict, self._case(self.memo.known[node]))
-                for node, verdict in selection.verdicts.items()
-            }
+            for case in pool.candidates:
+                self.verdicts[case.node.name] = with_gpunode(selection.verdicts[case.node.name], case)
         return claims
 
     def _offered(self) -> frozenset[str]:

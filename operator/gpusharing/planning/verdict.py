@@ -97,7 +97,15 @@ class NodeCase:
         assert self.assessment.policy.spec is not None, "a target needs a spec"
         return self.assessment.policy.spec
 
-    def verdict(self, phase: Phase, reason: Reason, message: str, *, wake: datetime | None = None) -> Verdict:
+    def verdict(
+        self,
+        phase: Phase,
+        reason: Reason,
+        message: str,
+        *,
+        wake: datetime | None = None,
+        candidate: bool = False,
+    ) -> Verdict:
         """A verdict with what is the same for every phase filled in."""
         assessment = self.assessment
         fence = self.node.fence
@@ -119,4 +127,5 @@ class NodeCase:
             attempt=fence.attempt if fence else 0,
             step=f"{fence.step}/{fence.steps}" if fence else "",
             wake=wake,
+            candidate=candidate,
         )
