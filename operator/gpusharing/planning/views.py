@@ -299,6 +299,8 @@ class Operand:
     ready: bool
     deleting: bool = False
     """Somebody deleted it already; it is on its way out."""
+    ready_since: datetime | None = None
+    """Since when this process has seen it Ready, on a fenced node; clocks of nodes are never compared with ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +339,7 @@ class Settings:
     poll: float = 5.0
     """Between two LISTs of the pods of a node in work."""
     restart_grace: float = 30.0
-    """After a mig-manager restart, before its old `failed` is believed."""
+    """From a restarted mig-manager pod being Ready until the state on the node is believed to be its own."""
     drift_grace: float = 60.0
     """A difference must last this long before it counts as drift (plugin restarts and reboots heal themselves)."""
     max_cures: int = 2
