@@ -28,6 +28,8 @@ from gpusharing.planning.views import Claim
 
 log = structlog.get_logger()
 
+FIRST_LOOK = 4
+"""The first event after a quiet time waits for this part of the debounce: what belongs together comes within it."""
 RETRY = 2.0
 """Seconds until the next pass after one that the API server or the Lease ended."""
 
@@ -170,7 +172,10 @@ class Loop:
             await self._sleep(due)
 
     async def _sleep(self, due: datetime | None) -> None:
-        """Until something happens or is due; then a moment more, so that one pass sees all of a burst."""
+        """Until something happens or is due; then a moment more, so that one pass sees all of a burst.
+
+        What happens after a quiet time is looked at soon; while much happens, passes keep the whole debounce apart.
+        """
         limit = timedelta(seconds=10)
         left = min(limit, due - self.now()) if due is not None else limit
         try:
@@ -178,7 +183,9 @@ class Loop:
                 await self.wake.event.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(self.settings.debounce)
+        debounce = self.settings.debounce
+        apart = debounce - (time.monotonic() - self.last_pass)
+        await asyncio.sleep(max(apart, debounce / FIRST_LOOK))
 
     async def _pass(self) -> datetime | None:
         """One round; returns when to look again at the latest."""
