@@ -126,9 +126,10 @@ class MortalClient:
         self.writes += 1
         number = self.writes
         self._die_if((number, "before"))
-        answer = await send()
-        self._die_if((number, "after"))
-        return answer
+        try:
+            return await send()
+        finally:
+            self._die_if((number, "after"))
 
     def _die_if(self, moment: tuple[int, When]) -> None:
         if self._last == moment:

@@ -47,7 +47,7 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.evictions import remember
+from gpusharing.planning.evictions import FIRST_WAIT, remember
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.views import Claim, ClusterSnapshot, EvictionMemory, NodeView
@@ -113,6 +113,9 @@ class Executor:
     now: Callable[[], datetime]
     jitter: Callable[[], float] = random.random
     parallel: int = 16
+    eviction_wait: float = FIRST_WAIT
+    """Seconds after the first refusal."""
+    config_maps: Cache | None = None
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
     """By node and pod UID; in memory only."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
@@ -274,7 +277,13 @@ class Executor:
             answer, message = Reason.EVICTED, ""
         memories = self.evictions.setdefault(action.node, {})
         memories[action.uid] = remember(
-            answer, message, memories.get(action.uid), self.now(), self.jitter(), retry_after=retry_after
+            answer,
+            message,
+            memories.get(action.uid),
+            self.now(),
+            self.jitter(),
+            retry_after=retry_after,
+            first_wait=self.eviction_wait,
         )
         if answer is not Reason.EVICTED:
             self.on_action(action, str(answer))
@@ -298,12 +307,14 @@ class Executor:
 
     async def _apply(self, resource: Resource, name: str, body: JSON, namespace: str) -> None:
         try:
-            await self.client.patch(resource, name, body, namespace=namespace)
+            raw = await self.client.patch(resource, name, body, namespace=namespace)
         except NotFound:
             data = {key: text for key, text in body.get("data", {}).items() if text is not None}
             metadata = body["metadata"] | {"name": name, "namespace": namespace}
             whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
-            await self.client.create(resource, whole, namespace=namespace)
+            raw = await self.client.create(resource, whole, namespace=namespace)
+        if self.config_maps is not None:
+            self.config_maps.accept(raw)
 
     async def _set_finalizer(self, action: SetFinalizer) -> None:
         version, present = self.policies.finalizers(action.policy)

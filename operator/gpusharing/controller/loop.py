@@ -28,6 +28,8 @@ from gpusharing.planning.views import Claim
 
 log = structlog.get_logger()
 
+FIRST_LOOK = 4
+"""The first event after a quiet time waits for this part of the debounce: what belongs together comes within it."""
 RETRY = 2.0
 """Seconds until the next pass after one that the API server or the Lease ended."""
 
@@ -135,6 +137,8 @@ class Loop:
             leader,
             now,
             parallel=settings.parallel,
+            eviction_wait=settings.plan.eviction_wait,
+            config_maps=self.sources.config_maps,
             on_action=observer.acted,
         )
         self.gatherer = Gatherer(
@@ -168,7 +172,10 @@ class Loop:
             await self._sleep(due)
 
     async def _sleep(self, due: datetime | None) -> None:
-        """Until something happens or is due; then a moment more, so that one pass sees all of a burst."""
+        """Until something happens or is due; then a moment more, so that one pass sees all of a burst.
+
+        What happens after a quiet time is looked at soon; while much happens, passes keep the whole debounce apart.
+        """
         limit = timedelta(seconds=10)
         left = min(limit, due - self.now()) if due is not None else limit
         try:
@@ -176,7 +183,9 @@ class Loop:
                 await self.wake.event.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(self.settings.debounce)
+        debounce = self.settings.debounce
+        apart = debounce - (time.monotonic() - self.last_pass)
+        await asyncio.sleep(max(apart, debounce / FIRST_LOOK))
 
     async def _pass(self) -> datetime | None:
         """One round; returns when to look again at the latest."""
@@ -204,6 +213,11 @@ class Loop:
         snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
         lap()
         plan = plan_rollout(snapshot, now, self.memo)
+        if plan.wants_pods - wanted:
+            # Nobody waits for a round of status writes to learn whether the pods of a node block its change.
+            wanted = plan.wants_pods
+            snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
+            plan = plan_rollout(snapshot, now, self.memo)
         more_pods = plan.wants_pods - wanted
         self.plan = plan
         lap()

@@ -41,6 +41,8 @@ class Gatherer:
     work: dict[str, NodeWork] = field(default_factory=dict)
     drifting_since: dict[str, datetime] = field(default_factory=dict)
     pending: dict[str, int] = field(default_factory=dict)
+    _ready_since: dict[str, datetime] = field(default_factory=dict)
+    """By UID of a mig-manager pod on a fenced node."""
     _stack: StackView | None = None
     _owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
 
@@ -57,7 +59,7 @@ class Gatherer:
             policies=policies,
             stack=self._stack_view(),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.operand.ready),
-            mig_managers=_by_node(sources.operands.items.values(), MIG_MANAGER),
+            mig_managers=self._mig_managers(now),
             mps_daemons=_by_node(sources.operands.items.values(), MPS_DAEMON),
             claims=claims,
             work=dict(self.work),
@@ -72,6 +74,18 @@ class Gatherer:
             del self.drifting_since[name]
         for name in differing - self.drifting_since.keys():
             self.drifting_since[name] = now
+
+    def _mig_managers(self, now: datetime) -> dict[str, Operand]:
+        """The mig-manager pods; of those on fenced nodes also since when they are Ready."""
+        found = _by_node(self.sources.operands.items.values(), MIG_MANAGER)
+        seen: dict[str, datetime] = {}
+        for name, node in self.sources.nodes.items.items():
+            operand = found.get(name)
+            if node.fence is not None and operand is not None and operand.ready:
+                seen[operand.uid] = self._ready_since.get(operand.uid, now)
+                found[name] = replace(operand, ready_since=seen[operand.uid])
+        self._ready_since = seen
+        return found
 
     # --- NVIDIA's stack ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ counts more than a clock: a Failed node that is proven after all is given back.
 """
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -116,7 +116,7 @@ def _trouble(case: NodeCase) -> _Trouble | None:
     state = node.labels.get(names.LABEL_MIG_STATE, "")
     waited = (case.now - fence.stage_since).total_seconds()
     paused = paused_operands(node)
-    if fence.restart_uid and waited < settings.restart_grace and state in ("success", "failed"):
+    if state in ("success", "failed") and case.now < _believed_from(case):
         message = f"mig-manager starts anew; its state {state} is from before"
         return _Trouble(Mismatch(Reason.ACTUATION_IN_PROGRESS, message), final=False)
     if state == "failed":
@@ -136,11 +136,26 @@ def _trouble(case: NodeCase) -> _Trouble | None:
     return _Trouble(Mismatch(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
 
 
+def _believed_from(case: NodeCase) -> datetime:
+    """From when a state says something about this attempt: the pod that is to replace the old one had time to begin.
+
+    The old pod may use its whole grace period, and only then the next one starts.
+    """
+    fence, operand = case.fence, case.operand
+    if not fence.restart_uid:
+        return fence.stage_since
+    if operand is None or operand.uid == fence.restart_uid or not operand.ready:
+        return fence.deadline
+    begun = max(fence.stage_since, operand.ready_since or fence.stage_since)
+    return begun + timedelta(seconds=case.settings.restart_grace)
+
+
 def _waiting(case: NodeCase, mismatch: Mismatch) -> Verdict:
     wakes = [
         case.fence.stage_since + timedelta(seconds=wait)
-        for wait in (case.settings.wedge_paused, case.settings.restart_grace, case.settings.wedge_pending)
+        for wait in (case.settings.wedge_paused, case.settings.wedge_pending)
     ]
+    wakes.append(_believed_from(case))
     wake = min((moment for moment in wakes if moment > case.now), default=None)
     if case.now >= case.fence.deadline:
         return replace(

@@ -77,7 +77,7 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     if (gate := find_gate(case)) is not None:
         return _gated(case, gate)
     message = f"to be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
-    return replace(case.verdict(Phase.PENDING, Reason.PROGRESSING, message), candidate=True)
+    return case.verdict(Phase.PENDING, Reason.PROGRESSING, message, candidate=True)
 
 
 def _not_observed(case: NodeCase, assessment: Assessment) -> Verdict:
