@@ -10,8 +10,8 @@ from tests.build import (
     make_node,
     make_policy,
     make_stack,
-    pair_of,
 )
+from tests.planning.cases import pair_of
 
 from gpusharing.planning import migfile
 from gpusharing.planning.configmaps import plan_config, referenced

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_shared, make_spec, make_stack
+from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_spec, make_stack
+from tests.configs import make_shared
 
 from gpusharing.planning import migfile
 from gpusharing.planning.reasons import Reason

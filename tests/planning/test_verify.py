@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, make_cluster_policy, make_gpu, make_shared, make_stack
+from tests.build import H100, make_cluster_policy, make_gpu, make_stack
+from tests.configs import make_shared
 from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, T4, world_of
 
 from gpusharing.api import names
