@@ -182,6 +182,31 @@ async def test_on_sigterm_it_releases_the_lease_and_ends_with_0(
     assert {agent for _, _, agent in server.writes} == {"gpusharing-operator"}, "kopf writes nothing"
 
 
+async def test_an_edit_of_a_policy_is_answered_without_waiting_for_the_next_list(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    def answered() -> bool:
+        policy = server.cluster.get(POLICIES, "pool-a")
+        seen = policy.get("status", {}).get("observedGeneration")
+        return bool(seen == policy["metadata"]["generation"])
+
+    async with operator(environment):
+        await ready(environment)
+        await server.watched(POLICIES)
+        server.cluster.add(POLICIES, {"metadata": {"name": "pool-a"}, "spec": {}})
+        await until(server, answered)
+        server.cluster.patch(POLICIES, "pool-a", {"spec": {"mode": "Full"}})
+        assert not answered()
+        await until(server, answered)
+        (row,) = (
+            row
+            for row in server.cluster.get(POLICIES, "pool-a")["status"]["conditions"]
+            if row["type"] == "Accepted"
+        )
+        assert (row["status"], row["reason"]) == ("False", "InvalidSpec")
+        assert "nodeSelector" in row["message"]
+
+
 async def test_it_outlives_an_error_that_ends_kopf(server: FakeServer, environment: dict[str, str]) -> None:
     server.cluster.add(POLICIES, {"metadata": {"name": "pool-a"}, "spec": {}})
     async with operator(environment) as process:

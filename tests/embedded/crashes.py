@@ -4,14 +4,14 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from hack.sim.mortal import When
+from hack.sim.mortal import MortalClient, When
 from hack.sim.workloads import Workload
-from tests.embedded.stage import HOUR, MIXED, OTHER_MIXED, SLICED, Scene, nodes, pdb, scene
+from tests.embedded.stage import HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, nodes, pdb, scene
 from tests.fakes.virtualtime import run_virtually
 
 from gpusharing.api import names
@@ -69,6 +69,7 @@ async def create_with_pods(stage: Scene) -> None:
     await asyncio.sleep(60)
     stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
     await stage.ready()
+    await stage.e.until(lambda: "3/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", 600)
 
 
 async def retarget(stage: Scene) -> None:
@@ -107,6 +108,14 @@ async def gpunodes_deleted(stage: Scene) -> None:
     await stage.ready()
 
 
+async def two_steps(stage: Scene) -> None:
+    """From MPS to MIG, which stops at whole GPUs in between."""
+    stage.apply(MPS)
+    await stage.ready()
+    stage.apply(MIXED)
+    await stage.ready()
+
+
 GOLDEN: Mapping[str, Golden] = {
     "a policy on an idle node": Golden(create),
     "a policy on nodes with pods that may and pods that may not be evicted": Golden(
@@ -119,27 +128,42 @@ GOLDEN: Mapping[str, Golden] = {
     "a node deleted in the middle": Golden(node_deleted, nodes=2),
     "the policy deleted in the middle": Golden(policy_deleted),
     "all GPUNodes deleted in the middle": Golden(gpunodes_deleted),
+    "from MPS to MIG in two steps": Golden(two_steps),
 }
 
 
-def play(golden: Golden, die: tuple[int, When] | None = None, *, again: bool = False) -> Run:
-    """Play a scenario in virtual time; with `die` its first operator dies at that write and another one starts.
+Prepare = Callable[[Scene, MortalClient], None]
+"""Arranges what is to happen to the operator's calls."""
 
-    `again`: every operator dies there.
-    """
+
+def killed(write: int, when: When) -> Prepare:
+    """The first operator dies before or after this write."""
+
+    def prepare(stage: Scene, client: MortalClient) -> None:
+        if stage.e.operators == 1:
+            client.die_at(write, when)
+
+    return prepare
+
+
+def nothing(stage: Scene, client: MortalClient) -> None:
+    """The operator lives undisturbed."""
+
+
+def play(golden: Golden, prepare: Prepare = nothing) -> Run:
+    """Play a scenario in virtual time; `prepare` is called for each operator that starts."""
     random.seed(1)
-    return run_virtually(_play(golden, die, again))
+    return run_virtually(_play(golden, prepare))
 
 
-async def _play(golden: Golden, die: tuple[int, When] | None, again: bool) -> Run:
+async def _play(golden: Golden, prepare: Prepare) -> Run:
     async with scene(
         *nodes(golden.nodes, gpus=golden.gpus), workloads=golden.workloads, budgets=golden.budgets
     ) as stage:
         client = stage.e.client
         assert client is not None
-        if die is not None:
-            client.die_at(*die)
-        doctor = asyncio.create_task(_replace_the_dead(stage, die if again else None))
+        prepare(stage, client)
+        doctor = asyncio.create_task(_replace_the_dead(stage, prepare))
         try:
             await golden.script(stage)
             await asyncio.sleep(1)  # a death in this moment is noticed
@@ -151,14 +175,13 @@ async def _play(golden: Golden, die: tuple[int, When] | None, again: bool) -> Ru
         return Run(end_state(stage), kinds(stage), stage.e.operators, client.writes, stage.evicted())
 
 
-async def _replace_the_dead(stage: Scene, die: tuple[int, When] | None) -> None:
+async def _replace_the_dead(stage: Scene, prepare: Prepare) -> None:
     """The Deployment's controller: one process ends, another one starts."""
     while stage.e.client is not None:
         await stage.e.client.died.wait()
         await stage.e.kill_operator()
         stage.e.start_operator()
-        if die is not None:
-            stage.e.client.die_at(*die)
+        prepare(stage, stage.e.client)
 
 
 async def settled(stage: Scene) -> None:
@@ -248,3 +271,12 @@ def _claims(stage: Scene) -> JSON:
         return {}
     claims: JSON = json.loads(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
     return claims
+
+
+def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:
+    """Where two JSON values differ."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in expected.keys() | found.keys():
+            yield from differences(expected.get(key), found.get(key), f"{path}.{key}")
+    elif expected != found:
+        yield f"{path}: {found!r} instead of {expected!r}"

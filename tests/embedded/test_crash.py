@@ -1,16 +1,16 @@
-"""kill -9 before and after every single write of the golden scenarios: another operator reaches the same end.
+"""kill -9 at every single write of the golden scenarios: another operator reaches the same end.
 
-Before the k-th write: it is lost. After it: the server has it, and its answer is lost. `guard.py` watches every run
+After the k-th write: the server has it, and its answer is lost. Before it: it is lost, which leaves the server as a
+death after write k-1 does; so of these every third is played. `guard.py` watches every run
 as well: no pod is evicted twice, no budget exceeded, no point of no return passed beside the rules.
 """
 
 import functools
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from hack.sim.mortal import When
-from tests.embedded.crashes import GOLDEN, Golden, Run, play
+from hack.sim.mortal import MortalClient, When
+from tests.embedded.crashes import GOLDEN, Golden, Run, differences, killed, play
+from tests.embedded.stage import Scene
 
 MOST_EXTRA = 2
 """Writes that a restart may cost beyond those of a run without one (issue point 10)."""
@@ -24,18 +24,9 @@ def undisturbed(name: str) -> Run:
     return play(GOLDEN[name])
 
 
-def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:
-    """Where two JSON values differ."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for key in expected.keys() | found.keys():
-            yield from differences(expected.get(key), found.get(key), f"{path}.{key}")
-    elif expected != found:
-        yield f"{path}: {found!r} instead of {expected!r}"
-
-
 def complaints(golden: Golden, base: Run, write: int, when: When) -> list[str]:
     """What is wrong with the run whose operator dies there."""
-    run = play(golden, (write, when))
+    run = play(golden, killed(write, when))
     found = list(differences(base.end, run.end))
     if run.operators != 2:
         found.append(f"{run.operators} operators ran")
@@ -62,6 +53,9 @@ def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_sam
 
 @pytest.mark.parametrize("name", ["a policy on an idle node", "another layout in the middle"])
 def test_operators_that_live_for_two_writes_only_get_there_all_the_same(name: str) -> None:
-    base, run = undisturbed(name), play(GOLDEN[name], (2, "after"), again=True)
+    def prepare(stage: Scene, client: MortalClient) -> None:
+        client.die_at(2, "after")
+
+    base, run = undisturbed(name), play(GOLDEN[name], prepare)
     assert run.operators > base.acting / 2
     assert not list(differences(base.end, run.end))

@@ -79,6 +79,7 @@ class FakeServer:
         broken = await self.watched(resource)
         status = {"kind": "Status", "status": "Failure", "code": code, "message": "etcd has no leader"}
         for response in broken:
+            del self._watches[response]
             await response.write(_line({"type": "ERROR", "object": status}))
         self.cluster.close_watches()
         return len(broken)

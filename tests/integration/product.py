@@ -44,6 +44,7 @@ WAITS = {
     "settle": "0.2",
     "idle": "0.2",
     "poll": "0.3",
+    "eviction_wait": "1",
     "config_propagation": "1.2",
     "wedge_pending": "4",
     "wedge_paused": "1.5",

@@ -120,7 +120,11 @@ class PolicyWatch:
         ended: asyncio.Future[BaseException | None] = ours.create_future()
 
         def follow() -> None:
-            error = _run(theirs, life, sessions)
+            error: BaseException | None = None
+            try:
+                _run(theirs, life, sessions)
+            except BaseException as raised:  # noqa: BLE001 -- raised again in the thread that waits for it
+                error = raised
             with suppress(RuntimeError):  # our loop is closed: nobody waits
                 ours.call_soon_threadsafe(ended.set_result, error)
 
@@ -157,19 +161,15 @@ class PolicyWatch:
 
 def _run(
     loop: asyncio.AbstractEventLoop, life: asyncio.Task[None], sessions: list[aiohttp.ClientSession]
-) -> BaseException | None:
-    """kopf's thread: run its loop until it stops, and say why."""
+) -> None:
+    """kopf's thread: run its loop until it stops. Raises what stopped it."""
     try:
-        loop.run_until_complete(life)
-    except asyncio.CancelledError:
-        return None
-    except BaseException as error:  # noqa: BLE001 -- raised again in the thread that waits for it
-        return error
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(life)
     finally:
         loop.run_until_complete(_clear_up(sessions))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
-    return None
 
 
 async def _clear_up(sessions: list[aiohttp.ClientSession]) -> None:

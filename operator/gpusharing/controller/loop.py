@@ -154,6 +154,8 @@ class Loop:
         )
         self.memo = Memo()
         self.plan: RolloutPlan | None = None
+        self._publishing: asyncio.Task[datetime | None] | None = None
+        """The writes of the last pass that people see; one round at a time."""
         self.last_pass = time.monotonic()
         """When (monotonic) the loop last came round; /healthz looks at it."""
 
@@ -163,7 +165,11 @@ class Loop:
             group.create_task(self.sources.run())
             group.create_task(self._tick(self.settings.relist, self.sources.policies.touch))
             group.create_task(self._count_pending())
-            await self._go_round()
+            try:
+                await self._go_round()
+            finally:
+                if self._publishing is not None:
+                    self._publishing.cancel()
 
     async def _go_round(self) -> None:
         while True:
@@ -196,6 +202,7 @@ class Loop:
             return await self.once()
         except* (Unavailable, Unauthorized, LeaseLost) as group:
             self.sources.policies.touch()
+            self.gatherer.forget_pods()
             log.warning("the pass ends", error=repr(group.exceptions[0]))
         except* KubeError as group:
             log.warning("the pass ends", error=repr(group.exceptions[0]))
@@ -215,7 +222,7 @@ class Loop:
         plan = plan_rollout(snapshot, now, self.memo)
         if plan.wants_pods - wanted:
             # Nobody waits for a round of status writes to learn whether the pods of a node block its change.
-            wanted = plan.wants_pods
+            wanted |= plan.wants_pods
             snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
             plan = plan_rollout(snapshot, now, self.memo)
         more_pods = plan.wants_pods - wanted
@@ -224,7 +231,10 @@ class Loop:
         outcome = await self.executor.execute(plan, snapshot)
         self.gatherer.remember_differing(plan.differing, now)
         lap()
-        held_back = await self.publisher.publish(plan, snapshot, now)
+        await self._published()
+        self._publishing = asyncio.create_task(self.publisher.publish(plan, snapshot, now))
+        # What people see does not hold up what is done: a follow-up pass does not wait for it.
+        held_back = None if outcome.done or more_pods else await self._published()
         lap()
         steps = ("gather", "plan", "execute", "publish")
         self.observer.passed(
@@ -235,6 +245,11 @@ class Loop:
         if outcome.done or more_pods:
             return now
         return min((moment for moment in (plan.wake_at, held_back) if moment is not None), default=None)
+
+    async def _published(self) -> datetime | None:
+        """Wait for the writes that people see; when more of them are due. Raises what ended them."""
+        publishing, self._publishing = self._publishing, None
+        return await publishing if publishing is not None else None
 
     # --- clocks ------------------------------------------------------------------------------------------
 

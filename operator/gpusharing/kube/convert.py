@@ -56,6 +56,7 @@ def node_view(raw: JSON) -> NodeView:
         fence_error=fence_error,
         deferred=_deferred(annotations),
         verified=_verified(annotations),
+        neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
         retry=annotations.get(names.ANNOTATION_RETRY, ""),
         foreign=foreign_marker(raw),

@@ -75,6 +75,10 @@ class Gatherer:
         for name in differing - self.drifting_since.keys():
             self.drifting_since[name] = now
 
+    def forget_pods(self) -> None:
+        """An answer of the server was lost: only a new LIST tells whether a pod was evicted."""
+        self.work.clear()
+
     def _mig_managers(self, now: datetime) -> dict[str, Operand]:
         """The mig-manager pods; of those on fenced nodes also since when they are Ready."""
         found = _by_node(self.sources.operands.items.values(), MIG_MANAGER)

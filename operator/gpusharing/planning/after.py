@@ -23,6 +23,7 @@ from gpusharing.planning.before import (
     prepares_next_step,
 )
 from gpusharing.planning.gates import CORDONING
+from gpusharing.planning.marks import unmarked
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase, Verdict
@@ -228,9 +229,9 @@ def _retarget(case: NodeCase, target: Target) -> Verdict:
         return empty_and_pass(case, target)
     if case.assessment.disruption in CORDONING:
         message = "the change now needs an idle node; it starts anew with a drain"
-        labels: dict[str, str | None] = dict.fromkeys(case.fence.added)
+        labels, annotations = unmarked(case.fence)
         verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
-        return verdict.then(Release(case.node, uncordon=False, labels=labels))
+        return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
     return pass_pnr(case, target, Phase.RECONFIGURING)
 
 
@@ -290,14 +291,14 @@ def _release(case: NodeCase, target: Target) -> Verdict:
     """One PATCH: fence, marks and cordon go, the routing label comes back."""
     fence, node = case.fence, case.node
     assert case.assessment is not None, "has a policy"
-    labels: dict[str, str | None] = dict.fromkeys(fence.added)
+    labels, annotations = unmarked(fence)
     labels |= {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.assessment.policy.name}
     uncordon = may_uncordon(case)
     kept = node.unschedulable and not uncordon
     reason = Reason.CORDON_KEPT if kept else Reason.SYNCED
     message = f"{target.text} proven" + ("; the cordon is not only ours and stays" if kept else "")
     verdict = case.verdict(Phase.UNCORDONING, reason, message)
-    return verdict.then(Release(node, uncordon, labels, verified=_proven(case)))
+    return verdict.then(Release(node, uncordon, labels, verified=_proven(case), annotations=annotations))
 
 
 def _proven(case: NodeCase) -> Verified:

@@ -17,6 +17,7 @@ from gpusharing.planning.assess import uses_mps
 from gpusharing.planning.blockers import explain_blockers, main_reason
 from gpusharing.planning.drain import DrainPlan, plan_drain
 from gpusharing.planning.gates import CORDONING, needs_mig_manager, needs_restart, propagation
+from gpusharing.planning.marks import unmarked
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase, Verdict
@@ -107,7 +108,7 @@ def _abort(
 ) -> Verdict:
     """Give the node back as it was before the fence."""
     fence, node = case.fence, case.node
-    labels: dict[str, str | None] = dict.fromkeys(fence.added)
+    labels, annotations = unmarked(fence)
     if restore and fence.from_mode:
         labels[names.LABEL_MODE] = fence.from_mode
     return case.verdict(Phase.ABORTING, reason, message).then(
@@ -115,6 +116,7 @@ def _abort(
             node,
             uncordon=restore and may_uncordon(case),
             labels=labels,
+            annotations=annotations,
             deferred=_next_deferral(case, reason) if defer else None,
         )
     )

@@ -20,6 +20,7 @@ from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.blockers import Blocker, explain_blockers, main_reason
 from gpusharing.planning.drain import preflight
 from gpusharing.planning.gates import CORDONING
+from gpusharing.planning.marks import marks_for
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.verdict import NodeCase, Verdict
 from gpusharing.planning.views import Claim, Fence, NodeView, PolicyView
@@ -137,10 +138,8 @@ def _fence(case: NodeCase, policy: PolicyView) -> FenceNode:
     assert assessment is not None, "candidates have a target"
     assert assessment.target is not None, "candidates have a target"
     cordon = assessment.disruption in CORDONING
-    labels: dict[str, str | None] = {}
-    if names.LABEL_UPGRADE_SKIP not in node.labels:
-        labels[names.LABEL_UPGRADE_SKIP] = "true"
-    added = tuple(labels)
+    labels, annotations = marks_for(node)
+    added = (*labels, *annotations)
     if cordon and names.LABEL_MODE in node.labels:
         labels[names.LABEL_MODE] = None
     fence = Fence(
@@ -164,4 +163,4 @@ def _fence(case: NodeCase, policy: PolicyView) -> FenceNode:
         from_mode=node.labels.get(names.LABEL_MODE, ""),
         retry=node.retry,
     )
-    return FenceNode(node, fence, cordon, labels)
+    return FenceNode(node, fence, cordon, labels, annotations)

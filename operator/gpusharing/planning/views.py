@@ -33,6 +33,7 @@ class Fence:
     node_uid: str
     prior_unschedulable: bool
     added: tuple[str, ...]
+    """Labels and annotations for the neighbours (drain.md C6) that we set and take away again."""
     disruption: DisruptionClass
     from_layout: str
     to_layout: str
@@ -102,6 +103,8 @@ class NodeView:
     """Why our fence annotation cannot be read; such a node is left as it is."""
     deferred: Deferred | None = None
     verified: Verified | None = None
+    neighbour_marks: frozenset[str] = frozenset()
+    """Annotations of NEIGHBOUR_ANNOTATIONS that the node has."""
     hold_cordon: bool = False
     retry: str = ""
     foreign: str = ""
