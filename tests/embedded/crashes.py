@@ -69,7 +69,7 @@ async def create_with_pods(stage: Scene) -> None:
     await asyncio.sleep(60)
     stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
     await stage.ready()
-    await stage.e.until(lambda: "3/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", 600)
+    await stage.e.until(lambda: "3/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
 
 
 async def retarget(stage: Scene) -> None:
