@@ -223,7 +223,7 @@ async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
         await stage.e.until(lambda: not claims(stage), "no claim", 10)
 
 
-# --- several policies ----------------------------------------------------------------------------------------
+# --- several policies ------------------------------------------------------------------------------
 
 
 @virtually
@@ -262,7 +262,7 @@ async def test_raising_a_priority_before_the_point_of_no_return_gives_the_runnin
         assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
 
 
-# --- edits and deletions in the middle -------------------------------------------------------------------------
+# --- edits and deletions in the middle -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage_name", ["fenced", "actuating"])

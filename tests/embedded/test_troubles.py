@@ -24,7 +24,7 @@ def agent_pod(stage: Scene, name: str) -> JSON:
     return pods[0]
 
 
-# --- mig-manager ---------------------------------------------------------------------------------------------
+# --- mig-manager -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wedge", ["wedge-pending", "wedge-paused"])
@@ -167,7 +167,7 @@ async def test_without_a_mig_manager_pod_no_mig_change_starts() -> None:
         await stage.ready()
 
 
-# --- agent and hardware ----------------------------------------------------------------------------------------
+# --- agent and hardware ----------------------------------------------------------------------------
 
 
 @virtually
@@ -291,7 +291,7 @@ async def test_a_reboot_that_mig_manager_heals_by_itself_is_no_change_of_ours() 
         assert not stage.node_writes(mark)
 
 
-# --- what is refused before anything is touched -------------------------------------------------------------------
+# --- what is refused before anything is touched ----------------------------------------------------
 
 
 REFUSED: dict[str, tuple[JSON, str, str]] = {
