@@ -7,6 +7,7 @@ import yaml
 from hack.sim.workloads import Workload
 from tests.embedded.oracle import difference
 from tests.embedded.stage import (
+    A100,
     FULL,
     H100,
     L40S,
@@ -23,7 +24,7 @@ from tests.embedded.stage import (
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, JSON
+from gpusharing.kube.client import CONFIG_MAPS, JSON, POLICIES
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 V100 = "Tesla V100-SXM2-16GB"
@@ -188,6 +189,31 @@ async def test_shares_of_a_named_configuration_are_listed_for_each_card_model() 
         assert "mig-3g.40gb" in data[keys[0]]
         assert "mig-2g.12gb" in data[keys[1]]
         assert difference(spec, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+
+
+@virtually
+async def test_an_ampere_card_whose_mig_mode_needs_a_reset_goes_from_mps_to_mig_and_back() -> None:
+    async with scene(node("gpu-1", A100)) as stage:
+        for spec in (MPS, MIXED, MPS):
+            mark = stage.mark()
+            stage.apply(spec)
+            await stage.ready()
+            assert difference(spec, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+        assert stage.node_writes(mark) == {"gpu-1": 4}
+
+
+@virtually
+async def test_a_node_that_has_mps_already_is_adopted_without_a_disturbance() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MPS)
+        await stage.ready()
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        await stage.e.until(lambda: names.LABEL_POLICY not in stage.labels("gpu-1"), "unowned", 60)
+        mark = stage.mark()
+        stage.apply(MPS, name="pool-c")
+        await stage.ready("pool-c")
+        assert all("spec" not in (write.call.body or {}) for write in stage.writes(mark, "nodes"))
+        assert not deleted(stage, DAEMON)
 
 
 @pytest.mark.parametrize("fault", ["wedge-pending", "wedge-paused"])

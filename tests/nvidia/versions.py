@@ -63,6 +63,13 @@ DIFFERENCES = (
         "test_the_daemon_takes_as_many_replicas_as_we_say_and_not_one_more",
     ),
     Difference(
+        "gpu-feature-discovery", "v0.19.3",
+        "it writes no labels when an MPS configuration meets a GPU with MIG",
+        "it ends: 'MPS sharing is not supported for mig devices'; its pod crash-loops and the labels go with it",
+        "a node pointed at MPS before MIG is off loses its GPU labels: one more reason for two steps",
+        "test_gfd_ends_without_labels_when_mps_meets_a_gpu_with_mig",
+    ),
+    Difference(
         "nvidia-mig-parted", "v0.13.1",
         "its last line says why it failed",
         "the last line is the sum ('all orderings failed'); the cause is in the level=error lines before, by the "
