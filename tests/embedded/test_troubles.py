@@ -198,6 +198,20 @@ async def test_nothing_starts_while_the_agents_pod_is_not_ready() -> None:
 
 
 @virtually
+async def test_an_agent_that_goes_during_a_drain_keeps_the_node_from_the_point_of_no_return() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        stage.e.cluster.delete(PODS, agent_pod(stage, "gpu-1")["metadata"]["name"], "gpusharing")
+        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
+        await stage.reason("gpu-1", "AgentNotReady")
+        await asyncio.sleep(300)
+        assert stage.mirror("gpu-1")["phase"] == "VerifyingIdle"
+        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
+        await stage.ready()
+
+
+@virtually
 async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is() -> None:
     async with scene(*nodes(1)) as stage:
         stage.apply(FULL)
