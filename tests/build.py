@@ -8,6 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from tests.configs import plugins_of
+
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -244,12 +246,14 @@ def make_gpunode(
 
 
 def make_spec(mode: str = "MIG", **fields: Any) -> GPUSharingPolicySpec:
-    """A spec as a user writes it (camelCase), over pool b. MIG wants 2x3g.40gb, time-slicing 4 shares."""
+    """A spec as a user writes it (camelCase), over pool b. MIG wants 2x3g.40gb, time-slicing and MPS 4 shares."""
     wire: dict[str, Any] = {"nodeSelector": {"matchLabels": POOL_LABELS}, "mode": mode}
     if mode == "MIG":
         wire["mig"] = {"layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}
     if mode == "TimeSlicing":
         wire["timeSlicing"] = {"replicas": 4}
+    if mode == "MPS":
+        wire["mps"] = {"replicas": 4}
     return GPUSharingPolicySpec.model_validate({**wire, **fields})
 
 
@@ -316,7 +320,7 @@ def make_stack(
         serves_our_mig_file=ours,
     )
     cards = {gpu.product: gpu for gpu in (models if models is not None else (make_gpu(),))}
-    change, _ = plan_config(policies, (), cards, empty)
+    change, _ = plan_config(policies, (), cards, plugins_of(policies, cards.values(), empty), empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, written_at) if written_at else {}

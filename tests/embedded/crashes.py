@@ -11,7 +11,7 @@ from typing import Any
 
 from hack.sim.mortal import MortalClient, When
 from hack.sim.workloads import Workload
-from tests.embedded.stage import HOUR, MIXED, OTHER_MIXED, SLICED, Scene, nodes, pdb, scene
+from tests.embedded.stage import HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, nodes, pdb, scene
 from tests.fakes.virtualtime import run_virtually
 
 from gpusharing.api import names
@@ -108,6 +108,14 @@ async def gpunodes_deleted(stage: Scene) -> None:
     await stage.ready()
 
 
+async def two_steps(stage: Scene) -> None:
+    """From MPS to MIG, which stops at whole GPUs in between."""
+    stage.apply(MPS)
+    await stage.ready()
+    stage.apply(MIXED)
+    await stage.ready()
+
+
 GOLDEN: Mapping[str, Golden] = {
     "a policy on an idle node": Golden(create),
     "a policy on nodes with pods that may and pods that may not be evicted": Golden(
@@ -120,6 +128,7 @@ GOLDEN: Mapping[str, Golden] = {
     "a node deleted in the middle": Golden(node_deleted, nodes=2),
     "the policy deleted in the middle": Golden(policy_deleted),
     "all GPUNodes deleted in the middle": Golden(gpunodes_deleted),
+    "from MPS to MIG in two steps": Golden(two_steps),
 }
 
 

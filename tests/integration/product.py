@@ -37,6 +37,8 @@ MIXED: Object = {
     "mode": "MIG",
     "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]},
 }
+MPS: Object = {"mode": "MPS", "mps": {"replicas": 3}}
+MIG_SLICED: Object = {**MIXED, "timeSlicing": {"replicas": 2}}
 
 FACTOR = 60.0
 """Simulated seconds per second."""

@@ -5,19 +5,30 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.build import H100, NOW, SETTINGS, make_operand, make_policy, make_stack
+from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack
 from tests.planning.machines import Machine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.assess import assess
-from gpusharing.planning.target import Targets, find_wish
+from gpusharing.planning.target import Target, Targets, find_target, find_wish
 from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.views import Fence, GPUNodeView, NodeView, NodeWork, Operand, PolicyView, StackView
+from gpusharing.planning.views import (
+    Fence,
+    GPUNodeView,
+    GpuView,
+    NodeView,
+    NodeWork,
+    Operand,
+    PolicyView,
+    StackView,
+)
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
+MPS = make_policy(mode="MPS")
 MIXED = make_policy()
+MIG_SLICED = make_policy(timeSlicing={"replicas": 2})
 SINGLE = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"})
 NODE, T4 = "gpu-07", "Tesla T4"
 OPERAND = make_operand()
@@ -42,6 +53,15 @@ def copy_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
     return world_of(policy, products).copy()
 
 
+def pair_of(policy: PolicyView, *gpus: GpuView) -> tuple[str, str]:
+    """mig.config and device-plugin.config of a node with these GPUs (one H100 unless given) under a policy."""
+    assert policy.spec is not None, "make_policy gives every policy a spec"
+    wish, found = find_wish(policy.name, policy.spec), gpus or (make_gpu(),)
+    target = find_target(wish, policy.spec, "gpu-07", found, make_stack(policy, models=found))
+    assert isinstance(target, Target), target
+    return target.mig_config, target.plugin_key
+
+
 def make_case(
     policy: PolicyView | None = FULL,
     *,
@@ -55,6 +75,7 @@ def make_case(
     owner: str | None = None,
     agent_ready: bool = True,
     operand: Operand | None = OPERAND,
+    mps_daemon: Operand | None = None,
     claimed: bool = False,
     drifting_since: datetime | None = None,
     stack: StackView | None = None,
@@ -78,6 +99,7 @@ def make_case(
         work=work,
         agent_ready=agent_ready,
         operand=operand,
+        mps_daemon=mps_daemon,
         claimed=claimed,
         drifting_since=drifting_since,
         stack=stack,

@@ -31,6 +31,10 @@ MODES: Sequence[tuple[str, dict[str, Any]]] = (
     ("MIG", {}),
     ("MIG", {"mig": {"strategy": "single", "config": "all-1g.10gb"}}),
     ("MIG", {"mig": {"config": "all-balanced"}}),
+    ("MPS", {}),
+    ("MPS", {"mps": {"replicas": 8}}),
+    ("MIG", {"timeSlicing": {"replicas": 2}}),
+    ("MIG", {"mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 3}}),
 )
 nodes = st.sampled_from(NODES)
 policies = st.sampled_from(("pool-b", "other"))
@@ -154,6 +158,11 @@ class Cluster(RuleBasedStateMachine):
         if machine and view and view.fence is None:
             machine.layouts = [None if layout is None else () for layout in machine.layouts]
 
+    @rule(node=nodes)
+    def mps_daemon_is_killed(self, node: str) -> None:
+        if node in self.world.machines:
+            self.world.machines[node].kill_mps()
+
     # --- pods ---
 
     @rule(node=nodes, pinned=st.booleans())
@@ -274,6 +283,9 @@ def clear_up(world: World) -> None:
     world.agents_down.clear()
     for machine in world.machines.values():
         machine.temper, machine.stray = "works", False
+        if machine.mps_dead:
+            machine.stop_mps()
+        machine.exclusive = machine.clients is not None
         if machine.running or any(
             "paused" in v for k, v in world.nodes[machine.name].labels.items() if "deploy" in k
         ):

@@ -9,7 +9,7 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.convert_pods import ClaimUse, claim_names, claim_use, pdb_view, pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unauthorized, Unavailable
-from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, PodPlace, Sources
+from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, PodPlace, Sources
 from gpusharing.kube.written import ANNOTATION_WRITTEN, MIG_KEY, parse_written
 from gpusharing.planning.holders import Scope, holds_gpu, is_idle
 from gpusharing.planning.target import is_gpu_resource
@@ -59,7 +59,8 @@ class Gatherer:
             policies=policies,
             stack=self._stack_view(),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.operand.ready),
-            mig_managers=self._operands(now),
+            mig_managers=self._mig_managers(now),
+            mps_daemons=_by_node(sources.operands.items.values(), MPS_DAEMON),
             claims=claims,
             work=dict(self.work),
             pending=dict(self.pending),
@@ -78,9 +79,9 @@ class Gatherer:
         """An answer of the server was lost: only a new LIST tells whether a pod was evicted."""
         self.work.clear()
 
-    def _operands(self, now: datetime) -> dict[str, Operand]:
+    def _mig_managers(self, now: datetime) -> dict[str, Operand]:
         """The mig-manager pods; of those on fenced nodes also since when they are Ready."""
-        found = _by_node(self.sources.mig_managers.items.values())
+        found = _by_node(self.sources.operands.items.values(), MIG_MANAGER)
         seen: dict[str, datetime] = {}
         for name, node in self.sources.nodes.items.items():
             operand = found.get(name)
@@ -238,10 +239,10 @@ class Gatherer:
         self.pending = counts
 
 
-def _by_node(pods: Iterable[PodPlace]) -> dict[str, Operand]:
+def _by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
     """One pod per node; a Ready one wins over one that is going."""
     found: dict[str, Operand] = {}
     for pod in pods:
-        if pod.node and (pod.node not in found or pod.operand.ready):
+        if pod.app == app and pod.node and (pod.node not in found or pod.operand.ready):
             found[pod.node] = pod.operand
     return found
