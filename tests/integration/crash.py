@@ -69,14 +69,9 @@ class Outcome:
     restarts: int
 
     @property
-    def applied(self) -> int:
-        """Writes that changed something; taking and renewing the Lease apart."""
-        return sum(write.status < 400 for write in self.log)
-
-    @property
-    def kinds(self) -> Counter[str]:
-        """The same by method and resource."""
-        return Counter(re.sub(r"/[^/]*-[0-9]|/[a-z0-9]{6}\b", "", w.what) for w in self.log if w.status < 400)
+    def applied(self) -> list[str]:
+        """Writes that changed something, by method and resource; taking and renewing the Lease apart."""
+        return [f"{write.method} {kind_of(write.path)}" for write in self.log if write.status < 400]
 
     @property
     def evicted(self) -> Counter[str]:
@@ -180,6 +175,14 @@ class Theatre:
     def clear(self) -> None:
         """Nothing of an earlier run is left for the next one."""
         self.product.remove(LEASE, *(f"{OUR_MAPS}/{name}" for name in CONFIG_MAPS))
+
+
+def kind_of(path: str) -> str:
+    """`nodes`, `gpunodes/status`, `pods/eviction`."""
+    parts = path.split("/")[3 if path.startswith("/api/") else 4 :]
+    if parts[0] == "namespaces":
+        parts = parts[2:]
+    return "/".join((parts[0], *parts[2:]))
 
 
 def wait_for_pods(pool: Pool) -> None:

@@ -5,6 +5,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ class Product:
 
     plane: ControlPlane
     directory: Path
+    outages: list[tuple[datetime, datetime]] = field(default_factory=list)
+    """When the API server was away, or so new that it did not know its own roles yet."""
 
     @property
     def api(self) -> Api:

@@ -5,6 +5,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from hack.cluster.process import free_ports, wait_until
@@ -148,6 +149,7 @@ def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) 
         pool.wait_synced()
         pool.apply(MIXED)
         pool.wait(lambda: bool(pool.fence()), "the fence")
+        began = datetime.now(UTC)
         product.plane.stop_component("kube-apiserver", kill=True)
         assert "kube-apiserver" not in product.plane.pids()
         time.sleep(5)  # the outage itself
@@ -155,6 +157,7 @@ def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) 
         assert watched.get("/readyz")[0] == 503
         product.plane.start_component("kube-apiserver")
         product.plane.wait_ready()
+        product.outages.append((began, datetime.now(UTC) + timedelta(seconds=2)))
         pool.wait_synced()
         watched.wait("/readyz", 200)
         assert process.exit_status is None

@@ -34,7 +34,7 @@ def find_objection(policy: PolicyView, stack: StackView, settings: Settings) -> 
     if stack.cluster_policy is None:
         return Objection(
             Reason.CLUSTER_POLICY_MISSING,
-            "no ClusterPolicy found: install the NVIDIA GPU Operator, or grant this operator get and list on"
+            "no ClusterPolicy found: install the NVIDIA GPU Operator, or grant this operator list and watch on"
             " clusterpolicies.nvidia.com (chart value rbac.create)",
         )
     for check in _CHECKS:
