@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpusharing.api.names import ANNOTATION_FENCE, ConditionType
-from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
+from gpusharing.controller.settings import Settings
+from gpusharing.kube.client import GPUNODES, JSON, LEASES, NODES, PODS, POLICIES
 from hack.demo.columns import POOLS, View, find, places
 from hack.demo.screen import DemoFailed, Screen
 from hack.demo.stage import Stage, Written, objects
@@ -88,6 +89,13 @@ class Scene:
         raw = await self.stage.client.get(GPUNODES, node)
         found: JSON = (raw.get("status") or {}).get("transition") or {}
         return found
+
+    async def leader(self) -> str:
+        """Who holds the operator's Lease; empty while nobody does."""
+        lease = await self.stage.client.get(
+            LEASES, Settings().lease_name, namespace=Settings().plan.namespace
+        )
+        return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
     async def fence(self, node: str) -> JSON:
         """The record of the change in flight on a Node; empty without one."""

@@ -225,18 +225,17 @@ async def operator_dies(scene: Scene) -> None:
     screen.check("the change in flight is written on the Node, stage fenced", fence.get("stage") == "fenced")
     screen.command("kill -9 <operator>")
     screen.output(await scene.stage.kill_operator())
-    before = len(await scene.stage.writes())
+    before, holder = len(await scene.stage.writes()), await scene.leader()
     await asyncio.sleep(0.5)
     screen.check("silence: nothing is written", len(await scene.stage.writes()) == before)
     node = await scene.stage.client.get(NODES, fleet.RANKER_NODE)
     screen.check(f"{fleet.RANKER_NODE} stays cordoned meanwhile", is_cordoned(node))
     await scene.stage.start_operator()
 
-    async def tried_again() -> bool:
-        place = await scene.place(fleet.RANKER_NODE)
-        return len(await scene.stage.writes()) > before and place.get("phase") == "Draining"
+    async def leads() -> bool:
+        return await scene.leader() not in ("", holder)
 
-    await scene.until("the new operator at work", tried_again)
+    await scene.until("the new operator to lead", leads)
     await scene.show(places(*POOL_B))
     again = await scene.fence(fleet.RANKER_NODE)
     same = (again.get("op"), again.get("deadline")) == (fence["op"], fence["deadline"])

@@ -173,7 +173,8 @@ def test_the_fence_records_everything_that_an_abort_or_a_restart_needs() -> None
     fence = action.fence
     assert action.cordon
     assert action.labels == {names.LABEL_UPGRADE_SKIP: "true", names.LABEL_MODE: None}
-    assert (fence.added, fence.from_mode, fence.stage) == ((names.LABEL_UPGRADE_SKIP,), "full", "fenced")
+    marks = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
+    assert (fence.added, fence.from_mode, fence.stage) == (marks, "full", "fenced")
     assert (fence.disruption, fence.since, fence.deadline) == (DisruptionClass.RESET, NOW, at(900))
     assert (fence.from_layout, fence.to_layout, fence.node_uid) == ("1x full", "2x3g.40gb", "uid-c")
     assert selection.claims == {"c": make_claim("uid-c", op=fence.op)}
@@ -184,7 +185,7 @@ def test_a_neighbour_mark_that_was_there_is_not_ours_to_take_away() -> None:
     node = replace(case.node, labels={**case.node.labels, names.LABEL_UPGRADE_SKIP: "true"})
     (action,) = chosen(replace(case, node=node)).verdicts["c"].actions
     assert isinstance(action, FenceNode)
-    assert action.fence.added == ()
+    assert action.fence.added == names.NEIGHBOUR_ANNOTATIONS
     assert names.LABEL_UPGRADE_SKIP not in action.labels
 
 

@@ -23,7 +23,13 @@ MAX_LISTED = 20
 """Nodes named in plan and failures."""
 MAX_TEXT = 1000
 _SEVERITY = tuple(DisruptionClass)
-_UNSUPPORTED = frozenset(reason for reason in Reason if reason.group == "Hardware") | {Reason.CONFIG_UNKNOWN}
+_LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.MIG_MODE_PENDING})
+"""States that a node is in, not what its card cannot do: the policy is accepted all the same."""
+_UNSUPPORTED = frozenset(
+    reason
+    for reason in Reason
+    if (reason.group == "Hardware" or reason is Reason.CONFIG_UNKNOWN) and reason not in _LEFTOVERS
+)
 
 
 @dataclass(frozen=True, slots=True)
