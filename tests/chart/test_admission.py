@@ -225,7 +225,7 @@ OPERATOR_NODE_FORBIDDEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an annotation outside its prefix": (
         {"metadata": {"annotations": {"example.test/x": "y"}}},
-        "only change gpusharing.dev/*, not example.test/x",
+        "cluster-autoscaler.kubernetes.io/scale-down-disabled, not example.test/x",
     ),
     "a taint": (
         {"spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}},
