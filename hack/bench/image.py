@@ -16,12 +16,18 @@ from hack.cluster.api import Api
 from hack.cluster.tokens import service_account_token
 
 LOCK = stage.ROOT / "requirements.lock"
+DOCKERFILE = stage.ROOT / "deploy" / "Dockerfile"
 PACKAGE = stage.ROOT / "operator" / "gpusharing"
 
 
 def locked_names(text: str) -> list[str]:
     """The distributions that a lock with hashes names."""
     return re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, re.MULTILINE)
+
+
+def glibc_settings(text: str) -> dict[str, str]:
+    """The settings of glibc's allocator that a Dockerfile makes."""
+    return dict(re.findall(r"\b(MALLOC_[A-Z_]+)=(\S+)", text))
 
 
 def make_site(folder: Path) -> None:
@@ -58,6 +64,7 @@ def operator(api: Api, directory: Path, factor: float, **settings: str) -> stage
     server = urlsplit(api.url)
     environment = {
         **stage.operator_environment(factor),
+        **glibc_settings(DOCKERFILE.read_text()),
         **{f"GPUSHARING_{name.upper()}": value for name, value in settings.items()},
         "KUBERNETES_SERVICE_HOST": server.hostname or "",
         "KUBERNETES_SERVICE_PORT": str(server.port),

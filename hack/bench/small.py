@@ -20,26 +20,30 @@ CONDITIONS = (
 
 
 def transitions(scene: Scene) -> Iterator[Measured]:
-    """Full to MIG on empty nodes, then MIG to another MIG layout with four GPU pods on each node."""
+    """Full to MIG and MIG to MIG on empty nodes, then MIG to MIG with four GPU pods on each node."""
     added = scene.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
     scene.apply_policy(POOL, POOL, {**FULL, **rollout})
     scene.wait_ready([POOL], WAIT)
     scene.wait_silent()
 
-    empty, cpu = _roll(scene, SMALL_SLICES)
-    yield Measured("node_writes_per_transition", empty.node_writes / NODES, f"Full to MIG; {CONDITIONS}")
-    how = f"same; {empty.by_resource}"
+    new, _ = _roll(scene, SMALL_SLICES)
+    yield Measured("node_writes_per_transition", new.node_writes / NODES, f"Full to MIG; {CONDITIONS}")
+    how = f"same; the device plugin's configuration is new, and nodes wait for it; {new.by_resource}"
+    yield Measured("api_writes_per_transition_new_config", new.writes / NODES, how)
+
+    empty, cpu = _roll(scene, LARGE_SLICES)
+    how = f"MIG to another MIG layout, else the same; {empty.by_resource}"
     yield Measured("api_writes_per_transition_0pods", empty.writes / NODES, how)
     how = "same; get and list, without drain polls"
     yield Measured("api_reads_per_transition", empty.reads / NODES, how)
     how = "same; lists of one node's pods and of PDBs"
     yield Measured("api_drain_polls_per_transition", empty.polls / NODES, how)
-    yield Measured("cpu_ms_per_transition_small_pool", cpu / NODES, "same; /proc/PID/stat of the operator")
+    yield Measured("cpu_ms_per_transition_small_pool", cpu / NODES, "same; /proc/PID/task/*/schedstat")
 
     in_parallel(lambda row: _add_pod(scene, *row), [(node, index) for node in added for index in range(PODS)])
     scene.wait_silent()
-    busy, _ = _roll(scene, LARGE_SLICES)
+    busy, _ = _roll(scene, SMALL_SLICES)
     how = f"MIG to MIG with {PODS} GPU pods on each node; {busy.by_resource}"
     yield Measured("api_writes_per_transition_4pods", busy.writes / NODES, how)
 

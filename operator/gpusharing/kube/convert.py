@@ -6,7 +6,7 @@ planner careful (not ready, no observation, a problem).
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from sys import intern
 
@@ -100,12 +100,14 @@ def observed_view(raw: object) -> ObservedView:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"])
         return ObservedView("", False, f"the agent's report cannot be read: {where}: {first['msg']}", ())
-    models = {model.product: model for model in observed.models}
+    models = {model.product: _model(model.product, model) for model in observed.models}
     return ObservedView(
         request_id=observed.request_id,
         quiet=observed.quiet,
         error=observed.error,
-        gpus=tuple(_gpu_view(gpu, models.get(gpu.product)) for gpu in observed.gpus),
+        gpus=tuple(
+            _gpu_view(gpu, models.get(gpu.product) or _model(gpu.product, None)) for gpu in observed.gpus
+        ),
         allocated={key: value for key, value in sorted(observed.allocated.items()) if value},
         pods=observed.pods,
         simulated=observed.simulated,
@@ -163,20 +165,34 @@ def _verified(annotations: Mapping[str, str]) -> Verified | None:
     return None if recorded is None else parse_verified(recorded)[0]
 
 
-def _gpu_view(gpu: ObservedGPU, model: ObservedModel | None) -> GpuView:
-    card = find_card(gpu.product)
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What the GPUs of one card model share."""
+
+    memory_mib: int
+    reset_for_mode: bool
+    profiles: tuple[Profile, ...]
+
+
+def _model(product: str, reported: ObservedModel | None) -> _Model:
+    card = find_card(product)
+    memory = reported.memory_mib if reported else (card and card.memory_mib) or 0
+    return _Model(memory, _reset_for_mode(reported, card), _profiles(reported, card))
+
+
+def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
     return GpuView(
         index=gpu.index,
         uuid=gpu.uuid,
         product=gpu.product,
-        memory_mib=model.memory_mib if model else (card and card.memory_mib) or 0,
+        memory_mib=model.memory_mib,
         mig_capable=gpu.mig_mode != "NotSupported",
         mig_enabled=gpu.mig_mode == "Enabled",
         mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
-        reset_for_mode=_reset_for_mode(model, card),
+        reset_for_mode=model.reset_for_mode,
         compute_mode=gpu.compute_mode,
         layout=_layout(gpu),
-        profiles=_profiles(model, card),
+        profiles=model.profiles,
         processes=tuple(process.name for process in gpu.processes),
     )
 

@@ -42,8 +42,8 @@ class Limits:
     """The server ends a watch after this long; each asks for 80 to 100 % of it, so that they do not end together."""
     inactivity: float = 75.0
     """A watch without a byte for longer is dead: the server sends a bookmark every 60 s."""
-    parallel: int = 32
-    """Watches do not count."""
+    parallel: int = 8
+    """Watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
 
 
 @dataclass(frozen=True)
