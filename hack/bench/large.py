@@ -38,7 +38,7 @@ def roll(scene: Scene, count: int) -> Iterator[Measured]:
     counts = scene.counts(span)
     writes = _node_writes(scene, span)
     drain = (stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]) / FACTOR
-    actuation = statistics.median(_actuation(times) for times in writes.values())
+    actuation = statistics.median(actuation_seconds(times) for times in writes.values())
     begin = min(own[0] for own, _ in writes.values())
     end = max(own[-1] for own, _ in writes.values())
     rounds = math.ceil(count / max(1, count * PERCENT // 100))
@@ -74,7 +74,7 @@ def _node_writes(scene: Scene, span: Span) -> dict[str, Times]:
     return {name: (sorted(own), sorted(theirs)) for name, (own, theirs) in found.items() if len(own) >= 3}
 
 
-def _actuation(times: Times) -> float:
+def actuation_seconds(times: Times) -> float:
     """Seconds from the point of no return (the second write) to the node software's last write before the release."""
     own, theirs = times
     return (max(moment for moment in theirs if moment < own[-1]) - own[1]).total_seconds()

@@ -1,0 +1,101 @@
+"""The arithmetic of `make bench`: no clock and no cluster."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hack.bench import image, large, results, traffic
+from hack.bench.results import AIMS, Aim, Measured
+from hack.cluster.audit import Request
+
+NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
+
+
+def request(verb: str, resource: str, path: str = "", *, group: str = "") -> Request:
+    return Request("operator", verb, group, resource, "", "x", 200, NOW, "", path)
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [
+        ([3, 1, 2], 50, 2),
+        ([3, 1, 2, 4], 50, 2),
+        (list(range(1, 51)), 99, 50),
+        (list(range(1, 101)), 99, 99),
+        ([7], 1, 7),
+    ],
+)
+def test_a_percentile_is_one_of_the_values(values: list[float], percent: float, expected: float) -> None:
+    assert results.percentile(values, percent) == expected
+
+
+def test_nothing_has_no_percentile() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        results.percentile([], 50)
+
+
+def test_an_aim_is_a_limit_from_above_or_from_below() -> None:
+    assert [Aim(3).met(value) for value in (2.9, 3, 3.1)] == [True, True, False]
+    assert [Aim(0.8, at_least=True).met(value) for value in (0.7, 0.8, 0.9)] == [False, True, True]
+
+
+def test_the_table_says_what_misses_and_gives_no_verdict_without_an_aim() -> None:
+    shown = results.table(
+        [Measured("idle_writes_60s", 2, "a"), Measured("rss_idle_mib", 64, "b"), Measured("other", 1, "c")]
+    )
+    assert [line.split() for line in shown.splitlines()[1:]] == [
+        ["idle_writes_60s", "2", "<=", "0", "MISSED", "a"],
+        ["rss_idle_mib", "64", "<=", "65", "ok", "b"],
+        ["other", "1", "c"],
+    ]
+
+
+def test_the_file_is_flat(tmp_path: Path) -> None:
+    path = tmp_path / "build" / "bench.json"
+    results.write(path, [Measured("rss_idle_mib", 64.123456789, "b")], {"cores": 2})
+    assert json.loads(path.read_text()) == {"rss_idle_mib": 64.12346, "machine.cores": 2}
+
+
+def test_polls_of_a_drain_are_told_from_other_reads_and_leases_are_left_out() -> None:
+    polls = [
+        request("list", "pods", "/api/v1/pods?limit=500&fieldSelector=spec.nodeName%3Dgpu-01"),
+        request("list", "poddisruptionbudgets", "/apis/policy/v1/poddisruptionbudgets?limit=500"),
+    ]
+    others = [
+        request(
+            "list", "pods", "/api/v1/pods?limit=500&fieldSelector=spec.nodeName%3D,status.phase%3DPending"
+        ),
+        request("list", "gpusharingpolicies"),
+        request("get", "leases"),
+        request("watch", "nodes"),
+    ]
+    writes = [
+        request("patch", "nodes"),
+        request("create", "pods/eviction"),
+        *[request("patch", "leases")] * 5,
+    ]
+    counts = traffic.count([*polls, *others, *writes], claim_writes=2)
+    assert (counts.polls, counts.reads, counts.node_writes, counts.writes) == (2, 2, 1, 4)
+    assert counts.by_resource == "2 leases, 1 nodes, 1 pods/eviction"
+
+
+def test_actuation_lasts_from_the_second_write_to_the_last_one_of_the_node_software_before_the_release() -> (
+    None
+):
+    own = [NOW + timedelta(seconds=second) for second in (0, 2, 10)]
+    theirs = [NOW + timedelta(seconds=second) for second in (3, 8, 12)]
+    assert large.actuation_seconds((own, theirs)) == 6
+
+
+def test_every_aim_of_the_issue_has_a_part_that_measures_it() -> None:
+    from hack.bench.__main__ import PARTS, PLANNED
+
+    assert {name for names in PARTS for name in names} | set(PLANNED) == set(AIMS)
+
+
+def test_the_lock_and_the_dockerfile_are_read_as_the_image_is_built() -> None:
+    lock = "aiohttp==3.14.5 \\\n    --hash=sha256:00\nh2==4.4.1 \\\n    # via x==2\n"
+    assert image.locked_names(lock) == ["aiohttp", "h2"]
+    assert image.glibc_settings("ENV MALLOC_ARENA_MAX=2 OTHER=1") == {"MALLOC_ARENA_MAX": "2"}
+    assert image.glibc_settings(image.DOCKERFILE.read_text())
