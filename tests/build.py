@@ -16,6 +16,7 @@ from gpusharing.planning.configmaps import plan_config
 from gpusharing.planning.geometry import Layout
 from gpusharing.planning.migfile import parse as parse_mig_file
 from gpusharing.planning.views import (
+    Claim,
     ClusterPolicyView,
     ClusterSnapshot,
     Deferred,
@@ -222,8 +223,6 @@ def make_gpunode(
     error: str = "",
     allocated: Mapping[str, int] | None = None,
     pods: int = 0,
-    policy: str = "pool-b",
-    layout: str = "",
     observed: bool = True,
 ) -> GPUNodeView:
     """A GPUNode whose agent has answered the last request; `observed=False` for one that never reported."""
@@ -240,8 +239,6 @@ def make_gpunode(
         uid=f"uid-gpunode-{name}",
         request_id=request_id,
         quiet=quiet,
-        policy=policy,
-        layout=layout,
         observed=report if observed else None,
     )
 
@@ -330,6 +327,11 @@ def make_stack(
 def make_operand(node: str = "gpu-07", *, serial: int = 0, ready: bool = True) -> Operand:
     """The mig-manager pod of a node; a restart gives it the next serial."""
     return Operand("gpu-operator", f"nvidia-mig-manager-{node}", f"uid-mig-{node}-{serial}", ready)
+
+
+def make_claim(node_uid: str = "uid-gpu-07", *, policy: str = "pool-b", op: str = "op-1") -> Claim:
+    """A slot of the disruption budget."""
+    return Claim(node_uid, policy, op)
 
 
 def make_fence(

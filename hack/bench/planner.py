@@ -75,7 +75,7 @@ def node(index: int, owner: PolicyView) -> NodeView:
 def gpunode(of: NodeView) -> GPUNodeView:
     """Its agent's report."""
     gpus = [make_gpu(index, product=PRODUCT) for index in range(GPUS)]
-    return make_gpunode(of.name, gpus=gpus, policy=of.labels[names.LABEL_POLICY], layout="1x full")
+    return make_gpunode(of.name, gpus=gpus)
 
 
 def _incremental(snapshot: ClusterSnapshot) -> float:

@@ -22,6 +22,8 @@ FACTOR = 20.0
 """The SIMULATED hardware, and the operator's waits for hardware and kubelets, run so much faster than life."""
 SHELL_DEFAULTS = {"publish_period": "2.0", "pending_period": "60.0"}
 """What hack/stage.py scales and the bench does not: how often people's view is written is part of the cost."""
+LOOK = 1.0
+"""Seconds between two looks at all GPUNodes: they are 10 KB each, and looking must not be the load."""
 POLICIES = f"/apis/{names.GROUP}/{names.VERSION}/{names.POLICIES}"
 GPUNODES = f"/apis/{names.GROUP}/{names.VERSION}/gpunodes"
 FULL: Object = {"mode": "Full", "mig": None}
@@ -66,6 +68,7 @@ class Scene:
         waiting = set(added)
 
         def all_observed() -> bool:
+            time.sleep(LOOK)
             for raw in self.api.list(GPUNODES):
                 if raw.get("status", {}).get("observed"):
                     waiting.discard(raw["metadata"]["name"])
@@ -106,11 +109,12 @@ class Scene:
         in_parallel(lambda name: self.api.delete(f"{POLICIES}/{name}"), policies)
         in_parallel(lambda name: self.api.delete(f"/api/v1/nodes/{name}"), node_names)
         gone = set(node_names)
-        wait_until(
-            lambda: not any(raw["metadata"]["name"] in gone for raw in self.api.list(GPUNODES)),
-            60,
-            f"the GPUNodes of {len(gone)} deleted nodes to go",
-        )
+
+        def collected() -> bool:
+            time.sleep(LOOK)
+            return not any(raw["metadata"]["name"] in gone for raw in self.api.list(GPUNODES))
+
+        wait_until(collected, 60, f"the GPUNodes of {len(gone)} deleted nodes to go")
 
     # --- traffic -------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The stage on a real control plane: etcd, API server, controllers, scheduler; chart, roles and operator as shipped."""
 
 import asyncio
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ from hack import stage as product
 from hack.cluster import install, nodes
 from hack.cluster.audit import read_requests
 from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.process import ComponentError, tail
 from hack.demo import fleet
 from hack.demo.columns import View
 from hack.demo.screen import Screen
@@ -25,7 +27,7 @@ from hack.sim.workloads import Workload
 FACTOR = 50.0
 """Simulated seconds in one real second."""
 OPERATOR = f"system:serviceaccount:{product.NAMESPACE}:{product.SERVICE_ACCOUNT}"
-LEASE = {"lease_seconds": "3", "renew_deadline": "2", "retry_period": "0.5"}
+LEASE = {"lease_seconds": "8", "renew_deadline": "6", "retry_period": "1"}
 """Shorter than shipped, so that the second operator need not wait for long after the kill."""
 Result = TypeVar("Result")
 
@@ -87,7 +89,11 @@ class ClusterStage:
         return await asyncio.to_thread(self._writes)
 
     async def changed(self) -> None:
-        """See Stage."""
+        """See Stage. An operator that ended by itself will not change anything any more."""
+        if self._operator is not None and self._operator.exit_status not in (None, -signal.SIGKILL):
+            raise ComponentError(
+                f"the operator ended with status {self._operator.exit_status}; its last lines ({LOG}):\n{tail(LOG)}"
+            )
         await asyncio.sleep(0.2)
 
     def _writes(self) -> list[Written]:

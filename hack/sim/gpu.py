@@ -9,6 +9,7 @@ silicon is unproven.
 
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from gpusharing.planning.cards import Card, Profile, find_card, profiles_of
 
 DRIVER_VERSION = "580.95.05"
 HEALTHY_ROWS = RemappedRows()
+HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+"""Threads in a reading that hangs on purpose: nobody should wait for them."""
 
 
 class DriverRefusal(Exception):
@@ -99,7 +102,7 @@ class SimulatedGPUs:
         """One reading, as `agent.library.Library` wants it."""
         with self.client():
             self.readings += 1
-            self._returns.wait()
+            self._wait_while_hung()
             with self._lock:
                 if self._failure is not None:
                     raise self._failure
@@ -234,6 +237,13 @@ class SimulatedGPUs:
             )
 
     # --- inside -----------------------------------------------------------------------------------------
+
+    def _wait_while_hung(self) -> None:
+        if self._returns.is_set():
+            return
+        HANGING.add(threading.current_thread())
+        self._returns.wait()
+        HANGING.discard(threading.current_thread())
 
     def _new_gpu(self, index: int, product: str) -> _GPU:
         card = find_card(product)

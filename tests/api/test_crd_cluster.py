@@ -43,6 +43,8 @@ OBSERVED: dict[str, Any] = {
     "pods": 2,
 }
 TRANSITION = {
+    "policy": "pool-b",
+    "wanted": "2x3g.40gb",
     "phase": "Draining",
     "reason": "PDB",
     "since": "2026-11-20T09:00:00Z",
@@ -55,7 +57,7 @@ TRANSITION = {
 def gpu_node(server: Api) -> Iterator[str]:
     """Path of a GPUNode on the server."""
     name = f"gpu-{uuid.uuid4().hex[:8]}"
-    spec = {"policy": "pool-b", "layout": "2x3g.40gb", "request": {"id": "r1"}}
+    spec = {"request": {"id": "r1"}}
     manifest = {
         "apiVersion": "gpusharing.dev/v1alpha1",
         "kind": "GPUNode",

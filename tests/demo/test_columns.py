@@ -119,6 +119,7 @@ def test_a_table_is_what_kubectl_prints(control_plane: ControlPlane, view: View)
     api.apply(f"{group}/gpusharingpolicies/demo", policy)
     api.merge_patch(f"{group}/gpusharingpolicies/demo/status", {"status": STATUS})
     api.apply(f"{group}/gpunodes/demo-1", GPUNODE)
+    api.merge_patch(f"{group}/gpunodes/demo-1/status", {"status": {"transition": TRANSITION}})
     try:
         wait_until(lambda: bool(api.list(paths[view.kind])), 10, "the objects to be listed")
         told = control_plane.kubectl(*view.arguments)
@@ -166,5 +167,6 @@ GPUNODE: JSON = {
     "apiVersion": "gpusharing.dev/v1alpha1",
     "kind": "GPUNode",
     "metadata": {"name": "demo-1"},
-    "spec": {"policy": "demo", "layout": "2x3g.40gb"},
+    "spec": {"request": {"id": "1", "quiet": False}},
 }
+TRANSITION: JSON = {"phase": "Draining", "reason": "PDB", "observed": "2x3g.40gb", "culprit": ""}

@@ -117,7 +117,7 @@ def test_foreign_maintenance_in_conditions_is_named_and_our_cordon_taint_is_not(
 def gpunode(report: object) -> JSON:
     return {
         "metadata": {"name": "gpu-07", "uid": "g7"},
-        "spec": {"request": {"id": "r1", "quiet": True}, "policy": "pool-b", "layout": "2x3g.40gb"},
+        "spec": {"request": {"id": "r1", "quiet": True}},
         "status": {"observed": report, "transition": {"phase": "Draining"}},
     }
 
@@ -131,7 +131,7 @@ def test_a_gpunode_shows_the_request_and_the_observation() -> None:
         processes=[{"pid": 1, "name": ""}],
     )
     view = convert.gpunode_view(gpunode(observed(gpus)))
-    assert (view.request_id, view.quiet, view.policy) == ("r1", True, "pool-b")
+    assert (view.request_id, view.quiet) == ("r1", True)
     assert view.observed is not None
     assert view.observed.allocated == {"nvidia.com/gpu": 1}
     (gpu,) = view.observed.gpus

@@ -2,23 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from tests.build import H100, NOW, SETTINGS, make_operand, make_policy, make_stack
 from tests.planning.machines import Machine
 from tests.planning.world import World
 
+from gpusharing.api.names import Phase
 from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.assess import assess
 from gpusharing.planning.target import Targets, find_wish
-from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.verdict import NodeCase, Verdict
 from gpusharing.planning.views import Fence, GPUNodeView, NodeView, NodeWork, Operand, PolicyView, StackView
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
 MIXED = make_policy()
 SINGLE = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"})
-T4 = "Tesla T4"
+NODE, T4 = "gpu-07", "Tesla T4"
 OPERAND = make_operand()
 
 
@@ -100,3 +101,42 @@ def quiet_report(
     assert last.observed is not None, "a world at rest is observed"
     observed = replace(last.observed, **{"request_id": request, "quiet": True, **fields})
     return replace(last, request_id=request, quiet=True, observed=observed)
+
+
+def edited(policy: PolicyView, **fields: object) -> PolicyView:
+    """The policy with some fields of its spec replaced; what they strand may be evicted."""
+    assert policy.spec is not None
+    drain = policy.spec.drain.model_copy(update={"stranded_pods": "Allow"})
+    return replace(policy, spec=policy.spec.model_copy(update={"drain": drain, **fields}))
+
+
+def wrote(world: World, *kinds: type) -> list[str]:
+    """The names of the actions done, in order; of these kinds only when some are given."""
+    return [type(action).__name__ for action in world.done if not kinds or isinstance(action, kinds)]
+
+
+def verdict_of(world: World, node: str = NODE) -> Verdict:
+    """What is decided about the node now."""
+    return world.plan().verdicts[node]
+
+
+def run_until(world: World, phase: Phase, rounds: int = 300, node: str = NODE) -> Verdict:
+    """Let everybody act until the node is in this phase."""
+    for _ in range(rounds):
+        for name in world.nodes:
+            world.act(name)
+        verdict = world.step().verdicts[node]
+        if verdict.phase is phase:
+            return verdict
+        world.now += timedelta(seconds=1)
+    raise AssertionError(f"{node} never was {phase}: {verdict}")
+
+
+def pool_of(size: int, policy: PolicyView = FULL) -> World:
+    """So many nodes of pool b, at rest."""
+    world = World()
+    for number in range(size):
+        world.add_node(f"n{number}")
+    world.set_policy(policy)
+    world.settle()
+    return world

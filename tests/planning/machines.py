@@ -166,7 +166,10 @@ def _reading(products: tuple[str, ...], layouts: tuple[Layout | None, ...]) -> R
         _gpu(index, product, layout)
         for index, (product, layout) in enumerate(zip(products, layouts, strict=True))
     )
-    return Reading("", tuple(_model(product) for product in dict.fromkeys(products)), gpus)
+    models = tuple(map(_model, dict.fromkeys(products)))
+    every = tuple({profile.name: profile for model in models for profile in model.profiles}.values())
+    # The simulated GFD looks every profile up on the last model of the node.
+    return Reading("", (*models[:-1], replace(models[-1], profiles=every)), gpus)
 
 
 def _gpu(index: int, product: str, layout: Layout | None) -> GPU:

@@ -237,3 +237,13 @@ def _must_leave(pod: PodView) -> bool:
     return (
         pod.phase not in ("Succeeded", "Failed") and bool(pod.resources or pod.dra != "none") and not operand
     )
+
+
+def test_a_refusal_of_an_earlier_drain_does_not_keep_the_next_one_from_beginning() -> None:
+    pod = make_pod()
+    for reason in (Reason.PDB, Reason.EVICTION_ERROR, Reason.FORBIDDEN):
+        work = make_work(pod, evictions={pod.uid: make_memory(reason, next_try=at(5))})
+        assert [
+            blocker.reason for blocker in preflight(work, Drain(), GPU, at(4), scope=Scope(OPERATOR))
+        ] == [reason]
+        assert preflight(work, Drain(), GPU, at(5), scope=Scope(OPERATOR)) == ()

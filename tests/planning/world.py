@@ -291,8 +291,6 @@ class World:
             f"uid-gpunode-{action.node}",
             action.request_id,
             action.quiet,
-            action.policy,
-            action.layout,
             observed,
         )
 

@@ -121,8 +121,8 @@ GPUNODE = Resource(
     spec=GPUNodeSpec,
     status=GPUNodeStatus,
     columns=(
-        Column("Policy", ".spec.policy", "The policy that owns the node."),
-        Column("Wanted", ".spec.layout", "What each GPU is to be divided into."),
+        Column("Policy", ".status.transition.policy", "The policy that owns the node."),
+        Column("Wanted", ".status.transition.wanted", "What each GPU is to be divided into."),
         Column("Observed", ".status.transition.observed", "What each GPU is divided into now."),
         Column("Phase", ".status.transition.phase", "Where the node is on its way."),
         Column("Reason", ".status.transition.reason", "Why, in one word."),

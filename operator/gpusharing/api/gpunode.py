@@ -27,10 +27,6 @@ class GPUNodeSpec(WireModel):
 
     request: Request = Field(default_factory=Request)
     """What the operator asks of the agent."""
-    policy: Line = ""
-    """The policy that owns the node."""
-    layout: Line = ""
-    """What each GPU is to be divided into."""
 
 
 class ObservedProfile(WireModel):
@@ -170,6 +166,10 @@ class HistoryEntry(WireModel):
 class Transition(WireModel):
     """Where the node is on its way. A mirror for people: nothing is decided from it."""
 
+    policy: Line = ""
+    """The policy that owns the node."""
+    wanted: Line = ""
+    """What each GPU is to be divided into."""
     phase: Line = ""
     """Phase of the node."""
     reason: Line = ""

@@ -5,7 +5,9 @@ No change handlers, indexes, timers, daemons or kopf finalizers: kopf writes not
 
 import asyncio
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,30 +16,39 @@ import kopf
 import structlog
 
 from gpusharing.api import names
-from gpusharing.kube.login import Login
+from gpusharing.kube.client import POLICIES, KubeClient
+from gpusharing.kube.login import Access, Login
 
 log = structlog.get_logger()
 
 Touch = Callable[[str, str], None]
 """Told name and resourceVersion of a policy that may have changed."""
+Credentials = Callable[[], Awaitable[tuple[Access, str | None]]]
+"""Where the API server is, and the value of the Authorization header."""
 
 TOKEN_LIFE = timedelta(minutes=10)
 """kopf logs in again after this long: the kubelet replaces the pod's token."""
+STOP_SECONDS = 5.0
+"""How long kopf may take to end; its thread does not keep the process."""
 
 
-def make_registry(login: Login, touch: Touch) -> kopf.OperatorRegistry:
-    """Handlers of one operator process."""
+def make_registry(
+    credentials: Credentials, touch: Touch, sessions: list[aiohttp.ClientSession]
+) -> kopf.OperatorRegistry:
+    """Handlers of one operator. `sessions` tells the caller what to close: kopf leaves it open when it is cancelled."""
     registry = kopf.OperatorRegistry()
 
-    @kopf.on.login(registry=registry)
+    # Without a log-in kopf neither runs nor ends: it has to try again, and not only after its minute.
+    @kopf.on.login(registry=registry, backoff=1.0)
     async def authenticate(**_: Any) -> kopf.AiohttpSession:
-        access, token = await login.access(), await login.token()
+        access, token = await credentials()
         tls: ssl.SSLContext | bool = access.tls or True
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=4, ssl=tls),
             headers={"Authorization": token} if token else {},
             proxy=access.proxy,
         )
+        sessions[:] = [*(known for known in sessions if not known.closed), session]
         return kopf.AiohttpSession(
             server=access.server, aiohttp_session=session, expiration=datetime.now(UTC) + TOKEN_LIFE
         )
@@ -65,35 +76,98 @@ def make_settings() -> kopf.OperatorSettings:
 
 
 class PolicyWatch:
-    """Runs kopf, and runs it again: it stops on a watch ERROR 500, which is no reason to restart the process."""
+    """Runs kopf, and runs it again: it stops on a watch ERROR 500, which is no reason to restart the process.
 
-    def __init__(self, login: Login, touch: Touch, *, again_after: float = 1.0) -> None:
-        self._login, self._touch, self._again_after = login, touch, again_after
+    kopf takes the event loop that it runs in for its own: when it stops, it cancels every task that was started
+    after it, and it takes SIGTERM and SIGINT. So it gets a loop of its own, in a thread of its own.
+    """
+
+    def __init__(self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = 1.0) -> None:
+        self._client, self._login, self._touch = client, login, touch
+        self._again_after = again_after
         self.restarts = 0
-        self.running = asyncio.Event()
+        self.error = ""
+        """Why kopf does not follow the policies; empty when nothing is known."""
+        self.running = threading.Event()
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Until cancelled, or until kopf ends in peace: it takes SIGTERM and SIGINT for itself."""
+        """Until cancelled."""
         while True:
             try:
+                await self._served()
                 await self._once()
-                return
-            except kopf.LoginError as error:
-                log.warning("kopf cannot log in", error=str(error))
             except Exception as error:  # noqa: BLE001 -- kopf's watchers raise what they meet; all of it means: again
-                log.warning("kopf stopped, starting it again", error=repr(error))
+                before, self.error = self.error, str(error) or repr(error)
+                if self.error != before:
+                    log.warning("the policies are not followed, trying again", error=self.error)
             finally:
                 self.running.clear()
             self.restarts += 1
             self._touch("", "")
             await asyncio.sleep(self._again_after)
 
+    async def _served(self) -> None:
+        """Raises a KubeError as long as there is no CRD: kopf would start, and never look for it again."""
+        async for _ in self._client.pages(POLICIES):
+            pass
+
     async def _once(self) -> None:
-        await kopf.operator(
-            registry=make_registry(self._login, self._touch),
-            settings=make_settings(),
-            clusterwide=True,
-            standalone=True,
-            ready_flag=self.running,
-        )
+        """One life of kopf."""
+        ours, theirs = asyncio.get_running_loop(), asyncio.new_event_loop()
+        life = theirs.create_task(self._life(ours), name="kopf")
+        ended: asyncio.Future[BaseException | None] = ours.create_future()
+
+        def follow() -> None:
+            error = _run(theirs, life)
+            with suppress(RuntimeError):  # our loop is closed: nobody waits
+                ours.call_soon_threadsafe(ended.set_result, error)
+
+        threading.Thread(target=follow, name="kopf", daemon=True).start()
+        try:
+            if (error := await asyncio.shield(ended)) is not None:
+                raise error
+        finally:
+            if not ended.done():
+                with suppress(RuntimeError):  # it has just ended by itself
+                    theirs.call_soon_threadsafe(life.cancel)
+                await asyncio.wait([ended], timeout=STOP_SECONDS)
+
+    async def _life(self, ours: asyncio.AbstractEventLoop) -> None:
+        """Runs in kopf's loop; log-in and touch belong to our own."""
+
+        async def credentials() -> tuple[Access, str | None]:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._credentials(), ours))
+
+        def touch(name: str, version: str) -> None:
+            ours.call_soon_threadsafe(self._touch, name, version)
+
+        sessions: list[aiohttp.ClientSession] = []
+        try:
+            await kopf.operator(
+                registry=make_registry(credentials, touch, sessions),
+                settings=make_settings(),
+                clusterwide=True,
+                standalone=True,
+                ready_flag=self.running,
+            )
+        finally:
+            for session in sessions:
+                await session.close()
+
+    async def _credentials(self) -> tuple[Access, str | None]:
+        return await self._login.access(), await self._login.token()
+
+
+def _run(loop: asyncio.AbstractEventLoop, life: asyncio.Task[None]) -> BaseException | None:
+    """kopf's thread: run its loop until it stops, and say why."""
+    try:
+        loop.run_until_complete(life)
+    except asyncio.CancelledError:
+        return None
+    except BaseException as error:  # noqa: BLE001 -- raised again in the thread that waits for it
+        return error
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+    return None

@@ -49,7 +49,7 @@ class Health:
             if source.error is not None:
                 found[name] = str(source.error) or repr(source.error)
         if not self.watch.running.is_set():
-            found["policies"] = "kopf does not follow the policies"
+            found["policies"] = self.watch.error or "kopf does not follow the policies"
         if not self.lease.is_leader:
             found["lease"] = str(self.lease.error or "another process leads")
         return found

@@ -204,6 +204,11 @@ class Loop:
         snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
         lap()
         plan = plan_rollout(snapshot, now, self.memo)
+        if plan.wants_pods - wanted:
+            # Nobody waits for a round of status writes to learn whether the pods of a node block its change.
+            wanted = plan.wants_pods
+            snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
+            plan = plan_rollout(snapshot, now, self.memo)
         more_pods = plan.wants_pods - wanted
         self.plan = plan
         lap()

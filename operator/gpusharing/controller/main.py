@@ -22,7 +22,7 @@ from gpusharing.controller.settings import Settings, SettingsError, from_environ
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lease import LeaderLease, Timing
-from gpusharing.kube.login import OfficialLogin
+from gpusharing.kube.login import SERVICE_ACCOUNT, Login, OfficialLogin, ServiceAccountLogin
 
 LOST_LEASE = 7
 """Exit status of a process that lost the Lease."""
@@ -68,12 +68,20 @@ def configure_logs(settings: Settings) -> None:
     )
     root = logging.getLogger()
     root.handlers, root.level = [handler], max(level, logging.WARNING)
+    # kopf warns that it cannot take our signals in its thread; that is what the thread is for.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+
+
+def find_login(environment: Mapping[str, str]) -> Login:
+    """A kubeconfig is read by the official client; in a pod the mounted files are enough (docs/adr/0014)."""
+    if kubeconfig := environment.get("KUBECONFIG"):
+        return OfficialLogin(Path(kubeconfig))
+    return ServiceAccountLogin(environment, Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT))
 
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run the operator; returns the exit status."""
-    kubeconfig = environment.get("KUBECONFIG")
-    login = OfficialLogin(Path(kubeconfig) if kubeconfig else None)
+    login = find_login(environment)
     metrics = Metrics()
     try:
         await login.access()
@@ -91,7 +99,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
             timing=Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period),
         )
         loop = Loop(client, lease, settings, metrics, identity=identity)
-        watch = PolicyWatch(login, lambda name, version: _touched(loop, name, version))
+        watch = PolicyWatch(client, login, lambda name, version: _touched(loop, name, version))
         metrics.leader.set_function(lambda: float(lease.is_leader))
         async with _servers(settings, Health(loop, lease, watch), metrics):
             log.info("started", identity=identity, namespace=settings.plan.namespace)

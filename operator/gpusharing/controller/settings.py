@@ -3,6 +3,7 @@
 `docs/reference/settings.md` is generated from this file.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -10,6 +11,12 @@ from typing import Any
 from gpusharing.planning.views import Settings as PlanSettings
 
 PREFIX = "GPUSHARING_"
+CHOICES = {"log_format": ("json", "console"), "log_level": ("debug", "info", "warning", "error")}
+POSITIVE = frozenset(
+    {"lease_seconds", "renew_deadline", "retry_period", "relist", "pending_period", "parallel", "poll"}
+)
+"""With 0 the loop would spin, or never act."""
+MAX_PORT = 65535
 
 
 class SettingsError(Exception):
@@ -72,7 +79,9 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
             )
         defaults: object = PlanSettings() if where == "plan" else Settings()
         (plan if where == "plan" else shell)[name] = _convert(variable, text, getattr(defaults, name))
-    return replace(Settings(**shell), plan=replace(PlanSettings(), **plan))
+    settings = replace(Settings(**shell), plan=replace(PlanSettings(), **plan))
+    _check_lease(settings)
+    return settings
 
 
 def _names(kind: type) -> tuple[str, ...]:
@@ -84,11 +93,36 @@ def _variables(known: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _convert(variable: str, text: str, default: object) -> object:
-    convert: Callable[[str], object] = type(default) if isinstance(default, (int, float)) else str
+    name = variable.removeprefix(PREFIX).lower()
+    example = f"for example {variable}={default}"
+    if allowed := CHOICES.get(name):
+        if text not in allowed:
+            raise SettingsError(f"{variable}={text} is none of {', '.join(allowed)}; {example}")
+        return text
+    if not isinstance(default, (int, float)):
+        return text
+    convert: Callable[[str], float] = type(default)
     try:
         value = convert(text)
     except ValueError:
-        raise SettingsError(f"{variable}={text} is not a number; for example {variable}={default}") from None
-    if isinstance(value, (int, float)) and value < 0:
-        raise SettingsError(f"{variable}={text} is negative; for example {variable}={default}")
+        kind = "whole number" if isinstance(default, int) else "number"
+        raise SettingsError(f"{variable}={text} is not a {kind}; {example}") from None
+    if not math.isfinite(value):
+        raise SettingsError(f"{variable}={text} is not a number; {example}")
+    if value < 0:
+        raise SettingsError(f"{variable}={text} is negative; {example}")
+    if value == 0 and name in POSITIVE:
+        raise SettingsError(f"{variable}={text} must be above 0; {example}")
+    if name.endswith("_port") and value > MAX_PORT:
+        raise SettingsError(f"{variable}={text} is not a port; {example}")
     return value
+
+
+def _check_lease(settings: Settings) -> None:
+    """A leader must be able to renew before it has to give up, and give up before others take over."""
+    if not settings.retry_period < settings.renew_deadline < settings.lease_seconds:
+        raise SettingsError(
+            f"{PREFIX}RETRY_PERIOD={settings.retry_period:g}, {PREFIX}RENEW_DEADLINE={settings.renew_deadline:g} and"
+            f" {PREFIX}LEASE_SECONDS={settings.lease_seconds:g} must each be larger than the one before;"
+            " for example 2, 10 and 15"
+        )

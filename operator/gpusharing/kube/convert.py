@@ -86,8 +86,6 @@ def gpunode_view(raw: JSON) -> GPUNodeView:
         uid=text(raw, "metadata", "uid"),
         request_id=text(request, "id"),
         quiet=request.get("quiet") is True,
-        policy=text(raw, "spec", "policy"),
-        layout=text(raw, "spec", "layout"),
         observed=None if observed is None else observed_view(observed),
     )
 

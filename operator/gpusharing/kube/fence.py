@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, assert_never, get_args, get_origin, get_type_hints
 
 from pydantic.alias_generators import to_camel
@@ -124,6 +125,8 @@ class _Damaged(ValueError):
     """The record cannot be read; the text says why."""
 
 
+# A Node is read again at every label change on it, mostly with the same records.
+@lru_cache(maxsize=4096)
 def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | None, str]:
     try:
         return _decode(kind, _load(text)), ""
@@ -148,9 +151,12 @@ def _load(text: str) -> JSON:
 
 
 def _encode(record: Fence | Deferred | Verified | Claim) -> JSON:
-    values = ((to_camel(field.name), getattr(record, field.name)) for field in fields(record))
+    values = ((_camel(field.name), getattr(record, field.name)) for field in fields(record))
     return {key: to_rfc3339(value) if isinstance(value, datetime) else value for key, value in values}
 
+
+_camel = lru_cache(maxsize=None)(to_camel)
+"""A handful of field names, written and read all the time."""
 
 _TYPES: Mapping[str, Mapping[str, Any]] = {
     kind.__name__: get_type_hints(kind) for kind in (Fence, Deferred, Verified, Claim)
@@ -160,7 +166,7 @@ _TYPES: Mapping[str, Mapping[str, Any]] = {
 def _decode(kind: type[Record], data: JSON) -> Record:
     found: dict[str, Any] = {}
     for field in fields(kind):
-        key = to_camel(field.name)
+        key = _camel(field.name)
         if key in data:
             found[field.name] = _value(key, _TYPES[kind.__name__][field.name], data[key])
         elif field.default is MISSING:

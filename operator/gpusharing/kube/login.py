@@ -1,8 +1,8 @@
 """Where the API server is and how we prove who we are.
 
 `OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and
-OIDC, or the service account. `ServiceAccountLogin` reads the service account's files itself, for the agent: the
-official client's imports cost 16 MiB of memory, on every GPU node.
+OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost
+18 MiB of memory (docs/adr/0014).
 """
 
 import ssl
@@ -141,7 +141,7 @@ class OfficialLogin:
         return self._loaded
 
     async def _load(self) -> Any:
-        # Imported here: it costs 16 MiB, and the agent, which needs only the class above, must not pay for it.
+        # Imported here: it costs 18 MiB, and a pod, which needs only the class above, does not have it.
         import yaml
         from kubernetes.aio import config
         from kubernetes.aio.client import Configuration

@@ -18,12 +18,10 @@ class WriteConfig:
 
 @dataclass(frozen=True, slots=True)
 class EnsureGPUNode:
-    """Create the GPUNode, or patch its spec: what is assigned and what the agent is asked."""
+    """Create the GPUNode, or patch its spec: what the agent is asked."""
 
     node: str
     node_uid: str
-    policy: str
-    layout: str
     request_id: str
     quiet: bool
 

@@ -74,9 +74,7 @@ def _delete_operand(case: NodeCase, operand: Operand) -> Verdict:
 
 
 def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
-    return EnsureGPUNode(
-        case.node.name, case.node.uid, case.fence.policy, case.fence.to_layout, request, quiet
-    )
+    return EnsureGPUNode(case.node.name, case.node.uid, request, quiet)
 
 
 def _aims_at(case: NodeCase, target: Target) -> bool:
@@ -119,11 +117,9 @@ def _trouble(case: NodeCase) -> _Trouble | None:
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
     stuck = waited >= settings.wedge_pending and state != "rebooting"
     reason = Reason.ACTUATOR_STUCK if stuck else Reason.ACTUATION_IN_PROGRESS
-    return _Trouble(
-        Mismatch(reason, f"mig-manager {doing} ({waited:.0f} s)" if stuck else f"mig-manager {doing}"),
-        final=stuck,
-        curable=True,
-    )
+    # The limit and not the time itself: a message that tells seconds would be written anew on every pass.
+    lasting = f" for more than {settings.wedge_pending:.0f} s" if stuck else ""
+    return _Trouble(Mismatch(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
 
 
 def _waiting(case: NodeCase, mismatch: Mismatch) -> Verdict:

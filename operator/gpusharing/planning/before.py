@@ -234,8 +234,6 @@ def _next_quiet_request(case: NodeCase, empty_since: datetime) -> EnsureGPUNode 
     return EnsureGPUNode(
         node=case.node.name,
         node_uid=case.node.uid,
-        policy=case.fence.policy,
-        layout=case.fence.to_layout,
         request_id=f"{_quiet_prefix(case)}{period}",
         quiet=True,
     )

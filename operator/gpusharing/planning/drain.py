@@ -10,7 +10,7 @@ Specification: drain.md sections 0, 1 and 5. What holds in every plan:
 
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
@@ -61,6 +61,7 @@ def preflight(
     """
     if work.error:
         return (_list_failed(work),)
+    work = replace(work, evictions=_standing(work, now))
     found = classify(work.pods, options, scope)
     leaving, staying = _split(found.holders, work)
     stranded = _stranded(staying, offered) if options.stranded_pods == "Hold" else ()
@@ -111,6 +112,15 @@ def plan_drain(
         blockers=blockers,
         next_wake=_next_wake(leaving, staying, evict, work, now, until),
     )
+
+
+def _standing(work: NodeWork, now: datetime) -> dict[str, EvictionMemory]:
+    """Answers that still hold. An old refusal would block for ever: before the cordon nobody asks again."""
+    return {
+        uid: memory
+        for uid, memory in work.evictions.items()
+        if memory.next_try > now or reason_of(memory.reason) is Reason.EVICTED
+    }
 
 
 # --- what keeps pods ----------------------------------------------------------------------------------------

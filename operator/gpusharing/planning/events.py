@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.blockers import explain_blockers
+from gpusharing.planning.blockers import Blocker, explain_blockers
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.verdict import Verdict
 
@@ -29,20 +29,17 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[NodeEvent, ...]
     if _drain_started(before, after):
         text = f"{after.node}: {after.pods} GPU pods to evict before {after.wanted}"
         told.append(NodeEvent("Normal", "DrainStarted", text))
-    if before.phase is not after.phase and (event := _entered(before, after)) is not None:
-        told.append(event)
-    if _newly_blocked(before, after):
-        lines = explain_blockers(after.blockers)
-        told.append(
-            NodeEvent(
-                "Warning", "PodEvictionBlocked", f"{after.node}: {lines[0] if lines else after.message}"
-            )
-        )
+    entered = _entered(before, after) if before.phase is not after.phase else None
+    if entered is not None:
+        told.append(entered)
+    if new := _newly_blocked(before, after):
+        note = f"{after.node}: {explain_blockers(new)[0]}"
+        told.append(NodeEvent("Warning", "PodEvictionBlocked", note))
     if after.attempt > max(before.attempt, 1) and after.phase.in_flight:
         told.append(NodeEvent("Warning", "ActuatorRestarted", f"{after.node}: {after.message}"))
-    if after.reason is not before.reason and after.reason in _WORTH_TELLING:
+    if entered is None and after.reason is not before.reason and after.reason in _WORTH_TELLING:
         told.append(NodeEvent("Warning", str(after.reason), f"{after.node}: {after.message}"))
-    return tuple(NodeEvent(event.type, event.reason, event.note[:MAX_NOTE]) for event in told)
+    return tuple(NodeEvent(event.type, event.reason, _cut(event.note)) for event in told)
 
 
 _WORTH_TELLING = frozenset(
@@ -78,5 +75,11 @@ def _drain_started(before: Verdict, after: Verdict) -> bool:
     return after.phase is Phase.DRAINING and after.pods > 0 and not draining
 
 
-def _newly_blocked(before: Verdict, after: Verdict) -> bool:
-    return bool({(b.reason, b.pdb) for b in after.blockers} - {(b.reason, b.pdb) for b in before.blockers})
+def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
+    """Blockers whose reason and budget are new; the pods and words of a known one may change."""
+    known = {(blocker.reason, blocker.pdb) for blocker in before.blockers}
+    return tuple(blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_NOTE else text[: MAX_NOTE - 3] + "..."

@@ -126,21 +126,18 @@ def _as_wanted(case: NodeCase, target: Target) -> Verdict:
 
 
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Add the write that keeps the GPUNode what it should be, unless the verdict has one of its own."""
+    """Add the write that creates the GPUNode or lets its agent read again, unless the verdict has one of its own."""
     gpunode, node = case.gpunode, case.node
     if any(isinstance(action, EnsureGPUNode) for action in verdict.actions) or node.deleting:
         return verdict
     if not has_gpu(node) and gpunode is None:
         return verdict
-    wanted = verdict.wanted
     if gpunode is None:
         # In the middle of a change NVML stays closed, even for an agent that lost what it was told.
         request, quiet = f"new:{node.uid}", node.fence is not None and node.fence.stage == "actuating"
     elif node.fence is None and gpunode.quiet:
         request, quiet = f"{gpunode.request_id}:resume", False
-    elif (gpunode.policy, gpunode.layout) != (verdict.policy, wanted):
-        request, quiet = gpunode.request_id, gpunode.quiet
     else:
         return verdict
-    ensure = EnsureGPUNode(node.name, node.uid, verdict.policy, wanted, request, quiet)
+    ensure = EnsureGPUNode(node.name, node.uid, request, quiet)
     return replace(verdict, actions=(*verdict.actions, ensure))

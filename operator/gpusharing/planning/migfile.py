@@ -127,7 +127,7 @@ def well_known_entries(models: Mapping[str, Sequence[GpuView]]) -> dict[str, Ent
     """
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}
     for product in sorted(models):
-        for name, layout in generated_layouts(models[product][0].profiles).items():
+        for name, layout in _generated(models[product][0].profiles).items():
             meanings.setdefault(name, []).append((product, layout))
     entries: dict[str, Entry] = {ALL_DISABLED: [{"devices": "all", "mig-enabled": False}]}
     for name, rows in sorted(meanings.items()):

@@ -24,18 +24,20 @@ def transition(
     if not same:
         history = [*history, {"phase": phase, "reason": reason, "at": moment}][-MAX_HISTORY:]
     return {
+        "policy": verdict.policy,
+        "wanted": _cut(verdict.wanted),
         "phase": phase,
         "reason": reason,
-        "message": verdict.message[:MAX_MESSAGE],
+        "message": _cut(verdict.message),
         "since": (previous.get("since") if same else None) or moment,
         "deadline": f"{verdict.deadline.astimezone(UTC):%H:%M:%SZ}" if verdict.deadline else "",
         "attempt": verdict.attempt,
         "step": verdict.step,
-        "observed": verdict.observed,
+        "observed": _cut(verdict.observed),
         "disruption": str(verdict.disruption),
-        "culprit": culprit(verdict.blockers),
+        "culprit": _cut(culprit(verdict.blockers)),
         "cordon": whose_cordon(node),
-        "blockers": list(explain_blockers(verdict.blockers)),
+        "blockers": [_cut(line) for line in explain_blockers(verdict.blockers)],
         "history": history,
     }
 
@@ -47,3 +49,7 @@ def whose_cordon(node: NodeView) -> str:
     if node.fence is not None and node.fence.disruption in CORDONING and not node.fence.prior_unschedulable:
         return "ours"
     return "foreign" if node.foreign else "human"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."

@@ -6,6 +6,7 @@ never change their meaning, because config-manager does not notice an edit under
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class PluginConfig:
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 
+@lru_cache(maxsize=256)
 def render(config: PluginConfig) -> str:
     """The text of a configuration; equal configurations give equal text."""
     document: dict[str, Any] = {"version": "v1", "flags": {"migStrategy": config.mig_strategy}}

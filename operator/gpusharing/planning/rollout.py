@@ -57,7 +57,7 @@ class RolloutPlan:
     wants_pods: frozenset[str]
     """Nodes whose pods the next pass needs."""
     differing: frozenset[str]
-    """Unfenced nodes that differ from their target; the caller remembers since when."""
+    """Ready, unfenced nodes that differ from their target; the caller remembers since when."""
     wake_at: datetime | None
     """Look again then at the latest."""
 
@@ -170,7 +170,8 @@ class _Pass:
             if pool is not None and verdict.candidate:
                 pool.candidates.append(case)
             if node.fence is None and known.assessment is not None and known.assessment.mismatch is not None:
-                self.differing.add(node.name)
+                if node.ready:  # what a reboot breaks, mig-manager mends when the node is back
+                    self.differing.add(node.name)
             elif is_static(verdict, node):
                 known.verdict = verdict
         self.verdicts[node.name] = verdict

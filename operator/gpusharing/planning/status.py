@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import Any
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
+from gpusharing.planning.ownership import selects
 from gpusharing.planning.reasons import Passes, Reason, priority
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.verdict import Verdict
@@ -32,6 +33,8 @@ class Members:
     verdicts: tuple[Verdict, ...]
     nodes: tuple[NodeView, ...]
     skipped: tuple[Verdict, ...]
+    lost: tuple[str, ...] = ()
+    """Nodes that the policy selects and another one owns; looked for only when it has no node at all."""
 
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
@@ -39,7 +42,16 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
     mine = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
     counted = tuple(verdict for verdict in mine if verdict.reason is not Reason.PRODUCT_SKIPPED)
     skipped = tuple(verdict for verdict in mine if verdict.reason is Reason.PRODUCT_SKIPPED)
-    return Members(policy, counted, tuple(snapshot.nodes[verdict.node] for verdict in counted), skipped)
+    nodes = tuple(snapshot.nodes[verdict.node] for verdict in counted)
+    return Members(policy, counted, nodes, skipped, () if mine else _lost(policy, plan, snapshot))
+
+
+def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[str, ...]:
+    if policy.spec is None:
+        return ()
+    selector, verdicts = policy.spec.node_selector, plan.verdicts
+    owned = (name for name in sorted(verdicts) if verdicts[name].policy not in ("", policy.name))
+    return tuple(name for name in owned if selects(selector, snapshot.nodes[name].labels))
 
 
 def policy_status(
@@ -101,7 +113,7 @@ def _accepted(pool: Members, plan: RolloutPlan) -> Answer:
         return False, objection.reason, objection.message
     refused = [verdict for verdict in pool.verdicts if verdict.reason in _UNSUPPORTED]
     if refused and len(refused) == len(pool.verdicts):
-        return False, refused[0].reason, _first(refused)
+        return False, min(refused, key=_urgency).reason, _first(refused)
     if not pool.verdicts and pool.skipped:
         return False, Reason.PRODUCT_SKIPPED, _first(pool.skipped)
     if refused:
@@ -126,36 +138,66 @@ def _ready(pool: Members, plan: RolloutPlan) -> Answer:
     if pool.policy.name in plan.objections:
         return False, Reason.NOT_ACCEPTED, plan.objections[pool.policy.name].message
     if not pool.verdicts:
-        return False, Reason.NO_NODES, _no_nodes(pool, plan)
+        return False, Reason.NO_NODES, _no_nodes(pool)
     done = sum(_is_done(verdict, node) for verdict, node in zip(pool.verdicts, pool.nodes, strict=True))
     if done == len(pool.verdicts):
         return True, Reason.SYNCED, f"{_nodes(done)} proven"
+    count = f"{done} of {_nodes(len(pool.verdicts))} proven"
+    if (away := _away(pool)) and all(verdict.phase is Phase.SYNCED for verdict in pool.verdicts):
+        return False, Reason.NODE_NOT_READY, f"{count} and Ready; {away} is not Ready"
     urgent = _most_urgent(pool)
     reason = urgent.reason if urgent.reason in _UNSUPPORTED else Reason.ROLLOUT_IN_PROGRESS
-    return False, reason, f"{done} of {_nodes(len(pool.verdicts))} proven; {_first([urgent])}"
+    return False, reason, f"{count}; {_first([urgent])}"
 
 
-def _no_nodes(pool: Members, plan: RolloutPlan) -> str:
+def _no_nodes(pool: Members) -> str:
+    """Why a policy has no node to work on."""
     if pool.skipped:
         return _first(pool.skipped)
-    return "spec.nodeSelector selects no node that another policy does not own; label the nodes of the pool"
+    if pool.lost:
+        more = f" and {len(pool.lost) - 1} more" if len(pool.lost) > 1 else ""
+        return (
+            f"another policy owns every node that spec.nodeSelector selects: {pool.lost[0]}{more}."
+            " Narrow one of the selectors, or give this policy a strictly higher spec.priority"
+        )
+    return "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
 
 
 def _is_done(verdict: Verdict, node: NodeView) -> bool:
     return verdict.phase is Phase.SYNCED and node.ready and not verdict.actions
 
 
+def _away(pool: Members) -> str:
+    """The first proven node whose kubelet does not say Ready; empty when there is none."""
+    pairs = zip(pool.verdicts, pool.nodes, strict=True)
+    return next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), "")
+
+
 def _reconciling(pool: Members, plan: RolloutPlan) -> Answer:
-    moving = [
-        verdict for verdict in pool.verdicts if verdict.phase.in_flight and verdict.phase is not Phase.FAILED
-    ]
-    waiting = [verdict for verdict in pool.verdicts if verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)]
+    moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
+    waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
     if moving:
         return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
     if waiting:
         urgent = min(waiting, key=_urgency)
         return True, urgent.reason, f"{_nodes(len(waiting))} to go; {_first([urgent])}"
-    return False, Reason.SYNCED if pool.verdicts else Reason.NO_NODES, "nothing is under way"
+    ready, why, _ = _ready(pool, plan)
+    stalled, stuck, _ = _stalled(pool, plan)
+    return False, stuck if stalled and not ready else why, "nothing is under way"
+
+
+def _moves(verdict: Verdict) -> bool:
+    """In flight, or proven and only a write of ours is missing."""
+    if verdict.phase is Phase.SYNCED:
+        return bool(verdict.actions)
+    return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+
+
+def _waits(verdict: Verdict) -> bool:
+    """Not begun, and not for a person to begin."""
+    if verdict.phase is Phase.BLOCKED:
+        return verdict.reason.passes is not Passes.BY_A_PERSON
+    return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
 
 
 def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
@@ -169,8 +211,8 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
     if returned:
         return True, Reason.DRIFT_RETURNED, _first(returned)
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
-    moving = any(verdict.phase.in_flight for verdict in pool.verdicts)
-    if stuck and not moving:
+    going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
+    if stuck and not going_on:
         return True, Reason.BLOCKED, f"{_nodes(len(stuck))} blocked; {_first(stuck)}"
     return False, Reason.PROGRESSING, "nothing needs a person"
 
@@ -194,7 +236,7 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
     word, message = _word(pool, plan)
     return {
         "mode": str(spec.mode) if spec else "",
-        "layout": ", ".join(text for text, _ in layouts.most_common(2)),
+        "layout": _cut(", ".join(text for text, _ in layouts.most_common(2))),
         "nodes": f"{usable}/{len(pool.verdicts)}",
         "gpus": len(gpus),
         "used": _used(pool, snapshot),
@@ -230,10 +272,12 @@ def _word(pool: Members, plan: RolloutPlan) -> tuple[str, str]:
         objection = plan.objections[pool.policy.name]
         return str(objection.reason), objection.message
     if not pool.verdicts:
-        return str(Reason.NO_NODES), _no_nodes(pool, plan)
+        return str(Reason.NO_NODES), _no_nodes(pool)
     failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     rest = [v for v in pool.verdicts if v.phase is not Phase.SYNCED]
+    if not rest and (away := _away(pool)):
+        return str(Reason.NODE_NOT_READY), f"{away} is proven but not Ready"
     shown = min(failed or moving or rest or pool.verdicts, key=_urgency)
     drifted = {Reason.DRIFTED, Reason.DRIFT_RETURNED}
     word = str(shown.reason) if shown.reason in drifted else str(shown.phase)
@@ -268,8 +312,8 @@ def _plan(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[s
     for node in pool.nodes:
         before.update(served(node))
     after: Counter[str] = Counter()
-    for name in plan.pools[pool.policy.name].names:
-        after.update(plan.targets.get(name, {}))
+    for node in pool.nodes:
+        after.update(plan.targets.get(node.name, served(node)))
     worst = max((verdict.disruption for verdict in changing), key=_SEVERITY.index)
     nodes = [verdict.node for verdict in changing]
     pods = sum(_pods_on(verdict, snapshot) for verdict in changing)

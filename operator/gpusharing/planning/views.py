@@ -150,8 +150,6 @@ class GPUNodeView:
     uid: str
     request_id: str
     quiet: bool
-    policy: str
-    layout: str
     observed: ObservedView | None
 
 

@@ -1,0 +1,184 @@
+"""kopf as we run it, against an API server on loopback: it follows the policies and leaves everything else alone."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from tests.fakes.apiserver import FakeServer, fake_server
+
+from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.kube.client import JSON, POLICIES
+from gpusharing.kube.errors import Unauthorized
+from gpusharing.kube.http import HttpClient
+from gpusharing.kube.login import Access, AnonymousLogin, Login
+from gpusharing.kube.policies import PolicyCache
+
+PATIENCE = 20.0
+"""Seconds after which a test gives up; nothing here takes one."""
+AGAIN = ("", "")
+"""Touched without a name: list everything."""
+
+
+@dataclass
+class Watching:
+    """A PolicyWatch that runs, and what it touched."""
+
+    server: FakeServer
+    client: HttpClient
+    watch: PolicyWatch
+    task: asyncio.Task[None]
+    touched: asyncio.Queue[tuple[str, str]] = field(default_factory=asyncio.Queue)
+
+    async def told(self, name: str) -> str:
+        """Wait until this policy is touched; its resourceVersion."""
+        while (seen := await self.touched.get())[0] != name:
+            assert seen == AGAIN, "nothing else happens"
+        return seen[1]
+
+    async def stop(self) -> None:
+        """Cancel it and wait."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def watching(server: FakeServer, login: Login | None = None) -> AsyncIterator[Watching]:
+    """A PolicyWatch on this server."""
+    login = login or AnonymousLogin(server.url)
+    queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    async with asyncio.timeout(PATIENCE), HttpClient(login) as client:
+        watch = PolicyWatch(client, login, lambda *seen: queue.put_nowait(seen), again_after=0.01)
+        running = Watching(server, client, watch, asyncio.create_task(watch.run()), queue)
+        try:
+            yield running
+        finally:
+            await running.stop()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    """A cluster with the policy `pool-a`."""
+    async with fake_server() as fake:
+        fake.cluster.add(POLICIES, policy("pool-a"))
+        yield fake
+
+
+def policy(name: str) -> JSON:
+    """Enough of a policy to be followed."""
+    return {"metadata": {"name": name}, "spec": {"mode": "Full"}}
+
+
+async def test_every_change_of_a_policy_is_told_with_its_version(server: FakeServer) -> None:
+    async with watching(server) as running:
+        assert (
+            await running.told("pool-a")
+            == server.cluster.get(POLICIES, "pool-a")["metadata"]["resourceVersion"]
+        )
+        assert running.watch.running.is_set()
+        changed = server.cluster.patch(POLICIES, "pool-a", {"spec": {"mode": "MIG"}})
+        assert await running.told("pool-a") == changed["metadata"]["resourceVersion"]
+        added = server.cluster.add(POLICIES, policy("pool-b"))
+        assert await running.told("pool-b") == added["metadata"]["resourceVersion"]
+        server.cluster.delete(POLICIES, "pool-b")
+        assert await running.told("pool-b")
+
+
+async def test_kopf_writes_nothing_and_stores_nothing(server: FakeServer) -> None:
+    before = server.cluster.get(POLICIES, "pool-a")
+    async with watching(server) as running:
+        await running.told("pool-a")
+        changed = server.cluster.patch(POLICIES, "pool-a", {"metadata": {"labels": {"a": "b"}}})
+        await running.told("pool-a")
+    assert server.writes == []
+    assert any(agent.startswith("kopf/") for _, _, agent in server.asked)
+    assert server.cluster.get(POLICIES, "pool-a") == changed
+    assert before["metadata"].keys() | {"labels"} == changed["metadata"].keys()
+
+
+async def test_the_echo_of_our_own_write_does_not_make_the_cache_list_again(server: FakeServer) -> None:
+    async with watching(server) as running:
+        await running.told("pool-a")
+        cache = PolicyCache(running.client)
+        await cache.refresh()
+        cache.accept(await running.client.patch(POLICIES, "pool-a", {"status": {}}, subresource="status"))
+        assert not cache.touch("pool-a", await running.told("pool-a"))
+        assert not cache.dirty
+        server.cluster.patch(POLICIES, "pool-a", {"spec": {"mode": "MIG"}})
+        assert cache.touch("pool-a", await running.told("pool-a"))
+        assert cache.dirty
+
+
+@pytest.mark.parametrize("code", [500, 403, 429])
+async def test_kopf_is_started_again_after_an_error_on_its_watch(server: FakeServer, code: int) -> None:
+    async with watching(server) as running:
+        await running.told("pool-a")
+        assert await server.break_watches(POLICIES, code) == 1
+        assert await running.touched.get() == AGAIN, "what was missed meanwhile is listed"
+        assert running.watch.restarts == 1
+        assert "etcd has no leader" in running.watch.error
+        await running.told("pool-a")
+        assert running.watch.running.is_set()
+        server.cluster.add(POLICIES, policy("pool-b"))
+        await running.told("pool-b")
+
+
+async def test_no_task_of_ours_ends_with_kopf(server: FakeServer) -> None:
+    """In our own event loop kopf would cancel every task that is younger than itself: reflectors, writes, all."""
+    async with watching(server) as running:
+        await running.told("pool-a")
+        bystander = asyncio.create_task(asyncio.Event().wait())
+        await server.break_watches(POLICIES, 500)
+        assert await running.touched.get() == AGAIN
+        await running.told("pool-a")
+        await running.stop()
+        assert not bystander.done()
+        bystander.cancel()
+
+
+async def test_it_waits_for_the_crd_and_says_what_is_missing(server: FakeServer) -> None:
+    server.absent.add(POLICIES)
+    async with watching(server) as running:
+        assert await running.touched.get() == AGAIN
+        assert not running.watch.running.is_set()
+        assert "gpusharingpolicies" in running.watch.error
+        server.absent.clear()
+        await running.told("pool-a")
+
+
+@dataclass
+class RefusedOnce(AnonymousLogin):
+    """Credentials that fail the first time that kopf asks."""
+
+    refused: int = 0
+
+    async def token(self) -> str | None:
+        """Asked for by kopf in the main thread, like every credential."""
+        assert threading.current_thread() is threading.main_thread()
+        return await super().token()
+
+    async def access(self) -> Access:
+        """The second call is kopf's: the first one lists the policies."""
+        self.refused += 1
+        if self.refused == 2:
+            raise Unauthorized("no credentials from kubeconfig")
+        return await super().access()
+
+
+async def test_kopf_logs_in_through_our_login_and_again_when_that_fails(server: FakeServer) -> None:
+    login = RefusedOnce(server.url)
+    async with watching(server, login) as running:
+        await running.told("pool-a")
+        assert login.refused > 2
+
+
+async def test_a_stopped_watch_leaves_no_thread_and_no_connection(server: FakeServer) -> None:
+    async with watching(server) as running:
+        await running.told("pool-a")
+        await running.stop()
+        assert not running.watch.running.is_set()
+        for thread in threading.enumerate():
+            if thread.name == "kopf":
+                await asyncio.to_thread(thread.join)

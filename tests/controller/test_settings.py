@@ -1,0 +1,84 @@
+"""Settings come from the environment; a bad one ends the start with its name and an example."""
+
+from dataclasses import fields
+
+import pytest
+
+from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
+from gpusharing.planning.views import Settings as PlanSettings
+
+
+def test_without_variables_the_defaults_hold() -> None:
+    assert from_environment({}) == from_environment({"PATH": "/bin", "KUBECONFIG": "x"}) == Settings()
+
+
+def test_every_setting_has_a_variable_and_takes_its_own_default() -> None:
+    kinds = (Settings(), PlanSettings())
+    values = {
+        PREFIX + item.name.upper(): str(getattr(kind, item.name))
+        for kind in kinds
+        for item in fields(kind)
+        if item.name != "plan"
+    }
+    assert len(values) == len(fields(Settings)) - 1 + len(fields(PlanSettings)), "no name means two things"
+    assert from_environment(values) == Settings()
+
+
+def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
+    found = from_environment(
+        {
+            "GPUSHARING_NAMESPACE": "gpus",
+            "GPUSHARING_SETTLE": "0.5",
+            "GPUSHARING_MAX_IN_FLIGHT": "7",
+            "GPUSHARING_PARALLEL": "3",
+            "GPUSHARING_LOG_LEVEL": "debug",
+            "GPUSHARING_METRICS_PORT": "0",
+        }
+    )
+    assert (found.plan.namespace, found.plan.settle, found.plan.max_in_flight) == ("gpus", 0.5, 7)
+    assert (found.parallel, found.log_level, found.metrics_port) == (3, "debug", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("SETTEL", "5", "is not a setting; known are "),
+        ("PLAN", "x", "is not a setting; known are "),
+        ("SETTLE", "five", "is not a number; for example GPUSHARING_SETTLE=5.0"),
+        ("SETTLE", "", "is not a number; for example GPUSHARING_SETTLE=5.0"),
+        ("SETTLE", "nan", "is not a number; for example GPUSHARING_SETTLE=5.0"),
+        ("SETTLE", "inf", "is not a number; for example GPUSHARING_SETTLE=5.0"),
+        ("PARALLEL", "2.5", "is not a whole number; for example GPUSHARING_PARALLEL=16"),
+        ("IDLE", "-1", "is negative; for example GPUSHARING_IDLE=3.0"),
+        ("PARALLEL", "0", "must be above 0; for example GPUSHARING_PARALLEL=16"),
+        ("RELIST", "0", "must be above 0; for example GPUSHARING_RELIST=600.0"),
+        ("PROBE_PORT", "70000", "is not a port; for example GPUSHARING_PROBE_PORT=8081"),
+        ("LOG_FORMAT", "xml", "is none of json, console; for example GPUSHARING_LOG_FORMAT=json"),
+        (
+            "LOG_LEVEL",
+            "loud",
+            "is none of debug, info, warning, error; for example GPUSHARING_LOG_LEVEL=info",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_variable_and_an_example(
+    name: str, value: str, complaint: str
+) -> None:
+    variable = PREFIX + name
+    with pytest.raises(SettingsError) as refusal:
+        from_environment({variable: value})
+    assert str(refusal.value).startswith(variable)
+    assert complaint in str(refusal.value)
+
+
+def test_an_unknown_setting_is_answered_with_all_known_ones() -> None:
+    with pytest.raises(SettingsError, match=r"GPUSHARING_ABORT_BACKOFF, .*GPUSHARING_WEDGE_PENDING"):
+        from_environment({"GPUSHARING_NO": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RENEW_DEADLINE", "15"), ("LEASE_SECONDS", "9"), ("RETRY_PERIOD", "10")]
+)
+def test_a_leader_that_could_not_renew_in_time_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=rf"GPUSHARING_{name}={value}.* must each be larger"):
+        from_environment({PREFIX + name: value})

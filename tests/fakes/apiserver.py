@@ -1,0 +1,212 @@
+"""FakeCluster behind HTTP on loopback, for what brings its own client: kopf, the operator as a process. SIMULATED."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from hack.sim.fakecluster import FakeClient, FakeCluster
+
+from gpusharing.kube import client as kinds
+from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    EvictionBlocked,
+    Expired,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+)
+
+NAMESPACES = Resource("", "v1", "namespaces")
+CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+KINDS = (*(value for value in vars(kinds).values() if isinstance(value, Resource)), NAMESPACES, CRDS)
+"""What we use, and what kopf looks for before it follows anything."""
+CODES: dict[type[KubeError], tuple[int, str]] = {
+    AlreadyExists: (409, "AlreadyExists"),
+    Conflict: (409, "Conflict"),
+    EvictionBlocked: (429, "TooManyRequests"),
+    Expired: (410, "Expired"),
+    Forbidden: (403, "Forbidden"),
+    Invalid: (422, "Invalid"),
+    NotFound: (404, "NotFound"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a URL names."""
+
+    resource: Resource
+    namespace: str | None
+    name: str
+    subresource: str | None
+
+
+@dataclass
+class FakeServer:
+    """The server; `asked` is every request as (method, path, user agent)."""
+
+    cluster: FakeCluster = field(default_factory=FakeCluster)
+    url: str = ""
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    absent: set[Resource] = field(default_factory=set)
+    """Kinds whose CRD is not installed."""
+    _watches: dict[web.StreamResponse, Resource] = field(default_factory=dict)
+    _opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def writes(self) -> list[tuple[str, str, str]]:
+        """Every request that could change something."""
+        return [asked for asked in self.asked if asked[0] != "GET"]
+
+    async def watched(self, resource: Resource) -> list[web.StreamResponse]:
+        """Wait until somebody watches a kind."""
+        while not (found := [response for response, kind in self._watches.items() if kind == resource]):
+            self._opened.clear()
+            await self._opened.wait()
+        return found
+
+    async def break_watches(self, resource: Resource, code: int) -> int:
+        """End the watches of a kind with an ERROR event, when there are any; how many there were."""
+        broken = await self.watched(resource)
+        status = {"kind": "Status", "status": "Failure", "code": code, "message": "etcd has no leader"}
+        for response in broken:
+            await response.write(_line({"type": "ERROR", "object": status}))
+        self.cluster.close_watches()
+        return len(broken)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """One request, discovery included."""
+        agent = request.headers.get("User-Agent", "")
+        self.asked.append((request.method, request.path, agent))
+        served = [kind for kind in KINDS if kind not in self.absent]
+        target = _target(request.path, served)
+        if target is None:
+            return _discovery(request.path, served)
+        client = self.cluster.client(agent)
+        try:
+            if request.method == "GET" and not target.name:
+                watch = request.query.get("watch") == "true"
+                return await (self._watch if watch else _listed)(request, client, target)
+            return web.json_response(await _one(request, client, target))
+        except KubeError as error:
+            code, reason = CODES[type(error)]
+            return _status(code, reason, str(error))
+
+    async def _watch(self, request: web.Request, client: FakeClient, target: Target) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        self._watches[response] = target.resource
+        self._opened.set()
+        try:
+            async for event in client.watch(
+                target.resource,
+                request.query.get("resourceVersion", "0"),
+                namespace=target.namespace,
+                label_selector=request.query.get("labelSelector", ""),
+                field_selector=request.query.get("fieldSelector", ""),
+            ):
+                await response.write(_line({"type": event.type, "object": event.object}))
+        except ConnectionError:
+            pass  # the client has gone
+        finally:
+            del self._watches[response]
+        return response
+
+
+async def _listed(request: web.Request, client: FakeClient, target: Target) -> web.StreamResponse:
+    items: list[JSON] = []
+    version = ""
+    async for page in client.pages(
+        target.resource,
+        namespace=target.namespace,
+        label_selector=request.query.get("labelSelector", ""),
+        field_selector=request.query.get("fieldSelector", ""),
+    ):
+        items, version = [*items, *page.items], page.resource_version
+    kind = {"apiVersion": target.resource.api_version, "kind": "List"}
+    return web.json_response({**kind, "metadata": {"resourceVersion": version}, "items": items})
+
+
+async def _one(request: web.Request, client: FakeClient, target: Target) -> JSON:
+    resource, namespace, name = target.resource, target.namespace, target.name
+    if request.method == "GET":
+        return await client.get(resource, name, namespace=namespace)
+    body: JSON = await request.json()
+    if request.method == "PATCH":
+        return await client.patch(resource, name, body, namespace=namespace, subresource=target.subresource)
+    if request.method == "DELETE":
+        await client.delete(resource, name, namespace=namespace, uid=body["preconditions"]["uid"])
+        return {}
+    if target.subresource == "eviction":
+        await client.evict(namespace or "", name, body["deleteOptions"]["preconditions"]["uid"])
+        return {}
+    return await client.create(resource, body, namespace=namespace)
+
+
+def _target(path: str, served: list[Resource]) -> Target | None:
+    for resource in served:
+        head = resource.path().removesuffix(resource.plural)
+        if not path.startswith(head):
+            continue
+        parts = path.removeprefix(head).split("/")
+        namespace = parts[1] if parts[0] == "namespaces" and len(parts) > 2 else None
+        parts = parts[2:] if namespace else parts
+        if parts[0] == resource.plural:
+            name, subresource = (*parts[1:], "", "")[:2]
+            return Target(resource, namespace, name, subresource or None)
+    return None
+
+
+def _discovery(path: str, served: list[Resource]) -> web.Response:
+    """/api, /apis and what is below them; every other path is unknown."""
+    if path == "/api":
+        return web.json_response({"versions": ["v1"]})
+    if path == "/apis":
+        groups = sorted({(kind.group, kind.version) for kind in served if kind.group})
+        rows = [
+            {"name": group, "versions": [{"version": version}], "preferredVersion": {"version": version}}
+            for group, version in groups
+        ]
+        return web.json_response({"groups": rows})
+    here = [kind for kind in served if kind.path().removesuffix(f"/{kind.plural}") == path]
+    kinds_here: list[JSON] = [
+        {
+            "name": kind.plural,
+            "singularName": kind.plural[:-1],
+            "kind": kind.plural,
+            "namespaced": kind.namespaced,
+            "verbs": ["get", "list", "watch", "patch"],
+        }
+        for kind in here
+    ]
+    return web.json_response({"resources": kinds_here}) if here else _status(404, "NotFound", f"no {path}")
+
+
+def _status(code: int, reason: str, message: str) -> web.Response:
+    body = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
+    return web.json_response(body, status=code)
+
+
+def _line(event: JSON) -> bytes:
+    return json.dumps(event).encode() + b"\n"
+
+
+@asynccontextmanager
+async def fake_server() -> AsyncIterator[FakeServer]:
+    """A server on a free port of loopback."""
+    fake = FakeServer()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", fake.handle)
+    async with TestServer(app, host="127.0.0.1") as server:
+        fake.url = str(server.make_url("")).rstrip("/")
+        try:
+            yield fake
+        finally:
+            fake.cluster.close_watches()

@@ -1,0 +1,333 @@
+"""A fenced node after the point of no return: actuators, wedges, proof, retarget, Failed and its repair."""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+from tests.build import (
+    NOW,
+    at,
+    make_fence,
+    make_gpu,
+    make_operand,
+    make_pod,
+    make_policy,
+    make_stack,
+    make_work,
+)
+from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, make_case, quiet_report, world_of
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, RestartOperand, UpdateFence
+from gpusharing.planning.after import after_pnr
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.target import find_wish
+from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.views import Fence, GPUNodeView, PolicyView, Verified
+
+MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
+PAUSED: dict[str, str | None] = {f"{names.LABEL_DEPLOY_PREFIX}device-plugin": names.PAUSED_FOR_MIG}
+VERIFY = f"op-1:verify:{NOW.timestamp():.3f}"
+
+
+def fence_to(policy: PolicyView, since: datetime = NOW, **fields: Any) -> Fence:
+    """The record of a change to this policy whose point of no return was at `since`."""
+    assert policy.spec is not None
+    wish = find_wish(policy.name, policy.spec)
+    known = {
+        "target_mig_config": wish.mig_config,
+        "target_plugin_config": wish.plugin_key,
+        "target_mode": "mig",
+    }
+    return make_fence("actuating", since=since, **{"deadline": at(2400), **known, **fields})
+
+
+FENCE = fence_to(MIXED)
+
+
+def answering(request: str = VERIFY, was: PolicyView = MIXED, **fields: Any) -> GPUNodeView:
+    """The agent reads again, and has answered this request."""
+    return replace(quiet_report(was, request, **{"quiet": False, **fields}), quiet=False)
+
+
+def changing(
+    policy: PolicyView | None = MIXED, *, fence: Fence = FENCE, now: float = 60, **fields: Any
+) -> NodeCase:
+    """gpu-07, one minute after the PNR; labels, GPUs and resources are those of 2x3g.40gb unless said otherwise."""
+    node = {"unschedulable": True, **fields.pop("node", {})}
+    known: dict[str, Any] = {"was": MIXED, "gpunode": answering(), **fields}
+    return make_case(policy, fence=fence, node=node, now=at(now), **known)
+
+
+def only(verdict: Verdict) -> Any:
+    """The one action of a verdict."""
+    (action,) = verdict.actions
+    return action
+
+
+# --- actuators and wedges ------------------------------------------------------------------------------------------
+
+STATES: dict[str, tuple[dict[str, str | None], float, Phase, Reason]] = {
+    "mig-manager has not begun": ({MIG_STATE: None}, 60, Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS),
+    "mig-manager is at work": ({MIG_STATE: "pending"}, 1199, Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS),
+    "the node reboots, for as long as it may": (
+        {MIG_STATE: "rebooting"}, 2399, Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS),
+    "the node never comes back from its reboot": ({MIG_STATE: "rebooting"}, 2400, Phase.FAILED, Reason.ACTUATOR_STUCK),
+    "operands are paused a moment after success": (PAUSED, 14, Phase.RECONFIGURING, Reason.OPERANDS_PAUSED),
+    "mig-manager failed cleanly": ({MIG_STATE: "failed"}, 60, Phase.FAILED, Reason.ACTUATOR_FAILED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("labels", "now", "phase", "reason"), STATES.values(), ids=STATES.keys())
+def test_what_mig_manager_says(
+    labels: dict[str, str | None], now: float, phase: Phase, reason: Reason
+) -> None:
+    verdict = after_pnr(changing(labels=labels, now=now))
+    assert (verdict.phase, verdict.reason, verdict.actions) == (phase, reason, ()), verdict.message
+    assert verdict.wake is None or verdict.wake > at(now)
+
+
+WEDGES: dict[str, tuple[dict[str, str | None], float]] = {
+    "pending for ever": ({MIG_STATE: "pending"}, 1200),
+    "never begun": ({MIG_STATE: None}, 1200),
+    "operands paused after success": (PAUSED, 15),
+    "operands paused after a failure": ({MIG_STATE: "failed", **PAUSED}, 60),
+}
+
+
+@pytest.mark.parametrize(("labels", "now"), WEDGES.values(), ids=WEDGES.keys())
+def test_a_wedge_is_cured_twice_and_then_the_node_is_failed(
+    labels: dict[str, str | None], now: float
+) -> None:
+    for attempt in (1, 2):
+        action = only(after_pnr(changing(labels=labels, now=now, fence=replace(FENCE, attempt=attempt))))
+        assert isinstance(action, UpdateFence)
+        assert (action.fence.attempt, action.fence.stage_since) == (attempt + 1, at(now))
+        assert action.fence.restart_uid == make_operand().uid
+    last = after_pnr(changing(labels=labels, now=now, fence=replace(FENCE, attempt=3)))
+    assert (last.phase, last.actions) == (Phase.FAILED, ())
+    assert "gpusharing.dev/retry" in last.message
+
+
+RESTARTING = replace(FENCE, restart_uid=make_operand().uid, attempt=2)
+
+
+def test_the_restart_follows_from_the_record_and_is_not_repeated_for_the_next_pod() -> None:
+    quiet = quiet_report(MIXED)
+    action = only(after_pnr(changing(fence=RESTARTING, gpunode=quiet)))
+    assert isinstance(action, RestartOperand)
+    assert action.uid == RESTARTING.restart_uid
+    again = after_pnr(changing(fence=RESTARTING, gpunode=quiet, operand=make_operand(serial=1)))
+    assert not any(isinstance(action, RestartOperand) for action in again.actions)
+
+
+def test_before_a_restart_the_agent_closes_nvml_or_had_its_time() -> None:
+    action = only(after_pnr(changing(fence=RESTARTING, now=1)))
+    assert isinstance(action, EnsureGPUNode)
+    assert action.quiet
+    asked = replace(answering(), quiet=True, request_id=action.request_id)
+    waiting = after_pnr(changing(fence=RESTARTING, gpunode=asked, now=1))
+    assert (waiting.actions, waiting.wake) == ((), at(5))
+    assert isinstance(only(after_pnr(changing(fence=RESTARTING, gpunode=asked, now=5))), RestartOperand)
+    absent = after_pnr(changing(fence=RESTARTING, gpunode=asked, now=1, agent_ready=False))
+    assert isinstance(only(absent), RestartOperand)
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_after_a_restart_the_old_state_is_not_believed(state: str) -> None:
+    fresh = make_operand(serial=1)
+    verdict = after_pnr(changing(fence=RESTARTING, labels={MIG_STATE: state}, operand=fresh, now=29))
+    assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS)
+    later = after_pnr(changing(fence=RESTARTING, labels={MIG_STATE: state}, operand=fresh, now=30))
+    assert later.phase is not Phase.RECONFIGURING
+
+
+def test_without_a_pod_to_restart_it_waits_until_the_deadline_and_is_failed_then() -> None:
+    stuck: dict[str, Any] = {"labels": {MIG_STATE: "pending"}, "operand": None}
+    waiting = after_pnr(changing(now=1200, **stuck))
+    assert (waiting.phase, waiting.reason, waiting.wake) == (
+        Phase.RECONFIGURING, Reason.ACTUATOR_MISSING, FENCE.deadline)  # fmt: skip
+    assert after_pnr(changing(now=2400, **stuck)).phase is Phase.FAILED
+
+
+# --- the proof -----------------------------------------------------------------------------------------------------
+
+
+def test_an_old_reading_proves_nothing_a_new_one_is_asked_for() -> None:
+    action = only(after_pnr(changing(gpunode=answering("op-1:quiet:1"))))
+    assert action == EnsureGPUNode("gpu-07", "uid-gpu-07", VERIFY, quiet=False)
+    unanswered = replace(answering("op-1:quiet:1"), request_id=VERIFY)
+    verdict = after_pnr(changing(gpunode=unanswered))
+    assert (verdict.phase, verdict.reason, verdict.actions) == (
+        Phase.VERIFYING,
+        Reason.OBSERVATION_PENDING,
+        (),
+    )
+
+
+def test_a_stale_success_over_the_old_layout_proves_nothing() -> None:
+    verdict = after_pnr(changing(gpunode=answering(gpus=(make_gpu(),))))
+    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING, Reason.LAYOUT_MISMATCH)
+    assert verdict.wake == FENCE.deadline
+
+
+def test_gfd_must_have_started_anew_when_the_plugin_configuration_changed() -> None:
+    before = world_of(MIXED).nodes["gpu-07"].labels[names.LABEL_GFD_TIMESTAMP]
+    verdict = after_pnr(changing(fence=replace(FENCE, gfd_timestamp=before)))
+    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING, Reason.LABEL_MISMATCH)
+    assert after_pnr(changing(fence=replace(FENCE, gfd_timestamp="1"))).phase is Phase.UNCORDONING
+
+
+def test_all_sources_agree_and_the_node_is_given_back_in_one_patch() -> None:
+    verdict = after_pnr(changing())
+    action = only(verdict)
+    assert isinstance(action, Release)
+    assert (verdict.phase, action.uncordon, action.deferred) == (Phase.UNCORDONING, True, None)
+    assert action.labels == {
+        names.LABEL_UPGRADE_SKIP: None, names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b"}  # fmt: skip
+    assert action.verified == Verified("pool-b", FENCE.target_mig_config, FENCE.target_plugin_config)
+
+
+def test_drift_put_right_is_recorded_with_its_generation_and_a_later_change_keeps_the_record() -> None:
+    assert only(after_pnr(changing(fence=replace(FENCE, drift=True)))).verified.corrected_generation == 1
+    earlier = Verified("pool-b", "x", "y", corrected_generation=1)
+    assert only(after_pnr(changing(node={"verified": earlier}))).verified.corrected_generation == 1
+
+
+KEPT = {
+    "a person wants the cordon kept": {"hold_cordon": True},
+    "somebody else began to maintain the node": {"foreign": "kured"},
+}
+
+
+@pytest.mark.parametrize("node", KEPT.values(), ids=KEPT.keys())
+def test_the_node_is_given_back_with_its_cordon(node: dict[str, Any]) -> None:
+    verdict = after_pnr(changing(node=node))
+    assert (verdict.reason, only(verdict).uncordon) == (Reason.CORDON_KEPT, False)
+
+
+def test_a_node_that_is_not_ready_is_not_given_back() -> None:
+    verdict = after_pnr(changing(node={"ready": False}))
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.VERIFYING, Reason.NODE_NOT_READY, ())
+
+
+def test_a_proof_counts_more_than_the_clock() -> None:
+    assert after_pnr(changing(now=9999)).phase is Phase.UNCORDONING
+
+
+def test_a_lifted_cordon_is_put_back_until_the_proof() -> None:
+    verdict = after_pnr(changing(node={"unschedulable": False}))
+    assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.UNCORDONED_EXTERNALLY)
+    assert only(verdict) == UpdateFence(changing(node={"unschedulable": False}).node, FENCE, cordon=True)
+
+
+# --- failed, retry, retarget, ownership -------------------------------------------------------------------------------
+
+FAILED = {MIG_STATE: "failed"}
+
+
+def test_a_new_value_of_the_retry_annotation_restarts_mig_manager_once() -> None:
+    action = only(after_pnr(changing(labels=FAILED, node={"retry": "again"})))
+    assert isinstance(action, UpdateFence)
+    assert (action.fence.attempt, action.fence.retry) == (1, "again")
+    answered = replace(FENCE, retry="again")
+    assert after_pnr(changing(labels=FAILED, node={"retry": "again"}, fence=answered)).phase is Phase.FAILED
+
+
+def test_a_new_generation_tries_a_failed_node_again() -> None:
+    action = only(after_pnr(changing(replace(MIXED, generation=2), labels=FAILED)))
+    assert isinstance(action, UpdateFence)
+    assert action.fence.generation == 2
+
+
+def test_a_retry_works_for_a_node_that_is_stuck_past_its_deadline_too() -> None:
+    case = changing(labels={MIG_STATE: "rebooting"}, now=2400, node={"retry": "again"})
+    assert isinstance(only(after_pnr(case)), UpdateFence)
+
+
+def test_a_proof_that_never_comes_fails_the_node() -> None:
+    verdict = after_pnr(changing(now=2400, node={"resources": {}}))
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.ALLOCATABLE_MISMATCH)
+
+
+RETARGET: dict[str, Any] = {"labels": {}, "stack": make_stack(MIXED, SINGLE)}
+
+
+def test_a_retarget_waits_until_mig_manager_is_done_with_the_old_target() -> None:
+    verdict = after_pnr(changing(SINGLE, **{**RETARGET, "labels": {MIG_STATE: "pending"}}))
+    assert (verdict.phase, verdict.actions) == (Phase.RECONFIGURING, ())
+
+
+def test_a_retarget_looks_for_pods_again_and_evicts_what_slipped_in() -> None:
+    assert after_pnr(changing(SINGLE, **RETARGET)).wants_pods
+    verdict = after_pnr(changing(SINGLE, work=make_work(make_pod()), **RETARGET))
+    assert isinstance(only(verdict), Evict)
+
+
+def test_a_retarget_passes_its_own_pnr_on_a_node_proven_idle_again() -> None:
+    idle = make_work(listed_at=at(60), empty_since=at(50))
+    asked = only(after_pnr(changing(SINGLE, work=idle, **RETARGET)))
+    assert isinstance(asked, EnsureGPUNode)
+    assert asked.quiet
+    quiet = quiet_report(MIXED, asked.request_id, gpus=(make_gpu(layout=(("3g.40gb", 2),)),))
+    action = only(after_pnr(changing(SINGLE, work=idle, gpunode=quiet, **RETARGET)))
+    assert isinstance(action, Actuate)
+    assert action.labels[MIG_CONFIG] == "all-1g.10gb"
+    assert action.labels[MIG_STATE] is None
+    assert (action.fence.stage_since, action.fence.attempt) == (at(60), 1)
+
+
+def test_a_failed_node_is_repaired_by_another_target() -> None:
+    verdict = after_pnr(changing(FULL, labels=FAILED, stack=make_stack(MIXED, FULL)))
+    assert verdict.wants_pods
+    assert verdict.phase is Phase.DRAINING
+
+
+def test_a_plugin_restart_that_would_now_need_an_idle_node_is_given_back_and_starts_anew() -> None:
+    fence = fence_to(SLICED, disruption=DisruptionClass.PLUGIN_RESTART, target_mig_config="all-disabled")
+    labels = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
+    case = changing(
+        was=SLICED, fence=fence, labels=labels, node={"unschedulable": False},
+        gpunode=answering("x", SLICED), stack=make_stack(MIXED, SLICED),
+    )  # fmt: skip
+    verdict = after_pnr(case)
+    assert verdict.phase is Phase.ABORTING
+    assert isinstance(only(verdict), Release)
+    assert not only(verdict).uncordon
+
+
+def test_a_node_whose_policy_is_gone_stays_fenced_until_one_owns_it() -> None:
+    verdict = after_pnr(changing(None))
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.FAILED, Reason.ORPHAN_FENCE, ())
+
+
+def test_the_policy_that_owns_the_node_now_brings_the_change_of_a_vanished_one_to_its_end() -> None:
+    fence = replace(FENCE, policy="gone")
+    action = only(after_pnr(changing(fence=fence)))
+    assert isinstance(action, Release)
+    assert action.labels[names.LABEL_POLICY] == "pool-b"
+    assert action.verified is not None
+    assert action.verified.policy == "pool-b"
+
+
+def test_the_fence_of_an_earlier_node_of_this_name_is_left_alone() -> None:
+    verdict = after_pnr(changing(fence=replace(FENCE, node_uid="old")))
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.FAILED, Reason.ORPHAN_FENCE, ())
+
+
+def test_a_policy_under_deletion_brings_its_change_to_the_end() -> None:
+    assert after_pnr(changing(replace(MIXED, deleting=True), owner="")).phase is Phase.UNCORDONING
+
+
+def test_a_policy_without_a_layout_for_the_node_leaves_it_fenced() -> None:
+    bad = make_policy(mig={"layouts": [{"profiles": {"1g.20gb": 7}}]})
+    verdict = after_pnr(changing(bad, stack=make_stack(MIXED, bad)))
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.FAILED, Reason.LAYOUT_DOES_NOT_FIT, ())
+
+
+def test_an_agent_that_finds_no_gpu_is_asked_to_read_again() -> None:
+    verdict = after_pnr(changing(gpunode=answering("old", gpus=())))
+    assert verdict.phase is Phase.VERIFYING
+    assert isinstance(only(verdict), EnsureGPUNode)

@@ -1,0 +1,282 @@
+"""A fenced node before the point of no return: drain, prove idle, pass, or give up and restore."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import (
+    NOW,
+    at,
+    make_fence,
+    make_gpu,
+    make_operand,
+    make_pod,
+    make_policy,
+    make_stack,
+    make_work,
+)
+from tests.planning.cases import FULL, MIXED, SLICED, make_case, quiet_report
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release
+from gpusharing.planning.before import before_pnr
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.views import Deferred, Fence, GPUNodeView, PolicyView
+
+EARLIER = at(-600)
+FENCE = make_fence(since=EARLIER, deadline=at(300))
+IDLE = make_work(listed_at=NOW, empty_since=at(-3))
+RESTART = make_fence(since=EARLIER, deadline=at(300), disruption=DisruptionClass.PLUGIN_RESTART)
+STRICT = make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4, "failRequestsGreaterThanOne": True})
+REQUEST = f"op-1:quiet:{int(NOW.timestamp() // 5)}"
+MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
+
+
+def fenced(policy: PolicyView | None = MIXED, fence: Fence = FENCE, **fields: Any) -> NodeCase:
+    """gpu-07, whole until now, fenced and cordoned ten minutes ago on its way to `policy`; no pod holds a GPU."""
+    node = {"unschedulable": True, **fields.pop("node", {})}
+    work = fields.pop("work", IDLE)
+    return make_case(policy, fence=fence, node=node, work=work, **fields)
+
+
+def silent(**fields: Any) -> GPUNodeView:
+    """The agent has closed NVML for this change."""
+    return quiet_report(FULL, REQUEST, **fields)
+
+
+def released(verdict: Verdict) -> Release:
+    """The one action of a verdict that gives the node back."""
+    (action,) = verdict.actions
+    assert isinstance(action, Release)
+    return action
+
+
+# --- draining -------------------------------------------------------------------------------------------------
+
+
+def test_after_the_cordon_pods_that_were_being_bound_get_time_to_appear() -> None:
+    verdict = before_pnr(fenced(fence=make_fence(deadline=at(900)), now=at(4)))
+    assert (verdict.phase, verdict.reason, verdict.wake) == (Phase.CORDONED, Reason.SETTLING, at(5))
+    assert verdict.actions == ()
+
+
+def test_without_a_list_of_pods_nothing_is_decided() -> None:
+    verdict = before_pnr(fenced(work=None))
+    assert (verdict.phase, verdict.wants_pods, verdict.actions) == (Phase.DRAINING, True, ())
+
+
+def test_a_list_that_failed_is_named_and_asked_again() -> None:
+    verdict = before_pnr(fenced(work=make_work(error="forbidden")))
+    assert (verdict.reason, verdict.message, verdict.wake) == (Reason.LIST_FAILED, "forbidden", at(5))
+    assert verdict.actions == ()
+
+
+def test_pods_that_hold_a_gpu_are_evicted_by_uid() -> None:
+    verdict = before_pnr(fenced(work=make_work(make_pod("a"), make_pod("b", resources={}))))
+    assert (verdict.phase, verdict.pods) == (Phase.DRAINING, 1)
+    assert verdict.actions == (Evict("gpu-07", "team-a", "a", "uid-team-a-a"),)
+
+
+def test_the_next_look_is_not_after_the_deadline() -> None:
+    late = replace(FENCE, deadline=at(2))
+    assert before_pnr(fenced(fence=late, work=make_work(make_pod()))).wake == at(2)
+
+
+# --- idle -----------------------------------------------------------------------------------------------------
+
+WAITS: dict[str, tuple[NodeCase, Reason]] = {
+    "the node is not Ready": (fenced(node={"ready": False}), Reason.NODE_UNREACHABLE),
+    "no agent is ready": (fenced(agent_ready=False), Reason.AGENT_NOT_READY),
+    "the agent was not asked to be quiet": (fenced(), Reason.OBSERVATION_PENDING),
+    "the agent has not answered": (fenced(gpunode=silent(request_id="older")), Reason.OBSERVATION_PENDING),
+    "the agent was asked before the last pod left": (
+        fenced(gpunode=quiet_report(FULL, "op-1:quiet:1")), Reason.OBSERVATION_PENDING),
+    "a process computes": (
+        fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),))), Reason.GPU_STILL_BUSY),
+    "a process that the agent cannot name computes": (
+        fenced(gpunode=silent(gpus=(make_gpu(processes=("",)),))), Reason.GPU_STILL_BUSY),
+    "the agent cannot read": (fenced(gpunode=silent(error="NVMLFailed")), Reason.GPU_STILL_BUSY),
+    "only one LIST was empty": (
+        fenced(gpunode=silent(), work=make_work(listed_at=NOW, empty_since=NOW)), Reason.SETTLING),
+    "the second LIST is not made yet, however late it is": (
+        fenced(gpunode=silent(), work=make_work(listed_at=at(-60), empty_since=at(-60))), Reason.SETTLING),
+    "the configuration is not written": (
+        fenced(gpunode=silent(), stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING),
+    "mig-manager is away": (fenced(gpunode=silent(), operand=None), Reason.ACTUATOR_MISSING),
+    "mig-manager is not ready": (
+        fenced(gpunode=silent(), operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason"), WAITS.values(), ids=WAITS.keys())
+def test_the_node_is_not_proven_idle(case: NodeCase, reason: Reason) -> None:
+    verdict = before_pnr(case)
+    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, reason), verdict.message
+    assert verdict.wants_pods
+    assert verdict.wake is not None
+    assert case.now < verdict.wake <= at(5)
+    assert not any(isinstance(action, Actuate) for action in verdict.actions)
+
+
+def test_silence_is_asked_once_per_poll_while_somebody_computes() -> None:
+    busy = silent(gpus=(make_gpu(processes=("python",)),))
+    assert before_pnr(fenced(gpunode=busy)).actions == ()
+    later = fenced(gpunode=busy, now=at(5), work=make_work(listed_at=at(5), empty_since=at(-3)))
+    assert before_pnr(later).actions == (
+        EnsureGPUNode("gpu-07", "uid-gpu-07", f"op-1:quiet:{int(at(5).timestamp() // 5)}", quiet=True),
+    )
+
+
+def test_nvidias_own_mps_daemons_do_not_count_as_busy() -> None:
+    daemons = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
+    verdict = before_pnr(fenced(gpunode=silent(gpus=(make_gpu(processes=daemons),))))
+    assert verdict.phase is Phase.RECONFIGURING
+
+
+# --- the point of no return -------------------------------------------------------------------------------------
+
+
+def passed(case: NodeCase) -> Actuate:
+    """The action that passes the point of no return."""
+    (action,) = before_pnr(case).actions
+    assert isinstance(action, Actuate)
+    return action
+
+
+def test_the_pnr_writes_stage_labels_and_target_in_one_patch() -> None:
+    action = passed(fenced(gpunode=silent(), labels={MIG_CONFIG: "all-disabled", MIG_STATE: "success"}))
+    fence = action.fence
+    assert (fence.stage, fence.stage_since, fence.attempt) == ("actuating", NOW, 1)
+    assert fence.deadline == NOW + timedelta(minutes=40)
+    assert action.labels == {
+        MIG_CONFIG: fence.target_mig_config,
+        MIG_STATE: None,
+        PLUGIN: fence.target_plugin_config,
+    }
+    assert (fence.target_mode, fence.to_layout) == ("mig", "2x3g.40gb")
+    assert fence.gfd_timestamp == action.node.labels[names.LABEL_GFD_TIMESTAMP]
+    assert fence.restart_uid == ""
+
+
+LABELS: dict[str, tuple[dict[str, str | None], set[str]]] = {
+    "a first value needs no null": ({MIG_CONFIG: None, MIG_STATE: None}, {MIG_CONFIG, PLUGIN}),
+    "a failed state is cleared": ({MIG_CONFIG: "x", MIG_STATE: "failed"}, {MIG_CONFIG, MIG_STATE, PLUGIN}),
+    "rebooting is never cleared": ({MIG_CONFIG: "x", MIG_STATE: "rebooting"}, {MIG_CONFIG, PLUGIN}),
+}
+
+
+@pytest.mark.parametrize(("labels", "written"), LABELS.values(), ids=LABELS.keys())
+def test_the_state_goes_to_null_only_with_a_new_value(
+    labels: dict[str, str | None], written: set[str]
+) -> None:
+    assert passed(fenced(gpunode=silent(), labels=labels)).labels.keys() == written
+
+
+def test_the_same_value_is_not_written_again_mig_manager_is_restarted_instead() -> None:
+    config = passed(fenced(gpunode=silent())).fence.target_mig_config
+    case = fenced(gpunode=silent(), labels={MIG_CONFIG: config, MIG_STATE: "failed"})
+    action = passed(case)
+    assert action.labels.keys() == {PLUGIN}
+    assert case.operand is not None
+    assert action.fence.restart_uid == case.operand.uid
+
+
+def test_a_plugin_restart_passes_without_a_look_at_pods() -> None:
+    case = make_case(
+        STRICT, was=SLICED, fence=RESTART, labels={MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
+    )
+    assert passed(case).labels.keys() == {PLUGIN}
+
+
+# --- giving up --------------------------------------------------------------------------------------------------
+
+OTHER = make_policy("other", priority=1)
+GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
+    "the node was created again": (fenced(fence=replace(FENCE, node_uid="old")), Reason.CORDON_KEPT, False, False),
+    "the policy is gone": (fenced(None), Reason.DELETING, True, False),
+    "the policy is going": (fenced(replace(MIXED, deleting=True), owner=""), Reason.DELETING, True, False),
+    "another policy owns the node now": (fenced(owner="other"), Reason.SUPERSEDED, True, False),
+    "the policy is not accepted any more": (
+        fenced(stack=make_stack(MIXED, gpu_cluster=True)), Reason.UNSUPPORTED_STACK, True, False),
+    "the card cannot take the new layout": (
+        fenced(make_policy(mig={"layouts": [{"profiles": {"1g.20gb": 7}}]})), Reason.LAYOUT_DOES_NOT_FIT, True, False),
+    "the policy wants what is there again": (fenced(FULL), Reason.SYNCED, True, False),
+    "somebody lifted the cordon": (
+        fenced(node={"unschedulable": False}), Reason.UNCORDONED_EXTERNALLY, False, True),
+    "somebody else began to maintain the node": (
+        fenced(node={"foreign": "kured"}), Reason.FOREIGN_MAINTENANCE, False, True),
+    "the time is up": (fenced(fence=replace(FENCE, deadline=NOW)), Reason.DRAIN_TIMEOUT, True, True),
+    "the time is up and a person wants the cordon": (
+        fenced(fence=replace(FENCE, deadline=NOW), node={"hold_cordon": True}), Reason.DRAIN_TIMEOUT, False, True),
+    "the time is up and the cordon was there before": (
+        fenced(fence=replace(FENCE, deadline=NOW, prior_unschedulable=True)), Reason.DRAIN_TIMEOUT, False, True),
+    "a plugin restart turned into a change that needs an idle node": (
+        make_case(MIXED, fence=RESTART), Reason.PODS_LEAVING, False, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason", "uncordon", "deferred"), GIVEN_UP.values(), ids=GIVEN_UP.keys())
+def test_the_change_is_given_up(case: NodeCase, reason: Reason, uncordon: bool, deferred: bool) -> None:
+    verdict = before_pnr(case)
+    assert (verdict.phase, verdict.reason) == (Phase.ABORTING, reason), verdict.message
+    action = released(verdict)
+    assert (action.uncordon, action.deferred is not None) == (uncordon, deferred)
+    assert action.labels[names.LABEL_UPGRADE_SKIP] is None
+    assert action.verified is None
+
+
+def test_an_abort_puts_back_the_routing_label_and_takes_away_only_the_marks_that_we_added() -> None:
+    assert released(before_pnr(fenced(owner="other"))).labels == {
+        names.LABEL_UPGRADE_SKIP: None,
+        names.LABEL_MODE: "full",
+    }
+    theirs = released(before_pnr(fenced(owner="other", fence=replace(FENCE, added=(), from_mode=""))))
+    assert theirs.labels == {}
+
+
+BACKOFF = {
+    "the first": (None, 1, 300),
+    "the second": (1, 2, 600),
+    "the third": (2, 3, 1200),
+    "the tenth": (9, 10, 19200),
+}
+
+
+@pytest.mark.parametrize(("earlier", "count", "wait"), BACKOFF.values(), ids=BACKOFF.keys())
+def test_the_wait_after_each_abort_doubles(earlier: int | None, count: int, wait: int) -> None:
+    record = None if earlier is None else Deferred(earlier, EARLIER, "PDB", 1)
+    case = fenced(fence=replace(FENCE, deadline=NOW), node={"deferred": record, "retry": "x"})
+    assert released(before_pnr(case)).deferred == Deferred(count, at(wait), "DrainTimeout", 1, "x")
+
+
+def test_a_new_generation_counts_its_aborts_anew() -> None:
+    case = fenced(
+        fence=replace(FENCE, deadline=NOW, generation=2), node={"deferred": Deferred(5, EARLIER, "PDB", 1)}
+    )
+    deferred = released(before_pnr(case)).deferred
+    assert deferred is not None
+    assert deferred.count == 1
+
+
+def test_a_timeout_says_what_blocked() -> None:
+    stuck = make_work(make_pod("db-0", owner=None))
+    message = before_pnr(fenced(fence=replace(FENCE, deadline=NOW), work=stuck)).message
+    assert "Unmanaged: Pod team-a/db-0" in message
+
+
+def test_without_an_observation_it_waits_for_the_agent_and_for_the_deadline() -> None:
+    assert make_case().gpunode is not None
+    case = fenced(gpunode=replace(silent(), observed=None))
+    verdict = before_pnr(case)
+    assert (verdict.phase, verdict.reason) == (Phase.CORDONED, Reason.OBSERVATION_PENDING)
+    assert verdict.wake == FENCE.deadline
+
+
+def test_an_edit_before_the_pnr_changes_the_target_and_nothing_else() -> None:
+    stack = make_stack(SLICED)
+    action = passed(fenced(SLICED, gpunode=silent(), stack=stack))
+    assert action.fence.target_mode == "time-slicing"
+    assert action.fence.op == FENCE.op

@@ -1,0 +1,179 @@
+"""Events: one when something happens to a node, none while nothing happens, none because the operator restarted."""
+
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.build import make_policy
+from tests.planning.machines import Machine
+from tests.planning.told import DRAINING, FAILED, PENDING, STUCK, SYNCED, verdict
+from tests.planning.world import World
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.blockers import Blocker
+from gpusharing.planning.events import MAX_NOTE, NodeEvent, node_events
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.verdict import Verdict
+
+BUDGET = Blocker(Reason.PDB, ("team-b/ranker-0",), "team-b/ranker", "0 of 2 may go")
+LONER = Blocker(Reason.UNMANAGED, ("team-a/notebook",))
+LISTED = replace(DRAINING, pods=2)
+CHANGING = verdict(
+    Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "gpu-08", observed="7x1g.10gb", attempt=1
+)
+VERIFYING = replace(CHANGING, phase=Phase.VERIFYING, reason=Reason.LABEL_MISMATCH)
+DONE = replace(SYNCED, node="gpu-08")
+TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
+    "waiting is no event": (PENDING, replace(PENDING, reason=Reason.PROGRESSING, message="other"), []),
+    "a cordon is no event": (PENDING, verdict(Phase.CORDONED, Reason.SETTLING, "gpu-08"), []),
+    "a drain that does not know its pods yet": (PENDING, DRAINING, []),
+    "a drain that learns its pods": (
+        DRAINING,
+        LISTED,
+        [("Normal", "DrainStarted", "gpu-08: 2 GPU pods to evict before 2x3g.40gb")],
+    ),
+    "a drain that begins with its pods": (
+        PENDING,
+        LISTED,
+        [("Normal", "DrainStarted", "gpu-08: 2 GPU pods to evict before 2x3g.40gb")],
+    ),
+    "a drain that goes on": (LISTED, replace(LISTED, pods=1, reason=Reason.PDB), []),
+    "the point of no return": (
+        LISTED,
+        CHANGING,
+        [("Normal", "Reconfiguring", "gpu-08: 7x1g.10gb -> 2x3g.40gb (class Reset)")],
+    ),
+    "a proof begins": (CHANGING, VERIFYING, []),
+    "a proof falls back": (VERIFYING, CHANGING, []),
+    "mig-manager is restarted": (
+        CHANGING,
+        replace(CHANGING, attempt=2, message="mig-manager starts anew"),
+        [("Warning", "ActuatorRestarted", "gpu-08: mig-manager starts anew")],
+    ),
+    "the first attempt is no restart": (replace(CHANGING, attempt=0), CHANGING, []),
+    "the change is proven": (VERIFYING, DONE, [("Normal", "LayoutVerified", "gpu-08: 2x3g.40gb proven")]),
+    "a node is adopted": (PENDING, DONE, []),
+    "the change is given up": (
+        LISTED,
+        verdict(Phase.ABORTING, Reason.DRAIN_TIMEOUT, "gpu-08", "no end in 15m"),
+        [("Warning", "ChangeGivenUp", "gpu-08: DrainTimeout: no end in 15m")],
+    ),
+    "the node fails": (
+        CHANGING,
+        replace(FAILED, node="gpu-08"),
+        [("Warning", "NodeFailed", "gpu-08: ActuatorFailed: something is so")],
+    ),
+    "a failure is told once, whatever its reason": (
+        CHANGING,
+        replace(FAILED, node="gpu-08", reason=Reason.ORPHAN_FENCE),
+        [("Warning", "NodeFailed", "gpu-08: OrphanFence: something is so")],
+    ),
+    "drift": (
+        DONE,
+        verdict(Phase.PENDING, Reason.DRIFTED, "gpu-08", "MIG is off"),
+        [("Warning", "Drifted", "gpu-08: MIG is off")],
+    ),
+    "drift comes back": (
+        DONE,
+        verdict(Phase.BLOCKED, Reason.DRIFT_RETURNED, "gpu-08", "MIG is off"),
+        [("Warning", "DriftReturned", "gpu-08: MIG is off")],
+    ),
+    "a blocker appears": (
+        LISTED,
+        replace(LISTED, blockers=(LONER,)),
+        [
+            (
+                "Warning",
+                "PodEvictionBlocked",
+                f"gpu-08: Unmanaged: Pod team-a/notebook. Remedy: {Reason.UNMANAGED.remedy}",
+            )
+        ],
+    ),
+    "the new one of two blockers is told": (
+        replace(LISTED, blockers=(BUDGET,)),
+        replace(LISTED, blockers=(BUDGET, LONER)),
+        [
+            (
+                "Warning",
+                "PodEvictionBlocked",
+                f"gpu-08: Unmanaged: Pod team-a/notebook. Remedy: {Reason.UNMANAGED.remedy}",
+            )
+        ],
+    ),
+    "a blocker goes": (replace(LISTED, blockers=(BUDGET, LONER)), replace(LISTED, blockers=(LONER,)), []),
+    "a blocker holds other pods": (
+        replace(LISTED, blockers=(BUDGET,)),
+        replace(LISTED, blockers=(replace(BUDGET, pods=("team-b/ranker-1",), message="still"),)),
+        [],
+    ),
+    "another budget blocks": (
+        replace(LISTED, blockers=(BUDGET,)),
+        replace(LISTED, blockers=(replace(BUDGET, pdb="team-b/other"),)),
+        [
+            (
+                "Warning",
+                "PodEvictionBlocked",
+                f"gpu-08: PDB team-b/other: Pod team-b/ranker-0. 0 of 2 may go. Remedy: {Reason.PDB.remedy}",
+            )
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("change", TRANSITIONS)
+def test_each_transition_is_told_once(change: str) -> None:
+    before, after, expected = TRANSITIONS[change]
+    assert [(event.type, event.reason, event.note) for event in node_events(before, after)] == expected
+    assert node_events(after, replace(after)) == (), "and not again"
+
+
+@pytest.mark.parametrize("change", TRANSITIONS)
+def test_a_restarted_operator_tells_nothing_that_it_finds(change: str) -> None:
+    _, after, _ = TRANSITIONS[change]
+    assert node_events(None, after) == ()
+
+
+def test_an_adoption_out_of_a_change_that_disturbs_nothing_is_no_event() -> None:
+    before = verdict(Phase.UNCORDONING, node="gpu-08", disruption=DisruptionClass.NONE)
+    assert node_events(before, DONE) == ()
+
+
+@given(text=st.text(max_size=3000), pods=st.lists(st.text(min_size=300, max_size=600), max_size=5))
+def test_every_note_fits_into_an_event(text: str, pods: list[str]) -> None:
+    blocked = replace(STUCK, blockers=(Blocker(Reason.EVICTION_ERROR, tuple(pods), text, text),))
+    events = [
+        *node_events(PENDING, blocked),
+        *node_events(CHANGING, replace(FAILED, message=text)),
+        *node_events(LISTED, replace(CHANGING, observed=text, wanted=text)),
+    ]
+    assert len(events) == 3
+    assert all(event.note and len(event.note) <= MAX_NOTE for event in events)
+
+
+def test_a_whole_change_is_told_by_three_events_a_node() -> None:
+    world = World()
+    for name in ("gpu-07", "gpu-08"):
+        world.add_node(name, Machine(name))
+    world.set_policy(make_policy(mode="Full"))
+    world.settle()
+    for name in world.nodes:
+        world.add_pod(name)
+    world.set_policy(make_policy(drain={"strandedPods": "Allow"}))
+    told: list[NodeEvent] = []
+    known: dict[str, Verdict] = {}
+    for _ in range(300):
+        for node in world.nodes:
+            world.act(node)
+        for name, after in plan_rollout(world.snapshot(), world.now).verdicts.items():
+            told += node_events(known.get(name), after)
+            known[name] = after
+        world.step()
+        world.now += timedelta(seconds=1)
+    assert {after.phase for after in known.values()} == {Phase.SYNCED}
+    counts = Counter((event.reason, event.note.split(":")[0]) for event in told)
+    reasons = ("DrainStarted", "Reconfiguring", "LayoutVerified")
+    assert counts == {(reason, node): 1 for reason in reasons for node in world.nodes}

@@ -1,0 +1,163 @@
+"""The mirror of a node for people: since when, what came before, who holds the cordon, who blocks."""
+
+from dataclasses import replace
+from datetime import timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.build import NOW, at, make_fence, make_node
+from tests.planning.told import DRAINING, FAILED, SYNCED, verdict
+
+from gpusharing.api.gpunode import Transition
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.blockers import MAX_LINES, Blocker
+from gpusharing.planning.mirror import MAX_HISTORY, MAX_MESSAGE, transition
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.views import NodeView
+
+NODE = make_node()
+FENCED = make_node(unschedulable=True, fence=make_fence())
+BLOCKED = replace(
+    DRAINING,
+    blockers=(
+        Blocker(Reason.PDB, ("team-b/ranker-1", "team-b/ranker-0"), "team-b/ranker", "0 of 2 may go"),
+        Blocker(Reason.UNMANAGED, ("team-a/notebook",)),
+    ),
+)
+
+
+def mirror(
+    after: Verdict, previous: dict[str, Any] | None = None, seconds: float = 0, node: NodeView = NODE
+) -> dict[str, Any]:
+    """The mirror after a pass, which the CRD's types accept."""
+    found = transition(after, node, previous or {}, at(seconds))
+    Transition.model_validate(found)
+    return found
+
+
+def test_a_mirror_tells_everything_about_the_change_in_flight() -> None:
+    after = replace(
+        BLOCKED,
+        deadline=at(900),
+        attempt=2,
+        step="1/2",
+        observed="7x1g.10gb",
+        disruption=DisruptionClass.GPU_PODS,
+    )
+    assert mirror(after, node=FENCED) == {
+        "policy": "pool-b",
+        "wanted": "2x3g.40gb",
+        "phase": "Draining",
+        "reason": "PodsLeaving",
+        "message": "something is so",
+        "since": "2026-11-20T10:00:00Z",
+        "deadline": "10:15:00Z",
+        "attempt": 2,
+        "step": "1/2",
+        "observed": "7x1g.10gb",
+        "disruption": "GPUPods",
+        "culprit": "team-a/notebook +2",
+        "cordon": "ours",
+        "blockers": [
+            f"PDB team-b/ranker: Pods team-b/ranker-0, team-b/ranker-1. 0 of 2 may go. Remedy: {Reason.PDB.remedy}",
+            f"Unmanaged: Pod team-a/notebook. Remedy: {Reason.UNMANAGED.remedy}",
+        ],
+        "history": [{"phase": "Draining", "reason": "PodsLeaving", "at": "2026-11-20T10:00:00Z"}],
+    }
+
+
+def test_an_equal_verdict_gives_an_equal_mirror_at_any_later_time() -> None:
+    first = mirror(BLOCKED)
+    assert mirror(replace(BLOCKED, blockers=BLOCKED.blockers[::-1]), first, 3600) == first
+
+
+def test_since_is_kept_while_the_phase_stays_and_the_history_tells_phases_only() -> None:
+    first = mirror(DRAINING)
+    second = mirror(replace(DRAINING, reason=Reason.PDB, message="other"), first, 60)
+    assert (second["since"], second["reason"]) == (first["since"], "PDB")
+    assert second["history"] == first["history"]
+    third = mirror(FAILED, second, 120)
+    assert third["since"] == "2026-11-20T10:02:00Z"
+    assert [row["phase"] for row in third["history"]] == ["Draining", "Failed"]
+
+
+def test_the_history_keeps_the_newest_entries() -> None:
+    found: dict[str, Any] = {}
+    for minute in range(60):
+        found = mirror(SYNCED if minute % 2 else DRAINING, found, minute * 60)
+    assert len(found["history"]) == MAX_HISTORY
+    assert found["history"][0]["at"] == "2026-11-20T10:40:00Z"
+    assert found["history"][-1] == {"phase": "Synced", "reason": "Synced", "at": "2026-11-20T10:59:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("node", "word"),
+    [
+        (make_node(), ""),
+        (FENCED, "ours"),
+        (make_node(unschedulable=True), "human"),
+        (make_node(unschedulable=True, foreign="kured"), "foreign"),
+        (make_node(unschedulable=True, fence=make_fence(prior_unschedulable=True)), "human"),
+        (
+            make_node(unschedulable=True, fence=make_fence(prior_unschedulable=True), foreign="kured"),
+            "foreign",
+        ),
+        (make_node(unschedulable=True, fence=make_fence(disruption=DisruptionClass.PLUGIN_RESTART)), "human"),
+        (make_node(fence=make_fence()), ""),
+    ],
+    ids=[
+        "not cordoned",
+        "our fence cordoned it",
+        "a person did",
+        "another controller did",
+        "a person did before our fence",
+        "another controller did before our fence",
+        "our fence is of a class that does not cordon",
+        "somebody lifted our cordon",
+    ],
+)
+def test_the_cordon_is_said_to_be_whose_it_is(node: NodeView, word: str) -> None:
+    assert mirror(DRAINING, node=node)["cordon"] == word
+
+
+def test_a_node_without_blockers_has_no_culprit() -> None:
+    found = mirror(SYNCED)
+    assert (found["culprit"], found["blockers"], found["deadline"], found["step"]) == ("", [], "", "")
+
+
+words = st.text(min_size=1, max_size=3000)
+blockers = st.lists(
+    st.builds(
+        Blocker,
+        st.sampled_from([reason for reason in Reason if reason.group == "Drain"]),
+        st.lists(words, max_size=5).map(tuple),
+        st.lists(st.text(min_size=250, max_size=500), max_size=20).map(", ".join),
+        words,
+    ),
+    max_size=8,
+)
+
+
+@given(blockers=blockers, text=words)
+def test_the_longest_texts_fit_into_the_crd(blockers: list[Blocker], text: str) -> None:
+    after = replace(BLOCKED, blockers=tuple(blockers), message=text, wanted=text, observed=text)
+    found = mirror(after)
+    assert len(found["blockers"]) <= MAX_LINES
+    assert (
+        max(len(part) for part in (found["message"], found["culprit"], *found["blockers"], "")) <= MAX_MESSAGE
+    )
+
+
+def test_a_text_that_is_cut_says_so() -> None:
+    found = mirror(verdict(Phase.FAILED, message="x" * 5000))
+    assert len(found["message"]) == MAX_MESSAGE
+    assert found["message"].endswith("x...")
+
+
+def test_times_are_in_utc_whatever_the_clock_says() -> None:
+    berlin = NOW.astimezone(timezone(timedelta(hours=1)))
+    after = replace(DRAINING, deadline=berlin)
+    assert transition(after, NODE, {}, berlin) == mirror(replace(DRAINING, deadline=NOW))

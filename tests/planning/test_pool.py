@@ -1,0 +1,189 @@
+"""One policy's nodes together: the budget, who starts, in which order, and what blocked candidates do to the others."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import (
+    NOW,
+    at,
+    make_claim,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_pod,
+    make_policy,
+    make_work,
+)
+from tests.planning.cases import MIXED, make_case
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.pool import LOOKAHEAD, Pool, Selection, is_unavailable, select
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.views import NodeWork, PolicyView
+
+OFFERED = frozenset({"nvidia.com/gpu", "nvidia.com/mig-3g.40gb"})
+EMPTY = make_work()
+
+
+def candidate(name: str, work: NodeWork | None = EMPTY, *, pods: int = 0, claimed: bool = False) -> NodeCase:
+    """A node of pool b that waits for a slot; whole, to become 2x3g.40gb."""
+    case = make_case(MIXED, work=work, claimed=claimed)
+    node = replace(case.node, name=name, uid=f"uid-{name}")
+    return replace(case, node=node, gpunode=make_gpunode(name, gpus=(make_gpu(),), pods=pods))
+
+
+def chosen(
+    *cases: NodeCase,
+    limit: object = 1,
+    used: int = 0,
+    cap: int = 100,
+    policy: PolicyView = MIXED,
+    total: int = 10,
+) -> Selection:
+    """What a pool of `total` nodes does with these candidates."""
+    assert policy.spec is not None
+    rollout = policy.spec.rollout.model_copy(update={"max_unavailable": limit})
+    policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
+    pool = Pool(policy, [f"n{n}" for n in range(total)], used, list(cases))
+    return select(pool, cap, OFFERED)
+
+
+def fenced(selection: Selection) -> list[str]:
+    """The nodes that start now."""
+    return sorted(
+        name
+        for name, verdict in selection.verdicts.items()
+        if any(isinstance(action, FenceNode) for action in verdict.actions)
+    )
+
+
+THREE = [candidate(f"c{n}") for n in range(3)]
+BUDGETS: dict[str, tuple[object, int, int, int]] = {
+    "one at a time": (1, 0, 100, 1),
+    "two at a time": (2, 0, 100, 2),
+    "nodes that are away already count": (2, 1, 100, 1),
+    "more are away than may be": (2, 3, 100, 0),
+    "a percentage rounds down": ("29%", 0, 100, 2),
+    "a small percentage is at least one": ("1%", 0, 100, 1),
+    "all at once": ("100%", 0, 100, 3),
+    "zero freezes": (0, 0, 100, 0),
+    "zero percent freezes": ("0%", 0, 100, 0),
+    "nonsense freezes": ("1000a%", 0, 100, 0),
+    "a negative number freezes": (-1, 0, 100, 0),
+    "the operator-wide cap": (3, 0, 2, 2),
+    "the operator-wide cap is used up": (3, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize(("limit", "used", "cap", "started"), BUDGETS.values(), ids=BUDGETS.keys())
+def test_how_many_of_three_candidates_start(limit: object, used: int, cap: int, started: int) -> None:
+    selection = chosen(*THREE, limit=limit, used=used, cap=cap)
+    assert len(fenced(selection)) == started
+    assert selection.claims.keys() == set(fenced(selection))
+    assert selection.verdicts.keys() == {"c0", "c1", "c2"}
+
+
+def test_who_waits_is_told_whether_the_budget_is_full_or_frozen() -> None:
+    full, frozen = chosen(*THREE, used=1), chosen(*THREE, limit=0)
+    assert {(v.phase, v.reason) for v in full.verdicts.values()} == {(Phase.PENDING, Reason.BUDGET_FULL)}
+    assert {(v.phase, v.reason) for v in frozen.verdicts.values()} == {(Phase.PENDING, Reason.FROZEN)}
+
+
+AWAY = {
+    "not Ready": make_node(ready=False),
+    "cordoned by anybody": make_node(unschedulable=True),
+    "being deleted": make_node(deleting=True),
+    "not Ready and cordoned: once": make_node(ready=False, unschedulable=True),
+}
+
+
+@pytest.mark.parametrize("node", AWAY.values(), ids=AWAY.keys())
+def test_a_node_counts_as_away(node: Any) -> None:
+    assert is_unavailable(node) is True
+    assert is_unavailable(make_node()) is False
+
+
+def test_the_order_is_claimed_first_then_fewest_pods_then_a_stable_shuffle() -> None:
+    busy, free, kept = candidate("busy", pods=3), candidate("free"), candidate("kept", pods=9, claimed=True)
+    assert fenced(chosen(busy, free, kept)) == ["kept"]
+    assert fenced(chosen(busy, free)) == ["free"]
+    assert fenced(chosen(*THREE)) == fenced(chosen(*reversed(THREE)))
+
+
+def test_nodes_of_a_new_generation_are_shuffled_anew_but_always_alike() -> None:
+    many = [candidate(f"c{n}") for n in range(20)]
+    first = {fenced(chosen(*many, policy=replace(MIXED, generation=n)))[0] for n in range(8)}
+    assert len(first) > 1
+    assert fenced(chosen(*many)) == fenced(chosen(*many))
+
+
+BLOCKED = make_work(make_pod("db-0", owner=None))
+
+
+def test_a_blocked_node_is_named_keeps_no_slot_and_does_not_stop_the_others() -> None:
+    selection = chosen(candidate("stuck", BLOCKED, claimed=True), candidate("free", pods=5))
+    assert fenced(selection) == ["free"]
+    verdict = selection.verdicts["stuck"]
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.UNMANAGED, ())
+    assert verdict.wake == at(5)
+    assert verdict.wants_pods
+    behind = chosen(candidate("stuck", BLOCKED), candidate("free", pods=5))
+    assert fenced(behind) == ["free"]
+    assert behind.verdicts["stuck"].reason is Reason.BUDGET_FULL
+
+
+def test_pods_are_listed_for_no_more_than_the_room_and_a_little_ahead() -> None:
+    unlisted = [candidate(f"c{n}", None) for n in range(9)]
+    selection = chosen(*unlisted, limit=2)
+    assert sum(verdict.wants_pods for verdict in selection.verdicts.values()) == 2 + LOOKAHEAD
+    assert fenced(selection) == []
+    assert {verdict.phase for verdict in selection.verdicts.values()} == {Phase.PREFLIGHT}
+
+
+def test_pods_that_no_node_could_run_afterwards_hold_the_change_unless_allowed() -> None:
+    work = make_work(make_pod(resources={"nvidia.com/gone": 1, "nvidia.com/mig-7g.80gb": 1}))
+    held = chosen(candidate("c", work)).verdicts["c"]
+    assert held.reason is Reason.STRANDED_PODS
+    allowing = make_policy(drain={"strandedPods": "Allow"})
+    case = replace(candidate("c", work), assessment=make_case(allowing).assessment)
+    assert fenced(chosen(case, policy=allowing)) == ["c"]
+
+
+def test_the_fence_records_everything_that_an_abort_or_a_restart_needs() -> None:
+    selection = chosen(candidate("c"))
+    (action,) = selection.verdicts["c"].actions
+    assert isinstance(action, FenceNode)
+    fence = action.fence
+    assert action.cordon
+    assert action.labels == {names.LABEL_UPGRADE_SKIP: "true", names.LABEL_MODE: None}
+    assert (fence.added, fence.from_mode, fence.stage) == ((names.LABEL_UPGRADE_SKIP,), "full", "fenced")
+    assert (fence.disruption, fence.since, fence.deadline) == (DisruptionClass.RESET, NOW, at(900))
+    assert (fence.from_layout, fence.to_layout, fence.node_uid) == ("1x full", "2x3g.40gb", "uid-c")
+    assert selection.claims == {"c": make_claim("uid-c", op=fence.op)}
+
+
+def test_a_neighbour_mark_that_was_there_is_not_ours_to_take_away() -> None:
+    case = candidate("c")
+    node = replace(case.node, labels={**case.node.labels, names.LABEL_UPGRADE_SKIP: "true"})
+    (action,) = chosen(replace(case, node=node)).verdicts["c"].actions
+    assert isinstance(action, FenceNode)
+    assert action.fence.added == ()
+    assert names.LABEL_UPGRADE_SKIP not in action.labels
+
+
+def test_a_plugin_restart_starts_without_cordon_and_without_looking_at_pods() -> None:
+    case = candidate("c", None)
+    assert case.assessment is not None
+    mild = replace(case.assessment, disruption=DisruptionClass.PLUGIN_RESTART)
+    (action,) = chosen(replace(case, assessment=mild)).verdicts["c"].actions
+    assert isinstance(action, FenceNode)
+    assert not action.cordon
+    assert action.labels == {names.LABEL_UPGRADE_SKIP: "true"}
+
+
+def test_a_policy_without_a_readable_spec_moves_nothing() -> None:
+    assert Pool(replace(MIXED, spec=None), ["a", "b"]).limit == 0

@@ -1,0 +1,361 @@
+"""Named scenarios over the whole planner: state in, plan out; and whole ways from Pending to Synced in world.py."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.build import H100, NOW, make_cluster_policy, make_node, make_pod, make_policy, make_snapshot
+from tests.planning.cases import (
+    FULL,
+    MIXED,
+    NODE,
+    SINGLE,
+    SLICED,
+    T4,
+    copy_of,
+    edited,
+    pool_of,
+    run_until,
+    verdict_of,
+    wrote,
+)
+from tests.planning.machines import Machine
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.actions import (
+    Actuate,
+    EnsureGPUNode,
+    Evict,
+    FenceNode,
+    LabelNode,
+    Release,
+    SetClaims,
+    SetFinalizer,
+    UpdateFence,
+    WriteConfig,
+)
+from gpusharing.planning.migfile import parse as parse_mig_file
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.rollout import Memo, plan_rollout
+from gpusharing.planning.views import Claim, PolicyView
+
+NODE_WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)
+MODES = {"Full": FULL, "TimeSlicing": SLICED, "MIG mixed": MIXED, "MIG single": SINGLE}
+
+
+# --- every ordered change -------------------------------------------------------------------------------------
+
+EXPECTED = {
+    ("Full", "TimeSlicing"): DisruptionClass.GPU_PODS,
+    ("TimeSlicing", "Full"): DisruptionClass.GPU_PODS,
+    ("MIG mixed", "MIG single"): DisruptionClass.GPU_PODS,
+    ("MIG single", "MIG mixed"): DisruptionClass.GPU_PODS,
+}
+CHANGES = [(a, b) for a in MODES for b in MODES if a != b]
+
+
+@pytest.mark.parametrize("reboots", [False, True], ids=["reset", "reboot"])
+@pytest.mark.parametrize(("before", "after"), CHANGES, ids=[f"{a} to {b}" for a, b in CHANGES])
+def test_a_change_runs_to_synced_with_three_node_writes(before: str, after: str, reboots: bool) -> None:
+    world = copy_of(MODES[before], (H100, H100))
+    world.stack = replace(world.stack, cluster_policy=make_cluster_policy(with_reboot=reboots))
+    world.settle()
+    world.add_pod(NODE)
+    world.done.clear()
+    world.set_policy(edited(MODES[after]))
+    across = DisruptionClass.REBOOT if reboots else DisruptionClass.RESET
+    assert verdict_of(world).disruption is EXPECTED.get((before, after), across)
+    plan = world.settle()
+    assert plan.verdicts[NODE].phase is Phase.SYNCED
+    assert wrote(world, *NODE_WRITES) == ["FenceNode", "Actuate", "Release"]
+    assert wrote(world, Evict) == ["Evict"]
+    assert wrote(world, EnsureGPUNode) == ["EnsureGPUNode"] * 2
+    assert wrote(world, SetClaims, SetFinalizer) == ["SetFinalizer", "SetClaims", "SetFinalizer", "SetClaims"]
+    assert dict(world.nodes[NODE].resources) == dict(plan.targets[NODE])
+    assert wrote(world)[0] == "WriteConfig"
+    assert wrote(world).index("SetClaims") < wrote(world).index("FenceNode")
+    assert not world.nodes[NODE].unschedulable
+    assert world.claims == {}
+
+
+def test_a_change_within_mig_keeps_mig_on_and_needs_no_reset() -> None:
+    world = copy_of(MIXED)
+    world.set_policy(make_policy(mig={"layouts": [{"profiles": {"1g.10gb": 7}}]}))
+    assert verdict_of(world).disruption is DisruptionClass.GPU_PODS
+    assert world.settle().verdicts[NODE].observed == "7x1g.10gb"
+
+
+def test_a_change_that_keeps_every_resource_disturbs_no_pod_and_cordons_nothing() -> None:
+    world = copy_of(SLICED)
+    world.add_pod(NODE)
+    world.done.clear()
+    strict = make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4, "failRequestsGreaterThanOne": True})
+    world.set_policy(strict)
+    assert verdict_of(world).disruption is DisruptionClass.PLUGIN_RESTART
+    run_until(world, Phase.RECONFIGURING)
+    assert not world.nodes[NODE].unschedulable
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert wrote(world, *NODE_WRITES) == ["FenceNode", "Actuate", "Release"]
+    assert len(world.pods[NODE]) == 1
+
+
+def test_a_card_without_mig_is_shared_without_any_mig_label() -> None:
+    world = copy_of(FULL, (T4,))
+    world.set_policy(SLICED)
+    world.settle()
+    assert dict(world.nodes[NODE].resources) == {"nvidia.com/gpu": 4}
+    assert not any(label.startswith("nvidia.com/mig.config") for label in world.nodes[NODE].labels)
+
+
+# --- adoption ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", MODES.values(), ids=MODES.keys())
+def test_a_node_already_as_wanted_is_adopted_by_our_own_labels_only(policy: PolicyView) -> None:
+    world = copy_of(policy)
+    node = world.nodes[NODE]
+    ours = {names.LABEL_MODE, names.LABEL_POLICY}
+    bare = {key: value for key, value in node.labels.items() if key not in ours}
+    world.nodes[NODE] = replace(node, labels=bare, verified=None)
+    world.add_pod(NODE)
+    world.done.clear()
+    assert verdict_of(world).reason is Reason.ADOPTABLE
+    assert verdict_of(world).disruption is DisruptionClass.NONE
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert wrote(world) == ["LabelNode"]
+
+
+def test_a_node_whose_admin_named_the_same_configuration_differently_is_adopted() -> None:
+    world = copy_of(MIXED)
+    node, stack = world.nodes[NODE], world.stack
+    theirs = {names.LABEL_MIG_CONFIG: "all-3g.40gb", names.LABEL_PLUGIN_CONFIG: "mig"}
+    key = node.labels[names.LABEL_PLUGIN_CONFIG]
+    world.stack = replace(stack, plugin_configs={**stack.plugin_configs, "mig": stack.plugin_configs[key]})
+    world.nodes[NODE] = replace(node, labels={**node.labels, **theirs}, verified=None)
+    world.done.clear()
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert wrote(world, *NODE_WRITES) == ["LabelNode"]
+    assert world.nodes[NODE].labels[names.LABEL_MIG_CONFIG] == "all-3g.40gb"
+    assert "mig" in world.stack.plugin_configs
+
+
+def test_a_cordoned_node_that_is_as_wanted_is_adopted_and_stays_cordoned() -> None:
+    world = copy_of(FULL)
+    world.nodes[NODE] = replace(world.nodes[NODE], verified=None, unschedulable=True)
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert world.nodes[NODE].unschedulable
+
+
+NOT_ADOPTED = {"no agent is ready": (True, True), "the node is not Ready": (False, False)}
+
+
+@pytest.mark.parametrize(("agents_down", "ready"), NOT_ADOPTED.values(), ids=NOT_ADOPTED.keys())
+def test_nothing_is_adopted_while(agents_down: bool, ready: bool) -> None:
+    world = copy_of(FULL)
+    world.nodes[NODE] = replace(world.nodes[NODE], verified=None, ready=ready)
+    world.agents_down = {NODE} if agents_down else set()
+    assert verdict_of(world).phase is Phase.BLOCKED
+    assert verdict_of(world).actions == ()
+
+
+# --- ownership --------------------------------------------------------------------------------------------------
+
+
+def test_a_node_moves_to_a_strictly_higher_priority_as_a_budgeted_change() -> None:
+    world = copy_of(FULL)
+    world.set_policy(make_policy("urgent", "TimeSlicing", priority=1, rollout={"maxUnavailable": 0}))
+    assert verdict_of(world).reason is Reason.CONFIG_PROPAGATING
+    assert world.settle().verdicts[NODE].reason is Reason.FROZEN
+    assert world.nodes[NODE].labels[names.LABEL_POLICY] == "pool-b"
+    world.set_policy(make_policy("urgent", "TimeSlicing", priority=1))
+    assert world.settle().verdicts[NODE].policy == "urgent"
+    assert world.nodes[NODE].labels[names.LABEL_POLICY] == "urgent"
+
+
+def test_a_node_moves_between_policies_that_want_the_same_by_our_labels_only() -> None:
+    world = copy_of(FULL)
+    world.set_policy(make_policy("urgent", "Full", priority=1))
+    world.done.clear()
+    assert world.settle().verdicts[NODE].policy == "urgent"
+    assert wrote(world, *NODE_WRITES)[0] == "LabelNode"
+    assert "FenceNode" not in wrote(world)
+
+
+def test_a_node_that_no_policy_selects_any_more_keeps_its_layout_and_loses_the_mark() -> None:
+    world = copy_of(MIXED)
+    world.delete_policy("pool-b")
+    world.done.clear()
+    verdict = world.settle().verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.SKIPPED, Reason.UNOWNED)
+    assert wrote(world, *NODE_WRITES) == ["LabelNode"]
+    assert names.LABEL_POLICY not in world.nodes[NODE].labels
+    assert world.machines[NODE].layouts == [(("3g.40gb", 2),)]
+    kept = {world.nodes[NODE].labels[label] for label in (names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG)}
+    assert kept <= {*world.stack.plugin_configs, *parse_mig_file(world.stack.mig_file)}
+
+
+def test_a_node_without_gpu_is_skipped_when_selected_and_not_even_named_otherwise() -> None:
+    plain, other = (
+        make_node("cpu-1", resources={}),
+        make_node("cpu-2", resources={}, labels={"gpusharing.dev/pool": "x"}),
+    )
+    plan = plan_rollout(make_snapshot([plain, other], [FULL], gpunodes=[]), NOW)
+    assert {name: v.reason for name, v in plan.verdicts.items()} == {"cpu-1": Reason.NO_GPU}
+    assert plan.verdicts["cpu-1"].actions == ()
+
+
+# --- two card models --------------------------------------------------------------------------------------------
+
+
+def test_a_second_card_model_is_handled_node_by_node() -> None:
+    world = copy_of(FULL)
+    world.add_node("t4", Machine("t4", (T4,)))
+    world.add_node("h200", Machine("h200", ("NVIDIA H200",)))
+    world.set_policy(make_policy(mig={"config": "all-balanced"}))
+    plan = world.settle()
+    assert {name: (v.phase, v.reason) for name, v in plan.verdicts.items()} == {
+        "gpu-07": (Phase.SYNCED, Reason.SYNCED),
+        "h200": (Phase.SYNCED, Reason.SYNCED),
+        "t4": (Phase.SKIPPED, Reason.NOT_MIG_CAPABLE),
+    }
+    assert plan.verdicts["h200"].wanted == "1x3g.71gb+1x2g.35gb+2x1g.18gb"
+
+
+def test_two_card_models_in_one_node_are_both_divided() -> None:
+    world = copy_of(FULL, (H100, "NVIDIA A30"))
+    world.set_policy(make_policy(mig={"config": "all-balanced"}))
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert "nvidia.com/mig-1g.6gb" in world.nodes[NODE].resources
+    assert "nvidia.com/mig-1g.10gb" in world.nodes[NODE].resources
+
+
+def test_a_layout_that_does_not_fit_is_refused_before_anything_is_touched() -> None:
+    world = copy_of(FULL)
+    world.set_policy(make_policy(mig={"layouts": [{"profiles": {"1g.20gb": 7}}]}))
+    world.done.clear()
+    verdict = world.settle().verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.SKIPPED, Reason.LAYOUT_DOES_NOT_FIT)
+    assert "nearest legal layout: 4x1g.20gb" in verdict.message
+    assert wrote(world, *NODE_WRITES) == []
+
+
+# --- budget over a pool -----------------------------------------------------------------------------------------
+
+
+def test_a_claim_without_a_fence_goes_first_and_does_not_count_twice() -> None:
+    world = pool_of(3)
+    world.claims["n2"] = Claim(world.nodes["n2"].uid, "pool-b", "lost")
+    world.set_policy(SLICED)
+    for name in ("n0", "n1", "n2"):
+        world.act(name)
+    for _ in range(30):
+        world.step()
+        world.now += timedelta(seconds=1)
+        if world.claims and any(node.fence for node in world.nodes.values()):
+            break
+    assert [name for name, node in world.nodes.items() if node.fence] == ["n2"]
+    assert world.claims.keys() == {"n2"}
+
+
+def test_a_cordoned_node_of_the_pool_takes_a_slot_and_is_left_alone() -> None:
+    world = pool_of(3)
+    world.nodes["n0"] = replace(world.nodes["n0"], unschedulable=True)
+    world.human_cordons.add("n0")
+    world.set_policy(SLICED)
+    plan = world.settle()
+    assert {name: v.reason for name, v in plan.verdicts.items()} == {
+        "n0": Reason.ALREADY_CORDONED, "n1": Reason.BUDGET_FULL, "n2": Reason.BUDGET_FULL}  # fmt: skip
+
+
+def test_the_operator_wide_cap_holds_over_policies() -> None:
+    world = pool_of(4, make_policy(mode="Full", rollout={"maxUnavailable": "100%"}))
+    world.settings = replace(world.settings, max_in_flight=2)
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": "100%"}))
+    most = 0
+    for _ in range(200):
+        for name in world.nodes:
+            world.act(name)
+        world.step()
+        world.now += timedelta(seconds=1)
+        most = max(most, sum(node.fence is not None for node in world.nodes.values()))
+    assert most == 2
+    assert all(v.phase is Phase.SYNCED for v in world.settle().verdicts.values())
+
+
+def test_lowering_the_budget_stops_nobody_who_is_under_way() -> None:
+    world = pool_of(3, make_policy(mode="Full", rollout={"maxUnavailable": 3}))
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 3}))
+    run_until(world, Phase.RECONFIGURING, node="n0")
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 0}))
+    assert all(v.phase is Phase.SYNCED for v in world.settle().verdicts.values())
+
+
+# --- the front door -----------------------------------------------------------------------------------------------
+
+
+def test_a_settled_cluster_gives_an_empty_plan_with_any_memo_and_in_any_order() -> None:
+    world = pool_of(3)
+    snapshot = world.snapshot()
+    memo = Memo()
+    plans = [plan_rollout(snapshot, world.now, memo) for _ in range(2)]
+    reverse = replace(snapshot, nodes=dict(sorted(snapshot.nodes.items(), reverse=True)))
+    plans += [plan_rollout(reverse, world.now), plan_rollout(reverse, world.now, memo)]
+    assert all(plan == plans[0] for plan in plans)
+    assert plans[0].settled
+    assert plans[0].wake_at is None
+    assert list(plans[0].verdicts) == ["n0", "n1", "n2"]
+
+
+def test_a_memo_forgets_nodes_that_are_gone() -> None:
+    world = pool_of(2)
+    memo = Memo()
+    plan_rollout(world.snapshot(), world.now, memo)
+    world.remove_node("n0")
+    plan_rollout(world.snapshot(), world.now, memo)
+    assert memo.known.keys() == {"n1"}
+
+
+def test_a_fence_that_cannot_be_read_is_left_exactly_as_it_is() -> None:
+    world = copy_of(FULL)
+    world.nodes[NODE] = replace(world.nodes[NODE], fence_error="annotation gpusharing.dev/fence: not JSON")
+    world.set_policy(MIXED)
+    verdict = world.settle().verdicts[NODE]
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.FENCE_UNREADABLE, ())
+
+
+def test_an_unaccepted_policy_moves_nothing_and_says_why_on_every_node() -> None:
+    world = copy_of(FULL)
+    world.stack = replace(world.stack, cluster_policy=make_cluster_policy("theirs"))
+    world.set_policy(MIXED)
+    plan = world.settle()
+    assert plan.objections["pool-b"].reason is Reason.PLUGIN_CONFIG_NOT_OURS
+    assert plan.verdicts[NODE].reason is Reason.PLUGIN_CONFIG_NOT_OURS
+    assert wrote(world, FenceNode) == []
+
+
+def test_the_configuration_of_a_policy_is_written_before_any_label_names_it_and_goes_when_nobody_does() -> (
+    None
+):
+    world = copy_of(MIXED)
+    old = world.nodes[NODE].labels[names.LABEL_PLUGIN_CONFIG]
+    world.set_policy(SLICED)
+    world.done.clear()
+    world.step()
+    assert wrote(world)[0] == "WriteConfig"
+    assert old in world.stack.plugin_configs
+    world.settle()
+    assert old not in world.stack.plugin_configs
+    assert len(wrote(world, WriteConfig)) == 2
+
+
+def test_pods_of_other_nodes_are_never_asked_for() -> None:
+    world = pool_of(5)
+    world.set_policy(edited(SLICED))
+    for name in world.nodes:
+        world.pods[name] = {f"uid-{name}": make_pod(name, uid=f"uid-{name}")}
+    world.now += timedelta(seconds=30)
+    world.step()
+    world.now += timedelta(seconds=30)
+    plan = world.step()
+    assert 0 < len(plan.wants_pods) <= 3

@@ -1,0 +1,184 @@
+"""Changes that do not go straight: aborts, deletions, wedges, failures, repair and drift, each to its end."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.planning.cases import (
+    FULL,
+    MIXED,
+    NODE,
+    SLICED,
+    copy_of,
+    edited,
+    run_until,
+    verdict_of,
+    wrote,
+)
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import (
+    Actuate,
+    FenceNode,
+    RestartOperand,
+)
+from gpusharing.planning.reasons import Reason
+
+# --- giving up and coming back ------------------------------------------------------------------------------------
+
+
+def test_a_drain_that_times_out_restores_the_node_waits_longer_each_time_and_gets_there_in_the_end() -> None:
+    world = copy_of(FULL)
+    world.add_pod(NODE)
+    world.refusing = True
+    world.set_policy(edited(SLICED))
+    waits = []
+    for _ in range(3):
+        run_until(world, Phase.ABORTING, 3000)
+        node = world.nodes[NODE]
+        assert node.deferred is not None
+        assert (node.unschedulable, node.labels.get(names.LABEL_MODE)) == (False, "full")
+        assert names.LABEL_UPGRADE_SKIP not in node.labels
+        waits.append((node.deferred.until - world.now).total_seconds())
+        world.now = node.deferred.until
+    assert waits == [300, 600, 1200]
+    world.refusing = False
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert world.nodes[NODE].deferred is None
+
+
+def test_a_policy_deleted_before_the_pnr_gives_the_node_back_and_goes() -> None:
+    world = copy_of(FULL)
+    world.add_pod(NODE)
+    world.set_policy(edited(SLICED))
+    run_until(world, Phase.DRAINING)
+    world.delete_policy("pool-b")
+    world.settle()
+    assert world.policies == ()
+    assert (world.nodes[NODE].fence, world.nodes[NODE].unschedulable) == (None, False)
+    assert names.LABEL_PLUGIN_CONFIG not in world.nodes[NODE].labels
+
+
+def test_a_policy_deleted_after_the_pnr_goes_when_its_node_is_proven() -> None:
+    world = copy_of(FULL)
+    world.set_policy(MIXED)
+    run_until(world, Phase.RECONFIGURING)
+    world.delete_policy("pool-b")
+    assert world.policies[0].deleting
+    world.settle()
+    assert world.policies == ()
+    assert (world.nodes[NODE].fence, world.nodes[NODE].unschedulable) == (None, False)
+    assert dict(world.nodes[NODE].resources) == {"nvidia.com/mig-3g.40gb": 2}
+
+
+def test_force_release_lets_a_policy_go_at_once_and_keeps_the_cordon() -> None:
+    world = copy_of(FULL)
+    world.machines[NODE].temper = "fails"
+    world.set_policy(MIXED)
+    run_until(world, Phase.FAILED)
+    world.delete_policy("pool-b")
+    world.settle()
+    assert world.policies, "a failed node holds the policy"
+    world.policies = tuple(replace(policy, force_release=True) for policy in world.policies)
+    world.settle()
+    assert (world.policies, world.claims) == ((), {})
+    assert (world.nodes[NODE].fence, world.nodes[NODE].unschedulable) == (None, True)
+
+
+def test_a_node_created_again_with_the_same_name_begins_anew() -> None:
+    world = copy_of(FULL)
+    world.set_policy(MIXED)
+    run_until(world, Phase.RECONFIGURING)
+    world.remove_node(NODE)
+    world.step()
+    assert world.claims == {}
+    world.add_node(NODE)
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert dict(world.nodes[NODE].resources) == {"nvidia.com/mig-3g.40gb": 2}
+
+
+@pytest.mark.parametrize("phase", [Phase.DRAINING, Phase.RECONFIGURING, Phase.VERIFYING])
+def test_all_gpunodes_deleted_in_the_middle_make_no_difference_to_the_end(phase: Phase) -> None:
+    world = copy_of(FULL)
+    world.add_pod(NODE)
+    world.set_policy(edited(MIXED))
+    run_until(world, phase)
+    world.gpunodes.clear()
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert wrote(world, Actuate) == ["Actuate"]
+
+
+# --- wedges, failures, drift --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temper", ["hangs", "forgets"])
+def test_a_wedged_mig_manager_is_restarted_twice_and_then_the_node_is_failed_and_keeps_its_slot(
+    temper: str,
+) -> None:
+    world = copy_of(FULL)
+    world.machines[NODE].temper = temper  # type: ignore[assignment]  # one of the tempers
+    world.set_policy(MIXED)
+    plan = world.settle()
+    assert len(wrote(world, RestartOperand)) == (2 if temper == "hangs" else 1)
+    if temper == "hangs":
+        assert plan.verdicts[NODE].phase is Phase.FAILED
+        assert world.claims.keys() == {NODE}
+        assert world.nodes[NODE].unschedulable
+
+
+def test_a_failed_node_is_repaired_by_the_retry_annotation() -> None:
+    world = copy_of(FULL)
+    world.machines[NODE].temper = "fails"
+    world.set_policy(MIXED)
+    assert world.settle().verdicts[NODE].reason is Reason.ACTUATOR_FAILED
+    world.machines[NODE].temper = "works"
+    world.nodes[NODE] = replace(world.nodes[NODE], retry="once more")
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+
+
+def test_a_failed_node_is_repaired_by_a_new_generation() -> None:
+    world = copy_of(FULL)
+    world.machines[NODE].temper = "fails"
+    world.set_policy(MIXED)
+    world.settle()
+    world.machines[NODE].temper = "works"
+    world.set_policy(SLICED)
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert dict(world.nodes[NODE].resources) == {"nvidia.com/gpu": 4}
+
+
+def drift(world: World) -> None:
+    """Somebody sets mig.config back by hand."""
+    node = world.nodes[NODE]
+    world.nodes[NODE] = replace(node, labels={**node.labels, names.LABEL_MIG_CONFIG: "all-disabled"})
+    for _ in range(4):
+        world.act(NODE)
+
+
+def test_drift_is_shown_put_right_once_per_generation_and_then_left_to_a_person() -> None:
+    world = copy_of(MIXED)
+    drift(world)
+    assert verdict_of(world).reason is Reason.DRIFTED
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert wrote(world, FenceNode)[-1:] == ["FenceNode"]
+    drift(world)
+    assert world.settle().verdicts[NODE].reason is Reason.DRIFT_RETURNED
+    world.nodes[NODE] = replace(world.nodes[NODE], retry="I stopped the other one")
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    drift(world)
+    world.set_policy(MIXED)  # a new generation
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+
+
+def test_a_plugin_that_is_down_is_not_drained_for() -> None:
+    world = copy_of(MIXED)
+    world.done.clear()
+    node = world.nodes[NODE]
+    world.nodes[NODE] = replace(node, resources={})
+    for _ in range(20):
+        plan = world.step()
+        world.now += timedelta(seconds=30)
+    assert plan.verdicts[NODE].reason is Reason.ALLOCATABLE_MISMATCH
+    assert world.done == []

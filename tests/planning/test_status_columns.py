@@ -1,0 +1,194 @@
+"""A policy's columns, plan and failures; and its whole status over a change: it neither flaps nor overflows."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from tests.build import at, make_gpu, make_node, make_policy
+from tests.planning.machines import Machine
+from tests.planning.told import (
+    BAD_SPEC,
+    DRAINING,
+    FAILED,
+    HALVES,
+    PASSED_OVER,
+    PENDING,
+    POOL,
+    REFUSED,
+    SYNCED,
+    Scene,
+    answers,
+    message,
+)
+from tests.planning.world import World
+
+from gpusharing.api.names import DisruptionClass
+from gpusharing.api.policy import GPUSharingPolicyStatus
+from gpusharing.planning.acceptance import Objection
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.status import MAX_LISTED, MAX_TEXT, policy_status
+
+
+def test_the_columns_tell_layout_nodes_gpus_used_pending_strategy_and_product() -> None:
+    cordoned = make_node("gpu-08", resources=HALVES, unschedulable=True)
+    scene = Scene(
+        [SYNCED, replace(SYNCED, node="gpu-08")],
+        nodes={"gpu-07": make_node(resources=HALVES), "gpu-08": cordoned},
+        reports={
+            "gpu-07": {"gpus": [make_gpu(0), make_gpu(1)], "allocated": HALVES},
+            "gpu-08": {"allocated": {"nvidia.com/gpu": 1, "nvidia.com/mig-3g.40gb": 1}},
+        },
+        pending={"nvidia.com/mig-3g.40gb": 3, "nvidia.com/gpu": 5},
+    )
+    assert scene.status()["summary"] == {
+        "mode": "MIG",
+        "layout": "2x3g.40gb",
+        "nodes": "1/2",
+        "gpus": 3,
+        "used": "3/4",
+        "pendingPods": 3,
+        "strategy": "mixed",
+        "product": "NVIDIA-H100-80GB-HBM3",
+        "status": "Synced",
+        "message": "2x3g.40gb proven",
+    }
+
+
+def test_the_strategy_belongs_to_mig_and_a_spec_that_cannot_be_read_has_no_mode() -> None:
+    assert Scene([SYNCED], make_policy(mode="TimeSlicing")).status()["summary"]["strategy"] == ""
+    broken = replace(POOL, spec=None)
+    summary = Scene((), broken, objection=BAD_SPEC).status()["summary"]
+    assert (summary["mode"], summary["status"]) == ("", "InvalidSpec")
+
+
+def test_nodes_of_other_cards_leave_every_count() -> None:
+    summary = Scene([SYNCED, PASSED_OVER]).status()["summary"]
+    assert (summary["nodes"], summary["gpus"], summary["used"]) == ("1/1", 1, "0/1")
+
+
+def test_a_node_that_never_reported_has_no_gpus() -> None:
+    summary = Scene([SYNCED], reports={"gpu-07": {"observed": False}}).status()["summary"]
+    assert (summary["gpus"], summary["used"], summary["product"]) == (0, "0/1", "")
+
+
+def test_two_layouts_are_shown_by_how_many_nodes_have_them() -> None:
+    rows = [replace(SYNCED, node=f"gpu-{number}", wanted=text) for number, text in enumerate("baacaab")]
+    assert Scene(rows).status()["summary"]["layout"] == "a, b"
+
+
+# --- plan and failures ---------------------------------------------------------------------------------------
+
+
+def test_the_plan_tells_the_worst_class_the_nodes_pods_and_capacities() -> None:
+    reset = replace(PENDING, disruption=DisruptionClass.RESET)
+    scene = Scene(
+        [SYNCED, reset, replace(FAILED, disruption=DisruptionClass.GPU_PODS, pods=2), REFUSED],
+        nodes={"gpu-07": make_node("gpu-07", resources=HALVES)},
+        targets={"gpu-07": HALVES, "gpu-08": HALVES, "gpu-09": HALVES},
+        reports={"gpu-08": {"pods": 3}},
+    )
+    plan = scene.status()["plan"]
+    assert plan.pop("hash").isalnum()
+    assert plan == {
+        "disruption": "Reset",
+        "nodes": ["gpu-08", "gpu-09"],
+        "nodeCount": 2,
+        "pods": 5,
+        "capacityBefore": {"nvidia.com/gpu": 3, "nvidia.com/mig-3g.40gb": 2},
+        "capacityAfter": {"nvidia.com/gpu": 1, "nvidia.com/mig-3g.40gb": 6},
+    }, "the card that refuses keeps serving what it serves"
+
+
+def test_there_is_no_plan_when_nothing_changes() -> None:
+    assert Scene([SYNCED, REFUSED]).status()["plan"] is None
+
+
+def test_the_hash_of_a_plan_changes_with_the_plan_only() -> None:
+    one = replace(PENDING, disruption=DisruptionClass.RESET)
+    two = replace(one, node="gpu-01")
+    hashes = [
+        Scene([one, two]).status()["plan"]["hash"],
+        Scene([one, two], replace(POOL, generation=8)).status()["plan"]["hash"],
+        Scene([one]).status()["plan"]["hash"],
+        Scene([one, replace(two, disruption=DisruptionClass.REBOOT)]).status()["plan"]["hash"],
+        Scene([one, two], targets={"gpu-01": HALVES}).status()["plan"]["hash"],
+    ]
+    assert len(set(hashes)) == len(hashes)
+    assert (
+        hashes[0] == Scene([replace(two, message="other", pods=4), one]).status(None, at(60))["plan"]["hash"]
+    )
+
+
+def test_failures_are_told_by_name_and_capped() -> None:
+    failed = [replace(FAILED, node=f"gpu-{number:03d}") for number in range(50)]
+    failures = Scene(failed).status()["failures"]
+    assert failures[0] == {"node": "gpu-000", "reason": "ActuatorFailed", "message": "something is so"}
+    assert [row["node"] for row in failures] == [f"gpu-{number:03d}" for number in range(MAX_LISTED)]
+    assert Scene([SYNCED, DRAINING]).status()["failures"] == []
+
+
+def test_five_thousand_nodes_with_endless_messages_fit_into_the_crd() -> None:
+    endless = replace(FAILED, message="x" * 9000, wanted="y" * 3000, disruption=DisruptionClass.RESET)
+    status = Scene([replace(endless, node=f"gpu-{number:04d}") for number in range(5000)]).status()
+    texts = [row["message"] for row in status["conditions"]] + [status["summary"]["message"]]
+    assert max(len(text) for text in texts) == MAX_TEXT
+    assert status["plan"]["nodeCount"] == 5000
+    assert len(status["plan"]["nodes"]) == len(status["failures"]) == MAX_LISTED
+    assert len(str(status)) < 40_000, "far below what etcd takes"
+    objected = Scene([], objection=Objection(Reason.INVALID_SPEC, "z" * 9000)).status()
+    assert {len(text) for text in (message(objected, "Accepted"), message(objected, "Ready"))} == {MAX_TEXT}
+
+
+# --- with the planner ----------------------------------------------------------------------------------------
+
+
+def test_a_whole_change_is_told_without_flapping() -> None:
+    """From the edit to the end: valid at each step, equal a moment later, Ready False until all is proven."""
+    world = World()
+    for name in ("gpu-07", "gpu-08"):
+        world.add_node(name, Machine(name))
+    world.set_policy(make_policy(mode="Full"))
+    world.settle()
+    world.set_policy(make_policy())
+    status: dict[str, Any] = {}
+    words: list[str] = []
+    for _ in range(400):
+        snapshot, policy = world.snapshot(), world.policies[0]
+        plan = plan_rollout(snapshot, world.now)
+        status = policy_status(policy, plan, snapshot, status, world.now)
+        GPUSharingPolicyStatus.model_validate(status)
+        later = plan_rollout(snapshot, world.now + timedelta(milliseconds=1))
+        if {n: (v.phase, v.reason) for n, v in later.verdicts.items()} == {
+            n: (v.phase, v.reason) for n, v in plan.verdicts.items()
+        }:
+            assert policy_status(policy, later, snapshot, status, at(9000)) == status
+        words += [status["summary"]["status"]] if status["summary"]["status"] not in words[-1:] else []
+        if answers(status)["Ready"] == "True Synced":
+            break
+        assert status["plan"] is None or status["plan"]["capacityAfter"] == {"nvidia.com/mig-3g.40gb": 4}
+        for node in world.nodes:
+            world.act(node)
+        world.step()
+        world.now += timedelta(seconds=1)
+    assert status["summary"]["nodes"] == "2/2"
+    assert status["plan"] is None
+    assert [word for word in words if word in ("Draining", "Reconfiguring", "Verifying", "Synced")][
+        -1
+    ] == "Synced"
+    assert {"Reconfiguring", "Verifying"} <= set(words)
+
+
+def test_a_failed_node_is_told_once_and_not_on_every_pass() -> None:
+    world = World()
+    world.add_node("gpu-07", Machine("gpu-07"))
+    world.set_policy(make_policy(mode="Full"))
+    world.settle()
+    world.machines["gpu-07"].temper = "hangs"
+    world.set_policy(make_policy())
+    world.settle()
+    snapshot, policy = world.snapshot(), world.policies[0]
+    status = policy_status(policy, plan_rollout(snapshot, world.now), snapshot, {}, world.now)
+    assert answers(status)["Stalled"] == "True NodesFailed"
+    later = world.now + timedelta(hours=1)
+    assert policy_status(policy, plan_rollout(snapshot, later), snapshot, status, later) == status

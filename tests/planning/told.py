@@ -1,0 +1,98 @@
+"""Verdicts and the status that follows from them, without a planner."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from tests.build import NOW, make_gpunode, make_node, make_policy, make_snapshot, make_stack
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.policy import GPUSharingPolicyStatus
+from gpusharing.planning.acceptance import Objection
+from gpusharing.planning.pool import Pool
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.status import policy_status
+from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.views import NodeView, PolicyView
+
+POOL = make_policy(generation=7)
+LAYOUT = "2x3g.40gb"
+HALVES = {"nvidia.com/mig-3g.40gb": 2}
+BAD_SPEC = Objection(Reason.INVALID_SPEC, "spec.mode: unknown")
+
+
+def verdict(
+    phase: Phase,
+    reason: Reason = Reason.PROGRESSING,
+    node: str = "gpu-07",
+    message: str = "something is so",
+    **fields: Any,
+) -> Verdict:
+    """A node of the pool."""
+    known: dict[str, Any] = {"wanted": LAYOUT} | fields
+    if phase.in_flight:
+        known.setdefault("disruption", DisruptionClass.RESET)
+    return Verdict(node, "pool-b", phase, reason, message, **known)
+
+
+SYNCED = verdict(Phase.SYNCED, Reason.SYNCED, message="2x3g.40gb proven")
+DRAINING = verdict(Phase.DRAINING, Reason.PODS_LEAVING, "gpu-08")
+PENDING = verdict(Phase.PENDING, Reason.BUDGET_FULL, "gpu-08")
+FAILED = verdict(Phase.FAILED, Reason.ACTUATOR_FAILED, "gpu-09")
+STUCK = verdict(Phase.BLOCKED, Reason.UNMANAGED, "gpu-10")
+REFUSED = verdict(Phase.SKIPPED, Reason.NOT_MIG_CAPABLE, "gpu-11", "Tesla T4 has no MIG", wanted="")
+PASSED_OVER = verdict(
+    Phase.SKIPPED, Reason.PRODUCT_SKIPPED, "gpu-12", "Tesla T4 is not in spec.products", wanted=""
+)
+
+
+@dataclass
+class Scene:
+    """What a status is computed from."""
+
+    verdicts: Sequence[Verdict] = ()
+    policy: PolicyView = POOL
+    objection: Objection | None = None
+    nodes: Mapping[str, NodeView] = field(default_factory=dict)
+    targets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    reports: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    pending: Mapping[str, int] = field(default_factory=dict)
+
+    def status(self, previous: Mapping[str, Any] | None = None, now: datetime = NOW) -> dict[str, Any]:
+        """The status, which the CRD's types accept."""
+        own = [one.node for one in self.verdicts if one.policy == self.policy.name]
+        plan = RolloutPlan(
+            verdicts={one.node: one for one in self.verdicts},
+            pools={self.policy.name: Pool(self.policy, names=own)},
+            objections={self.policy.name: self.objection} if self.objection else {},
+            shared=(),
+            targets=self.targets,
+            wants_pods=frozenset(),
+            differing=frozenset(),
+            wake_at=None,
+        )
+        names = [one.node for one in self.verdicts]
+        snapshot = make_snapshot(
+            [self.nodes.get(name) or make_node(name) for name in names],
+            [self.policy],
+            gpunodes=[make_gpunode(name, **self.reports.get(name, {})) for name in names],
+            stack=make_stack(POOL),
+            pending=self.pending,
+        )
+        status = policy_status(self.policy, plan, snapshot, previous or {}, now)
+        GPUSharingPolicyStatus.model_validate(status)
+        return status
+
+
+def answers(status: Mapping[str, Any]) -> dict[str, str]:
+    """`True Synced` by condition."""
+    return {row["type"]: f"{row['status']} {row['reason']}" for row in status["conditions"]}
+
+
+def message(status: Mapping[str, Any], kind: str) -> str:
+    """The message of a condition."""
+    (text,) = (row["message"] for row in status["conditions"] if row["type"] == kind)
+    assert isinstance(text, str)
+    return text
