@@ -1,0 +1,87 @@
+"""Every change on real parts: the shipped operator and agent, NVIDIA's mig-manager, device plugin, GFD, MPS daemon.
+
+SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.nvidia.loop import Loop, is_cordoned, mig_state, running_loop
+
+pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
+
+FULL = {"mode": "Full"}
+HALVES = {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}}
+MIXED = {
+    "mode": "MIG",
+    "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}]},
+}  # fmt: skip
+SINGLE = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
+SLICED = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+WALK = (
+    ("Full", FULL, {"nvidia.com/gpu": 2}),
+    ("MIG mixed", HALVES, {"nvidia.com/mig-3g.40gb": 4}),
+    (
+        "MIG in another geometry", MIXED,
+        {"nvidia.com/mig-1g.10gb": 4, "nvidia.com/mig-2g.20gb": 2, "nvidia.com/mig-3g.40gb": 2},
+    ),
+    ("MIG single", SINGLE, {"nvidia.com/gpu": 14}),
+    ("Full again", FULL, {"nvidia.com/gpu": 2}),
+    ("TimeSlicing", SLICED, {"nvidia.com/gpu": 8}),
+    ("MIG from TimeSlicing", HALVES, {"nvidia.com/mig-3g.40gb": 4}),
+)  # fmt: skip
+SHORT = "gpusharing-"
+
+
+@pytest.fixture(scope="module")
+def loop(nvidia_programs: None) -> Iterator[Loop]:
+    with tempfile.TemporaryDirectory(prefix=SHORT) as folder, running_loop(Path(folder), "one", "two") as made:
+        yield made
+
+
+def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop) -> None:
+    for number, (what, spec, served) in enumerate(WALK):
+        working = [loop.run_pod(node, min(WALK[number - 1][2])) for node in loop.nodes] if number else []
+        loop.apply(**spec)
+        loop.wait_ready()
+        for node in loop.nodes:
+            assert loop.served(node) == served, what
+            assert not is_cordoned(loop, node), what
+            assert loop.nodes[node].simulator.show()["processes"] == [], what
+        assert sorted(loop.evicted()[-len(working) :] if working else []) == sorted(working), what
+
+
+def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: Loop) -> None:
+    loop.apply(**FULL)
+    loop.wait_ready()
+    loop.apply(**HALVES)
+    loop.wait(lambda: mig_state(loop, "one") == "pending", "mig-manager to begin")
+    loop.nodes["one"].kill("nvidia-mig-manager")
+    loop.wait_ready()
+    assert loop.profiles("one") == [["3g.40gb"] * 2] * 2
+
+
+def test_a_failure_that_leaves_operands_paused_is_cured_by_a_restart(loop: Loop) -> None:
+    before = len(loop.events("ActuatorRestarted"))
+    loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)
+    loop.apply(**SINGLE)
+    loop.wait_ready()
+    assert len(loop.events("ActuatorRestarted")) == before + 1
+    assert loop.profiles("one") == [["1g.10gb"] * 7] * 2
+
+
+def test_a_gpu_that_fails_midway_leaves_the_node_fenced_with_the_reason_shown(loop: Loop) -> None:
+    loop.nodes["two"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
+    loop.apply(**HALVES)
+    loop.wait(lambda: loop.transition("two").get("phase") == "Failed", "two to be given up")
+    now = loop.transition("two")
+    assert now["reason"] == "ActuatorFailed"
+    print(now, loop.nodes["two"].programs.mig_manager.log.read_text()[-6000:])
+    assert is_cordoned(loop, "two")
+    loop.wait(lambda: not is_cordoned(loop, "one"), "the other node to be done")
+    loop.nodes["two"].simulator.clear_faults()
+    loop.plane.kubectl("annotate", "node", "two", "--overwrite", "gpusharing.dev/retry=again")
+    loop.wait_ready()
+    assert loop.profiles("two") == [["3g.40gb"] * 2] * 2
