@@ -1,10 +1,11 @@
-"""The DaemonSet controller and the kubelet for two DaemonSets, where there are no controllers (FakeCluster)."""
+"""The DaemonSet controller and the kubelet for three DaemonSets, where there are no controllers (FakeCluster)."""
 
 import random
 from collections.abc import Mapping
 
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MPS_CAPABLE
 from gpusharing.kube.client import JSON, PODS
-from gpusharing.kube.errors import AlreadyExists, NotFound
+from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 from hack.sim.node import Spawn
 from hack.sim.nodeobject import Cluster
@@ -14,6 +15,10 @@ LABEL_AGENT = "app.kubernetes.io/name"
 AGENT = "gpusharing-agent"
 LABEL_MIG_MANAGER = "app"
 MIG_MANAGER = "nvidia-mig-manager"
+LABEL_MPS_DAEMON = "app"
+MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
+MPS_SELECTOR = {LABEL_MPS_CAPABLE: "true", f"{LABEL_DEPLOY_PREFIX}device-plugin": "true"}
+"""Its node selector (GO:assets/state-mps-control-daemon)."""
 
 
 class DaemonSetPlayer:
@@ -31,12 +36,17 @@ class DaemonSetPlayer:
         self._busy: set[str] = set()
 
     def look(self, node: str, labels: Mapping[str, str]) -> None:
-        """Create the pod of that node, or start the one that is Pending."""
-        if node in self._busy or not self._selector.items() <= labels.items():
+        """Create the pod of that node, or delete it where the selector does not match any more."""
+        if node in self._busy:
             return
-        if not self._pods.exists(node):
+        wanted = self._selector.items() <= labels.items()
+        if wanted and not self._pods.exists(node):
             self._busy.add(node)
             self._spawn(self._create(node))
+        pod = self._pods.running(node)
+        if not wanted and pod is not None:
+            self._busy.add(node)
+            self._spawn(self._delete(node, pod))
 
     async def _create(self, node: str) -> None:
         client, namespace = self._cluster.client, self._pods.namespace
@@ -49,6 +59,17 @@ class DaemonSetPlayer:
                 PODS, name, {"status": self._running()}, namespace=namespace, subresource="status"
             )
         except (NotFound, AlreadyExists) as error:
+            self._cluster.log(f"{node}: {self._name}: {error!r}")
+        finally:
+            self._busy.discard(node)
+
+    async def _delete(self, node: str, pod: JSON) -> None:
+        metadata = pod["metadata"]
+        try:
+            await self._cluster.client.delete(
+                PODS, metadata["name"], namespace=metadata["namespace"], uid=metadata["uid"]
+            )
+        except (NotFound, Conflict) as error:
             self._cluster.log(f"{node}: {self._name}: {error!r}")
         finally:
             self._busy.discard(node)
@@ -97,8 +118,13 @@ def agent_pods(cluster: Cluster) -> DaemonPods:
     return DaemonPods(cluster.settings.agent_namespace, LABEL_AGENT, AGENT)
 
 
+def mps_pods(cluster: Cluster) -> DaemonPods:
+    """Pods of nvidia-device-plugin-mps-control-daemon."""
+    return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
+
+
 def players(
-    cluster: Cluster, mig: DaemonPods, agents: DaemonPods, spawn: Spawn
+    cluster: Cluster, mig: DaemonPods, mps: DaemonPods, agents: DaemonPods, spawn: Spawn
 ) -> tuple[DaemonSetPlayer, ...]:
     """The DaemonSets that we play; none where a real controller does."""
     if not cluster.settings.play_daemon_sets:
@@ -106,7 +132,8 @@ def players(
     found = [
         DaemonSetPlayer(
             cluster, mig, "nvidia-mig-manager-daemonset", {LABEL_DEPLOY_MIG_MANAGER: "true"}, spawn
-        )
+        ),
+        DaemonSetPlayer(cluster, mps, MPS_DAEMON, MPS_SELECTOR, spawn),
     ]
     if cluster.settings.agents:
         found.append(DaemonSetPlayer(cluster, agents, AGENT, {"nvidia.com/gpu.present": "true"}, spawn))

@@ -15,6 +15,7 @@ from gpusharing.api.names import (
     LABEL_GPU_REPLICAS,
     LABEL_MIG_CAPABLE,
     LABEL_MIG_STRATEGY,
+    LABEL_MPS_CAPABLE,
     LABEL_SHARING_STRATEGY,
     RESOURCE_GPU,
 )
@@ -39,12 +40,21 @@ def owns(label: str) -> bool:
 
 
 def labels(reading: Reading, config: PluginConfig, started: int) -> dict[str, str]:
-    """All labels of a node. `started` is when this GFD process began, in seconds since 1970."""
+    """All labels of a node. `started` is when this GFD process began, in seconds since 1970.
+
+    Raises PluginError where it ends instead.
+    """
     gpus = reading.gpus
     if not gpus:
         return {}
     model = next(model for model in reading.models if model.product == gpus[-1].product)  # the last one wins
-    found = {**_constant(model), LABEL_GFD_TIMESTAMP: str(started)}
+    if config.sharing == "mps" and any(gpu.mig_mode == "Enabled" for gpu in gpus):
+        raise PluginError("failed to check MPS-capable: MPS sharing is not supported for mig devices")
+    found = {
+        **_constant(model),
+        LABEL_MPS_CAPABLE: str(config.sharing == "mps").lower(),
+        LABEL_GFD_TIMESTAMP: str(started),
+    }
     if config.mig_strategy == "none":
         return {**found, **_whole(gpus, model, config)}
     found[LABEL_MIG_STRATEGY] = config.mig_strategy
@@ -69,7 +79,6 @@ def _constant(model: Model) -> dict[str, str]:
         "nvidia.com/gpu.compute.major": major,
         "nvidia.com/gpu.compute.minor": minor,
         "nvidia.com/gpu.mode": "compute",
-        "nvidia.com/mps.capable": "false",
     }
 
 
@@ -83,6 +92,8 @@ def _sharing(config: PluginConfig, resource: str) -> tuple[int, str, str]:
 
 def _whole(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[str, str]:
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
+    if all(gpu.mig_mode == "Enabled" for gpu in gpus):
+        replicas, strategy, suffix = 0, "none", ""  # no GPU is whole
     return {
         LABEL_GPU_PRODUCT: bare_product(model.product) + suffix,
         LABEL_GPU_COUNT: str(len(gpus)),
@@ -111,12 +122,6 @@ def _single(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[s
 
 def _mixed(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[str, str]:
     found = _whole(gpus, model, config)
-    if any(gpu.mig_mode == "Enabled" for gpu in gpus):
-        found |= {
-            LABEL_GPU_PRODUCT: bare_product(model.product),
-            LABEL_GPU_REPLICAS: "0",
-            LABEL_SHARING_STRATEGY: "none",
-        }
     names = [instance.profile for gpu in gpus for instance in gpu.instances]
     for name in sorted(set(names)):
         resource = resource_name(name)

@@ -2,7 +2,15 @@
 
 from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient
 from gpusharing.kube.errors import AlreadyExists
-from hack.sim.daemons import AGENT, LABEL_AGENT, LABEL_MIG_MANAGER, MIG_MANAGER
+from hack.sim.daemons import (
+    AGENT,
+    LABEL_AGENT,
+    LABEL_MIG_MANAGER,
+    LABEL_MPS_DAEMON,
+    MIG_MANAGER,
+    MPS_DAEMON,
+    MPS_SELECTOR,
+)
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 
 
@@ -38,7 +46,8 @@ async def install(
             gpu_operator_namespace,
             {LABEL_MIG_MANAGER: MIG_MANAGER},
             {LABEL_DEPLOY_MIG_MANAGER: "true"},
-        )
+        ),
+        daemon_set(MPS_DAEMON, gpu_operator_namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR),
     ]
     if agents and not await _has_agents(client, agent_namespace):
         labels = {LABEL_AGENT: AGENT}

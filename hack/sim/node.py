@@ -22,6 +22,7 @@ from hack.sim import migfile
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import operator_labels
 from hack.sim.migmanager import Faults, MigManager
+from hack.sim.mps import MpsDaemon
 from hack.sim.nodeobject import ANNOTATION_REBOOTING, Cluster, Labels, NodeObject
 from hack.sim.operand import Operand
 from hack.sim.operands import DevicePlugin, FeatureDiscovery
@@ -100,10 +101,11 @@ class SimNode:
         self.faults = Faults()
         self.generated_file = ""
         self._spawn = spawn
+        self.mps = MpsDaemon(cluster, self.object, gpus, self._wake_operands)
         self._gfd = FeatureDiscovery(cluster, self.object, gpus)
         self.operands = tuple(
             Operand(port.operand, port, cluster.clock, cluster.settings.times, self.log)
-            for port in (DevicePlugin(cluster, self.object, gpus), self._gfd)
+            for port in (DevicePlugin(cluster, self.object, gpus, self._mps_serves), self._gfd)
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pod: JSON | None = None
@@ -116,6 +118,7 @@ class SimNode:
         """The node is seen for the first time: the GPU Operator labels it, its operands start."""
         self._spawn(self._first_labels())
         self._start_operands()
+        self._start_mps()
 
     def stop(self) -> None:
         """The Node is gone."""
@@ -134,6 +137,10 @@ class SimNode:
         self._kill("mig-manager")
         if not self._down:
             self._start_mig_manager()
+
+    def set_mps_pod(self, pod: JSON | None) -> None:
+        """The MPS control daemon pod that runs on this node now."""
+        self.mps.set_pod(_uid(pod) or "")
 
     def policy_changed(self, *, plugin: bool, mig: bool) -> None:
         """ClusterPolicy changed in what reaches these operands: they roll."""
@@ -170,9 +177,15 @@ class SimNode:
         if _differ(before, after, LABEL_GPU_PRESENT, LABEL_WORKLOAD_CONFIG):
             self._spawn(self._operator_labels())
         if _differ(before, after, LABEL_PLUGIN_CONFIG, *_DEPLOY):
-            for operand in self.operands:
-                operand.wake()
+            self._wake_operands()
         self._note_mig_config()
+
+    def _wake_operands(self) -> None:
+        for operand in self.operands:
+            operand.wake()
+
+    def _mps_serves(self) -> bool:
+        return self.mps.clients is not None
 
     def _note_mig_config(self) -> None:
         """mig-manager's informer."""
@@ -182,6 +195,9 @@ class SimNode:
     def _start_operands(self) -> None:
         for operand in self.operands:
             self._tasks[operand.name] = self._spawn(operand.run())
+
+    def _start_mps(self) -> None:
+        self._tasks[self.mps.operand] = self._spawn(self.mps.run())
 
     def _start_mig_manager(self) -> None:
         if self._pod is not None:
@@ -247,9 +263,9 @@ class SimNode:
     async def _reboot(self) -> None:
         self._down = True
         self.log("reboots")
-        self._kill("mig-manager")
-        for operand in self.operands:
-            self._kill(operand.name)
+        for key in ("mig-manager", self.mps.operand, *(operand.name for operand in self.operands)):
+            self._kill(key)
+        self.mps.reboot()
         await self.object.patch(annotations={ANNOTATION_REBOOTING: "true"})
         await self.object.set_ready(False)
         for operand in self.operands:
@@ -261,6 +277,7 @@ class SimNode:
         self.log("is back")
         self._down = False
         self._start_operands()
+        self._start_mps()
         self._start_mig_manager()
 
     def _kill(self, key: str) -> None:

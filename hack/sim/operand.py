@@ -38,15 +38,16 @@ class Step(Enum):
     SIDECAR_CRASH = auto()
 
 
-def decide(pod: Pod, *, deployed: bool, key: str | None) -> Step:
-    """The next step. `key` is the one that config-manager would load now, None when it does not exist."""
+def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> Step:
+    """The next step. `key` is the one that config-manager would load now, None when it does not exist; `again`: the
+    main container starts to serve anew with what it has."""
     if not deployed:
         return Step.STOP if pod.exists else Step.REST
     if not pod.running:
         return Step.INIT_CRASH if key is None else Step.START
     if key is None:
         return Step.SIDECAR_CRASH
-    return Step.REST if key == pod.loaded else Step.RELOAD
+    return Step.REST if key == pod.loaded and not again else Step.RELOAD
 
 
 class OperandPort(Protocol):
@@ -62,6 +63,10 @@ class OperandPort(Protocol):
 
     async def serve(self, key: str) -> None:
         """The main container (re)starts with that configuration; PluginError when it exits."""
+        ...
+
+    def again(self) -> bool:
+        """Whether what the running main container waited for has come."""
         ...
 
     async def gone(self, *, crashed: bool) -> None:
@@ -96,7 +101,10 @@ class Operand:
         while True:
             self._wake.clear()
             step = decide(
-                self._pod, deployed=self._port.deployed(), key=self._port.key(new_pod=not self._pod.running)
+                self._pod,
+                deployed=self._port.deployed(),
+                key=self._port.key(new_pod=not self._pod.running),
+                again=self._port.again(),
             )
             if step is Step.REST:
                 crashes = 0

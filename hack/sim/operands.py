@@ -1,4 +1,6 @@
-"""The two operands of a SIMULATED node that config-manager serves: device plugin and GFD."""
+"""Two operands of a SIMULATED node that config-manager serves: device plugin and GFD."""
+
+from collections.abc import Callable
 
 from gpusharing.agent.background import in_daemon_thread
 from gpusharing.agent.library import Reading
@@ -15,8 +17,8 @@ from hack.sim.nodeobject import Cluster, NodeObject
 from hack.sim.plugin import PluginConfig, advertised, choose_key, parse_config
 
 
-class _Configured:
-    """What both share: the deploy label, and the configuration by label and ConfigMap."""
+class Configured:
+    """What operands with config-manager share: the deploy label, and the configuration by label and ConfigMap."""
 
     operand = ""
 
@@ -56,23 +58,42 @@ class _Configured:
         return dict(seen)
 
 
-class DevicePlugin(_Configured):
+class DevicePlugin(Configured):
     """Turns configuration and GPUs into allocatable."""
 
     operand = "device-plugin"
 
+    def __init__(
+        self,
+        cluster: Cluster,
+        node: NodeObject,
+        gpus: SimulatedGPUs,
+        mps_serves: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`mps_serves`: whether the MPS control daemon of the node does."""
+        super().__init__(cluster, node, gpus)
+        self._mps_serves = mps_serves
+        self._waits = False
+
     async def serve(self, key: str) -> None:
-        """Register at the kubelet, which tells in its own time."""
-        counts = advertised((await self.read()).gpus, self.config(key), self.cluster.settings.plugin)
+        """Register at the kubelet, which tells in its own time; with MPS only once the daemon serves."""
+        config = self.config(key)
+        counts = advertised((await self.read()).gpus, config, self.cluster.settings.plugin)
         await self.cluster.clock.sleep(self.cluster.settings.times.node_status)
-        await self.node.advertise(counts, plugin=True)
+        self._waits = config.sharing == "mps" and not self._mps_serves()
+        await self.node.advertise({} if self._waits else counts, plugin=not self._waits)
+
+    def again(self) -> bool:
+        """It waits for the MPS control daemon, which serves now."""
+        return self._waits and self._mps_serves()
 
     async def gone(self, *, crashed: bool) -> None:
         """The kubelet loses the plugin's socket."""
+        self._waits = False
         await self.node.advertise({}, plugin=False)
 
 
-class FeatureDiscovery(_Configured):
+class FeatureDiscovery(Configured):
     """Turns configuration and GPUs into labels."""
 
     operand = "gpu-feature-discovery"
@@ -99,6 +120,10 @@ class FeatureDiscovery(_Configured):
             shown = [wanted.get(key, "") for key in (LABEL_GPU_PRODUCT, LABEL_GPU_COUNT, LABEL_GPU_REPLICAS)]
             self.cluster.log("{}: GFD: product {}, count {}, replicas {}".format(self.node.name, *shown))
         await self.node.patch(changed)
+
+    def again(self) -> bool:
+        """It waits for nothing."""
+        return False
 
     async def gone(self, *, crashed: bool) -> None:
         """A paused GFD leaves its labels; one whose new pod crash-loops loses them (b.4)."""

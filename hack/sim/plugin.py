@@ -29,11 +29,16 @@ class PluginConfig:
     """A device plugin configuration (version v1), as far as it decides about names and counts."""
 
     mig_strategy: MigStrategy = "none"
-    sharing: Literal["none", "time-slicing"] = "none"
+    sharing: Literal["none", "time-slicing", "mps"] = "none"
     replicas: Mapping[str, int] | None = None
     """Resource name to replicas."""
     rename: bool = False
     """renameByDefault: a shared resource ends in `.shared`."""
+
+    @property
+    def clients(self) -> int | None:
+        """Clients of MPS per GPU; None without MPS."""
+        return (self.replicas or {}).get(RESOURCE_GPU) if self.sharing == "mps" else None
 
 
 def parse_config(text: str, strategy: str = "") -> PluginConfig:
@@ -50,12 +55,11 @@ def parse_config(text: str, strategy: str = "") -> PluginConfig:
     if found is None:
         raise PluginError(f"invalid migStrategy {wanted!r}")
     sharing = document.get("sharing") or {}
-    if sharing.get("mps"):
-        raise PluginError("the MPS control daemon is not simulated yet")
-    if not sharing.get("timeSlicing"):
-        return PluginConfig(found)
-    slicing = sharing["timeSlicing"]
-    return PluginConfig(found, "time-slicing", _replicas(slicing), bool(slicing.get("renameByDefault")))
+    kind: Literal["mps", "time-slicing"]
+    for kind, block in (("mps", sharing.get("mps")), ("time-slicing", sharing.get("timeSlicing"))):
+        if block:  # with both, mps wins (b.3)
+            return PluginConfig(found, kind, _replicas(block), bool(block.get("renameByDefault")))
+    return PluginConfig(found)
 
 
 def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | None:
@@ -71,6 +75,8 @@ def advertised(
     gpus: Sequence[GPU], config: PluginConfig, version: PluginVersion = "0.20.0"
 ) -> dict[str, int]:
     """Resource name to count, as the plugin registers it; raises PluginError when it exits instead (b.6)."""
+    if config.sharing == "mps":
+        _refuse_mig(gpus, config)
     counts = Counter(_devices(gpus, config.mig_strategy, version))
     replicas = config.replicas or {}
     found: dict[str, int] = {}
@@ -92,6 +98,14 @@ def single_profile(gpus: Sequence[GPU]) -> str:
     if len(profiles) > 1:
         raise PluginError(f"more than one MIG device type present on node: {', '.join(profiles)}")
     return profiles[0]
+
+
+def _refuse_mig(gpus: Sequence[GPU], config: PluginConfig) -> None:
+    """MPS and MIG exclude each other (b.5); the plugin does not ask for the card's limit, the daemon does."""
+    if config.mig_strategy == "mixed":
+        raise PluginError("using --mig-strategy=mixed is not supported with MPS")
+    if any(map(_mig, gpus)):
+        raise PluginError("sharing using MPS is not supported for MIG devices")
 
 
 def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
@@ -120,10 +134,10 @@ def _mig(gpu: GPU) -> bool:
     return gpu.mig_mode == "Enabled"
 
 
-def _replicas(slicing: Mapping[str, Any]) -> dict[str, int]:
-    resources = slicing.get("resources")
+def _replicas(block: Mapping[str, Any]) -> dict[str, int]:
+    resources = block.get("resources")
     if not resources:
-        raise PluginError("no resources specified in timeSlicing")
+        raise PluginError("no resources specified")
     found: dict[str, int] = {}
     for resource in resources:
         name, count = str(resource.get("name", "")), resource.get("replicas")

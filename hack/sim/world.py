@@ -14,7 +14,7 @@ from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, KubeClient
 from hack.sim.agents import AgentAPI, SharedGPUNodes
 from hack.sim.configmaps import MountedConfigMaps
-from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, players
+from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
 from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import cluster_policy
@@ -60,6 +60,7 @@ class World:
         self._gpunodes = SharedGPUNodes()
         self._book = PodBook()
         self._mig_pods = mig_manager_pods(self._cluster)
+        self._mps_pods = mps_pods(self._cluster)
         self._agent_pods = agent_pods(self._cluster)
         self._players: tuple[DaemonSetPlayer, ...] = ()
         self._agents: dict[str, tuple[str, asyncio.Task[None]]] = {}
@@ -71,7 +72,9 @@ class World:
         client, log = self._cluster.client, self._cluster.log
         namespace = self.settings.gpu_operator_namespace
         async with asyncio.TaskGroup() as self._tasks:
-            self._players = players(self._cluster, self._mig_pods, self._agent_pods, self._spawn)
+            self._players = players(
+                self._cluster, self._mig_pods, self._mps_pods, self._agent_pods, self._spawn
+            )
             self._spawn(
                 follow(
                     client,
@@ -104,6 +107,7 @@ class World:
         self.nodes[name] = node
         node.start()
         node.set_mig_manager_pod(self._mig_pods.running(name))
+        node.set_mps_pod(self._mps_pods.running(name))
         self._look_at_agent(name)
         return node
 
@@ -141,11 +145,14 @@ class World:
         name = self._mig_pods.take(pod, gone)
         if name is not None and name in self.nodes:
             self.nodes[name].set_mig_manager_pod(self._mig_pods.running(name))
+        mps = self._mps_pods.take(pod, gone)
+        if mps is not None and mps in self.nodes:
+            self.nodes[mps].set_mps_pod(self._mps_pods.running(mps))
         agent = self._agent_pods.take(pod, gone)
         if agent is not None:
             self._look_at_agent(agent)
-        changed = name or agent
-        if gone and changed in self.nodes:
+        changed = name or mps or agent
+        if changed in self.nodes:
             for player in self._players:
                 player.look(changed, self.nodes[changed].object.labels)
 
@@ -235,6 +242,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "reboot": _reboot,
     "reboot-now": lambda node: node.reboot(),
     "kill-mig-manager": lambda node: node.kill_mig_manager(),
+    "kill-mps-daemon": lambda node: node.mps.kill(),
     "lose-instances": lambda node: node.lose_instances(),
     "hang-nvml": lambda node: node.gpus.hang(),
     "unhang-nvml": lambda node: node.gpus.unhang(),
@@ -246,5 +254,6 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
 - wedge-pending, wedge-paused: the two wedges of nvidia-actuators.md a.7; failed: the apply fails;
 - reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
 - kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
+- kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not come back;
 - hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0.
 """

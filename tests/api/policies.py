@@ -41,6 +41,11 @@ def mig(**block: Any) -> Spec:
     return {"nodeSelector": POOL, "mode": "MIG", "mig": block}
 
 
+def mps(**block: Any) -> Spec:
+    """Mode MPS with this block."""
+    return {"nodeSelector": POOL, "mode": "MPS", "mps": block}
+
+
 def layouts(*entries: Spec, **block: Any) -> Spec:
     """Mode MIG with these layouts."""
     return mig(layouts=list(entries), **block)
@@ -145,6 +150,13 @@ GOOD = (
     ),
     Case("other time limits", full(rollout={"timeouts": {"actuation": "45m", "verification": "90s"}})),
     Case("a name of 50 characters", full(), metadata={"name": "p" * 50}),
+    Case("MPS with four clients per GPU", mps(replicas=4)),
+    Case("MPS under a name of its own", mps(replicas=4, renameByDefault=True)),
+    Case("MIG with time-slicing of its instances", mig(**TWO_HALVES) | {"timeSlicing": {"replicas": 2}}),
+    Case(
+        "a named MIG configuration with time-slicing",
+        mig(config="all-balanced") | {"timeSlicing": {"replicas": 3, "renameByDefault": True}},
+    ),
 )
 
 BAD = (
@@ -186,7 +198,18 @@ BAD = (
     Case("a mig block with mode Full", full(mig=TWO_HALVES), "spec.mig"),
     Case("a timeSlicing block with mode Full", full(timeSlicing={"replicas": 4}), "spec.timeSlicing"),
     Case("a mig block with mode TimeSlicing", shared(replicas=4) | {"mig": TWO_HALVES}, "spec.mig"),
-    Case("two blocks with mode MIG", mig(**TWO_HALVES) | {"timeSlicing": {"replicas": 4}}, "spec.timeSlicing"),
+    Case("an mps block with mode MIG", mig(**TWO_HALVES) | {"mps": {"replicas": 4}}, "spec.mps"),
+    Case("an mps block with mode TimeSlicing", shared(replicas=4) | {"mps": {"replicas": 4}}, "spec.mps"),
+    Case("an mps block with mode Full", full(mps={"replicas": 4}), "spec.mps"),
+    Case("mode MPS without its block", full(mode="MPS"), "spec.mps"),
+    Case("mode MPS with a timeSlicing block", mps(replicas=4) | {"timeSlicing": {"replicas": 4}}, "spec.timeSlicing"),
+    Case("one MPS client per GPU", mps(replicas=1), "spec.mps.replicas"),
+    Case("an mps block without replicas", mps(), "spec.mps.replicas"),
+    Case(
+        "one share of each MIG instance",
+        mig(**TWO_HALVES) | {"timeSlicing": {"replicas": 1}},
+        "spec.timeSlicing.replicas",
+    ),
     # mig
     Case("an empty mig block", mig(), "spec.mig"),
     Case("both a configuration and layouts", mig(config="all-balanced", **TWO_HALVES), "spec.mig"),

@@ -102,11 +102,11 @@ def test_all_problems_are_told_at_once() -> None:
             "spec": {
                 "nodeSelector": {},
                 "mode": "MIG",
-                "timeSlicing": {"replicas": 2},
+                "mps": {"replicas": 2},
                 "drain": {"timeout": "0s"},
             }
         }
     )
     assert not isinstance(verdict, GPUSharingPolicySpec)
     fields = [problem.field for problem in verdict]
-    assert fields == ["spec.nodeSelector", "spec.mig", "spec.timeSlicing", "spec.drain.timeout"]
+    assert fields == ["spec.nodeSelector", "spec.mig", "spec.mps", "spec.drain.timeout"]

@@ -30,6 +30,8 @@ OUR_LABELS = {
 OUR_ANNOTATIONS = {names.ANNOTATION_FENCE, names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED}
 MARKS = {names.LABEL_MODE, names.LABEL_POLICY}
 """Labels of an unconditional write: nobody else owns them."""
+RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon")
+"""Pods that we may delete: the actuators' own."""
 OTHER_WRITES = {
     ("create", "gpunodes", ""),
     ("patch", "gpunodes", ""),
@@ -81,7 +83,7 @@ class Guard:
         else:
             self._expect(kind in OTHER_WRITES, f"the operator may not {kind}")
         if kind == ("delete", "pods", ""):
-            self._expect(call.name.startswith("nvidia-mig-manager"), f"deleted pod {call.name}")
+            self._expect(call.name.startswith(RESTARTED), f"deleted pod {call.name}")
         if kind == ("patch", "gpunodes", "status"):
             self._expect((call.body or {})["status"].keys() == {"transition"}, "wrote status.observed")
 
@@ -197,7 +199,7 @@ class Guard:
             if _labels(raw).get(names.LABEL_POLICY) != policy_name or not _selects(policy, raw):
                 continue
             self._expect(_fence(raw) is None, f"{policy_name} Ready while {name} is fenced")
-            different = difference(policy["spec"], raw, self.world.nodes[name].gpus)
+            different = difference(policy["spec"], raw, self.world.nodes[name])
             self._expect(not different, f"{policy_name} Ready while {name}: {different}")
 
     def _node(self, name: str) -> JSON:

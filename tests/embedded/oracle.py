@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hack.sim.gpu import SimulatedGPUs
+from hack.sim.node import SimNode
 
 from gpusharing.kube.client import JSON
 
@@ -35,23 +35,23 @@ def wanted_resources(spec: JSON, gpus: int) -> dict[str, int]:
     """Allocatable of a node with so many GPUs."""
     if spec["mode"] == "Full":
         return {"nvidia.com/gpu": gpus}
-    if spec["mode"] == "TimeSlicing":
-        slicing = spec["timeSlicing"]
-        name = "nvidia.com/gpu.shared" if slicing.get("renameByDefault") else "nvidia.com/gpu"
-        return {name: gpus * slicing["replicas"]}
+    shares = spec.get("timeSlicing") or spec.get("mps") or {}
+    suffix = ".shared" if shares.get("renameByDefault") else ""
+    if spec["mode"] in ("TimeSlicing", "MPS"):
+        return {f"nvidia.com/gpu{suffix}": gpus * shares["replicas"]}
     counts: Counter[str] = Counter()
     for layout in wanted_layouts(spec, gpus):
         for profile, count in (layout or {}).items():
             counts[f"nvidia.com/mig-{profile.replace('+', '.')}"] += count
         counts["nvidia.com/gpu"] += layout is None
     if spec["mig"].get("strategy") == "single":
-        return {"nvidia.com/gpu": counts.total()}
-    return {name: count for name, count in counts.items() if count}
+        counts = Counter({"nvidia.com/gpu": counts.total()})
+    return {f"{name}{suffix}": count * shares.get("replicas", 1) for name, count in counts.items() if count}
 
 
-def difference(spec: JSON, node: JSON, hardware: SimulatedGPUs) -> str:
-    """How the SIMULATED hardware and the Node differ from what the spec wants; empty when they do not."""
-    gpus = hardware.look()
+def difference(spec: JSON, node: JSON, machine: SimNode) -> str:
+    """How the SIMULATED machine and the Node differ from what the spec wants; empty when they do not."""
+    gpus = machine.gpus.look()
     found: list[Mapping[str, int] | None] = [
         dict(Counter(instance.profile for instance in gpu.instances)) if gpu.mig_mode == "Enabled" else None
         for gpu in gpus
@@ -59,6 +59,12 @@ def difference(spec: JSON, node: JSON, hardware: SimulatedGPUs) -> str:
     wanted = wanted_layouts(spec, len(gpus))
     if found != wanted:
         return f"instances {found}, wanted {wanted}"
+    clients = spec["mps"]["replicas"] if spec["mode"] == "MPS" else None
+    if machine.mps.clients != clients:
+        return f"{machine.mps.clients} clients of MPS, wanted {clients}"
+    mode = "ExclusiveProcess" if clients else "Default"
+    if odd := [gpu.compute_mode for gpu in gpus if gpu.compute_mode != mode]:
+        return f"compute modes {odd}, wanted {mode}"
     allocatable: Mapping[str, Any] = node["status"]["allocatable"]
     served = {
         name: int(count)

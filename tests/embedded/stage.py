@@ -33,7 +33,16 @@ SLICED: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
 SINGLE: JSON = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
 MIXED: JSON = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 2}}]}}
 OTHER_MIXED: JSON = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.10gb": 7}}]}}
-MODES = {"Full": FULL, "TimeSlicing": SLICED, "MIG single": SINGLE, "MIG mixed": MIXED}
+MPS: JSON = {"mode": "MPS", "mps": {"replicas": 4}}
+MIG_SLICED: JSON = {**MIXED, "timeSlicing": {"replicas": 2}}
+MODES = {
+    "Full": FULL,
+    "TimeSlicing": SLICED,
+    "MPS": MPS,
+    "MIG single": SINGLE,
+    "MIG mixed": MIXED,
+    "MIG and time-slicing": MIG_SLICED,
+}
 
 
 def node(name: str, product: str = H100, pool: str = "b", labels: Mapping[str, str] | None = None) -> JSON:

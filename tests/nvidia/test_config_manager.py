@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
+from tests.build import make_shared
 from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import Program, ProgramEnded, served
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning import pluginconfig
-from gpusharing.planning.pluginconfig import PluginConfig, key_for, shared_gpus
+from gpusharing.planning.pluginconfig import PluginConfig, key_for
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
 NODES = "/api/v1/nodes"
 FULL = pluginconfig.render(PluginConfig())
-SHARED = pluginconfig.render(shared_gpus(4, rename=False, fail_greater_than_one=False))
+SHARED = pluginconfig.render(make_shared(4))
 KEY_FULL, KEY_SHARED = key_for("pool-a", FULL), key_for("pool-d", SHARED)
 
 

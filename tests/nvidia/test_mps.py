@@ -9,6 +9,7 @@ from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.models import find_model
 from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import DevicePlugin, Program, ProgramEnded, gfd_labels, set_layouts
+from tests.nvidia.targets import Setting, labels_as_predicted, mps, plan
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
 
@@ -16,6 +17,14 @@ pytestmark = pytest.mark.nvidia
 
 DEFAULT, EXCLUSIVE_PROCESS = 0, 3
 MPS_FOLDER = "mps"  # both programs share /mps
+
+
+SETTINGS = (
+    Setting("four clients", "h100-80gb", mps(4), {"nvidia.com/gpu": 8}),
+    Setting("renamed", "a30", mps(3, rename=True), {"nvidia.com/gpu.shared": 6}),
+    Setting("as many as Volta takes", "v100-16gb", mps(16), {"nvidia.com/gpu": 32}),
+    Setting("as many as Turing takes", "t4", mps(48), {"nvidia.com/gpu": 96}),
+)
 
 
 def config(replicas: int, strategy: str = "none") -> str:
@@ -29,15 +38,15 @@ def compute_modes(sandbox: Sandbox) -> list[int]:
     return [gpu["compute_mode"] for gpu in sandbox.simulator.show()["gpus"]]
 
 
-def start_daemon(sandbox: Sandbox, replicas: int) -> Program:
+def start_daemon(sandbox: Sandbox, text: str) -> Program:
     file = sandbox.folder / "mps.yaml"
-    file.write_text(config(replicas))
+    file.write_text(text)
     return Program(sandbox, "mps-control-daemon", "--config-file", str(file), added=[MPS_FOLDER])
 
 
 @contextmanager
-def running_daemon(sandbox: Sandbox, replicas: int) -> Iterator[Program]:
-    daemon = start_daemon(sandbox, replicas)
+def running_daemon(sandbox: Sandbox, text: str) -> Iterator[Program]:
+    daemon = start_daemon(sandbox, text)
     try:
         daemon.wait((sandbox.folder / "added" / MPS_FOLDER / ".ready").exists)
         yield daemon
@@ -45,19 +54,17 @@ def running_daemon(sandbox: Sandbox, replicas: int) -> Iterator[Program]:
         daemon.stop()
 
 
-def start_plugin(sandbox: Sandbox, replicas: int, strategy: str = "none") -> DevicePlugin:
-    return DevicePlugin(
-        sandbox, config(replicas, strategy), "--mps-root", "/run/nvidia/mps", added=[MPS_FOLDER]
-    )
+def start_plugin(sandbox: Sandbox, text: str) -> DevicePlugin:
+    return DevicePlugin(sandbox, text, "--mps-root", "/run/nvidia/mps", added=[MPS_FOLDER])
 
 
 def test_mps_offers_equal_shares_and_makes_the_gpus_exclusive_until_it_stops(
     make_sandbox: MakeSandbox,
 ) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
-    with running_daemon(sandbox, 4):
+    with running_daemon(sandbox, config(4)):
         assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS, EXCLUSIVE_PROCESS]
-        assert start_plugin(sandbox, 4).resources(1) == {"nvidia.com/gpu": 8}
+        assert start_plugin(sandbox, config(4)).resources(1) == {"nvidia.com/gpu": 8}
         pipe = sandbox.folder / "added" / MPS_FOLDER / "nvidia.com" / "gpu" / "pipe"
         told = (pipe / "control").read_text()
     assert "set_default_device_pinned_mem_limit 0 20389M" in told
@@ -70,15 +77,26 @@ def test_mps_offers_equal_shares_and_makes_the_gpus_exclusive_until_it_stops(
     assert labels[LABEL_GPU_PRODUCT] == "NVIDIA-H100-80GB-HBM3-SHARED"
 
 
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.text)
+def test_mps_is_served_and_labelled_exactly_as_predicted(setting: Setting, make_sandbox: MakeSandbox) -> None:
+    target, text, case = plan(setting)
+    sandbox = make_sandbox(setting.model, setting.model)
+    with running_daemon(sandbox, text):
+        assert target.resources == setting.resources
+        assert start_plugin(sandbox, text).resources(1) == setting.resources
+    labels = gfd_labels(sandbox, text)
+    labels_as_predicted(labels, case)
+
+
 def test_a_killed_daemon_leaves_the_gpus_exclusive(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb")
-    with running_daemon(sandbox, 4) as daemon:
+    with running_daemon(sandbox, config(4)) as daemon:
         daemon.stop(signal.SIGKILL)
         assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS]
 
 
 def test_without_the_daemon_the_plugin_waits_and_serves_nothing(make_sandbox: MakeSandbox) -> None:
-    plugin = start_plugin(make_sandbox("h100-80gb"), 4)
+    plugin = start_plugin(make_sandbox("h100-80gb"), config(4))
     plugin.plugin.wait_for_log("Failed to start plugin")
     assert plugin.counts() == {}
     plugin.stop()
@@ -89,9 +107,9 @@ def test_the_daemon_takes_as_many_replicas_as_we_say_and_not_one_more(
     model: str, make_sandbox: MakeSandbox
 ) -> None:
     sandbox, most = make_sandbox(model), find_model(model).mps_max_clients
-    with running_daemon(sandbox, most):
+    with running_daemon(sandbox, config(most)):
         assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS]
-    refused = start_daemon(sandbox, most + 1)
+    refused = start_daemon(sandbox, config(most + 1))
     with pytest.raises(ProgramEnded, match=f"maximum allowed replicas exceeded: {most + 1} > {most}"):
         refused.wait(lambda: False)
 
@@ -100,6 +118,14 @@ def test_mps_with_mig_is_refused(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb")
     set_layouts(sandbox, (("1g.10gb", 7),))
     with pytest.raises(ProgramEnded, match="mixed is not supported with MPS"):
-        start_plugin(sandbox, 4, "mixed").resources(1)
+        start_plugin(sandbox, config(4, "mixed")).resources(1)
     with pytest.raises(ProgramEnded, match="sharing using MPS is not supported for MIG devices"):
-        start_plugin(sandbox, 4, "single").resources(1)
+        start_plugin(sandbox, config(4, "single")).resources(1)
+
+
+def test_gfd_ends_without_labels_when_mps_meets_a_gpu_with_mig(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    set_layouts(sandbox, (("1g.10gb", 7),), None)
+    with pytest.raises(ProgramEnded, match="MPS sharing is not supported for mig devices"):
+        gfd_labels(sandbox, config(4))
+    assert not (sandbox.folder / "labels").exists()

@@ -1,49 +1,20 @@
 """Device plugin and GFD: each configuration we render loads, and serves and labels exactly what we predict."""
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 from hack.nvmlsim.models import find_model
-from tests.build import make_gpu, make_gpunode, make_node, make_stack
 from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import DevicePlugin, ProgramEnded, gfd_labels, served, set_layouts
+from tests.nvidia.targets import Setting, labels_as_predicted, mig, plan, slices, slicing
 from tests.nvidia.versions import as_served_by_v0_19
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
-from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning import pluginconfig
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing
-from gpusharing.planning.target import Target, find_target, find_wish, predict_resources
-from gpusharing.planning.verify import Case, expected_gfd_labels, expected_product
+from gpusharing.planning.target import predict_resources
 
 pytestmark = pytest.mark.nvidia
 
 XID_FALLEN_OFF_THE_BUS = 79
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A policy on a node."""
-
-    text: str
-    model: str
-    spec: dict[str, Any]
-    resources: dict[str, int] = field(default_factory=dict)
-    """Written out once by hand, so that the prediction is not the only witness."""
-
-
-def mig(strategy: str, *layouts: dict[str, int]) -> dict[str, Any]:
-    """A MIG policy: one layout for all GPUs, or one per GPU; {} leaves a GPU whole."""
-    if len(layouts) == 1:
-        rows: list[dict[str, Any]] = [{"devices": "all", "profiles": layouts[0]}]
-    else:
-        rows = [{"devices": [index], "profiles": layout} for index, layout in enumerate(layouts)]
-    return {"mode": "MIG", "mig": {"strategy": strategy, "layouts": rows}}
-
-
-def slicing(replicas: int, *, rename: bool = False) -> dict[str, Any]:
-    return {"mode": "TimeSlicing", "timeSlicing": {"replicas": replicas, "renameByDefault": rename}}
 
 
 SETTINGS = (
@@ -77,21 +48,30 @@ SETTINGS = (
         mig("mixed", {"2g.48gb+gfx": 1, "1g.24gb+gfx": 1, "1g.24gb-me": 1}),
         {"nvidia.com/mig-2g.48gb": 2, "nvidia.com/mig-1g.24gb": 4},
     ),
+    Setting("single and time-slicing", "h100-80gb", mig("single", {"1g.10gb": 7}) | slices(2), {"nvidia.com/gpu": 28}),
+    Setting(
+        "single and time-slicing, renamed", "a30", mig("single", {"1g.6gb": 4}) | slices(2, rename=True),
+        {"nvidia.com/gpu.shared": 16},
+    ),
+    Setting(
+        "mixed and time-slicing, three profiles",
+        "h100-80gb",
+        mig("mixed", {"3g.40gb": 1, "2g.20gb": 1, "1g.10gb": 2}) | slices(3),
+        {"nvidia.com/mig-3g.40gb": 6, "nvidia.com/mig-2g.20gb": 6, "nvidia.com/mig-1g.10gb": 12},
+    ),
+    Setting(
+        "mixed and time-slicing, renamed", "a100-80gb", mig("mixed", {"3g.40gb": 2}) | slices(2, rename=True),
+        {"nvidia.com/mig-3g.40gb.shared": 8},
+    ),
+    Setting(
+        "mixed and time-slicing, the last GPU whole", "h100-80gb", mig("mixed", {"1g.20gb": 4}, {}) | slices(2),
+        {"nvidia.com/mig-1g.20gb": 8, "nvidia.com/gpu": 2},
+    ),
+    Setting(
+        "mixed and time-slicing, the first GPU whole", "h100-80gb", mig("mixed", {}, {"1g.20gb": 4}) | slices(2),
+        {"nvidia.com/mig-1g.20gb": 8, "nvidia.com/gpu": 2},
+    ),
 )  # fmt: skip
-
-
-def plan(setting: Setting) -> tuple[Target, str, Case]:
-    """The planner's target for the node, the text of the plugin's configuration, and the verifier's case."""
-    spec = GPUSharingPolicySpec.model_validate(
-        {"nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}}, **setting.spec}
-    )
-    product = find_model(setting.model).products[0]
-    gpus = [make_gpu(index, product=product) for index in range(2)]
-    wish = find_wish("pool-b", spec)
-    target = find_target(wish, spec, "gpu-07", gpus, make_stack())
-    assert isinstance(target, Target), target
-    case = Case(make_node(), make_gpunode(gpus=gpus).observed, target, make_stack())
-    return target, pluginconfig.render(wish.plugin), case
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.text)
@@ -104,9 +84,7 @@ def test_a_mode_is_served_and_labelled_exactly_as_predicted(
     assert as_served_by_v0_19(target.resources) == setting.resources
     assert served(sandbox, config, len(setting.resources)) == setting.resources
     labels = gfd_labels(sandbox, config)
-    expected = expected_gfd_labels(case)
-    assert {name: labels.get(name, "") for name in expected} == expected
-    assert labels[LABEL_GPU_PRODUCT] == expected_product(case)
+    labels_as_predicted(labels, case)
     assert labels["nvidia.com/mig.capable"] == str(bool(find_model(setting.model).profiles)).lower()
 
 

@@ -80,12 +80,12 @@ DIFFERENCES = (
     ),
 )  # fmt: skip
 
-_SUFFIX = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)[.+-].*")
+_SUFFIX = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)(?!\.shared$)[.+-].*?(\.shared)?$")
 
 
 def as_served_by_v0_19(predicted: Mapping[str, int]) -> dict[str, int]:
     """Predicted counts as a device plugin before v0.20 serves them: without the suffixes of profiles."""
     counts: Counter[str] = Counter()
     for name, count in predicted.items():
-        counts[_SUFFIX.sub(r"\1", name)] += count
+        counts[_SUFFIX.sub(r"\1\2", name)] += count
     return dict(counts)

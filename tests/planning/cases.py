@@ -17,7 +17,9 @@ from gpusharing.planning.verdict import NodeCase, Verdict
 from gpusharing.planning.views import Fence, GPUNodeView, NodeView, NodeWork, Operand, PolicyView, StackView
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
+MPS = make_policy(mode="MPS")
 MIXED = make_policy()
+MIG_SLICED = make_policy(timeSlicing={"replicas": 2})
 SINGLE = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"})
 NODE, T4 = "gpu-07", "Tesla T4"
 OPERAND = make_operand()
@@ -55,6 +57,7 @@ def make_case(
     owner: str | None = None,
     agent_ready: bool = True,
     operand: Operand | None = OPERAND,
+    mps_daemon: Operand | None = None,
     claimed: bool = False,
     drifting_since: datetime | None = None,
     stack: StackView | None = None,
@@ -78,6 +81,7 @@ def make_case(
         work=work,
         agent_ready=agent_ready,
         operand=operand,
+        mps_daemon=mps_daemon,
         claimed=claimed,
         drifting_since=drifting_since,
         stack=stack,

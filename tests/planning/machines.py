@@ -25,6 +25,7 @@ from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedVi
 Temper = Literal["works", "fails", "hangs", "forgets"]
 """mig-manager's mood: it works; it ends in `failed`; it stays `pending` for ever (a.7 bug 1); it succeeds and leaves
 the operands paused (a.7 bug 2)."""
+SERVER = "nvidia-cuda-mps-server"
 Labels = Mapping[str, str | None]
 
 
@@ -46,6 +47,16 @@ class Machine:
     """What the plugin serves: configuration text and layouts."""
     started: int = 1000
     """When GFD began, seconds since 1970."""
+    clients: int | None = None
+    """Clients per GPU that the MPS daemon serves."""
+    exclusive: bool = False
+    """The GPUs are in compute mode EXCLUSIVE_PROCESS."""
+    mps_serial: int = 0
+    """Counts MPS daemon pods."""
+    mps_pod: bool = False
+    """There is one."""
+    mps_dead: bool = False
+    """Its daemon was killed: nothing is cleaned up when the pod goes."""
     stray: bool = False
     """A process that belongs to no pod computes on GPU 0."""
 
@@ -99,6 +110,37 @@ class Machine:
         found = migfile.resolve(entry, self.gpus()) if entry else None
         return found if isinstance(found, tuple) else None
 
+    # --- the MPS control daemon -----------------------------------------------------------------------------
+
+    @property
+    def mps_daemon(self) -> Operand | None:
+        """Its pod."""
+        uid = f"uid-mps-{self.name}-{self.mps_serial}"
+        return Operand("gpu-operator", f"mps-{self.name}", uid, True) if self.mps_pod else None
+
+    def mps(self, node: NodeView, stack: StackView) -> None:
+        """One step: its pod comes and goes with GFD's label, and keeps the configuration it started with (b.5)."""
+        paused = names.PAUSED_FOR_MIG in node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}device-plugin", "")
+        wanted = node.labels.get(names.LABEL_MPS_CAPABLE) == "true" and not paused
+        if self.mps_pod and not wanted:
+            self.stop_mps()
+        elif wanted and not self.mps_pod:
+            text = stack.plugin_configs.get(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), "")
+            self.mps_pod, self.mps_dead = True, False
+            self.mps_serial += 1
+            self.clients = parse_config(text).clients
+            self.exclusive = self.exclusive or self.clients is not None
+
+    def stop_mps(self) -> None:
+        """Its pod is deleted; a daemon that still lives sets the compute mode back."""
+        if self.clients is not None:
+            self.exclusive = False
+        self.mps_pod, self.clients = False, None
+
+    def kill_mps(self) -> None:
+        """Its daemon dies and its pod stays."""
+        self.mps_dead, self.clients = True, None
+
     # --- device plugin and GFD ----------------------------------------------------------------------------
 
     def plugin(self, node: NodeView, stack: StackView, now: datetime) -> NodeView:
@@ -113,6 +155,8 @@ class Machine:
             self.loaded = (text, layouts)
             self.started = max(self.started + 1, int(now.timestamp()))
         resources, labels = _serve(self.products, layouts, text, self.started)
+        if text is not None and parse_config(text).clients is not None and self.clients is None:
+            resources = {}  # it waits for the daemon
         node = patched(node, gfd.changes(node.labels, labels))
         return node if dict(node.resources) == resources else replace(node, resources=resources)
 
@@ -131,7 +175,15 @@ class Machine:
     def gpus(self, processes: tuple[str, ...] = ()) -> tuple[GpuView, ...]:
         """The GPUs as the agent reads them; processes compute on GPU 0."""
         return tuple(
-            make_gpu(index, product=product, layout=self.layouts[index], processes=() if index else processes)
+            make_gpu(
+                index,
+                product=product,
+                layout=self.layouts[index],
+                compute_mode="ExclusiveProcess"
+                if self.exclusive and self.layouts[index] is None
+                else "Default",
+                processes=(*(() if index else processes), *((SERVER,) if self.clients else ())),
+            )
             for index, product in enumerate(self.products)
         )
 
@@ -158,7 +210,10 @@ def _serve(
         resources = advertised(reading.gpus, config)
     except PluginError:
         resources = {}
-    return resources, gfd.labels(reading, config, started)
+    try:
+        return resources, gfd.labels(reading, config, started)
+    except PluginError:
+        return resources, {}
 
 
 def _reading(products: tuple[str, ...], layouts: tuple[Layout | None, ...]) -> Reading:

@@ -51,7 +51,7 @@ def cluster() -> ClusterSnapshot:
             gpunodes[name] = replace(world.gpunodes["gpu-07"], name=name)
     assert world is not None, "there are policies"
     models = {H100: world.machines["gpu-07"].gpus()[0]}
-    change, _ = plan_config(policies, nodes.values(), models, world.stack)
+    change, _ = plan_config(policies, nodes.values(), models, {}, world.stack)
     assert change is not None, "fifty policies need their entries"
     stack = replace(world.stack, plugin_configs=change.plugin_configs, mig_file=change.mig_file)
     return replace(

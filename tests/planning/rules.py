@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from hack.sim.plugin import parse_config
+
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.validation import allowance
@@ -57,8 +59,9 @@ def check(world: "World", action: Action) -> None:
         case Evict():
             _eviction(world, action)
         case RestartOperand():
-            alive = world.machines[action.node].operand.uid == action.uid
-            hold(alive, "restarts a mig-manager pod that is gone")
+            machine = world.machines[action.node]
+            alive = {machine.operand.uid} | ({machine.mps_daemon.uid} if machine.mps_daemon else set())
+            hold(action.uid in alive, "restarts a pod that is gone")
         case SetFinalizer():
             policy = next(policy for policy in world.policies if policy.name == action.policy)
             hold(policy.finalizer != action.present, "writes a finalizer that is as wanted")
@@ -108,6 +111,16 @@ def _fence(world: "World", action: FenceNode) -> None:
     hold(policy.finalizer, "a node in flight without a finalizer on its policy")
 
 
+def _no_race(world: "World", action: Actuate) -> None:
+    """mig-manager does not wait for the MPS daemon, and plugin and GFD refuse MPS on MIG (b.5): never at once."""
+    machine, fence = world.machines[action.node.name], action.fence
+    divided = world.resolves_to_mig(fence.target_mig_config)
+    mps = parse_config(world.stack.plugin_configs.get(fence.target_plugin_config, "")).clients is not None
+    hold(not (divided and mps), "MPS and MIG at once")
+    hold(not (divided and (machine.clients or machine.exclusive)), "MIG is asked for while MPS serves")
+    hold(not mps or all(layout is None for layout in machine.layouts), "MPS is asked for on GPUs with MIG")
+
+
 def counts(pod: PodView) -> bool:
     """A pod that holds a GPU and that a change must not kill."""
     gpu = any(name.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for name in pod.resources)
@@ -133,6 +146,7 @@ def _point_of_no_return(world: "World", action: Actuate) -> None:
     capable = any(gpu.mig_capable for gpu in world.machines[node.name].gpus())
     mig = {names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE} & labels.keys()
     hold(capable or not mig, "a card without MIG gets mig labels")
+    _no_race(world, action)
     key = labels.get(names.LABEL_PLUGIN_CONFIG)
     hold(
         key is None or key in world.stack.plugin_configs, "a label names a configuration that is not written"

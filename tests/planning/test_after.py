@@ -15,6 +15,7 @@ from tests.build import (
     make_policy,
     make_stack,
     make_work,
+    pair_of,
 )
 from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, make_case, quiet_report, world_of
 
@@ -23,7 +24,6 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, RestartOperand, UpdateFence
 from gpusharing.planning.after import after_pnr
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.target import find_wish
 from gpusharing.planning.verdict import NodeCase, Verdict
 from gpusharing.planning.views import Fence, GPUNodeView, PolicyView, Verified
 
@@ -34,13 +34,8 @@ VERIFY = f"op-1:verify:{NOW.timestamp():.3f}"
 
 def fence_to(policy: PolicyView, since: datetime = NOW, **fields: Any) -> Fence:
     """The record of a change to this policy whose point of no return was at `since`."""
-    assert policy.spec is not None
-    wish = find_wish(policy.name, policy.spec)
-    known = {
-        "target_mig_config": wish.mig_config,
-        "target_plugin_config": wish.plugin_key,
-        "target_mode": "mig",
-    }
+    mig, plugin = pair_of(policy)
+    known = {"target_mig_config": mig, "target_plugin_config": plugin, "target_mode": "mig"}
     return make_fence("actuating", since=since, **{"deadline": at(2400), **known, **fields})
 
 

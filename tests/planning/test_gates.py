@@ -5,14 +5,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_cluster_policy, make_gpu, make_operand, make_policy, make_stack
+from tests.build import NOW, at, make_cluster_policy, make_gpu, make_operand, make_policy, make_stack, pair_of
 from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case
 
 from gpusharing.api import names
 from gpusharing.planning import migfile
 from gpusharing.planning.gates import GATES, find_gate, needs_restart
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.target import find_wish
 from gpusharing.planning.verdict import NodeCase
 from gpusharing.planning.views import Deferred, PolicyView, Verified
 
@@ -38,9 +37,7 @@ def observing(case: NodeCase, **fields: Any) -> NodeCase:
 
 def verified(policy: PolicyView, corrected: int = 0, retry: str = "") -> Verified:
     """The record of a proof of this policy."""
-    assert policy.spec is not None
-    wish = find_wish(policy.name, policy.spec)
-    return Verified(policy.name, wish.mig_config, wish.plugin_key, corrected, retry)
+    return Verified(policy.name, *pair_of(policy), corrected, retry)
 
 
 def drifted(**fields: Any) -> NodeCase:

@@ -30,6 +30,10 @@ MODES: Sequence[tuple[str, dict[str, Any]]] = (
     ("MIG", {}),
     ("MIG", {"mig": {"strategy": "single", "config": "all-1g.10gb"}}),
     ("MIG", {"mig": {"config": "all-balanced"}}),
+    ("MPS", {}),
+    ("MPS", {"mps": {"replicas": 8}}),
+    ("MIG", {"timeSlicing": {"replicas": 2}}),
+    ("MIG", {"mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 3}}),
 )
 nodes = st.sampled_from(NODES)
 policies = st.sampled_from(("pool-b", "other"))

@@ -2,17 +2,20 @@
 
 import pytest
 import yaml
+from tests.build import make_shared
 
-from gpusharing.planning.pluginconfig import PluginConfig, Sharing, key_for, parse, render, shared_gpus
+from gpusharing.planning.pluginconfig import PluginConfig, Sharing, key_for, parse, render
 
-SHARED = shared_gpus(4, rename=False, fail_greater_than_one=True)
+SHARED = make_shared(4, fails=True)
 
 BOTH_WAYS = {
     "whole GPUs": PluginConfig(),
     "MIG instances under their own names": PluginConfig("mixed"),
     "MIG instances under the name of a GPU": PluginConfig("single"),
     "four shares of each GPU that refuse requests for two": SHARED,
-    "shares under the name nvidia.com/gpu.shared": shared_gpus(2, rename=True, fail_greater_than_one=False),
+    "clients of MPS": make_shared(4, fails=True, mps=True),
+    "two shares of each small instance": PluginConfig("mixed", Sharing((("nvidia.com/mig-1g.10gb", 2),))),
+    "shares under the name nvidia.com/gpu.shared": make_shared(2, rename=True),
 }
 
 
@@ -43,7 +46,15 @@ FOREIGN: dict[str, tuple[str, PluginConfig | None]] = {
     ),
     "time-slicing of nothing is no sharing": ("sharing: {timeSlicing: {resources: []}}", PluginConfig()),
     "null blocks count as absent": ("{flags: null, sharing: null}", PluginConfig()),
-    "MPS is nothing that a mode of ours does": ("sharing: {mps: {resources: [{name: gpu}]}}", None),
+    "MPS refuses requests for two unless told otherwise": (
+        "sharing: {mps: {resources: [{name: gpu, replicas: 3}]}}",
+        make_shared(3, fails=True, mps=True),
+    ),
+    "with MPS and time-slicing the plugin takes MPS": (
+        "sharing: {timeSlicing: {resources: [{name: gpu, replicas: 2}]},"
+        " mps: {failRequestsGreaterThanOne: false, resources: [{name: gpu, replicas: 3}]}}",
+        make_shared(3, mps=True),
+    ),
     "an unknown strategy is not understood": ("flags: {migStrategy: both}", None),
     "broken YAML is not understood": ("flags: [", None),
     "a list is not understood": ("[]", None),
@@ -66,13 +77,13 @@ EFFECT = {
     "the strategy makes a difference with them": (PluginConfig("single"), PluginConfig("mixed"), True, False),
     "the number of shares always does": (
         SHARED,
-        shared_gpus(5, rename=False, fail_greater_than_one=True),
+        make_shared(5, fails=True),
         False,
         False,
     ),
     "so does refusing requests for two": (
         SHARED,
-        shared_gpus(4, rename=False, fail_greater_than_one=False),
+        make_shared(4),
         False,
         False,
     ),

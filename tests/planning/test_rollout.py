@@ -7,7 +7,9 @@ import pytest
 from tests.build import H100, NOW, make_cluster_policy, make_node, make_pod, make_policy, make_snapshot
 from tests.planning.cases import (
     FULL,
+    MIG_SLICED,
     MIXED,
+    MPS,
     NODE,
     SINGLE,
     SLICED,
@@ -41,23 +43,26 @@ from gpusharing.planning.rollout import Memo, plan_rollout
 from gpusharing.planning.views import Claim, PolicyView
 
 NODE_WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)
-MODES = {"Full": FULL, "TimeSlicing": SLICED, "MIG mixed": MIXED, "MIG single": SINGLE}
+MODES = {
+    "Full": FULL,
+    "TimeSlicing": SLICED,
+    "MPS": MPS,
+    "MIG mixed": MIXED,
+    "MIG single": SINGLE,
+    "MIG and time-slicing": MIG_SLICED,
+}
 
 
 # --- every ordered change -------------------------------------------------------------------------------------
 
-EXPECTED = {
-    ("Full", "TimeSlicing"): DisruptionClass.GPU_PODS,
-    ("TimeSlicing", "Full"): DisruptionClass.GPU_PODS,
-    ("MIG mixed", "MIG single"): DisruptionClass.GPU_PODS,
-    ("MIG single", "MIG mixed"): DisruptionClass.GPU_PODS,
-}
 CHANGES = [(a, b) for a in MODES for b in MODES if a != b]
 
 
 @pytest.mark.parametrize("reboots", [False, True], ids=["reset", "reboot"])
 @pytest.mark.parametrize(("before", "after"), CHANGES, ids=[f"{a} to {b}" for a, b in CHANGES])
-def test_a_change_runs_to_synced_with_three_node_writes(before: str, after: str, reboots: bool) -> None:
+def test_a_change_runs_to_synced_with_one_node_write_per_step_and_two_around_them(
+    before: str, after: str, reboots: bool
+) -> None:
     world = copy_of(MODES[before], (H100, H100))
     world.stack = replace(world.stack, cluster_policy=make_cluster_policy(with_reboot=reboots))
     world.settle()
@@ -65,15 +70,18 @@ def test_a_change_runs_to_synced_with_three_node_writes(before: str, after: str,
     world.done.clear()
     world.set_policy(edited(MODES[after]))
     across = DisruptionClass.REBOOT if reboots else DisruptionClass.RESET
-    assert verdict_of(world).disruption is EXPECTED.get((before, after), across)
+    toggles = ("MIG" in before) != ("MIG" in after)
+    assert verdict_of(world).disruption is (across if toggles else DisruptionClass.GPU_PODS)
+    steps = 2 if toggles and "MPS" in (before, after) else 1
     plan = world.settle()
     assert plan.verdicts[NODE].phase is Phase.SYNCED
-    assert wrote(world, *NODE_WRITES) == ["FenceNode", "Actuate", "Release"]
+    assert wrote(world, *NODE_WRITES) == ["FenceNode", *["Actuate"] * steps, "Release"]
     assert wrote(world, Evict) == ["Evict"]
-    assert wrote(world, EnsureGPUNode) == ["EnsureGPUNode"] * 2
+    assert wrote(world, EnsureGPUNode) == ["EnsureGPUNode"] * 2 * steps
     assert wrote(world, SetClaims, SetFinalizer) == ["SetFinalizer", "SetClaims", "SetFinalizer", "SetClaims"]
     assert dict(world.nodes[NODE].resources) == dict(plan.targets[NODE])
-    assert wrote(world)[0] == "WriteConfig"
+    known = after == "Full" and before.startswith(("MIG", "MPS"))  # as the stop between MPS and MIG
+    assert wrote(world)[0] == ("SetFinalizer" if known else "WriteConfig")
     assert wrote(world).index("SetClaims") < wrote(world).index("FenceNode")
     assert not world.nodes[NODE].unschedulable
     assert world.claims == {}

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_spec, make_stack
+from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_shared, make_spec, make_stack
 
 from gpusharing.planning import migfile
 from gpusharing.planning.reasons import Reason
@@ -208,14 +208,12 @@ def test_a_wish_is_named_by_its_content_and_a_named_configuration_by_its_name() 
     other = find_wish("pool-b", make_spec(mig={"layouts": [{"profiles": {"1g.10gb": 7}}]}))
     assert one == same
     assert one.mig_config != other.mig_config
-    assert one.plugin_key == other.plugin_key
     assert find_wish("pool-b", make_spec(mig={"config": "all-balanced"})).mig_config == "all-balanced"
     assert find_wish("pool-b", make_spec("Full")).mig_config == "all-disabled"
 
 
 def test_shares_of_instances_multiply_per_profile() -> None:
-    spec = make_spec("TimeSlicing", timeSlicing={"replicas": 2, "renameByDefault": True})
-    plugin = find_wish("x", spec).plugin
+    plugin = make_shared(2, rename=True)
     assert predict_resources((None, None), plugin) == {"nvidia.com/gpu.shared": 4}
     assert predict_resources(((("3g.40gb", 2),),), plugin) == {THREE_G: 2}
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, make_cluster_policy, make_gpu, make_stack
+from tests.build import H100, make_cluster_policy, make_gpu, make_shared, make_stack
 from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, T4, world_of
 
 from gpusharing.api import names
 from gpusharing.planning import verify
-from gpusharing.planning.pluginconfig import render, shared_gpus
+from gpusharing.planning.pluginconfig import render
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target, find_target, find_wish
 from gpusharing.planning.verify import CHECKS, Case, Evidence, find_mismatch
@@ -45,7 +45,7 @@ def observing(case: Case, **fields: Any) -> Case:
 
 def test_the_order_of_the_checks_is_part_of_the_product() -> None:
     assert [check.__name__ for check in CHECKS] == [
-        "_observation", "_instances", "_mig_manager", "_operands", "_plugin", "_gfd", "_allocatable",
+        "_observation", "_instances", "_mig_manager", "_operands", "_plugin", "_compute_mode", "_gfd", "_allocatable",
     ]  # fmt: skip
 
 
@@ -173,8 +173,8 @@ ADMINS: dict[str, tuple[str, str, bool]] = {
 @pytest.mark.parametrize(("key", "default", "agrees"), ADMINS.values(), ids=ADMINS.keys())
 def test_a_plugin_configuration_with_another_name(key: str, default: str, agrees: bool) -> None:
     case = case_of(SLICED)
-    same = render(shared_gpus(4, rename=False, fail_greater_than_one=False))
-    other = render(shared_gpus(5, rename=False, fail_greater_than_one=False))
+    same = render(make_shared(4))
+    other = render(make_shared(5))
     stack = make_stack(
         SLICED,
         cluster_policy=make_cluster_policy(plugin_default=default),

@@ -143,8 +143,9 @@ class World:
     # --- everybody else -----------------------------------------------------------------------------------
 
     def act(self, node: str) -> None:
-        """Everything on one node moves one step: mig-manager, plugin, kubelet, agent."""
+        """Everything on one node moves one step: mig-manager, MPS daemon, plugin, kubelet, agent."""
         self.mig_manager(node)
+        self.machines[node].mps(self.nodes[node], self.stack)
         self.plugin(node)
         self.kubelet(node)
         self.agent(node)
@@ -209,6 +210,7 @@ class World:
             stack=self.stack,
             agents=frozenset(self.nodes.keys() - self.agents_down),
             mig_managers={name: machine.operand for name, machine in self.machines.items()},
+            mps_daemons={n: daemon for n, m in self.machines.items() if (daemon := m.mps_daemon) is not None},
             claims=dict(self.claims),
             work={name: self._work(name) for name in sorted(self.memory.wants_pods & self.nodes.keys())},
             drifting_since=dict(self.memory.drifting_since),
@@ -268,9 +270,16 @@ class World:
             case Evict():
                 self._evict(action)
             case RestartOperand():
-                self.machines[action.node].restart()
+                self._restart(action)
             case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
                 self._patch_node(action)
+
+    def _restart(self, action: RestartOperand) -> None:
+        machine = self.machines[action.node]
+        if machine.operand.uid == action.uid:
+            machine.restart()
+        else:
+            machine.stop_mps()
 
     def _write_config(self, action: WriteConfig) -> None:
         keys = [*action.plugin_configs, *parse_mig_file(action.mig_file)]
@@ -282,6 +291,10 @@ class World:
             written=written,
             plugin_map_exists=True,
         )
+
+    def resolves_to_mig(self, config: str) -> bool:
+        """Whether this mig.config divides any GPU."""
+        return any(row.get("mig-enabled") for row in parse_mig_file(self.stack.mig_file).get(config, ()))
 
     def _ensure_gpunode(self, action: EnsureGPUNode) -> None:
         old = self.gpunodes.get(action.node)

@@ -2,7 +2,7 @@
 
 import pytest
 from hack.sim.gfd import changes, labels, owns
-from hack.sim.plugin import PluginConfig
+from hack.sim.plugin import PluginConfig, PluginError
 from tests.sim.build import L40S, make_reading
 
 P = "NVIDIA-H100-80GB-HBM3"
@@ -10,6 +10,10 @@ SEVEN = ("1g.10gb",) * 7
 MIXED = ("3g.40gb", "2g.20gb", "1g.10gb", "1g.10gb")
 FOUR = PluginConfig("none", "time-slicing", {"nvidia.com/gpu": 4})
 FOUR_RENAMED = PluginConfig("none", "time-slicing", {"nvidia.com/gpu": 4}, rename=True)
+FOUR_CLIENTS = PluginConfig("none", "mps", {"nvidia.com/gpu": 4})
+TWO_ON_MIXED = PluginConfig(
+    "mixed", "time-slicing", {"nvidia.com/gpu": 2, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-3g.40gb": 2}
+)
 TWO_ON_SINGLE = PluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
 
 
@@ -19,6 +23,22 @@ TWO_ON_SINGLE = PluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
         pytest.param(PluginConfig(), (None, None), P, 2, 1, "none", None, id="full"),
         pytest.param(FOUR, (None, None), f"{P}-SHARED", 2, 4, "time-slicing", None, id="time-slicing"),
         pytest.param(FOUR_RENAMED, (None, None), P, 2, 4, "time-slicing", None, id="time-slicing, renamed"),
+        pytest.param(FOUR_CLIENTS, (None, None), f"{P}-SHARED", 2, 4, "mps", None, id="MPS"),
+        pytest.param(PluginConfig(), (SEVEN, SEVEN), P, 2, 0, "none", None, id="MIG on with strategy none"),
+        pytest.param(TWO_ON_MIXED, (MIXED, MIXED), P, 2, 0, "none", "mixed", id="MIG mixed + TS"),
+        pytest.param(
+            TWO_ON_MIXED,
+            (MIXED, None),
+            f"{P}-SHARED",
+            2,
+            2,
+            "time-slicing",
+            "mixed",
+            id="MIG mixed + TS, one GPU whole",
+        ),
+        pytest.param(
+            PluginConfig("mixed"), (SEVEN, None), P, 2, 1, "none", "mixed", id="mixed, one GPU whole"
+        ),
         pytest.param(
             PluginConfig("single"),
             (SEVEN, SEVEN),
@@ -69,7 +89,7 @@ def test_the_mode_shows_in_the_labels(
     assert found["nvidia.com/gpu.sharing-strategy"] == sharing
     assert found.get("nvidia.com/mig.strategy") == strategy
     assert found["nvidia.com/gfd.timestamp"] == "1700000000"
-    assert found["nvidia.com/mps.capable"] == "false"
+    assert found["nvidia.com/mps.capable"] == ("true" if sharing == "mps" else "false")
     assert all(owns(key) for key in found)
 
 
@@ -80,6 +100,20 @@ def test_mixed_has_labels_per_profile() -> None:
     assert found["nvidia.com/mig-2g.20gb.slices.gi"] == "2"
     assert found["nvidia.com/mig-2g.20gb.replicas"] == "1"
     assert 19_000 < int(found["nvidia.com/mig-2g.20gb.memory"]) < 20_480
+
+
+def test_mixed_with_time_slicing_says_so_of_each_profile_that_is_shared() -> None:
+    found = labels(make_reading(MIXED, MIXED), TWO_ON_MIXED, 1)
+    assert found["nvidia.com/mig-1g.10gb.replicas"] == "2"
+    assert found["nvidia.com/mig-1g.10gb.sharing-strategy"] == "time-slicing"
+    assert found["nvidia.com/mig-1g.10gb.product"] == f"{P}-MIG-1g.10gb-SHARED"
+    assert found["nvidia.com/mig-2g.20gb.replicas"] == "1"
+    assert found["nvidia.com/mig-2g.20gb.product"] == f"{P}-MIG-2g.20gb"
+
+
+def test_mps_on_a_gpu_with_mig_ends_it() -> None:
+    with pytest.raises(PluginError, match="MPS sharing is not supported for mig devices"):
+        labels(make_reading(SEVEN, None), FOUR_CLIENTS, 1)
 
 
 def test_a_media_instance_has_a_dot_in_its_label() -> None:

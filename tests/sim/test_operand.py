@@ -35,6 +35,11 @@ def test_the_next_step_follows_from_pod_label_and_key(
     assert decide(pod, deployed=deployed, key=key) is step
 
 
+def test_a_plugin_that_waited_for_the_mps_daemon_starts_to_serve_again() -> None:
+    assert decide(RUNNING, deployed=True, key="a", again=True) is Step.RELOAD
+    assert decide(RUNNING, deployed=False, key="a", again=True) is Step.STOP
+
+
 class Port:
     """An OperandPort that notes what happens."""
 
@@ -56,6 +61,9 @@ class Port:
             self.exits -= 1
             raise PluginError("exits")
         self._note(f"serves {key}")
+
+    def again(self) -> bool:
+        return False
 
     async def gone(self, *, crashed: bool) -> None:
         self._note("crashed" if crashed else "stopped")

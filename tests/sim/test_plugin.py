@@ -94,13 +94,35 @@ def test_strategy_single_exits_on_unequal_layouts(
         pytest.param("version: v2", "version v1", id="another version"),
         pytest.param("flags: {migStrategy: both}", "invalid migStrategy", id="an unknown strategy"),
         pytest.param(slicing(1, GPU), ">= 2", id="one replica"),
-        pytest.param(slicing(2), "no resources", id="no resources to share"),
+        pytest.param(slicing(2), "no resources specified", id="no resources to share"),
         pytest.param("sharing: {mps: {resources: []}, x: [", "not YAML", id="not YAML"),
     ],
 )
 def test_a_bad_configuration_ends_the_plugin(text: str, why: str) -> None:
     with pytest.raises(PluginError, match=why):
         parse_config(text)
+
+
+def test_with_mps_and_time_slicing_the_plugin_takes_mps() -> None:
+    shares = "{resources: [{name: gpu, replicas: %d}]}"
+    config = parse_config(f"sharing: {{timeSlicing: {shares % 2}, mps: {shares % 3}}}")
+    assert (config.sharing, config.clients) == ("mps", 3)
+    assert advertised(make_reading(None, None).gpus, config) == {GPU: 6}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "layout", "why"),
+    [
+        pytest.param("mixed", None, "mixed is not supported with MPS", id="strategy mixed, even without MIG"),
+        pytest.param("single", SEVEN, "not supported for MIG devices", id="a GPU with MIG"),
+    ],
+)
+def test_mps_with_mig_ends_the_plugin(strategy: str, layout: tuple[str, ...] | None, why: str) -> None:
+    config = parse_config(
+        f"flags: {{migStrategy: {strategy}}}\nsharing: {{mps: {{resources: [{{name: gpu, replicas: 4}}]}}}}"
+    )
+    with pytest.raises(PluginError, match=why):
+        advertised(make_reading(layout).gpus, config)
 
 
 def test_unknown_fields_are_ignored_and_cluster_policy_beats_the_file() -> None:

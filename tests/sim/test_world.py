@@ -1,109 +1,30 @@
 """The node software on FakeCluster: labels and ConfigMaps in, allocatable and labels out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from hack.cluster.nodes import node_manifest
-from hack.sim.fakecluster import FakeCluster
 from hack.sim.settings import SimSettings
-from hack.sim.world import World
 from tests.sim.build import A100, H100, L40S, layouts_of
+from tests.sim.stage import (
+    FACTOR,
+    GPU,
+    MIG_CONFIG,
+    NAMESPACE,
+    PLUGIN_CONFIG,
+    PLUGIN_FILES,
+    STATE,
+    TIMESTAMP,
+    Stage,
+    config_map,
+    playing,
+    policy,
+)
 
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS
 from gpusharing.kube.errors import NotFound
 
-FACTOR = 1000.0
-NAMESPACE = "gpu-operator"
-STATE = "nvidia.com/mig.config.state"
-MIG_CONFIG = "nvidia.com/mig.config"
-PLUGIN_CONFIG = "nvidia.com/device-plugin.config"
 DEPLOY_PLUGIN = "nvidia.com/gpu.deploy.device-plugin"
-TIMESTAMP = "nvidia.com/gfd.timestamp"
-GPU = "nvidia.com/gpu"
-PLUGIN_FILES = {
-    "full": "version: v1",
-    "single": "version: v1\nflags: {migStrategy: single}",
-    "mixed": "version: v1\nflags: {migStrategy: mixed}",
-    "ts4": "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}",
-    "bad": "version: v9",
-}
-
-
-@dataclass
-class Stage:
-    """A FakeCluster with a World on it."""
-
-    cluster: FakeCluster
-    world: World
-    lines: list[str] = field(default_factory=list)
-
-    def labels(self, name: str = "n1") -> dict[str, str]:
-        """Labels of a node."""
-        found: dict[str, str] = self.cluster.get(NODES, name)["metadata"]["labels"]
-        return found
-
-    def offered(self, name: str = "n1") -> dict[str, str]:
-        """Allocatable GPU resources of a node."""
-        allocatable = self.cluster.get(NODES, name)["status"]["allocatable"]
-        return {key: value for key, value in allocatable.items() if key.startswith("nvidia.com/")}
-
-    def patch(self, name: str = "n1", **metadata: Any) -> None:
-        """A person changes labels or annotations."""
-        self.cluster.patch(NODES, name, {"metadata": metadata})
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until the condition holds; it is looked at after every change of the cluster."""
-        changed = asyncio.Event()
-        self.cluster.store.on_commit.append(lambda resource, change: changed.set())
-        async with asyncio.timeout(10):
-            while not condition():
-                changed.clear()
-                await changed.wait()
-
-    def said(self, text: str) -> bool:
-        """Whether a log line holds this text."""
-        return any(text in line for line in self.lines)
-
-
-def policy(**spec: Any) -> JSON:
-    defaults = {
-        "devicePlugin": {"config": {"name": "plugin-configs"}},
-        "migManager": {"config": {"name": ""}},
-    }
-    return {"metadata": {"name": "cluster-policy"}, "spec": {**defaults, **spec}}
-
-
-def config_map(name: str, data: dict[str, str]) -> JSON:
-    return {"metadata": {"name": name, "namespace": NAMESPACE}, "data": dict(data)}
-
-
-@asynccontextmanager
-async def playing(
-    *nodes: JSON, settings: SimSettings | None = None, cluster_policy: JSON | None = None
-) -> AsyncIterator[Stage]:
-    """A World at work, after the start of every node."""
-    loop = asyncio.get_running_loop()
-    cluster = FakeCluster(grace=2 / FACTOR, later=loop.call_later)
-    cluster.add(CONFIG_MAPS, config_map("plugin-configs", PLUGIN_FILES))
-    cluster.add(CLUSTER_POLICIES, cluster_policy or policy())
-    for node in nodes or (node_manifest("n1", gpus=2),):
-        cluster.add(NODES, node)
-    lines: list[str] = []
-    settings = settings or SimSettings(time_factor=FACTOR, agents=False, play_daemon_sets=True)
-    world = World(cluster.client("sim"), settings, log=lines.append)
-    stage = Stage(cluster, world, lines)
-    task = asyncio.create_task(world.run())
-    try:
-        await stage.until(lambda: all(TIMESTAMP in stage.labels(node["metadata"]["name"]) for node in nodes))
-        await stage.until(lambda: TIMESTAMP in cluster.objects(NODES)[0]["metadata"]["labels"])
-        yield stage
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def mig_pod(stage: Stage) -> JSON | None:

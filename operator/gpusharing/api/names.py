@@ -47,6 +47,7 @@ LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"
 LABEL_GPU_COUNT = "nvidia.com/gpu.count"
 LABEL_GPU_REPLICAS = "nvidia.com/gpu.replicas"
 LABEL_SHARING_STRATEGY = "nvidia.com/gpu.sharing-strategy"
+LABEL_MPS_CAPABLE = "nvidia.com/mps.capable"
 LABEL_GFD_TIMESTAMP = "nvidia.com/gfd.timestamp"
 LABEL_WORKLOAD_CONFIG = "nvidia.com/gpu.workload.config"
 LABEL_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
@@ -69,7 +70,7 @@ REWRITTEN_LABELS = (
     LABEL_SHARING_STRATEGY,
     LABEL_GFD_TIMESTAMP,
     "nvidia.com/gpu.memory",
-    "nvidia.com/mps.capable",
+    LABEL_MPS_CAPABLE,
 )
 """Labels whose value a mode change rewrites: a nodeSelector on one would select itself out of its pool."""
 REWRITTEN_PREFIXES = ("nvidia.com/mig-", LABEL_DEPLOY_PREFIX)
@@ -84,6 +85,7 @@ class Mode(StrEnum):
 
     FULL = "Full"
     MIG = "MIG"
+    MPS = "MPS"
     TIME_SLICING = "TimeSlicing"
 
 

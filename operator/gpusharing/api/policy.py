@@ -120,6 +120,16 @@ class TimeSlicing(WireModel):
     """Reject pods that ask for more than one share; they would get no more time for it."""
 
 
+class Mps(WireModel):
+    """How many pods compute on one GPU at the same time through the Multi-Process Service. Memory and threads are
+    divided evenly; a fatal fault of one client is reported to all."""
+
+    replicas: Replicas
+    """Clients per GPU, at least 2. The card's limit (48, or 16 below compute capability 7.5) is checked per node."""
+    rename_by_default: bool = False
+    """Advertise nvidia.com/gpu.shared instead of nvidia.com/gpu."""
+
+
 class Drain(WireModel):
     """How pods that hold a GPU leave before a change that would disturb them."""
 
@@ -170,7 +180,8 @@ class GPUSharingPolicySpec(WireModel):
             rules.TIME_SLICING_NEEDS_BLOCK,
             rules.BLOCK_NEEDS_MIG,
             rules.BLOCK_NEEDS_TIME_SLICING,
-            rules.MIG_WITH_TIME_SLICING,
+            rules.MPS_NEEDS_BLOCK,
+            rules.BLOCK_NEEDS_MPS,
         )
     )
 
@@ -182,11 +193,14 @@ class GPUSharingPolicySpec(WireModel):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """The highest of the policies that select a node wins; an equal one never takes it from its owner."""
     mode: Mode
-    """What the GPUs are for. Full: one pod has a whole GPU. MIG and TimeSlicing need the block of that name."""
+    """What the GPUs are for. Full: one pod has a whole GPU. MIG, MPS and TimeSlicing need the block of that name;
+    MIG may have timeSlicing too."""
     mig: Mig | None = None
     """How GPUs are divided into MIG instances, isolated in hardware. With mode MIG only."""
     time_slicing: TimeSlicing | None = None
-    """How many pods take turns on one GPU, without memory or fault isolation. With mode TimeSlicing only."""
+    """How many pods take turns on one GPU, or with mode MIG on one instance, without isolation between them."""
+    mps: Mps | None = None
+    """How many pods compute on one GPU at the same time. With mode MPS only."""
     drain: Drain = Field(default_factory=Drain)
     """How pods leave before a change."""
     rollout: Rollout = Field(default_factory=Rollout)

@@ -112,15 +112,20 @@ BLOCK_NEEDS_MIG = Rule(
     field=".mig",
 )
 BLOCK_NEEDS_TIME_SLICING = Rule(
-    "self.mode != 'Full' || !has(self.timeSlicing)",
-    "the block timeSlicing belongs to mode: TimeSlicing; change the mode or remove the block",
+    "self.mode in ['TimeSlicing', 'MIG'] || !has(self.timeSlicing)",
+    "the block timeSlicing belongs to mode: TimeSlicing, or to mode: MIG; change the mode or remove the block",
     field=".timeSlicing",
 )
-MIG_WITH_TIME_SLICING = Rule(
-    "self.mode != 'MIG' || !has(self.timeSlicing)",
-    "time-slicing of MIG instances is not supported; give one block, "
-    "for example mode: TimeSlicing with timeSlicing: {replicas: 4}",
-    field=".timeSlicing",
+MPS_NEEDS_BLOCK = Rule(
+    "self.mode != 'MPS' || has(self.mps)",
+    "mode MPS needs its block, for example mps: {replicas: 4}",
+    field=".mps",
+)
+BLOCK_NEEDS_MPS = Rule(
+    "self.mode == 'MPS' || !has(self.mps)",
+    "the block mps belongs to mode: MPS, and NVIDIA's device plugin refuses MPS on MIG; change the mode or "
+    "remove the block",
+    field=".mps",
 )
 
 # --- mig --------------------------------------------------------------------------------------------

@@ -149,10 +149,12 @@ def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
         yield Problem("spec.mig", rules.BLOCK_NEEDS_MIG.message)
     if spec.mode is Mode.TIME_SLICING and spec.time_slicing is None:
         yield Problem("spec.timeSlicing", rules.TIME_SLICING_NEEDS_BLOCK.message)
-    if spec.mode is Mode.FULL and spec.time_slicing is not None:
+    if spec.mode not in (Mode.TIME_SLICING, Mode.MIG) and spec.time_slicing is not None:
         yield Problem("spec.timeSlicing", rules.BLOCK_NEEDS_TIME_SLICING.message)
-    if spec.mode is Mode.MIG and spec.time_slicing is not None:
-        yield Problem("spec.timeSlicing", rules.MIG_WITH_TIME_SLICING.message)
+    if spec.mode is Mode.MPS and spec.mps is None:
+        yield Problem("spec.mps", rules.MPS_NEEDS_BLOCK.message)
+    if spec.mode is not Mode.MPS and spec.mps is not None:
+        yield Problem("spec.mps", rules.BLOCK_NEEDS_MPS.message)
 
 
 def _mig_problems(mig: Mig) -> Iterator[Problem]:

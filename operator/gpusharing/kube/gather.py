@@ -9,7 +9,7 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.convert_pods import ClaimUse, claim_names, claim_use, pdb_view, pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unauthorized, Unavailable
-from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, PodPlace, Sources
+from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, PodPlace, Sources
 from gpusharing.kube.written import ANNOTATION_WRITTEN, MIG_KEY, parse_written
 from gpusharing.planning.holders import Scope, holds_gpu, is_idle
 from gpusharing.planning.target import is_gpu_resource
@@ -57,7 +57,8 @@ class Gatherer:
             policies=policies,
             stack=self._stack_view(),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.operand.ready),
-            mig_managers=_by_node(sources.mig_managers.items.values()),
+            mig_managers=_by_node(sources.operands.items.values(), MIG_MANAGER),
+            mps_daemons=_by_node(sources.operands.items.values(), MPS_DAEMON),
             claims=claims,
             work=dict(self.work),
             pending=dict(self.pending),
@@ -220,10 +221,10 @@ class Gatherer:
         self.pending = counts
 
 
-def _by_node(pods: Iterable[PodPlace]) -> dict[str, Operand]:
+def _by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
     """One pod per node; a Ready one wins over one that is going."""
     found: dict[str, Operand] = {}
     for pod in pods:
-        if pod.node and (pod.node not in found or pod.operand.ready):
+        if pod.app == app and pod.node and (pod.node not in found or pod.operand.ready):
             found[pod.node] = pod.operand
     return found

@@ -24,7 +24,8 @@ from gpusharing.planning.views import GPUNodeView, Operand, Settings
 View = TypeVar("View")
 
 AGENT_SELECTOR = "app.kubernetes.io/name=gpusharing-agent"
-MIG_MANAGER_SELECTOR = "app=nvidia-mig-manager"
+MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon"
+OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
 NODE_CONFIG_SUFFIX = "-mig-config"
 """mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config (a.10)."""
 
@@ -35,6 +36,7 @@ class PodPlace:
 
     node: str
     operand: Operand
+    app: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ def _pod_place(raw: JSON) -> PodPlace:
     ready = has_condition(raw, "Ready") and not deleting
     where, name, uid = (str(metadata.get(key, "")) for key in ("namespace", "name", "uid"))
     operand = Operand(where, name, uid, ready, deleting)
-    return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand)
+    app = (metadata.get("labels") or {}).get("app", "")
+    return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 
 
 def _config_map(raw: JSON, wanted: frozenset[str]) -> ConfigMapView:
@@ -89,14 +92,14 @@ class Sources:
 
         ours = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
         pods = agent_namespace or settings.namespace
-        operands = settings.gpu_operator_namespace
+        namespace = settings.gpu_operator_namespace
         self.mirrors: dict[str, Mapping[str, Any]] = {}
         self.policies = PolicyCache(client)
         self.nodes = follow(NODES, node_view)
         self.gpunodes = follow(GPUNODES, self._gpunode)
         self.agents = follow(PODS, _pod_place, pods, AGENT_SELECTOR)
-        self.mig_managers = follow(PODS, _pod_place, operands, MIG_MANAGER_SELECTOR)
-        self.config_maps = follow(CONFIG_MAPS, lambda raw: _config_map(raw, ours), operands)
+        self.operands = follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
+        self.config_maps = follow(CONFIG_MAPS, lambda raw: _config_map(raw, ours), namespace)
         self.cluster_policies = follow(CLUSTER_POLICIES, cluster_policy_view)
         self.gpu_clusters = follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
 
@@ -116,7 +119,7 @@ class Sources:
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
             "agent pods": self.agents,
-            "mig-manager pods": self.mig_managers,
+            "operand pods": self.operands,
             "configmaps": self.config_maps,
         }
 

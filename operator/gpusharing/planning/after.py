@@ -20,6 +20,7 @@ from gpusharing.planning.before import (
     empty_and_pass,
     may_uncordon,
     pass_pnr,
+    prepares_next_step,
 )
 from gpusharing.planning.gates import CORDONING
 from gpusharing.planning.reasons import Reason
@@ -46,15 +47,21 @@ def after_pnr(case: NodeCase) -> Verdict:
         return verdict.then(UpdateFence(node, fence, cordon=True))
     if case.operand is not None and case.operand.uid == fence.restart_uid:
         return _delete_operand(case, case.operand)
+    daemon = case.mps_daemon
+    if daemon is not None and daemon.uid == fence.daemon_uid:
+        verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting the MPS daemon")
+        return verdict.then(RestartOperand(node.name, daemon.namespace, daemon.name, daemon.uid))
     trouble = _trouble(case)
     if trouble is not None and not trouble.final:
         return _waiting(case, trouble.mismatch)
     target = case.assessment.target
     if target is None:
         return _unprovable(case)
-    if not _aims_at(case, target):
+    stop = case.assessment.stop
+    aim = stop if stop is not None and fence.step < fence.steps else target
+    if not _aims_at(case, aim) or (aim is stop and prepares_next_step(case)):
         return _retarget(case, target)
-    return _conclude(case, target, trouble)
+    return _conclude(case, aim, trouble)
 
 
 def _delete_operand(case: NodeCase, operand: Operand) -> Verdict:
@@ -243,10 +250,18 @@ def _verify(case: NodeCase, target: Target) -> Verdict:
     if mismatch is None and not case.node.ready:
         mismatch = Mismatch(Reason.NODE_NOT_READY, "all sources agree, but the node is not Ready")
     if mismatch is None:
-        return _release(case, target)
+        return _release(case, target) if case.fence.step == case.fence.steps else _next_step(case)
     if case.now >= case.fence.deadline:
         return _failed(case, mismatch)
     return case.verdict(Phase.VERIFYING, mismatch.reason, mismatch.message, wake=case.fence.deadline)
+
+
+def _next_step(case: NodeCase) -> Verdict:
+    """The stop is proven; from here to the target, by the same way to an idle node as before."""
+    assert case.assessment is not None, "has a policy"
+    target = case.assessment.target
+    assert target is not None, "a step aims at something"
+    return _retarget(case, target)
 
 
 def _release(case: NodeCase, target: Target) -> Verdict:

@@ -6,12 +6,22 @@ Independent of time, so that the result can be memoised on the identity of its i
 from dataclasses import dataclass
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass
+from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.planning.acceptance import Objection
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target, Targets, Unsupported
-from gpusharing.planning.verify import Case, Mismatch, describe_observed, find_mismatch, served
+from gpusharing.planning.verify import (
+    EXCLUSIVE,
+    Case,
+    Mismatch,
+    describe_observed,
+    effective_plugin_config,
+    find_mismatch,
+    served,
+)
 from gpusharing.planning.views import GPUNodeView, NodeView, ObservedView, PolicyView, StackView
+
+_PLUGIN_CHANGES = frozenset({Reason.LABEL_MISMATCH, Reason.ALLOCATABLE_MISMATCH, Reason.MPS_NOT_RUNNING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +30,10 @@ class Assessment:
 
     policy: PolicyView
     target: Target | None
+    stop: Target | None
+    """Whole GPUs without sharing, through which the way leads when `two_steps`."""
+    two_steps: bool
+    """From MPS to MIG or back, as the node is now: in one step mig-manager would race with the MPS daemon."""
     objection: Objection | Unsupported | None
     """Why there is no target."""
     mismatch: Mismatch | None
@@ -42,17 +56,32 @@ def assess(
     text = describe_observed(node, observed)
     refusal = objection or _no_gpu(node, observed)
     if refusal is not None or targets is None:
-        return Assessment(policy, None, refusal, None, DisruptionClass.NONE, False, text)
+        return Assessment(policy, None, None, False, refusal, None, DisruptionClass.NONE, False, text)
     if observed is None or not observed.gpus:
         pending = _unobserved(observed)
-        return Assessment(policy, None, None, pending, DisruptionClass.NONE, False, text)
+        return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
     target = targets.find(node.name, observed.gpus)
     if isinstance(target, Unsupported):
-        return Assessment(policy, None, target, None, DisruptionClass.NONE, False, text)
+        return Assessment(policy, None, None, False, target, None, DisruptionClass.NONE, False, text)
     mismatch = find_mismatch(Case(node, observed, target, stack))
     disruption = find_disruption(node, observed, target, mismatch, stack)
     drift = mismatch is not None and _proven_before(node, policy, target)
-    return Assessment(policy, target, None, mismatch, disruption, drift, text)
+    stop, two_steps = targets.stop(observed.gpus), needs_two_steps(node, observed, target, stack)
+    return Assessment(policy, target, stop, two_steps, None, mismatch, disruption, drift, text)
+
+
+def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
+    """Whether the way leads from MPS to MIG or back (nvidia-actuators.md b.5, R11)."""
+    if target.with_mig:
+        return uses_mps(node, observed, stack)
+    return target.mode is Mode.MPS and any(gpu.mig_enabled for gpu in observed.gpus)
+
+
+def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
+    """An MPS daemon serves the node's GPUs, or is about to."""
+    config = effective_plugin_config(node, stack)
+    configured = config is not None and config.sharing is not None and config.sharing.strategy == "mps"
+    return configured or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.gpus)
 
 
 def has_gpu(node: NodeView) -> bool:
@@ -101,6 +130,8 @@ def find_disruption(
         if gpu.mig_enabled != (layout is not None) or gpu.mig_pending:
             reboots = stack.cluster_policy is not None and stack.cluster_policy.with_reboot
             return DisruptionClass.REBOOT if reboots else DisruptionClass.RESET
+    if (target.mode is Mode.MPS or uses_mps(node, observed, stack)) and mismatch.reason in _PLUGIN_CHANGES:
+        return DisruptionClass.GPU_PODS  # a restart of the MPS daemon ends its clients
     same_layout = all(gpu.layout == layout for gpu, layout in zip(observed.gpus, target.layouts, strict=True))
     same_label = not target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "") == target.mig_config
     proven_mig = node.labels.get(names.LABEL_MIG_STATE) == "success" or not target.mig_config

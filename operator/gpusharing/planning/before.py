@@ -10,19 +10,18 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
-from gpusharing.api.names import Phase
+from gpusharing.api.names import Mode, Phase
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release
+from gpusharing.planning.assess import uses_mps
 from gpusharing.planning.blockers import explain_blockers, main_reason
 from gpusharing.planning.drain import DrainPlan, plan_drain
 from gpusharing.planning.gates import CORDONING, needs_mig_manager, needs_restart, propagation
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.verify import MPS_DAEMONS
 from gpusharing.planning.views import Deferred, NodeWork
-
-MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
-"""NVIDIA's own processes; an idle GPU may have them (design.md section 4)."""
 
 
 def before_pnr(case: NodeCase) -> Verdict:
@@ -201,7 +200,14 @@ def _prove_idle(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
 
 
 def _quiet_prefix(case: NodeCase) -> str:
-    return f"{case.fence.op}:quiet:"
+    """Of request ids; after a step they tell that the step is proven and the next one prepared."""
+    after = f"after-{case.fence.step}:" if case.fence.stage == "actuating" else ""
+    return f"{case.fence.op}:quiet:{after}"
+
+
+def prepares_next_step(case: NodeCase) -> bool:
+    """The agent was asked for silence after this step: the step is proven already."""
+    return case.gpunode is not None and case.gpunode.request_id.startswith(_quiet_prefix(case))
 
 
 def answers_quiet(case: NodeCase) -> bool:
@@ -261,12 +267,13 @@ def pass_pnr(case: NodeCase, target: Target, phase: Phase) -> Verdict:
     if (closed := propagation(case)) is not None:
         wake = _poll(case) if watching else closed.until
         return replace(case.verdict(phase, closed.reason, closed.message, wake=wake), wants_pods=watching)
-    if needs_mig_manager(case, target) and (case.operand is None or not case.operand.ready):
+    goal = case.goal(target)
+    if needs_mig_manager(case, goal) and (case.operand is None or not case.operand.ready):
         message = f"no Ready mig-manager pod on {case.node.name}"
         verdict = case.verdict(phase, Reason.ACTUATOR_MISSING, message, wake=_poll(case))
         return replace(verdict, wants_pods=watching)
-    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"changing to {target.text}")
-    return verdict.then(actuate(case, target))
+    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"changing to {goal.text}")
+    return verdict.then(actuate(case, goal))
 
 
 def actuate(case: NodeCase, target: Target) -> Actuate:
@@ -285,6 +292,7 @@ def actuate(case: NodeCase, target: Target) -> Actuate:
     if plugin_changes:
         labels[names.LABEL_PLUGIN_CONFIG] = target.plugin_key
     assert case.assessment is not None, "a target needs a policy"
+    steps = 2 if case.assessment.two_steps or fence.step < fence.steps else 1
     return Actuate(
         node,
         replace(
@@ -294,6 +302,8 @@ def actuate(case: NodeCase, target: Target) -> Actuate:
             stage="actuating",
             stage_since=case.now,
             deadline=case.now + actuation_limit(case),
+            step=1 if case.assessment.two_steps else steps,
+            steps=steps,
             attempt=1,
             to_layout=target.text,
             target_mode=target.routing,
@@ -301,10 +311,19 @@ def actuate(case: NodeCase, target: Target) -> Actuate:
             target_plugin_config=target.plugin_key,
             gfd_timestamp=node.labels.get(names.LABEL_GFD_TIMESTAMP, "") if plugin_changes else "",
             restart_uid=restart,
+            daemon_uid=_daemon_to_restart(case, target) if plugin_changes else "",
             retry=node.retry,
         ),
         labels,
     )
+
+
+def _daemon_to_restart(case: NodeCase, target: Target) -> str:
+    """A running MPS daemon keeps its old number of clients: config-manager does not find its process (b.5)."""
+    observed = case.gpunode.observed if case.gpunode else None
+    if target.mode is not Mode.MPS or observed is None or case.mps_daemon is None:
+        return ""
+    return case.mps_daemon.uid if uses_mps(case.node, observed, case.stack) else ""
 
 
 def actuation_limit(case: NodeCase) -> timedelta:

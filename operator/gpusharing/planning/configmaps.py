@@ -7,8 +7,9 @@ label, fence or last verified pair names it: a missing key crash-loops the devic
 from collections.abc import Callable, Iterable, Mapping
 
 from gpusharing.api import names
-from gpusharing.planning import migfile
+from gpusharing.planning import migfile, pluginconfig
 from gpusharing.planning.actions import WriteConfig
+from gpusharing.planning.pluginconfig import PluginConfig
 from gpusharing.planning.target import Wish, find_wish
 from gpusharing.planning.views import GpuView, NodeView, PolicyView, StackView
 
@@ -21,18 +22,20 @@ def plan_config(
     policies: Iterable[PolicyView],
     nodes: Iterable[NodeView],
     models: Mapping[str, GpuView],
+    plugins: Mapping[str, PluginConfig],
     stack: StackView,
     wish_of: Callable[[PolicyView], Wish | None] = _wish,
 ) -> tuple[WriteConfig | None, bool]:
     """The ConfigMaps as they should be (None when they are so already), and whether they hold entries that only
-    Nodes keep, so that a later look may find them free. `models`: one GPU per card model present.
+    Nodes keep, so that a later look may find them free. `models`: one GPU per card model present; `plugins`: what
+    the targets of nodes need, by key.
     """
-    plugin: dict[str, str] = {}
+    plugin = {key: pluginconfig.render(config) for key, config in plugins.items()}
     entries: dict[str, migfile.Entry] = dict(migfile.parse(stack.admin_mig_file))
     for policy in policies:
         if (wish := wish_of(policy)) is None:
             continue
-        plugin[wish.plugin_key] = wish.plugin_text
+        plugin |= wish.plugins
         if wish.entry is not None:
             entries[wish.mig_config] = wish.entry
     for name, entry in migfile.well_known_entries(

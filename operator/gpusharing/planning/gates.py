@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass
+from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.planning import migfile
 from gpusharing.planning.geometry import Layout
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.verify import paused_operands
+from gpusharing.planning.verify import effective_plugin_config, find_exclusive, paused_operands
 from gpusharing.planning.views import Settings, StackView
 
 
@@ -82,10 +82,15 @@ def _agent(case: NodeCase) -> Gate | None:
 
 
 def _leftovers(case: NodeCase) -> Gate | None:
-    mismatch = case.assessment.mismatch if case.assessment else None
-    if mismatch is not None and mismatch.reason is Reason.COMPUTE_MODE:
-        return Gate(mismatch.reason, mismatch.message)
-    return None
+    """A compute mode that nobody holds: no label of ours sets it back, and every change but one to MPS fails on it."""
+    observed = case.gpunode.observed if case.gpunode else None
+    if observed is None or _target(case).mode is Mode.MPS:
+        return None
+    config = effective_plugin_config(case.node, case.stack)
+    if config is not None and config.sharing is not None and config.sharing.strategy == "mps":
+        return None
+    mismatch = find_exclusive(observed.gpus)
+    return None if mismatch is None else Gate(mismatch.reason, mismatch.message)
 
 
 def _actuator(case: NodeCase) -> Gate | None:
@@ -156,7 +161,11 @@ def config_ready_at(target: Target, stack: StackView, settings: Settings) -> dat
 
 def propagation(case: NodeCase) -> Gate | None:
     """Closed until the configuration that the labels will name had time to reach the node (b.4)."""
-    ready = config_ready_at(_target(case), case.stack, case.settings)
+    target = _target(case)
+    ready = config_ready_at(target, case.stack, case.settings)
+    if ready is not None and (goal := case.goal(target)) is not target:
+        before = config_ready_at(goal, case.stack, case.settings)
+        ready = None if before is None else max(ready, before)
     if ready is None:
         return Gate(Reason.CONFIG_PROPAGATING, "the configuration is about to be written")
     if ready > case.now:

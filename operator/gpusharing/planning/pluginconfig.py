@@ -12,19 +12,24 @@ from typing import Any, Literal
 
 import yaml
 
-from gpusharing.api.names import RESOURCE_GPU
-
 MigStrategy = Literal["none", "single", "mixed"]
 STRATEGIES: Mapping[str, MigStrategy] = {"none": "none", "single": "single", "mixed": "mixed"}
 
 
+SharingStrategy = Literal["time-slicing", "mps"]
+"""As GFD writes it into nvidia.com/gpu.sharing-strategy."""
+_BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSlicing"}
+"""Key of the block under `sharing`; with both, the plugin takes mps (b.3)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """Time-slicing of one or more resources. Replicas are shares per device."""
+    """Several pods on one device. Replicas are shares per device, by resource name."""
 
     replicas: tuple[tuple[str, int], ...]
     rename: bool = False
     fail_requests_greater_than_one: bool = False
+    strategy: SharingStrategy = "time-slicing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ def render(config: PluginConfig) -> str:
     document: dict[str, Any] = {"version": "v1", "flags": {"migStrategy": config.mig_strategy}}
     if config.sharing is not None:
         document["sharing"] = {
-            "timeSlicing": {
+            _BLOCKS[config.sharing.strategy]: {
                 "renameByDefault": config.sharing.rename,
                 "failRequestsGreaterThanOne": config.sharing.fail_requests_greater_than_one,
                 "resources": [{"name": name, "replicas": count} for name, count in config.sharing.replicas],
@@ -54,8 +59,9 @@ def render(config: PluginConfig) -> str:
     return yaml.safe_dump(document, sort_keys=False)
 
 
+@lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Read a configuration; None when it is none, or does something that no mode of ours does (MPS)."""
+    """Read a configuration; None when it is none."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -64,16 +70,19 @@ def parse(text: str) -> PluginConfig | None:
         return None
     flags = document.get("flags") or {}
     sharing = document.get("sharing") or {}
-    if not isinstance(flags, dict) or not isinstance(sharing, dict) or sharing.get("mps"):
+    if not isinstance(flags, dict) or not isinstance(sharing, dict):
         return None
     strategy = STRATEGIES.get(str(flags.get("migStrategy") or "none"))
     if strategy is None:
         return None
-    slicing = sharing.get("timeSlicing")
-    return PluginConfig(strategy, _parse_sharing(slicing) if isinstance(slicing, dict) else None)
+    for kind, block in _BLOCKS.items():
+        found = sharing.get(block)
+        if isinstance(found, dict) and (parsed := _parse_sharing(found, kind)) is not None:
+            return PluginConfig(strategy, parsed)
+    return PluginConfig(strategy)
 
 
-def _parse_sharing(block: Mapping[str, Any]) -> Sharing | None:
+def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing | None:
     rows: list[tuple[str, int]] = []
     for row in block.get("resources") or ():
         if isinstance(row, dict) and isinstance(row.get("replicas"), int):
@@ -81,17 +90,17 @@ def _parse_sharing(block: Mapping[str, Any]) -> Sharing | None:
             rows.append((name if "/" in name else f"nvidia.com/{name}", row["replicas"]))
     if not rows:
         return None
+    fails = block.get("failRequestsGreaterThanOne")
     return Sharing(
-        tuple(sorted(rows)), bool(block.get("renameByDefault")), bool(block.get("failRequestsGreaterThanOne"))
+        tuple(sorted(rows)),
+        bool(block.get("renameByDefault")),
+        strategy == "mps" if fails is None else bool(fails),  # b.3: the default of MPS is true
+        strategy,
     )
 
 
+@lru_cache(maxsize=1024)
 def key_for(policy: str, content: str) -> str:
     """Name of an entry: the policy, shortened to fit a label value, and a hash of the content."""
     digest = sha256(content.encode()).hexdigest()[:7]
     return f"{policy[:55].rstrip('-.')}-{digest}"
-
-
-def shared_gpus(replicas: int, *, rename: bool, fail_greater_than_one: bool) -> PluginConfig:
-    """Time-slicing of whole GPUs."""
-    return PluginConfig("none", Sharing(((RESOURCE_GPU, replicas),), rename, fail_greater_than_one))

@@ -142,7 +142,7 @@ def _fence(case: NodeCase, policy: PolicyView) -> FenceNode:
         to_layout=assessment.target.text,
         stage="fenced",
         step=1,
-        steps=1,
+        steps=2 if assessment.two_steps else 1,
         attempt=1,
         since=case.now,
         stage_since=case.now,

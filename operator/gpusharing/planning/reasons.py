@@ -181,6 +181,11 @@ class Reason(StrEnum):
         "The configuration switches MIG on and creates no instance, so the GPU would serve nothing.",
         "Choose a configuration with instances, or mode Full.",
     )
+    MPS_TOO_MANY_CLIENTS = (
+        "MPSTooManyClients", "Hardware", _PERSON,
+        "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",
+        "Lower spec.mps.replicas.",
+    )
     MIG_MODE_PENDING = (
         "MigModePending", "Hardware", _PERSON,
         "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of "
@@ -198,6 +203,11 @@ class Reason(StrEnum):
         "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = "
         "paused-for-mig-change).",
         "Usually cured by the restart of mig-manager that follows by itself.")
+    MPS_NOT_RUNNING = (
+        "MPSNotRunning", "Proof", _LATER,
+        "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
+        "When it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.",
+    )
     LAYOUT_MISMATCH = ("LayoutMismatch", "Proof", _LATER,
         "The GPUs are not divided as wanted, as the agent reads them.")
     ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,

@@ -239,6 +239,7 @@ class _Pass:
             work=snapshot.work.get(name),
             agent_ready=name in snapshot.agents,
             operand=snapshot.mig_managers.get(name),
+            mps_daemon=snapshot.mps_daemons.get(name),
             claimed=name in snapshot.claims,
             drifting_since=snapshot.drifting_since.get(name),
             stack=snapshot.stack,
@@ -300,13 +301,18 @@ class _Pass:
 
     def _config(self) -> WriteConfig | None:
         offers = frozenset((product, gpu.profiles) for product, gpu in self.models.items())
-        inputs = (self.snapshot.policies, self.snapshot.stack, offers)
+        plugins = {
+            target.plugin_key: target.plugin
+            for known in self.memo.known.values()
+            if known.assessment is not None and (target := known.assessment.target) is not None
+        }
+        inputs = (self.snapshot.policies, self.snapshot.stack, offers, plugins)
         settled = self.memo.config_settled
-        if settled and settled[0] is inputs[0] and settled[1] is inputs[1] and settled[2] == inputs[2]:
+        if settled and settled[0] is inputs[0] and settled[1] is inputs[1] and settled[2:] == inputs[2:]:
             return None
         nodes = self.snapshot.nodes.values()
         change, retained = plan_config(
-            self.snapshot.policies, nodes, self.models, self.snapshot.stack, self._wish
+            self.snapshot.policies, nodes, self.models, plugins, self.snapshot.stack, self._wish
         )
         if change is None and not retained:
             self.memo.config_settled = inputs

@@ -8,17 +8,18 @@ from functools import lru_cache
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
 from gpusharing.planning import migfile, pluginconfig
-from gpusharing.planning.cards import bare_product
+from gpusharing.planning.cards import bare_product, find_card
 from gpusharing.planning.geometry import (
     Layout,
     Legal,
     describe,
     judge,
+    normalise,
     resource_name,
 )
-from gpusharing.planning.pluginconfig import PluginConfig
+from gpusharing.planning.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import GpuView, PolicyView, StackView, mode_label
+from gpusharing.planning.views import GpuView, PolicyView, StackView, routing_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +59,17 @@ class Unsupported:
 class Wish:
     """The part of a target that is the same on every node of a policy."""
 
-    plugin: PluginConfig
-    plugin_key: str
+    policy: str
     mig_config: str
     """The mig-parted entry that MIG-capable nodes are pointed at."""
     entry: migfile.Entry | None
     """Our own mig-parted entry, when the policy gives layouts."""
-    plugin_text: str
-    """The device-plugin configuration as the ConfigMap holds it."""
+    plugins: Mapping[str, str]
+    """Device-plugin configurations that can be foreseen, by key."""
 
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
     """What a policy asks for, before any node is looked at."""
-    plugin = plugin_config(spec)
     entry = (
         migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
     )
@@ -80,8 +79,8 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
         mig_config = pluginconfig.key_for(policy, migfile.entry_text(entry))
     else:
         mig_config = spec.mig.config or ""
-    text = pluginconfig.render(plugin)
-    return Wish(plugin, pluginconfig.key_for(policy, text), mig_config, entry, text)
+    plugins = {pluginconfig.key_for(policy, text): text for text in map(pluginconfig.render, _foreseen(spec))}
+    return Wish(policy, mig_config, entry, plugins)
 
 
 def find_target(
@@ -96,16 +95,41 @@ def find_target(
     layouts = _wanted_layouts(wish, spec, node, gpus, stack)
     if isinstance(layouts, Unsupported):
         return layouts
+    if (refused := _too_many_clients(spec, node, gpus)) is not None:
+        return refused
+    mig_config = wish.mig_config if _has_mig_manager(spec, gpus, stack) else ""
+    return _target(wish.policy, spec.mode, mig_config, layouts, plugin_config(spec, layouts))
+
+
+def _target(
+    policy: str, mode: Mode, mig_config: str, layouts: tuple[Layout | None, ...], plugin: PluginConfig
+) -> Target:
+    replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
     return Target(
-        mode=spec.mode,
-        routing=mode_label(spec.mode),
+        mode=mode,
+        routing=routing_label(mode, time_slicing=plugin.sharing is not None),
         layouts=layouts,
-        mig_config=wish.mig_config if _has_mig_manager(spec, gpus, stack) else "",
-        plugin_key=wish.plugin_key,
-        plugin=wish.plugin,
-        resources=predict_resources(layouts, wish.plugin),
-        text=describe_target(spec, layouts),
+        mig_config=mig_config,
+        plugin_key=pluginconfig.key_for(policy, pluginconfig.render(plugin)),
+        plugin=plugin,
+        resources=predict_resources(layouts, plugin),
+        text=describe_layouts(layouts, replicas),
     )
+
+
+def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]) -> Unsupported | None:
+    """The MPS control daemon's limit of clients, by compute capability (hardware-facts.md b)."""
+    if spec.mode is not Mode.MPS or spec.mps is None:
+        return None
+    for gpu in gpus:
+        card = find_card(gpu.product)
+        if card is not None and spec.mps.replicas > card.mps_max_clients:
+            return Unsupported(
+                Reason.MPS_TOO_MANY_CLIENTS,
+                f"{node}: {gpu.product} serves at most {card.mps_max_clients} MPS clients,"
+                f" spec.mps.replicas is {spec.mps.replicas}",
+            )
+    return None
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:
@@ -122,10 +146,16 @@ class Targets:
     wish: Wish
     stack: StackView
     _found: dict[tuple[object, ...], tuple[tuple[GpuView, ...], Target]] = field(default_factory=dict)
+    _stops: dict[tuple[int, bool], Target] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> GPUSharingPolicySpec:
+        """The policy's; asked only of policies that have one."""
+        assert self.policy.spec is not None, "an unreadable spec has no wish"
+        return self.policy.spec
 
     def find(self, node: str, gpus: tuple[GpuView, ...]) -> Target | Unsupported:
         """What `find_target` says, without asking it twice about equal hardware."""
-        assert self.policy.spec is not None, "asked only of policies with a spec"
         # Profiles by identity, which the kept GPUs make safe: comparing them would cost more than the answer.
         key: tuple[object, ...] = tuple(
             (gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in gpus
@@ -134,12 +164,22 @@ class Targets:
             key = (*key, self.stack.generated_mig_files.get(node, ""))
         if (known := self._found.get(key)) is not None:
             return known[1]
-        target = find_target(self.wish, self.policy.spec, node, gpus, self.stack)
+        target = find_target(self.wish, self.spec, node, gpus, self.stack)
         if isinstance(target, Target):
             if len(self._found) >= _KINDS:
                 self._found.clear()
             self._found[key] = (gpus, target)
         return target
+
+    def stop(self, gpus: Sequence[GpuView]) -> Target:
+        """Whole GPUs without sharing: where the way from MPS to MIG, and back, stops; they would race (b.5)."""
+        capable = _has_mig_manager(self.spec, gpus, self.stack)
+        key = (len(gpus), capable)
+        if (known := self._stops.get(key)) is None:
+            mig_config = migfile.ALL_DISABLED if capable else ""
+            known = _target(self.wish.policy, Mode.FULL, mig_config, (None,) * len(gpus), PluginConfig())
+            self._stops[key] = known
+        return known
 
 
 _KINDS = 256
@@ -151,18 +191,40 @@ def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> st
     return next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
 
 
-def plugin_config(spec: GPUSharingPolicySpec) -> PluginConfig:
-    """What the device plugin is told in this mode."""
-    if spec.mode is Mode.TIME_SLICING and spec.time_slicing is not None:
-        slicing = spec.time_slicing
-        return pluginconfig.shared_gpus(
-            slicing.replicas,
-            rename=slicing.rename_by_default,
-            fail_greater_than_one=slicing.fail_requests_greater_than_one,
+def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
+    """What the device plugin of a node with these layouts is told in this mode."""
+    if spec.mode is Mode.MPS and spec.mps is not None:
+        # failRequestsGreaterThanOne: MPS's own default; two shares of one GPU would be no more than one.
+        return PluginConfig(
+            "none", Sharing(((RESOURCE_GPU, spec.mps.replicas),), spec.mps.rename_by_default, True, "mps")
         )
+    strategy = spec.mig.strategy if spec.mode is Mode.MIG and spec.mig is not None else "none"
+    slicing = spec.time_slicing
+    if slicing is None:
+        return PluginConfig(strategy)
+    names = sorted(predict_resources(layouts, PluginConfig(strategy)))
+    sharing = Sharing(
+        tuple((name, slicing.replicas) for name in names),
+        slicing.rename_by_default,
+        slicing.fail_requests_greater_than_one,
+    )
+    return PluginConfig(strategy, sharing)
+
+
+def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
+    """Device-plugin configurations that a policy needs whatever its nodes are: its own, and the stop between MPS
+    and MIG. Time-slicing of a named MIG configuration depends on the cards and comes with the first node.
+    """
+    stop = (PluginConfig(),) if spec.mode in (Mode.MIG, Mode.MPS) else ()
+    layouts: list[Layout | None] = [None]
     if spec.mode is Mode.MIG and spec.mig is not None:
-        return PluginConfig(spec.mig.strategy)
-    return PluginConfig()
+        if spec.mig.layouts is None and spec.time_slicing is not None and spec.mig.strategy == "mixed":
+            return stop
+        rows = spec.mig.layouts or ()
+        layouts = [normalise(row.profiles) if row.profiles else None for row in rows]
+        if spec.mig.strategy == "single":
+            layouts = [(("any", 1),)]  # every profile is nvidia.com/gpu then
+    return (plugin_config(spec, layouts), *stop)
 
 
 def _wanted_layouts(
@@ -283,12 +345,6 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
     return shared
 
 
-def describe_target(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> str:
-    """What each GPU is divided into, for people."""
-    replicas = spec.time_slicing.replicas if spec.mode is Mode.TIME_SLICING and spec.time_slicing else 1
-    return describe_layouts(layouts, replicas)
-
-
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
     """Different GPUs are told apart: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
     return _describe(tuple(layouts), replicas)
@@ -297,9 +353,12 @@ def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str
 @lru_cache(maxsize=1024)
 def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
     texts: Counter[str] = Counter()
+    shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:
-        whole = f"{replicas}x shared" if replicas > 1 else "1x full"
-        texts[whole if layout is None else describe(layout) if layout else "MIG empty"] += 1
+        if layout is None:
+            texts[shared or "1x full"] += 1
+        else:
+            texts[f"{describe(layout) if layout else 'MIG empty'} {shared}".rstrip()] += 1
     if len(texts) == 1:
         return next(iter(texts))
     return ", ".join(f"{text} ({count} GPU{'s' if count > 1 else ''})" for text, count in texts.items())

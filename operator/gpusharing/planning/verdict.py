@@ -10,6 +10,7 @@ from gpusharing.planning.assess import Assessment
 from gpusharing.planning.blockers import Blocker
 from gpusharing.planning.holders import Scope
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.target import Target
 from gpusharing.planning.views import (
     Fence,
     GPUNodeView,
@@ -66,6 +67,9 @@ class NodeCase:
     work: NodeWork | None
     agent_ready: bool
     operand: Operand | None
+    """The node's mig-manager pod."""
+    mps_daemon: Operand | None
+    """The node's MPS control daemon pod."""
     claimed: bool
     """The node holds a slot of the budget already."""
     drifting_since: datetime | None
@@ -96,6 +100,12 @@ class NodeCase:
         assert self.assessment is not None, "asked only of nodes with a policy"
         assert self.assessment.policy.spec is not None, "a target needs a spec"
         return self.assessment.policy.spec
+
+    def goal(self, target: Target) -> Target:
+        """What the next point of no return leads to: the target, or the stop before it."""
+        assessment = self.assessment
+        stop = assessment.stop if assessment is not None and assessment.two_steps else None
+        return stop or target
 
     def verdict(self, phase: Phase, reason: Reason, message: str, *, wake: datetime | None = None) -> Verdict:
         """A verdict with what is the same for every phase filled in."""

@@ -12,7 +12,7 @@ same chain adopts a node, finds drift and proves a change; a change only asks fo
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,7 +24,13 @@ from gpusharing.planning.migfile import Unresolved
 from gpusharing.planning.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target, describe_layouts, is_gpu_resource, resolve_name
-from gpusharing.planning.views import NodeView, ObservedView, StackView
+from gpusharing.planning.views import GpuView, NodeView, ObservedView, StackView
+
+EXCLUSIVE = "ExclusiveProcess"
+MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
+"""NVIDIA's own processes; an idle GPU may have them (design.md section 4)."""
+FREE = ("Default", "NotSupported")
+"""Compute modes in which any process may use a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +96,6 @@ def _instances(case: Case) -> Mismatch | None:
         return Mismatch(
             Reason.MIG_MODE_PENDING, f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot"
         )
-    if case.target.mode is not Mode.MIG:
-        odd = next((gpu for gpu in gpus if gpu.compute_mode not in ("Default", "NotSupported")), None)
-        if odd:
-            return Mismatch(
-                Reason.COMPUTE_MODE,
-                f"GPU {odd.index} is in compute mode {odd.compute_mode}, left behind by MPS;"
-                f" run nvidia-smi -i {odd.index} -c 0 on the node",
-            )
     return None
 
 
@@ -181,6 +179,32 @@ def _plugin(case: Case) -> Mismatch | None:
     return None
 
 
+def _compute_mode(case: Case) -> Mismatch | None:
+    """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly (hardware-facts.md b)."""
+    assert case.observed is not None, "_observation runs first"
+    gpus = case.observed.gpus
+    if case.target.mode is Mode.MPS:
+        shared = next((gpu for gpu in gpus if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
+        if shared is None:
+            return None
+        text = f"GPU {shared.index} is in compute mode {shared.compute_mode}: the MPS daemon does not serve it yet"
+        return Mismatch(Reason.MPS_NOT_RUNNING, text)
+    return find_exclusive(gpus)
+
+
+def find_exclusive(gpus: Sequence[GpuView]) -> Mismatch | None:
+    """A whole GPU that only one process may use."""
+    odd = next((gpu for gpu in gpus if gpu.layout is None and gpu.compute_mode not in FREE), None)
+    if odd is None:
+        return None
+    text = f"GPU {odd.index} is in compute mode {odd.compute_mode}"
+    if MPS_DAEMONS.intersection(odd.processes):
+        return Mismatch(Reason.COMPUTE_MODE, f"{text}: the MPS daemon still serves it")
+    return Mismatch(
+        Reason.COMPUTE_MODE, f"{text}, left behind by MPS; run nvidia-smi -i {odd.index} -c 0 on the node"
+    )
+
+
 def expected_gfd_labels(case: Case) -> dict[str, str]:
     """Labels that GPU Feature Discovery writes for the target (nvidia-actuators.md section c).
 
@@ -192,11 +216,14 @@ def expected_gfd_labels(case: Case) -> dict[str, str]:
 
 @lru_cache(maxsize=1024)
 def _expect(layouts: tuple[Layout | None, ...], plugin: PluginConfig, gpus: int) -> Mapping[str, str]:
+    sharing = plugin.sharing
+    replicas = sharing.replicas[0][1] if sharing else 1
     if all(layout is None for layout in layouts):
         return {
             names.LABEL_GPU_COUNT: str(gpus),
-            names.LABEL_GPU_REPLICAS: str(plugin.sharing.replicas[0][1] if plugin.sharing else 1),
-            names.LABEL_SHARING_STRATEGY: "time-slicing" if plugin.sharing else "none",
+            names.LABEL_GPU_REPLICAS: str(replicas),
+            names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
+            **({names.LABEL_MPS_CAPABLE: "true"} if sharing and sharing.strategy == "mps" else {}),
         }
     instances: Counter[str] = Counter()
     for layout in layouts:
@@ -205,11 +232,14 @@ def _expect(layouts: tuple[Layout | None, ...], plugin: PluginConfig, gpus: int)
         return {
             names.LABEL_MIG_STRATEGY: "single",
             names.LABEL_GPU_COUNT: str(instances.total()),
-            names.LABEL_GPU_REPLICAS: "1",
+            names.LABEL_GPU_REPLICAS: str(replicas),
+            names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
         }
-    return {names.LABEL_MIG_STRATEGY: "mixed"} | {
-        f"{resource_name(profile)}.count": str(count) for profile, count in instances.items()
-    }
+    expected = {names.LABEL_MIG_STRATEGY: "mixed"}
+    for profile, count in instances.items():
+        expected[f"{resource_name(profile)}.count"] = str(count)
+        expected[f"{resource_name(profile)}.replicas"] = str(replicas)
+    return expected
 
 
 def expected_product(case: Case) -> str:
@@ -217,7 +247,10 @@ def expected_product(case: Case) -> str:
     assert case.observed is not None, "_observation runs first"
     product = bare_product(case.observed.gpus[-1].product)
     sharing = case.target.plugin.sharing
-    if case.target.plugin.mig_strategy == "single" and case.target.with_mig:
+    if case.target.with_mig:
+        if case.target.plugin.mig_strategy != "single":
+            whole = any(layout is None for layout in case.target.layouts)
+            return f"{product}-SHARED" if whole and sharing and not sharing.rename else product
         layout = case.target.layouts[0]
         assert layout, "strategy single has one profile on every GPU"
         product += f"-MIG-{layout[0][0].replace('+', '.')}"
@@ -270,19 +303,29 @@ CHECKS: tuple[Callable[[Case], Mismatch | None], ...] = (
     _mig_manager,
     _operands,
     _plugin,
+    _compute_mode,
     _gfd,
     _allocatable,
 )
-"""First wins; a test pins the order. The agent comes first because every other source can be stale."""
+"""First wins; a test pins the order. The agent comes first because every other source can be stale; the compute mode
+comes after the plugin, because a GPU is exclusive by right for as long as the plugin is told to use MPS."""
 
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
     """What the GPUs are divided into now, for people; sharing is read from GFD's labels."""
     if observed is None or not observed.gpus:
         return ""
-    replicas = node.labels.get(names.LABEL_GPU_REPLICAS, "1")
     layouts = tuple(gpu.layout for gpu in observed.gpus)
-    return describe_layouts(layouts, int(replicas) if replicas.isdigit() else 1)
+    return describe_layouts(layouts, _replicas_now(node, layouts))
+
+
+def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
+    """Shares of each device, as GFD's labels tell: of the GPU, or with strategy mixed of its profiles."""
+    profile = next((name for layout in layouts for name, _ in layout or ()), "")
+    mixed = node.labels.get(names.LABEL_MIG_STRATEGY) == "mixed" and profile
+    label = f"{resource_name(profile)}.replicas" if mixed else names.LABEL_GPU_REPLICAS
+    replicas = node.labels.get(label, "1")
+    return int(replicas) if replicas.isdigit() else 1
 
 
 __all__ = [

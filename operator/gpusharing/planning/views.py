@@ -52,6 +52,8 @@ class Fence:
     target_plugin_config: str = ""
     gfd_timestamp: str = ""
     """GFD's start time before the PNR; a plugin change is proven only by a later one."""
+    daemon_uid: str = ""
+    """The MPS daemon's pod that this attempt deletes; while that very pod lives, it is still to be deleted."""
     restart_uid: str = ""
     """The mig-manager pod that this attempt deletes; while that very pod lives, it is still to be deleted."""
     retry: str = ""
@@ -291,7 +293,7 @@ class StackView:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A mig-manager pod."""
+    """A pod of NVIDIA's that we may restart: mig-manager, or the MPS control daemon."""
 
     namespace: str
     name: str
@@ -356,6 +358,7 @@ class ClusterSnapshot:
     mig_managers: Mapping[str, Operand]
     claims: Mapping[str, Claim]
     work: Mapping[str, NodeWork]
+    mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
     pending: Mapping[str, int] = field(default_factory=dict)
     """GPU resource name to Pending pods that ask for it and have no node yet."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
@@ -363,6 +366,8 @@ class ClusterSnapshot:
     settings: Settings = Settings()
 
 
-def mode_label(mode: Mode) -> str:
+def routing_label(mode: Mode, *, time_slicing: bool) -> str:
     """Value of the routing label `gpusharing.dev/mode`."""
-    return {Mode.FULL: "full", Mode.MIG: "mig", Mode.TIME_SLICING: "time-slicing"}[mode]
+    if mode is Mode.MIG and time_slicing:
+        return "mig-time-slicing"
+    return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]

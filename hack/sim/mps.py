@@ -1,0 +1,129 @@
+"""SIMULATED MPS control daemon of one node, as a pod that comes and goes with the label nvidia.com/mps.capable (b.5).
+
+Its sidecar finds no process to signal, so the daemon keeps the number of clients that it started with until its pod
+is replaced. It makes every GPU exclusive and sets Default again when it stops cleanly; killed, it leaves them so.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from gpusharing.agent.library import LibraryError
+from hack.sim.gpu import SimulatedGPUs
+from hack.sim.nodeobject import Cluster, NodeObject
+from hack.sim.operands import Configured
+from hack.sim.plugin import PluginError
+
+FIRST_PID = 9000
+SERVER = "nvidia-cuda-mps-server"
+
+
+class MpsDaemon(Configured):
+    """One pod of nvidia-device-plugin-mps-control-daemon after the other. `run` rests until the pod changes."""
+
+    operand = "mps-control-daemon"
+
+    def __init__(
+        self, cluster: Cluster, node: NodeObject, gpus: SimulatedGPUs, on_change: Callable[[], None]
+    ) -> None:
+        """`on_change` is called when the daemon begins or stops to serve."""
+        super().__init__(cluster, node, gpus)
+        self.clients: int | None = None
+        """Clients per GPU that it serves; None while it serves none."""
+        self._on_change = on_change
+        self._wanted = self._started = ""
+        self._pid: int | None = None
+        self._pids = FIRST_PID
+        self._wake = asyncio.Event()
+
+    def set_pod(self, uid: str) -> None:
+        """The pod that runs on the node now; empty for none, or for one that was told to end."""
+        if uid != self._wanted:
+            self._wanted = uid
+            self._wake.set()
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is cleaned up, and the pod's container does not come back."""
+        if self._pid is not None:
+            self.gpus.remove_process(self._pid)
+        self._pid = None
+        self._serve(None)
+
+    def reboot(self) -> None:
+        """The node goes down; what its pod did is to be done again. Call it while `run` is not running."""
+        self.kill()
+        self._started = ""
+
+    async def run(self) -> None:
+        """Play for as long as the node is up."""
+        crashes = 0
+        while True:
+            self._wake.clear()
+            if self._started == self._wanted:
+                crashes = 0
+                await self._wake.wait()
+            elif self._pid is not None:
+                await self._stop()
+            elif not self._wanted or await self._start():
+                self._started = self._wanted
+            else:
+                times = self.cluster.settings.times
+                await self.cluster.clock.wait_for(
+                    self._wake, min(times.crash_first * 2**crashes, times.crash_last)
+                )
+                crashes += 1
+
+    async def _start(self) -> bool:
+        """Its init container takes the configuration; the daemon serves it when it is one of MPS."""
+        key = self.key(new_pod=True)
+        try:
+            if key is None:
+                raise PluginError("unknown configuration key")
+            config = self.config(key)
+            models = (await self.read()).models
+            for model in models:
+                _refuse_too_many(config.clients, model.compute_capability)
+        except (PluginError, LibraryError) as error:
+            self.cluster.log(f"{self.node.name}: {self.operand}: crash-loops: {error}")
+            return False
+        if config.clients is None:
+            return True  # "No devices are configured for MPS sharing": it waits for ever
+        await self.cluster.clock.sleep(self.cluster.settings.times.reload)
+        self._pids += 1
+        self._pid = self._pids
+        for index in self._whole():
+            self.gpus.set_compute_mode(index, "ExclusiveProcess")
+            self.gpus.add_process(index, SERVER, self._pid)
+        self._serve(config.clients)
+        return True
+
+    async def _stop(self) -> None:
+        await self.cluster.clock.sleep(self.cluster.settings.times.reload)
+        if self._pid is not None:
+            self.gpus.remove_process(self._pid)
+            for index in self._whole():
+                self.gpus.set_compute_mode(index, "Default")
+        self._pid = None
+        self._serve(None)
+
+    def _whole(self) -> list[int]:
+        """It leaves GPUs with MIG alone."""
+        return [gpu.index for gpu in self.gpus.look() if gpu.mig_mode != "Enabled"]
+
+    def _serve(self, clients: int | None) -> None:
+        if clients != self.clients:
+            self.clients = clients
+            shown = "stopped" if clients is None else f"serves {clients} clients per GPU"
+            self.cluster.log(f"{self.node.name}: {self.operand}: {shown}")
+            self._on_change()
+
+
+def most_clients(compute_capability: str) -> int:
+    """The daemon's limit (b.5)."""
+    major, _, minor = compute_capability.partition(".")
+    return 48 if (int(major), int(minor)) >= (7, 5) else 16
+
+
+def _refuse_too_many(clients: int | None, compute_capability: str) -> None:
+    most = most_clients(compute_capability)
+    if clients is not None and clients > most:
+        raise PluginError(f"invalid MPS configuration: maximum allowed replicas exceeded: {clients} > {most}")

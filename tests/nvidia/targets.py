@@ -1,0 +1,69 @@
+"""Targets of the planner for a node with two equal cards, and its opinion on the labels that GFD will write."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hack.nvmlsim.models import find_model
+from tests.build import make_gpu, make_gpunode, make_node, make_stack
+
+from gpusharing.api.names import LABEL_GPU_PRODUCT
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning import pluginconfig
+from gpusharing.planning.target import Target, find_target, find_wish
+from gpusharing.planning.verify import Case, expected_gfd_labels, expected_product
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A policy on a node."""
+
+    text: str
+    model: str
+    spec: dict[str, Any]
+    resources: dict[str, int] = field(default_factory=dict)
+    """Written out once by hand, so that the prediction is not the only witness."""
+
+
+def mig(strategy: str, *layouts: dict[str, int]) -> dict[str, Any]:
+    """A MIG policy: one layout for all GPUs, or one per GPU; {} leaves a GPU whole."""
+    if len(layouts) == 1:
+        rows: list[dict[str, Any]] = [{"devices": "all", "profiles": layouts[0]}]
+    else:
+        rows = [{"devices": [index], "profiles": layout} for index, layout in enumerate(layouts)]
+    return {"mode": "MIG", "mig": {"strategy": strategy, "layouts": rows}}
+
+
+def slices(replicas: int, *, rename: bool = False) -> dict[str, Any]:
+    """Shares of each GPU or instance."""
+    return {"timeSlicing": {"replicas": replicas, "renameByDefault": rename}}
+
+
+def mps(replicas: int, *, rename: bool = False) -> dict[str, Any]:
+    """An MPS policy."""
+    return {"mode": "MPS", "mps": {"replicas": replicas, "renameByDefault": rename}}
+
+
+def slicing(replicas: int, *, rename: bool = False) -> dict[str, Any]:
+    """A time-slicing policy."""
+    return {"mode": "TimeSlicing", **slices(replicas, rename=rename)}
+
+
+def plan(setting: Setting) -> tuple[Target, str, Case]:
+    """The planner's target for the node, the text of the plugin's configuration, and the verifier's case."""
+    spec = GPUSharingPolicySpec.model_validate(
+        {"nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}}, **setting.spec}
+    )
+    product = find_model(setting.model).products[0]
+    gpus = [make_gpu(index, product=product) for index in range(2)]
+    target = find_target(find_wish("pool-b", spec), spec, "gpu-07", gpus, make_stack())
+    assert isinstance(target, Target), target
+    case = Case(make_node(), make_gpunode(gpus=gpus).observed, target, make_stack())
+    return target, pluginconfig.render(target.plugin), case
+
+
+def labels_as_predicted(labels: Mapping[str, str], case: Case) -> None:
+    """Assert that GFD's labels are those that the verifier expects."""
+    expected = expected_gfd_labels(case)
+    assert {name: labels.get(name, "") for name in expected} == expected
+    assert labels[LABEL_GPU_PRODUCT] == expected_product(case)
