@@ -20,6 +20,8 @@ MIXED = {
 }  # fmt: skip
 SINGLE = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
 SLICED = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+HALVES_SLICED = {**HALVES, "timeSlicing": {"replicas": 3}}
+MPS = {"mode": "MPS", "mps": {"replicas": 4}}
 WALK = (
     ("Full", FULL, {"nvidia.com/gpu": 2}),
     ("MIG mixed", HALVES, {"nvidia.com/mig-3g.40gb": 4}),
@@ -27,10 +29,11 @@ WALK = (
         "MIG in another geometry", MIXED,
         {"nvidia.com/mig-1g.10gb": 4, "nvidia.com/mig-2g.20gb": 2, "nvidia.com/mig-3g.40gb": 2},
     ),
-    ("MIG single", SINGLE, {"nvidia.com/gpu": 14}),
+    ("MIG and time-slicing", HALVES_SLICED, {"nvidia.com/mig-3g.40gb": 12}),
     ("Full again", FULL, {"nvidia.com/gpu": 2}),
     ("TimeSlicing", SLICED, {"nvidia.com/gpu": 8}),
-    ("MIG from TimeSlicing", HALVES, {"nvidia.com/mig-3g.40gb": 4}),
+    ("MPS", MPS, {"nvidia.com/gpu": 8}),
+    ("MIG single, through Full", SINGLE, {"nvidia.com/gpu": 14}),
 )  # fmt: skip
 SHORT = "gpusharing-"
 
