@@ -6,6 +6,7 @@ a process compute on each of them while the pod runs. Pods themselves are run by
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,13 @@ class DeviceManager:
         places = find_devices(self._simulator)
         for device in (device for ids in held.values() for device in ids):
             self._next_pid += 1
+            place, name = places[_uuid(device)], f"SIMULATED-{pod['metadata']['name']}"
             self._simulator.add_process(
-                pid=self._next_pid, name=f"SIMULATED-{pod['metadata']['name']}", **places[_uuid(device)]
+                place.gpu,
+                self._next_pid,
+                name,
+                gpu_instance=place.gpu_instance,
+                compute_instance=place.compute_instance,
             )
             self._computing.setdefault(uid, []).append(self._next_pid)
 
@@ -114,18 +120,23 @@ class DeviceManager:
             self._simulator.remove_process(pid)
 
 
-def find_devices(simulator: Simulator) -> dict[str, dict[str, int]]:
-    """Where each device is, by its UUID: GPU, and with MIG the instances."""
-    found: dict[str, dict[str, int]] = {}
+@dataclass(frozen=True)
+class Place:
+    """Where a device is; instance ids are -1 without MIG."""
+
+    gpu: int
+    gpu_instance: int = -1
+    compute_instance: int = -1
+
+
+def find_devices(simulator: Simulator) -> dict[str, Place]:
+    """Where each device is, by its UUID."""
+    found: dict[str, Place] = {}
     for gpu in simulator.show()["gpus"]:
-        found[gpu["uuid"]] = {"gpu": gpu["index"]}
+        found[gpu["uuid"]] = Place(gpu["index"])
         for instance in gpu["instances"]:
             for compute in instance["compute"]:
-                found[compute["uuid"]] = {
-                    "gpu": gpu["index"],
-                    "gpu_instance": instance["id"],
-                    "compute_instance": compute["id"],
-                }
+                found[compute["uuid"]] = Place(gpu["index"], instance["id"], compute["id"])
     return found
 
 

@@ -2,10 +2,10 @@
 
 Real, per node: nvidia-mig-manager with nvidia-mig-parted, nvidia-device-plugin, gpu-feature-discovery,
 mps-control-daemon and the config-manager of each, all unmodified, and the shipped agent on nvidia-ml-py with a token
-bound to its pod. SIMULATED: the GPUs (libnvidia-ml.so.1 of hack/nvmlsim), kubelet (kwok runs pods; the registration
-stub and `kubelet.py` do devices; `mounts.py` ConfigMaps), Node Feature Discovery, and of the GPU Operator its
-DaemonSets and the labels it writes once. The DaemonSet controller is the real one: a paused gpu.deploy label removes a
-pod, and with it its processes.
+bound to its pod. SIMULATED: the GPUs (libnvidia-ml.so.1 of hack/nvmlsim), the kubelet (kwok runs pods; `kubelet.py`
+with the registration stub does devices, `mounts.py` ConfigMaps, `logserver.py` logs), Node Feature Discovery, and of
+the GPU Operator its DaemonSets and the labels it writes once. The DaemonSet controller is the real one: a paused
+gpu.deploy label removes a pod, and with it its processes.
 
     with real_nodes(plane.kubeconfig, {"gpu-1": ["h100-80gb"] * 2}, folder) as nodes:
         nodes["gpu-1"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN")
@@ -24,6 +24,7 @@ from hack.cluster.kubeconfig import open_api
 from hack.cluster.nodes import node_manifest, wait_nodes_ready
 from hack.nvidia import operands
 from hack.nvidia.kubelet import DeviceManager, LabelFeeder
+from hack.nvidia.logserver import LogServer
 from hack.nvidia.mounts import Mount
 from hack.nvidia.operands import Programs
 from hack.nvidia.sandbox import Sandbox
@@ -52,6 +53,7 @@ class RealNode:
         self.programs = Programs(
             self._api, name, kubeconfig, self.sandbox, self._plugin_configs, self._mig_config, self._devices.socket
         )  # fmt: skip
+        self._logs = LogServer(folder / "tls", self.programs.log_of)
         self._labels = LabelFeeder(self._api, name, self.programs.labels)
         self._pods: dict[str, PodProcesses] = {}
         self._mounted = 0.0
@@ -60,6 +62,8 @@ class RealNode:
 
     def start(self) -> None:
         """Begin to follow the API server."""
+        self._api.merge_patch(f"/api/v1/nodes/{self.name}/status", {"status": self._logs.status()})
+        self._logs.start()
         self._devices.stub.start()
         self._thread.start()
 
@@ -71,6 +75,7 @@ class RealNode:
         for processes in self._pods.values():
             processes.stop()
         self._devices.stub.stop()
+        self._logs.stop()
         self._api.close()
         if self.error is not None:
             raise self.error
@@ -101,10 +106,13 @@ class RealNode:
         while not self._ended.wait(LOOK_SECONDS):
             try:
                 self._look()
-            except (ApiError, OSError) as error:  # the API server is away, or somebody deleted the object meanwhile
+            except (
+                ApiError,
+                OSError,
+            ) as error:  # the API server is away, or somebody deleted the object meanwhile
                 with (self.folder / "node.log").open("a") as log:
                     log.write(f"{time.strftime('%X')} {error!r}\n")
-            except Exception as error:  # noqa: BLE001  # raised by stop(): a thread has nobody to raise it to
+            except Exception as error:  # noqa: BLE001 -- stop() raises it: a thread has nobody to raise it to
                 self.error = error
                 return
 

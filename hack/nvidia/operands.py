@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX
-from hack.cluster.api import Api, ApiError, Object
+from hack.cluster.api import Api, ApiError, Credentials, Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.cluster.kubeconfig import write_kubeconfig
-from hack.cluster.tokens import Credentials, pod_bound_token
+from hack.cluster.tokens import pod_bound_token
 from hack.nvidia import build
 from hack.nvidia.migmanager import MigManager
 from hack.nvidia.mounts import Mount
@@ -36,7 +36,7 @@ MPS_FOLDER = "mps"
 
 
 def daemon_set(name: str) -> Object:
-    """One of SELECTORS, as the GPU Operator would create it; its containers are told for kubectl, nothing pulls them."""
+    """One of SELECTORS, as the GPU Operator would create it. Nobody pulls its image."""
     labels = {"app": name}
     return {
         "apiVersion": "apps/v1",
@@ -106,6 +106,7 @@ class Programs:
         config = self.mig_config.folder / "config.yaml"
         self.mig_manager = MigManager(self.sandbox, self.node, self.kubeconfig, config)
         self.labels = self.sandbox.folder / "labels"
+        self._logs: dict[str, Path] = {}
 
     def of(self, pod: Object) -> PodProcesses | None:
         """What this pod runs; None for a pod that is none of ours."""
@@ -116,7 +117,13 @@ class Programs:
         maker = makers.get(labels.get("app", "")) or makers.get(labels.get("app.kubernetes.io/name", ""))
         return maker(pod) if maker else None
 
+    def log_of(self, pod: str) -> Path | None:
+        """The log of a mig-manager pod."""
+        return self._logs.get(pod)
+
     def _mig_manager(self, pod: Object) -> PodProcesses:
+        name = str(pod["metadata"]["name"])
+        self.mig_manager.log = self._logs[name] = self.sandbox.folder / f"{name}.log"
         return PodProcesses(_uid(pod), [self.mig_manager], lambda: self.mig_config.exists)
 
     def _plugin(self, pod: Object) -> PodProcesses:
@@ -143,7 +150,10 @@ class Programs:
         )  # fmt: skip
 
         def init() -> bool:
-            return self.plugin_configs.exists and manager("--oneshot", "--send-signal=false").run(INIT_SECONDS) == 0
+            return (
+                self.plugin_configs.exists
+                and manager("--oneshot", "--send-signal=false").run(INIT_SECONDS) == 0
+            )
 
         tasks: list[Task] = [main, manager("--send-signal=true", "--signal", "1")]
         return PodProcesses(_uid(pod), tasks, init)
@@ -160,9 +170,15 @@ class Programs:
         metadata = pod["metadata"]
         path = self.sandbox.folder / "agent.kubeconfig"
         log = self.sandbox.folder / "agent.log"
-        environment = {**self.sandbox.simulator.environment(), "NODE_NAME": self.node, "KUBECONFIG": str(path)}
+        environment = {
+            **self.sandbox.simulator.environment(),
+            "NODE_NAME": self.node,
+            "KUBECONFIG": str(path),
+        }
         flags = ("--pod-resources-socket", str(self.podresources), "--metrics-addr", "127.0.0.1:0")
-        task = AgentTask(Process(("-m", "gpusharing.agent.main", *flags, "--interval", "5"), environment, log))
+        task = AgentTask(
+            Process(("-m", "gpusharing.agent.main", *flags, "--interval", "5"), environment, log)
+        )
 
         def init() -> bool:
             token = pod_bound_token(self.api, metadata["namespace"], metadata["name"])

@@ -37,7 +37,7 @@ class Task(Protocol):
 
 
 class SandboxTask:
-    """One of NVIDIA's programs in the sandbox. The other programs there see it in /proc, as in a shared PID namespace."""
+    """One of NVIDIA's programs in the sandbox. The others there see it in /proc, as in a shared PID namespace."""
 
     def __init__(
         self,

@@ -24,10 +24,19 @@ MODEL = "h100-80gb"
 SECONDS = 60.0
 """Patience of every wait: a change of mode takes about 12 s on an idle machine."""
 WAITS = {
-    "settle": "0.5", "idle": "0.5", "poll": "0.5", "config_propagation": "3", "wedge_pending": "20", "wedge_paused": "4",
-    "restart_grace": "6", "drift_grace": "20", "abort_backoff": "5", "publish_period": "0.3", "pending_period": "2",
+    "settle": "0.5",
+    "idle": "0.5",
+    "poll": "0.5",
+    "config_propagation": "3",
+    "wedge_pending": "20",
+    "wedge_paused": "4",
+    "restart_grace": "6",
+    "drift_grace": "20",
+    "abort_backoff": "5",
+    "publish_period": "0.3",
+    "pending_period": "2",
     "debounce": "0.1",
-}  # fmt: skip
+}
 """The operator's waits. NVIDIA's programs run as fast as they are; a mounted ConfigMap takes 1 s here."""
 
 
@@ -56,6 +65,11 @@ class Loop:
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
+    def bring(self, **spec: Any) -> None:
+        """Apply a spec and wait until it is Ready."""
+        self.apply(**spec)
+        self.wait_ready()
+
     def wait(self, condition: Any, what: str) -> None:
         """Wait until it holds; what is there instead is told."""
         try:
@@ -75,7 +89,11 @@ class Loop:
     def served(self, node: str) -> dict[str, int]:
         """Allocatable GPU resources, without those at 0."""
         offered = self.api.get(f"{NODES}/{node}")["status"]["allocatable"]
-        return {name: int(count) for name, count in offered.items() if name.startswith("nvidia.com/") and count != "0"}
+        return {
+            name: int(count)
+            for name, count in offered.items()
+            if name.startswith("nvidia.com/") and count != "0"
+        }
 
     def transition(self, node: str) -> Object:
         """`status.transition` of a GPUNode."""
@@ -103,7 +121,11 @@ class Loop:
     def run_pod(self, node: str, resource: str) -> str:
         """A pod of a ReplicaSet-like owner that computes on one device of a node; returns when NVML shows it."""
         container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
-        spec = {"nodeSelector": {"kubernetes.io/hostname": node}, "containers": [container], "restartPolicy": "Never"}
+        spec = {
+            "nodeSelector": {"kubernetes.io/hostname": node},
+            "containers": [container],
+            "restartPolicy": "Never",
+        }
         manifest = {"metadata": {"generateName": f"{node}-work-"}, "spec": spec}
         name = str(self.api.create(PODS, manifest)["metadata"]["name"])
         process = f"SIMULATED-{name}"
@@ -118,16 +140,15 @@ class Loop:
 
 
 def policy(**spec: Any) -> Object:
-    """The policy of the pool; pods without a controller may be evicted."""
+    """The policy of the pool; pods without a controller may be evicted, also where nothing could run them again."""
+    drain = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
     selector = {"matchLabels": {"gpusharing.dev/pool": "real"}}
     return {
         "apiVersion": "gpusharing.dev/v1alpha1",
         "kind": "GPUSharingPolicy",
         "metadata": {"name": "real"},
-        "spec": {
-            "nodeSelector": selector, "rollout": {"maxUnavailable": 2}, "drain": {"unmanagedPods": "Evict", "strandedPods": "Allow"}, **spec,
-        },
-    }  # fmt: skip
+        "spec": {"nodeSelector": selector, "rollout": {"maxUnavailable": 2}, "drain": drain, **spec},
+    }
 
 
 @contextlib.contextmanager

@@ -8,21 +8,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hack.cluster.api import Object
 from tests.nvidia.loop import Loop, is_cordoned, mig_state, running_loop
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
-FULL = {"mode": "Full"}
-HALVES = {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}}
-MIXED = {
+FULL: Object = {"mode": "Full"}
+HALVES: Object = {
     "mode": "MIG",
-    "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}]},
-}  # fmt: skip
-SINGLE = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
-SLICED = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
-HALVES_SLICED = {**HALVES, "timeSlicing": {"replicas": 3}}
-MPS = {"mode": "MPS", "mps": {"replicas": 4}}
-WALK = (
+    "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]},
+}
+MIXED: Object = {
+    "mode": "MIG",
+    "mig": {
+        "strategy": "mixed",
+        "layouts": [{"devices": "all", "profiles": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}],
+    },
+}
+SINGLE: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
+SLICED: Object = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+HALVES_SLICED: Object = {**HALVES, "timeSlicing": {"replicas": 3}}
+MPS: Object = {"mode": "MPS", "mps": {"replicas": 4}}
+WALK: tuple[tuple[str, Object, dict[str, int]], ...] = (
     ("Full", FULL, {"nvidia.com/gpu": 2}),
     ("MIG mixed", HALVES, {"nvidia.com/mig-3g.40gb": 4}),
     (
@@ -40,15 +47,17 @@ SHORT = "gpusharing-"
 
 @pytest.fixture(scope="module")
 def loop(nvidia_programs: None) -> Iterator[Loop]:
-    with tempfile.TemporaryDirectory(prefix=SHORT) as folder, running_loop(Path(folder), "one", "two") as made:
+    with (
+        tempfile.TemporaryDirectory(prefix=SHORT) as folder,
+        running_loop(Path(folder), "one", "two") as made,
+    ):
         yield made
 
 
 def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop) -> None:
     for number, (what, spec, served) in enumerate(WALK):
         working = [loop.run_pod(node, min(WALK[number - 1][2])) for node in loop.nodes] if number else []
-        loop.apply(**spec)
-        loop.wait_ready()
+        loop.bring(**spec)
         for node in loop.nodes:
             assert loop.served(node) == served, what
             assert not is_cordoned(loop, node), what
@@ -57,8 +66,7 @@ def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop) ->
 
 
 def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: Loop) -> None:
-    loop.apply(**FULL)
-    loop.wait_ready()
+    loop.bring(**FULL)
     loop.apply(**HALVES)
     loop.wait(lambda: mig_state(loop, "one") == "pending", "mig-manager to begin")
     loop.nodes["one"].kill("nvidia-mig-manager")
@@ -67,21 +75,23 @@ def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: Loop) -> None:
 
 
 def test_a_failure_that_leaves_operands_paused_is_cured_by_a_restart(loop: Loop) -> None:
+    loop.bring(**HALVES)  # a full success before: then a failure of the same process forgets the operands
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)
-    loop.apply(**SINGLE)
-    loop.wait_ready()
+    loop.bring(**SINGLE)
     assert len(loop.events("ActuatorRestarted")) == before + 1
     assert loop.profiles("one") == [["1g.10gb"] * 7] * 2
 
 
 def test_a_gpu_that_fails_midway_leaves_the_node_fenced_with_the_reason_shown(loop: Loop) -> None:
+    loop.bring(**SINGLE)
     loop.nodes["two"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     loop.apply(**HALVES)
     loop.wait(lambda: loop.transition("two").get("phase") == "Failed", "two to be given up")
     now = loop.transition("two")
     assert now["reason"] == "ActuatorFailed"
-    print(now, loop.nodes["two"].programs.mig_manager.log.read_text()[-6000:])
+    assert "Error creating GPU instance for '3g.40gb': ERROR_UNKNOWN" in now["message"]
+    assert "all orderings failed. The node stays cordoned" in now["message"], "mig-parted's own last line"
     assert is_cordoned(loop, "two")
     loop.wait(lambda: not is_cordoned(loop, "one"), "the other node to be done")
     loop.nodes["two"].simulator.clear_faults()

@@ -359,6 +359,8 @@ class ClusterSnapshot:
     claims: Mapping[str, Claim]
     work: Mapping[str, NodeWork]
     mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
+    mig_failures: Mapping[str, str] = field(default_factory=dict)
+    """Why mig-manager failed, from its log, where it did so in a change of ours."""
     pending: Mapping[str, int] = field(default_factory=dict)
     """GPU resource name to Pending pods that ask for it and have no node yet."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
