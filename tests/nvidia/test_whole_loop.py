@@ -8,40 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hack.cluster.api import Object
-from tests.nvidia.loop import Loop, is_cordoned, mig_state, running_loop
+from hack.nvidia.loop import Loop, is_cordoned, mig_state, running_loop
+from hack.nvidia.walk import FULL, HALVES, SINGLE, WALK
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
-FULL: Object = {"mode": "Full"}
-HALVES: Object = {
-    "mode": "MIG",
-    "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]},
-}
-MIXED: Object = {
-    "mode": "MIG",
-    "mig": {
-        "strategy": "mixed",
-        "layouts": [{"devices": "all", "profiles": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}],
-    },
-}
-SINGLE: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
-SLICED: Object = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
-HALVES_SLICED: Object = {**HALVES, "timeSlicing": {"replicas": 3}}
-MPS: Object = {"mode": "MPS", "mps": {"replicas": 4}}
-WALK: tuple[tuple[str, Object, dict[str, int]], ...] = (
-    ("Full", FULL, {"nvidia.com/gpu": 2}),
-    ("MIG mixed", HALVES, {"nvidia.com/mig-3g.40gb": 4}),
-    (
-        "MIG in another geometry", MIXED,
-        {"nvidia.com/mig-1g.10gb": 4, "nvidia.com/mig-2g.20gb": 2, "nvidia.com/mig-3g.40gb": 2},
-    ),
-    ("MIG and time-slicing", HALVES_SLICED, {"nvidia.com/mig-3g.40gb": 12}),
-    ("Full again", FULL, {"nvidia.com/gpu": 2}),
-    ("TimeSlicing", SLICED, {"nvidia.com/gpu": 8}),
-    ("MPS", MPS, {"nvidia.com/gpu": 8}),
-    ("MIG single, through Full", SINGLE, {"nvidia.com/gpu": 14}),
-)  # fmt: skip
 SHORT = "gpusharing-"
 
 
@@ -55,14 +26,16 @@ def loop(nvidia_programs: None) -> Iterator[Loop]:
 
 
 def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop) -> None:
-    for number, (what, spec, served) in enumerate(WALK):
-        working = [loop.run_pod(node, min(WALK[number - 1][2])) for node in loop.nodes] if number else []
-        loop.bring(**spec)
+    offered = ""
+    for stop in WALK:
+        working = [loop.run_pod(node, offered) for node in loop.nodes if offered]
+        loop.bring(**stop.spec)
         for node in loop.nodes:
-            assert loop.served(node) == served, what
-            assert not is_cordoned(loop, node), what
-            assert loop.nodes[node].simulator.show()["processes"] == [], what
-        assert sorted(loop.evicted()[-len(working) :] if working else []) == sorted(working), what
+            assert loop.served(node) == stop.served, stop.text
+            assert not is_cordoned(loop, node), stop.text
+            assert loop.nodes[node].simulator.show()["processes"] == [], stop.text
+        assert sorted(loop.evicted()[-len(working) :] if working else []) == sorted(working), stop.text
+        offered = min(stop.served)
 
 
 def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: Loop) -> None:

@@ -2,19 +2,18 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpusharing.api import names
+from hack import stage
 from hack.cluster import install
 from hack.cluster.api import Api, Object
 from hack.cluster.audit import read_requests
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import wait_until
 from hack.nvidia.node import RealNode, real_nodes
-
-from gpusharing.api import names
-from hack import stage
 
 POLICY = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/real"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
@@ -42,12 +41,11 @@ WAITS = {
 
 @dataclass
 class Loop:
-    """What is running, and how a test looks at it."""
+    """What is running, and how one looks at it."""
 
     plane: ControlPlane
     nodes: dict[str, RealNode]
     operator: stage.Process
-    workloads: dict[str, Object] = field(default_factory=dict)
 
     @property
     def api(self) -> Api:
@@ -152,15 +150,21 @@ def policy(**spec: Any) -> Object:
 
 
 @contextlib.contextmanager
-def running_loop(folder: Path, *machines: str) -> Iterator[Loop]:
-    """Everything of it, with these nodes of two GPUs; it ends with the context."""
+def running_loop(folder: Path, *machines: str, log: Path | None = None) -> Iterator[Loop]:
+    """Everything of it, with these nodes of two GPUs; it ends with the context. `log`: of the operator.
+
+    Raises:
+        BuildError, SandboxError, ToolchainError, StageError, ComponentError: it cannot run here.
+    """
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
         install.install_gpu_operator(plane.api)
         stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
         wanted = {name: [MODEL] * 2 for name in machines}
         nodes = stack.enter_context(real_nodes(plane.kubeconfig, wanted, folder))
-        operator = stack.enter_context(stage.operator(plane.kubeconfig, folder, 1.0, **WAITS))
+        operator = stage.operator(plane.kubeconfig, folder, 1.0, **WAITS)
+        operator.log = log or operator.log
+        stack.enter_context(operator)
         yield Loop(plane, nodes, operator)
 
 
