@@ -22,7 +22,10 @@ MAX_LISTED = 20
 """Nodes named in plan and failures."""
 MAX_TEXT = 1000
 _SEVERITY = tuple(DisruptionClass)
-_UNSUPPORTED = frozenset(reason for reason in Reason if reason.group == "Hardware") | {Reason.CONFIG_UNKNOWN}
+_UNSUPPORTED = frozenset(reason for reason in Reason if reason.group == "Hardware") | {
+    Reason.CONFIG_UNKNOWN,
+    Reason.PLUGIN_TOO_OLD,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,6 +266,8 @@ class ClusterPolicyView:
     """Device-plugin configuration for nodes without the label."""
     with_reboot: bool = False
     """mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    plugin_version: str = ""
+    """Of the device plugin, as `v0.19.3`; empty when ClusterPolicy does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
