@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gpusharing.api import names
-from gpusharing.planning import pluginversions
 from gpusharing.api.names import Mode
+from gpusharing.planning import pluginversions
 from gpusharing.planning.cards import bare_product
 from gpusharing.planning.geometry import Layout, resource_name
 from gpusharing.planning.migfile import Unresolved
