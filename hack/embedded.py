@@ -74,8 +74,9 @@ class Embedded:
     now: Callable[[], datetime] = utc_now
     operators: int = 0
     loop: Loop | None = None
+    lease: LeaderLease | None = None
     client: MortalClient | None = None
-    """Of the operator that was started last."""
+    """These three are of the operator that was started last."""
     _operator: asyncio.Task[None] | None = None
     log: list[str] = field(default_factory=list)
 
@@ -84,7 +85,7 @@ class Embedded:
         self.operators += 1
         identity = f"operator-{self.operators}"
         client = self.client = MortalClient(client or self.cluster.client("operator"))
-        lease = LeaderLease(
+        lease = self.lease = LeaderLease(
             client,
             self.settings.plan.namespace,
             self.settings.lease_name,
@@ -175,13 +176,13 @@ class Embedded:
     async def _wait(self, changed: asyncio.Event) -> None:
         """Until the next write of anybody, or the end of the operator."""
         change = asyncio.create_task(changed.wait())
-        operator = self._operator
+        operator, client = self._operator, self.client
         running = set() if operator is None or operator.done() else {operator}
         try:
             await asyncio.wait({change, *running}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             change.cancel()
-        if operator is not None and operator.done() and self.client is not None and not self.client.dead:
+        if operator is not None and operator.done() and client is not None and not client.dead:
             operator.result()
             raise AssertionError("the operator ended by itself")
 

@@ -32,6 +32,7 @@ WAITS = {
     "WEDGE_PAUSED": 15.0,
     "ABORT_BACKOFF": 300.0,
     "POLL": 5.0,
+    "EVICTION_WAIT": 5.0,
     "RESTART_GRACE": 30.0,
     "DRIFT_GRACE": 60.0,
 }

@@ -8,6 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from tests.configs import plugins_of
+
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -15,8 +17,6 @@ from gpusharing.planning.cards import find_card
 from gpusharing.planning.configmaps import plan_config
 from gpusharing.planning.geometry import Layout
 from gpusharing.planning.migfile import parse as parse_mig_file
-from gpusharing.planning.pluginconfig import PluginConfig, Sharing
-from gpusharing.planning.target import Target, find_target, find_wish
 from gpusharing.planning.views import (
     Claim,
     ClusterPolicyView,
@@ -322,43 +322,12 @@ def make_stack(
         serves_our_mig_file=ours,
     )
     cards = {gpu.product: gpu for gpu in (models if models is not None else (make_gpu(),))}
-    change, _ = plan_config(policies, (), cards, _plugins(policies, cards.values(), empty), empty)
+    change, _ = plan_config(policies, (), cards, plugins_of(policies, cards.values(), empty), empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, written_at) if written_at else {}
     known = {"plugin_configs": change.plugin_configs, "mig_file": change.mig_file, "written": written}
     return replace(empty, **{**known, **fields})
-
-
-def pair_of(policy: PolicyView, *gpus: GpuView) -> tuple[str, str]:
-    """mig.config and device-plugin.config of a node with these GPUs (one H100 unless given) under a policy."""
-    assert policy.spec is not None, "make_policy gives every policy a spec"
-    wish, found = find_wish(policy.name, policy.spec), gpus or (make_gpu(),)
-    target = find_target(wish, policy.spec, "gpu-07", found, make_stack(policy, models=found))
-    assert isinstance(target, Target), target
-    return target.mig_config, target.plugin_key
-
-
-def _plugins(
-    policies: Iterable[PolicyView], cards: Iterable[GpuView], stack: StackView
-) -> dict[str, PluginConfig]:
-    """What nodes with one of these cards need, by key."""
-    gpus = list(cards)
-    found: dict[str, PluginConfig] = {}
-    for policy in policies:
-        assert policy.spec is not None, "make_policy gives every policy a spec"
-        wish = find_wish(policy.name, policy.spec)
-        targets = (find_target(wish, policy.spec, "gpu-07", [gpu], stack) for gpu in gpus)
-        found |= {target.plugin_key: target.plugin for target in targets if isinstance(target, Target)}
-    return found
-
-
-def make_shared(
-    replicas: int, *, rename: bool = False, fails: bool = False, mps: bool = False
-) -> PluginConfig:
-    """A configuration that shares whole GPUs; `fails`: requests for two shares are refused."""
-    rows = ((names.RESOURCE_GPU, replicas),)
-    return PluginConfig("none", Sharing(rows, rename, fails, "mps" if mps else "time-slicing"))
 
 
 def make_operand(node: str = "gpu-07", *, serial: int = 0, ready: bool = True) -> Operand:

@@ -1,16 +1,22 @@
-"""What the image holds: the distributions of requirements.lock and nothing else, as a folder for PYTHONPATH.
+"""The operator as its image runs it: only what requirements.lock names, compiled, and logged in as a pod is.
 
 The development environment has more (rich, for one), and libraries import what they find: the same program is bigger
 there than where it runs.
 """
 
+import compileall
 import re
+import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from hack.stage import ROOT
+from hack import stage
+from hack.cluster.api import Api
+from hack.cluster.tokens import service_account_token
 
-LOCK = ROOT / "requirements.lock"
+LOCK = stage.ROOT / "requirements.lock"
+PACKAGE = stage.ROOT / "operator" / "gpusharing"
 
 
 def locked_names(text: str) -> list[str]:
@@ -18,8 +24,8 @@ def locked_names(text: str) -> list[str]:
     return re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, re.MULTILINE)
 
 
-def make_site(folder: Path) -> str:
-    """Link the locked distributions into `folder`; returns PYTHONPATH for `python -S`.
+def make_site(folder: Path) -> None:
+    """Copy the locked distributions and our package into `folder`, and compile every module, as the image does.
 
     Raises:
         PackageNotFoundError: the environment lacks one of them; `make setup` installs it.
@@ -30,7 +36,33 @@ def make_site(folder: Path) -> str:
         if found.files is None:
             raise PackageNotFoundError(name)
         for top in {file.parts[0] for file in found.files if file.parts[0] not in ("..", "__pycache__")}:
-            target = folder / top
-            if not target.exists():
-                target.symlink_to(Path(str(found.locate_file(top))).resolve())
-    return f"{folder}:{ROOT / 'operator'}"
+            _copy(Path(str(found.locate_file(top))), folder / top)
+    _copy(PACKAGE, folder / PACKAGE.name)
+    compileall.compile_dir(folder, quiet=2, workers=0)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, target)
+
+
+def operator(api: Api, directory: Path, factor: float, **settings: str) -> stage.Process:
+    """The shipped operator under the shipped rights, with the files and variables that every pod has."""
+    site, account = directory / "site", directory / "account"
+    make_site(site)
+    account.mkdir()
+    (account / "token").write_text(service_account_token(api, stage.NAMESPACE, stage.SERVICE_ACCOUNT))
+    (account / "ca.crt").write_text(api.ca_pem)
+    server = urlsplit(api.url)
+    environment = {
+        **stage.operator_environment(factor),
+        **{f"GPUSHARING_{name.upper()}": value for name, value in settings.items()},
+        "KUBERNETES_SERVICE_HOST": server.hostname or "",
+        "KUBERNETES_SERVICE_PORT": str(server.port),
+        "SERVICE_ACCOUNT": str(account),
+        "KUBECONFIG": "",
+        "PYTHONPATH": str(site),
+    }
+    return stage.Process(("-S", "-m", "gpusharing.controller.main"), environment, directory / "operator.log")

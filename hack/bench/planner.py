@@ -58,17 +58,18 @@ def node(index: int, owner: PolicyView) -> NodeView:
     assert card is not None, "in the table"
     assert owner.spec is not None, "valid"
     wish = find_wish(owner.name, owner.spec)
+    (plugin_key,) = wish.plugins
     ours = {
         LABEL_POOL: owner.name,
         names.LABEL_POLICY: owner.name,
         names.LABEL_MODE: "full",
-        names.LABEL_PLUGIN_CONFIG: wish.plugin_key,
+        names.LABEL_PLUGIN_CONFIG: plugin_key,
     }
     return make_node(
         f"gpu-{index:04}",
         labels={**gpu_labels(card, PRODUCT, GPUS), **ours},
         resources={names.RESOURCE_GPU: GPUS},
-        verified=Verified(owner.name, wish.mig_config, wish.plugin_key),
+        verified=Verified(owner.name, wish.mig_config, plugin_key),
     )
 
 

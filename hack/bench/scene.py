@@ -10,7 +10,7 @@ from typing import Any
 
 from gpusharing.api import names
 from hack import stage
-from hack.bench import traffic
+from hack.bench import image, traffic
 from hack.bench.traffic import Counts
 from hack.cluster import install, nodes
 from hack.cluster.api import Api, Object, in_parallel
@@ -159,7 +159,7 @@ def open_scene() -> Iterator[Scene]:
         settings = {**SHELL_DEFAULTS, "metrics_port": str(port)}
         with (
             stage.node_software(plane.kubeconfig, directory, FACTOR),
-            stage.operator(plane.kubeconfig, directory, FACTOR, **settings) as operator,
+            image.operator(plane.api, directory, FACTOR, **settings) as operator,
         ):
             scene = Scene(plane, directory, operator, port)
             wait_until(lambda: _answers(port), 30, "the operator to start")

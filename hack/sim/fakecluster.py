@@ -191,7 +191,8 @@ class FakeClient:
         cluster, wake = self.cluster, asyncio.Event()
         match = _matcher(label_selector, field_selector)
         closings, bookmarks, version = cluster.closings, cluster.bookmarks, int(resource_version)
-        cluster.store.waiting.add(wake)
+        watching = cluster.store.watching[resource]
+        watching.add(wake)
         try:
             while cluster.closings == closings:
                 wake.clear()
@@ -210,7 +211,7 @@ class FakeClient:
                     version = cluster.store.version
                     yield _bookmark(version)
         finally:
-            cluster.store.waiting.discard(wake)
+            watching.discard(wake)
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""

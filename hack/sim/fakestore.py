@@ -6,6 +6,7 @@ Stored objects are never changed in place: a write replaces them, so that the hi
 import asyncio
 import json
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -66,6 +67,9 @@ class Store:
         self._oldest: dict[Resource, int] = {}
         self._oldest_of_all = 0
         self.waiting: set[asyncio.Event] = set()
+        """Set at every change."""
+        self.watching: dict[Resource, set[asyncio.Event]] = defaultdict(set)
+        """Set at every change of their kind."""
         self.swallow: dict[Resource, int] = {}
         self.on_commit: list[Callable[[Resource, Change], None]] = []
         self._objects: dict[Resource, dict[Key, JSON]] = {}
@@ -193,8 +197,12 @@ class Store:
         self.wake()
 
     def wake(self) -> None:
-        """Let every watch look again."""
-        for event in self.waiting:
+        """Let everybody look again."""
+        for resource in self.watching:
+            self._wake(resource)
+
+    def _wake(self, resource: Resource) -> None:
+        for event in (*self.waiting, *self.watching[resource]):
             event.set()
 
     def check_uid(self, obj: JSON, uid: str | None) -> None:
@@ -214,7 +222,7 @@ class Store:
         if len(history) > HISTORY:
             self._oldest[resource] = history[HISTORY // 2].version
             del history[: HISTORY // 2 + 1]
-        self.wake()
+        self._wake(resource)
 
     def _check_preconditions(self, resource: Resource, old: JSON, metadata: JSON) -> None:
         version = metadata.get("resourceVersion")

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import yaml
@@ -47,7 +48,8 @@ class Entry:
         return not self.filters or pci_device_id(gpu.product) in self.filters
 
 
-def parse(text: str) -> dict[str, tuple[Entry, ...]]:
+@lru_cache(maxsize=64)
+def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
     """All named configurations of the file; unknown fields are errors, as in mig-parted."""
     try:
         document = yaml.safe_load(text)

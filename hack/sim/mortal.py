@@ -1,18 +1,20 @@
-"""A KubeClient that dies with its process, so that an operator can be killed at any moment, as by kill -9.
+"""A KubeClient that dies with its process, and whose calls can be disturbed one by one.
 
-After its death nothing it sends reaches the server and nothing in the process is cleaned up: every call raises
-`Crash`, which no `except Exception` catches.
+After its death, as by kill -9, nothing it sends reaches the server and nothing in the process is cleaned up: every
+call raises `Crash`, which no `except Exception` catches.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal, TypeVar
 
-from gpusharing.kube.client import JSON, LEASES, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Page, Resource, WatchEvent
 from hack.sim.fakefaults import Crash
 
 Answer = TypeVar("Answer")
 When = Literal["before", "after"]
+Disturbance = Callable[[Resource, str], object]
+"""Told what is written and its name; may raise what the caller is to see."""
 
 
 class MortalClient:
@@ -24,12 +26,26 @@ class MortalClient:
         self.died = asyncio.Event()
         self.writes = 0
         """Writes so far, those of the Lease apart."""
-        self._last: tuple[int, When] | None = None
+        self.lose_events = 0
+        """So many events of watches are still to be kept from the process."""
+        self._disturbances: dict[tuple[int, When], Disturbance] = {}
         self._interference: tuple[Callable[[JSON], bool], Callable[[], object]] | None = None
 
+    def disturb(self, write: int, when: When, disturbance: Disturbance) -> None:
+        """Do something before this write reaches the server, or after it did and before the answer arrives.
+
+        Writes are counted from 1, those of the Lease apart.
+        """
+        self._disturbances[write, when] = disturbance
+
     def die_at(self, write: int, when: When) -> None:
-        """Die `before` (it is lost) or `after` (its answer is lost) this write, counted from 1 without the Lease's."""
-        self._last = write, when
+        """Die `before` (it is lost) or `after` (its answer is lost) this write."""
+
+        def end(resource: Resource, name: str) -> None:
+            self.die()
+            raise Crash(f"{when} write {write} to {resource.plural} {name}")
+
+        self.disturb(write, when, end)
 
     def interfere(self, sent: Callable[[JSON], bool], act: Callable[[], object]) -> None:
         """Somebody else acts once, after the first patch with such a body was sent and before it arrives."""
@@ -83,11 +99,17 @@ class MortalClient:
             label_selector=label_selector,
             field_selector=field_selector,
         ):
+            if self.lose_events > 0:
+                self.lose_events -= 1
+                continue
             yield event
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""
-        return await self._write(resource, lambda: self._client.create(resource, body, namespace=namespace))
+        name = str(body["metadata"]["name"])
+        return await self._write(
+            resource, name, lambda: self._client.create(resource, body, namespace=namespace)
+        )
 
     async def patch(
         self,
@@ -104,12 +126,15 @@ class MortalClient:
             act()
         return await self._write(
             resource,
+            name,
             lambda: self._client.patch(resource, name, body, namespace=namespace, subresource=subresource),
         )
 
     async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
         """See KubeClient."""
-        await self._write(resource, lambda: self._client.delete(resource, name, namespace=namespace, uid=uid))
+        await self._write(
+            resource, name, lambda: self._client.delete(resource, name, namespace=namespace, uid=uid)
+        )
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
         """See KubeClient."""
@@ -118,24 +143,24 @@ class MortalClient:
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """See KubeClient."""
-        await self._write(None, lambda: self._client.evict(namespace, name, uid))
+        await self._write(PODS, name, lambda: self._client.evict(namespace, name, uid))
 
     def _live(self) -> None:
         if self.dead:
             raise Crash("this process is dead")
 
-    async def _write(self, resource: Resource | None, send: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _write(self, resource: Resource, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
         self._live()
         if resource == LEASES:
             return await send()
         self.writes += 1
         number = self.writes
-        self._die_if((number, "before"))
-        answer = await send()
-        self._die_if((number, "after"))
-        return answer
+        self._disturb(number, "before", resource, name)
+        try:
+            return await send()
+        finally:
+            self._disturb(number, "after", resource, name)
 
-    def _die_if(self, moment: tuple[int, When]) -> None:
-        if self._last == moment:
-            self.die()
-            raise Crash(f"{moment[1]} write {moment[0]}")
+    def _disturb(self, number: int, when: When, resource: Resource, name: str) -> None:
+        if disturbance := self._disturbances.get((number, when)):
+            disturbance(resource, name)

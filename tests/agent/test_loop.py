@@ -1,4 +1,4 @@
-"""The agent's promises to the operator, on SIMULATED GPUs."""
+"""The agent's promises to the operator, on SIMULATED GPUs: agent/own.py and agent/background.py too."""
 
 import asyncio
 from collections.abc import AsyncIterator

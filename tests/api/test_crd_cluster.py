@@ -18,6 +18,7 @@ pytestmark = pytest.mark.cluster
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+WORKLOADS = sorted((ROOT / "examples" / "workloads").glob("*.yaml"))
 OBSERVED: dict[str, Any] = {
     "requestID": "r1",
     "quiet": False,
@@ -123,10 +124,20 @@ def test_an_example_is_accepted(path: Path, server: Api) -> None:
     assert stored["spec"]["mode"] == manifest["spec"]["mode"]
 
 
+@pytest.mark.parametrize("path", WORKLOADS, ids=lambda path: path.stem)
+def test_an_example_workload_is_accepted(path: Path, server: Api) -> None:
+    manifest = yaml.safe_load(path.read_text())
+    group = {"Deployment": "apis/apps/v1", "Pod": "api/v1"}[manifest["kind"]]
+    place = f"/{group}/namespaces/default/{manifest['kind'].lower()}s"
+    assert server.request("POST", place, manifest, dryRun="All", fieldValidation="Strict")
+
+
 def test_get_gsp_shows_the_columns(server: Api, control_plane: ControlPlane) -> None:
     manifest = yaml.safe_load((ROOT / "examples" / "pool-b.yaml").read_text())
     server.create(POLICIES, manifest)
     try:
+        summary = {"mode": "MIG+TS", "layout": "2x3g.40gb"}
+        server.merge_patch(f"{POLICIES}/pool-b/status", {"status": {"summary": summary}})
         header, row = control_plane.kubectl("get", "gsp", "pool-b", "-o", "wide").splitlines()
         assert header.split() == (
             [
@@ -145,9 +156,7 @@ def test_get_gsp_shows_the_columns(server: Api, control_plane: ControlPlane) -> 
                 "MESSAGE",
             ]
         )
-        assert row.split()[:2] == ["pool-b", "MIG"], (
-            "the mode is shown before the operator has seen the policy"
-        )
+        assert row.split()[:3] == ["pool-b", "MIG+TS", "2x3g.40gb"]
         assert "pool-b" in control_plane.kubectl("get", "gpu"), "category gpu"
     finally:
         server.delete(f"{POLICIES}/pool-b")

@@ -1,4 +1,4 @@
-"""Every policy of the table gets the same verdict from the pydantic types and from a real API server."""
+"""Every policy of the table gets the same verdict from the pydantic types and from a real API server (api/rules.py)."""
 
 import json
 from typing import Any

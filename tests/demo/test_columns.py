@@ -18,7 +18,14 @@ POLICY: JSON = {
     "metadata": {"name": "pool-x", "creationTimestamp": "2026-03-01T11:55:50Z"},
     "spec": {"mode": "MIG", "labels": {"gpusharing.dev/pool": "x"}},
     "status": {
-        "summary": {"layout": "2x3g.40gb", "nodes": "2/3", "gpus": 24, "used": "27/32", "status": "Draining"},
+        "summary": {
+            "mode": "MIG",
+            "layout": "2x3g.40gb",
+            "nodes": "2/3",
+            "gpus": 24,
+            "used": "27/32",
+            "status": "Draining",
+        },
         "conditions": [{"type": "Stalled", "status": "False"}, {"type": "Ready", "status": "True"}],
     },
 }

@@ -27,7 +27,12 @@ OUR_LABELS = {
     names.LABEL_PLUGIN_CONFIG,
     names.LABEL_UPGRADE_SKIP,
 }
-OUR_ANNOTATIONS = {names.ANNOTATION_FENCE, names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED}
+OUR_ANNOTATIONS = {
+    *names.NEIGHBOUR_ANNOTATIONS,
+    names.ANNOTATION_FENCE,
+    names.ANNOTATION_DEFERRED,
+    names.ANNOTATION_VERIFIED,
+}
 MARKS = {names.LABEL_MODE, names.LABEL_POLICY}
 """Labels of an unconditional write: nobody else owns them."""
 RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon")

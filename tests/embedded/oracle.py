@@ -1,7 +1,7 @@
 """What a policy makes of two whole GPUs, written down by hand: the tests' own opinion, not the planner's."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hack.sim.node import SimNode
@@ -15,15 +15,18 @@ NAMED: Mapping[str, Mapping[str, int]] = {
     "whole-or-halves": {"3g.40gb": 2},
 }
 """Profiles per GPU of the named configurations that the tests use, for cards with 80 GB (a.10)."""
+NAMED_A30: Mapping[str, Mapping[str, int]] = {"all-balanced": {"1g.6gb": 2, "2g.12gb": 1}}
+"""The same for A30, which has four slices."""
 
 
-def wanted_layouts(spec: JSON, gpus: int) -> list[Mapping[str, int] | None]:
+def wanted_layouts(spec: JSON, products: Sequence[str]) -> list[Mapping[str, int] | None]:
     """Instances per GPU; None: MIG off."""
+    gpus = len(products)
     if spec["mode"] != "MIG":
         return [None] * gpus
     mig = spec["mig"]
     if "config" in mig:
-        return [NAMED[mig["config"]]] * gpus
+        return [(NAMED_A30 if "A30" in product else NAMED)[mig["config"]] for product in products]
     layouts: list[Mapping[str, int] | None] = [None] * gpus
     for row in mig["layouts"]:
         for index in range(gpus) if row.get("devices", "all") == "all" else row["devices"]:
@@ -31,8 +34,9 @@ def wanted_layouts(spec: JSON, gpus: int) -> list[Mapping[str, int] | None]:
     return layouts
 
 
-def wanted_resources(spec: JSON, gpus: int) -> dict[str, int]:
-    """Allocatable of a node with so many GPUs."""
+def wanted_resources(spec: JSON, products: Sequence[str]) -> dict[str, int]:
+    """Allocatable of a node with these GPUs."""
+    gpus = len(products)
     if spec["mode"] == "Full":
         return {"nvidia.com/gpu": gpus}
     shares = spec.get("timeSlicing") or spec.get("mps") or {}
@@ -40,7 +44,7 @@ def wanted_resources(spec: JSON, gpus: int) -> dict[str, int]:
     if spec["mode"] in ("TimeSlicing", "MPS"):
         return {f"nvidia.com/gpu{suffix}": gpus * shares["replicas"]}
     counts: Counter[str] = Counter()
-    for layout in wanted_layouts(spec, gpus):
+    for layout in wanted_layouts(spec, products):
         for profile, count in (layout or {}).items():
             counts[f"nvidia.com/mig-{profile.replace('+', '.')}"] += count
         counts["nvidia.com/gpu"] += layout is None
@@ -52,11 +56,12 @@ def wanted_resources(spec: JSON, gpus: int) -> dict[str, int]:
 def difference(spec: JSON, node: JSON, machine: SimNode) -> str:
     """How the SIMULATED machine and the Node differ from what the spec wants; empty when they do not."""
     gpus = machine.gpus.look()
+    products = [gpu.product for gpu in gpus]
     found: list[Mapping[str, int] | None] = [
         dict(Counter(instance.profile for instance in gpu.instances)) if gpu.mig_mode == "Enabled" else None
         for gpu in gpus
     ]
-    wanted = wanted_layouts(spec, len(gpus))
+    wanted = wanted_layouts(spec, products)
     if found != wanted:
         return f"instances {found}, wanted {wanted}"
     clients = spec["mps"]["replicas"] if spec["mode"] == "MPS" else None
@@ -71,7 +76,7 @@ def difference(spec: JSON, node: JSON, machine: SimNode) -> str:
         for name, count in allocatable.items()
         if name.startswith("nvidia.com/") and count != "0"
     }
-    if served != wanted_resources(spec, len(gpus)):
-        return f"serves {served}, wanted {wanted_resources(spec, len(gpus))}"
+    if served != wanted_resources(spec, products):
+        return f"serves {served}, wanted {wanted_resources(spec, products)}"
     paused = [key for key, value in node["metadata"]["labels"].items() if "paused-for" in value]
     return f"paused {paused}" if paused else ""

@@ -45,16 +45,16 @@ MODES = {
 }
 
 
-def node(name: str, product: str = H100, pool: str = "b", labels: Mapping[str, str] | None = None) -> JSON:
-    """A Ready GPU node as NVIDIA's software leaves a fresh one: two whole GPUs."""
-    raw: JSON = node_manifest(name, product=product, gpus=2, pool=pool, labels=labels)
+def node(name: str, product: str = H100, pool: str = "b", gpus: int = 2) -> JSON:
+    """A Ready GPU node as NVIDIA's software leaves a fresh one: whole GPUs."""
+    raw: JSON = node_manifest(name, product=product, gpus=gpus, pool=pool)
     raw["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
     return raw
 
 
-def nodes(count: int, product: str = H100) -> list[JSON]:
+def nodes(count: int, product: str = H100, gpus: int = 2) -> list[JSON]:
     """gpu-1, gpu-2 ..."""
-    return [node(f"gpu-{number + 1}", product) for number in range(count)]
+    return [node(f"gpu-{number + 1}", product, gpus=gpus) for number in range(count)]
 
 
 def policy(spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> JSON:

@@ -57,6 +57,8 @@ class FakeServer:
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     absent: set[Resource] = field(default_factory=set)
     """Kinds whose CRD is not installed."""
+    garbled: set[Resource] = field(default_factory=set)
+    """Kinds whose lists hold what no API server sends: an object without metadata."""
     _watches: dict[web.StreamResponse, Resource] = field(default_factory=dict)
     _opened: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -77,6 +79,7 @@ class FakeServer:
         broken = await self.watched(resource)
         status = {"kind": "Status", "status": "Failure", "code": code, "message": "etcd has no leader"}
         for response in broken:
+            del self._watches[response]
             await response.write(_line({"type": "ERROR", "object": status}))
         self.cluster.close_watches()
         return len(broken)
@@ -90,6 +93,8 @@ class FakeServer:
         if target is None:
             return _discovery(request.path, served)
         client = self.cluster.client(agent)
+        if target.resource in self.garbled:
+            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": [{}]})
         try:
             if request.method == "GET" and not target.name:
                 watch = request.query.get("watch") == "true"
@@ -101,10 +106,10 @@ class FakeServer:
 
     async def _watch(self, request: web.Request, client: FakeClient, target: Target) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(request)
-        self._watches[response] = target.resource
-        self._opened.set()
         try:
+            await response.prepare(request)
+            self._watches[response] = target.resource
+            self._opened.set()
             async for event in client.watch(
                 target.resource,
                 request.query.get("resourceVersion", "0"),
@@ -116,7 +121,7 @@ class FakeServer:
         except ConnectionError:
             pass  # the client has gone
         finally:
-            del self._watches[response]
+            self._watches.pop(response, None)
         return response
 
 

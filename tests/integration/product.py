@@ -37,6 +37,8 @@ MIXED: Object = {
     "mode": "MIG",
     "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]},
 }
+MPS: Object = {"mode": "MPS", "mps": {"replicas": 3}}
+MIG_SLICED: Object = {**MIXED, "timeSlicing": {"replicas": 2}}
 
 FACTOR = 60.0
 """Simulated seconds per second."""
@@ -44,6 +46,7 @@ WAITS = {
     "settle": "0.2",
     "idle": "0.2",
     "poll": "0.3",
+    "eviction_wait": "1",
     "config_propagation": "1.2",
     "wedge_pending": "4",
     "wedge_paused": "1.5",

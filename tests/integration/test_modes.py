@@ -1,4 +1,4 @@
-"""Every ordered change among the modes on a real API server: classes, three Node writes, proof, adoption."""
+"""Every ordered change among the modes on a real API server: classes, Node writes, two steps, proof, adoption."""
 
 import contextlib
 from collections import Counter
@@ -10,7 +10,9 @@ from tests.integration.product import (
     FULL,
     H100,
     L40S,
+    MIG_SLICED,
     MIXED,
+    MPS,
     OPERATOR,
     SINGLE,
     SLICED,
@@ -20,27 +22,58 @@ from tests.integration.product import (
 
 pytestmark = pytest.mark.usefixtures("operator")
 
-MODES: dict[str, Object] = {"Full": FULL, "TimeSlicing": SLICED, "single": SINGLE, "mixed": MIXED}
+MODES: dict[str, Object] = {
+    "Full": FULL,
+    "TimeSlicing": SLICED,
+    "MPS": MPS,
+    "single": SINGLE,
+    "mixed": MIXED,
+    "mixed+TS": MIG_SLICED,
+}
 SERVED = {
     "Full": {"nvidia.com/gpu": 2},
     "TimeSlicing": {"nvidia.com/gpu": 8},
+    "MPS": {"nvidia.com/gpu": 6},
     "single": {"nvidia.com/gpu": 14},
     "mixed": {"nvidia.com/mig-3g.40gb": 4},
+    "mixed+TS": {"nvidia.com/mig-3g.40gb": 8},
 }
-LAYOUT = {"Full": "1x full", "TimeSlicing": "4x shared", "single": "7x1g.10gb", "mixed": "2x3g.40gb"}
-ROUTING = {"Full": "full", "TimeSlicing": "time-slicing", "single": "mig", "mixed": "mig"}
+LAYOUT = {
+    "Full": "1x full",
+    "TimeSlicing": "4x shared",
+    "MPS": "3x shared",
+    "single": "7x1g.10gb",
+    "mixed": "2x3g.40gb",
+    "mixed+TS": "2x3g.40gb 2x shared",
+}
+ROUTING = {
+    "Full": "full",
+    "TimeSlicing": "time-slicing",
+    "MPS": "mps",
+    "single": "mig",
+    "mixed": "mig",
+    "mixed+TS": "mig-time-slicing",
+}
+COLUMN = {"single": "MIG", "mixed": "MIG", "mixed+TS": "MIG+TS"}
+WITH_MIG = {"single", "mixed", "mixed+TS"}
 WALKS = (
-    ("Full", "TimeSlicing", "single", "mixed", "Full"),
-    ("Full", "single", "TimeSlicing", "mixed", "single", "Full"),
-    ("Full", "mixed", "TimeSlicing", "Full"),
+    ("Full", "TimeSlicing", "MPS", "mixed+TS", "MPS", "TimeSlicing", "Full"),
+    ("Full", "MPS", "mixed", "MPS", "single", "MPS", "Full"),
+    ("Full", "single", "TimeSlicing", "single", "mixed+TS", "single", "Full"),
+    ("Full", "mixed", "TimeSlicing", "mixed+TS", "TimeSlicing", "mixed", "Full"),
+    ("Full", "mixed+TS", "mixed", "single", "mixed", "mixed+TS", "Full"),
 )
-"""Three nodes walk side by side; together their steps are every ordered pair once."""
+"""Five nodes walk side by side; together their steps are every ordered pair once."""
 
 
 def disruption(before: str, after: str) -> str:
     """design.md section 4: the MIG mode of a GPU changes, or only names and counts do."""
-    mig = {"single", "mixed"}
-    return "Reset" if (before in mig) != (after in mig) else "GPUPods"
+    return "Reset" if (before in WITH_MIG) != (after in WITH_MIG) else "GPUPods"
+
+
+def steps_of(before: str, after: str) -> int:
+    """Between MPS and MIG the way leads through whole GPUs."""
+    return 2 if "MPS" in (before, after) and {before, after} & WITH_MIG else 1
 
 
 def test_the_walks_are_every_ordered_change_once() -> None:
@@ -51,16 +84,20 @@ def test_the_walks_are_every_ordered_change_once() -> None:
 def check_step(pool: Pool, before: str, after: str, since: int) -> None:
     node, step = pool.nodes[0], f"{before} -> {after}"
     writes = pool.product.writes("nodes", node, since)
-    assert [write.verb for write in writes] == ["patch"] * 3, f"{step}: fence, PNR, release; not {writes}"
+    expected = ["patch"] * (2 + steps_of(before, after))
+    assert [write.verb for write in writes] == expected, f"{step}: fence, PNRs, release; not {writes}"
     note = f"{node}: {LAYOUT[before]} -> {LAYOUT[after]} (class {disruption(before, after)})"
     assert ("Reconfiguring", note) in pool.events(), step
     assert pool.offered() == SERVED[after], step
     assert pool.labels()["gpusharing.dev/mode"] == ROUTING[after], step
+    assert pool.summary()["mode"] == COLUMN.get(after, after), step
     assert not pool.fence(), step
     assert "unschedulable" not in pool.node()["spec"], step
 
 
-def test_every_change_of_mode_runs_to_synced_with_three_node_writes(product: Product) -> None:
+def test_every_change_of_mode_runs_to_synced_with_one_node_write_per_step_and_two_more(
+    product: Product,
+) -> None:
     with contextlib.ExitStack() as stack:
         pools = [stack.enter_context(product.pool(H100)) for _ in WALKS]
         for pool in pools:

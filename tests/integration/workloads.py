@@ -9,8 +9,9 @@ PDBS = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
 
 
 def pod_spec(node: str, resource: str = "nvidia.com/gpu") -> Object:
-    """One container that asks for one GPU device on that node."""
-    container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
+    """One container on that node that asks for one of the resource; for nothing when that is empty."""
+    limits = {"limits": {resource: "1"}} if resource else {}
+    container = {"name": "main", "image": "simulated", "resources": limits}
     return {
         "nodeSelector": {"kubernetes.io/hostname": node},
         "terminationGracePeriodSeconds": 1,

@@ -20,7 +20,7 @@ level=fatal msg="Assertion failure: selected configuration not currently applied
 time="2026-11-20T10:55:26Z" level=debug msg="    MIG capable: true\\n"
 time="2026-11-20T10:55:26Z" level=error msg="Error creating GPU instance for '3g.40gb': ERROR_UNKNOWN"
 time="2026-11-20T10:55:26Z" level=error msg="Error creating GPU instance for '1g.10gb': ERROR_UNKNOWN"
-time="2026-11-20T10:55:26Z" level=fatal msg="Error applying MIG configuration: error setting MIGConfig: all orderings failed"
+level=fatal msg="Error applying MIG configuration: error setting MIGConfig: all orderings failed"
 time="2026-11-20T10:55:26Z" level=error msg="Error: failed to apply MIG configuration: exit status 1"
 time="2026-11-20T10:55:26Z" level=info msg="Waiting for change to 'nvidia.com/mig.config' label"
 """

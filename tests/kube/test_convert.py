@@ -1,4 +1,7 @@
-"""Raw Nodes, GPUNodes and policies become views; what is malformed becomes the careful value."""
+"""Raw Nodes, GPUNodes and policies become views; what is malformed becomes the careful value.
+
+kube/raw.py and kube/foreign.py are tested through them.
+"""
 
 import copy
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""HttpClient against a scripted server: what goes over the wire, and what each answer becomes."""
+"""HttpClient against a scripted server: what goes over the wire, and what each answer becomes (kube/answers.py)."""
 
 import asyncio
 import json

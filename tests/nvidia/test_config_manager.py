@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
-from tests.build import make_shared
+from tests.configs import make_shared
 from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import Program, ProgramEnded, served
 

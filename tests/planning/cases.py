@@ -5,16 +5,25 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.build import H100, NOW, SETTINGS, make_operand, make_policy, make_stack
+from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack
 from tests.planning.machines import Machine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.assess import assess
-from gpusharing.planning.target import Targets, find_wish
+from gpusharing.planning.target import Target, Targets, find_target, find_wish
 from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.views import Fence, GPUNodeView, NodeView, NodeWork, Operand, PolicyView, StackView
+from gpusharing.planning.views import (
+    Fence,
+    GPUNodeView,
+    GpuView,
+    NodeView,
+    NodeWork,
+    Operand,
+    PolicyView,
+    StackView,
+)
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
 MPS = make_policy(mode="MPS")
@@ -42,6 +51,15 @@ def world_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
 def copy_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
     """The same world, to be changed."""
     return world_of(policy, products).copy()
+
+
+def pair_of(policy: PolicyView, *gpus: GpuView) -> tuple[str, str]:
+    """mig.config and device-plugin.config of a node with these GPUs (one H100 unless given) under a policy."""
+    assert policy.spec is not None, "make_policy gives every policy a spec"
+    wish, found = find_wish(policy.name, policy.spec), gpus or (make_gpu(),)
+    target = find_target(wish, policy.spec, "gpu-07", found, make_stack(policy, models=found))
+    assert isinstance(target, Target), target
+    return target.mig_config, target.plugin_key
 
 
 def make_case(

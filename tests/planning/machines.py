@@ -135,11 +135,11 @@ class Machine:
         """Its pod is deleted; a daemon that still lives sets the compute mode back."""
         if self.clients is not None:
             self.exclusive = False
-        self.mps_pod, self.clients = False, None
+        self.mps_pod, self.mps_dead, self.clients = False, False, None
 
     def kill_mps(self) -> None:
-        """Its daemon dies and its pod stays."""
-        self.mps_dead, self.clients = True, None
+        """Its daemon dies, its pod stays, and the plugin notices nothing."""
+        self.mps_dead, self.clients = self.mps_pod, None
 
     # --- device plugin and GFD ----------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class Machine:
             self.loaded = (text, layouts)
             self.started = max(self.started + 1, int(now.timestamp()))
         resources, labels = _serve(self.products, layouts, text, self.started)
-        if text is not None and parse_config(text).clients is not None and self.clients is None:
+        if text is not None and parse_config(text).clients and not (self.clients or self.mps_dead):
             resources = {}  # it waits for the daemon
         node = patched(node, gfd.changes(node.labels, labels))
         return node if dict(node.resources) == resources else replace(node, resources=resources)

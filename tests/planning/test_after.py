@@ -15,9 +15,8 @@ from tests.build import (
     make_policy,
     make_stack,
     make_work,
-    pair_of,
 )
-from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, make_case, quiet_report, world_of
+from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, make_case, pair_of, quiet_report, world_of
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase

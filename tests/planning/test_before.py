@@ -125,6 +125,7 @@ def test_silence_is_asked_once_per_poll_while_somebody_computes() -> None:
     busy = silent(gpus=(make_gpu(processes=("python",)),))
     assert before_pnr(fenced(gpunode=busy)).actions == ()
     later = fenced(gpunode=busy, now=at(5), work=make_work(listed_at=at(5), empty_since=at(-3)))
+    assert before_pnr(later).message == before_pnr(fenced(gpunode=busy)).message
     assert before_pnr(later).actions == (
         EnsureGPUNode("gpu-07", "uid-gpu-07", f"op-1:quiet:{int(at(5).timestamp() // 5)}", quiet=True),
     )

@@ -10,11 +10,12 @@ from tests.build import (
     make_node,
     make_policy,
     make_stack,
-    pair_of,
 )
+from tests.planning.cases import pair_of
 
 from gpusharing.planning import migfile
 from gpusharing.planning.configmaps import plan_config, referenced
+from gpusharing.planning.pluginconfig import PluginConfig, Sharing, key_for, render
 from gpusharing.planning.views import NodeView, PolicyView, StackView, Verified
 
 MODELS = {H100: make_gpu()}
@@ -121,3 +122,55 @@ def test_every_place_where_a_node_names_an_entry_counts() -> None:
         verified=Verified("pool-b", "e", "f"),
     )
     assert {"a", "b", "c", "d", "e", "f"} <= referenced([node])
+
+
+def texts(policy: PolicyView, *products: str) -> list[str]:
+    """The device-plugin configurations of a policy's target on each of these cards."""
+    stack = make_stack(policy, models=[make_gpu(product=product) for product in products])
+    return [stack.plugin_configs[pair_of(policy, make_gpu(product=product))[1]] for product in products]
+
+
+def test_mps_and_mig_bring_the_configuration_of_the_stop_between_them() -> None:
+    for policy in (make_policy(mode="MPS"), OLD, make_policy(timeSlicing={"replicas": 2})):
+        change, _ = plan_config([policy], [], MODELS, {}, make_stack())
+        assert change is not None
+        stop = key_for("pool-b", render(PluginConfig()))
+        assert change.plugin_configs[stop] == render(PluginConfig())
+        assert pair_of(policy)[1] in change.plugin_configs
+
+
+def test_a_policy_without_mps_and_mig_needs_no_stop() -> None:
+    change, _ = plan_config([NEW], [], MODELS, {}, make_stack())
+    assert change is not None
+    assert list(change.plugin_configs) == [pair_of(NEW)[1]]
+
+
+def test_the_stop_stays_for_a_node_on_its_way_whose_policy_changed_its_mind() -> None:
+    stop = key_for("pool-b", render(PluginConfig()))
+    fence = make_fence("actuating", steps=2, target_plugin_config=stop, target_mig_config="all-disabled")
+    change, _ = plan_config([NEW], [make_node(fence=fence)], MODELS, {}, make_stack(OLD))
+    assert change is not None
+    assert stop in change.plugin_configs
+    change, _ = plan_config([NEW], [make_node()], MODELS, {}, make_stack(OLD))
+    assert change is not None
+    assert stop not in change.plugin_configs
+
+
+def test_time_slicing_of_a_named_configuration_lists_the_profiles_of_each_card() -> None:
+    policy = make_policy(mig={"config": "all-balanced"}, timeSlicing={"replicas": 2})
+    h100, a30 = texts(policy, H100, "NVIDIA A30")
+    assert "nvidia.com/mig-1g.10gb" in h100
+    assert "nvidia.com/mig-1g.6gb" in a30
+    assert "nvidia.com/mig-1g.6gb" not in h100
+
+
+def test_a_configuration_that_only_a_node_tells_is_written_when_the_node_is_there() -> None:
+    policy = make_policy(mig={"config": "all-balanced"}, timeSlicing={"replicas": 2})
+    key = pair_of(policy)[1]
+    change, _ = plan_config([policy], [], MODELS, {}, make_stack())
+    assert change is not None
+    assert key not in change.plugin_configs
+    wanted = {key: PluginConfig("mixed", Sharing((("nvidia.com/mig-1g.10gb", 2),)))}
+    change, _ = plan_config([policy], [], MODELS, wanted, make_stack())
+    assert change is not None
+    assert key in change.plugin_configs

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.build import make_policy
 from tests.planning.machines import Machine
-from tests.planning.told import DRAINING, FAILED, PENDING, STUCK, SYNCED, verdict
+from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, STUCK, SYNCED, verdict
 from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
@@ -22,9 +22,6 @@ from gpusharing.planning.verdict import Verdict
 BUDGET = Blocker(Reason.PDB, ("team-b/ranker-0",), "team-b/ranker", "0 of 2 may go")
 LONER = Blocker(Reason.UNMANAGED, ("team-a/notebook",))
 LISTED = replace(DRAINING, pods=2)
-CHANGING = verdict(
-    Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "gpu-08", observed="7x1g.10gb", attempt=1
-)
 VERIFYING = replace(CHANGING, phase=Phase.VERIFYING, reason=Reason.LABEL_MISMATCH)
 DONE = replace(SYNCED, node="gpu-08")
 TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {

@@ -5,8 +5,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_cluster_policy, make_gpu, make_operand, make_policy, make_stack, pair_of
-from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case
+from tests.build import NOW, at, make_cluster_policy, make_gpu, make_operand, make_policy, make_stack
+from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case, pair_of
 
 from gpusharing.api import names
 from gpusharing.planning import migfile

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tests.build import H100, make_policy
 from tests.planning.machines import Machine, Temper
+from tests.planning.rules import NEEDS_IDLE
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
@@ -66,9 +67,10 @@ class Cluster(RuleBasedStateMachine):
         budget=st.sampled_from([1, 2, "50%"]),
         pods=st.lists(nodes, max_size=5),
         tempers=st.lists(tempers, min_size=len(NODES), max_size=len(NODES)),
+        strays=st.lists(nodes, max_size=1),
     )
     def a_pool_at_rest_is_edited(
-        self, modes: list[int], budget: object, pods: list[str], tempers: list[Temper]
+        self, modes: list[int], budget: object, pods: list[str], tempers: list[Temper], strays: list[str]
     ) -> None:
         world = self.world
         world.settings = Settings(settle=1, idle=1, poll=2, config_propagation=3, drift_grace=10)
@@ -80,6 +82,7 @@ class Cluster(RuleBasedStateMachine):
             world.add_pod(name)
         for name, temper in zip(NODES, tempers, strict=True):
             world.machines[name].temper = temper
+            world.machines[name].stray = name in strays
         world.set_policy(wanted("pool-b", modes[1], budget, 0, "Allow"))
 
     # --- the operator ---
@@ -98,6 +101,7 @@ class Cluster(RuleBasedStateMachine):
 
     everybody_works = rule(times=st.integers(1, 5))(_work)
     everybody_works_on = rule(times=st.integers(5, 25))(_work)
+    everybody_works_until_rest = rule(times=st.just(60))(_work)
 
     @rule(actions=st.integers(0, 4))
     def operator_is_killed_after_some_actions(self, actions: int) -> None:
@@ -154,6 +158,11 @@ class Cluster(RuleBasedStateMachine):
         if machine and view and view.fence is None:
             machine.layouts = [None if layout is None else () for layout in machine.layouts]
 
+    @rule(node=nodes)
+    def mps_daemon_is_killed(self, node: str) -> None:
+        if node in self.world.machines:
+            self.world.machines[node].kill_mps()
+
     # --- pods ---
 
     @rule(node=nodes, pinned=st.booleans())
@@ -182,7 +191,9 @@ class Cluster(RuleBasedStateMachine):
     def cordon(self, node: str) -> None:
         view = self.world.nodes.get(node)
         if view is not None and not view.unschedulable:
-            self.world.human_cordons.add(node)
+            # On a node that we cordoned nobody can see who did it again (drain.md C2); hold-cordon is for that.
+            if view.fence is None or view.fence.disruption not in NEEDS_IDLE:
+                self.world.human_cordons.add(node)
             self.world.nodes[node] = replace(view, unschedulable=True)
 
     @rule(node=nodes)
@@ -272,6 +283,9 @@ def clear_up(world: World) -> None:
     world.agents_down.clear()
     for machine in world.machines.values():
         machine.temper, machine.stray = "works", False
+        if machine.mps_dead:
+            machine.stop_mps()
+        machine.exclusive = machine.clients is not None
         if machine.running or any(
             "paused" in v for k, v in world.nodes[machine.name].labels.items() if "deploy" in k
         ):

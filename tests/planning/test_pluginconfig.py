@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from tests.build import make_shared
+from tests.configs import make_shared
 
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing, key_for, parse, render
 

@@ -1,5 +1,6 @@
 """One policy's nodes together: the budget, who starts, in which order, and what blocked candidates do to the others."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -141,7 +142,19 @@ def test_pods_are_listed_for_no_more_than_the_room_and_a_little_ahead() -> None:
     selection = chosen(*unlisted, limit=2)
     assert sum(verdict.wants_pods for verdict in selection.verdicts.values()) == 2 + LOOKAHEAD
     assert fenced(selection) == []
-    assert {verdict.phase for verdict in selection.verdicts.values()} == {Phase.PREFLIGHT}
+    phases = Counter(verdict.phase for verdict in selection.verdicts.values())
+    assert phases == {Phase.PREFLIGHT: 2 + LOOKAHEAD, Phase.PENDING: 9 - 2 - LOOKAHEAD}
+
+
+def test_what_waiting_nodes_say_does_not_change_while_others_come_and_go() -> None:
+    many = [candidate(f"c{n}") for n in range(9)]
+    said = {
+        verdict.message
+        for used in (1, 2, 3)
+        for verdict in chosen(*many, limit=4, used=used).verdicts.values()
+        if verdict.reason is Reason.BUDGET_FULL
+    }
+    assert said == {"spec.rollout.maxUnavailable lets 4 of 10 nodes be away at once; waiting for a slot"}
 
 
 def test_pods_that_no_node_could_run_afterwards_hold_the_change_unless_allowed() -> None:

@@ -1,4 +1,7 @@
-"""Named scenarios over the whole planner: state in, plan out; and whole ways from Pending to Synced in world.py."""
+"""Named scenarios over the whole planner: state in, plan out; and whole ways from Pending to Synced in world.py.
+
+The verdicts of planning/judge.py are what most of them are about.
+"""
 
 from dataclasses import replace
 from datetime import timedelta

@@ -55,6 +55,14 @@ def test_the_columns_tell_layout_nodes_gpus_used_pending_strategy_and_product() 
     }
 
 
+def test_mig_with_time_slicing_is_a_mode_of_its_own_in_the_columns() -> None:
+    shown = {
+        Scene([SYNCED], policy).status()["summary"]["mode"]
+        for policy in (make_policy(), make_policy(timeSlicing={"replicas": 2}), make_policy(mode="MPS"))
+    }
+    assert shown == {"MIG", "MIG+TS", "MPS"}
+
+
 def test_the_strategy_belongs_to_mig_and_a_spec_that_cannot_be_read_has_no_mode() -> None:
     assert Scene([SYNCED], make_policy(mode="TimeSlicing")).status()["summary"]["strategy"] == ""
     broken = replace(POOL, spec=None)

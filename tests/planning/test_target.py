@@ -3,12 +3,14 @@
 from typing import Any
 
 import pytest
-from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_shared, make_spec, make_stack
+from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_spec, make_stack
+from tests.configs import make_shared
 
 from gpusharing.planning import migfile
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import (
     Target,
+    Targets,
     Unsupported,
     describe_layouts,
     find_target,
@@ -66,6 +68,46 @@ PREDICTIONS: dict[str, tuple[str, dict[str, Any], str, dict[str, int]]] = {
         {"mig": HALVES_AND_WHOLE},
         "2x3g.40gb (1 GPU), 1x full (1 GPU)",
         {THREE_G: 2, GPU: 1},
+    ),
+    "clients of MPS": ("MPS", {}, "4x shared", {GPU: 8}),
+    "clients of MPS under their own name": (
+        "MPS",
+        {"mps": {"replicas": 3, "renameByDefault": True}},
+        "3x shared",
+        {"nvidia.com/gpu.shared": 6},
+    ),
+    "shares of instances, mixed": (
+        "MIG",
+        {"timeSlicing": {"replicas": 2}},
+        "2x3g.40gb 2x shared",
+        {THREE_G: 8},
+    ),
+    "shares of instances, single": (
+        "MIG",
+        {"mig": {"strategy": "single", "config": "all-1g.10gb"}, "timeSlicing": {"replicas": 2}},
+        "7x1g.10gb 2x shared",
+        {GPU: 28},
+    ),
+    "shares of instances, single, under their own name": (
+        "MIG",
+        {
+            "mig": {"strategy": "single", "config": "all-1g.10gb"},
+            "timeSlicing": {"replicas": 2, "renameByDefault": True},
+        },
+        "7x1g.10gb 2x shared",
+        {"nvidia.com/gpu.shared": 28},
+    ),
+    "shares of instances of a named configuration, each profile listed": (
+        "MIG",
+        {"mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 3, "renameByDefault": True}},
+        "1x3g.40gb+1x2g.20gb+2x1g.10gb 3x shared",
+        {f"{THREE_G}.shared": 6, "nvidia.com/mig-2g.20gb.shared": 6, f"{ONE_G}.shared": 12},
+    ),
+    "shares of one GPU divided and of one whole": (
+        "MIG",
+        {"mig": HALVES_AND_WHOLE, "timeSlicing": {"replicas": 2}},
+        "2x3g.40gb 2x shared (1 GPU), 2x shared (1 GPU)",
+        {THREE_G: 4, GPU: 2},
     ),
     "a profile with media engines": (
         "MIG",
@@ -170,7 +212,7 @@ def test_the_product_of_spec_products_is_nvmls_name_with_dashes() -> None:
 
 
 def test_cards_without_mig_get_no_mig_configuration_nor_does_a_node_without_mig_manager() -> None:
-    for mode in ("Full", "TimeSlicing"):
+    for mode in ("Full", "TimeSlicing", "MPS"):
         found = target(make_gpu(product=T4), mode=mode)
         assert isinstance(found, Target)
         assert found.mig_config == ""
@@ -233,6 +275,55 @@ def test_a_wish_is_named_by_its_content_and_a_named_configuration_by_its_name() 
     assert one.mig_config != other.mig_config
     assert find_wish("pool-b", make_spec(mig={"config": "all-balanced"})).mig_config == "all-balanced"
     assert find_wish("pool-b", make_spec("Full")).mig_config == "all-disabled"
+
+
+MPS_LIMITS = {"V100": ("Tesla V100-SXM2-16GB", 16), "T4": (T4, 48), "H100": (H100, 48)}
+
+
+@pytest.mark.parametrize(("product", "most"), MPS_LIMITS.values(), ids=MPS_LIMITS.keys())
+def test_mps_takes_as_many_clients_as_the_compute_capability_allows_and_not_one_more(
+    product: str, most: int
+) -> None:
+    gpu = make_gpu(product=product)
+    assert isinstance(target(gpu, mode="MPS", mps={"replicas": most}), Target)
+    refused = target(gpu, mode="MPS", mps={"replicas": most + 1})
+    assert isinstance(refused, Unsupported)
+    assert refused.reason is Reason.MPS_TOO_MANY_CLIENTS
+    assert f"{product} serves at most {most} MPS clients, spec.mps.replicas is {most + 1}" in refused.message
+
+
+def test_time_slicing_has_no_such_limit() -> None:
+    gpu = make_gpu(product="Tesla V100-SXM2-16GB")
+    assert isinstance(target(gpu, mode="TimeSlicing", timeSlicing={"replicas": 100}), Target)
+
+
+ROUTES = {
+    "full": ("Full", {}),
+    "time-slicing": ("TimeSlicing", {}),
+    "mps": ("MPS", {}),
+    "mig": ("MIG", {}),
+    "mig-time-slicing": ("MIG", {"timeSlicing": {"replicas": 2}}),
+}
+
+
+@pytest.mark.parametrize(("label", "mode", "fields"), [(k, *v) for k, v in ROUTES.items()], ids=ROUTES.keys())
+def test_the_routing_label_tells_the_kinds_of_sharing_apart(
+    label: str, mode: str, fields: dict[str, Any]
+) -> None:
+    found = target(mode=mode, **fields)
+    assert isinstance(found, Target)
+    assert found.routing == label
+
+
+def test_the_stop_between_mps_and_mig_is_whole_gpus_without_sharing() -> None:
+    policy = make_policy(mode="MPS")
+    assert policy.spec is not None
+    targets = Targets(policy, find_wish("pool-b", policy.spec), make_stack(policy))
+    stop, other = targets.stop(TWO), targets.stop((make_gpu(product=T4),))
+    assert (stop.text, dict(stop.resources), stop.mig_config) == ("1x full", {GPU: 2}, "all-disabled")
+    assert (dict(other.resources), other.mig_config) == ({GPU: 1}, "")
+    assert stop.plugin_key in targets.wish.plugins
+    assert targets.stop(TWO) is stop
 
 
 def test_shares_of_instances_multiply_per_profile() -> None:

@@ -4,8 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, make_cluster_policy, make_gpu, make_shared, make_stack
-from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, T4, world_of
+from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_stack
+from tests.configs import make_shared
+from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, world_of
 
 from gpusharing.api import names
 from gpusharing.planning import verify
@@ -15,6 +16,12 @@ from gpusharing.planning.target import Target, find_target, find_wish
 from gpusharing.planning.verify import CHECKS, Case, Evidence, find_mismatch
 from gpusharing.planning.views import ObservedView, PolicyView
 
+SINGLE_SLICED = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"}, timeSlicing={"replicas": 2})
+BALANCED_SLICED = make_policy(mig={"config": "all-balanced"}, timeSlicing={"replicas": 2})
+HALF_SLICED = make_policy(
+    mig={"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]},
+    timeSlicing={"replicas": 2},
+)
 PAUSED = {f"{names.LABEL_DEPLOY_PREFIX}dcgm": names.PAUSED_FOR_MIG}
 
 
@@ -58,6 +65,16 @@ NODES: dict[str, tuple[PolicyView, tuple[str, ...]]] = {
     "shares of two models": (SLICED, ("NVIDIA A30", T4)),
     "MIG mixed": (MIXED, (H100, H100)),
     "MIG single": (SINGLE, (H100, H100)),
+    "MPS": (MPS, (H100, H100)),
+    "MPS without MIG": (MPS, (T4,)),
+    "MPS under its own name": (
+        make_policy(mode="MPS", mps={"replicas": 2, "renameByDefault": True}),
+        (H100,),
+    ),
+    "MIG mixed and time-slicing": (MIG_SLICED, (H100, H100)),
+    "MIG single and time-slicing": (SINGLE_SLICED, (H100, H100)),
+    "MIG and time-slicing with a whole GPU": (HALF_SLICED, (H100, H100)),
+    "MIG and time-slicing of a named configuration, on two models": (BALANCED_SLICED, (H100, "NVIDIA A30")),
 }
 
 
@@ -68,6 +85,9 @@ def test_what_the_simulated_software_makes_of_a_policy_is_found_right(
     assert find_mismatch(case_of(policy, products)) is None
 
 
+EXCLUSIVE = make_gpu(compute_mode="ExclusiveProcess")
+SERVED = make_gpu(compute_mode="ExclusiveProcess", processes=("nvidia-cuda-mps-server",))
+CAPABLE = names.LABEL_MPS_CAPABLE
 GONE = ObservedView("", False, "", ())
 MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
     "the agent has not reported": (
@@ -122,6 +142,29 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
     "the product says MIG-INVALID": (
         SINGLE, lambda c: with_labels(c, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-INVALID"}),
         Reason.LABEL_MISMATCH, "expected NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
+    "MPS still serves a GPU that is to be whole": (
+        FULL, lambda c: observing(c, gpus=(SERVED,)), Reason.COMPUTE_MODE, "the MPS daemon still serves it"),
+    "the MPS daemon does not serve": (
+        MPS, lambda c: observing(c, gpus=(make_gpu(),)), Reason.MPS_NOT_RUNNING, "GPU 0 is in compute mode Default"),
+    "GFD does not say MPS": (
+        MPS, lambda c: with_labels(c, **{names.LABEL_SHARING_STRATEGY: "time-slicing"}), Reason.LABEL_MISMATCH,
+        "sharing-strategy is time-slicing, expected mps"),
+    "GFD does not say that MPS is possible": (
+        MPS, lambda c: with_labels(c, **{CAPABLE: "false"}), Reason.LABEL_MISMATCH, "expected true"),
+    "the plugin is told of time-slicing instead of MPS": (
+        MPS, lambda c: with_labels(c, **{names.LABEL_PLUGIN_CONFIG: None}), Reason.LABEL_MISMATCH, "wanted pool-b-"),
+    "a profile is not shared": (
+        MIG_SLICED, lambda c: with_labels(c, **{"nvidia.com/mig-3g.40gb.replicas": "1"}), Reason.LABEL_MISMATCH,
+        "mig-3g.40gb.replicas is 1, expected 2"),
+    "single instances are not shared": (
+        SINGLE_SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_REPLICAS: "1"}), Reason.LABEL_MISMATCH,
+        "gpu.replicas is 1, expected 2"),
+    "the product of single instances does not say shared": (
+        SINGLE_SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"}),
+        Reason.LABEL_MISMATCH, "expected NVIDIA-H100-80GB-HBM3-MIG-1g.10gb-SHARED"),
+    "shares of instances are missing": (
+        MIG_SLICED, lambda c: replace(c, node=replace(c.node, resources={"nvidia.com/mig-3g.40gb": 2})),
+        Reason.ALLOCATABLE_MISMATCH, "2 nvidia.com/mig-3g.40gb instead of 4 nvidia.com/mig-3g.40gb"),
     "a resource is missing": (
         MIXED, lambda c: replace(c, node=replace(c.node, resources={})), Reason.ALLOCATABLE_MISMATCH,
         "offers no GPU resource instead of 2 nvidia.com/mig-3g.40gb"),
@@ -206,5 +249,7 @@ def test_two_card_models_in_one_node_are_not_judged_by_the_one_product_label() -
 def test_what_is_there_is_described_with_its_shares() -> None:
     case = case_of(SLICED)
     assert verify.describe_observed(case.node, case.observed) == "4x shared"
+    sliced = case_of(MIG_SLICED)
+    assert verify.describe_observed(sliced.node, sliced.observed) == "2x3g.40gb 2x shared"
     assert verify.describe_observed(case.node, None) == ""
     assert verify.describe_observed(case.node, GONE) == ""

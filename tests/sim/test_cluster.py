@@ -121,6 +121,7 @@ async def test_a_node_goes_to_mig_and_its_agent_reports(control_plane: ControlPl
     finally:
         sets = (
             "gpu-operator/daemonsets/nvidia-mig-manager-daemonset",
+            "gpu-operator/daemonsets/nvidia-device-plugin-mps-control-daemon",
             "gpusharing/daemonsets/simulated-agent",
         )
         remove(api, *(f"/apis/apps/v1/namespaces/{one}" for one in sets))

@@ -97,7 +97,7 @@ POLICY = Resource(
     spec=GPUSharingPolicySpec,
     status=GPUSharingPolicyStatus,
     columns=(
-        Column("Mode", ".spec.mode", "Full, MIG or TimeSlicing."),
+        Column("Mode", ".status.summary.mode", "Full, MIG, MIG+TS (with time-slicing), MPS or TimeSlicing."),
         Column("Layout", ".status.summary.layout", "What each GPU is divided into."),
         Column("Nodes", ".status.summary.nodes", "Nodes that are verified and schedulable, of all."),
         Column("GPUs", ".status.summary.gpus", "GPUs in the pool.", "integer"),

@@ -57,6 +57,12 @@ PAUSED_FOR_MIG = "paused-for-mig-change"
 DEPLOY_PAUSABLE = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "nvsm")
 """Operands that mig-manager pauses (a.1); suffixes of LABEL_DEPLOY_PREFIX."""
 
+NEIGHBOUR_ANNOTATIONS = (
+    "karpenter.sh/do-not-disrupt",
+    "cluster-autoscaler.kubernetes.io/scale-down-disabled",
+)
+"""Set to `true` on a fenced Node, so that autoscalers do not take it away meanwhile (drain.md C6)."""
+
 REWRITTEN_LABELS = (
     LABEL_MODE,
     LABEL_POLICY,

@@ -16,7 +16,7 @@ import structlog
 
 from gpusharing.api import names
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES, KubeClient, Resource
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES, KubeClient
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.errors import (
     AlreadyExists,
@@ -33,6 +33,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.lease import LeaseLost
+from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.actions import (
     Action,
     Actuate,
@@ -47,7 +48,7 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.evictions import remember
+from gpusharing.planning.evictions import FIRST_WAIT, remember
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.views import Claim, ClusterSnapshot, EvictionMemory, NodeView
@@ -113,6 +114,9 @@ class Executor:
     now: Callable[[], datetime]
     jitter: Callable[[], float] = random.random
     parallel: int = 16
+    eviction_wait: float = FIRST_WAIT
+    """Seconds after the first refusal."""
+    config_maps: Cache | None = None
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
     """By node and pod UID; in memory only."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
@@ -273,18 +277,22 @@ class Executor:
         else:
             answer, message = Reason.EVICTED, ""
         memories = self.evictions.setdefault(action.node, {})
-        memories[action.uid] = remember(
-            answer, message, memories.get(action.uid), self.now(), self.jitter(), retry_after=retry_after
+        memory = remember(
+            answer,
+            message,
+            memories.get(action.uid),
+            self.now(),
+            self.jitter(),
+            retry_after=retry_after,
+            first_wait=self.eviction_wait,
         )
-        if answer is not Reason.EVICTED:
-            self.on_action(action, str(answer))
-            log.info(
-                "eviction refused",
-                node=action.node,
-                pod=f"{action.namespace}/{action.name}",
-                reason=str(answer),
-            )
-        return answer is Reason.EVICTED
+        memories[action.uid] = memory
+        if answer is Reason.EVICTED:
+            return True
+        self.on_action(action, memory.reason)
+        pod = f"{action.namespace}/{action.name}"
+        log.info("eviction refused", node=action.node, pod=pod, reason=memory.reason)
+        return False
 
     # --- shared ------------------------------------------------------------------------------------------
 
@@ -292,18 +300,20 @@ class Executor:
         settings, stack = snapshot.settings, snapshot.stack
         namespace = settings.gpu_operator_namespace
         if (body := plugin_patch(action, stack, self.now())) is not None:
-            await self._apply(CONFIG_MAPS, settings.plugin_config_map, body, namespace)
+            await self._apply(settings.plugin_config_map, body, action.plugin_configs, namespace)
         if (body := mig_patch(action, stack, self.now())) is not None:
-            await self._apply(CONFIG_MAPS, settings.mig_config_map, body, namespace)
+            await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
 
-    async def _apply(self, resource: Resource, name: str, body: JSON, namespace: str) -> None:
+    async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
+        """Patch what differs; a ConfigMap that is not there, or not any more, is created with all of its `data`."""
         try:
-            await self.client.patch(resource, name, body, namespace=namespace)
+            raw = await self.client.patch(CONFIG_MAPS, name, body, namespace=namespace)
         except NotFound:
-            data = {key: text for key, text in body.get("data", {}).items() if text is not None}
             metadata = body["metadata"] | {"name": name, "namespace": namespace}
-            whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
-            await self.client.create(resource, whole, namespace=namespace)
+            whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
+            raw = await self.client.create(CONFIG_MAPS, whole, namespace=namespace)
+        if self.config_maps is not None:
+            self.config_maps.accept(raw)
 
     async def _set_finalizer(self, action: SetFinalizer) -> None:
         version, present = self.policies.finalizers(action.policy)

@@ -115,11 +115,16 @@ class PolicyWatch:
     async def _once(self) -> None:
         """One life of kopf."""
         ours, theirs = asyncio.get_running_loop(), asyncio.new_event_loop()
-        life = theirs.create_task(self._life(ours), name="kopf")
+        sessions: list[aiohttp.ClientSession] = []
+        life = theirs.create_task(self._life(ours, sessions), name="kopf")
         ended: asyncio.Future[BaseException | None] = ours.create_future()
 
         def follow() -> None:
-            error = _run(theirs, life)
+            error: BaseException | None = None
+            try:
+                _run(theirs, life, sessions)
+            except BaseException as raised:  # noqa: BLE001 -- raised again in the thread that waits for it
+                error = raised
             with suppress(RuntimeError):  # our loop is closed: nobody waits
                 ours.call_soon_threadsafe(ended.set_result, error)
 
@@ -133,7 +138,7 @@ class PolicyWatch:
                     theirs.call_soon_threadsafe(life.cancel)
                 await asyncio.wait([ended], timeout=STOP_SECONDS)
 
-    async def _life(self, ours: asyncio.AbstractEventLoop) -> None:
+    async def _life(self, ours: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:
         """Runs in kopf's loop; log-in and touch belong to our own."""
 
         async def credentials() -> tuple[Access, str | None]:
@@ -142,32 +147,36 @@ class PolicyWatch:
         def touch(name: str, version: str) -> None:
             ours.call_soon_threadsafe(self._touch, name, version)
 
-        sessions: list[aiohttp.ClientSession] = []
-        try:
-            await kopf.operator(
-                registry=make_registry(credentials, touch, sessions),
-                settings=make_settings(),
-                clusterwide=True,
-                standalone=True,
-                ready_flag=self.running,
-            )
-        finally:
-            for session in sessions:
-                await session.close()
+        await kopf.operator(
+            registry=make_registry(credentials, touch, sessions),
+            settings=make_settings(),
+            clusterwide=True,
+            standalone=True,
+            ready_flag=self.running,
+        )
 
     async def _credentials(self) -> tuple[Access, str | None]:
         return await self._login.access(), await self._login.token()
 
 
-def _run(loop: asyncio.AbstractEventLoop, life: asyncio.Task[None]) -> BaseException | None:
-    """kopf's thread: run its loop until it stops, and say why."""
+def _run(
+    loop: asyncio.AbstractEventLoop, life: asyncio.Task[None], sessions: list[aiohttp.ClientSession]
+) -> None:
+    """kopf's thread: run its loop until it stops. Raises what stopped it."""
     try:
-        loop.run_until_complete(life)
-    except asyncio.CancelledError:
-        return None
-    except BaseException as error:  # noqa: BLE001 -- raised again in the thread that waits for it
-        return error
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(life)
     finally:
+        loop.run_until_complete(_clear_up(sessions))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
-    return None
+
+
+async def _clear_up(sessions: list[aiohttp.ClientSession]) -> None:
+    """What kopf leaves behind when it is cancelled: tasks, when it was just starting, and always its connections."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    for session in sessions:
+        await session.close()

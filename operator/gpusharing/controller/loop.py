@@ -28,6 +28,8 @@ from gpusharing.planning.views import Claim
 
 log = structlog.get_logger()
 
+FIRST_LOOK = 4
+"""The first event after a quiet time waits for this part of the debounce: what belongs together comes within it."""
 RETRY = 2.0
 """Seconds until the next pass after one that the API server or the Lease ended."""
 
@@ -135,6 +137,8 @@ class Loop:
             leader,
             now,
             parallel=settings.parallel,
+            eviction_wait=settings.plan.eviction_wait,
+            config_maps=self.sources.config_maps,
             on_action=observer.acted,
         )
         self.gatherer = Gatherer(
@@ -150,6 +154,8 @@ class Loop:
         )
         self.memo = Memo()
         self.plan: RolloutPlan | None = None
+        self._publishing: asyncio.Task[datetime | None] | None = None
+        """The writes of the last pass that people see; one round at a time."""
         self.last_pass = time.monotonic()
         """When (monotonic) the loop last came round; /healthz looks at it."""
 
@@ -159,7 +165,11 @@ class Loop:
             group.create_task(self.sources.run())
             group.create_task(self._tick(self.settings.relist, self.sources.policies.touch))
             group.create_task(self._count_pending())
-            await self._go_round()
+            try:
+                await self._go_round()
+            finally:
+                if self._publishing is not None:
+                    self._publishing.cancel()
 
     async def _go_round(self) -> None:
         while True:
@@ -168,7 +178,10 @@ class Loop:
             await self._sleep(due)
 
     async def _sleep(self, due: datetime | None) -> None:
-        """Until something happens or is due; then a moment more, so that one pass sees all of a burst."""
+        """Until something happens or is due; then a moment more, so that one pass sees all of a burst.
+
+        What happens after a quiet time is looked at soon; while much happens, passes keep the whole debounce apart.
+        """
         limit = timedelta(seconds=10)
         left = min(limit, due - self.now()) if due is not None else limit
         try:
@@ -176,7 +189,9 @@ class Loop:
                 await self.wake.event.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(self.settings.debounce)
+        debounce = self.settings.debounce
+        apart = debounce - (time.monotonic() - self.last_pass)
+        await asyncio.sleep(max(apart, debounce / FIRST_LOOK))
 
     async def _pass(self) -> datetime | None:
         """One round; returns when to look again at the latest."""
@@ -187,6 +202,7 @@ class Loop:
             return await self.once()
         except* (Unavailable, Unauthorized, LeaseLost) as group:
             self.sources.policies.touch()
+            self.gatherer.forget_pods()
             log.warning("the pass ends", error=repr(group.exceptions[0]))
         except* KubeError as group:
             log.warning("the pass ends", error=repr(group.exceptions[0]))
@@ -206,7 +222,7 @@ class Loop:
         plan = plan_rollout(snapshot, now, self.memo)
         if plan.wants_pods - wanted:
             # Nobody waits for a round of status writes to learn whether the pods of a node block its change.
-            wanted = plan.wants_pods
+            wanted |= plan.wants_pods
             snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
             plan = plan_rollout(snapshot, now, self.memo)
         more_pods = plan.wants_pods - wanted
@@ -215,7 +231,10 @@ class Loop:
         outcome = await self.executor.execute(plan, snapshot)
         self.gatherer.remember_differing(plan.differing, now)
         lap()
-        held_back = await self.publisher.publish(plan, snapshot, now)
+        await self._published()
+        self._publishing = asyncio.create_task(self.publisher.publish(plan, snapshot, now))
+        # What people see does not hold up what is done: a follow-up pass does not wait for it.
+        held_back = None if outcome.done or more_pods else await self._published()
         lap()
         steps = ("gather", "plan", "execute", "publish")
         self.observer.passed(
@@ -226,6 +245,11 @@ class Loop:
         if outcome.done or more_pods:
             return now
         return min((moment for moment in (plan.wake_at, held_back) if moment is not None), default=None)
+
+    async def _published(self) -> datetime | None:
+        """Wait for the writes that people see; when more of them are due. Raises what ended them."""
+        publishing, self._publishing = self._publishing, None
+        return await publishing if publishing is not None else None
 
     # --- clocks ------------------------------------------------------------------------------------------
 

@@ -18,12 +18,16 @@ from gpusharing.controller.handlers import PolicyWatch
 from gpusharing.controller.health import Health, application, metrics_application
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.metrics import Metrics
-from gpusharing.controller.settings import Settings, SettingsError, from_environment
+from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.login import SERVICE_ACCOUNT, Login, OfficialLogin, ServiceAccountLogin
 
+FAULT = 1
+"""Exit status for a bad setting, a port that is taken, or a fault of our own."""
+NO_LOGIN = 2
+"""Exit status without credentials."""
 LOST_LEASE = 7
 """Exit status of a process that lost the Lease."""
 
@@ -37,7 +41,12 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(f"gpusharing-operator: {error}")
     configure_logs(settings)
-    sys.exit(asyncio.run(serve(settings, os.environ)))
+    try:
+        status = asyncio.run(serve(settings, os.environ))
+    except Exception:
+        log.exception("ended by a fault of its own")
+        status = FAULT
+    sys.exit(status)
 
 
 def configure_logs(settings: Settings) -> None:
@@ -63,7 +72,11 @@ def configure_logs(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            foreign_pre_chain=[
+                *shared,
+                structlog.stdlib.add_logger_name,
+                structlog.processors.format_exc_info,
+            ],
         )
     )
     root = logging.getLogger()
@@ -87,7 +100,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
         await login.access()
     except Unauthorized as error:
         log.error("cannot log in to the API server", error=str(error))
-        return 2
+        return NO_LOGIN
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     async with HttpClient(login, on_call=metrics.called) as client:
         lease = LeaderLease(
@@ -101,11 +114,23 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
         loop = Loop(client, lease, settings, metrics, identity=identity)
         watch = PolicyWatch(client, login, lambda name, version: _touched(loop, name, version))
         metrics.leader.set_function(lambda: float(lease.is_leader))
-        async with _servers(settings, Health(loop, lease, watch), metrics):
-            log.info("started", identity=identity, namespace=settings.plan.namespace)
-            await _until_signalled(lease, loop, watch)
+        try:
+            async with _servers(settings, Health(loop, lease, watch), metrics):
+                log.info("started", identity=identity, namespace=settings.plan.namespace)
+                await _until_signalled(lease, loop, watch)
+        except PortTaken as error:
+            log.error("cannot listen", variable=error.variable, port=error.port, error=str(error.__cause__))
+            return FAULT
     log.info("stopped")
     return 0
+
+
+class PortTaken(Exception):
+    """A port of ours cannot be had."""
+
+    def __init__(self, name: str, port: int) -> None:
+        super().__init__(name, port)
+        self.variable, self.port = f"{PREFIX}{name.upper()}", port
 
 
 def _touched(loop: Loop, name: str, version: str) -> None:
@@ -144,16 +169,19 @@ async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -
 async def _servers(settings: Settings, health: Health, metrics: Metrics) -> AsyncIterator[None]:
     """Probes and metrics on their ports; port 0 switches one off."""
     runners = []
-    for app, port in (
-        (application(health), settings.probe_port),
-        (metrics_application(metrics.registry), settings.metrics_port),
-    ):
-        if port:
-            runner = web.AppRunner(app, access_log=None, handle_signals=False)
-            await runner.setup()
-            await web.TCPSite(runner, settings.listen, port).start()
-            runners.append(runner)
     try:
+        for app, name in (
+            (application(health), "probe_port"),
+            (metrics_application(metrics.registry), "metrics_port"),
+        ):
+            if port := getattr(settings, name):
+                runner = web.AppRunner(app, access_log=None, handle_signals=False)
+                runners.append(runner)
+                await runner.setup()
+                try:
+                    await web.TCPSite(runner, settings.listen, port).start()
+                except OSError as error:
+                    raise PortTaken(name, port) from error
         yield
     finally:
         for runner in runners:

@@ -125,9 +125,10 @@ class Publisher:
     ) -> datetime | None:
         previous = self.statuses.policy_status(policy.name)
         wanted = policy_status(policy, plan, snapshot, previous, now)
-        if {key: value for key, value in wanted.items() if value is not None} == dict(previous):
-            return None
         key = f"policy/{policy.name}"
+        if {name: value for name, value in wanted.items() if value is not None} == dict(previous):
+            self._differs_since.pop(key, None)
+            return None
         urgent = wanted["observedGeneration"] != previous.get("observedGeneration") or _statuses(
             wanted
         ) != _statuses(previous)

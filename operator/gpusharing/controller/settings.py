@@ -13,7 +13,16 @@ from gpusharing.planning.views import Settings as PlanSettings
 PREFIX = "GPUSHARING_"
 CHOICES = {"log_format": ("json", "console"), "log_level": ("debug", "info", "warning", "error")}
 POSITIVE = frozenset(
-    {"lease_seconds", "renew_deadline", "retry_period", "relist", "pending_period", "parallel", "poll"}
+    {
+        "lease_seconds",
+        "renew_deadline",
+        "retry_period",
+        "relist",
+        "pending_period",
+        "parallel",
+        "poll",
+        "eviction_wait",
+    }
 )
 """With 0 the loop would spin, or never act."""
 MAX_PORT = 65535

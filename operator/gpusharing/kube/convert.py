@@ -7,6 +7,7 @@ planner careful (not ready, no observation, a problem).
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from sys import intern
 
 from pydantic import ValidationError
@@ -55,6 +56,7 @@ def node_view(raw: JSON) -> NodeView:
         fence_error=fence_error,
         deferred=_deferred(annotations),
         verified=_verified(annotations),
+        neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
         retry=annotations.get(names.ANNOTATION_RETRY, ""),
         foreign=foreign_marker(raw),
@@ -206,9 +208,17 @@ def _profiles(model: ObservedModel | None, card: Card | None) -> tuple[Profile, 
     listed = (
         Profile(p.name, p.starts, p.size, p.max_count, p.slices, p.memory_gb, p.id) for p in model.profiles
     )
-    return tuple(
-        replace(profile, starts=same.starts, size=same.size)
-        if not profile.starts and (same := known.get(profile.name))
-        else profile
-        for profile in listed
+    return _shared(
+        tuple(
+            replace(profile, starts=same.starts, size=same.size)
+            if not profile.starts and (same := known.get(profile.name))
+            else profile
+            for profile in listed
+        )
     )
+
+
+@lru_cache(maxsize=256)
+def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
+    """One object for all GPUs that offer the same: it saves memory, and the planner compares by identity."""
+    return profiles

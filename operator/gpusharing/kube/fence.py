@@ -100,11 +100,13 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
             annotations[names.ANNOTATION_FENCE] = record_text(action.fence)
             if not isinstance(action, UpdateFence):
                 labels = action.labels
+            if isinstance(action, FenceNode):
+                annotations |= action.annotations
             if not isinstance(action, Actuate) and action.cordon:
                 spec["unschedulable"] = True
         case Release():
             labels = action.labels
-            annotations[names.ANNOTATION_FENCE] = None
+            annotations |= {**action.annotations, names.ANNOTATION_FENCE: None}
             annotations[names.ANNOTATION_DEFERRED] = record_text(action.deferred) if action.deferred else None
             if action.uncordon:
                 spec["unschedulable"] = None

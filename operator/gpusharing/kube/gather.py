@@ -42,6 +42,8 @@ class Gatherer:
     work: dict[str, NodeWork] = field(default_factory=dict)
     drifting_since: dict[str, datetime] = field(default_factory=dict)
     pending: dict[str, int] = field(default_factory=dict)
+    _ready_since: dict[str, datetime] = field(default_factory=dict)
+    """By UID of a mig-manager pod on a fenced node."""
     _logs: ActuatorLogs = field(init=False)
     _stack: StackView | None = None
     _owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
@@ -56,15 +58,15 @@ class Gatherer:
         policies = await self.sources.policies.refresh()
         await self._list_pods(wants_pods, now)
         sources = self.sources
-        migs = _by_node(sources.operands.items.values(), MIG_MANAGER)
+        failures = await self._logs.read(sources.nodes.items, self._mig_managers(now), now)
         return ClusterSnapshot(
             nodes=dict(sources.nodes.items),
             gpunodes=dict(sources.gpunodes.items),
             policies=policies,
             stack=self._stack_view(),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.operand.ready),
-            mig_managers=migs,
-            mig_failures=await self._logs.read(sources.nodes.items, migs, now),
+            mig_managers=self._mig_managers(now),
+            mig_failures=failures,
             mps_daemons=_by_node(sources.operands.items.values(), MPS_DAEMON),
             claims=claims,
             work=dict(self.work),
@@ -79,6 +81,22 @@ class Gatherer:
             del self.drifting_since[name]
         for name in differing - self.drifting_since.keys():
             self.drifting_since[name] = now
+
+    def forget_pods(self) -> None:
+        """An answer of the server was lost: only a new LIST tells whether a pod was evicted."""
+        self.work.clear()
+
+    def _mig_managers(self, now: datetime) -> dict[str, Operand]:
+        """The mig-manager pods; of those on fenced nodes also since when they are Ready."""
+        found = _by_node(self.sources.operands.items.values(), MIG_MANAGER)
+        seen: dict[str, datetime] = {}
+        for name, node in self.sources.nodes.items.items():
+            operand = found.get(name)
+            if node.fence is not None and operand is not None and operand.ready:
+                seen[operand.uid] = self._ready_since.get(operand.uid, now)
+                found[name] = replace(operand, ready_since=seen[operand.uid])
+        self._ready_since = seen
+        return found
 
     # --- NVIDIA's stack ------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ def parse_written(text: str) -> dict[str, datetime]:
     """Read the annotation; what cannot be read counts as never stamped."""
     try:
         stamps = json.loads(text or "{}")
-        return {str(key): datetime.fromisoformat(str(stamp)) for key, stamp in stamps.items()}
+        times = {str(key): datetime.fromisoformat(str(stamp)) for key, stamp in stamps.items()}
     except (ValueError, AttributeError):
         return {}
+    # A time without a zone cannot be compared with the clock.
+    return {key: moment for key, moment in times.items() if moment.tzinfo is not None}

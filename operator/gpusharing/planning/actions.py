@@ -1,7 +1,7 @@
 """Exactly what the operator can do, one API call each. The executor matches on this union."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpusharing.planning.views import Claim, Deferred, Fence, NodeView, Verified
 
@@ -51,6 +51,8 @@ class FenceNode:
     """False for class PluginRestart: the node stays schedulable."""
     labels: Mapping[str, str | None]
     """Neighbour marks to set, routing label to drop (None)."""
+    annotations: Mapping[str, str | None] = field(default_factory=dict)
+    """Neighbour marks to set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ class Release:
     labels: Mapping[str, str | None]
     verified: Verified | None = None
     """What was proven; None leaves the earlier record."""
+    annotations: Mapping[str, str | None] = field(default_factory=dict)
+    """Neighbour marks to drop."""
     deferred: Deferred | None = None
     """When to try again after an abort; None removes an earlier record."""
 

@@ -9,7 +9,7 @@ counts more than a clock: a Failed node that is proven after all is given back.
 """
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -23,6 +23,7 @@ from gpusharing.planning.before import (
     prepares_next_step,
 )
 from gpusharing.planning.gates import CORDONING
+from gpusharing.planning.marks import unmarked
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase, Verdict
@@ -49,8 +50,7 @@ def after_pnr(case: NodeCase) -> Verdict:
         return _delete_operand(case, case.operand)
     daemon = case.mps_daemon
     if daemon is not None and daemon.uid == fence.daemon_uid:
-        verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting the MPS daemon")
-        return verdict.then(RestartOperand(node.name, daemon.namespace, daemon.name, daemon.uid))
+        return _delete_daemon(case, daemon)
     trouble = _trouble(case)
     if trouble is not None and not trouble.final:
         return _waiting(case, trouble.mismatch)
@@ -78,6 +78,14 @@ def _delete_operand(case: NodeCase, operand: Operand) -> Verdict:
     if case.agent_ready and not answers_quiet(case) and case.now < case.fence.stage_since + patience:
         return replace(verdict, wake=case.fence.stage_since + patience)
     return verdict.then(RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid))
+
+
+def _delete_daemon(case: NodeCase, daemon: Operand) -> Verdict:
+    """A daemon with the new number of clients starts when the pod of the old one is gone."""
+    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "restarting the MPS daemon")
+    if daemon.deleting:
+        return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
+    return verdict.then(RestartOperand(case.node.name, daemon.namespace, daemon.name, daemon.uid))
 
 
 def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
@@ -109,7 +117,7 @@ def _trouble(case: NodeCase) -> _Trouble | None:
     state = node.labels.get(names.LABEL_MIG_STATE, "")
     waited = (case.now - fence.stage_since).total_seconds()
     paused = paused_operands(node)
-    if fence.restart_uid and waited < settings.restart_grace and state in ("success", "failed"):
+    if state in ("success", "failed") and case.now < _believed_from(case):
         message = f"mig-manager starts anew; its state {state} is from before"
         return _Trouble(Mismatch(Reason.ACTUATION_IN_PROGRESS, message), final=False)
     if state == "failed":
@@ -130,11 +138,26 @@ def _trouble(case: NodeCase) -> _Trouble | None:
     return _Trouble(Mismatch(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
 
 
+def _believed_from(case: NodeCase) -> datetime:
+    """From when a state says something about this attempt: the pod that is to replace the old one had time to begin.
+
+    The old pod may use its whole grace period, and only then the next one starts.
+    """
+    fence, operand = case.fence, case.operand
+    if not fence.restart_uid:
+        return fence.stage_since
+    if operand is None or operand.uid == fence.restart_uid or not operand.ready:
+        return fence.deadline
+    begun = max(fence.stage_since, operand.ready_since or fence.stage_since)
+    return begun + timedelta(seconds=case.settings.restart_grace)
+
+
 def _waiting(case: NodeCase, mismatch: Mismatch) -> Verdict:
     wakes = [
         case.fence.stage_since + timedelta(seconds=wait)
-        for wait in (case.settings.wedge_paused, case.settings.restart_grace, case.settings.wedge_pending)
+        for wait in (case.settings.wedge_paused, case.settings.wedge_pending)
     ]
+    wakes.append(_believed_from(case))
     wake = min((moment for moment in wakes if moment > case.now), default=None)
     if case.now >= case.fence.deadline:
         return replace(
@@ -207,9 +230,9 @@ def _retarget(case: NodeCase, target: Target) -> Verdict:
         return empty_and_pass(case, target)
     if case.assessment.disruption in CORDONING:
         message = "the change now needs an idle node; it starts anew with a drain"
-        labels: dict[str, str | None] = dict.fromkeys(case.fence.added)
+        labels, annotations = unmarked(case.fence)
         verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
-        return verdict.then(Release(case.node, uncordon=False, labels=labels))
+        return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
     return pass_pnr(case, target, Phase.RECONFIGURING)
 
 
@@ -269,14 +292,14 @@ def _release(case: NodeCase, target: Target) -> Verdict:
     """One PATCH: fence, marks and cordon go, the routing label comes back."""
     fence, node = case.fence, case.node
     assert case.assessment is not None, "has a policy"
-    labels: dict[str, str | None] = dict.fromkeys(fence.added)
+    labels, annotations = unmarked(fence)
     labels |= {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.assessment.policy.name}
     uncordon = may_uncordon(case)
     kept = node.unschedulable and not uncordon
     reason = Reason.CORDON_KEPT if kept else Reason.SYNCED
     message = f"{target.text} proven" + ("; the cordon is not only ours and stays" if kept else "")
     verdict = case.verdict(Phase.UNCORDONING, reason, message)
-    return verdict.then(Release(node, uncordon, labels, verified=_proven(case)))
+    return verdict.then(Release(node, uncordon, labels, verified=_proven(case), annotations=annotations))
 
 
 def _proven(case: NodeCase) -> Verified:

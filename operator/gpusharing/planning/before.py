@@ -17,6 +17,7 @@ from gpusharing.planning.assess import uses_mps
 from gpusharing.planning.blockers import explain_blockers, main_reason
 from gpusharing.planning.drain import DrainPlan, plan_drain
 from gpusharing.planning.gates import CORDONING, needs_mig_manager, needs_restart, propagation
+from gpusharing.planning.marks import unmarked
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase, Verdict
@@ -107,7 +108,7 @@ def _abort(
 ) -> Verdict:
     """Give the node back as it was before the fence."""
     fence, node = case.fence, case.node
-    labels: dict[str, str | None] = dict.fromkeys(fence.added)
+    labels, annotations = unmarked(fence)
     if restore and fence.from_mode:
         labels[names.LABEL_MODE] = fence.from_mode
     return case.verdict(Phase.ABORTING, reason, message).then(
@@ -115,6 +116,7 @@ def _abort(
             node,
             uncordon=restore and may_uncordon(case),
             labels=labels,
+            annotations=annotations,
             deferred=_next_deferral(case, reason) if defer else None,
         )
     )
@@ -183,15 +185,12 @@ def _prove_idle(case: NodeCase, target: Target, work: NodeWork) -> Verdict:
     if not case.agent_ready:
         return wait(Reason.AGENT_NOT_READY, "no Ready agent pod: nobody can say whether the GPUs are idle")
     empty_since = work.empty_since or work.listed_at
-    if (request := _next_quiet_request(case, empty_since)) is not None:
-        return wait(Reason.OBSERVATION_PENDING, "asked the agent to read once more and to close NVML").then(
-            request
-        )
-    observed = case.gpunode.observed if case.gpunode else None
-    if observed is None or not answers_quiet(case):
-        return wait(Reason.OBSERVATION_PENDING, "waiting for the agent to close NVML")
-    if busy := _busy(case):
-        return wait(Reason.GPU_STILL_BUSY, busy)
+    request, busy = _next_quiet_request(case, empty_since), _last_busy(case)
+    if request is not None or busy or not answers_quiet(case):
+        # What the last answer said stays in view until the next: status does not flap with every question.
+        reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING
+        verdict = wait(reason, busy or "waiting for the agent to read once more and to close NVML")
+        return verdict.then(request) if request is not None else verdict
     proven_at = empty_since + timedelta(seconds=case.settings.idle)
     if work.listed_at < proven_at:  # the clock alone proves nothing: it takes a second LIST
         wake = proven_at if case.now < proven_at else _poll(case)
@@ -218,9 +217,11 @@ def answers_quiet(case: NodeCase) -> bool:
     return gpunode.observed.quiet and gpunode.observed.request_id == gpunode.request_id
 
 
-def _busy(case: NodeCase) -> str:
+def _last_busy(case: NodeCase) -> str:
+    """Who computed when the agent closed NVML for this change last; empty: nobody, or it has not yet."""
     observed = case.gpunode.observed if case.gpunode else None
-    assert observed is not None, "answers_quiet ran first"
+    if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
+        return ""
     if observed.error:
         return f"the agent cannot read the GPUs: {observed.error}"
     for gpu in observed.gpus:
@@ -234,7 +235,7 @@ def _next_quiet_request(case: NodeCase, empty_since: datetime) -> EnsureGPUNode 
     """Ask for silence once the last pod is gone, and ask again every poll while somebody computes."""
     period = _period(case, case.now)
     asked = _asked_in(case)
-    again = asked != period and answers_quiet(case) and _busy(case)
+    again = asked != period and answers_quiet(case) and _last_busy(case)
     if asked is not None and asked >= _period(case, empty_since) and not again:
         return None
     return EnsureGPUNode(

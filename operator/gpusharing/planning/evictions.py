@@ -38,6 +38,7 @@ def remember(
     jitter: float,
     *,
     retry_after: float | None = None,
+    first_wait: float = FIRST_WAIT,
 ) -> EvictionMemory:
     """What to remember of the answer to one eviction; `memory` is what was remembered of this pod before.
 
@@ -47,7 +48,8 @@ def remember(
     - `THROTTLED` (429 without that cause, E7), `EVICTION_ERROR` (500, E8 and E11: `message` verbatim),
       `NAMESPACE_TERMINATING` (403 with that cause, E12), `FORBIDDEN` (403, E13), `INTERNAL_ERROR` (400, E15).
 
-    `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that pods do not come back in step.
+    `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that pods do not
+    come back in step.
     Raises ValueError for a reason that is no such answer.
     """
     if answer not in REMEMBERED:
@@ -56,7 +58,7 @@ def remember(
     again = memory is not None and memory.reason == reason
     since = memory.since if memory is not None and again else now
     tries = memory.tries + 1 if memory is not None and again else 1
-    wait = timedelta(seconds=_wait(reason, tries, jitter, retry_after))
+    wait = timedelta(seconds=_wait(reason, tries, jitter, retry_after, first_wait))
     return EvictionMemory(reason=reason, message=message, next_try=now + wait, since=since, tries=tries)
 
 
@@ -71,10 +73,10 @@ def throttled_until(memories: Iterable[Mapping[str, EvictionMemory]], now: datet
     return max(later, default=None)
 
 
-def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None) -> float:
+def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
     if retry_after is not None:
         return min(max(retry_after, 1.0), SLOW_WAIT)
     if reason in _SLOW:
         return SLOW_WAIT
-    full = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 10))
-    return max(FIRST_WAIT, full * (1 - jitter / 4))
+    full = min(LONGEST_WAIT, first_wait * 2.0 ** min(tries - 1, 10))
+    return max(first_wait, full * (1 - jitter / 4))

@@ -10,6 +10,7 @@ from gpusharing.planning.after import after_pnr
 from gpusharing.planning.assess import Assessment, has_gpu
 from gpusharing.planning.before import before_pnr
 from gpusharing.planning.gates import Gate, find_gate
+from gpusharing.planning.marks import unmarked
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target, Unsupported
 from gpusharing.planning.verdict import NodeCase, Verdict
@@ -48,9 +49,9 @@ def _fenced(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict:
     policy = policies.get(case.fence.policy)
     if policy is not None and policy.deleting and policy.force_release:
         message = f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node when it is good"
-        labels: dict[str, str | None] = dict.fromkeys(case.fence.added)
+        labels, annotations = unmarked(case.fence)
         verdict = case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message)
-        return verdict.then(Release(case.node, uncordon=False, labels=labels))
+        return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
     return before_pnr(case) if case.fence.stage == "fenced" else after_pnr(case)
 
 
@@ -77,7 +78,7 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     if (gate := find_gate(case)) is not None:
         return _gated(case, gate)
     message = f"to be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
-    return replace(case.verdict(Phase.PENDING, Reason.PROGRESSING, message), candidate=True)
+    return case.verdict(Phase.PENDING, Reason.PROGRESSING, message, candidate=True)
 
 
 def _not_observed(case: NodeCase, assessment: Assessment) -> Verdict:

@@ -10,6 +10,7 @@ order      fewest GPU pods first, then a stable shuffle; nodes that something bl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import lru_cache
 from hashlib import sha256
 
 from gpusharing.api import names
@@ -19,6 +20,7 @@ from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.blockers import Blocker, explain_blockers, main_reason
 from gpusharing.planning.drain import preflight
 from gpusharing.planning.gates import CORDONING
+from gpusharing.planning.marks import marks_for
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.verdict import NodeCase, Verdict
 from gpusharing.planning.views import Claim, Fence, NodeView, PolicyView
@@ -65,17 +67,16 @@ def select(pool: Pool, cap: int, offered: frozenset[str]) -> Selection:
     verdicts: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
     listed = 0
+    waiting = f"spec.rollout.maxUnavailable lets {limit} of {len(pool.names)} nodes be away at once; waiting for a slot"
     for case in sorted(pool.candidates, key=lambda case: _order(case, pool.policy, offered)):
         if limit == 0:
             verdict = case.verdict(
                 Phase.PENDING, Reason.FROZEN, "spec.rollout.maxUnavailable is 0: nothing starts"
             )
-        elif room <= 0:
-            text = f"{pool.used + len(claims)} of {limit} nodes that may be unavailable are; waiting for one to return"
-            verdict = replace(case.verdict(Phase.PENDING, Reason.BUDGET_FULL, text), candidate=True)
+        elif room <= 0 or (_needs_list(case) and listed >= room + LOOKAHEAD):
+            verdict = case.verdict(Phase.PENDING, Reason.BUDGET_FULL, waiting, candidate=True)
         else:
-            may_list = listed < room + LOOKAHEAD
-            verdict = _try(case, pool.policy, offered, may_list)
+            verdict = _try(case, pool.policy, offered)
             listed += verdict.wants_pods
             if any(isinstance(action, FenceNode) for action in verdict.actions):
                 room -= 1
@@ -86,9 +87,21 @@ def select(pool: Pool, cap: int, offered: frozenset[str]) -> Selection:
 
 def _order(case: NodeCase, policy: PolicyView, offered: frozenset[str]) -> tuple[bool, bool, int, str]:
     observed = case.gpunode.observed if case.gpunode else None
-    shuffle = sha256(f"{case.node.uid}{policy.uid}{policy.generation}".encode()).hexdigest()
+    shuffle = _shuffle(case.node.uid, policy.uid, policy.generation)
     blocked = bool(_find_blockers(case, offered))
     return (not case.claimed, blocked, observed.pods if observed else 0, shuffle)
+
+
+@lru_cache(maxsize=16384)
+def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
+    """A stable order that is another one for every generation."""
+    return sha256(f"{node_uid}{policy_uid}{generation}".encode()).hexdigest()
+
+
+def _needs_list(case: NodeCase) -> bool:
+    """The pods must be known before this node may start, and are not."""
+    assert case.assessment is not None, "candidates have a target"
+    return case.work is None and case.assessment.disruption in CORDONING
 
 
 def _find_blockers(case: NodeCase, offered: frozenset[str]) -> tuple[Blocker, ...]:
@@ -98,19 +111,20 @@ def _find_blockers(case: NodeCase, offered: frozenset[str]) -> tuple[Blocker, ..
     return preflight(case.work, case.spec.drain, offered, case.now, scope=case.scope)
 
 
-def _try(case: NodeCase, policy: PolicyView, offered: frozenset[str], may_list: bool) -> Verdict:
+def _try(case: NodeCase, policy: PolicyView, offered: frozenset[str]) -> Verdict:
     """Preflight of one candidate that has a slot: fence it, or say what blocks."""
     assert case.assessment is not None, "candidates have a target"
-    if case.assessment.disruption in CORDONING:
-        if case.work is None:
-            message = "looking at the pods of the node" if may_list else "waiting for its turn"
-            verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message)
-            return replace(verdict, wants_pods=may_list, candidate=True)
-        if blockers := _find_blockers(case, offered):
-            reason = main_reason(blockers) or Reason.BLOCKED
-            wake = case.now + timedelta(seconds=case.settings.poll)
-            verdict = case.verdict(Phase.BLOCKED, reason, explain_blockers(blockers)[0], wake=wake)
-            return replace(verdict, blockers=blockers, wants_pods=True, candidate=True)
+    if _needs_list(case):
+        message = "looking at the pods of the node"
+        verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
+        return replace(verdict, wants_pods=True)
+    if case.assessment.disruption in CORDONING and (blockers := _find_blockers(case, offered)):
+        reason = main_reason(blockers) or Reason.BLOCKED
+        wake = case.now + timedelta(seconds=case.settings.poll)
+        verdict = case.verdict(
+            Phase.BLOCKED, reason, explain_blockers(blockers)[0], wake=wake, candidate=True
+        )
+        return replace(verdict, blockers=blockers, wants_pods=True)
     verdict = case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
     return verdict.then(_fence(case, policy))
 
@@ -124,10 +138,8 @@ def _fence(case: NodeCase, policy: PolicyView) -> FenceNode:
     assert assessment is not None, "candidates have a target"
     assert assessment.target is not None, "candidates have a target"
     cordon = assessment.disruption in CORDONING
-    labels: dict[str, str | None] = {}
-    if names.LABEL_UPGRADE_SKIP not in node.labels:
-        labels[names.LABEL_UPGRADE_SKIP] = "true"
-    added = tuple(labels)
+    labels, annotations = marks_for(node)
+    added = (*labels, *annotations)
     if cordon and names.LABEL_MODE in node.labels:
         labels[names.LABEL_MODE] = None
     fence = Fence(
@@ -151,4 +163,4 @@ def _fence(case: NodeCase, policy: PolicyView) -> FenceNode:
         from_mode=node.labels.get(names.LABEL_MODE, ""),
         retry=node.retry,
     )
-    return FenceNode(node, fence, cordon, labels)
+    return FenceNode(node, fence, cordon, labels, annotations)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from gpusharing.api.names import Phase
 from gpusharing.planning.acceptance import Objection, find_objection
 from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, WriteConfig
 from gpusharing.planning.assess import Assessment, assess
@@ -177,7 +178,12 @@ class _Pass:
         self.verdicts[node.name] = verdict
         if pool is not None:
             pool.names.append(node.name)
-            pool.used += known.away or (node.name in self.snapshot.claims and not verdict.candidate)
+            pool.used += known.away or self._holds_slot(verdict)
+
+    def _holds_slot(self, verdict: Verdict) -> bool:
+        """A claim without a fence: a change was about to begin, unless it waits or has just ended in proof."""
+        ended = verdict.candidate or verdict.phase is Phase.SYNCED
+        return verdict.node in self.snapshot.claims and not ended
 
     def _know(self, node: NodeView) -> _Known:
         """Owner and assessment of a node, taken from the memo as far as the inputs are the same objects."""
@@ -264,10 +270,8 @@ class _Pass:
             cap = self.snapshot.settings.max_in_flight - len(self.fences) - len(claims)
             selection = select(pool, cap, offered)
             claims |= selection.claims
-            self.verdicts |= {
-                node: with_gpunode(verdict, self._case(self.memo.known[node]))
-                for node, verdict in selection.verdicts.items()
-            }
+            for case in pool.candidates:
+                self.verdicts[case.node.name] = with_gpunode(selection.verdicts[case.node.name], case)
         return claims
 
     def _offered(self) -> frozenset[str]:

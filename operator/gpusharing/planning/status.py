@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import Any
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.ownership import selects
 from gpusharing.planning.reasons import Passes, Reason, priority
 from gpusharing.planning.rollout import RolloutPlan
@@ -238,7 +239,7 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
     )
     word, message = _word(pool, plan)
     return {
-        "mode": str(spec.mode) if spec else "",
+        "mode": _mode(spec) if spec else "",
         "layout": _cut(", ".join(text for text, _ in layouts.most_common(2))),
         "nodes": f"{usable}/{len(pool.verdicts)}",
         "gpus": len(gpus),
@@ -249,6 +250,11 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
         "status": word,
         "message": _cut(message),
     }
+
+
+def _mode(spec: GPUSharingPolicySpec) -> str:
+    """As the MODE column shows it."""
+    return "MIG+TS" if spec.mode is Mode.MIG and spec.time_slicing else str(spec.mode)
 
 
 def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:

@@ -109,7 +109,15 @@ class NodeCase:
         stop = assessment.stop if assessment is not None and assessment.two_steps else None
         return stop or target
 
-    def verdict(self, phase: Phase, reason: Reason, message: str, *, wake: datetime | None = None) -> Verdict:
+    def verdict(
+        self,
+        phase: Phase,
+        reason: Reason,
+        message: str,
+        *,
+        wake: datetime | None = None,
+        candidate: bool = False,
+    ) -> Verdict:
         """A verdict with what is the same for every phase filled in."""
         assessment = self.assessment
         fence = self.node.fence
@@ -131,4 +139,5 @@ class NodeCase:
             attempt=fence.attempt if fence else 0,
             step=f"{fence.step}/{fence.steps}" if fence else "",
             wake=wake,
+            candidate=candidate,
         )

@@ -33,6 +33,7 @@ class Fence:
     node_uid: str
     prior_unschedulable: bool
     added: tuple[str, ...]
+    """Labels and annotations for the neighbours (drain.md C6) that we set and take away again."""
     disruption: DisruptionClass
     from_layout: str
     to_layout: str
@@ -102,6 +103,8 @@ class NodeView:
     """Why our fence annotation cannot be read; such a node is left as it is."""
     deferred: Deferred | None = None
     verified: Verified | None = None
+    neighbour_marks: frozenset[str] = frozenset()
+    """Annotations of NEIGHBOUR_ANNOTATIONS that the node has."""
     hold_cordon: bool = False
     retry: str = ""
     foreign: str = ""
@@ -303,6 +306,8 @@ class Operand:
     ready: bool
     deleting: bool = False
     """Somebody deleted it already; it is on its way out."""
+    ready_since: datetime | None = None
+    """Since when this process has seen it Ready, on a fenced node; clocks of nodes are never compared with ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +335,8 @@ class Settings:
     """Between the two empty LISTs that prove a node idle."""
     config_propagation: float = 120.0
     """From a ConfigMap write until a label may point at the new entry."""
+    eviction_wait: float = 5.0
+    """After the first refusal of an eviction; doubles up to a minute."""
     wedge_pending: float = 1200.0
     """mig.config.state pending for longer is a wedge (nvidia-actuators.md a.7)."""
     wedge_paused: float = 15.0
@@ -339,7 +346,7 @@ class Settings:
     poll: float = 5.0
     """Between two LISTs of the pods of a node in work."""
     restart_grace: float = 30.0
-    """After a mig-manager restart, before its old `failed` is believed."""
+    """From a restarted mig-manager pod being Ready until the state on the node is believed to be its own."""
     drift_grace: float = 60.0
     """A difference must last this long before it counts as drift (plugin restarts and reboots heal themselves)."""
     max_cures: int = 2

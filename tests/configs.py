@@ -1,0 +1,30 @@
+"""Device-plugin configurations, for tests/build.py and the tests."""
+
+from collections.abc import Iterable
+
+from gpusharing.api.names import RESOURCE_GPU
+from gpusharing.planning.pluginconfig import PluginConfig, Sharing
+from gpusharing.planning.target import Target, find_target, find_wish
+from gpusharing.planning.views import GpuView, PolicyView, StackView
+
+
+def plugins_of(
+    policies: Iterable[PolicyView], cards: Iterable[GpuView], stack: StackView
+) -> dict[str, PluginConfig]:
+    """What nodes with one of these cards need, by key."""
+    gpus = list(cards)
+    found: dict[str, PluginConfig] = {}
+    for policy in policies:
+        assert policy.spec is not None, "make_policy gives every policy a spec"
+        wish = find_wish(policy.name, policy.spec)
+        targets = (find_target(wish, policy.spec, "gpu-07", [gpu], stack) for gpu in gpus)
+        found |= {target.plugin_key: target.plugin for target in targets if isinstance(target, Target)}
+    return found
+
+
+def make_shared(
+    replicas: int, *, rename: bool = False, fails: bool = False, mps: bool = False
+) -> PluginConfig:
+    """A configuration that shares whole GPUs; `fails`: requests for two shares are refused."""
+    rows = ((RESOURCE_GPU, replicas),)
+    return PluginConfig("none", Sharing(rows, rename, fails, "mps" if mps else "time-slicing"))

@@ -1,0 +1,105 @@
+"""What the API server answers to an eviction, and what is remembered of it (drain.md 1.3, rows E1 to E15)."""
+
+import pytest
+from tests.build import at, make_node, make_snapshot
+from tests.controller.executing import Stage, plan_of
+
+from gpusharing.kube.client import PODS
+from gpusharing.kube.errors import (
+    Conflict,
+    EvictionBlocked,
+    EvictionFailed,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Throttled,
+    Unauthorized,
+    Unavailable,
+)
+from gpusharing.kube.lease import LeaseLost
+from gpusharing.planning.actions import Evict, SetClaims
+from gpusharing.planning.reasons import Reason
+
+ANSWERS: dict[str, tuple[KubeError | None, Reason, float]] = {
+    "E1: 201": (None, Reason.EVICTED, 0),
+    "E5: 429 of a budget": (EvictionBlocked("needs 2 healthy pods and has 2"), Reason.PDB, 5),
+    "E6: 429 of a budget that is behind": (EvictionBlocked("processing", 10.0), Reason.PDB_NOT_OBSERVED, 10),
+    "E7: 429 without that cause": (Throttled("slow down", 3.0), Reason.THROTTLED, 3),
+    "E8: 500": (EvictionFailed("more than one PodDisruptionBudget"), Reason.EVICTION_ERROR, 5),
+    "E12: 403 of a terminating namespace": (
+        Forbidden("being terminated", namespace_terminating=True),
+        Reason.NAMESPACE_TERMINATING,
+        5,
+    ),
+    "E13: 403": (Forbidden("no right to create pods/eviction"), Reason.FORBIDDEN, 300),
+    "E15: 400": (Invalid("name in URL does not match"), Reason.INTERNAL_ERROR, 300),
+}
+
+
+@pytest.mark.parametrize(("error", "reason", "wait"), ANSWERS.values(), ids=ANSWERS.keys())
+async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
+    error: KubeError | None, reason: Reason, wait: float
+) -> None:
+    stage = Stage()
+    if error is not None:
+        stage.cluster.faults.fail("evict", PODS, error)
+    outcome = await stage.run(stage.eviction)
+    memory = stage.executor.evictions["gpu-07"][stage.eviction.uid]
+    assert memory.reason == reason
+    assert memory.message == ("" if error is None else str(error))
+    if error is not None:
+        assert memory.next_try == at(wait)
+    assert outcome.done == (1 if error is None else 0)
+    assert outcome.surprises == {}
+    assert stage.told == [("Evict", "done" if error is None else str(reason))]
+
+
+@pytest.mark.parametrize("error", [NotFound("gone"), Conflict("another uid")], ids=["E2: 404", "E3: 409"])
+async def test_a_pod_that_is_gone_or_replaced_is_not_remembered(error: KubeError) -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("evict", PODS, error)
+    outcome = await stage.run(stage.eviction)
+    assert (outcome.done, outcome.surprises, stage.executor.evictions) == (0, {}, {})
+
+
+async def test_the_pod_that_took_the_name_is_not_evicted() -> None:
+    stage = Stage()
+    outcome = await stage.run(Evict("gpu-07", "team-a", "llm-0", "uid-of-somebody-else"))
+    assert outcome.done == 0
+    assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
+
+
+async def test_refusals_in_a_row_wait_twice_as_long_each_time() -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("evict", PODS, EvictionBlocked("no"), times=3)
+    waits = []
+    for _ in range(3):
+        await stage.run(stage.eviction)
+        memory = stage.executor.evictions["gpu-07"][stage.eviction.uid]
+        waits.append((memory.next_try - at(stage.seconds)).total_seconds())
+        stage.seconds = (memory.next_try - at(0)).total_seconds()
+    assert waits == [5.0, 10.0, 20.0]
+    assert (memory.tries, memory.since) == (3, at(0))
+
+
+async def test_refusals_are_forgotten_when_the_fence_is_gone() -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("evict", PODS, EvictionBlocked("no"))
+    await stage.run(stage.eviction)
+    await stage.executor.execute(plan_of({}), make_snapshot([make_node("gpu-07")]))
+    assert stage.executor.evictions == {}
+
+
+@pytest.mark.parametrize("error", [Unavailable("timed out"), Unauthorized("401"), LeaseLost("not ours")])
+async def test_a_lost_server_lost_credentials_and_a_lost_lease_end_the_pass(error: Exception) -> None:
+    stage = Stage()
+    if isinstance(error, LeaseLost):
+        stage.claims.error = error
+    else:
+        stage.cluster.faults.fail("evict", PODS, error)
+    with pytest.raises((ExceptionGroup, LeaseLost)) as caught:
+        await stage.run(stage.eviction, shared=(SetClaims({}),))
+    raised = caught.value
+    assert (raised.exceptions if isinstance(raised, ExceptionGroup) else (raised,)) == (error,)
+    assert stage.executor.evictions == {}

@@ -1,0 +1,234 @@
+"""One API call per action; a surprise is left to the next pass, and never to another node."""
+
+import pytest
+from tests.build import make_claim, make_snapshot, make_stack
+from tests.controller.executing import Stage, plan_of
+from tests.kube.objects import node
+
+from gpusharing.api import names
+from gpusharing.controller.execute import Outcome
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
+from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError
+from gpusharing.planning.actions import (
+    EnsureGPUNode,
+    Release,
+    RestartOperand,
+    SetClaims,
+    SetFinalizer,
+    WriteConfig,
+)
+from gpusharing.planning.views import ClusterSnapshot
+
+# --- Node writes ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_that_changed_in_what_no_plan_reads_is_fenced_after_a_409() -> None:
+    stage = Stage()
+    action = stage.fence()
+    stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {"example.com/x": "1"}}})
+    outcome = await stage.run(action)
+    assert outcome.done == 1
+    assert stage.patches() == 2
+    assert stage.view().fence == action.fence
+    held = stage.cluster.get(NODES, "gpu-07")["metadata"]["resourceVersion"]
+    assert stage.nodes.resource_version("gpu-07") == held
+
+
+INTERFERENCES: dict[str, JSON] = {
+    "a person cordoned it": {"spec": {"unschedulable": True}},
+    "its labels changed": {"metadata": {"labels": {"gpusharing.dev/pool": "c"}}},
+    "somebody asks for the cordon to be held": {
+        "metadata": {"annotations": {names.ANNOTATION_HOLD_CORDON: "true"}}
+    },
+    "somebody else works on it": {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": "1"}}},
+}
+
+
+@pytest.mark.parametrize("body", INTERFERENCES.values(), ids=INTERFERENCES.keys())
+async def test_a_node_that_changed_in_what_was_decided_on_is_left_to_the_next_pass(body: JSON) -> None:
+    stage = Stage()
+    action = stage.fence()
+    stage.cluster.patch(NODES, "gpu-07", body)
+    outcome = await stage.run(action)
+    assert (outcome.done, outcome.surprises) == (0, {})
+    assert stage.view().fence is None
+    assert stage.patches() == 1
+
+
+async def test_a_node_of_the_same_name_is_another_node() -> None:
+    stage = Stage()
+    action = stage.fence()
+    stage.cluster.delete(NODES, "gpu-07")
+    stage.cluster.add(NODES, node("gpu-07"))
+    outcome = await stage.run(action)
+    assert outcome.done == 0
+    assert stage.view().fence is None
+
+
+async def test_a_node_that_keeps_changing_is_given_up_after_three_tries() -> None:
+    stage = Stage()
+    action = stage.fence()
+    stage.cluster.faults.fail("patch", NODES, Conflict("modified"), times=3)
+    outcome = await stage.run(action)
+    assert list(outcome.surprises) == ["gpu-07"]
+    assert "changed 3 times" in outcome.surprises["gpu-07"]
+
+
+async def test_a_surprise_ends_the_actions_of_that_node_only() -> None:
+    stage = Stage()
+    stage.add_node("gpu-08")
+    view = stage.view()
+    stage.cluster.faults.fail("patch", NODES, Forbidden("may not patch nodes"))
+    outcome = await stage.run_all(
+        {
+            "gpu-07": (Release(view, uncordon=False, labels={}), stage.eviction),
+            "gpu-08": (stage.fence("gpu-08"),),
+        }
+    )
+    assert list(outcome.surprises) == ["gpu-07"]
+    assert outcome.done == 1
+    assert stage.view("gpu-08").fence is not None
+    assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
+
+
+# --- what must be written before a fence ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [Conflict("changed too often"), Forbidden("may not patch leases")])
+async def test_without_its_claim_no_node_is_fenced_and_everything_else_goes_on(error: KubeError) -> None:
+    stage = Stage()
+    stage.add_node("gpu-08")
+    stage.claims.error = error
+    outcome = await stage.run_all(
+        {"gpu-07": (stage.eviction,), "gpu-08": (stage.fence("gpu-08"),)},
+        shared=(SetClaims({"gpu-08": make_claim()}),),
+    )
+    assert list(outcome.surprises) == ["SetClaims"]
+    assert stage.view("gpu-08").fence is None
+    assert "gpu-07" in stage.executor.evictions
+
+
+async def test_without_its_configuration_no_node_is_fenced() -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("patch", CONFIG_MAPS, Forbidden("may not patch configmaps"))
+    outcome = await stage.run(stage.fence(), shared=(WriteConfig({"k": "version: v1"}, ""),))
+    assert list(outcome.surprises) == ["WriteConfig"]
+    assert stage.patches() == 0
+
+
+async def test_without_its_finalizer_only_that_policys_nodes_wait() -> None:
+    stage = Stage()
+    stage.add_node("gpu-08")
+    stage.cluster.faults.fail(
+        "patch", POLICIES, Invalid("no new finalizers on an object that is being deleted")
+    )
+    await stage.run_all(
+        {"gpu-07": (stage.fence(),), "gpu-08": (stage.fence("gpu-08", "pool-c"),)},
+        shared=(SetFinalizer("pool-b", present=True),),
+    )
+    assert stage.view().fence is None
+    assert stage.view("gpu-08").fence is not None
+
+
+# --- finalizers -----------------------------------------------------------------------------------------------------
+
+
+def add_policy(stage: Stage, *finalizers: str) -> None:
+    """A policy that the executor knows."""
+    manifest = {"metadata": {"name": "pool-b", "finalizers": list(finalizers)}, "spec": {"mode": "Full"}}
+    stage.policies.accept(stage.cluster.add(POLICIES, manifest))
+
+
+async def test_our_finalizer_comes_and_goes_beside_those_of_others() -> None:
+    stage = Stage()
+    add_policy(stage, "example.com/theirs")
+    for present, expected in (
+        (True, ["example.com/theirs", names.FINALIZER]),
+        (False, ["example.com/theirs"]),
+    ):
+        await stage.run(shared=(SetFinalizer("pool-b", present=present),))
+        assert stage.cluster.get(POLICIES, "pool-b")["metadata"]["finalizers"] == expected
+
+
+async def test_a_finalizer_that_somebody_added_in_the_same_moment_survives_ours() -> None:
+    stage = Stage()
+    add_policy(stage)
+    stage.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": ["example.com/new"]}})
+    outcome = await stage.run(shared=(SetFinalizer("pool-b", present=True),))
+    assert outcome.surprises == {}
+    found = stage.cluster.get(POLICIES, "pool-b")["metadata"]["finalizers"]
+    assert found == ["example.com/new", names.FINALIZER]
+
+
+async def test_a_finalizer_that_is_there_already_and_a_policy_that_is_gone_need_no_write() -> None:
+    stage = Stage()
+    add_policy(stage, names.FINALIZER)
+    await stage.run(shared=(SetFinalizer("pool-b", present=True),))
+    assert stage.cluster.writes == []
+    stage.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
+    stage.cluster.delete(POLICIES, "pool-b")
+    outcome = await stage.run(shared=(SetFinalizer("pool-b", present=False),))
+    assert outcome.surprises == {}
+
+
+# --- GPUNodes, pods, ConfigMaps ---------------------------------------------------------------------------------------
+
+ENSURE = EnsureGPUNode("gpu-07", "uid-7", "op-1:quiet:1", quiet=True)
+
+
+async def test_a_gpunode_is_created_for_its_node_and_patched_afterwards() -> None:
+    stage = Stage()
+    await stage.run(ENSURE)
+    created = stage.cluster.get(GPUNODES, "gpu-07")
+    assert created["metadata"]["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "uid": "uid-7"}
+    ]
+    assert created["spec"] == {"request": {"id": "op-1:quiet:1", "quiet": True}}
+    await stage.run(EnsureGPUNode("gpu-07", "uid-7", "op-1:verify:2", quiet=False))
+    assert stage.cluster.get(GPUNODES, "gpu-07")["spec"]["request"] == {"id": "op-1:verify:2", "quiet": False}
+    assert [write.call.verb for write in stage.cluster.writes] == ["create", "patch"]
+
+
+@pytest.mark.parametrize(("known", "there"), [(True, False), (False, True)])
+async def test_a_gpunode_that_came_or_went_meanwhile_ends_up_as_asked(known: bool, there: bool) -> None:
+    stage = Stage()
+    if there:
+        stage.cluster.add(
+            GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {"request": {"id": "", "quiet": False}}}
+        )
+    if known:
+        stage.gpunodes.versions["gpu-07"] = "3"
+    outcome = await stage.run(ENSURE)
+    assert outcome.surprises == {}
+    assert stage.cluster.get(GPUNODES, "gpu-07")["spec"]["request"]["id"] == "op-1:quiet:1"
+
+
+async def test_a_mig_manager_pod_is_deleted_by_its_uid_only() -> None:
+    stage = Stage()
+    wrong = RestartOperand("gpu-07", "team-a", "llm-0", "uid-of-another")
+    assert (await stage.run(wrong)).done == 0
+    assert (await stage.run(RestartOperand("gpu-07", "team-a", "gone", "uid"))).done == 0
+    assert (await stage.run(RestartOperand("gpu-07", "team-a", "llm-0", stage.eviction.uid))).done == 1
+
+
+async def test_a_config_map_that_vanished_is_made_anew_with_everything_in_it() -> None:
+    """What was there a moment ago is not in the difference, and nodes name it."""
+    stage = Stage()
+    stage.stack = make_stack(plugin_configs={"old": "version: v1"}, mig_file="x")
+    await stage.run(shared=(WriteConfig({"old": "version: v1", "new": "version: v1"}, "x"),))
+    data = stage.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
+    assert data.keys() == {"old", "new"}
+
+
+async def test_a_config_map_that_came_meanwhile_is_left_to_the_next_pass() -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("create", CONFIG_MAPS, AlreadyExists("configmaps already exists"))
+    outcome = await stage.run(shared=(WriteConfig({"k": "version: v1"}, ""),))
+    assert list(outcome.surprises) == ["WriteConfig"]
+
+
+async def test_a_snapshot_without_actions_writes_nothing() -> None:
+    stage = Stage()
+    empty: ClusterSnapshot = make_snapshot()
+    assert await stage.executor.execute(plan_of({}), empty) == Outcome()
+    assert stage.cluster.writes == []

@@ -1,0 +1,142 @@
+"""The probes over HTTP: what only a restart mends, and what keeps a healthy process from deciding."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from aiohttp import ClientSession
+from aiohttp.test_utils import TestServer
+from tests.fakes.cluster import FakeCluster
+
+from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.controller.health import SILENT, STUCK, Health, application
+from gpusharing.controller.loop import Loop
+from gpusharing.controller.metrics import NoMetrics
+from gpusharing.controller.settings import Settings
+from gpusharing.kube.client import LEASES, NODES
+from gpusharing.kube.errors import Forbidden, Unavailable
+from gpusharing.kube.lease import LeaderLease
+from gpusharing.kube.login import AnonymousLogin
+
+OK = (200, "ok\n")
+
+
+@dataclass
+class Probed:
+    """The parts of an operator that leads and follows everything, and its probes."""
+
+    cluster: FakeCluster
+    health: Health
+    url: str
+    tasks: list[asyncio.Task[None]]
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Status and body."""
+        async with ClientSession() as session, session.get(self.url + path) as answer:
+            return answer.status, await answer.text()
+
+    def later(self, seconds: float) -> None:
+        """Let so much time pass without anything happening."""
+        self.health.clock = lambda: time.monotonic() + seconds
+
+
+@pytest.fixture
+async def probed() -> AsyncIterator[Probed]:
+    """All is well; the loop itself stands still, so that a test decides when it came round."""
+    cluster = FakeCluster()
+    client = cluster.client("operator")
+    lease = LeaderLease(client, "gpusharing", "gpusharing-operator", "us", on_lost=lambda: None)
+    loop = Loop(client, lease, Settings(), NoMetrics())
+    watch = PolicyWatch(client, AnonymousLogin("http://127.0.0.1:1"), lambda *_: None)
+    watch.running.set()
+    health = Health(loop, lease, watch)
+    tasks = [asyncio.create_task(lease.run()), asyncio.create_task(loop.sources.run())]
+    async with asyncio.timeout(10), TestServer(application(health), host="127.0.0.1") as server:
+        await lease.acquired.wait()
+        for source in (*loop.sources.required.values(), *loop.sources.optional.values()):
+            await source.synced.wait()
+        yield Probed(cluster, health, str(server.make_url("")).rstrip("/"), tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_an_operator_that_leads_and_follows_everything_is_healthy_and_ready(probed: Probed) -> None:
+    assert await probed.get("/healthz") == await probed.get("/readyz") == OK
+    assert (await probed.get("/"))[0] == 404
+
+
+async def test_a_loop_that_does_not_come_round_is_dead(probed: Probed) -> None:
+    probed.later(STUCK - 10)
+    assert await probed.get("/healthz") == OK
+    probed.later(STUCK + 1)
+    assert await probed.get("/healthz") == await probed.get("/readyz") == (503, "loop: no pass for 121 s\n")
+    probed.health.loop.last_pass = probed.health.clock()
+    assert await probed.get("/healthz") == OK
+
+
+async def test_a_watch_that_is_silent_for_too_long_is_dead(probed: Probed) -> None:
+    probed.later(SILENT + 1)
+    probed.health.loop.last_pass = probed.health.clock()
+    status, text = await probed.get("/healthz")
+    assert status == 503
+    assert text.splitlines() == [
+        f"{name}: nothing heard for 201 s"
+        for name in ("agent pods", "configmaps", "gpunodes", "mig-manager pods", "nodes")
+    ]
+
+
+async def test_a_watch_that_knows_its_trouble_is_unready_and_not_dead(probed: Probed) -> None:
+    """The API server is away: a restart would not bring it back."""
+    nodes = probed.health.loop.sources.nodes
+    probed.later(SILENT + 1)
+    for source in probed.health.loop.sources.required.values():
+        source.last_contact = probed.health.loop.last_pass = probed.health.clock()
+    nodes.last_contact = float("-inf")
+    nodes.error = Unavailable("cannot list nodes: connection refused")
+    assert await probed.get("/healthz") == OK
+    assert await probed.get("/readyz") == (503, "nodes: cannot list nodes: connection refused\n")
+
+
+async def test_readyz_names_what_was_never_listed_and_why() -> None:
+    cluster = FakeCluster()
+    cluster.faults.fail("list", NODES, Forbidden("no right to list nodes"), times=1000)
+    client = cluster.client("operator")
+    lease = LeaderLease(client, "gpusharing", "gpusharing-operator", "us", on_lost=lambda: None)
+    loop = Loop(client, lease, Settings(), NoMetrics())
+    health = Health(loop, lease, PolicyWatch(client, AnonymousLogin(""), lambda *_: None))
+    assert health.dead() == {}
+    assert health.unready() == {
+        **dict.fromkeys(loop.sources.required, "not listed yet"),
+        **dict.fromkeys(loop.sources.optional, "not listed yet"),
+        "policies": "kopf does not follow the policies",
+        "lease": "another process leads",
+    }
+    task = asyncio.create_task(loop.sources.run())
+    async with asyncio.timeout(10):
+        for source in loop.sources.required.values():
+            if source is not loop.sources.nodes:
+                await source.synced.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert health.unready()["nodes"] == "no right to list nodes"
+    assert "gpunodes" not in health.unready()
+
+
+async def test_kopf_that_does_not_follow_the_policies_is_told_with_its_reason(probed: Probed) -> None:
+    probed.health.watch.running.clear()
+    assert await probed.get("/readyz") == (503, "policies: kopf does not follow the policies\n")
+    probed.health.watch.error = "no CRD"
+    assert await probed.get("/readyz") == (503, "policies: no CRD\n")
+    assert await probed.get("/healthz") == OK
+
+
+async def test_a_lease_that_another_process_holds_is_told(probed: Probed) -> None:
+    probed.cluster.patch(LEASES, "gpusharing-operator", {"spec": {"holderIdentity": "them"}}, "gpusharing")
+    await probed.tasks[0]
+    status, text = await probed.get("/readyz")
+    assert status == 503
+    assert text.startswith("lease: ")
+    assert await probed.get("/healthz") == OK

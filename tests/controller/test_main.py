@@ -1,0 +1,290 @@
+"""The operator as a process against an API server on loopback: how it starts, what it logs, and how it ends."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import ClientError, ClientSession
+from tests.fakes.apiserver import FakeServer, fake_server
+
+from gpusharing.controller.main import FAULT, LOST_LEASE, NO_LOGIN
+from gpusharing.kube.client import LEASES, NODES, POLICIES
+from gpusharing.kube.errors import NotFound
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+"""Seconds after which a test gives up: a start takes two on an idle machine."""
+FAST = {
+    "GPUSHARING_LEASE_SECONDS": "4",
+    "GPUSHARING_RENEW_DEADLINE": "3",
+    "GPUSHARING_RETRY_PERIOD": "0.1",
+    "GPUSHARING_LISTEN": "127.0.0.1",
+    "GPUSHARING_METRICS_PORT": "0",
+}
+
+
+@asynccontextmanager
+async def operator(environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The operator with these variables and no others of its own; killed when the test leaves it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("KUBE", "GPUSHARING_"))}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gpusharing.controller.main",
+        env={**kept, "PYTHONPATH": str(ROOT / "operator"), **environment},
+        stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def end_of(environment: Mapping[str, str]) -> tuple[int | None, str, str]:
+    """Exit status and both outputs of an operator that ends by itself."""
+    async with operator(environment) as process:
+        output, errors = await process.communicate()
+        return process.returncode, output.decode(), errors.decode()
+
+
+def log_lines(text: str) -> list[dict[str, Any]]:
+    """Every line is a JSON object."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    """An empty cluster."""
+    async with fake_server() as fake:
+        yield fake
+
+
+@pytest.fixture
+def environment(server: FakeServer, tmp_path: Path) -> dict[str, str]:
+    """A kubeconfig for the server, a short Lease and a port for the probes."""
+    kubeconfig = tmp_path / "kubeconfig"
+    entry = {"cluster": "here", "user": "us"}
+    kubeconfig.write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "here",
+                "contexts": [{"name": "here", "context": entry}],
+                "clusters": [{"name": "here", "cluster": {"server": server.url}}],
+                "users": [{"name": "us", "user": {"token": "t"}}],
+            }
+        )
+    )
+    return {**FAST, "KUBECONFIG": str(kubeconfig), "GPUSHARING_PROBE_PORT": str(free_port())}
+
+
+def free_port() -> int:
+    """A port of loopback that nobody has."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def holder(server: FakeServer) -> str:
+    """Who holds the Lease; empty when nobody does."""
+    try:
+        lease = server.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
+    except NotFound:
+        return ""
+    name: str = lease["spec"].get("holderIdentity") or ""
+    return name
+
+
+async def until(server: FakeServer, holds: Callable[[], bool]) -> None:
+    """Wait until this is true of the cluster; looked at after every write."""
+    while not holds():
+        await server.cluster.changed()
+
+
+async def ready(environment: Mapping[str, str]) -> str:
+    """Wait until /readyz says 200; what /healthz says then."""
+    base = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}"
+    async with ClientSession() as session:
+        while True:
+            try:
+                async with session.get(f"{base}/readyz") as answer:
+                    if answer.status == 200:
+                        break
+            except ClientError:
+                pass  # it does not listen yet
+            await asyncio.sleep(0.05)
+        async with session.get(f"{base}/healthz") as answer:
+            return await answer.text()
+
+
+async def test_a_bad_setting_ends_the_start_with_the_name_of_the_variable() -> None:
+    status, output, errors = await end_of({"GPUSHARING_SETTLE": "soon"})
+    assert (status, output) == (FAULT, "")
+    assert errors == (
+        "gpusharing-operator: GPUSHARING_SETTLE=soon is not a number; for example GPUSHARING_SETTLE=5.0\n"
+    )
+
+
+async def test_without_credentials_it_says_so_and_ends_with_2() -> None:
+    status, _, errors = await end_of({})
+    assert status == NO_LOGIN
+    (line,) = log_lines(errors)
+    assert (line["event"], line["level"]) == ("cannot log in to the API server", "error")
+    assert "service account" in line["error"] or "pod" in line["error"]
+
+
+async def test_a_kubeconfig_that_is_not_there_is_named() -> None:
+    status, _, errors = await end_of({"KUBECONFIG": "/does/not/exist"})
+    assert status == NO_LOGIN
+    assert "/does/not/exist" in log_lines(errors)[-1]["error"]
+
+
+async def test_a_port_that_is_taken_is_named(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, errors = await end_of({**environment, "GPUSHARING_PROBE_PORT": str(port)})
+    assert status == FAULT
+    line = log_lines(errors)[-1]
+    assert line["event"] == "cannot listen"
+    assert (line["variable"], line["port"]) == ("GPUSHARING_PROBE_PORT", port)
+
+
+async def test_on_sigterm_it_releases_the_lease_and_ends_with_0(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    server.cluster.add(POLICIES, {"metadata": {"name": "pool-a"}, "spec": {}})
+    async with operator(environment) as process:
+        assert await ready(environment) == "ok\n"
+        assert holder(server)
+        process.send_signal(signal.SIGTERM)
+        _, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+    assert holder(server) == ""
+    lines = log_lines(errors.decode())
+    assert [line["event"] for line in lines if line["event"] in ("started", "stopped")] == [
+        "started",
+        "stopped",
+    ]
+    assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
+    assert all(line["level"] in ("info", "warning") for line in lines), errors.decode()
+    assert {agent for _, _, agent in server.writes} == {"gpusharing-operator"}, "kopf writes nothing"
+
+
+async def test_an_edit_of_a_policy_is_answered_without_waiting_for_the_next_list(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    def answered() -> bool:
+        policy = server.cluster.get(POLICIES, "pool-a")
+        seen = policy.get("status", {}).get("observedGeneration")
+        return bool(seen == policy["metadata"]["generation"])
+
+    async with operator(environment):
+        await ready(environment)
+        await server.watched(POLICIES)
+        server.cluster.add(POLICIES, {"metadata": {"name": "pool-a"}, "spec": {}})
+        await until(server, answered)
+        server.cluster.patch(POLICIES, "pool-a", {"spec": {"mode": "Full"}})
+        assert not answered()
+        await until(server, answered)
+        (row,) = (
+            row
+            for row in server.cluster.get(POLICIES, "pool-a")["status"]["conditions"]
+            if row["type"] == "Accepted"
+        )
+        assert (row["status"], row["reason"]) == ("False", "InvalidSpec")
+        assert "nodeSelector" in row["message"]
+
+
+async def test_it_outlives_an_error_that_ends_kopf(server: FakeServer, environment: dict[str, str]) -> None:
+    server.cluster.add(POLICIES, {"metadata": {"name": "pool-a"}, "spec": {}})
+    async with operator(environment) as process:
+        await ready(environment)
+        await server.break_watches(POLICIES, 500)
+        assert await server.watched(POLICIES), "kopf is back"
+        assert await ready(environment) == "ok\n"
+        process.send_signal(signal.SIGTERM)
+        _, errors = await process.communicate()
+        assert process.returncode == 0
+    lines = log_lines(errors.decode())
+    assert "the policies are not followed, trying again" in [line["event"] for line in lines]
+    traces = [line for line in lines if line.get("logger", "").startswith("kopf")]
+    assert traces
+    assert all("Traceback" in line["exception"] for line in traces), "also what libraries log is complete"
+
+
+async def test_on_sigterm_it_ends_also_while_kopf_is_not_running(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    server.absent.add(POLICIES)
+    async with operator(environment) as process:
+        await until(server, lambda: holder(server) != "")
+        process.send_signal(signal.SIGTERM)
+        _, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+    assert holder(server) == ""
+
+
+async def test_a_process_that_lost_the_lease_ends_at_once_and_writes_nothing_more(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    async with operator(environment) as process:
+        await ready(environment)
+        server.cluster.patch(
+            LEASES, "gpusharing-operator", {"spec": {"holderIdentity": "somebody-else"}}, "gpusharing"
+        )
+        _, errors = await process.communicate()
+    assert process.returncode == LOST_LEASE
+    assert log_lines(errors.decode())[-1]["event"] == "the lease is lost, ending at once"
+    assert holder(server) == "somebody-else"
+
+
+async def test_a_second_operator_waits_for_the_lease_and_says_who_leads(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    server.cluster.add(
+        LEASES,
+        {
+            "metadata": {"name": "gpusharing-operator", "namespace": "gpusharing"},
+            "spec": {"holderIdentity": "the-first", "leaseDurationSeconds": 3600},
+        },
+    )
+    async with operator(environment) as process, ClientSession() as session:
+        url = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}/readyz"
+        text = ""
+        while text != "lease: another process leads\n":
+            try:
+                async with session.get(url) as answer:
+                    text = await answer.text()
+                    assert answer.status == 503
+            except ClientError:
+                pass  # it does not listen yet
+            await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+        assert process.returncode == 0
+    assert holder(server) == "the-first"
+    assert server.writes == []
+
+
+async def test_a_fault_of_its_own_ends_it_with_a_trace_in_the_log(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    """What matters is that the end is told as everything else is."""
+    server.garbled.add(NODES)
+    status, _, errors = await end_of(environment)
+    line = log_lines(errors)[-1]
+    assert (status, line["event"], line["level"]) == (FAULT, "ended by a fault of its own", "error")
+    assert "Traceback" in line["exception"]
+    assert holder(server) == "", "the next one need not wait"

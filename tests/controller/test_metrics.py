@@ -1,0 +1,92 @@
+"""The metrics page: every name is there, parses, and counts what happened."""
+
+from collections.abc import Iterator
+
+import pytest
+from aiohttp import ClientSession
+from aiohttp.test_utils import TestServer
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from tests.build import make_policy
+from tests.planning.machines import Machine
+from tests.planning.told import CHANGING, DRAINING, SYNCED
+from tests.planning.world import World
+
+from gpusharing.controller.execute import Outcome
+from gpusharing.controller.health import metrics_application
+from gpusharing.controller.metrics import Metrics
+from gpusharing.kube.client import GPUNODES, NODES
+from gpusharing.planning.actions import SetFinalizer
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """Nothing counted yet."""
+    return Metrics()
+
+
+def samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    """Value by label values, in the order in which the labels are declared."""
+    found: Iterator[Metric] = (family for family in metrics.registry.collect() if family.name == name)
+    return {
+        tuple(sample.labels.values()): sample.value
+        for family in found
+        for sample in family.samples
+        if not sample.name.endswith(("_created", "_bucket"))
+    }
+
+
+async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: Metrics) -> None:
+    metrics.called("patch", GPUNODES, "status", 200, 0.1)
+    async with (
+        TestServer(metrics_application(metrics.registry), host="127.0.0.1") as server,
+        ClientSession() as session,
+        session.get(server.make_url("/metrics")) as answer,
+    ):
+        assert (answer.status, answer.content_type) == (200, "text/plain")
+        families = list(text_string_to_metric_families(await answer.text()))
+    assert {family.name for family in families if not family.name.endswith("_created")} == {
+        "gpusharing_pass_seconds",
+        "gpusharing_actions",
+        "gpusharing_transitions",
+        "gpusharing_policy_nodes",
+        "gpusharing_api_requests",
+        "gpusharing_leader",
+    }
+    assert all(family.documentation for family in families)
+
+
+def test_calls_count_by_verb_resource_and_status(metrics: Metrics) -> None:
+    metrics.called("patch", GPUNODES, "status", 200, 0.1)
+    metrics.called("patch", GPUNODES, "status", 200, 0.1)
+    metrics.called("list", NODES, None, 0, 30.0)
+    assert samples(metrics, "gpusharing_api_requests") == {
+        ("patch", "gpunodes/status", "200"): 2,
+        ("list", "nodes", "0"): 1,
+    }
+
+
+def test_a_phase_counts_when_it_is_entered_and_not_when_it_is_found(metrics: Metrics) -> None:
+    metrics.changed(None, SYNCED)
+    metrics.changed(DRAINING, DRAINING)
+    metrics.changed(DRAINING, CHANGING)
+    assert samples(metrics, "gpusharing_transitions") == {("Reconfiguring", "ActuationInProgress"): 1}
+
+
+def test_actions_count_by_kind_and_result(metrics: Metrics) -> None:
+    metrics.acted(SetFinalizer("pool-b", present=True), "done")
+    assert samples(metrics, "gpusharing_actions") == {("SetFinalizer", "done"): 1}
+
+
+def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics: Metrics) -> None:
+    world = World()
+    world.add_node("gpu-07", Machine("gpu-07"))
+    world.set_policy(make_policy(mode="Full"))
+    world.settle()
+    metrics.passed({"plan": 0.003, "execute": 0.2}, world.plan(), Outcome())
+    assert samples(metrics, "gpusharing_policy_nodes") == {("pool-b", "Synced"): 1}
+    assert metrics.registry.get_sample_value("gpusharing_pass_seconds_count", {"step": "plan"}) == 1
+    assert metrics.registry.get_sample_value("gpusharing_pass_seconds_sum", {"step": "execute"}) == 0.2
+    world.remove_node("gpu-07")
+    metrics.passed({}, world.plan(), Outcome())
+    assert samples(metrics, "gpusharing_policy_nodes") == {}, "a phase without nodes is gone"

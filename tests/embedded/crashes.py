@@ -1,0 +1,282 @@
+"""Golden scenarios whose operator can be killed at any write, and the state that they must end in all the same."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from hack.sim.mortal import MortalClient, When
+from hack.sim.workloads import Workload
+from tests.embedded.stage import HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, nodes, pdb, scene
+from tests.fakes.virtualtime import run_virtually
+
+from gpusharing.api import names
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, LEASES, NODES, PDBS, POLICIES
+from gpusharing.kube.errors import NotFound
+
+TELLING = {("gpunodes", "status"), ("gpusharingpolicies", "status"), ("events", None)}
+"""Writes that only tell people; nothing is decided from them."""
+REST = 5.0
+"""Seconds without a write after which nothing more is to come."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What people do while the operator works; `script` returns when they see what they wait for."""
+
+    script: Callable[[Scene], Awaitable[None]]
+    nodes: int = 1
+    gpus: int = 2
+    workloads: tuple[Workload, ...] = ()
+    budgets: tuple[JSON, ...] = ()
+
+
+@dataclass
+class Run:
+    """One run of a scenario."""
+
+    end: JSON
+    writes: Counter[str]
+    """Accepted writes of all its operators by kind, the Lease apart."""
+    operators: int
+    sent: int
+    """Writes that its first operator sent, refused ones included, the Lease apart."""
+    evicted: list[str] = field(default_factory=list)
+
+    @property
+    def acting(self) -> int:
+        """Writes that do something, not only tell."""
+        return sum(count for kind, count in self.writes.items() if not kind.startswith("tell "))
+
+
+async def create(stage: Scene) -> None:
+    """A policy on nodes without pods."""
+    stage.apply(MIXED)
+    await stage.ready()
+
+
+async def create_with_pods(stage: Scene) -> None:
+    """Some pods may be evicted at once; the budget of the others allows one at a time, and none for a while."""
+    await stage.running("free", 1)
+    await stage.running("kept", 2)
+    stage.apply(SLICED, drain={"strandedPods": "Allow"})
+    await stage.fenced("gpu-1")
+    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
+    await asyncio.sleep(60)
+    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+    await stage.ready()
+    await stage.e.until(lambda: "3/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
+
+
+async def retarget(stage: Scene) -> None:
+    """Another layout once a node is past the point of no return."""
+    stage.apply(MIXED)
+    await stage.any_fenced("actuating")
+    stage.apply(OTHER_MIXED)
+    await stage.ready()
+
+
+async def node_deleted(stage: Scene) -> None:
+    """The node in flight vanishes."""
+    stage.apply(MIXED)
+    name = await stage.any_fenced("actuating")
+    stage.e.cluster.delete(NODES, name)
+    await asyncio.sleep(1)
+    await stage.ready()
+
+
+async def policy_deleted(stage: Scene) -> None:
+    """The policy is deleted while a node drains."""
+    stage.apply(MIXED)
+    await stage.any_fenced("fenced")
+    stage.e.cluster.delete(POLICIES, "pool-b")
+    await stage.e.until(lambda: not stage.e.cluster.objects(POLICIES), "the policy gone", HOUR)
+    await stage.released("gpu-1")
+
+
+async def gpunodes_deleted(stage: Scene) -> None:
+    """All GPUNodes vanish, once before and once after the point of no return."""
+    stage.apply(MIXED)
+    for moment in ("fenced", "actuating"):
+        await stage.any_fenced(moment)
+        for raw in stage.e.cluster.objects(GPUNODES):
+            stage.e.cluster.delete(GPUNODES, raw["metadata"]["name"])
+    await stage.ready()
+
+
+async def two_steps(stage: Scene) -> None:
+    """From MPS to MIG, which stops at whole GPUs in between."""
+    stage.apply(MPS)
+    await stage.ready()
+    stage.apply(MIXED)
+    await stage.ready()
+
+
+GOLDEN: Mapping[str, Golden] = {
+    "a policy on an idle node": Golden(create),
+    "a policy on nodes with pods that may and pods that may not be evicted": Golden(
+        create_with_pods,
+        gpus=4,
+        workloads=(Workload("free", 1), Workload("kept", 2)),
+        budgets=(pdb("keep", "kept", minAvailable=1),),
+    ),
+    "another layout in the middle": Golden(retarget),
+    "a node deleted in the middle": Golden(node_deleted, nodes=2),
+    "the policy deleted in the middle": Golden(policy_deleted),
+    "all GPUNodes deleted in the middle": Golden(gpunodes_deleted),
+    "from MPS to MIG in two steps": Golden(two_steps),
+}
+
+
+Prepare = Callable[[Scene, MortalClient], None]
+"""Arranges what is to happen to the operator's calls."""
+
+
+def killed(write: int, when: When) -> Prepare:
+    """The first operator dies before or after this write."""
+
+    def prepare(stage: Scene, client: MortalClient) -> None:
+        if stage.e.operators == 1:
+            client.die_at(write, when)
+
+    return prepare
+
+
+def nothing(stage: Scene, client: MortalClient) -> None:
+    """The operator lives undisturbed."""
+
+
+def play(golden: Golden, prepare: Prepare = nothing) -> Run:
+    """Play a scenario in virtual time; `prepare` is called for each operator that starts."""
+    random.seed(1)
+    return run_virtually(_play(golden, prepare))
+
+
+async def _play(golden: Golden, prepare: Prepare) -> Run:
+    async with scene(
+        *nodes(golden.nodes, gpus=golden.gpus), workloads=golden.workloads, budgets=golden.budgets
+    ) as stage:
+        client = stage.e.client
+        assert client is not None
+        prepare(stage, client)
+        doctor = asyncio.create_task(_replace_the_dead(stage, prepare))
+        try:
+            await golden.script(stage)
+            await asyncio.sleep(1)  # a death in this moment is noticed
+            await settled(stage)
+        finally:
+            doctor.cancel()
+            with suppress(asyncio.CancelledError):
+                await doctor
+        return Run(end_state(stage), kinds(stage), stage.e.operators, client.writes, stage.evicted())
+
+
+async def _replace_the_dead(stage: Scene, prepare: Prepare) -> None:
+    """The Deployment's controller: one process ends, another one starts."""
+    while stage.e.client is not None:
+        await stage.e.client.died.wait()
+        await stage.e.kill_operator()
+        stage.e.start_operator()
+        prepare(stage, stage.e.client)
+
+
+async def settled(stage: Scene) -> None:
+    """Until an operator leads that has nothing to write any more."""
+    while True:
+        lease, mark = stage.e.lease, len(stage.writes())
+        assert lease is not None
+        await lease.acquired.wait()
+        await asyncio.sleep(REST)
+        if lease.is_leader and lease is stage.e.lease and mark == len(stage.writes()):
+            return
+
+
+def kinds(stage: Scene) -> Counter[str]:
+    """Accepted writes by kind."""
+    found: Counter[str] = Counter()
+    for write in stage.writes():
+        if write.error is None:
+            plural, sub = write.call.resource.plural, write.call.subresource
+            telling = "tell " if (plural, sub) in TELLING else ""
+            found[f"{telling}{write.call.verb} {plural}" + (f"/{sub}" if sub else "")] += 1
+    return found
+
+
+# --- the end, without times and generated names ------------------------------------------------------------------
+
+
+def end_state(stage: Scene) -> JSON:
+    """What must be the same however often the operator died on the way.
+
+    How many pods are Pending is counted once a minute by the clock of each operator, so that number is left out.
+    """
+    cluster = stage.e.cluster
+    return {
+        "nodes": {raw["metadata"]["name"]: _node(raw) for raw in cluster.objects(NODES)},
+        "gpunodes": {raw["metadata"]["name"]: _gpunode(raw) for raw in cluster.objects(GPUNODES)},
+        "policies": {raw["metadata"]["name"]: _policy(raw) for raw in cluster.objects(POLICIES)},
+        "configmaps": {raw["metadata"]["name"]: raw["data"] for raw in cluster.objects(CONFIG_MAPS)},
+        "claims": _claims(stage),
+        "pods": dict(Counter(_pod(pod) for app in ("free", "kept") for pod in stage.pods(app))),
+        "gpus": {
+            name: [sorted(i.profile for i in gpu.instances) for gpu in node.gpus.look()]
+            for name, node in sorted(stage.e.world.nodes.items())
+        },
+    }
+
+
+def _node(raw: JSON) -> JSON:
+    labels = {
+        key: value for key, value in raw["metadata"]["labels"].items() if key != names.LABEL_GFD_TIMESTAMP
+    }
+    ours = {
+        key: value
+        for key, value in raw["metadata"].get("annotations", {}).items()
+        if key.startswith(names.PREFIX)
+    }
+    return {
+        "labels": labels,
+        "annotations": ours,
+        "unschedulable": raw.get("spec", {}).get("unschedulable", False),
+        "allocatable": raw["status"]["allocatable"],
+    }
+
+
+def _gpunode(raw: JSON) -> JSON:
+    mirror = raw["status"]["transition"]
+    shown = ("phase", "reason", "message", "cordon", "culprit", "blockers", "observed")
+    return {key: mirror.get(key) for key in shown} | {"quiet": raw["spec"]["request"]["quiet"]}
+
+
+def _policy(raw: JSON) -> JSON:
+    rows: Iterable[JSON] = raw["status"]["conditions"]
+    conditions = [{key: value for key, value in row.items() if key != "lastTransitionTime"} for row in rows]
+    summary = {key: value for key, value in raw["status"]["summary"].items() if key != "pendingPods"}
+    status: dict[str, Any] = {**raw["status"], "conditions": conditions, "summary": summary}
+    return {"finalizers": raw["metadata"].get("finalizers", []), "spec": raw["spec"], "status": status}
+
+
+def _pod(raw: JSON) -> str:
+    return f"{raw['metadata']['labels']['app']} {raw['status']['phase']}"
+
+
+def _claims(stage: Scene) -> JSON:
+    try:
+        lease = stage.e.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
+    except NotFound:
+        return {}
+    claims: JSON = json.loads(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
+    return claims
+
+
+def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:
+    """Where two JSON values differ."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in expected.keys() | found.keys():
+            yield from differences(expected.get(key), found.get(key), f"{path}.{key}")
+    elif expected != found:
+        yield f"{path}: {found!r} instead of {expected!r}"

@@ -1,0 +1,203 @@
+"""MPS, MIG with time-slicing, the fleet of the examples, and workloads that are routed by mode."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hack.sim.workloads import Workload
+from tests.embedded.oracle import difference
+from tests.embedded.stage import (
+    FULL,
+    H100,
+    L40S,
+    MIG_SLICED,
+    MIXED,
+    MPS,
+    SINGLE,
+    Scene,
+    at_once,
+    node,
+    nodes,
+    scene,
+)
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.api import names
+from gpusharing.kube.client import CONFIG_MAPS, JSON
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
+V100 = "Tesla V100-SXM2-16GB"
+DAEMON = "nvidia-device-plugin-mps-control-daemon"
+EIGHT: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
+
+
+def modes(stage: Scene, name: str = "gpu-1") -> list[str]:
+    """Compute modes of a node's GPUs."""
+    return [gpu.compute_mode for gpu in stage.e.world.nodes[name].gpus.look()]
+
+
+def deleted(stage: Scene, prefix: str) -> list[str]:
+    """Pods of this name that the operator deleted."""
+    writes = stage.writes(plural="pods")
+    return [w.call.name for w in writes if w.call.verb == "delete" and w.call.name.startswith(prefix)]
+
+
+async def mend_by_hand(stage: Scene, name: str = "gpu-1") -> None:
+    """nvidia-smi -c 0 on every GPU."""
+    gpus = stage.e.world.nodes[name].gpus
+    for index in range(gpus.count):
+        gpus.set_compute_mode(index, "Default")
+
+
+@virtually
+async def test_every_example_pool_of_the_fleet_gets_its_mode_side_by_side() -> None:
+    manifests = [yaml.safe_load(path.read_text()) for path in EXAMPLES]
+    pools = [manifest["metadata"]["name"] for manifest in manifests]
+    machines = [node(f"gpu-{name}", H100, pool=name.removeprefix("pool-")) for name in pools]
+    async with scene(*machines) as stage:
+        for manifest in manifests:
+            stage.e.apply(manifest)
+        await stage.ready(*pools)
+        shown = {name: stage.e.policy(name)["status"]["summary"] for name in pools}
+        assert {name: summary["mode"] for name, summary in shown.items()} == {
+            "pool-a": "MIG",
+            "pool-b": "MIG",
+            "pool-c": "Full",
+            "pool-d": "TimeSlicing",
+            "pool-e": "MPS",
+            "pool-f": "MIG+TS",
+        }
+        for manifest in manifests:
+            name = f"gpu-{manifest['metadata']['name']}"
+            assert difference(manifest["spec"], stage.e.node(name), stage.e.world.nodes[name]) == ""
+
+
+@virtually
+async def test_workloads_that_select_a_mode_never_run_on_a_node_of_another_or_in_between() -> None:
+    inference = Workload(
+        "inference", 2, "nvidia.com/mig-3g.40gb", node_selector={"gpusharing.dev/mode": "mig"}
+    )
+    async with scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[inference]) as stage:
+        stage.apply(FULL)
+        stage.apply(FULL, name="pool-c", pool="c")
+        await stage.ready("pool-b", "pool-c")
+        assert not [pod for pod in stage.pods("inference") if "nodeName" in pod["spec"]]
+        stage.apply(MIXED)
+        await stage.running("inference", 2)
+        assert {pod["spec"]["nodeName"] for pod in stage.pods("inference")} == {"gpu-1"}
+        stage.apply(MIG_SLICED, name="pool-c", pool="c")
+        await stage.ready("pool-c")
+        assert stage.labels("gpu-2")[names.LABEL_MODE] == "mig-time-slicing"
+        assert {pod["spec"]["nodeName"] for pod in stage.pods("inference")} == {"gpu-1"}
+        stage.apply(MIXED, name="pool-c", pool="c")
+        await stage.ready("pool-c")
+        stage.apply(FULL, drain={"strandedPods": "Allow"})
+        await stage.ready()
+        await stage.running("inference", 2)
+        alive = [pod for pod in stage.pods("inference") if "deletionTimestamp" not in pod["metadata"]]
+        assert {pod["spec"]["nodeName"] for pod in alive} == {"gpu-2"}
+
+
+@virtually
+async def test_another_number_of_clients_drains_the_node_and_replaces_the_daemons_pod_once() -> None:
+    clients = Workload("client", 3)
+    async with scene(*nodes(1), workloads=[clients]) as stage:
+        stage.apply(MPS)
+        await stage.ready()
+        await stage.running("client", 3)
+        evicted = len(stage.evicted())
+        stage.apply(EIGHT)
+        await stage.ready()
+        assert stage.e.world.nodes["gpu-1"].mps.clients == 8
+        assert len(stage.evicted()) == evicted + 3
+        assert len(deleted(stage, DAEMON)) == 1
+        await stage.running("client", 3)
+
+
+@virtually
+async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_command_and_waits_for_it() -> (
+    None
+):
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MPS)
+        await stage.ready()
+        stage.e.world.inject("gpu-1", "kill-mps-daemon")
+        stage.apply(SINGLE)
+        mirror = await stage.reason("gpu-1", "ComputeMode")
+        assert "nvidia-smi -i 0 -c 0" in mirror["message"]
+        assert stage.cordoned("gpu-1")
+        fence = stage.fence("gpu-1")
+        assert fence is not None
+        assert (fence.step, fence.steps) == (1, 2)
+        await mend_by_hand(stage)
+        await stage.ready()
+        assert difference(SINGLE, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+
+
+@virtually
+async def test_gpus_that_are_exclusive_without_mps_are_drift_that_stays_untouched_until_a_person_helps() -> (
+    None
+):
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        mark = stage.mark()
+        stage.e.world.nodes["gpu-1"].gpus.set_compute_mode(1, "ExclusiveProcess")
+        mirror = await stage.phase("gpu-1", "Blocked")
+        assert mirror["reason"] == "ComputeMode"
+        assert "run nvidia-smi -i 1 -c 0 on the node" in mirror["message"]
+        assert not stage.cordoned("gpu-1")
+        await mend_by_hand(stage)
+        await stage.phase("gpu-1", "Synced")
+        assert stage.node_writes(mark) == {}
+
+
+@virtually
+async def test_a_card_that_takes_fewer_clients_is_refused_before_it_is_touched() -> None:
+    async with scene(node("gpu-1", H100), node("gpu-2", V100)) as stage:
+        stage.apply({"mode": "MPS", "mps": {"replicas": 17}}, rollout=at_once(2))
+        await stage.phase("gpu-1", "Synced")
+        row = await stage.until_condition("Ready", "False", "MPSTooManyClients")
+        assert "Tesla V100-SXM2-16GB serves at most 16 MPS clients, spec.mps.replicas is 17" in row["message"]
+        assert stage.node_writes()["gpu-2"] == 0
+        assert modes(stage, "gpu-2") == ["Default"] * 2
+
+
+@virtually
+async def test_cards_without_mig_go_through_every_mode_they_have_and_never_get_mig_labels() -> None:
+    async with scene(node("gpu-1", L40S)) as stage:
+        seen: set[str] = set()
+        stage.e.cluster.store.on_commit.append(lambda resource, change: seen.update(stage.labels("gpu-1")))
+        for spec in (MPS, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 2}}, EIGHT, FULL):
+            stage.apply(spec)
+            await stage.ready()
+            assert difference(spec, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+        assert names.LABEL_MODE in seen
+        assert not [label for label in seen if label.startswith("nvidia.com/mig.config")]
+
+
+@virtually
+async def test_shares_of_a_named_configuration_are_listed_for_each_card_model() -> None:
+    spec: JSON = {"mode": "MIG", "mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 2}}
+    async with scene(node("gpu-1", H100), node("gpu-2", "NVIDIA A30")) as stage:
+        stage.apply(spec, rollout=at_once(2))
+        await stage.ready()
+        keys = [stage.labels(name)[names.LABEL_PLUGIN_CONFIG] for name in ("gpu-1", "gpu-2")]
+        assert keys[0] != keys[1]
+        data = stage.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
+        assert "mig-3g.40gb" in data[keys[0]]
+        assert "mig-2g.12gb" in data[keys[1]]
+        assert difference(spec, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+
+
+@pytest.mark.parametrize("fault", ["wedge-pending", "wedge-paused"])
+@virtually
+async def test_a_wedge_of_mig_manager_in_the_second_step_is_cured(fault: str) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MPS)
+        await stage.ready()
+        stage.e.world.inject("gpu-1", fault)
+        stage.apply(MIXED)
+        await stage.ready(seconds=3 * 3600)
+        assert len(deleted(stage, "nvidia-mig-manager")) == 1
+        assert difference(MIXED, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""

@@ -1,0 +1,465 @@
+"""NVIDIA's software, the hardware, the agent or the installation go wrong; and specs that cannot be carried out."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from hack.embedded import CLUSTER_POLICY
+from tests.embedded.stage import FULL, L40S, MIXED, SINGLE, SLICED, Scene, at_once, node, nodes, scene
+from tests.embedded.test_changes import assert_as_wanted
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.api import names
+from gpusharing.kube.client import CLUSTER_POLICIES, GPU_CLUSTERS, GPUNODES, JSON, NODES, PODS
+
+
+def restarts(stage: Scene) -> int:
+    """How often the operator deleted a mig-manager pod."""
+    return sum(write.call.verb == "delete" for write in stage.writes(plural="pods"))
+
+
+def agent_pod(stage: Scene, name: str) -> JSON:
+    """The agent's pod of a node."""
+    pods = stage.e.cluster.objects(PODS, namespace="gpusharing", field_selector=f"spec.nodeName={name}")
+    return pods[0]
+
+
+# --- mig-manager ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wedge", ["wedge-pending", "wedge-paused"])
+@virtually
+async def test_a_wedge_of_mig_manager_is_cured_by_one_restart_of_its_pod(wedge: str) -> None:
+    async with scene(*nodes(1)) as stage:
+        await asyncio.sleep(10)
+        stage.e.world.inject("gpu-1", wedge)
+        stage.apply(MIXED)
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+        assert restarts(stage) == 1
+        assert stage.events()["ActuatorRestarted"] == 1
+        assert stage.node_writes() == {"gpu-1": 4}
+
+
+@virtually
+async def test_a_wedge_that_comes_back_is_cured_twice_and_then_the_node_is_failed_and_keeps_its_slot() -> (
+    None
+):
+    async with scene(*nodes(2)) as stage:
+        await asyncio.sleep(10)
+        stage.e.world.inject("gpu-1", "wedge-paused")
+        stage.e.world.inject("gpu-2", "wedge-paused")
+        stage.apply(MIXED)
+        name = await stage.any_fenced("actuating")
+        for _ in range(2):
+            seen = restarts(stage)
+            await stage.e.until(lambda seen=seen: restarts(stage) > seen, "a restart", 600)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            stage.e.world.inject(name, "wedge-paused")
+        mirror = await stage.phase(name, "Failed")
+        assert mirror["reason"] == "ActuatorFailed"
+        assert restarts(stage) == 2
+        await asyncio.sleep(1800)
+        assert restarts(stage) == 2
+        assert stage.cordoned(name)
+        other = "gpu-2" if name == "gpu-1" else "gpu-1"
+        assert stage.mirror(other)["reason"] == "BudgetFull"
+        row = await stage.until_condition("Stalled", "True", "NodesFailed")
+        assert name in row["message"]
+        assert stage.e.policy("pool-b")["status"]["failures"][0]["node"] == name
+        assert stage.events()["NodeFailed"] == 1
+
+
+async def failed(stage: Scene) -> None:
+    """A node on which mig-manager failed."""
+    await asyncio.sleep(10)
+    stage.e.world.inject("gpu-1", "failed")
+    stage.apply(MIXED)
+    mirror = await stage.phase("gpu-1", "Failed")
+    assert mirror["reason"] == "ActuatorFailed"
+    assert names.ANNOTATION_RETRY in mirror["message"]
+    await asyncio.sleep(600)
+    assert stage.cordoned("gpu-1")
+    assert restarts(stage) == 0
+    row = stage.condition("Ready")
+    assert row["status"] == "False"
+
+
+@virtually
+async def test_a_failed_node_stays_cordoned_until_the_retry_annotation_asks_for_another_try() -> None:
+    async with scene(*nodes(1)) as stage:
+        await failed(stage)
+        stage.annotate("gpu-1", retry="again")
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+        assert restarts(stage) == 1
+        await asyncio.sleep(600)
+        assert restarts(stage) == 1
+
+
+@virtually
+async def test_a_failed_node_is_repaired_by_another_spec() -> None:
+    async with scene(*nodes(1)) as stage:
+        await failed(stage)
+        stage.apply(SINGLE)
+        await stage.ready()
+        assert_as_wanted(stage, SINGLE, "gpu-1")
+
+
+@virtually
+async def test_a_failed_node_that_turns_out_right_after_all_is_given_back() -> None:
+    """A result counts more than a clock: somebody repaired it and mig-manager says success."""
+    async with scene(*nodes(1)) as stage:
+        await failed(stage)
+        stage.e.world.inject("gpu-1", "kill-mig-manager")
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+
+
+@virtually
+async def test_a_node_that_mig_manager_reboots_is_waited_for_and_never_touched_while_it_does() -> None:
+    async with scene(node("gpu-1", product="NVIDIA A100-SXM4-80GB")) as stage:
+        await asyncio.sleep(10)
+        stage.e.world.inject("gpu-1", "reboot")
+        stage.apply(MIXED)
+        await stage.e.until(
+            lambda: stage.labels("gpu-1").get(names.LABEL_MIG_STATE) == "rebooting", "reboot", 600
+        )
+        mark = stage.mark()
+        await stage.e.until(
+            lambda: stage.labels("gpu-1").get(names.LABEL_MIG_STATE) != "rebooting", "back", 600
+        )
+        assert stage.node_writes(mark)["gpu-1"] == 0
+        await stage.ready()
+        assert restarts(stage) == 0
+
+
+@virtually
+async def test_an_old_success_of_mig_manager_proves_nothing() -> None:
+    """drain.md G2: the label reads success from before; mig-manager does not even run."""
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        assert stage.labels("gpu-1")[names.LABEL_MIG_STATE] == "success"
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1", "actuating")
+        assert names.LABEL_MIG_STATE not in stage.labels("gpu-1"), "it went with the PNR"
+        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_STATE: "success"}}})
+        await asyncio.sleep(5)
+        assert stage.fence("gpu-1") is not None
+        assert stage.condition("Ready")["status"] == "False"
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+
+
+@virtually
+async def test_without_a_mig_manager_pod_no_mig_change_starts() -> None:
+    async with scene(*nodes(1)) as stage:
+        await asyncio.sleep(10)
+        stage.person("gpu-1", {"metadata": {"labels": {f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "false"}}})
+        pod = stage.e.cluster.objects(PODS, namespace="gpu-operator")[0]["metadata"]["name"]
+        stage.e.cluster.delete(PODS, pod, "gpu-operator")
+        await asyncio.sleep(40)
+        stage.apply(MIXED)
+        await stage.reason("gpu-1", "ActuatorMissing")
+        await asyncio.sleep(200)
+        assert stage.node_writes()["gpu-1"] == 0
+        stage.person("gpu-1", {"metadata": {"labels": {f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "true"}}})
+        await stage.ready()
+
+
+# --- agent and hardware ----------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_nothing_starts_on_a_node_without_a_ready_agent() -> None:
+    async with scene(*nodes(1), sim={"agents": False}) as stage:
+        stage.apply(SLICED)
+        await stage.reason("gpu-1", "AgentNotReady")
+        await asyncio.sleep(600)
+        assert not stage.node_writes()
+
+
+@virtually
+async def test_nothing_starts_while_the_agents_pod_is_not_ready() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        name = agent_pod(stage, "gpu-1")["metadata"]["name"]
+        unready = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+        stage.e.cluster.patch(PODS, name, unready, "gpusharing", "status")
+        mark = stage.mark()
+        stage.apply(SLICED)
+        await stage.reason("gpu-1", "AgentNotReady")
+        await asyncio.sleep(300)
+        assert not stage.node_writes(mark)
+        ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+        stage.e.cluster.patch(PODS, name, ready, "gpusharing", "status")
+        await stage.ready()
+
+
+@virtually
+async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.e.world.inject("gpu-1", "hang-nvml")
+        mark = stage.mark()
+        stage.apply(MIXED)
+        mirror = await stage.reason("gpu-1", "AgentError")
+        assert "NVMLHung" in mirror["message"]
+        assert not stage.node_writes(mark)
+        stage.e.world.inject("gpu-1", "unhang-nvml")
+        await stage.ready()
+
+
+@virtually
+async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
+    """The agent's last reading happens to show the wanted layout; only one that echoes the new request counts."""
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1", "actuating")
+        name = agent_pod(stage, "gpu-1")["metadata"]["name"]
+        stage.e.cluster.delete(PODS, name, "gpusharing")
+        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
+        await asyncio.sleep(300)
+        observed = stage.e.gpunode("gpu-1")["status"]["observed"]
+        instances = [
+            {"profile": "3g.40gb", "start": s, "size": 4, "id": s + 1, "uuid": f"MIG-{s}"} for s in (0, 4)
+        ]
+        gpus = [
+            gpu | {"migMode": "Enabled", "migModePending": "Enabled", "instances": instances}
+            for gpu in observed["gpus"]
+        ]
+        stale = {"status": {"observed": observed | {"gpus": gpus, "quiet": False}}}
+        stage.e.cluster.patch(GPUNODES, "gpu-1", stale, subresource="status")
+        await asyncio.sleep(300)
+        assert stage.fence("gpu-1") is not None
+        assert stage.mirror("gpu-1")["reason"] == "ObservationPending"
+        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
+        await stage.ready()
+
+
+@virtually
+async def test_drift_is_shown_at_once_put_right_once_and_then_left_to_a_person() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        seen = virtual_now()
+        stage.e.world.inject("gpu-1", "lose-instances")
+        mirror = await stage.reason("gpu-1", "Drifted")
+        assert virtual_now() - seen < timedelta(seconds=40)
+        assert "MIG empty" in mirror["message"]
+        assert stage.condition("Ready")["status"] == "False"
+        assert stage.e.policy("pool-b")["status"]["summary"]["status"] == "Drifted"
+        fence = await stage.fenced("gpu-1")
+        assert fence.drift
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+        await asyncio.sleep(60)
+        mark = stage.mark()
+        stage.e.world.inject("gpu-1", "lose-instances")
+        await stage.reason("gpu-1", "DriftReturned")
+        await asyncio.sleep(900)
+        assert not stage.node_writes(mark)
+        await stage.until_condition("Stalled", "True", "DriftReturned")
+        stage.annotate("gpu-1", retry="1")
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+
+
+@virtually
+async def test_a_label_that_somebody_changes_is_drift_too() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}})
+        await stage.reason("gpu-1", "Drifted")
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+
+
+@virtually
+async def test_a_reboot_that_mig_manager_heals_by_itself_is_no_change_of_ours() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        mark = stage.mark()
+        stage.e.world.inject("gpu-1", "reboot-now")
+        await stage.e.until(lambda: stage.condition("Ready")["status"] == "False", "not Ready", 60)
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+        assert not stage.node_writes(mark)
+
+
+# --- what is refused before anything is touched -------------------------------------------------------------------
+
+
+REFUSED: dict[str, tuple[JSON, str, str]] = {
+    "an unknown profile": (
+        {"mig": {"layouts": [{"profiles": {"1g.99gb": 1}}]}},
+        "ProfileNotSupported",
+        "1g.10gb",
+    ),
+    "seven 1g.20gb on an 80 GB card": (
+        {"mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}},
+        "LayoutDoesNotFit",
+        "1g.20gb",
+    ),
+    "an unknown name": ({"mig": {"config": "all-9g.99gb"}}, "ConfigUnknown", "all-balanced"),
+    "a layout that leaves a GPU out": (
+        {"mig": {"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}]}},
+        "LayoutIncomplete",
+        "devices: [1]",
+    ),
+    "a layout for a GPU that is not there": (
+        {"mig": {"layouts": [{"devices": [0, 1, 2], "profiles": {"3g.40gb": 2}}]}},
+        "LayoutTooManyGPUs",
+        "GPU 2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "reason", "told"), REFUSED.values(), ids=REFUSED.keys())
+@virtually
+async def test_what_the_card_cannot_be_is_refused_with_an_alternative_before_anything_is_touched(
+    spec: JSON, reason: str, told: str
+) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply({"mode": "MIG", **spec})
+        row = await stage.until_condition("Accepted", "False", reason)
+        assert told in row["message"]
+        await asyncio.sleep(300)
+        assert not stage.node_writes()
+        assert stage.mirror("gpu-1")["phase"] == "Skipped"
+
+
+@virtually
+async def test_mig_on_cards_without_it_is_refused() -> None:
+    async with scene(node("gpu-1", L40S)) as stage:
+        stage.apply(MIXED)
+        await stage.until_condition("Accepted", "False", "NotMigCapable")
+        assert not stage.node_writes()
+
+
+@virtually
+async def test_an_invalid_spec_that_passed_the_server_is_named_by_its_field() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}})
+        row = await stage.until_condition("Accepted", "False", "InvalidSpec")
+        assert "replicas" in row["message"]
+        assert not stage.node_writes()
+
+
+@virtually
+async def test_a_selector_that_selects_nothing_is_said() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL, pool="nowhere")
+        await stage.until_condition("Ready", "False", "NoNodes")
+
+
+@virtually
+async def test_a_selected_node_without_a_gpu_is_named() -> None:
+    bare = {
+        "metadata": {"name": "cpu-1", "labels": {"gpusharing.dev/pool": "b"}},
+        "spec": {},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"cpu": "4"}},
+    }
+    async with scene(bare) as stage:
+        stage.apply(FULL)
+        row = await stage.until_condition("Accepted", "False", "NoGPU")
+        assert "cpu-1" in row["message"]
+
+
+def without(*path: str) -> JSON:
+    """The ClusterPolicy with one field removed."""
+    return changed(None, *path)
+
+
+def changed(value: object, *path: str) -> JSON:
+    """The patch of the ClusterPolicy that sets one field."""
+    body: JSON = {path[-1]: value}
+    for step in reversed(path[:-1]):
+        body = {step: body}
+    return {"spec": body}
+
+
+STACKS: dict[str, tuple[JSON, JSON, str, str]] = {
+    "the plugin's ConfigMap is not ours": (
+        changed("theirs", "devicePlugin", "config", "name"),
+        SLICED,
+        "PluginConfigNotOurs",
+        "kubectl patch clusterpolicy",
+    ),
+    "no plugin ConfigMap at all": (
+        without("devicePlugin", "config"),
+        SLICED,
+        "PluginConfigNotOurs",
+        "not set",
+    ),
+    "a MIG strategy for the whole cluster": (
+        changed("single", "mig", "strategy"),
+        MIXED,
+        "MigStrategySet",
+        "single",
+    ),
+    "mig-manager off": (changed(False, "migManager", "enabled"), MIXED, "MigManagerDisabled", "enabled"),
+    "own layouts without our mig-parted file": (
+        changed("theirs", "migManager", "config", "name"),
+        MIXED,
+        "LayoutsNeedConfigMap",
+        "gpusharing-mig-parted",
+    ),
+}
+
+
+@pytest.mark.parametrize(("patch", "spec", "reason", "told"), STACKS.values(), ids=STACKS.keys())
+@virtually
+async def test_settings_that_would_override_us_are_named_with_the_command_that_mends_them(
+    patch: JSON, spec: JSON, reason: str, told: str
+) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", patch)
+        stage.apply(spec)
+        row = await stage.until_condition("Accepted", "False", reason)
+        assert told in row["message"]
+        await asyncio.sleep(200)
+        assert not stage.node_writes()
+        stage.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": None})
+        stage.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": CLUSTER_POLICY["spec"]})
+        await stage.ready()
+
+
+@virtually
+async def test_a_named_configuration_works_without_our_mig_parted_file() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.e.cluster.patch(
+            CLUSTER_POLICIES, "cluster-policy", changed(None, "migManager", "config", "name")
+        )
+        stage.apply(SINGLE)
+        await stage.ready()
+        assert_as_wanted(stage, SINGLE, "gpu-1")
+
+
+@virtually
+async def test_without_a_cluster_policy_or_with_a_dra_stack_nothing_is_done() -> None:
+    async with scene(*nodes(1), cluster_policy=None) as stage:
+        stage.apply(SLICED)
+        await stage.until_condition("Accepted", "False", "ClusterPolicyMissing")
+        stage.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
+        stage.e.cluster.add(GPU_CLUSTERS, {"metadata": {"name": "gpus"}})
+        await stage.until_condition("Accepted", "False", "UnsupportedStack")
+        await asyncio.sleep(200)
+        assert not stage.node_writes()
+
+
+@virtually
+async def test_a_change_that_was_blocked_by_the_stack_in_the_middle_gives_the_node_back() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED, rollout=at_once(1))
+        await stage.fenced("gpu-1")
+        stage.e.cluster.patch(
+            CLUSTER_POLICIES, "cluster-policy", changed("theirs", "devicePlugin", "config", "name")
+        )
+        await stage.released("gpu-1")
+        assert not stage.cordoned("gpu-1")
+        assert stage.e.cluster.get(NODES, "gpu-1")

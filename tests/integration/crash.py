@@ -1,0 +1,285 @@
+"""Runs of the golden scenarios through the fault proxy, with a kill -9 after one write; end states to compare."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hack.cluster.api import ApiError, Credentials, Object
+from hack.cluster.kubeconfig import write_kubeconfig
+from hack.cluster.process import pid_exists, wait_until
+from hack.cluster.tokens import service_account_token
+from hack.faultproxy import FaultProxy, Write
+from tests.integration.nursery import Nursery
+from tests.integration.product import FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
+
+from hack import stage
+
+SECONDS = 40.0
+CALM = 0.6
+"""Seconds without a write after which a run is over; longer than every wait of the operator in these runs."""
+OUR_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
+CONFIG_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
+QUICK = {
+    **WAITS,
+    "publish_period": "0.25",
+    "poll": "0.2",
+    "eviction_wait": "0.4",
+    "settle": "0.1",
+    "idle": "0.1",
+    "retry_period": "0.2",
+}
+CLAIMS = "gpusharing.dev/claims"
+PODS = "/api/v1/pods"
+MASKS = ((re.compile(r"\d\d:\d\d:\d\dZ"), "TIME"), (re.compile(r"(-on-POOL-\d)-[a-z0-9]{5}\b"), r"\1-POD"))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What people do, and when it is over."""
+
+    name: str
+    act: Callable[[Pool], None]
+    """Runs beside the operator; may wait for a moment of the change and do something in it."""
+    done: Callable[[Pool], bool]
+    cards: tuple[str, ...]
+    prepare: Callable[[Pool], None] = lambda pool: None
+    """Before the operator starts."""
+    gpus: int = 2
+    """Of each node."""
+    publish_period: float = 5.0
+    """Short: phases are shown though they pass within a second, which makes more points to die at."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    state: Object
+    """Everything that lasts, with names and times masked."""
+    log: tuple[Write, ...]
+    """Writes that count, in order."""
+    restarts: int
+
+    @property
+    def applied(self) -> int:
+        """Writes that changed something; taking and renewing the Lease apart."""
+        return sum(write.status < 400 for write in self.log)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """The same by method and resource."""
+        return Counter(re.sub(r"/[^/]*-[0-9]|/[a-z0-9]{6}\b", "", w.what) for w in self.log if w.status < 400)
+
+    @property
+    def evicted(self) -> Counter[str]:
+        """Accepted evictions by pod UID."""
+        return Counter(
+            str(write.body["deleteOptions"]["preconditions"]["uid"])
+            for write in self.log
+            if write.path.endswith("/eviction") and write.status < 400
+        )
+
+
+@dataclass
+class Theatre:
+    """One control plane, one proxy, one nursery: runs one scenario after another."""
+
+    product: Product
+    proxy: FaultProxy
+    nursery: Nursery
+    directory: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """The operator's kubeconfig leads to the proxy."""
+        api = self.product.api
+        token = service_account_token(api, stage.NAMESPACE, stage.SERVICE_ACCOUNT)
+        kubeconfig = write_kubeconfig(
+            self.directory / "proxied.kubeconfig",
+            self.proxy.url,
+            api.ca_pem,
+            "operator",
+            Credentials(token=token),
+        )
+        settings = {f"GPUSHARING_{name.upper()}": value for name, value in QUICK.items()}
+        self.environment = stage.operator_environment(FACTOR) | settings | {"KUBECONFIG": str(kubeconfig)}
+
+    def run(self, scenario: Scenario, kill_at: int = 0) -> Outcome:
+        """Play it once; `kill_at`: kill -9 after that write, and start a new operator. 0: undisturbed."""
+        log = self.directory / f"{scenario.name}-{kill_at}.log"
+        with self.product.pool(*scenario.cards, gpus=scenario.gpus) as pool:
+            wait_for_pods(pool)
+            scenario.prepare(pool)
+            self.proxy.reset()
+            with self._operator(scenario, log, kill_at) as lives:
+                scenario.act(pool)
+                self._wait_calm(pool, scenario)
+                state = end_state(pool)
+                counted = tuple(write for write in self.proxy.writes if write.number)
+                restarts = len(lives) - 1
+        self.clear()
+        return Outcome(state, counted, restarts)
+
+    @contextlib.contextmanager
+    def _operator(self, scenario: Scenario, log: Path, kill_at: int) -> Iterator[list[int]]:
+        """An operator that is started again when the proxy has killed it; yields the pids of all lives."""
+        environment = self.environment | {"GPUSHARING_PUBLISH_PERIOD": str(scenario.publish_period)}
+        lives: list[int] = []
+        ended = threading.Event()
+
+        def kill() -> None:
+            os.kill(lives[-1], signal.SIGKILL)
+
+        def watch() -> None:
+            while not ended.is_set():
+                if self.proxy.sprung.wait(0.05):
+                    self.proxy.sprung.clear()
+                    wait_until(lambda: not pid_exists(lives[-1]), 10, "the killed operator to end")
+                    self._forget_holder()
+                    lives.append(self.nursery.start(environment, log))
+
+        if kill_at:
+            self.proxy.arm(kill_at, kill)
+        lives.append(self.nursery.start(environment, log))
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield lives
+        finally:
+            ended.set()
+            watcher.join(15)
+            self.nursery.kill(lives[-1])
+
+    def _forget_holder(self) -> None:
+        """As if the dead holder's Lease had run out: waiting for that is tested once, not in every run."""
+        with contextlib.suppress(ApiError):
+            self.product.api.merge_patch(LEASE, {"spec": {"holderIdentity": None}})
+
+    def _wait_calm(self, pool: Pool, scenario: Scenario) -> None:
+        """Until it is done, and nothing is written any more."""
+        deadline = time.monotonic() + SECONDS
+        seen, since = -1, time.monotonic()
+        while True:
+            now = len([write for write in self.proxy.writes if write.number])
+            if now != seen or self.proxy.sprung.is_set() or not scenario.done(pool):
+                seen, since = now, time.monotonic()
+            if time.monotonic() - since > CALM:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no end after {SECONDS:.0f} s: {json.dumps(end_state(pool))[:3000]}")
+            time.sleep(0.03)
+
+    def clear(self) -> None:
+        """Nothing of an earlier run is left for the next one."""
+        self.product.remove(LEASE, *(f"{OUR_MAPS}/{name}" for name in CONFIG_MAPS))
+
+
+def wait_for_pods(pool: Pool) -> None:
+    """Until agent and mig-manager run on every node: whether they do is not what a run is about."""
+
+    def ready() -> bool:
+        for name in pool.nodes:
+            pods = pool.api.list(PODS, fieldSelector=f"spec.nodeName={name},status.phase=Running")
+            owners = {pod["metadata"]["ownerReferences"][0]["name"] for pod in pods}
+            if not {"gpusharing-agent", "nvidia-mig-manager-daemonset"} <= owners:
+                return False
+            if "nvidia.com/gfd.timestamp" not in pool.labels(name):
+                return False
+        return True
+
+    pool.wait(ready, "the pods of NVIDIA's software and ours", dict)
+
+
+# --- end states ---------------------------------------------------------------------------------------------
+
+
+def end_state(pool: Pool) -> Object:
+    """What is left on the server, without what differs from run to run."""
+    api = pool.api
+    state = {
+        "policy": _policy(_maybe(pool, pool.path)),
+        "nodes": {name: _node(_maybe(pool, f"{NODES}/{name}")) for name in pool.nodes},
+        "gpunodes": {name: _gpunode(_maybe(pool, f"{GPUNODES}/{name}")) for name in pool.nodes},
+        "claims": json.loads(
+            (_maybe(pool, LEASE) or {}).get("metadata", {}).get("annotations", {}).get(CLAIMS, "{}")
+        ),
+        "configmaps": {name: (_maybe(pool, f"{OUR_MAPS}/{name}") or {}).get("data") for name in CONFIG_MAPS},
+        "pods": sorted(
+            (pod["metadata"]["labels"]["app"], pod["status"]["phase"], pod["spec"].get("nodeName", ""))
+            for pod in api.list("/api/v1/namespaces/default/pods")
+            if "deletionTimestamp" not in pod["metadata"]
+            and (pod["metadata"].get("labels") or {}).get("app", "").startswith(pool.name)
+        ),
+    }
+    text = json.dumps(state).replace(pool.name, "POOL")
+    for pattern, mask in MASKS:
+        text = pattern.sub(mask, text)
+    masked: Object = json.loads(text)
+    return masked
+
+
+def _maybe(pool: Pool, path: str) -> Object | None:
+    try:
+        found: Object = pool.api.get(path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
+    return found
+
+
+def _node(raw: Object | None) -> Object | None:
+    if raw is None:
+        return None
+    metadata = raw["metadata"]
+    kept = ("gpusharing.dev/", "nvidia.com/")
+    labels = {key: value for key, value in metadata["labels"].items() if key.startswith(kept)}
+    labels.pop("nvidia.com/gfd.timestamp", None)
+    annotations = dict(metadata.get("annotations", {}))
+    fence = _fence(annotations.pop("gpusharing.dev/fence", ""))
+    return {
+        "labels": labels,
+        "fence": fence,
+        "annotations": {key: value for key, value in annotations.items() if key.startswith(kept[0])},
+        "unschedulable": raw["spec"].get("unschedulable", False),
+        "taints": [taint["key"] for taint in raw["spec"].get("taints", [])],
+        "allocatable": {k: v for k, v in raw["status"]["allocatable"].items() if k.startswith(kept[1])},
+    }
+
+
+def _fence(text: str) -> Object:
+    """A fence that stays tells times and names of its own."""
+    fence: Object = json.loads(text) if text else {}
+    own = ("op", "nodeUID", "since", "stageSince", "deadline", "gfdTimestamp", "restartUID")
+    return {key: value for key, value in fence.items() if key not in own}
+
+
+def _gpunode(raw: Object | None) -> Object | None:
+    if raw is None:
+        return None
+    spec = dict(raw["spec"])
+    request = spec.pop("request")
+    transition = dict(raw.get("status", {}).get("transition", {}))
+    for key in ("since", "history", "deadline"):
+        transition.pop(key, None)
+    return {"quiet": request["quiet"], **spec, **transition}
+
+
+def _policy(raw: Object | None) -> Object | None:
+    if raw is None:
+        return None
+    status = dict(raw.get("status", {}))
+    for key in ("used", "pendingPods"):  # they follow the pods, not the change, and may lag
+        status.get("summary", {}).pop(key, None)
+    rows = status.pop("conditions", [])
+    conditions = [{key: row[key] for key in row if key != "lastTransitionTime"} for row in rows]
+    (status.get("plan") or {}).pop("hash", None)
+    return {"finalizers": raw["metadata"].get("finalizers", []), **status, "conditions": conditions}

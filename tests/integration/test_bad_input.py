@@ -1,0 +1,232 @@
+"""Bad input gets a clear answer and changes nothing: each case of issue 3 against a real API server."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hack.cluster.api import ApiError, Object
+from hack.cluster.nodes import node_manifest
+from tests.integration.product import (
+    CLUSTER_POLICY,
+    FULL,
+    H100,
+    L40S,
+    MIXED,
+    NODES,
+    POLICIES,
+    SLICED,
+    Pool,
+    Product,
+)
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+def layout(*entries: Object) -> Object:
+    return {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": list(entries)}}
+
+
+def on_all(**profiles: int) -> Object:
+    named = {name.replace("_", "."): count for name, count in profiles.items()}
+    return layout({"devices": "all", "profiles": {key.removeprefix("p"): n for key, n in named.items()}})
+
+
+REFUSED: dict[str, tuple[Object, tuple[str, ...]]] = {
+    "an empty selector": ({**FULL, "nodeSelector": {}}, ("nodeSelector", "matchLabels")),
+    "a selector on a label that the change rewrites": (
+        {**FULL, "nodeSelector": {"matchLabels": {"nvidia.com/gpu.product": "NVIDIA-L40S"}}},
+        ("nodeSelector", "rewrites"),
+    ),
+    "a mode without its block": ({"mode": "TimeSlicing"}, ("timeSlicing", "replicas")),
+    "a block without its mode": ({**SLICED, "mode": "Full"}, ("timeSlicing", "mode")),
+    "two blocks": ({**MIXED, "timeSlicing": {"replicas": 4}}, ("timeSlicing", "MIG")),
+    "one replica": ({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}, ("timeSlicing.replicas", "2")),
+    "a percentage that is none": (
+        {**FULL, "rollout": {"maxUnavailable": "1000a%"}},
+        ("rollout.maxUnavailable", "25%"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_the_api_server_refuses(product: Product, case: str) -> None:
+    spec, words = REFUSED[case]
+    with product.pool() as pool:
+        with pytest.raises(ApiError) as raised:
+            product.api.create(POLICIES, pool.manifest(spec))
+        assert raised.value.status == 422
+        assert all(word in raised.value.message for word in words), raised.value.message
+        assert not product.exists(pool.path)
+
+
+UNSUITED: dict[str, tuple[str, Object, str, tuple[str, ...]]] = {
+    "an unknown profile": (
+        H100,
+        on_all(p9g_90gb=1),
+        "ProfileNotSupported",
+        ("9g.90gb", "1g.10gb", "3g.40gb", "7g.80gb"),
+    ),
+    "a layout that does not fit": (
+        H100,
+        on_all(p1g_20gb=7),
+        "LayoutDoesNotFit",
+        ("7x1g.20gb", "4x1g.20gb"),
+    ),
+    "a profile of another card": ("NVIDIA H200", on_all(p1g_20gb=4), "ProfileNotSupported", ("1g.18gb",)),
+    "a layout that leaves a GPU out": (
+        H100,
+        layout({"devices": [0], "profiles": {"3g.40gb": 2}}),
+        "LayoutIncomplete",
+        ("1", "devices"),
+    ),
+    "a card without MIG": (L40S, MIXED, "NotMigCapable", ("L40S", "MIG")),
+    "an unknown named configuration": (
+        H100,
+        {"mode": "MIG", "mig": {"config": "all-nonsense"}},
+        "ConfigUnknown",
+        ("all-nonsense", "all-balanced"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSUITED)
+def test_what_does_not_suit_the_card_is_refused_with_what_it_offers(product: Product, case: str) -> None:
+    card, spec, reason, words = UNSUITED[case]
+    with product.pool(card) as pool:
+        pool.apply(spec)
+        message = pool.wait_condition("Accepted", "False", reason)
+        assert pool.nodes[0] in message
+        assert all(word in message for word in words), message
+        assert product.writes("nodes", pool.nodes[0]) == []
+        assert pool.wait_phase("Skipped", reason)
+
+
+def test_a_policy_that_shares_a_node_with_an_older_one_says_who_has_it(product: Product) -> None:
+    with product.pool(L40S) as pool:
+        node = pool.nodes[0]
+        pool.apply(SLICED)
+        pool.wait_synced()
+        since = product.mark()
+        rival = f"{pool.name}-rival"
+        pool.apply(FULL, rival)
+        message = pool.wait_condition("Ready", "False", "NoNodes", rival)
+        assert "another policy" in message
+        assert product.writes("nodes", node, since) == []
+        assert pool.labels()["gpusharing.dev/policy"] == pool.name
+
+
+def test_a_node_without_a_gpu_is_named(product: Product) -> None:
+    with product.pool(L40S) as pool:
+        bare: Object = node_manifest(f"{pool.name}-bare", pool=pool.name)
+        bare["metadata"]["labels"] = {
+            key: value
+            for key, value in bare["metadata"]["labels"].items()
+            if not key.startswith("nvidia.com/")
+        }
+        for resources in (bare["status"]["capacity"], bare["status"]["allocatable"]):
+            del resources["nvidia.com/gpu"]
+        product.api.create(NODES, bare)
+        pool.nodes.append(f"{pool.name}-bare")
+        pool.apply(FULL)
+        message = pool.wait_condition("Ready", "False", "NoGPU")
+        assert f"{pool.name}-bare" in message
+        assert product.writes("nodes", f"{pool.name}-bare") == []
+
+
+@contextmanager
+def cluster_policy(product: Product, spec: Object, restored: Object) -> Iterator[None]:
+    """ClusterPolicy as somebody left it."""
+    product.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
+    try:
+        yield
+    finally:
+        product.api.merge_patch(CLUSTER_POLICY, {"spec": restored})
+
+
+OURS: Object = {"config": {"name": "gpusharing-device-plugin"}}
+SETTINGS: dict[str, tuple[Object, Object, Object, str]] = {
+    "devicePlugin.config.name is not set": (
+        {"devicePlugin": {"config": None}},
+        {"devicePlugin": OURS},
+        SLICED,
+        "PluginConfigNotOurs",
+    ),
+    "mig.strategy is set": ({"mig": {"strategy": "single"}}, {"mig": None}, MIXED, "MigStrategySet"),
+    "migManager.config.name is not ours": (
+        {"migManager": {"config": {"name": "theirs"}}},
+        {"migManager": {"config": {"name": "gpusharing-mig-parted"}}},
+        MIXED,
+        "LayoutsNeedConfigMap",
+    ),
+    "migManager is disabled": (
+        {"migManager": {"enabled": False}},
+        {"migManager": {"enabled": True}},
+        MIXED,
+        "MigManagerDisabled",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_cluster_policy_that_would_override_us_is_told_with_the_command_that_mends_it(
+    product: Product, case: str
+) -> None:
+    spec, restored, wanted, reason = SETTINGS[case]
+    with product.pool() as pool:
+        with cluster_policy(product, spec, restored):
+            pool.apply(wanted)
+            message = pool.wait_condition("Accepted", "False", reason)
+            assert "kubectl patch clusterpolicy cluster-policy --type merge -p" in message
+            pool.wait_phase("Blocked", reason)
+            assert product.writes("nodes", pool.nodes[0]) == []
+        pool.wait_condition("Accepted", "True", "Valid")
+
+
+def test_on_the_dra_stack_we_keep_our_hands_off(product: Product) -> None:
+    clusters = "/apis/nvidia.com/v1alpha1/gpuclusters"
+    with product.pool(L40S) as pool:
+        kind = {"apiVersion": "nvidia.com/v1alpha1", "kind": "GPUCluster"}
+        pool.create(clusters, {**kind, "metadata": {"name": pool.name}, "spec": {}})
+        pool.apply(SLICED)
+        assert "GPUCluster" in pool.wait_condition("Accepted", "False", "UnsupportedStack")
+        assert product.writes("nodes", pool.nodes[0]) == []
+
+
+def agent_pod(pool: Pool) -> str:
+    """Path of the agent's pod on the first node."""
+    pods = "/api/v1/namespaces/gpusharing/pods"
+    selector = {"labelSelector": "app.kubernetes.io/name=gpusharing-agent"}
+    own = {"fieldSelector": f"spec.nodeName={pool.nodes[0]}"}
+    pool.wait(lambda: bool(pool.api.list(pods, **selector, **own)), "the agent's pod", dict)
+    return f"{pods}/{pool.api.list(pods, **selector, **own)[0]['metadata']['name']}"
+
+
+def test_where_the_agent_is_not_ready_nothing_starts(product: Product) -> None:
+    with product.pool(L40S) as pool:
+        pod = agent_pod(pool)
+        pool.wait(lambda: product.api.get(pod)["status"]["phase"] == "Running", "it to run")
+        unready = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+        product.api.merge_patch(f"{pod}/status", unready)
+        pool.apply(SLICED)
+        assert "gpusharing-agent" in pool.wait_phase("Blocked", "AgentNotReady")
+        assert product.writes("nodes", pool.nodes[0]) == []
+        ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+        product.api.merge_patch(f"{pod}/status", ready)
+        pool.wait_synced()
+
+
+def test_a_node_on_which_no_agent_runs_at_all_is_told_too(product: Product) -> None:
+    with product.pool(L40S) as pool:
+        node = pool.nodes[0]
+        sets = "/apis/apps/v1/namespaces/gpusharing/daemonsets/gpusharing-agent"
+        before = product.api.get(sets)["spec"]["template"]["spec"].get("nodeSelector") or {}
+        nowhere = {"spec": {"template": {"spec": {"nodeSelector": {"gpusharing.dev/nowhere": "true"}}}}}
+        product.api.merge_patch(sets, nowhere)
+        try:
+            pool.apply(SLICED)
+            pool.wait_phase("Blocked", "AgentNotReady")
+            assert product.writes("nodes", node) == []
+        finally:
+            back: Object = {"gpusharing.dev/nowhere": None, **before}
+            product.api.merge_patch(sets, {"spec": {"template": {"spec": {"nodeSelector": back}}}})
+        pool.wait_synced()

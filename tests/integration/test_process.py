@@ -1,0 +1,163 @@
+"""The operator as a process: probes, signals, logs, leadership, missing rights, an API server that goes away."""
+
+import contextlib
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from hack.cluster.process import free_ports, wait_until
+from hack.cluster.tokens import write_token_kubeconfig
+from tests.integration.product import FULL, LEASE, MIXED, SECONDS, SLICED, Product
+
+from hack import stage
+
+STOP_SECONDS = 5.0
+LEASE_TIMES = {"lease_seconds": "4", "renew_deadline": "3", "retry_period": "0.5"}
+"""A dead leader blocks its successor for four seconds instead of fifteen."""
+
+
+class Watched:
+    """An operator with probes and metrics."""
+
+    def __init__(self, product: Product, name: str, **settings: str) -> None:
+        self.probes, self.metrics = free_ports(2)
+        ports = {"probe_port": str(self.probes), "metrics_port": str(self.metrics)}
+        self.process = product.operator(name, **ports, **settings)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text; (0, "") while nobody listens."""
+        port = self.metrics if path == "/metrics" else self.probes
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def wait(self, path: str, status: int, *texts: str) -> str:
+        """Until it answers so."""
+
+        def holds() -> bool:
+            code, text = self.get(path)
+            return code == status and all(part in text for part in texts)
+
+        try:
+            wait_until(holds, SECONDS, f"{path} to answer {status} {texts}")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it answers {self.get(path)}; {self.log()[-2000:]}") from None
+        return self.get(path)[1]
+
+    def log(self) -> str:
+        """What it wrote so far."""
+        return self.process.log.read_text()
+
+
+def holder(product: Product) -> str:
+    """Who leads; empty when nobody does."""
+    with contextlib.suppress(Exception):
+        return str(product.api.get(LEASE)["spec"].get("holderIdentity") or "")
+    return ""
+
+
+def test_probes_metrics_and_logs_of_one_life_and_a_prompt_end(product: Product) -> None:
+    watched = Watched(product, "alone")
+    with watched.process as process, product.pool() as pool:
+        assert watched.wait("/readyz", 200) == "ok\n"
+        assert watched.get("/healthz") == (200, "ok\n")
+        pool.apply(SLICED)
+        pool.wait_synced()
+        metrics = watched.get("/metrics")[1]
+        assert "gpusharing_leader 1.0" in metrics
+        assert 'gpusharing_actions_total{action="FenceNode",result="done"} 1.0' in metrics
+        assert f'gpusharing_policy_nodes{{phase="Synced",policy="{pool.name}"}} 1.0' in metrics
+        identity = holder(product)
+        assert identity
+        began = time.monotonic()
+        process.stop()
+        assert time.monotonic() - began < STOP_SECONDS
+        assert process.exit_status == 0, watched.log()
+        assert holder(product) == "", "a successor need not wait"
+        check_log(watched.log(), identity, pool.name)
+
+
+def check_log(log: str, identity: str, policy: str) -> None:
+    """Every line is JSON with the same first keys; what happened to a node names node, policy and phase."""
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
+    assert [line["event"] for line in lines if line["level"] != "info"] == []
+    assert (lines[0]["event"], lines[0]["identity"]) == ("started", identity)
+    assert lines[-1]["event"] == "stopped"
+    told = [line for line in lines if line.get("policy") == policy]
+    assert [line["event"] for line in told] == ["Reconfiguring", "LayoutVerified"]
+    keys = {"event", "level", "timestamp", "node", "policy", "phase", "note"}
+    assert [set(line) for line in told] == [keys, keys]
+
+
+def test_a_second_operator_waits_and_finishes_what_a_dead_leader_began(product: Product) -> None:
+    first, second = (Watched(product, name, **LEASE_TIMES) for name in ("first", "second"))
+    with first.process as leader, product.pool() as pool:
+        first.wait("/readyz", 200)
+        began_as = holder(product)
+        with second.process as other:
+            second.wait("/readyz", 503, "lease: another process leads")
+            assert second.get("/healthz")[0] == 200
+            pool.apply(FULL)
+            pool.wait_synced()
+            pool.inject("wedge-pending")  # holds the change up, so that the leader dies in the middle of it
+            pool.apply(MIXED)
+            pool.wait(lambda: pool.fence().get("stage") == "actuating", "the point of no return")
+            metrics = second.get("/metrics")[1]
+            assert "gpusharing_leader 0.0" in metrics
+            assert "gpusharing_actions_total{" not in metrics
+            assert holder(product) == began_as
+            leader.kill()
+            second.wait("/readyz", 200, "ok")
+            assert holder(product) not in ("", began_as)
+            pool.wait_synced()
+            assert other.exit_status is None
+
+
+def test_without_rights_the_message_names_verb_resource_and_chart_value(
+    product: Product, tmp_path: Path
+) -> None:
+    watched = Watched(product, "powerless")
+    kubeconfig = write_token_kubeconfig(product.api, tmp_path / "kubeconfig", stage.NAMESPACE, "default")
+    process = watched.process
+    process.environment = {**process.environment, "KUBECONFIG": str(kubeconfig)}
+    with process:
+        text = watched.wait("/readyz", 503, "nodes: ")
+        line = next(line for line in text.splitlines() if line.startswith("nodes: "))
+        assert "no right to list nodes" in line
+        assert "rbac.create" in line
+        assert "system:serviceaccount:gpusharing:default" in line
+        assert watched.get("/healthz") == (200, "ok\n"), "a restart would not help"
+        assert "lease: no right to get leases" in text
+        told = [json.loads(row) for row in watched.log().splitlines()]
+        assert any("rbac.create" in json.dumps(row) for row in told), "the log says it as well"
+
+
+def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) -> None:
+    watched = Watched(product, "outage")
+    with watched.process as process, product.pool() as pool:
+        watched.wait("/readyz", 200)
+        pool.apply(FULL)
+        pool.wait_synced()
+        pool.apply(MIXED)
+        pool.wait(lambda: bool(pool.fence()), "the fence")
+        product.plane.stop_component("kube-apiserver", kill=True)
+        assert "kube-apiserver" not in product.plane.pids()
+        time.sleep(5)  # the outage itself
+        assert watched.get("/healthz")[0] == 200, "a restart would not help"
+        assert watched.get("/readyz")[0] == 503
+        product.plane.start_component("kube-apiserver")
+        product.plane.wait_ready()
+        pool.wait_synced()
+        watched.wait("/readyz", 200)
+        assert process.exit_status is None
+        assert "unschedulable" not in pool.node()["spec"]
+        writes = [r for r in product.writes("nodes", pool.nodes[0]) if r.verb == "patch"]
+        assert 1 + 3 <= len(writes) <= 1 + 3 + 2, "adoption, then three and at most two repeated"

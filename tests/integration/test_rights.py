@@ -1,0 +1,112 @@
+"""The rights that the chart grants are exactly those that the tests of this folder were seen to use; runs last."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from hack.cluster.audit import Request
+from hack.cluster.process import wait_until
+from hack.cluster.tokens import node_bound_token
+from hack.nvmlsim.simulator import Simulator
+from tests.chart.rbac import golden
+from tests.integration.product import AGENT, GPUNODES, OPERATOR, SECONDS, Product
+
+from hack import stage
+
+Used = tuple[str, str, str, str]
+"""Subject, group, resource with subresource, verb."""
+SELF = {"selfsubjectreviews", "selfsubjectaccessreviews"}
+MODULES = {"test_modes", "test_drain", "test_hardware", "test_crash", "test_process", "test_bad_input"}
+
+
+def granted(subject: str) -> set[Used]:
+    return {
+        (g.subject, g.group, f"{g.resource}/{g.subresource}" if g.subresource else g.resource, g.verb)
+        for g in golden()
+        if g.subject == subject
+    }
+
+
+def used(subject: str, requests: list[Request]) -> Counter[Used]:
+    """Requests about objects; paths such as /api and /version are everybody's."""
+    return Counter(
+        (subject, request.group, request.resource, request.verb)
+        for request in requests
+        if request.resource and request.resource not in SELF and request.status != 403
+    )
+
+
+def only_all_of_the_folder(request: pytest.FixtureRequest) -> None:
+    ran = {item.path.stem for item in request.session.items}
+    if missing := MODULES - ran:
+        pytest.skip(f"the audit log says it all only after {', '.join(sorted(missing))}")
+
+
+def test_the_agents_use_what_they_were_granted_and_nothing_else(product: Product, tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler to build hack/nvmlsim with: nobody would list GPUNodes as the agent does")
+    report_once(product, tmp_path)
+    assert set(used("agent", product.requests(user=AGENT))) == granted("agent")
+
+
+def report_once(product: Product, directory: Path) -> None:
+    """Run the shipped agent as a process on one more node: of the simulated ones only the writes are their own."""
+    machine = Simulator.create(directory / "nvml.state", ["h100-80gb"], seed="rights")
+    with product.pool() as pool:
+        node = pool.nodes[0]
+        # Not the pool's agent: the process speaks for this node alone, and the simulated one is told nothing.
+        (directory / "token").write_text(
+            node_bound_token(product.api, stage.NAMESPACE, "gpusharing-agent", node)
+        )
+        (directory / "ca.crt").write_text(product.api.ca_pem)
+        server = urlsplit(product.api.url)
+        environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"} | {
+            **machine.environment(),
+            "NODE_NAME": node,
+            "SERVICE_ACCOUNT": str(directory),
+            "KUBERNETES_SERVICE_HOST": server.hostname or "",
+            "KUBERNETES_SERVICE_PORT": str(server.port),
+            "METRICS_ADDR": "127.0.0.1:0",
+            "PYTHONPATH": stage.PYTHONPATH,
+        }
+        gpunode = {"apiVersion": "gpusharing.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": node}}
+        product.api.create(GPUNODES, {**gpunode, "spec": {"request": {"id": "rights", "quiet": False}}})
+        command = [sys.executable, "-m", "gpusharing.agent.main"]
+        since = product.mark()
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert json.loads(process.stderr.readline())["probes"]
+            verbs = {"list", "watch", "patch"}
+            wait_until(
+                lambda: verbs <= {r.verb for r in product.requests(since, AGENT)},
+                SECONDS,
+                "the agent's report",
+            )
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def test_the_operator_uses_every_right_that_it_was_granted(
+    product: Product, request: pytest.FixtureRequest
+) -> None:
+    only_all_of_the_folder(request)
+    seen = used("operator", product.requests(user=OPERATOR))
+    unused = granted("operator") - set(seen)
+    assert not unused, f"granted, and never used: {sorted(unused)}"
+    assert set(seen) == granted("operator")
+
+
+def test_nothing_was_refused_to_operator_or_agents(product: Product) -> None:
+    refused = [
+        (request.verb, request.resource, request.name)
+        for user in (OPERATOR, AGENT)
+        for request in product.requests(user=user)
+        if request.status == 403
+    ]
+    assert refused == []
