@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal, TypeVar
 
 from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.errors import KubeError
 from hack.sim.fakefaults import Crash
 
 Answer = TypeVar("Answer")
@@ -30,6 +31,7 @@ class MortalClient:
         """So many events of watches are still to be kept from the process."""
         self._disturbances: dict[tuple[int, When], Disturbance] = {}
         self._interference: tuple[Callable[[JSON], bool], Callable[[], object]] | None = None
+        self._cut: tuple[Resource, KubeError] | None = None
 
     def disturb(self, write: int, when: When, disturbance: Disturbance) -> None:
         """Do something before this write reaches the server, or after it did and before the answer arrives.
@@ -50,6 +52,10 @@ class MortalClient:
     def interfere(self, sent: Callable[[JSON], bool], act: Callable[[], object]) -> None:
         """Somebody else acts once, after the first patch with such a body was sent and before it arrives."""
         self._interference = sent, act
+
+    def cut(self, resource: Resource, error: KubeError) -> None:
+        """From now on no write to this kind gets through."""
+        self._cut = resource, error
 
     def die(self) -> None:
         """Die now."""
@@ -151,6 +157,8 @@ class MortalClient:
 
     async def _write(self, resource: Resource, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
         self._live()
+        if self._cut is not None and resource == self._cut[0]:
+            raise self._cut[1]
         if resource == LEASES:
             return await send()
         self.writes += 1

@@ -19,7 +19,7 @@ from gpusharing.planning.actions import (
 )
 from gpusharing.planning.views import ClusterSnapshot
 
-# --- Node writes ---------------------------------------------------------------------------------------------------
+# --- Node writes -----------------------------------------------------------------------------------
 
 
 async def test_a_node_that_changed_in_what_no_plan_reads_is_fenced_after_a_409() -> None:
@@ -91,7 +91,7 @@ async def test_a_surprise_ends_the_actions_of_that_node_only() -> None:
     assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
 
 
-# --- what must be written before a fence ------------------------------------------------------------------------------
+# --- what must be written before a fence -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [Conflict("changed too often"), Forbidden("may not patch leases")])
@@ -130,7 +130,7 @@ async def test_without_its_finalizer_only_that_policys_nodes_wait() -> None:
     assert stage.view("gpu-08").fence is not None
 
 
-# --- finalizers -----------------------------------------------------------------------------------------------------
+# --- finalizers ------------------------------------------------------------------------------------
 
 
 def add_policy(stage: Stage, *finalizers: str) -> None:
@@ -171,7 +171,7 @@ async def test_a_finalizer_that_is_there_already_and_a_policy_that_is_gone_need_
     assert outcome.surprises == {}
 
 
-# --- GPUNodes, pods, ConfigMaps ---------------------------------------------------------------------------------------
+# --- GPUNodes, pods, ConfigMaps --------------------------------------------------------------------
 
 ENSURE = EnsureGPUNode("gpu-07", "uid-7", "op-1:quiet:1", quiet=True)
 

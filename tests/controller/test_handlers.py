@@ -1,6 +1,7 @@
 """kopf as we run it, against an API server on loopback: it follows the policies and leaves everything else alone."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -182,3 +183,19 @@ async def test_a_stopped_watch_leaves_no_thread_and_no_connection(server: FakeSe
         for thread in threading.enumerate():
             if thread.name == "kopf":
                 await asyncio.to_thread(thread.join)
+
+
+async def test_a_watch_that_is_stopped_while_it_starts_leaves_nothing_either(
+    server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio complains about tasks and sessions that nobody ended when they are collected."""
+    for turns in range(0, 60, 3):
+        async with watching(server) as running:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await running.stop()
+    for thread in threading.enumerate():
+        if thread.name == "kopf":
+            await asyncio.to_thread(thread.join)
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []

@@ -84,7 +84,7 @@ async def test_a_watch_that_is_silent_for_too_long_is_dead(probed: Probed) -> No
     assert status == 503
     assert text.splitlines() == [
         f"{name}: nothing heard for 201 s"
-        for name in ("agent pods", "configmaps", "gpunodes", "mig-manager pods", "nodes")
+        for name in ("agent pods", "configmaps", "gpunodes", "nodes", "operand pods")
     ]
 
 

@@ -206,7 +206,7 @@ def kinds(stage: Scene) -> Counter[str]:
     return found
 
 
-# --- the end, without times and generated names ------------------------------------------------------------------
+# --- the end, without times and generated names ----------------------------------------------------
 
 
 def end_state(stage: Scene) -> JSON:

@@ -74,7 +74,7 @@ class Guard:
         if not holds:
             self.wrong.append(what)
 
-    # --- writes of the operator ----------------------------------------------------------------------------
+    # --- writes of the operator --------------------------------------------------------------------
 
     def _wrote(self, write: Write, when: Literal["before", "after"]) -> None:
         call = write.call
@@ -143,7 +143,7 @@ class Guard:
         self._expect(_fence(node), f"evicted {pod['metadata']['name']} from a node without our fence")
         self._expect(_unschedulable(node), f"evicted {pod['metadata']['name']} from a schedulable node")
 
-    # --- changes of the cluster ------------------------------------------------------------------------------
+    # --- changes of the cluster --------------------------------------------------------------------
 
     def _committed(self, resource: Resource, change: Change) -> None:
         if resource == NODES and change.new is not None and change.old is not None:

@@ -1,16 +1,14 @@
-"""People and other controllers get in the way: cordons, markers, edits, deletions, several policies."""
+"""People and other controllers get in the way: cordons, markers, budgets, several policies."""
 
 import asyncio
 from datetime import timedelta
 
 import pytest
-from tests.embedded.stage import FULL, MIXED, OTHER_MIXED, SINGLE, SLICED, Scene, at_once, node, nodes, scene
-from tests.embedded.test_changes import assert_as_wanted
+from tests.embedded.stage import FULL, MIXED, SLICED, Scene, at_once, nodes, scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import GPUNODES, JSON, LEASES, NODES, POLICIES
-from gpusharing.kube.errors import NotFound
+from gpusharing.kube.client import JSON, LEASES, NODES
 from gpusharing.kube.fence import parse_claims
 
 
@@ -20,14 +18,6 @@ def claims(stage: Scene) -> set[str]:
     found, error = parse_claims(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
     assert not error
     return set(found)
-
-
-def policy_exists(stage: Scene, name: str = "pool-b") -> bool:
-    try:
-        stage.e.policy(name)
-    except NotFound:
-        return False
-    return True
 
 
 @virtually
@@ -223,7 +213,7 @@ async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
         await stage.e.until(lambda: not claims(stage), "no claim", 10)
 
 
-# --- several policies ----------------------------------------------------------------------------------------
+# --- several policies ------------------------------------------------------------------------------
 
 
 @virtually
@@ -260,158 +250,3 @@ async def test_raising_a_priority_before_the_point_of_no_return_gives_the_runnin
         stage.apply(MIXED, name="pool-a", priority=1)
         await stage.ready("pool-a")
         assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
-
-
-# --- edits and deletions in the middle -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stage_name", ["fenced", "actuating"])
-@virtually
-async def test_another_layout_in_the_middle_of_a_change_is_reached_without_two_drains(
-    stage_name: str,
-) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", stage_name)
-        stage.apply(OTHER_MIXED)
-        await stage.ready()
-        assert_as_wanted(stage, OTHER_MIXED, "gpu-1")
-        assert stage.node_writes()["gpu-1"] == (3 if stage_name == "fenced" else 4)
-
-
-@virtually
-async def test_going_back_to_what_the_node_is_before_the_point_of_no_return_just_gives_it_back() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.apply(FULL)
-        await stage.ready()
-        assert_as_wanted(stage, FULL, "gpu-1")
-        assert names.LABEL_PLUGIN_CONFIG not in stage.labels("gpu-1")
-
-
-@virtually
-async def test_a_spec_that_becomes_impossible_before_the_point_of_no_return_restores_the_node() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.apply({"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}})
-        await stage.released("gpu-1")
-        assert not stage.cordoned("gpu-1")
-        await stage.until_condition("Accepted", "False", "LayoutDoesNotFit")
-
-
-@virtually
-async def test_a_policy_deleted_before_the_point_of_no_return_goes_when_its_node_is_restored() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        assert policy_exists(stage), "the finalizer keeps it"
-        await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 60)
-        assert stage.fence("gpu-1") is None
-        assert not stage.cordoned("gpu-1")
-        assert stage.labels("gpu-1")[names.LABEL_MODE] == "full"
-        await stage.e.until(lambda: not claims(stage), "no claim", 10)
-
-
-@virtually
-async def test_a_policy_deleted_after_the_point_of_no_return_goes_when_its_node_is_proven() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 600)
-        assert stage.fence("gpu-1") is None
-        assert not stage.cordoned("gpu-1")
-        assert stage.labels("gpu-1")[names.LABEL_MODE] == "mig"
-
-
-@virtually
-async def test_force_release_lets_the_policy_go_at_once_and_keeps_the_cordon() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        stage.e.cluster.patch(
-            POLICIES, "pool-b", {"metadata": {"annotations": {names.ANNOTATION_FORCE_RELEASE: "true"}}}
-        )
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 10)
-        assert stage.fence("gpu-1") is None
-        assert stage.cordoned("gpu-1")
-
-
-@virtually
-async def test_a_policy_whose_nodes_rest_has_no_finalizer_and_goes_at_once() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        await asyncio.sleep(5)
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        assert not policy_exists(stage)
-        await stage.e.until(lambda: names.LABEL_POLICY not in stage.labels("gpu-1"), "unowned", 10)
-        assert stage.labels("gpu-1")[names.LABEL_MODE] == "mig", "the node keeps what it has"
-
-
-@virtually
-async def test_a_finalizer_that_was_stripped_in_the_middle_restores_the_node_all_the_same() -> None:
-    """drain.md G4: the fence alone tells."""
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        assert not policy_exists(stage)
-        await stage.released("gpu-1")
-        assert not stage.cordoned("gpu-1")
-
-
-@virtually
-async def test_an_orphan_past_the_point_of_no_return_stays_fenced_until_a_policy_owns_it() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        stage.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.reason("gpu-1", "OrphanFence")
-        await asyncio.sleep(600)
-        assert stage.cordoned("gpu-1")
-        stage.apply(SINGLE, name="pool-c")
-        await stage.ready("pool-c")
-        assert not stage.cordoned("gpu-1")
-
-
-@pytest.mark.parametrize("stage_name", ["fenced", "actuating"])
-@virtually
-async def test_a_node_deleted_in_the_middle_frees_its_slot_and_one_of_its_name_starts_clean(
-    stage_name: str,
-) -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(MIXED)
-        first = await stage.any_fenced(stage_name)
-        stage.e.cluster.delete(NODES, first)
-        other = "gpu-2" if first == "gpu-1" else "gpu-1"
-        await stage.phase(other, "Synced")
-        await stage.ready()
-        await stage.e.until(lambda: not claims(stage), "no claim", 10)
-        stage.e.cluster.add(NODES, node(first))
-        await stage.e.until(lambda: stage.condition("Ready")["status"] == "False", "not Ready", 60)
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1", "gpu-2")
-
-
-@virtually
-async def test_all_gpunodes_deleted_in_the_middle_change_nothing_about_the_end() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(MIXED)
-        for stage_name in ("fenced", "actuating"):
-            await stage.any_fenced(stage_name)
-            for name in ("gpu-1", "gpu-2"):
-                stage.e.cluster.delete(GPUNODES, name)
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1", "gpu-2")
-        assert stage.node_writes() == {"gpu-1": 3, "gpu-2": 3}

@@ -277,5 +277,5 @@ async def test_watches_that_end_at_once_are_not_repeated_in_a_hot_loop(cluster: 
 async def test_cancelling_closes_the_watch(cluster: FakeCluster) -> None:
     async with watched(cluster):
         await turns()
-        assert len(cluster.store.waiting) == 1
-    assert not cluster.store.waiting
+        assert len(cluster.store.watching[NODES]) == 1
+    assert not cluster.store.watching[NODES]

@@ -39,6 +39,7 @@ def _body(
     written: Mapping[str, datetime],
     now: datetime,
 ) -> JSON:
-    stamps = {key: written.get(key, now) if key in present else now for key in sorted(wanted)}
+    known = {key: stamp for key, stamp in written.items() if key in present}
+    stamps = {key: known.get(key, now) for key in sorted(wanted) if key in known or key not in present}
     text = json.dumps({key: stamp.astimezone(UTC).isoformat() for key, stamp in stamps.items()})
     return {"metadata": {"labels": LABELS, "annotations": {ANNOTATION_WRITTEN: text}}, "data": dict(data)}

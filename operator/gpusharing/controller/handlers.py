@@ -115,6 +115,7 @@ class PolicyWatch:
     async def _once(self) -> None:
         """One life of kopf."""
         ours, theirs = asyncio.get_running_loop(), asyncio.new_event_loop()
+        _keep_tasks(theirs)
         sessions: list[aiohttp.ClientSession] = []
         life = theirs.create_task(self._life(ours, sessions), name="kopf")
         ended: asyncio.Future[BaseException | None] = ours.create_future()
@@ -157,6 +158,19 @@ class PolicyWatch:
 
     async def _credentials(self) -> tuple[Access, str | None]:
         return await self._login.access(), await self._login.token()
+
+
+def _keep_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """asyncio refers to tasks weakly: those of a kopf that is cancelled while it starts would be lost, not ended."""
+    kept: set[asyncio.Task[Any]] = set()
+
+    def remember(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+        kept.add(task)
+        task.add_done_callback(kept.discard)
+        return task
+
+    loop.set_task_factory(remember)
 
 
 def _run(

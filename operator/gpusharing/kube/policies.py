@@ -5,6 +5,8 @@ from typing import Any
 
 from gpusharing.kube.client import JSON, POLICIES, KubeClient
 from gpusharing.kube.convert import policy_view
+from gpusharing.kube.raw import text
+from gpusharing.kube.reflector import newer
 from gpusharing.planning.views import PolicyView
 
 
@@ -24,8 +26,7 @@ class PolicyCache:
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
         """An event was seen. False when it tells what we hold already: the echo of our own write."""
-        held = self._raw.get(name, {}).get("metadata", {}).get("resourceVersion")
-        if name and resource_version and held == resource_version:
+        if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._dirty = True
         return True
@@ -44,9 +45,12 @@ class PolicyCache:
         return self._views
 
     def accept(self, raw: JSON) -> None:
-        """Take a policy that the server answered to our write."""
+        """Take a policy that the server answered to our write, unless a newer version is known already.
+
+        Status is written beside the passes: an edit can be listed before the answer to an older write arrives.
+        """
         name = raw["metadata"]["name"]
-        if name in self._raw:
+        if name in self._raw and not newer(_version(self._raw[name]), _version(raw)):
             self._raw[name] = raw
             self._rebuild()
 
@@ -71,3 +75,7 @@ class PolicyCache:
         """`status` as last read or written."""
         status: Mapping[str, Any] = self._raw.get(policy, {}).get("status") or {}
         return status
+
+
+def _version(raw: JSON) -> str:
+    return text(raw, "metadata", "resourceVersion")

@@ -153,7 +153,7 @@ class Reflector(Generic[View]):
                 self._contacted()
         for name in [name for name in self._known if name not in seen]:
             # What our own write created after the moment of the list is not missing from it.
-            if not _newer(self._known[name].version, version):
+            if not newer(self._known[name].version, version):
                 self._forget(name, version)
         self._version = version
         self._listed_at = self._clock()
@@ -190,13 +190,13 @@ class Reflector(Generic[View]):
     def _apply(self, obj: JSON) -> None:
         metadata = obj["metadata"]
         uid, version = metadata["uid"], metadata["resourceVersion"]
-        if uid in self._gone and not _newer(version, self._gone[uid]):
+        if uid in self._gone and not newer(version, self._gone[uid]):
             return  # a late answer to a write must not bring a deleted object back
         name = self._name(obj)
         known = self._known.get(name)
         if known is None:
             self._known[name] = _Known(uid, version)
-        elif known.version == version or _newer(known.version, version):
+        elif known.version == version or newer(known.version, version):
             return
         else:
             known.uid, known.version = uid, version
@@ -222,7 +222,7 @@ class Reflector(Generic[View]):
         self._on_change(name)
 
 
-def _newer(a: str, b: str) -> bool:
+def newer(a: str, b: str) -> bool:
     """Whether version a is newer than b; False when they cannot be compared (see the module's text)."""
     try:
         return int(a) > int(b)

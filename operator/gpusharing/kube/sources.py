@@ -17,6 +17,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
+from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.views import GPUNodeView, Operand, Settings
@@ -125,7 +126,7 @@ class Sources:
 
     @property
     def optional(self) -> Mapping[str, Reflector[Any]]:
-        """NVIDIA's kinds may not be installed; absent then means: none."""
+        """NVIDIA's kinds may not be installed, or not be for us to read; that means: none."""
         return {"clusterpolicies": self.cluster_policies, "gpuclusters": self.gpu_clusters}
 
     async def run(self) -> None:
@@ -142,6 +143,6 @@ class Sources:
             if not source.synced.is_set()
         }
         for name, source in self.optional.items():
-            if not source.synced.is_set() and source.error is None:
-                missing[name] = "not listed yet"
+            if not source.synced.is_set() and not isinstance(source.error, NotFound | Forbidden):
+                missing[name] = str(source.error or "not listed yet")
         return missing

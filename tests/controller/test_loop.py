@@ -1,0 +1,214 @@
+"""When the loop looks, when it does not, and what ends a pass. In virtual time, without node software."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from tests.fakes.virtualtime import virtual_now, virtually
+from tests.kube.objects import node, pod
+
+from gpusharing.controller.execute import Outcome
+from gpusharing.controller.loop import RETRY, Loop
+from gpusharing.controller.metrics import NoMetrics
+from gpusharing.controller.settings import Settings
+from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
+from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.views import Claim
+
+POLICY: JSON = {
+    "metadata": {"name": "pool-b"},
+    "spec": {"mode": "Full", "nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}}},
+}
+
+
+@dataclass
+class Leader:
+    """The Lease of a test."""
+
+    is_leader: bool = True
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+
+    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
+        self.claims = claims
+
+
+class Observer(NoMetrics):
+    """Counts passes by the second in which they were."""
+
+    def __init__(self) -> None:
+        self.passes: list[float] = []
+        self.steps: set[str] = set()
+
+    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
+        self.passes.append(asyncio.get_running_loop().time())
+        self.steps |= seconds.keys()
+
+
+@dataclass
+class Running:
+    """A loop on a FakeCluster with one node."""
+
+    cluster: FakeCluster
+    loop: Loop
+    leader: Leader
+    observer: Observer
+    task: asyncio.Task[None]
+
+    def writes(self) -> int:
+        """Writes so far."""
+        return len(self.cluster.writes)
+
+    def calls(self, verb: str, plural: str) -> int:
+        """Calls of a kind so far."""
+        return self.cluster.calls["operator", verb, plural]
+
+
+@asynccontextmanager
+async def running(
+    cluster: FakeCluster | None = None, leader: Leader | None = None, pending_period: float = 60.0
+) -> AsyncIterator[Running]:
+    """A loop that had ten seconds to come to rest."""
+    cluster, leader, observer = cluster or FakeCluster(now=virtual_now), leader or Leader(), Observer()
+    cluster.add(NODES, node())
+    settings = replace(Settings(), pending_period=pending_period)
+    loop = Loop(cluster.client("operator"), leader, settings, observer, now=virtual_now)
+    task = asyncio.create_task(loop.run())
+    try:
+        await asyncio.sleep(10)
+        yield Running(cluster, loop, leader, observer, task)
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@virtually
+async def test_who_does_not_lead_asks_for_nothing_and_writes_nothing() -> None:
+    cluster = FakeCluster(now=virtual_now)
+    cluster.add(POLICIES, POLICY)
+    async with running(cluster, Leader(is_leader=False)) as stage:
+        assert (stage.writes(), stage.observer.passes) == (0, [])
+        assert stage.calls("list", "gpusharingpolicies") == 0
+        stage.leader.is_leader = True
+        await asyncio.sleep(RETRY)
+        assert stage.writes() > 0
+
+
+@virtually
+async def test_nothing_is_decided_before_everything_was_listed() -> None:
+    cluster = FakeCluster(now=virtual_now)
+    cluster.faults.fail("list", GPUNODES, Forbidden("no right to list gpunodes"), times=5)
+    async with running(cluster) as stage:
+        assert stage.observer.passes == []
+        assert stage.loop.sources.missing() == {"gpunodes": "no right to list gpunodes"}
+        await asyncio.sleep(120)
+        assert stage.observer.passes
+        assert stage.observer.steps == {"gather", "plan", "execute", "publish"}
+
+
+@virtually
+async def test_an_edit_is_answered_within_a_debounce_of_200_ms() -> None:
+    async with running() as stage:
+        begun = virtual_now()
+        stage.cluster.add(POLICIES, POLICY)
+        assert stage.loop.sources.policies.touch("pool-b", "99")
+        stage.loop.wake()
+        while not any(write.call.resource == POLICIES for write in stage.cluster.writes):
+            await stage.cluster.changed()
+        assert (virtual_now() - begun).total_seconds() <= 0.25
+
+
+@virtually
+async def test_a_burst_of_events_is_looked_at_in_few_passes() -> None:
+    async with running() as stage:
+        before = len(stage.observer.passes)
+        for number in range(100):
+            stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": {"burst": str(number)}}})
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(1)
+        assert len(stage.observer.passes) - before <= 8
+
+
+@virtually
+async def test_a_resting_loop_looks_every_ten_seconds_and_asks_the_server_nothing() -> None:
+    async with running(pending_period=10_000.0) as stage:
+        calls, passes = stage.cluster.calls.total(), len(stage.observer.passes)
+        await asyncio.sleep(59)
+        assert stage.cluster.calls.total() == calls
+        assert len(stage.observer.passes) - passes in (5, 6)
+
+
+@virtually
+async def test_policies_are_listed_again_after_ten_minutes_even_when_no_event_came() -> None:
+    async with running() as stage:
+        before = stage.calls("list", "gpusharingpolicies")
+        stage.cluster.add(POLICIES, POLICY)  # and the event is lost
+        await asyncio.sleep(600)
+        assert stage.calls("list", "gpusharingpolicies") == before + 1
+        assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("no leader"), Unauthorized("401")], ids=["server", "credentials"]
+)
+@virtually
+async def test_a_pass_that_the_server_ended_is_made_again_two_seconds_later(error: KubeError) -> None:
+    async with running() as stage:
+        stage.cluster.add(POLICIES, POLICY)
+        stage.cluster.faults.fail("list", POLICIES, error, times=3)
+        stage.loop.sources.policies.touch()
+        stage.loop.wake()
+        await asyncio.sleep(RETRY * 2)
+        assert "status" not in stage.cluster.get(POLICIES, "pool-b")
+        await asyncio.sleep(RETRY * 2)
+        assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
+
+
+@virtually
+async def test_status_that_could_not_be_written_is_written_when_the_server_is_back() -> None:
+    async with running() as stage:
+        stage.cluster.add(POLICIES, POLICY)
+        stage.cluster.faults.fail("patch", POLICIES, Unavailable("no leader"), times=2)
+        stage.loop.sources.policies.touch()
+        stage.loop.wake()
+        await asyncio.sleep(30)
+        assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
+
+
+@virtually
+async def test_a_mistake_of_ours_ends_the_process_and_is_not_swallowed() -> None:
+    async with running() as stage:
+        stage.cluster.faults.fail("list", POLICIES, ZeroDivisionError("a bug"))
+        stage.loop.sources.policies.touch()
+        stage.loop.wake()
+        done, _ = await asyncio.wait({stage.task}, timeout=5)
+        assert done
+        with pytest.raises(ExceptionGroup) as caught:
+            stage.task.result()
+        assert caught.group_contains(ZeroDivisionError)
+
+
+@virtually
+async def test_pods_that_wait_are_counted_every_minute_by_the_leader_only() -> None:
+    async with running(pending_period=60.0) as stage:
+        waiting = pod("waiting")
+        del waiting["spec"]["nodeName"]
+        stage.cluster.add(PODS, waiting | {"status": {"phase": "Pending"}})
+        await asyncio.sleep(60)
+        assert stage.loop.gatherer.pending == {"nvidia.com/gpu": 1}
+        stage.leader.is_leader = False
+        before = stage.calls("list", "pods")
+        await asyncio.sleep(300)
+        assert stage.calls("list", "pods") == before
+
+
+@virtually
+async def test_a_count_of_waiting_pods_that_failed_stops_nothing() -> None:
+    async with running(pending_period=60.0) as stage:
+        stage.cluster.faults.fail("list", PODS, Forbidden("no right"), identity="operator")
+        before = len(stage.observer.passes)
+        await asyncio.sleep(120)
+        assert len(stage.observer.passes) > before

@@ -1,0 +1,283 @@
+"""What people see is written when it changed: ends at once, what moves after a period, Events once per transition."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from tests.build import NOW, at, make_gpunode, make_node, make_policy, make_snapshot
+from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, SYNCED
+
+from gpusharing.api.names import ConditionType
+from gpusharing.controller.publish import POOL_FACTOR, Publisher
+from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Resource
+from gpusharing.kube.errors import (
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Throttled,
+    Unauthorized,
+    Unavailable,
+)
+from gpusharing.planning.pool import Pool
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.views import PolicyView
+
+PERIOD = 1.0
+POLICY = make_policy(generation=7)
+WAITING, MOVING = replace(DRAINING, node="gpu-07"), replace(CHANGING, node="gpu-07")
+
+
+@dataclass
+class Stage:
+    """A publisher on a FakeCluster that holds the policy pool-b and the GPUNode of gpu-07."""
+
+    cluster: FakeCluster = field(default_factory=FakeCluster)
+    changes: list[tuple[Verdict | None, Verdict]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {}})
+        self.cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}})
+        self.publisher = Publisher(
+            self.cluster.client("operator"),
+            self,
+            PERIOD,
+            "operator-1",
+            on_verdict=lambda before, after: self.changes.append((before, after)),
+        )
+
+    # Statuses, as the caches hold them
+
+    def policy_status(self, name: str) -> Mapping[str, Any]:
+        status: Mapping[str, Any] = self.cluster.get(POLICIES, name).get("status") or {}
+        return status
+
+    def mirror(self, node: str) -> Mapping[str, Any]:
+        status: Mapping[str, Any] = self.cluster.get(GPUNODES, node).get("status") or {}
+        mirror: Mapping[str, Any] = status.get("transition") or {}
+        return mirror
+
+    def accept_policy(self, raw: JSON) -> None:
+        assert raw["metadata"]["name"] == "pool-b"
+
+    def accept_gpunode(self, raw: JSON) -> None:
+        assert raw["metadata"]["name"] == "gpu-07"
+
+    async def publish(
+        self,
+        verdict: Verdict,
+        seconds: float = 0.0,
+        policy: PolicyView = POLICY,
+        targets: Mapping[str, Mapping[str, int]] | None = None,
+        *,
+        gpunodes: bool = True,
+        resources: Mapping[str, int] | None = None,
+    ) -> float | None:
+        """One pass; returns the seconds at which more is due."""
+        node = make_node(verdict.node, resources=resources)
+        reports = [make_gpunode(verdict.node)] if gpunodes else []
+        snapshot = make_snapshot([node], [policy], gpunodes=reports)
+        pool = Pool(policy, names=[verdict.node])
+        plan = RolloutPlan(
+            {verdict.node: verdict},
+            {policy.name: pool},
+            {},
+            (),
+            targets or {},
+            frozenset(),
+            frozenset(),
+            None,
+        )
+        due = await self.publisher.publish(plan, snapshot, at(seconds))
+        return None if due is None else (due - NOW).total_seconds()
+
+    def written(self, resource: Resource = GPUNODES) -> list[JSON]:
+        """Bodies of the writes to a kind so far."""
+        return [write.call.body or {} for write in self.cluster.writes if write.call.resource == resource]
+
+    def phases(self) -> list[str]:
+        """Phases of the mirrors written."""
+        return [body["status"]["transition"]["phase"] for body in self.written()]
+
+    def words(self) -> list[str]:
+        """STATUS of the policy's statuses written."""
+        return [body["status"]["summary"]["status"] for body in self.written(POLICIES)]
+
+
+async def test_what_is_new_is_written_once_and_never_again() -> None:
+    stage = Stage()
+    for seconds in (0, 1, 100):
+        assert await stage.publish(SYNCED, seconds) is None
+    assert (stage.phases(), stage.words()) == (["Synced"], ["Synced"])
+
+
+async def test_an_equal_verdict_of_a_restarted_operator_writes_nothing() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED)
+    again = Stage(cluster=FakeCluster())
+    again.cluster = stage.cluster
+    again.publisher.client = stage.cluster.client("operator")
+    before = len(stage.cluster.writes)
+    await again.publish(replace(SYNCED), 60)
+    assert len(stage.cluster.writes) == before
+
+
+async def test_a_phase_that_moves_is_shown_a_period_after_it_came_and_a_quicker_one_never() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED)
+    assert await stage.publish(WAITING, 10) == 11
+    assert await stage.publish(MOVING, 10.5) == 11
+    assert stage.phases() == ["Synced"]
+    await stage.publish(MOVING, 11)
+    assert stage.phases() == ["Synced", "Reconfiguring"]
+
+
+@pytest.mark.parametrize("end", [SYNCED, FAILED], ids=["Synced", "Failed"])
+async def test_an_end_is_shown_at_once(end: Verdict) -> None:
+    stage = Stage()
+    await stage.publish(MOVING)
+    await stage.publish(MOVING, 2)
+    await stage.publish(replace(end, node="gpu-07"), 2.1)
+    assert stage.phases()[-1] == str(end.phase)
+
+
+async def test_a_change_that_was_taken_back_within_the_period_is_not_written() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED)
+    await stage.publish(MOVING, 10)
+    await stage.publish(SYNCED, 10.5)
+    assert stage.phases() == ["Synced"]
+    assert await stage.publish(MOVING, 20) == 21, "the period begins anew"
+
+
+async def test_a_condition_that_turns_is_written_at_once_and_a_message_after_two_periods() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED)
+    await stage.publish(MOVING, 10)
+    assert stage.words() == ["Synced", "Reconfiguring"]
+    other = replace(MOVING, message="mig-manager is at work")
+    await stage.publish(other, 20)
+    assert len(stage.words()) == 2
+    await stage.publish(other, 20 + PERIOD * POOL_FACTOR)
+    assert len(stage.words()) == 3
+
+
+async def test_the_answer_to_an_edit_is_written_at_once() -> None:
+    stage = Stage()
+    await stage.publish(MOVING)
+    await stage.publish(MOVING, 0.1, make_policy(generation=8))
+    assert [body["status"]["observedGeneration"] for body in stage.written(POLICIES)] == [7, 8]
+
+
+async def test_times_of_conditions_that_did_not_turn_stay() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED)
+    await stage.publish(MOVING, 60)
+    rows = stage.policy_status("pool-b")["conditions"]
+    times = {row["type"]: row["lastTransitionTime"] for row in rows}
+    assert times[ConditionType.ACCEPTED] == "2026-11-20T10:00:00Z"
+    assert times[ConditionType.READY] == "2026-11-20T10:01:00Z"
+
+
+async def test_resources_that_go_vanish_from_the_plan_as_well() -> None:
+    """A merge patch merges maps: a name that is not told to go would stay for ever."""
+    stage = Stage()
+    await stage.publish(MOVING, targets={"gpu-07": {"nvidia.com/gpu": 8}}, resources={"nvidia.com/gpu": 2})
+    await stage.publish(
+        MOVING,
+        10,
+        make_policy(generation=8),
+        {"gpu-07": {"nvidia.com/mig-3g.40gb": 2}},
+        resources={"nvidia.com/mig-1g.10gb": 7},
+    )
+    plan = stage.policy_status("pool-b")["plan"]
+    assert plan["capacityBefore"] == {"nvidia.com/mig-1g.10gb": 7}
+    assert plan["capacityAfter"] == {"nvidia.com/mig-3g.40gb": 2}
+    await stage.publish(SYNCED, 20)
+    assert "plan" not in stage.policy_status("pool-b")
+
+
+async def test_a_mirror_is_written_when_its_gpunode_is_there() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED, gpunodes=False)
+    assert stage.phases() == []
+    await stage.publish(SYNCED, 1)
+    assert stage.phases() == ["Synced"]
+
+
+@pytest.mark.parametrize("error", [Throttled("slow down", 1.0), Forbidden("no right"), Invalid("too long")])
+async def test_a_status_that_was_refused_is_written_later_and_holds_up_nothing(error: KubeError) -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("patch", GPUNODES, error)
+    stage.cluster.faults.fail("patch", POLICIES, error)
+    assert await stage.publish(SYNCED) == 1
+    assert (stage.phases(), stage.words()) == ([], [])
+    await stage.publish(SYNCED, 1)
+    assert (stage.phases(), stage.words()) == (["Synced"], ["Synced"])
+
+
+async def test_objects_that_are_gone_are_no_trouble() -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("patch", GPUNODES, NotFound("gone"))
+    stage.cluster.faults.fail("patch", POLICIES, NotFound("gone"))
+    assert await stage.publish(SYNCED) is None
+
+
+@pytest.mark.parametrize("error", [Unavailable("timed out"), Unauthorized("401")])
+@pytest.mark.parametrize("resource", [GPUNODES, POLICIES], ids=["mirror", "status"])
+async def test_a_server_that_is_away_ends_the_round(error: KubeError, resource: Resource) -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("patch", resource, error)
+    with pytest.raises((type(error), ExceptionGroup)):
+        await stage.publish(SYNCED)
+
+
+# --- Events ----------------------------------------------------------------------------------------
+
+
+async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transition() -> None:
+    stage = Stage()
+    await stage.publish(PENDING := replace(FAILED, node="gpu-07"))
+    for seconds in (1, 2, 3):
+        await stage.publish(MOVING, seconds)
+    events = stage.cluster.objects(EVENTS)
+    assert [event["reason"] for event in events] == ["Reconfiguring"]
+    event = events[0]
+    assert event["metadata"]["namespace"] == "default"
+    assert event["regarding"]["uid"] == POLICY.uid
+    assert event["related"] == {"apiVersion": "v1", "kind": "Node", "name": "gpu-07"}
+    assert event["eventTime"] == "2026-11-20T10:00:01.000000Z"
+    assert stage.changes == [(None, PENDING), (PENDING, MOVING)]
+
+
+async def test_a_restarted_operator_does_not_tell_again_what_it_finds() -> None:
+    stage = Stage()
+    await stage.publish(FAILED_HERE := replace(FAILED, node="gpu-07"))
+    assert stage.changes == [(None, FAILED_HERE)]
+    assert stage.cluster.objects(EVENTS) == []
+
+
+async def test_an_event_that_is_refused_keeps_nothing_from_being_written() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED)
+    stage.cluster.faults.fail("create", EVENTS, Forbidden("no right to create events"))
+    await stage.publish(replace(FAILED, node="gpu-07"), 10)
+    assert stage.phases() == ["Synced", "Failed"]
+
+
+async def test_a_node_that_vanished_and_comes_back_is_told_about_as_new() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED)
+    empty = RolloutPlan({}, {"pool-b": Pool(POLICY)}, {}, (), {}, frozenset(), frozenset(), None)
+    await stage.publisher.publish(empty, make_snapshot([], [POLICY]), at(1))
+    await stage.publish(SYNCED, 2)
+    assert [before for before, _ in stage.changes] == [None, None]
+
+
+async def test_a_waiting_node_is_a_phase_that_moves() -> None:
+    stage = Stage()
+    assert await stage.publish(replace(PENDING, node="gpu-07")) == 1
+    assert stage.phases() == []

@@ -1,0 +1,77 @@
+"""Two operators at once: one acts, the other one waits, and takes over with the claims of the first."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from hack.embedded import Embedded
+from hack.sim.workloads import Workload
+from tests.embedded.stage import SLICED, Scene, at_once, nodes, scene
+from tests.embedded.test_changes import assert_as_wanted
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.kube.client import LEASES
+from gpusharing.kube.errors import Unavailable
+
+
+@asynccontextmanager
+async def second_operator(stage: Scene) -> AsyncIterator[Embedded]:
+    """Another operator process on the same cluster."""
+    other = replace(stage.e, operators=100, loop=None, client=None, lease=None, _operator=None)
+    other.start_operator()
+    try:
+        yield other
+    finally:
+        await other.kill_operator()
+
+
+def acting(stage: Embedded) -> int:
+    """Writes of an operator, the Lease apart."""
+    assert stage.client is not None
+    return stage.client.writes
+
+
+@virtually
+async def test_only_the_holder_of_the_lease_writes() -> None:
+    async with scene(*nodes(2)) as stage:
+        await asyncio.sleep(5)
+        async with second_operator(stage) as other:
+            stage.apply(SLICED)
+            await stage.ready()
+            assert acting(stage.e) > 0
+            assert acting(other) == 0
+
+
+@virtually
+async def test_the_waiting_operator_goes_on_where_the_killed_one_was_and_keeps_to_the_budget() -> None:
+    async with scene(*nodes(4), workloads=[Workload("llm", 2)]) as stage:
+        await stage.running("llm", 2)
+        async with second_operator(stage) as other:
+            stage.apply(SLICED, rollout=at_once(2))
+            await stage.any_fenced("fenced")
+            await stage.e.kill_operator()
+            begun = virtual_now()
+            await other.ready("pool-b", seconds=3600)
+            assert acting(other) > 0
+            assert (virtual_now() - begun).total_seconds() > 15
+            assert stage.guard.largest["pool-b"] == 2
+            assert_as_wanted(stage, SLICED, "gpu-1", "gpu-2", "gpu-3", "gpu-4")
+
+
+@virtually
+async def test_an_operator_that_cannot_renew_ends_before_the_other_one_begins() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.apply(SLICED)
+        await stage.any_fenced("fenced")
+        first = stage.e.client
+        assert first is not None
+        async with second_operator(stage) as other:
+            # The second one shares the identity at the server, so the renewals of the first are cut at its client.
+            first.cut(LEASES, Unavailable("no route to the API server"))
+            await asyncio.wait_for(first.died.wait(), 11)
+            assert acting(other) == 0
+            ended = first.writes
+            await stage.e.kill_operator()
+            await other.ready("pool-b", seconds=3600)
+            assert first.writes == ended

@@ -1,0 +1,350 @@
+"""One frozen snapshot from many reads: what did not change keeps its identity, what cannot be read is said."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from tests.build import at, make_fence, make_memory
+from tests.fakes.virtualtime import virtually
+from tests.kube.objects import node, pdb, pod
+
+from gpusharing.api import names
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    DAEMON_SETS,
+    JSON,
+    NODES,
+    PDBS,
+    PODS,
+    POLICIES,
+    RESOURCE_CLAIMS,
+    Resource,
+)
+from gpusharing.kube.errors import Forbidden, Invalid, KubeError, NotFound, Unauthorized, Unavailable
+from gpusharing.kube.fence import record_text
+from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.views import ClusterSnapshot, EvictionMemory, NodeWork, Settings
+
+WANTED = frozenset({"gpu-07"})
+MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
+
+
+@dataclass
+class Stage:
+    """A Gatherer on a FakeCluster."""
+
+    cluster: FakeCluster
+    gatherer: Gatherer
+    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
+
+    async def snapshot(self, seconds: float = 0.0, wanted: frozenset[str] = WANTED) -> ClusterSnapshot:
+        """What is there, with the pods of gpu-07."""
+        return await self.gatherer.snapshot(wanted, {}, at(seconds))
+
+    async def work(self, seconds: float = 0.0) -> NodeWork:
+        """The pods of gpu-07."""
+        return (await self.snapshot(seconds)).work["gpu-07"]
+
+    def lists(self, plural: str) -> int:
+        """How often a kind was listed since the sources are in step."""
+        return self.cluster.calls["operator", "list", plural]
+
+    async def seen(self) -> None:
+        """Watches bring what was changed."""
+        await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def gathering(*objects: tuple[Resource, JSON], admin: str = "") -> AsyncIterator[Stage]:
+    """A cluster with gpu-07 and these objects, its sources in step."""
+    cluster = FakeCluster()
+    cluster.add(NODES, node())
+    for resource, obj in objects:
+        cluster.add(resource, obj)
+    sources = Sources(cluster.client("sources"), Settings(), lambda: None, admin_mig_map=admin)
+    task = asyncio.create_task(sources.run())
+    evictions: dict[str, dict[str, EvictionMemory]] = {}
+    try:
+        await asyncio.sleep(0.1)
+        client = cluster.client("operator")
+        yield Stage(cluster, Gatherer(client, sources, Settings(), admin, evictions), evictions)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def config_map(
+    name: str, text: str = "x", key: str = "config.yaml", **annotations: str
+) -> tuple[Resource, JSON]:
+    """A ConfigMap in the GPU Operator's namespace."""
+    metadata = {"name": name, "namespace": "gpu-operator", "annotations": annotations}
+    return CONFIG_MAPS, {"metadata": metadata, "data": {key: text}}
+
+
+# --- pods ------------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_pods_are_listed_only_for_the_nodes_that_are_asked_for() -> None:
+    async with gathering((PODS, pod()), (PODS, pod("other", "gpu-08"))) as stage:
+        snapshot = await stage.snapshot()
+        assert [row.name for row in snapshot.work["gpu-07"].pods] == ["llm-0"]
+        assert snapshot.work.keys() == {"gpu-07"}
+        assert (await stage.snapshot(1, frozenset())).work == {}
+
+
+@virtually
+async def test_a_list_is_used_for_three_seconds_and_then_made_anew() -> None:
+    async with gathering((PODS, pod())) as stage:
+        first = await stage.work()
+        stage.cluster.add(PODS, pod("llm-1"))
+        assert await stage.work(2.9) is first
+        later = await stage.work(3)
+        assert (len(later.pods), later.listed_at) == (2, at(3))
+
+
+@virtually
+async def test_a_list_from_before_a_lost_answer_is_not_used_again() -> None:
+    async with gathering((PODS, pod())) as stage:
+        await stage.work()
+        stage.cluster.delete(PODS, "llm-0", "team-a")
+        stage.gatherer.forget_pods()
+        assert (await stage.work(0.1)).pods[0].deleted_at is not None
+
+
+@virtually
+async def test_emptiness_counts_from_the_first_of_the_lists_that_found_no_holder() -> None:
+    async with gathering() as stage:
+        since: list[datetime | None] = [(await stage.work(seconds)).empty_since for seconds in (0, 3, 6)]
+        assert since == [at(0)] * 3
+        stage.cluster.add(PODS, pod())
+        assert (await stage.work(9)).empty_since is None
+        stage.cluster.patch(PODS, "llm-0", {"status": {"phase": "Succeeded"}}, "team-a", "status")
+        assert (await stage.work(12)).empty_since == at(12)
+
+
+@virtually
+async def test_pods_that_cannot_be_listed_prove_nothing() -> None:
+    async with gathering() as stage:
+        await stage.work()
+        stage.cluster.faults.fail("list", PODS, Forbidden("no right to list pods"), identity="operator")
+        work = await stage.work(3)
+        assert "no right to list pods" in work.error
+        assert (work.pods, work.empty_since) == ((), None)
+        assert (await stage.work(6)).empty_since == at(6), "counted anew"
+
+
+@pytest.mark.parametrize("error", [Unavailable("timed out"), Unauthorized("401")])
+@virtually
+async def test_a_server_that_is_away_ends_the_gathering(error: KubeError) -> None:
+    async with gathering() as stage:
+        stage.cluster.faults.fail("list", PODS, error, identity="operator")
+        with pytest.raises(type(error)):
+            await stage.snapshot()
+
+
+@virtually
+async def test_budgets_are_read_only_while_some_pod_holds_a_gpu() -> None:
+    async with gathering((PDBS, pdb())) as stage:
+        assert (await stage.work()).pdbs == ()
+        assert stage.lists("poddisruptionbudgets") == 0
+        stage.cluster.add(PODS, pod())
+        assert [row.name for row in (await stage.work(3)).pdbs] == ["llm"]
+
+
+@virtually
+async def test_refused_evictions_are_part_of_the_work_and_new_ones_are_seen_without_a_list() -> None:
+    async with gathering((PODS, pod())) as stage:
+        first = await stage.work()
+        assert first.evictions == {}
+        stage.evictions["gpu-07"] = {"uid": make_memory()}
+        second = await stage.work(1)
+        assert second.evictions == {"uid": make_memory()}
+        assert second.pods is first.pods
+        stage.evictions["gpu-07"]["other"] = make_memory()
+        assert second.evictions == {"uid": make_memory()}, "a snapshot does not change afterwards"
+
+
+CLAIMS: dict[str, tuple[JSON | KubeError, str]] = {
+    "allocated by the GPU driver": ({"driver": "gpu.nvidia.com"}, "gpu"),
+    "with admin access": ({"driver": "gpu.nvidia.com", "adminAccess": True}, "none"),
+    "allocated by another driver": ({"driver": "nic.example.com"}, "none"),
+    "not there": (NotFound("gone"), "unresolved"),
+    "not for us to read": (Forbidden("no right"), "unresolved"),
+}
+
+
+@pytest.mark.parametrize(("found", "use"), CLAIMS.values(), ids=CLAIMS.keys())
+@virtually
+async def test_a_claim_counts_as_a_gpu_unless_it_is_read_and_is_none(
+    found: JSON | KubeError, use: str
+) -> None:
+    claiming = pod(spec={"resourceClaims": [{"name": "gpu", "resourceClaimName": "c"}], "containers": []})
+    async with gathering((PODS, claiming)) as stage:
+        if isinstance(found, KubeError):
+            stage.cluster.faults.fail("get", RESOURCE_CLAIMS, found)
+        else:
+            status = {"allocation": {"devices": {"results": [{"device": "gpu-0", **found}]}}}
+            metadata = {"name": "c", "namespace": "team-a"}
+            stage.cluster.add(RESOURCE_CLAIMS, {"metadata": metadata, "status": status})
+        assert (await stage.work()).pods[0].dra == use
+
+
+def owned_by_daemon_set() -> JSON:
+    """A GPU pod of a DaemonSet."""
+    owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "monitor", "uid": "ds", "controller": True}
+    return pod(metadata={"ownerReferences": [owner]})
+
+
+OWNERS: dict[str, tuple[KubeError | None, bool | None]] = {
+    "there": (None, True),
+    "gone": (NotFound("gone"), False),
+    "not for us to read": (Forbidden("no right"), None),
+}
+
+
+@pytest.mark.parametrize(("error", "exists"), OWNERS.values(), ids=OWNERS.keys())
+@virtually
+async def test_whether_the_daemon_set_of_a_gpu_pod_exists_is_looked_up_every_30_seconds(
+    error: KubeError | None, exists: bool | None
+) -> None:
+    async with gathering((PODS, owned_by_daemon_set())) as stage:
+        stage.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "team-a"}})
+        if error is not None:
+            stage.cluster.faults.fail("get", DAEMON_SETS, error, times=9)
+        for seconds in (0, 3, 6, 27):
+            owner = (await stage.work(seconds)).pods[0].owner
+            assert owner is not None
+            assert owner.exists is exists
+        assert stage.cluster.calls["operator", "get", "daemonsets"] == 1
+        await stage.work(31)
+        assert stage.cluster.calls["operator", "get", "daemonsets"] == 2
+
+
+@virtually
+async def test_pods_that_wait_are_counted_by_the_resource_they_ask_for() -> None:
+    waiting = pod("waiting")
+    del waiting["spec"]["nodeName"]
+    waiting["status"] = {"phase": "Pending"}
+    async with gathering((PODS, pod()), (PODS, waiting)) as stage:
+        await stage.gatherer.count_pending()
+        assert (await stage.snapshot()).pending == {"nvidia.com/gpu": 1}
+
+
+# --- NVIDIA's stack --------------------------------------------------------------------------------
+
+
+@virtually
+async def test_the_stack_keeps_its_identity_while_nothing_in_it_changes() -> None:
+    async with gathering(config_map("gpusharing-mig-parted", "a")) as stage:
+        before = (await stage.snapshot()).stack
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": {"x": "y"}}})
+        stage.cluster.add(*config_map("foreign"))
+        await stage.seen()
+        assert (await stage.snapshot(1)).stack is before
+        stage.cluster.patch(
+            CONFIG_MAPS, "gpusharing-mig-parted", {"data": {"config.yaml": "b"}}, "gpu-operator"
+        )
+        await stage.seen()
+        after = (await stage.snapshot(2)).stack
+        assert (after is before, after.mig_file) == (False, "b")
+
+
+@virtually
+async def test_every_file_of_the_stack_comes_from_its_own_config_map() -> None:
+    written = {"gpusharing.dev/written": '{"k": "2026-11-20T10:00:00+00:00"}'}
+    async with gathering(
+        config_map("gpusharing-device-plugin", "plugin", "k", **written),
+        config_map("gpusharing-mig-parted", "ours"),
+        config_map("site-mig", "theirs"),
+        config_map("gpu-07-mig-config", "generated"),
+        admin="site-mig",
+    ) as stage:
+        stack = (await stage.snapshot()).stack
+        assert stack.plugin_configs == {"k": "plugin"}
+        assert (stack.mig_file, stack.admin_mig_file) == ("ours", "theirs")
+        assert stack.generated_mig_files == {"gpu-07": "generated"}
+        assert (stack.written, stack.plugin_map_exists) == ({"k": at(0)}, True)
+
+
+def cluster_policy(name: str, config: str) -> tuple[Resource, JSON]:
+    """A ClusterPolicy whose mig-manager reads that ConfigMap."""
+    return CLUSTER_POLICIES, {
+        "metadata": {"name": name},
+        "spec": {"migManager": {"config": {"name": config}}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "ours"), [("gpusharing-mig-parted", True), ("theirs", False), ("", False)]
+)
+@virtually
+async def test_our_mig_file_is_served_only_when_cluster_policy_points_at_it(config: str, ours: bool) -> None:
+    async with gathering(cluster_policy("cluster-policy", config)) as stage:
+        stack = (await stage.snapshot()).stack
+        assert stack.serves_our_mig_file is ours
+        assert stack.plugin_map_exists is False
+
+
+# --- clocks and pods that we follow ----------------------------------------------------------------
+
+
+@virtually
+async def test_differing_nodes_are_remembered_from_when_they_began_to() -> None:
+    async with gathering() as stage:
+        for seconds, differing in ((0, {"gpu-07"}), (5, {"gpu-07", "gpu-08"}), (9, {"gpu-08"})):
+            stage.gatherer.remember_differing(frozenset(differing), at(seconds))
+        assert (await stage.snapshot(9)).drifting_since == {"gpu-08": at(5)}
+
+
+def mig_manager(name: str, ready: bool = True) -> tuple[Resource, JSON]:
+    """A mig-manager pod of gpu-07."""
+    conditions = [{"type": "Ready", "status": str(ready)}]
+    return PODS, pod(name, metadata=MIG_MANAGER, status={"conditions": conditions})
+
+
+@virtually
+async def test_of_two_mig_manager_pods_the_ready_one_counts() -> None:
+    async with gathering(
+        mig_manager("old", ready=False), mig_manager("new"), mig_manager("z", ready=False)
+    ) as stage:
+        assert (await stage.snapshot()).mig_managers["gpu-07"].name == "new"
+
+
+@virtually
+async def test_on_a_fenced_node_mig_manager_is_ready_since_we_have_seen_it_so() -> None:
+    fence: Mapping[str, str] = {names.ANNOTATION_FENCE: record_text(make_fence())}
+    async with gathering(mig_manager("one")) as stage:
+        assert (await stage.snapshot()).mig_managers["gpu-07"].ready_since is None
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": dict(fence)}})
+        await stage.seen()
+        moments = [(await stage.snapshot(seconds)).mig_managers["gpu-07"].ready_since for seconds in (1, 2)]
+        assert moments == [at(1), at(1)]
+        stage.cluster.store.remove(PODS, ("gpu-operator", "one"))
+        stage.cluster.add(*mig_manager("two"))
+        await stage.seen()
+        assert (await stage.snapshot(3)).mig_managers["gpu-07"].ready_since == at(3)
+
+
+@virtually
+async def test_policies_that_cannot_be_read_are_part_of_the_answer() -> None:
+    broken = {"metadata": {"name": "pool-b"}, "spec": {"mode": "Nonsense"}}
+    async with gathering((POLICIES, broken)) as stage:
+        policy = (await stage.snapshot()).policies[0]
+        assert policy.spec is None
+        assert policy.problems
+
+
+@virtually
+async def test_a_list_of_policies_that_the_server_refuses_ends_the_gathering() -> None:
+    async with gathering() as stage:
+        stage.cluster.faults.fail("list", POLICIES, Invalid("bad continue token"), identity="sources")
+        with pytest.raises(Invalid):
+            await stage.snapshot()

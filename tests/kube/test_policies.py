@@ -1,0 +1,103 @@
+"""The list of policies is the truth; an event only says that it may have changed."""
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+
+from gpusharing.api import names
+from gpusharing.kube.client import JSON, POLICIES
+from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.policies import PolicyCache
+
+SELECTOR = {"matchLabels": {"gpusharing.dev/pool": "b"}}
+FULL: JSON = {"mode": "Full", "nodeSelector": SELECTOR}
+
+
+def cluster_with(*policies: str) -> tuple[FakeCluster, PolicyCache]:
+    """Policies of mode Full, and a cache that has not looked yet."""
+    cluster = FakeCluster()
+    for name in policies:
+        cluster.add(POLICIES, {"metadata": {"name": name}, "spec": FULL})
+    return cluster, PolicyCache(cluster.client("operator"))
+
+
+def lists(cluster: FakeCluster) -> int:
+    """How often the policies were listed."""
+    return cluster.calls["operator", "list", "gpusharingpolicies"]
+
+
+async def test_policies_are_listed_once_and_again_only_when_something_was_touched() -> None:
+    cluster, cache = cluster_with("pool-b", "pool-a")
+    assert [view.name for view in await cache.refresh()] == ["pool-a", "pool-b"]
+    await cache.refresh()
+    assert (lists(cluster), cache.dirty) == (1, False)
+    assert cache.touch()
+    await cache.refresh()
+    assert lists(cluster) == 2
+
+
+async def test_the_echo_of_what_we_hold_touches_nothing() -> None:
+    cluster, cache = cluster_with("pool-b")
+    await cache.refresh()
+    held = cluster.get(POLICIES, "pool-b")["metadata"]["resourceVersion"]
+    assert not cache.touch("pool-b", held)
+    assert cache.touch("pool-b", str(int(held) + 1))
+    assert cache.touch("pool-new", held)
+
+
+async def test_what_did_not_change_keeps_its_identity() -> None:
+    cluster, cache = cluster_with("pool-a", "pool-b")
+    before = await cache.refresh()
+    cluster.patch(POLICIES, "pool-a", {"status": {"summary": {"status": "Synced"}}}, subresource="status")
+    cache.touch()
+    assert await cache.refresh() is before, "status is no input"
+    cluster.patch(POLICIES, "pool-a", {"spec": {"priority": 3}})
+    cache.touch()
+    after = await cache.refresh()
+    assert after is not before
+    assert after[1] is before[1]
+    assert (after[0].generation, after[0].spec and after[0].spec.priority) == (2, 3)
+
+
+async def test_a_list_that_failed_is_tried_again() -> None:
+    cluster, cache = cluster_with("pool-b")
+    cluster.faults.fail("list", POLICIES, Unavailable("no leader"))
+    with pytest.raises(Unavailable):
+        await cache.refresh()
+    assert cache.dirty
+    assert len(await cache.refresh()) == 1
+
+
+async def test_an_answer_to_our_write_is_taken_without_a_list() -> None:
+    cluster, cache = cluster_with("pool-b")
+    await cache.refresh()
+    patch = {"metadata": {"finalizers": [names.FINALIZER]}}
+    cache.accept(cluster.patch(POLICIES, "pool-b", patch))
+    version = cluster.get(POLICIES, "pool-b")["metadata"]["resourceVersion"]
+    assert cache.finalizers("pool-b") == (version, (names.FINALIZER,))
+    assert (await cache.refresh())[0].finalizer
+    assert lists(cluster) == 1
+
+
+async def test_a_late_answer_does_not_bring_back_the_spec_of_before_an_edit() -> None:
+    cluster, cache = cluster_with("pool-b")
+    late = cluster.patch(POLICIES, "pool-b", {"status": {"observedGeneration": 1}}, subresource="status")
+    cluster.patch(POLICIES, "pool-b", {"spec": {"priority": 9}})
+    await cache.refresh()
+    cache.accept(late)
+    spec = (await cache.refresh())[0].spec
+    assert spec is not None
+    assert spec.priority == 9
+
+
+async def test_a_policy_that_is_gone_does_not_come_back_by_an_answer() -> None:
+    cluster, cache = cluster_with("pool-b")
+    late = cluster.get(POLICIES, "pool-b")
+    cluster.delete(POLICIES, "pool-b")
+    await cache.refresh()
+    cache.accept(late)
+    assert await cache.refresh() == ()
+
+
+async def test_what_was_never_read_has_neither_status_nor_finalizers() -> None:
+    _, cache = cluster_with()
+    assert (cache.status("pool-x"), cache.finalizers("pool-x")) == ({}, ("", ()))

@@ -1,0 +1,193 @@
+"""What the operator follows: complete before anything is decided, and awake at every change."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from tests.fakes.virtualtime import virtually
+from tests.kube.objects import node, pod
+
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    GPU_CLUSTERS,
+    GPUNODES,
+    JSON,
+    NODES,
+    PODS,
+    Resource,
+)
+from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.views import Settings
+
+
+class Followed:
+    """Sources on a FakeCluster, and how often they woke us."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self.cluster = cluster
+        self.wakes = 0
+        self.sources = Sources(cluster.client("operator"), Settings(), self.wake, admin_mig_map="site-mig")
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+
+@asynccontextmanager
+async def following(cluster: FakeCluster, seconds: float = 1.0) -> AsyncIterator[Followed]:
+    """Sources that had so much time to list."""
+    followed = Followed(cluster)
+    task = asyncio.create_task(followed.sources.run())
+    try:
+        await asyncio.sleep(seconds)
+        yield followed
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def operand(name: str, namespace: str, labels: dict[str, str], **changes: JSON) -> JSON:
+    """A Ready pod of the agent or of mig-manager on gpu-07."""
+    return pod(name, metadata={"namespace": namespace, "labels": labels, **changes.get("metadata", {})})
+
+
+@virtually
+async def test_nothing_is_missing_when_everything_was_listed_though_nvidias_kinds_have_no_object() -> None:
+    async with following(FakeCluster()) as followed:
+        assert followed.sources.missing() == {}
+
+
+@pytest.mark.parametrize(
+    ("resource", "name"),
+    [(NODES, "nodes"), (GPUNODES, "gpunodes"), (CONFIG_MAPS, "configmaps"), (PODS, "agent pods")],
+    ids=["nodes", "GPUNodes", "ConfigMaps", "pods"],
+)
+@virtually
+async def test_what_could_not_be_listed_yet_is_named_with_the_reason(resource: Resource, name: str) -> None:
+    cluster = FakeCluster()
+    cluster.faults.fail("list", resource, Forbidden("may not list them"), times=2)
+    async with following(cluster, 0.1) as followed:
+        assert followed.sources.missing()[name] == "may not list them"
+        await asyncio.sleep(30)
+        assert followed.sources.missing() == {}
+
+
+@pytest.mark.parametrize(
+    "error", [NotFound("no such kind"), Forbidden("no right")], ids=["absent", "no right"]
+)
+@pytest.mark.parametrize("resource", [CLUSTER_POLICIES, GPU_CLUSTERS], ids=["ClusterPolicy", "GPUCluster"])
+@virtually
+async def test_a_kind_of_nvidia_that_is_not_there_or_not_for_us_counts_as_none(
+    resource: Resource, error: KubeError
+) -> None:
+    cluster = FakeCluster()
+    cluster.faults.fail("list", resource, error, times=100)
+    async with following(cluster) as followed:
+        assert followed.sources.missing() == {}
+
+
+@virtually
+async def test_a_server_that_stumbles_over_cluster_policies_does_not_mean_that_there_is_none() -> None:
+    """Nodes in a drain would be given up for a policy that is only unreadable for a second."""
+    cluster = FakeCluster()
+    cluster.faults.fail("list", CLUSTER_POLICIES, Unavailable("etcd has no leader"), times=1)
+    async with following(cluster, 0.1) as followed:
+        assert followed.sources.missing() == {"clusterpolicies": "etcd has no leader"}
+        await asyncio.sleep(30)
+        assert followed.sources.missing() == {}
+
+
+CHANGES: dict[str, tuple[Resource, JSON]] = {
+    "a Node": (NODES, node()),
+    "a GPUNode": (GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}}),
+    "an agent's pod": (PODS, operand("agent", "gpusharing", {"app.kubernetes.io/name": "gpusharing-agent"})),
+    "a mig-manager pod": (PODS, operand("mig", "gpu-operator", {"app": "nvidia-mig-manager"})),
+    "a ConfigMap": (
+        CONFIG_MAPS,
+        {"metadata": {"name": "gpusharing-mig-parted", "namespace": "gpu-operator"}, "data": {}},
+    ),
+    "a ClusterPolicy": (CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": {}}),
+    "a GPUCluster": (GPU_CLUSTERS, {"metadata": {"name": "gpus"}}),
+}
+
+
+@pytest.mark.parametrize(("resource", "obj"), CHANGES.values(), ids=CHANGES.keys())
+@virtually
+async def test_every_kind_wakes_the_loop_when_one_comes_and_goes(resource: Resource, obj: JSON) -> None:
+    async with following(FakeCluster()) as followed:
+        added = followed.cluster.add(resource, obj)
+        await asyncio.sleep(0.1)
+        assert followed.wakes == 1
+        followed.cluster.store.remove(
+            resource, (added["metadata"].get("namespace", ""), added["metadata"]["name"])
+        )
+        await asyncio.sleep(0.1)
+        assert followed.wakes == 2
+
+
+@virtually
+async def test_pods_and_config_maps_of_others_wake_nobody() -> None:
+    async with following(FakeCluster()) as followed:
+        followed.cluster.add(PODS, pod("workload"))
+        followed.cluster.add(PODS, operand("other", "gpu-operator", {"app": "nvidia-device-plugin"}))
+        followed.cluster.add(CONFIG_MAPS, {"metadata": {"name": "x", "namespace": "default"}, "data": {}})
+        await asyncio.sleep(0.1)
+        assert followed.wakes == 0
+
+
+@virtually
+async def test_heartbeats_of_a_node_and_mirrors_of_ours_wake_nobody() -> None:
+    cluster = FakeCluster()
+    cluster.add(NODES, node())
+    cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}})
+    async with following(cluster) as followed:
+        before = followed.wakes
+        heartbeat = {
+            "status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "later"}]}
+        }
+        cluster.patch(NODES, "gpu-07", heartbeat, subresource="status")
+        mirror = {"status": {"transition": {"phase": "Synced"}}}
+        cluster.patch(GPUNODES, "gpu-07", mirror, subresource="status")
+        await asyncio.sleep(0.1)
+        assert followed.wakes == before
+        assert followed.sources.mirror("gpu-07") == {"phase": "Synced"}
+
+
+@virtually
+async def test_the_mirror_goes_with_its_gpunode() -> None:
+    cluster = FakeCluster()
+    cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "status": {"transition": {"phase": "Synced"}}})
+    async with following(cluster) as followed:
+        assert followed.sources.mirror("gpu-07") == {"phase": "Synced"}
+        cluster.delete(GPUNODES, "gpu-07")
+        await asyncio.sleep(0.1)
+        assert followed.sources.mirror("gpu-07") == {}
+
+
+@virtually
+async def test_of_config_maps_only_ours_the_admins_and_the_generated_ones_are_kept() -> None:
+    cluster = FakeCluster()
+    kept = ("gpusharing-mig-parted", "gpusharing-device-plugin", "site-mig", "gpu-07-mig-config")
+    for name in (*kept, "big-and-foreign"):
+        data = {"config.yaml": "x"}
+        cluster.add(CONFIG_MAPS, {"metadata": {"name": name, "namespace": "gpu-operator"}, "data": data})
+    async with following(cluster) as followed:
+        found = followed.sources.config_maps.items
+        assert {name for name, view in found.items() if view.data} == set(kept)
+
+
+@virtually
+async def test_a_pod_that_is_being_deleted_is_not_ready_any_more() -> None:
+    cluster = FakeCluster()
+    cluster.add(PODS, operand("agent", "gpusharing", {"app.kubernetes.io/name": "gpusharing-agent"}))
+    async with following(cluster) as followed:
+        place = followed.sources.agents.items["agent"]
+        assert (place.node, place.operand.ready) == ("gpu-07", True)
+        cluster.delete(PODS, "agent", "gpusharing")
+        await asyncio.sleep(0.1)
+        gone = followed.sources.agents.items["agent"].operand
+        assert (gone.ready, gone.deleting) == (False, True)
