@@ -139,6 +139,11 @@ class Process:
         """None while it runs."""
         return self._running.poll() if self._running else None
 
+    @property
+    def running(self) -> bool:
+        """Started and not ended."""
+        return self._running is not None and self._running.poll() is None
+
     def kill(self) -> None:
         """SIGKILL: no farewell."""
         self._end(signal.SIGKILL)

@@ -290,6 +290,7 @@ def make_cluster_policy(
     mig_config_name: str = SETTINGS.mig_config_map,
     plugin_default: str = "",
     with_reboot: bool = False,
+    plugin_version: str = "",
 ) -> ClusterPolicyView:
     """A ClusterPolicy that points at both of our ConfigMaps and overrides nothing."""
     return ClusterPolicyView(
@@ -299,6 +300,7 @@ def make_cluster_policy(
         mig_config_name=mig_config_name,
         plugin_default=plugin_default,
         with_reboot=with_reboot,
+        plugin_version=plugin_version,
     )
 
 

@@ -24,6 +24,10 @@ TRY_NEXT = {
         "make run                    the operator on it; then: kubectl apply -f examples/pool-b.yaml",
         "kubectl explain gsp.spec    every field, with an example",
     ),
+    "nvidia": (
+        "make test-nvidia            NVIDIA's programs against every layout, mode and fault",
+        "make demo                   the product's main job on a fleet, in seconds",
+    ),
 }
 
 
@@ -31,14 +35,14 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
     parser.add_argument(
-        "--driver", default=os.environ.get("DRIVER") or "embedded", help="or $DRIVER: embedded, cluster"
+        "--driver", default=os.environ.get("DRIVER") or "embedded", help=f"or $DRIVER: {', '.join(TRY_NEXT)}"
     )
     parser.add_argument("--quiet", action="store_true", help="only headings and checks")
     parser.add_argument("--verbose", action="store_true", help="the operator's log on the screen too")
     parser.add_argument("--no-color", action="store_true", help="or $NO_COLOR")
     options = parser.parse_args()
     if options.driver not in TRY_NEXT:
-        parser.error(f"DRIVER is {' or '.join(TRY_NEXT)}, not {options.driver!r}")
+        parser.error(f"DRIVER is {', '.join(TRY_NEXT)}, not {options.driver!r}")
     return options
 
 
@@ -76,7 +80,12 @@ def main() -> int:
         "gpu-sharing-operator: Full, MIG and time-slicing GPU pools, changed safely. SIMULATED GPUs."
     )
     try:
-        asyncio.run(run(options, screen))
+        if options.driver == "nvidia":
+            from hack.demo.nvidia import play_on_real_parts
+
+            play_on_real_parts(screen, verbose=options.verbose)
+        else:
+            asyncio.run(run(options, screen))
     except DemoFailed as failure:
         print(f"\nDEMO FAILED: {failure}", file=sys.stderr)
         return 1

@@ -168,6 +168,14 @@ class Sandbox:
             start_new_session=True,
         )
 
+    def show_process(self, pid: int) -> None:
+        """Let the programs in here see this process in /proc, where they see no other one."""
+        _link(self.folder / "proc" / str(pid), self.folder / "real-proc" / str(pid))
+
+    def hide_process(self, pid: int) -> None:
+        """It has ended."""
+        (self.folder / "proc" / str(pid)).unlink(missing_ok=True)
+
     def _write_proc(self) -> None:
         """The real entries as links, without those of the processes, plus what the driver would add."""
         proc = self.folder / "proc"

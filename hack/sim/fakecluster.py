@@ -5,7 +5,8 @@ preconditions, paged lists, watches with bookmarks and 410, label and field sele
 PodDisruptionBudgets and graceful deletion. `tests/kube/contract.py` holds it against a real API server.
 
 It has no schemas, no CEL, no defaulting, no admission, no RBAC, no other patch than the merge patch, no
-managedFields, no other subresource than status and eviction: what depends on these is tested on a real one.
+managedFields, no other subresource than status, eviction and log (text that a test gives): what depends on these is
+tested on a real one.
 Garbage collection of owned objects and the numbers of PodDisruptionBudgets are immediate, not eventual.
 
     cluster = FakeCluster()
@@ -48,6 +49,8 @@ class FakeCluster:
         self.pods = Pods(self.store, grace, later)
         self.faults = Faults(on_write)
         self.terminating_namespaces: set[str] = set()
+        self.logs: dict[tuple[str, str], str] = {}
+        """What a pod has written, by namespace and name; nothing for all others."""
         self.bookmark_every = bookmark_every
         self.bookmarks = 0
         self.closings = 0
@@ -242,6 +245,12 @@ class FakeClient:
         call = Call(self.identity, "delete", resource, namespace, name, None, {"uid": uid})
         key = (namespace or "default", name) if resource.namespaced else ("", name)
         await self._write(call, lambda: self.cluster.delete_key(resource, key, uid))
+
+    async def log(self, namespace: str, name: str, lines: int) -> str:
+        """See KubeClient. Raises NotFound."""
+        await self._enter("log", kinds.PODS, namespace, name)
+        self.cluster.get(kinds.PODS, name, namespace)
+        return "".join(self.cluster.logs.get((namespace, name), "").splitlines(keepends=True)[-lines:])
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """See KubeClient."""

@@ -142,6 +142,11 @@ class MortalClient:
             resource, name, lambda: self._client.delete(resource, name, namespace=namespace, uid=uid)
         )
 
+    async def log(self, namespace: str, name: str, lines: int) -> str:
+        """See KubeClient."""
+        self._live()
+        return await self._client.log(namespace, name, lines)
+
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """See KubeClient."""
         await self._write(PODS, name, lambda: self._client.evict(namespace, name, uid))

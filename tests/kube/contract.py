@@ -91,6 +91,7 @@ class ObjectContract:
             client.patch(CONFIG_MAPS, "x", {"data": {}}, namespace=ns),
             client.delete(CONFIG_MAPS, "x", namespace=ns, uid="u"),
             client.evict(ns, "x", "u"),
+            client.log(ns, "x", 10),
         ):
             with pytest.raises(errors.NotFound):
                 await call

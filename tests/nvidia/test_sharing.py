@@ -5,11 +5,11 @@ from hack.nvmlsim.models import find_model
 from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import DevicePlugin, ProgramEnded, gfd_labels, served, set_layouts
 from tests.nvidia.targets import Setting, labels_as_predicted, mig, plan, slices, slicing
-from tests.nvidia.versions import as_served_by_v0_19
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
 from gpusharing.planning import pluginconfig
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing
+from gpusharing.planning.pluginversions import merged
 from gpusharing.planning.target import predict_resources
 
 pytestmark = pytest.mark.nvidia
@@ -81,7 +81,7 @@ def test_a_mode_is_served_and_labelled_exactly_as_predicted(
     target, config, case = plan(setting)
     sandbox = make_sandbox(setting.model, setting.model)
     set_layouts(sandbox, *target.layouts)
-    assert as_served_by_v0_19(target.resources) == setting.resources
+    assert merged(target.resources) == setting.resources
     assert served(sandbox, config, len(setting.resources)) == setting.resources
     labels = gfd_labels(sandbox, config)
     labels_as_predicted(labels, case)

@@ -4,9 +4,6 @@ The product speaks the language of k8s-device-plugin v0.20 (design.md, nvidia-ac
 mig-parted v0.13.1. A newer pin that makes an entry untrue fails the test that uses it: delete the entry then.
 """
 
-import re
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -28,7 +25,7 @@ DIFFERENCES = (
         "nvidia-device-plugin", "v0.19.3",
         "each profile with a suffix is a resource of its own: nvidia.com/mig-1g.10gb.me, nvidia.com/mig-1g.24gb-me",
         "resource patterns are unanchored regular expressions: +me, +gfx, -me instances are served in the plain name",
-        "predicted counts of layouts with suffixed profiles hold from v0.20 on; before, the names are added up",
+        "planning/pluginversions.py: refused where ClusterPolicy names an older version, else told by name",
         "test_a_mode_is_served_and_labelled_exactly_as_predicted",
     ),
     Difference(
@@ -86,13 +83,3 @@ DIFFERENCES = (
         "test_a_held_hopper_is_not_changed_and_the_failure_is_told",
     ),
 )  # fmt: skip
-
-_SUFFIX = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)(?!\.shared$)[.+-].*?(\.shared)?$")
-
-
-def as_served_by_v0_19(predicted: Mapping[str, int]) -> dict[str, int]:
-    """Predicted counts as a device plugin before v0.20 serves them: without the suffixes of profiles."""
-    counts: Counter[str] = Counter()
-    for name, count in predicted.items():
-        counts[_SUFFIX.sub(r"\1\2", name)] += count
-    return dict(counts)

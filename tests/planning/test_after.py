@@ -222,6 +222,13 @@ def test_a_lifted_cordon_is_put_back_until_the_proof() -> None:
 FAILED = {MIG_STATE: "failed"}
 
 
+def test_a_failed_node_tells_why_as_far_as_the_log_could_be_read() -> None:
+    case = changing(labels=FAILED)
+    assert "; its pod's log says why. The node stays cordoned" in after_pnr(case).message
+    told = after_pnr(replace(case, mig_failure="Error creating GPU instance: ERROR_IN_USE")).message
+    assert ": Error creating GPU instance: ERROR_IN_USE. The node stays cordoned" in told
+
+
 def test_a_new_value_of_the_retry_annotation_restarts_mig_manager_once() -> None:
     action = only(after_pnr(changing(labels=FAILED, node={"retry": "again"})))
     assert isinstance(action, UpdateFence)

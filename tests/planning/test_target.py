@@ -184,6 +184,29 @@ def test_a_card_of_which_nobody_knows_the_profiles_is_not_divided() -> None:
     assert found.reason is Reason.HARDWARE_UNKNOWN
 
 
+def test_profiles_that_an_old_device_plugin_cannot_tell_apart_are_refused_before_anything_is_touched() -> (
+    None
+):
+    media = {"layouts": [{"profiles": {"1g.10gb+me": 1, "1g.10gb": 2}}]}
+
+    def under(version: str, **mig: Any) -> Target | Unsupported:
+        return target(
+            stack=make_stack(cluster_policy=make_cluster_policy(plugin_version=version)), mig=media | mig
+        )
+
+    found = under("v0.19.3-ubi9")
+    assert isinstance(found, Unsupported)
+    assert found.reason is Reason.PLUGIN_TOO_OLD
+    assert "1g.10gb+me with device plugin v0.19.3-ubi9" in found.message
+    for version in ("v0.20.0", "v1.0.0", "sha256:1f", ""):
+        assert isinstance(under(version), Target), version
+    plain = target(
+        stack=make_stack(cluster_policy=make_cluster_policy(plugin_version="v0.19.3")),
+        mig={"layouts": [{"profiles": {"1g.10gb": 2}}]},
+    )
+    assert isinstance(plain, Target)
+
+
 def test_the_product_of_spec_products_is_nvmls_name_with_dashes() -> None:
     assert isinstance(target(products=["NVIDIA-H100-80GB-HBM3"]), Target)
 

@@ -168,6 +168,10 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
     "a resource is missing": (
         MIXED, lambda c: replace(c, node=replace(c.node, resources={})), Reason.ALLOCATABLE_MISMATCH,
         "offers no GPU resource instead of 2 nvidia.com/mig-3g.40gb"),
+    "the device plugin adds up the names of profiles": (
+        MIXED, lambda c: replace(c, target=replace(c.target, resources={
+            "nvidia.com/mig-3g.40gb": 1, "nvidia.com/mig-3g.40gb.me": 1})),
+        Reason.PLUGIN_TOO_OLD, "before v0.20"),
     "a resource of the old mode is still there": (
         MIXED, lambda c: replace(c, node=replace(c.node, resources={**c.node.resources, "nvidia.com/gpu": 1})),
         Reason.ALLOCATABLE_MISMATCH, "1 nvidia.com/gpu"),

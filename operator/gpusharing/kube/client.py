@@ -117,6 +117,10 @@ class KubeClient(Protocol):
         """Delete this very object (precondition uid), with its own grace period."""
         ...
 
+    async def log(self, namespace: str, name: str, lines: int) -> str:
+        """The last lines of a pod's log; Unavailable where its kubelet cannot be asked."""
+        ...
+
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """Eviction subresource with a UID precondition and the pod's own grace period (drain.md rule 1).
 

@@ -141,6 +141,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         mig_manager_enabled=part(spec, "migManager", "enabled") is not False,
         mig_config_name=text(spec, "migManager", "config", "name"),
         plugin_default=text(spec, "devicePlugin", "config", "default"),
+        plugin_version=text(spec, "devicePlugin", "version"),
         with_reboot=any(
             variable.get("name") == "WITH_REBOOT" and text(variable, "value").lower() == "true"
             for variable in entries(spec, "migManager", "env")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import DisruptionClass
+from gpusharing.kube.actuatorlog import ActuatorLogs
 from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.convert_pods import ClaimUse, claim_names, claim_use, pdb_view, pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unauthorized, Unavailable
@@ -43,8 +44,12 @@ class Gatherer:
     pending: dict[str, int] = field(default_factory=dict)
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """By UID of a mig-manager pod on a fenced node."""
+    _logs: ActuatorLogs = field(init=False)
     _stack: StackView | None = None
     _owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._logs = ActuatorLogs(self.client)
 
     async def snapshot(
         self, wants_pods: frozenset[str], claims: Mapping[str, Claim], now: datetime
@@ -53,6 +58,7 @@ class Gatherer:
         policies = await self.sources.policies.refresh()
         await self._list_pods(wants_pods, now)
         sources = self.sources
+        failures = await self._logs.read(sources.nodes.items, self._mig_managers(now), now)
         return ClusterSnapshot(
             nodes=dict(sources.nodes.items),
             gpunodes=dict(sources.gpunodes.items),
@@ -60,6 +66,7 @@ class Gatherer:
             stack=self._stack_view(),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.operand.ready),
             mig_managers=self._mig_managers(now),
+            mig_failures=failures,
             mps_daemons=_by_node(sources.operands.items.values(), MPS_DAEMON),
             claims=claims,
             work=dict(self.work),

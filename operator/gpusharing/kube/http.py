@@ -183,6 +183,14 @@ class HttpClient:
         path = resource.path(namespace, name)
         await self._call(Request("delete", resource), "DELETE", path, body=options)
 
+    async def log(self, namespace: str, name: str, lines: int) -> str:
+        """See KubeClient."""
+        request, query = Request("get", PODS, "log"), {"tailLines": str(lines)}
+        answer = await self._answer(request, "GET", PODS.path(namespace, name, "log"), query, None, JSON_TYPE)
+        if answer.status >= 400:
+            raise error_of(request, answer.status, _status_of(answer.body), answer.retry_after)
+        return answer.body.decode(errors="replace")
+
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """See KubeClient. The answer's body is a Status and tells nothing (drain.md E1)."""
         eviction = {

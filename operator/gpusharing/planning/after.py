@@ -121,7 +121,8 @@ def _trouble(case: NodeCase) -> _Trouble | None:
         message = f"mig-manager starts anew; its state {state} is from before"
         return _Trouble(Mismatch(Reason.ACTUATION_IN_PROGRESS, message), final=False)
     if state == "failed":
-        message = f"mig-manager failed to apply {fence.target_mig_config}; its pod's log says why"
+        why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
+        message = f"mig-manager failed to apply {fence.target_mig_config}{why}"
         return _Trouble(Mismatch(Reason.ACTUATOR_FAILED, message), final=True, curable=bool(paused))
     if state == "success":
         if not paused:

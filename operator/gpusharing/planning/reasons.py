@@ -300,6 +300,10 @@ class Reason(StrEnum):
     CONFIG_UNKNOWN = ("ConfigUnknown", "Accepted", _PERSON,
         "No mig-parted configuration of this name exists for the card; the message lists those that do.",
         "Use one of the names listed, or spec.mig.layouts.")
+    PLUGIN_TOO_OLD = ("PluginTooOld", "Accepted", _PERSON,
+        "The device plugin is older than v0.20 and serves instances of profiles with a suffix (+me, +gfx, -me) under "
+        "the plain name, so that pods cannot ask for the ones or the others.",
+        "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
     NO_NODES = ("NoNodes", "Accepted", _LATER,
         "The node selector selects no node.",
         "Label the nodes of the pool or correct spec.nodeSelector.")

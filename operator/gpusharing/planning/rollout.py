@@ -245,6 +245,7 @@ class _Pass:
             work=snapshot.work.get(name),
             agent_ready=name in snapshot.agents,
             operand=snapshot.mig_managers.get(name),
+            mig_failure=snapshot.mig_failures.get(name, ""),
             mps_daemon=snapshot.mps_daemons.get(name),
             claimed=name in snapshot.claims,
             drifting_since=snapshot.drifting_since.get(name),

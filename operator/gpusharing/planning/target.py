@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
-from gpusharing.planning import migfile, pluginconfig
+from gpusharing.planning import migfile, pluginconfig, pluginversions
 from gpusharing.planning.cards import bare_product, find_card
 from gpusharing.planning.geometry import (
     Layout,
@@ -95,7 +95,8 @@ def find_target(
     layouts = _wanted_layouts(wish, spec, node, gpus, stack)
     if isinstance(layouts, Unsupported):
         return layouts
-    if (refused := _too_many_clients(spec, node, gpus)) is not None:
+    refused = _too_many_clients(spec, node, gpus) or _merged_names(spec, node, layouts, stack)
+    if refused is not None:
         return refused
     mig_config = wish.mig_config if _has_mig_manager(spec, gpus, stack) else ""
     return _target(wish.policy, spec.mode, mig_config, layouts, plugin_config(spec, layouts))
@@ -130,6 +131,21 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuV
                 f" spec.mps.replicas is {spec.mps.replicas}",
             )
     return None
+
+
+def _merged_names(
+    spec: GPUSharingPolicySpec, node: str, layouts: Sequence[Layout | None], stack: StackView
+) -> Unsupported | None:
+    """Profiles that this version of the device plugin could not tell apart."""
+    version = stack.cluster_policy.plugin_version if stack.cluster_policy else ""
+    profile = pluginversions.suffixed(layouts)
+    if not profile or spec.mig is None or spec.mig.strategy != "mixed":
+        return None
+    if not pluginversions.merges_suffixes(version):
+        return None
+    return Unsupported(
+        Reason.PLUGIN_TOO_OLD, f"{node}: {profile} with device plugin {version}: {pluginversions.ADVICE}"
+    )
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:

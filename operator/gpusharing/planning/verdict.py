@@ -78,6 +78,8 @@ class NodeCase:
     throttled: datetime | None
     """The API server asked everybody to slow down: no eviction before then."""
     now: datetime
+    mig_failure: str = ""
+    """What mig-manager's log says about its failure; empty when nobody could read it."""
 
     @property
     def fence(self) -> Fence:

@@ -18,6 +18,7 @@ from functools import lru_cache
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
+from gpusharing.planning import pluginversions
 from gpusharing.planning.cards import bare_product
 from gpusharing.planning.geometry import Layout, resource_name
 from gpusharing.planning.migfile import Unresolved
@@ -287,10 +288,10 @@ def _allocatable(case: Case) -> Mismatch | None:
     now = served(case.node)
     if now == dict(case.target.resources):
         return None
-    return Mismatch(
-        Reason.ALLOCATABLE_MISMATCH,
-        f"the node offers {_counts(now)} instead of {_counts(dict(case.target.resources))}",
-    )
+    message = f"the node offers {_counts(now)} instead of {_counts(dict(case.target.resources))}"
+    if now == pluginversions.merged(case.target.resources):
+        return Mismatch(Reason.PLUGIN_TOO_OLD, f"{message}: {pluginversions.ADVICE}")
+    return Mismatch(Reason.ALLOCATABLE_MISMATCH, message)
 
 
 def _counts(resources: dict[str, int]) -> str:

@@ -269,6 +269,8 @@ class ClusterPolicyView:
     """Device-plugin configuration for nodes without the label."""
     with_reboot: bool = False
     """mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    plugin_version: str = ""
+    """Of the device plugin, as `v0.19.3`; empty when ClusterPolicy does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +368,8 @@ class ClusterSnapshot:
     claims: Mapping[str, Claim]
     work: Mapping[str, NodeWork]
     mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
+    mig_failures: Mapping[str, str] = field(default_factory=dict)
+    """Why mig-manager failed, from its log, where it did so in a change of ours."""
     pending: Mapping[str, int] = field(default_factory=dict)
     """GPU resource name to Pending pods that ask for it and have no node yet."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)

@@ -3,7 +3,9 @@
 //
 //	{"resource":"nvidia.com/gpu","healthy":["GPU-…"],"unhealthy":[]}
 //
-// A plugin that ends is printed as gone. It checks nothing and allocates nothing.
+// A plugin that ends is printed as gone, unless it has registered again meanwhile. It checks nothing and allocates
+// nothing. With two more arguments, a socket and a file, it also serves the kubelet's podresources List there: the
+// pods of the file, a JSON list of {"namespace", "name", "resource", "ids"}.
 package main
 
 import (
@@ -32,11 +34,15 @@ type registry struct {
 	api.UnimplementedRegistrationServer
 	folder string
 	output sync.Mutex
+	latest map[string]int // registrations per resource
 }
 
-func (r *registry) print(l line) {
+func (r *registry) print(l line, registration int) {
 	r.output.Lock()
 	defer r.output.Unlock()
+	if r.latest[l.Resource] != registration {
+		return
+	}
 	if err := json.NewEncoder(os.Stdout).Encode(l); err != nil {
 		fmt.Fprintln(os.Stderr, "kubeletstub:", err)
 	}
@@ -44,16 +50,21 @@ func (r *registry) print(l line) {
 
 // Register answers at once, as the kubelet does, and follows the plugin in the background.
 func (r *registry) Register(_ context.Context, request *api.RegisterRequest) (*api.Empty, error) {
+	r.output.Lock()
+	r.latest[request.ResourceName]++
+	registration := r.latest[request.ResourceName]
+	r.output.Unlock()
 	go func() {
-		if err := r.follow(request); err != nil {
+		if err := r.follow(request, registration); err != nil {
 			fmt.Fprintf(os.Stderr, "kubeletstub: %s: %v\n", request.ResourceName, err)
 		}
-		r.print(line{Resource: request.ResourceName, Healthy: []string{}, Unhealthy: []string{}, Gone: true})
+		gone := line{Resource: request.ResourceName, Healthy: []string{}, Unhealthy: []string{}, Gone: true}
+		r.print(gone, registration)
 	}()
 	return &api.Empty{}, nil
 }
 
-func (r *registry) follow(request *api.RegisterRequest) error {
+func (r *registry) follow(request *api.RegisterRequest, registration int) error {
 	target := "unix://" + filepath.Join(r.folder, request.Endpoint)
 	connection, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -69,7 +80,7 @@ func (r *registry) follow(request *api.RegisterRequest) error {
 		if err != nil {
 			return err
 		}
-		r.print(describe(request.ResourceName, list.Devices))
+		r.print(describe(request.ResourceName, list.Devices), registration)
 	}
 }
 
@@ -94,15 +105,21 @@ func run(folder string) error {
 		return err
 	}
 	server := grpc.NewServer()
-	api.RegisterRegistrationServer(server, &registry{folder: folder})
+	api.RegisterRegistrationServer(server, &registry{folder: folder, latest: map[string]int{}})
 	fmt.Fprintln(os.Stderr, "kubeletstub: ready at", socket)
 	return server.Serve(listener)
 }
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: kubeletstub <device plugin folder>")
+	if len(os.Args) != 2 && len(os.Args) != 4 {
+		fmt.Fprintln(os.Stderr, "usage: kubeletstub <device plugin folder> [<podresources socket> <file>]")
 		os.Exit(2)
+	}
+	if len(os.Args) == 4 {
+		go func() {
+			fmt.Fprintln(os.Stderr, "kubeletstub:", servePodResources(os.Args[2], os.Args[3]))
+			os.Exit(1)
+		}()
 	}
 	if err := run(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "kubeletstub:", err)

@@ -1,0 +1,87 @@
+"""Why mig-manager failed. Labels do not tell (nvidia-actuators.md a.3): only the log of its pod does.
+
+Read once per failure, and only then. Without the right, or with a kubelet that does not answer, nothing is lost but
+the reason: the verdict points at the log instead.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from gpusharing.api.names import LABEL_MIG_STATE
+from gpusharing.kube.client import KubeClient
+from gpusharing.kube.errors import KubeError, Unauthorized
+from gpusharing.planning.views import NodeView, Operand
+
+LINES = 200
+"""More than one run of mig-parted writes for eight GPUs after its first error."""
+PATIENCE = 2.0
+"""Seconds: the API server asks the kubelet, which may be gone, and the pass waits."""
+RETRY = timedelta(seconds=30)
+MAX_TEXT = 400
+
+_LINE = re.compile(r'level=(error|fatal) msg="((?:[^"\\]|\\.)*)"')
+_RUN = "Updating to MIG config"
+"""mig-manager's first line of a run."""
+_SUM = "Error: failed to apply MIG configuration"
+"""mig-manager's own line after mig-parted's: says nothing more."""
+
+
+def failure_in(log: str) -> str:
+    """mig-parted's first error and its last line in the last run; empty when the log has none.
+
+    The cause stands first, by the name of NVML's code; the last line sums up ("...: all orderings failed").
+    """
+    found = _LINE.findall(log.rpartition(_RUN)[2])
+    rows = [(level, text.replace('\\"', '"').replace("\\n", " ").strip()) for level, text in found]
+    rows = [row for row in rows if not row[1].startswith(_SUM)] or rows
+    if not rows:
+        return ""
+    # A fatal line ends a mig-parted; earlier ones are its questions ("selected configuration not applied").
+    cause = next((text for level, text in rows if level == "error"), "")
+    return "; ".join(dict.fromkeys(filter(None, (cause, rows[-1][1]))))[:MAX_TEXT]
+
+
+@dataclass(slots=True)
+class ActuatorLogs:
+    """The reasons of the failures that are there now, by node."""
+
+    client: KubeClient
+    _known: dict[str, tuple[str, str, datetime]] = field(default_factory=dict)
+    """Node to which pod and attempt, the reason, and when to ask again if it is empty."""
+
+    async def read(
+        self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime
+    ) -> dict[str, str]:
+        """Ask where mig-manager says `failed` in a change of ours and the reason is not known yet.
+
+        Raises:
+            Unauthorized: our credentials do not count any more.
+        """
+        failed = {
+            name: f"{pods[name].uid}/{node.fence.attempt}"
+            for name, node in nodes.items()
+            if node.fence is not None and name in pods and node.labels.get(LABEL_MIG_STATE) == "failed"
+        }
+        for name in self._known.keys() - failed.keys():
+            del self._known[name]
+        due = [name for name, key in failed.items() if self._is_due(name, key, now)]
+        texts = await asyncio.gather(*(self._read(pods[name]) for name in due))
+        for name, text in zip(due, texts, strict=True):
+            self._known[name] = (failed[name], text, now + RETRY)
+        return {name: text for name, (_, text, _) in self._known.items() if text}
+
+    def _is_due(self, name: str, key: str, now: datetime) -> bool:
+        known = self._known.get(name)
+        return known is None or known[0] != key or (not known[1] and now >= known[2])
+
+    async def _read(self, pod: Operand) -> str:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return failure_in(await self.client.log(pod.namespace, pod.name, LINES))
+        except Unauthorized:
+            raise
+        except (KubeError, TimeoutError):
+            return ""

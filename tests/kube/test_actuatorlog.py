@@ -1,0 +1,85 @@
+"""Why mig-manager failed: what its log says, when it is read, and what happens when it cannot be."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from tests.build import make_fence, make_node, make_operand
+from tests.fakes.cluster import FakeCluster
+
+from gpusharing.api.names import LABEL_MIG_STATE
+from gpusharing.kube.actuatorlog import RETRY, ActuatorLogs, failure_in
+from gpusharing.kube.client import PODS
+from gpusharing.planning.views import NodeView, Operand
+
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
+LOG = """\
+time="2026-11-20T10:54:00Z" level=info msg="Updating to MIG config: before"
+time="2026-11-20T10:54:01Z" level=error msg="Error of an earlier run"
+time="2026-11-20T10:55:20Z" level=info msg="Updating to MIG config: halves"
+level=fatal msg="Assertion failure: selected configuration not currently applied"
+time="2026-11-20T10:55:26Z" level=debug msg="    MIG capable: true\\n"
+time="2026-11-20T10:55:26Z" level=error msg="Error creating GPU instance for '3g.40gb': ERROR_UNKNOWN"
+time="2026-11-20T10:55:26Z" level=error msg="Error creating GPU instance for '1g.10gb': ERROR_UNKNOWN"
+level=fatal msg="Error applying MIG configuration: error setting MIGConfig: all orderings failed"
+time="2026-11-20T10:55:26Z" level=error msg="Error: failed to apply MIG configuration: exit status 1"
+time="2026-11-20T10:55:26Z" level=info msg="Waiting for change to 'nvidia.com/mig.config' label"
+"""
+WHY = (
+    "Error creating GPU instance for '3g.40gb': ERROR_UNKNOWN; "
+    "Error applying MIG configuration: error setting MIGConfig: all orderings failed"
+)
+
+
+def failed_node(attempt: int = 1) -> NodeView:
+    return make_node(labels={LABEL_MIG_STATE: "failed"}, fence=make_fence(attempt=attempt))
+
+
+def cluster_with(pod: Operand, log: str) -> FakeCluster:
+    cluster = FakeCluster()
+    cluster.add(PODS, {"metadata": {"name": pod.name, "namespace": pod.namespace}})
+    cluster.logs[pod.namespace, pod.name] = log
+    return cluster
+
+
+def test_the_first_error_and_the_last_line_of_the_last_run_are_told() -> None:
+    assert failure_in(LOG) == WHY
+
+
+def test_mig_managers_own_line_stands_in_where_mig_parted_said_nothing() -> None:
+    line = 'level=error msg="Error: failed to apply MIG configuration: signal: killed"'
+    assert failure_in(line) == "Error: failed to apply MIG configuration: signal: killed"
+
+
+def test_a_log_without_an_error_tells_nothing() -> None:
+    assert failure_in("") == failure_in('level=info msg="Updating to MIG config: halves"') == ""
+
+
+async def test_the_log_is_read_once_per_failure() -> None:
+    node, pod = failed_node(), make_operand("gpu-07")
+    cluster = cluster_with(pod, LOG)
+    logs = ActuatorLogs(cluster.client("operator"))
+    for _ in range(3):
+        assert await logs.read({node.name: node}, {node.name: pod}, NOW) == {node.name: WHY}
+    assert cluster.calls["operator", "log", "pods"] == 1
+    again = failed_node(attempt=2)
+    await logs.read({again.name: again}, {again.name: pod}, NOW)
+    assert cluster.calls["operator", "log", "pods"] == 2
+
+
+async def test_nothing_is_read_where_mig_manager_did_not_fail_for_us() -> None:
+    node, pod = failed_node(), make_operand("gpu-07")
+    cluster = cluster_with(pod, LOG)
+    logs = ActuatorLogs(cluster.client("operator"))
+    others = (replace(node, fence=None), replace(node, labels={LABEL_MIG_STATE: "success"}))
+    for other in others:
+        assert await logs.read({node.name: other}, {node.name: pod}, NOW) == {}
+    assert cluster.calls["operator", "log", "pods"] == 0
+
+
+async def test_a_log_that_cannot_be_read_is_asked_for_again_after_a_while() -> None:
+    node, pod = failed_node(), make_operand("gpu-07")
+    cluster = FakeCluster()
+    logs = ActuatorLogs(cluster.client("operator"))
+    for moment in (NOW, NOW + RETRY / 2, NOW + RETRY + timedelta(seconds=1)):
+        assert await logs.read({node.name: node}, {node.name: pod}, moment) == {}
+    assert cluster.calls["operator", "log", "pods"] == 2

@@ -1,0 +1,73 @@
+"""Every change on real parts: the shipped operator and agent, NVIDIA's mig-manager, device plugin, GFD, MPS daemon.
+
+SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hack.nvidia.loop import Loop, is_cordoned, mig_state, running_loop
+from hack.nvidia.walk import FULL, HALVES, SINGLE, WALK
+
+pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
+
+SHORT = "gpusharing-"
+
+
+@pytest.fixture(scope="module")
+def loop(nvidia_programs: None) -> Iterator[Loop]:
+    with (
+        tempfile.TemporaryDirectory(prefix=SHORT) as folder,
+        running_loop(Path(folder), "one", "two") as made,
+    ):
+        yield made
+
+
+def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop) -> None:
+    offered = ""
+    for stop in WALK:
+        working = [loop.run_pod(node, offered) for node in loop.nodes if offered]
+        loop.bring(**stop.spec)
+        for node in loop.nodes:
+            assert loop.served(node) == stop.served, stop.text
+            assert not is_cordoned(loop, node), stop.text
+            assert loop.nodes[node].simulator.show()["processes"] == [], stop.text
+        assert sorted(loop.evicted()[-len(working) :] if working else []) == sorted(working), stop.text
+        offered = min(stop.served)
+
+
+def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: Loop) -> None:
+    loop.bring(**FULL)
+    loop.apply(**HALVES)
+    loop.wait(lambda: mig_state(loop, "one") == "pending", "mig-manager to begin")
+    loop.nodes["one"].kill("nvidia-mig-manager")
+    loop.wait_ready()
+    assert loop.profiles("one") == [["3g.40gb"] * 2] * 2
+
+
+def test_a_failure_that_leaves_operands_paused_is_cured_by_a_restart(loop: Loop) -> None:
+    loop.bring(**HALVES)  # a full success before: then a failure of the same process forgets the operands
+    before = len(loop.events("ActuatorRestarted"))
+    loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)
+    loop.bring(**SINGLE)
+    assert len(loop.events("ActuatorRestarted")) == before + 1
+    assert loop.profiles("one") == [["1g.10gb"] * 7] * 2
+
+
+def test_a_gpu_that_fails_midway_leaves_the_node_fenced_with_the_reason_shown(loop: Loop) -> None:
+    loop.bring(**SINGLE)
+    loop.nodes["two"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
+    loop.apply(**HALVES)
+    loop.wait(lambda: loop.transition("two").get("phase") == "Failed", "two to be given up")
+    now = loop.transition("two")
+    assert now["reason"] == "ActuatorFailed"
+    assert "Error creating GPU instance for '3g.40gb': ERROR_UNKNOWN" in now["message"]
+    assert "all orderings failed. The node stays cordoned" in now["message"], "mig-parted's own last line"
+    assert is_cordoned(loop, "two")
+    loop.wait(lambda: not is_cordoned(loop, "one"), "the other node to be done")
+    loop.nodes["two"].simulator.clear_faults()
+    loop.plane.kubectl("annotate", "node", "two", "--overwrite", "gpusharing.dev/retry=again")
+    loop.wait_ready()
+    assert loop.profiles("two") == [["3g.40gb"] * 2] * 2
