@@ -10,14 +10,14 @@ from hack.sim.fakecluster import FakeCluster
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node, pod
 
-from gpusharing.controller.execute import Outcome
+from gpusharing.controller.execute import Executor, Outcome
 from gpusharing.controller.loop import RETRY, Loop
 from gpusharing.controller.metrics import NoMetrics
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.views import Claim
+from gpusharing.planning.views import Claim, ClusterSnapshot
 
 POLICY: JSON = {
     "metadata": {"name": "pool-b"},
@@ -212,3 +212,22 @@ async def test_a_count_of_waiting_pods_that_failed_stops_nothing() -> None:
         before = len(stage.observer.passes)
         await asyncio.sleep(120)
         assert len(stage.observer.passes) > before
+
+
+class Endless(Executor):
+    """Seems to have done something in every pass, as a plan does that never comes to rest."""
+
+    async def execute(self, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Outcome:
+        return Outcome(done=1)
+
+
+@virtually
+async def test_a_plan_that_never_comes_to_rest_is_slowed_down() -> None:
+    async with running() as stage:
+        loop, nodes = stage.loop, stage.loop.sources.nodes
+        client = stage.cluster.client("operator")
+        loop.executor = Endless(client, nodes, nodes, loop.sources.policies, stage.leader, virtual_now)
+        loop.wake()
+        before = len(stage.observer.passes)
+        await asyncio.sleep(60)
+        assert 30 <= len(stage.observer.passes) - before <= 80

@@ -226,6 +226,23 @@ async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is(
 
 
 @virtually
+async def test_an_agent_that_cannot_say_that_nvml_is_closed_keeps_the_node_from_the_point_of_no_return() -> (
+    None
+):
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1")
+        stage.e.world.inject("gpu-1", "hang-nvml")
+        await stage.phase("gpu-1", "VerifyingIdle")
+        await asyncio.sleep(300)
+        fence = stage.fence("gpu-1")
+        assert fence is not None
+        assert fence.stage == "fenced"
+        stage.e.world.inject("gpu-1", "unhang-nvml")
+        await stage.ready()
+
+
+@virtually
 async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
     """The agent's last reading happens to show the wanted layout; only one that echoes the new request counts."""
     async with scene(*nodes(1)) as stage:

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 
 FIRST_LOOK = 4
 """The first event after a quiet time waits for this part of the debounce: what belongs together comes within it."""
+FOLLOW_UPS = 30
+"""Passes that may follow one another at once. More of them make no progress and would press the API server."""
 RETRY = 2.0
 """Seconds until the next pass after one that the API server or the Lease ended."""
 
@@ -156,6 +158,7 @@ class Loop:
         self.plan: RolloutPlan | None = None
         self._publishing: asyncio.Task[datetime | None] | None = None
         """The writes of the last pass that people see; one round at a time."""
+        self._follow_ups = 0
         self.last_pass = time.monotonic()
         """When (monotonic) the loop last came round; /healthz looks at it."""
 
@@ -188,10 +191,18 @@ class Loop:
             async with asyncio.timeout(max(0.0, left.total_seconds())):
                 await self.wake.event.wait()
         except TimeoutError:
+            await self._pace(left)
             return
         debounce = self.settings.debounce
         apart = debounce - (time.monotonic() - self.last_pass)
         await asyncio.sleep(max(apart, debounce / FIRST_LOOK))
+
+    async def _pace(self, left: timedelta) -> None:
+        """A plan that writes in every pass and never comes to rest is a mistake; it must not be one at full speed."""
+        self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
+        if self._follow_ups > FOLLOW_UPS:
+            log.warning("passes make no progress", passes=self._follow_ups)
+            await asyncio.sleep(RETRY)
 
     async def _pass(self) -> datetime | None:
         """One round; returns when to look again at the latest."""
