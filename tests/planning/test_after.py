@@ -105,6 +105,19 @@ def test_a_wedge_is_cured_twice_and_then_the_node_is_failed(
     assert "gpusharing.dev/retry" in last.message
 
 
+def test_a_node_that_mig_manager_gave_up_shows_what_it_left_and_a_stuck_one_keeps_nvml_closed() -> None:
+    quiet = quiet_report(MIXED)
+    failed = after_pnr(changing(labels={MIG_STATE: "failed"}, now=60, gpunode=quiet))
+    request = only(failed)
+    assert (failed.phase, isinstance(request, EnsureGPUNode)) == (Phase.FAILED, True)
+    assert isinstance(request, EnsureGPUNode)
+    assert not request.quiet
+    stuck = replace(FENCE, attempt=3)
+    assert (
+        after_pnr(changing(labels={MIG_STATE: "pending"}, now=1200, gpunode=quiet, fence=stuck)).actions == ()
+    )
+
+
 RESTARTING = replace(FENCE, restart_uid=make_operand().uid, attempt=2)
 
 

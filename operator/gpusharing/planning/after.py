@@ -212,7 +212,9 @@ def _failed(case: NodeCase, mismatch: Mismatch) -> Verdict:
         )
     message = f"{mismatch.message}. The node stays cordoned; when the cause is gone: kubectl annotate node"
     message += f" {case.node.name} --overwrite {names.ANNOTATION_RETRY}=again"
-    return case.verdict(Phase.FAILED, mismatch.reason, message)
+    verdict = case.verdict(Phase.FAILED, mismatch.reason, message)
+    request = _verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
+    return verdict.then(request) if request is not None else verdict  # mig-manager rests: show what it left
 
 
 def _with_generation(action: object, generation: int) -> UpdateFence:
