@@ -3,6 +3,7 @@
 import asyncio
 import math
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
@@ -96,11 +97,16 @@ def fleet(scene: Scene, count: int) -> Iterator[Measured]:
     yield Measured(
         "rss_1000_nodes_mib", rss_mib(scene.operator.pid), f"VmRSS, {count} adopted nodes of 18 KB"
     )
-    span = scene.span()
+    span, used = scene.span(), time.process_time()
     asyncio.run(_relabel(scene, added))
+    used = (time.process_time() - used) * 1000 / count
     raw = _seconds(_on_nodes(scene.requests(span)))
     how = f"{count} Node PATCHes, first to last: adoption {operator:.2f} s; raw loop {raw:.2f} s; {PARALLEL} at once"
     yield Measured("relabel_1000_nodes_vs_raw_patch", operator / raw, how)
+    how = (
+        "CPU of one PATCH of that raw loop, its answer of 18 KB parsed: a yardstick for cpu_ms_per_transition"
+    )
+    yield Measured("raw_patch_cpu_ms", used, how)
 
 
 def _heavy(node: JSON) -> JSON:

@@ -5,7 +5,6 @@ credentials or a lost API server end the pass itself. The cache takes what the s
 meant to write (reliability-performance.md D12).
 """
 
-import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import structlog
 
 from gpusharing.api import names
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
+from gpusharing.controller.parallel import each
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES, KubeClient
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.errors import (
@@ -51,6 +51,7 @@ from gpusharing.planning.actions import (
 from gpusharing.planning.evictions import FIRST_WAIT, remember
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.verdict import Verdict
 from gpusharing.planning.views import Claim, ClusterSnapshot, EvictionMemory, NodeView
 
 log = structlog.get_logger()
@@ -119,6 +120,8 @@ class Executor:
     config_maps: Cache | None = None
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
     """By node and pod UID; in memory only."""
+    deleted: set[str] = field(default_factory=set)
+    """UIDs of mig-manager pods whose deletion the server accepted; a few in a process's life."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
     """Told after each action: for metrics."""
 
@@ -127,16 +130,11 @@ class Executor:
         outcome = Outcome()
         self._forget_refusals(snapshot)
         blocked = await self._shared(plan.shared, snapshot, outcome)
-        slots = asyncio.Semaphore(self.parallel)
 
-        async def one(node: str, actions: Iterable[Action]) -> None:
-            async with slots:
-                await self._node(node, actions, blocked, outcome)
+        async def node(verdict: Verdict) -> None:
+            await self._node(verdict.node, verdict.actions, blocked, outcome)
 
-        async with asyncio.TaskGroup() as group:
-            for node, verdict in plan.verdicts.items():
-                if verdict.actions:
-                    group.create_task(one(node, verdict.actions))
+        await each([verdict for verdict in plan.verdicts.values() if verdict.actions], node, self.parallel)
         return outcome
 
     def _forget_refusals(self, snapshot: ClusterSnapshot) -> None:
@@ -249,10 +247,14 @@ class Executor:
         self.gpunodes.accept(raw)
 
     async def _restart(self, action: RestartOperand) -> bool:
+        """A pod that the server took on for deletion is not deleted again: the watch may not have told of it yet."""
+        if action.uid in self.deleted:
+            return False
         try:
             await self.client.delete(PODS, action.name, namespace=action.namespace, uid=action.uid)
         except (NotFound, Conflict):
             return False
+        self.deleted.add(action.uid)
         return True
 
     # --- evictions (drain.md 1.3) ------------------------------------------------------------------------

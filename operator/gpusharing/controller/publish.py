@@ -5,7 +5,6 @@ pass more quickly are never shown. An end (Synced, Failed, Blocked ...) is writt
 any of it.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ import structlog
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.controller.parallel import each
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.planning.events import NodeEvent, node_events
@@ -73,17 +73,17 @@ class Publisher:
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
         """Returns when something that was held back is due."""
         due: list[datetime] = []
-        slots = asyncio.Semaphore(self.parallel)
 
         async def node(verdict: Verdict) -> None:
-            async with slots:
-                if (later := await self._node(verdict, plan, snapshot, now)) is not None:
-                    due.append(later)
+            if (later := await self._node(verdict, plan, snapshot, now)) is not None:
+                due.append(later)
 
-        async with asyncio.TaskGroup() as group:
-            for name, verdict in plan.verdicts.items():
-                if self._told.get(name) is not verdict or f"node/{name}" in self._held:
-                    group.create_task(node(verdict))
+        changed = [
+            verdict
+            for name, verdict in plan.verdicts.items()
+            if self._told.get(name) is not verdict or f"node/{name}" in self._held
+        ]
+        await each(changed, node, self.parallel)
         for name in self._told.keys() - plan.verdicts.keys():
             del self._told[name]
         for policy in snapshot.policies:

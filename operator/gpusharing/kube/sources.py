@@ -1,6 +1,7 @@
 """Everything the operator follows in the API, each kind by its own reflector. One callback: look again."""
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.policies import PolicyCache
+from gpusharing.kube.raw import section
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.views import GPUNodeView, Operand, Settings
 
@@ -94,7 +96,8 @@ class Sources:
         ours = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
         pods = agent_namespace or settings.namespace
         namespace = settings.gpu_operator_namespace
-        self.mirrors: dict[str, Mapping[str, Any]] = {}
+        self._mirrors: dict[str, str] = {}
+        """As JSON text, a fifth of the size: they are read only when something is about to be written."""
         self.policies = PolicyCache(client)
         self.nodes = follow(NODES, node_view)
         self.gpunodes = follow(GPUNODES, self._gpunode)
@@ -106,12 +109,15 @@ class Sources:
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
         """The view of a GPUNode; its mirror is kept aside, because nothing is decided from it."""
-        self.mirrors[raw["metadata"]["name"]] = (raw.get("status") or {}).get("transition") or {}
+        self._mirrors[raw["metadata"]["name"]] = json.dumps(section(raw, "status", "transition"))
         return gpunode_view(raw)
 
     def mirror(self, node: str) -> Mapping[str, Any]:
         """`status.transition` of a GPUNode as last read or written; empty when there is no GPUNode."""
-        return self.mirrors.get(node, {}) if node in self.gpunodes.items else {}
+        if node not in self.gpunodes.items:
+            return {}
+        mirror: Mapping[str, Any] = json.loads(self._mirrors.get(node, "{}"))
+        return mirror
 
     @property
     def required(self) -> Mapping[str, Reflector[Any]]:
