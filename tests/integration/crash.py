@@ -107,14 +107,17 @@ class Theatre:
         settings = {f"GPUSHARING_{name.upper()}": value for name, value in QUICK.items()}
         self.environment = stage.operator_environment(FACTOR) | settings | {"KUBECONFIG": str(kubeconfig)}
 
-    def run(self, scenario: Scenario, kill_at: int = 0) -> Outcome:
-        """Play it once; `kill_at`: kill -9 after that write, and start a new operator. 0: undisturbed."""
+    def run(self, scenario: Scenario, kill_at: int = 0, *, before: bool = False) -> Outcome:
+        """Play it once; `kill_at`: kill -9 after that write (or before it leaves), and start a new operator.
+
+        0: undisturbed.
+        """
         log = self.directory / f"{scenario.name}-{kill_at}.log"
         with self.product.pool(*scenario.cards, gpus=scenario.gpus) as pool:
             wait_for_pods(pool)
             scenario.prepare(pool)
             self.proxy.reset()
-            with self._operator(scenario, log, kill_at) as lives:
+            with self._operator(scenario, log, kill_at, before) as lives:
                 scenario.act(pool)
                 self._wait_calm(pool, scenario)
                 state = end_state(pool)
@@ -124,7 +127,7 @@ class Theatre:
         return Outcome(state, counted, restarts)
 
     @contextlib.contextmanager
-    def _operator(self, scenario: Scenario, log: Path, kill_at: int) -> Iterator[list[int]]:
+    def _operator(self, scenario: Scenario, log: Path, kill_at: int, before: bool) -> Iterator[list[int]]:
         """An operator that is started again when the proxy has killed it; yields the pids of all lives."""
         environment = self.environment | {"GPUSHARING_PUBLISH_PERIOD": str(scenario.publish_period)}
         lives: list[int] = []
@@ -142,7 +145,7 @@ class Theatre:
                     lives.append(self.nursery.start(environment, log))
 
         if kill_at:
-            self.proxy.arm(kill_at, kill)
+            self.proxy.arm(kill_at, kill, before=before)
         lives.append(self.nursery.start(environment, log))
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

@@ -39,7 +39,8 @@ REFUSED: dict[str, tuple[Object, tuple[str, ...]]] = {
     ),
     "a mode without its block": ({"mode": "TimeSlicing"}, ("timeSlicing", "replicas")),
     "a block without its mode": ({**SLICED, "mode": "Full"}, ("timeSlicing", "mode")),
-    "two blocks": ({**MIXED, "timeSlicing": {"replicas": 4}}, ("timeSlicing", "MIG")),
+    "two blocks": ({**SLICED, "mps": {"replicas": 4}}, ("mps", "mode")),
+    "MIG beside time-slicing": ({**SLICED, "mig": MIXED["mig"]}, ("mig", "mode")),
     "one replica": ({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}, ("timeSlicing.replicas", "2")),
     "a percentage that is none": (
         {**FULL, "rollout": {"maxUnavailable": "1000a%"}},

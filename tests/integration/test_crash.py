@@ -183,3 +183,15 @@ def test_a_kill_after_any_write_changes_nothing_in_the_end(theatre: Theatre, sce
         f" undisturbed {[len(one.applied) for one in reference]} writes"
     )
     assert not failures, "\n".join(failures)
+
+
+def test_a_kill_before_a_node_write_leaves_is_as_harmless(theatre: Theatre) -> None:
+    scenario = SCENARIOS[0]
+    reference = theatre.run(scenario)
+    points = [write.number for write in reference.log if "/nodes/" in write.path]
+    assert len(points) == 3, "fence, PNR, release"
+    failures = []
+    for number in points:
+        outcome = theatre.run(scenario, kill_at=number, before=True)
+        failures += [f"before write {number}: {text}" for text in complaints(scenario, [reference], outcome)]
+    assert not failures, "\n".join(failures)

@@ -30,9 +30,13 @@ def test_a_wedge_of_mig_manager_is_cured_by_restarting_its_pod(product: Product,
         pool.apply(MIXED)
         pool.wait_synced()
         deleted = [r for r in product.writes("pods", since=since) if r.verb == "delete"]
-        assert [r.namespace for r in deleted] == ["gpu-operator"]
-        assert events_of(pool, "ActuatorRestarted") == ["ActuatorRestarted"]
-        assert len(product.writes("nodes", pool.nodes[0], since)) == 4, "fence, PNR, attempt 2, release"
+        restarts = len({r.name for r in deleted})
+        assert len(deleted) == restarts, "no pod is deleted twice"
+        assert {r.namespace for r in deleted} == {"gpu-operator"}
+        assert restarts in (1, 2), "one is enough where the new pod starts in time; two are allowed"
+        assert events_of(pool, "ActuatorRestarted") == ["ActuatorRestarted"] * restarts
+        writes = product.writes("nodes", pool.nodes[0], since)
+        assert len(writes) == 3 + restarts, "fence, PNR, each further attempt, release"
 
 
 def test_a_failed_apply_keeps_the_node_cordoned_until_a_retry_repairs_it(product: Product) -> None:

@@ -2,15 +2,18 @@
 
 import contextlib
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from hack.cluster.api import Api
 from hack.cluster.process import free_ports, wait_until
 from hack.cluster.tokens import write_token_kubeconfig
-from tests.integration.product import FULL, LEASE, MIXED, SECONDS, SLICED, Product
+from tests.integration.product import FULL, LEASE, MIXED, NODES, SECONDS, SLICED, Product
 
 from hack import stage
 
@@ -55,6 +58,55 @@ class Watched:
     def log(self) -> str:
         """What it wrote so far."""
         return self.process.log.read_text()
+
+
+@contextlib.contextmanager
+def busy_neighbours(api: Api, *paths: str) -> Iterator[None]:
+    """Somebody else writes to these objects all the time, as kubelets and people do."""
+    ended = threading.Event()
+
+    def write() -> None:
+        count = 0
+        while not ended.is_set():
+            count += 1
+            for path in paths:
+                api.merge_patch(path, {"metadata": {"annotations": {"example.com/heartbeat": str(count)}}})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join()
+
+
+def test_writes_of_others_cost_a_second_look_and_nothing_else(product: Product) -> None:
+    watched = Watched(product, "crowded")
+    with watched.process, product.pool() as pool:
+        node = f"{NODES}/{pool.nodes[0]}"
+        since = product.mark()
+        pool.apply(SLICED)
+        with busy_neighbours(product.api, node, pool.path):
+            for spec in (FULL, SLICED, FULL):
+                pool.apply(spec)
+                pool.wait_synced()
+                if {"nodes", "gpusharingpolicies"} <= looked_again(product, since):
+                    break
+        assert {"nodes", "gpusharingpolicies"} <= looked_again(product, since)
+        refused = [
+            request
+            for request in product.requests(since)
+            if request.resource == "nodes" and request.is_write and request.status == 409
+        ]
+        assert refused, "a write on an older version is refused"
+        assert "unschedulable" not in pool.node()["spec"]
+        assert pool.node()["metadata"]["annotations"]["example.com/heartbeat"], "and theirs is still there"
+
+
+def looked_again(product: Product, since: int) -> set[str]:
+    """Resources of which the operator read a single object: it does so after a 409 only."""
+    return {request.resource for request in product.requests(since) if request.verb == "get"}
 
 
 def holder(product: Product) -> str:
