@@ -1,6 +1,7 @@
 """What is asked and what is answered: the request, the observation, and the patch that puts it on the server."""
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 from gpusharing.agent.library import Reading
@@ -87,7 +88,7 @@ class Observation:
         """
         wanted: JSON = wire(self)
         present = section(node, "status", "observed")
-        if _without_nulls(present) == _without_nulls(wanted):
+        if _same(present, wanted):
             return None
         gone = dict.fromkeys(sorted(section(present, "allocated").keys() - self.allocated.keys()))
         return {"status": {"observed": {**wanted, "allocated": {**self.allocated, **gone}}}}
@@ -95,11 +96,17 @@ class Observation:
 
 def wire(value: Any) -> Any:
     """JSON of our dataclasses, field names in the spelling of the wire."""
-    if is_dataclass(value):
-        return {_wire_name(each.name): wire(getattr(value, each.name)) for each in fields(value)}
+    if names := _names(type(value)):
+        return {key: wire(getattr(value, name)) for name, key in names}
     if isinstance(value, tuple | list):
         return [wire(item) for item in value]
     return value
+
+
+@cache
+def _names(kind: type) -> tuple[tuple[str, str], ...]:
+    """Field names of a dataclass with their spelling on the wire; empty for other types."""
+    return tuple((each.name, _wire_name(each.name)) for each in fields(kind)) if is_dataclass(kind) else ()
 
 
 def _wire_name(name: str) -> str:
@@ -107,10 +114,12 @@ def _wire_name(name: str) -> str:
     return _SPELT_OTHERWISE.get(name) or head + "".join(word.capitalize() for word in tail)
 
 
-def _without_nulls(value: Any) -> Any:
+def _same(present: Any, wanted: Any) -> bool:
     """The API server may drop null fields when it stores an object; absent and null mean the same to us."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+    if present == wanted:
+        return True
+    if isinstance(present, dict) and isinstance(wanted, dict):
+        return all(_same(present.get(key), wanted.get(key)) for key in present.keys() | wanted.keys())
+    if isinstance(present, list) and isinstance(wanted, list):
+        return len(present) == len(wanted) and all(map(_same, present, wanted))
+    return False
