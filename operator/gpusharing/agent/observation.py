@@ -1,7 +1,6 @@
 """What is asked and what is answered: the request, the observation, and the patch that puts it on the server."""
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cache
 from typing import Any
 
 from gpusharing.agent.library import Reading
@@ -11,6 +10,7 @@ from gpusharing.kube.raw import entries, part, section, text, whole
 
 _SPELT_OTHERWISE = {"request_id": "requestID", "memory_gb": "memoryGB", "memory_mib": "memoryMiB"}
 """Wire names that are not the plain camel case of ours (api/gpunode.py)."""
+_NAMES: dict[type[object], tuple[tuple[str, str], ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,13 @@ def wire(value: Any) -> Any:
     return value
 
 
-@cache
-def _names(kind: type) -> tuple[tuple[str, str], ...]:
+def _names(kind: type[object]) -> tuple[tuple[str, str], ...]:
     """Field names of a dataclass with their spelling on the wire; empty for other types."""
-    return tuple((each.name, _wire_name(each.name)) for each in fields(kind)) if is_dataclass(kind) else ()
+    known = _NAMES.get(kind)
+    if known is None:
+        own = fields(kind) if is_dataclass(kind) else ()
+        known = _NAMES[kind] = tuple((each.name, _wire_name(each.name)) for each in own)
+    return known
 
 
 def _wire_name(name: str) -> str:
