@@ -191,7 +191,7 @@ class FakeClient:
         cluster, wake = self.cluster, asyncio.Event()
         match = _matcher(label_selector, field_selector)
         closings, bookmarks, version = cluster.closings, cluster.bookmarks, int(resource_version)
-        watching = cluster.store.watching[resource]
+        watching, bookmark_due = cluster.store.watching[resource], False
         watching.add(wake)
         try:
             while cluster.closings == closings:
@@ -201,15 +201,16 @@ class FakeClient:
                     event = _event(change, namespace, match)
                     if event:
                         yield event
-                if cluster.bookmarks != bookmarks:
-                    bookmarks, version = cluster.bookmarks, cluster.store.version
+                if wake.is_set():
+                    continue  # a bookmark must not pass over what came meanwhile
+                if bookmark_due or cluster.bookmarks != bookmarks:
+                    bookmarks, version, bookmark_due = cluster.bookmarks, cluster.store.version, False
                     yield _bookmark(version)
                 try:
                     async with asyncio.timeout(cluster.bookmark_every):
                         await wake.wait()
                 except TimeoutError:
-                    version = cluster.store.version
-                    yield _bookmark(version)
+                    bookmark_due = True
         finally:
             watching.discard(wake)
 

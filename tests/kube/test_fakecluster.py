@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hack.sim.selectors import matcher, selects
 from tests.fakes.cluster import Crash, FakeCluster, Write
-from tests.fakes.virtualtime import run_virtually
+from tests.fakes.virtualtime import run_virtually, virtually
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import GPUNODES, NODES, PDBS, PODS
@@ -192,6 +192,25 @@ async def test_an_eviction_in_a_terminating_namespace_is_no_lack_of_rights() -> 
     with pytest.raises(errors.Forbidden) as refused:
         await cluster.client("operator").evict("team-a", "llm-0", uid)
     assert refused.value.namespace_terminating
+
+
+@virtually
+async def test_a_bookmark_never_passes_over_an_event_of_the_same_moment() -> None:
+    cluster = FakeCluster(bookmark_every=60)
+    seen: list[str] = []
+
+    async def follow() -> None:
+        async for event in cluster.client("operator").watch(NODES, str(cluster.store.version)):
+            seen.append(event.object["metadata"].get("name", "bookmark"))
+
+    task = asyncio.create_task(follow())
+    for number in range(3):
+        await asyncio.sleep(60)
+        cluster.add(NODES, node(f"gpu-{number}"))
+    await asyncio.sleep(1)
+    task.cancel()
+    assert [name for name in seen if name != "bookmark"] == ["gpu-0", "gpu-1", "gpu-2"]
+    assert "bookmark" in seen
 
 
 @pytest.mark.parametrize("selector", ["a in (", "a==b c", "a,,b"])
