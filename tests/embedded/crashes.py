@@ -56,7 +56,7 @@ class Run:
 async def create(stage: Scene) -> None:
     """A policy on nodes without pods."""
     stage.apply(MIXED)
-    await stage.ready()
+    await stage.ready(seconds=HOUR)
 
 
 async def create_with_pods(stage: Scene) -> None:
@@ -68,7 +68,7 @@ async def create_with_pods(stage: Scene) -> None:
     stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
     await asyncio.sleep(60)
     stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
-    await stage.ready()
+    await stage.ready(seconds=HOUR)
     await stage.e.until(lambda: "3/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
 
 
@@ -77,7 +77,7 @@ async def retarget(stage: Scene) -> None:
     stage.apply(MIXED)
     await stage.any_fenced("actuating")
     stage.apply(OTHER_MIXED)
-    await stage.ready()
+    await stage.ready(seconds=HOUR)
 
 
 async def node_deleted(stage: Scene) -> None:
@@ -86,7 +86,7 @@ async def node_deleted(stage: Scene) -> None:
     name = await stage.any_fenced("actuating")
     stage.e.cluster.delete(NODES, name)
     await asyncio.sleep(1)
-    await stage.ready()
+    await stage.ready(seconds=HOUR)
 
 
 async def policy_deleted(stage: Scene) -> None:
@@ -105,15 +105,15 @@ async def gpunodes_deleted(stage: Scene) -> None:
         await stage.any_fenced(moment)
         for raw in stage.e.cluster.objects(GPUNODES):
             stage.e.cluster.delete(GPUNODES, raw["metadata"]["name"])
-    await stage.ready()
+    await stage.ready(seconds=HOUR)
 
 
 async def two_steps(stage: Scene) -> None:
     """From MPS to MIG, which stops at whole GPUs in between."""
     stage.apply(MPS)
-    await stage.ready()
+    await stage.ready(seconds=HOUR)
     stage.apply(MIXED)
-    await stage.ready()
+    await stage.ready(seconds=HOUR)
 
 
 GOLDEN: Mapping[str, Golden] = {

@@ -27,6 +27,8 @@ from gpusharing.planning.views import Settings as PlanSettings
 
 H100, A100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S"
 HOUR = 3600.0
+BEFORE_LISTS = 590.0
+"""Seconds in which a rollout of a few nodes is done, and before a list of everything would heal a lost event."""
 
 FULL: JSON = {"mode": "Full"}
 SLICED: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
@@ -109,7 +111,7 @@ class Scene:
         """Create or change a policy."""
         self.e.apply(policy(spec, name, pool, **more))
 
-    async def ready(self, *policies: str, seconds: float = HOUR) -> None:
+    async def ready(self, *policies: str, seconds: float = BEFORE_LISTS) -> None:
         """Wait for Ready of the present generation of policies, by default of pool-b."""
         await self.e.ready(*(policies or ("pool-b",)), seconds=seconds)
 

@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from tests.embedded.stage import FULL, MIXED, SINGLE, SLICED, Scene, node, nodes, scene
+from tests.embedded.stage import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
 
@@ -33,7 +33,7 @@ async def test_a_wedge_of_mig_manager_is_cured_by_one_restart_of_its_pod(wedge: 
         await asyncio.sleep(10)
         stage.e.world.inject("gpu-1", wedge)
         stage.apply(MIXED)
-        await stage.ready()
+        await stage.ready(seconds=HOUR)
         assert_as_wanted(stage, MIXED, "gpu-1")
         assert restarts(stage) == 1
         assert stage.events()["ActuatorRestarted"] == 1
