@@ -14,7 +14,7 @@ from hack import stage
 from hack.bench import traffic
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
-from hack.bench.scene import FACTOR, FULL, SMALL_SLICES, Scene, Span
+from hack.bench.scene import FULL, SMALL_SLICES, Scene, Span
 from hack.cluster import nodes
 from hack.cluster.audit import Request
 
@@ -38,7 +38,7 @@ def roll(scene: Scene, count: int) -> Iterator[Measured]:
     used = cpu_ms(scene.operator.pid) - used
     counts = scene.counts(span)
     writes = _node_writes(scene, span)
-    drain = (stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]) / FACTOR
+    drain = (stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]) / scene.factor
     actuation = statistics.median(actuation_seconds(times) for times in writes.values())
     begin = min(own[0] for own, _ in writes.values())
     end = max(own[-1] for own, _ in writes.values())
@@ -47,7 +47,7 @@ def roll(scene: Scene, count: int) -> Iterator[Measured]:
     how = (
         f"{count} nodes, {rounds} rounds x ({drain:.2f} s settle and idle + {actuation:.2f} s median from PNR to the"
         f" node software's last write) = {ideal:.1f} s; first fence to last release {real:.1f} s;"
-        f" hardware and waits {FACTOR:g}x"
+        f" hardware and waits {scene.factor:g}x"
     )
     yield Measured("roll_efficiency", ideal / real, how)
     yield Measured(
@@ -94,9 +94,7 @@ def fleet(scene: Scene, count: int) -> Iterator[Measured]:
     scene.wait_ready([FLEET], 120)
     scene.wait_silent()
     operator = _seconds(_on_nodes(scene.requests(span)))
-    yield Measured(
-        "rss_1000_nodes_mib", rss_mib(scene.operator.pid), f"VmRSS, {count} adopted nodes of 18 KB"
-    )
+    long_lived = rss_mib(scene.operator.pid)
     span, used = scene.span(), time.process_time()
     asyncio.run(_relabel(scene, added))
     used = (time.process_time() - used) * 1000 / count
@@ -107,6 +105,12 @@ def fleet(scene: Scene, count: int) -> Iterator[Measured]:
         "CPU of one PATCH of that raw loop, its answer of 18 KB parsed: a yardstick for cpu_ms_per_transition"
     )
     yield Measured("raw_patch_cpu_ms", used, how)
+    how = "VmRSS of the operator that went through all of the above and adopted them"
+    yield Measured("rss_1000_nodes_long_lived_mib", long_lived, how)
+    scene.restart_operator()
+    scene.wait_silent(seconds=10)
+    how = f"VmRSS of an operator started on {count} adopted nodes of 18 KB, idle"
+    yield Measured("rss_1000_nodes_mib", rss_mib(scene.operator.pid), how)
 
 
 def _heavy(node: JSON) -> JSON:

@@ -20,6 +20,8 @@ from hack.cluster.process import free_ports, wait_until
 
 FACTOR = 20.0
 """The SIMULATED hardware, and the operator's waits for hardware and kubelets, run so much faster than life."""
+ROLL_FACTOR = 5.0
+"""A roll of 200 nodes keeps 20 in flight: at 20x its 200 requests a second measure the machine, not the operator."""
 SHELL_DEFAULTS = {"publish_period": "2.0", "pending_period": "60.0"}
 """What hack/stage.py scales and the bench does not: how often people's view is written is part of the cost."""
 LOOK = 1.0
@@ -49,11 +51,22 @@ class Scene:
     directory: Path
     operator: stage.Process
     metrics_port: int
+    factor: float
 
     @property
     def api(self) -> Api:
         """As admin."""
         return self.plane.api
+
+    def wait_started(self) -> None:
+        """Until the operator answers."""
+        wait_until(lambda: _answers(self.metrics_port), 30, "the operator to start")
+
+    def restart_operator(self) -> None:
+        """A new process of the operator, which knows nothing yet."""
+        self.operator.stop()
+        self.operator.start()
+        self.wait_started()
 
     # --- pools ---------------------------------------------------------------------------------------------
 
@@ -149,8 +162,8 @@ class Scene:
 
 
 @contextmanager
-def open_scene() -> Iterator[Scene]:
-    """Start everything; stop it at the end."""
+def open_scene(factor: float = FACTOR) -> Iterator[Scene]:
+    """Start everything, with time running `factor` times as fast for hardware and waits; stop it at the end."""
     with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         install.install_gpu_operator(plane.api)
@@ -158,11 +171,11 @@ def open_scene() -> Iterator[Scene]:
         port = free_ports(1)[0]
         settings = {**SHELL_DEFAULTS, "metrics_port": str(port)}
         with (
-            stage.node_software(plane.kubeconfig, directory, FACTOR),
-            image.operator(plane.api, directory, FACTOR, **settings) as operator,
+            stage.node_software(plane.kubeconfig, directory, factor),
+            image.operator(plane.api, directory, factor, **settings) as operator,
         ):
-            scene = Scene(plane, directory, operator, port)
-            wait_until(lambda: _answers(port), 30, "the operator to start")
+            scene = Scene(plane, directory, operator, port, factor)
+            scene.wait_started()
             yield scene
 
 

@@ -127,8 +127,8 @@ class _Damaged(ValueError):
     """The record cannot be read; the text says why."""
 
 
-# A Node is read again at every label change on it, mostly with the same records.
-@lru_cache(maxsize=4096)
+# A Node is read again at every label change on it, mostly with the same records; few nodes are in flight at once.
+@lru_cache(maxsize=256)
 def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | None, str]:
     try:
         return _decode(kind, _load(text)), ""
