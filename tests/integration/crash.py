@@ -23,8 +23,8 @@ from tests.integration.product import FACTOR, GPUNODES, LEASE, NODES, WAITS, Poo
 from hack import stage
 
 SECONDS = 40.0
-CALM = 0.6
-"""Seconds without a write after which a run is over; longer than every wait of the operator in these runs."""
+CALM = 0.7
+"""Seconds without a write under a leader after which a run is over; longer than every wait in these runs."""
 OUR_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 CONFIG_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 QUICK = {
@@ -139,9 +139,9 @@ class Theatre:
         def watch() -> None:
             while not ended.is_set():
                 if self.proxy.sprung.wait(0.05):
-                    self.proxy.sprung.clear()
                     wait_until(lambda: not pid_exists(lives[-1]), 10, "the killed operator to end")
                     self._forget_holder()
+                    self.proxy.sprung.clear()
                     lives.append(self.nursery.start(environment, log))
 
         if kill_at:
@@ -167,13 +167,22 @@ class Theatre:
         seen, since = -1, time.monotonic()
         while True:
             now = len([write for write in self.proxy.writes if write.number])
-            if now != seen or self.proxy.sprung.is_set() or not scenario.done(pool):
+            if now != seen or not self._leads() or not scenario.done(pool):
                 seen, since = now, time.monotonic()
             if time.monotonic() - since > CALM:
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no end after {SECONDS:.0f} s: {json.dumps(end_state(pool))[:3000]}")
             time.sleep(0.03)
+
+    def _leads(self) -> bool:
+        """An operator holds the Lease: the one that was killed does not any more."""
+        if self.proxy.sprung.is_set():
+            return False
+        try:
+            return bool(self.product.api.get(LEASE)["spec"].get("holderIdentity"))
+        except ApiError:
+            return False
 
     def clear(self) -> None:
         """Nothing of an earlier run is left for the next one."""

@@ -94,7 +94,9 @@ def test_a_success_that_the_hardware_belies_is_not_believed(product: Product) ->
         pool.wait_synced()
         pool.inject("wedge-pending")
         pool.apply(MIXED)
-        pool.wait(lambda: pool.labels().get(STATE) == "pending", "mig-manager to begin")
+        pool.wait(
+            lambda: "paused-for-mig-change" in pool.labels().values(), "mig-manager to pause the operands"
+        )
         deploy = {key: "true" for key, value in pool.labels().items() if value == "paused-for-mig-change"}
         labels = {STATE: "success", **deploy}
         product.api.merge_patch(f"{NODES}/{node}", {"metadata": {"labels": labels}})

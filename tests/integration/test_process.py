@@ -194,7 +194,8 @@ def test_without_rights_the_message_names_verb_resource_and_chart_value(
 
 
 def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) -> None:
-    watched = Watched(product, "outage")
+    # On a slow machine the API server needs more than ten seconds until it answers again; that must not be the issue.
+    watched = Watched(product, "outage", lease_seconds="60", renew_deadline="50")
     with watched.process as process, product.pool() as pool:
         watched.wait("/readyz", 200)
         pool.apply(FULL)
