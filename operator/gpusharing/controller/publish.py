@@ -22,7 +22,7 @@ from gpusharing.planning.mirror import transition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.status import policy_status
 from gpusharing.planning.verdict import Verdict
-from gpusharing.planning.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 
 log = structlog.get_logger()
 
@@ -68,6 +68,8 @@ class Publisher:
     _differs_since: dict[str, datetime] = field(default_factory=dict)
     _held: set[str] = field(default_factory=set)
     """Mirrors that are due though their verdict did not change."""
+    _seen: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
+    """The objects of the last pass, compared by identity."""
     _serial: int = 0
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
@@ -78,24 +80,30 @@ class Publisher:
             if (later := await self._node(verdict, plan, snapshot, now)) is not None:
                 due.append(later)
 
-        changed = [
-            verdict
-            for name, verdict in plan.verdicts.items()
-            if self._told.get(name) is not verdict or f"node/{name}" in self._held
-        ]
+        changed = [verdict for verdict in plan.verdicts.values() if self._is_news(verdict, snapshot)]
         await each(changed, node, self.parallel)
         for name in self._told.keys() - plan.verdicts.keys():
-            del self._told[name]
+            del self._told[name], self._seen[name]
+            self._held.discard(f"node/{name}")
         for policy in snapshot.policies:
             if (later := await self._status(policy, plan, snapshot, now)) is not None:
                 due.append(later)
         return min(due, default=None)
 
+    def _is_news(self, verdict: Verdict, snapshot: ClusterSnapshot) -> bool:
+        """Whether the mirror may have to change: it shows the verdict and the node, and stands on the GPUNode."""
+        name = verdict.node
+        seen = (snapshot.nodes[name], snapshot.gpunodes.get(name))
+        before, self._seen[name] = self._seen.get(name), seen
+        same = before is not None and before[0] is seen[0] and before[1] is seen[1]
+        return not same or self._told.get(name) != verdict or f"node/{name}" in self._held
+
     async def _node(
         self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
         before = self._told.get(verdict.node)
-        if before is not verdict:
+        self._held.add(f"node/{verdict.node}")  # until the mirror is known to be right, whatever ends this before
+        if before != verdict:
             self._told[verdict.node] = verdict
             self.on_verdict(before, verdict)
             await self._tell(node_events(before, verdict), verdict, plan, now)
@@ -106,19 +114,20 @@ class Publisher:
     async def _mirror(self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
-            self._held.add(key)  # it is being created in this pass
-            return None
-        self._held.discard(key)
+            return None  # it is being created in this pass
         previous = self.statuses.mirror(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
         if wanted == previous:
             self._differs_since.pop(key, None)
+            self._held.discard(key)
             return None
         if verdict.phase not in RESTING and (later := self._hold(key, now, self.period)) is not None:
-            self._held.add(key)
             return later
         body = {"status": {"transition": wanted}}
-        return await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.accept_gpunode)
+        later = await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.accept_gpunode)
+        if later is None:
+            self._held.discard(key)
+        return later
 
     async def _status(
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
@@ -154,7 +163,6 @@ class Publisher:
         except (Unauthorized, Unavailable):
             raise
         except KubeError as error:
-            self._held.add(key)
             log.warning("status not written", object=key, error=str(error) or repr(error))
             return now + timedelta(seconds=max(self.period, 1.0))
         return None

@@ -55,14 +55,14 @@ class Reflector(Generic[View]):
         label_selector: str = "",
         field_selector: str = "",
         on_change: Callable[[str], None] = _ignore,
-        page_size: int = 50,
+        page_size: int = 25,
         relist_after: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_change` is told the name of an object that came, went or changed in its projection.
 
         Objects are stored by name; those of a namespaced kind over all namespaces by `namespace/name`. Pages of
-        50 keep the peak of memory low: the raw objects of one page are all that is held besides the views.
+        25 keep the peak of memory low: the raw objects of one page are all that is held besides the views.
         """
         self.items: Mapping[str, View]
         """The views by name; a live read-only mapping, copy it for a snapshot."""
