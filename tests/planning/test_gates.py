@@ -50,6 +50,7 @@ def drifted(**fields: Any) -> NodeCase:
 DEFERRED = Deferred(2, at(60), "DrainTimeout", 1, "")
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=False))
 PAUSED = make_policy(rollout={"paused": True})
+MIG_FILE = make_stack(MIXED).mig_file
 CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "the node is being deleted": (make_case(MIXED, node={"deleting": True}), Reason.NODE_NOT_READY, None),
     "the node is not Ready": (make_case(MIXED, node={"ready": False}), Reason.NODE_NOT_READY, None),
@@ -84,6 +85,19 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         make_case(MIXED, stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING, None),
     "the mig-parted entry is not written": (
         make_case(MIXED, stack=make_stack(MIXED, mig_file=migfile.render({}))), Reason.CONFIG_PROPAGATING, None),
+    "somebody edited the configuration": (
+        make_case(MIXED, stack=make_stack(MIXED, plugin_configs=dict.fromkeys(make_stack(MIXED).plugin_configs, ""))),
+        Reason.CONFIG_PROPAGATING, None),
+    "somebody gave the mig-parted entry another meaning": (
+        make_case(MIXED, stack=make_stack(MIXED, mig_file=MIG_FILE.replace("3g.40gb: 2", "3g.40gb: 1"))),
+        Reason.CONFIG_PROPAGATING, None),
+    "somebody made the mig-parted file one that is refused": (
+        make_case(MIXED, stack=make_stack(MIXED, mig_file=MIG_FILE + "mine: 1\n")),
+        Reason.CONFIG_PROPAGATING, None),
+    "somebody removed the times of writing": (
+        make_case(MIXED, stack=make_stack(MIXED, written={})), Reason.CONFIG_PROPAGATING, None),
+    "the configuration may not be written": (
+        make_case(MIXED, stack=make_stack(FULL, write_error="no right")), Reason.CONFIG_NOT_WRITTEN, None),
     "the configuration was written a moment ago": (
         make_case(MIXED, stack=make_stack(MIXED, written_at=at(-100))), Reason.CONFIG_PROPAGATING, at(20)),
 }  # fmt: skip

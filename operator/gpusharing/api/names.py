@@ -33,6 +33,8 @@ ANNOTATION_FORCE_RELEASE = f"{PREFIX}force-release"
 """`true` on a policy under deletion: drop its claims and the finalizer, keep every cordon."""
 ANNOTATION_CLAIMS = f"{PREFIX}claims"
 """On the leader Lease: JSON map of node name to the claim that holds a slot of the disruption budget."""
+LABEL_MANAGED_BY, MANAGED_BY = "app.kubernetes.io/managed-by", "gpusharing-operator"
+"""On our ConfigMaps: who keeps them."""
 FINALIZER = f"{PREFIX}in-flight"
 """On a policy only while one of its nodes is in flight."""
 

@@ -240,6 +240,7 @@ class Loop:
         self.plan = plan
         lap()
         outcome = await self.executor.execute(plan, snapshot)
+        self.gatherer.write_error = self.executor.write_error
         self.gatherer.remember_differing(plan.differing, now)
         lap()
         await self._published()

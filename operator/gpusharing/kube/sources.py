@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -44,10 +45,12 @@ class PodPlace:
 
 @dataclass(frozen=True, slots=True)
 class ConfigMapView:
-    """Data and the annotation that tells when each entry was written."""
+    """Data, the annotation that tells when each entry was written, and whether our label is on it."""
 
     data: Mapping[str, str]
     annotations: Mapping[str, str]
+    uid: str = ""
+    labelled: bool = False
 
 
 def _pod_place(raw: JSON) -> PodPlace:
@@ -65,7 +68,9 @@ def _config_map(raw: JSON, wanted: frozenset[str]) -> ConfigMapView:
     name = metadata.get("name", "")
     if name not in wanted and not name.endswith(NODE_CONFIG_SUFFIX):
         return ConfigMapView({}, {})
-    return ConfigMapView(dict(raw.get("data") or {}), dict(metadata.get("annotations") or {}))
+    labelled = (metadata.get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY
+    annotations = dict(metadata.get("annotations") or {})
+    return ConfigMapView(dict(raw.get("data") or {}), annotations, str(metadata.get("uid", "")), labelled)
 
 
 class Sources:

@@ -119,7 +119,7 @@ def _as_wanted(case: NodeCase, target: Target) -> Verdict:
         return case.verdict(Phase.BLOCKED, Reason.AGENT_NOT_READY, message)
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
-    record = Verified(case.owner, target.mig_config, target.plugin_key, retry=node.retry)
+    record = Verified(case.owner, target.mig_config, target.plugin_key, retry=node.retry, layout=target.text)
     verdict = case.verdict(
         Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; taken over without a change"
     )

@@ -87,6 +87,9 @@ class Reason(StrEnum):
     AGENT_ERROR = ("AgentError", "Node", _PERSON,
         "The agent runs but cannot read the GPUs; its words are in the message.",
         "Check the NVIDIA driver on the node.")
+    CONFIG_NOT_WRITTEN = ("ConfigNotWritten", "Node", _PERSON,
+        "The API server refuses to let us write the ConfigMap that the node needs; its words are in the message.",
+        "Grant the right that the message names, or correct what it says.")
     SUPERSEDED = ("Superseded", "Node", _PERSON,
         "Another policy owns the node: by higher priority, or because it had it first.",
         "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
@@ -212,7 +215,8 @@ class Reason(StrEnum):
         "The GPUs are not divided as wanted, as the agent reads them.")
     ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
         "The node does not offer the resource names and counts that the mode predicts.",
-        "When it lasts, read the log of the device plugin on the node.")
+        "When it lasts, read the log of the device plugin on the node. A plugin that read a configuration while "
+        "somebody had edited it reads it anew when its pod is deleted.")
     LABEL_MISMATCH = ("LabelMismatch", "Proof", _LATER,
         "The labels of GPU Feature Discovery do not say what the mode predicts.",
         "When it lasts, read the log of gpu-feature-discovery on the node.")
@@ -286,6 +290,11 @@ class Reason(StrEnum):
         "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have "
         "no effect.",
         "Run the command in the message once.")
+    CONFIG_MAP_TAKEN = (
+        "ConfigMapTaken", "Accepted", _PERSON,
+        "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
+        "Run one of the commands in the message: hand the ConfigMap over, or remove it.",
+    )
     MIG_MANAGER_DISABLED = (
         "MigManagerDisabled", "Accepted", _PERSON,
         "The policy wants MIG, and ClusterPolicy migManager.enabled is false: nobody would act on our label.",

@@ -262,31 +262,12 @@ def _wanted_layouts(
 def _named(
     name: str, node: str, gpus: Sequence[GpuView], stack: StackView
 ) -> tuple[Layout | None, ...] | Unsupported:
-    found = resolve_name(name, node, gpus, stack)
+    found = migfile.resolve_name(name, node, gpus, stack)
     if isinstance(found, migfile.Unresolved):
         return Unsupported(
             Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found.why}"
         )
     return found
-
-
-def resolve_name(
-    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
-) -> tuple[Layout | None, ...] | migfile.Unresolved:
-    """What a mig.config name means on a node: our file, the admin's entries, or what mig-manager generated."""
-    if stack.serves_our_mig_file:
-        for text in (stack.admin_mig_file, stack.mig_file):
-            if entry := migfile.parse(text).get(name):
-                return migfile.resolve(entry, gpus)
-        return migfile.well_known(gpus, name)
-    entries = migfile.parse(stack.generated_mig_files.get(node, ""))
-    if not entries:
-        return migfile.Unresolved(
-            f"ConfigMap {node}-mig-config, where mig-manager lists its names, is not there"
-        )
-    if name not in entries:
-        return migfile.Unresolved(f"mig-manager on {node} offers {', '.join(sorted(entries))}")
-    return migfile.resolve(entries[name], gpus)
 
 
 def _own(
@@ -396,5 +377,4 @@ __all__ = [
     "is_gpu_resource",
     "plugin_config",
     "predict_resources",
-    "resolve_name",
 ]

@@ -21,10 +21,10 @@ from gpusharing.api.names import Mode
 from gpusharing.planning import pluginversions
 from gpusharing.planning.cards import bare_product
 from gpusharing.planning.geometry import Layout, resource_name
-from gpusharing.planning.migfile import Unresolved
+from gpusharing.planning.migfile import Unresolved, resolve_name
 from gpusharing.planning.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.target import Target, describe_layouts, is_gpu_resource, resolve_name
+from gpusharing.planning.target import Target, describe_layouts, is_gpu_resource
 from gpusharing.planning.views import GpuView, NodeView, ObservedView, StackView
 
 EXCLUSIVE = "ExclusiveProcess"
@@ -165,8 +165,8 @@ def _fixed_strategy(stack: StackView) -> MigStrategy | None:
 
 def _plugin(case: Case) -> Mismatch | None:
     key = case.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
-    if key == case.target.plugin_key and key in case.stack.plugin_configs:
-        return None
+    if key == case.target.plugin_key:
+        return None  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
     config = effective_plugin_config(case.node, case.stack)
     if config is None:
         return Mismatch(

@@ -7,7 +7,7 @@ input, so verdicts are memoised on identity. The executor takes the resourceVers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -84,6 +84,8 @@ class Verified:
     """The policy generation in which drift was already put right once; 0: never."""
     retry: str = ""
     """The value of the retry annotation at the time; another one allows one more correction."""
+    layout: str = ""
+    """What the pair meant, for an admin may change what an entry of theirs means; empty: not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,16 @@ class StackView:
     """The device-plugin ConfigMap is there; NVIDIA's pods cannot start while ClusterPolicy names one that is not."""
     serves_our_mig_file: bool = False
     """ClusterPolicy points mig-manager at our ConfigMap."""
+    marked: bool = True
+    """Our label is on our two ConfigMaps, as far as they exist."""
+    write_error: str = ""
+    """Why the last write of them was refused."""
+    foreign_map: str = ""
+    """Name of a ConfigMap that somebody else made and filled under the name of ours."""
+    seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    """Configurations named by their content that this process has read: what is lost can be put back."""
+    seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The same of the mig-parted file."""
 
 
 @dataclass(frozen=True, slots=True)
