@@ -102,7 +102,9 @@ class Publisher:
         self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
         before = self._told.get(verdict.node)
-        self._held.add(f"node/{verdict.node}")  # until the mirror is known to be right, whatever ends this before
+        self._held.add(
+            f"node/{verdict.node}"
+        )  # until the mirror is known to be right, whatever ends this before
         if before != verdict:
             self._told[verdict.node] = verdict
             self.on_verdict(before, verdict)
