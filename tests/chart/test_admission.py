@@ -54,9 +54,18 @@ def mighty_agent(installed: Installed, agent: Api) -> Iterator[Api]:
         "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": [account],
     }
+
+    def mighty() -> bool:
+        try:
+            return bool(agent.list(NODES))
+        except ApiError:
+            return False
+
     installed.admin.create(path, binding)
+    wait_until(mighty, SECONDS, "the new binding to count")
     yield agent
     installed.admin.delete(f"{path}/mighty-agent")
+    wait_until(lambda: not mighty(), SECONDS, "the deleted binding to count no more")
 
 
 # --- the agent -------------------------------------------------------------------------------------------

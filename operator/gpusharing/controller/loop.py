@@ -30,6 +30,9 @@ log = structlog.get_logger()
 
 FIRST_LOOK = 4
 """The first event after a quiet time waits for this part of the debounce: what belongs together comes within it."""
+AT_ONCE = 2
+"""Follow-ups without a break: configuration, then fence. In a long row of them other nodes keep a large pool busy, and
+every pass looks at all of it."""
 FOLLOW_UPS = 30
 """Passes that may follow one another at once. More of them make no progress and would press the API server."""
 RETRY = 2.0
@@ -203,6 +206,8 @@ class Loop:
         if self._follow_ups > FOLLOW_UPS:
             log.warning("passes make no progress", passes=self._follow_ups)
             await asyncio.sleep(RETRY)
+        elif self._follow_ups > AT_ONCE:
+            await asyncio.sleep(self.settings.debounce / FIRST_LOOK)
 
     async def _pass(self) -> datetime | None:
         """One round; returns when to look again at the latest."""

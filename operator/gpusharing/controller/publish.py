@@ -70,6 +70,8 @@ class Publisher:
     """Mirrors that are due though their verdict did not change."""
     _seen: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
     """The objects of the last pass, compared by identity."""
+    _shown: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    """By policy: what decided the status of its conditions when they were last looked at."""
     _serial: int = 0
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
@@ -85,6 +87,10 @@ class Publisher:
         for name in self._told.keys() - plan.verdicts.keys():
             del self._told[name], self._seen[name]
             self._held.discard(f"node/{name}")
+            self._differs_since.pop(f"node/{name}", None)
+        for name in self._shown.keys() - plan.pools.keys():
+            del self._shown[name]
+            self._differs_since.pop(f"policy/{name}", None)
         for policy in snapshot.policies:
             if (later := await self._status(policy, plan, snapshot, now)) is not None:
                 due.append(later)
@@ -123,7 +129,10 @@ class Publisher:
             self._differs_since.pop(key, None)
             self._held.discard(key)
             return None
-        if verdict.phase not in RESTING and (later := self._hold(key, now, self.period)) is not None:
+        if (
+            verdict.phase not in RESTING
+            and (later := self._hold(key, now, timedelta(seconds=self.period))) is not None
+        ):
             return later
         body = {"status": {"transition": wanted}}
         later = await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.accept_gpunode)
@@ -134,24 +143,33 @@ class Publisher:
     async def _status(
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
+        key = f"policy/{policy.name}"
+        grounds = _grounds(policy, plan, snapshot)
+        before, self._shown[policy.name] = self._shown.get(policy.name), grounds
+        since = self._differs_since.get(key)
+        if grounds == before and since is not None and (due := since + self._lag) > now:
+            return due  # numbers and messages: nobody needs them before they are due
         previous = self.statuses.policy_status(policy.name)
         wanted = policy_status(policy, plan, snapshot, previous, now)
-        key = f"policy/{policy.name}"
         if {name: value for name, value in wanted.items() if value is not None} == dict(previous):
             self._differs_since.pop(key, None)
             return None
         urgent = wanted["observedGeneration"] != previous.get("observedGeneration") or _statuses(
             wanted
         ) != _statuses(previous)
-        if not urgent and (later := self._hold(key, now, self.period * POOL_FACTOR)) is not None:
+        if not urgent and (later := self._hold(key, now, self._lag)) is not None:
             return later
         body = {"status": _replacing(wanted, previous)}
         return await self._write(key, now, POLICIES, policy.name, body, self.statuses.accept_policy)
 
-    def _hold(self, key: str, now: datetime, period: float) -> datetime | None:
+    @property
+    def _lag(self) -> timedelta:
+        return timedelta(seconds=self.period * POOL_FACTOR)
+
+    def _hold(self, key: str, now: datetime, period: timedelta) -> datetime | None:
         """When the change may be written, if that is later than now."""
         since = self._differs_since.setdefault(key, now)
-        due = since + timedelta(seconds=period)
+        due = since + period
         return due if due > now else None
 
     async def _write(
@@ -219,6 +237,17 @@ class Publisher:
             },
             "related": {"apiVersion": "v1", "kind": "Node", "name": node},
         }
+
+
+def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
+    """Whatever can turn a condition from one status to another (planning/status.py); far less than the whole status."""
+    verdicts, nodes = plan.verdicts, snapshot.nodes
+    seen = {
+        (verdict.phase, verdict.reason, bool(verdict.actions), nodes[verdict.node].ready)
+        for name in plan.pools[policy.name].names
+        if (verdict := verdicts[name])
+    }
+    return policy.uid, policy.generation, policy.deleting, plan.objections.get(policy.name), seen
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
