@@ -6,9 +6,9 @@ from datetime import datetime
 
 from tests.build import NOW, at, make_stack
 
+from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import JSON
-from gpusharing.kube.written import ANNOTATION_WRITTEN
 from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
 

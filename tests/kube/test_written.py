@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 import pytest
 from tests.build import NOW, at
 
+from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.kube.sources import ConfigMapView
-from gpusharing.kube.written import ANNOTATION_WRITTEN, KEPT, OurConfigMaps, parse_written
+from gpusharing.kube.written import KEPT, OurConfigMaps, parse_written
 from gpusharing.planning import migfile
 from gpusharing.planning.pluginconfig import key_for
 
@@ -54,33 +55,6 @@ def test_only_so_many_are_remembered_the_newest_ones() -> None:
     for text in texts:
         ours.read(plugin_map(True, **{key_for("p", text): text}), None)
     assert list(ours.seen_plugin_configs.values()) == texts[10:]
-
-
-@pytest.mark.parametrize(
-    ("found", "foreign"),
-    [
-        (plugin_map(theirs="x"), True),
-        (plugin_map(), False),
-        (plugin_map(True, theirs="x"), False),
-        (plugin_map(written="{}", theirs="x"), False),
-    ],
-    ids=["filled by somebody else", "empty", "with our label", "with our times"],
-)
-def test_a_config_map_is_somebody_elses_when_it_holds_something_and_never_had_a_mark_of_ours(
-    found: ConfigMapView, foreign: bool
-) -> None:
-    ours = OurConfigMaps()
-    ours.read(found, None)
-    assert ours.is_foreign(ours.plugin) is foreign
-
-
-def test_marks_that_somebody_took_off_are_remembered_for_this_very_object() -> None:
-    ours = OurConfigMaps()
-    ours.read(plugin_map(True, a="x"), None)
-    ours.read(plugin_map(a="x"), None)
-    assert (ours.is_foreign(ours.plugin), ours.marked) == (False, False)
-    ours.read(plugin_map(uid="another", a="x"), None)
-    assert ours.is_foreign(ours.plugin)
 
 
 def test_a_time_that_is_yet_to_come_counts_as_never_stamped() -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
-from gpusharing.kube.written import ANNOTATION_WRITTEN, MIG_KEY
+from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
 from gpusharing.planning.views import StackView
@@ -51,4 +51,7 @@ def _body(
     """Entries in `same` keep their time of writing, if they have one; all others are written now."""
     stamps = {key: written.get(key, now) if key in same else now for key in sorted(wanted)}
     text = json.dumps({key: stamp.astimezone(UTC).isoformat() for key, stamp in stamps.items()})
-    return {"metadata": {"labels": LABELS, "annotations": {ANNOTATION_WRITTEN: text}}, "data": dict(data)}
+    return {
+        "metadata": {"labels": LABELS, "annotations": {names.ANNOTATION_WRITTEN: text}},
+        "data": dict(data),
+    }

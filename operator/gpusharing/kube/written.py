@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from gpusharing.api import names
+from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.kube.sources import ConfigMapView
 from gpusharing.planning import migfile, pluginconfig
 
-ANNOTATION_WRITTEN = f"{names.PREFIX}written"
-"""JSON map of entry to the time it was written: a label may point at it once the kubelet had time to bring it."""
 MIG_KEY = "config.yaml"
 """The one key that mig-manager mounts (nvidia-actuators.md a.10)."""
 KEPT = 500
@@ -42,36 +40,28 @@ class OurConfigMaps:
     mig: ConfigMapView = _ABSENT
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    _marked: set[str] = field(default_factory=set)
-    """UIDs of ConfigMaps that carried a mark of ours."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
         """Take over what is there; None for a ConfigMap that is not."""
         if plugin is not self.plugin:
-            self.plugin = self._known(plugin)
+            self.plugin = plugin or _ABSENT
             named = {k: v for k, v in self.plugin.data.items() if pluginconfig.is_named_after(v, k)}
             self.seen_plugin_configs = _newest({**self.seen_plugin_configs, **named})
         if mig is not self.mig:
-            self.mig = self._known(mig)
+            self.mig = mig or _ABSENT
             entries = migfile.parse(self.mig.data.get(MIG_KEY, ""))
             own = {k: v for k, v in entries.items() if pluginconfig.is_named_after(migfile.entry_text(v), k)}
             self.seen_mig_entries = _newest({**self.seen_mig_entries, **own})
-
-    def _known(self, found: ConfigMapView | None) -> ConfigMapView:
-        if found is None:
-            return _ABSENT
-        if found.labelled or ANNOTATION_WRITTEN in found.annotations:
-            self._marked.add(found.uid)
-        return found
 
     @property
     def marked(self) -> bool:
         """Our label is on both, as far as they exist."""
         return all(found.labelled for found in (self.plugin, self.mig) if found.uid)
 
-    def is_foreign(self, found: ConfigMapView) -> bool:
+    @staticmethod
+    def is_foreign(found: ConfigMapView) -> bool:
         """Somebody else made it: it holds something, and never carried a mark of ours as far as is known."""
-        return bool(found.data) and found.uid not in self._marked
+        return bool(found.data) and not found.ours
 
     def written(self, now: datetime) -> dict[str, datetime]:
         """When the entries of both were written; a time that is yet to come says nothing."""
