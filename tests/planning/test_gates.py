@@ -21,8 +21,8 @@ MIG_CONFIG = names.LABEL_MIG_CONFIG
 
 def test_the_order_of_the_gates_is_part_of_the_product() -> None:
     assert [gate.__name__ for gate in GATES] == [
-        "_alive", "_foreign", "_cordon", "_agent", "_leftovers", "_actuator", "_drift", "_futile", "_deferred",
-        "_paused", "propagation",
+        "_alive", "_foreign", "_cordon", "_agent", "_missing", "_leftovers", "_actuator", "_drift", "_futile",
+        "_deferred", "_paused", "propagation",
     ]  # fmt: skip
 
 
@@ -79,6 +79,8 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         drifted(node={"verified": verified(MIXED, corrected=1)}), Reason.DRIFTED, at(60)),
     "nothing that we write would mend it": (
         make_case(MIXED, was=MIXED, node={"resources": {}}, drifting_since=at(-60)), Reason.ALLOCATABLE_MISMATCH, None),
+    "a GPU did not come back": (
+        make_case(MIXED, was=MIXED, node={"verified": replace(verified(MIXED), gpus=2)}), Reason.GPU_MISSING, None),
     "an earlier try was given up": (make_case(MIXED, node={"deferred": DEFERRED}), Reason.DEFERRED, at(60)),
     "the policy is paused": (make_case(PAUSED), Reason.PAUSED, None),
     "the configuration is not written": (

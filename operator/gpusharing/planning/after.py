@@ -319,4 +319,5 @@ def _proven(case: NodeCase, target: Target) -> Verified:
         corrected_generation=case.assessment.policy.generation if fence.drift else kept,
         retry=case.node.retry,
         layout=target.text,
+        gpus=len(target.layouts),
     )

@@ -15,7 +15,12 @@ from gpusharing.planning.pluginconfig import render
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.verify import effective_plugin_config, find_exclusive, paused_operands
+from gpusharing.planning.verify import (
+    effective_plugin_config,
+    find_exclusive,
+    find_missing,
+    paused_operands,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,12 @@ def _agent(case: NodeCase) -> Gate | None:
     if observed.error:
         return Gate(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
     return None
+
+
+def _missing(case: NodeCase) -> Gate | None:
+    observed = case.gpunode.observed if case.gpunode else None
+    mismatch = find_missing(case.node, observed) if observed is not None else None
+    return None if mismatch is None else Gate(mismatch.reason, mismatch.message)
 
 
 def _leftovers(case: NodeCase) -> Gate | None:
@@ -247,6 +258,7 @@ GATES: tuple[Callable[[NodeCase], Gate | None], ...] = (
     _foreign,
     _cordon,
     _agent,
+    _missing,
     _leftovers,
     _actuator,
     _drift,

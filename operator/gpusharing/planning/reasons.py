@@ -158,7 +158,7 @@ class Reason(StrEnum):
         "Narrow the node selector, or check the driver when there should be one.")
     HARDWARE_UNKNOWN = ("HardwareUnknown", "Hardware", _PERSON,
         "Neither the driver nor our table says what this card offers, so a layout cannot be checked.",
-        "Update the driver, or use a card from docs/reference.")
+        "Update the driver, or use a card from docs/reference/gpus.md, which also says how to add one.")
     NOT_MIG_CAPABLE = ("NotMigCapable", "Hardware", _PERSON,
         "The policy wants MIG and the card has none.",
         "Narrow the node selector or name the cards in spec.products, or choose another mode.")
@@ -188,6 +188,21 @@ class Reason(StrEnum):
         "MPSTooManyClients", "Hardware", _PERSON,
         "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",
         "Lower spec.mps.replicas.",
+    )
+    GPU_MISSING = (
+        "GPUMissing", "Hardware", _PERSON,
+        "NVML lists fewer GPUs than were proven on the node: one did not come back after a reboot, or was taken out.",
+        "Read dmesg on the node and repair it, or run the command in the message when the GPU is gone for good.",
+    )
+    CARD_DIFFERS = (
+        "CardDiffers", "Accepted", _DONE,
+        "The card reports MIG profiles that our table has otherwise or not at all. The card's word counts.",
+        "Nothing on the cluster; report the message, so that the table is corrected.",
+    )
+    PROFILES_FROM_TABLE = (
+        "ProfilesFromTable", "Accepted", _DONE,
+        "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
+        "Nothing, unless a layout is refused that should fit: then update the driver.",
     )
     MIG_MODE_PENDING = (
         "MigModePending", "Hardware", _PERSON,

@@ -84,6 +84,23 @@ def _observation(case: Case) -> Mismatch | None:
     return None
 
 
+def _count(case: Case) -> Mismatch | None:
+    assert case.observed is not None, "_observation runs first"
+    return find_missing(case.node, case.observed)
+
+
+def find_missing(node: NodeView, observed: ObservedView) -> Mismatch | None:
+    """Fewer GPUs than were proven on the node before."""
+    proven, found = node.verified.gpus if node.verified else 0, len(observed.gpus)
+    if found >= proven:
+        return None
+    return Mismatch(
+        Reason.GPU_MISSING,
+        f"NVML lists {found} of the {proven} GPUs that were proven here; see `dmesg | grep -i nvrm` on {node.name}, or,"
+        f" when it is to have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-",
+    )
+
+
 def _instances(case: Case) -> Mismatch | None:
     assert case.observed is not None, "_observation runs first"
     gpus = case.observed.gpus
@@ -300,6 +317,7 @@ def _counts(resources: dict[str, int]) -> str:
 
 CHECKS: tuple[Callable[[Case], Mismatch | None], ...] = (
     _observation,
+    _count,
     _instances,
     _mig_manager,
     _operands,

@@ -13,6 +13,7 @@ from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem
 from gpusharing.planning.cards import Profile
+from gpusharing.planning.doubts import Doubt
 from gpusharing.planning.geometry import Layout
 
 NO_LABELS: Mapping[str, str] = {}
@@ -85,7 +86,8 @@ class Verified:
     retry: str = ""
     """The value of the retry annotation at the time; another one allows one more correction."""
     layout: str = ""
-    """What the pair meant, for an admin may change what an entry of theirs means; empty: not recorded."""
+    gpus: int = 0
+    """What the pair meant, which an admin may change, and on how many GPUs; empty and 0: not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class GpuView:
     """Profiles the card offers; from the card facts when the driver lists none."""
     processes: tuple[str, ...] = ()
     """Names of compute processes; empty text for one that the agent cannot name."""
+    doubt: Doubt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,9 +306,8 @@ class StackView:
     foreign_map: str = ""
     """Name of a ConfigMap that somebody else made and filled under the name of ours."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Configurations named by their content that this process has read: what is lost can be put back."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """The same of the mig-parted file."""
+    """What this process has read of entries named by their content: what is lost can be put back."""
 
 
 @dataclass(frozen=True, slots=True)
