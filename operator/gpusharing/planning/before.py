@@ -89,6 +89,8 @@ def _ended(case: NodeCase) -> Verdict | None:
     if node.foreign:
         message = f"{node.foreign} began to work on the node; the cordon is left to it"
         return _abort(case, Reason.FOREIGN_MAINTENANCE, message, defer=True)
+    if (ailment := case.ailment) is not None:
+        return _abort(case, Reason.GPU_UNHEALTHY, ailment.message, defer=True)
     if case.now >= fence.deadline:
         return _abort(case, Reason.DRAIN_TIMEOUT, _timeout_text(case), defer=True)
     return None
