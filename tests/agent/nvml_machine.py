@@ -19,13 +19,18 @@ needs_compiler = pytest.mark.skipif(
 
 
 def start(
-    simulator: Simulator, *arguments: str, privilege: str | None = None, module: str = "nvml_process"
+    simulator: Simulator,
+    *arguments: str,
+    privilege: str | None = None,
+    module: str = "nvml_process",
+    **environ: str,
 ) -> "subprocess.Popen[str]":
-    """Start a module of this folder on a simulated machine."""
+    """Start a module of this folder on a simulated machine; `environ` comes on top."""
     environment = {
         **os.environ,
         **simulator.environment(privilege),
         "PYTHONPATH": f"{ROOT / 'operator'}{os.pathsep}{ROOT}",
+        **environ,
     }
     command = [sys.executable, "-m", f"tests.agent.{module}", *arguments]
     pipe = subprocess.PIPE
