@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from hack.nvmlsim.simulator import Simulator
+from hack.sim.gpu import HANGING
 from tests.agent.nvml_process import do
 from tests.fakes.gpus import FixedPods, OneNode
-from tests.fakes.virtualtime import HANGING, run_virtually
+from tests.fakes.virtualtime import run_virtually
 
 from gpusharing.agent.library import Reading
 from gpusharing.agent.loop import AgentLoop
