@@ -4,18 +4,21 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
-from tests.build import NOW, at, make_gpu
-from tests.planning.cases import FULL, MIXED, T4, make_case
+from tests.build import NOW, at, make_gpu, make_stack, make_work
+from tests.planning.cases import FULL, MIXED, SINGLE, T4, make_case, quiet_report
+from tests.planning.test_after import answering, changing
 from tests.planning.told import SYNCED
 
 from gpusharing.api.gpunode import NodeCondition, RecoveryValue
 from gpusharing.api.names import Phase
+from gpusharing.planning.actions import Actuate
+from gpusharing.planning.after import after_pnr
 from gpusharing.planning.health import NO_TROUBLE, RECOVERIES, RULES, WELL, XIDS, Diagnosis, Vitals, diagnose
 from gpusharing.planning.judge import judge
 from gpusharing.planning.mirror import health_conditions
 from gpusharing.planning.reasons import Passes, Reason
 from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.views import GpuView, PolicyView, Verified
+from gpusharing.planning.views import GPUNodeView, GpuView, PolicyView, Verified
 
 OLD_DRIVER = Vitals(recovery=None)
 RESET_WANTED = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
@@ -135,3 +138,56 @@ def test_without_a_report_the_condition_stays_as_it_was() -> None:
     known = health_conditions(replace(SYNCED, health=NO_TROUBLE), [], NOW)
     assert health_conditions(SYNCED, known, at(60)) == known
     assert health_conditions(SYNCED, [], NOW) == []
+
+
+# --- past the point of no return ---------------------------------------------------------------------------
+
+
+def with_first_gpu(report: GPUNodeView, **fields: Any) -> GPUNodeView:
+    """The report with the first GPU otherwise."""
+    assert report.observed is not None
+    first, *others = report.observed.gpus
+    return replace(report, observed=replace(report.observed, gpus=(replace(first, **fields), *others)))
+
+
+def test_a_readable_gpu_that_asks_for_a_reset_does_not_keep_the_node_from_its_proof() -> None:
+    verdict = after_pnr(changing(gpunode=with_first_gpu(answering(), vitals=Vitals(recovery="Reset"))))
+    assert verdict.phase is Phase.UNCORDONING
+    assert verdict.health is not None
+    assert verdict.health.reason is Reason.RECOVERY_NEEDED
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{}, {"product": "", "uuid": "", "profiles": ()}],
+    ids=["seen before", "never seen"],
+)
+def test_a_gpu_that_is_lost_midway_proves_nothing_and_the_node_is_failed_at_the_deadline(
+    known: dict[str, Any],
+) -> None:
+    report = with_first_gpu(answering(), vitals=Vitals(access="Lost"), **known)
+    waiting, late = after_pnr(changing(gpunode=report)), after_pnr(changing(gpunode=report, now=2400))
+    assert (waiting.phase, waiting.reason, waiting.wake) == (
+        Phase.VERIFYING,
+        Reason.GPU_UNHEALTHY,
+        at(2400),
+    )
+    assert (late.phase, late.reason, late.actions) == (Phase.FAILED, Reason.GPU_UNHEALTHY, ())
+    assert "does not answer" in late.message
+    assert "stays cordoned" in late.message
+
+
+def test_nobody_takes_a_lost_gpu_for_idle_when_the_target_changes_midway() -> None:
+    silent = with_first_gpu(
+        quiet_report(MIXED, "op-1:quiet:after-1:9999999999"), vitals=Vitals(access="Lost")
+    )
+    case = changing(
+        SINGLE,
+        stack=make_stack(MIXED, SINGLE),
+        gpunode=silent,
+        work=make_work(listed_at=at(60), empty_since=at(50)),
+    )
+    verdict = after_pnr(case)
+    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, Reason.GPU_STILL_BUSY)
+    assert "GPU 0 does not answer" in verdict.message
+    assert not any(isinstance(action, Actuate) for action in verdict.actions)

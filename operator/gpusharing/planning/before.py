@@ -17,6 +17,7 @@ from gpusharing.planning.assess import uses_mps
 from gpusharing.planning.blockers import explain_blockers, main_reason
 from gpusharing.planning.drain import DrainPlan, plan_drain
 from gpusharing.planning.gates import CORDONING, needs_mig_manager, needs_restart, propagation
+from gpusharing.planning.health import REACHABLE
 from gpusharing.planning.marks import unmarked
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
@@ -227,6 +228,8 @@ def _last_busy(case: NodeCase) -> str:
     if observed.error:
         return f"the agent cannot read the GPUs: {observed.error}"
     for gpu in observed.gpus:
+        if gpu.vitals.access != REACHABLE:
+            return f"GPU {gpu.index} does not answer: nobody knows whether a process computes on it"
         if foreign := [name for name in gpu.processes if name not in MPS_DAEMONS]:
             shown = ", ".join(name or "a process that the agent cannot name" for name in foreign[:3])
             return f"no pod holds a GPU, yet on GPU {gpu.index} runs {shown}"
