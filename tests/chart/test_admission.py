@@ -115,6 +115,16 @@ def test_an_agent_may_not_touch_the_operators_part_of_status(
     assert "not status.transition" in message
 
 
+def test_an_agent_may_not_call_its_own_gpus_healthy(installed: Installed, operator: Api, agent: Api) -> None:
+    path = f"{GPUNODES}/{installed.node_a}/status"
+    row = {"type": "Healthy", "status": "False", "reason": "GPULost", "message": "GPU 0: fell off the bus"}
+    row["lastTransitionTime"] = "2026-11-20T10:00:00Z"
+    operator.merge_patch(path, {"status": {"conditions": [row]}})
+    healthy = {**row, "status": "True", "reason": "NoTrouble"}
+    message = denied(lambda: agent.merge_patch(path, {"status": {"conditions": [healthy]}}))
+    assert "any other part of status" in message
+
+
 AGENT_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "patch the spec of its GPUNode": ("PATCH", f"{GPUNODES}/{{a}}", {"spec": {"request": {"id": "9"}}}),
     "delete its GPUNode": ("DELETE", f"{GPUNODES}/{{a}}", None),

@@ -5,7 +5,7 @@ An event only says "look again". What was seen, asked or done before is not reme
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -91,6 +91,10 @@ class Statuses:
     def mirror(self, node: str) -> Mapping[str, Any]:
         """See publish.Statuses."""
         return self.sources.mirror(node)
+
+    def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
+        """See publish.Statuses."""
+        return self.sources.conditions(node)
 
     def accept_policy(self, raw: JSON) -> None:
         """See publish.Statuses."""

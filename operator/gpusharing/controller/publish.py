@@ -5,7 +5,7 @@ pass more quickly are never shown. An end (Synced, Failed, Blocked ...) is writt
 any of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from gpusharing.controller.parallel import each
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.planning.events import NodeEvent, node_events
-from gpusharing.planning.mirror import transition
+from gpusharing.planning.mirror import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.status import policy_status
 from gpusharing.planning.verdict import Verdict
@@ -42,6 +42,10 @@ class Statuses(Protocol):
 
     def mirror(self, node: str) -> Mapping[str, Any]:
         """`status.transition` of a GPUNode as last read or written."""
+        ...
+
+    def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
+        """`status.conditions` of a GPUNode as last read or written."""
         ...
 
     def accept_policy(self, raw: JSON) -> None:
@@ -125,7 +129,9 @@ class Publisher:
             return None  # it is being created in this pass
         previous = self.statuses.mirror(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
-        if wanted == previous:
+        stand = list(self.statuses.conditions(verdict.node))
+        conditions = health_conditions(verdict, stand, now)
+        if wanted == previous and conditions == stand:
             self._differs_since.pop(key, None)
             self._held.discard(key)
             return None
@@ -134,7 +140,7 @@ class Publisher:
             and (later := self._hold(key, now, timedelta(seconds=self.period))) is not None
         ):
             return later
-        body = {"status": {"transition": wanted}}
+        body = {"status": {"transition": wanted, "conditions": conditions}}
         later = await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.accept_gpunode)
         if later is None:
             self._held.discard(key)

@@ -92,6 +92,11 @@ def _missing(case: NodeCase) -> Gate | None:
     return None if mismatch is None else Gate(mismatch.reason, mismatch.message)
 
 
+def _health(case: NodeCase) -> Gate | None:
+    ailment = case.ailment
+    return None if ailment is None else Gate(Reason.GPU_UNHEALTHY, ailment.message)
+
+
 def _leftovers(case: NodeCase) -> Gate | None:
     """A compute mode that nobody holds: no label of ours sets it back, and every change but one to MPS fails on it."""
     observed = case.gpunode.observed if case.gpunode else None
@@ -259,6 +264,7 @@ GATES: tuple[Callable[[NodeCase], Gate | None], ...] = (
     _cordon,
     _agent,
     _missing,
+    _health,
     _leftovers,
     _actuator,
     _drift,

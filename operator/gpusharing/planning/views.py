@@ -15,6 +15,7 @@ from gpusharing.api.validation import Problem
 from gpusharing.planning.cards import Profile
 from gpusharing.planning.doubts import Doubt
 from gpusharing.planning.geometry import Layout
+from gpusharing.planning.health import WELL, Vitals
 
 NO_LABELS: Mapping[str, str] = {}
 NO_COUNTS: Mapping[str, int] = {}
@@ -137,6 +138,7 @@ class GpuView:
     processes: tuple[str, ...] = ()
     """Names of compute processes; empty text for one that the agent cannot name."""
     doubt: Doubt | None = None
+    vitals: Vitals = WELL
 
 
 @dataclass(frozen=True, slots=True)
