@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.product import AGENT, FULL, H100, MIXED, SLICED, Pool, Product
+from tests.integration.product import FULL, GPUNODES, H100, MIXED, SLICED, Pool, Product
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -59,17 +59,22 @@ REFUSED: dict[str, Refusal] = {
 }
 
 
+def observed(pool: Pool) -> Object:
+    """What the agent of the first node reported last; empty before it did."""
+    path = f"{GPUNODES}/{pool.nodes[0]}"
+    if not pool.product.exists(path):
+        return {}
+    found: Object = pool.api.get(path).get("status", {}).get("observed") or {}
+    return found
+
+
 def tell(pool: Pool, oddity: str) -> None:
     """NVML tells the agent something else from now on, and the agent has reported it."""
-    node, since = pool.nodes[0], pool.product.mark()
-    pool.wait(lambda: bool(pool.product.writes("gpunodes", node)), "a GPUNode to report to", dict)
+    pool.wait(lambda: bool(observed(pool)), "the first report", dict)
+    before = observed(pool)
     pool.inject(oddity)
-
-    def reported() -> bool:
-        asked = pool.product.requests(since, AGENT)
-        return oddity == "as-it-is" or any((r.resource, r.name) == ("gpunodes/status", node) for r in asked)
-
-    pool.wait(reported, f"the report of {oddity}", dict)
+    if oddity != "as-it-is":
+        pool.wait(lambda: observed(pool) != before, f"the report of {oddity}", dict)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -109,11 +114,8 @@ def test_a_driver_too_old_for_a_field_leaves_it_to_the_table_and_says_so(product
         pool.apply(MIXED)
         pool.wait_synced()
         assert "update the driver" in pool.wait_condition("Accepted", "True", "ProfilesFromTable")
-        observed = product.api.get(f"/apis/gpusharing.dev/v1alpha1/gpunodes/{pool.nodes[0]}")["status"][
-            "observed"
-        ]
-        assert observed["models"][0]["profiles"] == []
-        assert {gpu.get("eccUncorrected") for gpu in observed["gpus"]} == {None}
+        assert observed(pool)["models"][0]["profiles"] == []
+        assert {gpu.get("eccUncorrected") for gpu in observed(pool)["gpus"]} == {None}
 
 
 def test_a_model_that_only_its_driver_knows_is_divided_by_what_it_offers(product: Product) -> None:
