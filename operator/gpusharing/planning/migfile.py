@@ -168,9 +168,8 @@ def resolve(entry: Entry, gpus: Sequence[GpuView]) -> tuple[Layout | None, ...] 
     """
     found: dict[int, Layout | None] = {}
     for row in entry:
-        for gpu in gpus:
-            if _covers(row, gpu):
-                found[gpu.index] = normalise(_counts(row)) if row.get("mig-enabled") else None
+        layout = normalise(_counts(row)) if row.get("mig-enabled") else None
+        found |= {gpu.index: layout for gpu in gpus if _covers(row, gpu)}
     missing = [str(gpu.index) for gpu in gpus if gpu.index not in found]
     if missing:
         return Unresolved(f"it does not cover GPU {', '.join(missing)}")
