@@ -9,9 +9,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
-from gpusharing.planning import migfile
 from gpusharing.planning.geometry import Layout
-from gpusharing.planning.pluginconfig import render
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase
@@ -157,40 +155,17 @@ def _found(case: NodeCase) -> tuple[Layout | None, ...]:
     return tuple(gpu.layout for gpu in observed.gpus) if observed else ()
 
 
-def config_ready_at(case: NodeCase, target: Target) -> datetime | None:
-    """When both configurations have reached every kubelet; None while one is not as it must be, or has no time."""
-    stack, keys = case.stack, [target.plugin_key]
-    if stack.plugin_configs.get(target.plugin_key) != render(target.plugin):
-        return None
-    if target.mig_config and stack.serves_our_mig_file:
-        if not _serves(case, target):
-            return None
-        keys.append(target.mig_config)
-    if not stack.written.keys() >= set(keys):
-        return None
-    return max(stack.written[key] for key in keys) + timedelta(seconds=case.settings.config_propagation)
-
-
-def _serves(case: NodeCase, target: Target) -> bool:
-    """Whether mig-parted would make the target of our file as it is; somebody may have edited it a moment ago."""
-    text, observed = case.stack.mig_file, case.gpunode.observed if case.gpunode else None
-    entry = migfile.parse(text).get(target.mig_config)
-    if entry is None or observed is None or not migfile.is_rendered(text):
-        return False
-    return migfile.resolve(entry, observed.gpus) == target.layouts
-
-
 def propagation(case: NodeCase) -> Gate | None:
     """Closed until the configuration that the labels will name had time to reach the node (b.4)."""
     target = _target(case)
-    ready = config_ready_at(case, target)
-    if ready is not None and (goal := case.goal(target)) is not target:
-        before = config_ready_at(case, goal)
-        ready = None if before is None else max(ready, before)
-    if ready is None and case.stack.write_error:
+    since = target.configured
+    if since is not None and (goal := case.goal(target)) is not target:
+        since = None if goal.configured is None else max(since, goal.configured)
+    if since is None and case.stack.write_error:
         return Gate(Reason.CONFIG_NOT_WRITTEN, f"the configuration is missing: {case.stack.write_error}")
-    if ready is None:
+    if since is None:
         return Gate(Reason.CONFIG_PROPAGATING, "the configuration is about to be written")
+    ready = since + timedelta(seconds=case.settings.config_propagation)
     if ready > case.now:
         return Gate(
             Reason.CONFIG_PROPAGATING,
