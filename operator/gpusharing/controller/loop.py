@@ -180,6 +180,8 @@ class Loop:
             finally:
                 if self._publishing is not None:
                     self._publishing.cancel()
+                    # Nobody awaits it any more: what ended it is what ended us, and no news.
+                    self._publishing.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _go_round(self) -> None:
         while True:
