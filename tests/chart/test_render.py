@@ -132,6 +132,8 @@ REFUSED = {
     "agent.maxUnavailable=0": "at '/agent/maxUnavailable'",
     "agent.maxUnavailable=1000a%": "at '/agent/maxUnavailable'",
     "image.digest=latest": "at '/image/digest': 'latest' does not match pattern",
+    "operator.maintenanceKeys[0]=a=b": "at '/operator/maintenanceKeys/0': 'a=b' does not match pattern",
+    "operator.maintenanceKeys=maintenance": "at '/operator/maintenanceKeys': got string, want array",
     "operator.log.level=loud": "at '/operator/log/level': value must be one of 'debug'",
     "gpuOperator.namespace=Not_A_Name": "at '/gpuOperator/namespace': 'Not_A_Name' does not match pattern",
     "agent.tolerations[0].opertor=Exists": "at '/agent/tolerations/0': additional properties 'opertor'",

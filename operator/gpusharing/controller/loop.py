@@ -137,6 +137,7 @@ class Loop:
             self.wake,
             admin_mig_map=settings.admin_mig_config_map,
             agent_namespace=settings.agent_namespace,
+            maintenance_keys=frozenset(settings.maintenance_keys),
         )
         self.executor = Executor(
             client,
@@ -149,6 +150,7 @@ class Loop:
             eviction_wait=settings.plan.eviction_wait,
             config_maps=self.sources.config_maps,
             on_action=observer.acted,
+            view=self.sources.node_view,
         )
         self.gatherer = Gatherer(
             client, self.sources, settings.plan, settings.admin_mig_config_map, self.executor.evictions
