@@ -72,6 +72,9 @@ def test_before_the_start_the_node_is_not_touched_and_the_change_starts_when_it_
         pool.wait_synced()
         refused = [r.path for r in product.requests(since) if r.status == 403]
         assert refused == [], "the shipped rights suffice"
+        asked = {(r.group, r.verb) for r in product.requests() if r.resource == "nodemaintenances"}
+        group = KINDS[kind][1]["apiVersion"].partition("/")[0]
+        assert {verb for where, verb in asked if where == group} == {"list", "watch"}, "all that is granted"
 
 
 @kinds

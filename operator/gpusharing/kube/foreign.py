@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from gpusharing.api import names
+from gpusharing.api.rules import LABEL_KEY
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, texts
 
@@ -40,8 +41,8 @@ CONDITION_MARKERS: Mapping[str, str] = {
 }
 
 
-_KEY_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_KEY_PREFIX = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+MAX_KEY = 317
+"""A DNS prefix of 253 characters, a slash and a name of 63."""
 _BY_VALUE = frozenset({names.LABEL_UPGRADE_STATE, _MCO_DESIRED, _MCO_APPLIED, _SRIOV})
 _OURS = frozenset(
     {
@@ -56,8 +57,7 @@ _OUR_PREFIXES = (names.PREFIX, *names.REWRITTEN_PREFIXES)
 
 def find_problem(key: str) -> str:
     """Why an admin may not name this key as one more marker; empty when nothing speaks against it."""
-    prefix, slash, name = key.rpartition("/")  # as k8s.io/apimachinery pkg/util/validation IsQualifiedName
-    if not _KEY_NAME.fullmatch(name) or (slash and not _KEY_PREFIX.fullmatch(prefix)):
+    if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
     if key in _OURS or key.startswith(_OUR_PREFIXES):
         return f"{key} comes and goes with our own changes, which would stop each other"
