@@ -11,7 +11,7 @@ from gpusharing.agent import metrics as agent_metrics
 from gpusharing.agent.fields import SESSION, SOURCES, Need
 from gpusharing.controller import settings as settings_module
 from gpusharing.controller.metrics import Metrics
-from gpusharing.controller.settings import PREFIX, Settings
+from gpusharing.controller.settings import PREFIX, Settings, default_text
 from gpusharing.planning import views
 from gpusharing.planning.cards import CARDS, Card
 from gpusharing.planning.geometry import describe, maximal_layouts
@@ -64,7 +64,11 @@ def settings() -> str:
         docs = _field_docs(module.__file__ or "", kind.__name__)
         defaults = kind()
         rows += [
-            (f"`{PREFIX}{item.name.upper()}`", f"`{getattr(defaults, item.name)}`", docs.get(item.name, ""))
+            (
+                f"`{PREFIX}{item.name.upper()}`",
+                f"`{default_text(getattr(defaults, item.name))}`",
+                docs.get(item.name, ""),
+            )
             for item in fields(kind)
             if item.name != "plan"
         ]
