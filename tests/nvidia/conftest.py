@@ -10,8 +10,20 @@ from hack.cluster.controlplane import ControlPlane, Options
 from hack.nvidia import build
 from hack.nvidia.sandbox import Sandbox, why_not
 from hack.nvmlsim.simulator import Simulator
+from hack.results import PROPERTY, Asked
 
 MakeSandbox = Callable[..., Sandbox]
+Count = Callable[..., None]
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest) -> Count:
+    """Add to the table at the end of the run, if the test passes: `count("h100-80gb", Asked.LAYOUTS, 54)`."""
+
+    def add(model: str, asked: Asked, number: int = 1) -> None:
+        request.node.user_properties.append((PROPERTY, (model, asked, number)))
+
+    return add
 
 
 @pytest.fixture(scope="session")
