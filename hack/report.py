@@ -28,6 +28,8 @@ EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", 
 """Folders of tests that run our loops, the FakeCluster or the simulators in the test's process."""
 REQUIRED_IN_CI = (2, 3)
 SLOWEST = 10
+FEW_FILES = 15
+"""Up to here the time is told by file."""
 
 
 class Report:
@@ -123,9 +125,9 @@ class Report:
             yield f"{seconds:7.2f} s  {nodeid}"
 
     def _folders(self) -> Iterable[str]:
-        """By folder; by file where all tests are in one folder."""
+        """By folder; by file where they are few."""
         files = {nodeid: PurePosixPath(nodeid.split("::")[0]) for nodeid in self._seconds}
-        by_file = len({file.parent for file in files.values()}) == 1 < len(set(files.values()))
+        by_file = 1 < len(set(files.values())) <= FEW_FILES
         places: defaultdict[str, float] = defaultdict(float)
         tests: Counter[str] = Counter()
         for nodeid, seconds in self._seconds.items():

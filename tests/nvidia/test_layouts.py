@@ -10,6 +10,7 @@ from hack.results import Asked
 from tests.build import make_gpu
 from tests.nvidia.conftest import Count, MakeSandbox
 from tests.nvidia.programs import Done, MigParted, entry_for
+from tests.nvidia.standins import stand_in_parted
 
 from gpusharing.api.policy import MigLayout
 from gpusharing.planning import migfile
@@ -94,6 +95,7 @@ def test_each_own_layout_up_to_the_maximal_ones_is_applied_asserted_and_exported
     machine = Machine(make_sandbox, model)
     for batch in batches(layouts):
         whole = (None,) * (MAX_GPUS - len(batch))
+        assert [stand_in_parted(model, layout) for layout in batch] == [(False, layout) for layout in batch]
         applied, asserted, found = machine.put(batch)
         assert (applied.status, asserted.status) == (0, 0), applied.output
         assert found == (*batch, *whole)
@@ -125,6 +127,7 @@ def test_on_every_layout_of_other_cards_our_verdict_is_the_hardwares(
         applied, asserted, found = machine.put(batch)
         assert (applied.status, applied.last_line) == (0, "MIG configuration applied successfully")
         assert (asserted.status, found[: len(batch)]) == (1, ((),) * len(batch))
+        assert {stand_in_parted(model, layout) for layout in batch} == {(False, ())}
     for batch in batches(legal):
         applied, asserted, found = machine.put(batch)
         assert (applied.status, asserted.status) == (0, 0), applied.output
@@ -161,6 +164,7 @@ def test_a_layout_with_one_instance_too_many_fails_and_leaves_the_gpu_empty(
         assert "all orderings failed" in applied.last_line
         (gpu,) = parted.sandbox.simulator.show()["gpus"]
         assert (gpu["mig"]["current"], gpu["instances"]) == (True, []), describe(layout)
+        assert stand_in_parted(model, layout) == (True, ()), describe(layout)
     count(model, Asked.VERDICTS, len(layouts))
 
 

@@ -11,6 +11,7 @@ from hack.results import Asked
 from tests.nvidia.configured import ConfiguredNode
 from tests.nvidia.conftest import Count, MakeSandbox
 from tests.nvidia.programs import gfd_labels, running_mps_daemon, served, set_layouts, start_mps_plugin
+from tests.nvidia.standins import check_gfd, check_plugin
 from tests.nvidia.targets import Setting, labels_as_predicted, mig, mps, plan, slices, slicing
 from tests.nvidia.test_layouts import MODELS, WITHOUT_MIG
 
@@ -60,8 +61,11 @@ def test_a_node_goes_through_all_modes_and_serves_and_labels_what_was_predicted(
             expected = merged(target.resources)
             with running_mps_daemon(sandbox, loaded) if target.mode is Mode.MPS else nullcontext():
                 assert served_in(sandbox, target.mode, loaded, len(expected)) == expected
+            check_plugin(model, target.layouts, loaded, expected)
             assert loaded == config
-            labels_as_predicted(gfd_labels(sandbox, loaded), case)
+            labels = gfd_labels(sandbox, loaded)
+            labels_as_predicted(labels, case)
+            check_gfd(model, target.layouts, loaded, labels)
             count(model, Asked.PLUGIN)
             count(model, Asked.GFD)
     finally:

@@ -3,8 +3,10 @@
 import pytest
 from hack.nvmlsim.models import find_model
 from hack.results import Asked
+from hack.sim.plugin import PluginError
 from tests.nvidia.conftest import Count, MakeSandbox
 from tests.nvidia.programs import DevicePlugin, ProgramEnded, gfd_labels, served, set_layouts
+from tests.nvidia.standins import check_gfd, check_plugin
 from tests.nvidia.targets import Setting, labels_as_predicted, mig, plan, refusal, slices, slicing
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
@@ -86,8 +88,10 @@ def test_a_mode_is_served_and_labelled_exactly_as_predicted(
     set_layouts(sandbox, *target.layouts)
     assert merged(target.resources) == setting.resources
     assert served(sandbox, config, len(setting.resources)) == setting.resources
+    check_plugin(setting.model, target.layouts, config, setting.resources)
     labels = gfd_labels(sandbox, config)
     labels_as_predicted(labels, case)
+    check_gfd(setting.model, target.layouts, config, labels)
     assert labels["nvidia.com/mig.capable"] == str(bool(find_model(setting.model).profiles)).lower()
     count(setting.model, Asked.PLUGIN)
     count(setting.model, Asked.GFD)
@@ -117,6 +121,7 @@ def test_mig_on_with_strategy_none_still_offers_the_whole_gpus(make_sandbox: Mak
     labels = gfd_labels(sandbox, config)
     assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("2", "0")
     assert "nvidia.com/mig.strategy" not in labels
+    check_gfd("h100-80gb", [(("1g.10gb", 7),)] * 2, config, labels)
 
 
 def test_with_mixed_gfd_counts_gpus_that_have_mig_on_too(make_sandbox: MakeSandbox) -> None:
@@ -125,6 +130,7 @@ def test_with_mixed_gfd_counts_gpus_that_have_mig_on_too(make_sandbox: MakeSandb
     labels = gfd_labels(sandbox, pluginconfig.render(PluginConfig("mixed")))
     assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("2", "1")
     assert labels["nvidia.com/mig-1g.10gb.count"] == "7"
+    check_gfd("h100-80gb", [(("1g.10gb", 7),), None], pluginconfig.render(PluginConfig("mixed")), labels)
 
 
 SEVEN: Layout = (("1g.10gb", 7),)
@@ -146,7 +152,10 @@ def test_single_on_what_is_not_one_kind_ends_the_plugin_and_gfd_says_invalid_so_
     config = pluginconfig.render(PluginConfig("single"))
     with pytest.raises(ProgramEnded, match=said):
         served(sandbox, config, 1)
+    with pytest.raises(PluginError, match=said):
+        check_plugin("h100-80gb", layouts, config, {})
     labels = gfd_labels(sandbox, config)
+    check_gfd("h100-80gb", layouts, config, labels)
     assert labels[LABEL_GPU_PRODUCT] == "NVIDIA-H100-80GB-HBM3-MIG-INVALID"
     assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("0", "0")
     count("h100-80gb", Asked.BAD_INPUT)
