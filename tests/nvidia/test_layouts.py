@@ -70,19 +70,96 @@ def batches(layouts: Sequence[Layout]) -> Iterator[tuple[Layout, ...]]:
         yield tuple(layouts[start : start + MAX_GPUS])
 
 
+@pytest.fixture(scope="module")
+def one_file() -> dict[str, migfile.Entry]:
+    """The named entries as we render them for a cluster that has all these models."""
+    return migfile.well_known_entries(
+        {find_model(model).products[0]: make_gpus(model, 1) for model in MODELS}
+    )
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_each_named_layout_is_applied_asserted_and_exported_as_the_same(
-    model: str, make_sandbox: MakeSandbox, count: Count
+    model: str, one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
 ) -> None:
     gpus = make_gpus(model, 2)
-    entries = migfile.well_known_entries({gpus[0].product: gpus})
-    assert entries.keys() == generated_layouts(find_model(model).profiles).keys()
-    parted = MigParted(make_sandbox(model, model), entries)
-    for name in entries:
+    parted = MigParted(make_sandbox(model, model), one_file)
+    names = generated_layouts(find_model(model).profiles).keys()
+    assert {
+        name for name, entry in one_file.items() if isinstance(migfile.resolve(entry, gpus), tuple)
+    } == names
+    for name in names:
         applied = parted.apply(name)
         assert (applied.status, parted.check(name).status) == (0, 0), (name, applied.output)
-        assert exported(parted, gpus) == migfile.well_known(gpus, name)
-    count(model, Asked.LAYOUTS, len(entries))
+        assert (
+            exported(parted, gpus) == migfile.well_known(gpus, name) == migfile.resolve(one_file[name], gpus)
+        )
+    count(model, Asked.LAYOUTS, len(names))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_named_layout_of_other_cards_alone_is_applied_successfully_and_changes_nothing(
+    model: str, one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+) -> None:
+    gpus = make_gpus(model, 2)
+    parted = MigParted(make_sandbox(model, model), one_file)
+    parted.apply("all-balanced")
+    before = exported(parted, gpus)
+    names = one_file.keys() - generated_layouts(find_model(model).profiles).keys()
+    for name in sorted(names):
+        assert isinstance(migfile.well_known(gpus, name), migfile.Unresolved), name
+        applied = parted.apply(name)
+        assert (applied.status, applied.last_line) == (0, "MIG configuration applied successfully"), name
+    assert exported(parted, gpus) == before
+    assert len(names) > 20
+    count(model, Asked.VERDICTS, len(names))
+    count(model, Asked.TRAPS, len(names))
+
+
+TWO_MODELS = (("h100-80gb", "a100-80gb"), ("a30", "h200-141gb"), ("h100-80gb", "a100-40gb"))
+
+
+@pytest.mark.parametrize("models", TWO_MODELS, ids=" and ".join)
+def test_on_a_node_with_two_models_a_named_layout_means_on_each_what_it_means_there(
+    models: tuple[str, str], one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+) -> None:
+    gpus = [make_gpu(index, product=find_model(model).products[0]) for index, model in enumerate(models)]
+    meanings = {name: migfile.resolve(entry, gpus) for name, entry in one_file.items()}
+    parted, applied = MigParted(make_sandbox(*models), one_file), 0
+    for name, meaning in meanings.items():
+        if isinstance(meaning, tuple) and not taken_for_another(gpus, meaning):
+            done = parted.apply(name)
+            assert (done.status, parted.check(name).status) == (0, 0), (name, done.output)
+            assert exported(parted, gpus) == meaning == migfile.well_known(gpus, name)
+            applied += 1
+    assert applied >= 3
+    count(" and ".join(models), Asked.LAYOUTS, applied)
+
+
+def taken_for_another(gpus: Sequence[GpuView], meaning: tuple[Layout | None, ...]) -> str:
+    """A profile of a card that is another profile on the first card of the node that has one of this name."""
+    first: dict[str, int | None] = {}
+    for gpu, layout in zip(gpus, meaning, strict=True):
+        for profile in gpu.profiles:
+            if first.setdefault(profile.name, profile.profile_id) == profile.profile_id:
+                continue
+            if profile.name in dict(layout or ()):
+                return profile.name
+    return ""
+
+
+def test_a_profile_name_that_is_another_profile_on_the_other_card_of_a_node_is_mistaken(
+    one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+) -> None:
+    models = ("h100-80gb", "a100-40gb")  # 1g.10gb is one eighth of the one and one quarter of the other
+    gpus = [make_gpu(index, product=find_model(model).products[0]) for index, model in enumerate(models)]
+    meaning = migfile.resolve(one_file["all-1g.10gb"], gpus)
+    assert meaning == ((("1g.10gb", 7),), (("1g.10gb", 4),))
+    assert taken_for_another(gpus, meaning) == "1g.10gb"
+    failed = MigParted(make_sandbox(*models), one_file).apply("all-1g.10gb")
+    assert failed.status == 1
+    assert "Unsupported MIG Device specified 1g.10gb, expected 1g.5gb instead" in failed.output
+    count(" and ".join(models), Asked.BAD_INPUT)
 
 
 @pytest.mark.parametrize("model", MODELS)
