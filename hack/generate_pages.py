@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from gpusharing.agent import metrics as agent_metrics
+from gpusharing.agent.fields import SESSION, SOURCES, Need
 from gpusharing.controller import settings as settings_module
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import PREFIX, Settings
@@ -29,6 +30,7 @@ def pages() -> dict[str, str]:
         "docs/reference/metrics.md": metrics(),
         "docs/reference/gpus.md": gpus(),
         "docs/reference/nvidia-differences.md": nvidia_differences(),
+        "docs/reference/agent-fields.md": agent_fields(),
     }
 
 
@@ -137,6 +139,31 @@ def _text(node: ast.expr) -> str:
         ]
         return "".join(str(part) for part in parts)
     return str(node.value) if isinstance(node, ast.Constant) else ""
+
+
+def agent_fields() -> str:
+    """Every observed field: which call gives it, what that needs, what is shown without."""
+    rows = [
+        (
+            ", ".join(f"`{name}`" for name in source.fields),
+            ", ".join(f"`{call}`" for call in source.calls) or "–",
+            source.need.title,
+            source.without,
+        )
+        for source in SOURCES
+    ]
+    body = ["## Rights", ""]
+    body += _table(("Right", "Values of the chart", "Why"), ((n.title, n.chart, n.why) for n in Need))
+    header = ("Field of `status.observed`", "NVML call", "Needs", "Without it, or where not supported")
+    body += ["", "## Fields", "", *_table(header, rows)]
+    text = (
+        "What each field of `GPUNode.status.observed` is read with, and what right that takes. By default the agent\n"
+        "has no Linux capability and is not privileged; it runs as user 0 for the kubelet's socket. No call of it\n"
+        f"changes a GPU. Every call also needs the way to it: {', '.join(f'`{call}`' for call in SESSION)}.\n"
+        "The rights are those of NVIDIA's nvml.h. What a container without more gets of a MIG GPU is tested on the\n"
+        "SIMULATED library only."
+    )
+    return _page("operator/gpusharing/agent/fields.py", "Fields and rights of the agent", text, body)
 
 
 def gpus() -> str:

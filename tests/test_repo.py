@@ -100,7 +100,8 @@ def test_every_shipped_module_is_named_by_a_test() -> None:
 
 def test_every_library_that_ships_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[<>=\[ ]", entry)[0] for entry in project["dependencies"]}
+    optional = [entry for extra in project["optional-dependencies"].values() for entry in extra]
+    declared = {re.split(r"[<>=\[ ]", entry)[0] for entry in [*project["dependencies"], *optional]}
     own = {"pydantic_core": "pydantic", "yaml": "pyyaml", "pynvml": "nvidia-ml-py"}
     known = packages_distributions()
     used = {

@@ -18,6 +18,7 @@ from typing import Literal
 from gpusharing.agent import library
 from gpusharing.agent.library import (
     GPU,
+    Access,
     ComputeMode,
     Instance,
     LibraryError,
@@ -25,7 +26,9 @@ from gpusharing.agent.library import (
     Model,
     Process,
     Reading,
+    RecoveryAction,
     RemappedRows,
+    unreachable,
 )
 from gpusharing.planning.cards import Card, Profile, find_card, profiles_of
 
@@ -66,6 +69,8 @@ class _GPU:
     processes: list[Process] = field(default_factory=list)
     ecc_uncorrected: int | None = 0
     remapped_rows: RemappedRows | None = HEALTHY_ROWS
+    recovery_action: RecoveryAction | None = "None"
+    access: Access = "Ok"
 
     @property
     def mig_capable(self) -> bool:
@@ -180,6 +185,7 @@ class SimulatedGPUs:
             for gpu in self._gpus:
                 gpu.processes.clear()
                 gpu.compute_mode = "Default"
+                gpu.access = "Ok"
                 gpu.mig_pending = gpu.mig_pending and gpu.keeps_mode_over_reboot
                 _reset(gpu)
 
@@ -236,6 +242,14 @@ class SimulatedGPUs:
                 self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows
             )
 
+    def ask_recovery(self, index: int, action: RecoveryAction | None) -> None:
+        """What the driver asks for; a reset or a reboot of the GPU ends it."""
+        self._gpus[index].recovery_action = action
+
+    def lose(self, index: int, access: Access = "Lost") -> None:
+        """NVML cannot talk to the GPU; `Ok` brings it back, as a reboot does."""
+        self._gpus[index].access = access
+
     # --- inside -----------------------------------------------------------------------------------------
 
     def _wait_while_hung(self) -> None:
@@ -284,6 +298,7 @@ class SimulatedGPUs:
 def _reset(gpu: _GPU) -> None:
     gpu.mig = gpu.mig_pending
     gpu.instances.clear()
+    gpu.recovery_action = None if gpu.recovery_action is None else "None"
 
 
 def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
@@ -317,6 +332,8 @@ def _observed(gpu: _GPU) -> GPU:
     def mode(on: bool) -> MigMode:
         return ("Enabled" if on else "Disabled") if gpu.mig_capable else "NotSupported"
 
+    if gpu.access != "Ok":
+        return unreachable(gpu.index, gpu.access)
     return GPU(
         index=gpu.index,
         uuid=gpu.uuid,
@@ -328,6 +345,7 @@ def _observed(gpu: _GPU) -> GPU:
         processes=tuple(gpu.processes),
         ecc_uncorrected=gpu.ecc_uncorrected,
         remapped_rows=gpu.remapped_rows,
+        recovery_action=gpu.recovery_action,
     )
 
 

@@ -248,6 +248,10 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "unhang-nvml": lambda node: node.gpus.unhang(),
     "stray-process": lambda node: node.gpus.add_process(0, "python3", STRAY_PID),
     "no-stray-process": lambda node: node.gpus.remove_process(STRAY_PID),
+    "sick-gpu": lambda node: node.gpus.ask_recovery(0, "Reset"),
+    "heal-gpu": lambda node: node.gpus.ask_recovery(0, "None"),
+    "lose-gpu": lambda node: node.gpus.lose(0),
+    "find-gpu": lambda node: node.gpus.lose(0, "Ok"),
 }
 """What can be injected. The first four act at mig-manager's next run that changes GPUs, the others at once:
 
@@ -255,5 +259,6 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
 - reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
 - kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
 - kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not come back;
-- hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0.
+- hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0;
+- sick-gpu, heal-gpu: the driver asks for a reset of GPU 0; lose-gpu, find-gpu: NVML cannot talk to it.
 """

@@ -1,8 +1,10 @@
 """What a process does to a simulated machine through NVML: NVML is loaded once per process, so tests run this one.
 
 python -m tests.agent.nvml_process partition GPU PROFILE...   MIG on, instances with a full compute instance
+python -m tests.agent.nvml_process destroy GPU                destroys its instances; the error's name, or null
 python -m tests.agent.nvml_process read                       the adapter's reading as JSON
 python -m tests.agent.nvml_process hang                       what the Reader answers at once and after 0.2 s
+python -m tests.agent.nvml_process serve                      any of these but the last, one per line of input
 """
 
 import asyncio
@@ -19,6 +21,8 @@ from gpusharing.agent.observation import Request
 from gpusharing.agent.reader import Reader
 
 COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}  # NVML_COMPUTE_INSTANCE_PROFILE_<n>_SLICE
+LIBRARY = NVML()
+"""One adapter as long as the process lives, as in an agent."""
 
 
 def partition(index: int, profiles: list[str]) -> None:
@@ -39,10 +43,31 @@ def partition(index: int, profiles: list[str]) -> None:
     pynvml.nvmlShutdown()
 
 
+def destroy(index: int) -> str | None:
+    """Destroy every compute and GPU instance, as far as the driver lets us; the first refusal."""
+    pynvml.nvmlInit()
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
+    try:
+        for mig in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+            device = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, mig)
+            number = pynvml.nvmlDeviceGetGpuInstanceId(device)
+            instance = pynvml.nvmlDeviceGetGpuInstanceById(gpu, number)
+            compute = pynvml.nvmlGpuInstanceGetComputeInstanceById(
+                instance, pynvml.nvmlDeviceGetComputeInstanceId(device)
+            )
+            pynvml.nvmlComputeInstanceDestroy(compute)
+            pynvml.nvmlGpuInstanceDestroy(instance)
+    except pynvml.NVMLError as error:
+        return type(error).__name__
+    finally:
+        pynvml.nvmlShutdown()
+    return None
+
+
 def read() -> object:
     """One reading, or why there is none."""
     try:
-        reading = NVML().read()
+        reading = LIBRARY.read()
     except LibraryError as error:
         return {"error": f"{error.reason}: {error}"}
     return asdict(reading)
@@ -50,18 +75,30 @@ def read() -> object:
 
 async def hang() -> object:
     """Ask twice while NVML hangs."""
-    reader = Reader(NVML(), 0.2, time.monotonic, lambda: None)
+    reader = Reader(LIBRARY, 0.2, time.monotonic, lambda: None)
     answers = [await reader.read(Request(id="r1")), await reader.read(Request(id="r2"))]
     return [{key: value for key, value in asdict(a).items() if key in ("outcome", "error")} for a in answers]
 
 
-if __name__ == "__main__":
-    match sys.argv[1:]:
+def do(arguments: list[str]) -> object:
+    """One command."""
+    match arguments:
         case ["partition", gpu, *wanted]:
             partition(int(gpu), wanted)
+            return None
+        case ["destroy", gpu]:
+            return destroy(int(gpu))
         case ["read"]:
-            print(json.dumps(read()))
+            return read()
         case ["hang"]:
-            print(json.dumps(asyncio.run(hang())))
+            return asyncio.run(hang())
         case _:
             raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["serve"]:
+        for line in sys.stdin:
+            print(json.dumps(do(line.split())), flush=True)
+    else:
+        print(json.dumps(do(sys.argv[1:])))

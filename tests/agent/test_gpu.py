@@ -1,5 +1,6 @@
 """Read-only checks on a real GPU and driver (rung 5): `make test-gpu`. Nothing is changed on the node."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,8 +9,10 @@ import time
 import pytest
 
 from gpusharing.agent.library import NotLoaded, Reading
+from gpusharing.agent.metrics import vitals
 from gpusharing.agent.nvml import NVML
 from gpusharing.planning.cards import find_card, profiles_of
+from gpusharing.planning.health import diagnose
 
 pytestmark = pytest.mark.gpu
 
@@ -85,3 +88,14 @@ def test_readings_are_stable_and_cheap(reading: Reading) -> None:
     print(f"one reading of {len(again.gpus)} GPUs: {wall * 1000:.1f} ms, {cpu * 1000:.1f} ms of CPU")
     assert [gpu.uuid for gpu in again.gpus] == [gpu.uuid for gpu in reading.gpus]
     assert wall < 10.0  # hung_after
+
+
+def test_a_working_gpu_is_healthy_and_listening_for_xids_leaves_no_file_open(reading: Reading) -> None:
+    for gpu in reading.gpus:
+        assert (gpu.access, gpu.xid) == ("Ok", None)
+        assert diagnose([(gpu.index, vitals(gpu))]).well, gpu
+    NVML().read()
+    files = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        NVML().read()
+    assert len(os.listdir("/proc/self/fd")) == files

@@ -1,52 +1,20 @@
 """The NVML adapter on the SIMULATED libnvidia-ml.so.1 of hack/nvmlsim, in processes of their own."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from ctypes.util import find_library
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hack.nvmlsim.simulator import Simulator
+from tests.agent.nvml_machine import in_process, needs_compiler, read
 
 from gpusharing.agent.library import NotLoaded
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.processes import ProcessNames
 from gpusharing.planning.cards import find_card, profiles_of
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build hack/nvmlsim with")
+pytestmark = needs_compiler
 
 H100, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "Tesla T4"
-ROOT = Path(__file__).parents[2]
-
-
-def in_process(simulator: Simulator, *arguments: str, privilege: str | None = None) -> Any:
-    """Run tests.agent.nvml_process on a simulated machine."""
-    environment = {
-        **os.environ,
-        **simulator.environment(privilege),
-        "PYTHONPATH": f"{ROOT / 'operator'}{os.pathsep}{ROOT}",
-    }
-    command = [sys.executable, "-m", "tests.agent.nvml_process", *arguments]
-    done = subprocess.run(
-        command, check=False, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout) if done.stdout else None
-
-
-def read(simulator: Simulator, privilege: str | None = None) -> Any:
-    """The adapter's reading."""
-    return in_process(simulator, "read", privilege=privilege)
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Simulator:
-    """Two H100."""
-    return Simulator.create(tmp_path / "state", ["h100-80gb", "h100-80gb"], seed="test")
 
 
 def test_a_divided_h100_is_read_with_placements_and_mig_uuids(machine: Simulator) -> None:
@@ -140,15 +108,10 @@ def test_health_and_compute_mode_are_read(machine: Simulator) -> None:
 @pytest.mark.parametrize(
     ("function", "fault", "told"),
     [
-        (
-            "nvmlDeviceGetName",
-            "GPU_IS_LOST",
-            "NVMLFailed: GPU 1: GPU is lost; the GPU fell off the bus: drain",
-        ),
         ("nvmlDeviceGetUUID", "UNKNOWN", "NVMLFailed: GPU 1: Unknown Error; see `dmesg"),
         ("nvmlDeviceGetCount", "NO_PERMISSION", "NVMLFailed: NVML: Insufficient Permissions; the agent's"),
     ],
-    ids=["a lost GPU is named", "an unknown error", "no access to the devices"],
+    ids=["an unknown error", "no access to the devices"],
 )
 def test_an_error_says_what_to_do(machine: Simulator, function: str, fault: str, told: str) -> None:
     machine.inject(function, fault, gpu=1 if "GPU 1" in told else -1)

@@ -1,11 +1,12 @@
 """The agent's dataclasses and the wire types say the same, field by field."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
 
-from gpusharing.agent.library import Instance, Process, Reading, RemappedRows
+from gpusharing.agent.library import Instance, Process, Reading, RemappedRows, unreachable
 from gpusharing.agent.observation import Observation, Request, wire
 from gpusharing.agent.podresources import Holdings
 from gpusharing.api.gpunode import GPUNodeSpec, Observed
@@ -116,3 +117,35 @@ def test_wire_names_are_camel_case_with_the_units_of_the_api() -> None:
     assert wire((Instance("1g.10gb", -1, 0, 3, ""),)) == [
         {"profile": "1g.10gb", "start": -1, "size": 0, "id": 3, "uuid": ""}
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sent"),
+    [(3, 4, False), (0, 1, True), (None, 0, True), (5, 0, True)],
+    ids=["more errors", "the first error", "a count where there was none", "a reset"],
+)
+def test_a_count_of_errors_that_only_grows_is_not_written_anew(
+    reading: Reading, before: int | None, after: int, sent: bool
+) -> None:
+    def observed(errors: int | None) -> Observation:
+        gpus = tuple(replace(gpu, ecc_uncorrected=errors) for gpu in reading.gpus)
+        return Observation.after(Request("r1"), replace(reading, gpus=gpus), simulated=True)
+
+    patch = observed(after).patch(node_with(wire(observed(before))))
+    assert (patch is not None) is sent
+
+
+def test_a_lost_gpu_keeps_what_was_known_of_it_and_says_that_it_is_lost(reading: Reading) -> None:
+    before = Observation.after(Request("r1"), reading, simulated=True)
+    gone = replace(reading, gpus=(unreachable(0, "Lost"), *reading.gpus[1:]), models=reading.models[1:])
+    after = Observation.after(Request("r2"), gone, simulated=True, last=before)
+    assert after.gpus[0] == {**before.gpus[0], "access": "Lost"}
+    assert after.gpus[1:] == before.gpus[1:]
+    assert {model["product"] for model in after.models} == {model["product"] for model in before.models}
+    assert Observed.model_validate(wire(after)).gpus[0].access == "Lost"
+
+
+def test_a_gpu_that_was_never_seen_is_reported_by_its_index(reading: Reading) -> None:
+    gone = replace(reading, gpus=(unreachable(0, "ResetRequired"),), models=())
+    (gpu,) = Observed.model_validate(wire(Observation.after(Request("r1"), gone, simulated=True))).gpus
+    assert (gpu.index, gpu.uuid, gpu.product, gpu.access) == (0, "", "", "ResetRequired")

@@ -70,6 +70,8 @@ async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
     gpus.add_process(1, "python3", 42)
     gpus.set_health(0, 3, RemappedRows(0, 0, False, True))
     gpus.set_health(1, None, None)
+    gpus.ask_recovery(0, "Reset")
+    gpus.ask_recovery(1, None)
     pods.holdings = Holdings({"nvidia.com/mig-3g.40gb": 1}, 1)
     loop = AgentLoop("gpu-01", node.client, gpus, pods, LoopSettings(interval=3600.0))
     registry = CollectorRegistry()
@@ -95,6 +97,11 @@ async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
     assert (sample("gpu_processes", gpu="0"), sample("gpu_processes", gpu="1")) == (0, 1)
     assert (sample("gpu_ecc_uncorrected", gpu="0"), sample("gpu_ecc_uncorrected", gpu="1")) == (3, None)
     assert (sample("gpu_row_remap_failed", gpu="0"), sample("gpu_row_remap_failed", gpu="1")) == (1, None)
+    assert (sample("gpu_row_remap_pending", gpu="0"), sample("gpu_row_remap_pending", gpu="1")) == (0, None)
+    assert (sample("gpu_healthy", gpu="0"), sample("gpu_healthy", gpu="1")) == (0, 1)
+    assert sample("gpu_recovery_action", gpu="0", action="Reset") == 1
+    assert sample("gpu_recovery_action", gpu="1", action="None") is None
+    assert sample("gpu_critical_xid", gpu="0") is None
 
 
 def test_a_log_line_is_json_with_stable_keys() -> None:

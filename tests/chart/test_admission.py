@@ -54,9 +54,18 @@ def mighty_agent(installed: Installed, agent: Api) -> Iterator[Api]:
         "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": [account],
     }
+
+    def mighty() -> bool:
+        try:
+            return bool(agent.list(NODES))
+        except ApiError:
+            return False
+
     installed.admin.create(path, binding)
+    wait_until(mighty, SECONDS, "the new binding to count")
     yield agent
     installed.admin.delete(f"{path}/mighty-agent")
+    wait_until(lambda: not mighty(), SECONDS, "the deleted binding to count no more")
 
 
 # --- the agent -------------------------------------------------------------------------------------------
@@ -104,6 +113,16 @@ def test_an_agent_may_not_touch_the_operators_part_of_status(
     operator.merge_patch(path, {"status": {"transition": {"phase": "Draining"}}})
     message = denied(lambda: agent.merge_patch(path, {"status": {"transition": part}}))
     assert "not status.transition" in message
+
+
+def test_an_agent_may_not_call_its_own_gpus_healthy(installed: Installed, operator: Api, agent: Api) -> None:
+    path = f"{GPUNODES}/{installed.node_a}/status"
+    row = {"type": "Healthy", "status": "False", "reason": "GPULost", "message": "GPU 0: fell off the bus"}
+    row["lastTransitionTime"] = "2026-11-20T10:00:00Z"
+    operator.merge_patch(path, {"status": {"conditions": [row]}})
+    healthy = {**row, "status": "True", "reason": "NoTrouble"}
+    message = denied(lambda: agent.merge_patch(path, {"status": {"conditions": [healthy]}}))
+    assert "any other part of status" in message
 
 
 AGENT_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {

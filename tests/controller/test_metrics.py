@@ -1,6 +1,7 @@
 """The metrics page: every name is there, parses, and counts what happened."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from aiohttp import ClientSession
@@ -17,6 +18,8 @@ from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
 from gpusharing.kube.client import GPUNODES, NODES
 from gpusharing.planning.actions import SetFinalizer
+from gpusharing.planning.health import Diagnosis
+from gpusharing.planning.reasons import Reason
 
 
 @pytest.fixture
@@ -50,6 +53,7 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
         "gpusharing_actions",
         "gpusharing_transitions",
         "gpusharing_policy_nodes",
+        "gpusharing_policy_unhealthy_nodes",
         "gpusharing_api_requests",
         "gpusharing_leader",
     }
@@ -87,6 +91,11 @@ def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics:
     assert samples(metrics, "gpusharing_policy_nodes") == {("pool-b", "Synced"): 1}
     assert metrics.registry.get_sample_value("gpusharing_pass_seconds_count", {"step": "plan"}) == 1
     assert metrics.registry.get_sample_value("gpusharing_pass_seconds_sum", {"step": "execute"}) == 0.2
+    assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {}
+    plan = world.plan()
+    ill = replace(plan.verdicts["gpu-07"], health=Diagnosis(Reason.GPU_LOST, "GPU 0: lost"))
+    metrics.passed({}, replace(plan, verdicts={"gpu-07": ill}), Outcome())
+    assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {("pool-b", "GPULost"): 1}
     world.remove_node("gpu-07")
     metrics.passed({}, world.plan(), Outcome())
     assert samples(metrics, "gpusharing_policy_nodes") == {}, "a phase without nodes is gone"

@@ -1,6 +1,6 @@
 """What people see is written when it changed: ends at once, what moves after a period, Events once per transition."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,6 +59,10 @@ class Stage:
         status: Mapping[str, Any] = self.cluster.get(GPUNODES, node).get("status") or {}
         mirror: Mapping[str, Any] = status.get("transition") or {}
         return mirror
+
+    def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
+        status: Mapping[str, Any] = self.cluster.get(GPUNODES, node).get("status") or {}
+        return status.get("conditions") or []
 
     def accept_policy(self, raw: JSON) -> None:
         assert raw["metadata"]["name"] == "pool-b"

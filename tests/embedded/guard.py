@@ -90,7 +90,8 @@ class Guard:
         if kind == ("delete", "pods", ""):
             self._expect(call.name.startswith(RESTARTED), f"deleted pod {call.name}")
         if kind == ("patch", "gpunodes", "status"):
-            self._expect((call.body or {})["status"].keys() == {"transition"}, "wrote status.observed")
+            parts = (call.body or {})["status"].keys()
+            self._expect(parts == {"transition", "conditions"}, f"wrote {', '.join(parts)} of a GPUNode")
 
     def _node_write(self, name: str, body: JSON) -> None:
         metadata, spec = body.get("metadata", {}), body.get("spec", {})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from hack.cluster.process import pid_exists, wait_until
-from hack.stage import DEBUG, PYTHONPATH, ROOT
+from hack.stage import DEBUG, PYTHONPATH, ROOT, own_environment
 
 MOTHER = """\
 import json, os, signal, sys
@@ -55,7 +55,7 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": PYTHONPATH, **DEBUG},
+            env={**own_environment(), "PYTHONPATH": PYTHONPATH, **DEBUG},
         )
         assert self._read() == "ready"
         return self

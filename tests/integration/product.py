@@ -41,14 +41,14 @@ MIXED: Object = {
 MPS: Object = {"mode": "MPS", "mps": {"replicas": 3}}
 MIG_SLICED: Object = {**MIXED, "timeSlicing": {"replicas": 2}}
 
-FACTOR = 60.0
+FACTOR = 120.0
 """Simulated seconds per second."""
 WAITS = {
     "settle": "0.2",
     "idle": "0.2",
     "poll": "0.3",
     "eviction_wait": "1",
-    "config_propagation": "1.2",
+    "config_propagation": "0.9",
     "wedge_pending": "4",
     "wedge_paused": "1.5",
     "restart_grace": "1",

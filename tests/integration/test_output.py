@@ -52,6 +52,8 @@ def scenario(product: Product, operator: object) -> Iterator[Pool]:
         whole.wait_synced()
         shared.wait_synced()
         pool.wait(lambda: pool.summary().get("used") == "1/8", "the count of used devices")
+        for one in (pool, whole, shared):
+            one.wait(lambda one=one: one.summary().get("pendingPods") == 1, "the count of waiting pods")
         yield pool
         spare.scale(1)
 

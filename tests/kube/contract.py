@@ -171,19 +171,19 @@ class ObjectContract:
             "apiVersion": GPUNODES.api_version,
             "kind": "GPUNode",
             "metadata": {"name": name},
-            "spec": {"policy": "a"},
+            "spec": {"request": {"id": "a"}},
             "status": {"transition": {"phase": "Pending"}},
         }
         created = await client.create(GPUNODES, body)
         assert (created["metadata"]["generation"], "status" in created) == (1, False)
-        both: JSON = {"spec": {"policy": "b"}, "status": {"transition": {"phase": "Draining"}}}
+        both: JSON = {"spec": {"request": {"id": "b"}}, "status": {"transition": {"phase": "Draining"}}}
         spec_only = await client.patch(GPUNODES, name, both)
-        assert (spec_only["spec"]["policy"], spec_only["metadata"]["generation"]) == ("b", 2)
+        assert (spec_only["spec"]["request"]["id"], spec_only["metadata"]["generation"]) == ("b", 2)
         assert "status" not in spec_only
-        both["spec"]["policy"] = "c"
+        both["spec"]["request"]["id"] = "c"
         status_only = await client.patch(GPUNODES, name, both, subresource="status")
         assert status_only["status"]["transition"]["phase"] == "Draining"
-        assert (status_only["spec"]["policy"], status_only["metadata"]["generation"]) == ("b", 2)
+        assert (status_only["spec"]["request"]["id"], status_only["metadata"]["generation"]) == ("b", 2)
 
     async def test_a_node_is_cordoned_and_uncordoned(self, world: World) -> None:
         client, name = world.client, world.name

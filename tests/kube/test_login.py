@@ -66,6 +66,14 @@ async def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, content
         await HttpClient.connect(path)
 
 
+async def test_a_kubeconfig_without_the_official_client_tells_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes.aio", None)  # as in the image: importing it fails
+    with pytest.raises(Unauthorized, match=r"KUBECONFIG=.*config is set.*\[kubeconfig\]"):
+        await OfficialLogin(tmp_path / "config").access()
+
+
 async def test_outside_a_pod_there_is_no_service_account(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(Unauthorized, match="service account of this pod"):

@@ -22,6 +22,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release
 from gpusharing.planning.before import before_pnr
+from gpusharing.planning.health import Vitals
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.verdict import NodeCase, Verdict
 from gpusharing.planning.views import Deferred, Fence, GPUNodeView, PolicyView
@@ -209,6 +210,9 @@ GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
         fenced(node={"unschedulable": False}), Reason.UNCORDONED_EXTERNALLY, False, True),
     "somebody else began to maintain the node": (
         fenced(node={"foreign": "kured"}), Reason.FOREIGN_MAINTENANCE, False, True),
+    "a GPU turned unhealthy": (
+        fenced(gpunode=quiet_report(FULL, gpus=(replace(make_gpu(), vitals=Vitals(recovery="Reboot")),))),
+        Reason.GPU_UNHEALTHY, True, True),
     "the time is up": (fenced(fence=replace(FENCE, deadline=NOW)), Reason.DRAIN_TIMEOUT, True, True),
     "the time is up and a person wants the cordon": (
         fenced(fence=replace(FENCE, deadline=NOW), node={"hold_cordon": True}), Reason.DRAIN_TIMEOUT, False, True),

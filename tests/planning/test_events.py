@@ -15,6 +15,7 @@ from tests.planning.world import World
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.blockers import Blocker
 from gpusharing.planning.events import MAX_NOTE, NodeEvent, node_events
+from gpusharing.planning.health import NO_TROUBLE, Diagnosis
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.verdict import Verdict
@@ -24,6 +25,8 @@ LONER = Blocker(Reason.UNMANAGED, ("team-a/notebook",))
 LISTED = replace(DRAINING, pods=2)
 VERIFYING = replace(CHANGING, phase=Phase.VERIFYING, reason=Reason.LABEL_MISMATCH)
 DONE = replace(SYNCED, node="gpu-08")
+ILL = Diagnosis(Reason.GPU_LOST, "GPU 1: fell off the bus")
+WORSE = Diagnosis(Reason.ROW_REMAP_FAILED, "GPU 2: replace the card")
 TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
     "waiting is no event": (PENDING, replace(PENDING, reason=Reason.PROGRESSING, message="other"), []),
     "a cordon is no event": (PENDING, verdict(Phase.CORDONED, Reason.SETTLING, "gpu-08"), []),
@@ -68,6 +71,29 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
         CHANGING,
         replace(FAILED, node="gpu-08", reason=Reason.ORPHAN_FENCE),
         [("Warning", "NodeFailed", "gpu-08: OrphanFence: something is so")],
+    ),
+    "a GPU becomes unhealthy": (
+        replace(DONE, health=NO_TROUBLE),
+        replace(DONE, health=ILL),
+        [("Warning", "GPUUnhealthy", "gpu-08: GPULost: GPU 1: fell off the bus")],
+    ),
+    "a node joins with an unhealthy GPU": (
+        DONE,
+        replace(DONE, health=ILL),
+        [("Warning", "GPUUnhealthy", "gpu-08: GPULost: GPU 1: fell off the bus")],
+    ),
+    "another trouble is graver": (
+        replace(DONE, health=ILL),
+        replace(DONE, health=WORSE),
+        [("Warning", "GPUUnhealthy", "gpu-08: RowRemapFailed: GPU 2: replace the card")],
+    ),
+    "the trouble lasts": (replace(DONE, health=ILL), replace(DONE, health=ILL, observed="1x full"), []),
+    "the report goes missing": (replace(DONE, health=ILL), DONE, []),
+    "a first report that all is well": (DONE, replace(DONE, health=NO_TROUBLE), []),
+    "the GPU is healthy again": (
+        replace(DONE, health=ILL),
+        replace(DONE, health=NO_TROUBLE),
+        [("Normal", "GPUHealthy", "gpu-08: every GPU is healthy again")],
     ),
     "drift": (
         DONE,

@@ -11,6 +11,7 @@ from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case, pair_of
 from gpusharing.api import names
 from gpusharing.planning import migfile
 from gpusharing.planning.gates import GATES, find_gate, needs_restart
+from gpusharing.planning.health import Vitals
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.verdict import NodeCase
 from gpusharing.planning.views import Deferred, PolicyView, Verified
@@ -21,8 +22,8 @@ MIG_CONFIG = names.LABEL_MIG_CONFIG
 
 def test_the_order_of_the_gates_is_part_of_the_product() -> None:
     assert [gate.__name__ for gate in GATES] == [
-        "_alive", "_foreign", "_cordon", "_agent", "_leftovers", "_actuator", "_drift", "_futile", "_deferred",
-        "_paused", "propagation",
+        "_alive", "_foreign", "_cordon", "_agent", "_health", "_leftovers", "_actuator", "_drift", "_futile",
+        "_deferred", "_paused", "propagation",
     ]  # fmt: skip
 
 
@@ -49,6 +50,8 @@ def drifted(**fields: Any) -> NodeCase:
 
 DEFERRED = Deferred(2, at(60), "DrainTimeout", 1, "")
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=False))
+ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
+LOST = replace(make_gpu(), vitals=Vitals(access="Lost"))
 PAUSED = make_policy(rollout={"paused": True})
 CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "the node is being deleted": (make_case(MIXED, node={"deleting": True}), Reason.NODE_NOT_READY, None),
@@ -58,6 +61,10 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "no agent is ready": (make_case(MIXED, agent_ready=False), Reason.AGENT_NOT_READY, None),
     "the agent is quiet still": (observing(make_case(MIXED), quiet=True), Reason.OBSERVATION_PENDING, None),
     "the agent cannot read": (observing(make_case(MIXED), error="NVMLFailed"), Reason.AGENT_ERROR, None),
+    "the driver asks for a reset of a GPU": (
+        observing(make_case(MIXED), gpus=(ASKS_FOR_RESET,)), Reason.GPU_UNHEALTHY, None),
+    "a GPU is lost": (
+        observing(make_case(MIXED), gpus=(LOST,)), Reason.GPU_UNHEALTHY, None),
     "MPS left its compute mode behind": (
         observing(make_case(SLICED), gpus=(make_gpu(compute_mode="ExclusiveProcess"),)), Reason.COMPUTE_MODE, None),
     "mig-manager is at work on its own": (

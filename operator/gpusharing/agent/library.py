@@ -10,6 +10,18 @@ from typing import ClassVar, Literal, Protocol
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported"]
+Access = Literal["Ok", "Lost", "ResetRequired"]
+RecoveryAction = Literal[
+    "None",
+    "Reset",
+    "Reboot",
+    "DrainP2P",
+    "DrainAndReset",
+    "RecoverIMEX",
+    "BusReset",
+    "SystemReboot",
+    "Unknown",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,27 @@ class GPU:
     processes: tuple[Process, ...]
     ecc_uncorrected: int | None
     remapped_rows: RemappedRows | None
+    access: Access = "Ok"
+    """Otherwise only `index` says anything."""
+    recovery_action: RecoveryAction | None = None
+    xid: int | None = None
+
+
+def unreachable(index: int, access: Access) -> GPU:
+    """A GPU that NVML cannot talk to: nothing is known of it but where it was."""
+    return GPU(
+        index=index,
+        uuid="",
+        product="",
+        mig_mode="NotSupported",
+        mig_mode_pending="NotSupported",
+        compute_mode="NotSupported",
+        instances=(),
+        processes=(),
+        ecc_uncorrected=None,
+        remapped_rows=None,
+        access=access,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ class AgentLoop:
         if answer.reading is None:
             return last.failing(answer.error, simulated=self._simulated)
         self.reading = answer.reading
-        return Observation.after(answer.request, answer.reading, simulated=self._simulated)
+        return Observation.after(answer.request, answer.reading, simulated=self._simulated, last=last)
 
     async def _read_holdings(self) -> Holdings:
         try:

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from gpusharing.agent.library import GPU
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.observation import Observation
+from gpusharing.planning.health import Vitals, diagnose
 
 PREFIX = "gpusharing_agent"
 
@@ -44,6 +45,7 @@ class AgentCollector(Collector):
             yield from _of_observation(self._loop.observed)
         if self._loop.reading is not None:
             yield from _of_gpus(self._loop.reading.gpus)
+            yield from _of_health(self._loop.reading.gpus)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: the registry need not collect at registration."""
@@ -82,6 +84,47 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         "1 when a row remapping failed: replace the card; absent where not supported.",
         gpus,
         lambda g: None if g.remapped_rows is None else g.remapped_rows.failed,
+    )
+
+
+def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
+    yield _per_gpu(
+        "gpu_healthy",
+        "1 while nothing that NVML tells makes the GPU unhealthy.",
+        gpus,
+        lambda g: diagnose([(g.index, vitals(g))]).well,
+    )
+    yield _per_gpu(
+        "gpu_row_remap_pending",
+        "1 while a row remapping waits for a reset of the GPU; absent where not supported.",
+        gpus,
+        lambda g: None if g.remapped_rows is None else g.remapped_rows.pending,
+    )
+    yield _per_gpu(
+        "gpu_critical_xid",
+        "The first critical XID heard since the agent started; absent without one. It hears only while it reads.",
+        gpus,
+        lambda g: g.xid,
+    )
+    recovery = _family(
+        "gpu_recovery_action", "1 for what the driver asks for (from R565 on).", "gpu", "action"
+    )
+    for gpu in gpus:
+        if gpu.recovery_action is not None:
+            recovery.add_metric([str(gpu.index), gpu.recovery_action], 1)
+    yield recovery
+
+
+def vitals(gpu: GPU) -> Vitals:
+    """The facts that health is judged by."""
+    rows = gpu.remapped_rows
+    return Vitals(
+        access=gpu.access,
+        recovery=gpu.recovery_action,
+        ecc_errors=bool(gpu.ecc_uncorrected),
+        remap_pending=rows is not None and rows.pending,
+        remap_failed=rows is not None and rows.failed,
+        xid=gpu.xid,
     )
 
 

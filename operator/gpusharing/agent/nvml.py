@@ -1,4 +1,4 @@
-"""NVML behind the Library Protocol. The only importer of pynvml, and the only place with NVML's constants.
+"""NVML behind the Library Protocol. Only this module and `nvml_health.py` import pynvml.
 
 Calls and their traps: reference/hardware-facts.md (g), NVIDIA's NVML API reference, nvml.h.
 """
@@ -7,12 +7,14 @@ import ctypes
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import pynvml
 
 from gpusharing.agent.library import (
     GPU,
+    Access,
     ComputeMode,
     Instance,
     LibraryError,
@@ -22,7 +24,16 @@ from gpusharing.agent.library import (
     Process,
     Profile,
     Reading,
-    RemappedRows,
+    unreachable,
+)
+from gpusharing.agent.nvml_health import (
+    UNSUPPORTED,
+    Xids,
+    ecc_uncorrected,
+    fields,
+    maybe,
+    recovery_action,
+    remapped_rows,
 )
 from gpusharing.agent.processes import ProcessNames
 
@@ -36,18 +47,11 @@ _COMPUTE_MODES: dict[int, ComputeMode] = {
     pynvml.NVML_COMPUTEMODE_PROHIBITED: "Prohibited",
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "ExclusiveProcess",
 }
-_REMAPPED_FIELDS = (
-    pynvml.NVML_FI_DEV_REMAPPED_COR,
-    pynvml.NVML_FI_DEV_REMAPPED_UNC,
-    pynvml.NVML_FI_DEV_REMAPPED_PENDING,
-    pynvml.NVML_FI_DEV_REMAPPED_FAILURE,
-)
-# The call, or this version of it, does not exist for this card or driver.
-_UNSUPPORTED = (
-    pynvml.NVML_ERROR_NOT_SUPPORTED,
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-)
+# What is so of one GPU is told of that GPU; the others are read all the same.
+_UNREACHABLE: dict[int, Access] = {
+    pynvml.NVML_ERROR_GPU_IS_LOST: "Lost",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "ResetRequired",
+}
 _NOT_LOADED = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
         "libnvidia-ml.so.1 is not in the agent's container; give the agent the runtime class `nvidia` with "
@@ -61,8 +65,6 @@ _NOT_LOADED = {
     ),
 }
 _WHAT_TO_DO = {
-    pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU fell off the bus: drain and reboot the node",
-    pynvml.NVML_ERROR_RESET_REQUIRED: "the GPU needs a reset: drain the node and reset or reboot it",
     pynvml.NVML_ERROR_NO_PERMISSION: "the agent's container may not open the NVIDIA devices",
 }
 
@@ -74,6 +76,8 @@ class NVML:
 
     def __init__(self, names: ProcessNames | None = None) -> None:
         self._names = names or ProcessNames()
+        self._xids: dict[int, int] = {}
+        """GPU index to the first critical XID heard. NVML keeps none; the driver's recovery action does."""
 
     def read(self) -> Reading:
         """See Library.read."""
@@ -86,18 +90,28 @@ class NVML:
     def _read(self) -> Reading:
         models: dict[str, Model] = {}
         gpus = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            try:
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                product = pynvml.nvmlDeviceGetName(handle)
-                known = models.get(product)
-                # Some drivers list no profiles while MIG is off: another GPU of this model may tell.
-                if known is None or (known.mig_capable and not known.profiles):
-                    models[product] = _model(handle, product)
-                gpus.append(self._gpu(handle, index, models[product]))
-            except pynvml.NVMLError as error:
-                raise _explained(f"GPU {index}", error) from error
-        return Reading(pynvml.nvmlSystemGetDriverVersion(), tuple(models.values()), tuple(gpus))
+        with Xids() as xids:
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                try:
+                    gpus.append(self._gpu_at(index, models, xids))
+                except pynvml.NVMLError as error:
+                    if error.value not in _UNREACHABLE:
+                        raise _explained(f"GPU {index}", error) from error
+                    gpus.append(unreachable(index, _UNREACHABLE[error.value]))
+            for index, xid in xids.heard():
+                self._xids.setdefault(index, xid)
+        told = tuple(replace(gpu, xid=self._xids.get(gpu.index)) for gpu in gpus)
+        return Reading(pynvml.nvmlSystemGetDriverVersion(), tuple(models.values()), told)
+
+    def _gpu_at(self, index: int, models: dict[str, Model], xids: "Xids") -> GPU:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        xids.listen(index, handle)
+        product = pynvml.nvmlDeviceGetName(handle)
+        known = models.get(product)
+        # Some drivers list no profiles while MIG is off: another GPU of this model may tell.
+        if known is None or (known.mig_capable and not known.profiles):
+            models[product] = _model(handle, product)
+        return self._gpu(handle, index, models[product])
 
     def _gpu(self, handle: Any, index: int, model: Model) -> GPU:
         current, pending = _mig_mode(handle)
@@ -106,7 +120,7 @@ class NVML:
             processes = [process for mig, uuid in migs for process in self._processes(mig, uuid)]
         else:
             processes = self._processes(handle, "")
-        mode = _maybe(None, pynvml.nvmlDeviceGetComputeMode, handle)
+        mode = maybe(None, pynvml.nvmlDeviceGetComputeMode, handle)
         return GPU(
             index=index,
             uuid=_uuid(handle),
@@ -116,8 +130,9 @@ class NVML:
             compute_mode=_COMPUTE_MODES.get(mode, "NotSupported"),
             instances=_instances(handle, model.profiles, migs) if current == "Enabled" else (),
             processes=tuple(processes[:_MOST_PROCESSES]),
-            ecc_uncorrected=_ecc_uncorrected(handle),
-            remapped_rows=_remapped_rows(handle),
+            ecc_uncorrected=ecc_uncorrected(handle),
+            remapped_rows=remapped_rows(handle),
+            recovery_action=recovery_action(handle),
         )
 
     def _processes(self, handle: Any, device: str) -> list[Process]:
@@ -128,7 +143,7 @@ class NVML:
             pynvml.nvmlDeviceGetMPSComputeRunningProcesses,
         ):
             try:
-                pids.update(process.pid for process in _maybe((), call, handle))
+                pids.update(process.pid for process in maybe((), call, handle))
             except pynvml.NVMLError as error:
                 if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
                     raise
@@ -160,16 +175,6 @@ def _session() -> Iterator[None]:
         pynvml.nvmlShutdown()
 
 
-def _maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """The answer, or `otherwise` where card or driver do not support the call."""
-    try:
-        return call(*arguments)
-    except pynvml.NVMLError as error:
-        if error.value in _UNSUPPORTED:
-            return otherwise
-        raise
-
-
 def _uuid(handle: Any) -> str:
     uuid: str = pynvml.nvmlDeviceGetUUID(handle)
     return uuid
@@ -177,7 +182,7 @@ def _uuid(handle: Any) -> str:
 
 def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
     """Mode in force and mode after the next reset."""
-    modes = _maybe(None, pynvml.nvmlDeviceGetMigMode, handle)
+    modes = maybe(None, pynvml.nvmlDeviceGetMigMode, handle)
     if modes is None:
         return "NotSupported", "NotSupported"
     current, pending = modes
@@ -185,10 +190,10 @@ def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
 
 
 def _model(handle: Any, product: str) -> Model:
-    memory = _maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
-    capability = _maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
+    capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     mig_capable = _mig_mode(handle)[0] != "NotSupported"
-    live = _fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
+    live = fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
     return Model(
         product=product,
         memory_mib=memory.total // _MIB if memory else 0,
@@ -203,7 +208,7 @@ def _profiles(handle: Any) -> Iterator[Profile]:
     """Profiles are asked for by their enum index and known by their id, which differs between cards."""
     for enum in _PROFILE_ENUM:
         try:
-            info = _maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
+            info = maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
         except pynvml.NVMLError as error:
             if error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
                 return  # this driver knows no further ones
@@ -235,7 +240,7 @@ def _placements(handle: Any, profile_id: int) -> list[Any]:
     try:
         pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, found, ctypes.byref(count))
     except pynvml.NVMLError as error:
-        if error.value in (*_UNSUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION):
+        if error.value in (*UNSUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION):
             return []
         raise
     return list(found[: count.value])
@@ -246,12 +251,12 @@ _MigDevice: TypeAlias = tuple[Any, str]  # handle and UUID
 
 def _mig_devices(handle: Any) -> Iterator[_MigDevice]:
     """The MIG devices of a GPU; their indices have gaps and no stable order."""
-    for index in range(_maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
+    for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
             mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
             yield mig, _uuid(mig)
         except pynvml.NVMLError as error:
-            if error.value not in (*_UNSUPPORTED, pynvml.NVML_ERROR_NOT_FOUND):
+            if error.value not in (*UNSUPPORTED, pynvml.NVML_ERROR_NOT_FOUND):
                 raise
 
 
@@ -274,7 +279,7 @@ def _instances(handle: Any, profiles: Sequence[Profile], migs: Sequence[_MigDevi
 def _instance_infos(handle: Any, profile_id: int) -> list[Any]:
     found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
-    _maybe(None, pynvml.nvmlDeviceGetGpuInstances, handle, profile_id, found, ctypes.byref(count))
+    maybe(None, pynvml.nvmlDeviceGetGpuInstances, handle, profile_id, found, ctypes.byref(count))
     return [pynvml.nvmlGpuInstanceGetInfo(instance) for instance in found[: count.value] if instance]
 
 
@@ -301,29 +306,4 @@ def _instance_of_device(device: _MigDevice, profiles: Sequence[Profile]) -> Inst
         size=profile.size if profile else 0,
         id=pynvml.nvmlDeviceGetGpuInstanceId(mig),
         uuid=uuid,
-    )
-
-
-def _fields(handle: Any, *fields: int) -> tuple[int, ...] | None:
-    """Unsigned values of NVML fields; None unless all are supported."""
-    values = _maybe(None, pynvml.nvmlDeviceGetFieldValues, handle, fields)
-    if values is None or any(value.nvmlReturn != pynvml.NVML_SUCCESS for value in values):
-        return None
-    return tuple(value.value.uiVal for value in values)
-
-
-def _ecc_uncorrected(handle: Any) -> int | None:
-    kind, since_reset = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
-    errors: int | None = _maybe(None, pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_reset)
-    return errors
-
-
-def _remapped_rows(handle: Any) -> RemappedRows | None:
-    """By the call, else by fields 142 to 145: the call is not supported while MIG instances are active."""
-    rows = _maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or _fields(handle, *_REMAPPED_FIELDS)
-    if rows is None:
-        return None
-    correctable, uncorrectable, pending, failed = rows
-    return RemappedRows(
-        correctable=correctable, uncorrectable=uncorrectable, pending=bool(pending), failed=bool(failed)
     )

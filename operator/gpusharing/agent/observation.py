@@ -57,15 +57,23 @@ class Observation:
         )
 
     @classmethod
-    def after(cls, request: Request, reading: Reading, *, simulated: bool) -> "Observation":
-        """The answer to a request, by a reading that began after it."""
+    def after(
+        cls, request: Request, reading: Reading, *, simulated: bool, last: "Observation | None" = None
+    ) -> "Observation":
+        """The answer to a request, by a reading that began after it. A GPU that NVML cannot talk to keeps what
+        `last` knew of it."""
+        known = {gpu.get("index"): gpu for gpu in last.gpus} if last else {}
+        gpus = [_with_the_past(wire(gpu), known) for gpu in reading.gpus]
+        models = [wire(model) for model in reading.models]
+        named, met = {gpu["product"] for gpu in gpus}, {model["product"] for model in models}
+        past = [model for model in last.models if model.get("product") in named - met] if last else []
         return cls(
             request_id=request.id,
             quiet=request.quiet,
             simulated=simulated,
             driver_version=reading.driver_version,
-            models=[wire(model) for model in reading.models],
-            gpus=[wire(gpu) for gpu in reading.gpus],
+            models=models + past,
+            gpus=gpus,
         )
 
     def failing(self, error: str, *, simulated: bool) -> "Observation":
@@ -94,6 +102,12 @@ class Observation:
         return {"status": {"observed": {**wanted, "allocated": {**self.allocated, **gone}}}}
 
 
+def _with_the_past(gpu: JSON, known: dict[Any, JSON]) -> JSON:
+    if gpu["access"] == "Ok" or gpu["index"] not in known:
+        return gpu
+    return {**known[gpu["index"]], "access": gpu["access"], "xid": gpu["xid"]}
+
+
 def wire(value: Any) -> Any:
     """JSON of our dataclasses, field names in the spelling of the wire."""
     if names := _names(type(value)):
@@ -117,12 +131,24 @@ def _wire_name(name: str) -> str:
     return _SPELT_OTHERWISE.get(name) or head + "".join(word.capitalize() for word in tail)
 
 
+_COUNTS = frozenset({"eccUncorrected", "correctable", "uncorrectable"})
+"""Wire names of counts of errors. That there are errors is news; how many is for the metrics."""
+
+
 def _same(present: Any, wanted: Any) -> bool:
     """The API server may drop null fields when it stores an object; absent and null mean the same to us."""
     if present == wanted:
         return True
     if isinstance(present, dict) and isinstance(wanted, dict):
-        return all(_same(present.get(key), wanted.get(key)) for key in present.keys() | wanted.keys())
+        return all(
+            (_errors if key in _COUNTS else _same)(present.get(key), wanted.get(key))
+            for key in present.keys() | wanted.keys()
+        )
     if isinstance(present, list) and isinstance(wanted, list):
         return len(present) == len(wanted) and all(map(_same, present, wanted))
     return False
+
+
+def _errors(present: Any, wanted: Any) -> bool:
+    """Both none, both some, or both unknown."""
+    return (present is None, bool(present)) == (wanted is None, bool(wanted))

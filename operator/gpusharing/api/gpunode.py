@@ -11,6 +11,18 @@ from gpusharing.api.base import Counts, Line, Sentence, Time, WireModel
 
 MigModeValue = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeModeValue = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported"]
+AccessValue = Literal["Ok", "Lost", "ResetRequired"]
+RecoveryValue = Literal[
+    "None",
+    "Reset",
+    "Reboot",
+    "DrainP2P",
+    "DrainAndReset",
+    "RecoverIMEX",
+    "BusReset",
+    "SystemReboot",
+    "Unknown",
+]
 
 
 class Request(WireModel):
@@ -124,9 +136,15 @@ class ObservedGPU(WireModel):
     processes: Annotated[tuple[ObservedProcess, ...], Field(max_length=1024)]
     """Processes that compute on it."""
     ecc_uncorrected: int | None = None
-    """Uncorrected volatile ECC errors; null when not supported."""
+    """Uncorrected volatile ECC errors; null when not supported. A count that only grows is not written anew."""
     remapped_rows: RemappedRows | None = None
-    """Row remapping; null when not supported."""
+    """Row remapping; null when not supported. The counts as of eccUncorrected."""
+    access: AccessValue = "Ok"
+    """Whether NVML can talk to the GPU; otherwise everything else here is from before."""
+    recovery_action: RecoveryValue | None = None
+    """What the driver asks for (NVML field 230); null before R565."""
+    xid: int | None = None
+    """The first critical XID that the agent heard since it started; it hears only while it reads."""
 
 
 class Observed(WireModel):
@@ -198,10 +216,33 @@ class Transition(WireModel):
     """The last 20 transitions, newest last."""
 
 
+class NodeCondition(WireModel):
+    """One aspect of the node's state. Without observedGeneration: it does not depend on the spec."""
+
+    type: Literal["Healthy"]
+    """Healthy: no GPU of the node needs a reset, a reboot or a person."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether the condition holds."""
+    reason: Annotated[str, Field(max_length=128)]
+    """One CamelCase word; docs/reference/reasons.md explains each."""
+    message: Sentence
+    """The gravest fact and what to do."""
+    last_transition_time: Time
+    """When the status last changed, RFC 3339 in UTC, to the second."""
+
+
 class GPUNodeStatus(WireModel):
-    """Two writers, one part each."""
+    """Two writers: the agent of `observed`, the operator of all else."""
 
     observed: Observed | None = None
     """Written by the agent of this node only."""
     transition: Transition | None = None
     """Written by the operator only."""
+    conditions: Annotated[
+        tuple[NodeCondition, ...],
+        Field(
+            max_length=8,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = ()
+    """Healthy. Written by the operator only; nothing is decided from it."""

@@ -5,7 +5,7 @@ An event only says "look again". What was seen, asked or done before is not reme
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -30,6 +30,9 @@ log = structlog.get_logger()
 
 FIRST_LOOK = 4
 """The first event after a quiet time waits for this part of the debounce: what belongs together comes within it."""
+AT_ONCE = 2
+"""Follow-ups without a break: configuration, then fence. In a long row of them other nodes keep a large pool busy, and
+every pass looks at all of it."""
 FOLLOW_UPS = 30
 """Passes that may follow one another at once. More of them make no progress and would press the API server."""
 RETRY = 2.0
@@ -88,6 +91,10 @@ class Statuses:
     def mirror(self, node: str) -> Mapping[str, Any]:
         """See publish.Statuses."""
         return self.sources.mirror(node)
+
+    def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
+        """See publish.Statuses."""
+        return self.sources.conditions(node)
 
     def accept_policy(self, raw: JSON) -> None:
         """See publish.Statuses."""
@@ -203,6 +210,8 @@ class Loop:
         if self._follow_ups > FOLLOW_UPS:
             log.warning("passes make no progress", passes=self._follow_ups)
             await asyncio.sleep(RETRY)
+        elif self._follow_ups > AT_ONCE:
+            await asyncio.sleep(self.settings.debounce / FIRST_LOOK)
 
     async def _pass(self) -> datetime | None:
         """One round; returns when to look again at the latest."""

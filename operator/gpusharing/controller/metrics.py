@@ -1,5 +1,6 @@
 """What the operator tells Prometheus. `docs/reference/metrics.md` is generated from this file."""
 
+from collections import Counter as Tally
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -54,6 +55,12 @@ class Metrics:
             ["policy", "phase"],
             registry=self.registry,
         )
+        self.unhealthy = Gauge(
+            "gpusharing_policy_unhealthy_nodes",
+            "Nodes of a policy with an unhealthy GPU, by reason; such nodes are not reconfigured.",
+            ["policy", "reason"],
+            registry=self.registry,
+        )
         self.requests = Counter(
             "gpusharing_api_requests_total",
             "Calls to the API server by verb, resource and HTTP status (0: no answer).",
@@ -68,11 +75,17 @@ class Metrics:
         """See loop.Observer."""
         for step, duration in seconds.items():
             self.pass_seconds.labels(step).observe(duration)
-        counts: dict[tuple[str, str], int] = {}
+        counts: Tally[tuple[str, str]] = Tally()
+        ill: Tally[tuple[str, str]] = Tally()
         for name, pool in plan.pools.items():
             for node in pool.names:
-                key = (name, str(plan.verdicts[node].phase))
-                counts[key] = counts.get(key, 0) + 1
+                verdict = plan.verdicts[node]
+                counts[name, str(verdict.phase)] += 1
+                if verdict.health is not None and not verdict.health.well:
+                    ill[name, str(verdict.health.reason)] += 1
+        self.unhealthy.clear()
+        for (policy, reason), count in ill.items():
+            self.unhealthy.labels(policy, reason).set(count)
         self.nodes.clear()
         for (policy, phase), count in counts.items():
             self.nodes.labels(policy, phase).set(count)

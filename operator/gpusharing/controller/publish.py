@@ -5,7 +5,7 @@ pass more quickly are never shown. An end (Synced, Failed, Blocked ...) is writt
 any of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from gpusharing.controller.parallel import each
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.planning.events import NodeEvent, node_events
-from gpusharing.planning.mirror import transition
+from gpusharing.planning.mirror import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.status import policy_status
 from gpusharing.planning.verdict import Verdict
@@ -42,6 +42,10 @@ class Statuses(Protocol):
 
     def mirror(self, node: str) -> Mapping[str, Any]:
         """`status.transition` of a GPUNode as last read or written."""
+        ...
+
+    def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
+        """`status.conditions` of a GPUNode as last read or written."""
         ...
 
     def accept_policy(self, raw: JSON) -> None:
@@ -70,6 +74,8 @@ class Publisher:
     """Mirrors that are due though their verdict did not change."""
     _seen: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
     """The objects of the last pass, compared by identity."""
+    _shown: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    """By policy: what decided the status of its conditions when they were last looked at."""
     _serial: int = 0
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
@@ -85,6 +91,10 @@ class Publisher:
         for name in self._told.keys() - plan.verdicts.keys():
             del self._told[name], self._seen[name]
             self._held.discard(f"node/{name}")
+            self._differs_since.pop(f"node/{name}", None)
+        for name in self._shown.keys() - plan.pools.keys():
+            del self._shown[name]
+            self._differs_since.pop(f"policy/{name}", None)
         for policy in snapshot.policies:
             if (later := await self._status(policy, plan, snapshot, now)) is not None:
                 due.append(later)
@@ -102,7 +112,9 @@ class Publisher:
         self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
         before = self._told.get(verdict.node)
-        self._held.add(f"node/{verdict.node}")  # until the mirror is known to be right, whatever ends this before
+        self._held.add(
+            f"node/{verdict.node}"
+        )  # until the mirror is known to be right, whatever ends this before
         if before != verdict:
             self._told[verdict.node] = verdict
             self.on_verdict(before, verdict)
@@ -117,13 +129,18 @@ class Publisher:
             return None  # it is being created in this pass
         previous = self.statuses.mirror(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
-        if wanted == previous:
+        stand = list(self.statuses.conditions(verdict.node))
+        conditions = health_conditions(verdict, stand, now)
+        if wanted == previous and conditions == stand:
             self._differs_since.pop(key, None)
             self._held.discard(key)
             return None
-        if verdict.phase not in RESTING and (later := self._hold(key, now, self.period)) is not None:
+        if (
+            verdict.phase not in RESTING
+            and (later := self._hold(key, now, timedelta(seconds=self.period))) is not None
+        ):
             return later
-        body = {"status": {"transition": wanted}}
+        body = {"status": {"transition": wanted, "conditions": conditions}}
         later = await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.accept_gpunode)
         if later is None:
             self._held.discard(key)
@@ -132,24 +149,33 @@ class Publisher:
     async def _status(
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
+        key = f"policy/{policy.name}"
+        grounds = _grounds(policy, plan, snapshot)
+        before, self._shown[policy.name] = self._shown.get(policy.name), grounds
+        since = self._differs_since.get(key)
+        if grounds == before and since is not None and (due := since + self._lag) > now:
+            return due  # numbers and messages: nobody needs them before they are due
         previous = self.statuses.policy_status(policy.name)
         wanted = policy_status(policy, plan, snapshot, previous, now)
-        key = f"policy/{policy.name}"
         if {name: value for name, value in wanted.items() if value is not None} == dict(previous):
             self._differs_since.pop(key, None)
             return None
         urgent = wanted["observedGeneration"] != previous.get("observedGeneration") or _statuses(
             wanted
         ) != _statuses(previous)
-        if not urgent and (later := self._hold(key, now, self.period * POOL_FACTOR)) is not None:
+        if not urgent and (later := self._hold(key, now, self._lag)) is not None:
             return later
         body = {"status": _replacing(wanted, previous)}
         return await self._write(key, now, POLICIES, policy.name, body, self.statuses.accept_policy)
 
-    def _hold(self, key: str, now: datetime, period: float) -> datetime | None:
+    @property
+    def _lag(self) -> timedelta:
+        return timedelta(seconds=self.period * POOL_FACTOR)
+
+    def _hold(self, key: str, now: datetime, period: timedelta) -> datetime | None:
         """When the change may be written, if that is later than now."""
         since = self._differs_since.setdefault(key, now)
-        due = since + timedelta(seconds=period)
+        due = since + period
         return due if due > now else None
 
     async def _write(
@@ -217,6 +243,17 @@ class Publisher:
             },
             "related": {"apiVersion": "v1", "kind": "Node", "name": node},
         }
+
+
+def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
+    """Whatever can turn a condition from one status to another (planning/status.py); far less than the whole status."""
+    verdicts, nodes = plan.verdicts, snapshot.nodes
+    seen = {
+        (verdict.phase, verdict.reason, bool(verdict.actions), nodes[verdict.node].ready)
+        for name in plan.pools[policy.name].names
+        if (verdict := verdicts[name])
+    }
+    return policy.uid, policy.generation, policy.deleting, plan.objections.get(policy.name), seen
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

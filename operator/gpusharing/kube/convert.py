@@ -22,6 +22,7 @@ from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.cards import Card, Profile, find_card
 from gpusharing.planning.geometry import Layout, normalise
+from gpusharing.planning.health import WELL, Vitals
 from gpusharing.planning.views import (
     ClusterPolicyView,
     Deferred,
@@ -195,7 +196,22 @@ def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
         layout=_layout(gpu),
         profiles=model.profiles,
         processes=tuple(process.name for process in gpu.processes),
+        vitals=_vitals(gpu),
     )
+
+
+def _vitals(gpu: ObservedGPU) -> Vitals:
+    """One object for all healthy GPUs: the planner looks no further at that one."""
+    rows = gpu.remapped_rows
+    vitals = Vitals(
+        access=gpu.access,
+        recovery=gpu.recovery_action,
+        ecc_errors=bool(gpu.ecc_uncorrected),
+        remap_pending=rows is not None and rows.pending,
+        remap_failed=rows is not None and rows.failed,
+        xid=gpu.xid,
+    )
+    return WELL if vitals == WELL else vitals
 
 
 def _layout(gpu: ObservedGPU) -> Layout | None:

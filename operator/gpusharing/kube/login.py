@@ -18,6 +18,11 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0
 """The kubelet replaces a projected token at 80 % of its life (at least 10 min), so a minute is early enough."""
 
+NO_CLIENT = (
+    "the official client that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
+    "or unset KUBECONFIG in a pod"
+)
+
 
 @dataclass(frozen=True)
 class Access:
@@ -143,8 +148,12 @@ class OfficialLogin:
     async def _load(self) -> Any:
         # Imported here: it costs 18 MiB, and a pod, which needs only the class above, does not have it.
         import yaml
-        from kubernetes.aio import config
-        from kubernetes.aio.client import Configuration
+
+        try:
+            from kubernetes.aio import config
+            from kubernetes.aio.client import Configuration
+        except ImportError as error:
+            raise Unauthorized(f"KUBECONFIG={self.kubeconfig} is set, and {NO_CLIENT}") from error
 
         configuration = Configuration()
         try:

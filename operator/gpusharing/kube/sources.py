@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.policies import PolicyCache
-from gpusharing.kube.raw import section
+from gpusharing.kube.raw import entries, section
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.views import GPUNodeView, Operand, Settings
 
@@ -109,15 +109,22 @@ class Sources:
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
         """The view of a GPUNode; its mirror is kept aside, because nothing is decided from it."""
-        self._mirrors[raw["metadata"]["name"]] = json.dumps(section(raw, "status", "transition"))
+        shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
+        self._mirrors[raw["metadata"]["name"]] = json.dumps(shown)
         return gpunode_view(raw)
 
     def mirror(self, node: str) -> Mapping[str, Any]:
         """`status.transition` of a GPUNode as last read or written; empty when there is no GPUNode."""
-        if node not in self.gpunodes.items:
-            return {}
-        mirror: Mapping[str, Any] = json.loads(self._mirrors.get(node, "{}"))
+        mirror: Mapping[str, Any] = self._shown(node)[0]
         return mirror
+
+    def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
+        """`status.conditions` of a GPUNode as last read or written."""
+        conditions: Sequence[Mapping[str, Any]] = self._shown(node)[1]
+        return conditions
+
+    def _shown(self, node: str) -> Any:
+        return json.loads(self._mirrors[node]) if node in self.gpunodes.items else ({}, [])
 
     @property
     def required(self) -> Mapping[str, Reflector[Any]]:

@@ -247,6 +247,11 @@ def _unprovable(case: NodeCase) -> Verdict:
         return case.verdict(Phase.FAILED, objection.reason, message)
     if (request := _verify_request(case)) is not None:
         return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent").then(request)
+    lost = case.assessment.mismatch
+    if lost is not None and lost.reason is Reason.GPU_UNHEALTHY:  # a GPU whose model nobody knows
+        if case.now >= case.fence.deadline:
+            return _failed(case, lost)
+        return case.verdict(Phase.VERIFYING, lost.reason, lost.message, wake=case.fence.deadline)
     return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
 
 

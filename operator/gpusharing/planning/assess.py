@@ -60,6 +60,9 @@ def assess(
     if observed is None or not observed.gpus:
         pending = _unobserved(observed)
         return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
+    if nameless := next((gpu for gpu in observed.gpus if not gpu.product), None):
+        pending = Mismatch(Reason.GPU_UNHEALTHY, f"GPU {nameless.index} does not answer and never did")
+        return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
     target = targets.find(node.name, observed.gpus)
     if isinstance(target, Unsupported):
         return Assessment(policy, None, None, False, target, None, DisruptionClass.NONE, False, text)

@@ -17,6 +17,7 @@ from gpusharing.planning.assess import uses_mps
 from gpusharing.planning.blockers import explain_blockers, main_reason
 from gpusharing.planning.drain import DrainPlan, plan_drain
 from gpusharing.planning.gates import CORDONING, needs_mig_manager, needs_restart, propagation
+from gpusharing.planning.health import REACHABLE
 from gpusharing.planning.marks import unmarked
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
@@ -89,6 +90,8 @@ def _ended(case: NodeCase) -> Verdict | None:
     if node.foreign:
         message = f"{node.foreign} began to work on the node; the cordon is left to it"
         return _abort(case, Reason.FOREIGN_MAINTENANCE, message, defer=True)
+    if (ailment := case.ailment) is not None:
+        return _abort(case, Reason.GPU_UNHEALTHY, ailment.message, defer=True)
     if case.now >= fence.deadline:
         return _abort(case, Reason.DRAIN_TIMEOUT, _timeout_text(case), defer=True)
     return None
@@ -225,6 +228,8 @@ def _last_busy(case: NodeCase) -> str:
     if observed.error:
         return f"the agent cannot read the GPUs: {observed.error}"
     for gpu in observed.gpus:
+        if gpu.vitals.access != REACHABLE:
+            return f"GPU {gpu.index} does not answer: nobody knows whether a process computes on it"
         if foreign := [name for name in gpu.processes if name not in MPS_DAEMONS]:
             shown = ", ".join(name or "a process that the agent cannot name" for name in foreign[:3])
             return f"no pod holds a GPU, yet on GPU {gpu.index} runs {shown}"

@@ -39,6 +39,8 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[NodeEvent, ...]
         told.append(NodeEvent("Warning", "ActuatorRestarted", f"{after.node}: {after.message}"))
     if entered is None and after.reason is not before.reason and after.reason in _WORTH_TELLING:
         told.append(NodeEvent("Warning", str(after.reason), f"{after.node}: {after.message}"))
+    if (news := _health(before, after)) is not None:
+        told.append(news)
     return tuple(NodeEvent(event.type, event.reason, _cut(event.note)) for event in told)
 
 
@@ -67,6 +69,19 @@ def _entered(before: Verdict, after: Verdict) -> NodeEvent | None:
             return NodeEvent("Warning", "NodeFailed", f"{node}: {after.reason}: {after.message}")
         case _:
             return None
+
+
+def _health(before: Verdict, after: Verdict) -> NodeEvent | None:
+    """A report that went missing is no recovery, and a first report that all is well is no news."""
+    known, health = before.health, after.health
+    if health is None or health == known:
+        return None
+    if not health.well:
+        note = f"{after.node}: {health.reason}: {health.message}"
+        return NodeEvent("Warning", str(Reason.GPU_UNHEALTHY), note)
+    if known is None:
+        return None
+    return NodeEvent("Normal", "GPUHealthy", f"{after.node}: every GPU is healthy again")
 
 
 def _drain_started(before: Verdict, after: Verdict) -> bool:

@@ -81,6 +81,11 @@ def _agent(case: NodeCase) -> Gate | None:
     return None
 
 
+def _health(case: NodeCase) -> Gate | None:
+    ailment = case.ailment
+    return None if ailment is None else Gate(Reason.GPU_UNHEALTHY, ailment.message)
+
+
 def _leftovers(case: NodeCase) -> Gate | None:
     """A compute mode that nobody holds: no label of ours sets it back, and every change but one to MPS fails on it."""
     observed = case.gpunode.observed if case.gpunode else None
@@ -240,6 +245,7 @@ GATES: tuple[Callable[[NodeCase], Gate | None], ...] = (
     _foreign,
     _cordon,
     _agent,
+    _health,
     _leftovers,
     _actuator,
     _drift,

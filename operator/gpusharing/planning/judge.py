@@ -113,6 +113,10 @@ def _as_wanted(case: NodeCase, target: Target) -> Verdict:
         key: value for key, value in marks.items() if node.labels.get(key) != value
     }
     if proven and not missing:
+        if (ailment := case.ailment) is not None:
+            return case.verdict(
+                Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{target.text} proven; {ailment.message}"
+            )
         return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
     if not case.agent_ready:
         message = "the node looks as wanted, but no Ready agent pod is there to prove it"

@@ -1,6 +1,6 @@
-"""`GPUNode.status.transition`: the verdict of a node for people. Nothing is ever decided from it."""
+"""`GPUNode.status.transition` and `.conditions`: the verdict of a node for people. Nothing is decided from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ def transition(
     """The mirror after this pass; `previous` is what stands there now. Equal verdicts give equal mirrors."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
-    moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    moment = _stamp(now)
     history = list(previous.get("history") or ())
     if not same:
         history = [*history, {"phase": phase, "reason": reason, "at": moment}][-MAX_HISTORY:]
@@ -40,6 +40,30 @@ def transition(
         "blockers": [_cut(line) for line in explain_blockers(verdict.blockers)],
         "history": history,
     }
+
+
+def health_conditions(
+    verdict: Verdict, previous: Sequence[Mapping[str, Any]], now: datetime
+) -> list[Mapping[str, Any]]:
+    """`GPUNode.status.conditions`: Healthy. `previous` stays while nothing is known of any GPU."""
+    health = verdict.health
+    if health is None:
+        return list(previous)
+    status = "True" if health.well else "False"
+    earlier = next((row for row in previous if row.get("status") == status), {})
+    return [
+        {
+            "type": "Healthy",
+            "status": status,
+            "reason": str(health.reason),
+            "message": _cut(health.message),
+            "lastTransitionTime": earlier.get("lastTransitionTime") or _stamp(now),
+        }
+    ]
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def whose_cordon(node: NodeView) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 from typing import Literal
 
-Group = Literal["Node", "Hardware", "Proof", "Drain", "Accepted", "Ready", "Stalled"]
-"""Where a reason is seen: on a node, its hardware, its proof or its drain, or on a policy condition."""
+Group = Literal["Node", "Hardware", "Health", "Proof", "Drain", "Accepted", "Ready", "Stalled"]
+"""Where a reason is seen: on a node, its hardware and its health, its proof or its drain, or on a policy condition."""
 
 
 class Passes(IntEnum):
@@ -197,6 +197,27 @@ class Reason(StrEnum):
         "A GPU is not in compute mode Default: an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
         "Run nvidia-smi -i INDEX -c 0 on the node.",
     )
+
+    # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/health.py)
+    GPU_UNHEALTHY = ("GPUUnhealthy", "Health", _PERSON,
+        "A GPU of the node is not healthy; the node is not reconfigured. Its pods are left alone.",
+        "Do what the message says; the change starts by itself when the GPU is healthy again.")
+    GPU_LOST = ("GPULost", "Health", _PERSON,
+        "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
+    GPU_RESET_REQUIRED = ("GPUResetRequired", "Health", _PERSON,
+        "NVML refuses a GPU until it is reset.", "Drain the node, then reset the GPU or reboot.")
+    ROW_REMAP_FAILED = ("RowRemapFailed", "Health", _PERSON,
+        "A memory row could not be remapped.", "Replace the card.")
+    RECOVERY_NEEDED = ("RecoveryNeeded", "Health", _PERSON,
+        "The driver names a recovery action for a GPU (NVML field 230).", "Do what the message says.")
+    ROW_REMAP_PENDING = ("RowRemapPending", "Health", _PERSON,
+        "A remapped memory row waits for a GPU reset.", "Drain the node, then reset the GPU or reboot.")
+    XID_SEEN = ("XIDSeen", "Health", _PERSON,
+        "The agent heard a critical XID, and the driver is too old (before R565) to say what it asks for.",
+        "Drain the node, reset the GPU or reboot, then delete the agent's pod.")
+    ECC_UNCORRECTED = ("ECCUncorrected", "Health", _PERSON,
+        "Uncorrected ECC errors since the last reset.", "Drain the node, then reset the GPU or reboot.")
+    NO_TROUBLE = ("NoTrouble", "Health", _DONE, "Nothing that NVML tells makes a GPU of the node unhealthy.")
 
     # --- Proof: what does not agree yet after a change, or any more
     OPERANDS_PAUSED = ("OperandsPaused", "Proof", _LATER,

@@ -85,6 +85,10 @@ class _Known:
     """Counts as unavailable."""
     verdict: Verdict | None = None
     """Set when the answer does not depend on time, claims or agents."""
+    circumstances: tuple[object, ...] = ()
+    """What else the answer below depends on: time is not among it."""
+    judged: Verdict | None = None
+    """The answer in these circumstances; None when it depends on time or is to be acted on."""
 
 
 @dataclass(slots=True)
@@ -165,7 +169,7 @@ class _Pass:
         verdict = known.verdict
         if verdict is None:
             case = self._case(known)
-            verdict = judge(case, self.policies)
+            verdict = self._answer(case, known)
             if verdict is None:
                 return
             if pool is not None and verdict.candidate:
@@ -179,6 +183,28 @@ class _Pass:
         if pool is not None:
             pool.names.append(node.name)
             pool.used += known.away or self._holds_slot(verdict)
+
+    def _answer(self, case: NodeCase, known: _Known) -> Verdict | None:
+        """What `judge` says. A node that waits for its turn hears the same until something around it changes."""
+        if case.node.fence is not None:
+            return judge(case, self.policies)
+        circumstances = (
+            case.work,
+            case.agent_ready,
+            case.operand,
+            case.mig_failure,
+            case.mps_daemon,
+            case.claimed,
+            case.drifting_since,
+            case.throttled,
+            case.settings,
+        )
+        if known.judged is not None and known.circumstances == circumstances:
+            return known.judged
+        verdict = judge(case, self.policies)
+        lasts = verdict is not None and verdict.wake is None and not verdict.actions
+        known.circumstances, known.judged = circumstances, verdict if lasts else None
+        return verdict
 
     def _holds_slot(self, verdict: Verdict) -> bool:
         """A claim without a fence: a change was about to begin, unless it waits or has just ended in proof."""

@@ -8,6 +8,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.actions import Action
 from gpusharing.planning.assess import Assessment
 from gpusharing.planning.blockers import Blocker
+from gpusharing.planning.health import Diagnosis, diagnose
 from gpusharing.planning.holders import Scope
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
@@ -48,6 +49,8 @@ class Verdict:
     """The next pass needs the pods of this node."""
     candidate: bool = False
     """Waits for a slot of the budget only."""
+    health: Diagnosis | None = None
+    """How the GPUs of the node are, as last reported; None while no GPU was reported."""
 
     def then(self, *actions: Action) -> "Verdict":
         """The same verdict with actions."""
@@ -86,6 +89,18 @@ class NodeCase:
         """The fence of a fenced node."""
         assert self.node.fence is not None, "asked only of fenced nodes"
         return self.node.fence
+
+    @property
+    def health(self) -> Diagnosis | None:
+        """How the GPUs of the node are, as the agent reported last; None while it reported none."""
+        gpus = self.gpunode.observed.gpus if self.gpunode and self.gpunode.observed else ()
+        return diagnose((gpu.index, gpu.vitals) for gpu in gpus) if gpus else None
+
+    @property
+    def ailment(self) -> Diagnosis | None:
+        """What makes a GPU of the node unhealthy; None when nothing does, or nothing is known."""
+        health = self.health
+        return None if health is None or health.well else health
 
     @property
     def scope(self) -> Scope:
@@ -140,4 +155,5 @@ class NodeCase:
             step=f"{fence.step}/{fence.steps}" if fence else "",
             wake=wake,
             candidate=candidate,
+            health=self.health,
         )

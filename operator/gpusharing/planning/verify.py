@@ -21,6 +21,7 @@ from gpusharing.api.names import Mode
 from gpusharing.planning import pluginversions
 from gpusharing.planning.cards import bare_product
 from gpusharing.planning.geometry import Layout, resource_name
+from gpusharing.planning.health import REACHABLE
 from gpusharing.planning.migfile import Unresolved
 from gpusharing.planning.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
 from gpusharing.planning.reasons import Reason
@@ -81,6 +82,9 @@ def _observation(case: Case) -> Mismatch | None:
         return Mismatch(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {seen.error}")
     if seen.quiet:
         return Mismatch(Reason.OBSERVATION_PENDING, "the agent is quiet, its last reading proves nothing")
+    if gone := next((gpu for gpu in seen.gpus if gpu.vitals.access != REACHABLE), None):
+        text = f"GPU {gone.index} does not answer; what is shown of it is from before"
+        return Mismatch(Reason.GPU_UNHEALTHY, text)
     return None
 
 

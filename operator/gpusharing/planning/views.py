@@ -14,6 +14,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem
 from gpusharing.planning.cards import Profile
 from gpusharing.planning.geometry import Layout
+from gpusharing.planning.health import WELL, Vitals
 
 NO_LABELS: Mapping[str, str] = {}
 NO_COUNTS: Mapping[str, int] = {}
@@ -132,6 +133,7 @@ class GpuView:
     """Profiles the card offers; from the card facts when the driver lists none."""
     processes: tuple[str, ...] = ()
     """Names of compute processes; empty text for one that the agent cannot name."""
+    vitals: Vitals = WELL
 
 
 @dataclass(frozen=True, slots=True)

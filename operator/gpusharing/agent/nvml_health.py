@@ -1,0 +1,121 @@
+"""What NVML tells of a GPU's health, and how to ask for what a card or driver may not support. Half of `nvml.py`.
+
+Calls and their traps: reference/hardware-facts.md (g), NVIDIA's NVML API reference, nvml.h.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pynvml
+
+from gpusharing.agent.library import RecoveryAction, RemappedRows
+from gpusharing.planning.health import XIDS
+
+_MOST_EVENTS = 256  # heard at one reading; the next one begins anew
+_REMAPPED_FIELDS = (
+    pynvml.NVML_FI_DEV_REMAPPED_COR,
+    pynvml.NVML_FI_DEV_REMAPPED_UNC,
+    pynvml.NVML_FI_DEV_REMAPPED_PENDING,
+    pynvml.NVML_FI_DEV_REMAPPED_FAILURE,
+)
+# nvmlDeviceGpuRecoveryAction_t; a number that is newer than this table is Unknown, which is not healthy.
+_RECOVERY: dict[int, RecoveryAction] = {
+    pynvml.NVML_GPU_RECOVERY_ACTION_NONE: "None",
+    pynvml.NVML_GPU_RECOVERY_ACTION_GPU_RESET: "Reset",
+    pynvml.NVML_GPU_RECOVERY_ACTION_NODE_REBOOT: "Reboot",
+    pynvml.NVML_GPU_RECOVERY_ACTION_DRAIN_P2P: "DrainP2P",
+    pynvml.NVML_GPU_RECOVERY_ACTION_DRAIN_AND_RESET: "DrainAndReset",
+    pynvml.NVML_GPU_RECOVERY_ACTION_RECOVER_IMEX_DOMAIN: "RecoverIMEX",
+    pynvml.NVML_GPU_RECOVERY_ACTION_BUS_RESET: "BusReset",
+    pynvml.NVML_GPU_RECOVERY_ACTION_SYSTEM_REBOOT: "SystemReboot",
+}
+# The call, or this version of it, does not exist for this card or driver.
+UNSUPPORTED = (
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+)
+
+
+def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
+    """The answer, or `otherwise` where card or driver do not support the call."""
+    try:
+        return call(*arguments)
+    except pynvml.NVMLError as error:
+        if error.value in UNSUPPORTED:
+            return otherwise
+        raise
+
+
+def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
+    """Unsigned values of NVML fields; None unless all are supported."""
+    values = maybe(None, pynvml.nvmlDeviceGetFieldValues, handle, numbers)
+    if values is None or any(value.nvmlReturn != pynvml.NVML_SUCCESS for value in values):
+        return None
+    return tuple(value.value.uiVal for value in values)
+
+
+def ecc_uncorrected(handle: Any) -> int | None:
+    """Uncorrected ECC errors since the last reset of the GPU; None without ECC."""
+    kind, since_reset = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    errors: int | None = maybe(None, pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_reset)
+    return errors
+
+
+def recovery_action(handle: Any) -> RecoveryAction | None:
+    """What the driver asks for; None before R565."""
+    values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
+    return None if values is None else _RECOVERY.get(values[0], "Unknown")
+
+
+def remapped_rows(handle: Any) -> RemappedRows | None:
+    """By the call, else by fields 142 to 145: the call is not supported while MIG instances are active."""
+    rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
+    if rows is None:
+        return None
+    correctable, uncorrectable, pending, failed = rows
+    return RemappedRows(
+        correctable=correctable, uncorrectable=uncorrectable, pending=bool(pending), failed=bool(failed)
+    )
+
+
+class Xids:
+    """XIDs raised while the block runs: those that the reading itself provokes (79, 119) are among them.
+
+    An event set hears nothing from before it was made, and NVML is closed between readings (design.md section 4), so
+    other XIDs are known by what they leave behind. Whatever fails here costs no reading: these are extras.
+    """
+
+    def __init__(self) -> None:
+        self._set: Any = None
+        self._gpus: dict[int, int] = {}
+        """Address of a handle to GPU index."""
+
+    def __enter__(self) -> "Xids":
+        with suppress(pynvml.NVMLError):
+            self._set = pynvml.nvmlEventSetCreate()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._set is not None:
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlEventSetFree(self._set)
+
+    def listen(self, index: int, handle: Any) -> None:
+        """Hear of this GPU from now on."""
+        if self._set is None:
+            return
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
+            self._gpus[ctypes.addressof(handle.contents)] = index
+
+    def heard(self) -> Iterator[tuple[int, int]]:
+        """GPU index and XID, those of XIDS only, without waiting."""
+        with suppress(pynvml.NVMLError):  # a time-out: there are no more
+            for _ in range(_MOST_EVENTS if self._gpus else 0):
+                event = pynvml.nvmlEventSetWait_v2(self._set, 0)
+                index = self._gpus.get(ctypes.addressof(event.device.contents))
+                if index is not None and event.eventData in XIDS:
+                    yield index, event.eventData

@@ -1,0 +1,91 @@
+"""Programs of their own on a SIMULATED machine: NVML is loaded once per process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.nvmlsim.simulator import Simulator
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 60
+needs_compiler = pytest.mark.skipif(
+    shutil.which("cc") is None, reason="no C compiler to build hack/nvmlsim with"
+)
+
+
+def start(
+    simulator: Simulator,
+    *arguments: str,
+    privilege: str | None = None,
+    module: str = "nvml_process",
+    **environ: str,
+) -> "subprocess.Popen[str]":
+    """Start a module of this folder on a simulated machine; `environ` comes on top."""
+    environment = {
+        **os.environ,
+        **simulator.environment(privilege),
+        "PYTHONPATH": f"{ROOT / 'operator'}{os.pathsep}{ROOT}",
+        **environ,
+    }
+    command = [sys.executable, "-m", f"tests.agent.{module}", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float = SECONDS) -> Any:
+    """Wait for its end; its output as data."""
+    out, errors = process.communicate(timeout=seconds)
+    assert process.returncode == 0, errors
+    return json.loads(out)
+
+
+def in_process(simulator: Simulator, *arguments: str, privilege: str | None = None) -> Any:
+    """Run tests.agent.nvml_process on a simulated machine."""
+    return finish(start(simulator, *arguments, privilege=privilege))
+
+
+def read(simulator: Simulator, privilege: str | None = None) -> Any:
+    """The adapter's reading."""
+    return in_process(simulator, "read", privilege=privilege)
+
+
+class Agent:
+    """One process with one adapter, for many commands: most of a short process is its imports."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._process = start(simulator, "serve")
+
+    def __enter__(self) -> "Agent":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=SECONDS)  # the end of its input ends it
+
+    def tell(self, *command: str) -> None:
+        """Send a command of nvml_process without waiting for the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(" ".join(command) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> Any:
+        """The answer to the oldest open command."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, self._process.communicate(timeout=SECONDS)[1]
+        return json.loads(line)
+
+    def ask(self, *command: str) -> Any:
+        """Send a command and wait for the answer."""
+        self.tell(*command)
+        return self.answer()
+
+    def gpus(self) -> Any:
+        """The GPUs of a reading."""
+        return self.ask("read")["gpus"]

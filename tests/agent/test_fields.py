@@ -1,0 +1,107 @@
+"""The table of fields and rights against the adapter's source, the wire type, and the SIMULATED library's rights."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.nvmlsim.simulator import Simulator
+from tests.agent.nvml_machine import in_process, needs_compiler, read
+
+from gpusharing.agent import nvml, nvml_health
+from gpusharing.agent.fields import SESSION, SOURCES, Need, Source
+from gpusharing.api.crd import structural_schema
+from gpusharing.api.gpunode import Observed
+
+
+def leaves(schema: dict[str, Any], at: str = "") -> Iterator[str]:
+    """Paths of the fields that hold a value."""
+    if "properties" in schema:
+        for name, child in schema["properties"].items():
+            yield from leaves(child, f"{at}.{name}".lstrip("."))
+    elif "items" in schema and "properties" in schema["items"]:
+        yield from leaves(schema["items"], f"{at}[]")
+    else:
+        yield at
+
+
+def source_of(leaf: str) -> Source:
+    """The source that names the longest part of a path."""
+    found = [
+        (len(name), source)
+        for source in SOURCES
+        for name in source.fields
+        if re.match(re.escape(name) + r"($|\.|\[)", leaf)
+    ]
+    assert found, f"{leaf} has no source"
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+LEAVES = sorted(leaves(structural_schema(Observed, written_by_us=True)))
+
+
+def test_every_field_has_a_source_and_every_source_a_field() -> None:
+    assert {id(source_of(leaf)) for leaf in LEAVES} == {id(source) for source in SOURCES}
+    named = [name for source in SOURCES for name in source.fields]
+    assert len(named) == len(set(named))
+
+
+OTHER_NAMES = {"nvmlEventTypeXidCriticalError", "nvmlReturn"}
+"""A constant, and a field of an answer."""
+
+
+def test_the_calls_are_those_of_the_adapter() -> None:
+    trees = [ast.parse(inspect.getsource(module)) for module in (nvml, nvml_health)]
+    made = {
+        node.attr
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and re.match(r"nvml[A-Z]", node.attr)
+        and node.attr not in OTHER_NAMES
+    }
+    assert made == {*SESSION, *(call for source in SOURCES for call in source.calls)}
+
+
+def test_no_call_changes_a_gpu() -> None:
+    writing = re.compile(r"Set[A-Z]|Create|Destroy|Clear|Reset|Modify")
+    calls = {call for source in SOURCES for call in source.calls}
+    assert {call for call in calls if writing.search(call)} == {
+        "nvmlEventSetCreate", "nvmlEventSetWait_v2", "nvmlEventSetFree",
+    }  # fmt: skip
+
+
+def values(at: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """(path, value) of everything that a reading tells, lists of numbers in one piece."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from values(f"{at}.{key}".lstrip("."), child)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for child in value:
+            yield from values(f"{at}[]", child)
+    else:
+        yield at, value
+
+
+def told(simulator: Simulator, privilege: str) -> dict[str, list[Any]]:
+    """Everything that a reading tells with these rights, by path, in any order."""
+    found: dict[str, list[Any]] = {}
+    for path, value in values("", read(simulator, privilege)):
+        found.setdefault(re.sub(r"_([a-z])", lambda m: m[1].upper(), path), []).append(value)
+    return {path: sorted(map(str, known)) for path, known in found.items()}
+
+
+@needs_compiler
+@pytest.mark.parametrize("privilege", ["none", "monitor", "config"])
+def test_without_a_right_exactly_its_fields_lack(tmp_path: Path, privilege: str) -> None:
+    machine = Simulator.create(tmp_path / "state", ["h100-80gb", "h100-80gb"], seed="test")
+    in_process(machine, "partition", "0", "3g.40gb", "1g.10gb")
+    (instance, *_) = read(machine)["gpus"][0]["instances"]
+    machine.add_process(0, 4_000_001, "worker", gpu_instance=instance["id"], compute_instance=0)
+    full, less = told(machine, "root"), told(machine, privilege)
+    lacking = {path for path in full if full[path] != less[path]}
+    needing = {leaf for leaf in LEAVES if source_of(leaf).need is Need.MIG_CONFIG}
+    assert lacking == (set() if privilege == "config" else needing)

@@ -1,0 +1,193 @@
+"""Which facts make a GPU unhealthy, what is told, and that an unhealthy GPU is not reconfigured."""
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+from tests.build import NOW, at, make_gpu, make_stack, make_work
+from tests.planning.cases import FULL, MIXED, SINGLE, T4, make_case, quiet_report
+from tests.planning.test_after import answering, changing
+from tests.planning.told import SYNCED
+
+from gpusharing.api.gpunode import NodeCondition, RecoveryValue
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import Actuate
+from gpusharing.planning.after import after_pnr
+from gpusharing.planning.health import NO_TROUBLE, RECOVERIES, RULES, WELL, XIDS, Diagnosis, Vitals, diagnose
+from gpusharing.planning.judge import judge
+from gpusharing.planning.mirror import health_conditions
+from gpusharing.planning.reasons import Passes, Reason
+from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.views import GPUNodeView, GpuView, PolicyView, Verified
+
+OLD_DRIVER = Vitals(recovery=None)
+RESET_WANTED = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
+LOST = replace(make_gpu(), vitals=Vitals(access="Lost"))
+SICK: dict[str, tuple[Vitals, Reason, str]] = {
+    "a lost GPU": (Vitals(access="Lost"), Reason.GPU_LOST, "drain and reboot the node"),
+    "a GPU that NVML refuses": (Vitals(access="ResetRequired"), Reason.GPU_RESET_REQUIRED, "nvidia-smi -r"),
+    "a failed row remapping": (replace(WELL, remap_failed=True), Reason.ROW_REMAP_FAILED, "replace the card"),
+    "a pending row remapping": (replace(WELL, remap_pending=True), Reason.ROW_REMAP_PENDING, "nvidia-smi -r"),
+    "uncorrected ECC errors": (replace(WELL, ecc_errors=True), Reason.ECC_UNCORRECTED, "nvidia-smi -r"),
+    "the driver wants a reboot": (replace(WELL, recovery="Reboot"), Reason.RECOVERY_NEEDED, "reboot the node"),
+    "an action that is too new": (replace(WELL, recovery="Unknown"), Reason.RECOVERY_NEEDED, "nvidia-smi -q"),
+    "a critical XID under an old driver": (replace(OLD_DRIVER, xid=79), Reason.XID_SEEN, "XID 79 (GPU has fallen"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("vitals", "reason", "what_to_do"), SICK.values(), ids=SICK.keys())
+def test_it_is_named_with_the_gpu_and_what_to_do(vitals: Vitals, reason: Reason, what_to_do: str) -> None:
+    found = diagnose([(0, WELL), (3, vitals)])
+    assert (found.reason, found.well) == (reason, False)
+    assert found.message.startswith("GPU 3: ")
+    assert what_to_do in found.message
+    assert reason.passes is Passes.BY_A_PERSON
+
+
+@pytest.mark.parametrize(
+    "vitals",
+    [WELL, OLD_DRIVER, replace(WELL, xid=79)],
+    ids=["all is well", "a driver that says little", "an XID for which the driver asks nothing any more"],
+)
+def test_it_is_healthy(vitals: Vitals) -> None:
+    assert diagnose([(0, vitals)]) is NO_TROUBLE
+
+
+def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
+    assert [rule.reason for rule in RULES] == [
+        Reason.GPU_LOST,
+        Reason.GPU_RESET_REQUIRED,
+        Reason.ROW_REMAP_FAILED,
+        Reason.RECOVERY_NEEDED,
+        Reason.ROW_REMAP_PENDING,
+        Reason.XID_SEEN,
+        Reason.ECC_UNCORRECTED,
+    ]
+    found = diagnose([(0, replace(WELL, ecc_errors=True)), (1, Vitals(access="Lost")), (2, WELL)])
+    assert (found.reason, found.message[:6]) == (Reason.GPU_LOST, "GPU 1:")
+    assert found.message.endswith("; 1 more GPUs are unhealthy")
+
+
+def test_every_action_of_the_driver_has_an_advice() -> None:
+    assert {"None", *RECOVERIES} == set(get_args(RecoveryValue))
+    assert all(XIDS.values())
+
+
+def sick(policy: PolicyView = MIXED, gpu: GpuView = RESET_WANTED, **fields: Any) -> NodeCase:
+    """gpu-07 at rest as whole GPUs, with this GPU, judged against a policy."""
+    case = make_case(policy, **fields)
+    assert case.gpunode is not None
+    assert case.gpunode.observed is not None
+    report = replace(case.gpunode, observed=replace(case.gpunode.observed, gpus=(gpu,)))
+    return make_case(policy, gpunode=report, **fields)
+
+
+def test_an_unhealthy_gpu_is_not_reconfigured_and_the_node_says_why() -> None:
+    verdict = judge(sick(), {})
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason, verdict.candidate) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, False)
+    assert verdict.actions == ()
+    assert "the driver asks for Reset; drain the node" in verdict.message
+
+
+def test_a_node_as_wanted_stays_synced_and_shows_its_unhealthy_gpu() -> None:
+    record = make_case(FULL).assessment
+    assert record is not None
+    assert record.target is not None
+    proven = Verified(FULL.name, record.target.mig_config, record.target.plugin_key)
+    labels = {"gpusharing.dev/mode": "full", "gpusharing.dev/policy": FULL.name}
+    verdict = judge(sick(FULL, node={"verified": proven}, labels=labels), {})
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.SYNCED, Reason.GPU_UNHEALTHY, ())
+    assert verdict.message.startswith("1x full proven; GPU 0: ")
+
+
+def test_a_gpu_that_does_not_answer_proves_nothing_even_if_it_last_was_as_wanted() -> None:
+    verdict = judge(sick(FULL, LOST), {})
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)
+    assert "fell off the bus" in verdict.message
+
+
+def test_a_gpu_that_was_lost_before_anybody_knew_it_blocks_too() -> None:
+    verdict = judge(sick(FULL, replace(LOST, product="", uuid="", profiles=())), {})
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)
+
+
+def test_a_card_without_any_health_counters_is_not_called_ill() -> None:
+    verdict = judge(make_case(FULL, products=(T4,), was=FULL), {})
+    assert verdict is not None
+    assert verdict.health is NO_TROUBLE
+
+
+def test_the_condition_changes_its_time_only_with_its_status() -> None:
+    ill = Diagnosis(Reason.ECC_UNCORRECTED, "GPU 0: errors")
+    first = health_conditions(replace(SYNCED, health=ill), [], NOW)
+    (row,) = first
+    NodeCondition.model_validate(row)
+    assert (row["status"], row["reason"], row["message"]) == ("False", "ECCUncorrected", "GPU 0: errors")
+    worse = replace(SYNCED, health=Diagnosis(Reason.GPU_LOST, "GPU 0: lost"))
+    assert health_conditions(worse, first, at(60))[0]["lastTransitionTime"] == row["lastTransitionTime"]
+    (healed,) = health_conditions(replace(SYNCED, health=NO_TROUBLE), first, at(60))
+    assert (healed["status"], healed["reason"]) == ("True", "NoTrouble")
+    assert healed["lastTransitionTime"] == "2026-11-20T10:01:00Z"
+
+
+def test_without_a_report_the_condition_stays_as_it_was() -> None:
+    known = health_conditions(replace(SYNCED, health=NO_TROUBLE), [], NOW)
+    assert health_conditions(SYNCED, known, at(60)) == known
+    assert health_conditions(SYNCED, [], NOW) == []
+
+
+# --- past the point of no return ---------------------------------------------------------------------------
+
+
+def with_first_gpu(report: GPUNodeView, **fields: Any) -> GPUNodeView:
+    """The report with the first GPU otherwise."""
+    assert report.observed is not None
+    first, *others = report.observed.gpus
+    return replace(report, observed=replace(report.observed, gpus=(replace(first, **fields), *others)))
+
+
+def test_a_readable_gpu_that_asks_for_a_reset_does_not_keep_the_node_from_its_proof() -> None:
+    verdict = after_pnr(changing(gpunode=with_first_gpu(answering(), vitals=Vitals(recovery="Reset"))))
+    assert verdict.phase is Phase.UNCORDONING
+    assert verdict.health is not None
+    assert verdict.health.reason is Reason.RECOVERY_NEEDED
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{}, {"product": "", "uuid": "", "profiles": ()}],
+    ids=["seen before", "never seen"],
+)
+def test_a_gpu_that_is_lost_midway_proves_nothing_and_the_node_is_failed_at_the_deadline(
+    known: dict[str, Any],
+) -> None:
+    report = with_first_gpu(answering(), vitals=Vitals(access="Lost"), **known)
+    waiting, late = after_pnr(changing(gpunode=report)), after_pnr(changing(gpunode=report, now=2400))
+    assert (waiting.phase, waiting.reason, waiting.wake) == (
+        Phase.VERIFYING,
+        Reason.GPU_UNHEALTHY,
+        at(2400),
+    )
+    assert (late.phase, late.reason, late.actions) == (Phase.FAILED, Reason.GPU_UNHEALTHY, ())
+    assert "does not answer" in late.message
+    assert "stays cordoned" in late.message
+
+
+def test_nobody_takes_a_lost_gpu_for_idle_when_the_target_changes_midway() -> None:
+    silent = with_first_gpu(
+        quiet_report(MIXED, "op-1:quiet:after-1:9999999999"), vitals=Vitals(access="Lost")
+    )
+    case = changing(
+        SINGLE,
+        stack=make_stack(MIXED, SINGLE),
+        gpunode=silent,
+        work=make_work(listed_at=at(60), empty_since=at(50)),
+    )
+    verdict = after_pnr(case)
+    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, Reason.GPU_STILL_BUSY)
+    assert "GPU 0 does not answer" in verdict.message
+    assert not any(isinstance(action, Actuate) for action in verdict.actions)
