@@ -1,12 +1,16 @@
 """Rung 3: NVIDIA's unmodified programs on the simulated library. Skipped with the reason where they cannot run."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hack.cluster import toolchain
 from hack.cluster.controlplane import ControlPlane, Options
+from hack.demo.stage import ROOT
 from hack.nvidia import build
 from hack.nvidia.sandbox import Sandbox, why_not
 from hack.nvmlsim.simulator import Simulator
@@ -14,6 +18,8 @@ from hack.results import PROPERTY, Asked
 
 MakeSandbox = Callable[..., Sandbox]
 Count = Callable[..., None]
+STOP_SECONDS = 60.0
+Demo = tuple[subprocess.Popen[str], Path]
 
 
 @pytest.fixture
@@ -35,17 +41,52 @@ def nvidia_programs() -> None:
         build.ensure(release)
 
 
-@pytest.fixture(scope="session")
-def plane(nvidia_programs: None) -> Iterator[ControlPlane]:
-    """A real API server, shared by the tests; each has nodes of its own."""
+def build_control_plane() -> None:
+    """Build it once; skip the test where that cannot be done, fail it in CI."""
     try:
         toolchain.control_plane_programs()
+        for name in ("kwok", "helm"):
+            toolchain.program(name)
     except toolchain.ToolchainError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def plane(nvidia_programs: None) -> Iterator[ControlPlane]:
+    """A real API server, shared by the tests; each has nodes of its own."""
+    build_control_plane()
     with ControlPlane(options=Options()) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def demo(nvidia_programs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """`make demo DRIVER=nvidia` as a process that is under way, and what it says."""
+    build_control_plane()
+    said = tmp_path_factory.mktemp("demo") / "output"
+    environ = {key: value for key, value in os.environ.items() if key not in ("DRIVER", "KUBECONFIG")}
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hack.demo", "--driver", "nvidia"],
+            cwd=ROOT,
+            env=environ | {"PYTHONIOENCODING": "utf-8"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    yield process, said
+    if process.poll() is None:  # the run ends early: it ends what it has started, as with Ctrl-C
+        process.send_signal(signal.SIGINT)
+        process.wait(STOP_SECONDS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def demo_beside(request: pytest.FixtureRequest) -> None:
+    """Start the demo before the first test, where its test is asked for too: it waits for most of its time."""
+    if any("demo" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("demo")
 
 
 @pytest.fixture
