@@ -15,6 +15,8 @@ from hack.nvidia import build
 from hack.nvidia.sandbox import Sandbox, why_not
 from hack.nvmlsim.simulator import Simulator
 from hack.results import PROPERTY, Asked
+from tests.nvidia.mignode import MigNode
+from tests.nvidia.undeletable import create_pod
 
 MakeSandbox = Callable[..., Sandbox]
 Count = Callable[..., None]
@@ -82,11 +84,24 @@ def demo(nvidia_programs: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         process.wait(STOP_SECONDS)
 
 
+@pytest.fixture(scope="session")
+def stuck(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MigNode, str]]:
+    """A node whose mig-manager waits for a device plugin that does not go, and the name of that pod."""
+    node = MigNode(plane, tmp_path_factory.mktemp("n"), "h100-80gb")
+    pod = create_pod(plane.api, node.name, "nvidia-device-plugin-daemonset")
+    node.label(config="seven")
+    node.manager.start()
+    yield node, pod
+    node.manager.stop()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def demo_beside(request: pytest.FixtureRequest) -> None:
-    """Start the demo before the first test, where its test is asked for too: it waits for most of its time."""
-    if any("demo" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        request.getfixturevalue("demo")
+def beside(request: pytest.FixtureRequest) -> None:
+    """Start before the first test what waits for most of its time, where its test is asked for too."""
+    asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    for name in ("demo", "stuck"):
+        if name in asked:
+            request.getfixturevalue(name)
 
 
 @pytest.fixture

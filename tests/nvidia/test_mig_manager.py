@@ -1,101 +1,25 @@
 """The real mig-manager on a real API server: label protocol, what it retries, its traps, both wedges, reboots."""
 
-import re
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
-from hack.nvidia.migmanager import MigManager
-from hack.nvidia.sandbox import Sandbox
-from hack.nvmlsim.simulator import Simulator
-from hack.results import Asked
 from tests.nvidia.conftest import Count
-from tests.nvidia.programs import entry_for
+from tests.nvidia.mignode import MigNode
 from tests.nvidia.undeletable import create_pod, undeletable
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_MIG_STATE
-from gpusharing.planning import migfile
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_STATE
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
-
-SECONDS = 40.0
-NODES = "/api/v1/nodes"
-OPERANDS = ("dcgm", "dcgm-exporter", "device-plugin", "gpu-feature-discovery", "nvsm")
-ENTRIES = {
-    "all-disabled": entry_for(None),
-    "seven": entry_for((("1g.10gb", 7),)),
-    "halves": entry_for((("3g.40gb", 2),)),
-    "does-not-fit": entry_for((("3g.40gb", 2), ("1g.10gb", 1))),
-    "another-cards": entry_for((("1g.5gb", 7),)),
-    "a100": entry_for((("3g.20gb", 2),)),
-}
-
-
-class Node:
-    """A node of the API server with a mig-manager on a simulated machine."""
-
-    def __init__(self, plane: ControlPlane, folder: Path, model: str, count: Count) -> None:
-        self.api, self.name = plane.api, folder.name
-        self._model, self._count = model, count
-        self.simulator = Simulator.create(folder / "nvml.state", [model] * 2, seed=folder.name)
-        sandbox = Sandbox(self.simulator, folder / "box")
-        config = sandbox.folder / "mig.yaml"
-        config.write_text(migfile.render(ENTRIES))
-        self.manager = MigManager(sandbox, self.name, plane.kubeconfig, config)
-        self.api.create(NODES, {"metadata": {"name": self.name}})
-
-    def label(self, **labels: str | None) -> None:
-        names = {"config": LABEL_MIG_CONFIG, "state": LABEL_MIG_STATE}
-        patch = {names[name]: value for name, value in labels.items()}
-        self.api.merge_patch(f"{NODES}/{self.name}", {"metadata": {"labels": patch}})
-
-    def deploy(self, operand: str, value: str) -> None:
-        """Set the label by which an operand is switched."""
-        labels = {LABEL_DEPLOY_PREFIX + operand: value}
-        self.api.merge_patch(f"{NODES}/{self.name}", {"metadata": {"labels": labels}})
-
-    def labels(self) -> dict[str, str]:
-        found: dict[str, str] = self.api.get(f"{NODES}/{self.name}")["metadata"].get("labels", {})
-        return found
-
-    def operands(self) -> set[str]:
-        """The values of the labels by which mig-manager pauses NVIDIA's operands."""
-        return {self.labels().get(LABEL_DEPLOY_PREFIX + operand, "") for operand in OPERANDS}
-
-    def states_until(self, *last: str) -> list[str]:
-        """The states that are seen until one of `last` is."""
-        seen: list[str] = []
-        deadline = time.monotonic() + SECONDS
-        while not seen or seen[-1] not in last:
-            state = self.labels().get(LABEL_MIG_STATE, "")
-            if state and (not seen or seen[-1] != state):
-                seen.append(state)
-            assert time.monotonic() < deadline, (seen, self.manager.log.read_text()[-3000:])
-            time.sleep(0.02)
-        self._count(self._model, Asked.MIG_MANAGER)
-        return seen
-
-    def wait_for_log(self, *texts: str) -> None:
-        """Wait until its log has these texts, in this order."""
-        deadline = time.monotonic() + SECONDS
-        while not re.search(".*".join(map(re.escape, texts)), self.manager.log.read_text(), re.DOTALL):
-            assert time.monotonic() < deadline, self.manager.log.read_text()[-3000:]
-            time.sleep(0.02)
-
-    def profiles(self) -> list[list[str]]:
-        """The profiles of the instances per GPU."""
-        return [[i["profile"] for i in gpu["instances"]] for gpu in self.simulator.show()["gpus"]]
 
 
 @pytest.fixture
 def make_node(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory, count: Count) -> Iterator[Any]:
-    nodes: list[Node] = []
+    nodes: list[MigNode] = []
 
-    def make(model: str = "h100-80gb", **labels: str) -> Node:
-        node = Node(plane, tmp_path_factory.mktemp("n"), model, count)
+    def make(model: str = "h100-80gb", **labels: str) -> MigNode:
+        node = MigNode(plane, tmp_path_factory.mktemp("n"), model, count)
         nodes.append(node)
         node.label(**labels)
         return node
