@@ -325,7 +325,7 @@ def make_stack(
     change, _ = plan_config(policies, (), cards, plugins_of(policies, cards.values(), empty), empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
-    written = dict.fromkeys(keys, written_at) if written_at else {}
+    written = dict.fromkeys(keys, written_at or at(-86400))
     known = {"plugin_configs": change.plugin_configs, "mig_file": change.mig_file, "written": written}
     return replace(empty, **{**known, **fields})
 

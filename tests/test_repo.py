@@ -264,3 +264,18 @@ def test_every_decision_is_in_the_index() -> None:
 def test_only_generated_pages_say_that_they_are_generated() -> None:
     marked = [name for name, text in PAGES.items() if MARK in "\n".join(text.splitlines()[:3])]
     assert [name for name in marked if not name.startswith("docs/reference/")] == []
+
+
+def test_foreign_libraries_stay_behind_their_adapters() -> None:
+    adapters = {
+        "pynvml": {"operator/gpusharing/agent/nvml.py", "operator/gpusharing/agent/nvml_health.py"},
+        "kopf": {"operator/gpusharing/controller/handlers.py"},
+    }
+    found: dict[str, set[str]] = {library: set() for library in adapters}
+    for name in SHIPPED:
+        for node in ast.walk(ast.parse(PYTHON[name])):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for library in adapters.keys() & {module.split(".")[0] for module in modules}:
+                found[library].add(name)
+    assert found == adapters

@@ -24,6 +24,7 @@ from hack.sim.gpuoperator import operator_labels
 from hack.sim.migmanager import Faults, MigManager
 from hack.sim.mps import MpsDaemon
 from hack.sim.nodeobject import ANNOTATION_REBOOTING, Cluster, Labels, NodeObject
+from hack.sim.oddities import Told
 from hack.sim.operand import Operand
 from hack.sim.operands import DevicePlugin, FeatureDiscovery
 
@@ -98,6 +99,8 @@ class SimNode:
         self.object = NodeObject(cluster, raw, self._labels_changed)
         self.name = self.object.name
         self.gpus = gpus
+        self.told = Told(gpus)
+        """What NVML tells the agent."""
         self.faults = Faults()
         self.generated_file = ""
         self._spawn = spawn

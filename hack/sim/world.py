@@ -8,6 +8,7 @@ Nothing runs on a timer: an idle node costs nothing but its agent's own turns.
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
@@ -20,6 +21,7 @@ from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import cluster_policy
 from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import Cluster
+from hack.sim.oddities import ODDITIES, Change
 from hack.sim.pods import PodBook, PodBookResources
 from hack.sim.settings import Clock, SimSettings
 
@@ -204,7 +206,7 @@ class World:
         return AgentLoop(
             node.name,
             AgentAPI(self._agent_client(node.name), self._gpunodes, node.name),
-            node.gpus,
+            node.told,
             PodBookResources(self._book, node.name),
             LoopSettings(interval=self.settings.agent_interval),
         )
@@ -235,6 +237,10 @@ def _reboot(node: SimNode) -> None:
     node.faults.reboot = True
 
 
+def _tell(change: Change, node: SimNode) -> None:
+    node.told.change = change
+
+
 FAULTS: dict[str, Callable[[SimNode], None]] = {
     "wedge-pending": _wedge_pending,
     "wedge-paused": _wedge_paused,
@@ -243,6 +249,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "reboot-now": lambda node: node.reboot(),
     "kill-mig-manager": lambda node: node.kill_mig_manager(),
     "kill-mps-daemon": lambda node: node.mps.kill(),
+    **{word: partial(_tell, change) for word, change in ODDITIES.items()},
     "lose-instances": lambda node: node.lose_instances(),
     "hang-nvml": lambda node: node.gpus.hang(),
     "unhang-nvml": lambda node: node.gpus.unhang(),
@@ -258,6 +265,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
 - wedge-pending, wedge-paused: the two wedges of nvidia-actuators.md a.7; failed: the apply fails;
 - reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
 - kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
+- the words of oddities.py: what NVML tells the agent from now on;
 - kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not come back;
 - hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0;
 - sick-gpu, heal-gpu: the driver asks for a reset of GPU 0; lose-gpu, find-gpu: NVML cannot talk to it.

@@ -69,7 +69,7 @@ class Stage:
     stack: StackView = field(default_factory=make_stack)
 
     def __post_init__(self) -> None:
-        self.nodes, self.gpunodes = Known(), Known()
+        self.nodes, self.gpunodes, self.config_maps = Known(), Known(), Known()
         self.add_node("gpu-07")
         uid = self.cluster.add(PODS, pod())["metadata"]["uid"]
         self.eviction = Evict("gpu-07", "team-a", "llm-0", uid)

@@ -1,13 +1,14 @@
 """Bodies for our two ConfigMaps: what changes and nothing else, with the moment of writing of every entry."""
 
 import json
+from dataclasses import replace
 from datetime import datetime
 
 from tests.build import NOW, at, make_stack
 
+from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import JSON
-from gpusharing.kube.written import ANNOTATION_WRITTEN
 from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
 
@@ -39,16 +40,39 @@ def test_an_entry_that_nobody_names_any_more_is_removed_by_name() -> None:
     assert stamps(body) == {"b": at(-5)}
 
 
-def test_an_entry_that_somebody_edited_is_put_right() -> None:
-    stack = make_stack(plugin_configs={"a": "edited"})
-    body = plugin_patch(WriteConfig({"a": OLD}, ""), stack, NOW)
+def test_an_entry_that_somebody_edited_is_put_right_and_is_on_its_way_to_the_nodes_again() -> None:
+    stack = make_stack(plugin_configs={"a": "edited", "b": NEW}, written={"a": at(-9), "b": at(-5)})
+    body = plugin_patch(WriteConfig({"a": OLD, "b": NEW}, ""), stack, NOW)
     assert body is not None
     assert body["data"] == {"a": OLD}
+    assert stamps(body) == {"a": NOW, "b": at(-5)}
+
+
+def test_a_mig_file_that_mig_parted_would_refuse_is_on_its_way_to_the_nodes_again_as_a_whole() -> None:
+    file = migfile.render({"all-disabled": WHOLE})
+    edited = make_stack(mig_file=file + "mine: 1\n", written={"all-disabled": at(-100)})
+    body = mig_patch(WriteConfig({}, file), edited, NOW)
+    assert body is not None
+    assert (body["data"], stamps(body)) == ({"config.yaml": file}, {"all-disabled": NOW})
+
+
+def test_a_label_that_somebody_took_off_is_put_on_and_no_entry_is_written() -> None:
+    file = migfile.render({"all-disabled": WHOLE})
+    stack = make_stack(plugin_configs={"a": OLD}, mig_file=file, marked=False)
+    stack = replace(stack, written={"a": at(-9), "all-disabled": at(-8)})
+    for body in (
+        plugin_patch(WriteConfig({"a": OLD}, file), stack, NOW),
+        mig_patch(WriteConfig({"a": OLD}, file), stack, NOW),
+    ):
+        assert body is not None
+        assert body["data"] == {}
+        assert body["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "gpusharing-operator"}
 
 
 def test_what_is_right_is_not_written() -> None:
     file = migfile.render({"halves": HALVES})
-    stack = make_stack(plugin_configs={"a": OLD}, mig_file=file)
+    times = {"a": at(-9), "halves": at(-8)}
+    stack = make_stack(plugin_configs={"a": OLD}, mig_file=file, written=times)
     assert plugin_patch(WriteConfig({"a": OLD}, file), stack, NOW) is None
     assert mig_patch(WriteConfig({"a": OLD}, file), stack, NOW) is None
 
@@ -60,10 +84,10 @@ def test_the_plugins_config_map_is_made_even_when_nothing_is_in_it() -> None:
     assert plugin_patch(WriteConfig({}, ""), make_stack(plugin_configs={}), NOW) is None
 
 
-def test_an_entry_that_was_there_before_times_were_kept_stays_without_one() -> None:
-    """It counts as written long ago: nobody waits for it to reach the nodes."""
+def test_an_entry_whose_time_somebody_removed_counts_as_written_now() -> None:
+    """Nobody knows how long it has been there, and a label must not point at what did not arrive."""
     stack = make_stack(plugin_configs={"a": OLD}, written={})
-    assert stamps(plugin_patch(WriteConfig({"a": OLD, "b": NEW}, ""), stack, NOW)) == {"b": NOW}
+    assert stamps(plugin_patch(WriteConfig({"a": OLD, "b": NEW}, ""), stack, NOW)) == {"a": NOW, "b": NOW}
 
 
 def test_the_mig_file_is_written_whole_and_only_what_means_something_else_gets_a_new_time() -> None:

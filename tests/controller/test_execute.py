@@ -220,6 +220,26 @@ async def test_a_config_map_that_vanished_is_made_anew_with_everything_in_it() -
     assert data.keys() == {"old", "new"}
 
 
+async def test_a_config_map_that_somebody_made_a_moment_ago_is_not_patched_unread() -> None:
+    stage = Stage()
+    metadata = {"name": "gpusharing-device-plugin", "namespace": "gpu-operator"}
+    stage.cluster.add(CONFIG_MAPS, {"metadata": metadata, "data": {"theirs": "x"}})
+    stage.executor.config_maps = stage.config_maps
+    outcome = await stage.run(shared=(WriteConfig({"k": "version: v1"}, ""),))
+    assert "AlreadyExists" in outcome.surprises["WriteConfig"]
+    assert stage.cluster.get(CONFIG_MAPS, *metadata.values())["data"] == {"theirs": "x"}
+
+
+async def test_a_refusal_to_write_them_is_told_until_it_is_none() -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("create", CONFIG_MAPS, Forbidden("may not create configmaps"))
+    write = WriteConfig({"k": "version: v1"}, "")
+    await stage.run(shared=(write,))
+    assert stage.executor.write_error == "may not create configmaps"
+    await stage.run(shared=(write,))
+    assert stage.executor.write_error == ""
+
+
 async def test_a_config_map_that_came_meanwhile_is_left_to_the_next_pass() -> None:
     stage = Stage()
     stage.cluster.faults.fail("create", CONFIG_MAPS, AlreadyExists("configmaps already exists"))

@@ -19,14 +19,20 @@ NAMED_A30: Mapping[str, Mapping[str, int]] = {"all-balanced": {"1g.6gb": 2, "2g.
 """The same for A30, which has four slices."""
 
 
-def wanted_layouts(spec: JSON, products: Sequence[str]) -> list[Mapping[str, int] | None]:
-    """Instances per GPU; None: MIG off."""
+Named = Mapping[str, Mapping[str, int]]
+
+
+def wanted_layouts(
+    spec: JSON, products: Sequence[str], site: Named | None = None
+) -> list[Mapping[str, int] | None]:
+    """Instances per GPU; None: MIG off. `site`: what entries of the admin's own mean."""
     gpus = len(products)
     if spec["mode"] != "MIG":
         return [None] * gpus
     mig = spec["mig"]
     if "config" in mig:
-        return [(NAMED_A30 if "A30" in product else NAMED)[mig["config"]] for product in products]
+        named = [{**(NAMED_A30 if "A30" in product else NAMED), **(site or {})} for product in products]
+        return [known[mig["config"]] for known in named]
     layouts: list[Mapping[str, int] | None] = [None] * gpus
     for row in mig["layouts"]:
         for index in range(gpus) if row.get("devices", "all") == "all" else row["devices"]:
@@ -34,7 +40,7 @@ def wanted_layouts(spec: JSON, products: Sequence[str]) -> list[Mapping[str, int
     return layouts
 
 
-def wanted_resources(spec: JSON, products: Sequence[str]) -> dict[str, int]:
+def wanted_resources(spec: JSON, products: Sequence[str], site: Named | None = None) -> dict[str, int]:
     """Allocatable of a node with these GPUs."""
     gpus = len(products)
     if spec["mode"] == "Full":
@@ -44,7 +50,7 @@ def wanted_resources(spec: JSON, products: Sequence[str]) -> dict[str, int]:
     if spec["mode"] in ("TimeSlicing", "MPS"):
         return {f"nvidia.com/gpu{suffix}": gpus * shares["replicas"]}
     counts: Counter[str] = Counter()
-    for layout in wanted_layouts(spec, products):
+    for layout in wanted_layouts(spec, products, site):
         for profile, count in (layout or {}).items():
             counts[f"nvidia.com/mig-{profile.replace('+', '.')}"] += count
         counts["nvidia.com/gpu"] += layout is None
@@ -53,7 +59,7 @@ def wanted_resources(spec: JSON, products: Sequence[str]) -> dict[str, int]:
     return {f"{name}{suffix}": count * shares.get("replicas", 1) for name, count in counts.items() if count}
 
 
-def difference(spec: JSON, node: JSON, machine: SimNode) -> str:
+def difference(spec: JSON, node: JSON, machine: SimNode, site: Named | None = None) -> str:
     """How the SIMULATED machine and the Node differ from what the spec wants; empty when they do not."""
     gpus = machine.gpus.look()
     products = [gpu.product for gpu in gpus]
@@ -61,7 +67,7 @@ def difference(spec: JSON, node: JSON, machine: SimNode) -> str:
         dict(Counter(instance.profile for instance in gpu.instances)) if gpu.mig_mode == "Enabled" else None
         for gpu in gpus
     ]
-    wanted = wanted_layouts(spec, products)
+    wanted = wanted_layouts(spec, products, site)
     if found != wanted:
         return f"instances {found}, wanted {wanted}"
     clients = spec["mps"]["replicas"] if spec["mode"] == "MPS" else None
@@ -76,7 +82,7 @@ def difference(spec: JSON, node: JSON, machine: SimNode) -> str:
         for name, count in allocatable.items()
         if name.startswith("nvidia.com/") and count != "0"
     }
-    if served != wanted_resources(spec, products):
-        return f"serves {served}, wanted {wanted_resources(spec, products)}"
+    if served != wanted_resources(spec, products, site):
+        return f"serves {served}, wanted {wanted_resources(spec, products, site)}"
     paused = [key for key, value in node["metadata"]["labels"].items() if "paused-for" in value]
     return f"paused {paused}" if paused else ""

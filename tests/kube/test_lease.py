@@ -86,6 +86,26 @@ def test_a_clean_stop_hands_over_at_once() -> None:
     run_virtually(main())
 
 
+@pytest.mark.parametrize(
+    ("changes", "holder"), [({}, None), ({"holderIdentity": "c"}, "c")], ids=["ours", "taken"]
+)
+def test_a_stop_in_the_middle_of_a_write_gives_up_the_lease_all_the_same_unless_somebody_has_it(
+    changes: dict[str, str], holder: str | None
+) -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            await asyncio.sleep(5)
+            cluster.patch(
+                LEASES, "leader", {"metadata": {"annotations": {"x": "y"}}, "spec": changes}, "gpusharing"
+            )
+            await a.stop()
+            assert lease_of(cluster)["spec"].get("holderIdentity") == holder
+            assert not a.lost.is_set()
+
+    run_virtually(main())
+
+
 def test_a_dead_leader_is_followed_after_the_duration_and_not_before() -> None:
     async def main() -> None:
         cluster = FakeCluster()

@@ -191,3 +191,47 @@ async def test_a_pod_that_is_being_deleted_is_not_ready_any_more() -> None:
         await asyncio.sleep(0.1)
         gone = followed.sources.agents.items["agent"].operand
         assert (gone.ready, gone.deleting) == (False, True)
+
+
+# --- whose a ConfigMap is --------------------------------------------------------------------------
+
+LABEL = {"labels": {"app.kubernetes.io/managed-by": "gpusharing-operator"}}
+TIMES = {"annotations": {"gpusharing.dev/written": "{}"}}
+WHOSE: dict[str, tuple[JSON, bool]] = {
+    "ours by its label": (LABEL, True),
+    "ours by its times of writing": (TIMES, True),
+    "Helm's": ({"labels": {"app.kubernetes.io/managed-by": "Helm"}}, False),
+    "nobody's": ({}, False),
+}
+
+
+def plugin_map(metadata: JSON) -> JSON:
+    """The device-plugin ConfigMap with one key."""
+    where = {"name": "gpusharing-device-plugin", "namespace": "gpu-operator"}
+    return {"metadata": {**where, **metadata}, "data": {"a": "x"}}
+
+
+@pytest.mark.parametrize(("metadata", "ours"), WHOSE.values(), ids=WHOSE.keys())
+@virtually
+async def test_a_config_map_is(metadata: JSON, ours: bool) -> None:
+    cluster = FakeCluster()
+    cluster.add(CONFIG_MAPS, plugin_map(metadata))
+    async with following(cluster) as followed:
+        assert followed.sources.config_maps.items["gpusharing-device-plugin"].ours is ours
+
+
+@virtually
+async def test_marks_that_somebody_took_off_are_remembered_for_this_very_object() -> None:
+    cluster = FakeCluster()
+    async with following(cluster) as followed:
+        items = followed.sources.config_maps.items
+        created = cluster.add(CONFIG_MAPS, plugin_map(LABEL))
+        followed.sources.config_maps.accept(created)  # the answer to our write, before any watch event
+        name, space = "gpusharing-device-plugin", "gpu-operator"
+        cluster.patch(CONFIG_MAPS, name, {"metadata": {"labels": None}}, space)
+        await asyncio.sleep(1)
+        assert (items[name].labelled, items[name].ours) == (False, True)
+        cluster.delete(CONFIG_MAPS, name, space)
+        cluster.add(CONFIG_MAPS, plugin_map({}))
+        await asyncio.sleep(1)
+        assert not items[name].ours

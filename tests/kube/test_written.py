@@ -1,11 +1,16 @@
-"""The annotation that tells when a configuration was written."""
+"""Our two ConfigMaps: when their entries were written, whose they are, what they held before."""
 
 import json
 from datetime import UTC, datetime
 
 import pytest
+from tests.build import NOW, at
 
-from gpusharing.kube.written import parse_written
+from gpusharing.api.names import ANNOTATION_WRITTEN
+from gpusharing.kube.sources import ConfigMapView
+from gpusharing.kube.written import KEPT, OurConfigMaps, parse_written
+from gpusharing.planning import migfile
+from gpusharing.planning.pluginconfig import key_for
 
 
 def test_the_time_of_every_entry_is_read() -> None:
@@ -21,3 +26,39 @@ def test_what_cannot_be_read_counts_as_never_stamped(text: str) -> None:
 
 def test_a_time_without_a_zone_counts_as_never_stamped() -> None:
     assert parse_written('{"a": "2026-11-20T10:00:00", "b": "2026-11-20T10:00:00Z"}').keys() == {"b"}
+
+
+TEXT = "version: v1\n"
+KEY = key_for("pool-b", TEXT)
+ENTRY: migfile.Entry = [{"devices": "all", "mig-enabled": False}]
+NAME = key_for("pool-b", migfile.entry_text(ENTRY))
+
+
+def plugin_map(labelled: bool = False, uid: str = "1", written: str = "", **data: str) -> ConfigMapView:
+    """The device-plugin ConfigMap; a name with `_` stands for one with `-`."""
+    annotations = {ANNOTATION_WRITTEN: written} if written else {}
+    found = {key.replace("_", "-"): text for key, text in data.items()}
+    return ConfigMapView(found, annotations, uid, labelled)
+
+
+def test_what_is_named_after_its_content_is_remembered_and_nothing_else() -> None:
+    ours = OurConfigMaps()
+    mig = ConfigMapView({"config.yaml": migfile.render({NAME: ENTRY, "all-disabled": ENTRY})}, {}, "2", True)
+    ours.read(plugin_map(True, theirs="x", **{KEY: TEXT}), mig)
+    ours.read(plugin_map(True, **{KEY: "edited"}), None)
+    assert ours.seen_plugin_configs == {KEY: TEXT}
+    assert ours.seen_mig_entries == {NAME: ENTRY}
+
+
+def test_only_so_many_are_remembered_the_newest_ones() -> None:
+    ours, texts = OurConfigMaps(), [f"version: v1 #{number}" for number in range(KEPT + 10)]
+    for text in texts:
+        ours.read(plugin_map(True, **{key_for("p", text): text}), None)
+    assert list(ours.seen_plugin_configs.values()) == texts[10:]
+
+
+def test_a_time_that_is_yet_to_come_counts_as_never_stamped() -> None:
+    ours = OurConfigMaps()
+    times = {"a": at(-1).isoformat(), "b": at(0).isoformat(), "c": at(1).isoformat()}
+    ours.read(plugin_map(True, written=json.dumps(times)), None)
+    assert ours.written(NOW).keys() == {"a", "b"}

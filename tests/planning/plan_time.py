@@ -15,6 +15,7 @@ from tests.planning.cases import world_of
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.configmaps import plan_config
+from gpusharing.planning.migfile import parse as parse_mig_file
 from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
 from gpusharing.planning.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 
@@ -53,7 +54,10 @@ def cluster() -> ClusterSnapshot:
     models = {H100: world.machines["gpu-07"].gpus()[0]}
     change, _ = plan_config(policies, nodes.values(), models, {}, world.stack)
     assert change is not None, "fifty policies need their entries"
-    stack = replace(world.stack, plugin_configs=change.plugin_configs, mig_file=change.mig_file)
+    written = dict.fromkeys([*change.plugin_configs, *parse_mig_file(change.mig_file)], NOW)
+    stack = replace(
+        world.stack, plugin_configs=change.plugin_configs, mig_file=change.mig_file, written=written
+    )
     return replace(
         world.snapshot(),
         nodes=nodes,

@@ -54,6 +54,14 @@ def test_it_is_refused(
     assert says in objection.message
 
 
+def test_a_config_map_of_somebody_else_is_named_with_the_commands_that_end_it() -> None:
+    objection = find_objection(FULL, make_stack(foreign_map="gpusharing-mig-parted"), SETTINGS)
+    assert objection is not None
+    assert objection.reason is Reason.CONFIG_MAP_TAKEN
+    assert "kubectl label configmap gpusharing-mig-parted -n gpu-operator --overwrite" in objection.message
+    assert "app.kubernetes.io/managed-by=gpusharing-operator" in objection.message
+
+
 FINE: dict[str, tuple[PolicyView, dict[str, Any]]] = {
     "a named configuration without our mig-parted ConfigMap": (NAMED, {"mig_config_name": ""}),
     "the strategy that ClusterPolicy fixes is the wanted one": (NAMED, {"mig_strategy": "mixed"}),

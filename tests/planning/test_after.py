@@ -194,7 +194,8 @@ def test_all_sources_agree_and_the_node_is_given_back_in_one_patch() -> None:
     assert (verdict.phase, action.uncordon, action.deferred) == (Phase.UNCORDONING, True, None)
     assert action.labels == {
         names.LABEL_UPGRADE_SKIP: None, names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b"}  # fmt: skip
-    assert action.verified == Verified("pool-b", FENCE.target_mig_config, FENCE.target_plugin_config)
+    pair = FENCE.target_mig_config, FENCE.target_plugin_config
+    assert action.verified == Verified("pool-b", *pair, layout="2x3g.40gb", gpus=1)
 
 
 def test_drift_put_right_is_recorded_with_its_generation_and_a_later_change_keeps_the_record() -> None:

@@ -1,9 +1,13 @@
 """What the two ConfigMaps hold: every policy's entries before any label, and none that a Node still names goes."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from tests.build import (
     H100,
+    NOW,
     make_cluster_policy,
     make_fence,
     make_gpu,
@@ -14,12 +18,14 @@ from tests.build import (
 from tests.planning.cases import pair_of
 
 from gpusharing.planning import migfile
+from gpusharing.planning.actions import WriteConfig
 from gpusharing.planning.configmaps import plan_config, referenced
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing, key_for, render
 from gpusharing.planning.views import NodeView, PolicyView, StackView, Verified
 
 MODELS = {H100: make_gpu()}
 OLD, NEW = make_policy(), make_policy(mode="TimeSlicing", generation=2)
+WHOLE = [{"devices": "all", "mig-enabled": False}]
 PLUGIN, MIG = "nvidia.com/device-plugin.config", "nvidia.com/mig.config"
 
 
@@ -76,19 +82,124 @@ def test_entries_that_only_nodes_keep_are_looked_at_again() -> None:
     change, retained = plan_config([NEW], nodes, MODELS, {}, stack)
     assert change is not None, "the stop between MPS and MIG, which nobody names"
     assert retained
-    stack = replace(stack, plugin_configs=change.plugin_configs, mig_file=change.mig_file)
+    written = dict.fromkeys([*change.plugin_configs, *migfile.parse(change.mig_file)], NOW)
+    stack = replace(stack, plugin_configs=change.plugin_configs, mig_file=change.mig_file, written=written)
     assert plan_config([NEW], nodes, MODELS, {}, stack) == (None, True)
 
 
 def test_the_admins_entries_are_merged_and_win_over_generated_names() -> None:
-    admin = "mig-configs: {all-balanced: [{devices: all, mig-enabled: false}], mine: [{devices: all}]}"
+    admin = (
+        "mig-configs: {all-balanced: [{devices: all, mig-enabled: false}],"
+        " mine: [{devices: [0], mig-enabled: false}]}"
+    )
+    entries = merged(admin)
+    assert entries["mine"] == [{"devices": [0], "mig-enabled": False}]
+    assert entries["all-balanced"] == WHOLE
+    assert keys(OLD)[1] in entries
+
+
+def merged(admin: str, *nodes: NodeView) -> Mapping[str, migfile.Entry]:
+    """Entries of our file with this file of the admin's."""
     stack = make_stack(OLD, admin_mig_file=admin)
+    change, _ = plan_config([OLD], nodes, MODELS, {}, stack)
+    return migfile.parse(change.mig_file if change else stack.mig_file)
+
+
+def test_no_admin_gives_all_disabled_another_meaning() -> None:
+    """Full, TimeSlicing and MPS mean it by this name."""
+    halves = "[{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 2}}]"
+    assert merged(f"mig-configs: {{all-disabled: {halves}}}")["all-disabled"] == WHOLE
+
+
+def test_an_entry_that_mig_parted_would_refuse_stays_out_and_the_others_are_merged() -> None:
+    entries = merged(
+        "mig-configs: {good: [{devices: all, mig-enabled: false}], bad: [{devices: all, mig-enabled: maybe}]}"
+    )
+    assert "good" in entries
+    assert "bad" not in entries
+
+
+def test_entries_merged_before_stay_while_the_admins_file_cannot_be_read() -> None:
+    stack = make_stack(OLD, admin_mig_file="mig-configs: {mine: [{devices: all, mig-enabled: false}]}")
     change, _ = plan_config([OLD], [], MODELS, {}, stack)
     assert change is not None
-    entries = migfile.parse(change.mig_file)
-    assert entries["mine"] == [{"devices": "all"}]
-    assert entries["all-balanced"] == [{"devices": "all", "mig-enabled": False}]
-    assert keys(OLD)[1] in entries
+    stack = replace(stack, mig_file=change.mig_file, written={**stack.written, "mine": NOW})
+    for broken in ("{", "mig-configs: [", "mig-configs: 7", "mig-configs: {mine: [{devices: al}]}"):
+        assert plan_config([OLD], [], MODELS, {}, replace(stack, admin_mig_file=broken)) == (None, True)
+    change, _ = plan_config([OLD], [], MODELS, {}, replace(stack, admin_mig_file="mig-configs: {}"))
+    assert change is not None
+    assert "mine" not in migfile.parse(change.mig_file)
+
+
+# --- behind the operator's back --------------------------------------------------------------------
+
+
+def test_an_edited_and_a_deleted_key_of_a_policy_are_written_again_and_a_foreign_one_goes() -> None:
+    stack = make_stack(OLD)
+    key, *others = stack.plugin_configs
+    behind = {**dict.fromkeys(others, "version: v9"), "foreign": "version: v1"}
+    change, _ = plan_config([OLD], [make_node()], MODELS, {}, replace(stack, plugin_configs=behind))
+    assert change is not None
+    assert change.plugin_configs == stack.plugin_configs
+    assert key not in behind
+
+
+def test_a_foreign_key_stays_while_a_label_or_cluster_policys_default_names_it() -> None:
+    default = make_cluster_policy(plugin_default="for-all")
+    stack = make_stack(OLD, cluster_policy=default)
+    stack = replace(stack, plugin_configs={**stack.plugin_configs, "for-all": "a", "theirs": "b", "x": "c"})
+    change, _ = plan_config([OLD], [make_node(labels={PLUGIN: "theirs"})], MODELS, {}, stack)
+    assert change is not None
+    assert change.plugin_configs.keys() - make_stack(OLD).plugin_configs.keys() == {"for-all", "theirs"}
+
+
+DAMAGED: dict[str, Callable[[str], str]] = {
+    "the version": lambda text: text.replace("version: v1", "version: v2"),
+    "another top-level field": lambda text: text + "mine: 1\n",
+    "an entry that is none": lambda text: text + "  mine: 7\n",
+    "the meaning of an entry": lambda text: text.replace("3g.40gb: 2", "3g.40gb: 1"),
+    "nothing left": lambda text: "",
+    "no YAML": lambda text: "{",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_mig_file_that_somebody_edited_is_rendered_anew(damage: Callable[[str], str]) -> None:
+    stack = make_stack(OLD)
+    change, _ = plan_config([OLD], [], MODELS, {}, replace(stack, mig_file=damage(stack.mig_file)))
+    assert change is not None
+    assert change.mig_file == stack.mig_file
+
+
+def test_what_a_node_still_names_comes_back_when_somebody_edits_or_deletes_it() -> None:
+    """Nobody wants the old entries any more, so only what was read before can tell what they were."""
+    key, entry = keys(OLD)
+    old, node = make_stack(OLD), make_node(labels={PLUGIN: key, MIG: entry})
+    seen: dict[str, Any] = {
+        "seen_plugin_configs": {key: old.plugin_configs[key]},
+        "seen_mig_entries": {entry: migfile.parse(old.mig_file)[entry]},
+    }
+    for left in ({}, {key: "version: v9"}):
+        stack = replace(make_stack(NEW), plugin_configs=left, **seen)
+        change, _ = plan_config([NEW], [node], MODELS, {}, stack)
+        assert change is not None
+        assert change.plugin_configs[key] == old.plugin_configs[key]
+        assert migfile.parse(change.mig_file)[entry] == migfile.parse(old.mig_file)[entry]
+        change, _ = plan_config([NEW], [make_node()], MODELS, {}, stack)
+        assert change is not None
+        assert key not in change.plugin_configs
+
+
+@pytest.mark.parametrize("lost", [{"marked": False}, {"written": {}}], ids=["label", "times"])
+def test_marks_of_ours_that_somebody_took_off_are_put_on_again(lost: dict[str, Any]) -> None:
+    stack = replace(make_stack(OLD), **lost)
+    change, _ = plan_config([OLD], [], MODELS, {}, stack)
+    assert change == WriteConfig(stack.plugin_configs, stack.mig_file)
+
+
+def test_a_config_map_of_somebody_else_is_not_written() -> None:
+    stack = replace(make_stack(), plugin_configs={"theirs": "x"}, foreign_map="gpusharing-device-plugin")
+    assert plan_config([OLD], [make_node()], MODELS, {}, stack) == (None, False)
 
 
 def test_a_second_card_model_adds_its_names() -> None:

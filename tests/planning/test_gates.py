@@ -22,7 +22,8 @@ MIG_CONFIG = names.LABEL_MIG_CONFIG
 
 def test_the_order_of_the_gates_is_part_of_the_product() -> None:
     assert [gate.__name__ for gate in GATES] == [
-        "_alive", "_foreign", "_cordon", "_agent", "_health", "_leftovers", "_actuator", "_drift", "_futile",
+        "_alive", "_foreign", "_cordon", "_agent", "_missing", "_health", "_leftovers", "_actuator", "_drift",
+        "_futile",
         "_deferred", "_paused", "propagation",
     ]  # fmt: skip
 
@@ -53,6 +54,7 @@ OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
 LOST = replace(make_gpu(), vitals=Vitals(access="Lost"))
 PAUSED = make_policy(rollout={"paused": True})
+MIG_FILE = make_stack(MIXED).mig_file
 CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "the node is being deleted": (make_case(MIXED, node={"deleting": True}), Reason.NODE_NOT_READY, None),
     "the node is not Ready": (make_case(MIXED, node={"ready": False}), Reason.NODE_NOT_READY, None),
@@ -85,12 +87,27 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         drifted(node={"verified": verified(MIXED, corrected=1)}), Reason.DRIFTED, at(60)),
     "nothing that we write would mend it": (
         make_case(MIXED, was=MIXED, node={"resources": {}}, drifting_since=at(-60)), Reason.ALLOCATABLE_MISMATCH, None),
+    "a GPU did not come back": (
+        make_case(MIXED, was=MIXED, node={"verified": replace(verified(MIXED), gpus=2)}), Reason.GPU_MISSING, None),
     "an earlier try was given up": (make_case(MIXED, node={"deferred": DEFERRED}), Reason.DEFERRED, at(60)),
     "the policy is paused": (make_case(PAUSED), Reason.PAUSED, None),
     "the configuration is not written": (
         make_case(MIXED, stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING, None),
     "the mig-parted entry is not written": (
         make_case(MIXED, stack=make_stack(MIXED, mig_file=migfile.render({}))), Reason.CONFIG_PROPAGATING, None),
+    "somebody edited the configuration": (
+        make_case(MIXED, stack=make_stack(MIXED, plugin_configs=dict.fromkeys(make_stack(MIXED).plugin_configs, ""))),
+        Reason.CONFIG_PROPAGATING, None),
+    "somebody gave the mig-parted entry another meaning": (
+        make_case(MIXED, stack=make_stack(MIXED, mig_file=MIG_FILE.replace("3g.40gb: 2", "3g.40gb: 1"))),
+        Reason.CONFIG_PROPAGATING, None),
+    "somebody made the mig-parted file one that is refused": (
+        make_case(MIXED, stack=make_stack(MIXED, mig_file=MIG_FILE + "mine: 1\n")),
+        Reason.CONFIG_PROPAGATING, None),
+    "somebody removed the times of writing": (
+        make_case(MIXED, stack=make_stack(MIXED, written={})), Reason.CONFIG_PROPAGATING, None),
+    "the configuration may not be written": (
+        make_case(MIXED, stack=make_stack(FULL, write_error="no right")), Reason.CONFIG_NOT_WRITTEN, None),
     "the configuration was written a moment ago": (
         make_case(MIXED, stack=make_stack(MIXED, written_at=at(-100))), Reason.CONFIG_PROPAGATING, at(20)),
 }  # fmt: skip

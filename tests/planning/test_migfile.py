@@ -53,6 +53,46 @@ def test_a_damaged_file_has_no_entries(text: str) -> None:
     assert migfile.parse(text) == {}
 
 
+REFUSED = {
+    "no YAML": ("mig-configs: [", "it is not YAML"),
+    "no map of entries": ("version: v1", "it has no map mig-configs"),
+    "an entry that is no list": ("{x: {devices: all}}", "entry x: it is not a list of maps"),
+    "a field of its own": ("{x: [{devices: all, mig-enabled: false, gpus: 2}]}", "entry x: unknown field gpus"),
+    "devices by a word": ("{x: [{devices: some, mig-enabled: false}]}", "devices is neither"),
+    "devices that are no numbers": ("{x: [{devices: [one], mig-enabled: false}]}", "devices is neither"),
+    "no mig-enabled": ("{x: [{devices: all}]}", "mig-enabled is neither true nor false"),
+    "no mig-devices": ("{x: [{devices: all, mig-enabled: true}]}", "mig-enabled needs mig-devices"),
+    "MIG off with instances": (
+        "{x: [{devices: all, mig-enabled: false, mig-devices: {1g.10gb: 1}}]}", "mig-devices needs mig-enabled"),
+    "no profile": (
+        "{x: [{devices: all, mig-enabled: true, mig-devices: {half: 2}}]}", "half: 2 in mig-devices is no profile"),
+    "no count": (
+        "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: all}}]}", "1g.10gb: all in mig-devices"),
+    "no PCI device id": (
+        "{x: [{devices: all, mig-enabled: false, device-filter: H100}]}", "device-filter H100 is no PCI device id"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "why"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_mig_parted_would_refuse_stays_out_of_the_merged_file(text: str, why: str) -> None:
+    text = f"mig-configs: {text}" if text.startswith("{") else text
+    found = migfile.read_admin(text)
+    assert why in found.problem
+    assert found.entries == {}
+
+
+def test_what_mig_parted_takes_is_merged_as_it_stands() -> None:
+    text = (
+        'mig-configs: {1: [{devices: [0], device-filter: "0x233010DE", mig-enabled: true, mig-devices:'
+        " {1c.3g.40gb: 1, 1g.10gb+me: 1}}], empty: [],"
+        " all-enabled: [{devices: all, mig-enabled: true, mig-devices: {}}]}"
+    )
+    found = migfile.read_admin(text)
+    assert found.problem == ""
+    assert found.entries.keys() == {"1", "empty", "all-enabled"}
+    assert migfile.read_admin("") == migfile.AdminFile({})
+
+
 MEANINGS: dict[str, tuple[migfile.Entry, object]] = {
     "all GPUs alike": (
         entry({"devices": "all", "mig-enabled": True, "mig-devices": {"3g.40gb": 2}}),

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,34 @@ def test_a_word_is_found_and_a_foreign_one_refused() -> None:
     assert reason_of("PDB") is Reason.PDB
     with pytest.raises(ValueError, match="'pdb' is not a reason"):
         reason_of("pdb")
+
+
+# --- docs/reference/bad-input.md -------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = (ROOT / "docs" / "reference" / "bad-input.md").read_text()
+ROWS = [
+    line.split(" | ") for line in PAGE.splitlines() if line.startswith("| ") and "What is wrong" not in line
+]
+
+
+def test_the_page_on_bad_input_names_every_reason_that_refuses_a_policy_or_a_card() -> None:
+    named = {word for row in ROWS for word in re.findall(r"`([A-Z][A-Za-z]+)`", row[1])}
+    assert named <= {reason.value for reason in Reason}
+    refusing = {r.value for r in Reason if r.group in ("Hardware", "Accepted") and r is not Reason.VALID}
+    assert refusing - named == set()
+
+
+def test_every_row_of_that_page_says_what_to_do_and_which_test_proves_it() -> None:
+    for row in ROWS:
+        wrong, answer, remedy, proof = (cell.strip(" |") for cell in row)
+        assert wrong
+        assert answer
+        assert remedy
+        files = re.findall(r"`([a-z_/]+\.py)`", proof)
+        assert files
+        proofs = "".join((ROOT / "tests" / file).read_text() for file in files)
+        for word in re.findall(r"`([A-Z][A-Za-z]+)`", answer):
+            assert f'"{word}"' in proofs or f"Reason.{reason_of(word).name}" in proofs, (
+                f"{word} not in {files}"
+            )

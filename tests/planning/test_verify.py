@@ -52,7 +52,8 @@ def observing(case: Case, **fields: Any) -> Case:
 
 def test_the_order_of_the_checks_is_part_of_the_product() -> None:
     assert [check.__name__ for check in CHECKS] == [
-        "_observation", "_instances", "_mig_manager", "_operands", "_plugin", "_compute_mode", "_gfd", "_allocatable",
+        "_observation", "_count", "_instances", "_mig_manager", "_operands", "_plugin", "_compute_mode",
+        "_gfd", "_allocatable",
     ]  # fmt: skip
 
 
@@ -102,7 +103,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         "NVML shows 1x3g.40gb instead of 2x3g.40gb"),
     "MIG is still off": (MIXED, lambda c: observing(c, gpus=(make_gpu(),)), Reason.LAYOUT_MISMATCH, "1x full"),
     "MIG is still on": (FULL, lambda c: observing(c, gpus=(make_gpu(layout=()),)), Reason.LAYOUT_MISMATCH, "MIG empty"),
-    "a GPU vanished": (FULL, lambda c: observing(c, gpus=()), Reason.LAYOUT_MISMATCH, "instead of 1x full"),
+    "a GPU vanished": (FULL, lambda c: observing(c, gpus=()), Reason.GPU_MISSING, "lists 0 of the 1 GPUs"),
     "a MIG mode change waits for a reset": (
         FULL, lambda c: observing(c, gpus=(make_gpu(mig_pending=True),)), Reason.MIG_MODE_PENDING, "GPU 0"),
     "MPS left its compute mode behind": (

@@ -1,45 +1,57 @@
 """The bodies that write our two ConfigMaps: only what changes, with the time of writing of every entry."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 
+from gpusharing.api import names
 from gpusharing.kube.client import JSON
-from gpusharing.kube.written import ANNOTATION_WRITTEN, MIG_KEY
+from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
 from gpusharing.planning.views import StackView
 
-LABELS = {"app.kubernetes.io/managed-by": "gpusharing-operator"}
+LABELS = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 
 
 def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
     """Merge patch of the device-plugin ConfigMap; None when it is right. The ConfigMap is created even if empty."""
     present, wanted = stack.plugin_configs, action.plugin_configs
     data: dict[str, str | None] = {key: text for key, text in wanted.items() if present.get(key) != text}
+    same = wanted.keys() - data.keys()
     data |= dict.fromkeys(present.keys() - wanted.keys())
-    if not data and stack.plugin_map_exists:
+    if not data and stack.plugin_map_exists and _is_marked(wanted, stack):
         return None
-    return _body(data, wanted, present, stack.written, now)
+    return _body(data, wanted, same, stack.written, now)
 
 
 def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
     """Merge patch of the mig-parted ConfigMap; None when it is right."""
-    if action.mig_file == stack.mig_file:
-        return None
     wanted, present = migfile.parse(action.mig_file), migfile.parse(stack.mig_file)
-    same = {name: "" for name, entry in present.items() if wanted.get(name) == entry}
-    return _body({MIG_KEY: action.mig_file}, wanted, same, stack.written, now)
+    data = {MIG_KEY: action.mig_file} if action.mig_file != stack.mig_file else {}
+    if not data and _is_marked(wanted, stack):
+        return None
+    # A file that somebody edited may have been refused as a whole, and reaches the nodes anew.
+    whole = not stack.mig_file or migfile.is_rendered(stack.mig_file)
+    same = [name for name, entry in wanted.items() if whole and present.get(name) == entry]
+    return _body(data, wanted, same, stack.written, now)
+
+
+def _is_marked(wanted: Iterable[str], stack: StackView) -> bool:
+    return stack.marked and stack.written.keys() >= set(wanted)
 
 
 def _body(
     data: Mapping[str, str | None],
     wanted: Iterable[str],
-    present: Mapping[str, str],
+    same: Collection[str],
     written: Mapping[str, datetime],
     now: datetime,
 ) -> JSON:
-    known = {key: stamp for key, stamp in written.items() if key in present}
-    stamps = {key: known.get(key, now) for key in sorted(wanted) if key in known or key not in present}
+    """Entries in `same` keep their time of writing, if they have one; all others are written now."""
+    stamps = {key: written.get(key, now) if key in same else now for key in sorted(wanted)}
     text = json.dumps({key: stamp.astimezone(UTC).isoformat() for key, stamp in stamps.items()})
-    return {"metadata": {"labels": LABELS, "annotations": {ANNOTATION_WRITTEN: text}}, "data": dict(data)}
+    return {
+        "metadata": {"labels": LABELS, "annotations": {names.ANNOTATION_WRITTEN: text}},
+        "data": dict(data),
+    }

@@ -120,6 +120,8 @@ class Executor:
     config_maps: Cache | None = None
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
     """By node and pod UID; in memory only."""
+    write_error: str = ""
+    """Why the last write of our ConfigMaps was refused; empty when it was not."""
     deleted: set[str] = field(default_factory=set)
     """UIDs of mig-manager pods whose deletion the server accepted; a few in a process's life."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
@@ -149,6 +151,7 @@ class Executor:
     ) -> set[str]:
         """Returns the policies whose fences must wait; `*` stands for all."""
         blocked: set[str] = set()
+        self.write_error = ""
         for action in actions:
             try:
                 await self._perform_shared(action, snapshot)
@@ -157,6 +160,8 @@ class Executor:
             except KubeError as error:
                 subject = action.policy if isinstance(action, SetFinalizer) else "*"
                 blocked.add(subject)
+                if isinstance(action, WriteConfig) and isinstance(error, Forbidden | Invalid):
+                    self.write_error = str(error)
                 self._surprise(type(action).__name__, action, error, outcome)
             else:
                 outcome.done += 1
@@ -307,13 +312,20 @@ class Executor:
             await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
-        """Patch what differs; a ConfigMap that is not there, or not any more, is created with all of its `data`."""
-        try:
-            raw = await self.client.patch(CONFIG_MAPS, name, body, namespace=namespace)
-        except NotFound:
-            metadata = body["metadata"] | {"name": name, "namespace": namespace}
-            whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
+        """Patch what differs; a ConfigMap that is not there, or not any more, is created with all of its `data`.
+
+        One that somebody made a moment ago may hold what is theirs: it is not patched before it was read.
+        """
+        metadata = body["metadata"] | {"name": name, "namespace": namespace}
+        whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
+        if self.config_maps is not None and not self.config_maps.resource_version(name):
             raw = await self.client.create(CONFIG_MAPS, whole, namespace=namespace)
+        else:
+            try:
+                raw = await self.client.patch(CONFIG_MAPS, name, body, namespace=namespace)
+            except NotFound:
+                raw = await self.client.create(CONFIG_MAPS, whole, namespace=namespace)
+        log.info("configuration written", configmap=name, keys=sorted(body["data"]))
         if self.config_maps is not None:
             self.config_maps.accept(raw)
 

@@ -180,6 +180,8 @@ class Loop:
             finally:
                 if self._publishing is not None:
                     self._publishing.cancel()
+                    # Nobody awaits it any more: what ended it is what ended us, and no news.
+                    self._publishing.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _go_round(self) -> None:
         while True:
@@ -249,6 +251,7 @@ class Loop:
         self.plan = plan
         lap()
         outcome = await self.executor.execute(plan, snapshot)
+        self.gatherer.write_error = self.executor.write_error
         self.gatherer.remember_differing(plan.differing, now)
         lap()
         await self._published()

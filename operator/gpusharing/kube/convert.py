@@ -21,6 +21,7 @@ from gpusharing.kube.foreign import foreign_marker
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.cards import Card, Profile, find_card
+from gpusharing.planning.doubts import Doubt, find_doubt
 from gpusharing.planning.geometry import Layout, normalise
 from gpusharing.planning.health import WELL, Vitals
 from gpusharing.planning.views import (
@@ -174,12 +175,14 @@ class _Model:
     memory_mib: int
     reset_for_mode: bool
     profiles: tuple[Profile, ...]
+    doubt: Doubt | None
 
 
 def _model(product: str, reported: ObservedModel | None) -> _Model:
     card = find_card(product)
     memory = reported.memory_mib if reported else (card and card.memory_mib) or 0
-    return _Model(memory, _reset_for_mode(reported, card), _profiles(reported, card))
+    doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
+    return _Model(memory, _reset_for_mode(reported, card), _profiles(reported, card), doubt)
 
 
 def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
@@ -195,6 +198,7 @@ def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
         compute_mode=gpu.compute_mode,
         layout=_layout(gpu),
         profiles=model.profiles,
+        doubt=model.doubt,
         processes=tuple(process.name for process in gpu.processes),
         vitals=_vitals(gpu),
     )
@@ -227,6 +231,13 @@ def _reset_for_mode(model: ObservedModel | None, card: Card | None) -> bool:
     return card.mig_mode_needs_reset if card else True
 
 
+def _listed(model: ObservedModel) -> tuple[Profile, ...]:
+    """The profiles as the driver lists them."""
+    return tuple(
+        Profile(p.name, p.starts, p.size, p.max_count, p.slices, p.memory_gb, p.id) for p in model.profiles
+    )
+
+
 def _profiles(model: ObservedModel | None, card: Card | None) -> tuple[Profile, ...]:
     """What the card reports; the table where the driver lists none or is known to be wrong.
 
@@ -237,9 +248,7 @@ def _profiles(model: ObservedModel | None, card: Card | None) -> tuple[Profile, 
         return card.profiles
     if not model:
         return ()
-    listed = (
-        Profile(p.name, p.starts, p.size, p.max_count, p.slices, p.memory_gb, p.id) for p in model.profiles
-    )
+    listed = _listed(model)
     return _shared(
         tuple(
             replace(profile, starts=same.starts, size=same.size)

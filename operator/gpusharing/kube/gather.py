@@ -5,13 +5,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+import structlog
+
 from gpusharing.api.names import DisruptionClass
 from gpusharing.kube.actuatorlog import ActuatorLogs
 from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.convert_pods import ClaimUse, claim_names, claim_use, pdb_view, pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, PodPlace, Sources
-from gpusharing.kube.written import ANNOTATION_WRITTEN, MIG_KEY, parse_written
+from gpusharing.kube.written import MIG_KEY, OurConfigMaps
+from gpusharing.planning import migfile
 from gpusharing.planning.holders import Scope, holds_gpu, is_idle
 from gpusharing.planning.target import is_gpu_resource
 from gpusharing.planning.views import (
@@ -25,6 +28,8 @@ from gpusharing.planning.views import (
     Settings,
     StackView,
 )
+
+log = structlog.get_logger()
 
 OWNER_TTL = timedelta(seconds=30)
 
@@ -40,11 +45,14 @@ class Gatherer:
     evictions: Mapping[str, Mapping[str, EvictionMemory]] = field(default_factory=dict)
     """The executor's memory of refused evictions, by node and pod UID."""
     work: dict[str, NodeWork] = field(default_factory=dict)
+    write_error: str = ""
+    """Why the executor's last write of our ConfigMaps was refused."""
     drifting_since: dict[str, datetime] = field(default_factory=dict)
     pending: dict[str, int] = field(default_factory=dict)
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """By UID of a mig-manager pod on a fenced node."""
     _logs: ActuatorLogs = field(init=False)
+    _config_maps: OurConfigMaps = field(default_factory=OurConfigMaps)
     _stack: StackView | None = None
     _owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
 
@@ -63,7 +71,7 @@ class Gatherer:
             nodes=dict(sources.nodes.items),
             gpunodes=dict(sources.gpunodes.items),
             policies=policies,
-            stack=self._stack_view(),
+            stack=self._stack_view(now),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.operand.ready),
             mig_managers=self._mig_managers(now),
             mig_failures=failures,
@@ -100,36 +108,50 @@ class Gatherer:
 
     # --- NVIDIA's stack ------------------------------------------------------------------------------------
 
-    def _stack_view(self) -> StackView:
+    def _stack_view(self, now: datetime) -> StackView:
         maps, settings = self.sources.config_maps.items, self.settings
-        plugin, mig = maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map)
+        ours = self._config_maps
+        ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
         admin = maps.get(self.admin_mig_map) if self.admin_mig_map else None
-        written: dict[str, datetime] = {}
-        for config_map in (plugin, mig):
-            if config_map is not None:
-                written |= parse_written(config_map.annotations.get(ANNOTATION_WRITTEN, ""))
         cluster_policies = self.sources.cluster_policies.items
         cluster_policy = cluster_policies[min(cluster_policies)] if cluster_policies else None
         view = StackView(
             cluster_policy=cluster_policy,
             gpu_cluster=bool(self.sources.gpu_clusters.items),
-            plugin_configs=plugin.data if plugin else {},
-            mig_file=mig.data.get(MIG_KEY, "") if mig else "",
-            written=written,
+            plugin_configs=ours.plugin.data,
+            mig_file=ours.mig.data.get(MIG_KEY, ""),
+            written=ours.written(now),
             admin_mig_file=admin.data.get(MIG_KEY, "") if admin else "",
             generated_mig_files={
                 name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
                 for name, config_map in maps.items()
                 if name.endswith(NODE_CONFIG_SUFFIX)
             },
-            plugin_map_exists=plugin is not None,
+            plugin_map_exists=bool(ours.plugin.uid),
             serves_our_mig_file=cluster_policy is not None
             and cluster_policy.mig_config_name == settings.mig_config_map,
+            marked=ours.marked,
+            write_error=self.write_error,
+            foreign_map=settings.plugin_config_map
+            if ours.is_foreign(ours.plugin)
+            else settings.mig_config_map
+            if ours.is_foreign(ours.mig)
+            else "",
+            seen_plugin_configs=ours.seen_plugin_configs,
+            seen_mig_entries=ours.seen_mig_entries,
         )
         if self._stack != view:
+            self._tell(self._stack, view)
             self._stack = view
         assert self._stack is not None, "set a line above"
         return self._stack
+
+    def _tell(self, before: StackView | None, now: StackView) -> None:
+        problem = migfile.read_admin(now.admin_mig_file).problem
+        if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
+            log.warning(
+                "entries of the admin's ConfigMap are left out", configmap=self.admin_mig_map, why=problem
+            )
 
     # --- pods of nodes in work -------------------------------------------------------------------------------
 

@@ -186,12 +186,20 @@ class LeaderLease:
         return True
 
     async def _release(self) -> bool:
-        patch = {
-            "metadata": {"resourceVersion": self._version},
-            "spec": {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()},
-        }
         self._renewed_at = float("-inf")
-        await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
+        spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
+
+        async def release(version: str) -> None:
+            patch = {"metadata": {"resourceVersion": version}, "spec": spec}
+            await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
+
+        try:
+            await release(self._version)
+        except Conflict:  # the end cut off a write of ours, so we do not know its version
+            lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
+            if text(lease, "spec", "holderIdentity") != self.identity:
+                return False
+            await release(text(lease, "metadata", "resourceVersion"))
         return True
 
     def _expired(self, lease: JSON) -> bool:

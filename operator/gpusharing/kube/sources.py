@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -44,10 +45,15 @@ class PodPlace:
 
 @dataclass(frozen=True, slots=True)
 class ConfigMapView:
-    """Data and the annotation that tells when each entry was written."""
+    """Data, the annotation that tells when each entry was written, and whose it is."""
 
     data: Mapping[str, str]
     annotations: Mapping[str, str]
+    uid: str = ""
+    labelled: bool = False
+    """Our label is on it."""
+    ours: bool = False
+    """It carries a mark of ours, or this process has seen one on it."""
 
 
 def _pod_place(raw: JSON) -> PodPlace:
@@ -58,14 +64,6 @@ def _pod_place(raw: JSON) -> PodPlace:
     operand = Operand(where, name, uid, ready, deleting)
     app = (metadata.get("labels") or {}).get("app", "")
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
-
-
-def _config_map(raw: JSON, wanted: frozenset[str]) -> ConfigMapView:
-    metadata = raw.get("metadata", {})
-    name = metadata.get("name", "")
-    if name not in wanted and not name.endswith(NODE_CONFIG_SUFFIX):
-        return ConfigMapView({}, {})
-    return ConfigMapView(dict(raw.get("data") or {}), dict(metadata.get("annotations") or {}))
 
 
 class Sources:
@@ -93,7 +91,9 @@ class Sources:
                 client, resource, project, namespace=namespace, label_selector=labels, on_change=changed
             )
 
-        ours = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
+        self._read_maps = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
+        self._our_maps: set[str] = set()
+        """UIDs; remembered at every event and answer, or a mark that is soon taken off would not be known."""
         pods = agent_namespace or settings.namespace
         namespace = settings.gpu_operator_namespace
         self._mirrors: dict[str, str] = {}
@@ -103,7 +103,7 @@ class Sources:
         self.gpunodes = follow(GPUNODES, self._gpunode)
         self.agents = follow(PODS, _pod_place, pods, AGENT_SELECTOR)
         self.operands = follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
-        self.config_maps = follow(CONFIG_MAPS, lambda raw: _config_map(raw, ours), namespace)
+        self.config_maps = follow(CONFIG_MAPS, self._config_map, namespace)
         self.cluster_policies = follow(CLUSTER_POLICIES, cluster_policy_view)
         self.gpu_clusters = follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
 
@@ -112,6 +112,20 @@ class Sources:
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
         self._mirrors[raw["metadata"]["name"]] = json.dumps(shown)
         return gpunode_view(raw)
+
+    def _config_map(self, raw: JSON) -> ConfigMapView:
+        """The view of a ConfigMap; of most only that they are there."""
+        metadata = raw.get("metadata", {})
+        name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
+        if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
+            return ConfigMapView({}, {})
+        annotations = dict(metadata.get("annotations") or {})
+        labelled = (metadata.get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY
+        if labelled or ANNOTATION_WRITTEN in annotations:
+            self._our_maps.add(uid)
+        return ConfigMapView(
+            dict(raw.get("data") or {}), annotations, uid, labelled, ours=uid in self._our_maps
+        )
 
     def mirror(self, node: str) -> Mapping[str, Any]:
         """`status.transition` of a GPUNode as last read or written; empty when there is no GPUNode."""

@@ -1,14 +1,20 @@
-"""How our two ConfigMaps tell when each of their entries was written."""
+"""Our two ConfigMaps as they are: when each entry was written, whose they are, and what they held before."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
-from gpusharing.api import names
+from gpusharing.api.names import ANNOTATION_WRITTEN
+from gpusharing.kube.sources import ConfigMapView
+from gpusharing.planning import migfile, pluginconfig
 
-ANNOTATION_WRITTEN = f"{names.PREFIX}written"
-"""JSON map of entry to the time it was written: a label may point at it once the kubelet had time to bring it."""
 MIG_KEY = "config.yaml"
 """The one key that mig-manager mounts (nvidia-actuators.md a.10)."""
+KEPT = 500
+"""Entries remembered of each ConfigMap, the newest ones."""
+_ABSENT = ConfigMapView({}, {})
 
 
 def parse_written(text: str) -> dict[str, datetime]:
@@ -20,3 +26,52 @@ def parse_written(text: str) -> dict[str, datetime]:
         return {}
     # A time without a zone cannot be compared with the clock.
     return {key: moment for key, moment in times.items() if moment.tzinfo is not None}
+
+
+@dataclass(slots=True)
+class OurConfigMaps:
+    """The device-plugin and the mig-parted ConfigMap, and what people did to them.
+
+    An entry that is named after its content can mean nothing else. Those that were read are remembered, so that one
+    that somebody edits or deletes while a Node names it can be put back. A restart forgets them.
+    """
+
+    plugin: ConfigMapView = _ABSENT
+    mig: ConfigMapView = _ABSENT
+    seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
+        """Take over what is there; None for a ConfigMap that is not."""
+        if plugin is not self.plugin:
+            self.plugin = plugin or _ABSENT
+            named = {k: v for k, v in self.plugin.data.items() if pluginconfig.is_named_after(v, k)}
+            self.seen_plugin_configs = _newest({**self.seen_plugin_configs, **named})
+        if mig is not self.mig:
+            self.mig = mig or _ABSENT
+            entries = migfile.parse(self.mig.data.get(MIG_KEY, ""))
+            own = {k: v for k, v in entries.items() if pluginconfig.is_named_after(migfile.entry_text(v), k)}
+            self.seen_mig_entries = _newest({**self.seen_mig_entries, **own})
+
+    @property
+    def marked(self) -> bool:
+        """Our label is on both, as far as they exist."""
+        return all(found.labelled for found in (self.plugin, self.mig) if found.uid)
+
+    @staticmethod
+    def is_foreign(found: ConfigMapView) -> bool:
+        """Somebody else made it: it holds something, and never carried a mark of ours as far as is known."""
+        return bool(found.data) and not found.ours
+
+    def written(self, now: datetime) -> dict[str, datetime]:
+        """When the entries of both were written; a time that is yet to come says nothing."""
+        times = {
+            key: moment
+            for found in (self.plugin, self.mig)
+            for key, moment in parse_written(found.annotations.get(ANNOTATION_WRITTEN, "")).items()
+        }
+        return {key: moment for key, moment in times.items() if moment <= now}
+
+
+def _newest(found: dict[str, Any]) -> dict[str, Any]:
+    return dict(list(found.items())[-KEPT:])

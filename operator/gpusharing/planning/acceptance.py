@@ -6,6 +6,7 @@ What depends on the card of a node is not judged here but in target.py, node by 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.reasons import Reason
@@ -61,6 +62,20 @@ def _plugin_config(
     )
 
 
+def _config_maps(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+) -> Objection | None:
+    if not stack.foreign_map:
+        return None
+    where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
+    return Objection(
+        Reason.CONFIG_MAP_TAKEN,
+        f"ConfigMap {stack.foreign_map} was made by somebody else and holds entries; nothing is written to it. To hand"
+        f" it over: kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node"
+        f" names then go); or to have a new one: kubectl delete {where}",
+    )
+
+
 def _mig_manager(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
 ) -> Objection | None:
@@ -102,4 +117,4 @@ def _layouts(
 
 _CHECKS: tuple[
     Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, Settings], Objection | None], ...
-] = (_plugin_config, _mig_manager, _strategy, _layouts)
+] = (_plugin_config, _config_maps, _mig_manager, _strategy, _layouts)

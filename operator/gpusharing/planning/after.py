@@ -93,8 +93,10 @@ def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
 
 
 def _aims_at(case: NodeCase, target: Target) -> bool:
+    """Whether the labels of the PNR lead there; an admin may have given a name another meaning since."""
     fence = case.fence
-    return (fence.target_mig_config, fence.target_plugin_config) == (target.mig_config, target.plugin_key)
+    aims = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
+    return aims == (target.mig_config, target.plugin_key, target.text)
 
 
 # --- the actuators -----------------------------------------------------------------------------------------
@@ -306,10 +308,11 @@ def _release(case: NodeCase, target: Target) -> Verdict:
     reason = Reason.CORDON_KEPT if kept else Reason.SYNCED
     message = f"{target.text} proven" + ("; the cordon is not only ours and stays" if kept else "")
     verdict = case.verdict(Phase.UNCORDONING, reason, message)
-    return verdict.then(Release(node, uncordon, labels, verified=_proven(case), annotations=annotations))
+    proven = _proven(case, target)
+    return verdict.then(Release(node, uncordon, labels, verified=proven, annotations=annotations))
 
 
-def _proven(case: NodeCase) -> Verified:
+def _proven(case: NodeCase, target: Target) -> Verified:
     fence, earlier = case.fence, case.node.verified
     assert case.assessment is not None, "has a policy"
     policy = case.assessment.policy.name
@@ -320,4 +323,6 @@ def _proven(case: NodeCase) -> Verified:
         plugin_config=fence.target_plugin_config,
         corrected_generation=case.assessment.policy.generation if fence.drift else kept,
         retry=case.node.retry,
+        layout=target.text,
+        gpus=len(target.layouts),
     )

@@ -120,6 +120,7 @@ def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
         and seen.policy == policy.name
         and seen.mig_config == target.mig_config
         and seen.plugin_config == target.plugin_key
+        and seen.layout in ("", target.text)
     )
 
 

@@ -26,36 +26,73 @@ def plan_config(
     stack: StackView,
     wish_of: Callable[[PolicyView], Wish | None] = _wish,
 ) -> tuple[WriteConfig | None, bool]:
-    """The ConfigMaps as they should be (None when they are so already), and whether they hold entries that only
-    Nodes keep, so that a later look may find them free. `models`: one GPU per card model present; `plugins`: what
-    the targets of nodes need, by key.
+    """The ConfigMaps as they should be (None when they are so already, or are somebody else's), and whether they hold
+    entries that only Nodes keep, so that a later look may find them free. `models`: one GPU per card model present;
+    `plugins`: what the targets of nodes need, by key.
     """
+    if stack.foreign_map:
+        return None, False
+    plugin, entries = _wanted(policies, models, plugins, stack, wish_of)
+    present = migfile.parse(stack.mig_file)
+    unclaimed = (stack.plugin_configs.keys() - plugin.keys()) | (present.keys() - entries.keys())
+    _retain(plugin, entries, nodes, stack)
+    if (
+        plugin == dict(stack.plugin_configs)
+        and stack.plugin_map_exists
+        and dict(present) == entries
+        and migfile.is_rendered(stack.mig_file)
+        and stack.marked
+        and stack.written.keys() >= plugin.keys() | entries.keys()
+    ):
+        return None, bool(unclaimed)
+    return WriteConfig(plugin, migfile.render(entries)), bool(unclaimed)
+
+
+def _wanted(
+    policies: Iterable[PolicyView],
+    models: Mapping[str, GpuView],
+    plugins: Mapping[str, PluginConfig],
+    stack: StackView,
+    wish_of: Callable[[PolicyView], Wish | None],
+) -> tuple[dict[str, str], dict[str, migfile.Entry]]:
+    """What policies, the admin and the cards present need: plugin configurations and mig-parted entries."""
     plugin = {key: pluginconfig.render(config) for key, config in plugins.items()}
-    entries: dict[str, migfile.Entry] = dict(migfile.parse(stack.admin_mig_file))
+    well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
+    entries = {**well_known, **migfile.read_admin(stack.admin_mig_file).entries}
+    entries[migfile.ALL_DISABLED] = well_known[
+        migfile.ALL_DISABLED
+    ]  # every mode but MIG means it by this name
     for policy in policies:
         if (wish := wish_of(policy)) is None:
             continue
         plugin |= wish.plugins
         if wish.entry is not None:
             entries[wish.mig_config] = wish.entry
-    for name, entry in migfile.well_known_entries(
-        {product: [gpu] for product, gpu in models.items()}
-    ).items():
-        entries.setdefault(name, entry)
-    present = migfile.parse(stack.mig_file)
-    unclaimed = (stack.plugin_configs.keys() - plugin.keys()) | (present.keys() - entries.keys())
-    if unclaimed:
-        kept = unclaimed & referenced(nodes)
-        plugin |= {key: text for key, text in stack.plugin_configs.items() if key in kept}
-        entries |= {name: entry for name, entry in present.items() if name in kept}
-    if (
-        plugin == dict(stack.plugin_configs)
-        and stack.plugin_map_exists
-        and stack.mig_file
-        and dict(present) == entries
-    ):
-        return None, bool(unclaimed)
-    return WriteConfig(plugin, migfile.render(entries)), bool(unclaimed)
+    return plugin, entries
+
+
+def _retain(
+    plugin: dict[str, str], entries: dict[str, migfile.Entry], nodes: Iterable[NodeView], stack: StackView
+) -> None:
+    """Add what nobody wants and a Node still names, as it was before somebody edited or deleted it."""
+    old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
+    old_entries = {**migfile.parse(stack.mig_file), **stack.seen_mig_entries}
+    unclaimed = (old_plugin.keys() - plugin.keys()) | (old_entries.keys() - entries.keys())
+    if not unclaimed:
+        return
+    kept = unclaimed & (referenced(nodes) | _default(stack))
+    if migfile.read_admin(stack.admin_mig_file).problem:
+        # What cannot be read now was right when it was merged; a slip of the pen takes no entry away.
+        kept |= migfile.parse(stack.mig_file).keys()
+    for key in kept & (old_plugin.keys() - plugin.keys()):
+        plugin[key] = old_plugin[key]
+    for name in kept & (old_entries.keys() - entries.keys()):
+        entries[name] = old_entries[name]
+
+
+def _default(stack: StackView) -> set[str]:
+    """The device plugin's configuration on nodes without the label; without it their plugin would not start (b.4)."""
+    return {stack.cluster_policy.plugin_default} if stack.cluster_policy else set()
 
 
 def referenced(nodes: Iterable[NodeView]) -> set[str]:

@@ -5,17 +5,20 @@ None of these has touched the node: it is not cordoned while it waits here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
-from gpusharing.planning import migfile
 from gpusharing.planning.geometry import Layout
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.verify import effective_plugin_config, find_exclusive, paused_operands
-from gpusharing.planning.views import Settings, StackView
+from gpusharing.planning.verify import (
+    effective_plugin_config,
+    find_exclusive,
+    find_missing,
+    paused_operands,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,12 @@ def _agent(case: NodeCase) -> Gate | None:
     if observed.error:
         return Gate(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
     return None
+
+
+def _missing(case: NodeCase) -> Gate | None:
+    observed = case.gpunode.observed if case.gpunode else None
+    mismatch = find_missing(case.node, observed) if observed is not None else None
+    return None if mismatch is None else Gate(mismatch.reason, mismatch.message)
 
 
 def _health(case: NodeCase) -> Gate | None:
@@ -146,33 +155,17 @@ def _found(case: NodeCase) -> tuple[Layout | None, ...]:
     return tuple(gpu.layout for gpu in observed.gpus) if observed else ()
 
 
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-"""An entry without a time of writing: it was there before we kept times."""
-
-
-def config_ready_at(target: Target, stack: StackView, settings: Settings) -> datetime | None:
-    """When both configurations have reached every kubelet; None while one is not written."""
-    keys = [target.plugin_key]
-    if target.plugin_key not in stack.plugin_configs:
-        return None
-    if target.mig_config and stack.serves_our_mig_file:
-        if target.mig_config not in migfile.parse(stack.mig_file):
-            return None
-        keys.append(target.mig_config)
-    return max(stack.written.get(key, LONG_AGO) for key in keys) + timedelta(
-        seconds=settings.config_propagation
-    )
-
-
 def propagation(case: NodeCase) -> Gate | None:
     """Closed until the configuration that the labels will name had time to reach the node (b.4)."""
     target = _target(case)
-    ready = config_ready_at(target, case.stack, case.settings)
-    if ready is not None and (goal := case.goal(target)) is not target:
-        before = config_ready_at(goal, case.stack, case.settings)
-        ready = None if before is None else max(ready, before)
-    if ready is None:
+    since = target.configured
+    if since is not None and (goal := case.goal(target)) is not target:
+        since = None if goal.configured is None else max(since, goal.configured)
+    if since is None and case.stack.write_error:
+        return Gate(Reason.CONFIG_NOT_WRITTEN, f"the configuration is missing: {case.stack.write_error}")
+    if since is None:
         return Gate(Reason.CONFIG_PROPAGATING, "the configuration is about to be written")
+    ready = since + timedelta(seconds=case.settings.config_propagation)
     if ready > case.now:
         return Gate(
             Reason.CONFIG_PROPAGATING,
@@ -245,6 +238,7 @@ GATES: tuple[Callable[[NodeCase], Gate | None], ...] = (
     _foreign,
     _cordon,
     _agent,
+    _missing,
     _health,
     _leftovers,
     _actuator,

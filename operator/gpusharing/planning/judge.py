@@ -123,7 +123,8 @@ def _as_wanted(case: NodeCase, target: Target) -> Verdict:
         return case.verdict(Phase.BLOCKED, Reason.AGENT_NOT_READY, message)
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
-    record = Verified(case.owner, target.mig_config, target.plugin_key, retry=node.retry)
+    pair = (target.mig_config, target.plugin_key)
+    record = Verified(case.owner, *pair, retry=node.retry, layout=target.text, gpus=len(target.layouts))
     verdict = case.verdict(
         Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; taken over without a change"
     )

@@ -4,6 +4,7 @@ Grammar: nvidia-actuators.md a.10 (mig-parted api/spec/v1). The file is rendered
 are content-hashed and never change their meaning.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +15,13 @@ import yaml
 from gpusharing.api.policy import MigLayout
 from gpusharing.planning.cards import find_card
 from gpusharing.planning.geometry import Layout, generated_layouts, normalise
-from gpusharing.planning.views import GpuView
+from gpusharing.planning.views import GpuView, StackView
 
 ALL_DISABLED = "all-disabled"
 Entry = list[dict[str, Any]]
+_FIELDS = frozenset({"device-filter", "devices", "mig-enabled", "mig-devices"})
+_PROFILE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.,]+)*")
+_FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,96 @@ def _is_entry(entry: object) -> bool:
     return isinstance(entry, list) and all(isinstance(row, dict) for row in entry)
 
 
+@lru_cache(maxsize=64)
+def is_rendered(text: str) -> bool:
+    """Whether a file is, to the letter, what `render` makes of its entries; mig-parted refuses a file as a whole."""
+    return bool(text) and text == render(parse(text))
+
+
+@dataclass(frozen=True, slots=True)
+class AdminFile:
+    """What can be taken over from an admin's own file."""
+
+    entries: Mapping[str, Entry]
+    problem: str = ""
+    """Why the rest cannot, a clause for people; empty when all can."""
+
+
+@lru_cache(maxsize=16)
+def read_admin(text: str) -> AdminFile:
+    """Read it. One bad entry would make mig-parted refuse the whole file on every node, so it stays out."""
+    if not text:
+        return AdminFile({})
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return AdminFile({}, "it is not YAML")
+    configs = document.get("mig-configs") if isinstance(document, dict) else None
+    if not isinstance(configs, dict):
+        return AdminFile({}, "it has no map mig-configs")
+    found = {str(name): entry for name, entry in configs.items()}
+    bad = {name: why for name, entry in sorted(found.items()) if (why := _find_problem(entry))}
+    told = "; ".join(f"entry {name}: {why}" for name, why in list(bad.items())[:3])
+    return AdminFile({name: entry for name, entry in found.items() if name not in bad}, told)
+
+
+def _find_problem(entry: object) -> str:
+    """What mig-parted would refuse, as far as it can be told without the hardware (a.10); empty: nothing."""
+    if not _is_entry(entry):
+        return "it is not a list of maps"
+    assert isinstance(entry, list), "looked at a line above"
+    return next((why for row in entry if (why := _find_row_problem(row))), "")
+
+
+def _find_row_problem(row: Mapping[str, Any]) -> str:
+    if unknown := sorted(map(str, row.keys() - _FIELDS)):
+        return f"unknown field {unknown[0]}"
+    devices, enabled, counts = row.get("devices"), row.get("mig-enabled"), row.get("mig-devices")
+    if devices != "all" and not (isinstance(devices, list) and all(type(index) is int for index in devices)):
+        return "devices is neither all nor a list of GPU indexes"
+    if type(enabled) is not bool:
+        return "mig-enabled is neither true nor false"
+    if enabled and not isinstance(counts, dict):
+        return "mig-enabled needs mig-devices"
+    if counts and not enabled:
+        return "mig-devices needs mig-enabled"
+    for name, count in (counts or {}).items():
+        if not _PROFILE.fullmatch(str(name)) or type(count) is not int or count < 0:
+            return f"{name}: {count} in mig-devices is no profile with a count"
+    filters = row.get("device-filter") or []
+    for item in [filters] if isinstance(filters, str) else filters:
+        if not _FILTER.fullmatch(str(item)):
+            return f"device-filter {item} is no PCI device id such as 0x233010DE"
+    return ""
+
+
+def resolve_name(
+    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> tuple[Layout | None, ...] | Unresolved:
+    """What a mig.config name means on a node: the admin's entries, our file, or what mig-manager generated."""
+    if not stack.serves_our_mig_file:
+        return _generated_name(name, node, gpus, stack)
+    admin = read_admin(stack.admin_mig_file)
+    for entries in (admin.entries, parse(stack.mig_file)):
+        if entry := entries.get(name):
+            return resolve(entry, gpus)
+    found = well_known(gpus, name)
+    if isinstance(found, Unresolved) and admin.problem:
+        return Unresolved(f"{found.why}; of the ConfigMap with your own entries, {admin.problem}")
+    return found
+
+
+def _generated_name(
+    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> tuple[Layout | None, ...] | Unresolved:
+    entries = parse(stack.generated_mig_files.get(node, ""))
+    if not entries:
+        return Unresolved(f"ConfigMap {node}-mig-config, where mig-manager lists its names, is not there")
+    if name not in entries:
+        return Unresolved(f"mig-manager on {node} offers {', '.join(sorted(entries))}")
+    return resolve(entries[name], gpus)
+
+
 def resolve(entry: Entry, gpus: Sequence[GpuView]) -> tuple[Layout | None, ...] | Unresolved:
     """What an entry makes of each GPU, in the order of `gpus`.
 
@@ -74,9 +168,8 @@ def resolve(entry: Entry, gpus: Sequence[GpuView]) -> tuple[Layout | None, ...] 
     """
     found: dict[int, Layout | None] = {}
     for row in entry:
-        for gpu in gpus:
-            if _covers(row, gpu):
-                found[gpu.index] = normalise(_counts(row)) if row.get("mig-enabled") else None
+        layout = normalise(_counts(row)) if row.get("mig-enabled") else None
+        found |= {gpu.index: layout for gpu in gpus if _covers(row, gpu)}
     missing = [str(gpu.index) for gpu in gpus if gpu.index not in found]
     if missing:
         return Unresolved(f"it does not cover GPU {', '.join(missing)}")

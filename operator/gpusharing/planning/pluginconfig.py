@@ -102,5 +102,13 @@ def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Shari
 @lru_cache(maxsize=1024)
 def key_for(policy: str, content: str) -> str:
     """Name of an entry: the policy, shortened to fit a label value, and a hash of the content."""
-    digest = sha256(content.encode()).hexdigest()[:7]
-    return f"{policy[:55].rstrip('-.')}-{digest}"
+    return f"{policy[:55].rstrip('-.')}-{_digest(content)}"
+
+
+def is_named_after(content: str, key: str) -> bool:
+    """Whether `key_for` gave the entry its name: it can then mean nothing else."""
+    return key.endswith(f"-{_digest(content)}")
+
+
+def _digest(content: str) -> str:
+    return sha256(content.encode()).hexdigest()[:7]

@@ -87,6 +87,9 @@ class Reason(StrEnum):
     AGENT_ERROR = ("AgentError", "Node", _PERSON,
         "The agent runs but cannot read the GPUs; its words are in the message.",
         "Check the NVIDIA driver on the node.")
+    CONFIG_NOT_WRITTEN = ("ConfigNotWritten", "Node", _PERSON,
+        "The API server refuses to let us write the ConfigMap that the node needs; its words are in the message.",
+        "Grant the right that the message names, or correct what it says.")
     SUPERSEDED = ("Superseded", "Node", _PERSON,
         "Another policy owns the node: by higher priority, or because it had it first.",
         "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
@@ -155,7 +158,7 @@ class Reason(StrEnum):
         "Narrow the node selector, or check the driver when there should be one.")
     HARDWARE_UNKNOWN = ("HardwareUnknown", "Hardware", _PERSON,
         "Neither the driver nor our table says what this card offers, so a layout cannot be checked.",
-        "Update the driver, or use a card from docs/reference.")
+        "Update the driver, or use a card from docs/reference/gpus.md, which also says how to add one.")
     NOT_MIG_CAPABLE = ("NotMigCapable", "Hardware", _PERSON,
         "The policy wants MIG and the card has none.",
         "Narrow the node selector or name the cards in spec.products, or choose another mode.")
@@ -186,6 +189,15 @@ class Reason(StrEnum):
         "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",
         "Lower spec.mps.replicas.",
     )
+    GPU_MISSING = ("GPUMissing", "Hardware", _PERSON,
+        "NVML lists fewer GPUs than were proven on the node: one did not come back after a reboot, or was taken out.",
+        "Read dmesg on the node and repair it, or run the command in the message when the GPU is gone for good.")
+    CARD_DIFFERS = ("CardDiffers", "Accepted", _DONE,
+        "The card reports MIG profiles that our table has otherwise or not at all. The card's word counts.",
+        "Nothing on the cluster; report the message, so that the table is corrected.")
+    PROFILES_FROM_TABLE = ("ProfilesFromTable", "Accepted", _DONE,
+        "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
+        "Nothing, unless a layout is refused that should fit: then update the driver.")
     MIG_MODE_PENDING = (
         "MigModePending", "Hardware", _PERSON,
         "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of "
@@ -233,7 +245,8 @@ class Reason(StrEnum):
         "The GPUs are not divided as wanted, as the agent reads them.")
     ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
         "The node does not offer the resource names and counts that the mode predicts.",
-        "When it lasts, read the log of the device plugin on the node.")
+        "When it lasts, read the log of the device plugin on the node. A plugin that read a configuration while "
+        "somebody had edited it reads it anew when its pod is deleted.")
     LABEL_MISMATCH = ("LabelMismatch", "Proof", _LATER,
         "The labels of GPU Feature Discovery do not say what the mode predicts.",
         "When it lasts, read the log of gpu-feature-discovery on the node.")
@@ -307,6 +320,9 @@ class Reason(StrEnum):
         "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have "
         "no effect.",
         "Run the command in the message once.")
+    CONFIG_MAP_TAKEN = ("ConfigMapTaken", "Accepted", _PERSON,
+        "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
+        "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
     MIG_MANAGER_DISABLED = (
         "MigManagerDisabled", "Accepted", _PERSON,
         "The policy wants MIG, and ClusterPolicy migManager.enabled is false: nobody would act on our label.",

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.doubts import Doubt
 from gpusharing.planning.ownership import selects
 from gpusharing.planning.reasons import Passes, Reason, priority
 from gpusharing.planning.rollout import RolloutPlan
@@ -23,7 +24,7 @@ MAX_LISTED = 20
 """Nodes named in plan and failures."""
 MAX_TEXT = 1000
 _SEVERITY = tuple(DisruptionClass)
-_LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.MIG_MODE_PENDING})
+_LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
 """States that a node is in, not what its card cannot do: the policy is accepted all the same."""
 _NOT_HERE = frozenset({Reason.CONFIG_UNKNOWN, Reason.PLUGIN_TOO_OLD})
 _UNSUPPORTED = _NOT_HERE | frozenset(
@@ -70,7 +71,7 @@ def policy_status(
     """The body of `status`, every key present; None removes. `previous` gives the times of unchanged conditions."""
     pool = members(policy, plan, snapshot)
     conditions = {
-        ConditionType.ACCEPTED: _accepted(pool, plan),
+        ConditionType.ACCEPTED: _accepted(pool, plan, snapshot),
         ConditionType.READY: _ready(pool, plan),
         ConditionType.RECONCILING: _reconciling(pool, plan),
         ConditionType.STALLED: _stalled(pool, plan),
@@ -113,7 +114,7 @@ def _condition(
     }
 
 
-def _accepted(pool: Members, plan: RolloutPlan) -> Answer:
+def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Answer:
     objection = plan.objections.get(pool.policy.name)
     if objection is not None:
         return False, objection.reason, objection.message
@@ -128,7 +129,21 @@ def _accepted(pool: Members, plan: RolloutPlan) -> Answer:
             Reason.VALID,
             f"{len(refused)} of {len(pool.verdicts)} nodes cannot take it: {_first(refused)}",
         )
-    return True, Reason.VALID, _legal(pool)
+    doubt = _doubt(pool, snapshot)
+    return (
+        True,
+        doubt.reason if doubt else Reason.VALID,
+        _legal(pool) + (f"; {doubt.message}" if doubt else ""),
+    )
+
+
+def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Doubt | None:
+    """What is uncertain about the MIG profiles of the pool's cards; of no interest where nobody wants MIG."""
+    if pool.policy.spec is None or pool.policy.spec.mode is not Mode.MIG:
+        return None
+    return next(
+        (gpu.doubt for v in pool.verdicts for gpu in _gpus(v, snapshot) if gpu.doubt is not None), None
+    )
 
 
 def _legal(pool: Members) -> str:

@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
 from gpusharing.planning import migfile, pluginconfig, pluginversions
 from gpusharing.planning.cards import bare_product, find_card
+from gpusharing.planning.configured import configured_since
 from gpusharing.planning.geometry import (
     Layout,
     Legal,
@@ -40,6 +42,8 @@ class Target:
     """Predicted allocatable counts, exactly; a name that is not here must be absent or 0."""
     text: str
     """For people: 2x3g.40gb, 4x shared, 1x full."""
+    configured: datetime | None
+    """Since when our ConfigMaps hold just that; None while they do not."""
 
     @property
     def with_mig(self) -> bool:
@@ -99,22 +103,31 @@ def find_target(
     if refused is not None:
         return refused
     mig_config = wish.mig_config if _has_mig_manager(spec, gpus, stack) else ""
-    return _target(wish.policy, spec.mode, mig_config, layouts, plugin_config(spec, layouts))
+    return _target(wish.policy, spec.mode, mig_config, layouts, plugin_config(spec, layouts), gpus, stack)
 
 
 def _target(
-    policy: str, mode: Mode, mig_config: str, layouts: tuple[Layout | None, ...], plugin: PluginConfig
+    policy: str,
+    mode: Mode,
+    mig_config: str,
+    layouts: tuple[Layout | None, ...],
+    plugin: PluginConfig,
+    gpus: Sequence[GpuView],
+    stack: StackView,
 ) -> Target:
     replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
+    content = pluginconfig.render(plugin)
+    key = pluginconfig.key_for(policy, content)
     return Target(
         mode=mode,
         routing=routing_label(mode, time_slicing=plugin.sharing is not None),
         layouts=layouts,
         mig_config=mig_config,
-        plugin_key=pluginconfig.key_for(policy, pluginconfig.render(plugin)),
+        plugin_key=key,
         plugin=plugin,
         resources=predict_resources(layouts, plugin),
         text=describe_layouts(layouts, replicas),
+        configured=configured_since((key, content), mig_config, layouts, gpus, stack),
     )
 
 
@@ -193,7 +206,8 @@ class Targets:
         key = (len(gpus), capable)
         if (known := self._stops.get(key)) is None:
             mig_config = migfile.ALL_DISABLED if capable else ""
-            known = _target(self.wish.policy, Mode.FULL, mig_config, (None,) * len(gpus), PluginConfig())
+            whole = (None,) * len(gpus)
+            known = _target(self.wish.policy, Mode.FULL, mig_config, whole, PluginConfig(), gpus, self.stack)
             self._stops[key] = known
         return known
 
@@ -262,31 +276,12 @@ def _wanted_layouts(
 def _named(
     name: str, node: str, gpus: Sequence[GpuView], stack: StackView
 ) -> tuple[Layout | None, ...] | Unsupported:
-    found = resolve_name(name, node, gpus, stack)
+    found = migfile.resolve_name(name, node, gpus, stack)
     if isinstance(found, migfile.Unresolved):
         return Unsupported(
             Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found.why}"
         )
     return found
-
-
-def resolve_name(
-    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
-) -> tuple[Layout | None, ...] | migfile.Unresolved:
-    """What a mig.config name means on a node: our file, the admin's entries, or what mig-manager generated."""
-    if stack.serves_our_mig_file:
-        for text in (stack.admin_mig_file, stack.mig_file):
-            if entry := migfile.parse(text).get(name):
-                return migfile.resolve(entry, gpus)
-        return migfile.well_known(gpus, name)
-    entries = migfile.parse(stack.generated_mig_files.get(node, ""))
-    if not entries:
-        return migfile.Unresolved(
-            f"ConfigMap {node}-mig-config, where mig-manager lists its names, is not there"
-        )
-    if name not in entries:
-        return migfile.Unresolved(f"mig-manager on {node} offers {', '.join(sorted(entries))}")
-    return migfile.resolve(entries[name], gpus)
 
 
 def _own(
@@ -396,5 +391,4 @@ __all__ = [
     "is_gpu_resource",
     "plugin_config",
     "predict_resources",
-    "resolve_name",
 ]

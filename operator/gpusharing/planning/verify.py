@@ -22,10 +22,10 @@ from gpusharing.planning import pluginversions
 from gpusharing.planning.cards import bare_product
 from gpusharing.planning.geometry import Layout, resource_name
 from gpusharing.planning.health import REACHABLE
-from gpusharing.planning.migfile import Unresolved
+from gpusharing.planning.migfile import Unresolved, resolve_name
 from gpusharing.planning.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.target import Target, describe_layouts, is_gpu_resource, resolve_name
+from gpusharing.planning.target import Target, describe_layouts, is_gpu_resource
 from gpusharing.planning.views import GpuView, NodeView, ObservedView, StackView
 
 EXCLUSIVE = "ExclusiveProcess"
@@ -86,6 +86,23 @@ def _observation(case: Case) -> Mismatch | None:
         text = f"GPU {gone.index} does not answer; what is shown of it is from before"
         return Mismatch(Reason.GPU_UNHEALTHY, text)
     return None
+
+
+def _count(case: Case) -> Mismatch | None:
+    assert case.observed is not None, "_observation runs first"
+    return find_missing(case.node, case.observed)
+
+
+def find_missing(node: NodeView, observed: ObservedView) -> Mismatch | None:
+    """Fewer GPUs than were proven on the node before."""
+    proven, found = node.verified.gpus if node.verified else 0, len(observed.gpus)
+    if found >= proven:
+        return None
+    return Mismatch(
+        Reason.GPU_MISSING,
+        f"NVML lists {found} of the {proven} GPUs that were proven here; see `dmesg | grep -i nvrm` on {node.name}, or,"
+        f" when it is to have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-",
+    )
 
 
 def _instances(case: Case) -> Mismatch | None:
@@ -169,8 +186,8 @@ def _fixed_strategy(stack: StackView) -> MigStrategy | None:
 
 def _plugin(case: Case) -> Mismatch | None:
     key = case.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
-    if key == case.target.plugin_key and key in case.stack.plugin_configs:
-        return None
+    if key == case.target.plugin_key:
+        return None  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
     config = effective_plugin_config(case.node, case.stack)
     if config is None:
         return Mismatch(
@@ -304,6 +321,7 @@ def _counts(resources: dict[str, int]) -> str:
 
 CHECKS: tuple[Callable[[Case], Mismatch | None], ...] = (
     _observation,
+    _count,
     _instances,
     _mig_manager,
     _operands,

@@ -7,12 +7,13 @@ input, so verdicts are memoised on identity. The executor takes the resourceVers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem
 from gpusharing.planning.cards import Profile
+from gpusharing.planning.doubts import Doubt
 from gpusharing.planning.geometry import Layout
 from gpusharing.planning.health import WELL, Vitals
 
@@ -85,6 +86,9 @@ class Verified:
     """The policy generation in which drift was already put right once; 0: never."""
     retry: str = ""
     """The value of the retry annotation at the time; another one allows one more correction."""
+    layout: str = ""
+    gpus: int = 0
+    """What the pair meant, which an admin may change, and on how many GPUs; empty and 0: not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,7 @@ class GpuView:
     """Profiles the card offers; from the card facts when the driver lists none."""
     processes: tuple[str, ...] = ()
     """Names of compute processes; empty text for one that the agent cannot name."""
+    doubt: Doubt | None = None
     vitals: Vitals = WELL
 
 
@@ -296,6 +301,15 @@ class StackView:
     """The device-plugin ConfigMap is there; NVIDIA's pods cannot start while ClusterPolicy names one that is not."""
     serves_our_mig_file: bool = False
     """ClusterPolicy points mig-manager at our ConfigMap."""
+    marked: bool = True
+    """Our label is on our two ConfigMaps, as far as they exist."""
+    write_error: str = ""
+    """Why the last write of them was refused."""
+    foreign_map: str = ""
+    """Name of a ConfigMap that somebody else made and filled under the name of ours."""
+    seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What this process has read of entries named by their content: what is lost can be put back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,83 @@
+"""`make cluster` and `make run` as people use them: up in time, and the operator under the shipped rights."""
+
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hack.cluster import install, toolchain
+from hack.cluster.api import ApiError
+from hack.cluster.audit import read_requests
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.nodes import create_nodes, node_manifest
+from hack.cluster.process import wait_until
+from tests.conftest import build_or_skip
+
+from hack import stage
+
+pytestmark = pytest.mark.cluster
+
+ACCOUNT = f"system:serviceaccount:{stage.NAMESPACE}:{stage.SERVICE_ACCOUNT}"
+POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
+UP_SECONDS = 15.0
+"""Issue 3, point 3. It takes four on a machine that does nothing else."""
+SECONDS = 60.0
+
+
+def test_a_control_plane_is_up_in_time_and_the_operator_on_it_is_no_admin(tmp_path: Path) -> None:
+    build_or_skip(toolchain.control_plane_programs)
+    for name in ("kwok", "helm"):
+        build_or_skip(partial(toolchain.program, name))
+    begin = time.monotonic()
+    with ControlPlane(options=Options(audit=True)) as plane:
+        install.install_all(plane.api)
+        create_nodes(plane.api, [node_manifest("gpu-01", product="NVIDIA L40S", gpus=2, pool="d")])
+        assert time.monotonic() - begin <= UP_SECONDS
+        environment = stage.own_environment() | {"KUBECONFIG": str(plane.kubeconfig), "FACTOR": "60"}
+        log = tmp_path / "run.log"
+        with log.open("wb") as output:
+            run = subprocess.Popen(
+                [sys.executable, "-m", "hack.run"],
+                cwd=stage.ROOT,
+                env=environment | {"PYTHONPATH": stage.PYTHONPATH},
+                stderr=output,
+                stdout=output,
+            )
+            try:
+                wait_until(
+                    lambda: b"apply a policy in another shell" in log.read_bytes(), SECONDS, "the invitation"
+                )
+                plane.api.apply(f"{POLICIES}/pool-d", policy())
+                wait_until(partial(is_ready, plane), SECONDS, "pool-d to be Ready")
+            finally:
+                run.send_signal(signal.SIGINT)
+                run.wait(timeout=SECONDS)
+        assert run.returncode == 0, log.read_text()[-2000:]
+        asked = list(read_requests(plane.audit_log, ACCOUNT))
+        assert {"leases", "nodes", "configmaps"} <= {
+            request.resource for request in asked if request.is_write
+        }
+        assert [request for request in asked if request.status == 403] == []
+
+
+def policy() -> dict[str, object]:
+    """Full GPUs: the node is adopted as it is."""
+    selector = {"matchLabels": {"gpusharing.dev/pool": "d"}}
+    return {
+        "apiVersion": "gpusharing.dev/v1alpha1",
+        "kind": "GPUSharingPolicy",
+        "metadata": {"name": "pool-d"},
+        "spec": {"nodeSelector": selector, "mode": "Full"},
+    }
+
+
+def is_ready(plane: ControlPlane) -> bool:
+    """Whether the policy is Ready; not yet while its CRD was just replaced by the chart's."""
+    try:
+        rows = plane.api.get(f"{POLICIES}/pool-d").get("status", {}).get("conditions") or ()
+    except ApiError:
+        return False
+    return any(row["type"] == "Ready" and row["status"] == "True" for row in rows)
