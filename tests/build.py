@@ -288,9 +288,8 @@ def make_cluster_policy(
     mig_strategy: str = "",
     mig_manager_enabled: bool = True,
     mig_config_name: str = SETTINGS.mig_config_map,
-    plugin_default: str = "",
     with_reboot: bool = False,
-    plugin_version: str = "",
+    **texts: str,
 ) -> ClusterPolicyView:
     """A ClusterPolicy that points at both of our ConfigMaps and overrides nothing."""
     return ClusterPolicyView(
@@ -298,9 +297,8 @@ def make_cluster_policy(
         mig_strategy=mig_strategy,
         mig_manager_enabled=mig_manager_enabled,
         mig_config_name=mig_config_name,
-        plugin_default=plugin_default,
         with_reboot=with_reboot,
-        plugin_version=plugin_version,
+        **texts,
     )
 
 

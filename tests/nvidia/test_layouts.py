@@ -26,6 +26,7 @@ from gpusharing.planning.geometry import (
     maximal_layouts,
     normalise,
 )
+from gpusharing.planning.toolversions import find_mistaken
 from gpusharing.planning.views import GpuView
 
 pytestmark = pytest.mark.nvidia
@@ -127,25 +128,13 @@ def test_on_a_node_with_two_models_a_named_layout_means_on_each_what_it_means_th
     meanings = {name: migfile.resolve(entry, gpus) for name, entry in one_file.items()}
     parted, applied = MigParted(make_sandbox(*models), one_file), 0
     for name, meaning in meanings.items():
-        if isinstance(meaning, tuple) and not taken_for_another(gpus, meaning):
+        if isinstance(meaning, tuple) and find_mistaken(gpus, meaning) is None:
             done = parted.apply(name)
             assert (done.status, parted.check(name).status) == (0, 0), (name, done.output)
             assert exported(parted, gpus) == meaning == migfile.well_known(gpus, name)
             applied += 1
     assert applied >= 3
     count(" and ".join(models), Asked.LAYOUTS, applied)
-
-
-def taken_for_another(gpus: Sequence[GpuView], meaning: tuple[Layout | None, ...]) -> str:
-    """A profile of a card that is another profile on the first card of the node that has one of this name."""
-    first: dict[str, int | None] = {}
-    for gpu, layout in zip(gpus, meaning, strict=True):
-        for profile in gpu.profiles:
-            if first.setdefault(profile.name, profile.profile_id) == profile.profile_id:
-                continue
-            if profile.name in dict(layout or ()):
-                return profile.name
-    return ""
 
 
 def test_a_profile_name_that_is_another_profile_on_the_other_card_of_a_node_is_mistaken(
@@ -155,7 +144,7 @@ def test_a_profile_name_that_is_another_profile_on_the_other_card_of_a_node_is_m
     gpus = [make_gpu(index, product=find_model(model).products[0]) for index, model in enumerate(models)]
     meaning = migfile.resolve(one_file["all-1g.10gb"], gpus)
     assert meaning == ((("1g.10gb", 7),), (("1g.10gb", 4),))
-    assert taken_for_another(gpus, meaning) == "1g.10gb"
+    assert find_mistaken(gpus, meaning) == (gpus[1], gpus[0], "1g.10gb")
     failed = MigParted(make_sandbox(*models), one_file).apply("all-1g.10gb")
     assert failed.status == 1
     assert "Unsupported MIG Device specified 1g.10gb, expected 1g.5gb instead" in failed.output

@@ -17,7 +17,7 @@ from tests.nvidia.test_layouts import MODELS, WITHOUT_MIG
 
 from gpusharing.api.names import Mode
 from gpusharing.planning.geometry import generated_layouts
-from gpusharing.planning.pluginversions import merged
+from gpusharing.planning.toolversions import merged
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 

@@ -13,9 +13,9 @@ from gpusharing.api.names import LABEL_GPU_PRODUCT
 from gpusharing.planning import pluginconfig
 from gpusharing.planning.geometry import Layout
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing
-from gpusharing.planning.pluginversions import merged
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import predict_resources
+from gpusharing.planning.toolversions import merged
 
 pytestmark = pytest.mark.nvidia
 

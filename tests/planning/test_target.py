@@ -207,6 +207,23 @@ def test_profiles_that_an_old_device_plugin_cannot_tell_apart_are_refused_before
     assert isinstance(plain, Target)
 
 
+def test_a_profile_that_an_old_mig_parted_mistakes_on_a_node_with_two_models_is_refused_by_name() -> None:
+    def under(version: str, *gpus: GpuView, name: str = "1g.10gb") -> Target | Unsupported:
+        stack = make_stack(cluster_policy=make_cluster_policy(mig_manager_version=version))
+        return target(*gpus, stack=stack, mig={"layouts": [{"profiles": {name: 2}}]})
+
+    # 1g.10gb is one eighth of an H100 80GB and one quarter of an A100 40GB: two profiles of one name.
+    both = (make_gpu(0), make_gpu(1, product="NVIDIA A100-SXM4-40GB"))
+    found = under("v0.13.1-ubuntu20.04", *both)
+    assert isinstance(found, Unsupported)
+    assert found.reason is Reason.MIG_MANAGER_TOO_OLD
+    assert "mig-manager v0.13.1-ubuntu20.04 would take 1g.10gb of GPU 1 (NVIDIA A100" in found.message
+    for version in ("v0.15.0", "v1.0", "sha256:1f", ""):
+        assert isinstance(under(version, *both), Target), version
+    alike = (make_gpu(0), make_gpu(1, product="NVIDIA A100-SXM4-80GB"))
+    assert isinstance(under("v0.13.1", *alike), Target), "the same profile of both cards"
+
+
 def test_the_product_of_spec_products_is_nvmls_name_with_dashes() -> None:
     assert isinstance(target(products=["NVIDIA-H100-80GB-HBM3"]), Target)
 

@@ -144,6 +144,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         mig_config_name=text(spec, "migManager", "config", "name"),
         plugin_default=text(spec, "devicePlugin", "config", "default"),
         plugin_version=text(spec, "devicePlugin", "version"),
+        mig_manager_version=text(spec, "migManager", "version"),
         with_reboot=any(
             variable.get("name") == "WITH_REBOOT" and text(variable, "value").lower() == "true"
             for variable in entries(spec, "migManager", "env")

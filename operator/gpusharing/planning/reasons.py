@@ -341,6 +341,9 @@ class Reason(StrEnum):
         "The device plugin is older than v0.20 and serves instances of profiles with a suffix (+me, +gfx, -me) under "
         "the plain name, so that pods cannot ask for the ones or the others.",
         "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
+    MIG_MANAGER_TOO_OLD = ("MigManagerTooOld", "Accepted", _PERSON,
+        "mig-manager before v0.15 takes a profile for the one of this name on another card of the node; it would fail.",
+        "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
     NO_NODES = ("NoNodes", "Accepted", _LATER,
         "The node selector selects no node.",
         "Label the nodes of the pool or correct spec.nodeSelector.")

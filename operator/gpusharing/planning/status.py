@@ -26,7 +26,7 @@ MAX_TEXT = 1000
 _SEVERITY = tuple(DisruptionClass)
 _LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
 """States that a node is in, not what its card cannot do: the policy is accepted all the same."""
-_NOT_HERE = frozenset({Reason.CONFIG_UNKNOWN, Reason.PLUGIN_TOO_OLD})
+_NOT_HERE = frozenset({Reason.CONFIG_UNKNOWN, Reason.PLUGIN_TOO_OLD, Reason.MIG_MANAGER_TOO_OLD})
 _UNSUPPORTED = _NOT_HERE | frozenset(
     reason for reason in Reason if reason.group == "Hardware" and reason not in _LEFTOVERS
 )

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
-from gpusharing.planning import migfile, pluginconfig, pluginversions
+from gpusharing.planning import migfile, pluginconfig, toolversions
 from gpusharing.planning.cards import bare_product, find_card
 from gpusharing.planning.configured import configured_since
 from gpusharing.planning.geometry import (
@@ -99,7 +99,7 @@ def find_target(
     layouts = _wanted_layouts(wish, spec, node, gpus, stack)
     if isinstance(layouts, Unsupported):
         return layouts
-    refused = _too_many_clients(spec, node, gpus) or _merged_names(spec, node, layouts, stack)
+    refused = _too_many_clients(spec, node, gpus) or _too_old(spec, node, gpus, layouts, stack)
     if refused is not None:
         return refused
     mig_config = wish.mig_config if _has_mig_manager(spec, gpus, stack) else ""
@@ -146,19 +146,18 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuV
     return None
 
 
-def _merged_names(
-    spec: GPUSharingPolicySpec, node: str, layouts: Sequence[Layout | None], stack: StackView
+def _too_old(
+    spec: GPUSharingPolicySpec,
+    node: str,
+    gpus: Sequence[GpuView],
+    layouts: Sequence[Layout | None],
+    stack: StackView,
 ) -> Unsupported | None:
-    """Profiles that this version of the device plugin could not tell apart."""
-    version = stack.cluster_policy.plugin_version if stack.cluster_policy else ""
-    profile = pluginversions.suffixed(layouts)
-    if not profile or spec.mig is None or spec.mig.strategy != "mixed":
-        return None
-    if not pluginversions.merges_suffixes(version):
-        return None
-    return Unsupported(
-        Reason.PLUGIN_TOO_OLD, f"{node}: {profile} with device plugin {version}: {pluginversions.ADVICE}"
-    )
+    """What NVIDIA's software of this cluster gets wrong, by its versions."""
+    found = None
+    if spec.mig is not None and stack.cluster_policy is not None:
+        found = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
+    return Unsupported(found[0], f"{node}: {found[1]}") if found is not None else None
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:

@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning import pluginversions
+from gpusharing.planning import toolversions
 from gpusharing.planning.cards import bare_product
 from gpusharing.planning.geometry import Layout, resource_name
 from gpusharing.planning.health import REACHABLE
@@ -310,8 +310,8 @@ def _allocatable(case: Case) -> Mismatch | None:
     if now == dict(case.target.resources):
         return None
     message = f"the node offers {_counts(now)} instead of {_counts(dict(case.target.resources))}"
-    if now == pluginversions.merged(case.target.resources):
-        return Mismatch(Reason.PLUGIN_TOO_OLD, f"{message}: {pluginversions.ADVICE}")
+    if now == toolversions.merged(case.target.resources):
+        return Mismatch(Reason.PLUGIN_TOO_OLD, f"{message}: {toolversions.ADVICE}")
     return Mismatch(Reason.ALLOCATABLE_MISMATCH, message)
 
 

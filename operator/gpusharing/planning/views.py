@@ -25,8 +25,7 @@ NO_COUNTS: Mapping[str, int] = {}
 class Fence:
     """Our record on a Node of the change in flight. It is the only memory of that change.
 
-    `stage` is `fenced` before the point of no return (PNR) and `actuating` after it. The target fields name what
-    the labels were set to at the PNR; they are empty before it.
+    `stage` is `fenced` before the point of no return (PNR), `actuating` after it. Targets are empty before it.
     """
 
     op: str
@@ -277,7 +276,8 @@ class ClusterPolicyView:
     with_reboot: bool = False
     """mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     plugin_version: str = ""
-    """Of the device plugin, as `v0.19.3`; empty when ClusterPolicy does not name it."""
+    mig_manager_version: str = ""
+    """Of device plugin and mig-manager, as `v0.19.3`; empty when ClusterPolicy does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
