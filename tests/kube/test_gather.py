@@ -101,6 +101,14 @@ async def test_pods_are_listed_only_for_the_nodes_that_are_asked_for() -> None:
 
 
 @virtually
+async def test_a_node_with_more_pods_than_a_page_holds_is_listed_page_by_page() -> None:
+    pods = [(PODS, pod(f"llm-{number:03}")) for number in range(501)]
+    async with gathering(*pods) as stage:
+        assert len((await stage.work()).pods) == 501
+        assert stage.lists("pods") == 2
+
+
+@virtually
 async def test_a_list_is_used_for_three_seconds_and_then_made_anew() -> None:
     async with gathering((PODS, pod())) as stage:
         first = await stage.work()
@@ -226,6 +234,43 @@ async def test_whether_the_daemon_set_of_a_gpu_pod_exists_is_looked_up_every_30_
         assert stage.cluster.calls["operator", "get", "daemonsets"] == 1
         await stage.work(31)
         assert stage.cluster.calls["operator", "get", "daemonsets"] == 2
+
+
+REBOOTING = {"migManager": {"env": [{"name": "WITH_REBOOT", "value": "true"}]}}
+FENCED = {"metadata": {"annotations": {names.ANNOTATION_FENCE: record_text(make_fence())}}}
+
+
+@virtually
+async def test_before_a_reboot_the_daemon_set_of_every_pod_is_looked_up_because_every_pod_must_leave() -> (
+    None
+):
+    orphan = owned_by_daemon_set()
+    del orphan["spec"]["containers"][0]["resources"]
+    cluster_policy = {"metadata": {"name": "cluster-policy"}, "spec": REBOOTING}
+    async with gathering((PODS, orphan), (CLUSTER_POLICIES, cluster_policy)) as stage:
+        work = await stage.work()
+        assert work.pods[0].owner is not None
+        assert (work.pods[0].owner.exists, work.empty_since) == (False, None)
+        stage.cluster.patch(NODES, "gpu-07", FENCED)
+        await stage.seen()
+        work = await stage.work(3)
+        assert work.pods[0].owner is not None
+        assert (work.pods[0].owner.exists, work.empty_since) == (None, at(3)), "this change does not reboot"
+
+
+@virtually
+async def test_a_claim_from_a_template_is_found_by_the_name_in_the_status() -> None:
+    claiming = pod(
+        spec={"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "t"}], "containers": []},
+        status={"phase": "Running", "resourceClaimStatuses": [{"name": "gpu", "resourceClaimName": "made"}]},
+    )
+    devices = {"results": [{"driver": "gpu.nvidia.com", "device": "gpu-0"}]}
+    made = {
+        "metadata": {"name": "made", "namespace": "team-a"},
+        "status": {"allocation": {"devices": devices}},
+    }
+    async with gathering((PODS, claiming), (RESOURCE_CLAIMS, made)) as stage:
+        assert (await stage.work()).pods[0].dra == "gpu"
 
 
 @virtually
