@@ -86,3 +86,18 @@ async def test_pods_are_listed_at_every_look_and_two_empty_lists_come_before_the
     empty = client.at(name, gone, actuated)
     assert empty[-1] - empty[0] >= IDLE, "two empty LISTs, and not the clock, prove it"
     assert actuated - empty[-1] <= IDLE, "the last look is right before the change"
+
+
+@virtually
+async def test_an_idle_node_is_proven_idle_by_two_lists_after_its_cordon() -> None:
+    async with scene(*nodes(1), start=False) as stage:
+        client = Looking(stage.e.cluster, "operator")
+        client.looks = []
+        stage.e.start_operator(client)
+        stage.apply(SLICED)
+        fenced = (await stage.fenced("gpu-1")).since
+        actuated = (await stage.fenced("gpu-1", "actuating")).stage_since
+        await stage.ready()
+    empty = client.at("gpu-1", fenced, actuated)
+    assert empty[0] - fenced >= SETTLE
+    assert empty[-1] - empty[0] >= IDLE, "what was seen before the cordon proves nothing"

@@ -139,6 +139,16 @@ async def test_emptiness_counts_from_the_first_of_the_lists_that_found_no_holder
 
 
 @virtually
+async def test_an_empty_list_from_before_the_cordon_is_none_of_the_two_that_prove_a_node_idle() -> None:
+    async with gathering() as stage:
+        assert (await stage.work(0)).empty_since == at(0)
+        fence = record_text(make_fence(since=at(1)))
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {names.ANNOTATION_FENCE: fence}}})
+        await stage.seen()
+        assert [(await stage.work(seconds)).empty_since for seconds in (6, 9)] == [at(6), at(6)]
+
+
+@virtually
 async def test_pods_that_cannot_be_listed_prove_nothing() -> None:
     async with gathering() as stage:
         await stage.work()

@@ -183,7 +183,10 @@ class Gatherer:
     ) -> NodeWork:
         before = self.work.get(node)
         idle = not error and is_idle(pods, self._scope(node))
-        since = (before.empty_since if before else None) or now
+        since = before.empty_since if before else None
+        view = self.sources.nodes.items.get(node)
+        if since is None or (view is not None and view.fence is not None and since <= view.fence.since):
+            since = now  # before the cordon pods could still come: what was seen then proves nothing
         return NodeWork(pods, pdbs, now, since if idle else None, dict(self.evictions.get(node, {})), error)
 
     def _scope(self, node: str) -> Scope:
