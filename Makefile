@@ -45,6 +45,7 @@ test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU
 	@$(PY) -m pytest -m gpu $(ARGS)
 
 test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-ml
+	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
 	@$(PY) -m pytest -m nvidia $(ARGS)
 
 clean: ## remove what the verbs above made in this checkout

@@ -1,6 +1,7 @@
 """A pytest plugin that says, at the end of a run, what ran on which rung of the test ladder and what it cost.
 
-In CI (variable CI set) a run fails when a test of rung 2 was skipped: there the control plane is required.
+In CI (variable CI set) a run fails when a test of rung 2 or 3 was skipped: there the control plane and NVIDIA's
+programs are required. What rung 3 has counted comes as a table, model by model (`hack.results`).
 """
 
 import inspect
@@ -11,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 import pytest
+
+from hack.results import Results
 
 RUNGS = {
     0: "pure",
@@ -23,7 +26,10 @@ MARKERS = {"gpu": 5, "nvidia": 3, "cluster": 2}
 ASKED_BY = {3: "make test-nvidia", 5: "make test-gpu"}
 EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", "nvmlsim", "sim"})
 """Folders of tests that run our loops, the FakeCluster or the simulators in the test's process."""
+REQUIRED_IN_CI = (2, 3)
 SLOWEST = 10
+FEW_FILES = 15
+"""Up to here the time is told by file."""
 
 
 class Report:
@@ -38,6 +44,7 @@ class Report:
         self._outcomes: dict[int, Counter[str]] = defaultdict(Counter)
         self._skipped: Counter[tuple[int, str]] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._results = Results()
 
     # --- what pytest calls -----------------------------------------------------------------------------
 
@@ -68,10 +75,11 @@ class Report:
             self._skipped[rung, skip_reason(report)] += 1
         elif report.when == "call":
             self._outcomes[rung]["passed"] += 1
+            self._results.add(report.user_properties)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Turn a run without its control plane into a failure, in CI."""
-        if exitstatus == pytest.ExitCode.OK and self.misses_control_plane():
+        """Turn a run without what CI requires into a failure, in CI."""
+        if exitstatus == pytest.ExitCode.OK and self.missing_in_ci():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -82,20 +90,24 @@ class Report:
             ("test ladder", self._ladder()),
             (f"slowest {SLOWEST}", self._slowest()),
             ("where the time went", self._folders()),
+            ("NVIDIA's programs on SIMULATED GPUs, model by model", self._results.lines()),
         ):
-            terminalreporter.section(title, sep="-")
-            for line in lines:
+            told = list(lines)
+            if told:
+                terminalreporter.section(title, sep="-")
+            for line in told:
                 terminalreporter.line(line)
-        if self.misses_control_plane():
-            terminalreporter.section(
-                "rung 2 was skipped, which CI does not allow", sep="!", red=True, bold=True
-            )
+        for rung in self.missing_in_ci():
+            title = f"rung {rung} was skipped, which CI does not allow"
+            terminalreporter.section(title, sep="!", red=True, bold=True)
 
     # --- what it makes of it ---------------------------------------------------------------------------
 
-    def misses_control_plane(self) -> bool:
-        """Whether this is CI and tests of rung 2 were skipped."""
-        return bool(os.environ.get("CI")) and self._outcomes[2]["skipped"] > 0
+    def missing_in_ci(self) -> list[int]:
+        """Rungs that CI requires and of which tests were skipped; outside CI none."""
+        if not os.environ.get("CI"):
+            return []
+        return [rung for rung in REQUIRED_IN_CI if self._outcomes[rung]["skipped"]]
 
     def _ladder(self) -> Iterable[str]:
         for rung, name in RUNGS.items():
@@ -113,14 +125,17 @@ class Report:
             yield f"{seconds:7.2f} s  {nodeid}"
 
     def _folders(self) -> Iterable[str]:
-        folders: defaultdict[str, float] = defaultdict(float)
+        """By folder; by file where they are few."""
+        files = {nodeid: PurePosixPath(nodeid.split("::")[0]) for nodeid in self._seconds}
+        by_file = 1 < len(set(files.values())) <= FEW_FILES
+        places: defaultdict[str, float] = defaultdict(float)
         tests: Counter[str] = Counter()
         for nodeid, seconds in self._seconds.items():
-            folder = str(PurePosixPath(nodeid.split("::")[0]).parent)
-            folders[folder] += seconds
-            tests[folder] += 1
-        for folder, seconds in most(folders):
-            yield f"{seconds:7.1f} s  {folder} ({tests[folder]} tests)"
+            place = str(files[nodeid] if by_file else files[nodeid].parent)
+            places[place] += seconds
+            tests[place] += 1
+        for place, seconds in most(places):
+            yield f"{seconds:7.1f} s  {place} ({tests[place]} tests)"
         yield f"{self._collected:7.1f} s  collecting"
         yield f"{time.monotonic() - self._begin:7.1f} s  in all"
 

@@ -31,7 +31,9 @@ _OWNED = re.compile(
     r"gpu\.(?:product|count|replicas|memory|sharing-strategy|family|mode|machine|clique|compute\..+|slices\..+|"
     r"engines\..+|multiprocessors)|mig\.(?:capable|strategy)|mig-.+|mps\.capable|gfd\.timestamp|cuda\..+|vgpu\..+)"
 )
-_FAMILIES = {7: "turing", 8: "ampere", 9: "hopper", 10: "blackwell", 11: "blackwell", 12: "blackwell"}
+_FAMILIES = {6: "pascal", 7: "volta", 8: "ampere", 9: "hopper", 10: "blackwell", 12: "blackwell"}
+_LATER_FAMILIES = {(7, 5): "turing", (8, 9): "ada-lovelace"}
+"""By compute capability, as gpu-feature-discovery 0.19.3 (internal/lm/resource.go); others are "undefined"."""
 
 
 def owns(label: str) -> bool:
@@ -72,7 +74,8 @@ def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, 
 
 def _constant(model: Model) -> dict[str, str]:
     major, _, minor = model.compute_capability.partition(".")
-    family = "ada-lovelace" if (major, minor) == ("8", "9") else _FAMILIES.get(int(major or 0), "undefined")
+    number = int(major or 0)
+    family = _LATER_FAMILIES.get((number, int(minor or 0))) or _FAMILIES.get(number, "undefined")
     return {
         LABEL_MIG_CAPABLE: str(model.mig_capable).lower(),
         "nvidia.com/gpu.family": family,

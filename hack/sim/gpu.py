@@ -306,8 +306,14 @@ def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
     present = [of[instance.profile] for instance in gpu.instances]
     if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:
         raise DoesNotFit(f"GPU {gpu.index}: at most {wanted.max_count} instances of {wanted.name}")
-    if sum(profile.name.endswith("+me") for profile in (*present, wanted)) > 1:
+    names = [profile.name for profile in (*present, wanted)]
+    if sum(name.endswith("+me") for name in names) > 1:
         raise DoesNotFit(f"GPU {gpu.index}: only one instance has the media engines")
+    others = [name for name in names if not name.endswith(("+me.all", "-me"))]
+    if others and any(name.endswith("+me.all") for name in names):
+        raise DoesNotFit(f"GPU {gpu.index}: next to all media engines there are only -me instances")
+    if sum(name.endswith("+me.all") for name in names) > 1:
+        raise DoesNotFit(f"GPU {gpu.index}: only one instance has all media engines")
     slices = max(profile.slices for profile in of.values())
     if sum(profile.slices for profile in present) + wanted.slices > slices:
         raise DoesNotFit(f"GPU {gpu.index}: only {slices} compute slices")

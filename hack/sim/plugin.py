@@ -91,12 +91,12 @@ def single_profile(gpus: Sequence[GPU]) -> str:
     if not any(map(_mig, gpus)):
         return ""
     if not all(map(_mig, gpus)):
-        raise PluginError("all devices on the node must have the same MIG mode with strategy single")
-    if not all(gpu.instances for gpu in gpus):
-        raise PluginError("at least one GPU with MIG enabled has no MIG devices")
+        raise PluginError("all devices on the node must be configured with the same migEnabled value")
+    if (empty := next((gpu for gpu in gpus if not gpu.instances), None)) is not None:
+        raise PluginError(f"device {empty.index} has no MIG devices configured")
     profiles = sorted({instance.profile for gpu in gpus for instance in gpu.instances})
     if len(profiles) > 1:
-        raise PluginError(f"more than one MIG device type present on node: {', '.join(profiles)}")
+        raise PluginError("more than one MIG device type present on node")
     return profiles[0]
 
 

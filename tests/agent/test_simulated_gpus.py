@@ -55,6 +55,23 @@ def test_what_does_not_fit_is_refused(profiles: list[str], start: int | None) ->
         gpus.create(0, last, start)
 
 
+@pytest.mark.parametrize(
+    "profiles",
+    [["1g.24gb", "1g.24gb+me.all"], ["1g.24gb+me.all", "1g.24gb+gfx"], ["2g.48gb+me.all", "1g.24gb+me.all"]],
+    ids=" then ".join,
+)
+def test_next_to_all_media_engines_there_are_only_instances_without_any(profiles: list[str]) -> None:
+    gpus = SimulatedGPUs("gpu-01", ["NVIDIA RTX PRO 6000 Blackwell Server Edition"])
+    gpus.set_mig_mode(0, True)
+    first, second = profiles
+    gpus.create(0, first)
+    with pytest.raises(DoesNotFit):
+        gpus.create(0, second)
+    gpus.destroy_all(0)
+    gpus.create(0, "1g.24gb-me")
+    gpus.create(0, "1g.24gb+me.all")
+
+
 def test_a_profile_of_another_card_or_a_card_without_mig_is_not_supported() -> None:
     with pytest.raises(NotSupported, match=r"no profile 1g\.18gb"):
         divided().create(0, "1g.18gb")

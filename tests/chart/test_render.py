@@ -13,6 +13,7 @@ from tests.chart.charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Manifes
 from tests.chart.rbac import USERS
 
 from gpusharing.agent.main import parse
+from gpusharing.api.rules import LABEL_KEY
 from gpusharing.controller.settings import from_environment
 from gpusharing.planning.views import Settings
 
@@ -132,6 +133,8 @@ REFUSED = {
     "agent.maxUnavailable=0": "at '/agent/maxUnavailable'",
     "agent.maxUnavailable=1000a%": "at '/agent/maxUnavailable'",
     "image.digest=latest": "at '/image/digest': 'latest' does not match pattern",
+    "operator.maintenanceKeys[0]=a=b": "at '/operator/maintenanceKeys/0': 'a=b' does not match pattern",
+    "operator.maintenanceKeys=maintenance": "at '/operator/maintenanceKeys': got string, want array",
     "operator.log.level=loud": "at '/operator/log/level': value must be one of 'debug'",
     "gpuOperator.namespace=Not_A_Name": "at '/gpuOperator/namespace': 'Not_A_Name' does not match pattern",
     "agent.tolerations[0].opertor=Exists": "at '/agent/tolerations/0': additional properties 'opertor'",
@@ -142,6 +145,11 @@ REFUSED = {
 @pytest.mark.parametrize("value", REFUSED)
 def test_a_wrong_value_is_refused_by_name(helm: Helm, value: str) -> None:
     assert REFUSED[value] in helm.refusal("--set", value)
+
+
+def test_the_schema_and_the_operator_call_the_same_a_key() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert schema["definitions"]["key"]["pattern"] == LABEL_KEY
 
 
 def test_the_schema_knows_exactly_the_values() -> None:

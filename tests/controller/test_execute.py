@@ -1,5 +1,7 @@
 """One API call per action; a surprise is left to the next pass, and never to another node."""
 
+from dataclasses import replace
+
 import pytest
 from tests.build import make_claim, make_snapshot, make_stack
 from tests.controller.executing import Stage, plan_of
@@ -8,6 +10,7 @@ from tests.kube.objects import node
 from gpusharing.api import names
 from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
+from gpusharing.kube.convert import node_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError
 from gpusharing.planning.actions import (
     EnsureGPUNode,
@@ -53,6 +56,16 @@ async def test_a_node_that_changed_in_what_was_decided_on_is_left_to_the_next_pa
     assert (outcome.done, outcome.surprises) == (0, {})
     assert stage.view().fence is None
     assert stage.patches() == 1
+
+
+async def test_a_node_that_another_object_speaks_of_meanwhile_is_left_to_the_next_pass() -> None:
+    stage = Stage()
+    action = stage.fence()
+    stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {"example.com/x": "1"}}})
+    stage.executor.view = lambda raw: replace(node_view(raw), foreign="medik8s NodeMaintenance nm")
+    outcome = await stage.run(action)
+    assert (outcome.done, outcome.surprises) == (0, {})
+    assert stage.view().fence is None
 
 
 async def test_a_node_of_the_same_name_is_another_node() -> None:

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
+from gpusharing.controller.settings import PREFIX, Settings, SettingsError, default_text, from_environment
 from gpusharing.planning.views import Settings as PlanSettings
 
 
@@ -15,7 +15,7 @@ def test_without_variables_the_defaults_hold() -> None:
 def test_every_setting_has_a_variable_and_takes_its_own_default() -> None:
     kinds = (Settings(), PlanSettings())
     values = {
-        PREFIX + item.name.upper(): str(getattr(kind, item.name))
+        PREFIX + item.name.upper(): default_text(getattr(kind, item.name))
         for kind in kinds
         for item in fields(kind)
         if item.name != "plan"
@@ -74,6 +74,40 @@ def test_a_bad_value_is_refused_with_the_variable_and_an_example(
 def test_an_unknown_setting_is_answered_with_all_known_ones() -> None:
     with pytest.raises(SettingsError, match=r"GPUSHARING_ABORT_BACKOFF, .*GPUSHARING_WEDGE_PENDING"):
         from_environment({"GPUSHARING_NO": "x"})
+
+
+def test_keys_of_somebody_elses_maintenance_are_taken_with_commas_between_and_blanks_around() -> None:
+    for text, keys in {
+        "": (),
+        "  ": (),
+        "maintenance": ("maintenance",),
+        "example.com/maintenance, Vendor_x.y": ("example.com/maintenance", "Vendor_x.y"),
+    }.items():
+        assert from_environment({"GPUSHARING_MAINTENANCE_KEYS": text}).maintenance_keys == keys
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("example.com/a,,example.com/b", "'' is not a key of a label, annotation or taint"),
+        ("example.com/a=true", "'example.com/a=true' is not a key"),
+        ("Example.com/a", "'Example.com/a' is not a key"),
+        ("a/b/c", "'a/b/c' is not a key"),
+        ("x" * 64, "is not a key"),
+        ("gpusharing.dev/fence", "comes and goes with our own changes"),
+        ("karpenter.sh/do-not-disrupt", "comes and goes with our own changes"),
+        ("node.kubernetes.io/unschedulable", "comes and goes with our own changes"),
+        ("nvidia.com/mig.config.state", "comes and goes with our own changes"),
+        ("nvidia.com/gpu-driver-upgrade-state", "is looked at already, and by its value"),
+        ("sriovnetwork.openshift.io/state", "is looked at already, and by its value"),
+    ],
+)
+def test_a_key_that_is_none_or_would_stop_ourselves_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        from_environment({"GPUSHARING_MAINTENANCE_KEYS": text})
+    assert complaint in str(refusal.value)
+    assert str(refusal.value).startswith(f"GPUSHARING_MAINTENANCE_KEYS={text}: ")
+    assert str(refusal.value).endswith("for example GPUSHARING_MAINTENANCE_KEYS=example.com/maintenance")
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,7 @@ from hack.demo.screen import WIDTH, DemoFailed, Screen
 from hack.demo.stage import ROOT
 from hack.demo.story import fleet_appears
 from hack.embedded import embedded
-from hack.nvidia.sandbox import why_not
 
-NVIDIA_CHECKS = 44
 CHECKS = 35
 """A story that lost a check would still end well."""
 TABLE = [
@@ -93,19 +91,6 @@ def test_a_machine_that_cannot_run_nvidias_programs_is_told_why(monkeypatch: pyt
     done = run_demo("nvidia")
     assert done.returncode == 2
     assert "make demo DRIVER=nvidia: SKIPPED: NVIDIA's programs " in done.stderr
-
-
-@pytest.mark.nvidia
-@pytest.mark.cluster
-def test_the_walk_with_nvidias_programs_holds() -> None:
-    if (why := why_not()) and not os.environ.get("CI"):
-        pytest.skip(why)
-    done = run_demo("nvidia")
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line.rstrip() for line in done.stdout.splitlines()]
-    assert "SIMULATED" in lines[1]
-    assert sum(line.startswith("  ✓ ") for line in lines) == NVIDIA_CHECKS
-    assert [line for line in lines if len(line) > WIDTH] == []
 
 
 async def test_a_fleet_that_is_not_as_told_ends_the_story() -> None:

@@ -22,12 +22,25 @@ def control_plane():
 """
 TESTS = """
 import pytest
+from hack.results import PROPERTY, Asked
 
 def test_needs_a_control_plane(control_plane): ...
 def test_pure(): ...
 async def test_embedded(): ...
 @pytest.mark.nvidia
-def test_with_nvidia(): ...
+def test_with_nvidia(): pytest.skip("no root")
+
+def ask(request, number):
+    request.node.user_properties.append((PROPERTY, ("h100-80gb", Asked.LAYOUTS, number)))
+
+@pytest.mark.nvidia
+def test_layouts(request): ask(request, 40)
+@pytest.mark.nvidia
+def test_more_layouts(request): ask(request, 2)
+@pytest.mark.nvidia
+def test_that_fails(request):
+    ask(request, 1000)
+    assert not 1
 """
 INI = "[pytest]\nasyncio_mode = auto\nmarkers =\n  cluster: rung 2\n  nvidia: rung 3\n  gpu: rung 5\n"
 
@@ -52,8 +65,10 @@ def said(checkout: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def run(checkout: Path, *arguments: str, ci: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-m", "not nvidia", "-p", "no:cacheprovider", *arguments]
+def run(
+    checkout: Path, *arguments: str, marked: str = "not nvidia", ci: str = ""
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-m", marked, "-p", "no:cacheprovider", *arguments]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
     return subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, check=False)
 
@@ -62,14 +77,14 @@ def test_each_rung_is_counted_and_a_skip_is_told_with_its_reason(said: list[str]
     assert "rung 0  pure               1 passed" in said
     assert "rung 1  embedded           1 passed" in said
     assert "rung 2  control plane      1 skipped" in said
-    assert "rung 3  NVIDIA's programs  1 not selected (make test-nvidia)" in said
+    assert "rung 3  NVIDIA's programs  4 not selected (make test-nvidia)" in said
     assert "rung 5  real GPU           none" in said
     assert "SKIPPED on rung 2: 1 x RUNG 2 NOT RUN: no go" in said
     assert any(line.endswith("s  tests/planning (3 tests)") for line in said)
 
 
 def test_the_last_line_is_pytest_s_own(said: list[str]) -> None:
-    assert "2 passed, 1 skipped, 1 deselected in" in said[-1]
+    assert "2 passed, 1 skipped, 4 deselected in" in said[-1]
 
 
 def test_low_rungs_run_first(checkout: Path) -> None:
@@ -84,6 +99,22 @@ def test_in_ci_a_skipped_rung_2_fails_the_run(checkout: Path) -> None:
     assert in_ci.returncode == 1
     assert "rung 2 was skipped, which CI does not allow" in in_ci.stdout
     assert run(checkout, "-k", "pure", ci="true").returncode == 0
+
+
+def test_in_ci_a_skipped_rung_3_fails_the_run(checkout: Path) -> None:
+    in_ci = run(checkout, "-k", "with_nvidia", marked="nvidia", ci="true")
+    assert in_ci.returncode == 1
+    assert "rung 3 was skipped, which CI does not allow" in in_ci.stdout
+    assert run(checkout, "-k", "with_nvidia", marked="nvidia").returncode == 0
+
+
+def test_what_passing_tests_counted_is_one_table_by_model(checkout: Path, said: list[str]) -> None:
+    lines = run(checkout, marked="nvidia").stdout.splitlines()
+    head = lines.index(next(line for line in lines if line.startswith("model")))
+    assert lines[head].split()[1] == "layouts"
+    assert lines[head + 1].split()[:3] == ["h100-80gb", "42", "-"], "1000 of the failed test are not in it"
+    assert lines[head + 2].split()[:3] == ["in", "all", "42"]
+    assert not any(line.startswith("model") for line in said), "no table where nothing was counted"
 
 
 def test_a_failure_is_counted_on_its_rung(checkout: Path) -> None:

@@ -22,7 +22,15 @@ from hack import stage
 Used = tuple[str, str, str, str]
 """Subject, group, resource with subresource, verb."""
 SELF = {"selfsubjectreviews", "selfsubjectaccessreviews"}
-MODULES = {"test_modes", "test_drain", "test_hardware", "test_crash", "test_process", "test_bad_input"}
+MODULES = {
+    "test_modes",
+    "test_drain",
+    "test_hardware",
+    "test_crash",
+    "test_process",
+    "test_bad_input",
+    "test_maintenance",
+}
 
 
 def granted(subject: str) -> set[Used]:

@@ -117,6 +117,34 @@ def test_foreign_maintenance_in_conditions_is_named_and_our_cordon_taint_is_not(
     assert "DrainInProgress" in convert.node_view(raw).foreign
 
 
+KEYS = frozenset({"example.com/maintenance", "out-of-order"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "who"),
+    [
+        ({"metadata": {"labels": {"out-of-order": ""}}}, "somebody (label out-of-order)"),
+        (
+            {"metadata": {"annotations": {"example.com/maintenance": "false"}}},
+            "somebody (annotation example.com/maintenance)",
+        ),
+        (
+            {"spec": {"taints": [{"key": "example.com/maintenance", "effect": "NoExecute"}]}},
+            "somebody (taint example.com/maintenance)",
+        ),
+        (
+            {"metadata": {"labels": dict.fromkeys(KEYS, "x"), "annotations": FOREIGN[3][1]}},
+            "kured reboot",
+        ),
+    ],
+    ids=["as a label", "as an annotation, whatever its value", "as a taint", "beside one of our table"],
+)
+def test_a_key_that_the_admin_named_is_a_marker_and_without_that_none(changes: JSON, who: str) -> None:
+    assert convert.node_view(node(**changes), KEYS).foreign == who
+    assert not convert.node_view(node(), KEYS).foreign
+    assert "somebody" not in convert.node_view(node(**changes)).foreign
+
+
 def gpunode(report: object) -> JSON:
     return {
         "metadata": {"name": "gpu-07", "uid": "g7"},

@@ -15,7 +15,9 @@ from gpusharing.kube.client import (
     GPU_CLUSTERS,
     GPUNODES,
     JSON,
+    MEDIK8S_MAINTENANCES,
     NODES,
+    NVIDIA_MAINTENANCES,
     PODS,
     Resource,
 )
@@ -79,9 +81,13 @@ async def test_what_could_not_be_listed_yet_is_named_with_the_reason(resource: R
 @pytest.mark.parametrize(
     "error", [NotFound("no such kind"), Forbidden("no right")], ids=["absent", "no right"]
 )
-@pytest.mark.parametrize("resource", [CLUSTER_POLICIES, GPU_CLUSTERS], ids=["ClusterPolicy", "GPUCluster"])
+@pytest.mark.parametrize(
+    "resource",
+    [CLUSTER_POLICIES, GPU_CLUSTERS, MEDIK8S_MAINTENANCES, NVIDIA_MAINTENANCES],
+    ids=["ClusterPolicy", "GPUCluster", "medik8s NodeMaintenance", "NVIDIA NodeMaintenance"],
+)
 @virtually
-async def test_a_kind_of_nvidia_that_is_not_there_or_not_for_us_counts_as_none(
+async def test_a_kind_of_others_that_is_not_there_or_not_for_us_counts_as_none(
     resource: Resource, error: KubeError
 ) -> None:
     cluster = FakeCluster()
@@ -112,6 +118,8 @@ CHANGES: dict[str, tuple[Resource, JSON]] = {
     ),
     "a ClusterPolicy": (CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": {}}),
     "a GPUCluster": (GPU_CLUSTERS, {"metadata": {"name": "gpus"}}),
+    "a NodeMaintenance of medik8s": (MEDIK8S_MAINTENANCES, {"metadata": {"name": "nm"}}),
+    "a NodeMaintenance of NVIDIA": (NVIDIA_MAINTENANCES, {"metadata": {"name": "nm", "namespace": "ops"}}),
 }
 
 
@@ -155,6 +163,64 @@ async def test_heartbeats_of_a_node_and_mirrors_of_ours_wake_nobody() -> None:
         await asyncio.sleep(0.1)
         assert followed.wakes == before
         assert followed.sources.mirror("gpu-07") == {"phase": "Synced"}
+
+
+@virtually
+async def test_a_kind_that_is_not_installed_is_asked_for_less_than_25_times_in_5_minutes_and_noticed_later() -> (
+    None
+):
+    cluster = FakeCluster()
+    cluster.faults.fail("list", NVIDIA_MAINTENANCES, NotFound("no such kind"), times=25)
+    cluster.add(NODES, node())
+    cluster.add(
+        NVIDIA_MAINTENANCES,
+        {"metadata": {"name": "nm", "namespace": "ops"}, "spec": {"nodeName": "gpu-07"}},
+    )
+    async with following(cluster, 300) as followed:
+        assert followed.sources.node_views()["gpu-07"].foreign == ""
+        await asyncio.sleep(600)
+        assert followed.sources.node_views()["gpu-07"].foreign == "NVIDIA NodeMaintenance ops/nm"
+
+
+@virtually
+async def test_a_node_with_a_node_maintenance_keeps_its_identity_until_one_of_both_changes() -> None:
+    cluster = FakeCluster()
+    for name in ("gpu-07", "gpu-08"):
+        cluster.add(NODES, node(name))
+    maintenance = {"metadata": {"name": "nm"}, "spec": {"nodeName": "gpu-07"}}
+    async with following(cluster) as followed:
+        sources = followed.sources
+        plain = sources.node_views()
+        cluster.add(MEDIK8S_MAINTENANCES, maintenance)
+        await asyncio.sleep(0.1)
+        first, second = sources.node_views(), sources.node_views()
+        assert first["gpu-07"].foreign == "medik8s NodeMaintenance nm"
+        assert first["gpu-07"] is second["gpu-07"]
+        assert first["gpu-08"] is plain["gpu-08"]
+        cluster.patch(NODES, "gpu-07", {"metadata": {"labels": {"x": "y"}}})
+        cluster.patch(MEDIK8S_MAINTENANCES, "nm", {"status": {"drainProgress": 50}}, subresource="status")
+        await asyncio.sleep(0.1)
+        third = sources.node_views()["gpu-07"]
+        assert (third.labels["x"], third.foreign) == ("y", "medik8s NodeMaintenance nm")
+        assert sources.node_view(cluster.get(NODES, "gpu-07")) == third
+        cluster.patch(MEDIK8S_MAINTENANCES, "nm", {"status": {"phase": "Failed"}}, subresource="status")
+        await asyncio.sleep(0.1)
+        assert sources.node_views()["gpu-07"].foreign == "medik8s NodeMaintenance nm (failed)"
+        cluster.delete(MEDIK8S_MAINTENANCES, "nm")
+        await asyncio.sleep(0.1)
+        assert sources.node_views()["gpu-07"] is sources.nodes.items["gpu-07"]
+
+
+@virtually
+async def test_the_progress_of_a_node_maintenance_wakes_nobody() -> None:
+    cluster = FakeCluster()
+    cluster.add(MEDIK8S_MAINTENANCES, {"metadata": {"name": "nm"}, "spec": {"nodeName": "gpu-07"}})
+    async with following(cluster) as followed:
+        before = followed.wakes
+        progress = {"status": {"phase": "Running", "drainProgress": 50}}
+        cluster.patch(MEDIK8S_MAINTENANCES, "nm", progress, subresource="status")
+        await asyncio.sleep(0.1)
+        assert followed.wakes == before
 
 
 @virtually

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from gpusharing.planning import migfile
 from gpusharing.planning.geometry import Layout
 
 SECONDS = 30.0
+MPS_FOLDER = "mps"
+"""Plugin and MPS daemon share /mps."""
 _REGISTERED = re.compile(r"Registered device plugin for '([^']+)'")
 
 
@@ -184,3 +186,26 @@ class DevicePlugin:
 def served(sandbox: Sandbox, config: str, expected: int) -> dict[str, int]:
     """What the device plugin advertises with this configuration, through its start and its end."""
     return DevicePlugin(sandbox, config).resources(expected)
+
+
+def start_mps_daemon(sandbox: Sandbox, config: str) -> Program:
+    """Start the MPS control daemon with this configuration of the device plugin."""
+    file = sandbox.folder / "mps.yaml"
+    file.write_text(config)
+    return Program(sandbox, "mps-control-daemon", "--config-file", str(file), added=[MPS_FOLDER])
+
+
+@contextlib.contextmanager
+def running_mps_daemon(sandbox: Sandbox, config: str) -> Iterator[Program]:
+    """The MPS control daemon, ready; it ends with the context."""
+    daemon = start_mps_daemon(sandbox, config)
+    try:
+        daemon.wait((sandbox.folder / "added" / MPS_FOLDER / ".ready").exists)
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+def start_mps_plugin(sandbox: Sandbox, config: str) -> DevicePlugin:
+    """Start the device plugin beside the MPS control daemon."""
+    return DevicePlugin(sandbox, config, "--mps-root", "/run/nvidia/mps", added=[MPS_FOLDER])

@@ -10,8 +10,9 @@ from tests.build import make_gpu, make_gpunode, make_node, make_stack
 from gpusharing.api.names import LABEL_GPU_PRODUCT
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning import pluginconfig
-from gpusharing.planning.target import Target, find_target, find_wish
+from gpusharing.planning.target import Target, Unsupported, find_target, find_wish
 from gpusharing.planning.verify import Case, expected_gfd_labels, expected_product
+from gpusharing.planning.views import GpuView
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,26 @@ def slicing(replicas: int, *, rename: bool = False) -> dict[str, Any]:
 
 def plan(setting: Setting) -> tuple[Target, str, Case]:
     """The planner's target for the node, the text of the plugin's configuration, and the verifier's case."""
+    target, gpus = _judge(setting)
+    assert isinstance(target, Target), target
+    case = Case(make_node(), make_gpunode(gpus=gpus).observed, target, make_stack())
+    return target, pluginconfig.render(target.plugin), case
+
+
+def refusal(setting: Setting) -> Unsupported:
+    """Why the planner does not touch the node."""
+    refused, _ = _judge(setting)
+    assert isinstance(refused, Unsupported), refused
+    return refused
+
+
+def _judge(setting: Setting) -> tuple[Target | Unsupported, list[GpuView]]:
     spec = GPUSharingPolicySpec.model_validate(
         {"nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}}, **setting.spec}
     )
     product = find_model(setting.model).products[0]
     gpus = [make_gpu(index, product=product) for index in range(2)]
-    target = find_target(find_wish("pool-b", spec), spec, "gpu-07", gpus, make_stack())
-    assert isinstance(target, Target), target
-    case = Case(make_node(), make_gpunode(gpus=gpus).observed, target, make_stack())
-    return target, pluginconfig.render(target.plugin), case
+    return find_target(find_wish("pool-b", spec), spec, "gpu-07", gpus, make_stack()), gpus
 
 
 def labels_as_predicted(labels: Mapping[str, str], case: Case) -> None:

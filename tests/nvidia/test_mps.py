@@ -1,23 +1,29 @@
 """MPS with the real device plugin and the real MPS control daemon (its control program is SIMULATED)."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.models import find_model
-from tests.nvidia.conftest import MakeSandbox
-from tests.nvidia.programs import DevicePlugin, Program, ProgramEnded, gfd_labels, set_layouts
-from tests.nvidia.targets import Setting, labels_as_predicted, mps, plan
+from hack.results import Asked
+from tests.nvidia.conftest import Count, MakeSandbox
+from tests.nvidia.programs import (
+    MPS_FOLDER,
+    ProgramEnded,
+    gfd_labels,
+    running_mps_daemon,
+    set_layouts,
+    start_mps_daemon,
+    start_mps_plugin,
+)
+from tests.nvidia.targets import Setting, labels_as_predicted, mps, plan, refusal
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
+from gpusharing.planning.reasons import Reason
 
 pytestmark = pytest.mark.nvidia
 
 DEFAULT, EXCLUSIVE_PROCESS = 0, 3
-MPS_FOLDER = "mps"  # both programs share /mps
-
 
 SETTINGS = (
     Setting("four clients", "h100-80gb", mps(4), {"nvidia.com/gpu": 8}),
@@ -38,33 +44,13 @@ def compute_modes(sandbox: Sandbox) -> list[int]:
     return [gpu["compute_mode"] for gpu in sandbox.simulator.show()["gpus"]]
 
 
-def start_daemon(sandbox: Sandbox, text: str) -> Program:
-    file = sandbox.folder / "mps.yaml"
-    file.write_text(text)
-    return Program(sandbox, "mps-control-daemon", "--config-file", str(file), added=[MPS_FOLDER])
-
-
-@contextmanager
-def running_daemon(sandbox: Sandbox, text: str) -> Iterator[Program]:
-    daemon = start_daemon(sandbox, text)
-    try:
-        daemon.wait((sandbox.folder / "added" / MPS_FOLDER / ".ready").exists)
-        yield daemon
-    finally:
-        daemon.stop()
-
-
-def start_plugin(sandbox: Sandbox, text: str) -> DevicePlugin:
-    return DevicePlugin(sandbox, text, "--mps-root", "/run/nvidia/mps", added=[MPS_FOLDER])
-
-
 def test_mps_offers_equal_shares_and_makes_the_gpus_exclusive_until_it_stops(
     make_sandbox: MakeSandbox,
 ) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
-    with running_daemon(sandbox, config(4)):
+    with running_mps_daemon(sandbox, config(4)):
         assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS, EXCLUSIVE_PROCESS]
-        assert start_plugin(sandbox, config(4)).resources(1) == {"nvidia.com/gpu": 8}
+        assert start_mps_plugin(sandbox, config(4)).resources(1) == {"nvidia.com/gpu": 8}
         pipe = sandbox.folder / "added" / MPS_FOLDER / "nvidia.com" / "gpu" / "pipe"
         told = (pipe / "control").read_text()
     assert "set_default_device_pinned_mem_limit 0 20389M" in told
@@ -78,54 +64,69 @@ def test_mps_offers_equal_shares_and_makes_the_gpus_exclusive_until_it_stops(
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.text)
-def test_mps_is_served_and_labelled_exactly_as_predicted(setting: Setting, make_sandbox: MakeSandbox) -> None:
+def test_mps_is_served_and_labelled_exactly_as_predicted(
+    setting: Setting, make_sandbox: MakeSandbox, count: Count
+) -> None:
     target, text, case = plan(setting)
     sandbox = make_sandbox(setting.model, setting.model)
-    with running_daemon(sandbox, text):
+    with running_mps_daemon(sandbox, text):
         assert target.resources == setting.resources
-        assert start_plugin(sandbox, text).resources(1) == setting.resources
+        assert start_mps_plugin(sandbox, text).resources(1) == setting.resources
     labels = gfd_labels(sandbox, text)
     labels_as_predicted(labels, case)
+    count(setting.model, Asked.PLUGIN)
+    count(setting.model, Asked.GFD)
 
 
-def test_a_killed_daemon_leaves_the_gpus_exclusive(make_sandbox: MakeSandbox) -> None:
+def test_a_killed_daemon_leaves_the_gpus_exclusive(make_sandbox: MakeSandbox, count: Count) -> None:
     sandbox = make_sandbox("h100-80gb")
-    with running_daemon(sandbox, config(4)) as daemon:
+    with running_mps_daemon(sandbox, config(4)) as daemon:
         daemon.stop(signal.SIGKILL)
         assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS]
+    count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_without_the_daemon_the_plugin_waits_and_serves_nothing(make_sandbox: MakeSandbox) -> None:
-    plugin = start_plugin(make_sandbox("h100-80gb"), config(4))
+def test_without_the_daemon_the_plugin_waits_and_serves_nothing(
+    make_sandbox: MakeSandbox, count: Count
+) -> None:
+    plugin = start_mps_plugin(make_sandbox("h100-80gb"), config(4))
     plugin.plugin.wait_for_log("Failed to start plugin")
     assert plugin.counts() == {}
     plugin.stop()
+    count("h100-80gb", Asked.BAD_INPUT)
 
 
 @pytest.mark.parametrize("model", ["h100-80gb", "t4", "v100-16gb"])
 def test_the_daemon_takes_as_many_replicas_as_we_say_and_not_one_more(
-    model: str, make_sandbox: MakeSandbox
+    model: str, make_sandbox: MakeSandbox, count: Count
 ) -> None:
     sandbox, most = make_sandbox(model), find_model(model).mps_max_clients
-    with running_daemon(sandbox, config(most)):
+    assert plan(Setting("most", model, mps(most)))[0].resources == {"nvidia.com/gpu": 2 * most}
+    assert refusal(Setting("one more", model, mps(most + 1))).reason is Reason.MPS_TOO_MANY_CLIENTS
+    with running_mps_daemon(sandbox, config(most)):
         assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS]
-    refused = start_daemon(sandbox, config(most + 1))
+    refused = start_mps_daemon(sandbox, config(most + 1))
     with pytest.raises(ProgramEnded, match=f"maximum allowed replicas exceeded: {most + 1} > {most}"):
         refused.wait(lambda: False)
+    count(model, Asked.BAD_INPUT)
 
 
-def test_mps_with_mig_is_refused(make_sandbox: MakeSandbox) -> None:
+def test_mps_with_mig_is_refused(make_sandbox: MakeSandbox, count: Count) -> None:
     sandbox = make_sandbox("h100-80gb")
     set_layouts(sandbox, (("1g.10gb", 7),))
     with pytest.raises(ProgramEnded, match="mixed is not supported with MPS"):
-        start_plugin(sandbox, config(4, "mixed")).resources(1)
+        start_mps_plugin(sandbox, config(4, "mixed")).resources(1)
     with pytest.raises(ProgramEnded, match="sharing using MPS is not supported for MIG devices"):
-        start_plugin(sandbox, config(4, "single")).resources(1)
+        start_mps_plugin(sandbox, config(4, "single")).resources(1)
+    count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_gfd_ends_without_labels_when_mps_meets_a_gpu_with_mig(make_sandbox: MakeSandbox) -> None:
+def test_gfd_ends_without_labels_when_mps_meets_a_gpu_with_mig(
+    make_sandbox: MakeSandbox, count: Count
+) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
     set_layouts(sandbox, (("1g.10gb", 7),), None)
     with pytest.raises(ProgramEnded, match="MPS sharing is not supported for mig devices"):
         gfd_labels(sandbox, config(4))
     assert not (sandbox.folder / "labels").exists()
+    count("h100-80gb", Asked.BAD_INPUT)

@@ -2,14 +2,19 @@
 
 import pytest
 from hack.nvmlsim.models import find_model
-from tests.nvidia.conftest import MakeSandbox
+from hack.results import Asked
+from hack.sim.plugin import PluginError
+from tests.nvidia.conftest import Count, MakeSandbox
 from tests.nvidia.programs import DevicePlugin, ProgramEnded, gfd_labels, served, set_layouts
-from tests.nvidia.targets import Setting, labels_as_predicted, mig, plan, slices, slicing
+from tests.nvidia.standins import check_gfd, check_plugin
+from tests.nvidia.targets import Setting, labels_as_predicted, mig, plan, refusal, slices, slicing
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
 from gpusharing.planning import pluginconfig
+from gpusharing.planning.geometry import Layout
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.pluginversions import merged
+from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import predict_resources
 
 pytestmark = pytest.mark.nvidia
@@ -76,16 +81,20 @@ SETTINGS = (
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.text)
 def test_a_mode_is_served_and_labelled_exactly_as_predicted(
-    setting: Setting, make_sandbox: MakeSandbox
+    setting: Setting, make_sandbox: MakeSandbox, count: Count
 ) -> None:
     target, config, case = plan(setting)
     sandbox = make_sandbox(setting.model, setting.model)
     set_layouts(sandbox, *target.layouts)
     assert merged(target.resources) == setting.resources
     assert served(sandbox, config, len(setting.resources)) == setting.resources
+    check_plugin(setting.model, target.layouts, config, setting.resources)
     labels = gfd_labels(sandbox, config)
     labels_as_predicted(labels, case)
+    check_gfd(setting.model, target.layouts, config, labels)
     assert labels["nvidia.com/mig.capable"] == str(bool(find_model(setting.model).profiles)).lower()
+    count(setting.model, Asked.PLUGIN)
+    count(setting.model, Asked.GFD)
 
 
 def test_time_slicing_on_top_of_mig_multiplies_the_named_profiles(make_sandbox: MakeSandbox) -> None:
@@ -112,6 +121,7 @@ def test_mig_on_with_strategy_none_still_offers_the_whole_gpus(make_sandbox: Mak
     labels = gfd_labels(sandbox, config)
     assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("2", "0")
     assert "nvidia.com/mig.strategy" not in labels
+    check_gfd("h100-80gb", [(("1g.10gb", 7),)] * 2, config, labels)
 
 
 def test_with_mixed_gfd_counts_gpus_that_have_mig_on_too(make_sandbox: MakeSandbox) -> None:
@@ -120,20 +130,38 @@ def test_with_mixed_gfd_counts_gpus_that_have_mig_on_too(make_sandbox: MakeSandb
     labels = gfd_labels(sandbox, pluginconfig.render(PluginConfig("mixed")))
     assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("2", "1")
     assert labels["nvidia.com/mig-1g.10gb.count"] == "7"
+    check_gfd("h100-80gb", [(("1g.10gb", 7),), None], pluginconfig.render(PluginConfig("mixed")), labels)
 
 
-def test_single_on_unequal_instances_ends_the_plugin_and_gfd_says_invalid(make_sandbox: MakeSandbox) -> None:
+SEVEN: Layout = (("1g.10gb", 7),)
+INVALID_FOR_SINGLE = (
+    pytest.param(((("3g.40gb", 1), ("1g.10gb", 4)), SEVEN), "more than one MIG device type", id="unequal instances"),
+    pytest.param((SEVEN, None), "same migEnabled value", id="one GPU whole"),
+    pytest.param((SEVEN, ()), "device 1 has no MIG devices configured", id="one GPU with MIG on and empty"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("layouts", "said"), INVALID_FOR_SINGLE)
+def test_single_on_what_is_not_one_kind_ends_the_plugin_and_gfd_says_invalid_so_we_refuse_it(
+    layouts: tuple[Layout | None, ...], said: str, make_sandbox: MakeSandbox, count: Count
+) -> None:
+    spec = mig("single", *(dict(layout or ()) for layout in layouts))
+    assert refusal(Setting("single", "h100-80gb", spec)).reason is Reason.LAYOUT_NOT_UNIFORM
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
-    set_layouts(sandbox, (("3g.40gb", 1), ("1g.10gb", 4)), (("1g.10gb", 7),))
+    set_layouts(sandbox, *layouts)
     config = pluginconfig.render(PluginConfig("single"))
-    with pytest.raises(ProgramEnded, match="more than one MIG device type present on node"):
+    with pytest.raises(ProgramEnded, match=said):
         served(sandbox, config, 1)
+    with pytest.raises(PluginError, match=said):
+        check_plugin("h100-80gb", layouts, config, {})
     labels = gfd_labels(sandbox, config)
+    check_gfd("h100-80gb", layouts, config, labels)
     assert labels[LABEL_GPU_PRODUCT] == "NVIDIA-H100-80GB-HBM3-MIG-INVALID"
     assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("0", "0")
+    count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSandbox) -> None:
+def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSandbox, count: Count) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
     plugin = DevicePlugin(sandbox, pluginconfig.render(PluginConfig()))
     plugin.wait_for("nvidia.com/gpu", 2)
@@ -141,3 +169,4 @@ def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSand
     sandbox.simulator.post_event(1, 0x8, XID_FALLEN_OFF_THE_BUS)
     plugin.wait_for("nvidia.com/gpu", 1)
     plugin.stop()
+    count("h100-80gb", Asked.BAD_INPUT)

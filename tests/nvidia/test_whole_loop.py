@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hack.nvidia.loop import Loop, is_cordoned, mig_state, running_loop
+from hack.nvidia.loop import MODEL, Loop, is_cordoned, mig_state, running_loop
 from hack.nvidia.walk import FULL, HALVES, SINGLE, WALK
+from hack.results import Asked
+from tests.nvidia.conftest import Count
+from tests.nvidia.undeletable import create_pod, undeletable
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -25,7 +28,7 @@ def loop(nvidia_programs: None) -> Iterator[Loop]:
         yield made
 
 
-def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop) -> None:
+def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop, count: Count) -> None:
     offered = ""
     for stop in WALK:
         working = [loop.run_pod(node, offered) for node in loop.nodes if offered]
@@ -36,27 +39,32 @@ def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop) ->
             assert loop.nodes[node].simulator.show()["processes"] == [], stop.text
         assert sorted(loop.evicted()[-len(working) :] if working else []) == sorted(working), stop.text
         offered = min(stop.served)
+        count(MODEL, Asked.CHANGES, len(loop.nodes))
 
 
-def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: Loop) -> None:
+def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: Loop, count: Count) -> None:
     loop.bring(**FULL)
     loop.apply(**HALVES)
     loop.wait(lambda: mig_state(loop, "one") == "pending", "mig-manager to begin")
     loop.nodes["one"].kill("nvidia-mig-manager")
     loop.wait_ready()
     assert loop.profiles("one") == [["3g.40gb"] * 2] * 2
+    count(MODEL, Asked.CHANGES, 2 * len(loop.nodes))
 
 
-def test_a_failure_that_leaves_operands_paused_is_cured_by_a_restart(loop: Loop) -> None:
+def test_a_failure_that_leaves_operands_paused_is_cured_by_a_restart(loop: Loop, count: Count) -> None:
     loop.bring(**HALVES)  # a full success before: then a failure of the same process forgets the operands
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)
     loop.bring(**SINGLE)
     assert len(loop.events("ActuatorRestarted")) == before + 1
     assert loop.profiles("one") == [["1g.10gb"] * 7] * 2
+    count(MODEL, Asked.CHANGES, len(loop.nodes))
 
 
-def test_a_gpu_that_fails_midway_leaves_the_node_fenced_with_the_reason_shown(loop: Loop) -> None:
+def test_a_gpu_that_fails_midway_leaves_the_node_fenced_with_the_reason_shown(
+    loop: Loop, count: Count
+) -> None:
     loop.bring(**SINGLE)
     loop.nodes["two"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     loop.apply(**HALVES)
@@ -71,3 +79,13 @@ def test_a_gpu_that_fails_midway_leaves_the_node_fenced_with_the_reason_shown(lo
     loop.plane.kubectl("annotate", "node", "two", "--overwrite", "gpusharing.dev/retry=again")
     loop.wait_ready()
     assert loop.profiles("two") == [["3g.40gb"] * 2] * 2
+    count(MODEL, Asked.CHANGES, len(loop.nodes))
+
+
+def test_a_mig_manager_that_stays_pending_for_ever_is_cured_by_a_restart(loop: Loop, count: Count) -> None:
+    before = len(loop.events("ActuatorRestarted"))
+    with undeletable(loop.api, create_pod(loop.api, "one", "nvidia-operator-validator")):
+        loop.bring(**SINGLE)
+    assert len(loop.events("ActuatorRestarted")) == before + 1
+    assert loop.profiles("one") == [["1g.10gb"] * 7] * 2
+    count(MODEL, Asked.CHANGES, len(loop.nodes))

@@ -121,10 +121,13 @@ def test_a_media_instance_has_a_dot_in_its_label() -> None:
     assert found["nvidia.com/mig-1g.10gb.me.product"] == f"{P}-MIG-1g.10gb.me"
 
 
-def test_a_card_without_mig_says_so() -> None:
-    found = labels(make_reading(None, product=L40S), PluginConfig(), 1)
+@pytest.mark.parametrize(
+    ("product", "family"), [(L40S, "ada-lovelace"), ("Tesla T4", "turing"), ("Tesla V100-SXM2-16GB", "volta")]
+)
+def test_a_card_without_mig_says_so_and_of_which_family_it_is(product: str, family: str) -> None:
+    found = labels(make_reading(None, product=product), PluginConfig(), 1)
     assert found["nvidia.com/mig.capable"] == "false"
-    assert found["nvidia.com/gpu.family"] == "ada-lovelace"
+    assert found["nvidia.com/gpu.family"] == family
 
 
 def test_only_its_own_labels_are_taken_away() -> None:

@@ -77,7 +77,7 @@ def test_media_instances_are_told_apart_since_0_20_only() -> None:
     [
         pytest.param((MIXED, MIXED), "more than one MIG device type", id="several profiles on one GPU"),
         pytest.param((SEVEN, ("7g.80gb",)), "more than one MIG device type", id="different profiles per GPU"),
-        pytest.param((SEVEN, None), "same MIG mode", id="MIG on some GPUs only"),
+        pytest.param((SEVEN, None), "same migEnabled value", id="MIG on some GPUs only"),
         pytest.param((SEVEN, ()), "no MIG devices", id="MIG on and empty"),
     ],
 )

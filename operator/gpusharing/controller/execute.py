@@ -126,6 +126,8 @@ class Executor:
     """UIDs of mig-manager pods whose deletion the server accepted; a few in a process's life."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
     """Told after each action: for metrics."""
+    view: Callable[[JSON], NodeView] = node_view
+    """A Node as the plan sees it."""
 
     async def execute(self, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Outcome:
         """Shared writes first; then every node's actions, nodes side by side, one node's in order."""
@@ -228,7 +230,7 @@ class Executor:
             except Conflict:
                 raw = await self.client.get(NODES, name)
                 self.nodes.accept(raw)
-                if not same_node(node_view(raw), action.node):
+                if not same_node(self.view(raw), action.node):
                     log.info(
                         "node changed meanwhile, deciding again", node=name, action=type(action).__name__
                     )

@@ -116,6 +116,17 @@ class Wake:
         self.event.set()
 
 
+def _sources(client: KubeClient, settings: Settings, wake: Callable[[], None]) -> Sources:
+    return Sources(
+        client,
+        settings.plan,
+        wake,
+        admin_mig_map=settings.admin_mig_config_map,
+        agent_namespace=settings.agent_namespace,
+        maintenance_keys=frozenset(settings.maintenance_keys),
+    )
+
+
 class Loop:
     """The operator without kopf, HTTP server and process: embeddable in tests and the demo."""
 
@@ -131,13 +142,7 @@ class Loop:
     ) -> None:
         self.settings, self.leader, self.observer, self.now = settings, leader, observer, now
         self.wake = Wake()
-        self.sources = Sources(
-            client,
-            settings.plan,
-            self.wake,
-            admin_mig_map=settings.admin_mig_config_map,
-            agent_namespace=settings.agent_namespace,
-        )
+        self.sources = _sources(client, settings, self.wake)
         self.executor = Executor(
             client,
             self.sources.nodes,
@@ -149,6 +154,7 @@ class Loop:
             eviction_wait=settings.plan.eviction_wait,
             config_maps=self.sources.config_maps,
             on_action=observer.acted,
+            view=self.sources.node_view,
         )
         self.gatherer = Gatherer(
             client, self.sources, settings.plan, settings.admin_mig_config_map, self.executor.evictions
@@ -180,6 +186,8 @@ class Loop:
             finally:
                 if self._publishing is not None:
                     self._publishing.cancel()
+                    # Nobody awaits it any more: what ended it is what ended us, and no news.
+                    self._publishing.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _go_round(self) -> None:
         while True:

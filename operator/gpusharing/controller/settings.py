@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from gpusharing.kube.foreign import find_problem
 from gpusharing.planning.views import Settings as PlanSettings
 
 PREFIX = "GPUSHARING_"
@@ -42,6 +43,8 @@ class Settings:
     """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty: none."""
     agent_namespace: str = ""
     """Where the agent's pods are; empty: our own namespace."""
+    maintenance_keys: tuple[str, ...] = ()
+    """Keys, commas between: a label, annotation or taint of one on a Node means that somebody else maintains it."""
     lease_name: str = "gpusharing-operator"
     """Lease in our namespace: leader and claims."""
     lease_seconds: float = 15.0
@@ -93,6 +96,11 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     return settings
 
 
+def default_text(value: object) -> str:
+    """A value as its variable would have it."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
 def _names(kind: type) -> tuple[str, ...]:
     return tuple(item.name for item in fields(kind) if item.name != "plan")
 
@@ -108,6 +116,8 @@ def _convert(variable: str, text: str, default: object) -> object:
         if text not in allowed:
             raise SettingsError(f"{variable}={text} is none of {', '.join(allowed)}; {example}")
         return text
+    if isinstance(default, tuple):
+        return _keys(variable, text)
     if not isinstance(default, (int, float)):
         return text
     convert: Callable[[str], float] = type(default)
@@ -125,6 +135,17 @@ def _convert(variable: str, text: str, default: object) -> object:
     if name.endswith("_port") and value > MAX_PORT:
         raise SettingsError(f"{variable}={text} is not a port; {example}")
     return value
+
+
+def _keys(variable: str, text: str) -> tuple[str, ...]:
+    """Keys of labels, annotations and taints; none in an empty text."""
+    keys = tuple(key.strip() for key in text.split(",")) if text.strip() else ()
+    for key in keys:
+        if problem := find_problem(key):
+            raise SettingsError(
+                f"{variable}={text}: {problem}; for example {variable}=example.com/maintenance"
+            )
+    return keys
 
 
 def _check_lease(settings: Settings) -> None:

@@ -48,6 +48,8 @@ POLICIES = Resource("gpusharing.dev", "v1alpha1", "gpusharingpolicies")
 GPUNODES = Resource("gpusharing.dev", "v1alpha1", "gpunodes")
 CLUSTER_POLICIES = Resource("nvidia.com", "v1", "clusterpolicies")
 GPU_CLUSTERS = Resource("nvidia.com", "v1alpha1", "gpuclusters")
+MEDIK8S_MAINTENANCES = Resource("nodemaintenance.medik8s.io", "v1beta1", "nodemaintenances")
+NVIDIA_MAINTENANCES = Resource("maintenance.nvidia.com", "v1alpha1", "nodemaintenances", namespaced=True)
 
 
 @dataclass(frozen=True, slots=True)

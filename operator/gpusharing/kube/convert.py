@@ -41,7 +41,7 @@ GPU_PREFIXES = (names.RESOURCE_GPU, names.RESOURCE_MIG_PREFIX)
 are network cards and passed-through devices, which no mode change touches."""
 
 
-def node_view(raw: JSON) -> NodeView:
+def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
     """A Node, without heartbeats, images, addresses and resourceVersion."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
@@ -61,7 +61,7 @@ def node_view(raw: JSON) -> NodeView:
         neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
         retry=annotations.get(names.ANNOTATION_RETRY, ""),
-        foreign=foreign_marker(raw),
+        foreign=foreign_marker(raw, maintenance_keys),
     )
 
 

@@ -1,12 +1,15 @@
 """Whose maintenance markers a Node carries besides ours (drain.md C5).
 
 While one is there we do not start, and at the end we leave the node cordoned. Each row says how the marker is
-recognised and whom a person has to ask. Our own marks are not in this table.
+recognised and whom a person has to ask. Our own marks are not in this table. NodeMaintenance objects, which name a
+Node from outside: `maintenance.py`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
-from gpusharing.api.names import LABEL_UPGRADE_STATE
+from gpusharing.api import names
+from gpusharing.api.rules import LABEL_KEY
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, texts
 
@@ -16,15 +19,13 @@ Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
 _UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
+_SRIOV = "sriovnetwork.openshift.io/state"
 
 METADATA_MARKERS: tuple[tuple[str, Check], ...] = (
-    ("NVIDIA driver upgrade", lambda lab, _: lab.get(LABEL_UPGRADE_STATE, "") not in _UPGRADE_IDLE),
+    ("NVIDIA driver upgrade", lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in _UPGRADE_IDLE),
     ("kured reboot", lambda _, ann: "weave.works/kured-reboot-in-progress" in ann),
     ("OpenShift machine-config-operator", lambda _, ann: ann.get(_MCO_DESIRED) != ann.get(_MCO_APPLIED)),
-    (
-        "SR-IOV network operator",
-        lambda _, ann: ann.get("sriovnetwork.openshift.io/state", "Idle") != "Idle",
-    ),
+    ("SR-IOV network operator", lambda _, ann: ann.get(_SRIOV, "Idle") != "Idle"),
     ("NVIDIA Skyhook", lambda _, ann: any(key.startswith("skyhook.nvidia.com/cordon_") for key in ann)),
 )
 TAINT_MARKERS: Mapping[str, str] = {
@@ -40,19 +41,48 @@ CONDITION_MARKERS: Mapping[str, str] = {
 }
 
 
-def foreign_marker(node: JSON) -> str:
-    """Who else works on this Node, empty when nobody does. The first row of the tables wins."""
+MAX_KEY = 317
+"""A DNS prefix of 253 characters, a slash and a name of 63."""
+_BY_VALUE = frozenset({names.LABEL_UPGRADE_STATE, _MCO_DESIRED, _MCO_APPLIED, _SRIOV})
+_OURS = frozenset(
+    {
+        *names.NEIGHBOUR_ANNOTATIONS,
+        *names.REWRITTEN_LABELS,
+        names.LABEL_UPGRADE_SKIP,
+        "node.kubernetes.io/unschedulable",  # the taint that the control plane adds to every cordoned Node
+    }
+)
+_OUR_PREFIXES = (names.PREFIX, *names.REWRITTEN_PREFIXES)
+
+
+def find_problem(key: str) -> str:
+    """Why an admin may not name this key as one more marker; empty when nothing speaks against it."""
+    if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
+        return f"{key!r} is not a key of a label, annotation or taint"
+    if key in _OURS or key.startswith(_OUR_PREFIXES):
+        return f"{key} comes and goes with our own changes, which would stop each other"
+    if key in _BY_VALUE:
+        return f"{key} is looked at already, and by its value: it is on nodes that nobody maintains, too"
+    return ""
+
+
+def foreign_marker(node: JSON, keys: frozenset[str] = frozenset()) -> str:
+    """Who else works on this Node, empty when nobody does. The first row of the tables wins, `keys` come last."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     for who, present in METADATA_MARKERS:
         if present(labels, annotations):
             return who
-    for taint in entries(node, "spec", "taints"):
-        if who := TAINT_MARKERS.get(str(taint.get("key")), ""):
+    taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
+    for taint in taints:
+        if who := TAINT_MARKERS.get(taint, ""):
             return who
     for condition in entries(node, "status", "conditions"):
         if condition.get("status") == "True" and (
             who := CONDITION_MARKERS.get(str(condition.get("type")), "")
         ):
             return who
+    for kind, there in (("label", labels), ("annotation", annotations), ("taint", taints)):
+        if mark := min((key for key in keys if key in there), default=""):
+            return f"somebody ({kind} {mark})"
     return ""

@@ -68,7 +68,7 @@ class Gatherer:
         sources = self.sources
         failures = await self._logs.read(sources.nodes.items, self._mig_managers(now), now)
         return ClusterSnapshot(
-            nodes=dict(sources.nodes.items),
+            nodes=sources.node_views(),
             gpunodes=dict(sources.gpunodes.items),
             policies=policies,
             stack=self._stack_view(now),

@@ -13,17 +13,20 @@ from gpusharing.kube.client import (
     GPU_CLUSTERS,
     GPUNODES,
     JSON,
+    MEDIK8S_MAINTENANCES,
     NODES,
+    NVIDIA_MAINTENANCES,
     PODS,
     KubeClient,
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
 from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.maintenance import Maintained, medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, section
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.views import GPUNodeView, Operand, Settings
+from gpusharing.planning.views import GPUNodeView, NodeView, Operand, Settings
 
 View = TypeVar("View")
 
@@ -77,6 +80,7 @@ class Sources:
         *,
         admin_mig_map: str = "",
         agent_namespace: str = "",
+        maintenance_keys: frozenset[str] = frozenset(),
     ) -> None:
         def changed(_: str) -> None:
             wake()
@@ -99,13 +103,28 @@ class Sources:
         self._mirrors: dict[str, str] = {}
         """As JSON text, a fifth of the size: they are read only when something is about to be written."""
         self.policies = PolicyCache(client)
-        self.nodes = follow(NODES, node_view)
+        self._maintenance_keys = maintenance_keys
+        self.nodes = follow(NODES, self._node)
         self.gpunodes = follow(GPUNODES, self._gpunode)
         self.agents = follow(PODS, _pod_place, pods, AGENT_SELECTOR)
         self.operands = follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
         self.config_maps = follow(CONFIG_MAPS, self._config_map, namespace)
         self.cluster_policies = follow(CLUSTER_POLICIES, cluster_policy_view)
         self.gpu_clusters = follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
+        self.medik8s_maintenances = follow(MEDIK8S_MAINTENANCES, medik8s_maintenance)
+        self.nvidia_maintenances = follow(NVIDIA_MAINTENANCES, nvidia_maintenance)
+        self._maintained = Maintained(self.medik8s_maintenances.items, self.nvidia_maintenances.items)
+
+    def _node(self, raw: JSON) -> NodeView:
+        return node_view(raw, self._maintenance_keys)
+
+    def node_view(self, raw: JSON) -> NodeView:
+        """A Node as the planner sees it, with what other objects say about it."""
+        return self._maintained.join(self._node(raw))
+
+    def node_views(self) -> dict[str, NodeView]:
+        """All Nodes as the planner sees them; a view whose inputs did not change is the same object."""
+        return self._maintained.join_all(self.nodes.items)
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
         """The view of a GPUNode; its mirror is kept aside, because nothing is decided from it."""
@@ -153,8 +172,13 @@ class Sources:
 
     @property
     def optional(self) -> Mapping[str, Reflector[Any]]:
-        """NVIDIA's kinds may not be installed, or not be for us to read; that means: none."""
-        return {"clusterpolicies": self.cluster_policies, "gpuclusters": self.gpu_clusters}
+        """Kinds of others may not be installed, or not be for us to read; that means: none."""
+        return {
+            "clusterpolicies": self.cluster_policies,
+            "gpuclusters": self.gpu_clusters,
+            "medik8s nodemaintenances": self.medik8s_maintenances,
+            "nvidia nodemaintenances": self.nvidia_maintenances,
+        }
 
     async def run(self) -> None:
         """Follow everything until cancelled."""

@@ -73,8 +73,8 @@ class Reason(StrEnum):
         "The API server refused a request of ours as malformed. It is not repeated blindly.",
         "Report it with the message; it is a fault of this operator or of an admission webhook.")
     FOREIGN_MAINTENANCE = ("ForeignMaintenance", "Node", _PERSON,
-        "Another controller's maintenance marker is on the node; it was there first.",
-        "Let that maintenance finish; the change starts by itself when the marker is gone.")
+        "Another controller maintains the node or is asked to: its marker, or its NodeMaintenance, was there first.",
+        "Let that maintenance finish; the change starts by itself when the marker or object is gone.")
     ALREADY_CORDONED = ("AlreadyCordoned", "Node", _PERSON,
         "Somebody else cordoned the node; it is not touched.",
         "Uncordon the node when it may be changed.")

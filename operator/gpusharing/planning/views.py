@@ -113,7 +113,7 @@ class NodeView:
     hold_cordon: bool = False
     retry: str = ""
     foreign: str = ""
-    """Whose maintenance marker the node carries (drain.md C5), empty when nobody's."""
+    """Who else maintains the node, by a marker or a NodeMaintenance (drain.md C5); empty when nobody does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hack.nvidia import build
-from tests.nvidia.versions import DIFFERENCES, Difference
+from hack.nvidia.differences import DIFFERENCES, Difference
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.seen)

@@ -1,0 +1,91 @@
+"""NodeMaintenance objects: somebody asked another operator to maintain a node (drain.md C5).
+
+Two operators have a kind of this name, and both name the node in `spec.nodeName`:
+
+- medik8s node-maintenance-operator, cluster-scoped (its api/v1beta1/nodemaintenance_types.go at 3a54cd1);
+- NVIDIA maintenance-operator, namespaced, with the asker in `spec.requestorID` (Mellanox/maintenance-operator
+  api/v1alpha1/nodemaintenance_types.go at e15d07b). NVIDIA's driver upgrade can be such an asker
+  (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a).
+
+An object counts from its creation until it is gone, whatever its status says. Not yet begun means: cordon and drain
+may come at any moment. Succeeded, or Ready, means that the node is in maintenance now; deleting the object ends it
+(both READMEs). Failed and being deleted count too, because the uncordon is still to come and medik8s lifts whoever's
+cordon it finds (stopNodeMaintenanceImp): it would take ours away in the middle of a drain.
+
+None is for ever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what was Ready for
+too long (garbage_collector_controller.go), and any other one is named in the message, for a person to delete.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import entries, section, text
+from gpusharing.planning.views import NodeView
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """One NodeMaintenance: for which node, and what a person is told about it."""
+
+    node: str
+    who: str
+
+
+def medik8s_maintenance(raw: JSON) -> Maintenance:
+    """Of group nodemaintenance.medik8s.io."""
+    return _maintenance(raw, "medik8s", "", failed=text(raw, "status", "phase") == "Failed")
+
+
+def nvidia_maintenance(raw: JSON) -> Maintenance:
+    """Of group maintenance.nvidia.com. RequestorFailed: the asker left the node in a state that a person must see."""
+    failed = any(
+        condition.get("type") == "RequestorFailed" and condition.get("status") == "True"
+        for condition in entries(raw, "status", "conditions")
+    )
+    asker = text(raw, "spec", "requestorID")
+    return _maintenance(raw, "NVIDIA", f" for {asker}" if asker else "", failed=failed)
+
+
+def _maintenance(raw: JSON, operator: str, asker: str, *, failed: bool) -> Maintenance:
+    where, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
+    deleting = "deletionTimestamp" in section(raw, "metadata")
+    state = " (being deleted)" if deleting else " (failed)" if failed else ""
+    name = f"{where}/{name}" if where else name
+    return Maintenance(text(raw, "spec", "nodeName"), f"{operator} NodeMaintenance {name}{asker}{state}")
+
+
+class Maintained:
+    """Joins NodeMaintenance objects to the Nodes that they name. What did not change keeps its identity."""
+
+    def __init__(self, *kinds: Mapping[str, Maintenance]) -> None:
+        """`kinds` by name each, live; of several objects for a node the first kind and name speaks."""
+        self._kinds = kinds
+        self._joined: dict[str, tuple[NodeView, NodeView]] = {}
+
+    def by_node(self) -> dict[str, str]:
+        """Node name to who maintains it."""
+        found: dict[str, str] = {}
+        for kind in self._kinds:
+            for name in sorted(kind):
+                found.setdefault(kind[name].node, kind[name].who)
+        return found
+
+    def join(self, view: NodeView) -> NodeView:
+        """The node with its NodeMaintenance, which says more than a mark that its operator leaves on the Node."""
+        who = self.by_node().get(view.name)
+        return replace(view, foreign=who) if who else view
+
+    def join_all(self, nodes: Mapping[str, NodeView]) -> dict[str, NodeView]:
+        """A copy of `nodes` with every NodeMaintenance joined in."""
+        copy, joined = dict(nodes), {}
+        for name, who in self.by_node().items():
+            if (view := nodes.get(name)) is None:
+                continue
+            before, after = self._joined.get(name, (None, view))
+            if before is not view or after.foreign != who:
+                after = replace(view, foreign=who)
+            joined[name] = (view, after)
+            copy[name] = after
+        self._joined = joined
+        return copy

@@ -1,0 +1,126 @@
+"""Somebody asks another operator to maintain a node: a NodeMaintenance comes and goes around our change."""
+
+from datetime import timedelta
+
+import pytest
+from tests.embedded.stage import SLICED, Scene, at_once, nodes, scene
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.kube.client import JSON, MEDIK8S_MAINTENANCES, NVIDIA_MAINTENANCES, Resource
+
+KINDS: dict[str, tuple[Resource, JSON, str]] = {
+    "medik8s": (
+        MEDIK8S_MAINTENANCES,
+        {"metadata": {"name": "nm"}, "spec": {"nodeName": "gpu-1", "reason": "new fan"}},
+        "medik8s NodeMaintenance nm",
+    ),
+    "NVIDIA": (
+        NVIDIA_MAINTENANCES,
+        {
+            "metadata": {"name": "nm", "namespace": "ops"},
+            "spec": {"nodeName": "gpu-1", "requestorID": "fabric.example.com"},
+        },
+        "NVIDIA NodeMaintenance ops/nm for fabric.example.com",
+    ),
+}
+kinds = pytest.mark.parametrize(("resource", "obj", "who"), KINDS.values(), ids=KINDS.keys())
+
+
+def begin(stage: Scene, resource: Resource, obj: JSON) -> None:
+    """Somebody creates it."""
+    stage.e.cluster.add(resource, obj)
+
+
+def end(stage: Scene, resource: Resource, obj: JSON) -> None:
+    """Somebody deletes it, and its operator lifts the cordon that it finds."""
+    stage.cordon("gpu-1", on=False)
+    stage.e.cluster.delete(resource, obj["metadata"]["name"], obj["metadata"].get("namespace", ""))
+
+
+@kinds
+@virtually
+async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_it_is_gone(
+    resource: Resource, obj: JSON, who: str
+) -> None:
+    async with scene(*nodes(2)) as stage:
+        begin(stage, resource, obj)
+        stage.apply(SLICED, rollout=at_once(2))
+        mirror = await stage.reason("gpu-1", "ForeignMaintenance")
+        assert (mirror["phase"], mirror["message"]) == (
+            "Blocked",
+            f"{who} works on gpu-1; waiting until it is done",
+        )
+        await stage.phase("gpu-2", "Synced")
+        assert stage.node_writes()["gpu-1"] == 0
+        end(stage, resource, obj)
+        begun = virtual_now()
+        await stage.ready()
+        assert virtual_now() - begun < timedelta(minutes=3), "noticed at once, and without a back-off"
+
+
+@kinds
+@virtually
+async def test_during_the_drain_the_node_is_given_up_with_its_cordon_and_tried_again_afterwards(
+    resource: Resource, obj: JSON, who: str
+) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        begin(stage, resource, obj)
+        await stage.released("gpu-1", 10)
+        assert stage.cordoned("gpu-1")
+        mirror = await stage.reason("gpu-1", "ForeignMaintenance")
+        assert mirror["message"].startswith(who)
+        assert mirror["cordon"] == "foreign"
+        end(stage, resource, obj)
+        await stage.ready()
+        assert not stage.cordoned("gpu-1")
+
+
+@kinds
+@virtually
+async def test_after_the_point_of_no_return_the_change_goes_on_and_leaves_the_cordon(
+    resource: Resource, obj: JSON, who: str
+) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1", "actuating")
+        begin(stage, resource, obj)
+        await stage.ready()
+        assert stage.cordoned("gpu-1")
+        assert stage.mirror("gpu-1")["cordon"] == "foreign"
+        mark = stage.mark()
+        end(stage, resource, obj)
+        await stage.e.until(lambda: not stage.mirror("gpu-1")["cordon"], "no cordon of anybody", 60)
+        assert stage.node_writes(mark)["gpu-1"] == 0, who
+
+
+@virtually
+async def test_one_for_another_node_holds_nobody_up() -> None:
+    async with scene(*nodes(1)) as stage:
+        resource, obj, _ = KINDS["medik8s"]
+        begin(stage, resource, {**obj, "spec": {"nodeName": "gpu-9"}})
+        stage.apply(SLICED)
+        await stage.ready()
+        assert not stage.cordoned("gpu-1")
+
+
+@virtually
+async def test_one_that_comes_in_the_moment_of_a_conflict_is_seen_before_the_write_is_tried_again() -> None:
+    """Our PATCH loses against another one; what was decided without the NodeMaintenance does not hold any more."""
+    async with scene(*nodes(1)) as stage:
+        resource, obj, _ = KINDS["medik8s"]
+
+        def meanwhile() -> None:
+            begin(stage, resource, obj)
+            stage.person("gpu-1", {"metadata": {"annotations": {"example.com/read-by-no-plan": "1"}}})
+
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        client = stage.e.client
+        assert client is not None
+        client.interfere(lambda body: "actuating" in str(body), meanwhile)
+        await stage.released("gpu-1", 60)
+        await stage.reason("gpu-1", "ForeignMaintenance")
+        assert stage.cordoned("gpu-1")
+        assert "nvidia.com/device-plugin.config" not in stage.labels("gpu-1")

@@ -1,0 +1,80 @@
+"""NodeMaintenance objects of other operators: for which node they are, and what a person is told of them."""
+
+import pytest
+from tests.build import make_node
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.maintenance import Maintained, Maintenance, medik8s_maintenance, nvidia_maintenance
+
+
+def medik8s(name: str = "nm-07", **parts: JSON) -> JSON:
+    """A NodeMaintenance of medik8s for gpu-07."""
+    return {"metadata": {"name": name}, "spec": {"nodeName": "gpu-07", "reason": "new fan"}, **parts}
+
+
+def nvidia(*conditions: JSON, **metadata: object) -> JSON:
+    """A NodeMaintenance of NVIDIA's maintenance-operator for gpu-07."""
+    return {
+        "metadata": {"name": "nm", "namespace": "ops", **metadata},
+        "spec": {"nodeName": "gpu-07", "requestorID": "nvidia.gpu.operator"},
+        "status": {"conditions": list(conditions)},
+    }
+
+
+def ready(reason: str) -> JSON:
+    return {"type": "Ready", "status": "True" if reason == "Ready" else "False", "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("raw", "state"),
+    [
+        (medik8s(), ""),
+        (medik8s(status={"phase": "Running", "drainProgress": 50}), ""),
+        (medik8s(status={"phase": "Succeeded"}), ""),
+        (medik8s(status={"phase": "Failed"}), " (failed)"),
+        (medik8s(metadata={"name": "nm-07", "deletionTimestamp": "now"}), " (being deleted)"),
+    ],
+    ids=["just created", "draining", "in maintenance", "given up", "being deleted"],
+)
+def test_one_of_medik8s_counts_in_every_state(raw: JSON, state: str) -> None:
+    assert medik8s_maintenance(raw) == Maintenance("gpu-07", f"medik8s NodeMaintenance nm-07{state}")
+
+
+@pytest.mark.parametrize(
+    ("raw", "state"),
+    [
+        (nvidia(), ""),
+        (nvidia(ready("Pending")), ""),
+        (nvidia(ready("Ready")), ""),
+        (nvidia(ready("Ready"), {"type": "RequestorFailed", "status": "False"}), ""),
+        (nvidia(ready("RequestorFailed"), {"type": "RequestorFailed", "status": "True"}), " (failed)"),
+        (nvidia(ready("Ready"), deletionTimestamp="now"), " (being deleted)"),
+    ],
+    ids=["just created", "waiting for its turn", "in maintenance", "not failed", "failed", "being deleted"],
+)
+def test_one_of_nvidia_counts_in_every_state_and_its_asker_is_named(raw: JSON, state: str) -> None:
+    who = f"NVIDIA NodeMaintenance ops/nm for nvidia.gpu.operator{state}"
+    assert nvidia_maintenance(raw) == Maintenance("gpu-07", who)
+
+
+@pytest.mark.parametrize(
+    "raw", [{}, {"metadata": None, "spec": 7}, {"metadata": {"name": "x"}, "spec": {"nodeName": ["gpu-07"]}}]
+)
+def test_one_that_cannot_be_read_is_for_no_node(raw: JSON) -> None:
+    nodes = {"gpu-07": make_node("gpu-07")}
+    found = {"x": medik8s_maintenance(raw), "y": nvidia_maintenance(raw)}
+    assert Maintained(found).join_all(nodes) == nodes
+
+
+def test_of_several_for_a_node_the_first_kind_and_name_speaks_whatever_their_order() -> None:
+    second = {"b": Maintenance("gpu-07", "B"), "a": Maintenance("gpu-07", "A")}
+    node = make_node("gpu-07", foreign="medik8s node maintenance")
+    assert Maintained({}, second).join(node).foreign == "A"
+    assert Maintained({"z": Maintenance("gpu-07", "Z")}, second).join(node).foreign == "Z"
+
+
+def test_one_for_a_node_that_is_not_there_touches_nothing() -> None:
+    nodes = {"gpu-08": make_node("gpu-08", foreign="kured reboot")}
+    maintained = Maintained({"a": Maintenance("gpu-07", "A")})
+    assert maintained.join_all(nodes) == nodes
+    assert maintained.join(nodes["gpu-08"]) is nodes["gpu-08"]

@@ -1,0 +1,56 @@
+"""A node of the API server whose config-manager links the configuration of its label to where the plugin reads it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hack.cluster.api import Api
+from hack.cluster.controlplane import ControlPlane
+from hack.nvidia.sandbox import Sandbox
+from tests.nvidia.programs import Program
+
+from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+
+NODES = "/api/v1/nodes"
+
+
+class ConfiguredNode:
+    """One node; `keys` is what the mounted ConfigMap holds, `first` the label it begins with."""
+
+    def __init__(
+        self, plane: ControlPlane, sandbox: Sandbox, name: str, keys: Mapping[str, str], first: str
+    ) -> None:
+        self.api: Api = plane.api
+        self.sandbox, self.name, self.kubeconfig = sandbox, name, str(plane.kubeconfig)
+        self.source, self.link = sandbox.folder / "available", sandbox.folder / "config"
+        self.source.mkdir()
+        for key, text in keys.items():
+            (self.source / key).write_text(text)
+        self.api.create(NODES, {"metadata": {"name": name, "labels": {LABEL_PLUGIN_CONFIG: first}}})
+        self.program = self.start()
+
+    def start(self, *flags: str) -> Program:
+        """Start config-manager."""
+        return Program(
+            self.sandbox, "config-manager", "--node-name", self.name, "--kubeconfig", self.kubeconfig,
+            "--config-file-srcdir", str(self.source), "--config-file-dst", str(self.link), "--send-signal=false",
+            "--fallback-strategies", "empty", *flags,
+        )  # fmt: skip
+
+    def label(self, value: str) -> None:
+        """Point the node at a configuration."""
+        self.api.merge_patch(f"{NODES}/{self.name}", {"metadata": {"labels": {LABEL_PLUGIN_CONFIG: value}}})
+
+    def wait_for(self, key: str) -> None:
+        """Wait until this configuration is linked."""
+        self.program.wait(lambda: self.linked() == key)
+
+    def linked(self) -> str:
+        """Name of the configuration that is linked; empty for none (config-manager removes the link first)."""
+        try:
+            return Path(self.link.readlink()).name
+        except FileNotFoundError:
+            return ""
+
+    def changes(self) -> int:
+        """How often config-manager has noticed a change."""
+        return self.program.log.read_text().count("Label change detected")

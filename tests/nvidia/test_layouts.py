@@ -1,0 +1,265 @@
+"""Every layout on every MIG model: mig-parted makes of it what our geometry says, and nothing else."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hack.nvidia.sandbox import Sandbox
+from hack.nvmlsim.layout import MAX_GPUS
+from hack.nvmlsim.models import find_model, simulated_cards
+from hack.results import Asked
+from tests.build import make_gpu
+from tests.nvidia.conftest import Count, MakeSandbox
+from tests.nvidia.programs import Done, MigParted, entry_for
+from tests.nvidia.standins import stand_in_parted
+
+from gpusharing.api.policy import MigLayout
+from gpusharing.planning import migfile
+from gpusharing.planning.geometry import (
+    DoesNotFit,
+    Layout,
+    Legal,
+    UnknownProfile,
+    describe,
+    generated_layouts,
+    judge,
+    legal_layouts,
+    maximal_layouts,
+    normalise,
+)
+from gpusharing.planning.views import GpuView
+
+pytestmark = pytest.mark.nvidia
+
+MODELS = (
+    "a30", "a100-40gb", "a100-80gb", "h100-80gb", "h200-141gb", "b200-180gb", "rtx-pro-6000-blackwell",
+)  # fmt: skip
+WITHOUT_MIG = ("v100-16gb", "t4", "l40s")
+
+
+def make_gpus(model: str, number: int) -> list[GpuView]:
+    return [make_gpu(index, product=find_model(model).products[0]) for index in range(number)]
+
+
+class Machine:
+    """As many equal GPUs as a simulated machine can have: one run of mig-parted answers for many layouts."""
+
+    def __init__(self, make_sandbox: MakeSandbox, model: str) -> None:
+        self.gpus = make_gpus(model, MAX_GPUS)
+        self.sandbox: Sandbox = make_sandbox(*[model] * MAX_GPUS)
+
+    def put(self, layouts: Sequence[Layout]) -> tuple[Done, Done, tuple[Layout | None, ...]]:
+        """Put one layout on each GPU, as we render a policy's own layouts, and MIG off on those that are left.
+
+        Returns how apply and assert ended, and what mig-parted exports then.
+        """
+        rows = [MigLayout(devices=[index], profiles=dict(layout)) for index, layout in enumerate(layouts)]
+        if rest := list(range(len(layouts), MAX_GPUS)):
+            rows.append(MigLayout(devices=rest, profiles={}))
+        parted = MigParted(self.sandbox, {"own": migfile.entry_of(rows)})
+        return parted.apply("own"), parted.check("own"), exported(parted, self.gpus)
+
+
+def exported(parted: MigParted, gpus: Sequence[GpuView]) -> tuple[Layout | None, ...]:
+    found = migfile.resolve(parted.export(), gpus)
+    assert isinstance(found, tuple), found
+    return found
+
+
+def batches(layouts: Sequence[Layout]) -> Iterator[tuple[Layout, ...]]:
+    for start in range(0, len(layouts), MAX_GPUS):
+        yield tuple(layouts[start : start + MAX_GPUS])
+
+
+@pytest.fixture(scope="module")
+def one_file() -> dict[str, migfile.Entry]:
+    """The named entries as we render them for a cluster that has all these models."""
+    return migfile.well_known_entries(
+        {find_model(model).products[0]: make_gpus(model, 1) for model in MODELS}
+    )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_named_layout_is_applied_asserted_and_exported_as_the_same(
+    model: str, one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+) -> None:
+    gpus = make_gpus(model, 2)
+    parted = MigParted(make_sandbox(model, model), one_file)
+    names = generated_layouts(find_model(model).profiles).keys()
+    assert {
+        name for name, entry in one_file.items() if isinstance(migfile.resolve(entry, gpus), tuple)
+    } == names
+    for name in names:
+        applied = parted.apply(name)
+        assert (applied.status, parted.check(name).status) == (0, 0), (name, applied.output)
+        assert (
+            exported(parted, gpus) == migfile.well_known(gpus, name) == migfile.resolve(one_file[name], gpus)
+        )
+    count(model, Asked.LAYOUTS, len(names))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_named_layout_of_other_cards_alone_is_applied_successfully_and_changes_nothing(
+    model: str, one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+) -> None:
+    gpus = make_gpus(model, 2)
+    parted = MigParted(make_sandbox(model, model), one_file)
+    parted.apply("all-balanced")
+    before = exported(parted, gpus)
+    names = one_file.keys() - generated_layouts(find_model(model).profiles).keys()
+    for name in sorted(names):
+        assert isinstance(migfile.well_known(gpus, name), migfile.Unresolved), name
+        applied = parted.apply(name)
+        assert (applied.status, applied.last_line) == (0, "MIG configuration applied successfully"), name
+    assert exported(parted, gpus) == before
+    assert len(names) > 20
+    count(model, Asked.VERDICTS, len(names))
+    count(model, Asked.TRAPS, len(names))
+
+
+TWO_MODELS = (("h100-80gb", "a100-80gb"), ("a30", "h200-141gb"), ("h100-80gb", "a100-40gb"))
+
+
+@pytest.mark.parametrize("models", TWO_MODELS, ids=" and ".join)
+def test_on_a_node_with_two_models_a_named_layout_means_on_each_what_it_means_there(
+    models: tuple[str, str], one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+) -> None:
+    gpus = [make_gpu(index, product=find_model(model).products[0]) for index, model in enumerate(models)]
+    meanings = {name: migfile.resolve(entry, gpus) for name, entry in one_file.items()}
+    parted, applied = MigParted(make_sandbox(*models), one_file), 0
+    for name, meaning in meanings.items():
+        if isinstance(meaning, tuple) and not taken_for_another(gpus, meaning):
+            done = parted.apply(name)
+            assert (done.status, parted.check(name).status) == (0, 0), (name, done.output)
+            assert exported(parted, gpus) == meaning == migfile.well_known(gpus, name)
+            applied += 1
+    assert applied >= 3
+    count(" and ".join(models), Asked.LAYOUTS, applied)
+
+
+def taken_for_another(gpus: Sequence[GpuView], meaning: tuple[Layout | None, ...]) -> str:
+    """A profile of a card that is another profile on the first card of the node that has one of this name."""
+    first: dict[str, int | None] = {}
+    for gpu, layout in zip(gpus, meaning, strict=True):
+        for profile in gpu.profiles:
+            if first.setdefault(profile.name, profile.profile_id) == profile.profile_id:
+                continue
+            if profile.name in dict(layout or ()):
+                return profile.name
+    return ""
+
+
+def test_a_profile_name_that_is_another_profile_on_the_other_card_of_a_node_is_mistaken(
+    one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+) -> None:
+    models = ("h100-80gb", "a100-40gb")  # 1g.10gb is one eighth of the one and one quarter of the other
+    gpus = [make_gpu(index, product=find_model(model).products[0]) for index, model in enumerate(models)]
+    meaning = migfile.resolve(one_file["all-1g.10gb"], gpus)
+    assert meaning == ((("1g.10gb", 7),), (("1g.10gb", 4),))
+    assert taken_for_another(gpus, meaning) == "1g.10gb"
+    failed = MigParted(make_sandbox(*models), one_file).apply("all-1g.10gb")
+    assert failed.status == 1
+    assert "Unsupported MIG Device specified 1g.10gb, expected 1g.5gb instead" in failed.output
+    count(" and ".join(models), Asked.BAD_INPUT)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_own_layout_up_to_the_maximal_ones_is_applied_asserted_and_exported_as_the_same(
+    model: str, make_sandbox: MakeSandbox, count: Count
+) -> None:
+    profiles = find_model(model).profiles
+    layouts = [layout for layout in legal_layouts(profiles) if layout]
+    assert {*maximal_layouts(profiles)} < {*layouts}
+    machine = Machine(make_sandbox, model)
+    for batch in batches(layouts):
+        whole = (None,) * (MAX_GPUS - len(batch))
+        assert [stand_in_parted(model, layout) for layout in batch] == [(False, layout) for layout in batch]
+        applied, asserted, found = machine.put(batch)
+        assert (applied.status, asserted.status) == (0, 0), applied.output
+        assert found == (*batch, *whole)
+    count(model, Asked.LAYOUTS, len(layouts))
+
+
+def foreign_layouts(model: str) -> list[Layout]:
+    """The named and the maximal layouts of every other card, without those of this one."""
+    mine = find_model(model).profiles
+    own = {*generated_layouts(mine).values(), *maximal_layouts(mine)}
+    found: dict[Layout | None, None] = {}
+    for card in simulated_cards():
+        found |= dict.fromkeys([*generated_layouts(card.profiles).values(), *maximal_layouts(card.profiles)])
+    return [layout for layout in found if layout and layout not in own]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_on_every_layout_of_other_cards_our_verdict_is_the_hardwares(
+    model: str, make_sandbox: MakeSandbox, count: Count
+) -> None:
+    profiles = find_model(model).profiles
+    verdicts = {layout: judge(layout, profiles) for layout in foreign_layouts(model)}
+    legal = [layout for layout, verdict in verdicts.items() if isinstance(verdict, Legal)]
+    unknown = [layout for layout, verdict in verdicts.items() if isinstance(verdict, UnknownProfile)]
+    unknown.append(normalise({profiles[0].name: 1, "1g.99gb": 1}))
+    machine = Machine(make_sandbox, model)
+    machine.put([maximal_layouts(profiles)[0]] * MAX_GPUS)
+    for batch in batches(unknown):  # the trap: success, and empty GPUs, which were full at first
+        applied, asserted, found = machine.put(batch)
+        assert (applied.status, applied.last_line) == (0, "MIG configuration applied successfully")
+        assert (asserted.status, found[: len(batch)]) == (1, ((),) * len(batch))
+        assert {stand_in_parted(model, layout) for layout in batch} == {(False, ())}
+    for batch in batches(legal):
+        applied, asserted, found = machine.put(batch)
+        assert (applied.status, asserted.status) == (0, 0), applied.output
+        assert found[: len(batch)] == batch
+    assert len(unknown) > 100
+    count(model, Asked.VERDICTS, len(legal) + len(unknown))
+    count(model, Asked.TRAPS, len(unknown))
+
+
+def just_too_full(model: str) -> list[Layout]:
+    """The edge of what is legal: layouts that fit when any one instance is taken away."""
+    profiles = find_model(model).profiles
+    legal = {*legal_layouts(profiles)}
+    one_more = {more(layout, profile.name, 1) for layout in legal for profile in profiles} - legal
+    return sorted(one for one in one_more if all(more(one, name, -1) in legal for name, _ in one))
+
+
+def more(layout: Layout, profile: str, number: int) -> Layout:
+    return normalise({**dict(layout), profile: dict(layout).get(profile, 0) + number})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_layout_with_one_instance_too_many_fails_and_leaves_the_gpu_empty(
+    model: str, make_sandbox: MakeSandbox, count: Count
+) -> None:
+    profiles = find_model(model).profiles
+    foreign = [one for one in foreign_layouts(model) if isinstance(judge(one, profiles), DoesNotFit)]
+    layouts = list(dict.fromkeys([*just_too_full(model), *foreign]))
+    parted = MigParted(make_sandbox(model), {str(n): entry_for(one) for n, one in enumerate(layouts)})
+    for number, layout in enumerate(layouts):
+        assert isinstance(judge(layout, profiles), DoesNotFit), describe(layout)
+        applied = parted.apply(str(number))
+        assert applied.status == 1, describe(layout)
+        assert "all orderings failed" in applied.last_line
+        (gpu,) = parted.sandbox.simulator.show()["gpus"]
+        assert (gpu["mig"]["current"], gpu["instances"]) == (True, []), describe(layout)
+        assert stand_in_parted(model, layout) == (True, ()), describe(layout)
+    count(model, Asked.VERDICTS, len(layouts))
+
+
+@pytest.mark.parametrize("model", WITHOUT_MIG)
+def test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and_nothing_happens(
+    model: str, make_sandbox: MakeSandbox, count: Count
+) -> None:
+    layouts = foreign_layouts(model)
+    chosen = layouts[:: len(layouts) // 8]
+    parted = MigParted(make_sandbox(model), {str(n): entry_for(one) for n, one in enumerate(chosen)})
+    for number, layout in enumerate(chosen):
+        assert isinstance(judge(layout, find_model(model).profiles), UnknownProfile)
+        applied, asserted = parted.apply(str(number)), parted.check(str(number))
+        assert (applied.status, asserted.status) == (0, 1), applied.output
+        assert parted.sandbox.simulator.show()["gpus"][0]["instances"] == []
+    named = MigParted(parted.sandbox, {"own": [{**entry_for(chosen[0])[0], "devices": [0]}]})
+    refused = named.apply("own")
+    assert refused.status == 1
+    assert "non MIG-capable GPU" in refused.last_line
+    count(model, Asked.VERDICTS, len(chosen) + 1)
+    count(model, Asked.TRAPS, len(chosen))
