@@ -63,6 +63,18 @@ async def test_a_pod_that_is_gone_or_replaced_is_not_remembered(error: KubeError
     assert (outcome.done, outcome.surprises, stage.executor.evictions) == (0, {}, {})
 
 
+async def test_an_eviction_that_lost_the_race_over_its_budget_is_asked_for_again_in_the_next_pass() -> None:
+    stage = Stage()
+    stage.cluster.faults.fail(
+        "evict", PODS, Conflict("the object has been modified; please apply your changes")
+    )
+    first = await stage.run(stage.eviction)
+    assert (first.done, stage.executor.evictions) == (0, {}), "E4: nothing keeps it from being asked for"
+    assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
+    assert (await stage.run(stage.eviction)).done == 1
+    assert "deletionTimestamp" in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
+
+
 async def test_the_pod_that_took_the_name_is_not_evicted() -> None:
     stage = Stage()
     outcome = await stage.run(Evict("gpu-07", "team-a", "llm-0", "uid-of-somebody-else"))

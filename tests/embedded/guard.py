@@ -4,10 +4,9 @@ The guard sees every committed change of the FakeCluster and every write of the 
 wrong. It knows the rules by itself and asks nothing of the planner.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from hack.sim.fakecluster import FakeCluster
@@ -15,27 +14,12 @@ from hack.sim.fakefaults import Write
 from hack.sim.fakestore import Change
 from hack.sim.world import World
 from tests.embedded.oracle import difference
+from tests.nodewrites import aim_of, fence_of, is_cordoned, labels_of, wrong_in_change, wrong_in_write
 
 from gpusharing.api import names
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.errors import NotFound
 
-OUR_LABELS = {
-    names.LABEL_MODE,
-    names.LABEL_POLICY,
-    names.LABEL_MIG_CONFIG,
-    names.LABEL_MIG_STATE,
-    names.LABEL_PLUGIN_CONFIG,
-    names.LABEL_UPGRADE_SKIP,
-}
-OUR_ANNOTATIONS = {
-    *names.NEIGHBOUR_ANNOTATIONS,
-    names.ANNOTATION_FENCE,
-    names.ANNOTATION_DEFERRED,
-    names.ANNOTATION_VERIFIED,
-}
-MARKS = {names.LABEL_MODE, names.LABEL_POLICY}
-"""Labels of an unconditional write: nobody else owns them."""
 RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon")
 """Pods that we may delete: the actuators' own."""
 OTHER_WRITES = {
@@ -95,41 +79,7 @@ class Guard:
             self._expect(parts == {"transition", "conditions"}, f"wrote {', '.join(parts)} of a GPUNode")
 
     def _node_write(self, name: str, body: JSON) -> None:
-        metadata, spec = body.get("metadata", {}), body.get("spec", {})
-        labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
-        self._expect(body.keys() <= {"metadata", "spec"}, f"{name}: wrote {body.keys()}")
-        self._expect(
-            metadata.keys() <= {"uid", "resourceVersion", "labels", "annotations"}, f"{name}: {metadata}"
-        )
-        self._expect(labels.keys() <= OUR_LABELS, f"{name}: labels {labels}")
-        self._expect(annotations.keys() <= OUR_ANNOTATIONS, f"{name}: annotations {annotations.keys()}")
-        self._expect(spec.keys() <= {"unschedulable"}, f"{name}: spec {spec}")
-        self._expect("uid" in metadata, f"{name}: a write without the node's uid")
-        if "resourceVersion" not in metadata:
-            allowed = labels.keys() <= MARKS and annotations.keys() <= {names.ANNOTATION_VERIFIED}
-            self._expect(allowed and not spec, f"{name}: unconditional {body}")
-        self._mig_state(name, labels)
-        if "unschedulable" in spec and spec["unschedulable"] is None:
-            self._uncordon(name)
-
-    def _mig_state(self, name: str, labels: Mapping[str, str | None]) -> None:
-        """The state label goes only together with another configuration, and never while the node reboots (PNR)."""
-        if names.LABEL_MIG_STATE not in labels:
-            return
-        now = _labels(self._node(name))
-        self._expect(labels[names.LABEL_MIG_STATE] is None, f"{name}: wrote mig.config.state")
-        self._expect(
-            labels.get(names.LABEL_MIG_CONFIG) not in (None, now.get(names.LABEL_MIG_CONFIG)),
-            f"{name}: mig.config.state went without another mig.config",
-        )
-        self._expect(now.get(names.LABEL_MIG_STATE) != "rebooting", f"{name}: touched while rebooting")
-
-    def _uncordon(self, name: str) -> None:
-        node = self._node(name)
-        fence = _fence(node)
-        self._expect(fence and not fence["priorUnschedulable"], f"{name}: lifted a cordon that is not ours")
-        held = _annotations(node).get(names.ANNOTATION_HOLD_CORDON) == "true"
-        self._expect(not held, f"{name}: lifted a cordon that was to be held")
+        self.wrong += [f"{name}: {what}" for what in wrong_in_write(self._node(name), body)]
 
     def _eviction(self, body: JSON) -> None:
         uid = body.get("uid")
@@ -142,8 +92,8 @@ class Guard:
             "deletionTimestamp" not in pod["metadata"], f"evicted while leaving: {pod['metadata']['name']}"
         )
         node = self._node(pod["spec"]["nodeName"])
-        self._expect(_fence(node), f"evicted {pod['metadata']['name']} from a node without our fence")
-        self._expect(_unschedulable(node), f"evicted {pod['metadata']['name']} from a schedulable node")
+        self._expect(fence_of(node), f"evicted {pod['metadata']['name']} from a node without our fence")
+        self._expect(is_cordoned(node), f"evicted {pod['metadata']['name']} from a schedulable node")
 
     # --- changes of the cluster --------------------------------------------------------------------
 
@@ -157,18 +107,14 @@ class Guard:
             self._turned_ready(change.new)
 
     def _node_changed(self, old: JSON, new: JSON) -> None:
-        name, before, after = new["metadata"]["name"], _fence(old), _fence(new)
+        name, before, after = new["metadata"]["name"], fence_of(old), fence_of(new)
         if after is not None and before is None:
-            self._took(name, after, new)
-        if after is not None and after["stage"] == "actuating" and _aim(before) != _aim(after):
+            self._took(name, after)
+        if after is not None and after["stage"] == "actuating" and aim_of(before) != aim_of(after):
             self._passed_pnr(name, after)
-        if after is None and before is not None:
-            routed = names.LABEL_MODE in _labels(new) or not before["fromMode"]
-            self._expect(routed or after, f"{name}: released without its routing label")
-        if after is not None and after["disruption"] != "PluginRestart":
-            self._expect(names.LABEL_MODE not in _labels(new), f"{name}: fenced with a routing label")
+        self.wrong += [f"{name}: {what}" for what in wrong_in_change(old, new)]
 
-    def _took(self, name: str, fence: JSON, node: JSON) -> None:
+    def _took(self, name: str, fence: JSON) -> None:
         """A node was fenced: within the budget, and nobody still believes that the pool is Ready."""
         policy = self._policy(fence["policy"])
         if policy is None:
@@ -179,8 +125,6 @@ class Guard:
         self.largest[fence["policy"]] = max(self.largest[fence["policy"]], len(away))
         self._expect(len(away) <= limit, f"{name}: {away} away, the limit is {limit}")
         self._expect(not _is_ready(policy), f"{name}: fenced while {fence['policy']} says Ready")
-        if fence["disruption"] != "PluginRestart":
-            self._expect(_unschedulable(node), f"{name}: fenced and not cordoned in one write")
 
     def _passed_pnr(self, name: str, fence: JSON) -> None:
         """No holder is left, and the agent has closed NVML for the request that stands."""
@@ -203,9 +147,9 @@ class Guard:
         policy_name = policy["metadata"]["name"]
         for raw in self.cluster.store.all(NODES):
             name = raw["metadata"]["name"]
-            if _labels(raw).get(names.LABEL_POLICY) != policy_name or not _selects(policy, raw):
+            if labels_of(raw).get(names.LABEL_POLICY) != policy_name or not _selects(policy, raw):
                 continue
-            self._expect(_fence(raw) is None, f"{policy_name} Ready while {name} is fenced")
+            self._expect(fence_of(raw) is None, f"{policy_name} Ready while {name} is fenced")
             different = difference(policy["spec"], raw, self.world.nodes[name], self._site())
             self._expect(not different, f"{policy_name} Ready while {name}: {different}")
 
@@ -231,37 +175,15 @@ class Guard:
         )
 
 
-def _labels(raw: JSON) -> Mapping[str, str]:
-    return raw["metadata"].get("labels") or {}
-
-
-def _annotations(raw: JSON) -> Mapping[str, str]:
-    return raw["metadata"].get("annotations") or {}
-
-
-def _fence(node: JSON) -> JSON | None:
-    text = _annotations(node).get(names.ANNOTATION_FENCE)
-    fence: JSON | None = json.loads(text) if text else None
-    return fence
-
-
-def _aim(fence: JSON | None) -> tuple[Any, ...]:
-    return () if fence is None else (fence["stage"], fence["targetMigConfig"], fence["targetPluginConfig"])
-
-
-def _unschedulable(node: JSON) -> bool:
-    return node.get("spec", {}).get("unschedulable") is True
-
-
 def _away(node: JSON) -> bool:
     rows: Iterable[JSON] = node["status"].get("conditions") or ()
     ready = any(row["type"] == "Ready" and row["status"] == "True" for row in rows)
-    return not ready or _unschedulable(node) or _fence(node) is not None
+    return not ready or is_cordoned(node) or fence_of(node) is not None
 
 
 def _selects(policy: JSON, node: JSON) -> bool:
     wanted: Mapping[str, str] = policy["spec"]["nodeSelector"]["matchLabels"]
-    return wanted.items() <= _labels(node).items()
+    return wanted.items() <= labels_of(node).items()
 
 
 def _limit(written: int | str, size: int) -> int:

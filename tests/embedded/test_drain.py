@@ -10,6 +10,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS
+from gpusharing.kube.errors import Conflict
 from gpusharing.planning.views import Fence
 
 LLM = Workload("llm", 2)
@@ -42,6 +43,18 @@ async def test_evictable_pods_leave_before_the_change_and_run_again_on_the_other
         await stage.running("llm", 2)
         assert first <= set(stage.evicted())
         assert not first & {pod["metadata"]["name"] for pod in stage.pods("llm")}
+
+
+@virtually
+async def test_evictions_that_lost_the_race_over_their_budget_are_made_at_the_next_look() -> None:
+    async with scene(*nodes(2), workloads=[LLM]) as stage:
+        await busy(stage)
+        lost = Conflict("the object has been modified; please apply your changes to the latest version")
+        stage.e.cluster.faults.fail("evict", PODS, lost, times=3, identity="operator")
+        stage.apply(SLICED)
+        await stage.ready()
+        assert stage.e.cluster.calls["operator", "evict", "pods"] == len(stage.evicted()) + 3
+        assert len(set(stage.evicted())) == len(stage.evicted()) >= 2
 
 
 @virtually

@@ -7,6 +7,7 @@ import pytest
 from hack.cluster import install, toolchain
 from hack.cluster.controlplane import ControlPlane, Options
 from tests.conftest import build_or_skip
+from tests.integration.nodelog import audit_policy
 from tests.integration.product import AGENT, FACTOR, Product
 
 from hack import stage
@@ -30,7 +31,9 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     for name in ("kwok", "helm"):
         build_or_skip(partial(toolchain.program, name))
     directory = tmp_path_factory.mktemp("product")
-    with ControlPlane(options=Options(audit=True)) as plane:
+    bodies_too = f"--audit-policy-file={audit_policy(directory)}"
+    flags = (bodies_too, "--audit-log-maxsize=4096")  # MB; offsets into the log must not lose their meaning
+    with ControlPlane(options=Options(audit=True, apiserver_flags=flags)) as plane:
         install.install_gpu_operator(plane.api)
         stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
         account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")

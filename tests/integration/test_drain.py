@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hack.cluster.api import Object
@@ -32,6 +33,20 @@ def test_pods_are_evicted_once_each_and_the_change_follows(product: Product) -> 
         assert (
             reasons.index("DrainStarted") < reasons.index("Reconfiguring") < reasons.index("LayoutVerified")
         )
+
+
+def test_the_pods_of_a_node_are_listed_in_pages_and_never_watched(product: Product) -> None:
+    with product.pool(L40S) as pool:
+        since = product.mark()
+        pool.apply(SLICED)
+        pool.wait_synced()
+        asked = [
+            urlsplit(r.path) for r in product.requests(since) if r.resource == "pods" and r.verb != "delete"
+        ]
+        queries = [parse_qs(url.query) for url in asked if "spec.nodeName%3D" + pool.nodes[0] in url.query]
+        assert len(queries) >= 2, "two empty LISTs at least"
+        expected = {"fieldSelector": [f"spec.nodeName={pool.nodes[0]}"], "limit": ["500"]}
+        assert all(query == expected for query in queries), "no resourceVersion: the newest state; no watch"
 
 
 def test_a_budget_that_refuses_is_named_and_scaling_up_lets_the_drain_go_on(product: Product) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 from hack.cluster.api import Object
+from tests.integration.nodelog import NodeWrite, read_node_writes
 from tests.integration.product import (
     FULL,
     H100,
@@ -19,6 +21,9 @@ from tests.integration.product import (
     Pool,
     Product,
 )
+from tests.nodewrites import step_of, wrong_in_change, wrong_in_write
+
+from gpusharing.kube.client import JSON
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -56,6 +61,8 @@ ROUTING = {
 }
 COLUMN = {"single": "MIG", "mixed": "MIG", "mixed+TS": "MIG+TS"}
 WITH_MIG = {"single", "mixed", "mixed+TS"}
+NEIGHBOURS = {"karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled"}
+ACTED_ON = {"nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/device-plugin.config"}
 WALKS = (
     ("Full", "TimeSlicing", "MPS", "mixed+TS", "MPS", "TimeSlicing", "Full"),
     ("Full", "MPS", "mixed", "MPS", "single", "MPS", "Full"),
@@ -95,9 +102,54 @@ def check_step(pool: Pool, before: str, after: str, since: int) -> None:
     assert "unschedulable" not in pool.node()["spec"], step
 
 
+def check_bodies(walk: Sequence[str], writes: Sequence[NodeWrite]) -> None:
+    """Every PATCH of a node that walked: the rules that hold for each, and what each step of a change consists of."""
+    wrong = [
+        what
+        for w in writes
+        for what in (*wrong_in_write(w.before, w.body), *wrong_in_change(w.before, w.after))
+    ]
+    assert wrong == []
+    steps = ["marks"]  # adopted as Full
+    for before, after in pairwise(walk):
+        steps += ["fence", *["PNR"] * steps_of(before, after), "release"]
+    assert [step_of(write.before, write.body) for write in writes] == steps
+    reached = iter(walk[1:])
+    for step, write in zip(steps, writes, strict=True):
+        if step != "marks":
+            check_part(step, write, ROUTING[next(reached)] if step == "release" else "")
+
+
+def check_part(step: str, write: NodeWrite, routing: str) -> None:
+    metadata, spec = write.body["metadata"], write.body.get("spec", {})
+    labels, fence = metadata["labels"], metadata["annotations"]["gpusharing.dev/fence"]
+    assert metadata["resourceVersion"], "conditional"
+    assert "finalizers" not in write.after["metadata"]
+    if step == "fence":
+        assert spec == {"unschedulable": True}
+        assert labels == {"gpusharing.dev/mode": None, "nvidia.com/gpu-driver-upgrade.skip": "true"}
+        assert '"stage":"fenced"' in fence
+        assert metadata["annotations"].keys() - {"gpusharing.dev/fence"} == NEIGHBOURS
+    elif step == "PNR":
+        assert spec == {}
+        assert '"stage":"actuating"' in fence
+        changed = {key for key in labels if label(write.before, key) != label(write.after, key)}
+        assert changed == labels.keys() <= ACTED_ON
+    else:
+        assert (spec, fence) == ({"unschedulable": None}, None)
+        assert labels["gpusharing.dev/mode"] == routing
+        assert labels["nvidia.com/gpu-driver-upgrade.skip"] is None
+        assert {key: metadata["annotations"][key] for key in NEIGHBOURS} == dict.fromkeys(NEIGHBOURS)
+
+
+def label(node: JSON, key: str) -> object:
+    return node["metadata"]["labels"].get(key)
+
+
 def test_every_change_of_mode_runs_to_synced_with_one_node_write_per_step_and_two_more(
     product: Product,
 ) -> None:
+    begun = product.mark()
     with contextlib.ExitStack() as stack:
         pools = [stack.enter_context(product.pool(H100)) for _ in WALKS]
         for pool in pools:
@@ -112,6 +164,9 @@ def test_every_change_of_mode_runs_to_synced_with_one_node_write_per_step_and_tw
             for pool, walk in walking:
                 pool.wait_synced()
                 check_step(pool, walk[number - 1], walk[number], since)
+        written = read_node_writes(product.plane.audit_log, begun)
+        for pool, walk in zip(pools, WALKS, strict=True):
+            check_bodies(walk, written[pool.nodes[0]])
 
 
 def test_a_node_that_is_as_wanted_is_adopted_by_our_own_labels_alone(product: Product) -> None:

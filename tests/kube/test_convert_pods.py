@@ -32,6 +32,7 @@ def test_a_running_pod_of_a_replica_set_holds_its_gpu() -> None:
     [
         ({"containers": [gpus("2"), gpus("1")]}, {"nvidia.com/gpu": 3}),
         ({"containers": [{}], "initContainers": [gpus("1")]}, {"nvidia.com/gpu": 1}),
+        ({"containers": [{}], "ephemeralContainers": [gpus("1")]}, {"nvidia.com/gpu": 1}),
         ({"containers": [gpus("1", "nvidia.com/mig-1g.10gb", "requests")]}, {"nvidia.com/mig-1g.10gb": 1}),
         ({"containers": [gpus("1", "nvidia.com/gpu.shared")]}, {"nvidia.com/gpu.shared": 1}),
         ({"containers": [gpus("0")]}, {}),
@@ -42,6 +43,7 @@ def test_a_running_pod_of_a_replica_set_holds_its_gpu() -> None:
     ids=[
         "containers are summed",
         "an init or sidecar container counts",
+        "an ephemeral container counts",
         "a request counts like a limit",
         "a renamed share is a GPU",
         "zero is absent",

@@ -1,83 +1,29 @@
 """One frozen snapshot from many reads: what did not change keeps its identity, what cannot be read is said."""
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime
 
 import pytest
-from hack.sim.fakecluster import FakeCluster
 from tests.build import at, make_fence, make_memory
 from tests.fakes.virtualtime import virtually
-from tests.kube.objects import node, pdb, pod
+from tests.kube.gathering import gathering
+from tests.kube.objects import pdb, pod
 
 from gpusharing.api import names
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
-    DAEMON_SETS,
     JSON,
     NODES,
     PDBS,
     PODS,
     POLICIES,
-    RESOURCE_CLAIMS,
     Resource,
 )
-from gpusharing.kube.errors import Forbidden, Invalid, KubeError, NotFound, Unauthorized, Unavailable
+from gpusharing.kube.errors import Forbidden, Invalid, KubeError, Unauthorized, Unavailable
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.sources import Sources
-from gpusharing.planning.views import ClusterSnapshot, EvictionMemory, NodeWork, Settings
 
-WANTED = frozenset({"gpu-07"})
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
-
-
-@dataclass
-class Stage:
-    """A Gatherer on a FakeCluster."""
-
-    cluster: FakeCluster
-    gatherer: Gatherer
-    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
-
-    async def snapshot(self, seconds: float = 0.0, wanted: frozenset[str] = WANTED) -> ClusterSnapshot:
-        """What is there, with the pods of gpu-07."""
-        return await self.gatherer.snapshot(wanted, {}, at(seconds))
-
-    async def work(self, seconds: float = 0.0) -> NodeWork:
-        """The pods of gpu-07."""
-        return (await self.snapshot(seconds)).work["gpu-07"]
-
-    def lists(self, plural: str) -> int:
-        """How often a kind was listed since the sources are in step."""
-        return self.cluster.calls["operator", "list", plural]
-
-    async def seen(self) -> None:
-        """Watches bring what was changed."""
-        await asyncio.sleep(0.1)
-
-
-@asynccontextmanager
-async def gathering(*objects: tuple[Resource, JSON], admin: str = "") -> AsyncIterator[Stage]:
-    """A cluster with gpu-07 and these objects, its sources in step."""
-    cluster = FakeCluster()
-    cluster.add(NODES, node())
-    for resource, obj in objects:
-        cluster.add(resource, obj)
-    sources = Sources(cluster.client("sources"), Settings(), lambda: None, admin_mig_map=admin)
-    task = asyncio.create_task(sources.run())
-    evictions: dict[str, dict[str, EvictionMemory]] = {}
-    try:
-        await asyncio.sleep(0.1)
-        client = cluster.client("operator")
-        yield Stage(cluster, Gatherer(client, sources, Settings(), admin, evictions), evictions)
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 def config_map(
@@ -98,6 +44,14 @@ async def test_pods_are_listed_only_for_the_nodes_that_are_asked_for() -> None:
         assert [row.name for row in snapshot.work["gpu-07"].pods] == ["llm-0"]
         assert snapshot.work.keys() == {"gpu-07"}
         assert (await stage.snapshot(1, frozenset())).work == {}
+
+
+@virtually
+async def test_a_node_with_more_pods_than_a_page_holds_is_listed_page_by_page() -> None:
+    pods = [(PODS, pod(f"llm-{number:03}")) for number in range(501)]
+    async with gathering(*pods) as stage:
+        assert len((await stage.work()).pods) == 501
+        assert stage.lists("pods") == 2
 
 
 @virtually
@@ -128,6 +82,16 @@ async def test_emptiness_counts_from_the_first_of_the_lists_that_found_no_holder
         assert (await stage.work(9)).empty_since is None
         stage.cluster.patch(PODS, "llm-0", {"status": {"phase": "Succeeded"}}, "team-a", "status")
         assert (await stage.work(12)).empty_since == at(12)
+
+
+@virtually
+async def test_an_empty_list_from_before_the_cordon_is_none_of_the_two_that_prove_a_node_idle() -> None:
+    async with gathering() as stage:
+        assert (await stage.work(0)).empty_since == at(0)
+        fence = record_text(make_fence(since=at(1)))
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {names.ANNOTATION_FENCE: fence}}})
+        await stage.seen()
+        assert [(await stage.work(seconds)).empty_since for seconds in (6, 9)] == [at(6), at(6)]
 
 
 @virtually
@@ -170,62 +134,6 @@ async def test_refused_evictions_are_part_of_the_work_and_new_ones_are_seen_with
         assert second.pods is first.pods
         stage.evictions["gpu-07"]["other"] = make_memory()
         assert second.evictions == {"uid": make_memory()}, "a snapshot does not change afterwards"
-
-
-CLAIMS: dict[str, tuple[JSON | KubeError, str]] = {
-    "allocated by the GPU driver": ({"driver": "gpu.nvidia.com"}, "gpu"),
-    "with admin access": ({"driver": "gpu.nvidia.com", "adminAccess": True}, "none"),
-    "allocated by another driver": ({"driver": "nic.example.com"}, "none"),
-    "not there": (NotFound("gone"), "unresolved"),
-    "not for us to read": (Forbidden("no right"), "unresolved"),
-}
-
-
-@pytest.mark.parametrize(("found", "use"), CLAIMS.values(), ids=CLAIMS.keys())
-@virtually
-async def test_a_claim_counts_as_a_gpu_unless_it_is_read_and_is_none(
-    found: JSON | KubeError, use: str
-) -> None:
-    claiming = pod(spec={"resourceClaims": [{"name": "gpu", "resourceClaimName": "c"}], "containers": []})
-    async with gathering((PODS, claiming)) as stage:
-        if isinstance(found, KubeError):
-            stage.cluster.faults.fail("get", RESOURCE_CLAIMS, found)
-        else:
-            status = {"allocation": {"devices": {"results": [{"device": "gpu-0", **found}]}}}
-            metadata = {"name": "c", "namespace": "team-a"}
-            stage.cluster.add(RESOURCE_CLAIMS, {"metadata": metadata, "status": status})
-        assert (await stage.work()).pods[0].dra == use
-
-
-def owned_by_daemon_set() -> JSON:
-    """A GPU pod of a DaemonSet."""
-    owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "monitor", "uid": "ds", "controller": True}
-    return pod(metadata={"ownerReferences": [owner]})
-
-
-OWNERS: dict[str, tuple[KubeError | None, bool | None]] = {
-    "there": (None, True),
-    "gone": (NotFound("gone"), False),
-    "not for us to read": (Forbidden("no right"), None),
-}
-
-
-@pytest.mark.parametrize(("error", "exists"), OWNERS.values(), ids=OWNERS.keys())
-@virtually
-async def test_whether_the_daemon_set_of_a_gpu_pod_exists_is_looked_up_every_30_seconds(
-    error: KubeError | None, exists: bool | None
-) -> None:
-    async with gathering((PODS, owned_by_daemon_set())) as stage:
-        stage.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "team-a"}})
-        if error is not None:
-            stage.cluster.faults.fail("get", DAEMON_SETS, error, times=9)
-        for seconds in (0, 3, 6, 27):
-            owner = (await stage.work(seconds)).pods[0].owner
-            assert owner is not None
-            assert owner.exists is exists
-        assert stage.cluster.calls["operator", "get", "daemonsets"] == 1
-        await stage.work(31)
-        assert stage.cluster.calls["operator", "get", "daemonsets"] == 2
 
 
 @virtually

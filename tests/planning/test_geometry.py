@@ -1,13 +1,12 @@
-"""The geometry check is exact: brute force over placements agrees on every layout of every model."""
+"""The geometry check: what is legal shows how, what is not says why (brute force over it: test_mig_facts.py)."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import product
 from time import perf_counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.planning.placing import every_multiset, placement_sets
 
 from gpusharing.planning.cards import CARDS, Card, Profile
 from gpusharing.planning.geometry import (
@@ -27,8 +26,6 @@ from gpusharing.planning.geometry import (
 BY_KEY = {card.key: card for card in CARDS}
 MIG_CARDS = [card for card in CARDS if card.profiles]
 PLACED = [card for card in MIG_CARDS if card.source.placements != "unknown"]
-# The models with equal profiles (A100 80 GB and H100 80 GB, ...) need the slow brute force only once.
-DISTINCT = list({card.profiles: card for card in PLACED}.values())
 UNPLACED = [card for card in MIG_CARDS if card.source.placements == "unknown"]
 
 
@@ -40,54 +37,6 @@ def layout(text: str) -> Layout:
 
 def key(card: Card) -> str:
     return card.key
-
-
-# --- brute force, sharing nothing with the code under test but the table of profiles ---
-
-
-def placement_sets(profiles: Sequence[Profile]) -> Iterator[tuple[Profile, ...]]:
-    """Every set of placements that do not overlap, as the profiles it holds."""
-    spots = [(p, set(range(start, start + p.size))) for p in profiles for start in p.starts]
-
-    def extend(index: int, chosen: tuple[Profile, ...], used: set[int]) -> Iterator[tuple[Profile, ...]]:
-        yield chosen
-        for i in range(index, len(spots)):
-            profile, units = spots[i]
-            if not units & used:
-                yield from extend(i + 1, (*chosen, profile), used | units)
-
-    return extend(0, (), set())
-
-
-def media_engines_allow(names: Sequence[str]) -> bool:
-    """The guide's words: one +me per GPU; +me.all only together with -me."""
-    everything = [name for name in names if name.endswith("+me.all")]
-    if everything:
-        return len(everything) == 1 and all(n.endswith("-me") for n in names if n != everything[0])
-    return sum(name.endswith("+me") for name in names) <= 1
-
-
-def brute_force(profiles: Sequence[Profile]) -> set[Layout]:
-    most = {p.name: p.max_count for p in profiles}
-    multisets = {tuple(sorted(p.name for p in chosen)) for chosen in placement_sets(profiles)}
-    counted = [(names, Counter(names)) for names in multisets if media_engines_allow(names)]
-    return {normalise(c) for _, c in counted if all(c[name] <= most[name] for name in c)}
-
-
-def every_multiset(profiles: Sequence[Profile]) -> Iterator[Layout]:
-    for counts in product(*(range(p.max_count + 1) for p in profiles)):
-        yield normalise({p.name: n for p, n in zip(profiles, counts, strict=True)})
-
-
-@pytest.mark.parametrize("card", DISTINCT, ids=key)
-def test_brute_force_over_placements_agrees_on_every_multiset(card: Card) -> None:
-    truth = brute_force(card.profiles)
-    judged = 0
-    for candidate in every_multiset(card.profiles):
-        assert isinstance(judge(candidate, card.profiles), Legal) == (candidate in truth), describe(candidate)
-        judged += 1
-    assert judged == len(set(every_multiset(card.profiles)))
-    assert set(legal_layouts(card.profiles)) == truth
 
 
 @pytest.mark.parametrize("card", PLACED, ids=key)

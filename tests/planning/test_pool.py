@@ -180,6 +180,14 @@ def test_the_fence_records_everything_that_an_abort_or_a_restart_needs() -> None
     assert selection.claims == {"c": make_claim("uid-c", op=fence.op)}
 
 
+@pytest.mark.parametrize("cordoned", [True, False], ids=["was there", "was not there"])
+def test_the_fence_records_whether_a_cordon_was_there_before(cordoned: bool) -> None:
+    case = candidate("c")
+    (action,) = chosen(replace(case, node=replace(case.node, unschedulable=cordoned))).verdicts["c"].actions
+    assert isinstance(action, FenceNode)
+    assert action.fence.prior_unschedulable is cordoned
+
+
 def test_a_neighbour_mark_that_was_there_is_not_ours_to_take_away() -> None:
     case = candidate("c")
     node = replace(case.node, labels={**case.node.labels, names.LABEL_UPGRADE_SKIP: "true"})

@@ -182,19 +182,20 @@ class Gatherer:
         self, node: str, pods: tuple[PodView, ...], pdbs: tuple[PdbView, ...], error: str, now: datetime
     ) -> NodeWork:
         before = self.work.get(node)
+        idle = not error and is_idle(pods, self._scope(node))
+        since = before.empty_since if before else None
         view = self.sources.nodes.items.get(node)
-        reboots = (
-            view is not None and view.fence is not None and view.fence.disruption is DisruptionClass.REBOOT
-        )
-        idle = not error and is_idle(pods, Scope(self.settings.gpu_operator_namespace, all_pods=reboots))
-        since = (before.empty_since if before else None) or now
+        if since is None or (view is not None and view.fence is not None and since <= view.fence.since):
+            since = now  # before the cordon pods could still come: what was seen then proves nothing
         return NodeWork(pods, pdbs, now, since if idle else None, dict(self.evictions.get(node, {})), error)
 
     def _scope(self, node: str) -> Scope:
+        """Before the fence names its class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
         view = self.sources.nodes.items.get(node)
-        reboots = (
-            view is not None and view.fence is not None and view.fence.disruption is DisruptionClass.REBOOT
-        )
+        if view is not None and view.fence is not None:
+            reboots = view.fence.disruption is DisruptionClass.REBOOT
+        else:
+            reboots = any(policy.with_reboot for policy in self.sources.cluster_policies.items.values())
         return Scope(self.settings.gpu_operator_namespace, all_pods=reboots)
 
     async def _pods_of(self, node: str, now: datetime) -> tuple[tuple[PodView, ...], str]:
@@ -204,7 +205,8 @@ class Gatherer:
                 raw async for page in self.client.pages(PODS, field_selector=selector) for raw in page.items
             ]
             views = [pod_view(raw, await self._claims(raw)) for raw in raws]
-            return tuple([await self._with_owner(view, now) for view in views]), ""
+            scope = self._scope(node)
+            return tuple([await self._with_owner(view, scope, now) for view in views]), ""
         except (Unauthorized, Unavailable):
             raise
         except KubeError as error:
@@ -225,12 +227,12 @@ class Gatherer:
                 uses[f"{namespace}/{name}"] = claim_use(found) if found else "unresolved"
         return uses
 
-    async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Look up whether the DaemonSet of a GPU pod still exists (drain.md P3, P5)."""
+    async def _with_owner(self, pod: PodView, scope: Scope, now: datetime) -> PodView:
+        """Look up whether the DaemonSet of a pod that is to leave still exists (drain.md P3, P5)."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
-        if not holds_gpu(pod):
+        if not (scope.all_pods or holds_gpu(pod)):
             return pod
         key = (pod.namespace, owner.name)
         known = self._owners.get(key)

@@ -1,0 +1,103 @@
+"""When the pods of a node are looked at: by LIST, at every look, and when (drain.md P1, T2; design.md section 4)."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+from hack.sim.fakecluster import FakeClient
+from hack.sim.workloads import Workload
+from tests.embedded.stage import FULL, SLICED, nodes, scene
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.kube.client import PODS, Page, Resource
+from gpusharing.planning.views import Settings
+
+LLM = Workload("llm", 2)
+SETTLE, IDLE, POLL = (timedelta(seconds=getattr(Settings(), name)) for name in ("settle", "idle", "poll"))
+A_MOMENT = timedelta(seconds=1)
+"""What passes make of a wait in virtual time: the debounce and the answers of the agent."""
+
+
+class Looking(FakeClient):
+    """Notes when the pods of which node were listed."""
+
+    looks: list[tuple[str, datetime]]
+
+    async def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 500,
+    ) -> AsyncIterator[Page]:
+        """See KubeClient."""
+        if resource == PODS:
+            self.looks.append((field_selector, virtual_now()))
+        async for page in super().pages(
+            resource,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+            limit=limit,
+        ):
+            yield page
+
+    def at(self, node: str, begin: datetime, end: datetime) -> list[datetime]:
+        """The looks at one node after `begin` and not after `end`."""
+        found = [moment for selector, moment in self.looks if selector == f"spec.nodeName={node}"]
+        return [moment for moment in found if begin < moment <= end]
+
+
+@virtually
+async def test_pods_are_listed_at_every_look_and_two_empty_lists_come_before_the_point_of_no_return() -> None:
+    async with scene(*nodes(2), workloads=[LLM], start=False) as stage:
+        client = Looking(stage.e.cluster, "operator")
+        client.looks = []
+        stage.e.start_operator(client)
+        await stage.running("llm", 2)
+        stage.apply(FULL)
+        await stage.ready()
+        name = str(stage.pods("llm")[0]["spec"]["nodeName"])
+        stage.apply(SLICED)
+        fenced = (await stage.fenced(name)).since
+        await stage.e.until(lambda: len(stage.evicted()) == 2, "evictions", 600)
+        evicted = virtual_now()
+        running = stage.e.cluster.objects
+        await stage.e.until(
+            lambda: not running(PODS, label_selector="app=llm", field_selector=f"spec.nodeName={name}"),
+            "idle",
+            600,
+        )
+        gone = virtual_now()
+        actuated = (await stage.fenced(name, "actuating")).stage_since
+        await stage.ready()
+
+    assert client.at(name, fenced, fenced + SETTLE - timedelta(microseconds=1)) == [], (
+        "the race with the scheduler"
+    )
+    draining = client.at(name, fenced, gone)
+    assert timedelta(0) <= draining[0] - fenced - SETTLE <= A_MOMENT
+    assert evicted < gone
+    assert len(draining) >= 6, "thirty seconds of grace, and a look every five"
+    gaps = [later - earlier for earlier, later in pairwise(draining)]
+    assert max(gaps) <= POLL + A_MOMENT, "not one look, and not a watch: a LIST at every tick"
+    empty = client.at(name, gone, actuated)
+    assert empty[-1] - empty[0] >= IDLE, "two empty LISTs, and not the clock, prove it"
+    assert actuated - empty[-1] <= IDLE, "the last look is right before the change"
+
+
+@virtually
+async def test_an_idle_node_is_proven_idle_by_two_lists_after_its_cordon() -> None:
+    async with scene(*nodes(1), start=False) as stage:
+        client = Looking(stage.e.cluster, "operator")
+        client.looks = []
+        stage.e.start_operator(client)
+        stage.apply(SLICED)
+        fenced = (await stage.fenced("gpu-1")).since
+        actuated = (await stage.fenced("gpu-1", "actuating")).stage_since
+        await stage.ready()
+    empty = client.at("gpu-1", fenced, actuated)
+    assert empty[0] - fenced >= SETTLE
+    assert empty[-1] - empty[0] >= IDLE, "what was seen before the cordon proves nothing"

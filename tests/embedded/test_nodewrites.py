@@ -1,0 +1,132 @@
+"""The rules for one PATCH of a Node find what breaks them: a guard that never barks guards nothing."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.nodewrites import step_of, wrong_in_change, wrong_in_write
+
+from gpusharing.kube.client import JSON
+
+MIG, STATE, PLUGIN = "nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/device-plugin.config"
+MODE, FENCE, HOLD = "gpusharing.dev/mode", "gpusharing.dev/fence", "gpusharing.dev/hold-cordon"
+FENCED: JSON = {
+    "stage": "fenced",
+    "targetMigConfig": "",
+    "targetPluginConfig": "",
+    "priorUnschedulable": False,
+    "fromMode": "full",
+    "disruption": "Reset",
+}
+ACTUATING = {**FENCED, "stage": "actuating", "targetMigConfig": "b", "targetPluginConfig": "k"}
+
+
+def node(fence: JSON | None = None, *, cordoned: bool = False, **labels: str) -> JSON:
+    """A Node with mig.config a, done, and these labels."""
+    written = {MIG: "a", STATE: "success"} | {
+        key.replace("state", STATE): text for key, text in labels.items()
+    }
+    raw: JSON = {"metadata": {"labels": written, "annotations": {}}, "spec": {"unschedulable": cordoned}}
+    if fence is None:
+        written[MODE] = "full"
+    else:
+        raw["metadata"]["annotations"][FENCE] = json.dumps(fence)
+    return raw
+
+
+def patch(
+    fence: JSON | None = None, labels: JSON | None = None, *, unschedulable: Any = ..., released: bool = False
+) -> JSON:
+    """A conditional write."""
+    metadata: JSON = {"uid": "u", "resourceVersion": "7", "labels": labels or {}, "annotations": {}}
+    if fence is not None or released:
+        metadata["annotations"][FENCE] = None if released else json.dumps(fence)
+    return {"metadata": metadata} | (
+        {} if unschedulable is ... else {"spec": {"unschedulable": unschedulable}}
+    )
+
+
+def unconditional(body: JSON) -> JSON:
+    """The same without a resourceVersion."""
+    return {
+        **body,
+        "metadata": {key: value for key, value in body["metadata"].items() if key != "resourceVersion"},
+    }
+
+
+HELD = node(FENCED, cordoned=True)
+FENCING = patch(FENCED, {MODE: None}, unschedulable=True)
+PASSING = patch(ACTUATING, {MIG: "b", STATE: None, PLUGIN: "k"})
+RELEASING = patch(released=True, labels={MODE: "mig"}, unschedulable=None)
+RIGHT = {
+    "fence": (node(), FENCING),
+    "PNR": (HELD, PASSING),
+    "update": (node(ACTUATING), patch({**ACTUATING, "attempt": 2}, unschedulable=True)),
+    "release": (node(ACTUATING, cordoned=True), RELEASING),
+    "marks": (node(), unconditional(patch(labels={MODE: "full"}))),
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "body"), [(step, *pair) for step, pair in RIGHT.items()], ids=RIGHT
+)
+def test_a_write_of_a_change_is_known_and_right(step: str, before: JSON, body: JSON) -> None:
+    assert step_of(before, body) == step
+    assert list(wrong_in_write(before, body)) == []
+
+
+WRONG: dict[str, tuple[JSON, JSON, str]] = {
+    "a fence without resourceVersion": (node(), unconditional(FENCING), "unconditional"),
+    "a PNR without resourceVersion": (HELD, unconditional(PASSING), "unconditional"),
+    "a release without resourceVersion": (HELD, unconditional(RELEASING), "unconditional"),
+    "a PNR that leaves the old state": (
+        HELD, patch(ACTUATING, {MIG: "b", PLUGIN: "k"}), "left the old mig.config.state behind"),
+    "a state that goes without a new value": (
+        HELD, patch({**ACTUATING, "targetMigConfig": "a"}, {STATE: None, PLUGIN: "k"}), "without another mig.config"),
+    "a state that goes with the same value": (
+        HELD, patch({**ACTUATING, "targetMigConfig": "a"}, {MIG: "a", STATE: None, PLUGIN: "k"}), "without another"),
+    "a state made up": (HELD, patch(ACTUATING, {MIG: "b", STATE: "success", PLUGIN: "k"}), "wrote mig.config.state"),
+    "a state that goes while the node reboots": (node(FENCED, state="rebooting"), PASSING, "while rebooting"),
+    "a stage without its labels": (HELD, patch(ACTUATING, {PLUGIN: "k"}), "left mig.config for another write"),
+    "a stage without the plugin's label": (
+        HELD, patch(ACTUATING, {MIG: "b", STATE: None}), "left device-plugin.config for another write"),
+    "labels without their stage": (HELD, patch(labels={MIG: "b", STATE: None}), "a write that is no PNR"),
+    "labels with the fence": (node(), patch(FENCED, {PLUGIN: "k"}, unschedulable=True), "a write that is no PNR"),
+    "a cordon in the PNR": (
+        HELD, patch(ACTUATING, {MIG: "b", STATE: None, PLUGIN: "k"}, unschedulable=True), "cordoned in the PNR write"),
+    "an uncordon before the release": (HELD, patch(FENCED, unschedulable=None), "uncordoned in the update write"),
+    "an uncordon of somebody else's": (
+        node({**ACTUATING, "priorUnschedulable": True}), RELEASING, "a cordon that is not ours"),
+    "an uncordon of nobody's fence": (node(), RELEASING, "a cordon that is not ours"),
+    "a finalizer": (node(), {"metadata": {"uid": "u", "resourceVersion": "7", "finalizers": ["x"]}}, "finalizers"),
+    "a taint": (node(), {**FENCING, "spec": {"unschedulable": True, "taints": []}}, "taints"),
+    "a label of somebody else": (node(), patch(FENCED, {"team": "x"}, unschedulable=True), "labels"),
+    "no uid": (node(), {"metadata": {"resourceVersion": "7", "labels": {MODE: "full"}}}, "without the node's uid"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "body", "said"), WRONG.values(), ids=WRONG.keys())
+def test_a_write_that_breaks_a_rule_is_found(before: JSON, body: JSON, said: str) -> None:
+    assert any(said in what for what in wrong_in_write(before, body)), list(wrong_in_write(before, body))
+
+
+def test_a_held_cordon_may_not_be_lifted() -> None:
+    held = node(ACTUATING, cordoned=True)
+    held["metadata"]["annotations"][HOLD] = "true"
+    assert list(wrong_in_write(held, RELEASING)) == ["lifted a cordon that was to be held"]
+
+
+CHANGES: dict[str, tuple[JSON, JSON, list[str]]] = {
+    "fenced and cordoned": (node(), HELD, []),
+    "fenced and not cordoned": (node(), node(FENCED), ["fenced and not cordoned in one write"]),
+    "fenced with a routing label": (
+        HELD, node(FENCED, cordoned=True, **{MODE: "full"}), ["fenced with a routing label"]),
+    "released": (HELD, node(), []),
+    "released without a routing label": (
+        HELD, {"metadata": {"labels": {}}, "spec": {}}, ["released without its routing label"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after", "wrong"), CHANGES.values(), ids=CHANGES.keys())
+def test_what_a_node_may_not_become_is_found(before: JSON, after: JSON, wrong: list[str]) -> None:
+    assert list(wrong_in_change(before, after)) == wrong

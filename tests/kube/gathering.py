@@ -1,0 +1,66 @@
+"""A Gatherer on a FakeCluster with one node, in virtual time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from hack.sim.fakecluster import FakeCluster
+from tests.build import at
+from tests.kube.objects import node
+
+from gpusharing.kube.client import (
+    JSON,
+    NODES,
+    Resource,
+)
+from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.views import ClusterSnapshot, EvictionMemory, NodeWork, Settings
+
+WANTED = frozenset({"gpu-07"})
+
+
+@dataclass
+class Stage:
+    """A Gatherer on a FakeCluster."""
+
+    cluster: FakeCluster
+    gatherer: Gatherer
+    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
+
+    async def snapshot(self, seconds: float = 0.0, wanted: frozenset[str] = WANTED) -> ClusterSnapshot:
+        """What is there, with the pods of gpu-07."""
+        return await self.gatherer.snapshot(wanted, {}, at(seconds))
+
+    async def work(self, seconds: float = 0.0) -> NodeWork:
+        """The pods of gpu-07."""
+        return (await self.snapshot(seconds)).work["gpu-07"]
+
+    def lists(self, plural: str) -> int:
+        """How often a kind was listed since the sources are in step."""
+        return self.cluster.calls["operator", "list", plural]
+
+    async def seen(self) -> None:
+        """Watches bring what was changed."""
+        await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def gathering(*objects: tuple[Resource, JSON], admin: str = "") -> AsyncIterator[Stage]:
+    """A cluster with gpu-07 and these objects, its sources in step."""
+    cluster = FakeCluster()
+    cluster.add(NODES, node())
+    for resource, obj in objects:
+        cluster.add(resource, obj)
+    sources = Sources(cluster.client("sources"), Settings(), lambda: None, admin_mig_map=admin)
+    task = asyncio.create_task(sources.run())
+    evictions: dict[str, dict[str, EvictionMemory]] = {}
+    try:
+        await asyncio.sleep(0.1)
+        client = cluster.client("operator")
+        yield Stage(cluster, Gatherer(client, sources, Settings(), admin, evictions), evictions)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,111 @@
+"""What is looked up about the pods of a node: their ResourceClaims and the DaemonSets that own them."""
+
+import pytest
+from tests.build import at, make_fence
+from tests.fakes.virtualtime import virtually
+from tests.kube.gathering import gathering
+from tests.kube.objects import pod
+
+from gpusharing.api import names
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    DAEMON_SETS,
+    JSON,
+    NODES,
+    PODS,
+    RESOURCE_CLAIMS,
+)
+from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.fence import record_text
+
+CLAIMS: dict[str, tuple[JSON | KubeError, str]] = {
+    "allocated by the GPU driver": ({"driver": "gpu.nvidia.com"}, "gpu"),
+    "with admin access": ({"driver": "gpu.nvidia.com", "adminAccess": True}, "none"),
+    "allocated by another driver": ({"driver": "nic.example.com"}, "none"),
+    "not there": (NotFound("gone"), "unresolved"),
+    "not for us to read": (Forbidden("no right"), "unresolved"),
+}
+
+
+@pytest.mark.parametrize(("found", "use"), CLAIMS.values(), ids=CLAIMS.keys())
+@virtually
+async def test_a_claim_counts_as_a_gpu_unless_it_is_read_and_is_none(
+    found: JSON | KubeError, use: str
+) -> None:
+    claiming = pod(spec={"resourceClaims": [{"name": "gpu", "resourceClaimName": "c"}], "containers": []})
+    async with gathering((PODS, claiming)) as stage:
+        if isinstance(found, KubeError):
+            stage.cluster.faults.fail("get", RESOURCE_CLAIMS, found)
+        else:
+            status = {"allocation": {"devices": {"results": [{"device": "gpu-0", **found}]}}}
+            metadata = {"name": "c", "namespace": "team-a"}
+            stage.cluster.add(RESOURCE_CLAIMS, {"metadata": metadata, "status": status})
+        assert (await stage.work()).pods[0].dra == use
+
+
+def owned_by_daemon_set() -> JSON:
+    """A GPU pod of a DaemonSet."""
+    owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "monitor", "uid": "ds", "controller": True}
+    return pod(metadata={"ownerReferences": [owner]})
+
+
+OWNERS: dict[str, tuple[KubeError | None, bool | None]] = {
+    "there": (None, True),
+    "gone": (NotFound("gone"), False),
+    "not for us to read": (Forbidden("no right"), None),
+}
+
+
+@pytest.mark.parametrize(("error", "exists"), OWNERS.values(), ids=OWNERS.keys())
+@virtually
+async def test_whether_the_daemon_set_of_a_gpu_pod_exists_is_looked_up_every_30_seconds(
+    error: KubeError | None, exists: bool | None
+) -> None:
+    async with gathering((PODS, owned_by_daemon_set())) as stage:
+        stage.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "team-a"}})
+        if error is not None:
+            stage.cluster.faults.fail("get", DAEMON_SETS, error, times=9)
+        for seconds in (0, 3, 6, 27):
+            owner = (await stage.work(seconds)).pods[0].owner
+            assert owner is not None
+            assert owner.exists is exists
+        assert stage.cluster.calls["operator", "get", "daemonsets"] == 1
+        await stage.work(31)
+        assert stage.cluster.calls["operator", "get", "daemonsets"] == 2
+
+
+REBOOTING = {"migManager": {"env": [{"name": "WITH_REBOOT", "value": "true"}]}}
+FENCED = {"metadata": {"annotations": {names.ANNOTATION_FENCE: record_text(make_fence())}}}
+
+
+@virtually
+async def test_before_a_reboot_the_daemon_set_of_every_pod_is_looked_up_because_every_pod_must_leave() -> (
+    None
+):
+    orphan = owned_by_daemon_set()
+    del orphan["spec"]["containers"][0]["resources"]
+    cluster_policy = {"metadata": {"name": "cluster-policy"}, "spec": REBOOTING}
+    async with gathering((PODS, orphan), (CLUSTER_POLICIES, cluster_policy)) as stage:
+        work = await stage.work()
+        assert work.pods[0].owner is not None
+        assert (work.pods[0].owner.exists, work.empty_since) == (False, None)
+        stage.cluster.patch(NODES, "gpu-07", FENCED)
+        await stage.seen()
+        work = await stage.work(3)
+        assert work.pods[0].owner is not None
+        assert (work.pods[0].owner.exists, work.empty_since) == (None, at(3)), "this change does not reboot"
+
+
+@virtually
+async def test_a_claim_from_a_template_is_found_by_the_name_in_the_status() -> None:
+    claiming = pod(
+        spec={"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "t"}], "containers": []},
+        status={"phase": "Running", "resourceClaimStatuses": [{"name": "gpu", "resourceClaimName": "made"}]},
+    )
+    devices = {"results": [{"driver": "gpu.nvidia.com", "device": "gpu-0"}]}
+    made = {
+        "metadata": {"name": "made", "namespace": "team-a"},
+        "status": {"allocation": {"devices": devices}},
+    }
+    async with gathering((PODS, claiming), (RESOURCE_CLAIMS, made)) as stage:
+        assert (await stage.work()).pods[0].dra == "gpu"

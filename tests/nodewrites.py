@@ -1,0 +1,166 @@
+"""What one PATCH of the operator may do to a Node: the rules of design.md section 4, for every rung that sees the body.
+
+The guard of rung 1 asks them at every write to the FakeCluster, rung 2 of every write in the API server's audit log.
+They know the rules by themselves and ask nothing of the planner.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from gpusharing.api import names
+from gpusharing.kube.client import JSON
+
+Step = Literal["fence", "PNR", "update", "release", "marks"]
+
+OUR_LABELS = {
+    names.LABEL_MODE,
+    names.LABEL_POLICY,
+    names.LABEL_MIG_CONFIG,
+    names.LABEL_MIG_STATE,
+    names.LABEL_PLUGIN_CONFIG,
+    names.LABEL_UPGRADE_SKIP,
+}
+OUR_ANNOTATIONS = {
+    *names.NEIGHBOUR_ANNOTATIONS,
+    names.ANNOTATION_FENCE,
+    names.ANNOTATION_DEFERRED,
+    names.ANNOTATION_VERIFIED,
+}
+MARKS = {names.LABEL_MODE, names.LABEL_POLICY}
+"""Labels of an unconditional write: nobody else owns them."""
+ACTUATING = {names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG}
+"""Labels that NVIDIA's software acts on."""
+
+
+def step_of(before: JSON, body: JSON) -> Step:
+    """Which step of a change a write is."""
+    written = body["metadata"].get("annotations", {})
+    if names.ANNOTATION_FENCE not in written:
+        return "marks"
+    if written[names.ANNOTATION_FENCE] is None:
+        return "release"
+    was, now = fence_of(before), _record(written[names.ANNOTATION_FENCE])
+    if was is None:
+        return "fence"
+    return "PNR" if now["stage"] == "actuating" and aim_of(was) != aim_of(now) else "update"
+
+
+def wrong_in_write(before: JSON, body: JSON) -> Iterator[str]:
+    """What is wrong in a write to a Node that looked like `before`."""
+    metadata, spec = body.get("metadata", {}), body.get("spec", {})
+    labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
+    if not body.keys() <= {"metadata", "spec"}:
+        yield f"wrote {', '.join(body)}"
+    if not metadata.keys() <= {"uid", "resourceVersion", "labels", "annotations"}:
+        yield f"wrote metadata {', '.join(metadata)}"
+    if not labels.keys() <= OUR_LABELS:
+        yield f"labels {labels}"
+    if not annotations.keys() <= OUR_ANNOTATIONS:
+        yield f"annotations {', '.join(annotations)}"
+    if not spec.keys() <= {"unschedulable"}:
+        yield f"spec {spec}"
+    if "uid" not in metadata:
+        yield "a write without the node's uid"
+    if "resourceVersion" not in metadata:
+        marks = labels.keys() <= MARKS and annotations.keys() <= {names.ANNOTATION_VERIFIED}
+        if spec or not marks:
+            yield f"unconditional {body}"
+    yield from _wrong_state(before, labels)
+    yield from _wrong_step(before, body)
+
+
+def _wrong_state(before: JSON, labels: Mapping[str, str | None]) -> Iterator[str]:
+    """mig.config.state goes with another configuration, only with it, and never while the node reboots (PNR)."""
+    was = labels_of(before)
+    other = labels.get(names.LABEL_MIG_CONFIG) not in (None, was.get(names.LABEL_MIG_CONFIG))
+    if names.LABEL_MIG_STATE in labels:
+        if labels[names.LABEL_MIG_STATE] is not None:
+            yield "wrote mig.config.state"
+        if not other:
+            yield "mig.config.state went without another mig.config"
+        if was.get(names.LABEL_MIG_STATE) == "rebooting":
+            yield "touched while rebooting"
+    elif other and was.get(names.LABEL_MIG_STATE, "rebooting") != "rebooting":
+        yield "another mig.config left the old mig.config.state behind"
+
+
+def _wrong_step(before: JSON, body: JSON) -> Iterator[str]:
+    """Each step is one PATCH: stage and labels at the PNR, cordon and fence, fence and uncordon."""
+    metadata, spec = body.get("metadata", {}), body.get("spec", {})
+    labels = metadata.get("labels", {})
+    step = step_of(before, body)
+    if step == "PNR":
+        fence = _record(metadata["annotations"][names.ANNOTATION_FENCE])
+        after = {**labels_of(before), **labels}
+        if fence["targetMigConfig"] and after.get(names.LABEL_MIG_CONFIG) != fence["targetMigConfig"]:
+            yield "the PNR left mig.config for another write"
+        if (after.get(names.LABEL_PLUGIN_CONFIG) or "") != (fence["targetPluginConfig"] or ""):
+            yield "the PNR left device-plugin.config for another write"
+    elif changed := ACTUATING & labels.keys():
+        yield f"{', '.join(sorted(changed))} changed in a write that is no PNR"
+    if "unschedulable" not in spec:
+        return
+    if spec["unschedulable"] is True:
+        if step not in ("fence", "update"):
+            yield f"cordoned in the {step} write"
+    elif spec["unschedulable"] is None:
+        if step != "release":
+            yield f"uncordoned in the {step} write"
+        yield from _wrong_uncordon(before)
+    else:
+        yield f"spec {spec}"
+
+
+def _wrong_uncordon(before: JSON) -> Iterator[str]:
+    fence = fence_of(before)
+    if fence is None or fence["priorUnschedulable"]:
+        yield "lifted a cordon that is not ours"
+    if annotations_of(before).get(names.ANNOTATION_HOLD_CORDON) == "true":
+        yield "lifted a cordon that was to be held"
+
+
+def wrong_in_change(before: JSON, after: JSON) -> Iterator[str]:
+    """What is wrong about a Node after a change of it, whoever made it."""
+    was, now = fence_of(before), fence_of(after)
+    if now is None:
+        if was is not None and names.LABEL_MODE not in labels_of(after) and was["fromMode"]:
+            yield "released without its routing label"
+        return
+    if now["disruption"] == "PluginRestart":
+        return
+    if names.LABEL_MODE in labels_of(after):
+        yield "fenced with a routing label"
+    if was is None and not is_cordoned(after):
+        yield "fenced and not cordoned in one write"
+
+
+def labels_of(node: JSON) -> Mapping[str, str]:
+    """Labels of a Node."""
+    return node["metadata"].get("labels") or {}
+
+
+def annotations_of(node: JSON) -> Mapping[str, str]:
+    """Annotations of a Node."""
+    return node["metadata"].get("annotations") or {}
+
+
+def is_cordoned(node: JSON) -> bool:
+    """Whether a Node is unschedulable."""
+    return node.get("spec", {}).get("unschedulable") is True
+
+
+def fence_of(node: JSON) -> JSON | None:
+    """Our fence on a Node, as it is written there."""
+    text = annotations_of(node).get(names.ANNOTATION_FENCE)
+    return _record(text) if text else None
+
+
+def aim_of(fence: JSON | None) -> tuple[Any, ...]:
+    """What differs after a point of no return."""
+    return () if fence is None else (fence["stage"], fence["targetMigConfig"], fence["targetPluginConfig"])
+
+
+def _record(text: str) -> JSON:
+    record: JSON = json.loads(text)
+    return record

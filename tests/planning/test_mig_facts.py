@@ -1,0 +1,285 @@
+"""The card table and the named layouts against mig-facts.yaml, the oracle; mig-differences.yaml lists what differs.
+
+The facts were compiled from NVIDIA's documents and from captures (sources at the top of the file); cards.py was
+written from them, so a value that was copied wrong, or changed later, shows here.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.planning.placing import brute_force, every_multiset
+
+from gpusharing.planning.cards import CARDS, STATIC_FILTERED, STATIC_PLAIN, Card, Profile, find_card
+from gpusharing.planning.geometry import (
+    DoesNotFit,
+    Layout,
+    Legal,
+    Misfit,
+    UnknownProfile,
+    judge,
+    legal_layouts,
+    maximal_layouts,
+    named_configuration,
+    normalise,
+    static_layouts,
+)
+
+FACTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-facts.yaml").read_text())
+DIFFERENCES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-differences.yaml").read_text())
+MODELS: dict[str, Any] = FACTS["models"]
+MODEL_OF: dict[str, str] = DIFFERENCES["model_of"]
+NAMED: dict[str, Any] = FACTS["named_layouts"]
+MIG_CARDS = [card for card in CARDS if card.profiles]
+BY_KEY = {card.key: card for card in CARDS}
+Fields = dict[str, Any]
+
+
+def key(card: Card) -> str:
+    return card.key
+
+
+def model_of(card: Card) -> str:
+    """The model of the facts that speaks about a card."""
+    return MODEL_OF.get(card.key, card.key)
+
+
+@cache
+def documented(model: str) -> tuple[Profile, ...]:
+    """The profiles of a model as the facts have them."""
+    found = []
+    for name, row in MODELS[model]["profiles"].items():
+        placements = row.get("placements", {"starts": [], "size": 0})
+        starts, size = tuple(placements["starts"]), placements["size"]
+        found.append(Profile(name, starts, size, row["max"], row["g"], row["gb"], row.get("id")))
+    return tuple(found)
+
+
+def legal(model: str) -> frozenset[Layout]:
+    """Every legal layout of a model by the facts alone; where placements are unknown, profiles are not mixed."""
+    profiles = documented(model)
+    if MODELS[model]["memory_slices"] is None:
+        one = {((p.name, count),) for p in profiles for count in range(1, p.max_count + 1)}
+        return frozenset({(), *one})
+    return brute_force(profiles)
+
+
+def told(card: Card) -> Fields:
+    """What the facts say about a card, in the form of cards.py."""
+    facts = MODELS[model_of(card)]
+    capability = re.search(r"\((\d+)\.(\d+)\)", facts["arch"])
+    status = facts["status"]
+    return {
+        "products": facts["product_names"],
+        "pci_device_ids": list(facts["pci_device_ids"]),
+        "compute_capability": [int(part) for part in capability.groups()] if capability else None,
+        "memory_gb": facts["memory_gb"],
+        "memory_mib": facts.get("memory_total_mib_seen"),
+        "compute_slices": facts["compute_slices"],
+        "memory_slices": facts["memory_slices"],
+        "status": [status["names_and_counts"], status["ids"], status["placements"]],
+        "counts_wrong": any("wrong InstanceCount" in note for note in facts.get("notes", [])),
+    }
+
+
+def ours(card: Card) -> Fields:
+    """The same from cards.py."""
+    return {
+        "products": list(card.products),
+        "pci_device_ids": list(card.pci_device_ids),
+        "compute_capability": list(card.compute_capability),
+        "memory_gb": card.memory_gb,
+        "memory_mib": card.memory_mib,
+        "compute_slices": max(p.slices for p in card.profiles),
+        "memory_slices": max((max(p.starts) + p.size for p in card.profiles if p.starts), default=None),
+        "status": [card.source.names, card.source.ids, card.source.placements],
+        "counts_wrong": card.nvml_counts_wrong,
+    }
+
+
+def unordered(value: Any) -> Any:
+    """Names and ids stand for a set; everything else as it is."""
+    return sorted(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
+
+
+# --- cards ----------------------------------------------------------------------------------------------------
+
+
+def test_every_model_of_the_facts_has_a_card_and_every_card_with_mig_a_model() -> None:
+    assert {model_of(card) for card in MIG_CARDS} == MODELS.keys()
+    assert MODELS.keys() <= BY_KEY.keys()
+    assert MODEL_OF.keys() <= {card.key for card in MIG_CARDS} - MODELS.keys()
+
+
+@pytest.mark.parametrize("card", MIG_CARDS, ids=key)
+def test_a_card_has_the_profiles_of_the_facts_with_counts_ids_and_placements(card: Card) -> None:
+    by_name = {profile.name: profile for profile in card.profiles}
+    assert len(by_name) == len(card.profiles)
+    assert by_name == {profile.name: profile for profile in documented(model_of(card))}
+
+
+@pytest.mark.parametrize("card", MIG_CARDS, ids=key)
+def test_a_card_differs_from_the_facts_only_where_that_is_listed_with_a_reason(card: Card) -> None:
+    listed = {row["field"]: row for row in DIFFERENCES["fields"] if row["card"] == card.key}
+    assert all(row["why"] for row in listed.values())
+    facts, table = told(card), ours(card)
+    if card.key in MODEL_OF and facts["memory_mib"] is not None:
+        facts["memory_mib"] = None  # seen on the model itself, not on this relative of it
+    differing = {
+        name for name in facts if name != "status" and unordered(facts[name]) != unordered(table[name])
+    }
+    differing |= {"status"} if facts["status"] != table["status"] else set()
+    assert differing == listed.keys()
+    for name, row in listed.items():
+        assert (row["facts"], row["ours"]) == (facts[name], table[name])
+
+
+def test_a_difference_names_a_card() -> None:
+    assert {row["card"] for row in DIFFERENCES["fields"]} <= {card.key for card in MIG_CARDS}
+
+
+def test_a_card_that_the_facts_call_not_mig_capable_has_no_profiles() -> None:
+    for row in FACTS["not_mig_capable"]:
+        if "pci" in row:
+            card = find_card(row["name"])
+            assert card is not None
+            assert (card.pci_device_ids, card.memory_mib) == ((row["pci"],), row["memory_total_mib"])
+            assert card.profiles == ()
+    words = " ".join(row["name"] for row in FACTS["not_mig_capable"])
+    without = {
+        card.key.split("-")[-1 if "rtx" in card.key else 0].upper() for card in CARDS if not card.profiles
+    }
+    assert {word for word in without if not re.search(rf"\b{word}\b", words)} == set()
+
+
+# --- layouts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_multiset_of_every_model_is_judged_as_brute_force_over_the_facts_says(model: str) -> None:
+    profiles, truth = documented(model), legal(model)
+    judged = 0
+    for layout in every_multiset(profiles):
+        assert isinstance(judge(layout, BY_KEY[model].profiles), Legal) == (layout in truth), layout
+        judged += 1
+    assert judged == prod(profile.max_count + 1 for profile in profiles)
+    assert truth == set(legal_layouts(BY_KEY[model].profiles))
+    assert truth <= set(every_multiset(profiles))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_more_than_the_most_of_a_profile_is_refused_in_any_company(model: str) -> None:
+    for layout in legal(model):
+        counts = dict(layout)
+        for profile in documented(model):
+            too_many = normalise(counts | {profile.name: profile.max_count + 1})
+            verdict = judge(too_many, BY_KEY[model].profiles)
+            assert isinstance(verdict, DoesNotFit)
+            assert verdict.reason is Misfit.TOO_MANY
+
+
+@pytest.mark.parametrize(("family", "model"), [
+    ("seven_slice", "h100-80gb"), ("four_slice_a30", "a30"), ("four_slice_rtx_pro_6000", "rtx-pro-6000-blackwell"),
+])  # fmt: skip
+def test_the_maximal_layouts_are_those_of_the_facts(family: str, model: str) -> None:
+    facts = FACTS["families"][family]
+    base = [p for p in documented(model) if re.fullmatch(r"\d+g\.\d+gb", p.name)]
+    short = {p.name: _short(p, base) for p in base}
+    single = [p for p in base if short[p.name] != "1g-2xmem"]
+    assert _shortened(single, short) == _read(facts["maximal_layouts"])
+    doubled = facts.get("maximal_layouts_with_double_memory_1g", [])
+    assert _shortened(base, short) == _read(facts["maximal_layouts"]) | _read(doubled)
+    assert MODELS[model]["family"] == family
+
+
+def _short(profile: Profile, base: list[Profile]) -> str:
+    """`1g`, or `1g-2xmem` for the one with double memory."""
+    smallest = min(p.memory_gb for p in base if p.slices == profile.slices)
+    return f"{profile.slices}g" + ("" if profile.memory_gb == smallest else "-2xmem")
+
+
+def _shortened(profiles: list[Profile], short: Mapping[str, str]) -> set[frozenset[tuple[str, int]]]:
+    return {frozenset((short[name], n) for name, n in layout) for layout in maximal_layouts(profiles)}
+
+
+def _read(texts: list[str]) -> set[frozenset[tuple[str, int]]]:
+    parts = [[item.strip().partition("x") for item in text.split("+")] for text in texts]
+    return {frozenset((name, int(count)) for count, _, name in items) for items in parts}
+
+
+# --- named layouts --------------------------------------------------------------------------------------------
+
+
+def plain() -> dict[str, Layout]:
+    """The facts' named layouts without a device filter, those with instances."""
+    return {
+        name: normalise(row)
+        for name, row in NAMED["plain"].items()
+        if not {"mig_enabled", "mig_devices"} & row.keys()
+    }
+
+
+def filtered() -> Iterator[tuple[str, list[str], Layout]]:
+    """Name, device ids and layout of each entry with a filter."""
+    for name, entries in NAMED["filtered"].items():
+        for entry in entries:
+            yield name, entry["device_filter"], normalise(entry["mig_devices"])
+
+
+def _layout(text: str) -> Layout:
+    parts = (item.partition("x") for item in text.split())
+    return normalise({profile: int(count) for count, _, profile in parts})
+
+
+def test_the_static_file_is_the_one_of_the_facts() -> None:
+    ours_plain = [_layout(item) for item in STATIC_PLAIN.split()]
+    assert {named_configuration(layout[0][0]): layout for layout in ours_plain} == plain()
+    assert len(ours_plain) == len(plain())
+    assert NAMED["plain"].keys() - plain().keys() == {"all-disabled", "all-enabled"}
+    ours_filtered = {
+        (name, frozenset(f"0x{device}10DE" for device in devices.split()), _layout(text))
+        for name, devices, text in STATIC_FILTERED
+    }
+    assert ours_filtered == {(name, frozenset(devices), layout) for name, devices, layout in filtered()}
+    assert len(NAMED["plain"]) + len(NAMED["filtered"]) == 81
+
+
+def everything_named() -> list[tuple[str, Layout]]:
+    return [*plain().items(), *((name, layout) for name, _, layout in filtered())]
+
+
+@pytest.mark.parametrize("card", MIG_CARDS, ids=key)
+def test_every_named_layout_is_judged_right_on_every_model(card: Card) -> None:
+    offered = {profile.name for profile in documented(model_of(card))}
+    for name, layout in everything_named():
+        verdict = judge(layout, card.profiles)
+        assert isinstance(verdict, Legal) == (layout in legal(model_of(card))), name
+        unknown = {profile for profile, _ in layout} - offered
+        assert isinstance(verdict, UnknownProfile) == bool(unknown), name
+
+
+def test_every_named_layout_is_legal_on_its_own_model() -> None:
+    somewhere = {layout for model in MODELS for layout in legal(model)}
+    assert {name for name, layout in plain().items() if layout not in somewhere} == DIFFERENCES[
+        "nowhere"
+    ].keys()
+    for name, devices, layout in filtered():
+        owners = [card for card in MIG_CARDS if set(card.pci_device_ids) & set(devices)]
+        assert {device for card in owners for device in card.pci_device_ids} >= set(devices), name
+        for card in owners:
+            assert isinstance(judge(layout, card.profiles), Legal), (name, card.key)
+
+
+@pytest.mark.parametrize("card", [card for card in MIG_CARDS if card.pci_device_ids], ids=key)
+def test_a_device_gets_by_name_what_the_facts_file_would_give_it(card: Card) -> None:
+    truth = legal(model_of(card))
+    for device in card.pci_device_ids:
+        wanted: dict[str, Layout | None] = {"all-disabled": None, "all-enabled": ()}
+        wanted |= {name: layout for name, layout in plain().items() if layout in truth}
+        wanted |= {name: layout for name, devices, layout in filtered() if device in devices}
+        assert static_layouts(card, device) == wanted
