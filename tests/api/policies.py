@@ -295,7 +295,8 @@ OPERATOR_ONLY = (
     Case("a GPU index below zero", layouts({"devices": [-1], "profiles": {"3g.40gb": 2}}),
          "spec.mig.layouts[0].devices[0]"),
 )  # fmt: skip
-"""What only the operator sees: `devices` is a word or a list, and such a field has no items in a structural schema.
-The policy then says Accepted=False instead of being refused at once."""
+"""What the CRD alone cannot see: `devices` is a word or a list, and such a field has no items in a structural schema.
+The chart's admission policy refuses them at once (tests/chart/test_devices.py); without it the policy says
+Accepted=False."""
 
 CASES = GOOD + BAD

@@ -42,6 +42,17 @@ POLICY: dict[str, Any] = {
     },
 }
 
+TWICE: dict[str, Any] = {
+    **POLICY,
+    "metadata": {"name": "twice"},
+    "spec": {
+        "nodeSelector": POLICY["spec"]["nodeSelector"],
+        "mode": "MIG",
+        "mig": {"layouts": [{"devices": [0, 0], "profiles": {"3g.40gb": 2}}]},
+    },
+}
+"""Only the chart's admission policy sees what is wrong with it."""
+
 
 @dataclass(frozen=True)
 class Installed:
@@ -87,7 +98,7 @@ class Installed:
         return done.stdout
 
     def wait_enforced(self) -> None:
-        """Wait until both admission policies are enforced: the API server takes them up a moment later."""
+        """Wait until the admission policies are enforced: the API server takes them up a moment later."""
         taint = {"spec": {"taints": [{"key": "probe", "effect": "NoSchedule"}]}}
         foreign = f"{GPUNODES}/{self.node_b}/status"
         with self.agent(self.node_a) as agent, self.operator() as operator:
@@ -97,6 +108,16 @@ class Installed:
                 return report == 403 and dry(operator, f"{NODES}/{self.node_a}", taint) == 403
 
             wait_until(both, SECONDS, "the admission policies to be enforced")
+        wait_until(lambda: refusal(self.admin, TWICE) != "", SECONDS, "the one about devices to be enforced")
+
+
+def refusal(api: Api, policy: dict[str, Any]) -> str:
+    """Why the server would not create a GPUSharingPolicy; empty when it would."""
+    try:
+        api.request("POST", POLICIES, policy, dryRun="All", fieldValidation="Strict")
+    except ApiError as error:
+        return error.message
+    return ""
 
 
 def dry(api: Api, path: str, patch: dict[str, Any]) -> int:

@@ -32,8 +32,8 @@ Devices = Annotated[
         }
     ),
 ]
-"""A word or a list. A structural schema has no such type, so the API server checks the outer form only
-(`not: {maxItems: 0}` is true of non-empty lists alone); items and duplicates are judged by validation.py."""
+"""A word or a list. A structural schema has no such type, so the CRD checks the outer form only (`not:
+{maxItems: 0}` is true of non-empty lists alone); the chart's admission policy and validation.py judge the rest."""
 
 
 class LabelSelectorRequirement(WireModel):

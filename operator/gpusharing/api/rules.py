@@ -156,7 +156,7 @@ PROFILE_NAMES = Rule(
     "not a MIG profile that the device plugin advertises; for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
 )
 DEVICES = "devices is `all` alone, or lists that name each GPU once, for example devices: [0, 1]"
-"""No CEL: `devices` is a word or a list, which has no CEL type. The schema refuses what it can."""
+"""No CEL in the CRD: `devices` is a word or a list, which has no type there. The chart's admission policy says it."""
 
 # --- numbers and times ------------------------------------------------------------------------------
 REPLICAS = Rule(
