@@ -140,6 +140,4 @@ def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Diagnosis:
 
 
 def _rank(gpu: Vitals) -> int | None:
-    if gpu is WELL:  # nearly every GPU, at every look
-        return None
     return next((rank for rank, rule in enumerate(RULES) if rule.holds(gpu)), None)

@@ -8,7 +8,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.actions import Action
 from gpusharing.planning.assess import Assessment
 from gpusharing.planning.blockers import Blocker
-from gpusharing.planning.health import Diagnosis, diagnose
+from gpusharing.planning.health import WELL, Diagnosis, diagnose
 from gpusharing.planning.holders import Scope
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
@@ -94,7 +94,8 @@ class NodeCase:
     def health(self) -> Diagnosis | None:
         """How the GPUs of the node are, as the agent reported last; None while it reported none."""
         gpus = self.gpunode.observed.gpus if self.gpunode and self.gpunode.observed else ()
-        return diagnose((gpu.index, gpu.vitals) for gpu in gpus) if gpus else None
+        # Nearly every GPU has the one WELL, and every node is asked in every pass.
+        return diagnose([(gpu.index, gpu.vitals) for gpu in gpus if gpu.vitals is not WELL]) if gpus else None
 
     @property
     def ailment(self) -> Diagnosis | None:
