@@ -10,6 +10,7 @@ from tests.build import NOW, make_gpu, make_gpunode, make_node, make_policy, mak
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.controller.main import settle_heap
 from gpusharing.planning.cards import find_card
 from gpusharing.planning.rollout import Memo, plan_rollout
 from gpusharing.planning.target import find_wish
@@ -28,6 +29,7 @@ def planning(count: int) -> Iterator[Measured]:
         world(count, mode="Full"),
         world(count, mode="TimeSlicing", timeSlicing={"replicas": 4}),
     )
+    settle_heap()  # as the operator does when it has read the cluster
     size = f"{count} nodes x {GPUS} GPUs, {POLICIES} policies"
     how = f"plan_rollout, {size}, empty memo, every node has to change; median of {REPEATS}, CPU time"
     full = [_cpu_ms(lambda: plan_rollout(rolling, NOW, Memo())) for _ in range(REPEATS)]

@@ -42,6 +42,11 @@ class Observer(NoMetrics):
     def __init__(self) -> None:
         self.passes: list[float] = []
         self.steps: set[str] = set()
+        self.first_passes = 0
+
+    def first_pass(self) -> None:
+        """The whole cluster was read."""
+        self.first_passes += 1
 
     def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
         self.passes.append(asyncio.get_running_loop().time())
@@ -75,7 +80,14 @@ async def running(
     cluster, leader, observer = cluster or FakeCluster(now=virtual_now), leader or Leader(), Observer()
     cluster.add(NODES, node())
     settings = replace(Settings(), pending_period=pending_period)
-    loop = Loop(cluster.client("operator"), leader, settings, observer, now=virtual_now)
+    loop = Loop(
+        cluster.client("operator"),
+        leader,
+        settings,
+        observer,
+        now=virtual_now,
+        on_first_pass=observer.first_pass,
+    )
     task = asyncio.create_task(loop.run())
     try:
         await asyncio.sleep(10)
@@ -104,8 +116,10 @@ async def test_nothing_is_decided_before_everything_was_listed() -> None:
     async with running(cluster) as stage:
         assert stage.observer.passes == []
         assert stage.loop.sources.missing() == {"gpunodes": "no right to list gpunodes"}
+        assert stage.observer.first_passes == 0
         await asyncio.sleep(120)
-        assert stage.observer.passes
+        assert len(stage.observer.passes) > 1
+        assert stage.observer.first_passes == 1
         assert stage.observer.steps == {"gather", "plan", "execute", "publish"}
 
 

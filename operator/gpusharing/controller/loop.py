@@ -139,6 +139,7 @@ class Loop:
         *,
         identity: str = "operator",
         now: Callable[[], datetime] = utc_now,
+        on_first_pass: Callable[[], None] | None = None,
     ) -> None:
         self.settings, self.leader, self.observer, self.now = settings, leader, observer, now
         self.wake = Wake()
@@ -172,6 +173,8 @@ class Loop:
         self._publishing: asyncio.Task[datetime | None] | None = None
         """The writes of the last pass that people see; one round at a time."""
         self._follow_ups = 0
+        self._on_first_pass = on_first_pass
+        """Called once, when the whole cluster was read and planned."""
         self.last_pass = time.monotonic()
         """When (monotonic) the loop last came round; /healthz looks at it."""
 
@@ -227,7 +230,11 @@ class Loop:
         if not self.leader.is_leader or self.sources.missing():
             return self.now() + timedelta(seconds=RETRY / 4)
         try:
-            return await self.once()
+            due = await self.once()
+            if self._on_first_pass is not None:
+                self._on_first_pass()
+                self._on_first_pass = None
+            return due
         except* (Unavailable, Unauthorized, LeaseLost) as group:
             self.sources.policies.touch()
             self.gatherer.forget_pods()
