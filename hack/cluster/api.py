@@ -19,7 +19,6 @@ from typing import Any, Self, TypeVar
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
-STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 TIMEOUT_SECONDS = 30.0
 

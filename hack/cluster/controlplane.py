@@ -161,11 +161,6 @@ class ControlPlane:
         path = self.directory / f"{namespace}-{name}.kubeconfig"
         return tokens.write_token_kubeconfig(self.api, path, namespace, name)
 
-    def node_agent_kubeconfig(self, namespace: str, name: str, node: str) -> Path:
-        """The same with a token bound to `node`, as an agent's pod has it there."""
-        path = self.directory / f"{namespace}-{name}-{node}.kubeconfig"
-        return tokens.write_token_kubeconfig(self.api, path, namespace, name, node=node)
-
     # --- life ------------------------------------------------------------------------------------------
 
     def start(self) -> None:

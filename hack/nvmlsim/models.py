@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from gpusharing.planning.cards import CARDS, Card, Profile
 from hack.nvmlsim import layout
 
-UNITS_OF_SEVEN_SLICES = 8
 # NVML_GPU_INSTANCE_PROFILE_* (NVML API reference, Multi Instance GPU Management), by slices and suffix.
 PROFILE_INDEX = {
     (1, ""): 0, (2, ""): 1, (3, ""): 2, (4, ""): 3, (7, ""): 4, (8, ""): 5, (6, ""): 6, (1, "+me"): 7,

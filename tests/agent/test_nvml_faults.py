@@ -3,10 +3,13 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hack.nvmlsim.simulator import EVENT_XID, Simulator
 from tests.agent.nvml_machine import Agent, in_process, needs_compiler, read
+
+from gpusharing.agent.library import RecoveryAction
 
 pytestmark = needs_compiler
 
@@ -103,17 +106,7 @@ def test_an_instance_that_could_not_be_destroyed_is_shown_with_its_user(machine:
     assert [p["device"] for p in gpu["processes"]] == [instance["uuid"]]
 
 
-ACTIONS = [
-    "None",
-    "Reset",
-    "Reboot",
-    "DrainP2P",
-    "DrainAndReset",
-    "RecoverIMEX",
-    "BusReset",
-    "SystemReboot",
-    "Unknown",
-]
+ACTIONS = list(get_args(RecoveryAction))
 
 
 def test_the_drivers_recovery_action_is_read(tmp_path: Path) -> None:

@@ -112,9 +112,8 @@ class Publisher:
         self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
         before = self._told.get(verdict.node)
-        self._held.add(
-            f"node/{verdict.node}"
-        )  # until the mirror is known to be right, whatever ends this before
+        # Until the mirror is known to be right, whatever ends this before.
+        self._held.add(f"node/{verdict.node}")
         if before != verdict:
             self._told[verdict.node] = verdict
             self.on_verdict(before, verdict)
@@ -247,12 +246,8 @@ class Publisher:
 
 def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
     """Whatever can turn a condition from one status to another (planning/status.py); far less than the whole status."""
-    verdicts, nodes = plan.verdicts, snapshot.nodes
-    seen = {
-        (verdict.phase, verdict.reason, bool(verdict.actions), nodes[verdict.node].ready)
-        for name in plan.pools[policy.name].names
-        if (verdict := verdicts[name])
-    }
+    mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
+    seen = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready) for v in mine}
     return policy.uid, policy.generation, policy.deleting, plan.objections.get(policy.name), seen
 
 

@@ -66,14 +66,15 @@ class Gatherer:
         policies = await self.sources.policies.refresh()
         await self._list_pods(wants_pods, now)
         sources = self.sources
-        failures = await self._logs.read(sources.nodes.items, self._mig_managers(now), now)
+        mig_managers = self._mig_managers(now)
+        failures = await self._logs.read(sources.nodes.items, mig_managers, now)
         return ClusterSnapshot(
             nodes=sources.node_views(),
             gpunodes=dict(sources.gpunodes.items),
             policies=policies,
             stack=self._stack_view(now),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.operand.ready),
-            mig_managers=self._mig_managers(now),
+            mig_managers=mig_managers,
             mig_failures=failures,
             mps_daemons=_by_node(sources.operands.items.values(), MPS_DAEMON),
             claims=claims,

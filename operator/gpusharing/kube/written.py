@@ -40,9 +40,13 @@ class OurConfigMaps:
     mig: ConfigMapView = _ABSENT
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    _times: Mapping[str, datetime] = field(default_factory=dict)
+    """When the entries were written, as the annotations say."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
         """Take over what is there; None for a ConfigMap that is not."""
+        if plugin is self.plugin and mig is self.mig:
+            return
         if plugin is not self.plugin:
             self.plugin = plugin or _ABSENT
             named = {k: v for k, v in self.plugin.data.items() if pluginconfig.is_named_after(v, k)}
@@ -52,6 +56,11 @@ class OurConfigMaps:
             entries = migfile.parse(self.mig.data.get(MIG_KEY, ""))
             own = {k: v for k, v in entries.items() if pluginconfig.is_named_after(migfile.entry_text(v), k)}
             self.seen_mig_entries = _newest({**self.seen_mig_entries, **own})
+        self._times = {
+            key: moment
+            for found in (self.plugin, self.mig)
+            for key, moment in parse_written(found.annotations.get(ANNOTATION_WRITTEN, "")).items()
+        }
 
     @property
     def marked(self) -> bool:
@@ -65,12 +74,7 @@ class OurConfigMaps:
 
     def written(self, now: datetime) -> dict[str, datetime]:
         """When the entries of both were written; a time that is yet to come says nothing."""
-        times = {
-            key: moment
-            for found in (self.plugin, self.mig)
-            for key, moment in parse_written(found.annotations.get(ANNOTATION_WRITTEN, "")).items()
-        }
-        return {key: moment for key, moment in times.items() if moment <= now}
+        return {key: moment for key, moment in self._times.items() if moment <= now}
 
 
 def _newest(found: dict[str, Any]) -> dict[str, Any]:
