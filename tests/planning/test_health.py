@@ -65,7 +65,7 @@ def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
     ]
     found = diagnose([(0, replace(WELL, ecc_errors=True)), (1, Vitals(access="Lost")), (2, WELL)])
     assert (found.reason, found.message[:6]) == (Reason.GPU_LOST, "GPU 1:")
-    assert found.message.endswith("; 1 more GPUs are unhealthy")
+    assert found.message.endswith("; 1 more GPU is unhealthy")
 
 
 def test_every_action_of_the_driver_has_an_advice() -> None:

@@ -87,7 +87,7 @@ class ServiceAccountLogin:
             host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
             port = self.environment.get("KUBERNETES_SERVICE_PORT", "443")
             if not host:
-                raise Unauthorized("KUBERNETES_SERVICE_HOST is not set: this process runs in no pod")
+                raise Unauthorized("KUBERNETES_SERVICE_HOST is not set: this process runs in no pod; set KUBECONFIG")
             authority = self._file("ca.crt")
             tls = ssl.create_default_context(cadata=authority)
             self._access = Access(
@@ -111,7 +111,9 @@ class ServiceAccountLogin:
         try:
             return (self.directory / name).read_text()
         except OSError as error:
-            raise Unauthorized(f"no service account token is mounted in this pod: {error}") from error
+            raise Unauthorized(
+                f"no service account token is mounted in this pod (automountServiceAccountToken): {error}"
+            ) from error
 
 
 @dataclass

@@ -61,7 +61,8 @@ def assess(
         pending = _unobserved(observed)
         return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
     if nameless := next((gpu for gpu in observed.gpus if not gpu.product), None):
-        pending = Mismatch(Reason.GPU_UNHEALTHY, f"GPU {nameless.index} does not answer and never did")
+        message = f"GPU {nameless.index} does not answer and never did; drain and reboot the node"
+        pending = Mismatch(Reason.GPU_UNHEALTHY, message)
         return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
     target = targets.find(node.name, observed.gpus)
     if isinstance(target, Unsupported):

@@ -135,7 +135,8 @@ def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Diagnosis:
     if not ill:
         return NO_TROUBLE
     rank, index, gpu = min(ill, key=lambda found: found[:2])
-    more = f"; {len(ill) - 1} more GPUs are unhealthy" if len(ill) > 1 else ""
+    others = len(ill) - 1
+    more = f"; {others} more GPU{'s are' if others > 1 else ' is'} unhealthy" if others else ""
     return Diagnosis(RULES[rank].reason, f"GPU {index}: {RULES[rank].says(gpu)}{more}")
 
 

@@ -41,7 +41,7 @@ def find_too_old(
         return (
             Reason.MIG_MANAGER_TOO_OLD,
             f"mig-manager {parted} would take {name} of GPU {gpu.index} ({gpu.product}) for {name} of GPU"
-            f" {first.index} ({first.product}), and fail",
+            f" {first.index} ({first.product}), and fail; upgrade mig-manager to v0.15, or use another profile",
         )
     return None
 

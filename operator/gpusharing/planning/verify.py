@@ -83,7 +83,7 @@ def _observation(case: Case) -> Mismatch | None:
     if seen.quiet:
         return Mismatch(Reason.OBSERVATION_PENDING, "the agent is quiet, its last reading proves nothing")
     if gone := next((gpu for gpu in seen.gpus if gpu.vitals.access != REACHABLE), None):
-        text = f"GPU {gone.index} does not answer; what is shown of it is from before"
+        text = f"GPU {gone.index} does not answer, what is shown of it is from before; see condition Healthy"
         return Mismatch(Reason.GPU_UNHEALTHY, text)
     return None
 
