@@ -87,7 +87,9 @@ class ServiceAccountLogin:
             host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
             port = self.environment.get("KUBERNETES_SERVICE_PORT", "443")
             if not host:
-                raise Unauthorized("KUBERNETES_SERVICE_HOST is not set: this process runs in no pod; set KUBECONFIG")
+                raise Unauthorized(
+                    "KUBERNETES_SERVICE_HOST is not set: this process runs in no pod; set KUBECONFIG"
+                )
             authority = self._file("ca.crt")
             tls = ssl.create_default_context(cadata=authority)
             self._access = Access(
