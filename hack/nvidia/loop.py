@@ -1,7 +1,7 @@
 """The whole loop on real parts: control plane, chart, operator, agents, and two nodes with NVIDIA's programs."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,12 @@ def policy(**spec: Any) -> Object:
 
 
 @contextlib.contextmanager
-def running_loop(folder: Path, *machines: str, log: Path | None = None) -> Iterator[Loop]:
+def running_loop(
+    folder: Path, *machines: str, log: Path | None = None, chart: Sequence[str] = ()
+) -> Iterator[Loop]:
     """Everything of it, with these nodes of two GPUs; it ends with the context. `log`: of the operator.
+
+    `chart`: more arguments of helm, `("--set", "agent.privileged=false")`.
 
     Raises:
         BuildError, SandboxError, ToolchainError, StageError, ComponentError: it cannot run here.
@@ -159,7 +163,7 @@ def running_loop(folder: Path, *machines: str, log: Path | None = None) -> Itera
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
         install.install_gpu_operator(plane.api)
-        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0", *chart)
         wanted = {name: [MODEL] * 2 for name in machines}
         nodes = stack.enter_context(real_nodes(plane.kubeconfig, wanted, folder))
         operator = stage.operator(plane.kubeconfig, folder, 1.0, **WAITS)

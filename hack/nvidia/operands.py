@@ -13,6 +13,7 @@ from hack.cluster.tokens import pod_bound_token
 from hack.nvidia import build
 from hack.nvidia.migmanager import MigManager
 from hack.nvidia.mounts import Mount
+from hack.nvidia.podrights import command_around
 from hack.nvidia.sandbox import Sandbox
 from hack.nvidia.tasks import PodProcesses, SandboxTask, Task
 from hack.stage import Process
@@ -176,9 +177,8 @@ class Programs:
             "KUBECONFIG": str(path),
         }
         flags = ("--pod-resources-socket", str(self.podresources), "--metrics-addr", "127.0.0.1:0")
-        task = AgentTask(
-            Process(("-m", "gpusharing.agent.main", *flags, "--interval", "5"), environment, log)
-        )
+        program = ("-m", "gpusharing.agent.main", *flags, "--interval", "5")
+        task = AgentTask(Process(program, environment, log, command_around(pod)))
 
         def init() -> bool:
             token = pod_bound_token(self.api, metadata["namespace"], metadata["name"])

@@ -20,6 +20,8 @@ from hack.nvmlsim.simulator import Simulator
 REPOSITORY = Path(__file__).resolve().parents[2]
 GPU_INSTANCE_IDS, COMPUTE_INSTANCE_IDS = range(15), range(8)
 FIRST_CAP_MINOR = 3  # 1 is mig/config, 2 is mig/monitor (MIG user guide, Device Nodes and Capabilities)
+WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
+"""Root, as in a container that is neither privileged nor has the capability: NVML's administrator no more."""
 KUBELET_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
 # $1 the folder of this sandbox, $2 folders to add to the root, $3 bind mounts as "source target" lines, then the
@@ -86,8 +88,8 @@ def why_not() -> str | None:
         return "NVIDIA's programs run on Linux only"
     if os.geteuid() != 0:
         return "NVIDIA's programs need root here: each gets a mount namespace of its own (run the tests with sudo)"
-    if shutil.which("unshare") is None or shutil.which("mount") is None:
-        return "NVIDIA's programs need `unshare` and `mount` (util-linux) on PATH"
+    if not all(map(shutil.which, ("unshare", "mount", "setpriv"))):
+        return "NVIDIA's programs need `unshare`, `mount` and `setpriv` (util-linux) on PATH"
     probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         return f"this machine refuses a mount namespace: {probe.stderr.strip()}"
@@ -118,9 +120,11 @@ class Sandbox:
         *arguments: str,
         binds: Mapping[Path, Path] | None = None,
         added: Sequence[str] = (),
+        limits: Sequence[str] = (),
     ) -> list[str]:
         """The command line that runs `program` (one of NVIDIA's) in here.
 
+        `limits`: the command that runs it with fewer rights (WITHOUT_SYS_ADMIN), inside its namespace.
         `binds`: target → source. `added`: names of folders in the root that this machine may lack (`mps` for
         `/mps`); they lie below `added` in the sandbox's folder and are shared by the programs that name them.
         """
@@ -129,15 +133,20 @@ class Sandbox:
         roots = " ".join(f"/{name}" for name in added)
         lines = "\n".join(f"{source} {target}" for target, source in (binds or {}).items())
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sandbox"]
-        return [*enter, str(self.folder), roots, lines, str(build.program(program)), *arguments]
+        return [*enter, str(self.folder), roots, lines, *limits, str(build.program(program)), *arguments]
 
     def run(
-        self, program: str, *arguments: str, extra: Mapping[str, str] | None = None, seconds: float = 60
+        self,
+        program: str,
+        *arguments: str,
+        extra: Mapping[str, str] | None = None,
+        seconds: float = 60,
+        limits: Sequence[str] = (),
     ) -> "subprocess.CompletedProcess[str]":
         """Run a program to its end; its output and status. Raises as `start` does."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.run(
-            self.command(program, *arguments),
+            self.command(program, *arguments, limits=limits),
             env=self.environment(extra),
             capture_output=True,
             text=True,
@@ -153,6 +162,7 @@ class Sandbox:
         extra: Mapping[str, str] | None = None,
         binds: Mapping[Path, Path] | None = None,
         added: Sequence[str] = (),
+        limits: Sequence[str] = (),
     ) -> "subprocess.Popen[str]":
         """Start a program whose output goes to `log`. It replaces the shell: its pid is the one returned.
 
@@ -161,7 +171,7 @@ class Sandbox:
         """
         _check_host_root(program, arguments, extra or {})
         return subprocess.Popen(
-            self.command(program, *arguments, binds=binds, added=added),
+            self.command(program, *arguments, binds=binds, added=added, limits=limits),
             env=self.environment(extra),
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,10 @@ from typing import Any
 
 from hack.nvmlsim import build
 from hack.nvmlsim.models import UnknownModelError, simulated_cards
-from hack.nvmlsim.simulator import DRIVER, EVENT_TYPES, RESULTS, Simulator, SimulatorError
+from hack.nvmlsim.shown import RESULTS
+from hack.nvmlsim.simulator import DRIVER, EVENT_TYPES, Simulator, SimulatorError
+
+_FOLDERS = ("capabilities", "devices")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     reset = verbs.add_parser("reset", help="what nvidia-smi -r does")
     reset.add_argument("gpus", nargs="*", help="indexes or PCI bus ids; default: all")
     verbs.add_parser("reboot", help="what a reboot does to the GPUs")
+    verbs.add_parser("reload", help="what systemctl daemon-reload does to programs that already run")
     _add_injections(verbs.add_parser("inject", help="faults, processes, events"))
     return parser
 
@@ -56,6 +60,8 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
     process.add_argument("--instance", type=int, default=-1, help="GPU instance id")
     process.add_argument("--compute-instance", type=int, default=-1)
     process.add_argument("--mps", action="store_true")
+    process.add_argument("--graphics", action="store_true")
+    process.add_argument("--pid-namespace", type=int, default=0, help="inode; default: the machine's own")
     process.add_argument("--end", action="store_true", help="let it end instead")
     event = kinds.add_parser("event", help=", ".join(EVENT_TYPES))
     event.add_argument("type", choices=EVENT_TYPES)
@@ -71,7 +77,14 @@ def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
         profile, colon, key = name.rpartition(":")
         if colon:
             simulator.set_profile(gpu, profile, **{key: value})
-        elif name in ("driver_version", "nvml_version", "cuda_version", "driver_loaded", "clients_block"):
+        elif name in (
+            "driver_version",
+            "nvml_version",
+            "cuda_version",
+            "driver_loaded",
+            "clients_block",
+            *_FOLDERS,
+        ):
             simulator.set_machine(**{name: value})
         else:
             simulator.set_gpu(gpu, **{name: value})
@@ -94,6 +107,8 @@ def _inject(simulator: Simulator, given: argparse.Namespace) -> None:
             gpu_instance=given.instance,
             compute_instance=given.compute_instance,
             mps=given.mps,
+            graphics=given.graphics,
+            pid_namespace=given.pid_namespace,
         )
 
 
@@ -144,6 +159,8 @@ def _run(given: argparse.Namespace) -> None:
         simulator.reset(simulator.find_gpus(names) or None)
     elif given.verb == "reboot":
         simulator.reboot()
+    elif given.verb == "reload":
+        simulator.take_devices_away()
     else:
         _inject(simulator, given)
 

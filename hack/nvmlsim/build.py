@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from hack.cluster.paths import cache_root
-from hack.nvmlsim import layout
+from hack.nvmlsim import layout, rights
 
 SOURCE = Path(__file__).resolve().parent / "src"
 LIBRARY = "libnvidia-ml.so.1"
@@ -18,6 +18,12 @@ FLAGS = (
     f"-Wl,-soname,{LIBRARY}", "-Wl,-z,defs", "-pthread",
     "-Wl,-z,nodelete",  # go-nvml closes the library while its functions may still be on a stack
 )  # fmt: skip
+SANITIZED = (
+    "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1",
+)  # fmt: skip
+"""What a build adds that ends the program at the first bad access or undefined operation."""
+SANITIZER_RUNTIMES = ("libasan.so", "libubsan.so")
+"""A program that loads a sanitized library must have loaded these before: LD_PRELOAD."""
 _DEFINED = re.compile(r"\bnvmlReturn_t (nvml\w+)\(|\bconst char \*(nvmlErrorString)\(")
 _STUB_HEAD = (
     "/* Generated: every other function that nvidia-ml-py knows, answering NVML_ERROR_NOT_SUPPORTED. */\n"
@@ -34,8 +40,10 @@ def compiler() -> str | None:
     return shutil.which("cc") or shutil.which("gcc")
 
 
-def library_directory() -> Path:
+def library_directory(*, sanitized: bool = False) -> Path:
     """The folder that holds the library, for LD_LIBRARY_PATH; built first if it is not there.
+
+    `sanitized`: with AddressSanitizer and UndefinedBehaviorSanitizer; see `sanitizer_runtimes`.
 
     Raises:
         BuildError: no C compiler, no nvidia-ml-py, or the compiler refused.
@@ -46,11 +54,33 @@ def library_directory() -> Path:
             "the NVML simulator needs a C compiler, and there is no `cc` or `gcc` on PATH.\n"
             "Install one from your distribution: apt install gcc, dnf install gcc"
         )
-    generated = {"state_layout.h": layout.c_header(), "stubs.c": stub_source()}
-    directory = cache_root() / f"nvmlsim-{_content_hash(program, generated)}"
+    generated = {
+        "state_layout.h": layout.c_header(),
+        "rights_table.h": rights.c_table(),
+        "stubs.c": stub_source(),
+    }
+    flags = (*FLAGS, *SANITIZED) if sanitized else FLAGS
+    directory = cache_root() / f"nvmlsim-{_content_hash(program, flags, generated)}"
     if not directory.is_dir():
-        _compile(program, generated, directory)
+        _compile(program, flags, generated, directory)
     return directory
+
+
+def sanitizer_runtimes() -> tuple[Path, ...]:
+    """The sanitizers' own libraries, for LD_PRELOAD; empty where the compiler has none."""
+    program = compiler()
+    if program is None:
+        return ()
+    found = []
+    for name in SANITIZER_RUNTIMES:
+        asked = subprocess.run(
+            [program, f"-print-file-name={name}"], capture_output=True, text=True, check=False
+        )
+        path = Path(asked.stdout.strip())
+        if asked.returncode != 0 or not path.is_absolute() or not path.exists():
+            return ()
+        found.append(path)
+    return tuple(found)
 
 
 def implemented_functions() -> frozenset[str]:
@@ -86,9 +116,9 @@ def stub_source() -> str:
     return _STUB_HEAD + "\n".join(lines)
 
 
-def _content_hash(program: str, generated: dict[str, str]) -> str:
+def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str]) -> str:
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256("\0".join((version, *FLAGS)).encode())
+    digest = hashlib.sha256("\0".join((version, *flags)).encode())
     for source in sorted(SOURCE.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     for name, text in generated.items():
@@ -96,7 +126,7 @@ def _content_hash(program: str, generated: dict[str, str]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _compile(program: str, generated: dict[str, str], directory: Path) -> None:
+def _compile(program: str, flags: tuple[str, ...], generated: dict[str, str], directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".nvmlsim-build-") as scratch:
         work, out = Path(scratch) / "work", Path(scratch) / "out"
@@ -105,7 +135,7 @@ def _compile(program: str, generated: dict[str, str], directory: Path) -> None:
         for name, text in generated.items():
             (work / name).write_text(text)
         sources = [str(path) for path in sorted((*SOURCE.glob("*.c"), work / "stubs.c"))]
-        command = [program, *FLAGS, f"-I{SOURCE}", f"-I{work}", "-o", str(out / LIBRARY), *sources]
+        command = [program, *flags, f"-I{SOURCE}", f"-I{work}", "-o", str(out / LIBRARY), *sources]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BuildError(f"{program} refused the NVML simulator:\n{done.stderr.strip()}")

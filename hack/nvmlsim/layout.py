@@ -5,12 +5,14 @@ assertions on every size. What the fields mean to NVML is in nvml_abi.h and in t
 """
 
 import ctypes
+import hashlib
 from ctypes import Structure, c_char, c_int32, c_uint32, c_uint64
 from typing import Any
 
 MAGIC = 0x4E564D4C53494D31  # "NVMLSIM1"
 NAME = 96
 TEXT = 80
+PATH = 256
 MAX_GPUS = 16
 MAX_PROFILES = 18
 MAX_STARTS = 16
@@ -21,7 +23,7 @@ MAX_CLIENTS = 128
 MAX_FAULTS = 16
 MAX_EVENTS = 256
 CONSTANTS = (
-    "NAME", "TEXT", "MAX_GPUS", "MAX_PROFILES", "MAX_STARTS", "MAX_GPU_INSTANCES", "MAX_COMPUTE_INSTANCES",
+    "NAME", "TEXT", "PATH", "MAX_GPUS", "MAX_PROFILES", "MAX_STARTS", "MAX_GPU_INSTANCES", "MAX_COMPUTE_INSTANCES",
     "MAX_PROCESSES", "MAX_CLIENTS", "MAX_FAULTS", "MAX_EVENTS",
 )  # fmt: skip
 
@@ -143,7 +145,10 @@ class Process(Structure):
         ("compute_instance", c_int32),
         ("pid", c_uint32),
         ("mps", c_uint32),  # a client of the MPS server
+        ("graphics", c_uint32),  # it draws: X, a compositor
+        ("reserved", c_uint32),
         ("memory_mib", c_uint64),
+        ("pid_namespace", c_uint64),  # inode of the PID namespace that it runs in; 0: the machine's own
         ("name", c_char * NAME),
     )
 
@@ -182,6 +187,7 @@ class State(Structure):
     _fields_ = (
         ("magic", c_uint64),
         ("size", c_uint64),
+        ("layout_hash", c_uint64),  # of every name, type and size in this module
         ("driver_version", c_char * TEXT),
         ("nvml_version", c_char * TEXT),
         ("cuda_version", c_uint32),  # 13000 is 13.0
@@ -189,7 +195,14 @@ class State(Structure):
         ("clients_block", c_uint32),  # other NVML clients hold up a change of the MIG mode
         ("gpu_count", c_uint32),
         ("fault_count", c_uint32),
-        ("reserved", c_uint32),
+        ("access_epoch", c_uint32),  # who began before the newest one may no longer open the devices
+        (
+            "pid_namespace",
+            c_uint64,
+        ),  # inode of the machine's own PID namespace; 0: unknown, everybody is in it
+        ("user_namespace", c_uint64),  # inode of the only user namespace whose capabilities count; 0: any
+        ("capabilities", c_char * PATH),  # stand-in of /proc/driver/nvidia/capabilities; empty: none
+        ("devices", c_char * PATH),  # stand-in of /dev; empty: every GPU is there
         ("next_serial", c_uint64),
         ("event_count", c_uint64),  # events so far
         ("gpus", Gpu * MAX_GPUS),
@@ -213,19 +226,29 @@ STRUCTURES: tuple[tuple[str, type[Structure]], ...] = (
 _SCALARS = {c_int32: "int32_t", c_uint32: "uint32_t", c_uint64: "uint64_t", c_char: "char"}
 
 
+def layout_hash() -> int:
+    """A number that changes with every name, type, order or bound of the file: both sides compare it."""
+    return int.from_bytes(hashlib.sha256("\n".join(declarations()).encode()).digest()[:8], "little")
+
+
 def c_header() -> str:
     """The C header with the same structures, constants and sizes."""
+    head = ["/* Generated from hack/nvmlsim/layout.py. */", "#pragma once", "#include <stdint.h>", ""]
+    head += [f"#define SIM_MAGIC 0x{MAGIC:X}ULL", f"#define SIM_LAYOUT_HASH 0x{layout_hash():016X}ULL"]
+    return "\n".join([*head, *declarations()])
+
+
+def declarations() -> list[str]:
+    """The bounds and structures as lines of C: what the hash is taken of."""
     types: dict[Any, str] = {**_SCALARS, **{kind: f"struct {name}" for name, kind in STRUCTURES}}
-    lines = ["/* Generated from hack/nvmlsim/layout.py. */", "#pragma once", "#include <stdint.h>", ""]
-    lines += [f"#define SIM_MAGIC 0x{MAGIC:X}ULL"]
-    lines += [f"#define SIM_{name} {globals()[name]}" for name in CONSTANTS]
+    lines = [f"#define SIM_{name} {globals()[name]}" for name in CONSTANTS]
     lines += ["enum { SIM_MEDIA_PLAIN, SIM_MEDIA_EXTENSIONS, SIM_MEDIA_ALL, SIM_MEDIA_NONE };"]
     lines += ["enum { SIM_FAULT_NONE, SIM_FAULT_RETURN, SIM_FAULT_HANG };", ""]
     for name, kind in STRUCTURES:
         lines += [f"struct {name} {{"]
         lines += [f"    {_declare(types, field[0], field[1])};" for field in kind._fields_]
         lines += ["};", f'_Static_assert(sizeof(struct {name}) == {ctypes.sizeof(kind)}, "{name}");', ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _declare(types: dict[Any, str], name: str, kind: Any) -> str:

@@ -13,16 +13,12 @@ from typing import Any
 from gpusharing.planning.cards import Card
 from hack.nvmlsim import build, layout
 from hack.nvmlsim.models import Place, fill_gpu, find_model
+from hack.nvmlsim.shown import RESULTS, machine, text
 
-DRIVER = "580.95.05"
+DRIVER = "580.159.03"
 CUDA = 13000
 NO_INSTANCE = 0xFFFFFFFF
 ALWAYS = -1
-RESULTS = {
-    "INVALID_ARGUMENT": 2, "NOT_SUPPORTED": 3, "NO_PERMISSION": 4, "NOT_FOUND": 6, "DRIVER_NOT_LOADED": 9,
-    "TIMEOUT": 10, "FUNCTION_NOT_FOUND": 13, "GPU_IS_LOST": 15, "RESET_REQUIRED": 16, "IN_USE": 19,
-    "INSUFFICIENT_RESOURCES": 23, "UNKNOWN": 999,
-}  # fmt: skip
 EVENT_XID = 0x8
 EVENT_TYPES = {
     "single-bit-ecc": 0x1, "double-bit-ecc": 0x2, "xid": EVENT_XID, "mig-config-change": 0x100,
@@ -31,7 +27,7 @@ EVENT_TYPES = {
 }  # fmt: skip
 _RECOVERED_BY_RESET = (1, 4)  # GPU_RESET, DRAIN_AND_RESET
 
-_FIXED_FIELDS = ("magic", "reserved")
+_FIXED_FIELDS = ("magic", "size", "layout_hash", "reserved")
 
 _threads = threading.Lock()
 
@@ -73,13 +69,30 @@ class Simulator:
             _fill_state(state, cards, driver, seed or str(path.resolve()))
         return simulator
 
-    def environment(self, privilege: str | None = None) -> dict[str, str]:
+    def environment(self, privilege: str | None = None, *, sanitized: bool = False) -> dict[str, str]:
         """What a program needs in its environment to see this machine; builds the library if it is missing.
 
-        `privilege` (`none`, `monitor`, `config`, `root`) limits what NVML allows the program; default root.
+        What NVML allows the program follows from the program itself (rights.py). `privilege` (`none`, `monitor`,
+        `config`, `root`) stands for that in unit tests, which run as whoever. `sanitized`: a library that ends the
+        program at a bad access.
         """
-        environ = {"NVMLSIM_STATE": str(self.path), "LD_LIBRARY_PATH": str(build.library_directory())}
+        library = build.library_directory(sanitized=sanitized)
+        environ = {"NVMLSIM_STATE": str(self.path), "LD_LIBRARY_PATH": str(library)}
+        if sanitized:
+            # Python's own memory at exit is no leak of ours.
+            environ["LD_PRELOAD"] = os.pathsep.join(map(str, build.sanitizer_runtimes()))
+            environ["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=1"
+            environ["UBSAN_OPTIONS"] = "print_stacktrace=1"
         return {**environ, "NVMLSIM_PRIVILEGE": privilege} if privilege else environ
+
+    def upgrade_driver(self, version: str) -> None:
+        """Load another driver: programs that began before can never open NVML again (LIB_RM_VERSION_MISMATCH)."""
+        self.set_machine(driver_version=version, nvml_version=f"13.{version}")
+
+    def take_devices_away(self) -> None:
+        """What `systemctl daemon-reload` does to running containers: nvmlInit answers UNKNOWN in them for ever."""
+        with self._edit() as state:
+            state.access_epoch += 1
 
     @contextmanager
     def edit(self) -> Iterator[layout.State]:
@@ -118,15 +131,23 @@ class Simulator:
         gpu_instance: int = -1,
         compute_instance: int = -1,
         mps: bool = False,
+        graphics: bool = False,
+        pid_namespace: int = 0,
     ) -> None:
-        """Let a process compute on a GPU, or on the MIG device with these instance ids. No name: NVML knows none."""
+        """Let a process compute (or draw) on a GPU, or on the MIG device with these instance ids.
+
+        No name: NVML knows none. `pid_namespace`: inode of the PID namespace that it runs in and has this pid in;
+        0: the machine's own, which sees every process.
+        """
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = next((process for process in state.processes if not process.used), None)
             if slot is None:
                 raise SimulatorError(f"a simulated machine has at most {layout.MAX_PROCESSES} processes")
-            slot.gpu, slot.pid, slot.name, slot.memory_mib = gpu, pid, name.encode(), memory_mib
+            _put_text(slot, "name", name)
+            slot.gpu, slot.pid, slot.memory_mib = gpu, pid, memory_mib
             slot.gpu_instance, slot.compute_instance, slot.mps = gpu_instance, compute_instance, mps
+            slot.graphics, slot.pid_namespace = graphics, pid_namespace
             slot.used = 1
 
     def remove_process(self, pid: int) -> None:
@@ -154,7 +175,8 @@ class Simulator:
             slot = next((entry for entry in state.faults if entry.kind == layout.FAULT_NONE), None)
             if slot is None:
                 raise SimulatorError(f"at most {layout.MAX_FAULTS} faults at once: clear them first")
-            slot.function, slot.gpu, slot.skip, slot.remaining = function.encode(), gpu, skip, count
+            _put_text(slot, "function", function)
+            slot.gpu, slot.skip, slot.remaining = gpu, skip, count
             slot.hits, slot.result = 0, RESULTS.get(fault, 0)
             slot.kind = layout.FAULT_HANG if fault == "hang" else layout.FAULT_RETURN
             state.fault_count = layout.MAX_FAULTS
@@ -228,14 +250,7 @@ class Simulator:
     def show(self) -> dict[str, Any]:
         """The machine as plain data."""
         with self._edit() as state:
-            return {
-                "simulated": True,
-                "driver": _text(state.driver_version),
-                "gpus": [_show_gpu(index, gpu) for index, gpu in enumerate(state.gpus[: state.gpu_count])],
-                "processes": [_show_process(process) for process in state.processes if process.used],
-                "faults": [_show_fault(fault) for fault in state.faults if fault.kind != layout.FAULT_NONE],
-                "clients": [pid for pid in state.clients if pid],
-            }
+            return machine(state)
 
     @contextmanager
     def _edit(self, *, new: bool = False) -> Iterator[layout.State]:
@@ -245,7 +260,7 @@ class Simulator:
             fcntl.lockf(file, fcntl.LOCK_EX)
             # The mapping goes with the last structure that looks into it; the lock goes with the file.
             state = layout.State.from_buffer(mmap.mmap(file.fileno(), 0))
-            if not new and state.magic != layout.MAGIC:
+            if not new and (state.magic, state.layout_hash) != (layout.MAGIC, layout.layout_hash()):
                 raise SimulatorError(f"{self.path} is no state file: create it first")
             yield state
 
@@ -262,20 +277,33 @@ def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
     """Set one plain field.
 
     Raises:
-        SimulatorError: no such field, or one that is not a number or text.
+        SimulatorError: no such field, or one that is not a number or text, or a text that is too long.
     """
     now = {field[0]: getattr(target, field[0]) for field in target._fields_}
     plain = [key for key, held in now.items() if isinstance(held, int | bytes) and key not in _FIXED_FIELDS]
     if name not in plain:
         raise SimulatorError(f"no field {name!r}: choose from {', '.join(sorted(plain))}")
-    setattr(target, name, str(value).encode() if isinstance(now[name], bytes) else int(value))
+    if isinstance(now[name], bytes):
+        _put_text(target, name, str(value))
+    else:
+        setattr(target, name, int(value))
+
+
+def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
+    """Set a text with its end: C reads on until there is one."""
+    room = getattr(type(target), field).size - 1
+    raw = value.encode()
+    if len(raw) > room:
+        raise SimulatorError(f"{field}: {value[:40]}… has {len(raw)} bytes, the file has room for {room}")
+    setattr(target, field, raw)
 
 
 def _fill_state(state: layout.State, cards: Sequence[Card], driver: str, seed: str) -> None:
     ctypes.memset(ctypes.addressof(state), 0, ctypes.sizeof(state))
-    state.size = ctypes.sizeof(layout.State)
-    state.driver_version = driver.encode()
-    state.nvml_version = f"13.{driver}".encode()
+    state.size, state.layout_hash = ctypes.sizeof(layout.State), layout.layout_hash()
+    state.pid_namespace, state.user_namespace = _namespace("pid"), _namespace("user")
+    _put_text(state, "driver_version", driver)
+    _put_text(state, "nvml_version", f"13.{driver}")
     state.cuda_version = CUDA
     state.driver_loaded = state.clients_block = 1
     for index, card in enumerate(cards):
@@ -284,12 +312,20 @@ def _fill_state(state: layout.State, cards: Sequence[Card], driver: str, seed: s
     state.magic = layout.MAGIC
 
 
+def _namespace(kind: str) -> int:
+    """The inode of our namespace, which is the machine's own; 0 where this system has none."""
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except OSError:
+        return 0
+
+
 def _find_profile(gpu: layout.Gpu, name: str) -> layout.Profile:
     for profile in gpu.profiles[: gpu.profile_count]:
-        if _text(profile.name).removeprefix("MIG ") == name:
+        if text(profile.name).removeprefix("MIG ") == name:
             found: layout.Profile = profile
             return found
-    raise SimulatorError(f"{_text(gpu.name)} has no profile {name}")
+    raise SimulatorError(f"{text(gpu.name)} has no profile {name}")
 
 
 def _check_reset(state: layout.State, index: int) -> None:
@@ -325,68 +361,3 @@ def _reset_gpu(gpu: layout.Gpu) -> None:
     gpu.remap_pending = 0
     if gpu.recovery_action in _RECOVERED_BY_RESET:
         gpu.recovery_action = 0
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode()
-
-
-def _show_gpu(index: int, gpu: layout.Gpu) -> dict[str, Any]:
-    mig = {"current": bool(gpu.mig_current), "pending": bool(gpu.mig_pending)} if gpu.mig_capable else None
-    instances = sorted((i for i in gpu.instances if i.used), key=lambda instance: int(instance.start))
-    return {
-        "index": index,
-        "name": _text(gpu.name),
-        "uuid": _text(gpu.uuid),
-        "bus_id": f"0000:{gpu.pci_bus:02x}:00.0",
-        "pci_device_id": f"0x{gpu.pci_device_id:08X}",
-        "mig": mig,
-        "instances": [_show_instance(gpu, instance) for instance in instances],
-        "compute_mode": gpu.compute_mode,
-        "lost": bool(gpu.lost),
-    }
-
-
-def _show_instance(gpu: layout.Gpu, instance: layout.GpuInstance) -> dict[str, Any]:
-    profile = gpu.profiles[instance.profile]
-    return {
-        "id": instance.id,
-        "profile": _text(profile.name).removeprefix("MIG "),
-        "start": instance.start,
-        "size": profile.size,
-        "compute": [
-            {
-                "id": ci.id,
-                "start": ci.start,
-                "slices": ci.slices,
-                "uuid": _text(ci.uuid),
-                "index": ci.mig_index,
-            }
-            for ci in instance.compute
-            if ci.used
-        ],
-    }
-
-
-def _show_process(process: layout.Process) -> dict[str, Any]:
-    return {
-        "gpu": process.gpu,
-        "gpu_instance": process.gpu_instance,
-        "compute_instance": process.compute_instance,
-        "pid": process.pid,
-        "name": _text(process.name),
-        "memory_mib": process.memory_mib,
-        "mps": bool(process.mps),
-    }
-
-
-def _show_fault(fault: layout.Fault) -> dict[str, Any]:
-    names = {code: name for name, code in RESULTS.items()}
-    return {
-        "function": _text(fault.function),
-        "fault": "hang" if fault.kind == layout.FAULT_HANG else names[fault.result],
-        "gpu": fault.gpu,
-        "skip": fault.skip,
-        "remaining": fault.remaining,
-        "hits": fault.hits,
-    }

@@ -25,7 +25,8 @@ import pytest
 from hack.results import PROPERTY, Asked
 
 def test_needs_a_control_plane(control_plane): ...
-def test_pure(): ...
+def test_pure(record_property):
+    record_property("what happened in the random world", {"a cordon": 3, "an eviction": 12})
 async def test_embedded(): ...
 @pytest.mark.nvidia
 def test_with_nvidia(): pytest.skip("no root")
@@ -71,6 +72,10 @@ def run(
     command = [sys.executable, "-m", "pytest", "-m", marked, "-p", "no:cacheprovider", *arguments]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
     return subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, check=False)
+
+
+def test_what_happened_in_the_random_world_is_told_with_its_counts(said: list[str]) -> None:
+    assert "3 x a cordon; 12 x an eviction" in said
 
 
 def test_each_rung_is_counted_and_a_skip_is_told_with_its_reason(said: list[str]) -> None:

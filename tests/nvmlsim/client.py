@@ -7,9 +7,11 @@
 import ctypes
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -228,7 +230,7 @@ def gpu_report(gpu: int) -> dict[str, Any]:
         "bus_id": nvml.nvmlDeviceGetPciInfo(handle).busId,
         "pci_device_id": nvml.nvmlDeviceGetPciInfo(handle).pciDeviceId,
         "compute_capability": list(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
-        "memory_mib": nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20,
+        "memory_mib": _or_error(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20),
         "memory_v2": _or_error(lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used),
         "mig_mode": _or_error(lambda: list(nvml.nvmlDeviceGetMigMode(handle))),
         "max_mig": nvml.nvmlDeviceGetMaxMigDeviceCount(handle),
@@ -249,6 +251,62 @@ def _or_error(ask: Callable[[], Any]) -> Any:
         return ask()
     except nvml.NVMLError as error:
         return {"error": error.value}
+
+
+def uuids() -> list[str]:
+    """The GPUs that are there, by index."""
+    return [nvml.nvmlDeviceGetUUID(gpu_handle(index)) for index in range(nvml.nvmlDeviceGetCount())]
+
+
+def by_uuid(uuid: str) -> int:
+    """The index of a device."""
+    return int(nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleByUUID(uuid)))
+
+
+def drawing(gpu: int) -> list[int]:
+    """The processes that draw."""
+    return [process.pid for process in nvml.nvmlDeviceGetGraphicsRunningProcesses(gpu_handle(gpu))]
+
+
+def open_twice_more() -> list[Any]:
+    """Say READY, wait for a line, then open NVML twice; what each gave."""
+    print("READY", flush=True)
+    sys.stdin.readline()
+    nvml.nvmlShutdown()
+    return [_or_error(nvml.nvmlInit) for _ in range(2)]
+
+
+def all_of(calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
+    """Functions of this module, one after the other, for GPU 0; the errors where they fail."""
+    return [_or_error(partial(globals()[name], 0, **arguments)) for name, arguments in calls]
+
+
+def read_beyond_the_end() -> None:
+    """Hand over an array that is shorter than its count says: a bad access inside the library, on purpose."""
+    ctypes.CDLL(None).malloc.restype = ctypes.c_void_p
+    values = ctypes.c_void_p(ctypes.CDLL(None).malloc(ctypes.sizeof(nvml.c_nvmlFieldValue_t)))
+    nvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")(gpu_handle(0), 64, values)
+
+
+def without_files(gpu: int) -> dict[str, Any]:
+    """What a call answers once every file of the process is closed, the state file too."""
+    handle = gpu_handle(gpu)
+    os.closerange(3, 256)
+    return {"name": _or_error(lambda: nvml.nvmlDeviceGetName(handle)), "end": _or_error(nvml.nvmlShutdown)}
+
+
+def after_a_line(gpu: int) -> Any:
+    """Say READY, wait for a line, then report the card."""
+    print("READY", flush=True)
+    sys.stdin.readline()
+    return gpu_report(gpu)
+
+
+def after_a_line_mig(gpu: int) -> Any:
+    """As `after_a_line`, for the MIG devices."""
+    print("READY", flush=True)
+    sys.stdin.readline()
+    return mig_devices(gpu)
 
 
 def process_name(pid: int) -> str:
@@ -303,11 +361,16 @@ def hold(gpu: int) -> None:
 
 
 def churn(gpu: int, profile_ids: Sequence[int], turns: int) -> dict[str, int]:
-    """Say READY, then create and destroy instances of changing profiles; count what worked and what was refused."""
+    """Say READY, then create and destroy instances of changing profiles; count what worked and what was refused.
+
+    On a busy machine one may be refused in all its turns by another that sleeps meanwhile: it goes on until it is not.
+    """
     print("READY", flush=True)
     sys.stdin.readline()
-    counts = {"created": 0, "refused": 0}
-    for turn in range(turns):
+    counts, deadline = {"created": 0, "refused": 0}, time.monotonic() + 30
+    for turn in itertools.count():
+        if turn >= turns and (counts["created"] or time.monotonic() > deadline):
+            break
         try:
             instance = nvml.nvmlDeviceCreateGpuInstance(
                 gpu_handle(gpu), profile_ids[turn * 7 % len(profile_ids)]
@@ -326,7 +389,8 @@ def main(function: str, arguments: str) -> None:
     try:
         nvml.nvmlInit()
         result = globals()[function](**json.loads(arguments))
-        nvml.nvmlShutdown()
+        with suppress(nvml.NVMLError_Uninitialized, nvml.NVMLError_Unknown):
+            nvml.nvmlShutdown()
     except nvml.NVMLError as error:
         result = {"error": error.value}
     print(json.dumps(result))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,15 +20,26 @@ class Machine:
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
 
-    def ask(self, function: str, *, privilege: str | None = None, **arguments: Any) -> Any:
-        """Call a function of client.py in a process of its own; its result, or `{"error": code}`."""
+    def ask(self, function: str, *, privilege: str | None = "root", **arguments: Any) -> Any:
+        """Call a function of client.py in a process of its own; its result, or `{"error": code}`.
+
+        `privilege`: None for the rights that the process really has.
+        """
         client = self.start(function, privilege=privilege, **arguments)
         return client.result()
 
-    def start(self, function: str, *, privilege: str | None = None, **arguments: Any) -> "Client":
-        """Start a function of client.py without waiting for its end."""
-        environ = {**os.environ, **self.simulator.environment(privilege)}
-        command = [sys.executable, str(CLIENT), function, json.dumps(arguments)]
+    def start(
+        self,
+        function: str,
+        *,
+        privilege: str | None = "root",
+        inside: Sequence[str] = (),
+        sanitized: bool = False,
+        **arguments: Any,
+    ) -> "Client":
+        """Start a function of client.py without waiting for its end; `inside`: the command that runs it."""
+        environ = {**os.environ, **self.simulator.environment(privilege, sanitized=sanitized)}
+        command = [*inside, sys.executable, str(CLIENT), function, json.dumps(arguments)]
         pipe = subprocess.PIPE
         return Client(subprocess.Popen(command, env=environ, text=True, stdin=pipe, stdout=pipe, stderr=pipe))
 
@@ -44,6 +56,12 @@ class Client:
         assert stdout is not None
         line = stdout.readline()
         assert line.strip() == "READY", line + self.process.communicate(timeout=SECONDS)[1]
+
+    def go_on(self) -> None:
+        """Send the line that the program waits for."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def result(self) -> Any:
         """Wait for the end; the last line of the output as data."""

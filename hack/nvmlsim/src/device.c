@@ -4,82 +4,127 @@
 
 #include "sim.h"
 
+/* The GPUs that are there for this container, counted from 0 as NVML's indexes are. */
+static uint32_t visible_count(const struct sim_state *state)
+{
+    uint32_t count = 0;
+    for (uint32_t g = 0; g < state->gpu_count; g++)
+        count += device_state(state, g) != DEVICE_ABSENT;
+    return count;
+}
+
+static uint32_t visible_index(const struct sim_state *state, uint32_t gpu)
+{
+    uint32_t index = 0;
+    for (uint32_t g = 0; g < gpu; g++)
+        index += device_state(state, g) != DEVICE_ABSENT;
+    return index;
+}
+
 API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count)
 {
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, NULL, 0);
     if (result == NVML_SUCCESS)
-        result = copy_number(count, call.state->gpu_count);
+        result = copy_number(count, visible_count(call.state));
     return call_end(&call, result);
 }
 
 ALIAS("nvmlDeviceGetCount_v2") nvmlReturn_t nvmlDeviceGetCount(unsigned int *count);
 
-static nvmlReturn_t give(struct call *call, uint32_t index, nvmlDevice_t *device)
+/* What a search found, if the container may open it; the caller holds the GPUs from then on. */
+static nvmlReturn_t give(struct call *call, const char *function, nvmlReturn_t found, nvmlDevice_t *device)
 {
-    if (call->state->gpus[index].lost)
-        return NVML_ERROR_GPU_IS_LOST;
+    nvmlReturn_t result = call_check(call, function, found);
+    if (result != NVML_SUCCESS)
+        return call_end(call, result);
+    if (device_state(call->state, call->gpu_index) != DEVICE_OPEN)
+        return call_end(call, NVML_ERROR_NO_PERMISSION);
     state_attach(call->state);
-    *device = handle_of(call->state, HANDLE_GPU, index, 0, 0);
-    return NVML_SUCCESS;
+    *device = handle_of(call->state, call->is_mig ? HANDLE_MIG : HANDLE_GPU, call->gpu_index, call->gi_slot,
+                        call->ci_slot);
+    return call_end(call, NVML_SUCCESS);
+}
+
+static nvmlReturn_t find_by_index(struct call *call, unsigned int index)
+{
+    for (uint32_t g = 0; g < call->state->gpu_count; g++)
+        if (device_state(call->state, g) != DEVICE_ABSENT && index-- == 0) {
+            call_about(call, g);
+            return NVML_SUCCESS;
+        }
+    return NVML_ERROR_INVALID_ARGUMENT;
 }
 
 API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device)
 {
     struct call call;
-    nvmlReturn_t result = call_begin(&call, __func__, NULL, 0);
-    if (result == NVML_SUCCESS)
-        result = device == NULL || index >= call.state->gpu_count ? NVML_ERROR_INVALID_ARGUMENT
-                                                                  : give(&call, index, device);
-    return call_end(&call, result);
+    nvmlReturn_t result = call_open(&call);
+    if (result != NVML_SUCCESS)
+        return call_end(&call, result);
+    return give(&call, __func__, device == NULL ? NVML_ERROR_INVALID_ARGUMENT : find_by_index(&call, index), device);
 }
 
 ALIAS("nvmlDeviceGetHandleByIndex_v2") nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device);
 
-static nvmlReturn_t find_by_uuid(struct call *call, const char *uuid, nvmlDevice_t *device)
+static int find_mig_by_uuid(struct call *call, uint32_t gpu, const char *uuid)
 {
-    for (uint32_t g = 0; g < call->state->gpu_count; g++) {
-        const struct sim_gpu *gpu = &call->state->gpus[g];
-        if (strcmp(gpu->uuid, uuid) == 0)
-            return give(call, g, device);
-        for (uint32_t i = 0; i < SIM_MAX_GPU_INSTANCES; i++)
-            for (uint32_t c = 0; gpu->instances[i].used && c < SIM_MAX_COMPUTE_INSTANCES; c++)
-                if (gpu->instances[i].compute[c].used && strcmp(gpu->instances[i].compute[c].uuid, uuid) == 0) {
-                    state_attach(call->state);
-                    *device = handle_of(call->state, HANDLE_MIG, g, i, c);
-                    return NVML_SUCCESS;
-                }
-    }
+    const struct sim_gpu_instance *instances = call->state->gpus[gpu].instances;
+    for (uint32_t i = 0; i < SIM_MAX_GPU_INSTANCES; i++)
+        for (uint32_t c = 0; instances[i].used && c < SIM_MAX_COMPUTE_INSTANCES; c++)
+            if (instances[i].compute[c].used && strcmp(instances[i].compute[c].uuid, uuid) == 0 &&
+                instance_visible(call->state, gpu, i, c)) {
+                call->is_mig = 1;
+                call->gi_slot = i;
+                call->ci_slot = c;
+                return 1;
+            }
+    return 0;
+}
+
+static nvmlReturn_t find_by_uuid(struct call *call, const char *uuid)
+{
+    for (uint32_t g = 0; g < call->state->gpu_count; g++)
+        if (device_state(call->state, g) != DEVICE_ABSENT &&
+            (strcmp(call->state->gpus[g].uuid, uuid) == 0 || find_mig_by_uuid(call, g, uuid))) {
+            call_about(call, g);
+            return NVML_SUCCESS;
+        }
     return NVML_ERROR_NOT_FOUND;
 }
 
 API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
 {
     struct call call;
-    nvmlReturn_t result = call_begin(&call, __func__, NULL, 0);
-    if (result == NVML_SUCCESS)
-        result = uuid == NULL || device == NULL ? NVML_ERROR_INVALID_ARGUMENT : find_by_uuid(&call, uuid, device);
-    return call_end(&call, result);
+    nvmlReturn_t result = call_open(&call);
+    if (result != NVML_SUCCESS)
+        return call_end(&call, result);
+    int given = uuid != NULL && device != NULL;
+    return give(&call, __func__, given ? find_by_uuid(&call, uuid) : NVML_ERROR_INVALID_ARGUMENT, device);
 }
 
-static nvmlReturn_t find_by_bus(struct call *call, const char *text, nvmlDevice_t *device)
+static nvmlReturn_t find_by_bus(struct call *call, const char *text)
 {
     unsigned int domain, bus, slot;
     if (sscanf(text, "%x:%x:%x", &domain, &bus, &slot) != 3)
         return NVML_ERROR_INVALID_ARGUMENT;
     for (uint32_t g = 0; g < call->state->gpu_count; g++)
-        if (domain == 0 && slot == 0 && call->state->gpus[g].pci_bus == bus)
-            return give(call, g, device);
+        if (domain == 0 && slot == 0 && call->state->gpus[g].pci_bus == bus &&
+            device_state(call->state, g) != DEVICE_ABSENT) {
+            call_about(call, g);
+            return NVML_SUCCESS;
+        }
     return NVML_ERROR_NOT_FOUND;
 }
 
 API nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, nvmlDevice_t *device)
 {
     struct call call;
-    nvmlReturn_t result = call_begin(&call, __func__, NULL, 0);
-    if (result == NVML_SUCCESS)
-        result = bus_id == NULL || device == NULL ? NVML_ERROR_INVALID_ARGUMENT : find_by_bus(&call, bus_id, device);
-    return call_end(&call, result);
+    nvmlReturn_t result = call_open(&call);
+    if (result != NVML_SUCCESS)
+        return call_end(&call, result);
+    int given = bus_id != NULL && device != NULL;
+    return give(&call, __func__, given ? find_by_bus(&call, bus_id) : NVML_ERROR_INVALID_ARGUMENT, device);
 }
 
 ALIAS("nvmlDeviceGetHandleByPciBusId_v2")
@@ -132,7 +177,7 @@ API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index)
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU | HANDLE_MIG);
     if (result == NVML_SUCCESS)
-        result = copy_number(index, call.is_mig ? call.ci->mig_index : call.gpu_index);
+        result = copy_number(index, call.is_mig ? call.ci->mig_index : visible_index(call.state, call.gpu_index));
     return call_end(&call, result);
 }
 

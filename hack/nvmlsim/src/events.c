@@ -62,6 +62,13 @@ API nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long lon
     return call_end(&call, result);
 }
 
+/* With MIG on, events of a single instance are for those who may monitor it (nvml.h, nvmlEventSetWait_v2). */
+static int hidden(const struct sim_state *state, const struct sim_event *event)
+{
+    return mig_enabled(&state->gpus[event->gpu]) && event->gpu_instance != NO_INSTANCE &&
+           !has_right(state, RIGHT_MONITOR);
+}
+
 static int take(struct call *call, struct event_set *set, nvmlEventData_t *data)
 {
     const struct sim_state *state = call->state;
@@ -69,7 +76,7 @@ static int take(struct call *call, struct event_set *set, nvmlEventData_t *data)
         set->next = state->event_count - SIM_MAX_EVENTS;
     while (set->next < state->event_count) {
         const struct sim_event *event = &state->events[set->next++ % SIM_MAX_EVENTS];
-        if (event->gpu >= state->gpu_count || !(set->wanted[event->gpu] & event->type))
+        if (event->gpu >= state->gpu_count || !(set->wanted[event->gpu] & event->type) || hidden(state, event))
             continue;
         *data = (nvmlEventData_t){handle_of(state, HANDLE_GPU, event->gpu, 0, 0), event->type, event->data,
                                   event->gpu_instance, event->compute_instance};
@@ -94,7 +101,7 @@ static uint64_t posted(void)
 API nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeout_ms)
 {
     struct call call;
-    long deadline = now_ms() + (long)timeout_ms;
+    long deadline = now_ms() + (long)timeout_ms + 1; /* the clock is cut to whole milliseconds */
     nvmlReturn_t result = call_begin(&call, __func__, NULL, 0);
     if (result == NVML_SUCCESS && (set == NULL || data == NULL))
         result = NVML_ERROR_INVALID_ARGUMENT;
@@ -106,7 +113,9 @@ API nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, 
         if (posted() == set->next)
             return NVML_ERROR_TIMEOUT;
         call.state = state_lock();
-        call.locked = 1;
+        call.locked = call.state != NULL;
+        if (!call.locked)
+            return NVML_ERROR_UNKNOWN;
     }
     return call_end(&call, result);
 }

@@ -3,15 +3,11 @@
 
 #include "sim.h"
 
-/* What every call on instances asks first: MIG on, and rights. */
-static nvmlReturn_t begin(struct call *call, const char *function, nvmlDevice_t device, enum privilege needed)
+/* What every call on instances asks first: MIG on. */
+static nvmlReturn_t begin(struct call *call, const char *function, nvmlDevice_t device)
 {
     nvmlReturn_t result = call_begin(call, function, device, HANDLE_GPU);
-    if (result != NVML_SUCCESS)
-        return result;
-    if (!mig_enabled(call->gpu))
-        return NVML_ERROR_NOT_SUPPORTED;
-    return privileged(needed) ? NVML_SUCCESS : NVML_ERROR_NO_PERMISSION;
+    return result == NVML_SUCCESS && !mig_enabled(call->gpu) ? NVML_ERROR_NOT_SUPPORTED : result;
 }
 
 /*
@@ -47,7 +43,7 @@ API nvmlReturn_t nvmlDeviceCreateGpuInstance(nvmlDevice_t device, unsigned int i
 {
     struct call call;
     uint32_t start = 0;
-    nvmlReturn_t result = begin(&call, __func__, device, PRIVILEGE_CONFIG);
+    nvmlReturn_t result = begin(&call, __func__, device);
     if (result != NVML_SUCCESS)
         return call_end(&call, result);
     const struct sim_profile *profile = profile_by_id(call.gpu, id);
@@ -62,7 +58,7 @@ API nvmlReturn_t nvmlDeviceCreateGpuInstanceWithPlacement(nvmlDevice_t device, u
                                                           const nvmlPlacement_t *placement, nvmlGpuInstance_t *handle)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, device, PRIVILEGE_CONFIG);
+    nvmlReturn_t result = begin(&call, __func__, device);
     if (result != NVML_SUCCESS)
         return call_end(&call, result);
     const struct sim_profile *profile = profile_by_id(call.gpu, id);
@@ -78,8 +74,6 @@ API nvmlReturn_t nvmlGpuInstanceDestroy(nvmlGpuInstance_t handle)
 {
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, handle, HANDLE_GI);
-    if (result == NVML_SUCCESS && !privileged(PRIVILEGE_CONFIG))
-        result = NVML_ERROR_NO_PERMISSION;
     if (result == NVML_SUCCESS && gpu_has_process(call.state, call.gpu_index, (int32_t)call.gi->id, -1))
         result = NVML_ERROR_IN_USE;
     for (int c = 0; result == NVML_SUCCESS && c < SIM_MAX_COMPUTE_INSTANCES; c++)
@@ -97,7 +91,7 @@ API nvmlReturn_t nvmlDeviceGetGpuInstances(nvmlDevice_t device, unsigned int id,
                                            unsigned int *count)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, device, PRIVILEGE_CONFIG);
+    nvmlReturn_t result = begin(&call, __func__, device);
     if (result != NVML_SUCCESS)
         return call_end(&call, result);
     const struct sim_profile *profile = profile_by_id(call.gpu, id);
@@ -114,7 +108,7 @@ API nvmlReturn_t nvmlDeviceGetGpuInstances(nvmlDevice_t device, unsigned int id,
 API nvmlReturn_t nvmlDeviceGetGpuInstanceById(nvmlDevice_t device, unsigned int id, nvmlGpuInstance_t *handle)
 {
     struct call call;
-    nvmlReturn_t result = begin(&call, __func__, device, PRIVILEGE_MONITOR);
+    nvmlReturn_t result = begin(&call, __func__, device);
     if (result != NVML_SUCCESS)
         return call_end(&call, result);
     if (handle == NULL)

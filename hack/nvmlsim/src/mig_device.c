@@ -46,7 +46,8 @@ static nvmlReturn_t find(struct call *call, unsigned int index, nvmlDevice_t *mi
         return NVML_ERROR_INVALID_ARGUMENT;
     for (uint32_t i = 0; i < SIM_MAX_GPU_INSTANCES; i++)
         for (uint32_t c = 0; call->gpu->instances[i].used && c < SIM_MAX_COMPUTE_INSTANCES; c++)
-            if (call->gpu->instances[i].compute[c].used && call->gpu->instances[i].compute[c].mig_index == index) {
+            if (call->gpu->instances[i].compute[c].used && call->gpu->instances[i].compute[c].mig_index == index &&
+                instance_visible(call->state, call->gpu_index, i, c)) {
                 *mig = handle_of(call->state, HANDLE_MIG, call->gpu_index, i, c);
                 return NVML_SUCCESS;
             }

@@ -1,23 +1,28 @@
 /* Who computes on a GPU, how much, and under which compute mode. */
 #include "sim.h"
 
-static int belongs(const struct call *call, const struct sim_process *process, int want_mps)
+enum kind { COMPUTE, MPS, GRAPHICS };
+
+static enum kind kind_of(const struct sim_process *process)
 {
-    if (!process->used || process->gpu != call->gpu_index || (int)process->mps != want_mps)
+    return process->graphics ? GRAPHICS : process->mps ? MPS : COMPUTE;
+}
+
+static int belongs(const struct call *call, const struct sim_process *process, enum kind wanted)
+{
+    if (!process->used || process->gpu != call->gpu_index || kind_of(process) != wanted)
         return 0;
     return !call->is_mig || (process->gpu_instance == (int32_t)call->gi->id &&
                              process->compute_instance == (int32_t)call->ci->id);
 }
 
-static nvmlReturn_t list(struct call *call, int want_mps, unsigned int *count, nvmlProcessInfo_t *infos)
+static nvmlReturn_t list(struct call *call, enum kind wanted, unsigned int *count, nvmlProcessInfo_t *infos)
 {
     unsigned int found = 0, room = *count;
-    /* With MIG on, the sum over the whole GPU is for those who may see all instances. */
-    if (!call->is_mig && mig_enabled(call->gpu) && !privileged(PRIVILEGE_MONITOR))
-        return NVML_ERROR_NO_PERMISSION;
+    uint64_t caller = caller_pid_namespace(call->state);
     for (int i = 0; i < SIM_MAX_PROCESSES; i++) {
         const struct sim_process *process = &call->state->processes[i];
-        if (!belongs(call, process, want_mps))
+        if (!belongs(call, process, wanted) || !process_visible(caller, process))
             continue;
         if (infos != NULL && found < room)
             infos[found] = (nvmlProcessInfo_t){process->pid, process->memory_mib * MIB,
@@ -35,7 +40,7 @@ API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, un
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU | HANDLE_MIG);
     if (result == NVML_SUCCESS)
-        result = count == NULL ? NVML_ERROR_INVALID_ARGUMENT : list(&call, 0, count, infos);
+        result = count == NULL ? NVML_ERROR_INVALID_ARGUMENT : list(&call, COMPUTE, count, infos);
     return call_end(&call, result);
 }
 
@@ -48,19 +53,17 @@ API nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device,
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU | HANDLE_MIG);
     if (result == NVML_SUCCESS)
-        result = count == NULL ? NVML_ERROR_INVALID_ARGUMENT : list(&call, 1, count, infos);
+        result = count == NULL ? NVML_ERROR_INVALID_ARGUMENT : list(&call, MPS, count, infos);
     return call_end(&call, result);
 }
 
-/* No simulated process draws. */
 API nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
                                                           nvmlProcessInfo_t *infos)
 {
     struct call call;
-    (void)infos;
     nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU | HANDLE_MIG);
     if (result == NVML_SUCCESS)
-        result = copy_number(count, 0);
+        result = count == NULL ? NVML_ERROR_INVALID_ARGUMENT : list(&call, GRAPHICS, count, infos);
     return call_end(&call, result);
 }
 
@@ -79,8 +82,6 @@ API nvmlReturn_t nvmlDeviceSetComputeMode(nvmlDevice_t device, unsigned int mode
     nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU);
     if (result == NVML_SUCCESS && (mode >= NVML_COMPUTEMODE_COUNT || mode == 1))
         result = mode == 1 ? NVML_ERROR_NOT_SUPPORTED : NVML_ERROR_INVALID_ARGUMENT;
-    if (result == NVML_SUCCESS && !privileged(PRIVILEGE_ROOT))
-        result = NVML_ERROR_NO_PERMISSION;
     if (result == NVML_SUCCESS && mig_enabled(call.gpu) && mode != 0)
         result = NVML_ERROR_NOT_SUPPORTED;
     if (result == NVML_SUCCESS)

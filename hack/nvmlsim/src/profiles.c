@@ -102,8 +102,6 @@ API nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvmlDevice_t devi
     struct call call;
     const struct sim_profile *p = NULL;
     nvmlReturn_t result = find(&call, __func__, device, id, 1, &p);
-    if (result == NVML_SUCCESS && !privileged(PRIVILEGE_CONFIG))
-        result = NVML_ERROR_NO_PERMISSION;
     if (result == NVML_SUCCESS && count == NULL)
         result = NVML_ERROR_INVALID_ARGUMENT;
     if (result != NVML_SUCCESS)
@@ -125,8 +123,6 @@ API nvmlReturn_t nvmlDeviceGetGpuInstanceRemainingCapacity(nvmlDevice_t device, 
     nvmlReturn_t result = find(&call, __func__, device, id, 1, &p);
     if (result == NVML_SUCCESS && !mig_enabled(call.gpu))
         result = NVML_ERROR_NOT_SUPPORTED;
-    if (result == NVML_SUCCESS && !privileged(PRIVILEGE_CONFIG))
-        result = NVML_ERROR_NO_PERMISSION;
     if (result == NVML_SUCCESS)
         result = copy_number(count, placement_capacity(call.gpu, p));
     return call_end(&call, result);

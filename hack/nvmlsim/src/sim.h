@@ -7,6 +7,8 @@
 #define ALIAS(name) __attribute__((visibility("default"), alias(name)))
 #define NO_INSTANCE 0xFFFFFFFFu
 #define MIB (1024ULL * 1024ULL)
+#define MAX_SLICES 8u
+#define MAX_UNITS 64u
 
 /* handles.c: a handle is the address of a static object, never a small number (Go's runtime rejects those). */
 enum handle_kind { HANDLE_GPU = 1, HANDLE_MIG = 2, HANDLE_GI = 4, HANDLE_CI = 8 };
@@ -14,16 +16,20 @@ struct call;
 nvmlReturn_t handle_resolve(struct call *call, const struct handle *handle, unsigned int kinds);
 struct handle *handle_of(const struct sim_state *state, enum handle_kind kind, uint32_t gpu, uint32_t gi, uint32_t ci);
 
-/* state.c: the shared file. */
+/* state.c: the shared file. `state_lock` is NULL when the file cannot be locked (any more): the call must fail. */
 nvmlReturn_t state_open(void);
-void state_close(void);
+nvmlReturn_t state_close(void);
 int state_is_open(void);
 struct sim_state *state_lock(void);
 void state_unlock(void);
 void state_attach(struct sim_state *state);
 int state_other_clients(struct sim_state *state);
 const struct sim_state *state_peek(void);
+int was_there_at_start(uint32_t gpu, uint32_t gi, uint32_t ci);
 void sleep_ms(long milliseconds);
+
+/* bounds.c */
+void state_bound(struct sim_state *state);
 
 /* call.c: one call of the interface, from the check of its handle to the release of the lock. */
 struct call {
@@ -36,11 +42,20 @@ struct call {
     int locked;
 };
 nvmlReturn_t call_begin(struct call *call, const char *function, const struct handle *target, unsigned int kinds);
+nvmlReturn_t call_open(struct call *call);
+void call_about(struct call *call, uint32_t gpu);
+nvmlReturn_t call_check(struct call *call, const char *function, nvmlReturn_t resolved);
 nvmlReturn_t call_end(struct call *call, nvmlReturn_t result);
 
-/* Rights of this process, from NVMLSIM_PRIVILEGE: none < monitor < config < root (default). */
-enum privilege { PRIVILEGE_NONE, PRIVILEGE_MONITOR, PRIVILEGE_CONFIG, PRIVILEGE_ROOT };
-int privileged(enum privilege needed);
+/* rights.c: what the calling process may do and see. */
+enum right { RIGHT_NONE, RIGHT_MONITOR, RIGHT_CONFIG, RIGHT_ADMIN };
+enum device { DEVICE_OPEN, DEVICE_CLOSED, DEVICE_ABSENT };
+int has_right(const struct sim_state *state, enum right needed);
+int call_permitted(const struct call *call, const char *function);
+int instance_visible(const struct sim_state *state, uint32_t gpu, uint32_t gi, uint32_t ci);
+enum device device_state(const struct sim_state *state, uint32_t gpu);
+uint64_t caller_pid_namespace(const struct sim_state *state);
+int process_visible(uint64_t caller_namespace, const struct sim_process *process);
 
 nvmlReturn_t copy_text(char *target, unsigned int length, const char *text);
 nvmlReturn_t copy_number(unsigned int *target, unsigned int value);
@@ -55,6 +70,9 @@ int placement_possible(const struct sim_profile *profile, uint32_t start);
 int placement_free(const struct sim_gpu *gpu, const struct sim_profile *profile, uint32_t start);
 int placement_choose(const struct sim_gpu *gpu, const struct sim_profile *profile, uint32_t *start);
 uint32_t placement_capacity(const struct sim_gpu *gpu, const struct sim_profile *profile);
+
+/* compute_instance.c */
+int compute_size_known(uint32_t slices);
 
 /* mig_mode.c */
 int mig_enabled(const struct sim_gpu *gpu);

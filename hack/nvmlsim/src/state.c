@@ -21,6 +21,17 @@ static int file = -1;
 static int opened;
 static pid_t attached;
 
+/* What the container toolkit gave this program's container when it began; only a new program gets anything else. */
+struct birth {
+    char driver_version[SIM_TEXT];
+    uint32_t access_epoch;
+    uint32_t count;
+    struct {
+        uint32_t gpu, gi, ci;
+    } instances[SIM_MAX_GPUS * SIM_MAX_GPU_INSTANCES * SIM_MAX_COMPUTE_INSTANCES];
+};
+static struct birth birth;
+
 void sleep_ms(long milliseconds)
 {
     struct timespec pause = {milliseconds / 1000, (milliseconds % 1000) * 1000000};
@@ -36,6 +47,21 @@ static int record_lock(short type)
         result = fcntl(file, F_SETLKW, &lock);
     while (result == -1 && errno == EINTR);
     return result;
+}
+
+/* Whether the lock is ours and the file is as long as its mapping: beyond its end, memory kills the program. */
+static int take_record_lock(void)
+{
+    struct stat status;
+    if (record_lock(F_WRLCK) != 0) {
+        fprintf(stderr, "nvmlsim (SIMULATED NVML): cannot lock %s: %s\n", mapped_path, strerror(errno));
+        return 0;
+    }
+    if (fstat(file, &status) == 0 && status.st_size >= (off_t)sizeof(struct sim_state))
+        return 1;
+    fprintf(stderr, "nvmlsim (SIMULATED NVML): %s was cut short; create it again\n", mapped_path);
+    record_lock(F_UNLCK);
+    return 0;
 }
 
 static nvmlReturn_t map_file(const char *path)
@@ -60,8 +86,48 @@ static nvmlReturn_t map_file(const char *path)
     return NVML_SUCCESS;
 }
 
+static int is_readable(void)
+{
+    return mapped->magic == SIM_MAGIC && mapped->size == sizeof(struct sim_state) &&
+           mapped->layout_hash == SIM_LAYOUT_HASH;
+}
+
+static void remember_birth(void)
+{
+    birth = (struct birth){.access_epoch = mapped->access_epoch};
+    memcpy(birth.driver_version, mapped->driver_version, sizeof(birth.driver_version));
+    for (uint32_t g = 0; g < mapped->gpu_count; g++)
+        for (uint32_t i = 0; i < SIM_MAX_GPU_INSTANCES; i++)
+            for (uint32_t c = 0; mapped->gpus[g].instances[i].used && c < SIM_MAX_COMPUTE_INSTANCES; c++)
+                if (mapped->gpus[g].instances[i].compute[c].used) {
+                    birth.instances[birth.count].gpu = g;
+                    birth.instances[birth.count].gi = mapped->gpus[g].instances[i].id;
+                    birth.instances[birth.count++].ci = mapped->gpus[g].instances[i].compute[c].id;
+                }
+}
+
+int was_there_at_start(uint32_t gpu, uint32_t gi, uint32_t ci)
+{
+    for (uint32_t i = 0; i < birth.count; i++)
+        if (birth.instances[i].gpu == gpu && birth.instances[i].gi == gi && birth.instances[i].ci == ci)
+            return 1;
+    return 0;
+}
+
+/* Under the lock. */
+static nvmlReturn_t driver_answers(void)
+{
+    if (!mapped->driver_loaded)
+        return NVML_ERROR_DRIVER_NOT_LOADED;
+    if (strcmp(birth.driver_version, mapped->driver_version) != 0)
+        return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
+    return birth.access_epoch == mapped->access_epoch ? NVML_SUCCESS : NVML_ERROR_UNKNOWN;
+}
+
+/* Under the mutex. Takes the record lock for as long as it looks at the file. */
 static nvmlReturn_t open_locked(void)
 {
+    int is_new = 0;
     const char *path = getenv("NVMLSIM_STATE");
     if (path == NULL || *path == '\0') {
         fprintf(stderr, "nvmlsim (SIMULATED NVML): NVMLSIM_STATE is not set; see python -m hack.nvmlsim env\n");
@@ -71,12 +137,22 @@ static nvmlReturn_t open_locked(void)
         nvmlReturn_t result = map_file(path);
         if (result != NVML_SUCCESS)
             return result;
+        is_new = 1;
     }
-    if (mapped->magic != SIM_MAGIC || mapped->size != sizeof(struct sim_state)) {
+    if (!take_record_lock())
+        return NVML_ERROR_UNKNOWN;
+    nvmlReturn_t result = NVML_ERROR_DRIVER_NOT_LOADED;
+    if (is_readable()) {
+        state_bound(mapped);
+        if (is_new)
+            remember_birth();
+        result = driver_answers();
+    } else {
         fprintf(stderr, "nvmlsim (SIMULATED NVML): %s was made by another version; create it again\n", path);
-        return NVML_ERROR_DRIVER_NOT_LOADED;
+        mapped_path[0] = '\0'; /* look again next time */
     }
-    return mapped->driver_loaded ? NVML_SUCCESS : NVML_ERROR_DRIVER_NOT_LOADED;
+    record_lock(F_UNLCK);
+    return result;
 }
 
 nvmlReturn_t state_open(void)
@@ -97,12 +173,14 @@ static void detach(void)
     attached = 0;
 }
 
-void state_close(void)
+nvmlReturn_t state_close(void)
 {
-    struct sim_state *state = state_lock();
-    if (opened > 0 && --opened == 0 && state != NULL && attached == getpid())
+    if (state_lock() == NULL)
+        return NVML_ERROR_UNKNOWN;
+    if (opened > 0 && --opened == 0 && attached == getpid())
         detach();
     state_unlock();
+    return NVML_SUCCESS;
 }
 
 int state_is_open(void)
@@ -110,18 +188,25 @@ int state_is_open(void)
     return __atomic_load_n(&opened, __ATOMIC_ACQUIRE) > 0;
 }
 
+/* NULL, and nothing is held, when the file is not there whole or cannot be locked. */
 struct sim_state *state_lock(void)
 {
     pthread_mutex_lock(&mutex);
-    if (mapped != NULL)
-        record_lock(F_WRLCK);
+    if (mapped == NULL || !take_record_lock()) {
+        pthread_mutex_unlock(&mutex);
+        return NULL;
+    }
+    if (!is_readable()) {
+        state_unlock();
+        return NULL;
+    }
+    state_bound(mapped);
     return mapped;
 }
 
 void state_unlock(void)
 {
-    if (mapped != NULL)
-        record_lock(F_UNLCK);
+    record_lock(F_UNLCK);
     pthread_mutex_unlock(&mutex);
 }
 

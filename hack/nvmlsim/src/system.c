@@ -27,8 +27,7 @@ API nvmlReturn_t nvmlShutdown(void)
 {
     if (!state_is_open())
         return NVML_ERROR_UNINITIALIZED;
-    state_close();
-    return NVML_SUCCESS;
+    return state_close();
 }
 
 static const struct {
@@ -42,11 +41,15 @@ static const struct {
     {NVML_ERROR_NO_PERMISSION, "Insufficient Permissions"},
     {NVML_ERROR_NOT_FOUND, "Not Found"},
     {NVML_ERROR_INSUFFICIENT_SIZE, "Insufficient Size"},
+    {NVML_ERROR_INSUFFICIENT_POWER, "Insufficient External Power"},
     {NVML_ERROR_DRIVER_NOT_LOADED, "Driver Not Loaded"},
     {NVML_ERROR_TIMEOUT, "Timeout"},
+    {NVML_ERROR_IRQ_ISSUE, "Interrupt Request Issue"},
     {NVML_ERROR_FUNCTION_NOT_FOUND, "Function Not Found"},
     {NVML_ERROR_GPU_IS_LOST, "GPU is lost"},
     {NVML_ERROR_RESET_REQUIRED, "GPU requires reset"},
+    {NVML_ERROR_OPERATING_SYSTEM, "Blocked by the operating system"},
+    {NVML_ERROR_LIB_RM_VERSION_MISMATCH, "Driver/library version mismatch"},
     {NVML_ERROR_IN_USE, "In use by another client"},
     {NVML_ERROR_MEMORY, "Insufficient Memory"},
     {NVML_ERROR_INSUFFICIENT_RESOURCES, "Insufficient Resources"},
@@ -96,10 +99,11 @@ API nvmlReturn_t nvmlSystemGetProcessName(unsigned int pid, char *name, unsigned
     nvmlReturn_t result = call_begin(&call, __func__, NULL, 0);
     if (result != NVML_SUCCESS)
         return call_end(&call, result);
+    uint64_t caller = caller_pid_namespace(call.state);
     result = NVML_ERROR_NOT_FOUND;
     for (int i = 0; i < SIM_MAX_PROCESSES; i++) {
         const struct sim_process *process = &call.state->processes[i];
-        if (process->used && process->pid == pid && process->name[0] != '\0')
+        if (process->used && process->pid == pid && process->name[0] != '\0' && process_visible(caller, process))
             result = copy_text(name, length, process->name);
     }
     return call_end(&call, result);

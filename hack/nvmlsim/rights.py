@@ -1,0 +1,87 @@
+"""Which right each NVML call needs, with the source that says so: data for the C library, the README and the tests.
+
+The driver knows three rights (MIG user guide, "Device Nodes and Capabilities"; NVIDIA's open kernel modules):
+
+    admin      CAP_SYS_ADMIN in effect, in the machine's own user namespace. It is asked anew at every call
+               (open-gpu-kernel-modules: osIsAdministrator is capable(CAP_SYS_ADMIN)); being root is not enough.
+    config     the capability mig/config can be opened (on a host 0400, root), or admin
+    monitor    the capability mig/monitor can be opened (on a host 0444), or admin
+
+In a container the capability files are there only when the NVIDIA container toolkit put them there, and it refuses
+NVIDIA_MIG_CONFIG_DEVICES and NVIDIA_MIG_MONITOR_DEVICES to a container without CAP_SYS_ADMIN
+(cmd/nvidia-container-runtime-hook/container_config.go).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Need = Literal["monitor", "config", "admin"]
+When = Literal["always", "whole GPU with MIG on"]
+
+_PRIVILEGED = 'nvml.h: "Requires privileged user"; MIG user guide: mig/config'
+_PLUGIN = 'nvml.h: "Requires privileged user"; the device plugin and GFD do with mig/monitor (k8s-device-plugin#399)'
+_ROOT = 'nvml.h: "Requires root user"'
+_PARENT = 'nvml.h: "only if the caller has appropriate privileges"'
+_PIDS = _PARENT + "; open-gpu-kernel-modules: subdeviceCtrlCmdGpuGetPids asks for SMC_MONITOR"
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """What one call needs. Without it the call answers NO_PERMISSION."""
+
+    function: str
+    needs: Need
+    when: When
+    source: str
+
+
+RIGHTS: tuple[Right, ...] = (
+    Right("nvmlDeviceSetMigMode", "admin", "always", _ROOT),
+    Right("nvmlDeviceSetComputeMode", "admin", "always", 'nvml.h: "Requires root/admin permissions"'),
+    Right("nvmlDeviceCreateGpuInstance", "config", "always", _PRIVILEGED),
+    Right("nvmlDeviceCreateGpuInstanceWithPlacement", "config", "always", _PRIVILEGED),
+    Right("nvmlGpuInstanceDestroy", "config", "always", _PRIVILEGED),
+    Right("nvmlGpuInstanceCreateComputeInstance", "config", "always", _PRIVILEGED),
+    Right("nvmlGpuInstanceCreateComputeInstanceWithPlacement", "config", "always", _PRIVILEGED),
+    Right("nvmlComputeInstanceDestroy", "config", "always", _PRIVILEGED),
+    Right("nvmlDeviceGetGpuInstances", "config", "always", _PRIVILEGED),
+    Right("nvmlGpuInstanceGetComputeInstances", "config", "always", _PRIVILEGED),
+    Right("nvmlDeviceGetGpuInstancePossiblePlacements_v2", "config", "always", _PRIVILEGED),
+    Right("nvmlDeviceGetGpuInstanceRemainingCapacity", "config", "always", _PRIVILEGED),
+    Right("nvmlGpuInstanceGetComputeInstancePossiblePlacements", "config", "always", _PRIVILEGED),
+    Right("nvmlGpuInstanceGetComputeInstanceRemainingCapacity", "config", "always", _PRIVILEGED),
+    Right("nvmlDeviceGetGpuInstanceById", "monitor", "always", _PLUGIN),
+    Right("nvmlGpuInstanceGetComputeInstanceById", "monitor", "always", _PLUGIN),
+    Right(
+        "nvmlDeviceGetMemoryInfo", "monitor", "whole GPU with MIG on",
+        _PARENT + "; nvidia-container-toolkit#842, k8s-device-plugin#1683",
+    ),
+    Right("nvmlDeviceGetMemoryInfo_v2", "monitor", "whole GPU with MIG on", _PARENT),
+    Right("nvmlDeviceGetComputeRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
+    Right("nvmlDeviceGetMPSComputeRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
+    Right("nvmlDeviceGetGraphicsRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
+)  # fmt: skip
+"""Calls that are not named need nothing but an open device."""
+
+
+def c_table() -> str:
+    """The same as a C header, for rights.c."""
+    rows = [
+        f'    {{"{right.function}", RIGHT_{right.needs.upper()}, {int(right.when != "always")}}},'
+        for right in RIGHTS
+    ]
+    return "\n".join(
+        [
+            "/* Generated from hack/nvmlsim/rights.py. */",
+            "static const struct rule rules[] = {",
+            *rows,
+            "};",
+            "",
+        ]
+    )
+
+
+def markdown_table() -> str:
+    """The same for people; the README holds it."""
+    rows = [f"| `{right.function}` | {right.needs} | {right.when} | {right.source} |" for right in RIGHTS]
+    return "\n".join(["| Call | Right | When | Source |", "|---|---|---|---|", *rows])

@@ -1,0 +1,73 @@
+"""The fault proxy makes single objects fail for ever, and passes everything else on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp import web
+from hack.faultproxy import FaultProxy, Refusal
+
+from gpusharing.kube.answers import Request, error_of
+from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.errors import EvictionBlocked
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[str]:
+    """A server that says yes to everything."""
+
+    async def yes(_: web.Request) -> web.Response:
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", yes)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+async def test_one_object_fails_for_ever_and_its_neighbour_does_not(upstream: str) -> None:
+    with FaultProxy(upstream, "") as proxy:
+        sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), Refusal(503, retry_after=1))
+        async with aiohttp.ClientSession(proxy.url) as session:
+
+            async def patch(name: str) -> int:
+                async with session.patch(NODES.path(None, name), params={"fieldManager": "x"}) as answer:
+                    return answer.status
+
+            assert [await patch("gpu-1") for _ in range(3)] == [503] * 3
+            assert await patch("gpu-2") == 200
+            sick.lift()
+            assert await patch("gpu-1") == 200
+        assert sick.hits == 3
+
+
+async def test_the_list_of_one_node_gets_no_answer_at_all(upstream: str) -> None:
+    with FaultProxy(upstream, "") as proxy:
+        deaf = proxy.fail("GET", PODS.path(), None, query="spec.nodeName=gpu-1")
+        async with aiohttp.ClientSession(proxy.url) as session:
+
+            async def pods(node: str, **more: str) -> int:
+                query = {"fieldSelector": f"spec.nodeName={node}", **more}
+                async with session.get(PODS.path(), params=query) as answer:
+                    return answer.status
+
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await pods("gpu-1")
+            assert await pods("gpu-2") == 200
+            assert await pods("gpu-1", watch="true") == 200
+        assert deaf.hits == 1
+
+
+async def test_a_refusal_reads_as_an_api_servers_own(upstream: str) -> None:
+    with FaultProxy(upstream, "") as proxy:
+        refusal = Refusal(429, "no", "TooManyRequests", causes={"DisruptionBudget": "needs 2"})
+        path = PODS.path("team", "job-1", "eviction")
+        proxy.fail("POST", path, refusal)
+        async with aiohttp.ClientSession(proxy.url) as session, session.post(path) as answer:
+            error = error_of(Request("create", PODS, "eviction"), answer.status, await answer.json())
+    assert isinstance(error, EvictionBlocked)
