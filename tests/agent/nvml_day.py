@@ -94,7 +94,7 @@ class Day:
         hands.do("add_process", 1, pid, f"python3 job-{number}.py")
         hands.do("set_gpu", 1, ecc_volatile_uncorrected=number, recovery_action=number % 2)
         await self._ask(quiet=False)
-        await self._fails("nvmlDeviceGetName", "UNKNOWN")
+        await self._fails("nvmlDeviceGetCount", "IN_USE")
         hands.do("set_gpu", 1, lost=1)
         await asyncio.sleep(300)
         hands.do("set_gpu", 1, lost=0)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from hack.nvmlsim.simulator import Simulator
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
+ROOT_RIGHTS = "root"
+"""Tests run as whoever: those that are not about rights have them all."""
 needs_compiler = pytest.mark.skipif(
     shutil.which("cc") is None, reason="no C compiler to build hack/nvmlsim with"
 )
@@ -21,18 +24,22 @@ needs_compiler = pytest.mark.skipif(
 def start(
     simulator: Simulator,
     *arguments: str,
-    privilege: str | None = None,
+    privilege: str | None = ROOT_RIGHTS,
     module: str = "nvml_process",
+    inside: Sequence[str] = (),
     **environ: str,
 ) -> "subprocess.Popen[str]":
-    """Start a module of this folder on a simulated machine; `environ` comes on top."""
+    """Start a module of this folder on a simulated machine; `environ` comes on top.
+
+    `privilege`: None for the rights that the process really has. `inside`: the command that runs it.
+    """
     environment = {
         **os.environ,
         **simulator.environment(privilege),
         "PYTHONPATH": f"{ROOT / 'operator'}{os.pathsep}{ROOT}",
         **environ,
     }
-    command = [sys.executable, "-m", f"tests.agent.{module}", *arguments]
+    command = [*inside, sys.executable, "-m", f"tests.agent.{module}", *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
@@ -46,12 +53,12 @@ def finish(process: "subprocess.Popen[str]", seconds: float = SECONDS) -> Any:
     return json.loads(out)
 
 
-def in_process(simulator: Simulator, *arguments: str, privilege: str | None = None) -> Any:
+def in_process(simulator: Simulator, *arguments: str, privilege: str | None = ROOT_RIGHTS) -> Any:
     """Run tests.agent.nvml_process on a simulated machine."""
     return finish(start(simulator, *arguments, privilege=privilege))
 
 
-def read(simulator: Simulator, privilege: str | None = None) -> Any:
+def read(simulator: Simulator, privilege: str | None = ROOT_RIGHTS) -> Any:
     """The adapter's reading."""
     return in_process(simulator, "read", privilege=privilege)
 
@@ -59,8 +66,10 @@ def read(simulator: Simulator, privilege: str | None = None) -> Any:
 class Agent:
     """One process with one adapter, for many commands: most of a short process is its imports."""
 
-    def __init__(self, simulator: Simulator) -> None:
-        self._process = start(simulator, "serve")
+    def __init__(
+        self, simulator: Simulator, *, privilege: str | None = ROOT_RIGHTS, inside: Sequence[str] = ()
+    ) -> None:
+        self._process = start(simulator, "serve", privilege=privilege, inside=inside)
 
     def __enter__(self) -> "Agent":
         return self

@@ -3,6 +3,7 @@
 python -m tests.agent.nvml_process partition GPU PROFILE...   MIG on, instances with a full compute instance
 python -m tests.agent.nvml_process destroy GPU                destroys its instances; the error's name, or null
 python -m tests.agent.nvml_process read                       the adapter's reading as JSON
+python -m tests.agent.nvml_process read-blind                 the same, as process 1 of a PID namespace of its own
 python -m tests.agent.nvml_process hang                       what the Reader answers at once and after 0.2 s
 python -m tests.agent.nvml_process serve                      any of these but the last, one per line of input
 """
@@ -18,6 +19,7 @@ import pynvml
 from gpusharing.agent.library import LibraryError
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.observation import Request
+from gpusharing.agent.processes import Processes
 from gpusharing.agent.reader import Reader
 
 COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}  # NVML_COMPUTE_INSTANCE_PROFILE_<n>_SLICE
@@ -64,10 +66,10 @@ def destroy(index: int) -> str | None:
     return None
 
 
-def read() -> object:
+def read(library: NVML = LIBRARY) -> object:
     """One reading, or why there is none."""
     try:
-        reading = LIBRARY.read()
+        reading = library.read()
     except LibraryError as error:
         return {"error": f"{error.reason}: {error}"}
     return asdict(reading)
@@ -90,6 +92,8 @@ def do(arguments: list[str]) -> object:
             return destroy(int(gpu))
         case ["read"]:
             return read()
+        case ["read-blind"]:
+            return read(NVML(Processes(own_pid=1)))
         case ["hang"]:
             return asyncio.run(hang())
         case _:

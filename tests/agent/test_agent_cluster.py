@@ -105,7 +105,7 @@ def agent(control_plane: ControlPlane, machine: Simulator, tmp_path: Path) -> It
     (tmp_path / "ca.crt").write_text(api.ca_pem)
     server = urlsplit(api.url)
     environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"} | {
-        **machine.environment(),
+        **machine.environment("root"),
         "NODE_NAME": NODE,
         "SERVICE_ACCOUNT": str(tmp_path),
         "KUBERNETES_SERVICE_HOST": server.hostname or "",
@@ -151,6 +151,23 @@ def test_the_process_answers_stays_quiet_and_stays_small(agent: Agent, machine: 
     assert rss <= RSS_LIMIT_MIB
     agent.process.send_signal(signal.SIGTERM)
     assert agent.process.wait(10) == 0
+
+
+def test_the_process_ends_after_a_driver_upgrade_and_the_server_knows_why(
+    agent: Agent, machine: Simulator
+) -> None:
+    agent.ask("r1")
+    machine.upgrade_driver("590.10.01")
+    assert agent.process.wait(15) == 1
+    observed = agent.until(lambda observed: bool(observed.error))
+    assert observed.error.startswith("NVMLReplaced: the driver was replaced under the running agent")
+    assert (observed.request_id, len(observed.gpus)) == ("r1", 8)
+    assert agent.process.stderr is not None
+    last = json.loads(agent.process.stderr.read().splitlines()[-1])
+    assert (last["event"], last["error"]) == (
+        "only a new container can read the GPUs again",
+        observed.error,
+    )
 
 
 def _readings(agent: Agent) -> float:

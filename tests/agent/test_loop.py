@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager
 import pytest
 from hack.sim.gpu import SimulatedGPUs
 from tests.fakes.gpus import FixedPods, OneNode, eventually
+from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.library import NotLoaded, Reading
-from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.library import AccessLost, LibraryError, NotLoaded, Reading, Replaced
+from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import GPUNODES
-from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.errors import Expired, Unavailable
 
 H100 = "NVIDIA H100 80GB HBM3"
 NEVER = 3600.0
@@ -31,7 +32,10 @@ class Bench:
     @asynccontextmanager
     async def running(self, settings: LoopSettings = PROMPT) -> AsyncIterator[AgentLoop]:
         """An agent process, from start to SIGTERM."""
-        loop = AgentLoop(self.node.name, self.node.client, self.gpus, self.pods, settings, jitter=lambda: 1.0)
+        clock = asyncio.get_running_loop().time
+        loop = AgentLoop(
+            self.node.name, self.node.client, self.gpus, self.pods, settings, clock=clock, jitter=lambda: 1.0
+        )
         task = asyncio.create_task(loop.run())
         try:
             yield loop
@@ -170,6 +174,23 @@ async def test_a_hung_reading_is_reported_with_the_last_known_gpus_and_heals(ben
     assert bench.gpus.open_sessions == 0
 
 
+@virtually
+async def test_eight_gpus_without_persistence_mode_are_read_in_time_and_a_hang_is_told_within_a_minute() -> (
+    None
+):
+    bench = Bench(*[H100] * 8)
+    bench.gpus.hang()
+    bench.node.ask("r1")
+    async with bench.running(LoopSettings()) as loop:
+        await asyncio.sleep(24)  # 3 s for each
+        assert bench.node.observed is None
+        bench.gpus.unhang()
+        assert (await bench.node.answered("r1")).error == ""
+        bench.gpus.hang()
+        await asyncio.sleep(33 + 45)
+        assert loop.why_not_ready().startswith("NVMLHung: ")
+
+
 async def test_a_missing_driver_is_an_error_text_and_no_echo(bench: Bench) -> None:
     bench.gpus.fail(NotLoaded("no driver; install it"))
     bench.node.ask("r1")
@@ -181,6 +202,81 @@ async def test_a_missing_driver_is_an_error_text_and_no_echo(bench: Bench) -> No
         bench.gpus.fail(None)
         await bench.node.answered("r1")
     assert loop.stats.readings["failed"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("error", "readings"),
+    [(Replaced("another driver"), 1), (AccessLost("Unknown Error"), 3)],
+    ids=["the driver was replaced", "the devices cannot be opened any more"],
+)
+async def test_the_agent_ends_when_only_a_new_container_can_read_again(
+    bench: Bench, error: LibraryError, readings: int
+) -> None:
+    bench.node.ask("r1")
+    bench.gpus.fail(error)
+    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, LoopSettings(interval=0.001))
+    with pytest.raises(RestartNeeded, match=str(error)):
+        await loop.run()
+    assert bench.gpus.readings == readings
+    assert bench.node.observed is not None
+    assert bench.node.observed.error == f"{error.reason}: {error}"
+
+
+async def test_an_end_never_comes_before_the_server_knows_why(bench: Bench) -> None:
+    bench.node.ask("r1")
+    bench.gpus.fail(Replaced("another driver"))
+    bench.node.cluster.faults.fail("patch", GPUNODES, Unavailable("connection refused"), times=3)
+    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT, jitter=lambda: 1.0)
+    with pytest.raises(RestartNeeded):
+        await loop.run()
+    assert bench.gpus.readings == 4
+    assert bench.node.observed is not None
+    assert bench.node.observed.error == "NVMLReplaced: another driver"
+
+
+async def test_the_error_stays_in_view_over_the_restart_until_a_reading_succeeds(bench: Bench) -> None:
+    bench.node.ask("r1")
+    bench.gpus.fail(Replaced("another driver"))
+    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT)
+    with pytest.raises(RestartNeeded):
+        await loop.run()
+    bench.gpus.hang()
+    async with bench.running(LoopSettings(interval=NEVER, hung_after=NEVER)) as again:
+        await eventually(lambda: bench.gpus.readings == 2)
+        assert again.why_not_ready() == "the GPUs were not read yet"
+        assert bench.node.observed is not None
+        assert bench.node.observed.error == "NVMLReplaced: another driver"
+        bench.gpus.fail(None)
+        bench.gpus.unhang()
+        assert (await bench.node.answered("r1")).error == ""
+
+
+async def test_a_reading_between_two_lost_accesses_begins_the_count_anew(bench: Bench) -> None:
+    bench.node.ask("r1")
+    settings = LoopSettings(interval=NEVER, hung_after=NEVER)
+    async with bench.running(settings) as loop:
+        await bench.node.answered("r1")
+        for round_ in range(4):
+            bench.gpus.fail(AccessLost("Unknown Error"))
+            await loop.cycle()
+            await loop.cycle()
+            bench.gpus.fail(None)
+            await loop.cycle()
+            assert loop.why_not_ready() == "", round_
+
+
+@pytest.mark.parametrize("trouble", ["no driver", "a hang", "one GPU"])
+async def test_the_agent_goes_on_where_a_new_container_would_not_help(bench: Bench, trouble: str) -> None:
+    bench.node.ask("r1")
+    match trouble:
+        case "no driver":
+            bench.gpus.fail(NotLoaded("install it"))
+        case "a hang":
+            bench.gpus.hang()
+        case _:
+            bench.gpus.lose(0, "Failed", "Unknown Error")
+    async with bench.running(LoopSettings(interval=0.001, hung_after=0.001)) as loop:
+        await eventually(lambda: sum(loop.stats.readings.values()) >= 10)
 
 
 async def test_an_api_server_that_is_away_is_waited_for(
@@ -234,6 +330,16 @@ async def test_a_watch_that_the_server_ends_goes_on_without_a_list(bench: Bench)
     assert bench.node.lists == 1
 
 
+@virtually
+async def test_a_server_that_forgets_the_watchs_place_for_ever_is_listed_at_a_slow_pace() -> None:
+    bench = Bench()
+    bench.node.ask("r1")
+    bench.node.cluster.faults.fail("watch", GPUNODES, Expired("too old resource version"), times=10**6)
+    async with bench.running():
+        await asyncio.sleep(120)
+    assert 3 <= bench.node.lists <= 14
+
+
 async def test_a_resource_that_nobody_holds_any_more_leaves_the_server(bench: Bench) -> None:
     bench.pods.holdings = Holdings({"nvidia.com/gpu": 1}, 1)
     bench.node.ask("r1")
@@ -245,14 +351,15 @@ async def test_a_resource_that_nobody_holds_any_more_leaves_the_server(bench: Be
     assert observed.allocated == {"nvidia.com/mig-1g.10gb": 2}
 
 
-async def test_without_the_kubelet_nothing_is_allocated_and_the_gpus_are_still_reported(
+async def test_without_the_kubelet_nobody_knows_who_holds_what_and_the_gpus_are_still_reported(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.pods.unavailable = "no socket"
     bench.node.ask("r1")
     async with bench.running():
         observed = await bench.node.answered("r1")
-    assert (observed.error, observed.allocated, len(observed.gpus)) == ("", {}, 1)
+    assert (observed.error, observed.allocated, len(observed.gpus)) == ("", None, 1)
+    assert observed.pods is None
     assert [record.__dict__["error"] for record in caplog.records if "devices unknown" in record.message] == [
         "no socket"
     ]
@@ -262,8 +369,8 @@ async def test_a_loop_that_stopped_turning_is_not_alive(bench: Bench) -> None:
     now = 0.0
     loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, clock=lambda: now)
     assert loop.why_not_alive() == ""
-    now = 101.0
-    assert loop.why_not_alive() == "the loop has not turned for 101 s"
+    now = 131.0
+    assert loop.why_not_alive() == "the loop has not turned for 131 s"
 
 
 async def test_many_agents_run_in_one_process() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hack.cluster.certs import create_pki
 
 from gpusharing.agent.main import address, parse
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_flags_win_over_the_environment_which_wins_over_defaults() -> None:
     environ = {"NODE_NAME": "gpu-01", "INTERVAL_SECONDS": "60", "METRICS_ADDR": "[fd00::2]:9000"}
     options = parse(["--interval", "5"], environ)
-    assert (options.node_name, options.interval, options.hung_after) == ("gpu-01", 5.0, 10.0)
+    assert (options.node_name, options.interval, options.hung_after) == ("gpu-01", 5.0, 40.0)
     assert options.metrics_addr == ("fd00::2", 9000)
     assert str(options.pod_resources_socket) == "/var/lib/kubelet/pod-resources/kubelet.sock"
 
@@ -49,12 +50,12 @@ def test_without_credentials_it_says_so_and_exits() -> None:
     with start("--service-account", "/no/such") as process:
         _, logs = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert "set KUBECONFIG for development" in logs
+    assert "this process runs in no pod; set KUBECONFIG" in logs
 
 
 def test_sigterm_ends_it_cleanly_even_when_the_api_server_is_away(tmp_path: Path) -> None:
     config = tmp_path / "config"
-    (tmp_path / "ca").write_text("")
+    (tmp_path / "ca").write_text(create_pki(tmp_path / "pki").ca.read_text())
     config.write_text(
         '{"current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],'
         '"clusters": [{"name": "k", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "ca"}}],'

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 from hack.nvmlsim.simulator import Simulator
-from tests.agent.nvml_machine import in_process, needs_compiler, read
+from tests.agent.nvml_machine import Agent, in_process, needs_compiler, read
 
 from gpusharing.agent.library import NotLoaded
 from gpusharing.agent.nvml import NVML
-from gpusharing.agent.processes import ProcessNames
 from gpusharing.planning.cards import find_card, profiles_of
 
 pytestmark = needs_compiler
@@ -30,7 +29,7 @@ def test_a_divided_h100_is_read_with_placements_and_mig_uuids(machine: Simulator
     assert len(taken) == len(set(taken))
     assert len({i["uuid"] for i in divided["instances"] if i["uuid"].startswith("MIG-")}) == 3
     assert (divided["mig_mode"], whole["mig_mode"], whole["instances"]) == ("Enabled", "Disabled", [])
-    assert reading["driver_version"] == "580.95.05"
+    assert reading["driver_version"] == "580.159.03"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,7 @@ def test_processes_are_read_per_gpu_and_per_mig_device(machine: Simulator) -> No
     whole, divided = read(machine)["gpus"]
     assert [(p["pid"], p["name"], p["device"]) for p in whole["processes"]] == [
         (4_000_001, "python3", ""),
-        (4_000_002, "nvidia-cuda-mps-server", ""),
+        (4_000_002, "nvidia-cuda-mps-server (program unknown, started by nobody known)", ""),
         (4_000_003, "", ""),
     ]
     assert [(p["pid"], p["name"], p["device"]) for p in divided["processes"]] == [
@@ -93,9 +92,24 @@ def test_processes_are_read_per_gpu_and_per_mig_device(machine: Simulator) -> No
     ]
 
 
-def test_processes_that_may_not_be_listed_count_as_one_without_a_name(machine: Simulator) -> None:
-    machine.inject("nvmlDeviceGetComputeRunningProcesses", "NO_PERMISSION", gpu=0)
-    assert read(machine)["gpus"][0]["processes"] == [{"pid": 0, "name": "", "device": ""}]
+@pytest.mark.parametrize("answer", ["NO_PERMISSION", "NOT_SUPPORTED"])
+def test_a_list_of_compute_processes_that_is_not_given_counts_as_busy(
+    machine: Simulator, answer: str
+) -> None:
+    machine.inject("nvmlDeviceGetComputeRunningProcesses", answer, gpu=0)
+    unknown, told = read(machine)["gpus"]
+    assert (unknown["processes"], told["processes"]) == ([{"pid": 0, "name": "", "device": ""}], [])
+
+
+@pytest.mark.parametrize("kind", ["MPSCompute", "Graphics"])
+def test_lists_of_mps_and_graphics_clients_are_empty_where_there_are_none(
+    machine: Simulator, kind: str
+) -> None:
+    machine.inject(f"nvmlDeviceGet{kind}RunningProcesses", "NOT_SUPPORTED")
+    assert [gpu["processes"] for gpu in read(machine)["gpus"]] == [[], []]
+    machine.clear_faults()
+    machine.inject(f"nvmlDeviceGet{kind}RunningProcesses", "NO_PERMISSION")
+    assert [len(gpu["processes"]) for gpu in read(machine)["gpus"]] == [1, 1]
 
 
 def test_health_and_compute_mode_are_read(machine: Simulator) -> None:
@@ -108,14 +122,53 @@ def test_health_and_compute_mode_are_read(machine: Simulator) -> None:
 @pytest.mark.parametrize(
     ("function", "fault", "told"),
     [
-        ("nvmlDeviceGetUUID", "UNKNOWN", "NVMLFailed: GPU 1: Unknown Error; see `dmesg"),
-        ("nvmlDeviceGetCount", "NO_PERMISSION", "NVMLFailed: NVML: Insufficient Permissions; the agent's"),
+        (
+            "nvmlDeviceGetCount",
+            "UNKNOWN",
+            "NVMLAccessLost: NVML: Unknown Error; usual after systemd was reloaded",
+        ),
+        (
+            "nvmlDeviceGetCount",
+            "NO_PERMISSION",
+            "NVMLAccessLost: NVML: Insufficient Permissions; the agent's",
+        ),
+        (
+            "nvmlDeviceGetHandleByIndex",
+            "NO_PERMISSION",
+            "NVMLAccessLost: NVML: Insufficient Permissions; the agent's",
+        ),
+        ("nvmlDeviceGetHandleByIndex", "UNKNOWN", "NVMLAccessLost: NVML: Unknown Error"),
+        ("nvmlDeviceGetCount", "LIB_RM_VERSION_MISMATCH", "NVMLReplaced: the driver was replaced"),
+        ("nvmlDeviceGetName", "LIB_RM_VERSION_MISMATCH", "NVMLReplaced: the driver was replaced"),
+        ("nvmlDeviceGetCount", "IN_USE", "NVMLFailed: NVML: In use by another client; see `dmesg"),
     ],
-    ids=["an unknown error", "no access to the devices"],
 )
 def test_an_error_says_what_to_do(machine: Simulator, function: str, fault: str, told: str) -> None:
-    machine.inject(function, fault, gpu=1 if "GPU 1" in told else -1)
+    machine.inject(function, fault)
     assert read(machine)["error"].startswith(told)
+
+
+def test_after_a_driver_upgrade_only_a_new_process_reads_again(machine: Simulator) -> None:
+    with Agent(machine) as agent:
+        agent.gpus()
+        machine.upgrade_driver("590.10.01")
+        for _ in range(2):
+            assert agent.ask("read")["error"].startswith("NVMLReplaced: ")
+    assert read(machine)["driver_version"] == "590.10.01"
+
+
+def test_after_a_reload_of_systemd_only_a_new_process_reads_again(machine: Simulator) -> None:
+    with Agent(machine) as agent:
+        agent.gpus()
+        machine.take_devices_away()
+        for _ in range(2):
+            assert agent.ask("read")["error"].startswith("NVMLAccessLost: NVML: Unknown Error; ")
+    assert len(read(machine)["gpus"]) == 2
+
+
+def test_a_client_that_draws_is_a_process_of_the_gpu(machine: Simulator) -> None:
+    machine.add_process(0, 4_000_001, "/usr/lib/xorg/Xorg", graphics=True)
+    assert [p["name"] for p in read(machine)["gpus"][0]["processes"]] == ["Xorg"]
 
 
 def test_a_driver_that_is_not_loaded_says_where_to_look(machine: Simulator) -> None:
@@ -141,7 +194,7 @@ def test_a_driver_too_old_for_a_call_lacks_that_value_only(machine: Simulator) -
 
 
 def test_nvml_is_closed_after_a_reading_and_after_a_failed_one(machine: Simulator) -> None:
-    machine.inject("nvmlDeviceGetName", "UNKNOWN", count=1)
+    machine.inject("nvmlDeviceGetCount", "UNKNOWN", count=1)
     assert "error" in read(machine)
     assert "gpus" in read(machine)
     in_process(machine, "partition", "0")  # refused by the simulated driver while another client is open
@@ -157,23 +210,3 @@ def test_a_hung_nvml_call_holds_up_neither_the_report_nor_the_exit(machine: Simu
 
 def test_the_adapter_is_not_simulated() -> None:
     assert NVML.simulated is False
-
-
-@pytest.mark.parametrize(
-    ("reported", "name"),
-    [
-        ("/usr/bin/python3 train.py", "python3"),
-        ("nvidia-cuda-mps-server", "nvidia-cuda-mps-server"),
-        ("[Not Found]", "from-proc"),
-        ("", "from-proc"),
-        ("  ", "from-proc"),
-    ],
-    ids=["path and arguments", "a bare name", "NVML in a foreign PID namespace", "nothing", "blanks"],
-)
-def test_a_process_is_named_by_nvml_or_procfs(tmp_path: Path, reported: str, name: str) -> None:
-    (tmp_path / "42").mkdir()
-    (tmp_path / "42" / "comm").write_text("from-proc\n")
-    names = ProcessNames(tmp_path)
-    assert names.of(42, reported) == name
-    assert names.of(43) == ""
-    assert names.of(0, "") == ""

@@ -18,7 +18,7 @@ OPTIONAL: dict[str, tuple[str, object]] = {
     "nvmlDeviceGetComputeMode": ("compute_mode", "NotSupported"),
     "nvmlDeviceGetTotalEccErrors": ("ecc_uncorrected", None),
     "nvmlDeviceGetFieldValues": ("recovery_action", None),
-    "nvmlDeviceGetComputeRunningProcesses": ("processes", []),
+    "nvmlDeviceGetComputeRunningProcesses": ("processes", [{"pid": 0, "name": "", "device": ""}]),
     "nvmlDeviceGetMPSComputeRunningProcesses": ("processes", []),
     "nvmlEventSetCreate": ("xid", None),
     "nvmlDeviceRegisterEvents": ("xid", None),
@@ -72,15 +72,111 @@ def test_the_only_gpu_of_a_node_may_be_lost(tmp_path: Path) -> None:
     single.set_gpu(0, lost=1)
     reading = read(single)
     assert [gpu["access"] for gpu in reading["gpus"]] == ["Lost"]
-    assert (reading["models"], reading["driver_version"]) == ([], "580.95.05")
+    assert (reading["models"], reading["driver_version"]) == ([], "580.159.03")
 
 
-def test_a_call_that_is_in_use_is_an_error_with_the_gpu_named(machine: Simulator) -> None:
-    machine.inject("nvmlDeviceGetComputeMode", "IN_USE", gpu=1)
+SICK = ("UNKNOWN", "IRQ_ISSUE", "INSUFFICIENT_POWER", "IN_USE", "NO_PERMISSION", "TIMEOUT")
+
+
+@pytest.mark.parametrize("function", ["nvmlDeviceGetName", "nvmlDeviceGetMigMode", "nvmlDeviceGetUUID"])
+def test_a_sick_gpu_spoils_only_its_own_reading(machine: Simulator, function: str) -> None:
     with Agent(machine) as agent:
-        assert agent.ask("read")["error"].startswith("NVMLFailed: GPU 1: ")
-        machine.clear_faults()
-        assert len(agent.gpus()) == 2
+        for answer in SICK:
+            machine.inject(function, answer, gpu=1)
+            well, sick = agent.gpus()
+            machine.clear_faults()
+            assert (well["access"], well["mig_mode"], well["error"]) == ("Ok", "Disabled", ""), answer
+            assert (sick["access"], sick["index"], bool(sick["error"])) == ("Failed", 1, True), answer
+        assert [gpu["access"] for gpu in agent.gpus()] == ["Ok", "Ok"]
+
+
+def test_the_only_gpu_of_a_node_may_be_sick(tmp_path: Path) -> None:
+    single = Simulator.create(tmp_path / "state", ["t4"])
+    single.inject("nvmlDeviceGetHandleByIndex", "UNKNOWN")
+    assert [gpu["access"] for gpu in read(single)["gpus"]] == ["Failed"]
+
+
+REFUSED: dict[str, tuple[str, object]] = {
+    "nvmlDeviceGetComputeMode": ("compute_mode", "Unknown"),
+    "nvmlDeviceGetTotalEccErrors": ("ecc_uncorrected", None),
+    "nvmlDeviceGetFieldValues": ("recovery_action", None),
+    "nvmlDeviceGetComputeRunningProcesses": ("processes", [{"pid": 0, "name": "", "device": ""}]),
+    "nvmlDeviceGetGpuInstanceProfileInfoV": ("instances", []),
+    "nvmlDeviceGetGpuInstancePossiblePlacements": ("instances_withheld", True),
+    "nvmlSystemGetProcessName": ("processes", []),
+    "nvmlEventSetCreate": ("xid", None),
+    "nvmlDeviceRegisterEvents": ("xid", None),
+}
+REFUSED_OF_THE_MODEL: dict[str, tuple[str, object]] = {
+    "nvmlDeviceGetMemoryInfo": ("memory_mib", None),
+    "nvmlDeviceGetCudaComputeCapability": ("compute_capability", ""),
+    "nvmlDeviceGetFieldValues": ("mig_mode_change", "Unknown"),
+    "nvmlDeviceGetGpuInstanceProfileInfoV": ("profiles", []),
+}
+
+
+def test_what_is_refused_is_unknown_and_costs_nothing_else(machine: Simulator) -> None:
+    with Agent(machine) as agent:
+        for function, (field, value) in REFUSED.items():
+            machine.inject(function, "NO_PERMISSION")
+            gpus = agent.gpus()
+            machine.clear_faults()
+            assert [gpu[field] for gpu in gpus] == [value, value], function
+            assert [gpu["access"] for gpu in gpus] == ["Ok", "Ok"], function
+        for function, (field, value) in REFUSED_OF_THE_MODEL.items():
+            machine.inject(function, "NO_PERMISSION")
+            reading = agent.ask("read")
+            machine.clear_faults()
+            assert [model[field] for model in reading["models"]] == [value], function
+            assert [gpu["access"] for gpu in reading["gpus"]] == ["Ok", "Ok"], function
+
+
+def test_the_memory_of_a_divided_gpu_is_unknown_without_rights_and_the_rest_is_read(
+    machine: Simulator,
+) -> None:
+    in_process(machine, "partition", "0", "3g.40gb")
+    machine.inject("nvmlDeviceGetMemoryInfo", "NO_PERMISSION", gpu=0)
+    reading = read(machine)
+    assert [model["memory_mib"] for model in reading["models"]] == [None]
+    assert [(gpu["access"], len(gpu["instances"])) for gpu in reading["gpus"]] == [("Ok", 1), ("Ok", 0)]
+
+
+UNKNOWN_PROCESS = {"pid": 0, "name": "", "device": ""}
+
+
+def test_instances_that_may_not_be_listed_count_as_busy(machine: Simulator) -> None:
+    in_process(machine, "partition", "0")
+    machine.inject("nvmlDeviceGetGpuInstances", "NO_PERMISSION")
+    divided, whole = read(machine)["gpus"]
+    assert (divided["instances_withheld"], divided["processes"]) == (True, [UNKNOWN_PROCESS])
+    assert (whole["instances_withheld"], whole["processes"]) == (False, [])
+
+
+def test_an_instance_whose_mig_device_cannot_be_seen_counts_as_busy(machine: Simulator) -> None:
+    in_process(machine, "partition", "0", "3g.40gb", "3g.40gb")
+    machine.inject("nvmlDeviceGetMigDeviceHandleByIndex", "NO_PERMISSION", gpu=0)
+    assert read(machine)["gpus"][0]["processes"] == [UNKNOWN_PROCESS]
+    machine.clear_faults()
+    machine.inject("nvmlDeviceGetMigDeviceHandleByIndex", "NOT_FOUND", gpu=0, count=1)
+    gpu = read(machine)["gpus"][0]
+    assert (gpu["processes"], len(gpu["instances"])) == ([UNKNOWN_PROCESS], 2)
+    machine.clear_faults()
+    assert read(machine)["gpus"][0]["processes"] == []
+
+
+def test_a_gpu_without_instances_after_a_failed_apply_is_idle(machine: Simulator) -> None:
+    in_process(machine, "partition", "0")
+    gpu = read(machine)["gpus"][0]
+    assert (gpu["mig_mode"], gpu["instances"], gpu["processes"]) == ("Enabled", [], [])
+
+
+def test_in_a_pid_namespace_of_its_own_the_agent_calls_no_gpu_idle(machine: Simulator) -> None:
+    in_process(machine, "partition", "0", "3g.40gb")
+    blind = in_process(machine, "read-blind")
+    assert [gpu["processes"] for gpu in blind["gpus"]] == [
+        [UNKNOWN_PROCESS, {"pid": 0, "name": "", "device": blind["gpus"][0]["instances"][0]["uuid"]}],
+        [UNKNOWN_PROCESS],
+    ]
 
 
 def test_a_create_that_failed_midway_shows_an_instance_without_a_device(machine: Simulator) -> None:
@@ -93,6 +189,9 @@ def test_a_create_that_failed_midway_shows_an_instance_without_a_device(machine:
         ("3g.40gb", True),
         ("2g.20gb", False),
     ]
+    assert (
+        read(machine)["gpus"][0]["processes"] == []
+    )  # nobody can compute on an instance without compute instances
 
 
 def test_an_instance_that_could_not_be_destroyed_is_shown_with_its_user(machine: Simulator) -> None:

@@ -55,6 +55,18 @@ def test_what_was_sent_is_understood_after_a_restart(observation: Observation) -
     assert Observation.of(node_with(wire(observation))) == observation
 
 
+def test_who_holds_devices_is_null_while_nobody_knows(observation: Observation) -> None:
+    unknown = observation.held_by(None)
+    stored = wire(observation) | {"allocated": {"nvidia.com/gpu": 2}}
+    patch = unknown.patch(node_with(stored))
+    assert patch is not None
+    assert (patch["status"]["observed"]["allocated"], patch["status"]["observed"]["pods"]) == (None, None)
+    dropped = {key: value for key, value in wire(unknown).items() if value is not None}
+    assert unknown.patch(node_with(dropped)) is None
+    assert Observation.of(node_with(dropped)) == unknown
+    assert Observed.model_validate(dropped).allocated is None
+
+
 @pytest.mark.parametrize(
     "node",
     [

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,14 +12,14 @@ from collections.abc import Iterator
 import pytest
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
-from tests.fakes.gpus import FixedPods, OneNode
+from tests.fakes.gpus import FixedPods, OneNode, eventually
 
 from gpusharing.agent.library import RemappedRows
 from gpusharing.agent.logs import JSONLines
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.podresources import Holdings
-from gpusharing.agent.probes import ProbeServer
+from gpusharing.agent.probes import MOST_CONNECTIONS, ProbeServer
 
 
 class Health:
@@ -60,6 +62,34 @@ def test_probes_say_ok_or_why_not(port: int, health: Health) -> None:
     assert get(port, "/healthz?verbose") == (503, "the loop has not turned for 200 s\n")
     assert get(port, "/metrics") == (200, "")
     assert get(port, "/")[0] == 404
+
+
+def answering() -> int:
+    """Threads that answer a connection now."""
+    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
+async def test_hundreds_of_connections_that_say_nothing_keep_no_probe_out(port: int) -> None:
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+    try:
+        for connection in silent[::2]:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+        assert await asyncio.to_thread(get, port, "/healthz") == (200, "ok\n")
+        await eventually(lambda: answering() <= MOST_CONNECTIONS)
+    finally:
+        for connection in silent:
+            connection.close()
+    await eventually(lambda: answering() == 0)
+
+
+async def test_a_connection_that_never_ends_its_request_is_ended_in_time() -> None:
+    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry(), seconds=0.2)
+    server.start()
+    with socket.create_connection(("127.0.0.1", server.port)) as silent:
+        silent.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert await asyncio.to_thread(silent.recv, 1) == b""
+    await eventually(lambda: answering() == 0)
+    server.stop()
 
 
 async def test_metrics_tell_what_the_loop_did_and_saw() -> None:

@@ -1,5 +1,6 @@
 """The agent's API client (the Protocol of agent/api.py) against a TLS server that answers as an API server does."""
 
+import asyncio
 import json
 import ssl
 import threading
@@ -11,12 +12,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hack.cluster.certs import create_pki
+from tests.fakes.apiserver import fake_server
 from tests.fakes.gpus import eventually
+from tests.fakes.tls import Identity
 
-from gpusharing.agent.credentials import Credentials
 from gpusharing.agent.rest import RestClient
 from gpusharing.kube import errors
 from gpusharing.kube.client import GPUNODES, WatchEvent
+from gpusharing.kube.login import Access, AnonymousLogin, ServiceAccountLogin
 
 PATH = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 MINE = "metadata.name=gpu-01"
@@ -74,7 +77,7 @@ class Server:
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 for event in server.events:
-                    line = json.dumps(event).encode() + b"\n"
+                    line = event if isinstance(event, bytes) else json.dumps(event).encode() + b"\n"
                     self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
                 self.wfile.flush()
                 server.watching += 1
@@ -108,11 +111,18 @@ def server(pki: Any) -> Iterator[tuple[Server, int]]:
     thread.join()
 
 
+def login(port: int, folder: Path, authority: str) -> ServiceAccountLogin:
+    """A pod's service account in this folder."""
+    (folder / "token").write_text("first\n")
+    (folder / "ca.crt").write_text(authority)
+    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(port)}
+    return ServiceAccountLogin(environment, folder)
+
+
 @pytest.fixture
 def client(server: tuple[Server, int], pki: Any, tmp_path: Path) -> RestClient:
     """A client with a token file."""
-    (tmp_path / "token").write_text("first\n")
-    return RestClient(Credentials("127.0.0.1", server[1], pki.ca, tmp_path / "token"))
+    return RestClient(login(server[1], tmp_path, pki.ca.read_text()))
 
 
 def status(code: int, message: str) -> tuple[int, Any]:
@@ -125,23 +135,43 @@ async def watched(client: RestClient) -> list[WatchEvent]:
     return [event async for event in client.watch(GPUNODES, "7", field_selector=MINE)]
 
 
-async def test_a_list_follows_the_pages_and_reads_the_token_each_time(
-    client: RestClient, server: tuple[Server, int], tmp_path: Path
-) -> None:
+def node(number: int) -> dict[str, Any]:
+    """An object."""
+    return {"metadata": {"name": f"gpu-{number}", "resourceVersion": str(number)}}
+
+
+async def test_a_list_follows_the_pages(client: RestClient, server: tuple[Server, int]) -> None:
     api, _ = server
     api.answers = [
         (200, {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [{"a": 1}]}),
         (200, {"metadata": {"resourceVersion": "7"}, "items": None}),
     ]
-    pages = []
-    async for page in client.pages(GPUNODES, field_selector=MINE):
-        pages.append(page)
-        (tmp_path / "token").write_text("second\n")
+    pages = [page async for page in client.pages(GPUNODES, field_selector=MINE)]
     assert [(page.items, page.resource_version) for page in pages] == [([{"a": 1}], "7"), ([], "7")]
-    assert [r[3]["Authorization"] for r in api.requests] == ["Bearer first", "Bearer second"]
     assert [r[2].get("continue") for r in api.requests] == [None, ["more"]]
     assert api.requests[0][:2] == ("GET", PATH)
     assert api.requests[0][2]["fieldSelector"] == [MINE]
+
+
+async def test_a_token_that_is_refused_is_read_again_and_the_call_made_once_more(
+    client: RestClient, server: tuple[Server, int], tmp_path: Path
+) -> None:
+    api, _ = server
+    api.answers = [(200, {}), status(401, "expired"), (200, {"kind": "GPUNode"})]
+    await client.patch(GPUNODES, "gpu-01", {})
+    (tmp_path / "token").write_text("second\n")
+    assert await client.patch(GPUNODES, "gpu-01", {}) == {"kind": "GPUNode"}
+    sent = [request[3]["Authorization"] for request in api.requests]
+    assert sent == ["Bearer first", "Bearer first", "Bearer second"]
+
+
+async def test_discovery_tells_whether_the_kind_is_installed(
+    client: RestClient, server: tuple[Server, int]
+) -> None:
+    api, _ = server
+    api.answers = [(200, {"resources": [{"name": "gpunodes"}]}), (200, {"resources": []}), status(404, "no")]
+    assert [await client.served(GPUNODES) for _ in range(3)] == [True, False, False]
+    assert api.requests[0][1] == "/apis/gpusharing.dev/v1alpha1"
 
 
 async def test_a_patch_is_a_merge_patch_of_the_subresource(
@@ -160,8 +190,8 @@ async def test_a_watch_yields_events_until_the_server_ends_it(
     client: RestClient, server: tuple[Server, int]
 ) -> None:
     api, _ = server
-    api.events = [{"type": "ADDED", "object": {"n": 1}}, {"type": "BOOKMARK", "object": {"n": 2}}]
-    assert await watched(client) == [WatchEvent("ADDED", {"n": 1}), WatchEvent("BOOKMARK", {"n": 2})]
+    api.events = [{"type": "ADDED", "object": node(1)}, {"type": "BOOKMARK", "object": node(2)}]
+    assert await watched(client) == [WatchEvent("ADDED", node(1)), WatchEvent("BOOKMARK", node(2))]
     query = api.requests[0][2]
     assert (query["resourceVersion"], query["allowWatchBookmarks"]) == (["7"], ["true"])
 
@@ -170,7 +200,7 @@ async def test_a_watch_that_nobody_reads_any_more_is_closed(
     client: RestClient, server: tuple[Server, int]
 ) -> None:
     api, _ = server
-    api.events = [{"type": "ADDED", "object": {}}]
+    api.events = [{"type": "ADDED", "object": node(1)}]
     api.hold.clear()
     before = threading.active_count()
     stream = client.watch(GPUNODES, "7", field_selector=MINE)
@@ -206,25 +236,100 @@ async def test_an_expired_watch_says_so(client: RestClient, server: tuple[Server
 async def test_a_refusal_is_named_by_what_to_do_next(
     client: RestClient, server: tuple[Server, int], code: int, error: type[errors.KubeError]
 ) -> None:
-    server[0].answers = [status(code, "gpunodes is forbidden: no")]
-    with pytest.raises(error, match=f"{code}: gpunodes is forbidden: no"):
+    server[0].answers = [status(code, "gpunodes is forbidden: no")] * 2
+    with pytest.raises(error, match="gpunodes is forbidden: no"):
         await client.patch(GPUNODES, "gpu-01", {}, subresource="status")
 
 
 async def test_a_server_that_is_away_or_another_one_is_unavailable(
-    pki: Any, server: tuple[Server, int]
+    pki: Any, server: tuple[Server, int], tmp_path: Path
 ) -> None:
-    away = RestClient(Credentials("127.0.0.1", 1, pki.ca, "token"))
+    folder = tmp_path
+    away = RestClient(login(1, folder, pki.ca.read_text()))
     with pytest.raises(errors.Unavailable, match="refused"):
         await away.patch(GPUNODES, "gpu-01", {})
     with pytest.raises(errors.Unavailable, match="refused"):
         await watched(away)
-    stranger = RestClient(
-        Credentials("127.0.0.1", server[1], ssl.get_default_verify_paths().cafile or "", "t")
-    )
-    with pytest.raises(errors.Unavailable):
+    strange = create_pki(folder / "stranger")
+    stranger = RestClient(login(server[1], folder, strange.ca.read_text()))
+    with pytest.raises(errors.Unavailable, match="certificate"):
         await stranger.patch(GPUNODES, "gpu-01", {})
     assert server[0].requests == []
+
+
+async def test_after_a_rotation_of_the_clusters_authority_the_agent_connects_again(
+    client: RestClient, server: tuple[Server, int], pki: Any, tmp_path: Path
+) -> None:
+    api, _ = server
+    api.answers = [(200, {})]
+    (tmp_path / "ca.crt").write_text(create_pki(tmp_path / "old").ca.read_text())
+    with pytest.raises(errors.Unavailable, match="certificate"):
+        await client.patch(GPUNODES, "gpu-01", {})
+    (tmp_path / "ca.crt").write_text(pki.ca.read_text())
+    assert await client.patch(GPUNODES, "gpu-01", {}) == {}
+
+
+class NamedLogin(AnonymousLogin):
+    """A kubeconfig with tls-server-name, and maybe a proxy."""
+
+    def __init__(self, server: str, tls: ssl.SSLContext, proxy: str | None = None) -> None:
+        super().__init__(server)
+        self.tls, self.proxy = tls, proxy
+
+    async def access(self) -> Access:
+        """By its address, under the name of its certificate."""
+        return Access(self.server, self.tls, self.proxy, tls_server_name="kubernetes")
+
+
+async def test_the_server_is_called_by_the_name_that_a_kubeconfig_gives(tmp_path: Path) -> None:
+    identity = Identity(tmp_path / "pki")
+    trust = ssl.create_default_context(cadata=identity.authority)
+    async with fake_server(identity.context()) as fake:
+        fake.cluster.add(GPUNODES, {"metadata": {"name": "gpu-01"}})
+        client = RestClient(NamedLogin(fake.url, trust))
+        pages = [page async for page in client.pages(GPUNODES)]
+        with pytest.raises(errors.Unauthorized, match="proxy-url"):
+            await RestClient(NamedLogin(fake.url, trust, "http://proxy:1")).patch(GPUNODES, "gpu-01", {})
+    assert len(pages[0].items) == 1
+    assert set(identity.called) == {"kubernetes"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe{\n",
+        b"[" * 100_000 + b"\n",
+        b'{"type": "ADDED"}\n',
+        b'{"type": "ADDED", "object": 7}\n',
+        b"7\n",
+    ],
+)
+async def test_whatever_a_watch_sends_the_one_who_follows_it_is_told(
+    client: RestClient, server: tuple[Server, int], line: bytes
+) -> None:
+    server[0].events = [line]
+    with pytest.raises(errors.Unavailable):
+        await watched(client)
+
+
+async def test_a_fault_of_our_own_in_the_watchs_thread_ends_the_one_who_follows_it(tmp_path: Path) -> None:
+    """An agent whose watch has died is not Ready for ever: the process ends."""
+
+    class NoText(AnonymousLogin):
+        async def access(self) -> Access:
+            return Access(7)  # type: ignore[arg-type]  # what must not happen
+
+    async with asyncio.timeout(10):
+        with pytest.raises(AttributeError):
+            await watched(RestClient(NoText("")))
+
+
+async def test_no_two_watches_of_a_fleet_end_together(client: RestClient, server: tuple[Server, int]) -> None:
+    for _ in range(20):
+        await watched(client)
+    seconds = {int(request[2]["timeoutSeconds"][0]) for request in server[0].requests}
+    assert 240 <= min(seconds) < max(seconds) <= 300
+    assert len(seconds) > 5
 
 
 async def test_an_answer_that_is_no_json_is_unavailable(

@@ -18,15 +18,17 @@ class Need(Enum):
         "NVIDIA's container runtime brings libnvidia-ml.so.1 and the device nodes; no Linux capability",
     )
     MIG_CONFIG = (
-        "read access to mig/config",
-        "`agent.privileged: true` (default false)",
-        "/dev/nvidia-caps/nvidia-cap1 has mode 0400 and comes to privileged containers; that "
-        "NVIDIA_MIG_CONFIG_DEVICES=all brings it too is not verified, so the chart does not offer it",
+        "the rights of NVIDIA's own operands",
+        "`agent.privileged: true` (the default)",
+        "only a privileged container has them for certain: read access to mig/config (/dev/nvidia-caps/nvidia-cap1, "
+        "mode 0400), the devices of instances that are created after the container, and CAP_SYS_PTRACE for the "
+        "executables of others",
     )
     HOST_PID = (
-        "the host's process table",
-        "`agent.hostPID: true` (default true)",
-        "NVML tells process ids of the host",
+        "the host's PID namespace",
+        "`hostPID: true`, no value changes it",
+        "NVML tells process ids of the host, and drops processes of other PID namespaces: they are missing, not "
+        "nameless",
     )
     POD_RESOURCES = (
         "the kubelet's podresources socket",
@@ -49,7 +51,7 @@ class Source:
     """Below `status.observed`, as on the wire; a field stands for all below it that no other source names."""
     calls: tuple[str, ...]
     """NVML functions, fields of nvmlDeviceGetFieldValues aside."""
-    need: Need
+    needs: tuple[Need, ...]
     without: str
     """What the agent shows without the right, and where card or driver do not support the call."""
 
@@ -63,42 +65,53 @@ SESSION = (
 """Calls that open the way to the others; without their right there is no reading, and `error` says so."""
 
 SOURCES: tuple[Source, ...] = (
-    Source(("requestID", "quiet", "simulated", "error"), (), Need.NOTHING, "–"),
-    Source(
-        ("driverVersion",),
-        ("nvmlSystemGetDriverVersion",),
-        Need.DRIVER,
-        "no reading: `error` says what lacks",
-    ),
+    Source(("requestID", "quiet", "simulated", "error"), (), (Need.NOTHING,), "–"),
+    Source(("driverVersion",), ("nvmlSystemGetDriverVersion",), (Need.DRIVER,), "empty"),
     Source(
         ("models[].product", "gpus[].product", "gpus[].index"),
         ("nvmlDeviceGetName",),
-        Need.DRIVER,
-        "no reading",
+        (Need.DRIVER,),
+        "`access: Failed` for that GPU; for all GPUs: no reading, and `error` says why",
     ),
-    Source(("gpus[].uuid",), ("nvmlDeviceGetUUID",), Need.DRIVER, "no reading"),
-    Source(("models[].memoryMiB",), ("nvmlDeviceGetMemoryInfo",), Need.DRIVER, "0"),
-    Source(("models[].computeCapability",), ("nvmlDeviceGetCudaComputeCapability",), Need.DRIVER, "empty"),
+    Source(("gpus[].uuid",), ("nvmlDeviceGetUUID",), (Need.DRIVER,), "`access: Failed` for that GPU"),
+    Source(
+        ("models[].memoryMiB",),
+        ("nvmlDeviceGetMemoryInfo",),
+        (Need.DRIVER, Need.MIG_CONFIG),
+        "null, where MIG is on (without MIG it takes no right)",
+    ),
+    Source(("models[].computeCapability",), ("nvmlDeviceGetCudaComputeCapability",), (Need.DRIVER,), "empty"),
     Source(
         ("models[].migCapable", "gpus[].migMode", "gpus[].migModePending"),
         ("nvmlDeviceGetMigMode",),
-        Need.DRIVER,
-        "false, NotSupported",
+        (Need.DRIVER,),
+        "false, NotSupported; `access: Failed` where NVML refuses",
     ),
-    Source(("models[].migModeChange",), ("nvmlDeviceGetFieldValues",), Need.DRIVER, "Unknown; field 184"),
+    Source(("models[].migModeChange",), ("nvmlDeviceGetFieldValues",), (Need.DRIVER,), "Unknown; field 184"),
     Source(
         ("models[].profiles",),
         ("nvmlDeviceGetGpuInstanceProfileInfo",),
-        Need.DRIVER,
+        (Need.DRIVER,),
         "none; the planner takes those of its table of cards",
     ),
     Source(
         ("models[].profiles[].starts", "models[].profiles[].size"),
         ("nvmlDeviceGetGpuInstancePossiblePlacements",),
-        Need.MIG_CONFIG,
+        (Need.MIG_CONFIG,),
         "none and 0; the planner takes those of its table of cards",
     ),
-    Source(("gpus[].computeMode",), ("nvmlDeviceGetComputeMode",), Need.DRIVER, "NotSupported"),
+    Source(
+        ("gpus[].computeMode",),
+        ("nvmlDeviceGetComputeMode",),
+        (Need.DRIVER,),
+        "NotSupported; Unknown where NVML refuses, and then nothing is proven",
+    ),
+    Source(
+        ("gpus[].instancesWithheld",),
+        (),
+        (Need.MIG_CONFIG,),
+        "true: no change to MIG begins, none is proven, and a GPU with MIG on counts as busy",
+    ),
     Source(
         ("gpus[].instances",),
         (
@@ -107,44 +120,66 @@ SOURCES: tuple[Source, ...] = (
             "nvmlDeviceGetGpuInstanceId",
             "nvmlDeviceGetAttributes",
         ),
-        Need.DRIVER,
+        (Need.DRIVER,),
         "none",
     ),
     Source(
         ("gpus[].instances[].start", "gpus[].instances[].size"),
-        ("nvmlDeviceGetGpuInstances", "nvmlGpuInstanceGetInfo"),
-        Need.MIG_CONFIG,
-        "-1 and 0, and instances without a compute instance are not seen; counts per profile, which a change is "
-        "proven by, come from the MIG devices",
+        (
+            "nvmlDeviceGetGpuInstances",
+            "nvmlGpuInstanceGetInfo",
+            "nvmlGpuInstanceGetComputeInstanceProfileInfo",
+            "nvmlGpuInstanceGetComputeInstances",
+        ),
+        (Need.MIG_CONFIG,),
+        "-1 and 0; of the instances, only those whose MIG device the container may open",
     ),
     Source(
         ("gpus[].processes",),
-        ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"),
-        Need.DRIVER,
-        "where NVML refuses: one process with id 0 and no name, which counts as busy",
+        (
+            "nvmlDeviceGetComputeRunningProcesses",
+            "nvmlDeviceGetMPSComputeRunningProcesses",
+            "nvmlDeviceGetGraphicsRunningProcesses",
+        ),
+        (Need.HOST_PID, Need.MIG_CONFIG),
+        "one process with id 0 and no name, which counts as busy: without the host's PID namespace; where MIG is on "
+        "and its instances may not be listed, or one has no MIG device that can be seen; where NVML refuses a list, "
+        "or does not support the list of compute processes. A list of MPS or graphics clients that is not supported "
+        "is empty",
     ),
     Source(
         ("gpus[].processes[].name",),
         ("nvmlSystemGetProcessName",),
-        Need.HOST_PID,
-        "empty, which counts as busy; MPS's own daemons are then not known as such",
+        (Need.HOST_PID, Need.MIG_CONFIG),
+        "empty, which counts as busy. MPS's own daemons are known by their executable and parent; where executables "
+        "may not be looked at, by the 15 bytes that the kernel keeps of their names",
     ),
-    Source(("gpus[].eccUncorrected",), ("nvmlDeviceGetTotalEccErrors",), Need.DRIVER, "null"),
+    Source(("gpus[].eccUncorrected",), ("nvmlDeviceGetTotalEccErrors",), (Need.DRIVER,), "null"),
     Source(
         ("gpus[].remappedRows",),
         ("nvmlDeviceGetRemappedRows", "nvmlDeviceGetFieldValues"),
-        Need.DRIVER,
+        (Need.DRIVER,),
         "null; fields 142 to 145 where MIG instances are active",
     ),
     Source(
-        ("gpus[].recoveryAction",), ("nvmlDeviceGetFieldValues",), Need.DRIVER, "null; field 230, since R565"
+        ("gpus[].recoveryAction",),
+        ("nvmlDeviceGetFieldValues",),
+        (Need.DRIVER,),
+        "null; field 230, since R565",
     ),
     Source(
         ("gpus[].xid",),
         ("nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree"),
-        Need.DRIVER,
+        (Need.DRIVER,),
         "null; heard only while the agent reads (docs/adr/0015-health-from-the-same-reading.md)",
     ),
-    Source(("gpus[].access",), (), Need.DRIVER, "–; from the error that any of the calls gives"),
-    Source(("allocated", "pods"), (), Need.POD_RESOURCES, "empty and 0: USED is not known"),
+    Source(
+        ("gpus[].access", "gpus[].error"), (), (Need.DRIVER,), "–; from the error that any of the calls gives"
+    ),
+    Source(
+        ("allocated", "pods"),
+        (),
+        (Need.POD_RESOURCES,),
+        "null: USED shows `+?`. A kubelet before 1.34 lists finished pods too (kubernetes#119423)",
+    ),
 )

@@ -1,16 +1,17 @@
 """What the agent wants of a GPU library, in our words. NVML is one implementation, a simulation another.
 
-What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error. Names and
-meaning of the fields are those of the wire types in `api/gpunode.py`; these are dataclasses because pydantic would
-take 10 MiB of the agent's 45, and a test holds the two together.
+What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error; what NVML
+refuses to the agent's container is one too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS): unknown, not empty.
+Names and meaning of the fields are those of the wire types in `api/gpunode.py`; these are dataclasses because pydantic
+would take 10 MiB of the agent's 45, and a test holds the two together.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
-ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported"]
-Access = Literal["Ok", "Lost", "ResetRequired"]
+ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
+Access = Literal["Ok", "Lost", "ResetRequired", "Failed"]
 RecoveryAction = Literal[
     "None",
     "Reset",
@@ -42,7 +43,7 @@ class Model:
     """A card model; see ObservedModel."""
 
     product: str
-    memory_mib: int
+    memory_mib: int | None
     compute_capability: str
     mig_capable: bool
     mig_mode_change: Literal["Live", "Reset", "Unknown"]
@@ -64,7 +65,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that computes; see ObservedProcess."""
+    """A process that uses the GPU; see ObservedProcess."""
 
     pid: int
     """0 stands for processes that may not be listed."""
@@ -100,9 +101,16 @@ class GPU:
     """Otherwise only `index` says anything."""
     recovery_action: RecoveryAction | None = None
     xid: int | None = None
+    error: str = ""
+    """What NVML answers where access is Failed."""
+    instances_withheld: bool = False
 
 
-def unreachable(index: int, access: Access) -> GPU:
+UNKNOWN_PROCESS = Process(pid=0, name="")
+"""Whoever may be there: not all processes of a GPU could be listed. Counts as busy."""
+
+
+def unreachable(index: int, access: Access, error: str = "") -> GPU:
     """A GPU that NVML cannot talk to: nothing is known of it but where it was."""
     return GPU(
         index=index,
@@ -116,6 +124,7 @@ def unreachable(index: int, access: Access) -> GPU:
         ecc_uncorrected=None,
         remapped_rows=None,
         access=access,
+        error=error,
     )
 
 
@@ -139,12 +148,28 @@ class LibraryError(Exception):
 
     reason: ClassVar[str] = "NVMLFailed"
     """First word of `status.observed.error`."""
+    patience: ClassVar[int] = 0
+    """Readings in a row with this error after which only a new process can help; 0: never."""
 
 
 class NotLoaded(LibraryError):
     """There is no library or no driver: nothing can be read before somebody installs it."""
 
     reason = "NVMLNotLoaded"
+
+
+class Replaced(LibraryError):
+    """Another driver is loaded than the one whose library this container has: only a new container gets the other."""
+
+    reason = "NVMLReplaced"
+    patience = 1
+
+
+class AccessLost(LibraryError):
+    """The container cannot open the devices, for example since systemd was reloaded: only a new one can."""
+
+    reason = "NVMLAccessLost"
+    patience = 3
 
 
 class Library(Protocol):

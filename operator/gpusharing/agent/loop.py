@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from gpusharing.agent.api import NodeAPI
 from gpusharing.agent.library import Library, Reading
 from gpusharing.agent.observation import Observation, Request
-from gpusharing.agent.own import Backoff, OwnNode
+from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.agent.reader import Outcome, Reader
+from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import KubeError, NotFound
 
@@ -33,12 +34,17 @@ class LoopSettings:
 
     interval: float = 30.0
     """Between two turns without an event, jittered by ±10 % so that 5,000 agents do not beat in step."""
-    hung_after: float = 10.0
-    """A reading that takes longer is reported as hung."""
+    hung_after: float = 40.0
+    """A reading that takes longer is reported as hung. Without persistence mode, the driver takes 1 to 3 s to wake
+    each GPU, and there are 8 of them."""
     retry_first: float = 1.0
-    """Wait after the first failed call to the API server; doubled after each further one."""
+    """Wait after the first report that the API server did not take; doubled after each further one."""
     retry_last: float = 30.0
     """Longest such wait."""
+
+
+class RestartNeeded(Exception):
+    """Only a new container can read the GPUs again. The error was reported; end the process."""
 
 
 @dataclass(slots=True)
@@ -85,18 +91,28 @@ class AgentLoop:
         self._clock = clock
         self._jitter = jitter
         self._wake = asyncio.Event()
-        self._own = OwnNode(node_name, api, self._new_backoff(), self._wake.set)
+        self._own = OwnNode(node_name, api, self._wake.set)
         self._reader = Reader(library, self.settings.hung_after, clock, self._wake.set)
-        self._backoff = self._new_backoff()
+        self._backoff = Backoff(self.settings.retry_first, self.settings.retry_last)
         self._write_error = ""
         self._pods_error = ""
+        self._hopeless = 0
+        """Readings in a row that a new process might have done better."""
+        self._patience = 0
+        """How many of them the last error allows; 0: any number."""
         self._last_turn = clock()
 
     async def run(self) -> None:
-        """Follow the GPUNode and report until cancelled; any other end is a bug and ends the process."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._own.follow())
-            tasks.create_task(self._turns())
+        """Follow the GPUNode and report until cancelled; raises RestartNeeded, any other end is a bug."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._own.follow())
+                tasks.create_task(self._turns())
+        except ExceptionGroup as group:
+            ended, rest = group.split(RestartNeeded)
+            if ended is None or rest is not None:
+                raise
+            raise RestartNeeded(str(ended.exceptions[0])) from None
 
     def why_not_ready(self) -> str:
         """Empty when this agent can answer the operator: it reads or is quiet, and reaches the API server."""
@@ -126,6 +142,7 @@ class AgentLoop:
             last = await self._read(request, last)
         self.observed = last.held_by(holdings)
         await self._publish(self.observed)
+        self._end_when_hopeless()
         if not self.observed.error and self.observed.request_id != self._asked():
             self._wake.set()  # a newer request came while we read
 
@@ -152,16 +169,25 @@ class AgentLoop:
                 "cannot read the GPUs" if answer.error else "reading the GPUs again",
                 extra={"error": answer.error},
             )
+        self._hopeless = self._hopeless + 1 if answer.patience else 0
+        self._patience = answer.patience
         if answer.reading is None:
             return last.failing(answer.error, simulated=self._simulated)
         self.reading = answer.reading
         return Observation.after(answer.request, answer.reading, simulated=self._simulated, last=last)
 
-    async def _read_holdings(self) -> Holdings:
+    def _end_when_hopeless(self) -> None:
+        """Not before the server has the error: what happened must not be lost with the process."""
+        reported = self._own.node is not None and not self._write_error
+        if self._patience and self._hopeless >= self._patience and reported and self.observed is not None:
+            raise RestartNeeded(self.observed.error)
+
+    async def _read_holdings(self) -> Holdings | None:
+        holdings: Holdings | None = None
         try:
             holdings, error = await self._pods.read(), ""
         except PodResourcesUnavailable as unavailable:
-            holdings, error = Holdings(), str(unavailable)
+            error = str(unavailable)
         if error != self._pods_error:
             log.warning(
                 "pods' devices unknown" if error else "pods' devices known again", extra={"error": error}
@@ -192,6 +218,3 @@ class AgentLoop:
 
     def _asked(self) -> str:
         return "" if self._own.node is None else Request.of(self._own.node).id
-
-    def _new_backoff(self) -> Backoff:
-        return Backoff(self.settings.retry_first, self.settings.retry_last, self._jitter)

@@ -10,36 +10,30 @@ from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
 
-from gpusharing.agent.credentials import (
-    SERVICE_ACCOUNT,
-    Credentials,
-    NoCredentials,
-    from_kubeconfig,
-    in_cluster,
-)
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.logs import log_as_json
-from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.probes import ProbeServer
 from gpusharing.agent.rest import RestClient
+from gpusharing.kube.errors import Unauthorized
+from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
 
 log = logging.getLogger(__name__)
+
+NO_LOGIN = 2
+"""Exit status without credentials."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit status."""
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
-    try:
-        credentials = credentials_of(options.kubeconfig, options.service_account)
-    except NoCredentials as error:
-        log.error("cannot log in to the API server", extra={"error": str(error)})
-        return 2
+    login = find_login(os.environ, options.kubeconfig, options.service_account)
     settings = LoopSettings(interval=options.interval, hung_after=options.hung_after)
     pods = KubeletPodResources(options.pod_resources_socket)
-    return asyncio.run(_serve(options, credentials, settings, pods))
+    return asyncio.run(_serve(options, login, settings, pods))
 
 
 def address(text: str) -> tuple[str, int]:
@@ -52,7 +46,7 @@ def address(text: str) -> tuple[str, int]:
 
 _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
     ("--interval", "INTERVAL_SECONDS", "30", float, "seconds between two readings without an event"),
-    ("--hung-after", "HUNG_AFTER_SECONDS", "10", float, "seconds after which a reading is reported as hung"),
+    ("--hung-after", "HUNG_AFTER_SECONDS", "40", float, "seconds after which a reading is reported as hung"),
     (
         "--pod-resources-socket",
         "POD_RESOURCES_SOCKET",
@@ -91,15 +85,16 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
     return parser.parse_args(arguments)
 
 
-def credentials_of(kubeconfig: str, service_account: Path) -> Credentials:
-    """From the kubeconfig that is named, else from the pod; raises NoCredentials."""
-    return from_kubeconfig(Path(kubeconfig)) if kubeconfig else in_cluster(os.environ, service_account)
-
-
 async def _serve(
-    options: argparse.Namespace, credentials: Credentials, settings: LoopSettings, pods: KubeletPodResources
+    options: argparse.Namespace, login: Login, settings: LoopSettings, pods: KubeletPodResources
 ) -> int:
-    loop = AgentLoop(options.node_name, RestClient(credentials), NVML(), pods, settings)
+    try:
+        await login.access()
+        await login.token()
+    except Unauthorized as error:
+        log.error("cannot log in to the API server", extra={"error": str(error)})
+        return NO_LOGIN
+    loop = AgentLoop(options.node_name, RestClient(login), NVML(), pods, settings)
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
     probes = ProbeServer(options.metrics_addr, loop.why_not_alive, loop.why_not_ready, registry)
@@ -113,9 +108,11 @@ async def _serve(
     except asyncio.CancelledError:
         log.info("agent stopped")
         return 0
+    except RestartNeeded as error:
+        log.error("only a new container can read the GPUs again", extra={"error": str(error)})
     finally:
         probes.stop()
-    return 1  # run() never returns
+    return 1
 
 
 if __name__ == "__main__":

@@ -55,8 +55,11 @@ class AgentCollector(Collector):
 def _of_observation(observed: Observation) -> Iterable[Metric]:
     yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
     yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
-    yield _gauge("pods", "Pods of this node that hold a GPU device.", observed.pods)
-    allocated = _family("allocated_devices", "Devices that pods hold, by resource name.", "resource")
+    if observed.pods is None or observed.allocated is None:
+        return
+    yield _gauge("pods", "Pods of this node that hold a GPU device; absent when unknown.", observed.pods)
+    text = "Devices that pods hold, by resource name; absent when unknown."
+    allocated = _family("allocated_devices", text, "resource")
     for resource, count in observed.allocated.items():
         allocated.add_metric([resource], count)
     yield allocated
@@ -72,7 +75,7 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
     yield info
     yield instances
     yield _per_gpu("gpu_mig_enabled", "1 while MIG mode is on.", gpus, lambda g: g.mig_mode == "Enabled")
-    yield _per_gpu("gpu_processes", "Processes that compute on the GPU.", gpus, lambda g: len(g.processes))
+    yield _per_gpu("gpu_processes", "Processes that use the GPU.", gpus, lambda g: len(g.processes))
     yield _per_gpu(
         "gpu_ecc_uncorrected",
         "Uncorrected ECC errors since the last driver load; absent where not supported.",
@@ -125,6 +128,7 @@ def vitals(gpu: GPU) -> Vitals:
         remap_pending=rows is not None and rows.pending,
         remap_failed=rows is not None and rows.failed,
         xid=gpu.xid,
+        error=gpu.error,
     )
 
 

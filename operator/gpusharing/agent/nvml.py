@@ -1,44 +1,42 @@
-"""NVML behind the Library Protocol. Only this module and `nvml_health.py` import pynvml.
+"""NVML behind the Library Protocol. Only this module and `nvml_*.py` beside it import pynvml.
 
 Calls and their traps: reference/hardware-facts.md (g), NVIDIA's NVML API reference, nvml.h.
 """
 
-import ctypes
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pynvml
 
 from gpusharing.agent.library import (
     GPU,
     Access,
+    AccessLost,
     ComputeMode,
-    Instance,
     LibraryError,
     MigMode,
     Model,
     NotLoaded,
-    Process,
-    Profile,
     Reading,
+    Replaced,
     unreachable,
 )
 from gpusharing.agent.nvml_health import (
-    UNSUPPORTED,
+    REFUSED,
     Xids,
     ecc_uncorrected,
     fields,
     maybe,
     recovery_action,
     remapped_rows,
+    supported,
 )
-from gpusharing.agent.processes import ProcessNames
+from gpusharing.agent.nvml_mig import UNDIVIDED, divided, mig_devices, offered
+from gpusharing.agent.nvml_processes import ProcessLists
+from gpusharing.agent.processes import Processes
 
-_PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT
-_CAPACITY = 64  # more placements or instances of one profile than any card has
 _MOST_PROCESSES = 1024  # what the CRD takes; the first ones suffice to say that a GPU is busy
 _MIB = 1024 * 1024
 
@@ -47,11 +45,11 @@ _COMPUTE_MODES: dict[int, ComputeMode] = {
     pynvml.NVML_COMPUTEMODE_PROHIBITED: "Prohibited",
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "ExclusiveProcess",
 }
-# What is so of one GPU is told of that GPU; the others are read all the same.
 _UNREACHABLE: dict[int, Access] = {
     pynvml.NVML_ERROR_GPU_IS_LOST: "Lost",
     pynvml.NVML_ERROR_RESET_REQUIRED: "ResetRequired",
 }
+"""Errors of one GPU with a meaning of their own; any other is Failed. The other GPUs are read all the same."""
 _NOT_LOADED = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
         "libnvidia-ml.so.1 is not in the agent's container; give the agent the runtime class `nvidia` with "
@@ -60,13 +58,22 @@ _NOT_LOADED = {
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
         "the NVIDIA driver is not loaded on this node; look at the driver pod of the GPU Operator"
     ),
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
-        "the driver was replaced under the running agent; delete this agent pod"
-    ),
 }
-_WHAT_TO_DO = {
-    pynvml.NVML_ERROR_NO_PERMISSION: "the agent's container may not open the NVIDIA devices",
+_NO_ACCESS = {
+    REFUSED: "the agent's container may not open the NVIDIA devices",
+    pynvml.NVML_ERROR_UNKNOWN: "usual after systemd was reloaded on the node; see `dmesg | grep -i nvrm` there",
 }
+_OF_THE_NODE = (*_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_UNINITIALIZED)
+"""Errors that are so of all GPUs, whichever was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """What is read once for all GPUs of a model."""
+
+    model: Model
+    placements_withheld: bool
+    """The right to list placements is the right to list instances."""
 
 
 class NVML:
@@ -74,8 +81,8 @@ class NVML:
 
     simulated = False
 
-    def __init__(self, names: ProcessNames | None = None) -> None:
-        self._names = names or ProcessNames()
+    def __init__(self, processes: Processes | None = None) -> None:
+        self._lists = ProcessLists(processes or Processes())
         self._xids: dict[int, int] = {}
         """GPU index to the first critical XID heard. NVML keeps none; the driver's recovery action does."""
 
@@ -85,84 +92,81 @@ class NVML:
             with _session():
                 return self._read()
         except pynvml.NVMLError as error:
-            raise _explained("NVML", error) from error
+            raise _explained(error) from error
 
     def _read(self) -> Reading:
-        models: dict[str, Model] = {}
-        gpus = []
+        cards: dict[str, _Card] = {}
+        gpus: list[GPU] = []
+        errors: list[Any] = []
         with Xids() as xids:
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
-                    gpus.append(self._gpu_at(index, models, xids))
+                    gpus.append(self._gpu_at(index, cards, xids))
                 except pynvml.NVMLError as error:
-                    if error.value not in _UNREACHABLE:
-                        raise _explained(f"GPU {index}", error) from error
-                    gpus.append(unreachable(index, _UNREACHABLE[error.value]))
+                    if error.value in _OF_THE_NODE:
+                        raise
+                    errors.append(error)
+                    access = _UNREACHABLE.get(error.value, "Failed")
+                    gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
             for index, xid in xids.heard():
                 self._xids.setdefault(index, xid)
+        if gpus and len(errors) == len(gpus):
+            _refuse_without_access(errors)
         told = tuple(replace(gpu, xid=self._xids.get(gpu.index)) for gpu in gpus)
-        return Reading(pynvml.nvmlSystemGetDriverVersion(), tuple(models.values()), told)
+        models = tuple(card.model for card in cards.values())
+        return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, told)
 
-    def _gpu_at(self, index: int, models: dict[str, Model], xids: "Xids") -> GPU:
+    def _gpu_at(self, index: int, cards: dict[str, _Card], xids: "Xids") -> GPU:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         xids.listen(index, handle)
         product = pynvml.nvmlDeviceGetName(handle)
-        known = models.get(product)
+        known = cards.get(product)
         # Some drivers list no profiles while MIG is off: another GPU of this model may tell.
-        if known is None or (known.mig_capable and not known.profiles):
-            models[product] = _model(handle, product)
-        return self._gpu(handle, index, models[product])
+        if known is None or (known.model.mig_capable and not known.model.profiles):
+            cards[product] = _card(handle, product)
+        return self._gpu(handle, index, cards[product])
 
-    def _gpu(self, handle: Any, index: int, model: Model) -> GPU:
+    def _gpu(self, handle: Any, index: int, card: _Card) -> GPU:
         current, pending = _mig_mode(handle)
-        migs = tuple(_mig_devices(handle)) if current == "Enabled" else ()
-        if current == "Enabled":
-            processes = [process for mig, uuid in migs for process in self._processes(mig, uuid)]
-        else:
-            processes = self._processes(handle, "")
-        mode = maybe(None, pynvml.nvmlDeviceGetComputeMode, handle)
+        on = current == "Enabled"
+        migs = tuple(mig_devices(handle)) if on else ()
+        found = divided(handle, card.model.profiles, migs) if on else UNDIVIDED
+        processes = self._lists.of_mig(migs, hidden=found.hidden) if on else self._lists.of(handle)
         return GPU(
             index=index,
             uuid=_uuid(handle),
-            product=model.product,
+            product=card.model.product,
             mig_mode=current,
             mig_mode_pending=pending,
-            compute_mode=_COMPUTE_MODES.get(mode, "NotSupported"),
-            instances=_instances(handle, model.profiles, migs) if current == "Enabled" else (),
+            compute_mode=_compute_mode(handle),
+            instances=found.instances,
             processes=tuple(processes[:_MOST_PROCESSES]),
             ecc_uncorrected=ecc_uncorrected(handle),
             remapped_rows=remapped_rows(handle),
             recovery_action=recovery_action(handle),
+            instances_withheld=found.withheld or card.placements_withheld,
         )
 
-    def _processes(self, handle: Any, device: str) -> list[Process]:
-        """Compute processes by pid, MPS clients included; pid 0 stands for "may not look", which is busy."""
-        pids: set[int] = set()
-        for call in (
-            pynvml.nvmlDeviceGetComputeRunningProcesses,
-            pynvml.nvmlDeviceGetMPSComputeRunningProcesses,
-        ):
-            try:
-                pids.update(process.pid for process in maybe((), call, handle))
-            except pynvml.NVMLError as error:
-                if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
-                    raise
-                pids.add(0)
-        return [Process(pid=pid, name=self._name(pid), device=device) for pid in sorted(pids)]
 
-    def _name(self, pid: int) -> str:
-        try:
-            reported = pynvml.nvmlSystemGetProcessName(pid)
-        except (pynvml.NVMLError, UnicodeDecodeError):
-            reported = ""
-        return self._names.of(pid, reported)
-
-
-def _explained(where: str, error: Any) -> LibraryError:
+def _explained(error: Any) -> LibraryError:
+    """An error that is so of the whole node."""
     if error.value in _NOT_LOADED:
         return NotLoaded(_NOT_LOADED[error.value])
-    advice = _WHAT_TO_DO.get(error.value, "see `dmesg | grep -i nvrm` on the node")
-    return LibraryError(f"{where}: {error}; {advice}")
+    if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+        return Replaced(
+            "the driver was replaced under the running agent, which starts anew by itself; when this stays, delete "
+            "this agent pod"
+        )
+    if error.value in _NO_ACCESS:
+        return AccessLost(f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent starts anew by itself")
+    return LibraryError(f"NVML: {error}; see `dmesg | grep -i nvrm` on the node")
+
+
+def _refuse_without_access(errors: Sequence[Any]) -> None:
+    """Not one GPU can be opened: that is the container's trouble. One GPU with an unknown error is its own."""
+    (code, *others) = {error.value for error in errors}
+    if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
+        raise errors[0]
 
 
 @contextmanager
@@ -181,129 +185,37 @@ def _uuid(handle: Any) -> str:
 
 
 def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
-    """Mode in force and mode after the next reset."""
-    modes = maybe(None, pynvml.nvmlDeviceGetMigMode, handle)
+    """Mode in force and mode after the next reset. Everything hangs on it, so a refusal is an error of the GPU."""
+    modes = supported(None, pynvml.nvmlDeviceGetMigMode, handle)
     if modes is None:
         return "NotSupported", "NotSupported"
     current, pending = modes
     return ("Enabled" if current else "Disabled"), ("Enabled" if pending else "Disabled")
 
 
-def _model(handle: Any, product: str) -> Model:
+def _compute_mode(handle: Any) -> ComputeMode:
+    try:
+        mode = supported(None, pynvml.nvmlDeviceGetComputeMode, handle)
+    except pynvml.NVMLError as error:
+        if error.value != REFUSED:
+            raise
+        return "Unknown"
+    return "NotSupported" if mode is None else _COMPUTE_MODES.get(mode, "Unknown")
+
+
+def _card(handle: Any, product: str) -> _Card:
+    # Of a GPU with MIG on, the memory is told to containers with rights only.
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     mig_capable = _mig_mode(handle)[0] != "NotSupported"
     live = fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
-    return Model(
+    profiles, withheld = offered(handle) if mig_capable else ((), False)
+    model = Model(
         product=product,
-        memory_mib=memory.total // _MIB if memory else 0,
+        memory_mib=memory.total // _MIB if memory else None,
         compute_capability=".".join(map(str, capability)),
         mig_capable=mig_capable,
         mig_mode_change="Unknown" if live is None else "Live" if live[0] else "Reset",
-        profiles=tuple(_profiles(handle)) if mig_capable else (),
+        profiles=profiles,
     )
-
-
-def _profiles(handle: Any) -> Iterator[Profile]:
-    """Profiles are asked for by their enum index and known by their id, which differs between cards."""
-    for enum in _PROFILE_ENUM:
-        try:
-            info = maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
-        except pynvml.NVMLError as error:
-            if error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
-                return  # this driver knows no further ones
-            raise
-        if info is None:
-            continue
-        placements = _placements(handle, info.id)
-        name = info.name.removeprefix("MIG ")
-        yield Profile(
-            name=name,
-            id=info.id,
-            slices=info.sliceCount,
-            memory_gb=_nominal_gb(name),
-            max_count=info.instanceCount,
-            starts=tuple(sorted(placement.start for placement in placements)),
-            size=placements[0].size if placements else 0,
-        )
-
-
-def _nominal_gb(profile: str) -> int:
-    match = re.search(r"\.(\d+)gb", profile)
-    return int(match[1]) if match else 0
-
-
-def _placements(handle: Any, profile_id: int) -> list[Any]:
-    """Possible placements; none where listing them is not supported or not allowed."""
-    found = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
-    count = ctypes.c_uint(_CAPACITY)
-    try:
-        pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, found, ctypes.byref(count))
-    except pynvml.NVMLError as error:
-        if error.value in (*UNSUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION):
-            return []
-        raise
-    return list(found[: count.value])
-
-
-_MigDevice: TypeAlias = tuple[Any, str]  # handle and UUID
-
-
-def _mig_devices(handle: Any) -> Iterator[_MigDevice]:
-    """The MIG devices of a GPU; their indices have gaps and no stable order."""
-    for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
-        try:
-            mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-            yield mig, _uuid(mig)
-        except pynvml.NVMLError as error:
-            if error.value not in (*UNSUPPORTED, pynvml.NVML_ERROR_NOT_FOUND):
-                raise
-
-
-def _instances(handle: Any, profiles: Sequence[Profile], migs: Sequence[_MigDevice]) -> tuple[Instance, ...]:
-    """GPU instances by placement; without the right to list them (mig/config), what the MIG devices tell."""
-    uuids: dict[int, str] = {}
-    for mig, uuid in migs:  # several compute instances of one GPU instance: the first stands for it
-        uuids.setdefault(pynvml.nvmlDeviceGetGpuInstanceId(mig), uuid)
-    try:
-        found = [_instance(info, p, uuids) for p in profiles for info in _instance_infos(handle, p.id)]
-    except pynvml.NVMLError as error:
-        if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
-            raise
-        found = list(
-            {i.id: i for i in (_instance_of_device(mig, profiles) for mig in reversed(migs))}.values()
-        )
-    return tuple(sorted(found, key=lambda instance: (instance.start, instance.id)))
-
-
-def _instance_infos(handle: Any, profile_id: int) -> list[Any]:
-    found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
-    count = ctypes.c_uint(_CAPACITY)
-    maybe(None, pynvml.nvmlDeviceGetGpuInstances, handle, profile_id, found, ctypes.byref(count))
-    return [pynvml.nvmlGpuInstanceGetInfo(instance) for instance in found[: count.value] if instance]
-
-
-def _instance(info: Any, profile: Profile, uuids: dict[int, str]) -> Instance:
-    place = info.placement
-    uuid = uuids.get(info.id, "")
-    return Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
-
-
-def _instance_of_device(device: _MigDevice, profiles: Sequence[Profile]) -> Instance:
-    """Profile from the device's name ("... MIG 1c.3g.40gb"), else from its attributes; no placement."""
-    mig, uuid = device
-    name = pynvml.nvmlDeviceGetName(mig).rpartition(" MIG ")[2]
-    name = re.sub(r"^\d+c\.", "", name)
-    profile = next((profile for profile in profiles if profile.name == name), None)
-    if profile is None:
-        attributes = pynvml.nvmlDeviceGetAttributes(mig)
-        alike = [p for p in profiles if p.slices == attributes.gpuInstanceSliceCount]
-        # The usable memory is below the nominal one of the name, never above it.
-        profile = min(alike, key=lambda p: abs(p.memory_gb - attributes.memorySizeMB / 1024), default=None)
-    return Instance(
-        profile=profile.name if profile else "",
-        start=-1,
-        size=profile.size if profile else 0,
-        id=pynvml.nvmlDeviceGetGpuInstanceId(mig),
-        uuid=uuid,
-    )
+    return _Card(model, withheld)

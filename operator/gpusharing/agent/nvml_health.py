@@ -1,4 +1,4 @@
-"""What NVML tells of a GPU's health, and how to ask for what a card or driver may not support. Half of `nvml.py`.
+"""What NVML tells of a GPU's health, and how to ask for what may not be supported or permitted. Part of `nvml.py`.
 
 Calls and their traps: reference/hardware-facts.md (g), NVIDIA's NVML API reference, nvml.h.
 """
@@ -37,14 +37,25 @@ UNSUPPORTED = (
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
     pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
 )
+REFUSED = pynvml.NVML_ERROR_NO_PERMISSION
 
 
-def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """The answer, or `otherwise` where card or driver do not support the call."""
+def supported(otherwise: Any, call: Any, *arguments: Any) -> Any:
+    """The answer, or `otherwise` where card or driver do not support the call; raises where NVML refuses it."""
     try:
         return call(*arguments)
     except pynvml.NVMLError as error:
         if error.value in UNSUPPORTED:
+            return otherwise
+        raise
+
+
+def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
+    """The answer, or `otherwise` where the call is not supported or not permitted: for what nothing is decided by."""
+    try:
+        return supported(otherwise, call, *arguments)
+    except pynvml.NVMLError as error:
+        if error.value == REFUSED:
             return otherwise
         raise
 

@@ -37,8 +37,9 @@ class Observation:
     driver_version: str = ""
     models: list[JSON] = field(default_factory=list)
     gpus: list[JSON] = field(default_factory=list)
-    allocated: dict[str, int] = field(default_factory=dict)
-    pods: int = 0
+    allocated: dict[str, int] | None = None
+    """None: unknown."""
+    pods: int | None = None
 
     @classmethod
     def of(cls, node: JSON) -> "Observation":
@@ -52,8 +53,8 @@ class Observation:
             driver_version=text(observed, "driverVersion"),
             models=entries(observed, "models"),
             gpus=entries(observed, "gpus"),
-            allocated=section(observed, "allocated"),
-            pods=whole(observed, "pods"),
+            allocated=_counts(observed),
+            pods=whole(observed, "pods") if isinstance(part(observed, "pods"), int) else None,
         )
 
     @classmethod
@@ -81,8 +82,10 @@ class Observation:
         a library that may still be open is not called quiet."""
         return replace(self, error=error, quiet=False, simulated=simulated)
 
-    def held_by(self, holdings: Holdings) -> "Observation":
-        """The same GPUs with who holds devices now."""
+    def held_by(self, holdings: Holdings | None) -> "Observation":
+        """The same GPUs with who holds devices now; None: nobody knows."""
+        if holdings is None:
+            return replace(self, allocated=None, pods=None)
         return replace(self, allocated=holdings.allocated, pods=holdings.pods)
 
     def keeps_closed(self, request: Request) -> bool:
@@ -98,6 +101,8 @@ class Observation:
         present = section(node, "status", "observed")
         if _same(present, wanted):
             return None
+        if self.allocated is None:
+            return {"status": {"observed": wanted}}
         gone = dict.fromkeys(sorted(section(present, "allocated").keys() - self.allocated.keys()))
         return {"status": {"observed": {**wanted, "allocated": {**self.allocated, **gone}}}}
 
@@ -105,7 +110,12 @@ class Observation:
 def _with_the_past(gpu: JSON, known: dict[Any, JSON]) -> JSON:
     if gpu["access"] == "Ok" or gpu["index"] not in known:
         return gpu
-    return {**known[gpu["index"]], "access": gpu["access"], "xid": gpu["xid"]}
+    now = {key: gpu[key] for key in ("access", "xid", "error")}
+    return {**known[gpu["index"]], **now}
+
+
+def _counts(observed: JSON) -> dict[str, int] | None:
+    return section(observed, "allocated") if isinstance(part(observed, "allocated"), dict) else None
 
 
 def wire(value: Any) -> Any:

@@ -25,7 +25,7 @@ _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """Devices that pods of this node hold."""
+    """Devices that pods of this node hold; kubelets before 1.34 list finished pods too (kubernetes#119423)."""
 
     allocated: dict[str, int] = field(default_factory=dict)
     """Resource name (nvidia.com/...) to devices held; replicas of a shared GPU count one each."""
@@ -34,7 +34,7 @@ class Holdings:
 
 
 class PodResourcesUnavailable(Exception):
-    """The kubelet could not be asked: report no holdings, say why in the log, ask again at the next turn."""
+    """The kubelet could not be asked: report holdings as unknown, say why in the log, ask again at the next turn."""
 
 
 class PodResources(Protocol):

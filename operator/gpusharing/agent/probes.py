@@ -1,37 +1,95 @@
 """/healthz, /readyz and /metrics over the standard library, in a thread that outlives a stuck event loop."""
 
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
+from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import CollectorRegistry
+
+MOST_CONNECTIONS = 16
+"""At a time; the kubelet's probes and a few Prometheis need two or three."""
+SECONDS = 10.0
+"""For one connection, from its beginning to its end."""
 
 Probe = Callable[[], str]
 """Says why not; empty when all is well."""
 
 
 class _Server(ThreadingTCPServer):
-    """Not ThreadingHTTPServer: that one asks the DNS for its own name before it listens."""
+    """Not ThreadingHTTPServer: that one asks the DNS for its own name before it listens.
+
+    Whoever opens connections and says nothing cannot keep the kubelet out: a new connection always finds a place, the
+    oldest one makes it.
+    """
 
     allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(
+        self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], seconds: float
+    ) -> None:
+        self._seconds = seconds
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, float] = {}
+        """When each connection began, oldest first; a socket leaves before it is closed."""
         super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Make room for it, then answer it in a thread of its own."""
+        with self._lock:
+            while len(self._open) >= MOST_CONNECTIONS:
+                self._end(next(iter(self._open)))
+            self._open[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The connection has ended."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Twice a second: end what takes too long, however it does that."""
+        late = time.monotonic() - self._seconds
+        with self._lock:
+            for request in [each for each, began in self._open.items() if began < late]:
+                self._end(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that went away, or of one that was ended."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+    def _end(self, request: socket.socket) -> None:
+        """Wakes its thread, which closes it. The lock is held."""
+        self._open.pop(request, None)
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
 
 class ProbeServer:
     """Serves from `start` to `stop`."""
 
     def __init__(
-        self, address: tuple[str, int], alive: Probe, ready: Probe, metrics: CollectorRegistry
+        self,
+        address: tuple[str, int],
+        alive: Probe,
+        ready: Probe,
+        metrics: CollectorRegistry,
+        *,
+        seconds: float = SECONDS,
     ) -> None:
         """Listens at once; port 0 takes a free one. Raises OSError when the address is taken."""
-        self._server = _Server(address, _handler(alive, ready, metrics))
+        self._server = _Server(address, _handler(alive, ready, metrics), seconds)
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property

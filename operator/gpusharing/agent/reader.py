@@ -25,6 +25,8 @@ class Answer:
     """What went wrong and what to do, beginning with a reason; empty with `ok`."""
     seconds: float = 0.0
     """How long it took so far."""
+    patience: int = 0
+    """Readings in a row with this error after which only a new process can help; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class Reader:
         try:
             return Answer(attempt.request, "ok", attempt.future.result(), seconds=seconds)
         except LibraryError as error:
-            return Answer(attempt.request, "failed", error=f"{error.reason}: {error}", seconds=seconds)
+            text = f"{error.reason}: {error}"
+            return Answer(attempt.request, "failed", error=text, seconds=seconds, patience=error.patience)
 
     def _begin(self, request: Request) -> _Attempt:
         future = in_daemon_thread(self._library.read, "nvml-reading")

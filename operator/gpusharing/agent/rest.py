@@ -1,44 +1,58 @@
-"""NodeAPI over the standard library: the official client would take more memory than the whole agent.
+"""NodeAPI over the standard library: aiohttp alone would take a quarter of the agent's memory (docs/adr/0014).
 
-The agent makes one list and one watch every few minutes and a patch when something changed, so every call takes
-a connection of its own, in a daemon thread of its own.
+Only the transport is the agent's own; what is asked, what an answer means and who we are is `gpusharing.kube`'s. The
+agent makes one list and one watch every few minutes and a patch when something changed, so every call takes a
+connection of its own, in a daemon thread of its own.
 """
 
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
-from http.client import HTTPException, HTTPResponse, HTTPSConnection
-from urllib.parse import urlencode
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from urllib.parse import urlencode, urlsplit
 
 from gpusharing.agent.background import in_daemon_thread
-from gpusharing.agent.credentials import Credentials
+from gpusharing.kube.answers import Request
 from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
-from gpusharing.kube.errors import (
-    Conflict,
-    Expired,
-    Forbidden,
-    Invalid,
-    KubeError,
-    NotFound,
-    Throttled,
-    Unauthorized,
-    Unavailable,
+from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
+from gpusharing.kube.login import Access, Login
+from gpusharing.kube.wire import (
+    INACTIVITY,
+    JSON_TYPE,
+    MERGE_PATCH,
+    each_page,
+    event_of,
+    is_served,
+    parsed,
+    refusal,
+    selectors,
+    watch_query,
 )
 
-MERGE_PATCH = "application/merge-patch+json"
 CALL_TIMEOUT = 15.0
-"""Seconds for any step of a short call."""
-WATCH_SECONDS = 290
-"""After this time the server ends a watch, and the agent goes on with a new one."""
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""Seconds for any step of a short call, and until a watch is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """One request, ready for a thread."""
+
+    request: Request
+    method: str
+    target: str
+    access: Access
+    token: str | None
+    body: JSON | None = None
 
 
 class RestClient:
     """The API server, as far as the agent needs it. Errors are those of `kube/errors.py`."""
 
-    def __init__(self, credentials: Credentials) -> None:
-        self._credentials = credentials
+    def __init__(self, login: Login) -> None:
+        self._login = login
 
     async def pages(
         self,
@@ -49,16 +63,11 @@ class RestClient:
         field_selector: str = "",
         limit: int = 500,
     ) -> AsyncIterator[Page]:
-        """List page by page."""
-        query = {"labelSelector": label_selector, "fieldSelector": field_selector, "limit": str(limit)}
-        more = ""
-        while True:
-            answer = await self._call("GET", resource.path(namespace), {**query, "continue": more})
-            metadata = answer["metadata"]
-            yield Page(answer.get("items") or [], metadata["resourceVersion"])
-            more = metadata.get("continue", "")
-            if not more:
-                return
+        """See Followable."""
+        request, path = Request("list", resource), resource.path(namespace)
+        selected = selectors(label_selector, field_selector)
+        async for page in each_page(lambda query: self._call(request, "GET", path, query), limit, selected):
+            yield page
 
     async def watch(
         self,
@@ -69,24 +78,24 @@ class RestClient:
         label_selector: str = "",
         field_selector: str = "",
     ) -> AsyncIterator[WatchEvent]:
-        """Follow changes with bookmarks."""
-        query = {
-            "watch": "1",
-            "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(WATCH_SECONDS),
-            "resourceVersion": resource_version,
-            "labelSelector": label_selector,
-            "fieldSelector": field_selector,
-        }
-        stream = _Stream(self._credentials, _target(resource.path(namespace), query))
+        """See Followable. Raises Unavailable when the stream breaks or is silent for too long."""
+        request = Request("watch", resource)
+        query = watch_query(resource_version, selectors(label_selector, field_selector))
+        stream = _Stream(await self._prepared(request, "GET", resource.path(namespace), query))
         stream.start()
         try:
             while (line := await stream.lines.get()) is not None:
-                yield _event(line)
+                yield event_of(request, line)
         finally:
             stream.stop()
+        if isinstance(stream.error, Unauthorized):
+            await self._login.renew()
         if stream.error is not None:
             raise stream.error
+
+    async def served(self, resource: Resource) -> bool:
+        """See Followable."""
+        return await is_served(lambda request, path: self._call(request, "GET", path), resource)
 
     async def patch(
         self,
@@ -98,33 +107,49 @@ class RestClient:
         subresource: str | None = None,
     ) -> JSON:
         """JSON merge patch."""
-        return await self._call("PATCH", resource.path(namespace, name, subresource), {}, body)
+        path = resource.path(namespace, name, subresource)
+        return await self._call(Request("patch", resource, subresource), "PATCH", path, body=body)
 
-    async def _call(self, method: str, path: str, query: dict[str, str], body: JSON | None = None) -> JSON:
-        def exchange() -> JSON:
-            connection, response = _send(self._credentials, method, _target(path, query), body, CALL_TIMEOUT)
+    async def _call(
+        self,
+        request: Request,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: JSON | None = None,
+    ) -> JSON:
+        """The object that the server answers; after a 401 the credentials are renewed, and it is asked once more."""
+        for last in (False, True):
+            sent = await self._prepared(request, method, path, query or {}, body)
             try:
-                answer: JSON = json.loads(response.read())
-                return answer
-            finally:
-                connection.close()
+                raw = await in_daemon_thread(partial(_exchange, sent), f"kube-{request.verb}")
+                return parsed(request, raw)
+            except Unauthorized:
+                if last:
+                    raise
+                await self._login.renew()
+            except (OSError, HTTPException, ValueError) as error:
+                raise _unavailable(sent, error) from error
+        raise AssertionError("the second call returns or raises")
 
-        try:
-            return await in_daemon_thread(exchange, f"kube-{method.lower()}")
-        except (OSError, HTTPException, ValueError) as error:
-            raise Unavailable(f"the API server did not answer: {error}") from error
+    async def _prepared(
+        self, request: Request, method: str, path: str, query: Mapping[str, str], body: JSON | None = None
+    ) -> _Sent:
+        access = await self._login.access()
+        target = f"{path}?{urlencode(query)}" if query else path
+        return _Sent(request, method, target, access, await self._login.token(), body)
 
 
 class _Stream:
-    """Lines of one watch, read in a thread and handed to the event loop; None ends them."""
+    """Lines of one watch, read in a thread and handed to the event loop; None ends them, whatever ended the thread."""
 
-    def __init__(self, credentials: Credentials, target: str) -> None:
+    def __init__(self, sent: _Sent) -> None:
         self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.error: KubeError | None = None
+        self.error: BaseException | None = None
+        """What ended the watch; a fault of our own too, for the one who awaits it to end by."""
         self._loop = asyncio.get_running_loop()
-        self._credentials = credentials
-        self._target = target
-        self._connection: HTTPSConnection | None = None
+        self._sent = sent
+        self._connection: HTTPConnection | None = None
         self._stopped = False
 
     def start(self) -> None:
@@ -143,19 +168,19 @@ class _Stream:
 
     def _read(self) -> None:
         try:
-            self._connection, response = _send(
-                self._credentials, "GET", self._target, None, WATCH_SECONDS + CALL_TIMEOUT
-            )
+            self._connection, response = _send(self._sent, INACTIVITY)
             try:
                 while not self._stopped and (line := response.readline()):
-                    self._hand_over(line)
+                    if line.strip():
+                        self._hand_over(line)
             finally:
                 self._connection.close()
-        except KubeError as error:
+        except (OSError, HTTPException, ValueError) as error:
+            self.error = _unavailable(self._sent, error)
+        except BaseException as error:  # noqa: BLE001 - told to the one who awaits
             self.error = error
-        except (OSError, HTTPException) as error:
-            self.error = Unavailable(f"the watch broke off: {error}")
-        self._hand_over(None)
+        finally:
+            self._hand_over(None)
 
     def _hand_over(self, line: bytes | None) -> None:
         try:
@@ -164,73 +189,56 @@ class _Stream:
             self._stopped = True  # the event loop is closed
 
 
-def _target(path: str, query: dict[str, str]) -> str:
-    set_ones = {key: value for key, value in query.items() if value}
-    return f"{path}?{urlencode(set_ones)}" if set_ones else path
+class _Named(HTTPSConnection):
+    """A connection to a server that is called by another name than its address (tls-server-name of a kubeconfig)."""
+
+    def __init__(self, host: str, port: int | None, access: Access) -> None:
+        super().__init__(host, port, timeout=CALL_TIMEOUT, context=access.tls)
+        self._access = access
+
+    def connect(self) -> None:
+        """TCP, then TLS under that name."""
+        HTTPConnection.connect(self)
+        if self._access.tls is not None:
+            name = self._access.tls_server_name or self.host
+            self.sock = self._access.tls.wrap_socket(self.sock, server_hostname=name)
 
 
-def _send(
-    credentials: Credentials, method: str, target: str, body: JSON | None, timeout: float
-) -> tuple[HTTPSConnection, HTTPResponse]:
-    """Connect and send; the response is 2xx and unread. The caller closes the connection."""
-    headers = {"Accept": "application/json", "User-Agent": "gpusharing-agent", **credentials.headers()}
-    if body is not None:
+def _unavailable(sent: _Sent, error: Exception) -> KubeError:
+    reason = str(error) or type(error).__name__
+    return Unavailable(f"cannot {sent.request.what} at {sent.access.server}: {reason}")
+
+
+def _exchange(sent: _Sent) -> bytes:
+    """Runs in a thread."""
+    connection, response = _send(sent, CALL_TIMEOUT)
+    try:
+        return response.read()
+    finally:
+        connection.close()
+
+
+def _send(sent: _Sent, timeout: float) -> tuple[HTTPConnection, HTTPResponse]:
+    """Connect and send; the response is 2xx and unread, and may take `timeout` for each read. The caller closes."""
+    if sent.access.proxy:
+        raise Unauthorized("the agent reaches the API server directly: take proxy-url out of the kubeconfig")
+    server = urlsplit(sent.access.server)
+    headers = {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
+    if sent.token:
+        headers["Authorization"] = sent.token
+    if sent.body is not None:
         headers["Content-Type"] = MERGE_PATCH
-    connection = HTTPSConnection(
-        credentials.host, credentials.port, timeout=CALL_TIMEOUT, context=credentials.ssl_context()
-    )
+    connection = _Named(server.hostname or "", server.port, sent.access)
     try:
         connection.connect()
-        _keep_alive(connection.sock, timeout)
-        connection.request(method, target, None if body is None else json.dumps(body), headers)
+        connection.sock.settimeout(timeout)
+        data = None if sent.body is None else json.dumps(sent.body)
+        connection.request(sent.method, sent.target, data, headers)
         response = connection.getresponse()
         if response.status >= 300:
-            raise _refusal(response.status, response.read())
+            retry_after = response.getheader("Retry-After")
+            raise refusal(sent.request, response.status, response.read(), retry_after)
     except BaseException:
         connection.close()
         raise
     return connection, response
-
-
-def _keep_alive(connected: socket.socket, timeout: float) -> None:
-    """A peer that vanished without a word is noticed after a minute, not at the end of a watch."""
-    connected.settimeout(timeout)
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
-        connected.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _event(line: bytes) -> WatchEvent:
-    try:
-        event = json.loads(line)
-    except ValueError as error:
-        raise Unavailable(f"the watch sent no JSON: {error}") from error
-    if event["type"] == "ERROR":
-        raise _refusal(event["object"].get("code", 500), json.dumps(event["object"]).encode())
-    return WatchEvent(event["type"], event["object"])
-
-
-def _refusal(status: int, body: bytes) -> KubeError:
-    """The error for an HTTP status, with the message of the server's Status object."""
-    try:
-        message = str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
-        message = body.decode(errors="replace")[:200]
-    text = f"{status}: {message}"
-    match status:
-        case 400 | 422:
-            return Invalid(text)
-        case 401:
-            return Unauthorized(text)
-        case 403:
-            return Forbidden(text)
-        case 404:
-            return NotFound(text)
-        case 409:
-            return Conflict(text)
-        case 410:
-            return Expired(text)
-        case 429:
-            return Throttled(text)
-        case _:
-            return Unavailable(text)

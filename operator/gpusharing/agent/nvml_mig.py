@@ -1,0 +1,192 @@
+"""MIG as NVML tells it: the profiles of a card, the instances of a GPU, and what of them is hidden. Part of `nvml.py`.
+
+To list instances and placements takes read access to mig/config; a MIG device is seen by who may open it. So a
+container without rights sees some devices, none, or those of an earlier layout: what it cannot list, it does not know.
+"""
+
+import ctypes
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pynvml
+
+from gpusharing.agent.library import Instance, Profile
+from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED, maybe, supported
+
+_PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT
+_COMPUTE_PROFILE_ENUM = range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT)
+_SHARED_ENGINES = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
+_CAPACITY = 64  # more placements or instances of one profile than any card has
+
+MigDevice: TypeAlias = tuple[Any, str]
+"""Handle and UUID."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """The instances of one GPU."""
+
+    instances: tuple[Instance, ...] = ()
+    withheld: bool = False
+    """They may not be listed; those here are told by the MIG devices that can be seen."""
+    hidden: bool = False
+    """Processes may run where no MIG device can be seen."""
+
+
+UNDIVIDED = Divided()
+
+
+def offered(handle: Any) -> tuple[tuple[Profile, ...], bool]:
+    """The profiles of a card, and whether their placements may not be listed."""
+    found: list[Profile] = []
+    withheld = False
+    for info in _profile_infos(handle):
+        placements = _placements(handle, info.id)
+        withheld = withheld or placements is None
+        found.append(_profile(info, placements or []))
+    return tuple(found), withheld
+
+
+def _profile_infos(handle: Any) -> Iterator[Any]:
+    """Profiles are asked for by their enum index and known by their id, which differs between cards."""
+    for enum in _PROFILE_ENUM:
+        try:
+            info = maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
+                return  # this driver knows no further ones
+            raise
+        if info is not None:
+            yield info
+
+
+def _profile(info: Any, placements: list[Any]) -> Profile:
+    name = info.name.removeprefix("MIG ")
+    return Profile(
+        name=name,
+        id=info.id,
+        slices=info.sliceCount,
+        memory_gb=_nominal_gb(name),
+        max_count=info.instanceCount,
+        starts=tuple(sorted(placement.start for placement in placements)),
+        size=placements[0].size if placements else 0,
+    )
+
+
+def _nominal_gb(profile: str) -> int:
+    match = re.search(r"\.(\d+)gb", profile)
+    return int(match[1]) if match else 0
+
+
+def _placements(handle: Any, profile_id: int) -> list[Any] | None:
+    """Possible placements; none where listing them is not supported, None where it is not allowed."""
+    found = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
+    count = ctypes.c_uint(_CAPACITY)
+    try:
+        pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, found, ctypes.byref(count))
+    except pynvml.NVMLError as error:
+        if error.value == REFUSED:
+            return None
+        if error.value in UNSUPPORTED:
+            return []
+        raise
+    return list(found[: count.value])
+
+
+def mig_devices(handle: Any) -> Iterator[MigDevice]:
+    """The MIG devices of a GPU that can be seen; their indices have gaps and no stable order."""
+    for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
+        try:
+            mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            yield mig, pynvml.nvmlDeviceGetUUID(mig)
+        except pynvml.NVMLError as error:
+            if error.value not in (*UNSUPPORTED, REFUSED, pynvml.NVML_ERROR_NOT_FOUND):
+                raise
+
+
+def divided(handle: Any, profiles: Sequence[Profile], migs: Sequence[MigDevice]) -> Divided:
+    """GPU instances by placement; without the right to list them, what the MIG devices tell.
+
+    An instance without a compute instance, as a create that failed midway leaves it, hides nobody.
+    """
+    uuids: dict[int, str] = {}
+    for mig, uuid in migs:  # several compute instances of one GPU instance: the first stands for it
+        uuids.setdefault(pynvml.nvmlDeviceGetGpuInstanceId(mig), uuid)
+    try:
+        listed = [(profile, *found) for profile in profiles for found in _listed(handle, profile.id)]
+    except pynvml.NVMLError as error:
+        if error.value != REFUSED:
+            raise
+        seen = {i.id: i for i in (_instance_of_device(mig, profiles) for mig in reversed(migs))}
+        return Divided(_sorted(seen.values()), withheld=True, hidden=True)
+    hidden = any(info.id not in uuids and _may_compute(instance) for _, instance, info in listed)
+    return Divided(_sorted(_instance(info, profile, uuids) for profile, _, info in listed), hidden=hidden)
+
+
+def _sorted(instances: Iterable[Instance]) -> tuple[Instance, ...]:
+    return tuple(sorted(instances, key=lambda instance: (instance.start, instance.id)))
+
+
+def _listed(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
+    """Handle and info of each instance of a profile."""
+    found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
+    count = ctypes.c_uint(_CAPACITY)
+    supported(None, pynvml.nvmlDeviceGetGpuInstances, handle, profile_id, found, ctypes.byref(count))
+    present = [instance for instance in found[: count.value] if instance]
+    return [(instance, pynvml.nvmlGpuInstanceGetInfo(instance)) for instance in present]
+
+
+def _may_compute(instance: Any) -> bool:
+    """Whether a GPU instance has compute instances; yes where they cannot be listed."""
+    try:
+        infos = list(_compute_profile_infos(instance))
+        for info in infos:
+            found = (pynvml.c_nvmlComputeInstance_t * _CAPACITY)()
+            count = ctypes.c_uint(_CAPACITY)
+            pynvml.nvmlGpuInstanceGetComputeInstances(instance, info.id, found, ctypes.byref(count))
+            if any(found[: count.value]):
+                return True
+    except pynvml.NVMLError:
+        return True
+    return not infos
+
+
+def _compute_profile_infos(instance: Any) -> Iterator[Any]:
+    ask = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
+    for enum in _COMPUTE_PROFILE_ENUM:
+        try:
+            info = supported(None, ask, instance, enum, _SHARED_ENGINES)
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
+                return  # this driver knows no further ones
+            raise
+        if info is not None:
+            yield info
+
+
+def _instance(info: Any, profile: Profile, uuids: dict[int, str]) -> Instance:
+    place = info.placement
+    uuid = uuids.get(info.id, "")
+    return Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
+
+
+def _instance_of_device(device: MigDevice, profiles: Sequence[Profile]) -> Instance:
+    """Profile from the device's name ("... MIG 1c.3g.40gb"), else from its attributes; no placement."""
+    mig, uuid = device
+    name = maybe("", pynvml.nvmlDeviceGetName, mig).rpartition(" MIG ")[2]
+    name = re.sub(r"^\d+c\.", "", name)
+    profile = next((profile for profile in profiles if profile.name == name), None)
+    if profile is None:
+        attributes = maybe(None, pynvml.nvmlDeviceGetAttributes, mig)
+        alike = [p for p in profiles if attributes and p.slices == attributes.gpuInstanceSliceCount]
+        # The usable memory is below the nominal one of the name, never above it.
+        profile = min(alike, key=lambda p: abs(p.memory_gb - attributes.memorySizeMB / 1024), default=None)
+    return Instance(
+        profile=profile.name if profile else "",
+        start=-1,
+        size=profile.size if profile else 0,
+        id=pynvml.nvmlDeviceGetGpuInstanceId(mig),
+        uuid=uuid,
+    )
