@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -59,6 +60,10 @@ class FakeServer:
     """Kinds whose CRD is not installed."""
     garbled: set[Resource] = field(default_factory=set)
     """Kinds whose lists hold what no API server sends: an object without metadata."""
+    date: str = ""
+    """What it says that the time is; empty: the real one."""
+    connections: dict[int, set[Resource]] = field(default_factory=dict)
+    """What was asked over each connection, by the port at its other end."""
     _watches: dict[web.StreamResponse, Resource] = field(default_factory=dict)
     _opened: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -92,6 +97,8 @@ class FakeServer:
         target = _target(request.path, served)
         if target is None:
             return _discovery(request.path, served)
+        peer = request.transport.get_extra_info("peername") if request.transport else None
+        self.connections.setdefault(peer[1] if peer else 0, set()).add(target.resource)
         client = self.cluster.client(agent)
         if target.resource in self.garbled:
             return web.json_response({"metadata": {"resourceVersion": "1"}, "items": [{}]})
@@ -204,12 +211,20 @@ def _line(event: JSON) -> bytes:
 
 
 @asynccontextmanager
-async def fake_server() -> AsyncIterator[FakeServer]:
+async def fake_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeServer]:
     """A server on a free port of loopback."""
     fake = FakeServer()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", fake.handle)
-    async with TestServer(app, host="127.0.0.1") as server:
+
+    async def dated(_: web.Request, response: web.StreamResponse) -> None:
+        if fake.date:
+            response.headers["Date"] = fake.date
+
+    app.on_response_prepare.append(dated)
+    server = TestServer(app, host="127.0.0.1", scheme="https" if tls else "http")
+    await server.start_server(ssl=tls)
+    async with server:
         fake.url = str(server.make_url("")).rstrip("/")
         try:
             yield fake

@@ -34,6 +34,8 @@ class World(Protocol):
     """The client under test."""
     name: str
     """A name nobody else uses: namespace, and prefix of cluster-scoped objects."""
+    missing: Resource
+    """A kind that this server does not have."""
 
     async def forget_history(self) -> None:
         """Make resourceVersion 1 too old to watch GPUNodes from."""
@@ -95,6 +97,11 @@ class ObjectContract:
         ):
             with pytest.raises(errors.NotFound):
                 await call
+
+    async def test_discovery_tells_an_installed_kind_from_one_that_is_not(self, world: World) -> None:
+        assert await world.client.served(NODES)
+        assert await world.client.served(GPUNODES)
+        assert not await world.client.served(world.missing)
 
     async def test_an_object_is_created_once(self, world: World) -> None:
         created = await world.client.create(CONFIG_MAPS, config_map("one"), namespace=world.name)

@@ -16,7 +16,8 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.views import ClusterSnapshot, EvictionMemory, NodeWork, Settings
+from gpusharing.planning.podviews import EvictionMemory, NodeWork
+from gpusharing.planning.views import ClusterSnapshot, Settings
 
 WANTED = frozenset({"gpu-07"})
 

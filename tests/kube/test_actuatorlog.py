@@ -9,7 +9,9 @@ from tests.fakes.cluster import FakeCluster
 from gpusharing.api.names import LABEL_MIG_STATE
 from gpusharing.kube.actuatorlog import RETRY, ActuatorLogs, failure_in
 from gpusharing.kube.client import PODS
-from gpusharing.planning.views import NodeView, Operand
+from gpusharing.kube.crew import Crew
+from gpusharing.planning.stackviews import Operand
+from gpusharing.planning.views import NodeView
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 LOG = """\
@@ -28,6 +30,9 @@ WHY = (
     "Error creating GPU instance for '3g.40gb': ERROR_UNKNOWN; "
     "Error applying MIG configuration: error setting MIGConfig: all orderings failed"
 )
+
+
+CREW = Crew(parallel=4)
 
 
 def failed_node(attempt: int = 1) -> NodeView:
@@ -59,10 +64,10 @@ async def test_the_log_is_read_once_per_failure() -> None:
     cluster = cluster_with(pod, LOG)
     logs = ActuatorLogs(cluster.client("operator"))
     for _ in range(3):
-        assert await logs.read({node.name: node}, {node.name: pod}, NOW) == {node.name: WHY}
+        assert await logs.read({node.name: node}, {node.name: pod}, NOW, CREW) == {node.name: WHY}
     assert cluster.calls["operator", "log", "pods"] == 1
     again = failed_node(attempt=2)
-    await logs.read({again.name: again}, {again.name: pod}, NOW)
+    await logs.read({again.name: again}, {again.name: pod}, NOW, CREW)
     assert cluster.calls["operator", "log", "pods"] == 2
 
 
@@ -72,7 +77,7 @@ async def test_nothing_is_read_where_mig_manager_did_not_fail_for_us() -> None:
     logs = ActuatorLogs(cluster.client("operator"))
     others = (replace(node, fence=None), replace(node, labels={LABEL_MIG_STATE: "success"}))
     for other in others:
-        assert await logs.read({node.name: other}, {node.name: pod}, NOW) == {}
+        assert await logs.read({node.name: other}, {node.name: pod}, NOW, CREW) == {}
     assert cluster.calls["operator", "log", "pods"] == 0
 
 
@@ -81,5 +86,5 @@ async def test_a_log_that_cannot_be_read_is_asked_for_again_after_a_while() -> N
     cluster = FakeCluster()
     logs = ActuatorLogs(cluster.client("operator"))
     for moment in (NOW, NOW + RETRY / 2, NOW + RETRY + timedelta(seconds=1)):
-        assert await logs.read({node.name: node}, {node.name: pod}, moment) == {}
+        assert await logs.read({node.name: node}, {node.name: pod}, moment, CREW) == {}
     assert cluster.calls["operator", "log", "pods"] == 2

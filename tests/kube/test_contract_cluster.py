@@ -18,6 +18,7 @@ pytestmark = pytest.mark.cluster
 
 NAMESPACES = Resource("", "v1", "namespaces")
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", namespaced=True)
+UNICORNS = Resource("gpusharing.dev", "v1alpha1", "unicorns")
 NUMBERS = itertools.count()
 
 
@@ -27,6 +28,7 @@ class ClusterWorld:
 
     client: KubeClient
     name: str
+    missing: Resource = UNICORNS
 
     async def forget_history(self) -> None:
         """The watch cache of a custom resource begins when its CRD is installed, long after version 1."""

@@ -6,7 +6,7 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 from tests.kube.contract import ObjectContract, PodContract
 
-from gpusharing.kube.client import KubeClient
+from gpusharing.kube.client import MEDIK8S_MAINTENANCES, KubeClient, Resource
 
 
 @dataclass
@@ -16,6 +16,7 @@ class FakeWorld:
     cluster: FakeCluster
     client: KubeClient
     name: str = "team-a"
+    missing: Resource = MEDIK8S_MAINTENANCES
 
     async def forget_history(self) -> None:
         """See World."""
@@ -29,6 +30,7 @@ class FakeWorld:
 @pytest.fixture
 def world() -> FakeWorld:
     cluster = FakeCluster()
+    cluster.uninstall(MEDIK8S_MAINTENANCES)
     return FakeWorld(cluster, cluster.client("contract"))
 
 

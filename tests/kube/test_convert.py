@@ -18,7 +18,7 @@ from gpusharing.kube import convert
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.quantity import count
 from gpusharing.planning.cards import find_card
-from gpusharing.planning.views import Deferred, Verified
+from gpusharing.planning.records import Deferred, Verified
 
 JSON = dict[str, Any]
 JUNK: st.SearchStrategy[Any] = (
@@ -168,6 +168,28 @@ def test_a_gpunode_shows_the_request_and_the_observation() -> None:
     (gpu,) = view.observed.gpus
     assert (gpu.mig_enabled, gpu.mig_pending, gpu.layout) == (True, False, (("3g.40gb", 2),))
     assert (gpu.processes, gpu.memory_mib, gpu.reset_for_mode) == (("",), 81559, False)
+
+
+def test_what_the_agent_may_not_see_is_unknown_and_not_empty() -> None:
+    silent = observed(observed_gpu(instancesWithheld=True, computeMode="Unknown"))
+    silent["models"][0]["memoryMiB"] = None
+    del silent["allocated"], silent["pods"]
+    view = convert.observed_view(silent)
+    assert (view.error, view.allocated, view.pods) == ("", None, None)
+    (gpu,) = view.gpus
+    assert (gpu.instances_withheld, gpu.compute_mode, gpu.memory_mib) == (True, "Unknown", 81559)
+
+
+def test_a_gpu_that_nvml_fails_on_is_told_with_nvmls_words() -> None:
+    (gpu,) = convert.observed_view(observed(observed_gpu(access="Failed", error="Unknown Error"))).gpus
+    assert (gpu.vitals.access, gpu.vitals.error) == ("Failed", "Unknown Error")
+
+
+def test_the_report_of_an_older_agent_is_read_as_before() -> None:
+    """It knows none of the fields above; what it left out it could see."""
+    view = convert.observed_view(observed(observed_gpu()))
+    (gpu,) = view.gpus
+    assert (gpu.instances_withheld, gpu.vitals.error, view.pods) == (False, "", 1)
 
 
 def test_profiles_come_from_the_table_when_the_driver_lists_none() -> None:

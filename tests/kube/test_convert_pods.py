@@ -1,18 +1,24 @@
 """Raw pods, claims and budgets become views by the rules of drain.md 1.1 and 1.2."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.build import NOW, make_work
 from tests.kube.objects import pdb, pod
 from tests.kube.test_convert import JUNK, paths, with_junk
 
+from gpusharing.api.policy import Drain
 from gpusharing.kube.convert_pods import claim_names, claim_use, pdb_view, pod_view
-from gpusharing.planning.views import Owner
+from gpusharing.planning.drain import plan_drain, preflight
+from gpusharing.planning.holders import Scope
+from gpusharing.planning.podviews import Owner
 
 JSON = dict[str, Any]
+SCOPE = Scope("gpu-operator")
 
 
 def gpus(number: object, resource: str = "nvidia.com/gpu", where: str = "limits") -> JSON:
@@ -83,6 +89,44 @@ def test_an_unreadable_deletion_time_still_means_terminating() -> None:
     assert pod_view(pod(metadata={"deletionTimestamp": "soon"}), {}).deleted_at is not None
 
 
+@pytest.mark.parametrize(
+    "written", ["soon", 7, "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00+01:00"]
+)
+def test_a_pod_that_is_going_at_a_time_beyond_every_clock_is_waited_for_and_never_evicted(
+    written: object,
+) -> None:
+    going = pod_view(pod(metadata={"name": "p", "deletionTimestamp": written}), {})
+    work = make_work(replace(going, resources={"nvidia.com/gpu": 1}))
+    assert preflight(work, Drain(), frozenset({"nvidia.com/gpu"}), NOW, scope=SCOPE) is not None
+    plan = plan_drain(work, Drain(), NOW, scope=SCOPE)
+    assert (plan.evict, [pod.name for pod in plan.waiting], plan.holders) == ((), ["p"], 1)
+
+
+CORDON = "node.kubernetes.io/unschedulable"
+TOLERATIONS: dict[str, tuple[list[JSON], bool]] = {
+    "none": ([], False),
+    "the cordon's taint": ([{"key": CORDON, "operator": "Exists", "effect": "NoSchedule"}], True),
+    "the cordon's taint with any effect": ([{"key": CORDON, "operator": "Exists"}], True),
+    "the cordon's taint by its empty value": ([{"key": CORDON, "effect": "NoSchedule"}], True),
+    "the cordon's taint by another value": ([{"key": CORDON, "operator": "Equal", "value": "x"}], False),
+    "the cordon's taint as it never is": ([{"key": CORDON, "operator": "Exists", "effect": "NoExecute"}], False),
+    "everything": ([{"operator": "Exists"}], True),
+    "nothing, by a row without key": ([{"operator": "Equal"}], False),
+    "another taint": ([{"key": "nvidia.com/gpu", "operator": "Exists"}], False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("tolerations", "expected"), TOLERATIONS.values(), ids=TOLERATIONS.keys())
+def test_a_pod_tells_whether_it_tolerates_the_cordon(tolerations: list[JSON], expected: bool) -> None:
+    assert pod_view(pod(spec={"tolerations": tolerations}), {}).tolerates_cordon is expected
+
+
+def test_a_pod_tells_since_when_it_is() -> None:
+    made = pod(metadata={"creationTimestamp": "2026-11-20T10:00:30Z"})
+    assert pod_view(made, {}).created == datetime(2026, 11, 20, 10, 0, 30, tzinfo=UTC)
+    assert pod_view(pod(metadata={"creationTimestamp": "once"}), {}).created is None
+
+
 def test_a_pod_without_a_phase_counts_as_unknown() -> None:
     assert pod_view({"metadata": {"name": "x"}}, {}).phase == "Unknown"
 
@@ -151,6 +195,7 @@ def test_a_budget_shows_selector_and_numbers() -> None:
 def test_an_empty_selector_takes_every_pod_and_none_takes_none() -> None:
     assert pdb_view(pdb(selector={})).selects_all
     assert not pdb_view(pdb(spec={"minAvailable": 1})).selects_all
+    assert not pdb_view(pdb(selector={"matchLabels": {"app": "llm"}})).selects_all
 
 
 @given(st.sampled_from(paths(pod())), JUNK)

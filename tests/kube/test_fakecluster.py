@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hack.sim.fakefaults import EVER, SILENCE
 from hack.sim.selectors import matcher, selects
 from tests.fakes.cluster import Crash, FakeCluster, Write
 from tests.fakes.virtualtime import run_virtually, virtually
@@ -95,6 +96,51 @@ async def test_an_answer_can_be_lost_after_the_write() -> None:
     with pytest.raises(errors.Unavailable):
         await cluster.client("operator").create(NODES, node("a"))
     assert cluster.get(NODES, "a")
+
+
+async def test_a_fault_hits_one_object_for_ever_and_no_other() -> None:
+    cluster = FakeCluster()
+    for namespace in ("team-a", "team-b"):
+        cluster.add(PODS, pod("llm-0", namespace=namespace))
+    sick = cluster.faults.fail(
+        "patch", PODS, errors.Unavailable("502"), namespace="team-a", name="llm-0", subresource="", times=EVER
+    )
+    operator = cluster.client("operator")
+    for _ in range(100):
+        with pytest.raises(errors.Unavailable):
+            await operator.patch(PODS, "llm-0", {}, namespace="team-a")
+    await operator.patch(PODS, "llm-0", {}, namespace="team-b")
+    await operator.patch(PODS, "llm-0", {}, namespace="team-a", subresource="status")
+    assert sick.hits == 100
+    sick.lift()
+    await operator.patch(PODS, "llm-0", {}, namespace="team-a")
+
+
+async def test_the_list_of_one_node_can_fail_alone() -> None:
+    cluster = FakeCluster()
+    cluster.faults.fail("list", PODS, errors.Forbidden("no"), selector="spec.nodeName=gpu-1", times=EVER)
+    operator = cluster.client("operator")
+    with pytest.raises(errors.Forbidden):
+        [page async for page in operator.pages(PODS, field_selector="spec.nodeName=gpu-1")]
+    assert [page async for page in operator.pages(PODS, field_selector="spec.nodeName=gpu-2")]
+    assert [page async for page in operator.pages(PODS)]
+
+
+@virtually
+async def test_a_call_without_an_answer_hangs_until_the_callers_deadline() -> None:
+    cluster = FakeCluster()
+    cluster.add(NODES, node("a"))
+    cluster.faults.fail("patch", NODES, SILENCE, name="a", after=True)
+    operator, clock = cluster.client("operator"), asyncio.get_running_loop().time
+    began = clock()
+    with pytest.raises(errors.Unavailable, match="no answer within 10 s"):
+        await operator.patch(NODES, "a", {"spec": {"unschedulable": True}})
+    assert clock() - began == 10.0
+    assert cluster.get(NODES, "a")["spec"]["unschedulable"]
+    cluster.faults.fail("get", NODES, SILENCE, name="a")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2.0):
+            await operator.get(NODES, "a")
 
 
 async def test_what_a_caller_holds_is_not_what_the_server_holds() -> None:

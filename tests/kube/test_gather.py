@@ -1,13 +1,17 @@
 """One frozen snapshot from many reads: what did not change keeps its identity, what cannot be read is said."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
+from typing import Any, ClassVar
 
 import pytest
+from hack.sim.fakecluster import FakeClient
+from hack.sim.fakefaults import EVER, SILENCE, Silence
 from tests.build import at, make_fence, make_memory
-from tests.fakes.virtualtime import virtually
+from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.gathering import gathering
-from tests.kube.objects import pdb, pod
+from tests.kube.objects import node, pdb, pod
 
 from gpusharing.api import names
 from gpusharing.kube.client import (
@@ -18,9 +22,18 @@ from gpusharing.kube.client import (
     PDBS,
     PODS,
     POLICIES,
+    Page,
     Resource,
 )
-from gpusharing.kube.errors import Forbidden, Invalid, KubeError, Unauthorized, Unavailable
+from gpusharing.kube.errors import (
+    Forbidden,
+    HeldBack,
+    Invalid,
+    KubeError,
+    ServerAway,
+    Unauthorized,
+    Unavailable,
+)
 from gpusharing.kube.fence import record_text
 
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
@@ -105,13 +118,61 @@ async def test_pods_that_cannot_be_listed_prove_nothing() -> None:
         assert (await stage.work(6)).empty_since == at(6), "counted anew"
 
 
-@pytest.mark.parametrize("error", [Unavailable("timed out"), Unauthorized("401")])
+@pytest.mark.parametrize("error", [ServerAway("refused"), Unauthorized("401")])
 @virtually
 async def test_a_server_that_is_away_ends_the_gathering(error: KubeError) -> None:
     async with gathering() as stage:
         stage.cluster.faults.fail("list", PODS, error, identity="operator")
-        with pytest.raises(type(error)):
+        with pytest.raises(ExceptionGroup) as caught:
             await stage.snapshot()
+        assert caught.value.exceptions == (error,)
+
+
+@pytest.mark.parametrize("fault", [Unavailable("502"), SILENCE], ids=["refused", "silent"])
+@virtually
+async def test_a_node_whose_pods_cannot_be_listed_costs_no_other_node_its_proof(
+    fault: KubeError | Silence,
+) -> None:
+    both = frozenset({"gpu-07", "gpu-08"})
+    async with gathering((NODES, node("gpu-08"))) as stage:
+        stage.cluster.faults.fail("list", PODS, fault, selector="spec.nodeName=gpu-08", times=EVER)
+        begun = virtual_now()
+        for seconds in range(0, 30, 3):
+            work = (await stage.snapshot(seconds, both)).work
+        assert (virtual_now() - begun).total_seconds() <= 10.0
+        assert (work["gpu-07"].empty_since, work["gpu-07"].error) == (at(0), "")
+        assert "gpu-08" not in work or "cannot be listed" in work["gpu-08"].error
+        await asyncio.sleep(20)
+        assert "cannot be listed" in (await stage.snapshot(60, both)).work["gpu-08"].error
+        await stage.gatherer.crew.close()
+
+
+@virtually
+async def test_budgets_that_cannot_be_listed_keep_only_pods_that_they_may_guard() -> None:
+    both = frozenset({"gpu-07", "gpu-08"})
+    async with gathering((NODES, node("gpu-08")), (PODS, pod())) as stage:
+        stage.cluster.faults.fail("list", PDBS, Unavailable("502"), times=EVER)
+        work = (await stage.snapshot(0, both)).work
+        assert work["gpu-07"].error == "the PodDisruptionBudgets cannot be listed: 502"
+        assert (work["gpu-08"].error, work["gpu-08"].empty_since) == ("", at(0))
+
+
+@virtually
+async def test_a_node_whose_answer_was_lost_is_listed_at_once() -> None:
+    async with gathering() as stage:
+        await stage.work(0)
+        stage.gatherer.unsure.add("gpu-07")
+        await stage.work(0.1)
+        await stage.work(0.2)
+        assert stage.lists("pods") == 2
+
+
+@virtually
+async def test_a_list_that_had_to_wait_leaves_what_was_seen_before() -> None:
+    async with gathering() as stage:
+        before = await stage.work(0)
+        stage.cluster.faults.fail("list", PODS, HeldBack("not sent", 9.0), identity="operator")
+        assert await stage.work(3) == before
 
 
 @virtually
@@ -212,6 +273,26 @@ async def test_differing_nodes_are_remembered_from_when_they_began_to() -> None:
         assert (await stage.snapshot(9)).drifting_since == {"gpu-08": at(5)}
 
 
+@virtually
+async def test_since_when_mig_manager_works_on_a_node_is_remembered_until_it_is_done() -> None:
+    def gpu_07(state: str) -> JSON:
+        return {"metadata": {"labels": {names.LABEL_MIG_STATE: state}}}
+
+    async with gathering() as stage:
+        seen = []
+        for seconds, state in (
+            (0, "success"),
+            (5, "pending"),
+            (9, "rebooting"),
+            (12, "success"),
+            (15, "pending"),
+        ):
+            stage.cluster.patch(NODES, "gpu-07", gpu_07(state))
+            await stage.seen()
+            seen.append((await stage.snapshot(seconds)).at_work_since.get("gpu-07"))
+    assert seen == [None, at(5), at(5), None, at(15)]
+
+
 def mig_manager(name: str, ready: bool = True) -> tuple[Resource, JSON]:
     """A mig-manager pod of gpu-07."""
     conditions = [{"type": "Ready", "status": str(ready)}]
@@ -251,8 +332,49 @@ async def test_policies_that_cannot_be_read_are_part_of_the_answer() -> None:
 
 
 @virtually
-async def test_a_list_of_policies_that_the_server_refuses_ends_the_gathering() -> None:
+async def test_without_a_first_list_of_the_policies_nothing_is_decided() -> None:
     async with gathering() as stage:
         stage.cluster.faults.fail("list", POLICIES, Invalid("bad continue token"), identity="sources")
-        with pytest.raises(Invalid):
+        with pytest.raises(Unavailable, match="policies cannot be listed: bad continue token"):
             await stage.snapshot()
+
+
+@virtually
+async def test_policies_that_cannot_be_listed_again_are_known_to_be_old() -> None:
+    async with gathering() as stage:
+        assert (await stage.snapshot()).policies_error == ""
+        sick = stage.cluster.faults.fail("list", POLICIES, SILENCE, identity="sources", times=EVER)
+        stage.gatherer.sources.policies.touch()
+        assert "has not answered yet" in (await stage.snapshot()).policies_error
+        sick.lift()
+        await asyncio.sleep(11)
+        assert (await stage.snapshot()).policies_error == ""
+
+
+class Noting(FakeClient):
+    """Notes the LISTs of pods, each of which takes 0.8 s."""
+
+    order: ClassVar[list[str]] = []
+
+    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
+        self.order.append(more.get("field_selector", ""))
+        await asyncio.sleep(0.8)
+        async for page in super().pages(resource, **more):
+            yield page
+
+
+@virtually
+async def test_where_not_all_can_be_listed_the_nodes_that_need_only_that_come_first() -> None:
+    async with gathering((NODES, node("gpu-01")), (NODES, node("gpu-08"))) as stage:
+        for name, since in (("gpu-07", -60), ("gpu-08", -90)):
+            fence = record_text(make_fence(since=at(since)))
+            stage.cluster.patch(NODES, name, {"metadata": {"annotations": {names.ANNOTATION_FENCE: fence}}})
+        await stage.seen()
+        gatherer = stage.gatherer
+        gatherer.crew.parallel, gatherer.client = 1, Noting(stage.cluster, "operator")
+        gatherer.proving = frozenset({"gpu-07", "gpu-08"})
+        Noting.order.clear()
+        work = (await gatherer.snapshot(frozenset({"gpu-01", "gpu-07", "gpu-08"}), {}, at(0))).work
+        assert Noting.order == [f"spec.nodeName={name}" for name in ("gpu-08", "gpu-07", "gpu-01")]
+        dated = [(work[name].listed_at - at(0)).total_seconds() for name in ("gpu-08", "gpu-07", "gpu-01")]
+        assert dated == pytest.approx([0.0, 0.8, 1.6], abs=0.01), "as of when each was begun"

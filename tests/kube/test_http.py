@@ -82,6 +82,23 @@ EVICTIONS: list[tuple[str, Answer, errors.KubeError]] = [
         errors.EvictionBlocked("try again", 10.0),
     ),
     (
+        "a race over the budget was lost, and the server waited too long for it",
+        status(504, "Timeout", "couldn't update PodDisruptionBudget due to conflicts", retryAfterSeconds=10),
+        errors.EvictionBlocked("couldn't update PodDisruptionBudget due to conflicts", 10.0),
+    ),
+    (
+        "a 504 of a proxy",
+        plain(504, "gateway time-out"),
+        errors.Unavailable("the API server cannot create pods/eviction: gateway time-out"),
+    ),
+    (
+        "a request that took the API server too long",
+        status(504, "Timeout", "request did not complete within the allotted timeout"),
+        errors.Unavailable(
+            "the API server cannot create pods/eviction: request did not complete within the allotted timeout"
+        ),
+    ),
+    (
         "the namespace goes away",
         status(403, "Forbidden", "unable to create", causes=[TERMINATING]),
         errors.Forbidden("unable to create", namespace_terminating=True),

@@ -12,7 +12,7 @@ from tests.fakes.virtualtime import run_virtually
 from gpusharing.kube import errors
 from gpusharing.kube.client import LEASES
 from gpusharing.kube.lease import LeaderLease, LeaseLost
-from gpusharing.planning.views import Claim
+from gpusharing.planning.records import Claim
 
 CLAIMS = {"gpu-07": Claim("u7", "pool-b", "op-1")}
 

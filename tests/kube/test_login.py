@@ -2,16 +2,21 @@
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from hack.cluster.certs import create_pki
+from tests.fakes.tls import Identity
 from tests.kube.scripted import found, scripted, status
 
 from gpusharing.kube.client import NODES
-from gpusharing.kube.errors import Unauthorized
+from gpusharing.kube.errors import Unauthorized, Unavailable
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import OfficialLogin, ServiceAccountLogin
 
@@ -114,6 +119,54 @@ async def test_the_address_of_the_server_comes_from_the_environment(
     assert access.server == server
     assert access.tls is not None
     assert access.tls.cert_store_stats()["x509_ca"] == 1
+
+
+@asynccontextmanager
+async def serving(identity: Identity, port: int = 0) -> AsyncIterator[int]:
+    """An API server with this certificate; its port."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(NODE)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    server = TestServer(app, host="127.0.0.1", port=port or None, scheme="https")
+    await server.start_server(ssl=identity.context())
+    try:
+        assert server.port is not None
+        yield server.port
+    finally:
+        await server.close()
+
+
+async def test_after_a_rotation_of_the_clusters_authority_new_connections_work(tmp_path: Path) -> None:
+    first, second = Identity(tmp_path / "first"), Identity(tmp_path / "second")
+    account = mounted(tmp_path, "t")
+    (account / "ca.crt").write_text(first.authority)
+    async with serving(first) as port:
+        environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(port)}
+        client = HttpClient(ServiceAccountLogin(environment, account))
+        assert await client.get(NODES, "n") == NODE
+    async with client, serving(second, port):
+        with pytest.raises(Unavailable, match=r"(?i)certificate"):
+            await client.get(NODES, "n")
+        (account / "ca.crt").write_text(second.authority)
+        assert await client.get(NODES, "n") == NODE
+
+
+async def test_a_file_that_did_not_change_is_not_parsed_again(tmp_path: Path) -> None:
+    login = ServiceAccountLogin({"KUBERNETES_SERVICE_HOST": "h"}, mounted(tmp_path, "t"))
+    assert await login.access() is await login.access(), "and connections are used again"
+
+
+@pytest.mark.parametrize(("content", "told"), [(" \n", "is empty"), ("PEM", "holds no certificates")])
+async def test_an_authority_that_is_none_is_named_and_never_replaced_by_those_of_the_image(
+    tmp_path: Path, content: str, told: str
+) -> None:
+    account = mounted(tmp_path, "t")
+    (account / "ca.crt").write_text(content)
+    with pytest.raises(Unauthorized, match=f"ca.crt {told}"):
+        await ServiceAccountLogin({"KUBERNETES_SERVICE_HOST": "h"}, account).access()
 
 
 async def test_a_pod_without_a_token_is_told_so(tmp_path: Path) -> None:

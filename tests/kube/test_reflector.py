@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hack.sim.fakecluster import FakeClient
 from tests.fakes.cluster import FakeCluster
+from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import NODES, PODS, Resource
-from gpusharing.kube.reflector import Reflector
+from gpusharing.kube.client import GPUNODES, NODES, PODS, Page, Resource, WatchEvent
+from gpusharing.kube.reflector import GONE_AFTER, Reflector
 
 JSON = dict[str, Any]
 
@@ -279,3 +281,78 @@ async def test_cancelling_closes_the_watch(cluster: FakeCluster) -> None:
         await turns()
         assert len(cluster.store.watching[NODES]) == 1
     assert not cluster.store.watching[NODES]
+
+
+@virtually
+async def test_a_server_that_forgets_our_place_again_and_again_is_listed_at_a_slow_pace() -> None:
+    """Each watch brings an event first: it must not count as progress."""
+    cluster = FakeCluster()
+    cluster.add(NODES, node("a"))
+
+    class Forgetful(FakeClient):
+        async def watch(self, *_: Any, **__: Any) -> AsyncIterator[WatchEvent]:
+            yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
+            raise errors.Expired("too old resource version")
+
+    task = asyncio.create_task(Reflector(Forgetful(cluster, "operator"), NODES, project).run())
+    await asyncio.sleep(60)
+    assert 3 <= cluster.calls["operator", "list", "nodes"] <= 12
+    task.cancel()
+
+
+@virtually
+async def test_caches_that_begin_together_do_not_list_again_together() -> None:
+    cluster = FakeCluster()
+    listed: list[float] = []
+
+    class Timed(FakeClient):
+        async def pages(self, *args: Any, **options: Any) -> AsyncIterator[Page]:
+            listed.append(asyncio.get_running_loop().time())
+            async for page in super().pages(*args, **options):
+                yield page
+
+    caches = [Reflector(Timed(cluster, "operator"), NODES, project) for _ in range(10)]
+    tasks = [asyncio.create_task(cache.run()) for cache in caches]
+    await asyncio.sleep(800)
+    again = sorted(listed)[10:20]
+    assert again[0] >= 1600.0
+    assert again[-1] - again[0] > 30.0, "over two minutes"
+    for task in tasks:
+        task.cancel()
+
+
+@virtually
+async def test_a_kind_that_is_uninstalled_leaves_nothing_behind() -> None:
+    cluster = FakeCluster()
+    cluster.add(GPUNODES, node("a"))
+    told: list[str] = []
+    reflector = Reflector(cluster.client("operator"), GPUNODES, project, on_change=told.append)
+    task = asyncio.create_task(reflector.run())
+    await reflector.synced.wait()
+    cluster.uninstall(GPUNODES)
+    await asyncio.sleep(GONE_AFTER - 1)
+    assert set(reflector.items) == {"a"}, "too early to believe it"
+    await asyncio.sleep(3 * GONE_AFTER)
+    assert not reflector.items
+    assert told == ["a", "a"]
+    cluster.uninstalled.clear()
+    cluster.add(GPUNODES, node("b"))
+    await asyncio.sleep(60)
+    assert set(reflector.items) == {"b"}
+    task.cancel()
+
+
+@virtually
+async def test_a_404_without_a_word_from_discovery_is_not_believed() -> None:
+    """An API server that has just started does not know its custom resources yet."""
+    cluster = FakeCluster()
+    cluster.add(NODES, node("a"))
+    reflector = Reflector(cluster.client("operator"), NODES, project)
+    task = asyncio.create_task(reflector.run())
+    await reflector.synced.wait()
+    cluster.faults.fail("list", NODES, errors.NotFound("404 page not found"), times=5)
+    cluster.faults.fail("watch", NODES, errors.NotFound("404 page not found"), times=5)
+    cluster.close_watches()
+    await asyncio.sleep(3 * GONE_AFTER)
+    assert set(reflector.items) == {"a"}
+    task.cancel()

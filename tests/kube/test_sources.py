@@ -301,3 +301,15 @@ async def test_marks_that_somebody_took_off_are_remembered_for_this_very_object(
         cluster.add(CONFIG_MAPS, plugin_map({}))
         await asyncio.sleep(1)
         assert not items[name].ours
+
+
+@virtually
+async def test_the_mirror_of_a_gpunode_goes_with_it() -> None:
+    cluster = FakeCluster()
+    for name in ("gpu-1", "gpu-2"):
+        cluster.add(GPUNODES, {"metadata": {"name": name}, "status": {"transition": {"phase": "Synced"}}})
+    async with following(cluster) as followed:
+        cluster.delete(GPUNODES, "gpu-1")
+        await asyncio.sleep(1)
+        assert followed.sources.mirror("gpu-1") == {}
+        assert set(followed.sources._mirrors) == {"gpu-2"}

@@ -12,8 +12,10 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import LABEL_MIG_STATE
 from gpusharing.kube.client import KubeClient
-from gpusharing.kube.errors import KubeError, Unauthorized
-from gpusharing.planning.views import NodeView, Operand
+from gpusharing.kube.crew import Crew
+from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized
+from gpusharing.planning.stackviews import Operand
+from gpusharing.planning.views import NodeView
 
 LINES = 200
 """More than one run of mig-parted writes for eight GPUs after its first error."""
@@ -53,12 +55,12 @@ class ActuatorLogs:
     """Node to which pod and attempt, the reason, and when to ask again if it is empty."""
 
     async def read(
-        self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime
+        self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
     ) -> dict[str, str]:
         """Ask where mig-manager says `failed` in a change of ours and the reason is not known yet.
 
         Raises:
-            Unauthorized: our credentials do not count any more.
+            ExceptionGroup: what ends a pass, see Crew.
         """
         failed = {
             name: f"{pods[name].uid}/{node.fence.attempt}"
@@ -68,9 +70,13 @@ class ActuatorLogs:
         for name in self._known.keys() - failed.keys():
             del self._known[name]
         due = [name for name, key in failed.items() if self._is_due(name, key, now)]
-        texts = await asyncio.gather(*(self._read(pods[name]) for name in due))
-        for name, text in zip(due, texts, strict=True):
-            self._known[name] = (failed[name], text, now + RETRY)
+        keys = {f"/log/{name}": name for name in due}
+
+        async def read(key: str) -> None:
+            name = keys[key]
+            self._known[name] = (failed[name], await self._read(pods[name]), now + RETRY)
+
+        await crew.each(keys, read)
         return {name: text for name, (_, text, _) in self._known.items() if text}
 
     def _is_due(self, name: str, key: str, now: datetime) -> bool:
@@ -81,7 +87,7 @@ class ActuatorLogs:
         try:
             async with asyncio.timeout(PATIENCE):
                 return failure_in(await self.client.log(pod.namespace, pod.name, LINES))
-        except Unauthorized:
+        except (Unauthorized, ServerAway):
             raise
         except (KubeError, TimeoutError):
             return ""

@@ -59,8 +59,8 @@ def error_of(request: Request, status: int, answer: object, retry_after: str | N
             return Expired(message)
         case 429:
             return _too_many(answer, message, _seconds(answer, retry_after))
-        case 500 if request.subresource == EVICTION:
-            return _eviction_error(answer, message, retry_after)
+        case 500 | 504 if request.subresource == EVICTION:
+            return _eviction_error(request, status, answer, message, retry_after)
         case _ if 400 <= status < 500 and status != 408:
             return Invalid(message)
     return Unavailable(f"the API server cannot {request.what}: {message}")
@@ -86,10 +86,20 @@ def _too_many(answer: object, message: str, seconds: float | None) -> KubeError:
     return EvictionBlocked(causes["DisruptionBudget"] or message, seconds)
 
 
-def _eviction_error(answer: object, message: str, retry_after: str | None) -> KubeError:
-    """With a time to wait the server only lost a race over the budget (E14); without one it will never work."""
+def _eviction_error(
+    request: Request, status: int, answer: object, message: str, retry_after: str | None
+) -> KubeError:
+    """With a time to wait the server only lost a race over the budget (E14); without one a 500 will never work.
+
+    The race ends as NewTimeoutError of apimachinery: 504, reason Timeout, retryAfterSeconds 10 (KK pkg/registry/core/
+    pod/storage/eviction.go). A 504 of anybody else is a call that failed.
+    """
     seconds = _seconds(answer, retry_after)
-    return EvictionFailed(message) if seconds is None else EvictionBlocked(message, seconds)
+    if status == 500:
+        return EvictionFailed(message) if seconds is None else EvictionBlocked(message, seconds)
+    if seconds is not None and text(answer, "reason") == "Timeout":
+        return EvictionBlocked(message, seconds)
+    return Unavailable(f"the API server cannot {request.what}: {message}")
 
 
 def _causes(answer: object) -> dict[str, str]:

@@ -68,12 +68,8 @@ class WatchEvent:
     object: JSON
 
 
-class KubeClient(Protocol):
-    """Every method raises a KubeError of `kube/errors.py` and nothing else for what the server or the network does."""
-
-    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """Read one object, from etcd (no resourceVersion=0)."""
-        ...
+class Followable(Protocol):
+    """What a reflector needs of a client. Raises a KubeError and nothing else, as KubeClient does."""
 
     def pages(
         self,
@@ -97,6 +93,18 @@ class KubeClient(Protocol):
         field_selector: str = "",
     ) -> AsyncIterator[WatchEvent]:
         """Follow changes with bookmarks; ends quietly when the server closes, raises Expired on 410."""
+        ...
+
+    async def served(self, resource: Resource) -> bool:
+        """Whether the server's discovery lists this kind. A 404 of a collection alone does not say that it is gone."""
+        ...
+
+
+class KubeClient(Followable, Protocol):
+    """Every method raises a KubeError of `kube/errors.py` and nothing else for what the server or the network does."""
+
+    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
+        """Read one object, from etcd (no resourceVersion=0)."""
         ...
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:

@@ -24,17 +24,9 @@ from gpusharing.planning.cards import Card, Profile, find_card
 from gpusharing.planning.doubts import Doubt, find_doubt
 from gpusharing.planning.geometry import Layout, normalise
 from gpusharing.planning.health import WELL, Vitals
-from gpusharing.planning.views import (
-    ClusterPolicyView,
-    Deferred,
-    Fence,
-    GPUNodeView,
-    GpuView,
-    NodeView,
-    ObservedView,
-    PolicyView,
-    Verified,
-)
+from gpusharing.planning.records import Deferred, Fence, Verified
+from gpusharing.planning.stackviews import ClusterPolicyView
+from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 
 GPU_PREFIXES = (names.RESOURCE_GPU, names.RESOURCE_MIG_PREFIX)
 """Prefixes of resource names that stand for GPUs or parts of one (drain.md G1). Other nvidia.com/* resources
@@ -110,9 +102,12 @@ def observed_view(raw: object) -> ObservedView:
         gpus=tuple(
             _gpu_view(gpu, models.get(gpu.product) or _model(gpu.product, None)) for gpu in observed.gpus
         ),
-        allocated={key: value for key, value in sorted(observed.allocated.items()) if value},
+        allocated=None
+        if observed.allocated is None
+        else {key: value for key, value in sorted(observed.allocated.items()) if value},
         pods=observed.pods,
         simulated=observed.simulated,
+        driver_version=observed.driver_version,
     )
 
 
@@ -173,7 +168,7 @@ def _verified(annotations: Mapping[str, str]) -> Verified | None:
 class _Model:
     """What the GPUs of one card model share."""
 
-    memory_mib: int
+    memory_mib: int | None
     reset_for_mode: bool
     profiles: tuple[Profile, ...]
     doubt: Doubt | None
@@ -181,7 +176,8 @@ class _Model:
 
 def _model(product: str, reported: ObservedModel | None) -> _Model:
     card = find_card(product)
-    memory = reported.memory_mib if reported else (card and card.memory_mib) or 0
+    told = reported.memory_mib if reported else None
+    memory = told or (card.memory_mib if card else None)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
     return _Model(memory, _reset_for_mode(reported, card), _profiles(reported, card), doubt)
 
@@ -202,6 +198,7 @@ def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
         doubt=model.doubt,
         processes=tuple(process.name for process in gpu.processes),
         vitals=_vitals(gpu),
+        instances_withheld=gpu.instances_withheld,
     )
 
 
@@ -215,6 +212,7 @@ def _vitals(gpu: ObservedGPU) -> Vitals:
         remap_pending=rows is not None and rows.pending,
         remap_failed=rows is not None and rows.failed,
         xid=gpu.xid,
+        error=gpu.error,
     )
     return WELL if vitals == WELL else vitals
 

@@ -13,9 +13,10 @@ from gpusharing.kube.convert import GPU_PREFIXES, has_condition
 from gpusharing.kube.fence import from_rfc3339
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
-from gpusharing.planning.views import Owner, PdbView, PodView
+from gpusharing.planning.podviews import Owner, PdbView, PodView
 
 DRA_DRIVER = "gpu.nvidia.com"
+CORDON_TAINT = "node.kubernetes.io/unschedulable"
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 ClaimUse = Literal["none", "gpu", "unresolved"]
@@ -40,6 +41,8 @@ def pod_view(raw: JSON, claims: Mapping[str, ClaimUse]) -> PodView:
         deleted_at=_deleted_at(metadata),
         ready=has_condition(raw, "Ready"),
         finalizers=strings(metadata.get("finalizers")),
+        tolerates_cordon=any(map(_matches_cordon, entries(raw, "spec", "tolerations"))),
+        created=from_rfc3339(metadata.get("creationTimestamp")),
     )
 
 
@@ -144,6 +147,14 @@ def _claimed(raw: JSON, claims: Mapping[str, ClaimUse]) -> ClaimUse:
     if "gpu" in uses:
         return "gpu"
     return "unresolved" if "unresolved" in uses else "none"
+
+
+def _matches_cordon(toleration: JSON) -> bool:
+    """P15: `node.kubernetes.io/unschedulable:NoSchedule`, which has no value, is tolerated (core/v1 Toleration)."""
+    key, exists = text(toleration, "key"), text(toleration, "operator") == "Exists"
+    if text(toleration, "effect") not in ("", "NoSchedule"):
+        return False
+    return exists if not key else key == CORDON_TAINT and (exists or not text(toleration, "value"))
 
 
 def _deleted_at(metadata: JSON) -> datetime | None:

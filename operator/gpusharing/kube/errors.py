@@ -1,4 +1,8 @@
-"""What the API server may answer, named by what the caller does next (not by HTTP code)."""
+"""What the API server may answer, named by what the caller does next (not by HTTP code).
+
+The scope of a failure is its class. Nearly all of them speak about one call: this object, this pass. Only
+`ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) speak about all calls and end a pass.
+"""
 
 from dataclasses import dataclass
 
@@ -58,7 +62,7 @@ class EvictionBlocked(KubeError):
 
 @dataclass
 class Throttled(KubeError):
-    """429 without that cause: API Priority and Fairness; slow down altogether (drain.md E7)."""
+    """429 without that cause: API Priority and Fairness; slow down (drain.md E7). kube/fanout.py decides for whom."""
 
     message: str
     retry_after: float | None = None
@@ -67,8 +71,23 @@ class Throttled(KubeError):
         return self.message
 
 
+@dataclass
+class HeldBack(Throttled):
+    """Not sent at all: the server asked us, or this object alone, to wait. `retry_after` is never None."""
+
+
 class Unavailable(KubeError):
-    """5xx, time-outs, refused or broken connections: the API server is away; try later."""
+    """5xx, time-outs, refused or broken connections: this call failed, and may have been carried out all the same.
+
+    It says nothing about any other object: one webhook that hangs, one object that cannot be decoded.
+    """
+
+
+class ServerAway(KubeError):
+    """Calls about different objects failed one after the other and none succeeded in between: end the pass.
+
+    Raised in one place only, by the judge of kube/fanout.py.
+    """
 
 
 @dataclass

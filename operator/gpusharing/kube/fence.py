@@ -18,7 +18,7 @@ from pydantic.alias_generators import to_camel
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.views import Claim, Deferred, Fence, Verified
+from gpusharing.planning.records import Claim, Deferred, Fence, Verified
 
 RECORD_VERSION = 1
 
@@ -98,9 +98,8 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
     match action:
         case FenceNode() | Actuate() | UpdateFence():
             annotations[names.ANNOTATION_FENCE] = record_text(action.fence)
-            if not isinstance(action, UpdateFence):
-                labels = action.labels
-            if isinstance(action, FenceNode):
+            labels = action.labels
+            if not isinstance(action, Actuate):
                 annotations |= action.annotations
             if not isinstance(action, Actuate) and action.cordon:
                 spec["unschedulable"] = True

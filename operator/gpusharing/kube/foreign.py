@@ -48,7 +48,6 @@ _OURS = frozenset(
     {
         *names.NEIGHBOUR_ANNOTATIONS,
         *names.REWRITTEN_LABELS,
-        names.LABEL_UPGRADE_SKIP,
         "node.kubernetes.io/unschedulable",  # the taint that the control plane adds to every cordoned Node
     }
 )

@@ -1,7 +1,7 @@
 """reads → one frozen ClusterSnapshot. Inputs that did not change keep their identity, for the planner's memo."""
 
-import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -10,28 +10,48 @@ import structlog
 from gpusharing.api.names import DisruptionClass
 from gpusharing.kube.actuatorlog import ActuatorLogs
 from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
+from gpusharing.kube.clock import loop_time
 from gpusharing.kube.convert_pods import ClaimUse, claim_names, claim_use, pdb_view, pod_view
-from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unauthorized, Unavailable
-from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, PodPlace, Sources
+from gpusharing.kube.crew import Crew
+from gpusharing.kube.errors import (
+    Forbidden,
+    HeldBack,
+    KubeError,
+    NotFound,
+    ServerAway,
+    Unauthorized,
+    Unavailable,
+)
+from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, Sources, by_node
 from gpusharing.kube.written import MIG_KEY, OurConfigMaps
 from gpusharing.planning import migfile
-from gpusharing.planning.holders import Scope, holds_gpu, is_idle
+from gpusharing.planning.callfailures import CallFailure
+from gpusharing.planning.holders import Scope, holds_gpu, scope_of
+from gpusharing.planning.looks import Look
+from gpusharing.planning.podviews import EvictionMemory, NodeWork, PdbView, PodView
+from gpusharing.planning.quiet import is_at_work
+from gpusharing.planning.records import Claim
+from gpusharing.planning.sightings import heard, looked
+from gpusharing.planning.stackviews import Operand, StackView
 from gpusharing.planning.target import is_gpu_resource
-from gpusharing.planning.views import (
-    Claim,
-    ClusterSnapshot,
-    EvictionMemory,
-    NodeWork,
-    Operand,
-    PdbView,
-    PodView,
-    Settings,
-    StackView,
-)
+from gpusharing.planning.views import ClusterSnapshot, Settings
 
 log = structlog.get_logger()
 
 OWNER_TTL = timedelta(seconds=30)
+_POLICIES, _PDBS = "/policies", "/budgets"
+"""What the crew lists besides the pods of nodes; no node is called so."""
+PDBS_KEPT = 15.0
+"""Seconds; a call has ten."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The pods of one node, or why they could not be listed, as of the moment when the LIST was begun."""
+
+    pods: tuple[PodView, ...]
+    error: str
+    at: datetime
 
 
 @dataclass(slots=True)
@@ -44,45 +64,103 @@ class Gatherer:
     admin_mig_map: str = ""
     evictions: Mapping[str, Mapping[str, EvictionMemory]] = field(default_factory=dict)
     """The executor's memory of refused evictions, by node and pod UID."""
+    failures: Mapping[str, CallFailure] = field(default_factory=dict)
+    """The executor's memory of calls that failed, by node or subject."""
+    unsure: set[str] = field(default_factory=set)
+    """Nodes whose pods must be listed anew, because an answer was lost; taken out when that begins."""
+    parallel: int = 16
+    on_late: Callable[[], None] = lambda: None
+    """Told when a LIST came for which no snapshot waited."""
     work: dict[str, NodeWork] = field(default_factory=dict)
     write_error: str = ""
     """Why the executor's last write of our ConfigMaps was refused."""
     drifting_since: dict[str, datetime] = field(default_factory=dict)
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    """What the last plan wants to be remembered of blocked nodes."""
+    proving: frozenset[str] = frozenset()
+    """Nodes of which the last plan needs nothing more than a look at their pods."""
     pending: dict[str, int] = field(default_factory=dict)
+    _at_work_since: dict[str, datetime] = field(default_factory=dict)
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """By UID of a mig-manager pod on a fenced node."""
     _logs: ActuatorLogs = field(init=False)
     _config_maps: OurConfigMaps = field(default_factory=OurConfigMaps)
     _stack: StackView | None = None
     _owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
+    _budgets: tuple[float, tuple[PdbView, ...]] = (float("-inf"), ())
+    """All PodDisruptionBudgets as last listed, and when."""
+    crew: Crew = field(init=False)
+    shared: Crew = field(init=False)
+    """For what all nodes need: it must not wait until slow calls about single nodes leave a worker."""
+    _lists: dict[str, _Listed] = field(default_factory=dict)
+    """LISTs that came since the last snapshot."""
+    _policies_error: str = ""
 
     def __post_init__(self) -> None:
         self._logs = ActuatorLogs(self.client)
+        self.crew, self.shared = Crew(self.parallel, self.on_late), Crew(2, self.on_late)
 
     async def snapshot(
         self, wants_pods: frozenset[str], claims: Mapping[str, Claim], now: datetime
     ) -> ClusterSnapshot:
-        """Everything a plan depends on. Raises Unavailable or Unauthorized; other trouble is part of the answer."""
-        policies = await self.sources.policies.refresh()
-        await self._list_pods(wants_pods, now)
+        """Everything a plan depends on. A call that fails is part of the answer, as far as it speaks of one node.
+
+        A LIST that takes long is not waited for: the node keeps what was seen before, with its age.
+
+        Raises:
+            KubeError: the policies cannot be listed, the server is away, or our credentials do not count any more;
+                also in a group.
+        """
+        began = loop_time()
+        policies_error = await self._refresh_policies()
+        await self._list_pods(wants_pods, now, began)
         sources = self.sources
+        # The answer may have come while LISTs were under way; these do not count as made after it.
+        for name, work in self.work.items():
+            self.work[name] = heard(work, sources.gpunodes.items.get(name), _later(now, began))
         mig_managers = self._mig_managers(now)
-        failures = await self._logs.read(sources.nodes.items, mig_managers, now)
+        failures = await self._logs.read(sources.nodes.items, mig_managers, now, self.crew)
         return ClusterSnapshot(
             nodes=sources.node_views(),
             gpunodes=dict(sources.gpunodes.items),
-            policies=policies,
+            policies=self.sources.policies.views,
+            policies_error=policies_error,
             stack=self._stack_view(now),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.operand.ready),
             mig_managers=mig_managers,
             mig_failures=failures,
-            mps_daemons=_by_node(sources.operands.items.values(), MPS_DAEMON),
+            mps_daemons=by_node(sources.operands.items.values(), MPS_DAEMON),
             claims=claims,
             work=dict(self.work),
             pending=dict(self.pending),
             drifting_since=dict(self.drifting_since),
+            at_work_since=self._look_for_work(now),
+            call_failures=dict(self.failures),
+            looks=self.looks,
             settings=self.settings,
         )
+
+    async def _refresh_policies(self) -> str:
+        """Why the policies are older than what was heard of them; empty when they are not."""
+        cache = self.sources.policies
+        if cache.stale:
+            self._policies_error = "the API server has not answered yet"
+
+        async def refresh(_: str) -> None:
+            try:
+                await cache.refresh()
+            except (Unauthorized, ServerAway):
+                raise
+            except KubeError as error:
+                self._policies_error = str(error)
+
+        await self.shared.each([_POLICIES] if cache.dirty else [], refresh)
+        if not cache.stale:
+            return ""
+        message = f"the policies cannot be listed: {self._policies_error}"
+        if not cache.listed:
+            raise Unavailable(message)
+        return message
 
     def remember_differing(self, differing: frozenset[str], now: datetime) -> None:
         """Since when each node differs from its target, as this process has seen it."""
@@ -91,13 +169,21 @@ class Gatherer:
         for name in differing - self.drifting_since.keys():
             self.drifting_since[name] = now
 
+    def _look_for_work(self, now: datetime) -> dict[str, datetime]:
+        """Since when mig-manager works on each node, as this process has seen it."""
+        before, nodes = self._at_work_since, self.sources.nodes.items
+        self._at_work_since = {
+            name: before.get(name, now) for name, node in nodes.items() if is_at_work(node)
+        }
+        return dict(self._at_work_since)
+
     def forget_pods(self) -> None:
         """An answer of the server was lost: only a new LIST tells whether a pod was evicted."""
         self.work.clear()
 
     def _mig_managers(self, now: datetime) -> dict[str, Operand]:
         """The mig-manager pods; of those on fenced nodes also since when they are Ready."""
-        found = _by_node(self.sources.operands.items.values(), MIG_MANAGER)
+        found = by_node(self.sources.operands.items.values(), MIG_MANAGER)
         seen: dict[str, datetime] = {}
         for name, node in self.sources.nodes.items.items():
             operand = found.get(name)
@@ -156,39 +242,58 @@ class Gatherer:
 
     # --- pods of nodes in work -------------------------------------------------------------------------------
 
-    async def _list_pods(self, wanted: frozenset[str], now: datetime) -> None:
+    async def _list_pods(self, wanted: frozenset[str], now: datetime, began: float) -> None:
         """List the pods of each wanted node whose last list is old enough; forget the others."""
         for name in self.work.keys() - wanted:
             del self.work[name]
         age = timedelta(seconds=min(self.settings.poll, self.settings.idle))
         due = [
-            name for name in sorted(wanted) if name not in self.work or now - self.work[name].listed_at >= age
+            name
+            for name in sorted(wanted)
+            if name not in self.work or name in self.unsure or now - self.work[name].listed_at >= age
         ]
-        if due:
-            lists = await asyncio.gather(*(self._pods_of(node, now) for node in due))
-            guarded = any(
-                holds_gpu(pod) or self._scope(node).all_pods
-                for node, (pods, _) in zip(due, lists, strict=True)
-                for pod in pods
-            )
-            pdbs = await self._pdbs(guarded)
-            for node, (pods, error) in zip(due, lists, strict=True):
-                self.work[node] = self._work(node, pods, pdbs, error, now)
+
+        due.sort(key=self._urgency)
+
+        async def read(node: str) -> None:
+            self.unsure.discard(node)
+            at = _later(now, began)  # it may have waited for others, and must not be older than it is
+            with suppress(HeldBack):  # not asked: what was seen before stands, with its age
+                self._lists[node] = _Listed(*await self._pods_of(node, at), at)
+
+        await self.crew.each(due, read)
+        came, self._lists = self._lists, {}
+        lists = {node: came[node] for node in sorted(came) if node in wanted}
+        guarded = {
+            node
+            for node, listed in lists.items()
+            if listed.pods and (self._scope(node).all_pods or any(map(holds_gpu, listed.pods)))
+        }
+        pdbs, trouble = await self._pdbs(bool(guarded))
+        for node, listed in lists.items():
+            error = listed.error or (trouble if node in guarded else "")
+            self.work[node] = self._work(node, listed.pods, pdbs, error, listed.at)
         for node, work in self.work.items():
             memories = self.evictions.get(node, {})
             if work.evictions != memories:
                 self.work[node] = replace(work, evictions=dict(memories))
 
+    def _urgency(self, name: str) -> tuple[bool, float, str]:
+        """On a slow server a round ends before its work is done, and the next one begins with the most urgent.
+
+        These are the nodes whose agent has closed NVML: their proof grows old. Always in the same order, so that the
+        first of them are proven where there is no time for all. Then the others: who was looked at longest ago.
+        """
+        node, work = self.sources.nodes.items.get(name), self.work.get(name)
+        if name in self.proving and node is not None and node.fence is not None:
+            return False, node.fence.since.timestamp(), name
+        return True, work.listed_at.timestamp() if work is not None else 0.0, name
+
     def _work(
         self, node: str, pods: tuple[PodView, ...], pdbs: tuple[PdbView, ...], error: str, now: datetime
     ) -> NodeWork:
-        before = self.work.get(node)
-        idle = not error and is_idle(pods, self._scope(node))
-        since = before.empty_since if before else None
-        view = self.sources.nodes.items.get(node)
-        if since is None or (view is not None and view.fence is not None and since <= view.fence.since):
-            since = now  # before the cordon pods could still come: what was seen then proves nothing
-        return NodeWork(pods, pdbs, now, since if idle else None, dict(self.evictions.get(node, {})), error)
+        work = NodeWork(pods, pdbs, now, evictions=dict(self.evictions.get(node, {})), error=error)
+        return looked(self.work.get(node), work, self.sources.nodes.items.get(node), self._scope(node))
 
     def _scope(self, node: str) -> Scope:
         """Before the fence names its class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
@@ -197,7 +302,7 @@ class Gatherer:
             reboots = view.fence.disruption is DisruptionClass.REBOOT
         else:
             reboots = any(policy.with_reboot for policy in self.sources.cluster_policies.items.values())
-        return Scope(self.settings.gpu_operator_namespace, all_pods=reboots)
+        return scope_of(self.settings, all_pods=reboots)
 
     async def _pods_of(self, node: str, now: datetime) -> tuple[tuple[PodView, ...], str]:
         try:
@@ -208,15 +313,34 @@ class Gatherer:
             views = [pod_view(raw, await self._claims(raw)) for raw in raws]
             scope = self._scope(node)
             return tuple([await self._with_owner(view, scope, now) for view in views]), ""
-        except (Unauthorized, Unavailable):
+        except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:
             return (), f"the pods of the node cannot be listed: {error}"
 
-    async def _pdbs(self, needed: bool) -> tuple[PdbView, ...]:
+    async def _pdbs(self, needed: bool) -> tuple[tuple[PdbView, ...], str]:
+        """All of them, or why they cannot be listed: then nothing is decided about pods that they may guard."""
         if not needed:
-            return ()
-        return tuple([pdb_view(raw) async for page in self.client.pages(PDBS) for raw in page.items])
+            return (), ""
+        trouble = ["the API server has not answered yet"]
+        asked_at = loop_time()
+
+        async def read(_: str) -> None:
+            try:
+                raws = [raw async for page in self.client.pages(PDBS) for raw in page.items]
+            except (Unauthorized, ServerAway):
+                raise
+            except KubeError as error:
+                trouble[:] = [str(error)]
+            else:
+                self._budgets = (loop_time(), tuple(map(pdb_view, raws)))
+
+        await self.shared.each([_PDBS], read)
+        # On a slow server an answer comes when its round is over; the next round has it then. The eviction itself asks
+        # the budget as it is.
+        if asked_at - self._budgets[0] <= PDBS_KEPT:
+            return self._budgets[1], ""
+        return (), f"the PodDisruptionBudgets cannot be listed: {trouble[0]}"
 
     async def _claims(self, raw: JSON) -> dict[str, ClaimUse]:
         """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU (drain.md G5)."""
@@ -271,10 +395,6 @@ class Gatherer:
         self.pending = counts
 
 
-def _by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
-    """One pod per node; a Ready one wins over one that is going."""
-    found: dict[str, Operand] = {}
-    for pod in pods:
-        if pod.app == app and pod.node and (pod.node not in found or pod.operand.ready):
-            found[pod.node] = pod.operand
-    return found
+def _later(now: datetime, began: float) -> datetime:
+    """What time it is, when it was `now` at `began` of the loop's clock."""
+    return now + timedelta(seconds=loop_time() - began)

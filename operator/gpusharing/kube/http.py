@@ -7,7 +7,6 @@ one costs ten times the projection (reliability-performance.md D10).
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,18 +17,28 @@ from typing import Self
 
 import aiohttp
 
-from gpusharing.kube.answers import EVICTION, Request, error_of, error_of_event
+from gpusharing.kube.answers import EVICTION, Request
 from gpusharing.kube.client import JSON, PODS, Page, Resource, WatchEvent
+from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.login import Login, OfficialLogin
 from gpusharing.kube.raw import text
+from gpusharing.kube.wire import (
+    INACTIVITY,
+    JSON_TYPE,
+    MERGE_PATCH,
+    WATCH_SECONDS,
+    each_page,
+    event_of,
+    is_served,
+    parsed,
+    refusal,
+    selectors,
+    watch_query,
+)
 
 OnCall = Callable[[str, Resource, str | None, int, float], None]
 """Told after each call: verb, resource, subresource, HTTP status (0: no answer), seconds until the answer."""
-
-JSON_TYPE = "application/json"
-MERGE_PATCH = "application/merge-patch+json"
-_EVENT_TYPES = {"ADDED", "MODIFIED", "DELETED", "BOOKMARK"}
 
 
 @dataclass(frozen=True)
@@ -38,10 +47,8 @@ class Limits:
 
     connect: float = 3.0
     total: float = 10.0
-    watch: float = 300.0
-    """The server ends a watch after this long; each asks for 80 to 100 % of it, so that they do not end together."""
-    inactivity: float = 75.0
-    """A watch without a byte for longer is dead: the server sends a bookmark every 60 s."""
+    watch: float = WATCH_SECONDS
+    inactivity: float = INACTIVITY
     parallel: int = 8
     """Watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
 
@@ -63,12 +70,14 @@ class HttpClient:
         name: str = "gpusharing-operator",
         limits: Limits | None = None,
         on_call: OnCall | None = None,
+        clock: SteadyClock | None = None,
     ) -> None:
-        """`name` is the field manager of our writes and our User-Agent."""
+        """`name` is the field manager of our writes and our User-Agent. `clock` is told the server's time."""
         self._login = login
         self._name = name
         self._limits = limits or Limits()
         self._on_call = on_call
+        self._clock = clock
         self._slots = asyncio.Semaphore(self._limits.parallel)
         self._renewing = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
@@ -118,14 +127,9 @@ class HttpClient:
     ) -> AsyncIterator[Page]:
         """See KubeClient. Raises Expired when the list took longer than the server keeps its moment."""
         request, path = Request("list", resource), resource.path(namespace)
-        query = {"limit": str(limit), **_selectors(label_selector, field_selector)}
-        while True:
-            listed = await self._call(request, "GET", path, query)
-            yield Page(listed.get("items") or [], text(listed, "metadata", "resourceVersion"))
-            more = text(listed, "metadata", "continue")
-            if not more:
-                return
-            query["continue"] = more
+        selected = selectors(label_selector, field_selector)
+        async for page in each_page(lambda query: self._call(request, "GET", path, query), limit, selected):
+            yield page
 
     async def watch(
         self,
@@ -138,21 +142,14 @@ class HttpClient:
     ) -> AsyncIterator[WatchEvent]:
         """See KubeClient. Raises Unavailable when the stream breaks or is silent for too long."""
         request = Request("watch", resource)
-        seconds = self._limits.watch * random.uniform(0.8, 1.0)
-        query = {
-            "watch": "true",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": resource_version,
-            "timeoutSeconds": str(max(1, int(seconds))),
-            **_selectors(label_selector, field_selector),
-        }
+        query = watch_query(resource_version, selectors(label_selector, field_selector), self._limits.watch)
         async with self._stream(request, resource.path(namespace), query) as response:
             async for line in _lines(response):
-                event = _parsed(request, line)
-                kind = event.get("type")
-                if kind not in _EVENT_TYPES:
-                    raise error_of_event(request, event.get("object") or {})
-                yield WatchEvent(kind, event["object"])
+                yield event_of(request, line)
+
+    async def served(self, resource: Resource) -> bool:
+        """See Followable."""
+        return await is_served(lambda request, path: self._call(request, "GET", path), resource)
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""
@@ -188,7 +185,7 @@ class HttpClient:
         request, query = Request("get", PODS, "log"), {"tailLines": str(lines)}
         answer = await self._answer(request, "GET", PODS.path(namespace, name, "log"), query, None, JSON_TYPE)
         if answer.status >= 400:
-            raise error_of(request, answer.status, _status_of(answer.body), answer.retry_after)
+            raise refusal(request, answer.status, answer.body, answer.retry_after)
         return answer.body.decode(errors="replace")
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
@@ -222,8 +219,8 @@ class HttpClient:
                 parameters["fieldManager"] = self._name
         answer = await self._answer(request, method, path, parameters, data, content_type)
         if answer.status >= 400:
-            raise error_of(request, answer.status, _status_of(answer.body), answer.retry_after)
-        return _parsed(request, answer.body)
+            raise refusal(request, answer.status, answer.body, answer.retry_after)
+        return parsed(request, answer.body)
 
     async def _answer(
         self,
@@ -265,7 +262,7 @@ class HttpClient:
                     continue
                 if response.status != 200:
                     retry_after = response.headers.get("Retry-After")
-                    raise error_of(request, response.status, _status_of(await response.read()), retry_after)
+                    raise refusal(request, response.status, await response.read(), retry_after)
                 yield response
                 return
 
@@ -285,6 +282,7 @@ class HttpClient:
         access = await self._login.access()
         session = self._opened()
         started, status = time.monotonic(), 0
+        asked_at = self._clock.steady() if self._clock else 0.0
         try:
             async with session.request(
                 method,
@@ -299,6 +297,8 @@ class HttpClient:
             ) as response:
                 status = response.status
                 self._told(request, status, started)
+                if self._clock:
+                    self._clock.heard(response.headers.get("Date", ""), asked_at)
                 try:
                     yield response
                 finally:
@@ -340,11 +340,6 @@ def _abort(response: aiohttp.ClientResponse) -> None:
         response.connection.transport.abort()
 
 
-def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:
-    given = {"labelSelector": label_selector, "fieldSelector": field_selector}
-    return {key: value for key, value in given.items() if value}
-
-
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """Lines of any length: aiohttp's own line reader refuses those longer than its buffer."""
     rest = b""
@@ -353,22 +348,3 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         for line in complete:
             if line:
                 yield line
-
-
-def _parsed(request: Request, raw: bytes) -> JSON:
-    try:
-        parsed = json.loads(raw)
-    except ValueError as error:
-        raise Unavailable(f"the answer to {request.what} is no JSON: {raw[:80]!r}") from error
-    if not isinstance(parsed, dict):
-        raise Unavailable(f"the answer to {request.what} is no JSON object: {raw[:80]!r}")
-    return parsed
-
-
-def _status_of(raw: bytes) -> object:
-    """The Status object of a refusal; None for the plain text that proxies and filters send."""
-    try:
-        parsed: object = json.loads(raw)
-    except ValueError:
-        return {"message": raw[:200].decode(errors="replace").strip()}
-    return parsed

@@ -23,7 +23,7 @@ from gpusharing.kube.client import JSON, LEASES, KubeClient
 from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from gpusharing.kube.fence import claims_text, parse_claims
 from gpusharing.kube.raw import section, text, texts, whole
-from gpusharing.planning.views import Claim
+from gpusharing.planning.records import Claim
 
 CLAIM_ATTEMPTS = 3
 RELEASE_SECONDS = 2.0
@@ -100,18 +100,17 @@ class LeaderLease:
         """Acquire, renew until cancelled, then release. Returns after `on_lost` when the Lease is lost."""
         try:
             while True:
-                if await self._attempt(self._acquire, self._timing.deadline):
+                if await self._attempt(self._acquire, lambda: self._timing.deadline):
                     break
                 await asyncio.sleep(self._timing.retry)
             self.acquired.set()
             while self.is_leader:
                 await asyncio.sleep(min(self._timing.retry, self._left()))
-                # Half the deadline at most, so that a hung request leaves time for another attempt.
-                await self._attempt(self._renew, min(self._left(), self._timing.deadline / 2))
+                await self._attempt(self._renew, lambda: min(self._left(), self._patience))
             self._lose()
         finally:
             if self.is_leader:
-                await self._attempt(self._release, RELEASE_SECONDS)
+                await self._attempt(self._release, lambda: RELEASE_SECONDS)
 
     async def set_claims(self, claims: Mapping[str, Claim]) -> None:
         """Replace all claims, by compare-and-swap. When it returns, we led at that moment.
@@ -123,7 +122,8 @@ class LeaderLease:
         """
         annotations = {ANNOTATION_CLAIMS: claims_text(claims)}
         try:
-            async with asyncio.timeout(self._timing.deadline / 2), self._lock:
+            # A slow renewal may come first. It has a limit of its own, and leaves this one its whole time.
+            async with self._lock, asyncio.timeout(self._patience):
                 for _ in range(CLAIM_ATTEMPTS):
                     self._still_mine()
                     try:
@@ -135,15 +135,28 @@ class LeaderLease:
             raise Unavailable(f"writing claims to the lease {self._name} took too long") from error
         raise Conflict(f"the lease {self._name} changed {CLAIM_ATTEMPTS} times while claims were written")
 
-    async def _attempt(self, step: Callable[[], Awaitable[bool]], seconds: float) -> bool:
-        """One step under a deadline; a failure is kept in `error`."""
+    @property
+    def _patience(self) -> float:
+        """Seconds for one write: half the deadline, so that a hung request leaves time for another attempt."""
+        return self._timing.deadline / 2
+
+    async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
+        """One step within `limit` seconds, asked anew when its turn comes: claims that were written renew the Lease.
+
+        A failure is kept in `error`.
+        """
         try:
-            async with asyncio.timeout(max(0.0, seconds)), self._lock:
-                done = await step()
+            async with asyncio.timeout(max(0.0, limit())):
+                await self._lock.acquire()
+            try:
+                async with asyncio.timeout(max(0.0, limit())):
+                    done = await step()
+            finally:
+                self._lock.release()
         except LeaseLost as error:
             self.error = error
         except TimeoutError:
-            self.error = Unavailable(f"no answer about the lease {self._name} within {seconds:.1f} s")
+            self.error = Unavailable(f"no answer about the lease {self._name} in time")
         except KubeError as error:
             self.error = error
         else:

@@ -78,23 +78,27 @@ class ServiceAccountLogin:
     directory: Path = SERVICE_ACCOUNT
     clock: Callable[[], float] = time.monotonic
     _access: Access | None = None
+    _authority: str = ""
+    """The certificates that `_access` trusts."""
     _token: str = ""
     _read_at: float = float("-inf")
 
     async def access(self) -> Access:
-        """The server that the kubelet names."""
-        if self._access is None:
-            host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
-            port = self.environment.get("KUBERNETES_SERVICE_PORT", "443")
-            if not host:
-                raise Unauthorized(
-                    "KUBERNETES_SERVICE_HOST is not set: this process runs in no pod; set KUBECONFIG"
-                )
-            authority = self._file("ca.crt")
-            tls = ssl.create_default_context(cadata=authority)
-            self._access = Access(
-                f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", tls
+        """The server that the kubelet names, trusted by `ca.crt` as it is now.
+
+        It is read each time, 2 KiB of a tmpfs: the kubelet replaces the file when the cluster's authority is rotated,
+        and from that moment no connection can be made with the old one.
+        """
+        host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
+        port = self.environment.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host:
+            raise Unauthorized(
+                "KUBERNETES_SERVICE_HOST is not set: this process runs in no pod; set KUBECONFIG"
             )
+        authority = self._file("ca.crt")
+        if self._access is None or authority != self._authority:
+            server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+            self._access, self._authority = Access(server, self._trust(authority)), authority
         return self._access
 
     async def token(self) -> str | None:
@@ -103,6 +107,15 @@ class ServiceAccountLogin:
             self._token = f"Bearer {self._file('token').strip()}"
             self._read_at = self.clock()
         return self._token
+
+    def _trust(self, authority: str) -> ssl.SSLContext:
+        """These certificates and no others: with none the library would trust those of the image."""
+        try:
+            if authority.strip():
+                return ssl.create_default_context(cadata=authority)
+        except (ssl.SSLError, ValueError) as error:
+            raise Unauthorized(f"{self.directory / 'ca.crt'} holds no certificates: {error}") from error
+        raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
 
     async def renew(self) -> None:
         """Read the token again at once."""
@@ -184,3 +197,12 @@ def _access(configuration: Any) -> Access:
         proxy=transport.proxy,
         tls_server_name=configuration.tls_server_name,
     )
+
+
+def find_login(
+    environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
+) -> Login:
+    """A kubeconfig is read by the official client; in a pod the mounted files are enough (docs/adr/0014)."""
+    if kubeconfig:
+        return OfficialLogin(Path(kubeconfig))
+    return ServiceAccountLogin(environment, service_account)

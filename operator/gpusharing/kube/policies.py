@@ -18,6 +18,19 @@ class PolicyCache:
         self._raw: dict[str, JSON] = {}
         self._views: tuple[PolicyView, ...] = ()
         self._dirty = True
+        self._listing = False
+        self.listed = False
+        """Listed once at least."""
+
+    @property
+    def views(self) -> tuple[PolicyView, ...]:
+        """As last listed, sorted by name."""
+        return self._views
+
+    @property
+    def stale(self) -> bool:
+        """Something was heard of that is not listed yet."""
+        return self._dirty or self._listing
 
     @property
     def dirty(self) -> bool:
@@ -34,12 +47,15 @@ class PolicyCache:
     async def refresh(self) -> tuple[PolicyView, ...]:
         """All policies, sorted by name; listed again only when something was touched."""
         if self._dirty:
-            self._dirty = False
+            self._dirty, self._listing = False, True
             try:
                 listed = [raw async for page in self._client.pages(POLICIES) for raw in page.items]
             except BaseException:
                 self._dirty = True
                 raise
+            finally:
+                self._listing = False
+            self.listed = True
             self._raw = {raw["metadata"]["name"]: raw for raw in listed}
             self._rebuild()
         return self._views

@@ -4,7 +4,10 @@ Our own because what exists loses deletions: kopf 1.45 keeps objects that vanish
 informer of the official client keys by name without UID (reliability-performance.md D2, D3, 3.10).
 
 What holds at any time after `synced`:
-- an object that the server no longer has disappears at the next list at the latest (every `relist_after`);
+- an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth
+  later, so that caches that began together do not list together);
+- a kind that is uninstalled leaves nothing behind: the cache empties when the server's discovery has not listed the
+  kind for GONE_AFTER. A 404 alone is not believed: a server that has just started answers so too;
 - a view never goes back: of one kind, the object with the higher resourceVersion is the newer one. These are
   etcd revisions, one counter for the store; a server that writes something else is believed as it comes;
 - `items` keeps the identity of a view whose projection did not change, so callers may memoise on it.
@@ -12,14 +15,15 @@ What holds at any time after `synced`:
 
 import asyncio
 import random
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Generic, TypedDict, TypeVar
 
-from gpusharing.kube.client import JSON, KubeClient, Resource
+from gpusharing.kube.backoff import Backoff
+from gpusharing.kube.client import JSON, Followable, Resource
+from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound
 from gpusharing.kube.streams import closing
 
@@ -28,6 +32,10 @@ View = TypeVar("View")
 BACKOFF_FIRST = 0.5
 BACKOFF_MOST = 30.0
 REMEMBERED_DELETIONS = 1024
+BRIEF = 1.0
+"""Seconds. A watch that ends sooner is no progress, whatever it brought: the next one waits."""
+GONE_AFTER = 30.0
+"""Seconds without the kind in discovery, after which its objects are believed to be gone."""
 
 
 @dataclass(slots=True)
@@ -38,8 +46,16 @@ class _Known:
     version: str
 
 
+class _Where(TypedDict):
+    """Which objects of the kind."""
+
+    namespace: str | None
+    label_selector: str
+    field_selector: str
+
+
 def _ignore(_: str) -> None:
-    """Nobody wants to know about changes."""
+    """Nobody wants to know."""
 
 
 class Reflector(Generic[View]):
@@ -47,7 +63,7 @@ class Reflector(Generic[View]):
 
     def __init__(
         self,
-        client: KubeClient,
+        client: Followable,
         resource: Resource,
         project: Callable[[JSON], View],
         *,
@@ -55,11 +71,14 @@ class Reflector(Generic[View]):
         label_selector: str = "",
         field_selector: str = "",
         on_change: Callable[[str], None] = _ignore,
+        on_error: Callable[[str], None] = _ignore,
         page_size: int = 25,
         relist_after: float = 600.0,
-        clock: Callable[[], float] = time.monotonic,
+        remembered: int = REMEMBERED_DELETIONS,
+        clock: Callable[[], float] = loop_time,
     ) -> None:
-        """`on_change` is told the name of an object that came, went or changed in its projection.
+        """`on_change` is told the name of an object that came, went or changed in its projection;
+        `on_error` why the server cannot be followed, when that changes, and the empty text when it can (again).
 
         Objects are stored by name; those of a namespaced kind over all namespaces by `namespace/name`. Pages of
         25 keep the peak of memory low: the raw objects of one page are all that is held besides the views.
@@ -72,15 +91,13 @@ class Reflector(Generic[View]):
         """Why the cache is not following the server now; None while it is."""
         self.last_contact = float("-inf")
         """When (by `clock`) the server last said anything; bookmarks make that at least once a minute."""
-        self._client = client
-        self._resource = resource
-        self._project = project
-        self._namespace = namespace
-        self._label_selector = label_selector
-        self._field_selector = field_selector
-        self._on_change = on_change
-        self._page_size = page_size
-        self._relist_after = relist_after
+        self._client, self._resource, self._project = client, resource, project
+        self._where = _Where(
+            namespace=namespace, label_selector=label_selector, field_selector=field_selector
+        )
+        self._on_change, self._on_error = on_change, on_error
+        self._told: str | None = None
+        self._page_size, self._relist_after, self._remembered = page_size, relist_after, remembered
         self._clock = clock
         self._views: dict[str, View] = {}
         self.items = MappingProxyType(self._views)
@@ -88,8 +105,11 @@ class Reflector(Generic[View]):
         self._gone: OrderedDict[str, str] = OrderedDict()
         self._long_names = resource.namespaced and namespace is None
         self._version = ""
-        self._listed_at = float("-inf")
+        self._relist_at = float("-inf")
         self._watched = False
+        self._backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+        self._absent_since: float | None = None
+        """Since when discovery has not listed the kind."""
 
     def resource_version(self, name: str) -> str:
         """The newest version seen of an object, also when its projection did not change; empty when unknown."""
@@ -103,32 +123,63 @@ class Reflector(Generic[View]):
         """
         self._apply(obj)
 
+    def drop(self, name: str) -> None:
+        """The server answered that it has no object of this name; the watch may not have told yet."""
+        if name in self._known:
+            self._forget(name, self._known[name].version)
+
     async def run(self) -> None:
         """List, watch, and list again, until cancelled. Errors of the server are waited out, never raised."""
-        fruitless = 0
         while True:
-            self._watched = False
-            try:
-                await self._follow()
-            except Expired:
-                self._version = ""  # the list that follows heals the gap
-            except (Forbidden, NotFound, Invalid) as error:
-                # Not a passing trouble: start over with a list, in case the kind was installed meanwhile.
-                self.error, self._version = error, ""
-            except KubeError as error:
-                self.error = error
-            # Only an event or bookmark is progress: a server that expires or closes every watch is not pestered.
-            fruitless = 0 if self._watched else fruitless + 1
-            if self.error or fruitless > 1:
-                await asyncio.sleep(_backoff(max(1, fruitless)))
+            self._watched, began = False, self._clock()
+            self.error, expired = await self._until_it_ends()
+            if self.error is not None:
+                self._tell(str(self.error) or repr(self.error))
+            lasted = self._clock() - began
+            # Only what goes on for a while is progress: a server that expires, breaks or closes every watch, or that
+            # sends something first, is not pestered.
+            if self._watched and lasted >= BRIEF and self.error is None and not expired:
+                self._backoff.success()
+            else:
+                await asyncio.sleep(self._backoff.after_failure())
+
+    async def _until_it_ends(self) -> tuple[KubeError | None, bool]:
+        """One `_follow`; the trouble that is left, and whether the server had forgotten our place."""
+        try:
+            await self._follow()
+        except Expired:
+            self._version = ""  # the list that follows heals the gap
+            return self.error, True
+        except (Forbidden, NotFound, Invalid) as error:
+            # Not a passing trouble: start over with a list, in case the kind was installed meanwhile.
+            self._version = ""
+            if isinstance(error, NotFound):
+                await self._look_for_kind()
+            return error, False
+        except KubeError as error:
+            return error, False
+        return self.error, False
+
+    async def _look_for_kind(self) -> None:
+        """Empty the cache when the kind was gone for long enough."""
+        try:
+            served = await self._client.served(self._resource)
+        except KubeError:
+            served = True  # nobody knows
+        if served:
+            self._absent_since = None
+        elif self._absent_since is None:
+            self._absent_since = self._clock()
+        elif self._clock() - self._absent_since >= GONE_AFTER:
+            for name in list(self._known):
+                self.drop(name)
 
     async def _follow(self) -> None:
         """One list, if it is due, and one watch."""
-        if not self._version or self._clock() - self._listed_at >= self._relist_after:
+        if not self._version or self._clock() >= self._relist_at:
             await self._list()
-        left = self._relist_after - (self._clock() - self._listed_at)
         try:
-            async with asyncio.timeout(max(0.0, left)):
+            async with asyncio.timeout(max(0.0, self._relist_at - self._clock())):
                 await self._watch()
         except TimeoutError:
             self._version = ""  # time for the next list
@@ -139,9 +190,7 @@ class Reflector(Generic[View]):
         version = ""
         pages = self._client.pages(
             self._resource,
-            namespace=self._namespace,
-            label_selector=self._label_selector,
-            field_selector=self._field_selector,
+            **self._where,
             limit=self._page_size,
         )
         async with closing(pages):
@@ -156,16 +205,15 @@ class Reflector(Generic[View]):
             if not newer(self._known[name].version, version):
                 self._forget(name, version)
         self._version = version
-        self._listed_at = self._clock()
+        self._relist_at = self._clock() + self._relist_after * random.uniform(1.0, 1.2)
+        self._absent_since = None
         self.synced.set()
 
     async def _watch(self) -> None:
         events = self._client.watch(
             self._resource,
             self._version,
-            namespace=self._namespace,
-            label_selector=self._label_selector,
-            field_selector=self._field_selector,
+            **self._where,
         )
         async with closing(events):
             async for event in events:
@@ -181,6 +229,12 @@ class Reflector(Generic[View]):
     def _contacted(self) -> None:
         self.last_contact = self._clock()
         self.error = None
+        self._tell("")
+
+    def _tell(self, error: str) -> None:
+        if error != self._told:
+            self._told = error
+            self._on_error(error)
 
     def _name(self, obj: JSON) -> str:
         metadata = obj["metadata"]
@@ -216,7 +270,7 @@ class Reflector(Generic[View]):
     def _forget(self, name: str, version: str) -> None:
         """Drop an object that was gone, or out of the selection, at `version`."""
         self._gone[self._known.pop(name).uid] = version
-        if len(self._gone) > REMEMBERED_DELETIONS:
+        if len(self._gone) > self._remembered:
             self._gone.popitem(last=False)
         del self._views[name]
         self._on_change(name)
@@ -228,8 +282,3 @@ def newer(a: str, b: str) -> bool:
         return int(a) > int(b)
     except ValueError:
         return False
-
-
-def _backoff(failures: int) -> float:
-    """Seconds: 0.5, 1, 2 ... 30, each ± 50 %, so that many caches do not come back together."""
-    return min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(failures - 1, 10)) * random.uniform(0.5, 1.5)

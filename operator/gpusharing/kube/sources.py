@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,13 +26,15 @@ from gpusharing.kube.maintenance import Maintained, medik8s_maintenance, nvidia_
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, section
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.views import GPUNodeView, NodeView, Operand, Settings
+from gpusharing.planning.stackviews import Operand
+from gpusharing.planning.views import GPUNodeView, NodeView, Settings
 
 View = TypeVar("View")
 
 AGENT_SELECTOR = "app.kubernetes.io/name=gpusharing-agent"
 MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon"
 OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
+NOT_YET = "not listed yet"
 NODE_CONFIG_SUFFIX = "-mig-config"
 """mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config (a.10)."""
 
@@ -85,14 +87,20 @@ class Sources:
         def changed(_: str) -> None:
             wake()
 
+        def gpunode_changed(name: str) -> None:
+            if name not in self.gpunodes.items:
+                self._mirrors.pop(name, None)
+            wake()
+
         def follow(
             resource: Resource,
             project: Callable[[JSON], View],
             namespace: str | None = None,
             labels: str = "",
+            on_change: Callable[[str], None] = changed,
         ) -> Reflector[View]:
             return Reflector(
-                client, resource, project, namespace=namespace, label_selector=labels, on_change=changed
+                client, resource, project, namespace=namespace, label_selector=labels, on_change=on_change
             )
 
         self._read_maps = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
@@ -105,7 +113,7 @@ class Sources:
         self.policies = PolicyCache(client)
         self._maintenance_keys = maintenance_keys
         self.nodes = follow(NODES, self._node)
-        self.gpunodes = follow(GPUNODES, self._gpunode)
+        self.gpunodes = follow(GPUNODES, self._gpunode, on_change=gpunode_changed)
         self.agents = follow(PODS, _pod_place, pods, AGENT_SELECTOR)
         self.operands = follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
         self.config_maps = follow(CONFIG_MAPS, self._config_map, namespace)
@@ -121,6 +129,11 @@ class Sources:
     def node_view(self, raw: JSON) -> NodeView:
         """A Node as the planner sees it, with what other objects say about it."""
         return self._maintained.join(self._node(raw))
+
+    def seen_node(self, name: str) -> NodeView | None:
+        """The Node as it is known at this moment, joined as for a plan; None when it is not known."""
+        view = self.nodes.items.get(name)
+        return self._maintained.join(view) if view is not None else None
 
     def node_views(self) -> dict[str, NodeView]:
         """All Nodes as the planner sees them; a view whose inputs did not change is the same object."""
@@ -189,11 +202,20 @@ class Sources:
     def missing(self) -> dict[str, str]:
         """Sources that hold no complete list yet, with the reason."""
         missing = {
-            name: str(source.error or "not listed yet")
+            name: str(source.error or NOT_YET)
             for name, source in self.required.items()
             if not source.synced.is_set()
         }
         for name, source in self.optional.items():
             if not source.synced.is_set() and not isinstance(source.error, NotFound | Forbidden):
-                missing[name] = str(source.error or "not listed yet")
+                missing[name] = str(source.error or NOT_YET)
         return missing
+
+
+def by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
+    """One pod per node; a Ready one wins over one that is going."""
+    found: dict[str, Operand] = {}
+    for pod in pods:
+        if pod.app == app and pod.node and (pod.node not in found or pod.operand.ready):
+            found[pod.node] = pod.operand
+    return found

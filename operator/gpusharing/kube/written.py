@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api.names import ANNOTATION_WRITTEN
+from gpusharing.kube.fence import from_rfc3339
 from gpusharing.kube.sources import ConfigMapView
 from gpusharing.planning import migfile, pluginconfig
 
@@ -21,11 +22,12 @@ def parse_written(text: str) -> dict[str, datetime]:
     """Read the annotation; what cannot be read counts as never stamped."""
     try:
         stamps = json.loads(text or "{}")
-        times = {str(key): datetime.fromisoformat(str(stamp)) for key, stamp in stamps.items()}
-    except (ValueError, AttributeError):
+    except (ValueError, RecursionError):
         return {}
-    # A time without a zone cannot be compared with the clock.
-    return {key: moment for key, moment in times.items() if moment.tzinfo is not None}
+    if not isinstance(stamps, dict):
+        return {}
+    times = {key: from_rfc3339(stamp) for key, stamp in stamps.items()}
+    return {key: moment for key, moment in times.items() if moment is not None}
 
 
 @dataclass(slots=True)

@@ -1,0 +1,30 @@
+"""How long to wait after failures in a row, the same for every part of both shells."""
+
+import random
+from collections.abc import Callable
+
+
+def half_to_one_and_a_half() -> float:
+    """The spread of waits: many who failed together do not come back together."""
+    return random.uniform(0.5, 1.5)
+
+
+class Backoff:
+    """Seconds to wait after failures in a row: doubled each time up to a limit, jittered."""
+
+    def __init__(
+        self, first: float, last: float, jitter: Callable[[], float] = half_to_one_and_a_half
+    ) -> None:
+        """`first` and `last` in seconds; `jitter` gives the factor of each wait."""
+        self.first = self._next = first
+        self._last = last
+        self._jitter = jitter
+
+    def after_failure(self) -> float:
+        """How long to wait now."""
+        delay, self._next = self._next, min(self._next * 2, self._last)
+        return delay * self._jitter()
+
+    def success(self) -> None:
+        """Start from the beginning at the next failure."""
+        self._next = self.first

@@ -1,0 +1,88 @@
+"""Two clocks, for two questions.
+
+How long ago? `loop_time`, or any other monotonic clock: nobody can set it.
+
+What time is it? `SteadyClock`: deadlines and claims are absolute times on the API server's objects, read by other
+processes on other machines, so they need a time of day; but a time of day that somebody sets back or forward must
+neither stop the roll nor end a drain early. So the API server tells the time once, in the `Date` of its answers, and
+from then on it goes by a clock that cannot be set:
+
+- a step of any machine's wall clock changes nothing, whether it is ours (never read again) or the API server's;
+- it never goes back and never jumps. While the server's Date differs, it is followed by at most SLEW seconds per second
+  (as adjtime(3) does): two clocks that drift apart stay together, and a step of ten minutes takes two weeks;
+- a machine that was suspended: CLOCK_BOOTTIME goes on meanwhile, so time has passed here too, deadlines included, and
+  everything that was seen before is as old as it really is. A virtual machine that its hypervisor stopped has no clock
+  that knows; it is behind by the length of the stop, deadlines pass later than written, and the Lease (whose renewal
+  another process could take over meanwhile) tells whether we may still write;
+- a process that starts anew asks anew, so a wrong time of the server lasts until then and no longer.
+
+The first answer counts to half a second: Date has whole seconds.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+SLEW = 0.0005
+"""Seconds per second, as adjtime(3) and NTP."""
+
+
+def loop_time() -> float:
+    """The monotonic clock of the running event loop, in seconds; virtual in tests. For ages within a process."""
+    return asyncio.get_running_loop().time()
+
+
+def boot_time() -> float:
+    """Seconds of a clock that nobody sets and that goes on while the machine sleeps (clock_gettime(2))."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()  # not Linux: development
+
+
+def wall_time() -> datetime:
+    """What this machine believes."""
+    return datetime.now(UTC)
+
+
+class SteadyClock:
+    """Call it for the time of day. See the module's text."""
+
+    def __init__(
+        self, steady: Callable[[], float] = boot_time, wall: Callable[[], datetime] = wall_time
+    ) -> None:
+        """`wall` is read once, now, for the time until the API server has told its own."""
+        self._steady = steady
+        self._offset = wall().timestamp() - steady()
+        """Seconds to add to the steady clock."""
+        self._heard_at: float | None = None
+        self._shown = float("-inf")
+
+    def __call__(self) -> datetime:
+        """The time of day; never earlier than it was before, once the API server has told it."""
+        self._shown = max(self._shown, self._steady() + self._offset)
+        return datetime.fromtimestamp(self._shown, UTC)
+
+    def steady(self) -> float:
+        """The clock beneath, in seconds: for `asked_at` of `heard`."""
+        return self._steady()
+
+    def heard(self, date: str, asked_at: float) -> None:
+        """An answer with this `Date` came just now, to a question of `asked_at` (steady).
+
+        A header that is missing or no date (RFC 9110, 5.6.7) is ignored.
+        """
+        try:
+            told = parsedate_to_datetime(date).timestamp()
+        except (ValueError, TypeError, OverflowError):
+            return
+        now = self._steady()
+        earliest, latest = told - now, told + 1 - asked_at
+        if self._heard_at is None:
+            self._offset, self._shown = (earliest + latest) / 2, float("-inf")
+        else:
+            most = SLEW * (now - self._heard_at)
+            wanted = min(max(self._offset, earliest), latest)
+            self._offset += min(max(wanted - self._offset, -most), most)
+        self._heard_at = now

@@ -1,0 +1,116 @@
+"""Calls side by side, one piece of work per object, none of which holds up the others.
+
+A call to one object may take its whole deadline, for ever anew. Whoever waits for the slowest of many makes all of
+them as slow as that one. So a round waits only while pieces of work come to an end; what is still under way then
+goes on by itself, and its object is left out of the following rounds until it is done.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+PATIENCE = 1.0
+"""Seconds without any piece of work coming to an end: the others are not waited for any longer."""
+LONGEST = 10.0
+"""Seconds of one round at most; what was not begun by then belongs to the next one, which decides anew."""
+
+Work = Callable[[str], Awaitable[None]]
+
+
+def _nobody() -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """What is still to be begun, and how many work on it."""
+
+    queue: deque[str]
+    work: Work
+    workers: int = 0
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    left: bool = False
+    """Nobody waits for it any more."""
+
+
+@dataclass(slots=True)
+class Crew:
+    """Some workers instead of a task for each object. Every task ends before `close` returns."""
+
+    parallel: int
+    on_late: Callable[[], None] = _nobody
+    """Told when something came to an end for which its round did not wait."""
+    busy: set[str] = field(default_factory=set)
+    """Objects that are being worked on."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _errors: list[BaseException] = field(default_factory=list)
+
+    async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
+        """Work on every key that is not busy, in their order, at most `parallel` at once. `patience` is in seconds.
+
+        The first error ends all work, that of earlier rounds too, and is raised here; one that came after its round
+        is raised by the next.
+        """
+        await self._raise()
+        round_ = _Round(deque(key for key in keys if key not in self.busy), work)
+        for _ in range(min(self.parallel - len(self._tasks), len(round_.queue))):
+            task = asyncio.create_task(self._work(round_))
+            round_.workers += 1
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        try:
+            await self._wait(round_, patience)
+        except BaseException:
+            await self.close()
+            raise
+        await self._raise()
+
+    async def close(self) -> None:
+        """End all work; returns when it has ended."""
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _wait(self, round_: _Round, patience: float) -> None:
+        clock = asyncio.get_running_loop().time
+        end = clock() + LONGEST
+        while round_.workers and not self._errors:
+            round_.moved.clear()
+            try:
+                async with asyncio.timeout_at(min(clock() + patience, end)):
+                    await round_.moved.wait()
+            except TimeoutError:
+                break
+        round_.queue.clear()
+        round_.left = True
+
+    async def _work(self, round_: _Round) -> None:
+        try:
+            while round_.queue:
+                await self._work_on(round_.queue.popleft(), round_)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised by `each`, whatever it is
+            self._errors.append(error)
+        finally:
+            round_.workers -= 1
+            round_.moved.set()
+
+    async def _work_on(self, key: str, round_: _Round) -> None:
+        self.busy.add(key)
+        try:
+            await round_.work(key)
+        finally:
+            self.busy.discard(key)
+            round_.moved.set()
+            if round_.left:
+                self.on_late()
+
+    async def _raise(self) -> None:
+        if self._errors:
+            await self.close()
+            errors, self._errors = self._errors, []
+            raise BaseExceptionGroup("calls failed", errors)

@@ -1,0 +1,248 @@
+"""Fanout: the one door through which all calls of the operator go, those of its Lease apart.
+
+It bounds how many are under way at once, keeps to the times that the API server asks us to wait, and judges whether
+one call failed or the server is away. It repeats nothing and does not sleep: a call that has to wait is refused with
+HeldBack, and its caller decides anew when the time has come.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from gpusharing.kube.client import JSON, PODS, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.clock import loop_time
+from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unavailable
+from gpusharing.kube.streams import closing
+
+Answer = TypeVar("Answer")
+
+AWAY_OBJECTS = 3
+"""Different objects whose calls failed, without one success in between, make a server that is away ..."""
+AWAY_DOORS = 2
+"""... when these calls were of different kinds. One webhook may refuse every eviction while the server is well."""
+LONGEST_HOLD = 60.0
+"""Seconds; the most that a Retry-After may ask of us."""
+FIRST_HOLD = 1.0
+"""Seconds after a 429 without a Retry-After; doubles with each further one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a call is about."""
+
+    verb: str
+    kind: str
+    """Plural, with the subresource."""
+    name: str
+    """`namespace/name`, or the selector of a list."""
+
+    @property
+    def subject(self) -> str:
+        """Node, GPUNode and pods of one node are one subject; a list of everything is one of its kind."""
+        return self.name.removeprefix("spec.nodeName=") or self.kind
+
+
+def _target(
+    verb: str, resource: Resource, namespace: str | None, name: str, subresource: str | None = None
+) -> Target:
+    kind = f"{resource.plural}/{subresource}" if subresource else resource.plural
+    return Target(verb, kind, f"{namespace}/{name}" if namespace else name)
+
+
+@dataclass(slots=True)
+class Judge:
+    """Tells a call that failed from a server that is away. The only place that raises ServerAway."""
+
+    successes: int = 0
+    """Answers so far; a call that began before the last of them says nothing about now."""
+    failed: dict[Target, str] = field(default_factory=dict)
+    """Calls that failed since the last answer, with the reasons."""
+
+    def answered(self) -> None:
+        """The server said something."""
+        self.successes += 1
+        self.failed.clear()
+
+    def judge(self, target: Target, began: int, error: Unavailable) -> None:
+        """A call that began after `began` answers failed. Raises ServerAway when it was one too many."""
+        if began != self.successes:
+            return
+        self.failed[target] = str(error)
+        subjects = {seen.subject for seen in self.failed}
+        doors = {(seen.verb, seen.kind) for seen in self.failed}
+        if len(subjects) >= AWAY_OBJECTS and len(doors) >= AWAY_DOORS:
+            raise ServerAway(f"the API server is away: {error}") from error
+
+
+@dataclass(slots=True)
+class Holds:
+    """Until when (by the loop's clock) nothing is sent: about one object, or at all."""
+
+    clock: Callable[[], float] = loop_time
+    everything: float = float("-inf")
+    objects: dict[Target, float] = field(default_factory=dict)
+    tries: dict[Target, int] = field(default_factory=dict)
+    """Refusals in a row, by object."""
+    refused: dict[Target, int] = field(default_factory=dict)
+    """Objects that were refused since the last answer."""
+
+    def left(self, target: Target | None = None) -> float:
+        """Seconds still to wait; 0 or less when nothing has to."""
+        until = self.everything
+        if target is not None:
+            until = max(until, self.objects.get(target, until))
+        return until - self.clock()
+
+    def answered(self, target: Target) -> None:
+        """The server carried out or judged a call: it does not hold everybody back."""
+        self.refused.clear()
+        if target in self.tries:
+            del self.tries[target]
+            self.objects.pop(target, None)
+
+    def throttled(self, target: Target, retry_after: float | None, alone: bool) -> float:
+        """A call was refused; returns the seconds to wait. One object `alone` waits alone, a second one for all."""
+        count = self.tries[target] = self.tries.get(target, 0) + 1
+        wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)
+        wait = min(wait, LONGEST_HOLD)
+        self.objects[target] = self.clock() + wait
+        if alone:
+            self.refused = {target: count}
+        else:
+            self.refused[target] = count
+            if len(self.refused) > 1:
+                self.everything = max(self.everything, self.clock() + wait)
+        return wait
+
+
+class Fanout:
+    """A KubeClient in front of another one. All methods: see KubeClient; they also raise HeldBack and ServerAway."""
+
+    def __init__(self, client: KubeClient, *, parallel: int = 16) -> None:
+        """`parallel`: calls under way at once; watches do not count."""
+        self._client = client
+        self._slots = asyncio.Semaphore(parallel)
+        self.judge = Judge()
+        self.holds = Holds()
+
+    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        target = _target("get", resource, namespace, name)
+        return await self._call(target, lambda: self._client.get(resource, name, namespace=namespace))
+
+    async def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 500,
+    ) -> AsyncIterator[Page]:
+        """See KubeClient. Every page is a call of its own."""
+        target = _target("list", resource, namespace, f"{label_selector} {field_selector}".strip())
+        pages = self._client.pages(
+            resource,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+            limit=limit,
+        )
+        async with closing(pages):
+            while True:
+                try:
+                    page = await self._call(target, lambda: anext(pages))
+                except StopAsyncIteration:
+                    return
+                yield page
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> AsyncIterator[WatchEvent]:
+        """See KubeClient. Takes no slot and is not held back; what it says counts as an answer."""
+        events = self._client.watch(
+            resource,
+            resource_version,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+        )
+        async with closing(events):
+            async for event in events:
+                self.judge.answered()
+                yield event
+
+    async def served(self, resource: Resource) -> bool:
+        """See KubeClient."""
+        target = Target("get", f"{resource.api_version} kinds", resource.plural)
+        return await self._call(target, lambda: self._client.served(resource))
+
+    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        name = str((body.get("metadata") or {}).get("name", ""))
+        target = _target("create", resource, namespace, name)
+        return await self._call(target, lambda: self._client.create(resource, body, namespace=namespace))
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: JSON,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> JSON:
+        """See KubeClient."""
+        target = _target("patch", resource, namespace, name, subresource)
+        return await self._call(
+            target,
+            lambda: self._client.patch(resource, name, body, namespace=namespace, subresource=subresource),
+        )
+
+    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
+        """See KubeClient."""
+        target = _target("delete", resource, namespace, name)
+        await self._call(target, lambda: self._client.delete(resource, name, namespace=namespace, uid=uid))
+
+    async def log(self, namespace: str, name: str, lines: int) -> str:
+        """See KubeClient."""
+        target = _target("get", PODS, namespace, name, "log")
+        return await self._call(target, lambda: self._client.log(namespace, name, lines))
+
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """See KubeClient."""
+        target = _target("create", PODS, namespace, name, "eviction")
+        await self._call(target, lambda: self._client.evict(namespace, name, uid))
+
+    async def _call(self, target: Target, send: Callable[[], Awaitable[Answer]]) -> Answer:
+        """One call in its slot, and what its end says about the others."""
+        async with self._slots:
+            if (left := self.holds.left(target)) > 0:
+                raise HeldBack(f"not sent for {left:.0f} s: the API server asked to wait", left)
+            began = self.judge.successes
+            try:
+                answer = await send()
+            except Unavailable as error:
+                self.judge.judge(target, began, error)
+                raise
+            except Throttled as error:
+                alone = began != self.judge.successes
+                self.holds.throttled(target, error.retry_after, alone)
+                self.judge.failed.clear()
+                raise
+            except (KubeError, StopAsyncIteration):
+                self._answered(target)
+                raise
+            self._answered(target)
+            return answer
+
+    def _answered(self, target: Target) -> None:
+        self.judge.answered()
+        self.holds.answered(target)

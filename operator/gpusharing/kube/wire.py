@@ -1,0 +1,95 @@
+"""What goes over the wire and how it is read, the same for both transports: aiohttp's (http.py) and the agent's."""
+
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from gpusharing.kube.answers import Request, error_of, error_of_event
+from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
+from gpusharing.kube.errors import KubeError, NotFound, Unavailable
+from gpusharing.kube.raw import entries, part, text
+
+JSON_TYPE = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+INACTIVITY = 75.0
+"""Seconds. A watch without a byte for longer is dead: the server sends a bookmark every 60 s."""
+WATCH_SECONDS = 300.0
+"""The server ends a watch after this long; each asks for 80 to 100 % of it, so that they do not end together."""
+_EVENT_TYPES = {"ADDED", "MODIFIED", "DELETED", "BOOKMARK"}
+
+Query = dict[str, str]
+
+
+def selectors(label_selector: str, field_selector: str) -> Query:
+    """Those that are given."""
+    given = {"labelSelector": label_selector, "fieldSelector": field_selector}
+    return {key: value for key, value in given.items() if value}
+
+
+def watch_query(resource_version: str, selected: Query, seconds: float = WATCH_SECONDS) -> Query:
+    """Of a watch with bookmarks that ends after 80 to 100 % of `seconds`."""
+    return {
+        "watch": "true",
+        "allowWatchBookmarks": "true",
+        "resourceVersion": resource_version,
+        "timeoutSeconds": str(max(1, int(seconds * random.uniform(0.8, 1.0)))),
+        **selected,
+    }
+
+
+async def each_page(
+    ask: Callable[[Query], Awaitable[JSON]], limit: int, selected: Query
+) -> AsyncIterator[Page]:
+    """The pages of a list; `ask` makes one call. Raises Expired when the server does not keep its moment so long."""
+    query = {"limit": str(limit), **selected}
+    while True:
+        listed = await ask(query)
+        yield Page(listed.get("items") or [], text(listed, "metadata", "resourceVersion"))
+        more = text(listed, "metadata", "continue")
+        if not more:
+            return
+        query = {**query, "continue": more}
+
+
+async def is_served(ask: Callable[[Request, str], Awaitable[JSON]], resource: Resource) -> bool:
+    """Whether discovery lists a kind; `ask` makes one GET of a path."""
+    group = Resource(resource.group, resource.version, "")
+    try:
+        listed = await ask(Request("get", group), group.path())
+    except NotFound:
+        return False
+    return any(part(kind, "name") == resource.plural for kind in entries(listed, "resources"))
+
+
+def event_of(request: Request, line: bytes) -> WatchEvent:
+    """One line of a watch. Raises what an ERROR event stands for."""
+    event = parsed(request, line)
+    kind = event.get("type")
+    if kind not in _EVENT_TYPES or not isinstance(part(event, "object", "metadata"), dict):
+        raise error_of_event(request, event.get("object") or {})
+    return WatchEvent(kind, event["object"])
+
+
+def parsed(request: Request, raw: bytes) -> JSON:
+    """The JSON object of a success. Raises Unavailable for anything else: that was no API server."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Unavailable(f"the answer to {request.what} is no JSON: {raw[:80]!r}") from error
+    if not isinstance(found, dict):
+        raise Unavailable(f"the answer to {request.what} is no JSON object: {raw[:80]!r}")
+    return found
+
+
+def refusal(request: Request, status: int, raw: bytes, retry_after: str | None) -> KubeError:
+    """The error for an answer of 300 or above."""
+    return error_of(request, status, _status_of(raw), retry_after)
+
+
+def _status_of(raw: bytes) -> object:
+    """The Status object of a refusal; its text for the plain words that proxies and filters send."""
+    try:
+        found: object = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {"message": raw[:200].decode(errors="replace").strip()}
+    return found

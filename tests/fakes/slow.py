@@ -1,0 +1,148 @@
+"""An API server that takes its time, behind a client that has slots as HttpClient has. In virtual time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from gpusharing.kube.client import JSON, PODS, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.http import Limits, OnCall
+
+Answer = TypeVar("Answer")
+
+
+class SlowClient:
+    """Passes each call on after `seconds`, at most so many at once as HttpClient makes; watches do not count."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        seconds: float,
+        *,
+        apart: Resource | None = None,
+        apart_seconds: float | None = None,
+        on_call: OnCall | None = None,
+    ) -> None:
+        """Calls for `apart` have slots of their own, as the Lease's have in the shipped process (see test_main.py)."""
+        self.seconds = seconds
+        self.waited: dict[Resource, float] = {}
+        """The longest that a call of each kind waited for its slot, in seconds."""
+        self._client = client
+        self._apart = apart
+        self._apart_seconds = seconds if apart_seconds is None else apart_seconds
+        self._on_call = on_call
+        self._slots = asyncio.Semaphore(Limits().parallel)
+        self._own = asyncio.Semaphore(Limits().parallel)
+
+    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        return await self._slow(
+            "get", resource, lambda: self._client.get(resource, name, namespace=namespace)
+        )
+
+    async def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 500,
+    ) -> AsyncIterator[Page]:
+        """See KubeClient."""
+        pages = self._client.pages(
+            resource,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+            limit=limit,
+        )
+        while True:
+            async with self._slot("list", resource):
+                page = await anext(pages, None)
+            if page is None:
+                return
+            yield page
+            if len(page.items) < limit:
+                return  # its end says that it is the last one; the real client asks no more
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> AsyncIterator[WatchEvent]:
+        """See KubeClient."""
+        async for event in self._client.watch(
+            resource,
+            resource_version,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+        ):
+            yield event
+
+    async def served(self, resource: Resource) -> bool:
+        """See Followable."""
+        return await self._slow("get", resource, lambda: self._client.served(resource))
+
+    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        return await self._slow(
+            "create", resource, lambda: self._client.create(resource, body, namespace=namespace)
+        )
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: JSON,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> JSON:
+        """See KubeClient."""
+        return await self._slow(
+            "patch",
+            resource,
+            lambda: self._client.patch(resource, name, body, namespace=namespace, subresource=subresource),
+        )
+
+    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
+        """See KubeClient."""
+        await self._slow(
+            "delete", resource, lambda: self._client.delete(resource, name, namespace=namespace, uid=uid)
+        )
+
+    async def log(self, namespace: str, name: str, lines: int) -> str:
+        """See KubeClient."""
+        return await self._slow("get", PODS, lambda: self._client.log(namespace, name, lines))
+
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """See KubeClient."""
+        await self._slow("create", PODS, lambda: self._client.evict(namespace, name, uid))
+
+    async def _slow(self, verb: str, resource: Resource, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        async with self._slot(verb, resource):
+            return await call()
+
+    @asynccontextmanager
+    async def _slot(self, verb: str, resource: Resource) -> AsyncIterator[None]:
+        clock = asyncio.get_running_loop().time
+        begun, status = clock(), 200
+        own = resource == self._apart
+        async with self._own if own else self._slots:
+            self.waited[resource] = max(self.waited.get(resource, 0.0), clock() - begun)
+            await asyncio.sleep(self._apart_seconds if own else self.seconds)
+            try:
+                yield
+            except KubeError:
+                status = 400
+                raise
+            finally:
+                if self._on_call:
+                    self._on_call(verb, resource, None, status, self.seconds)

@@ -1,0 +1,27 @@
+"""TLS for test servers on loopback: whose certificate they show, and what name they were called by."""
+
+import ssl
+from pathlib import Path
+
+from hack.cluster.certs import Pki, create_pki
+
+
+class Identity:
+    """A certificate for 127.0.0.1, `localhost` and `kubernetes`, of an authority of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.pki: Pki = create_pki(directory)
+        self.called: list[str | None] = []
+        """The name of each connection (SNI); None: by its address."""
+
+    @property
+    def authority(self) -> str:
+        """The authority's certificate, PEM."""
+        return self.pki.ca.read_text()
+
+    def context(self) -> ssl.SSLContext:
+        """For a server."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.pki.cert("serving"), self.pki.key("serving"))
+        context.sni_callback = lambda _, name, __: self.called.append(name)
+        return context

@@ -1,0 +1,121 @@
+"""The time of day comes from the API server once, and then goes on whatever anybody sets."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from gpusharing.kube.clock import SLEW, SteadyClock, boot_time, wall_time
+
+NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+
+
+class Machines:
+    """Our clocks and the API server's, each of which a test may set."""
+
+    def __init__(self, wall: datetime = NOON) -> None:
+        self.steady = 5000.0
+        self.wall = wall
+        self.server = NOON
+        self.clock = SteadyClock(lambda: self.steady, lambda: self.wall)
+
+    def passes(self, seconds: float) -> None:
+        """Time goes on everywhere."""
+        self.steady += seconds
+        self.wall += timedelta(seconds=seconds)
+        self.server += timedelta(seconds=seconds)
+
+    def ask(self, latency: float = 0.0) -> None:
+        """One call, answered by the server at its end."""
+        asked_at = self.clock.steady()
+        self.passes(latency)
+        self.clock.heard(format_datetime(self.server, usegmt=True), asked_at)
+
+    def error(self) -> float:
+        """Seconds that our clock is ahead of NOON and what passed since."""
+        return (self.clock() - NOON).total_seconds() - (self.steady - 5000.0)
+
+
+def test_the_api_servers_time_is_taken_over_at_its_first_answer_to_half_a_second() -> None:
+    machines = Machines(wall=NOON - timedelta(days=400))
+    machines.ask()
+    assert machines.error() == pytest.approx(0.5, abs=0.51)
+    machines.passes(3600.25)
+    assert machines.error() == pytest.approx(0.5, abs=0.51)
+
+
+@pytest.mark.parametrize("step", [-600, 600, -86400])
+def test_a_step_of_our_wall_clock_changes_nothing(step: int) -> None:
+    machines = Machines()
+    machines.ask()
+    before = machines.error()
+    machines.wall += timedelta(seconds=step)
+    machines.passes(10)
+    machines.ask()
+    assert machines.error() == before
+
+
+@pytest.mark.parametrize("step", [-600, 600])
+def test_a_step_of_the_servers_clock_is_followed_by_no_more_than_clocks_drift(step: int) -> None:
+    machines = Machines()
+    machines.ask()
+    before = machines.error()
+    machines.server += timedelta(seconds=step)
+    for _ in range(100):
+        machines.passes(2)
+        machines.ask()
+    assert abs(machines.error() - before) == pytest.approx(200 * SLEW, abs=0.01)
+
+
+def test_it_never_goes_back_while_it_follows_a_slower_server() -> None:
+    machines = Machines()
+    machines.ask()
+    machines.server -= timedelta(seconds=600)
+    seen = [machines.clock()]
+    for _ in range(1000):
+        machines.passes(0.001)
+        machines.ask()
+        seen.append(machines.clock())
+    machines.passes(3600)
+    seen.append(machines.clock())
+    machines.ask()
+    seen.append(machines.clock())
+    assert seen == sorted(seen)
+
+
+def test_two_clocks_that_drift_apart_stay_together() -> None:
+    machines = Machines()
+    machines.ask()
+    for _ in range(20_000):
+        machines.passes(2)
+        machines.server += timedelta(seconds=2 * 0.0002)
+        machines.ask()
+    assert (machines.server - machines.clock()).total_seconds() == pytest.approx(0, abs=1.01)
+
+
+def test_a_slow_answer_says_less_and_moves_nothing() -> None:
+    machines = Machines()
+    machines.ask()
+    before = machines.error()
+    machines.passes(1)
+    machines.ask(latency=9.0)
+    assert machines.error() == pytest.approx(before)
+
+
+@pytest.mark.parametrize(
+    "date", ["", "soon", "Fri, 99 Foo 2026 12:00:00 GMT", "Fri, 20 Nov 99999 12:00:00 GMT"]
+)
+def test_a_header_that_is_no_date_is_ignored(date: str) -> None:
+    machines = Machines()
+    machines.clock.heard(date, machines.clock.steady())
+    assert machines.error() == 0
+    machines.server += timedelta(days=1)
+    machines.ask()
+    assert machines.error() == pytest.approx(86400.5, abs=0.51), "the first answer is still to come"
+
+
+def test_without_an_answer_it_begins_with_this_machines_own_time_and_goes_on_by_the_clock_that_sleeps_never() -> (
+    None
+):
+    assert abs((SteadyClock()() - wall_time()).total_seconds()) < 1
+    assert boot_time() <= boot_time()

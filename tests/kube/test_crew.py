@@ -1,0 +1,121 @@
+"""Work side by side, none of which holds up the others, and no task of which outlives it."""
+
+import asyncio
+
+import pytest
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.crew import LONGEST, PATIENCE, Crew
+
+
+async def test_every_key_is_worked_on_in_order_and_no_more_at_once_than_allowed() -> None:
+    begun: list[str] = []
+    at_once, most = 0, 0
+
+    async def work(key: str) -> None:
+        nonlocal at_once, most
+        begun.append(key)
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0)
+        at_once -= 1
+
+    await Crew(3).each("abcdefgh", work)
+    assert (begun, most) == (list("abcdefgh"), 3)
+
+
+async def test_nothing_to_do_is_done() -> None:
+    async def work(key: str) -> None:
+        raise AssertionError(key)
+
+    await Crew(16).each([], work)
+
+
+@virtually
+async def test_what_takes_long_goes_on_and_is_left_out_of_later_rounds_until_it_is_done() -> None:
+    late: list[str] = []
+    begun: list[str] = []
+
+    async def work(key: str) -> None:
+        begun.append(key)
+        if key == "slow":
+            await asyncio.sleep(9)
+
+    crew = Crew(4, lambda: late.append("done"))
+    clock = asyncio.get_running_loop().time
+    before = clock()
+    await crew.each(["slow", "a", "b"], work)
+    assert clock() - before == PATIENCE
+    assert crew.busy == {"slow"}
+    await crew.each(["slow", "c"], work)
+    assert clock() - before == PATIENCE, "nobody waits for it a second time"
+    assert begun == ["slow", "a", "b", "c"]
+    await asyncio.sleep(10)
+    assert (late, crew.busy) == (["done"], set())
+    await crew.each(["slow"], work)
+    assert begun[-1] == "slow"
+    await crew.close()
+
+
+@virtually
+async def test_a_slow_server_is_waited_for_while_it_answers_but_not_for_ever() -> None:
+    done: list[str] = []
+
+    async def work(key: str) -> None:
+        await asyncio.sleep(0.5)
+        done.append(key)
+
+    crew = Crew(2)
+    await crew.each(map(str, range(16)), work)
+    assert len(done) == 16
+    await crew.each(map(str, range(100)), work)
+    assert len(done) - 16 <= 2 * LONGEST / 0.5 + 2
+    await crew.close()
+
+
+@pytest.mark.parametrize("failing", range(4))
+async def test_the_first_error_ends_all_work_and_no_task_is_left(failing: int) -> None:
+    ended: list[str] = []
+
+    async def work(key: str) -> None:
+        if key == str(failing):
+            raise ValueError(key)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(key)
+
+    crew, before = Crew(4), asyncio.all_tasks()
+    with pytest.raises(ExceptionGroup) as caught:
+        await crew.each(["0", "1", "2", "3"], work)
+    assert [str(error) for error in caught.value.exceptions] == [str(failing)]
+    assert asyncio.all_tasks() == before
+    assert crew.busy == set()
+
+
+@virtually
+async def test_an_error_for_which_nobody_waited_is_raised_by_the_next_round() -> None:
+    async def work(key: str) -> None:
+        if key == "slow":
+            await asyncio.sleep(5)
+            raise ValueError(key)
+
+    crew = Crew(4)
+    await crew.each(["slow"], work)
+    await asyncio.sleep(5)
+    with pytest.raises(ExceptionGroup):
+        await crew.each(["a"], work)
+    await crew.each(["a"], work)
+
+
+@virtually
+async def test_who_is_cancelled_ends_its_work_first() -> None:
+    async def work(key: str) -> None:
+        await asyncio.sleep(3600)
+
+    crew, before = Crew(4), asyncio.all_tasks()
+    task = asyncio.create_task(crew.each(["a", "b"], work))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await asyncio.wait({task})
+    assert asyncio.all_tasks() == before

@@ -1,0 +1,186 @@
+"""One failed call is one failed call; only several about different objects make a server that is away."""
+
+import asyncio
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER, SILENCE
+from tests.fakes.virtualtime import virtually
+from tests.kube.objects import node, pod
+
+from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
+from gpusharing.kube.errors import (
+    EvictionBlocked,
+    HeldBack,
+    KubeError,
+    NotFound,
+    ServerAway,
+    Throttled,
+    Unavailable,
+)
+from gpusharing.kube.fanout import Fanout
+
+
+def stage(parallel: int = 16) -> tuple[FakeCluster, Fanout]:
+    """A cluster with three nodes and a pod, and the door to it."""
+    cluster = FakeCluster()
+    for name in ("gpu-1", "gpu-2", "gpu-3"):
+        cluster.add(NODES, node(name))
+        cluster.add(GPUNODES, {"metadata": {"name": name}})
+    cluster.add(PODS, pod())
+    return cluster, Fanout(cluster.client("operator"), parallel=parallel)
+
+
+async def refused(fanout: Fanout, verb: str, name: str) -> KubeError:
+    """The error of a call about one node."""
+    with pytest.raises(KubeError) as caught:
+        await (fanout.get(NODES, name) if verb == "get" else fanout.patch(GPUNODES, name, {}))
+    return caught.value
+
+
+async def test_one_object_that_fails_for_ever_never_means_that_the_server_is_away() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("get", NODES, Unavailable("502"), name="gpu-1", times=EVER)
+    cluster.faults.fail("patch", GPUNODES, Unavailable("502"), name="gpu-1", times=EVER)
+    for _ in range(50):
+        assert type(await refused(fanout, "get", "gpu-1")) is Unavailable
+        assert type(await refused(fanout, "patch", "gpu-1")) is Unavailable
+
+
+async def test_three_objects_in_a_row_without_a_success_mean_that_it_is_away() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("get", NODES, Unavailable("refused"), times=EVER)
+    sick = cluster.faults.fail("patch", GPUNODES, Unavailable("refused"), times=EVER)
+    assert type(await refused(fanout, "get", "gpu-1")) is Unavailable
+    assert type(await refused(fanout, "get", "gpu-2")) is Unavailable
+    assert isinstance(await refused(fanout, "patch", "gpu-3"), ServerAway)
+    assert isinstance(await refused(fanout, "get", "gpu-1"), ServerAway), "and all others after it"
+    sick.lift()
+    await fanout.patch(GPUNODES, "gpu-1", {})
+    assert type(await refused(fanout, "get", "gpu-1")) is Unavailable, "one answer is enough"
+
+
+async def test_a_success_in_between_makes_it_single_failures() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("get", NODES, Unavailable("502"), times=EVER)
+    cluster.faults.fail("patch", GPUNODES, Unavailable("502"), name="gpu-2", times=EVER)
+    for _ in range(9):
+        assert type(await refused(fanout, "get", "gpu-1")) is Unavailable
+        assert type(await refused(fanout, "patch", "gpu-2")) is Unavailable
+        await fanout.patch(GPUNODES, "gpu-3", {})
+        assert type(await refused(fanout, "get", "gpu-3")) is Unavailable
+        await fanout.patch(GPUNODES, "gpu-3", {})
+
+
+async def test_one_node_that_fails_in_everything_is_still_one_node() -> None:
+    cluster, fanout = stage()
+    for resource in (NODES, GPUNODES):
+        for verb in ("get", "patch"):
+            cluster.faults.fail(verb, resource, Unavailable("502"), name="gpu-1", times=EVER)
+    cluster.faults.fail("list", PODS, Unavailable("502"), selector="spec.nodeName=gpu-1", times=EVER)
+    for _ in range(9):
+        assert type(await refused(fanout, "get", "gpu-1")) is Unavailable
+        assert type(await refused(fanout, "patch", "gpu-1")) is Unavailable
+        with pytest.raises(Unavailable):
+            [page async for page in fanout.pages(PODS, field_selector="spec.nodeName=gpu-1")]
+
+
+async def test_a_webhook_that_refuses_every_eviction_is_no_server_that_is_away() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("evict", PODS, Unavailable("504"), times=EVER)
+    for number in range(20):
+        with pytest.raises(Unavailable):
+            await fanout.evict("team-a", f"llm-{number}", "uid")
+
+
+async def test_a_refusal_is_an_answer() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("get", NODES, Unavailable("502"), times=EVER)
+    cluster.faults.fail("evict", PODS, EvictionBlocked("needs 2"), times=EVER)
+    cluster.faults.fail("get", POLICIES, NotFound("gone"), times=EVER)
+    for name in ("gpu-1", "gpu-2", "gpu-3"):
+        assert type(await refused(fanout, "get", name)) is Unavailable
+        with pytest.raises(EvictionBlocked):
+            await fanout.evict("team-a", "llm-0", "uid")
+    cluster.faults.fail("patch", GPUNODES, Unavailable("502"), times=EVER)
+    assert type(await refused(fanout, "patch", "gpu-1")) is Unavailable
+
+
+@virtually
+async def test_calls_that_hang_while_others_are_answered_say_nothing_about_the_server() -> None:
+    cluster, fanout = stage()
+    for name in ("gpu-1", "gpu-2"):
+        cluster.faults.fail("get", NODES, SILENCE, name=name)
+    cluster.faults.fail("patch", GPUNODES, SILENCE, name="gpu-1")
+    async with asyncio.TaskGroup() as group:
+        hanging = [
+            group.create_task(refused(fanout, *call))
+            for call in (("get", "gpu-1"), ("get", "gpu-2"), ("patch", "gpu-1"))
+        ]
+        await asyncio.sleep(5)
+        await fanout.get(NODES, "gpu-3")
+    assert {type(task.result()) for task in hanging} == {Unavailable}
+
+
+@virtually
+async def test_no_more_calls_are_under_way_than_there_are_slots() -> None:
+    cluster, fanout = stage(parallel=2)
+    sick = cluster.faults.fail("get", NODES, SILENCE, times=EVER)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(refused(fanout, "get", f"gpu-{number % 3}")) for number in range(6)]
+        await asyncio.sleep(1)
+        assert sick.hits == 2
+        await asyncio.sleep(30)
+        assert all(task.done() for task in tasks)
+
+
+@virtually
+async def test_a_429_about_two_objects_holds_back_every_call_until_its_time() -> None:
+    cluster, fanout = stage()
+    busy = [cluster.faults.fail("get", NODES, Throttled("slow down", 30.0), times=EVER)]
+    assert type(await refused(fanout, "get", "gpu-1")) is Throttled
+    assert type(await refused(fanout, "get", "gpu-2")) is Throttled
+    before = cluster.calls.total()
+    for second in range(29):
+        error = await refused(fanout, "patch", f"gpu-{second % 3 + 1}")
+        assert isinstance(error, HeldBack)
+        assert error.retry_after is not None
+        await asyncio.sleep(1)
+    assert cluster.calls.total() == before
+    busy[0].lift()
+    await asyncio.sleep(1)
+    await fanout.get(NODES, "gpu-1")
+
+
+@virtually
+async def test_a_429_about_one_object_alone_holds_back_that_object_only() -> None:
+    cluster, fanout = stage()
+    sick = cluster.faults.fail("get", NODES, Throttled("slow down", 10.0), name="gpu-1", times=EVER)
+    for _ in range(100):
+        assert isinstance(await refused(fanout, "get", "gpu-1"), Throttled)
+        await fanout.get(NODES, "gpu-2")
+        await asyncio.sleep(1)
+    assert sick.hits == 10
+    assert fanout.holds.left() < 0
+
+
+@virtually
+async def test_nobody_is_held_back_for_more_than_a_minute() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("get", NODES, Throttled("slow down", 86400.0), times=2)
+    await refused(fanout, "get", "gpu-1")
+    await refused(fanout, "get", "gpu-2")
+    assert fanout.holds.left() == 60.0
+    await asyncio.sleep(60)
+    await fanout.get(NODES, "gpu-1")
+
+
+@virtually
+async def test_without_a_time_to_wait_the_waits_double() -> None:
+    cluster, fanout = stage()
+    sick = cluster.faults.fail("get", NODES, Throttled("slow down"), name="gpu-1", times=EVER)
+    for _ in range(63):
+        await refused(fanout, "get", "gpu-1")
+        await fanout.get(NODES, "gpu-2")
+        await asyncio.sleep(1)
+    assert sick.hits == 6, "at 0, 1, 3, 7, 15 and 31 s"

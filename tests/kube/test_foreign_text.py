@@ -1,0 +1,254 @@
+"""What other people write never ends the process: every reader of it gives an answer, whatever the text is.
+
+Each reader is fed valid objects with one to three places replaced by something odd. Exceptions fail the test; what
+each answer is stands in the tests of its module.
+"""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.build import NOW as now
+from tests.build import make_fence, make_gpu, make_gpunode, make_node, make_policy, make_snapshot, make_stack
+from tests.kube.damage import ODD, ODD_YAML, damaged, yaml_of
+from tests.kube.objects import node, pod
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.kube import convert, convert_pods, fence
+from gpusharing.kube.actuatorlog import failure_in
+from gpusharing.kube.answers import Request, error_of, error_of_event
+from gpusharing.kube.client import PODS
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
+from gpusharing.kube.quantity import count
+from gpusharing.kube.sources import ConfigMapView
+from gpusharing.kube.written import OurConfigMaps, parse_written
+from gpusharing.planning import migfile, pluginconfig
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.stackviews import StackView
+
+TWO = (make_gpu(0), make_gpu(1))
+META = ("apiVersion", "kind", "metadata")
+"""What the API server guarantees of every object."""
+
+MIG_FILE = {
+    "version": "v1",
+    "mig-configs": {
+        "halves": [{"devices": "all", "mig-enabled": True, "mig-devices": {"3g.40gb": 2}}],
+        "off": [{"device-filter": ["0x233010DE"], "devices": [0, 1], "mig-enabled": False}],
+    },
+}
+PLUGIN_FILE = {
+    "version": "v1",
+    "flags": {"migStrategy": "mixed"},
+    "sharing": {
+        "timeSlicing": {"renameByDefault": True, "resources": [{"name": "nvidia.com/gpu", "replicas": 4}]},
+        "mps": {"resources": [{"name": "gpu", "replicas": 4}]},
+    },
+}
+PDB = {
+    "metadata": {"namespace": "team-a", "name": "llm"},
+    "spec": {
+        "selector": {
+            "matchLabels": {"app": "llm"},
+            "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}],
+        }
+    },
+    "status": {"disruptionsAllowed": 1, "expectedPods": 2, "desiredHealthy": 1, "currentHealthy": 2},
+}
+CLAIM = {
+    "metadata": {"namespace": "team-a", "name": "c"},
+    "status": {"allocation": {"devices": {"results": [{"driver": "gpu.nvidia.com", "adminAccess": False}]}}},
+}
+CLAIMING_POD = {
+    "spec": {"resourceClaims": [{"name": "a", "resourceClaimName": "b"}, {"name": "c"}]},
+    "status": {
+        "resourceClaimStatuses": [{"name": "c", "resourceClaimName": "d"}],
+        "extendedResourceClaimStatus": {"resourceClaimName": "e"},
+    },
+}
+OBSERVED = {
+    "requestID": "r", "quiet": False, "error": "", "pods": 1, "allocated": {"nvidia.com/gpu": 1},
+    "gpus": [{"index": 0, "uuid": "GPU-0", "product": "NVIDIA H100 80GB HBM3", "migMode": "Enabled",
+              "migModePending": "Enabled", "computeMode": "Default",
+              "instances": [{"profile": "3g.40gb", "start": 0, "size": 4}],
+              "processes": [{"pid": 1, "name": "python"}]}],
+    "models": [{"product": "NVIDIA H100 80GB HBM3", "memoryMiB": 81559, "migCapable": True,
+                "profiles": [{"name": "3g.40gb", "starts": [0, 4], "size": 4, "maxCount": 2}]}],
+}  # fmt: skip
+POLICY = {
+    "metadata": {"name": "pool-b", "uid": "1", "generation": 1, "creationTimestamp": "2026-11-20T00:00:00Z"},
+    "spec": {
+        "nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}},
+        "mode": "MIG",
+        "mig": {"strategy": "mixed", "layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}]},
+        "drain": {"timeout": "15m"},
+        "rollout": {"maxUnavailable": "50%", "timeouts": {"actuation": "30m"}},
+    },
+}
+CLUSTER_POLICY = {
+    "metadata": {"name": "cluster-policy"},
+    "spec": {
+        "devicePlugin": {"version": "v0.19.3", "config": {"name": "x", "default": "y"}},
+        "mig": {"strategy": "single"},
+        "migManager": {
+            "enabled": True,
+            "version": "v0.13.1",
+            "config": {"name": "z"},
+            "env": [{"name": "WITH_REBOOT", "value": "true"}],
+        },
+    },
+}
+MAINTENANCE = {
+    "metadata": {"name": "nm", "namespace": "m"},
+    "spec": {"nodeName": "gpu-07", "requestorID": "who"},
+    "status": {"phase": "Failed", "conditions": [{"type": "RequestorFailed", "status": "True"}]},
+}
+STATUS = {
+    "kind": "Status", "message": "no", "code": 429, "reason": "TooManyRequests",
+    "details": {"retryAfterSeconds": 5, "causes": [{"reason": "DisruptionBudget", "message": "The disruption budget"}]},
+}  # fmt: skip
+
+
+@given(damaged(node(), META))
+def test_a_damaged_node_is_read(raw: Any) -> None:
+    assert convert.node_view(raw).name == "gpu-07"
+
+
+@given(damaged(pod(), META))
+def test_a_damaged_pod_is_read(raw: Any) -> None:
+    assert convert_pods.pod_view(raw, {}).name == "llm-0"
+
+
+@given(damaged(CLAIMING_POD))
+def test_damaged_claims_of_a_pod_are_read(raw: Any) -> None:
+    assert isinstance(convert_pods.claim_names(raw), tuple)
+
+
+@given(damaged(CLAIM, META), damaged(PDB, META))
+def test_damaged_claims_and_budgets_are_read(claim: Any, budget: Any) -> None:
+    assert convert_pods.claim_use(claim) in ("none", "gpu", "unresolved")
+    assert convert_pods.pdb_view(budget).name == "llm"
+
+
+@given(damaged(OBSERVED))
+def test_a_damaged_report_of_an_agent_is_an_error_of_that_node(raw: Any) -> None:
+    view = convert.observed_view(raw)
+    assert view.gpus or view.error or not raw.get("gpus")
+
+
+@given(damaged({"spec": {"request": {"id": "a", "quiet": True}}, "status": {"observed": OBSERVED}}))
+def test_a_damaged_gpunode_is_read(raw: Any) -> None:
+    assert convert.gpunode_view({"metadata": {"name": "gpu-07"}, **raw}).name == "gpu-07"
+
+
+@given(damaged(POLICY, META))
+def test_a_damaged_policy_has_a_spec_or_problems(raw: Any) -> None:
+    view = convert.policy_view(raw)
+    assert (view.spec is None) == bool(view.problems)
+
+
+@given(damaged(CLUSTER_POLICY, META), damaged(MAINTENANCE, META))
+def test_damaged_objects_of_other_operators_are_read(cluster_policy: Any, maintenance: Any) -> None:
+    assert isinstance(convert.cluster_policy_view(cluster_policy).mig_manager_enabled, bool)
+    assert "NodeMaintenance" in medik8s_maintenance(maintenance).who
+    assert "NodeMaintenance" in nvidia_maintenance(maintenance).who
+
+
+@given(
+    st.sampled_from([400, 401, 403, 404, 409, 410, 422, 429, 500, 503, 504, 418]), damaged(STATUS), st.text()
+)
+def test_a_damaged_refusal_is_an_error_of_ours(code: int, status: Any, retry_after: str) -> None:
+    for request in (Request("create", PODS, "eviction"), Request("list", PODS)):
+        assert isinstance(error_of(request, code, status, retry_after), KubeError)
+        assert isinstance(error_of_event(request, status if isinstance(status, dict) else {}), KubeError)
+
+
+RECORD = json.loads(fence.record_text(make_fence()))
+
+
+@given(damaged(RECORD))
+def test_a_damaged_record_is_no_record(record: Any) -> None:
+    text = json.dumps(record)
+    for parse in (fence.parse_fence, fence.parse_deferred, fence.parse_verified):
+        found, why = parse(text)
+        assert (found is None) == bool(why)
+    claims, why = fence.parse_claims(json.dumps({"v": 1, "claims": {"gpu-07": record}}))
+    assert bool(claims) != bool(why)
+
+
+@pytest.mark.parametrize(
+    "odd", [*ODD, *ODD_YAML], ids=lambda odd: str(odd)[:30].encode("unicode_escape").decode()
+)
+def test_an_odd_value_is_no_record_no_stamp_and_no_quantity(odd: Any) -> None:
+    text = odd if isinstance(odd, str) else json.dumps(odd)
+    assert fence.parse_fence(text)[0] is None
+    assert fence.parse_claims(text)[0] == {}
+    for stamps in (text, json.dumps({"a": odd})):
+        assert all(moment <= now or moment > now for moment in parse_written(stamps).values())
+    assert fence.from_rfc3339(odd) is None or fence.from_rfc3339(odd) != now
+    assert count(odd) is None or isinstance(count(odd), int)
+    assert isinstance(failure_in(text), str)
+
+
+@given(st.text())
+def test_any_log_of_mig_manager_is_read(text: str) -> None:
+    assert len(failure_in(f'level=error msg="{text}"')) <= 400
+
+
+@settings(max_examples=300)
+@given(yaml_of(MIG_FILE))
+def test_a_damaged_mig_file_has_entries_that_mean_something_or_nothing(text: str) -> None:
+    for entries in (migfile.parse(text), migfile.read_admin(text).entries):
+        for entry in entries.values():
+            meaning = migfile.resolve(entry, TWO)
+            assert isinstance(meaning, migfile.Unresolved | tuple)
+        assert migfile.parse(migfile.render(entries)).keys() == entries.keys()
+
+
+@settings(max_examples=300)
+@given(yaml_of(PLUGIN_FILE))
+def test_a_damaged_plugin_configuration_is_one_or_none(text: str) -> None:
+    config = pluginconfig.parse(text)
+    assert config is None or pluginconfig.parse(pluginconfig.render(config)) is not None
+
+
+@settings(max_examples=200)
+@given(yaml_of(MIG_FILE), yaml_of(PLUGIN_FILE), st.sampled_from(ODD))
+def test_our_own_configmaps_after_an_edit_are_read(mig: str, plugin: str, stamp: Any) -> None:
+    written = {names.ANNOTATION_WRITTEN: json.dumps({"a": stamp})}
+    ours = OurConfigMaps()
+    ours.read(
+        ConfigMapView({"a": plugin}, written, "1", True), ConfigMapView({"config.yaml": mig}, written, "2")
+    )
+    assert ours.written(now).keys() <= {"a"}
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(["admin_mig_file", "mig_file", "plugin_configs", "generated_mig_files"]),
+    yaml_of(MIG_FILE),
+    yaml_of(PLUGIN_FILE),
+    st.sampled_from(["halves", "off", "all-balanced"]),
+    st.booleans(),
+)
+def test_a_plan_is_made_whatever_the_files_hold(
+    kind: str, mig: str, plugin: str, config: str, ours: bool
+) -> None:
+    fields: dict[str, Any] = {
+        "admin_mig_file": mig,
+        "mig_file": mig,
+        "plugin_configs": {"their-config": plugin},
+        "generated_mig_files": {"gpu-07": mig},
+    }
+    policy = make_policy(mig={"config": config})
+    stack: StackView = make_stack(policy, **{kind: fields[kind]}, serves_our_mig_file=ours)
+    labels = {"nvidia.com/device-plugin.config": "their-config", "nvidia.com/gpu.replicas": "4"}
+    nodes = [make_node(labels=labels), make_node("gpu-08", labels={"nvidia.com/mig.config": "halves"})]
+    reports = [make_gpunode(view.name, gpus=TWO) for view in nodes]
+    plan = plan_rollout(make_snapshot(nodes, [policy], gpunodes=reports, stack=stack), now)
+    assert plan.verdicts.keys() == {"gpu-07", "gpu-08"}
+    assert Phase.FAILED not in {verdict.phase for verdict in plan.verdicts.values()}
