@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing
+from gpusharing.planning.stackviews import StackView
 from gpusharing.planning.target import Target, find_target, find_wish
-from gpusharing.planning.views import GpuView, PolicyView, StackView
+from gpusharing.planning.views import GpuView, PolicyView
 
 
 def plugins_of(

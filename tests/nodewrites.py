@@ -32,6 +32,21 @@ MARKS = {names.LABEL_MODE, names.LABEL_POLICY}
 ACTUATING = {names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG}
 """Labels that NVIDIA's software acts on."""
 
+MCO = "machineconfiguration.openshift.io/"
+FOREIGN_PREFIXES = ("weave.works/kured-reboot-in-progress", "skyhook.nvidia.com/cordon_")
+FOREIGN_STATES = {
+    names.LABEL_UPGRADE_STATE: ("", "upgrade-done"),
+    "sriovnetwork.openshift.io/state": ("Idle",),
+}
+"""Marks that are there always, and the values with which nobody works on the node."""
+FOREIGN_TAINTS = {
+    "medik8s.io/drain",
+    "karpenter.sh/disrupted",
+    "karpenter.sh/disruption",
+    "ToBeDeletedByClusterAutoscaler",
+}
+FOREIGN_CONDITIONS = {"MaintenanceInProgress", "DrainInProgress"}
+
 
 def step_of(before: JSON, body: JSON) -> Step:
     """Which step of a change a write is."""
@@ -43,7 +58,13 @@ def step_of(before: JSON, body: JSON) -> Step:
     was, now = fence_of(before), _record(written[names.ANNOTATION_FENCE])
     if was is None:
         return "fence"
-    return "PNR" if now["stage"] == "actuating" and aim_of(was) != aim_of(now) else "update"
+    return "PNR" if begins_run(was, now) else "update"
+
+
+def begins_run(was: JSON | None, now: JSON) -> bool:
+    """A run of the actuators begins: to another aim, or one that was recorded as owed to the same."""
+    owed = was is not None and was.get("owed") and not now.get("owed")
+    return now["stage"] == "actuating" and (aim_of(was) != aim_of(now) or bool(owed))
 
 
 def wrong_in_write(before: JSON, body: JSON) -> Iterator[str]:
@@ -118,6 +139,25 @@ def _wrong_uncordon(before: JSON) -> Iterator[str]:
         yield "lifted a cordon that is not ours"
     if annotations_of(before).get(names.ANNOTATION_HOLD_CORDON) == "true":
         yield "lifted a cordon that was to be held"
+    if foreign := foreign_marks(before):
+        yield f"lifted the cordon under {', '.join(foreign)}"
+
+
+def foreign_marks(node: JSON) -> list[str]:
+    """What other controllers have written on a Node that they maintain (drain.md C5), by key."""
+    labels, annotations = labels_of(node), annotations_of(node)
+    found = [key for key in annotations if key.startswith(FOREIGN_PREFIXES)]
+    found += [
+        key for key, idle in FOREIGN_STATES.items() if {**labels, **annotations}.get(key, idle[0]) not in idle
+    ]
+    applied = annotations.get(f"{MCO}lastAppliedDrain")
+    found += [f"{MCO}desiredDrain"] if annotations.get(f"{MCO}desiredDrain") != applied else []
+    taints = [row["key"] for row in node.get("spec", {}).get("taints") or ()]
+    found += [key for key in taints if key in FOREIGN_TAINTS]
+    rows = (node.get("status") or {}).get("conditions") or ()
+    return found + [
+        row["type"] for row in rows if row["type"] in FOREIGN_CONDITIONS and row["status"] == "True"
+    ]
 
 
 def wrong_in_change(before: JSON, after: JSON) -> Iterator[str]:

@@ -80,6 +80,9 @@ def test_status_keeps_null_where_null_means_something() -> None:
     assert nullable == {
         "status.observed",
         "status.transition",
+        "status.observed.allocated",
+        "status.observed.pods",
+        "status.observed.models[].memoryMiB",
         "status.observed.gpus[].eccUncorrected",
         "status.observed.gpus[].remappedRows",
         "status.observed.gpus[].recoveryAction",

@@ -69,7 +69,14 @@ def test_an_allowance_never_exceeds_the_percentage_except_for_the_first_node(
 
 
 @pytest.mark.parametrize(
-    "label", [*REWRITTEN_LABELS, "nvidia.com/mig-1g.10gb.count", "nvidia.com/gpu.deploy.dcgm"]
+    "label",
+    [
+        *REWRITTEN_LABELS,
+        "nvidia.com/mig-1g.10gb.count",
+        "nvidia.com/gpu.deploy.dcgm",
+        "nvidia.com/gpu.slices.gi",
+        "nvidia.com/gpu.engines.ofa",
+    ],
 )
 def test_a_label_that_a_mode_change_writes_is_known(label: str) -> None:
     assert is_rewritten(label)

@@ -12,18 +12,12 @@ from tests.planning.world import World
 from gpusharing.api.names import Phase
 from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.assess import assess
+from gpusharing.planning.podviews import NodeWork
+from gpusharing.planning.records import Fence
+from gpusharing.planning.stackviews import Operand, StackView
 from gpusharing.planning.target import Target, Targets, find_target, find_wish
-from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.views import (
-    Fence,
-    GPUNodeView,
-    GpuView,
-    NodeView,
-    NodeWork,
-    Operand,
-    PolicyView,
-    StackView,
-)
+from gpusharing.planning.verdict import NodeCase, Verdict, find_health
+from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, PolicyView
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
 MPS = make_policy(mode="MPS")
@@ -78,6 +72,7 @@ def make_case(
     mps_daemon: Operand | None = None,
     claimed: bool = False,
     drifting_since: datetime | None = None,
+    at_work_since: datetime | None = None,
     stack: StackView | None = None,
     now: datetime = NOW,
 ) -> NodeCase:
@@ -102,9 +97,10 @@ def make_case(
         mps_daemon=mps_daemon,
         claimed=claimed,
         drifting_since=drifting_since,
+        at_work_since=at_work_since,
+        health=find_health(report),
         stack=stack,
         settings=SETTINGS,
-        throttled=None,
         now=now,
     )
 

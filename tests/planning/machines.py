@@ -5,7 +5,7 @@ from the simulator's own model of the plugin (hack/sim), so a prediction of the 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
@@ -20,7 +20,9 @@ from gpusharing.api import names
 from gpusharing.planning import migfile
 from gpusharing.planning.cards import find_card
 from gpusharing.planning.geometry import Layout
-from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedView, Operand, StackView
+from gpusharing.planning.health import WELL, Vitals
+from gpusharing.planning.stackviews import Operand, StackView
+from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedView
 
 Temper = Literal["works", "fails", "hangs", "forgets"]
 """mig-manager's mood: it works; it ends in `failed`; it stays `pending` for ever (a.7 bug 1); it succeeds and leaves
@@ -43,8 +45,8 @@ class Machine:
     """The last value of mig.config that made it run."""
     serial: int = 0
     """Counts mig-manager pods."""
-    loaded: tuple[str, tuple[Layout | None, ...]] | None = None
-    """What the plugin serves: configuration text and layouts."""
+    loaded: tuple[str | None, str, tuple[Layout | None, ...]] | None = None
+    """What the plugin serves: key (another one reloads it, whatever it says), configuration text and layouts."""
     started: int = 1000
     """When GFD began, seconds since 1970."""
     clients: int | None = None
@@ -59,6 +61,10 @@ class Machine:
     """Its daemon was killed: nothing is cleaned up when the pod goes."""
     stray: bool = False
     """A process that belongs to no pod computes on GPU 0."""
+    away: bool = False
+    """mig-manager reboots the node: it is not Ready until its next step."""
+    vitals: Vitals = WELL
+    """How GPU 0 is."""
 
     def __post_init__(self) -> None:
         self.layouts = self.layouts or [None] * len(self.products)
@@ -85,7 +91,7 @@ class Machine:
         if config is None or config == self.seen:
             return {}
         self.seen = config
-        wanted = self._wanted(config, stack)
+        wanted = self.wanted(config, stack)
         if wanted is None:
             return {names.LABEL_MIG_STATE: "failed", **_operands("true")}
         if wanted == tuple(self.layouts):
@@ -94,18 +100,30 @@ class Machine:
         return {names.LABEL_MIG_STATE: "pending", **_operands(names.PAUSED_FOR_MIG)}
 
     def _end_run(self, stack: StackView) -> Labels:
-        wanted = self._wanted(self.running, stack)
+        wanted = self.wanted(self.running, stack)
         if self.temper == "hangs":
             return {}
         self.running = ""
         if self.temper == "fails" or wanted is None:
             return {names.LABEL_MIG_STATE: "failed", **_operands("true")}
+        if stack.cluster_policy is not None and stack.cluster_policy.with_reboot and self.switches(wanted):
+            self.layouts = [None if layout is None else () for layout in wanted]
+            self.seen, self.away = (
+                None,
+                True,
+            )  # the pod starts anew with the node, and MIG mode is as it should be
+            return {names.LABEL_MIG_STATE: "rebooting"}
         self.layouts = list(wanted)
         if self.temper == "forgets":
             return {names.LABEL_MIG_STATE: "success"}
         return {names.LABEL_MIG_STATE: "success", **_operands("true")}
 
-    def _wanted(self, config: str, stack: StackView) -> tuple[Layout | None, ...] | None:
+    def switches(self, wanted: Sequence[Layout | None]) -> bool:
+        """Whether a GPU would change its MIG mode, which takes a reset or, where ClusterPolicy says so, a reboot."""
+        return any((a is None) != (b is None) for a, b in zip(self.layouts, wanted, strict=True))
+
+    def wanted(self, config: str, stack: StackView) -> tuple[Layout | None, ...] | None:
+        """What a configuration makes of these GPUs; None where there is none of this name or it does not fit."""
         entry = migfile.parse(stack.mig_file).get(config)
         found = migfile.resolve(entry, self.gpus()) if entry else None
         return found if isinstance(found, tuple) else None
@@ -151,8 +169,8 @@ class Machine:
         key = choose_key(node.labels.get(names.LABEL_PLUGIN_CONFIG), list(stack.plugin_configs), "")
         text = None if key is None else stack.plugin_configs[key] if key else "version: v1"
         layouts = tuple(self.layouts)
-        if text is not None and self.loaded != (text, layouts):
-            self.loaded = (text, layouts)
+        if text is not None and self.loaded != (key, text, layouts):
+            self.loaded = (key, text, layouts)
             self.started = max(self.started + 1, int(now.timestamp()))
         resources, labels = _serve(self.products, layouts, text, self.started)
         if text is not None and parse_config(text).clients and not (self.clients or self.mps_dead):
@@ -175,14 +193,17 @@ class Machine:
     def gpus(self, processes: tuple[str, ...] = ()) -> tuple[GpuView, ...]:
         """The GPUs as the agent reads them; processes compute on GPU 0."""
         return tuple(
-            make_gpu(
-                index,
-                product=product,
-                layout=self.layouts[index],
-                compute_mode="ExclusiveProcess"
-                if self.exclusive and self.layouts[index] is None
-                else "Default",
-                processes=(*(() if index else processes), *((SERVER,) if self.clients else ())),
+            replace(
+                make_gpu(
+                    index,
+                    product=product,
+                    layout=self.layouts[index],
+                    compute_mode="ExclusiveProcess"
+                    if self.exclusive and self.layouts[index] is None
+                    else "Default",
+                    processes=(*(() if index else processes), *((SERVER,) if self.clients else ())),
+                ),
+                vitals=WELL if index else self.vitals,
             )
             for index, product in enumerate(self.products)
         )

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hack.sim.plugin import parse_config
+from tests.planning import podkinds
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
@@ -19,8 +20,10 @@ from gpusharing.planning.actions import (
     SetFinalizer,
     UpdateFence,
 )
+from gpusharing.planning.cards import bare_product
 from gpusharing.planning.ownership import Owners
-from gpusharing.planning.views import Claim, NodeView, PodView
+from gpusharing.planning.records import Claim, Fence
+from gpusharing.planning.views import NodeView, PolicyView
 
 if TYPE_CHECKING:
     from tests.planning.world import World
@@ -62,6 +65,7 @@ def check(world: "World", action: Action) -> None:
             machine = world.machines[action.node]
             alive = {machine.operand.uid} | ({machine.mps_daemon.uid} if machine.mps_daemon else set())
             hold(action.uid in alive, "restarts a pod that is gone")
+            _restart(world, action)
         case SetFinalizer():
             policy = next(policy for policy in world.policies if policy.name == action.policy)
             hold(policy.finalizer != action.present, "writes a finalizer that is as wanted")
@@ -83,14 +87,21 @@ def is_away(node: NodeView) -> bool:
 
 
 def pool(world: "World", policy: str) -> list[NodeView]:
-    """The nodes of a policy, those that still carry its fence included."""
+    """The nodes of a policy, those that still carry its fence included; none without a GPU or of another product."""
     owners = Owners(world.policies)
     mine = []
     for node in world.nodes.values():
         owner = owners.owner(node)
-        if (node.fence.policy if node.fence else owner.name if owner else "") == policy:
+        mine_by_name = (node.fence.policy if node.fence else owner.name if owner else "") == policy
+        if mine_by_name and (node.fence or _is_meant(world, node, owner)):
             mine.append(node)
     return mine
+
+
+def _is_meant(world: "World", node: NodeView, owner: PolicyView | None) -> bool:
+    products = {bare_product(product) for product in world.machines[node.name].products}
+    wanted = set(owner.spec.products) if owner and owner.spec else set()
+    return bool(products) and (not wanted or products <= wanted)
 
 
 def _fence(world: "World", action: FenceNode) -> None:
@@ -98,15 +109,17 @@ def _fence(world: "World", action: FenceNode) -> None:
     policy = next(policy for policy in world.policies if policy.name == fence.policy)
     hold(policy.spec is not None and not policy.deleting, "a fence for a policy that is going or unreadable")
     assert policy.spec is not None, "just held"
+    hold(not policy.spec.rollout.paused, "a fence for a paused policy")
     mine = pool(world, policy.name)
     limit = allowance(policy.spec.rollout.max_unavailable, len(mine))
     used = sum(map(is_away, mine))
     hold(used < limit, f"(a) {used} of {limit} nodes of {policy.name} are away already")
-    fenced = sum(node.fence is not None for node in world.nodes.values())
+    fenced = sum(node.fence is not None and node.fence.stage != "yielded" for node in world.nodes.values())
     hold(fenced < world.settings.max_in_flight, "(a) the operator-wide cap is exceeded")
     claim = Claim(node.uid, fence.policy, fence.op)
     hold(world.claims.get(node.name) == claim, "a fence without its claim")
     hold(not node.unschedulable and not node.foreign and node.ready, "a fence on somebody else's node")
+    hold(not node.deleting, "a fence on a node that is going")
     hold(action.cordon == (fence.disruption in NEEDS_IDLE), "cordon and class disagree")
     hold(policy.finalizer, "a node in flight without a finalizer on its policy")
 
@@ -121,29 +134,56 @@ def _no_race(world: "World", action: Actuate) -> None:
     hold(not mps or all(layout is None for layout in machine.layouts), "MPS is asked for on GPUs with MIG")
 
 
-def counts(pod: PodView) -> bool:
-    """A pod that holds a GPU and that a change must not kill."""
-    gpu = any(name.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for name in pod.resources)
-    return gpu and pod.phase not in ("Succeeded", "Failed") and pod.namespace != "gpu-operator"
+def _proven_idle(world: "World", node: NodeView, *, reboot: bool, what: str) -> None:
+    """Nobody uses the GPUs, nobody can begin to, and the agent has closed NVML: before every run of mig-manager."""
+    pods = world.pods[node.name]
+    left = [world.kinds[uid] for uid, pod in pods.items() if podkinds.must_leave(pod, reboot=reboot)]
+    hold(not left, f"(b) {what} with {left} on {node.name}")
+    hold(not world.machines[node.name].stray, f"(b) {what} while a process computes")
+    hold(node.unschedulable, f"(b) {what} on a schedulable node")
+    hold(not node.deleting, f"(b) {what} on a node that is going")
+    gpunode = world.gpunodes.get(node.name)
+    quiet = gpunode is not None and gpunode.observed is not None and gpunode.observed.quiet
+    hold(quiet, f"(b) {what} while the agent has NVML open")
+
+
+def _reboots(world: "World", fence: Fence, node: str) -> bool:
+    """Whether mig-manager will reboot the node to get there."""
+    policy, machine = world.stack.cluster_policy, world.machines[node]
+    wanted = machine.wanted(fence.target_mig_config, world.stack) if fence.target_mig_config else None
+    return policy is not None and policy.with_reboot and wanted is not None and machine.switches(wanted)
+
+
+def _restart(world: "World", action: RestartOperand) -> None:
+    """A fresh mig-manager runs at once, and a fresh MPS daemon ends its clients: as grave as the PNR."""
+    node = world.nodes[action.node]
+    hold(
+        node.fence is not None and node.fence.stage == "actuating",
+        "restarts a pod on a node that is not ours",
+    )
+    assert node.fence is not None, "just held"
+    reboot = action.uid == world.machines[node.name].operand.uid and _reboots(world, node.fence, node.name)
+    _proven_idle(world, node, reboot=reboot, what="a restart")
 
 
 def _point_of_no_return(world: "World", action: Actuate) -> None:
-    node, labels = action.node, action.labels
+    node, labels, machine = action.node, action.labels, world.machines[action.node.name]
+    target = action.fence.target_mig_config
     if action.fence.disruption in NEEDS_IDLE:
-        left = [pod.ref for pod in world.pods[node.name].values() if counts(pod)]
-        hold(not left, f"(b) point of no return with {left} on {node.name}")
-        hold(not world.machines[node.name].stray, "(b) point of no return while a process computes")
-        hold(node.unschedulable, "(b) point of no return on a schedulable node")
-        gpunode = world.gpunodes.get(node.name)
-        quiet = gpunode is not None and gpunode.observed is not None and gpunode.observed.quiet
-        hold(quiet, "point of no return while the agent has NVML open")
+        reboot = _reboots(world, action.fence, node.name)
+        _proven_idle(world, node, reboot=reboot, what="point of no return")
+    else:
+        wanted = machine.wanted(target, world.stack) if target else None
+        hold(wanted in (None, tuple(machine.layouts)), "(b) another layout without an idle node")
+    first = node.fence is not None and node.fence.stage == "fenced"
+    hold(not (first and node.foreign), "point of no return on a node that somebody else maintains")
     present = node.labels.get(names.LABEL_MIG_CONFIG)
     if names.LABEL_MIG_STATE in labels:
         hold(labels[names.LABEL_MIG_STATE] is None, "we never write a state but null")
         hold(labels.get(names.LABEL_MIG_CONFIG, present) != present, "state null without a new mig.config")
         hold(node.labels.get(names.LABEL_MIG_STATE) != "rebooting", "state null while rebooting")
     hold(labels.get(names.LABEL_MIG_CONFIG, "") != present, "the same mig.config is written again")
-    capable = any(gpu.mig_capable for gpu in world.machines[node.name].gpus())
+    capable = any(gpu.mig_capable for gpu in machine.gpus())
     mig = {names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE} & labels.keys()
     hold(capable or not mig, "a card without MIG gets mig labels")
     _no_race(world, action)
@@ -154,23 +194,49 @@ def _point_of_no_return(world: "World", action: Actuate) -> None:
 
 
 def _release(world: "World", action: Release) -> None:
-    node = action.node
-    hold(node.fence is not None, "a release without a fence")
+    node, fence = action.node, action.node.fence
+    hold(fence is not None, "a release without a fence")
+    assert fence is not None, "just held"
+    forced = any(policy.name == fence.policy and policy.force_release for policy in world.policies)
     if action.uncordon:
         hold(node.name not in world.human_cordons, "(d) uncordons somebody else's cordon")
         hold(not node.hold_cordon and not node.foreign, "(d) uncordons a held node")
-    if action.uncordon and node.fence is not None and node.fence.stage == "actuating":
+    elif is_ours(world, node):
+        proven = (
+            bool(node.foreign) and action.verified is not None
+        )  # told as CordonKept; the other one lifts it
+        kept = node.hold_cordon or forced or node.deleting or proven
+        hold(kept, "(d) leaves our own cordon behind as somebody else's")
+        world.human_cordons.add(node.name)  # from now on it is for people to lift
+    if action.uncordon and fence.stage == "actuating":
         policy = action.labels.get(names.LABEL_POLICY)
         hold(action.verified is not None and bool(policy), "uncordoned after the PNR without a proof")
 
 
+def is_ours(world: "World", node: NodeView) -> bool:
+    """We cordoned it, for a change, and nobody else did."""
+    fence = node.fence
+    return (
+        fence is not None
+        and fence.disruption in NEEDS_IDLE
+        and not fence.prior_unschedulable
+        and node.unschedulable
+        and node.name not in world.human_cordons
+    )
+
+
 def _eviction(world: "World", action: Evict) -> None:
-    pod = world.pods[action.node].get(action.uid)
+    pod, node = world.pods[action.node].get(action.uid), world.nodes[action.node]
     hold(action.uid not in world.evicted, "(c) a second eviction of one pod")
     hold(pod is not None, "evicts a pod that is gone")
     assert pod is not None, "just held"
-    kind = pod.owner.kind if pod.owner else ""
-    hold(kind != "DaemonSet" and not pod.mirror and pod.deleted_at is None, "(c) evicts what must not be")
-    hold(counts(pod), "(c) evicts a pod that holds no GPU")
-    fence = world.nodes[action.node].fence
-    hold(fence is not None and world.nodes[action.node].unschedulable, "evicts from a node that is not ours")
+    fence = node.fence
+    hold(fence is not None and node.unschedulable, "evicts from a node that is not ours")
+    assert fence is not None, "just held"
+    hold(fence.stage == "actuating" or not node.foreign, "evicts from a node that somebody else maintains")
+    policy = next((policy for policy in world.policies if policy.name == fence.policy), None)
+    spec = policy.spec if policy is not None else None
+    unmanaged = spec is not None and spec.drain.unmanaged_pods == "Evict"
+    reboot = fence.disruption is DisruptionClass.REBOOT
+    fine = podkinds.may_be_evicted(pod, reboot=reboot, unmanaged=unmanaged)
+    hold(fine, f"(c) evicts {world.kinds[action.uid]}")

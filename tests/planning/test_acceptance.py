@@ -9,7 +9,8 @@ from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 from gpusharing.api.validation import Problem
 from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import ClusterPolicyView, PolicyView
+from gpusharing.planning.stackviews import ClusterPolicyView
+from gpusharing.planning.views import PolicyView
 
 NAMED = make_policy(mig={"config": "all-balanced"})
 LAYOUTS = make_policy()

@@ -1,65 +1,37 @@
 """A fenced node after the point of no return: actuators, wedges, proof, retarget, Failed and its repair."""
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import pytest
 from tests.build import (
-    NOW,
     at,
-    make_fence,
     make_gpu,
-    make_operand,
     make_pod,
     make_policy,
     make_stack,
     make_work,
 )
-from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, make_case, pair_of, quiet_report, world_of
+from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, quiet_report, world_of
+from tests.planning.changes import (
+    FAILED,
+    FENCE,
+    MIG_CONFIG,
+    MIG_STATE,
+    PAUSED,
+    VERIFY,
+    answering,
+    changing,
+    fence_to,
+    only,
+)
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, RestartOperand, UpdateFence
+from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
 from gpusharing.planning.after import after_pnr
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.views import Fence, GPUNodeView, PolicyView, Verified
-
-MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
-PAUSED: dict[str, str | None] = {f"{names.LABEL_DEPLOY_PREFIX}device-plugin": names.PAUSED_FOR_MIG}
-VERIFY = f"op-1:verify:{NOW.timestamp():.3f}"
-
-
-def fence_to(policy: PolicyView, since: datetime = NOW, **fields: Any) -> Fence:
-    """The record of a change to this policy whose point of no return was at `since`."""
-    mig, plugin = pair_of(policy)
-    known = {"target_mig_config": mig, "target_plugin_config": plugin, "target_mode": "mig"}
-    return make_fence("actuating", since=since, **{"deadline": at(2400), **known, **fields})
-
-
-FENCE = fence_to(MIXED)
-
-
-def answering(request: str = VERIFY, was: PolicyView = MIXED, **fields: Any) -> GPUNodeView:
-    """The agent reads again, and has answered this request."""
-    return replace(quiet_report(was, request, **{"quiet": False, **fields}), quiet=False)
-
-
-def changing(
-    policy: PolicyView | None = MIXED, *, fence: Fence = FENCE, now: float = 60, **fields: Any
-) -> NodeCase:
-    """gpu-07, one minute after the PNR; labels, GPUs and resources are those of 2x3g.40gb unless said otherwise."""
-    node = {"unschedulable": True, **fields.pop("node", {})}
-    known: dict[str, Any] = {"was": MIXED, "gpunode": answering(), **fields}
-    return make_case(policy, fence=fence, node=node, now=at(now), **known)
-
-
-def only(verdict: Verdict) -> Any:
-    """The one action of a verdict."""
-    (action,) = verdict.actions
-    return action
-
+from gpusharing.planning.records import Verified
 
 # --- actuators and wedges ------------------------------------------------------------------------------------------
 
@@ -83,28 +55,6 @@ def test_what_mig_manager_says(
     assert verdict.wake is None or verdict.wake > at(now)
 
 
-WEDGES: dict[str, tuple[dict[str, str | None], float]] = {
-    "pending for ever": ({MIG_STATE: "pending"}, 1200),
-    "never begun": ({MIG_STATE: None}, 1200),
-    "operands paused after success": (PAUSED, 15),
-    "operands paused after a failure": ({MIG_STATE: "failed", **PAUSED}, 60),
-}
-
-
-@pytest.mark.parametrize(("labels", "now"), WEDGES.values(), ids=WEDGES.keys())
-def test_a_wedge_is_cured_twice_and_then_the_node_is_failed(
-    labels: dict[str, str | None], now: float
-) -> None:
-    for attempt in (1, 2):
-        action = only(after_pnr(changing(labels=labels, now=now, fence=replace(FENCE, attempt=attempt))))
-        assert isinstance(action, UpdateFence)
-        assert (action.fence.attempt, action.fence.stage_since) == (attempt + 1, at(now))
-        assert action.fence.restart_uid == make_operand().uid
-    last = after_pnr(changing(labels=labels, now=now, fence=replace(FENCE, attempt=3)))
-    assert (last.phase, last.actions) == (Phase.FAILED, ())
-    assert "gpusharing.dev/retry" in last.message
-
-
 def test_a_node_that_mig_manager_gave_up_shows_what_it_left_and_a_stuck_one_keeps_nvml_closed() -> None:
     quiet = quiet_report(MIXED)
     failed = after_pnr(changing(labels={MIG_STATE: "failed"}, now=60, gpunode=quiet))
@@ -116,47 +66,6 @@ def test_a_node_that_mig_manager_gave_up_shows_what_it_left_and_a_stuck_one_keep
     assert (
         after_pnr(changing(labels={MIG_STATE: "pending"}, now=1200, gpunode=quiet, fence=stuck)).actions == ()
     )
-
-
-RESTARTING = replace(FENCE, restart_uid=make_operand().uid, attempt=2)
-
-
-def test_the_restart_follows_from_the_record_and_is_not_repeated_for_the_next_pod() -> None:
-    quiet = quiet_report(MIXED)
-    action = only(after_pnr(changing(fence=RESTARTING, gpunode=quiet)))
-    assert isinstance(action, RestartOperand)
-    assert action.uid == RESTARTING.restart_uid
-    again = after_pnr(changing(fence=RESTARTING, gpunode=quiet, operand=make_operand(serial=1)))
-    assert not any(isinstance(action, RestartOperand) for action in again.actions)
-
-
-def test_before_a_restart_the_agent_closes_nvml_or_had_its_time() -> None:
-    action = only(after_pnr(changing(fence=RESTARTING, now=1)))
-    assert isinstance(action, EnsureGPUNode)
-    assert action.quiet
-    asked = replace(answering(), quiet=True, request_id=action.request_id)
-    waiting = after_pnr(changing(fence=RESTARTING, gpunode=asked, now=1))
-    assert (waiting.actions, waiting.wake) == ((), at(5))
-    assert isinstance(only(after_pnr(changing(fence=RESTARTING, gpunode=asked, now=5))), RestartOperand)
-    absent = after_pnr(changing(fence=RESTARTING, gpunode=asked, now=1, agent_ready=False))
-    assert isinstance(only(absent), RestartOperand)
-
-
-@pytest.mark.parametrize("state", ["success", "failed"])
-def test_after_a_restart_the_old_state_is_not_believed(state: str) -> None:
-    fresh = make_operand(serial=1)
-    verdict = after_pnr(changing(fence=RESTARTING, labels={MIG_STATE: state}, operand=fresh, now=29))
-    assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS)
-    later = after_pnr(changing(fence=RESTARTING, labels={MIG_STATE: state}, operand=fresh, now=30))
-    assert later.phase is not Phase.RECONFIGURING
-
-
-def test_without_a_pod_to_restart_it_waits_until_the_deadline_and_is_failed_then() -> None:
-    stuck: dict[str, Any] = {"labels": {MIG_STATE: "pending"}, "operand": None}
-    waiting = after_pnr(changing(now=1200, **stuck))
-    assert (waiting.phase, waiting.reason, waiting.wake) == (
-        Phase.RECONFIGURING, Reason.ACTUATOR_MISSING, FENCE.deadline)  # fmt: skip
-    assert after_pnr(changing(now=2400, **stuck)).phase is Phase.FAILED
 
 
 # --- the proof -----------------------------------------------------------------------------------------------------
@@ -195,7 +104,7 @@ def test_all_sources_agree_and_the_node_is_given_back_in_one_patch() -> None:
     assert action.labels == {
         names.LABEL_UPGRADE_SKIP: None, names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b"}  # fmt: skip
     pair = FENCE.target_mig_config, FENCE.target_plugin_config
-    assert action.verified == Verified("pool-b", *pair, layout="2x3g.40gb", gpus=1)
+    assert action.verified == Verified("pool-b", *pair, layout="2x3g.40gb", gpus=1, policy_uid="uid-pool-b")
 
 
 def test_drift_put_right_is_recorded_with_its_generation_and_a_later_change_keeps_the_record() -> None:
@@ -227,13 +136,13 @@ def test_a_proof_counts_more_than_the_clock() -> None:
 
 def test_a_lifted_cordon_is_put_back_until_the_proof() -> None:
     verdict = after_pnr(changing(node={"unschedulable": False}))
-    assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.UNCORDONED_EXTERNALLY)
-    assert only(verdict) == UpdateFence(changing(node={"unschedulable": False}).node, FENCE, cordon=True)
+    assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.CORDON_RESTORED)
+    assert only(verdict) == UpdateFence(
+        changing(node={"unschedulable": False}).node, replace(FENCE, since=at(60)), cordon=True
+    )
 
 
 # --- failed, retry, retarget, ownership -------------------------------------------------------------------------------
-
-FAILED = {MIG_STATE: "failed"}
 
 
 def test_a_failed_node_tells_why_as_far_as_the_log_could_be_read() -> None:
@@ -241,25 +150,6 @@ def test_a_failed_node_tells_why_as_far_as_the_log_could_be_read() -> None:
     assert "; its pod's log says why. The node stays cordoned" in after_pnr(case).message
     told = after_pnr(replace(case, mig_failure="Error creating GPU instance: ERROR_IN_USE")).message
     assert ": Error creating GPU instance: ERROR_IN_USE. The node stays cordoned" in told
-
-
-def test_a_new_value_of_the_retry_annotation_restarts_mig_manager_once() -> None:
-    action = only(after_pnr(changing(labels=FAILED, node={"retry": "again"})))
-    assert isinstance(action, UpdateFence)
-    assert (action.fence.attempt, action.fence.retry) == (1, "again")
-    answered = replace(FENCE, retry="again")
-    assert after_pnr(changing(labels=FAILED, node={"retry": "again"}, fence=answered)).phase is Phase.FAILED
-
-
-def test_a_new_generation_tries_a_failed_node_again() -> None:
-    action = only(after_pnr(changing(replace(MIXED, generation=2), labels=FAILED)))
-    assert isinstance(action, UpdateFence)
-    assert action.fence.generation == 2
-
-
-def test_a_retry_works_for_a_node_that_is_stuck_past_its_deadline_too() -> None:
-    case = changing(labels={MIG_STATE: "rebooting"}, now=2400, node={"retry": "again"})
-    assert isinstance(only(after_pnr(case)), UpdateFence)
 
 
 def test_a_proof_that_never_comes_fails_the_node() -> None:

@@ -1,65 +1,50 @@
-"""A fenced node before the point of no return: drain, prove idle, pass, or give up and restore."""
+"""A fenced node before the point of no return: drain, prove idle, pass, or give up and restore.
+
+Through it `planning/idle.py`, `planning/actuation.py`, `planning/requests.py` and `planning/attempts.py`.
+"""
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from tests.build import (
     NOW,
     at,
-    make_fence,
     make_gpu,
-    make_operand,
     make_pod,
     make_policy,
     make_stack,
     make_work,
 )
 from tests.planning.cases import FULL, MIXED, SLICED, make_case, quiet_report
+from tests.planning.drains import (
+    EARLIER,
+    FENCE,
+    HELD,
+    MIG_CONFIG,
+    MIG_STATE,
+    PLUGIN,
+    RESTART,
+    STRICT,
+    fenced,
+    released,
+    silent,
+)
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import Actuate, Evict
 from gpusharing.planning.before import before_pnr
 from gpusharing.planning.health import Vitals
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.views import Deferred, Fence, GPUNodeView, PolicyView
-
-EARLIER = at(-600)
-FENCE = make_fence(since=EARLIER, deadline=at(300))
-IDLE = make_work(listed_at=NOW, empty_since=at(-3))
-RESTART = make_fence(since=EARLIER, deadline=at(300), disruption=DisruptionClass.PLUGIN_RESTART)
-STRICT = make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4, "failRequestsGreaterThanOne": True})
-REQUEST = f"op-1:quiet:{int(NOW.timestamp() // 5)}"
-MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
-
-
-def fenced(policy: PolicyView | None = MIXED, fence: Fence = FENCE, **fields: Any) -> NodeCase:
-    """gpu-07, whole until now, fenced and cordoned ten minutes ago on its way to `policy`; no pod holds a GPU."""
-    node = {"unschedulable": True, **fields.pop("node", {})}
-    work = fields.pop("work", IDLE)
-    return make_case(policy, fence=fence, node=node, work=work, **fields)
-
-
-def silent(**fields: Any) -> GPUNodeView:
-    """The agent has closed NVML for this change."""
-    return quiet_report(FULL, REQUEST, **fields)
-
-
-def released(verdict: Verdict) -> Release:
-    """The one action of a verdict that gives the node back."""
-    (action,) = verdict.actions
-    assert isinstance(action, Release)
-    return action
-
+from gpusharing.planning.records import Deferred
+from gpusharing.planning.verdict import NodeCase
 
 # --- draining -------------------------------------------------------------------------------------------------
 
 
 def test_after_the_cordon_pods_that_were_being_bound_get_time_to_appear() -> None:
-    verdict = before_pnr(fenced(fence=make_fence(deadline=at(900)), now=at(4)))
+    verdict = before_pnr(fenced(fence=replace(FENCE, since=NOW, deadline=at(900)), now=at(4)))
     assert (verdict.phase, verdict.reason, verdict.wake) == (Phase.CORDONED, Reason.SETTLING, at(5))
     assert verdict.actions == ()
 
@@ -84,58 +69,6 @@ def test_pods_that_hold_a_gpu_are_evicted_by_uid() -> None:
 def test_the_next_look_is_not_after_the_deadline() -> None:
     late = replace(FENCE, deadline=at(2))
     assert before_pnr(fenced(fence=late, work=make_work(make_pod()))).wake == at(2)
-
-
-# --- idle -----------------------------------------------------------------------------------------------------
-
-WAITS: dict[str, tuple[NodeCase, Reason]] = {
-    "the node is not Ready": (fenced(node={"ready": False}), Reason.NODE_UNREACHABLE),
-    "no agent is ready": (fenced(agent_ready=False), Reason.AGENT_NOT_READY),
-    "the agent was not asked to be quiet": (fenced(), Reason.OBSERVATION_PENDING),
-    "the agent has not answered": (fenced(gpunode=silent(request_id="older")), Reason.OBSERVATION_PENDING),
-    "the agent was asked before the last pod left": (
-        fenced(gpunode=quiet_report(FULL, "op-1:quiet:1")), Reason.OBSERVATION_PENDING),
-    "a process computes": (
-        fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),))), Reason.GPU_STILL_BUSY),
-    "a process that the agent cannot name computes": (
-        fenced(gpunode=silent(gpus=(make_gpu(processes=("",)),))), Reason.GPU_STILL_BUSY),
-    "the agent cannot read": (fenced(gpunode=silent(error="NVMLFailed")), Reason.GPU_STILL_BUSY),
-    "only one LIST was empty": (
-        fenced(gpunode=silent(), work=make_work(listed_at=NOW, empty_since=NOW)), Reason.SETTLING),
-    "the second LIST is not made yet, however late it is": (
-        fenced(gpunode=silent(), work=make_work(listed_at=at(-60), empty_since=at(-60))), Reason.SETTLING),
-    "the configuration is not written": (
-        fenced(gpunode=silent(), stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING),
-    "mig-manager is away": (fenced(gpunode=silent(), operand=None), Reason.ACTUATOR_MISSING),
-    "mig-manager is not ready": (
-        fenced(gpunode=silent(), operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("case", "reason"), WAITS.values(), ids=WAITS.keys())
-def test_the_node_is_not_proven_idle(case: NodeCase, reason: Reason) -> None:
-    verdict = before_pnr(case)
-    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, reason), verdict.message
-    assert verdict.wants_pods
-    assert verdict.wake is not None
-    assert case.now < verdict.wake <= at(5)
-    assert not any(isinstance(action, Actuate) for action in verdict.actions)
-
-
-def test_silence_is_asked_once_per_poll_while_somebody_computes() -> None:
-    busy = silent(gpus=(make_gpu(processes=("python",)),))
-    assert before_pnr(fenced(gpunode=busy)).actions == ()
-    later = fenced(gpunode=busy, now=at(5), work=make_work(listed_at=at(5), empty_since=at(-3)))
-    assert before_pnr(later).message == before_pnr(fenced(gpunode=busy)).message
-    assert before_pnr(later).actions == (
-        EnsureGPUNode("gpu-07", "uid-gpu-07", f"op-1:quiet:{int(at(5).timestamp() // 5)}", quiet=True),
-    )
-
-
-def test_nvidias_own_mps_daemons_do_not_count_as_busy() -> None:
-    daemons = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
-    verdict = before_pnr(fenced(gpunode=silent(gpus=(make_gpu(processes=daemons),))))
-    assert verdict.phase is Phase.RECONFIGURING
 
 
 # --- the point of no return -------------------------------------------------------------------------------------
@@ -201,23 +134,32 @@ GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
     "the policy is gone": (fenced(None), Reason.DELETING, True, False),
     "the policy is going": (fenced(replace(MIXED, deleting=True), owner=""), Reason.DELETING, True, False),
     "another policy owns the node now": (fenced(owner="other"), Reason.SUPERSEDED, True, False),
+    "nobody owns the node any more": (fenced(owner=""), Reason.SUPERSEDED, True, True),
     "the policy is not accepted any more": (
-        fenced(stack=make_stack(MIXED, gpu_cluster=True)), Reason.UNSUPPORTED_STACK, True, False),
+        fenced(stack=make_stack(MIXED, gpu_cluster=True)), Reason.UNSUPPORTED_STACK, True, True),
     "the card cannot take the new layout": (
-        fenced(make_policy(mig={"layouts": [{"profiles": {"1g.20gb": 7}}]})), Reason.LAYOUT_DOES_NOT_FIT, True, False),
+        fenced(make_policy(mig={"layouts": [{"profiles": {"1g.20gb": 7}}]})), Reason.LAYOUT_DOES_NOT_FIT, True, True),
     "the policy wants what is there again": (fenced(FULL), Reason.SYNCED, True, False),
     "somebody lifted the cordon": (
         fenced(node={"unschedulable": False}), Reason.UNCORDONED_EXTERNALLY, False, True),
-    "somebody else began to maintain the node": (
-        fenced(node={"foreign": "kured"}), Reason.FOREIGN_MAINTENANCE, False, True),
+    "somebody else began to maintain a node that needs no cordon": (
+        make_case(STRICT, was=SLICED, fence=RESTART, node={"foreign": "kured"}),
+        Reason.FOREIGN_MAINTENANCE, False, True),
     "a GPU turned unhealthy": (
         fenced(gpunode=quiet_report(FULL, gpus=(replace(make_gpu(), vitals=Vitals(recovery="Reboot")),))),
         Reason.GPU_UNHEALTHY, True, True),
-    "the time is up": (fenced(fence=replace(FENCE, deadline=NOW)), Reason.DRAIN_TIMEOUT, True, True),
+    "the time is up": (fenced(fence=replace(FENCE, deadline=NOW), work=HELD), Reason.DRAIN_TIMEOUT, True, True),
+    "the time is up and nobody could list the pods": (
+        fenced(fence=replace(FENCE, deadline=NOW), work=make_work(error="x")), Reason.DRAIN_TIMEOUT, True, True),
+    "the time of the proof is up as well": (
+        fenced(fence=replace(FENCE, deadline=at(-240))), Reason.DRAIN_TIMEOUT, True, True),
+    "the node is being deleted": (fenced(node={"deleting": True}), Reason.NODE_NOT_READY, False, False),
     "the time is up and a person wants the cordon": (
-        fenced(fence=replace(FENCE, deadline=NOW), node={"hold_cordon": True}), Reason.DRAIN_TIMEOUT, False, True),
+        fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"hold_cordon": True}),
+        Reason.DRAIN_TIMEOUT, False, True),
     "the time is up and the cordon was there before": (
-        fenced(fence=replace(FENCE, deadline=NOW, prior_unschedulable=True)), Reason.DRAIN_TIMEOUT, False, True),
+        fenced(fence=replace(FENCE, deadline=NOW, prior_unschedulable=True), work=HELD),
+        Reason.DRAIN_TIMEOUT, False, True),
     "a plugin restart turned into a change that needs an idle node": (
         make_case(MIXED, fence=RESTART), Reason.PODS_LEAVING, False, False),
 }  # fmt: skip
@@ -253,17 +195,38 @@ BACKOFF = {
 @pytest.mark.parametrize(("earlier", "count", "wait"), BACKOFF.values(), ids=BACKOFF.keys())
 def test_the_wait_after_each_abort_doubles(earlier: int | None, count: int, wait: int) -> None:
     record = None if earlier is None else Deferred(earlier, EARLIER, "PDB", 1)
-    case = fenced(fence=replace(FENCE, deadline=NOW), node={"deferred": record, "retry": "x"})
-    assert released(before_pnr(case)).deferred == Deferred(count, at(wait), "DrainTimeout", 1, "x")
+    case = fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"deferred": record, "retry": "x"})
+    assert released(before_pnr(case)).deferred == Deferred(
+        count, at(wait), "DrainTimeout", 1, "x", "uid-pool-b"
+    )
 
 
 def test_a_new_generation_counts_its_aborts_anew() -> None:
     case = fenced(
-        fence=replace(FENCE, deadline=NOW, generation=2), node={"deferred": Deferred(5, EARLIER, "PDB", 1)}
+        fence=replace(FENCE, deadline=NOW, generation=2),
+        work=HELD,
+        node={"deferred": Deferred(5, EARLIER, "PDB", 1)},
     )
     deferred = released(before_pnr(case)).deferred
     assert deferred is not None
     assert deferred.count == 1
+
+
+def test_another_policy_of_the_name_counts_its_aborts_anew() -> None:
+    earlier = Deferred(5, EARLIER, "DrainTimeout", 1, policy_uid="uid-of-the-deleted-one")
+    deferred = released(
+        before_pnr(fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"deferred": earlier}))
+    ).deferred
+    assert deferred is not None
+    assert (deferred.count, deferred.policy_uid) == (1, "uid-pool-b")
+
+
+def test_the_time_for_pods_to_leave_is_none_for_the_proof_that_follows() -> None:
+    """`drain.timeout: 4s` is over before two LISTs and a reading can be made."""
+    case = fenced(fence=replace(FENCE, deadline=at(-10)), gpunode=silent())
+    assert before_pnr(case).phase is Phase.RECONFIGURING
+    waiting = before_pnr(fenced(fence=replace(FENCE, deadline=at(-10))))
+    assert (waiting.phase, waiting.wake) == (Phase.VERIFYING_IDLE, at(5))
 
 
 def test_a_timeout_says_what_blocked() -> None:

@@ -21,7 +21,9 @@ from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
 from gpusharing.planning.configmaps import plan_config, referenced
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing, key_for, render
-from gpusharing.planning.views import NodeView, PolicyView, StackView, Verified
+from gpusharing.planning.records import Verified
+from gpusharing.planning.stackviews import StackView
+from gpusharing.planning.views import NodeView, PolicyView
 
 MODELS = {H100: make_gpu()}
 OLD, NEW = make_policy(), make_policy(mode="TimeSlicing", generation=2)

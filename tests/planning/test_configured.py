@@ -9,7 +9,7 @@ from tests.build import at, make_cluster_policy, make_gpu, make_policy, make_sta
 from tests.planning.cases import pair_of
 
 from gpusharing.planning.configured import configured_since
-from gpusharing.planning.views import StackView
+from gpusharing.planning.stackviews import StackView
 
 POLICY = make_policy()
 ENTRY, KEY = pair_of(POLICY)

@@ -11,10 +11,11 @@ from gpusharing.planning.blockers import Blocker
 from gpusharing.planning.drain import MAX_EVICTIONS, DrainPlan, plan_drain, preflight
 from gpusharing.planning.evictions import remember
 from gpusharing.planning.holders import Scope
+from gpusharing.planning.podviews import EvictionMemory, PodView
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import EvictionMemory, PodView
 
 OPERATOR = "gpu-operator"
+SCOPE = Scope(OPERATOR)
 GPU = frozenset({"nvidia.com/gpu"})
 
 
@@ -26,6 +27,61 @@ def test_500_pods_leave_ten_at_a_time_and_the_next_pass_follows_in_two_seconds()
     assert plan.holders == 500
     assert plan.next_wake == at(2)
     assert plan.blockers == ()
+
+
+def test_passes_that_follow_one_another_at_once_evict_no_more_than_five_pods_a_second() -> None:
+    pods = [make_pod(f"p-{n:03}") for n in range(200)]
+    memories: dict[str, EvictionMemory] = {}
+    asked: list[float] = []
+    for tick in range(400):  # a pass every 25 ms, all of them from one LIST
+        now = at(tick / 40)
+        plan = plan_drain(make_work(*pods, evictions=memories), Drain(), now, scope=SCOPE)
+        for pod in plan.evict:
+            memories[pod.uid] = remember(Reason.EVICTED, "", memories.get(pod.uid), now, 0.0)
+            asked.append(tick / 40)
+        if not plan.evict:
+            assert plan.next_wake is not None
+            assert now < plan.next_wake <= at(asked[-1] + 2)
+    assert len(asked) == 5 * MAX_EVICTIONS
+    assert asked == sorted([0.0, 2.0, 4.0, 6.0, 8.0] * MAX_EVICTIONS)
+
+
+def test_what_the_server_refuses_counts_in_the_pace_too() -> None:
+    pods = [make_pod(f"p-{n:02}") for n in range(20)]
+    memories = {pod.uid: remember(Reason.EVICTION_ERROR, "no", None, NOW, 0.0) for pod in pods[:8]}
+    plan = plan_drain(make_work(*pods, evictions=memories), Drain(), at(1), scope=SCOPE)
+    assert [pod.name for pod in plan.evict] == ["p-08", "p-09"]
+    assert plan.next_wake == at(2)
+
+
+def test_a_pod_that_the_server_does_not_know_is_asked_for_again_only_when_a_newer_list_shows_it() -> None:
+    pod = make_pod("gone")
+    memories = {pod.uid: remember(Reason.PODS_LEAVING, "", None, at(1), 0.0)}
+    old = plan_drain(make_work(pod, evictions=memories), Drain(), at(60), scope=SCOPE)
+    assert (old.evict, old.waiting, old.holders, old.blockers) == ((), (pod,), 1, ())
+    newer = make_work(pod, evictions=memories, listed_at=at(4))
+    assert plan_drain(newer, Drain(), at(60), scope=SCOPE).evict == (pod,)
+    assert plan_drain(newer, Drain(), at(60), scope=SCOPE).blockers == ()
+
+
+def test_a_list_from_before_an_answer_was_lost_says_nothing_about_that_pod() -> None:
+    """The eviction may have been accepted: a slow server's LIST of before shows the pod as if nothing had happened."""
+    pod = make_pod("asked")
+    memories = {pod.uid: remember(Reason.EVICTION_ERROR, "timed out", None, at(1), 0.0)}
+    old = plan_drain(make_work(pod, evictions=memories), Drain(), at(60), scope=SCOPE)
+    assert (old.evict, old.holders) == ((), 1)
+    newer = make_work(pod, evictions=memories, listed_at=at(2))
+    assert plan_drain(newer, Drain(), at(60), scope=SCOPE).evict == (pod,)
+
+
+def test_an_accepted_eviction_is_never_repeated_whatever_a_newer_list_shows() -> None:
+    pod = make_pod("slow")
+    memories = {pod.uid: remember(Reason.EVICTED, "", None, at(1), 0.0)}
+    for listed in (0, 1, 4, 3600):
+        plan = plan_drain(
+            make_work(pod, evictions=memories, listed_at=at(listed)), Drain(), at(9999), scope=SCOPE
+        )
+        assert (plan.evict, plan.waiting) == ((), (pod,))
 
 
 def test_refused_pods_do_not_crowd_out_those_not_tried_yet() -> None:
@@ -69,18 +125,6 @@ def test_a_blocker_stays_while_its_pod_is_tried_again_and_its_text_does_not_flap
             'Allows 0 disruptions: 2 of 3 pods are healthy, 2 must be. Server: "needs 2 and has 2"',
         ),
     )
-
-
-def test_throttling_of_another_node_stops_this_one_too() -> None:
-    plan = plan_drain(make_work(make_pod()), Drain(), NOW, scope=Scope(OPERATOR), throttled=at(3))
-    assert plan.evict == ()
-    assert [b.reason for b in plan.blockers] == [Reason.THROTTLED]
-    assert plan.next_wake == at(3)
-
-
-def test_a_throttle_that_is_over_stops_nobody() -> None:
-    plan = plan_drain(make_work(make_pod()), Drain(), at(3), scope=Scope(OPERATOR), throttled=at(3))
-    assert [pod.name for pod in plan.evict] == ["llm-0"]
 
 
 def test_a_node_whose_pods_could_not_be_listed_is_not_idle() -> None:

@@ -50,9 +50,19 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
     "a proof begins": (CHANGING, VERIFYING, []),
     "a proof falls back": (VERIFYING, CHANGING, []),
     "mig-manager is restarted": (
-        CHANGING,
-        replace(CHANGING, attempt=2, message="mig-manager starts anew"),
-        [("Warning", "ActuatorRestarted", "gpu-08: mig-manager starts anew")],
+        replace(CHANGING, message="mig-manager hangs; restarting mig-manager"),
+        replace(CHANGING, phase=Phase.VERIFYING_IDLE, attempt=2),
+        [("Warning", "ActuatorRestarted", "gpu-08: mig-manager hangs; restarting mig-manager")],
+    ),
+    "the restart begins": (
+        replace(CHANGING, phase=Phase.VERIFYING_IDLE, attempt=2),
+        replace(CHANGING, attempt=2),
+        [],
+    ),
+    "a cordon is put back": (
+        FAILED,
+        replace(CHANGING, reason=Reason.CORDON_RESTORED, message="somebody lifted the cordon"),
+        [("Warning", "CordonRestored", "gpu-08: somebody lifted the cordon")],
     ),
     "the first attempt is no restart": (replace(CHANGING, attempt=0), CHANGING, []),
     "the change is proven": (VERIFYING, DONE, [("Normal", "LayoutVerified", "gpu-08: 2x3g.40gb proven")]),

@@ -1,9 +1,9 @@
 import pytest
 from tests.build import NOW, at, make_memory
 
-from gpusharing.planning.evictions import remember, throttled_until
+from gpusharing.planning.evictions import is_odd, remember, throttled_until
+from gpusharing.planning.podviews import EvictionMemory
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import EvictionMemory
 
 
 def _waits(answer: Reason, times: int, jitter: float = 0.0) -> list[float]:
@@ -55,11 +55,22 @@ def test_a_reason_that_is_no_answer_is_refused() -> None:
         remember(Reason.BUDGET_FULL, "", None, NOW, 0)
 
 
-def test_throttling_counts_over_all_nodes_and_ends() -> None:
-    nodes = [
-        {"u1": make_memory(Reason.THROTTLED, next_try=at(7)), "u2": make_memory(Reason.PDB, next_try=at(60))},
-        {"u3": make_memory(Reason.THROTTLED, next_try=at(9))},
-    ]
-    assert throttled_until(nodes, NOW) == at(9)
-    assert throttled_until(nodes, at(9)) is None
-    assert throttled_until([], NOW) is None
+def test_throttling_counts_over_all_pods_of_a_node_and_ends() -> None:
+    memories = {
+        "u1": make_memory(Reason.THROTTLED, next_try=at(7)),
+        "u2": make_memory(Reason.PDB, next_try=at(60)),
+        "u3": make_memory(Reason.THROTTLED, next_try=at(9)),
+    }
+    assert throttled_until(memories, NOW) == at(9)
+    assert throttled_until(memories, at(9)) is None
+    assert throttled_until({}, NOW) is None
+
+
+def test_a_pod_that_is_said_to_be_gone_while_lists_show_it_becomes_an_error() -> None:
+    memory = None
+    for tries in range(1, 4):
+        assert not is_odd(memory)
+        memory = remember(Reason.PODS_LEAVING, "", memory, NOW, 0)
+        assert memory.tries == tries
+    assert is_odd(memory)
+    assert is_odd(make_memory(Reason.EVICTION_ERROR)), "and stays one"

@@ -5,26 +5,38 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_cluster_policy, make_gpu, make_operand, make_policy, make_stack
+from tests.build import (
+    NOW,
+    SETTINGS,
+    at,
+    make_cluster_policy,
+    make_gpu,
+    make_operand,
+    make_policy,
+    make_stack,
+)
 from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case, pair_of
 
 from gpusharing.api import names
 from gpusharing.planning import migfile
-from gpusharing.planning.gates import GATES, find_gate, needs_restart
+from gpusharing.planning.gates import GATES, find_gate
 from gpusharing.planning.health import Vitals
+from gpusharing.planning.migmanager import needs_restart
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.records import Deferred, Verified
 from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.views import Deferred, PolicyView, Verified
+from gpusharing.planning.views import PolicyView
 
 PENDING = {names.LABEL_MIG_STATE: "pending"}
 MIG_CONFIG = names.LABEL_MIG_CONFIG
+DEPLOY, WORKLOAD = "nvidia.com/gpu.deploy.", "nvidia.com/gpu.workload.config"
 
 
 def test_the_order_of_the_gates_is_part_of_the_product() -> None:
     assert [gate.__name__ for gate in GATES] == [
-        "_alive", "_foreign", "_cordon", "_agent", "_missing", "_health", "_leftovers", "_actuator", "_drift",
-        "_futile",
-        "_deferred", "_paused", "propagation",
+        "_alive", "_foreign", "_cordon", "_at_work", "operands", "_agent", "_rights", "_missing", "_health", "_driver",
+        "_leftovers",
+        "_actuator", "_drift", "_futile", "_deferred", "_paused", "propagation",
     ]  # fmt: skip
 
 
@@ -52,7 +64,10 @@ def drifted(**fields: Any) -> NodeCase:
 DEFERRED = Deferred(2, at(60), "DrainTimeout", 1, "")
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=False))
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
+WITHHELD = replace(make_gpu(), instances_withheld=True)
 LOST = replace(make_gpu(), vitals=Vitals(access="Lost"))
+NAMED = replace(SETTINGS, unsafe_drivers=("570",))
+ACCEPTED = replace(SETTINGS, refuse_unsafe_drivers=False)
 PAUSED = make_policy(rollout={"paused": True})
 MIG_FILE = make_stack(MIXED).mig_file
 CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
@@ -60,6 +75,16 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "the node is not Ready": (make_case(MIXED, node={"ready": False}), Reason.NODE_NOT_READY, None),
     "somebody else maintains it": (make_case(MIXED, node={"foreign": "kured"}), Reason.FOREIGN_MAINTENANCE, None),
     "somebody cordoned it": (make_case(MIXED, node={"unschedulable": True}), Reason.ALREADY_CORDONED, None),
+    "an admin switched the device plugin off": (
+        make_case(MIXED, labels={DEPLOY + "device-plugin": "false"}), Reason.OPERANDS_DISABLED, None),
+    "an admin switched GFD off": (
+        make_case(MIXED, labels={DEPLOY + "gpu-feature-discovery": "false"}), Reason.OPERANDS_DISABLED, None),
+    "an admin switched all operands off": (
+        make_case(MIXED, labels={DEPLOY + "operands": "false"}), Reason.OPERANDS_DISABLED, None),
+    "the GPUs are passed through to virtual machines": (
+        make_case(MIXED, labels={WORKLOAD: "vm-passthrough"}), Reason.WORKLOAD_CONFIG, None),
+    "vGPUs are made for virtual machines, and so nobody reads the GPUs": (
+        make_case(MIXED, labels={WORKLOAD: "vm-vgpu"}, agent_ready=False), Reason.WORKLOAD_CONFIG, None),
     "no agent is ready": (make_case(MIXED, agent_ready=False), Reason.AGENT_NOT_READY, None),
     "the agent is quiet still": (observing(make_case(MIXED), quiet=True), Reason.OBSERVATION_PENDING, None),
     "the agent cannot read": (observing(make_case(MIXED), error="NVMLFailed"), Reason.AGENT_ERROR, None),
@@ -67,13 +92,24 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         observing(make_case(MIXED), gpus=(ASKS_FOR_RESET,)), Reason.GPU_UNHEALTHY, None),
     "a GPU is lost": (
         observing(make_case(MIXED), gpus=(LOST,)), Reason.GPU_UNHEALTHY, None),
+    "repartitioning is unsafe under the driver": (
+        observing(make_case(MIXED), driver_version="580.95.05"), Reason.UNSAFE_DRIVER, None),
+    "going back to whole GPUs is unsafe under the driver": (
+        observing(make_case(FULL, was=MIXED), driver_version="535.0"), Reason.UNSAFE_DRIVER, None),
+    "an admin named the driver": (
+        replace(observing(make_case(MIXED), driver_version="570.1"), settings=NAMED), Reason.UNSAFE_DRIVER, None),
     "MPS left its compute mode behind": (
         observing(make_case(SLICED), gpus=(make_gpu(compute_mode="ExclusiveProcess"),)), Reason.COMPUTE_MODE, None),
     "mig-manager is at work on its own": (
-        make_case(MIXED, labels=PENDING, drifting_since=at(-60)), Reason.ACTUATOR_BUSY, at(1140)),
+        make_case(MIXED, labels=PENDING, at_work_since=at(-60)), Reason.ACTUATOR_BUSY, at(1140)),
     "mig-manager reboots the node, however long": (
-        make_case(MIXED, labels={names.LABEL_MIG_STATE: "rebooting"}, drifting_since=at(-9999)),
-        Reason.ACTUATOR_BUSY, at(-8799)),
+        make_case(MIXED, labels={names.LABEL_MIG_STATE: "rebooting"}, at_work_since=at(-9999)),
+        Reason.ACTUATOR_BUSY, None),
+    "the driver is being unloaded": (
+        make_case(MIXED, labels={f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "true_paused-for-driver-upgrade"}),
+        Reason.FOREIGN_MAINTENANCE, None),
+    "the agent may not list the MIG instances that are to be proven": (
+        observing(make_case(MIXED), gpus=(WITHHELD,)), Reason.AGENT_LACKS_RIGHTS, None),
     "there is no mig-manager": (make_case(MIXED, operand=None), Reason.ACTUATOR_MISSING, None),
     "mig-manager is not ready": (
         make_case(MIXED, operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING, None),
@@ -90,6 +126,8 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "a GPU did not come back": (
         make_case(MIXED, was=MIXED, node={"verified": replace(verified(MIXED), gpus=2)}), Reason.GPU_MISSING, None),
     "an earlier try was given up": (make_case(MIXED, node={"deferred": DEFERRED}), Reason.DEFERRED, at(60)),
+    "an earlier try of this very policy was given up": (
+        make_case(MIXED, node={"deferred": replace(DEFERRED, policy_uid="uid-pool-b")}), Reason.DEFERRED, at(60)),
     "the policy is paused": (make_case(PAUSED), Reason.PAUSED, None),
     "the configuration is not written": (
         make_case(MIXED, stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING, None),
@@ -122,13 +160,35 @@ def test_it_may_not_begin(case: NodeCase, reason: Reason, until: object) -> None
 
 OPEN: dict[str, NodeCase] = {
     "nothing is in the way": make_case(MIXED),
+    "a try of another policy was given up": make_case(
+        MIXED, node={"deferred": replace(DEFERRED, policy_uid="uid-other")}
+    ),
+    "no GPU is repartitioned, so the driver does not matter": observing(
+        make_case(SLICED), driver_version="580.95.05"
+    ),
+    "the driver is fixed": observing(make_case(MIXED), driver_version="580.159.03"),
+    "an admin accepts what the driver has": replace(
+        observing(make_case(MIXED), driver_version="580.95.05"), settings=ACCEPTED
+    ),
+    "the GPUs are said to be for containers": make_case(MIXED, labels={WORKLOAD: "container"}),
+    "the label for the workload is empty": make_case(MIXED, labels={WORKLOAD: ""}),
+    "the operands are switched on": make_case(
+        MIXED, labels={DEPLOY + "operands": "true", DEPLOY + "device-plugin": "true"}
+    ),
+    "the plugin is paused, not switched off": make_case(
+        MIXED, labels={DEPLOY + "device-plugin": "paused-for-mig-change"}
+    ),
+    "an operand that no mode needs is switched off": make_case(MIXED, labels={DEPLOY + "dcgm": "false"}),
     "a card without MIG needs no mig-manager": make_case(SLICED, products=(T4,), operand=None),
     "mig.config stays as it is, so mig-manager is not needed": make_case(
         SLICED, labels={MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"}, operand=None
     ),
     "mig-manager is switched off and MIG as well": make_case(SLICED, stack=OFF, operand=None),
     "mig-manager is wedged for longer than it may take": make_case(
-        MIXED, labels=PENDING, drifting_since=at(-1200)
+        MIXED, labels=PENDING, at_work_since=at(-1200)
+    ),
+    "the agent may not list MIG instances, and there are to be none": observing(
+        make_case(SLICED), gpus=(WITHHELD,)
     ),
     "drift has lasted for its grace": drifted(drifting_since=at(-60)),
     "drift came back after a new generation": drifted(

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 from tests.build import NOW, at, make_gpu, make_stack, make_work
 from tests.planning.cases import FULL, MIXED, SINGLE, T4, make_case, quiet_report
-from tests.planning.test_after import answering, changing
+from tests.planning.changes import answering, changing
 from tests.planning.told import SYNCED
 
 from gpusharing.api.gpunode import NodeCondition, RecoveryValue
@@ -16,9 +16,11 @@ from gpusharing.planning.after import after_pnr
 from gpusharing.planning.health import NO_TROUBLE, RECOVERIES, RULES, WELL, XIDS, Diagnosis, Vitals, diagnose
 from gpusharing.planning.judge import judge
 from gpusharing.planning.mirror import health_conditions
-from gpusharing.planning.reasons import Passes, Reason
+from gpusharing.planning.reasonkinds import Passes
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.records import Verified
 from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.views import GPUNodeView, GpuView, PolicyView, Verified
+from gpusharing.planning.views import GPUNodeView, GpuView, PolicyView
 
 OLD_DRIVER = Vitals(recovery=None)
 RESET_WANTED = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
@@ -26,6 +28,8 @@ LOST = replace(make_gpu(), vitals=Vitals(access="Lost"))
 SICK: dict[str, tuple[Vitals, Reason, str]] = {
     "a lost GPU": (Vitals(access="Lost"), Reason.GPU_LOST, "drain and reboot the node"),
     "a GPU that NVML refuses": (Vitals(access="ResetRequired"), Reason.GPU_RESET_REQUIRED, "nvidia-smi -r"),
+    "a GPU whose power is not enough": (
+        Vitals(access="Failed", error="Insufficient External Power"), Reason.GPU_UNREADABLE, "Insufficient External"),
     "a failed row remapping": (replace(WELL, remap_failed=True), Reason.ROW_REMAP_FAILED, "replace the card"),
     "a pending row remapping": (replace(WELL, remap_pending=True), Reason.ROW_REMAP_PENDING, "nvidia-smi -r"),
     "uncorrected ECC errors": (replace(WELL, ecc_errors=True), Reason.ECC_UNCORRECTED, "nvidia-smi -r"),
@@ -56,6 +60,7 @@ def test_it_is_healthy(vitals: Vitals) -> None:
 def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
     assert [rule.reason for rule in RULES] == [
         Reason.GPU_LOST,
+        Reason.GPU_UNREADABLE,
         Reason.GPU_RESET_REQUIRED,
         Reason.ROW_REMAP_FAILED,
         Reason.RECOVERY_NEEDED,

@@ -1,17 +1,23 @@
+from datetime import datetime
+
 import pytest
 from tests.build import DAEMON_SET, at, make_pod
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning import holders
-from gpusharing.planning.holders import FILTERS, Scope, classify, gpu_resources, holds_gpu, is_idle
+from gpusharing.planning.holders import FILTERS, Scope, classify, gpu_resources, holds_gpu, is_idle, scope_of
+from gpusharing.planning.podviews import PodView
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import PodView
+from gpusharing.planning.views import Settings
 
-ORDER = ["finished", "static", "daemon_set", "without_gpu", "terminating", "resource_claim", "unmanaged"]
+ORDER = [
+    "finished", "static", "daemon_set", "without_gpu", "terminating", "own_pod", "protected", "resource_claim",
+    "tolerates_cordon", "unmanaged",
+]  # fmt: skip
 
 
-def _reason(pod: PodView) -> str:
-    found = classify([pod], Drain(), scope=Scope("gpu-operator"))
+def _reason(pod: PodView, cordoned_at: datetime | None = None) -> str:
+    found = classify([pod], Drain(), scope=Scope("gpu-operator", cordoned_at=cordoned_at))
     if found.blocked:
         return found.blockers[0].reason
     return "hold" if found.holders else "ignore"
@@ -56,6 +62,28 @@ def test_the_first_filter_that_decides_is_final(pod: PodView, expected: str) -> 
     assert _reason(pod) == expected
 
 
+HERE = {"kubernetes.io/hostname": "gpu-07"}
+RETURNS: dict[str, tuple[PodView, datetime | None, str]] = {
+    "before our cordon nobody knows whether it returns": (make_pod(tolerates_cordon=True, created=at(5)), None, "hold"),
+    "it was there before the cordon: it goes once": (make_pod(tolerates_cordon=True, created=at(-5)), at(0), "hold"),
+    "it came after the cordon": (make_pod(tolerates_cordon=True, created=at(5)), at(0), "ToleratesCordon"),
+    "it was being bound at the time, and tolerates nothing": (make_pod(created=at(5)), at(0), "hold"),
+    "it is pinned here, which is known before the cordon": (
+        make_pod(tolerates_cordon=True, node_selector=HERE), None, "ToleratesCordon"),
+    "it is pinned here and waits for the cordon to go": (make_pod(node_selector=HERE), None, "hold"),
+    "nobody starts it again": (make_pod(tolerates_cordon=True, created=at(5), owner=None), at(0), "Unmanaged"),
+    "it is leaving": (make_pod(tolerates_cordon=True, created=at(5), deleted_at=at(9)), at(0), "hold"),
+    "it holds no GPU": (make_pod(tolerates_cordon=True, created=at(5), resources={}), at(0), "ignore"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pod", "cordoned_at", "expected"), RETURNS.values(), ids=RETURNS.keys())
+def test_a_pod_that_tolerates_the_cordon_is_evicted_only_while_it_may_stay_away(
+    pod: PodView, cordoned_at: datetime | None, expected: str
+) -> None:
+    assert _reason(pod, cordoned_at) == expected
+
+
 def test_only_gpu_names_above_zero_count_as_gpus() -> None:
     mixed = {
         "nvidia.com/mig-1g.10gb": 2,
@@ -94,3 +122,49 @@ def test_before_a_reboot_pods_without_a_gpu_must_leave_too_but_daemon_sets_and_f
     assert [pod.name for pod in found.holders] == ["web"]
     assert not is_idle(pods, scope)
     assert is_idle(pods, Scope("gpu-operator"))
+
+
+def test_a_gpu_pod_in_a_protected_namespace_blocks_whatever_else_is_said_about_it() -> None:
+    scope = scope_of(Settings(protected_namespaces=("kube-system", "monitoring")))
+    for pod in (
+        make_pod("profiler", namespace="kube-system"),
+        make_pod("alone", namespace="monitoring", owner=None),
+        make_pod("claimed", namespace="monitoring", dra="gpu"),
+    ):
+        found = classify([pod], Drain(), scope)
+        assert [blocker.reason for blocker in found.blockers] == [Reason.PROTECTED_NAMESPACE]
+        assert not is_idle([pod], scope)
+
+
+def test_pods_without_a_gpu_in_a_protected_namespace_block_only_where_all_pods_must_leave() -> None:
+    settings, dns = Settings(), make_pod("dns", namespace="kube-system", resources={})
+    log = make_pod("log", namespace="kube-system", resources={}, owner=DAEMON_SET)
+    assert is_idle([dns, log], scope_of(settings))
+    found = classify([dns, log], Drain(), scope_of(settings, all_pods=True))
+    assert [(blocker.reason, blocker.pods) for blocker in found.blockers] == [
+        (Reason.PROTECTED_NAMESPACE, ("kube-system/dns",))
+    ]
+
+
+def test_a_pod_that_leaves_a_protected_namespace_by_itself_is_waited_for() -> None:
+    leaving = make_pod("profiler", namespace="kube-system", deleted_at=at(0))
+    found = classify([leaving], Drain(), scope_of(Settings()))
+    assert [pod.name for pod in found.holders] == ["profiler"]
+    assert found.blockers == ()
+
+
+def test_nothing_is_protected_when_the_list_is_empty() -> None:
+    pod = make_pod("profiler", namespace="kube-system")
+    assert classify([pod], Drain(), scope_of(Settings(protected_namespaces=()))).blockers == ()
+
+
+def test_the_operator_names_its_own_pod_instead_of_draining_it() -> None:
+    settings = Settings(namespace="gpus", pod_name="operator-1")
+    ours = make_pod("operator-1", namespace="gpus", resources={})
+    twin = make_pod("operator-1", namespace="elsewhere", resources={})
+    assert is_idle([ours, twin], scope_of(settings))
+    found = classify([ours, twin], Drain(), scope_of(settings, all_pods=True))
+    assert [(blocker.reason, blocker.pods) for blocker in found.blockers] == [
+        (Reason.OWN_POD, ("gpus/operator-1",))
+    ]
+    assert [pod.ref for pod in found.holders] == ["elsewhere/operator-1"]

@@ -1,9 +1,10 @@
 """Which policy owns a node: priority, then age, then name; an owner keeps it unless a strictly higher one comes."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
-from tests.build import POOL_LABELS, make_node, make_policy
+from tests.build import POOL_LABELS, make_fence, make_node, make_policy
 
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.ownership import Owners, selects
@@ -63,6 +64,27 @@ CHOICES: dict[str, tuple[list[PolicyView], str, str]] = {
 def test_the_owner_is(policies: list[PolicyView], present: str, expected: str) -> None:
     assert owner(*policies, present=present) == expected
     assert owner(*reversed(policies), present=present) == expected
+
+
+@pytest.mark.parametrize("stage", ["fenced", "actuating"])
+def test_between_equals_the_policy_of_the_fence_counts_as_owner(
+    stage: Literal["fenced", "actuating"],
+) -> None:
+    old, young = policy("a"), policy("b", YOUNG)
+    fenced = make_node(fence=make_fence(stage, policy="b"))
+    assert Owners([old, young]).owner(make_node()) is old
+    assert Owners([old, young]).owner(fenced) is young
+    marked = make_node(labels={MARK: "a"}, fence=make_fence(stage, policy="b"))
+    assert Owners([old, young]).owner(marked) is young, "a mark tells who proved the node last"
+    higher = policy("a", priority=1)
+    assert Owners([higher, young]).owner(fenced) is higher
+    elsewhere = policy("b", YOUNG, nodeSelector=ELSEWHERE)
+    assert Owners([old, elsewhere]).owner(fenced) is old
+
+
+def test_a_fence_whose_policy_cannot_be_read_any_more_keeps_its_owner() -> None:
+    broken = replace(policy("b", YOUNG), spec=None)
+    assert Owners([policy("a"), broken]).owner(make_node(fence=make_fence(policy="b"))) is broken
 
 
 SELECTORS: dict[str, tuple[dict[str, object], bool]] = {

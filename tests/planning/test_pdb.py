@@ -2,7 +2,7 @@ import pytest
 from tests.build import at, make_pdb, make_pod
 
 from gpusharing.planning import pdb
-from gpusharing.planning.views import PdbView, PodView
+from gpusharing.planning.podviews import PdbView, PodView
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from tests.build import (
     NOW,
     at,
     make_claim,
+    make_fence,
     make_gpu,
     make_gpunode,
     make_node,
+    make_pdb,
     make_pod,
     make_policy,
     make_work,
@@ -20,11 +22,15 @@ from tests.planning.cases import MIXED, make_case
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.common import Common
+from gpusharing.planning.looks import FIRST_LOOKS, Look, find_due
+from gpusharing.planning.podviews import NodeWork
 from gpusharing.planning.pool import LOOKAHEAD, Pool, Selection, is_unavailable, select
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.views import NodeWork, PolicyView
+from gpusharing.planning.views import PolicyView
 
 OFFERED = frozenset({"nvidia.com/gpu", "nvidia.com/mig-3g.40gb"})
 EMPTY = make_work()
@@ -44,13 +50,14 @@ def chosen(
     cap: int = 100,
     policy: PolicyView = MIXED,
     total: int = 10,
+    common: Common | None = None,
 ) -> Selection:
     """What a pool of `total` nodes does with these candidates."""
     assert policy.spec is not None
     rollout = policy.spec.rollout.model_copy(update={"max_unavailable": limit})
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
     pool = Pool(policy, [f"n{n}" for n in range(total)], used, list(cases))
-    return select(pool, cap, OFFERED)
+    return select(pool, cap, common or Common(OFFERED))
 
 
 def fenced(selection: Selection) -> list[str]:
@@ -94,10 +101,30 @@ def test_who_waits_is_told_whether_the_budget_is_full_or_frozen() -> None:
     assert {(v.phase, v.reason) for v in frozen.verdicts.values()} == {(Phase.PENDING, Reason.FROZEN)}
 
 
+WHO_IS_TO_BLAME = {
+    "the budget": (1, 1, 100, "spec.rollout.maxUnavailable lets 1 of 10"),
+    "the budget, whatever the cap": (1, 1, 0, "spec.rollout.maxUnavailable lets 1 of 10"),
+    "the cap": (3, 1, 0, "operator.maxInFlight"),
+    "the cap, from the second node on": (3, 0, 1, "operator.maxInFlight"),
+    "the budget, from the second node on": (1, 0, 1, "spec.rollout.maxUnavailable lets 1 of 10"),
+}
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cap", "said"), WHO_IS_TO_BLAME.values(), ids=WHO_IS_TO_BLAME.keys()
+)
+def test_who_waits_is_told_which_limit_is_reached(limit: int, used: int, cap: int, said: str) -> None:
+    verdicts = chosen(*THREE, limit=limit, used=used, cap=cap).verdicts.values()
+    waiting = [verdict.message for verdict in verdicts if verdict.reason is Reason.BUDGET_FULL]
+    assert waiting
+    assert all(said in message for message in waiting)
+
+
 AWAY = {
     "not Ready": make_node(ready=False),
     "cordoned by anybody": make_node(unschedulable=True),
     "being deleted": make_node(deleting=True),
+    "fenced, though not cordoned": make_node(fence=make_fence(disruption=DisruptionClass.PLUGIN_RESTART)),
     "not Ready and cordoned: once": make_node(ready=False, unschedulable=True),
 }
 
@@ -131,10 +158,111 @@ def test_a_blocked_node_is_named_keeps_no_slot_and_does_not_stop_the_others() ->
     verdict = selection.verdicts["stuck"]
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.UNMANAGED, ())
     assert verdict.wake == at(5)
-    assert verdict.wants_pods
+    assert not verdict.wants_pods, "what was just looked at is looked at again at the next poll"
+    assert selection.looks["stuck"] == Look("uid-pool-b", 1, "", NOW, 1, verdict.blockers)
     behind = chosen(candidate("stuck", BLOCKED), candidate("free", pods=5))
     assert fenced(behind) == ["free"]
     assert behind.verdicts["stuck"].reason is Reason.BUDGET_FULL
+
+
+def after_looks(selection: Selection, seconds: float, **fields: Any) -> Common:
+    """The next pass, so many seconds later, that remembers the looks of this one."""
+    common = Common(OFFERED, selection.looks, **fields)
+    common.due = find_due(selection.looks.items(), at(seconds), 5.0)
+    return common
+
+
+def later(name: str, seconds: float, work: NodeWork | None = None) -> NodeCase:
+    return replace(candidate(name, work), now=at(seconds))
+
+
+def test_between_two_looks_a_blocked_node_shows_what_blocks_it_and_is_not_listed() -> None:
+    first = chosen(candidate("stuck", BLOCKED))
+    waiting = chosen(later("stuck", 4), common=after_looks(first, 4)).verdicts["stuck"]
+    assert (waiting.phase, waiting.reason, waiting.wants_pods) == (Phase.BLOCKED, Reason.UNMANAGED, False)
+    assert (waiting.message, waiting.blockers) == (
+        first.verdicts["stuck"].message,
+        first.verdicts["stuck"].blockers,
+    )
+    assert waiting.wake == at(5)
+    due = chosen(later("stuck", 5), common=after_looks(first, 5)).verdicts["stuck"]
+    assert (due.phase, due.reason, due.wants_pods) == (Phase.BLOCKED, Reason.UNMANAGED, True)
+
+
+def test_the_longer_a_node_is_blocked_the_less_often_it_is_looked_at_but_once_a_minute() -> None:
+    moments, common, seconds = [], Common(OFFERED), 0.0
+    for _ in range(8):
+        work = replace(BLOCKED, listed_at=at(seconds))
+        look = chosen(later("stuck", seconds, work), common=common).looks["stuck"]
+        seconds = (look.due(5.0) - NOW).total_seconds()
+        moments.append(seconds)
+        common = Common(OFFERED, {"stuck": look})
+    assert moments == [5, 15, 35, 75, 135, 195, 255, 315]
+
+
+def test_a_look_is_worth_nothing_for_another_generation_or_when_a_person_asks_for_another_try() -> None:
+    first = chosen(candidate("stuck", BLOCKED))
+    edited = chosen(later("stuck", 1), common=after_looks(first, 1), policy=replace(MIXED, generation=2))
+    assert edited.verdicts["stuck"].phase is Phase.PREFLIGHT
+    again = chosen(later("stuck", 1), common=after_looks(first, 1), policy=replace(MIXED, uid="another"))
+    assert again.verdicts["stuck"].phase is Phase.PREFLIGHT
+    case = later("stuck", 1)
+    case = replace(case, node=replace(case.node, retry="now"))
+    assert chosen(case, common=after_looks(first, 1)).verdicts["stuck"].phase is Phase.PREFLIGHT
+
+
+def test_while_many_nodes_were_found_blocked_within_a_poll_no_further_one_is_looked_at() -> None:
+    fresh = [candidate(f"c{n}", None) for n in range(3)]
+    held = chosen(*fresh, common=Common(OFFERED, recent=FIRST_LOOKS))
+    assert not any(verdict.wants_pods for verdict in held.verdicts.values())
+
+
+def test_a_blocked_node_is_remembered_while_no_slot_is_free() -> None:
+    first = chosen(candidate("stuck", BLOCKED))
+    full = chosen(later("stuck", 60), used=1, common=after_looks(first, 60))
+    assert full.verdicts["stuck"].reason is Reason.BUDGET_FULL
+    assert full.looks == first.looks
+
+
+GUARDED = make_work(make_pod(), pdbs=[make_pdb(allowed=1)])
+ROOMY = make_work(make_pod(), pdbs=[make_pdb(allowed=3)])
+
+
+def test_of_four_nodes_under_one_budget_that_allows_one_pod_one_starts() -> None:
+    selection = chosen(*(candidate(f"c{n}", GUARDED) for n in range(4)), limit=4)
+    (started,) = fenced(selection)
+    held = [verdict for name, verdict in selection.verdicts.items() if name != started]
+    assert {(v.phase, v.reason, v.wants_pods) for v in held} == {(Phase.BLOCKED, Reason.PDB, False)}
+    assert all("team-a/llm" in v.message and v.wake == at(5) for v in held)
+
+
+def test_a_budget_with_room_for_three_lets_three_of_four_nodes_start() -> None:
+    assert len(fenced(chosen(*(candidate(f"c{n}", ROOMY) for n in range(4)), limit=4))) == 3
+
+
+def test_a_node_that_no_budget_guards_starts_beside_one_that_uses_up_a_budget() -> None:
+    selection = chosen(
+        candidate("free"), candidate("guarded", GUARDED), candidate("second", GUARDED), limit=3
+    )
+    assert len(fenced(selection)) == 2
+    assert "free" in fenced(selection)
+
+
+def test_a_node_in_flight_keeps_its_budgets_neighbours_from_starting_until_its_pods_are_asked_to_go() -> None:
+    case = candidate("c", GUARDED)
+    crowded = chosen(case, common=Common(OFFERED, crowd=Counter({"team-a/llm": 1})))
+    assert fenced(crowded) == []
+    assert crowded.looks["c"].tries == 1
+    again = chosen(case, common=Common(OFFERED, crowded.looks, crowd=Counter({"team-a/llm": 1})))
+    assert again.looks["c"].tries == 1, "others make room within seconds: the waits do not grow"
+    assert fenced(chosen(case, common=Common(OFFERED, crowd=Counter({"team-a/other": 9})))) == ["c"]
+
+
+def test_while_the_pods_of_a_node_in_flight_are_not_known_no_guarded_node_starts() -> None:
+    unknown = chosen(candidate("c", GUARDED), common=Common(OFFERED, crowd_known=False))
+    verdict = unknown.verdicts["c"]
+    assert (fenced(unknown), verdict.phase, verdict.wants_pods) == ([], Phase.PREFLIGHT, True)
+    assert fenced(chosen(candidate("c"), common=Common(OFFERED, crowd_known=False))) == ["c"]
 
 
 def test_pods_are_listed_for_no_more_than_the_room_and_a_little_ahead() -> None:
@@ -175,9 +303,15 @@ def test_the_fence_records_everything_that_an_abort_or_a_restart_needs() -> None
     assert action.labels == {names.LABEL_UPGRADE_SKIP: "true", names.LABEL_MODE: None}
     marks = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
     assert (fence.added, fence.from_mode, fence.stage) == (marks, "full", "fenced")
-    assert (fence.disruption, fence.since, fence.deadline) == (DisruptionClass.RESET, NOW, at(900))
+    assert (fence.disruption, fence.since, fence.deadline) == (DisruptionClass.RESET, NOW, at(905))
     assert (fence.from_layout, fence.to_layout, fence.node_uid) == ("1x full", "2x3g.40gb", "uid-c")
     assert selection.claims == {"c": make_claim("uid-c", op=fence.op)}
+
+
+def test_no_label_that_a_fence_writes_may_select_the_nodes_of_a_pool() -> None:
+    (action,) = chosen(candidate("c")).verdicts["c"].actions
+    assert isinstance(action, FenceNode)
+    assert {label for label in action.labels if not is_rewritten(label)} == set()
 
 
 @pytest.mark.parametrize("cordoned", [True, False], ids=["was there", "was not there"])
@@ -205,6 +339,13 @@ def test_a_plugin_restart_starts_without_cordon_and_without_looking_at_pods() ->
     assert isinstance(action, FenceNode)
     assert not action.cordon
     assert action.labels == {names.LABEL_UPGRADE_SKIP: "true"}
+
+
+def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:
+    case = candidate("c", None)
+    assert case.assessment is not None
+    mild = replace(case, assessment=replace(case.assessment, disruption=DisruptionClass.PLUGIN_RESTART))
+    assert fenced(chosen(mild, common=Common(OFFERED, recent=FIRST_LOOKS))) == ["c"]
 
 
 def test_a_policy_without_a_readable_spec_moves_nothing() -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from gpusharing.planning.reasons import Passes, Reason, describe, most_urgent, priority, reason_of
+from gpusharing.planning.reasonkinds import Passes
+from gpusharing.planning.reasons import Reason, describe, most_urgent, priority, reason_of
 
 
 @pytest.mark.parametrize("reason", Reason)

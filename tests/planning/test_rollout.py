@@ -42,8 +42,9 @@ from gpusharing.planning.actions import (
 )
 from gpusharing.planning.migfile import parse as parse_mig_file
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.records import Deferred
 from gpusharing.planning.rollout import Memo, plan_rollout
-from gpusharing.planning.views import Claim, PolicyView
+from gpusharing.planning.views import PolicyView
 
 NODE_WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)
 MODES = {
@@ -170,6 +171,17 @@ def test_nothing_is_adopted_while(agents_down: bool, ready: bool) -> None:
     assert verdict_of(world).actions == ()
 
 
+def test_a_node_for_virtual_machines_says_so_instead_of_blaming_its_agent() -> None:
+    world = copy_of(FULL)
+    node = world.nodes[NODE]
+    world.nodes[NODE] = replace(node, labels={**node.labels, names.LABEL_WORKLOAD_CONFIG: "vm-passthrough"})
+    world.agents_down = {NODE}
+    del world.gpunodes[NODE]
+    world.set_policy(MIXED)
+    verdict = verdict_of(world)
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.WORKLOAD_CONFIG)
+
+
 # --- ownership --------------------------------------------------------------------------------------------------
 
 
@@ -251,57 +263,6 @@ def test_a_layout_that_does_not_fit_is_refused_before_anything_is_touched() -> N
     assert wrote(world, *NODE_WRITES) == []
 
 
-# --- budget over a pool -----------------------------------------------------------------------------------------
-
-
-def test_a_claim_without_a_fence_goes_first_and_does_not_count_twice() -> None:
-    world = pool_of(3)
-    world.claims["n2"] = Claim(world.nodes["n2"].uid, "pool-b", "lost")
-    world.set_policy(SLICED)
-    for name in ("n0", "n1", "n2"):
-        world.act(name)
-    for _ in range(30):
-        world.step()
-        world.now += timedelta(seconds=1)
-        if world.claims and any(node.fence for node in world.nodes.values()):
-            break
-    assert [name for name, node in world.nodes.items() if node.fence] == ["n2"]
-    assert world.claims.keys() == {"n2"}
-
-
-def test_a_cordoned_node_of_the_pool_takes_a_slot_and_is_left_alone() -> None:
-    world = pool_of(3)
-    world.nodes["n0"] = replace(world.nodes["n0"], unschedulable=True)
-    world.human_cordons.add("n0")
-    world.set_policy(SLICED)
-    plan = world.settle()
-    assert {name: v.reason for name, v in plan.verdicts.items()} == {
-        "n0": Reason.ALREADY_CORDONED, "n1": Reason.BUDGET_FULL, "n2": Reason.BUDGET_FULL}  # fmt: skip
-
-
-def test_the_operator_wide_cap_holds_over_policies() -> None:
-    world = pool_of(4, make_policy(mode="Full", rollout={"maxUnavailable": "100%"}))
-    world.settings = replace(world.settings, max_in_flight=2)
-    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": "100%"}))
-    most = 0
-    for _ in range(200):
-        for name in world.nodes:
-            world.act(name)
-        world.step()
-        world.now += timedelta(seconds=1)
-        most = max(most, sum(node.fence is not None for node in world.nodes.values()))
-    assert most == 2
-    assert all(v.phase is Phase.SYNCED for v in world.settle().verdicts.values())
-
-
-def test_lowering_the_budget_stops_nobody_who_is_under_way() -> None:
-    world = pool_of(3, make_policy(mode="Full", rollout={"maxUnavailable": 3}))
-    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 3}))
-    run_until(world, Phase.RECONFIGURING, node="n0")
-    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 0}))
-    assert all(v.phase is Phase.SYNCED for v in world.settle().verdicts.values())
-
-
 # --- the front door -----------------------------------------------------------------------------------------------
 
 
@@ -316,6 +277,21 @@ def test_a_settled_cluster_gives_an_empty_plan_with_any_memo_and_in_any_order() 
     assert plans[0].settled
     assert plans[0].wake_at is None
     assert list(plans[0].verdicts) == ["n0", "n1", "n2"]
+
+
+def test_a_clock_that_is_set_back_asks_anew_whatever_the_memo_holds() -> None:
+    """A wait that was over is not over any more; an answer from then would be another one than without a memo."""
+    paused = replace(SLICED, spec=make_policy("pool-b", "TimeSlicing", rollout={"paused": True}).spec)
+    world = pool_of(1)
+    world.set_policy(paused)
+    world.settle()
+    generation, later = world.policies[0].generation, world.now + timedelta(seconds=600)
+    deferred = Deferred(1, later, "DrainTimeout", generation)
+    world.nodes["n0"] = replace(world.nodes["n0"], deferred=deferred)
+    memo, snapshot = Memo(), world.snapshot()
+    moments = (later, later - timedelta(seconds=60))
+    reasons = [plan_rollout(snapshot, moment, memo).verdicts["n0"].reason for moment in moments]
+    assert reasons == [Reason.PAUSED, Reason.DEFERRED]
 
 
 def test_a_memo_forgets_nodes_that_are_gone() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from tests.build import make_policy
 from tests.planning.cases import (
     FULL,
     MIXED,
@@ -22,7 +23,9 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.actions import (
     Actuate,
     FenceNode,
+    Release,
     RestartOperand,
+    UpdateFence,
 )
 from gpusharing.planning.reasons import Reason
 
@@ -75,16 +78,74 @@ def test_a_policy_deleted_after_the_pnr_goes_when_its_node_is_proven() -> None:
 
 def test_force_release_lets_a_policy_go_at_once_and_keeps_the_cordon() -> None:
     world = copy_of(FULL)
-    world.machines[NODE].temper = "fails"
+    world.machines[NODE].temper = "hangs"
     world.set_policy(MIXED)
-    run_until(world, Phase.FAILED)
+    run_until(world, Phase.RECONFIGURING)
     world.delete_policy("pool-b")
-    world.settle()
-    assert world.policies, "a failed node holds the policy"
+    world.step()
+    assert world.policies, "a node that may still be proven holds the policy"
     world.policies = tuple(replace(policy, force_release=True) for policy in world.policies)
     world.settle()
     assert (world.policies, world.claims) == ((), {})
     assert (world.nodes[NODE].fence, world.nodes[NODE].unschedulable) == (None, True)
+
+
+def failed_world() -> World:
+    """gpu-07, whose mig-manager could not make it 2x3g.40gb."""
+    world = copy_of(FULL)
+    world.machines[NODE].temper = "fails"
+    world.set_policy(MIXED)
+    assert world.settle().verdicts[NODE].reason is Reason.ACTUATOR_FAILED
+    world.machines[NODE].temper = "works"
+    world.done.clear()
+    return world
+
+
+def test_a_deleted_policy_goes_at_failed_and_the_node_waits_for_the_next_one() -> None:
+    world = failed_world()
+    world.delete_policy("pool-b")
+    plan = world.settle()
+    assert world.policies == ()
+    assert (plan.verdicts[NODE].phase, plan.verdicts[NODE].reason) == (Phase.FAILED, Reason.ORPHAN_FENCE)
+    assert (world.nodes[NODE].unschedulable, set(world.claims)) == (True, {NODE})
+    world.set_policy(make_policy("next", "TimeSlicing"))
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["", "and its old policy is deleted"])
+def test_a_failed_node_goes_over_to_its_new_owner_with_fence_cordon_and_slot(deleted: bool) -> None:
+    world = failed_world()
+    world.set_policy(make_policy("heir", "TimeSlicing", priority=1))
+    if deleted:
+        world.delete_policy("pool-b")
+    plan = world.step()
+    (action,) = plan.verdicts[NODE].actions
+    assert isinstance(action, UpdateFence)
+    assert (action.fence.policy, action.fence.op, action.cordon) == ("heir", world.claims[NODE].op, False)
+    assert "heir" in plan.verdicts[NODE].message
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert wrote(world, FenceNode, Release) == ["Release"], "it was never given back in between"
+    assert world.nodes[NODE].labels[names.LABEL_POLICY] == "heir"
+
+
+def test_a_fence_of_an_earlier_node_of_the_name_goes_over_to_nobody() -> None:
+    world = failed_world()
+    node = world.nodes[NODE]
+    assert node.fence is not None
+    world.nodes[NODE] = replace(node, fence=replace(node.fence, node_uid="earlier"))
+    world.set_policy(make_policy("heir", "TimeSlicing", priority=1))
+    verdict = world.settle().verdicts[NODE]
+    assert (verdict.phase, verdict.reason, verdict.policy) == (Phase.FAILED, Reason.ORPHAN_FENCE, "pool-b")
+
+
+def test_a_node_in_the_middle_of_a_change_that_may_succeed_does_not_go_over() -> None:
+    world = copy_of(FULL)
+    world.set_policy(MIXED)
+    run_until(world, Phase.RECONFIGURING)
+    world.set_policy(make_policy("heir", "TimeSlicing", priority=1))
+    plan = world.step()
+    assert not any(isinstance(action, UpdateFence) for action in plan.verdicts[NODE].actions)
+    assert plan.verdicts[NODE].policy == "pool-b"
 
 
 def test_a_node_created_again_with_the_same_name_begins_anew() -> None:

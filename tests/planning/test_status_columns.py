@@ -77,7 +77,16 @@ def test_nodes_of_other_cards_leave_every_count() -> None:
 
 def test_a_node_that_never_reported_has_no_gpus() -> None:
     summary = Scene([SYNCED], reports={"gpu-07": {"observed": False}}).status()["summary"]
-    assert (summary["gpus"], summary["used"], summary["product"]) == (0, "0/1", "")
+    assert (summary["gpus"], summary["used"], summary["product"]) == (0, "0+?/1", "")
+
+
+def test_what_the_kubelet_did_not_tell_is_shown_as_unknown() -> None:
+    reports: dict[str, dict[str, Any]] = {
+        "gpu-07": {"allocated": {"nvidia.com/gpu": 1}},
+        "gpu-08": {"holdings_known": False},
+    }
+    rows = [SYNCED, replace(SYNCED, node="gpu-08")]
+    assert Scene(rows, reports=reports).status()["summary"]["used"] == "1+?/2"
 
 
 def test_two_layouts_are_shown_by_how_many_nodes_have_them() -> None:

@@ -8,6 +8,7 @@ from tests.configs import make_shared
 
 from gpusharing.planning import migfile
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.stackviews import StackView
 from gpusharing.planning.target import (
     Target,
     Targets,
@@ -17,7 +18,7 @@ from gpusharing.planning.target import (
     find_wish,
     predict_resources,
 )
-from gpusharing.planning.views import GpuView, StackView
+from gpusharing.planning.views import GpuView
 
 T4, A30, A100, H200 = "Tesla T4", "NVIDIA A30", "NVIDIA A100-SXM4-80GB", "NVIDIA H200"
 TWO = (make_gpu(0), make_gpu(1))

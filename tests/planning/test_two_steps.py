@@ -26,7 +26,8 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, Evict, RestartOperand
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import Fence, PolicyView
+from gpusharing.planning.records import Fence
+from gpusharing.planning.views import PolicyView
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 

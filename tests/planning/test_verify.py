@@ -61,6 +61,7 @@ NODES: dict[str, tuple[PolicyView, tuple[str, ...]]] = {
     "whole GPUs": (FULL, (H100, H100)),
     "whole GPUs without MIG": (FULL, (T4,)),
     "whole GPUs of two models": (FULL, (H100, "NVIDIA A30")),
+    "whole GPUs of two models, one of them twice": (FULL, (H100, "NVIDIA A30", H100)),
     "shares": (SLICED, (H100, H100)),
     "shares without MIG": (SLICED, (T4, T4)),
     "shares of two models": (SLICED, ("NVIDIA A30", T4)),
@@ -242,9 +243,39 @@ def test_the_strategy_that_cluster_policy_fixes_beats_an_admins_configuration() 
     assert find_mismatch(case) is None
 
 
-def test_two_card_models_in_one_node_are_not_judged_by_the_one_product_label() -> None:
-    case = case_of(FULL, (H100, "NVIDIA A30"))
-    assert find_mismatch(with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"})) is None
+TWO_MODELS = (H100, "NVIDIA A30", H100)
+
+
+@pytest.mark.parametrize("policy", [FULL, SLICED], ids=["whole", "shares"])
+def test_on_a_node_with_two_card_models_the_labels_of_either_are_proof(policy: PolicyView) -> None:
+    case = case_of(policy, TWO_MODELS)
+    possible = verify.expected_gfd_labels(case)
+    counts = {
+        one[names.LABEL_GPU_PRODUCT].removesuffix("-SHARED"): one[names.LABEL_GPU_COUNT] for one in possible
+    }
+    assert counts == {"NVIDIA-H100-80GB-HBM3": "2", "NVIDIA-A30": "1"}
+    for labels in possible:
+        assert find_mismatch(with_labels(case, **labels)) is None
+
+
+def test_the_product_of_one_card_model_with_the_count_of_the_other_is_no_proof() -> None:
+    case = case_of(FULL, TWO_MODELS)
+    h100, a30 = verify.expected_gfd_labels(case)
+    mixed = {**h100, names.LABEL_GPU_COUNT: a30[names.LABEL_GPU_COUNT]}
+    mismatch = find_mismatch(with_labels(case, **mixed))
+    assert mismatch is not None
+    assert mismatch.message == "label nvidia.com/gpu.count is 1, expected 2"
+    other = find_mismatch(with_labels(case, **{**a30, names.LABEL_GPU_PRODUCT: "Tesla-T4"}))
+    assert other is not None
+    assert other.message.endswith("is Tesla-T4, expected NVIDIA-H100-80GB-HBM3 or NVIDIA-A30")
+
+
+def test_where_one_of_two_models_is_divided_the_whole_one_gives_the_product() -> None:
+    layouts = {"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]}
+    case = case_of(make_policy(mig=layouts), (H100, "NVIDIA A30"))
+    (labels,) = verify.expected_gfd_labels(case)
+    assert labels[names.LABEL_GPU_PRODUCT] == "NVIDIA-A30"
+    assert find_mismatch(case) is None
 
 
 def test_what_is_there_is_described_with_its_shares() -> None:

@@ -9,11 +9,14 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from tests.build import NOW, POOL_LABELS, make_cluster_policy, make_node, make_pod
-from tests.planning import rules
+from tests.build import NOW, POOL_LABELS, make_cluster_policy, make_node
+from tests.planning import podkinds, rules, tally
+from tests.planning.budgets import Budget, answer_to
 from tests.planning.machines import Machine, patched
+from tests.planning.processmemory import Memory
 
 from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.actions import (
     Action,
     Actuate,
@@ -29,39 +32,22 @@ from gpusharing.planning.actions import (
     WriteConfig,
 )
 from gpusharing.planning.evictions import remember
-from gpusharing.planning.holders import Scope, is_idle
+from gpusharing.planning.holders import Scope
 from gpusharing.planning.migfile import parse as parse_mig_file
+from gpusharing.planning.podviews import NodeWork, PdbView, PodView
+from gpusharing.planning.quiet import is_at_work
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.records import Claim
 from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
-from gpusharing.planning.views import (
-    Claim,
-    ClusterSnapshot,
-    EvictionMemory,
-    GPUNodeView,
-    NodeView,
-    NodeWork,
-    PodView,
-    PolicyView,
-    Settings,
-    StackView,
-)
+from gpusharing.planning.sightings import heard, looked
+from gpusharing.planning.stackviews import StackView
+from gpusharing.planning.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView, Settings
 
 GRACE = timedelta(seconds=10)
 """How long an evicted pod takes to end."""
 POLLS = 30
 """So many looks at blocked pods without any change, and the world counts as at rest."""
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
-
-
-@dataclass
-class Memory:
-    """What the operator's process knows and loses when it is killed."""
-
-    memo: Memo = field(default_factory=Memo)
-    wants_pods: frozenset[str] = frozenset()
-    empty_since: dict[str, datetime] = field(default_factory=dict)
-    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
-    drifting_since: dict[str, datetime] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,7 +70,13 @@ class World:
     settings: Settings = field(default_factory=lambda: Settings(config_propagation=10.0))
     agents_down: set[str] = field(default_factory=set)
     refusing: bool = False
-    """A PodDisruptionBudget refuses every eviction."""
+    """A PodDisruptionBudget that nobody sees refuses every eviction."""
+    budgets: tuple[Budget, ...] = ()
+    """The PodDisruptionBudgets that everybody sees."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """By pod UID, what `podkinds.py` calls it."""
+    happened: Counter[str] = field(default_factory=Counter)
+    """How often each thing happened (tally.py)."""
     memory: Memory = field(default_factory=Memory)
     evicted: set[str] = field(default_factory=set)
     """UIDs of pods whose eviction was accepted, ever."""
@@ -129,16 +121,21 @@ class World:
         ]
         self.policies = tuple(sorted([*kept, *marked], key=lambda policy: policy.name))
 
-    def add_pod(self, node: str, *, pinned: bool = False) -> None:
+    def add_pod(
+        self, node: str, kind: str = "a pod of a ReplicaSet", *, app: str = "llm", pinned: bool = False
+    ) -> bool:
         """A pod that asks for one device of whatever the node offers; the scheduler keeps off cordoned nodes."""
-        view = self.nodes[node]
-        held = Counter(name for pod in self.pods[node].values() for name in pod.resources)
+        view, pinned = self.nodes[node], pinned or kind in podkinds.PINNED
+        alive = [pod for pod in self.pods[node].values() if pod.phase not in ("Succeeded", "Failed")]
+        held = Counter(name for pod in alive for name in pod.resources)
         free = [name for name, count in sorted(view.resources.items()) if held[name] < count]
         if (view.unschedulable and not pinned) or not view.ready or not free:
-            return
+            return False
         self.serial += 1
-        pod = make_pod(f"pod-{self.serial}", resources={free[0]: 1})
+        pod = podkinds.make(kind, f"pod-{self.serial}", app, free[0], self.now)
         self.pods[node][pod.uid] = pod
+        self.kinds[pod.uid] = kind
+        return True
 
     # --- everybody else -----------------------------------------------------------------------------------
 
@@ -151,10 +148,17 @@ class World:
         self.agent(node)
 
     def mig_manager(self, node: str) -> None:
-        """mig-manager takes a step."""
-        self.nodes[node] = patched(
-            self.nodes[node], self.machines[node].mig_manager(self.nodes[node], self.stack)
-        )
+        """mig-manager takes a step; a reboot of its takes every pod but the pinned ones with it."""
+        machine, view = self.machines[node], self.nodes[node]
+        if machine.away:
+            self.pods[node] = {
+                uid: pod for uid, pod in self.pods[node].items() if self.kinds[uid] in podkinds.PINNED
+            }
+            machine.away = False
+            self.nodes[node] = replace(view, ready=True)
+            return
+        view = patched(view, machine.mig_manager(view, self.stack))
+        self.nodes[node] = replace(view, ready=False) if machine.away else view
 
     def plugin(self, node: str) -> None:
         """Device plugin and GFD take a step."""
@@ -170,7 +174,8 @@ class World:
         """The agent takes a turn, when it is up and has a GPUNode."""
         if node in self.gpunodes and node not in self.agents_down:
             gpunode = self.gpunodes[node]
-            self.gpunodes[node] = self.machines[node].agent(gpunode, len(self.pods[node]))
+            holders = [p for p in self.pods[node].values() if podkinds.must_leave(p, reboot=False)]
+            self.gpunodes[node] = self.machines[node].agent(gpunode, len(holders))
 
     # --- the operator -------------------------------------------------------------------------------------
 
@@ -193,10 +198,11 @@ class World:
             evicted=set(self.evicted),
             human_cordons=set(self.human_cordons),
             done=list(self.done),
+            happened=Counter(),
             memory=replace(
                 self.memory,
                 memo=Memo(),
-                empty_since=dict(self.memory.empty_since),
+                work=dict(self.memory.work),
                 evictions={k: dict(v) for k, v in self.memory.evictions.items()},
             ),
         )
@@ -214,18 +220,33 @@ class World:
             claims=dict(self.claims),
             work={name: self._work(name) for name in sorted(self.memory.wants_pods & self.nodes.keys())},
             drifting_since=dict(self.memory.drifting_since),
+            at_work_since=self._at_work(),
+            looks=dict(self.memory.looks),
             settings=self.settings,
         )
 
+    def _at_work(self) -> dict[str, datetime]:
+        before = self.memory.at_work_since
+        working = [name for name, node in self.nodes.items() if is_at_work(node)]
+        self.memory.at_work_since = {name: before.get(name, self.now) for name in working}
+        return dict(self.memory.at_work_since)
+
     def _work(self, node: str) -> NodeWork:
-        pods = tuple(self.pods[node].values())
-        empty = self.memory.empty_since
-        if is_idle(pods, scope=Scope(self.settings.gpu_operator_namespace)):
-            empty.setdefault(node, self.now)
-        else:
-            empty.pop(node, None)
         memories = dict(self.memory.evictions.get(node, {}))
-        return NodeWork(pods, (), self.now, empty.get(node), memories)
+        pods = tuple(self.pods[node].values())
+        work = NodeWork(pods, self._budgets(), self.now, evictions=memories)
+        view, known = self.nodes[node], self.memory.work
+        reboots = view.fence is not None and view.fence.disruption is DisruptionClass.REBOOT
+        scope = Scope(self.settings.gpu_operator_namespace, all_pods=reboots)
+        known[node] = heard(looked(known.get(node), work, view, scope), self.gpunodes.get(node), self.now)
+        return known[node]
+
+    def everywhere(self) -> list[PodView]:
+        """The pods of all nodes."""
+        return [pod for pods in self.pods.values() for pod in pods.values()]
+
+    def _budgets(self) -> tuple[PdbView, ...]:
+        return tuple(budget.view(self.everywhere()) for budget in self.budgets)
 
     def plan(self) -> RolloutPlan:
         """The plan of this moment; the memo must make no difference."""
@@ -240,6 +261,7 @@ class World:
     def step(self, limit: int | None = None) -> RolloutPlan:
         """One pass; with `limit` the operator is killed after so many actions."""
         plan = self.plan()
+        self.happened.update(tally.of_plan(self, plan))
         actions = [*plan.shared, *(action for v in plan.verdicts.values() for action in v.actions)]
         for action in actions[:limit]:
             self.carry_out(action)
@@ -247,9 +269,10 @@ class World:
             self.restart()
             return plan
         memory = self.memory
-        for name in memory.empty_since.keys() - plan.wants_pods:
-            del memory.empty_since[name]
+        for name in memory.work.keys() - plan.wants_pods:
+            del memory.work[name]
         memory.wants_pods = plan.wants_pods
+        memory.looks = dict(plan.looks)
         since = memory.drifting_since
         memory.drifting_since = {name: since.get(name, self.now) for name in plan.differing}
         return plan
@@ -257,6 +280,7 @@ class World:
     def carry_out(self, action: Action) -> None:
         """What the API server makes of one action."""
         rules.check(self, action)
+        self.happened.update(tally.of_action(self, action))
         self.done.append(action)
         match action:
             case WriteConfig():
@@ -316,17 +340,17 @@ class World:
 
     def _evict(self, action: Evict) -> None:
         memories = self.memory.evictions.setdefault(action.node, {})
-        answer = Reason.PDB if self.refusing else Reason.EVICTED
+        pods = self.pods[action.node]
+        answer = answer_to(pods[action.uid], self.budgets, self.everywhere())
+        answer = Reason.PDB if self.refusing else answer
         memories[action.uid] = remember(answer, "", memories.get(action.uid), self.now, 0.0)
         if answer is Reason.EVICTED:
             self.evicted.add(action.uid)
-            pods = self.pods[action.node]
             pods[action.uid] = replace(pods[action.uid], deleted_at=self.now + GRACE)
 
     def _patch_node(self, action: NodePatch) -> None:
         node = self.nodes[action.node.name]
-        labels = {} if isinstance(action, UpdateFence) else action.labels
-        changed = patched(node, labels)
+        changed = patched(node, action.labels)
         match action:
             case FenceNode() | UpdateFence():
                 cordoned = node.unschedulable or action.cordon

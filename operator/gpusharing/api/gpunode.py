@@ -10,8 +10,8 @@ from pydantic import Field
 from gpusharing.api.base import Counts, Line, Sentence, Time, WireModel
 
 MigModeValue = Literal["Enabled", "Disabled", "NotSupported"]
-ComputeModeValue = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported"]
-AccessValue = Literal["Ok", "Lost", "ResetRequired"]
+ComputeModeValue = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
+AccessValue = Literal["Ok", "Lost", "ResetRequired", "Failed"]
 RecoveryValue = Literal[
     "None",
     "Reset",
@@ -65,8 +65,8 @@ class ObservedModel(WireModel):
 
     product: Line
     """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
-    memory_mib: Annotated[int, Field(alias="memoryMiB")]
-    """Total memory, MiB."""
+    memory_mib: Annotated[int | None, Field(alias="memoryMiB")] = None
+    """Total memory, MiB; null when the driver does not tell, as of a GPU with MIG on to a container without rights."""
     compute_capability: Line
     """For example 9.0; empty when the driver does not tell."""
     mig_capable: bool
@@ -93,12 +93,13 @@ class ObservedInstance(WireModel):
 
 
 class ObservedProcess(WireModel):
-    """A process that computes on a GPU."""
+    """A process that uses a GPU: for computing, as a client of MPS, or for graphics."""
 
     pid: int
-    """Process id on the host."""
+    """Process id on the host; 0 stands for all that the agent may not see, which count as busy."""
     name: Line
-    """Name of the executable; empty when the agent cannot tell, which counts as busy."""
+    """Name of the program; empty when the agent cannot tell, which counts as busy. NVIDIA's MPS daemons have theirs
+    only when the executable and its parent are the real ones."""
     device: Line = ""
     """UUID of the MIG device it runs on; empty for the whole GPU."""
 
@@ -130,11 +131,11 @@ class ObservedGPU(WireModel):
     mig_mode_pending: MigModeValue
     """MIG mode after the next reset."""
     compute_mode: ComputeModeValue
-    """CUDA compute mode; ExclusiveProcess belongs to MPS."""
+    """CUDA compute mode; ExclusiveProcess belongs to MPS. Unknown when NVML refuses to tell."""
     instances: Annotated[tuple[ObservedInstance, ...], Field(max_length=64)]
-    """MIG instances that exist."""
+    """MIG instances that exist; see instancesWithheld."""
     processes: Annotated[tuple[ObservedProcess, ...], Field(max_length=1024)]
-    """Processes that compute on it."""
+    """Processes that use it."""
     ecc_uncorrected: int | None = None
     """Uncorrected volatile ECC errors; null when not supported. A count that only grows is not written anew."""
     remapped_rows: RemappedRows | None = None
@@ -145,6 +146,10 @@ class ObservedGPU(WireModel):
     """What the driver asks for (NVML field 230); null before R565."""
     xid: int | None = None
     """The first critical XID that the agent heard since it started; it hears only while it reads."""
+    error: Line = ""
+    """What NVML answered about this GPU, with access Failed."""
+    instances_withheld: bool = False
+    """NVML refuses to list MIG instances to the agent's container: there may be more than instances has."""
 
 
 class Observed(WireModel):
@@ -164,10 +169,11 @@ class Observed(WireModel):
     """Card models in this node."""
     gpus: Annotated[tuple[ObservedGPU, ...], Field(max_length=64)]
     """GPUs by index."""
-    allocated: Counts
-    """GPU resource name to devices held by pods, from the kubelet's podresources."""
-    pods: int
-    """Pods that hold a GPU device."""
+    allocated: Counts | None = None
+    """GPU resource name to devices held by pods, from the kubelet's podresources; absent when it did not answer. A
+    kubelet before 1.34 counts finished pods too until they are deleted (kubernetes#119423)."""
+    pods: int | None = None
+    """Pods that hold a GPU device, as of allocated."""
 
 
 class HistoryEntry(WireModel):

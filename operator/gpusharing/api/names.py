@@ -57,9 +57,16 @@ LABEL_WORKLOAD_CONFIG = "nvidia.com/gpu.workload.config"
 LABEL_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
 LABEL_UPGRADE_SKIP = "nvidia.com/gpu-driver-upgrade.skip"
 LABEL_DEPLOY_PREFIX = "nvidia.com/gpu.deploy."
+DEPLOY_NEEDED = ("operands", "device-plugin", "gpu-feature-discovery")
+"""Switches of the GPU Operator without which no change shows on a node (d.2); suffixes of LABEL_DEPLOY_PREFIX."""
+WORKLOAD_CONTAINER = "container"
+"""The one value of LABEL_WORKLOAD_CONFIG with which a node has a device plugin (d.2); absent means the same."""
 PAUSED_FOR_MIG = "paused-for-mig-change"
 DEPLOY_PAUSABLE = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "nvsm")
 """Operands that mig-manager pauses (a.1); suffixes of LABEL_DEPLOY_PREFIX."""
+
+LABEL_HOSTNAME = "kubernetes.io/hostname"
+"""Of Kubernetes, on every Node."""
 
 NEIGHBOUR_ANNOTATIONS = (
     "karpenter.sh/do-not-disrupt",
@@ -80,10 +87,21 @@ REWRITTEN_LABELS = (
     LABEL_SHARING_STRATEGY,
     LABEL_GFD_TIMESTAMP,
     "nvidia.com/gpu.memory",
+    "nvidia.com/gpu.multiprocessors",
     LABEL_MPS_CAPABLE,
+    LABEL_UPGRADE_SKIP,
 )
-"""Labels whose value a mode change rewrites: a nodeSelector on one would select itself out of its pool."""
-REWRITTEN_PREFIXES = ("nvidia.com/mig-", LABEL_DEPLOY_PREFIX)
+"""Labels whose value a mode change rewrites: a nodeSelector on one would select itself out of its pool.
+
+GFD describes the MIG device instead of the card in `gpu.*` under strategy single (nvidia-actuators.md section c);
+the last one is set by our own fence (drain.md C6).
+"""
+REWRITTEN_PREFIXES = (
+    "nvidia.com/mig-",
+    LABEL_DEPLOY_PREFIX,
+    "nvidia.com/gpu.slices.",
+    "nvidia.com/gpu.engines.",
+)
 
 RESOURCE_GPU = "nvidia.com/gpu"
 RESOURCE_GPU_SHARED = "nvidia.com/gpu.shared"

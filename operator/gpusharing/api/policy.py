@@ -164,7 +164,7 @@ class Rollout(WireModel):
         },
     )
     """Nodes that may be unavailable at once: a number, or a percentage of the pool such as "25%"
-    (rounded down, at least 1). 0 freezes the pool."""
+    (rounded down, at least 1; nodes without a GPU or of products left out do not count). 0 freezes the pool."""
     paused: bool = False
     """Start no further node; nodes in flight finish."""
     timeouts: Timeouts = Field(default_factory=Timeouts)

@@ -10,7 +10,8 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import ClusterPolicyView, PolicyView, Settings, StackView
+from gpusharing.planning.stackviews import ClusterPolicyView, StackView
+from gpusharing.planning.views import PolicyView, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,14 @@ def find_objection(policy: PolicyView, stack: StackView, settings: Settings) -> 
         if (objection := check(policy.spec, stack.cluster_policy, stack, settings)) is not None:
             return objection
     return None
+
+
+def passes(reason: Reason) -> bool:
+    """What may be gone for a moment, and changes nothing of what a node in flight goes to: it holds until its deadline.
+
+    A ClusterPolicy that is deleted comes back with the next reconciliation of who deploys the GPU Operator.
+    """
+    return reason is Reason.CLUSTER_POLICY_MISSING
 
 
 def _patch(json: str) -> str:

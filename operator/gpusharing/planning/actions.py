@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gpusharing.planning.views import Claim, Deferred, Fence, NodeView, Verified
+from gpusharing.planning.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.views import NodeView
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,16 @@ class Actuate:
 
 @dataclass(frozen=True, slots=True)
 class UpdateFence:
-    """Record the next attempt before acting on it, in one conditional Node PATCH."""
+    """Record the next attempt before acting on it, or that we stand aside, in one conditional Node PATCH."""
 
     node: NodeView
     fence: Fence
     cordon: bool = False
     """Restore the cordon as well: a person lifted it after the point of no return."""
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    """Neighbour marks to drop."""
+    annotations: Mapping[str, str | None] = field(default_factory=dict)
+    """Neighbour marks to drop."""
 
 
 @dataclass(frozen=True, slots=True)

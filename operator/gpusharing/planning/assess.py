@@ -9,6 +9,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.planning.acceptance import Objection
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.stackviews import StackView
 from gpusharing.planning.target import Target, Targets, Unsupported
 from gpusharing.planning.verify import (
     EXCLUSIVE,
@@ -17,9 +18,10 @@ from gpusharing.planning.verify import (
     describe_observed,
     effective_plugin_config,
     find_mismatch,
+    paused_operands,
     served,
 )
-from gpusharing.planning.views import GPUNodeView, NodeView, ObservedView, PolicyView, StackView
+from gpusharing.planning.views import GPUNodeView, NodeView, ObservedView, PolicyView
 
 _PLUGIN_CHANGES = frozenset({Reason.LABEL_MISMATCH, Reason.ALLOCATABLE_MISMATCH, Reason.MPS_NOT_RUNNING})
 
@@ -135,11 +137,19 @@ def find_disruption(
         if gpu.mig_enabled != (layout is not None) or gpu.mig_pending:
             reboots = stack.cluster_policy is not None and stack.cluster_policy.with_reboot
             return DisruptionClass.REBOOT if reboots else DisruptionClass.RESET
-    if (target.mode is Mode.MPS or uses_mps(node, observed, stack)) and mismatch.reason in _PLUGIN_CHANGES:
+    if not _serves_already(node, observed, target):
+        return DisruptionClass.GPU_PODS
+    if mismatch.reason in _PLUGIN_CHANGES and (target.mode is Mode.MPS or uses_mps(node, observed, stack)):
         return DisruptionClass.GPU_PODS  # a restart of the MPS daemon ends its clients
-    same_layout = all(gpu.layout == layout for gpu, layout in zip(observed.gpus, target.layouts, strict=True))
-    same_label = not target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "") == target.mig_config
-    proven_mig = node.labels.get(names.LABEL_MIG_STATE) == "success" or not target.mig_config
-    if same_layout and same_label and proven_mig and served(node) == dict(target.resources):
-        return DisruptionClass.PLUGIN_RESTART
-    return DisruptionClass.GPU_PODS
+    return DisruptionClass.PLUGIN_RESTART
+
+
+def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:
+    """The devices are as wanted, and mig-manager has nothing to do: the device plugin only has to tell more of them."""
+    if served(node) != target.resources or tuple([gpu.layout for gpu in observed.gpus]) != target.layouts:
+        return False
+    if not target.mig_config:
+        return True
+    labels = node.labels
+    done = labels.get(names.LABEL_MIG_STATE) == "success" and not paused_operands(node)
+    return done and labels.get(names.LABEL_MIG_CONFIG, "") == target.mig_config

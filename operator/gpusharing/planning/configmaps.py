@@ -10,8 +10,9 @@ from gpusharing.api import names
 from gpusharing.planning import migfile, pluginconfig
 from gpusharing.planning.actions import WriteConfig
 from gpusharing.planning.pluginconfig import PluginConfig
+from gpusharing.planning.stackviews import StackView
 from gpusharing.planning.target import Wish, find_wish
-from gpusharing.planning.views import GpuView, NodeView, PolicyView, StackView
+from gpusharing.planning.views import GpuView, NodeView, PolicyView
 
 
 def _wish(policy: PolicyView) -> Wish | None:

@@ -5,7 +5,8 @@ from datetime import datetime
 
 from gpusharing.planning import migfile
 from gpusharing.planning.geometry import Layout
-from gpusharing.planning.views import GpuView, StackView
+from gpusharing.planning.stackviews import StackView
+from gpusharing.planning.views import GpuView
 
 
 def configured_since(

@@ -8,7 +8,8 @@ Specification: drain.md sections 0, 1 and 5. What holds in every plan:
 - the order of the input makes no difference.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,15 +17,16 @@ from datetime import datetime, timedelta
 from gpusharing.api.policy import Drain
 from gpusharing.planning import pdb
 from gpusharing.planning.blockers import Blocker, merge
-from gpusharing.planning.evictions import QUIET_WAIT, throttled_until
+from gpusharing.planning.evictions import QUIET_WAIT, is_accepted, is_seen, throttled_until
 from gpusharing.planning.holders import Scope, by_ref, classify, gpu_resources
+from gpusharing.planning.podviews import EvictionMemory, NodeWork, PdbView, PodView
 from gpusharing.planning.reasons import Reason, reason_of
-from gpusharing.planning.views import EvictionMemory, NodeWork, PdbView, PodView
 
 MAX_EVICTIONS = 10
-"""Evictions per node and pass (E18)."""
+"""Evictions per node within `PACE`, however soon passes follow one another (E18)."""
 EVICTIONS_PER_SECOND = 5
-"""Per node; decides how soon the next pass follows a full one (E18)."""
+"""Per node (E18)."""
+PACE = timedelta(seconds=MAX_EVICTIONS / EVICTIONS_PER_SECOND)
 STUCK_AFTER = timedelta(seconds=60)
 """From the end of the grace period until a pod that still exists is called stuck (T5)."""
 
@@ -82,18 +84,15 @@ def plan_drain(
     now: datetime,
     *,
     scope: Scope,
-    throttled: datetime | None = None,
 ) -> DrainPlan:
-    """Whom to evict now and what keeps the others. `throttled`: no eviction before then, see `throttled_until`."""
+    """Whom to evict now and what keeps the others."""
     if work.error:
         return DrainPlan(holders=-1, blockers=(_list_failed(work),))
     found = classify(work.pods, options, scope)
     leaving, staying = _split(found.holders, work)
     due = _due(staying, work, now)
-    until = max(
-        (t for t in (throttled, throttled_until([work.evictions], now)) if t and t > now), default=None
-    )
-    evict = () if until else _pick(due, work)
+    until = throttled_until(work.evictions, now)
+    evict = () if until else _pick(due, work, MAX_EVICTIONS - len(_asked_lately(work, now)))
     blockers = merge(
         (
             *found.blockers,
@@ -111,6 +110,26 @@ def plan_drain(
         holders=len(found.holders) + len(found.blocked),
         blockers=blockers,
         next_wake=_next_wake(leaving, staying, evict, work, now, until),
+    )
+
+
+def budget_room(work: NodeWork, options: Drain, scope: Scope) -> Counter[str]:
+    """By PodDisruptionBudget (`namespace/name`): pods of the node that a drain has still to evict under it."""
+    staying = _split(classify(work.pods, options, scope).holders, work)[1]
+    budgets = (pdb.guarding(pod, work.pdbs) for pod in staying)
+    return Counter(pdb.ref(budget) for budget in budgets if budget is not None)
+
+
+def crowding(work: NodeWork, options: Drain, scope: Scope, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
+    """The budgets whose whole room other nodes use. `crowd`: the sum of their `budget_room`."""
+    taken: dict[str, tuple[PdbView, list[str]]] = {}
+    for pod in _split(classify(work.pods, options, scope).holders, work)[1]:
+        budget = pdb.guarding(pod, work.pdbs)
+        if budget is not None and crowd.get(pdb.ref(budget), 0) >= max(1, budget.disruptions_allowed):
+            taken.setdefault(pdb.ref(budget), (budget, []))[1].append(pod.ref)
+    return merge(
+        Blocker(Reason.PDB, tuple(refs), name, "Nodes that are being drained already use its whole room")
+        for name, (_, refs) in taken.items()
     )
 
 
@@ -140,7 +159,8 @@ def _stranded(pods: Iterable[PodView], offered: AbstractSet[str]) -> Iterator[Bl
 def _stuck(leaving: Iterable[PodView], now: datetime) -> Iterator[Blocker]:
     """T5, P13: pods that are to leave and do not."""
     for pod in leaving:
-        if pod.deleted_at is not None and now > pod.deleted_at + STUCK_AFTER:
+        stuck_from = _stuck_from(pod)
+        if stuck_from is not None and now > stuck_from:
             held = (
                 f"Finalizers: {', '.join(sorted(pod.finalizers))}"
                 if pod.finalizers
@@ -149,6 +169,14 @@ def _stuck(leaving: Iterable[PodView], now: datetime) -> Iterator[Blocker]:
             yield Blocker(Reason.TERMINATING_STUCK, (pod.ref,), message=held)
         elif pod.phase == "Unknown":
             yield Blocker(Reason.NODE_UNREACHABLE, (pod.ref,))
+
+
+def _stuck_from(pod: PodView) -> datetime | None:
+    """When a pod that is to leave counts as stuck; None: it is not leaving, or its time is beyond every clock."""
+    try:
+        return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
+    except OverflowError:
+        return None
 
 
 def _budgets(pods: Iterable[PodView], work: NodeWork) -> Iterator[Blocker]:
@@ -181,7 +209,7 @@ def _refused(pods: Iterable[PodView], work: NodeWork, now: datetime) -> Iterator
             continue  # told with its budget
         if reason is Reason.PDB_NOT_OBSERVED and now < memory.since + timedelta(seconds=QUIET_WAIT):
             continue
-        if reason is not Reason.THROTTLED:  # told once for all pods
+        if reason not in (Reason.THROTTLED, Reason.PODS_LEAVING):  # told once for all pods; no trouble at all
             yield Blocker(reason, (pod.ref,), message=_server_said([pod], work))
 
 
@@ -224,33 +252,52 @@ def _split(holders: Iterable[PodView], work: NodeWork) -> tuple[tuple[PodView, .
     leaving: list[PodView] = []
     staying: list[PodView] = []
     for pod in holders:
-        gone = pod.deleted_at is not None or pod.phase == "Unknown" or _refusal(pod, work) is Reason.EVICTED
+        gone = pod.deleted_at is not None or pod.phase == "Unknown" or _is_answered(pod, work)
         (leaving if gone else staying).append(pod)
     return tuple(leaving), tuple(staying)
+
+
+def _is_answered(pod: PodView, work: NodeWork) -> bool:
+    """Accepted (E1); or the server knows no such pod any more, and only a newer LIST tells more (E2, E3)."""
+    memory = _memory(pod, work)
+    if memory is None:
+        return False
+    if reason_of(memory.reason) is Reason.PODS_LEAVING:
+        return not is_seen(memory, work.listed_at)
+    return is_accepted(memory)
+
+
+def _asked_lately(work: NodeWork, now: datetime) -> list[datetime]:
+    """When the requests of the last `PACE` were sent. A pass that made progress is followed by one at once."""
+    times = (memory.asked_at for memory in work.evictions.values())
+    return [moment for moment in times if moment is not None and now - PACE < moment]
 
 
 def _due(staying: Iterable[PodView], work: NodeWork, now: datetime) -> tuple[PodView, ...]:
     """Those whose back-off is over, fewest refusals first, so that refused pods do not crowd out the others.
 
-    A pod with two budgets is left out: the server would refuse it with certainty.
+    A pod with two budgets is left out: the server would refuse it with certainty. So is one that was asked for since
+    the LIST was begun: an eviction whose answer was lost may have been accepted.
     """
     due = []
     for pod in staying:
         memory = _memory(pod, work)
-        if (memory is None or memory.next_try <= now) and not pdb.conflicting(pod, work.pdbs):
+        if memory is not None and not (memory.next_try <= now and is_seen(memory, work.listed_at)):
+            continue
+        if not pdb.conflicting(pod, work.pdbs):
             due.append((0 if memory is None else memory.tries, by_ref(pod), pod))
     return tuple(pod for _, _, pod in sorted(due, key=lambda entry: entry[:2]))
 
 
-def _pick(due: Iterable[PodView], work: NodeWork) -> tuple[PodView, ...]:
-    """At most `MAX_EVICTIONS`, and per budget no more than it allows now: the rest would surely be answered 429.
+def _pick(due: Iterable[PodView], work: NodeWork, most: int) -> tuple[PodView, ...]:
+    """At most so many, and per budget no more than it allows now: the rest would surely be answered 429.
 
     Where a budget allows none, one pod is tried all the same: our reading of it may be out of date.
     """
     room: dict[str, int] = {}
     picked: list[PodView] = []
     for pod in due:
-        if len(picked) == MAX_EVICTIONS:
+        if len(picked) >= most:
             break
         budget = pdb.guarding(pod, work.pdbs)
         if budget is not None:
@@ -271,7 +318,7 @@ def _next_wake(
     now: datetime,
     until: datetime | None,
 ) -> datetime | None:
-    moments = [pod.deleted_at + STUCK_AFTER for pod in leaving if pod.deleted_at is not None]
+    moments = [moment for pod in leaving if (moment := _stuck_from(pod)) is not None]
     for pod in staying:
         if memory := _memory(pod, work):
             moments.append(memory.next_try)
@@ -279,6 +326,7 @@ def _next_wake(
                 moments.append(memory.since + timedelta(seconds=QUIET_WAIT))
     if until is not None:
         moments.append(until)
-    if len(evict) == MAX_EVICTIONS:
-        moments.append(now + timedelta(seconds=MAX_EVICTIONS / EVICTIONS_PER_SECOND))
+    asked = _asked_lately(work, now)
+    if len(evict) + len(asked) >= MAX_EVICTIONS:
+        moments += [moment + PACE for moment in asked] or [now + PACE]
     return min((moment for moment in moments if moment > now), default=None)

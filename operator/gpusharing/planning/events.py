@@ -36,7 +36,7 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[NodeEvent, ...]
         note = f"{after.node}: {explain_blockers(new)[0]}"
         told.append(NodeEvent("Warning", "PodEvictionBlocked", note))
     if after.attempt > max(before.attempt, 1) and after.phase.in_flight:
-        told.append(NodeEvent("Warning", "ActuatorRestarted", f"{after.node}: {after.message}"))
+        told.append(NodeEvent("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
     if entered is None and after.reason is not before.reason and after.reason in _WORTH_TELLING:
         told.append(NodeEvent("Warning", str(after.reason), f"{after.node}: {after.message}"))
     if (news := _health(before, after)) is not None:
@@ -46,11 +46,13 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[NodeEvent, ...]
 
 _WORTH_TELLING = frozenset(
     {
+        Reason.CALL_FAILED,
         Reason.DRIFTED,
         Reason.DRIFT_RETURNED,
         Reason.ORPHAN_FENCE,
         Reason.FENCE_UNREADABLE,
         Reason.GPU_STILL_BUSY,
+        Reason.CORDON_RESTORED,
     }
 )
 
@@ -58,7 +60,9 @@ _WORTH_TELLING = frozenset(
 def _entered(before: Verdict, after: Verdict) -> NodeEvent | None:
     node = after.node
     match after.phase:
-        case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING:
+        case Phase.RECONFIGURING if after.reason is Reason.CORDON_RESTORED:
+            return None  # told below, as what it is
+        case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING and after.attempt <= 1:
             text = f"{node}: {after.observed} -> {after.wanted} (class {after.disruption})"
             return NodeEvent("Normal", "Reconfiguring", text)
         case Phase.SYNCED if before.phase.in_flight and before.disruption is not DisruptionClass.NONE:
@@ -93,7 +97,10 @@ def _drain_started(before: Verdict, after: Verdict) -> bool:
 def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
     """Blockers whose reason and budget are new; the pods and words of a known one may change."""
     known = {(blocker.reason, blocker.pdb) for blocker in before.blockers}
-    return tuple(blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
+    news = (blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
+    return tuple(
+        blocker for blocker in news if blocker.reason is not Reason.CALL_FAILED
+    )  # no pod is to blame
 
 
 def _cut(text: str) -> str:

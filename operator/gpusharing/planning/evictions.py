@@ -4,11 +4,11 @@ The memory of an answer lives in the process only: after a restart every pod is 
 pod that is already leaving is recognised by its deletionTimestamp.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from gpusharing.planning.podviews import EvictionMemory
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import EvictionMemory
 
 FIRST_WAIT = 5.0
 """Seconds after the first refusal; doubles with each further one."""
@@ -16,6 +16,8 @@ LONGEST_WAIT = 60.0
 """Seconds."""
 SLOW_WAIT = 300.0
 """Seconds; for what only a person can change, and the most that a Retry-After may ask of us."""
+ODD_AFTER = 3
+"""Answers that a pod is gone, each after a LIST that showed it, from which that is told as an error."""
 QUIET_WAIT = 60.0
 """Seconds for which a budget that its controller has not worked out yet is not shown as a blocker (E6)."""
 
@@ -26,8 +28,9 @@ REMEMBERED = _SLOW | {
     Reason.EVICTION_ERROR,
     Reason.NAMESPACE_TERMINATING,
     Reason.EVICTED,
+    Reason.PODS_LEAVING,
 }
-"""The answers worth remembering. 404, 409 and a lost connection are not: the next LIST tells."""
+"""The answers worth remembering. A lost connection is not: the next LIST tells."""
 
 
 def remember(
@@ -45,8 +48,10 @@ def remember(
     - `EVICTED` (201, E1): accepted; this pod is never asked for again.
     - `PDB` (429 with cause DisruptionBudget): E5; with `retry_after` (seconds) it is E6, the controller of the
       budget is behind, remembered as `PDBNotObserved`.
-    - `THROTTLED` (429 without that cause, E7), `EVICTION_ERROR` (500, E8 and E11: `message` verbatim),
+    - `THROTTLED` (429 without that cause, E7), `EVICTION_ERROR` (500, E8 and E11, or no answer: `message` verbatim),
       `NAMESPACE_TERMINATING` (403 with that cause, E12), `FORBIDDEN` (403, E13), `INTERNAL_ERROR` (400, E15).
+    - `PODS_LEAVING` (404 and 409, E2 and E3): that pod is gone or replaced; it is not asked for again before a newer
+      LIST shows it.
 
     `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that pods do not
     come back in step.
@@ -59,21 +64,42 @@ def remember(
     since = memory.since if memory is not None and again else now
     tries = memory.tries + 1 if memory is not None and again else 1
     wait = timedelta(seconds=_wait(reason, tries, jitter, retry_after, first_wait))
-    return EvictionMemory(reason=reason, message=message, next_try=now + wait, since=since, tries=tries)
+    return EvictionMemory(reason, message, next_try=now + wait, since=since, tries=tries, asked_at=now)
 
 
-def throttled_until(memories: Iterable[Mapping[str, EvictionMemory]], now: datetime) -> datetime | None:
-    """Until when no eviction may be sent at all, over all nodes in work; None: evictions may be sent (E7)."""
-    later = [
-        memory.next_try
-        for of_node in memories
-        for memory in of_node.values()
-        if memory.reason == Reason.THROTTLED and memory.next_try > now
-    ]
+def is_odd(memory: EvictionMemory | None) -> bool:
+    """The server has said before that the pod is gone or another one, and LISTs have shown it all the same."""
+    if memory is None:
+        return False
+    return memory.reason == Reason.EVICTION_ERROR or (
+        memory.reason == Reason.PODS_LEAVING and memory.tries >= ODD_AFTER
+    )
+
+
+def is_accepted(memory: EvictionMemory | None) -> bool:
+    """The server has accepted the eviction: the pod is leaving, and is never asked for again (E1)."""
+    return memory is not None and memory.reason == Reason.EVICTED
+
+
+def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
+    """Whether a LIST that was begun then shows what came of the answer. An older one says nothing about that pod."""
+    if memory.asked_at is None:
+        return True  # not known, and long ago
+    return listed_at is not None and listed_at > memory.asked_at
+
+
+def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
+    """Until when no eviction may be sent on this node; None: they may be (E7).
+
+    Where the server asks for more than one object, no call at all is sent (kube/fanout.py).
+    """
+    later = [m.next_try for m in memories.values() if m.reason == Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
 
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
+    if reason is Reason.PODS_LEAVING:
+        return 0.0  # the LIST decides, not the clock
     if retry_after is not None:
         return min(max(retry_after, 1.0), SLOW_WAIT)
     if reason in _SLOW:

@@ -9,7 +9,10 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
-from gpusharing.planning.geometry import Layout
+from gpusharing.planning.attempts import may_correct_at_once, standing_deferral, was_corrected
+from gpusharing.planning.drivers import find_flaw
+from gpusharing.planning.migmanager import found_layouts, is_ready, needs_run
+from gpusharing.planning.quiet import find_quiet
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.target import Target
 from gpusharing.planning.verdict import NodeCase
@@ -17,7 +20,7 @@ from gpusharing.planning.verify import (
     effective_plugin_config,
     find_exclusive,
     find_missing,
-    paused_operands,
+    find_withheld,
 )
 
 
@@ -69,6 +72,35 @@ def _cordon(case: NodeCase) -> Gate | None:
     )
 
 
+def _at_work(case: NodeCase) -> Gate | None:
+    """Somebody else works on the driver or the GPUs, and the agent is quiet."""
+    quiet = find_quiet(case)
+    return None if quiet is None else Gate(quiet.reason, quiet.message, quiet.until)
+
+
+_NEEDED = tuple(names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_NEEDED)
+
+
+def operands(case: NodeCase) -> Gate | None:
+    """Closed where an admin keeps NVIDIA's operands off the node: nothing would serve or show what it becomes (d.2)."""
+    name, labels = case.node.name, case.node.labels
+    workload = labels.get(names.LABEL_WORKLOAD_CONFIG) or names.WORKLOAD_CONTAINER
+    if workload != names.WORKLOAD_CONTAINER:
+        return Gate(
+            Reason.WORKLOAD_CONFIG,
+            f"{names.LABEL_WORKLOAD_CONFIG} is {workload}: the GPUs of {name} are not for containers;"
+            f" to change that: kubectl label node {name} {names.LABEL_WORKLOAD_CONFIG}-",
+        )
+    for label in _NEEDED:
+        if labels.get(label) == "false":
+            return Gate(
+                Reason.OPERANDS_DISABLED,
+                f"{label} is false: the GPU Operator keeps off {name} what would serve and show the change;"
+                f" to change that: kubectl label node {name} {label}-",
+            )
+    return None
+
+
 def _agent(case: NodeCase) -> Gate | None:
     if not case.agent_ready:
         return Gate(
@@ -90,69 +122,62 @@ def _missing(case: NodeCase) -> Gate | None:
     return None if mismatch is None else Gate(mismatch.reason, mismatch.message)
 
 
+def _rights(case: NodeCase) -> Gate | None:
+    """What could not be proven afterwards does not begin."""
+    observed = case.gpunode.observed if case.gpunode else None
+    mismatch = find_withheld(observed) if observed is not None else None
+    if observed is None or mismatch is None:
+        return None
+    matters = _target(case).with_mig or any(gpu.mig_enabled for gpu in observed.gpus)
+    return Gate(mismatch.reason, mismatch.message) if matters else None
+
+
 def _health(case: NodeCase) -> Gate | None:
     ailment = case.ailment
     return None if ailment is None else Gate(Reason.GPU_UNHEALTHY, ailment.message)
 
 
+def _driver(case: NodeCase) -> Gate | None:
+    """Only repartitioning is dangerous; sharing and NVIDIA's labels may change under any driver."""
+    observed, settings = case.gpunode.observed if case.gpunode else None, case.settings
+    if observed is None or found_layouts(case) == _target(case).layouts:
+        return None
+    flaw = find_flaw(
+        observed.driver_version, settings.unsafe_drivers, refuse_affected=settings.refuse_unsafe_drivers
+    )
+    return Gate(Reason.UNSAFE_DRIVER, flaw) if flaw else None
+
+
 def _leftovers(case: NodeCase) -> Gate | None:
     """A compute mode that nobody holds: no label of ours sets it back, and every change but one to MPS fails on it."""
     observed = case.gpunode.observed if case.gpunode else None
-    if observed is None or _target(case).mode is Mode.MPS:
+    mismatch = find_exclusive(observed.gpus) if observed is not None else None
+    if mismatch is None or _target(case).mode is Mode.MPS:
         return None
     config = effective_plugin_config(case.node, case.stack)
     if config is not None and config.sharing is not None and config.sharing.strategy == "mps":
         return None
-    mismatch = find_exclusive(observed.gpus)
-    return None if mismatch is None else Gate(mismatch.reason, mismatch.message)
+    return Gate(mismatch.reason, mismatch.message)
 
 
 def _actuator(case: NodeCase) -> Gate | None:
     target = _target(case)
     if not target.mig_config:
-        if _found(case) == target.layouts:
+        if found_layouts(case) == target.layouts:
             return None
         return Gate(
             Reason.ACTUATOR_MISSING,
             f"MIG is on, and ClusterPolicy migManager.enabled is false: nobody on {case.node.name} would switch it off",
         )
-    state = case.node.labels.get(names.LABEL_MIG_STATE, "")
-    if state in ("pending", "rebooting"):
-        since = case.drifting_since or case.now
-        wedged = since + timedelta(seconds=case.settings.wedge_pending)
-        if state == "rebooting" or case.now < wedged:
-            return Gate(Reason.ACTUATOR_BUSY, f"mig-manager is at work on its own (state {state})", wedged)
-    needs_it = needs_mig_manager(case, target)
-    if needs_it and (case.operand is None or not case.operand.ready):
+    if case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting":  # however long that takes
+        return Gate(Reason.ACTUATOR_BUSY, "mig-manager is at work on its own (state rebooting)")
+    if not is_ready(case) and needs_run(case, target):
         return Gate(
             Reason.ACTUATOR_MISSING,
             f"no Ready mig-manager pod on {case.node.name}; look at pods with label app=nvidia-mig-manager"
             f" in namespace {case.settings.gpu_operator_namespace}",
         )
     return None
-
-
-def needs_mig_manager(case: NodeCase, target: Target) -> bool:
-    """Whether the change cannot come about without mig-manager."""
-    if not target.mig_config:
-        return False
-    labels = case.node.labels
-    return labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
-
-
-def needs_restart(case: NodeCase, target: Target) -> bool:
-    """The label has its value already, so only a fresh run of mig-manager can mend what is wrong (a.6)."""
-    if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
-        return False
-    paused = bool(paused_operands(case.node))
-    return (
-        case.node.labels.get(names.LABEL_MIG_STATE) != "success" or _found(case) != target.layouts or paused
-    )
-
-
-def _found(case: NodeCase) -> tuple[Layout | None, ...]:
-    observed = case.gpunode.observed if case.gpunode else None
-    return tuple(gpu.layout for gpu in observed.gpus) if observed else ()
 
 
 def propagation(case: NodeCase) -> Gate | None:
@@ -179,8 +204,7 @@ def _drift(case: NodeCase) -> Gate | None:
     assessment = case.assessment
     if assessment is None or not assessment.drift or assessment.mismatch is None:
         return None
-    verified = case.node.verified
-    if verified is not None and case.node.retry != verified.retry:
+    if may_correct_at_once(case):
         return None
     since = case.drifting_since
     grace = timedelta(seconds=case.settings.drift_grace)
@@ -190,7 +214,7 @@ def _drift(case: NodeCase) -> Gate | None:
             f"{case.node.name} no longer is as it was proven: {assessment.mismatch.message}",
             (since or case.now) + grace,
         )
-    if verified is not None and verified.corrected_generation == assessment.policy.generation:
+    if was_corrected(case):
         return Gate(
             Reason.DRIFT_RETURNED,
             f"{case.node.name} drifted again after it was put right: {assessment.mismatch.message}",
@@ -204,19 +228,14 @@ def _futile(case: NodeCase) -> Gate | None:
     mismatch = case.assessment.mismatch if case.assessment else None
     if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG) != target.plugin_key:
         return None
-    if needs_mig_manager(case, target):
+    if needs_run(case, target):
         return None
     return Gate(mismatch.reason, f"{mismatch.message}; no label of ours would change that")
 
 
 def _deferred(case: NodeCase) -> Gate | None:
-    deferred = case.node.deferred
-    assessment = case.assessment
-    if deferred is None or assessment is None:
-        return None
-    if deferred.generation != assessment.policy.generation or case.node.retry != deferred.retry:
-        return None
-    if case.now >= deferred.until:
+    deferred = standing_deferral(case)
+    if deferred is None:
         return None
     return Gate(
         Reason.DEFERRED,
@@ -237,9 +256,13 @@ GATES: tuple[Callable[[NodeCase], Gate | None], ...] = (
     _alive,
     _foreign,
     _cordon,
+    _at_work,
+    operands,
     _agent,
+    _rights,
     _missing,
     _health,
+    _driver,
     _leftovers,
     _actuator,
     _drift,

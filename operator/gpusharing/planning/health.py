@@ -18,7 +18,7 @@ class Vitals:
     """What NVML tells of one GPU's health. Counts are reduced to yes or no, so that one that grows changes nothing."""
 
     access: str = REACHABLE
-    """Ok, Lost or ResetRequired: whether NVML can talk to the GPU."""
+    """Ok, Lost, ResetRequired or Failed: whether NVML can talk to the GPU."""
     recovery: str | None = None
     """What the driver asks for (NVML field 230, since R565); None where it does not say."""
     ecc_errors: bool = False
@@ -27,6 +27,8 @@ class Vitals:
     remap_failed: bool = False
     xid: int | None = None
     """The first XID of XIDS that the agent heard."""
+    error: str = ""
+    """What NVML answers where access is Failed."""
 
 
 WELL = Vitals(recovery="None")
@@ -91,6 +93,11 @@ RULES: tuple[Rule, ...] = (
         Reason.GPU_LOST,
         lambda gpu: gpu.access == "Lost",
         lambda gpu: f"fell off the bus; {_REBOOT}",
+    ),
+    Rule(
+        Reason.GPU_UNREADABLE,
+        lambda gpu: gpu.access not in (REACHABLE, "ResetRequired"),
+        lambda gpu: f"NVML answers {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node",
     ),
     Rule(
         Reason.GPU_RESET_REQUIRED,

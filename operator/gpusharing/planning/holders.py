@@ -5,13 +5,16 @@ Specification: drain.md 1.1 (rows P) and 1.2 (rows G).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, TypeAlias
 
+from gpusharing.api import names
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, RESOURCE_GPU, RESOURCE_MIG_PREFIX
 from gpusharing.api.policy import Drain
 from gpusharing.planning.blockers import Blocker, merge
+from gpusharing.planning.podviews import PodView
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import PodView
+from gpusharing.planning.views import Settings
 
 _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
 
@@ -28,6 +31,19 @@ class Scope:
     """Where NVIDIA's own DaemonSets run."""
     all_pods: bool = False
     """Class Reboot: every pod ends with the node, so every pod must leave before."""
+    protected: frozenset[str] = frozenset()
+    """Namespaces in which nothing is evicted."""
+    own_pod: str = ""
+    """Our own pod, `namespace/name`; empty where we run in none."""
+    cordoned_at: datetime | None = None
+    """When we cordoned the node; None: we did not."""
+
+
+def scope_of(settings: Settings, *, all_pods: bool = False, cordoned_at: datetime | None = None) -> Scope:
+    """What a drain of this operator has to empty, and what it must not touch."""
+    own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
+    protected = frozenset(settings.protected_namespaces)
+    return Scope(settings.gpu_operator_namespace, all_pods, protected, own, cordoned_at)
 
 
 PodFilter: TypeAlias = Callable[[PodView, Drain, Scope], Decision | None]
@@ -128,6 +144,29 @@ def _terminating(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
     return "hold" if pod.deleted_at is not None else None
 
 
+def _own_pod(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+    """Whoever evicts itself leaves a cordoned node behind until its successor has taken over."""
+    return _block(Reason.OWN_POD, pod) if pod.ref == scope.own_pod else None
+
+
+def _protected(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+    """The chart's admission policy would refuse the eviction: it sees the Eviction, not the pod (kubernetes#110169)."""
+    return _block(Reason.PROTECTED_NAMESPACE, pod) if pod.namespace in scope.protected else None
+
+
+def _tolerates_cordon(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+    """P15: it would come back for ever. It did already, or its node selector leaves it no other node."""
+    owner = pod.owner
+    if not pod.tolerates_cordon or owner is None or owner.exists is False:
+        return None
+    which = f"{owner.kind} {owner.name}"
+    if names.LABEL_HOSTNAME in pod.node_selector:
+        return _block(Reason.TOLERATES_CORDON, pod, f"Its {which} pins it to this node")
+    if scope.cordoned_at is not None and pod.created is not None and pod.created > scope.cordoned_at:
+        return _block(Reason.TOLERATES_CORDON, pod, f"Its {which} started it here after the cordon")
+    return None
+
+
 def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
     """G3-G5: the DRA driver manages that GPU, not the device plugin."""
     if pod.dra == "none":
@@ -151,7 +190,10 @@ FILTERS: tuple[PodFilter, ...] = (
     _daemon_set,
     _without_gpu,
     _terminating,
+    _own_pod,
+    _protected,
     _resource_claim,
+    _tolerates_cordon,
     _unmanaged,
 )
 """The first that decides is final (P2); a pod that none decides about holds a GPU and can be evicted."""

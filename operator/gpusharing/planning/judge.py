@@ -5,16 +5,20 @@ from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import EnsureGPUNode, LabelNode, Release
+from gpusharing.planning.actions import LabelNode, Release, UpdateFence
 from gpusharing.planning.after import after_pnr
 from gpusharing.planning.assess import Assessment, has_gpu
+from gpusharing.planning.attempts import adopted
 from gpusharing.planning.before import before_pnr
-from gpusharing.planning.gates import Gate, find_gate
+from gpusharing.planning.gates import Gate, find_gate, operands
 from gpusharing.planning.marks import unmarked
+from gpusharing.planning.quiet import find_quiet
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.requests import with_gpunode
 from gpusharing.planning.target import Target, Unsupported
 from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.views import NodeView, PolicyView, Verified
+from gpusharing.planning.views import NodeView, PolicyView
+from gpusharing.planning.yielding import yielded
 
 _WAITING = frozenset(
     {Reason.DRIFTED, Reason.DEFERRED, Reason.PAUSED, Reason.CONFIG_PROPAGATING, Reason.OBSERVATION_PENDING}
@@ -45,6 +49,19 @@ def is_static(verdict: Verdict, node: NodeView) -> bool:
     )
 
 
+def is_told_apart(case: NodeCase) -> bool:
+    """Whether somebody has looked and seen a difference from the target, which may count as drift when it lasts.
+
+    While NVML is closed nobody has; and what mig-manager is just mending after a reboot is no drift.
+    """
+    mismatch = case.assessment.mismatch if case.assessment else None
+    return (
+        mismatch is not None
+        and mismatch.reason is not Reason.OBSERVATION_PENDING
+        and find_quiet(case) is None
+    )
+
+
 def _fenced(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict:
     policy = policies.get(case.fence.policy)
     if policy is not None and policy.deleting and policy.force_release:
@@ -52,7 +69,22 @@ def _fenced(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict:
         labels, annotations = unmarked(case.fence)
         verdict = case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message)
         return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
-    return before_pnr(case) if case.fence.stage == "fenced" else after_pnr(case)
+    if case.fence.stage == "fenced":
+        return before_pnr(case)
+    if case.fence.stage == "yielded":
+        return yielded(case)
+    verdict = after_pnr(case)
+    heir = policies.get(case.owner)
+    if verdict.phase is not Phase.FAILED or heir is None or heir.name == case.fence.policy:
+        return verdict
+    return verdict if case.fence.node_uid != case.node.uid else _hand_over(case, verdict, heir)
+
+
+def _hand_over(case: NodeCase, verdict: Verdict, heir: PolicyView) -> Verdict:
+    """A Failed node would wait for ever for a policy that has lost it: its owner goes on, in the same slot."""
+    message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
+    fence = replace(case.fence, policy=heir.name, generation=heir.generation)
+    return replace(verdict, message=message).then(UpdateFence(case.node, fence))
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
@@ -84,6 +116,8 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 def _not_observed(case: NodeCase, assessment: Assessment) -> Verdict:
     mismatch = assessment.mismatch
     assert mismatch is not None, "no target and no objection"
+    if (gate := operands(case)) is not None:  # why nobody reads the GPUs of a node for virtual machines
+        return _gated(case, gate)
     if not case.agent_ready:
         return case.verdict(
             Phase.BLOCKED,
@@ -123,27 +157,7 @@ def _as_wanted(case: NodeCase, target: Target) -> Verdict:
         return case.verdict(Phase.BLOCKED, Reason.AGENT_NOT_READY, message)
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
-    pair = (target.mig_config, target.plugin_key)
-    record = Verified(case.owner, *pair, retry=node.retry, layout=target.text, gpus=len(target.layouts))
     verdict = case.verdict(
         Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; taken over without a change"
     )
-    return verdict.then(LabelNode(node, missing, verified=record))
-
-
-def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Add the write that creates the GPUNode or lets its agent read again, unless the verdict has one of its own."""
-    gpunode, node = case.gpunode, case.node
-    if any(isinstance(action, EnsureGPUNode) for action in verdict.actions) or node.deleting:
-        return verdict
-    if not has_gpu(node) and gpunode is None:
-        return verdict
-    if gpunode is None:
-        # In the middle of a change NVML stays closed, even for an agent that lost what it was told.
-        request, quiet = f"new:{node.uid}", node.fence is not None and node.fence.stage == "actuating"
-    elif node.fence is None and gpunode.quiet:
-        request, quiet = f"{gpunode.request_id}:resume", False
-    else:
-        return verdict
-    ensure = EnsureGPUNode(node.name, node.uid, request, quiet)
-    return replace(verdict, actions=(*verdict.actions, ensure))
+    return verdict.then(LabelNode(node, missing, verified=adopted(case, target)))

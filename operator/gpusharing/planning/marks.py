@@ -4,7 +4,8 @@ Only marks that we set are taken away again; the fence lists them.
 """
 
 from gpusharing.api import names
-from gpusharing.planning.views import Fence, NodeView
+from gpusharing.planning.records import Fence
+from gpusharing.planning.views import NodeView
 
 Marks = dict[str, str | None]
 

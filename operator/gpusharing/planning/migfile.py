@@ -15,7 +15,9 @@ import yaml
 from gpusharing.api.policy import MigLayout
 from gpusharing.planning.cards import find_card
 from gpusharing.planning.geometry import Layout, generated_layouts, normalise
-from gpusharing.planning.views import GpuView, StackView
+from gpusharing.planning.stackviews import StackView
+from gpusharing.planning.views import GpuView
+from gpusharing.planning.yamltext import Unreadable, read_yaml
 
 ALL_DISABLED = "all-disabled"
 Entry = list[dict[str, Any]]
@@ -58,8 +60,8 @@ def render(entries: Mapping[str, Entry]) -> str:
 def parse(text: str) -> Mapping[str, Entry]:
     """Entries of a file by name; a damaged file has none."""
     try:
-        document = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+        document = read_yaml(text)
+    except Unreadable:
         return {}
     configs = document.get("mig-configs") if isinstance(document, dict) else None
     if not isinstance(configs, dict):
@@ -92,9 +94,9 @@ def read_admin(text: str) -> AdminFile:
     if not text:
         return AdminFile({})
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return AdminFile({}, "it is not YAML")
+        document = read_yaml(text)
+    except Unreadable as error:
+        return AdminFile({}, str(error))
     configs = document.get("mig-configs") if isinstance(document, dict) else None
     if not isinstance(configs, dict):
         return AdminFile({}, "it has no map mig-configs")
@@ -127,11 +129,16 @@ def _find_row_problem(row: Mapping[str, Any]) -> str:
     for name, count in (counts or {}).items():
         if not _PROFILE.fullmatch(str(name)) or type(count) is not int or count < 0:
             return f"{name}: {count} in mig-devices is no profile with a count"
-    filters = row.get("device-filter") or []
-    for item in [filters] if isinstance(filters, str) else filters:
-        if not _FILTER.fullmatch(str(item)):
-            return f"device-filter {item} is no PCI device id such as 0x233010DE"
+    for item in _filters(row):
+        if not isinstance(item, str) or not _FILTER.fullmatch(item):
+            return f"device-filter {item} is no PCI device id in quotes, such as '0x233010DE'"
     return ""
+
+
+def _filters(row: Mapping[str, Any]) -> list[Any]:
+    """The PCI device ids that a row is meant for; empty: for every card. Without quotes YAML makes a number of one."""
+    wanted = row.get("device-filter") or []
+    return wanted if isinstance(wanted, list) else [wanted]
 
 
 def resolve_name(
@@ -180,18 +187,17 @@ def _counts(row: Mapping[str, Any]) -> dict[str, int]:
     devices = row.get("mig-devices")
     if not isinstance(devices, dict):
         return {}
-    return {str(name): count for name, count in devices.items() if isinstance(count, int)}
+    return {str(name): count for name, count in devices.items() if type(count) is int and count > 0}
 
 
 def _covers(row: Mapping[str, Any], gpu: GpuView) -> bool:
     devices = row.get("devices")
     if devices != "all" and not (isinstance(devices, list) and gpu.index in devices):
         return False
-    wanted = row.get("device-filter")
-    if not wanted:
+    filters = _filters(row)
+    if not filters:
         return True
     card = find_card(gpu.product)
-    filters = [wanted] if isinstance(wanted, str) else wanted
     ours = {identifier.lower() for identifier in card.pci_device_ids} if card else set()
     return any(str(item).split(":")[0].lower() in ours for item in filters)
 

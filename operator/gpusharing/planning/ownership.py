@@ -4,9 +4,11 @@
     node has an owner          the owner keeps it until it leaves the selector ...
                                ... or a policy of strictly higher priority selects it
     its spec cannot be read    the owner keeps it, and nothing happens until the spec is mended
-    fence of another policy    that change ends first; then the node moves as a normal, budgeted change
+    fence of another policy    that change ends first; then the node moves as a normal, budgeted change. A Failed one
+                               does not end: its new owner repairs it, in the same slot (judge.py)
 
-The owner is the label gpusharing.dev/policy on the Node, written when a node is adopted or released.
+The owner is the policy of the fence, which is there before the node is anybody's; without a fence it is the label
+gpusharing.dev/policy on the Node, written when a node is adopted or released.
 """
 
 from collections import defaultdict
@@ -48,44 +50,42 @@ class Owners:
     """
 
     def __init__(self, policies: Sequence[PolicyView]) -> None:
-        self._by_label: dict[str, dict[str, list[PolicyView]]] = defaultdict(lambda: defaultdict(list))
-        self._others: list[PolicyView] = []
+        self._by_label: dict[str, dict[str, list[tuple[LabelSelector, PolicyView]]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        self._others: list[tuple[LabelSelector, PolicyView]] = []
         self._unreadable = {
             policy.name: policy for policy in policies if policy.spec is None and not policy.deleting
         }
         for policy in policies:
             if policy.spec is None or policy.deleting:
                 continue
-            labels = policy.spec.node_selector.match_labels
-            if labels:
-                key, value = min(labels.items())
-                self._by_label[key][value].append(policy)
+            selector = policy.spec.node_selector
+            if selector.match_labels:
+                key, value = min(selector.match_labels.items())
+                self._by_label[key][value].append((selector, policy))
             else:
-                self._others.append(policy)
+                self._others.append((selector, policy))
 
         self.rules = tuple(map(_rule, policies))
         """All that decides about ownership; the rest of the policies may change without a new choice."""
 
     def owner(self, node: NodeView) -> PolicyView | None:
         """The policy that owns the node; None when none does."""
-        present = self._unreadable.get(node.labels.get(names.LABEL_POLICY, ""))
+        present = self._unreadable.get(_holder(node))
         return present or choose_owner(node, self.selecting(node))
 
     def selecting(self, node: NodeView) -> list[PolicyView]:
         """Every policy whose selector matches, best claim first."""
-        found = [policy for policy in self._others if self._matches(policy, node)]
+        labels = node.labels
+        found = [policy for selector, policy in self._others if selects(selector, labels)]
         for key, by_value in self._by_label.items():
-            value = node.labels.get(key)
+            value = labels.get(key)
             if value is not None and value in by_value:
-                found += [policy for policy in by_value[value] if self._matches(policy, node)]
+                found += [policy for selector, policy in by_value[value] if selects(selector, labels)]
         if len(found) > 1:
             found.sort(key=_claim)
         return found
-
-    @staticmethod
-    def _matches(policy: PolicyView, node: NodeView) -> bool:
-        assert policy.spec is not None, "policies without a spec are left out"
-        return selects(policy.spec.node_selector, node.labels)
 
 
 def _rule(policy: PolicyView) -> tuple[object, ...]:
@@ -99,12 +99,17 @@ def _claim(policy: PolicyView) -> tuple[int, str, str]:
     return (-policy.spec.priority, policy.created, policy.name)
 
 
+def _holder(node: NodeView) -> str:
+    """The policy that has the node now, empty when none does."""
+    return node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
+
+
 def choose_owner(node: NodeView, selecting: Sequence[PolicyView]) -> PolicyView | None:
     """The owner among the policies that select the node, best claim first."""
     if not selecting:
         return None
     best = selecting[0]
-    present = node.labels.get(names.LABEL_POLICY)
+    present = _holder(node)
     for policy in selecting:
         if policy.name == present and policy.spec is not None and best.spec is not None:
             return best if best.spec.priority > policy.spec.priority else policy

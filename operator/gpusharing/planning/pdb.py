@@ -6,7 +6,7 @@ that a hopeless drain is not begun and the reason can be named before anybody is
 
 from collections.abc import Iterable, Mapping
 
-from gpusharing.planning.views import PdbView, PodView
+from gpusharing.planning.podviews import PdbView, PodView
 
 
 def ref(pdb: PdbView) -> str:

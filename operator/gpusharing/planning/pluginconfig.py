@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
+from gpusharing.planning.yamltext import Unreadable, read_yaml
+
 MigStrategy = Literal["none", "single", "mixed"]
 STRATEGIES: Mapping[str, MigStrategy] = {"none": "none", "single": "single", "mixed": "mixed"}
 
@@ -63,8 +65,8 @@ def render(config: PluginConfig) -> str:
 def parse(text: str) -> PluginConfig | None:
     """Read a configuration; None when it is none."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError:
+        document = read_yaml(text)
+    except Unreadable:
         return None
     if not isinstance(document, dict):
         return None
@@ -84,8 +86,9 @@ def parse(text: str) -> PluginConfig | None:
 
 def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing | None:
     rows: list[tuple[str, int]] = []
-    for row in block.get("resources") or ():
-        if isinstance(row, dict) and isinstance(row.get("replicas"), int):
+    listed = block.get("resources")
+    for row in listed if isinstance(listed, list) else ():
+        if isinstance(row, dict) and type(row.get("replicas")) is int:
             name = str(row.get("name", ""))
             rows.append((name if "/" in name else f"nvidia.com/{name}", row["replicas"]))
     if not rows:
@@ -111,4 +114,4 @@ def is_named_after(content: str, key: str) -> bool:
 
 
 def _digest(content: str) -> str:
-    return sha256(content.encode()).hexdigest()[:7]
+    return sha256(content.encode(errors="surrogatepass")).hexdigest()[:7]

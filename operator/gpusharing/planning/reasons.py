@@ -6,48 +6,14 @@ then what lasts longest. Within one degree of patience the order of definition d
 """
 
 from collections.abc import Iterable
-from enum import IntEnum, StrEnum
-from typing import Literal
 
-Group = Literal["Node", "Hardware", "Health", "Proof", "Drain", "Accepted", "Ready", "Stalled"]
-"""Where a reason is seen: on a node, its hardware and its health, its proof or its drain, or on a policy condition."""
-
-
-class Passes(IntEnum):
-    """When the situation that a reason names comes to an end."""
-
-    BY_A_PERSON = 0
-    """Not before somebody acts."""
-    LATER = 1
-    """When others are done or a back-off is over: minutes to hours."""
-    SOON = 2
-    """By itself, within seconds or minutes."""
-    DONE = 3
-    """It is an end; nothing is waited for."""
-
+from gpusharing.planning.reasonkinds import Passes, Worded
 
 _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
 
 
-class Reason(StrEnum):
-    """One CamelCase word, with its group, when it is used and what to do."""
-
-    _value_: str
-    group: Group
-    passes: Passes
-    when: str
-    """In which situation it is used."""
-    remedy: str
-    """What a person does next; empty when there is nothing to do."""
-
-    def __new__(cls, value: str, group: Group, passes: Passes, when: str, remedy: str = "") -> "Reason":
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.group = group
-        member.passes = passes
-        member.when = when
-        member.remedy = remedy
-        return member
+class Reason(Worded):
+    """All reasons, by group."""
 
     # One header line and the sentences; the formatter's layout would be half as long again.
     # fmt: off
@@ -72,12 +38,25 @@ class Reason(StrEnum):
     INTERNAL_ERROR = ("InternalError", "Node", _PERSON,
         "The API server refused a request of ours as malformed. It is not repeated blindly.",
         "Report it with the message; it is a fault of this operator or of an admission webhook.")
+    NODE_NOT_JUDGED = ("NodeNotJudged", "Node", _PERSON,
+        "Something on this node made the planner fail. The node is left exactly as it is, the others go on.",
+        "Report the message: it is a fault of this operator. Undoing the last edit of the node may help.")
     FOREIGN_MAINTENANCE = ("ForeignMaintenance", "Node", _PERSON,
         "Another controller maintains the node or is asked to: its marker, or its NodeMaintenance, was there first.",
         "Let that maintenance finish; the change starts by itself when the marker or object is gone.")
     ALREADY_CORDONED = ("AlreadyCordoned", "Node", _PERSON,
         "Somebody else cordoned the node; it is not touched.",
         "Uncordon the node when it may be changed.")
+    UNSAFE_DRIVER = ("UnsafeDriver", "Node", _PERSON,
+        "Repartitioning GPUs under the node's driver can corrupt data or hang (CVE-2026-24197), or an admin named it.",
+        "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
+    OPERANDS_DISABLED = ("OperandsDisabled", "Node", _PERSON,
+        "A label nvidia.com/gpu.deploy.* = false keeps the device plugin or GPU Feature Discovery off the node, so no "
+        "change could be served or proven. No change starts.",
+        "Run the command in the message when the node is to serve GPUs, or narrow the node selector.")
+    WORKLOAD_CONFIG = ("WorkloadConfig", "Node", _PERSON,
+        "The label nvidia.com/gpu.workload.config gives the GPUs of the node to virtual machines. No change starts.",
+        "Run the command in the message when the node is for containers, or narrow the node selector.")
     ACTUATOR_MISSING = ("ActuatorMissing", "Node", _PERSON,
         "No ready mig-manager pod runs on the node, so nothing could apply the change.",
         "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
@@ -87,6 +66,9 @@ class Reason(StrEnum):
     AGENT_ERROR = ("AgentError", "Node", _PERSON,
         "The agent runs but cannot read the GPUs; its words are in the message.",
         "Check the NVIDIA driver on the node.")
+    AGENT_LACKS_RIGHTS = ("AgentLacksRights", "Node", _PERSON,
+        "NVML does not let the agent's container list MIG instances, so no MIG layout could be proven there.",
+        "Give the agent's container the rights of NVIDIA's own operands (docs/reference/agent-fields.md).")
     CONFIG_NOT_WRITTEN = ("ConfigNotWritten", "Node", _PERSON,
         "The API server refuses to let us write the ConfigMap that the node needs; its words are in the message.",
         "Grant the right that the message names, or correct what it says.")
@@ -107,6 +89,11 @@ class Reason(StrEnum):
         "The change is done, and the node stays cordoned because the cordon is not only ours: a person's, "
         "another controller's, or gpusharing.dev/hold-cordon.",
         "Uncordon the node when its other holder agrees.")
+    CALL_FAILED = ("CallFailed", "Node", _LATER,
+        "A call to the API server about this node fails; the server's words are in the message. This node waits, "
+        "the others go on.",
+        "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is made "
+        "again by itself.")
     NODE_UNREACHABLE = ("NodeUnreachable", "Node", _LATER,
         "The kubelet does not answer, so nobody knows whether the pods still run.",
         "Bring the node back, or delete the Node object if the machine is gone.")
@@ -118,6 +105,9 @@ class Reason(StrEnum):
         "node restored.",
         "Nothing, if it was meant; the next try follows after a wait. gpusharing.dev/retry starts it at "
         "once.")
+    CORDON_RESTORED = ("CordonRestored", "Node", _SOON,
+        "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
+        "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
     DRAIN_TIMEOUT = ("DrainTimeout", "Node", _LATER,
         "The drain ran into drain.timeout; the node was restored. Pods that were evicted stay away.",
         "Remove what blocked (see the message); the next try follows after a wait.")
@@ -129,7 +119,7 @@ class Reason(StrEnum):
         "Remove what blocked; gpusharing.dev/retry on the Node starts the next try at once.")
     BUDGET_FULL = ("BudgetFull", "Node", _LATER,
         "As many nodes as rollout.maxUnavailable or the operator-wide cap allows are unavailable already.",
-        "Wait, or raise rollout.maxUnavailable.")
+        "Wait, or raise the limit that the message names.")
     ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
         "mig-manager is still at work on an earlier configuration or reboots the node.")
     DRIFTED = ("Drifted", "Node", _LATER,
@@ -179,16 +169,12 @@ class Reason(StrEnum):
     LAYOUT_NOT_UNIFORM = ("LayoutNotUniform", "Hardware", _PERSON,
         "Strategy single needs the same single profile on every GPU of the node.",
         "Use strategy mixed, or one profile on all GPUs.")
-    LAYOUT_EMPTY = (
-        "LayoutEmpty", "Hardware", _PERSON,
+    LAYOUT_EMPTY = ("LayoutEmpty", "Hardware", _PERSON,
         "The configuration switches MIG on and creates no instance, so the GPU would serve nothing.",
-        "Choose a configuration with instances, or mode Full.",
-    )
-    MPS_TOO_MANY_CLIENTS = (
-        "MPSTooManyClients", "Hardware", _PERSON,
+        "Choose a configuration with instances, or mode Full.")
+    MPS_TOO_MANY_CLIENTS = ("MPSTooManyClients", "Hardware", _PERSON,
         "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",
-        "Lower spec.mps.replicas.",
-    )
+        "Lower spec.mps.replicas.")
     GPU_MISSING = ("GPUMissing", "Hardware", _PERSON,
         "NVML lists fewer GPUs than were proven on the node: one did not come back after a reboot, or was taken out.",
         "Read dmesg on the node and repair it, or run the command in the message when the GPU is gone for good.")
@@ -198,17 +184,13 @@ class Reason(StrEnum):
     PROFILES_FROM_TABLE = ("ProfilesFromTable", "Accepted", _DONE,
         "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
         "Nothing, unless a layout is refused that should fit: then update the driver.")
-    MIG_MODE_PENDING = (
-        "MigModePending", "Hardware", _PERSON,
+    MIG_MODE_PENDING = ("MigModePending", "Hardware", _PERSON,
         "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of "
         "ours.",
-        "Reset the GPU or reboot the node.",
-    )
-    COMPUTE_MODE = (
-        "ComputeMode", "Hardware", _PERSON,
+        "Reset the GPU or reboot the node.")
+    COMPUTE_MODE = ("ComputeMode", "Hardware", _PERSON,
         "A GPU is not in compute mode Default: an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
-        "Run nvidia-smi -i INDEX -c 0 on the node.",
-    )
+        "Run nvidia-smi -i INDEX -c 0 on the node.")
 
     # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/health.py)
     GPU_UNHEALTHY = ("GPUUnhealthy", "Health", _PERSON,
@@ -216,6 +198,9 @@ class Reason(StrEnum):
         "Do what the message says; the change starts by itself when the GPU is healthy again.")
     GPU_LOST = ("GPULost", "Health", _PERSON,
         "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
+    GPU_UNREADABLE = ("GPUUnreadable", "Health", _PERSON,
+        "NVML answers an error for one GPU (its power, its interrupt, or an unknown one); the others are read.",
+        "Read dmesg on the node and repair it, then reboot.")
     GPU_RESET_REQUIRED = ("GPUResetRequired", "Health", _PERSON,
         "NVML refuses a GPU until it is reset.", "Drain the node, then reset the GPU or reboot.")
     ROW_REMAP_FAILED = ("RowRemapFailed", "Health", _PERSON,
@@ -236,11 +221,9 @@ class Reason(StrEnum):
         "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = "
         "paused-for-mig-change).",
         "Usually cured by the restart of mig-manager that follows by itself.")
-    MPS_NOT_RUNNING = (
-        "MPSNotRunning", "Proof", _LATER,
+    MPS_NOT_RUNNING = ("MPSNotRunning", "Proof", _LATER,
         "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
-        "When it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.",
-    )
+        "When it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.")
     LAYOUT_MISMATCH = ("LayoutMismatch", "Proof", _LATER,
         "The GPUs are not divided as wanted, as the agent reads them.")
     ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
@@ -273,6 +256,15 @@ class Reason(StrEnum):
         "The pod holds a GPU through a ResourceClaim of driver gpu.nvidia.com, or through one that cannot "
         "be read. Such GPUs are managed by the DRA driver.",
         "Use this operator on nodes that serve GPUs through the device plugin.")
+    PROTECTED_NAMESPACE = ("ProtectedNamespace", "Drain", _PERSON,
+        "The pod's namespace is one in which nothing is evicted (value operator.protectedNamespaces).",
+        "Delete or move the pod yourself, or take its namespace out of operator.protectedNamespaces.")
+    OWN_POD = ("OwnPod", "Drain", _PERSON,
+        "The operator itself runs on the node, and all pods have to leave; it never evicts itself.",
+        "Give the operator a node outside the pool: set operator.nodeSelector or operator.affinity.")
+    TOLERATES_CORDON = ("ToleratesCordon", "Drain", _PERSON,
+        "The pod tolerates the cordon and its controller starts it again on the very node, so evicting it never ends.",
+        "Remove the toleration of node.kubernetes.io/unschedulable from its controller, or scale that down.")
     STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
         "After the change no node would offer the resource name that the pod asks for, so it could not "
         "start again.",
@@ -323,11 +315,9 @@ class Reason(StrEnum):
     CONFIG_MAP_TAKEN = ("ConfigMapTaken", "Accepted", _PERSON,
         "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
         "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
-    MIG_MANAGER_DISABLED = (
-        "MigManagerDisabled", "Accepted", _PERSON,
+    MIG_MANAGER_DISABLED = ("MigManagerDisabled", "Accepted", _PERSON,
         "The policy wants MIG, and ClusterPolicy migManager.enabled is false: nobody would act on our label.",
-        "Run the command in the message once.",
-    )
+        "Run the command in the message once.")
     MIG_STRATEGY_SET = ("MigStrategySet", "Accepted", _PERSON,
         "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy.",
         "Run the command in the message once.")

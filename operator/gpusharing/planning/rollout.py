@@ -18,27 +18,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from gpusharing.api.names import Phase
+from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.acceptance import Objection, find_objection
 from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, WriteConfig
 from gpusharing.planning.assess import Assessment, assess
+from gpusharing.planning.callverdicts import Failing
+from gpusharing.planning.common import Common
 from gpusharing.planning.configmaps import plan_config
-from gpusharing.planning.evictions import throttled_until
-from gpusharing.planning.judge import is_static, judge, with_gpunode
+from gpusharing.planning.guard import not_judged
+from gpusharing.planning.health import Diagnosis
+from gpusharing.planning.judge import is_static, is_told_apart, judge
+from gpusharing.planning.looks import Look
 from gpusharing.planning.ownership import Owners
 from gpusharing.planning.pool import Pool, is_unavailable, select
+from gpusharing.planning.records import Claim
+from gpusharing.planning.requests import with_gpunode
+from gpusharing.planning.stackviews import StackView
 from gpusharing.planning.target import Targets, Wish, find_wish
-from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.verdict import NodeCase, Verdict, find_health
 from gpusharing.planning.verify import served
-from gpusharing.planning.views import (
-    Claim,
-    ClusterSnapshot,
-    GPUNodeView,
-    GpuView,
-    NodeView,
-    PolicyView,
-    StackView,
-)
+from gpusharing.planning.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +60,8 @@ class RolloutPlan:
     """Ready, unfenced nodes that differ from their target; the caller remembers since when."""
     wake_at: datetime | None
     """Look again then at the latest."""
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    """What was found at nodes that their pods block; the caller puts it into the next snapshot."""
 
     @property
     def settled(self) -> bool:
@@ -81,6 +82,7 @@ class _Known:
     assessment: Assessment | None
     models: tuple[GpuView, ...]
     """One GPU of each card model in the node."""
+    health: Diagnosis | None
     away: bool
     """Counts as unavailable."""
     verdict: Verdict | None = None
@@ -100,6 +102,8 @@ class Memo:
     targets: dict[str, Targets] = field(default_factory=dict)
     """By policy."""
     known: dict[str, _Known] = field(default_factory=dict)
+    latest: datetime | None = None
+    """The time of the last pass. An answer lasts while time goes on; a clock that was set back asks anew."""
     config_settled: tuple[object, ...] = ()
     """The inputs for which the ConfigMaps were found to be right."""
 
@@ -127,18 +131,30 @@ class _Pass:
         self.pools = {policy.name: Pool(policy) for policy in snapshot.policies}
         self.verdicts: dict[str, Verdict] = {}
         self.differing: set[str] = set()
+        self.looks: dict[str, Look] = {}
         self.models: dict[str, GpuView] = {}
-        self.fences: dict[str, NodeView] = {}
-        self.throttled = throttled_until((work.evictions for work in snapshot.work.values()), now)
+        self.fences = {name: node for name, node in snapshot.nodes.items() if node.fence is not None}
+        self.yielded = {
+            name for name, node in self.fences.items() if node.fence and node.fence.stage == "yielded"
+        }
+        """Left to somebody else: nothing happens on them, and nothing waits for them but their pool."""
+        self.failing = Failing(snapshot.call_failures, snapshot.claims, now)
 
     def run(self) -> RolloutPlan:
         """Judge every node, then choose who starts, then what is written once for all."""
         for name in self.memo.known.keys() - self.snapshot.nodes.keys():
             del self.memo.known[name]
-        for name in sorted(self.snapshot.nodes):
-            self._judge(self.snapshot.nodes[name])
+        if self.memo.latest is not None and self.now < self.memo.latest:
+            for known in self.memo.known.values():
+                known.judged = None
+        self.memo.latest = self.now
+        nodes = [self.snapshot.nodes[name] for name in sorted(self.snapshot.nodes)]
+        # In two rounds: a processor that does one thing many times over needs a tenth less time for the whole.
+        for node, found in zip(nodes, [self._look_up(node) for node in nodes], strict=True):
+            self._guarded(node, found)
         claims = self._select()
-        shared = self._shared(claims)
+        shared = self._shared(claims | self.failing.kept)
+        self.failing.name(self.verdicts)
         verdicts = self.verdicts
         return RolloutPlan(
             verdicts=verdicts,
@@ -152,18 +168,35 @@ class _Pass:
             },
             wants_pods=frozenset(name for name, verdict in verdicts.items() if verdict.wants_pods),
             differing=frozenset(self.differing),
+            looks=self.looks,
             wake_at=min((v.wake for v in verdicts.values() if v.wake is not None), default=None),
         )
 
     # --- one node ----------------------------------------------------------------------------------------
 
-    def _judge(self, node: NodeView) -> None:
-        known = self._know(node)
+    def _look_up(self, node: NodeView) -> _Known | Exception:
+        try:
+            return self._know(node)
+        except Exception as error:  # noqa: BLE001 - shown on the node by `_guarded`
+            return error
+
+    def _guarded(self, node: NodeView, known: _Known | Exception) -> None:
+        try:
+            if isinstance(known, Exception):
+                raise known
+            self._judge(node, known)
+        except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are judged (guard.py)
+            last = self.memo.known.pop(node.name, None)
+            verdict = not_judged(node, last.owner if last else node.labels.get(LABEL_POLICY, ""), error)
+            self.verdicts[node.name] = verdict
+            if (pool := self.pools.get(verdict.policy)) is not None:
+                pool.count(verdict, used=is_unavailable(node) or node.name in self.snapshot.claims)
+
+    def _judge(self, node: NodeView, known: _Known) -> None:
         for gpu in known.models:
             self.models.setdefault(gpu.product, gpu)
         owner = known.owner
         if node.fence is not None:
-            self.fences[node.name] = node
             owner = node.fence.policy if node.fence.policy in self.policies else owner
         pool = self.pools.get(owner)
         verdict = known.verdict
@@ -172,17 +205,16 @@ class _Pass:
             verdict = self._answer(case, known)
             if verdict is None:
                 return
-            if pool is not None and verdict.candidate:
+            if pool is not None and verdict.candidate and not self.failing.holds(node.name):
                 pool.candidates.append(case)
             if node.fence is None and known.assessment is not None and known.assessment.mismatch is not None:
-                if node.ready:  # what a reboot breaks, mig-manager mends when the node is back
+                if node.ready and (verdict.candidate or is_told_apart(case)):  # a candidate is, by its gates
                     self.differing.add(node.name)
             elif is_static(verdict, node):
                 known.verdict = verdict
         self.verdicts[node.name] = verdict
         if pool is not None:
-            pool.names.append(node.name)
-            pool.used += known.away or self._holds_slot(verdict)
+            pool.count(verdict, used=known.away or self._holds_slot(verdict))
 
     def _answer(self, case: NodeCase, known: _Known) -> Verdict | None:
         """What `judge` says. A node that waits for its turn hears the same until something around it changes."""
@@ -196,7 +228,7 @@ class _Pass:
             case.mps_daemon,
             case.claimed,
             case.drifting_since,
-            case.throttled,
+            case.at_work_since,
             case.settings,
         )
         if known.judged is not None and known.circumstances == circumstances:
@@ -208,6 +240,8 @@ class _Pass:
 
     def _holds_slot(self, verdict: Verdict) -> bool:
         """A claim without a fence: a change was about to begin, unless it waits or has just ended in proof."""
+        if verdict.node in self.failing.kept:
+            return True
         ended = verdict.candidate or verdict.phase is Phase.SYNCED
         return verdict.node in self.snapshot.claims and not ended
 
@@ -241,8 +275,10 @@ class _Pass:
             )
         observed = gpunode.observed if gpunode else None
         models = tuple({gpu.product: gpu for gpu in observed.gpus}.values()) if observed else ()
-        away = is_unavailable(node)
-        known = _Known(node, gpunode, memo.owners, snapshot.stack, driver, owner, assessment, models, away)
+        health, away = find_health(gpunode), is_unavailable(node)
+        known = _Known(
+            node, gpunode, memo.owners, snapshot.stack, driver, owner, assessment, models, health, away
+        )
         memo.known[node.name] = known
         return known
 
@@ -275,9 +311,10 @@ class _Pass:
             mps_daemon=snapshot.mps_daemons.get(name),
             claimed=name in snapshot.claims,
             drifting_since=snapshot.drifting_since.get(name),
+            at_work_since=snapshot.at_work_since.get(name),
+            health=known.health,
             stack=snapshot.stack,
             settings=snapshot.settings,
-            throttled=self.throttled,
             now=self.now,
         )
 
@@ -286,18 +323,23 @@ class _Pass:
     def _select(self) -> dict[str, Claim]:
         """Let every pool choose its next nodes within its allowance and the operator-wide cap."""
         claims: dict[str, Claim] = {}
-        offered: frozenset[str] | None = None
-        for name in sorted(self.pools):
-            pool = self.pools[name]
-            if not pool.candidates:
-                continue
-            if offered is None:
-                offered = self._offered()
-            cap = self.snapshot.settings.max_in_flight - len(self.fences) - len(claims)
-            selection = select(pool, cap, offered)
+        waiting = [pool for _, pool in sorted(self.pools.items()) if pool.candidates]
+        if not waiting:
+            return claims
+        cases = [(case, p.policy) for p in waiting if p.limit > p.used for case in p.candidates]
+        common = Common.of(self.snapshot, self.now, self._offered(), cases)
+        for name in sorted(self.fences.keys() - self.yielded):
+            if (look := common.add_in_flight(self.snapshot, self.verdicts[name])) is not None:
+                self.looks[name] = look
+        for pool in waiting:
+            taken = len(self.fences) - len(self.yielded) + len(self.failing.kept) + len(claims)
+            selection = select(pool, self.snapshot.settings.max_in_flight - taken, common)
             claims |= selection.claims
+            self.looks |= selection.looks
             for case in pool.candidates:
-                self.verdicts[case.node.name] = with_gpunode(selection.verdicts[case.node.name], case)
+                name, verdict = case.node.name, selection.verdicts[case.node.name]
+                # Nearly every candidate's agent has nothing to be asked, and `judge` has found that out.
+                self.verdicts[name] = with_gpunode(verdict, case) if self.verdicts[name].actions else verdict
         return claims
 
     def _offered(self) -> frozenset[str]:
@@ -317,8 +359,16 @@ class _Pass:
         starting = {claim.policy for claim in selected.values()}
         for name, pool in sorted(self.pools.items()):
             wanted = name in busy or name in starting or (pool.policy.finalizer and bool(pool.candidates))
-            if pool.policy.deleting:
-                wanted = name in busy
+            if (
+                pool.policy.deleting
+            ):  # a Failed node may never end; what it waits for then is a policy, any policy
+                wanted = any(
+                    node.fence is not None
+                    and node.fence.policy == name
+                    and self.verdicts[node.name].phase is not Phase.FAILED
+                    and node.name not in self.yielded
+                    for node in self.fences.values()
+                )
             if wanted != pool.policy.finalizer and not (wanted and pool.policy.deleting):
                 actions.append(SetFinalizer(name, wanted))
         claims = {name: self._claim_of(node) for name, node in self.fences.items()} | dict(selected)

@@ -14,7 +14,8 @@ from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.doubts import Doubt
 from gpusharing.planning.ownership import selects
-from gpusharing.planning.reasons import Passes, Reason, priority
+from gpusharing.planning.reasonkinds import Passes
+from gpusharing.planning.reasons import Reason, priority
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.verdict import Verdict
 from gpusharing.planning.verify import served
@@ -281,13 +282,15 @@ def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
 
 def _used(pool: Members, snapshot: ClusterSnapshot) -> str:
     held = offered = 0
+    known = True
     for node in pool.nodes:
         now = served(node)
         offered += sum(now.values())
         gpunode = snapshot.gpunodes.get(node.name)
-        allocated = gpunode.observed.allocated if gpunode and gpunode.observed else {}
-        held += sum(count for name, count in allocated.items() if name in now)
-    return f"{held}/{offered}"
+        allocated = gpunode.observed.allocated if gpunode and gpunode.observed else None
+        known = known and (allocated is not None or not now)
+        held += sum(count for name, count in (allocated or {}).items() if name in now)
+    return f"{held}{'' if known else '+?'}/{offered}"
 
 
 def _word(pool: Members, plan: RolloutPlan) -> tuple[str, str]:
@@ -357,7 +360,7 @@ def _plan(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[s
 
 def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
     gpunode = snapshot.gpunodes.get(verdict.node)
-    return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else 0)
+    return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0
 
 
 # --- text --------------------------------------------------------------------------------------------------

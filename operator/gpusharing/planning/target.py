@@ -21,7 +21,8 @@ from gpusharing.planning.geometry import (
 )
 from gpusharing.planning.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import GpuView, PolicyView, StackView, routing_label
+from gpusharing.planning.stackviews import StackView
+from gpusharing.planning.views import GpuView, PolicyView, routing_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Target:
     @property
     def with_mig(self) -> bool:
         """Whether any GPU has MIG on."""
-        return any(layout is not None for layout in self.layouts)
+        return self.layouts.count(None) < len(self.layouts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ class Targets:
         """What `find_target` says, without asking it twice about equal hardware."""
         # Profiles by identity, which the kept GPUs make safe: comparing them would cost more than the answer.
         key: tuple[object, ...] = tuple(
-            (gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in gpus
+            [(gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in gpus]
         )
         if not self.stack.serves_our_mig_file:
             key = (*key, self.stack.generated_mig_files.get(node, ""))

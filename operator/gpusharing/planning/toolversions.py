@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from gpusharing.planning.geometry import Layout
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import ClusterPolicyView, GpuView
+from gpusharing.planning.stackviews import ClusterPolicyView
+from gpusharing.planning.views import GpuView
 
 SUFFIXES_SINCE = (0, 20)
 """First version that serves a profile with a suffix under a name of its own."""

@@ -9,18 +9,15 @@ from gpusharing.planning.actions import Action
 from gpusharing.planning.assess import Assessment
 from gpusharing.planning.blockers import Blocker
 from gpusharing.planning.health import WELL, Diagnosis, diagnose
-from gpusharing.planning.holders import Scope
+from gpusharing.planning.holders import Scope, scope_of
+from gpusharing.planning.podviews import NodeWork
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.records import Fence
+from gpusharing.planning.stackviews import Operand, StackView
 from gpusharing.planning.target import Target
-from gpusharing.planning.views import (
-    Fence,
-    GPUNodeView,
-    NodeView,
-    NodeWork,
-    Operand,
-    Settings,
-    StackView,
-)
+from gpusharing.planning.views import GPUNodeView, NodeView, Settings
+
+_SEVERITY = tuple(DisruptionClass)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +54,13 @@ class Verdict:
         return replace(self, actions=actions)
 
 
+def find_health(gpunode: GPUNodeView | None) -> Diagnosis | None:
+    """How the GPUs of a node are; None while the agent reported none."""
+    gpus = gpunode.observed.gpus if gpunode and gpunode.observed else ()
+    # Nearly every GPU has the one WELL.
+    return diagnose([(gpu.index, gpu.vitals) for gpu in gpus if gpu.vitals is not WELL]) if gpus else None
+
+
 @dataclass(frozen=True, slots=True)
 class NodeCase:
     """Everything that decides about one node in this pass."""
@@ -78,9 +82,11 @@ class NodeCase:
     drifting_since: datetime | None
     stack: StackView
     settings: Settings
-    throttled: datetime | None
-    """The API server asked everybody to slow down: no eviction before then."""
     now: datetime
+    at_work_since: datetime | None = None
+    """Since when this process has seen mig-manager at work; None where it is not."""
+    health: Diagnosis | None = None
+    """How the GPUs of the node are, as the agent reported last; None while it reported none."""
     mig_failure: str = ""
     """What mig-manager's log says about its failure; empty when nobody could read it."""
 
@@ -91,26 +97,23 @@ class NodeCase:
         return self.node.fence
 
     @property
-    def health(self) -> Diagnosis | None:
-        """How the GPUs of the node are, as the agent reported last; None while it reported none."""
-        gpus = self.gpunode.observed.gpus if self.gpunode and self.gpunode.observed else ()
-        # Nearly every GPU has the one WELL, and every node is asked in every pass.
-        return diagnose([(gpu.index, gpu.vitals) for gpu in gpus if gpu.vitals is not WELL]) if gpus else None
-
-    @property
     def ailment(self) -> Diagnosis | None:
         """What makes a GPU of the node unhealthy; None when nothing does, or nothing is known."""
         health = self.health
         return None if health is None or health.well else health
 
     @property
+    def disruption(self) -> DisruptionClass:
+        """What the change disturbs: of a fenced node the worst that was ever seen, for a class only rises."""
+        fence, assessment = self.node.fence, self.assessment
+        now = assessment.disruption if assessment else DisruptionClass.NONE
+        return max(fence.disruption, now, key=_SEVERITY.index) if fence else now
+
+    @property
     def scope(self) -> Scope:
         """Which pods must be gone before the change."""
-        fence, assessment = self.node.fence, self.assessment
-        disruption = (
-            fence.disruption if fence else assessment.disruption if assessment else DisruptionClass.NONE
-        )
-        return Scope(self.settings.gpu_operator_namespace, all_pods=disruption is DisruptionClass.REBOOT)
+        fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
+        return scope_of(self.settings, all_pods=reboots, cordoned_at=fence.since if fence else None)
 
     @property
     def spec(self) -> GPUSharingPolicySpec:
@@ -144,11 +147,7 @@ class NodeCase:
             phase=phase,
             reason=reason,
             message=message,
-            disruption=fence.disruption
-            if fence
-            else assessment.disruption
-            if assessment
-            else DisruptionClass.NONE,
+            disruption=self.disruption,
             wanted=target.text if target else fence.to_layout if fence else "",
             observed=assessment.observed_text if assessment else "",
             deadline=fence.deadline if fence else None,

@@ -11,6 +11,7 @@ Each source counts where it exists for the mode and the card (design.md section 
 same chain adopts a node, finds drift and proves a change; a change only asks for fresher evidence (`Evidence`).
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from gpusharing.planning.health import REACHABLE
 from gpusharing.planning.migfile import Unresolved, resolve_name
 from gpusharing.planning.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.stackviews import StackView
 from gpusharing.planning.target import Target, describe_layouts, is_gpu_resource
-from gpusharing.planning.views import GpuView, NodeView, ObservedView, StackView
+from gpusharing.planning.views import GpuView, NodeView, ObservedView
 
 EXCLUSIVE = "ExclusiveProcess"
 MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
@@ -85,7 +87,21 @@ def _observation(case: Case) -> Mismatch | None:
     if gone := next((gpu for gpu in seen.gpus if gpu.vitals.access != REACHABLE), None):
         text = f"GPU {gone.index} does not answer, what is shown of it is from before; see condition Healthy"
         return Mismatch(Reason.GPU_UNHEALTHY, text)
-    return None
+    withheld = find_withheld(seen)
+    matters = withheld is not None and (case.target.with_mig or any(gpu.mig_enabled for gpu in seen.gpus))
+    return withheld if matters else None
+
+
+def find_withheld(observed: ObservedView) -> Mismatch | None:
+    """A GPU whose MIG instances the agent may not list: what it sees of them proves no layout."""
+    blind = next((gpu for gpu in observed.gpus if gpu.instances_withheld), None)
+    if blind is None:
+        return None
+    return Mismatch(
+        Reason.AGENT_LACKS_RIGHTS,
+        f"NVML does not let the agent list the MIG instances of GPU {blind.index}; give its container the rights that"
+        " docs/reference/agent-fields.md names",
+    )
 
 
 def _count(case: Case) -> Mismatch | None:
@@ -108,7 +124,7 @@ def find_missing(node: NodeView, observed: ObservedView) -> Mismatch | None:
 def _instances(case: Case) -> Mismatch | None:
     assert case.observed is not None, "_observation runs first"
     gpus = case.observed.gpus
-    found = tuple(gpu.layout for gpu in gpus)
+    found = tuple([gpu.layout for gpu in gpus])
     if found != case.target.layouts:
         return Mismatch(
             Reason.LAYOUT_MISMATCH,
@@ -152,13 +168,13 @@ def _mig_manager(case: Case) -> Mismatch | None:
     return None
 
 
+_PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in names.DEPLOY_PAUSABLE)
+
+
 def paused_operands(node: NodeView) -> tuple[str, ...]:
     """Operands that a MIG change or a driver upgrade paused and nobody started again (a.1, d.4)."""
-    return tuple(
-        operand
-        for operand in names.DEPLOY_PAUSABLE
-        if "paused-for-" in node.labels.get(names.LABEL_DEPLOY_PREFIX + operand, "")
-    )
+    labels = node.labels
+    return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
 
 
 def _operands(case: Case) -> Mismatch | None:
@@ -171,11 +187,11 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
     """What the device plugin of a node is told now; None when its label names no configuration (b.4)."""
     policy = stack.cluster_policy
     key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "") or (policy.plugin_default if policy else "")
+    fixed = _fixed_strategy(stack)
     if not key:
-        return PluginConfig(_fixed_strategy(stack) or "none")
+        return PluginConfig(fixed or "none")
     text = stack.plugin_configs.get(key)
     config = parse(text) if text is not None else None
-    fixed = _fixed_strategy(stack)
     return PluginConfig(fixed, config.sharing) if config is not None and fixed else config
 
 
@@ -219,6 +235,9 @@ def find_exclusive(gpus: Sequence[GpuView]) -> Mismatch | None:
     odd = next((gpu for gpu in gpus if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
         return None
+    if odd.compute_mode == "Unknown":
+        text = f"NVML does not tell the agent the compute mode of GPU {odd.index}"
+        return Mismatch(Reason.AGENT_LACKS_RIGHTS, text)
     text = f"GPU {odd.index} is in compute mode {odd.compute_mode}"
     if MPS_DAEMONS.intersection(odd.processes):
         return Mismatch(Reason.COMPUTE_MODE, f"{text}: the MPS daemon still serves it")
@@ -227,26 +246,52 @@ def find_exclusive(gpus: Sequence[GpuView]) -> Mismatch | None:
     )
 
 
-def expected_gfd_labels(case: Case) -> dict[str, str]:
-    """Labels that GPU Feature Discovery writes for the target (nvidia-actuators.md section c).
+def expected_gfd_labels(case: Case) -> tuple[Mapping[str, str], ...]:
+    """The label sets that GPU Feature Discovery may write for the target (nvidia-actuators.md section c).
 
-    A value of `""` stands for: this label must be absent.
+    One per card model on the node: it counts per model and writes one over the other, in an order that may change at
+    each run (k8s-device-plugin, internal/lm/mig-strategy.go).
     """
     assert case.observed is not None, "_observation runs first"
-    return dict(_expect(case.target.layouts, case.target.plugin, len(case.observed.gpus)))
+    products = tuple(bare_product(gpu.product) for gpu in case.observed.gpus)
+    return _expect(case.target.layouts, case.target.plugin, products)
 
 
 @lru_cache(maxsize=1024)
-def _expect(layouts: tuple[Layout | None, ...], plugin: PluginConfig, gpus: int) -> Mapping[str, str]:
+def _expect(
+    layouts: tuple[Layout | None, ...], plugin: PluginConfig, products: tuple[str, ...]
+) -> tuple[Mapping[str, str], ...]:
+    shared = "-SHARED" if plugin.sharing and not plugin.sharing.rename else ""
+    # Models with a whole GPU come last, so one of them stays.
+    whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
+    if len(whole) == len(products):
+        return tuple(
+            {**_whole_labels(plugin, count), names.LABEL_GPU_PRODUCT: product + shared}
+            for product, count in Counter(products).items()
+        )
+    common = _mig_labels(layouts, plugin)
+    if plugin.mig_strategy == "single":
+        profile = next(layout[0][0] for layout in layouts if layout)
+        suffix = f"-MIG-{profile.replace('+', '.')}{shared}"
+    else:
+        suffix = shared if whole else ""
+    shown = dict.fromkeys(whole or products)
+    return tuple({**common, names.LABEL_GPU_PRODUCT: product + suffix} for product in shown)
+
+
+def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
+    sharing = plugin.sharing
+    return {
+        names.LABEL_GPU_COUNT: str(gpus),
+        names.LABEL_GPU_REPLICAS: str(sharing.replicas[0][1] if sharing else 1),
+        names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
+        **({names.LABEL_MPS_CAPABLE: "true"} if sharing and sharing.strategy == "mps" else {}),
+    }
+
+
+def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dict[str, str]:
     sharing = plugin.sharing
     replicas = sharing.replicas[0][1] if sharing else 1
-    if all(layout is None for layout in layouts):
-        return {
-            names.LABEL_GPU_COUNT: str(gpus),
-            names.LABEL_GPU_REPLICAS: str(replicas),
-            names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
-            **({names.LABEL_MPS_CAPABLE: "true"} if sharing and sharing.strategy == "mps" else {}),
-        }
     instances: Counter[str] = Counter()
     for layout in layouts:
         instances.update(dict(layout or ()))
@@ -264,39 +309,21 @@ def _expect(layouts: tuple[Layout | None, ...], plugin: PluginConfig, gpus: int)
     return expected
 
 
-def expected_product(case: Case) -> str:
-    """Value of nvidia.com/gpu.product for the target: GFD appends what the GPU is shared as."""
-    assert case.observed is not None, "_observation runs first"
-    product = bare_product(case.observed.gpus[-1].product)
-    sharing = case.target.plugin.sharing
-    if case.target.with_mig:
-        if case.target.plugin.mig_strategy != "single":
-            whole = any(layout is None for layout in case.target.layouts)
-            return f"{product}-SHARED" if whole and sharing and not sharing.rename else product
-        layout = case.target.layouts[0]
-        assert layout, "strategy single has one profile on every GPU"
-        product += f"-MIG-{layout[0][0].replace('+', '.')}"
-    return f"{product}-SHARED" if sharing and not sharing.rename else product
-
-
 def _gfd(case: Case) -> Mismatch | None:
     labels = case.node.labels
     if case.evidence.gfd_timestamp and labels.get(names.LABEL_GFD_TIMESTAMP) == case.evidence.gfd_timestamp:
         return Mismatch(Reason.LABEL_MISMATCH, "GPU Feature Discovery has not started anew since the change")
-    assert case.observed is not None, "_observation runs first"
-    gpus = case.observed.gpus
-    for label, value in _expect(case.target.layouts, case.target.plugin, len(gpus)).items():
+    possible = expected_gfd_labels(case)
+    shown = labels.get(names.LABEL_GPU_PRODUCT, "")
+    # Whose labels these seem to be: of several models, the one whose product they show.
+    expected = next((one for one in possible if one[names.LABEL_GPU_PRODUCT] == shown), possible[-1])
+    products = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
+    for label, value in expected.items():
         if labels.get(label, "") != value:
+            wanted = products if label == names.LABEL_GPU_PRODUCT else value
             return Mismatch(
-                Reason.LABEL_MISMATCH, f"label {label} is {labels.get(label, 'absent')}, expected {value}"
+                Reason.LABEL_MISMATCH, f"label {label} is {labels.get(label, 'absent')}, expected {wanted}"
             )
-    product = labels.get(names.LABEL_GPU_PRODUCT, "")
-    homogeneous = len({gpu.product for gpu in gpus}) == 1
-    if homogeneous and product != expected_product(case):
-        return Mismatch(
-            Reason.LABEL_MISMATCH,
-            f"label {names.LABEL_GPU_PRODUCT} is {product or 'absent'}, expected {expected_product(case)}",
-        )
     return None
 
 
@@ -338,17 +365,21 @@ def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
     """What the GPUs are divided into now, for people; sharing is read from GFD's labels."""
     if observed is None or not observed.gpus:
         return ""
-    layouts = tuple(gpu.layout for gpu in observed.gpus)
+    layouts = tuple([gpu.layout for gpu in observed.gpus])
     return describe_layouts(layouts, _replicas_now(node, layouts))
+
+
+_COUNT = re.compile("[0-9]{1,9}")
 
 
 def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
     """Shares of each device, as GFD's labels tell: of the GPU, or with strategy mixed of its profiles."""
-    profile = next((name for layout in layouts for name, _ in layout or ()), "")
-    mixed = node.labels.get(names.LABEL_MIG_STRATEGY) == "mixed" and profile
-    label = f"{resource_name(profile)}.replicas" if mixed else names.LABEL_GPU_REPLICAS
-    replicas = node.labels.get(label, "1")
-    return int(replicas) if replicas.isdigit() else 1
+    labels, label = node.labels, names.LABEL_GPU_REPLICAS
+    if labels.get(names.LABEL_MIG_STRATEGY) == "mixed":
+        profile = next((name for layout in layouts for name, _ in layout or ()), "")
+        label = f"{resource_name(profile)}.replicas" if profile else label
+    replicas = labels.get(label, "1")
+    return int(replicas) if _COUNT.fullmatch(replicas) else 1
 
 
 __all__ = [

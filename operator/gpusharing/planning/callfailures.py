@@ -1,0 +1,61 @@
+"""Calls about one node that fail: the node waits, named, with the server's words; the other nodes go on.
+
+The memory lives in the process only. Whatever failed may have been carried out all the same (a lost answer), so the
+next try is decided anew from what the cluster says then.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+FIRST_WAIT = 2.0
+"""Seconds after the first failure; doubles with each further one."""
+LONGEST_WAIT = 60.0
+"""Seconds."""
+LASTING = 2
+"""So many failures in a row are told to people; one alone is often over before anybody has read of it."""
+
+
+CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
+"""Subjects of failures that are about no node: no fence is written before these writes succeed."""
+
+
+def policy_subject(policy: str) -> str:
+    """The subject of a failing write to a policy; only its own fences wait for it."""
+    return f"policy {policy}"  # the name of no node: it has a space
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailure:
+    """The last of some failures in a row of the calls about one node."""
+
+    message: str
+    """Which call, and what the server said."""
+    next_try: datetime
+    tries: int = 1
+    call: str = ""
+    """What was called; only a success of the same takes the failure away."""
+
+    def holds(self, now: datetime) -> bool:
+        """Nothing is sent about the node yet."""
+        return now < self.next_try
+
+    def is_fresh(self, now: datetime) -> bool:
+        """The next try may not have come round yet: much has to be proven anew before some calls."""
+        return now < self.next_try + timedelta(seconds=LONGEST_WAIT)
+
+    @property
+    def lasts(self) -> bool:
+        """It is told to people, and a slot that was taken for a fence is given back.
+
+        Before, the fence may stand though its call failed; by the second time the watch has told.
+        """
+        return self.tries >= LASTING
+
+
+def failed_again(
+    before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = ""
+) -> CallFailure:
+    """What to remember of a failure. `jitter` is in [0, 1) and shortens the wait by up to a quarter."""
+    tries = before.tries + 1 if before is not None else 1
+    wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 10)) * (1 - jitter / 4)
+    return CallFailure(message, now + timedelta(seconds=wait), tries, call)

@@ -1,0 +1,104 @@
+"""The pods of nodes in work, as the drain rules see them, and what is known of their evictions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The controller of a pod."""
+
+    api_version: str
+    kind: str
+    name: str
+    exists: bool | None = None
+    """False: looked up and gone. None: not looked up (kinds we cannot or need not read)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """One pod bound to a node in work."""
+
+    namespace: str
+    name: str
+    uid: str
+    phase: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    owner: Owner | None = None
+    """Controller ownerRef only."""
+    mirror: bool = False
+    """Static pod: annotation kubernetes.io/config.mirror or an ownerRef of kind Node."""
+    resources: Mapping[str, int] = field(default_factory=dict)
+    """nvidia.com/* that its containers, init and sidecar containers included, ask for; 0 left out."""
+    dra: Literal["none", "gpu", "unresolved"] = "none"
+    """DRA claims: `gpu` when driver gpu.nvidia.com allocated one without adminAccess; `unresolved` counts as one."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    deleted_at: datetime | None = None
+    """metadata.deletionTimestamp: when the grace period ends."""
+    ready: bool = True
+    finalizers: tuple[str, ...] = ()
+    tolerates_cordon: bool = False
+    """It tolerates the taint of a cordoned node, so the scheduler may start it there."""
+    created: datetime | None = None
+    """metadata.creationTimestamp; None: not readable."""
+
+    @property
+    def ref(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class PdbView:
+    """One PodDisruptionBudget, as far as it decides about an eviction."""
+
+    namespace: str
+    name: str
+    match_labels: Mapping[str, str]
+    match_expressions: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    """(key, operator, values)."""
+    selects_all: bool = False
+    """An empty selector: every pod of the namespace."""
+    disruptions_allowed: int = 0
+    expected_pods: int = 0
+    desired_healthy: int = 0
+    current_healthy: int = 0
+    always_allow_unhealthy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionMemory:
+    """What the executor remembers of the last answer to an eviction of one pod; lives in memory only."""
+
+    reason: str
+    message: str
+    next_try: datetime
+    since: datetime
+    tries: int = 1
+    asked_at: datetime | None = None
+    """When the server was asked last; None: not known, and long ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWork:
+    """Pods of a node in work, as listed now."""
+
+    pods: tuple[PodView, ...]
+    pdbs: tuple[PdbView, ...]
+    listed_at: datetime
+    empty_since: datetime | None = None
+    """First of the consecutive LISTs that found no GPU holder, as the drain rules see it."""
+    evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
+    """By pod UID."""
+    error: str = ""
+    """Why the pods could not be listed; nothing is decided about them then."""
+    empty_lists: tuple[datetime, ...] = ()
+    """When the latest of these consecutive LISTs were made, oldest first."""
+    all_pods: bool = False
+    """They found no pod at all that counts for a reboot, and not only no GPU holder."""
+    quiet_for: str = ""
+    """The request for silence that the agent has answered and that stands; empty: there is none."""
+    quiet_since: datetime | None = None
+    """Since when this process has seen that answer."""

@@ -1,0 +1,69 @@
+"""NVIDIA's software in the cluster, and the configuration that we keep for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPolicyView:
+    """NVIDIA's ClusterPolicy, as far as it can override us (nvidia-actuators.md d.5)."""
+
+    plugin_config_name: str
+    mig_strategy: str
+    mig_manager_enabled: bool
+    mig_config_name: str
+    plugin_default: str = ""
+    """Device-plugin configuration for nodes without the label."""
+    with_reboot: bool = False
+    """mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    plugin_version: str = ""
+    mig_manager_version: str = ""
+    """Of device plugin and mig-manager, as `v0.19.3`; empty when ClusterPolicy does not name it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackView:
+    """NVIDIA's software in the cluster and the configuration we keep for it."""
+
+    cluster_policy: ClusterPolicyView | None
+    gpu_cluster: bool
+    """NVIDIA's DRA stack is installed: our labels would have no effect."""
+    plugin_configs: Mapping[str, str]
+    """Device-plugin configurations by key, as the ConfigMap holds them now."""
+    mig_file: str
+    """The mig-parted file we render, empty before the first write."""
+    written: Mapping[str, datetime]
+    """When an entry of either ConfigMap was written, by key."""
+    admin_mig_file: str = ""
+    """mig-parted entries of the admin's own ConfigMap, merged into ours."""
+    generated_mig_files: Mapping[str, str] = field(default_factory=dict)
+    """By node: the configuration that mig-manager >= 0.14 generated from its hardware."""
+    plugin_map_exists: bool = True
+    """The device-plugin ConfigMap is there; NVIDIA's pods cannot start while ClusterPolicy names one that is not."""
+    serves_our_mig_file: bool = False
+    """ClusterPolicy points mig-manager at our ConfigMap."""
+    marked: bool = True
+    """Our label is on our two ConfigMaps, as far as they exist."""
+    write_error: str = ""
+    """Why the last write of them was refused."""
+    foreign_map: str = ""
+    """Name of a ConfigMap that somebody else made and filled under the name of ours."""
+    seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What this process has read of entries named by their content: what is lost can be put back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A pod of NVIDIA's that we may restart: mig-manager, or the MPS control daemon."""
+
+    namespace: str
+    name: str
+    uid: str
+    ready: bool
+    deleting: bool = False
+    """Somebody deleted it already; it is on its way out."""
+    ready_since: datetime | None = None
+    """Since when this process has seen it Ready, on a fenced node; clocks of nodes are never compared with ours."""

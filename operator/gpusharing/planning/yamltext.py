@@ -1,0 +1,48 @@
+"""The one door for YAML that somebody else may have written: ConfigMaps of admins, of NVIDIA's programs, and our own
+after an edit. PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45,
+OverflowError, TypeError), and aliases make a small text a huge or an endless document.
+"""
+
+import yaml
+
+MAX_DEPTH = 20
+"""Levels of maps and lists; the deepest file that NVIDIA's programs read has six."""
+MAX_VALUES = 100_000
+"""Maps, lists and scalars, each counted wherever an alias repeats it."""
+
+
+class Unreadable(ValueError):
+    """The text is no document that we read; the message is a clause for people."""
+
+
+def read_yaml(text: str) -> object:
+    """The document, of at most MAX_DEPTH levels and MAX_VALUES values; None for an empty text.
+
+    Raises:
+        Unreadable: and nothing else, whatever the text is.
+    """
+    try:
+        document: object = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise Unreadable("it is not YAML") from error
+    except (RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError) as error:
+        raise Unreadable(f"it is not YAML that can be read ({type(error).__name__})") from error
+    _check_size(document)
+    return document
+
+
+def _check_size(document: object) -> None:
+    """Raises Unreadable; walks without recursion, so that neither depth nor a loop of aliases can end us."""
+    left, seen = [(document, 1)], 0
+    while left:
+        value, depth = left.pop()
+        seen += 1
+        if depth > MAX_DEPTH:
+            raise Unreadable(f"it is nested more than {MAX_DEPTH} levels deep")
+        if seen > MAX_VALUES:
+            raise Unreadable(f"it holds more than {MAX_VALUES} values")
+        if isinstance(value, dict):
+            left.extend((key, depth + 1) for key in value)
+            left.extend((item, depth + 1) for item in value.values())
+        elif isinstance(value, list | tuple | set):
+            left.extend((item, depth + 1) for item in value)

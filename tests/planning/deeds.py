@@ -1,0 +1,356 @@
+"""What people, tools, pods and hardware do to the nodes of a World, one small deed at a time.
+
+A deed says whether it changed anything; only then it counts as done.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from tests.planning.budgets import Budget
+from tests.planning.machines import Machine, Temper, patched
+from tests.planning.podkinds import KINDS
+from tests.planning.recovery import lenient, wanted
+from tests.planning.rules import NEEDS_IDLE
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.planning.health import WELL, Vitals
+from gpusharing.planning.views import PolicyView
+
+Deed = Callable[[World, str], bool]
+"""(world, node) → whether it changed anything. The node exists."""
+T4 = "Tesla T4"
+FOREIGN_CONFIG = "all-disabled"
+
+
+def change(world: World, name: str, **fields: Any) -> bool:
+    """Replace fields of a node."""
+    before = world.nodes[name]
+    world.nodes[name] = replace(before, **fields)
+    return world.nodes[name] != before
+
+
+# --- people -----------------------------------------------------------------------------------------------
+
+
+def cordon(world: World, name: str) -> bool:
+    """On a node that we cordoned nobody can see who did it again (drain.md C2); hold-cordon is for that."""
+    node = world.nodes[name]
+    if node.unschedulable:
+        return False
+    if node.fence is None or node.fence.disruption not in NEEDS_IDLE:
+        world.human_cordons.add(name)
+    return change(world, name, unschedulable=True)
+
+
+def uncordon(world: World, name: str) -> bool:
+    """Whoever cordoned."""
+    world.human_cordons.discard(name)
+    return change(world, name, unschedulable=False)
+
+
+def ask_for_retry(world: World, name: str) -> bool:
+    """Another value each time."""
+    world.serial += 1
+    return change(world, name, retry=f"try-{world.serial}")
+
+
+def clear_mig_manager(world: World, name: str) -> bool:
+    """kubectl delete pod."""
+    machine = world.machines[name]
+    machine.restart()
+    return any(gpu.mig_capable for gpu in machine.gpus())
+
+
+def hold_cordon(world: World, name: str) -> bool:
+    """`gpusharing.dev/hold-cordon` comes, or goes."""
+    return change(world, name, hold_cordon=not world.nodes[name].hold_cordon)
+
+
+def to_pool(pool: str | None) -> Deed:
+    """The label by which policies select."""
+
+    def deed(world: World, name: str) -> bool:
+        before = world.nodes[name]
+        world.nodes[name] = patched(before, {"gpusharing.dev/pool": pool})
+        return world.nodes[name] is not before
+
+    return deed
+
+
+def delete_node(world: World, name: str) -> bool:
+    """The Node is on its way out."""
+    return change(world, name, deleting=True)
+
+
+PEOPLE: Mapping[str, Deed] = {
+    "a person cordons": cordon,
+    "a person uncordons": uncordon,
+    "a person holds the cordon, or no more": hold_cordon,
+    "a person asks for a retry": ask_for_retry,
+    "a person deletes mig-manager's pod": clear_mig_manager,
+    "a person moves the node to pool b": to_pool("b"),
+    "a person moves the node to pool c": to_pool("c"),
+    "a person takes the node out of all pools": to_pool(None),
+    "a person deletes the Node": delete_node,
+}
+
+# --- tools ------------------------------------------------------------------------------------------------
+
+
+def marked(who: str) -> Deed:
+    """A marker or NodeMaintenance of somebody else; empty: it goes."""
+    return lambda world, name: change(world, name, foreign=who)
+
+
+def maintained(world: World, name: str) -> bool:
+    """A tool cordons and marks a node that nobody else cordoned."""
+    return cordon(world, name) and change(world, name, foreign="kured")
+
+
+def written(key: str, value: str | None) -> Deed:
+    """One of NVIDIA's labels is overwritten or stripped."""
+
+    def deed(world: World, name: str) -> bool:
+        before = world.nodes[name]
+        capable = any(gpu.mig_capable for gpu in world.machines[name].gpus())
+        if key in (names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE) and not capable:
+            return False
+        world.nodes[name] = patched(before, {key: value})
+        return world.nodes[name] is not before
+
+    return deed
+
+
+TOOLS: Mapping[str, Deed] = {
+    "a tool marks the node as its own": marked("kured"),
+    "a NodeMaintenance names the node": marked("medik8s NodeMaintenance upgrade"),
+    "the foreign marker goes": marked(""),
+    "a tool cordons and marks the node": maintained,
+    "a tool overwrites mig.config": written(names.LABEL_MIG_CONFIG, FOREIGN_CONFIG),
+    "a tool strips mig.config": written(names.LABEL_MIG_CONFIG, None),
+    "a tool strips mig.config.state": written(names.LABEL_MIG_STATE, None),
+    "a tool overwrites device-plugin.config": written(names.LABEL_PLUGIN_CONFIG, "gone"),
+    "a tool strips device-plugin.config": written(names.LABEL_PLUGIN_CONFIG, None),
+    "a tool strips GFD's product": written(names.LABEL_GPU_PRODUCT, None),
+    "a tool strips our policy label": written(names.LABEL_POLICY, None),
+    "a tool strips our mode label": written(names.LABEL_MODE, None),
+}
+
+# --- hardware and the programs on the node ----------------------------------------------------------------
+
+
+def sick(vitals: Vitals) -> Deed:
+    """GPU 0 falls ill, or is well again."""
+
+    def deed(world: World, name: str) -> bool:
+        machine = world.machines[name]
+        before, machine.vitals = machine.vitals, vitals
+        return before != vitals
+
+    return deed
+
+
+def node_not_ready(world: World, name: str) -> bool:
+    """The kubelet goes, or comes back."""
+    return change(world, name, ready=not world.nodes[name].ready)
+
+
+def agent_goes_or_comes(world: World, name: str) -> bool:
+    """The agent's pod."""
+    world.agents_down ^= {name}
+    return True
+
+
+def instances_destroyed(world: World, name: str) -> bool:
+    """nvidia-smi mig -dci, on a node that is nobody's business now."""
+    machine = world.machines[name]
+    if world.nodes[name].fence is not None or not any(machine.layouts):
+        return False
+    machine.layouts = [None if layout is None else () for layout in machine.layouts]
+    return True
+
+
+def mps_killed(world: World, name: str) -> bool:
+    """The MPS daemon dies, its pod stays."""
+    alive = world.machines[name].clients is not None
+    world.machines[name].kill_mps()
+    return alive
+
+
+def tempered(temper: Temper) -> Deed:
+    """mig-manager's runs end so from now on."""
+
+    def deed(world: World, name: str) -> bool:
+        machine = world.machines[name]
+        before, machine.temper = machine.temper, temper
+        return before != temper and any(gpu.mig_capable for gpu in machine.gpus())
+
+    return deed
+
+
+def stray(world: World, name: str) -> bool:
+    """A process of no pod begins to compute, or ends. What begins once the agent is silent nobody can see in time."""
+    machine, gpunode = world.machines[name], world.gpunodes.get(name)
+    if not machine.stray and gpunode is not None and gpunode.observed is not None and gpunode.observed.quiet:
+        return False
+    machine.stray ^= True
+    return True
+
+
+def replaced(world: World, name: str) -> bool:
+    """The machine is replaced by another one of the same name, with another card."""
+    other = {T4: Machine(name)}.get(world.machines[name].products[0], Machine(name, (T4,)))
+    world.remove_node(name)
+    world.add_node(name, other)
+    return True
+
+
+HARDWARE: Mapping[str, Deed] = {
+    "a GPU falls ill": sick(Vitals(recovery="None", ecc_errors=True, xid=48)),
+    "a GPU is lost": sick(Vitals(access="Lost")),
+    "the GPU is well again": sick(WELL),
+    "mig-manager begins to fail": tempered("fails"),
+    "mig-manager begins to hang": tempered("hangs"),
+    "mig-manager begins to forget its operands": tempered("forgets"),
+    "mig-manager works again": tempered("works"),
+    "the kubelet goes or comes": node_not_ready,
+    "the agent goes or comes": agent_goes_or_comes,
+    "somebody destroys the instances": instances_destroyed,
+    "the MPS daemon is killed": mps_killed,
+    "a stray process begins or ends": stray,
+    "the machine is replaced": replaced,
+}
+
+
+# --- pods -------------------------------------------------------------------------------------------------
+
+
+def landing(kind: str) -> Deed:
+    """A pod of this kind is bound to the node, cordoned or not: somebody tolerates the cordon, or wrote nodeName."""
+    return lambda world, name: world.add_pod(name, kind, pinned=True)
+
+
+def pod_ends(world: World, name: str) -> bool:
+    """One pod ends by itself, whatever kept it."""
+    pods = world.pods[name]
+    if not pods:
+        return False
+    pods.pop(min(pods))
+    return True
+
+
+PODS: Mapping[str, Deed] = {
+    "a pod ends by itself": pod_ends,
+    **{f"{kind} lands": landing(kind) for kind in KINDS},
+}
+# --- what concerns more than one node ---------------------------------------------------------------------
+
+
+def clock_set(seconds: float) -> Deed:
+    """The wall clock jumps."""
+
+    def deed(world: World, name: str) -> bool:
+        world.now += timedelta(seconds=seconds)
+        return True
+
+    return deed
+
+
+def policy_edited(mode: int, **fields: Any) -> Deed:
+    """The policy that drives the node wants something else."""
+
+    def deed(world: World, name: str) -> bool:
+        old = driving(world, name)
+        if old is None or old.deleting:
+            return False
+        world.set_policy(wanted(old.name, mode, 2, **fields))
+        return True
+
+    return deed
+
+
+def policy_paused(world: World, name: str) -> bool:
+    """spec.rollout.paused."""
+    old = driving(world, name)
+    if old is None or old.deleting:
+        return False
+    world.set_policy(lenient(old, paused=True))
+    return True
+
+
+def policy_deleted(world: World, name: str) -> bool:
+    """kubectl delete."""
+    old = driving(world, name)
+    if old is None or old.deleting:
+        return False
+    world.delete_policy(old.name)
+    return True
+
+
+def policy_forced(world: World, name: str) -> bool:
+    """Deleted, and force-release asked for, which keeps the cordon."""
+    if not policy_deleted(world, name):
+        return False
+    world.policies = tuple(replace(known, force_release=known.deleting) for known in world.policies)
+    return True
+
+
+def other_policy(priority: int) -> Deed:
+    """Another policy selects the node, too."""
+
+    def deed(world: World, name: str) -> bool:
+        if any(known.name == "other" for known in world.policies):
+            return False
+        world.set_policy(wanted("other", 1, 1, priority))
+        return True
+
+    return deed
+
+
+def reboots(world: World, name: str) -> bool:
+    """WITH_REBOOT of ClusterPolicy changes."""
+    before = world.stack.cluster_policy
+    assert before is not None, "the world has one"
+    world.stack = replace(world.stack, cluster_policy=replace(before, with_reboot=not before.with_reboot))
+    return True
+
+
+def guarded(world: World, name: str) -> bool:
+    """A PodDisruptionBudget that lets nobody go."""
+    before, world.budgets = world.budgets, (Budget("all", "llm", 3), Budget("free", "free", 3))
+    return before != world.budgets
+
+
+def driving(world: World, name: str) -> PolicyView | None:
+    """The policy whose change is in flight on the node, else any."""
+    fence = world.nodes[name].fence
+    named = [known for known in world.policies if fence is None or known.name == fence.policy]
+    return named[0] if named else None
+
+
+SHARED: Mapping[str, Deed] = {
+    "the clock is set back": clock_set(-600),
+    "the clock is set forward": clock_set(600),
+    "the policy is edited to time-slicing": policy_edited(2),
+    "the policy is edited to MIG": policy_edited(3),
+    "the policy is edited to MPS": policy_edited(6),
+    "the policy wants other MIG layouts": policy_edited(5),
+    "the policy blocks unmanaged pods": policy_edited(1, unmanaged="Block"),
+    "the policy is paused": policy_paused,
+    "the policy is deleted": policy_deleted,
+    "the policy is deleted by force": policy_forced,
+    "another policy of higher priority comes": other_policy(1),
+    "another policy of equal priority comes": other_policy(0),
+    "WITH_REBOOT changes": reboots,
+    "budgets let nobody go": guarded,
+}
+DEEDS: Mapping[str, Deed] = {**PEOPLE, **TOOLS, **HARDWARE, **PODS, **SHARED}
+
+
+def where(world: World, name: str) -> str:
+    """In which moment of a change a deed was done."""
+    fence = world.nodes[name].fence
+    return "" if fence is None else " before the PNR" if fence.stage == "fenced" else " after the PNR"

@@ -1,0 +1,57 @@
+"""gpu-07 on its way to an idle node, before the point of no return, for tests of that way."""
+
+from typing import Any
+
+from tests.build import (
+    NOW,
+    at,
+    make_fence,
+    make_pod,
+    make_policy,
+    make_work,
+)
+from tests.planning.cases import FULL, MIXED, make_case, quiet_report
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.actions import Release
+from gpusharing.planning.records import Fence
+from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.views import GPUNodeView, PolicyView
+
+
+def asked(seconds: float) -> str:
+    """The request for silence made then."""
+    return f"op-1:quiet:{int(at(seconds).timestamp() * 1000)}"
+
+
+EARLIER = at(-600)
+FENCE = make_fence(since=EARLIER, deadline=at(300), disruption=DisruptionClass.RESET)
+IDLE = make_work(listed_at=NOW, empty_since=at(-3))
+RESTART = make_fence(since=EARLIER, deadline=at(300), disruption=DisruptionClass.PLUGIN_RESTART)
+STRICT = make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4, "failRequestsGreaterThanOne": True})
+REQUEST = asked(-2)
+MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
+
+
+def fenced(policy: PolicyView | None = MIXED, fence: Fence = FENCE, **fields: Any) -> NodeCase:
+    """gpu-07, whole until now, fenced and cordoned ten minutes ago on its way to `policy`; no pod holds a GPU."""
+    node = {"unschedulable": True, **fields.pop("node", {})}
+    work = fields.pop("work", IDLE)
+    return make_case(policy, fence=fence, node=node, work=work, **fields)
+
+
+def silent(**fields: Any) -> GPUNodeView:
+    """The agent has closed NVML for this change."""
+    return quiet_report(FULL, REQUEST, **fields)
+
+
+HELD = make_work(make_pod("stays", owner=None))
+"""A pod that nobody evicts."""
+
+
+def released(verdict: Verdict) -> Release:
+    """The one action of a verdict that gives the node back."""
+    (action,) = verdict.actions
+    assert isinstance(action, Release)
+    return action

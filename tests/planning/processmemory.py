@@ -1,0 +1,21 @@
+"""What the operator's process of a World knows besides the API server's objects."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gpusharing.planning.looks import Look
+from gpusharing.planning.podviews import EvictionMemory, NodeWork
+from gpusharing.planning.rollout import Memo
+
+
+@dataclass
+class Memory:
+    """What the operator's process knows and loses when it is killed."""
+
+    memo: Memo = field(default_factory=Memo)
+    wants_pods: frozenset[str] = frozenset()
+    work: dict[str, NodeWork] = field(default_factory=dict)
+    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
+    drifting_since: dict[str, datetime] = field(default_factory=dict)
+    at_work_since: dict[str, datetime] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)

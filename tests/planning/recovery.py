@@ -1,0 +1,95 @@
+"""The policies of the random world, and what people do at the end so that everything can come to rest."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tests.build import make_policy
+from tests.planning.world import World
+
+from gpusharing.planning.health import WELL
+from gpusharing.planning.views import PolicyView
+
+MODES: Sequence[tuple[str, dict[str, Any]]] = (
+    ("Full", {}),
+    ("TimeSlicing", {}),
+    ("TimeSlicing", {"timeSlicing": {"replicas": 4, "failRequestsGreaterThanOne": True}}),
+    ("MIG", {}),
+    ("MIG", {"mig": {"strategy": "single", "config": "all-1g.10gb"}}),
+    ("MIG", {"mig": {"config": "all-balanced"}}),
+    ("MPS", {}),
+    ("MPS", {"mps": {"replicas": 8}}),
+    ("MIG", {"timeSlicing": {"replicas": 2}}),
+    ("MIG", {"mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 3}}),
+)
+BOTH_POOLS = {"matchExpressions": [{"key": "gpusharing.dev/pool", "operator": "In", "values": ["b", "c"]}]}
+
+
+def wanted(
+    name: str, mode: int, budget: object, priority: int = 0, stranded: str = "Allow", unmanaged: str = "Evict"
+) -> PolicyView:
+    """One of the modes, with a budget."""
+    kind, fields = MODES[mode]
+    selector: dict[str, Any] = {"nodeSelector": BOTH_POOLS} if name == "other" else {}
+    return make_policy(
+        name,
+        kind,
+        created=f"2026-11-01T00:00:0{len(name) % 10}Z",
+        priority=priority,
+        drain={"strandedPods": stranded, "unmanagedPods": unmanaged, "timeout": "2m"},
+        rollout={"maxUnavailable": budget},
+        **selector,
+        **fields,
+    )
+
+
+def lenient(policy: PolicyView, **rollout: object) -> PolicyView:
+    """The policy with anything at all in its rollout block, also what the API server would refuse."""
+    assert policy.spec is not None, "made from a good spec"
+    block = policy.spec.rollout.model_copy(update=rollout)
+    return replace(policy, spec=policy.spec.model_copy(update={"rollout": block}))
+
+
+def clear_up(world: World) -> None:
+    """All that a person does so that things go on: after it nothing but the operator is needed."""
+    world.budgets = ()
+    world.agents_down.clear()
+    for name in [name for name, node in world.nodes.items() if node.deleting]:
+        world.remove_node(name)
+        world.add_node(name)
+    for machine in world.machines.values():
+        machine.temper, machine.stray, machine.vitals, machine.away = "works", False, WELL, False
+        if machine.mps_dead:
+            machine.stop_mps()
+        machine.exclusive = machine.clients is not None
+        if machine.running or any(
+            "paused" in v for k, v in world.nodes[machine.name].labels.items() if "deploy" in k
+        ):
+            machine.restart()
+    for policy in world.policies:
+        if not policy.deleting:
+            world.set_policy(lenient(policy, max_unavailable=1, paused=False))
+    world.serial += 1
+    for name, node in world.nodes.items():
+        ours = node.fence is not None and name not in world.human_cordons
+        assert ours or not node.unschedulable or name in world.human_cordons, f"an orphan cordon on {name}"
+        labels = {**node.labels, "gpusharing.dev/pool": "b"}
+        world.nodes[name] = replace(
+            node,
+            foreign="",
+            hold_cordon=False,
+            ready=True,
+            unschedulable=node.unschedulable and ours,
+            retry=f"clear-{world.serial}",
+            labels=labels,
+        )
+    world.human_cordons.clear()
+    for pods in world.pods.values():
+        pods.clear()
+    settle_deleted(world)
+
+
+def settle_deleted(world: World) -> None:
+    """Fences of policies that are gone need a policy that takes them over."""
+    if not any(not policy.deleting for policy in world.policies):
+        world.set_policy(wanted("rescue", 0, 1))

@@ -1,0 +1,145 @@
+"""How often each thing happened in a World: what was never seen was never tested."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tests.planning.budgets import answer_to
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import (
+    Action,
+    Actuate,
+    Evict,
+    FenceNode,
+    LabelNode,
+    Release,
+    RestartOperand,
+    UpdateFence,
+)
+from gpusharing.planning.rollout import RolloutPlan
+
+if TYPE_CHECKING:
+    from tests.planning.world import World
+
+CHANGES = ("PluginRestart", "GPUPods", "Reset", "Reboot")
+STAYING = frozenset(
+    {
+        "a CPU pod",
+        "a CPU pod of a DaemonSet",
+        "a bare CPU pod",
+        "a failed pod",
+        "a finished pod",
+        "a pod of NVIDIA's",
+        "a pod that mig-manager removes",
+        "a static CPU pod",
+    }
+)
+LEAVING = frozenset(
+    {
+        "a CPU pod",
+        "a bare pod",
+        "a pod of a Job",
+        "a pod of a ReplicaSet",
+        "a pod that is not Ready",
+        "a pod that waits for its image",
+        "a pod whose ReplicaSet is gone",
+        "a pod with an init container on a GPU",
+    }
+)
+BLOCKERS = ("DRAClaim", "GPUDaemonSet", "PDB", "PDBConflict", "PDBNeverAllows", "StaticGPUPod", "Unmanaged")
+GIVEN_UP = (
+    "Deleting",
+    "DrainTimeout",
+    "GPUUnhealthy",
+    "Superseded",
+    "UncordonedExternally",
+)
+EXPECTED = (
+    *(f"fence: {disruption}" for disruption in CHANGES),
+    *(f"PNR: {disruption}" for disruption in CHANGES),
+    "PNR: second step",
+    "PNR: another target",
+    *(f"PNR beside {kind}" for kind in sorted(STAYING)),
+    *(f"eviction of {kind}" for kind in sorted(LEAVING)),
+    "eviction: Evicted",
+    "eviction: PDB",
+    *(f"blocker {why}" for why in BLOCKERS),
+    *(f"given up: {why}" for why in GIVEN_UP),
+    "given back: Synced",
+    "given back: CordonKept",
+    "given back: ForeignMaintenance",
+    "cordon put back",
+    "our cordon stays while somebody else works",
+    "mig-manager restarted",
+    "MPS daemon restarted",
+    "cure",
+    "retry",
+    "adopted",
+    "let go",
+    "fence: drift is put right",
+    "told Blocked: DriftReturned",
+    "told Failed: ActuatorFailed",
+    "told VerifyingIdle: GPUStillBusy",
+    "told VerifyingIdle: NodeNotReady",
+    "2 nodes in flight",
+    "3 nodes in flight",
+    "the operator is killed",
+)
+"""What the fixed run of test_invariants.py must have seen, besides every deed."""
+
+_TOLD = frozenset({Phase.BLOCKED, Phase.DRAINING, Phase.VERIFYING_IDLE, Phase.FAILED, Phase.PENDING})
+
+
+def of_plan(world: "World", plan: RolloutPlan) -> Iterator[str]:
+    """What one pass decided and told."""
+    fenced = sum(node.fence is not None for node in world.nodes.values())
+    if fenced > 1:
+        yield f"{fenced} nodes in flight"
+    for verdict in plan.verdicts.values():
+        if verdict.phase in _TOLD:
+            yield f"told {verdict.phase}: {verdict.reason}"
+            yield from (f"blocker {blocker.reason}" for blocker in verdict.blockers)
+        for action in verdict.actions:
+            if isinstance(action, Release):
+                how = "given back" if verdict.phase is Phase.UNCORDONING else "given up"
+                yield f"{how}: {verdict.reason}"
+
+
+def of_action(world: "World", action: Action) -> Iterator[str]:
+    """What one action is, asked before it is carried out."""
+    match action:
+        case FenceNode():
+            yield f"fence: {action.fence.disruption}"
+            if action.fence.drift:
+                yield "fence: drift is put right"
+        case Actuate():
+            yield from _actuate(world, action)
+        case Evict():
+            pod = world.pods[action.node][action.uid]
+            yield f"eviction: {answer_to(pod, world.budgets, world.everywhere())}"
+            yield f"eviction of {world.kinds[action.uid]}"
+        case RestartOperand():
+            mig_manager = world.machines[action.node].operand.uid == action.uid
+            yield "mig-manager restarted" if mig_manager else "MPS daemon restarted"
+        case UpdateFence():
+            fence, before = action.fence, action.node.fence
+            again = before is not None and fence.attempt != before.attempt
+            if fence.stage == "yielded":
+                yield "our cordon stays while somebody else works"
+            else:
+                yield (
+                    "cordon put back" if action.cordon else "cure" if again and fence.attempt > 1 else "retry"
+                )
+        case LabelNode():
+            yield "adopted" if action.verified else "let go"
+        case _:
+            pass
+
+
+def _actuate(world: "World", action: Actuate) -> Iterator[str]:
+    before = action.node.fence
+    yield f"PNR: {action.fence.disruption}"
+    if before is not None and before.stage == "actuating":
+        yield "PNR: second step" if action.fence.step > before.step else "PNR: another target"
+    for uid in world.pods[action.node.name]:
+        yield f"PNR beside {world.kinds[uid]}"

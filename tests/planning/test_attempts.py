@@ -1,0 +1,65 @@
+"""What is remembered of the tries on one node: deferrals, corrected drift, and the records that carry them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import NOW, at
+from tests.planning.cases import FULL, MIXED, make_case
+from tests.planning.changes import FENCE, changing, only
+
+from gpusharing.api import names
+from gpusharing.planning.actions import LabelNode, Release
+from gpusharing.planning.after import after_pnr
+from gpusharing.planning.attempts import was_corrected
+from gpusharing.planning.judge import judge
+from gpusharing.planning.records import Verified
+
+PROVEN = Verified("pool-b", "all-disabled", "x", corrected_generation=1, policy_uid="uid-pool-b")
+ANEW = replace(MIXED, uid="uid-anew")
+"""The policy was deleted and made again; its generations begin at 1 again."""
+
+
+def test_drift_put_right_is_recorded_with_generation_and_policy() -> None:
+    released = only(after_pnr(changing(fence=replace(FENCE, drift=True, policy_uid="uid-pool-b"))))
+    assert isinstance(released, Release)
+    assert released.verified is not None
+    assert (released.verified.corrected_generation, released.verified.policy_uid) == (1, "uid-pool-b")
+
+
+@pytest.mark.parametrize("policy", [replace(MIXED, generation=2), ANEW], ids=["edited", "made anew"])
+def test_a_policy_that_changed_during_a_correction_has_its_own_first_drift(policy: Any) -> None:
+    fence = replace(FENCE, drift=True, policy_uid="uid-pool-b")
+    released = only(after_pnr(changing(policy, fence=fence)))
+    assert released.verified.corrected_generation == 0
+    after = make_case(policy, node={"verified": released.verified})
+    assert not was_corrected(after)
+
+
+CORRECTED: dict[str, tuple[Any, Verified, bool]] = {
+    "in this generation": (MIXED, PROVEN, True),
+    "as an older operator recorded it": (MIXED, replace(PROVEN, policy_uid=""), True),
+    "in an earlier generation": (replace(MIXED, generation=2), PROVEN, False),
+    "for a policy of this name that was deleted": (ANEW, PROVEN, False),
+    "for another policy": (MIXED, replace(PROVEN, policy="other"), False),
+    "never": (MIXED, replace(PROVEN, corrected_generation=0), False),
+}
+
+
+@pytest.mark.parametrize(("policy", "record", "corrected"), CORRECTED.values(), ids=CORRECTED.keys())
+def test_drift_was_put_right(policy: Any, record: Verified, corrected: bool) -> None:
+    assert was_corrected(make_case(policy, node={"verified": record})) is corrected
+
+
+@pytest.mark.parametrize("lost", [names.LABEL_POLICY, names.LABEL_MODE])
+def test_adoption_remembers_that_drift_was_put_right(lost: str) -> None:
+    """A tool that strips our labels would else get a drain per drift, for ever."""
+    case = make_case(FULL, was=FULL, labels={lost: None}, now=at(0))
+    assert case.node.verified is not None
+    known = replace(case.node.verified, corrected_generation=1)
+    verdict = judge(replace(case, node=replace(case.node, verified=known)), {"pool-b": FULL})
+    assert verdict is not None
+    action = only(verdict)
+    assert isinstance(action, LabelNode)
+    assert action.verified is not None
+    assert (action.verified.corrected_generation, NOW) == (1, case.now)

@@ -1,0 +1,273 @@
+"""The disruption budget over the nodes of a pool and over all pools, on whole ways in world.py."""
+
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import (
+    H100,
+    NOW,
+    at,
+    make_claim,
+    make_fence,
+    make_node,
+    make_pdb,
+    make_pod,
+    make_policy,
+    make_snapshot,
+    make_work,
+)
+from tests.planning.cases import SLICED, T4, pool_of, run_until
+from tests.planning.machines import Machine
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.blockers import Blocker
+from gpusharing.planning.cards import bare_product
+from gpusharing.planning.common import Common
+from gpusharing.planning.looks import LOOKS, Look
+from gpusharing.planning.podviews import NodeWork
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.records import Claim, Fence
+from gpusharing.planning.rollout import Memo, plan_rollout
+from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.views import ClusterSnapshot
+
+
+def test_a_claim_without_a_fence_goes_first_and_does_not_count_twice() -> None:
+    world = pool_of(3)
+    world.claims["n2"] = Claim(world.nodes["n2"].uid, "pool-b", "lost")
+    world.set_policy(SLICED)
+    for name in ("n0", "n1", "n2"):
+        world.act(name)
+    for _ in range(30):
+        world.step()
+        world.now += timedelta(seconds=1)
+        if world.claims and any(node.fence for node in world.nodes.values()):
+            break
+    assert [name for name, node in world.nodes.items() if node.fence] == ["n2"]
+    assert world.claims.keys() == {"n2"}
+
+
+def test_a_cordoned_node_of_the_pool_takes_a_slot_and_is_left_alone() -> None:
+    world = pool_of(3)
+    world.nodes["n0"] = replace(world.nodes["n0"], unschedulable=True)
+    world.human_cordons.add("n0")
+    world.set_policy(SLICED)
+    plan = world.settle()
+    assert {name: v.reason for name, v in plan.verdicts.items()} == {
+        "n0": Reason.ALREADY_CORDONED, "n1": Reason.BUDGET_FULL, "n2": Reason.BUDGET_FULL}  # fmt: skip
+
+
+OTHERS = {"another product": Machine("other", (T4,)), "no GPU": None}
+
+
+def half_of_four(other: Machine | None, *, cordoned: bool = False) -> World:
+    """Two H100 nodes and two others in one pool of which half may be away, about to be shared."""
+    world = pool_of(2, make_policy(mode="Full", products=[bare_product(H100)]))
+    for name in ("x0", "x1"):
+        world.add_node(name, None if other is None else replace(other, name=name))
+        if other is None:
+            world.machines[name] = replace(world.machines[name], products=(), layouts=[])
+            world.nodes[name] = make_node(name, resources={}, unschedulable=cordoned)
+        else:
+            world.nodes[name] = replace(world.nodes[name], unschedulable=cordoned)
+    for _ in range(2):  # everybody gets a GPUNode and reports
+        world.step()
+        for name in (name for name, machine in world.machines.items() if machine.products):
+            world.act(name)
+    half = {"maxUnavailable": "50%"}
+    world.set_policy(make_policy(mode="TimeSlicing", products=[bare_product(H100)], rollout=half))
+    return world
+
+
+@pytest.mark.parametrize("cordoned", [False, True], ids=["there", "cordoned"])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_a_percentage_is_of_the_nodes_that_the_policy_is_about(other: Machine | None, cordoned: bool) -> None:
+    world = half_of_four(other, cordoned=cordoned)
+    most = 0
+    for _ in range(200):
+        for name in ("n0", "n1"):
+            world.act(name)
+        world.step()
+        world.now += timedelta(seconds=1)
+        most = max(most, sum(node.fence is not None for node in world.nodes.values()))
+    assert most == 1
+    assert {v.phase for name, v in world.plan().verdicts.items() if name.startswith("n")} == {Phase.SYNCED}
+
+
+def test_a_node_that_an_admin_keeps_from_changing_stays_part_of_a_percentage() -> None:
+    world = pool_of(4)
+    switch = names.LABEL_DEPLOY_PREFIX + "device-plugin"
+    for name in ("n2", "n3"):
+        node = world.nodes[name]
+        world.nodes[name] = replace(node, labels={**node.labels, switch: "false"}, unschedulable=name == "n3")
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": "50%"}))
+    world.now += timedelta(hours=1)
+    pool = world.plan().pools["pool-b"]
+    assert (pool.total, pool.limit, pool.used) == (4, 2, 1)
+
+
+def test_the_operator_wide_cap_holds_over_policies() -> None:
+    world = pool_of(4, make_policy(mode="Full", rollout={"maxUnavailable": "100%"}))
+    world.settings = replace(world.settings, max_in_flight=2)
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": "100%"}))
+    most = 0
+    for _ in range(200):
+        for name in world.nodes:
+            world.act(name)
+        world.step()
+        world.now += timedelta(seconds=1)
+        most = max(most, sum(node.fence is not None for node in world.nodes.values()))
+    assert most == 2
+    assert all(v.phase is Phase.SYNCED for v in world.settle().verdicts.values())
+
+
+def test_lowering_the_budget_stops_nobody_who_is_under_way() -> None:
+    world = pool_of(3, make_policy(mode="Full", rollout={"maxUnavailable": 3}))
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 3}))
+    run_until(world, Phase.RECONFIGURING, node="n0")
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 0}))
+    assert all(v.phase is Phase.SYNCED for v in world.settle().verdicts.values())
+
+
+# --- what holds a slot ------------------------------------------------------------------------------------------
+
+
+def beside(*, claims: bool, **fields: Any) -> tuple[int, bool]:
+    """Slots used, and whether n1 starts, beside n0 in a pool of which one node may be away."""
+    node = make_node("n0", **fields)
+    held = {"n0": make_claim("uid-n0")} if claims else {}
+    policy = make_policy(mode="TimeSlicing", finalizer=True)
+    works = {"n0": make_work(make_pod(owner=None)), "n1": make_work()}
+    snapshot = make_snapshot([node, make_node("n1")], [policy], claims=held, work=works)
+    plan = plan_rollout(snapshot, NOW)
+    return plan.pools["pool-b"].used, any(isinstance(a, FenceNode) for a in plan.verdicts["n1"].actions)
+
+
+RESTART = make_fence(node_uid="uid-n0", disruption=DisruptionClass.PLUGIN_RESTART)
+CHANGING = make_fence("actuating", node_uid="uid-n0", disruption=DisruptionClass.PLUGIN_RESTART)
+
+
+@pytest.mark.parametrize("claims", [True, False], ids=["claimed", "its claim is lost"])
+@pytest.mark.parametrize("fence", [RESTART, CHANGING], ids=["before", "after"])
+def test_a_restart_of_the_plugin_takes_a_slot_although_the_node_is_not_cordoned(
+    fence: Fence, claims: bool
+) -> None:
+    assert beside(claims=claims, fence=fence) == (1, False)
+
+
+def test_a_claim_without_a_fence_holds_its_slot_while_the_node_can_neither_start_nor_is_done() -> None:
+    assert beside(claims=True, retry="", labels={names.LABEL_WORKLOAD_CONFIG: "vm-vgpu"}) == (1, False)
+    assert beside(claims=False, labels={names.LABEL_WORKLOAD_CONFIG: "vm-vgpu"}) == (0, True)
+
+
+def test_a_claimed_node_that_its_pods_block_holds_no_slot() -> None:
+    assert beside(claims=True) == (0, True)
+
+
+# --- PodDisruptionBudgets of nodes in flight --------------------------------------------------------------------
+
+PDB = make_pdb(allowed=1)
+
+
+def in_flight(settling: bool, **fields: Any) -> ClusterSnapshot:
+    """n0 is fenced, n1 is a candidate; a budget that allows one pod guards a pod of each."""
+    policy = make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 2})
+    fence = make_fence(node_uid="uid-n0", since=at(-1 if settling else -60), deadline=at(600))
+    guarded = make_work(make_pod("b"), pdbs=[PDB])
+    nodes = [make_node("n0", fence=fence, unschedulable=True), make_node("n1")]
+    known = {"work": {"n1": guarded}, "claims": {"n0": make_claim("uid-n0")}, **fields}
+    return make_snapshot(nodes, [policy], **known)
+
+
+def guarded_work(**fields: Any) -> NodeWork:
+    return make_work(make_pod("a"), pdbs=[PDB], **fields)
+
+
+def begun(*needs: tuple[str, int]) -> dict[str, Look]:
+    return {"n0": Look("uid-pool-b", 1, "", at(-2), 1, (), needs)}
+
+
+BOTH = {"n0": guarded_work(), "n1": guarded_work()}
+GOING = {"n0": make_work(make_pod("a", deleted_at=at(30)), pdbs=[PDB]), "n1": guarded_work()}
+CROWDS: dict[str, tuple[ClusterSnapshot, bool, Reason | None]] = {
+    "its pod is still to go": (in_flight(False, work=BOTH), False, Reason.PDB),
+    "its pod is going: the budget tells the rest": (in_flight(False, work=GOING), True, None),
+    "its pods are not listed while it settles, but were before": (
+        in_flight(True, looks=begun(("team-a/llm", 1))), False, Reason.PDB),
+    "no budget guarded its pods when it was fenced": (in_flight(True, looks=begun()), True, None),
+    "nobody knows its pods: we were just started": (in_flight(True), False, Reason.PROGRESSING),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("snapshot", "starts", "reason"), CROWDS.values(), ids=CROWDS.keys())
+def test_beside_a_node_in_flight_under_one_budget_another_starts_when(
+    snapshot: ClusterSnapshot, starts: bool, reason: Reason | None
+) -> None:
+    memo = Memo()
+    for plan in (plan_rollout(snapshot, NOW, memo), plan_rollout(snapshot, NOW, memo)):
+        fences = any(isinstance(action, FenceNode) for action in plan.verdicts["n1"].actions)
+        assert fences is starts, plan.verdicts["n1"]
+        assert reason is None or plan.verdicts["n1"].reason is reason
+        if snapshot.looks:
+            assert plan.looks["n0"] == snapshot.looks["n0"], "remembered until its pods are listed"
+
+
+def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None:
+    fence = make_fence(since=at(-1))
+    snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], looks=begun(("team-a/llm", 1)))
+    for reason, counted in ((Reason.SETTLING, 1), (Reason.FOREIGN_MAINTENANCE, 0)):
+        common = Common(frozenset())
+        look = common.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""))
+        assert (common.crowd.total(), common.crowd_known, look is not None) == (counted, True, bool(counted))
+
+
+UNCOUNTED = {
+    "a restart of the plugin evicts nobody": (
+        make_fence(disruption=DisruptionClass.PLUGIN_RESTART),
+        Reason.SETTLING,
+    ),
+    "nothing is done on a node that nobody can judge": (make_fence(), Reason.NODE_NOT_JUDGED),
+}
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
+@pytest.mark.parametrize(("fence", "reason"), UNCOUNTED.values(), ids=UNCOUNTED.keys())
+def test_it_takes_no_room_in_a_budget_of_pods(fence: Fence, reason: Reason, listed: bool) -> None:
+    work = {"n0": guarded_work()} if listed else {}
+    snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], work=work)
+    common = Common(frozenset())
+    assert common.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, "")) is None
+    assert (common.crowd, common.crowd_known) == (Counter(), True)
+
+
+# --- looks at blocked nodes -------------------------------------------------------------------------------------
+
+
+def test_blocked_nodes_of_all_policies_share_the_looks_of_one_poll() -> None:
+    policies = [
+        make_policy(name, "TimeSlicing", nodeSelector={"matchLabels": {"pool": name}}) for name in ("a", "b")
+    ]
+    nodes = [make_node(f"{pool}{n}", labels={"pool": pool}) for pool in ("a", "b") for n in range(6)]
+    held = (Blocker(Reason.UNMANAGED, ("team-a/db-0",)),)
+    looks = {node.name: Look(f"uid-{node.name[0]}", 1, "", at(-90), 9, held) for node in nodes}
+    snapshot = make_snapshot(nodes, policies, looks=looks)
+    plan = plan_rollout(snapshot, NOW)
+    assert len(plan.wants_pods) == LOOKS
+    assert plan.looks == looks, "what was found last stays"
+    assert {verdict.reason for verdict in plan.verdicts.values()} == {Reason.UNMANAGED}
+    work = {name: make_work(make_pod("db-0", owner=None)) for name in plan.wants_pods}
+    after = plan_rollout(replace(snapshot, work=work), NOW)
+    assert after.wants_pods == frozenset(), "they were listed a moment ago"
+    assert {name for name, look in after.looks.items() if look.at == NOW} == set(work)
+    assert after.wake_at == at(5)
+    still = plan_rollout(replace(snapshot, looks=after.looks), at(4))
+    assert still.wants_pods == frozenset()
+    following = plan_rollout(replace(snapshot, looks=after.looks), at(5))
+    assert len(following.wants_pods) == LOOKS
+    assert not following.wants_pods & plan.wants_pods, "the others come next"

@@ -1,0 +1,77 @@
+"""A node whose calls fail waits, named, with the server's words, and its slot goes to others."""
+
+from dataclasses import replace
+
+import pytest
+from tests.build import NOW, at, make_claim, make_node, make_policy, make_snapshot
+from tests.planning.told import PENDING, SYNCED
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import EnsureGPUNode
+from gpusharing.planning.callfailures import CallFailure, failed_again
+from gpusharing.planning.callverdicts import is_moot, named
+from gpusharing.planning.events import node_events
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.rollout import plan_rollout
+
+WORDS = "FenceNode failed: admission webhook denied it"
+LASTING = CallFailure(WORDS, at(8), tries=3)
+ACTION = EnsureGPUNode("gpu-07", "uid", "1", quiet=False)
+
+
+def test_the_waits_double_up_to_a_minute() -> None:
+    waits, failure = [], None
+    for _ in range(7):
+        failure = failed_again(failure, WORDS, NOW, jitter=0.0)
+        waits.append((failure.next_try - NOW).total_seconds())
+    assert waits == [2, 4, 8, 16, 32, 60, 60]
+    assert failed_again(failure, WORDS, NOW, jitter=0.999).next_try > at(45)
+
+
+def test_a_failure_that_lasts_is_named_with_the_servers_words_and_a_blocker() -> None:
+    verdict = named(PENDING.then(ACTION), LASTING, NOW)
+    assert (verdict.reason, verdict.phase, verdict.wake) == (Reason.CALL_FAILED, PENDING.phase, at(8))
+    assert WORDS in verdict.message
+    assert [(row.reason, row.message) for row in verdict.blockers] == [(Reason.CALL_FAILED, WORDS)]
+    assert verdict.actions == (ACTION,)
+
+
+def test_one_failure_alone_is_waited_out_without_a_word() -> None:
+    verdict = named(PENDING.then(ACTION), replace(LASTING, tries=1), NOW)
+    assert (verdict.reason, verdict.wake) == (PENDING.reason, at(8))
+
+
+def test_where_nothing_is_to_be_done_an_old_failure_says_nothing() -> None:
+    assert named(SYNCED, LASTING, NOW) is SYNCED
+    assert is_moot(SYNCED)
+    assert not is_moot(SYNCED.then(ACTION))
+    assert not is_moot(PENDING)
+
+
+def test_a_candidate_is_none_until_it_may_be_tried_again() -> None:
+    waiting = replace(PENDING, candidate=True)
+    assert not named(waiting, LASTING, NOW).candidate
+    assert named(waiting, LASTING, at(8)) == waiting
+
+
+def test_people_are_told_once_and_no_pod_is_blamed() -> None:
+    before = PENDING.then(ACTION)
+    after = named(before, LASTING, NOW)
+    assert [(event.type, event.reason) for event in node_events(before, after)] == [("Warning", "CallFailed")]
+    assert node_events(after, after) == ()
+
+
+@pytest.mark.parametrize(("tries", "claimed"), [(1, True), (2, False)])
+def test_the_slot_of_a_fence_that_cannot_be_written_goes_back_once_no_fence_can_stand(
+    tries: int, claimed: bool
+) -> None:
+    sick = make_node("gpu-07")
+    snapshot = replace(
+        make_snapshot([sick], [make_policy()], claims={"gpu-07": make_claim()}),
+        call_failures={"gpu-07": CallFailure(WORDS, at(8), tries)},
+    )
+    plan = plan_rollout(snapshot, NOW)
+    assert plan.verdicts["gpu-07"].phase is not Phase.CORDONED
+    written = [action.claims for action in plan.shared if hasattr(action, "claims")]
+    left = written[0] if written else snapshot.claims
+    assert ("gpu-07" in left) is claimed

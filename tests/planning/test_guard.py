@@ -1,0 +1,70 @@
+"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/guard.py)."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tests.build import NOW, make_fence, make_node, make_pod, make_policy, make_snapshot, make_work
+
+from gpusharing.api.names import LABEL_MIG_STATE, Phase
+from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims
+from gpusharing.planning.podviews import PodView
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.rollout import Memo, plan_rollout
+from gpusharing.planning.views import NodeView
+
+
+class Poisoned(dict[str, str]):
+    """Labels of which one makes its reader fail, as a fault in a parser would."""
+
+    def get(self, key: str, default: str | None = None) -> str | None:  # type: ignore[override]  # dict's overloads
+        if key == LABEL_MIG_STATE:
+            raise TypeError("unsupported operand")
+        return super().get(key, default)
+
+
+class PoisonedPods(tuple[PodView, ...]):
+    """Pods that cannot be looked through."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[PodView]:
+        raise OverflowError("date value out of range")
+
+
+def poison(node: NodeView) -> NodeView:
+    """The node with such labels."""
+    return replace(node, labels=Poisoned(node.labels))
+
+
+def test_a_node_that_nobody_can_judge_stops_only_itself() -> None:
+    nodes = [poison(make_node("gpu-01")), make_node("gpu-02")]
+    snapshot = make_snapshot(nodes, [make_policy()], work={"gpu-02": make_work()})
+    memo = Memo()
+    for _ in range(2):
+        plan = plan_rollout(snapshot, NOW, memo)
+        broken = plan.verdicts["gpu-01"]
+        assert (broken.phase, broken.reason, broken.actions) == (Phase.BLOCKED, Reason.NODE_NOT_JUDGED, ())
+        assert "TypeError: unsupported operand" in broken.message
+        assert "line" in broken.message
+        assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-02"].actions)
+
+
+def test_the_fence_and_the_slot_of_such_a_node_stay() -> None:
+    fence = make_fence("actuating", node_uid="uid-gpu-01", target_mig_config="halves")
+    fenced = make_node("gpu-01", unschedulable=True, fence=fence)
+    nodes = [poison(fenced), make_node("gpu-02")]
+    plan = plan_rollout(make_snapshot(nodes, [make_policy()], work={"gpu-02": make_work()}), NOW)
+    assert plan.verdicts["gpu-01"].reason is Reason.NODE_NOT_JUDGED
+    assert plan.verdicts["gpu-01"].policy == "pool-b"
+    assert plan.verdicts["gpu-02"].reason is Reason.BUDGET_FULL
+    claims = next(action.claims for action in plan.shared if isinstance(action, SetClaims))
+    assert claims.keys() == {"gpu-01"}
+
+
+def test_a_node_whose_pods_nobody_can_judge_stops_only_itself() -> None:
+    works = {"gpu-01": replace(make_work(), pods=PoisonedPods([make_pod()])), "gpu-02": make_work()}
+    nodes = [make_node("gpu-01"), make_node("gpu-02")]
+    plan = plan_rollout(make_snapshot(nodes, [make_policy()], work=works), NOW)
+    assert plan.verdicts["gpu-01"].reason is Reason.NODE_NOT_JUDGED
+    assert not [action for action in plan.verdicts["gpu-01"].actions if not isinstance(action, EnsureGPUNode)]
+    assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-02"].actions)

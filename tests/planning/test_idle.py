@@ -1,0 +1,155 @@
+"""The way to an idle node, taken anew before every run: drain, waits, reading, LISTs (`planning/idle.py`)."""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+from tests.build import (
+    NOW,
+    at,
+    make_cluster_policy,
+    make_gpu,
+    make_operand,
+    make_pod,
+    make_stack,
+    make_work,
+)
+from tests.planning.cases import FULL, MIXED, quiet_report
+from tests.planning.drains import (
+    FENCE,
+    IDLE,
+    asked,
+    fenced,
+    silent,
+)
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
+from gpusharing.planning.before import before_pnr
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.verdict import NodeCase
+
+WAITS: dict[str, tuple[NodeCase, Reason]] = {
+    "the node is not Ready": (fenced(node={"ready": False}), Reason.NODE_UNREACHABLE),
+    "no agent is ready": (fenced(agent_ready=False), Reason.AGENT_NOT_READY),
+    "the agent was not asked to be quiet": (fenced(), Reason.OBSERVATION_PENDING),
+    "the agent has not answered": (fenced(gpunode=silent(request_id="older")), Reason.OBSERVATION_PENDING),
+    "the agent was asked before the last pod left": (
+        fenced(gpunode=quiet_report(FULL, "op-1:quiet:1")), Reason.OBSERVATION_PENDING),
+    "a process computes": (
+        fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),))), Reason.GPU_STILL_BUSY),
+    "a process that the agent cannot name computes": (
+        fenced(gpunode=silent(gpus=(make_gpu(processes=("",)),))), Reason.GPU_STILL_BUSY),
+    "the agent cannot read": (fenced(gpunode=silent(error="NVMLFailed")), Reason.GPU_STILL_BUSY),
+    "only one LIST was empty": (
+        fenced(gpunode=quiet_report(FULL, asked(0)), work=make_work(listed_at=NOW, empty_since=NOW)), Reason.SETTLING),
+    "the second LIST is not made yet, however late it is": (
+        fenced(gpunode=silent(), work=make_work(listed_at=at(-10), empty_since=at(-10))), Reason.SETTLING),
+    "both LISTs are older than half a minute": (
+        fenced(gpunode=quiet_report(FULL, asked(-35)), work=make_work(listed_at=at(-31), empty_since=at(-35))),
+        Reason.SETTLING),
+    "one of the two LISTs is older than half a minute": (
+        fenced(gpunode=quiet_report(FULL, asked(-31)), work=make_work(listed_at=NOW, empty_since=at(-31))),
+        Reason.SETTLING),
+    "both LISTs were made before the agent answered": (
+        fenced(gpunode=silent(), work=make_work(listed_at=NOW, empty_since=at(-3), quiet_since=NOW)),
+        Reason.SETTLING),
+    "one of the two LISTs was made before the agent answered": (
+        fenced(gpunode=silent(), work=make_work(listed_at=NOW, empty_since=at(-3), quiet_since=at(-3))),
+        Reason.SETTLING),
+    "the agent read more than a minute ago": (
+        fenced(gpunode=quiet_report(FULL, asked(-61)), work=make_work(listed_at=NOW, empty_since=at(-70))),
+        Reason.OBSERVATION_PENDING),
+    "the agent was asked by a clock that is ahead of ours": (
+        fenced(gpunode=quiet_report(FULL, asked(9))), Reason.OBSERVATION_PENDING),
+    "the configuration is not written": (
+        fenced(gpunode=silent(), stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING),
+    "mig-manager is away": (fenced(gpunode=silent(), operand=None), Reason.ACTUATOR_MISSING),
+    "mig-manager is not ready": (
+        fenced(gpunode=silent(), operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason"), WAITS.values(), ids=WAITS.keys())
+def test_the_node_is_not_proven_idle(case: NodeCase, reason: Reason) -> None:
+    verdict = before_pnr(case)
+    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, reason), verdict.message
+    assert verdict.wants_pods
+    assert verdict.wake is not None
+    assert case.now < verdict.wake <= at(5)
+    assert not any(isinstance(action, Actuate) for action in verdict.actions)
+
+
+@pytest.mark.parametrize("answered", [at(-59), at(-31)])
+def test_a_young_proof_passes_however_long_the_node_is_empty(answered: datetime) -> None:
+    lists = (at(-500), at(-29), NOW)
+    work = make_work(listed_at=NOW, empty_since=at(-500), empty_lists=lists, quiet_since=at(-30))
+    request = f"op-1:quiet:{int(answered.timestamp() * 1000)}"
+    assert before_pnr(fenced(gpunode=quiet_report(FULL, request), work=work)).phase is Phase.RECONFIGURING
+
+
+WAITED_FOR: dict[str, dict[str, Any]] = {
+    "the configuration": {"stack": make_stack(FULL)},
+    "mig-manager": {"operand": None},
+}
+
+
+@pytest.mark.parametrize("missing", WAITED_FOR.values(), ids=WAITED_FOR.keys())
+def test_the_agent_is_not_asked_for_silence_before_what_can_take_long_is_there(
+    missing: dict[str, Any],
+) -> None:
+    verdict = before_pnr(fenced(**missing))
+    assert (verdict.phase, verdict.actions) == (Phase.VERIFYING_IDLE, ())
+
+
+def test_a_question_that_the_agent_is_still_at_is_not_replaced_by_another() -> None:
+    """Reading may take longer than an answer stays young."""
+    working = replace(silent(request_id="older"), request_id=asked(-100))
+    work = make_work(listed_at=NOW, empty_since=at(-200))
+    assert before_pnr(fenced(gpunode=working, work=work)).actions == ()
+
+
+WORSE = replace(FENCE, disruption=DisruptionClass.GPU_PODS)
+
+
+def test_a_change_that_became_worse_while_it_drained_drains_for_the_worse_one() -> None:
+    """Time-slicing was asked for, then MIG, and mig-manager may reboot the node: a pod without a GPU must leave too."""
+    reboots = make_stack(FULL, MIXED, cluster_policy=make_cluster_policy(with_reboot=True))
+    cpu = make_work(make_pod("cpu", resources={}), empty_since=None)
+    rising = before_pnr(fenced(fence=WORSE, gpunode=silent(), work=cpu, stack=reboots))
+    (recorded,) = rising.actions
+    assert isinstance(recorded, UpdateFence)
+    assert recorded.fence == replace(WORSE, disruption=DisruptionClass.REBOOT)
+    draining = before_pnr(fenced(fence=recorded.fence, gpunode=silent(), work=cpu, stack=reboots))
+    assert draining.actions == (Evict("gpu-07", "team-a", "cpu", "uid-team-a-cpu"),)
+
+
+def test_a_class_never_falls_again() -> None:
+    worst = replace(FENCE, disruption=DisruptionClass.REBOOT)
+    case = fenced(fence=worst, gpunode=silent(), work=make_work(make_pod("cpu", resources={})))
+    assert isinstance(before_pnr(case).actions[0], Evict)
+    assert before_pnr(case).disruption is DisruptionClass.REBOOT
+
+
+def test_lists_that_looked_for_gpu_pods_only_prove_nothing_for_a_reboot() -> None:
+    worst = replace(FENCE, disruption=DisruptionClass.REBOOT)
+    assert before_pnr(fenced(fence=worst, gpunode=silent())).reason is Reason.SETTLING
+    seen = replace(IDLE, all_pods=True)
+    assert before_pnr(fenced(fence=worst, gpunode=silent(), work=seen)).phase is Phase.RECONFIGURING
+
+
+def test_silence_is_asked_once_per_poll_while_somebody_computes() -> None:
+    busy = silent(gpus=(make_gpu(processes=("python",)),))
+    assert before_pnr(fenced(gpunode=busy)).actions == ()
+    later = fenced(gpunode=busy, now=at(5), work=make_work(listed_at=at(5), empty_since=at(-3)))
+    assert before_pnr(later).message == before_pnr(fenced(gpunode=busy)).message
+    assert before_pnr(later).actions == (
+        EnsureGPUNode("gpu-07", "uid-gpu-07", f"op-1:quiet:{int(at(5).timestamp() * 1000)}", quiet=True),
+    )
+
+
+def test_nvidias_own_mps_daemons_do_not_count_as_busy() -> None:
+    daemons = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
+    verdict = before_pnr(fenced(gpunode=silent(gpus=(make_gpu(processes=daemons),))))
+    assert verdict.phase is Phase.RECONFIGURING

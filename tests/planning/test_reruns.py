@@ -1,0 +1,364 @@
+"""Cures, retries and restarts after the point of no return: each on a node proven idle anew, each within its time.
+
+Through `planning/after.py`: `planning/actuation.py`, `planning/idle.py`, `planning/attempts.py`.
+"""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import at, make_cluster_policy, make_gpu, make_operand, make_pod, make_stack
+from tests.planning.cases import (
+    FULL,
+    MIXED,
+    MPS,
+    SINGLE,
+    SLICED,
+    copy_of,
+    edited,
+    make_case,
+    pair_of,
+    quiet_report,
+    world_of,
+)
+from tests.planning.changes import (
+    FAILED,
+    FENCE,
+    MIG_CONFIG,
+    MIG_STATE,
+    PAUSED,
+    PLUGIN,
+    VERIFY,
+    answering,
+    asked_at,
+    changing,
+    emptied,
+    fence_to,
+    only,
+    proven_idle,
+)
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, RestartOperand, UpdateFence
+from gpusharing.planning.after import after_pnr
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.records import Fence
+from gpusharing.planning.verify import describe_observed
+from gpusharing.planning.views import GPUNodeView
+
+PENDING: dict[str, str | None] = {MIG_STATE: "pending"}
+OWED = replace(FENCE, owed=f"{FENCE.target_mig_config} {FENCE.target_plugin_config} 2x3g.40gb")
+"""Another run to the same layout is recorded and has not begun."""
+
+# --- cures ---------------------------------------------------------------------------------------------------------
+
+WEDGES: dict[str, tuple[dict[str, str | None], float]] = {
+    "pending for ever": (PENDING, 1200),
+    "never begun": ({MIG_STATE: None}, 1200),
+    "operands paused after success": (PAUSED, 15),
+    "operands paused after a failure": ({MIG_STATE: "failed", **PAUSED}, 60),
+}
+
+
+@pytest.mark.parametrize(("labels", "now"), WEDGES.values(), ids=WEDGES.keys())
+def test_a_wedge_is_cured_twice_and_then_the_node_is_failed(
+    labels: dict[str, str | None], now: float
+) -> None:
+    for attempt in (1, 2):
+        action = only(after_pnr(changing(labels=labels, now=now, fence=replace(FENCE, attempt=attempt))))
+        assert isinstance(action, UpdateFence)
+        assert (action.fence.attempt, action.fence.owed) == (attempt + 1, OWED.owed)
+    last = after_pnr(changing(labels=labels, now=now, fence=replace(FENCE, attempt=3)))
+    assert (last.phase, last.actions) == (Phase.FAILED, ())
+    assert "gpusharing.dev/retry" in last.message
+
+
+@pytest.mark.parametrize(("labels", "now"), WEDGES.values(), ids=WEDGES.keys())
+def test_a_cure_restarts_mig_manager_once_the_node_is_proven_idle_anew(
+    labels: dict[str, str | None], now: float
+) -> None:
+    fence = replace(OWED, attempt=2)
+    landed = after_pnr(changing(labels=labels, fence=fence, now=now, work=emptied(now, make_pod("late"))))
+    assert isinstance(only(landed), Evict)
+    action = only(after_pnr(changing(labels=labels, fence=fence, **proven_idle(now))))
+    assert isinstance(action, Actuate)
+    assert not action.labels
+    assert (action.fence.restart_uid, action.fence.attempt) == (make_operand().uid, 2)
+    assert (action.fence.stage_since, action.fence.deadline, action.fence.owed) == (
+        at(now),
+        at(now + 2400),
+        "",
+    )
+
+
+def test_the_reading_before_the_point_of_no_return_proves_nothing_for_a_cure() -> None:
+    before = quiet_report(MIXED, asked_at(-1))
+    empty = replace(emptied(16), empty_since=at(-5), quiet_since=at(-0.5))
+    verdict = after_pnr(changing(labels=PAUSED, fence=OWED, now=16, work=empty, gpunode=before))
+    assert (verdict.phase, isinstance(only(verdict), EnsureGPUNode)) == (Phase.VERIFYING_IDLE, True)
+
+
+# --- restarts ------------------------------------------------------------------------------------------------------
+
+RESTARTING = replace(FENCE, restart_uid=make_operand().uid, attempt=2)
+BUSY = make_gpu(layout=(("3g.40gb", 2),), processes=("python",))
+UNPROVEN: dict[str, dict[str, Any]] = {
+    "a pod landed": {"work": emptied(60, make_pod())},
+    "nobody listed the pods": {"work": None},
+    "the agent has NVML open": {"gpunode": answering()},
+    "the agent has not answered": {"gpunode": replace(answering(), quiet=True, request_id=asked_at(57))},
+    "the agent is away": {"agent_ready": False},
+    "the kubelet is away": {"node": {"ready": False}},
+    "a process computes": {"gpunode": quiet_report(MIXED, asked_at(57), gpus=(BUSY,))},
+    "only one LIST was empty": {"work": replace(emptied(60), empty_lists=(at(60),))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", UNPROVEN.values(), ids=UNPROVEN.keys())
+def test_a_recorded_restart_waits_until_the_node_is_proven_idle(fields: dict[str, Any]) -> None:
+    verdict = after_pnr(changing(fence=RESTARTING, **{**proven_idle(60), **fields}))
+    assert verdict.phase in (Phase.DRAINING, Phase.VERIFYING_IDLE)
+    assert not any(isinstance(action, RestartOperand) for action in verdict.actions)
+    late = after_pnr(changing(fence=replace(RESTARTING, deadline=at(60)), **{**proven_idle(60), **fields}))
+    assert (late.phase, late.reason) == (Phase.FAILED, verdict.reason)
+    assert late.actions == verdict.actions, "it goes on when the way is free"
+
+
+def test_the_restart_follows_from_the_record_and_is_not_repeated_for_the_next_pod() -> None:
+    action = only(after_pnr(changing(fence=RESTARTING, **proven_idle(60))))
+    assert isinstance(action, RestartOperand)
+    assert action.uid == RESTARTING.restart_uid
+    again = after_pnr(changing(fence=RESTARTING, operand=make_operand(serial=1), **proven_idle(60)))
+    assert not any(isinstance(action, RestartOperand) for action in again.actions)
+
+
+def test_the_mps_daemon_is_restarted_on_a_node_proven_idle_only() -> None:
+    world = copy_of(MPS)
+    daemon = world.machines["gpu-07"].mps_daemon
+    assert daemon is not None
+    more = edited(
+        MPS, mps=MPS.spec.mps.model_copy(update={"replicas": 8}) if MPS.spec and MPS.spec.mps else None
+    )
+    fence = fence_to(more, target_mode="mps", to_layout="", daemon_uid=daemon.uid)
+    known: dict[str, Any] = {"was": MPS, "fence": fence, "mps_daemon": daemon}
+    idle = {**proven_idle(60, MPS), "stack": make_stack(MPS, more)}
+    landed = after_pnr(changing(more, **known, **{**idle, "work": emptied(60, make_pod())}))
+    assert isinstance(only(landed), Evict)
+    assert isinstance(only(after_pnr(changing(more, **known, **idle))), RestartOperand)
+
+
+@pytest.mark.parametrize("operand", [replace(make_operand(), deleting=True)])
+def test_a_pod_that_is_on_its_way_out_is_not_deleted_again_and_may_not_take_for_ever(operand: Any) -> None:
+    case = changing(fence=RESTARTING, operand=operand, **proven_idle(60))
+    assert (after_pnr(case).phase, after_pnr(case).actions) == (Phase.RECONFIGURING, ())
+    stuck = after_pnr(replace(case, now=at(10**6)))
+    assert (stuck.phase, stuck.reason, stuck.wake) == (Phase.FAILED, Reason.ACTUATOR_STUCK, at(10**6 + 5))
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_after_a_restart_the_old_state_is_not_believed(state: str) -> None:
+    fresh = make_operand(serial=1)
+    verdict = after_pnr(changing(fence=RESTARTING, labels={MIG_STATE: state}, operand=fresh, now=29))
+    assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS)
+    later = after_pnr(changing(fence=RESTARTING, labels={MIG_STATE: state}, operand=fresh, now=30))
+    assert later.phase is not Phase.RECONFIGURING
+
+
+def test_without_a_pod_to_restart_it_waits_until_the_deadline_and_is_failed_then() -> None:
+    stuck = changing(labels=PENDING, fence=OWED, operand=None, **proven_idle(1200))
+    waiting = after_pnr(stuck)
+    assert (waiting.phase, waiting.reason) == (Phase.VERIFYING_IDLE, Reason.ACTUATOR_MISSING)
+    late = after_pnr(replace(stuck, now=at(2400)))
+    assert (late.phase, late.reason) == (Phase.FAILED, Reason.ACTUATOR_MISSING)
+
+
+# --- retries -------------------------------------------------------------------------------------------------------
+
+AGAIN = {"retry": "again"}
+
+
+def test_a_new_value_of_the_retry_annotation_is_answered_once_and_with_a_new_deadline() -> None:
+    action = only(after_pnr(changing(labels=FAILED, node=AGAIN)))
+    assert isinstance(action, UpdateFence)
+    assert (action.fence.attempt, action.fence.retry, action.fence.owed) == (1, "again", OWED.owed)
+    assert action.fence.deadline == at(60) + timedelta(minutes=15, seconds=120 + 120)
+    answered = replace(FENCE, retry="again")
+    assert after_pnr(changing(labels=FAILED, node=AGAIN, fence=answered)).phase is Phase.FAILED
+
+
+def test_a_retry_works_for_a_node_that_is_stuck_past_its_deadline_too() -> None:
+    case = changing(labels={MIG_STATE: "rebooting"}, now=2400, node=AGAIN)
+    assert isinstance(only(after_pnr(case)), UpdateFence)
+
+
+def test_a_retry_writes_our_labels_again_when_somebody_overwrote_them() -> None:
+    theirs: dict[str, str | None] = {MIG_CONFIG: "all-disabled", PLUGIN: "theirs", MIG_STATE: "success"}
+    lost = after_pnr(changing(labels=theirs, now=2400))
+    assert lost.phase is Phase.FAILED
+    fence = replace(OWED, retry="again")
+    action = only(after_pnr(changing(labels=theirs, fence=fence, node=AGAIN, **proven_idle(2500))))
+    assert isinstance(action, Actuate)
+    assert action.labels == {
+        MIG_CONFIG: FENCE.target_mig_config,
+        MIG_STATE: None,
+        PLUGIN: FENCE.target_plugin_config,
+    }
+    assert action.fence.restart_uid == "", "a mig-manager that rests takes up the value by itself"
+
+
+def test_a_retry_restarts_a_mig_manager_that_is_stuck_with_somebody_elses_value() -> None:
+    theirs: dict[str, str | None] = {MIG_CONFIG: "all-disabled", MIG_STATE: "pending"}
+    action = only(after_pnr(changing(labels=theirs, fence=OWED, **proven_idle(2500))))
+    assert action.labels == {MIG_CONFIG: FENCE.target_mig_config, MIG_STATE: None}
+    assert action.fence.restart_uid == make_operand().uid
+
+
+def test_a_retry_on_a_card_without_mig_writes_our_label_again() -> None:
+    cards = ("Tesla T4",)
+    _, plugin = pair_of(SLICED, make_gpu(product=cards[0]))
+    report = world_of(SLICED, cards).gpunodes["gpu-07"]
+    assert report.observed is not None
+    fence = fence_to(SLICED, target_mig_config="", target_plugin_config=plugin, deadline=at(60))
+    known: dict[str, Any] = {"was": SLICED, "products": cards, "labels": {PLUGIN: "theirs"}}
+    known |= {"node": {"unschedulable": True, **AGAIN}, "now": at(60)}
+    fence = replace(
+        fence, to_layout=describe_observed(world_of(SLICED, cards).nodes["gpu-07"], report.observed)
+    )
+    failed = make_case(SLICED, fence=replace(fence, retry="again"), gpunode=verified(report), **known)
+    assert after_pnr(failed).phase is Phase.FAILED
+    recorded = only(after_pnr(make_case(SLICED, fence=fence, gpunode=verified(report), **known)))
+    assert isinstance(recorded, UpdateFence)
+    observed = replace(report.observed, request_id=asked_at(57), quiet=True)
+    quiet = replace(report, request_id=asked_at(57), quiet=True, observed=observed)
+    idle = make_case(SLICED, fence=recorded.fence, gpunode=quiet, work=emptied(60), **known)
+    action = only(after_pnr(idle))
+    assert isinstance(action, Actuate)
+    assert action.labels == {PLUGIN: plugin}
+
+
+def verified(report: GPUNodeView) -> GPUNodeView:
+    """The answer to the request that proves."""
+    assert report.observed is not None
+    return replace(report, request_id=VERIFY, observed=replace(report.observed, request_id=VERIFY))
+
+
+def test_an_edit_that_leads_to_the_same_layout_is_no_retry() -> None:
+    """`rollout.paused: true` says: begin nothing."""
+    for policy in (replace(MIXED, generation=2), replace(edited(MIXED), generation=2)):
+        verdict = after_pnr(changing(policy, labels=FAILED))
+        assert (verdict.phase, [type(action) for action in verdict.actions]) == (Phase.FAILED, [])
+
+
+def test_a_retry_of_a_plugin_restart_never_touches_mig_manager() -> None:
+    fence: Fence = replace(OWED, disruption=DisruptionClass.PLUGIN_RESTART)
+    node = {"unschedulable": False}
+    action = only(after_pnr(changing(fence=fence, node=node, labels={PLUGIN: "theirs"}, now=60)))
+    assert isinstance(action, Actuate)
+    assert (action.fence.restart_uid, set(action.labels)) == ("", {PLUGIN})
+    anew = only(after_pnr(changing(fence=fence, node=node, labels=FAILED, now=60)))
+    assert isinstance(anew, Release)
+
+
+def test_a_retry_restarts_mig_manager_although_it_says_success() -> None:
+    """What it left is not offered: a fresh run may mend that."""
+    action = only(after_pnr(changing(fence=OWED, node={"resources": {}}, **proven_idle(2500))))
+    assert (action.labels, action.fence.restart_uid) == ({}, make_operand().uid)
+
+
+def test_a_run_for_an_edited_policy_corrects_no_drift_any_more() -> None:
+    fence = replace(OWED, drift=True, policy_uid="uid-pool-b")
+    for policy, drift in ((MIXED, True), (replace(MIXED, generation=2), False)):
+        action = only(after_pnr(changing(policy, fence=fence, **proven_idle(2500))))
+        assert action.fence.drift is drift
+
+
+def test_a_retry_without_anything_to_lead_to_leaves_the_node_failed() -> None:
+    verdict = after_pnr(changing(gpunode=answering(gpus=()), node=AGAIN, now=2400))
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.FAILED, Reason.AGENT_ERROR, ())
+
+
+def test_a_retry_owes_a_new_run_and_not_the_restart_that_never_came() -> None:
+    stuck = changing(fence=RESTARTING, node=AGAIN, now=2400, work=emptied(2400, make_pod()))
+    assert (only(after_pnr(stuck)).fence.owed, only(after_pnr(stuck)).fence.restart_uid) == (OWED.owed, "")
+
+
+def test_nvml_stays_closed_while_mig_manager_works_for_a_policy_that_gives_no_layout_any_more() -> None:
+    quiet = quiet_report(MIXED, gpus=())
+    verdict = after_pnr(changing(labels=PENDING, gpunode=quiet))
+    assert (verdict.phase, verdict.actions) == (Phase.RECONFIGURING, ())
+
+
+def test_a_plugin_restart_waits_for_its_configuration_and_restarts_nothing() -> None:
+    fence = replace(FENCE, disruption=DisruptionClass.PLUGIN_RESTART)
+    known: dict[str, Any] = {"node": {"unschedulable": False}}
+    owed = replace(fence, owed=OWED.owed)
+    waiting = after_pnr(changing(fence=owed, stack=make_stack(FULL), labels={PLUGIN: "theirs"}, **known))
+    assert not any(isinstance(action, Actuate) for action in waiting.actions)
+    alive = replace(fence, restart_uid=make_operand().uid)
+    assert isinstance(only(after_pnr(changing(fence=alive, **known))), Release)
+
+
+def test_a_failed_plugin_restart_does_not_claim_a_cordon() -> None:
+    fence = replace(FENCE, disruption=DisruptionClass.PLUGIN_RESTART)
+    schedulable = {"unschedulable": False, "resources": {}}
+    verdict = after_pnr(changing(fence=fence, node=schedulable, now=2400))
+    assert verdict.phase is Phase.FAILED
+    assert "cordoned" not in verdict.message
+    assert "The node stays cordoned" in after_pnr(changing(node={"resources": {}}, now=2400)).message
+
+
+def test_an_edit_after_the_point_of_no_return_that_may_reboot_the_node_lets_all_pods_leave() -> None:
+    reboots = make_stack(MIXED, FULL, cluster_policy=make_cluster_policy(with_reboot=True))
+    verdict = after_pnr(changing(FULL, stack=reboots, work=emptied(60, make_pod("cpu", resources={}))))
+    assert only(verdict).fence.disruption is DisruptionClass.REBOOT
+
+
+# --- the deadline --------------------------------------------------------------------------------------------------
+
+RETARGET: dict[str, Any] = {"stack": make_stack(MIXED, SINGLE)}
+
+
+def test_past_the_deadline_another_target_gets_a_time_of_its_own() -> None:
+    action = only(after_pnr(changing(SINGLE, now=2400, **RETARGET)))
+    assert isinstance(action, UpdateFence)
+    assert action.fence.deadline > at(2400)
+    owed = action.fence
+    assert after_pnr(changing(SINGLE, fence=owed, now=2400, **RETARGET)).phase is Phase.DRAINING
+    blocked = changing(SINGLE, fence=owed, now=10**6, work=emptied(10**6, make_pod(owner=None)), **RETARGET)
+    late = after_pnr(blocked)
+    assert (late.phase, late.reason, late.wants_pods) == (Phase.FAILED, Reason.UNMANAGED, True)
+
+
+ENDLESS: dict[str, dict[str, Any]] = {
+    "the agent reports no GPU": {"gpunode": answering(gpus=())},
+    "the agent does not answer": {"gpunode": replace(answering("older"), request_id="op-1:verify:x")},
+    "another target, and the agent is away": {
+        "policy": SINGLE, "fence": replace(FENCE, owed="all-1g.10gb"), "agent_ready": False, **RETARGET},
+    "nothing is offered": {"node": {"resources": {}}},
+    "mig-manager reboots the node": {"labels": {MIG_STATE: "rebooting"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", ENDLESS.values(), ids=ENDLESS.keys())
+def test_whatever_lasts_for_ever_is_failed_at_the_deadline(fields: dict[str, Any]) -> None:
+    policy = fields.get("policy", MIXED)
+    fields = {key: value for key, value in fields.items() if key != "policy"}
+    before = after_pnr(changing(policy, now=2399, **fields))
+    assert before.phase is not Phase.FAILED
+    assert before.wake is not None
+    assert before.wake <= at(2400)
+    assert names.ANNOTATION_RETRY in _settled(policy, fields).message
+
+
+def _settled(policy: Any, fields: dict[str, Any]) -> Any:
+    """The verdict of a million seconds later, when everything that is asked once was asked."""
+    case = changing(policy, now=10**6, **fields)
+    verdict = after_pnr(case)
+    for action in verdict.actions:
+        if isinstance(action, UpdateFence):
+            case = replace(case, node=replace(case.node, fence=replace(action.fence, deadline=at(10**6))))
+            verdict = after_pnr(case)
+    assert verdict.phase is Phase.FAILED, verdict
+    return verdict

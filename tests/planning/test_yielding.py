@@ -1,0 +1,150 @@
+"""A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import NOW, at, make_operand, make_pod, make_policy, make_snapshot, make_work
+from tests.planning.cases import MIXED, pool_of
+from tests.planning.drains import FENCE, fenced, released
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.kube.fence import parse_fence, patch_for, record_text
+from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetFinalizer, UpdateFence
+from gpusharing.planning.before import before_pnr
+from gpusharing.planning.judge import judge
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.yielding import yielded
+
+ADDED = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
+OURS = replace(FENCE, added=ADDED)
+ASIDE = replace(OURS, stage="yielded", added=(), stage_since=at(-60))
+
+
+def given_way(case: NodeCase) -> UpdateFence:
+    """The one action of a node that we stand aside from."""
+    (action,) = before_pnr(case).actions
+    assert isinstance(action, UpdateFence)
+    return action
+
+
+def test_a_foreign_marker_takes_our_marks_away_and_leaves_fence_and_cordon() -> None:
+    """NVIDIA's driver upgrade skips a node that carries them."""
+    verdict = before_pnr(fenced(fence=OURS, node={"foreign": "driver upgrade"}, work=make_work(make_pod())))
+    assert (verdict.phase, verdict.reason) == (Phase.ABORTING, Reason.FOREIGN_MAINTENANCE)
+    (action,) = verdict.actions
+    assert isinstance(action, UpdateFence)
+    assert (action.fence.stage, action.fence.added, action.cordon) == ("yielded", (), False)
+    body = patch_for(action, "7")
+    assert body["metadata"]["labels"] == {names.LABEL_UPGRADE_SKIP: None}
+    annotations = dict(body["metadata"]["annotations"])
+    assert parse_fence(annotations.pop(names.ANNOTATION_FENCE))[0] == action.fence
+    assert annotations == dict.fromkeys(names.NEIGHBOUR_ANNOTATIONS)
+    assert "spec" not in body
+
+
+@pytest.mark.parametrize(
+    "fields", [{"owner": "other"}, {"policy": None}, {"fence": replace(OURS, deadline=at(-900))}]
+)
+def test_whatever_ends_a_change_leaves_the_cordon_to_somebody_else_for_a_while_only(
+    fields: dict[str, Any],
+) -> None:
+    policy = fields.get("policy", MIXED)
+    known = {"fence": OURS, "node": {"foreign": "kured"}, **fields}
+    known.pop("policy", None)
+    assert given_way(fenced(policy, **known)).fence.stage == "yielded"
+
+
+def aside(**fields: Any) -> NodeCase:
+    """gpu-07, left to somebody else a minute ago."""
+    return fenced(**{"fence": ASIDE, "work": None, **fields})
+
+
+def test_while_the_marker_is_there_nothing_is_done_whatever_the_time() -> None:
+    verdict = yielded(aside(node={"foreign": "kured"}, now=at(10**6)))
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE)
+    assert (verdict.actions, verdict.wants_pods, verdict.deadline) == ((), False, None)
+
+
+def test_when_the_marker_goes_our_own_cordon_is_lifted_and_the_next_try_waits() -> None:
+    verdict = yielded(aside())
+    assert (verdict.phase, verdict.reason) == (Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE)
+    action = released(verdict)
+    assert (action.uncordon, action.labels, action.annotations) == (True, {names.LABEL_MODE: "full"}, {})
+    assert action.deferred is not None
+    assert action.deferred.until > NOW
+
+
+KEPT: dict[str, dict[str, Any]] = {
+    "a person wants it": {"node": {"hold_cordon": True}},
+    "it was there before us": {"fence": replace(ASIDE, prior_unschedulable=True)},
+    "it is the cordon of a new node": {"fence": replace(ASIDE, node_uid="old")},
+    "the node is being deleted": {"node": {"deleting": True}},
+    "somebody lifted it": {"node": {"unschedulable": False}},
+    "somebody lifted it, and the other one still works": {
+        "node": {"unschedulable": False, "foreign": "kured"}
+    },
+}
+
+
+@pytest.mark.parametrize("fields", KEPT.values(), ids=KEPT.keys())
+def test_no_other_cordon_is_lifted(fields: dict[str, Any]) -> None:
+    assert not released(yielded(aside(**fields))).uncordon
+
+
+def test_the_agent_reads_on_while_somebody_else_works() -> None:
+    case = aside(node={"foreign": "kured"})
+    assert case.gpunode is not None
+    verdict: Verdict | None = judge(replace(case, gpunode=replace(case.gpunode, quiet=True)), {})
+    assert verdict is not None
+    (request,) = verdict.actions
+    assert isinstance(request, EnsureGPUNode)
+    assert not request.quiet
+
+
+def test_the_agent_keeps_nvml_closed_while_the_driver_is_replaced() -> None:
+    """What we stand aside for is often just that."""
+    labels = {names.LABEL_UPGRADE_STATE: "pod-restart-required"}
+    case = aside(node={"foreign": "driver upgrade"}, labels=labels)
+    assert case.gpunode is not None
+    verdict = judge(replace(case, gpunode=replace(case.gpunode, quiet=False)), {})
+    assert verdict is not None
+    (request,) = verdict.actions
+    assert isinstance(request, EnsureGPUNode)
+    assert request.quiet
+
+
+def test_a_fence_of_an_older_operator_is_readable() -> None:
+    record = json.loads(record_text(FENCE))
+    for key in ("owed", "policyUid"):
+        del record[key]
+    assert parse_fence(json.dumps(record)) == (FENCE, "")
+    assert parse_fence(record_text(ASIDE)) == (ASIDE, "")
+
+
+def test_a_yielded_node_takes_a_slot_of_its_pool_and_none_of_the_whole_operator() -> None:
+    world = pool_of(3)
+    world.set_policy(make_policy(rollout={"maxUnavailable": 2}))
+    world.settings = replace(world.settings, max_in_flight=1, config_propagation=0)
+    node = world.nodes["n0"]
+    known = replace(ASIDE, node_uid=node.uid, policy="pool-b")
+    world.nodes["n0"] = replace(node, fence=known, unschedulable=True, foreign="kured")
+    began: set[str] = set()
+    for _ in range(20):
+        plan = world.step()
+        began |= {v.node for v in plan.verdicts.values() for a in v.actions if isinstance(a, FenceNode)}
+    assert len(began) == 1, "one more by maxUnavailable, although the operator may have one in flight only"
+
+
+def test_a_deleted_policy_does_not_wait_for_what_somebody_else_does() -> None:
+    gone = replace(MIXED, deleting=True, finalizer=True)
+    case = aside(node={"foreign": "kured"})
+    assert case.gpunode is not None
+    snapshot = make_snapshot(
+        [case.node], [gone], gpunodes=[case.gpunode], mig_managers={"gpu-07": make_operand()}
+    )
+    assert SetFinalizer("pool-b", False) in plan_rollout(snapshot, NOW).shared
