@@ -13,9 +13,11 @@ from gpusharing.kube.client import JSON, NODES, PODS
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.actions import Action, Evict, FenceNode
 from gpusharing.planning.reasons import Reason
+from gpusharing.planning.records import Claim
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.stackviews import StackView
 from gpusharing.planning.verdict import Verdict
-from gpusharing.planning.views import Claim, NodeView, StackView
+from gpusharing.planning.views import NodeView
 
 
 @dataclass

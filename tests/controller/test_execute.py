@@ -1,4 +1,7 @@
-"""One API call per action; a surprise is left to the next pass, and never to another node."""
+"""One API call per action; what fails is left to a later pass, and never to another node.
+
+Shared writes (controller/sharedwrites.py) are reached through the executor.
+"""
 
 from dataclasses import replace
 
@@ -56,6 +59,41 @@ async def test_a_node_that_changed_in_what_was_decided_on_is_left_to_the_next_pa
     assert (outcome.done, outcome.surprises) == (0, {})
     assert stage.view().fence is None
     assert stage.patches() == 1
+
+
+@pytest.mark.parametrize("body", INTERFERENCES.values(), ids=INTERFERENCES.keys())
+async def test_a_change_that_came_by_watch_since_the_decision_is_not_overridden(body: JSON) -> None:
+    stage = Stage()
+    decided_on = stage.view()
+    action = stage.fence()
+    changed = stage.cluster.patch(NODES, "gpu-07", body)
+    stage.nodes.accept(changed)  # so the newest version is known, and no 409 would come
+    stage.executor.seen = lambda name: node_view(changed)
+    evict = stage.eviction
+    for actions in ((action,), (evict, evict)):
+        plan = plan_of({"gpu-07": actions})
+        outcome = await stage.executor.execute(plan, make_snapshot([decided_on]))
+        assert (outcome.done, outcome.surprises) == (0, {})
+    assert stage.view().fence is None
+    assert stage.patches() == 0
+    assert not [write for write in stage.cluster.writes if write.call.verb == "evict"]
+
+
+async def test_evictions_end_with_the_change_that_arrives_between_two_of_them() -> None:
+    stage = Stage()
+    views = iter([stage.view(), replace(stage.view(), unschedulable=True)])
+    stage.executor.seen = lambda name: next(views)
+    plan = plan_of({"gpu-07": (stage.eviction, stage.eviction)})
+    outcome = await stage.executor.execute(plan, make_snapshot([stage.view()]))
+    assert outcome.done == 1
+
+
+async def test_a_node_whose_last_calls_the_snapshot_does_not_show_is_left_alone() -> None:
+    stage = Stage()
+    plan, snapshot = plan_of({"gpu-07": (stage.eviction,)}), make_snapshot([stage.view()])
+    await stage.executor.execute(plan, snapshot, {"gpu-07"})
+    assert stage.cluster.writes == []
+    assert (await stage.executor.execute(plan, snapshot, {"gpu-08"})).done == 1
 
 
 async def test_a_node_that_another_object_speaks_of_meanwhile_is_left_to_the_next_pass() -> None:
@@ -116,7 +154,7 @@ async def test_without_its_claim_no_node_is_fenced_and_everything_else_goes_on(e
         {"gpu-07": (stage.eviction,), "gpu-08": (stage.fence("gpu-08"),)},
         shared=(SetClaims({"gpu-08": make_claim()}),),
     )
-    assert list(outcome.surprises) == ["SetClaims"]
+    assert list(outcome.surprises) == ["claims on the Lease"]
     assert stage.view("gpu-08").fence is None
     assert "gpu-07" in stage.executor.evictions
 
@@ -125,7 +163,7 @@ async def test_without_its_configuration_no_node_is_fenced() -> None:
     stage = Stage()
     stage.cluster.faults.fail("patch", CONFIG_MAPS, Forbidden("may not patch configmaps"))
     outcome = await stage.run(stage.fence(), shared=(WriteConfig({"k": "version: v1"}, ""),))
-    assert list(outcome.surprises) == ["WriteConfig"]
+    assert list(outcome.surprises) == ["our ConfigMaps"]
     assert stage.patches() == 0
 
 
@@ -237,10 +275,13 @@ async def test_a_config_map_that_somebody_made_a_moment_ago_is_not_patched_unrea
     stage = Stage()
     metadata = {"name": "gpusharing-device-plugin", "namespace": "gpu-operator"}
     stage.cluster.add(CONFIG_MAPS, {"metadata": metadata, "data": {"theirs": "x"}})
-    stage.executor.config_maps = stage.config_maps
+    stage.executor.shared.config_maps = stage.config_maps
     outcome = await stage.run(shared=(WriteConfig({"k": "version: v1"}, ""),))
-    assert "AlreadyExists" in outcome.surprises["WriteConfig"]
+    assert "AlreadyExists" in outcome.surprises["our ConfigMaps"]
     assert stage.cluster.get(CONFIG_MAPS, *metadata.values())["data"] == {"theirs": "x"}
+
+
+PLUGIN = "gpu-operator/gpusharing-device-plugin"
 
 
 async def test_a_refusal_to_write_them_is_told_until_it_is_none() -> None:
@@ -248,7 +289,12 @@ async def test_a_refusal_to_write_them_is_told_until_it_is_none() -> None:
     stage.cluster.faults.fail("create", CONFIG_MAPS, Forbidden("may not create configmaps"))
     write = WriteConfig({"k": "version: v1"}, "")
     await stage.run(shared=(write,))
-    assert stage.executor.write_error == "may not create configmaps"
+    assert stage.executor.write_error == f"ConfigMap {PLUGIN}: may not create configmaps"
+    await stage.run(shared=(write,))
+    assert stage.executor.write_error == f"ConfigMap {PLUGIN}: may not create configmaps", (
+        "not asked again at once"
+    )
+    stage.seconds = 2.0
     await stage.run(shared=(write,))
     assert stage.executor.write_error == ""
 
@@ -257,7 +303,7 @@ async def test_a_config_map_that_came_meanwhile_is_left_to_the_next_pass() -> No
     stage = Stage()
     stage.cluster.faults.fail("create", CONFIG_MAPS, AlreadyExists("configmaps already exists"))
     outcome = await stage.run(shared=(WriteConfig({"k": "version: v1"}, ""),))
-    assert list(outcome.surprises) == ["WriteConfig"]
+    assert list(outcome.surprises) == ["our ConfigMaps"]
 
 
 async def test_a_snapshot_without_actions_writes_nothing() -> None:

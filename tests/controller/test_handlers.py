@@ -2,13 +2,16 @@
 
 import asyncio
 import gc
+import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from tests.fakes.apiserver import FakeServer, fake_server
+from tests.fakes.tls import Identity
 
 from gpusharing.controller.handlers import PolicyWatch
 from gpusharing.kube.client import JSON, POLICIES
@@ -173,6 +176,41 @@ async def test_kopf_logs_in_through_our_login_and_again_when_that_fails(server: 
     async with watching(server, login) as running:
         await running.told("pool-a")
         assert login.refused > 2
+
+
+async def test_what_cannot_be_followed_is_tried_again_at_a_slower_and_slower_pace(server: FakeServer) -> None:
+    server.absent.add(POLICIES)
+    async with HttpClient(AnonymousLogin(server.url)) as client:
+        begun = asyncio.get_running_loop().time()
+        watch = PolicyWatch(client, AnonymousLogin(server.url), lambda *_: None, again_after=0.02)
+        task = asyncio.create_task(watch.run())
+        while asyncio.get_running_loop().time() - begun < 2:  # noqa: ASYNC110 - time itself is waited for
+            await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert 3 <= watch.restarts <= 8, "0.02 s, 0.04 s, 0.08 s ..."
+
+
+@dataclass
+class NamedLogin(AnonymousLogin):
+    """A kubeconfig with tls-server-name."""
+
+    tls: ssl.SSLContext | None = None
+
+    async def access(self) -> Access:
+        """By its address, under the name of its certificate."""
+        return Access(self.server, self.tls, tls_server_name="kubernetes")
+
+
+async def test_kopf_calls_the_server_by_the_name_that_the_kubeconfig_gives(tmp_path: Path) -> None:
+    identity = Identity(tmp_path / "pki")
+    async with fake_server(identity.context()) as server:
+        server.cluster.add(POLICIES, policy("pool-a"))
+        login = NamedLogin(server.url, ssl.create_default_context(cadata=identity.authority))
+        async with watching(server, login) as running:
+            await running.told("pool-a")
+            assert any(agent.startswith("kopf/") for _, _, agent in server.asked)
+    assert set(identity.called) == {"kubernetes"}
 
 
 async def test_a_stopped_watch_leaves_no_thread_and_no_connection(server: FakeServer) -> None:

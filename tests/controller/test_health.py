@@ -14,6 +14,7 @@ from gpusharing.controller.handlers import PolicyWatch
 from gpusharing.controller.health import SILENT, STUCK, Health, application
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.metrics import NoMetrics
+from gpusharing.controller.progress import Progress
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import LEASES, NODES
 from gpusharing.kube.errors import Forbidden, Unavailable
@@ -72,14 +73,37 @@ async def test_a_loop_that_does_not_come_round_is_dead(probed: Probed) -> None:
     probed.later(STUCK - 10)
     assert await probed.get("/healthz") == OK
     probed.later(STUCK + 1)
-    assert await probed.get("/healthz") == await probed.get("/readyz") == (503, "loop: no pass for 121 s\n")
-    probed.health.loop.last_pass = probed.health.clock()
+    assert (
+        await probed.get("/healthz")
+        == await probed.get("/readyz")
+        == (503, "loop: no pass and no answer to a call of one for 121 s\n")
+    )
+    probed.health.loop.progress.last = probed.health.clock()
     assert await probed.get("/healthz") == OK
+
+
+async def test_a_pass_that_takes_long_and_gets_answers_is_alive_and_other_calls_do_not_count(
+    probed: Probed,
+) -> None:
+    probed.later(STUCK + 1)
+    progress = probed.health.loop.progress
+    progress._clock = probed.health.clock
+    progress.called("watch", NODES, None, 200, 0.1)
+    assert (await probed.get("/healthz"))[0] == 503, "a watch goes on beside a loop that hangs"
+    with progress.of_a_pass():
+        progress.called("create", NODES, None, 0, 10.0)
+        assert (await probed.get("/healthz"))[0] == 503, "no answer is no progress"
+        await asyncio.create_task(_create(progress))
+    assert await probed.get("/healthz") == OK
+
+
+async def _create(progress: Progress) -> None:
+    progress.called("create", NODES, None, 409, 0.2)
 
 
 async def test_a_watch_that_is_silent_for_too_long_is_dead(probed: Probed) -> None:
     probed.later(SILENT + 1)
-    probed.health.loop.last_pass = probed.health.clock()
+    probed.health.loop.progress.last = probed.health.clock()
     status, text = await probed.get("/healthz")
     assert status == 503
     assert text.splitlines() == [
@@ -93,7 +117,7 @@ async def test_a_watch_that_knows_its_trouble_is_unready_and_not_dead(probed: Pr
     nodes = probed.health.loop.sources.nodes
     probed.later(SILENT + 1)
     for source in probed.health.loop.sources.required.values():
-        source.last_contact = probed.health.loop.last_pass = probed.health.clock()
+        source.last_contact = probed.health.loop.progress.last = probed.health.clock()
     nodes.last_contact = float("-inf")
     nodes.error = Unavailable("cannot list nodes: connection refused")
     assert await probed.get("/healthz") == OK

@@ -1,7 +1,7 @@
 """When the loop looks, when it does not, and what ends a pass. In virtual time, without node software."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -16,8 +16,9 @@ from gpusharing.controller.metrics import NoMetrics
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
+from gpusharing.planning.records import Claim
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.views import Claim, ClusterSnapshot
+from gpusharing.planning.views import ClusterSnapshot
 
 POLICY: JSON = {
     "metadata": {"name": "pool-b"},
@@ -31,6 +32,8 @@ class Leader:
 
     is_leader: bool = True
     claims: Mapping[str, Claim] = field(default_factory=dict)
+    error: Exception | None = None
+    claims_error: str = ""
 
     async def set_claims(self, claims: Mapping[str, Claim]) -> None:
         self.claims = claims
@@ -228,10 +231,37 @@ async def test_a_count_of_waiting_pods_that_failed_stops_nothing() -> None:
         assert len(stage.observer.passes) > before
 
 
+@virtually
+async def test_a_node_whose_calls_ended_while_the_snapshot_was_made_is_left_to_the_next_pass() -> None:
+    """What they came to is not in the snapshot, so what was decided on it may be done already."""
+    async with running() as stage:
+        executor, told = stage.loop.executor, list[frozenset[str]]()
+
+        class Ending(Executor):
+            def under_way(self) -> frozenset[str]:
+                told.append(frozenset({"gpu-07"}))
+                return told[-1]
+
+            async def execute(
+                self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
+            ) -> Outcome:
+                assert unseen is told[-1], "asked before each snapshot"
+                return Outcome()
+
+        stage.loop.executor = Ending(
+            executor.client, executor.nodes, executor.gpunodes, executor.policies, stage.leader, virtual_now
+        )
+        await stage.loop.once()
+        await stage.loop.once()
+        assert len(told) == 2
+
+
 class Endless(Executor):
     """Seems to have done something in every pass, as a plan does that never comes to rest."""
 
-    async def execute(self, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Outcome:
+    async def execute(
+        self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
+    ) -> Outcome:
         return Outcome(done=1)
 
 

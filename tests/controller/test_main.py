@@ -288,3 +288,26 @@ async def test_a_fault_of_its_own_ends_it_with_a_trace_in_the_log(
     assert (status, line["event"], line["level"]) == (FAULT, "ended by a fault of its own", "error")
     assert "Traceback" in line["exception"]
     assert holder(server) == "", "the next one need not wait"
+
+
+async def test_the_lease_has_a_connection_that_carries_nothing_else(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    """So no other call can be in its way, however many of them wait."""
+    async with operator(environment) as process:
+        await ready(environment)
+        renewed = ("PATCH", "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-operator")
+        await until(server, lambda: [asked[:2] for asked in server.asked].count(renewed) > 3)
+        assert [kinds for kinds in server.connections.values() if LEASES in kinds] == [{LEASES}]
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+
+
+async def test_what_time_it_is_the_api_server_says(server: FakeServer, environment: dict[str, str]) -> None:
+    server.date = "Sat, 01 Jan 2033 12:00:00 GMT"
+    async with operator(environment) as process:
+        await ready(environment)
+        lease = server.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
+        assert lease["spec"]["renewTime"].startswith("2033-01-01T12:0")
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()

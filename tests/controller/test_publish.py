@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER, SILENCE
 from tests.build import NOW, at, make_gpunode, make_node, make_policy, make_snapshot
+from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, SYNCED
 
 from gpusharing.api.names import ConditionType
@@ -17,6 +19,7 @@ from gpusharing.kube.errors import (
     Invalid,
     KubeError,
     NotFound,
+    ServerAway,
     Throttled,
     Unauthorized,
     Unavailable,
@@ -230,13 +233,36 @@ async def test_objects_that_are_gone_are_no_trouble() -> None:
     assert await stage.publish(SYNCED) is None
 
 
-@pytest.mark.parametrize("error", [Unavailable("timed out"), Unauthorized("401")])
+@pytest.mark.parametrize("error", [Unavailable("timed out"), Unauthorized("401"), ServerAway("refused")])
 @pytest.mark.parametrize("resource", [GPUNODES, POLICIES], ids=["mirror", "status"])
-async def test_a_server_that_is_away_ends_the_round(error: KubeError, resource: Resource) -> None:
+async def test_nothing_that_the_server_does_ends_the_round(error: KubeError, resource: Resource) -> None:
     stage = Stage()
     stage.cluster.faults.fail("patch", resource, error)
-    with pytest.raises((type(error), ExceptionGroup)):
-        await stage.publish(SYNCED)
+    assert await stage.publish(SYNCED) == 1
+    await stage.publish(SYNCED, 1)
+    assert (stage.phases(), stage.words()) == (["Synced"], ["Synced"])
+
+
+async def test_an_object_that_is_refused_for_ever_is_asked_for_more_and_more_seldom() -> None:
+    stage = Stage()
+    sick = stage.cluster.faults.fail("patch", GPUNODES, Forbidden("no right"), name="gpu-07", times=EVER)
+    due: list[float] = []
+    for second in range(300):
+        if (later := await stage.publish(SYNCED, second)) is not None:
+            due.append(later - second)
+    assert sick.hits == 10, "1, 3, 7, 15, 31, 63 s, and every minute from then on"
+    assert stage.words() == ["Synced"]
+
+
+@virtually
+async def test_a_status_that_hangs_does_not_hold_up_the_others() -> None:
+    stage = Stage()
+    stage.cluster.faults.fail("patch", GPUNODES, SILENCE, name="gpu-07", times=EVER)
+    begun = virtual_now()
+    await stage.publish(SYNCED)
+    assert (virtual_now() - begun).total_seconds() <= 1.0
+    assert stage.words() == ["Synced"]
+    await stage.publisher.crew.close()
 
 
 # --- Events ----------------------------------------------------------------------------------------
@@ -264,12 +290,33 @@ async def test_a_restarted_operator_does_not_tell_again_what_it_finds() -> None:
     assert stage.cluster.objects(EVENTS) == []
 
 
-async def test_an_event_that_is_refused_keeps_nothing_from_being_written() -> None:
+async def test_an_event_that_is_refused_keeps_nothing_from_being_written_and_is_told_later() -> None:
     stage = Stage()
     await stage.publish(SYNCED)
     stage.cluster.faults.fail("create", EVENTS, Forbidden("no right to create events"))
     await stage.publish(replace(FAILED, node="gpu-07"), 10)
     assert stage.phases() == ["Synced", "Failed"]
+    assert stage.cluster.objects(EVENTS) == []
+    await stage.publish(replace(FAILED, node="gpu-07"), 11)
+    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["NodeFailed"]
+
+
+async def test_an_event_whose_answer_was_lost_is_told_once() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED)
+    stage.cluster.faults.fail("create", EVENTS, Unavailable("reset"), after=True)
+    for second in (10, 11, 12):
+        await stage.publish(replace(FAILED, node="gpu-07"), second)
+    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["NodeFailed"]
+
+
+async def test_an_event_that_the_server_never_takes_makes_room_for_the_next() -> None:
+    stage = Stage()
+    await stage.publish(SYNCED)
+    stage.cluster.faults.fail("create", EVENTS, Invalid("note: too long"))
+    await stage.publish(replace(FAILED, node="gpu-07"), 10)
+    await stage.publish(replace(MOVING, node="gpu-07"), 11)
+    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["Reconfiguring"]
 
 
 async def test_a_node_that_vanished_and_comes_back_is_told_about_as_new() -> None:

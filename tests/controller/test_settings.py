@@ -110,6 +110,41 @@ def test_a_key_that_is_none_or_would_stop_ourselves_is_refused(text: str, compla
     assert str(refusal.value).endswith("for example GPUSHARING_MAINTENANCE_KEYS=example.com/maintenance")
 
 
+def test_lists_are_taken_with_commas_between_and_may_be_empty() -> None:
+    found = from_environment(
+        {"GPUSHARING_PROTECTED_NAMESPACES": "kube-system, a-1", "GPUSHARING_UNSAFE_DRIVERS": "570,580.95.05"}
+    ).plan
+    assert found.protected_namespaces == ("kube-system", "a-1")
+    assert found.unsafe_drivers == ("570", "580.95.05")
+    assert from_environment({"GPUSHARING_PROTECTED_NAMESPACES": ""}).plan.protected_namespaces == ()
+
+
+def test_a_switch_is_true_or_false() -> None:
+    for text, value in {"true": True, "false": False}.items():
+        assert (
+            from_environment({"GPUSHARING_REFUSE_UNSAFE_DRIVERS": text}).plan.refuse_unsafe_drivers is value
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("PROTECTED_NAMESPACES", "kube_system", "'kube_system' is not the name of a namespace"),
+        ("PROTECTED_NAMESPACES", "a,,b", "'' is not the name of a namespace"),
+        ("PROTECTED_NAMESPACES", "a" * 64, "is not the name of a namespace"),
+        ("UNSAFE_DRIVERS", "R570", "'R570' is not a driver version or the beginning of one"),
+        ("UNSAFE_DRIVERS", "570.", "'570.' is not a driver version"),
+        ("REFUSE_UNSAFE_DRIVERS", "True", "is neither true nor false; for example"),
+        ("REFUSE_UNSAFE_DRIVERS", "1", "is neither true nor false; for example"),
+    ],
+)
+def test_an_entry_or_a_switch_that_is_none_is_refused(name: str, value: str, complaint: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        from_environment({PREFIX + name: value})
+    assert str(refusal.value).startswith(f"{PREFIX}{name}={value}")
+    assert complaint in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("RENEW_DEADLINE", "15"), ("LEASE_SECONDS", "9"), ("RETRY_PERIOD", "10")]
 )

@@ -9,7 +9,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
-from gpusharing.planning.views import StackView
+from gpusharing.planning.stackviews import StackView
 
 LABELS = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 

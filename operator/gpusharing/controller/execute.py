@@ -1,39 +1,40 @@
 """Carry out a plan: one API call per action, preconditions on every check-then-act write.
 
-A surprise ends the actions of that node for this pass; the next pass looks again. Only a lost Lease, lost
-credentials or a lost API server end the pass itself. The cache takes what the server answered, never what we
-meant to write (reliability-performance.md D12).
+A call that fails ends the actions of that node for this pass; the node waits, and is named when it lasts. Only a
+lost Lease, lost credentials or a server that is away end the pass itself. A call that takes long is not waited for:
+its node is left alone until it has ended. The cache takes what the server answered, never what we meant to write
+(reliability-performance.md D12).
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import structlog
 
 from gpusharing.api import names
-from gpusharing.controller.configwrites import mig_patch, plugin_patch
-from gpusharing.controller.parallel import each
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES, KubeClient
+from gpusharing.controller.complaints import Complaints
+from gpusharing.controller.evict import Evictor
+from gpusharing.controller.sharedwrites import TRIES, Cache, Claims, PolicyStore, SharedWrites, subject_of
+from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, KubeClient
 from gpusharing.kube.convert import node_view
+from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
     AlreadyExists,
     Conflict,
-    EvictionBlocked,
-    EvictionFailed,
     Forbidden,
+    HeldBack,
     Invalid,
     KubeError,
     NotFound,
-    Throttled,
+    ServerAway,
     Unauthorized,
     Unavailable,
 )
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.lease import LeaseLost
-from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.actions import (
     Action,
     Actuate,
@@ -48,49 +49,21 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.evictions import FIRST_WAIT, remember
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.callfailures import CallFailure, failed_again
+from gpusharing.planning.callverdicts import is_moot
+from gpusharing.planning.evictions import FIRST_WAIT
+from gpusharing.planning.podviews import EvictionMemory
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.verdict import Verdict
-from gpusharing.planning.views import Claim, ClusterSnapshot, EvictionMemory, NodeView
+from gpusharing.planning.views import ClusterSnapshot, NodeView
 
 log = structlog.get_logger()
 
-FATAL = (Unauthorized, Unavailable, LeaseLost)
-TRIES = 3
-"""How often a conditional write is decided again after a 409."""
+FATAL = (Unauthorized, ServerAway, LeaseLost)
+"""What speaks about all calls."""
 
-
-class Cache(Protocol):
-    """The part of a reflector that the executor feeds."""
-
-    def resource_version(self, name: str) -> str:
-        """The newest one known."""
-        ...
-
-    def accept(self, raw: JSON) -> None:
-        """Take an object that the server answered."""
-        ...
-
-
-class Claims(Protocol):
-    """The leader Lease."""
-
-    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
-        """Compare-and-swap; raises LeaseLost when we do not lead any more."""
-        ...
-
-
-class PolicyStore(Protocol):
-    """Where the finalizers of a policy are known from."""
-
-    def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        """(resourceVersion, finalizers) as last read."""
-        ...
-
-    def accept(self, raw: JSON) -> None:
-        """Take an object that the server answered."""
-        ...
+SHARED_PATIENCE = 6.0
+"""Seconds for a write on which fences wait: claims are given up after five. With less, no node would ever start on a
+server that takes longer for each call."""
 
 
 @dataclass(slots=True)
@@ -101,6 +74,8 @@ class Outcome:
     """Writes that the server accepted."""
     surprises: dict[str, str] = field(default_factory=dict)
     """By node or subject: what did not work, for log and next pass."""
+    again: datetime | None = None
+    """When the first of what failed may be tried again."""
 
 
 @dataclass(slots=True)
@@ -128,63 +103,140 @@ class Executor:
     """Told after each action: for metrics."""
     view: Callable[[JSON], NodeView] = node_view
     """A Node as the plan sees it."""
+    failures: dict[str, CallFailure] = field(default_factory=dict)
+    """By node or subject of a shared write; in memory only."""
+    unsure: set[str] = field(default_factory=set)
+    """Nodes of which a call got no answer: only a new LIST tells whether a pod was evicted."""
+    on_late: Callable[[], None] = lambda: None
+    """Told when a call ended for which no pass waited."""
+    seen: Callable[[str], NodeView | None] = lambda name: None
+    """The view of a Node as it is known at this moment, by name; None when nothing is."""
+    crew: Crew = field(init=False)
+    shared: SharedWrites = field(init=False)
+    evictor: Evictor = field(init=False)
+    _complaints: Complaints = field(default_factory=Complaints)
 
-    async def execute(self, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Outcome:
-        """Shared writes first; then every node's actions, nodes side by side, one node's in order."""
+    def __post_init__(self) -> None:
+        """The parts that share what it was given."""
+        self.crew = Crew(self.parallel, self.on_late)
+        self.evictor = Evictor(
+            self.client,
+            self.now,
+            self.jitter,
+            self.eviction_wait,
+            self.evictions,
+            self.unsure,
+            self.on_action,
+        )
+        self.shared = SharedWrites(self.client, self.policies, self.claims, self.now, self.config_maps)
+
+    def under_way(self) -> frozenset[str]:
+        """Nodes that are being written to. Ask before a snapshot is begun: it does not show what comes of them."""
+        return frozenset(self.crew.busy)
+
+    async def execute(
+        self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
+    ) -> Outcome:
+        """Shared writes first; then every node's actions, nodes side by side, one node's in order.
+
+        `unseen`: the nodes that were `under_way` when the snapshot was begun. Whatever their calls came to, it was
+        decided without, so they are left to the next pass, even if the calls have ended since.
+
+        Raises a group with what speaks about all calls, and nothing else.
+        """
         outcome = Outcome()
-        self._forget_refusals(snapshot)
+        self.evictor.forget(snapshot)
+        self._forget_failures(plan)
         blocked = await self._shared(plan.shared, snapshot, outcome)
+        if snapshot.policies_error:
+            blocked.add("*")
+        due = {
+            v.node: v.actions
+            for v in plan.verdicts.values()
+            if v.actions and v.node not in unseen and not self._held(v.node)
+        }
 
-        async def node(verdict: Verdict) -> None:
-            await self._node(verdict.node, verdict.actions, blocked, outcome)
+        async def node(name: str) -> None:
+            await self._node(name, due[name], snapshot.nodes.get(name), blocked, outcome)
 
-        await each([verdict for verdict in plan.verdicts.values() if verdict.actions], node, self.parallel)
+        await self.crew.each(due, node)
+        waiting = (failure.next_try for failure in self.failures.values() if failure.holds(self.now()))
+        outcome.again = min(waiting, default=None)
         return outcome
 
-    def _forget_refusals(self, snapshot: ClusterSnapshot) -> None:
-        """A refusal speaks about one drain only: before the next one, the budgets as they are then decide."""
-        for name in list(self.evictions):
-            node = snapshot.nodes.get(name)
-            if node is None or node.fence is None:
-                del self.evictions[name]
+    def _held(self, subject: str) -> bool:
+        failure = self.failures.get(subject)
+        return failure is not None and failure.holds(self.now())
+
+    def _forget_failures(self, plan: RolloutPlan) -> None:
+        """What is not wanted any more fails no more."""
+        wanted = {subject_of(action) for action in plan.shared}
+        for subject in self.failures.keys() - wanted - self.crew.busy:
+            verdict = plan.verdicts.get(subject)
+            if verdict is None or is_moot(verdict):
+                self._worked(subject)
 
     async def _shared(
         self, actions: Iterable[Action], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
         """Returns the policies whose fences must wait; `*` stands for all."""
         blocked: set[str] = set()
-        self.write_error = ""
+        actions = tuple(actions)
+        if not any(isinstance(action, WriteConfig) for action in actions):
+            self.write_error = ""
         for action in actions:
+            if not await self._shared_one(action, snapshot, outcome):
+                blocked.add(action.policy if isinstance(action, SetFinalizer) else "*")
+        return blocked
+
+    async def _shared_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
+        """Whether it is done now. One that hangs does not hold up the nodes that are under way."""
+        subject, before = subject_of(action), outcome.done
+        if self._held(subject):
+            return False
+
+        async def write(_: str) -> None:
             try:
-                await self._perform_shared(action, snapshot)
+                await self.shared.perform(action, snapshot)
             except FATAL:
                 raise
             except KubeError as error:
-                subject = action.policy if isinstance(action, SetFinalizer) else "*"
-                blocked.add(subject)
-                if isinstance(action, WriteConfig) and isinstance(error, Forbidden | Invalid):
-                    self.write_error = str(error)
-                self._surprise(type(action).__name__, action, error, outcome)
+                self._failed(subject, action, error, outcome)
+                if isinstance(action, WriteConfig):
+                    failure = self.failures.get(subject)
+                    lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
+                    self.write_error = f"ConfigMap {self.shared.writing}: {error}" if lasts else ""
             else:
+                if isinstance(action, WriteConfig):
+                    self.write_error = ""
+                self._worked(subject)
                 outcome.done += 1
                 self.on_action(action, "done")
-        return blocked
 
-    async def _perform_shared(self, action: Action, snapshot: ClusterSnapshot) -> None:
-        match action:
-            case WriteConfig():
-                await self._write_config(action, snapshot)
-            case SetFinalizer():
-                await self._set_finalizer(action)
-            case SetClaims():
-                await self.claims.set_claims(action.claims)
-            case _:
-                raise TypeError(f"{type(action).__name__} belongs to a node")
+        await self.crew.each([subject], write, SHARED_PATIENCE)
+        return outcome.done > before
 
-    async def _node(self, node: str, actions: Iterable[Action], blocked: set[str], outcome: Outcome) -> None:
+    async def _node(
+        self,
+        node: str,
+        actions: Iterable[Action],
+        decided_on: NodeView | None,
+        blocked: set[str],
+        outcome: Outcome,
+    ) -> None:
+        """The actions of one node in order, as long as the node is the one that they were decided on.
+
+        The cache may have moved on since, and with it the version that a conditional write carries: without this
+        look a cordon that arrived meanwhile would be overridden without a 409.
+        """
         for action in actions:
             if isinstance(action, FenceNode) and blocked & {"*", action.fence.policy}:
                 return
+            if decided_on is not None and not same_node(self.seen(node) or decided_on, decided_on):
+                log.info("node changed meanwhile, deciding again", node=node, action=type(action).__name__)
+                return
+            if isinstance(action, NodePatch):
+                decided_on = None  # the write itself changes the node; what follows belongs to it
             try:
                 if await self._perform(action):
                     outcome.done += 1
@@ -192,15 +244,36 @@ class Executor:
             except FATAL:
                 raise
             except KubeError as error:
-                self._surprise(node, action, error, outcome)
+                self._failed(node, action, error, outcome)
                 return
+            else:
+                self._worked(node, called(action))
 
-    def _surprise(self, subject: str, action: Action, error: KubeError, outcome: Outcome) -> None:
-        outcome.surprises[subject] = f"{type(action).__name__}: {type(error).__name__}: {error}"
+    def _failed(self, subject: str, action: Action, error: KubeError, outcome: Outcome) -> None:
+        """The subject waits, longer each time; the log hears of it once."""
+        kind, words = type(action).__name__, str(error) or repr(error)
+        if isinstance(action, WriteConfig):
+            words = f"ConfigMap {self.shared.writing}: {words}"
+        outcome.surprises[subject] = f"{kind}: {type(error).__name__}: {error}"
         self.on_action(action, type(error).__name__)
-        log.warning(
-            "action failed", node=subject, action=type(action).__name__, error=str(error) or repr(error)
+        if isinstance(error, HeldBack):
+            return  # nothing was sent
+        if isinstance(error, Unavailable):
+            self.unsure.add(subject)
+        failure = failed_again(
+            self.failures.get(subject), f"{kind} failed: {words}", self.now(), self.jitter(), called(action)
         )
+        self.failures[subject] = failure
+        self._complaints.begins(
+            subject, "action failed", f"{kind} {type(error).__name__}", action=kind, error=words
+        )
+
+    def _worked(self, subject: str, call: str = "") -> None:
+        """A call was answered as it should be. What failed before was perhaps another one about the same node."""
+        failure = self.failures.get(subject)
+        if failure is None or call in ("", failure.call):
+            self.failures.pop(subject, None)
+            self._complaints.ends(subject)
 
     async def _perform(self, action: Action) -> bool:
         """True when the server changed something."""
@@ -210,7 +283,7 @@ class Executor:
             case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
                 return await self._patch_node(action)
             case Evict():
-                return await self._evict(action)
+                return await self.evictor.evict(action)
             case RestartOperand():
                 return await self._restart(action)
             case WriteConfig() | SetClaims() | SetFinalizer():
@@ -222,7 +295,10 @@ class Executor:
     # --- nodes -------------------------------------------------------------------------------------------
 
     async def _patch_node(self, action: NodePatch) -> bool:
-        """Patch with the newest resourceVersion; after a 409 go on only if the node is still what we decided on."""
+        """Patch with the newest resourceVersion; after a 409 go on only if the node is still what we decided on.
+
+        `_node` has compared what is known with what was decided on, without a pause in between.
+        """
         name, version = action.node.name, self.nodes.resource_version(action.node.name)
         for _ in range(TRIES):
             try:
@@ -264,97 +340,15 @@ class Executor:
         self.deleted.add(action.uid)
         return True
 
-    # --- evictions (drain.md 1.3) ------------------------------------------------------------------------
 
-    async def _evict(self, action: Evict) -> bool:
-        retry_after: float | None = None
-        try:
-            await self.client.evict(action.namespace, action.name, action.uid)
-        except (NotFound, Conflict):
-            return False  # E2, E3: that pod is gone or replaced; the next LIST tells
-        except EvictionBlocked as error:
-            answer, message, retry_after = Reason.PDB, str(error), error.retry_after
-        except Throttled as error:
-            answer, message, retry_after = Reason.THROTTLED, str(error), error.retry_after
-        except EvictionFailed as error:
-            answer, message = Reason.EVICTION_ERROR, str(error)
-        except Forbidden as error:
-            terminating = error.namespace_terminating
-            answer, message = Reason.NAMESPACE_TERMINATING if terminating else Reason.FORBIDDEN, str(error)
-        except Invalid as error:
-            answer, message = Reason.INTERNAL_ERROR, str(error)
-        else:
-            answer, message = Reason.EVICTED, ""
-        memories = self.evictions.setdefault(action.node, {})
-        memory = remember(
-            answer,
-            message,
-            memories.get(action.uid),
-            self.now(),
-            self.jitter(),
-            retry_after=retry_after,
-            first_wait=self.eviction_wait,
-        )
-        memories[action.uid] = memory
-        if answer is Reason.EVICTED:
-            return True
-        self.on_action(action, memory.reason)
-        pod = f"{action.namespace}/{action.name}"
-        log.info("eviction refused", node=action.node, pod=pod, reason=memory.reason)
-        return False
-
-    # --- shared ------------------------------------------------------------------------------------------
-
-    async def _write_config(self, action: WriteConfig, snapshot: ClusterSnapshot) -> None:
-        settings, stack = snapshot.settings, snapshot.stack
-        namespace = settings.gpu_operator_namespace
-        if (body := plugin_patch(action, stack, self.now())) is not None:
-            await self._apply(settings.plugin_config_map, body, action.plugin_configs, namespace)
-        if (body := mig_patch(action, stack, self.now())) is not None:
-            await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
-
-    async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
-        """Patch what differs; a ConfigMap that is not there, or not any more, is created with all of its `data`.
-
-        One that somebody made a moment ago may hold what is theirs: it is not patched before it was read.
-        """
-        metadata = body["metadata"] | {"name": name, "namespace": namespace}
-        whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
-        if self.config_maps is not None and not self.config_maps.resource_version(name):
-            raw = await self.client.create(CONFIG_MAPS, whole, namespace=namespace)
-        else:
-            try:
-                raw = await self.client.patch(CONFIG_MAPS, name, body, namespace=namespace)
-            except NotFound:
-                raw = await self.client.create(CONFIG_MAPS, whole, namespace=namespace)
-        log.info("configuration written", configmap=name, keys=sorted(body["data"]))
-        if self.config_maps is not None:
-            self.config_maps.accept(raw)
-
-    async def _set_finalizer(self, action: SetFinalizer) -> None:
-        version, present = self.policies.finalizers(action.policy)
-        for _ in range(TRIES):
-            others = [name for name in present if name != names.FINALIZER]
-            wanted = [*others, names.FINALIZER] if action.present else others
-            if list(present) == wanted:
-                return
-            metadata = {"finalizers": wanted, "resourceVersion": version}
-            try:
-                self.policies.accept(await self.client.patch(POLICIES, action.policy, {"metadata": metadata}))
-            except NotFound:
-                return
-            except Conflict:
-                raw = await self.client.get(POLICIES, action.policy)
-                version = str(raw["metadata"]["resourceVersion"])
-                present = tuple(raw["metadata"].get("finalizers") or ())
-            else:
-                return
-        raise Conflict(f"policy {action.policy} changed {TRIES} times while we wrote to it")
+def called(action: Action) -> str:
+    """Which object an action writes to."""
+    return "Node" if isinstance(action, NodePatch) else type(action).__name__
 
 
 def same_node(now: NodeView, then: NodeView) -> bool:
     """Whether what we decided on still holds: everything that a plan reads of a Node."""
-    return now == then
+    return now is then or now == then
 
 
 def _new_gpunode(action: EnsureGPUNode, spec: JSON) -> JSON:

@@ -16,7 +16,9 @@ import kopf
 import structlog
 
 from gpusharing.api import names
+from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import POLICIES, KubeClient
+from gpusharing.kube.clock import loop_time
 from gpusharing.kube.login import Access, Login
 
 log = structlog.get_logger()
@@ -28,6 +30,10 @@ Credentials = Callable[[], Awaitable[tuple[Access, str | None]]]
 
 TOKEN_LIFE = timedelta(minutes=10)
 """kopf logs in again after this long: the kubelet replaces the pod's token."""
+AGAIN_FIRST, AGAIN_MOST = 1.0, 60.0
+"""Seconds until kopf is started again; doubled while its lives are short."""
+LONG_LIFE = 60.0
+"""Seconds. A kopf that lived so long did its work: the next end of one begins the waits anew."""
 STOP_SECONDS = 5.0
 """How long kopf may take to end; its thread does not keep the process."""
 
@@ -47,6 +53,7 @@ def make_registry(
             connector=aiohttp.TCPConnector(limit=4, ssl=tls),
             headers={"Authorization": token} if token else {},
             proxy=access.proxy,
+            middlewares=[_called(access.tls_server_name)] if access.tls_server_name else (),
         )
         sessions[:] = [*(known for known in sessions if not known.closed), session]
         return kopf.AiohttpSession(
@@ -58,6 +65,18 @@ def make_registry(
         touch(name, str(meta.get("resourceVersion", "")))
 
     return registry
+
+
+def _called(name: str) -> aiohttp.ClientMiddlewareType:
+    """The name that the server's certificate must bear, for every request of a session: kopf itself gives none."""
+
+    async def named(
+        request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        request.server_hostname = name
+        return await send(request)
+
+    return named
 
 
 def make_settings() -> kopf.OperatorSettings:
@@ -82,9 +101,12 @@ class PolicyWatch:
     after it, and it takes SIGTERM and SIGINT. So it gets a loop of its own, in a thread of its own.
     """
 
-    def __init__(self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = 1.0) -> None:
+    def __init__(
+        self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST
+    ) -> None:
+        """`again_after`: seconds until kopf is started again for the first time, spread by half."""
         self._client, self._login, self._touch = client, login, touch
-        self._again_after = again_after
+        self._backoff = Backoff(again_after, AGAIN_MOST)
         self.restarts = 0
         self.error = ""
         """Why kopf does not follow the policies; empty when nothing is known."""
@@ -94,6 +116,7 @@ class PolicyWatch:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
+            began = loop_time()
             try:
                 await self._served()
                 await self._once()
@@ -105,7 +128,9 @@ class PolicyWatch:
                 self.running.clear()
             self.restarts += 1
             self._touch("", "")
-            await asyncio.sleep(self._again_after)
+            if loop_time() - began >= LONG_LIFE:
+                self._backoff.success()
+            await asyncio.sleep(self._backoff.after_failure())
 
     async def _served(self) -> None:
         """Raises a KubeError as long as there is no CRD: kopf would start, and never look for it again."""
@@ -191,6 +216,8 @@ async def _clear_up(sessions: list[aiohttp.ClientSession]) -> None:
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    if left:
+        ended, _ = await asyncio.wait(left)
+        _ = [task.cancelled() or task.exception() for task in ended]  # nobody else wants to know
     for session in sessions:
         await session.close()

@@ -1,10 +1,10 @@
 """/healthz, /readyz and /metrics. kopf's own endpoint answers 200 whatever its watchers do, so these are ours.
 
-/healthz fails when only a new process can help: the loop stopped going round, or a reflector has heard nothing
-for so long that its connection must be dead. /readyz fails while we know too little to decide.
+/healthz fails when only a new process can help: the loop neither comes round nor gets answers (progress.py), or a
+reflector has heard nothing for so long that its connection must be dead. /readyz fails while we know too little to
+decide.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,10 +13,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from gpusharing.controller.handlers import PolicyWatch
 from gpusharing.controller.loop import Loop
+from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease
 
 STUCK = 120.0
-"""Seconds without a pass: more than any pass takes, deadlines of all its calls included."""
+"""Seconds without a pass or the answer to one of its calls; a call has a deadline of ten."""
 SILENT = 200.0
 """Seconds without a word on a watch; the server sends a bookmark each minute and ends it after five."""
 
@@ -28,13 +29,14 @@ class Health:
     loop: Loop
     lease: LeaderLease
     watch: PolicyWatch
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
         """What only a restart mends, by part."""
         found = {}
-        if self.clock() - self.loop.last_pass > STUCK:
-            found["loop"] = f"no pass for {self.clock() - self.loop.last_pass:.0f} s"
+        still = self.clock() - self.loop.progress.last
+        if still > STUCK:
+            found["loop"] = f"no pass and no answer to a call of one for {still:.0f} s"
         for name, source in self.loop.sources.required.items():
             silent = self.clock() - source.last_contact
             if source.synced.is_set() and source.error is None and silent > SILENT:

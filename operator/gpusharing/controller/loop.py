@@ -13,18 +13,23 @@ from typing import Any, Protocol
 
 import structlog
 
-from gpusharing.controller.execute import Executor, Outcome
+from gpusharing.api.names import Phase
+from gpusharing.controller.complaints import Complaints
+from gpusharing.controller.execute import FATAL, Executor, Outcome
+from gpusharing.controller.idleness import Idleness, Leader
+from gpusharing.controller.progress import Progress
 from gpusharing.controller.publish import Publisher
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import JSON, KubeClient
-from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.lease import LeaseLost
+from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.actions import Action
+from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
 from gpusharing.planning.verdict import Verdict
-from gpusharing.planning.views import Claim
 
 log = structlog.get_logger()
 
@@ -42,24 +47,6 @@ RETRY = 2.0
 def utc_now() -> datetime:
     """The wall clock, read once per pass."""
     return datetime.now(UTC)
-
-
-class Leader(Protocol):
-    """The Lease: whether we lead, and the claims that are kept on it."""
-
-    @property
-    def is_leader(self) -> bool:
-        """We hold the Lease and renewed it in time."""
-        ...
-
-    @property
-    def claims(self) -> Mapping[str, Claim]:
-        """Claims as last read or written."""
-        ...
-
-    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
-        """Compare-and-swap of all claims."""
-        ...
 
 
 class Observer(Protocol):
@@ -127,6 +114,19 @@ def _sources(client: KubeClient, settings: Settings, wake: Callable[[], None]) -
     )
 
 
+def is_proving(verdict: Verdict) -> bool:
+    """Only a look at the pods of the node is missing."""
+    return verdict.phase is Phase.VERIFYING_IDLE and verdict.reason is Reason.SETTLING
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group, however deep."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class Loop:
     """The operator without kopf, HTTP server and process: embeddable in tests and the demo."""
 
@@ -143,31 +143,14 @@ class Loop:
     ) -> None:
         self.settings, self.leader, self.observer, self.now = settings, leader, observer, now
         self.wake = Wake()
-        self.sources = _sources(client, settings, self.wake)
-        self.executor = Executor(
-            client,
-            self.sources.nodes,
-            self.sources.gpunodes,
-            self.sources.policies,
-            leader,
-            now,
-            parallel=settings.parallel,
-            eviction_wait=settings.plan.eviction_wait,
-            config_maps=self.sources.config_maps,
-            on_action=observer.acted,
-            view=self.sources.node_view,
-        )
-        self.gatherer = Gatherer(
-            client, self.sources, settings.plan, settings.admin_mig_config_map, self.executor.evictions
-        )
-        self.publisher = Publisher(
-            client,
-            Statuses(self.sources),
-            settings.publish_period,
-            identity,
-            on_verdict=observer.changed,
-            parallel=settings.parallel,
-        )
+        self.calls = Fanout(client, parallel=min(settings.parallel, Limits().parallel))
+        """Every call of the loop goes through it; those of the Lease do not."""
+        self.sources = _sources(self.calls, settings, self.wake)
+        self.executor = self._executor()
+        self.gatherer = self._gatherer()
+        self.publisher = self._publisher(identity)
+        self._complaints = Complaints()
+        self._idleness = Idleness(leader, self.sources, self._complaints)
         self.memo = Memo()
         self.plan: RolloutPlan | None = None
         self._publishing: asyncio.Task[datetime | None] | None = None
@@ -176,7 +159,52 @@ class Loop:
         self._on_first_pass = on_first_pass
         """Called once, when the whole cluster was read and planned."""
         self.last_pass = time.monotonic()
-        """When (monotonic) the loop last came round; /healthz looks at it."""
+        """When (monotonic) the loop last came round."""
+        self.progress = Progress()
+        """/healthz looks at it."""
+
+    def _executor(self) -> Executor:
+        sources = self.sources
+        return Executor(
+            self.calls,
+            sources.nodes,
+            sources.gpunodes,
+            sources.policies,
+            self.leader,
+            self.now,
+            parallel=self.settings.parallel,
+            eviction_wait=self.settings.plan.eviction_wait,
+            config_maps=sources.config_maps,
+            on_action=self.observer.acted,
+            view=sources.node_view,
+            seen=sources.seen_node,
+            on_late=self.wake,
+        )
+
+    def _gatherer(self) -> Gatherer:
+        settings, executor = self.settings, self.executor
+        return Gatherer(
+            self.calls,
+            self.sources,
+            settings.plan,
+            settings.admin_mig_config_map,
+            executor.evictions,
+            executor.failures,
+            executor.unsure,
+            parallel=max(1, min(settings.parallel, Limits().parallel) // 2),
+            on_late=self.wake,
+        )
+
+    def _publisher(self, identity: str) -> Publisher:
+        return Publisher(
+            self.calls,
+            Statuses(self.sources),
+            self.settings.publish_period,
+            identity,
+            on_verdict=self.observer.changed,
+            parallel=max(1, self.settings.parallel // 8),
+            on_late=self.wake,
+        )
 
     async def run(self) -> None:
         """Follow the API and go round until cancelled."""
@@ -187,15 +215,25 @@ class Loop:
             try:
                 await self._go_round()
             finally:
-                if self._publishing is not None:
-                    self._publishing.cancel()
-                    # Nobody awaits it any more: what ended it is what ended us, and no news.
-                    self._publishing.add_done_callback(lambda task: task.cancelled() or task.exception())
+                await self.close()
+
+    async def close(self) -> None:
+        """End every call that is still under way; returns when they have ended."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await asyncio.wait({self._publishing})
+            # Nobody awaits it any more: what ended it is what ended us, and no news.
+            _ = self._publishing.cancelled() or self._publishing.exception()
+            self._publishing = None
+        for crew in (self.executor.crew, self.gatherer.crew, self.gatherer.shared, self.publisher.crew):
+            await crew.close()
 
     async def _go_round(self) -> None:
         while True:
-            due = await self._pass()
+            with self.progress.of_a_pass():
+                due = await self._pass()
             self.last_pass = time.monotonic()
+            self.progress.made()
             await self._sleep(due)
 
     async def _sleep(self, due: datetime | None) -> None:
@@ -227,45 +265,62 @@ class Loop:
     async def _pass(self) -> datetime | None:
         """One round; returns when to look again at the latest."""
         self.wake.event.clear()
-        if not self.leader.is_leader or self.sources.missing():
+        if self._idleness.lasts():
             return self.now() + timedelta(seconds=RETRY / 4)
+        if (left := self.calls.holds.left()) > 0:
+            self._complaints.begins("pace", "the API server asks us to wait", seconds=round(left, 1))
+            return self.now() + timedelta(seconds=left)
+        self._complaints.ends("pace")
         try:
             due = await self.once()
+        except* FATAL as group:
+            self.sources.policies.touch()
+            self.gatherer.forget_pods()
+            self._ended_by(group)
+        except* KubeError as group:
+            self._ended_by(group)
+        else:
+            self._complaints.ends("pass")
             if self._on_first_pass is not None:
                 self._on_first_pass()
                 self._on_first_pass = None
             return due
-        except* (Unavailable, Unauthorized, LeaseLost) as group:
-            self.sources.policies.touch()
-            self.gatherer.forget_pods()
-            log.warning("the pass ends", error=repr(group.exceptions[0]))
-        except* KubeError as group:
-            log.warning("the pass ends", error=repr(group.exceptions[0]))
         return self.now() + timedelta(seconds=RETRY)
 
+    def _ended_by(self, group: BaseExceptionGroup[Exception]) -> None:
+        error = first_of(group)
+        self._complaints.begins(
+            "pass", "no pass comes to its end", type(error).__name__, error=str(error) or repr(error)
+        )
+
     async def once(self) -> datetime | None:
-        """Gather, plan, execute, publish. Follow-up passes run at once while our own writes make progress."""
+        """Gather, plan, execute, publish. Follow-up passes run at once while our own writes make progress.
+
+        Raises a group with what speaks about all calls, and nothing else of what the API server may do.
+        """
         times = [time.perf_counter()]
 
         def lap() -> None:
             times.append(time.perf_counter())
 
         now = self.now()
+        unseen = self.executor.under_way()
         wanted = self.plan.wants_pods if self.plan else frozenset[str]()
         snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
         lap()
+        now = self.now()  # what was seen is as old as it is now
         plan = plan_rollout(snapshot, now, self.memo)
         if plan.wants_pods - wanted:
             # Nobody waits for a round of status writes to learn whether the pods of a node block its change.
             wanted |= plan.wants_pods
             snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
+            now = self.now()
             plan = plan_rollout(snapshot, now, self.memo)
         more_pods = plan.wants_pods - wanted
         self.plan = plan
         lap()
-        outcome = await self.executor.execute(plan, snapshot)
-        self.gatherer.write_error = self.executor.write_error
-        self.gatherer.remember_differing(plan.differing, now)
+        outcome = await self.executor.execute(plan, snapshot, unseen)
+        self._remember(plan, now)
         lap()
         await self._published()
         self._publishing = asyncio.create_task(self.publisher.publish(plan, snapshot, now))
@@ -278,12 +333,26 @@ class Loop:
             plan,
             outcome,
         )
+        if snapshot.policies_error:
+            self._complaints.begins("policies", "no node starts", why=snapshot.policies_error)
+            return now + timedelta(seconds=RETRY)
+        self._complaints.ends("policies")
         if outcome.done or more_pods:
             return now
-        return min((moment for moment in (plan.wake_at, held_back) if moment is not None), default=None)
+        return min(
+            (moment for moment in (plan.wake_at, held_back, outcome.again) if moment is not None),
+            default=None,
+        )
+
+    def _remember(self, plan: RolloutPlan, now: datetime) -> None:
+        """What the next snapshot needs of this pass."""
+        self.gatherer.write_error = self.executor.write_error
+        self.gatherer.remember_differing(plan.differing, now)
+        self.gatherer.looks = plan.looks
+        self.gatherer.proving = frozenset(v.node for v in plan.verdicts.values() if is_proving(v))
 
     async def _published(self) -> datetime | None:
-        """Wait for the writes that people see; when more of them are due. Raises what ended them."""
+        """Wait for the writes that people see; when more of them are due."""
         publishing, self._publishing = self._publishing, None
         return await publishing if publishing is not None else None
 
@@ -303,6 +372,9 @@ class Loop:
                     await self.gatherer.count_pending()
                     if self.gatherer.pending != before:
                         self.wake()
+                    self._complaints.ends("pending pods")
                 except KubeError as error:
-                    log.info("pending pods not counted", error=str(error))
+                    self._complaints.begins(
+                        "pending pods", "pending pods are not counted", type(error).__name__, error=str(error)
+                    )
             await asyncio.sleep(self.settings.pending_period)

@@ -20,10 +20,12 @@ from gpusharing.controller.health import Health, application, metrics_applicatio
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
+from gpusharing.kube.client import Resource
+from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lease import LeaderLease, Timing
-from gpusharing.kube.login import SERVICE_ACCOUNT, Login, OfficialLogin, ServiceAccountLogin
+from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
 
 FAULT = 1
 """Exit status for a bad setting, a port that is taken, or a fault of our own."""
@@ -97,16 +99,10 @@ def configure_logs(settings: Settings) -> None:
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 
-def find_login(environment: Mapping[str, str]) -> Login:
-    """A kubeconfig is read by the official client; in a pod the mounted files are enough (docs/adr/0014)."""
-    if kubeconfig := environment.get("KUBECONFIG"):
-        return OfficialLogin(Path(kubeconfig))
-    return ServiceAccountLogin(environment, Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT))
-
-
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run the operator; returns the exit status."""
-    login = find_login(environment)
+    service_account = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
+    login = find_login(environment, environment.get("KUBECONFIG", ""), service_account)
     metrics = Metrics()
     try:
         await login.access()
@@ -114,16 +110,27 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
         log.error("cannot log in to the API server", error=str(error))
         return NO_LOGIN
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    async with HttpClient(login, on_call=metrics.called) as client:
+    clock = SteadyClock()
+
+    def called(verb: str, resource: Resource, subresource: str | None, status: int, seconds: float) -> None:
+        metrics.called(verb, resource, subresource, status, seconds)
+        loop.progress.called(verb, resource, subresource, status, seconds)
+
+    async with (
+        HttpClient(login, on_call=called) as client,
+        # A session, connections and slots of its own: a renewal never waits for other calls.
+        HttpClient(login, on_call=metrics.called, clock=clock) as own,
+    ):
         lease = LeaderLease(
-            client,
+            own,
             settings.plan.namespace,
             settings.lease_name,
             identity,
             on_lost=_lost,
             timing=Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period),
+            now=clock,
         )
-        loop = Loop(client, lease, settings, metrics, identity=identity, on_first_pass=settle_heap)
+        loop = Loop(client, lease, settings, metrics, identity=identity, now=clock, on_first_pass=settle_heap)
         watch = PolicyWatch(client, login, lambda name, version: _touched(loop, name, version))
         metrics.leader.set_function(lambda: float(lease.is_leader))
         try:
@@ -170,9 +177,9 @@ async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -
     finally:
         for task in (*parts, stopped):
             task.cancel()
-        await asyncio.gather(*parts, stopped, return_exceptions=True)
+        await asyncio.wait([*parts, stopped])
         leading.cancel()
-        await asyncio.gather(leading, return_exceptions=True)
+        await asyncio.wait([leading])
     for task in done - {stopped}:
         task.result()
 

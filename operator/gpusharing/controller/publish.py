@@ -3,8 +3,12 @@
 While an object moves, a change is written one period after it began to differ from what stands there: phases that
 pass more quickly are never shown. An end (Synced, Failed, Blocked ...) is written at once. Nothing is decided from
 any of it.
+
+Whatever fails here is told in the log and tried again, longer apart each time: no pass ends or waits because of it, and
+no object because of another one. An Event counts as told when the server has accepted it.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,9 +18,19 @@ import structlog
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.controller.parallel import each
+from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, KubeClient
-from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
+from gpusharing.kube.crew import Crew
+from gpusharing.kube.errors import (
+    AlreadyExists,
+    HeldBack,
+    Invalid,
+    KubeError,
+    NotFound,
+    ServerAway,
+    Unauthorized,
+)
+from gpusharing.planning.callfailures import LONGEST_WAIT
 from gpusharing.planning.events import NodeEvent, node_events
 from gpusharing.planning.mirror import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
@@ -29,8 +43,14 @@ log = structlog.get_logger()
 POOL_FACTOR = 2
 """A policy's numbers and message may lag this many periods: every node of the pool changes them."""
 
+UNTOLD = 1000
+"""Events that wait for the server at most; older ones are given up for them."""
+
 RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
 """Phases that last: their mirror is written without delay."""
+
+
+_EVENTS = "events"
 
 
 class Statuses(Protocol):
@@ -68,6 +88,9 @@ class Publisher:
     parallel: int = 16
     on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
     """Told about every verdict that changed: for metrics."""
+    on_late: Callable[[], None] = lambda: None
+    """Told when a write ended for which no round waited."""
+    crew: Crew = field(init=False)
     _told: dict[str, Verdict] = field(default_factory=dict)
     _differs_since: dict[str, datetime] = field(default_factory=dict)
     _held: set[str] = field(default_factory=set)
@@ -76,29 +99,62 @@ class Publisher:
     """The objects of the last pass, compared by identity."""
     _shown: dict[str, tuple[object, ...]] = field(default_factory=dict)
     """By policy: what decided the status of its conditions when they were last looked at."""
+    _refused: dict[str, tuple[int, datetime]] = field(default_factory=dict)
+    """By object: refusals in a row, and when to try again."""
+    _untold: deque[JSON] = field(default_factory=lambda: deque(maxlen=UNTOLD))
+    """Events that the server has not accepted yet, oldest first."""
+    _complaints: Complaints = field(default_factory=Complaints)
     _serial: int = 0
 
+    def __post_init__(self) -> None:
+        """Those who write."""
+        self.crew = Crew(self.parallel, self.on_late)
+
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
-        """Returns when something that was held back is due."""
+        """Returns when something that was held back is due. Raises nothing that the server may do."""
+        verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
+        policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
+        for verdict in verdicts.values():
+            self._notice(verdict, plan, now)
+        self._forget(plan)
         due: list[datetime] = []
 
-        async def node(verdict: Verdict) -> None:
-            if (later := await self._node(verdict, plan, snapshot, now)) is not None:
+        async def write(key: str) -> None:
+            if (refused := self._refused.get(key)) is not None and refused[1] > now:
+                later: datetime | None = refused[1]
+            elif key == _EVENTS:
+                later = await self._tell(now)
+            elif key in verdicts:
+                later = await self._mirror(verdicts[key], snapshot, now)
+            else:
+                later = await self._status(policies[key], plan, snapshot, now)
+            if later is not None:
                 due.append(later)
 
-        changed = [verdict for verdict in plan.verdicts.values() if self._is_news(verdict, snapshot)]
-        await each(changed, node, self.parallel)
+        try:
+            await self.crew.each([*verdicts, *policies, *([_EVENTS] if self._untold else [])], write)
+        except* (ServerAway, Unauthorized) as group:
+            self._complaints.begins("status", "status is not written", error=str(group.exceptions[0]))
+            due.append(now + timedelta(seconds=max(self.period, 1.0)))
+        else:
+            self._complaints.ends("status")
+        return min(due, default=None)
+
+    def _forget(self, plan: RolloutPlan) -> None:
+        """Nodes and policies that are gone."""
         for name in self._told.keys() - plan.verdicts.keys():
-            del self._told[name], self._seen[name]
-            self._held.discard(f"node/{name}")
-            self._differs_since.pop(f"node/{name}", None)
+            del self._told[name]
+            self._seen.pop(name, None)
+            self._drop(f"node/{name}")
         for name in self._shown.keys() - plan.pools.keys():
             del self._shown[name]
-            self._differs_since.pop(f"policy/{name}", None)
-        for policy in snapshot.policies:
-            if (later := await self._status(policy, plan, snapshot, now)) is not None:
-                due.append(later)
-        return min(due, default=None)
+            self._drop(f"policy/{name}")
+
+    def _drop(self, key: str) -> None:
+        self._held.discard(key)
+        self._differs_since.pop(key, None)
+        self._refused.pop(key, None)
+        self._complaints.ends(key)
 
     def _is_news(self, verdict: Verdict, snapshot: ClusterSnapshot) -> bool:
         """Whether the mirror may have to change: it shows the verdict and the node, and stands on the GPUNode."""
@@ -108,17 +164,14 @@ class Publisher:
         same = before is not None and before[0] is seen[0] and before[1] is seen[1]
         return not same or self._told.get(name) != verdict or f"node/{name}" in self._held
 
-    async def _node(
-        self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
-    ) -> datetime | None:
+    def _notice(self, verdict: Verdict, plan: RolloutPlan, now: datetime) -> None:
+        """What is new about a node: for metrics, the log and the Events. Its mirror is due from now on."""
         before = self._told.get(verdict.node)
-        # Until the mirror is known to be right, whatever ends this before.
         self._held.add(f"node/{verdict.node}")
         if before != verdict:
             self._told[verdict.node] = verdict
             self.on_verdict(before, verdict)
-            await self._tell(node_events(before, verdict), verdict, plan, now)
-        return await self._mirror(verdict, snapshot, now)
+            self._compose(node_events(before, verdict), verdict, plan, now)
 
     # --- mirrors and status --------------------------------------------------------------------------------
 
@@ -141,7 +194,9 @@ class Publisher:
             return later
         body = {"status": {"transition": wanted, "conditions": conditions}}
         later = await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.accept_gpunode)
-        if later is None:
+        if (
+            later is None and self._told.get(verdict.node) == verdict
+        ):  # nothing newer came while it was written
             self._held.discard(key)
         return later
 
@@ -180,21 +235,35 @@ class Publisher:
     async def _write(
         self, key: str, now: datetime, resource: Any, name: str, body: JSON, accept: Callable[[JSON], None]
     ) -> datetime | None:
-        self._differs_since.pop(key, None)
         try:
             accept(await self.client.patch(resource, name, body, subresource="status"))
         except NotFound:
-            return None
-        except (Unauthorized, Unavailable):
-            raise
+            pass
         except KubeError as error:
-            log.warning("status not written", object=key, error=str(error) or repr(error))
-            return now + timedelta(seconds=max(self.period, 1.0))
+            return self._refusal(key, "status not written", error, now)
+        self._differs_since.pop(key, None)
+        self._accepted(key)
         return None
+
+    def _refusal(self, key: str, event: str, error: KubeError, now: datetime) -> datetime:
+        """When to try again; the log hears of it once. Raises what speaks about all calls."""
+        if isinstance(error, ServerAway | Unauthorized):
+            raise error
+        if isinstance(error, HeldBack):
+            return now + timedelta(seconds=error.retry_after or 1.0)
+        tries = self._refused[key][0] + 1 if key in self._refused else 1
+        wait = min(LONGEST_WAIT, max(self.period, 1.0) * 2.0 ** min(tries - 1, 10))
+        self._refused[key] = tries, now + timedelta(seconds=wait)
+        self._complaints.begins(key, event, type(error).__name__, error=str(error) or repr(error))
+        return self._refused[key][1]
+
+    def _accepted(self, key: str) -> None:
+        self._refused.pop(key, None)
+        self._complaints.ends(key)
 
     # --- events --------------------------------------------------------------------------------------------
 
-    async def _tell(
+    def _compose(
         self, events: tuple[NodeEvent, ...], verdict: Verdict, plan: RolloutPlan, now: datetime
     ) -> None:
         pool = plan.pools.get(verdict.policy)
@@ -202,13 +271,7 @@ class Publisher:
             return
         for event in events:
             self._serial += 1
-            body = self._event(event, pool.policy, verdict.node, now)
-            try:
-                await self.client.create(EVENTS, body, namespace="default")
-            except (Unauthorized, Unavailable):
-                raise
-            except KubeError as error:
-                log.warning("event not posted", reason=event.reason, error=str(error) or repr(error))
+            self._untold.append(self._event(event, pool.policy, verdict.node, now))
             log.info(
                 event.reason,
                 node=verdict.node,
@@ -216,6 +279,24 @@ class Publisher:
                 phase=str(verdict.phase),
                 note=event.note,
             )
+
+    async def _tell(self, now: datetime) -> datetime | None:
+        """Post what is untold, in the order in which it happened."""
+        while self._untold:
+            body = self._untold[0]
+            try:
+                await self.client.create(EVENTS, body, namespace="default")
+            except AlreadyExists:
+                pass  # an answer was lost
+            except (Invalid, NotFound) as error:
+                self._complaints.begins(_EVENTS, "event refused", type(error).__name__, error=str(error))
+            except KubeError as error:
+                return self._refusal(_EVENTS, "events not posted", error, now)
+            else:
+                self._accepted(_EVENTS)
+            if self._untold and self._untold[0] is body:
+                self._untold.popleft()
+        return None
 
     def _event(self, event: NodeEvent, policy: PolicyView, node: str, now: datetime) -> JSON:
         """events.k8s.io/v1; events about cluster-scoped objects live in the namespace default."""

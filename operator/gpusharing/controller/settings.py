@@ -4,11 +4,13 @@
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gpusharing.kube.foreign import find_problem
+from gpusharing.planning.drivers import VERSION
 from gpusharing.planning.views import Settings as PlanSettings
 
 PREFIX = "GPUSHARING_"
@@ -27,6 +29,7 @@ POSITIVE = frozenset(
 )
 """With 0 the loop would spin, or never act."""
 MAX_PORT = 65535
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class SettingsError(Exception):
@@ -41,7 +44,7 @@ class Settings:
     """Settings that decisions depend on; each has a variable of its own too."""
     admin_mig_config_map: str = ""
     """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty: none."""
-    agent_namespace: str = ""
+    agent_namespace: str = "gpusharing-agent"
     """Where the agent's pods are; empty: our own namespace."""
     maintenance_keys: tuple[str, ...] = ()
     """Keys, commas between: a label, annotation or taint of one on a Node means that somebody else maintains it."""
@@ -98,6 +101,8 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
 
 def default_text(value: object) -> str:
     """A value as its variable would have it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
@@ -116,8 +121,12 @@ def _convert(variable: str, text: str, default: object) -> object:
         if text not in allowed:
             raise SettingsError(f"{variable}={text} is none of {', '.join(allowed)}; {example}")
         return text
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise SettingsError(f"{variable}={text} is neither true nor false; for example {variable}=true")
+        return text == "true"
     if isinstance(default, tuple):
-        return _keys(variable, text)
+        return _list(variable, text)
     if not isinstance(default, (int, float)):
         return text
     convert: Callable[[str], float] = type(default)
@@ -137,15 +146,30 @@ def _convert(variable: str, text: str, default: object) -> object:
     return value
 
 
-def _keys(variable: str, text: str) -> tuple[str, ...]:
-    """Keys of labels, annotations and taints; none in an empty text."""
-    keys = tuple(key.strip() for key in text.split(",")) if text.strip() else ()
-    for key in keys:
-        if problem := find_problem(key):
-            raise SettingsError(
-                f"{variable}={text}: {problem}; for example {variable}=example.com/maintenance"
-            )
-    return keys
+def _list(variable: str, text: str) -> tuple[str, ...]:
+    """The entries between commas; none in an empty text."""
+    find, example = LISTS[variable.removeprefix(PREFIX).lower()]
+    entries = tuple(entry.strip() for entry in text.split(",")) if text.strip() else ()
+    for entry in entries:
+        if problem := find(entry):
+            raise SettingsError(f"{variable}={text}: {problem}; for example {variable}={example}")
+    return entries
+
+
+def _find_no_namespace(entry: str) -> str:
+    return "" if NAMESPACE.fullmatch(entry) else f"{entry!r} is not the name of a namespace"
+
+
+def _find_no_version(entry: str) -> str:
+    return "" if VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the beginning of one"
+
+
+LISTS: Mapping[str, tuple[Callable[[str], str], str]] = {
+    "maintenance_keys": (find_problem, "example.com/maintenance"),
+    "protected_namespaces": (_find_no_namespace, "kube-system,monitoring"),
+    "unsafe_drivers": (_find_no_version, "570,580.95.05"),
+}
+"""What is wrong with an entry (empty: nothing), and an example."""
 
 
 def _check_lease(settings: Settings) -> None:

@@ -1,0 +1,122 @@
+"""Send evictions, and remember what the API server answered (drain.md 1.3). No pod is evicted twice."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from gpusharing.kube.client import KubeClient
+from gpusharing.kube.errors import (
+    Conflict,
+    EvictionBlocked,
+    EvictionFailed,
+    Forbidden,
+    HeldBack,
+    Invalid,
+    NotFound,
+    Throttled,
+    Unavailable,
+)
+from gpusharing.planning.actions import Action, Evict
+from gpusharing.planning.evictions import is_accepted, is_odd, is_seen, remember
+from gpusharing.planning.podviews import EvictionMemory
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.views import ClusterSnapshot
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Evictor:
+    """Part of the executor, which says what its fields are."""
+
+    client: KubeClient
+    now: Callable[[], datetime]
+    jitter: Callable[[], float]
+    first_wait: float
+    """Seconds after the first refusal."""
+    memories: dict[str, dict[str, EvictionMemory]]
+    """By node and pod UID."""
+    unsure: set[str]
+    on_action: Callable[[Action, str], None]
+
+    def forget(self, snapshot: ClusterSnapshot) -> None:
+        """A refusal speaks about one drain only: before the next one, the budgets as they are then decide.
+
+        An accepted eviction outlives the drain: a LIST that was begun before it would show the pod as one to evict.
+        """
+        for name in list(self.memories):
+            node, work = snapshot.nodes.get(name), snapshot.work.get(name)
+            if node is None:
+                del self.memories[name]
+            elif node.fence is None:
+                listed_at = work.listed_at if work is not None and not work.error else None
+                kept = {
+                    uid: memory
+                    for uid, memory in self.memories.pop(name).items()
+                    if is_accepted(memory) and not is_seen(memory, listed_at)
+                }
+                if kept:
+                    self.memories[name] = kept
+
+    async def evict(self, action: Evict) -> bool:
+        """True when the server accepted it. What it answers otherwise is remembered.
+
+        An accepted eviction is not sent again, whatever was decided.
+
+        Raises:
+            KubeError: what speaks about all calls.
+        """
+        if is_accepted(self.memories.get(action.node, {}).get(action.uid)):
+            return False
+        try:
+            answer, message, retry_after = await self._ask(action)
+        except HeldBack:
+            return False  # nothing was sent
+        memories = self.memories.setdefault(action.node, {})
+        memory = remember(
+            answer,
+            message,
+            memories.get(action.uid),
+            self.now(),
+            self.jitter(),
+            retry_after=retry_after,
+            first_wait=self.first_wait,
+        )
+        memories[action.uid] = memory
+        if answer in (Reason.EVICTED, Reason.PODS_LEAVING):
+            return answer is Reason.EVICTED
+        self.on_action(action, memory.reason)
+        pod = f"{action.namespace}/{action.name}"
+        log.info("eviction refused", node=action.node, pod=pod, reason=memory.reason)
+        return False
+
+    async def _ask(self, action: Evict) -> tuple[Reason, str, float | None]:
+        """What the server answered, its words, and the seconds that it asks us to wait."""
+        retry_after: float | None = None
+        try:
+            await self.client.evict(action.namespace, action.name, action.uid)
+        except (NotFound, Conflict) as error:
+            # E2, E3: gone or replaced; the next LIST tells. A pod that LISTs go on showing is neither.
+            odd = is_odd(self.memories.get(action.node, {}).get(action.uid))
+            answer, message = (Reason.EVICTION_ERROR, str(error)) if odd else (Reason.PODS_LEAVING, "")
+        except HeldBack:
+            raise  # a Throttled, but nobody's answer
+        except EvictionBlocked as error:
+            answer, message, retry_after = Reason.PDB, str(error), error.retry_after
+        except Throttled as error:
+            answer, message, retry_after = Reason.THROTTLED, str(error), error.retry_after
+        except EvictionFailed as error:
+            answer, message = Reason.EVICTION_ERROR, str(error)
+        except Unavailable as error:
+            answer, message = Reason.EVICTION_ERROR, str(error)
+            self.unsure.add(action.node)  # it may be on its way
+        except Forbidden as error:
+            terminating = error.namespace_terminating
+            answer, message = Reason.NAMESPACE_TERMINATING if terminating else Reason.FORBIDDEN, str(error)
+        except Invalid as error:
+            answer, message = Reason.INTERNAL_ERROR, str(error)
+        else:
+            answer, message = Reason.EVICTED, ""
+        return answer, message, retry_after

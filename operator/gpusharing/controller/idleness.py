@@ -1,0 +1,92 @@
+"""Why the operator does nothing at all. Each reason is said when it begins and when it is over."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from gpusharing.controller.complaints import Complaints
+from gpusharing.kube.sources import NOT_YET, Sources
+from gpusharing.planning.records import Claim
+
+log = structlog.get_logger()
+
+
+class Leader(Protocol):
+    """The Lease: whether we lead, and the claims that are kept on it."""
+
+    @property
+    def is_leader(self) -> bool:
+        """We hold the Lease and renewed it in time."""
+        ...
+
+    @property
+    def claims(self) -> Mapping[str, Claim]:
+        """Claims as last read or written."""
+        ...
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the Lease could not be asked for or renewed; None when it could."""
+        ...
+
+    @property
+    def claims_error(self) -> str:
+        """Why the claims on the Lease cannot be read; they are made anew from the fences then."""
+        ...
+
+    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
+        """Compare-and-swap of all claims."""
+        ...
+
+
+@dataclass(slots=True)
+class Idleness:
+    """Asked before every pass."""
+
+    leader: Leader
+    sources: Sources
+    complaints: Complaints
+    _led: bool = False
+    _refused: set[str] = field(default_factory=set)
+
+    def lasts(self) -> bool:
+        """Whether no pass may begin: another process leads, or not everything was read yet."""
+        leads, missing = self.leader.is_leader, self.sources.missing()
+        self._tell_lease(leads)
+        self._tell_claims(leads)
+        self._tell_sources(missing)
+        return not leads or bool(missing)
+
+    def _tell_lease(self, leads: bool) -> None:
+        if leads:
+            self.complaints.ends("lease")
+            if not self._led:
+                self._led = True
+                log.info("leading", claims=len(self.leader.claims))
+            return
+        error = self.leader.error
+        why = str(error) if error is not None else "another process leads, or its Lease runs out"
+        event = "does not lead any more" if self._led else "waits to lead"
+        self.complaints.begins("lease", event, type(error).__name__, why=why)
+
+    def _tell_claims(self, leads: bool) -> None:
+        if leads and (why := self.leader.claims_error):
+            self.complaints.begins(
+                "claims",
+                "the claims on the Lease cannot be read; they are made anew from the fences",
+                why=why,
+            )
+        else:
+            self.complaints.ends("claims")
+
+    def _tell_sources(self, missing: Mapping[str, str]) -> None:
+        refused = {name: why for name, why in missing.items() if why != NOT_YET}
+        self._refused |= refused.keys()
+        if refused:
+            kind = " ".join(sorted(self._refused))  # those that come back one by one are no news
+            self.complaints.begins("sources", "not everything can be read", kind, sources=refused)
+        elif not missing:
+            self._refused.clear()
+            self.complaints.ends("sources")

@@ -1,0 +1,45 @@
+"""Does the loop get on? Liveness asks this: how long a pass takes says nothing.
+
+A pass that creates five thousand objects takes minutes on a slow API server and is well all the same. So what counts is
+that passes come round, or that the API server answers the calls of the pass that is under way. Other calls of the
+process (watches, the Lease, the count of Pending pods) go on beside a loop that hangs, and do not count.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from gpusharing.kube.client import Resource
+from gpusharing.kube.clock import loop_time
+
+_OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
+"""Inherited by every task that a pass starts."""
+
+
+class Progress:
+    """When the loop last got on."""
+
+    def __init__(self, clock: Callable[[], float] = loop_time) -> None:
+        self._clock = clock
+        self.last = clock()
+        """By the clock, in seconds."""
+
+    def made(self) -> None:
+        """A pass came round."""
+        self.last = self._clock()
+
+    @contextmanager
+    def of_a_pass(self) -> Iterator[None]:
+        """Calls made in this block, and by tasks started in it, are those of a pass."""
+        token = _OF_A_PASS.set(True)
+        try:
+            yield
+        finally:
+            _OF_A_PASS.reset(token)
+
+    def called(
+        self, verb: str, resource: Resource, subresource: str | None, status: int, seconds: float
+    ) -> None:
+        """See http.OnCall. An answer of any kind is progress; status 0 is none."""
+        if status and _OF_A_PASS.get():
+            self.made()

@@ -1,0 +1,139 @@
+"""Writes that are made once for all nodes: configuration, finalizers, claims. Fences wait for them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from gpusharing.api import names
+from gpusharing.controller.configwrites import mig_patch, plugin_patch
+from gpusharing.kube.client import CONFIG_MAPS, JSON, POLICIES, KubeClient
+from gpusharing.kube.errors import Conflict, NotFound
+from gpusharing.kube.written import MIG_KEY
+from gpusharing.planning import callfailures
+from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, WriteConfig
+from gpusharing.planning.callfailures import CLAIMS, policy_subject
+from gpusharing.planning.records import Claim
+from gpusharing.planning.views import ClusterSnapshot
+
+log = structlog.get_logger()
+
+TRIES = 3
+"""How often a conditional write is decided again after a 409."""
+
+
+class Cache(Protocol):
+    """The part of a reflector that is fed with answers."""
+
+    def resource_version(self, name: str) -> str:
+        """The newest one known."""
+        ...
+
+    def accept(self, raw: JSON) -> None:
+        """Take an object that the server answered."""
+        ...
+
+
+class Claims(Protocol):
+    """The leader Lease."""
+
+    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
+        """Compare-and-swap; raises LeaseLost when we do not lead any more."""
+        ...
+
+
+class PolicyStore(Protocol):
+    """Where the finalizers of a policy are known from."""
+
+    def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
+        """(resourceVersion, finalizers) as last read."""
+        ...
+
+    def accept(self, raw: JSON) -> None:
+        """Take an object that the server answered."""
+        ...
+
+
+def subject_of(action: Action) -> str:
+    """What a shared write is about, for people."""
+    match action:
+        case SetFinalizer():
+            return policy_subject(action.policy)
+        case SetClaims():
+            return CLAIMS
+        case _:
+            return callfailures.CONFIG_MAPS
+
+
+@dataclass(slots=True)
+class SharedWrites:
+    """Carries them out; every method raises KubeError, `perform` of claims also LeaseLost."""
+
+    client: KubeClient
+    policies: PolicyStore
+    claims: Claims
+    now: Callable[[], datetime]
+    config_maps: Cache | None = None
+    writing: str = ""
+    """The ConfigMap that is, or was, written last: `namespace/name`."""
+
+    async def perform(self, action: Action, snapshot: ClusterSnapshot) -> None:
+        """One of them."""
+        match action:
+            case WriteConfig():
+                await self._write_config(action, snapshot)
+            case SetFinalizer():
+                await self._set_finalizer(action)
+            case SetClaims():
+                await self.claims.set_claims(action.claims)
+            case _:
+                raise TypeError(f"{type(action).__name__} belongs to a node")
+
+    async def _write_config(self, action: WriteConfig, snapshot: ClusterSnapshot) -> None:
+        settings, stack = snapshot.settings, snapshot.stack
+        namespace = settings.gpu_operator_namespace
+        if (body := plugin_patch(action, stack, self.now())) is not None:
+            await self._apply(settings.plugin_config_map, body, action.plugin_configs, namespace)
+        if (body := mig_patch(action, stack, self.now())) is not None:
+            await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
+
+    async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
+        """Patch what differs; a ConfigMap that is not there, or not any more, is created with all of its `data`.
+
+        One that somebody made a moment ago may hold what is theirs: it is not patched before it was read.
+        """
+        self.writing = f"{namespace}/{name}"
+        metadata = body["metadata"] | {"name": name, "namespace": namespace}
+        whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
+        if self.config_maps is not None and not self.config_maps.resource_version(name):
+            raw = await self.client.create(CONFIG_MAPS, whole, namespace=namespace)
+        else:
+            try:
+                raw = await self.client.patch(CONFIG_MAPS, name, body, namespace=namespace)
+            except NotFound:
+                raw = await self.client.create(CONFIG_MAPS, whole, namespace=namespace)
+        log.info("configuration written", configmap=name, keys=sorted(body["data"]))
+        if self.config_maps is not None:
+            self.config_maps.accept(raw)
+
+    async def _set_finalizer(self, action: SetFinalizer) -> None:
+        version, present = self.policies.finalizers(action.policy)
+        for _ in range(TRIES):
+            others = [name for name in present if name != names.FINALIZER]
+            wanted = [*others, names.FINALIZER] if action.present else others
+            if list(present) == wanted:
+                return
+            metadata = {"finalizers": wanted, "resourceVersion": version}
+            try:
+                self.policies.accept(await self.client.patch(POLICIES, action.policy, {"metadata": metadata}))
+            except NotFound:
+                return
+            except Conflict:
+                raw = await self.client.get(POLICIES, action.policy)
+                version = str(raw["metadata"]["resourceVersion"])
+                present = tuple(raw["metadata"].get("finalizers") or ())
+            else:
+                return
+        raise Conflict(f"policy {action.policy} changed {TRIES} times while we wrote to it")

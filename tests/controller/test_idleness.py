@@ -1,0 +1,112 @@
+"""Every reason for idleness is one line at its beginning and one at its end (controller/idleness.py)."""
+
+import asyncio
+
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
+from structlog.testing import capture_logs
+from tests.controller.test_loop import Leader, running
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.controller.complaints import Complaints
+from gpusharing.kube.client import GPUNODES, NODES, POLICIES
+from gpusharing.kube.errors import Forbidden, Throttled, Unavailable
+
+HOUR = 3600.0
+
+
+@virtually
+async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
+    cluster = FakeCluster(now=virtual_now)
+    sick = [cluster.faults.fail("list", None, Forbidden("no right"), times=EVER)]
+    leader = Leader(is_leader=False, error=Forbidden("no right to get leases"))
+    with capture_logs() as said:
+        async with running(cluster, leader):
+            await asyncio.sleep(HOUR)
+            begun = [line["event"] for line in said]
+            assert sorted(begun) == ["not everything can be read", "waits to lead"]
+            assert "no right to get leases" in str(said)
+            leader.is_leader, leader.error = True, None
+            for fault in sick:
+                fault.lift()
+            await asyncio.sleep(120)
+    ended = [line["event"] for line in said if line["event"] != "configuration written"][2:]
+    assert sorted(ended) == ["leading", "over: not everything can be read", "over: waits to lead"]
+
+
+@virtually
+async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
+    async with running() as stage:
+        with capture_logs() as said:
+            sick = [
+                stage.cluster.faults.fail(verb, None, Unavailable("connection refused"), times=EVER)
+                for verb in ("get", "list", "watch", "patch", "create")
+            ]
+            stage.cluster.close_watches()
+            for _ in range(300):
+                stage.loop.sources.policies.touch()
+                stage.loop.wake()
+                await asyncio.sleep(2)
+            for fault in sick:
+                fault.lift()
+            await asyncio.sleep(60)
+    lines = [line["event"] for line in said if line["event"] != "status is not written"]
+    assert 1 <= lines.count("no pass comes to its end") + lines.count("no node starts") <= 2
+    assert len(lines) <= 6, lines
+    assert any(line.startswith("over: ") for line in lines)
+
+
+@virtually
+async def test_a_server_that_asks_everybody_to_wait_is_asked_nothing_and_that_is_said_once() -> None:
+    async with running() as stage:
+        busy = [
+            stage.cluster.faults.fail(verb, None, Throttled("too many requests", 30.0), times=EVER)
+            for verb in ("get", "list", "patch", "create")
+        ]
+        stage.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {"mode": "Full"}})
+        with capture_logs() as said:
+            before = stage.cluster.calls.total()
+            for _ in range(30):
+                stage.loop.sources.policies.touch()
+                stage.loop.wake()
+                await asyncio.sleep(1)
+            assert stage.cluster.calls.total() - before <= 6
+            for fault in busy:
+                fault.lift()
+            await asyncio.sleep(60)
+        assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
+    assert [line["event"] for line in said].count("the API server asks us to wait") <= 1
+
+
+@virtually
+async def test_damaged_claims_are_said() -> None:
+    leader = Leader(claims_error="claims: no JSON")
+    with capture_logs() as said:
+        async with running(leader=leader):
+            await asyncio.sleep(HOUR)
+    assert [line["why"] for line in said if "claims on the Lease" in line["event"]] == ["claims: no JSON"]
+
+
+def test_a_complaint_is_said_again_only_when_it_is_another_one() -> None:
+    complaints = Complaints()
+    with capture_logs() as said:
+        for number in range(5):
+            complaints.begins("node", "action failed", "Conflict", error=f"version {number}")
+        complaints.begins("node", "action failed", "Forbidden", error="no right")
+        complaints.ends("node")
+        complaints.ends("node")
+    assert [line["event"] for line in said] == ["action failed", "action failed", "over: action failed"]
+
+
+@virtually
+async def test_tasks_do_not_become_more_over_failed_passes() -> None:
+    async with running() as stage:
+        before = len(asyncio.all_tasks())
+        stage.cluster.faults.fail("list", POLICIES, Unavailable("502"), times=EVER)
+        stage.cluster.faults.fail("patch", GPUNODES, Unavailable("502"), times=EVER)
+        stage.cluster.faults.fail("patch", NODES, Unavailable("502"), times=EVER)
+        for _ in range(60):
+            stage.loop.sources.policies.touch()
+            stage.loop.wake()
+            await asyncio.sleep(1)
+        assert len(asyncio.all_tasks()) <= before
