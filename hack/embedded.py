@@ -14,10 +14,20 @@ from typing import Any
 from gpusharing.controller.loop import Loop, utc_now
 from gpusharing.controller.metrics import NoMetrics
 from gpusharing.controller.settings import Settings
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, POLICIES, KubeClient
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    DAEMON_SETS,
+    GPUNODES,
+    JSON,
+    NODES,
+    POLICIES,
+    KubeClient,
+)
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.views import Settings as PlanSettings
+from hack.sim.daemons import played_daemon_sets
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Crash
 from hack.sim.gpu import SimulatedGPUs
@@ -250,6 +260,8 @@ async def embedded(
     for node in nodes:
         cluster.add(NODES, node)
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
+    for name, namespace in played_daemon_sets(sim_settings):
+        cluster.add(DAEMON_SETS, {"metadata": {"name": name, "namespace": namespace}})
     log: list[str] = []
     world = World(
         cluster.client("node"),

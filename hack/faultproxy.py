@@ -4,16 +4,23 @@ with FaultProxy(api.url, api.ca_pem) as proxy:
     kubeconfig = write_kubeconfig(path, proxy.url, ...)      # plain http; bearer tokens pass through
     proxy.arm(7, lambda: os.kill(pid, signal.SIGKILL))       # the 7th write is answered, the client does not hear it
 
-Nothing is invented: answers, refusals and watches are the server's (reliability-performance.md 1.6).
+Answers, refusals and watches are the server's (reliability-performance.md 1.6), but for objects that a test makes
+fail, once or for ever:
+
+    sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), Refusal(503))
+    deaf = proxy.fail("GET", PODS.path(), None, query="spec.nodeName=gpu-2")     # no answer at all
+    sick.lift()
 """
 
 import asyncio
 import json
+import math
 import ssl
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
+from urllib.parse import unquote_plus
 
 import aiohttp
 from aiohttp import web
@@ -51,6 +58,66 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the server is made to say: an HTTP status, and a Status object as an API server words it."""
+
+    status: int
+    message: str = "the fault proxy says no"
+    reason: str = ""
+    retry_after: int | None = None
+    """Seconds, as header and in the body."""
+    causes: Mapping[str, str] = field(default_factory=dict)
+    """reason -> message, for example DisruptionBudget."""
+
+    def response(self) -> web.Response:
+        """As bytes on the wire."""
+        details: dict[str, Any] = {
+            "causes": [{"reason": reason, "message": message} for reason, message in self.causes.items()]
+        }
+        headers = {}
+        if self.retry_after is not None:
+            details["retryAfterSeconds"] = self.retry_after
+            headers["Retry-After"] = str(self.retry_after)
+        body: dict[str, Any] = {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "details": details,
+        }
+        body |= {"message": self.message, "reason": self.reason, "code": self.status}
+        return web.json_response(body, status=self.status, headers=headers)
+
+
+@dataclass(slots=True)
+class Sick:
+    """Calls to one path that get a refusal, or no answer, instead of being forwarded. Watches do not."""
+
+    method: str
+    path: str
+    answer: Refusal | None
+    query: str
+    times: float
+    hits: int = 0
+    """Calls that got it."""
+
+    def lift(self) -> None:
+        """From now on calls are forwarded again."""
+        self.times = 0
+
+    def takes(self, request: web.Request) -> bool:
+        """Whether this call gets it; counts it then."""
+        is_watch = request.query.get("watch") in ("true", "1")
+        if is_watch or self.times <= 0 or (request.method, request.path) != (self.method, self.path):
+            return False
+        if self.query not in unquote_plus(request.query_string):
+            return False
+        self.times -= 1
+        self.hits += 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class _Trap:
     at: int
     act: Callable[[], None]
@@ -72,6 +139,7 @@ class FaultProxy:
         self._count = 0
         self._trap: _Trap | None = None
         self.writes: list[Write] = []
+        self._sick: tuple[Sick, ...] = ()
         self.sprung = threading.Event()
         """Set once the trap was sprung."""
 
@@ -81,8 +149,9 @@ class FaultProxy:
         return f"http://127.0.0.1:{self._port}"
 
     def reset(self) -> None:
-        """Forget the log, count from 1 again, take the trap away."""
+        """Forget the log, count from 1 again, take the trap and the faults away."""
         self._trap = None
+        self._sick = ()
         self._count = 0
         self.writes = []
         self.sprung.clear()
@@ -90,6 +159,17 @@ class FaultProxy:
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
         """Call `act` when write number `at` was answered upstream, or `before` it is forwarded at all."""
         self._trap = _Trap(at, act, before)
+
+    def fail(
+        self, method: str, path: str, answer: Refusal | None, *, query: str = "", times: float = math.inf
+    ) -> Sick:
+        """Let calls to exactly this path get `answer`, or with None hang until the client gives up.
+
+        `query` must be part of the decoded query: `spec.nodeName=gpu-1` for the LIST of one node's pods.
+        """
+        sick = Sick(method, path, answer, query, times)
+        self._sick = (*self._sick, sick)
+        return sick
 
     def __enter__(self) -> Self:
         """Start and wait until it listens."""
@@ -134,6 +214,11 @@ class FaultProxy:
         if request.method in WRITES and self._is_next(body, request.path, before=True):
             self._spring()
             return web.Response(status=503, text="the fault proxy did not forward this")
+        for sick in self._sick:
+            if sick.takes(request):
+                if sick.answer is not None:
+                    return sick.answer.response()
+                await asyncio.Event().wait()  # ends when the client goes, or the proxy stops
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         try:
             async with session.request(

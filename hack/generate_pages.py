@@ -151,7 +151,7 @@ def agent_fields() -> str:
         (
             ", ".join(f"`{name}`" for name in source.fields),
             ", ".join(f"`{call}`" for call in source.calls) or "–",
-            source.need.title,
+            ", ".join(need.title for need in source.needs),
             source.without,
         )
         for source in SOURCES
@@ -161,11 +161,13 @@ def agent_fields() -> str:
     header = ("Field of `status.observed`", "NVML call", "Needs", "Without it, or where not supported")
     body += ["", "## Fields", "", *_table(header, rows)]
     text = (
-        "What each field of `GPUNode.status.observed` is read with, and what right that takes. By default the agent\n"
-        "has no Linux capability and is not privileged; it runs as user 0 for the kubelet's socket. No call of it\n"
-        f"changes a GPU. Every call also needs the way to it: {', '.join(f'`{call}`' for call in SESSION)}.\n"
-        "The rights are those of NVIDIA's nvml.h. What a container without more gets of a MIG GPU is tested on the\n"
-        "SIMULATED library only."
+        "What each field of `GPUNode.status.observed` is read with, what right that takes, and what is lost without.\n"
+        "docs/how-to/install.md says which rights the chart gives. The agent runs as user 0 for the kubelet's socket.\n"
+        "No call of it changes a GPU. Every call also needs the way to it:\n"
+        f"{', '.join(f'`{call}`' for call in SESSION)}.\n"
+        "The rights are those of NVIDIA's nvml.h and of what its trackers tell. What a container without more gets of\n"
+        "a MIG GPU is tested on the SIMULATED library only. What the agent may not see is shown as unknown, and\n"
+        "counts as busy where processes are in question: never as idle, never as empty."
     )
     return _page("operator/gpusharing/agent/fields.py", "Fields and rights of the agent", text, body)
 

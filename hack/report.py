@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from hack import happened
 from hack.results import Results
 
 RUNGS = {
@@ -45,6 +46,7 @@ class Report:
         self._skipped: Counter[tuple[int, str]] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._results = Results()
+        self._properties: list[tuple[str, object]] = []
 
     # --- what pytest calls -----------------------------------------------------------------------------
 
@@ -76,6 +78,7 @@ class Report:
         elif report.when == "call":
             self._outcomes[rung]["passed"] += 1
             self._results.add(report.user_properties)
+            self._properties += report.user_properties
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Turn a run without what CI requires into a failure, in CI."""
@@ -90,6 +93,7 @@ class Report:
             ("test ladder", self._ladder()),
             (f"slowest {SLOWEST}", self._slowest()),
             ("where the time went", self._folders()),
+            ("what happened in the random world", happened.lines(self._properties)),
             ("NVIDIA's programs on SIMULATED GPUs, model by model", self._results.lines()),
         ):
             told = list(lines)

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hack.cluster.api import Api, ApiError
 from hack.cluster.kubeconfig import open_api
 from hack.cluster.process import wait_until
-from hack.cluster.tokens import write_token_kubeconfig
+from hack.cluster.tokens import service_account_token, write_token_kubeconfig
 from hack.cluster.toolchain import program
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,7 @@ CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 DEBUG = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 STOP_SECONDS = 20.0
 NAMESPACE = "gpusharing"
+AGENT_NAMESPACE = "gpusharing-agent"
 SERVICE_ACCOUNT = "gpusharing-operator"
 WAITS = {
     "SETTLE": 5.0,
@@ -87,11 +89,28 @@ def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
     return path
 
 
+def operator_account(kubeconfig: Path, directory: Path) -> dict[str, str]:
+    """The shipped ServiceAccount as its pod has it: mounted files and variables, and no kubeconfig."""
+    account = directory / "serviceaccount"
+    account.mkdir(exist_ok=True)
+    with open_api(kubeconfig) as api:
+        (account / "token").write_text(service_account_token(api, NAMESPACE, SERVICE_ACCOUNT))
+        (account / "ca.crt").write_text(api.ca_pem)
+        server = urlsplit(api.url)
+    return {
+        "KUBECONFIG": "",
+        "SERVICE_ACCOUNT": str(account),
+        "KUBERNETES_SERVICE_HOST": server.hostname or "",
+        "KUBERNETES_SERVICE_PORT": str(server.port or 443),
+    }
+
+
 def operator_environment(factor: float, *, probe_port: int = 0, metrics_port: int = 0) -> dict[str, str]:
     """Settings of an operator beside hardware that runs `factor` times as fast as life."""
     waits = {f"GPUSHARING_{name}": str(seconds / factor) for name, seconds in WAITS.items()}
     return waits | {
         "GPUSHARING_NAMESPACE": NAMESPACE,
+        "GPUSHARING_AGENT_NAMESPACE": AGENT_NAMESPACE,
         "GPUSHARING_LISTEN": "127.0.0.1",
         "GPUSHARING_PROBE_PORT": str(probe_port),
         "GPUSHARING_METRICS_PORT": str(metrics_port),
@@ -112,13 +131,15 @@ class Process:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     log: Path
+    around: tuple[str, ...] = ()
+    """The command that runs it: fewer rights, a namespace of its own."""
     _running: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> "Process":
         """Start it in a group of its own, so that a Ctrl-C here does not reach it."""
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
-                [sys.executable, *self.arguments],
+                [*self.around, sys.executable, *self.arguments],
                 env={**own_environment(), "PYTHONPATH": PYTHONPATH, **DEBUG, **self.environment},
                 stdout=output,
                 stderr=output,
@@ -172,14 +193,16 @@ class Process:
 
 
 def operator(kubeconfig: Path, directory: Path, factor: float, **settings: str) -> Process:
-    """The shipped operator under the shipped rights; `settings` are further GPUSHARING_* variables by short name."""
+    """The shipped operator under the shipped rights, logged in as its pod is.
+
+    `settings` are further GPUSHARING_* variables by short name.
+    """
     environment = operator_environment(factor) | {
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }
-    path = operator_kubeconfig(kubeconfig, directory)
     return Process(
         ("-m", "gpusharing.controller.main"),
-        environment | {"KUBECONFIG": str(path)},
+        environment | operator_account(kubeconfig, directory),
         directory / "operator.log",
     )
 

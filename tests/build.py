@@ -17,26 +17,17 @@ from gpusharing.planning.cards import find_card
 from gpusharing.planning.configmaps import plan_config
 from gpusharing.planning.geometry import Layout
 from gpusharing.planning.migfile import parse as parse_mig_file
+from gpusharing.planning.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView
+from gpusharing.planning.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.stackviews import ClusterPolicyView, Operand, StackView
 from gpusharing.planning.views import (
-    Claim,
-    ClusterPolicyView,
     ClusterSnapshot,
-    Deferred,
-    EvictionMemory,
-    Fence,
     GPUNodeView,
     GpuView,
     NodeView,
-    NodeWork,
     ObservedView,
-    Operand,
-    Owner,
-    PdbView,
-    PodView,
     PolicyView,
     Settings,
-    StackView,
-    Verified,
 )
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
@@ -70,6 +61,8 @@ def make_pod(
     deleted_at: datetime | None = None,
     ready: bool = True,
     finalizers: tuple[str, ...] = (),
+    tolerates_cordon: bool = False,
+    created: datetime | None = None,
 ) -> PodView:
     """A running pod of a ReplicaSet that holds one GPU. Pass `resources={}` for one that holds none."""
     return PodView(
@@ -86,6 +79,8 @@ def make_pod(
         deleted_at=deleted_at,
         ready=ready,
         finalizers=finalizers,
+        tolerates_cordon=tolerates_cordon,
+        created=created,
     )
 
 
@@ -124,8 +119,12 @@ def make_work(
     empty_since: datetime | None = None,
     evictions: Mapping[str, EvictionMemory] | None = None,
     error: str = "",
+    **fields: Any,
 ) -> NodeWork:
-    """The pods of a node in work."""
+    """The pods of a node in work; those of the LISTs that found it empty were made since the agent closed NVML."""
+    if empty_since is not None:
+        lists = tuple(sorted({empty_since, listed_at}))
+        fields = {"empty_lists": lists, "quiet_since": empty_since - timedelta(seconds=1), **fields}
     return NodeWork(
         pods=pods,
         pdbs=tuple(pdbs),
@@ -133,6 +132,7 @@ def make_work(
         empty_since=empty_since,
         evictions=evictions or {},
         error=error,
+        **fields,
     )
 
 
@@ -225,6 +225,7 @@ def make_gpunode(
     error: str = "",
     allocated: Mapping[str, int] | None = None,
     pods: int = 0,
+    holdings_known: bool = True,
     observed: bool = True,
 ) -> GPUNodeView:
     """A GPUNode whose agent has answered the last request; `observed=False` for one that never reported."""
@@ -233,8 +234,8 @@ def make_gpunode(
         quiet=quiet if quiet_echoed is None else quiet_echoed,
         error=error,
         gpus=tuple(gpus) if gpus is not None else (make_gpu(),),
-        allocated=allocated or {},
-        pods=pods,
+        allocated=(allocated or {}) if holdings_known else None,
+        pods=pods if holdings_known else None,
     )
     return GPUNodeView(
         name=name,

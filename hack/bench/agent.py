@@ -45,7 +45,7 @@ def agent(scene: Scene) -> Iterator[Measured]:
     scene.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}
     scene.api.create(GPUNODES, gpunode)
-    with _run(scene, machine.environment()) as running:
+    with _run(scene, machine.environment("root")) as running:
         wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
         used, begun = cpu_ms(running.pid), running.readings()
         wait_until(lambda: running.readings() >= begun + CYCLES, 60, f"{CYCLES} readings")
@@ -64,7 +64,7 @@ def _run(scene: Scene, library: Mapping[str, str]) -> Iterator[Running]:
     """gpusharing-agent with the rights of the shipped ServiceAccount, on the simulated library."""
     folder = scene.directory / "agent"
     folder.mkdir()
-    (folder / "token").write_text(node_bound_token(scene.api, stage.NAMESPACE, SERVICE_ACCOUNT, NODE))
+    (folder / "token").write_text(node_bound_token(scene.api, stage.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE))
     (folder / "ca.crt").write_text(scene.api.ca_pem)
     server = urlsplit(scene.api.url)
     environment = {

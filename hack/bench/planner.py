@@ -12,9 +12,10 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.controller.main import settle_heap
 from gpusharing.planning.cards import find_card
+from gpusharing.planning.records import Verified
 from gpusharing.planning.rollout import Memo, plan_rollout
 from gpusharing.planning.target import find_wish
-from gpusharing.planning.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView, Verified
+from gpusharing.planning.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from hack.bench.results import Measured
 from hack.cluster.nodes import LABEL_POOL, gpu_labels
 

@@ -23,6 +23,8 @@ NOT_SERVED_YET = (404, 429)
 def install_all(api: Api) -> None:
     """Namespaces, GPU-operator stand-ins, ClusterPolicy, and our CRDs as far as they are generated."""
     install_gpu_operator(api)
+    # Our chart creates this one, and adopts it where it is there: the simulated agents may come before the chart.
+    apply_documents(api, documents(MANIFESTS / "agent-namespace.yaml"))
     install_crds(api, CRDS)
 
 

@@ -1,8 +1,9 @@
 """What the shipped agent loop needs when a thousand of them run in one process: one watch shared by all of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+from gpusharing.agent.loop import AgentLoop, RestartNeeded
 from gpusharing.kube.client import JSON, KubeClient, Page, Resource, WatchEvent
 from gpusharing.kube.errors import Expired
 
@@ -84,6 +85,10 @@ class AgentAPI:
         """The one GPUNode, whatever is asked."""
         return self._shared.changes(self._name, resource_version)
 
+    async def served(self, resource: Resource) -> bool:
+        """Asked of the API server."""
+        return await self._client.served(resource)
+
     async def patch(
         self,
         resource: Resource,
@@ -95,3 +100,12 @@ class AgentAPI:
     ) -> JSON:
         """To the API server."""
         return await self._client.patch(resource, name, body, namespace=namespace, subresource=subresource)
+
+
+async def run_again(agent: Callable[[], AgentLoop], pause: Callable[[], Awaitable[object]]) -> None:
+    """The container of an agent, which the kubelet starts anew, after a pause, whenever it ends."""
+    while True:
+        try:
+            await agent().run()
+        except RestartNeeded:
+            await pause()

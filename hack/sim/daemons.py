@@ -10,11 +10,13 @@ from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 from hack.sim.node import Spawn
 from hack.sim.nodeobject import Cluster
 from hack.sim.pods import DaemonPods
+from hack.sim.settings import SimSettings
 
 LABEL_AGENT = "app.kubernetes.io/name"
 AGENT = "gpusharing-agent"
 LABEL_MIG_MANAGER = "app"
 MIG_MANAGER = "nvidia-mig-manager"
+MIG_MANAGER_SET = "nvidia-mig-manager-daemonset"
 LABEL_MPS_DAEMON = "app"
 MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
 MPS_SELECTOR = {LABEL_MPS_CAPABLE: "true", f"{LABEL_DEPLOY_PREFIX}device-plugin": "true"}
@@ -123,6 +125,13 @@ def mps_pods(cluster: Cluster) -> DaemonPods:
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
 
 
+def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
+    """(name, namespace) of the DaemonSets whose pods `players` keeps: without these their pods would be orphans."""
+    operator = settings.gpu_operator_namespace
+    found = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
+    return (*found, (AGENT, settings.agent_namespace)) if settings.agents else found
+
+
 def players(
     cluster: Cluster, mig: DaemonPods, mps: DaemonPods, agents: DaemonPods, spawn: Spawn
 ) -> tuple[DaemonSetPlayer, ...]:
@@ -130,9 +139,7 @@ def players(
     if not cluster.settings.play_daemon_sets:
         return ()
     found = [
-        DaemonSetPlayer(
-            cluster, mig, "nvidia-mig-manager-daemonset", {LABEL_DEPLOY_MIG_MANAGER: "true"}, spawn
-        ),
+        DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, {LABEL_DEPLOY_MIG_MANAGER: "true"}, spawn),
         DaemonSetPlayer(cluster, mps, MPS_DAEMON, MPS_SELECTOR, spawn),
     ]
     if cluster.settings.agents:

@@ -17,11 +17,12 @@ Garbage collection of owned objects and the numbers of PodDisruptionBudgets are 
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
-from gpusharing.kube.errors import Forbidden, Invalid
+from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from hack.sim.fakefaults import Call, Faults, Hook, Write
 from hack.sim.fakepods import Later, Pods
 from hack.sim.fakestore import Change, Key, Store, copied
@@ -49,6 +50,8 @@ class FakeCluster:
         self.pods = Pods(self.store, grace, later)
         self.faults = Faults(on_write)
         self.terminating_namespaces: set[str] = set()
+        self.uninstalled: set[Resource] = set()
+        """Kinds whose CRD is not there."""
         self.logs: dict[tuple[str, str], str] = {}
         """What a pod has written, by namespace and name; nothing for all others."""
         self.bookmark_every = bookmark_every
@@ -131,6 +134,15 @@ class FakeCluster:
         self.closings += 1
         self.store.wake()
 
+    def uninstall(self, resource: Resource) -> None:
+        """The CRD of a kind goes, and with it its objects, in a moment in which no watch tells of it."""
+        for obj in self.objects(resource):
+            self.store.swallow[resource] = self.store.swallow.get(resource, 0) + 1
+            metadata = obj["metadata"]
+            self.store.remove(resource, self._key(resource, metadata.get("namespace", ""), metadata["name"]))
+        self.uninstalled.add(resource)
+        self.close_watches()
+
     def send_bookmarks(self) -> None:
         """Send a bookmark to every open watch now."""
         self.bookmarks += 1
@@ -168,13 +180,14 @@ class FakeClient:
         limit: int = 500,
     ) -> AsyncIterator[Page]:
         """See KubeClient. All pages show the moment of the first."""
-        await self._enter("list", resource, namespace)
+        selectors = f"{label_selector} {field_selector}"
+        await self._enter("list", resource, namespace, selector=selectors)
         match = _matcher(label_selector, field_selector)
         found = [obj for obj in self.cluster.store.all(resource, namespace) if match(obj)]
         version = str(self.cluster.store.version)
         for start in range(0, max(len(found), 1), limit):
             if start:
-                await self._enter("list", resource, namespace)
+                await self._enter("list", resource, namespace, selector=selectors)
             yield Page([copied(obj) for obj in found[start : start + limit]], version)
 
     async def watch(
@@ -187,11 +200,12 @@ class FakeClient:
         field_selector: str = "",
     ) -> AsyncIterator[WatchEvent]:
         """See KubeClient."""
-        await self._enter("watch", resource, namespace)
+        await self._enter("watch", resource, namespace, selector=f"{label_selector} {field_selector}")
         cluster, wake = self.cluster, asyncio.Event()
         match = _matcher(label_selector, field_selector)
         closings, bookmarks, version = cluster.closings, cluster.bookmarks, int(resource_version)
-        watching, bookmark_due = cluster.store.watching[resource], False
+        watching, clock = cluster.store.watching[resource], asyncio.get_running_loop().time
+        bookmark_at = clock() + cluster.bookmark_every
         watching.add(wake)
         try:
             while cluster.closings == closings:
@@ -203,16 +217,21 @@ class FakeClient:
                         yield event
                 if wake.is_set():
                     continue  # a bookmark must not pass over what came meanwhile
-                if bookmark_due or cluster.bookmarks != bookmarks:
-                    bookmarks, version, bookmark_due = cluster.bookmarks, cluster.store.version, False
+                if clock() >= bookmark_at or cluster.bookmarks != bookmarks:
+                    bookmarks, version = cluster.bookmarks, cluster.store.version
+                    bookmark_at = clock() + cluster.bookmark_every
                     yield _bookmark(version)
-                try:
-                    async with asyncio.timeout(cluster.bookmark_every):
+                with suppress(TimeoutError):
+                    # However much happens that this watch does not tell of.
+                    async with asyncio.timeout_at(bookmark_at):
                         await wake.wait()
-                except TimeoutError:
-                    bookmark_due = True
         finally:
             watching.discard(wake)
+
+    async def served(self, resource: Resource) -> bool:
+        """See Followable."""
+        await self._enter("get", Resource(resource.group, resource.version, ""), None)
+        return resource not in self.cluster.uninstalled
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""
@@ -263,14 +282,24 @@ class FakeClient:
 
         await self._write(call, apply)
 
-    async def _enter(self, verb: str, resource: Resource, namespace: str | None, name: str = "") -> None:
+    async def _enter(
+        self, verb: str, resource: Resource, namespace: str | None, name: str = "", selector: str = ""
+    ) -> None:
         await asyncio.sleep(0)
-        self.cluster.faults.read(Call(self.identity, verb, resource, namespace, name))
+        self._refuse_uninstalled(resource)
+        await self.cluster.faults.read(
+            Call(self.identity, verb, resource, namespace, name, selector=selector)
+        )
 
     async def _write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON:
         await asyncio.sleep(0)
-        result = self.cluster.faults.write(call, apply)
+        self._refuse_uninstalled(call.resource)
+        result = await self.cluster.faults.write(call, apply)
         return copied(result) if result is not None else {}
+
+    def _refuse_uninstalled(self, resource: Resource) -> None:
+        if resource in self.cluster.uninstalled:
+            raise NotFound("the server could not find the requested resource")
 
     def _refuse_terminating(self, resource: Resource, namespace: str | None) -> None:
         if resource.namespaced and namespace in self.cluster.terminating_namespaces:

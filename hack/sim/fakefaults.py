@@ -1,12 +1,35 @@
-"""What can go wrong with a call to FakeCluster, and the log of the writes that reached it."""
+"""What can go wrong with a call to FakeCluster, and the log of the writes that reached it.
 
+A fault may hit every call of a verb, a kind, or one single object, once or for ever:
+
+    cluster.faults.fail("evict", PODS, Unavailable("502"), namespace="team", name="job-1", times=EVER)
+    cluster.faults.fail("list", PODS, SILENCE, selector="spec.nodeName=gpu-1", times=EVER)
+"""
+
+import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from enum import Enum
+from typing import Final, Literal
 
 from gpusharing.kube.client import JSON, Resource
-from gpusharing.kube.errors import KubeError
+from gpusharing.kube.errors import KubeError, Unavailable
+from gpusharing.kube.http import Limits
+
+EVER: Final = math.inf
+"""For `times`: until the fault is lifted."""
+
+
+class Silence(Enum):
+    """The type of SILENCE."""
+
+    SILENCE = "no answer"
+
+
+SILENCE: Final = Silence.SILENCE
+"""Instead of an error: no answer at all, until the deadline of the caller."""
 
 
 class Crash(BaseException):
@@ -24,6 +47,8 @@ class Call:
     name: str = ""
     subresource: str | None = None
     body: JSON | None = None
+    selector: str = ""
+    """Label and field selector of a list or watch, as one text."""
 
     @property
     def path(self) -> str:
@@ -53,10 +78,22 @@ class Fault:
 
     verb: str
     resource: Resource | None
-    error: BaseException
-    times: int
-    after: bool
-    identity: str | None
+    error: BaseException | Silence
+    times: float
+    after: bool = False
+    identity: str | None = None
+    namespace: str | None = None
+    name: str | None = None
+    subresource: str | None = None
+    """None matches all; the empty text only the object itself."""
+    selector: str | None = None
+    """Part of the selector of a list or watch."""
+    hits: int = 0
+    """Calls that got it."""
+
+    def lift(self) -> None:
+        """From now on no call gets it."""
+        self.times = 0
 
     def matches(self, call: Call) -> bool:
         """Whether this call gets it."""
@@ -65,6 +102,10 @@ class Fault:
             and call.verb == self.verb
             and self.resource in (None, call.resource)
             and self.identity in (None, call.identity)
+            and self.namespace in (None, call.namespace)
+            and self.name in (None, call.name)
+            and self.subresource in (None, call.subresource or "")
+            and (self.selector is None or self.selector in call.selector)
         )
 
 
@@ -78,18 +119,30 @@ class Faults:
     _faults: list[Fault] = field(default_factory=list)
     _numbers: Counter[str] = field(default_factory=Counter)
 
+    limits: Limits = field(default_factory=Limits)
+    """The deadlines of the callers."""
+
     def fail(
         self,
         verb: str,
         resource: Resource | None,
-        error: BaseException,
+        error: BaseException | Silence,
         *,
-        times: int = 1,
+        times: float = 1,
         after: bool = False,
         identity: str | None = None,
-    ) -> None:
-        """Let the next matching calls raise `error`; with `after` the write is applied and the answer lost."""
-        self._faults.append(Fault(verb, resource, error, times, after, identity))
+        namespace: str | None = None,
+        name: str | None = None,
+        subresource: str | None = None,
+        selector: str | None = None,
+    ) -> Fault:
+        """Let the next matching calls raise `error`, or hear nothing; what is None matches everything.
+
+        With `after` the write is applied and the answer lost. A list has no name; its `selector` tells the node.
+        """
+        fault = Fault(verb, resource, error, times, after, identity, namespace, name, subresource, selector)
+        self._faults.append(fault)
+        return fault
 
     def crash(self, identity: str, *, before: int | None = None, after: int | None = None) -> None:
         """Raise Crash before, or after, the k-th write of an identity (from 1, over the life of the cluster)."""
@@ -100,15 +153,20 @@ class Faults:
 
         self.on_write = hook
 
-    def read(self, call: Call) -> None:
+    async def read(self, call: Call) -> None:
         """Count a read, or raise what was scripted for it."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
-        self._raise(call, after=False)
+        await self._raise(call, after=False)
 
-    def write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
+    async def write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
         """Carry out a write between the hooks and faults, and log it when it reached the server."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
-        self._raise(call, after=False)
+        await self._raise(call, after=False)
+        result = self._carry_out(call, apply)
+        await self._raise(call, after=True)
+        return result
+
+    def _carry_out(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
         self._numbers[call.identity] += 1
         write = Write(self._numbers[call.identity], call)
         if self.on_write:
@@ -123,11 +181,20 @@ class Faults:
             write.resource_version = result["metadata"]["resourceVersion"]
         if self.on_write:
             self.on_write(write, "after")
-        self._raise(call, after=True)
         return result
 
-    def _raise(self, call: Call, *, after: bool) -> None:
+    async def _raise(self, call: Call, *, after: bool) -> None:
         for fault in self._faults:
             if fault.after is after and fault.matches(call):
                 fault.times -= 1
-                raise fault.error
+                fault.hits += 1
+                if isinstance(fault.error, Silence):
+                    await self._say_nothing(call)
+                else:
+                    raise fault.error.with_traceback(None)  # it would grow with every call
+
+    async def _say_nothing(self, call: Call) -> None:
+        """What HttpClient makes of a server that does not answer."""
+        seconds = self.limits.inactivity if call.verb == "watch" else self.limits.total
+        await asyncio.sleep(seconds)
+        raise Unavailable(f"cannot {call.verb} {call.path}: no answer within {seconds:.0f} s")

@@ -1,5 +1,9 @@
 """SIMULATED gpu-feature-discovery: the labels that it puts on a node, as a function (nvidia-actuators.md c).
 
+GFD counts per card model and writes the labels of one model over those of the other, in an order that Go leaves open
+and that may change at each run (internal/lm/mig-strategy.go, newGPULabelers); models with a whole GPU come last. Here
+they take turns.
+
 Not played: engine and multiprocessor counts, machine, clique and CUDA versions. The memory of a MIG instance is its
 share of the card without the few hundred MiB that the driver keeps.
 """
@@ -41,19 +45,20 @@ def owns(label: str) -> bool:
     return _OWNED.fullmatch(label) is not None
 
 
-def labels(reading: Reading, config: PluginConfig, started: int) -> dict[str, str]:
-    """All labels of a node. `started` is when this GFD process began, in seconds since 1970.
+def labels(reading: Reading, config: PluginConfig, started: int, turn: int = 0) -> dict[str, str]:
+    """All labels of a node. `started` is when this GFD process began, in seconds since 1970; `turn` counts its runs.
 
     Raises PluginError where it ends instead.
     """
     gpus = reading.gpus
     if not gpus:
         return {}
-    model = next(model for model in reading.models if model.product == gpus[-1].product)  # the last one wins
+    model = _shown(reading, turn)
     if config.sharing == "mps" and any(gpu.mig_mode == "Enabled" for gpu in gpus):
         raise PluginError("failed to check MPS-capable: MPS sharing is not supported for mig devices")
     found = {
         **_constant(model),
+        LABEL_MIG_CAPABLE: str(any(known.mig_capable for known in reading.models)).lower(),
         LABEL_MPS_CAPABLE: str(config.sharing == "mps").lower(),
         LABEL_GFD_TIMESTAMP: str(started),
     }
@@ -61,8 +66,22 @@ def labels(reading: Reading, config: PluginConfig, started: int) -> dict[str, st
         return {**found, **_whole(gpus, model, config)}
     found[LABEL_MIG_STRATEGY] = config.mig_strategy
     if config.mig_strategy == "single":
-        return {**found, **_single(gpus, model, config)}
-    return {**found, **_mixed(gpus, model, config)}
+        return {**found, **_single(reading, model, config)}
+    return {**found, **_mixed(reading, model, config)}
+
+
+def _shown(reading: Reading, turn: int) -> Model:
+    """The model whose labels stay."""
+    answering = [gpu for gpu in reading.gpus if gpu.access == "Ok"]
+    if not answering:
+        raise PluginError("no GPU answers")
+    whole = [gpu.product for gpu in answering if gpu.mig_mode != "Enabled"]
+    products = list(dict.fromkeys(whole or [gpu.product for gpu in answering]))
+    return _model(reading, products[turn % len(products)])
+
+
+def _model(reading: Reading, product: str) -> Model:
+    return next(model for model in reading.models if model.product == product)
 
 
 def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None]:
@@ -77,7 +96,6 @@ def _constant(model: Model) -> dict[str, str]:
     number = int(major or 0)
     family = _LATER_FAMILIES.get((number, int(minor or 0))) or _FAMILIES.get(number, "undefined")
     return {
-        LABEL_MIG_CAPABLE: str(model.mig_capable).lower(),
         "nvidia.com/gpu.family": family,
         "nvidia.com/gpu.compute.major": major,
         "nvidia.com/gpu.compute.minor": minor,
@@ -95,18 +113,23 @@ def _sharing(config: PluginConfig, resource: str) -> tuple[int, str, str]:
 
 def _whole(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[str, str]:
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
-    if all(gpu.mig_mode == "Enabled" for gpu in gpus):
+    same = [gpu for gpu in gpus if gpu.product == model.product]
+    if all(gpu.mig_mode == "Enabled" for gpu in same):
         replicas, strategy, suffix = 0, "none", ""  # no GPU is whole
     return {
         LABEL_GPU_PRODUCT: bare_product(model.product) + suffix,
-        LABEL_GPU_COUNT: str(len(gpus)),
+        LABEL_GPU_COUNT: str(len(same)),
         LABEL_GPU_REPLICAS: str(replicas),
         LABEL_SHARING_STRATEGY: strategy,
         LABEL_GPU_MEMORY: str(model.memory_mib),
     }
 
 
-def _single(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[str, str]:
+def _single(reading: Reading, model: Model, config: PluginConfig) -> dict[str, str]:
+    gpus = reading.gpus
+    divided = next((gpu.product for gpu in gpus if gpu.mig_mode == "Enabled"), None)
+    if divided is not None:
+        model = _model(reading, divided)  # the first one's, whatever the order of the models
     try:
         name = single_profile(gpus)
     except PluginError:
@@ -123,12 +146,13 @@ def _single(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[s
     return _instances("nvidia.com/gpu", RESOURCE_GPU, name, count, model, config)
 
 
-def _mixed(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[str, str]:
-    found = _whole(gpus, model, config)
-    names = [instance.profile for gpu in gpus for instance in gpu.instances]
+def _mixed(reading: Reading, model: Model, config: PluginConfig) -> dict[str, str]:
+    found = _whole(reading.gpus, model, config)
+    owners = [(instance.profile, gpu.product) for gpu in reading.gpus for instance in gpu.instances]
+    names = [name for name, _ in owners]
     for name in sorted(set(names)):
-        resource = resource_name(name)
-        found |= _instances(resource, resource, name, names.count(name), model, config)
+        resource, first = resource_name(name), next(product for owned, product in owners if owned == name)
+        found |= _instances(resource, resource, name, names.count(name), _model(reading, first), config)
     return found
 
 
@@ -151,4 +175,4 @@ def _instances(
 def _memory(profile: Profile, model: Model) -> int:
     """MiB of one instance, about."""
     total = max((known.memory_gb for known in model.profiles), default=0)
-    return model.memory_mib * profile.memory_gb // total if total else 0
+    return (model.memory_mib or 0) * profile.memory_gb // total if total else 0

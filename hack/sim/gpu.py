@@ -31,8 +31,9 @@ from gpusharing.agent.library import (
     unreachable,
 )
 from gpusharing.planning.cards import Card, Profile, find_card, profiles_of
+from hack.sim.gpurights import ALL_RIGHTS, Container, gpu_as_seen, model_as_seen
 
-DRIVER_VERSION = "580.95.05"
+DRIVER_VERSION = "580.159.03"
 HEALTHY_ROWS = RemappedRows()
 HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 """Threads in a reading that hangs on purpose: nobody should wait for them."""
@@ -71,6 +72,7 @@ class _GPU:
     remapped_rows: RemappedRows | None = HEALTHY_ROWS
     recovery_action: RecoveryAction | None = "None"
     access: Access = "Ok"
+    error: str = ""
 
     @property
     def mig_capable(self) -> bool:
@@ -99,19 +101,28 @@ class SimulatedGPUs:
         self._returns = threading.Event()
         self._returns.set()
         self._failure: LibraryError | None = None
+        self._container = ALL_RIGHTS
         self._gpus = [self._new_gpu(index, product) for index, product in enumerate(products)]
 
     # --- the agent's side -------------------------------------------------------------------------------
 
     def read(self) -> Reading:
         """One reading, as `agent.library.Library` wants it."""
+        return self._read(self._container)
+
+    def read_as_operand(self) -> Reading:
+        """One reading by one of NVIDIA's operands, which have all rights."""
+        return self._read(ALL_RIGHTS)
+
+    def _read(self, container: Container) -> Reading:
         with self.client():
             self.readings += 1
             self._wait_while_hung()
             with self._lock:
                 if self._failure is not None:
                     raise self._failure
-                return Reading(self._driver_version, self._models(), tuple(map(_observed, self._gpus)))
+                gpus = (gpu_as_seen(_observed(gpu), container) for gpu in self._gpus)
+                return Reading(self._driver_version, self._models(container), tuple(gpus))
 
     def look(self) -> tuple[GPU, ...]:
         """What is so, without NVML: for who judges the agent. Never hangs and is no client."""
@@ -136,6 +147,12 @@ class SimulatedGPUs:
     def unhang(self) -> None:
         """Let every hanging reading return."""
         self._returns.set()
+
+    def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
+        """The agent's container starts: privileged or not, in the host's PID namespace or in one of its own."""
+        with self._lock:
+            devices = frozenset(instance.uuid for gpu in self._gpus for instance in gpu.instances)
+            self._container = Container(mig, host_pid, devices)
 
     def fail(self, error: LibraryError | None) -> None:
         """From now on readings raise this error; None heals."""
@@ -246,9 +263,9 @@ class SimulatedGPUs:
         """What the driver asks for; a reset or a reboot of the GPU ends it."""
         self._gpus[index].recovery_action = action
 
-    def lose(self, index: int, access: Access = "Lost") -> None:
-        """NVML cannot talk to the GPU; `Ok` brings it back, as a reboot does."""
-        self._gpus[index].access = access
+    def lose(self, index: int, access: Access = "Lost", error: str = "") -> None:
+        """NVML cannot talk to the GPU; `Ok` brings it back, as a reboot does. `error` is its answer when Failed."""
+        self._gpus[index].access, self._gpus[index].error = access, error
 
     # --- inside -----------------------------------------------------------------------------------------
 
@@ -288,10 +305,11 @@ class SimulatedGPUs:
         _reset(gpu)
         return True
 
-    def _models(self) -> tuple[Model, ...]:
+    def _models(self, container: Container) -> tuple[Model, ...]:
         found: dict[str, Model] = {}
         for gpu in self._gpus:
-            found.setdefault(gpu.product, _model(gpu))
+            if gpu.product not in found:
+                found[gpu.product] = model_as_seen(_model(gpu), container, mig=gpu.mig)
         return tuple(found.values())
 
 
@@ -333,7 +351,7 @@ def _observed(gpu: _GPU) -> GPU:
         return ("Enabled" if on else "Disabled") if gpu.mig_capable else "NotSupported"
 
     if gpu.access != "Ok":
-        return unreachable(gpu.index, gpu.access)
+        return unreachable(gpu.index, gpu.access, gpu.error)
     return GPU(
         index=gpu.index,
         uuid=gpu.uuid,

@@ -8,6 +8,7 @@ from hack.sim.daemons import (
     LABEL_MIG_MANAGER,
     LABEL_MPS_DAEMON,
     MIG_MANAGER,
+    MIG_MANAGER_SET,
     MPS_DAEMON,
     MPS_SELECTOR,
 )
@@ -42,7 +43,7 @@ async def install(
     only where there is none and `agents` are wanted, one takes its place."""
     wanted = [
         daemon_set(
-            "nvidia-mig-manager-daemonset",
+            MIG_MANAGER_SET,
             gpu_operator_namespace,
             {LABEL_MIG_MANAGER: MIG_MANAGER},
             {LABEL_DEPLOY_MIG_MANAGER: "true"},

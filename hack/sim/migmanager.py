@@ -236,7 +236,7 @@ class MigManager:
     async def _read(self) -> tuple[GPU, ...]:
         """One call of nvidia-mig-parted reads every GPU; it hangs when NVML hangs."""
         await self._clock.sleep(self._times.parted)
-        reading: Reading = await in_daemon_thread(self._gpus.read, "mig-parted")
+        reading: Reading = await in_daemon_thread(self._gpus.read_as_operand, "mig-parted")
         return reading.gpus
 
 

@@ -110,6 +110,11 @@ class MortalClient:
                 continue
             yield event
 
+    async def served(self, resource: Resource) -> bool:
+        """See Followable."""
+        self._live()
+        return await self._client.served(resource)
+
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""
         name = str(body["metadata"]["name"])

@@ -31,20 +31,30 @@ from hack.sim.operands import DevicePlugin, FeatureDiscovery
 ANNOTATION_GPUS = "sim.gpusharing.dev/gpus"
 """How many GPUs the node has, kept because GFD's count label counts MIG devices with strategy single."""
 
+ANNOTATION_PRODUCTS = "sim.gpusharing.dev/products"
+"""The product of each GPU where there are several card models, in GFD's form with commas between."""
+
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
-    """The GPUs of a Node by its product label; None when it has no card that we know."""
+    """The GPUs of a Node by its annotation or its product label; None when it has no card that we know."""
     metadata = raw["metadata"]
-    labels = metadata.get("labels") or {}
-    card = find_card(labels.get(LABEL_GPU_PRODUCT, ""))
-    if card is None:
-        return None
-    label = bare_product(labels[LABEL_GPU_PRODUCT])
-    product = next(name for name in card.products if bare_product(name) == label)
-    count = (metadata.get("annotations") or {}).get(ANNOTATION_GPUS) or labels.get(LABEL_GPU_COUNT) or "1"
-    return SimulatedGPUs(metadata["name"], [product] * int(count))
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    if several := annotations.get(ANNOTATION_PRODUCTS):
+        found = [_product(label) for label in several.split(",")]
+    else:
+        count = annotations.get(ANNOTATION_GPUS) or labels.get(LABEL_GPU_COUNT) or "1"
+        found = [_product(labels.get(LABEL_GPU_PRODUCT, ""))] * int(count)
+    products = [product for product in found if product]
+    return SimulatedGPUs(metadata["name"], products) if len(products) == len(found) else None
+
+
+def _product(label: str) -> str:
+    """NVML's name of a card, by GFD's; empty for one that we do not know."""
+    card = find_card(label)
+    bare = bare_product(label)
+    return next((name for name in card.products if bare_product(name) == bare), "") if card else ""
 
 
 class _MigPort:
@@ -217,7 +227,7 @@ class SimNode:
     async def _generate(self, pod: JSON) -> str:
         """Generate the configuration from the hardware and publish it, unless ClusterPolicy names one (a.10)."""
         try:
-            reading = await in_daemon_thread(self.gpus.read, "mig-manager")
+            reading = await in_daemon_thread(self.gpus.read_as_operand, "mig-manager")
         except LibraryError:
             return ""
         text = migfile.generated(reading)

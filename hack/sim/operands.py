@@ -48,7 +48,7 @@ class Configured:
 
     async def read(self) -> Reading:
         """Read the GPUs through NVML, which may hang; raises LibraryError."""
-        return await in_daemon_thread(self.gpus.read, self.operand)
+        return await in_daemon_thread(self.gpus.read_as_operand, self.operand)
 
     def _files(self) -> dict[str, str]:
         policy, clock = self.cluster.policy, self.cluster.clock
@@ -102,6 +102,7 @@ class FeatureDiscovery(Configured):
         super().__init__(cluster, node, gpus)
         self._config: PluginConfig | None = None
         self._started = 0
+        self._turns = 0
 
     async def serve(self, key: str) -> None:
         """Start anew: the timestamp is of now."""
@@ -113,7 +114,8 @@ class FeatureDiscovery(Configured):
         """One turn of its loop; nothing while it does not run."""
         if self._config is None:
             return
-        wanted = gfd.labels(await self.read(), self._config, self._started)
+        self._turns += 1
+        wanted = gfd.labels(await self.read(), self._config, self._started, self._turns)
         await self.cluster.clock.sleep(self.cluster.settings.times.gfd)
         changed = gfd.changes(self.node.labels, wanted)
         if changed:

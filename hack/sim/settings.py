@@ -69,7 +69,7 @@ class SimSettings:
     """mig-parted's trap: a profile that the card lacks is "applied successfully", the GPU left MIG-on and empty.
     None: as the version does. Seen with 0.13.1; nobody looked at later versions, which fail here."""
     gpu_operator_namespace: str = "gpu-operator"
-    agent_namespace: str = "gpusharing"
+    agent_namespace: str = "gpusharing-agent"
     agents: bool = True
     """Run the shipped agent loop for every node whose agent pod is Running."""
     agent_interval: float = 30.0

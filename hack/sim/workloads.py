@@ -34,6 +34,7 @@ class Workload:
     namespace: str = "default"
     node_selector: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, str], ...] = ()
 
     def body(self, suffix: str) -> JSON:
         """One pod of it."""
@@ -55,6 +56,7 @@ class Workload:
             },
             "spec": {
                 "nodeSelector": dict(self.node_selector),
+                "tolerations": [dict(row) for row in self.tolerations],
                 "containers": [
                     {
                         "name": "main",
@@ -198,7 +200,8 @@ class Workloads:
     def _fits(self, pod: JSON, asked: Counter[str], name: str, held: dict[str, Counter[str]]) -> bool:
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
-        if node.get("spec", {}).get("unschedulable") or not _selected(pod, labels):
+        cordoned = node.get("spec", {}).get("unschedulable") and not pod_view(pod, {}).tolerates_cordon
+        if cordoned or not _selected(pod, labels):
             return False
         offered = (node.get("status") or {}).get("allocatable") or {}
         taken = held.get(name, Counter())

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, KubeClient
-from hack.sim.agents import AgentAPI, SharedGPUNodes
+from hack.sim.agents import AgentAPI, SharedGPUNodes, run_again
 from hack.sim.configmaps import MountedConfigMaps
 from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
 from hack.sim.feed import follow
@@ -29,6 +29,8 @@ ANNOTATION_INJECT = "sim.gpusharing.dev/inject"
 """On a Node: faults to inject, separated by commas; removed when done."""
 BEFORE = float("-inf")
 STRAY_PID = 4242
+CRASH_BACKOFF = 10.0
+"""Simulated seconds from a container's end to its next start; the kubelet's first one."""
 
 
 class World:
@@ -200,7 +202,10 @@ class World:
             task.cancel()
             del self._agents[name]
         if node is not None and uid:
-            self._agents[name] = (uid, self._spawn(self._agent(node).run()))
+            container = run_again(
+                partial(self._agent, node), partial(self._cluster.clock.sleep, CRASH_BACKOFF)
+            )
+            self._agents[name] = (uid, self._spawn(container))
 
     def _agent(self, node: SimNode) -> AgentLoop:
         return AgentLoop(

@@ -1,38 +1,30 @@
-"""Golden scenarios whose operator can be killed at any write, and the state that they must end in all the same."""
+"""Golden scenarios (goldens.py) played with an operator that is killed at any write, and the state they must end in."""
 
 import asyncio
 import json
 import random
+import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from hack.sim.mortal import MortalClient, When
-from hack.sim.workloads import Workload
-from tests.embedded.stage import HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, nodes, pdb, scene
+from tests.embedded.goldens import Golden
+from tests.embedded.stage import Scene, nodes, scene
 from tests.fakes.virtualtime import run_virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, LEASES, NODES, PDBS, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, LEASES, NODES, POLICIES
 from gpusharing.kube.errors import NotFound
 
 TELLING = {("gpunodes", "status"), ("gpusharingpolicies", "status"), ("events", None)}
 """Writes that only tell people; nothing is decided from them."""
+POLICY_UID = re.compile(r'("policyUid":")[^"]*')
+"""The server's own choice: another one in each run in which the order of creations differs."""
 REST = 5.0
 """Seconds without a write after which nothing more is to come."""
-
-
-@dataclass(frozen=True)
-class Golden:
-    """What people do while the operator works; `script` returns when they see what they wait for."""
-
-    script: Callable[[Scene], Awaitable[None]]
-    nodes: int = 1
-    gpus: int = 2
-    workloads: tuple[Workload, ...] = ()
-    budgets: tuple[JSON, ...] = ()
 
 
 @dataclass
@@ -51,85 +43,6 @@ class Run:
     def acting(self) -> int:
         """Writes that do something, not only tell."""
         return sum(count for kind, count in self.writes.items() if not kind.startswith("tell "))
-
-
-async def create(stage: Scene) -> None:
-    """A policy on nodes without pods."""
-    stage.apply(MIXED)
-    await stage.ready(seconds=HOUR)
-
-
-async def create_with_pods(stage: Scene) -> None:
-    """Some pods may be evicted at once; the budget of the others allows one at a time, and none for a while."""
-    await stage.running("free", 1)
-    await stage.running("kept", 2)
-    stage.apply(SLICED, drain={"strandedPods": "Allow"})
-    await stage.fenced("gpu-1")
-    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
-    await asyncio.sleep(60)
-    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
-    await stage.ready(seconds=HOUR)
-    await stage.e.until(lambda: "3/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
-
-
-async def retarget(stage: Scene) -> None:
-    """Another layout once a node is past the point of no return."""
-    stage.apply(MIXED)
-    await stage.any_fenced("actuating")
-    stage.apply(OTHER_MIXED)
-    await stage.ready(seconds=HOUR)
-
-
-async def node_deleted(stage: Scene) -> None:
-    """The node in flight vanishes."""
-    stage.apply(MIXED)
-    name = await stage.any_fenced("actuating")
-    stage.e.cluster.delete(NODES, name)
-    await asyncio.sleep(1)
-    await stage.ready(seconds=HOUR)
-
-
-async def policy_deleted(stage: Scene) -> None:
-    """The policy is deleted while a node drains."""
-    stage.apply(MIXED)
-    await stage.any_fenced("fenced")
-    stage.e.cluster.delete(POLICIES, "pool-b")
-    await stage.e.until(lambda: not stage.e.cluster.objects(POLICIES), "the policy gone", HOUR)
-    await stage.released("gpu-1")
-
-
-async def gpunodes_deleted(stage: Scene) -> None:
-    """All GPUNodes vanish, once before and once after the point of no return."""
-    stage.apply(MIXED)
-    for moment in ("fenced", "actuating"):
-        await stage.any_fenced(moment)
-        for raw in stage.e.cluster.objects(GPUNODES):
-            stage.e.cluster.delete(GPUNODES, raw["metadata"]["name"])
-    await stage.ready(seconds=HOUR)
-
-
-async def two_steps(stage: Scene) -> None:
-    """From MPS to MIG, which stops at whole GPUs in between."""
-    stage.apply(MPS)
-    await stage.ready(seconds=HOUR)
-    stage.apply(MIXED)
-    await stage.ready(seconds=HOUR)
-
-
-GOLDEN: Mapping[str, Golden] = {
-    "a policy on an idle node": Golden(create),
-    "a policy on nodes with pods that may and pods that may not be evicted": Golden(
-        create_with_pods,
-        gpus=4,
-        workloads=(Workload("free", 1), Workload("kept", 2)),
-        budgets=(pdb("keep", "kept", minAvailable=1),),
-    ),
-    "another layout in the middle": Golden(retarget),
-    "a node deleted in the middle": Golden(node_deleted, nodes=2),
-    "the policy deleted in the middle": Golden(policy_deleted),
-    "all GPUNodes deleted in the middle": Golden(gpunodes_deleted),
-    "from MPS to MIG in two steps": Golden(two_steps),
-}
 
 
 Prepare = Callable[[Scene, MortalClient], None]
@@ -234,7 +147,7 @@ def _node(raw: JSON) -> JSON:
         key: value for key, value in raw["metadata"]["labels"].items() if key != names.LABEL_GFD_TIMESTAMP
     }
     ours = {
-        key: value
+        key: POLICY_UID.sub(r"\1", value)
         for key, value in raw["metadata"].get("annotations", {}).items()
         if key.startswith(names.PREFIX)
     }

@@ -14,14 +14,34 @@ from hack.sim.fakefaults import Write
 from hack.sim.fakestore import Change
 from hack.sim.world import World
 from tests.embedded.oracle import difference
-from tests.nodewrites import aim_of, fence_of, is_cordoned, labels_of, wrong_in_change, wrong_in_write
+from tests.embedded.podrules import must_leave, wrong_in_eviction
+from tests.nodewrites import (
+    begins_run,
+    fence_of,
+    foreign_marks,
+    is_cordoned,
+    labels_of,
+    wrong_in_change,
+    wrong_in_write,
+)
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES, Resource
+from gpusharing.kube.client import (
+    CONFIG_MAPS,
+    GPUNODES,
+    JSON,
+    NODES,
+    PODS,
+    POLICIES,
+    RESOURCE_CLAIMS,
+    Resource,
+)
 from gpusharing.kube.errors import NotFound
+from gpusharing.planning.cards import bare_product
 
 RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon")
 """Pods that we may delete: the actuators' own."""
+OUR_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 OTHER_WRITES = {
     ("create", "gpunodes", ""),
     ("patch", "gpunodes", ""),
@@ -74,6 +94,10 @@ class Guard:
             self._expect(kind in OTHER_WRITES, f"the operator may not {kind}")
         if kind == ("delete", "pods", ""):
             self._expect(call.name.startswith(RESTARTED), f"deleted pod {call.name}")
+            self._restart(call.namespace or "", call.name)
+        if kind[1] == "configmaps":
+            name = call.name or (call.body or {})["metadata"]["name"]
+            self._expect(name in OUR_MAPS, f"wrote ConfigMap {name}")
         if kind == ("patch", "gpunodes", "status"):
             parts = (call.body or {})["status"].keys()
             self._expect(parts == {"transition", "conditions"}, f"wrote {', '.join(parts)} of a GPUNode")
@@ -91,9 +115,31 @@ class Guard:
         self._expect(
             "deletionTimestamp" not in pod["metadata"], f"evicted while leaving: {pod['metadata']['name']}"
         )
-        node = self._node(pod["spec"]["nodeName"])
-        self._expect(fence_of(node), f"evicted {pod['metadata']['name']} from a node without our fence")
-        self._expect(is_cordoned(node), f"evicted {pod['metadata']['name']} from a schedulable node")
+        name, node = pod["metadata"]["name"], self._node(pod["spec"]["nodeName"])
+        fence = fence_of(node)
+        self._expect(fence, f"evicted {name} from a node without our fence")
+        self._expect(is_cordoned(node), f"evicted {name} from a schedulable node")
+        if fence is not None and fence["stage"] == "fenced":
+            self._expect(
+                not foreign_marks(node), f"evicted {name} while {foreign_marks(node)} work on the node"
+            )
+        reboot = fence is not None and fence["disruption"] == "Reboot"
+        for why in wrong_in_eviction(pod, self._claims(), reboot=reboot):
+            self._expect(False, f"evicted {name}, but {why}")
+
+    def _restart(self, namespace: str, name: str) -> None:
+        """A fresh actuator runs at once, so its node must be as idle as at the point of no return."""
+        pods = self.cluster.store.all(PODS)
+        pod = next((p for p in pods if _key(p) == (namespace, name)), None)
+        node = self._node(pod["spec"]["nodeName"]) if pod is not None else None
+        fence = fence_of(node) if node is not None else None
+        if node is None:
+            return
+        self._expect(fence, f"restarted {name} on a node without our fence")
+        if fence is not None and fence["disruption"] != "PluginRestart":
+            self._expect(is_cordoned(node), f"restarted {name} on a schedulable node")
+            self._idle(node["metadata"]["name"], fence, f"{name} restarted")
+            self._quiet(node["metadata"]["name"], f"{name} restarted")
 
     # --- changes of the cluster --------------------------------------------------------------------
 
@@ -110,7 +156,7 @@ class Guard:
         name, before, after = new["metadata"]["name"], fence_of(old), fence_of(new)
         if after is not None and before is None:
             self._took(name, after)
-        if after is not None and after["stage"] == "actuating" and aim_of(before) != aim_of(after):
+        if after is not None and begins_run(before, after):
             self._passed_pnr(name, after)
         self.wrong += [f"{name}: {what}" for what in wrong_in_change(old, new)]
 
@@ -119,7 +165,9 @@ class Guard:
         policy = self._policy(fence["policy"])
         if policy is None:
             return
-        pool = [raw for raw in self.cluster.store.all(NODES) if _selects(policy, raw)]
+        pool = [
+            raw for raw in self.cluster.store.all(NODES) if _selects(policy, raw) and _is_meant(policy, raw)
+        ]
         away = [raw["metadata"]["name"] for raw in pool if _away(raw)]
         limit = _limit(policy["spec"].get("rollout", {}).get("maxUnavailable", 1), len(pool))
         self.largest[fence["policy"]] = max(self.largest[fence["policy"]], len(away))
@@ -127,20 +175,35 @@ class Guard:
         self._expect(not _is_ready(policy), f"{name}: fenced while {fence['policy']} says Ready")
 
     def _passed_pnr(self, name: str, fence: JSON) -> None:
-        """No holder is left, and the agent has closed NVML for the request that stands."""
-        if fence["disruption"] == "PluginRestart":
+        if fence["disruption"] != "PluginRestart":
+            self._idle(name, fence, "past the PNR")
+            self._quiet(name, "past the PNR")
+
+    def _quiet(self, name: str, what: str) -> None:
+        """The agent has closed NVML for the request that stands."""
+        try:
+            gpunode = self.cluster.store.get(GPUNODES, ("", name))
+        except NotFound:
+            self.wrong.append(f"{name}: {what}, and no agent was asked to close NVML")
             return
-        holders = [
-            pod["metadata"]["name"]
-            for pod in self.cluster.store.all(PODS)
-            if pod["spec"].get("nodeName") == name and _holds_gpu(pod)
-        ]
-        self._expect(not holders, f"{name}: past the PNR with {holders}")
-        gpunode = self.cluster.store.get(GPUNODES, ("", name))
         asked = gpunode["spec"]["request"]
         observed = (gpunode.get("status") or {}).get("observed") or {}
         quiet = asked["quiet"] and observed.get("quiet") and observed.get("requestID") == asked["id"]
-        self._expect(quiet, f"{name}: past the PNR, asked {asked}, the agent says {observed}")
+        self._expect(quiet, f"{name}: {what}, asked {asked}, the agent says {observed}")
+
+    def _idle(self, name: str, fence: JSON, what: str) -> None:
+        """No pod is left that must be gone before: holders of every kind, and every pod before a reboot."""
+        claims, reboot = self._claims(), fence["disruption"] == "Reboot"
+        left = [
+            pod["metadata"]["name"]
+            for pod in self.cluster.store.all(PODS)
+            if pod["spec"].get("nodeName") == name and must_leave(pod, claims, reboot=reboot)
+        ]
+        self._expect(not left, f"{name}: {what} with {left}")
+
+    def _claims(self) -> dict[str, JSON]:
+        """ResourceClaims by `namespace/name`."""
+        return {"/".join(_key(raw)): raw for raw in self.cluster.store.all(RESOURCE_CLAIMS)}
 
     def _turned_ready(self, policy: JSON) -> None:
         """Ready came True: hardware, Node and marks of every node are as the spec wants them."""
@@ -186,6 +249,14 @@ def _selects(policy: JSON, node: JSON) -> bool:
     return wanted.items() <= labels_of(node).items()
 
 
+def _is_meant(policy: JSON, node: JSON) -> bool:
+    """It has a GPU, and of a product that the policy is for: only such nodes are part of the budget."""
+    labels, products = labels_of(node), policy["spec"].get("products")
+    if labels.get(names.LABEL_GPU_PRESENT) != "true":
+        return False
+    return not products or bare_product(labels.get(names.LABEL_GPU_PRODUCT, "")) in products
+
+
 def _limit(written: int | str, size: int) -> int:
     if isinstance(written, int):
         return written
@@ -193,11 +264,8 @@ def _limit(written: int | str, size: int) -> int:
     return max(1, size * percent // 100) if percent else 0
 
 
-def _holds_gpu(pod: JSON) -> bool:
-    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-        return False
-    limits = [row.get("resources", {}).get("limits", {}) for row in pod["spec"]["containers"]]
-    return any(key.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for row in limits for key in row)
+def _key(raw: JSON) -> tuple[str, str]:
+    return raw["metadata"].get("namespace", ""), raw["metadata"]["name"]
 
 
 def _is_ready(policy: JSON) -> bool:

@@ -31,7 +31,7 @@ from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, POLICIES
 CHANGES = list(itertools.permutations(MODES, 2))
 
 
-def assert_as_wanted(stage: Scene, spec: JSON, *node_names: str) -> None:
+def assert_as_wanted(stage: Scene, spec: JSON, *node_names: str, owner: str = "pool-b") -> None:
     """The hardware itself, the Node and our marks."""
     routing = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slicing"}[spec["mode"]]
     if spec["mode"] == "MIG" and "timeSlicing" in spec:
@@ -39,7 +39,7 @@ def assert_as_wanted(stage: Scene, spec: JSON, *node_names: str) -> None:
     for name in node_names:
         assert difference(spec, stage.e.node(name), stage.e.world.nodes[name]) == ""
         assert stage.labels(name)[names.LABEL_MODE] == routing
-        assert stage.labels(name)[names.LABEL_POLICY] == "pool-b"
+        assert stage.labels(name)[names.LABEL_POLICY] == owner
         assert not stage.cordoned(name)
         assert stage.fence(name) is None
         assert names.LABEL_UPGRADE_SKIP not in stage.labels(name)

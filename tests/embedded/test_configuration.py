@@ -79,6 +79,25 @@ def spoil_mig_file(stage: Scene) -> None:
     patch(stage.e.cluster, MIG, {"config.yaml": "version: v2\n" + data(stage)[MIG]["config.yaml"]})
 
 
+def nest_mig_file(stage: Scene) -> None:
+    patch(stage.e.cluster, MIG, {"config.yaml": "mig-configs: {x: " + "[" * 5000 + "]" * 5000 + "}"})
+
+
+def nest_keys(stage: Scene) -> None:
+    patch(stage.e.cluster, PLUGIN, dict.fromkeys(data(stage)[PLUGIN], "{a: " * 5000 + "}" * 5000))
+
+
+def nest_times(stage: Scene) -> None:
+    for name in (PLUGIN, MIG):
+        patch(stage.e.cluster, name, {}, annotations={"gpusharing.dev/written": "[" * 5000 + "]" * 5000})
+
+
+def misdate_times(stage: Scene) -> None:
+    for name in (PLUGIN, MIG):
+        stamps = dict.fromkeys([*data(stage)[PLUGIN], *entries(stage)], "0001-01-01T00:00:00+01:00")
+        patch(stage.e.cluster, name, {}, annotations={"gpusharing.dev/written": json.dumps(stamps)})
+
+
 def delete_mig_file(stage: Scene) -> None:
     patch(stage.e.cluster, MIG, {"config.yaml": None})
 
@@ -102,6 +121,10 @@ BEHIND: dict[str, Callable[[Scene], None]] = {
     "adds an entry": add_foreign_entry,
     "gives our entries another meaning": edit_mig_file,
     "spoils the file": spoil_mig_file,
+    "nests the file without end": nest_mig_file,
+    "nests our keys without end": nest_keys,
+    "nests the times without end": nest_times,
+    "dates the times before time": misdate_times,
     "deletes the file": delete_mig_file,
     "deletes both ConfigMaps": delete_config_maps,
     "takes our marks off": strip_marks,
@@ -307,3 +330,20 @@ async def test_an_entry_stays_until_no_label_fence_or_last_verified_pair_names_i
         assert (False, False, True) in named, "after the PNR only the record of the last proof names it"
         await stage.ready()
         assert key not in json.dumps(stage.e.node("gpu-1")["metadata"])
+
+
+@virtually
+async def test_a_time_of_writing_that_is_yet_to_come_blocks_for_no_day() -> None:
+    """A clock that was ahead, or somebody's hand: the entry is stamped anew."""
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await asyncio.sleep(2)
+        for raw in stage.e.cluster.objects(CONFIG_MAPS):
+            text = (raw["metadata"].get("annotations") or {}).get(names.ANNOTATION_WRITTEN)
+            if text:
+                late = (virtual_now() + timedelta(days=1)).isoformat()
+                stamps = json.dumps(dict.fromkeys(json.loads(text), late))
+                body = {"metadata": {"annotations": {names.ANNOTATION_WRITTEN: stamps}}}
+                place = raw["metadata"]["namespace"]
+                stage.e.cluster.patch(CONFIG_MAPS, raw["metadata"]["name"], body, namespace=place)
+        await stage.ready(seconds=900)

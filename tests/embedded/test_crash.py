@@ -1,15 +1,16 @@
 """kill -9 at every single write of the golden scenarios: another operator reaches the same end.
 
-After the k-th write: the server has it, and its answer is lost. Before it: it is lost, which leaves the server as a
-death after write k-1 does; so of these every third is played. `guard.py` watches every run
-as well: no pod is evicted twice, no budget exceeded, no point of no return passed beside the rules.
+After the k-th write: the server has it, and its answer is lost. Before it: it is lost. Every point of every scenario
+is played both ways. `guard.py` watches every run as well: no pod is evicted twice, no budget exceeded, no point of no
+return passed beside the rules.
 """
 
 import functools
 
 import pytest
 from hack.sim.mortal import MortalClient, When
-from tests.embedded.crashes import GOLDEN, Golden, Run, differences, killed, play
+from tests.embedded.crashes import Run, differences, killed, play
+from tests.embedded.goldens import GOLDEN, Golden
 from tests.embedded.stage import Scene
 
 MOST_EXTRA = 2

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 from hack.sim.mortal import Disturbance, MortalClient
-from tests.embedded.crashes import GOLDEN, Prepare, Run, differences, play
+from tests.embedded.crashes import Prepare, Run, differences, play
+from tests.embedded.goldens import GOLDEN
 from tests.embedded.stage import Scene
 
 from gpusharing.kube.client import CONFIG_MAPS, LEASES, PODS, Resource

@@ -1,12 +1,22 @@
 """Somebody asks another operator to maintain a node: a NodeMaintenance comes and goes around our change."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
-from tests.embedded.stage import SLICED, Scene, at_once, nodes, scene
+from hack.embedded import CLUSTER_POLICY
+from hack.sim.workloads import Workload
+from tests.embedded.stage import FULL, HOUR, SLICED, Scene, at_once, nodes, pdb, scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
-from gpusharing.kube.client import JSON, MEDIK8S_MAINTENANCES, NVIDIA_MAINTENANCES, Resource
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    JSON,
+    MEDIK8S_MAINTENANCES,
+    NVIDIA_MAINTENANCES,
+    PDBS,
+    Resource,
+)
 
 KINDS: dict[str, tuple[Resource, JSON, str]] = {
     "medik8s": (
@@ -60,21 +70,22 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
 
 @kinds
 @virtually
-async def test_during_the_drain_the_node_is_given_up_with_its_cordon_and_tried_again_afterwards(
+async def test_during_the_drain_the_node_is_left_alone_with_our_cordon_and_tried_again_afterwards(
     resource: Resource, obj: JSON, who: str
 ) -> None:
     async with scene(*nodes(1)) as stage:
         stage.apply(SLICED)
         await stage.fenced("gpu-1")
         begin(stage, resource, obj)
-        await stage.released("gpu-1", 10)
+        await stage.fenced("gpu-1", "yielded", 10)
         assert stage.cordoned("gpu-1")
         mirror = await stage.reason("gpu-1", "ForeignMaintenance")
         assert mirror["message"].startswith(who)
-        assert mirror["cordon"] == "foreign"
+        assert mirror["cordon"]
         end(stage, resource, obj)
-        await stage.ready()
+        await stage.released("gpu-1", 60)
         assert not stage.cordoned("gpu-1")
+        await stage.ready(seconds=1800)
 
 
 @kinds
@@ -120,7 +131,43 @@ async def test_one_that_comes_in_the_moment_of_a_conflict_is_seen_before_the_wri
         client = stage.e.client
         assert client is not None
         client.interfere(lambda body: "actuating" in str(body), meanwhile)
-        await stage.released("gpu-1", 60)
+        await stage.fenced("gpu-1", "yielded", 60)
         await stage.reason("gpu-1", "ForeignMaintenance")
         assert stage.cordoned("gpu-1")
         assert "nvidia.com/device-plugin.config" not in stage.labels("gpu-1")
+
+
+@kinds
+@virtually
+async def test_an_operator_that_is_uninstalled_with_its_kind_maintains_nothing_any_more(
+    resource: Resource, obj: JSON, who: str
+) -> None:
+    async with scene(*nodes(1)) as stage:
+        begin(stage, resource, obj)
+        stage.apply(SLICED)
+        await stage.reason("gpu-1", "ForeignMaintenance")
+        stage.e.cluster.uninstall(resource)
+        await stage.ready(seconds=180)
+
+
+@virtually
+async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight_up() -> None:
+    async with scene(*nodes(1), workloads=[Workload("llm", 2)]) as stage:
+        await stage.running("llm", 2)
+        stage.apply(FULL)
+        await stage.ready()
+        stage.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "1h"})
+        await stage.fenced("gpu-1")
+        stage.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
+        await stage.reason("gpu-1", "PDB")
+        before = stage.mark()
+        stage.e.cluster.uninstall(CLUSTER_POLICIES)
+        await stage.reason("gpu-1", "ClusterPolicyMissing", seconds=300)
+        await asyncio.sleep(600)
+        assert stage.node_writes(before) == {}, "it holds"
+        assert stage.cordoned("gpu-1")
+        stage.e.cluster.uninstalled.clear()
+        stage.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
+        stage.e.cluster.delete(PDBS, "keep", "default")
+        await stage.ready(seconds=HOUR)
+        assert stage.node_writes(before)["gpu-1"] == 2, "the point of no return and the release"

@@ -75,6 +75,12 @@ def test_a_write_of_a_change_is_known_and_right(step: str, before: JSON, body: J
     assert list(wrong_in_write(before, body)) == []
 
 
+def test_a_run_that_is_repeated_writes_its_labels_as_the_first_did() -> None:
+    owed = node({**ACTUATING, "owed": "b k"}, cordoned=True)
+    assert step_of(owed, PASSING) == "PNR"
+    assert list(wrong_in_write(owed, PASSING)) == []
+
+
 WRONG: dict[str, tuple[JSON, JSON, str]] = {
     "a fence without resourceVersion": (node(), unconditional(FENCING), "unconditional"),
     "a PNR without resourceVersion": (HELD, unconditional(PASSING), "unconditional"),

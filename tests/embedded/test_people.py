@@ -1,15 +1,17 @@
 """People and other controllers get in the way: cordons, markers, budgets, several policies."""
 
 import asyncio
+import json
 from datetime import timedelta
 
 import pytest
+from hack.sim.fakefaults import Write
 from tests.embedded.stage import FULL, MIXED, SLICED, Scene, at_once, nodes, scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, LEASES, NODES
-from gpusharing.kube.fence import parse_claims
+from gpusharing.kube.fence import parse_claims, parse_fence
 
 
 def claims(stage: Scene) -> set[str]:
@@ -41,6 +43,38 @@ async def test_a_cordoned_node_that_is_already_as_wanted_is_adopted_and_stays_co
         await stage.ready()
         assert stage.cordoned("gpu-1")
         assert stage.e.policy("pool-b")["status"]["summary"]["nodes"] == "0/1"
+
+
+@virtually
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"spec": {"unschedulable": True}}, "AlreadyCordoned"),
+        ({"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": "1"}}}, "ForeignMaintenance"),
+    ],
+    ids=["a cordon", "a marker"],
+)
+async def test_what_arrives_between_decision_and_fence_is_not_overridden(body: JSON, reason: str) -> None:
+    """It comes by watch while the claim is written: the Node PATCH that follows would meet no conflict."""
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        interfered: list[Write] = []
+
+        def interfere(write: Write, when: str) -> None:
+            claimed = write.call.resource == LEASES and "gpu-1" in json.dumps(write.call.body)
+            if claimed and when == "after" and not interfered:
+                interfered.append(write)
+                stage.person("gpu-1", body)
+
+        stage.e.cluster.faults.on_write = interfere
+        begun = stage.mark()
+        stage.apply(SLICED)
+        await stage.reason("gpu-1", reason)
+        assert interfered
+        await asyncio.sleep(60)
+        assert stage.node_writes(begun)["gpu-1"] == 0
+        assert stage.cordoned("gpu-1") is ("spec" in body)
 
 
 @virtually
@@ -114,14 +148,31 @@ async def test_a_node_under_somebody_elses_maintenance_is_not_touched(marker: JS
         assert stage.node_writes()["gpu-1"] == 0
 
 
+UNMARKED: dict[str, JSON] = {
+    "NVIDIA's driver upgrade": {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: "upgrade-done"}}},
+    "kured": {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": None}}},
+}
+
+
+@pytest.mark.parametrize("who", UNMARKED)
 @virtually
-async def test_a_foreign_marker_in_the_middle_of_a_drain_gives_the_node_up_with_its_cordon() -> None:
+async def test_a_foreign_marker_in_the_middle_of_a_drain_is_left_alone_until_it_goes(who: str) -> None:
     async with scene(*nodes(1)) as stage:
         stage.apply(SLICED)
         await stage.fenced("gpu-1")
-        stage.person("gpu-1", FOREIGN["kured"])
-        await stage.released("gpu-1")
+        stage.person("gpu-1", FOREIGN[who])
+        await stage.fenced("gpu-1", "yielded")
         assert stage.cordoned("gpu-1")
+        assert names.LABEL_UPGRADE_SKIP not in stage.labels("gpu-1")
+        assert not set(names.NEIGHBOUR_ANNOTATIONS) & set(stage.annotations("gpu-1"))
+        mark = stage.mark()
+        await asyncio.sleep(1800)
+        assert stage.writes(mark, "nodes") == []
+        assert stage.mirror("gpu-1")["reason"] == "ForeignMaintenance"
+        stage.person("gpu-1", UNMARKED[who])
+        await stage.released("gpu-1")
+        assert not stage.cordoned("gpu-1")
+        await stage.ready(seconds=1800)
 
 
 @virtually
@@ -248,5 +299,21 @@ async def test_raising_a_priority_before_the_point_of_no_return_gives_the_runnin
         stage.apply(MIXED, name="pool-a", priority=-1)
         await stage.fenced("gpu-1")
         stage.apply(MIXED, name="pool-a", priority=1)
+        await stage.released("gpu-1")
+        assert not stage.cordoned("gpu-1"), "the node is given back before it is taken anew"
         await stage.ready("pool-a")
         assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
+        assert way(stage, "gpu-1") == [
+            ("pool-z", "fenced"), ("", ""), ("pool-a", "fenced"), ("pool-a", "actuating"), ("", ""),
+        ]  # fmt: skip
+
+
+def way(stage: Scene, name: str) -> list[tuple[str, str]]:
+    """Policy and stage of the fence after each write of ours to a Node; empty where the write took the fence away."""
+    found = []
+    for write in stage.writes(plural="nodes"):
+        annotations = ((write.call.body or {}).get("metadata") or {}).get("annotations") or {}
+        if write.call.name == name and write.error is None and names.ANNOTATION_FENCE in annotations:
+            fence = parse_fence(annotations[names.ANNOTATION_FENCE] or "")[0]
+            found.append((fence.policy, fence.stage) if fence is not None else ("", ""))
+    return found

@@ -1,9 +1,11 @@
 """MPS, MIG with time-slicing, the fleet of the examples, and workloads that are routed by mode."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 import yaml
+from hack.sim.node import ANNOTATION_PRODUCTS
 from hack.sim.workloads import Workload
 from tests.embedded.oracle import difference
 from tests.embedded.stage import (
@@ -15,6 +17,7 @@ from tests.embedded.stage import (
     MIXED,
     MPS,
     SINGLE,
+    SLICED,
     Scene,
     at_once,
     node,
@@ -227,3 +230,41 @@ async def test_a_wedge_of_mig_manager_in_the_second_step_is_cured(fault: str) ->
         await stage.ready(seconds=3 * 3600)
         assert len(deleted(stage, "nvidia-mig-manager")) == 1
         assert difference(MIXED, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+
+
+def two_models() -> JSON:
+    """gpu-1 with two H100 and an A30."""
+    machine = node("gpu-1", H100, gpus=3)
+    products = ("NVIDIA-H100-80GB-HBM3", "NVIDIA-A30", "NVIDIA-H100-80GB-HBM3")
+    machine["metadata"].setdefault("annotations", {})[ANNOTATION_PRODUCTS] = ",".join(products)
+    return machine
+
+
+@virtually
+async def test_a_node_with_two_card_models_is_proven_in_every_mode_of_whole_gpus() -> None:
+    """GFD labels one model or the other, as it likes."""
+    async with scene(two_models()) as stage:
+        shown = set()
+        for spec in (FULL, SLICED, FULL, MPS, FULL):
+            stage.apply(spec)
+            await stage.ready()
+            assert difference(spec, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+            labels = stage.labels("gpu-1")
+            shown.add(
+                (labels[names.LABEL_GPU_PRODUCT].removesuffix("-SHARED"), labels[names.LABEL_GPU_COUNT])
+            )
+        assert shown == {("NVIDIA-H100-80GB-HBM3", "2"), ("NVIDIA-A30", "1")}, "one of them was never judged"
+
+
+@virtually
+async def test_labels_that_go_from_one_card_model_to_the_other_are_no_drift() -> None:
+    async with scene(two_models()) as stage:
+        stage.apply(SLICED)
+        await stage.ready()
+        mark = stage.mark()
+        for product, count in (("NVIDIA-A30-SHARED", "1"), ("NVIDIA-H100-80GB-HBM3-SHARED", "2")):
+            labels = {names.LABEL_GPU_PRODUCT: product, names.LABEL_GPU_COUNT: count}
+            stage.person("gpu-1", {"metadata": {"labels": labels}})
+            await asyncio.sleep(600)
+            assert stage.mirror("gpu-1")["phase"] == "Synced"
+        assert stage.node_writes(mark) == {}

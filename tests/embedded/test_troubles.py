@@ -17,9 +17,13 @@ def restarts(stage: Scene) -> int:
     return sum(write.call.verb == "delete" for write in stage.writes(plural="pods"))
 
 
+AGENTS = "gpusharing-agent"
+"""Namespace of the agents."""
+
+
 def agent_pod(stage: Scene, name: str) -> JSON:
     """The agent's pod of a node."""
-    pods = stage.e.cluster.objects(PODS, namespace="gpusharing", field_selector=f"spec.nodeName={name}")
+    pods = stage.e.cluster.objects(PODS, namespace=AGENTS, field_selector=f"spec.nodeName={name}")
     return pods[0]
 
 
@@ -37,7 +41,7 @@ async def test_a_wedge_of_mig_manager_is_cured_by_one_restart_of_its_pod(wedge: 
         assert_as_wanted(stage, MIXED, "gpu-1")
         assert restarts(stage) == 1
         assert stage.events()["ActuatorRestarted"] == 1
-        assert stage.node_writes() == {"gpu-1": 4}
+        assert stage.node_writes() == {"gpu-1": 5}
 
 
 @virtually
@@ -169,6 +173,32 @@ async def test_without_a_mig_manager_pod_no_mig_change_starts() -> None:
 # --- agent and hardware ----------------------------------------------------------------------------
 
 
+SWITCHED_OFF = {
+    "the device plugin": ("nvidia.com/gpu.deploy.device-plugin", "false", "OperandsDisabled"),
+    "all operands": ("nvidia.com/gpu.deploy.operands", "false", "OperandsDisabled"),
+    "containers": ("nvidia.com/gpu.workload.config", "vm-passthrough", "WorkloadConfig"),
+}
+
+
+@pytest.mark.parametrize(("label", "value", "reason"), SWITCHED_OFF.values(), ids=SWITCHED_OFF.keys())
+@virtually
+async def test_a_node_that_nvidias_operands_do_not_serve_is_left_alone_until_they_do(
+    label: str, value: str, reason: str
+) -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.person("gpu-1", {"metadata": {"labels": {label: value}}})
+        mark = stage.mark()
+        stage.apply(SLICED)
+        mirror = await stage.reason("gpu-1", reason)
+        assert label in mirror["message"]
+        await stage.phase("gpu-2", "Synced")
+        assert stage.node_writes(mark)["gpu-1"] == 0
+        stage.person("gpu-1", {"metadata": {"labels": {label: None}}})
+        await stage.ready()
+
+
 @virtually
 async def test_nothing_starts_on_a_node_without_a_ready_agent() -> None:
     async with scene(*nodes(1), sim={"agents": False}) as stage:
@@ -185,14 +215,14 @@ async def test_nothing_starts_while_the_agents_pod_is_not_ready() -> None:
         await stage.ready()
         name = agent_pod(stage, "gpu-1")["metadata"]["name"]
         unready = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
-        stage.e.cluster.patch(PODS, name, unready, "gpusharing", "status")
+        stage.e.cluster.patch(PODS, name, unready, AGENTS, "status")
         mark = stage.mark()
         stage.apply(SLICED)
         await stage.reason("gpu-1", "AgentNotReady")
         await asyncio.sleep(300)
         assert not stage.node_writes(mark)
         ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
-        stage.e.cluster.patch(PODS, name, ready, "gpusharing", "status")
+        stage.e.cluster.patch(PODS, name, ready, AGENTS, "status")
         await stage.ready()
 
 
@@ -201,7 +231,7 @@ async def test_an_agent_that_goes_during_a_drain_keeps_the_node_from_the_point_o
     async with scene(*nodes(1)) as stage:
         stage.apply(SLICED)
         await stage.fenced("gpu-1")
-        stage.e.cluster.delete(PODS, agent_pod(stage, "gpu-1")["metadata"]["name"], "gpusharing")
+        stage.e.cluster.delete(PODS, agent_pod(stage, "gpu-1")["metadata"]["name"], AGENTS)
         stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
         await stage.reason("gpu-1", "AgentNotReady")
         await asyncio.sleep(300)
@@ -249,7 +279,7 @@ async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
         stage.apply(MIXED)
         await stage.fenced("gpu-1", "actuating")
         name = agent_pod(stage, "gpu-1")["metadata"]["name"]
-        stage.e.cluster.delete(PODS, name, "gpusharing")
+        stage.e.cluster.delete(PODS, name, AGENTS)
         stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
         await asyncio.sleep(300)
         observed = stage.e.gpunode("gpu-1")["status"]["observed"]

@@ -2,8 +2,11 @@
 
 import pytest
 from hack.sim.gfd import changes, labels, owns
+from hack.sim.gpu import SimulatedGPUs
 from hack.sim.plugin import PluginConfig, PluginError
-from tests.sim.build import L40S, make_reading
+from tests.sim.build import H100, L40S, make_reading
+
+from gpusharing.api.validation import is_rewritten
 
 P = "NVIDIA-H100-80GB-HBM3"
 SEVEN = ("1g.10gb",) * 7
@@ -149,3 +152,38 @@ def test_only_its_own_labels_are_taken_away() -> None:
         "nvidia.com/gpu.count",
         "nvidia.com/mig-1g.10gb.count",
     }
+
+
+def test_no_label_whose_value_depends_on_the_mode_may_select_the_nodes_of_a_pool() -> None:
+    modes = [
+        (PluginConfig(), (None, None)),
+        (FOUR, (None, None)),
+        (FOUR_CLIENTS, (None, None)),
+        (PluginConfig("single"), (SEVEN, SEVEN)),
+        (PluginConfig("mixed"), (MIXED, MIXED)),
+    ]
+    seen = [labels(make_reading(*layouts), config, 1) for config, layouts in modes]
+    depends = {label for found in seen for label in found if len({other.get(label) for other in seen}) > 1}
+    assert "nvidia.com/gpu.slices.gi" in depends
+    assert {label for label in depends if not is_rewritten(label)} == set()
+
+
+A30 = "NVIDIA A30"
+
+
+def test_of_two_card_models_one_is_counted_and_which_may_change_at_each_run() -> None:
+    reading = SimulatedGPUs("gpu-01", [H100, A30, H100]).read()
+    seen = [labels(reading, FOUR, 0, turn) for turn in (0, 1)]
+    shown = [(one["nvidia.com/gpu.product"], one["nvidia.com/gpu.count"]) for one in seen]
+    assert sorted(shown) == [("NVIDIA-A30-SHARED", "1"), (f"{P}-SHARED", "2")]
+    assert {one["nvidia.com/mig.capable"] for one in seen} == {"true"}
+
+
+def test_a_model_with_a_whole_gpu_comes_after_those_that_are_divided() -> None:
+    gpus = SimulatedGPUs("gpu-01", [H100, A30])
+    gpus.set_mig_mode(0, True)
+    gpus.create(0, "3g.40gb")
+    for turn in (0, 1):
+        found = labels(gpus.read(), PluginConfig("mixed"), 0, turn)
+        assert (found["nvidia.com/gpu.product"], found["nvidia.com/gpu.replicas"]) == ("NVIDIA-A30", "1")
+        assert found["nvidia.com/mig-3g.40gb.product"] == f"{P}-MIG-3g.40gb"

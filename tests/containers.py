@@ -1,0 +1,50 @@
+"""Commands around a program that give it the rights of a container: fewer capabilities, a PID namespace of its own."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
+WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--ambient-caps", "-all")
+"""User 0 and `capabilities: {drop: [ALL]}`."""
+_SYS_ADMIN = 21
+
+
+def is_admin() -> bool:
+    """Whether we have CAP_SYS_ADMIN in effect."""
+    effective = re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())
+    return effective is not None and bool(int(effective[1], 16) >> _SYS_ADMIN & 1)
+
+
+needs_admin = pytest.mark.skipif(not is_admin(), reason="only CAP_SYS_ADMIN can show what it allows")
+
+
+def refusal(command: Sequence[str]) -> str:
+    """Why this command cannot wrap a program here; empty when it can."""
+    if shutil.which(command[0]) is None:
+        return f"{command[0]} (util-linux) is not on PATH"
+    done = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    return done.stderr.strip() or "it failed" if done.returncode else ""
+
+
+def without_capabilities() -> tuple[str, ...]:
+    """The command; none for somebody who has no capability to lose."""
+    return () if refusal(WITHOUT_CAPABILITIES) and not is_admin() else WITHOUT_CAPABILITIES
+
+
+def own_pid_namespace() -> tuple[str, ...]:
+    """The command; skips the test where that is not allowed."""
+    plain, mapped = (
+        ("unshare", "--pid", "--fork"),
+        ("unshare", "--user", "--map-root-user", "--pid", "--fork"),
+    )
+    why = ""
+    for command in (plain, mapped):
+        why = refusal(command)
+        if not why:
+            return command
+    pytest.skip(f"no PID namespace of its own for a program here: {why}")

@@ -1,0 +1,211 @@
+"""The golden scenarios of the crash matrix: what people and NVIDIA's software do while the operator works."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from hack.sim.workloads import Workload
+from tests.embedded.stage import HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, at_once, pdb
+
+from gpusharing.api import names
+from gpusharing.kube.client import GPUNODES, JSON, NODES, PDBS, POLICIES
+
+SOFTWARE_UP = 10.0
+"""Seconds until NVIDIA's pods run and can be disturbed."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What people do while the operator works; `script` returns when they see what they wait for."""
+
+    script: Callable[[Scene], Awaitable[None]]
+    nodes: int = 1
+    gpus: int = 2
+    workloads: tuple[Workload, ...] = ()
+    budgets: tuple[JSON, ...] = ()
+
+
+async def create(stage: Scene) -> None:
+    """A policy on nodes without pods."""
+    stage.apply(MIXED)
+    await stage.ready(seconds=HOUR)
+
+
+async def create_with_pods(stage: Scene) -> None:
+    """Some pods may be evicted at once; the budget of the others allows one at a time, and none for a while."""
+    await stage.running("free", 1)
+    await stage.running("kept", 2)
+    stage.apply(SLICED, drain={"strandedPods": "Allow"})
+    await stage.fenced("gpu-1")
+    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
+    await asyncio.sleep(60)
+    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+    await stage.ready(seconds=HOUR)
+    await stage.e.until(lambda: "3/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
+
+
+async def retarget(stage: Scene) -> None:
+    """Another layout once a node is past the point of no return."""
+    stage.apply(MIXED)
+    await stage.any_fenced("actuating")
+    stage.apply(OTHER_MIXED)
+    await stage.ready(seconds=HOUR)
+
+
+async def node_deleted(stage: Scene) -> None:
+    """The node in flight vanishes."""
+    stage.apply(MIXED)
+    name = await stage.any_fenced("actuating")
+    stage.e.cluster.delete(NODES, name)
+    await asyncio.sleep(1)
+    await stage.ready(seconds=HOUR)
+
+
+async def policy_deleted(stage: Scene) -> None:
+    """The policy is deleted while a node drains."""
+    stage.apply(MIXED)
+    await stage.any_fenced("fenced")
+    stage.e.cluster.delete(POLICIES, "pool-b")
+    await stage.e.until(lambda: not stage.e.cluster.objects(POLICIES), "the policy gone", HOUR)
+    await stage.released("gpu-1")
+
+
+async def gpunodes_deleted(stage: Scene) -> None:
+    """All GPUNodes vanish, once before and once after the point of no return."""
+    stage.apply(MIXED)
+    for moment in ("fenced", "actuating"):
+        await stage.any_fenced(moment)
+        for raw in stage.e.cluster.objects(GPUNODES):
+            stage.e.cluster.delete(GPUNODES, raw["metadata"]["name"])
+    await stage.ready(seconds=HOUR)
+
+
+async def two_steps(stage: Scene) -> None:
+    """From MPS to MIG, which stops at whole GPUs in between."""
+    stage.apply(MPS)
+    await stage.ready(seconds=HOUR)
+    stage.apply(MIXED)
+    await stage.ready(seconds=HOUR)
+
+
+# --- NVIDIA's software goes wrong ------------------------------------------------------------------
+
+
+async def wedged_pending(stage: Scene) -> None:
+    """mig-manager stays pending for ever; its restart helps."""
+    await wedged(stage, "wedge-pending")
+
+
+async def wedged_paused(stage: Scene) -> None:
+    """mig-manager fails and leaves the operands paused; its restart helps."""
+    await wedged(stage, "wedge-paused")
+
+
+async def wedged(stage: Scene, fault: str) -> None:
+    """The next run of mig-manager ends in one of its two bugs."""
+    await asyncio.sleep(SOFTWARE_UP)
+    stage.e.world.inject("gpu-1", fault)
+    stage.apply(MIXED)
+    await stage.ready(seconds=HOUR)
+
+
+async def success_paused(stage: Scene) -> None:
+    """mig-manager says success, and its operands are paused again as it leaves them after a time-out."""
+    await asyncio.sleep(SOFTWARE_UP)
+    stage.apply(MIXED)
+    await stage.fenced("gpu-1", "actuating")
+    await stage.e.until(
+        lambda: stage.labels("gpu-1").get(names.LABEL_MIG_STATE) == "success", "success", HOUR
+    )
+    paused = {names.LABEL_DEPLOY_PREFIX + operand: names.PAUSED_FOR_MIG for operand in names.DEPLOY_PAUSABLE}
+    stage.person("gpu-1", {"metadata": {"labels": paused}})
+    await stage.ready(seconds=HOUR)
+
+
+async def failed_and_retried(stage: Scene) -> None:
+    """mig-manager fails; a person asks for another try."""
+    await asyncio.sleep(SOFTWARE_UP)
+    stage.e.world.inject("gpu-1", "failed")
+    stage.apply(MIXED)
+    await stage.phase("gpu-1", "Failed")
+    stage.annotate("gpu-1", retry="again")
+    await stage.ready(seconds=HOUR)
+
+
+async def drifted(stage: Scene) -> None:
+    """The instances are lost, which is put right once."""
+    stage.apply(MIXED)
+    await stage.ready(seconds=HOUR)
+    stage.e.world.inject("gpu-1", "lose-instances")
+    await stage.fenced("gpu-1")
+    await stage.ready(seconds=HOUR)
+
+
+# --- people and budgets are in the way --------------------------------------------------------------
+
+
+async def drain_timed_out(stage: Scene) -> None:
+    """A budget forbids every eviction until the drain was given up once."""
+    await stage.running("kept", 2)
+    stage.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "2m"})
+    await stage.fenced("gpu-1")
+    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
+    await stage.released("gpu-1")
+    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+    await stage.ready(seconds=HOUR)
+    await stage.e.until(lambda: "2/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
+
+
+async def uncordoned_before(stage: Scene) -> None:
+    """A person lifts the cordon during the drain; the next try comes by itself."""
+    stage.apply(MIXED)
+    await stage.fenced("gpu-1")
+    stage.cordon("gpu-1", on=False)
+    await stage.released("gpu-1")
+    await stage.ready(seconds=HOUR)
+
+
+async def uncordoned_after(stage: Scene) -> None:
+    """A person lifts the cordon while mig-manager works; it is put back."""
+    stage.apply(MIXED)
+    await stage.fenced("gpu-1", "actuating")
+    stage.cordon("gpu-1", on=False)
+    await stage.ready(seconds=HOUR)
+
+
+async def three_of_four(stage: Scene) -> None:
+    """Three nodes are away at once, all but one with pods."""
+    await stage.running("free", 6)
+    stage.apply(SLICED, drain={"strandedPods": "Allow"}, rollout=at_once(3))
+    await stage.ready(seconds=HOUR)
+    await stage.e.until(lambda: "6/32" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
+
+
+GOLDEN: Mapping[str, Golden] = {
+    "a policy on an idle node": Golden(create),
+    "a policy on nodes with pods that may and pods that may not be evicted": Golden(
+        create_with_pods,
+        gpus=4,
+        workloads=(Workload("free", 1), Workload("kept", 2)),
+        budgets=(pdb("keep", "kept", minAvailable=1),),
+    ),
+    "another layout in the middle": Golden(retarget),
+    "a node deleted in the middle": Golden(node_deleted, nodes=2),
+    "the policy deleted in the middle": Golden(policy_deleted),
+    "all GPUNodes deleted in the middle": Golden(gpunodes_deleted),
+    "from MPS to MIG in two steps": Golden(two_steps),
+    "mig-manager stays pending for ever": Golden(wedged_pending),
+    "mig-manager fails and leaves the operands paused": Golden(wedged_paused),
+    "mig-manager says success and the operands are paused": Golden(success_paused),
+    "mig-manager fails and a person asks for a retry": Golden(failed_and_retried),
+    "a drain that is given up at its time-out": Golden(
+        drain_timed_out,
+        gpus=4,
+        workloads=(Workload("kept", 2),),
+        budgets=(pdb("keep", "kept", minAvailable=1),),
+    ),
+    "the cordon lifted before the point of no return": Golden(uncordoned_before),
+    "the cordon lifted after the point of no return": Golden(uncordoned_after),
+    "drift that is put right": Golden(drifted),
+    "three of four nodes at once": Golden(three_of_four, nodes=4, workloads=(Workload("free", 6),)),
+}

@@ -1,0 +1,199 @@
+"""Six nodes with a pod each, and one object that fails for ever: how long the healthy ones take, and what is said."""
+
+import asyncio
+import functools
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hack.sim.fakefaults import EVER, SILENCE, Fault, Silence
+from structlog.testing import capture_logs
+from tests.embedded.stage import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, scene
+from tests.fakes.virtualtime import run_virtually, virtual_now
+
+from gpusharing.kube.answers import Request, error_of
+from gpusharing.kube.client import (
+    CONFIG_MAPS,
+    EVENTS,
+    GPUNODES,
+    JSON,
+    LEASES,
+    NODES,
+    PDBS,
+    PODS,
+    POLICIES,
+    RESOURCE_CLAIMS,
+    Resource,
+)
+from gpusharing.kube.errors import KubeError
+
+SICK = "gpu-6"
+HEALTHY = tuple(f"gpu-{number}" for number in range(1, 6))
+SHORT = 600.0
+"""Seconds for which a rollout is watched that may never end."""
+WORDS = "the webhook example.com says no"
+
+
+@dataclass(frozen=True)
+class Door:
+    """A kind of call, and the one object whose calls fail."""
+
+    verb: str
+    resource: Resource
+    name: str | None = None
+    subresource: str | None = None
+    selector: str | None = None
+
+    def error(self, code: int) -> KubeError | Silence:
+        """What the real client makes of this HTTP status; 0: no answer."""
+        if code == 0:
+            return SILENCE
+        request = Request(self.verb, self.resource, self.subresource)
+        if self.verb == "evict":
+            request = Request("create", PODS, "eviction")
+        reason = {409: "Conflict", 403: "Forbidden", 429: "TooManyRequests"}.get(code, "")
+        return error_of(request, code, {"message": WORDS, "reason": reason})
+
+
+OF_ONE_NODE: Mapping[str, Door] = {
+    "the LIST of its pods": Door("list", PODS, selector=f"spec.nodeName={SICK}"),
+    "the eviction of its pod": Door("evict", PODS, f"job-{SICK}"),
+    "writes to the Node": Door("patch", NODES, SICK, ""),
+    "writes to the GPUNode": Door("patch", GPUNODES, SICK, ""),
+    "the creation of the GPUNode": Door("create", GPUNODES, SICK),
+    "its status": Door("patch", GPUNODES, SICK, "status"),
+    "the ResourceClaim of its pod": Door("get", RESOURCE_CLAIMS, "claim"),
+}
+SHARED: Mapping[str, Door] = {
+    "our ConfigMap": Door("patch", CONFIG_MAPS, "gpusharing-mig-parted"),
+    "the creation of our ConfigMap": Door("create", CONFIG_MAPS, "gpusharing-mig-parted"),
+    "the policy": Door("patch", POLICIES, "pool-b", ""),
+    "the status of the policy": Door("patch", POLICIES, "pool-b", "status"),
+    "the list of policies": Door("list", POLICIES),
+    "the list of budgets": Door("list", PDBS),
+    "Events": Door("create", EVENTS),
+    "the Lease": Door("get", LEASES, "gpusharing-operator"),
+}
+CODES: Mapping[str, int] = {
+    "500": 500,
+    "503": 503,
+    "504": 504,
+    "409": 409,
+    "403": 403,
+    "429": 429,
+    "no answer": 0,
+}
+
+
+def pod_of(node: str) -> JSON:
+    """A pod without a controller that holds a GPU; the sick node's one also has a claim that is none of a GPU."""
+    more: dict[str, Any] = {}
+    if node == SICK:
+        claims = {"resourceClaims": [{"name": "c", "resourceClaimName": "claim"}]}
+        more = {"spec": claims}
+    return gpu_pod(f"job-{node}", node, **more)
+
+
+def apply(stage: Scene, spec: JSON, limit: int | str) -> None:
+    """Change all nodes, their pods included."""
+    drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "5m"}
+    stage.apply(spec, rollout=at_once(limit), drain=drain)
+
+
+def is_done(stage: Scene, name: str) -> bool:
+    """The node itself says so; its GPUNode may be what is sick."""
+    fence = stage.fence(name)
+    return (
+        fence is None
+        and not stage.cordoned(name)
+        and "mig" in stage.labels(name).get("gpusharing.dev/mode", "")
+    )
+
+
+@dataclass
+class Course:
+    """What came of a run."""
+
+    seconds: float
+    """Until every healthy node was done."""
+    mirror: JSON
+    status: JSON
+    said: list[str]
+    """Lines of the log."""
+    done: bool
+    """The sick node got through, too."""
+    hits: int
+    """Calls that failed."""
+    writes: int
+    """Of Nodes, by the operator."""
+
+
+def _fall_ill(stage: Scene, door: Door, code: int) -> Fault:
+    """From now on, and for ever, the operator's calls through this door fail."""
+    return stage.e.cluster.faults.fail(
+        door.verb,
+        door.resource,
+        door.error(code),
+        times=EVER,
+        identity="operator",
+        name=door.name,
+        subresource=door.subresource,
+        selector=door.selector,
+    )
+
+
+async def _course(
+    door: Door | None, code: int, count: int, limit: int | str, linger: float, since: str = ""
+) -> Course:
+    patience = SHORT if door in SHARED.values() else HOUR
+    with capture_logs() as lines:
+        async with scene(*nodes(count)) as stage:
+            claim = {"metadata": {"namespace": "default", "name": "claim"}, "spec": {}, "status": {}}
+            for name in [f"gpu-{number + 1}" for number in range(count)]:
+                stage.e.cluster.add(PODS, pod_of(name))
+            stage.e.cluster.add(
+                RESOURCE_CLAIMS, claim | {"status": {"allocation": {"devices": {"results": []}}}}
+            )
+            fault = _fall_ill(stage, door, code) if door is not None and not since else None
+            begun = virtual_now()
+            apply(stage, MIXED, limit)
+            if door is not None and since:
+                await stage.fenced(SICK, since)
+                fault = _fall_ill(stage, door, code)
+            try:
+                await stage.e.until(
+                    lambda: all(is_done(stage, name) for name in HEALTHY), "five nodes", patience
+                )
+                seconds = (virtual_now() - begun).total_seconds()
+            except AssertionError:
+                if door in OF_ONE_NODE.values() or door is None:
+                    raise
+                seconds = float("inf")
+            await asyncio.sleep(linger)
+            done = count > len(HEALTHY) and is_done(stage, SICK)
+            status = stage.e.policy("pool-b").get("status") or {}
+            return Course(
+                seconds,
+                stage.mirror(SICK),
+                status,
+                [str(line) for line in lines],
+                done,
+                fault.hits if fault else 0,
+                stage.node_writes().total(),
+            )
+
+
+@functools.cache
+def alone(limit: int | str = "100%") -> float:
+    """How long the five healthy nodes take without the sick one."""
+    random.seed(1)
+    return run_virtually(_course(None, 0, len(HEALTHY), limit, 0.0)).seconds
+
+
+def course(
+    door: Door, code: int, *, limit: int | str = "100%", linger: float = 60.0, since: str = ""
+) -> Course:
+    """One run with one sick object, from the beginning or from a stage of the sick node's fence."""
+    random.seed(1)
+    return run_virtually(_course(door, code, len(HEALTHY) + 1, limit, linger, since))

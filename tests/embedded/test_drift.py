@@ -1,0 +1,75 @@
+"""Drift: put right once in a generation of a policy, and not once more because something else happened meanwhile."""
+
+import asyncio
+
+from tests.embedded.stage import FULL, MIXED, Scene, nodes, scene
+from tests.embedded.test_changes import assert_as_wanted
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.api import names
+from gpusharing.kube.client import POLICIES
+
+
+async def drift_again(stage: Scene) -> None:
+    """The instances are lost, as after a reboot that mig-manager slept through."""
+    await asyncio.sleep(60)
+    stage.e.world.inject("gpu-1", "lose-instances")
+
+
+async def put_right(stage: Scene) -> None:
+    """Drift is put right by a change of its own."""
+    await drift_again(stage)
+    assert (await stage.fenced("gpu-1")).drift
+    await stage.ready()
+
+
+@virtually
+async def test_a_node_that_is_adopted_anew_keeps_that_its_drift_was_put_right() -> None:
+    """A tool that strips our labels would else get a drain per drift, for ever."""
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        await put_right(stage)
+        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_POLICY: None, names.LABEL_MODE: None}}})
+        await stage.e.until(lambda: stage.labels("gpu-1").get(names.LABEL_MODE) == "mig", "adopted", 60)
+        await drift_again(stage)
+        await stage.reason("gpu-1", "DriftReturned")
+
+
+@virtually
+async def test_an_edit_while_drift_is_put_right_leaves_its_own_correction_to_the_new_generation() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        await drift_again(stage)
+        await stage.fenced("gpu-1", "actuating")
+        stage.apply(MIXED, rollout={"maxUnavailable": 1, "paused": False, "timeouts": {"actuation": "40m"}})
+        await stage.ready()
+        await put_right(stage)
+        assert_as_wanted(stage, MIXED, "gpu-1")
+        await drift_again(stage)
+        await stage.reason("gpu-1", "DriftReturned")
+
+
+@virtually
+async def test_a_policy_that_is_made_anew_has_its_own_first_drift() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        await put_right(stage)
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        await asyncio.sleep(30)
+        stage.apply(MIXED)
+        await stage.ready()
+        await put_right(stage)
+        assert_as_wanted(stage, MIXED, "gpu-1")
+
+
+@virtually
+async def test_a_drain_timeout_of_seconds_is_enough_for_a_node_without_pods() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.apply(MIXED, drain={"timeout": "4s"})
+        await stage.ready()
+        assert stage.events()["ChangeGivenUp"] == 0

@@ -1,0 +1,135 @@
+"""Every run of an actuator needs an idle node: retries, cures and edits after the point of no return."""
+
+import asyncio
+
+import pytest
+from hack.embedded import CLUSTER_POLICY
+from tests.embedded.stage import HOUR, L40S, MIXED, SINGLE, SLICED, Scene, gpu_pod, node, nodes, scene
+from tests.embedded.test_changes import assert_as_wanted
+from tests.embedded.test_troubles import failed, restarts
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.api import names
+from gpusharing.kube.client import JSON, PODS
+
+EVICT: JSON = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
+SHORT: JSON = {"timeouts": {"actuation": "2m", "verification": "1m"}}
+
+
+async def pod_lands(stage: Scene) -> None:
+    """Somebody lifts the cordon, a pod is bound at once, the operator puts the cordon back."""
+    stage.cordon("gpu-1", on=False)
+    stage.e.cluster.add(PODS, gpu_pod("late", "gpu-1"))
+    await stage.e.until(lambda: stage.cordoned("gpu-1"), "cordoned again", 60)
+
+
+@virtually
+async def test_a_retry_lets_a_pod_that_landed_meanwhile_leave_before_mig_manager_runs() -> None:
+    async with scene(*nodes(1)) as stage:
+        await failed(stage)
+        stage.apply(MIXED, drain=EVICT)
+        await pod_lands(stage)
+        stage.annotate("gpu-1", retry="again")
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+        assert (stage.evicted(), restarts(stage)) == (["late"], 1)
+
+
+@virtually
+async def test_a_cure_waits_for_a_pod_that_landed_meanwhile() -> None:
+    async with scene(*nodes(1)) as stage:
+        await asyncio.sleep(10)
+        stage.e.world.inject("gpu-1", "wedge-pending")
+        stage.apply(MIXED, drain=EVICT)
+        await stage.fenced("gpu-1", "actuating")
+        await pod_lands(stage)
+        await stage.ready(seconds=HOUR)
+        assert_as_wanted(stage, MIXED, "gpu-1")
+        assert (stage.evicted(), restarts(stage)) == (["late"], 1)
+
+
+@virtually
+async def test_an_uncordon_after_the_point_of_no_return_is_told() -> None:
+    async with scene(*nodes(1)) as stage:
+        await failed(stage)
+        stage.cordon("gpu-1", on=False)
+        await stage.e.until(lambda: stage.cordoned("gpu-1"), "cordoned again", 60)
+        await stage.e.until(lambda: stage.events()["CordonRestored"] == 1, "an Event", 60)
+
+
+OVERWRITTEN: dict[str, tuple[JSON, JSON, str, str]] = {
+    "mig.config": (node("gpu-1"), MIXED, names.LABEL_MIG_CONFIG, "all-disabled"),
+    "the plugin's key on a card without MIG": (
+        node("gpu-1", product=L40S), SLICED, names.LABEL_PLUGIN_CONFIG, "theirs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("manifest", "spec", "label", "value"), OVERWRITTEN.values(), ids=OVERWRITTEN.keys())
+@virtually
+async def test_a_retry_writes_our_label_again_that_somebody_overwrote(
+    manifest: JSON, spec: JSON, label: str, value: str
+) -> None:
+    async with scene(manifest) as stage:
+        await asyncio.sleep(10)
+        stage.apply(spec, rollout=SHORT)
+        await stage.fenced("gpu-1", "actuating")
+        stage.person("gpu-1", {"metadata": {"labels": {label: value}}})
+        await stage.phase("gpu-1", "Failed")
+        await asyncio.sleep(600)
+        assert stage.labels("gpu-1")[label] == value
+        stage.annotate("gpu-1", retry="again")
+        await stage.ready()
+        assert_as_wanted(stage, spec, "gpu-1")
+
+
+@virtually
+async def test_an_edit_that_changes_no_layout_leaves_a_failed_node_alone() -> None:
+    async with scene(*nodes(1)) as stage:
+        await failed(stage)
+        mark = stage.mark()
+        stage.apply(MIXED, rollout={"paused": True})
+        await asyncio.sleep(600)
+        assert (stage.mirror("gpu-1")["phase"], restarts(stage)) == ("Failed", 0)
+        assert stage.node_writes(mark)["gpu-1"] == 0
+
+
+@virtually
+async def test_another_layout_that_a_pod_keeps_from_being_reached_is_failed_in_its_time() -> None:
+    async with scene(*nodes(1)) as stage:
+        await failed(stage)
+        stage.e.cluster.add(PODS, gpu_pod("stays", "gpu-1"))
+        stage.apply(SINGLE)
+        await stage.phase("gpu-1", "Draining")
+        mirror = await stage.phase("gpu-1", "Failed")
+        assert mirror["reason"] == "Unmanaged"
+        await stage.until_condition("Stalled", "True", "NodesFailed")
+        stage.e.cluster.delete(PODS, "stays", namespace="default")
+        await stage.ready()
+        assert_as_wanted(stage, SINGLE, "gpu-1")
+
+
+WITH_REBOOT: JSON = {
+    **CLUSTER_POLICY,
+    "spec": {
+        **CLUSTER_POLICY["spec"],
+        "migManager": {
+            **CLUSTER_POLICY["spec"].get("migManager", {}),
+            "env": [{"name": "WITH_REBOOT", "value": "true"}],
+        },
+    },
+}
+
+
+@virtually
+async def test_a_drain_for_time_slicing_that_became_one_for_mig_lets_all_pods_leave_where_nodes_reboot() -> (
+    None
+):
+    cpu = gpu_pod("cpu", "gpu-1", spec={"containers": [{"name": "main"}]})
+    async with scene(*nodes(1), cluster_policy=WITH_REBOOT) as stage:
+        stage.e.cluster.add(PODS, cpu)
+        await asyncio.sleep(10)
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        stage.apply(MIXED, drain=EVICT)
+        await stage.ready(seconds=HOUR)
+        assert stage.evicted() == ["cpu"]

@@ -1,0 +1,154 @@
+"""A slow API server slows the roll and nothing else: the leader stays, the process is alive, nobody's clock matters."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from tests.embedded.stage import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.fakes.slow import SlowClient
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.controller.health import STUCK, Health
+from gpusharing.controller.loop import Loop
+from gpusharing.kube.client import GPUNODES, LEASES, PODS, Resource
+from gpusharing.kube.clock import SteadyClock, loop_time
+from gpusharing.kube.lease import LeaderLease
+from gpusharing.kube.login import AnonymousLogin
+
+
+def start(stage: Scene, seconds: float) -> tuple[Loop, SlowClient]:
+    """The operator on a slow server, wired as the shipped process is."""
+
+    def called(verb: str, resource: Resource, subresource: str | None, status: int, took: float) -> None:
+        loop.progress.called(verb, resource, subresource, status, took)
+
+    client = SlowClient(
+        stage.e.cluster.client("operator"),
+        seconds,
+        apart=LEASES,
+        apart_seconds=min(seconds, 3.0),
+        on_call=called,
+    )
+    loop = stage.e.start_operator(client)
+    return loop, client
+
+
+def alive(stage: Scene, loop: Loop) -> dict[str, str]:
+    """What only a restart would mend."""
+    assert stage.e.lease is not None
+    assert stage.e.client is not None
+    watch = PolicyWatch(stage.e.client, AnonymousLogin(""), lambda *_: None)
+    return Health(loop, stage.e.lease, watch).dead()
+
+
+@pytest.mark.parametrize(("lists", "seconds"), [(100, 0.5), (30, 3.0)], ids=["100 x 0.5 s", "30 x 3 s"])
+@pytest.mark.parametrize("apart", [LEASES, None], ids=["as shipped", "in one queue"])
+@virtually
+async def test_a_renewal_waits_for_no_other_call(lists: int, seconds: float, apart: Resource | None) -> None:
+    cluster = FakeCluster()
+    client = SlowClient(cluster.client("operator"), seconds, apart=apart)
+    lost = asyncio.Event()
+    lease = LeaderLease(client, "gpusharing", "leader", "us", on_lost=lost.set, clock=loop_time)
+    leading = asyncio.create_task(lease.run())
+    await lease.acquired.wait()
+
+    async def look_at_all() -> None:
+        while True:
+            async for _ in client.pages(PODS):
+                pass
+
+    looking = [asyncio.create_task(look_at_all()) for _ in range(lists)]
+    await asyncio.sleep(120)
+    assert lost.is_set() == (apart is None), "the shared queue is what the test is about"
+    if apart is not None:
+        assert client.waited[LEASES] == 0
+    for task in (*looking, leading):
+        task.cancel()
+
+
+async def roll(stage: Scene, count: int, *, pods: int = 0, seconds: float = 3.0) -> tuple[Loop, SlowClient]:
+    """Begin to roll nodes, some of them with a pod, where each call takes its time."""
+    for number in range(pods):
+        stage.e.cluster.add(PODS, gpu_pod(f"job-{number}", f"gpu-{number + 1}"))
+    loop, client = start(stage, seconds)
+    stage.apply(SLICED, rollout=at_once(count), drain={"unmanagedPods": "Evict", "strandedPods": "Allow"})
+    return loop, client
+
+
+@virtually
+async def test_a_server_that_takes_three_seconds_for_each_call_slows_the_roll_and_nothing_else() -> None:
+    async with scene(*nodes(6), start=False) as stage:
+        await roll(stage, 6, pods=6)
+        await stage.ready(seconds=HOUR)
+
+
+@virtually
+async def test_the_leader_of_thirty_nodes_stays_and_lives_where_each_call_takes_three_seconds() -> None:
+    async with scene(*nodes(30), start=False) as stage:
+        loop, client = await roll(stage, 30, pods=30)
+        for _ in range(60):
+            await asyncio.sleep(10)
+            assert stage.e.client is not None
+            assert not stage.e.client.dead, "the Lease was not lost"
+            assert alive(stage, loop) == {}
+        assert client.waited[LEASES] == 0
+        await stage.ready(seconds=HOUR)
+        assert stage.events()["ChangeGivenUp"] == 0
+
+
+@virtually
+async def test_thirty_nodes_are_proven_a_few_at_a_time_where_the_server_is_too_slow_for_all_at_once() -> None:
+    """Six seconds a call: while all thirty proofs are made side by side, each grows old before it is whole."""
+    async with scene(*nodes(30), start=False) as stage:
+        await roll(stage, 30, pods=30, seconds=6.0)
+        await stage.ready(seconds=HOUR)
+        assert stage.events()["ChangeGivenUp"] == 0
+
+
+@virtually
+async def test_first_passes_that_create_for_minutes_are_no_reason_to_restart() -> None:
+    """As long as 5,000 creations of 0.2 s, eight at a time."""
+    async with scene(*nodes(128), start=False) as stage:
+        loop, _ = start(stage, 8.0)
+        stage.apply(FULL)
+        begun = loop_time()
+        told: set[str] = set()
+        async with asyncio.timeout(900):
+            while len(stage.e.cluster.objects(GPUNODES)) < 128:
+                await asyncio.sleep(5)
+                told |= set(alive(stage, loop))
+        assert loop_time() - begun > STUCK
+        assert told == set()
+
+
+def stepped(step: timedelta) -> tuple[Callable[[], datetime], Callable[[], None]]:
+    """This machine's wall clock, and somebody who sets it."""
+    moved = [timedelta(0)]
+
+    def set_it() -> None:
+        moved[0] = step
+
+    return lambda: virtual_now() + moved[0], set_it
+
+
+@pytest.mark.parametrize("step", [-600, 600], ids=["back", "forward"])
+@virtually
+async def test_a_wall_clock_that_is_set_by_ten_minutes_in_the_middle_of_a_drain_changes_nothing(
+    step: int,
+) -> None:
+    wall, set_it = stepped(timedelta(seconds=step))
+    async with scene(*nodes(1), start=False) as stage:
+        stage.e.now = SteadyClock(loop_time, wall)
+        stage.e.start_operator()
+        stage.e.cluster.add(PODS, gpu_pod("job", "gpu-1", metadata={"finalizers": ["example.com/slow"]}))
+        stage.apply(SLICED, drain={"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "10m"})
+        fence = await stage.fenced("gpu-1")
+        set_it()
+        lists = stage.e.cluster.calls["operator", "list", "pods"]
+        await asyncio.sleep(60)
+        assert stage.e.cluster.calls["operator", "list", "pods"] - lists >= 10, "it looks every few seconds"
+        assert stage.fence("gpu-1") == fence, "no deadline passes early"
+        assert virtual_now() < fence.deadline
