@@ -14,7 +14,6 @@ from tests.chart.charts import CHART, NAMESPACE, Helm
 
 RELEASE = "gpusharing"
 AGENT_NAMESPACE = "gpusharing-agent"
-APART = ("--set", f"agent.namespace={AGENT_NAMESPACE},agent.createNamespace=true")
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 NODES = "/api/v1/nodes"
@@ -93,7 +92,7 @@ class Installed:
 
     def install_chart(self, *arguments: str) -> str:
         """helm install; returns the notes."""
-        done = self.run_helm("install", str(CHART), *APART, *arguments)
+        done = self.run_helm("install", str(CHART), *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

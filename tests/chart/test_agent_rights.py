@@ -35,37 +35,64 @@ def rights(pod: dict[str, Any]) -> set[Need]:
     return found
 
 
+DEFAULT = set(Need)
+
+
 @pytest.mark.parametrize(
     ("value", "given"),
     [
-        ("agent.interval=30", {Need.NOTHING, Need.DRIVER, Need.HOST_PID, Need.POD_RESOURCES}),
-        ("agent.privileged=true", set(Need)),
-        ("agent.hostPID=false", {Need.NOTHING, Need.DRIVER, Need.POD_RESOURCES}),
+        ("agent.interval=30", DEFAULT),
+        ("agent.privileged=false", DEFAULT - {Need.MIG_CONFIG}),
+        ("agent.hostPID=true", DEFAULT),
     ],
-    ids=["by default", "privileged", "without the host's processes"],
+    ids=["by default", "unprivileged", "asked for what is there anyway"],
 )
 def test_each_right_comes_with_its_value(helm: Helm, value: str, given: set[Need]) -> None:
     assert rights(pod_of(helm, value)) == given
     key = value.partition("=")[0]
-    if key != "agent.interval":
-        assert [need for need in Need if f"`{key}:" in need.chart] == [
-            Need.MIG_CONFIG if key == "agent.privileged" else Need.HOST_PID
-        ]
+    if key == "agent.privileged":
+        assert [need for need in Need if f"`{key}:" in need.chart] == [Need.MIG_CONFIG]
 
 
-def test_there_is_no_other_right(helm: Helm) -> None:
+def test_the_hosts_processes_are_no_choice(helm: Helm) -> None:
+    refusal = helm.refusal("--set", "agent.hostPID=false")
+    assert "agent.hostPID is no choice any more" in refusal
+    assert "a busy GPU would be taken for an idle one" in refusal
+
+
+def environment(pod: dict[str, Any]) -> dict[str, Any]:
+    """Variables of the agent's container."""
+    return {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+
+
+def test_the_agent_has_the_rights_of_nvidias_own_operands_and_a_root_that_it_cannot_write(helm: Helm) -> None:
     pod = pod_of(helm)
-    (container,) = pod["containers"]
-    assert container["securityContext"] == {
+    assert pod["containers"][0]["securityContext"] == {"privileged": True, "readOnlyRootFilesystem": True}
+    assert environment(pod)["NVIDIA_MIG_MONITOR_DEVICES"] == "all"
+
+
+def test_without_them_it_has_none(helm: Helm) -> None:
+    pod = pod_of(helm, "agent.privileged=false")
+    assert pod["containers"][0]["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
         "readOnlyRootFilesystem": True,
     }
+    # The runtime refuses to start an unprivileged container that asks for it.
+    assert "NVIDIA_MIG_MONITOR_DEVICES" not in environment(pod)
+
+
+@pytest.mark.parametrize("privileged", ["true", "false"])
+def test_there_is_no_other_right(helm: Helm, privileged: str) -> None:
+    pod = pod_of(helm, f"agent.privileged={privileged}")
+    (container,) = pod["containers"]
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"hostNetwork", "hostIPC", "initContainers"} & pod.keys()
-    assert [(v["name"], "hostPath" in v) for v in pod["volumes"]] == [("pod-resources", True)]
-    assert [mount["readOnly"] for mount in container["volumeMounts"]] == [True]
-    environ = {one["name"] for one in container["env"]}
-    assert {name for name in environ if name.startswith("NVIDIA_")} == {
+    assert [(v["name"], "hostPath" in v) for v in pod["volumes"]] == [
+        ("pod-resources", True),
+        ("service-account", False),
+    ]
+    assert [mount["readOnly"] for mount in container["volumeMounts"]] == [True, True]
+    assert {name for name in environment(pod) if name.startswith("NVIDIA_")} - {"NVIDIA_MIG_MONITOR_DEVICES"} == {
         "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
-    }, "NVIDIA_MIG_CONFIG_DEVICES and NVIDIA_MIG_MONITOR_DEVICES would be rights"  # fmt: skip
+    }, "NVIDIA_MIG_CONFIG_DEVICES would be a right to create instances"  # fmt: skip

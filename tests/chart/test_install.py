@@ -4,10 +4,20 @@ import re
 import textwrap
 
 import pytest
-from hack.cluster.api import ApiError, Object, selector
+from hack.cluster import tokens
+from hack.cluster.api import Api, ApiError, Object, selector
 from hack.cluster.process import wait_until
-from tests.chart.charts import CHART, NAMESPACE
-from tests.chart.cluster import AGENT_NAMESPACE, APART, GPUNODES, POLICIES, POLICY, SECONDS, Installed
+from tests.chart.charts import CHART, NAMESPACE, ROOT
+from tests.chart.cluster import (
+    AGENT_NAMESPACE,
+    GPUNODES,
+    NODES,
+    POLICIES,
+    POLICY,
+    SECONDS,
+    Installed,
+    denied,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -58,7 +68,7 @@ def test_no_admission_policy_has_a_type_error(installed: Installed) -> None:
     def checked() -> bool:
         found = installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies")
         ours = [one for one in found if one["metadata"]["name"].startswith("gpusharing-")]
-        return len(ours) == 3 and all("typeChecking" in one.get("status", {}) for one in ours)
+        return len(ours) == 6 and all("typeChecking" in one.get("status", {}) for one in ours)
 
     wait_until(checked, SECONDS, "the controller to check the expressions")
     for policy in installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies"):
@@ -70,6 +80,36 @@ def test_what_was_installed_is_what_the_values_say(installed: Installed) -> None
     environ = {one["name"]: one.get("value") for one in containers(deployment)[0]["env"]}
     assert environ["GPUSHARING_AGENT_NAMESPACE"] == AGENT_NAMESPACE
     assert environ["GPUSHARING_GPU_OPERATOR_NAMESPACE"] == "gpu-operator"
+
+
+def test_the_api_server_puts_the_operators_lease_calls_into_their_own_priority_level(
+    installed: Installed,
+) -> None:
+    flows = "/apis/flowcontrol.apiserver.k8s.io/v1"
+    uid = installed.admin.get(f"{flows}/flowschemas/gpusharing-operator-lease")["metadata"]["uid"]
+    level = installed.admin.get(f"{flows}/prioritylevelconfigurations/leader-election")["metadata"]["uid"]
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/gpusharing-operator"
+    with installed.operator() as operator:
+        wait_until(
+            lambda: classified(operator, lease) == (uid, level), SECONDS, "the Lease's calls to be sorted"
+        )
+        assert classified(operator, NODES)[0] not in ("", uid)
+    with installed.admin.as_token(
+        tokens.service_account_token(installed.admin, NAMESPACE, "default")
+    ) as another:
+        assert classified(another, lease)[0] not in ("", uid)
+
+
+def classified(api: Api, path: str) -> tuple[str, str]:
+    """UIDs of the FlowSchema and the priority level by which the API server judged a GET, whatever it answered."""
+    with api._connection() as connection:
+        connection.request("GET", path, None, api._headers)
+        answer = connection.getresponse()
+        answer.read()
+    found = (
+        answer.headers.get(f"X-Kubernetes-PF-{kind}-UID", "") for kind in ("FlowSchema", "PriorityLevel")
+    )
+    return (next(found), next(found))
 
 
 def test_a_second_release_is_refused(installed: Installed) -> None:
@@ -94,7 +134,10 @@ def test_a_second_release_is_refused(installed: Installed) -> None:
             "gpuOperator.namespace=nowhere",
             "namespace nowhere does not exist: install the NVIDIA GPU Operator first",
         ),
-        ("agent.namespace=nowhere", "namespace nowhere (agent.namespace) does not exist"),
+        (
+            "agent.namespace=nowhere,agent.createNamespace=false",
+            "namespace nowhere (agent.namespace) does not exist",
+        ),
     ],
     ids=["no GPU Operator", "no agent namespace"],
 )
@@ -110,7 +153,7 @@ def test_an_upgrade_changes_the_release_and_keeps_policies_and_gpunodes(
     installed: Installed, policy: Object
 ) -> None:
     before = installed.admin.get(f"{GPUNODES}/{installed.node_a}")["metadata"]["uid"]
-    done = installed.run_helm("upgrade", str(CHART), *APART, "--set", "operator.maxInFlight=7")
+    done = installed.run_helm("upgrade", str(CHART), "--set", "operator.maxInFlight=7")
     assert done.returncode == 0, done.stderr
     deployment = installed.admin.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator")
     assert {"name": "GPUSHARING_MAX_IN_FLIGHT", "value": "7"} in containers(deployment)[0]["env"]
@@ -148,7 +191,53 @@ def test_the_commands_in_the_notes_work(installed: Installed) -> None:
     installed.plane.kubectl("apply", "--dry-run=server", "-f", "-", stdin=text)
 
 
-def test_viewers_and_editors_of_the_cluster_may_use_our_resources(installed: Installed) -> None:
+RESTRICTED = re.compile(r"kubectl label .*namespace \S+ pod-security.kubernetes.io/enforce=restricted")
+
+
+WORKLOADS = {
+    "gpusharing-operator": f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator",
+    "gpusharing-agent": f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent",
+}
+
+
+def dry_run_under_restricted(installed: Installed, name: str) -> object:
+    """Ask for a pod of this template in a namespace that enforces `restricted`, without its being created."""
+    template = installed.admin.get(WORKLOADS[name])["spec"]["template"]
+    template["metadata"] = {"name": "judged"}
+    template["spec"]["serviceAccountName"] = "default"  # that of the agent is in its own namespace
+    return installed.admin.request(
+        "POST", f"/api/v1/namespaces/{NAMESPACE}/pods", template, dryRun="All", fieldValidation="Strict"
+    )
+
+
+def test_the_operators_pod_passes_restricted(installed: Installed) -> None:
+    labels = installed.admin.get(f"/api/v1/namespaces/{NAMESPACE}")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert dry_run_under_restricted(installed, "gpusharing-operator")
+
+
+def test_the_agents_pod_would_not_which_is_why_it_has_a_namespace_of_its_own(installed: Installed) -> None:
+    message = denied(lambda: dry_run_under_restricted(installed, "gpusharing-agent"))
+    assert 'violates PodSecurity "restricted' in message
+    for right in ("host namespaces", "privileged", "hostPath"):
+        assert right in message
+    labels = installed.admin.get(f"/api/v1/namespaces/{AGENT_NAMESPACE}")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "privileged"
+
+
+@pytest.mark.parametrize("source", ["the notes", "docs/how-to/install.md"])
+def test_the_command_that_enforces_restricted_works(installed: Installed, source: str) -> None:
+    text = (
+        installed.run_helm("status").stdout if source == "the notes" else (ROOT / source).read_text()
+    ).replace("\\\n", " ")
+    command = RESTRICTED.search(text)
+    assert command is not None
+    words = command[0].split()[1:]
+    assert NAMESPACE in words
+    installed.plane.kubectl(*words, "--overwrite")
+
+
+def test_viewers_of_the_cluster_may_read_and_admins_write_only_by_choice(installed: Installed) -> None:
     def verbs(role: str) -> set[str]:
         rules = installed.admin.get(f"{ROLES}/{role}")["rules"] or []
         return {
@@ -158,9 +247,13 @@ def test_viewers_and_editors_of_the_cluster_may_use_our_resources(installed: Ins
             for verb in rule["verbs"]
         }
 
-    wait_until(lambda: "watch" in verbs("view"), SECONDS, "the roles to be aggregated")
-    assert verbs("view") == {"get", "list", "watch"}
-    wait_until(lambda: "create" in verbs("edit"), SECONDS, "the roles to be aggregated")
+    reads = {"get", "list", "watch"}
+    wait_until(lambda: verbs("admin") == reads, SECONDS, "the roles to be aggregated")
+    assert verbs("view") == verbs("edit") == reads
+    done = installed.run_helm("upgrade", str(CHART), "--set", "rbac.aggregateToAdmin=true")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: "create" in verbs("admin"), SECONDS, "the roles to be aggregated")
+    assert verbs("view") == verbs("edit") == reads
 
 
 def containers(workload: Object) -> list[Object]:

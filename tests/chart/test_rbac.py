@@ -9,11 +9,10 @@ NAMESPACES = {
     "gpu-operator": "gpu-operator",
     "default": "default",
 }
-APART = ("--set", "agent.namespace=gpusharing-agent")
 
 
 def rendered(helm: Helm, *arguments: str) -> frozenset[Grant]:
-    return granted(helm.template(*APART, *arguments), NAMESPACES)
+    return granted(helm.template(*arguments), NAMESPACES)
 
 
 def test_the_roles_are_those_of_the_golden_table(helm: Helm) -> None:

@@ -14,8 +14,8 @@ from gpusharing.planning.blockers import Blocker, explain_blockers
 from gpusharing.planning.drain import plan_drain, preflight
 from gpusharing.planning.evictions import remember
 from gpusharing.planning.holders import Scope, classify
+from gpusharing.planning.podviews import EvictionMemory, NodeWork, Owner, PodView
 from gpusharing.planning.reasons import reason_of
-from gpusharing.planning.views import EvictionMemory, NodeWork, Owner, PodView
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
 OPERATOR_NAMESPACE = "gpu-operator"
@@ -70,6 +70,8 @@ def _work(given: Mapping[str, Any], turned: bool) -> NodeWork:
         pdbs=[make_pdb(**fields) for fields in given.get("pdbs", [])],
         evictions=_memories(given.get("answers", []), pods),
         error=given.get("list_error", ""),
+        # An older LIST would say nothing about pods that were asked for since.
+        listed_at=at(given.get("now", 0)),
     )
 
 

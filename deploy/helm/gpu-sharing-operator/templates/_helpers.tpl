@@ -16,6 +16,23 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.agent.namespace | default .Release.Namespace }}
 {{- end }}
 
+{{- /* An hour, where the kubelet's own mount would hold a token that the API server lets live for a year. */}}
+{{- define "gpusharing.serviceAccountVolume" -}}
+- name: service-account
+  projected:
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3600}
+      - configMap:
+          name: kube-root-ca.crt
+          items: [{key: ca.crt, path: ca.crt}]
+      - downwardAPI:
+          items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]
+{{- end }}
+
+{{- define "gpusharing.serviceAccountMount" -}}
+- {name: service-account, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
+{{- end }}
+
 {{- define "gpusharing.operatorUser" -}}
 system:serviceaccount:{{ .Release.Namespace }}:gpusharing-operator
 {{- end }}

@@ -1,0 +1,237 @@
+"""What a stolen token of the operator cannot do with pods and ConfigMaps, on a real API server."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hack.cluster.api import Api, ApiError, Object, selector
+from hack.cluster.process import wait_until
+from hack.sim.manifests import daemon_set
+from tests.chart.charts import NAMESPACE
+from tests.chart.cluster import AGENT_NAMESPACE, NODES, SECONDS, Installed, denied
+
+pytestmark = pytest.mark.cluster
+
+ADMISSION = "ValidatingAdmissionPolicy"
+OPERATOR_SPACE = "gpu-operator"
+OUR_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
+OPERANDS = {
+    "mig-manager": "nvidia-mig-manager",
+    "the MPS control daemon": "nvidia-device-plugin-mps-control-daemon",
+}
+PLUGIN = "nvidia-device-plugin-daemonset"
+
+
+def pods(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/pods"
+
+
+def maps(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/configmaps"
+
+
+@pytest.fixture(scope="module")
+def operator(installed: Installed) -> Iterator[Api]:
+    with installed.operator() as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def mighty(installed: Installed, operator: Api) -> Iterator[Api]:
+    """The operator after somebody granted it everything: only admission is left, as for a token with a wider role."""
+    path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+    group = "rbac.authorization.k8s.io"
+    account = {"kind": "ServiceAccount", "name": "gpusharing-operator", "namespace": NAMESPACE}
+    role = {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"}
+    binding = {"metadata": {"name": "mighty-operator"}, "roleRef": role, "subjects": [account]}
+
+    def reads_secrets() -> bool:
+        try:
+            operator.list("/api/v1/secrets")
+        except ApiError:
+            return False
+        return True
+
+    installed.admin.create(path, binding)
+    wait_until(reads_secrets, SECONDS, "the new binding to count")
+    yield operator
+    installed.admin.delete(f"{path}/mighty-operator")
+    wait_until(lambda: not reads_secrets(), SECONDS, "the deleted binding to count no more")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def enforced(installed: Installed, operator: Api) -> None:
+    """The API server takes up admission policies a moment after they were written."""
+    wanted: Object = {"metadata": {"name": "probe"}}
+    wait_until(
+        lambda: not allowed(lambda: create(operator, maps(OPERATOR_SPACE), wanted)),
+        SECONDS,
+        "the one about ConfigMaps to be enforced",
+    )
+    installed.admin.create(pods(OPERATOR_SPACE), bare("probe"))
+    wait_until(
+        lambda: not allowed(lambda: delete(operator, f"{pods(OPERATOR_SPACE)}/probe")),
+        SECONDS,
+        "the one about pods to be enforced",
+    )
+    installed.admin.create(pods("kube-system"), bare("probe"))
+    wait_until(
+        lambda: not allowed(lambda: evict(operator, "kube-system", "probe")),
+        SECONDS,
+        "the one about evictions to be enforced",
+    )
+
+
+@pytest.fixture(scope="module")
+def operands(installed: Installed) -> dict[str, str]:
+    """Name of a running pod of each DaemonSet of the GPU Operator, by its label app."""
+    found = {}
+    for app in (*OPERANDS.values(), PLUGIN):
+        manifest = daemon_set(app, OPERATOR_SPACE, {"app": app}, {})
+        installed.admin.create(f"/apis/apps/v1/namespaces/{OPERATOR_SPACE}/daemonsets", manifest)
+        query = {"labelSelector": selector({"app": app})}
+        wait_until(lambda q=query: bool(installed.admin.list(pods(OPERATOR_SPACE), **q)), SECONDS, app)  # type: ignore[misc]  # a default binds the loop's value
+        found[app] = installed.admin.list(pods(OPERATOR_SPACE), **query)[0]["metadata"]["name"]
+    return found
+
+
+def bare(name: str, **labels: str) -> Object:
+    """A pod that nobody owns and no scheduler starts."""
+    spec: Object = {"schedulerName": "nobody", "containers": [{"name": "main", "image": "x"}]}
+    return {"metadata": {"name": name, "labels": labels}, "spec": spec}
+
+
+def create(api: Api, path: str, manifest: Object) -> Any:
+    """Ask for it without its being done."""
+    return api.request("POST", path, manifest, dryRun="All")
+
+
+def delete(api: Api, path: str) -> Any:
+    """Ask for it without its being done."""
+    return api.request("DELETE", path, dryRun="All")
+
+
+def evict(api: Api, namespace: str, name: str) -> Any:
+    """Ask for it without its being done."""
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": name, "namespace": namespace},
+    }
+    return create(api, f"{pods(namespace)}/{name}/eviction", eviction)
+
+
+def allowed(call: Callable[[], object]) -> bool:
+    """Whether the server would do it."""
+    try:
+        call()
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return False
+    return True
+
+
+# --- DELETE of pods ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_the_operator_may_delete_a_pod_of(operator: Api, operands: dict[str, str], operand: str) -> None:
+    assert delete(operator, f"{pods(OPERATOR_SPACE)}/{operands[OPERANDS[operand]]}")
+
+
+def test_the_operator_may_not_delete_a_pod_of_the_device_plugin(
+    operator: Api, operands: dict[str, str]
+) -> None:
+    message = denied(lambda: delete(operator, f"{pods(OPERATOR_SPACE)}/{operands[PLUGIN]}"))
+    assert ADMISSION in message
+    assert f"not {OPERATOR_SPACE}/{operands[PLUGIN]}" in message
+
+
+def test_a_label_alone_makes_no_pod_of_mig_manager(installed: Installed, operator: Api) -> None:
+    installed.admin.create(pods(OPERATOR_SPACE), bare("forged", app="nvidia-mig-manager"))
+    message = denied(lambda: delete(operator, f"{pods(OPERATOR_SPACE)}/forged"))
+    assert "may only delete pods of mig-manager" in message
+
+
+def test_with_every_right_it_still_may_not_delete_pods_elsewhere(installed: Installed, mighty: Api) -> None:
+    for namespace in ("default", "kube-system", AGENT_NAMESPACE):
+        installed.admin.create(pods(namespace), bare("elsewhere", app="nvidia-mig-manager"))
+        message = denied(lambda space=namespace: delete(mighty, f"{pods(space)}/elsewhere"))  # type: ignore[misc]  # a default binds the loop's value
+        assert ADMISSION in message
+
+
+def test_with_every_right_it_still_may_not_delete_a_collection(mighty: Api) -> None:
+    assert ADMISSION in denied(lambda: delete(mighty, pods(OPERATOR_SPACE)))
+
+
+# --- evictions ---------------------------------------------------------------------------------------------
+
+
+def test_the_operator_may_evict_a_pod_of_a_workload(installed: Installed, operator: Api) -> None:
+    installed.admin.create(pods("default"), bare("work"))
+    assert evict(operator, "default", "work")
+
+
+def test_the_operator_may_not_evict_in_a_protected_namespace_whatever_the_pod_holds(
+    installed: Installed, operator: Api
+) -> None:
+    holder = bare("profiler")
+    holder["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
+    installed.admin.create(pods("kube-system"), holder)
+    message = denied(lambda: evict(operator, "kube-system", "profiler"))
+    assert ADMISSION in message
+    assert "may not evict pods in namespace kube-system (value operator.protectedNamespaces" in message
+
+
+def test_others_may_evict_there(installed: Installed) -> None:
+    assert evict(installed.admin, "kube-system", "probe")
+
+
+# --- ConfigMaps --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OUR_MAPS)
+def test_the_operator_may_create_and_change_its_own_configmap(
+    installed: Installed, operator: Api, name: str
+) -> None:
+    assert create(operator, maps(OPERATOR_SPACE), {"metadata": {"name": name}, "data": {}})
+    installed.admin.create(maps(OPERATOR_SPACE), {"metadata": {"name": name}, "data": {}})
+    changed = operator.merge_patch(f"{maps(OPERATOR_SPACE)}/{name}", {"data": {"x": "y"}})
+    assert changed["data"] == {"x": "y"}
+    installed.admin.delete(f"{maps(OPERATOR_SPACE)}/{name}")
+
+
+OTHER_MAPS: dict[str, Object] = {
+    "of NVIDIA": {"metadata": {"name": "default-mig-parted-config"}},
+    "of any name": {"metadata": {"name": "made-up"}},
+    "whose name begins as its own": {"metadata": {"name": "gpusharing-device-plugin-2"}},
+    "whose name the server makes": {"metadata": {"generateName": "gpusharing-"}},
+}
+
+
+@pytest.mark.parametrize("what", OTHER_MAPS)
+def test_the_operator_may_not_create_a_configmap(operator: Api, what: str) -> None:
+    message = denied(lambda: create(operator, maps(OPERATOR_SPACE), OTHER_MAPS[what]))
+    assert ADMISSION in message
+    assert f"{OUR_MAPS[0]} and {OUR_MAPS[1]}" in message
+
+
+def test_with_every_right_it_still_may_not_write_other_configmaps_or_remove_its_own(
+    installed: Installed, mighty: Api
+) -> None:
+    installed.admin.create(maps(OPERATOR_SPACE), {"metadata": {"name": "theirs"}, "data": {}})
+    installed.admin.create(maps(OPERATOR_SPACE), {"metadata": {"name": OUR_MAPS[0]}, "data": {}})
+    ours_elsewhere: Object = {"metadata": {"name": OUR_MAPS[0]}}
+    for call in (
+        lambda: mighty.merge_patch(f"{maps(OPERATOR_SPACE)}/theirs", {"data": {"x": "y"}}),
+        lambda: create(mighty, maps("default"), ours_elsewhere),
+        lambda: delete(mighty, f"{maps(OPERATOR_SPACE)}/{OUR_MAPS[0]}"),
+    ):
+        assert ADMISSION in denied(call)
+    installed.admin.delete(f"{maps(OPERATOR_SPACE)}/{OUR_MAPS[0]}")
+
+
+def test_others_may_write_what_they_like(installed: Installed) -> None:
+    assert create(installed.admin, maps(OPERATOR_SPACE), {"metadata": {"name": "made-up"}})
+    assert installed.admin.list(NODES)
