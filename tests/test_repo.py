@@ -55,6 +55,11 @@ def test_modules_are_short() -> None:
     assert {name: length for name, length in lengths.items() if length > MAX_MODULE} == {}
 
 
+def test_calls_side_by_side_end_together() -> None:
+    """asyncio.gather leaves the others running after the first error: a TaskGroup or kube/crew.py does not."""
+    assert [name for name in SHIPPED if "asyncio.gather" in PYTHON[name]] == []
+
+
 def test_functions_are_short() -> None:
     long = {
         f"{name}:{node.lineno} {node.name}": length
@@ -268,7 +273,10 @@ def test_only_generated_pages_say_that_they_are_generated() -> None:
 
 def test_foreign_libraries_stay_behind_their_adapters() -> None:
     adapters = {
-        "pynvml": {"operator/gpusharing/agent/nvml.py", "operator/gpusharing/agent/nvml_health.py"},
+        "pynvml": {
+            f"operator/gpusharing/agent/{name}.py"
+            for name in ("nvml", "nvml_health", "nvml_mig", "nvml_processes")
+        },
         "kopf": {"operator/gpusharing/controller/handlers.py"},
     }
     found: dict[str, set[str]] = {library: set() for library in adapters}

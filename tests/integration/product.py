@@ -14,7 +14,9 @@ from hack.cluster.audit import Request, read_requests
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
+from hack.sim.node import ANNOTATION_PRODUCTS
 
+from gpusharing.planning.cards import bare_product
 from hack import stage
 
 GROUP = "/apis/gpusharing.dev/v1alpha1"
@@ -26,7 +28,7 @@ CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 FENCE = "gpusharing.dev/fence"
 INJECT = "sim.gpusharing.dev/inject"
 OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:gpusharing-operator"
-AGENT = f"system:serviceaccount:{stage.NAMESPACE}:gpusharing-agent"
+AGENT = f"system:serviceaccount:{stage.AGENT_NAMESPACE}:gpusharing-agent"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
 SECONDS = 60.0
 """Patience of every wait here: far above what a step takes, for a machine that does other things too."""
@@ -122,7 +124,7 @@ class Product:
         found = Pool(self, name or f"p{uuid.uuid4().hex[:5]}")
         try:
             for number, card in enumerate(cards or (H100,)):
-                found.add_node(f"{found.name}-{number}", card, gpus)
+                found.add_node(f"{found.name}-{number}", card, gpus=gpus)
             yield found
         finally:
             found.remove()
@@ -147,9 +149,14 @@ class Pool:
         """Of the policy."""
         return f"{POLICIES}/{self.name}"
 
-    def add_node(self, name: str, card: str = H100, gpus: int = 2, **labels: str) -> str:
-        """One more simulated node of the pool."""
-        manifest = node_manifest(name, product=card, gpus=gpus, pool=self.name, labels=labels)
+    def add_node(self, name: str, card: str = H100, *more: str, gpus: int = 2, **labels: str) -> str:
+        """One more simulated node of the pool: `gpus` cards of one model, or with `more` one card of each."""
+        cards = (card, *more)
+        count = len(cards) if more else gpus
+        manifest = node_manifest(name, product=card, gpus=count, pool=self.name, labels=labels)
+        if more:
+            products = ",".join(bare_product(model) for model in cards)
+            manifest["metadata"].setdefault("annotations", {})[ANNOTATION_PRODUCTS] = products
         create_nodes(self.api, [manifest])
         self.nodes.append(name)
         return name

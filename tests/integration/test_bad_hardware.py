@@ -59,9 +59,9 @@ REFUSED: dict[str, Refusal] = {
 }
 
 
-def observed(pool: Pool) -> Object:
-    """What the agent of the first node reported last; empty before it did."""
-    path = f"{GPUNODES}/{pool.nodes[0]}"
+def observed(pool: Pool, name: str = "") -> Object:
+    """What the agent of a node, by default of the first one, reported last; empty before it did."""
+    path = f"{GPUNODES}/{name or pool.nodes[0]}"
     if not pool.product.exists(path):
         return {}
     found: Object = pool.api.get(path).get("status", {}).get("observed") or {}
@@ -151,7 +151,8 @@ def test_a_partly_failed_node_after_a_reboot_is_shown_tried_once_and_then_left_t
 
 def test_two_models_in_a_node_take_what_fits_them_both(product: Product) -> None:
     with product.pool(H100) as pool:
-        tell(pool, "second-model")
+        both = pool.add_node(f"{pool.name}-both", H100, "NVIDIA L40S")
         pool.apply(SLICED)
         pool.wait_synced()
-        assert pool.offered() == {"nvidia.com/gpu": 8}
+        assert pool.offered(both) == {"nvidia.com/gpu": 8}
+        assert {gpu["product"] for gpu in observed(pool, both)["gpus"]} == {H100, "NVIDIA L40S"}

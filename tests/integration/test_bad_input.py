@@ -19,6 +19,8 @@ from tests.integration.product import (
     Product,
 )
 
+from hack import stage
+
 pytestmark = pytest.mark.usefixtures("operator")
 
 
@@ -195,7 +197,7 @@ def test_on_the_dra_stack_we_keep_our_hands_off(product: Product) -> None:
 
 def agent_pod(pool: Pool) -> str:
     """Path of the agent's pod on the first node."""
-    pods = "/api/v1/namespaces/gpusharing/pods"
+    pods = f"/api/v1/namespaces/{stage.AGENT_NAMESPACE}/pods"
     selector = {"labelSelector": "app.kubernetes.io/name=gpusharing-agent"}
     own = {"fieldSelector": f"spec.nodeName={pool.nodes[0]}"}
     pool.wait(lambda: bool(pool.api.list(pods, **selector, **own)), "the agent's pod", dict)
@@ -219,7 +221,7 @@ def test_where_the_agent_is_not_ready_nothing_starts(product: Product) -> None:
 def test_a_node_on_which_no_agent_runs_at_all_is_told_too(product: Product) -> None:
     with product.pool(L40S) as pool:
         node = pool.nodes[0]
-        sets = "/apis/apps/v1/namespaces/gpusharing/daemonsets/gpusharing-agent"
+        sets = f"/apis/apps/v1/namespaces/{stage.AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
         before = product.api.get(sets)["spec"]["template"]["spec"].get("nodeSelector") or {}
         nowhere = {"spec": {"template": {"spec": {"nodeSelector": {"gpusharing.dev/nowhere": "true"}}}}}
         product.api.merge_patch(sets, nowhere)

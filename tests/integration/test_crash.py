@@ -1,7 +1,8 @@
 """kill -9 after each API write of the golden scenarios: the restart reaches the same end state (issue point 10).
 
-Taking, renewing and releasing the Lease are no writes here. CI, and whoever sets CRASH=all, runs every point; else
-it is every point of `idle` and `pods` and every third one of the others.
+Taking, renewing and releasing the Lease are no writes here. CI, and `make test-crash`, run every point of SCENARIOS;
+else it is every point of `idle` and `pods` and every third one of the others. `make test-crash FULL=1` plays all that
+rung 1 plays (tests/embedded/goldens.py): MORE as well, every point of it.
 """
 
 import json
@@ -11,107 +12,23 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster.api import ApiError, Object
-from hack.cluster.nodes import create_nodes, node_manifest
+from hack.cluster.nodes import create_nodes
 from hack.faultproxy import FaultProxy
 from tests.integration.crash import Outcome, Scenario, Theatre
+from tests.integration.crashscenarios import ELSEWHERE, MORE, SCENARIOS, plain_node
 from tests.integration.nursery import Nursery
-from tests.integration.product import GPUNODES, H100, MIXED, NODES, SINGLE, SLICED, Pool, Product
-from tests.integration.workloads import PDBS, Workload, guard
+from tests.integration.product import NODES, Product
 
-ALL = os.environ.get("CRASH") == "all" or "CI" in os.environ
+FULL = os.environ.get("CRASH") == "full"
+ALL = FULL or os.environ.get("CRASH") == "all" or "CI" in os.environ
 EXTRA_WRITES = 2
 """More than in the undisturbed run that a crash may cost."""
-ELSEWHERE = "crash-elsewhere"
-"""A node without GPUs."""
 LIMIT = 80
 """No scenario has that many writes; a run that goes on for ever must end."""
 
 
-def ready(pool: Pool) -> bool:
-    return pool.condition("Ready").get("status") == "True"
-
-
-def in_the_middle(pool: Pool, node: str = "") -> None:
-    """Until the change of a node is past its point of no return."""
-    pool.wait(lambda: pool.fence(node).get("stage") == "actuating", "the point of no return")
-
-
-def create(pool: Pool) -> None:
-    pool.apply(MIXED)
-
-
-def retarget(pool: Pool) -> None:
-    create(pool)
-    in_the_middle(pool)
-    pool.apply(SINGLE)
-
-
-def lose_node(pool: Pool) -> None:
-    create(pool)
-    in_the_middle(pool, pool.nodes[0])
-    pool.api.delete(f"{NODES}/{pool.nodes[0]}")
-
-
-def lose_policy(pool: Pool) -> None:
-    create(pool)
-    in_the_middle(pool)
-    pool.api.delete(pool.path)
-
-
-def lose_gpunodes(pool: Pool) -> None:
-    create(pool)
-    in_the_middle(pool)
-    pool.api.delete(GPUNODES)
-
-
-def busy_node(pool: Pool) -> None:
-    """Two pods under a budget that lets one go, and one without a budget."""
-    guarded = Workload(pool, pool.nodes[0], 2)
-    Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-free").wait_running(1)
-    guarded.wait_running(2)
-    guard(pool, guarded.app, 1, minAvailable=1)
-
-
-def unblock(pool: Pool) -> None:
-    """Wait until the budget blocks, then give it a third pod elsewhere."""
-    pool.apply(SLICED)
-    budget = f"{PDBS}/{pool.name}-guard"
-    pool.wait(lambda: pool.api.get(budget)["status"]["disruptionsAllowed"] == 0, "the budget to be used up")
-    Workload(pool, ELSEWHERE, 1, app=pool.name, resource="")
-
-
-def plain_node(name: str) -> Object:
-    manifest: Object = node_manifest(name)
-    manifest["metadata"]["labels"] = {"kubernetes.io/hostname": name}
-    for resources in (manifest["status"]["capacity"], manifest["status"]["allocatable"]):
-        del resources["nvidia.com/gpu"]
-    return manifest
-
-
-def given_back(pool: Pool) -> bool:
-    """The policy is gone and the node is free of us."""
-    try:
-        pool.api.get(pool.path)
-    except ApiError:
-        return not pool.fence() and "gpusharing.dev/policy" not in pool.labels()
-    return False
-
-
-def rest_ready(pool: Pool) -> bool:
-    """The node that is left is Synced, and nothing is left of the other one."""
-    return ready(pool) and not pool.product.exists(f"{GPUNODES}/{pool.nodes[0]}")
-
-
-SCENARIOS = (
-    Scenario("idle", create, ready, (H100,), publish_period=0.25),
-    Scenario("pods", unblock, ready, (H100,), prepare=busy_node, gpus=4),
-    Scenario("retarget", retarget, ready, (H100,)),
-    Scenario("node-deleted", lose_node, rest_ready, (H100, H100)),
-    Scenario("policy-deleted", lose_policy, given_back, (H100,)),
-    Scenario("gpunodes-deleted", lose_gpunodes, ready, (H100,)),
-)
 EVERY_POINT = {"idle", "pods"}
+PLAYED = (*SCENARIOS, *MORE) if FULL else SCENARIOS
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +78,7 @@ def difference(wanted: object, found: object, path: str = "") -> str:
     return "" if wanted == found else f"{path}: {json.dumps(wanted)} -> {json.dumps(found)}"
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", PLAYED, ids=lambda scenario: scenario.name)
 def test_a_kill_after_any_write_changes_nothing_in_the_end(theatre: Theatre, scenario: Scenario) -> None:
     began = time.monotonic()
     reference = [theatre.run(scenario), theatre.run(scenario)]

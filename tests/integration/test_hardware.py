@@ -36,7 +36,7 @@ def test_a_wedge_of_mig_manager_is_cured_by_restarting_its_pod(product: Product,
         assert restarts in (1, 2), "one is enough where the new pod starts in time; two are allowed"
         assert events_of(pool, "ActuatorRestarted") == ["ActuatorRestarted"] * restarts
         writes = product.writes("nodes", pool.nodes[0], since)
-        assert len(writes) == 3 + restarts, "fence, PNR, each further attempt, release"
+        assert len(writes) == 3 + 2 * restarts, "fence, PNR, each further attempt and its own PNR, release"
 
 
 def test_a_failed_apply_keeps_the_node_cordoned_until_a_retry_repairs_it(product: Product) -> None:

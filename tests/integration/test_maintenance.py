@@ -78,16 +78,18 @@ def test_before_the_start_the_node_is_not_touched_and_the_change_starts_when_it_
 
 
 @kinds
-def test_during_the_drain_the_node_is_given_up_and_the_cordon_is_left(product: Product, kind: str) -> None:
+def test_during_the_drain_the_node_is_left_to_it_and_our_cordon_lifted_when_it_is_done(
+    product: Product, kind: str
+) -> None:
     with product.pool() as pool:
         hangs = hanging_pod(pool)
         pool.apply({**SLICED, "drain": {"unmanagedPods": "Evict"}})
         pool.wait_phase("Draining")
         who = begin(pool, kind)
-        pool.wait(lambda: not pool.fence(), "the fence to go")
+        pool.wait(lambda: pool.fence().get("stage") == "yielded", "the operator to stand aside")
         assert pool.node()["spec"]["unschedulable"] is True
         assert pool.wait_phase("Blocked", "ForeignMaintenance").startswith(who)
-        assert pool.transition()["cordon"] == "foreign"
+        assert pool.transition()["cordon"] == "ours"
         product.api.delete(hangs, {"gracePeriodSeconds": 0})
         end(pool, kind)
         pool.wait_synced()

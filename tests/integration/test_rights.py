@@ -70,12 +70,12 @@ def report_once(product: Product, directory: Path) -> None:
         node = pool.nodes[0]
         # Not the pool's agent: the process speaks for this node alone, and the simulated one is told nothing.
         (directory / "token").write_text(
-            node_bound_token(product.api, stage.NAMESPACE, "gpusharing-agent", node)
+            node_bound_token(product.api, stage.AGENT_NAMESPACE, "gpusharing-agent", node)
         )
         (directory / "ca.crt").write_text(product.api.ca_pem)
         server = urlsplit(product.api.url)
         environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"} | {
-            **machine.environment(),
+            **machine.environment("root"),
             "NODE_NAME": node,
             "SERVICE_ACCOUNT": str(directory),
             "KUBERNETES_SERVICE_HOST": server.hostname or "",

@@ -76,7 +76,7 @@ def set_layouts(sandbox: Sandbox, *layouts: Layout | None) -> None:
     assert done.status == 0, done.last_line
 
 
-def gfd_labels(sandbox: Sandbox, config: str) -> dict[str, str]:
+def gfd_labels(sandbox: Sandbox, config: str, limits: Sequence[str] = ()) -> dict[str, str]:
     """The labels that GPU feature discovery writes once, with this configuration of the device plugin.
 
     Raises:
@@ -87,6 +87,7 @@ def gfd_labels(sandbox: Sandbox, config: str) -> dict[str, str]:
     done = sandbox.run(
         "gpu-feature-discovery", "--oneshot", "--no-timestamp", "--use-node-feature-api=false",
         "--output-file", str(output), "--config-file", str(file), extra={"NODE_NAME": "simulated"},
+        limits=limits,
     )  # fmt: skip
     if done.returncode != 0:
         raise ProgramEnded(done.stderr)
@@ -101,12 +102,18 @@ class ProgramEnded(Exception):
 class Program:
     """A started program with its log."""
 
-    def __init__(self, sandbox: Sandbox, name: str, *arguments: str, added: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        name: str,
+        *arguments: str,
+        added: Sequence[str] = (),
+        limits: Sequence[str] = (),
+    ) -> None:
         self.log = sandbox.folder / f"{name}.log"
+        binds = {KUBELET_PLUGINS: sandbox.plugins}
         with self.log.open("w") as log:
-            self.process = sandbox.start(
-                name, *arguments, log=log, binds={KUBELET_PLUGINS: sandbox.plugins}, added=added
-            )
+            self.process = sandbox.start(name, *arguments, log=log, binds=binds, added=added, limits=limits)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds.
@@ -140,14 +147,27 @@ class Program:
 class DevicePlugin:
     """The device plugin, registered with the stand-in for the kubelet."""
 
-    def __init__(self, sandbox: Sandbox, config: str, *arguments: str, added: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        config: str,
+        *arguments: str,
+        added: Sequence[str] = (),
+        limits: Sequence[str] = (),
+    ) -> None:
         file, socket = sandbox.folder / "plugin.yaml", sandbox.plugins / "kubelet.sock"
         file.write_text(config)
         socket.unlink(missing_ok=True)
         self.stub = Program(sandbox, "kubeletstub", str(KUBELET_PLUGINS))
         self.stub.wait(socket.exists)
         self.plugin = Program(
-            sandbox, "nvidia-device-plugin", "--config-file", str(file), *arguments, added=added
+            sandbox,
+            "nvidia-device-plugin",
+            "--config-file",
+            str(file),
+            *arguments,
+            added=added,
+            limits=limits,
         )
 
     def resources(self, expected: int) -> dict[str, int]:
@@ -183,9 +203,9 @@ class DevicePlugin:
         return [line for line in lines if not line.get("gone")]
 
 
-def served(sandbox: Sandbox, config: str, expected: int) -> dict[str, int]:
+def served(sandbox: Sandbox, config: str, expected: int, limits: Sequence[str] = ()) -> dict[str, int]:
     """What the device plugin advertises with this configuration, through its start and its end."""
-    return DevicePlugin(sandbox, config).resources(expected)
+    return DevicePlugin(sandbox, config, limits=limits).resources(expected)
 
 
 def start_mps_daemon(sandbox: Sandbox, config: str) -> Program:

@@ -56,5 +56,22 @@ def check_gfd(model: str, layouts: Sequence[Layout | None], config: str, labels:
     assert _played(gfd.labels(gpus.read(), plugin.parse_config(config), 0)) == _played(labels)
 
 
+def check_gfd_of(
+    models: Sequence[str], layouts: Sequence[Layout | None], config: str, seen: Sequence[Mapping[str, str]]
+) -> None:
+    """Assert that the stand-in's label sets of a node with these cards are those that the real GFD wrote."""
+    gpus = SimulatedGPUs("stand-in", [find_model(model).products[0] for model in models])
+    for index, layout in enumerate(layouts):
+        if layout is not None:
+            gpus.set_mig_mode(index, True)
+            for profile, count in layout:
+                for _ in range(count):
+                    gpus.create(index, profile)
+    reading = gpus.read()
+    ours = [_played(gfd.labels(reading, plugin.parse_config(config), 0, turn)) for turn in range(len(models))]
+    theirs = [_played(labels) for labels in seen]
+    assert {tuple(sorted(one.items())) for one in ours} == {tuple(sorted(one.items())) for one in theirs}
+
+
 def _played(labels: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in labels.items() if not NOT_PLAYED.fullmatch(name)}

@@ -1,0 +1,186 @@
+"""The golden scenarios of the crash matrix on a real control plane: those of tests/embedded/goldens.py, in short.
+
+An `act` waits only for what stays until the operator goes on or people act: a state that passes within a moment is
+missed on a slow machine.
+"""
+
+from collections.abc import Callable
+
+from hack.cluster.api import ApiError, Object
+from hack.cluster.nodes import node_manifest
+from tests.integration.crash import Scenario
+from tests.integration.product import GPUNODES, H100, MIXED, MPS, NODES, SINGLE, SLICED, Pool
+from tests.integration.workloads import PDBS, Workload, guard
+
+from gpusharing.api import names
+
+ELSEWHERE = "crash-elsewhere"
+"""A node without GPUs."""
+
+
+def ready(pool: Pool) -> bool:
+    return pool.condition("Ready").get("status") == "True"
+
+
+def in_the_middle(pool: Pool, node: str = "") -> None:
+    """Until the change of a node is past its point of no return."""
+    pool.wait(lambda: pool.fence(node).get("stage") == "actuating", "the point of no return")
+
+
+def create(pool: Pool) -> None:
+    pool.apply(MIXED)
+
+
+def retarget(pool: Pool) -> None:
+    create(pool)
+    in_the_middle(pool)
+    pool.apply(SINGLE)
+
+
+def lose_node(pool: Pool) -> None:
+    create(pool)
+    in_the_middle(pool, pool.nodes[0])
+    pool.api.delete(f"{NODES}/{pool.nodes[0]}")
+
+
+def lose_policy(pool: Pool) -> None:
+    create(pool)
+    in_the_middle(pool)
+    pool.api.delete(pool.path)
+
+
+def lose_gpunodes(pool: Pool) -> None:
+    create(pool)
+    in_the_middle(pool)
+    pool.api.delete(GPUNODES)
+
+
+def busy_node(pool: Pool) -> None:
+    """Two pods under a budget that lets one go, and one without a budget."""
+    guarded = Workload(pool, pool.nodes[0], 2)
+    Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-free").wait_running(1)
+    guarded.wait_running(2)
+    guard(pool, guarded.app, 1, minAvailable=1)
+
+
+def unblock(pool: Pool) -> None:
+    """Wait until the budget blocks, then give it a third pod elsewhere."""
+    pool.apply(SLICED)
+    budget = f"{PDBS}/{pool.name}-guard"
+    pool.wait(lambda: pool.api.get(budget)["status"]["disruptionsAllowed"] == 0, "the budget to be used up")
+    Workload(pool, ELSEWHERE, 1, app=pool.name, resource="")
+
+
+def plain_node(name: str) -> Object:
+    manifest: Object = node_manifest(name)
+    manifest["metadata"]["labels"] = {"kubernetes.io/hostname": name}
+    for resources in (manifest["status"]["capacity"], manifest["status"]["allocatable"]):
+        del resources["nvidia.com/gpu"]
+    return manifest
+
+
+def given_back(pool: Pool) -> bool:
+    """The policy is gone and the node is free of us."""
+    try:
+        pool.api.get(pool.path)
+    except ApiError:
+        return not pool.fence() and "gpusharing.dev/policy" not in pool.labels()
+    return False
+
+
+def rest_ready(pool: Pool) -> bool:
+    """The node that is left is Synced, and nothing is left of the other one."""
+    return ready(pool) and not pool.product.exists(f"{GPUNODES}/{pool.nodes[0]}")
+
+
+SCENARIOS = (
+    Scenario("idle", create, ready, (H100,), publish_period=0.25),
+    Scenario("pods", unblock, ready, (H100,), prepare=busy_node, gpus=4),
+    Scenario("retarget", retarget, ready, (H100,)),
+    Scenario("node-deleted", lose_node, rest_ready, (H100, H100)),
+    Scenario("policy-deleted", lose_policy, given_back, (H100,)),
+    Scenario("gpunodes-deleted", lose_gpunodes, ready, (H100,)),
+)
+
+
+# --- played by `make test-crash FULL=1` only ---------------------------------------------------------------
+
+
+def broken(fault: str) -> Callable[[Pool], None]:
+    """Before the operator starts: the next run of mig-manager goes wrong."""
+    return lambda pool: pool.inject(fault)
+
+
+def two_steps(pool: Pool) -> None:
+    pool.apply(MPS)
+    pool.wait_synced()
+    pool.apply(MIXED)
+
+
+def retry(pool: Pool) -> None:
+    create(pool)
+    pool.wait_phase("Failed", "ActuatorFailed")
+    pool.annotate(pool.nodes[0], {names.ANNOTATION_RETRY: "again"})
+
+
+def guarded_node(pool: Pool) -> None:
+    """Two pods under a budget that lets one go."""
+    guarded = Workload(pool, pool.nodes[0], 2)
+    guarded.wait_running(2)
+    guard(pool, guarded.app, 1, minAvailable=1)
+
+
+def time_out(pool: Pool) -> None:
+    """The budget lets one pod go, and nothing replaces it before the drain was given up once."""
+    pool.apply({**SLICED, "drain": {"timeout": "6s", "strandedPods": "Allow"}})
+    pool.wait(lambda: names.ANNOTATION_DEFERRED in pool.node()["metadata"]["annotations"], "the time-out")
+    pool.api.merge_patch(f"{PDBS}/{pool.name}-guard", {"spec": {"minAvailable": 0}})
+
+
+def uncordon_before(pool: Pool) -> None:
+    """While the budget holds the drain up."""
+    pool.apply({**SLICED, "drain": {"strandedPods": "Allow"}})
+    pool.wait(lambda: pool.fence().get("stage") == "fenced", "the fence")
+    budget = f"{PDBS}/{pool.name}-guard"
+    pool.wait(lambda: pool.api.get(budget)["status"]["disruptionsAllowed"] == 0, "the budget to be used up")
+    pool.cordon(pool.nodes[0], lifted=True)
+    pool.wait(
+        lambda: names.ANNOTATION_DEFERRED in pool.node()["metadata"]["annotations"], "the end of the try"
+    )
+    pool.api.merge_patch(budget, {"spec": {"minAvailable": 0}})
+
+
+def uncordon_after(pool: Pool) -> None:
+    create(pool)
+    in_the_middle(pool)
+    pool.cordon(pool.nodes[0], lifted=True)
+
+
+def drift(pool: Pool) -> None:
+    create(pool)
+    pool.wait_synced()
+    pool.inject("lose-instances")
+    pool.wait(lambda: pool.fence().get("drift") is True, "the correction")
+
+
+def three_of_four(pool: Pool) -> None:
+    pool.apply({**SLICED, "drain": {"strandedPods": "Allow"}, "rollout": {"maxUnavailable": 3}})
+
+
+def pods_on_three(pool: Pool) -> None:
+    for name in pool.nodes[:3]:
+        Workload(pool, name, 1, app=f"{pool.name}-free").wait_running(1)
+
+
+# Success with paused operands is played on rung 1 only: here the operator may prove the node before a person acts.
+MORE = (
+    Scenario("two-steps", two_steps, ready, (H100,)),
+    Scenario("wedge-pending", create, ready, (H100,), prepare=broken("wedge-pending")),
+    Scenario("wedge-paused", create, ready, (H100,), prepare=broken("wedge-paused")),
+    Scenario("failed-retried", retry, ready, (H100,), prepare=broken("failed")),
+    Scenario("drain-time-out", time_out, ready, (H100,), prepare=guarded_node, gpus=4),
+    Scenario("uncordon-before", uncordon_before, ready, (H100,), prepare=guarded_node, gpus=4),
+    Scenario("uncordon-after", uncordon_after, ready, (H100,)),
+    Scenario("drift", drift, ready, (H100,)),
+    Scenario("three-of-four", three_of_four, ready, (H100,) * 4, prepare=pods_on_three),
+)

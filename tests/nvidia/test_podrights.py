@@ -1,0 +1,54 @@
+"""A pod's securityContext decides what its program may ask of NVML: hack/nvidia/podrights.py."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.nvidia.podrights import command_around
+from hack.nvmlsim.simulator import Simulator
+from tests.agent.nvml_machine import in_process, needs_compiler, start
+from tests.containers import needs_admin, refusal
+
+
+def pod(context: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    return {"spec": {"hostPID": True, "containers": [{"securityContext": context}], **spec}}
+
+
+POWERLESS = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+ADDED = {"capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]}}
+RIGHTS = {
+    "privileged": ({"privileged": True}, True),
+    "SYS_ADMIN": (ADDED, True),
+    "nothing said": (None, False),
+    "everything dropped": (POWERLESS, False),
+}
+
+
+@needs_admin
+@needs_compiler
+@pytest.mark.parametrize(("context", "told"), RIGHTS.values(), ids=RIGHTS)
+def test_a_divided_gpu_tells_its_memory_to_pods_with_the_capability_only(
+    context: dict[str, Any] | None, told: bool, tmp_path: Path
+) -> None:
+    machine = Simulator.create(tmp_path / "state", ["h100-80gb"], seed="test")
+    in_process(machine, "partition", "0", "3g.40gb")
+    around = command_around(pod(context))
+    if around and (why := refusal(around)):
+        pytest.skip(f"no program with fewer rights here: {why}")
+    process = start(machine, "read", privilege=None, inside=around)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert ('"memory_mib": 81559' in out) is told
+
+
+def test_without_host_pid_a_pod_has_a_pid_namespace_of_its_own() -> None:
+    around = command_around(pod(hostPID=False))
+    if why := refusal(around):
+        pytest.skip(f"no PID namespace of its own for a program here: {why}")
+    inside = subprocess.run(
+        [*around, "readlink", "/proc/self/ns/pid"], capture_output=True, text=True, check=True
+    )
+    assert inside.stdout.strip() != os.readlink("/proc/self/ns/pid")
+    assert command_around(pod({"privileged": True})) == ()

@@ -1,0 +1,98 @@
+"""NVIDIA's own programs with fewer rights fail on the simulated library as their trackers say of real drivers."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hack.nvidia.sandbox import WITHOUT_SYS_ADMIN
+from hack.nvmlsim.build import implemented_functions
+from hack.nvmlsim.capabilities import CONFIG, MONITOR, give, of_device
+from hack.nvmlsim.rights import RIGHTS
+from tests.nvidia.conftest import MakeSandbox
+from tests.nvidia.programs import ProgramEnded, gfd_labels, served, set_layouts
+
+from gpusharing.planning import pluginconfig
+from gpusharing.planning.pluginconfig import PluginConfig
+
+pytestmark = pytest.mark.nvidia
+
+LEAVES_OUT = "nvmlEventSetWait_v2"
+"""It is not refused to anybody: it leaves events out."""
+REFUSED = "Insufficient Permissions"
+MIXED = pluginconfig.render(PluginConfig("mixed"))
+TWO = (("3g.40gb", 2),)
+
+
+def test_without_sys_admin_the_device_plugin_ends_as_k8s_device_plugin_399_says(
+    make_sandbox: MakeSandbox,
+) -> None:
+    sandbox = make_sandbox("h100-80gb")
+    set_layouts(sandbox, TWO)
+    with pytest.raises(ProgramEnded, match="error getting device memory info: " + REFUSED):
+        served(sandbox, MIXED, 1, WITHOUT_SYS_ADMIN)
+
+
+def test_with_the_monitor_capability_it_serves_as_the_answer_there_says(
+    make_sandbox: MakeSandbox,
+) -> None:
+    sandbox = make_sandbox("h100-80gb")
+    set_layouts(sandbox, TWO)
+    instances = sandbox.simulator.show()["gpus"][0]["instances"]
+    files = [file for instance in instances for file in of_device(0, instance["id"], 0)]
+    give(sandbox.simulator, sandbox.folder / "capabilities", MONITOR, *files)
+    assert served(sandbox, MIXED, 1, WITHOUT_SYS_ADMIN) == {"nvidia.com/mig-3g.40gb": 2}
+    labels = gfd_labels(sandbox, MIXED, WITHOUT_SYS_ADMIN)
+    assert labels["nvidia.com/mig-3g.40gb.count"] == "2"
+    assert labels == gfd_labels(sandbox, MIXED)
+
+
+def test_without_sys_admin_gfd_gives_up_on_mig_devices(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb")
+    set_layouts(sandbox, TWO)
+    with pytest.raises(ProgramEnded, match=REFUSED):
+        gfd_labels(sandbox, MIXED, WITHOUT_SYS_ADMIN)
+
+
+def test_without_mig_device_plugin_and_gfd_need_no_right(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb", "t4")
+    config = pluginconfig.render(PluginConfig())
+    assert served(sandbox, config, 1, WITHOUT_SYS_ADMIN) == {"nvidia.com/gpu": 2}
+    assert gfd_labels(sandbox, config, WITHOUT_SYS_ADMIN)["nvidia.com/gpu.count"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("capability", "changed"), [(MONITOR, False), (CONFIG, True)], ids=["mig/monitor", "mig/config"]
+)
+def test_mig_parted_changes_instances_with_the_config_capability_and_not_with_less(
+    capability: str, changed: bool, make_sandbox: MakeSandbox
+) -> None:
+    sandbox = make_sandbox("h100-80gb")
+    set_layouts(sandbox, TWO)
+    give(sandbox.simulator, sandbox.folder / "capabilities", MONITOR, capability)
+    file = sandbox.folder / "seven.yaml"
+    file.write_text(
+        "version: v1\nmig-configs:\n  seven:\n  - {devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}}\n"
+    )
+    done = sandbox.run("nvidia-mig-parted", "apply", "-f", str(file), "-c", "seven", limits=WITHOUT_SYS_ADMIN)
+    assert (done.returncode == 0) is changed, done.stderr
+    assert (REFUSED in done.stderr or "ERROR_NO_PERMISSION" in done.stderr) is not changed
+    assert len(sandbox.simulator.show()["gpus"][0]["instances"]) == (7 if changed else 2)
+
+
+def headers() -> list[Path]:
+    """nvml.h as NVIDIA publishes it with go-nvml, which the programs above were linked with."""
+    modules = Path("~/go/pkg/mod").expanduser() / "github.com" / "!n!v!i!d!i!a"
+    return sorted(modules.glob("go-nvml@*/pkg/nvml/nvml.h"))
+
+
+def test_the_table_of_rights_has_every_simulated_call_that_nvml_h_calls_privileged(
+    nvidia_programs: None,
+) -> None:
+    found = headers()
+    assert found
+    comment = re.compile(r"/\*\*((?:(?!\*/).)*)\*/\s*nvmlReturn_t DECLDIR (nvml\w+)\(", re.DOTALL)
+    documented = {name: text for text, name in comment.findall(found[-1].read_text())}
+    told = re.compile(r"Requires (?:root|privileged)|only if the caller has appropriate\W+privileges")
+    table = {right.function for right in RIGHTS}
+    privileged = {name for name, text in documented.items() if told.search(re.sub(r"\s+\*?\s*", " ", text))}
+    assert privileged & implemented_functions() == (table - {"nvmlDeviceGetMemoryInfo_v2"}) | {LEAVES_OUT}
