@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify gen fmt lock cluster cluster-down run bench test-gpu test-nvidia clean
+.PHONY: help setup demo test verify gen fmt lock cluster cluster-down run bench test-crash test-gpu test-nvidia clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,10 @@ run: setup ## the operator against $$KUBECONFIG, under the shipped RBAC
 
 bench: setup ## one table of costs, and build/bench.json
 	@$(PY) -m hack.bench
+
+test-crash: setup ## kill -9 at every write on rungs 1 and 2; FULL=1: every scenario on rung 2, too (an hour)
+	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
+	@CRASH=$(if $(FULL),full,all) $(PY) -m pytest tests/embedded/test_crash.py tests/integration/test_crash.py $(ARGS)
 
 test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU
 	@$(PY) -m pytest -m gpu $(ARGS)
