@@ -126,6 +126,48 @@ def test_a_record_of_an_older_operator_lacks_only_fields_with_a_default() -> Non
     assert records.parse_fence(json.dumps(older))[1].endswith("op is missing")
 
 
+NEWER = {
+    "gang": {"name": "train", "nodes": ["gpu-07", "gpu-08"]},
+    "unknown": "a key, not our field",
+    "wave": 2,
+}
+
+
+def test_what_a_newer_operator_wrote_in_a_fence_survives_every_write_of_this_one() -> None:
+    newer = json.dumps({**json.loads(records.record_text(FENCE)), **NEWER})
+    fence, error = records.parse_fence(newer)
+    assert fence is not None, error
+    later = json.loads(records.record_text(replace(fence, stage="actuating", attempt=2)))
+    assert {key: later[key] for key in NEWER} == NEWER
+    assert (later["stage"], later["attempt"]) == ("actuating", 2), "ours are written anew"
+    assert replace(fence, unknown="") == FENCE
+
+
+def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> None:
+    claims = {name: Claim(f"u-{name}", "pool-b", f"op-{name}") for name in ("gpu-07", "gpu-08")}
+    record = json.loads(records.claims_text(claims))
+    record["claims"]["gpu-07"] |= NEWER
+    record["claims"]["gpu-08"] |= NEWER
+    record["waves"] = [["gpu-07"], ["gpu-08"]]
+    read, error = records.parse_claims(json.dumps(record))
+    assert (read, error) == (claims, "")
+    other = {
+        "gpu-07": claims["gpu-07"],
+        "gpu-08": replace(claims["gpu-08"], op="op-9"),
+        "gpu-09": claims["gpu-07"],
+    }
+    after = json.loads(records.claims_text(other, json.dumps(record)))
+    assert after["waves"] == record["waves"]
+    assert after["claims"]["gpu-07"] == record["claims"]["gpu-07"]
+    assert after["claims"]["gpu-08"].keys() == after["claims"]["gpu-09"].keys() == {"nodeUid", "policy", "op"}
+
+
+@given(TEXTS | JUNK.map(json.dumps))
+def test_claims_are_written_whatever_they_replace(before: str) -> None:
+    claims = {"gpu-07": Claim("u7", "pool-b", "op-1")}
+    assert records.parse_claims(records.claims_text(claims, before)) == (claims, "")
+
+
 def test_times_are_written_in_utc_with_a_z() -> None:
     berlin = NOW.astimezone(timezone(timedelta(hours=1)))
     assert records.to_rfc3339(berlin) == "2026-11-20T10:02:11Z"

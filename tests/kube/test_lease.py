@@ -1,6 +1,7 @@
 """One leader at a time, claims in the same object, and nobody acts on a lost Lease. In virtual time."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import run_virtually
 
+from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.kube import errors
 from gpusharing.kube.client import LEASES
 from gpusharing.kube.lease import LeaderLease, LeaseLost
@@ -207,6 +209,28 @@ def test_a_renewal_that_finds_another_holder_ends_the_process() -> None:
             # It does not write to a Lease that is not its own, not even on its way out.
             await asyncio.gather(a.task)
             assert lease_of(cluster)["spec"]["holderIdentity"] == "b"
+
+    run_virtually(main())
+
+
+def test_what_a_newer_operator_wrote_of_claims_survives_renewals_and_other_claims() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "newer") as (newer,):
+            await newer.lease.set_claims(CLAIMS)
+            await newer.stop()
+            record = json.loads(lease_of(cluster)["metadata"]["annotations"][ANNOTATION_CLAIMS])
+            record["claims"]["gpu-07"]["wave"] = 2
+            patch = {"metadata": {"annotations": {ANNOTATION_CLAIMS: json.dumps(record)}}}
+            await cluster.client("person").patch(LEASES, "leader", patch, namespace="gpusharing")
+            async with contenders(cluster, "older") as (older,):
+                await asyncio.sleep(60)
+                assert older.lease.claims == CLAIMS
+                await older.lease.set_claims({**CLAIMS, "gpu-08": Claim("u8", "pool-b", "op-2")})
+                await asyncio.sleep(60)
+        written = json.loads(lease_of(cluster)["metadata"]["annotations"][ANNOTATION_CLAIMS])
+        assert written["claims"]["gpu-07"]["wave"] == 2
+        assert "wave" not in written["claims"]["gpu-08"]
 
     run_virtually(main())
 

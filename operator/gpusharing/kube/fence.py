@@ -2,7 +2,9 @@
 
 Every record is a flat JSON object with a version `v`, one key per field of its dataclass. Reading never raises:
 a damaged record, or one of a newer version, gives an error text, and the caller leaves such a node as it is.
-A field with a default may be missing (an older operator wrote the record); anything else raises the version.
+A field with a default may be missing (an older operator wrote the record); anything else raises the version. Keys that
+we do not know (a newer operator wrote them, and was rolled back) are kept while the fence or the claim lasts; the other
+two records are made anew each time and say nothing of the one before.
 """
 
 import json
@@ -46,7 +48,9 @@ def from_rfc3339(text: object) -> datetime | None:
 
 def record_text(record: Fence | Deferred | Verified) -> str:
     """Value of the annotation that holds this record."""
-    return _dump(_encode(record))
+    written = _dump(_encode(record))
+    # As text: who wrote these keys may have nested them as deeply as JSON can be read.
+    return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
 
 
 def parse_fence(text: str) -> tuple[Fence | None, str]:
@@ -64,9 +68,19 @@ def parse_verified(text: str) -> tuple[Verified | None, str]:
     return _parse(Verified, names.ANNOTATION_VERIFIED, text)
 
 
-def claims_text(claims: Mapping[str, Claim]) -> str:
-    """Value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order."""
-    return _dump({"claims": {node: _encode(claim) for node, claim in sorted(claims.items())}})
+def claims_text(claims: Mapping[str, Claim], before: str = "") -> str:
+    """Value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order.
+
+    `before`: the text that this one replaces; what it says beyond our knowledge, of claims that stay too, is kept.
+    """
+    try:
+        record = _load(before) if before else {}
+    except _Damaged:
+        record = {}
+    old = record.get("claims")
+    kept = old if isinstance(old, dict) else {}
+    written = {node: _grown(kept.get(node), _encode(claim)) for node, claim in sorted(claims.items())}
+    return _dump({**record, "claims": written})
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
@@ -122,6 +136,12 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
     return {**patch, "spec": spec} if spec else patch
 
 
+def _grown(before: object, ours: JSON) -> JSON:
+    """Our keys of a claim, and those of the same claim that we do not know."""
+    same = isinstance(before, dict) and ours.items() <= before.items()
+    return {**before, **ours} if isinstance(before, dict) and same else ours
+
+
 class _Damaged(ValueError):
     """The record cannot be read; the text says why."""
 
@@ -152,9 +172,13 @@ def _load(text: str) -> JSON:
 
 
 def _encode(record: Fence | Deferred | Verified | Claim) -> JSON:
-    values = ((_camel(field.name), getattr(record, field.name)) for field in fields(record))
-    return {key: to_rfc3339(value) if isinstance(value, datetime) else value for key, value in values}
+    values = {_camel(field.name): getattr(record, field.name) for field in fields(record)}
+    values.pop(_UNKNOWN, None)
+    return {key: to_rfc3339(value) if isinstance(value, datetime) else value for key, value in values.items()}
 
+
+_UNKNOWN = "unknown"
+"""The field of a record that is no key of it."""
 
 _camel = lru_cache(maxsize=None)(to_camel)
 """A handful of field names, written and read all the time."""
@@ -166,13 +190,25 @@ _TYPES: Mapping[str, Mapping[str, Any]] = {
 
 def _decode(kind: type[Record], data: JSON) -> Record:
     found: dict[str, Any] = {}
+    left = {key: value for key, value in data.items() if key != "v"}
     for field in fields(kind):
         key = _camel(field.name)
+        if key == _UNKNOWN:
+            continue
         if key in data:
-            found[field.name] = _value(key, _TYPES[kind.__name__][field.name], data[key])
+            found[field.name] = _value(key, _TYPES[kind.__name__][field.name], left.pop(key))
         elif field.default is MISSING:
             raise _Damaged(f"{key} is missing")
+    if left and _UNKNOWN in _TYPES[kind.__name__]:
+        found[_UNKNOWN] = _text_of(left)
     return kind(**found)
+
+
+def _text_of(keys: JSON) -> str:
+    try:
+        return json.dumps(keys, separators=(",", ":"), ensure_ascii=False)
+    except RecursionError as error:
+        raise _Damaged(f"the keys {', '.join(sorted(keys))[:80]} are nested too deeply") from error
 
 
 def _value(key: str, wanted: Any, value: object) -> object:

@@ -82,6 +82,7 @@ class LeaderLease:
         self._lock = asyncio.Lock()
         self._version = ""
         self._claims: Mapping[str, Claim] = {}
+        self._claims_before = ""
         self._renewed_at = float("-inf")
         self._lost = False
         self._seen: tuple[str, float] = ("", float("-inf"))
@@ -120,13 +121,13 @@ class LeaderLease:
             Conflict: the Lease kept changing; try in the next pass.
             KubeError: the server could not be asked.
         """
-        annotations = {ANNOTATION_CLAIMS: claims_text(claims)}
         try:
             # A slow renewal may come first. It has a limit of its own, and leaves this one its whole time.
             async with self._lock, asyncio.timeout(self._patience):
                 for _ in range(CLAIM_ATTEMPTS):
                     self._still_mine()
                     try:
+                        annotations = {ANNOTATION_CLAIMS: claims_text(claims, self._claims_before)}
                         await self._write({"renewTime": self._time()}, annotations)
                         return
                     except Conflict:
@@ -254,7 +255,8 @@ class LeaderLease:
             "kind": "Lease",
             "metadata": {
                 "name": self._name,
-                "annotations": annotations or {ANNOTATION_CLAIMS: claims_text(self._claims)},
+                "annotations": annotations
+                or {ANNOTATION_CLAIMS: claims_text(self._claims, self._claims_before)},
             },
             "spec": {
                 "holderIdentity": self.identity,
@@ -277,6 +279,7 @@ class LeaderLease:
         self._version = text(lease, "metadata", "resourceVersion")
         written = texts(section(lease, "metadata").get("annotations")).get(ANNOTATION_CLAIMS)
         self._claims, self.claims_error = ({}, "") if written is None else parse_claims(written)
+        self._claims_before = written or ""
 
     def _left(self) -> float:
         return self._renewed_at + self._timing.deadline - self._clock()

@@ -51,6 +51,8 @@ class Fence:
     """Of the policy; another one of this name counts its attempts anew. Empty: not recorded."""
     owed: str = ""
     """What a run of the actuators that is still to begin leads to; it begins when the node is proven idle anew."""
+    unknown: str = ""
+    """JSON object of the keys that a newer operator wrote and this one does not know: kept as they are. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
