@@ -31,6 +31,15 @@ FAST = {
     "GPUSHARING_METRICS_PORT": "0",
 }
 
+NAMELESS = """
+import pwd
+
+def getpwuid(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+pwd.getpwuid = getpwuid
+"""
+
 
 @asynccontextmanager
 async def operator(environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -222,6 +231,15 @@ async def test_it_outlives_an_error_that_ends_kopf(server: FakeServer, environme
     traces = [line for line in lines if line.get("logger", "").startswith("kopf")]
     assert traces
     assert all("Traceback" in line["exception"] for line in traces), "also what libraries log is complete"
+
+
+async def test_it_becomes_ready_as_a_user_without_a_name(environment: dict[str, str], tmp_path: Path) -> None:
+    """In a pod the uid has no entry in /etc/passwd, and nothing in the environment names a user either."""
+    (tmp_path / "sitecustomize.py").write_text(NAMELESS)
+    path = os.pathsep.join((str(tmp_path), str(ROOT / "operator")))
+    no_names = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"), "")
+    async with operator({**environment, **no_names, "PYTHONPATH": path}):
+        assert await ready(environment) == "ok\n"
 
 
 async def test_on_sigterm_it_ends_also_while_kopf_is_not_running(

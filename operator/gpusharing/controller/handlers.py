@@ -32,6 +32,9 @@ TOKEN_LIFE = timedelta(minutes=10)
 """kopf logs in again after this long: the kubelet replaces the pod's token."""
 AGAIN_FIRST, AGAIN_MOST = 1.0, 60.0
 """Seconds until kopf is started again; doubled while its lives are short."""
+IDENTITY: Any = "gpusharing-operator"
+"""kopf's name for us among its peers. It has none (standalone), but without a name it asks for that of the user, and
+the uid of a pod has none: getpass.getuser() raises, and kopf never runs. Its type is not public."""
 LONG_LIFE = 60.0
 """Seconds. A kopf that lived so long did its work: the next end of one begins the waits anew."""
 STOP_SECONDS = 5.0
@@ -179,6 +182,7 @@ class PolicyWatch:
             clusterwide=True,
             standalone=True,
             ready_flag=self.running,
+            identity=IDENTITY,
         )
 
     async def _credentials(self) -> tuple[Access, str | None]:
