@@ -1,0 +1,54 @@
+"""`python -m gpusharing.controller.uninstall`: the chart's pre-delete hook. Reads Nodes, writes nothing."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpusharing.controller.settings import SettingsError, from_environment
+from gpusharing.kube.client import NODES, Followable
+from gpusharing.kube.convert import node_view
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.http import HttpClient
+from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
+from gpusharing.planning.uninstall import Farewell, judge_uninstall
+from gpusharing.planning.views import Settings
+
+REFUSED = 1
+"""Exit status that keeps Helm from uninstalling."""
+
+
+async def ask(client: Followable, settings: Settings) -> Farewell:
+    """Whether it may be uninstalled. What cannot be read is refused, with the server's words."""
+    try:
+        nodes = [node_view(raw) async for page in client.pages(NODES) for raw in page.items]
+    except KubeError as error:
+        return Farewell(
+            False,
+            f"NOT UNINSTALLED: whether a node is in the middle of a change cannot be read: {error}\n"
+            "To uninstall all the same: helm uninstall --no-hooks",
+        )
+    return judge_uninstall(nodes, settings)
+
+
+async def _run(environment: Mapping[str, str]) -> Farewell:
+    settings = from_environment(environment)
+    service_account = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
+    login = find_login(environment, environment.get("KUBECONFIG", ""), service_account)
+    async with HttpClient(login, name="gpusharing-uninstall") as client:
+        return await ask(client, settings.plan)
+
+
+def main() -> None:
+    """Print the answer; the exit status says whether Helm may go on."""
+    try:
+        farewell = asyncio.run(_run(os.environ))
+    except SettingsError as error:
+        sys.exit(f"gpusharing-uninstall: {error}")
+    print(farewell.text)
+    sys.exit(0 if farewell.allowed else REFUSED)
+
+
+if __name__ == "__main__":
+    main()

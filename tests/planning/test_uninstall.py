@@ -1,0 +1,57 @@
+"""Uninstalling leaves nobody in the middle of a change, and says what stays behind."""
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+from tests.build import make_fence, make_node
+
+from gpusharing.planning.uninstall import SHOWN, judge_uninstall
+from gpusharing.planning.views import Settings
+
+SETTINGS = Settings(gpu_operator_namespace="nvidia", plugin_config_map="plugin-map", mig_config_map="mig-map")
+
+
+@pytest.mark.parametrize("stage", ["fenced", "yielded", "actuating"])
+def test_a_fenced_node_refuses_and_is_named_with_its_change(
+    stage: Literal["fenced", "yielded", "actuating"],
+) -> None:
+    nodes = [
+        make_node("gpu-07", fence=replace(make_fence(policy="pool-b"), stage=stage)),
+        make_node("gpu-08"),
+    ]
+    farewell = judge_uninstall(nodes, SETTINGS)
+    assert not farewell.allowed
+    assert f"gpu-07: policy pool-b, 1x full to 2x3g.40gb, {stage} since " in farewell.text
+    assert "kubectl patch gsp pool-b" in farewell.text
+    assert "--no-hooks" in farewell.text
+    assert "gpu-08" not in farewell.text
+
+
+def test_a_fence_that_cannot_be_read_refuses_too() -> None:
+    farewell = judge_uninstall(
+        [make_node("gpu-07", fence_error="annotation gpusharing.dev/fence: not JSON")], SETTINGS
+    )
+    assert not farewell.allowed
+    assert "gpu-07: annotation gpusharing.dev/fence: not JSON" in farewell.text
+
+
+def test_of_many_fenced_nodes_the_rest_is_counted() -> None:
+    nodes = [make_node(f"gpu-{number:03}", fence=make_fence()) for number in range(SHOWN + 5)]
+    text = judge_uninstall(nodes, SETTINGS).text
+    assert text.count("policy pool-b") == SHOWN
+    assert "and 5 more" in text
+
+
+def test_with_nothing_in_flight_it_goes_and_says_what_stays_and_how_to_take_it_away() -> None:
+    named = make_node("gpu-07", labels={"nvidia.com/device-plugin.config": "pool-b-3f9c2a1"})
+    farewell = judge_uninstall([named, make_node("cpu-01", labels={})], SETTINGS)
+    assert farewell.allowed
+    assert "1 node(s) name an entry of these ConfigMaps (gpu-07)" in farewell.text
+    assert "kubectl -n nvidia delete configmap plugin-map mig-map" in farewell.text
+
+
+def test_nodes_without_our_configuration_are_not_mentioned() -> None:
+    farewell = judge_uninstall([make_node("cpu-01", labels={})], SETTINGS)
+    assert farewell.allowed
+    assert "node(s) name an entry" not in farewell.text
