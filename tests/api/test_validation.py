@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from gpusharing.api.names import REWRITTEN_LABELS
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.validation import Problem, allowance, is_rewritten, parse_duration, validate_policy
+from gpusharing.api.validation import (
+    UNKNOWN,
+    Problem,
+    allowance,
+    is_rewritten,
+    parse_duration,
+    validate_policy,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,15 +94,33 @@ def test_a_label_that_stays_may_be_selected(label: str) -> None:
     assert not is_rewritten(label)
 
 
-def test_a_newer_object_is_read_by_an_older_operator() -> None:
-    spec = {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Full", "approval": "Manual"}
-    assert isinstance(validate_policy({"spec": spec}), GPUSharingPolicySpec)
+@pytest.mark.parametrize(
+    ("newer", "field"),
+    [
+        ({"approval": "Manual"}, "spec.approval"),
+        ({"rollout": {"windows": [{"schedule": "0 22 * * *"}]}}, "spec.rollout.windows"),
+        (
+            {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 2}, "wave": 1}]}},
+            "spec.mig.layouts[0].wave",
+        ),
+    ],
+)
+def test_a_field_of_a_newer_version_is_refused_by_its_path(newer: dict[str, object], field: str) -> None:
+    spec = {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Full", **newer}
+    verdict = validate_policy({"spec": spec})
+    assert not isinstance(verdict, GPUSharingPolicySpec)
+    assert [(problem.field, problem.message) for problem in verdict] == [(field, UNKNOWN)]
+
+
+def test_a_newer_status_is_nobodys_problem() -> None:
+    spec = {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Full"}
+    assert isinstance(validate_policy({"spec": spec, "status": {"bill": 1}}), GPUSharingPolicySpec)
 
 
 def test_python_names_are_not_wire_names() -> None:
     verdict = validate_policy({"spec": {"node_selector": {"match_labels": {"pool": "b"}}, "mode": "Full"}})
     assert not isinstance(verdict, GPUSharingPolicySpec)
-    assert [problem.field for problem in verdict] == ["spec.nodeSelector"]
+    assert [problem.field for problem in verdict] == ["spec.nodeSelector", "spec.node_selector"]
 
 
 @pytest.mark.parametrize("raw", [{}, {"spec": None}, {"spec": []}], ids=["no spec", "null", "a list"])

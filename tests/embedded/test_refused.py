@@ -66,6 +66,37 @@ async def test_an_invalid_spec_that_passed_the_server_is_named_by_its_field() ->
         assert not stage.node_writes()
 
 
+NEWER = {"spec": {"rollout": {"windows": [{"schedule": "0 22 * * 1-5", "duration": "6h"}]}}}
+"""A field of a newer version: ignored, it would let nodes be drained by day."""
+
+
+@virtually
+async def test_a_field_of_newer_crds_is_refused_before_anything_is_touched() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.apply({**MIXED, "rollout": NEWER["spec"]["rollout"]})
+        row = await stage.until_condition("Accepted", "False", "InvalidSpec")
+        assert "spec.rollout.windows" in row["message"]
+        assert "upgrade the operator" in row["message"]
+        await asyncio.sleep(600)
+        assert not stage.node_writes()
+
+
+@virtually
+async def test_a_field_of_newer_crds_in_a_running_change_lets_no_further_node_begin() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.apply(FULL)
+        await stage.ready("pool-b")
+        stage.apply(MIXED)
+        first = await stage.any_fenced("actuating")
+        stage.apply({**MIXED, "rollout": NEWER["spec"]["rollout"]})
+        await stage.until_condition("Accepted", "False", "InvalidSpec")
+        mark = stage.mark()
+        await asyncio.sleep(7200)
+        assert set(stage.node_writes(mark)) <= {first}
+        stage.apply(MIXED)
+        await stage.ready("pool-b")
+
+
 @virtually
 async def test_a_selector_that_selects_nothing_is_said() -> None:
     async with scene(*nodes(1)) as stage:

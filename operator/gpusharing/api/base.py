@@ -18,7 +18,8 @@ Counts = Annotated[dict[str, int], Field(max_length=128)]
 class WireModel(BaseModel):
     """Base of every type that is read from or written to the API server.
 
-    Unknown fields are ignored: an older operator must be able to read a newer object.
+    Unknown fields are ignored: an older operator must be able to read a newer object. A policy's spec is the exception
+    (`validation.py`): what is not understood there must not be acted upon.
     """
 
     model_config = ConfigDict(

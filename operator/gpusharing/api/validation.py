@@ -17,6 +17,10 @@ from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, LabelSelector, Mig
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
+UNKNOWN = (
+    "this operator does not know the field: the CRDs are of a newer version, so upgrade the operator too"
+    " (helm upgrade), or take the field out of the policy"
+)
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _UNIONS = frozenset({"devices", "maxUnavailable"})
 """Fields of more than one type: pydantic appends the type it tried to the path."""
@@ -52,18 +56,22 @@ class Problem:
 def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
     """Judge a whole GPUSharingPolicy object as the API server does.
 
-    Types are taken literally, as JSON has them ("4" is no number); unknown fields are ignored. Bounds and
-    patterns are judged first: only what passes them is asked for its meaning.
+    Types are taken literally, as JSON has them ("4" is no number). A field that we do not know is refused: the API
+    server keeps one only where the CRDs are newer than the operator, and it may be the very one that says when no
+    node may be drained. Bounds and patterns are judged first: only what passes them is asked for its meaning.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):
         return (Problem("spec", "a policy needs a spec with nodeSelector and mode"),)
     try:
         parsed = GPUSharingPolicySpec.model_validate_json(
-            json.dumps(spec), strict=True, by_alias=True, by_name=False
+            json.dumps(spec), strict=True, extra="forbid", by_alias=True, by_name=False
         )
     except ValidationError as error:
-        found = [_problem(item["loc"], item["msg"]) for item in error.errors(include_url=False)]
+        found = [
+            _problem(item["loc"], UNKNOWN if item["type"] == "extra_forbidden" else item["msg"])
+            for item in error.errors(include_url=False)
+        ]
         return tuple({problem.field: problem for problem in found}.values())
     problems = (*_name_problems(raw), *find_problems(parsed))
     return problems or parsed
@@ -203,4 +211,4 @@ def _problem(location: Iterable[int | str], message: str) -> Problem:
             continue
         path, field = f"{path}.{part}", part
         hint = _HINTS.get(part, hint)
-    return Problem(path, f"{message}: {hint}" if hint else message)
+    return Problem(path, f"{message}: {hint}" if hint and message != UNKNOWN else message)
