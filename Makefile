@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify gen fmt lock cluster cluster-down run bench test-crash test-gpu test-nvidia clean
+.PHONY: help setup demo test verify gen fmt lock cluster cluster-down run bench test-crash test-gpu test-nvidia images clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU
 test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-ml
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
 	@$(PY) -m pytest -m nvidia $(ARGS)
+
+images: setup ## the image under build/images, without a registry; ARCH="amd64 arm64", IMAGE=name:tag
+	@$(PY) -m hack.images $(foreach arch,$(ARCH),--arch $(arch)) $(if $(IMAGE),--image $(IMAGE))
 
 clean: ## remove what the verbs above made in this checkout
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

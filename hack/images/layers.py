@@ -1,0 +1,163 @@
+"""Pack folders as layers and layers as an image: equal content gives equal bytes, whoever packs it and when."""
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+MODES = {"tmp": 0o1777, "var/tmp": 0o1777, "root": 0o700}
+"""Folders that are not 0755."""
+COMPRESSION = 9
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, packed."""
+
+    name: str
+    """What it holds, for people."""
+    data: bytes
+    """gzip of the tar."""
+    diff_id: str
+    """sha256:... of the tar itself."""
+    size: int
+    """Bytes of the tar itself."""
+
+    @property
+    def digest(self) -> str:
+        """sha256:... of what is transferred."""
+        return sha256(self.data)
+
+
+def sha256(data: bytes) -> str:
+    """As OCI writes a digest."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def pack(name: str, tree: Path, epoch: int) -> Layer:
+    """A folder as a layer: sorted, owned by root, of one time (`epoch`, seconds)."""
+    raw = pack_tar(tree, walk(tree), epoch)
+    return Layer(name, compress(raw), sha256(raw), len(raw))
+
+
+def compress(raw: bytes) -> bytes:
+    """gzip without a time and a name."""
+    return gzip.compress(raw, COMPRESSION, mtime=0)
+
+
+def walk(tree: Path) -> list[Path]:
+    """Everything below a folder, parents first, in a stated order."""
+    return sorted(tree.rglob("*"), key=lambda path: path.relative_to(tree).parts)
+
+
+def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
+    """These paths of a tree as a tar."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path in paths:
+            name = str(path.relative_to(tree))
+            entry = tarfile.TarInfo(name)
+            entry.mtime = epoch
+            if path.is_symlink():
+                entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, str(path.readlink()), 0o777
+                tar.addfile(entry)
+            elif path.is_dir():
+                entry.type, entry.mode = tarfile.DIRTYPE, MODES.get(name, 0o755)
+                tar.addfile(entry)
+            else:
+                data = path.read_bytes()
+                entry.size, entry.mode = len(data), 0o755 if path.stat().st_mode & 0o100 else 0o644
+                tar.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+def configuration(
+    architecture: str, layers: Sequence[Layer], run: JSON, labels: Mapping[str, str], created: str
+) -> JSON:
+    """The image's configuration; `run`: User, Env, Cmd ... as OCI names them; `created`: RFC 3339."""
+    return {
+        "created": created,
+        "architecture": architecture,
+        "os": "linux",
+        "config": {**run, "Labels": dict(sorted(labels.items()))},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]},
+        "history": [{"created": created, "created_by": f"make images: {layer.name}"} for layer in layers],
+    }
+
+
+def archive(
+    reference: str, config: JSON, layers: Sequence[Layer], annotations: Mapping[str, str], epoch: int
+) -> tuple[bytes, str]:
+    """An OCI layout that is a docker-archive as well, as one tar, and the manifest's digest.
+
+    containerd, podman, skopeo and buildah read the one, `docker load` the other.
+    """
+    settings = dump(config)
+    manifest = dump(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": descriptor(CONFIG, settings),
+            "layers": [descriptor(LAYER, layer.data) for layer in layers],
+            "annotations": dict(sorted(annotations.items())),
+        }
+    )
+    named = {
+        "io.containerd.image.name": reference,
+        "org.opencontainers.image.ref.name": reference.rsplit(":")[-1],
+    }
+    platform = {"architecture": config["architecture"], "os": "linux"}
+    index = {
+        "schemaVersion": 2,
+        "mediaType": INDEX,
+        "manifests": [descriptor(MANIFEST, manifest) | {"platform": platform, "annotations": named}],
+    }
+    blobs = {blob_name(data): data for data in (settings, manifest, *(layer.data for layer in layers))}
+    docker = {
+        "Config": blob_name(settings),
+        "RepoTags": [reference],
+        "Layers": [blob_name(layer.data) for layer in layers],
+    }
+    files = {
+        "oci-layout": dump({"imageLayoutVersion": "1.0.0"}),
+        "index.json": dump(index),
+        "manifest.json": dump([docker]),
+        **dict(sorted(blobs.items())),
+    }
+    return b"".join(_plain_tar(files, epoch)), sha256(manifest)
+
+
+def descriptor(media_type: str, data: bytes) -> JSON:
+    """How OCI points at a blob."""
+    return {"mediaType": media_type, "digest": sha256(data), "size": len(data)}
+
+
+def blob_name(data: bytes) -> str:
+    """Where a blob lies in a layout."""
+    return f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"
+
+
+def dump(value: object) -> bytes:
+    """JSON, always the same for the same value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _plain_tar(files: Mapping[str, bytes], epoch: int) -> Iterator[bytes]:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mtime, entry.mode = len(data), epoch, 0o644
+            tar.addfile(entry, io.BytesIO(data))
+    yield out.getvalue()

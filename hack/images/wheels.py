@@ -1,0 +1,176 @@
+"""The locked wheels and our own, installed into a tree for any architecture, and byte-compiled by the tree's Python."""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hack.cluster.paths import cache_root
+from hack.generate import ROOT
+from hack.images.packages import PYTHON
+
+LOCK = ROOT / "requirements.lock"
+SITE = f"usr/local/lib/python{PYTHON}/dist-packages"
+"""Where Debian's Python looks without being told."""
+STDLIB = f"usr/lib/python{PYTHON}"
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+"""Debian's name of an architecture, and the one of wheels and of uname."""
+GLIBC = ("manylinux_2_17", "manylinux2014", "manylinux_2_28", "manylinux_2_34")
+"""Kinds of wheels that run on the tree's glibc (2.41)."""
+
+
+class WheelError(Exception):
+    """A wheel cannot be had, or cannot be installed. The text says which and why."""
+
+
+def native() -> str:
+    """Debian's name of this machine's architecture.
+
+    Raises:
+        WheelError: no image is made for it.
+    """
+    for name, machine in MACHINES.items():
+        if platform.machine() == machine:
+            return name
+    raise WheelError(
+        f"this machine is {platform.machine()}; images are built on {' and '.join(MACHINES.values())}"
+    )
+
+
+def download(architecture: str) -> list[Path]:
+    """The files that requirements.lock names for this architecture, each checked against its hashes.
+
+    Raises:
+        WheelError: one has no wheel for it, or the index cannot be reached.
+    """
+    text = LOCK.read_bytes()
+    folder = (
+        cache_root() / "wheels" / f"{architecture}-{hashlib.sha256(text + PYTHON.encode()).hexdigest()[:16]}"
+    )
+    if not (folder / "complete").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _pip(
+            "download",
+            "--require-hashes",
+            "--no-deps",
+            "--dest",
+            str(folder),
+            *target(architecture),
+            "-r",
+            str(LOCK),
+        )
+        (folder / "complete").touch()
+    return sorted(folder.glob("*.whl"))
+
+
+def target(architecture: str) -> list[str]:
+    """pip's options for another machine than its own."""
+    tags = [f"--platform={kind}_{MACHINES[architecture]}" for kind in GLIBC]
+    return ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *tags]
+
+
+def own_wheel(folder: Path, epoch: int) -> Path:
+    """Our wheel of this checkout; `epoch`: seconds, the time that its files bear."""
+    shutil.rmtree(folder, ignore_errors=True)
+    environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT), environ=environ)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
+    """Put wheels into the tree's packages."""
+    site = tree / SITE
+    site.mkdir(parents=True)
+    _pip(
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--no-compile",
+        f"--target={site}",
+        *target(architecture),
+        *map(str, wheels),
+    )
+    shutil.rmtree(site / "bin", ignore_errors=True)  # their first line names the Python of this machine
+    for record in site.glob("*.dist-info"):
+        (record / "RECORD").unlink(missing_ok=True)  # it names those programs
+        (record / "direct_url.json").unlink(missing_ok=True)  # a path of this machine
+    (site / ".lock").unlink(missing_ok=True)
+
+
+def entry_points(tree: Path) -> None:
+    """Our console scripts, started by the tree's Python."""
+    folder = tree / "usr/local/bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, place in scripts().items():
+        module, function = place.split(":")
+        file = folder / name
+        file.write_text(
+            f"#!/usr/bin/python{PYTHON}\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+        )
+        file.chmod(0o755)
+
+
+def scripts() -> Mapping[str, str]:
+    """Name and place (`module:function`) of our programs, as pyproject.toml has them."""
+    found: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    return found
+
+
+def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: Path, shown: str) -> int:
+    """Compile every module below `folder`, which is `shown` in the image; the number of compiled files.
+
+    The files hold no time and are never compared with their source, so equal sources give equal bytes.
+
+    Raises:
+        WheelError: a module cannot be compiled.
+    """
+    options = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    moved = ["-s", str(folder), "-p", f"/{shown}"]
+    command = [*interpreter, *options, *moved, str(folder)]
+    done = subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise WheelError(f"{folder} cannot be compiled:\n{done.stdout}{done.stderr}")
+    return sum(1 for _ in folder.rglob("*.pyc"))
+
+
+def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
+    """The tree's own Python, started by the tree's own loader (no chroot, so no root), and its variables."""
+    machine = MACHINES[native()]
+    libraries = tree / f"usr/lib/{machine}-linux-gnu"
+    loader = next(iter(sorted((tree / "usr").glob("lib*/ld-linux-*.so.*"))))
+    command = [str(loader), "--library-path", str(libraries), str(tree / f"usr/bin/python{PYTHON}")]
+    return command, {
+        "PYTHONHOME": str(tree / "usr"),
+        "PYTHONHASHSEED": "0",
+        "PATH": os.environ.get("PATH", ""),
+    }
+
+
+def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        verb,
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+        *arguments,
+    ]
+    done = subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    missing = re.findall(r"No matching distribution found for ([^\s(]+)", done.stderr)
+    hint = (
+        f"There is no wheel of {', '.join(missing)} for this platform: pin a version that has one and run `make lock`."
+        if missing
+        else "pip needs a package index: check the network, PIP_INDEX_URL and the proxy."
+    )
+    raise WheelError(f"pip {verb} failed:\n{done.stderr.strip()}\n{hint}")
