@@ -8,7 +8,11 @@ from typing import Any
 import yaml
 
 TABLE = Path(__file__).with_name("rbac.yaml")
-USERS = {"operator": "gpusharing-operator", "agent": "gpusharing-agent"}
+USERS = {
+    "operator": "gpusharing-operator",
+    "agent": "gpusharing-agent",
+    "checks": "gpusharing-checks",
+}
 """Service account of each subject; also the names of their roles and of the leader Lease."""
 
 
@@ -17,7 +21,7 @@ class Grant:
     """One verb that one subject may use."""
 
     subject: str
-    """`operator` or `agent`."""
+    """`operator`, `agent` or `checks`."""
     group: str
     resource: str
     subresource: str
@@ -55,7 +59,7 @@ def golden() -> frozenset[Grant]:
 
 
 def granted(objects: Iterable[Mapping[str, Any]], namespaces: Mapping[str, str]) -> frozenset[Grant]:
-    """What the bindings among these objects grant to our two service accounts; `namespaces` maps name to scope."""
+    """What the bindings among these objects grant to our service accounts; `namespaces` maps name to scope."""
     roles = {_key(one): one for one in objects if one["kind"] in ("Role", "ClusterRole")}
     found: set[Grant] = set()
     for binding in objects:

@@ -1,0 +1,49 @@
+"""`python -m gpusharing.checks`: one screen that says whether the installation can work; `helm test` runs it.
+
+Reads only. Settings are the operator's own variables (GPUSHARING_NAMESPACE and so on) and GPUSHARING_RELEASE.
+Exit status: 0 it can work, 1 it cannot, 2 the API server cannot be asked.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.http import HttpClient
+from gpusharing.kube.installation import gather_installation
+from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
+from gpusharing.planning.installation import Severity, find_findings, render
+from gpusharing.planning.installationviews import Place
+
+PREFIX = "GPUSHARING_"
+WORKS, BROKEN, NO_ANSWER = 0, 1, 2
+
+
+def place_of(environment: Mapping[str, str]) -> Place:
+    """Where to look; what is not set is as the chart's defaults have it."""
+    known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in fields(Place)}
+    if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:
+        known["agent_namespace"] = known["namespace"]
+    return Place(**{name: value for name, value in known.items() if value})
+
+
+async def check(environment: Mapping[str, str]) -> int:
+    """Print the screen; returns the exit status."""
+    service_account = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
+    login = find_login(environment, environment.get("KUBECONFIG", ""), service_account)
+    try:
+        async with HttpClient(login, name="gpusharing-checks") as client:
+            view = await gather_installation(client, place_of(environment))
+    except KubeError as error:
+        print(f"the API server cannot be asked: {error}", file=sys.stderr)
+        return NO_ANSWER
+    findings = find_findings(view)
+    print("\n".join(render(findings)))
+    return BROKEN if any(one.severity is Severity.ERROR for one in findings) else WORKS
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(check(os.environ)))

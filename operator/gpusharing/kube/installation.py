@@ -1,0 +1,226 @@
+"""Reads what `planning/installation.py` judges. Reading only; what cannot be read becomes part of the answer."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    DAEMON_SETS,
+    GPU_CLUSTERS,
+    GPUNODES,
+    JSON,
+    NODES,
+    PODS,
+    POLICIES,
+    KubeClient,
+    Resource,
+)
+from gpusharing.kube.convert import cluster_policy_view, has_condition, policy_view
+from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
+from gpusharing.kube.raw import entries, part, section, text, texts, whole
+from gpusharing.planning import rights
+from gpusharing.planning.installationviews import (
+    AGENT,
+    OPERATOR,
+    AgentsState,
+    ClusterPolicyState,
+    ConfigMapState,
+    InstallationView,
+    Place,
+    PodState,
+    RightState,
+)
+from gpusharing.planning.rights import Right
+
+DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
+NAMESPACES = Resource("", "v1", "namespaces")
+RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
+ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews")
+NAME = "app.kubernetes.io/name"
+
+
+@dataclass(slots=True)
+class _Reader:
+    client: KubeClient
+    place: Place
+    unread: dict[str, str] = field(default_factory=dict)
+    not_served: set[str] = field(default_factory=set)
+
+    async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
+        """All objects; none where they cannot be read, which is then remembered."""
+        try:
+            pages = self.client.pages(resource, namespace=namespace, label_selector=labels)
+            return [raw async for page in pages for raw in page.items]
+        except (Unauthorized, Unavailable):
+            raise
+        except NotFound:
+            if resource in (POLICIES, GPUNODES):
+                self.not_served.add(_kind(resource))
+        except KubeError as error:
+            self.unread[_kind(resource)] = str(error)
+        return []
+
+    async def one(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
+        """One object; None where there is none, or where it cannot be read, which is then remembered."""
+        try:
+            return await self.client.get(resource, name, namespace=namespace)
+        except (Unauthorized, Unavailable):
+            raise
+        except NotFound:
+            return None
+        except KubeError as error:
+            self.unread[_kind(resource)] = str(error)
+            return None
+
+    async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
+        """The pods of one of our workloads."""
+        return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
+
+    async def config_maps(self) -> dict[str, ConfigMapState]:
+        """Our two, as far as they are there."""
+        found = {}
+        for name in (self.place.plugin_config_map, self.place.mig_config_map):
+            raw = await self.one(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
+            if raw is not None:
+                metadata = section(raw, "metadata")
+                labelled = texts(metadata.get("labels")).get(LABEL_MANAGED_BY) == MANAGED_BY
+                ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
+                found[name] = ConfigMapState(frozenset(section(raw, "data")), ours)
+        return found
+
+    async def agents(self) -> AgentsState | None:
+        """The DaemonSet, the nodes it is for, and what may keep its pods out."""
+        where = self.place.agent_namespace
+        raw = await self.one(DAEMON_SETS, AGENT, where)
+        if raw is None:
+            return None
+        template = section(raw, "spec", "template", "spec")
+        selector = texts(template.get("nodeSelector"))
+        nodes = await self.items(NODES, labels=",".join(f"{k}={v}" for k, v in sorted(selector.items())))
+        runtime_class = text(template, "runtimeClassName")
+        exists = None
+        if runtime_class:
+            exists = await self.one(RUNTIME_CLASSES, runtime_class) is not None
+            if _kind(RUNTIME_CLASSES) in self.unread:
+                exists = None
+        namespace = await self.one(NAMESPACES, where) or {}
+        reports = await self.items(GPUNODES)
+        return AgentsState(
+            selector=", ".join(f"{key}={value}" for key, value in sorted(selector.items())),
+            nodes=frozenset(text(node, "metadata", "name") for node in nodes),
+            pods=await self.pods(where, AGENT),
+            runtime_class=runtime_class,
+            runtime_class_exists=exists,
+            enforced=texts(part(namespace, "metadata", "labels")).get(
+                "pod-security.kubernetes.io/enforce", ""
+            ),
+            reports={
+                text(one, "metadata", "name"): text(one, "status", "observed", "error") for one in reports
+            },
+        )
+
+    async def rights(self) -> tuple[RightState, ...]:
+        """What the API server says about the rights of both service accounts."""
+        asked = [(OPERATOR, right) for right in rights.OPERATOR] + [(AGENT, right) for right in rights.AGENT]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._right(subject, right)) for subject, right in asked]
+        return tuple(task.result() for task in tasks)
+
+    async def _right(self, subject: str, right: Right) -> RightState:
+        place = self.place
+        spaces = {
+            "own": place.namespace,
+            "agent": place.agent_namespace,
+            "gpu-operator": place.gpu_operator_namespace,
+            "default": "default",
+        }
+        attributes = {
+            "verb": right.verb,
+            "group": right.group,
+            "resource": right.resource,
+            "subresource": right.subresource,
+            "namespace": spaces.get(right.scope, ""),
+            "name": right.name.format(
+                lease=OPERATOR,
+                plugin_config_map=place.plugin_config_map,
+                mig_config_map=place.mig_config_map,
+            ),
+        }
+        user = "system:serviceaccount:" + place.account(subject).replace("/", ":")
+        groups = ["system:serviceaccounts", "system:authenticated"]
+        body = {
+            "apiVersion": ACCESS_REVIEWS.api_version,
+            "kind": "SubjectAccessReview",
+            "spec": {"user": user, "groups": groups, "resourceAttributes": attributes},
+        }
+        try:
+            answer = await self.client.create(ACCESS_REVIEWS, body)
+        except KubeError as error:
+            return RightState(subject, right, None, str(error))
+        return RightState(subject, right, part(answer, "status", "allowed") is True)
+
+
+async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
+    """Read what an installation consists of.
+
+    Raises:
+        Unauthorized: our credentials do not count.
+        Unavailable: the server does not answer.
+    """
+    reader = _Reader(client, place)
+    policies = await reader.items(POLICIES)
+    deployment = await reader.one(DEPLOYMENTS, OPERATOR, place.namespace)
+    cluster_policies = await reader.items(CLUSTER_POLICIES)
+    gpu_clusters = await reader.items(GPU_CLUSTERS)
+    config_maps = await reader.config_maps()
+    agents = await reader.agents()
+    operator_pods = await reader.pods(place.namespace, OPERATOR)
+    return InstallationView(
+        place=place,
+        rights=await reader.rights(),
+        operator_replicas=None if deployment is None else whole(deployment, "spec", "replicas"),
+        operator_pods=operator_pods,
+        cluster_policies=tuple(map(_cluster_policy, cluster_policies)),
+        gpu_cluster=bool(gpu_clusters),
+        config_maps=config_maps,
+        agents=agents,
+        policies=tuple(map(policy_view, policies)),
+        unread=dict(reader.unread),
+        not_served=frozenset(reader.not_served),
+    )
+
+
+def _kind(resource: Resource) -> str:
+    return f"{resource.plural}.{resource.group}" if resource.group else resource.plural
+
+
+def _cluster_policy(raw: JSON) -> ClusterPolicyState:
+    return ClusterPolicyState(
+        text(raw, "metadata", "name"), text(raw, "status", "state"), cluster_policy_view(raw)
+    )
+
+
+def _pod(raw: JSON) -> PodState:
+    ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
+    return PodState(
+        text(raw, "metadata", "name"),
+        text(raw, "spec", "nodeName"),
+        ready,
+        "" if ready else next(_problems(raw), ""),
+    )
+
+
+def _problems(raw: JSON) -> Iterator[str]:
+    """Why a pod does not run, the nearest cause first."""
+    statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
+    for status in statuses:
+        waiting = section(status, "state", "waiting")
+        if waiting:
+            said = text(waiting, "message")
+            yield text(waiting, "reason") + (f": {said[:120]}" if said else "")
+    for condition in entries(raw, "status", "conditions"):
+        if condition.get("status") == "False" and condition.get("message"):
+            yield f"{text(condition, 'reason')}: {text(condition, 'message')[:160]}"

@@ -1,0 +1,69 @@
+"""What operator and agent must be allowed, right by right: the roles of the chart in words of the API.
+
+tests/chart/rbac.yaml says the same once more with the reasons; a test compares both.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
+"""`cluster`, or whose namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """One verb on one kind."""
+
+    verb: str
+    group: str
+    resource: str
+    subresource: str = ""
+    scope: Scope = "cluster"
+    name: str = ""
+    """The only object that it must reach: a setting's value in braces; empty: all."""
+
+    @property
+    def text(self) -> str:
+        """As `kubectl auth can-i` takes it: `patch nodes`, `create pods/eviction`."""
+        kind = f"{self.resource}.{self.group}" if self.group else self.resource
+        return f"{self.verb} {kind}{'/' + self.subresource if self.subresource else ''}"
+
+
+def _rights(verbs: str, group: str, resource: str, subresource: str = "", **more: str) -> tuple[Right, ...]:
+    return tuple(Right(verb, group, resource, subresource, **more) for verb in verbs.split())  # type: ignore[arg-type]  # scope is one of the words above
+
+
+_OURS, _NVIDIA = "gpusharing.dev", "nvidia.com"
+
+OPERATOR: tuple[Right, ...] = (
+    *_rights("get list watch patch", _OURS, "gpusharingpolicies"),
+    *_rights("patch", _OURS, "gpusharingpolicies", "status"),
+    *_rights("list watch create patch", _OURS, "gpunodes"),
+    *_rights("patch", _OURS, "gpunodes", "status"),
+    *_rights("get list watch patch", "", "nodes"),
+    *_rights("list", "", "pods"),
+    *_rights("create", "", "pods", "eviction"),
+    *_rights("list", "policy", "poddisruptionbudgets"),
+    *_rights("get", "apps", "daemonsets"),
+    *_rights("get", "resource.k8s.io", "resourceclaims"),
+    *_rights("list watch", _NVIDIA, "clusterpolicies"),
+    *_rights("list watch", _NVIDIA, "gpuclusters"),
+    *_rights("list watch", "nodemaintenance.medik8s.io", "nodemaintenances"),
+    *_rights("list watch", "maintenance.nvidia.com", "nodemaintenances"),
+    *_rights("create", "coordination.k8s.io", "leases", scope="own"),
+    *_rights("get patch", "coordination.k8s.io", "leases", scope="own", name="{lease}"),
+    *_rights("list watch", "", "pods", scope="agent"),
+    *_rights("list watch create", "", "configmaps", scope="gpu-operator"),
+    *_rights("patch", "", "configmaps", scope="gpu-operator", name="{plugin_config_map}"),
+    *_rights("patch", "", "configmaps", scope="gpu-operator", name="{mig_config_map}"),
+    *_rights("watch delete", "", "pods", scope="gpu-operator"),
+    *_rights("get", "", "pods", "log", scope="gpu-operator"),
+    *_rights("create", "events.k8s.io", "events", scope="default"),
+)
+"""Of the operator's service account."""
+
+AGENT: tuple[Right, ...] = (
+    *_rights("list watch", _OURS, "gpunodes"),
+    *_rights("patch", _OURS, "gpunodes", "status"),
+)
+"""Of the agent's service account."""

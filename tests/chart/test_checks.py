@@ -1,0 +1,203 @@
+"""`helm test` (checks/__main__.py) on a real API server: under its own account, on good and on broken installations.
+
+The pod of the hook runs on no kubelet here: its program does, with the token, roles and variables that it has.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from hack.cluster import install, tokens
+from hack.cluster.api import Object, selector
+from hack.cluster.process import wait_until
+from tests.chart.charts import NAMESPACE, Manifest, find
+from tests.chart.cluster import AGENT_NAMESPACE, SECONDS, Installed
+
+pytestmark = pytest.mark.cluster
+
+CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
+CONFIG_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
+BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+ACCOUNT = "gpusharing-checks"
+
+
+@pytest.fixture(scope="module")
+def hooks(installed: Installed) -> list[Manifest]:
+    """What helm creates for the test."""
+    objects = installed.helm.template("--set", "image.tag=trial")
+    return [one for one in objects if "helm.sh/hook" in one["metadata"].get("annotations", {})]
+
+
+@pytest.fixture(scope="module")
+def checks(
+    installed: Installed, hooks: list[Manifest], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The hook's variables, its account on the server, both ConfigMaps as the operator writes them."""
+    admin, folder = installed.admin, tmp_path_factory.mktemp("checks")
+    install.apply_documents(admin, [one for one in hooks if one["kind"] != "Pod"])
+    (folder / "token").write_text(tokens.service_account_token(admin, NAMESPACE, ACCOUNT))
+    (folder / "ca.crt").write_text(admin.ca_pem)
+    server = urlsplit(admin.url)
+    container = find(hooks, "Pod", ACCOUNT)["spec"]["containers"][0]
+    for name in ("gpusharing-device-plugin", "gpusharing-mig-parted"):
+        labels = {"app.kubernetes.io/managed-by": "gpusharing-operator"}
+        body = {"metadata": {"name": name, "labels": labels}, "data": {"config.yaml": "version: v1"}}
+        admin.create(CONFIG_MAPS, body)
+    for namespace in (NAMESPACE, AGENT_NAMESPACE):
+        wait_until(lambda where=namespace: ready(installed, where), SECONDS, f"Ready pods in {namespace}")  # type: ignore[misc]  # a default holds the loop's value
+    yield {
+        **{one["name"]: one["value"] for one in container["env"]},
+        "SERVICE_ACCOUNT": str(folder),
+        "KUBERNETES_SERVICE_HOST": server.hostname or "",
+        "KUBERNETES_SERVICE_PORT": str(server.port),
+    }
+    for name in ("gpusharing-device-plugin", "gpusharing-mig-parted"):
+        admin.delete(f"{CONFIG_MAPS}/{name}")
+    for one in hooks:
+        if one["kind"] != "Pod":
+            admin.delete(install.object_path(admin, one))
+
+
+def ready(installed: Installed, namespace: str) -> bool:
+    pods = installed.admin.list(f"/api/v1/namespaces/{namespace}/pods")
+    conditions = [pod.get("status", {}).get("conditions") or [] for pod in pods]
+    return bool(pods) and all(
+        any(one["type"] == "Ready" and one["status"] == "True" for one in of_pod) for of_pod in conditions
+    )
+
+
+def told(environment: dict[str, str]) -> tuple[int, str]:
+    """Exit status and screen of the program that the pod runs."""
+    root = Path(__file__).resolve().parent.parent.parent
+    own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root / "operator"), **environment}
+    done = subprocess.run(
+        [sys.executable, "-m", "gpusharing.checks"],
+        env=own,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@contextmanager
+def without(installed: Installed, path: str) -> Iterator[None]:
+    """An object is deleted, and created again at the end."""
+    found = installed.admin.get(path)
+    installed.admin.delete(path)
+    try:
+        yield
+    finally:
+        kept = {key: found["metadata"].get(key) for key in ("name", "labels", "annotations")}
+        metadata = {key: value for key, value in kept.items() if value}
+        installed.admin.create(path.rpartition("/")[0], {**found, "metadata": metadata})
+
+
+@contextmanager
+def patched(installed: Installed, path: str, change: Object, back: Object) -> Iterator[None]:
+    """A merge patch, and the one that undoes it."""
+    installed.admin.merge_patch(path, change)
+    try:
+        yield
+    finally:
+        installed.admin.merge_patch(path, back)
+
+
+@pytest.mark.usefixtures("checks")
+def test_the_server_accepts_the_pod_of_the_hook(installed: Installed, hooks: list[Manifest]) -> None:
+    """The release's namespace enforces PodSecurity `restricted`."""
+    pod = find(hooks, "Pod", ACCOUNT)
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    installed.admin.request("POST", path, pod, dryRun="All", fieldValidation="Strict")
+
+
+def test_a_good_installation_can_work(checks: dict[str, str]) -> None:
+    status, screen = told(checks)
+    assert status == 0, screen
+    assert [line.split()[0] for line in screen.splitlines()[:6]] == ["ok"] * 6, screen
+    assert screen.endswith("This installation can work: errors 0, warnings 0.\n")
+
+
+def test_a_role_that_is_gone_is_told_with_the_rights_that_lack(
+    installed: Installed, checks: dict[str, str]
+) -> None:
+    with without(installed, f"{BINDINGS}/gpusharing-agent"):
+        wait_until(lambda: told(checks)[0] == 1, SECONDS, "the authorizer to hear of it")
+        _, screen = told(checks)
+    assert "service account gpusharing-agent/gpusharing-agent may not: list gpunodes.gpusharing.dev" in screen
+    assert "--set rbac.create=true" in screen
+    wait_until(lambda: told(checks)[0] == 0, SECONDS, "the rights to be back")
+
+
+def test_pointers_that_are_not_ours_are_told_with_the_patch(
+    installed: Installed, checks: dict[str, str]
+) -> None:
+    change = {"spec": {"devicePlugin": {"config": None}, "mig": {"strategy": "single"}}}
+    back = {"spec": {"devicePlugin": {"config": {"name": "gpusharing-device-plugin"}}, "mig": None}}
+    with patched(installed, CLUSTER_POLICY, change, back):
+        status, screen = told(checks)
+    assert status == 1
+    assert "ERROR    ClusterPolicy: cluster-policy: devicePlugin.config.name is not set" in screen
+    command = next(line for line in screen.splitlines() if '"devicePlugin"' in line)
+    assert command.strip().startswith("-> kubectl patch clusterpolicy cluster-policy --type merge -p ")
+    assert "WARNING  ClusterPolicy: cluster-policy: mig.strategy is single" in screen
+
+
+def test_a_configmap_that_is_gone_is_told(installed: Installed, checks: dict[str, str]) -> None:
+    with without(installed, f"{CONFIG_MAPS}/gpusharing-mig-parted"):
+        status, screen = told(checks)
+    assert status == 1
+    assert "gpusharing-mig-parted does not exist in namespace gpu-operator" in screen
+
+
+def test_a_namespace_that_refuses_agents_is_told(installed: Installed, checks: dict[str, str]) -> None:
+    path = f"/api/v1/namespaces/{AGENT_NAMESPACE}"
+    key = "pod-security.kubernetes.io/enforce"
+    change, back = ({"metadata": {"labels": {key: level}}} for level in ("restricted", "privileged"))
+    with patched(installed, path, change, back):
+        status, screen = told(checks)
+    assert status == 1
+    assert f"namespace {AGENT_NAMESPACE} enforces PodSecurity restricted" in screen
+
+
+def test_an_agent_that_is_gone_is_told(installed: Installed, checks: dict[str, str]) -> None:
+    """A node that no kubelet serves: the DaemonSet's pod there never becomes Ready."""
+    labels = {"nvidia.com/gpu.present": "true"}
+    node = {"metadata": {"name": "gpu-dead", "labels": labels}, "spec": {"unschedulable": True}}
+    installed.admin.create("/api/v1/nodes", node)
+    try:
+        status, screen = told(checks)
+    finally:
+        installed.admin.delete("/api/v1/nodes/gpu-dead")
+    assert status == 0, screen
+    assert "WARNING  agents: no Ready agent on 1 of 3 GPU nodes, so none of them changes: gpu-dead" in screen
+    agents = selector({"app.kubernetes.io/name": "gpusharing-agent"})
+    path = f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods"
+
+    def left() -> bool:
+        pods = installed.admin.list(path, labelSelector=agents)
+        return all(pod["spec"].get("nodeName") != "gpu-dead" for pod in pods)
+
+    wait_until(left, SECONDS * 3, "the pod of the node to be gone")
+
+
+def test_its_own_missing_rights_are_told_and_not_guessed(
+    installed: Installed, checks: dict[str, str]
+) -> None:
+    with without(installed, f"{BINDINGS}/{ACCOUNT}"):
+        wait_until(lambda: "WARNING" in told(checks)[1], SECONDS, "the authorizer to hear of it")
+        _, screen = told(checks)
+    assert "cannot be looked at, so nothing is known about it" in screen
+    assert "cannot tell what gpusharing/gpusharing-operator may do" in screen
+
+
+def test_without_a_server_it_says_so(checks: dict[str, str]) -> None:
+    status, screen = told({**checks, "KUBERNETES_SERVICE_PORT": "1"})
+    assert status == 2
+    assert "the API server cannot be asked" in screen

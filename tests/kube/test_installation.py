@@ -1,0 +1,134 @@
+"""What the reader makes of objects of FakeCluster; of those of an API server: tests/chart/test_checks.py."""
+
+from typing import Any
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
+
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    DAEMON_SETS,
+    GPUNODES,
+    NODES,
+    PODS,
+    POLICIES,
+)
+from gpusharing.kube.errors import Forbidden, Unauthorized
+from gpusharing.kube.installation import (
+    ACCESS_REVIEWS,
+    DEPLOYMENTS,
+    NAMESPACES,
+    RUNTIME_CLASSES,
+    gather_installation,
+)
+from gpusharing.planning.installation import find_findings
+from gpusharing.planning.installationviews import InstallationView, Place, PodState
+
+READY = {"conditions": [{"type": "Ready", "status": "True"}]}
+POINTERS = {
+    "devicePlugin": {"config": {"name": "gpusharing-device-plugin"}},
+    "migManager": {"config": {"name": "gpusharing-mig-parted"}},
+}
+
+
+def pod(name: str, app: str, namespace: str, node: str, status: Any = READY) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/name": app}}
+    return {"metadata": metadata, "spec": {"nodeName": node}, "status": status}
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    """A good installation; nobody answers questions about rights."""
+    fake = FakeCluster()
+    fake.uninstalled.add(ACCESS_REVIEWS)
+    fake.add(
+        NODES, {"metadata": {"name": "gpu-01", "labels": {"nvidia.com/gpu.present": "true"}}, "status": READY}
+    )
+    fake.add(NODES, {"metadata": {"name": "cpu-01"}, "status": READY})
+    fake.add(
+        DEPLOYMENTS,
+        {"metadata": {"name": "gpusharing-operator", "namespace": "gpusharing"}, "spec": {"replicas": 1}},
+    )
+    fake.add(PODS, pod("operator-0", "gpusharing-operator", "gpusharing", "cpu-01"))
+    template = {"nodeSelector": {"nvidia.com/gpu.present": "true"}, "runtimeClassName": "nvidia"}
+    fake.add(
+        DAEMON_SETS,
+        {
+            "metadata": {"name": "gpusharing-agent", "namespace": "gpusharing-agent"},
+            "spec": {"template": {"spec": template}},
+        },
+    )
+    fake.add(PODS, pod("agent-0", "gpusharing-agent", "gpusharing-agent", "gpu-01"))
+    fake.add(RUNTIME_CLASSES, {"metadata": {"name": "nvidia"}})
+    enforce = {"pod-security.kubernetes.io/enforce": "privileged"}
+    fake.add(NAMESPACES, {"metadata": {"name": "gpusharing-agent", "labels": enforce}})
+    fake.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": POINTERS})
+    ours = {"app.kubernetes.io/managed-by": "gpusharing-operator"}
+    for name in ("gpusharing-device-plugin", "gpusharing-mig-parted"):
+        metadata = {"name": name, "namespace": "gpu-operator", "labels": ours}
+        fake.add(CONFIG_MAPS, {"metadata": metadata, "data": {"config.yaml": "x"}})
+    return fake
+
+
+async def gathered(cluster: FakeCluster) -> InstallationView:
+    return await gather_installation(cluster.client("checks"), Place())
+
+
+def reasons(view: InstallationView) -> set[str]:
+    return {one.reason for one in find_findings(view)}
+
+
+async def test_a_good_installation_lacks_only_the_answers_about_rights(cluster: FakeCluster) -> None:
+    view = await gathered(cluster)
+    assert reasons(view) == {"RightsUnknown"}
+    assert view.agents is not None
+    assert view.agents.nodes == {"gpu-01"}
+    assert view.unread == {}
+
+
+async def test_nothing_is_written(cluster: FakeCluster) -> None:
+    await gathered(cluster)
+    assert {(verb, plural) for who, verb, plural in cluster.calls if verb not in ("get", "list")} <= {
+        ("create", "subjectaccessreviews")
+    }
+
+
+async def test_an_empty_cluster_is_told_and_not_stumbled_over() -> None:
+    empty = FakeCluster()
+    empty.uninstalled |= {ACCESS_REVIEWS, POLICIES, GPUNODES, CLUSTER_POLICIES}
+    assert reasons(await gathered(empty)) == {
+        "KindNotServed",
+        "RightsUnknown",
+        "OperatorMissing",
+        "ClusterPolicyMissing",
+        "ConfigMapEmpty",
+        "AgentMissing",
+    }
+
+
+async def test_a_pod_says_why_it_waits(cluster: FakeCluster) -> None:
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
+    cluster.delete(PODS, "agent-0", "gpusharing-agent")
+    cluster.finish_terminations()
+    status = {"containerStatuses": [{"name": "agent", "state": waiting}]}
+    cluster.add(PODS, pod("agent-1", "gpusharing-agent", "gpusharing-agent", "gpu-01", status))
+    view = await gathered(cluster)
+    assert view.agents is not None
+    assert view.agents.pods == (PodState("agent-1", "gpu-01", False, "ImagePullBackOff: not found"),)
+    assert "AgentNotReady" in reasons(view)
+
+
+async def test_what_may_not_be_read_is_named(cluster: FakeCluster) -> None:
+    cluster.faults.fail("list", NODES, Forbidden("no nodes for you"), times=EVER)
+    cluster.faults.fail("get", CONFIG_MAPS, Forbidden("no maps for you"), times=EVER)
+    view = await gathered(cluster)
+    assert view.unread == {"nodes": "no nodes for you", "configmaps": "no maps for you"}
+    assert reasons(view) == {"NotReadable", "RightsUnknown"}
+
+
+async def test_without_credentials_nothing_is_claimed(cluster: FakeCluster) -> None:
+    cluster.faults.fail("list", POLICIES, Unauthorized("who are you"))
+    with pytest.raises(Unauthorized):
+        await gathered(cluster)

@@ -1,0 +1,307 @@
+"""Can this installation work? One broken thing at a time, and what is said about it."""
+
+import inspect
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import make_cluster_policy, make_policy
+
+from gpusharing.planning import installation
+from gpusharing.planning.installation import Severity, Topic, find_findings, render
+from gpusharing.planning.installationviews import (
+    AGENT,
+    OPERATOR,
+    AgentsState,
+    ClusterPolicyState,
+    ConfigMapState,
+    InstallationView,
+    Place,
+    PodState,
+    RightState,
+)
+from gpusharing.planning.rights import Right
+
+PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
+POINTED = make_cluster_policy()
+OURS = ConfigMapState(frozenset({"default"}), ours=True)
+AGENTS = AgentsState(
+    selector="nvidia.com/gpu.present=true",
+    nodes=frozenset({"gpu-01", "gpu-02"}),
+    pods=(PodState("a", "gpu-01", True), PodState("b", "gpu-02", True)),
+    runtime_class="nvidia",
+    runtime_class_exists=True,
+    enforced="privileged",
+)
+PATCH_NODES = Right("patch", "", "nodes")
+GOOD = InstallationView(
+    rights=(RightState(OPERATOR, PATCH_NODES, True), RightState(AGENT, PATCH_NODES, True)),
+    operator_replicas=1,
+    operator_pods=(PodState("o", "cpu-01", True),),
+    cluster_policies=(ClusterPolicyState("cluster-policy", "ready", POINTED),),
+    config_maps={PLUGIN: OURS, MIG: OURS},
+    agents=AGENTS,
+)
+
+
+def agents(**change: Any) -> InstallationView:
+    return replace(GOOD, agents=replace(AGENTS, **change))
+
+
+def pointers(policies: tuple[Any, ...] = (), **change: Any) -> InstallationView:
+    view = replace(POINTED, **change)
+    return replace(
+        GOOD, cluster_policies=(ClusterPolicyState("gpus", "ready", view),), policies=tuple(policies)
+    )
+
+
+MIG_POLICY = make_policy(mode="MIG", mig={"strategy": "mixed", "config": "all-balanced"})
+LAYOUTS = make_policy(mode="MIG", mig={"layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]})
+UNREADY = (PodState("a", "gpu-01", True), PodState("b", "gpu-02", False, "ImagePullBackOff: no such image"))
+TWO = tuple(ClusterPolicyState(name, state, POINTED) for name, state in (("a", "ready"), ("b", "ignored")))
+
+# What is broken, which finding, how bad, what its command contains.
+BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
+    "the CRDs are not installed": (
+        replace(GOOD, not_served=frozenset({"gpunodes.gpusharing.dev"})),
+        "KindNotServed",
+        Severity.ERROR,
+        "crds.install=true",
+    ),
+    "a kind may not be read": (
+        replace(GOOD, unread={"nodes": "forbidden"}),
+        "NotReadable",
+        Severity.WARNING,
+        "kubectl auth can-i list nodes",
+    ),
+    "the operator lacks a right": (
+        replace(GOOD, rights=(RightState(OPERATOR, PATCH_NODES, False),)),
+        "RightsMissing",
+        Severity.ERROR,
+        "rbac.create=true",
+    ),
+    "the agent lacks a right": (
+        replace(GOOD, rights=(RightState(AGENT, PATCH_NODES, False),)),
+        "RightsMissing",
+        Severity.ERROR,
+        "rbac.create=true",
+    ),
+    "nobody may ask for rights": (
+        replace(GOOD, rights=(RightState(OPERATOR, PATCH_NODES, None, "forbidden"),)),
+        "RightsUnknown",
+        Severity.WARNING,
+        "subjectaccessreviews",
+    ),
+    "there is no operator": (
+        replace(GOOD, operator_replicas=None),
+        "OperatorMissing",
+        Severity.ERROR,
+        "helm install gpusharing CHART -n gpusharing",
+    ),
+    "the operator is scaled to 0": (
+        replace(GOOD, operator_replicas=0, operator_pods=()),
+        "OperatorStopped",
+        Severity.ERROR,
+        "operator.replicas=1",
+    ),
+    "the operator's image cannot be pulled": (
+        replace(GOOD, operator_pods=UNREADY[1:]),
+        "OperatorNotReady",
+        Severity.ERROR,
+        "describe pods",
+    ),
+    "the DRA stack serves the GPUs": (
+        replace(GOOD, gpu_cluster=True),
+        "UnsupportedStack",
+        Severity.ERROR,
+        "gpuclusters",
+    ),
+    "the GPU Operator is not installed": (
+        replace(GOOD, cluster_policies=()),
+        "ClusterPolicyMissing",
+        Severity.ERROR,
+        "helm install gpu-operator",
+    ),
+    "there are two ClusterPolicies": (
+        replace(GOOD, cluster_policies=TWO),
+        "SeveralClusterPolicies",
+        Severity.ERROR,
+        "kubectl delete clusterpolicy b",
+    ),
+    "the device plugin is not pointed at us": (
+        pointers(plugin_config_name=""),
+        "PluginConfigNotOurs",
+        Severity.ERROR,
+        "kubectl patch clusterpolicy gpus",
+    ),
+    "the default of the device plugin is unknown": (
+        pointers(plugin_default="nowhere"),
+        "PluginDefaultUnknown",
+        Severity.ERROR,
+        '"default":null',
+    ),
+    "mig-manager is off, nobody wants MIG": (
+        pointers(mig_manager_enabled=False),
+        "MigManagerDisabled",
+        Severity.WARNING,
+        '"enabled":true',
+    ),
+    "mig-manager is off, a policy wants MIG": (
+        pointers((MIG_POLICY,), mig_manager_enabled=False),
+        "MigManagerDisabled",
+        Severity.ERROR,
+        '"enabled":true',
+    ),
+    "mig-manager is not pointed at us, nobody wants layouts": (
+        pointers((MIG_POLICY,), mig_config_name="theirs"),
+        "MigConfigNotOurs",
+        Severity.WARNING,
+        MIG,
+    ),
+    "mig-manager is not pointed at us, a policy wants layouts": (
+        pointers((LAYOUTS,), mig_config_name="theirs"),
+        "MigConfigNotOurs",
+        Severity.ERROR,
+        MIG,
+    ),
+    "a strategy of the cluster says what the policy says": (
+        pointers((MIG_POLICY,), mig_strategy="mixed"),
+        "MigStrategySet",
+        Severity.WARNING,
+        '"strategy":null',
+    ),
+    "a strategy of the cluster overrides a policy": (
+        pointers((MIG_POLICY,), mig_strategy="single"),
+        "MigStrategySet",
+        Severity.ERROR,
+        '"strategy":null',
+    ),
+    "a ConfigMap that is pointed at is not there": (
+        replace(GOOD, config_maps={MIG: OURS}),
+        "ConfigMapEmpty",
+        Severity.ERROR,
+        "rollout restart deployment/gpusharing-operator",
+    ),
+    "a ConfigMap that nobody is pointed at is empty": (
+        replace(
+            pointers(mig_config_name="", mig_manager_enabled=False),
+            config_maps={PLUGIN: OURS, MIG: ConfigMapState(frozenset(), ours=True)},
+        ),
+        "ConfigMapEmpty",
+        Severity.WARNING,
+        "rollout restart deployment/gpusharing-operator",
+    ),
+    "a ConfigMap is somebody else's": (
+        replace(GOOD, config_maps={PLUGIN: replace(OURS, ours=False), MIG: OURS}),
+        "ConfigMapTaken",
+        Severity.ERROR,
+        "kubectl label configmap gpusharing-device-plugin",
+    ),
+    "there is no DaemonSet": (
+        replace(GOOD, agents=None),
+        "AgentMissing",
+        Severity.ERROR,
+        "agent.createNamespace",
+    ),
+    "no node has the agents' label": (
+        agents(nodes=frozenset(), pods=()),
+        "NoGPUNodes",
+        Severity.WARNING,
+        "kubectl label node NODE nvidia.com/gpu.present=true",
+    ),
+    "one agent is not Ready": (agents(pods=UNREADY), "AgentNotReady", Severity.WARNING, "describe pods"),
+    "no agent is Ready": (agents(pods=UNREADY[1:]), "AgentNotReady", Severity.ERROR, "describe pods"),
+    "the runtime class does not exist": (
+        agents(pods=(), runtime_class_exists=False),
+        "RuntimeClassMissing",
+        Severity.ERROR,
+        "agent.runtimeClassName=",
+    ),
+    "PodSecurity refuses the agent": (
+        agents(pods=(), enforced="restricted"),
+        "PodSecurityForbids",
+        Severity.ERROR,
+        "pod-security.kubernetes.io/enforce=privileged",
+    ),
+    "an agent finds no driver": (
+        agents(reports={"gpu-01": "NVMLNotLoaded", "gpu-02": ""}),
+        "AgentCannotRead",
+        Severity.ERROR,
+        "kubectl describe gpunode gpu-01",
+    ),
+}
+
+
+def test_a_good_installation_has_no_findings() -> None:
+    assert find_findings(GOOD) == ()
+    assert render(()) == [
+        *(f"ok       {topic}" for topic in Topic),
+        "",
+        "This installation can work: errors 0, warnings 0.",
+    ]
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_it_says_what_is_wrong_and_what_mends_it(what: str) -> None:
+    view, reason, severity, command = BROKEN[what]
+    found = [one for one in find_findings(view) if one.reason == reason]
+    assert [(one.severity, command in one.command) for one in found] == [(severity, True)]
+    assert "\n" not in found[0].message + found[0].command
+
+
+def test_one_broken_thing_is_one_finding() -> None:
+    """But where one follows from the other: without a right class or PodSecurity there is no Ready agent either."""
+    follows = {"RuntimeClassMissing", "PodSecurityForbids"}
+    for what, (view, reason, _, _) in BROKEN.items():
+        expected = {reason, "AgentNotReady"} if reason in follows else {reason}
+        if what == "a ConfigMap that nobody is pointed at is empty":
+            expected.add("MigManagerDisabled")
+        assert {one.reason for one in find_findings(view)} == expected, what
+
+
+def test_every_finding_is_tried() -> None:
+    known = set(re.findall(r'^\s+"([A-Z]\w+)",$', inspect.getsource(installation), re.MULTILINE))
+    known |= set(re.findall(r'_error\(Topic\.\w+, "(\w+)"', inspect.getsource(installation)))
+    assert len(known) > 15
+    assert known - {reason for _, reason, _, _ in BROKEN.values()} == set()
+
+
+def test_the_worst_case_is_one_screen() -> None:
+    """80 columns and more are wrapped by the terminal; the lines are what is counted here."""
+    policy = replace(
+        POINTED, plugin_config_name="", mig_config_name="x", mig_strategy="single", plugin_default="gone"
+    )
+    worst = replace(
+        GOOD,
+        not_served=frozenset({"gpunodes.gpusharing.dev"}),
+        rights=(RightState(OPERATOR, PATCH_NODES, False), RightState(AGENT, PATCH_NODES, False)),
+        operator_pods=(),
+        cluster_policies=(ClusterPolicyState("gpus", "ready", policy),),
+        config_maps={},
+        agents=replace(AGENTS, pods=(), runtime_class_exists=False, enforced="restricted"),
+    )
+    lines = render(find_findings(worst))
+    assert len(lines) <= 30
+    assert lines[-1] == "This installation cannot work as it is: errors 8, warnings 4."
+
+
+def test_many_nodes_are_counted_and_not_listed() -> None:
+    nodes = frozenset(f"gpu-{number:04}" for number in range(1000))
+    (found,) = find_findings(agents(nodes=nodes, pods=()))
+    assert "1000 of 1000" in found.message
+    assert "gpu-0002 and 997 more" in found.message
+
+
+def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> None:
+    blind = replace(
+        agents(nodes=frozenset(), pods=()), unread={"nodes": "no", "pods": "no"}, operator_pods=()
+    )
+    assert {one.reason for one in find_findings(blind)} == {"NotReadable"}
+
+
+def test_an_ignored_cluster_policy_is_not_judged() -> None:
+    wrong = ClusterPolicyState("b", "ignored", replace(POINTED, plugin_config_name=""))
+    assert [one.reason for one in find_findings(replace(GOOD, cluster_policies=(TWO[0], wrong)))] == [
+        "SeveralClusterPolicies"
+    ]
