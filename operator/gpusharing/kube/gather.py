@@ -9,9 +9,10 @@ import structlog
 
 from gpusharing.api.names import DisruptionClass
 from gpusharing.kube.actuatorlog import ActuatorLogs
-from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
+from gpusharing.kube.budgets import Budgets
+from gpusharing.kube.client import DAEMON_SETS, JSON, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.convert_pods import ClaimUse, claim_names, claim_use, pdb_view, pod_view
+from gpusharing.kube.convert_pods import ClaimUse, claim_names, claim_use, pod_view
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
     Forbidden,
@@ -39,10 +40,8 @@ from gpusharing.planning.views import ClusterSnapshot, Settings
 log = structlog.get_logger()
 
 OWNER_TTL = timedelta(seconds=30)
-_POLICIES, _PDBS = "/policies", "/budgets"
+_POLICIES = "/policies"
 """What the crew lists besides the pods of nodes; no node is called so."""
-PDBS_KEPT = 15.0
-"""Seconds; a call has ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,7 @@ class Gatherer:
     _config_maps: OurConfigMaps = field(default_factory=OurConfigMaps)
     _stack: StackView | None = None
     _owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    _budgets: tuple[float, tuple[PdbView, ...]] = (float("-inf"), ())
-    """All PodDisruptionBudgets as last listed, and when."""
+    _budgets: Budgets = field(init=False)
     crew: Crew = field(init=False)
     shared: Crew = field(init=False)
     """For what all nodes need: it must not wait until slow calls about single nodes leave a worker."""
@@ -99,6 +97,7 @@ class Gatherer:
     def __post_init__(self) -> None:
         self._logs = ActuatorLogs(self.client)
         self.crew, self.shared = Crew(self.parallel, self.on_late), Crew(2, self.on_late)
+        self._budgets = Budgets(self.client, self.shared)
 
     async def snapshot(
         self, wants_pods: frozenset[str], claims: Mapping[str, Claim], now: datetime
@@ -180,6 +179,7 @@ class Gatherer:
     def forget_pods(self) -> None:
         """An answer of the server was lost: only a new LIST tells whether a pod was evicted."""
         self.work.clear()
+        self._lists.clear()
 
     def _mig_managers(self, now: datetime) -> dict[str, Operand]:
         """The mig-manager pods; of those on fenced nodes also since when they are Ready."""
@@ -250,9 +250,9 @@ class Gatherer:
         due = [
             name
             for name in sorted(wanted)
-            if name not in self.work or name in self.unsure or now - self.work[name].listed_at >= age
+            if name not in self._lists
+            and (name not in self.work or name in self.unsure or now - self.work[name].listed_at >= age)
         ]
-
         due.sort(key=self._urgency)
 
         async def read(node: str) -> None:
@@ -269,8 +269,14 @@ class Gatherer:
             for node, listed in lists.items()
             if listed.pods and (self._scope(node).all_pods or any(map(holds_gpu, listed.pods)))
         }
-        pdbs, trouble = await self._pdbs(bool(guarded))
+        budgets = await self._budgets.find() if guarded else ()
+        pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
         for node, listed in lists.items():
+            if budgets is None and node in guarded:
+                self._lists.setdefault(
+                    node, listed
+                )  # what was seen before stands until the budgets are known
+                continue
             error = listed.error or (trouble if node in guarded else "")
             self.work[node] = self._work(node, listed.pods, pdbs, error, listed.at)
         for node, work in self.work.items():
@@ -317,30 +323,6 @@ class Gatherer:
             raise
         except KubeError as error:
             return (), f"the pods of the node cannot be listed: {error}"
-
-    async def _pdbs(self, needed: bool) -> tuple[tuple[PdbView, ...], str]:
-        """All of them, or why they cannot be listed: then nothing is decided about pods that they may guard."""
-        if not needed:
-            return (), ""
-        trouble = ["the API server has not answered yet"]
-        asked_at = loop_time()
-
-        async def read(_: str) -> None:
-            try:
-                raws = [raw async for page in self.client.pages(PDBS) for raw in page.items]
-            except (Unauthorized, ServerAway):
-                raise
-            except KubeError as error:
-                trouble[:] = [str(error)]
-            else:
-                self._budgets = (loop_time(), tuple(map(pdb_view, raws)))
-
-        await self.shared.each([_PDBS], read)
-        # On a slow server an answer comes when its round is over; the next round has it then. The eviction itself asks
-        # the budget as it is.
-        if asked_at - self._budgets[0] <= PDBS_KEPT:
-            return self._budgets[1], ""
-        return (), f"the PodDisruptionBudgets cannot be listed: {trouble[0]}"
 
     async def _claims(self, raw: JSON) -> dict[str, ClaimUse]:
         """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU (drain.md G5)."""

@@ -1,0 +1,69 @@
+"""The PodDisruptionBudgets of the cluster as last listed. An answer that is on its way is a wait, and no trouble."""
+
+from dataclasses import dataclass
+
+from gpusharing.kube.client import PDBS, KubeClient
+from gpusharing.kube.clock import loop_time
+from gpusharing.kube.convert_pods import pdb_view
+from gpusharing.kube.crew import Crew
+from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
+from gpusharing.planning.podviews import PdbView
+
+KEPT = 15.0
+"""Seconds for which a list counts; the eviction itself asks the budget as it is."""
+PATIENCE = 30.0
+"""Seconds for which a first answer is waited for, and an error stands while a next one is."""
+
+_KEY = "/budgets"
+"""What the crew knows the list by; no node is called so."""
+
+
+@dataclass(slots=True)
+class Budgets:
+    """Lists them when asked; one list at a time."""
+
+    client: KubeClient
+    crew: Crew
+    _pdbs: tuple[PdbView, ...] = ()
+    _listed: float = float("-inf")
+    """When, by the loop's clock."""
+    _error: str = ""
+    """What the last list ended with; empty when it was answered."""
+    _failed: float = float("-inf")
+    """When it ended so."""
+    _waits_since: float | None = None
+    """Since when an answer is waited for."""
+
+    async def find(self) -> tuple[PdbView, ...] | str | None:
+        """All of them; why they cannot be listed; or None: the server has not answered yet, ask again.
+
+        On a slow server an answer comes when its round is over: the next round has it then.
+
+        Raises:
+            ServerAway, Unauthorized: also in a group.
+        """
+        asked = loop_time()
+        if self._waits_since is None:
+            self._waits_since = asked
+        await self.crew.each([_KEY], self._read)
+        if asked - self._listed <= KEPT:
+            return self._pdbs
+        if self._error and asked - self._failed <= PATIENCE:
+            return f"the PodDisruptionBudgets cannot be listed: {self._error}"
+        if self._waits_since is None or asked - self._waits_since <= PATIENCE:
+            return None
+        return f"the PodDisruptionBudgets cannot be listed: no answer within {PATIENCE:.0f} s"
+
+    async def _read(self, _: str) -> None:
+        try:
+            raws = [raw async for page in self.client.pages(PDBS) for raw in page.items]
+        except HeldBack:  # not asked: the wait goes on, and what the server said last stands
+            self._failed = loop_time() if self._error else self._failed
+        except (Unauthorized, ServerAway):
+            self._waits_since = None
+            raise
+        except KubeError as error:
+            self._error, self._failed, self._waits_since = str(error), loop_time(), None
+        else:
+            self._pdbs, self._listed = tuple(map(pdb_view, raws)), loop_time()
+            self._error, self._waits_since = "", None
