@@ -248,10 +248,11 @@ async def embedded(
     now: Callable[[], datetime] = utc_now,
     cluster_policy: JSON | None = CLUSTER_POLICY,
     hardware: dict[str, SimulatedGPUs] | None = None,
+    played: bool = True,
 ) -> AsyncIterator[Embedded]:
     """A running SIMULATED cluster with these nodes; ends everything that it started.
 
-    `now` must go with the event loop's time. `hardware`: see World.
+    `now` must go with the event loop's time. `hardware`: see World. Unless `played`, no software runs on the nodes.
     """
     running = asyncio.get_running_loop()
     cluster = FakeCluster(now=now, grace=30.0 / factor, later=running.call_later)
@@ -276,7 +277,7 @@ async def embedded(
     environment = Embedded(
         cluster, world, players, settings or fast_settings(factor), lease_timing, now, log=log
     )
-    tasks = [asyncio.create_task(world.run()), asyncio.create_task(players.run())]
+    tasks = [asyncio.create_task(world.run()), asyncio.create_task(players.run())] if played else []
     try:
         yield environment
     finally:

@@ -265,9 +265,13 @@ async def scene(
     cluster_policy: JSON | None = CLUSTER_POLICY,
     hardware: dict[str, SimulatedGPUs] | None = None,
     sim: Mapping[str, Any] | None = None,
+    played: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Scene]:
-    """A cluster with these Nodes, the operator started; `settings` are the planner's. Checks the guard at the end."""
+    """A cluster with these Nodes, the operator started; `settings` are the planner's. Checks the guard at the end.
+
+    Unless `played`, no software runs on the nodes, our agent neither.
+    """
     async with embedded(
         manifests,
         factor=1.0,
@@ -278,6 +282,7 @@ async def scene(
         now=virtual_now,
         cluster_policy=cluster_policy,
         hardware=hardware,
+        played=played,
     ) as environment:
         guard = Guard(environment.cluster, environment.world)
         for budget in budgets:
