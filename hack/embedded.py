@@ -252,7 +252,7 @@ async def embedded(
 ) -> AsyncIterator[Embedded]:
     """A running SIMULATED cluster with these nodes; ends everything that it started.
 
-    `now` must go with the event loop's time. `hardware`: see World. Unless `played`, no software runs on the nodes.
+    `now` goes with the event loop's time. `hardware`: see World. Unless `played`, no software runs on the nodes.
     """
     running = asyncio.get_running_loop()
     cluster = FakeCluster(now=now, grace=30.0 / factor, later=running.call_later)
@@ -284,8 +284,7 @@ async def embedded(
         await environment.kill_operator()
         for task in tasks:
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception) and not isinstance(result, asyncio.CancelledError):
                 raise result
 
