@@ -2,10 +2,10 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify gen fmt lock cluster cluster-down run bench test-crash test-gpu test-nvidia images clean
+.PHONY: help setup demo test verify gen fmt lock cluster cluster-down run bench test-crash test-gpu test-nvidia images e2e clean
 
 help: ## show these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: ## make .venv from requirements-dev.lock (PYTHON=python3.12 takes another interpreter)
 	@$(PYTHON) hack/setup.py
@@ -15,7 +15,7 @@ demo: setup ## play the main job; DRIVER=cluster: on a real control plane, DRIVE
 
 test: setup ## rungs 0-2 of the test ladder; ARGS="tests/planning -k drain" selects
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@$(PY) -m pytest -m "not nvidia and not gpu" $(ARGS)
+	@$(PY) -m pytest -m "not nvidia and not e2e and not gpu" $(ARGS)
 
 verify: setup ## format, lint, types, imports, generated files, chart, house rules
 	@$(PY) -m hack.verify
@@ -54,6 +54,10 @@ test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-m
 
 images: setup ## the image under build/images, without a registry; ARCH="amd64 arm64", IMAGE=name:tag
 	@$(PY) -m hack.images $(foreach arch,$(ARCH),--arch $(arch)) $(if $(IMAGE),--image $(IMAGE))
+
+e2e: setup ## rung 4: real kubelets and containerd on this machine (root), our chart on them
+	-@$(PY) -m hack.cluster.toolchain controlplane helm kubelet >build/toolchain.txt
+	@$(PY) -m pytest -m e2e $(ARGS)
 
 clean: ## remove what the verbs above made in this checkout
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

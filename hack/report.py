@@ -21,10 +21,11 @@ RUNGS = {
     1: "embedded",
     2: "control plane",
     3: "NVIDIA's programs",
+    4: "real nodes",
     5: "real GPU",
 }
-MARKERS = {"gpu": 5, "nvidia": 3, "cluster": 2}
-ASKED_BY = {3: "make test-nvidia", 5: "make test-gpu"}
+MARKERS = {"gpu": 5, "e2e": 4, "nvidia": 3, "cluster": 2}
+ASKED_BY = {3: "make test-nvidia", 4: "make e2e", 5: "make test-gpu"}
 EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", "nvmlsim", "sim"})
 """Folders of tests that run our loops, the FakeCluster or the simulators in the test's process."""
 REQUIRED_IN_CI = (2, 3)

@@ -38,7 +38,7 @@ PYTHON = {
 SHIPPED = [name for name in PYTHON if name.startswith("operator/") and not name.endswith("__init__.py")]
 PAGES = {name: path.read_text() for name, path in FILES.items() if path.suffix == ".md"}
 MAKEFILE = (ROOT / "Makefile").read_text()
-VERBS = dict(re.findall(r"^([a-z-]+):(?:[^#\n]*)## (.+)$", MAKEFILE, re.MULTILINE))
+VERBS = dict(re.findall(r"^([a-z0-9-]+):(?:[^#\n]*)## (.+)$", MAKEFILE, re.MULTILINE))
 
 
 # --- code -------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def refused(text: str) -> list[object]:
 
 
 def test_every_verb_is_phony_explained_and_at_most_three_lines() -> None:
-    rules = re.findall(r"^([a-z-]+):[^\n]*\n((?:\t[^\n]*\n)*)", MAKEFILE, re.MULTILINE)
+    rules = re.findall(r"^([a-z0-9-]+):[^\n]*\n((?:\t[^\n]*\n)*)", MAKEFILE, re.MULTILINE)
     phony = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)
     assert {verb for verb, _ in rules} == set(VERBS) == set(" ".join(phony).split())
     assert [verb for verb, recipe in rules if recipe.count("\n") > 3] == []
@@ -208,7 +208,7 @@ def test_commands_on_the_pages_exist() -> None:
     for name, text in PAGES.items():
         shell = "\n".join(blocks(text, "sh|console|bash"))
         said = shell + "\n".join(re.findall(r"`[^`\n]+`", text))
-        verbs = set(re.findall(r"\bmake (?:-s )?([a-z][a-z-]*)", said))
+        verbs = set(re.findall(r"\bmake (?:-s )?([a-z][a-z0-9-]*)", said))
         modules = set(re.findall(r"-m (hack(?:\.\w+)*)", shell))
         unknown += [f"{name}: make {verb}" for verb in sorted(verbs - set(VERBS))]
         unknown += [f"{name}: {module}" for module in sorted(modules) if not is_runnable(module)]

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hack.cluster.paths import private_directory, write_private
 LIFETIME = dt.timedelta(days=365)
 BACKDATED = dt.timedelta(minutes=5)
 """A little past, so that a clock which is set back does not lock us out."""
+LOOPBACK = "127.0.0.1"
 SERVING_NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
 CLIENTS = {
     # Common name and groups as the components' bootstrap RBAC expects them.
@@ -25,6 +27,9 @@ CLIENTS = {
     "kwok": ("gpusharing-dev-kwok", ("system:masters",)),
     "etcd-client": ("etcd-client", ()),
 }
+KUBELET_CLIENT = "kubelet-client"
+SERVICE_ADDRESS = "10.96.0.1"
+"""Of the Service `kubernetes`, the first of the range: pods call the API server by it."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,33 @@ class _Authority:
         return builder.sign(self.key, hashes.SHA256())
 
 
-def create_pki(directory: Path, now: dt.datetime | None = None) -> Pki:
-    """Write CA, serving certificate, client certificates and the service-account key pair to `directory`."""
+def kubelet_user(node: str) -> str:
+    """The file name of the client certificate with which a real kubelet of this node logs in."""
+    return f"kubelet-{node}"
+
+
+def create_pki(
+    directory: Path,
+    now: dt.datetime | None = None,
+    *,
+    addresses: Sequence[str] = (LOOPBACK,),
+    kubelets: Sequence[str] = (),
+) -> Pki:
+    """Write CA, serving certificate, client certificates and the service-account key pair to `directory`.
+
+    `addresses`: where the API server is called. `kubelets`: names of nodes with a real kubelet.
+    """
     pki = Pki(private_directory(directory))
     key = _new_key()
     authority = _Authority(key, _name("gpusharing-dev-ca"), now or dt.datetime.now(dt.UTC))
     write_private(pki.ca, _pem(_self_signed(authority)))
-    _write_leaf(pki, authority, "serving", _name("kube-apiserver"), serving=True)
-    for client, (common_name, groups) in CLIENTS.items():
-        _write_leaf(pki, authority, client, _name(common_name, groups), serving=False)
+    _write_leaf(pki, authority, "serving", _name("kube-apiserver"), addresses)
+    clients: dict[str, tuple[str, tuple[str, ...]]] = dict(CLIENTS)
+    if kubelets:
+        clients[KUBELET_CLIENT] = ("gpusharing-dev-kubelet-client", ("system:masters",))
+    clients |= {kubelet_user(node): (f"system:node:{node}", ("system:nodes",)) for node in kubelets}
+    for client, (common_name, groups) in clients.items():
+        _write_leaf(pki, authority, client, _name(common_name, groups))
     tokens = _new_key()
     write_private(pki.service_account_key, _key_pem(tokens))
     public = tokens.public_key().public_bytes(
@@ -111,18 +134,22 @@ def _self_signed(authority: _Authority) -> x509.Certificate:
     return authority.sign(builder.add_extension(usage, critical=True))
 
 
-def _write_leaf(pki: Pki, authority: _Authority, file: str, subject: x509.Name, *, serving: bool) -> None:
+def _write_leaf(
+    pki: Pki, authority: _Authority, file: str, subject: x509.Name, addresses: Sequence[str] = ()
+) -> None:
+    """`addresses`: of a server; a client has none."""
     key = _new_key()
-    uses = [ExtendedKeyUsageOID.SERVER_AUTH] if serving else []
+    uses = [ExtendedKeyUsageOID.SERVER_AUTH] if addresses else []
     builder = authority.issue(subject, key.public_key())
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     # etcd's gRPC gateway calls its own port with the serving certificate, so that one is a client as well.
     builder = builder.add_extension(
         x509.ExtendedKeyUsage([*uses, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
     )
-    if serving:
+    if addresses:
         names: list[x509.GeneralName] = [x509.DNSName(name) for name in SERVING_NAMES]
-        names.append(x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")))
+        for address in dict.fromkeys((LOOPBACK, *addresses)):
+            names.append(x509.IPAddress(ipaddress.ip_address(address)))
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     write_private(pki.cert(file), _pem(authority.sign(builder)))
     write_private(pki.key(file), _key_pem(key))

@@ -1,13 +1,14 @@
 """Command lines of the control plane's programs: pure functions from options to flags.
 
-Everything listens on 127.0.0.1. What does not need a port has none (controller-manager, scheduler, kwok).
+Everything listens on 127.0.0.1, but for an API server that real kubelets must reach (`Layout.host`). What does not
+need a port has none (controller-manager, scheduler, kwok).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cluster.certs import Pki
+from hack.cluster.certs import KUBELET_CLIENT, Pki
 from hack.cluster.toolchain import Programs
 
 HOST = "127.0.0.1"
@@ -27,11 +28,13 @@ class Layout:
     etcd_port: int
     etcd_peer_port: int
     apiserver_port: int
+    host: str = HOST
+    """The address that the API server listens on: a bridge, where real kubelets are."""
 
     @property
     def url(self) -> str:
         """Address of the API server."""
-        return f"https://{HOST}:{self.apiserver_port}"
+        return f"https://{self.host}:{self.apiserver_port}"
 
     @property
     def etcd_url(self) -> str:
@@ -95,8 +98,8 @@ def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequenc
     ]
     return [
         str(programs.kube_apiserver),
-        f"--bind-address={HOST}",
-        f"--advertise-address={HOST}",
+        f"--bind-address={layout.host}",
+        f"--advertise-address={layout.host}",
         f"--secure-port={layout.apiserver_port}",
         # The `kubernetes` Service would refuse a loopback endpoint, and nothing here dials it.
         "--endpoint-reconciler-type=none",
@@ -116,6 +119,16 @@ def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequenc
         "--profiling=false",
         *(auditing if audit else []),
         *extra,
+    ]
+
+
+def kubelet_access(layout: Layout) -> list[str]:
+    """Flags of an API server that asks real kubelets for logs: who it is to them, and where they are."""
+    pki = layout.pki
+    return [
+        f"--kubelet-client-certificate={pki.cert(KUBELET_CLIENT)}",
+        f"--kubelet-client-key={pki.key(KUBELET_CLIENT)}",
+        "--kubelet-preferred-address-types=InternalIP",
     ]
 
 

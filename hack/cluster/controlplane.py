@@ -18,7 +18,7 @@ from typing import Self
 
 from hack.cluster import commands, process, state, tokens, toolchain
 from hack.cluster.api import Api, ApiError, Credentials
-from hack.cluster.certs import create_pki
+from hack.cluster.certs import SERVICE_ADDRESS, create_pki, kubelet_user
 from hack.cluster.commands import Layout
 from hack.cluster.kubeconfig import write_kubeconfig
 from hack.cluster.paths import private_directory, state_root
@@ -45,6 +45,10 @@ class Options:
     controller_manager: bool = True
     audit: bool = False
     """Log every request (who, verb, resource, when; no bodies) to `audit_log`."""
+    address: str = commands.HOST
+    """What the API server listens on; real kubelets cannot reach our loopback."""
+    kubelets: tuple[str, ...] = ()
+    """Names of nodes with a real kubelet: each gets a kubeconfig (`kubelet_kubeconfig`)."""
     apiserver_flags: tuple[str, ...] = ()
     """More flags for kube-apiserver; the last of two wins."""
     detached: bool = False
@@ -106,6 +110,10 @@ class ControlPlane:
     def kubeconfig(self) -> Path:
         """The admin's kubeconfig (group system:masters)."""
         return self.layout.kubeconfig("admin")
+
+    def kubelet_kubeconfig(self, node: str) -> Path:
+        """With which the real kubelet of a node in `Options.kubelets` logs in."""
+        return self.layout.kubeconfig(kubelet_user(node))
 
     @property
     def audit_log(self) -> Path:
@@ -173,10 +181,13 @@ class ControlPlane:
         self._program()
         kwok = toolchain.program("kwok") if self.options.kwok else None
         directory = self._make_directory()
-        create_pki(directory / "pki")
+        options = self.options
+        called = (options.address, SERVICE_ADDRESS) if options.kubelets else (options.address,)
+        create_pki(directory / "pki", addresses=called, kubelets=options.kubelets)
         (directory / "audit-policy.yaml").write_text(AUDIT_POLICY)
         for attempt in range(1, START_ATTEMPTS + 1):
-            self._layout = Layout(directory, *process.free_ports(3))
+            etcd, peer, apiserver = process.free_ports(3)
+            self._layout = Layout(directory, etcd, peer, apiserver, options.address)
             self._prepare_clients()
             self._commands = self._command_lines(kwok)
             try:
@@ -244,17 +255,19 @@ class ControlPlane:
     def _prepare_clients(self) -> None:
         layout, pki = self.layout, self.layout.pki
         ca_pem = pki.ca.read_text()
-        for user in ("admin", "controller-manager", "scheduler", "kwok"):
+        nodes = map(kubelet_user, self.options.kubelets)
+        for user in ("admin", "controller-manager", "scheduler", "kwok", *nodes):
             credentials = Credentials(cert=pki.cert(user), key=pki.key(user))
             write_kubeconfig(layout.kubeconfig(user), layout.url, ca_pem, user, credentials)
         self._api = Api(layout.url, ca_pem, Credentials(cert=pki.cert("admin"), key=pki.key("admin")))
 
     def _command_lines(self, kwok: Path | None) -> dict[str, list[str]]:
         programs, layout, options = self._program(), self.layout, self.options
+        access = commands.kubelet_access(layout) if options.kubelets else []
         lines = {
             "etcd": commands.etcd(programs, layout),
             "kube-apiserver": commands.apiserver(
-                programs, layout, audit=options.audit, extra=options.apiserver_flags
+                programs, layout, audit=options.audit, extra=(*access, *options.apiserver_flags)
             ),
         }
         if options.controller_manager:

@@ -1,6 +1,7 @@
 """The programs that a control plane needs, built once from pinned Go modules into the user's cache.
 
-`python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths.
+`python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths; only rung 4
+needs `kubelet`, so it is built when it is named.
 """
 
 import fcntl
@@ -23,6 +24,7 @@ from hack.cluster.paths import cache_root
 KWOK_VERSION = "v0.8.0"
 HELM_VERSION = "v4.3.1"
 CONTROLPLANE_SOURCE = Path(__file__).resolve().parent.parent / "controlplane"
+KUBELET_SOURCE = CONTROLPLANE_SOURCE.parent / "kubelet"
 CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 OLDEST_GO = (1, 21)
 """The first Go that fetches the toolchain which a go.mod asks for by itself."""
@@ -63,6 +65,10 @@ class Recipe:
         text = "\0".join((*self.inputs, *self.command, *self.calls, platform.system(), platform.machine()))
         return root / f"{self.name}-{self.version}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
+    def built(self) -> bool:
+        """Whether it is in the cache."""
+        return self.directory(cache_root()).is_dir()
+
 
 def kubernetes_version(go_mod: str) -> str:
     """The version of k8s.io/kubernetes that this go.mod pins, as `v1.36.3`."""
@@ -87,18 +93,27 @@ def version_flags(version: str) -> str:
 
 def controlplane_recipe(source: Path = CONTROLPLANE_SOURCE) -> Recipe:
     """Build etcd, the control plane and kubectl as one program: one link instead of five."""
-    files = {name: (source / name).read_text() for name in ("go.mod", "go.sum", "main.go")}
+    return _kubernetes_recipe("controlplane", source, 5, CONTROLPLANE_CALLS)
+
+
+def kubelet_recipe(source: Path = KUBELET_SOURCE) -> Recipe:
+    """Build the kubelet apart: only rung 4 runs it, and its module names things that no other program needs."""
+    return _kubernetes_recipe("kubelet", source, 2, ())
+
+
+def _kubernetes_recipe(name: str, source: Path, minutes: int, calls: tuple[str, ...]) -> Recipe:
+    files = {file: (source / file).read_text() for file in ("go.mod", "go.sum", "main.go")}
     version = kubernetes_version(files["go.mod"])
     flags = ("-trimpath", f"-ldflags={version_flags(version)}")
     return Recipe(
-        name="controlplane",
+        name=name,
         version=version,
         inputs=tuple(files.values()),
-        command=("go", "build", *flags, "-o", "{out}/controlplane", "."),
-        programs=("controlplane",),
+        command=("go", "build", *flags, "-o", f"{{out}}/{name}", "."),
+        programs=(name,),
         cwd=source,
-        minutes=5,
-        calls=CONTROLPLANE_CALLS,
+        minutes=minutes,
+        calls=calls,
     )
 
 
@@ -111,7 +126,10 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "controlplane": controlplane_recipe,
     "kwok": lambda: install_recipe("kwok", KWOK_VERSION, "sigs.k8s.io/kwok/cmd/kwok"),
     "helm": lambda: install_recipe("helm", HELM_VERSION, "helm.sh/helm/v4/cmd/helm"),
+    "kubelet": kubelet_recipe,
 }
+WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
+"""What the lower rungs need."""
 
 
 def ensure(name: str, root: Path | None = None) -> Path:
@@ -167,7 +185,7 @@ def find_assets(directory: Path) -> dict[str, Path]:
 
 
 def program(name: str) -> Path:
-    """The path of a tool that is one program: `kwok` or `helm`."""
+    """The path of a tool that is one program: `kwok`, `helm` or `kubelet`."""
     return ensure(name) / name
 
 
@@ -254,13 +272,13 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build the named tools (all without a name) and print one path per line."""
+    """Build the named tools (WITHOUT_A_NAME if none is named) and print one path per line."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:
         _say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")
         return 2
     try:
-        for name in arguments or RECIPES:
+        for name in arguments or WITHOUT_A_NAME:
             print(ensure(name), flush=True)
     except ToolchainError as error:
         _say(str(error))

@@ -1,0 +1,132 @@
+"""Images of rung 4 that are not the product's: files in an archive that `ctr images import` takes."""
+
+import hashlib
+import io
+import json
+import platform
+import subprocess
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hack.cluster.paths import cache_root
+from hack.nvmlsim.build import BuildError, compiler
+
+PAUSE_IMAGE = "localhost/gpusharing-pause:1"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_PAUSE_SOURCE = r"""
+/* Holds the namespaces of a pod, and what its containers were given, until it is told to end. */
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void end(int sign) { (void)sign; _exit(0); }
+static void reap(int sign) { (void)sign; while (waitpid(-1, NULL, WNOHANG) > 0) {} }
+
+int main(void)
+{
+    signal(SIGTERM, end);
+    signal(SIGINT, end);
+    signal(SIGCHLD, reap);
+    for (;;)
+        pause();
+}
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file, or with `link` a symbolic link, in an image."""
+
+    content: bytes = b""
+    mode: int = 0o755
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What becomes one layer, and how it is started."""
+
+    name: str
+    files: Mapping[str, Entry]
+    """By path without the leading slash."""
+    entrypoint: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    folders: Sequence[str] = ()
+
+
+def pause_image() -> Image:
+    """What a pod's sandbox runs, and a workload that only holds what it was given.
+
+    Raises:
+        BuildError: there is no C compiler, or no static C library.
+    """
+    return Image(PAUSE_IMAGE, {"pause": Entry(_pause_program().read_bytes())}, ["/pause"])
+
+
+def write_archive(image: Image, path: Path) -> None:
+    """Write an image as `docker save` does; equal images give equal archives."""
+    layer = _layer(image)
+    digest = hashlib.sha256(layer).hexdigest()
+    config = {
+        "architecture": ARCHITECTURES[platform.machine()],
+        "os": "linux",
+        "config": {
+            "Entrypoint": list(image.entrypoint),
+            "Env": [f"{name}={value}" for name, value in image.environment.items()],
+            "WorkingDir": "/",
+        },
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+        "history": [{"created_by": "hack/realnode/images.py"}],
+    }
+    raw = json.dumps(config, sort_keys=True).encode()
+    name = f"{hashlib.sha256(raw).hexdigest()}.json"
+    manifest = [{"Config": name, "RepoTags": [image.name], "Layers": [f"{digest}.tar"]}]
+    with tarfile.open(path, "w") as archive:
+        _add(archive, f"{digest}.tar", Entry(layer, 0o644))
+        _add(archive, name, Entry(raw, 0o644))
+        _add(archive, "manifest.json", Entry(json.dumps(manifest).encode(), 0o644))
+
+
+def _layer(image: Image) -> bytes:
+    buffer = io.BytesIO()
+    parents = {str(parent) for path in image.files for parent in Path(path).parents}
+    with tarfile.open(fileobj=buffer, mode="w") as layer:
+        for folder in sorted({*parents, *image.folders} - {"."}):
+            member = tarfile.TarInfo(folder)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            layer.addfile(member)
+        for path, entry in sorted(image.files.items()):
+            _add(layer, path, entry)
+    return buffer.getvalue()
+
+
+def _add(archive: tarfile.TarFile, path: str, entry: Entry) -> None:
+    member = tarfile.TarInfo(path)
+    member.mode = entry.mode
+    if entry.link:
+        member.type, member.linkname = tarfile.SYMTYPE, entry.link
+        archive.addfile(member)
+        return
+    member.size = len(entry.content)
+    archive.addfile(member, io.BytesIO(entry.content))
+
+
+def _pause_program() -> Path:
+    program = compiler()
+    if program is None:
+        raise BuildError("the pause image needs a C compiler: apt-get install --yes gcc libc6-dev")
+    key = hashlib.sha256(_PAUSE_SOURCE.encode()).hexdigest()[:12]
+    path = cache_root() / f"pause-{platform.machine()}-{key}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{id(path)}")
+        command = [program, "-x", "c", "-O2", "-static", "-s", "-o", str(scratch), "-"]
+        done = subprocess.run(command, input=_PAUSE_SOURCE, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BuildError(
+                f"{program} cannot make a static program (libc6-dev has it):\n{done.stderr.strip()}"
+            )
+        scratch.rename(path)
+    return path

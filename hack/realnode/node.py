@@ -1,0 +1,196 @@
+"""A node with a real kubelet and a real containerd, beside a control plane of hack/cluster.
+
+with bridge() as network, ControlPlane(options=options(network, ["gpu-1"])) as plane:
+    with KubeletNode(plane, network, "gpu-1", 0) as node:
+        node.load(pause_image())
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from hack.cluster import toolchain
+from hack.cluster.certs import SERVICE_ADDRESS
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.nodes import wait_nodes_ready
+from hack.cluster.paths import cache_root, private_directory
+from hack.cluster.process import Component, ComponentError, pid_exists, tail, wait_until
+from hack.realnode import cgroups, images, settings
+from hack.realnode.images import Image
+from hack.realnode.machine import Machine
+from hack.realnode.needs import cni_folder
+from hack.realnode.network import Bridge, service_route
+from hack.realnode.settings import CONTAINERD_SOCKET, NodeFiles
+
+CONTAINERD_SECONDS = 30.0
+NODE_SECONDS = 60.0
+
+
+def options(network: Bridge, nodes: Sequence[str], *, audit: bool = False) -> Options:
+    """Of a control plane for real kubelets only."""
+    return Options(kwok=False, audit=audit, address=network.address, kubelets=tuple(nodes))
+
+
+class KubeletNode:
+    """One node. It is Ready when the context begins, and gone with all it made when it ends."""
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        network: Bridge,
+        name: str,
+        number: int,
+        *,
+        labels: Mapping[str, str] | None = None,
+        runtimes: Mapping[str, Path] | None = None,
+    ) -> None:
+        """`runtimes`: OCI runtimes beside runc, by the handler that a RuntimeClass names."""
+        self.plane, self.name, self.number = plane, name, number
+        self._network, self._labels, self._runtimes = network, dict(labels or {}), dict(runtimes or {})
+        root = private_directory(cache_root() / "nodes")
+        _sweep(root)
+        self.folder = Path(tempfile.mkdtemp(dir=root, prefix=f"{os.getpid()}-{name}-"))
+        self.files = NodeFiles(self.folder)
+        self.machine = Machine(name, self.folder, network, number)
+        self._programs: dict[str, Component] = {}
+
+    def __enter__(self) -> Self:
+        """Start it and wait until it is Ready."""
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start machine, containerd and kubelet; return when the Node is Ready.
+
+        Raises:
+            ToolchainError, BuildError: a program cannot be built.
+            ComponentError, NetworkError: it cannot run here; the text has the last log lines.
+        """
+        self.machine.start()
+        self._write_files()
+        server = urlsplit(self.plane.url).netloc
+        for command in service_route(SERVICE_ADDRESS, server):
+            self.machine.run(*command)
+        self.start_containerd()
+        self.load(images.pause_image())
+        self.start_kubelet()
+        self.wait_ready()
+
+    def stop(self) -> None:
+        """Kill all that runs on it and remove its files. Harmless when stopped."""
+        self.machine.stop()
+        for program in self._programs.values():
+            program.stop(kill=True)
+        self._programs.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def reboot(self) -> None:
+        """All processes end at once, /run is empty afterwards, the disk stays; return when the Node is Ready again."""
+        self.machine.stop()
+        for program in self._programs.values():
+            program.stop(kill=True)
+        self.start()
+
+    def load(self, image: Image) -> None:
+        """Make an image known to containerd."""
+        self.files.images.mkdir(exist_ok=True)
+        archive = self.files.images / "image.tar"
+        images.write_archive(image, archive)
+        self.load_archive(archive)
+        archive.unlink()
+
+    def load_archive(self, archive: Path) -> str:
+        """Import what `docker save` or buildah wrote; what ctr says."""
+        try:
+            return self.ctr("images", "import", str(archive))
+        except subprocess.CalledProcessError as error:
+            raise ComponentError(
+                f"containerd of {self.name} refused {archive}: {error.stderr.strip()}"
+            ) from None
+
+    def ctr(self, *arguments: str) -> str:
+        """containerd's own client, in the namespace of the kubelet's containers."""
+        return self.machine.run("ctr", "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
+
+    def start_containerd(self) -> None:
+        """Return when it answers."""
+        command = ["containerd", "--config", str(self.files.containerd_config)]
+        self._programs["containerd"] = component = self.machine.spawn("containerd", command)
+        self._await(self._containerd_answers, CONTAINERD_SECONDS, component)
+
+    def start_kubelet(self) -> None:
+        """Does not wait."""
+        command = [
+            str(toolchain.program("kubelet")),
+            f"--config={self.files.kubelet_config}",
+            f"--kubeconfig={self.files.kubeconfig}",
+            f"--hostname-override={self.name}",
+            f"--node-ip={self.machine.address}",
+            f"--node-labels={','.join(f'{key}={value}' for key, value in self._labels.items())}",
+            "--v=2",
+        ]
+        self._programs["kubelet"] = self.machine.spawn("kubelet", command)
+
+    def stop_program(self, name: str, *, kill: bool = False) -> None:
+        """End `kubelet` or `containerd`; the pods go on."""
+        self._programs.pop(name).stop(kill=kill)
+
+    def wait_ready(self) -> None:
+        """Until the Node is Ready."""
+        wait_nodes_ready(self.plane.api, [self.name], NODE_SECONDS)
+
+    def log(self, program: str) -> Path:
+        """Of `containerd` or `kubelet`."""
+        return self.folder / f"{program}.log"
+
+    def _write_files(self) -> None:
+        plugins = cni_folder()
+        if plugins is None:
+            raise ComponentError("no CNI plugins: apt-get install --yes containernetworking-plugins")
+        self.files.cni.mkdir(exist_ok=True)
+        (self.files.cni / "10-pods.conflist").write_text(settings.cni(self.files, self.number))
+        text = settings.containerd(self.files, plugins, images.PAUSE_IMAGE, self._runtimes)
+        self.files.containerd_config.write_text(text)
+        # Copies: the control plane's own folder may lie below /run, which is another one inside.
+        shutil.copy(self.plane.ca, self.files.ca)
+        shutil.copy(self.plane.kubelet_kubeconfig(self.name), self.files.kubeconfig)
+        text = settings.kubelet(self.machine.address, self.files.ca, self.machine.cgroup)
+        self.files.kubelet_config.write_text(text)
+
+    def _containerd_answers(self) -> bool:
+        try:
+            self.ctr("version")
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    def _await(self, condition: Callable[[], bool], seconds: float, component: Component) -> None:
+        try:
+            wait_until(condition, seconds, f"{component.name} of {self.name}", component.check)
+        except TimeoutError as error:
+            raise ComponentError(f"{error}; its last lines:\n{tail(component.log)}") from None
+
+
+def _sweep(root: Path) -> None:
+    """Remove what owners left behind that were killed; their machines died with them."""
+    cgroups.sweep()
+    for folder in root.iterdir():
+        owner = folder.name.partition("-")[0]
+        if owner.isdigit() and not pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)

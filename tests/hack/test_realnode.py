@@ -1,0 +1,58 @@
+"""hack/realnode: what needs no kubelet; tests/e2e has the rest."""
+
+import json
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from hack.cluster.toolchain import controlplane_recipe, kubelet_recipe
+from hack.realnode import needs, settings
+from hack.realnode.images import Entry, Image, write_archive
+from hack.realnode.settings import NodeFiles
+
+FILES = NodeFiles(Path("/node"))
+IMAGE = Image(
+    "localhost/tool:1", {"bin/tool": Entry(b"program"), "bin/also": Entry(link="tool")}, ["/bin/tool"]
+)
+
+
+def test_the_kubelet_is_of_the_version_of_the_control_plane() -> None:
+    assert kubelet_recipe().version == controlplane_recipe().version
+
+
+def test_containerd_takes_the_wrapper_for_the_runtime_class_and_runc_for_the_rest() -> None:
+    text = settings.containerd(FILES, Path("/cni"), "localhost/pause:1", {"nvidia": Path("/node/bin/nvidia")})
+    told = tomllib.loads(text)["plugins"]["io.containerd.grpc.v1.cri"]
+    runtimes = {name: one["options"]["BinaryName"] for name, one in told["containerd"]["runtimes"].items()}
+    assert runtimes == {"runc": "", "nvidia": "/node/bin/nvidia"}
+    assert told["sandbox_image"] == "localhost/pause:1"
+
+
+def test_the_kubelet_asks_the_api_server_who_may_call_it() -> None:
+    told = yaml.safe_load(settings.kubelet("10.213.0.10", Path("/node/ca.crt"), "/gso-1/gpu-1"))
+    assert told["authentication"]["anonymous"] == {"enabled": False}
+    assert told["authorization"] == {"mode": "Webhook"}
+    assert told["cgroupRoot"] == "/gso-1/gpu-1"
+
+
+def test_equal_images_give_equal_archives_with_all_their_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.tar", tmp_path / "second.tar"
+    for path in (first, second):
+        write_archive(IMAGE, path)
+    assert first.read_bytes() == second.read_bytes()
+    with tarfile.open(first) as archive:
+        manifest = json.load(archive.extractfile("manifest.json") or pytest.fail("no manifest"))
+        layer = archive.extractfile(manifest[0]["Layers"][0])
+        with tarfile.open(fileobj=layer) as inner:
+            assert {one.name: one.linkname for one in inner if not one.isdir()} == {
+                "bin/also": "tool",
+                "bin/tool": "",
+            }
+    assert manifest[0]["RepoTags"] == ["localhost/tool:1"]
+
+
+def test_the_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert needs.missing_packages()[:3] == ["containerd", "runc", "iptables"]
