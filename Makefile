@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify gen fmt lock cluster cluster-down run bench test-crash test-gpu test-nvidia images e2e clean
+.PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-crash test-gpu test-nvidia images e2e clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ fmt: setup ## format and mend what ruff can mend
 
 lock: setup ## write requirements*.lock anew from pyproject.toml
 	@$(PY) -m hack.lock
+
+docs: setup ## docs/ as a site in build/site; a broken link fails
+	@$(PY) -m hack.docs
 
 cluster: setup ## control plane with simulated nodes; NODES=8, DRIVER=kind; use: eval "$$(make -s cluster)"
 	@$(PY) -m hack.cluster up

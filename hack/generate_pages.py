@@ -15,6 +15,7 @@ from gpusharing.controller.settings import PREFIX, Settings, default_text
 from gpusharing.planning import views
 from gpusharing.planning.cards import CARDS, Card
 from gpusharing.planning.geometry import describe, maximal_layouts
+from gpusharing.planning.reasonkinds import Passes
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.views import Settings as PlanSettings
 from hack.nvidia.differences import DIFFERENCES
@@ -26,6 +27,7 @@ def pages() -> dict[str, str]:
     """Path to content."""
     return {
         "docs/reference/reasons.md": reasons(),
+        "docs/reference/troubleshooting.md": troubleshooting(),
         "docs/reference/settings.md": settings(),
         "docs/reference/metrics.md": metrics(),
         "docs/reference/gpus.md": gpus(),
@@ -57,6 +59,53 @@ def reasons() -> str:
         "One word of each GPUNode and condition. Where several hold, the first that needs a person is shown."
     )
     return _page("operator/gpusharing/planning/reasons.py", "Reasons", text, body[:-1])
+
+
+_PATIENCE = {
+    Passes.BY_A_PERSON: ("It waits for you", "Nothing goes on before somebody acts."),
+    Passes.LATER: ("It waits for others", "It goes on by itself when others are done or a back-off is over."),
+    Passes.SOON: (
+        "It is at work",
+        "It passes by itself, within seconds or minutes; look here when it does not.",
+    ),
+}
+_SEEN = {
+    "Accepted": "`kubectl get gsp`, condition Accepted",
+    "Ready": "`kubectl get gsp`, condition Ready",
+    "Stalled": "`kubectl get gsp`, condition Stalled",
+    "Health": "condition Healthy of the GPUNode",
+}
+
+
+def troubleshooting() -> str:
+    """Every reason that is no end, by whom it waits for, in alphabetical order."""
+    body: list[str] = []
+    for passes, (title, text) in _PATIENCE.items():
+        rows = [
+            (
+                f"`{reason}`",
+                _SEEN.get(reason.group, "`kubectl get gpun`"),
+                reason.when,
+                reason.remedy or "Wait.",
+            )
+            for reason in sorted(Reason)
+            if reason.passes is passes
+        ]
+        body += [
+            f"## {title}",
+            "",
+            text,
+            "",
+            *_table(("Reason", "Seen in", "What it means", "What to do"), rows),
+        ]
+        body += [""]
+    text = (
+        "You have a word in the column REASON or STATUS, or in a condition. Find it here; the message beside it names\n"
+        "the objects. More on pods that do not leave: [fix a blocked node](../how-to/fix-a-blocked-node.md); on a\n"
+        "change that failed: [retry a failed node](../how-to/retry-a-failed-node.md). No word at all, or nothing\n"
+        "happens: `helm test gpusharing -n gpusharing --logs` says whether the installation can work."
+    )
+    return _page("operator/gpusharing/planning/reasons.py", "Troubleshooting by reason", text, body[:-1])
 
 
 def nvidia_differences() -> str:

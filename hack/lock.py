@@ -1,4 +1,4 @@
-"""Write both requirement locks anew from pyproject.toml: pinned, with hashes, for every platform.
+"""Write all requirement locks anew from pyproject.toml: pinned, with hashes, for every platform.
 
 No uv.lock: it names the registry of whoever wrote it (docs/adr/0006).
 """
@@ -9,14 +9,18 @@ import sys
 from hack.generate import ROOT
 
 FLAGS = ("--quiet", "--universal", "--generate-hashes", "--no-annotate", "--no-header")
-LOCKS = {"requirements.lock": (), "requirements-dev.lock": ("--group", "dev")}
-"""File name and what is in it besides the project's own dependencies."""
+LOCKS = {
+    "requirements.lock": ("pyproject.toml",),
+    "requirements-dev.lock": ("pyproject.toml", "--group", "dev"),
+    "requirements-docs.lock": ("--group", "docs", "--python-version", "3.11"),
+}
+"""File name and what goes into it: the project's own dependencies, a group besides, or a group alone."""
 
 
 def main(arguments: list[str]) -> int:
     """With --upgrade every pin moves to the newest version; else only what pyproject.toml forces moves."""
-    for name, extra in LOCKS.items():
-        command = ["uv", "pip", "compile", *FLAGS, *arguments, "pyproject.toml", *extra, "-o", name]
+    for name, sources in LOCKS.items():
+        command = ["uv", "pip", "compile", *FLAGS, *arguments, *sources, "-o", name]
         done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)
         if done.returncode != 0:
             return done.returncode

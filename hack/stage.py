@@ -48,7 +48,7 @@ class StageError(Exception):
 def install_chart(kubeconfig: Path, *arguments: str) -> str:
     """helm upgrade --install with the chart of this checkout; returns the notes."""
     with open_api(kubeconfig) as api:
-        _runtime_class(api)
+        runtime_class(api)
     done = subprocess.run(
         [
             str(program("helm")),
@@ -66,7 +66,7 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _runtime_class(api: Api) -> None:
+def runtime_class(api: Api) -> None:
     """The RuntimeClass that the GPU Operator brings; without it the API server refuses the agent's pods."""
     runtime = {
         "apiVersion": "node.k8s.io/v1",

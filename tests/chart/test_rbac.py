@@ -56,3 +56,13 @@ def test_without_rbac_no_role_is_left(helm: Helm) -> None:
     assert "ValidatingAdmissionPolicy" in kinds, (
         "the admission policies do not depend on who grants the roles"
     )
+
+
+def test_the_account_of_helm_test_only_reads(helm: Helm) -> None:
+    """A SubjectAccessReview is a question; nothing is stored."""
+    writes = {
+        (grant.resource, grant.verb)
+        for grant in rendered(helm)
+        if grant.subject == "checks" and grant.verb not in ("get", "list")
+    }
+    assert writes == {("subjectaccessreviews", "create")}

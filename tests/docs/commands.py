@@ -1,0 +1,122 @@
+"""The command blocks of the pages, and the marker above each that says whether and where a test runs it.
+
+<!-- runs: cluster -->           a test runs it, in the order of the page, on the stand-in of that name
+<!-- runs: tutorial, 5 s -->     the same; it is ended after 5 s, as you would with Ctrl-C
+<!-- runs: tutorial, beside -->  the same; it goes on in a second shell until the page ends
+<!-- not run: why -->            no test runs it, and why
+"""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hack.generate import ROOT
+
+STAND_INS = ("cluster", "tutorial")
+SHELLS = ("sh", "bash", "shell", "console")
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
+)
+_MARKER = re.compile(r"<!-- (?:runs: (?P<where>\w+)(?:, (?P<how>beside|\d+ s))?|not run: (?P<why>.+)) -->$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of commands."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    where: str = ""
+    """The stand-in that it runs on; empty: none."""
+    how: str = ""
+    """`beside`, `5 s`, or empty: it must end by itself with status 0."""
+    why: str = ""
+    """Why it is not run."""
+
+    @property
+    def id(self) -> str:
+        """Page and line."""
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: str, text: str) -> list[Block]:
+    """The blocks of a page in their order; one without a marker has neither `where` nor `why`."""
+    found = []
+    for fence in _FENCE.finditer(text):
+        if fence["language"] not in SHELLS:
+            continue
+        before = text[: fence.start()].rstrip("\n").rpartition("\n")[2]
+        marker = _MARKER.search(before)
+        where, how, why = (marker[key] or "" for key in ("where", "how", "why")) if marker else ("", "", "")
+        indent = len(fence["indent"])
+        body = "\n".join(line[indent:] for line in fence["text"].splitlines())
+        line = text.count("\n", 0, fence.start()) + 1
+        found.append(Block(page, line, fence["language"], body, where, how, why))
+    return found
+
+
+def page(name: str) -> list[Block]:
+    """The blocks of a page by its name below the root."""
+    return blocks(name, (ROOT / name).read_text())
+
+
+@dataclass
+class Shell:
+    """A person's shell at the root of the checkout: variables that one block exports are there for the next."""
+
+    environment: Mapping[str, str]
+    folder: Path
+    beside: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def run(self, block: Block, seconds: float = 300.0) -> None:
+        """Run a block as its marker says.
+
+        Raises:
+            AssertionError: it ended with another status than 0; the text is what it said.
+        """
+        variables = self.folder / "variables"
+        script = f"set -euo pipefail\n[ ! -f {variables} ] || . {variables}\n{block.text}\nexport -p >{variables}\n"
+        log = self.folder / f"{block.line}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                ["bash", "-c", script],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            if block.how == "beside":
+                self.beside.append(process)
+                return
+            limit = float(block.how.removesuffix(" s")) if block.how else seconds
+            try:
+                status = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                stop(process)
+                status = 0 if block.how else -1
+        assert status == 0, f"{block.id} ended with {status}:\n{block.text}\n--\n{log.read_text()[-4000:]}"
+
+    def end(self) -> None:
+        """Ctrl-C in the second shell."""
+        for process in self.beside:
+            stop(process)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C, and if that does not end it, kill; its children too."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                continue
