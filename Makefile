@@ -55,8 +55,9 @@ test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-m
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
 	@$(PY) -m pytest -m nvidia $(ARGS)
 
-images: setup ## the image under build/images, without a registry; ARCH="amd64 arm64", IMAGE=name:tag
-	@$(PY) -m hack.images $(foreach arch,$(ARCH),--arch $(arch)) $(if $(IMAGE),--image $(IMAGE))
+images: setup ## the image, under build/images; BASE=local: without a registry; ARCH="amd64 arm64", IMAGE=, ADVISORIES=
+	@$(PY) -m hack.images $(if $(BASE),--base $(BASE)) $(foreach arch,$(ARCH),--arch $(arch)) \
+	  $(if $(IMAGE),--image $(IMAGE)) $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
 e2e: setup ## rung 4: real kubelets and containerd on this machine (root), our chart on them
 	-@$(PY) -m hack.cluster.toolchain controlplane helm kubelet >build/toolchain.txt

@@ -1,5 +1,6 @@
 """Build the image of Debian packages and locked wheels, without root, a container program or a registry."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,9 +8,12 @@ from pathlib import Path
 
 from hack.generate import ROOT
 from hack.images import debian, wheels
+from hack.images.contents import Part, debian_parts, read_metadata, read_status, wheel_parts
+from hack.images.elf import missing
 from hack.images.labels import Origin, labels, read_origin
 from hack.images.layers import JSON, Layer, archive, configuration, pack
 from hack.images.packages import DISTRO
+from hack.images.sbom import document
 
 OUT = ROOT / "build" / "images"
 USER = "65532:65532"
@@ -28,6 +32,10 @@ RUN: JSON = {
 """How a container of it starts; a test holds it to deploy/Dockerfile."""
 
 
+class TreeError(Exception):
+    """The image would not run. The text says why."""
+
+
 @dataclass(frozen=True)
 class Image:
     """A finished image."""
@@ -43,6 +51,14 @@ class Image:
     layers: tuple[Layer, ...]
     compiled: int
     """Modules that are compiled."""
+    parts: tuple[Part, ...]
+    sbom: Path
+    """The bill of materials beside the archive, SPDX 2.3."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers as they are transferred."""
+        return sum(len(layer.data) for layer in self.layers)
 
 
 def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image:
@@ -51,6 +67,7 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
     Raises:
         FetchError: a Debian package cannot be had.
         WheelError: a wheel cannot be had.
+        TreeError: a program would not find a library.
     """
     native = wheels.native()
     architecture = architecture or native
@@ -61,7 +78,8 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
     packages, stamp = debian.locked(architecture)
     system, site, own = work / "1-debian", work / "2-libraries", work / "3-operator"
     debian.unpack(debian.fetch(packages, stamp), system)
-    wheels.install(wheels.download(architecture), architecture, site)
+    files = wheels.download(architecture)
+    wheels.install(files, architecture, site)
     wheels.install([wheels.own_wheel(work / "dist", origin.epoch)], architecture, own)
     wheels.entry_points(own)
     with_python = system if architecture == native else _native_python(native, work / "python")
@@ -72,8 +90,19 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
         pack("locked libraries", site, locked_at),
         pack("operator and agent", own, origin.epoch),
     )
+    held = (
+        *debian_parts(read_status(system), packages),
+        *wheel_parts(read_metadata(site / wheels.SITE), wheels.hashes(files)),
+        *wheel_parts(read_metadata(own / wheels.SITE), {}),
+    )
+    if lacking := missing([system, site, own]):
+        raise TreeError(
+            f"libraries are missing, add their packages to hack/images/packages.py: {'; '.join(lacking)}"
+        )
     target, digest = _write(architecture, reference, origin, layers, out)
-    return Image(architecture, reference, target, digest, (system, site, own), layers, compiled)
+    sbom = target.with_suffix(".spdx.json")
+    sbom.write_text(json.dumps(document(origin, architecture, digest, held), indent=1) + "\n")
+    return Image(architecture, reference, target, digest, (system, site, own), layers, compiled, held, sbom)
 
 
 def _native_python(native: str, folder: Path) -> Path:

@@ -27,6 +27,7 @@ PACKAGES = {
     "libffi8": "ctypes: NVML is called with it",
     "liblzma5": "lzma",
     "libssl3t64": "ssl, hashlib",
+    "libstdc++6": "frozenlist",
     "libuuid1": "uuid",
     "libzstd1": "libcrypto links it",
     "zlib1g": "zlib",
@@ -60,8 +61,7 @@ DROPPED = (
     "usr/lib/*/gconv/*",
     "usr/lib/locale/*",
     "usr/bin/[!p]*",
-    "usr/bin/pl*",
-    "usr/bin/pdb*",
+    "usr/bin/p[!y]*",
     "usr/bin/py[!t]*",
     "usr/sbin/*",
     # Time zones under names that nobody should use any more.

@@ -1,4 +1,7 @@
-"""The locked wheels and our own, installed into a tree for any architecture, and byte-compiled by the tree's Python."""
+"""The locked wheels and our own, installed into a tree for any architecture, and byte-compiled by the tree's Python.
+
+`python -m hack.images.wheels` proves from the index that every pin has a wheel for every architecture.
+"""
 
 import hashlib
 import os
@@ -13,7 +16,7 @@ from pathlib import Path
 
 from hack.cluster.paths import cache_root
 from hack.generate import ROOT
-from hack.images.packages import PYTHON
+from hack.images.packages import ARCHITECTURES, PYTHON
 
 LOCK = ROOT / "requirements.lock"
 SITE = f"usr/local/lib/python{PYTHON}/dist-packages"
@@ -67,6 +70,11 @@ def download(architecture: str) -> list[Path]:
         )
         (folder / "complete").touch()
     return sorted(folder.glob("*.whl"))
+
+
+def hashes(files: Sequence[Path]) -> dict[str, str]:
+    """Name and sha256 of each file."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def target(architecture: str) -> list[str]:
@@ -174,3 +182,23 @@ def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) ->
         else "pip needs a package index: check the network, PIP_INDEX_URL and the proxy."
     )
     raise WheelError(f"pip {verb} failed:\n{done.stderr.strip()}\n{hint}")
+
+
+def main() -> int:
+    """Say for each architecture how many pins have a wheel; exit status 1 when one has none."""
+    pins = len(re.findall(r"^[A-Za-z0-9].*==", LOCK.read_text(), re.MULTILINE))
+    for architecture in ARCHITECTURES:
+        try:
+            files = download(architecture)
+        except WheelError as error:
+            print(f"{architecture}: {error}", file=sys.stderr)
+            return 1
+        own = sum(MACHINES[architecture] in file.name for file in files)
+        print(
+            f"{architecture}: {len(files)} of {pins} pins have a wheel for Python {PYTHON}, {own} of them compiled"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Build deploy/Dockerfile with Docker or buildah, where a registry serves its base."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hack.generate import ROOT
+from hack.images.labels import PREFIX, labels, read_origin
+from hack.images.wheels import native
+
+DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+OUT = ROOT / "build" / "images"
+INSTALL = "apt-get install buildah"
+REACH_SECONDS = 20
+
+
+class RegistryError(Exception):
+    """The image cannot be built from a registry. The text says why and what to do."""
+
+
+def choose(base: str, path: str | None = None) -> str:
+    """`registry` or `local`; `auto` takes the registry where a builder (on `path`, else $PATH) reaches it.
+
+    Raises:
+        RegistryError: the registry is asked for, and no builder reaches it.
+    """
+    if base == "local":
+        return base
+    builder = find_builder(path)
+    problem = (
+        f"neither Docker (with its daemon) nor buildah is here: {INSTALL}, or build without: make images BASE=local"
+        if not builder
+        else unreachable(builder)
+    )
+    if not problem:
+        return "registry"
+    if base == "registry":
+        raise RegistryError(problem)
+    print(f"BASE=local: {problem.splitlines()[0]}", flush=True)
+    return "local"
+
+
+def find_builder(path: str | None = None) -> str:
+    """`docker` when its daemon answers, else `buildah`, else nothing."""
+    if (
+        shutil.which("docker", path=path)
+        and _quiet("docker", "version", "--format", "{{.Server.Version}}") == 0
+    ):
+        return "docker"
+    if shutil.which("buildah", path=path):
+        return "buildah"
+    return ""
+
+
+def base_image(text: str) -> str:
+    """The base that a Dockerfile pins.
+
+    Raises:
+        RegistryError: it pins none by digest.
+    """
+    found = re.search(r"^ARG PYTHON_IMAGE=(\S+@sha256:[0-9a-f]{64})$", text, re.MULTILINE)
+    if not found:
+        raise RegistryError(
+            "deploy/Dockerfile pins no base by digest;"
+            " valid: ARG PYTHON_IMAGE=python:3.13-slim-trixie@sha256:<64 digits>"
+        )
+    return found[1]
+
+
+def unreachable(builder: str) -> str:
+    """Why the base cannot be pulled; empty when it can."""
+    name = base_image(DOCKERFILE.read_text())
+    try:
+        done = subprocess.run(
+            [builder, "pull", "--quiet", name],
+            capture_output=True,
+            text=True,
+            timeout=REACH_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{builder} pulls {name} not within {REACH_SECONDS} s"
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.strip().splitlines()
+    return f"{builder} cannot pull {name}: {said[-1] if said else 'no reason given'}"
+
+
+def command(
+    builder: str, architecture: str, reference: str, marks: Mapping[str, str], epoch: int
+) -> list[str]:
+    """The call that builds for one architecture."""
+    options = [f"--label={key}={value}" for key, value in sorted(marks.items())]
+    options += [
+        f"--platform=linux/{architecture}",
+        f"--build-arg=SOURCE_DATE_EPOCH={epoch}",
+        f"--tag={reference}",
+    ]
+    verb = ["buildx", "build", "--load"] if builder == "docker" else ["build", f"--timestamp={epoch}"]
+    return [builder, *verb, "--file", str(DOCKERFILE), *options, str(ROOT)]
+
+
+def build(architectures: Sequence[str], reference: str) -> int:
+    """Build and save as docker-archives under build/images; the exit status of the builder."""
+    builder, origin = find_builder(), read_origin()
+    reference = reference or f"localhost/{origin.name}:{origin.version}"
+    marks = labels(origin, base_image(DOCKERFILE.read_text()).partition("@")[0])
+    marks[f"{PREFIX}.base.digest"] = base_image(DOCKERFILE.read_text()).partition("@")[2]
+    OUT.mkdir(parents=True, exist_ok=True)
+    for wanted in architectures:
+        architecture = wanted or native()
+        target = OUT / f"{origin.name}-{origin.version}-{architecture}.tar"
+        target.unlink(missing_ok=True)
+        for step in (
+            command(builder, architecture, reference, marks, origin.epoch),
+            save(builder, reference, target),
+        ):
+            environ = {**os.environ, "SOURCE_DATE_EPOCH": str(origin.epoch)}
+            if status := subprocess.run(step, env=environ, check=False).returncode:
+                return status
+        print(f"{reference} for {architecture}: {target}")
+    return 0
+
+
+def save(builder: str, reference: str, target: Path) -> list[str]:
+    """The call that writes a built image as an archive."""
+    if builder == "docker":
+        return ["docker", "save", "--output", str(target), reference]
+    return ["buildah", "push", "--quiet", reference, f"docker-archive:{target}:{reference}"]
+
+
+def _quiet(*arguments: str) -> int:
+    return subprocess.run(arguments, capture_output=True, check=False).returncode

@@ -1,0 +1,169 @@
+"""What the image says of itself, how big it may be, how it starts, and what it links."""
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from hack.images import local, registry
+from hack.images.elf import missing, needed
+from hack.images.labels import Origin, labels, read_origin
+from hack.images.packages import PYTHON
+from hack.images.registry import DOCKERFILE, RegistryError, base_image, command
+from hack.images.sizes import LIMIT, by_kind, kind, table, too_big
+from hack.images.wheels import scripts
+
+ORIGIN = Origin("gpu-sharing-operator", "0.1.0", "Shares.", "Apache-2.0", "a" * 40, 1_763_676_000)
+
+
+def test_labels_name_version_revision_time_and_licence() -> None:
+    assert labels(ORIGIN, "debian-13") == {
+        "org.opencontainers.image.title": "gpu-sharing-operator",
+        "org.opencontainers.image.description": "Shares.",
+        "org.opencontainers.image.version": "0.1.0",
+        "org.opencontainers.image.revision": "a" * 40,
+        "org.opencontainers.image.created": "2025-11-20T22:00:00Z",
+        "org.opencontainers.image.licenses": "Apache-2.0",
+        "org.opencontainers.image.base.name": "debian-13",
+    }
+
+
+def test_time_revision_and_source_can_be_given_where_there_is_no_git() -> None:
+    given = {
+        "SOURCE_DATE_EPOCH": "1763676000",
+        "IMAGE_REVISION": "v1",
+        "IMAGE_SOURCE": "https://example.org/x",
+    }
+    origin = read_origin(given)
+    assert (origin.created, origin.revision) == ("2025-11-20T22:00:00Z", "v1")
+    assert labels(origin, "x")["org.opencontainers.image.source"] == "https://example.org/x"
+
+
+def test_a_time_that_is_none_is_named_with_a_valid_one() -> None:
+    with pytest.raises(
+        ValueError, match="SOURCE_DATE_EPOCH=today: seconds since 1970 are needed, as 1763676000"
+    ):
+        read_origin({"SOURCE_DATE_EPOCH": "today"})
+
+
+# --- one image, built in two ways -------------------------------------------------------------------------
+
+
+def last_stage() -> str:
+    """What deploy/Dockerfile says of the container."""
+    return DOCKERFILE.read_text().rsplit("\nFROM ", 1)[1]
+
+
+def test_both_ways_of_building_start_the_same_program_with_the_same_settings() -> None:
+    rows = re.findall(r"^ENV (.+)$", last_stage(), re.MULTILINE)
+    settings = dict(entry.split("=", 1) for row in rows for entry in row.split())
+    ours = dict(entry.split("=", 1) for entry in local.RUN["Env"])
+    assert settings.pop("PATH") == f"/opt/venv/bin:{ours.pop('PATH')}"
+    assert settings == ours
+    assert f"USER {local.RUN['User']}" in last_stage()
+    assert f'CMD ["{local.RUN["Cmd"][0]}"]' in last_stage()
+    assert local.RUN["Cmd"][0] in scripts()
+
+
+def test_both_ways_have_one_version_of_python_and_the_base_is_pinned_by_digest() -> None:
+    assert base_image(DOCKERFILE.read_text()).startswith(f"python:{PYTHON}-slim-trixie@sha256:")
+    with pytest.raises(RegistryError, match=r"valid: ARG PYTHON_IMAGE=python:3\.13-slim-trixie@sha256"):
+        base_image("ARG PYTHON_IMAGE=python:3.13-slim-trixie\n")
+
+
+def test_everything_is_installed_from_hashes() -> None:
+    installs = re.findall(r"pip install (.+?)(?: \\)?$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert len(installs) == 3
+    assert all("--require-hashes" in one or "--no-index" in one for one in installs)
+
+
+@pytest.mark.parametrize(("builder", "verb"), [("docker", "buildx"), ("buildah", "build")])
+def test_a_builder_is_told_platform_name_time_and_labels(builder: str, verb: str) -> None:
+    said = command(builder, "arm64", "localhost/x:1", {"a": "b"}, 7)
+    assert said[:2] == [builder, verb]
+    assert {"--platform=linux/arm64", "--tag=localhost/x:1", "--label=a=b"} <= set(said)
+    assert any("7" in one for one in said)
+
+
+def test_without_a_builder_the_local_way_is_taken_and_a_wish_for_the_registry_is_refused(
+    tmp_path: Path,
+) -> None:
+    assert registry.find_builder(path=str(tmp_path)) == ""
+    assert registry.choose("local", path=str(tmp_path)) == "local"
+    assert registry.choose("auto", path=str(tmp_path)) == "local"
+    with pytest.raises(
+        RegistryError, match="apt-get install buildah, or build without: make images BASE=local"
+    ):
+        registry.choose("registry", path=str(tmp_path))
+
+
+# --- size -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("usr/local/lib/python3.13/dist-packages/gpusharing/api/names.py", "operator and agent"),
+        ("usr/local/bin/gpusharing-agent", "operator and agent"),
+        ("usr/local/lib/python3.13/dist-packages/kopf/__pycache__/x.cpython-313.pyc", "libraries: bytecode"),
+        (
+            "usr/local/lib/python3.13/dist-packages/yaml/_yaml.cpython-313-x86_64-linux-gnu.so",
+            "libraries: compiled",
+        ),
+        ("usr/lib/python3.13/os.py", "Python: source"),
+        ("usr/lib/x86_64-linux-gnu/libc.so.6", "libraries of the system"),
+        ("etc/passwd", "copyright, users, lists"),
+    ],
+)
+def test_every_path_counts_as_one_kind(path: str, named: str) -> None:
+    assert kind(path) == named
+
+
+def test_the_table_adds_up(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("x" * 1000)
+    (tmp_path / "link").symlink_to("etc/passwd")
+    found = by_kind([tmp_path])
+    count, size, packed = found["copyright, users, lists"]
+    assert (count, size) == (1, 1000), "a link is no file"
+    assert 0 < packed < size
+    assert table(found, 500_000).splitlines()[-1].split() == ["all,", "as", "transferred", "1", "0.0", "0.5"]
+
+
+def test_an_image_that_is_too_big_is_refused() -> None:
+    assert too_big(LIMIT) == ""
+    assert too_big(LIMIT + 100_000) == "70.1 MB compressed are more than 70: see the table for what grew"
+
+
+# --- what is linked ---------------------------------------------------------------------------------------
+
+
+def elf(*libraries: str) -> bytes:
+    """The smallest ELF file of 64 bits that needs these libraries."""
+    strings = b"\0" + b"".join(name.encode() + b"\0" for name in libraries)
+    at, entries = 1, []
+    for name in libraries:
+        entries.append((1, at))
+        at += len(name) + 1
+    dynamic_at = 64 + 2 * 56
+    dynamic_size = 16 * (len(entries) + 2)
+    strings_at = dynamic_at + dynamic_size
+    dynamic = b"".join(struct.pack("<qQ", *entry) for entry in [*entries, (5, 0x1000 + strings_at), (0, 0)])
+    end = strings_at + len(strings)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    load = struct.pack("<IIQQQQQQ", 1, 5, 0, 0x1000, 0x1000, end, end, 0x1000)
+    table = struct.pack("<IIQQQQQQ", 2, 6, dynamic_at, 0x1000 + dynamic_at, 0, dynamic_size, dynamic_size, 8)
+    return header + load + table + dynamic + strings
+
+
+def test_the_libraries_that_a_program_names_are_read() -> None:
+    assert needed(elf("libc.so.6", "libm.so.6")) == ["libc.so.6", "libm.so.6"]
+    assert needed(elf()) == []
+    assert needed(b"#!/usr/bin/python3\n") == []
+
+
+def test_a_library_that_nobody_brought_is_named_with_who_needs_it(tmp_path: Path) -> None:
+    (tmp_path / "libc.so.6").write_bytes(elf())
+    (tmp_path / "x.so").write_bytes(elf("libc.so.6", "libstdc++.so.6"))
+    assert missing([tmp_path]) == ["x.so needs libstdc++.so.6"]

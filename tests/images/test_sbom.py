@@ -1,0 +1,132 @@
+"""The bill of materials: it holds what SPDX 2.3 asks for, names every part once, and is the same for the same image."""
+
+import re
+from itertools import pairwise
+from typing import Any
+
+from hack.images.contents import DEBIAN, PYPI, UNKNOWN, debian_parts, wheel_parts
+from hack.images.labels import Origin
+from hack.images.packages import Package
+from hack.images.sbom import document
+
+ORIGIN = Origin("gpu-sharing-operator", "0.1.0", "Shares.", "Apache-2.0", "a" * 40, 1_763_676_000)
+DIGEST = f"sha256:{'1' * 64}"
+STATUS = [
+    "Package: libexpat1\nSource: expat\nVersion: 2.9.0-1~deb13u1\nArchitecture: amd64\n"
+    "Homepage: https://libexpat.github.io/\nDescription: XML\n parsing\n",
+    "Package: libc6\nSource: glibc (2.41-12)\nVersion: 2.41-12+b1\nArchitecture: amd64\n",
+]
+METADATA = [
+    "Name: Structlog\nVersion: 26.1.0\nLicense-Expression: MIT OR Apache-2.0\nProject-URL: GitHub, https://x/y\n",
+    "Name: iso8601\nVersion: 2.1.0\nLicense: The MIT License\n",
+    "Name: h2\nVersion: 4.4.1\nLicense: mit\n",
+]
+LOCKED = [Package("amd64", "libc6", "2.41-12+b1", "debian", "pool/x.deb", "c" * 64)]
+PARTS = [
+    *debian_parts(STATUS, LOCKED),
+    *wheel_parts(METADATA, {"structlog-26.1.0-py3-none-any.whl": "d" * 64}),
+]
+
+
+def told() -> dict[str, Any]:
+    """The document of a small image."""
+    return document(ORIGIN, "amd64", DIGEST, PARTS)
+
+
+def by_name(name: str) -> dict[str, Any]:
+    """One package of it."""
+    (found,) = (one for one in told()["packages"] if one["name"] == name)
+    return dict(found)
+
+
+def problems(spdx: dict[str, Any]) -> list[str]:
+    """What SPDX 2.3's JSON schema and its text refuse in a document of packages."""
+    wanted = ("spdxVersion", "dataLicense", "SPDXID", "name", "documentNamespace", "creationInfo", "packages")
+    wrong = [f"no {field}" for field in wanted if not spdx.get(field)]
+    fixed = (spdx["spdxVersion"], spdx["dataLicense"], spdx["SPDXID"])
+    if fixed != ("SPDX-2.3", "CC0-1.0", "SPDXRef-DOCUMENT"):
+        wrong.append(f"fixed fields: {fixed}")
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", spdx["creationInfo"]["created"]):
+        wrong.append("created")
+    if not all(re.match(r"(Tool|Person|Organization): \S", who) for who in spdx["creationInfo"]["creators"]):
+        wrong.append("creators")
+    if not re.fullmatch(r"https?://[^#\s]+", spdx["documentNamespace"]):
+        wrong.append("documentNamespace is a URI without a fragment")
+    for one in spdx["packages"]:
+        wrong += [f"{one.get('name')}: {text}" for text in package_problems(one)]
+    known = {"SPDXRef-DOCUMENT", *(one["SPDXID"] for one in spdx["packages"])}
+    if len(known) != len(spdx["packages"]) + 1:
+        wrong.append("two packages of one SPDXID")
+    for row in spdx["relationships"]:
+        if not {row["spdxElementId"], row["relatedSpdxElement"]} <= known:
+            wrong.append(f"a relationship with nothing: {row}")
+    return wrong
+
+
+def package_problems(one: dict[str, Any]) -> list[str]:
+    """The same for one package."""
+    wrong = [f"no {field}" for field in ("SPDXID", "name", "downloadLocation") if not one.get(field)]
+    if not re.fullmatch(r"SPDXRef-[A-Za-z0-9.-]+", one["SPDXID"]):
+        wrong.append(f"SPDXID {one['SPDXID']}")
+    if one["filesAnalyzed"] or "packageVerificationCode" in one:
+        wrong.append("files were not analysed")
+    if one["primaryPackagePurpose"] not in ("CONTAINER", "LIBRARY"):
+        wrong.append("purpose")
+    if not re.fullmatch(r"NOASSERTION|(Organization|Person): .+", one.get("supplier", UNKNOWN)):
+        wrong.append("supplier")
+    for row in one.get("checksums", []):
+        if row["algorithm"] != "SHA256" or not re.fullmatch(r"[0-9a-f]{64}", row["checksumValue"]):
+            wrong.append(f"checksum {row}")
+    for row in one["externalRefs"]:
+        if (row["referenceCategory"], row["referenceType"]) != ("PACKAGE-MANAGER", "purl"):
+            wrong.append(f"reference {row}")
+        if not re.fullmatch(r"pkg:(deb/debian|pypi|oci)/[^@\s]+@[^\s?]+(\?\S+)?", row["referenceLocator"]):
+            wrong.append(f"purl {row['referenceLocator']}")
+    return wrong
+
+
+def test_the_document_is_what_spdx_asks_for() -> None:
+    assert problems(told()) == []
+
+
+def test_a_wrong_document_would_be_seen() -> None:
+    for field, value in (("SPDXID", "SPDXRef-a_b"), ("downloadLocation", ""), ("supplier", "Debian")):
+        broken = told()
+        broken["packages"][1][field] = value
+        assert problems(broken) != []
+
+
+def test_the_image_holds_every_part_once_in_a_stated_order() -> None:
+    spdx = told()
+    assert {one["name"] for one in spdx["packages"][1:]} == {
+        "libexpat1",
+        "libc6",
+        "structlog",
+        "iso8601",
+        "h2",
+    }
+    assert all(one["SPDXID"] < other["SPDXID"] for one, other in pairwise(spdx["packages"][1:]))
+    assert document(ORIGIN, "amd64", DIGEST, PARTS[::-1]) == spdx
+    contained = [
+        row["relatedSpdxElement"] for row in spdx["relationships"] if row["relationshipType"] == "CONTAINS"
+    ]
+    assert contained == [one["SPDXID"] for one in spdx["packages"][1:]]
+
+
+def test_debian_packages_come_with_source_package_and_the_locks_hash() -> None:
+    libc = by_name("libc6")
+    assert libc["sourceInfo"] == "built package from: glibc 2.41-12"
+    assert libc["checksums"][0]["checksumValue"] == "c" * 64
+    assert libc["externalRefs"][0]["referenceLocator"] == (
+        "pkg:deb/debian/libc6@2.41-12%2Bb1?arch=amd64&distro=debian-13"
+    )
+    assert by_name("libexpat1")["homepage"] == "https://libexpat.github.io/"
+
+
+def test_wheels_come_with_licence_and_hash_and_nothing_is_guessed() -> None:
+    structlog = by_name("structlog")
+    assert (structlog["licenseDeclared"], structlog["homepage"]) == ("MIT OR Apache-2.0", "https://x/y")
+    assert structlog["checksums"][0]["checksumValue"] == "d" * 64
+    assert by_name("h2")["licenseDeclared"] == "MIT"
+    assert by_name("iso8601")["licenseDeclared"] == UNKNOWN
+    assert {part.ecosystem for part in PARTS} == {DEBIAN, PYPI}
