@@ -1,0 +1,115 @@
+"""What Argo CD and Flux make of our objects, as the operator and the agents wrote them in a SIMULATED cluster."""
+
+from typing import Any
+
+import pytest
+from tests.embedded.stage import FULL, L40S, MIXED, SLICED, Scene, node, nodes, scene
+from tests.fakes.virtualtime import virtually
+from tests.gitops.judges import ARGO, FLUX, argo_cd, flux
+
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES
+
+Verdicts = dict[str, tuple[str, str]]
+
+
+def judged(stage: Scene) -> Verdicts:
+    """By name: what Argo CD and Flux say of every object of ours."""
+    kinds = (("GPUSharingPolicy", POLICIES), ("GPUNode", GPUNODES))
+    return {
+        raw["metadata"]["name"]: (argo_cd(kind, raw)[0], flux(kind, raw))
+        for kind, resource in kinds
+        for raw in stage.e.cluster.objects(resource)
+    }
+
+
+@virtually
+async def test_a_rollout_is_judged_as_a_person_would() -> None:
+    async with scene(*nodes(2), node("gpu-9", L40S, pool="l"), start=False) as stage:
+        stage.apply(SLICED)
+        assert judged(stage)["pool-b"] == ("Progressing", "InProgress"), "nobody has looked at it yet"
+        stage.e.start_operator()
+        await stage.ready()
+        done = judged(stage)
+        assert done["pool-b"] == done["gpu-1"] == ("Healthy", "Current")
+        assert done["gpu-9"] == ("Healthy", "Current"), "no policy owns it"
+
+        stage.apply(MIXED)
+        assert judged(stage)["pool-b"] == ("Progressing", "InProgress"), "status is of the generation before"
+        name = await stage.any_fenced()
+        working = judged(stage)
+        assert working["pool-b"] == working[name] == ("Progressing", "InProgress")
+        await stage.ready()
+        assert judged(stage)["pool-b"] == ("Healthy", "Current")
+
+
+@virtually
+async def test_what_needs_a_person_is_degraded() -> None:
+    async with scene(node("gpu-1"), node("gpu-9", L40S, pool="l")) as stage:
+        stage.apply(MIXED, name="wrong-card", pool="l")
+        stage.apply({"mode": "MIG"}, name="invalid")
+        stage.apply(FULL)
+        await stage.ready()
+        stage.e.world.inject("gpu-1", "failed")
+        stage.apply(MIXED)
+        await stage.phase("gpu-1", "Failed")
+        await stage.until_condition("Stalled", "True", "NodesFailed")
+        found = judged(stage)
+        assert found["wrong-card"] == found["invalid"] == ("Degraded", "Failed")
+        assert found["pool-b"] == found["gpu-1"] == ("Degraded", "Failed")
+
+
+@virtually
+async def test_what_a_person_chose_is_suspended_and_holds_up_nothing_else() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL, name="empty", pool="nowhere")
+        stage.apply(SLICED)
+        await stage.ready()
+        stage.apply(MIXED, rollout={"paused": True})
+        await stage.until_condition("Ready", "False", "RolloutInProgress")
+        found = judged(stage)
+        assert found["empty"] == ("Suspended", "Current"), "an autoscaled pool may have no node today"
+        assert found["pool-b"][0] == "Suspended"
+
+
+@virtually
+async def test_a_sick_gpu_is_degraded() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.e.world.inject("gpu-1", "sick-gpu")
+
+        def sick() -> bool:
+            rows = stage.e.gpunode("gpu-1")["status"].get("conditions") or ()
+            return any(row["status"] == "False" for row in rows)
+
+        await stage.e.until(sick, "condition Healthy=False", 600)
+        assert judged(stage)["gpu-1"] == ("Degraded", "Failed")
+
+
+DAMAGED: dict[str, JSON] = {
+    "no status": {"metadata": {"generation": 1}, "spec": {}},
+    "an empty status": {"metadata": {"generation": 1}, "spec": {}, "status": {}},
+    "no conditions": {"metadata": {"generation": 1}, "spec": {}, "status": {"observedGeneration": 1}},
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+@pytest.mark.parametrize("kind", FLUX)
+def test_an_object_that_is_not_filled_in_yet_waits(kind: str, what: str) -> None:
+    assert (argo_cd(kind, DAMAGED[what])[0], flux(kind, DAMAGED[what])) == ("Progressing", "InProgress")
+
+
+def test_an_agent_without_a_driver_is_degraded_with_its_words() -> None:
+    obj = {"metadata": {}, "status": {"observed": {"error": "NVMLNotLoaded"}}}
+    assert argo_cd("GPUNode", obj) == ("Degraded", "NVMLNotLoaded")
+    assert flux("GPUNode", obj) == "Failed"
+
+
+def test_a_policy_that_goes_is_waited_for() -> None:
+    obj: Any = {"metadata": {"generation": 1, "deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}}
+    assert argo_cd("GPUSharingPolicy", obj)[0] == "Progressing"
+
+
+def test_both_know_both_kinds() -> None:
+    kinds = {"GPUSharingPolicy", "GPUNode"}
+    assert {key.rpartition("_")[2] for key in ARGO} == set(FLUX) == kinds
