@@ -61,7 +61,7 @@ images: setup ## the image, under build/images; BASE=local: without a registry; 
 
 e2e: setup ## rung 4: real kubelets and containerd on this machine (root), our chart on them
 	-@$(PY) -m hack.cluster.toolchain controlplane helm kubelet >build/toolchain.txt
-	@$(PY) -m pytest -m e2e $(ARGS)
+	@$(PY) -m pytest -m e2e $(or $(ARGS),tests/e2e)
 
 clean: ## remove what the verbs above made in this checkout
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

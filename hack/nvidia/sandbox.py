@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from hack.nvidia import build
+from hack.nvidia import build, sysfs
 from hack.nvmlsim.simulator import Simulator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -199,28 +199,10 @@ class Sandbox:
         (caps / "mig-minors").write_text(mig_minors(len(self.simulator.show()["gpus"])))
 
     def _write_pci(self) -> None:
-        """The GPUs in sysfs, and their names in a pci.ids of their own.
-
-        NVIDIA's programs read the whole pci.ids (1.5 MB built in) for each GPU and each question: 40 ms a time.
-        """
-        names = {}
-        for gpu in self.simulator.show()["gpus"]:
-            device = self.folder / "pci" / gpu["bus_id"]
-            device.mkdir(exist_ok=True)
-            code = int(gpu["pci_device_id"], 16)
-            device_id, vendor = code >> 16, code & 0xFFFF
-            names[f"{device_id:04x}"] = gpu["name"]
-            (device / "vendor").write_text(f"0x{vendor:04x}\n")
-            (device / "device").write_text(f"0x{device_id:04x}\n")
-            (device / "class").write_text("0x030200\n")  # 3D controller
-            (device / "numa_node").write_text("-1\n")
-            (device / "resource").write_text("0x00000000a0000000 0x00000000a0ffffff 0x0000000000040200\n")
-            (device / "config").write_bytes(
-                vendor.to_bytes(2, "little") + device_id.to_bytes(2, "little") + bytes(252)
-            )
-        lines = [f"\t{code}  {name}" for code, name in sorted(names.items())]
-        lines = ["10de  NVIDIA Corporation", *lines, "C 03  Display controller", "\t02  3D controller", ""]
-        (self.folder / "misc" / "pci.ids").write_text("\n".join(lines))
+        """The GPUs in sysfs, and their names in a pci.ids of their own."""
+        shown = self.simulator.show()["gpus"]
+        sysfs.write_devices(self.folder / "pci", shown)
+        (self.folder / "misc" / "pci.ids").write_text(sysfs.pci_ids(shown))
 
     def _write_stubs(self) -> None:
         smi = _SMI.format(repository=REPOSITORY, python=sys.executable)

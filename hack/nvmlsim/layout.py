@@ -22,9 +22,10 @@ MAX_PROCESSES = 64
 MAX_CLIENTS = 128
 MAX_FAULTS = 16
 MAX_EVENTS = 256
+CLIENT_LOCKS = 1  # the byte whose lock the client in the first slot holds; byte 0 guards the file
 CONSTANTS = (
     "NAME", "TEXT", "PATH", "MAX_GPUS", "MAX_PROFILES", "MAX_STARTS", "MAX_GPU_INSTANCES", "MAX_COMPUTE_INSTANCES",
-    "MAX_PROCESSES", "MAX_CLIENTS", "MAX_FAULTS", "MAX_EVENTS",
+    "MAX_PROCESSES", "MAX_CLIENTS", "MAX_FAULTS", "MAX_EVENTS", "CLIENT_LOCKS",
 )  # fmt: skip
 
 # sim_profile.media: which media engines an instance takes; +me.all shares a GPU only with -me (nvml.h, ALL_ME).

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gpusharing.planning.cards import Card
 from hack.nvmlsim import build, layout
@@ -45,6 +45,7 @@ class Simulator:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file: IO[bytes]
 
     @classmethod
     def create(
@@ -229,9 +230,10 @@ class Simulator:
         """
         with self._edit() as state:
             chosen = range(state.gpu_count) if gpus is None else gpus
+            holders = self._holders(state)
             for index in chosen:
                 self._indexes(state, index)
-                _check_reset(state, index)
+                _check_reset(state, index, holders)
             for index in chosen:
                 _reset_gpu(state.gpus[index])
 
@@ -257,12 +259,26 @@ class Simulator:
         with _threads, self.path.open("r+b") as file:
             if os.fstat(file.fileno()).st_size != ctypes.sizeof(layout.State):
                 raise SimulatorError(f"{self.path} is no state file of this version: create it again")
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            fcntl.lockf(file, fcntl.LOCK_EX, 1)
+            self._file = file
             # The mapping goes with the last structure that looks into it; the lock goes with the file.
             state = layout.State.from_buffer(mmap.mmap(file.fileno(), 0))
             if not new and (state.magic, state.layout_hash) != (layout.MAGIC, layout.layout_hash()):
                 raise SimulatorError(f"{self.path} is no state file: create it first")
             yield state
+
+    def _holders(self, state: layout.State) -> list[int]:
+        """Pids, each in its own PID namespace, of the clients whose slots are locked; under the lock of the file."""
+        held = []
+        for slot, pid in enumerate(state.clients):
+            byte = layout.CLIENT_LOCKS + slot
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except OSError:
+                held += [pid] if pid else []
+            else:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
+        return held
 
     @staticmethod
     def _indexes(state: layout.State, gpu: int | None) -> range:
@@ -328,25 +344,14 @@ def _find_profile(gpu: layout.Gpu, name: str) -> layout.Profile:
     raise SimulatorError(f"{text(gpu.name)} has no profile {name}")
 
 
-def _check_reset(state: layout.State, index: int) -> None:
+def _check_reset(state: layout.State, index: int, holders: Sequence[int]) -> None:
     gpu = state.gpus[index]
     if gpu.passthrough:
         raise SimulatorError(f"GPU {index} sits in a VM that cannot reset it")
     if gpu.busy or any(process.used and process.gpu == index for process in state.processes):
         raise SimulatorError(f"GPU {index} is in use by one or more processes")
-    others = [pid for pid in state.clients if pid and pid != os.getpid() and _alive(pid)]
-    if state.clients_block and others:
-        raise SimulatorError(f"GPU {index} is held by NVML clients: {', '.join(map(str, others))}")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    if state.clients_block and holders:
+        raise SimulatorError(f"GPU {index} is held by NVML clients: {', '.join(map(str, holders))}")
 
 
 def _reset_gpu(gpu: layout.Gpu) -> None:

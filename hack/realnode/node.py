@@ -22,11 +22,12 @@ from hack.cluster.nodes import wait_nodes_ready
 from hack.cluster.paths import cache_root, private_directory
 from hack.cluster.process import Component, ComponentError, pid_exists, tail, wait_until
 from hack.realnode import cgroups, images, settings
+from hack.realnode.gpus import NodeGpus
 from hack.realnode.images import Image
 from hack.realnode.machine import Machine
 from hack.realnode.needs import cni_folder
 from hack.realnode.network import Bridge, service_route
-from hack.realnode.settings import CONTAINERD_SOCKET, NodeFiles
+from hack.realnode.settings import CONTAINERD_SOCKET, RUNTIME_CLASS, NodeFiles
 
 CONTAINERD_SECONDS = 30.0
 NODE_SECONDS = 60.0
@@ -48,16 +49,17 @@ class KubeletNode:
         number: int,
         *,
         labels: Mapping[str, str] | None = None,
-        runtimes: Mapping[str, Path] | None = None,
+        models: Sequence[str] = (),
     ) -> None:
-        """`runtimes`: OCI runtimes beside runc, by the handler that a RuntimeClass names."""
+        """`models`: of its SIMULATED GPUs; with one it has the runtime for the RuntimeClass `nvidia`."""
         self.plane, self.name, self.number = plane, name, number
-        self._network, self._labels, self._runtimes = network, dict(labels or {}), dict(runtimes or {})
+        self._labels = dict(labels or {})
         root = private_directory(cache_root() / "nodes")
         _sweep(root)
         self.folder = Path(tempfile.mkdtemp(dir=root, prefix=f"{os.getpid()}-{name}-"))
         self.files = NodeFiles(self.folder)
         self.machine = Machine(name, self.folder, network, number)
+        self.gpus = NodeGpus(self.folder / "gpus", name, models) if models else None
         self._programs: dict[str, Component] = {}
 
     def __enter__(self) -> Self:
@@ -83,6 +85,8 @@ class KubeletNode:
             ComponentError, NetworkError: it cannot run here; the text has the last log lines.
         """
         self.machine.start()
+        if self.gpus is not None:
+            self.gpus.enter(self.machine)
         self._write_files()
         server = urlsplit(self.plane.url).netloc
         for command in service_route(SERVICE_ADDRESS, server):
@@ -105,6 +109,8 @@ class KubeletNode:
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
+        if self.gpus is not None:
+            self.gpus.simulator.reboot()
         self.start()
 
     def load(self, image: Image) -> None:
@@ -118,7 +124,7 @@ class KubeletNode:
     def load_archive(self, archive: Path) -> str:
         """Import what `docker save` or buildah wrote; what ctr says."""
         try:
-            return self.ctr("images", "import", str(archive))
+            return self.ctr("images", "import", str(archive.resolve()))
         except subprocess.CalledProcessError as error:
             raise ComponentError(
                 f"containerd of {self.name} refused {archive}: {error.stderr.strip()}"
@@ -165,7 +171,8 @@ class KubeletNode:
             raise ComponentError("no CNI plugins: apt-get install --yes containernetworking-plugins")
         self.files.cni.mkdir(exist_ok=True)
         (self.files.cni / "10-pods.conflist").write_text(settings.cni(self.files, self.number))
-        text = settings.containerd(self.files, plugins, images.PAUSE_IMAGE, self._runtimes)
+        runtimes = {RUNTIME_CLASS: self.gpus.runtime} if self.gpus else {}
+        text = settings.containerd(self.files, plugins, images.PAUSE_IMAGE, runtimes)
         self.files.containerd_config.write_text(text)
         # Copies: the control plane's own folder may lie below /run, which is another one inside.
         shutil.copy(self.plane.ca, self.files.ca)

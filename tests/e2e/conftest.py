@@ -1,26 +1,14 @@
 """Rung 4: real kubelets. Skipped with the reason where they cannot run; with CI set that fails."""
 
-import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 from hack.cluster import toolchain
-from hack.cluster.controlplane import ControlPlane
 from hack.realnode import needs
-from hack.realnode.network import bridge
-from hack.realnode.node import KubeletNode, options
+from hack.realnode.site import Site, running_site
 
 NODES = ("gpu-1", "gpu-2")
-
-
-@dataclass(frozen=True)
-class Site:
-    """What the tests of rung 4 share."""
-
-    plane: ControlPlane
-    nodes: dict[str, KubeletNode]
 
 
 @pytest.fixture(scope="session")
@@ -41,12 +29,12 @@ def real_nodes_possible() -> None:
 
 @pytest.fixture(scope="session")
 def site(real_nodes_possible: None) -> Iterator[Site]:
-    """A control plane and two nodes with real kubelets."""
-    with contextlib.ExitStack() as stack:
-        network = stack.enter_context(bridge())
-        plane = stack.enter_context(ControlPlane(options=options(network, NODES, audit=True)))
-        nodes = {
-            name: stack.enter_context(KubeletNode(plane, network, name, number))
-            for number, name in enumerate(NODES)
-        }
-        yield Site(plane, nodes)
+    """A control plane and two nodes with real kubelets; our chart is not installed."""
+    with running_site(NODES) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def notes(site: Site) -> str:
+    """What `helm install --wait` of our chart with its default values said; it waits until both are Ready."""
+    return site.helm_install()

@@ -11,8 +11,9 @@ import pytest
 from hack.cluster.api import Object
 from hack.cluster.process import pid_exists, wait_until
 from hack.realnode import cgroups, images, network
+from hack.realnode.site import Site
 from hack.stage import ROOT
-from tests.e2e.conftest import NODES, Site
+from tests.e2e.conftest import NODES
 
 pytestmark = pytest.mark.e2e
 PODS = "/api/v1/namespaces/default/pods"

@@ -91,6 +91,23 @@ def test_a_killed_client_holds_nothing(make_machine: MakeMachine) -> None:
     assert machine.ask("set_mode", gpu=0, mode=1)["activation"] == SUCCESS
 
 
+def test_a_client_of_another_pid_namespace_holds_the_gpu_and_when_killed_no_more(
+    make_machine: MakeMachine,
+) -> None:
+    """Its pid is 1 there, and a process with that number lives here as long as we do."""
+    machine = make_machine("h100-80gb")
+    inside = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+    holder = machine.start("hold", gpu=0, inside=inside)
+    holder.wait_ready()
+    assert machine.simulator.show()["clients"] == [1]
+    assert machine.ask("set_mode", gpu=0, mode=1)["activation"] == IN_USE
+    with pytest.raises(SimulatorError, match="held by NVML clients: 1"):
+        machine.simulator.reset()
+    holder.process.kill()
+    holder.process.communicate()
+    assert machine.ask("set_mode", gpu=0, mode=1)["activation"] == SUCCESS
+
+
 def test_the_mode_cannot_be_switched_off_over_instances(h100: Machine) -> None:
     h100.ask("create", gpu=0, profile_ids=[19])
     assert h100.ask("set_mode", gpu=0, mode=0) == {"activation": IN_USE, "current": 1, "pending": 1}

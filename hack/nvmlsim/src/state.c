@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +19,7 @@ static char mapped_path[4096];
 static int file = -1;
 static int opened;
 static pid_t attached;
+static int own_slot;
 
 /* What the container toolkit gave this program's container when it began; only a new program gets anything else. */
 struct birth {
@@ -38,10 +38,13 @@ void sleep_ms(long milliseconds)
     nanosleep(&pause, NULL);
 }
 
-/* Record locks belong to the process: they are not inherited by a fork and go when the process dies. */
+/*
+ * Record locks belong to the process: they are not inherited by a fork and go when the process dies. The first byte
+ * guards the file; after it each client holds the byte of its slot: a pid says nothing in another PID namespace.
+ */
 static int record_lock(short type)
 {
-    struct flock lock = {.l_type = type, .l_whence = SEEK_SET};
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_len = 1};
     int result;
     do
         result = fcntl(file, F_SETLKW, &lock);
@@ -82,6 +85,7 @@ static nvmlReturn_t map_file(const char *path)
     /* An earlier mapping stays: a thread that hangs on purpose may still look at it. */
     file = fd;
     mapped = memory;
+    attached = 0; /* to this one */
     snprintf(mapped_path, sizeof(mapped_path), "%s", path);
     return NVML_SUCCESS;
 }
@@ -165,11 +169,16 @@ nvmlReturn_t state_open(void)
     return result;
 }
 
+static struct flock slot_lock(short type, int slot)
+{
+    return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = SIM_CLIENT_LOCKS + slot, .l_len = 1};
+}
+
 static void detach(void)
 {
-    for (int i = 0; i < SIM_MAX_CLIENTS; i++)
-        if (mapped->clients[i] == (uint32_t)attached)
-            mapped->clients[i] = 0;
+    struct flock lock = slot_lock(F_UNLCK, own_slot);
+    mapped->clients[own_slot] = 0;
+    fcntl(file, F_SETLK, &lock);
     attached = 0;
 }
 
@@ -215,9 +224,11 @@ const struct sim_state *state_peek(void)
     return mapped;
 }
 
-static int is_dead(uint32_t pid)
+/* Never asked of our own slot: a process does not see its own locks. */
+static int is_held(int slot)
 {
-    return kill((pid_t)pid, 0) == -1 && errno == ESRCH;
+    struct flock lock = slot_lock(F_WRLCK, slot);
+    return fcntl(file, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
 }
 
 /* The first handle that a process takes attaches it to the GPUs: from then on it holds them open. */
@@ -226,24 +237,27 @@ void state_attach(struct sim_state *state)
     pid_t self = getpid();
     if (attached == self)
         return;
-    for (int i = 0; i < SIM_MAX_CLIENTS; i++)
-        if (state->clients[i] == 0 || is_dead(state->clients[i])) {
-            state->clients[i] = (uint32_t)self;
-            attached = self;
-            return;
-        }
+    for (int i = 0; i < SIM_MAX_CLIENTS; i++) {
+        struct flock lock = slot_lock(F_WRLCK, i);
+        if (fcntl(file, F_SETLK, &lock) != 0)
+            continue;
+        state->clients[i] = (uint32_t)self;
+        attached = self;
+        own_slot = i;
+        return;
+    }
 }
 
 int state_other_clients(struct sim_state *state)
 {
     int others = 0;
     for (int i = 0; i < SIM_MAX_CLIENTS; i++) {
-        if (state->clients[i] == 0 || state->clients[i] == (uint32_t)getpid())
+        if (state->clients[i] == 0 || (attached == getpid() && i == own_slot))
             continue;
-        if (is_dead(state->clients[i]))
-            state->clients[i] = 0;
-        else
+        if (is_held(i))
             others++;
+        else
+            state->clients[i] = 0;
     }
     return others;
 }

@@ -1,0 +1,164 @@
+"""Stand-in for NVIDIA's container runtime: called as runc is, it puts the SIMULATED driver into the container.
+
+containerd calls the program that `write_runtime` wrote, by the RuntimeClass `nvidia`. At `create` it edits the OCI
+configuration: libnvidia-ml.so.1 goes into the loader's own folder, and with it come the state of the simulated machine,
+device nodes for GPUs (they are /dev/null's) and capability files; a hook mounts what runc refuses to. The rest is
+runc's. What the program may do then, the simulated library reads in the container itself (hack/nvmlsim, Rights).
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hack.cluster.api import Object
+from hack.nvmlsim.build import LIBRARY, library_directory
+from hack.nvmlsim.simulator import Simulator
+from hack.realnode.grants import Grant, Refused, find_grant, machine_devices
+
+ROOT = Path(__file__).resolve().parents[2]
+CAPABILITIES = "/run/nvmlsim/capabilities"
+"""In the container, the stand-in for /proc/driver/nvidia/capabilities."""
+STATE = "/run/nvmlsim/state"
+"""In the container, the folder of the simulated machine; where whoever it runs as may look."""
+DEV = "/dev"
+NULL_DEVICE = (1, 3)
+"""A char device that every container may open."""
+MEMORY_MIB = 512
+POD_ANNOTATION = "io.kubernetes.cri.sandbox-name"
+HOOKS = (("createRuntime", "began"), ("createContainer", "mount"), ("poststop", "ended"))
+_RUNTIME = """#!/bin/sh
+# SIMULATED: stands in for nvidia-container-runtime.
+export PYTHONPATH={root}:{root}/operator GPUSHARING_CACHE={cache}
+case " $* " in *" create "*) {python} -m hack.realnode.runtime prepare {folder} "$@" || exit 1 ;; esac
+exec runc "$@"
+"""
+_HOOK = """#!/bin/sh
+export PYTHONPATH={root}:{root}/operator GPUSHARING_CACHE={cache} PATH=/usr/sbin:/usr/bin:/sbin:/bin
+exec {python} -m hack.realnode.runtime "$1" {folder}
+"""
+
+
+def write_runtime(folder: Path) -> Path:
+    """Write the program for containerd into `folder`, which also has the simulated machine; its path."""
+    library = library_directory()
+    words = {"root": ROOT, "python": sys.executable, "folder": folder, "cache": library.parent.parent}
+    runtime = folder / "nvidia-container-runtime"
+    for path, text in ((runtime, _RUNTIME), (folder / "hook", _HOOK)):
+        path.write_text(text.format(**words))
+        path.chmod(0o755)
+    return runtime
+
+
+def state_file(folder: Path) -> Path:
+    """Of the simulated machine. It lies in a folder of its own, which is what containers see."""
+    return folder / "state" / "nvml.state"
+
+
+def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
+    """Change an OCI configuration so that its container has what is granted."""
+    state = state_file(folder)
+    mounts = [(state.parent, STATE, "rw"), (bundle / "nvmlsim", CAPABILITIES, "ro")]
+    if grant.library:
+        mounts.append((library_directory() / LIBRARY, f"{_loader_folder(spec, bundle)}/{LIBRARY}", "ro"))
+    spec["mounts"] += [
+        {"source": str(source), "destination": target, "type": "bind", "options": ["rbind", mode]}
+        for source, target, mode in mounts
+    ]
+    spec["process"].setdefault("env", []).append(f"NVMLSIM_STATE={STATE}/{state.name}")
+    nodes = [f"{DEV}/nvidia{minor}" for minor in grant.minors] + [f"{DEV}/nvidiactl"]
+    major, minor = NULL_DEVICE
+    spec["linux"].setdefault("devices", []).extend(
+        {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0}
+        for path in nodes
+    )
+    hooks = spec.setdefault("hooks", {})
+    for stage, verb in HOOKS:
+        hooks.setdefault(stage, []).append({"path": str(folder / "hook"), "args": ["hook", verb]})
+
+
+def _loader_folder(spec: Object, bundle: Path) -> str:
+    """Where the loader of this root file system looks without being told."""
+    root = bundle / spec["root"]["path"]
+    multiarch = f"usr/lib/{platform.machine()}-linux-gnu"
+    return next((f"/{one}" for one in (multiarch, "usr/lib64") if (root / one).is_dir()), f"/{multiarch}")
+
+
+def _prepare(folder: Path, arguments: Sequence[str]) -> int:
+    bundle = Path(_option(arguments, "--bundle"))
+    spec = json.loads((bundle / "config.json").read_text())
+    try:
+        grant = find_grant(spec, machine_devices(Simulator(state_file(folder)).show()))
+    except Refused as error:
+        # containerd tells what runc wrote there
+        line = {"level": "error", "msg": f"nvidia-container-runtime (SIMULATED): {error}"}
+        Path(_option(arguments, "--log")).write_text(json.dumps(line) + "\n")
+        return 1
+    if grant is None:
+        return 0
+    (bundle / "nvmlsim").mkdir(exist_ok=True)
+    for name in grant.capabilities:
+        file = bundle / "nvmlsim" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("SIMULATED\n")
+        file.chmod(0o400)
+    edit(spec, grant, folder, bundle)
+    (bundle / "computes-on.json").write_text(
+        json.dumps([(one.gpu, one.instance) for one in grant.computes_on])
+    )
+    (bundle / "config.json").write_text(json.dumps(spec))
+    return 0
+
+
+def _option(arguments: Sequence[str], name: str) -> str:
+    for index, argument in enumerate(arguments):
+        if argument == name:
+            return arguments[index + 1]
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    raise SystemExit(f"nvidia-container-runtime (SIMULATED): called without {name}")
+
+
+def _began(folder: Path, state: Object) -> None:
+    """The container's first process computes on what was named: its pid is that of the node's own namespace."""
+    bundle = Path(state["bundle"])
+    simulator = Simulator(state_file(folder))
+    pod = (state.get("annotations") or {}).get(POD_ANNOTATION, "workload")
+    for gpu, instance in json.loads((bundle / "computes-on.json").read_text()):
+        where = {} if instance is None else {"gpu_instance": instance[0], "compute_instance": instance[1]}
+        simulator.add_process(gpu, state["pid"], f"SIMULATED-{pod}", memory_mib=MEMORY_MIB, **where)
+    (bundle / "computes-as.json").write_text(json.dumps(state["pid"]))
+
+
+def _ended(folder: Path, state: Object) -> None:
+    pid = Path(state["bundle"]) / "computes-as.json"
+    if pid.exists():
+        Simulator(state_file(folder)).remove_process(json.loads(pid.read_text()))
+
+
+def _mount(folder: Path, state: Object) -> None:
+    """What the driver would add to /proc and sysfs; runc itself mounts nothing there."""
+    root = Path(state["bundle"]) / "rootfs"
+    shown = folder / "shown"
+    for source, target in (
+        (shown / "driver", root / "proc/driver"),
+        (shown / "pci", root / "sys/bus/pci/devices"),
+    ):
+        if target.is_dir():
+            subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`prepare FOLDER <runc's arguments>`, or as a hook `began|mount|ended FOLDER` with the state on standard input."""
+    verb, folder, *rest = arguments
+    if verb == "prepare":
+        return _prepare(Path(folder), rest)
+    state = json.loads(sys.stdin.read())
+    {"began": _began, "mount": _mount, "ended": _ended}[verb](Path(folder), state)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

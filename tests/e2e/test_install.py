@@ -1,0 +1,145 @@
+"""Our chart with its default values and our image, on real kubelets."""
+
+import json
+from functools import partial
+
+import pytest
+from hack.cluster.api import ApiError, Object
+from hack.cluster.process import wait_until
+from hack.realnode.site import Site
+from hack.stage import AGENT_NAMESPACE, NAMESPACE
+from tests.e2e.conftest import NODES
+
+pytestmark = pytest.mark.e2e
+PODS = "/api/v1/namespaces/default/pods"
+SECONDS = 60.0
+ASK_NVML = """
+import pynvml as n
+def ask(call, *given):
+    try:
+        call(*given)
+        return "ok"
+    except n.NVMLError as error:
+        return str(error)
+n.nvmlInit()
+gpu = n.nvmlDeviceGetHandleByIndex(0)
+print("gpus", n.nvmlDeviceGetCount())
+print("set MIG mode:", ask(n.nvmlDeviceSetMigMode, gpu, 1))
+print("create instance:", ask(n.nvmlDeviceCreateGpuInstance, gpu, 9))
+"""
+READ_RIGHTS = """
+import json, os
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
+try:
+    open("/written", "w")
+    root = "writable"
+except OSError as error:
+    root = error.strerror
+print(json.dumps({
+    "uid": os.getuid(), "caps": status["CapEff"], "namespaces": len(status["NSpid"].split()), "root": root,
+    "first": open("/proc/1/comm").read().strip(), "seccomp": status["Seccomp"],
+}))
+"""
+
+
+def test_helm_install_waits_until_operator_and_agents_are_ready(site: Site, notes: str) -> None:
+    assert "is installed in namespace gpusharing" in notes
+    operator = site.api.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator")["status"]
+    agents = site.api.get(f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent")["status"]
+    assert (operator["readyReplicas"], agents["numberReady"]) == (1, len(NODES))
+
+
+def test_every_agent_reads_its_gpus_and_the_real_kubelet(site: Site, notes: str) -> None:
+    for node in NODES:
+        wait_until(partial(reports, site, node), SECONDS, f"the agent of {node} to report")
+        seen = observed(site, node)
+        assert (seen["error"], seen["allocated"]) == ("", {})
+        assert [gpu["access"] for gpu in seen["gpus"]] == ["Ok", "Ok"]
+
+
+def test_the_operator_runs_without_root_without_capabilities_on_a_read_only_root(
+    site: Site, notes: str
+) -> None:
+    told = rights(site, NAMESPACE, "deployment/gpusharing-operator")
+    assert told["uid"] == 65532
+    assert int(told["caps"], 16) == 0
+    assert told["root"] == "Read-only file system"
+    assert told["seccomp"] == "2"
+
+
+def test_the_agent_is_privileged_sees_the_hosts_processes_and_cannot_write_its_root(
+    site: Site, notes: str
+) -> None:
+    told = rights(site, AGENT_NAMESPACE, "daemonset/gpusharing-agent")
+    assert told["uid"] == 0
+    assert int(told["caps"], 16) & 1 << 21, "SYS_ADMIN, by which NVML knows an administrator"
+    assert told["first"] == "sleep", "the first process of the node itself"
+    assert told["root"] == "Read-only file system"
+
+
+def test_nvml_refuses_a_container_without_rights_what_a_driver_would(site: Site, notes: str) -> None:
+    said = run_to_end(site, "asks-nvml", {"NVIDIA_VISIBLE_DEVICES": "0"}, ASK_NVML)
+    assert said.splitlines() == [
+        "gpus 1",
+        "set MIG mode: Insufficient Permissions",
+        "create instance: Insufficient Permissions",
+    ]
+
+
+def test_the_runtime_refuses_rights_over_mig_to_a_container_that_is_not_privileged(site: Site) -> None:
+    create(site, "wants-mig", {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_MIG_CONFIG_DEVICES": "all"}, "")
+
+    def told() -> str:
+        waiting = [
+            one["state"].get("waiting", one["state"].get("terminated", {})).get("message", "")
+            for one in site.api.get(f"{PODS}/wants-mig")["status"].get("containerStatuses", ())
+        ]
+        return " ".join(waiting)
+
+    said = "cannot set MIG_CONFIG_DEVICES in non privileged container"
+    wait_until(lambda: said in told(), SECONDS, f"the pod to say {said!r}")
+    site.api.delete(f"{PODS}/wants-mig")
+
+
+def observed(site: Site, node: str) -> Object:
+    try:
+        found: Object = site.api.get(f"/apis/gpusharing.dev/v1alpha1/gpunodes/{node}")
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return {}
+    return dict(found.get("status", {}).get("observed") or {})
+
+
+def reports(site: Site, node: str) -> bool:
+    return bool(observed(site, node))
+
+
+def rights(site: Site, namespace: str, what: str) -> Object:
+    """What a program in this container may do, as the kernel tells it."""
+    told: Object = json.loads(site.kubectl("-n", namespace, "exec", what, "--", "python3", "-c", READ_RIGHTS))
+    return told
+
+
+def create(site: Site, name: str, environ: dict[str, str], script: str) -> None:
+    container = {
+        "name": "main",
+        "image": site.image.reference,
+        "command": ["python3", "-c", script],
+        "env": [{"name": key, "value": value} for key, value in environ.items()],
+    }
+    spec = {"runtimeClassName": "nvidia", "restartPolicy": "Never", "containers": [container]}
+    site.api.create(PODS, {"metadata": {"name": name}, "spec": spec})
+
+
+def run_to_end(site: Site, name: str, environ: dict[str, str], script: str) -> str:
+    """What a pod of our image printed."""
+    create(site, name, environ, script)
+
+    def ended() -> bool:
+        return site.api.get(f"{PODS}/{name}")["status"].get("phase") in ("Succeeded", "Failed")
+
+    wait_until(ended, SECONDS, f"pod {name} to end")
+    said = site.kubectl("logs", name)
+    site.api.delete(f"{PODS}/{name}")
+    return said
