@@ -213,6 +213,25 @@ async def test_kopf_calls_the_server_by_the_name_that_the_kubeconfig_gives(tmp_p
     assert set(identity.called) == {"kubernetes"}
 
 
+async def test_a_stopped_watch_waits_for_no_answer_of_the_server_and_leaves_no_connection_over_tls(
+    tmp_path: Path,
+) -> None:
+    """asyncio complains about a connection that nobody ended when it is collected."""
+    identity = Identity(tmp_path / "pki")
+    async with fake_server(identity.context()) as server:
+        server.cluster.add(POLICIES, policy("pool-a"))
+        login = NamedLogin(server.url, ssl.create_default_context(cadata=identity.authority))
+        async with watching(server, login) as running:
+            await running.told("pool-a")
+            running.task.cancel()
+            await asyncio.sleep(0)  # it passes the word on to kopf's thread
+            await asyncio.sleep(0)
+            kopf = next(thread for thread in threading.enumerate() if thread.name == "kopf")
+            kopf.join(PATIENCE)  # this thread is the server, too: it answers nothing meanwhile
+            assert not kopf.is_alive()
+        gc.collect()
+
+
 async def test_a_stopped_watch_leaves_no_thread_and_no_connection(server: FakeServer) -> None:
     async with watching(server) as running:
         await running.told("pool-a")

@@ -6,6 +6,7 @@ No change handlers, indexes, timers, daemons or kopf finalizers: kopf writes not
 import asyncio
 import ssl
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -142,8 +143,7 @@ class PolicyWatch:
 
     async def _once(self) -> None:
         """One life of kopf."""
-        ours, theirs = asyncio.get_running_loop(), asyncio.new_event_loop()
-        _keep_tasks(theirs)
+        ours, theirs = asyncio.get_running_loop(), KopfLoop()
         sessions: list[aiohttp.ClientSession] = []
         life = theirs.create_task(self._life(ours, sessions), name="kopf")
         ended: asyncio.Future[BaseException | None] = ours.create_future()
@@ -189,28 +189,45 @@ class PolicyWatch:
         return await self._login.access(), await self._login.token()
 
 
-def _keep_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """asyncio refers to tasks weakly: those of a kopf that is cancelled while it starts would be lost, not ended."""
-    kept: set[asyncio.Task[Any]] = set()
+class KopfLoop(asyncio.SelectorEventLoop):
+    """An event loop that knows its tasks and its connections, so that none is left when it is closed.
 
-    def remember(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    asyncio refers to tasks weakly: those of a kopf that is cancelled while it starts would be lost, not ended. And
+    aiohttp forgets a connection as soon as it has asked for its end, which over TLS waits for the server's answer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._connections: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self.set_task_factory(self._remember)
+
+    async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """See asyncio.loop.create_connection."""
+        made = await super().create_connection(*args, **kwargs)
+        self._connections.add(made[0])
+        return made
+
+    def abort_connections(self) -> None:
+        """Wait for no farewell any more. They end in the next turn of the loop."""
+        for transport in list(self._connections):
+            transport.abort()
+
+    def _remember(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
-        kept.add(task)
-        task.add_done_callback(kept.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
-    loop.set_task_factory(remember)
 
-
-def _run(
-    loop: asyncio.AbstractEventLoop, life: asyncio.Task[None], sessions: list[aiohttp.ClientSession]
-) -> None:
+def _run(loop: KopfLoop, life: asyncio.Task[None], sessions: list[aiohttp.ClientSession]) -> None:
     """kopf's thread: run its loop until it stops. Raises what stopped it."""
     try:
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(life)
     finally:
         loop.run_until_complete(_clear_up(sessions))
+        loop.abort_connections()
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
