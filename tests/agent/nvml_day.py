@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hack.nvmlsim.simulator import Simulator
 from hack.sim.gpu import HANGING
 from tests.agent.nvml_process import do
 from tests.fakes.gpus import FixedPods, OneNode
-from tests.fakes.virtualtime import run_virtually
+from tests.fakes.virtualtime import PATIENCE, run_virtually
 
 from gpusharing.agent.library import Reading
 from gpusharing.agent.loop import AgentLoop
@@ -128,8 +129,11 @@ class Day:
         self.hands.do("clear_faults")
 
     async def _hangs(self) -> None:
-        self.hands.do("inject", "nvmlDeviceGetComputeMode", "hang")
+        await asyncio.sleep(
+            1
+        )  # readings begin in step with the hour; none is under way now that would hang too
         self.library.hanging = True
+        self.hands.do("inject", "nvmlDeviceGetComputeMode", "hang")
         await asyncio.sleep(300)
         assert self.node.observed is not None
         assert self.node.observed.error.startswith("NVMLHung: ")
@@ -162,6 +166,16 @@ def heap() -> int:
     return int(getattr(function(), f"field{MallInfo.in_use}"))
 
 
+def threads() -> int:
+    """Threads of this process. One that Python has ended is the system's for a moment more."""
+    patient_until = time.monotonic() + PATIENCE
+    while (count := len(os.listdir("/proc/self/task"))) > threading.active_count():
+        if time.monotonic() > patient_until:
+            break
+        time.sleep(0.001)
+    return count
+
+
 def held() -> dict[str, int]:
     """What this process holds now: Python's memory, C's, all its memory, files and threads."""
     gc.collect()
@@ -171,7 +185,7 @@ def held() -> dict[str, int]:
         "heap": heap(),
         "rss": pages * resource.getpagesize(),
         "files": len(os.listdir("/proc/self/fd")),
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": threads(),
         "objects": len(gc.get_objects()),
     }
 
