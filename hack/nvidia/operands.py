@@ -14,7 +14,7 @@ from hack.nvidia import build
 from hack.nvidia.migmanager import MigManager
 from hack.nvidia.mounts import Mount
 from hack.nvidia.podrights import command_around
-from hack.nvidia.sandbox import Sandbox
+from hack.nvidia.sandbox import ProcessView, Sandbox
 from hack.nvidia.tasks import PodProcesses, SandboxTask, Task
 from hack.stage import Process
 
@@ -139,15 +139,19 @@ class Programs:
         return self._configured(pod, "mps-control-daemon", added=True)
 
     def _configured(self, pod: Object, program: str, *flags: str, added: bool = False) -> PodProcesses:
-        """A program with config-manager as its init container and as its sidecar, as in NVIDIA's three DaemonSets."""
-        folder = self.sandbox.folder / "pods" / f"{program}-{_uid(pod)[:8]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        config = folder / "config.yaml"
-        manager = partial(self._config_manager, program, config)
+        """A program with config-manager as its init container and as its sidecar, as in NVIDIA's three DaemonSets.
+
+        The pod has `shareProcessNamespace`: config-manager goes through all processes to find the one to signal, and
+        gives up at the first one that it cannot read. It must not meet those of other pods.
+        """
+        name = f"pods/{program}-{_uid(pod)[:8]}"
+        config = self.sandbox.folder / name / "config.yaml"
+        proc = self.sandbox.process_view(f"{name}/proc")
+        manager = partial(self._config_manager, program, config, proc)
         main = SandboxTask(
             self.sandbox, program, "--config-file", str(config), *flags,
             log=self.sandbox.folder / f"{program}.log", extra={"NODE_NAME": self.node},
-            added=[MPS_FOLDER] if added else (),
+            added=[MPS_FOLDER] if added else (), proc=proc,
         )  # fmt: skip
 
         def init() -> bool:
@@ -159,12 +163,12 @@ class Programs:
         tasks: list[Task] = [main, manager("--send-signal=true", "--signal", "1")]
         return PodProcesses(_uid(pod), tasks, init)
 
-    def _config_manager(self, program: str, config: Path, *flags: str) -> SandboxTask:
+    def _config_manager(self, program: str, config: Path, proc: ProcessView, *flags: str) -> SandboxTask:
         return SandboxTask(
             self.sandbox, "config-manager", "--node-name", self.node, "--kubeconfig", str(self.kubeconfig),
             "--config-file-srcdir", str(self.plugin_configs.folder), "--config-file-dst", str(config),
             "--fallback-strategies", "empty", "--process-to-signal", str(build.program(program)), *flags,
-            log=self.sandbox.folder / f"config-manager-{program}.log",
+            log=self.sandbox.folder / f"config-manager-{program}.log", proc=proc,
         )  # fmt: skip
 
     def _agent(self, pod: Object) -> PodProcesses:

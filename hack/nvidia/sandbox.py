@@ -24,12 +24,12 @@ WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-
 """Root, as in a container that is neither privileged nor has the capability: NVML's administrator no more."""
 KUBELET_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
-# $1 the folder of this sandbox, $2 folders to add to the root, $3 bind mounts as "source target" lines, then the
-# program. /proc is a folder of links to the real entries (below real-proc), which keeps those of the processes.
+# $1 the folder of this sandbox, $2 what lies at /proc, $3 folders to add to the root, $4 bind mounts as "source target"
+# lines, then the program. /proc is a folder of links to the real entries (below real-proc), but for the processes.
 # A folder that the root lacks is never made there: the program gets a root of its own that holds all the old ones.
 _ENTER = """
 set -e
-box=$1; added=$2; binds=$3; shift 3
+box=$1; proc=$2; added=$3; binds=$4; shift 4
 root=
 mount --rbind /proc "$box/real-proc"
 if test -n "$added"; then
@@ -58,7 +58,7 @@ printf '%s\\n' "$binds" | while read -r source target; do
 done
 mount --bind "$box/pci" "$root/sys/bus/pci/devices"
 test ! -d "$root/usr/share/misc" || mount --bind "$box/misc" "$root/usr/share/misc"
-mount --bind "$box/proc" "$root/proc"
+mount --bind "$proc" "$root/proc"
 test -z "$root" || exec chroot "$root" "$@"
 exec "$@"
 """
@@ -103,9 +103,9 @@ class Sandbox:
         self.simulator = simulator
         self.folder = folder.resolve()
         self.plugins = self.folder / "device-plugins"
-        for name in ("real-proc", "proc", "pci", "misc", "bin", "device-plugins", "root", "added"):
+        for name in ("real-proc", "pci", "misc", "bin", "device-plugins", "root", "added"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._write_proc()
+        self.proc = self.process_view("proc")
         self._write_pci()
         self._write_stubs()
 
@@ -121,9 +121,11 @@ class Sandbox:
         binds: Mapping[Path, Path] | None = None,
         added: Sequence[str] = (),
         limits: Sequence[str] = (),
+        proc: "ProcessView | None" = None,
     ) -> list[str]:
         """The command line that runs `program` (one of NVIDIA's) in here.
 
+        `proc`: the processes that it sees; none without it.
         `limits`: the command that runs it with fewer rights (WITHOUT_SYS_ADMIN), inside its namespace.
         `binds`: target → source. `added`: names of folders in the root that this machine may lack (`mps` for
         `/mps`); they lie below `added` in the sandbox's folder and are shared by the programs that name them.
@@ -133,7 +135,8 @@ class Sandbox:
         roots = " ".join(f"/{name}" for name in added)
         lines = "\n".join(f"{source} {target}" for target, source in (binds or {}).items())
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sandbox"]
-        return [*enter, str(self.folder), roots, lines, *limits, str(build.program(program)), *arguments]
+        box = [str(self.folder), str((proc or self.proc).folder), roots, lines]
+        return [*enter, *box, *limits, str(build.program(program)), *arguments]
 
     def run(
         self,
@@ -163,6 +166,7 @@ class Sandbox:
         binds: Mapping[Path, Path] | None = None,
         added: Sequence[str] = (),
         limits: Sequence[str] = (),
+        proc: "ProcessView | None" = None,
     ) -> "subprocess.Popen[str]":
         """Start a program whose output goes to `log`. It replaces the shell: its pid is the one returned.
 
@@ -171,7 +175,7 @@ class Sandbox:
         """
         _check_host_root(program, arguments, extra or {})
         return subprocess.Popen(
-            self.command(program, *arguments, binds=binds, added=added, limits=limits),
+            self.command(program, *arguments, binds=binds, added=added, limits=limits, proc=proc),
             env=self.environment(extra),
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -179,24 +183,9 @@ class Sandbox:
             start_new_session=True,
         )
 
-    def show_process(self, pid: int) -> None:
-        """Let the programs in here see this process in /proc, where they see no other one."""
-        _link(self.folder / "proc" / str(pid), self.folder / "real-proc" / str(pid))
-
-    def hide_process(self, pid: int) -> None:
-        """It has ended."""
-        (self.folder / "proc" / str(pid)).unlink(missing_ok=True)
-
-    def _write_proc(self) -> None:
-        """The real entries as links, without those of the processes, plus what the driver would add."""
-        proc = self.folder / "proc"
-        for entry in os.listdir("/proc"):
-            if not entry.isdigit() and entry not in ("modules", "driver"):
-                _link(proc / entry, self.folder / "real-proc" / entry)
-        (proc / "modules").write_text("nvidia 1000000 0 - Live 0x0000000000000000 (SIMULATED)\n")
-        caps = proc / "driver" / "nvidia-caps"
-        caps.mkdir(parents=True, exist_ok=True)
-        (caps / "mig-minors").write_text(mig_minors(len(self.simulator.show()["gpus"])))
+    def process_view(self, name: str) -> "ProcessView":
+        """A /proc for the programs that see each other's processes and no others: those of one pod."""
+        return ProcessView(self.folder / name, self.folder / "real-proc", len(self.simulator.show()["gpus"]))
 
     def _write_pci(self) -> None:
         """The GPUs in sysfs, and their names in a pci.ids of their own."""
@@ -212,6 +201,29 @@ class Sandbox:
             stub.chmod(0o755)
         for name in build.MIG_PARTED.programs:
             _link(self.folder / "bin" / name, build.program(name))
+
+
+class ProcessView:
+    """What lies at /proc: the real entries as links, what the driver would add, and of the processes those shown."""
+
+    def __init__(self, folder: Path, real: Path, gpus: int) -> None:
+        """`real`: where the real /proc is inside the namespace."""
+        self.folder, self._real = folder, real
+        caps = folder / "driver" / "nvidia-caps"
+        caps.mkdir(parents=True, exist_ok=True)
+        (caps / "mig-minors").write_text(mig_minors(gpus))
+        (folder / "modules").write_text("nvidia 1000000 0 - Live 0x0000000000000000 (SIMULATED)\n")
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() and entry not in ("modules", "driver"):
+                _link(folder / entry, real / entry)
+
+    def show(self, pid: int) -> None:
+        """A process has started."""
+        _link(self.folder / str(pid), self._real / str(pid))
+
+    def hide(self, pid: int) -> None:
+        """It has ended."""
+        (self.folder / str(pid)).unlink(missing_ok=True)
 
 
 def mig_minors(gpus: int) -> str:

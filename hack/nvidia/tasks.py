@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox
+from hack.nvidia import build
+from hack.nvidia.sandbox import KUBELET_PLUGINS, ProcessView, Sandbox
 
-STOP_SECONDS = 20.0
+START_SECONDS, STOP_SECONDS = 20.0, 20.0
 FIRST_RESTART, LAST_RESTART = 1.0, 10.0
 """Seconds between restarts of a container, doubled each time; a kubelet takes 10 s and 5 min."""
 
@@ -37,7 +38,7 @@ class Task(Protocol):
 
 
 class SandboxTask:
-    """One of NVIDIA's programs in the sandbox. The others there see it in /proc, as in a shared PID namespace."""
+    """One of NVIDIA's programs in the sandbox. Those with the same `proc` see it, as in a shared PID namespace."""
 
     def __init__(
         self,
@@ -47,13 +48,15 @@ class SandboxTask:
         log: Path,
         extra: Mapping[str, str] | None = None,
         added: Sequence[str] = (),
+        proc: ProcessView | None = None,
     ) -> None:
         self.sandbox, self.program, self.arguments = sandbox, program, arguments
+        self.proc = proc or sandbox.proc
         self.log, self.extra, self.added = log, extra, added
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """See Task."""
+        """See Task. It returns when the program itself runs, as a container runtime does: whoever looks finds it."""
         with self.log.open("a") as log:
             self._process = self.sandbox.start(
                 self.program,
@@ -62,8 +65,10 @@ class SandboxTask:
                 extra=self.extra,
                 binds={KUBELET_PLUGINS: self.sandbox.plugins},
                 added=self.added,
+                proc=self.proc,
             )
-        self.sandbox.show_process(self._process.pid)
+        self._wait_for_program(self._process)
+        self.proc.show(self._process.pid)
 
     def alive(self) -> bool:
         """See Task."""
@@ -98,8 +103,17 @@ class SandboxTask:
                     self._process.wait(STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):  # children it may leave behind
             os.killpg(self._process.pid, signal.SIGKILL)
-        self.sandbox.hide_process(self._process.pid)
+        self.proc.hide(self._process.pid)
         self._process = None
+
+    def _wait_for_program(self, process: "subprocess.Popen[str]") -> None:
+        """Before it there are `unshare` and a shell, and for a moment of each exec no command line at all."""
+        wanted = os.fsencode(build.program(self.program)) + b"\0"
+        deadline = time.monotonic() + START_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            if Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(wanted):
+                return
+            time.sleep(0.005)
 
 
 class Container:
@@ -112,10 +126,12 @@ class Container:
 
     def look(self) -> None:
         """Start it when it does not run, unless it has ended too often of late."""
-        now = time.monotonic()
-        if self.task.alive() or now < self._not_before:
+        if self.task.alive():
             return
-        self.task.stop()  # what is left of the last one
+        self.task.stop()  # what is left of the last one: a pod sees no process that has ended, however long it waits
+        now = time.monotonic()
+        if now < self._not_before:
+            return
         self.task.start()
         self._not_before, self._pause = now + self._pause, min(self._pause * 2, LAST_RESTART)
 

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
+from hack.cluster.process import wait_until
+from hack.nvidia.mounts import Mount
+from hack.nvidia.operands import GFD, Programs
+from hack.nvidia.tasks import SandboxTask
 from hack.results import Asked
 from tests.configs import make_shared
-from tests.nvidia.configured import ConfiguredNode
+from tests.nvidia.configured import NODES, ConfiguredNode
 from tests.nvidia.conftest import Count, MakeSandbox
-from tests.nvidia.programs import ProgramEnded, served
+from tests.nvidia.programs import SECONDS, ProgramEnded, served
 
-from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_GPU_REPLICAS, LABEL_PLUGIN_CONFIG
 from gpusharing.planning import pluginconfig
 from gpusharing.planning.pluginconfig import PluginConfig, key_for
 
@@ -89,3 +93,35 @@ def test_the_init_container_ends_with_the_fallback_whatever_the_label_says(
     assert node.link.readlink() == Path("/dev/null")
     assert served(node.sandbox, node.link.read_text(), 1) == {"nvidia.com/gpu": 2}, "whole GPUs, unshared"
     count(MODEL, Asked.BAD_INPUT)
+
+
+def test_what_ends_in_another_pod_of_the_node_keeps_no_program_from_its_signal(
+    plane: ControlPlane, make_sandbox: MakeSandbox, tmp_path: Path
+) -> None:
+    """It reads the command lines of all processes that it sees, and ends at one that is over: of its own pod only."""
+    node, key = f"{NODES}/two-pods", LABEL_PLUGIN_CONFIG
+    plane.api.create(NODES, {"metadata": {"name": "two-pods", "labels": {key: KEY_FULL}}})
+    programs = Programs(
+        plane.api, "two-pods", plane.kubeconfig, make_sandbox(MODEL), Mount(tmp_path / "plugin"),
+        Mount(tmp_path / "mig"), tmp_path / "podresources.sock",
+    )  # fmt: skip
+    programs.plugin_configs.take({KEY_FULL: FULL, KEY_SHARED: SHARED})
+    pod = programs.of({"metadata": {"name": GFD, "uid": "0123456789", "labels": {"app": GFD}}})
+    assert pod is not None
+    # Without arguments it ends at once. Many: in which order they are gone through is the file system's affair.
+    others = [SandboxTask(programs.sandbox, "config-manager", log=tmp_path / "others.log") for _ in range(16)]
+
+    def replicas(count: int) -> bool:
+        pod.look()
+        return programs.labels.exists() and f"{LABEL_GPU_REPLICAS}={count}\n" in programs.labels.read_text()
+
+    try:
+        wait_until(lambda: replicas(1), SECONDS, "the labels of whole GPUs")
+        for other in others:
+            other.start()
+        plane.api.merge_patch(node, {"metadata": {"labels": {key: KEY_SHARED}}})
+        wait_until(lambda: replicas(4), SECONDS, "the labels of shared GPUs")
+    finally:
+        pod.stop()
+        for other in others:
+            other.stop()
