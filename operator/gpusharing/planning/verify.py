@@ -312,7 +312,9 @@ def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dic
 def _gfd(case: Case) -> Mismatch | None:
     labels = case.node.labels
     if case.evidence.gfd_timestamp and labels.get(names.LABEL_GFD_TIMESTAMP) == case.evidence.gfd_timestamp:
-        return Mismatch(Reason.LABEL_MISMATCH, "GPU Feature Discovery has not started anew since the change")
+        # config-manager changes the configuration, then signals; when it fails in between, nobody signals again.
+        text = f"has not started anew since the change; when this lasts, delete its pod on {case.node.name}"
+        return Mismatch(Reason.LABEL_MISMATCH, f"GPU Feature Discovery {text}")
     possible = expected_gfd_labels(case)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
     # Whose labels these seem to be: of several models, the one whose product they show.
