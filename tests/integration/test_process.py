@@ -45,19 +45,31 @@ class Watched:
     def wait(self, path: str, status: int, *texts: str) -> str:
         """Until it answers so."""
 
+        said = ""
+
         def holds() -> bool:
-            code, text = self.get(path)
-            return code == status and all(part in text for part in texts)
+            nonlocal said
+            code, said = self.get(path)
+            return code == status and all(part in said for part in texts)
 
         try:
             wait_until(holds, SECONDS, f"{path} to answer {status} {texts}")
         except TimeoutError as error:
             raise TimeoutError(f"{error}; it answers {self.get(path)}; {self.log()[-2000:]}") from None
-        return self.get(path)[1]
+        return said
 
     def log(self) -> str:
         """What it wrote so far."""
         return self.process.log.read_text()
+
+    def wait_for_log(self, part: str) -> None:
+        """Until it has written a line with this in it; every line of the log is JSON."""
+
+        def holds() -> bool:
+            whole = self.log().rpartition("\n")[0]
+            return any(part in json.dumps(json.loads(line)) for line in whole.splitlines())
+
+        wait_until(holds, SECONDS, f"{part!r} in the log")
 
 
 @contextlib.contextmanager
@@ -202,15 +214,13 @@ def test_without_rights_the_message_names_verb_resource_and_chart_value(
     process = watched.process
     process.environment = {**process.environment, "KUBECONFIG": str(kubeconfig)}
     with process:
-        text = watched.wait("/readyz", 503, "nodes: ")
+        # Before the first answers each part says that it has none yet.
+        text = watched.wait("/readyz", 503, "nodes: no right to list nodes", "lease: no right to get leases")
         line = next(line for line in text.splitlines() if line.startswith("nodes: "))
-        assert "no right to list nodes" in line
         assert "rbac.create" in line
         assert "system:serviceaccount:gpusharing:default" in line
         assert watched.get("/healthz") == (200, "ok\n"), "a restart would not help"
-        assert "lease: no right to get leases" in text
-        told = [json.loads(row) for row in watched.log().splitlines()]
-        assert any("rbac.create" in json.dumps(row) for row in told), "the log says it as well"
+        watched.wait_for_log("rbac.create")
 
 
 def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) -> None:
