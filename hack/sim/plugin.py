@@ -65,8 +65,11 @@ def parse_config(text: str, strategy: str = "") -> PluginConfig:
 def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | None:
     """The key that config-manager loads: the label's, else the default's, else the empty configuration ("").
 
-    None: the key does not exist and config-manager exits 1 (b.4).
+    None: the key does not exist, or none does at all, and config-manager exits 1 (b.4; 0.19.3 "no configuration files
+    available").
     """
+    if not keys:
+        return None
     wanted = label or default
     return wanted if not wanted or wanted in keys else None
 

@@ -27,6 +27,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, POLICIES
+from gpusharing.planning.pluginconfig import NEUTRAL_KEY
 
 CHANGES = list(itertools.permutations(MODES, 2))
 
@@ -243,7 +244,7 @@ async def test_config_maps_hold_what_is_used_and_nothing_else() -> None:
             await stage.ready()
         await asyncio.sleep(5)
         plugin = stage.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
-        assert list(plugin) == [stage.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG]]
+        assert set(plugin) == {stage.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG], NEUTRAL_KEY}
         mig = stage.e.cluster.get(CONFIG_MAPS, "gpusharing-mig-parted", "gpu-operator")["data"]["config.yaml"]
         assert "pool-b-" not in mig
         assert "all-disabled" in mig

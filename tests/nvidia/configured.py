@@ -28,12 +28,12 @@ class ConfiguredNode:
         self.api.create(NODES, {"metadata": {"name": name, "labels": {LABEL_PLUGIN_CONFIG: first}}})
         self.program = self.start()
 
-    def start(self, *flags: str) -> Program:
-        """Start config-manager."""
+    def start(self, *flags: str, fallback: str = "empty") -> Program:
+        """Start config-manager; `fallback`: the GPU Operator's, or `named,single` as NVIDIA's own chart gives."""
         return Program(
             self.sandbox, "config-manager", "--node-name", self.name, "--kubeconfig", self.kubeconfig,
             "--config-file-srcdir", str(self.source), "--config-file-dst", str(self.link), "--send-signal=false",
-            "--fallback-strategies", "empty", *flags,
+            "--fallback-strategies", fallback, *flags,
         )  # fmt: skip
 
     def label(self, value: str) -> None:

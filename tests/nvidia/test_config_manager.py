@@ -18,7 +18,7 @@ from tests.nvidia.programs import SECONDS, ProgramEnded, served
 
 from gpusharing.api.names import LABEL_GPU_REPLICAS, LABEL_PLUGIN_CONFIG
 from gpusharing.planning import pluginconfig
-from gpusharing.planning.pluginconfig import PluginConfig, key_for
+from gpusharing.planning.pluginconfig import NEUTRAL, NEUTRAL_KEY, PluginConfig, key_for
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -125,3 +125,22 @@ def test_what_ends_in_another_pod_of_the_node_keeps_no_program_from_its_signal(
         pod.stop()
         for other in others:
             other.stop()
+
+
+@pytest.mark.parametrize(("fallback", "linked"), [("empty", "null"), ("named,single", NEUTRAL_KEY)])
+def test_without_any_entry_it_ends_and_with_our_neutral_one_it_starts(
+    fallback: str, linked: str, plane: ControlPlane, make_sandbox: MakeSandbox, count: Count
+) -> None:
+    """As a node without a label meets our ConfigMap before the first policy, in both of NVIDIA's installations."""
+    name = f"neutral-{linked}"
+    node = ConfiguredNode(plane, make_sandbox(MODEL, MODEL), name, {}, "")
+    try:
+        with pytest.raises(ProgramEnded, match="no configuration files available"):
+            node.program.wait(lambda: False)
+        (node.source / NEUTRAL_KEY).write_text(NEUTRAL)
+        node.program = node.start(fallback=fallback)
+        node.wait_for(linked)
+        assert served(node.sandbox, node.link.read_text(), 1) == {"nvidia.com/gpu": 2}, "whole GPUs, unshared"
+    finally:
+        node.program.stop()
+    count(MODEL, Asked.BAD_INPUT)

@@ -1,6 +1,6 @@
 """What the two ConfigMaps hold: every policy's entries before any label, and none that a Node still names goes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,15 @@ from tests.planning.cases import pair_of
 from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
 from gpusharing.planning.configmaps import plan_config, referenced
-from gpusharing.planning.pluginconfig import PluginConfig, Sharing, key_for, render
+from gpusharing.planning.pluginconfig import (
+    NEUTRAL,
+    NEUTRAL_KEY,
+    PluginConfig,
+    Sharing,
+    key_for,
+    parse,
+    render,
+)
 from gpusharing.planning.records import Verified
 from gpusharing.planning.stackviews import StackView
 from gpusharing.planning.views import NodeView, PolicyView
@@ -133,6 +141,49 @@ def test_entries_merged_before_stay_while_the_admins_file_cannot_be_read() -> No
     assert "mine" not in migfile.parse(change.mig_file)
 
 
+# --- the neutral entry ------------------------------------------------------------------------------
+
+
+def after(stack: StackView, *policies: PolicyView, nodes: Sequence[NodeView] = ()) -> Mapping[str, str]:
+    """The plugin's configurations as they will be."""
+    change, _ = plan_config(policies, nodes, MODELS, {}, stack)
+    return stack.plugin_configs if change is None else change.plugin_configs
+
+
+def test_without_a_policy_the_plugins_configmap_holds_the_neutral_entry_and_no_other() -> None:
+    """config-manager ends when there is no entry at all: the device plugin's and GFD's pods would not start."""
+    assert after(make_stack()) == {NEUTRAL_KEY: NEUTRAL}
+    assert after(make_stack(OLD)) == {NEUTRAL_KEY: NEUTRAL}, "also after the last policy"
+
+
+def test_the_neutral_entry_shares_nothing_and_is_the_one_that_the_fallback_named_takes() -> None:
+    assert (NEUTRAL_KEY, parse(NEUTRAL)) == ("default", PluginConfig())
+
+
+def test_the_neutral_entry_is_no_entry_that_only_nodes_keep() -> None:
+    assert plan_config([], [], MODELS, {}, make_stack()) == (None, False)
+
+
+def test_the_neutral_entry_is_put_right_and_put_back() -> None:
+    edited = {**make_stack(OLD).plugin_configs, NEUTRAL_KEY: "version: v2\n"}
+    gone = {key: text for key, text in edited.items() if key != NEUTRAL_KEY}
+    for found in (edited, gone):
+        assert after(make_stack(OLD, plugin_configs=found), OLD)[NEUTRAL_KEY] == NEUTRAL
+
+
+def test_an_entry_of_an_admin_under_the_neutral_name_stays_while_the_clusterpolicy_or_a_node_names_it() -> (
+    None
+):
+    """Nodes without a label run with it: it must not change its meaning under them."""
+    theirs = render(PluginConfig("mixed"))
+    named = make_stack(
+        plugin_configs={NEUTRAL_KEY: theirs}, cluster_policy=make_cluster_policy(plugin_default=NEUTRAL_KEY)
+    )
+    labelled = make_node(labels={PLUGIN: NEUTRAL_KEY})
+    assert after(named)[NEUTRAL_KEY] == theirs
+    assert after(make_stack(plugin_configs={NEUTRAL_KEY: theirs}), nodes=[labelled])[NEUTRAL_KEY] == theirs
+
+
 # --- behind the operator's back --------------------------------------------------------------------
 
 
@@ -215,7 +266,7 @@ def test_a_missing_config_map_is_written_even_when_no_policy_needs_it() -> None:
     stack = make_stack(cluster_policy=make_cluster_policy(), plugin_map_exists=False)
     change, _ = plan_config([], [], MODELS, {}, stack)
     assert change is not None
-    assert change.plugin_configs == {}
+    assert change.plugin_configs == {NEUTRAL_KEY: NEUTRAL}
 
 
 def test_a_policy_that_cannot_be_read_adds_nothing() -> None:
@@ -255,7 +306,7 @@ def test_mps_and_mig_bring_the_configuration_of_the_stop_between_them() -> None:
 def test_a_policy_without_mps_and_mig_needs_no_stop() -> None:
     change, _ = plan_config([NEW], [], MODELS, {}, make_stack())
     assert change is not None
-    assert list(change.plugin_configs) == [pair_of(NEW)[1]]
+    assert set(change.plugin_configs) == {pair_of(NEW)[1], NEUTRAL_KEY}
 
 
 def test_the_stop_stays_for_a_node_on_its_way_whose_policy_changed_its_mind() -> None:

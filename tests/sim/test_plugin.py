@@ -142,3 +142,7 @@ def test_unknown_fields_are_ignored_and_cluster_policy_beats_the_file() -> None:
 )
 def test_config_manager_chooses_the_key(label: str | None, default: str, key: str | None) -> None:
     assert choose_key(label, ("a", "b"), default) == key
+
+
+def test_config_manager_ends_when_there_is_no_configuration_at_all() -> None:
+    assert choose_key(None, (), "") is None

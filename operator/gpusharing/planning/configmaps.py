@@ -1,7 +1,8 @@
 """What the two ConfigMaps must hold (design.md section 5), and what may go.
 
 An entry is added when a policy is accepted, before any label points at it. It goes only when no policy, Node
-label, fence or last verified pair names it: a missing key crash-loops the device plugin (nvidia-actuators.md b.4).
+label, fence or last verified pair names it: a missing key crash-loops the device plugin (nvidia-actuators.md b.4). The
+neutral entry never goes: a ConfigMap without any entry does the same.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -35,8 +36,10 @@ def plan_config(
         return None, False
     plugin, entries = _wanted(policies, models, plugins, stack, wish_of)
     present = migfile.parse(stack.mig_file)
-    unclaimed = (stack.plugin_configs.keys() - plugin.keys()) | (present.keys() - entries.keys())
+    neutral = {pluginconfig.NEUTRAL_KEY}
+    unclaimed = (stack.plugin_configs.keys() - plugin.keys() - neutral) | (present.keys() - entries.keys())
     _retain(plugin, entries, nodes, stack)
+    plugin.setdefault(pluginconfig.NEUTRAL_KEY, pluginconfig.NEUTRAL)
     if (
         plugin == dict(stack.plugin_configs)
         and stack.plugin_map_exists

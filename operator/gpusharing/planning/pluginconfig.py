@@ -17,6 +17,14 @@ from gpusharing.planning.yamltext import Unreadable, read_yaml
 MigStrategy = Literal["none", "single", "mixed"]
 STRATEGIES: Mapping[str, MigStrategy] = {"none": "none", "single": "single", "mixed": "mixed"}
 
+NEUTRAL_KEY, NEUTRAL = "default", "version: v1\n"
+"""The entry that is always there, and its text: nothing is shared, every flag is the plugin's own.
+
+config-manager 0.19.3 ends with "no configuration files available" when there is no entry at all, and the pods of the
+device plugin and GFD do not start. Where no label and no DEFAULT_CONFIG names an entry, its fallback `named` takes the
+one of this name; without it, `single` would take the only entry there is, which is some policy's
+(cmd/config-manager/main.go, b.4). The GPU Operator's fallback is `empty`, which means the same as this text.
+"""
 
 SharingStrategy = Literal["time-slicing", "mps"]
 """As GFD writes it into nvidia.com/gpu.sharing-strategy."""
