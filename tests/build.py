@@ -299,6 +299,7 @@ def make_cluster_policy(
         mig_manager_enabled=mig_manager_enabled,
         mig_config_name=mig_config_name,
         with_reboot=with_reboot,
+        plain=None,
         **texts,
     )
 

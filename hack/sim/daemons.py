@@ -19,6 +19,7 @@ MIG_MANAGER = "nvidia-mig-manager"
 MIG_MANAGER_SET = "nvidia-mig-manager-daemonset"
 LABEL_MPS_DAEMON = "app"
 MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
+PLAIN_PLUGIN = "nvidia-device-plugin"
 MPS_SELECTOR = {LABEL_MPS_CAPABLE: "true", f"{LABEL_DEPLOY_PREFIX}device-plugin": "true"}
 """Its node selector (GO:assets/state-mps-control-daemon)."""
 
@@ -121,7 +122,9 @@ def agent_pods(cluster: Cluster) -> DaemonPods:
 
 
 def mps_pods(cluster: Cluster) -> DaemonPods:
-    """Pods of nvidia-device-plugin-mps-control-daemon."""
+    """Pods of nvidia-device-plugin-mps-control-daemon; those of the device-plugin chart have the plugin's labels."""
+    if cluster.settings.plain_config:
+        return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
 
 
@@ -138,10 +141,12 @@ def players(
     """The DaemonSets that we play; none where a real controller does."""
     if not cluster.settings.play_daemon_sets:
         return ()
-    found = [
-        DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, {LABEL_DEPLOY_MIG_MANAGER: "true"}, spawn),
-        DaemonSetPlayer(cluster, mps, MPS_DAEMON, MPS_SELECTOR, spawn),
-    ]
+    plain = bool(cluster.settings.plain_config)
+    mps_selector = {LABEL_MPS_CAPABLE: "true"} if plain else MPS_SELECTOR
+    found = [DaemonSetPlayer(cluster, mps, MPS_DAEMON, mps_selector, spawn)]
+    if not plain:
+        selector = {LABEL_DEPLOY_MIG_MANAGER: "true"}
+        found.insert(0, DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, selector, spawn))
     if cluster.settings.agents:
         found.append(DaemonSetPlayer(cluster, agents, AGENT, {"nvidia.com/gpu.present": "true"}, spawn))
     return tuple(found)

@@ -21,6 +21,15 @@ class ClusterPolicy:
     mig_config: str = ""
     mig_default: str = "all-disabled"
     with_reboot: bool = False
+    plain: bool = False
+    """No GPU Operator: NVIDIA's device-plugin chart alone, with its `config.name` set. Its DaemonSets ask no label."""
+
+
+def chosen(plain_config: str) -> ClusterPolicy:
+    """What holds before any ClusterPolicy is seen, and for ever on the plain stack."""
+    if not plain_config:
+        return ClusterPolicy()
+    return ClusterPolicy(plugin_config=plain_config, mig_default="", plain=True)
 
 
 def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
@@ -43,6 +52,8 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
 
 def operator_labels(labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool) -> dict[str, str]:
     """Labels that the GPU Operator adds when it looks at a GPU node: what is absent or empty, nothing else (d.2)."""
+    if policy.plain:
+        return {}
     wanted = {LABEL_GPU_PRESENT: "true"}
     wanted |= {f"{LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in OPERANDS}
     if mig_capable:

@@ -29,8 +29,11 @@ class Configured:
         self._pod_started = 0.0
 
     def deployed(self) -> bool:
-        """The DaemonSet's node selector."""
-        return self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
+        """The DaemonSet's node selector; the device-plugin chart's have none of such labels."""
+        return (
+            self.cluster.policy.plain
+            or self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
+        )
 
     def key(self, *, new_pod: bool) -> str | None:
         """What config-manager would load now. Without a ConfigMap in ClusterPolicy there is no config-manager."""

@@ -74,6 +74,8 @@ class SimSettings:
     """Run the shipped agent loop for every node whose agent pod is Running."""
     agent_interval: float = 30.0
     """Seconds (real ones) between two readings of an agent that nothing wakes."""
+    plain_config: str = ""
+    """No GPU Operator, but NVIDIA's device-plugin chart with GFD and this `config.name`; empty: the GPU Operator."""
     play_daemon_sets: bool = False
     """Create the pods of mig-manager and agent ourselves: on FakeCluster, which has no controllers."""
 

@@ -18,7 +18,7 @@ from hack.sim.configmaps import MountedConfigMaps
 from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
 from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.gpuoperator import cluster_policy
+from hack.sim.gpuoperator import chosen, cluster_policy
 from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import Cluster
 from hack.sim.oddities import ODDITIES, Change
@@ -55,6 +55,7 @@ class World:
             clock=Clock(self.settings),
             log=log,
             config_maps=MountedConfigMaps(self.settings.times.config_map),
+            policy=chosen(self.settings.plain_config),
         )
         self._hardware = dict(hardware or {})
         self._agent_client = agent_client or (lambda node: client)
@@ -168,6 +169,8 @@ class World:
         self._cluster.config_maps.put(name, None if gone else raw, now)
 
     def _take_cluster_policy(self, raw: JSON, gone: bool) -> None:
+        if self._cluster.policy.plain:
+            return
         name = raw["metadata"]["name"]
         if gone:
             self._policies.pop(name, None)

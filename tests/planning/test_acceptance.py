@@ -9,7 +9,7 @@ from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 from gpusharing.api.validation import Problem
 from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.stackviews import ClusterPolicyView
+from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView
 from gpusharing.planning.views import PolicyView
 
 NAMED = make_policy(mig={"config": "all-balanced"})
@@ -19,6 +19,9 @@ UNREADABLE = replace(
     FULL, spec=None, problems=(Problem("spec.mode", "is missing"), Problem("spec.mig", "is wrong"))
 )
 NOT_OURS = make_cluster_policy("theirs")
+
+PLAIN_STACK = PlainStackView("nvdp-nvidia-device-plugin", "nvdp", True)
+PLAIN = replace(make_cluster_policy(mig_manager_enabled=False, mig_config_name=""), plain=PLAIN_STACK)
 
 OBJECTIONS: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str]] = {
     "a spec that cannot be read, field by field": (
@@ -39,6 +42,15 @@ OBJECTIONS: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, 
     "own layouts and mig-manager reads another ConfigMap": (
         LAYOUTS, make_cluster_policy(mig_config_name="default-mig-parted-config"), False,
         Reason.LAYOUTS_NEED_CONFIG_MAP, '{"spec":{"migManager":{"config":{"name":"gpusharing-mig-parted"}}}}'),
+    "the plain chart's plugin reads another ConfigMap": (
+        FULL, replace(PLAIN, plugin_config_name="theirs"), False, Reason.PLUGIN_CONFIG_NOT_OURS,
+        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --reuse-values"
+        " --set config.name=gpusharing-device-plugin"),
+    "the plain chart runs without GPU Feature Discovery": (
+        FULL, replace(PLAIN, plain=replace(PLAIN_STACK, discovers=False)), False, Reason.FEATURE_DISCOVERY_MISSING,
+        "--set gfd.enabled=true"),
+    "MIG is wanted on the plain chart": (
+        NAMED, PLAIN, False, Reason.MIG_MANAGER_MISSING, "install the NVIDIA GPU Operator"),
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from gpusharing.planning.installationviews import (
     RightState,
 )
 from gpusharing.planning.rights import Right
+from gpusharing.planning.stackviews import PlainStackView
 
 PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
 POINTED = make_cluster_policy()
@@ -58,6 +59,19 @@ def pointers(policies: tuple[Any, ...] = (), **change: Any) -> InstallationView:
 
 MIG_POLICY = make_policy(mode="MIG", mig={"strategy": "mixed", "config": "all-balanced"})
 LAYOUTS = make_policy(mode="MIG", mig={"layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]})
+
+
+def plain(
+    config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, ...] = ()
+) -> InstallationView:
+    """NVIDIA's device-plugin chart without the GPU Operator."""
+    stack = replace(
+        make_cluster_policy(config, mig_manager_enabled=False, mig_config_name=""),
+        plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers),
+    )
+    return replace(GOOD, cluster_policies=(), plain=stack, policies=policies)
+
+
 UNREADY = (PodState("a", "gpu-01", True), PodState("b", "gpu-02", False, "ImagePullBackOff: no such image"))
 TWO = tuple(ClusterPolicyState(name, state, POINTED) for name, state in (("a", "ready"), ("b", "ignored")))
 
@@ -198,6 +212,24 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.ERROR,
         "kubectl label configmap gpusharing-device-plugin",
     ),
+    "the plain chart's plugin reads nothing of ours": (
+        plain(config=""),
+        "PluginConfigNotOurs",
+        Severity.ERROR,
+        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --reuse-values --set config.name=",
+    ),
+    "the plain chart runs without GFD": (
+        plain(discovers=False),
+        "FeatureDiscoveryMissing",
+        Severity.ERROR,
+        "--set gfd.enabled=true",
+    ),
+    "MIG is wanted on the plain chart": (
+        plain(policies=(MIG_POLICY,)),
+        "MigManagerMissing",
+        Severity.ERROR,
+        "helm install gpu-operator",
+    ),
     "there is no DaemonSet": (
         replace(GOOD, agents=None),
         "AgentMissing",
@@ -298,6 +330,10 @@ def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> No
         agents(nodes=frozenset(), pods=()), unread={"nodes": "no", "pods": "no"}, operator_pods=()
     )
     assert {one.reason for one in find_findings(blind)} == {"NotReadable"}
+
+
+def test_the_plain_chart_alone_can_work() -> None:
+    assert find_findings(plain()) == ()
 
 
 def test_an_ignored_cluster_policy_is_not_judged() -> None:

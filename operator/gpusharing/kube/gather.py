@@ -200,8 +200,7 @@ class Gatherer:
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
         admin = maps.get(self.admin_mig_map) if self.admin_mig_map else None
-        cluster_policies = self.sources.cluster_policies.items
-        cluster_policy = cluster_policies[min(cluster_policies)] if cluster_policies else None
+        cluster_policy = self.sources.cluster_policy
         view = StackView(
             cluster_policy=cluster_policy,
             gpu_cluster=bool(self.sources.gpu_clusters.items),

@@ -20,6 +20,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.convert import cluster_policy_view, has_condition, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
+from gpusharing.kube.plainstack import daemon_set_view, plain_stack
 from gpusharing.kube.raw import entries, part, section, text, texts, whole
 from gpusharing.planning import rights
 from gpusharing.planning.installationviews import (
@@ -175,6 +176,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     deployment = await reader.one(DEPLOYMENTS, OPERATOR, place.namespace)
     cluster_policies = await reader.items(CLUSTER_POLICIES)
     gpu_clusters = await reader.items(GPU_CLUSTERS)
+    daemon_sets = [] if cluster_policies else await reader.items(DAEMON_SETS, place.gpu_operator_namespace)
     config_maps = await reader.config_maps()
     agents = await reader.agents()
     operator_pods = await reader.pods(place.namespace, OPERATOR)
@@ -184,6 +186,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         operator_replicas=None if deployment is None else whole(deployment, "spec", "replicas"),
         operator_pods=operator_pods,
         cluster_policies=tuple(map(_cluster_policy, cluster_policies)),
+        plain=plain_stack(map(daemon_set_view, daemon_sets)),
         gpu_cluster=bool(gpu_clusters),
         config_maps=config_maps,
         agents=agents,

@@ -10,6 +10,7 @@ from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_B
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
+    DAEMON_SETS,
     GPU_CLUSTERS,
     GPUNODES,
     JSON,
@@ -23,10 +24,11 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import Maintained, medik8s_maintenance, nvidia_maintenance
+from gpusharing.kube.plainstack import daemon_set_view, plain_stack
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, section
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.stackviews import Operand
+from gpusharing.planning.stackviews import ClusterPolicyView, Operand
 from gpusharing.planning.views import GPUNodeView, NodeView, Settings
 
 View = TypeVar("View")
@@ -118,10 +120,17 @@ class Sources:
         self.operands = follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
         self.config_maps = follow(CONFIG_MAPS, self._config_map, namespace)
         self.cluster_policies = follow(CLUSTER_POLICIES, cluster_policy_view)
+        self.daemon_sets = follow(DAEMON_SETS, daemon_set_view, namespace)
         self.gpu_clusters = follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
         self.medik8s_maintenances = follow(MEDIK8S_MAINTENANCES, medik8s_maintenance)
         self.nvidia_maintenances = follow(NVIDIA_MAINTENANCES, nvidia_maintenance)
         self._maintained = Maintained(self.medik8s_maintenances.items, self.nvidia_maintenances.items)
+
+    @property
+    def cluster_policy(self) -> ClusterPolicyView | None:
+        """What configures NVIDIA's components: ClusterPolicy, else the DaemonSets of the plain stack."""
+        found = self.cluster_policies.items
+        return found[min(found)] if found else plain_stack(self.daemon_sets.items.values())
 
     def _node(self, raw: JSON) -> NodeView:
         return node_view(raw, self._maintenance_keys)
@@ -189,6 +198,7 @@ class Sources:
         return {
             "clusterpolicies": self.cluster_policies,
             "gpuclusters": self.gpu_clusters,
+            "daemonsets": self.daemon_sets,
             "medik8s nodemaintenances": self.medik8s_maintenances,
             "nvidia nodemaintenances": self.nvidia_maintenances,
         }

@@ -10,7 +10,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.reasons import Reason
-from gpusharing.planning.stackviews import ClusterPolicyView, StackView
+from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.views import PolicyView, Settings
 
 
@@ -37,7 +37,8 @@ def find_objection(policy: PolicyView, stack: StackView, settings: Settings) -> 
         return Objection(
             Reason.CLUSTER_POLICY_MISSING,
             "no ClusterPolicy found: install the NVIDIA GPU Operator, or grant this operator list and watch on"
-            " clusterpolicies.nvidia.com (chart value rbac.create)",
+            " clusterpolicies.nvidia.com (chart value rbac.create); nor is there a device plugin of NVIDIA's chart in"
+            f" namespace {settings.gpu_operator_namespace} (chart value gpuOperator.namespace)",
         )
     for check in _CHECKS:
         if (objection := check(policy.spec, stack.cluster_policy, stack, settings)) is not None:
@@ -64,10 +65,35 @@ def _plugin_config(
     if cluster_policy.plugin_config_name == ours:
         return None
     now = cluster_policy.plugin_config_name or "not set"
+    if (plain := cluster_policy.plain) is not None:
+        return Objection(
+            Reason.PLUGIN_CONFIG_NOT_OURS,
+            f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {now}, so {ours} is not"
+            f" read; run: {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}",
+        )
     command = _patch('{"spec":{"devicePlugin":{"config":{"name":"' + ours + '"}}}}')
     return Objection(
         Reason.PLUGIN_CONFIG_NOT_OURS,
         f"ClusterPolicy devicePlugin.config.name is {now}, so {ours} is not read; run: {command}",
+    )
+
+
+def plain_upgrade(plain: PlainStackView, namespace: str, value: str) -> str:
+    """The command that sets one value of NVIDIA's device-plugin chart."""
+    release = plain.release or "RELEASE"
+    return f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values --set {value}"
+
+
+def _discovery(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+) -> Objection | None:
+    plain = cluster_policy.plain
+    if plain is None or plain.discovers:
+        return None
+    return Objection(
+        Reason.FEATURE_DISCOVERY_MISSING,
+        "GPU Feature Discovery does not run beside the device plugin, so no change could be proven; run:"
+        f" {plain_upgrade(plain, settings.gpu_operator_namespace, 'gfd.enabled=true')}",
     )
 
 
@@ -90,6 +116,12 @@ def _mig_manager(
 ) -> Objection | None:
     if spec.mode is not Mode.MIG or cluster_policy.mig_manager_enabled:
         return None
+    if cluster_policy.plain is not None:
+        return Objection(
+            Reason.MIG_MANAGER_MISSING,
+            "mode MIG needs mig-manager, which NVIDIA's device-plugin chart does not bring: install the NVIDIA GPU"
+            " Operator in its place, or use mode Full, TimeSlicing or MPS",
+        )
     command = _patch('{"spec":{"migManager":{"enabled":true}}}')
     return Objection(
         Reason.MIG_MANAGER_DISABLED, f"ClusterPolicy migManager.enabled is false; run: {command}"
@@ -126,4 +158,4 @@ def _layouts(
 
 _CHECKS: tuple[
     Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, Settings], Objection | None], ...
-] = (_plugin_config, _config_maps, _mig_manager, _strategy, _layouts)
+] = (_plugin_config, _discovery, _config_maps, _mig_manager, _strategy, _layouts)

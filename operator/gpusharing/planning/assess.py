@@ -77,10 +77,22 @@ def assess(
 
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
-    """Whether the way leads from MPS to MIG or back (nvidia-actuators.md b.5, R11)."""
+    """Whether the way leads from MPS to MIG or back (nvidia-actuators.md b.5, R11), or from MPS to MPS without a right
+    to restart its daemon, which keeps its old number of clients: on the plain stack it has to go by itself first.
+    """
     if target.with_mig:
         return uses_mps(node, observed, stack)
-    return target.mode is Mode.MPS and any(gpu.mig_enabled for gpu in observed.gpus)
+    if target.mode is not Mode.MPS:
+        return False
+    if any(gpu.mig_enabled for gpu in observed.gpus):
+        return True
+    plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
+    config = effective_plugin_config(node, stack) if plain else None
+    return (
+        config is not None
+        and not config.same_effect(target.plugin, with_mig=False)
+        and uses_mps(node, observed, stack)
+    )
 
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:

@@ -165,9 +165,11 @@ def _actuator(case: NodeCase) -> Gate | None:
     if not target.mig_config:
         if found_layouts(case) == target.layouts:
             return None
+        policy = case.stack.cluster_policy
+        plain = policy is not None and policy.plain is not None
+        why = "there is no mig-manager" if plain else "ClusterPolicy migManager.enabled is false"
         return Gate(
-            Reason.ACTUATOR_MISSING,
-            f"MIG is on, and ClusterPolicy migManager.enabled is false: nobody on {case.node.name} would switch it off",
+            Reason.ACTUATOR_MISSING, f"MIG is on, and {why}: nobody on {case.node.name} would switch it off"
         )
     if case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting":  # however long that takes
         return Gate(Reason.ACTUATOR_BUSY, "mig-manager is at work on its own (state rebooting)")

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
+from gpusharing.planning.acceptance import plain_upgrade
 from gpusharing.planning.installationviews import (
     AGENT,
     OPERATOR,
@@ -150,6 +151,9 @@ def _why(pods: Iterable[PodState]) -> str:
     return "; ".join(sorted(told)[:2]) or "none was created"
 
 
+_INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace"
+
+
 # --- NVIDIA's side --------------------------------------------------------------------------------------------
 
 
@@ -162,12 +166,14 @@ def _stack(view: InstallationView) -> Findings:
             "kubectl get gpuclusters",
         )
     policies = view.cluster_policies
-    if not policies and "clusterpolicies.nvidia.com" not in view.unread:
+    unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
+    if not policies and view.plain is None and not unknown:
         yield _error(
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
-            "there is no ClusterPolicy: the NVIDIA GPU Operator is not installed",
-            "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace",
+            "there is no ClusterPolicy, nor a device plugin of NVIDIA's chart in namespace"
+            f" {view.place.gpu_operator_namespace}",
+            _INSTALL_GPU_OPERATOR,
         )
     if len(policies) > 1:
         ignored = next((one.name for one in policies if one.state == "ignored"), "NAME")
@@ -177,6 +183,36 @@ def _stack(view: InstallationView) -> Findings:
             f"there are {len(policies)} ClusterPolicies ({_some(one.name for one in policies)});"
             " the GPU Operator heeds one and ignores the others",
             f"kubectl delete clusterpolicy {ignored}",
+        )
+
+
+def _plain(view: InstallationView) -> Findings:
+    """The same questions where NVIDIA's device-plugin chart stands alone."""
+    stack = view.plain
+    if stack is None or stack.plain is None:
+        return
+    place, ours, now = view.place, view.place.plugin_config_map, stack.plugin_config_name
+    if now != ours:
+        yield _error(
+            Topic.CLUSTER_POLICY,
+            "PluginConfigNotOurs",
+            f"{stack.plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {now or 'not set'}, so no mode"
+            " takes effect on any node",
+            plain_upgrade(stack.plain, place.gpu_operator_namespace, f"config.name={ours}"),
+        )
+    if not stack.plain.discovers:
+        yield _error(
+            Topic.CLUSTER_POLICY,
+            "FeatureDiscoveryMissing",
+            "GPU Feature Discovery does not run beside the device plugin, so no change could be proven",
+            plain_upgrade(stack.plain, place.gpu_operator_namespace, "gfd.enabled=true"),
+        )
+    if any(one.spec is not None and one.spec.mode is Mode.MIG for one in view.policies):
+        yield _error(
+            Topic.CLUSTER_POLICY,
+            "MigManagerMissing",
+            "a policy wants mode MIG, and NVIDIA's device-plugin chart has no mig-manager",
+            _INSTALL_GPU_OPERATOR,
         )
 
 
@@ -243,7 +279,7 @@ def _config_maps(view: InstallationView) -> Findings:
         name
         for policy in view.cluster_policies
         for name in (policy.view.plugin_config_name, policy.view.mig_config_name)
-    }
+    } | ({view.plain.plugin_config_name} if view.plain is not None else set())
     for name in (place.plugin_config_map, place.mig_config_map):
         if "configmaps" in view.unread:
             return
@@ -331,6 +367,7 @@ CHECKS: tuple[Callable[[InstallationView], Findings], ...] = (
     _rights,
     _operator,
     _stack,
+    _plain,
     _pointers,
     _config_maps,
     _agents,

@@ -107,6 +107,8 @@ class InstallationView:
     """None: there is no Deployment, or it could not be read."""
     operator_pods: tuple[PodState, ...] = ()
     cluster_policies: tuple[ClusterPolicyState, ...] = ()
+    plain: ClusterPolicyView | None = None
+    """There is no ClusterPolicy: what NVIDIA's device-plugin chart says in its place; None: it is not there either."""
     gpu_cluster: bool = False
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
     """Ours, by name, as far as they exist."""

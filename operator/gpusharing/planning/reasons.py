@@ -307,8 +307,8 @@ class Reason(Worded):
         "NVIDIA's DRA stack (GPUCluster) serves the GPUs here; our labels would have no effect.",
         "Use this operator with the device plugin of the GPU Operator.")
     CLUSTER_POLICY_MISSING = ("ClusterPolicyMissing", "Accepted", _PERSON,
-        "There is no ClusterPolicy: the GPU Operator is not installed or not visible to us.",
-        "Install the NVIDIA GPU Operator.")
+        "There is no ClusterPolicy, and no device plugin of NVIDIA's chart: neither is installed or visible to us.",
+        "Install the NVIDIA GPU Operator, or name the namespace of NVIDIA's device-plugin chart.")
     PLUGIN_CONFIG_NOT_OURS = ("PluginConfigNotOurs", "Accepted", _PERSON,
         "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have "
         "no effect.",
@@ -318,6 +318,12 @@ class Reason(Worded):
         "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
     MIG_MANAGER_DISABLED = ("MigManagerDisabled", "Accepted", _PERSON,
         "The policy wants MIG, and ClusterPolicy migManager.enabled is false: nobody would act on our label.",
+        "Run the command in the message once.")
+    MIG_MANAGER_MISSING = ("MigManagerMissing", "Accepted", _PERSON,
+        "The policy wants MIG, and NVIDIA's device-plugin chart without the GPU Operator has no mig-manager.",
+        "Install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS.")
+    FEATURE_DISCOVERY_MISSING = ("FeatureDiscoveryMissing", "Accepted", _PERSON,
+        "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
         "Run the command in the message once.")
     MIG_STRATEGY_SET = ("MigStrategySet", "Accepted", _PERSON,
         "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy.",

@@ -57,6 +57,7 @@ OPERATOR: tuple[Right, ...] = (
     *_rights("patch", "", "configmaps", scope="gpu-operator", name="{plugin_config_map}"),
     *_rights("patch", "", "configmaps", scope="gpu-operator", name="{mig_config_map}"),
     *_rights("watch delete", "", "pods", scope="gpu-operator"),
+    *_rights("list watch", "apps", "daemonsets", scope="gpu-operator"),
     *_rights("get", "", "pods", "log", scope="gpu-operator"),
     *_rights("create", "events.k8s.io", "events", scope="default"),
 )

@@ -7,8 +7,20 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class PlainStackView:
+    """NVIDIA's device-plugin chart without the GPU Operator: no ClusterPolicy, no mig-manager."""
+
+    daemon_set: str
+    """The device plugin's."""
+    release: str
+    """Of Helm; empty when unknown."""
+    discovers: bool
+    """GPU Feature Discovery is there and reads the same ConfigMap."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterPolicyView:
-    """NVIDIA's ClusterPolicy, as far as it can override us (nvidia-actuators.md d.5)."""
+    """NVIDIA's ClusterPolicy, as far as it can override us (nvidia-actuators.md d.5), or what stands in its place."""
 
     plugin_config_name: str
     mig_strategy: str
@@ -21,6 +33,8 @@ class ClusterPolicyView:
     plugin_version: str = ""
     mig_manager_version: str = ""
     """Of device plugin and mig-manager, as `v0.19.3`; empty when ClusterPolicy does not name it."""
+    plain: PlainStackView | None = None
+    """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,83 @@
+"""NVIDIA's device-plugin chart without the GPU Operator: what ClusterPolicy would say, read from its DaemonSets.
+
+Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia holds
+what is read here to its rendered templates.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import entries, section, text, texts
+from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView
+
+PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
+"""Containers by which the chart's DaemonSets are known; the GPU Operator's have other names."""
+CONFIGS = "available-configs"
+"""The volume that config-manager takes configurations from."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSetView:
+    """What one DaemonSet in the namespace of NVIDIA's components says."""
+
+    name: str
+    release: str
+    """Of Helm, as its label tells."""
+    plugin: bool
+    discovery: bool
+    config_map: str
+    """Name of the ConfigMap that it mounts for config-manager; empty: it has none."""
+    default: str = ""
+    """Configuration for nodes without the label."""
+    mig_strategy: str = ""
+    version: str = ""
+
+
+_OTHER = DaemonSetView("", "", False, False, "")
+
+
+def daemon_set_view(raw: JSON) -> DaemonSetView:
+    """A DaemonSet; the same empty view for all that are not of the chart, and for the GPU Operator's own."""
+    owners = entries(raw, "metadata", "ownerReferences")
+    template = section(raw, "spec", "template", "spec")
+    containers = {text(one, "name"): one for one in entries(template, "containers")}
+    if any(owner.get("kind") == "ClusterPolicy" for owner in owners) or not (
+        containers.keys() & {PLUGIN, DISCOVERY}
+    ):
+        return _OTHER
+    main = containers.get(PLUGIN) or containers[DISCOVERY]
+    init = entries(template, "initContainers")
+    volumes = (one for one in entries(template, "volumes") if one.get("name") == CONFIGS)
+    return DaemonSetView(
+        name=text(raw, "metadata", "name"),
+        release=texts(raw.get("metadata", {}).get("labels")).get("app.kubernetes.io/instance", ""),
+        plugin=PLUGIN in containers,
+        discovery=DISCOVERY in containers,
+        config_map=next((text(one, "configMap", "name") for one in volumes), ""),
+        default=next((found for one in init if (found := _variable(one, "DEFAULT_CONFIG"))), ""),
+        mig_strategy=_variable(main, "MIG_STRATEGY"),
+        version=text(main, "image").rpartition(":")[2],
+    )
+
+
+def _variable(container: JSON, name: str) -> str:
+    return next((text(one, "value") for one in entries(container, "env") if one.get("name") == name), "")
+
+
+def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
+    """What stands in the place of a ClusterPolicy; None where the chart is not installed either."""
+    found = sorted((one for one in sets if one.plugin or one.discovery), key=lambda one: one.name)
+    plugin = next((one for one in found if one.plugin), None)
+    if plugin is None:
+        return None
+    discovers = any(one.discovery and one.config_map == plugin.config_map for one in found)
+    return ClusterPolicyView(
+        plugin_config_name=plugin.config_map,
+        mig_strategy=plugin.mig_strategy,
+        mig_manager_enabled=False,
+        mig_config_name="",
+        plugin_default=plugin.default,
+        plugin_version=plugin.version,
+        plain=PlainStackView(plugin.name, plugin.release, discovers),
+    )

@@ -1,0 +1,96 @@
+"""NVIDIA's own device-plugin chart, rendered by helm from its Go module: what kube/plainstack.py reads there."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hack.cluster import toolchain
+from hack.nvidia import build
+from tests.plainchart import RELEASE, discovery, plugin
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.plainstack import DaemonSetView, daemon_set_view, plain_stack
+from gpusharing.planning.stackviews import PlainStackView
+
+pytestmark = pytest.mark.nvidia
+
+Render = Callable[..., list[JSON]]
+OURS = "config.name=gpusharing-device-plugin"
+
+
+@pytest.fixture(scope="module")
+def render(nvidia_programs: None, tmp_path_factory: pytest.TempPathFactory) -> Render:
+    """`helm template` with these values; NFD's chart, which lies in no Go module, is left out."""
+    release = next(one for one in build.RELEASES if one.folder == "device-plugin")
+    told = subprocess.run(
+        ["go", "list", "-m", "-json", release.module],
+        cwd=release.source,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    source = Path(json.loads(told.stdout)["Dir"]) / "deployments" / "helm" / "nvidia-device-plugin"
+    folder = tmp_path_factory.mktemp("chart") / "nvidia-device-plugin"
+    shutil.copytree(source, folder, copy_function=shutil.copyfile)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o700)
+    chart = yaml.safe_load((folder / "Chart.yaml").read_text())
+    (folder / "Chart.yaml").write_text(yaml.safe_dump({**chart, "dependencies": []}))
+
+    def rendered(*values: str) -> list[JSON]:
+        sets = [word for value in values for word in ("--set", value)]
+        helm = str(toolchain.program("helm"))
+        done = subprocess.run(
+            [helm, "template", RELEASE, str(folder), "-n", "gpu-operator", *sets],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [one for one in yaml.safe_load_all(done.stdout) if one and one["kind"] == "DaemonSet"]
+
+    return rendered
+
+
+def views(sets: list[JSON]) -> dict[str, DaemonSetView]:
+    return {one["metadata"]["name"]: daemon_set_view(one) for one in sets}
+
+
+def test_the_chart_pointed_at_our_configmap_is_the_stack_that_we_know(render: Render) -> None:
+    found = plain_stack(views(render(OURS, "gfd.enabled=true")).values())
+    assert found is not None
+    assert found.plugin_config_name == "gpusharing-device-plugin"
+    assert (found.mig_strategy, found.mig_manager_enabled, found.plugin_default) == ("", False, "")
+    assert found.plain == PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers=True)
+
+
+def test_as_installed_by_default_it_reads_no_configmap_and_discovers_nothing(render: Render) -> None:
+    found = plain_stack(views(render()).values())
+    assert found is not None
+    assert found.plugin_config_name == ""
+    assert found.plain is not None
+    assert not found.plain.discovers
+
+
+def test_what_it_fixes_for_all_nodes_is_seen(render: Render) -> None:
+    found = plain_stack(views(render(OURS, "migStrategy=single", "config.default=base")).values())
+    assert found is not None
+    assert (found.mig_strategy, found.plugin_default) == ("single", "base")
+
+
+def test_our_stand_in_of_the_chart_says_the_same(render: Render) -> None:
+    real = views(render(OURS, "gfd.enabled=true"))
+    for stand_in in map(daemon_set_view, (plugin(), discovery())):
+        assert real[stand_in.name] == stand_in
+
+
+def test_the_mps_daemon_comes_by_the_label_alone_and_has_no_label_of_its_own(render: Render) -> None:
+    """So the operator cannot tell its pods from the plugin's, deletes none, and goes through whole GPUs instead."""
+    sets = {one["metadata"]["name"]: one["spec"]["template"] for one in render(OURS, "gfd.enabled=true")}
+    daemon = sets["nvdp-nvidia-device-plugin-mps-control-daemon"]
+    assert daemon["spec"]["nodeSelector"] == {"nvidia.com/mps.capable": "true"}
+    assert daemon["metadata"]["labels"] == sets["nvdp-nvidia-device-plugin"]["metadata"]["labels"]
