@@ -1,7 +1,7 @@
 """A reverse proxy on loopback in front of an API server that does something at an exact write: kill the client, say.
 
-with FaultProxy(api.url, api.ca_pem) as proxy:
-    kubeconfig = write_kubeconfig(path, proxy.url, ...)      # plain http; bearer tokens pass through
+with FaultProxy(api.url, api.ca_pem, tls=context) as proxy:      # plain http without `tls`; bearer tokens pass through
+    account = operator_account(kubeconfig, directory, Door(proxy.url, authority))
     proxy.arm(7, lambda: os.kill(pid, signal.SIGKILL))       # the 7th write is answered, the client does not hear it
 
 Answers, refusals and watches are the server's (reliability-performance.md 1.6), but for objects that a test makes
@@ -127,10 +127,11 @@ class _Trap:
 class FaultProxy:
     """Runs in a thread of its own. The log and the trap may be used from any thread."""
 
-    def __init__(self, upstream: str, ca_pem: str) -> None:
-        """`upstream` as in a kubeconfig; `ca_pem` is the authority to trust."""
+    def __init__(self, upstream: str, ca_pem: str, *, tls: ssl.SSLContext | None = None) -> None:
+        """`upstream` as in a kubeconfig; `ca_pem` is the authority to trust; `tls` is what clients are shown."""
         self._upstream = upstream.rstrip("/")
         self._tls = ssl.create_default_context(cadata=ca_pem)
+        self._shown = tls
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -146,7 +147,7 @@ class FaultProxy:
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._shown else 'http'}://127.0.0.1:{self._port}"
 
     def reset(self) -> None:
         """Forget the log, count from 1 again, take the trap and the faults away."""
@@ -201,7 +202,7 @@ class FaultProxy:
             app.router.add_route("*", "/{path:.*}", handle)
             runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
             await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._shown)
             await site.start()
             self._port = runner.addresses[0][1]
             self._ready.set()

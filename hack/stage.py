@@ -89,14 +89,28 @@ def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
     return path
 
 
-def operator_account(kubeconfig: Path, directory: Path) -> dict[str, str]:
-    """The shipped ServiceAccount as its pod has it: mounted files and variables, and no kubeconfig."""
+@dataclass(frozen=True)
+class Door:
+    """What stands before an API server and is taken for it."""
+
+    url: str
+    """https://..."""
+    authority: str
+    """PEM of who signed its certificate."""
+
+
+def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None) -> dict[str, str]:
+    """The shipped ServiceAccount as its pod has it: mounted files and variables, and no kubeconfig.
+
+    It leads to the API server, or through `door`.
+    """
     account = directory / "serviceaccount"
     account.mkdir(exist_ok=True)
     with open_api(kubeconfig) as api:
+        door = door or Door(api.url, api.ca_pem)
         (account / "token").write_text(service_account_token(api, NAMESPACE, SERVICE_ACCOUNT))
-        (account / "ca.crt").write_text(api.ca_pem)
-        server = urlsplit(api.url)
+    (account / "ca.crt").write_text(door.authority)
+    server = urlsplit(door.url)
     return {
         "KUBECONFIG": "",
         "SERVICE_ACCOUNT": str(account),
@@ -192,8 +206,10 @@ class Process:
         self.stop()
 
 
-def operator(kubeconfig: Path, directory: Path, factor: float, **settings: str) -> Process:
-    """The shipped operator under the shipped rights, logged in as its pod is.
+def operator(
+    kubeconfig: Path, directory: Path, factor: float, door: Door | None = None, /, **settings: str
+) -> Process:
+    """The shipped operator under the shipped rights, logged in as its pod is; through `door` where there is one.
 
     `settings` are further GPUSHARING_* variables by short name.
     """
@@ -202,7 +218,7 @@ def operator(kubeconfig: Path, directory: Path, factor: float, **settings: str) 
     }
     return Process(
         ("-m", "gpusharing.controller.main"),
-        environment | operator_account(kubeconfig, directory),
+        environment | operator_account(kubeconfig, directory, door),
         directory / "operator.log",
     )
 

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hack.cluster.api import ApiError, Credentials, Object
-from hack.cluster.kubeconfig import write_kubeconfig
+from hack.cluster.api import ApiError, Object
 from hack.cluster.process import pid_exists, wait_until
-from hack.cluster.tokens import service_account_token
 from hack.faultproxy import FaultProxy, Write
 from tests.integration.nursery import Nursery
 from tests.integration.product import FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
@@ -94,22 +92,17 @@ class Theatre:
     product: Product
     proxy: FaultProxy
     nursery: Nursery
+    authority: str
+    """PEM of who signed the proxy's certificate."""
     directory: Path
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """The operator's kubeconfig leads to the proxy."""
-        api = self.product.api
-        token = service_account_token(api, stage.NAMESPACE, stage.SERVICE_ACCOUNT)
-        kubeconfig = write_kubeconfig(
-            self.directory / "proxied.kubeconfig",
-            self.proxy.url,
-            api.ca_pem,
-            "operator",
-            Credentials(token=token),
-        )
+        """The operator logs in as its pod does, and takes the proxy for the API server."""
+        door = stage.Door(self.proxy.url, self.authority)
+        account = stage.operator_account(self.product.plane.kubeconfig, self.directory, door)
         settings = {f"GPUSHARING_{name.upper()}": value for name, value in QUICK.items()}
-        self.environment = stage.operator_environment(FACTOR) | settings | {"KUBECONFIG": str(kubeconfig)}
+        self.environment = stage.operator_environment(FACTOR) | settings | account
 
     def run(self, scenario: Scenario, kill_at: int = 0, *, before: bool = False) -> Outcome:
         """Play it once; `kill_at`: kill -9 after that write (or before it leaves), and start a new operator.

@@ -20,7 +20,6 @@ from hack.stage import DEBUG, PYTHONPATH, ROOT, own_environment
 MOTHER = """\
 import json, os, signal, sys
 import gpusharing.controller.main as program
-import kubernetes.aio.client, kubernetes.aio.config
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("ready", flush=True)
 for line in sys.stdin:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 from hack.cluster.nodes import create_nodes
 from hack.faultproxy import FaultProxy
+from tests.fakes.tls import Identity
 from tests.integration.crash import Outcome, Scenario, Theatre
 from tests.integration.crashscenarios import ELSEWHERE, MORE, SCENARIOS, plain_node
 from tests.integration.nursery import Nursery
@@ -35,9 +36,10 @@ PLAYED = (*SCENARIOS, *MORE) if FULL else SCENARIOS
 def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theatre]:
     """No other operator may run: there is one Lease."""
     directory = tmp_path_factory.mktemp("crash")
-    with FaultProxy(product.api.url, product.api.ca_pem) as proxy, Nursery() as nursery:
+    identity, api = Identity(directory / "tls"), product.api
+    with FaultProxy(api.url, api.ca_pem, tls=identity.context()) as proxy, Nursery() as nursery:
         create_nodes(product.api, [plain_node(ELSEWHERE)])
-        theatre = Theatre(product, proxy, nursery, directory)
+        theatre = Theatre(product, proxy, nursery, identity.authority, directory)
         theatre.clear()
         yield theatre
         theatre.clear()

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from hack.cluster.api import Credentials
-from hack.cluster.kubeconfig import write_kubeconfig
-from hack.cluster.tokens import service_account_token
 from hack.faultproxy import FaultProxy, Refusal
+from tests.fakes.tls import Identity
 from tests.integration.product import FACTOR, GPUNODES, H100, LEASE, NODES, SLICED, WAITS, Pool, Product
 from tests.integration.workloads import PODS, pod_spec
 
@@ -37,14 +35,10 @@ def sickbed(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """An operator under the shipped rights whose calls go through a proxy."""
     directory, api = tmp_path_factory.mktemp("sick"), product.api
     product.remove(LEASE)
-    with FaultProxy(api.url, api.ca_pem) as proxy:
-        token = service_account_token(api, stage.NAMESPACE, stage.SERVICE_ACCOUNT)
-        path = directory / "proxied.kubeconfig"
-        kubeconfig = write_kubeconfig(path, proxy.url, api.ca_pem, "operator", Credentials(token=token))
-        settings = {f"GPUSHARING_{name.upper()}": value for name, value in WAITS.items()}
-        environment = stage.operator_environment(FACTOR) | settings | {"KUBECONFIG": str(kubeconfig)}
-        command = ("-m", "gpusharing.controller.main")
-        with stage.Process(command, environment, directory / "operator.log") as process:
+    identity = Identity(directory / "tls")
+    with FaultProxy(api.url, api.ca_pem, tls=identity.context()) as proxy:
+        door = stage.Door(proxy.url, identity.authority)
+        with stage.operator(product.plane.kubeconfig, directory, FACTOR, door, **WAITS) as process:
             yield Sickbed(proxy, process)
             assert process.exit_status is None, process.log.read_text()[-3000:]
 
