@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from hack.cluster.api import ApiError, Object
 from hack.cluster.nodes import node_manifest
+from tests.embedded.goldens import says_success_while_paused
 from tests.integration.crash import Scenario
-from tests.integration.product import GPUNODES, H100, MIXED, MPS, NODES, SINGLE, SLICED, Pool
+from tests.integration.product import FULL, GPUNODES, H100, MIXED, MPS, NODES, SINGLE, SLICED, Pool
 from tests.integration.workloads import PDBS, Workload, guard
 
 from gpusharing.api import names
@@ -123,6 +124,14 @@ def retry(pool: Pool) -> None:
     pool.annotate(pool.nodes[0], {names.ANNOTATION_RETRY: "again"})
 
 
+def go_back(pool: Pool) -> None:
+    """What mig-manager is told after its failure is still applied: it says success and leaves the operands paused."""
+    create(pool)
+    in_the_middle(pool)
+    pool.apply(FULL)
+    pool.wait(lambda: says_success_while_paused(pool.labels()), "the wedge")
+
+
 def guarded_node(pool: Pool) -> None:
     """Two pods under a budget that lets one go."""
     guarded = Workload(pool, pool.nodes[0], 2)
@@ -172,11 +181,11 @@ def pods_on_three(pool: Pool) -> None:
         Workload(pool, name, 1, app=f"{pool.name}-free").wait_running(1)
 
 
-# Success with paused operands is played on rung 1 only: here the operator may prove the node before a person acts.
 MORE = (
     Scenario("two-steps", two_steps, ready, (H100,)),
     Scenario("wedge-pending", create, ready, (H100,), prepare=broken("wedge-pending")),
     Scenario("wedge-paused", create, ready, (H100,), prepare=broken("wedge-paused")),
+    Scenario("success-paused", go_back, ready, (H100,), prepare=broken("wedge-paused")),
     Scenario("failed-retried", retry, ready, (H100,), prepare=broken("failed")),
     Scenario("drain-time-out", time_out, ready, (H100,), prepare=guarded_node, gpus=4),
     Scenario("uncordon-before", uncordon_before, ready, (H100,), prepare=guarded_node, gpus=4),
