@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
+from hack.sim.fakefaults import Crash, Write
 from hack.sim.mortal import MortalClient, When
 from tests.embedded.goldens import Golden
 from tests.embedded.stage import Scene, nodes, scene
-from tests.fakes.virtualtime import run_virtually
+from tests.fakes.virtualtime import run_virtually, virtual_now
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, LEASES, NODES, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, LEASES, NODES, POLICIES, Resource
 from gpusharing.kube.errors import NotFound
 
 TELLING = {("gpunodes", "status"), ("gpusharingpolicies", "status"), ("events", None)}
@@ -33,7 +35,7 @@ class Run:
 
     end: JSON
     writes: Counter[str]
-    """Accepted writes of all its operators by kind, the Lease apart."""
+    """Accepted writes of all its operators by kind; of those to the Lease only the claims."""
     operators: int
     sent: int
     """Writes that its first operator sent, refused ones included, the Lease apart."""
@@ -55,6 +57,29 @@ def killed(write: int, when: When) -> Prepare:
     def prepare(stage: Scene, client: MortalClient) -> None:
         if stage.e.operators == 1:
             client.die_at(write, when)
+
+    return prepare
+
+
+def killed_and_back(write: int, when: When) -> Prepare:
+    """As `killed`, and the next one leads at once: a container that starts again in its pod bears the same name.
+
+    Its clock is a second behind, as far as two that were set by a Date of whole seconds may be apart (kube/clock.py).
+    """
+
+    def prepare(stage: Scene, client: MortalClient) -> None:
+        if stage.e.operators > 1:
+            return
+
+        def end(resource: Resource, name: str) -> None:
+            client.die()
+            stage.e.now = lambda: virtual_now() - timedelta(seconds=1)
+            nobody = {"spec": {"holderIdentity": None}}
+            with suppress(NotFound):
+                stage.e.cluster.patch(LEASES, "gpusharing-operator", nobody, "gpusharing")
+            raise Crash(f"{when} write {write} to {resource.plural} {name}")
+
+        client.disturb(write, when, end)
 
     return prepare
 
@@ -109,14 +134,24 @@ async def settled(stage: Scene) -> None:
 
 
 def kinds(stage: Scene) -> Counter[str]:
-    """Accepted writes by kind."""
+    """Accepted writes by kind; of those to the Lease only the claims."""
     found: Counter[str] = Counter()
-    for write in stage.writes():
+    for write in [*stage.writes(), *_claimings(stage)]:
         if write.error is None:
             plural, sub = write.call.resource.plural, write.call.subresource
             telling = "tell " if (plural, sub) in TELLING else ""
             found[f"{telling}{write.call.verb} {plural}" + (f"/{sub}" if sub else "")] += 1
     return found
+
+
+def _claimings(stage: Scene) -> list[Write]:
+    """Writes to the Lease that say more than who leads."""
+    return [
+        write
+        for write in stage.e.cluster.writes
+        if write.call.resource == LEASES
+        and ((write.call.body or {}).get("metadata") or {}).get("annotations")
+    ]
 
 
 # --- the end, without times and generated names ----------------------------------------------------

@@ -6,10 +6,11 @@ return passed beside the rules.
 """
 
 import functools
+from collections.abc import Callable
 
 import pytest
 from hack.sim.mortal import MortalClient, When
-from tests.embedded.crashes import Run, differences, killed, play
+from tests.embedded.crashes import Prepare, Run, differences, killed, killed_and_back, play
 from tests.embedded.goldens import GOLDEN, Golden
 from tests.embedded.stage import Scene
 
@@ -25,9 +26,11 @@ def undisturbed(name: str) -> Run:
     return play(GOLDEN[name])
 
 
-def complaints(golden: Golden, base: Run, write: int, when: When) -> list[str]:
+def complaints(
+    golden: Golden, base: Run, write: int, when: When, death: Callable[[int, When], Prepare] = killed
+) -> list[str]:
     """What is wrong with the run whose operator dies there."""
-    run = play(golden, killed(write, when))
+    run = play(golden, death(write, when))
     found = list(differences(base.end, run.end))
     if run.operators != 2:
         found.append(f"{run.operators} operators ran")
@@ -49,6 +52,23 @@ def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_sam
     found = [
         line for write in range(1, base.sent + 1) for line in complaints(GOLDEN[name], base, write, when)
     ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a policy on an idle node",
+        "from MPS to MIG in two steps",
+        "a drain that is given up at its time-out",
+        "drift that is put right",
+    ],
+)
+def test_an_operator_that_is_back_at_once_goes_on_where_it_was(name: str, when: When) -> None:
+    base = undisturbed(name)
+    points = range(1, base.sent + 1)
+    found = [line for n in points for line in complaints(GOLDEN[name], base, n, when, killed_and_back)]
     assert not found, "\n".join(found)
 
 

@@ -20,7 +20,7 @@ from datetime import datetime
 
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.acceptance import Objection, find_objection
-from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, WriteConfig
+from gpusharing.planning.actions import Action, SetClaims, WriteConfig
 from gpusharing.planning.assess import Assessment, assess
 from gpusharing.planning.callverdicts import Failing
 from gpusharing.planning.common import Common
@@ -33,6 +33,7 @@ from gpusharing.planning.ownership import Owners
 from gpusharing.planning.pool import Pool, is_unavailable, select
 from gpusharing.planning.records import Claim
 from gpusharing.planning.requests import with_gpunode
+from gpusharing.planning.slots import find_resumed, plan_finalizers
 from gpusharing.planning.stackviews import StackView
 from gpusharing.planning.target import Targets, Wish, find_wish
 from gpusharing.planning.verdict import NodeCase, Verdict, find_health
@@ -139,6 +140,8 @@ class _Pass:
         }
         """Left to somebody else: nothing happens on them, and nothing waits for them but their pool."""
         self.failing = Failing(snapshot.call_failures, snapshot.claims, now)
+        self.kept: dict[str, Claim] = {}
+        """Claims without a fence that stay."""
 
     def run(self) -> RolloutPlan:
         """Judge every node, then choose who starts, then what is written once for all."""
@@ -152,8 +155,9 @@ class _Pass:
         # In two rounds: a processor that does one thing many times over needs a tenth less time for the whole.
         for node, found in zip(nodes, [self._look_up(node) for node in nodes], strict=True):
             self._guarded(node, found)
-        claims = self._select()
-        shared = self._shared(claims | self.failing.kept)
+        resumed = find_resumed(self.snapshot.claims, self.snapshot.nodes, self.verdicts, self.now)
+        self.kept = resumed | self.failing.kept
+        shared = self._shared(self._select() | self.kept)
         self.failing.name(self.verdicts)
         verdicts = self.verdicts
         return RolloutPlan(
@@ -332,7 +336,7 @@ class _Pass:
             if (look := common.add_in_flight(self.snapshot, self.verdicts[name])) is not None:
                 self.looks[name] = look
         for pool in waiting:
-            taken = len(self.fences) - len(self.yielded) + len(self.failing.kept) + len(claims)
+            taken = len(self.fences) - len(self.yielded) + len(self.kept) + len(claims)
             selection = select(pool, self.snapshot.settings.max_in_flight - taken, common)
             claims |= selection.claims
             self.looks |= selection.looks
@@ -355,23 +359,8 @@ class _Pass:
         actions: list[Action] = []
         if (config := self._config()) is not None:
             actions.append(config)
-        busy = {node.fence.policy for node in self.fences.values() if node.fence is not None}
-        starting = {claim.policy for claim in selected.values()}
-        for name, pool in sorted(self.pools.items()):
-            wanted = name in busy or name in starting or (pool.policy.finalizer and bool(pool.candidates))
-            if (
-                pool.policy.deleting
-            ):  # a Failed node may never end; what it waits for then is a policy, any policy
-                wanted = any(
-                    node.fence is not None
-                    and node.fence.policy == name
-                    and self.verdicts[node.name].phase is not Phase.FAILED
-                    and node.name not in self.yielded
-                    for node in self.fences.values()
-                )
-            if wanted != pool.policy.finalizer and not (wanted and pool.policy.deleting):
-                actions.append(SetFinalizer(name, wanted))
         claims = {name: self._claim_of(node) for name, node in self.fences.items()} | dict(selected)
+        actions += plan_finalizers(self.pools, claims.values(), self.fences.values(), self.verdicts)
         if claims != dict(self.snapshot.claims):
             actions.append(SetClaims(claims))
         return tuple(actions)
