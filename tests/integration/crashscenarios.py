@@ -147,11 +147,16 @@ def time_out(pool: Pool) -> None:
 
 
 def uncordon_before(pool: Pool) -> None:
-    """While the budget holds the drain up."""
+    """While the budget holds the drain up; tightened first, for a pod that lands again would make room for another.
+
+    An eviction may be on its way when the cordon is lifted, and whether it is in time would be chance.
+    """
     pool.apply({**SLICED, "drain": {"strandedPods": "Allow"}})
     pool.wait(lambda: pool.fence().get("stage") == "fenced", "the fence")
     budget = f"{PDBS}/{pool.name}-guard"
     pool.wait(lambda: pool.api.get(budget)["status"]["disruptionsAllowed"] == 0, "the budget to be used up")
+    pool.api.merge_patch(budget, {"spec": {"minAvailable": 2}})
+    pool.wait(lambda: pool.api.get(budget)["status"]["desiredHealthy"] == 2, "the budget to be tighter")
     pool.cordon(pool.nodes[0], lifted=True)
     pool.wait(
         lambda: names.ANNOTATION_DEFERRED in pool.node()["metadata"]["annotations"], "the end of the try"
