@@ -54,6 +54,7 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
             str(program("helm")),
             *("upgrade", "--install", "gpusharing", str(CHART), "-n", NAMESPACE, "--create-namespace"),
             "--take-ownership",  # `make cluster` applied the CRDs already
+            *("--set", "image.repository=gpu-sharing-operator"),  # the pods are kwok's: nothing is pulled
             *arguments,
         ],
         env={**os.environ, "KUBECONFIG": str(kubeconfig)},

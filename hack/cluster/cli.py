@@ -89,7 +89,7 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
         except ApiError as error:
             raise KubeconfigError(
                 f"no token for service account {namespace}/{account}: {error.message}\n"
-                "Install the chart first: helm install gpu-sharing-operator deploy/helm/gpu-sharing-operator "
+                "Install the chart first: helm install gpusharing deploy/helm/gpu-sharing-operator "
                 f"--namespace {namespace} --create-namespace"
             ) from error
         except OSError as error:

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 VALUE_SETS = sorted((CHART / "ci").glob("*-values.yaml"))
 NAMESPACE = "gpusharing"
+IMAGE = ("--set", "image.repository=example.test/gpu-sharing-operator")
+"""The one value that is required."""
 
 Manifest = dict[str, Any]
 
@@ -45,13 +47,13 @@ class Helm:
         Raises:
             AssertionError: helm refused; the text is what it said.
         """
-        done = self.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *arguments)
+        done = self.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *IMAGE, *arguments)
         assert done.returncode == 0, done.stderr
         return [document for document in yaml.safe_load_all(done.stdout) if document]
 
     def refusal(self, *arguments: str) -> str:
         """What helm says when it refuses to render the chart with these values."""
-        done = self.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *arguments)
+        done = self.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *IMAGE, *arguments)
         assert done.returncode != 0, "helm rendered it"
         return done.stderr
 

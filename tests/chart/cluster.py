@@ -10,7 +10,7 @@ from hack.cluster import install, nodes, tokens
 from hack.cluster.api import MERGE_PATCH, Api, ApiError
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
-from tests.chart.charts import CHART, NAMESPACE, Helm
+from tests.chart.charts import CHART, IMAGE, NAMESPACE, Helm
 
 RELEASE = "gpusharing"
 AGENT_NAMESPACE = "gpusharing-agent"
@@ -86,9 +86,9 @@ class Installed:
 
     def run_helm(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run helm against the control plane in the release's namespace; it may fail."""
-        return self.helm.run(
-            verb, RELEASE, "-n", NAMESPACE, *arguments, environ={"KUBECONFIG": str(self.plane.kubeconfig)}
-        )
+        image = IMAGE if verb in ("install", "upgrade") else ()
+        environ = {"KUBECONFIG": str(self.plane.kubeconfig)}
+        return self.helm.run(verb, RELEASE, "-n", NAMESPACE, *image, *arguments, environ=environ)
 
     def install_chart(self, *arguments: str) -> str:
         """helm install; returns the notes."""

@@ -112,21 +112,6 @@ def classified(api: Api, path: str) -> tuple[str, str]:
     return (next(found), next(found))
 
 
-def test_a_second_release_is_refused(installed: Installed) -> None:
-    done = installed.helm.run(
-        "install",
-        "second",
-        str(CHART),
-        "-n",
-        "default",
-        "--set",
-        "crds.install=false",
-        environ={"KUBECONFIG": str(installed.plane.kubeconfig)},
-    )
-    assert done.returncode != 0
-    assert 'must equal "second": current value is "gpusharing"' in done.stderr
-
-
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [

@@ -21,10 +21,15 @@ class Place:
     gpu_operator_namespace: str = "gpu-operator"
     plugin_config_map: str = "gpusharing-device-plugin"
     mig_config_map: str = "gpusharing-mig-parted"
+    operator_account: str = OPERATOR
+    agent_account: str = AGENT
+    """Service accounts, where the values name others."""
 
     def account(self, subject: str) -> str:
         """namespace/name of the service account of OPERATOR or AGENT."""
-        return f"{self.agent_namespace if subject == AGENT else self.namespace}/{subject}"
+        if subject == AGENT:
+            return f"{self.agent_namespace}/{self.agent_account}"
+        return f"{self.namespace}/{self.operator_account}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,46 @@
 {{- /* Names are fixed: there is one operator per cluster, and a second release must fail at once. */}}
 {{- define "gpusharing.labels" -}}
-app.kubernetes.io/part-of: gpu-sharing-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- $own := dict "app.kubernetes.io/part-of" "gpu-sharing-operator" "app.kubernetes.io/instance" .Release.Name }}
+{{- $own = merge $own (dict "app.kubernetes.io/version" .Chart.AppVersion "app.kubernetes.io/managed-by" .Release.Service) }}
+{{- $own = merge $own (dict "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_")) }}
+{{- toYaml (merge $own .Values.commonLabels) }}
 {{- end }}
 
 {{- define "gpusharing.image" -}}
-{{ .Values.image.repository }}
+{{- $registry := .Values.global.imageRegistry | default .Values.image.registry }}
+{{- $repository := .Values.image.repository | default (empty $registry | ternary "" "gpu-sharing-operator") }}
+{{- $repository = required "image.repository is needed: build the image (deploy/Dockerfile), push it where your nodes can pull it, and name it, for example --set image.repository=REGISTRY/gpu-sharing-operator" $repository }}
+{{- with $registry }}{{ trimSuffix "/" . }}/{{ end }}{{ $repository }}
 {{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- define "gpusharing.imagePullSecrets" -}}
+{{- with concat (.Values.global.imagePullSecrets | default list) .Values.imagePullSecrets | uniq }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "gpusharing.operatorAccount" -}}
+{{ .Values.operator.serviceAccount.name | default "gpusharing-operator" }}
+{{- end }}
+
+{{- define "gpusharing.agentAccount" -}}
+{{ .Values.agent.serviceAccount.name | default "gpusharing-agent" }}
+{{- end }}
+
+{{- /* Entries of a list of `what` after our own; a name that is there already is refused: an API server would take
+either of the two, or neither. */}}
+{{- define "gpusharing.extend" -}}
+{{- $names := list }}
+{{- range .own }}{{ $names = append $names .name }}{{ end }}
+{{- range .extra }}
+{{- if has .name $names }}
+{{- fail (printf "%s: %s is set by the chart; the entry would be there twice. Remove it" $.what .name) }}
+{{- end }}
+{{- $names = append $names .name }}
+{{- end }}
+{{- toYaml (concat .own .extra) }}
 {{- end }}
 
 {{- define "gpusharing.agentNamespace" -}}
@@ -34,9 +65,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{- define "gpusharing.operatorUser" -}}
-system:serviceaccount:{{ .Release.Namespace }}:gpusharing-operator
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "gpusharing.operatorAccount" . }}
 {{- end }}
 
 {{- define "gpusharing.agentUser" -}}
-system:serviceaccount:{{ include "gpusharing.agentNamespace" . }}:gpusharing-agent
+system:serviceaccount:{{ include "gpusharing.agentNamespace" . }}:{{ include "gpusharing.agentAccount" . }}
 {{- end }}

@@ -1,0 +1,91 @@
+"""Every value set rendered and taken by a real API server: each object by a dry run with strict fields.
+
+Of kinds that other projects bring, the server has stand-ins (standins.py, SIMULATED).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hack.cluster import install
+from hack.cluster.api import APPLY_PATCH
+from hack.cluster.process import wait_until
+from tests.chart.charts import CHART, IMAGE, NAMESPACE, VALUE_SETS, Helm
+from tests.chart.cluster import SECONDS, Installed
+from tests.chart.standins import crds
+
+pytestmark = pytest.mark.cluster
+
+SPACES = "/api/v1/namespaces"
+MADE_BY_OTHERS = ("gpu-agents", "nvidia")
+"""Namespaces that a value set expects."""
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpunodes.gpusharing.dev"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def neighbours(installed: Installed) -> Iterator[None]:
+    """Stand-ins and namespaces, taken away again."""
+    admin = installed.admin
+    install.apply_documents(admin, crds())
+    spaces = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in MADE_BY_OTHERS
+    ]
+    install.apply_documents(admin, spaces)
+    yield
+    for one in (*crds(), *spaces):
+        admin.delete(install.object_path(admin, one))
+
+
+@pytest.mark.parametrize("values", VALUE_SETS, ids=lambda path: path.stem)
+def test_the_api_server_takes_every_object(installed: Installed, helm: Helm, values: Path) -> None:
+    admin = installed.admin
+    objects = helm.template("-f", str(values))
+    assert objects
+    for one in objects:
+        wait_until(lambda o=one: _served(installed, o), SECONDS, f"{one['kind']} to be served")  # type: ignore[misc]  # a default holds the loop's value
+        if one["kind"] == "Pod":
+            one["spec"]["serviceAccountName"] = "default"  # a dry run has created none of its own
+        path = install.object_path(admin, one)
+        query = {"dryRun": "All", "force": "true", "fieldManager": "judge", "fieldValidation": "Strict"}
+        admin.request("PATCH", path, one, APPLY_PATCH, **query)
+
+
+def _served(installed: Installed, manifest: dict[str, object]) -> bool:
+    try:
+        return bool(install.object_path(installed.admin, manifest))
+    except LookupError:
+        return False
+
+
+def test_a_second_release_is_refused_before_anything_is_written(installed: Installed) -> None:
+    done = installed.helm.run(
+        *("install", "second", str(CHART), "-n", "default", *IMAGE),
+        environ={"KUBECONFIG": str(installed.plane.kubeconfig)},
+    )
+    assert done.returncode != 0
+    wanted = f"release gpusharing in namespace {NAMESPACE} is this cluster's gpu-sharing-operator already"
+    assert wanted in done.stderr
+    assert f"helm upgrade gpusharing -n {NAMESPACE}" in done.stderr
+    assert installed.admin.list("/apis/apps/v1/namespaces/default/deployments") == []
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"),
+    [("0.2.0", True), ("0.1.1-rc.1", True), ("0.1.0", False), ("0.1.0-rc.1", False), ("0.0.9", False)],
+)
+def test_crds_of_a_newer_version_are_not_replaced(installed: Installed, version: str, refused: bool) -> None:
+    admin = installed.admin
+    before = admin.get(CRD)
+    mine = before["metadata"]["labels"]["app.kubernetes.io/version"]
+    try:
+        admin.merge_patch(CRD, {"metadata": {"labels": {"app.kubernetes.io/version": version}}})
+        done = installed.run_helm("upgrade", str(CHART), "--dry-run=server")
+        told = (
+            f"CRD gpunodes.gpusharing.dev is of a newer version (those of {version}) than this chart ({mine})"
+        )
+        assert (done.returncode != 0, told in done.stderr) == (refused, refused), done.stderr
+        assert admin.get(CRD)["spec"] == before["spec"]
+        left = installed.run_helm("upgrade", str(CHART), "--dry-run=server", "--set", "crds.install=false")
+        assert left.returncode == 0, left.stderr
+    finally:
+        admin.merge_patch(CRD, {"metadata": {"labels": {"app.kubernetes.io/version": mine}}})

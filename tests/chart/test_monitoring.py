@@ -1,0 +1,196 @@
+"""Alerts, dashboard and scrape targets; the alerts are judged by promtool, of Debian's package prometheus."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.generate_pages import _agent_metrics
+from prometheus_client import Counter, Gauge, Histogram
+from tests.chart.charts import CHART, Helm, find
+
+from gpusharing.controller.metrics import Metrics
+
+RULES = CHART / "files" / "rules.yaml"
+DASHBOARD = CHART / "files" / "dashboard.json"
+TESTS = Path(__file__).with_name("alerts.yaml")
+
+OPERATOR = {
+    "gpusharing_actions_total": {"action", "result"},
+    "gpusharing_api_requests_total": {"verb", "resource", "status"},
+    "gpusharing_leader": set(),
+    "gpusharing_pass_seconds": {"step"},
+    "gpusharing_policy_nodes": {"policy", "phase"},
+    "gpusharing_policy_unhealthy_nodes": {"policy", "reason"},
+    "gpusharing_transitions_total": {"phase", "reason"},
+}
+AGENT = {
+    "gpusharing_agent_allocated_devices": {"resource"},
+    "gpusharing_agent_gpu_critical_xid": {"gpu"},
+    "gpusharing_agent_gpu_ecc_uncorrected": {"gpu"},
+    "gpusharing_agent_gpu_healthy": {"gpu"},
+    "gpusharing_agent_gpu_info": {"gpu", "uuid", "product"},
+    "gpusharing_agent_gpu_mig_enabled": {"gpu"},
+    "gpusharing_agent_gpu_mig_instances": {"gpu", "profile"},
+    "gpusharing_agent_gpu_processes": {"gpu"},
+    "gpusharing_agent_gpu_recovery_action": {"gpu", "action"},
+    "gpusharing_agent_gpu_row_remap_failed": {"gpu"},
+    "gpusharing_agent_gpu_row_remap_pending": {"gpu"},
+    "gpusharing_agent_pods": set(),
+    "gpusharing_agent_quiet": set(),
+    "gpusharing_agent_reading_seconds_total": set(),
+    "gpusharing_agent_readings_total": {"outcome"},
+    "gpusharing_agent_ready": set(),
+    "gpusharing_agent_simulated": set(),
+    "gpusharing_agent_writes_total": {"outcome"},
+}
+"""Names and labels that people's own alerts and dashboards stand on: more may come, none may go."""
+TARGET = {"node", "namespace", "pod", "job", "le"}
+"""Labels that the scrape or Prometheus adds."""
+WORDS = {"by", "sum", "count", "rate", "increase", "or", "unless", "on", "vector", "histogram_quantile"}
+
+
+def promtool(*arguments: str) -> str:
+    """Run promtool; skips with the reason where it is missing."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is missing: apt-get install prometheus")
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The alerts of the chart."""
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def queries() -> list[str]:
+    """Every expression of the dashboard."""
+    return [
+        target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel["targets"]
+    ]
+
+
+def test_promtool_accepts_the_rules_and_every_alert_fires_when_it_should(tmp_path: Path) -> None:
+    shutil.copy(RULES, tmp_path)
+    shutil.copy(TESTS, tmp_path)
+    assert f"{len(alerts())} rules found" in promtool("check", "rules", str(tmp_path / RULES.name))
+    assert "SUCCESS" in promtool("test", "rules", str(tmp_path / TESTS.name))
+
+
+def test_promtool_accepts_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    rules = [
+        {
+            "record": f"panel:{number}",
+            "expr": query.replace("$__rate_interval", "5m").replace("$policy", ".*"),
+        }
+        for number, query in enumerate(queries())
+    ]
+    path = tmp_path / "panels.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", str(path))
+
+
+def test_every_alert_is_tested_and_says_how_bad_and_what_it_is() -> None:
+    tested = set(re.findall(r"GPUSharing\w+", TESTS.read_text()))
+    assert {rule["alert"] for rule in alerts()} == tested
+    for rule in alerts():
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert {"summary", "description"} <= rule["annotations"].keys()
+
+
+def test_the_names_of_the_metrics_are_final() -> None:
+    own = {}
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, Counter | Gauge | Histogram):
+            (family,) = metric.collect()
+            own[f"{family.name}_total" if family.type == "counter" else family.name] = metric
+    assert OPERATOR.keys() <= own.keys()
+    for name, labels in OPERATOR.items():
+        if labels:
+            assert own[name].labels(**dict.fromkeys(labels, "x")), "another label would raise ValueError"
+    agent = {name.strip("`") for name, _ in _agent_metrics()}
+    assert {name.removesuffix("_total") for name in AGENT} - agent == {"gpusharing_agent_allocated_devices"}
+
+
+@pytest.mark.parametrize("query", [*queries(), *(rule["expr"] for rule in alerts())])
+def test_alerts_and_panels_ask_for_metrics_and_labels_that_there_are(query: str) -> None:
+    known = {**OPERATOR, **AGENT, "up": set()}
+    names = set(re.findall(r"\b(?:gpusharing_\w+|up)\b", query.replace('job="gpusharing-agent"', 'job=""')))
+    bare = {name.removesuffix("_bucket") for name in names}
+    assert bare
+    assert bare <= known.keys()
+    labels = set().union(*(known[name] for name in bare)) | TARGET
+    grouped = {label for text in re.findall(r"by \(([^)]*)\)", query) for label in re.split(r",\s*", text)}
+    asked = set(re.findall(r"(\w+)(?:=|!)[=~]?\"", query))
+    assert grouped | asked <= labels, query
+
+
+def test_the_rules_reach_the_prometheus_rule_with_labels_and_runbook(helm: Helm) -> None:
+    rule = find(
+        helm.template(
+            "--set",
+            "monitoring.prometheusRule.enabled=true,monitoring.prometheusRule.additionalRuleLabels.team=gpu,"
+            "monitoring.prometheusRule.runbookUrl=https://docs.test/alerts",
+        ),
+        "PrometheusRule",
+        "gpusharing",
+    )
+    (group,) = rule["spec"]["groups"]
+    assert [one["expr"] for one in group["rules"]] == [one["expr"] for one in alerts()]
+    first = group["rules"][0]
+    assert first["labels"] == {"severity": "critical", "team": "gpu"}
+    assert first["annotations"]["runbook_url"] == "https://docs.test/alerts#gpusharingoperatordown"
+    assert "{{ $labels.node }}" in group["rules"][1]["annotations"]["summary"], (
+        "Prometheus fills it in, not helm"
+    )
+
+
+def test_the_dashboard_reaches_its_config_map_unchanged(helm: Helm) -> None:
+    objects = helm.template("--set", "monitoring.grafanaDashboard.create=true")
+    found = find(objects, "ConfigMap", "gpusharing-dashboard")
+    assert json.loads(found["data"]["gpu-sharing.json"]) == json.loads(DASHBOARD.read_text())
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_panels_fill_the_screen_without_overlap() -> None:
+    cells = [
+        (x, y)
+        for panel in json.loads(DASHBOARD.read_text())["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+
+
+@pytest.mark.parametrize(
+    ("kind", "endpoints"), [("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")]
+)
+def test_a_monitor_finds_the_metrics_port_and_gives_the_jobs_the_names_that_the_alerts_use(
+    helm: Helm, kind: str, endpoints: str
+) -> None:
+    value = kind[0].lower() + kind[1:]
+    objects = helm.template(
+        "--set", f"monitoring.{value}.enabled=true,monitoring.{value}.additionalLabels.a=b"
+    )
+    for workload, name in (("Deployment", "gpusharing-operator"), ("DaemonSet", "gpusharing-agent")):
+        pods = find(objects, workload, name)["spec"]["template"]
+        monitor = find(objects, kind, name)
+        assert monitor["metadata"]["labels"]["a"] == "b"
+        target = pods["metadata"]["labels"]
+        if kind == "ServiceMonitor":
+            service = find(objects, "Service", f"{name}-metrics")
+            assert service["spec"]["selector"].items() <= target.items()
+            assert service["spec"]["ports"][0]["targetPort"] == "metrics"
+            target = service["metadata"]["labels"]
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= target.items()
+        assert target[monitor["spec"]["jobLabel"]] == name
+        (endpoint,) = monitor["spec"][endpoints]
+        assert endpoint["port"] in [port["name"] for port in pods["spec"]["containers"][0]["ports"]]
+        assert endpoint["relabelings"][0]["targetLabel"] == "node"
