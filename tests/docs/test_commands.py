@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hack.docs_lists import on_page_markdown
 from hack.generate import ROOT
 from tests.docs.commands import STAND_INS, Block, Shell, blocks
 from tests.docs.pages import ON_CLUSTER, TUTORIAL
@@ -61,6 +62,48 @@ def test_each_claim_about_security_names_a_test_that_is_there() -> None:
         if not (ROOT / file).is_file() or (test and f"def {test}(" not in (ROOT / file).read_text())
     ]
     assert lost == []
+
+
+LISTS = """\
+1. One
+   goes on:
+
+   <!-- runs: cluster -->
+   ```sh
+   a
+     b
+   ```
+
+2. Two
+- no
+
+  ```sh
+  c
+  ```
+
+Not a list.
+
+```sh
+1. no list
+   either
+```
+"""
+
+
+def test_what_belongs_to_an_item_stays_with_it_on_the_site() -> None:
+    """Python-Markdown ends a list where less than 4 spaces stand, and every step would be number 1."""
+    lines = on_page_markdown(LISTS).splitlines()
+    assert lines[1:8] == [
+        "    goes on:",
+        "",
+        "    <!-- runs: cluster -->",
+        "    ```sh",
+        "    a",
+        "      b",
+        "    ```",
+    ]
+    assert lines[9:14] == ["2. Two", "- no", "", "    ```sh", "    c"]
+    assert lines[16:] == ["Not a list.", "", "```sh", "1. no list", "   either", "```"]
 
 
 PAGE = """
