@@ -184,6 +184,7 @@ def test_every_note_fits_into_an_event(text: str, pods: list[str]) -> None:
         *node_events(LISTED, replace(CHANGING, observed=text, wanted=text)),
     ]
     assert len(events) == 3
+    assert MAX_NOTE <= 1024, "the API server's limit"
     assert all(event.note and len(event.note) <= MAX_NOTE for event in events)
 
 

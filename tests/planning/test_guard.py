@@ -44,6 +44,7 @@ def test_a_node_that_nobody_can_judge_stops_only_itself() -> None:
         plan = plan_rollout(snapshot, NOW, memo)
         broken = plan.verdicts["gpu-01"]
         assert (broken.phase, broken.reason, broken.actions) == (Phase.BLOCKED, Reason.NODE_NOT_JUDGED, ())
+        assert (broken.candidate, broken.wants_pods) == (False, False)
         assert "TypeError: unsupported operand" in broken.message
         assert "line" in broken.message
         assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-02"].actions)

@@ -19,7 +19,7 @@ from gpusharing.planning.mirror import health_conditions
 from gpusharing.planning.reasonkinds import Passes
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.records import Verified
-from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.verdict import NodeCase, find_health
 from gpusharing.planning.views import GPUNodeView, GpuView, PolicyView
 
 OLD_DRIVER = Vitals(recovery=None)
@@ -124,6 +124,11 @@ def test_a_card_without_any_health_counters_is_not_called_ill() -> None:
     verdict = judge(make_case(FULL, products=(T4,), was=FULL), {})
     assert verdict is not None
     assert verdict.health is NO_TROUBLE
+
+
+@pytest.mark.parametrize("report", [None, answering(gpus=()), quiet_report(MIXED, gpus=())])
+def test_where_no_gpu_was_reported_nobody_says_that_all_are_well(report: GPUNodeView | None) -> None:
+    assert find_health(report) is None
 
 
 def test_the_condition_changes_its_time_only_with_its_status() -> None:

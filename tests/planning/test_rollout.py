@@ -279,6 +279,13 @@ def test_a_settled_cluster_gives_an_empty_plan_with_any_memo_and_in_any_order() 
     assert list(plans[0].verdicts) == ["n0", "n1", "n2"]
 
 
+def test_a_plan_with_anything_to_write_is_not_settled() -> None:
+    plan = plan_rollout(pool_of(1).snapshot(), NOW)
+    written = next(iter(plan.verdicts.values())).then(EnsureGPUNode("n0", "uid", "1", quiet=False))
+    assert not replace(plan, verdicts={"n0": written}).settled
+    assert not replace(plan, shared=(SetFinalizer("pool-b", present=True),)).settled
+
+
 def test_a_clock_that_is_set_back_asks_anew_whatever_the_memo_holds() -> None:
     """A wait that was over is not over any more; an answer from then would be another one than without a memo."""
     paused = replace(SLICED, spec=make_policy("pool-b", "TimeSlicing", rollout={"paused": True}).spec)
