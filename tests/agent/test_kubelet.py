@@ -47,6 +47,7 @@ RESPONSE = b"".join(
         pod("train", ("nvidia.com/mig-3g.40gb", ["MIG-1", "MIG-2"])),
         pod("shared", ("nvidia.com/gpu", ["GPU-1::0"]), ("example.com/nic", ["eth1"])),
         pod("web", ("example.com/nic", ["eth2"])),
+        pod("finished"),  # as kubelets before 1.34 list it: without the devices that it held
         pod("shared-2", ("nvidia.com/gpu", ["GPU-1::1"])),
     ]
 )

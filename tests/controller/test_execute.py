@@ -262,6 +262,13 @@ async def test_a_mig_manager_pod_is_deleted_by_its_uid_only() -> None:
     assert (await stage.run(RestartOperand("gpu-07", "team-a", "llm-0", stage.eviction.uid))).done == 1
 
 
+async def test_a_pod_that_is_said_to_be_gone_and_shown_all_the_same_is_told() -> None:
+    stage = Stage()
+    wrong = RestartOperand("gpu-07", "team-a", "llm-0", "uid-of-another")
+    assert [(await stage.run(wrong)).surprises.keys() for _ in range(3)] == [set(), set(), {"gpu-07"}]
+    assert stage.executor.failures["gpu-07"].message.startswith("RestartOperand failed: ")
+
+
 async def test_a_config_map_that_vanished_is_made_anew_with_everything_in_it() -> None:
     """What was there a moment ago is not in the difference, and nodes name it."""
     stage = Stage()

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ SICK = "gpu-6"
 HEALTHY = tuple(f"gpu-{number}" for number in range(1, 6))
 SHORT = 600.0
 """Seconds for which a rollout is watched that may never end."""
+DRAIN_TIMEOUT = "5m"
 WORDS = "the webhook example.com says no"
 
 
@@ -65,6 +67,12 @@ OF_ONE_NODE: Mapping[str, Door] = {
     "its status": Door("patch", GPUNODES, SICK, "status"),
     "the ResourceClaim of its pod": Door("get", RESOURCE_CLAIMS, "claim"),
 }
+CURES: Mapping[str, tuple[str, Door, str]] = {
+    "the deletion of its mig-manager pod": ("wedge-paused", Door("delete", PODS), ""),
+    "the log of its mig-manager pod": ("failed", Door("log", PODS), ""),
+    "the record of another attempt": ("wedge-paused", Door("patch", NODES, SICK, ""), "actuating"),
+}
+"""What goes wrong on the sick node, the call that would help, and from which stage of its fence on that fails."""
 SHARED: Mapping[str, Door] = {
     "our ConfigMap": Door("patch", CONFIG_MAPS, "gpusharing-mig-parted"),
     "the creation of our ConfigMap": Door("create", CONFIG_MAPS, "gpusharing-mig-parted"),
@@ -97,8 +105,9 @@ def pod_of(node: str) -> JSON:
 
 def apply(stage: Scene, spec: JSON, limit: int | str) -> None:
     """Change all nodes, their pods included."""
-    drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "5m"}
-    stage.apply(spec, rollout=at_once(limit), drain=drain)
+    drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": DRAIN_TIMEOUT}
+    timeouts = {"actuation": "5m", "verification": "5m"}
+    stage.apply(spec, rollout=at_once(limit, timeouts=timeouts), drain=drain)
 
 
 def is_done(stage: Scene, name: str) -> bool:
@@ -127,6 +136,8 @@ class Course:
     """Calls that failed."""
     writes: int
     """Of Nodes, by the operator."""
+    events: Counter[str]
+    """By reason."""
 
 
 def _fall_ill(stage: Scene, door: Door, code: int) -> Fault:
@@ -144,7 +155,13 @@ def _fall_ill(stage: Scene, door: Door, code: int) -> Fault:
 
 
 async def _course(
-    door: Door | None, code: int, count: int, limit: int | str, linger: float, since: str = ""
+    door: Door | None,
+    code: int,
+    count: int,
+    limit: int | str,
+    linger: float,
+    since: str = "",
+    wedge: str = "",
 ) -> Course:
     patience = SHORT if door in SHARED.values() else HOUR
     with capture_logs() as lines:
@@ -156,6 +173,9 @@ async def _course(
                 RESOURCE_CLAIMS, claim | {"status": {"allocation": {"devices": {"results": []}}}}
             )
             fault = _fall_ill(stage, door, code) if door is not None and not since else None
+            if wedge:
+                await stage.e.until(lambda: SICK in stage.e.world.nodes, "its software", SHORT)
+                stage.e.world.inject(SICK, wedge)
             begun = virtual_now()
             apply(stage, MIXED, limit)
             if door is not None and since:
@@ -181,6 +201,7 @@ async def _course(
                 done,
                 fault.hits if fault else 0,
                 stage.node_writes().total(),
+                stage.events(),
             )
 
 
@@ -192,8 +213,17 @@ def alone(limit: int | str = "100%") -> float:
 
 
 def course(
-    door: Door, code: int, *, limit: int | str = "100%", linger: float = 60.0, since: str = ""
+    door: Door,
+    code: int,
+    *,
+    limit: int | str = "100%",
+    linger: float = 60.0,
+    since: str = "",
+    wedge: str = "",
 ) -> Course:
-    """One run with one sick object, from the beginning or from a stage of the sick node's fence."""
+    """One run with one sick object, from the beginning or from a stage of the sick node's fence.
+
+    `wedge`: what also goes wrong with the software of the sick node.
+    """
     random.seed(1)
-    return run_virtually(_course(door, code, len(HEALTHY) + 1, limit, linger, since))
+    return run_virtually(_course(door, code, len(HEALTHY) + 1, limit, linger, since, wedge))

@@ -8,6 +8,8 @@ import json
 import pytest
 from tests.embedded.sick import (
     CODES,
+    CURES,
+    DRAIN_TIMEOUT,
     OF_ONE_NODE,
     SHARED,
     SICK,
@@ -16,6 +18,8 @@ from tests.embedded.sick import (
     alone,
     course,
 )
+
+from gpusharing.api.validation import parse_duration
 
 SLOWER = 1.25
 """Times as long as the five healthy nodes take alone."""
@@ -59,6 +63,23 @@ def test_a_node_that_cannot_start_leaves_the_only_slot_to_the_others(door: str, 
     assert run.seconds <= SLOWER * alone(1)
 
 
+@pytest.mark.parametrize("code", [500, 403, 429, 0], ids=["500", "403", "429", "no answer"])
+def test_a_drain_whose_evictions_fail_holds_the_only_slot_until_drain_timeout_and_no_longer(
+    code: int,
+) -> None:
+    """Not 1.25 times: the author of the policy has said how long pods may take, and others of the node may have left.
+
+    To give up earlier would bring none of them back, and the next attempt would evict those that came meanwhile.
+    What follows such a drain are waits of 5, 10, 20 ... minutes, in which the others go on.
+    """
+    run = course(OF_ONE_NODE["the eviction of its pod"], code, limit=1, linger=1800.0)
+    timeout = parse_duration(DRAIN_TIMEOUT).total_seconds()
+    assert run.seconds <= alone(1) + timeout + 15.0
+    given_up = run.events["ChangeGivenUp"]
+    assert 1 <= given_up <= 3
+    assert not run.done
+
+
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES.keys())
 @pytest.mark.parametrize("since", ["fenced", "actuating"])
 def test_a_node_that_falls_ill_on_its_way_stays_fenced_and_is_named(since: str, code: int) -> None:
@@ -69,6 +90,32 @@ def test_a_node_that_falls_ill_on_its_way_stays_fenced_and_is_named(since: str, 
     assert run.mirror["reason"] == "CallFailed"
     assert run.mirror["cordon"] == "ours"
     assert run.status["summary"]["nodes"] == "5/6"
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=CODES.keys())
+@pytest.mark.parametrize("cure", CURES.keys())
+def test_a_node_that_cannot_be_cured_is_failed_once_its_time_is_up_and_names_the_call(
+    cure: str, code: int
+) -> None:
+    wedge, door, since = CURES[cure]
+    run = course(door, code, since=since, wedge=wedge, linger=1200.0)
+    assert run.hits > 0
+    assert run.seconds <= SLOWER * alone()
+    assert not run.done
+    assert (run.mirror["phase"], run.mirror["cordon"]) == ("Failed", "ours")
+    assert run.events["NodeFailed"] == 1, "and not in turns with something else"
+    assert run.status["summary"]["nodes"] == "5/6"
+    if cure.startswith("the log"):
+        assert run.mirror["reason"] == "ActuatorFailed"
+        assert "its pod's log says why" in run.mirror["message"]
+        assert run.hits <= 8, "it is asked for more and more seldom"
+        return
+    call = "RestartOperand" if cure.startswith("the deletion") else "UpdateFence"
+    assert run.mirror["reason"] == "CallFailed"
+    assert f"{call} failed: " in run.mirror["message"]
+    words = {"no answer" if code == 0 else WORDS, "changed 3 times"}
+    assert any(text in run.mirror["message"] for text in words), run.mirror["message"]
+    assert run.hits <= 100, "once a minute at most, a conflict three times"
 
 
 GOES_ON = {"the status of the policy", "Events"}

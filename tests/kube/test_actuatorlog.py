@@ -88,3 +88,17 @@ async def test_a_log_that_cannot_be_read_is_asked_for_again_after_a_while() -> N
     for moment in (NOW, NOW + RETRY / 2, NOW + RETRY + timedelta(seconds=1)):
         assert await logs.read({node.name: node}, {node.name: pod}, moment, CREW) == {}
     assert cluster.calls["operator", "log", "pods"] == 2
+
+
+async def test_a_log_that_is_never_answered_is_asked_for_more_and_more_seldom() -> None:
+    node, pod = failed_node(), make_operand("gpu-07")
+    cluster = FakeCluster()
+    logs = ActuatorLogs(cluster.client("operator"))
+    for seconds in range(0, 7200, 10):
+        moment = NOW + timedelta(seconds=seconds)
+        assert await logs.read({node.name: node}, {node.name: pod}, moment, CREW) == {}
+    assert cluster.calls["operator", "log", "pods"] == 5 + (7200 - 930) // 600 + 1
+    again = failed_node(attempt=2)
+    await logs.read({again.name: again}, {again.name: pod}, moment, CREW)
+    await logs.read({again.name: again}, {again.name: pod}, moment + RETRY, CREW)
+    assert cluster.calls["operator", "log", "pods"] == 18, "another attempt begins anew"

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from tests.build import NOW, at, make_claim, make_node, make_policy, make_snapshot
+from tests.build import NOW, at, make_claim, make_fence, make_node, make_policy, make_snapshot
 from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import EnsureGPUNode
+from gpusharing.planning.actions import Action, EnsureGPUNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.callfailures import CallFailure, failed_again
 from gpusharing.planning.callverdicts import is_moot, named
 from gpusharing.planning.events import node_events
@@ -52,6 +52,30 @@ def test_a_candidate_is_none_until_it_may_be_tried_again() -> None:
     waiting = replace(PENDING, candidate=True)
     assert not named(waiting, LASTING, NOW).candidate
     assert named(waiting, LASTING, at(8)) == waiting
+
+
+UPDATE = UpdateFence(make_node("gpu-07", fence=make_fence(stage="actuating")), make_fence())
+RESTART = RestartOperand("gpu-07", "gpu-operator", "mig-manager", "uid")
+RELEASE = Release(make_node("gpu-07", fence=make_fence(stage="actuating")), uncordon=True, labels={})
+EARLY = UpdateFence(make_node("gpu-07", fence=make_fence(stage="fenced")), make_fence())
+
+
+@pytest.mark.parametrize(
+    ("action", "phase"),
+    [
+        pytest.param(UPDATE, Phase.FAILED, id="a record of another attempt"),
+        pytest.param(RESTART, Phase.FAILED, id="a restart of mig-manager"),
+        pytest.param(RELEASE, Phase.RECONFIGURING, id="giving back is tried for ever"),
+        pytest.param(EARLY, Phase.RECONFIGURING, id="before the point of no return the change is given up"),
+    ],
+)
+def test_a_step_that_cannot_be_taken_after_the_point_of_no_return_fails_the_node_at_its_deadline(
+    action: Action, phase: Phase
+) -> None:
+    moving = replace(PENDING, phase=Phase.RECONFIGURING, deadline=at(5)).then(action)
+    assert named(moving, LASTING, at(4)).phase is Phase.RECONFIGURING
+    assert named(moving, LASTING, at(5)).phase is phase
+    assert named(moving, replace(LASTING, tries=1), at(5)).phase is Phase.RECONFIGURING
 
 
 def test_people_are_told_once_and_no_pod_is_blamed() -> None:

@@ -180,6 +180,7 @@ SOURCES: tuple[Source, ...] = (
         ("allocated", "pods"),
         (),
         (Need.POD_RESOURCES,),
-        "null: USED shows `+?`. A kubelet before 1.34 lists finished pods too (kubernetes#119423)",
+        "null: USED shows `+?`. Finished pods hold no devices; kubelets before 1.34 list them without any "
+        "(kubernetes#119423, #132028)",
     ),
 )

@@ -25,7 +25,14 @@ _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """Devices that pods of this node hold; kubelets before 1.34 list finished pods too (kubernetes#119423)."""
+    """Devices that pods of this node hold. Finished pods hold none.
+
+    Kubelets before 1.34, and later ones with the feature gate KubeletPodResourcesListUseActivePods off, list finished
+    pods too (kubernetes#119423, mended by #132028), but without devices: List calls UpdateAllocatedDevices first, which
+    drops those of pods that are not active (pkg/kubelet/apis/podresources/server_v1.go, cm/devicemanager/manager.go,
+    read at v1.36.3; memory and CPUs are what those kubelets get wrong). Only a kubelet that has just begun, and has not
+    heard of all its pods, may still count them.
+    """
 
     allocated: dict[str, int] = field(default_factory=dict)
     """Resource name (nvidia.com/...) to devices held; replicas of a shared GPU count one each."""

@@ -170,8 +170,8 @@ class Observed(WireModel):
     gpus: Annotated[tuple[ObservedGPU, ...], Field(max_length=64)]
     """GPUs by index."""
     allocated: Counts | None = None
-    """GPU resource name to devices held by pods, from the kubelet's podresources; absent when it did not answer. A
-    kubelet before 1.34 counts finished pods too until they are deleted (kubernetes#119423)."""
+    """GPU resource name to devices held by pods, from the kubelet's podresources; absent when it did not answer.
+    Finished pods hold none, whatever the version of the kubelet."""
     pods: int | None = None
     """Pods that hold a GPU device, as of allocated."""
 

@@ -134,7 +134,8 @@ class Drain(WireModel):
     """How pods that hold a GPU leave before a change that would disturb them."""
 
     timeout: Duration = "15m"
-    """How long a drain may take before it is given up and the node restored, for example 15m or 1h30m."""
+    """How long a drain may take before it is given up and the node restored, for example 15m or 1h30m.
+    Until then it keeps its place in maxUnavailable, whatever keeps the pods."""
     unmanaged_pods: Literal["Block", "Evict"] = "Block"
     """Pods without a controller do not come back: Block leaves the node alone, Evict removes them."""
     stranded_pods: Literal["Hold", "Allow"] = "Hold"

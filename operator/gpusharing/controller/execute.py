@@ -7,6 +7,7 @@ its node is left alone until it has ended. The cache takes what the server answe
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -51,7 +52,7 @@ from gpusharing.planning.actions import (
 )
 from gpusharing.planning.callfailures import CallFailure, failed_again
 from gpusharing.planning.callverdicts import is_moot
-from gpusharing.planning.evictions import FIRST_WAIT
+from gpusharing.planning.evictions import FIRST_WAIT, ODD_AFTER
 from gpusharing.planning.podviews import EvictionMemory
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.views import ClusterSnapshot, NodeView
@@ -99,6 +100,8 @@ class Executor:
     """Why the last write of our ConfigMaps was refused; empty when it was not."""
     deleted: set[str] = field(default_factory=set)
     """UIDs of mig-manager pods whose deletion the server accepted; a few in a process's life."""
+    missed: Counter[str] = field(default_factory=Counter)
+    """By UID of a mig-manager pod: how often the server said that it is gone, or another one."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
     """Told after each action: for metrics."""
     view: Callable[[JSON], NodeView] = node_view
@@ -336,6 +339,9 @@ class Executor:
         try:
             await self.client.delete(PODS, action.name, namespace=action.namespace, uid=action.uid)
         except (NotFound, Conflict):
+            self.missed[action.uid] += 1
+            if self.missed[action.uid] >= ODD_AFTER:
+                raise  # a pod that the watch goes on showing is neither
             return False
         self.deleted.add(action.uid)
         return True

@@ -22,6 +22,9 @@ LINES = 200
 PATIENCE = 2.0
 """Seconds: the API server asks the kubelet, which may be gone, and the pass waits."""
 RETRY = timedelta(seconds=30)
+"""Until a log that gave no reason is asked for again; doubles each time."""
+LONGEST = timedelta(minutes=10)
+"""A Failed node may wait for a person for weeks."""
 MAX_TEXT = 400
 
 _LINE = re.compile(r'level=(error|fatal) msg="((?:[^"\\]|\\.)*)"')
@@ -46,13 +49,26 @@ def failure_in(log: str) -> str:
     return "; ".join(dict.fromkeys(filter(None, (cause, rows[-1][1]))))[:MAX_TEXT]
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the log of a pod said about an attempt."""
+
+    key: str
+    """Which pod and attempt."""
+    text: str
+    """The reason; empty: none was found, or nobody answered."""
+    tries: int
+    again: datetime
+    """When to ask again if there is no reason."""
+
+
 @dataclass(slots=True)
 class ActuatorLogs:
     """The reasons of the failures that are there now, by node."""
 
     client: KubeClient
-    _known: dict[str, tuple[str, str, datetime]] = field(default_factory=dict)
-    """Node to which pod and attempt, the reason, and when to ask again if it is empty."""
+    _known: dict[str, _Known] = field(default_factory=dict)
+    """By node."""
 
     async def read(
         self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
@@ -74,14 +90,19 @@ class ActuatorLogs:
 
         async def read(key: str) -> None:
             name = keys[key]
-            self._known[name] = (failed[name], await self._read(pods[name]), now + RETRY)
+            self._known[name] = self._next(name, failed[name], await self._read(pods[name]), now)
 
         await crew.each(keys, read)
-        return {name: text for name, (_, text, _) in self._known.items() if text}
+        return {name: known.text for name, known in self._known.items() if known.text}
 
     def _is_due(self, name: str, key: str, now: datetime) -> bool:
         known = self._known.get(name)
-        return known is None or known[0] != key or (not known[1] and now >= known[2])
+        return known is None or known.key != key or (not known.text and now >= known.again)
+
+    def _next(self, name: str, key: str, text: str, now: datetime) -> _Known:
+        known = self._known.get(name)
+        tries = known.tries + 1 if known is not None and known.key == key else 1
+        return _Known(key, text, tries, now + min(LONGEST, RETRY * 2 ** min(tries - 1, 10)))
 
     async def _read(self, pod: Operand) -> str:
         try:

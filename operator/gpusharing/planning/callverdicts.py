@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.actions import Action, Actuate, FenceNode, RestartOperand, UpdateFence
 from gpusharing.planning.blockers import Blocker
 from gpusharing.planning.callfailures import CLAIMS, CallFailure, policy_subject
 from gpusharing.planning.reasons import Reason
@@ -31,13 +31,27 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
     if not failure.lasts:
         return verdict
     starts = any(isinstance(action, FenceNode) for action in verdict.actions)
+    phase = Phase.PENDING if starts else verdict.phase  # nothing has begun
     return replace(
         verdict,
-        phase=Phase.PENDING if starts else verdict.phase,  # nothing has begun
+        phase=Phase.FAILED if _is_late(verdict, now) else phase,
         reason=Reason.CALL_FAILED,
         message=f"{failure.message}; tried again with growing waits",
         blockers=(*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message)),
     )
+
+
+def _is_late(verdict: Verdict, now: datetime) -> bool:
+    """A step after the point of no return cannot be taken, and the time for it is up. To give back has no limit."""
+    deadline = verdict.deadline
+    return deadline is not None and now >= deadline and any(map(_goes_on, verdict.actions))
+
+
+def _goes_on(action: Action) -> bool:
+    """Before the point of no return the deadline ends the change, and nothing like this is planned after it."""
+    if isinstance(action, UpdateFence | Actuate):
+        return action.node.fence is not None and action.node.fence.stage == "actuating"
+    return isinstance(action, RestartOperand)
 
 
 @dataclass(slots=True)

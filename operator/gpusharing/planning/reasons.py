@@ -91,7 +91,7 @@ class Reason(Worded):
         "Uncordon the node when its other holder agrees.")
     CALL_FAILED = ("CallFailed", "Node", _LATER,
         "A call to the API server about this node fails; the server's words are in the message. This node waits, "
-        "the others go on.",
+        "the others go on. After the point of no return the node is Failed once its time is up.",
         "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is made "
         "again by itself.")
     NODE_UNREACHABLE = ("NodeUnreachable", "Node", _LATER,
@@ -280,7 +280,8 @@ class Reason(Worded):
         "without them.",
         "Check the message; the next pass tries again.")
     EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
-        "The API server could not judge the eviction; its words are in the message.",
+        "The API server could not judge the eviction; its words are in the message. The drain goes on trying, and "
+        "keeps its slot until drain.timeout.",
         "Check the PodDisruptionBudget of the pod and the API server's message.")
     PDB = ("PDB", "Drain", _LATER,
         "The PodDisruptionBudget allows no disruption at the moment.",
