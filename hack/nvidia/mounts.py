@@ -23,8 +23,7 @@ class Mount:
         """The ConfigMap holds this now; whether the folder changed."""
         if self.exists and data == self._data:
             return False
-        old, self._version = self.folder / f"..{self._version}", self._version + 1
-        new = self.folder / f"..{self._version}"
+        old, new = (self.folder / f"..{self._version + number}" for number in (0, 1))
         new.mkdir()
         for key, text in data.items():
             (new / key).write_text(text)
@@ -36,5 +35,5 @@ class Mount:
         for key in self._data.keys() - data.keys():
             (self.folder / key).unlink()
         shutil.rmtree(old, ignore_errors=True)
-        self._data = dict(data)
+        self._data, self._version = dict(data), self._version + 1
         return True

@@ -14,7 +14,7 @@ gpu.deploy label removes a pod, and with it its processes.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gpusharing.api import names
@@ -56,22 +56,27 @@ class RealNode:
         self._logs = LogServer(folder / "tls", self.programs.log_of)
         self._labels = LabelFeeder(self._api, name, self.programs.labels)
         self._pods: dict[str, PodProcesses] = {}
-        self._mounted = 0.0
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name)
+        # Two, as in a kubelet: however long a pod takes to start or end, mounted ConfigMaps are brought up to date.
+        self._threads = [
+            threading.Thread(target=self._run, args=(self._look, LOOK_SECONDS), name=name),
+            threading.Thread(target=self._run, args=(self._mount, MOUNT_SECONDS), name=f"{name}-mounts"),
+        ]
 
     def start(self) -> None:
         """Begin to follow the API server."""
         self._api.merge_patch(f"/api/v1/nodes/{self.name}/status", {"status": self._logs.status()})
         self._logs.start()
         self._devices.stub.start()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """End every program. What went wrong meanwhile is raised."""
         self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         for processes in self._pods.values():
             processes.stop()
         self._devices.stub.stop()
@@ -102,10 +107,10 @@ class RealNode:
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
+    def _run(self, step: Callable[[], None], seconds: float) -> None:
+        while not self._ended.wait(seconds):
             try:
-                self._look()
+                step()
             except (
                 ApiError,
                 OSError,
@@ -117,8 +122,6 @@ class RealNode:
                 return
 
     def _look(self) -> None:
-        if time.monotonic() >= self._mounted + MOUNT_SECONDS:
-            self._mount()
         pods = self._list_pods()
         self._follow(pods)
         self._devices.look(pods)
@@ -133,7 +136,6 @@ class RealNode:
         for name, mount in ((PLUGIN_MAP, self._plugin_configs), (MIG_MAP, self._mig_config)):
             if name in found:
                 mount.take(found[name])
-        self._mounted = time.monotonic()
 
     def _follow(self, pods: Sequence[Object]) -> None:
         """Processes of pods that go end first, then the pods do; then new pods start."""

@@ -102,7 +102,7 @@ async def serving(tmp_path: Path, kubelet: Kubelet) -> AsyncIterator[KubeletPodR
     """A client of a running server."""
     path = tmp_path / "kubelet.sock"
     async with await asyncio.start_unix_server(kubelet.serve, path):
-        yield KubeletPodResources(path, timeout=5.0)
+        yield KubeletPodResources(path, timeout=60.0)
 
 
 async def test_devices_and_pods_are_counted(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ AGENT_NAMESPACE = "gpusharing-agent"
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 NODES = "/api/v1/nodes"
-SECONDS = 20.0
+SECONDS = 60.0
 
 OBSERVED: dict[str, Any] = {
     "requestID": "1",

@@ -18,7 +18,7 @@ from hack.sim.gpu import HANGING
 
 Result = TypeVar("Result")
 Args = ParamSpec("Args")
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Real seconds; a thread that works longer is a mistake."""
 BEGIN = datetime(2026, 11, 20, 9, 0, tzinfo=UTC)
 """The wall clock of `virtual_now` when a loop begins."""

@@ -15,7 +15,7 @@ from hack.cluster.process import ComponentError, wait_until
 pytestmark = pytest.mark.cluster
 
 PODS = "/api/v1/namespaces/default/pods"
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")

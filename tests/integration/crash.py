@@ -20,7 +20,7 @@ from tests.integration.product import FACTOR, GPUNODES, LEASE, NODES, WAITS, Poo
 
 from hack import stage
 
-SECONDS = 40.0
+SECONDS = 120.0
 CALM = 0.7
 """Seconds without a write under a leader after which a run is over; longer than every wait in these runs."""
 OUR_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"

@@ -64,7 +64,7 @@ class Nursery:
         for pid in list(self._pids):
             self.kill(pid)
         assert self._mother is not None, "entered before"
-        self._mother.communicate(timeout=10)
+        self._mother.communicate(timeout=60)
 
     def start(self, environment: Mapping[str, str], log: Path) -> int:
         """A new operator; returns its process id."""

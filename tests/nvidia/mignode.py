@@ -15,7 +15,7 @@ from tests.nvidia.programs import entry_for
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_MIG_STATE
 from gpusharing.planning import migfile
 
-SECONDS = 40.0
+SECONDS = 120.0
 NODES = "/api/v1/nodes"
 OPERANDS = ("dcgm", "dcgm-exporter", "device-plugin", "gpu-feature-discovery", "nvsm")
 ENTRIES = {

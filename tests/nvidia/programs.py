@@ -16,7 +16,7 @@ from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox
 from gpusharing.planning import migfile
 from gpusharing.planning.geometry import Layout
 
-SECONDS = 30.0
+SECONDS = 90.0
 MPS_FOLDER = "mps"
 """Plugin and MPS daemon share /mps."""
 _REGISTERED = re.compile(r"Registered device plugin for '([^']+)'")

@@ -11,7 +11,7 @@ from hack.cluster.process import wait_until
 ADMISSION = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
 POLICIES, BINDINGS = f"{ADMISSION}ies", f"{ADMISSION}ybindings"
 PODS = f"/api/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/pods"
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def create_pod(api: Api, node: str, app: str) -> str:

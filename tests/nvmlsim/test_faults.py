@@ -17,7 +17,7 @@ CHURNERS, CHURN_TURNS = 6, 2000
 def test_a_call_hangs_until_the_fault_is_taken_back(h100: Machine) -> None:
     h100.simulator.inject("nvmlDeviceGetTotalEccErrors", "hang")
     stuck = h100.start("gpu_report", gpu=0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while h100.simulator.show()["faults"][0]["hits"] == 0:
         assert time.monotonic() < deadline, "the call was never made"
         time.sleep(0.01)
@@ -161,7 +161,7 @@ def test_events_reach_who_registered_before_and_only_for_what_he_wants(h100: Mac
 
 
 def test_a_wait_without_events_times_out(h100: Machine) -> None:
-    assert 0.2 <= h100.ask("wait_in_vain", milliseconds=200) < 2
+    assert 0.2 <= h100.ask("wait_in_vain", milliseconds=200) < 20
 
 
 def test_six_processes_create_and_destroy_at_once_without_an_overlap(h100: Machine) -> None:
