@@ -319,7 +319,7 @@ async def test_a_fault_of_our_own_in_the_watchs_thread_ends_the_one_who_follows_
         async def access(self) -> Access:
             return Access(7)  # type: ignore[arg-type]  # what must not happen
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(AttributeError):
             await watched(RestClient(NoText("")))
 

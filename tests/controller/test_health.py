@@ -54,7 +54,7 @@ async def probed() -> AsyncIterator[Probed]:
     watch.running.set()
     health = Health(loop, lease, watch)
     tasks = [asyncio.create_task(lease.run()), asyncio.create_task(loop.sources.run())]
-    async with asyncio.timeout(10), TestServer(application(health), host="127.0.0.1") as server:
+    async with asyncio.timeout(60), TestServer(application(health), host="127.0.0.1") as server:
         await lease.acquired.wait()
         for source in (*loop.sources.required.values(), *loop.sources.optional.values()):
             await source.synced.wait()
@@ -139,7 +139,7 @@ async def test_readyz_names_what_was_never_listed_and_why() -> None:
         "lease": "another process leads",
     }
     task = asyncio.create_task(loop.sources.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for source in loop.sources.required.values():
             if source is not loop.sources.nodes:
                 await source.synced.wait()

@@ -128,7 +128,7 @@ def test_a_table_is_what_kubectl_prints(control_plane: ControlPlane, view: View)
     api.apply(f"{group}/gpunodes/demo-1", GPUNODE)
     api.merge_patch(f"{group}/gpunodes/demo-1/status", {"status": {"transition": TRANSITION}})
     try:
-        wait_until(lambda: bool(api.list(paths[view.kind])), 10, "the objects to be listed")
+        wait_until(lambda: bool(api.list(paths[view.kind])), 60, "the objects to be listed")
         told = control_plane.kubectl(*view.arguments)
         ours = render(view, api.list(paths[view.kind]), datetime.now(UTC))
         assert [without_age(view, line) for line in ours.splitlines()] == [

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 def sleeper(folder: Path) -> Iterator[Component]:
     """A program with its folder in the command line, as every program of a control plane has."""
     component = process.start("sleeper", [*SLEEP, f"--data={folder}"], folder / "sleeper.log")
-    wait_until(lambda: "up" in component.log.read_text(), 10, "the sleeper")
+    wait_until(lambda: "up" in component.log.read_text(), 60, "the sleeper")
     yield component
     component.stop()
 
@@ -45,7 +45,7 @@ def a_dead_pid() -> int:
 def test_a_program_that_ended_is_reported_with_its_last_lines(tmp_path: Path) -> None:
     script = "print('first'); print('cannot bind'); raise SystemExit(3)"
     component = process.start("etcd", [sys.executable, "-c", script], tmp_path / "etcd.log")
-    wait_until(lambda: not component.alive(), 10, "the program to end")
+    wait_until(lambda: not component.alive(), 60, "the program to end")
     with pytest.raises(ComponentError, match=r"etcd ended with status 3(.|\n)*cannot bind"):
         component.check()
     component.stop()
@@ -53,7 +53,7 @@ def test_a_program_that_ended_is_reported_with_its_last_lines(tmp_path: Path) ->
 
 def test_a_program_that_ignores_term_is_killed(tmp_path: Path) -> None:
     component = process.start("stubborn", STUBBORN, tmp_path / "log")
-    wait_until(lambda: "up" in component.log.read_text(), 10, "the program")
+    wait_until(lambda: "up" in component.log.read_text(), 60, "the program")
     component.stop(patience=0.2)
     assert not process.pid_exists(component.pid)
 

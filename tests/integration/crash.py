@@ -136,7 +136,7 @@ class Theatre:
         def watch() -> None:
             while not ended.is_set():
                 if self.proxy.sprung.wait(0.05):
-                    wait_until(lambda: not pid_exists(lives[-1]), 10, "the killed operator to end")
+                    wait_until(lambda: not pid_exists(lives[-1]), 60, "the killed operator to end")
                     self._forget_holder()
                     self.proxy.sprung.clear()
                     lives.append(self.nursery.start(environment, log))

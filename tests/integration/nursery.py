@@ -80,7 +80,7 @@ class Nursery:
         """SIGKILL, and wait until it is gone."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not pid_exists(pid), 10, f"process {pid} to end")
+        wait_until(lambda: not pid_exists(pid), 60, f"process {pid} to end")
         self._pids.discard(pid)
 
     def _read(self) -> str:

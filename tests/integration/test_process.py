@@ -244,7 +244,7 @@ def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) 
         assert watched.get("/readyz")[0] == 503
         product.plane.start_component("kube-apiserver")
         product.plane.wait_ready()
-        product.outages.append((began, datetime.now(UTC) + timedelta(seconds=2)))
+        product.outages.append((began, datetime.now(UTC) + timedelta(seconds=10)))
         pool.wait_synced()
         watched.wait("/readyz", 200)
         assert process.exit_status is None

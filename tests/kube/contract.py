@@ -65,7 +65,7 @@ async def collected(client: KubeClient, resource: Resource, **where: Any) -> tup
 async def take(events: AsyncIterator[WatchEvent], count: int) -> list[tuple[str, str]]:
     """(type, name) of the next events that are no bookmarks."""
     found: list[tuple[str, str]] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in events:
             if event.type != "BOOKMARK":
                 found.append((event.type, event.object["metadata"]["name"]))

@@ -60,7 +60,7 @@ async def test_a_node_is_fenced_and_released_by_conditional_patches(control_plan
         )
         following = asyncio.create_task(cache.run())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await cache.synced.wait()
                 await _fence_and_release(client, cache, name)
                 changed.clear()
@@ -113,7 +113,7 @@ async def test_the_lease_changes_hands_with_its_claims(control_plane: ControlPla
             LeaderLease(client, "default", name, identity, on_lost=lambda: pytest.fail("the lease was lost"))
             for identity in ("a", "b")
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             leading = asyncio.create_task(first.run())
             await first.acquired.wait()
             await first.set_claims(claims)
