@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tests.build import NOW, make_fence, make_node, make_pod, make_policy, make_snapshot, make_work
+from tests.build import (
+    NOW,
+    make_fence,
+    make_gpunode,
+    make_node,
+    make_pod,
+    make_policy,
+    make_snapshot,
+    make_work,
+)
 
 from gpusharing.api.names import LABEL_MIG_STATE, Phase
 from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims
@@ -48,6 +57,21 @@ def test_a_node_that_nobody_can_judge_stops_only_itself() -> None:
         assert "TypeError: unsupported operand" in broken.message
         assert "line" in broken.message
         assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-02"].actions)
+
+
+def test_what_nobody_can_look_up_is_told_as_what_it_is() -> None:
+    report = make_gpunode("gpu-01")
+    assert report.observed is not None
+    broken = replace(report, observed=replace(report.observed, gpus=(None,)))  # type: ignore[arg-type]  # a fault
+    snapshot = make_snapshot([make_node("gpu-01")], [make_policy()], gpunodes=[broken])
+    verdict = plan_rollout(snapshot, NOW).verdicts["gpu-01"]
+    assert verdict.reason is Reason.NODE_NOT_JUDGED
+    assert verdict.message.startswith("AttributeError: 'NoneType' object has no attribute 'layout'")
+
+
+def test_such_a_node_needs_no_policy() -> None:
+    plan = plan_rollout(make_snapshot([poison(make_node("gpu-01"))], []), NOW)
+    assert plan.verdicts["gpu-01"].reason is Reason.NODE_NOT_JUDGED
 
 
 def test_the_fence_and_the_slot_of_such_a_node_stay() -> None:
