@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 from tests.build import make_cluster_policy, make_policy
+from tests.chart.charts import CHART
 
 from gpusharing.planning import installation
 from gpusharing.planning.installation import Severity, Topic, find_findings, render
@@ -297,6 +299,19 @@ def test_every_finding_is_tried() -> None:
     known |= set(re.findall(r'_error\(Topic\.\w+, "(\w+)"', inspect.getsource(installation)))
     assert len(known) > 15
     assert known - {reason for _, reason, _, _ in BROKEN.values()} == set()
+
+
+def test_the_values_that_commands_set_are_values_of_the_chart() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    commands = [one.command for view, *_ in BROKEN.values() for one in find_findings(view)]
+    ours = [command for command in commands if command.startswith("helm upgrade gpusharing ")]
+    paths = {command.rpartition(" --set ")[2].partition("=")[0] for command in ours}
+    assert len(paths) > 3
+    for path in paths:
+        found = values
+        for key in path.split("."):
+            assert key in found, path
+            found = found[key]
 
 
 def test_the_worst_case_is_one_screen() -> None:
