@@ -38,6 +38,14 @@ DIFFERENCES = (
         "test_the_init_container_ends_with_the_fallback_whatever_the_label_says",
     ),
     Difference(
+        "config-manager", "v0.19.3",
+        "it signals its program whenever it has changed the configuration, sooner or later",
+        "it changes the configuration, then looks through all processes of the pod, and ends at one that is over, or "
+        "without the program; only its next start, which takes the fallback first, signals again",
+        "plugin or GFD may keep the old configuration until the kubelet starts the sidecar again (10 s to 5 min)",
+        "test_it_changes_the_configuration_before_it_finds_that_there_is_no_program_to_signal",
+    ),
+    Difference(
         "gpu-feature-discovery", "v0.19.3",
         "nvidia.com/gpu.replicas is the number of shares of a GPU, at least 1",
         "0 when no GPU of the node is whole (strategy none or mixed, MIG on everywhere), and with MIG-INVALID",

@@ -95,6 +95,18 @@ def test_the_init_container_ends_with_the_fallback_whatever_the_label_says(
     count(MODEL, Asked.BAD_INPUT)
 
 
+def test_it_changes_the_configuration_before_it_finds_that_there_is_no_program_to_signal(
+    node: ConfiguredNode,
+) -> None:
+    node.wait_for(KEY_FULL)
+    node.program.stop()
+    node.program = node.start("--send-signal=true", "--process-to-signal", "/nowhere")
+    with pytest.raises(ProgramEnded, match="no process found"):
+        node.program.wait(lambda: False)
+    assert node.program.process.returncode == 1
+    assert node.link.readlink() == Path("/dev/null"), "the fallback, of which nobody was told"
+
+
 def test_what_ends_in_another_pod_of_the_node_keeps_no_program_from_its_signal(
     plane: ControlPlane, make_sandbox: MakeSandbox, tmp_path: Path
 ) -> None:
