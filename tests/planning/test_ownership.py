@@ -4,10 +4,11 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
-from tests.build import POOL_LABELS, make_fence, make_node, make_policy
+from tests.build import NOW, POOL_LABELS, make_fence, make_node, make_policy, make_snapshot
 
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.ownership import Owners, selects
+from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.views import PolicyView
 
 OLD, YOUNG = "2026-01-01T00:00:00Z", "2026-06-01T00:00:00Z"
@@ -130,3 +131,13 @@ def test_the_index_over_labels_finds_what_comparing_with_every_policy_finds() ->
         node = make_node(labels=labels)
         slow = {p.name for p in policies if p.spec and selects(p.spec.node_selector, node.labels)}
         assert {found.name for found in Owners(policies).selecting(node)} == slow
+
+
+def test_a_node_in_flight_takes_the_slot_of_the_policy_that_fenced_it() -> None:
+    old, new = policy("a"), policy("b", YOUNG, priority=1)
+    fence = make_fence("actuating", policy="a", node_uid="uid-gpu-07")
+    node = make_node("gpu-07", unschedulable=True, fence=fence)
+    pools = plan_rollout(make_snapshot([node], [old, new]), NOW).pools
+    assert (pools["a"].used, pools["b"].used) == (1, 0)
+    orphaned = plan_rollout(make_snapshot([node], [new]), NOW).pools
+    assert orphaned["b"].used == 1, "whose policy is gone: that of its owner"
