@@ -12,6 +12,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 VALUE_SETS = sorted((CHART / "ci").glob("*-values.yaml"))
+PLATFORMS = sorted((CHART / "platforms").glob("*.yaml"))
 NAMESPACE = "gpusharing"
 IMAGE = ("--set", "image.repository=example.test/gpu-sharing-operator")
 """The one value that is required."""

@@ -10,14 +10,14 @@ import pytest
 from hack.cluster import install
 from hack.cluster.api import APPLY_PATCH
 from hack.cluster.process import wait_until
-from tests.chart.charts import CHART, IMAGE, NAMESPACE, VALUE_SETS, Helm
+from tests.chart.charts import CHART, IMAGE, NAMESPACE, PLATFORMS, VALUE_SETS, Helm
 from tests.chart.cluster import SECONDS, Installed
 from tests.chart.standins import crds
 
 pytestmark = pytest.mark.cluster
 
 SPACES = "/api/v1/namespaces"
-MADE_BY_OTHERS = ("gpu-agents", "nvidia")
+MADE_BY_OTHERS = ("gpu-agents", "nvidia", "nvidia-gpu-operator")
 """Namespaces that a value set expects."""
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpunodes.gpusharing.dev"
 
@@ -36,7 +36,7 @@ def neighbours(installed: Installed) -> Iterator[None]:
         admin.delete(install.object_path(admin, one))
 
 
-@pytest.mark.parametrize("values", VALUE_SETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("values", [*VALUE_SETS, *PLATFORMS], ids=lambda path: path.stem)
 def test_the_api_server_takes_every_object(installed: Installed, helm: Helm, values: Path) -> None:
     admin = installed.admin
     objects = helm.template("-f", str(values))

@@ -262,7 +262,11 @@ def test_a_policy_that_cannot_be_read_has_problems_and_no_spec() -> None:
 
 def test_a_cluster_policy_shows_what_can_override_us() -> None:
     plugin = {"config": {"name": "ours", "default": "any"}}
-    view = convert.cluster_policy_view({"spec": {"devicePlugin": plugin, "mig": {"strategy": "single"}}})
+    metadata = {"name": "gpu-cluster-policy"}
+    view = convert.cluster_policy_view(
+        {"metadata": metadata, "spec": {"devicePlugin": plugin, "mig": {"strategy": "single"}}}
+    )
+    assert view.name == "gpu-cluster-policy"
     assert (view.plugin_config_name, view.plugin_default, view.mig_strategy) == ("ours", "any", "single")
     assert (view.mig_manager_enabled, view.mig_config_name, view.with_reboot) == (True, "", False)
     manager = {"enabled": False, "config": {"name": "x"}, "env": [{"name": "WITH_REBOOT", "value": "true"}]}

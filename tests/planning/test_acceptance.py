@@ -89,3 +89,23 @@ FINE: dict[str, tuple[PolicyView, dict[str, Any]]] = {
 def test_it_is_accepted(policy: PolicyView, fields: dict[str, Any]) -> None:
     stack = make_stack(cluster_policy=make_cluster_policy(**fields))
     assert find_objection(policy, stack, SETTINGS) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "wrong"),
+    [
+        (FULL, NOT_OURS),
+        (NAMED, make_cluster_policy(mig_manager_enabled=False)),
+        (NAMED, make_cluster_policy(mig_strategy="single")),
+        (LAYOUTS, make_cluster_policy(mig_config_name="theirs")),
+    ],
+    ids=["plugin", "mig-manager", "strategy", "layouts"],
+)
+def test_the_command_names_the_cluster_policy_that_is_there(
+    policy: PolicyView, wrong: ClusterPolicyView
+) -> None:
+    """OpenShift's is called gpu-cluster-policy."""
+    stack = make_stack(cluster_policy=replace(wrong, name="gpu-cluster-policy"), serves_our_mig_file=False)
+    objection = find_objection(policy, stack, SETTINGS)
+    assert objection is not None
+    assert "kubectl patch clusterpolicy gpu-cluster-policy --type merge" in objection.message

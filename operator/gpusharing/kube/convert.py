@@ -140,6 +140,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         plugin_default=text(spec, "devicePlugin", "config", "default"),
         plugin_version=text(spec, "devicePlugin", "version"),
         mig_manager_version=text(spec, "migManager", "version"),
+        name=text(raw, "metadata", "name"),
         with_reboot=any(
             variable.get("name") == "WITH_REBOOT" and text(variable, "value").lower() == "true"
             for variable in entries(spec, "migManager", "env")

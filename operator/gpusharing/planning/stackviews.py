@@ -33,6 +33,8 @@ class ClusterPolicyView:
     plugin_version: str = ""
     mig_manager_version: str = ""
     """Of device plugin and mig-manager, as `v0.19.3`; empty when ClusterPolicy does not name it."""
+    name: str = "cluster-policy"
+    """What the object is called: `cluster-policy` by NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
     plain: PlainStackView | None = None
     """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
 
