@@ -24,6 +24,8 @@ SITE = f"usr/local/lib/python{PYTHON}/dist-packages"
 STDLIB = f"usr/lib/python{PYTHON}"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """Debian's name of an architecture, and the one of wheels and of uname."""
+UNCHECKED = b"\1\0\0\0"
+"""The flags of bytecode that is never compared with its source (PEP 552)."""
 GLIBC = ("manylinux_2_17", "manylinux2014", "manylinux_2_28", "manylinux_2_34")
 """Kinds of wheels that run on the tree's glibc (2.41)."""
 
@@ -139,13 +141,16 @@ def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: 
     Raises:
         WheelError: a module cannot be compiled.
     """
-    options = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    options = ["-B", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
     moved = ["-s", str(folder), "-p", f"/{shown}"]
     command = [*interpreter, *options, *moved, str(folder)]
     done = subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise WheelError(f"{folder} cannot be compiled:\n{done.stdout}{done.stderr}")
-    return sum(1 for _ in folder.rglob("*.pyc"))
+    files = sorted(folder.rglob("*.pyc"))
+    if timed := [file for file in files if file.read_bytes()[4:8] != UNCHECKED]:
+        raise WheelError(f"{timed[0]} and {len(timed) - 1} more hold the time of their source")
+    return len(files)
 
 
 def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:

@@ -1,0 +1,117 @@
+"""How long the operator takes from its start to Ready, as the image has it: `sudo python -m hack.images.start`.
+
+In the root file system of `make images BASE=local`, as uid 65532 (which has no entry in /etc/passwd), with the files
+and variables of a pod, under the shipped rights, against a control plane of its own. A container adds what its runtime
+and the kubelet's probes take.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from hack import stage
+from hack.cluster import install
+from hack.cluster.controlplane import ControlPlane
+from hack.cluster.process import free_ports
+from hack.cluster.tokens import service_account_token
+from hack.images import local
+
+LIMIT = 3.0
+"""Seconds from the start of the process to the first good answer of /readyz; more is a fault."""
+STARTS = 3
+PATIENCE = 60.0
+UID = 65532
+ACCOUNT = "run/secrets/account"
+
+
+def lay(image: local.Image, root: Path) -> None:
+    """The image's layers over each other."""
+    for tree in image.tree:
+        shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
+
+
+def environment(plane: ControlPlane, port: int) -> dict[str, str]:
+    """What a pod of the operator has."""
+    server = urlsplit(plane.api.url)
+    return {
+        **dict(entry.split("=", 1) for entry in local.RUN["Env"]),
+        "KUBERNETES_SERVICE_HOST": server.hostname or "",
+        "KUBERNETES_SERVICE_PORT": str(server.port),
+        "SERVICE_ACCOUNT": f"/{ACCOUNT}",
+        "GPUSHARING_NAMESPACE": stage.NAMESPACE,
+        "GPUSHARING_LISTEN": "127.0.0.1",
+        "GPUSHARING_PROBE_PORT": str(port),
+        "GPUSHARING_METRICS_PORT": "0",
+    }
+
+
+def measure(root: Path, plane: ControlPlane) -> float:
+    """Seconds from one start to the first good answer of /readyz.
+
+    Raises:
+        RuntimeError: it ended, or was not Ready in a minute; the text holds its log.
+    """
+    (port,) = free_ports(1)
+    with tempfile.TemporaryFile() as log:
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            ["/usr/sbin/chroot", f"--userspec={UID}:{UID}", str(root), local.RUN["Cmd"][0]],
+            env=environment(plane, port),
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            while process.poll() is None and time.monotonic() - begin < PATIENCE:
+                if _is_ready(port):
+                    return time.monotonic() - begin
+                time.sleep(0.01)
+            log.seek(0)
+            raise RuntimeError(f"the operator never was Ready:\n{log.read().decode()}")
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def main() -> int:
+    """Exit status 0 when the median of the starts is fast enough."""
+    if os.geteuid() != 0:
+        print("root is needed for chroot: sudo .venv/bin/python -m hack.images.start", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as scratch, ControlPlane(Path(scratch) / "plane") as plane:
+        root = Path(scratch) / "root"
+        lay(local.build(), root)
+        install.install_all(plane.api)
+        stage.install_chart(plane.kubeconfig)
+        account = root / ACCOUNT
+        account.mkdir(parents=True)
+        (account / "token").write_text(
+            service_account_token(plane.api, stage.NAMESPACE, stage.SERVICE_ACCOUNT)
+        )
+        (account / "ca.crt").write_text(plane.api.ca_pem)
+        root.chmod(0o755)
+        Path(scratch).chmod(0o755)
+        seconds = [measure(root, plane) for _ in range(STARTS)]
+    median = statistics.median(seconds)
+    told = ", ".join(f"{one:.2f}" for one in seconds)
+    print(f"start to Ready: {told} s, median {median:.2f} s, at most {LIMIT:.0f} s are fine")
+    return 0 if median <= LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
