@@ -12,7 +12,7 @@ from hack.nvidia.sandbox import Sandbox, SandboxError
 SECONDS = 20.0
 # mig-manager asks systemd about host services over D-Bus, before anything else. A bus without systemd is enough;
 # receiving must be allowed too, else it hangs without a word.
-_BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
   <listen>unix:path={socket}</listen>
@@ -90,7 +90,7 @@ class MigManager:
         if len(str(socket)) > 100:
             raise SandboxError(f"the path of the D-Bus socket is too long for a Unix socket: {socket}")
         config = self.sandbox.folder / "bus.conf"
-        config.write_text(_BUS.format(socket=socket))
+        config.write_text(BUS.format(socket=socket))
         with (self.sandbox.folder / "bus.log").open("w") as log:
             command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile"]
             self._bus = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

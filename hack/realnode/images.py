@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import platform
 import subprocess
 import tarfile
@@ -62,7 +63,9 @@ def pause_image() -> Image:
     Raises:
         BuildError: there is no C compiler, or no static C library.
     """
-    return Image(PAUSE_IMAGE, {"pause": Entry(_pause_program().read_bytes())}, ["/pause"])
+    return Image(
+        PAUSE_IMAGE, {"pause": Entry(static_program("pause", _PAUSE_SOURCE).read_bytes())}, ["/pause"]
+    )
 
 
 def write_archive(image: Image, path: Path) -> None:
@@ -113,20 +116,24 @@ def _add(archive: tarfile.TarFile, path: str, entry: Entry) -> None:
     archive.addfile(member, io.BytesIO(entry.content))
 
 
-def _pause_program() -> Path:
+def static_program(name: str, source: str) -> Path:
+    """A program of one C file that needs no library, from the user's cache.
+
+    Raises:
+        BuildError: there is no C compiler, or no static C library.
+    """
     program = compiler()
     if program is None:
-        raise BuildError("the pause image needs a C compiler: apt-get install --yes gcc libc6-dev")
-    key = hashlib.sha256(_PAUSE_SOURCE.encode()).hexdigest()[:12]
-    path = cache_root() / f"pause-{platform.machine()}-{key}"
+        raise BuildError(f"the program {name} needs a C compiler: apt-get install --yes gcc libc6-dev")
+    path = cache_root() / f"{name}-{platform.machine()}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{id(path)}")
+        scratch = path.with_name(f".{path.name}-{os.getpid()}")
         command = [program, "-x", "c", "-O2", "-static", "-s", "-o", str(scratch), "-"]
-        done = subprocess.run(command, input=_PAUSE_SOURCE, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BuildError(
-                f"{program} cannot make a static program (libc6-dev has it):\n{done.stderr.strip()}"
+                f"{program} cannot make a static program (libc6-dev has the library):\n{done.stderr.strip()}"
             )
         scratch.rename(path)
     return path

@@ -11,8 +11,11 @@ from hack.cluster import install
 from hack.cluster.api import Api
 from hack.cluster.controlplane import ControlPlane
 from hack.images import local
+from hack.realnode import operands
 from hack.realnode.network import bridge
 from hack.realnode.node import KubeletNode, options
+from hack.realnode.nodesoftware import NodeSoftware
+from hack.realnode.nvidiaimage import nvidia_image
 
 MODEL = "h100-80gb"
 POOL = "real"
@@ -38,6 +41,10 @@ class Site:
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
         return stage.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "120s", *arguments)
 
+    def install_operands(self) -> None:
+        """NVIDIA's pods, as the GPU Operator creates them; the ConfigMaps that they mount must have an entry."""
+        install.apply_documents(self.api, operands.manifests())
+
     def kubectl(self, *arguments: str) -> str:
         """What kubectl printed; its complaint is in the exception's text."""
         try:
@@ -59,7 +66,7 @@ def node_labels() -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_site(machines: Sequence[str]) -> Iterator[Site]:
-    """A control plane and nodes of these names, each with two GPUs and our image.
+    """A control plane and nodes of these names, each with two GPUs, our image and NVIDIA's programs.
 
     Raises:
         ToolchainError, BuildError, FetchError, WheelError: something cannot be built.
@@ -70,9 +77,13 @@ def running_site(machines: Sequence[str]) -> Iterator[Site]:
         network = stack.enter_context(bridge())
         plane = stack.enter_context(ControlPlane(options=options(network, machines, audit=True)))
         install.install_gpu_operator(plane.api)
-        nodes: dict[str, KubeletNode] = {}
+        nvidia, nodes = nvidia_image(), dict[str, KubeletNode]()
         for number, name in enumerate(machines):
             node = KubeletNode(plane, network, name, number, labels=node_labels(), models=[MODEL] * 2)
             nodes[name] = stack.enter_context(node)
             node.load_archive(image.archive)
+            node.load(nvidia)
+            software = NodeSoftware(node)
+            stack.callback(software.stop)
+            software.start()
         yield Site(plane, nodes, image)

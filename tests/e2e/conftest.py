@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from hack.cluster import toolchain
+from hack.nvidia import build
 from hack.realnode import needs
 from hack.realnode.site import Site, running_site
 
@@ -23,7 +24,9 @@ def real_nodes_possible() -> None:
         toolchain.control_plane_programs()
         for name in ("helm", "kubelet"):
             toolchain.program(name)
-    except toolchain.ToolchainError as error:
+        for release in build.RELEASES:
+            build.ensure(release)
+    except (toolchain.ToolchainError, build.BuildError) as error:
         (pytest.fail if ci else pytest.skip)(f"RUNG 4 NOT RUN: {error}")
 
 

@@ -4,6 +4,8 @@
 
 #include "sim.h"
 
+enum { TOPOLOGY_INTERNAL = 0, TOPOLOGY_SYSTEM = 50 }; /* nvmlGpuTopologyLevel_t */
+
 /* The GPUs that are there for this container, counted from 0 as NVML's indexes are. */
 static uint32_t visible_count(const struct sim_state *state)
 {
@@ -187,6 +189,20 @@ API nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned int *min
     nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU | HANDLE_MIG);
     if (result == NVML_SUCCESS)
         result = copy_number(minor, call.gpu->minor);
+    return call_end(&call, result);
+}
+
+/* How near two GPUs are: each hangs on a CPU of its own, without NVLink. The device plugin asks before it allocates. */
+API nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t device, nvmlDevice_t other, unsigned int *level)
+{
+    struct call call, second;
+    nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU);
+    if (result == NVML_SUCCESS) {
+        second = call;
+        result = handle_resolve(&second, other, HANDLE_GPU);
+    }
+    if (result == NVML_SUCCESS)
+        result = copy_number(level, call.gpu_index == second.gpu_index ? TOPOLOGY_INTERNAL : TOPOLOGY_SYSTEM);
     return call_end(&call, result);
 }
 

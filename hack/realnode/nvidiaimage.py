@@ -1,0 +1,81 @@
+"""An image of NVIDIA's own programs, unmodified, as hack/nvidia builds them, with the C library that they need.
+
+`enter` is ours: mig-parted looks for the driver's name in /proc/modules, which some kernels do not even have. It lays a
+/proc of links over the real one, with a SIMULATED file of that name, and becomes the program.
+"""
+
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+from hack.nvidia import build
+from hack.realnode.images import Entry, Image, static_program
+
+NVIDIA_IMAGE = "localhost/nvidia-programs:1"
+_ENTER_SOURCE = r"""
+/* SIMULATED: /proc/modules that names the driver. */
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void fail(const char *what) { perror(what); _exit(111); }
+
+int main(int count, char **arguments)
+{
+    char from[512], to[512];
+    if (count < 2) return 112;
+    mkdir("/run/real-proc", 0755);
+    mkdir("/run/proc", 0755);
+    if (mount("/proc", "/run/real-proc", NULL, MS_BIND | MS_REC, NULL)) fail("bind /proc");
+    if (mount("tmpfs", "/run/proc", "tmpfs", 0, "mode=755")) fail("tmpfs");
+    DIR *proc = opendir("/proc");
+    for (struct dirent *entry; proc && (entry = readdir(proc));) {
+        if (isdigit(entry->d_name[0]) || entry->d_name[0] == '.' || !strcmp(entry->d_name, "modules")) continue;
+        snprintf(from, sizeof from, "/run/real-proc/%s", entry->d_name);
+        snprintf(to, sizeof to, "/run/proc/%s", entry->d_name);
+        if (symlink(from, to)) fail(to);
+    }
+    FILE *modules = fopen("/run/proc/modules", "w");
+    if (!modules) fail("/run/proc/modules");
+    fputs("nvidia 1000000 0 - Live 0x0000000000000000 (SIMULATED)\n", modules);
+    fclose(modules);
+    if (mount("/run/proc", "/proc", NULL, MS_BIND, NULL)) fail("bind over /proc");
+    execv(arguments[1], arguments + 1);
+    fail(arguments[1]);
+}
+"""
+
+
+def nvidia_image() -> Image:
+    """Device plugin, GFD, config-manager, MPS daemon, mig-parted and mig-manager below /usr/bin.
+
+    Raises:
+        BuildError: a program cannot be built here.
+    """
+    programs = {name: build.program(name) for release in build.RELEASES for name in release.programs}
+    files = {f"usr/bin/{name}": Entry(path.read_bytes()) for name, path in programs.items()}
+    files["usr/bin/enter"] = Entry(static_program("enter", _ENTER_SOURCE).read_bytes())
+    for library in sorted({one for path in programs.values() for one in _libraries(path)}):
+        files[_place(library)] = Entry(library.resolve().read_bytes())
+    files["lib"] = Entry(link="usr/lib")
+    return Image(
+        NVIDIA_IMAGE, files, ["/usr/bin/enter"], {"PATH": "/usr/bin"}, folders=("run", "proc", "sys", "etc")
+    )
+
+
+def _libraries(program: Path) -> list[Path]:
+    told = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True).stdout
+    return [Path(found) for found in re.findall(r"(/\S+) \(0x", told)]
+
+
+def _place(library: Path) -> str:
+    """Where the loader looks in the image: the loader itself where programs name it."""
+    if library.name.startswith("ld-linux"):
+        return str(library).lstrip("/")
+    return f"usr/lib/{platform.machine()}-linux-gnu/{library.name}"
