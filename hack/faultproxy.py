@@ -4,7 +4,7 @@ with FaultProxy(api.url, api.ca_pem, tls=context) as proxy:      # plain http wi
     account = operator_account(kubeconfig, directory, Door(proxy.url, authority))
     proxy.arm(7, lambda: os.kill(pid, signal.SIGKILL))       # the 7th write is answered, the client does not hear it
 
-Answers, refusals and watches are the server's (reliability-performance.md 1.6), but for objects that a test makes
+Answers, refusals and watches are the server's (docs/design/faults.md#proxy), but for objects that a test makes
 fail, once or for ever:
 
     sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), Refusal(503))

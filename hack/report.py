@@ -146,7 +146,7 @@ class Report:
 
 
 def find_rung(item: pytest.Item) -> int:
-    """The rung of design.md section 8 that a test stands on: its marker, else what it runs."""
+    """The rung (docs/design/faults.md#rungs) that a test stands on: its marker, else what it runs."""
     for marker, rung in MARKERS.items():
         if item.get_closest_marker(marker) is not None:
             return rung

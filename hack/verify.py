@@ -18,7 +18,7 @@ STEPS = {
     "imports": "lint-imports",
     "generated": "python -m hack.generate --check",
     "chart": "pytest --quiet -m 'not cluster' tests/chart",
-    "house": "pytest --quiet -o verbosity_assertions=2 tests/test_repo.py",
+    "house": "pytest --quiet -o verbosity_assertions=2 tests/test_repo.py tests/test_citations.py",
 }
 
 

@@ -1,4 +1,4 @@
-"""What one PATCH of the operator may do to a Node: the rules of design.md section 4, for every rung that sees the body.
+"""What one PATCH of the operator may do to a Node: the rules of docs/design/way.md, for every rung that sees the body.
 
 The guard of rung 1 asks them at every write to the FakeCluster, rung 2 of every write in the API server's audit log.
 They know the rules by themselves and ask nothing of the planner.
@@ -144,7 +144,7 @@ def _wrong_uncordon(before: JSON) -> Iterator[str]:
 
 
 def foreign_marks(node: JSON) -> list[str]:
-    """What other controllers have written on a Node that they maintain (drain.md C5), by key."""
+    """What other controllers have written on a Node that they maintain (docs/design/drain.md#c5), by key."""
     labels, annotations = labels_of(node), annotations_of(node)
     found = [key for key in annotations if key.startswith(FOREIGN_PREFIXES)]
     found += [

@@ -1,7 +1,7 @@
 """SIMULATED GPU nodes: Node objects as NVIDIA's software leaves them on a fresh machine, run by kwok.
 
-The labels are those of nvidia-actuators.md (c) for a full GPU and (d.2). Afterwards they belong to whoever
-plays NVIDIA's software (the simulators); nothing here writes a node a second time.
+The labels are those of docs/design/nvidia.md#c for a full GPU and docs/design/nvidia.md#d2. Afterwards they belong to
+whoever plays NVIDIA's software (the simulators); nothing here writes a node a second time.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Where the pinned programs differ from what the product expects of newer ones, or from what we believed: data.
 
-The product speaks the language of k8s-device-plugin v0.20 (design.md, nvidia-actuators.md); rung 3 pins v0.19.3 and
+The product speaks the language of k8s-device-plugin v0.20 (docs/design/nvidia.md); rung 3 pins v0.19.3 and
 mig-parted v0.13.1. A newer pin that makes an entry untrue fails the test that uses it: delete the entry then.
 """
 

@@ -1,4 +1,4 @@
-"""SIMULATED gpu-feature-discovery: the labels that it puts on a node, as a function (nvidia-actuators.md c).
+"""SIMULATED gpu-feature-discovery: the labels that it puts on a node, as a function (docs/design/nvidia.md#c).
 
 GFD counts per card model and writes the labels of one model over those of the other, in an order that Go leaves open
 and that may change at each run (internal/lm/mig-strategy.go, newGPULabelers); models with a whole GPU come last. Here

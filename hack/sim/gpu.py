@@ -1,6 +1,6 @@
 """SIMULATED GPUs behind the agent's Library Protocol, with the rules of MIG that a driver enforces.
 
-Models come from `planning/cards.py`. Rules from NVIDIA's MIG user guide (hardware-facts.md a): a mode change
+Models come from `planning/cards.py`. Rules from NVIDIA's MIG user guide (docs/design/hardware.md#mig): a mode change
 needs every client gone; Ampere keeps it pending until a reset succeeds; reset and reboot take the instances,
 a reboot also the mode itself from Hopper on. Where the driver puts an instance is a guess, the highest free
 start: it agrees with the guide's rule that 3g+2g+1g+1g fits only with the 3g first. That any of this matches

@@ -13,7 +13,7 @@ LABEL_DEPLOY_MIG_MANAGER = f"{LABEL_DEPLOY_PREFIX}mig-manager"
 
 @dataclass(frozen=True, slots=True)
 class ClusterPolicy:
-    """The fields that reach a node (nvidia-actuators.md d.1); the defaults are the Helm chart's, but no strategy."""
+    """The fields that reach a node (docs/design/nvidia.md#d1); the defaults are the Helm chart's, but no strategy."""
 
     plugin_config: str = ""
     plugin_default: str = ""

@@ -1,4 +1,4 @@
-"""mig-parted's configuration file: what a name in it means for the GPUs of one node (nvidia-actuators.md a.10).
+"""mig-parted's configuration file: what a name in it means for the GPUs of one node (docs/design/nvidia.md#a10).
 
 version: v1
 mig-configs:

@@ -1,4 +1,4 @@
-"""SIMULATED nvidia-mig-manager: one run of its pod on one node, transition by transition (nvidia-actuators.md a).
+"""SIMULATED nvidia-mig-manager: one run of its pod on one node, transition by transition (docs/design/nvidia.md#a3).
 
 The numbers in the comments are the steps of a.3. Two bugs of the real one are kept (a.7): a time-out while waiting
 for the operands returns without a state, and after the first full run a failure leaves the operands paused.

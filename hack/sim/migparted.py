@@ -1,4 +1,4 @@
-"""SIMULATED nvidia-mig-parted: asserts and applies one configuration on the GPUs of a node (nvidia-actuators.md a.8).
+"""SIMULATED nvidia-mig-parted: asserts and applies one configuration on the GPUs of a node (docs/design/nvidia.md#a8).
 
 What is not atomic there is not atomic here: GPUs before a failure are new, the one that failed is MIG-on and empty,
 those after it are old.

@@ -1,4 +1,5 @@
-"""SIMULATED MPS control daemon of one node, as a pod that comes and goes with the label nvidia.com/mps.capable (b.5).
+"""SIMULATED MPS control daemon of one node, as a pod that comes and goes with the label nvidia.com/mps.capable
+(docs/design/nvidia.md#b5).
 
 Its sidecar finds no process to signal, so the daemon keeps the number of clients that it started with until its pod
 is replaced. It makes every GPU exclusive and sets Default again when it stops cleanly; killed, it leaves them so.
@@ -118,7 +119,7 @@ class MpsDaemon(Configured):
 
 
 def most_clients(compute_capability: str) -> int:
-    """The daemon's limit (b.5)."""
+    """The daemon's limit (docs/design/nvidia.md#b5)."""
     major, _, minor = compute_capability.partition(".")
     return 48 if (int(major), int(minor)) >= (7, 5) else 16
 

@@ -225,7 +225,8 @@ class SimNode:
         await self._manager.run()
 
     async def _generate(self, pod: JSON) -> str:
-        """Generate the configuration from the hardware and publish it, unless ClusterPolicy names one (a.10)."""
+        """Generate the configuration from the hardware and publish it, unless ClusterPolicy names one
+        (docs/design/nvidia.md#a10)."""
         try:
             reading = await in_daemon_thread(self.gpus.read_as_operand, "mig-manager")
         except LibraryError:

@@ -73,7 +73,8 @@ class NodeObject:
             await self._write({"metadata": metadata}, None)
 
     async def advertise(self, counts: Mapping[str, int], *, plugin: bool) -> None:
-        """Put GPU resources into the status as the kubelet does (b.7): names that are not advertised stay, at 0.
+        """Put GPU resources into the status as the kubelet does (docs/design/nvidia.md#b7): names that are not
+        advertised stay, at 0.
 
         Without a `plugin` allocatable drops to 0 and capacity stays for now.
         """

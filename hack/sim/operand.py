@@ -1,6 +1,6 @@
 """A SIMULATED operand: one pod of a DaemonSet whose configuration config-manager chooses by a Node label.
 
-Device plugin and GFD are both of this kind (nvidia-actuators.md b.4): an init container picks the configuration at
+Device plugin and GFD are both of this kind (docs/design/nvidia.md#b4): an init container picks the configuration at
 the start and crash-loops when the key is missing; a sidecar follows the label, sends SIGHUP when the key changes, and
 crash-loops alone when the new key is missing, while the main container keeps the old configuration.
 """

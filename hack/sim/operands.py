@@ -131,7 +131,7 @@ class FeatureDiscovery(Configured):
         return False
 
     async def gone(self, *, crashed: bool) -> None:
-        """A paused GFD leaves its labels; one whose new pod crash-loops loses them (b.4)."""
+        """A paused GFD leaves its labels; one whose new pod crash-loops loses them (docs/design/nvidia.md#b4)."""
         self._config = None
         if crashed:
             await self.node.patch(gfd.changes(self.node.labels, {}))

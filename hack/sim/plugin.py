@@ -1,6 +1,7 @@
 """SIMULATED config-manager and device plugin: which configuration counts, and what a node then advertises.
 
-Pure: nvidia-actuators.md b.1 to b.7 and nvml-simulator.md as functions. `operand.py` and `node.py` give them time.
+Pure: docs/design/nvidia.md, b.1 to b.7, and docs/design/nvidia.md#observed as functions. `operand.py` and `node.py`
+give them time.
 """
 
 import re

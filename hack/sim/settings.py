@@ -12,8 +12,8 @@ from typing import Literal
 class Times:
     """How long steps of NVIDIA's software and of the kubelet take, in seconds before `time_factor`.
 
-    mig-manager alone was measured at about 4 s from pending to success (nvml-simulator.md); the others are the
-    usual size of such steps on a cluster with warm images, and the limits are NVIDIA's own (a.3, c).
+    mig-manager alone was measured at about 4 s from pending to success (docs/design/nvidia.md#observed); the others
+    are the usual size of such steps on a cluster with warm images, and the limits are NVIDIA's own (a.3, c).
     """
 
     watch: float = 0.2

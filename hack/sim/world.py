@@ -270,7 +270,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
 }
 """What can be injected. The first four act at mig-manager's next run that changes GPUs, the others at once:
 
-- wedge-pending, wedge-paused: the two wedges of nvidia-actuators.md a.7; failed: the apply fails;
+- wedge-pending, wedge-paused: the two wedges of docs/design/nvidia.md#a7; failed: the apply fails;
 - reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
 - kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
 - the words of oddities.py: what NVML tells the agent from now on;

@@ -1,4 +1,4 @@
-"""What the API server answers to an eviction, and what is remembered of it (drain.md 1.3, rows E1 to E15).
+"""What the API server answers to an eviction, and what is remembered of it (docs/design/drain.md, rows E).
 
 Tested through the executor: controller/evict.py.
 """

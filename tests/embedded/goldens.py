@@ -121,7 +121,7 @@ async def success_paused(stage: Scene) -> None:
 
 
 def says_success_while_paused(labels: Mapping[str, str]) -> bool:
-    """The second wedge of nvidia-actuators.md a.7, seen at the labels of a Node."""
+    """The second wedge of docs/design/nvidia.md#a7, seen at the labels of a Node."""
     return labels.get(names.LABEL_MIG_STATE) == "success" and names.PAUSED_FOR_MIG in labels.values()
 
 

@@ -1,4 +1,4 @@
-"""What a pod is to a drain, read from the object as the API server has it (drain.md 1.1 and 1.2).
+"""What a pod is to a drain, read from the object as the API server has it (docs/design/drain.md, rows P and G).
 
 The guard's own opinion: nothing is asked of the planner or of kube/convert_pods.py.
 """

@@ -1,7 +1,7 @@
 """What people and NVIDIA's software do while no operator runs: the next one finds it, and judges by what is there.
 
-The rows of drain.md 5.5 in which the cluster changes between a crash and the restart; those in which it does not are
-the golden scenarios of the crash matrix.
+The rows of docs/design/drain.md#races-and-crashes in which the cluster changes between a crash and the restart;
+those in which it does not are the golden scenarios of the crash matrix.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Somebody edits, deletes and renames our ConfigMaps behind the operator's back (design.md section 5)."""
+"""Somebody edits, deletes and renames our ConfigMaps behind the operator's back (docs/design/way.md#configuration)."""
 
 import asyncio
 import json

@@ -115,7 +115,7 @@ async def test_a_policy_whose_nodes_rest_has_no_finalizer_and_goes_at_once() -> 
 
 @virtually
 async def test_a_finalizer_that_was_stripped_in_the_middle_restores_the_node_all_the_same() -> None:
-    """drain.md G4: the fence alone tells."""
+    """docs/design/drain.md#x4: the fence alone tells."""
     async with scene(*nodes(1)) as stage:
         stage.apply(MIXED)
         await stage.fenced("gpu-1")

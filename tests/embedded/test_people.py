@@ -120,7 +120,7 @@ async def test_lifting_the_cordon_after_the_point_of_no_return_puts_it_back() ->
 
 @virtually
 async def test_the_point_of_no_return_loses_against_an_uncordon_in_the_same_moment() -> None:
-    """drain.md G1: the uncordon comes between our decision and our PATCH, which fails with 409."""
+    """docs/design/drain.md#x1: the uncordon comes between our decision and our PATCH, which fails with 409."""
     async with scene(*nodes(1)) as stage:
         stage.apply(SLICED)
         await stage.fenced("gpu-1")

@@ -138,7 +138,7 @@ async def test_a_node_that_mig_manager_reboots_is_waited_for_and_never_touched_w
 
 @virtually
 async def test_an_old_success_of_mig_manager_proves_nothing() -> None:
-    """drain.md G2: the label reads success from before; mig-manager does not even run."""
+    """docs/design/drain.md#x2: the label reads success from before; mig-manager does not even run."""
     async with scene(*nodes(1)) as stage:
         stage.apply(FULL)
         await stage.ready()

@@ -1,4 +1,4 @@
-"""Draining on a real API server: evictions, budgets, cordons, time-outs, stranded pods (drain.md 1.3-1.5)."""
+"""Draining on a real API server: evictions, budgets, cordons, time-outs, stranded pods (docs/design/drain.md)."""
 
 import json
 from collections import Counter

@@ -74,7 +74,7 @@ WALKS = (
 
 
 def disruption(before: str, after: str) -> str:
-    """design.md section 4: the MIG mode of a GPU changes, or only names and counts do."""
+    """docs/design/way.md#classes: the MIG mode of a GPU changes, or only names and counts do."""
     return "Reset" if (before in WITH_MIG) != (after in WITH_MIG) else "GPUPods"
 
 

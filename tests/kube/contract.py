@@ -383,5 +383,5 @@ class PodContract:
         await self.budget(world, "keep-one", 1, healthy=1)
         with pytest.raises(errors.EvictionBlocked):
             await world.client.evict(world.name, "llm-0", ready["metadata"]["uid"])
-        # The budget is met without it, so the pod that serves nobody may go (drain.md E10).
+        # The budget is met without it, so the pod that serves nobody may go (docs/design/drain.md#e10).
         await world.client.evict(world.name, "llm-1", unready["metadata"]["uid"])

@@ -1,4 +1,4 @@
-"""Raw pods, claims and budgets become views by the rules of drain.md 1.1 and 1.2."""
+"""Raw pods, claims and budgets become views by the rules of docs/design/drain.md, rows P and G."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

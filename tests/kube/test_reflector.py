@@ -1,4 +1,4 @@
-"""The cache follows the server through gaps, restarts and stale news (reliability-performance.md 1.4, F9-F12)."""
+"""The cache follows the server through gaps, restarts and stale news (docs/design/faults.md#esr, F9-F12)."""
 
 import asyncio
 from collections.abc import AsyncIterator

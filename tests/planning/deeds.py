@@ -36,7 +36,7 @@ def change(world: World, name: str, **fields: Any) -> bool:
 
 
 def cordon(world: World, name: str) -> bool:
-    """On a node that we cordoned nobody can see who did it again (drain.md C2); hold-cordon is for that."""
+    """On a node that we cordoned nobody can see who did it again (docs/design/drain.md#c2); hold-cordon is for that."""
     node = world.nodes[name]
     if node.unschedulable:
         return False

@@ -1,6 +1,7 @@
 """Every kind of pod that a drain meets, made from a manifest as the API server has it, and what is right for it.
 
-`must_leave` and `may_be_evicted` are the tests' own opinion (drain.md 1.1 and 1.2); nothing is asked of holders.py.
+`must_leave` and `may_be_evicted` are the tests' own opinion (docs/design/drain.md, rows P and G); nothing is asked of
+holders.py.
 """
 
 from collections.abc import Mapping
@@ -122,7 +123,7 @@ def must_leave(pod: PodView, *, reboot: bool) -> bool:
     if pod.mirror:
         return holds_gpu(pod)
     if _of_daemon_set(pod):
-        # NVIDIA's own go with mig-manager, and so does what selects gpu.deploy.client (nvidia-actuators.md a.3).
+        # NVIDIA's own go with mig-manager, and so does what selects gpu.deploy.client (docs/design/nvidia.md#a3).
         return holds_gpu(pod) and pod.namespace != NVIDIA and not CLIENT.keys() & pod.node_selector.keys()
     return True
 

@@ -125,7 +125,8 @@ def _fence(world: "World", action: FenceNode) -> None:
 
 
 def _no_race(world: "World", action: Actuate) -> None:
-    """mig-manager does not wait for the MPS daemon, and plugin and GFD refuse MPS on MIG (b.5): never at once."""
+    """mig-manager does not wait for the MPS daemon, and plugin and GFD refuse MPS on MIG (docs/design/nvidia.md#b5):
+    never at once."""
     machine, fence = world.machines[action.node.name], action.fence
     divided = world.resolves_to_mig(fence.target_mig_config)
     mps = parse_config(world.stack.plugin_configs.get(fence.target_plugin_config, "")).clients is not None

@@ -3,7 +3,7 @@
 `world.py` carries out every action under `rules.py`. Two runs, the same every time: one does every deed of `deeds.py`
 in every moment of a change, the other one drives a machine of random events (`chaos.py`). At the end of each example
 people clear up (cordons, markers, stray processes, wedges), and everything must come to Synced: eventually stable
-reconciliation (reliability-performance.md 1.4). The first run says how often each thing happened, and fails when one
+reconciliation (docs/design/faults.md#esr). The first run says how often each thing happened, and fails when one
 of `EXPECTED` never did: what never happens is held by nobody.
 """
 

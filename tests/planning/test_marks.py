@@ -1,4 +1,4 @@
-"""Marks for neighbours on a fenced Node (drain.md C6)."""
+"""Marks for neighbours on a fenced Node (docs/design/drain.md#c6)."""
 
 from dataclasses import replace
 

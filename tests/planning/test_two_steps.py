@@ -1,4 +1,5 @@
-"""From MPS to MIG and back, through whole GPUs: two points of no return, each with its own proof (b.5, R11)."""
+"""From MPS to MIG and back, through whole GPUs: two points of no return, each with its own proof
+(docs/design/nvidia.md#b5, R11)."""
 
 from dataclasses import replace
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""GFD's labels per mode (the table of nvidia-actuators.md c)."""
+"""GFD's labels per mode (docs/design/nvidia.md#c)."""
 
 import pytest
 from hack.sim.gfd import changes, labels, owns

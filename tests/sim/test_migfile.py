@@ -1,4 +1,4 @@
-"""mig-parted's file: its grammar, and what an entry means for a node (nvidia-actuators.md a.10)."""
+"""mig-parted's file: its grammar, and what an entry means for a node (docs/design/nvidia.md#a10)."""
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs

@@ -1,4 +1,4 @@
-"""mig-manager's transitions, one by one (nvidia-actuators.md a.2, a.3, a.6, a.7, a.8)."""
+"""mig-manager's transitions, one by one (docs/design/nvidia.md#a2, a.3, a.6, a.7, a.8)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping

@@ -1,4 +1,5 @@
-"""The MPS control daemon on FakeCluster: what it does to the GPUs, and what the plugin serves meanwhile (b.5)."""
+"""The MPS control daemon on FakeCluster: what it does to the GPUs, and what the plugin serves meanwhile
+(docs/design/nvidia.md#b5)."""
 
 import pytest
 from hack.cluster.nodes import node_manifest

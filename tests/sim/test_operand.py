@@ -1,4 +1,4 @@
-"""What an operand's pod does next (nvidia-actuators.md b.4)."""
+"""What an operand's pod does next (docs/design/nvidia.md#b4)."""
 
 import asyncio
 

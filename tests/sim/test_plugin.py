@@ -1,4 +1,4 @@
-"""The device plugin's names and counts (nvidia-actuators.md b, as observed in nvml-simulator.md)."""
+"""The device plugin's names and counts (docs/design/nvidia.md#b6, docs/design/nvidia.md#observed)."""
 
 import pytest
 from hack.sim.plugin import PluginConfig, PluginError, advertised, choose_key, parse_config

@@ -1,7 +1,7 @@
 """Which call gives each observed field, what right that needs, and what is shown without the right.
 
 Data for docs/reference/agent-fields.md and for the tests that hold the adapter, the wire type, the simulator's rights
-and the chart against it. The agent does not load it. Rights: reference/hardware-facts.md (g), after nvml.h.
+and the chart against it. The agent does not load it. Rights: docs/design/hardware.md#rights, after nvml.h.
 """
 
 from dataclasses import dataclass

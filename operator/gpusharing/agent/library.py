@@ -185,6 +185,6 @@ class Library(Protocol):
 
         It blocks for as long as the driver blocks, for ever with a hung GPU, so it is never called from the
         event loop. Between two calls no device is held: any open NVML client makes a MIG mode change fail
-        (nvidia-actuators.md a.9).
+        (docs/design/nvidia.md#a9).
         """
         ...

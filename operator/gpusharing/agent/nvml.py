@@ -1,6 +1,6 @@
 """NVML behind the Library Protocol. Only this module and `nvml_*.py` beside it import pynvml.
 
-Calls and their traps: reference/hardware-facts.md (g), NVIDIA's NVML API reference, nvml.h.
+Calls and their traps: docs/design/hardware.md#nvml, NVIDIA's NVML API reference, nvml.h.
 """
 
 from collections.abc import Iterator, Sequence

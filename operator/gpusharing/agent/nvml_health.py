@@ -1,6 +1,6 @@
 """What NVML tells of a GPU's health, and how to ask for what may not be supported or permitted. Part of `nvml.py`.
 
-Calls and their traps: reference/hardware-facts.md (g), NVIDIA's NVML API reference, nvml.h.
+Calls and their traps: docs/design/hardware.md#nvml, NVIDIA's NVML API reference, nvml.h.
 """
 
 import ctypes
@@ -95,8 +95,9 @@ def remapped_rows(handle: Any) -> RemappedRows | None:
 class Xids:
     """XIDs raised while the block runs: those that the reading itself provokes (79, 119) are among them.
 
-    An event set hears nothing from before it was made, and NVML is closed between readings (design.md section 4), so
-    other XIDs are known by what they leave behind. Whatever fails here costs no reading: these are extras.
+    An event set hears nothing from before it was made, and NVML is closed between readings
+    (docs/design/way.md#quiet), so other XIDs are known by what they leave behind. Whatever fails here costs no
+    reading: these are extras.
     """
 
     def __init__(self) -> None:

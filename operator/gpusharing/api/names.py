@@ -40,7 +40,7 @@ LABEL_MANAGED_BY, MANAGED_BY = "app.kubernetes.io/managed-by", "gpusharing-opera
 FINALIZER = f"{PREFIX}in-flight"
 """On a policy only while one of its nodes is in flight."""
 
-# --- Labels of NVIDIA's components (nvidia-actuators.md a.1, b.4, c, d) ---------------------------------
+# --- Labels of NVIDIA's components (docs/design/nvidia.md) ---------------------------------
 LABEL_MIG_CONFIG = "nvidia.com/mig.config"
 LABEL_MIG_STATE = "nvidia.com/mig.config.state"
 LABEL_PLUGIN_CONFIG = "nvidia.com/device-plugin.config"
@@ -72,7 +72,7 @@ NEIGHBOUR_ANNOTATIONS = (
     "karpenter.sh/do-not-disrupt",
     "cluster-autoscaler.kubernetes.io/scale-down-disabled",
 )
-"""Set to `true` on a fenced Node, so that autoscalers do not take it away meanwhile (drain.md C6)."""
+"""Set to `true` on a fenced Node, so that autoscalers do not take it away meanwhile (docs/design/drain.md#c6)."""
 
 REWRITTEN_LABELS = (
     LABEL_MODE,
@@ -93,8 +93,8 @@ REWRITTEN_LABELS = (
 )
 """Labels whose value a mode change rewrites: a nodeSelector on one would select itself out of its pool.
 
-GFD describes the MIG device instead of the card in `gpu.*` under strategy single (nvidia-actuators.md section c);
-the last one is set by our own fence (drain.md C6).
+GFD describes the MIG device instead of the card in `gpu.*` under strategy single (docs/design/nvidia.md#c);
+the last one is set by our own fence (docs/design/drain.md#c6).
 """
 REWRITTEN_PREFIXES = (
     "nvidia.com/mig-",
@@ -127,7 +127,7 @@ class ConditionType(StrEnum):
 
 
 class DisruptionClass(StrEnum):
-    """What a change disturbs, shown before anything happens (design.md section 4)."""
+    """What a change disturbs, shown before anything happens (docs/design/way.md#classes)."""
 
     NONE = "None"
     PLUGIN_RESTART = "PluginRestart"

@@ -107,7 +107,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def allowance(max_unavailable: int | str, total: int) -> int:
-    """Nodes of a pool of `total` that may be unavailable at once (drain.md 2.1).
+    """Nodes of a pool of `total` that may be unavailable at once (docs/design/drain.md#budget).
 
     A percentage rounds down but is at least 1 while the pool has a node; 0 and "0%" freeze. Nonsense
     counts as 0, never as unlimited.

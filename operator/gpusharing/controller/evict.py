@@ -1,4 +1,4 @@
-"""Send evictions, and remember what the API server answered (drain.md 1.3). No pod is evicted twice."""
+"""Send evictions, and remember what the API server answered (docs/design/drain.md, rows E). No pod is evicted twice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 A call that fails ends the actions of that node for this pass; the node waits, and is named when it lasts. Only a
 lost Lease, lost credentials or a server that is away end the pass itself. A call that takes long is not waited for:
 its node is left alone until it has ended. The cache takes what the server answered, never what we meant to write
-(reliability-performance.md D12).
+(docs/design/faults.md#d12).
 """
 
 import random

@@ -84,7 +84,7 @@ def _called(name: str) -> aiohttp.ClientMiddlewareType:
 
 
 def make_settings() -> kopf.OperatorSettings:
-    """kopf as we use it; the reasons are in reliability-performance.md 3.7 and docs/adr/0001."""
+    """kopf as we use it; the reasons are in docs/design/faults.md#kopf."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True

@@ -1,4 +1,4 @@
-"""Why mig-manager failed. Labels do not tell (nvidia-actuators.md a.3): only the log of its pod does.
+"""Why mig-manager failed. Labels do not tell (docs/design/nvidia.md#a3): only the log of its pod does.
 
 Read once per failure, and only then. Without the right, or with a kubelet that does not answer, nothing is lost but
 the reason: the verdict points at the log instead.

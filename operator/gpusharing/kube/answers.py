@@ -1,7 +1,7 @@
 """What an answer of the API server means: HTTP status and Status object to an error of `errors.py`.
 
 Only machine-readable parts decide (code, reason, details.causes); the prose is passed on, never parsed
-(drain.md E11).
+(docs/design/drain.md#e11).
 """
 
 from dataclasses import dataclass

@@ -132,7 +132,7 @@ class KubeClient(Followable, Protocol):
         ...
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """Eviction subresource with a UID precondition and the pod's own grace period (drain.md rule 1).
+        """Eviction subresource with a UID precondition and the pod's own grace period (docs/design/drain.md#rule-1).
 
         NotFound and Conflict mean: that pod is gone or replaced.
         """

@@ -29,8 +29,8 @@ from gpusharing.planning.stackviews import ClusterPolicyView
 from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 
 GPU_PREFIXES = (names.RESOURCE_GPU, names.RESOURCE_MIG_PREFIX)
-"""Prefixes of resource names that stand for GPUs or parts of one (drain.md G1). Other nvidia.com/* resources
-are network cards and passed-through devices, which no mode change touches."""
+"""Prefixes of resource names that stand for GPUs or parts of one (docs/design/drain.md#g1). Other nvidia.com/*
+resources are network cards and passed-through devices, which no mode change touches."""
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
@@ -58,7 +58,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 
 def gpu_counts(quantities: object) -> Mapping[str, int]:
-    """The GPU entries of allocatable; 0 and what cannot be read count as absent (nvidia-actuators.md R12)."""
+    """The GPU entries of allocatable; 0 and what cannot be read count as absent (docs/design/nvidia.md#r12)."""
     if not isinstance(quantities, dict):
         return {}
     counts = {intern(key): count(value) for key, value in quantities.items() if key.startswith(GPU_PREFIXES)}
@@ -130,7 +130,7 @@ def policy_view(raw: JSON) -> PolicyView:
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """NVIDIA's ClusterPolicy; migManager is on unless it says otherwise (nvidia-actuators.md d)."""
+    """NVIDIA's ClusterPolicy; migManager is on unless it says otherwise (docs/design/nvidia.md#d1)."""
     spec = section(raw, "spec")
     return ClusterPolicyView(
         plugin_config_name=text(spec, "devicePlugin", "config", "name"),

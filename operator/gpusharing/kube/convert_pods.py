@@ -1,4 +1,4 @@
-"""Raw Pods, ResourceClaims and PodDisruptionBudgets as the drain rules see them (drain.md 1.1, 1.2).
+"""Raw Pods, ResourceClaims and PodDisruptionBudgets as the drain rules see them (docs/design/drain.md, rows P and G).
 
 Fail-safe on purpose: a phase, a quantity or a claim that cannot be read counts as a pod that holds a GPU.
 """

@@ -48,7 +48,7 @@ class Forbidden(KubeError):
 
 @dataclass
 class EvictionBlocked(KubeError):
-    """429 with cause DisruptionBudget: a PodDisruptionBudget says no (drain.md E5, E6).
+    """429 with cause DisruptionBudget: a PodDisruptionBudget says no (docs/design/drain.md#e5, E6).
 
     `retry_after` is in seconds; None when the server gave none, which is the rule for a plain PDB refusal.
     """
@@ -62,7 +62,8 @@ class EvictionBlocked(KubeError):
 
 @dataclass
 class Throttled(KubeError):
-    """429 without that cause: API Priority and Fairness; slow down (drain.md E7). kube/fanout.py decides for whom."""
+    """429 without that cause: API Priority and Fairness; slow down (docs/design/drain.md#e7). kube/fanout.py decides
+    for whom."""
 
     message: str
     retry_after: float | None = None
@@ -92,7 +93,7 @@ class ServerAway(KubeError):
 
 @dataclass
 class EvictionFailed(KubeError):
-    """500 on an eviction, for example two PodDisruptionBudgets on one pod (drain.md E8): told verbatim."""
+    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8): told verbatim."""
 
     message: str
 

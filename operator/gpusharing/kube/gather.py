@@ -324,7 +324,8 @@ class Gatherer:
             return (), f"the pods of the node cannot be listed: {error}"
 
     async def _claims(self, raw: JSON) -> dict[str, ClaimUse]:
-        """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU (drain.md G5)."""
+        """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU
+        (docs/design/drain.md#g5)."""
         namespace = raw["metadata"]["namespace"]
         uses: dict[str, ClaimUse] = {}
         for name in claim_names(raw):
@@ -334,7 +335,7 @@ class Gatherer:
         return uses
 
     async def _with_owner(self, pod: PodView, scope: Scope, now: datetime) -> PodView:
-        """Look up whether the DaemonSet of a pod that is to leave still exists (drain.md P3, P5)."""
+        """Look up whether the DaemonSet of a pod that is to leave still exists (docs/design/drain.md#p3, P5)."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod

@@ -1,8 +1,8 @@
 """HttpClient: KubeClient over one aiohttp session, raw JSON in and out.
 
 Every call has a deadline, none is repeated here and none sleeps: the caller decides what to do about a 429 or
-a server that is away (drain.md E7, E19). Typed models are not used: they reject incomplete Nodes, and reading
-one costs ten times the projection (reliability-performance.md D10).
+a server that is away (docs/design/drain.md#e7, E19). Typed models are not used: they reject incomplete Nodes, and
+reading one costs ten times the projection (docs/design/faults.md#d10).
 """
 
 import asyncio
@@ -189,7 +189,7 @@ class HttpClient:
         return answer.body.decode(errors="replace")
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """See KubeClient. The answer's body is a Status and tells nothing (drain.md E1)."""
+        """See KubeClient. The answer's body is a Status and tells nothing (docs/design/drain.md#e1)."""
         eviction = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",

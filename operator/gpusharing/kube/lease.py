@@ -1,9 +1,9 @@
 """LeaderLease: who may act, and which nodes it has claimed, in one object.
 
-Leader and disruption budget are one thing (design.md section 3): claims are an annotation of the Lease, written by
+Leader and disruption budget are one thing (docs/design/way.md#lease): claims are an annotation of the Lease, written by
 compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. Own code because kopf's
 peering and the official client's election compare wall clocks and have no deadline per request
-(reliability-performance.md D7).
+(docs/design/faults.md#d7).
 
 Another holder's Lease counts as expired when *we* have seen no change of it for its duration, by our monotonic
 clock: clocks of two machines are never compared. `on_lost` must end the process at once (`os._exit`): stopping

@@ -1,4 +1,4 @@
-"""NodeMaintenance objects: somebody asked another operator to maintain a node (drain.md C5).
+"""NodeMaintenance objects: somebody asked another operator to maintain a node (docs/design/drain.md#c5).
 
 Two operators have a kind of this name, and both name the node in `spec.nodeName`:
 

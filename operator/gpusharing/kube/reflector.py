@@ -1,7 +1,7 @@
 """Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
 
 Our own because what exists loses deletions: kopf 1.45 keeps objects that vanished in a 410 gap for ever, and the
-informer of the official client keys by name without UID (reliability-performance.md D2, D3, 3.10).
+informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
 
 What holds at any time after `synced`:
 - an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth

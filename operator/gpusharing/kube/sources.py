@@ -38,7 +38,8 @@ MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-contro
 OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
 NOT_YET = "not listed yet"
 NODE_CONFIG_SUFFIX = "-mig-config"
-"""mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config (a.10)."""
+"""mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config
+(docs/design/nvidia.md#a10)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from gpusharing.kube.sources import ConfigMapView
 from gpusharing.planning import migfile, pluginconfig
 
 MIG_KEY = "config.yaml"
-"""The one key that mig-manager mounts (nvidia-actuators.md a.10)."""
+"""The one key that mig-manager mounts (docs/design/nvidia.md#a10)."""
 KEPT = 500
 """Entries remembered of each ConfigMap, the newest ones."""
 _ABSENT = ConfigMapView({}, {})

@@ -91,7 +91,7 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class RestartOperand:
-    """Delete the mig-manager pod of a node, so that a fresh run starts (nvidia-actuators.md a.6)."""
+    """Delete the mig-manager pod of a node, so that a fresh run starts (docs/design/nvidia.md#a6)."""
 
     node: str
     namespace: str

@@ -174,7 +174,8 @@ def _step(case: NodeCase, *, again: bool) -> tuple[int, int]:
 
 
 def _daemon_to_restart(case: NodeCase, target: Target) -> str:
-    """A running MPS daemon keeps its old number of clients: config-manager does not find its process (b.5)."""
+    """A running MPS daemon keeps its old number of clients: config-manager does not find its process
+    (docs/design/nvidia.md#b5)."""
     observed = case.gpunode.observed if case.gpunode else None
     if target.mode is not Mode.MPS or observed is None or case.mps_daemon is None:
         return ""

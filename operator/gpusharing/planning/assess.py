@@ -77,7 +77,7 @@ def assess(
 
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
-    """Whether the way leads from MPS to MIG or back (nvidia-actuators.md b.5, R11), or from MPS to MPS without a right
+    """Whether the way leads from MPS to MIG or back (docs/design/nvidia.md#b5, R11), or from MPS to MPS without a right
     to restart its daemon, which keeps its old number of clients: on the plain stack it has to go by itself first.
     """
     if target.with_mig:
@@ -142,7 +142,7 @@ def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
 def find_disruption(
     node: NodeView, observed: ObservedView, target: Target, mismatch: Mismatch | None, stack: StackView
 ) -> DisruptionClass:
-    """What the change disturbs (the table of design.md section 4)."""
+    """What the change disturbs (docs/design/way.md#classes)."""
     if mismatch is None:
         return DisruptionClass.NONE
     for gpu, layout in zip(observed.gpus, target.layouts, strict=True):

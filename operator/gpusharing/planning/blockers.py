@@ -1,4 +1,5 @@
-"""What keeps pods from leaving, in words that do not change while the situation does not (drain.md 5.4)."""
+"""What keeps pods from leaving, in words that do not change while the situation does not
+(docs/design/drain.md#messages)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""What the two ConfigMaps must hold (design.md section 5), and what may go.
+"""What the two ConfigMaps must hold (docs/design/way.md#configuration), and what may go.
 
 An entry is added when a policy is accepted, before any label points at it. It goes only when no policy, Node
-label, fence or last verified pair names it: a missing key crash-loops the device plugin (nvidia-actuators.md b.4). The
+label, fence or last verified pair names it: a missing key crash-loops the device plugin (docs/design/nvidia.md#b4). The
 neutral entry never goes: a ConfigMap without any entry does the same.
 """
 

@@ -1,6 +1,6 @@
 """The drain of one node: which pods to evict now, and what keeps the others (`holders.py` says who must leave).
 
-Specification: drain.md sections 0, 1 and 5. What holds in every plan:
+Specification: docs/design/drain.md. What holds in every plan:
 
 - a finished, static, DaemonSet or terminating pod is never evicted, and no pod twice;
 - every pod that holds a GPU is evicted, waited for, put off to the next pass or blocked with a reason. None is

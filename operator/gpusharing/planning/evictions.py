@@ -1,4 +1,4 @@
-"""What the API server answered to an eviction, and when to ask again (drain.md 1.3, rows E1-E15).
+"""What the API server answered to an eviction, and when to ask again (docs/design/drain.md, rows E).
 
 The memory of an answer lives in the process only: after a restart every pod is simply asked for again, and a
 pod that is already leaving is recognised by its deletionTimestamp.

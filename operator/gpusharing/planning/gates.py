@@ -82,7 +82,8 @@ _NEEDED = tuple(names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_
 
 
 def operands(case: NodeCase) -> Gate | None:
-    """Closed where an admin keeps NVIDIA's operands off the node: nothing would serve or show what it becomes (d.2)."""
+    """Closed where an admin keeps NVIDIA's operands off the node: nothing would serve or show what it becomes
+    (docs/design/nvidia.md#d2)."""
     name, labels = case.node.name, case.node.labels
     workload = labels.get(names.LABEL_WORKLOAD_CONFIG) or names.WORKLOAD_CONTAINER
     if workload != names.WORKLOAD_CONTAINER:
@@ -183,7 +184,8 @@ def _actuator(case: NodeCase) -> Gate | None:
 
 
 def propagation(case: NodeCase) -> Gate | None:
-    """Closed until the configuration that the labels will name had time to reach the node (b.4)."""
+    """Closed until the configuration that the labels will name had time to reach the node
+    (docs/design/nvidia.md#b4)."""
     target = _target(case)
     since = target.configured
     if since is not None and (goal := case.goal(target)) is not target:

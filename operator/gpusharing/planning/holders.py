@@ -1,6 +1,6 @@
 """Which pods of a node hold a GPU, and which of those may be evicted: an ordered list of small filters.
 
-Specification: drain.md 1.1 (rows P) and 1.2 (rows G).
+Specification: docs/design/drain.md, rows P and G.
 """
 
 from collections.abc import Callable, Iterable
@@ -128,7 +128,7 @@ def _daemon_set(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
         return None
     if owner.exists is False:
         return None
-    # mig-manager itself removes the pods that select gpu.deploy.client (nvidia-actuators.md a.3).
+    # mig-manager itself removes the pods that select gpu.deploy.client (docs/design/nvidia.md#a3).
     if not holds_gpu(pod) or pod.namespace == scope.operator_namespace or _DEPLOY_CLIENT in pod.node_selector:
         return "ignore"
     return _block(Reason.GPU_DAEMON_SET, pod, f"Its DaemonSet is {pod.namespace}/{owner.name}")

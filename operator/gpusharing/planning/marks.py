@@ -1,4 +1,5 @@
-"""Being a good neighbour: marks on a fenced Node that keep driver upgrades and autoscalers away (drain.md C6).
+"""Being a good neighbour: marks on a fenced Node that keep driver upgrades and autoscalers away
+(docs/design/drain.md#c6).
 
 Only marks that we set are taken away again; the fence lists them.
 """

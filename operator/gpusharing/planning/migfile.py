@@ -1,6 +1,6 @@
 """The mig-parted file: rendering our entries, reading anybody's, and what a name means on one node's GPUs.
 
-Grammar: nvidia-actuators.md a.10 (mig-parted api/spec/v1). The file is rendered whole; names of our own entries
+Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is rendered whole; names of our own entries
 are content-hashed and never change their meaning.
 """
 

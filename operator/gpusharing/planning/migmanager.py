@@ -20,7 +20,8 @@ def needs_run(case: NodeCase, target: Target) -> bool:
 
 
 def needs_restart(case: NodeCase, target: Target) -> bool:
-    """The label has its value already, so only a fresh run of mig-manager can mend what is wrong (a.6)."""
+    """The label has its value already, so only a fresh run of mig-manager can mend what is wrong
+    (docs/design/nvidia.md#a6)."""
     if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
         return False
     return (

@@ -38,7 +38,7 @@ def conflicting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
 
 
 def never_allows(pdb: PdbView) -> bool:
-    """Whether no disruption is allowed even with every pod healthy (drain.md E9)."""
+    """Whether no disruption is allowed even with every pod healthy (docs/design/drain.md#e9)."""
     return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
 
 

@@ -1,6 +1,6 @@
 """The device plugin's configuration: what a mode means there, its text, and reading somebody else's.
 
-Format and precedence: nvidia-actuators.md b.1-b.4 (k8s-device-plugin api/config/v1). Keys are content-hashed and
+Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin api/config/v1). Keys are content-hashed and
 never change their meaning, because config-manager does not notice an edit under the same key.
 """
 

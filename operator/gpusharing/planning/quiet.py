@@ -1,6 +1,6 @@
 """When NVML must stay closed on a node that we do not change: somebody else works on its driver or on its GPUs.
 
-An open NVML makes a MIG mode change fail and keeps the driver from being unloaded (nvidia-actuators.md a.8, a.9, d.4).
+An open NVML makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8, a.9, d.4).
 In a change of ours the agent is quiet anyway; this is for mig-manager on an admin's own label or after a reboot, and
 for NVIDIA's driver upgrade. The agent only does what `spec.request.quiet` says: the labels are the operator's to read.
 """

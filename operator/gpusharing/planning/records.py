@@ -21,7 +21,7 @@ class Fence:
     node_uid: str
     prior_unschedulable: bool
     added: tuple[str, ...]
-    """Labels and annotations for the neighbours (drain.md C6) that we set and take away again."""
+    """Labels and annotations for the neighbours (docs/design/drain.md#c6) that we set and take away again."""
     disruption: DisruptionClass
     from_layout: str
     to_layout: str

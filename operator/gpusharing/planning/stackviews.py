@@ -20,7 +20,7 @@ class PlainStackView:
 
 @dataclass(frozen=True, slots=True)
 class ClusterPolicyView:
-    """NVIDIA's ClusterPolicy, as far as it can override us (nvidia-actuators.md d.5), or what stands in its place."""
+    """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what stands in its place."""
 
     plugin_config_name: str
     mig_strategy: str

@@ -133,7 +133,7 @@ def _target(
 
 
 def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]) -> Unsupported | None:
-    """The MPS control daemon's limit of clients, by compute capability (hardware-facts.md b)."""
+    """The MPS control daemon's limit of clients, by compute capability (docs/design/hardware.md#mps)."""
     if spec.mode is not Mode.MPS or spec.mps is None:
         return None
     for gpu in gpus:
@@ -338,7 +338,7 @@ def _legal(
 
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
-    """The allocatable resources that the device plugin will serve (nvidia-actuators.md b.6, b.7)."""
+    """The allocatable resources that the device plugin will serve (docs/design/nvidia.md#b6, b.7)."""
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:

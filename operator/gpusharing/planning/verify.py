@@ -7,7 +7,7 @@
     GFD labels         plugin and GFD read the new configuration          LabelMismatch
     allocatable        the scheduler sees exactly the predicted counts    AllocatableMismatch
 
-Each source counts where it exists for the mode and the card (design.md section 4). Nothing is remembered: the
+Each source counts where it exists for the mode and the card (docs/design/way.md#proof). Nothing is remembered: the
 same chain adopts a node, finds drift and proves a change; a change only asks for fresher evidence (`Evidence`).
 """
 
@@ -32,7 +32,7 @@ from gpusharing.planning.views import GpuView, NodeView, ObservedView
 
 EXCLUSIVE = "ExclusiveProcess"
 MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
-"""NVIDIA's own processes; an idle GPU may have them (design.md section 4)."""
+"""NVIDIA's own processes; an idle GPU may have them (docs/design/way.md#idle)."""
 FREE = ("Default", "NotSupported")
 """Compute modes in which any process may use a GPU."""
 
@@ -218,7 +218,8 @@ def _plugin(case: Case) -> Mismatch | None:
 
 
 def _compute_mode(case: Case) -> Mismatch | None:
-    """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly (hardware-facts.md b)."""
+    """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly
+    (docs/design/hardware.md#mps-mode)."""
     assert case.observed is not None, "_observation runs first"
     gpus = case.observed.gpus
     if case.target.mode is Mode.MPS:
@@ -247,7 +248,7 @@ def find_exclusive(gpus: Sequence[GpuView]) -> Mismatch | None:
 
 
 def expected_gfd_labels(case: Case) -> tuple[Mapping[str, str], ...]:
-    """The label sets that GPU Feature Discovery may write for the target (nvidia-actuators.md section c).
+    """The label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c).
 
     One per card model on the node: it counts per model and writes one over the other, in an order that may change at
     each run (k8s-device-plugin, internal/lm/mig-strategy.go).

@@ -33,7 +33,7 @@ class NodeView:
     uid: str
     labels: Mapping[str, str]
     resources: Mapping[str, int]
-    """Allocatable nvidia.com/* counts; 0 counts as absent and is left out (nvidia-actuators.md b.7)."""
+    """Allocatable nvidia.com/* counts; 0 counts as absent and is left out (docs/design/nvidia.md#b7)."""
     ready: bool
     unschedulable: bool
     deleting: bool = False
@@ -47,7 +47,8 @@ class NodeView:
     hold_cordon: bool = False
     retry: str = ""
     foreign: str = ""
-    """Who else maintains the node, by a marker or a NodeMaintenance (drain.md C5); empty when nobody does."""
+    """Who else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty when nobody
+    does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class Settings:
     max_in_flight: int = 100
     """Operator-wide cap on nodes in flight."""
     settle: float = 5.0
-    """After the cordon, before the first judgement of the pods (scheduler race, drain.md T2)."""
+    """After the cordon, before the first judgement of the pods (scheduler race, docs/design/drain.md#t2)."""
     idle: float = 3.0
     """Between the two empty LISTs that prove a node idle."""
     config_propagation: float = 120.0
@@ -148,7 +149,7 @@ class Settings:
     eviction_wait: float = 5.0
     """After the first refusal of an eviction; doubles up to a minute."""
     wedge_pending: float = 1200.0
-    """mig.config.state pending for longer is a wedge (nvidia-actuators.md a.7)."""
+    """mig.config.state pending for longer is a wedge (docs/design/nvidia.md#a7)."""
     wedge_paused: float = 15.0
     """Operands paused after success or failed for longer is a wedge."""
     abort_backoff: float = 300.0

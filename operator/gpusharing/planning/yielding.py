@@ -27,7 +27,7 @@ def holds_our_cordon(case: NodeCase) -> bool:
 
 
 def may_uncordon(case: NodeCase) -> bool:
-    """Only our own cordon, only while nobody else wants the node cordoned (drain.md rule 5)."""
+    """Only our own cordon, only while nobody else wants the node cordoned (docs/design/drain.md#rule-5)."""
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign and not node.deleting
 
