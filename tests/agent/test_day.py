@@ -1,7 +1,8 @@
 """24 simulated hours of the agent, with changes and faults in every one of them, leave nothing behind. SIMULATED."""
 
-from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_day import HOURS
@@ -11,10 +12,11 @@ pytestmark = needs_compiler
 
 SETTLED = 3
 """Hours after which every code path was taken at least once: a call hangs in the third."""
-CYCLE = 3
-"""Hours after which memory stands where it stood, but for what is really kept: lists grow and shrink meanwhile."""
 PER_HOUR = 2 * 1024
 """Bytes that Python may hold more after each hour. 100 readings an hour: 20 bytes each, less than any object."""
+HEAP_PER_HOUR = 3 * 1024
+"""Bytes that malloc may hold more. 1.2 to 2.0 KB are seen, most of it tracemalloc's own tables (without it none after
+half a day); malloc's smallest block is 32 bytes, so one left behind by each reading would be 3.2 KB more."""
 RSS = 1024 * 1024
 """Bytes that the allocator may lose in a day to fragmentation, with tracemalloc's own tables."""
 
@@ -35,8 +37,18 @@ def test_a_day_of_changes_and_faults_leaves_nothing_behind(tmp_path: Path) -> No
     hours = HOURS - 1 - SETTLED
     assert last["traced"] - settled["traced"] < PER_HOUR * hours
     assert last["objects"] - settled["objects"] < 5 * hours
-    assert last["heap"] - settled["heap"] < PER_HOUR * hours
     assert last["rss"] - settled["rss"] < RSS
     assert {(hour["files"], hour["threads"]) for hour in day["hours"][SETTLED:]} == {(settled["files"], 1)}
-    growth = [after["traced"] - before["traced"] for before, after in pairwise(day["hours"][SETTLED::CYCLE])]
-    assert sorted(growth)[len(growth) // 2] < PER_HOUR * CYCLE / 2, growth
+    assert growth(day, "traced") < PER_HOUR / 2
+    assert growth(day, "heap") < HEAP_PER_HOUR
+
+
+def growth(day: dict[str, Any], what: str) -> float:
+    """Bytes an hour: the median over pairs half a day apart, for a table that doubles its size is no leak."""
+    values = [hour[what] for hour in day["hours"][SETTLED:]]
+    half = len(values) // 2
+    found = float(
+        median((after - before) / half for before, after in zip(values, values[half:], strict=False))
+    )
+    print(f"{what} grows by {found:.0f} bytes an hour")
+    return found

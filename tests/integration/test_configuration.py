@@ -14,6 +14,7 @@ from hack.cluster.api import ApiError, Object
 from tests.integration.product import FULL, H100, MIXED, OPERATOR, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, pod_spec
 
+from gpusharing.planning.pluginconfig import NEUTRAL_KEY
 from hack import stage
 
 SPACE = "/api/v1/namespaces/gpu-operator/configmaps"
@@ -120,7 +121,7 @@ class Maps:
 
     def settle(self, *names: str) -> Mapping[str, Mapping[str, str]]:
         """Wait until no entry of an earlier pool or configuration is left; returns what there is."""
-        known = ("all-", *(names or (self.pool.name,)))
+        known = ("all-", NEUTRAL_KEY, *(names or (self.pool.name,)))
         self.pool.wait(
             lambda: all(key.startswith(known) for key in self.entries()), "old entries to go", self.data
         )
