@@ -18,6 +18,8 @@ from hack.faultproxy import FaultProxy, Write
 from tests.integration.nursery import Nursery
 from tests.integration.product import FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
 
+from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.planning.pluginconfig import NEUTRAL, NEUTRAL_KEY
 from hack import stage
 
 SECONDS = 120.0
@@ -110,6 +112,7 @@ class Theatre:
         0: undisturbed.
         """
         log = self.directory / f"{scenario.name}-{kill_at}.log"
+        self.clear()
         with self.product.pool(*scenario.cards, gpus=scenario.gpus) as pool:
             wait_for_pods(pool)
             scenario.prepare(pool)
@@ -182,8 +185,13 @@ class Theatre:
             return False
 
     def clear(self) -> None:
-        """Nothing of an earlier run is left for the next one."""
+        """Nothing of an earlier run is left; the plugin's ConfigMap is as an operator without policies leaves it.
+
+        Without an entry in it NVIDIA's device plugin and GFD do not run, and a run is not about that.
+        """
         self.product.remove(LEASE, *(f"{OUR_MAPS}/{name}" for name in CONFIG_MAPS))
+        metadata = {"name": CONFIG_MAPS[0], "labels": {LABEL_MANAGED_BY: MANAGED_BY}}
+        self.product.api.create(OUR_MAPS, {"metadata": metadata, "data": {NEUTRAL_KEY: NEUTRAL}})
 
 
 def kind_of(path: str) -> str:
