@@ -15,11 +15,14 @@ from hack.cluster.api import Api, ApiError, Object
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.nodes import create_nodes, node_manifest, wait_nodes_ready
 
+from gpusharing.planning.pluginconfig import NEUTRAL, NEUTRAL_KEY
+
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = "nvidia.com/mig.config.state"
 PODS = "/api/v1/namespaces/gpu-operator/pods"
+PLUGIN_MAP = "/api/v1/namespaces/gpu-operator/configmaps/gpusharing-device-plugin"
 
 
 @asynccontextmanager
@@ -84,6 +87,10 @@ async def test_a_node_goes_to_mig_and_its_agent_reports(control_plane: ControlPl
     api, name = control_plane.api, f"sim-{uuid.uuid4().hex[:6]}"
     wait_nodes_ready(api, create_nodes(api, [node_manifest(name, gpus=2)]))
     create_gpunode(api, name)
+    # Without an entry NVIDIA's config-manager ends, and neither device plugin nor GFD run.
+    remove(api, PLUGIN_MAP)
+    data = {"metadata": {"name": PLUGIN_MAP.rpartition("/")[2]}, "data": {NEUTRAL_KEY: NEUTRAL}}
+    api.create(PLUGIN_MAP.rpartition("/")[0], data)
 
     def observed() -> Object:
         found = api.get(f"/apis/gpusharing.dev/v1alpha1/gpunodes/{name}").get("status", {})
@@ -125,4 +132,4 @@ async def test_a_node_goes_to_mig_and_its_agent_reports(control_plane: ControlPl
             "gpusharing/daemonsets/simulated-agent",
         )
         remove(api, *(f"/apis/apps/v1/namespaces/{one}" for one in sets))
-        remove(api, f"/apis/gpusharing.dev/v1alpha1/gpunodes/{name}", f"/api/v1/nodes/{name}")
+        remove(api, PLUGIN_MAP, f"/apis/gpusharing.dev/v1alpha1/gpunodes/{name}", f"/api/v1/nodes/{name}")
