@@ -76,7 +76,7 @@ def told(environment: dict[str, str]) -> tuple[int, str]:
     root = Path(__file__).resolve().parent.parent.parent
     own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root / "operator"), **environment}
     done = subprocess.run(
-        [sys.executable, "-m", "gpusharing.checks"],
+        [str(Path(sys.executable).with_name("gpusharing-checks"))],
         env=own,
         capture_output=True,
         text=True,

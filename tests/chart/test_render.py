@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ def test_every_namespaced_object_names_its_namespace(helm: Helm, values: Path) -
         assert ("namespace" in one["metadata"]) == (one["kind"] not in CLUSTER_SCOPED), one["metadata"][
             "name"
         ]
+
+
+def test_every_container_runs_one_of_our_programs(helm: Helm, values: Path) -> None:
+    """Images differ in what else they have: there is no `python` in ours from Debian's packages."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    objects = helm.template("-f", str(values))
+    pods = [one for one in objects if one["kind"] == "Pod"]
+    jobs = [one["spec"]["template"] for one in objects if one["kind"] == "Job"]
+    assert pods, "helm test"
+    assert jobs, "helm uninstall"
+    for pod in (*pod_templates(objects), *pods, *jobs):
+        assert [one["name"] for one in pod["spec"]["containers"] if one["command"][0] not in scripts] == []
 
 
 def test_no_environment_variable_is_set_twice(helm: Helm, values: Path) -> None:

@@ -27,13 +27,12 @@ def asked(
     )
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
-    assert container["command"][0] == "python"
     kubeconfig = tokens.write_token_kubeconfig(
         installed.admin, folder / "kubeconfig", NAMESPACE, account or pod["serviceAccountName"]
     )
     environment = {"KUBECONFIG": str(kubeconfig), **{one["name"]: one["value"] for one in container["env"]}}
     return subprocess.run(
-        [sys.executable, *container["command"][1:]],
+        [str(Path(sys.executable).with_name(container["command"][0])), *container["command"][1:]],
         env=environment,
         capture_output=True,
         text=True,

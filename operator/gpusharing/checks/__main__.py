@@ -1,4 +1,4 @@
-"""`python -m gpusharing.checks`: one screen that says whether the installation can work; `helm test` runs it.
+"""`gpusharing-checks`: one screen that says whether the installation can work; `helm test` runs it.
 
 Reads only. Settings are the operator's own variables (GPUSHARING_NAMESPACE and so on) and GPUSHARING_RELEASE.
 Exit status: 0 it can work, 1 it cannot, 2 the API server cannot be asked.
@@ -45,5 +45,10 @@ async def check(environment: Mapping[str, str]) -> int:
     return BROKEN if any(one.severity is Severity.ERROR for one in findings) else WORKS
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """`gpusharing-checks`: the exit status says whether the installation can work."""
     sys.exit(asyncio.run(check(os.environ)))
+
+
+if __name__ == "__main__":
+    main()

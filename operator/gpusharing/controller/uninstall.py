@@ -1,4 +1,4 @@
-"""`python -m gpusharing.controller.uninstall`: the chart's pre-delete hook. Reads Nodes, writes nothing."""
+"""`gpusharing-uninstall-check`: the chart's pre-delete hook. Reads Nodes, writes nothing."""
 
 import asyncio
 import os
