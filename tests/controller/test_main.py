@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 """Seconds after which a test gives up: a start takes two on an idle machine."""
 FAST = {
-    "GPUSHARING_LEASE_SECONDS": "4",
-    "GPUSHARING_RENEW_DEADLINE": "3",
+    "GPUSHARING_LEASE_SECONDS": "8",
+    "GPUSHARING_RENEW_DEADLINE": "7",
     "GPUSHARING_RETRY_PERIOD": "0.1",
     "GPUSHARING_LISTEN": "127.0.0.1",
     "GPUSHARING_METRICS_PORT": "0",

@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from tests.fakes.cluster import FakeCluster
+from tests.fakes.cluster import FakeClient, FakeCluster
 from tests.fakes.virtualtime import run_virtually
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.kube import errors
-from gpusharing.kube.client import LEASES
+from gpusharing.kube.client import JSON, LEASES, KubeClient, Resource
+from gpusharing.kube.errors import NotFound
 from gpusharing.kube.lease import LeaderLease, LeaseLost
 from gpusharing.planning.records import Claim
 
@@ -22,10 +23,10 @@ CLAIMS = {"gpu-07": Claim("u7", "pool-b", "op-1")}
 class Contender:
     """A LeaderLease under the name of its process, and whether it was told to die."""
 
-    def __init__(self, cluster: FakeCluster, identity: str) -> None:
+    def __init__(self, cluster: FakeCluster, identity: str, client: KubeClient | None = None) -> None:
         self.lost = asyncio.Event()
         self.lease = LeaderLease(
-            cluster.client(identity),
+            client or cluster.client(identity),
             "gpusharing",
             "leader",
             identity,
@@ -59,6 +60,14 @@ async def contenders(cluster: FakeCluster, *identities: str) -> AsyncIterator[li
 
 def lease_of(cluster: FakeCluster) -> dict[str, Any]:
     return cluster.get(LEASES, "leader", "gpusharing")
+
+
+def holder(cluster: FakeCluster) -> str:
+    """Who has the Lease, as far as there is one."""
+    try:
+        return str(lease_of(cluster)["spec"].get("holderIdentity", ""))
+    except NotFound:
+        return ""
 
 
 def test_the_first_contender_creates_the_lease_and_keeps_it() -> None:
@@ -104,6 +113,47 @@ def test_a_stop_in_the_middle_of_a_write_gives_up_the_lease_all_the_same_unless_
             await a.stop()
             assert lease_of(cluster)["spec"].get("holderIdentity") == holder
             assert not a.lost.is_set()
+
+    run_virtually(main())
+
+
+class Unheard(FakeClient):
+    """Its writes arrive, and the answers do not."""
+
+    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
+        await super().create(resource, body, namespace=namespace)
+        unheard: asyncio.Future[JSON] = asyncio.get_running_loop().create_future()
+        return await unheard
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: JSON,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> JSON:
+        done = await super().patch(resource, name, body, namespace=namespace)
+        if body["spec"].get("holderIdentity"):
+            await asyncio.get_running_loop().create_future()
+        return done
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["created", "taken over"])
+def test_a_stop_before_the_answer_that_the_lease_is_ours_gives_it_up(there: bool) -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        if there:
+            async with contenders(cluster, "first"):
+                pass
+            cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": None}}, "gpusharing")
+        contender = Contender(cluster, "a", Unheard(cluster, "a"))
+        await asyncio.sleep(1)
+        assert holder(cluster) == "a"
+        assert not contender.lease.acquired.is_set()
+        await contender.stop()
+        assert holder(cluster) == ""
 
     run_virtually(main())
 

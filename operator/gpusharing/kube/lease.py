@@ -85,6 +85,8 @@ class LeaderLease:
         self._claims_before = ""
         self._renewed_at = float("-inf")
         self._lost = False
+        self._taking = False
+        """We have tried to write ourselves in. Until the answer is here, the Lease may be ours without our knowing."""
         self._seen: tuple[str, float] = ("", float("-inf"))
 
     @property
@@ -110,7 +112,7 @@ class LeaderLease:
                 await self._attempt(self._renew, lambda: min(self._left(), self._patience))
             self._lose()
         finally:
-            if self.is_leader:
+            if self.is_leader or (self._taking and not self.acquired.is_set()):
                 await self._attempt(self._release, lambda: RELEASE_SECONDS)
 
     async def set_claims(self, claims: Mapping[str, Claim]) -> None:
@@ -171,11 +173,13 @@ class LeaderLease:
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
         except NotFound:
+            self._taking = True
             return await self._create()
         holder = text(lease, "spec", "holderIdentity")
         if holder not in ("", self.identity) and not self._expired(lease):
             return False
         self._adopt(lease)
+        self._taking = True
         with suppress(Conflict):
             await self._write(
                 {
@@ -207,13 +211,14 @@ class LeaderLease:
             patch = {"metadata": {"resourceVersion": version}, "spec": spec}
             await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
 
-        try:
-            await release(self._version)
-        except Conflict:  # the end cut off a write of ours, so we do not know its version
-            lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
-            if text(lease, "spec", "holderIdentity") != self.identity:
-                return False
-            await release(text(lease, "metadata", "resourceVersion"))
+        if self.acquired.is_set():
+            with suppress(Conflict):  # the end cut off a write of ours, so we do not know its version
+                await release(self._version)
+                return True
+        lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
+        if text(lease, "spec", "holderIdentity") != self.identity:
+            return False
+        await release(text(lease, "metadata", "resourceVersion"))
         return True
 
     def _expired(self, lease: JSON) -> bool:
