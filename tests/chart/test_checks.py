@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 from hack.cluster import install, tokens
 from hack.cluster.api import Object, selector
+from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import wait_until
-from tests.chart.charts import NAMESPACE, Manifest, find
-from tests.chart.cluster import AGENT_NAMESPACE, SECONDS, Installed
+from tests.chart.charts import NAMESPACE, Helm, Manifest, find
+from tests.chart.cluster import AGENT_NAMESPACE, SECONDS, Installed, set_up
 
 pytestmark = pytest.mark.cluster
 
@@ -24,6 +25,13 @@ CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 CONFIG_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
 ACCOUNT = "gpusharing-checks"
+
+
+@pytest.fixture(scope="module")
+def installed(installed: Installed, helm: Helm) -> Iterator[Installed]:
+    """One of its own, where one is possible: all of it is judged, and other tests leave pods that never run."""
+    with ControlPlane(options=Options(audit=True)) as plane:
+        yield set_up(plane, helm)
 
 
 @pytest.fixture(scope="module")
