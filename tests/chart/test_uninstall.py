@@ -67,6 +67,7 @@ def test_with_nothing_in_flight_it_ends_well_and_says_what_stays(
 ) -> None:
     done = asked(installed, helm, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "kubectl patch clusterpolicy cluster-policy --type merge" in done.stdout
     assert (
         "kubectl -n gpu-operator delete configmap gpusharing-device-plugin gpusharing-mig-parted"
         in done.stdout

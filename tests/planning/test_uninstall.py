@@ -55,3 +55,9 @@ def test_nodes_without_our_configuration_are_not_mentioned() -> None:
     farewell = judge_uninstall([make_node("cpu-01", labels={})], SETTINGS)
     assert farewell.allowed
     assert "node(s) name an entry" not in farewell.text
+
+
+@pytest.mark.parametrize(("names", "told"), [(["gpu-cluster-policy"], "gpu-cluster-policy"), ([], "NAME")])
+def test_the_command_names_the_clusterpolicy_that_is_there(names: list[str], told: str) -> None:
+    farewell = judge_uninstall([], SETTINGS, names)
+    assert f"kubectl patch clusterpolicy {told} --type merge" in farewell.text

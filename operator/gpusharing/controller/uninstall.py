@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpusharing.controller.settings import SettingsError, from_environment
-from gpusharing.kube.client import NODES, Followable
+from gpusharing.kube.client import CLUSTER_POLICIES, NODES, Followable
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
+from gpusharing.kube.raw import text
 from gpusharing.planning.uninstall import Farewell, judge_uninstall
 from gpusharing.planning.views import Settings
 
@@ -29,7 +30,19 @@ async def ask(client: Followable, settings: Settings) -> Farewell:
             f"NOT UNINSTALLED: whether a node is in the middle of a change cannot be read: {error}\n"
             "To uninstall all the same: helm uninstall --no-hooks",
         )
-    return judge_uninstall(nodes, settings)
+    return judge_uninstall(nodes, settings, await _cluster_policies(client))
+
+
+async def _cluster_policies(client: Followable) -> list[str]:
+    """Their names, for the commands that are printed; a refusal to tell them keeps nobody from uninstalling."""
+    try:
+        return [
+            text(raw, "metadata", "name")
+            async for page in client.pages(CLUSTER_POLICIES)
+            for raw in page.items
+        ]
+    except KubeError:
+        return []
 
 
 async def _run(environment: Mapping[str, str]) -> Farewell:

@@ -1,6 +1,6 @@
 """May the operator be uninstalled now, and what stays behind? The chart's pre-delete hook asks."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gpusharing.api import names
@@ -19,12 +19,17 @@ class Farewell:
     text: str
 
 
-def judge_uninstall(nodes: Collection[NodeView], settings: Settings) -> Farewell:
-    """Refused while a node carries our fence: it would stay cordoned, with nobody to finish its change."""
+def judge_uninstall(
+    nodes: Collection[NodeView], settings: Settings, cluster_policies: Sequence[str] = ()
+) -> Farewell:
+    """Refused while a node carries our fence: it would stay cordoned, with nobody to finish its change.
+
+    `cluster_policies`: their names; none where they cannot be read, or where NVIDIA's GPU Operator is not installed.
+    """
     fenced = sorted((node for node in nodes if node.fence or node.fence_error), key=lambda node: node.name)
     if fenced:
         return Farewell(False, _refusal(fenced))
-    return Farewell(True, _what_stays(nodes, settings))
+    return Farewell(True, _what_stays(nodes, settings, cluster_policies))
 
 
 def _refusal(fenced: list[NodeView]) -> str:
@@ -58,7 +63,7 @@ def _fence_of(node: NodeView) -> str:
     return f"{node.name}: policy {fence.policy}, {fence.from_layout} to {fence.to_layout}, {fence.stage} since {since}"
 
 
-def _what_stays(nodes: Collection[NodeView], settings: Settings) -> str:
+def _what_stays(nodes: Collection[NodeView], settings: Settings, cluster_policies: Sequence[str]) -> str:
     naming = sorted(node.name for node in nodes if referenced([node]) - {""})
     maps = f"{settings.plugin_config_map} {settings.mig_config_map}"
     lines = [
@@ -71,14 +76,17 @@ def _what_stays(nodes: Collection[NodeView], settings: Settings) -> str:
             f"{len(naming)} node(s) name an entry of these ConfigMaps ({some}): without it their"
             " device plugin or mig-manager cannot start. Keep both while that is so."
         )
-    return "\n".join([*lines, *_afterwards(maps, settings)])
+    return "\n".join([*lines, *_afterwards(maps, settings, cluster_policies)])
 
 
-def _afterwards(maps: str, settings: Settings) -> list[str]:
+def _afterwards(maps: str, settings: Settings, cluster_policies: Sequence[str]) -> list[str]:
     pointers = '{"spec":{"devicePlugin":{"config":{"name":""}},"migManager":{"config":{"name":""}}}}'
     return [
         "To take those away as well, in this order:",
-        f"  kubectl patch clusterpolicy cluster-policy --type merge -p '{pointers}'",
+        *(
+            f"  kubectl patch clusterpolicy {name} --type merge -p '{pointers}'"
+            for name in cluster_policies or ("NAME",)
+        ),
         f"  kubectl label node -l {names.LABEL_PLUGIN_CONFIG} {names.LABEL_PLUGIN_CONFIG}-",
         f"  kubectl label node --overwrite NODE {names.LABEL_MIG_CONFIG}=all-disabled   # each drained node with MIG",
         f"  kubectl -n {settings.gpu_operator_namespace} delete configmap {maps}",
