@@ -5,11 +5,13 @@ call raises `Crash`, which no `except Exception` catches.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
-from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.answers import Request
+from gpusharing.kube.client import JSON, LEASES, KubeClient, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError
+from gpusharing.kube.passing import PassingClient
 from hack.sim.fakefaults import Crash
 
 Answer = TypeVar("Answer")
@@ -18,11 +20,11 @@ Disturbance = Callable[[Resource, str], object]
 """Told what is written and its name; may raise what the caller is to see."""
 
 
-class MortalClient:
+class MortalClient(PassingClient):
     """Passes every call on to another client for as long as its process lives."""
 
     def __init__(self, client: KubeClient) -> None:
-        self._client = client
+        super().__init__(client)
         self.dead = False
         self.died = asyncio.Event()
         self.writes = 0
@@ -62,65 +64,12 @@ class MortalClient:
         self.dead = True
         self.died.set()
 
-    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
+    def heard(self, resource: Resource, event: WatchEvent) -> bool:
+        """See PassingClient."""
         self._live()
-        return await self._client.get(resource, name, namespace=namespace)
-
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-    ) -> AsyncIterator[Page]:
-        """See KubeClient."""
-        self._live()
-        async for page in self._client.pages(
-            resource,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-            limit=limit,
-        ):
-            yield page
-
-    async def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-    ) -> AsyncIterator[WatchEvent]:
-        """See KubeClient."""
-        self._live()
-        async for event in self._client.watch(
-            resource,
-            resource_version,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-        ):
-            if self.lose_events > 0:
-                self.lose_events -= 1
-                continue
-            yield event
-
-    async def served(self, resource: Resource) -> bool:
-        """See Followable."""
-        self._live()
-        return await self._client.served(resource)
-
-    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
-        name = str(body["metadata"]["name"])
-        return await self._write(
-            resource, name, lambda: self._client.create(resource, body, namespace=namespace)
-        )
+        lost = self.lose_events > 0
+        self.lose_events -= lost
+        return not lost
 
     async def patch(
         self,
@@ -135,44 +84,29 @@ class MortalClient:
         if self._interference is not None and self._interference[0](body):
             act, self._interference = self._interference[1], None
             act()
-        return await self._write(
-            resource,
-            name,
-            lambda: self._client.patch(resource, name, body, namespace=namespace, subresource=subresource),
-        )
-
-    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
-        """See KubeClient."""
-        await self._write(
-            resource, name, lambda: self._client.delete(resource, name, namespace=namespace, uid=uid)
-        )
-
-    async def log(self, namespace: str, name: str, lines: int) -> str:
-        """See KubeClient."""
-        self._live()
-        return await self._client.log(namespace, name, lines)
-
-    async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """See KubeClient."""
-        await self._write(PODS, name, lambda: self._client.evict(namespace, name, uid))
+        return await super().patch(resource, name, body, namespace=namespace, subresource=subresource)
 
     def _live(self) -> None:
         if self.dead:
             raise Crash("this process is dead")
 
-    async def _write(self, resource: Resource, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+        """See PassingClient."""
         self._live()
+        if request.verb in ("get", "list"):
+            return await send()
+        resource = request.resource
         if self._cut is not None and resource == self._cut[0]:
             raise self._cut[1]
         if resource == LEASES:
             return await send()
         self.writes += 1
-        number = self.writes
-        self._disturb(number, "before", resource, name)
+        number, own = self.writes, name.rpartition("/")[2]
+        self._disturb(number, "before", resource, own)
         try:
             return await send()
         finally:
-            self._disturb(number, "after", resource, name)
+            self._disturb(number, "after", resource, own)
 
     def _disturb(self, number: int, when: When, resource: Resource, name: str) -> None:
         if disturbance := self._disturbances.get((number, when)):

@@ -5,14 +5,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from gpusharing.kube.client import JSON, PODS, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.answers import Request
+from gpusharing.kube.client import KubeClient, Page, Resource
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import Limits, OnCall
+from gpusharing.kube.passing import PassingClient
 
 Answer = TypeVar("Answer")
 
 
-class SlowClient:
+class SlowClient(PassingClient):
     """Passes each call on after `seconds`, at most so many at once as HttpClient makes; watches do not count."""
 
     def __init__(
@@ -28,18 +30,12 @@ class SlowClient:
         self.seconds = seconds
         self.waited: dict[Resource, float] = {}
         """The longest that a call of each kind waited for its slot, in seconds."""
-        self._client = client
+        super().__init__(client)
         self._apart = apart
         self._apart_seconds = seconds if apart_seconds is None else apart_seconds
         self._on_call = on_call
         self._slots = asyncio.Semaphore(Limits().parallel)
         self._own = asyncio.Semaphore(Limits().parallel)
-
-    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
-        return await self._slow(
-            "get", resource, lambda: self._client.get(resource, name, namespace=namespace)
-        )
 
     async def pages(
         self,
@@ -51,7 +47,7 @@ class SlowClient:
         limit: int = 500,
     ) -> AsyncIterator[Page]:
         """See KubeClient."""
-        pages = self._client.pages(
+        pages = self.client.pages(
             resource,
             namespace=namespace,
             label_selector=label_selector,
@@ -67,68 +63,10 @@ class SlowClient:
             if len(page.items) < limit:
                 return  # its end says that it is the last one; the real client asks no more
 
-    async def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-    ) -> AsyncIterator[WatchEvent]:
-        """See KubeClient."""
-        async for event in self._client.watch(
-            resource,
-            resource_version,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-        ):
-            yield event
-
-    async def served(self, resource: Resource) -> bool:
-        """See Followable."""
-        return await self._slow("get", resource, lambda: self._client.served(resource))
-
-    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
-        return await self._slow(
-            "create", resource, lambda: self._client.create(resource, body, namespace=namespace)
-        )
-
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
-        """See KubeClient."""
-        return await self._slow(
-            "patch",
-            resource,
-            lambda: self._client.patch(resource, name, body, namespace=namespace, subresource=subresource),
-        )
-
-    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
-        """See KubeClient."""
-        await self._slow(
-            "delete", resource, lambda: self._client.delete(resource, name, namespace=namespace, uid=uid)
-        )
-
-    async def log(self, namespace: str, name: str, lines: int) -> str:
-        """See KubeClient."""
-        return await self._slow("get", PODS, lambda: self._client.log(namespace, name, lines))
-
-    async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """See KubeClient."""
-        await self._slow("create", PODS, lambda: self._client.evict(namespace, name, uid))
-
-    async def _slow(self, verb: str, resource: Resource, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        async with self._slot(verb, resource):
-            return await call()
+    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+        """See PassingClient."""
+        async with self._slot(request.verb, request.resource):
+            return await send()
 
     @asynccontextmanager
     async def _slot(self, verb: str, resource: Resource) -> AsyncIterator[None]:

@@ -35,10 +35,15 @@ class Request:
     subresource: str | None = None
 
     @property
+    def kind(self) -> str:
+        """For example `gpunodes/status`; `gpusharing.dev/v1alpha1` where discovery is asked for its kinds."""
+        plural = self.resource.plural or self.resource.api_version
+        return f"{plural}/{self.subresource}" if self.subresource else plural
+
+    @property
     def what(self) -> str:
         """For example `patch gpunodes/status in gpusharing.dev`."""
-        kind = f"{self.resource.plural}/{self.subresource}" if self.subresource else self.resource.plural
-        return f"{self.verb} {kind}" + (f" in {self.resource.group}" if self.resource.group else "")
+        return f"{self.verb} {self.kind}" + (f" in {self.resource.group}" if self.resource.group else "")
 
 
 def error_of(request: Request, status: int, answer: object, retry_after: str | None = None) -> KubeError:

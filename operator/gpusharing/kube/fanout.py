@@ -6,14 +6,15 @@ HeldBack, and its caller decides anew when the time has come.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from gpusharing.kube.client import JSON, PODS, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.answers import Request
+from gpusharing.kube.client import KubeClient, Resource, WatchEvent
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unavailable
-from gpusharing.kube.streams import closing
+from gpusharing.kube.passing import PassingClient
 
 Answer = TypeVar("Answer")
 
@@ -33,7 +34,7 @@ class Target:
 
     verb: str
     kind: str
-    """Plural, with the subresource."""
+    """Plural with the subresource; of discovery the group and version."""
     name: str
     """`namespace/name`, or the selector of a list."""
 
@@ -41,13 +42,6 @@ class Target:
     def subject(self) -> str:
         """Node, GPUNode and pods of one node are one subject; a list of everything is one of its kind."""
         return self.name.removeprefix("spec.nodeName=") or self.kind
-
-
-def _target(
-    verb: str, resource: Resource, namespace: str | None, name: str, subresource: str | None = None
-) -> Target:
-    kind = f"{resource.plural}/{subresource}" if subresource else resource.plural
-    return Target(verb, kind, f"{namespace}/{name}" if namespace else name)
 
 
 @dataclass(slots=True)
@@ -116,113 +110,27 @@ class Holds:
         return wait
 
 
-class Fanout:
-    """A KubeClient in front of another one. All methods: see KubeClient; they also raise HeldBack and ServerAway."""
+class Fanout(PassingClient):
+    """A KubeClient in front of another one. Calls also raise HeldBack and ServerAway.
+
+    A watch takes no slot and is not held back; what it says counts as an answer.
+    """
 
     def __init__(self, client: KubeClient, *, parallel: int = 16) -> None:
         """`parallel`: calls under way at once; watches do not count."""
-        self._client = client
+        super().__init__(client)
         self._slots = asyncio.Semaphore(parallel)
         self.judge = Judge()
         self.holds = Holds()
 
-    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
-        target = _target("get", resource, namespace, name)
-        return await self._call(target, lambda: self._client.get(resource, name, namespace=namespace))
+    def heard(self, resource: Resource, event: WatchEvent) -> bool:
+        """See PassingClient."""
+        self.judge.answered()
+        return True
 
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-    ) -> AsyncIterator[Page]:
-        """See KubeClient. Every page is a call of its own."""
-        target = _target("list", resource, namespace, f"{label_selector} {field_selector}".strip())
-        pages = self._client.pages(
-            resource,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-            limit=limit,
-        )
-        async with closing(pages):
-            while True:
-                try:
-                    page = await self._call(target, lambda: anext(pages))
-                except StopAsyncIteration:
-                    return
-                yield page
-
-    async def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-    ) -> AsyncIterator[WatchEvent]:
-        """See KubeClient. Takes no slot and is not held back; what it says counts as an answer."""
-        events = self._client.watch(
-            resource,
-            resource_version,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-        )
-        async with closing(events):
-            async for event in events:
-                self.judge.answered()
-                yield event
-
-    async def served(self, resource: Resource) -> bool:
-        """See KubeClient."""
-        target = Target("get", f"{resource.api_version} kinds", resource.plural)
-        return await self._call(target, lambda: self._client.served(resource))
-
-    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
-        name = str((body.get("metadata") or {}).get("name", ""))
-        target = _target("create", resource, namespace, name)
-        return await self._call(target, lambda: self._client.create(resource, body, namespace=namespace))
-
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
-        """See KubeClient."""
-        target = _target("patch", resource, namespace, name, subresource)
-        return await self._call(
-            target,
-            lambda: self._client.patch(resource, name, body, namespace=namespace, subresource=subresource),
-        )
-
-    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
-        """See KubeClient."""
-        target = _target("delete", resource, namespace, name)
-        await self._call(target, lambda: self._client.delete(resource, name, namespace=namespace, uid=uid))
-
-    async def log(self, namespace: str, name: str, lines: int) -> str:
-        """See KubeClient."""
-        target = _target("get", PODS, namespace, name, "log")
-        return await self._call(target, lambda: self._client.log(namespace, name, lines))
-
-    async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """See KubeClient."""
-        target = _target("create", PODS, namespace, name, "eviction")
-        await self._call(target, lambda: self._client.evict(namespace, name, uid))
-
-    async def _call(self, target: Target, send: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
         """One call in its slot, and what its end says about the others."""
+        target = Target(request.verb, request.kind, name)
         async with self._slots:
             if (left := self.holds.left(target)) > 0:
                 raise HeldBack(f"not sent for {left:.0f} s: the API server asked to wait", left)

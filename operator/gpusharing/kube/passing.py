@@ -1,0 +1,142 @@
+"""A KubeClient in front of another one: every call goes through one method, so that a layer says its own part only."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from gpusharing.kube.answers import EVICTION, Request
+from gpusharing.kube.client import JSON, PODS, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.streams import closing
+
+Answer = TypeVar("Answer")
+
+
+class PassingClient:
+    """Passes every call on. All methods: see KubeClient; they also raise what `passing` and `heard` raise."""
+
+    def __init__(self, client: KubeClient) -> None:
+        self.client = client
+
+    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+        """One call; a layer overrides this. `send` makes it, and may raise StopAsyncIteration at a list's end.
+
+        `name`: `namespace/name`, the selectors of a list, or the plural of what discovery is asked for.
+        """
+        return await send()
+
+    def heard(self, resource: Resource, event: WatchEvent) -> bool:
+        """One event of a watch arrived; whether it is passed on."""
+        return True
+
+    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        return await self.passing(
+            Request("get", resource),
+            _full(namespace, name),
+            lambda: self.client.get(resource, name, namespace=namespace),
+        )
+
+    async def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 500,
+    ) -> AsyncIterator[Page]:
+        """See KubeClient. Every page is a call of its own."""
+        name = _full(namespace, f"{label_selector} {field_selector}".strip())
+        pages = self.client.pages(
+            resource,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+            limit=limit,
+        )
+        async with closing(pages):
+            while True:
+                try:
+                    page = await self.passing(Request("list", resource), name, lambda: anext(pages))
+                except StopAsyncIteration:
+                    return
+                yield page
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> AsyncIterator[WatchEvent]:
+        """See KubeClient. Its beginning does not go through `passing`."""
+        events = self.client.watch(
+            resource,
+            resource_version,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+        )
+        async with closing(events):
+            async for event in events:
+                if self.heard(resource, event):
+                    yield event
+
+    async def served(self, resource: Resource) -> bool:
+        """See KubeClient."""
+        kinds = Request("get", Resource(resource.group, resource.version, ""))
+        return await self.passing(kinds, resource.plural, lambda: self.client.served(resource))
+
+    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
+        """See KubeClient."""
+        name = str((body.get("metadata") or {}).get("name", ""))
+        return await self.passing(
+            Request("create", resource),
+            _full(namespace, name),
+            lambda: self.client.create(resource, body, namespace=namespace),
+        )
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: JSON,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> JSON:
+        """See KubeClient."""
+        return await self.passing(
+            Request("patch", resource, subresource),
+            _full(namespace, name),
+            lambda: self.client.patch(resource, name, body, namespace=namespace, subresource=subresource),
+        )
+
+    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
+        """See KubeClient."""
+        await self.passing(
+            Request("delete", resource),
+            _full(namespace, name),
+            lambda: self.client.delete(resource, name, namespace=namespace, uid=uid),
+        )
+
+    async def log(self, namespace: str, name: str, lines: int) -> str:
+        """See KubeClient."""
+        return await self.passing(
+            Request("get", PODS, "log"),
+            _full(namespace, name),
+            lambda: self.client.log(namespace, name, lines),
+        )
+
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """See KubeClient."""
+        await self.passing(
+            Request("create", PODS, EVICTION),
+            _full(namespace, name),
+            lambda: self.client.evict(namespace, name, uid),
+        )
+
+
+def _full(namespace: str | None, name: str) -> str:
+    return f"{namespace}/{name}" if namespace else name
