@@ -35,6 +35,7 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.fence import record_text
+from gpusharing.kube.policies import PolicyCache
 
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
 
@@ -349,6 +350,29 @@ async def test_policies_that_cannot_be_listed_again_are_known_to_be_old() -> Non
         sick.lift()
         await asyncio.sleep(11)
         assert (await stage.snapshot()).policies_error == ""
+
+
+class Edited(FakeClient):
+    """Somebody writes to the policies while each LIST of them is on its way, and a watch tells of it."""
+
+    cache: PolicyCache
+
+    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
+        async for page in super().pages(resource, **more):
+            yield page
+        assert self.cache.touch("pool-b", "1000000")
+
+
+@virtually
+async def test_an_edit_during_the_list_of_the_policies_is_for_the_next_pass() -> None:
+    async with gathering() as stage:
+        sources = stage.gatherer.sources
+        client = Edited(stage.cluster, "operator")
+        sources.policies = client.cache = PolicyCache(client)
+        for count in (1, 2):
+            assert (await stage.snapshot()).policies_error == "", "this pass listed them"
+            assert sources.policies.dirty, "and the next one lists them again"
+            assert stage.lists("gpusharingpolicies") == count
 
 
 class Noting(FakeClient):

@@ -140,7 +140,11 @@ class Gatherer:
         )
 
     async def _refresh_policies(self) -> str:
-        """Why the policies are older than what was heard of them; empty when they are not."""
+        """Why the policies are older than this pass; empty when they are not.
+
+        What is heard of them after their LIST came belongs to the next pass. Else somebody who writes to a policy
+        all the time would keep every node from starting.
+        """
         cache = self.sources.policies
         if cache.stale:
             self._policies_error = "the API server has not answered yet"
@@ -148,13 +152,14 @@ class Gatherer:
         async def refresh(_: str) -> None:
             try:
                 await cache.refresh()
+                self._policies_error = ""
             except (Unauthorized, ServerAway):
                 raise
             except KubeError as error:
                 self._policies_error = str(error)
 
         await self.shared.each([_POLICIES] if cache.dirty else [], refresh)
-        if not cache.stale:
+        if not self._policies_error:
             return ""
         message = f"the policies cannot be listed: {self._policies_error}"
         if not cache.listed:
