@@ -21,21 +21,18 @@ from gpusharing.kube.client import (
     NODES,
     PDBS,
     PODS,
-    POLICIES,
     Page,
     Resource,
 )
 from gpusharing.kube.errors import (
     Forbidden,
     HeldBack,
-    Invalid,
     KubeError,
     ServerAway,
     Unauthorized,
     Unavailable,
 )
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.policies import PolicyCache
 
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
 
@@ -321,58 +318,6 @@ async def test_on_a_fenced_node_mig_manager_is_ready_since_we_have_seen_it_so() 
         stage.cluster.add(*mig_manager("two"))
         await stage.seen()
         assert (await stage.snapshot(3)).mig_managers["gpu-07"].ready_since == at(3)
-
-
-@virtually
-async def test_policies_that_cannot_be_read_are_part_of_the_answer() -> None:
-    broken = {"metadata": {"name": "pool-b"}, "spec": {"mode": "Nonsense"}}
-    async with gathering((POLICIES, broken)) as stage:
-        policy = (await stage.snapshot()).policies[0]
-        assert policy.spec is None
-        assert policy.problems
-
-
-@virtually
-async def test_without_a_first_list_of_the_policies_nothing_is_decided() -> None:
-    async with gathering() as stage:
-        stage.cluster.faults.fail("list", POLICIES, Invalid("bad continue token"), identity="sources")
-        with pytest.raises(Unavailable, match="policies cannot be listed: bad continue token"):
-            await stage.snapshot()
-
-
-@virtually
-async def test_policies_that_cannot_be_listed_again_are_known_to_be_old() -> None:
-    async with gathering() as stage:
-        assert (await stage.snapshot()).policies_error == ""
-        sick = stage.cluster.faults.fail("list", POLICIES, SILENCE, identity="sources", times=EVER)
-        stage.gatherer.sources.policies.touch()
-        assert "has not answered yet" in (await stage.snapshot()).policies_error
-        sick.lift()
-        await asyncio.sleep(11)
-        assert (await stage.snapshot()).policies_error == ""
-
-
-class Edited(FakeClient):
-    """Somebody writes to the policies while each LIST of them is on its way, and a watch tells of it."""
-
-    cache: PolicyCache
-
-    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
-        async for page in super().pages(resource, **more):
-            yield page
-        assert self.cache.touch("pool-b", "1000000")
-
-
-@virtually
-async def test_an_edit_during_the_list_of_the_policies_is_for_the_next_pass() -> None:
-    async with gathering() as stage:
-        sources = stage.gatherer.sources
-        client = Edited(stage.cluster, "operator")
-        sources.policies = client.cache = PolicyCache(client)
-        for count in (1, 2):
-            assert (await stage.snapshot()).policies_error == "", "this pass listed them"
-            assert sources.policies.dirty, "and the next one lists them again"
-            assert stage.lists("gpusharingpolicies") == count
 
 
 class Noting(FakeClient):
