@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.commands import patch_command
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.views import PolicyView, Settings
@@ -54,10 +55,6 @@ def passes(reason: Reason) -> bool:
     return reason is Reason.CLUSTER_POLICY_MISSING
 
 
-def _patch(cluster_policy: ClusterPolicyView, json: str) -> str:
-    return f"kubectl patch clusterpolicy {cluster_policy.name} --type merge -p '{json}'"
-
-
 def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
 ) -> Objection | None:
@@ -71,7 +68,9 @@ def _plugin_config(
             f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {now}, so {ours} is not"
             f" read; run: {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}",
         )
-    command = _patch(cluster_policy, '{"spec":{"devicePlugin":{"config":{"name":"' + ours + '"}}}}')
+    command = patch_command(
+        cluster_policy.name, '{"spec":{"devicePlugin":{"config":{"name":"' + ours + '"}}}}'
+    )
     return Objection(
         Reason.PLUGIN_CONFIG_NOT_OURS,
         f"ClusterPolicy devicePlugin.config.name is {now}, so {ours} is not read; run: {command}",
@@ -122,7 +121,7 @@ def _mig_manager(
             "mode MIG needs mig-manager, which NVIDIA's device-plugin chart does not bring: install the NVIDIA GPU"
             " Operator in its place, or use mode Full, TimeSlicing or MPS",
         )
-    command = _patch(cluster_policy, '{"spec":{"migManager":{"enabled":true}}}')
+    command = patch_command(cluster_policy.name, '{"spec":{"migManager":{"enabled":true}}}')
     return Objection(
         Reason.MIG_MANAGER_DISABLED, f"ClusterPolicy migManager.enabled is false; run: {command}"
     )
@@ -134,7 +133,7 @@ def _strategy(
     fixed = cluster_policy.mig_strategy
     if spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
-    command = _patch(cluster_policy, '{"spec":{"mig":{"strategy":null}}}')
+    command = patch_command(cluster_policy.name, '{"spec":{"mig":{"strategy":null}}}')
     return Objection(
         Reason.MIG_STRATEGY_SET,
         f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node;"
@@ -148,7 +147,7 @@ def _layouts(
     if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
         return None
     ours = settings.mig_config_map
-    command = _patch(cluster_policy, '{"spec":{"migManager":{"config":{"name":"' + ours + '"}}}}')
+    command = patch_command(cluster_policy.name, '{"spec":{"migManager":{"config":{"name":"' + ours + '"}}}}')
     return Objection(
         Reason.LAYOUTS_NEED_CONFIG_MAP,
         f"spec.mig.layouts needs ClusterPolicy migManager.config.name={ours} (now"

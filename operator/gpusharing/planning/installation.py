@@ -10,6 +10,7 @@ from enum import StrEnum
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.acceptance import plain_upgrade
+from gpusharing.planning.commands import patch_command
 from gpusharing.planning.installationviews import (
     AGENT,
     OPERATOR,
@@ -73,10 +74,6 @@ def _warning(topic: Topic, reason: str, message: str, command: str) -> Finding:
 def _upgrade(view: InstallationView, values: str) -> str:
     place = view.place
     return f"helm upgrade {place.release} CHART -n {place.namespace} --reset-then-reuse-values --set {values}"
-
-
-def _patch(policy: str, json: str) -> str:
-    return f"kubectl patch clusterpolicy {policy} --type merge -p '{json}'"
 
 
 def _some(found: Iterable[str], most: int = 3) -> str:
@@ -230,7 +227,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findi
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
             f"{policy.name}: devicePlugin.config.name is {now or 'not set'}, so no mode takes effect on any node",
-            _patch(policy.name, '{"spec":{"devicePlugin":{"config":{"name":"' + ours + '"}}}}'),
+            patch_command(policy.name, '{"spec":{"devicePlugin":{"config":{"name":"' + ours + '"}}}}'),
         )
         return
     config_map, default = view.config_maps.get(ours), policy.view.plugin_default
@@ -240,7 +237,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findi
             "PluginDefaultUnknown",
             f"{policy.name}: devicePlugin.config.default is {default}, which {ours} does not hold: device plugins of"
             " nodes without a policy cannot start",
-            _patch(policy.name, '{"spec":{"devicePlugin":{"config":{"default":null}}}}'),
+            patch_command(policy.name, '{"spec":{"devicePlugin":{"config":{"default":null}}}}'),
         )
 
 
@@ -253,14 +250,14 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findings
             Topic.CLUSTER_POLICY,
             "MigManagerDisabled",
             f"{policy.name}: migManager.enabled is false, so policies of mode MIG are refused",
-            _patch(policy.name, '{"spec":{"migManager":{"enabled":true}}}'),
+            patch_command(policy.name, '{"spec":{"migManager":{"enabled":true}}}'),
         )
     elif now != ours:
         yield (_error if wants_layouts else _warning)(
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
             f"{policy.name}: migManager.config.name is {now or 'not set'}, so spec.mig.layouts is refused",
-            _patch(policy.name, '{"spec":{"migManager":{"config":{"name":"' + ours + '"}}}}'),
+            patch_command(policy.name, '{"spec":{"migManager":{"config":{"name":"' + ours + '"}}}}'),
         )
     fixed = policy.view.mig_strategy
     if fixed:
@@ -269,7 +266,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findings
             Topic.CLUSTER_POLICY,
             "MigStrategySet",
             f"{policy.name}: mig.strategy is {fixed} and overrides what a policy says",
-            _patch(policy.name, '{"spec":{"mig":{"strategy":null}}}'),
+            patch_command(policy.name, '{"spec":{"mig":{"strategy":null}}}'),
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gpusharing.api import names
+from gpusharing.planning.commands import patch_command
 from gpusharing.planning.configmaps import referenced
 from gpusharing.planning.views import NodeView, Settings
 
@@ -83,10 +84,7 @@ def _afterwards(maps: str, settings: Settings, cluster_policies: Sequence[str]) 
     pointers = '{"spec":{"devicePlugin":{"config":{"name":""}},"migManager":{"config":{"name":""}}}}'
     return [
         "To take those away as well, in this order:",
-        *(
-            f"  kubectl patch clusterpolicy {name} --type merge -p '{pointers}'"
-            for name in cluster_policies or ("NAME",)
-        ),
+        *(f"  {patch_command(name, pointers)}" for name in cluster_policies or ("NAME",)),
         f"  kubectl label node -l {names.LABEL_PLUGIN_CONFIG} {names.LABEL_PLUGIN_CONFIG}-",
         f"  kubectl label node --overwrite NODE {names.LABEL_MIG_CONFIG}=all-disabled   # each drained node with MIG",
         f"  kubectl -n {settings.gpu_operator_namespace} delete configmap {maps}",
