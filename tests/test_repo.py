@@ -50,6 +50,23 @@ def test_the_folder_operator_holds_the_package_and_nothing_else() -> None:
     assert found - {"__pycache__"} == {"gpusharing"}
 
 
+def test_the_tools_do_without_the_tests() -> None:
+    found = [
+        name
+        for name, text in PYTHON.items()
+        if name.startswith("hack/") and re.search(r"^\s*(from|import) tests\b", text, re.MULTILINE)
+    ]
+    assert found == []
+
+
+def test_everything_in_hack_stands_on_its_map() -> None:
+    """Folders by their links; loose modules by their names, those of `make gen` together."""
+    page = PAGES["hack/README.md"]
+    parts = {name.split("/")[1] for name in FILES if name.startswith("hack/")} - {"README.md", "__init__.py"}
+    assert {part for part in parts if part not in page and not part.startswith("generate_")} == set()
+    assert {link for link in re.findall(r"\]\((\w+)", page) if link not in parts} == set()
+
+
 def test_modules_are_short() -> None:
     lengths = {name: len(text.splitlines()) for name, text in PYTHON.items()}
     assert {name: length for name, length in lengths.items() if length > MAX_MODULE} == {}

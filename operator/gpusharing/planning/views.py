@@ -21,9 +21,6 @@ from gpusharing.planning.podviews import NodeWork
 from gpusharing.planning.records import Claim, Deferred, Fence, Verified
 from gpusharing.planning.stackviews import Operand, StackView
 
-NO_LABELS: Mapping[str, str] = {}
-NO_COUNTS: Mapping[str, int] = {}
-
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
