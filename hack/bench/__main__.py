@@ -40,7 +40,7 @@ class Part:
     """How much faster than life time runs for hardware and waits."""
 
 
-PLANNED = ("plan_5000_nodes_full_ms", "plan_5000_nodes_incremental_ms")
+PLANNED = ("plan_5000_nodes_full_ms", "plan_5000_nodes_incremental_ms", "layout_verdict_ms")
 PARTS = (
     Part(
         (

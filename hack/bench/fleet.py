@@ -45,7 +45,8 @@ def fleet(count: int, **spec: object) -> ClusterSnapshot:
     )
 
 
-def _card() -> Card:
+def card() -> Card:
+    """What our table says of the GPUs of the fleet."""
     card = find_card(PRODUCT)
     assert card is not None, "in the table"
     return card
@@ -82,7 +83,7 @@ def _node(index: int, owner: PolicyView) -> NodeView:
     return NodeView(
         name=name,
         uid=f"uid-{name}",
-        labels={**gpu_labels(_card(), PRODUCT, GPUS), **ours},
+        labels={**gpu_labels(card(), PRODUCT, GPUS), **ours},
         resources={names.RESOURCE_GPU: GPUS},
         ready=True,
         unschedulable=False,
@@ -98,19 +99,19 @@ def _node(index: int, owner: PolicyView) -> NodeView:
 
 
 def _gpu(index: int) -> GpuView:
-    card = _card()
+    row = card()
     return GpuView(
         index=index,
         uuid=f"GPU-{index:08x}",
         product=PRODUCT,
-        memory_mib=card.memory_mib or card.memory_gb * 1024,
-        mig_capable=bool(card.profiles),
+        memory_mib=row.memory_mib or row.memory_gb * 1024,
+        mig_capable=bool(row.profiles),
         mig_enabled=False,
         mig_pending=False,
-        reset_for_mode=card.mig_mode_needs_reset,
+        reset_for_mode=row.mig_mode_needs_reset,
         compute_mode="Default",
         layout=None,
-        profiles=card.profiles,
+        profiles=row.profiles,
         processes=(),
     )
 
@@ -145,13 +146,13 @@ def _stack(policies: list[PolicyView]) -> StackView:
         written={},
         serves_our_mig_file=True,
     )
-    card, plugins = _gpu(0), {}
+    gpu, plugins = _gpu(0), {}
     for policy in policies:
         assert policy.spec is not None, "valid"
-        target = find_target(find_wish(policy.name, policy.spec), policy.spec, "gpu-0000", [card], empty)
+        target = find_target(find_wish(policy.name, policy.spec), policy.spec, "gpu-0000", [gpu], empty)
         assert isinstance(target, Target), "an H100 can do what the bench asks for"
         plugins[target.plugin_key] = target.plugin
-    change, _ = plan_config(policies, (), {PRODUCT: card}, plugins, empty)
+    change, _ = plan_config(policies, (), {PRODUCT: gpu}, plugins, empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, NOW - timedelta(days=1))

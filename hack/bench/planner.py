@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.main import settle_heap
+from gpusharing.planning.geometry import judge, normalise
 from gpusharing.planning.rollout import Memo, plan_rollout
 from gpusharing.planning.views import ClusterSnapshot
-from hack.bench.fleet import GPUS, NOW, POLICIES, fleet
+from hack.bench.fleet import GPUS, NOW, POLICIES, card, fleet
 from hack.bench.results import Measured
 
 REPEATS, CHANGES = 5, 20
@@ -31,6 +33,24 @@ def planning(count: int) -> Iterator[Measured]:
     yield Measured("plan_5000_nodes_incremental_ms", _incremental(settled), how)
     how = "the same while every node waits for its turn"
     yield Measured("plan_5000_nodes_incremental_rolling_ms", _incremental(rolling), how)
+    yield verdicts()
+
+
+def verdicts() -> Measured:
+    """Can a GPU hold this layout? Asked of every combination of an H100's profiles, as few as fit alone at most."""
+    profiles = card().profiles
+    counts = product(*(range(profile.max_count + 1) for profile in profiles))
+    layouts = [
+        normalise({profile.name: number for profile, number in zip(profiles, numbers, strict=True)})
+        for numbers in counts
+    ]
+
+    def ask() -> None:
+        for layout in layouts:
+            judge(layout, profiles)
+
+    how = f"mean of {len(layouts)} layouts of an H100, possible or not, CPU time"
+    return Measured("layout_verdict_ms", _cpu_ms(ask) / len(layouts), how)
 
 
 def _incremental(snapshot: ClusterSnapshot) -> float:

@@ -17,7 +17,6 @@ from tests.integration.product import FULL, LEASE, MIXED, NODES, SECONDS, SLICED
 
 from hack import stage
 
-STOP_SECONDS = 5.0
 LEASE_TIMES = {"lease_seconds": "8", "renew_deadline": "7", "retry_period": "0.5"}
 """A dead leader blocks its successor for eight seconds instead of fifteen; a busy machine may hold up a renewal."""
 
@@ -145,9 +144,7 @@ def test_probes_metrics_and_logs_of_one_life_and_a_prompt_end(product: Product) 
         )
         identity = holder(product)
         assert identity
-        began = time.monotonic()
-        process.stop()
-        assert time.monotonic() - began < STOP_SECONDS
+        process.stop()  # ends it by force, and fails, when it takes longer than a kubelet would wait
         assert process.exit_status == 0, watched.log()
         assert holder(product) == "", "a successor need not wait"
         check_log(watched.log(), identity, pool.name)
