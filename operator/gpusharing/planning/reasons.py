@@ -42,7 +42,7 @@ class Reason(Worded):
         "Something on this node made the planner fail. The node is left exactly as it is, the others go on.",
         "Report the message: it is a fault of this operator. Undoing the last edit of the node may help.")
     FOREIGN_MAINTENANCE = ("ForeignMaintenance", "Node", _PERSON,
-        "Another controller maintains the node or is asked to: its marker, or its NodeMaintenance, was there first.",
+        "Another controller maintains the node, or has been asked to: its marker or NodeMaintenance was there first.",
         "Let that maintenance finish; the change starts by itself when the marker or object is gone.")
     ALREADY_CORDONED = ("AlreadyCordoned", "Node", _PERSON,
         "Somebody else cordoned the node; it is not touched.",
@@ -92,8 +92,8 @@ class Reason(Worded):
     CALL_FAILED = ("CallFailed", "Node", _LATER,
         "A call to the API server about this node fails; the server's words are in the message. This node waits, "
         "the others go on. After the point of no return the node is Failed once its time is up.",
-        "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is made "
-        "again by itself.")
+        "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is "
+        "retried automatically.")
     NODE_UNREACHABLE = ("NodeUnreachable", "Node", _LATER,
         "The kubelet does not answer, so nobody knows whether the pods still run.",
         "Bring the node back, or delete the Node object if the machine is gone.")
@@ -112,7 +112,7 @@ class Reason(Worded):
         "The drain ran into drain.timeout; the node was restored. Pods that were evicted stay away.",
         "Remove what blocked (see the message); the next try follows after a wait.")
     GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
-        "No pod holds a GPU any more, yet a process still computes on one.",
+        "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")
     DEFERRED = ("Deferred", "Node", _LATER,
         "An earlier try was given up before anything changed; the next one waits.",
@@ -123,7 +123,7 @@ class Reason(Worded):
     ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
         "mig-manager is still at work on an earlier configuration or reboots the node.")
     DRIFTED = ("Drifted", "Node", _LATER,
-        "The node no longer is as it was proven to be; it is put right once, as a normal change.")
+        "The node is no longer as it was last proven; it is put right once, as a normal change.")
     CONFIG_PROPAGATING = ("ConfigPropagating", "Node", _SOON,
         "The ConfigMap was written a moment ago and may not have reached the node yet.")
     ACTUATION_IN_PROGRESS = ("ActuationInProgress", "Node", _SOON,
@@ -140,7 +140,7 @@ class Reason(Worded):
     UNOWNED = ("Unowned", "Node", _DONE,
         "No policy selects the node any more; it keeps its present layout.")
     SYNCED = ("Synced", "Node", _DONE,
-        "Everything is as wanted and proven. Also the reason of Ready=True on a policy.")
+        "Everything is as wanted, and proven. Also the reason for Ready=True on a policy.")
 
     # --- Hardware: what is wanted does not suit the card
     NO_GPU = ("NoGPU", "Hardware", _PERSON,
@@ -179,7 +179,7 @@ class Reason(Worded):
         "NVML lists fewer GPUs than were proven on the node: one did not come back after a reboot, or was taken out.",
         "Read dmesg on the node and repair it, or run the command in the message when the GPU is gone for good.")
     CARD_DIFFERS = ("CardDiffers", "Accepted", _DONE,
-        "The card reports MIG profiles that our table has otherwise or not at all. The card's word counts.",
+        "The MIG profiles that the card reports differ from those in our table. What the card reports is used.",
         "Nothing on the cluster; report the message, so that the table is corrected.")
     PROFILES_FROM_TABLE = ("ProfilesFromTable", "Accepted", _DONE,
         "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
@@ -214,7 +214,7 @@ class Reason(Worded):
         "Drain the node, reset the GPU or reboot, then delete the agent's pod.")
     ECC_UNCORRECTED = ("ECCUncorrected", "Health", _PERSON,
         "Uncorrected ECC errors since the last reset.", "Drain the node, then reset the GPU or reboot.")
-    NO_TROUBLE = ("NoTrouble", "Health", _DONE, "Nothing that NVML tells makes a GPU of the node unhealthy.")
+    NO_TROUBLE = ("NoTrouble", "Health", _DONE, "NVML reports nothing that makes a GPU of the node unhealthy.")
 
     # --- Proof: what does not agree yet after a change, or any more
     OPERANDS_PAUSED = ("OperandsPaused", "Proof", _LATER,
@@ -223,16 +223,16 @@ class Reason(Worded):
         "Usually cured by the restart of mig-manager that follows by itself.")
     MPS_NOT_RUNNING = ("MPSNotRunning", "Proof", _LATER,
         "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
-        "When it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.")
+        "If it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.")
     LAYOUT_MISMATCH = ("LayoutMismatch", "Proof", _LATER,
         "The GPUs are not divided as wanted, as the agent reads them.")
     ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
         "The node does not offer the resource names and counts that the mode predicts.",
-        "When it lasts, read the log of the device plugin on the node. A plugin that read a configuration while "
+        "If it lasts, read the log of the device plugin on the node. A plugin that read a configuration while "
         "somebody had edited it reads it anew when its pod is deleted.")
     LABEL_MISMATCH = ("LabelMismatch", "Proof", _LATER,
         "The labels of GPU Feature Discovery do not say what the mode predicts.",
-        "When it lasts, read the log of gpu-feature-discovery on the node.")
+        "If it lasts, read the log of gpu-feature-discovery on the node.")
 
     # --- Drain: why a pod does not leave; the node is not cordoned for these when they are known before
     PDB_CONFLICT = ("PDBConflict", "Drain", _PERSON,
@@ -288,10 +288,10 @@ class Reason(Worded):
         "Bring the unready pods back, scale up, or raise maxUnavailable.")
     PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
         "The PodDisruptionBudget changed and its controller has not worked it out yet; shown after 60 s.",
-        "When it lasts, check kube-controller-manager.")
+        "If it lasts, check kube-controller-manager.")
     NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
         "The pod's namespace is being deleted; the pod goes with it.",
-        "When it lasts, see what keeps the namespace.")
+        "If it lasts, see what keeps the namespace.")
     THROTTLED = ("Throttled", "Drain", _SOON,
         "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
     PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
@@ -336,10 +336,10 @@ class Reason(Worded):
         "Use one of the names listed, or spec.mig.layouts.")
     PLUGIN_TOO_OLD = ("PluginTooOld", "Accepted", _PERSON,
         "The device plugin is older than v0.20 and serves instances of profiles with a suffix (+me, +gfx, -me) under "
-        "the plain name, so that pods cannot ask for the ones or the others.",
+        "the plain name, so a pod cannot say which of the two it wants.",
         "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
     MIG_MANAGER_TOO_OLD = ("MigManagerTooOld", "Accepted", _PERSON,
-        "mig-manager before v0.15 takes a profile for the one of this name on another card of the node; it would fail.",
+        "mig-manager before v0.15 confuses profiles of the same name on different cards of a node; it would fail.",
         "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
     NO_NODES = ("NoNodes", "Accepted", _LATER,
         "The node selector selects no node.",
