@@ -18,6 +18,7 @@ STEPS = {
     "imports": "lint-imports",
     "generated": "python -m hack.generate --check",
     "chart": "pytest --quiet -m 'not cluster' tests/chart",
+    "workflows": "pytest --quiet tests/hack/test_workflows.py",
     "house": "pytest --quiet -o verbosity_assertions=2 tests/test_repo.py tests/test_citations.py",
 }
 

@@ -1,7 +1,7 @@
 """The programs that a control plane needs, built once from pinned Go modules into the user's cache.
 
-`python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths; only rung 4
-needs `kubelet`, so it is built when it is named.
+`python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths; what few
+need (`kubelet`: rung 4; `kind`; `actionlint`: the workflows) is built when it is named.
 """
 
 import fcntl
@@ -23,6 +23,9 @@ from hack.cluster.paths import cache_root
 
 KWOK_VERSION = "v0.8.0"
 HELM_VERSION = "v4.3.1"
+KIND_VERSION = "v0.32.0"
+"""Its default node image has the minor version of Kubernetes that we build; hack/kind.yaml names that image."""
+ACTIONLINT_VERSION = "v1.7.12"
 CONTROLPLANE_SOURCE = Path(__file__).resolve().parent.parent / "controlplane"
 KUBELET_SOURCE = CONTROLPLANE_SOURCE.parent / "kubelet"
 CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
@@ -127,6 +130,10 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "kwok": lambda: install_recipe("kwok", KWOK_VERSION, "sigs.k8s.io/kwok/cmd/kwok"),
     "helm": lambda: install_recipe("helm", HELM_VERSION, "helm.sh/helm/v4/cmd/helm"),
     "kubelet": kubelet_recipe,
+    "kind": lambda: install_recipe("kind", KIND_VERSION, "sigs.k8s.io/kind"),
+    "actionlint": lambda: install_recipe(
+        "actionlint", ACTIONLINT_VERSION, "github.com/rhysd/actionlint/cmd/actionlint"
+    ),
 }
 WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
 """What the lower rungs need."""
@@ -185,7 +192,7 @@ def find_assets(directory: Path) -> dict[str, Path]:
 
 
 def program(name: str) -> Path:
-    """The path of a tool that is one program: `kwok`, `helm` or `kubelet`."""
+    """The path of a tool that is one program: `kwok`, `helm`, `kubelet`, `kind` or `actionlint`."""
     return ensure(name) / name
 
 

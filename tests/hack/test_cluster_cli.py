@@ -30,9 +30,6 @@ def put_programs(folder: Path, scripts: Mapping[str, str]) -> None:
             "sudo systemctl start docker",
             id="docker does not answer",
         ),
-        pytest.param(
-            {"docker": "exit 0"}, "`kind`, which is not on PATH", "go install sigs.k8s.io/kind@", id="no kind"
-        ),
     ],
 )
 def test_driver_kind_says_what_is_missing_and_the_command_that_helps(

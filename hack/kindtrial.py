@@ -1,0 +1,138 @@
+"""`make e2e DRIVER=kind`: our image and our chart on the cluster that `make cluster DRIVER=kind` made.
+
+The nodes' kubelets and containerd are real, GPUs and driver are SIMULATED. NVIDIA's programs do not run there: how a
+mode changes is what `make e2e` shows. This shows that image and chart come up on kind, and that the agent reads GPUs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from hack import stage
+from hack.cluster import kind, toolchain
+from hack.cluster.api import Api, ApiError, Object
+from hack.cluster.cli import EXPECTED
+from hack.cluster.kubeconfig import kubeconfig_path, open_api
+from hack.cluster.process import wait_until
+
+IMAGES = kind.ROOT / "build" / "images"
+VALUES = kind.ROOT / "hack" / "kind-values.yaml"
+SECONDS = 120.0
+POLICY: Object = {
+    "apiVersion": "gpusharing.dev/v1alpha1",
+    "kind": "GPUSharingPolicy",
+    "metadata": {"name": "kind-trial"},
+    "spec": {
+        "nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "kind"}},
+        "mode": "TimeSlicing",
+        "timeSlicing": {"replicas": 4},
+        "rollout": {"paused": True},
+    },
+}
+POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
+
+
+class TrialError(Exception):
+    """What the trial needs is not there, or it did not go as it should; the text says what to do."""
+
+
+def main() -> int:
+    """Exit status 0 when all of it went well."""
+    try:
+        archive = find_archive(IMAGES)
+        kubeconfig = kubeconfig_path()
+        kind.load(archive)
+        with open_api(kubeconfig) as api:
+            trial(api, kubeconfig, read_reference(archive))
+    except (*EXPECTED, stage.StageError, TrialError, ApiError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def find_archive(folder: Path) -> Path:
+    """The one image that `make images` has written.
+
+    Raises:
+        TrialError: there is none, or there are several.
+    """
+    found = sorted(folder.glob("*.tar"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise TrialError(f"one archive is expected in {folder}, found: {names}\nMake it: make images")
+    return found[0]
+
+
+def read_reference(archive: Path) -> str:
+    """Repository and tag that the archive gives its image."""
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("manifest.json")
+        assert member is not None
+        return str(json.load(member)[0]["RepoTags"][0])
+
+
+def trial(api: Api, kubeconfig: Path, reference: str) -> None:
+    """Install, look, ask `helm test`, and let a policy be judged from what the agent read.
+
+    Raises:
+        StageError, TrialError, TimeoutError: it did not go as it should.
+    """
+    repository, _, tag = reference.rpartition(":")
+    image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
+    _step(
+        "helm install --wait: operator and agents are Ready",
+        lambda: stage.install_chart(
+            kubeconfig, *image, "-f", str(VALUES), "--wait", "--timeout", f"{SECONDS:.0f}s"
+        ),
+    )
+    _step("helm test", lambda: _helm_test(kubeconfig))
+    try:
+        _step("the agent reads two SIMULATED GPUs", lambda: wait_until(partial(_seen, api), SECONDS, "GPUs"))
+        api.create(POLICIES, POLICY)
+        what = "the policy to be accepted"
+        _step("a policy for its node is accepted", lambda: wait_until(partial(_accepted, api), SECONDS, what))
+    finally:
+        _delete_policy(api)
+
+
+def _helm_test(kubeconfig: Path) -> None:
+    command = ("test", "gpusharing", "-n", stage.NAMESPACE, "--logs", "--timeout", f"{SECONDS:.0f}s")
+    environ = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+    done = subprocess.run(
+        [str(toolchain.program("helm")), *command], env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise TrialError(f"helm test says that this installation cannot work:\n{done.stdout}{done.stderr}")
+
+
+def _seen(api: Api) -> bool:
+    found = api.list("/apis/gpusharing.dev/v1alpha1/gpunodes")
+    return any(len(node.get("status", {}).get("observed", {}).get("gpus") or ()) == 2 for node in found)
+
+
+def _accepted(api: Api) -> bool:
+    status = api.get(f"{POLICIES}/{POLICY['metadata']['name']}").get("status") or {}
+    conditions = status.get("conditions") or ()
+    return any((one["type"], one["status"]) == ("Accepted", "True") for one in conditions)
+
+
+def _delete_policy(api: Api) -> None:
+    try:
+        api.delete(f"{POLICIES}/{POLICY['metadata']['name']}")
+    except ApiError as error:
+        if error.status != 404:
+            raise
+
+
+def _step(what: str, work: Callable[[], object]) -> None:
+    work()
+    print(f"ok  {what}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The hosted workflows: judged by actionlint, built from its module; they run nothing that is not named by commit."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from hack.cluster import toolchain
+from hack.generate import ROOT
+
+FOLDER = ROOT / ".github" / "workflows"
+WORKFLOWS = sorted(FOLDER.glob("*.yaml"))
+VERBS = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+BROKEN = """
+on: push
+jobs:
+  one:
+    runs-on: ubuntu-24.04
+    steps:
+      - run: echo ${{ github.nothing }}
+"""
+
+
+def lint(actionlint: Path, *files: Path) -> tuple[int, str]:
+    """Exit status and words of actionlint, which would call shellcheck and pyflakes where they happen to be."""
+    command = [str(actionlint), "-shellcheck=", "-pyflakes=", "-no-color", *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_actionlint_finds_nothing_in_the_workflows_but_does_in_a_broken_one(
+    tmp_path: Path, actionlint: Path
+) -> None:
+    assert [path.name for path in WORKFLOWS] == ["ci.yaml", "release.yaml"]
+    assert lint(actionlint, *WORKFLOWS) == (0, "")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(BROKEN)
+    status, said = lint(actionlint, broken)
+    assert status == 1
+    assert 'property "nothing" is not defined' in said
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_every_action_is_named_by_commit_with_its_version_beside(path: Path) -> None:
+    used = re.findall(r"uses: (\S+)(.*)$", path.read_text(), re.MULTILINE)
+    assert used
+    pinned = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40}")
+    assert [one for one, _ in used if not pinned.fullmatch(one)] == []
+    assert [one for one, version in used if not re.fullmatch(r"  # v\d+\.\d+\.\d+", version)] == []
+
+
+def test_both_workflows_name_the_same_commit_of_an_action() -> None:
+    used = {one for path in WORKFLOWS for one in re.findall(r"uses: (\S+)", path.read_text())}
+    assert len({one.partition("@")[0] for one in used}) == len(used)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_what_they_run_of_ours_is_there(path: Path) -> None:
+    steps = [step for job in yaml.safe_load(path.read_text())["jobs"].values() for step in job["steps"]]
+    text = "\n".join(step.get("run", "") for step in steps)
+    assert set(re.findall(r"\bmake ([a-z0-9-]+)", text)) <= VERBS
+    modules = re.findall(r"python -m (hack[\w.]*)", text)
+    assert [name for name in modules if not (ROOT / (name.replace(".", "/") + ".py")).is_file()] == []
+
+
+@pytest.fixture(scope="module")
+def actionlint() -> Path:
+    """The pinned actionlint; without it the test is skipped with the reason, but never in CI."""
+    try:
+        return toolchain.program("actionlint")
+    except toolchain.ToolchainError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
