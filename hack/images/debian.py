@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import http.client
 import io
 import lzma
 import os
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,11 +88,12 @@ def _fetch(package: Package, stamp: str, folder: Path) -> Path:
     mirror = os.environ.get("DEBIAN_MIRROR") or MIRROR
     snapshot = os.environ.get("DEBIAN_SNAPSHOT") or SNAPSHOT
     tried = []
-    for base in (f"{mirror}/{package.archive}", f"{snapshot}/{package.archive}/{stamp}"):
+    # Twice, for a mirror's answer may be cut short.
+    for base in (f"{mirror}/{package.archive}", f"{snapshot}/{package.archive}/{stamp}") * 2:
         try:
             with urllib.request.urlopen(f"{base}/{package.path}", timeout=TIMEOUT) as answer:
                 data: bytes = answer.read()
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             tried.append(f"  {base}: {error}")
             continue
         if hashlib.sha256(data).hexdigest() != package.sha256:
