@@ -290,7 +290,7 @@ def make_cluster_policy(
     mig_manager_enabled: bool = True,
     mig_config_name: str = SETTINGS.mig_config_map,
     with_reboot: bool = False,
-    **texts: str,
+    **more: Any,
 ) -> ClusterPolicyView:
     """A ClusterPolicy that points at both of our ConfigMaps and overrides nothing."""
     return ClusterPolicyView(
@@ -300,7 +300,7 @@ def make_cluster_policy(
         mig_config_name=mig_config_name,
         with_reboot=with_reboot,
         plain=None,
-        **texts,
+        **more,
     )
 
 

@@ -21,6 +21,13 @@ def test_the_roles_are_those_of_the_golden_table(helm: Helm) -> None:
     assert sorted(wanted - found) == [], "in rbac.yaml, but not granted"
 
 
+def test_a_value_that_asks_for_more_gets_that_and_nothing_else(helm: Helm) -> None:
+    value = "gpuOperator.configure"
+    found, wanted = rendered(helm, "--set", f"{value}=true"), golden(value)
+    assert sorted(found ^ wanted) == []
+    assert {(one.resource, one.verb) for one in wanted - golden()} == {("clusterpolicies", "patch")}
+
+
 def test_no_grant_is_wide(helm: Helm) -> None:
     never = {"secrets", "serviceaccounts", "clusterroles", "roles", "rolebindings", "clusterrolebindings"}
     for grant in rendered(helm):

@@ -61,8 +61,10 @@ OTHER_WRITES = {
 class Guard:
     """Hangs itself on a cluster; `check` tells what went wrong since."""
 
-    def __init__(self, cluster: FakeCluster, world: World) -> None:
+    def __init__(self, cluster: FakeCluster, world: World, *, configures: bool = False) -> None:
+        """`configures`: the operator was asked to set ClusterPolicy's pointers."""
         self.cluster = cluster
+        self.configures = configures
         self.world = world
         self.wrong: list[str] = []
         self.largest: Counter[str] = Counter()
@@ -90,6 +92,8 @@ class Guard:
             self._node_write(call.name, call.body or {})
         elif kind == ("evict", "pods", "eviction"):
             self._eviction(call.body or {})
+        elif kind == ("patch", "clusterpolicies", "") and self.configures:
+            self._pointers(call.body or {})
         else:
             self._expect(kind in OTHER_WRITES, f"the operator may not {kind}")
         if kind == ("delete", "pods", ""):
@@ -101,6 +105,20 @@ class Guard:
         if kind == ("patch", "gpunodes", "status"):
             parts = (call.body or {})["status"].keys()
             self._expect(parts == {"transition", "conditions"}, f"wrote {', '.join(parts)} of a GPUNode")
+
+    def _pointers(self, body: JSON) -> None:
+        """Conditional, nothing but the two names and our mark, and no operand restarts under a change."""
+        fenced = [raw["metadata"]["name"] for raw in self.cluster.objects(NODES) if fence_of(raw) is not None]
+        self._expect(not fenced, f"ClusterPolicy was changed while {fenced} were fenced")
+        metadata, spec = body["metadata"], body["spec"]
+        self._expect(metadata.get("resourceVersion"), "an unconditional patch of ClusterPolicy")
+        self._expect(set(metadata.get("annotations", {})) == {names.ANNOTATION_CONFIGURED}, "no mark of ours")
+        named = {block: config["config"]["name"] for block, config in spec.items()}
+        wanted = dict(zip(("devicePlugin", "migManager"), OUR_MAPS, strict=True))
+        self._expect(named and named.items() <= wanted.items(), f"pointed ClusterPolicy at {named}")
+        self._expect(
+            spec == {block: {"config": {"name": name}} for block, name in named.items()}, f"wrote {spec}"
+        )
 
     def _node_write(self, name: str, body: JSON) -> None:
         self.wrong += [f"{name}: {what}" for what in wrong_in_write(self._node(name), body)]

@@ -284,7 +284,11 @@ async def scene(
         hardware=hardware,
         played=played,
     ) as environment:
-        guard = Guard(environment.cluster, environment.world)
+        guard = Guard(
+            environment.cluster,
+            environment.world,
+            configures=settings.get("configure_gpu_operator", False),
+        )
         for budget in budgets:
             environment.cluster.add(PDBS, budget)
         if start:

@@ -14,7 +14,7 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.blockers import Blocker
-from gpusharing.planning.events import MAX_NOTE, NodeEvent, node_events
+from gpusharing.planning.events import MAX_NOTE, Event, node_events
 from gpusharing.planning.health import NO_TROUBLE, Diagnosis
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import plan_rollout
@@ -197,7 +197,7 @@ def test_a_whole_change_is_told_by_three_events_a_node() -> None:
     for name in world.nodes:
         world.add_pod(name)
     world.set_policy(make_policy(drain={"strandedPods": "Allow"}))
-    told: list[NodeEvent] = []
+    told: list[Event] = []
     known: dict[str, Verdict] = {}
     for _ in range(300):
         for node in world.nodes:

@@ -12,15 +12,24 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize(("subject", "table"), [("operator", rights.OPERATOR), ("agent", rights.AGENT)])
-def test_the_table_is_the_golden_one(subject: str, table: tuple[rights.Right, ...]) -> None:
+@pytest.mark.parametrize(
+    ("subject", "table", "values"),
+    [
+        ("operator", rights.OPERATOR, ()),
+        ("operator", rights.OPERATOR + rights.CONFIGURE, ("gpuOperator.configure",)),
+        ("agent", rights.AGENT, ()),
+    ],
+)
+def test_the_table_is_the_golden_one(
+    subject: str, table: tuple[rights.Right, ...], values: tuple[str, ...]
+) -> None:
     known = {
         (one.verb, one.group, one.resource, one.subresource, one.scope, NAMED.get(one.name, one.name))
         for one in table
     }
     wanted = {
         (grant.verb, grant.group, grant.resource, grant.subresource, grant.scope, name)
-        for grant in golden()
+        for grant in golden(*values)
         if grant.subject == subject
         for name in grant.names or ("",)
     }

@@ -27,7 +27,9 @@ def place_of(environment: Mapping[str, str]) -> Place:
     known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in fields(Place)}
     if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:
         known["agent_namespace"] = known["namespace"]
-    return Place(**{name: value for name, value in known.items() if value})
+    configures = known.pop("configure_gpu_operator") == "true"
+    texts = {name: value for name, value in known.items() if value}
+    return Place(**texts, configure_gpu_operator=configures)
 
 
 async def check(environment: Mapping[str, str]) -> int:

@@ -18,7 +18,15 @@ import structlog
 from gpusharing.api import names
 from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.evict import Evictor
-from gpusharing.controller.sharedwrites import TRIES, Cache, Claims, PolicyStore, SharedWrites, subject_of
+from gpusharing.controller.sharedwrites import (
+    TRIES,
+    Cache,
+    Claims,
+    ClusterPolicies,
+    PolicyStore,
+    SharedWrites,
+    subject_of,
+)
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, KubeClient
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.crew import Crew
@@ -47,6 +55,7 @@ from gpusharing.planning.actions import (
     RestartOperand,
     SetClaims,
     SetFinalizer,
+    SetPointers,
     UpdateFence,
     WriteConfig,
 )
@@ -94,6 +103,7 @@ class Executor:
     eviction_wait: float = FIRST_WAIT
     """Seconds after the first refusal."""
     config_maps: Cache | None = None
+    cluster_policies: ClusterPolicies | None = None
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
     """By node and pod UID; in memory only."""
     write_error: str = ""
@@ -131,7 +141,9 @@ class Executor:
             self.unsure,
             self.on_action,
         )
-        self.shared = SharedWrites(self.client, self.policies, self.claims, self.now, self.config_maps)
+        self.shared = SharedWrites(
+            self.client, self.policies, self.claims, self.now, self.config_maps, self.cluster_policies
+        )
 
     def under_way(self) -> frozenset[str]:
         """Nodes that are being written to. Ask before a snapshot is begun: it does not show what comes of them."""
@@ -188,7 +200,7 @@ class Executor:
         if not any(isinstance(action, WriteConfig) for action in actions):
             self.write_error = ""
         for action in actions:
-            if not await self._shared_one(action, snapshot, outcome):
+            if not await self._shared_one(action, snapshot, outcome) and not isinstance(action, SetPointers):
                 blocked.add(action.policy if isinstance(action, SetFinalizer) else "*")
         return blocked
 
@@ -289,7 +301,7 @@ class Executor:
                 return await self.evictor.evict(action)
             case RestartOperand():
                 return await self._restart(action)
-            case WriteConfig() | SetClaims() | SetFinalizer():
+            case WriteConfig() | SetClaims() | SetFinalizer() | SetPointers():
                 raise TypeError(f"{type(action).__name__} belongs to no node")
             case _:
                 assert_never(action)

@@ -26,7 +26,7 @@ from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.actions import Action
+from gpusharing.planning.actions import Action, SetPointers
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
 from gpusharing.planning.verdict import Verdict
@@ -175,11 +175,17 @@ class Loop:
             parallel=self.settings.parallel,
             eviction_wait=self.settings.plan.eviction_wait,
             config_maps=sources.config_maps,
-            on_action=self.observer.acted,
+            cluster_policies=sources.cluster_policies,
+            on_action=self._acted,
             view=sources.node_view,
             seen=sources.seen_node,
             on_late=self.wake,
         )
+
+    def _acted(self, action: Action, result: str) -> None:
+        self.observer.acted(action, result)
+        if isinstance(action, SetPointers) and result == "done":
+            self.publisher.tell_pointers(action, self.now())
 
     def _gatherer(self) -> Gatherer:
         settings, executor = self.settings, self.executor

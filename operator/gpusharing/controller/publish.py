@@ -19,7 +19,7 @@ import structlog
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.controller.complaints import Complaints
-from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, KubeClient
+from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
     AlreadyExists,
@@ -30,8 +30,9 @@ from gpusharing.kube.errors import (
     ServerAway,
     Unauthorized,
 )
+from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.callfailures import LONGEST_WAIT
-from gpusharing.planning.events import NodeEvent, node_events
+from gpusharing.planning.events import Event, node_events, pointers_event
 from gpusharing.planning.mirror import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.status import policy_status
@@ -263,15 +264,13 @@ class Publisher:
 
     # --- events --------------------------------------------------------------------------------------------
 
-    def _compose(
-        self, events: tuple[NodeEvent, ...], verdict: Verdict, plan: RolloutPlan, now: datetime
-    ) -> None:
+    def _compose(self, events: tuple[Event, ...], verdict: Verdict, plan: RolloutPlan, now: datetime) -> None:
         pool = plan.pools.get(verdict.policy)
         if pool is None:
             return
         for event in events:
-            self._serial += 1
-            self._untold.append(self._event(event, pool.policy, verdict.node, now))
+            node = {"apiVersion": "v1", "kind": "Node", "name": verdict.node}
+            self._untold.append({**self._event(event, _policy_of(pool.policy), now), "related": node})
             log.info(
                 event.reason,
                 node=verdict.node,
@@ -279,6 +278,13 @@ class Publisher:
                 phase=str(verdict.phase),
                 note=event.note,
             )
+
+    def tell_pointers(self, action: SetPointers, now: datetime) -> None:
+        """We changed somebody else's object; posted with the next round."""
+        policy = action.policy
+        kind = {"apiVersion": CLUSTER_POLICIES.api_version, "kind": "ClusterPolicy"}
+        regarding = {**kind, "name": policy.name, "uid": policy.uid}
+        self._untold.append(self._event(pointers_event(action), regarding, now))
 
     async def _tell(self, now: datetime) -> datetime | None:
         """Post what is untold, in the order in which it happened."""
@@ -298,14 +304,15 @@ class Publisher:
                 self._untold.popleft()
         return None
 
-    def _event(self, event: NodeEvent, policy: PolicyView, node: str, now: datetime) -> JSON:
+    def _event(self, event: Event, regarding: JSON, now: datetime) -> JSON:
         """events.k8s.io/v1; events about cluster-scoped objects live in the namespace default."""
+        self._serial += 1
         stamp = now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{policy.name}.{int(now.timestamp() * 1000):x}.{self._serial:x}",
+                "name": f"{regarding['name']}.{int(now.timestamp() * 1000):x}.{self._serial:x}",
                 "namespace": "default",
             },
             "eventTime": stamp,
@@ -315,14 +322,14 @@ class Publisher:
             "reason": event.reason,
             "type": event.type,
             "note": event.note,
-            "regarding": {
-                "apiVersion": names.API_VERSION,
-                "kind": "GPUSharingPolicy",
-                "name": policy.name,
-                "uid": policy.uid,
-            },
-            "related": {"apiVersion": "v1", "kind": "Node", "name": node},
+            "regarding": regarding,
         }
+
+
+def _policy_of(policy: PolicyView) -> JSON:
+    """A policy, as an Event names it."""
+    kind = {"apiVersion": names.API_VERSION, "kind": "GPUSharingPolicy"}
+    return {**kind, "name": policy.name, "uid": policy.uid}
 
 
 def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:

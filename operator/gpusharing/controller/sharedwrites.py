@@ -9,13 +9,14 @@ import structlog
 
 from gpusharing.api import names
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
-from gpusharing.kube.client import CONFIG_MAPS, JSON, POLICIES, KubeClient
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import Conflict, NotFound
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning import callfailures
-from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, WriteConfig
-from gpusharing.planning.callfailures import CLAIMS, policy_subject
+from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, SetPointers, WriteConfig
+from gpusharing.planning.callfailures import CLAIMS, CLUSTER_POLICY, policy_subject
 from gpusharing.planning.records import Claim
+from gpusharing.planning.stackviews import ClusterPolicyView
 from gpusharing.planning.views import ClusterSnapshot
 
 log = structlog.get_logger()
@@ -33,6 +34,15 @@ class Cache(Protocol):
 
     def accept(self, raw: JSON) -> None:
         """Take an object that the server answered."""
+        ...
+
+
+class ClusterPolicies(Cache, Protocol):
+    """What is known of ClusterPolicies."""
+
+    @property
+    def items(self) -> Mapping[str, ClusterPolicyView]:
+        """By name."""
         ...
 
 
@@ -63,6 +73,8 @@ def subject_of(action: Action) -> str:
             return policy_subject(action.policy)
         case SetClaims():
             return CLAIMS
+        case SetPointers():
+            return CLUSTER_POLICY
         case _:
             return callfailures.CONFIG_MAPS
 
@@ -76,6 +88,7 @@ class SharedWrites:
     claims: Claims
     now: Callable[[], datetime]
     config_maps: Cache | None = None
+    cluster_policies: ClusterPolicies | None = None
     writing: str = ""
     """The ConfigMap that is, or was, written last: `namespace/name`."""
 
@@ -88,6 +101,8 @@ class SharedWrites:
                 await self._set_finalizer(action)
             case SetClaims():
                 await self.claims.set_claims(action.claims)
+            case SetPointers():
+                await self._set_pointers(action)
             case _:
                 raise TypeError(f"{type(action).__name__} belongs to a node")
 
@@ -117,6 +132,22 @@ class SharedWrites:
         log.info("configuration written", configmap=name, keys=sorted(body["data"]))
         if self.config_maps is not None:
             self.config_maps.accept(raw)
+
+    async def _set_pointers(self, action: SetPointers) -> None:
+        """One patch, refused when the ClusterPolicy is not what was decided on any more; the next pass decides anew."""
+        name, cache = action.policy.name, self.cluster_policies
+        if cache is None or cache.items.get(name) != action.policy:
+            raise Conflict(f"ClusterPolicy {name} changed meanwhile")
+        marks = {names.ANNOTATION_CONFIGURED: ",".join(sorted({*action.policy.configured, *action.wanted}))}
+        body: JSON = {
+            "metadata": {"annotations": marks, "resourceVersion": cache.resource_version(name)},
+            "spec": {},
+        }
+        for field_name, config_map in action.wanted.items():
+            block, config, key = field_name.split(".")
+            body["spec"][block] = {config: {key: config_map}}
+        cache.accept(await self.client.patch(CLUSTER_POLICIES, name, body))
+        log.info("ClusterPolicy pointed at our ConfigMaps", clusterpolicy=name, fields=sorted(action.wanted))
 
     async def _set_finalizer(self, action: SetFinalizer) -> None:
         version, present = self.policies.finalizers(action.policy)

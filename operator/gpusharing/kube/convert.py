@@ -141,11 +141,31 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         plugin_version=text(spec, "devicePlugin", "version"),
         mig_manager_version=text(spec, "migManager", "version"),
         name=text(raw, "metadata", "name"),
+        uid=text(raw, "metadata", "uid"),
+        plugin_config_setter=_setter(raw, "spec", "devicePlugin", "config", "name"),
+        mig_config_setter=_setter(raw, "spec", "migManager", "config", "name"),
+        configured=frozenset(filter(None, _configured(raw).split(","))),
         with_reboot=any(
             variable.get("name") == "WITH_REBOOT" and text(variable, "value").lower() == "true"
             for variable in entries(spec, "migManager", "env")
         ),
     )
+
+
+def _configured(raw: JSON) -> str:
+    return texts(part(raw, "metadata", "annotations")).get(names.ANNOTATION_CONFIGURED, "")
+
+
+def _setter(raw: JSON, *path: str) -> str:
+    """The field manager that wrote a field last; empty when nobody is known to have done it."""
+    fields = [f"f:{name}" for name in path]
+    managers = entries(raw, "metadata", "managedFields")
+    told = [
+        (text(one, "time"), text(one, "manager"))
+        for one in managers
+        if part(one, "fieldsV1", *fields) is not None
+    ]
+    return max(told, default=("", ""))[1]
 
 
 def _fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:

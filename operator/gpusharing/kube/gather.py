@@ -26,7 +26,7 @@ from gpusharing.kube.errors import (
 from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, Sources, by_node
 from gpusharing.kube.written import MIG_KEY, OurConfigMaps
 from gpusharing.planning import migfile
-from gpusharing.planning.callfailures import CallFailure
+from gpusharing.planning.callfailures import CLUSTER_POLICY, CallFailure
 from gpusharing.planning.holders import Scope, holds_gpu, scope_of
 from gpusharing.planning.looks import Look
 from gpusharing.planning.podviews import EvictionMemory, NodeWork, PdbView, PodView
@@ -223,6 +223,7 @@ class Gatherer:
             and cluster_policy.mig_config_name == settings.mig_config_map,
             marked=ours.marked,
             write_error=self.write_error,
+            pointer_error=self._pointer_error(),
             foreign_map=settings.plugin_config_map
             if ours.is_foreign(ours.plugin)
             else settings.mig_config_map
@@ -236,6 +237,10 @@ class Gatherer:
             self._stack = view
         assert self._stack is not None, "set a line above"
         return self._stack
+
+    def _pointer_error(self) -> str:
+        failure = self.failures.get(CLUSTER_POLICY)
+        return failure.message if failure is not None and failure.lasts else ""
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
         problem = migfile.read_admin(now.admin_mig_file).problem

@@ -125,7 +125,8 @@ class _Reader:
 
     async def rights(self) -> tuple[RightState, ...]:
         """What the API server says about the rights of both service accounts."""
-        asked = [(OPERATOR, right) for right in rights.OPERATOR] + [(AGENT, right) for right in rights.AGENT]
+        operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
+        asked = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in rights.AGENT]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._right(subject, right)) for subject, right in asked]
         return tuple(task.result() for task in tasks)

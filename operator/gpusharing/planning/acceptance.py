@@ -10,6 +10,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.commands import patch_command
+from gpusharing.planning.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.views import PolicyView, Settings
@@ -61,20 +62,26 @@ def _plugin_config(
     ours = settings.plugin_config_map
     if cluster_policy.plugin_config_name == ours:
         return None
-    now = cluster_policy.plugin_config_name or "not set"
     if (plain := cluster_policy.plain) is not None:
         return Objection(
             Reason.PLUGIN_CONFIG_NOT_OURS,
-            f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {now}, so {ours} is not"
-            f" read; run: {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}",
+            f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is"
+            f" {cluster_policy.plugin_config_name or 'not set'}, so {ours} is not read; run:"
+            f" {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}",
         )
-    command = patch_command(
-        cluster_policy.name, '{"spec":{"devicePlugin":{"config":{"name":"' + ours + '"}}}}'
-    )
+    pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs)
     return Objection(
         Reason.PLUGIN_CONFIG_NOT_OURS,
-        f"ClusterPolicy devicePlugin.config.name is {now}, so {ours} is not read; run: {command}",
+        f"ClusterPolicy {pointer.field} is {pointer.said}, so {ours} is not read"
+        f"{_why_not_set(pointer, cluster_policy, stack, settings)}; run: {pointer.command(cluster_policy.name)}",
     )
+
+
+def _why_not_set(
+    pointer: Pointer, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+) -> str:
+    asked = settings.configure_gpu_operator
+    return why_not_set(pointer, cluster_policy, asked=asked, error=stack.pointer_error)
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, value: str) -> str:
@@ -146,12 +153,11 @@ def _layouts(
 ) -> Objection | None:
     if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
         return None
-    ours = settings.mig_config_map
-    command = patch_command(cluster_policy.name, '{"spec":{"migManager":{"config":{"name":"' + ours + '"}}}}')
+    pointer = mig_pointer(cluster_policy, settings.mig_config_map)
     return Objection(
         Reason.LAYOUTS_NEED_CONFIG_MAP,
-        f"spec.mig.layouts needs ClusterPolicy migManager.config.name={ours} (now"
-        f" {cluster_policy.mig_config_name or 'not set'}); run: {command}",
+        f"spec.mig.layouts needs ClusterPolicy {pointer.field}={pointer.ours} (now {pointer.said})"
+        f"{_why_not_set(pointer, cluster_policy, stack, settings)}; run: {pointer.command(cluster_policy.name)}",
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gpusharing.planning.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.stackviews import ClusterPolicyView
 from gpusharing.planning.views import NodeView
 
 
@@ -40,6 +41,16 @@ class SetFinalizer:
 
     policy: str
     present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetPointers:
+    """Point ClusterPolicy at our ConfigMaps, once, in one conditional PATCH; no fence waits for it."""
+
+    policy: ClusterPolicyView
+    """As it was when this was decided."""
+    wanted: Mapping[str, str]
+    """By field of its spec: the name of our ConfigMap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +139,7 @@ Action = (
     | EnsureGPUNode
     | SetClaims
     | SetFinalizer
+    | SetPointers
     | FenceNode
     | Actuate
     | UpdateFence

@@ -17,6 +17,8 @@ LASTING = 2
 
 CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
 """Subjects of failures that are about no node: no fence is written before these writes succeed."""
+CLUSTER_POLICY = "pointers of ClusterPolicy"
+"""The same, and no fence waits for it."""
 
 
 def policy_subject(policy: str) -> str:

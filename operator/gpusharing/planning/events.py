@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.blockers import Blocker, explain_blockers
+from gpusharing.planning.pointers import VALUE
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.verdict import Verdict
 
@@ -13,35 +15,42 @@ MAX_NOTE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class NodeEvent:
-    """Something that happened to a node, told on its policy and its Node."""
+class Event:
+    """Something that happened: to a node, told on its policy and its Node, or to ClusterPolicy."""
 
     type: Literal["Normal", "Warning"]
     reason: str
     note: str
 
 
-def node_events(before: Verdict | None, after: Verdict) -> tuple[NodeEvent, ...]:
+def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
     """What changed between two verdicts of one node. Without a `before` (a restart) only what is new since then."""
     if before is None or before is after:
         return ()
-    told: list[NodeEvent] = []
+    told: list[Event] = []
     if _drain_started(before, after):
         text = f"{after.node}: {after.pods} GPU pods to evict before {after.wanted}"
-        told.append(NodeEvent("Normal", "DrainStarted", text))
+        told.append(Event("Normal", "DrainStarted", text))
     entered = _entered(before, after) if before.phase is not after.phase else None
     if entered is not None:
         told.append(entered)
     if new := _newly_blocked(before, after):
         note = f"{after.node}: {explain_blockers(new)[0]}"
-        told.append(NodeEvent("Warning", "PodEvictionBlocked", note))
+        told.append(Event("Warning", "PodEvictionBlocked", note))
     if after.attempt > max(before.attempt, 1) and after.phase.in_flight:
-        told.append(NodeEvent("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
+        told.append(Event("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
     if entered is None and after.reason is not before.reason and after.reason in _WORTH_TELLING:
-        told.append(NodeEvent("Warning", str(after.reason), f"{after.node}: {after.message}"))
+        told.append(Event("Warning", str(after.reason), f"{after.node}: {after.message}"))
     if (news := _health(before, after)) is not None:
         told.append(news)
-    return tuple(NodeEvent(event.type, event.reason, _cut(event.note)) for event in told)
+    return tuple(Event(event.type, event.reason, _cut(event.note)) for event in told)
+
+
+def pointers_event(action: SetPointers) -> Event:
+    """What we changed of somebody else's object."""
+    fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
+    text = f"set {fields}; {VALUE}. The GPU Operator starts its operands anew on every GPU node"
+    return Event("Normal", "PointersSet", _cut(text))
 
 
 _WORTH_TELLING = frozenset(
@@ -57,35 +66,35 @@ _WORTH_TELLING = frozenset(
 )
 
 
-def _entered(before: Verdict, after: Verdict) -> NodeEvent | None:
+def _entered(before: Verdict, after: Verdict) -> Event | None:
     node = after.node
     match after.phase:
         case Phase.RECONFIGURING if after.reason is Reason.CORDON_RESTORED:
             return None  # told below, as what it is
         case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING and after.attempt <= 1:
             text = f"{node}: {after.observed} -> {after.wanted} (class {after.disruption})"
-            return NodeEvent("Normal", "Reconfiguring", text)
+            return Event("Normal", "Reconfiguring", text)
         case Phase.SYNCED if before.phase.in_flight and before.disruption is not DisruptionClass.NONE:
-            return NodeEvent("Normal", "LayoutVerified", f"{node}: {after.message}")
+            return Event("Normal", "LayoutVerified", f"{node}: {after.message}")
         case Phase.ABORTING:
-            return NodeEvent("Warning", "ChangeGivenUp", f"{node}: {after.reason}: {after.message}")
+            return Event("Warning", "ChangeGivenUp", f"{node}: {after.reason}: {after.message}")
         case Phase.FAILED:
-            return NodeEvent("Warning", "NodeFailed", f"{node}: {after.reason}: {after.message}")
+            return Event("Warning", "NodeFailed", f"{node}: {after.reason}: {after.message}")
         case _:
             return None
 
 
-def _health(before: Verdict, after: Verdict) -> NodeEvent | None:
+def _health(before: Verdict, after: Verdict) -> Event | None:
     """A report that went missing is no recovery, and a first report that all is well is no news."""
     known, health = before.health, after.health
     if health is None or health == known:
         return None
     if not health.well:
         note = f"{after.node}: {health.reason}: {health.message}"
-        return NodeEvent("Warning", str(Reason.GPU_UNHEALTHY), note)
+        return Event("Warning", str(Reason.GPU_UNHEALTHY), note)
     if known is None:
         return None
-    return NodeEvent("Normal", "GPUHealthy", f"{after.node}: every GPU is healthy again")
+    return Event("Normal", "GPUHealthy", f"{after.node}: every GPU is healthy again")
 
 
 def _drain_started(before: Verdict, after: Verdict) -> bool:

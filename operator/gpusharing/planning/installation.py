@@ -18,6 +18,7 @@ from gpusharing.planning.installationviews import (
     InstallationView,
     PodState,
 )
+from gpusharing.planning.pointers import mig_pointer, plugin_pointer, why_not_set
 
 
 class Topic(StrEnum):
@@ -221,17 +222,19 @@ def _pointers(view: InstallationView) -> Findings:
 
 
 def _plugin_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findings:
-    ours, now = view.place.plugin_config_map, policy.view.plugin_config_name
-    if now != ours:
+    place, default = view.place, policy.view.plugin_default
+    ours = place.plugin_config_map
+    config_map = view.config_maps.get(ours)
+    pointer = plugin_pointer(policy.view, ours, {default} if config_map is None else config_map.keys)
+    if pointer.now != ours:
         yield _error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
-            f"{policy.name}: devicePlugin.config.name is {now or 'not set'}, so no mode takes effect on any node",
-            patch_command(policy.name, '{"spec":{"devicePlugin":{"config":{"name":"' + ours + '"}}}}'),
+            f"{policy.name}: {pointer.field} is {pointer.said}, so no mode takes effect on any node"
+            f"{why_not_set(pointer, policy.view, asked=place.configure_gpu_operator)}",
+            pointer.command(policy.name),
         )
-        return
-    config_map, default = view.config_maps.get(ours), policy.view.plugin_default
-    if default and config_map is not None and default not in config_map.keys:
+    elif pointer.without_default:
         yield _error(
             Topic.CLUSTER_POLICY,
             "PluginDefaultUnknown",
@@ -244,7 +247,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findi
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findings:
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
-    ours, now = view.place.mig_config_map, policy.view.mig_config_name
+    pointer = mig_pointer(policy.view, view.place.mig_config_map)
     if not policy.view.mig_manager_enabled:
         yield (_error if wanted else _warning)(
             Topic.CLUSTER_POLICY,
@@ -252,12 +255,13 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findings
             f"{policy.name}: migManager.enabled is false, so policies of mode MIG are refused",
             patch_command(policy.name, '{"spec":{"migManager":{"enabled":true}}}'),
         )
-    elif now != ours:
+    elif pointer.now != pointer.ours:
         yield (_error if wants_layouts else _warning)(
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
-            f"{policy.name}: migManager.config.name is {now or 'not set'}, so spec.mig.layouts is refused",
-            patch_command(policy.name, '{"spec":{"migManager":{"config":{"name":"' + ours + '"}}}}'),
+            f"{policy.name}: {pointer.field} is {pointer.said}, so spec.mig.layouts is refused"
+            f"{why_not_set(pointer, policy.view, asked=view.place.configure_gpu_operator)}",
+            pointer.command(policy.name),
         )
     fixed = policy.view.mig_strategy
     if fixed:

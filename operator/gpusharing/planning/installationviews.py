@@ -21,6 +21,8 @@ class Place:
     gpu_operator_namespace: str = "gpu-operator"
     plugin_config_map: str = "gpusharing-device-plugin"
     mig_config_map: str = "gpusharing-mig-parted"
+    configure_gpu_operator: bool = False
+    """The operator sets ClusterPolicy's pointers itself (chart value gpuOperator.configure)."""
     operator_account: str = OPERATOR
     agent_account: str = AGENT
     """Service accounts, where the values name others."""

@@ -63,6 +63,9 @@ OPERATOR: tuple[Right, ...] = (
 )
 """Of the operator's service account."""
 
+CONFIGURE: tuple[Right, ...] = _rights("patch", _NVIDIA, "clusterpolicies")
+"""Of the operator's service account too, with chart value gpuOperator.configure."""
+
 AGENT: tuple[Right, ...] = (
     *_rights("list watch", _OURS, "gpunodes"),
     *_rights("patch", _OURS, "gpunodes", "status"),

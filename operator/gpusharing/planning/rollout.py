@@ -30,6 +30,7 @@ from gpusharing.planning.health import Diagnosis
 from gpusharing.planning.judge import is_static, is_told_apart, judge
 from gpusharing.planning.looks import Look
 from gpusharing.planning.ownership import Owners
+from gpusharing.planning.pointers import plan_pointers
 from gpusharing.planning.pool import Pool, is_unavailable, select
 from gpusharing.planning.records import Claim
 from gpusharing.planning.requests import with_gpunode
@@ -363,7 +364,8 @@ class _Pass:
         actions += plan_finalizers(self.pools, claims.values(), self.fences.values(), self.verdicts)
         if claims != dict(self.snapshot.claims):
             actions.append(SetClaims(claims))
-        return tuple(actions)
+        pointers = plan_pointers(self.snapshot.stack, self.snapshot.settings, quiet=not claims)
+        return tuple(actions) if pointers is None else (*actions, pointers)
 
     def _claim_of(self, node: NodeView) -> Claim:
         assert node.fence is not None, "only fenced nodes"

@@ -35,6 +35,12 @@ class ClusterPolicyView:
     """Of device plugin and mig-manager, as `v0.19.3`; empty when ClusterPolicy does not name it."""
     name: str = "cluster-policy"
     """What the object is called: `cluster-policy` by NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
+    uid: str = ""
+    plugin_config_setter: str = ""
+    mig_config_setter: str = ""
+    """Field managers that wrote the two names last; empty when unknown."""
+    configured: frozenset[str] = frozenset()
+    """Fields that the operator has set once (`planning/pointers.py`)."""
     plain: PlainStackView | None = None
     """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
 
@@ -64,6 +70,8 @@ class StackView:
     """Our label is on our two ConfigMaps, as far as they exist."""
     write_error: str = ""
     """Why the last write of them was refused."""
+    pointer_error: str = ""
+    """Why ClusterPolicy could not be pointed at them."""
     foreign_map: str = ""
     """Name of a ConfigMap that somebody else made and filled under the name of ours."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)

@@ -127,6 +127,8 @@ class Settings:
     gpu_operator_namespace: str = "gpu-operator"
     plugin_config_map: str = "gpusharing-device-plugin"
     mig_config_map: str = "gpusharing-mig-parted"
+    configure_gpu_operator: bool = False
+    """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has said anything else."""
     pod_name: str = ""
     """Name of our own pod, which is never drained; empty: we run in none."""
     protected_namespaces: tuple[str, ...] = ("kube-system",)

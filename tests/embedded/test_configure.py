@@ -1,0 +1,157 @@
+"""The operator points ClusterPolicy at its ConfigMaps itself: once, and against nobody (docs/how-to/install.md)."""
+
+import asyncio
+
+import pytest
+from tests.embedded.stage import FULL, HOUR, MIXED, Scene, nodes, scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON
+from gpusharing.kube.errors import Conflict, Forbidden
+
+PLUGIN, MIG = "gpusharing-device-plugin", "gpusharing-mig-parted"
+MARK = "gpusharing.dev/configured"
+BOTH = "devicePlugin.config.name,migManager.config.name"
+
+
+def cluster_policy(plugin: str = "", mig: str = "") -> JSON:
+    """As NVIDIA's chart leaves it, or with the names that somebody gave."""
+    return {
+        "metadata": {"name": "cluster-policy"},
+        "spec": {
+            "devicePlugin": {"config": {"name": plugin, "default": ""}},
+            "migManager": {"enabled": True, "config": {"name": mig, "default": "all-disabled"}},
+        },
+        "status": {"state": "ready"},
+    }
+
+
+def found(stage: Scene) -> JSON:
+    return stage.e.cluster.get(CLUSTER_POLICIES, "cluster-policy")
+
+
+def pointers(stage: Scene) -> tuple[str, str]:
+    spec = found(stage)["spec"]
+    return spec["devicePlugin"]["config"]["name"], spec["migManager"]["config"]["name"]
+
+
+async def pointed(stage: Scene) -> None:
+    await stage.e.until(lambda: pointers(stage) == (PLUGIN, MIG), "both pointers", HOUR)
+
+
+@virtually
+async def test_both_are_set_in_one_write_after_the_configmaps_and_modes_then_work() -> None:
+    async with scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as stage:
+        await pointed(stage)
+        kinds = [write.call.resource.plural for write in stage.writes() if write.error is None]
+        assert kinds.count("clusterpolicies") == 1
+        assert kinds.index("clusterpolicies") > max(i for i, kind in enumerate(kinds) if kind == "configmaps")
+        assert found(stage)["metadata"]["annotations"] == {MARK: BOTH}
+        assert found(stage)["spec"]["migManager"]["config"]["default"] == "all-disabled"
+        stage.apply(MIXED)
+        await stage.ready()
+        assert stage.events()["PointersSet"] == 1
+        assert len(stage.writes(plural="clusterpolicies")) == 1
+
+
+@virtually
+async def test_without_the_setting_nothing_is_written_to_it() -> None:
+    async with scene(*nodes(1), cluster_policy=cluster_policy()) as stage:
+        stage.apply(FULL)
+        row = await stage.until_condition("Accepted", "False", "PluginConfigNotOurs")
+        assert "gpuOperator.configure" not in row["message"]
+        assert stage.writes(plural="clusterpolicies") == []
+
+
+@virtually
+async def test_a_value_of_somebody_else_stays_and_the_condition_says_whose_it_is() -> None:
+    theirs = cluster_policy(plugin="theirs")
+    helm: JSON = {"f:spec": {"f:devicePlugin": {"f:config": {"f:name": {}}}}}
+    theirs["metadata"]["managedFields"] = [
+        {"manager": "helm", "time": "2026-11-20T10:00:00Z", "fieldsV1": helm},
+        {"manager": "gpu-operator", "time": "2026-11-20T11:00:00Z", "fieldsV1": {"f:status": {}}},
+    ]
+    async with scene(*nodes(1), cluster_policy=theirs, configure_gpu_operator=True) as stage:
+        stage.apply(FULL)
+        row = await stage.until_condition("Accepted", "False", "PluginConfigNotOurs")
+        assert "devicePlugin.config.name is theirs (set by helm)" in row["message"]
+        assert "run: kubectl patch clusterpolicy cluster-policy --type merge" in row["message"]
+        await stage.e.until(lambda: pointers(stage) == ("theirs", MIG), "the other pointer", HOUR)
+        await asyncio.sleep(HOUR)
+        assert pointers(stage) == ("theirs", MIG)
+        assert len(stage.writes(plural="clusterpolicies")) == 1
+
+
+@virtually
+async def test_what_somebody_sets_back_is_not_set_again_by_this_operator_or_the_next() -> None:
+    async with scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as stage:
+        await pointed(stage)
+        since = stage.mark()
+        stage.e.cluster.patch(
+            CLUSTER_POLICIES, "cluster-policy", {"spec": {"devicePlugin": {"config": {"name": ""}}}}
+        )
+        stage.apply(FULL)
+        row = await stage.until_condition("Accepted", "False", "PluginConfigNotOurs")
+        assert (
+            "the operator set it once (chart value gpuOperator.configure), somebody changed it"
+            in row["message"]
+        )
+        await stage.e.kill_operator()
+        stage.e.start_operator()
+        await asyncio.sleep(HOUR)
+        assert stage.writes(since, "clusterpolicies") == []
+        assert pointers(stage) == ("", MIG)
+
+
+@virtually
+async def test_a_new_clusterpolicy_is_pointed_at_them_again() -> None:
+    async with scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as stage:
+        await pointed(stage)
+        stage.e.cluster.delete(CLUSTER_POLICIES, "cluster-policy")
+        stage.e.cluster.add(CLUSTER_POLICIES, cluster_policy())
+        await pointed(stage)
+        await stage.e.until(lambda: stage.events()["PointersSet"] == 2, "an Event for each", HOUR)
+
+
+@virtually
+async def test_without_the_right_the_condition_says_so_and_other_writes_go_on() -> None:
+    ours = cluster_policy(plugin=PLUGIN)
+    async with scene(*nodes(1), cluster_policy=ours, configure_gpu_operator=True, start=False) as stage:
+        refused = Forbidden("no right to patch clusterpolicies")
+        stage.e.cluster.faults.fail("patch", CLUSTER_POLICIES, refused, times=1000)
+        stage.e.start_operator()
+        stage.apply(FULL)
+        await stage.ready()
+        stage.apply(MIXED)
+        await stage.e.until(
+            lambda: "no right to patch clusterpolicies" in stage.condition("Accepted").get("message", ""),
+            "the condition to say why",
+            HOUR,
+        )
+        message = stage.condition("Accepted")["message"]
+        assert "could not set it" in message
+        assert "run: kubectl patch clusterpolicy cluster-policy" in message
+        assert pointers(stage) == (PLUGIN, "")
+
+
+@pytest.mark.parametrize("conflicts", [1, 5])
+@virtually
+async def test_a_write_that_somebody_came_before_is_decided_anew(conflicts: int) -> None:
+    async with scene(
+        *nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True, start=False
+    ) as stage:
+        stage.e.cluster.faults.fail("patch", CLUSTER_POLICIES, Conflict("it changed"), times=conflicts)
+        stage.e.start_operator()
+        await pointed(stage)
+        assert [w for w in stage.writes(plural="configmaps") if w.error is not None] == []
+
+
+@virtually
+async def test_the_write_carries_the_version_that_it_was_decided_on() -> None:
+    async with scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as stage:
+        before = found(stage)["metadata"]["resourceVersion"]
+        await pointed(stage)
+        body = stage.writes(plural="clusterpolicies")[0].call.body
+        assert body is not None
+        assert body["metadata"]["resourceVersion"] == before
+        assert stage.e.cluster.get(CONFIG_MAPS, PLUGIN, "gpu-operator")["data"]

@@ -1,0 +1,171 @@
+"""gpuOperator.configure on a real API server: the operator's own write, and what a token of it may not write.
+
+A control plane of its own: another chart, and a ClusterPolicy that is pointed at nothing.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from hack.cluster import install, toolchain
+from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.process import wait_until
+from hack.cluster.tokens import service_account_token
+from tests.conftest import build_or_skip
+from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, SECONDS, Pool, Product
+
+from hack import stage
+
+CLUSTER_POLICIES = CLUSTER_POLICY.rpartition("/")[0]
+PLUGIN, MIG = "gpusharing-device-plugin", "gpusharing-mig-parted"
+EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
+MARK = "gpusharing.dev/configured"
+
+
+def bare(name: str = "cluster-policy") -> Object:
+    """As NVIDIA's chart leaves it."""
+    return {
+        "apiVersion": "nvidia.com/v1",
+        "kind": "ClusterPolicy",
+        "metadata": {"name": name, "labels": {"app": "gpu-operator"}},
+        "spec": {
+            "operator": {"defaultRuntime": "containerd"},
+            "devicePlugin": {"enabled": True, "version": "v0.19.3", "config": {"name": "", "default": ""}},
+            "migManager": {"enabled": True, "config": {"name": "default-mig-parted-config"}},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """The chart with the value on; no operator, no node software."""
+    build_or_skip(toolchain.control_plane_programs)
+    for name in ("kwok", "helm"):
+        build_or_skip(partial(toolchain.program, name))
+    with ControlPlane(options=Options(audit=True)) as plane:
+        install.install_gpu_operator(plane.api, cluster_policy=False)
+        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,gpuOperator.configure=true")
+        yield Product(plane, tmp_path_factory.mktemp("configure"))
+
+
+@pytest.fixture(scope="module")
+def token(product: Product) -> Iterator[Api]:
+    """The operator's service account; what it may patch is enforced."""
+    with product.api.as_token(
+        service_account_token(product.api, stage.NAMESPACE, "gpusharing-operator")
+    ) as api:
+        product.api.create(CLUSTER_POLICIES, bare("probe"))
+
+        def enforced() -> bool:
+            return "may only change" in refusal(api, {"spec": {"operator": {"x": "y"}}}, "probe")
+
+        wait_until(enforced, SECONDS, "the admission policy to be enforced")
+        product.api.delete(f"{CLUSTER_POLICIES}/probe")
+        yield api
+
+
+def refusal(api: Api, body: Object, name: str = "cluster-policy", subresource: str = "") -> str:
+    """Why the server would not do this patch; empty when it would."""
+    try:
+        api.request("PATCH", f"{CLUSTER_POLICIES}/{name}{subresource}", body, MERGE_PATCH, dryRun="All")
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return error.message
+    return ""
+
+
+def pointed(**names: Any) -> Object:
+    """A patch of the two names."""
+    return {"spec": {block: {"config": {"name": name}} for block, name in names.items()}}
+
+
+BOTH = pointed(devicePlugin=PLUGIN, migManager=MIG)
+REFUSED: dict[str, Object] = {
+    "an image that runs as root on every node": {"spec": {"devicePlugin": {"image": "evil"}}},
+    "another block": {"spec": {"operator": {"defaultRuntime": "crio"}}},
+    "a block that was not there": {"spec": {"toolkit": {"env": [{"name": "A", "value": "b"}]}}},
+    "a field taken away": {"spec": {"devicePlugin": {"version": None}}},
+    "a block taken away": {"spec": {"operator": None}},
+    "another ConfigMap": pointed(devicePlugin="theirs"),
+    "the other ConfigMap of ours": pointed(devicePlugin=MIG),
+    "a default beside the name": {"spec": {"devicePlugin": {"config": {"default": "x"}}}},
+    "a field beside the name": {"spec": {"migManager": {"config": {"other": "x"}}}},
+    "a label": {"metadata": {"labels": {"app": "mine"}}},
+    "an annotation of somebody else": {"metadata": {"annotations": {"example.com/a": "b"}}},
+    "a finalizer": {"metadata": {"finalizers": ["gpusharing.dev/forever"]}},
+}
+
+
+def test_a_token_of_the_operator_may_set_the_two_names_and_change_nothing_else(
+    product: Product, token: Api
+) -> None:
+    product.api.create(CLUSTER_POLICIES, bare())
+    try:
+        assert refusal(token, {**BOTH, "metadata": {"annotations": {MARK: "x"}}}) == ""
+        allowed = [
+            what for what, body in REFUSED.items() if "ValidatingAdmissionPolicy" not in refusal(token, body)
+        ]
+        assert allowed == []
+        product.api.merge_patch(CLUSTER_POLICY, pointed(devicePlugin="theirs", migManager=MIG))
+        assert "nobody has said anything else" in refusal(token, pointed(devicePlugin=PLUGIN))
+        assert "nobody has said anything else" in refusal(token, pointed(migManager=""))
+        assert refusal(token, {"status": {"state": "ready"}}, subresource="/status")
+        with pytest.raises(ApiError) as raised:
+            token.delete(CLUSTER_POLICY)
+        assert raised.value.status == 403
+        assert refusal(product.api, REFUSED["another block"]) == "", "whoever else may write it still may"
+    finally:
+        product.api.delete(CLUSTER_POLICY)
+
+
+def test_a_clusterpolicy_without_a_config_block_gets_one(product: Product, token: Api) -> None:
+    spec = bare()["spec"]
+    for block in ("devicePlugin", "migManager"):
+        del spec[block]["config"]
+    product.api.create(CLUSTER_POLICIES, {**bare(), "spec": spec})
+    try:
+        assert refusal(token, BOTH) == ""
+        assert refusal(token, {"spec": {"driver": {"image": "evil"}}})
+    finally:
+        product.api.delete(CLUSTER_POLICY)
+
+
+def names(product: Product) -> tuple[str, str]:
+    spec = product.api.get(CLUSTER_POLICY)["spec"]
+    return spec["devicePlugin"]["config"]["name"], spec["migManager"]["config"]["name"]
+
+
+def test_the_operator_sets_both_once_says_so_and_leaves_what_is_set_back(
+    product: Product, token: Api
+) -> None:
+    api = product.api
+    before, since = api.create(CLUSTER_POLICIES, bare()), product.mark()
+    with product.operator("configure", configure_gpu_operator="true") as process:
+        wait_until(lambda: names(product) == (PLUGIN, MIG), SECONDS, "both pointers")
+        after = api.get(CLUSTER_POLICY)
+        assert after["metadata"]["annotations"][MARK] == "devicePlugin.config.name,migManager.config.name"
+        for spec in (before["spec"], after["spec"]):
+            for block in ("devicePlugin", "migManager"):
+                del spec[block]["config"]["name"]
+        assert after["spec"] == before["spec"]
+
+        def told() -> list[Object]:
+            return [one for one in api.list(EVENTS) if one["reason"] == "PointersSet"]
+
+        wait_until(lambda: len(told()) == 1, SECONDS, "the Event")
+        assert told()[0]["regarding"]["uid"] == before["metadata"]["uid"]
+
+        api.merge_patch(CLUSTER_POLICY, pointed(devicePlugin=""))
+        pool = Pool(product, "nobody")
+        pool.create(f"{GROUP}/gpusharingpolicies", pool.manifest(FULL))
+        message = pool.wait_condition("Accepted", "False", "PluginConfigNotOurs")
+        assert "the operator set it once" in message
+        assert "run: kubectl patch clusterpolicy cluster-policy" in message
+        assert process.exit_status is None, process.log.read_text()[-3000:]
+    assert names(product) == ("", MIG)
+    assert len(product.writes("clusterpolicies", since=since)) == 1
+    maps = [write.name for write in product.writes("configmaps")]
+    assert set(maps) == {PLUGIN, MIG}

@@ -1,0 +1,141 @@
+"""ClusterPolicy's two pointers: which the operator sets itself, and what it says about those that it does not."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import (
+    NOW,
+    SETTINGS,
+    make_cluster_policy,
+    make_fence,
+    make_node,
+    make_policy,
+    make_snapshot,
+    make_stack,
+)
+
+from gpusharing.planning.acceptance import find_objection
+from gpusharing.planning.actions import SetPointers
+from gpusharing.planning.pointers import MIG_POINTER, PLUGIN_POINTER, UPSTREAM_MIG_CONFIG, plan_pointers
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView, StackView
+
+ASKED = replace(SETTINGS, configure_gpu_operator=True)
+PLUGIN, MIG = SETTINGS.plugin_config_map, SETTINGS.mig_config_map
+BARE = make_cluster_policy("", mig_config_name="")
+BOTH = {PLUGIN_POINTER: PLUGIN, MIG_POINTER: MIG}
+
+
+def stack(policy: ClusterPolicyView | None = BARE, **fields: Any) -> StackView:
+    return make_stack(make_policy(), cluster_policy=policy, **fields)
+
+
+def wanted(found: StackView, *, quiet: bool = True) -> dict[str, str]:
+    action = plan_pointers(found, ASKED, quiet=quiet)
+    return dict(action.wanted) if action is not None else {}
+
+
+SET: dict[str, tuple[StackView, dict[str, str]]] = {
+    "both where nothing is set": (stack(), BOTH),
+    "mig-manager's over what the CRD makes of nothing": (
+        stack(replace(BARE, mig_config_name=UPSTREAM_MIG_CONFIG)), BOTH),
+    "only mig-manager's where the plugin's is ours": (
+        stack(replace(BARE, plugin_config_name=PLUGIN)), {MIG_POINTER: MIG}),
+    "only mig-manager's where the plugin's is somebody else's": (
+        stack(replace(BARE, plugin_config_name="theirs")), {MIG_POINTER: MIG}),
+    "only the plugin's where mig-manager's is somebody else's": (
+        stack(replace(BARE, mig_config_name="theirs")), {PLUGIN_POINTER: PLUGIN}),
+    "the plugin's beside a default that our ConfigMap holds": (
+        stack(replace(BARE, plugin_default="default")), BOTH),
+    "not the plugin's beside a default that our ConfigMap does not hold": (
+        stack(replace(BARE, plugin_default="theirs")), {MIG_POINTER: MIG}),
+    "not the one that it has set before": (
+        stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))), {MIG_POINTER: MIG}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "pointers"), SET.values(), ids=SET.keys())
+def test_it_sets(found: StackView, pointers: dict[str, str]) -> None:
+    assert wanted(found) == pointers
+
+
+NOTHING: dict[str, StackView] = {
+    "where both are ours": stack(make_cluster_policy()),
+    "where there is no ClusterPolicy": stack(None),
+    "where NVIDIA's device-plugin chart stands alone": stack(
+        replace(BARE, plain=PlainStackView("plugin", "nvdp", discovers=True))
+    ),
+    "where the DRA stack serves the GPUs": stack(gpu_cluster=True),
+    "before the plugin's ConfigMap is there": stack(plugin_map_exists=False),
+    "before the plugin's ConfigMap holds anything": stack(plugin_configs={}),
+    "before mig-manager's ConfigMap is written": stack(mig_file=""),
+    "where a ConfigMap of ours is somebody else's": stack(foreign_map=PLUGIN),
+    "where it has set both before": stack(replace(BARE, configured=frozenset(BOTH))),
+    "where both are somebody else's": stack(
+        replace(BARE, plugin_config_name="theirs", mig_config_name="theirs")
+    ),
+    "where the plugin's is what only mig-manager's may be": stack(
+        replace(BARE, plugin_config_name=UPSTREAM_MIG_CONFIG, mig_config_name=MIG)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING)
+def test_it_sets_nothing(case: str) -> None:
+    assert wanted(NOTHING[case]) == {}
+
+
+def test_it_sets_nothing_unless_it_is_asked_to() -> None:
+    assert plan_pointers(stack(), SETTINGS, quiet=True) is None
+
+
+@pytest.mark.parametrize("fenced", [False, True], ids=["idle nodes", "a node in the middle of a change"])
+def test_operands_are_not_restarted_under_a_change(fenced: bool) -> None:
+    node = make_node(fence=make_fence()) if fenced else make_node()
+    found = stack(make_cluster_policy(mig_config_name=""))
+    snapshot = make_snapshot([node], stack=found, settings=ASKED)
+    plan = plan_rollout(snapshot, NOW)
+    assert [action for action in plan.shared if isinstance(action, SetPointers)] == (
+        [] if fenced else [SetPointers(found.cluster_policy or BARE, {MIG_POINTER: MIG})]
+    )
+
+
+SAID: dict[str, tuple[StackView, str]] = {
+    "who set it": (
+        stack(replace(BARE, plugin_config_name="theirs", plugin_config_setter="helm")),
+        "devicePlugin.config.name is theirs (set by helm), so gpusharing-device-plugin is not read; the operator"
+        " changes no value of somebody else"),
+    "that somebody changed it back": (
+        stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))),
+        "is not set, so gpusharing-device-plugin is not read; the operator set it once"),
+    "which default is in the way, and takes it away in the command": (
+        stack(replace(BARE, plugin_default="theirs")),
+        'devicePlugin.config.default is theirs, which gpusharing-device-plugin does not hold; run: kubectl patch'
+        ' clusterpolicy cluster-policy --type merge -p \'{"spec":{"devicePlugin":{"config":'
+        '{"name":"gpusharing-device-plugin","default":null}}}}\''),
+    "why it could not": (stack(pointer_error="no right to patch"), "could not set it (chart value"
+        " gpuOperator.configure): no right to patch; run: kubectl"),
+    "what it waits for": (stack(), "the operator sets it (chart value gpuOperator.configure) when both ConfigMaps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "words"), SAID.values(), ids=SAID.keys())
+def test_the_condition_says(found: StackView, words: str) -> None:
+    objection = find_objection(make_policy(mode="Full"), found, ASKED)
+    assert objection is not None
+    assert words in objection.message
+    assert "run: kubectl patch clusterpolicy cluster-policy" in objection.message
+
+
+def test_the_condition_about_layouts_says_the_same() -> None:
+    found = stack(make_cluster_policy(mig_config_name="theirs"), serves_our_mig_file=False)
+    objection = find_objection(make_policy(), found, ASKED)
+    assert objection is not None
+    assert "(now theirs); the operator changes no value of somebody else" in objection.message
+
+
+def test_without_being_asked_the_command_stays_alone() -> None:
+    objection = find_objection(make_policy(mode="Full"), stack(), SETTINGS)
+    assert objection is not None
+    assert "is not set, so gpusharing-device-plugin is not read; run: kubectl patch" in objection.message
