@@ -8,6 +8,7 @@ from hack.images.contents import DEBIAN, PYPI, UNKNOWN, debian_parts, wheel_part
 from hack.images.labels import Origin
 from hack.images.packages import Package
 from hack.images.sbom import document
+from tests.images.spdx import problems
 
 ORIGIN = Origin("gpu-sharing-operator", "0.1.0", "Shares.", "Apache-2.0", "a" * 40, 1_763_676_000)
 DIGEST = f"sha256:{'1' * 64}"
@@ -17,7 +18,7 @@ STATUS = [
     "Package: libc6\nSource: glibc (2.41-12)\nVersion: 2.41-12+b1\nArchitecture: amd64\n",
 ]
 METADATA = [
-    "Name: Structlog\nVersion: 26.1.0\nLicense-Expression: MIT OR Apache-2.0\nProject-URL: GitHub, https://x/y\n",
+    "Name: Structlog\nVersion: 26.1.0\nLicense-Expression: MIT OR Apache-2.0\nProject-URL: GitHub, https://example.test/y\n",
     "Name: iso8601\nVersion: 2.1.0\nLicense: The MIT License\n",
     "Name: h2\nVersion: 4.4.1\nLicense: mit\n",
 ]
@@ -39,61 +40,21 @@ def by_name(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def problems(spdx: dict[str, Any]) -> list[str]:
-    """What SPDX 2.3's JSON schema and its text refuse in a document of packages."""
-    wanted = ("spdxVersion", "dataLicense", "SPDXID", "name", "documentNamespace", "creationInfo", "packages")
-    wrong = [f"no {field}" for field in wanted if not spdx.get(field)]
-    fixed = (spdx["spdxVersion"], spdx["dataLicense"], spdx["SPDXID"])
-    if fixed != ("SPDX-2.3", "CC0-1.0", "SPDXRef-DOCUMENT"):
-        wrong.append(f"fixed fields: {fixed}")
-    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", spdx["creationInfo"]["created"]):
-        wrong.append("created")
-    if not all(re.match(r"(Tool|Person|Organization): \S", who) for who in spdx["creationInfo"]["creators"]):
-        wrong.append("creators")
-    if not re.fullmatch(r"https?://[^#\s]+", spdx["documentNamespace"]):
-        wrong.append("documentNamespace is a URI without a fragment")
-    for one in spdx["packages"]:
-        wrong += [f"{one.get('name')}: {text}" for text in package_problems(one)]
-    known = {"SPDXRef-DOCUMENT", *(one["SPDXID"] for one in spdx["packages"])}
-    if len(known) != len(spdx["packages"]) + 1:
-        wrong.append("two packages of one SPDXID")
-    for row in spdx["relationships"]:
-        if not {row["spdxElementId"], row["relatedSpdxElement"]} <= known:
-            wrong.append(f"a relationship with nothing: {row}")
-    return wrong
-
-
-def package_problems(one: dict[str, Any]) -> list[str]:
-    """The same for one package."""
-    wrong = [f"no {field}" for field in ("SPDXID", "name", "downloadLocation") if not one.get(field)]
-    if not re.fullmatch(r"SPDXRef-[A-Za-z0-9.-]+", one["SPDXID"]):
-        wrong.append(f"SPDXID {one['SPDXID']}")
-    if one["filesAnalyzed"] or "packageVerificationCode" in one:
-        wrong.append("files were not analysed")
-    if one["primaryPackagePurpose"] not in ("CONTAINER", "LIBRARY"):
-        wrong.append("purpose")
-    if not re.fullmatch(r"NOASSERTION|(Organization|Person): .+", one.get("supplier", UNKNOWN)):
-        wrong.append("supplier")
-    for row in one.get("checksums", []):
-        if row["algorithm"] != "SHA256" or not re.fullmatch(r"[0-9a-f]{64}", row["checksumValue"]):
-            wrong.append(f"checksum {row}")
-    for row in one["externalRefs"]:
-        if (row["referenceCategory"], row["referenceType"]) != ("PACKAGE-MANAGER", "purl"):
-            wrong.append(f"reference {row}")
-        if not re.fullmatch(r"pkg:(deb/debian|pypi|oci)/[^@\s]+@[^\s?]+(\?\S+)?", row["referenceLocator"]):
-            wrong.append(f"purl {row['referenceLocator']}")
-    return wrong
-
-
 def test_the_document_is_what_spdx_asks_for() -> None:
     assert problems(told()) == []
 
 
 def test_a_wrong_document_would_be_seen() -> None:
-    for field, value in (("SPDXID", "SPDXRef-a_b"), ("downloadLocation", ""), ("supplier", "Debian")):
+    for field, value in (
+        ("SPDXID", "SPDXRef-a_b"),
+        ("downloadLocation", "somewhere"),
+        ("supplier", "Debian"),
+        ("licenseDeclared", "MIT-ish"),
+        ("checksums", [{"algorithm": "SHA256", "checksumValue": "c"}]),
+    ):
         broken = told()
         broken["packages"][1][field] = value
-        assert problems(broken) != []
+        assert problems(broken) != [], field
 
 
 def test_the_image_holds_every_part_once_in_a_stated_order() -> None:
@@ -123,9 +84,20 @@ def test_debian_packages_come_with_source_package_and_the_locks_hash() -> None:
     assert by_name("libexpat1")["homepage"] == "https://libexpat.github.io/"
 
 
+def test_every_part_has_a_package_url_that_scanners_know() -> None:
+    purl = re.compile(r"pkg:(deb/debian|pypi|oci)/[^@\s]+@[^\s?]+(\?\S+)?")
+    for one in told()["packages"]:
+        (row,) = one["externalRefs"]
+        assert (row["referenceCategory"], row["referenceType"]) == ("PACKAGE-MANAGER", "purl")
+        assert purl.fullmatch(row["referenceLocator"])
+
+
 def test_wheels_come_with_licence_and_hash_and_nothing_is_guessed() -> None:
     structlog = by_name("structlog")
-    assert (structlog["licenseDeclared"], structlog["homepage"]) == ("MIT OR Apache-2.0", "https://x/y")
+    assert (structlog["licenseDeclared"], structlog["homepage"]) == (
+        "MIT OR Apache-2.0",
+        "https://example.test/y",
+    )
     assert structlog["checksums"][0]["checksumValue"] == "d" * 64
     assert by_name("h2")["licenseDeclared"] == "MIT"
     assert by_name("iso8601")["licenseDeclared"] == UNKNOWN
