@@ -8,6 +8,7 @@ from hack.images import advisories, local, registry
 from hack.images.debian import FetchError
 from hack.images.local import Image, TreeError
 from hack.images.packages import ARCHITECTURES, LockError
+from hack.images.saved import Saved
 from hack.images.sizes import by_kind, table, too_big
 from hack.images.wheels import WheelError
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         known = advisories.read(options.advisories) if options.advisories else None
         base = registry.choose(options.base)
         if base == "registry":
-            return registry.build(options.arch or [""], options.image)
+            return max(tell(image, known) for image in registry.build(options.arch or [""], options.image))
         images = [local.build(architecture, options.image) for architecture in options.arch or [""]]
     except (FetchError, WheelError, LockError, TreeError, registry.RegistryError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     return max(tell(image, known) for image in images)
 
 
-def tell(image: Image, known: list[advisories.Advisory] | None) -> int:
+def tell(image: Image | Saved, known: list[advisories.Advisory] | None) -> int:
     """Say what one image is; its exit status."""
     print(
         f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}"
@@ -52,7 +53,8 @@ def tell(image: Image, known: list[advisories.Advisory] | None) -> int:
     print(f"  archive  {image.archive}  (ctr -n k8s.io images import, docker load, podman load)")
     print(f"  SBOM     {image.sbom}  ({len(image.parts)} packages)")
     print(f"  compiled {image.compiled} modules")
-    print(table(by_kind(image.tree), image.size))
+    if isinstance(image, Image):
+        print(table(by_kind(image.tree), image.size))
     if problem := too_big(image.size):
         print(problem, file=sys.stderr)
         return 1

@@ -15,6 +15,8 @@ from hack.images.packages import DISTRO, Package
 
 DEBIAN, PYPI = "Debian", "PyPI"
 """Ecosystems, as OSV names them."""
+PYTHON_ITSELF = "Python"
+"""Of a Python that was built from source; OSV has no ecosystem for it, so no advisory is compared with it."""
 UNKNOWN = "NOASSERTION"
 """What SPDX says where nobody has said."""
 

@@ -1,14 +1,20 @@
-"""Build deploy/Dockerfile with Docker or buildah, where a registry serves its base."""
+"""Build deploy/Dockerfile with Docker or buildah, where a registry serves its base.
+
+`python -m hack.images.registry` prints what a builder must be told besides, as outputs of a step of a hosted workflow:
+`epoch`, and the labels, one in a line.
+"""
 
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hack.generate import ROOT
-from hack.images.labels import PREFIX, labels, read_origin
+from hack.images.labels import PREFIX, Origin, labels, read_origin
+from hack.images.saved import Saved, read
 from hack.images.wheels import native
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -103,13 +109,23 @@ def command(
     return [builder, *verb, "--file", str(DOCKERFILE), *options, str(ROOT)]
 
 
-def build(architectures: Sequence[str], reference: str) -> int:
-    """Build and save as docker-archives under build/images; the exit status of the builder."""
+def all_labels(origin: Origin) -> dict[str, str]:
+    """Those of every image of ours, with name and digest of the Dockerfile's base."""
+    base, _, digest = base_image(DOCKERFILE.read_text()).partition("@")
+    return {**labels(origin, base), f"{PREFIX}.base.digest": digest}
+
+
+def build(architectures: Sequence[str], reference: str) -> list[Saved]:
+    """Build, save as docker-archives under build/images, and write a bill of materials beside each.
+
+    Raises:
+        RegistryError: the builder failed; it has said why.
+    """
     builder, origin = find_builder(), read_origin()
     reference = reference or f"localhost/{origin.name}:{origin.version}"
-    marks = labels(origin, base_image(DOCKERFILE.read_text()).partition("@")[0])
-    marks[f"{PREFIX}.base.digest"] = base_image(DOCKERFILE.read_text()).partition("@")[2]
+    marks = all_labels(origin)
     OUT.mkdir(parents=True, exist_ok=True)
+    images = []
     for wanted in architectures:
         architecture = wanted or native()
         target = OUT / f"{origin.name}-{origin.version}-{architecture}.tar"
@@ -120,9 +136,10 @@ def build(architectures: Sequence[str], reference: str) -> int:
         ):
             environ = {**os.environ, "SOURCE_DATE_EPOCH": str(origin.epoch)}
             if status := subprocess.run(step, env=environ, check=False).returncode:
-                return status
-        print(f"{reference} for {architecture}: {target}")
-    return 0
+                raise RegistryError(f"{' '.join(step[:3])} ended with status {status}, see above")
+        images.append(read(target))
+        images[-1].write_sbom(origin)
+    return images
 
 
 def save(builder: str, reference: str, target: Path) -> list[str]:
@@ -134,3 +151,15 @@ def save(builder: str, reference: str, target: Path) -> list[str]:
 
 def _quiet(*arguments: str) -> int:
     return subprocess.run(arguments, capture_output=True, check=False).returncode
+
+
+def main() -> int:
+    """Exit status 0; standard output is for $GITHUB_OUTPUT."""
+    origin = read_origin()
+    rows = [f"{key}={value}" for key, value in sorted(all_labels(origin).items())]
+    print("\n".join((f"epoch={origin.epoch}", "labels<<END", *rows, "END")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -97,6 +97,15 @@ def test_without_a_builder_the_local_way_is_taken_and_a_wish_for_the_registry_is
         registry.choose("registry", path=str(tmp_path))
 
 
+def test_a_hosted_workflow_is_told_time_and_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert registry.main() == 0
+    epoch, begin, *rows, end = capsys.readouterr().out.splitlines()
+    assert (re.sub(r"\d+", "N", epoch), begin, end) == ("epoch=N", "labels<<END", "END")
+    told = dict(row.split("=", 1) for row in rows)
+    assert told == registry.all_labels(read_origin())
+    assert told["org.opencontainers.image.base.digest"].startswith("sha256:")
+
+
 # --- size -------------------------------------------------------------------------------------------------
 
 
