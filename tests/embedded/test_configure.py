@@ -155,3 +155,25 @@ async def test_the_write_carries_the_version_that_it_was_decided_on() -> None:
         assert body is not None
         assert body["metadata"]["resourceVersion"] == before
         assert stage.e.cluster.get(CONFIG_MAPS, PLUGIN, "gpu-operator")["data"]
+
+
+@virtually
+async def test_of_two_the_one_that_is_not_ignored_counts_and_where_nobody_can_tell_nothing_is_touched() -> (
+    None
+):
+    theirs = cluster_policy(plugin="theirs")
+    theirs["metadata"]["name"] = "a-second"
+    async with scene(*nodes(1), cluster_policy=cluster_policy(PLUGIN, MIG)) as stage:
+        stage.e.cluster.add(CLUSTER_POLICIES, theirs | {"status": {"state": "ignored"}})
+        stage.apply(FULL)
+        await stage.ready()
+        stage.e.cluster.patch(CLUSTER_POLICIES, "a-second", {"status": {"state": ""}})
+        row = await stage.until_condition("Accepted", "False", "SeveralClusterPolicies")
+        assert "a-second, cluster-policy" in row["message"]
+        since = stage.mark()
+        stage.apply(MIXED)
+        await stage.until_condition("Accepted", "False", "SeveralClusterPolicies")
+        await asyncio.sleep(HOUR)
+        assert stage.node_writes(since) == {}
+        stage.e.cluster.delete(CLUSTER_POLICIES, "a-second")
+        await stage.ready()

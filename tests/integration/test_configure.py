@@ -1,4 +1,4 @@
-"""gpuOperator.configure on a real API server: the operator's own write, and what a token of it may not write.
+"""ClusterPolicy on a real API server: what gpuOperator.configure writes and may not write, and two of them.
 
 A control plane of its own: another chart, and a ClusterPolicy that is pointed at nothing.
 """
@@ -169,3 +169,24 @@ def test_the_operator_sets_both_once_says_so_and_leaves_what_is_set_back(
     assert len(product.writes("clusterpolicies", since=since)) == 1
     maps = [write.name for write in product.writes("configmaps")]
     assert set(maps) == {PLUGIN, MIG}
+
+
+def test_of_two_clusterpolicies_the_one_that_is_not_ignored_counts(product: Product, token: Api) -> None:
+    api, second = product.api, f"{CLUSTER_POLICIES}/a-second"
+    product.remove(CLUSTER_POLICY)
+    api.create(CLUSTER_POLICIES, bare())
+    api.merge_patch(CLUSTER_POLICY, pointed(devicePlugin=PLUGIN, migManager=MIG))
+    api.create(CLUSTER_POLICIES, bare("a-second"))
+    api.merge_patch(f"{second}/status", {"status": {"state": "ignored", "namespace": "gpu-operator"}})
+    pool = Pool(product, "among-two")
+    try:
+        with product.operator("two"):
+            pool.create(f"{GROUP}/gpusharingpolicies", pool.manifest(FULL))
+            pool.wait_condition("Accepted", "True", "Valid")
+            api.merge_patch(f"{second}/status", {"status": {"state": ""}})
+            message = pool.wait_condition("Accepted", "False", "SeveralClusterPolicies")
+            assert "a-second, cluster-policy" in message
+            api.delete(second)
+            pool.wait_condition("Accepted", "True", "Valid")
+    finally:
+        product.remove(second, CLUSTER_POLICY, pool.path)

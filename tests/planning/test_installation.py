@@ -16,7 +16,6 @@ from gpusharing.planning.installationviews import (
     AGENT,
     OPERATOR,
     AgentsState,
-    ClusterPolicyState,
     ConfigMapState,
     InstallationView,
     Place,
@@ -42,7 +41,7 @@ GOOD = InstallationView(
     rights=(RightState(OPERATOR, PATCH_NODES, True), RightState(AGENT, PATCH_NODES, True)),
     operator_replicas=1,
     operator_pods=(PodState("o", "cpu-01", True),),
-    cluster_policies=(ClusterPolicyState("cluster-policy", "ready", POINTED),),
+    cluster_policies=(POINTED,),
     config_maps={PLUGIN: OURS, MIG: OURS},
     agents=AGENTS,
 )
@@ -54,9 +53,7 @@ def agents(**change: Any) -> InstallationView:
 
 def pointers(policies: tuple[Any, ...] = (), **change: Any) -> InstallationView:
     view = replace(POINTED, **change)
-    return replace(
-        GOOD, cluster_policies=(ClusterPolicyState("gpus", "ready", view),), policies=tuple(policies)
-    )
+    return replace(GOOD, cluster_policies=(replace(view, name="gpus"),), policies=tuple(policies))
 
 
 MIG_POLICY = make_policy(mode="MIG", mig={"strategy": "mixed", "config": "all-balanced"})
@@ -75,7 +72,7 @@ def plain(
 
 
 UNREADY = (PodState("a", "gpu-01", True), PodState("b", "gpu-02", False, "ImagePullBackOff: no such image"))
-TWO = tuple(ClusterPolicyState(name, state, POINTED) for name, state in (("a", "ready"), ("b", "ignored")))
+TWO = (replace(POINTED, name="a"), replace(POINTED, name="b", ignored=True))
 
 # What is broken, which finding, how bad, what its command contains.
 BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
@@ -142,8 +139,14 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     "there are two ClusterPolicies": (
         replace(GOOD, cluster_policies=TWO),
         "SeveralClusterPolicies",
-        Severity.ERROR,
+        Severity.WARNING,
         "kubectl delete clusterpolicy b",
+    ),
+    "of two ClusterPolicies none is called ignored": (
+        replace(GOOD, cluster_policies=(TWO[0], replace(TWO[1], ignored=False))),
+        "SeveralClusterPolicies",
+        Severity.ERROR,
+        "kubectl delete clusterpolicy NAME",
     ),
     "the device plugin is not pointed at us": (
         pointers(plugin_config_name=""),
@@ -324,7 +327,7 @@ def test_the_worst_case_is_one_screen() -> None:
         not_served=frozenset({"gpunodes.gpusharing.dev"}),
         rights=(RightState(OPERATOR, PATCH_NODES, False), RightState(AGENT, PATCH_NODES, False)),
         operator_pods=(),
-        cluster_policies=(ClusterPolicyState("gpus", "ready", policy),),
+        cluster_policies=(replace(policy, name="gpus"),),
         config_maps={},
         agents=replace(AGENTS, pods=(), runtime_class_exists=False, enforced="restricted"),
     )
@@ -352,7 +355,7 @@ def test_the_plain_chart_alone_can_work() -> None:
 
 
 def test_an_ignored_cluster_policy_is_not_judged() -> None:
-    wrong = ClusterPolicyState("b", "ignored", replace(POINTED, plugin_config_name=""))
+    wrong = replace(TWO[1], plugin_config_name="")
     assert [one.reason for one in find_findings(replace(GOOD, cluster_policies=(TWO[0], wrong)))] == [
         "SeveralClusterPolicies"
     ]

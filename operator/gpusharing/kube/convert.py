@@ -142,6 +142,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         mig_manager_version=text(spec, "migManager", "version"),
         name=text(raw, "metadata", "name"),
         uid=text(raw, "metadata", "uid"),
+        ignored=text(raw, "status", "state") == "ignored",
         plugin_config_setter=_setter(raw, "spec", "devicePlugin", "config", "name"),
         mig_config_setter=_setter(raw, "spec", "migManager", "config", "name"),
         configured=frozenset(filter(None, _configured(raw).split(","))),

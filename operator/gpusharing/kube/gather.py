@@ -223,6 +223,7 @@ class Gatherer:
             and cluster_policy.mig_config_name == settings.mig_config_map,
             marked=ours.marked,
             write_error=self.write_error,
+            rival_policies=self.sources.rival_policies,
             pointer_error=self._pointer_error(),
             foreign_map=settings.plugin_config_map
             if ours.is_foreign(ours.plugin)

@@ -27,7 +27,6 @@ from gpusharing.planning.installationviews import (
     AGENT,
     OPERATOR,
     AgentsState,
-    ClusterPolicyState,
     ConfigMapState,
     InstallationView,
     Place,
@@ -186,7 +185,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         rights=await reader.rights(),
         operator_replicas=None if deployment is None else whole(deployment, "spec", "replicas"),
         operator_pods=operator_pods,
-        cluster_policies=tuple(map(_cluster_policy, cluster_policies)),
+        cluster_policies=tuple(map(cluster_policy_view, cluster_policies)),
         plain=plain_stack(map(daemon_set_view, daemon_sets)),
         gpu_cluster=bool(gpu_clusters),
         config_maps=config_maps,
@@ -199,12 +198,6 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
 
 def _kind(resource: Resource) -> str:
     return f"{resource.plural}.{resource.group}" if resource.group else resource.plural
-
-
-def _cluster_policy(raw: JSON) -> ClusterPolicyState:
-    return ClusterPolicyState(
-        text(raw, "metadata", "name"), text(raw, "status", "state"), cluster_policy_view(raw)
-    )
 
 
 def _pod(raw: JSON) -> PodState:

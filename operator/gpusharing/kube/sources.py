@@ -28,6 +28,7 @@ from gpusharing.kube.plainstack import daemon_set_view, plain_stack
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, section
 from gpusharing.kube.reflector import Reflector
+from gpusharing.planning.active import find_active
 from gpusharing.planning.stackviews import ClusterPolicyView, Operand
 from gpusharing.planning.views import GPUNodeView, NodeView, Settings
 
@@ -130,8 +131,13 @@ class Sources:
     @property
     def cluster_policy(self) -> ClusterPolicyView | None:
         """What configures NVIDIA's components: ClusterPolicy, else the DaemonSets of the plain stack."""
-        found = self.cluster_policies.items
-        return found[min(found)] if found else plain_stack(self.daemon_sets.items.values())
+        active, _ = find_active(self.cluster_policies.items.values())
+        return active or plain_stack(self.daemon_sets.items.values())
+
+    @property
+    def rival_policies(self) -> tuple[str, ...]:
+        """ClusterPolicies of which nobody can tell which one is heeded."""
+        return find_active(self.cluster_policies.items.values())[1]
 
     def _node(self, raw: JSON) -> NodeView:
         return node_view(raw, self._maintenance_keys)

@@ -42,6 +42,13 @@ def find_objection(policy: PolicyView, stack: StackView, settings: Settings) -> 
             " clusterpolicies.nvidia.com (chart value rbac.create); nor is there a device plugin of NVIDIA's chart in"
             f" namespace {settings.gpu_operator_namespace} (chart value gpuOperator.namespace)",
         )
+    if stack.rival_policies:
+        return Objection(
+            Reason.SEVERAL_CLUSTER_POLICIES,
+            "the GPU Operator heeds one ClusterPolicy, and has said of none of these that it is ignored (status.state):"
+            f" {', '.join(stack.rival_policies)}; so nothing is changed. Look whether the GPU Operator runs, or remove"
+            " the one that is not meant: kubectl delete clusterpolicy NAME",
+        )
     for check in _CHECKS:
         if (objection := check(policy.spec, stack.cluster_policy, stack, settings)) is not None:
             return objection
@@ -51,9 +58,10 @@ def find_objection(policy: PolicyView, stack: StackView, settings: Settings) -> 
 def passes(reason: Reason) -> bool:
     """What may be gone for a moment, and changes nothing of what a node in flight goes to: it holds until its deadline.
 
-    A ClusterPolicy that is deleted comes back with the next reconciliation of who deploys the GPU Operator.
+    A ClusterPolicy that is deleted comes back with the next reconciliation of who deploys the GPU Operator, which also
+    says soon which of two it ignores.
     """
-    return reason is Reason.CLUSTER_POLICY_MISSING
+    return reason in (Reason.CLUSTER_POLICY_MISSING, Reason.SEVERAL_CLUSTER_POLICIES)
 
 
 def _plugin_config(

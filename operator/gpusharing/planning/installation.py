@@ -10,15 +10,16 @@ from enum import StrEnum
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.acceptance import plain_upgrade
+from gpusharing.planning.active import find_active
 from gpusharing.planning.commands import patch_command
 from gpusharing.planning.installationviews import (
     AGENT,
     OPERATOR,
-    ClusterPolicyState,
     InstallationView,
     PodState,
 )
 from gpusharing.planning.pointers import mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stackviews import ClusterPolicyView
 
 
 class Topic(StrEnum):
@@ -174,12 +175,18 @@ def _stack(view: InstallationView) -> Findings:
             _INSTALL_GPU_OPERATOR,
         )
     if len(policies) > 1:
-        ignored = next((one.name for one in policies if one.state == "ignored"), "NAME")
-        yield _error(
+        active, rivals = find_active(policies)
+        ignored = next((one.name for one in policies if one.ignored), "NAME")
+        heeded = (
+            f"{', '.join(rivals)} are not told apart"
+            if rivals
+            else f"{active.name if active else ''} is heeded"
+        )
+        yield (_error if rivals else _warning)(
             Topic.CLUSTER_POLICY,
             "SeveralClusterPolicies",
-            f"there are {len(policies)} ClusterPolicies ({_some(one.name for one in policies)});"
-            " the GPU Operator heeds one and ignores the others",
+            f"there are {len(policies)} ClusterPolicies ({_some(one.name for one in policies)}), of which the GPU"
+            f" Operator ignores all but one: {heeded}",
             f"kubectl delete clusterpolicy {ignored}",
         )
 
@@ -216,22 +223,22 @@ def _plain(view: InstallationView) -> Findings:
 
 def _pointers(view: InstallationView) -> Findings:
     for policy in view.cluster_policies:
-        if policy.state != "ignored":
+        if not policy.ignored:
             yield from _plugin_pointer(view, policy)
             yield from _mig_pointer(view, policy)
 
 
-def _plugin_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findings:
-    place, default = view.place, policy.view.plugin_default
+def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findings:
+    place, default = view.place, policy.plugin_default
     ours = place.plugin_config_map
     config_map = view.config_maps.get(ours)
-    pointer = plugin_pointer(policy.view, ours, {default} if config_map is None else config_map.keys)
+    pointer = plugin_pointer(policy, ours, {default} if config_map is None else config_map.keys)
     if pointer.now != ours:
         yield _error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.said}, so no mode takes effect on any node"
-            f"{why_not_set(pointer, policy.view, asked=place.configure_gpu_operator)}",
+            f"{why_not_set(pointer, policy, asked=place.configure_gpu_operator)}",
             pointer.command(policy.name),
         )
     elif pointer.without_default:
@@ -244,11 +251,11 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findi
         )
 
 
-def _mig_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findings:
+def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findings:
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
-    pointer = mig_pointer(policy.view, view.place.mig_config_map)
-    if not policy.view.mig_manager_enabled:
+    pointer = mig_pointer(policy, view.place.mig_config_map)
+    if not policy.mig_manager_enabled:
         yield (_error if wanted else _warning)(
             Topic.CLUSTER_POLICY,
             "MigManagerDisabled",
@@ -260,10 +267,10 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyState) -> Findings
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.said}, so spec.mig.layouts is refused"
-            f"{why_not_set(pointer, policy.view, asked=view.place.configure_gpu_operator)}",
+            f"{why_not_set(pointer, policy, asked=view.place.configure_gpu_operator)}",
             pointer.command(policy.name),
         )
-    fixed = policy.view.mig_strategy
+    fixed = policy.mig_strategy
     if fixed:
         other = any(spec.mig is not None and spec.mig.strategy != fixed for spec in wanted)
         yield (_error if other else _warning)(
@@ -279,7 +286,7 @@ def _config_maps(view: InstallationView) -> Findings:
     pointed = {
         name
         for policy in view.cluster_policies
-        for name in (policy.view.plugin_config_name, policy.view.mig_config_name)
+        for name in (policy.plugin_config_name, policy.mig_config_name)
     } | ({view.plain.plugin_config_name} if view.plain is not None else set())
     for name in (place.plugin_config_map, place.mig_config_map):
         if "configmaps" in view.unread:

@@ -64,16 +64,6 @@ class RightState:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterPolicyState:
-    """One ClusterPolicy of the GPU Operator."""
-
-    name: str
-    state: str
-    """status.state: ready, notReady, ignored."""
-    view: ClusterPolicyView
-
-
-@dataclass(frozen=True, slots=True)
 class ConfigMapState:
     """One of our two ConfigMaps."""
 
@@ -113,7 +103,7 @@ class InstallationView:
     operator_replicas: int | None = None
     """None: there is no Deployment, or it could not be read."""
     operator_pods: tuple[PodState, ...] = ()
-    cluster_policies: tuple[ClusterPolicyState, ...] = ()
+    cluster_policies: tuple[ClusterPolicyView, ...] = ()
     plain: ClusterPolicyView | None = None
     """There is no ClusterPolicy: what NVIDIA's device-plugin chart says in its place; None: it is not there either."""
     gpu_cluster: bool = False

@@ -82,7 +82,7 @@ def plan_pointers(stack: StackView, settings: Settings, *, quiet: bool) -> SetPo
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
         return None
     written = stack.plugin_map_exists and NEUTRAL_KEY in stack.plugin_configs and bool(stack.mig_file)
-    if not quiet or not written or stack.foreign_map or stack.gpu_cluster:
+    if not quiet or not written or stack.foreign_map or stack.gpu_cluster or stack.rival_policies:
         return None
     found = (
         plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs),

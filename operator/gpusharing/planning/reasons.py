@@ -309,6 +309,9 @@ class Reason(Worded):
     CLUSTER_POLICY_MISSING = ("ClusterPolicyMissing", "Accepted", _PERSON,
         "There is no ClusterPolicy, and no device plugin of NVIDIA's chart: neither is installed or visible to us.",
         "Install the NVIDIA GPU Operator, or name the namespace of NVIDIA's device-plugin chart.")
+    SEVERAL_CLUSTER_POLICIES = ("SeveralClusterPolicies", "Accepted", _PERSON,
+        "There are several ClusterPolicies, and the GPU Operator has not said which of them it ignores.",
+        "Remove the one that is not meant; the message names them.")
     PLUGIN_CONFIG_NOT_OURS = ("PluginConfigNotOurs", "Accepted", _PERSON,
         "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have "
         "no effect.",

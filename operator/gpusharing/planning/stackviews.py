@@ -36,6 +36,8 @@ class ClusterPolicyView:
     name: str = "cluster-policy"
     """What the object is called: `cluster-policy` by NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
     uid: str = ""
+    ignored: bool = False
+    """The GPU Operator says that it heeds another one (docs/design/nvidia.md#d7)."""
     plugin_config_setter: str = ""
     mig_config_setter: str = ""
     """Field managers that wrote the two names last; empty when unknown."""
@@ -70,6 +72,8 @@ class StackView:
     """Our label is on our two ConfigMaps, as far as they exist."""
     write_error: str = ""
     """Why the last write of them was refused."""
+    rival_policies: tuple[str, ...] = ()
+    """ClusterPolicies of which nobody can tell which one is heeded; `cluster_policy` is then the first of them."""
     pointer_error: str = ""
     """Why ClusterPolicy could not be pointed at them."""
     foreign_map: str = ""
