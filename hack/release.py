@@ -1,16 +1,19 @@
-"""The chart as it is published: a copy that names its image by digest, so that nobody has to.
+"""The chart as it is published: a copy that names its image by digest and says what changed, so that nobody has to.
 
 python -m hack.release REPOSITORY sha256:...   writes build/chart/gpu-sharing-operator, for `helm package`
 """
 
 import argparse
+import json
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
+CHANGELOG = ROOT / "CHANGELOG.md"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -19,16 +22,50 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hack.release", description=__doc__.splitlines()[0])
     parser.add_argument("repository", help="where the image is, for example REGISTRY/gpu-sharing-operator")
     parser.add_argument("digest", help="of the image's index, for example sha256:0123...")
+    parser.add_argument(
+        "--source", default="", help="address of the repository, for example https://HOST/TEAM/NAME"
+    )
     options = parser.parse_args(arguments)
     if not DIGEST.fullmatch(options.digest):
         print(f"{options.digest} is no digest; for example sha256:{'0' * 64}", file=sys.stderr)
         return 2
-    print(write_chart(ROOT / "build" / "chart" / CHART.name, options.repository, options.digest))
+    target = ROOT / "build" / "chart" / CHART.name
+    version = _version()
+    changes = read_changes(CHANGELOG.read_text(), version)
+    if not changes:
+        print(
+            f"CHANGELOG.md says nothing of {version}; needed: a section ## {version} with one line per change"
+        )
+        return 1
+    print(write_chart(target, options.repository, options.digest, changes, options.source))
     return 0
 
 
-def write_chart(target: Path, repository: str, digest: str) -> Path:
-    """Copy the chart to `target`, with this image among its defaults and in Artifact Hub's annotation."""
+def read_changes(text: str, version: str) -> list[dict[str, str]]:
+    """The lines of a version's section of a changelog, as Artifact Hub's annotation has them."""
+    found = re.search(rf"^## \[?{re.escape(version)}\]?.*?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    changes: list[dict[str, str]] = []
+    for kind, body in re.findall(
+        r"^### (\w+)\n(.*?)(?=^### |\Z)", found[1] if found else "", re.MULTILINE | re.DOTALL
+    ):
+        entries = re.split(r"^- ", body, flags=re.MULTILINE)[1:]
+        changes += [{"kind": kind.lower(), "description": " ".join(entry.split())} for entry in entries]
+    return changes
+
+
+def _version() -> str:
+    found = re.search(r"^version: (\S+)$", (CHART / "Chart.yaml").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def write_chart(
+    target: Path, repository: str, digest: str, changes: Sequence[dict[str, str]] = (), source: str = ""
+) -> Path:
+    """Copy the chart to `target`, with this image among its defaults and in Artifact Hub's annotations.
+
+    `changes`: what `read_changes` gives; `source`: address of the repository, empty where it has none.
+    """
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
     values = target / "values.yaml"
@@ -36,8 +73,14 @@ def write_chart(target: Path, repository: str, digest: str) -> Path:
     values.write_text(_put(text, '  digest: ""', f"  digest: {digest}"))
     about = target / "Chart.yaml"
     image = f"    - {{name: gpu-sharing-operator, image: {repository}@{digest}}}"
-    images = f"annotations:\n  artifacthub.io/images: |\n{image}"
-    about.write_text(_put(about.read_text(), "annotations:", images))
+    rows = ["annotations:", "  artifacthub.io/images: |", image]
+    if changes:
+        # JSON is YAML: no character of a sentence needs care.
+        rows += ["  artifacthub.io/changes: |", *(f"    - {json.dumps(one)}" for one in changes)]
+    if source:
+        where = json.dumps([{"name": "source", "url": source}])
+        rows = [f"home: {source}", f"sources: [{source}]", *rows, f"  artifacthub.io/links: '{where}'"]
+    about.write_text(_put(about.read_text(), "annotations:", "\n".join(rows)))
     return target
 
 

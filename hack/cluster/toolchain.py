@@ -1,7 +1,7 @@
 """The programs that a control plane needs, built once from pinned Go modules into the user's cache.
 
 `python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths; what few
-need (`kubelet`: rung 4; `kind`; `actionlint`: the workflows) is built when it is named.
+need (`kubelet`: rung 4; `kind`; `helm3`; `actionlint`: the workflows) is built when it is named.
 """
 
 import fcntl
@@ -23,6 +23,7 @@ from hack.cluster.paths import cache_root
 
 KWOK_VERSION = "v0.8.0"
 HELM_VERSION = "v4.3.1"
+HELM3_VERSION = "v3.22.0"
 KIND_VERSION = "v0.32.0"
 """Its default node image has the minor version of Kubernetes that we build; hack/kind.yaml names that image."""
 ACTIONLINT_VERSION = "v1.7.12"
@@ -125,10 +126,21 @@ def install_recipe(name: str, version: str, module: str) -> Recipe:
     return Recipe(name, version, (), ("go", "install", "-trimpath", f"{module}@{version}"), (name,))
 
 
+def helm3_recipe() -> Recipe:
+    """Helm 3 as its releases are: told which Kubernetes it knows, else it takes every cluster for 1.20."""
+    minor = kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()).split(".")[1]
+    packages = ("chartutil", "lint/rules")
+    known = [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}" for package in packages]
+    module = f"helm.sh/helm/v3/cmd/helm@{HELM3_VERSION}"
+    command = ("go", "install", "-trimpath", f"-ldflags={' '.join(['-s -w', *known])}", module)
+    return Recipe("helm", HELM3_VERSION, (), command, ("helm",))
+
+
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "controlplane": controlplane_recipe,
     "kwok": lambda: install_recipe("kwok", KWOK_VERSION, "sigs.k8s.io/kwok/cmd/kwok"),
     "helm": lambda: install_recipe("helm", HELM_VERSION, "helm.sh/helm/v4/cmd/helm"),
+    "helm3": helm3_recipe,
     "kubelet": kubelet_recipe,
     "kind": lambda: install_recipe("kind", KIND_VERSION, "sigs.k8s.io/kind"),
     "actionlint": lambda: install_recipe(
@@ -192,8 +204,8 @@ def find_assets(directory: Path) -> dict[str, Path]:
 
 
 def program(name: str) -> Path:
-    """The path of a tool that is one program: `kwok`, `helm`, `kubelet`, `kind` or `actionlint`."""
-    return ensure(name) / name
+    """The path of a tool that is one program: every one but `controlplane`."""
+    return ensure(name) / RECIPES[name]().programs[0]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hack.release import main, write_chart
+from hack.release import CHANGELOG, main, read_changes, write_chart
 from tests.chart.charts import NAMESPACE, Helm
 
 DIGEST = "sha256:" + "a" * 64
@@ -22,6 +22,44 @@ def test_the_packaged_chart_needs_no_value_and_runs_the_image_by_digest(helm: He
     (image,) = yaml.safe_load(about["annotations"]["artifacthub.io/images"])
     assert image["image"] == f"registry.test/team/x@{DIGEST}"
     assert "artifacthub.io/crds" in about["annotations"]
+
+
+def test_it_says_what_changed_and_where_it_comes_from(helm: Helm, tmp_path: Path) -> None:
+    log = """# Changelog
+## Unreleased
+### Added
+- not yet
+## 0.1.0 - 2026-11-20
+Introduction.
+### Changed
+- **Breaking**: a `field`, "quoted",
+  goes on: here
+- another
+### Fixed
+- a fault
+## 0.0.9
+### Added
+- old
+"""
+    changes = read_changes(log, "0.1.0")
+    source = "https://example.test/team/x"
+    chart = write_chart(tmp_path / "gpu-sharing-operator", "registry.test/x", DIGEST, changes, source)
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    assert yaml.safe_load(about["annotations"]["artifacthub.io/changes"]) == [
+        {"kind": "changed", "description": '**Breaking**: a `field`, "quoted", goes on: here'},
+        {"kind": "changed", "description": "another"},
+        {"kind": "fixed", "description": "a fault"},
+    ]
+    assert yaml.safe_load(about["annotations"]["artifacthub.io/links"]) == [{"name": "source", "url": source}]
+    assert (about["home"], about["sources"]) == (source, [source])
+    done = helm.run("lint", "--strict", str(chart))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_kinds_of_our_changelog_are_those_that_artifact_hub_knows() -> None:
+    known = {"added", "changed", "deprecated", "removed", "fixed", "security"}
+    assert {one["kind"] for one in read_changes(CHANGELOG.read_text(), "Unreleased")} <= known
+    assert read_changes(CHANGELOG.read_text(), "7.7.7") == []
 
 
 def test_what_is_no_digest_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
