@@ -33,9 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     version = _version()
     changes = read_changes(CHANGELOG.read_text(), version)
     if not changes:
-        print(
-            f"CHANGELOG.md says nothing of {version}; needed: a section ## {version} with one line per change"
-        )
+        needed = f"needed: a section ## {version} with a line per change"
+        print(f"CHANGELOG.md says nothing of {version}; {needed}", file=sys.stderr)
         return 1
     print(write_chart(target, options.repository, options.digest, changes, options.source))
     return 0
