@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from tests.build import NOW, at, make_claim, make_fence, make_node, make_policy, make_snapshot
+from tests.build import NOW, at, make_claim, make_fence, make_node, make_policy, make_snapshot, make_work
 from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Action, EnsureGPUNode, Release, RestartOperand, UpdateFence
+from gpusharing.planning.actions import Action, EnsureGPUNode, FenceNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.callfailures import CallFailure, failed_again
 from gpusharing.planning.callverdicts import is_moot, named
 from gpusharing.planning.events import node_events
@@ -99,3 +99,30 @@ def test_the_slot_of_a_fence_that_cannot_be_written_goes_back_once_no_fence_can_
     written = [action.claims for action in plan.shared if hasattr(action, "claims")]
     left = written[0] if written else snapshot.claims
     assert ("gpu-07" in left) is claimed
+
+
+@pytest.mark.parametrize(("tries", "starts"), [(1, False), (3, True)])
+def test_a_fence_that_may_stand_though_its_call_failed_takes_the_room_of_another_node(
+    tries: int, starts: bool
+) -> None:
+    """The node is a candidate still, and its claim stays: without its slot, one more node than allowed would go."""
+    nodes = [make_node("gpu-07"), make_node("gpu-08")]
+    snapshot = replace(
+        make_snapshot(nodes, [make_policy()], claims={"gpu-07": make_claim()}, work={"gpu-08": make_work()}),
+        call_failures={"gpu-07": CallFailure(WORDS, at(8), tries)},
+    )
+    plan = plan_rollout(snapshot, NOW)
+    begun = [
+        name for name, verdict in plan.verdicts.items() for a in verdict.actions if isinstance(a, FenceNode)
+    ]
+    assert begun == (["gpu-08"] if starts else [])
+    assert plan.pools["pool-b"].used == (0 if starts else 1)
+
+
+def test_the_plan_itself_names_the_node_whose_calls_fail() -> None:
+    snapshot = make_snapshot(
+        [make_node("gpu-07")], [make_policy()], gpunodes=[], call_failures={"gpu-07": LASTING}
+    )
+    verdict = plan_rollout(snapshot, NOW).verdicts["gpu-07"]
+    assert (verdict.reason, verdict.wake) == (Reason.CALL_FAILED, LASTING.next_try)
+    assert WORDS in verdict.message

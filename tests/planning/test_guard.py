@@ -93,3 +93,18 @@ def test_a_node_whose_pods_nobody_can_judge_stops_only_itself() -> None:
     assert plan.verdicts["gpu-01"].reason is Reason.NODE_NOT_JUDGED
     assert not [action for action in plan.verdicts["gpu-01"].actions if not isinstance(action, EnsureGPUNode)]
     assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-02"].actions)
+
+
+def test_a_node_that_nobody_can_judge_any_more_stays_its_policys_and_takes_its_slot() -> None:
+    nodes = {name: make_node(name) for name in ("gpu-01", "gpu-02")}
+    snapshot = make_snapshot(nodes.values(), [make_policy()], work={"gpu-02": make_work()})
+    memo = Memo()
+    plan_rollout(snapshot, NOW, memo)
+    away = poison(make_node("gpu-01", unschedulable=True))
+    plan = plan_rollout(replace(snapshot, nodes={**nodes, "gpu-01": away}), NOW, memo)
+    assert (plan.verdicts["gpu-01"].reason, plan.verdicts["gpu-01"].policy) == (
+        Reason.NODE_NOT_JUDGED,
+        "pool-b",
+    )
+    assert plan.pools["pool-b"].used == 1
+    assert not any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-02"].actions)

@@ -280,9 +280,9 @@ def test_a_settled_cluster_gives_an_empty_plan_with_any_memo_and_in_any_order() 
 
 
 def test_a_plan_with_anything_to_write_is_not_settled() -> None:
-    plan = plan_rollout(pool_of(1).snapshot(), NOW)
-    written = next(iter(plan.verdicts.values())).then(EnsureGPUNode("n0", "uid", "1", quiet=False))
-    assert not replace(plan, verdicts={"n0": written}).settled
+    plan = plan_rollout(pool_of(2).snapshot(), NOW)
+    written = plan.verdicts["n0"].then(EnsureGPUNode("n0", "uid", "1", quiet=False))
+    assert not replace(plan, verdicts={**plan.verdicts, "n0": written}).settled
     assert not replace(plan, shared=(SetFinalizer("pool-b", present=True),)).settled
 
 

@@ -8,6 +8,7 @@ from tests.build import (
     NOW,
     at,
     make_claim,
+    make_fence,
     make_gpunode,
     make_node,
     make_policy,
@@ -15,14 +16,15 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import pair_of
+from tests.planning.cases import pair_of, pool_of
 
-from gpusharing.planning.actions import FenceNode, SetClaims, SetFinalizer
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.records import Deferred, Verified
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.slots import find_resumed
-from gpusharing.planning.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.views import ClusterSnapshot, NodeView, PolicyView
 
 POLICY = make_policy(finalizer=True)
 CLAIMS = {"gpu-07": make_claim()}
@@ -40,6 +42,12 @@ def left_by_a_crash(policy: PolicyView = POLICY, **fields: Any) -> ClusterSnapsh
 def shared(plan: RolloutPlan) -> dict[type, Any]:
     """What the plan does with claims and finalizers, by kind of action."""
     return {type(action): action for action in plan.shared}
+
+
+def fenced(plan: RolloutPlan) -> list[str]:
+    """The nodes that start in this pass."""
+    starts = [action for verdict in plan.verdicts.values() for action in verdict.actions]
+    return [action.node.name for action in starts if isinstance(action, FenceNode)]
 
 
 MOMENTS = {
@@ -116,3 +124,68 @@ def test_a_claim_that_stays_counts_in_the_operator_wide_cap(cap: int, starts: bo
     assert plan.verdicts["gpu-07"].reason is Reason.CONFIG_PROPAGATING
     begun = any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-01"].actions)
     assert begun is starts
+
+
+def test_the_slot_of_a_change_that_has_just_ended_in_proof_is_free_at_once() -> None:
+    """Its fence is gone and its claim goes in this pass: the next node need not wait for one more."""
+    world = pool_of(2)
+    claims = {"n0": make_claim(world.nodes["n0"].uid)}
+    before = replace(world.snapshot(), claims=claims)
+    plan = plan_rollout(before, world.now)
+    assert (plan.verdicts["n0"].phase, plan.pools["pool-b"].used) == (Phase.SYNCED, 0)
+    assert shared(plan)[SetClaims].claims == {}
+    agentless = replace(
+        before, agents=frozenset({"n1"}), nodes={**before.nodes, "n0": unproven(before.nodes["n0"])}
+    )
+    waits = plan_rollout(agentless, world.now)
+    assert (waits.verdicts["n0"].phase, waits.pools["pool-b"].used) == (Phase.BLOCKED, 1), "it is not proven"
+
+
+def unproven(node: NodeView) -> NodeView:
+    """The node without the note of its proof."""
+    return replace(node, verified=None)
+
+
+def test_a_node_in_the_middle_of_a_change_does_not_drift() -> None:
+    """It differs from its target because of us; counted from now, it would have drifted when it is given back."""
+    fence = make_fence("actuating", target_mig_config="", target_plugin_config="")
+    snapshot = make_snapshot([make_node(), make_node("gpu-08", fence=fence)], [POLICY])
+    plan = plan_rollout(snapshot, NOW)
+    assert plan.verdicts["gpu-08"].phase.in_flight
+    assert plan.differing == {"gpu-07"}
+
+
+def test_a_node_that_is_not_ready_does_not_drift() -> None:
+    """Nothing on it can be believed, and a reboot mends itself."""
+    plan = plan_rollout(make_snapshot([make_node(), make_node("gpu-08", ready=False)], [POLICY]), NOW)
+    assert plan.differing == {"gpu-07"}
+
+
+@pytest.mark.parametrize("claimed", ["gpu-07", "gpu-08", "gpu-09"])
+def test_the_slot_that_a_crash_left_is_used_by_the_node_that_holds_it(claimed: str) -> None:
+    names = ("gpu-07", "gpu-08", "gpu-09")
+    claims = {claimed: make_claim(f"uid-{claimed}")}
+    work = {name: make_work() for name in names}
+    plan = plan_rollout(make_snapshot(map(make_node, names), [POLICY], claims=claims, work=work), NOW)
+    assert fenced(plan) == [claimed]
+
+
+def test_where_the_operator_wide_cap_leaves_one_slot_the_first_policy_by_name_takes_it() -> None:
+    labels = {"gpusharing.dev/pool": "a"}
+    first = make_policy("pool-a", "TimeSlicing", nodeSelector={"matchLabels": labels})
+    nodes = [make_node("gpu-01"), make_node("gpu-02", labels=labels)]
+    snapshot = make_snapshot(nodes, [POLICY, first], work={"gpu-01": make_work(), "gpu-02": make_work()})
+    assert fenced(plan_rollout(snapshot, NOW)) == ["gpu-01", "gpu-02"]
+    capped = replace(snapshot, settings=replace(snapshot.settings, max_in_flight=1))
+    assert fenced(plan_rollout(capped, NOW)) == ["gpu-02"]
+
+
+def test_a_node_that_waits_for_a_slot_has_its_agent_asked_all_the_same() -> None:
+    """The agent still reads, and was told to stop: who waits for long must not wait blind."""
+    told_to_stop = make_gpunode(request_id="op-0", quiet=True, quiet_echoed=False)
+    frozen = make_policy(rollout={"maxUnavailable": 0})
+    verdict = plan_rollout(make_snapshot([make_node()], [frozen], gpunodes=[told_to_stop]), NOW).verdicts[
+        "gpu-07"
+    ]
+    assert verdict.reason is Reason.FROZEN
+    assert verdict.actions == (EnsureGPUNode("gpu-07", "uid-gpu-07", "op-0:resume", quiet=False),)

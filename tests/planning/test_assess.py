@@ -1,0 +1,314 @@
+"""What is true of one node, whatever the time: every question that assess.py asks, each clause by itself."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_policy, make_stack
+from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, make_case
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.assess import (
+    Assessment,
+    assess,
+    find_disruption,
+    has_gpu,
+    needs_two_steps,
+    uses_mps,
+)
+from gpusharing.planning.pluginconfig import render
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.stackviews import PlainStackView, StackView
+from gpusharing.planning.target import Target, Targets, find_target, find_wish
+from gpusharing.planning.verify import EXCLUSIVE, Mismatch
+from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+
+EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
+HALVES = (("3g.40gb", 2),)
+PLAIN = replace(
+    make_cluster_policy(mig_manager_enabled=False, mig_config_name=""),
+    plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", True),
+)
+STACK = make_stack(FULL, SLICED, MPS, EIGHT, MIXED)
+
+
+def target_of(policy: PolicyView, *gpus: GpuView, stack: StackView = STACK) -> Target:
+    """What gpu-07 becomes under a policy."""
+    assert policy.spec is not None, "make_policy gives every policy a spec"
+    found = find_target(
+        find_wish(policy.name, policy.spec), policy.spec, "gpu-07", gpus or (make_gpu(),), stack
+    )
+    assert isinstance(found, Target), found
+    return found
+
+
+def told(policy: PolicyView, **labels: str) -> NodeView:
+    """gpu-07, whose device plugin is told what the policy means for a whole GPU."""
+    return make_node(labels={names.LABEL_PLUGIN_CONFIG: target_of(policy).plugin_key, **labels})
+
+
+def seen(*gpus: GpuView) -> ObservedView:
+    """What the agent reports of these GPUs."""
+    observed = make_gpunode(gpus=gpus).observed
+    assert observed is not None, "make_gpunode reports unless told otherwise"
+    return observed
+
+
+THEIRS = render(replace(target_of(MPS).plugin, mig_strategy="mixed"))
+PLAINLY = replace(STACK, cluster_policy=PLAIN, plugin_configs={**STACK.plugin_configs, "theirs": THEIRS})
+"""Without the GPU Operator; "theirs" is MPS as ours, but for the MIG strategy."""
+WHOLE, SERVED, DIVIDED = make_gpu(), make_gpu(compute_mode=EXCLUSIVE), make_gpu(layout=HALVES)
+SECOND_DIVIDED = (make_gpu(0), make_gpu(1, layout=HALVES))
+
+# --- MPS, and the stop on the way ---------------------------------------------------------------------------------
+
+USES_MPS: dict[str, tuple[NodeView, tuple[GpuView, ...], bool]] = {
+    "it is configured, and its daemon serves the GPU": (told(MPS), (SERVED,), True),
+    "it is configured, and its daemon is yet to come": (told(MPS), (WHOLE,), True),
+    "it is configured no more, and its daemon is still there": (told(FULL), (SERVED,), True),
+    "its daemon serves one GPU of two": (
+        told(FULL),
+        (make_gpu(0), make_gpu(1, compute_mode=EXCLUSIVE)),
+        True,
+    ),
+    "time-slicing is configured": (told(SLICED), (WHOLE,), False),
+    "nothing is shared": (told(FULL), (WHOLE,), False),
+    "the label names no configuration": (
+        make_node(labels={names.LABEL_PLUGIN_CONFIG: "gone"}),
+        (WHOLE,),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("node", "gpus", "used"), USES_MPS.values(), ids=USES_MPS)
+def test_mps_is_in_use_where(node: NodeView, gpus: tuple[GpuView, ...], used: bool) -> None:
+    assert uses_mps(node, seen(*gpus), STACK) is used
+
+
+STOPS: dict[str, tuple[NodeView, tuple[GpuView, ...], PolicyView, StackView, bool]] = {
+    "from MPS to MIG": (told(MPS), (SERVED,), MIXED, STACK, True),
+    "from whole GPUs to MIG": (told(FULL), (WHOLE,), MIXED, STACK, False),
+    "from MIG to MPS": (told(FULL), (DIVIDED,), MPS, STACK, True),
+    "to MPS where one GPU of two is divided": (told(FULL), SECOND_DIVIDED, MPS, STACK, True),
+    "from MIG to whole GPUs": (told(FULL), (DIVIDED,), FULL, STACK, False),
+    "from MPS to whole GPUs": (told(MPS), (SERVED,), FULL, PLAINLY, False),
+    "from whole GPUs to MPS": (told(FULL), (WHOLE,), MPS, PLAINLY, False),
+    "to MPS over a daemon that somebody left behind": (told(FULL), (SERVED,), MPS, PLAINLY, True),
+    "to more clients, where the daemon's pod may be deleted": (told(MPS), (SERVED,), EIGHT, STACK, False),
+    "to more clients, where it may not": (told(MPS), (SERVED,), EIGHT, PLAINLY, True),
+    "to the clients that the daemon has": (told(MPS), (SERVED,), MPS, PLAINLY, False),
+    "to the clients that the daemon has, under another MIG strategy": (
+        make_node(labels={names.LABEL_PLUGIN_CONFIG: "theirs"}), (SERVED,), MPS, PLAINLY, False,
+    ),
+    "to MPS, and nothing is known of the stack": (
+        told(MPS), (SERVED,), EIGHT, replace(STACK, cluster_policy=None), False,
+    ),
+    "to MPS from a configuration that nobody can read": (
+        make_node(labels={names.LABEL_PLUGIN_CONFIG: "gone"}), (SERVED,), MPS, PLAINLY, False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("node", "gpus", "policy", "stack", "stops"), STOPS.values(), ids=STOPS)
+def test_the_way_stops_at_whole_gpus(
+    node: NodeView, gpus: tuple[GpuView, ...], policy: PolicyView, stack: StackView, stops: bool
+) -> None:
+    target = target_of(policy, *gpus)
+    assert needs_two_steps(node, seen(*gpus), target, stack) is stops
+
+
+# --- a GPU at all, and one that somebody reads -----------------------------------------------------------------------
+
+GPU_SIGNS: dict[str, tuple[NodeView, bool]] = {
+    "GPU Feature Discovery says so": (
+        make_node(resources={}, labels={names.LABEL_GPU_PRESENT: "true"}), True,
+    ),
+    "it says that there is none": (make_node(resources={}, labels={names.LABEL_GPU_PRESENT: "false"}), False),
+    "a product is named": (make_node(resources={}, labels={names.LABEL_GPU_PRODUCT: "Tesla-T4"}), True),
+    "the device plugin serves one": (make_node(resources={"nvidia.com/gpu": 1}), True),
+    "the device plugin serves none any more": (make_node(resources={"nvidia.com/gpu": 0}), False),
+    "nobody says anything": (make_node(resources={"cpu": 4}), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("node", "found"), GPU_SIGNS.values(), ids=GPU_SIGNS)
+def test_a_node_has_a_gpu_when(node: NodeView, found: bool) -> None:
+    assert has_gpu(node) is found
+
+
+def assessed(node: NodeView, report: GPUNodeView | None, policy: PolicyView = FULL) -> Assessment:
+    """gpu-07 against a policy that is accepted."""
+    assert policy.spec is not None, "make_policy gives every policy a spec"
+    targets = Targets(policy, find_wish(policy.name, policy.spec), STACK)
+    return assess(node, report, policy, None, targets, STACK)
+
+
+def nothing_to_do(found: Assessment) -> bool:
+    """There is no target, so neither a way nor drift."""
+    rest = (found.target, found.stop, found.two_steps, found.disruption, found.drift)
+    return rest == (None, None, False, DisruptionClass.NONE, False)
+
+
+def test_a_gpu_that_only_the_agent_sees_is_one() -> None:
+    bare = make_node(resources={})
+    assert assessed(bare, make_gpunode()).objection is None
+    for report in (None, make_gpunode(gpus=())):
+        found = assessed(bare, report)
+        assert found.objection is not None, "nobody sees any"
+        assert found.objection.reason is Reason.NO_GPU
+        assert nothing_to_do(found)
+
+
+def test_a_card_that_cannot_be_what_is_wanted_has_no_target() -> None:
+    found = assessed(make_node(), make_gpunode(gpus=(make_gpu(product=T4),)), MIXED)
+    assert found.objection is not None
+    assert found.objection.reason is Reason.NOT_MIG_CAPABLE
+    assert found.mismatch is None
+    assert nothing_to_do(found)
+
+
+def test_a_gpu_that_never_told_its_name_is_named_by_its_number() -> None:
+    found = assessed(make_node(), make_gpunode(gpus=(make_gpu(0), replace(make_gpu(1), product=""))))
+    assert found.mismatch is not None
+    assert found.mismatch.reason is Reason.GPU_UNHEALTHY
+    assert "GPU 1 does not answer" in found.mismatch.message
+    assert nothing_to_do(found)
+
+
+UNREAD: dict[str, tuple[GPUNodeView | None, Reason, str]] = {
+    "there is no report": (None, Reason.OBSERVATION_PENDING, "not reported yet"),
+    "the agent never reported": (make_gpunode(observed=False), Reason.OBSERVATION_PENDING, "not reported yet"),
+    "NVML failed": (
+        make_gpunode(gpus=(), error="NVML: Driver Not Loaded"), Reason.AGENT_ERROR, "NVML: Driver Not Loaded",
+    ),
+    "NVML lists nothing": (make_gpunode(gpus=()), Reason.AGENT_ERROR, "check the driver on the node"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("report", "reason", "says"), UNREAD.values(), ids=UNREAD)
+def test_a_node_whose_gpus_nobody_reads_has_no_target_and_says_why(
+    report: GPUNodeView | None, reason: Reason, says: str
+) -> None:
+    found = assessed(make_node(), report)
+    assert nothing_to_do(found)
+    assert found.mismatch is not None, "nothing is as wanted while nobody knows"
+    assert found.mismatch.reason is reason
+    assert says in found.mismatch.message
+
+
+# --- what a change disturbs ------------------------------------------------------------------------------------------
+
+OTHER_PLUGIN = Mismatch(Reason.LABEL_MISMATCH, "the plugin is told something else")
+ONE_HALVED, OTHER_HALVED = (
+    (make_gpu(0, layout=HALVES), make_gpu(1)),
+    (make_gpu(0), make_gpu(1, layout=HALVES)),
+)
+FIRST_IN_HALVES = make_policy(
+    mig={"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]}
+)
+DONE = {names.LABEL_MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"}
+
+
+def disturbed(
+    node: NodeView,
+    *gpus: GpuView,
+    policy: PolicyView = FULL,
+    stack: StackView = STACK,
+    why: Mismatch = OTHER_PLUGIN,
+) -> DisruptionClass:
+    """What a change of gpu-07 with these GPUs disturbs."""
+    return find_disruption(node, seen(*gpus), target_of(policy, *gpus, stack=stack), why, stack)
+
+
+def test_a_plugin_that_only_has_to_tell_more_disturbs_nobody() -> None:
+    assert disturbed(told(SLICED, **DONE), WHOLE) is DisruptionClass.PLUGIN_RESTART
+    assert disturbed(told(SLICED), WHOLE, stack=PLAINLY) is DisruptionClass.PLUGIN_RESTART, (
+        "no mig-manager to ask"
+    )
+    assert disturbed(told(SLICED), make_gpu(product=T4)) is DisruptionClass.PLUGIN_RESTART, (
+        "no MIG to ask about"
+    )
+
+
+MIG_MANAGER_IS_NOT_DONE: dict[str, dict[str, str]] = {
+    "it was never told anything": {names.LABEL_MIG_CONFIG: "", names.LABEL_MIG_STATE: ""},
+    "it was told something else": {names.LABEL_MIG_CONFIG: "all-balanced"},
+    "it is at work": {names.LABEL_MIG_STATE: "pending"},
+    "it failed": {names.LABEL_MIG_STATE: "failed"},
+    "it left an operand paused": {
+        names.LABEL_DEPLOY_PREFIX + names.DEPLOY_PAUSABLE[0]: "paused-for-mig-change"
+    },
+}
+
+
+@pytest.mark.parametrize("labels", MIG_MANAGER_IS_NOT_DONE.values(), ids=MIG_MANAGER_IS_NOT_DONE)
+def test_the_pods_of_a_node_go_first_where_mig_manager_is_not_done(labels: dict[str, str]) -> None:
+    assert disturbed(told(FULL, **{**DONE, **labels}), WHOLE) is DisruptionClass.GPU_PODS
+
+
+def test_the_pods_go_first_where_the_same_resources_are_to_come_from_other_gpus() -> None:
+    target = target_of(FIRST_IN_HALVES, *ONE_HALVED)
+    labels = {names.LABEL_MIG_CONFIG: target.mig_config, names.LABEL_MIG_STATE: "success"}
+    node = replace(told(FULL, **labels), resources=target.resources)
+    assert disturbed(node, *ONE_HALVED, policy=FIRST_IN_HALVES) is DisruptionClass.PLUGIN_RESTART
+    moved = (make_gpu(0, layout=(("1g.10gb", 7),)), make_gpu(1))
+    assert disturbed(node, *moved, policy=FIRST_IN_HALVES) is DisruptionClass.GPU_PODS
+    assert disturbed(node, *OTHER_HALVED, policy=FIRST_IN_HALVES) is DisruptionClass.RESET
+
+
+def test_clients_of_mps_go_first_only_where_its_daemon_starts_anew() -> None:
+    served = replace(told(MPS, **DONE), resources=target_of(MPS).resources)
+    assert disturbed(served, SERVED, policy=MPS) is DisruptionClass.GPU_PODS
+    ill = Mismatch(Reason.GPU_UNHEALTHY, "GPU 0 does not answer")
+    assert disturbed(served, SERVED, policy=MPS, why=ill) is DisruptionClass.PLUGIN_RESTART
+    last_of_mps = replace(told(MPS, **DONE), resources={"nvidia.com/gpu": 1})
+    assert disturbed(last_of_mps, SERVED) is DisruptionClass.GPU_PODS, "it ends"
+
+
+def test_a_mig_mode_that_changes_or_waits_needs_a_reset_and_with_reboot_a_reboot() -> None:
+    reboots = replace(STACK, cluster_policy=make_cluster_policy(with_reboot=True))
+    for gpu in (DIVIDED, make_gpu(mig_pending=True)):
+        assert disturbed(told(FULL, **DONE), gpu) is DisruptionClass.RESET
+        assert disturbed(told(FULL, **DONE), gpu, stack=reboots) is DisruptionClass.REBOOT
+        unknown = replace(STACK, cluster_policy=None)
+        assert disturbed(told(FULL, **DONE), gpu, stack=unknown) is DisruptionClass.RESET
+
+
+# --- drift ---------------------------------------------------------------------------------------------------------
+
+NOT_PROVEN_BEFORE: dict[str, dict[str, Any]] = {
+    "another policy proved it": {"policy": "pool-a"},
+    "another MIG configuration was proven": {"mig_config": "all-1g.10gb"},
+    "another plugin configuration was proven": {"plugin_config": "pool-b-0000000"},
+    "another layout was proven under these names": {"layout": "2x3g.40gb"},
+}
+
+
+def drifting(**proof: Any) -> bool:
+    """Whether gpu-07, proven under FULL and now divided behind our back, counts as drifted."""
+    was = make_case(FULL).node.verified
+    assert was is not None, "a world at rest is proven"
+    case = make_case(
+        FULL, node={"verified": replace(was, **proof)}, gpunode={"observed": seen(make_gpu(layout=HALVES))}
+    )
+    assert case.assessment is not None
+    assert case.assessment.mismatch is not None
+    return case.assessment.drift
+
+
+def test_a_node_that_differs_from_what_was_proven_on_it_has_drifted() -> None:
+    assert drifting()
+    assert drifting(layout=""), "an older proof names no layout"
+
+
+@pytest.mark.parametrize("proof", NOT_PROVEN_BEFORE.values(), ids=NOT_PROVEN_BEFORE)
+def test_a_node_that_differs_has_not_drifted_where(proof: dict[str, Any]) -> None:
+    assert not drifting(**proof)
+
+
+def test_a_node_that_is_as_wanted_has_not_drifted() -> None:
+    case = make_case(FULL)
+    assert case.assessment is not None
+    assert (case.assessment.mismatch, case.assessment.drift) == (None, False)
