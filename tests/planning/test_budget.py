@@ -216,6 +216,7 @@ def test_beside_a_node_in_flight_under_one_budget_another_starts_when(
         assert reason is None or plan.verdicts["n1"].reason is reason
         if snapshot.looks:
             assert plan.looks["n0"] == snapshot.looks["n0"], "remembered until its pods are listed"
+        assert None not in plan.looks.values(), "what nobody has seen is no look"
 
 
 def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from tests.build import (
     NOW,
+    make_claim,
     make_fence,
     make_gpunode,
     make_node,
@@ -108,3 +109,12 @@ def test_a_node_that_nobody_can_judge_any_more_stays_its_policys_and_takes_its_s
     )
     assert plan.pools["pool-b"].used == 1
     assert not any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-02"].actions)
+
+
+def test_the_slot_of_a_node_that_a_crash_left_without_a_fence_stays_taken_while_nobody_can_judge_it() -> None:
+    nodes = [poison(make_node("gpu-01")), make_node("gpu-02")]
+    claims = {"gpu-01": make_claim("uid-gpu-01")}
+    for claimed, used in ((claims, 1), ({}, 0)):
+        plan = plan_rollout(make_snapshot(nodes, [make_policy()], claims=claimed), NOW)
+        assert plan.verdicts["gpu-01"].reason is Reason.NODE_NOT_JUDGED
+        assert plan.pools["pool-b"].used == used
