@@ -195,15 +195,17 @@ async def live() -> dict[str, Any]:
     hands = Hands()
     day = Day(hands)
     task = asyncio.create_task(day.loop.run())
-    hours = []
+    diary = Path(os.environ["NVMLSIM_STATE"]).with_name("hours")
     for number in range(1, HOURS + 1):
         await day.hour(number)
         day.forget()
-        hours.append(held())
+        with diary.open("a") as page:  # kept here, the hours themselves would be what grows
+            page.write(json.dumps(held()) + "\n")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     hands.close()
     stats = day.loop.stats
+    hours = [json.loads(line) for line in diary.read_text().splitlines()]
     return {"hours": hours, "readings": stats.readings, "writes": stats.writes, "errors": day.errors}
 
 

@@ -27,6 +27,10 @@ EXTRA_WRITES = 2
 TELLING = ("/status", " events")
 MOST_TOLD = 8
 """As on rung 1: statuses and Events follow the pace of a run, and nothing is decided from them."""
+ASKING = "PATCH gpunodes"
+MOST_ASKED = 8
+"""On a busy machine a reading is soon too old to prove anything, and the agent is asked anew. Rung 1 counts these
+requests among the writes that act: in virtual time a reading is as old as the operator lets it become."""
 LIMIT = 80
 """No scenario has that many writes; a run that goes on for ever must end."""
 
@@ -67,11 +71,14 @@ def too_many(scenario: Scenario, reference: list[Outcome], outcome: Outcome) -> 
     """What a crash costs. With quick publishing, how many moments a status shows depends on the pace of a run."""
 
     def acting(one: Outcome) -> Counter[str]:
-        return Counter(write for write in one.applied if not write.endswith(TELLING))
+        return Counter(write for write in one.applied if not write.endswith((*TELLING, ASKING)))
 
     most = max(map(acting, reference), key=Counter.total)
     if (now := acting(outcome)).total() > most.total() + EXTRA_WRITES:
         yield f"{now.total()} writes that act, undisturbed {most.total()}; more: {dict(now - most)}"
+    asked = max(one.applied.count(ASKING) for one in reference)
+    if outcome.applied.count(ASKING) > asked + MOST_ASKED:
+        yield f"the agent was asked {outcome.applied.count(ASKING)} times, undisturbed {asked}"
     told = max(len(one.applied) for one in reference)
     if scenario.publish_period > 1 and len(outcome.applied) > told + MOST_TOLD:
         yield f"{len(outcome.applied)} writes, undisturbed {told}"
