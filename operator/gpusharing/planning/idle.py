@@ -58,8 +58,13 @@ def rise(case: NodeCase) -> Verdict | None:
 
 
 def next_poll(case: NodeCase) -> datetime:
-    """The next look at the pods; not past the deadline, which ends a drain."""
-    soon = case.now + timedelta(seconds=case.settings.poll)
+    """The next look at the pods; not past the deadline, which ends a drain.
+
+    From the last one on: a pass that something else brought about does not put it off.
+    """
+    poll = timedelta(seconds=case.settings.poll)
+    soon = (case.work.listed_at if case.work is not None else case.now) + poll
+    soon = soon if soon > case.now else case.now + poll
     return min(soon, case.fence.deadline) if case.now < case.fence.deadline else soon
 
 
