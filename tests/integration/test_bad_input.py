@@ -1,5 +1,6 @@
 """Bad input gets a clear answer and changes nothing: each case of issue 3 against a real API server."""
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -192,6 +193,128 @@ def test_on_the_dra_stack_we_keep_our_hands_off(product: Product) -> None:
         pool.create(clusters, {**kind, "metadata": {"name": pool.name}, "spec": {}})
         pool.apply(SLICED)
         assert "GPUCluster" in pool.wait_condition("Accepted", "False", "UnsupportedStack")
+        assert product.writes("nodes", pool.nodes[0]) == []
+
+
+# --- agents that do not run --------------------------------------------------------------------------
+
+SETS = f"/apis/apps/v1/namespaces/{stage.AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
+RUNTIME_CLASS = "/apis/node.k8s.io/v1/runtimeclasses/nvidia"
+
+
+@contextmanager
+def restricted(product: Product) -> Iterator[None]:
+    """The agents' namespace enforces it; pods that run already stay."""
+    path, key = f"/api/v1/namespaces/{stage.AGENT_NAMESPACE}", "pod-security.kubernetes.io/enforce"
+    before = product.api.get(path)["metadata"]["labels"][key]
+    product.api.merge_patch(path, {"metadata": {"labels": {key: "restricted"}}})
+    try:
+        yield
+    finally:
+        product.api.merge_patch(path, {"metadata": {"labels": {key: before}}})
+
+
+@contextmanager
+def no_runtime_class(product: Product) -> Iterator[None]:
+    """Nobody brings the RuntimeClass of the agent's pods."""
+    product.api.delete(RUNTIME_CLASS)
+    try:
+        yield
+    finally:
+        stage.runtime_class(product.api)
+
+
+def retry_pods(product: Product) -> None:
+    """Let the DaemonSet controller, which waits longer after every refusal, try at once."""
+    product.api.merge_patch(SETS, {"metadata": {"annotations": {"tests/tried": uuid.uuid4().hex}}})
+
+
+KEPT_OUT = {
+    "PodSecurity forbids it": (
+        restricted,
+        (
+            'violates PodSecurity "restricted:latest"',
+            f"kubectl label --overwrite namespace {stage.AGENT_NAMESPACE} pod-security.kubernetes.io/enforce=",
+        ),
+    ),
+    "there is no RuntimeClass": (
+        no_runtime_class,
+        ('RuntimeClass "nvidia" not found', "agent.runtimeClassName"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KEPT_OUT)
+def test_an_agent_that_the_api_server_refuses_is_told_with_its_words(product: Product, case: str) -> None:
+    kept_out, words = KEPT_OUT[case]
+    with kept_out(product), product.pool(L40S) as pool:
+        pool.apply(SLICED)
+        pool.wait_phase("Blocked", "AgentRefused")
+        # Until the refusal of this pod is known, that of an earlier one may stand there.
+        pool.wait(
+            lambda: all(word in pool.transition()["message"] for word in words), f"{words}", pool.transition
+        )
+        wait_stalled(pool, words)
+        assert product.writes("nodes", pool.nodes[0]) == []
+    retry_pods(product)
+    with product.pool(L40S) as pool:
+        pool.apply(SLICED)
+        pool.wait_synced()
+
+
+def wait_stalled(pool: Pool, words: tuple[str, ...]) -> None:
+    """Until the policy says it as well: before that it may have said less."""
+    pool.wait_condition("Stalled", "True", "Blocked")
+    pool.wait(lambda: all(word in pool.condition("Stalled").get("message", "") for word in words), f"{words}")
+
+
+NOT_STARTED = {
+    "no registry has its image": (
+        {
+            "reason": "ImagePullBackOff",
+            "message": 'Back-off pulling image "gpu-sharing-operator:0.1.0": ErrImagePull: rpc error: code = NotFound '
+            'desc = failed to pull and unpack image "gpu-sharing-operator:0.1.0": not found',
+        },
+        {},
+        ("cannot be pulled", "not found", "image.repository"),
+    ),
+    "its image is for another architecture": (
+        {"reason": "CrashLoopBackOff", "message": "back-off 40s restarting failed container"},
+        {
+            "terminated": {
+                "reason": "Error",
+                "exitCode": 255,
+                "message": "exec /opt/gpusharing/bin/gpusharing-agent: exec format error",
+            }
+        },
+        ("is not for the architecture of this node (amd64)", "agent.nodeSelector"),
+    ),
+}
+"""As a kubelet writes them; tests/e2e/test_bad_input.py has them from a real one."""
+
+
+@pytest.mark.parametrize("case", NOT_STARTED)
+def test_an_agent_that_does_not_start_is_told_by_its_cause(product: Product, case: str) -> None:
+    waiting, last, words = NOT_STARTED[case]
+    with product.pool(L40S) as pool:
+        path = agent_pod(pool)
+        pool.wait(lambda: product.api.get(path)["status"]["phase"] == "Running", "it to run")
+        status = {
+            "name": "agent",
+            "image": "gpu-sharing-operator:0.1.0",
+            "imageID": "",
+            "ready": False,
+            "started": False,
+            "restartCount": 0,
+            "state": {"waiting": waiting},
+            "lastState": last,
+        }
+        unready = {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [status]}
+        product.api.merge_patch(f"{path}/status", {"status": unready})
+        pool.apply(SLICED)
+        message = pool.wait_phase("Blocked", "AgentNotStarted")
+        assert all(word in message for word in words), message
+        wait_stalled(pool, words)
         assert product.writes("nodes", pool.nodes[0]) == []
 
 

@@ -252,10 +252,10 @@ async def test_a_pod_that_is_being_deleted_is_not_ready_any_more() -> None:
     cluster.add(PODS, operand("agent", "gpusharing", {"app.kubernetes.io/name": "gpusharing-agent"}))
     async with following(cluster) as followed:
         place = followed.sources.agents.items["agent"]
-        assert (place.node, place.operand.ready) == ("gpu-07", True)
+        assert (place.node, place.ready) == ("gpu-07", True)
         cluster.delete(PODS, "agent", "gpusharing")
         await asyncio.sleep(0.1)
-        gone = followed.sources.agents.items["agent"].operand
+        gone = followed.sources.agents.items["agent"]
         assert (gone.ready, gone.deleting) == (False, True)
 
 

@@ -26,6 +26,7 @@ from gpusharing.kube.errors import (
 from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, Sources, by_node
 from gpusharing.kube.written import MIG_KEY, OurConfigMaps
 from gpusharing.planning import migfile
+from gpusharing.planning.agents import find_troubles
 from gpusharing.planning.callfailures import CLUSTER_POLICY, CallFailure
 from gpusharing.planning.holders import Scope, holds_gpu, scope_of
 from gpusharing.planning.looks import Look
@@ -125,7 +126,10 @@ class Gatherer:
             policies=self.sources.policies.views,
             policies_error=policies_error,
             stack=self._stack_view(now),
-            agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.operand.ready),
+            agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.ready),
+            agent_troubles=find_troubles(
+                sources.agents.items.values(), sources.agent_warnings.items.values(), sources.architecture
+            ),
             mig_managers=mig_managers,
             mig_failures=failures,
             mps_daemons=by_node(sources.operands.items.values(), MPS_DAEMON),

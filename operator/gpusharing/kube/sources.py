@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.kube.agentpods import AGENT, agent_pod, agent_warning
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DAEMON_SETS,
+    EVENTS,
     GPU_CLUSTERS,
     GPUNODES,
     JSON,
@@ -34,9 +36,10 @@ from gpusharing.planning.views import GPUNodeView, NodeView, Settings
 
 View = TypeVar("View")
 
-AGENT_SELECTOR = "app.kubernetes.io/name=gpusharing-agent"
+AGENT_SELECTOR = f"app.kubernetes.io/name={AGENT}"
 MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon"
 OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
+LABEL_ARCH = "kubernetes.io/arch"
 NOT_YET = "not listed yet"
 NODE_CONFIG_SUFFIX = "-mig-config"
 """mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config
@@ -88,24 +91,20 @@ class Sources:
         agent_namespace: str = "",
         maintenance_keys: frozenset[str] = frozenset(),
     ) -> None:
-        def changed(_: str) -> None:
-            wake()
-
-        def gpunode_changed(name: str) -> None:
-            if name not in self.gpunodes.items:
-                self._mirrors.pop(name, None)
-            wake()
-
         def follow(
             resource: Resource,
             project: Callable[[JSON], View],
             namespace: str | None = None,
             labels: str = "",
-            on_change: Callable[[str], None] = changed,
+            **more: Any,
         ) -> Reflector[View]:
-            return Reflector(
-                client, resource, project, namespace=namespace, label_selector=labels, on_change=on_change
-            )
+            more = {"on_change": lambda _: wake(), **more}
+            return Reflector(client, resource, project, namespace=namespace, label_selector=labels, **more)
+
+        def gpunode_changed(name: str) -> None:
+            if name not in self.gpunodes.items:
+                self._mirrors.pop(name, None)
+            wake()
 
         self._read_maps = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
         self._our_maps: set[str] = set()
@@ -118,7 +117,9 @@ class Sources:
         self._maintenance_keys = maintenance_keys
         self.nodes = follow(NODES, self._node)
         self.gpunodes = follow(GPUNODES, self._gpunode, on_change=gpunode_changed)
-        self.agents = follow(PODS, _pod_place, pods, AGENT_SELECTOR)
+        self.agents = follow(PODS, agent_pod, pods, AGENT_SELECTOR)
+        self.agent_warnings = follow(EVENTS, agent_warning, pods, field_selector="type=Warning")
+        """Nothing waits for them: they only explain."""
         self.operands = follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
         self.config_maps = follow(CONFIG_MAPS, self._config_map, namespace)
         self.cluster_policies = follow(CLUSTER_POLICIES, cluster_policy_view)
@@ -154,6 +155,11 @@ class Sources:
     def node_views(self) -> dict[str, NodeView]:
         """All Nodes as the planner sees them; a view whose inputs did not change is the same object."""
         return self._maintained.join_all(self.nodes.items)
+
+    def architecture(self, name: str) -> str:
+        """`amd64`, `arm64`; empty when the Node does not say."""
+        view = self.nodes.items.get(name)
+        return view.labels.get(LABEL_ARCH, "") if view is not None else ""
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
         """The view of a GPUNode; its mirror is kept aside, because nothing is decided from it."""
@@ -213,7 +219,7 @@ class Sources:
     async def run(self) -> None:
         """Follow everything until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for reflector in (*self.required.values(), *self.optional.values()):
+            for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
 
     def missing(self) -> dict[str, str]:

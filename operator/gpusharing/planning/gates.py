@@ -105,9 +105,9 @@ def operands(case: NodeCase) -> Gate | None:
 def _agent(case: NodeCase) -> Gate | None:
     if not case.agent_ready:
         return Gate(
-            Reason.AGENT_NOT_READY,
-            f"no Ready agent pod on {case.node.name}: nothing starts that could not be proven;"
-            " look at the DaemonSet gpusharing-agent",
+            *case.no_agent(
+                ": nothing starts that could not be proven; look at the DaemonSet gpusharing-agent"
+            )
         )
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or observed.quiet:

@@ -119,11 +119,7 @@ def _not_observed(case: NodeCase, assessment: Assessment) -> Verdict:
     if (gate := operands(case)) is not None:  # why nobody reads the GPUs of a node for virtual machines
         return _gated(case, gate)
     if not case.agent_ready:
-        return case.verdict(
-            Phase.BLOCKED,
-            Reason.AGENT_NOT_READY,
-            f"no Ready agent pod on {case.node.name}; look at the DaemonSet gpusharing-agent",
-        )
+        return case.verdict(Phase.BLOCKED, *case.no_agent("; look at the DaemonSet gpusharing-agent"))
     phase = Phase.PENDING if mismatch.reason in _WAITING else Phase.BLOCKED
     return case.verdict(phase, mismatch.reason, mismatch.message)
 
@@ -153,8 +149,7 @@ def _as_wanted(case: NodeCase, target: Target) -> Verdict:
             )
         return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
     if not case.agent_ready:
-        message = "the node looks as wanted, but no Ready agent pod is there to prove it"
-        return case.verdict(Phase.BLOCKED, Reason.AGENT_NOT_READY, message)
+        return case.verdict(Phase.BLOCKED, *case.no_agent(" to prove that it is as wanted, as it looks"))
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
     verdict = case.verdict(

@@ -19,22 +19,18 @@ class Reason(Worded):
     # fmt: off
     # --- Node: why a node is where it is
     FENCE_UNREADABLE = ("FenceUnreadable", "Node", _PERSON,
-        "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as "
-        "it is.",
+        "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as it is.",
         "Check the GPUs, then remove the annotation and uncordon the node.")
     ORPHAN_FENCE = ("OrphanFence", "Node", _PERSON,
         "The node was past the point of no return when its policy vanished; it stays cordoned because its "
         "layout is unproven.",
-        "Create a policy that selects the node, or check the GPUs, remove the fence annotation and "
-        "uncordon.")
+        "Create a policy that selects the node, or check the GPUs, remove the fence annotation and uncordon.")
     ACTUATOR_FAILED = ("ActuatorFailed", "Node", _PERSON,
         "mig-manager reported that it could not apply the configuration; the node stays cordoned.",
-        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on "
-        "the Node.")
+        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
     ACTUATOR_STUCK = ("ActuatorStuck", "Node", _PERSON,
         "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
-        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on "
-        "the Node.")
+        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
     INTERNAL_ERROR = ("InternalError", "Node", _PERSON,
         "The API server refused a request of ours as malformed. It is not repeated blindly.",
         "Report it with the message; it is a fault of this operator or of an admission webhook.")
@@ -63,6 +59,14 @@ class Reason(Worded):
     AGENT_NOT_READY = ("AgentNotReady", "Node", _PERSON,
         "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
         "Check the pod of the gpu-sharing-operator agent on the node.")
+    AGENT_REFUSED = ("AgentRefused", "Node", _PERSON,
+        "The API server refuses the pods of the agent's DaemonSet: PodSecurity, no RuntimeClass, a quota or a webhook. "
+        "Its words are in the message. No change starts.",
+        "Run the command in the message, or correct what it says.")
+    AGENT_NOT_STARTED = ("AgentNotStarted", "Node", _PERSON,
+        "The agent's pod is on the node and does not start: its image cannot be pulled or is for another architecture, "
+        "the runtime refuses it, or it ends at once. No change starts.",
+        "Correct what the message names.")
     AGENT_ERROR = ("AgentError", "Node", _PERSON,
         "The agent runs but cannot read the GPUs; its words are in the message.",
         "Check the NVIDIA driver on the node.")
@@ -101,10 +105,8 @@ class Reason(Worded):
         "The node is not Ready; a change does not start on it and is not proven on it.",
         "Find out why with kubectl describe node.")
     UNCORDONED_EXTERNALLY = ("UncordonedExternally", "Node", _LATER,
-        "Somebody lifted our cordon before the point of no return, so the change was given up and the "
-        "node restored.",
-        "Nothing, if it was meant; the next try follows after a wait. gpusharing.dev/retry starts it at "
-        "once.")
+        "Somebody lifted our cordon before the point of no return, so the change was given up and the node restored.",
+        "Nothing, if it was meant; the next try follows after a wait. gpusharing.dev/retry starts it at once.")
     CORDON_RESTORED = ("CordonRestored", "Node", _SOON,
         "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
         "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
@@ -156,12 +158,10 @@ class Reason(Worded):
         "The card does not offer a wanted MIG profile; the message lists what it offers.",
         "Use a profile that the card offers.")
     LAYOUT_DOES_NOT_FIT = ("LayoutDoesNotFit", "Hardware", _PERSON,
-        "The card offers each profile, but they do not fit together; the message shows the nearest legal "
-        "layout.",
+        "The card offers each profile, but they do not fit together; the message shows the nearest legal layout.",
         "Use the layout in the message or another one that fits.")
     LAYOUT_INCOMPLETE = ("LayoutIncomplete", "Hardware", _PERSON,
-        "spec.mig.layouts does not name every GPU of the node; mig-manager would leave the others as they "
-        "are.",
+        "spec.mig.layouts does not name every GPU of the node; mig-manager would leave the others as they are.",
         "Name every GPU index, or use devices: all.")
     LAYOUT_TOO_MANY_GPUS = ("LayoutTooManyGPUs", "Hardware", _PERSON,
         "spec.mig.layouts names a GPU index that the node does not have.",
@@ -185,8 +185,7 @@ class Reason(Worded):
         "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
         "Nothing, unless a layout is refused that should fit: then update the driver.")
     MIG_MODE_PENDING = ("MigModePending", "Hardware", _PERSON,
-        "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of "
-        "ours.",
+        "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of ours.",
         "Reset the GPU or reboot the node.")
     COMPUTE_MODE = ("ComputeMode", "Hardware", _PERSON,
         "A GPU is not in compute mode Default: an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
@@ -218,8 +217,7 @@ class Reason(Worded):
 
     # --- Proof: what does not agree yet after a change, or any more
     OPERANDS_PAUSED = ("OperandsPaused", "Proof", _LATER,
-        "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = "
-        "paused-for-mig-change).",
+        "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = paused-for-mig-change).",
         "Usually cured by the restart of mig-manager that follows by itself.")
     MPS_NOT_RUNNING = ("MPSNotRunning", "Proof", _LATER,
         "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
@@ -245,8 +243,7 @@ class Reason(Worded):
         "The pod has no controller that would start it elsewhere.",
         "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
     GPU_DAEMON_SET = ("GPUDaemonSet", "Drain", _PERSON,
-        "A DaemonSet that is not part of the GPU Operator holds a GPU; an evicted pod would come straight "
-        "back.",
+        "A DaemonSet that is not part of the GPU Operator holds a GPU; an evicted pod would come straight back.",
         'Give the DaemonSet the node selector nvidia.com/gpu.deploy.client: "true", or keep it off the '
         "node.")
     STATIC_GPU_POD = ("StaticGPUPod", "Drain", _PERSON,
@@ -266,8 +263,7 @@ class Reason(Worded):
         "The pod tolerates the cordon and its controller starts it again on the very node, so evicting it never ends.",
         "Remove the toleration of node.kubernetes.io/unschedulable from its controller, or scale that down.")
     STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
-        "After the change no node would offer the resource name that the pod asks for, so it could not "
-        "start again.",
+        "After the change no node would offer the resource name that the pod asks for, so it could not start again.",
         "Change the pod's request, keep the name elsewhere, or set drain.strandedPods to Allow.")
     TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
         "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
@@ -276,8 +272,7 @@ class Reason(Worded):
         "The API server does not let us evict the pod.",
         "Grant the right that the message names, or remove the policy that refuses.")
     LIST_FAILED = ("ListFailed", "Drain", _PERSON,
-        "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided "
-        "without them.",
+        "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided without them.",
         "Check the message; the next pass tries again.")
     EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
         "The API server could not judge the eviction; its words are in the message. The drain goes on trying, and "
@@ -313,8 +308,7 @@ class Reason(Worded):
         "There are several ClusterPolicies, and the GPU Operator has not said which of them it ignores.",
         "Remove the one that is not meant; the message names them.")
     PLUGIN_CONFIG_NOT_OURS = ("PluginConfigNotOurs", "Accepted", _PERSON,
-        "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have "
-        "no effect.",
+        "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have no effect.",
         "Run the command in the message once.")
     CONFIG_MAP_TAKEN = ("ConfigMapTaken", "Accepted", _PERSON,
         "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",

@@ -53,6 +53,7 @@ OPERATOR: tuple[Right, ...] = (
     *_rights("create", "coordination.k8s.io", "leases", scope="own"),
     *_rights("get patch", "coordination.k8s.io", "leases", scope="own", name="{lease}"),
     *_rights("list watch", "", "pods", scope="agent"),
+    *_rights("list watch", "events.k8s.io", "events", scope="agent"),
     *_rights("list watch create", "", "configmaps", scope="gpu-operator"),
     *_rights("patch", "", "configmaps", scope="gpu-operator", name="{plugin_config_map}"),
     *_rights("patch", "", "configmaps", scope="gpu-operator", name="{mig_config_map}"),

@@ -228,6 +228,7 @@ class _Pass:
         circumstances = (
             case.work,
             case.agent_ready,
+            case.agent_trouble,
             case.operand,
             case.mig_failure,
             case.mps_daemon,
@@ -311,6 +312,7 @@ class _Pass:
             owner=known.owner,
             work=snapshot.work.get(name),
             agent_ready=name in snapshot.agents,
+            agent_trouble=None if name in snapshot.agents else snapshot.agent_troubles.of(name),
             operand=snapshot.mig_managers.get(name),
             mig_failure=snapshot.mig_failures.get(name, ""),
             mps_daemon=snapshot.mps_daemons.get(name),

@@ -6,6 +6,7 @@ from datetime import datetime
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.actions import Action
+from gpusharing.planning.agents import AgentTrouble
 from gpusharing.planning.assess import Assessment
 from gpusharing.planning.blockers import Blocker
 from gpusharing.planning.health import WELL, Diagnosis, diagnose
@@ -89,12 +90,20 @@ class NodeCase:
     """How the GPUs of the node are, as the agent reported last; None while it reported none."""
     mig_failure: str = ""
     """What mig-manager's log says about its failure; empty when nobody could read it."""
+    agent_trouble: AgentTrouble | None = None
+    """Why no agent is Ready; None where one is, or where nobody says why."""
 
     @property
     def fence(self) -> Fence:
         """The fence of a fenced node."""
         assert self.node.fence is not None, "asked only of fenced nodes"
         return self.node.fence
+
+    def no_agent(self, consequence: str) -> tuple[Reason, str]:
+        """Reason and message where no agent is Ready; `consequence` says what that is in the way of."""
+        if (trouble := self.agent_trouble) is not None:
+            return trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}"
+        return Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}"
 
     @property
     def ailment(self) -> Diagnosis | None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem
+from gpusharing.planning.agents import AgentTroubles
 from gpusharing.planning.callfailures import CallFailure
 from gpusharing.planning.cards import Profile
 from gpusharing.planning.doubts import Doubt
@@ -177,6 +178,8 @@ class ClusterSnapshot:
     mig_managers: Mapping[str, Operand]
     claims: Mapping[str, Claim]
     work: Mapping[str, NodeWork]
+    agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
+    """Why no agent is Ready on the others."""
     mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
     mig_failures: Mapping[str, str] = field(default_factory=dict)
     """Why mig-manager failed, from its log, where it did so in a change of ours."""

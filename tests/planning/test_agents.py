@@ -1,0 +1,197 @@
+"""Why no agent runs on a node, told from what Kubernetes says of its pods. The sentences are real ones."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from gpusharing.planning.agents import AgentPod, AgentTroubles, AgentWarning, find_troubles, steady
+from gpusharing.planning.reasons import Reason
+
+NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
+IMAGE = "registry.test/gpu-sharing-operator:0.1.0"
+POD = AgentPod(
+    "gpusharing-agent", "gpusharing-agent-x7k2p", "gpu-1", ready=False, deleting=False, image=IMAGE
+)
+ID = "4f1c" * 16
+SANDBOX = (
+    "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to get sandbox runtime: "
+    'no runtime for "nvidia" is configured'
+)
+SECURITY = (
+    'Error creating: pods "gpusharing-agent-{}" is forbidden: violates PodSecurity "restricted:latest": '
+    "host namespaces (hostPID=true), privileged"
+)
+NO_CLASS = (
+    'Error creating: pods "gpusharing-agent-{}" is forbidden: pod rejected: RuntimeClass "nvidia" not found'
+)
+FROM_LIBRARY = (
+    "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
+    f"unable to start container process {ID}: nvidia-container-cli: initialization error: load library failed: "
+    "libnvidia-ml.so.1: cannot open shared object file"
+)
+
+
+def told(pod: AgentPod, *warnings: AgentWarning, arch: str = "arm64") -> AgentTroubles:
+    return find_troubles([pod], warnings, lambda _: arch)
+
+
+def about_pod(message: str, pod: str = POD.name) -> AgentWarning:
+    return AgentWarning(POD.namespace, pod, message, NOW)
+
+
+NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
+    "the image is in no registry": (
+        replace(
+            POD,
+            waiting="ErrImagePull",
+            message=f'rpc error: code = NotFound desc = failed to pull and unpack image "{IMAGE}": not found',
+        ),
+        (f"image {IMAGE} cannot be pulled", "not found", "image.repository"),
+    ),
+    "the image is in no registry, between two tries": (
+        replace(
+            POD,
+            waiting="ImagePullBackOff",
+            message=f'Back-off pulling image "{IMAGE}": ErrImagePull: rpc error: code = NotFound desc = '
+            f'failed to pull and unpack image "{IMAGE}": not found',
+        ),
+        (f"image {IMAGE} cannot be pulled", "not found", "image.repository"),
+    ),
+    "the image is in no registry, as an older kubelet says it": (
+        replace(POD, waiting="ImagePullBackOff", message=f'Back-off pulling image "{IMAGE}"'),
+        (f"image {IMAGE} cannot be pulled; correct",),
+    ),
+    "the image has no manifest for the node's architecture": (
+        replace(
+            POD,
+            waiting="ErrImagePull",
+            message=f'rpc error: code = NotFound desc = failed to pull and unpack image "{IMAGE}": no match for '
+            "platform in manifest: not found",
+        ),
+        (f"image {IMAGE} is not for the architecture of this node (arm64)", "agent.nodeSelector"),
+    ),
+    "the program in the image is for another architecture": (
+        replace(
+            POD,
+            waiting="CrashLoopBackOff",
+            message="back-off 40s restarting failed container=agent pod=gpusharing-agent-x7k2p",
+            ended="Error, exit code 255",
+            last_words="exec /opt/gpusharing/bin/gpusharing-agent: exec format error",
+        ),
+        (f"image {IMAGE} is not for the architecture of this node (arm64)",),
+    ),
+    "NVIDIA's runtime finds no driver": (
+        replace(POD, waiting="RunContainerError", message=FROM_LIBRARY),
+        ("libnvidia-ml.so.1: cannot open", "describe pod gpusharing-agent-x7k2p"),
+    ),
+    "NVIDIA's runtime finds no driver, between two tries": (
+        replace(
+            POD,
+            waiting="CrashLoopBackOff",
+            message="back-off 10s",
+            ended="StartError, exit code 128",
+            last_words=FROM_LIBRARY,
+        ),
+        ("libnvidia-ml.so.1: cannot open", "describe pod gpusharing-agent-x7k2p"),
+    ),
+    "a Secret that the container names is not there": (
+        replace(POD, waiting="CreateContainerConfigError", message='secret "site" not found'),
+        ('CreateContainerConfigError: secret "site" not found', "describe pod"),
+    ),
+    "its program ends at once": (
+        replace(POD, waiting="CrashLoopBackOff", message="back-off 40s", ended="Error, exit code 2"),
+        ("ends at once (Error, exit code 2)", "logs gpusharing-agent-x7k2p --previous"),
+    ),
+    "its program ends at once, and runs just now": (
+        replace(POD, ended="Error, exit code 2"),
+        ("ends at once (Error, exit code 2)",),
+    ),
+    "the scheduler does not place it": (replace(POD, scheduled=False), ("the scheduler does not place it",)),
+}
+
+
+@pytest.mark.parametrize("case", NOT_STARTED)
+def test_a_pod_that_does_not_start_is_told_by_its_cause(case: str) -> None:
+    pod, words = NOT_STARTED[case]
+    trouble = told(pod).of("gpu-1")
+    assert trouble is not None
+    assert trouble.reason is Reason.AGENT_NOT_STARTED
+    assert all(word in trouble.message for word in words), trouble.message
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ("the image is in no registry", "the image is in no registry, between two tries"),
+        ("NVIDIA's runtime finds no driver", "NVIDIA's runtime finds no driver, between two tries"),
+        ("its program ends at once", "its program ends at once, and runs just now"),
+    ],
+)
+def test_the_words_stay_the_same_from_one_try_to_the_next(cases: tuple[str, str]) -> None:
+    first, second = (told(NOT_STARTED[case][0]).of("gpu-1") for case in cases)
+    assert first == second
+
+
+def test_of_a_container_that_is_only_being_created_the_warnings_tell() -> None:
+    creating = replace(POD, waiting="ContainerCreating")
+    assert told(creating).of("gpu-1") is None, "it may just be starting"
+    trouble = told(creating, about_pod(SANDBOX)).of("gpu-1")
+    assert trouble is not None
+    assert 'no runtime for "nvidia" is configured' in trouble.message
+    assert told(creating, about_pod(SANDBOX, "gpusharing-agent-other")).of("gpu-1") is None
+
+
+REFUSED = {
+    "PodSecurity forbids the agent": (
+        SECURITY,
+        (
+            'violates PodSecurity "restricted:latest"',
+            "kubectl label --overwrite namespace gpusharing-agent pod-security.kubernetes.io/enforce=privileged",
+        ),
+    ),
+    "there is no RuntimeClass": (NO_CLASS, ('RuntimeClass "nvidia" not found', "agent.runtimeClassName")),
+    "a quota is used up": (
+        'Error creating: pods "gpusharing-agent-{}" is forbidden: exceeded quota: site, requested: pods=1',
+        ("exceeded quota: site", "kubectl -n gpusharing-agent describe daemonset gpusharing-agent"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_daemonset_that_gets_no_pods_is_told_by_the_servers_words(case: str) -> None:
+    message, words = REFUSED[case]
+    troubles = find_troubles([], [about_pod(message.format("abcde"), "")], lambda _: "")
+    trouble = troubles.of("gpu-1")
+    assert trouble is not None
+    assert trouble.reason is Reason.AGENT_REFUSED
+    assert all(word in trouble.message for word in words), trouble.message
+    assert "abcde" not in trouble.message
+    again = f"(combined from similar events): {message.format('fghij')}"
+    assert find_troubles([], [about_pod(again, "")], lambda _: "").of("gpu-1") == trouble
+
+
+def test_only_nodes_without_a_pod_are_told_that_the_daemonset_gets_none() -> None:
+    refused = about_pod(SECURITY.format("abcde"), "")
+    starting = replace(POD, waiting="ContainerCreating", created=NOW - timedelta(days=1))
+    troubles = find_troubles([starting], [refused], lambda _: "")
+    assert troubles.of("gpu-1") is None
+    assert troubles.of("gpu-2") is not None
+
+
+def test_a_daemonset_that_has_made_a_pod_since_is_believed_to_get_them_again() -> None:
+    refused = about_pod(SECURITY.format("abcde"), "")
+    since = replace(POD, ready=True, created=NOW + timedelta(seconds=1))
+    assert find_troubles([since], [refused], lambda _: "").of("gpu-2") is None
+
+
+def test_a_pod_that_is_going_explains_nothing() -> None:
+    assert told(replace(POD, deleting=True, waiting="ErrImagePull")).of("gpu-1") is None
+
+
+def test_of_a_long_sentence_both_ends_are_kept() -> None:
+    cut = steady(f"first {'x' * 5000} last")
+    assert len(cut) == 303
+    assert cut.startswith("first")
+    assert cut.endswith("last")
+    assert steady(" two \n lines ") == "two lines"
