@@ -81,6 +81,19 @@ async def test_a_node_that_is_as_wanted_is_adopted_with_one_write_of_our_own_lab
 
 
 @virtually
+async def test_a_node_of_no_policy_shows_what_is_there() -> None:
+    async with scene(*nodes(1)) as stage:
+        await stage.e.until(lambda: stage.mirror("gpu-1").get("observed") == "1x full", "OBSERVED", 120)
+        assert stage.mirror("gpu-1")["reason"] == "Unowned"
+        assert stage.mirror("gpu-1")["wanted"] == ""
+        stage.apply(MIXED)
+        await stage.ready()
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        await stage.e.until(lambda: stage.mirror("gpu-1").get("reason") == "Unowned", "it to be let go", 120)
+        assert stage.mirror("gpu-1")["observed"] == "2x3g.40gb"
+
+
+@virtually
 async def test_a_policy_of_another_name_adopts_what_the_first_one_left_behind() -> None:
     async with scene(*nodes(2)) as stage:
         stage.apply(MIXED)

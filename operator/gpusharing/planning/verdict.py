@@ -16,6 +16,7 @@ from gpusharing.planning.reasons import Reason
 from gpusharing.planning.records import Fence
 from gpusharing.planning.stackviews import Operand, StackView
 from gpusharing.planning.target import Target
+from gpusharing.planning.verify import describe_observed
 from gpusharing.planning.views import GPUNodeView, NodeView, Settings
 
 _SEVERITY = tuple(DisruptionClass)
@@ -137,6 +138,9 @@ class NodeCase:
         stop = assessment.stop if assessment is not None and assessment.two_steps else None
         return stop or target
 
+    def _observed_text(self) -> str:
+        return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
+
     def verdict(
         self,
         phase: Phase,
@@ -158,7 +162,7 @@ class NodeCase:
             message=message,
             disruption=self.disruption,
             wanted=target.text if target else fence.to_layout if fence else "",
-            observed=assessment.observed_text if assessment else "",
+            observed=assessment.observed_text if assessment else self._observed_text(),
             deadline=fence.deadline if fence else None,
             attempt=fence.attempt if fence else 0,
             step=f"{fence.step}/{fence.steps}" if fence else "",
