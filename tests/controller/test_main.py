@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import pty
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +331,29 @@ async def test_what_time_it_is_the_api_server_says(server: FakeServer, environme
         assert lease["spec"]["renewTime"].startswith("2033-01-01T12:0")
         process.send_signal(signal.SIGTERM)
         await process.communicate()
+
+
+CONSOLE = (
+    "import structlog; from gpusharing.controller.main import configure_logs;"
+    " from gpusharing.controller.settings import Settings; configure_logs(Settings(log_format='console'));"
+    " structlog.get_logger().warning('told', node='gpu-1')"
+)
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["into a file", "on a terminal"])
+def test_text_for_people_has_colours_on_a_terminal_only(terminal: bool) -> None:
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    with closing_both(ours, theirs):
+        subprocess.run([sys.executable, "-c", CONSOLE], stderr=theirs, check=True)
+        line = os.read(ours, 65536)
+    assert b"told" in line
+    assert (b"\x1b[" in line) == terminal
+
+
+@contextmanager
+def closing_both(*files: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for file in files:
+            os.close(file)
