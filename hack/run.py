@@ -1,6 +1,8 @@
 """`make run`: the operator of this checkout against $KUBECONFIG, under the roles of the chart, not as admin."""
 
+import ctypes
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,11 +20,14 @@ from hack.stage import (
     own_environment,
 )
 
+PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
 FACTOR = float(os.environ.get("FACTOR", "10"))
 
 
 def main() -> int:
     """Install the chart with the operator scaled to 0, play SIMULATED node software, run the operator here."""
+    end_with_parent()
     try:
         kubeconfig = kubeconfig_path()
         directory = Path(tempfile.mkdtemp(prefix="gpusharing-run-"))
@@ -46,6 +51,12 @@ def main() -> int:
 
         run_operator()
     return 0
+
+
+def end_with_parent() -> None:
+    """On Linux: SIGTERM for us when make, or whoever started us, is killed. Elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def say(text: str) -> None:

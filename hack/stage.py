@@ -148,6 +148,8 @@ class Process:
     log: Path
     around: tuple[str, ...] = ()
     """The command that runs it: fewer rights, a namespace of its own."""
+    tied: bool = False
+    """Its standard input ends with us, however we end; it has to take that for its own end."""
     _running: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> "Process":
@@ -158,7 +160,7 @@ class Process:
                 env={**own_environment(), "PYTHONPATH": PYTHONPATH, **DEBUG, **self.environment},
                 stdout=output,
                 stderr=output,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if self.tied else subprocess.DEVNULL,
                 start_new_session=True,
                 cwd=ROOT,
             )
@@ -189,16 +191,20 @@ class Process:
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
-        if self._running is None or self._running.poll() is not None:
+        if self._running is None:
             return
-        self._running.send_signal(number)
         try:
-            self._running.wait(timeout=STOP_SECONDS)
+            if self._running.poll() is None:
+                self._running.send_signal(number)
+                self._running.wait(timeout=STOP_SECONDS)
         except subprocess.TimeoutExpired:
             # SIGABRT makes Python write where it hangs, with PYTHONFAULTHANDLER set.
             self._running.send_signal(signal.SIGABRT)
             self._running.wait(timeout=STOP_SECONDS)
             raise
+        finally:
+            if self._running.stdin is not None:
+                self._running.stdin.close()
 
     def __enter__(self) -> "Process":
         return self.start()
@@ -225,9 +231,12 @@ def operator(
 
 
 def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: str) -> Process:
-    """SIMULATED mig-manager, device plugin, GFD and GPUs, with the shipped agent loop, for every node."""
-    options = ("--kubeconfig", str(kubeconfig), "--time-factor", str(factor), "--agents", *arguments)
-    return Process(("-m", "hack.sim", *options), {}, directory / "sim.log")
+    """SIMULATED mig-manager, device plugin, GFD and GPUs, with the shipped agent loop, for every node.
+
+    They end with us, also when we are killed.
+    """
+    options = ("--kubeconfig", str(kubeconfig), "--time-factor", str(factor), "--agents", "--with-parent")
+    return Process(("-m", "hack.sim", *options, *arguments), {}, directory / "sim.log", tied=True)
 
 
 def wait_ready(api: Api, policy: str, seconds: float = 60.0) -> None:

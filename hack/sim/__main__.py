@@ -38,6 +38,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--mig-manager", choices=("0.13.1", "0.15.0"), default="0.15.0")
     parser.add_argument("--plugin", choices=("0.19.3", "0.20.0"), default="0.20.0")
+    parser.add_argument(
+        "--with-parent",
+        action="store_true",
+        help="end when standard input ends: whoever started this is gone",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the jitter")
     return parser.parse_args()
 
@@ -54,12 +59,16 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
     )
 
 
-async def play(kubeconfig: Path | None, settings: SimSettings, account: str = "") -> None:
-    """Until SIGTERM or SIGINT. `account`: whose rights the agents have, as `namespace/name`."""
+async def play(
+    kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False
+) -> None:
+    """Until a signal, or the end of standard input. `account`: whose rights the agents have, as `namespace/name`."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
+    if with_parent:
+        end_with_input(loop, task)
     agents = ", and so are the shipped agents" if settings.agents else ""
     say(
         BANNER.format(
@@ -83,6 +92,16 @@ async def play(kubeconfig: Path | None, settings: SimSettings, account: str = ""
         await World(client, settings, log=say, agent_client=agents_as).run()
 
 
+def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+    """Cancel the task when standard input ends: who is killed cannot end its children, yet its pipes are closed."""
+
+    def ended() -> None:
+        loop.remove_reader(sys.stdin.fileno())
+        task.cancel()
+
+    loop.add_reader(sys.stdin.fileno(), ended)
+
+
 def say(line: str) -> None:
     """One line per change, at once."""
     print(line, flush=True)
@@ -92,7 +111,10 @@ def main() -> int:
     """Exit status 0 after a signal, 1 when the API server refuses."""
     options = arguments()
     try:
-        asyncio.run(play(options.kubeconfig, settings_of(options), options.agent_account))
+        settings = settings_of(options)
+        asyncio.run(
+            play(options.kubeconfig, settings, options.agent_account, with_parent=options.with_parent)
+        )
     except asyncio.CancelledError:
         say("stopped")
     except (KubeError, ExceptionGroup) as error:

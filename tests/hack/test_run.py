@@ -1,5 +1,6 @@
 """`make cluster` and `make run` as people use them: up in time, and the operator under the shipped rights."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -56,6 +57,60 @@ def test_the_operator_on_a_control_plane_is_no_admin(tmp_path: Path) -> None:
             request.resource for request in asked if request.is_write
         }
         assert [request for request in asked if request.status == 403] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG and /proc are Linux's")
+def test_killed_with_9_it_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither make, of which a shell plays the part, nor the process that it started can say farewell."""
+    build_or_skip(toolchain.control_plane_programs)
+    for name in ("kwok", "helm"):
+        build_or_skip(partial(toolchain.program, name))
+    with ControlPlane() as plane:
+        install.install_all(plane.api)
+        environment = stage.own_environment() | {"KUBECONFIG": str(plane.kubeconfig), "FACTOR": "60"}
+        for victim in ("make", "its program"):
+            log = tmp_path / f"{victim}.log"
+            with log.open("wb") as output:
+                make = subprocess.Popen(
+                    ["sh", "-c", '"$@"; exit $?', "make", sys.executable, "-m", "hack.run"],
+                    cwd=stage.ROOT,
+                    env=environment | {"PYTHONPATH": stage.PYTHONPATH},
+                    stderr=output,
+                    stdout=output,
+                )
+                try:
+                    wait_until(partial(plays, log), SECONDS, f"the invitation in {log}")
+                    wait_until(
+                        lambda: len(running(plane)) == 3, SECONDS, "make, the operator and the simulator"
+                    )
+                    killed = make.pid if victim == "make" else child_of(make.pid)
+                    os.kill(killed, signal.SIGKILL)
+                    wait_until(lambda: not running(plane), SECONDS, f"the others to end with {victim}")
+                finally:
+                    for pid in running(plane):
+                        os.kill(pid, signal.SIGKILL)
+                    make.wait(timeout=SECONDS)
+
+
+def plays(log: Path) -> bool:
+    return b"apply a policy in another shell" in log.read_bytes()
+
+
+def running(plane: ControlPlane) -> list[int]:
+    """Processes that were started with this control plane's kubeconfig, but for those that nobody has waited for."""
+    mine = f"KUBECONFIG={plane.kubeconfig}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mine in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:  # it has ended, or is not ours
+            continue
+    return sorted(found)
+
+
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def policy() -> dict[str, object]:
