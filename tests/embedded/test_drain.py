@@ -9,7 +9,7 @@ from tests.embedded.stage import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, RESOURCE_CLAIMS
+from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, POLICIES, RESOURCE_CLAIMS
 from gpusharing.kube.errors import Conflict
 from gpusharing.planning.records import Fence
 
@@ -241,6 +241,42 @@ async def test_pods_that_could_start_nowhere_afterwards_hold_the_change_until_th
         assert not stage.cordoned(name)
         stage.apply(MIXED, drain=STRANDED_OK)
         await stage.ready()
+
+
+@virtually
+async def test_pods_that_were_let_go_though_no_node_can_run_them_are_counted_as_pending() -> None:
+    async with scene(*nodes(2), workloads=[LLM]) as stage:
+        await busy(stage)
+        stage.apply(MIXED, drain=STRANDED_OK, rollout=at_once(2))
+        await stage.ready()
+        await stage.e.until(
+            lambda: summary(stage)["pendingPods"] == LLM.replicas, "the pods to be counted", 180
+        )
+
+
+@virtually
+async def test_used_follows_a_drain_within_seconds() -> None:
+    """The agent tells it twice a minute; the pods of a node in work are listed every few seconds."""
+    async with scene(*nodes(1), workloads=[Workload("llm", 1)]) as stage:
+        stuck = gpu_pod("stuck", "gpu-1", metadata={"finalizers": ["example.com/hold"]})
+        stuck["metadata"]["ownerReferences"] = [OWNER | {"kind": "ReplicaSet", "name": "stuck"}]
+        stage.e.cluster.add(PODS, stuck)
+        await busy(stage, 1)
+        await stage.e.until(lambda: summary(stage)["used"] == "2/2", "both to be counted", 120)
+        stage.apply(SLICED)
+        await stage.e.until(lambda: len(on_node(stage, "gpu-1")) == 1, "one of the two to leave", 300)
+        await stage.e.until(lambda: summary(stage)["used"] == "1/2", "USED to follow", 10)
+
+
+def on_node(stage: Scene, name: str) -> list[JSON]:
+    """Pods of workloads that are bound to a node."""
+    return stage.e.cluster.objects(PODS, namespace="default", field_selector=f"spec.nodeName={name}")
+
+
+def summary(stage: Scene) -> JSON:
+    """What the columns show of pool-b."""
+    found: JSON = stage.e.cluster.get(POLICIES, "pool-b")["status"]["summary"]
+    return found
 
 
 @virtually

@@ -10,6 +10,7 @@ from tests.build import NOW, make_gpunode, make_node, make_policy, make_snapshot
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicyStatus
 from gpusharing.planning.acceptance import Objection
+from gpusharing.planning.podviews import NodeWork
 from gpusharing.planning.pool import Pool
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import RolloutPlan
@@ -62,6 +63,7 @@ class Scene:
     targets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     reports: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     pending: Mapping[str, int] = field(default_factory=dict)
+    work: Mapping[str, NodeWork] = field(default_factory=dict)
 
     def status(self, previous: Mapping[str, Any] | None = None, now: datetime = NOW) -> dict[str, Any]:
         """The status, which the CRD's types accept."""
@@ -83,6 +85,7 @@ class Scene:
             gpunodes=[make_gpunode(name, **self.reports.get(name, {})) for name in names],
             stack=make_stack(POOL),
             pending=self.pending,
+            work=self.work,
         )
         status = policy_status(self.policy, plan, snapshot, previous or {}, now)
         GPUSharingPolicyStatus.model_validate(status)

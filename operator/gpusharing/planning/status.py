@@ -12,6 +12,7 @@ from typing import Any
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.counts import count_pending, count_used
 from gpusharing.planning.doubts import Doubt
 from gpusharing.planning.ownership import selects
 from gpusharing.planning.reasonkinds import Passes
@@ -250,7 +251,6 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(verdict.wanted for verdict in pool.verdicts if verdict.wanted)
-    names = {name for node in pool.nodes for name in served(node)}
     usable = sum(
         _is_done(verdict, node) and not node.unschedulable
         for verdict, node in zip(pool.verdicts, pool.nodes, strict=True)
@@ -261,8 +261,8 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
         "layout": _cut(", ".join(text for text, _ in layouts.most_common(2))),
         "nodes": f"{usable}/{len(pool.verdicts)}",
         "gpus": len(gpus),
-        "used": _used(pool, snapshot),
-        "pendingPods": sum(count for name, count in snapshot.pending.items() if name in names),
+        "used": count_used(pool.nodes, snapshot),
+        "pendingPods": count_pending(pool.nodes, spec, plan.targets, snapshot),
         "strategy": spec.mig.strategy if spec and spec.mode is Mode.MIG and spec.mig else "",
         "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
         "status": word,
@@ -278,19 +278,6 @@ def _mode(spec: GPUSharingPolicySpec) -> str:
 def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
     gpunode = snapshot.gpunodes.get(verdict.node)
     return gpunode.observed.gpus if gpunode and gpunode.observed else ()
-
-
-def _used(pool: Members, snapshot: ClusterSnapshot) -> str:
-    held = offered = 0
-    known = True
-    for node in pool.nodes:
-        now = served(node)
-        offered += sum(now.values())
-        gpunode = snapshot.gpunodes.get(node.name)
-        allocated = gpunode.observed.allocated if gpunode and gpunode.observed else None
-        known = known and (allocated is not None or not now)
-        held += sum(count for name, count in (allocated or {}).items() if name in now)
-    return f"{held}{'' if known else '+?'}/{offered}"
 
 
 def _word(pool: Members, plan: RolloutPlan) -> tuple[str, str]:
