@@ -68,6 +68,7 @@ _PATIENCE = {
         "It is at work",
         "It passes by itself, within seconds or minutes; look here when it does not.",
     ),
+    Passes.DONE: ("Nothing waits", "It tells how things are; nothing is under way and nothing is wrong."),
 }
 _SEEN = {
     "Accepted": "`kubectl get gsp`, condition Accepted",
@@ -78,7 +79,7 @@ _SEEN = {
 
 
 def troubleshooting() -> str:
-    """Every reason that is no end, by whom it waits for, in alphabetical order."""
+    """Every reason, by whom it waits for, in alphabetical order."""
     body: list[str] = []
     for passes, (title, text) in _PATIENCE.items():
         rows = [
@@ -86,7 +87,7 @@ def troubleshooting() -> str:
                 f"`{reason}`",
                 _SEEN.get(reason.group, "`kubectl get gpun`"),
                 reason.when,
-                reason.remedy or "Wait.",
+                reason.remedy or ("Nothing." if passes is Passes.DONE else "Wait."),
             )
             for reason in sorted(Reason)
             if reason.passes is passes

@@ -32,6 +32,18 @@ def test_a_word_is_found_and_a_foreign_one_refused() -> None:
         reason_of("pdb")
 
 
+# --- docs/reference/troubleshooting.md -------------------------------------------------------------
+
+TROUBLESHOOTING = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "troubleshooting.md"
+
+
+def test_the_page_on_troubleshooting_has_a_row_for_every_reason_and_each_says_what_to_do() -> None:
+    lines = [line for line in TROUBLESHOOTING.read_text().splitlines() if line.startswith("| `")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    assert sorted(row[0].strip("`") for row in rows) == sorted(reason.value for reason in Reason)
+    assert [row for row in rows if len(row) != 4 or not all(row)] == []
+
+
 # --- docs/reference/bad-input.md -------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parent.parent.parent

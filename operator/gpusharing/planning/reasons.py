@@ -140,7 +140,7 @@ class Reason(Worded):
         "The node's card is not in spec.products; the node is left alone.",
         "Add the product to spec.products if it belongs to the pool.")
     UNOWNED = ("Unowned", "Node", _DONE,
-        "No policy selects the node any more; it keeps its present layout.")
+        "No policy selects the node; it keeps its present layout.")
     SYNCED = ("Synced", "Node", _DONE,
         "Everything is as wanted, and proven. Also the reason for Ready=True on a policy.")
 
