@@ -290,7 +290,7 @@ NOT_STARTED = {
         ("is not for the architecture of this node (amd64)", "agent.nodeSelector"),
     ),
 }
-"""As a kubelet writes them; tests/e2e/test_bad_input.py has them from a real one."""
+"""SIMULATED: what a kubelet writes into the status of the pod."""
 
 
 @pytest.mark.parametrize("case", NOT_STARTED)
