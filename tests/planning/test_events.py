@@ -7,14 +7,15 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.build import make_policy
+from tests.build import DEFAULT_CLUSTER_POLICY, make_policy
 from tests.planning.machines import Machine
 from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, STUCK, SYNCED, verdict
 from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.blockers import Blocker
-from gpusharing.planning.events import MAX_NOTE, Event, node_events
+from gpusharing.planning.actions import SetPointers
+from gpusharing.planning.blockers import Blocker, explain_blockers
+from gpusharing.planning.events import MAX_NOTE, Event, node_events, pointers_event
 from gpusharing.planning.health import NO_TROUBLE, Diagnosis
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import plan_rollout
@@ -41,6 +42,12 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
         LISTED,
         [("Normal", "DrainStarted", "gpu-08: 2 GPU pods to evict before 2x3g.40gb")],
     ),
+    "a drain whose pods were counted before": (
+        verdict(Phase.PREFLIGHT, Reason.PROGRESSING, "gpu-08", pods=2),
+        LISTED,
+        [("Normal", "DrainStarted", "gpu-08: 2 GPU pods to evict before 2x3g.40gb")],
+    ),
+    "pods are counted, and no drain begins": (PENDING, replace(PENDING, pods=2), []),
     "a drain that goes on": (LISTED, replace(LISTED, pods=1, reason=Reason.PDB), []),
     "the point of no return": (
         LISTED,
@@ -63,6 +70,16 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
         FAILED,
         replace(CHANGING, reason=Reason.CORDON_RESTORED, message="somebody lifted the cordon"),
         [("Warning", "CordonRestored", "gpu-08: somebody lifted the cordon")],
+    ),
+    "a node in its second attempt that nobody can judge": (
+        CHANGING,
+        verdict(Phase.BLOCKED, Reason.NODE_NOT_JUDGED, "gpu-08", attempt=2),
+        [],
+    ),
+    "a node is as wanted before its change began": (
+        replace(PENDING, disruption=DisruptionClass.RESET),
+        DONE,
+        [],
     ),
     "the first attempt is no restart": (replace(CHANGING, attempt=0), CHANGING, []),
     "the change is proven": (VERIFYING, DONE, [("Normal", "LayoutVerified", "gpu-08: 2x3g.40gb proven")]),
@@ -126,6 +143,11 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
             )
         ],
     ),
+    "the first of two new blockers is told": (
+        LISTED,
+        replace(LISTED, blockers=(LONER, BUDGET)),
+        [("Warning", "PodEvictionBlocked", f"gpu-08: {explain_blockers((LONER, BUDGET))[0]}")],
+    ),
     "the new one of two blockers is told": (
         replace(LISTED, blockers=(BUDGET,)),
         replace(LISTED, blockers=(BUDGET, LONER)),
@@ -186,6 +208,25 @@ def test_every_note_fits_into_an_event(text: str, pods: list[str]) -> None:
     assert len(events) == 3
     assert MAX_NOTE <= 1024, "the API server's limit"
     assert all(event.note and len(event.note) <= MAX_NOTE for event in events)
+
+
+def test_a_note_is_cut_only_where_it_would_not_fit() -> None:
+    lead = "gpu-08: ActuatorFailed: "
+    fits = "x" * (MAX_NOTE - len(lead))
+    for text, note in ((fits, lead + fits), (fits + "x", lead + fits[:-3] + "...")):
+        (event,) = node_events(CHANGING, replace(FAILED, node="gpu-08", message=text))
+        assert event.note == note
+        assert len(note) == MAX_NOTE
+
+
+def test_what_we_set_on_the_cluster_policy_is_told_field_by_field_with_what_it_sets_off() -> None:
+    wanted = {"migManager.config.name": "ours-mig", "devicePlugin.config.name": "ours"}
+    assert pointers_event(SetPointers(DEFAULT_CLUSTER_POLICY, wanted)) == Event(
+        "Normal",
+        "PointersSet",
+        "set devicePlugin.config.name=ours, migManager.config.name=ours-mig; chart value gpuOperator.configure."
+        " The GPU Operator starts its operands anew on every GPU node",
+    )
 
 
 def test_a_whole_change_is_told_by_three_events_a_node() -> None:

@@ -16,14 +16,16 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import pair_of, pool_of
+from tests.planning.cases import make_case, pair_of, pool_of
+from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
+from gpusharing.planning.pool import Pool
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.records import Deferred, Verified
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.slots import find_resumed
+from gpusharing.planning.slots import find_resumed, plan_finalizers
 from gpusharing.planning.views import ClusterSnapshot, NodeView, PolicyView
 
 POLICY = make_policy(finalizer=True)
@@ -189,3 +191,61 @@ def test_a_node_that_waits_for_a_slot_has_its_agent_asked_all_the_same() -> None
     ]
     assert verdict.reason is Reason.FROZEN
     assert verdict.actions == (EnsureGPUNode("gpu-07", "uid-gpu-07", "op-0:resume", quiet=False),)
+
+
+# --- the finalizer ---------------------------------------------------------------------------------------------------
+
+BARE, LEAVING = make_policy(), make_policy(deleting=True, finalizer=True)
+MOVING = make_node(fence=make_fence("actuating"))
+FINALIZERS: dict[str, tuple[PolicyView, list[NodeView], Phase, bool, bool | None]] = {
+    "it has nothing in flight": (BARE, [], Phase.PENDING, False, None),
+    "a node of it is claimed": (BARE, [], Phase.PENDING, True, True),
+    "a node of it is claimed still": (POLICY, [], Phase.PENDING, True, None),
+    "its last node was given back": (POLICY, [], Phase.PENDING, False, False),
+    "it goes, and a node of it is on its way": (LEAVING, [MOVING], Phase.RECONFIGURING, True, None),
+    "it goes, and nothing of it is in flight": (LEAVING, [], Phase.PENDING, False, False),
+    "it goes, and its claim has no fence": (LEAVING, [], Phase.PENDING, True, False),
+    "it goes, and its node failed": (LEAVING, [MOVING], Phase.FAILED, True, False),
+    "it goes, and its node is left to somebody else": (
+        LEAVING, [make_node(fence=replace(make_fence(), stage="yielded"))], Phase.CORDONED, True, False,
+    ),
+    "it goes, and the node on its way is another policy's": (
+        LEAVING, [make_node(fence=make_fence("actuating", policy="pool-a"))], Phase.RECONFIGURING, False, False,
+    ),
+    "it goes without a finalizer, and a node of it is on its way": (
+        replace(LEAVING, finalizer=False), [MOVING], Phase.RECONFIGURING, True, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("policy", "nodes", "phase", "claimed", "set_to"), FINALIZERS.values(), ids=FINALIZERS
+)
+def test_a_policys_finalizer_is_set_while_one_of_its_nodes_is_in_flight(
+    policy: PolicyView, nodes: list[NodeView], phase: Phase, claimed: bool, set_to: bool | None
+) -> None:
+    """`set_to` None: it is as it should be, and nothing is written."""
+    claims = [make_claim()] if claimed else []
+    said = {node.name: verdict(phase, node=node.name) for node in nodes}
+    written = plan_finalizers({"pool-b": Pool(policy)}, claims, nodes, said)
+    assert written == ([] if set_to is None else [SetFinalizer("pool-b", set_to)])
+
+
+def test_finalizers_stay_while_nodes_wait_and_are_written_in_the_order_of_their_policies() -> None:
+    pools = {name: Pool(make_policy(name, finalizer=True)) for name in ("pool-c", "pool-a", "pool-b")}
+    assert plan_finalizers(pools, [], [], {}) == [
+        SetFinalizer(name, present=False) for name in ("pool-a", "pool-b", "pool-c")
+    ]
+    pools["pool-b"].candidates.append(make_case())
+    assert [written.policy for written in plan_finalizers(pools, [], [], {})] == ["pool-a", "pool-c"]
+    waiting = Pool(BARE, candidates=[make_case()])
+    assert plan_finalizers({"pool-b": waiting}, [], [], {}) == [], "none is put on before a node starts"
+
+
+@pytest.mark.parametrize(("seconds", "opens"), [(1.5, True), (1.6, False)])
+def test_a_claim_is_kept_for_a_wait_no_longer_than_two_clocks_may_differ(seconds: float, opens: bool) -> None:
+    claims, nodes = {"gpu-07": make_claim()}, {"gpu-07": make_node()}
+    waits = {"gpu-07": verdict(Phase.PENDING, Reason.DEFERRED, wake=at(seconds))}
+    assert find_resumed(claims, nodes, waits, NOW) == (claims if opens else {})
+    assert find_resumed(claims, {"gpu-07": MOVING}, waits, NOW) == {}, "its fence speaks for it"
+    assert find_resumed(claims, nodes, {}, NOW) == {}, "nobody judged it"
