@@ -1,0 +1,231 @@
+"""The verdict for one node, each turning of judge.py by itself; whole ways: test_rollout.py, test_scenarios.py."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import SETTINGS, at, make_fence, make_gpu, make_gpunode, make_policy, make_stack
+from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case
+from tests.planning.changes import FENCE, changing
+from tests.planning.told import PENDING, SYNCED
+
+from gpusharing.api.names import (
+    LABEL_GPU_PRESENT,
+    LABEL_GPU_PRODUCT,
+    LABEL_MIG_STATE,
+    LABEL_MODE,
+    LABEL_POLICY,
+    Phase,
+)
+from gpusharing.planning.acceptance import find_objection
+from gpusharing.planning.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.judge import is_static, is_told_apart, judge
+from gpusharing.planning.reasons import Reason
+from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.views import NodeView, PolicyView
+
+# --- what the memo and the clock of drift ask ---------------------------------------------------------------
+
+AT_REST = make_case(FULL).node
+ASKED = EnsureGPUNode("gpu-07", "uid-gpu-07", "1", quiet=False)
+SKIPPED = replace(SYNCED, phase=Phase.SKIPPED)
+STATIC: dict[str, tuple[Verdict, NodeView, bool]] = {
+    "it is proven": (SYNCED, AT_REST, True),
+    "it is skipped": (SKIPPED, AT_REST, True),
+    "it waits": (PENDING, AT_REST, False),
+    "it is in a change": (SYNCED, replace(AT_REST, fence=make_fence()), False),
+    "something is to be written": (SYNCED.then(ASKED), AT_REST, False),
+    "it is looked at again": (replace(SYNCED, wake=at(5)), AT_REST, False),
+    "it waits for a slot": (replace(SYNCED, candidate=True), AT_REST, False),
+}
+
+
+@pytest.mark.parametrize(("verdict", "node", "static"), STATIC.values(), ids=STATIC)
+def test_a_verdict_holds_whatever_the_time_and_the_agents_when(
+    verdict: Verdict, node: NodeView, static: bool
+) -> None:
+    assert is_static(verdict, node) is static
+
+
+DIVIDED = make_gpunode(gpus=(make_gpu(layout=(("3g.40gb", 2),)),))
+TOLD_APART: dict[str, tuple[NodeCase, bool]] = {
+    "it differs": (make_case(FULL, gpunode=DIVIDED), True),
+    "it is as wanted": (make_case(FULL), False),
+    "nobody owns it": (make_case(None), False),
+    "nobody has read it": (make_case(FULL, gpunode={"observed": None}), False),
+    "mig-manager is just mending it": (
+        make_case(FULL, gpunode=DIVIDED, labels={LABEL_MIG_STATE: "pending"}), False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "apart"), TOLD_APART.values(), ids=TOLD_APART)
+def test_somebody_has_seen_a_difference_when(case: NodeCase, apart: bool) -> None:
+    assert is_told_apart(case) is apart
+
+
+def judged(case: NodeCase, *policies: PolicyView) -> Verdict:
+    """What is decided about the node."""
+    verdict = judge(case, {policy.name: policy for policy in policies})
+    assert verdict is not None, "the node is our business"
+    return verdict
+
+
+# --- a node in a change -------------------------------------------------------------------------------------
+
+LEAVING = replace(FULL, deleting=True, force_release=True)
+RELEASED: dict[str, tuple[tuple[PolicyView, ...], bool]] = {
+    "its policy goes and is told to": ((LEAVING,), True),
+    "its policy goes": ((replace(LEAVING, force_release=False),), False),
+    "its policy stays and is told to": ((replace(LEAVING, deleting=False),), False),
+    "its policy is gone": ((), False),
+}
+
+
+@pytest.mark.parametrize("stage", ["fenced", "actuating"])
+@pytest.mark.parametrize(("policies", "released"), RELEASED.values(), ids=RELEASED)
+def test_a_node_is_let_go_with_its_cordon_when(
+    policies: tuple[PolicyView, ...], released: bool, stage: Any
+) -> None:
+    case = make_case(FULL, fence=make_fence(stage), node={"unschedulable": True})
+    verdict = judged(case, *policies)
+    kept = [action for action in verdict.actions if isinstance(action, Release) and not action.uncordon]
+    assert (verdict.reason is Reason.CORDON_KEPT, bool(kept)) == (released, released)
+
+
+HEIR = make_policy("heir", "Full")
+
+
+def failed(now: float = 2400, **fields: Any) -> NodeCase:
+    """gpu-07, whose proof never comes; another policy owns it meanwhile."""
+    return changing(**{"owner": "heir", "now": now, "node": {"resources": {}}, **fields})
+
+
+def heirs(verdict: Verdict) -> list[tuple[str, int]]:
+    """The policies that the node is handed over to."""
+    written = [action.fence for action in verdict.actions if isinstance(action, UpdateFence)]
+    return [(fence.policy, fence.generation) for fence in written]
+
+
+def test_a_failed_node_is_handed_to_the_policy_that_owns_it_now() -> None:
+    heir = replace(HEIR, generation=7)
+    verdict = judged(failed(), MIXED, heir)
+    assert verdict.phase is Phase.FAILED
+    assert heirs(verdict) == [("heir", 7)]
+    assert "Policy heir owns the node now and takes it over" in verdict.message
+
+
+def test_a_failed_node_stays_with_its_policy_where_no_other_owns_it() -> None:
+    assert heirs(judged(failed(owner="pool-b"), MIXED, HEIR)) == []
+    assert heirs(judged(failed(owner="gone"), MIXED, HEIR)) == []
+    assert heirs(judged(failed(owner=""), MIXED)) == []
+
+
+def test_a_node_of_another_making_is_handed_to_nobody() -> None:
+    other = failed(fence=replace(FENCE, node_uid="uid-before"))
+    assert judged(other, MIXED, HEIR).phase is Phase.FAILED
+    assert heirs(judged(other, MIXED, HEIR)) == []
+
+
+def test_a_change_that_goes_on_ends_before_the_node_moves() -> None:
+    verdict = judged(failed(now=2399), MIXED, HEIR)
+    assert verdict.phase is Phase.VERIFYING
+    assert heirs(verdict) == []
+
+
+# --- a node without a change --------------------------------------------------------------------------------
+
+BARE = {LABEL_GPU_PRESENT: None, LABEL_GPU_PRODUCT: None}
+
+
+def unowned(*, gpu: bool, marked: bool) -> Verdict | None:
+    """What is said of gpu-07, which no policy selects any more."""
+    labels = {**({} if gpu else BARE), LABEL_POLICY: "pool-b" if marked else None}
+    return judge(make_case(None, labels=labels, node={} if gpu else {"resources": {}}), {})
+
+
+@pytest.mark.parametrize("gpu", [True, False], ids=["with a GPU", "without one"])
+def test_the_mark_of_a_former_owner_goes(gpu: bool) -> None:
+    verdict = unowned(gpu=gpu, marked=True)
+    assert verdict is not None
+    assert [action.labels for action in verdict.actions if isinstance(action, LabelNode)] == [
+        {LABEL_POLICY: None}
+    ]
+
+
+def test_a_node_that_nobody_owns_is_left_alone_and_without_a_gpu_not_even_named() -> None:
+    verdict = unowned(gpu=True, marked=False)
+    assert verdict is not None
+    assert (verdict.reason, verdict.actions) == (Reason.UNOWNED, ())
+    assert unowned(gpu=False, marked=False) is None
+
+
+UNREAD: dict[str, tuple[dict[str, Any], Phase, Reason]] = {
+    "the agent has not reported": ({"gpunode": {"observed": None}}, Phase.PENDING, Reason.OBSERVATION_PENDING),
+    "there is no agent": (
+        {"gpunode": {"observed": None}, "agent_ready": False}, Phase.BLOCKED, Reason.AGENT_NOT_READY,
+    ),
+    "the agent finds nothing": ({"gpunode": make_gpunode(gpus=())}, Phase.BLOCKED, Reason.AGENT_ERROR),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "phase", "reason"), UNREAD.values(), ids=UNREAD)
+def test_a_node_that_nobody_reads_waits_or_is_blocked_and_says_why(
+    fields: dict[str, Any], phase: Phase, reason: Reason
+) -> None:
+    verdict = judged(make_case(MIXED, **fields), MIXED)
+    assert (verdict.phase, verdict.reason) == (phase, reason)
+
+
+def marks(case: NodeCase) -> list[Action]:
+    """The labels that are written to adopt the node."""
+    return [action for action in judged(case, FULL).actions if isinstance(action, LabelNode)]
+
+
+def test_a_node_as_wanted_is_adopted_until_it_is_marked_and_proven() -> None:
+    proven = make_case(FULL)
+    assert (judged(proven, FULL).reason, marks(proven)) == (Reason.SYNCED, [])
+    for label in (LABEL_MODE, LABEL_POLICY):
+        (written,) = marks(make_case(FULL, labels={label: None}))
+        assert isinstance(written, LabelNode)
+        assert written.labels.keys() == {label}
+    was = proven.node.verified
+    assert was is not None
+    proofs: list[dict[str, Any]] = [{"policy": "pool-a"}, {"mig_config": "x"}, {"plugin_config": "x"}]
+    for other in proofs:
+        (written,) = marks(make_case(FULL, node={"verified": replace(was, **other)}))
+        assert isinstance(written, LabelNode)
+        assert (written.labels, written.verified) != ({}, None)
+
+
+NOT_ADOPTED: dict[str, tuple[dict[str, Any], Reason]] = {
+    "no agent could prove it": ({"agent_ready": False}, Reason.AGENT_NOT_READY),
+    "it is not Ready": ({"node": {"verified": None, "ready": False}}, Reason.NODE_NOT_READY),
+}
+
+
+@pytest.mark.parametrize(("fields", "reason"), NOT_ADOPTED.values(), ids=NOT_ADOPTED)
+def test_a_node_as_wanted_is_not_adopted_and_says_why_where(fields: dict[str, Any], reason: Reason) -> None:
+    verdict = judged(make_case(FULL, **{"node": {"verified": None}, **fields}), FULL)
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, reason, ())
+
+
+def test_a_wait_that_ends_by_itself_wakes_the_loop_then_and_no_other_does() -> None:
+    paused = make_policy(mode="TimeSlicing", rollout={"paused": True})
+    assert judged(make_case(paused), paused).wake is None
+    fresh = make_case(SLICED, stack=make_stack(FULL, SLICED, written_at=at(-60)))
+    verdict = judged(fresh, SLICED)
+    assert (verdict.phase, verdict.reason, verdict.wake) == (Phase.PENDING, Reason.CONFIG_PROPAGATING, at(60))
+
+
+def test_a_policy_that_is_not_accepted_blocks_and_a_card_that_does_not_fit_is_skipped() -> None:
+    objection = find_objection(MIXED, make_stack(MIXED, cluster_policy=None), SETTINGS)
+    case = make_case(MIXED)
+    assert case.assessment is not None
+    refused = replace(case, assessment=replace(case.assessment, target=None, objection=objection))
+    assert judged(refused, MIXED).phase is Phase.BLOCKED
+    assert judged(make_case(MIXED, products=(T4,)), MIXED).phase is Phase.SKIPPED
+
+
+def test_a_candidate_says_from_what_to_what_it_is_to_be_changed() -> None:
+    assert judged(make_case(MIXED), MIXED).message == "to be changed from 1x full to 2x3g.40gb"
