@@ -1,7 +1,7 @@
 """May a change of this node begin? Each gate, their order, and when they open."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,19 +11,22 @@ from tests.build import (
     at,
     make_cluster_policy,
     make_gpu,
+    make_gpunode,
     make_operand,
     make_policy,
     make_stack,
 )
-from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case, pair_of
+from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, make_case, pair_of
 
 from gpusharing.api import names
 from gpusharing.planning import migfile
 from gpusharing.planning.gates import GATES, find_gate
 from gpusharing.planning.health import Vitals
 from gpusharing.planning.migmanager import needs_restart
+from gpusharing.planning.pluginconfig import render
 from gpusharing.planning.reasons import Reason
 from gpusharing.planning.records import Deferred, Verified
+from gpusharing.planning.stackviews import PlainStackView
 from gpusharing.planning.verdict import NodeCase
 from gpusharing.planning.views import PolicyView
 
@@ -61,10 +64,30 @@ def drifted(**fields: Any) -> NodeCase:
     return make_case(MIXED, was=MIXED, labels=labels, node=node, **fields)
 
 
+def exclusive(policy: PolicyView, **fields: Any) -> NodeCase:
+    """A node whose whole GPU only one process may use."""
+    report = make_gpunode(gpus=(make_gpu(compute_mode="ExclusiveProcess"),))
+    return make_case(policy, gpunode=report, **fields)
+
+
+def stopping(written: datetime | None) -> NodeCase:
+    """A node on its way from MPS to MIG; the configuration of its stop at whole GPUs was written then, or never."""
+    case = make_case(MIXED, was=MPS)
+    assert case.assessment is not None
+    stop = case.assessment.stop
+    assert stop is not None
+    configs = {**case.stack.plugin_configs, stop.plugin_key: render(stop.plugin)}
+    times = {key: time for key, time in case.stack.written.items() if key != stop.plugin_key}
+    if written is not None:
+        times[stop.plugin_key] = written
+    return make_case(MIXED, was=MPS, stack=replace(case.stack, plugin_configs=configs, written=times))
+
+
 DEFERRED = Deferred(2, at(60), "DrainTimeout", 1, "")
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=False))
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
 WITHHELD = replace(make_gpu(), instances_withheld=True)
+WITHHELD_HALVES = replace(make_gpu(1, layout=(("3g.40gb", 2),)), instances_withheld=True)
 LOST = replace(make_gpu(), vitals=Vitals(access="Lost"))
 NAMED = replace(SETTINGS, unsafe_drivers=("570",))
 ACCEPTED = replace(SETTINGS, refuse_unsafe_drivers=False)
@@ -110,6 +133,16 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         Reason.FOREIGN_MAINTENANCE, None),
     "the agent may not list the MIG instances that are to be proven": (
         observing(make_case(MIXED), gpus=(WITHHELD,)), Reason.AGENT_LACKS_RIGHTS, None),
+    "the agent may not list the MIG instances that are to go": (
+        observing(make_case(FULL), gpus=(make_gpu(0), WITHHELD_HALVES)), Reason.AGENT_LACKS_RIGHTS, None),
+    "MPS left its compute mode behind, and time-slicing came after it": (
+        exclusive(FULL, was=SLICED), Reason.COMPUTE_MODE, None),
+    "MPS left its compute mode behind, and nobody knows what came after it": (
+        exclusive(SLICED, labels={names.LABEL_PLUGIN_CONFIG: "gone"}), Reason.COMPUTE_MODE, None),
+    "the configuration of the stop on the way was written a moment ago": (
+        stopping(at(-100)), Reason.CONFIG_PROPAGATING, at(20)),
+    "the configuration of the stop on the way is not written": (
+        stopping(None), Reason.CONFIG_PROPAGATING, None),
     "there is no mig-manager": (make_case(MIXED, operand=None), Reason.ACTUATOR_MISSING, None),
     "mig-manager is not ready": (
         make_case(MIXED, operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING, None),
@@ -160,6 +193,12 @@ def test_it_may_not_begin(case: NodeCase, reason: Reason, until: object) -> None
 
 OPEN: dict[str, NodeCase] = {
     "nothing is in the way": make_case(MIXED),
+    "MPS serves the GPU still": exclusive(SLICED, was=MPS),
+    "MPS is to take over the GPU that it left": exclusive(MPS),
+    "the configuration of the stop on the way had time, too": stopping(at(-120)),
+    "another configuration could not be written": make_case(
+        MIXED, stack=make_stack(MIXED, write_error="no right")
+    ),
     "a try of another policy was given up": make_case(
         MIXED, node={"deferred": replace(DEFERRED, policy_uid="uid-other")}
     ),
@@ -250,3 +289,16 @@ def test_grace_and_waits_count_from_what_was_recorded_not_from_now() -> None:
         gate = find_gate(drifted(drifting_since=NOW, now=NOW + timedelta(seconds=seconds)))
         assert gate is not None
         assert gate.until == at(60)
+
+
+def test_who_could_not_switch_mig_off_is_told_by_the_stack_that_is_there() -> None:
+    policy = make_cluster_policy(mig_manager_enabled=False)
+    plain = replace(policy, plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", True))
+    for found, words in (
+        (policy, "ClusterPolicy migManager.enabled is false"),
+        (plain, "there is no mig-manager"),
+    ):
+        gate = find_gate(make_case(SLICED, was=MIXED, stack=make_stack(SLICED, cluster_policy=found)))
+        assert gate is not None
+        assert gate.reason is Reason.ACTUATOR_MISSING
+        assert words in gate.message
