@@ -93,6 +93,13 @@ def test_a_node_is_let_go_with_its_cordon_when(
     assert (verdict.reason is Reason.CORDON_KEPT, bool(kept)) == (released, released)
 
 
+def test_a_node_that_was_yielded_stays_somebody_elses_until_that_is_done() -> None:
+    """Judged as one after the point of no return, it would be drained again under somebody's hands."""
+    fence = replace(make_fence(), stage="yielded")
+    verdict = judged(make_case(MIXED, fence=fence, node={"foreign": "kured", "unschedulable": True}), MIXED)
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, ())
+
+
 HEIR = make_policy("heir", "Full")
 
 

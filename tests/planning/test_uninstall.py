@@ -61,3 +61,27 @@ def test_nodes_without_our_configuration_are_not_mentioned() -> None:
 def test_the_command_names_the_clusterpolicy_that_is_there(names: list[str], told: str) -> None:
     farewell = judge_uninstall([], SETTINGS, names)
     assert f"kubectl patch clusterpolicy {told} --type merge" in farewell.text
+
+
+@pytest.mark.parametrize("count", [SHOWN - 1, SHOWN, SHOWN + 1])
+def test_no_rest_is_counted_where_every_node_is_shown(count: int) -> None:
+    fenced = [make_node(f"gpu-{number:03}", fence=make_fence()) for number in range(count)]
+    assert (" more" in judge_uninstall(fenced, SETTINGS).text) is (count > SHOWN)
+    label = {"nvidia.com/device-plugin.config": "pool-b-3f9c2a1"}
+    naming = [make_node(f"gpu-{number:03}", labels=label) for number in range(count)]
+    text = judge_uninstall(naming, SETTINGS).text
+    assert (" more" in text) is (count > SHOWN)
+    assert f"{count} node(s) name an entry" in text
+    assert ("and 1 more" in text) is (count == SHOWN + 1)
+
+
+def test_nodes_and_policies_are_named_in_their_order_whatever_the_order_of_the_cluster() -> None:
+    fenced = [make_node(f"gpu-{name}", fence=make_fence(policy=f"pool-{name}")) for name in ("c", "a", "b")]
+    text = judge_uninstall(fenced, SETTINGS).text
+    for words in ("  gpu-{}: policy", "kubectl patch gsp pool-{} "):
+        assert [text.index(words.format(name)) for name in "abc"] == sorted(
+            text.index(words.format(name)) for name in "abc"
+        )
+    label = {"nvidia.com/device-plugin.config": "pool-b-3f9c2a1"}
+    naming = [make_node(f"gpu-{name}", labels=label) for name in ("c", "a", "b")]
+    assert "(gpu-a, gpu-b, gpu-c)" in judge_uninstall(naming, SETTINGS).text
