@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 READS = frozenset({"get", "list", "watch"})
+POD = "authentication.kubernetes.io/pod-name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Request:
     """When the server received it."""
     user_agent: str
     path: str
+    pod: str = ""
+    """That the token was made for; empty for another login."""
 
     @property
     def is_write(self) -> bool:
@@ -63,13 +66,15 @@ def count_verbs(requests: Iterable[Request]) -> Counter[tuple[str, str, str]]:
 
 
 def _request(event: dict[str, object]) -> Request:
+    user = _mapping(event.get("user"))
+    pods = _mapping(user.get("extra")).get(POD)
     reference = _mapping(event.get("objectRef"))
     resource = str(reference.get("resource", ""))
     if sub := reference.get("subresource"):
         resource = f"{resource}/{sub}"
     code = _mapping(event.get("responseStatus")).get("code", 0)
     return Request(
-        user=str(_mapping(event.get("user")).get("username", "")),
+        user=str(user.get("username", "")),
         verb=str(event["verb"]),
         group=str(reference.get("apiGroup", "")),
         resource=resource,
@@ -79,6 +84,7 @@ def _request(event: dict[str, object]) -> Request:
         at=datetime.fromisoformat(str(event["requestReceivedTimestamp"])),
         user_agent=str(event.get("userAgent", "")),
         path=str(event.get("requestURI", "")),
+        pod=str(pods[0]) if isinstance(pods, list) and pods else "",
     )
 
 

@@ -112,9 +112,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until(
-    condition: Callable[[], bool], seconds: float, what: str, check: Callable[[], None] = lambda: None
+    condition: Callable[[], bool],
+    seconds: float,
+    what: str,
+    check: Callable[[], None] = lambda: None,
+    poll: float = POLL_SECONDS,
 ) -> None:
-    """Poll until `condition()`; `check()` runs between two looks and may raise.
+    """Poll until `condition()`; `check()` runs between two looks, `poll` seconds apart, and may raise.
 
     Raises:
         TimeoutError: it did not come true within `seconds`.
@@ -124,7 +128,7 @@ def wait_until(
         check()
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds:.0f} s in vain for {what}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(poll)
 
 
 def tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:

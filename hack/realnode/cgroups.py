@@ -9,7 +9,7 @@ from hack.cluster.process import pid_exists, wait_until
 
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "gso-"
-REMOVE_SECONDS = 20.0
+REMOVE_SECONDS = 120.0
 
 
 def hierarchies() -> list[Path]:

@@ -9,6 +9,7 @@ kubelet, the device plugins and containerd), and kernel settings that the kubele
 import os
 import signal
 import subprocess
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hack.cluster.process import Component, wait_until
 from hack.realnode import cgroups
 from hack.realnode.network import Bridge
 
-READY_SECONDS = 20.0
+READY_SECONDS = 120.0
 KERNEL_SETTINGS = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -27,6 +28,8 @@ KERNEL_SETTINGS = {
     "kernel/keys/root_maxbytes": "25000000",
 }
 """What a kubelet wants; it would write what differs, for the whole computer."""
+BOOT_ID = "kernel/random/boot_id"
+"""Another one after each start, by which a kubelet knows that its node has been started anew."""
 
 # $1 the folder of the node, the rest names of kernel settings. A folder that the computer lacks is made in an overlay.
 _INIT = """
@@ -81,13 +84,14 @@ class Machine:
         """
         for folder in _FOLDERS:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        for setting, value in KERNEL_SETTINGS.items():
+        stand_ins = {**KERNEL_SETTINGS, BOOT_ID: str(uuid.uuid4())}
+        for setting, value in stand_ins.items():
             (self.folder / "sys" / setting).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / "sys" / setting).write_text(f"{value}\n")
         entered = self.folder / "entered"
         entered.unlink(missing_ok=True)
         self.cgroup = cgroups.make(self.name)
-        settings = [setting for setting in KERNEL_SETTINGS if Path("/proc/sys", setting).exists()]
+        settings = [setting for setting in stand_ins if Path("/proc/sys", setting).exists()]
         unshare = (
             "unshare",
             "--mount",
@@ -127,7 +131,7 @@ class Machine:
             cgroups.remove(self.cgroup)
             self.cgroup = ""
 
-    def run(self, *command: str, seconds: float = 120.0) -> str:
+    def run(self, *command: str, seconds: float = 300.0) -> str:
         """Run a program in it to its end; what it printed.
 
         Raises:

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
 from hack.cluster import toolchain
+from hack.cluster.api import ApiError
 from hack.cluster.certs import SERVICE_ADDRESS
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.nodes import wait_nodes_ready
@@ -29,8 +31,8 @@ from hack.realnode.needs import cni_folder
 from hack.realnode.network import Bridge, service_route
 from hack.realnode.settings import CONTAINERD_SOCKET, RUNTIME_CLASS, NodeFiles
 
-CONTAINERD_SECONDS = 30.0
-NODE_SECONDS = 60.0
+CONTAINERD_SECONDS = 120.0
+NODE_SECONDS = 180.0
 
 
 def options(network: Bridge, nodes: Sequence[str], *, audit: bool = False) -> Options:
@@ -61,6 +63,7 @@ class KubeletNode:
         self.machine = Machine(name, self.folder, network, number)
         self.gpus = NodeGpus(self.folder / "gpus", name, models) if models else None
         self._programs: dict[str, Component] = {}
+        self._heartbeat = ""
 
     def __enter__(self) -> Self:
         """Start it and wait until it is Ready."""
@@ -84,6 +87,13 @@ class KubeletNode:
             ToolchainError, BuildError: a program cannot be built.
             ComponentError, NetworkError: it cannot run here; the text has the last log lines.
         """
+        self.boot()
+        self.load(images.pause_image())
+        self.start_kubelet()
+        self.wait_ready()
+
+    def boot(self) -> None:
+        """Start the machine with containerd; raises as `start` does."""
         self.machine.start()
         if self.gpus is not None:
             self.gpus.enter(self.machine)
@@ -92,9 +102,6 @@ class KubeletNode:
         for command in service_route(SERVICE_ADDRESS, server):
             self.machine.run(*command)
         self.start_containerd()
-        self.load(images.pause_image())
-        self.start_kubelet()
-        self.wait_ready()
 
     def stop(self) -> None:
         """Kill all that runs on it and remove its files. Harmless when stopped."""
@@ -104,14 +111,14 @@ class KubeletNode:
         self._programs.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def reboot(self) -> None:
-        """All processes end at once, /run is empty afterwards, the disk stays; return when the Node is Ready again."""
+    def power_off(self) -> None:
+        """End all processes at once; /run and what the GPUs were set to are lost, the disk stays. Then comes `boot`."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
+        self._programs.clear()
         if self.gpus is not None:
             self.gpus.simulator.reboot()
-        self.start()
 
     def load(self, image: Image) -> None:
         """Make an image known to containerd."""
@@ -141,7 +148,10 @@ class KubeletNode:
         self._await(self._containerd_answers, CONTAINERD_SECONDS, component)
 
     def start_kubelet(self) -> None:
-        """Does not wait."""
+        """Does not wait; `wait_ready` does."""
+        self._heartbeat = self._read_heartbeat()
+        # It counts whole seconds: the first one of the new kubelet must be another one.
+        wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the clock to go on")
         command = [
             str(toolchain.program("kubelet")),
             f"--config={self.files.kubelet_config}",
@@ -158,7 +168,12 @@ class KubeletNode:
         self._programs.pop(name).stop(kill=kill)
 
     def wait_ready(self) -> None:
-        """Until the Node is Ready."""
+        """Until the Node is Ready, as the kubelet says that was started last.
+
+        What an earlier one said stays on the Node; a kubelet writes its conditions as soon as it runs.
+        """
+        component = self._programs["kubelet"]
+        self._await(lambda: self._read_heartbeat() != self._heartbeat, NODE_SECONDS, component)
         wait_nodes_ready(self.plane.api, [self.name], NODE_SECONDS)
 
     def log(self, program: str) -> Path:
@@ -180,6 +195,17 @@ class KubeletNode:
         text = settings.kubelet(self.machine.address, self.files.ca, self.machine.cgroup)
         self.files.kubelet_config.write_text(text)
 
+    def _read_heartbeat(self) -> str:
+        """When a kubelet last wrote the Node's conditions; empty before the first time."""
+        try:
+            node = self.plane.api.get(f"/api/v1/nodes/{self.name}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return ""
+        conditions = node["status"].get("conditions", ())
+        return next((str(one["lastHeartbeatTime"]) for one in conditions if one["type"] == "Ready"), "")
+
     def _containerd_answers(self) -> bool:
         try:
             self.ctr("version")
@@ -192,6 +218,11 @@ class KubeletNode:
             wait_until(condition, seconds, f"{component.name} of {self.name}", component.check)
         except TimeoutError as error:
             raise ComponentError(f"{error}; its last lines:\n{tail(component.log)}") from None
+
+
+def _now() -> str:
+    """As the API server writes a time."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _sweep(root: Path) -> None:

@@ -12,11 +12,11 @@ from hack.realnode.node import KubeletNode
 from hack.realnode.operands import HOST_ROOT, LABELS
 
 LOOK_SECONDS = 0.5
-BUS_SECONDS = 10.0
+BUS_SECONDS = 60.0
 
 
 class NodeSoftware:
-    """Of one node; `stop` before the node ends."""
+    """Of one boot of a node; `stop` before it ends."""
 
     def __init__(self, node: KubeletNode) -> None:
         """Nothing runs yet."""
@@ -35,8 +35,7 @@ class NodeSoftware:
         command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile"]
         self._bus = self._node.machine.spawn("dbus-daemon", command)
         wait_until(self._inside(socket).exists, BUS_SECONDS, "the D-Bus of the node", self._bus.check)
-        if not self._feeder.is_alive():
-            self._feeder.start()
+        self._feeder.start()
 
     def stop(self) -> None:
         """End both."""

@@ -3,11 +3,11 @@
 import contextlib
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpusharing.api import names
 from hack import stage
-from hack.cluster import install
+from hack.cluster import install, toolchain
 from hack.cluster.api import Api
 from hack.cluster.controlplane import ControlPlane
 from hack.images import local
@@ -29,6 +29,8 @@ class Site:
     plane: ControlPlane
     nodes: dict[str, KubeletNode]
     image: local.Image
+    software: dict[str, NodeSoftware] = field(default_factory=dict)
+    """Of each node, as it runs now."""
 
     @property
     def api(self) -> Api:
@@ -39,11 +41,45 @@ class Site:
         """`helm upgrade --install --wait` with the chart of this checkout and our image; the notes."""
         repository, _, tag = self.image.reference.rpartition(":")
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
-        return stage.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "120s", *arguments)
+        return stage.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
+
+    def helm(self, *arguments: str) -> str:
+        """What helm printed, asked about the namespace of our release; its complaint is in the exception's text."""
+        done = subprocess.run(
+            [str(toolchain.program("helm")), *arguments, "--namespace", stage.NAMESPACE],
+            env=self.plane.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise AssertionError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
 
     def install_operands(self) -> None:
         """NVIDIA's pods, as the GPU Operator creates them; the ConfigMaps that they mount must have an entry."""
         install.apply_documents(self.api, operands.manifests())
+
+    def start_software(self, name: str) -> None:
+        """What runs beside the pods of this node."""
+        self.software[name] = NodeSoftware(self.nodes[name])
+        self.software[name].start()
+
+    def stop_software(self) -> None:
+        """On all nodes, before they end."""
+        for software in self.software.values():
+            software.stop()
+        self.software.clear()
+
+    def reboot(self, name: str) -> None:
+        """All processes of the node end at once; return when its new kubelet says that it is Ready."""
+        node = self.nodes[name]
+        self.software.pop(name).stop()
+        node.power_off()
+        node.boot()
+        self.start_software(name)
+        node.start_kubelet()
+        node.wait_ready()
 
     def kubectl(self, *arguments: str) -> str:
         """What kubectl printed; its complaint is in the exception's text."""
@@ -77,13 +113,13 @@ def running_site(machines: Sequence[str]) -> Iterator[Site]:
         network = stack.enter_context(bridge())
         plane = stack.enter_context(ControlPlane(options=options(network, machines, audit=True)))
         install.install_gpu_operator(plane.api)
-        nvidia, nodes = nvidia_image(), dict[str, KubeletNode]()
+        nvidia, site = nvidia_image(), Site(plane, {}, image)
         for number, name in enumerate(machines):
             node = KubeletNode(plane, network, name, number, labels=node_labels(), models=[MODEL] * 2)
-            nodes[name] = stack.enter_context(node)
+            site.nodes[name] = stack.enter_context(node)
             node.load_archive(image.archive)
             node.load(nvidia)
-            software = NodeSoftware(node)
-            stack.callback(software.stop)
-            software.start()
-        yield Site(plane, nodes, image)
+        stack.callback(site.stop_software)
+        for name in machines:
+            site.start_software(name)
+        yield site
