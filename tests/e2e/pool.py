@@ -1,0 +1,173 @@
+"""A pool of real nodes and a Deployment that holds its GPUs, for the tests that lead it from mode to mode."""
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from hack.cluster.api import Object
+from hack.cluster.audit import Request, read_requests
+from hack.cluster.process import wait_until
+from hack.nvidia.loop import OPERATOR
+from hack.realnode.images import PAUSE_IMAGE
+from hack.realnode.site import POOL, Site
+
+from hack import stage
+
+POLICY = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/real"
+PODS = "/api/v1/namespaces/default/pods"
+DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
+SECONDS = 420.0
+"""Patience with one change of two nodes; 45 to 103 s were seen on two busy cores."""
+POLL = 0.3
+"""Seconds between two looks: they cost the machine that they watch something."""
+SELECTOR = "app.kubernetes.io/name=gpusharing-operator"
+REPLICAS = 2
+PROPAGATION = "operator.configPropagation=10"
+"""The kubelets here look at mounted ConfigMaps every 5 s."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One mode, and what a node of two H100 then offers."""
+
+    text: str
+    spec: Object
+    offered: Mapping[str, int]
+    layout: str
+
+
+HALVES = {"strategy": "single", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}
+GPU = "nvidia.com/gpu"
+FULL = Stop("Full", {"mode": "Full"}, {GPU: 2}, "1x full")
+MIG = Stop("MIG", {"mode": "MIG", "mig": HALVES}, {GPU: 4}, "2x3g.40gb")
+
+
+def sliced(replicas: int) -> Stop:
+    """TimeSlicing: between two numbers of replicas pods must go, and no GPU is reset."""
+    spec = {"mode": "TimeSlicing", "timeSlicing": {"replicas": replicas}}
+    return Stop(f"TimeSlicing with {replicas} replicas", spec, {GPU: 2 * replicas}, f"{replicas}x shared")
+
+
+@dataclass
+class Walk:
+    """The pool, and what was seen of its pods on the way."""
+
+    site: Site
+    moved: set[tuple[str, str]] = field(default_factory=set)
+    """A node that was cordoned, and one on which a pod of the Deployment ran meanwhile."""
+
+    def bring(self, stop: Stop) -> None:
+        """Apply the mode and wait until it is Ready and all pods run."""
+        self.site.api.apply(POLICY, policy_of(stop))
+        self.wait(lambda: self._look() and self.is_ready(), f"{stop.text} to be Ready")
+        self.wait(lambda: len(self.running()) == REPLICAS, "the Deployment's pods to run")
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Until it comes true.
+
+        Raises:
+            TimeoutError: in vain; the text says where everything stands.
+        """
+        try:
+            wait_until(condition, SECONDS, what, poll=POLL)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.describe()}") from None
+
+    def running(self, app: str = "holder") -> dict[str, str]:
+        """Node by name of the Deployment's pods that run."""
+        pods = self.site.api.list(PODS, labelSelector=f"app={app}")
+        return {
+            pod["metadata"]["name"]: pod["spec"]["nodeName"]
+            for pod in pods
+            if pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
+        }
+
+    def evicted(self, since: int = 0) -> list[str]:
+        """The pods that the operator has evicted since then, one after the other."""
+        return [one.name for one in self.evictions(since) if one.status < 300]
+
+    def mark(self) -> int:
+        """Of this moment, for `evictions`."""
+        size = 0
+
+        def ends_with_a_line() -> bool:
+            nonlocal size
+            with self.site.plane.audit_log.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(size - 1)
+                return log.read(1) == b"\n"
+
+        self.wait(ends_with_a_line, "the API server to have written whole lines")
+        return size
+
+    def evictions(self, since: int = 0) -> list[Request]:
+        """All attempts since then."""
+        requests = read_requests(self.site.plane.audit_log, OPERATOR, start=since)
+        return [one for one in requests if one.is_write and one.resource == "pods/eviction"]
+
+    def computing(self, node: str) -> list[str]:
+        """Pods whose process NVML shows on a GPU of the node."""
+        gpus = self.site.nodes[node].gpus
+        assert gpus is not None
+        return sorted(one["name"].removeprefix("SIMULATED-") for one in gpus.simulator.show()["processes"])
+
+    def describe(self) -> str:
+        """Where everything stands."""
+        kinds = ("gsp", "gpun", "nodes", "pods")
+        tables = [self.site.kubectl("get", kind, "-A", "-o", "wide") for kind in kinds]
+        log = subprocess.run(
+            [
+                str(self.site.plane.kubectl_program),
+                "logs",
+                "-n",
+                stage.NAMESPACE,
+                "-l",
+                SELECTOR,
+                "--tail=30",
+            ],
+            env=self.site.plane.environment(),
+            capture_output=True,
+            text=True,
+            check=False,  # it may be just what does not run
+        )
+        return "\n".join((*tables, log.stdout, log.stderr))
+
+    def is_ready(self) -> bool:
+        """Whether the present generation of the policy is Ready."""
+        try:
+            stage.wait_ready(self.site.api, "real", 0.0)
+        except TimeoutError:
+            return False
+        return True
+
+    def _look(self) -> bool:
+        nodes = self.site.api.list("/api/v1/nodes")
+        cordoned = [node["metadata"]["name"] for node in nodes if node["spec"].get("unschedulable")]
+        self.moved |= {(away, there) for away in cordoned for there in self.running().values()}
+        return True
+
+
+def policy_of(stop: Stop) -> Object:
+    return {
+        "apiVersion": "gpusharing.dev/v1alpha1",
+        "kind": "GPUSharingPolicy",
+        "metadata": {"name": "real"},
+        "spec": {"nodeSelector": {"matchLabels": {"gpusharing.dev/pool": POOL}}, **stop.spec},
+    }
+
+
+def holding(resource: str) -> Object:
+    """The spec of a pod that holds one of this resource."""
+    container = {"name": "main", "image": PAUSE_IMAGE, "resources": {"limits": {resource: "1"}}}
+    return {"runtimeClassName": "nvidia", "terminationGracePeriodSeconds": 1, "containers": [container]}
+
+
+def deployment(name: str, replicas: int, pod: Object) -> Object:
+    """Of pods with the label `app`, which is its name."""
+    labels = {"app": name}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    return {
+        "metadata": {"name": name},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template},
+    }
