@@ -1,0 +1,209 @@
+"""What happens to a cluster in the middle of a change, on real kubelets: the change goes on, and nobody pays twice."""
+
+import json
+from collections.abc import Iterator
+from itertools import cycle, groupby
+from pathlib import Path
+
+import pytest
+from hack.cluster.api import ApiError
+from hack.cluster.audit import Request, read_requests
+from hack.nvidia.loop import OPERATOR
+from hack.realnode.site import Site
+from tests.e2e.conftest import NODES
+from tests.e2e.incident import LEASE, OPERATOR_PODS, Incident, incident, versions, watched_nodes
+from tests.e2e.pool import MIG, PROPAGATION, Walk, sliced
+
+from gpusharing.api.names import ANNOTATION_CLAIMS, ANNOTATION_FENCE
+from hack import stage
+
+pytestmark = pytest.mark.e2e
+CHANGES = cycle((sliced(4), sliced(3)))
+DEPLOYMENT = f"/apis/apps/v1/namespaces/{stage.NAMESPACE}/deployments/gpusharing-operator"
+NEXT = "next"
+PATIENCE = "--timeout=300s"
+FUTURE = {"ofANewerVersion": {"kept": True}}
+"""Records grow by optional keys: what a newer version would have written."""
+OF_EVERY_OPERATOR = ("leases", "selfsubjectaccessreviews")
+"""What one that waits writes, too."""
+
+
+@pytest.fixture(scope="module")
+def revision(walk: Walk) -> str:
+    """Of the release as it is before these tests."""
+    (release,) = json.loads(walk.site.helm("list", "--output", "json"))
+    return str(release["revision"])
+
+
+@pytest.fixture(scope="module")
+def sliced_pool(walk: Walk, revision: str) -> Walk:
+    """The pool in mode TimeSlicing."""
+    walk.bring(next(CHANGES))
+    return walk
+
+
+@pytest.fixture
+def one(sliced_pool: Walk) -> Iterator[Incident]:
+    """A change that has not begun."""
+    with incident(sliced_pool) as made:
+        yield made
+
+
+def upgrade(site: Site) -> str:
+    """`helm upgrade` to an image of another name; the name."""
+    name = f"{site.image.reference.rpartition(':')[0]}:{NEXT}"
+    for node in site.nodes.values():
+        node.ctr("images", "tag", "--force", site.image.reference, name)
+    site.helm_install("--set", PROPAGATION, "--set", f"image.tag={NEXT}")
+    return name
+
+
+def images(site: Site) -> set[str]:
+    """Of all containers of ours that run."""
+    spaces = (stage.NAMESPACE, stage.AGENT_NAMESPACE)
+    pods = [pod for space in spaces for pod in site.api.list(f"/api/v1/namespaces/{space}/pods")]
+    stay = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    return {one["image"] for pod in stay for one in pod["spec"]["containers"]}
+
+
+def boot_id(site: Site, node: str) -> str:
+    """As the kubelet tells it."""
+    return str(site.api.get(f"/api/v1/nodes/{node}")["status"]["nodeInfo"]["bootID"])
+
+
+def grow(site: Site, path: str, annotation: str, *way: str) -> None:
+    """Add a key to the record in this annotation, or deeper in it, as a newer version would have done."""
+    while True:
+        read = site.api.get(path)["metadata"]
+        record = json.loads(read["annotations"][annotation])
+        place = record
+        for key in way:
+            place = place[key]
+        place.update(FUTURE)
+        metadata = {
+            "annotations": {annotation: json.dumps(record)},
+            "resourceVersion": read["resourceVersion"],
+        }
+        try:
+            site.api.merge_patch(path, {"metadata": metadata})
+        except ApiError as error:
+            if error.status != 409:  # somebody else was faster
+                raise
+        else:
+            return
+
+
+def acts(site: Site, since: int) -> list[Request]:
+    """What operators have written, but for what one that waits writes too."""
+    requests = read_requests(site.plane.audit_log, OPERATOR, start=since)
+    return [one for one in requests if one.is_write and one.resource not in OF_EVERY_OPERATOR]
+
+
+def test_an_upgrade_in_the_middle_of_a_change_which_the_new_operator_finishes(one: Incident) -> None:
+    node = one.begin(next(CHANGES))
+    change, older = one.fence(node)["op"], one.leader()
+    name = upgrade(one.walk.site)
+    assert images(one.walk.site) == {name}
+    one.wait_led_by_another(older)
+    assert one.fence(node)["op"] == change
+    one.ends_well()
+
+
+def test_a_rollback_in_the_middle_of_a_change_keeps_what_only_the_newer_version_knows(
+    one: Incident, revision: str, tmp_path: Path
+) -> None:
+    site = one.walk.site
+    upgrade(site)
+    node = one.begin(next(CHANGES))
+    change = one.fence(node)["op"]
+    grow(site, f"/api/v1/nodes/{node}", ANNOTATION_FENCE)
+    grow(site, LEASE, ANNOTATION_CLAIMS, "claims", node)
+    with watched_nodes(one.walk, tmp_path / "nodes.json"):
+        newer = one.leader()
+        site.helm("rollback", "gpusharing", revision, "--wait", PATIENCE)
+        assert images(site) == {site.image.reference}
+        one.wait_led_by_another(newer)
+        claims = json.loads(site.api.get(LEASE)["metadata"]["annotations"][ANNOTATION_CLAIMS])
+        assert FUTURE.items() <= claims["claims"][node].items()
+        one.ends_well()
+    written = [
+        json.loads(version["metadata"]["annotations"].get(ANNOTATION_FENCE, "{}"))
+        for version in versions(tmp_path / "nodes.json")
+        if version["metadata"]["name"] == node
+    ]
+    of_this = [fence for fence in written if fence.get("op") == change]
+    assert {fence["stage"] for fence in of_this} == {"fenced", "actuating"}
+    assert all(FUTURE.items() <= fence.items() for fence in of_this)
+
+
+def test_the_operators_pod_is_killed_in_the_middle_of_a_change(one: Incident) -> None:
+    node = one.begin(next(CHANGES))
+    change, killed = one.fence(node)["op"], one.leader()
+    (pod,) = one.operator_pods()
+    at_once = {"gracePeriodSeconds": 0}
+    one.walk.site.api.delete(f"{OPERATOR_PODS}/{pod['metadata']['name']}", at_once)
+    one.wait_led_by_another(killed)
+    assert one.fence(node)["op"] == change
+    one.ends_well()
+
+
+def test_kubelet_and_containerd_are_restarted_in_the_middle_of_a_change(one: Incident) -> None:
+    one.begin(next(CHANGES))
+    for node in one.walk.site.nodes.values():
+        node.stop_program("containerd", kill=True)
+        node.stop_program("kubelet", kill=True)
+        node.start_containerd()
+        node.start_kubelet()
+        node.wait_ready()
+    one.ends_well()
+
+
+def test_the_node_in_the_change_is_rebooted_before_its_pods_have_left(one: Incident) -> None:
+    node = one.begin(next(CHANGES))
+    before = boot_id(one.walk.site, node)
+    one.walk.site.reboot(node)
+    assert boot_id(one.walk.site, node) != before
+    one.ends_well(restarted=(node,))
+
+
+def test_the_node_in_the_change_is_rebooted_after_the_point_of_no_return(one: Incident) -> None:
+    node = one.begin(MIG)
+    one.let_go()
+    one.walk.wait(lambda: one.fence(node).get("stage") != "fenced", "the point of no return")
+    one.walk.site.reboot(node)
+    one.ends_well(restarted=(node,))
+
+
+def test_the_node_with_the_operator_is_drained_by_hand_in_the_middle_of_a_change(one: Incident) -> None:
+    site = one.walk.site
+    (pod,) = one.operator_pods()
+    drained = pod["spec"]["nodeName"]
+    (other,) = set(NODES) - {drained}
+    one.begin(next(CHANGES))
+    one.let_go()
+    in_change = f"{other} to be in the change, or past it"
+    one.walk.wait(lambda: bool(one.fence(other)) or one.walk.is_ready(), in_change)
+    forget = one.bystanders.pop(f"bystander-{drained}")
+    site.kubectl("drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", "--force", PATIENCE)
+    left = {pod["metadata"]["name"], forget["metadata"]["name"]}
+    assert left.isdisjoint(one.pods_on(drained))
+    site.kubectl("uncordon", drained)
+    one.ends_well()
+
+
+def test_of_two_operators_by_mistake_one_acts_and_the_other_waits(one: Incident) -> None:
+    site = one.walk.site
+    site.api.merge_patch(DEPLOYMENT, {"spec": {"replicas": 2}})
+    try:
+        one.walk.wait(lambda: len(one.operator_pods("Running")) == 2, "two operators to run")
+        since = one.walk.mark()
+        one.begin(next(CHANGES))
+        one.ends_well()
+        in_order = sorted(acts(site, since), key=lambda request: request.at)
+        acted = [pod for pod, _ in groupby(request.pod for request in in_order)]
+        assert acted[-1] == one.leader().rpartition("-")[0]
+        assert len(set(acted)) == len(acted), "one acts after the other, if at all"
+        assert len(one.operator_pods("Running")) == 2
+    finally:
+        site.api.merge_patch(DEPLOYMENT, {"spec": {"replicas": 1}})
+        one.walk.wait(lambda: len(one.operator_pods()) == 1, "one operator to be left")
