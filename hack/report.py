@@ -1,7 +1,7 @@
 """A pytest plugin that says, at the end of a run, what ran on which rung of the test ladder and what it cost.
 
-In CI (variable CI set) a run fails when a test of rung 2 or 3 was skipped: there the control plane and NVIDIA's
-programs are required. What rung 3 has counted comes as a table, model by model (`hack.results`).
+In CI (variable CI set) a run fails when a test of rung 2, 3 or 4 was skipped: there the control plane, NVIDIA's
+programs and real nodes are required. What rung 3 has counted comes as a table, model by model (`hack.results`).
 """
 
 import inspect
@@ -28,7 +28,7 @@ MARKERS = {"gpu": 5, "e2e": 4, "nvidia": 3, "cluster": 2}
 ASKED_BY = {3: "make test-nvidia", 4: "make e2e", 5: "make test-gpu"}
 EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", "nvmlsim", "sim"})
 """Folders of tests that run our loops, the FakeCluster or the simulators in the test's process."""
-REQUIRED_IN_CI = (2, 3)
+REQUIRED_IN_CI = (2, 3, 4)
 SLOWEST = 10
 FEW_FILES = 15
 """Up to here the time is told by file."""

@@ -18,6 +18,7 @@ PROGRAMS = {
     "unshare": "util-linux",
     "nsenter": "util-linux",
     "setpriv": "util-linux",
+    "dbus-daemon": "dbus-daemon",
 }
 """What we run, and Debian's package that has it."""
 CNI_PACKAGE = "containernetworking-plugins"
@@ -64,7 +65,12 @@ def install_packages() -> None:
     if missing and shutil.which("apt-get") and os.geteuid() == 0:
         environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
-            subprocess.run(["apt-get", "--quiet", *command], env=environ, stdout=sys.stderr, check=True)
+            subprocess.run(
+                ["apt-get", "--quiet", "--option", "Acquire::Retries=3", *command],
+                env=environ,
+                stdout=sys.stderr,
+                check=True,
+            )
 
 
 def missing_packages() -> list[str]:

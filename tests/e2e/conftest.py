@@ -39,7 +39,7 @@ def real_nodes_possible() -> None:
 @pytest.fixture(scope="session")
 def site(real_nodes_possible: None) -> Iterator[Site]:
     """A control plane and two nodes with real kubelets; our chart is not installed."""
-    # Told to end (.ci/run sets a limit), the run ends in order: nothing of it is left on the machine.
+    # Told to end, the run ends in order: nothing of it is left on the machine.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with running_site(NODES) as running:
         yield running

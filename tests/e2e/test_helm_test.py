@@ -16,7 +16,16 @@ CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 def helm_test(site: Site) -> tuple[int, str]:
     """Exit status, and what helm and the pod said."""
     done = subprocess.run(
-        [str(toolchain.program("helm")), "test", "gpusharing", "-n", NAMESPACE, "--logs", "--timeout", "60s"],
+        [
+            str(toolchain.program("helm")),
+            "test",
+            "gpusharing",
+            "-n",
+            NAMESPACE,
+            "--logs",
+            "--timeout",
+            "300s",
+        ],
         env={**os.environ, "KUBECONFIG": str(site.plane.kubeconfig)},
         capture_output=True,
         text=True,

@@ -17,7 +17,7 @@ from tests.e2e.conftest import NODES
 
 pytestmark = pytest.mark.e2e
 PODS = "/api/v1/namespaces/default/pods"
-SECONDS = 60.0
+SECONDS = 240.0
 OWNER = """
 import sys
 from pathlib import Path

@@ -32,7 +32,7 @@ def uninstall(site: Site) -> tuple[int, str]:
             NAMESPACE,
             "--wait",
             "--timeout",
-            "60s",
+            "300s",
         ],
         env={**os.environ, "KUBECONFIG": str(site.plane.kubeconfig)},
         capture_output=True,

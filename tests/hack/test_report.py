@@ -30,6 +30,8 @@ def test_pure(record_property):
 async def test_embedded(): ...
 @pytest.mark.nvidia
 def test_with_nvidia(): pytest.skip("no root")
+@pytest.mark.e2e
+def test_on_real_nodes(): pytest.skip("no root")
 
 def ask(request, number):
     request.node.user_properties.append((PROPERTY, ("h100-80gb", Asked.LAYOUTS, number)))
@@ -43,7 +45,7 @@ def test_that_fails(request):
     ask(request, 1000)
     assert not 1
 """
-INI = "[pytest]\nasyncio_mode = auto\nmarkers =\n  cluster: rung 2\n  nvidia: rung 3\n  gpu: rung 5\n"
+INI = "[pytest]\nasyncio_mode = auto\nmarkers =\n  cluster: rung 2\n  nvidia: rung 3\n  e2e: rung 4\n  gpu: rung 5\n"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def said(checkout: Path) -> list[str]:
 
 
 def run(
-    checkout: Path, *arguments: str, marked: str = "not nvidia", ci: str = ""
+    checkout: Path, *arguments: str, marked: str = "not nvidia and not e2e", ci: str = ""
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-m", marked, "-p", "no:cacheprovider", *arguments]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
@@ -89,7 +91,7 @@ def test_each_rung_is_counted_and_a_skip_is_told_with_its_reason(said: list[str]
 
 
 def test_the_last_line_is_pytest_s_own(said: list[str]) -> None:
-    assert "2 passed, 1 skipped, 4 deselected in" in said[-1]
+    assert "2 passed, 1 skipped, 5 deselected in" in said[-1]
 
 
 def test_low_rungs_run_first(checkout: Path) -> None:
@@ -104,6 +106,13 @@ def test_in_ci_a_skipped_rung_2_fails_the_run(checkout: Path) -> None:
     assert in_ci.returncode == 1
     assert "rung 2 was skipped, which CI does not allow" in in_ci.stdout
     assert run(checkout, "-k", "pure", ci="true").returncode == 0
+
+
+def test_in_ci_a_skipped_rung_4_fails_the_run(checkout: Path) -> None:
+    in_ci = run(checkout, marked="e2e", ci="true")
+    assert in_ci.returncode == 1
+    assert "rung 4 was skipped, which CI does not allow" in in_ci.stdout
+    assert run(checkout, marked="e2e").returncode == 0
 
 
 def test_in_ci_a_skipped_rung_3_fails_the_run(checkout: Path) -> None:
