@@ -149,7 +149,12 @@ def test_the_operator_may_not_delete_a_pod_of_the_device_plugin(
 
 
 def test_a_label_alone_makes_no_pod_of_mig_manager(installed: Installed, operator: Api) -> None:
-    installed.admin.create(pods(OPERATOR_SPACE), bare("forged", app="nvidia-mig-manager"))
+    """Somebody controls it already: mig-manager's DaemonSet adopts a pod with its label that nobody controls."""
+    forged = bare("forged", app="nvidia-mig-manager")
+    node = installed.admin.get(f"{NODES}/{installed.node_a}")
+    owner = {"apiVersion": "v1", "kind": "Node", "name": installed.node_a, "uid": node["metadata"]["uid"]}
+    forged["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
+    installed.admin.create(pods(OPERATOR_SPACE), forged)
     message = denied(lambda: delete(operator, f"{pods(OPERATOR_SPACE)}/forged"))
     assert "may only delete pods of mig-manager" in message
 
