@@ -229,10 +229,10 @@ async def test_a_stopped_watch_waits_for_no_answer_of_the_server_and_leaves_no_c
         login = NamedLogin(server.url, ssl.create_default_context(cadata=identity.authority))
         async with watching(server, login) as running:
             await running.told("pool-a")
-            running.task.cancel()
-            await asyncio.sleep(0)  # it passes the word on to kopf's thread
-            await asyncio.sleep(0)
             kopf = next(thread for thread in threading.enumerate() if thread.name == "kopf")
+            running.task.cancel()
+            await asyncio.sleep(0)  # it passes the word on to kopf's thread, which may end at once
+            await asyncio.sleep(0)
             kopf.join(PATIENCE)  # this thread is the server, too: it answers nothing meanwhile
             assert not kopf.is_alive()
         gc.collect()
