@@ -81,6 +81,7 @@ SHARED: Mapping[str, Door] = {
     "the list of policies": Door("list", POLICIES),
     "the list of budgets": Door("list", PDBS),
     "Events": Door("create", EVENTS),
+    "the list of Warnings": Door("list", EVENTS),
     "the Lease": Door("get", LEASES, "gpusharing-operator"),
 }
 CODES: Mapping[str, int] = {

@@ -120,8 +120,8 @@ def test_a_node_that_cannot_be_cured_is_failed_once_its_time_is_up_and_names_the
     assert run.hits <= 100, "once a minute at most, a conflict three times"
 
 
-GOES_ON = {"the status of the policy", "Events"}
-"""What only tells people keeps nobody."""
+GOES_ON = {"the status of the policy", "Events", "the list of Warnings"}
+"""What only tells or explains keeps nobody."""
 OBJECTS = {
     "our ConfigMap": "gpusharing-mig-parted",
     "the creation of our ConfigMap": "gpusharing-mig-parted",
@@ -130,6 +130,7 @@ OBJECTS = {
     "the list of policies": "policies cannot be listed",
     "the list of budgets": "PodDisruptionBudgets cannot be listed",
     "Events": "events not posted",
+    "the list of Warnings": "the Warnings about the agent's pods cannot be read",
     "the Lease": "lease",
 }
 

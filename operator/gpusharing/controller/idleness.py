@@ -57,6 +57,7 @@ class Idleness:
         self._tell_lease(leads)
         self._tell_claims(leads)
         self._tell_sources(missing)
+        self._tell_warnings()
         return not leads or bool(missing)
 
     def _tell_lease(self, leads: bool) -> None:
@@ -90,3 +91,12 @@ class Idleness:
         elif not missing:
             self._refused.clear()
             self.complaints.ends("sources")
+
+    def _tell_warnings(self) -> None:
+        """They only explain, so nothing waits for them: without this line nobody would know that they are missing."""
+        error = self.sources.agent_warnings.error
+        if error is None:
+            self.complaints.ends("agent warnings")
+        else:  # of one kind, whatever the error: a server that asks us to wait answers in turns
+            event = "the Warnings about the agent's pods cannot be read"
+            self.complaints.begins("agent warnings", event, why=str(error) or repr(error))
