@@ -105,7 +105,7 @@ SAID: dict[str, tuple[StackView, str]] = {
     "who set it": (
         stack(replace(BARE, plugin_config_name="theirs", plugin_config_setter="helm")),
         "devicePlugin.config.name is theirs (set by helm), so gpusharing-device-plugin is not read; the operator"
-        " changes no value of somebody else"),
+        " never overwrites what somebody else has set"),
     "that somebody changed it back": (
         stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))),
         "is not set, so gpusharing-device-plugin is not read; the operator set it once"),
@@ -132,7 +132,7 @@ def test_the_condition_about_layouts_says_the_same() -> None:
     found = stack(make_cluster_policy(mig_config_name="theirs"), serves_our_mig_file=False)
     objection = find_objection(make_policy(), found, ASKED)
     assert objection is not None
-    assert "(now theirs); the operator changes no value of somebody else" in objection.message
+    assert "(now theirs); the operator never overwrites what somebody else has set" in objection.message
 
 
 def test_without_being_asked_the_command_stays_alone() -> None:

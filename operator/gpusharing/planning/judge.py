@@ -149,7 +149,9 @@ def _as_wanted(case: NodeCase, target: Target) -> Verdict:
             )
         return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
     if not case.agent_ready:
-        return case.verdict(Phase.BLOCKED, *case.no_agent(" to prove that it is as wanted, as it looks"))
+        return case.verdict(
+            Phase.BLOCKED, *case.no_agent(" to prove that the node is as wanted, though it looks so")
+        )
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
     verdict = case.verdict(

@@ -104,9 +104,9 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, asked: bool, err
     if not asked:
         return ""
     if pointer.field in policy.configured:
-        return f"; the operator set it once ({VALUE}), somebody changed it since, and that is left as it is"
+        return f"; the operator set it once ({VALUE}); somebody has changed it since, and it stays as it is"
     if not pointer.is_free:
-        return f"; the operator changes no value of somebody else ({VALUE})"
+        return f"; the operator never overwrites what somebody else has set ({VALUE})"
     if pointer.without_default:
         return (
             f"; the operator does not set it ({VALUE}) because devicePlugin.config.default is"
