@@ -47,7 +47,8 @@ def read_changes(text: str, version: str) -> list[dict[str, str]]:
     for kind, body in re.findall(
         r"^### (\w+)\n(.*?)(?=^### |\Z)", found[1] if found else "", re.MULTILINE | re.DOTALL
     ):
-        entries = re.split(r"^- ", body, flags=re.MULTILINE)[1:]
+        # An entry ends at an empty line: what follows may be the heading of the next group.
+        entries = [entry.split("\n\n")[0] for entry in re.split(r"^- ", body, flags=re.MULTILINE)[1:]]
         changes += [{"kind": kind.lower(), "description": " ".join(entry.split())} for entry in entries]
     return changes
 

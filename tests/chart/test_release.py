@@ -34,6 +34,9 @@ Introduction.
 ### Changed
 - **Breaking**: a `field`, "quoted",
   goes on: here
+
+A group of its own:
+
 - another
 ### Fixed
 - a fault
