@@ -30,7 +30,7 @@ from gpusharing.agent.library import (
     RemappedRows,
     unreachable,
 )
-from gpusharing.planning.cards import Card, Profile, find_card, profiles_of
+from gpusharing.planning.cards import Card, Profile, find_card
 from hack.sim.gpurights import ALL_RIGHTS, Container, gpu_as_seen, model_as_seen
 
 DRIVER_VERSION = "580.159.03"
@@ -76,7 +76,7 @@ class _GPU:
 
     @property
     def mig_capable(self) -> bool:
-        return bool(profiles_of(self.card))
+        return bool(self.card.profiles)
 
     @property
     def keeps_mode_over_reboot(self) -> bool:
@@ -212,7 +212,7 @@ class SimulatedGPUs:
             gpu = self._mig_gpu(index)
             if not gpu.mig:
                 raise NotSupported(f"GPU {index}: MIG mode is off")
-            offered = next((p for p in profiles_of(gpu.card) if p.name == profile), None)
+            offered = next((p for p in gpu.card.profiles if p.name == profile), None)
             if offered is None:
                 raise NotSupported(f"GPU {index}: {gpu.product} has no profile {profile}")
             _refuse_too_many(gpu, offered)
@@ -320,7 +320,7 @@ def _reset(gpu: _GPU) -> None:
 
 
 def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
-    of = {profile.name: profile for profile in profiles_of(gpu.card)}
+    of = {profile.name: profile for profile in gpu.card.profiles}
     present = [of[instance.profile] for instance in gpu.instances]
     if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:
         raise DoesNotFit(f"GPU {gpu.index}: at most {wanted.max_count} instances of {wanted.name}")
@@ -376,7 +376,7 @@ def _model(gpu: _GPU) -> Model:
         compute_capability="{}.{}".format(*card.compute_capability),
         mig_capable=gpu.mig_capable,
         mig_mode_change=needs_reset if gpu.mig_capable else "Unknown",
-        profiles=tuple(map(_profile, profiles_of(card))),
+        profiles=tuple(map(_profile, card.profiles)),
     )
 
 

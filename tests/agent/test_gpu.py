@@ -11,7 +11,7 @@ import pytest
 from gpusharing.agent.library import NotLoaded, Reading
 from gpusharing.agent.metrics import vitals
 from gpusharing.agent.nvml import NVML
-from gpusharing.planning.cards import find_card, profiles_of
+from gpusharing.planning.cards import find_card
 from gpusharing.planning.health import diagnose
 
 pytestmark = pytest.mark.gpu
@@ -67,7 +67,7 @@ def test_profiles_of_a_known_card_are_those_of_the_table(reading: Reading) -> No
     compared = 0
     for model in reading.models:
         card = find_card(model.product)
-        table = {profile.name: profile for profile in profiles_of(card)} if card else {}
+        table = {profile.name: profile for profile in card.profiles} if card else {}
         for profile in model.profiles:
             if profile.name in table and profile.starts:
                 known = table[profile.name]

@@ -9,7 +9,7 @@ from tests.agent.nvml_machine import Agent, in_process, needs_compiler, read
 
 from gpusharing.agent.library import NotLoaded
 from gpusharing.agent.nvml import NVML
-from gpusharing.planning.cards import find_card, profiles_of
+from gpusharing.planning.cards import find_card
 
 pytestmark = needs_compiler
 
@@ -42,10 +42,7 @@ def test_the_profiles_read_are_those_of_the_card_table(tmp_path: Path, model: st
     assert {
         (p["name"], p["id"], tuple(p["starts"]), p["size"], p["max_count"], p["slices"], p["memory_gb"])
         for p in observed["profiles"]
-    } == {
-        (p.name, p.profile_id, p.starts, p.size, p.max_count, p.slices, p.memory_gb)
-        for p in profiles_of(card)
-    }
+    } == {(p.name, p.profile_id, p.starts, p.size, p.max_count, p.slices, p.memory_gb) for p in card.profiles}
     assert observed["product"] == product
     assert observed["memory_mib"] == card.memory_mib
     assert observed["mig_mode_change"] == ("Reset" if card.mig_mode_needs_reset else "Live")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from tests.planning.placing import brute_force, every_multiset
 
-from gpusharing.planning.cards import CARDS, STATIC_FILTERED, STATIC_PLAIN, Card, Profile, find_card
+from gpusharing.planning.cards import CARDS, Card, Profile, find_card
 from gpusharing.planning.geometry import (
     DoesNotFit,
     Layout,
@@ -25,9 +25,7 @@ from gpusharing.planning.geometry import (
     judge,
     legal_layouts,
     maximal_layouts,
-    named_configuration,
     normalise,
-    static_layouts,
 )
 
 FACTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-facts.yaml").read_text())
@@ -231,24 +229,6 @@ def filtered() -> Iterator[tuple[str, list[str], Layout]]:
             yield name, entry["device_filter"], normalise(entry["mig_devices"])
 
 
-def _layout(text: str) -> Layout:
-    parts = (item.partition("x") for item in text.split())
-    return normalise({profile: int(count) for count, _, profile in parts})
-
-
-def test_the_static_file_is_the_one_of_the_facts() -> None:
-    ours_plain = [_layout(item) for item in STATIC_PLAIN.split()]
-    assert {named_configuration(layout[0][0]): layout for layout in ours_plain} == plain()
-    assert len(ours_plain) == len(plain())
-    assert NAMED["plain"].keys() - plain().keys() == {"all-disabled", "all-enabled"}
-    ours_filtered = {
-        (name, frozenset(f"0x{device}10DE" for device in devices.split()), _layout(text))
-        for name, devices, text in STATIC_FILTERED
-    }
-    assert ours_filtered == {(name, frozenset(devices), layout) for name, devices, layout in filtered()}
-    assert len(NAMED["plain"]) + len(NAMED["filtered"]) == 81
-
-
 def everything_named() -> list[tuple[str, Layout]]:
     return [*plain().items(), *((name, layout) for name, _, layout in filtered())]
 
@@ -273,13 +253,3 @@ def test_every_named_layout_is_legal_on_its_own_model() -> None:
         assert {device for card in owners for device in card.pci_device_ids} >= set(devices), name
         for card in owners:
             assert isinstance(judge(layout, card.profiles), Legal), (name, card.key)
-
-
-@pytest.mark.parametrize("card", [card for card in MIG_CARDS if card.pci_device_ids], ids=key)
-def test_a_device_gets_by_name_what_the_facts_file_would_give_it(card: Card) -> None:
-    truth = legal(model_of(card))
-    for device in card.pci_device_ids:
-        wanted: dict[str, Layout | None] = {"all-disabled": None, "all-enabled": ()}
-        wanted |= {name: layout for name, layout in plain().items() if layout in truth}
-        wanted |= {name: layout for name, devices, layout in filtered() if device in devices}
-        assert static_layouts(card, device) == wanted

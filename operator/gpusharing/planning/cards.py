@@ -278,57 +278,8 @@ def bare_product(product: str) -> str:
 
 
 _BY_PRODUCT = {bare_product(product): card for card in CARDS for product in card.products}
-_BY_PCI_ID = {device_id: card for card in CARDS for device_id in card.pci_device_ids}
 
 
 def find_card(product_name: str) -> Card | None:
     """The card with this product name, as NVML prints it or GFD labels it; None when not in the table."""
     return _BY_PRODUCT.get(bare_product(product_name))
-
-
-def find_card_by_pci_id(pci_device_id: str) -> Card | None:
-    """The card with this PCI device id in the form ``0x233010DE``; None when not in the table."""
-    return _BY_PCI_ID.get("0x" + pci_device_id.upper().removeprefix("0X"))
-
-
-def profiles_of(card: Card) -> tuple[Profile, ...]:
-    """The MIG profiles this table knows for the card; empty for a card without MIG."""
-    return card.profiles
-
-
-# The named layouts of the static file ("<count>x<profile>", blank-separated when several): mig-parted v0.15.0
-# config-default.yaml, the same in the GPU Operator v26.7.0 default-mig-parted-config. Besides these it has
-# all-disabled and all-enabled. Plain ones have no device-filter and are named all-<profile> with "+" as ".".
-STATIC_PLAIN: str = """
-    7x1g.5gb 1x1g.5gb+me 3x2g.10gb 2x3g.20gb 1x4g.20gb 1x7g.40gb 4x1g.24gb+gfx 1x1g.24gb+me.all 4x1g.24gb-me
-    2x2g.48gb 2x2g.48gb+gfx 1x2g.48gb+me.all 2x2g.48gb-me 1x4g.96gb 1x4g.96gb+gfx 1x1g.10gb+me 4x1g.20gb
-    3x2g.20gb 2x3g.40gb 1x4g.40gb 1x7g.80gb 4x1g.6gb 1x1g.6gb+me 2x2g.12gb 1x2g.12gb+me 1x4g.24gb 7x1g.12gb
-    1x1g.12gb+me 4x1g.24gb 3x2g.24gb 1x1g.24gb+me 4x1g.47gb 3x2g.47gb 2x3g.93gb 1x4g.93gb 1x7g.186gb 2x3g.47gb
-    1x4g.47gb 1x7g.94gb 2x3g.48gb 1x4g.48gb 1x7g.96gb 7x1g.18gb 1x1g.18gb+me 7x1g.23gb 1x1g.23gb+me 3x2g.35gb
-    2x3g.71gb 1x4g.71gb 1x7g.141gb 7x1g.34gb 1x1g.34gb+me 1x1g.35gb+me 4x1g.36gb 4x1g.45gb 4x1g.67gb 4x1g.70gb
-    3x2g.36gb 3x2g.45gb 3x2g.67gb 3x2g.70gb 2x3g.72gb 2x3g.90gb 2x3g.95gb 2x3g.135gb 2x3g.139gb 1x4g.72gb
-    1x4g.90gb 1x4g.95gb 1x4g.135gb 1x4g.139gb 1x7g.144gb 1x7g.180gb 1x7g.189gb 1x7g.269gb 1x7g.278gb
-"""
-
-_80GB = "2330 2331 2322 20B2 20B5 20F3 20F5 2324"
-_40GB = "20B0 20B1 20F1 20F6"
-# Filtered: (name, PCI device ids the entry matches, layout). A GPU that matches no entry is left untouched,
-# and mig-manager still ends in state "success" (mig-parted apply and assert).
-STATIC_FILTERED: tuple[tuple[str, str, str], ...] = (
-    ("all-1g.10gb", _80GB, "7x1g.10gb"),
-    ("all-1g.10gb", _40GB, "4x1g.10gb"),
-    ("all-1g.35gb", "2335", "4x1g.35gb"),  # not 233B: silently nothing on an H200 NVL
-    ("all-1g.35gb", "31C2", "7x1g.35gb"),
-    ("all-balanced", "2941", "2x1g.23gb 1x2g.47gb 1x3g.93gb"),
-    ("all-balanced", "31C2", "2x1g.35gb 1x2g.70gb 1x3g.139gb"),
-    ("all-balanced", "2BB5", "2x1g.24gb 1x2g.48gb"),
-    ("all-balanced", "2901", "2x1g.23gb 1x2g.45gb 1x3g.90gb"),
-    ("all-balanced", "3182", "2x1g.34gb 1x2g.67gb 1x3g.135gb"),
-    ("all-balanced", "2348", "2x1g.18gb 1x2g.36gb 1x3g.72gb"),
-    ("all-balanced", "2335 233B", "2x1g.18gb 1x2g.35gb 1x3g.71gb"),
-    ("all-balanced", "2321 233A", "2x1g.12gb 1x2g.24gb 1x3g.47gb"),
-    ("all-balanced", _80GB, "2x1g.10gb 1x2g.20gb 1x3g.40gb"),
-    ("all-balanced", _40GB, "2x1g.5gb 1x2g.10gb 1x3g.20gb"),
-    ("all-balanced", "20B7", "2x1g.6gb 1x2g.12gb"),
-    ("all-balanced", "2342 233D 20B6 2329", "2x1g.12gb 1x2g.24gb 1x3g.48gb"),
-)

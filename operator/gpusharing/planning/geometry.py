@@ -23,7 +23,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import TypeAlias
 
-from gpusharing.planning.cards import STATIC_FILTERED, STATIC_PLAIN, Card, Profile
+from gpusharing.planning.cards import Profile
 
 Layout: TypeAlias = tuple[tuple[str, int], ...]
 """The instances of one GPU as (profile, count), largest first, each count above 0; () is MIG on and empty.
@@ -182,28 +182,6 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     formula = _BALANCED.get(max(base, default=0), {})
     if formula and formula.keys() <= base.keys():
         layouts["all-balanced"] = normalise({base[g].name: count for g, count in formula.items()})
-    return dict(sorted(layouts.items()))
-
-
-def static_layouts(card: Card, pci_device_id: str | None = None) -> dict[str, Layout | None]:
-    """The named configurations of mig-manager's static file that do on this card what their name says.
-
-    A name that is missing does not apply here, although mig-parted would call it "applied successfully".
-    Without ``pci_device_id`` a filtered configuration counts only when it matches every device id of the
-    model.
-    """
-    if not card.profiles:
-        return {}
-    layouts: dict[str, Layout | None] = {"all-disabled": None, "all-enabled": ()}
-    entries = [(named_configuration(item.partition("x")[2]), "", item) for item in STATIC_PLAIN.split()]
-    devices = {pci_device_id} if pci_device_id else set(card.pci_device_ids)
-    for name, matches, text in (*entries, *STATIC_FILTERED):
-        if matches and not (devices and devices <= {f"0x{device}10DE" for device in matches.split()}):
-            continue
-        parts = (item.partition("x") for item in text.split())
-        layout = normalise({profile: int(count) for count, _, profile in parts})
-        if isinstance(judge(layout, card.profiles), Legal):
-            layouts[name] = layout
     return dict(sorted(layouts.items()))
 
 
