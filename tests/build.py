@@ -206,7 +206,6 @@ def make_gpu(
         mig_capable=bool(card.profiles),
         mig_enabled=layout is not None,
         mig_pending=mig_pending,
-        reset_for_mode=card.mig_mode_needs_reset,
         compute_mode=compute_mode,
         layout=layout,
         profiles=card.profiles,

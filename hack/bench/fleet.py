@@ -108,7 +108,6 @@ def _gpu(index: int) -> GpuView:
         mig_capable=bool(row.profiles),
         mig_enabled=False,
         mig_pending=False,
-        reset_for_mode=row.mig_mode_needs_reset,
         compute_mode="Default",
         layout=None,
         profiles=row.profiles,

@@ -167,7 +167,7 @@ def test_a_gpunode_shows_the_request_and_the_observation() -> None:
     assert view.observed.allocated == {"nvidia.com/gpu": 1}
     (gpu,) = view.observed.gpus
     assert (gpu.mig_enabled, gpu.mig_pending, gpu.layout) == (True, False, (("3g.40gb", 2),))
-    assert (gpu.processes, gpu.memory_mib, gpu.reset_for_mode) == (("",), 81559, False)
+    assert (gpu.processes, gpu.memory_mib) == (("",), 81559)
 
 
 def test_what_the_agent_may_not_see_is_unknown_and_not_empty() -> None:
@@ -215,10 +215,9 @@ def test_what_the_driver_lists_beats_the_table() -> None:
     assert [p.name for p in gpu.profiles] == ["1g.99gb"]
 
 
-def test_a_mode_change_needs_a_reset_where_nothing_is_known_about_the_card() -> None:
+def test_a_card_that_nobody_knows_offers_no_profiles() -> None:
     unknown = observed(observed_gpu(product="NVIDIA X1"), models=[])
     (gpu,) = convert.observed_view(unknown).gpus
-    assert gpu.reset_for_mode
     assert gpu.profiles == ()
 
 

@@ -191,7 +191,6 @@ class _Model:
     """What the GPUs of one card model share."""
 
     memory_mib: int | None
-    reset_for_mode: bool
     profiles: tuple[Profile, ...]
     doubt: Doubt | None
 
@@ -201,7 +200,7 @@ def _model(product: str, reported: ObservedModel | None) -> _Model:
     told = reported.memory_mib if reported else None
     memory = told or (card.memory_mib if card else None)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
-    return _Model(memory, _reset_for_mode(reported, card), _profiles(reported, card), doubt)
+    return _Model(memory, _profiles(reported, card), doubt)
 
 
 def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
@@ -213,7 +212,6 @@ def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
         mig_capable=gpu.mig_mode != "NotSupported",
         mig_enabled=gpu.mig_mode == "Enabled",
         mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
-        reset_for_mode=model.reset_for_mode,
         compute_mode=gpu.compute_mode,
         layout=_layout(gpu),
         profiles=model.profiles,
@@ -243,13 +241,6 @@ def _layout(gpu: ObservedGPU) -> Layout | None:
     if gpu.mig_mode != "Enabled":
         return None
     return normalise(Counter(instance.profile for instance in gpu.instances))
-
-
-def _reset_for_mode(model: ObservedModel | None, card: Card | None) -> bool:
-    """What the driver says, else the card's facts, else yes: the class Reset is the careful one."""
-    if model and model.mig_mode_change != "Unknown":
-        return model.mig_mode_change == "Reset"
-    return card.mig_mode_needs_reset if card else True
 
 
 def _listed(model: ObservedModel) -> tuple[Profile, ...]:

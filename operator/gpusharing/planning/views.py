@@ -62,8 +62,6 @@ class GpuView:
     mig_enabled: bool
     mig_pending: bool
     """MIG mode after the next reset differs from the mode in force."""
-    reset_for_mode: bool
-    """Switching MIG mode needs a GPU reset."""
     compute_mode: str
     layout: Layout | None
     """Instances that exist; None while MIG is off."""
