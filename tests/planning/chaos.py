@@ -13,6 +13,7 @@ from tests.planning.deeds import DEEDS, where
 from tests.planning.machines import Temper
 from tests.planning.podkinds import KINDS
 from tests.planning.recovery import MODES, clear_up, lenient, wanted
+from tests.planning.rules import is_settled
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
@@ -305,7 +306,7 @@ class Cluster(RuleBasedStateMachine):
             if forced:  # it keeps every cordon, for people to lift
                 clear_up(self.world)
                 plan = self.world.settle()
-            assert plan.settled
+            assert is_settled(plan)
             owned = {v.node: (v.phase, v.reason, v.message) for v in plan.verdicts.values() if v.policy}
             fine = [phase in (Phase.SYNCED, Phase.SKIPPED) for phase, _, _ in owned.values()]
             assert all(fine), owned
@@ -316,7 +317,7 @@ class Cluster(RuleBasedStateMachine):
                 self.world.snapshot(), nodes=dict(sorted(self.world.nodes.items(), reverse=True))
             )
             again = plan_rollout(reverse, self.world.now)
-            assert again.settled
+            assert is_settled(again)
             assert again.verdicts == plan.verdicts
         Cluster.happened.update(self.world.happened)
 

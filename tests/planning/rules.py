@@ -23,6 +23,7 @@ from gpusharing.planning.actions import (
 from gpusharing.planning.cards import bare_product
 from gpusharing.planning.ownership import Owners
 from gpusharing.planning.records import Claim, Fence
+from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.views import NodeView, PolicyView
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ def hold(condition: bool, invariant: str) -> None:
     """Raise Broken unless the condition holds."""
     if not condition:
         raise Broken(invariant)
+
+
+def is_settled(plan: RolloutPlan) -> bool:
+    """Nothing to write in this pass."""
+    return not plan.shared and not any(verdict.actions for verdict in plan.verdicts.values())
 
 
 def check(world: "World", action: Action) -> None:

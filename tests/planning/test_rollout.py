@@ -25,6 +25,7 @@ from tests.planning.cases import (
     wrote,
 )
 from tests.planning.machines import Machine
+from tests.planning.rules import is_settled
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
@@ -274,16 +275,9 @@ def test_a_settled_cluster_gives_an_empty_plan_with_any_memo_and_in_any_order() 
     reverse = replace(snapshot, nodes=dict(sorted(snapshot.nodes.items(), reverse=True)))
     plans += [plan_rollout(reverse, world.now), plan_rollout(reverse, world.now, memo)]
     assert all(plan == plans[0] for plan in plans)
-    assert plans[0].settled
+    assert is_settled(plans[0])
     assert plans[0].wake_at is None
     assert list(plans[0].verdicts) == ["n0", "n1", "n2"]
-
-
-def test_a_plan_with_anything_to_write_is_not_settled() -> None:
-    plan = plan_rollout(pool_of(2).snapshot(), NOW)
-    written = plan.verdicts["n0"].then(EnsureGPUNode("n0", "uid", "1", quiet=False))
-    assert not replace(plan, verdicts={**plan.verdicts, "n0": written}).settled
-    assert not replace(plan, shared=(SetFinalizer("pool-b", present=True),)).settled
 
 
 def test_a_clock_that_is_set_back_asks_anew_whatever_the_memo_holds() -> None:

@@ -377,7 +377,7 @@ class World:
             plan = self.step()
             moved = self._state() != before or bool(plan.wants_pods - wanted)
             still = 0 if moved else still + 1
-            if plan.settled and (still > POLLS or (still and plan.wake_at is None)):
+            if rules.is_settled(plan) and (still > POLLS or (still and plan.wake_at is None)):
                 return plan
             soon = self.now + timedelta(seconds=1)
             self.now = soon if moved else max(plan.wake_at or soon, soon)

@@ -65,11 +65,6 @@ class RolloutPlan:
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What was found at nodes that their pods block; the caller puts it into the next snapshot."""
 
-    @property
-    def settled(self) -> bool:
-        """Nothing to do now."""
-        return not self.shared and not any(verdict.actions for verdict in self.verdicts.values())
-
 
 @dataclass(slots=True)
 class _Known:
