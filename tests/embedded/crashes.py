@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from hack.embedded import CLUSTER_POLICY
 from hack.sim.fakefaults import Crash, Write
 from hack.sim.mortal import MortalClient, When
 from tests.embedded.goldens import Golden
@@ -18,13 +19,24 @@ from tests.embedded.stage import Scene, nodes, scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, LEASES, NODES, POLICIES, Resource
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    GPUNODES,
+    JSON,
+    LEASES,
+    NODES,
+    POLICIES,
+    Resource,
+)
 from gpusharing.kube.errors import NotFound
 
 TELLING = {("gpunodes", "status"), ("gpusharingpolicies", "status"), ("events", None)}
 """Writes that only tell people; nothing is decided from them."""
 POLICY_UID = re.compile(r'("policyUid":")[^"]*')
 """The server's own choice: another one in each run in which the order of creations differs."""
+OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+"""mig-manager makes a ConfigMap, too, where ClusterPolicy names none at its start."""
 REST = 5.0
 """Seconds without a write after which nothing more is to come."""
 
@@ -96,7 +108,11 @@ def play(golden: Golden, prepare: Prepare = nothing) -> Run:
 
 async def _play(golden: Golden, prepare: Prepare) -> Run:
     async with scene(
-        *nodes(golden.nodes, gpus=golden.gpus), workloads=golden.workloads, budgets=golden.budgets
+        *nodes(golden.nodes, gpus=golden.gpus),
+        workloads=golden.workloads,
+        budgets=golden.budgets,
+        cluster_policy=golden.cluster_policy or CLUSTER_POLICY,
+        configure_gpu_operator=golden.cluster_policy is not None,
     ) as stage:
         client = stage.e.client
         assert client is not None
@@ -167,7 +183,13 @@ def end_state(stage: Scene) -> JSON:
         "nodes": {raw["metadata"]["name"]: _node(raw) for raw in cluster.objects(NODES)},
         "gpunodes": {raw["metadata"]["name"]: _gpunode(raw) for raw in cluster.objects(GPUNODES)},
         "policies": {raw["metadata"]["name"]: _policy(raw) for raw in cluster.objects(POLICIES)},
-        "configmaps": {raw["metadata"]["name"]: raw["data"] for raw in cluster.objects(CONFIG_MAPS)},
+        "configmaps": {
+            raw["metadata"]["name"]: raw["data"] for raw in cluster.objects(CONFIG_MAPS, label_selector=OURS)
+        },
+        "clusterpolicies": [
+            {"spec": raw["spec"], "marks": raw["metadata"].get("annotations", {})}
+            for raw in cluster.objects(CLUSTER_POLICIES)
+        ],
         "claims": _claims(stage),
         "pods": dict(Counter(_pod(pod) for app in ("free", "kept") for pod in stage.pods(app))),
         "gpus": {

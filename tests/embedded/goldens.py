@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import Workload
 from tests.embedded.stage import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, at_once, pdb
 
 from gpusharing.api import names
-from gpusharing.kube.client import GPUNODES, JSON, NODES, PDBS, POLICIES
+from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, JSON, NODES, PDBS, POLICIES
 
 SOFTWARE_UP = 10.0
 """Seconds until NVIDIA's pods run and can be disturbed."""
@@ -23,6 +24,8 @@ class Golden:
     gpus: int = 2
     workloads: tuple[Workload, ...] = ()
     budgets: tuple[JSON, ...] = ()
+    cluster_policy: JSON | None = None
+    """The one that the operator is asked to point at its ConfigMaps; None: one that is pointed at them."""
 
 
 async def create(stage: Scene) -> None:
@@ -184,6 +187,59 @@ async def three_of_four(stage: Scene) -> None:
     await stage.e.until(lambda: "6/32" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
 
 
+# --- the operator points ClusterPolicy at its ConfigMaps itself ------------------------------------
+
+PLUGIN, MIG = "gpusharing-device-plugin", "gpusharing-mig-parted"
+
+
+def pointed_at(plugin: str, mig: str) -> JSON:
+    """A ClusterPolicy with these two names; empty: as NVIDIA's chart leaves it."""
+    spec = {"devicePlugin": {"config": {"name": plugin}}, "migManager": {"config": {"name": mig}}}
+    return {**CLUSTER_POLICY, "spec": spec}
+
+
+def pointers(stage: Scene) -> tuple[str, str]:
+    """The two names in ClusterPolicy."""
+    spec = stage.e.cluster.get(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"])["spec"]
+    return spec["devicePlugin"]["config"]["name"], spec["migManager"]["config"]["name"]
+
+
+def point_plugin(stage: Scene, name: str) -> None:
+    """A person writes the device plugin's."""
+    body = {"spec": {"devicePlugin": {"config": {"name": name}}}}
+    stage.e.cluster.patch(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"], body)
+
+
+async def pointers_set(stage: Scene) -> None:
+    """Both are free."""
+    stage.apply(MIXED)
+    await stage.ready(seconds=HOUR)
+
+
+async def pointers_of_somebody_else(stage: Scene) -> None:
+    """One names the ConfigMap of somebody else, who hands it over in the end."""
+    stage.apply(MIXED)
+    await stage.e.until(lambda: pointers(stage) == ("theirs", MIG), "the other pointer", HOUR)
+    await left_alone(stage, "theirs")
+
+
+async def pointers_set_back(stage: Scene) -> None:
+    """A person takes one back once both are set, and sets it again in the end."""
+    await stage.e.until(lambda: pointers(stage) == (PLUGIN, MIG), "both pointers", HOUR)
+    point_plugin(stage, "")
+    stage.apply(MIXED)
+    await left_alone(stage, "")
+
+
+async def left_alone(stage: Scene, name: str) -> None:
+    """The operator says that the pointer is not its own and does nothing to it; then a person makes it so."""
+    await stage.until_condition("Accepted", "False", "PluginConfigNotOurs")
+    await asyncio.sleep(60)
+    assert pointers(stage) == (name, MIG)
+    point_plugin(stage, PLUGIN)
+    await stage.ready(seconds=HOUR)
+
+
 GOLDEN: Mapping[str, Golden] = {
     "a policy on an idle node": Golden(create),
     "a policy on nodes with pods that may and pods that may not be evicted": Golden(
@@ -210,5 +266,12 @@ GOLDEN: Mapping[str, Golden] = {
     "the cordon lifted before the point of no return": Golden(uncordoned_before),
     "the cordon lifted after the point of no return": Golden(uncordoned_after),
     "drift that is put right": Golden(drifted),
+    "ClusterPolicy pointed at our ConfigMaps": Golden(pointers_set, cluster_policy=pointed_at("", "")),
+    "ClusterPolicy pointed at theirs by somebody else": Golden(
+        pointers_of_somebody_else, cluster_policy=pointed_at("theirs", "")
+    ),
+    "ClusterPolicy's pointer set back by a person": Golden(
+        pointers_set_back, cluster_policy=pointed_at("", "")
+    ),
     "three of four nodes at once": Golden(three_of_four, nodes=4, workloads=(Workload("free", 6),)),
 }

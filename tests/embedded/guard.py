@@ -27,6 +27,7 @@ from tests.nodewrites import (
 
 from gpusharing.api import names
 from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
     CONFIG_MAPS,
     GPUNODES,
     JSON,
@@ -42,6 +43,8 @@ from gpusharing.planning.cards import bare_product
 RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon")
 """Pods that we may delete: the actuators' own."""
 OUR_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
+UPSTREAM = {"migManager": "default-mig-parted-config"}
+"""What NVIDIA's CRD made of an empty name (docs/design/nvidia.md#d6)."""
 OTHER_WRITES = {
     ("create", "gpunodes", ""),
     ("patch", "gpunodes", ""),
@@ -70,6 +73,8 @@ class Guard:
         self.largest: Counter[str] = Counter()
         """By policy: most nodes that were unavailable at once when we took one."""
         self._evicted: set[str] = set()
+        self._pointed: set[tuple[str, str]] = set()
+        """UID of a ClusterPolicy and block whose name was set."""
         cluster.store.on_commit.append(self._committed)
         cluster.faults.on_write = self._wrote
 
@@ -93,7 +98,7 @@ class Guard:
         elif kind == ("evict", "pods", "eviction"):
             self._eviction(call.body or {})
         elif kind == ("patch", "clusterpolicies", "") and self.configures:
-            self._pointers(call.body or {})
+            self._pointers(call.name, call.body or {})
         else:
             self._expect(kind in OTHER_WRITES, f"the operator may not {kind}")
         if kind == ("delete", "pods", ""):
@@ -106,8 +111,11 @@ class Guard:
             parts = (call.body or {})["status"].keys()
             self._expect(parts == {"transition", "conditions"}, f"wrote {', '.join(parts)} of a GPUNode")
 
-    def _pointers(self, body: JSON) -> None:
-        """Conditional, nothing but the two names and our mark, and no operand restarts under a change."""
+    def _pointers(self, name: str, body: JSON) -> None:
+        """Conditional, nothing but the two names and our mark, and no operand restarts under a change.
+
+        What arrives sets each name once, and only one that nobody has said.
+        """
         fenced = [raw["metadata"]["name"] for raw in self.cluster.objects(NODES) if fence_of(raw) is not None]
         self._expect(not fenced, f"ClusterPolicy was changed while {fenced} were fenced")
         metadata, spec = body["metadata"], body["spec"]
@@ -117,8 +125,17 @@ class Guard:
         wanted = dict(zip(("devicePlugin", "migManager"), OUR_MAPS, strict=True))
         self._expect(named and named.items() <= wanted.items(), f"pointed ClusterPolicy at {named}")
         self._expect(
-            spec == {block: {"config": {"name": name}} for block, name in named.items()}, f"wrote {spec}"
+            spec == {block: {"config": {"name": given}} for block, given in named.items()}, f"wrote {spec}"
         )
+        found = self.cluster.store.get(CLUSTER_POLICIES, ("", name))
+        if metadata.get("resourceVersion") != found["metadata"]["resourceVersion"]:
+            return  # the server refuses it
+        for block in named:
+            said = ((found["spec"].get(block) or {}).get("config") or {}).get("name", "")
+            self._expect(said in ("", UPSTREAM.get(block, "")), f"{block} pointed away from {said}")
+            once = (found["metadata"]["uid"], block)
+            self._expect(once not in self._pointed, f"{block} pointed twice")
+            self._pointed.add(once)
 
     def _node_write(self, name: str, body: JSON) -> None:
         self.wrong += [f"{name}: {what}" for what in wrong_in_write(self._node(name), body)]
