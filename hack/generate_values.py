@@ -23,8 +23,9 @@ $ helm install gpusharing . -n gpusharing --create-namespace --set image.reposit
 
 `image.repository` is the only value that is required. `values.schema.json` refuses what is not in the table below, by
 name. `docs/how-to/install.md` in the repository has image, namespaces, rights, upgrade and uninstall; `platforms/`
-has a values file each for OpenShift, k3s, RKE2, GKE, EKS, AKS, and for clusters without a runtime class or without
-labels.
+has a values file each for OpenShift, k3s, RKE2, GKE, EKS, AKS, and for clusters without a runtime class, without
+labels, or with NVIDIA's device-plugin chart alone. What values do, suites for helm-unittest show (`tests/` in the
+repository).
 
 Installed are: the operator (Deployment, one replica), the agent (DaemonSet on nodes with
 `nvidia.com/gpu.present=true`), privileged and in a namespace of its own, the CRDs GPUSharingPolicy and GPUNode (kept on

@@ -1,7 +1,8 @@
 """The programs that a control plane needs, built once from pinned Go modules into the user's cache.
 
 `python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths; what few
-need (`kubelet`: rung 4; `kind`; `helm3`; `actionlint`: the workflows) is built when it is named.
+need (`kubelet`: rung 4; `kind`; `helm3`; `actionlint`: the workflows; `charttools`: helm-unittest and chart-testing) is
+built when it is named.
 """
 
 import fcntl
@@ -29,6 +30,7 @@ KIND_VERSION = "v0.32.0"
 ACTIONLINT_VERSION = "v1.7.12"
 CONTROLPLANE_SOURCE = Path(__file__).resolve().parent.parent / "controlplane"
 KUBELET_SOURCE = CONTROLPLANE_SOURCE.parent / "kubelet"
+CHARTTOOLS_SOURCE = CONTROLPLANE_SOURCE.parent / "charttools"
 CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 OLDEST_GO = (1, 21)
 """The first Go that fetches the toolchain which a go.mod asks for by itself."""
@@ -136,6 +138,16 @@ def helm3_recipe() -> Recipe:
     return Recipe("helm", HELM3_VERSION, (), command, ("helm",))
 
 
+def charttools_recipe(source: Path = CHARTTOOLS_SOURCE) -> Recipe:
+    """Build helm-unittest and chart-testing by a module of ours: `go install` refuses what replaces a module."""
+    files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
+    version = re.search(r"\shelm\.sh/helm/v3 (v\S+)", files[0])
+    if version is None:
+        raise ToolchainError(f"{source}/go.mod pins no Helm.\nRestore it: git checkout -- {source}")
+    command = ("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "{out}/", "tool")
+    return Recipe("charttools", version[1], files, command, ("helm-unittest", "ct"), source)
+
+
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "controlplane": controlplane_recipe,
     "kwok": lambda: install_recipe("kwok", KWOK_VERSION, "sigs.k8s.io/kwok/cmd/kwok"),
@@ -146,6 +158,7 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "actionlint": lambda: install_recipe(
         "actionlint", ACTIONLINT_VERSION, "github.com/rhysd/actionlint/cmd/actionlint"
     ),
+    "charttools": charttools_recipe,
 }
 WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
 """What the lower rungs need."""

@@ -27,16 +27,20 @@ class Helm:
     program: Path
     home: Path
 
+    @property
+    def own(self) -> dict[str, str]:
+        """The variables that name its folders."""
+        return {f"HELM_{kind}_HOME": str(self.home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+
     def run(
         self, *arguments: str, environ: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run helm and return what it said; it may have failed."""
-        own = {f"HELM_{kind}_HOME": str(self.home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
         # Without this `helm template` would ask the cluster of a kubeconfig that happens to be set.
         base = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
         return subprocess.run(
             [str(self.program), *arguments],
-            env={**base, **own, **(environ or {})},
+            env={**base, **self.own, **(environ or {})},
             capture_output=True,
             text=True,
             check=False,

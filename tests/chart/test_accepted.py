@@ -17,7 +17,7 @@ from tests.chart.standins import crds
 pytestmark = pytest.mark.cluster
 
 SPACES = "/api/v1/namespaces"
-MADE_BY_OTHERS = ("gpu-agents", "nvidia", "nvidia-gpu-operator")
+MADE_BY_OTHERS = ("gpu-agents", "nvidia", "nvidia-gpu-operator", "nvidia-device-plugin")
 """Namespaces that a value set expects."""
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpunodes.gpusharing.dev"
 

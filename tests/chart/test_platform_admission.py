@@ -46,7 +46,7 @@ def api() -> Iterator[Api]:
         install.apply_documents(admin, [*crds(), *install.documents(SIMULATED)])
         runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "nvidia"}
         install.apply_documents(admin, [{**runtime, "metadata": {"name": "nvidia"}}])
-        for name in ("gpu-operator", "nvidia-gpu-operator"):
+        for name in ("gpu-operator", "nvidia-gpu-operator", "nvidia-device-plugin"):
             namespace(admin, name)
         for platform in ("openshift", "gke"):
             namespace(admin, f"probe-{platform}", **{PLATFORM: platform})

@@ -87,6 +87,16 @@ def test_without_the_gpu_operators_label_other_labels_find_the_nodes(helm: Helm)
     assert len(required["nodeSelectorTerms"]) == 3
 
 
+def test_with_the_device_plugin_chart_alone_the_label_of_the_gpu_operator_is_not_asked_for(
+    helm: Helm,
+) -> None:
+    objects = rendered(helm, "device-plugin-chart")
+    assert agent(objects)["spec"]["nodeSelector"] == {"feature.node.kubernetes.io/pci-10de.present": "true"}
+    operator = find(objects, "Deployment", "gpusharing-operator")["spec"]["template"]["spec"]
+    environ = {one["name"]: one.get("value") for one in operator["containers"][0]["env"]}
+    assert environ["GPUSHARING_GPU_OPERATOR_NAMESPACE"] == "nvidia-device-plugin"
+
+
 def test_on_aks_the_usual_taint_is_tolerated_besides_nvidias(helm: Helm) -> None:
     assert [one["key"] for one in agent(rendered(helm, "aks"))["spec"]["tolerations"]] == [
         "nvidia.com/gpu",
