@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from hack.cluster.api import ApiError, Object
 from hack.cluster.process import pid_exists, wait_until
 from hack.faultproxy import FaultProxy, Write
 from tests.integration.nursery import Nursery
-from tests.integration.product import FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
+from tests.integration.product import CLUSTER_POLICY, FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
 
 from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.planning.pluginconfig import NEUTRAL, NEUTRAL_KEY
@@ -54,6 +54,7 @@ class Scenario:
     """Runs beside the operator; may wait for a moment of the change and do something in it."""
     done: Callable[[Pool], bool]
     cards: tuple[str, ...]
+    """Empty: without nodes."""
     prepare: Callable[[Pool], None] = lambda pool: None
     """Before the operator starts."""
     gpus: int = 2
@@ -97,13 +98,15 @@ class Theatre:
     authority: str
     """PEM of who signed the proxy's certificate."""
     directory: Path
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Further settings of the operator."""
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """The operator logs in as its pod does, and takes the proxy for the API server."""
         door = stage.Door(self.proxy.url, self.authority)
         account = stage.operator_account(self.product.plane.kubeconfig, self.directory, door)
-        settings = {f"GPUSHARING_{name.upper()}": value for name, value in QUICK.items()}
+        settings = {f"GPUSHARING_{name.upper()}": value for name, value in (QUICK | dict(self.more)).items()}
         self.environment = stage.operator_environment(FACTOR) | settings | account
 
     def run(self, scenario: Scenario, kill_at: int = 0, *, before: bool = False) -> Outcome:
@@ -113,7 +116,8 @@ class Theatre:
         """
         log = self.directory / f"{scenario.name}-{kill_at}.log"
         self.clear()
-        with self.product.pool(*scenario.cards, gpus=scenario.gpus) as pool:
+        cards, empty = scenario.cards, not scenario.cards
+        with self.product.pool(*cards, gpus=scenario.gpus, empty=empty) as pool:
             wait_for_pods(pool)
             scenario.prepare(pool)
             self.proxy.reset()
@@ -232,6 +236,7 @@ def end_state(pool: Pool) -> Object:
             (_maybe(pool, LEASE) or {}).get("metadata", {}).get("annotations", {}).get(CLAIMS, "{}")
         ),
         "configmaps": {name: (_maybe(pool, f"{OUR_MAPS}/{name}") or {}).get("data") for name in CONFIG_MAPS},
+        "clusterpolicy": _cluster_policy(_maybe(pool, CLUSTER_POLICY)),
         "pods": sorted(
             (pod["metadata"]["labels"]["app"], pod["status"]["phase"], pod["spec"].get("nodeName", ""))
             for pod in api.list("/api/v1/namespaces/default/pods")
@@ -254,6 +259,13 @@ def _maybe(pool: Pool, path: str) -> Object | None:
             raise
         return None
     return found
+
+
+def _cluster_policy(raw: Object | None) -> Object | None:
+    if raw is None:
+        return None
+    marks = raw["metadata"].get("annotations", {})
+    return {"spec": raw["spec"], "mark": marks.get("gpusharing.dev/configured")}
 
 
 def _node(raw: Object | None) -> Object | None:

@@ -119,11 +119,11 @@ class Product:
                 self.api.delete(path)
 
     @contextlib.contextmanager
-    def pool(self, *cards: str, gpus: int = 2, name: str = "") -> Iterator["Pool"]:
-        """A pool with one node per card; everything of it is removed afterwards."""
+    def pool(self, *cards: str, gpus: int = 2, name: str = "", empty: bool = False) -> Iterator["Pool"]:
+        """A pool with one node per card, or `empty`; everything of it is removed afterwards."""
         found = Pool(self, name or f"p{uuid.uuid4().hex[:5]}")
         try:
-            for number, card in enumerate(cards or (H100,)):
+            for number, card in enumerate(() if empty else cards or (H100,)):
                 found.add_node(f"{found.name}-{number}", card, gpus=gpus)
             yield found
         finally:

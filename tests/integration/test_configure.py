@@ -3,7 +3,7 @@
 A control plane of its own: another chart, and a ClusterPolicy that is pointed at nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,12 @@ from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import wait_until
 from hack.cluster.tokens import service_account_token
+from hack.faultproxy import FaultProxy
 from tests.conftest import build_or_skip
+from tests.fakes.tls import Identity
+from tests.integration.crash import Scenario, Theatre
+from tests.integration.crashcomplaints import ONCE, judge
+from tests.integration.nursery import Nursery
 from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, SECONDS, Pool, Product
 
 from hack import stage
@@ -190,3 +195,70 @@ def test_of_two_clusterpolicies_the_one_that_is_not_ignored_counts(product: Prod
             pool.wait_condition("Accepted", "True", "Valid")
     finally:
         product.remove(second, CLUSTER_POLICY, pool.path)
+
+
+# --- killed at any write ------------------------------------------------------------------------------------
+
+
+def cluster_policy_of(plugin: str) -> Callable[[Pool], None]:
+    """Before the operator starts: a new ClusterPolicy, whose device plugin has this ConfigMap."""
+
+    def prepare(pool: Pool) -> None:
+        pool.product.remove(CLUSTER_POLICY)
+        pool.api.create(CLUSTER_POLICIES, bare())
+        pool.api.merge_patch(CLUSTER_POLICY, pointed(devicePlugin=plugin))
+
+    return prepare
+
+
+def create(pool: Pool) -> None:
+    pool.apply(FULL)
+
+
+def set_back(pool: Pool) -> None:
+    """A person takes the device plugin's back once both are set."""
+    create(pool)
+    pool.wait(lambda: names(pool.product) == (PLUGIN, MIG), "both pointers")
+    pool.api.merge_patch(CLUSTER_POLICY, pointed(devicePlugin=""))
+
+
+def both_set(pool: Pool) -> bool:
+    return names(pool.product) == (PLUGIN, MIG) and pool.condition("Accepted").get("status") == "True"
+
+
+def told(plugin: str) -> Callable[[Pool], bool]:
+    """The operator says whose the device plugin's is."""
+
+    def holds(pool: Pool) -> bool:
+        reason = pool.condition("Accepted").get("reason")
+        return names(pool.product) == (plugin, MIG) and reason == "PluginConfigNotOurs"
+
+    return holds
+
+
+CRASHES = (
+    Scenario("pointers", create, both_set, (), prepare=cluster_policy_of("")),
+    Scenario("pointers-foreign", create, told("theirs"), (), prepare=cluster_policy_of("theirs")),
+    Scenario("pointers-set-back", set_back, told(""), (), prepare=cluster_policy_of("")),
+)
+
+
+@pytest.fixture(scope="module")
+def theatre(product: Product, token: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theatre]:
+    """Operators that are asked to set the pointers, through a proxy that kills them."""
+    directory = tmp_path_factory.mktemp("crash")
+    identity, api = Identity(directory / "tls"), product.api
+    asked = {"configure_gpu_operator": "true"}
+    with FaultProxy(api.url, api.ca_pem, tls=identity.context()) as proxy, Nursery() as nursery:
+        yield Theatre(product, proxy, nursery, identity.authority, directory, asked)
+    product.remove(CLUSTER_POLICY)
+
+
+@pytest.mark.parametrize("scenario", CRASHES, ids=lambda scenario: scenario.name)
+def test_a_kill_after_any_write_sets_no_pointer_twice_and_none_of_somebody_else(
+    theatre: Theatre, scenario: Scenario
+) -> None:
+    verdict = judge(theatre, scenario)
+    assert verdict.undisturbed[0].applied.count(ONCE) == 1
+    assert verdict.points >= 4, "two ConfigMaps, the pointers, a status"
+    assert not verdict.complaints, "\n".join(verdict.complaints)

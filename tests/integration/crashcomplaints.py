@@ -1,0 +1,89 @@
+"""What a run of the crash matrix must not do, measured at runs that nothing disturbed."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tests.integration.crash import Outcome, Scenario, Theatre
+
+EXTRA_WRITES = 2
+"""More than in the undisturbed run that a crash may cost."""
+TELLING = ("/status", " events")
+MOST_TOLD = 8
+"""As on rung 1: statuses and Events follow the pace of a run, and nothing is decided from them."""
+ASKING = "PATCH gpunodes"
+MOST_ASKED = 8
+"""On a busy machine a reading is soon too old to prove anything, and the agent is asked anew. Rung 1 counts these
+requests among the writes that act: in virtual time a reading is as old as the operator lets it become."""
+ONCE = "PATCH clusterpolicies"
+"""Set once and never again: not one more is allowed for a crash."""
+LIMIT = 80
+"""No scenario has that many writes; a run that goes on for ever must end."""
+
+
+@dataclass
+class Verdict:
+    """What came of killing the operator at every `step`-th write of a scenario."""
+
+    undisturbed: list[Outcome]
+    points: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+
+def judge(theatre: Theatre, scenario: Scenario, step: int = 1) -> Verdict:
+    """Play it twice undisturbed, then with a kill -9 after every `step`-th write."""
+    verdict = Verdict([theatre.run(scenario), theatre.run(scenario)])
+    first, second = (one.state for one in verdict.undisturbed)
+    assert first == second, difference(first, second)
+    for number in range(1, LIMIT, step):
+        outcome = theatre.run(scenario, kill_at=number)
+        if outcome.restarts == 0:
+            break
+        verdict.points += 1
+        at = next((write.what for write in outcome.log if write.number == number), "?")
+        for complaint in complaints(scenario, verdict.undisturbed, outcome):
+            verdict.complaints.append(f"after write {number} ({at}): {complaint}")
+    return verdict
+
+
+def complaints(scenario: Scenario, reference: list[Outcome], outcome: Outcome) -> Iterator[str]:
+    """What a run did that it must not."""
+    if outcome.restarts != 1:
+        yield f"{outcome.restarts} restarts"
+    if outcome.state != reference[0].state:
+        yield f"another end: {difference(reference[0].state, outcome.state)}"
+    twice = [uid for uid, count in outcome.evicted.items() if count > 1]
+    if twice:
+        yield f"evicted twice: {twice}"
+    if sum(outcome.evicted.values()) != sum(reference[0].evicted.values()):
+        yield f"{sum(outcome.evicted.values())} evictions"
+    if (now := outcome.applied.count(ONCE)) != (once := reference[0].applied.count(ONCE)):
+        yield f"{now} writes to ClusterPolicy, undisturbed {once}"
+    yield from too_many(scenario, reference, outcome)
+
+
+def too_many(scenario: Scenario, reference: list[Outcome], outcome: Outcome) -> Iterator[str]:
+    """What a crash costs. With quick publishing, how many moments a status shows depends on the pace of a run."""
+
+    def acting(one: Outcome) -> Counter[str]:
+        return Counter(write for write in one.applied if not write.endswith((*TELLING, ASKING)))
+
+    most = max(map(acting, reference), key=Counter.total)
+    if (now := acting(outcome)).total() > most.total() + EXTRA_WRITES:
+        yield f"{now.total()} writes that act, undisturbed {most.total()}; more: {dict(now - most)}"
+    asked = max(one.applied.count(ASKING) for one in reference)
+    if outcome.applied.count(ASKING) > asked + MOST_ASKED:
+        yield f"the agent was asked {outcome.applied.count(ASKING)} times, undisturbed {asked}"
+    told = max(len(one.applied) for one in reference)
+    if scenario.publish_period > 1 and len(outcome.applied) > told + MOST_TOLD:
+        yield f"{len(outcome.applied)} writes, undisturbed {told}"
+
+
+def difference(wanted: object, found: object, path: str = "") -> str:
+    """The places where two JSON trees differ."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        keys = sorted({*wanted, *found})
+        parts = (difference(wanted.get(key), found.get(key), f"{path}.{key}") for key in keys)
+        return "; ".join(part for part in parts if part)
+    return "" if wanted == found else f"{path}: {json.dumps(wanted)} -> {json.dumps(found)}"
