@@ -26,7 +26,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.views import Settings as PlanSettings
+from gpusharing.planning.snapshot.views import Settings as PlanSettings
 from hack.sim.daemons import played_daemon_sets
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Crash

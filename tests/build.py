@@ -13,14 +13,12 @@ from tests.configs import plugins_of
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.cards import find_card
-from gpusharing.planning.configmaps import plan_config
-from gpusharing.planning.geometry import Layout
-from gpusharing.planning.migfile import parse as parse_mig_file
-from gpusharing.planning.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView
-from gpusharing.planning.records import Claim, Deferred, Fence, Verified
-from gpusharing.planning.stackviews import ClusterPolicyView, Operand, StackView
-from gpusharing.planning.views import (
+from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView
+from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, StackView
+from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
     GpuView,
@@ -29,6 +27,8 @@ from gpusharing.planning.views import (
     PolicyView,
     Settings,
 )
+from gpusharing.planning.wanted.configmaps import plan_config
+from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 H100 = "NVIDIA H100 80GB HBM3"
@@ -197,7 +197,7 @@ def make_gpu(
     """One GPU as our card table knows it; MIG is on when it has a layout. ValueError for an unknown card."""
     card = find_card(product)
     if card is None:
-        raise ValueError(f"no card {product!r} in planning/cards.py")
+        raise ValueError(f"no card {product!r} in planning/gpus/cards.py")
     return GpuView(
         index=index,
         uuid=uuid if uuid is not None else f"GPU-{index:08x}",

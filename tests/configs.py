@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from gpusharing.api.names import RESOURCE_GPU
-from gpusharing.planning.pluginconfig import PluginConfig, Sharing
-from gpusharing.planning.stackviews import StackView
-from gpusharing.planning.target import Target, find_target, find_wish
-from gpusharing.planning.views import GpuView, PolicyView
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import GpuView, PolicyView
+from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
+from gpusharing.planning.wanted.target import Target, find_target, find_wish
 
 
 def plugins_of(

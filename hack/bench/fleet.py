@@ -5,13 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.cards import Card, find_card
-from gpusharing.planning.configmaps import plan_config
-from gpusharing.planning.migfile import parse as parse_mig_file
-from gpusharing.planning.records import Verified
-from gpusharing.planning.stackviews import ClusterPolicyView, Operand, StackView
-from gpusharing.planning.target import Target, find_target, find_wish
-from gpusharing.planning.views import (
+from gpusharing.planning.gpus.cards import Card, find_card
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, StackView
+from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
     GpuView,
@@ -20,6 +17,9 @@ from gpusharing.planning.views import (
     PolicyView,
     Settings,
 )
+from gpusharing.planning.wanted.configmaps import plan_config
+from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.wanted.target import Target, find_target, find_wish
 from hack.cluster.nodes import LABEL_POOL, gpu_labels
 
 PRODUCT = "NVIDIA H100 80GB HBM3"

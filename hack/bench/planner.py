@@ -9,9 +9,9 @@ from itertools import product
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.main import settle_heap
-from gpusharing.planning.geometry import judge, normalise
+from gpusharing.planning.gpus.geometry import judge, normalise
 from gpusharing.planning.rollout import Memo, plan_rollout
-from gpusharing.planning.views import ClusterSnapshot
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 from hack.bench.fleet import GPUS, NOW, POLICIES, card, fleet
 from hack.bench.results import Measured
 

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpusharing.api import names
-from gpusharing.planning.cards import Card, bare_product, find_card
+from gpusharing.planning.gpus.cards import Card, bare_product, find_card
 from hack.cluster.api import Api, ApiError, Object, in_parallel
 from hack.cluster.commands import MANAGED_BY_KWOK
 from hack.cluster.process import wait_until
@@ -50,11 +50,11 @@ def node_manifest(
     """A Node with `gpus` whole cards of `product` (the name NVML reports) that kwok will run.
 
     Raises:
-        ValueError: the card is not in `gpusharing.planning.cards`.
+        ValueError: the card is not in `gpusharing.planning.gpus.cards`.
     """
     card = find_card(product)
     if card is None:
-        raise ValueError(f"unknown card {product!r}: use a product name from gpusharing.planning.cards")
+        raise ValueError(f"unknown card {product!r}: use a product name from gpusharing.planning.gpus.cards")
     own = {LABEL_POOL: pool} if pool else {}
     system = {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux", "kubernetes.io/hostname": name}
     resources = {"cpu": CPU, "memory": MEMORY, "pods": PODS, names.RESOURCE_GPU: str(gpus)}

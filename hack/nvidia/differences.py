@@ -25,7 +25,7 @@ DIFFERENCES = (
         "nvidia-device-plugin", "v0.19.3",
         "each profile with a suffix is a resource of its own: nvidia.com/mig-1g.10gb.me, nvidia.com/mig-1g.24gb-me",
         "resource patterns are unanchored regular expressions: +me, +gfx, -me instances are served in the plain name",
-        "planning/toolversions.py: refused where ClusterPolicy names an older version, else told by name",
+        "planning/wanted/toolversions.py: refused where ClusterPolicy names an older version, else told by name",
         "test_a_mode_is_served_and_labelled_exactly_as_predicted",
     ),
     Difference(
@@ -64,7 +64,7 @@ DIFFERENCES = (
         "nvidia.com/gpu.product and nvidia.com/gpu.count tell of all GPUs of a node with two card models",
         "they tell of one model and its GPUs; which one may change at each run (the order of a Go map), models with a "
         "whole GPU before divided ones",
-        "planning/verify.py takes the label set of any one model; a nodeSelector on such a product is a coin",
+        "planning/proof/verify.py takes the label set of any one model; a nodeSelector on such a product is a coin",
         "test_gfd_counts_per_model_and_whichever_it_shows_is_accepted",
     ),
     Difference(
@@ -110,8 +110,8 @@ DIFFERENCES = (
         "nvidia-mig-parted", "v0.13.1",
         "a row for all devices passes over a card without MIG, whether applied or asserted",
         "apply passes over it and says success, assert fails",
-        "mig-manager would say success and never find it applied; planning/target.py: cards without MIG get no mig.* "
-        "labels, and a MIG policy on them is refused",
+        "mig-manager would say success and never find it applied; planning/wanted/target.py: cards without MIG get no "
+        "mig.* labels, and a MIG policy on them is refused",
         "test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and_nothing_happens",
     ),
     Difference(

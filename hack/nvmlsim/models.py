@@ -1,4 +1,4 @@
-"""What the simulator makes of a card: `gpusharing.planning.cards` (the project's facts) plus what only NVML tells.
+"""What the simulator makes of a card: `gpusharing.planning.gpus.cards` (the project's facts) plus what only NVML tells.
 
 The card table decides names, PCI ids, compute capability, profiles, ids and placements. The few numbers below
 (memory that a profile really has, SMs) are in no other file because nothing in the product depends on them.
@@ -9,7 +9,7 @@ import re
 import uuid
 from dataclasses import dataclass
 
-from gpusharing.planning.cards import CARDS, Card, Profile
+from gpusharing.planning.gpus.cards import CARDS, Card, Profile
 from hack.nvmlsim import layout
 
 # NVML_GPU_INSTANCE_PROFILE_* (NVML API reference, Multi Instance GPU Management), by slices and suffix.

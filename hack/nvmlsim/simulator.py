@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from gpusharing.planning.cards import Card
+from gpusharing.planning.gpus.cards import Card
 from hack.nvmlsim import build, layout
 from hack.nvmlsim.models import Place, fill_gpu, find_model
 from hack.nvmlsim.shown import RESULTS, machine, text

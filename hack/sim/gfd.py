@@ -23,8 +23,8 @@ from gpusharing.api.names import (
     LABEL_SHARING_STRATEGY,
     RESOURCE_GPU,
 )
-from gpusharing.planning.cards import bare_product
-from gpusharing.planning.geometry import resource_name
+from gpusharing.planning.gpus.cards import bare_product
+from gpusharing.planning.gpus.geometry import resource_name
 from hack.sim.plugin import PluginConfig, PluginError, single_profile
 
 LABEL_GPU_MEMORY = "nvidia.com/gpu.memory"

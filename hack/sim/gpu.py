@@ -1,8 +1,8 @@
 """SIMULATED GPUs behind the agent's Library Protocol, with the rules of MIG that a driver enforces.
 
-Models come from `planning/cards.py`. Rules from NVIDIA's MIG user guide (docs/design/hardware.md#mig): a mode change
-needs every client gone; Ampere keeps it pending until a reset succeeds; reset and reboot take the instances,
-a reboot also the mode itself from Hopper on. Where the driver puts an instance is a guess, the highest free
+Models come from `planning/gpus/cards.py`. Rules from NVIDIA's MIG user guide (docs/design/hardware.md#mig): a mode
+change needs every client gone; Ampere keeps it pending until a reset succeeds; reset and reboot take the
+instances, a reboot also the mode itself from Hopper on. Where the driver puts an instance is a guess, the highest free
 start: it agrees with the guide's rule that 3g+2g+1g+1g fits only with the 3g first. That any of this matches
 silicon is unproven.
 """
@@ -30,7 +30,7 @@ from gpusharing.agent.library import (
     RemappedRows,
     unreachable,
 )
-from gpusharing.planning.cards import Card, Profile, find_card
+from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from hack.sim.gpurights import ALL_RIGHTS, Container, gpu_as_seen, model_as_seen
 
 DRIVER_VERSION = "580.159.03"
@@ -279,7 +279,7 @@ class SimulatedGPUs:
     def _new_gpu(self, index: int, product: str) -> _GPU:
         card = find_card(product)
         if card is None:
-            raise ValueError(f"{product!r} is not in planning/cards.py")
+            raise ValueError(f"{product!r} is not in planning/gpus/cards.py")
         return _GPU(index, self._uuid("GPU", index), product, card)
 
     def _uuid(self, kind: str, *numbers: int) -> str:

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import yaml
 
 from gpusharing.agent.library import GPU, Reading
-from gpusharing.planning.cards import find_card
-from gpusharing.planning.geometry import Layout, generated_layouts, normalise
+from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
 
 Target: TypeAlias = Layout | None
 """What one GPU is to be: None MIG off, () MIG on and empty."""

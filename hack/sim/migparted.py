@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Protocol
 
 from gpusharing.agent.library import GPU
-from gpusharing.planning.geometry import Layout
+from gpusharing.planning.gpus.geometry import Layout
 from hack.sim.gpu import DoesNotFit, DriverRefusal, NotSupported
 from hack.sim.migfile import Entry, covers_all, present, targets
 

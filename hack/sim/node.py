@@ -17,7 +17,7 @@ from gpusharing.api.names import (
 )
 from gpusharing.kube.client import CONFIG_MAPS, JSON
 from gpusharing.kube.errors import AlreadyExists
-from gpusharing.planning.cards import bare_product, find_card
+from gpusharing.planning.gpus.cards import bare_product, find_card
 from hack.sim import migfile
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import operator_labels

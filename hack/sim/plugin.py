@@ -14,7 +14,7 @@ import yaml
 
 from gpusharing.agent.library import GPU
 from gpusharing.api.names import RESOURCE_GPU
-from gpusharing.planning.geometry import resource_name
+from gpusharing.planning.gpus.geometry import resource_name
 from hack.sim.settings import PluginVersion
 
 MigStrategy = Literal["none", "single", "mixed"]

@@ -11,8 +11,8 @@ import pytest
 from gpusharing.agent.library import NotLoaded, Reading
 from gpusharing.agent.metrics import vitals
 from gpusharing.agent.nvml import NVML
-from gpusharing.planning.cards import find_card
-from gpusharing.planning.health import diagnose
+from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.gpus.health import diagnose
 
 pytestmark = pytest.mark.gpu
 
@@ -78,7 +78,7 @@ def test_profiles_of_a_known_card_are_those_of_the_table(reading: Reading) -> No
                 )
                 compared += 1
     if not compared:
-        pytest.skip("no card here is in planning/cards.py with placements that this user may list")
+        pytest.skip("no card here is in planning/gpus/cards.py with placements that this user may list")
 
 
 def test_readings_are_stable_and_cheap(reading: Reading) -> None:

@@ -9,7 +9,7 @@ from tests.agent.nvml_machine import Agent, in_process, needs_compiler, read
 
 from gpusharing.agent.library import NotLoaded
 from gpusharing.agent.nvml import NVML
-from gpusharing.planning.cards import find_card
+from gpusharing.planning.gpus.cards import find_card
 
 pytestmark = needs_compiler
 

@@ -8,8 +8,8 @@ from hack.nvmlsim.models import simulated_cards, total_memory_mib
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import Agent, finish, needs_compiler, start
 
-from gpusharing.planning.cards import Card
-from gpusharing.planning.geometry import maximal_layouts
+from gpusharing.planning.gpus.cards import Card
+from gpusharing.planning.gpus.geometry import maximal_layouts
 
 pytestmark = needs_compiler
 CARDS = simulated_cards()

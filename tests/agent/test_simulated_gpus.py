@@ -3,8 +3,8 @@
 import pytest
 from hack.sim.gpu import DoesNotFit, InUse, NotSupported, SimulatedGPUs
 
-from gpusharing.planning.cards import CARDS, Card
-from gpusharing.planning.geometry import Legal, judge, maximal_layouts
+from gpusharing.planning.gpus.cards import CARDS, Card
+from gpusharing.planning.gpus.geometry import Legal, judge, maximal_layouts
 
 H100, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "Tesla T4"
 WITH_PLACEMENTS = [card for card in CARDS if card.products and any(p.starts for p in card.profiles)]
@@ -79,7 +79,7 @@ def test_a_profile_of_another_card_or_a_card_without_mig_is_not_supported() -> N
         SimulatedGPUs("gpu-01", [T4]).set_mig_mode(0, on=True)
     with pytest.raises(NotSupported, match="MIG mode is off"):
         SimulatedGPUs("gpu-01", [H100]).create(0, "1g.10gb")
-    with pytest.raises(ValueError, match=r"not in planning/cards\.py"):
+    with pytest.raises(ValueError, match=r"not in planning/gpus/cards\.py"):
         SimulatedGPUs("gpu-01", ["NVIDIA X1"])
 
 

@@ -11,7 +11,7 @@ from tests.build import make_gpu, make_stack
 from gpusharing.api.names import LABEL_MODE
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.planning.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.target import Target, find_target, find_wish
 
 POLICIES = sorted((ROOT / "examples").glob("*.yaml"))
 WORKLOADS = sorted((ROOT / "examples" / "workloads").glob("*.yaml"))

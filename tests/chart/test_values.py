@@ -11,7 +11,7 @@ from tests.chart.charts import CHART, NAMESPACE, Helm, Manifest, find
 from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.main import parse
 from gpusharing.checks.__main__ import place_of
-from gpusharing.planning.installationviews import AGENT, OPERATOR
+from gpusharing.planning.stack.installationviews import AGENT, OPERATOR
 
 PARTS = {
     "operator": ("Deployment", "gpusharing-operator"),

@@ -10,12 +10,12 @@ import yaml
 from tests.build import at, make_pdb, make_pod, make_work
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.blockers import Blocker, explain_blockers
-from gpusharing.planning.drain import plan_drain, preflight
-from gpusharing.planning.evictions import remember
-from gpusharing.planning.holders import Scope, classify
-from gpusharing.planning.podviews import EvictionMemory, NodeWork, Owner, PodView
-from gpusharing.planning.reasons import reason_of
+from gpusharing.planning.drain.evictions import remember
+from gpusharing.planning.drain.holders import Scope, classify
+from gpusharing.planning.drain.plan import plan_drain, preflight
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PodView
+from gpusharing.planning.words.blockers import Blocker, explain_blockers
+from gpusharing.planning.words.reasons import reason_of
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
 OPERATOR_NAMESPACE = "gpu-operator"

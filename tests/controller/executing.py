@@ -12,12 +12,12 @@ from gpusharing.controller.execute import Executor, Outcome
 from gpusharing.kube.client import JSON, NODES, PODS
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.actions import Action, Evict, FenceNode
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Claim
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.stackviews import StackView
-from gpusharing.planning.verdict import Verdict
-from gpusharing.planning.views import NodeView
+from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
 
 
 @dataclass

@@ -9,8 +9,8 @@ from tests.build import NOW, at, make_stack
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import JSON
-from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
+from gpusharing.planning.wanted import migfile
 
 OLD, NEW = "version: v1\nflags: {migStrategy: none}\n", "version: v1\nflags: {migStrategy: mixed}\n"
 HALVES = [{"devices": "all", "mig-enabled": True, "mig-devices": {"3g.40gb": 2}}]

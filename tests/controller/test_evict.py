@@ -24,7 +24,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.lease import LeaseLost
 from gpusharing.planning.actions import Evict, SetClaims
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.words.reasons import Reason
 
 ANSWERS: dict[str, tuple[KubeError | None, Reason, float]] = {
     "E1: 201": (None, Reason.EVICTED, 0),

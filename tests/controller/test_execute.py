@@ -23,7 +23,7 @@ from gpusharing.planning.actions import (
     SetFinalizer,
     WriteConfig,
 )
-from gpusharing.planning.views import ClusterSnapshot
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 # --- Node writes -----------------------------------------------------------------------------------
 

@@ -16,9 +16,9 @@ from gpusharing.controller.metrics import NoMetrics
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
-from gpusharing.planning.records import Claim
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.views import ClusterSnapshot
+from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 POLICY: JSON = {
     "metadata": {"name": "pool-b"},

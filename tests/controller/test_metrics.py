@@ -18,8 +18,8 @@ from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
 from gpusharing.kube.client import GPUNODES, NODES
 from gpusharing.planning.actions import SetFinalizer
-from gpusharing.planning.health import Diagnosis
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.gpus.health import Diagnosis
+from gpusharing.planning.words.reasons import Reason
 
 
 @pytest.fixture

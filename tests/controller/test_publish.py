@@ -24,10 +24,10 @@ from gpusharing.kube.errors import (
     Unauthorized,
     Unavailable,
 )
-from gpusharing.planning.pool import Pool
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.verdict import Verdict
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.verdict import Verdict
 
 PERIOD = 1.0
 POLICY = make_policy(generation=7)

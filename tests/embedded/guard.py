@@ -38,7 +38,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import NotFound
-from gpusharing.planning.cards import bare_product
+from gpusharing.planning.gpus.cards import bare_product
 
 RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon")
 """Pods that we may delete: the actuators' own."""

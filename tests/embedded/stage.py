@@ -22,8 +22,8 @@ from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, LEASES, NODES, PDBS, PODS
 from gpusharing.kube.fence import parse_fence
 from gpusharing.kube.lease import Timing
-from gpusharing.planning.records import Fence
-from gpusharing.planning.views import Settings as PlanSettings
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import Settings as PlanSettings
 
 H100, A100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S"
 HOUR = 3600.0

@@ -27,7 +27,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, POLICIES
-from gpusharing.planning.pluginconfig import NEUTRAL_KEY
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
 CHANGES = list(itertools.permutations(MODES, 2))
 

@@ -11,7 +11,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from gpusharing.api import names
 from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, POLICIES, RESOURCE_CLAIMS
 from gpusharing.kube.errors import Conflict
-from gpusharing.planning.records import Fence
+from gpusharing.planning.snapshot.records import Fence
 
 LLM = Workload("llm", 2)
 """Two pods of one GPU each; both fit on one node."""

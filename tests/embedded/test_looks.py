@@ -11,7 +11,7 @@ from tests.embedded.stage import FULL, SLICED, nodes, scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import PODS, Page, Resource
-from gpusharing.planning.views import Settings
+from gpusharing.planning.snapshot.views import Settings
 
 LLM = Workload("llm", 2)
 SETTLE, IDLE, POLL = (timedelta(seconds=getattr(Settings(), name)) for name in ("settle", "idle", "poll"))

@@ -19,7 +19,7 @@ from tests.integration.nursery import Nursery
 from tests.integration.product import CLUSTER_POLICY, FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
 
 from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
-from gpusharing.planning.pluginconfig import NEUTRAL, NEUTRAL_KEY
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY
 from hack import stage
 
 SECONDS = 120.0

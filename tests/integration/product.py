@@ -16,7 +16,7 @@ from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
 from hack.sim.node import ANNOTATION_PRODUCTS
 
-from gpusharing.planning.cards import bare_product
+from gpusharing.planning.gpus.cards import bare_product
 from hack import stage
 
 GROUP = "/apis/gpusharing.dev/v1alpha1"

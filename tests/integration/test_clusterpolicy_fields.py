@@ -13,8 +13,8 @@ from hack.cluster.controlplane import ControlPlane
 from tests.conftest import build_or_skip
 
 from gpusharing.kube.convert import cluster_policy_view
-from gpusharing.planning.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
-from gpusharing.planning.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
 
 VERSIONS = versions()
 PAGE = FIELDS.parents[3] / "docs" / "design" / "nvidia.md"

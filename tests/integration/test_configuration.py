@@ -14,7 +14,7 @@ from hack.cluster.api import ApiError, Object
 from tests.integration.product import FULL, H100, MIXED, OPERATOR, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, pod_spec
 
-from gpusharing.planning.pluginconfig import NEUTRAL_KEY
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 from hack import stage
 
 SPACE = "/api/v1/namespaces/gpu-operator/configmaps"

@@ -16,8 +16,8 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.podviews import EvictionMemory, NodeWork
-from gpusharing.planning.views import ClusterSnapshot, Settings
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
+from gpusharing.planning.snapshot.views import ClusterSnapshot, Settings
 
 WANTED = frozenset({"gpu-07"})
 

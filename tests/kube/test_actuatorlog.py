@@ -10,8 +10,8 @@ from gpusharing.api.names import LABEL_MIG_STATE
 from gpusharing.kube.actuatorlog import RETRY, ActuatorLogs, failure_in
 from gpusharing.kube.client import PODS
 from gpusharing.kube.crew import Crew
-from gpusharing.planning.stackviews import Operand
-from gpusharing.planning.views import NodeView
+from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.views import NodeView
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 LOG = """\

@@ -15,7 +15,7 @@ from gpusharing.kube.budgets import KEPT, PATIENCE, Budgets
 from gpusharing.kube.client import PDBS, PODS
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, Unavailable
-from gpusharing.planning.podviews import PdbView
+from gpusharing.planning.snapshot.podviews import PdbView
 
 
 @asynccontextmanager

@@ -17,8 +17,8 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.kube import convert
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.quantity import count
-from gpusharing.planning.cards import find_card
-from gpusharing.planning.records import Deferred, Verified
+from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.snapshot.records import Deferred, Verified
 
 JSON = dict[str, Any]
 JUNK: st.SearchStrategy[Any] = (

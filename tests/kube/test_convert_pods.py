@@ -13,9 +13,9 @@ from tests.kube.test_convert import JUNK, paths, with_junk
 
 from gpusharing.api.policy import Drain
 from gpusharing.kube.convert_pods import claim_names, claim_use, pdb_view, pod_view
-from gpusharing.planning.drain import plan_drain, preflight
-from gpusharing.planning.holders import Scope
-from gpusharing.planning.podviews import Owner
+from gpusharing.planning.drain.holders import Scope
+from gpusharing.planning.drain.plan import plan_drain, preflight
+from gpusharing.planning.snapshot.podviews import Owner
 
 JSON = dict[str, Any]
 SCOPE = Scope("gpu-operator")

@@ -13,7 +13,7 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.kube import fence as records
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
 
 NOW = datetime(2026, 11, 20, 10, 2, 11, tzinfo=UTC)
 FENCE = Fence(

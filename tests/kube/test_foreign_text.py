@@ -26,9 +26,9 @@ from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.quantity import count
 from gpusharing.kube.sources import ConfigMapView
 from gpusharing.kube.written import OurConfigMaps, parse_written
-from gpusharing.planning import migfile, pluginconfig
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.stackviews import StackView
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.wanted import migfile, pluginconfig
 
 TWO = (make_gpu(0), make_gpu(1))
 META = ("apiVersion", "kind", "metadata")

@@ -23,8 +23,8 @@ from gpusharing.kube.installation import (
     RUNTIME_CLASSES,
     gather_installation,
 )
-from gpusharing.planning.installation import find_findings
-from gpusharing.planning.installationviews import InstallationView, Place, PodState
+from gpusharing.planning.stack.installation import find_findings
+from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 POINTERS = {

@@ -15,7 +15,7 @@ from gpusharing.kube import errors
 from gpusharing.kube.client import JSON, LEASES, KubeClient, Resource
 from gpusharing.kube.errors import NotFound
 from gpusharing.kube.lease import LeaderLease, LeaseLost
-from gpusharing.planning.records import Claim
+from gpusharing.planning.snapshot.records import Claim
 
 CLAIMS = {"gpu-07": Claim("u7", "pool-b", "op-1")}
 

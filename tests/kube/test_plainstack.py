@@ -5,7 +5,7 @@ from tests.plainchart import daemon_set, discovery, plugin
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack
-from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 
 
 def read(*sets: JSON) -> ClusterPolicyView | None:

@@ -16,8 +16,8 @@ from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.actions import FenceNode, LabelNode, Release
-from gpusharing.planning.records import Claim, Fence, Verified
-from gpusharing.planning.views import NodeView
+from gpusharing.planning.snapshot.records import Claim, Fence, Verified
+from gpusharing.planning.snapshot.views import NodeView
 
 pytestmark = pytest.mark.cluster
 

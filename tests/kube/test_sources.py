@@ -23,7 +23,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.views import Settings
+from gpusharing.planning.snapshot.views import Settings
 
 
 class Followed:

@@ -9,8 +9,8 @@ from tests.build import NOW, at
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.kube.sources import ConfigMapView
 from gpusharing.kube.written import KEPT, OurConfigMaps, parse_written
-from gpusharing.planning import migfile
-from gpusharing.planning.pluginconfig import key_for
+from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.pluginconfig import key_for
 
 
 def test_the_time_of_every_entry_is_read() -> None:

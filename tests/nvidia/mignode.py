@@ -13,7 +13,7 @@ from hack.results import Asked
 from tests.nvidia.programs import entry_for
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_MIG_STATE
-from gpusharing.planning import migfile
+from gpusharing.planning.wanted import migfile
 
 SECONDS = 120.0
 NODES = "/api/v1/nodes"

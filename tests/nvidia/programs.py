@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox
 
-from gpusharing.planning import migfile
-from gpusharing.planning.geometry import Layout
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.wanted import migfile
 
 SECONDS = 90.0
 MPS_FOLDER = "mps"

@@ -11,8 +11,8 @@ from hack.sim.migfile import entries, present
 from hack.sim.migparted import ApplyError, apply_layout, apply_mode
 from tests.nvidia.programs import entry_for
 
-from gpusharing.planning import migfile
-from gpusharing.planning.geometry import Layout
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.wanted import migfile
 
 NOT_PLAYED = re.compile(
     r"nvidia\.com/(gfd\.timestamp|cuda\..+|gpu\.machine|vgpu\..+|.+\.(memory|multiprocessors)|.+\.engines\..+)"

@@ -8,10 +8,10 @@ from hack.nvmlsim.models import find_model
 from tests.build import make_gpu, make_gpunode, make_node, make_stack
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning import pluginconfig
-from gpusharing.planning.target import Target, Unsupported, find_target, find_wish
-from gpusharing.planning.verify import Case, expected_gfd_labels
-from gpusharing.planning.views import GpuView
+from gpusharing.planning.proof.verify import Case, expected_gfd_labels
+from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.wanted import pluginconfig
+from gpusharing.planning.wanted.target import Target, Unsupported, find_target, find_wish
 
 
 @dataclass(frozen=True)

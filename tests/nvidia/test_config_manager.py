@@ -17,8 +17,8 @@ from tests.nvidia.conftest import Count, MakeSandbox
 from tests.nvidia.programs import SECONDS, ProgramEnded, served
 
 from gpusharing.api.names import LABEL_GPU_REPLICAS, LABEL_PLUGIN_CONFIG
-from gpusharing.planning import pluginconfig
-from gpusharing.planning.pluginconfig import NEUTRAL, NEUTRAL_KEY, PluginConfig, key_for
+from gpusharing.planning.wanted import pluginconfig
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, PluginConfig, key_for
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 

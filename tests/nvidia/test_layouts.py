@@ -13,8 +13,7 @@ from tests.nvidia.programs import Done, MigParted, entry_for
 from tests.nvidia.standins import stand_in_parted
 
 from gpusharing.api.policy import MigLayout
-from gpusharing.planning import migfile
-from gpusharing.planning.geometry import (
+from gpusharing.planning.gpus.geometry import (
     DoesNotFit,
     Layout,
     Legal,
@@ -26,8 +25,9 @@ from gpusharing.planning.geometry import (
     maximal_layouts,
     normalise,
 )
-from gpusharing.planning.toolversions import find_mistaken
-from gpusharing.planning.views import GpuView
+from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.toolversions import find_mistaken
 
 pytestmark = pytest.mark.nvidia
 

@@ -16,8 +16,8 @@ from tests.nvidia.targets import Setting, labels_as_predicted, mig, mps, plan, s
 from tests.nvidia.test_layouts import MODELS, WITHOUT_MIG
 
 from gpusharing.api.names import Mode
-from gpusharing.planning.geometry import generated_layouts
-from gpusharing.planning.toolversions import merged
+from gpusharing.planning.gpus.geometry import generated_layouts
+from gpusharing.planning.wanted.toolversions import merged
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 

@@ -14,7 +14,7 @@ from tests.plainchart import RELEASE, discovery, plugin
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.plainstack import DaemonSetView, daemon_set_view, plain_stack
-from gpusharing.planning.stackviews import PlainStackView
+from gpusharing.planning.snapshot.stackviews import PlainStackView
 
 pytestmark = pytest.mark.nvidia
 

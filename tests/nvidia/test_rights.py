@@ -11,8 +11,8 @@ from hack.nvmlsim.rights import RIGHTS
 from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import ProgramEnded, gfd_labels, served, set_layouts
 
-from gpusharing.planning import pluginconfig
-from gpusharing.planning.pluginconfig import PluginConfig
+from gpusharing.planning.wanted import pluginconfig
+from gpusharing.planning.wanted.pluginconfig import PluginConfig
 
 pytestmark = pytest.mark.nvidia
 

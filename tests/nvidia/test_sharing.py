@@ -10,12 +10,12 @@ from tests.nvidia.standins import check_gfd, check_plugin
 from tests.nvidia.targets import Setting, labels_as_predicted, mig, plan, refusal, slices, slicing
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
-from gpusharing.planning import pluginconfig
-from gpusharing.planning.geometry import Layout
-from gpusharing.planning.pluginconfig import PluginConfig, Sharing
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.target import predict_resources
-from gpusharing.planning.toolversions import merged
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.wanted import pluginconfig
+from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
+from gpusharing.planning.wanted.target import predict_resources
+from gpusharing.planning.wanted.toolversions import merged
+from gpusharing.planning.words.reasons import Reason
 
 pytestmark = pytest.mark.nvidia
 

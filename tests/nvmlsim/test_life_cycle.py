@@ -5,8 +5,8 @@ from hack.nvmlsim.models import find_model, profile_index, simulated_cards
 from tests.nvmlsim.conftest import MakeMachine
 from tests.nvmlsim.machine import Machine
 
-from gpusharing.planning.cards import Card
-from gpusharing.planning.geometry import maximal_layouts
+from gpusharing.planning.gpus.cards import Card
+from gpusharing.planning.gpus.geometry import maximal_layouts
 
 INVALID_ARGUMENT, NOT_SUPPORTED, IN_USE, INSUFFICIENT_RESOURCES = 2, 3, 19, 23
 NOT_FOUND = 6

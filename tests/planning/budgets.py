@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from tests.planning.podkinds import NAMESPACE
 
-from gpusharing.planning.podviews import PdbView, PodView
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.snapshot.podviews import PdbView, PodView
+from gpusharing.planning.words.reasons import Reason
 
 
 @dataclass(frozen=True)

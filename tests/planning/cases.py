@@ -10,14 +10,14 @@ from tests.planning.machines import Machine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.acceptance import find_objection
-from gpusharing.planning.assess import assess
-from gpusharing.planning.podviews import NodeWork
-from gpusharing.planning.records import Fence
-from gpusharing.planning.stackviews import Operand, StackView
-from gpusharing.planning.target import Target, Targets, find_target, find_wish
-from gpusharing.planning.verdict import NodeCase, Verdict, find_health
-from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, PolicyView
+from gpusharing.planning.proof.assess import assess
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
+from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.wanted.target import Target, Targets, find_target, find_wish
+from gpusharing.planning.way.verdict import NodeCase, Verdict, find_health
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
 MPS = make_policy(mode="MPS")

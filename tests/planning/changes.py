@@ -8,10 +8,10 @@ from tests.build import NOW, at, make_fence, make_work
 from tests.planning.cases import MIXED, make_case, pair_of, quiet_report
 
 from gpusharing.api import names
-from gpusharing.planning.podviews import NodeWork, PodView
-from gpusharing.planning.records import Fence
-from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.views import GPUNodeView, PolicyView
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
+from gpusharing.planning.way.verdict import NodeCase, Verdict
 
 MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
 PAUSED: dict[str, str | None] = {f"{names.LABEL_DEPLOY_PREFIX}device-plugin": names.PAUSED_FOR_MIG}

@@ -18,7 +18,7 @@ from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.views import PolicyView, Settings
+from gpusharing.planning.snapshot.views import PolicyView, Settings
 
 NODES = ("gpu-0", "gpu-1", "gpu-2")
 WAITS = Settings(

@@ -16,8 +16,8 @@ from tests.planning.rules import NEEDS_IDLE
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.planning.health import WELL, Vitals
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.gpus.health import WELL, Vitals
+from gpusharing.planning.snapshot.views import PolicyView
 
 Deed = Callable[[World, str], bool]
 """(world, node) → whether it changed anything. The node exists."""

@@ -15,9 +15,9 @@ from tests.planning.cases import FULL, MIXED, make_case, quiet_report
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.actions import Release
-from gpusharing.planning.records import Fence
-from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.views import GPUNodeView, PolicyView
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
+from gpusharing.planning.way.verdict import NodeCase, Verdict
 
 
 def asked(seconds: float) -> str:

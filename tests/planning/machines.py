@@ -17,12 +17,12 @@ from tests.build import H100, make_gpu
 
 from gpusharing.agent.library import GPU, Instance, MigMode, Model, Profile, Reading
 from gpusharing.api import names
-from gpusharing.planning import migfile
-from gpusharing.planning.cards import find_card
-from gpusharing.planning.geometry import Layout
-from gpusharing.planning.health import WELL, Vitals
-from gpusharing.planning.stackviews import Operand, StackView
-from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedView
+from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.gpus.health import WELL, Vitals
+from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView
+from gpusharing.planning.wanted import migfile
 
 Temper = Literal["works", "fails", "hangs", "forgets"]
 """mig-manager's mood: it works; it ends in `failed`; it stays `pending` for ever (a.7 bug 1); it succeeds and leaves

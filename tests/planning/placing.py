@@ -1,12 +1,12 @@
-"""Brute force over placements: which layouts a card can hold, sharing nothing with planning/geometry.py but types."""
+"""Brute force over placements: which layouts a card can hold, sharing only types with planning/gpus/geometry.py."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 
-from gpusharing.planning.cards import Profile
-from gpusharing.planning.geometry import Layout, normalise
+from gpusharing.planning.gpus.cards import Profile
+from gpusharing.planning.gpus.geometry import Layout, normalise
 
 
 def placement_sets(profiles: Sequence[Profile]) -> Iterator[tuple[Profile, ...]]:

@@ -12,7 +12,7 @@ from typing import Literal
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import ClaimUse, pod_view
-from gpusharing.planning.podviews import PodView
+from gpusharing.planning.snapshot.podviews import PodView
 
 NAMESPACE, NVIDIA = "team-a", "gpu-operator"
 CLIENT = {f"{names.LABEL_DEPLOY_PREFIX}client": "true"}

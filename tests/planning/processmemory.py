@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from gpusharing.planning.looks import Look
-from gpusharing.planning.podviews import EvictionMemory, NodeWork
 from gpusharing.planning.rollout import Memo
+from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 from tests.build import make_policy
 from tests.planning.world import World
 
-from gpusharing.planning.health import WELL
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.gpus.health import WELL
+from gpusharing.planning.snapshot.views import PolicyView
 
 MODES: Sequence[tuple[str, dict[str, Any]]] = (
     ("Full", {}),

@@ -20,11 +20,11 @@ from gpusharing.planning.actions import (
     SetFinalizer,
     UpdateFence,
 )
-from gpusharing.planning.cards import bare_product
-from gpusharing.planning.ownership import Owners
-from gpusharing.planning.records import Claim, Fence
+from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.records import Claim, Fence
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.wanted.ownership import Owners
 
 if TYPE_CHECKING:
     from tests.planning.world import World

@@ -7,10 +7,10 @@ import pytest
 from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 
 from gpusharing.api.validation import Problem
-from gpusharing.planning.acceptance import find_objection
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.words.reasons import Reason
 
 NAMED = make_policy(mig={"config": "all-balanced"})
 LAYOUTS = make_policy()

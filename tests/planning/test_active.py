@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 
-from gpusharing.planning.acceptance import find_objection, passes
-from gpusharing.planning.active import find_active
-from gpusharing.planning.pointers import plan_pointers
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.stack.acceptance import find_objection, passes
+from gpusharing.planning.stack.active import find_active
+from gpusharing.planning.stack.pointers import plan_pointers
+from gpusharing.planning.words.reasons import Reason
 
 
 def named(name: str, *, ignored: bool = False) -> ClusterPolicyView:

@@ -29,9 +29,9 @@ from tests.planning.changes import (
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
-from gpusharing.planning.after import after_pnr
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Verified
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.way.after import after_pnr
+from gpusharing.planning.words.reasons import Reason
 
 # --- actuators and wedges ------------------------------------------------------------------------------------------
 

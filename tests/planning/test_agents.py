@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gpusharing.planning.agents import AgentPod, AgentTroubles, AgentWarning, find_troubles, steady
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.snapshot.agents import AgentPod, AgentTroubles, AgentWarning, find_troubles, steady
+from gpusharing.planning.words.reasons import Reason
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 IMAGE = "registry.test/gpu-sharing-operator:0.1.0"

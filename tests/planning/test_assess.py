@@ -9,7 +9,7 @@ from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, make_case
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.assess import (
+from gpusharing.planning.proof.assess import (
     Assessment,
     assess,
     find_disruption,
@@ -17,12 +17,12 @@ from gpusharing.planning.assess import (
     needs_two_steps,
     uses_mps,
 )
-from gpusharing.planning.pluginconfig import render
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.stackviews import PlainStackView, StackView
-from gpusharing.planning.target import Target, Targets, find_target, find_wish
-from gpusharing.planning.verify import EXCLUSIVE, Mismatch
-from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.proof.verify import EXCLUSIVE, Mismatch
+from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.pluginconfig import render
+from gpusharing.planning.wanted.target import Target, Targets, find_target, find_wish
+from gpusharing.planning.words.reasons import Reason
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 HALVES = (("3g.40gb", 2),)

@@ -10,10 +10,10 @@ from tests.planning.changes import FENCE, changing, only
 
 from gpusharing.api import names
 from gpusharing.planning.actions import LabelNode, Release
-from gpusharing.planning.after import after_pnr
-from gpusharing.planning.attempts import was_corrected
-from gpusharing.planning.judge import judge
-from gpusharing.planning.records import Verified
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.way.after import after_pnr
+from gpusharing.planning.way.attempts import was_corrected
+from gpusharing.planning.way.judge import judge
 
 PROVEN = Verified("pool-b", "all-disabled", "x", corrected_generation=1, policy_uid="uid-pool-b")
 ANEW = replace(MIXED, uid="uid-anew")

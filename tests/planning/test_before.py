@@ -1,6 +1,6 @@
 """A fenced node before the point of no return: drain, prove idle, pass, or give up and restore.
 
-Through it `planning/idle.py`, `planning/actuation.py`, `planning/requests.py` and `planning/attempts.py`.
+Through it `way/idle.py`, `way/actuation.py`, `way/requests.py` and `way/attempts.py`.
 """
 
 from dataclasses import replace
@@ -34,11 +34,11 @@ from tests.planning.drains import (
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Actuate, Evict
-from gpusharing.planning.before import before_pnr
-from gpusharing.planning.health import Vitals
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Deferred
-from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.gpus.health import Vitals
+from gpusharing.planning.snapshot.records import Deferred
+from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.reasons import Reason
 
 # --- draining -------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,12 @@
-from gpusharing.planning.blockers import MAX_LINES, Blocker, culprit, explain_blockers, main_reason, merge
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.words.blockers import (
+    MAX_LINES,
+    Blocker,
+    culprit,
+    explain_blockers,
+    main_reason,
+    merge,
+)
+from gpusharing.planning.words.reasons import Reason
 
 
 def test_a_line_names_budget_pods_server_text_and_remedy() -> None:

@@ -26,16 +26,16 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import FenceNode
-from gpusharing.planning.blockers import Blocker
-from gpusharing.planning.cards import bare_product
-from gpusharing.planning.common import Common
-from gpusharing.planning.looks import LOOKS, Look
-from gpusharing.planning.podviews import NodeWork
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Claim, Fence
+from gpusharing.planning.gpus.cards import bare_product
+from gpusharing.planning.pools.common import Common
 from gpusharing.planning.rollout import Memo, plan_rollout
-from gpusharing.planning.verdict import Verdict
-from gpusharing.planning.views import ClusterSnapshot
+from gpusharing.planning.snapshot.looks import LOOKS, Look
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.records import Claim, Fence
+from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.reasons import Reason
 
 
 def test_a_claim_without_a_fence_goes_first_and_does_not_count_twice() -> None:

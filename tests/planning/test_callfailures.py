@@ -8,11 +8,11 @@ from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Action, EnsureGPUNode, FenceNode, Release, RestartOperand, UpdateFence
-from gpusharing.planning.callfailures import CallFailure, failed_again
-from gpusharing.planning.callverdicts import is_moot, named
-from gpusharing.planning.events import node_events
-from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.callfailures import CallFailure, failed_again
+from gpusharing.planning.told.events import node_events
+from gpusharing.planning.way.callverdicts import is_moot, named
+from gpusharing.planning.words.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
 LASTING = CallFailure(WORDS, at(8), tries=3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpusharing.planning.cards import (
+from gpusharing.planning.gpus.cards import (
     CARDS,
     Card,
     bare_product,

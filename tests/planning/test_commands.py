@@ -2,7 +2,7 @@
 
 import shlex
 
-from gpusharing.planning.commands import patch_command
+from gpusharing.planning.stack.commands import patch_command
 
 
 def test_the_shell_hands_the_json_of_a_patch_over_unchanged() -> None:

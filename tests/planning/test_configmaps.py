@@ -17,10 +17,13 @@ from tests.build import (
 )
 from tests.planning.cases import pair_of
 
-from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
-from gpusharing.planning.configmaps import plan_config, referenced
-from gpusharing.planning.pluginconfig import (
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.configmaps import plan_config, referenced
+from gpusharing.planning.wanted.pluginconfig import (
     NEUTRAL,
     NEUTRAL_KEY,
     PluginConfig,
@@ -29,9 +32,6 @@ from gpusharing.planning.pluginconfig import (
     parse,
     render,
 )
-from gpusharing.planning.records import Verified
-from gpusharing.planning.stackviews import StackView
-from gpusharing.planning.views import NodeView, PolicyView
 
 MODELS = {H100: make_gpu()}
 OLD, NEW = make_policy(), make_policy(mode="TimeSlicing", generation=2)

@@ -8,8 +8,8 @@ import pytest
 from tests.build import at, make_cluster_policy, make_gpu, make_policy, make_stack
 from tests.planning.cases import pair_of
 
-from gpusharing.planning.configured import configured_since
-from gpusharing.planning.stackviews import StackView
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.wanted.configured import configured_since
 
 POLICY = make_policy()
 ENTRY, KEY = pair_of(POLICY)

@@ -1,4 +1,4 @@
-"""The columns USED and PENDING (planning/counts.py, through the status)."""
+"""The columns USED and PENDING (planning/told/counts.py, through the status)."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from tests.build import NOW, make_node, make_pod, make_policy
 from tests.planning.told import HALVES, SYNCED, Scene
 
-from gpusharing.planning.podviews import NodeWork
+from gpusharing.planning.snapshot.podviews import NodeWork
 
 
 def test_of_a_node_in_work_the_pods_that_were_just_listed_are_counted_and_not_the_agents_last_word() -> None:

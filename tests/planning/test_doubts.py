@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from tests.build import H100, NOW, make_gpu, make_gpunode, make_node, make_policy, make_snapshot, make_spec
 
-from gpusharing.planning.cards import CARDS, Profile, find_card
-from gpusharing.planning.doubts import find_doubt
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.gpus.cards import CARDS, Profile, find_card
+from gpusharing.planning.gpus.doubts import find_doubt
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.status import policy_status
-from gpusharing.planning.views import GpuView
+from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.words.reasons import Reason
 
 CARD = find_card(H100)
 assert CARD is not None

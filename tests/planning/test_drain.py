@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from tests.build import DAEMON_SET, JOB, NOW, REPLICA_SET, at, make_memory, make_pdb, make_pod, make_work
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.blockers import Blocker
-from gpusharing.planning.drain import MAX_EVICTIONS, DrainPlan, plan_drain, preflight
-from gpusharing.planning.evictions import remember
-from gpusharing.planning.holders import Scope
-from gpusharing.planning.podviews import EvictionMemory, PodView
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.drain.evictions import remember
+from gpusharing.planning.drain.holders import Scope
+from gpusharing.planning.drain.plan import MAX_EVICTIONS, DrainPlan, plan_drain, preflight
+from gpusharing.planning.snapshot.podviews import EvictionMemory, PodView
+from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.reasons import Reason
 
 OPERATOR = "gpu-operator"
 SCOPE = Scope(OPERATOR)

@@ -14,12 +14,12 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import SetPointers
-from gpusharing.planning.blockers import Blocker, explain_blockers
-from gpusharing.planning.events import MAX_NOTE, Event, node_events, pointers_event
-from gpusharing.planning.health import NO_TROUBLE, Diagnosis
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.gpus.health import NO_TROUBLE, Diagnosis
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.told.events import MAX_NOTE, Event, node_events, pointers_event
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.blockers import Blocker, explain_blockers
+from gpusharing.planning.words.reasons import Reason
 
 BUDGET = Blocker(Reason.PDB, ("team-b/ranker-0",), "team-b/ranker", "0 of 2 may go")
 LONER = Blocker(Reason.UNMANAGED, ("team-a/notebook",))

@@ -1,9 +1,9 @@
 import pytest
 from tests.build import NOW, at, make_memory
 
-from gpusharing.planning.evictions import is_odd, remember, throttled_until
-from gpusharing.planning.podviews import EvictionMemory
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.drain.evictions import is_odd, remember, throttled_until
+from gpusharing.planning.snapshot.podviews import EvictionMemory
+from gpusharing.planning.words.reasons import Reason
 
 
 def _waits(answer: Reason, times: int, jitter: float = 0.0) -> list[float]:

@@ -19,16 +19,16 @@ from tests.build import (
 from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, make_case, pair_of
 
 from gpusharing.api import names
-from gpusharing.planning import migfile
-from gpusharing.planning.gates import GATES, find_gate
-from gpusharing.planning.health import Vitals
-from gpusharing.planning.migmanager import needs_restart
-from gpusharing.planning.pluginconfig import render
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Deferred, Verified
-from gpusharing.planning.stackviews import PlainStackView
-from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.gpus.health import Vitals
+from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.stackviews import PlainStackView
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.pluginconfig import render
+from gpusharing.planning.way.gates import GATES, find_gate
+from gpusharing.planning.way.migmanager import needs_restart
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.reasons import Reason
 
 PENDING = {names.LABEL_MIG_STATE: "pending"}
 MIG_CONFIG = names.LABEL_MIG_CONFIG

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.planning.placing import placement_sets
 
-from gpusharing.planning.cards import CARDS, Card, Profile
-from gpusharing.planning.geometry import (
+from gpusharing.planning.gpus.cards import CARDS, Card, Profile
+from gpusharing.planning.gpus.geometry import (
     DoesNotFit,
     Layout,
     Legal,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from gpusharing.planning.cards import CARDS, Card, Profile
-from gpusharing.planning.geometry import (
+from gpusharing.planning.gpus.cards import CARDS, Card, Profile
+from gpusharing.planning.gpus.geometry import (
     Legal,
     describe,
     generated_layouts,

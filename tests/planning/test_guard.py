@@ -1,4 +1,4 @@
-"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/guard.py)."""
+"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/way/guard.py)."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +17,10 @@ from tests.build import (
 
 from gpusharing.api.names import LABEL_MIG_STATE, Phase
 from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims
-from gpusharing.planning.podviews import PodView
-from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import Memo, plan_rollout
-from gpusharing.planning.views import NodeView
+from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.words.reasons import Reason
 
 
 class Poisoned(dict[str, str]):

@@ -12,15 +12,24 @@ from tests.planning.told import SYNCED
 from gpusharing.api.gpunode import NodeCondition, RecoveryValue
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Actuate
-from gpusharing.planning.after import after_pnr
-from gpusharing.planning.health import NO_TROUBLE, RECOVERIES, RULES, WELL, XIDS, Diagnosis, Vitals, diagnose
-from gpusharing.planning.judge import judge
-from gpusharing.planning.mirror import health_conditions
-from gpusharing.planning.reasonkinds import Passes
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Verified
-from gpusharing.planning.verdict import NodeCase, find_health
-from gpusharing.planning.views import GPUNodeView, GpuView, PolicyView
+from gpusharing.planning.gpus.health import (
+    NO_TROUBLE,
+    RECOVERIES,
+    RULES,
+    WELL,
+    XIDS,
+    Diagnosis,
+    Vitals,
+    diagnose,
+)
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, PolicyView
+from gpusharing.planning.told.mirror import health_conditions
+from gpusharing.planning.way.after import after_pnr
+from gpusharing.planning.way.judge import judge
+from gpusharing.planning.way.verdict import NodeCase, find_health
+from gpusharing.planning.words.reasonkinds import Passes
+from gpusharing.planning.words.reasons import Reason
 
 OLD_DRIVER = Vitals(recovery=None)
 RESET_WANTED = replace(make_gpu(), vitals=Vitals(recovery="Reset"))

@@ -4,11 +4,19 @@ import pytest
 from tests.build import DAEMON_SET, at, make_pod
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning import holders
-from gpusharing.planning.holders import FILTERS, Scope, classify, gpu_resources, holds_gpu, is_idle, scope_of
-from gpusharing.planning.podviews import PodView
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import Settings
+from gpusharing.planning.drain import holders
+from gpusharing.planning.drain.holders import (
+    FILTERS,
+    Scope,
+    classify,
+    gpu_resources,
+    holds_gpu,
+    is_idle,
+    scope_of,
+)
+from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.snapshot.views import Settings
+from gpusharing.planning.words.reasons import Reason
 
 ORDER = [
     "finished", "static", "daemon_set", "without_gpu", "terminating", "own_pod", "protected", "resource_claim",

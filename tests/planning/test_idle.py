@@ -1,4 +1,4 @@
-"""The way to an idle node, taken anew before every run: drain, waits, reading, LISTs (`planning/idle.py`)."""
+"""The way to an idle node, taken anew before every run: drain, waits, reading, LISTs (`planning/way/idle.py`)."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -26,9 +26,9 @@ from tests.planning.drains import (
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
-from gpusharing.planning.before import before_pnr
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.verdict import NodeCase
+from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.reasons import Reason
 
 WAITS: dict[str, tuple[NodeCase, Reason]] = {
     "the node is not Ready": (fenced(node={"ready": False}), Reason.NODE_UNREACHABLE),

@@ -10,9 +10,10 @@ import yaml
 from tests.build import make_cluster_policy, make_policy
 from tests.chart.charts import CHART
 
-from gpusharing.planning import installation
-from gpusharing.planning.installation import Severity, Topic, find_findings, render
-from gpusharing.planning.installationviews import (
+from gpusharing.planning.snapshot.stackviews import PlainStackView
+from gpusharing.planning.stack import installation
+from gpusharing.planning.stack.installation import Severity, Topic, find_findings, render
+from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
     AgentsState,
@@ -22,8 +23,7 @@ from gpusharing.planning.installationviews import (
     PodState,
     RightState,
 )
-from gpusharing.planning.rights import Right
-from gpusharing.planning.stackviews import PlainStackView
+from gpusharing.planning.stack.rights import Right
 
 PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
 POINTED = make_cluster_policy()

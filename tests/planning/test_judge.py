@@ -17,12 +17,12 @@ from gpusharing.api.names import (
     LABEL_POLICY,
     Phase,
 )
-from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.judge import is_static, is_told_apart, judge
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.way.judge import is_static, is_told_apart, judge
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.words.reasons import Reason
 
 # --- what the memo and the clock of drift ask ---------------------------------------------------------------
 

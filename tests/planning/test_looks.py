@@ -2,7 +2,7 @@
 
 from tests.build import NOW, at
 
-from gpusharing.planning.looks import LOOKS, Look, count_recent, find_due
+from gpusharing.planning.snapshot.looks import LOOKS, Look, count_recent, find_due
 
 POLL = 5.0
 

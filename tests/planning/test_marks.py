@@ -5,7 +5,7 @@ from dataclasses import replace
 from tests.build import make_fence, make_node
 
 from gpusharing.api import names
-from gpusharing.planning.marks import marks_for, unmarked
+from gpusharing.planning.way.marks import marks_for, unmarked
 
 KARPENTER, AUTOSCALER = names.NEIGHBOUR_ANNOTATIONS
 

@@ -18,10 +18,10 @@ from tests.planning.cases import pair_of
 
 from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
 from gpusharing.api.validation import Problem
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Verified
 from gpusharing.planning.rollout import Memo, plan_rollout
-from gpusharing.planning.views import ClusterSnapshot
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.words.reasons import Reason
 
 PAUSED = make_policy(rollout={"paused": True})
 OTHER_POOL = {"gpusharing.dev/pool": "c"}

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from tests.planning.placing import brute_force, every_multiset
 
-from gpusharing.planning.cards import CARDS, Card, Profile, find_card
-from gpusharing.planning.geometry import (
+from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
+from gpusharing.planning.gpus.geometry import (
     DoesNotFit,
     Layout,
     Legal,

@@ -4,9 +4,9 @@ import pytest
 import yaml
 from tests.build import H100, make_gpu, make_spec
 
-from gpusharing.planning import migfile
-from gpusharing.planning.geometry import Layout
-from gpusharing.planning.migfile import Unresolved
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.migfile import Unresolved
 
 A30, A100, T4, H200 = "NVIDIA A30", "NVIDIA A100-SXM4-80GB", "Tesla T4", "NVIDIA H200"
 TWO = (make_gpu(0), make_gpu(1))

@@ -7,9 +7,9 @@ import pytest
 from tests.build import NOW, POOL_LABELS, make_fence, make_node, make_policy, make_snapshot
 
 from gpusharing.api.policy import LabelSelector
-from gpusharing.planning.ownership import Owners, selects
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.ownership import Owners, selects
 
 OLD, YOUNG = "2026-01-01T00:00:00Z", "2026-06-01T00:00:00Z"
 MARK = "gpusharing.dev/policy"

@@ -1,8 +1,8 @@
 import pytest
 from tests.build import at, make_pdb, make_pod
 
-from gpusharing.planning import pdb
-from gpusharing.planning.podviews import PdbView, PodView
+from gpusharing.planning.drain import pdb
+from gpusharing.planning.snapshot.podviews import PdbView, PodView
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from tests.configs import make_shared
 
-from gpusharing.planning.pluginconfig import PluginConfig, Sharing, key_for, parse, render
+from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, key_for, parse, render
 
 SHARED = make_shared(4, fails=True)
 

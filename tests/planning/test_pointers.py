@@ -15,11 +15,11 @@ from tests.build import (
     make_stack,
 )
 
-from gpusharing.planning.acceptance import find_objection
 from gpusharing.planning.actions import SetPointers
-from gpusharing.planning.pointers import MIG_POINTER, PLUGIN_POINTER, UPSTREAM_MIG_CONFIG, plan_pointers
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView, StackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView, StackView
+from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.stack.pointers import MIG_POINTER, PLUGIN_POINTER, UPSTREAM_MIG_CONFIG, plan_pointers
 
 ASKED = replace(SETTINGS, configure_gpu_operator=True)
 PLUGIN, MIG = SETTINGS.plugin_config_map, SETTINGS.mig_config_map

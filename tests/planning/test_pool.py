@@ -24,13 +24,13 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.actions import FenceNode
-from gpusharing.planning.common import Common
-from gpusharing.planning.looks import FIRST_LOOKS, Look, find_due
-from gpusharing.planning.podviews import NodeWork
-from gpusharing.planning.pool import LOOKAHEAD, Pool, Selection, is_unavailable, select
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.verdict import NodeCase
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.pools.common import Common
+from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, Selection, is_unavailable, select
+from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.reasons import Reason
 
 OFFERED = frozenset({"nvidia.com/gpu", "nvidia.com/mig-3g.40gb"})
 EMPTY = make_work()

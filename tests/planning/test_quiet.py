@@ -1,4 +1,4 @@
-"""When the agent of a node that we do not change keeps NVML closed (planning/quiet.py), and what that decides."""
+"""When the agent of a node that we do not change keeps NVML closed (planning/way/quiet.py), and what that decides."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,10 +12,10 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import EnsureGPUNode, FenceNode
-from gpusharing.planning.judge import judge
-from gpusharing.planning.quiet import LASTING, UNLOADING, find_quiet
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.verdict import NodeCase, Verdict
+from gpusharing.planning.way.judge import judge
+from gpusharing.planning.way.quiet import LASTING, UNLOADING, find_quiet
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.words.reasons import Reason
 
 STATE, UPGRADE = names.LABEL_MIG_STATE, names.LABEL_UPGRADE_STATE
 PAUSED = {f"{names.LABEL_DEPLOY_PREFIX}device-plugin": "true_paused-for-driver-upgrade"}

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from gpusharing.planning.reasonkinds import Passes
-from gpusharing.planning.reasons import Reason, describe, most_urgent, priority, reason_of
+from gpusharing.planning.words.reasonkinds import Passes
+from gpusharing.planning.words.reasons import Reason, describe, most_urgent, priority, reason_of
 
 
 @pytest.mark.parametrize("reason", Reason)

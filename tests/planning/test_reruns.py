@@ -1,6 +1,6 @@
 """Cures, retries and restarts after the point of no return: each on a node proven idle anew, each within its time.
 
-Through `planning/after.py`: `planning/actuation.py`, `planning/idle.py`, `planning/attempts.py`.
+Through `planning/way/after.py`: `planning/way/actuation.py`, `planning/way/idle.py`, `planning/way/attempts.py`.
 """
 
 from dataclasses import replace
@@ -42,11 +42,11 @@ from tests.planning.changes import (
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, RestartOperand, UpdateFence
-from gpusharing.planning.after import after_pnr
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Fence
-from gpusharing.planning.verify import describe_observed
-from gpusharing.planning.views import GPUNodeView
+from gpusharing.planning.proof.verify import describe_observed
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import GPUNodeView
+from gpusharing.planning.way.after import after_pnr
+from gpusharing.planning.words.reasons import Reason
 
 PENDING: dict[str, str | None] = {MIG_STATE: "pending"}
 OWED = replace(FENCE, owed=f"{FENCE.target_mig_config} {FENCE.target_plugin_config} 2x3g.40gb")

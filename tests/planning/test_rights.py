@@ -3,7 +3,7 @@
 import pytest
 from tests.chart.rbac import golden
 
-from gpusharing.planning import rights
+from gpusharing.planning.stack import rights
 
 NAMED = {
     "{lease}": "gpusharing-operator",

@@ -1,6 +1,6 @@
 """Named scenarios over the whole planner: state in, plan out; and whole ways from Pending to Synced in world.py.
 
-The verdicts of planning/judge.py are what most of them are about.
+The verdicts of planning/way/judge.py are what most of them are about.
 """
 
 from dataclasses import replace
@@ -41,11 +41,11 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.migfile import parse as parse_mig_file
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Deferred
 from gpusharing.planning.rollout import Memo, plan_rollout
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.snapshot.records import Deferred
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.words.reasons import Reason
 
 NODE_WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)
 MODES = {

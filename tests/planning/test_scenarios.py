@@ -27,7 +27,7 @@ from gpusharing.planning.actions import (
     RestartOperand,
     UpdateFence,
 )
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.words.reasons import Reason
 
 # --- giving up and coming back ------------------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
-"""What several looks at a node in work add up to: planning/sightings.py."""
+"""What several looks at a node in work add up to: planning/drain/sightings.py."""
 
 from dataclasses import replace
 
 from tests.build import at, make_fence, make_node, make_work
 
-from gpusharing.planning.holders import Scope
-from gpusharing.planning.sightings import looked
+from gpusharing.planning.drain.holders import Scope
+from gpusharing.planning.drain.sightings import looked
 
 GPU_PODS = Scope("gpu-operator")
 ALL_PODS = replace(GPU_PODS, all_pods=True)

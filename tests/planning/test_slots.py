@@ -21,12 +21,12 @@ from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
-from gpusharing.planning.pool import Pool
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Deferred, Verified
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.slots import find_resumed, plan_finalizers
-from gpusharing.planning.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.words.reasons import Reason
 
 POLICY = make_policy(finalizer=True)
 CLAIMS = {"gpu-07": make_claim()}

@@ -25,7 +25,7 @@ from tests.planning.told import (
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import LabelNode
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.words.reasons import Reason
 
 # --- conditions --------------------------------------------------------------------------------------------
 

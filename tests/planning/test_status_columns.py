@@ -24,10 +24,10 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicyStatus
-from gpusharing.planning.acceptance import Objection
-from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.status import MAX_LISTED, MAX_TEXT, policy_status
+from gpusharing.planning.told.status import MAX_LISTED, MAX_TEXT, policy_status
+from gpusharing.planning.words.findings import Objection
+from gpusharing.planning.words.reasons import Reason
 
 
 def test_the_columns_tell_layout_nodes_gpus_used_pending_strategy_and_product() -> None:

@@ -6,10 +6,10 @@ import pytest
 from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_spec, make_stack
 from tests.configs import make_shared
 
-from gpusharing.planning import migfile
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.stackviews import StackView
-from gpusharing.planning.target import (
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.target import (
     Target,
     Targets,
     Unsupported,
@@ -18,7 +18,7 @@ from gpusharing.planning.target import (
     find_wish,
     predict_resources,
 )
-from gpusharing.planning.views import GpuView
+from gpusharing.planning.words.reasons import Reason
 
 T4, A30, A100, H200 = "Tesla T4", "NVIDIA A30", "NVIDIA A100-SXM4-80GB", "NVIDIA H200"
 TWO = (make_gpu(0), make_gpu(1))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpusharing.planning.toolversions import merged, merges_suffixes, suffixed
+from gpusharing.planning.wanted.toolversions import merged, merges_suffixes, suffixed
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, Evict, RestartOperand
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Fence
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.words.reasons import Reason
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 

@@ -6,8 +6,8 @@ from typing import Literal
 import pytest
 from tests.build import make_fence, make_node
 
-from gpusharing.planning.uninstall import SHOWN, judge_uninstall
-from gpusharing.planning.views import Settings
+from gpusharing.planning.snapshot.views import Settings
+from gpusharing.planning.stack.uninstall import SHOWN, judge_uninstall
 
 SETTINGS = Settings(gpu_operator_namespace="nvidia", plugin_config_map="plugin-map", mig_config_map="mig-map")
 

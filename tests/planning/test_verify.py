@@ -9,12 +9,12 @@ from tests.configs import make_shared
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, world_of
 
 from gpusharing.api import names
-from gpusharing.planning import verify
-from gpusharing.planning.pluginconfig import render
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.target import Target, find_target, find_wish
-from gpusharing.planning.verify import CHECKS, Case, Evidence, find_mismatch
-from gpusharing.planning.views import ObservedView, PolicyView
+from gpusharing.planning.proof import verify
+from gpusharing.planning.proof.verify import CHECKS, Case, Evidence, find_mismatch
+from gpusharing.planning.snapshot.views import ObservedView, PolicyView
+from gpusharing.planning.wanted.pluginconfig import render
+from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.words.reasons import Reason
 
 SINGLE_SLICED = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"}, timeSlicing={"replicas": 2})
 BALANCED_SLICED = make_policy(mig={"config": "all-balanced"}, timeSlicing={"replicas": 2})

@@ -3,7 +3,7 @@
 import pytest
 from tests.kube.damage import ODD_YAML
 
-from gpusharing.planning.yamltext import MAX_DEPTH, Unreadable, read_yaml
+from gpusharing.planning.wanted.yamltext import MAX_DEPTH, Unreadable, read_yaml
 
 
 def test_what_is_yaml_is_read() -> None:

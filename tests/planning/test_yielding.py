@@ -13,12 +13,12 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.kube.fence import parse_fence, patch_for, record_text
 from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetFinalizer, UpdateFence
-from gpusharing.planning.before import before_pnr
-from gpusharing.planning.judge import judge
-from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.verdict import NodeCase, Verdict
-from gpusharing.planning.yielding import yielded
+from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.way.judge import judge
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.yielding import yielded
+from gpusharing.planning.words.reasons import Reason
 
 ADDED = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
 OURS = replace(FENCE, added=ADDED)

@@ -9,14 +9,14 @@ from tests.build import NOW, make_gpunode, make_node, make_policy, make_snapshot
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicyStatus
-from gpusharing.planning.acceptance import Objection
-from gpusharing.planning.podviews import NodeWork
-from gpusharing.planning.pool import Pool
-from gpusharing.planning.reasons import Reason
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.status import policy_status
-from gpusharing.planning.verdict import Verdict
-from gpusharing.planning.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.findings import Objection
+from gpusharing.planning.words.reasons import Reason
 
 POOL = make_policy(generation=7)
 LAYOUT = "2x3g.40gb"

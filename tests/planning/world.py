@@ -31,17 +31,17 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.evictions import remember
-from gpusharing.planning.holders import Scope
-from gpusharing.planning.migfile import parse as parse_mig_file
-from gpusharing.planning.podviews import NodeWork, PdbView, PodView
-from gpusharing.planning.quiet import is_at_work
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.records import Claim
+from gpusharing.planning.drain.evictions import remember
+from gpusharing.planning.drain.holders import Scope
+from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
-from gpusharing.planning.sightings import heard, looked
-from gpusharing.planning.stackviews import StackView
-from gpusharing.planning.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView, Settings
+from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
+from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView, Settings
+from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.way.quiet import is_at_work
+from gpusharing.planning.words.reasons import Reason
 
 GRACE = timedelta(seconds=10)
 """How long an evicted pod takes to end."""

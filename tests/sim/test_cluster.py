@@ -15,7 +15,7 @@ from hack.cluster.api import Api, ApiError, Object
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.nodes import create_nodes, node_manifest, wait_nodes_ready
 
-from gpusharing.planning.pluginconfig import NEUTRAL, NEUTRAL_KEY
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY
 
 pytestmark = pytest.mark.cluster
 

@@ -6,7 +6,7 @@ from hack.sim.migfile import ConfigError, entries, generated, parse, targets
 from hack.sim.migparted import applied, mode_applied
 from tests.sim.build import A100, H100, L40S, make_reading
 
-from gpusharing.planning.geometry import normalise
+from gpusharing.planning.gpus.geometry import normalise
 
 SEVEN = normalise({"1g.10gb": 7})
 

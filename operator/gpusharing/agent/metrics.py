@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from gpusharing.agent.library import GPU
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.observation import Observation
-from gpusharing.planning.health import Vitals, diagnose
+from gpusharing.planning.gpus.health import Vitals, diagnose
 
 PREFIX = "gpusharing_agent"
 

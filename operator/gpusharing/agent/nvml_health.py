@@ -11,7 +11,7 @@ from typing import Any
 import pynvml
 
 from gpusharing.agent.library import RecoveryAction, RemappedRows
-from gpusharing.planning.health import XIDS
+from gpusharing.planning.gpus.health import XIDS
 
 _MOST_EVENTS = 256  # heard at one reading; the next one begins anew
 _REMAPPED_FIELDS = (

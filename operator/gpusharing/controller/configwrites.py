@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.kube.written import MIG_KEY
-from gpusharing.planning import migfile
 from gpusharing.planning.actions import WriteConfig
-from gpusharing.planning.stackviews import StackView
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.wanted import migfile
 
 LABELS = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 

@@ -19,10 +19,10 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.planning.actions import Action, Evict
-from gpusharing.planning.evictions import is_accepted, is_odd, is_seen, remember
-from gpusharing.planning.podviews import EvictionMemory
-from gpusharing.planning.reasons import Reason
-from gpusharing.planning.views import ClusterSnapshot
+from gpusharing.planning.drain.evictions import is_accepted, is_odd, is_seen, remember
+from gpusharing.planning.snapshot.podviews import EvictionMemory
+from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.words.reasons import Reason
 
 log = structlog.get_logger()
 

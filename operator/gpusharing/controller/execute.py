@@ -59,12 +59,12 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.callfailures import CallFailure, failed_again
-from gpusharing.planning.callverdicts import is_moot
-from gpusharing.planning.evictions import FIRST_WAIT, ODD_AFTER
-from gpusharing.planning.podviews import EvictionMemory
+from gpusharing.planning.drain.evictions import FIRST_WAIT, ODD_AFTER
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.views import ClusterSnapshot, NodeView
+from gpusharing.planning.snapshot.callfailures import CallFailure, failed_again
+from gpusharing.planning.snapshot.podviews import EvictionMemory
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.way.callverdicts import is_moot
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ import structlog
 
 from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.sources import NOT_YET, Sources
-from gpusharing.planning.records import Claim
+from gpusharing.planning.snapshot.records import Claim
 
 log = structlog.get_logger()
 

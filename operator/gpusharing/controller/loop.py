@@ -27,9 +27,9 @@ from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.actions import Action, SetPointers
-from gpusharing.planning.reasons import Reason
 from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
-from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
 
 log = structlog.get_logger()
 

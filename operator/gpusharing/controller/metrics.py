@@ -9,7 +9,7 @@ from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import Resource
 from gpusharing.planning.actions import Action
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.verdict import Verdict
+from gpusharing.planning.way.verdict import Verdict
 
 
 class NoMetrics:

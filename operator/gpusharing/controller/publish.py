@@ -31,13 +31,13 @@ from gpusharing.kube.errors import (
     Unauthorized,
 )
 from gpusharing.planning.actions import SetPointers
-from gpusharing.planning.callfailures import LONGEST_WAIT
-from gpusharing.planning.events import Event, node_events, pointers_event
-from gpusharing.planning.mirror import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.status import policy_status
-from gpusharing.planning.verdict import Verdict
-from gpusharing.planning.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.told.events import Event, node_events, pointers_event
+from gpusharing.planning.told.mirror import health_conditions, transition
+from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.way.verdict import Verdict
 
 log = structlog.get_logger()
 
@@ -333,7 +333,7 @@ def _policy_of(policy: PolicyView) -> JSON:
 
 
 def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Whatever can turn a condition from one status to another (planning/status.py); far less than the whole status."""
+    """Whatever can turn a condition from one status to another (told/status.py); far less than the whole status."""
     mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
     seen = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready) for v in mine}
     return policy.uid, policy.generation, policy.deleting, plan.objections.get(policy.name), seen

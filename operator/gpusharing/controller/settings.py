@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gpusharing.kube.foreign import find_problem
-from gpusharing.planning.drivers import VERSION
-from gpusharing.planning.views import Settings as PlanSettings
+from gpusharing.planning.gpus.drivers import VERSION
+from gpusharing.planning.snapshot.views import Settings as PlanSettings
 
 PREFIX = "GPUSHARING_"
 CHOICES = {"log_format": ("json", "console"), "log_level": ("debug", "info", "warning", "error")}

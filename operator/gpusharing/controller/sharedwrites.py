@@ -12,12 +12,12 @@ from gpusharing.controller.configwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import Conflict, NotFound
 from gpusharing.kube.written import MIG_KEY
-from gpusharing.planning import callfailures
 from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, SetPointers, WriteConfig
-from gpusharing.planning.callfailures import CLAIMS, CLUSTER_POLICY, policy_subject
-from gpusharing.planning.records import Claim
-from gpusharing.planning.stackviews import ClusterPolicyView
-from gpusharing.planning.views import ClusterSnapshot
+from gpusharing.planning.snapshot import callfailures
+from gpusharing.planning.snapshot.callfailures import CLAIMS, CLUSTER_POLICY, policy_subject
+from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 log = structlog.get_logger()
 

@@ -13,8 +13,8 @@ from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
 from gpusharing.kube.raw import text
-from gpusharing.planning.uninstall import Farewell, judge_uninstall
-from gpusharing.planning.views import Settings
+from gpusharing.planning.snapshot.views import Settings
+from gpusharing.planning.stack.uninstall import Farewell, judge_uninstall
 
 REFUSED = 1
 """Exit status that keeps Helm from uninstalling."""

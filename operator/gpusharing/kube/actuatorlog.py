@@ -14,8 +14,8 @@ from gpusharing.api.names import LABEL_MIG_STATE
 from gpusharing.kube.client import KubeClient
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized
-from gpusharing.planning.stackviews import Operand
-from gpusharing.planning.views import NodeView
+from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.views import NodeView
 
 LINES = 200
 """More than one run of mig-parted writes for eight GPUs after its first error."""

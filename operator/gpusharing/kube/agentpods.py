@@ -7,7 +7,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.fence import from_rfc3339
 from gpusharing.kube.raw import entries, part, section, text, whole
-from gpusharing.planning.agents import AgentPod, AgentWarning
+from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 
 AGENT = "gpusharing-agent"
 _OF_PODS = frozenset({"FailedCreatePodSandBox", "FailedMount"})

@@ -7,7 +7,7 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.convert_pods import pdb_view
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
-from gpusharing.planning.podviews import PdbView
+from gpusharing.planning.snapshot.podviews import PdbView
 
 KEPT = 15.0
 """Seconds for which a list counts; the eviction itself asks the budget as it is."""

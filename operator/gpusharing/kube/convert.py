@@ -20,13 +20,13 @@ from gpusharing.kube.fence import parse_deferred, parse_fence, parse_verified
 from gpusharing.kube.foreign import foreign_marker
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
-from gpusharing.planning.cards import Card, Profile, find_card
-from gpusharing.planning.doubts import Doubt, find_doubt
-from gpusharing.planning.geometry import Layout, normalise
-from gpusharing.planning.health import WELL, Vitals
-from gpusharing.planning.records import Deferred, Fence, Verified
-from gpusharing.planning.stackviews import ClusterPolicyView
-from gpusharing.planning.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.gpus.cards import Card, Profile, find_card
+from gpusharing.planning.gpus.doubts import Doubt, find_doubt
+from gpusharing.planning.gpus.geometry import Layout, normalise
+from gpusharing.planning.gpus.health import WELL, Vitals
+from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 
 GPU_PREFIXES = (names.RESOURCE_GPU, names.RESOURCE_MIG_PREFIX)
 """Prefixes of resource names that stand for GPUs or parts of one (docs/design/drain.md#g1). Other nvidia.com/*

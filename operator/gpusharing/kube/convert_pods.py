@@ -13,7 +13,7 @@ from gpusharing.kube.convert import GPU_PREFIXES, has_condition
 from gpusharing.kube.fence import from_rfc3339
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
-from gpusharing.planning.podviews import Owner, PdbView, PodView
+from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 
 DRA_DRIVER = "gpu.nvidia.com"
 CORDON_TAINT = "node.kubernetes.io/unschedulable"

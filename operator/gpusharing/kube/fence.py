@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
 
 RECORD_VERSION = 1
 

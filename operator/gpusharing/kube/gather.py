@@ -25,18 +25,18 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, Sources, by_node
 from gpusharing.kube.written import MIG_KEY, OurConfigMaps
-from gpusharing.planning import migfile
-from gpusharing.planning.agents import find_troubles
-from gpusharing.planning.callfailures import CLUSTER_POLICY, CallFailure
-from gpusharing.planning.holders import Scope, holds_gpu, scope_of
-from gpusharing.planning.looks import Look
-from gpusharing.planning.podviews import EvictionMemory, NodeWork, PdbView, PodView
-from gpusharing.planning.quiet import is_at_work
-from gpusharing.planning.records import Claim
-from gpusharing.planning.sightings import heard, looked
-from gpusharing.planning.stackviews import Operand, StackView
-from gpusharing.planning.target import is_gpu_resource
-from gpusharing.planning.views import ClusterSnapshot, Settings
+from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
+from gpusharing.planning.drain.sightings import heard, looked
+from gpusharing.planning.snapshot.agents import find_troubles
+from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, CallFailure
+from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, PdbView, PodView
+from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, Settings
+from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.target import is_gpu_resource
+from gpusharing.planning.way.quiet import is_at_work
 
 log = structlog.get_logger()
 

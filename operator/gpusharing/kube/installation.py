@@ -1,4 +1,4 @@
-"""Reads what `planning/installation.py` judges. Reading only; what cannot be read becomes part of the answer."""
+"""Reads what `planning/stack/installation.py` judges. Reading only; what cannot be read becomes part of the answer."""
 
 import asyncio
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from gpusharing.kube.convert import cluster_policy_view, has_condition, policy_v
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack
 from gpusharing.kube.raw import entries, part, section, text, texts, whole
-from gpusharing.planning import rights
-from gpusharing.planning.installationviews import (
+from gpusharing.planning.stack import rights
+from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
     AgentsState,
@@ -33,7 +33,7 @@ from gpusharing.planning.installationviews import (
     PodState,
     RightState,
 )
-from gpusharing.planning.rights import Right
+from gpusharing.planning.stack.rights import Right
 
 DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
 NAMESPACES = Resource("", "v1", "namespaces")

@@ -23,7 +23,7 @@ from gpusharing.kube.client import JSON, LEASES, KubeClient
 from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from gpusharing.kube.fence import claims_text, parse_claims
 from gpusharing.kube.raw import section, text, texts, whole
-from gpusharing.planning.records import Claim
+from gpusharing.planning.snapshot.records import Claim
 
 CLAIM_ATTEMPTS = 3
 RELEASE_SECONDS = 2.0

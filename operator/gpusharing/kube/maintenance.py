@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text
-from gpusharing.planning.views import NodeView
+from gpusharing.planning.snapshot.views import NodeView
 
 
 @dataclass(frozen=True, slots=True)

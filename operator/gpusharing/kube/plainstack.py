@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, texts
-from gpusharing.planning.stackviews import ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
 """Containers by which the chart's DaemonSets are known; the GPU Operator's have other names."""

@@ -7,7 +7,7 @@ from gpusharing.kube.client import JSON, POLICIES, KubeClient
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.raw import text
 from gpusharing.kube.reflector import newer
-from gpusharing.planning.views import PolicyView
+from gpusharing.planning.snapshot.views import PolicyView
 
 
 class PolicyCache:

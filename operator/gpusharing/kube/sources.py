@@ -30,9 +30,9 @@ from gpusharing.kube.plainstack import daemon_set_view, plain_stack
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, section
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.active import find_active
-from gpusharing.planning.stackviews import ClusterPolicyView, Operand
-from gpusharing.planning.views import GPUNodeView, NodeView, Settings
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, Settings
+from gpusharing.planning.stack.active import find_active
 
 View = TypeVar("View")
 

@@ -9,7 +9,7 @@ from typing import Any
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.kube.fence import from_rfc3339
 from gpusharing.kube.sources import ConfigMapView
-from gpusharing.planning import migfile, pluginconfig
+from gpusharing.planning.wanted import migfile, pluginconfig
 
 MIG_KEY = "config.yaml"
 """The one key that mig-manager mounts (docs/design/nvidia.md#a10)."""

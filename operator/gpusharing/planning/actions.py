@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gpusharing.planning.records import Claim, Deferred, Fence, Verified
-from gpusharing.planning.stackviews import ClusterPolicyView
-from gpusharing.planning.views import NodeView
+from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.views import NodeView
 
 
 @dataclass(frozen=True, slots=True)

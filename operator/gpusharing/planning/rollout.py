@@ -19,27 +19,28 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from gpusharing.api.names import LABEL_POLICY, Phase
-from gpusharing.planning.acceptance import Objection, find_objection
 from gpusharing.planning.actions import Action, SetClaims, WriteConfig
-from gpusharing.planning.assess import Assessment, assess
-from gpusharing.planning.callverdicts import Failing
-from gpusharing.planning.common import Common
-from gpusharing.planning.configmaps import plan_config
-from gpusharing.planning.guard import not_judged
-from gpusharing.planning.health import Diagnosis
-from gpusharing.planning.judge import is_static, is_told_apart, judge
-from gpusharing.planning.looks import Look
-from gpusharing.planning.ownership import Owners
-from gpusharing.planning.pointers import plan_pointers
-from gpusharing.planning.pool import Pool, is_unavailable, select
-from gpusharing.planning.records import Claim
-from gpusharing.planning.requests import with_gpunode
-from gpusharing.planning.slots import find_resumed, plan_finalizers
-from gpusharing.planning.stackviews import StackView
-from gpusharing.planning.target import Targets, Wish, find_wish
-from gpusharing.planning.verdict import NodeCase, Verdict, find_health
-from gpusharing.planning.verify import served
-from gpusharing.planning.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
+from gpusharing.planning.gpus.health import Diagnosis
+from gpusharing.planning.pools.common import Common
+from gpusharing.planning.pools.pool import Pool, is_unavailable, select
+from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
+from gpusharing.planning.proof.assess import Assessment, assess
+from gpusharing.planning.proof.verify import served
+from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
+from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.stack.pointers import plan_pointers
+from gpusharing.planning.wanted.configmaps import plan_config
+from gpusharing.planning.wanted.ownership import Owners
+from gpusharing.planning.wanted.target import Targets, Wish, find_wish
+from gpusharing.planning.way.callverdicts import Failing
+from gpusharing.planning.way.guard import not_judged
+from gpusharing.planning.way.judge import is_static, is_told_apart, judge
+from gpusharing.planning.way.requests import with_gpunode
+from gpusharing.planning.way.verdict import NodeCase, Verdict, find_health
+from gpusharing.planning.words.findings import Objection
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,108 @@
+"""What the API server answered to an eviction, and when to ask again (docs/design/drain.md, rows E).
+
+The memory of an answer lives in the process only: after a restart every pod is simply asked for again, and a
+pod that is already leaving is recognised by its deletionTimestamp.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from gpusharing.planning.snapshot.podviews import EvictionMemory
+from gpusharing.planning.words.reasons import Reason
+
+FIRST_WAIT = 5.0
+"""Seconds after the first refusal; doubles with each further one."""
+LONGEST_WAIT = 60.0
+"""Seconds."""
+SLOW_WAIT = 300.0
+"""Seconds; for what only a person can change, and the most that a Retry-After may ask of us."""
+ODD_AFTER = 3
+"""Answers that a pod is gone, each after a LIST that showed it, from which that is told as an error."""
+QUIET_WAIT = 60.0
+"""Seconds for which a budget that its controller has not worked out yet is not shown as a blocker (E6)."""
+
+_SLOW = frozenset({Reason.FORBIDDEN, Reason.INTERNAL_ERROR})
+REMEMBERED = _SLOW | {
+    Reason.PDB,
+    Reason.THROTTLED,
+    Reason.EVICTION_ERROR,
+    Reason.NAMESPACE_TERMINATING,
+    Reason.EVICTED,
+    Reason.PODS_LEAVING,
+}
+"""The answers worth remembering. A lost connection is not: the next LIST tells."""
+
+
+def remember(
+    answer: Reason,
+    message: str,
+    memory: EvictionMemory | None,
+    now: datetime,
+    jitter: float,
+    *,
+    retry_after: float | None = None,
+    first_wait: float = FIRST_WAIT,
+) -> EvictionMemory:
+    """What to remember of the answer to one eviction; `memory` is what was remembered of this pod before.
+
+    - `EVICTED` (201, E1): accepted; this pod is never asked for again.
+    - `PDB` (429 with cause DisruptionBudget): E5; with `retry_after` (seconds) it is E6, the controller of the
+      budget is behind, remembered as `PDBNotObserved`.
+    - `THROTTLED` (429 without that cause, E7), `EVICTION_ERROR` (500, E8 and E11, or no answer: `message` verbatim),
+      `NAMESPACE_TERMINATING` (403 with that cause, E12), `FORBIDDEN` (403, E13), `INTERNAL_ERROR` (400, E15).
+    - `PODS_LEAVING` (404 and 409, E2 and E3): that pod is gone or replaced; it is not asked for again before a newer
+      LIST shows it.
+
+    `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that pods do not
+    come back in step.
+    Raises ValueError for a reason that is no such answer.
+    """
+    if answer not in REMEMBERED:
+        raise ValueError(f"{answer} is not an answer to an eviction")
+    reason = Reason.PDB_NOT_OBSERVED if answer is Reason.PDB and retry_after is not None else answer
+    again = memory is not None and memory.reason == reason
+    since = memory.since if memory is not None and again else now
+    tries = memory.tries + 1 if memory is not None and again else 1
+    wait = timedelta(seconds=_wait(reason, tries, jitter, retry_after, first_wait))
+    return EvictionMemory(reason, message, next_try=now + wait, since=since, tries=tries, asked_at=now)
+
+
+def is_odd(memory: EvictionMemory | None) -> bool:
+    """The server has said before that the pod is gone or another one, and LISTs have shown it all the same."""
+    if memory is None:
+        return False
+    return memory.reason == Reason.EVICTION_ERROR or (
+        memory.reason == Reason.PODS_LEAVING and memory.tries >= ODD_AFTER
+    )
+
+
+def is_accepted(memory: EvictionMemory | None) -> bool:
+    """The server has accepted the eviction: the pod is leaving, and is never asked for again (E1)."""
+    return memory is not None and memory.reason == Reason.EVICTED
+
+
+def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
+    """Whether a LIST that was begun then shows what came of the answer. An older one says nothing about that pod."""
+    if memory.asked_at is None:
+        return True  # not known, and long ago
+    return listed_at is not None and listed_at > memory.asked_at
+
+
+def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
+    """Until when no eviction may be sent on this node; None: they may be (E7).
+
+    Where the server asks for more than one object, no call at all is sent (kube/fanout.py).
+    """
+    later = [m.next_try for m in memories.values() if m.reason == Reason.THROTTLED and m.next_try > now]
+    return max(later, default=None)
+
+
+def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
+    if reason is Reason.PODS_LEAVING:
+        return 0.0  # the LIST decides, not the clock
+    if retry_after is not None:
+        return min(max(retry_after, 1.0), SLOW_WAIT)
+    if reason in _SLOW:
+        return SLOW_WAIT
+    full = min(LONGEST_WAIT, first_wait * 2.0 ** min(tries - 1, 10))
+    return max(first_wait, full * (1 - jitter / 4))

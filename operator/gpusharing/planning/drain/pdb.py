@@ -1,0 +1,82 @@
+"""What PodDisruptionBudgets say about an eviction, judged as the API server will judge it.
+
+The server decides (kubernetes `pkg/registry/core/pod/storage/eviction.go`); this only foresees its answer, so
+that a hopeless drain is not begun and the reason can be named before anybody is disturbed.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from gpusharing.planning.snapshot.podviews import PdbView, PodView
+
+
+def ref(pdb: PdbView) -> str:
+    """`namespace/name`."""
+    return f"{pdb.namespace}/{pdb.name}"
+
+
+def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
+    """The budgets that select the pod, by name. Two or more: the server refuses every eviction of it."""
+    return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
+
+
+def guarding(pod: PodView, pdbs: Iterable[PdbView]) -> PdbView | None:
+    """The one budget that the server will ask about the pod; None: the eviction is not up to a budget."""
+    if _exempt(pod):
+        return None
+    found = selecting(pod, pdbs)
+    if len(found) != 1 or _lets_unready_go(found[0], pod):
+        return None
+    return found[0]
+
+
+def conflicting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
+    """The two or more budgets that make every eviction of the pod fail (500, kubernetes#75957); else ()."""
+    if _exempt(pod):
+        return ()
+    found = selecting(pod, pdbs)
+    return found if len(found) > 1 else ()
+
+
+def never_allows(pdb: PdbView) -> bool:
+    """Whether no disruption is allowed even with every pod healthy (docs/design/drain.md#e9)."""
+    return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
+
+
+def _exempt(pod: PodView) -> bool:
+    """eviction.go canIgnorePDB: finished, pending and terminating pods go without asking a budget."""
+    return pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None
+
+
+def _lets_unready_go(pdb: PdbView, pod: PodView) -> bool:
+    """KEP-3017: an unready pod may go under AlwaysAllow, or while enough of the others are healthy."""
+    if pod.ready:
+        return False
+    return pdb.always_allow_unhealthy or pdb.current_healthy >= pdb.desired_healthy > 0
+
+
+def _selects(pdb: PdbView, pod: PodView) -> bool:
+    if pdb.namespace != pod.namespace:
+        return False
+    if pdb.selects_all:
+        return True
+    if not pdb.match_labels and not pdb.match_expressions:
+        return False  # no selector at all: selects nothing
+    return all(pod.labels.get(key) == value for key, value in pdb.match_labels.items()) and all(
+        _holds(expression, pod.labels) for expression in pdb.match_expressions
+    )
+
+
+def _holds(expression: tuple[str, str, tuple[str, ...]], labels: Mapping[str, str]) -> bool:
+    """One row of matchExpressions. As in Kubernetes, NotIn holds where the label is missing."""
+    key, operator, values = expression
+    match operator:
+        case "In":
+            return key in labels and labels[key] in values
+        case "NotIn":
+            return key not in labels or labels[key] not in values
+        case "Exists":
+            return key in labels
+        case "DoesNotExist":
+            return key not in labels
+        case _:
+            return True  # unknown to us: rather foresee a refusal than overlook one

@@ -1,0 +1,57 @@
+"""What a card reports of its MIG profiles against our table: the card wins, and people are told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gpusharing.planning.gpus.cards import Profile, find_card
+from gpusharing.planning.words.reasons import Reason
+
+TOLD = 3
+"""Differences that a message names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why the profiles of a card are less certain than usual. Nothing is decided from it."""
+
+    reason: Reason
+    message: str
+
+
+@lru_cache(maxsize=64)
+def find_doubt(product: str, reported: tuple[Profile, ...]) -> Doubt | None:
+    """None where card and table agree, where only one of them knows, and where the table is known to be right."""
+    card = find_card(product)
+    if card is None or not card.profiles or card.nvml_counts_wrong:
+        return None
+    if not reported:
+        return Doubt(
+            Reason.PROFILES_FROM_TABLE,
+            f"the driver lists no MIG profiles of {product}, so our table is used; if a layout is refused that should"
+            " fit, update the driver",
+        )
+    known = {profile.name: profile for profile in card.profiles}
+    found = [text for profile in reported if (text := _difference(profile, known))]
+    if not found:
+        return None
+    return Doubt(
+        Reason.CARD_DIFFERS,
+        f"{product} reports {'; '.join(found[:TOLD])}. The card's word counts; please report it: our table is wrong",
+    )
+
+
+def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
+    """What the card says of one profile and the table does not; what one of them leaves open is no difference."""
+    same = known.get(profile.name)
+    if same is None:
+        return f"{profile.name}, which our table does not have"
+    if profile.starts and same.starts and (profile.starts, profile.size) != (same.starts, same.size):
+        return f"{profile.name} at {_places(profile)}, our table says {_places(same)}"
+    if profile.max_count != same.max_count:
+        return f"at most {profile.max_count} of {profile.name}, our table says {same.max_count}"
+    return ""
+
+
+def _places(profile: Profile) -> str:
+    return f"{', '.join(map(str, profile.starts))} (size {profile.size})"

@@ -1,0 +1,341 @@
+"""Does a MIG layout fit on a GPU? An exact check over placements, and what to offer when it does not.
+
+Works on the profiles that a card offers (from NVML or from `gpusharing.planning.gpus.cards`) and on nothing else.
+A layout is legal when, as NVIDIA's MIG user guide and mig-parted have it:
+
+- every profile is offered, and none more often than its maximum;
+- the instances can be placed without overlap, using only the listed starts, within the compute slices;
+- at most one instance has the media engines (``+me``); next to a ``+me.all`` there are only ``-me`` ones.
+
+Legality is downward closed: taking an instance away from a legal layout leaves a legal layout.
+
+    {3g.40gb: 1, 1g.10gb: 4}   legal on an H100 80 GB: the 3g at unit 4, the 1g at 0, 1, 2, 3
+    {1g.20gb: 7}               refused: the card holds at most 4
+    {3g.40gb: 2, 1g.10gb: 1}   refused: 7 compute slices, but 9 of 8 memory units
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from itertools import combinations
+from typing import TypeAlias
+
+from gpusharing.planning.gpus.cards import Profile
+
+Layout: TypeAlias = tuple[tuple[str, int], ...]
+"""The instances of one GPU as (profile, count), largest first, each count above 0; () is MIG on and empty.
+A GPU with MIG off has no layout: callers write None."""
+
+# "1g.10gb+me", "1g.24gb-me", "1c.3g.40gb" (a compute instance smaller than its GPU instance).
+_NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:[+-][a-z.,]+)*)")
+
+
+class Misfit(StrEnum):
+    """Why a layout of offered profiles does not fit."""
+
+    TOO_MANY = "TooMany"
+    MEDIA_ENGINES = "MediaEngines"
+    COMPUTE_SLICES = "ComputeSlices"
+    MEMORY = "Memory"
+    PLACEMENT = "Placement"
+    PLACEMENTS_UNKNOWN = "PlacementsUnknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Legal:
+    """The layout fits; ``placements`` is one way to place it, (profile, start) in creation order, large to
+    small. The driver may choose another way. Empty where the placements of the card are unknown."""
+
+    placements: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Not legal. ``message`` says why, what the card offers and the nearest legal layout."""
+
+    layout: Layout
+    profiles: tuple[Profile, ...]
+    why: str  # the reason as a clause
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The names of the profiles that the card offers."""
+        return tuple(profile.name for profile in self.profiles)
+
+    @property
+    def alternative(self) -> Layout | None:
+        """The nearest legal layout; None: the card has no MIG."""
+        return nearest(self.layout, self.profiles)
+
+    @property
+    def message(self) -> str:
+        """One sentence for people."""
+        alternative = self.alternative
+        if alternative is None:
+            return f"{self.why}; the card has no MIG profiles"
+        offers = ", ".join(f"{profile.name} (max {profile.max_count})" for profile in self.profiles)
+        return f"{self.why}; the card offers {offers}; nearest legal layout: {describe(alternative)}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownProfile(Refusal):
+    """The layout names profiles that the card does not offer."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DoesNotFit(Refusal):
+    """Every profile is offered, but not these counts together."""
+
+    reason: Misfit
+
+
+Verdict: TypeAlias = Legal | UnknownProfile | DoesNotFit
+
+
+def normalise(counts: Mapping[str, int]) -> Layout:
+    """The layout with these counts per profile. A negative count is a ValueError."""
+    for name, count in counts.items():
+        if count < 0:
+            raise ValueError(f"count of profile {name} is negative: {count}")
+    return tuple(sorted(((n, c) for n, c in counts.items() if c), key=lambda item: _large_first(item[0])))
+
+
+def describe(layout: Layout) -> str:
+    """The layout for people: ``1x3g.40gb+2x2g.20gb``, ``empty`` without instances."""
+    return "+".join(f"{count}x{name}" for name, count in layout) or "empty"
+
+
+def judge(layout: Layout, profiles: Sequence[Profile]) -> Verdict:
+    """Whether one GPU that offers ``profiles`` can hold ``layout``, exactly."""
+    offer = _Offer.of(profiles)
+    unknown = tuple(name for name, _ in layout if name not in offer.by_name)
+    if unknown:
+        why = f"no profile {', '.join(unknown)} on this card"
+        return UnknownProfile(layout, tuple(profiles), why, unknown)
+    misfit = offer.why_not(layout)
+    if misfit:
+        reason, detail = misfit
+        return DoesNotFit(layout, tuple(profiles), f"{describe(layout)} does not fit: {detail}", reason)
+    return Legal(offer.place(layout))
+
+
+def nearest(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
+    """The legal layout closest to ``layout``; None for a card without profiles.
+
+    A name that the card does not offer becomes the profile with the same compute slices (else the closest
+    number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb is 1g.18gb on an
+    H200. Then the fewest instances are dropped; of equal choices the one that keeps more compute slices, then
+    more memory. A request with no readable name gets one instance of the largest profile.
+    """
+    if not profiles:
+        return None
+    if isinstance(judge(layout, profiles), Legal):
+        return layout
+    offer = _Offer.of(profiles)
+    wanted: Counter[str] = Counter()
+    for name, count in layout:
+        match = offer.closest(name)
+        if match:
+            wanted[match] += count
+    largest = max(profiles, key=lambda profile: (profile.slices, profile.memory_gb))
+    if not wanted:
+        wanted[largest.name] = 1
+    return max(offer.legal_layouts(wanted), key=lambda candidate: (offer.kept(candidate), candidate))
+
+
+def legal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
+    """Every legal layout, the empty one included."""
+    offer = _Offer.of(profiles)
+    return tuple(offer.legal_layouts({profile.name: profile.max_count for profile in profiles}))
+
+
+def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
+    """The legal layouts to which no instance can be added, largest instances first."""
+    legal = set(legal_layouts(profiles))
+    names = [profile.name for profile in profiles]
+    full = [a for a in legal if not any(normalise(Counter(dict(a)) + Counter([n])) in legal for n in names)]
+    return tuple(sorted(full, key=lambda layout: [(_large_first(name), -count) for name, count in layout]))
+
+
+# mig-parted v0.15.0 pkg/mig/builder/balanced.go: by the number of compute slices of the card.
+_BALANCED = {7: {1: 2, 2: 1, 3: 1}, 4: {1: 2, 2: 1}}
+
+
+def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
+    """The named configurations that mig-manager from v0.14 generates on a node of this card.
+
+    None means MIG off. Empty for a card without profiles.
+    """
+    if not profiles:
+        return {}
+    layouts: dict[str, Layout | None] = {"all-disabled": None, "all-enabled": ()}
+    base: dict[int, Profile] = {}
+    for profile in sorted(profiles, key=lambda p: -p.max_count):
+        if not _attribute(profile.name):
+            base.setdefault(profile.slices, profile)
+        layouts[named_configuration(profile.name)] = ((profile.name, profile.max_count),)
+    formula = _BALANCED.get(max(base, default=0), {})
+    if formula and formula.keys() <= base.keys():
+        layouts["all-balanced"] = normalise({base[g].name: count for g, count in formula.items()})
+    return dict(sorted(layouts.items()))
+
+
+def named_configuration(profile: str) -> str:
+    """The named configuration of a profile: ``all-1g.10gb.me`` for 1g.10gb+me."""
+    return "all-" + profile.replace("+", ".")
+
+
+def resource_name(profile: str, *, shared: bool = False) -> str:
+    """What the device plugin (from v0.20) advertises an instance as under strategy mixed.
+
+    ``shared``: time-slicing with renameByDefault. Example: ``nvidia.com/mig-1g.10gb.me``.
+    """
+    return f"nvidia.com/mig-{profile.replace('+', '.')}{'.shared' if shared else ''}"
+
+
+def _large_first(name: str) -> tuple[int, int, str]:
+    match = _NAME.fullmatch(name)
+    return (-int(match["slices"]), -int(match["gb"]), name) if match else (0, 0, name)
+
+
+def _attribute(name: str) -> str:
+    match = _NAME.fullmatch(name)
+    return match["attribute"] if match else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What one card offers, prepared for many questions."""
+
+    by_name: Mapping[str, Profile]
+    slices: int  # compute slices of the card: those of its largest profile
+    units: int  # memory units of the card
+
+    @classmethod
+    def of(cls, profiles: Sequence[Profile]) -> "_Offer":
+        slices = max((profile.slices for profile in profiles), default=0)
+        units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
+        return cls({profile.name: profile for profile in profiles}, slices, units)
+
+    def why_not(self, layout: Layout) -> tuple[Misfit, str] | None:
+        """The first rule that a layout of offered profiles breaks, in a fixed order; None: legal."""
+        for name, count in layout:
+            if count > (most := self.by_name[name].max_count):
+                return Misfit.TOO_MANY, f"{count}x{name}, the card holds at most {most}"
+        media = _media_conflict(layout)
+        if media:
+            return Misfit.MEDIA_ENGINES, media
+        slices = sum(self.by_name[name].slices * count for name, count in layout)
+        if slices > self.slices:
+            return Misfit.COMPUTE_SLICES, f"it needs {slices} compute slices, the card has {self.slices}"
+        if any(not self.by_name[name].starts for name, _ in layout):
+            if len(layout) == 1:
+                return None
+            return (
+                Misfit.PLACEMENTS_UNKNOWN,
+                "placements on this card are unknown, so profiles cannot be mixed",
+            )
+        units = sum(self.by_name[name].size * count for name, count in layout)
+        if units > self.units:
+            return Misfit.MEMORY, f"it needs {units} memory units, the card has {self.units}"
+        if _place(self._shapes(layout)) is None:
+            return Misfit.PLACEMENT, "its instances overlap in every placement that the card allows"
+        return None
+
+    def place(self, layout: Layout) -> tuple[tuple[str, int], ...]:
+        """One placement of a legal layout, in the order of the layout; empty where placements are unknown."""
+        shapes = self._shapes(layout)
+        found = {shape[:2]: list(starts) for shape, starts in zip(shapes, _place(shapes) or (), strict=False)}
+        placed = []
+        for name, count in layout:
+            starts = found.get((self.by_name[name].starts, self.by_name[name].size), [])
+            placed += [(name, starts.pop(0)) for _ in range(count) if starts]
+        return tuple(placed)
+
+    def _shapes(self, layout: Layout) -> "tuple[_Shape, ...]":
+        """The layout as the placement search sees it: profiles that lie alike are one, the widest first."""
+        shapes: Counter[tuple[tuple[int, ...], int]] = Counter()
+        for name, count in layout:
+            shapes[self.by_name[name].starts, self.by_name[name].size] += count
+        return tuple(sorted(((*s, n) for s, n in shapes.items()), key=lambda shape: (-shape[1], shape)))
+
+    def legal_layouts(self, most: Mapping[str, int]) -> Iterator[Layout]:
+        """Every legal layout with at most ``most`` of each profile; what is legal is downward closed."""
+
+        def extend(names: Sequence[str], chosen: Layout) -> Iterator[Layout]:
+            if not names:
+                yield chosen
+                return
+            yield from extend(names[1:], chosen)
+            for count in range(1, min(most[names[0]], self.by_name[names[0]].max_count) + 1):
+                more = (*chosen, (names[0], count))
+                if self.why_not(more):
+                    return
+                yield from extend(names[1:], more)
+
+        return extend(sorted(most, key=_large_first), ())
+
+    def kept(self, layout: Layout) -> tuple[int, int, int]:
+        """How much a candidate keeps: instances, compute slices, memory."""
+        of = self.by_name
+        return (
+            sum(count for _, count in layout),
+            sum(of[name].slices * count for name, count in layout),
+            sum(of[name].memory_gb * count for name, count in layout),
+        )
+
+    def closest(self, name: str) -> str | None:
+        """The offered profile nearest to ``name`` (see `nearest`); None when the name cannot be read."""
+        if name in self.by_name:
+            return name
+        match = _NAME.fullmatch(name)
+        if not match:
+            return None
+        slices, gb, attribute = int(match["slices"]), int(match["gb"]), match["attribute"]
+
+        def distance(profile: Profile) -> tuple[int, int, bool, int, str]:
+            far = abs(profile.slices - slices), abs(profile.memory_gb - gb)
+            return (*far, _attribute(profile.name) != attribute, profile.memory_gb, profile.name)
+
+        return min(self.by_name.values(), key=distance).name
+
+
+def _media_conflict(layout: Layout) -> str | None:
+    attributes = [(name, _attribute(name), count) for name, count in layout]
+    if sum(count for _, attribute, count in attributes if attribute == "+me") > 1:
+        return "only one instance of a GPU can have the media engines (+me)"
+    everything = next((name for name, attribute, _ in attributes if attribute == "+me.all"), None)
+    others = [name for name, attribute, _ in attributes if attribute not in ("-me", "+me.all")]
+    if everything and others:
+        return f"next to {everything} there can only be -me profiles, not {', '.join(others)}"
+    if sum(count for _, attribute, count in attributes if attribute == "+me.all") > 1:
+        return "only one instance of a GPU can have all media engines (+me.all)"
+    return None
+
+
+_Shape: TypeAlias = tuple[tuple[int, ...], int, int]  # starts, size, how many
+
+
+@lru_cache(maxsize=4096)
+def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...], ...] | None:
+    """Starts for each shape so that nothing overlaps, or None. ``taken``: one bit per memory unit in use."""
+    if not shapes:
+        return ()
+    (starts, size, count), rest = shapes[0], shapes[1:]
+    for chosen in combinations(starts, count):
+        bits = taken
+        for start in chosen:
+            unit = ((1 << size) - 1) << start
+            if bits & unit:
+                break
+            bits |= unit
+        else:
+            found = _place(rest, bits)
+            if found is not None:
+                return (chosen, *found)
+    return None

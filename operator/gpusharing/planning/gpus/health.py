@@ -1,0 +1,151 @@
+"""Is a GPU well enough to be reconfigured? The rules are data: which fact, which reason, what a person does.
+
+The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that sees
+and what it does not). Running pods are nobody's business here: an unhealthy GPU keeps serving, as far as NVIDIA's
+device plugin lets it. It is only not given another mode or layout until a person has acted.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from gpusharing.planning.words.reasons import Reason
+
+REACHABLE = "Ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What NVML tells of one GPU's health. Counts are reduced to yes or no, so that one that grows changes nothing."""
+
+    access: str = REACHABLE
+    """Ok, Lost, ResetRequired or Failed: whether NVML can talk to the GPU."""
+    recovery: str | None = None
+    """What the driver asks for (NVML field 230, since R565); None where it does not say."""
+    ecc_errors: bool = False
+    """Uncorrected ECC errors since the last reset."""
+    remap_pending: bool = False
+    remap_failed: bool = False
+    xid: int | None = None
+    """The first XID of XIDS that the agent heard."""
+    error: str = ""
+    """What NVML answers where access is Failed."""
+
+
+WELL = Vitals(recovery="None")
+
+XIDS: Mapping[int, str] = {
+    48: "double-bit ECC error",
+    64: "row remapping failed",
+    79: "GPU has fallen off the bus",
+    95: "uncontained ECC error",
+    119: "GSP did not answer in time",
+    120: "GSP error",
+    140: "unrecovered ECC error",
+    143: "GPU initialisation error",
+}
+"""XIDs after which a GPU needs a reset or a reboot (NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors). The many
+others are about an application, about NVLink, or are told by the fields above."""
+
+NO_ACTION = "None"
+_RESET = "drain the node, then reset the GPU (nvidia-smi -r) or reboot the node"
+_REBOOT = "drain and reboot the node"
+RECOVERIES: Mapping[str, str] = {
+    "Reset": _RESET,
+    "Reboot": _REBOOT,
+    "DrainP2P": "end the applications that use peer-to-peer traffic of this GPU",
+    "DrainAndReset": _RESET,
+    "RecoverIMEX": "recover the IMEX domain of the node",
+    "BusReset": "drain the node and reset the GPU's PCIe bus, or reboot the node",
+    "SystemReboot": _REBOOT,
+    "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which is newer than this agent",
+}
+"""What to do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t; the meaning of each is NVIDIA's)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """How a node's GPUs are: NoTrouble, or the gravest fact, with what to do."""
+
+    reason: Reason
+    message: str
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.reason is Reason.NO_TROUBLE
+
+
+NO_TROUBLE = Diagnosis(Reason.NO_TROUBLE, "no GPU needs anything")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A fact that makes a GPU unhealthy."""
+
+    reason: Reason
+    holds: Callable[[Vitals], bool]
+    says: Callable[[Vitals], str]
+    """What is so and what to do, without the GPU."""
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        Reason.GPU_LOST,
+        lambda gpu: gpu.access == "Lost",
+        lambda gpu: f"fell off the bus; {_REBOOT}",
+    ),
+    Rule(
+        Reason.GPU_UNREADABLE,
+        lambda gpu: gpu.access not in (REACHABLE, "ResetRequired"),
+        lambda gpu: f"NVML answers {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node",
+    ),
+    Rule(
+        Reason.GPU_RESET_REQUIRED,
+        lambda gpu: gpu.access != REACHABLE,
+        lambda gpu: f"cannot be used before a reset; {_RESET}",
+    ),
+    Rule(
+        Reason.ROW_REMAP_FAILED,
+        lambda gpu: gpu.remap_failed,
+        lambda gpu: "a row remapping failed; replace the card",
+    ),
+    Rule(
+        Reason.RECOVERY_NEEDED,
+        lambda gpu: gpu.recovery not in (None, NO_ACTION),
+        lambda gpu: f"the driver asks for {gpu.recovery}; {RECOVERIES.get(str(gpu.recovery), _REBOOT)}",
+    ),
+    Rule(
+        Reason.ROW_REMAP_PENDING,
+        lambda gpu: gpu.remap_pending,
+        lambda gpu: f"a row remapping waits for a reset; {_RESET}",
+    ),
+    Rule(
+        Reason.XID_SEEN,
+        # Where the driver judges its own XIDs, its judgement counts: it ends with the trouble, a memory does not.
+        lambda gpu: gpu.xid is not None and gpu.recovery is None,
+        lambda gpu: (
+            f"XID {gpu.xid} ({XIDS.get(gpu.xid or 0, 'critical')}); {_RESET}, then delete the agent's pod"
+        ),
+    ),
+    Rule(
+        Reason.ECC_UNCORRECTED,
+        lambda gpu: gpu.ecc_errors,
+        lambda gpu: f"uncorrected ECC errors since the last reset; {_RESET}",
+    ),
+)
+"""Gravest first; the first that holds is told. A test pins the order."""
+
+
+def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Diagnosis:
+    """The gravest trouble among GPUs given as (index, vitals). Equal facts give equal texts."""
+    ill = [(rank, index, gpu) for index, gpu in gpus if (rank := _rank(gpu)) is not None]
+    if not ill:
+        return NO_TROUBLE
+    rank, index, gpu = min(ill, key=lambda found: found[:2])
+    others = len(ill) - 1
+    more = f"; {others} more GPU{'s are' if others > 1 else ' is'} unhealthy" if others else ""
+    return Diagnosis(RULES[rank].reason, f"GPU {index}: {RULES[rank].says(gpu)}{more}")
+
+
+def _rank(gpu: Vitals) -> int | None:
+    return next((rank for rank, rule in enumerate(RULES) if rule.holds(gpu)), None)

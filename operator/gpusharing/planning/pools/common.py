@@ -1,0 +1,87 @@
+"""What the pools share in one pass: names that stay on offer, looks at pods, and the room of PodDisruptionBudgets."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.drain.holders import scope_of
+from gpusharing.planning.drain.plan import budget_room
+from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.way.gates import CORDONING
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.words.reasons import Reason
+
+
+@dataclass(slots=True)
+class Common:
+    """What all pools share in one pass."""
+
+    offered: frozenset[str]
+    """GPU resource names that some node still offers after all planned changes."""
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    """By node: what its last look found."""
+    crowd: Counter[str] = field(default_factory=Counter)
+    """By PodDisruptionBudget: pods of nodes in flight that are still to be evicted under it."""
+    crowd_known: bool = True
+    """The pods of every node in flight were listed, or cannot be."""
+    due: frozenset[str] = frozenset()
+    """Blocked nodes whose turn it is to be looked at again."""
+    recent: int = 0
+    """Blocked nodes that were looked at within the last poll."""
+
+    @staticmethod
+    def of(
+        snapshot: ClusterSnapshot,
+        now: datetime,
+        offered: frozenset[str],
+        cases: Sequence[tuple[NodeCase, PolicyView]],
+    ) -> "Common":
+        """What is known before anybody starts. `cases`: candidates of pools with room, each with its policy."""
+        poll = snapshot.settings.poll
+        last = [
+            (case.node.name, look)
+            for case, policy in cases
+            if (look := standing_look(case, policy, snapshot.looks)) is not None
+        ]
+        due, recent = find_due(last, now, poll), count_recent((look for _, look in last), now, poll)
+        return Common(offered, snapshot.looks, due=due, recent=recent)
+
+    def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
+        """Count which budgets the pods of a fenced node still need, by its LIST or by the look before its fence.
+
+        Returns that look while it is the newest word on them.
+        """
+        node = snapshot.nodes[verdict.node]
+        fence = node.fence
+        if fence is None or fence.disruption not in CORDONING or verdict.reason is Reason.NODE_NOT_JUDGED:
+            return None
+        work, look = snapshot.work.get(node.name), snapshot.looks.get(node.name)
+        if work is not None:
+            policy = next((policy for policy in snapshot.policies if policy.name == fence.policy), None)
+            reboots = fence.disruption is DisruptionClass.REBOOT
+            scope = scope_of(snapshot.settings, all_pods=reboots, cordoned_at=fence.since)
+            if policy is not None and policy.spec is not None:
+                self.crowd.update(budget_room(work, policy.spec.drain, scope))
+            return None
+        if verdict.reason is not Reason.SETTLING:  # nothing is evicted there before its pods are listed
+            return None
+        if look is None or look.blockers:
+            self.crowd_known = False
+            return None
+        self.crowd.update(dict(look.needs))
+        return look
+
+
+def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
+    """The last look at a candidate, when it was for this very change."""
+    look = looks.get(case.node.name)
+    if (
+        look is None
+        or not look.blockers
+        or (look.policy_uid, look.generation) != (policy.uid, policy.generation)
+    ):
+        return None
+    return look if look.retry == case.node.retry else None

@@ -1,0 +1,1 @@
+"""Is a node what it should be, and what would a change disturb?"""

@@ -1,0 +1,167 @@
+"""One unfenced or fenced node against its owner's policy: what it should be, whether it is, and what a change disturbs.
+
+Independent of time, so that the result can be memoised on the identity of its inputs.
+"""
+
+from dataclasses import dataclass
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Mode
+from gpusharing.planning.proof.verify import (
+    EXCLUSIVE,
+    Case,
+    Mismatch,
+    describe_observed,
+    effective_plugin_config,
+    find_mismatch,
+    paused_operands,
+    served,
+)
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.target import Target, Targets, Unsupported
+from gpusharing.planning.words.findings import Objection
+from gpusharing.planning.words.reasons import Reason
+
+_PLUGIN_CHANGES = frozenset({Reason.LABEL_MISMATCH, Reason.ALLOCATABLE_MISMATCH, Reason.MPS_NOT_RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What is true of one node, whatever the time."""
+
+    policy: PolicyView
+    target: Target | None
+    stop: Target | None
+    """Whole GPUs without sharing, through which the way leads when `two_steps`."""
+    two_steps: bool
+    """From MPS to MIG or back, as the node is now: in one step mig-manager would race with the MPS daemon."""
+    objection: Objection | Unsupported | None
+    """Why there is no target."""
+    mismatch: Mismatch | None
+    disruption: DisruptionClass
+    drift: bool
+    """The node differs although this very target was proven on it before."""
+    observed_text: str
+
+
+def assess(
+    node: NodeView,
+    gpunode: GPUNodeView | None,
+    policy: PolicyView,
+    objection: Objection | None,
+    targets: Targets | None,
+    stack: StackView,
+) -> Assessment:
+    """Judge one node. `objection` is the policy's own (acceptance.py); `targets` is None without a spec."""
+    observed = gpunode.observed if gpunode else None
+    text = describe_observed(node, observed)
+    refusal = objection or _no_gpu(node, observed)
+    if refusal is not None or targets is None:
+        return Assessment(policy, None, None, False, refusal, None, DisruptionClass.NONE, False, text)
+    if observed is None or not observed.gpus:
+        pending = _unobserved(observed)
+        return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
+    if nameless := next((gpu for gpu in observed.gpus if not gpu.product), None):
+        message = f"GPU {nameless.index} does not answer and never did; drain and reboot the node"
+        pending = Mismatch(Reason.GPU_UNHEALTHY, message)
+        return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
+    target = targets.find(node.name, observed.gpus)
+    if isinstance(target, Unsupported):
+        return Assessment(policy, None, None, False, target, None, DisruptionClass.NONE, False, text)
+    mismatch = find_mismatch(Case(node, observed, target, stack))
+    disruption = find_disruption(node, observed, target, mismatch, stack)
+    drift = mismatch is not None and _proven_before(node, policy, target)
+    stop, two_steps = targets.stop(observed.gpus), needs_two_steps(node, observed, target, stack)
+    return Assessment(policy, target, stop, two_steps, None, mismatch, disruption, drift, text)
+
+
+def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
+    """Whether the way leads from MPS to MIG or back (docs/design/nvidia.md#b5, R11), or from MPS to MPS without a right
+    to restart its daemon, which keeps its old number of clients: on the plain stack it has to go by itself first.
+    """
+    if target.with_mig:
+        return uses_mps(node, observed, stack)
+    if target.mode is not Mode.MPS:
+        return False
+    if any(gpu.mig_enabled for gpu in observed.gpus):
+        return True
+    plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
+    config = effective_plugin_config(node, stack) if plain else None
+    return (
+        config is not None
+        and not config.same_effect(target.plugin, with_mig=False)
+        and uses_mps(node, observed, stack)
+    )
+
+
+def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
+    """An MPS daemon serves the node's GPUs, or is about to."""
+    config = effective_plugin_config(node, stack)
+    configured = config is not None and config.sharing is not None and config.sharing.strategy == "mps"
+    return configured or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.gpus)
+
+
+def has_gpu(node: NodeView) -> bool:
+    """A node with NVIDIA GPUs, as GPU Feature Discovery or the device plugin tells."""
+    return (
+        node.labels.get(names.LABEL_GPU_PRESENT) == "true"
+        or names.LABEL_GPU_PRODUCT in node.labels
+        or bool(served(node))
+    )
+
+
+def _no_gpu(node: NodeView, observed: ObservedView | None) -> Unsupported | None:
+    if has_gpu(node) or (observed is not None and observed.gpus):
+        return None
+    return Unsupported(
+        Reason.NO_GPU,
+        f"{node.name} has no NVIDIA GPU (label {names.LABEL_GPU_PRESENT} is not true); narrow spec.nodeSelector",
+    )
+
+
+def _unobserved(observed: ObservedView | None) -> Mismatch:
+    if observed is None:
+        return Mismatch(Reason.OBSERVATION_PENDING, "the agent has not reported yet")
+    if observed.error:
+        return Mismatch(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
+    return Mismatch(Reason.AGENT_ERROR, "the agent finds no GPU through NVML; check the driver on the node")
+
+
+def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
+    seen = node.verified
+    return (
+        seen is not None
+        and seen.policy == policy.name
+        and seen.mig_config == target.mig_config
+        and seen.plugin_config == target.plugin_key
+        and seen.layout in ("", target.text)
+    )
+
+
+def find_disruption(
+    node: NodeView, observed: ObservedView, target: Target, mismatch: Mismatch | None, stack: StackView
+) -> DisruptionClass:
+    """What the change disturbs (docs/design/way.md#classes)."""
+    if mismatch is None:
+        return DisruptionClass.NONE
+    for gpu, layout in zip(observed.gpus, target.layouts, strict=True):
+        if gpu.mig_enabled != (layout is not None) or gpu.mig_pending:
+            reboots = stack.cluster_policy is not None and stack.cluster_policy.with_reboot
+            return DisruptionClass.REBOOT if reboots else DisruptionClass.RESET
+    if not _serves_already(node, observed, target):
+        return DisruptionClass.GPU_PODS
+    if mismatch.reason in _PLUGIN_CHANGES and (target.mode is Mode.MPS or uses_mps(node, observed, stack)):
+        return DisruptionClass.GPU_PODS  # a restart of the MPS daemon ends its clients
+    return DisruptionClass.PLUGIN_RESTART
+
+
+def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:
+    """The devices are as wanted, and mig-manager has nothing to do: the device plugin only has to tell more of them."""
+    if served(node) != target.resources or tuple([gpu.layout for gpu in observed.gpus]) != target.layouts:
+        return False
+    if not target.mig_config:
+        return True
+    labels = node.labels
+    done = labels.get(names.LABEL_MIG_STATE) == "success" and not paused_operands(node)
+    return done and labels.get(names.LABEL_MIG_CONFIG, "") == target.mig_config

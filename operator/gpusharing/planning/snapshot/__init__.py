@@ -1,0 +1,1 @@
+"""What did this pass find? Frozen views of the cluster and of our own records, read once, judged elsewhere."""

@@ -1,0 +1,177 @@
+"""Why no agent runs on a node: its pods are refused, never start, or end at once. In words that stay while it lasts."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gpusharing.planning.words.reasons import Reason
+
+HEAD, TAIL = 140, 160
+"""Characters that are shown of a long sentence: PodSecurity has the cause at its beginning, a runtime at its end."""
+_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"})
+_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
+_ENDS = frozenset({"CrashLoopBackOff"})
+_NEVER_RAN = ("StartError", "ContainerCannotRun")
+_NO_PLATFORM = "no match for platform"
+"""containerd's words for an image that has no manifest for the architecture of the node."""
+_BAD_FORMAT = "exec format error"
+"""Linux's words (ENOEXEC) for a program of another architecture."""
+_CHANGING = (
+    (re.compile(r"^\(combined from similar events\): "), ""),
+    (re.compile(r"^Error creating: "), ""),
+    (re.compile(r'^pods "[^"]*" is forbidden: '), ""),
+    (re.compile(r'^Back-off pulling image "[^"]*": '), ""),
+    (re.compile(r"^ErrImagePull: "), ""),
+    (re.compile(r"rpc error: code = \w+ desc = "), ""),
+    (re.compile(r"\b[0-9a-f]{64}\b"), "..."),
+)
+"""What differs from one try to the next, and what says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPod:
+    """One pod of the agent's DaemonSet, as the kubelet tells of it."""
+
+    namespace: str
+    name: str
+    node: str
+    """The node that it is for, also before it is bound."""
+    ready: bool
+    deleting: bool
+    created: datetime | None = None
+    scheduled: bool = True
+    image: str = ""
+    waiting: str = ""
+    """Why its container waits, as the kubelet calls it; empty while it does not."""
+    message: str = ""
+    """The kubelet's sentence about that."""
+    ended: str = ""
+    """How the container ended last, where it has never been up since: `Error, exit code 1`."""
+    last_words: str = ""
+    """The end of that container's log."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentWarning:
+    """A Warning of Kubernetes about the agent's DaemonSet or one of its pods."""
+
+    namespace: str
+    pod: str
+    """Name of the pod; empty: about the DaemonSet."""
+    message: str
+    at: datetime | None
+    """When it came first; of the DaemonSet's when it came last."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTrouble:
+    """Why no agent runs."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTroubles:
+    """Why no agent runs, as far as anybody says so."""
+
+    pods: Mapping[str, AgentTrouble | None] = field(default_factory=dict)
+    """By node, of those that have a pod which is not Ready; None: it may just be starting."""
+    refused: AgentTrouble | None = None
+    """Why the DaemonSet gets no further pods."""
+
+    def of(self, node: str) -> AgentTrouble | None:
+        """Why no agent runs on this node, which has no Ready one."""
+        return self.pods.get(node, self.refused)
+
+
+def find_troubles(
+    pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
+) -> AgentTroubles:
+    """Judge the agent's pods and the Warnings about them. `arch`: of a node, by name; empty when unknown."""
+    unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
+    told = [one for one in warnings if one is not None]
+    if not unready and not told:
+        return AgentTroubles()
+    about: dict[str, list[AgentWarning]] = {}
+    for one in told:
+        about.setdefault(one.pod, []).append(one)
+    unready.sort(key=lambda pod: pod.name)
+    return AgentTroubles(
+        {pod.node: _of_pod(pod, about.get(pod.name, []), arch(pod.node)) for pod in unready},
+        _refused(pods, about.get("", [])),
+    )
+
+
+def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> AgentTrouble | None:
+    said = steady(pod.message)
+    show = f"kubectl -n {pod.namespace} describe pod {pod.name}"
+    if not pod.scheduled:
+        return _not_started(f"the scheduler does not place it; {show}")
+    if _NO_PLATFORM in said or _BAD_FORMAT in f"{said} {pod.last_words}":
+        kind = f" ({arch})" if arch else ""
+        return _not_started(
+            f"image {pod.image} is not for the architecture of this node{kind}; build it for that platform as well,"
+            " or keep the agent off such nodes with agent.nodeSelector"
+        )
+    if pod.waiting in _IMAGE:
+        said = f" ({said})" if said and said != f'Back-off pulling image "{pod.image}"' else ""
+        return _not_started(
+            f"image {pod.image} cannot be pulled{said}; correct image.repository, image.tag or imagePullSecrets of"
+            " the chart"
+        )
+    if words := _start_error(pod):
+        return _not_started(f"{words}; {show}")
+    if pod.waiting not in _STARTING | _ENDS:
+        return _not_started(f"{pod.waiting}{f': {said}' if said else ''}; {show}")
+    if pod.ended:
+        return _not_started(
+            f"its container ends at once ({pod.ended}); kubectl -n {pod.namespace} logs {pod.name} --previous"
+        )
+    if warnings:
+        return _not_started(f"{steady(_latest(warnings).message)}; {show}")
+    return None
+
+
+def _start_error(pod: AgentPod) -> str:
+    """What the runtime says of a container that it cannot start; between two tries it stands in the last state."""
+    if pod.waiting == "RunContainerError":
+        return steady(pod.message)
+    return steady(pod.last_words) if pod.ended.startswith(_NEVER_RAN) else ""
+
+
+def _not_started(why: str) -> AgentTrouble:
+    return AgentTrouble(Reason.AGENT_NOT_STARTED, f"its pod does not start: {why}")
+
+
+def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> AgentTrouble | None:
+    """What keeps the DaemonSet from creating pods, unless it has created one since."""
+    if not warnings:
+        return None
+    last = _latest(warnings)
+    if last.at is not None and any(pod.created is not None and pod.created > last.at for pod in pods):
+        return None
+    said = steady(last.message)
+    if "violates PodSecurity" in said:
+        remedy = f"kubectl label --overwrite namespace {last.namespace} pod-security.kubernetes.io/enforce=privileged"
+    elif "RuntimeClass" in said:
+        remedy = (
+            "the GPU Operator brings that class; where it does without (NRI plugin, or a default runtime), set"
+            " agent.runtimeClassName to the empty text"
+        )
+    else:
+        remedy = f"kubectl -n {last.namespace} describe daemonset gpusharing-agent"
+    return AgentTrouble(Reason.AGENT_REFUSED, f"its pod is refused: {said}; {remedy}")
+
+
+def _latest(warnings: list[AgentWarning]) -> AgentWarning:
+    return max(warnings, key=lambda one: (one.at.timestamp() if one.at else 0.0, one.message))
+
+
+def steady(message: str) -> str:
+    """A sentence of Kubernetes without what differs from one try to the next; a long one without its middle."""
+    text = " ".join(message.split())
+    for pattern, put in _CHANGING:
+        text = pattern.sub(put, text)
+    return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}...{text[-TAIL:]}"

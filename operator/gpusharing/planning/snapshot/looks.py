@@ -1,0 +1,54 @@
+"""Looks at the pods of blocked nodes: few at a time, in turn, and less often the longer a node stays blocked.
+
+A LIST of pods costs the API server the same whether it finds the old blocker or a way to go on. Blocked nodes of all
+policies share `LOOKS` of them per poll. What a look found is remembered by the caller and stands in the next snapshot,
+so that nothing here is but a function of it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from gpusharing.planning.words.blockers import Blocker
+
+LOOKS = 5
+"""LISTs of pods of blocked nodes within one poll, over all policies."""
+FIRST_LOOKS = 20
+"""While so many nodes were found blocked within one poll, no further one is looked at for the first time."""
+LONGEST = timedelta(seconds=60)
+"""Between two looks at one node, however long it is blocked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What kept the pods of a node when they were listed last, and for which change that was asked."""
+
+    policy_uid: str
+    generation: int
+    retry: str
+    """The value of the retry annotation on the Node: another one asks for a look at once."""
+    at: datetime
+    """When the pods were listed."""
+    tries: int
+    """How often in a row the same was found; decides about the next wait."""
+    blockers: tuple[Blocker, ...] = ()
+    """Empty: nothing did, and the change began."""
+    needs: tuple[tuple[str, int], ...] = ()
+    """Of a change that began: by PodDisruptionBudget, how many pods it will evict under it."""
+
+    def due(self, poll: float) -> datetime:
+        """When to look again. `poll` is in seconds."""
+        return self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
+
+
+def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
+    """The nodes to look at again now: those that wait longest, as many as the looks of the last poll leave."""
+    known = list(looks)
+    left = LOOKS - count_recent((look for _, look in known), now, poll)
+    due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)
+    return frozenset(name for _, name in due[: max(0, left)])
+
+
+def count_recent(looks: Iterable[Look], now: datetime, poll: float) -> int:
+    """How many of these were made within the last poll."""
+    return sum(now - timedelta(seconds=poll) < look.at for look in looks)

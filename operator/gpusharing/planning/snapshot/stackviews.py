@@ -1,0 +1,97 @@
+"""NVIDIA's software in the cluster, and the configuration that we keep for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PlainStackView:
+    """NVIDIA's device-plugin chart without the GPU Operator: no ClusterPolicy, no mig-manager."""
+
+    daemon_set: str
+    """The device plugin's."""
+    release: str
+    """Of Helm; empty when unknown."""
+    discovers: bool
+    """GPU Feature Discovery is there and reads the same ConfigMap."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPolicyView:
+    """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what stands in its place."""
+
+    plugin_config_name: str
+    mig_strategy: str
+    mig_manager_enabled: bool
+    mig_config_name: str
+    plugin_default: str = ""
+    """Device-plugin configuration for nodes without the label."""
+    with_reboot: bool = False
+    """mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    plugin_version: str = ""
+    mig_manager_version: str = ""
+    """Of device plugin and mig-manager, as `v0.19.3`; empty when ClusterPolicy does not name it."""
+    name: str = "cluster-policy"
+    """What the object is called: `cluster-policy` by NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
+    uid: str = ""
+    ignored: bool = False
+    """The GPU Operator says that it heeds another one (docs/design/nvidia.md#d7)."""
+    plugin_config_setter: str = ""
+    mig_config_setter: str = ""
+    """Field managers that wrote the two names last; empty when unknown."""
+    configured: frozenset[str] = frozenset()
+    """Fields that the operator has set once (`planning/stack/pointers.py`)."""
+    plain: PlainStackView | None = None
+    """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackView:
+    """NVIDIA's software in the cluster and the configuration we keep for it."""
+
+    cluster_policy: ClusterPolicyView | None
+    gpu_cluster: bool
+    """NVIDIA's DRA stack is installed: our labels would have no effect."""
+    plugin_configs: Mapping[str, str]
+    """Device-plugin configurations by key, as the ConfigMap holds them now."""
+    mig_file: str
+    """The mig-parted file we render, empty before the first write."""
+    written: Mapping[str, datetime]
+    """When an entry of either ConfigMap was written, by key."""
+    admin_mig_file: str = ""
+    """mig-parted entries of the admin's own ConfigMap, merged into ours."""
+    generated_mig_files: Mapping[str, str] = field(default_factory=dict)
+    """By node: the configuration that mig-manager >= 0.14 generated from its hardware."""
+    plugin_map_exists: bool = True
+    """The device-plugin ConfigMap is there; NVIDIA's pods cannot start while ClusterPolicy names one that is not."""
+    serves_our_mig_file: bool = False
+    """ClusterPolicy points mig-manager at our ConfigMap."""
+    marked: bool = True
+    """Our label is on our two ConfigMaps, as far as they exist."""
+    write_error: str = ""
+    """Why the last write of them was refused."""
+    rival_policies: tuple[str, ...] = ()
+    """ClusterPolicies of which nobody can tell which one is heeded; `cluster_policy` is then the first of them."""
+    pointer_error: str = ""
+    """Why ClusterPolicy could not be pointed at them."""
+    foreign_map: str = ""
+    """Name of a ConfigMap that somebody else made and filled under the name of ours."""
+    seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What this process has read of entries named by their content: what is lost can be put back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A pod of NVIDIA's that we may restart: mig-manager, or the MPS control daemon."""
+
+    namespace: str
+    name: str
+    uid: str
+    ready: bool
+    deleting: bool = False
+    """Somebody deleted it already; it is on its way out."""
+    ready_since: datetime | None = None
+    """Since when this process has seen it Ready, on a fenced node; clocks of nodes are never compared with ours."""

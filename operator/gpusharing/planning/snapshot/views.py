@@ -1,0 +1,203 @@
+"""What the planner sees of the world: small frozen projections of API objects, compared by value.
+
+A view leaves out resourceVersion and heartbeats on purpose: a node whose view did not change is the same
+input, so verdicts are memoised on identity. The executor takes the resourceVersion from the cache.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gpusharing.api.names import Mode
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.validation import Problem
+from gpusharing.planning.gpus.cards import Profile
+from gpusharing.planning.gpus.doubts import Doubt
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.gpus.health import WELL, Vitals
+from gpusharing.planning.snapshot.agents import AgentTroubles
+from gpusharing.planning.snapshot.callfailures import CallFailure
+from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.stackviews import Operand, StackView
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One Node."""
+
+    name: str
+    uid: str
+    labels: Mapping[str, str]
+    resources: Mapping[str, int]
+    """Allocatable nvidia.com/* counts; 0 counts as absent and is left out (docs/design/nvidia.md#b7)."""
+    ready: bool
+    unschedulable: bool
+    deleting: bool = False
+    fence: Fence | None = None
+    fence_error: str = ""
+    """Why our fence annotation cannot be read; such a node is left as it is."""
+    deferred: Deferred | None = None
+    verified: Verified | None = None
+    neighbour_marks: frozenset[str] = frozenset()
+    """Annotations of NEIGHBOUR_ANNOTATIONS that the node has."""
+    hold_cordon: bool = False
+    retry: str = ""
+    foreign: str = ""
+    """Who else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty when nobody
+    does."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuView:
+    """One GPU as the agent read it."""
+
+    index: int
+    uuid: str
+    product: str
+    memory_mib: int | None
+    """None: unknown."""
+    mig_capable: bool
+    mig_enabled: bool
+    mig_pending: bool
+    """MIG mode after the next reset differs from the mode in force."""
+    compute_mode: str
+    layout: Layout | None
+    """Instances that exist; None while MIG is off."""
+    profiles: tuple[Profile, ...]
+    """Profiles the card offers; from the card facts when the driver lists none."""
+    processes: tuple[str, ...] = ()
+    """Names of processes that use it; empty text for what the agent cannot name or may not see."""
+    doubt: Doubt | None = None
+    vitals: Vitals = WELL
+    instances_withheld: bool = False
+    """The agent may not list MIG instances: `layout` may lack some, and no layout can be proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedView:
+    """What the agent of one node reported last."""
+
+    request_id: str
+    quiet: bool
+    error: str
+    gpus: tuple[GpuView, ...]
+    allocated: Mapping[str, int] | None = field(default_factory=dict)
+    """None: unknown."""
+    pods: int | None = 0
+    """None: unknown."""
+    simulated: bool = False
+    driver_version: str = ""
+    """As NVML reports it; empty when unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class GPUNodeView:
+    """One GPUNode: what we asked and what the agent answered. The mirror for people is not part of it."""
+
+    name: str
+    uid: str
+    request_id: str
+    quiet: bool
+    observed: ObservedView | None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyView:
+    """One GPUSharingPolicy; `spec` is None when `problems` say why it cannot be read."""
+
+    name: str
+    uid: str
+    generation: int
+    created: str
+    deleting: bool
+    finalizer: bool
+    force_release: bool
+    spec: GPUSharingPolicySpec | None
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Operator settings that the planner needs; all times in seconds."""
+
+    namespace: str = "gpusharing"
+    gpu_operator_namespace: str = "gpu-operator"
+    plugin_config_map: str = "gpusharing-device-plugin"
+    mig_config_map: str = "gpusharing-mig-parted"
+    configure_gpu_operator: bool = False
+    """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has said anything else."""
+    pod_name: str = ""
+    """Name of our own pod, which is never drained; empty: we run in none."""
+    protected_namespaces: tuple[str, ...] = ("kube-system",)
+    """Commas between: no pod is evicted there. The chart's admission policy refuses it too."""
+    refuse_unsafe_drivers: bool = True
+    """No MIG change on a driver that CVE-2026-24197 affects (`planning/gpus/drivers.py`)."""
+    unsafe_drivers: tuple[str, ...] = ()
+    """Commas between: further driver versions, or branches such as 570, that no MIG change is made on."""
+    max_in_flight: int = 100
+    """Operator-wide cap on nodes in flight."""
+    settle: float = 5.0
+    """After the cordon, before the first judgement of the pods (scheduler race, docs/design/drain.md#t2)."""
+    idle: float = 3.0
+    """Between the two empty LISTs that prove a node idle."""
+    config_propagation: float = 120.0
+    """From a ConfigMap write until a label may point at the new entry."""
+    eviction_wait: float = 5.0
+    """After the first refusal of an eviction; doubles up to a minute."""
+    wedge_pending: float = 1200.0
+    """mig.config.state pending for longer is a wedge (docs/design/nvidia.md#a7)."""
+    wedge_paused: float = 15.0
+    """Operands paused after success or failed for longer is a wedge."""
+    abort_backoff: float = 300.0
+    """First wait after an abort; doubles each time."""
+    poll: float = 5.0
+    """Between two LISTs of the pods of a node in work."""
+    restart_grace: float = 30.0
+    """From a restarted mig-manager pod being Ready until the state on the node is believed to be its own."""
+    drift_grace: float = 60.0
+    """A difference must last this long before it counts as drift (plugin restarts and reboots heal themselves)."""
+    max_cures: int = 2
+    """Restarts of a node's mig-manager per change before the node is Failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSnapshot:
+    """Everything a plan depends on, read once. Mappings are keyed by node name unless said otherwise."""
+
+    nodes: Mapping[str, NodeView]
+    gpunodes: Mapping[str, GPUNodeView]
+    policies: tuple[PolicyView, ...]
+    """Sorted by name."""
+    stack: StackView
+    agents: frozenset[str]
+    """Nodes whose agent pod is Ready."""
+    mig_managers: Mapping[str, Operand]
+    claims: Mapping[str, Claim]
+    work: Mapping[str, NodeWork]
+    agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
+    """Why no agent is Ready on the others."""
+    mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
+    mig_failures: Mapping[str, str] = field(default_factory=dict)
+    """Why mig-manager failed, from its log, where it did so in a change of ours."""
+    pending: Mapping[str, int] = field(default_factory=dict)
+    """GPU resource name to Pending pods that ask for it and have no node yet."""
+    drifting_since: Mapping[str, datetime] = field(default_factory=dict)
+    """Nodes that differ from what was proven there, and since when this process has seen it."""
+    at_work_since: Mapping[str, datetime] = field(default_factory=dict)
+    """Nodes whose mig.config.state says that mig-manager works, and since when this process has seen it."""
+    call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
+    """By node, or subject of a shared write: our last call about it failed; in memory only."""
+    policies_error: str = ""
+    """Why the policies may have changed meanwhile; no node starts then."""
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    """What the last look at the pods of each blocked node found; see `RolloutPlan.looks`."""
+    settings: Settings = Settings()
+
+
+def routing_label(mode: Mode, *, time_slicing: bool) -> str:
+    """Value of the routing label `gpusharing.dev/mode`."""
+    if mode is Mode.MIG and time_slicing:
+        return "mig-time-slicing"
+    return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]

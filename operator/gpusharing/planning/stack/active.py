@@ -1,0 +1,17 @@
+"""Which of several ClusterPolicies the GPU Operator heeds (docs/design/nvidia.md#d7)."""
+
+from collections.abc import Iterable
+
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+
+
+def find_active(found: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
+    """The one that is heeded, and the names among which it cannot be told; then the first is the first of these.
+
+    The GPU Operator calls all but one `ignored`; before it has looked, or while it is away, it may have called none so.
+    One that is alone is the one, whatever was once said of it.
+    """
+    policies = sorted(found, key=lambda policy: policy.name)
+    heeded = [policy for policy in policies if not policy.ignored] or policies
+    rivals = tuple(policy.name for policy in heeded)
+    return (heeded[0] if heeded else None), (rivals if len(rivals) > 1 else ())

@@ -1,0 +1,114 @@
+"""What is read of a cluster to judge an installation: plain values, no API objects."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.stack.rights import Right
+
+OPERATOR, AGENT = "gpusharing-operator", "gpusharing-agent"
+"""Service accounts, and what their workloads are called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the release is and what its values call things."""
+
+    release: str = "gpusharing"
+    namespace: str = "gpusharing"
+    agent_namespace: str = "gpusharing-agent"
+    gpu_operator_namespace: str = "gpu-operator"
+    plugin_config_map: str = "gpusharing-device-plugin"
+    mig_config_map: str = "gpusharing-mig-parted"
+    configure_gpu_operator: bool = False
+    """The operator sets ClusterPolicy's pointers itself (chart value gpuOperator.configure)."""
+    operator_account: str = OPERATOR
+    agent_account: str = AGENT
+    """Service accounts, where the values name others."""
+
+    def account(self, subject: str) -> str:
+        """namespace/name of the service account of OPERATOR or AGENT."""
+        if subject == AGENT:
+            return f"{self.agent_namespace}/{self.agent_account}"
+        return f"{self.namespace}/{self.operator_account}"
+
+
+@dataclass(frozen=True, slots=True)
+class PodState:
+    """One pod of ours."""
+
+    name: str
+    node: str
+    ready: bool
+    problem: str = ""
+    """Why a container waits or the scheduler refuses, in the API's words: `ImagePullBackOff: ...`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RightState:
+    """Whether a service account has a right."""
+
+    subject: str
+    right: Right
+    allowed: bool | None
+    """None: unknown."""
+    why: str = ""
+    """Why it is unknown."""
+
+    @property
+    def text(self) -> str:
+        """The right, with its place where that is a namespace."""
+        scope = self.right.scope
+        return self.right.text if scope == "cluster" else f"{self.right.text} (namespace: {scope})"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigMapState:
+    """One of our two ConfigMaps."""
+
+    keys: frozenset[str]
+    ours: bool
+    """It carries our label or our record of writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentsState:
+    """The agent's DaemonSet and what it needs."""
+
+    selector: str
+    """Its node selector: `key=value, key=value`."""
+    nodes: frozenset[str]
+    """Nodes that the selector matches."""
+    pods: tuple[PodState, ...]
+    runtime_class: str = ""
+    runtime_class_exists: bool | None = None
+    """None: unknown."""
+    enforced: str = ""
+    """PodSecurity level that its namespace enforces; empty when it enforces none."""
+    reports: Mapping[str, str] = field(default_factory=dict)
+    """By node: what keeps the agent from reading the GPUs, as it says itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstallationView:
+    """Everything that the question depends on, read once."""
+
+    place: Place = Place()
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """By kind, as kubectl takes it: why it could not be read."""
+    not_served: frozenset[str] = frozenset()
+    """Kinds of ours that the API server does not serve."""
+    rights: tuple[RightState, ...] = ()
+    operator_replicas: int | None = None
+    """None: there is no Deployment, or it could not be read."""
+    operator_pods: tuple[PodState, ...] = ()
+    cluster_policies: tuple[ClusterPolicyView, ...] = ()
+    plain: ClusterPolicyView | None = None
+    """There is no ClusterPolicy: what NVIDIA's device-plugin chart says in its place; None: it is not there either."""
+    gpu_cluster: bool = False
+    config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
+    """Ours, by name, as far as they exist."""
+    agents: AgentsState | None = None
+    """None: there is no DaemonSet, or it could not be read."""
+    policies: tuple[PolicyView, ...] = ()

@@ -1,0 +1,120 @@
+"""ClusterPolicy's two pointers to our ConfigMaps: which of them the operator sets itself, and why not the others.
+
+Chart value gpuOperator.configure. Each is set once per ClusterPolicy, and only where nobody has said anything else; an
+annotation in the same write remembers it. Whoever sets one back has decided, and is not fought.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from gpusharing.planning.actions import SetPointers
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.views import Settings
+from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
+
+PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
+"""Fields of ClusterPolicy's spec."""
+UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
+"""What the CRD makes of an empty migManager.config.name up to v25.10.1: nobody chose it (docs/design/nvidia.md#d6)."""
+VALUE = "chart value gpuOperator.configure"
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """One of the two."""
+
+    field: str
+    ours: str
+    """The ConfigMap that it should name."""
+    now: str
+    """What it names; empty: nothing."""
+    setter: str = ""
+    """Who wrote that last, by the name of the field manager; empty when unknown."""
+    without_default: str = ""
+    """A default in the same block that our ConfigMap does not hold; with it, device plugins could not start."""
+
+    @property
+    def said(self) -> str:
+        """What it names and who said so, for people."""
+        if not self.now:
+            return "not set"
+        return f"{self.now} (set by {self.setter})" if self.setter else self.now
+
+    @property
+    def is_free(self) -> bool:
+        """Nobody has said anything else."""
+        return self.now in ("", UPSTREAM_MIG_CONFIG if self.field == MIG_POINTER else "")
+
+    def command(self, cluster_policy: str) -> str:
+        """Sets it by hand."""
+        block, _, _ = self.field.partition(".")
+        config = {"name": self.ours} | ({"default": None} if self.without_default else {})
+        body = json.dumps({"spec": {block: {"config": config}}}, separators=(",", ":"))
+        return patch_command(cluster_policy, body)
+
+
+def plugin_pointer(policy: ClusterPolicyView, ours: str, held: Collection[str]) -> Pointer:
+    """The device plugin's. `held`: the keys of our ConfigMap."""
+    default = policy.plugin_default
+    return Pointer(
+        PLUGIN_POINTER,
+        ours,
+        policy.plugin_config_name,
+        policy.plugin_config_setter,
+        default if default and default not in held else "",
+    )
+
+
+def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
+    """mig-manager's."""
+    return Pointer(MIG_POINTER, ours, policy.mig_config_name, policy.mig_config_setter)
+
+
+def plan_pointers(stack: StackView, settings: Settings, *, quiet: bool) -> SetPointers | None:
+    """What is to be written now; None: nothing. `quiet`: no node is in the middle of a change.
+
+    Both ConfigMaps come first: a pod that mounts one which is not there cannot start. And every operand starts anew
+    on every node when ClusterPolicy changes, which must not happen under a change of ours.
+    """
+    policy = stack.cluster_policy
+    if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
+        return None
+    written = stack.plugin_map_exists and NEUTRAL_KEY in stack.plugin_configs and bool(stack.mig_file)
+    if not quiet or not written or stack.foreign_map or stack.gpu_cluster or stack.rival_policies:
+        return None
+    found = (
+        plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs),
+        mig_pointer(policy, settings.mig_config_map),
+    )
+    wanted = {
+        one.field: one.ours
+        for one in found
+        if one.is_free and not one.without_default and one.field not in policy.configured
+    }
+    return SetPointers(policy, wanted) if wanted else None
+
+
+def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, asked: bool, error: str = "") -> str:
+    """Why the operator has not set a pointer that is not ours; empty where it was not `asked` to.
+
+    `error`: why it could not.
+    """
+    if not asked:
+        return ""
+    if pointer.field in policy.configured:
+        return f"; the operator set it once ({VALUE}); somebody has changed it since, and it stays as it is"
+    if not pointer.is_free:
+        return f"; the operator never overwrites what somebody else has set ({VALUE})"
+    if pointer.without_default:
+        return (
+            f"; the operator does not set it ({VALUE}) because devicePlugin.config.default is"
+            f" {pointer.without_default}, which {pointer.ours} does not hold"
+        )
+    if error:
+        return f"; the operator could not set it ({VALUE}): {error}"
+    return (
+        f"; the operator sets it ({VALUE}) when both ConfigMaps are written and no node is in the middle of"
+        " a change"
+    )

@@ -1,0 +1,92 @@
+"""May the operator be uninstalled now, and what stays behind? The chart's pre-delete hook asks."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.views import NodeView, Settings
+from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.wanted.configmaps import referenced
+
+SHOWN = 20
+"""Nodes named one by one; of more, the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """What is told to who uninstalls. `allowed`: nobody is left behind in the middle of a change."""
+
+    allowed: bool
+    text: str
+
+
+def judge_uninstall(
+    nodes: Collection[NodeView], settings: Settings, cluster_policies: Sequence[str] = ()
+) -> Farewell:
+    """Refused while a node carries our fence: it would stay cordoned, with nobody to finish its change.
+
+    `cluster_policies`: their names; none where they cannot be read, or where NVIDIA's GPU Operator is not installed.
+    """
+    fenced = sorted((node for node in nodes if node.fence or node.fence_error), key=lambda node: node.name)
+    if fenced:
+        return Farewell(False, _refusal(fenced))
+    return Farewell(True, _what_stays(nodes, settings, cluster_policies))
+
+
+def _refusal(fenced: list[NodeView]) -> str:
+    lines = [f"  {_fence_of(node)}" for node in fenced[:SHOWN]]
+    if len(fenced) > SHOWN:
+        lines.append(f"  and {len(fenced) - SHOWN} more")
+    policies = sorted({node.fence.policy for node in fenced if node.fence})
+    pause = [
+        f'  kubectl patch gsp {name} --type merge -p \'{{"spec":{{"rollout":{{"paused":true}}}}}}\''
+        for name in policies
+    ]
+    return "\n".join(
+        [
+            f"NOT UNINSTALLED: {len(fenced)} node(s) are in the middle of a change and would stay as they are now,"
+            " with nobody to finish it:",
+            *lines,
+            "Let no further node begin, wait until these are Synced or given back (kubectl get gpun), then try again:",
+            *pause,
+            "A Failed node is repaired first: its reason says how (kubectl describe gpun NODE).",
+            "To uninstall all the same: helm uninstall --no-hooks. The nodes stay fenced until the operator is"
+            " installed again, which goes on where it stopped.",
+        ]
+    )
+
+
+def _fence_of(node: NodeView) -> str:
+    if node.fence is None:
+        return f"{node.name}: {node.fence_error}"
+    fence = node.fence
+    since = fence.stage_since.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{node.name}: policy {fence.policy}, {fence.from_layout} to {fence.to_layout}, {fence.stage} since {since}"
+
+
+def _what_stays(nodes: Collection[NodeView], settings: Settings, cluster_policies: Sequence[str]) -> str:
+    naming = sorted(node.name for node in nodes if referenced([node]) - {""})
+    maps = f"{settings.plugin_config_map} {settings.mig_config_map}"
+    lines = [
+        "CRDs, policies, GPUNodes, node labels and the GPUs' partitions stay as they are; so do the ConfigMaps"
+        f" {maps} in namespace {settings.gpu_operator_namespace} and ClusterPolicy's pointers to them."
+    ]
+    if naming:
+        some = ", ".join(naming[:SHOWN]) + (f" and {len(naming) - SHOWN} more" if len(naming) > SHOWN else "")
+        lines.append(
+            f"{len(naming)} node(s) name an entry of these ConfigMaps ({some}): without it their"
+            " device plugin or mig-manager cannot start. Keep both while that is so."
+        )
+    return "\n".join([*lines, *_afterwards(maps, settings, cluster_policies)])
+
+
+def _afterwards(maps: str, settings: Settings, cluster_policies: Sequence[str]) -> list[str]:
+    pointers = '{"spec":{"devicePlugin":{"config":{"name":""}},"migManager":{"config":{"name":""}}}}'
+    return [
+        "To take those away as well, in this order:",
+        *(f"  {patch_command(name, pointers)}" for name in cluster_policies or ("NAME",)),
+        f"  kubectl label node -l {names.LABEL_PLUGIN_CONFIG} {names.LABEL_PLUGIN_CONFIG}-",
+        f"  kubectl label node --overwrite NODE {names.LABEL_MIG_CONFIG}=all-disabled   # each drained node with MIG",
+        f"  kubectl -n {settings.gpu_operator_namespace} delete configmap {maps}",
+        "  kubectl delete crd gpusharingpolicies.gpusharing.dev gpunodes.gpusharing.dev",
+    ]

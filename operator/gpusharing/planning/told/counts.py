@@ -1,0 +1,56 @@
+"""What two columns count: devices that pods hold, and pods that wait for one."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.proof.verify import served
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+
+_OVER = ("Succeeded", "Failed")
+
+
+def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
+    """Devices held, of all devices that the nodes serve: `27/32`; `27+?/32` where a node's are not known."""
+    held = offered = 0
+    known = True
+    for node in nodes:
+        now = served(node)
+        offered += sum(now.values())
+        holdings = _held(node.name, snapshot)
+        known = known and (holdings is not None or not now)
+        held += sum(count for name, count in (holdings or {}).items() if name in now)
+    return f"{held}{'' if known else '+?'}/{offered}"
+
+
+def _held(node: str, snapshot: ClusterSnapshot) -> Mapping[str, int] | None:
+    """By resource name: from the pods of a node in work, just listed, else as its agent has told, up to 30 s ago."""
+    work = snapshot.work.get(node)
+    if work is not None and not work.error:
+        held: Counter[str] = Counter()
+        for pod in work.pods:
+            if pod.phase not in _OVER:
+                held.update(pod.resources)
+        return held
+    gpunode = snapshot.gpunodes.get(node)
+    return gpunode.observed.allocated if gpunode and gpunode.observed else None
+
+
+def count_pending(
+    nodes: Iterable[NodeView],
+    spec: GPUSharingPolicySpec | None,
+    targets: Mapping[str, Mapping[str, int]],
+    snapshot: ClusterSnapshot,
+) -> int:
+    """Pending pods that ask for what the nodes serve. Where the policy may strand pods, also those that no node serves.
+
+    Nobody can say which change took a name away, so every such policy counts them. `targets`: what each node is to
+    serve, by name.
+    """
+    names = {name for node in nodes for name in served(node)}
+    others = snapshot.pending.keys() - names
+    if others and spec is not None and spec.drain.stranded_pods == "Allow":
+        offered = {name for node in snapshot.nodes.values() for name in served(node)}
+        offered.update(name for resources in targets.values() for name in resources)
+        names |= others - offered
+    return sum(count for name, count in snapshot.pending.items() if name in names)

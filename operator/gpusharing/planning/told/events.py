@@ -1,0 +1,116 @@
+"""Events as values: one per transition of a node, none while nothing happens. (before, after) → what to tell."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.actions import SetPointers
+from gpusharing.planning.stack.pointers import VALUE
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.blockers import Blocker, explain_blockers
+from gpusharing.planning.words.reasons import Reason
+
+MAX_NOTE = 1000
+"""events.k8s.io allows 1024 characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened: to a node, told on its policy and its Node, or to ClusterPolicy."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    note: str
+
+
+def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
+    """What changed between two verdicts of one node. Without a `before` (a restart) only what is new since then."""
+    if before is None or before is after:
+        return ()
+    told: list[Event] = []
+    if _drain_started(before, after):
+        text = f"{after.node}: {after.pods} GPU pods to evict before {after.wanted}"
+        told.append(Event("Normal", "DrainStarted", text))
+    entered = _entered(before, after) if before.phase is not after.phase else None
+    if entered is not None:
+        told.append(entered)
+    if new := _newly_blocked(before, after):
+        note = f"{after.node}: {explain_blockers(new)[0]}"
+        told.append(Event("Warning", "PodEvictionBlocked", note))
+    if after.attempt > max(before.attempt, 1) and after.phase.in_flight:
+        told.append(Event("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
+    if entered is None and after.reason is not before.reason and after.reason in _WORTH_TELLING:
+        told.append(Event("Warning", str(after.reason), f"{after.node}: {after.message}"))
+    if (news := _health(before, after)) is not None:
+        told.append(news)
+    return tuple(Event(event.type, event.reason, _cut(event.note)) for event in told)
+
+
+def pointers_event(action: SetPointers) -> Event:
+    """What we changed of somebody else's object."""
+    fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
+    text = f"set {fields}; {VALUE}. The GPU Operator starts its operands anew on every GPU node"
+    return Event("Normal", "PointersSet", _cut(text))
+
+
+_WORTH_TELLING = frozenset(
+    {
+        Reason.CALL_FAILED,
+        Reason.DRIFTED,
+        Reason.DRIFT_RETURNED,
+        Reason.ORPHAN_FENCE,
+        Reason.FENCE_UNREADABLE,
+        Reason.GPU_STILL_BUSY,
+        Reason.CORDON_RESTORED,
+    }
+)
+
+
+def _entered(before: Verdict, after: Verdict) -> Event | None:
+    node = after.node
+    match after.phase:
+        case Phase.RECONFIGURING if after.reason is Reason.CORDON_RESTORED:
+            return None  # told below, as what it is
+        case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING and after.attempt <= 1:
+            text = f"{node}: {after.observed} -> {after.wanted} (class {after.disruption})"
+            return Event("Normal", "Reconfiguring", text)
+        case Phase.SYNCED if before.phase.in_flight and before.disruption is not DisruptionClass.NONE:
+            return Event("Normal", "LayoutVerified", f"{node}: {after.message}")
+        case Phase.ABORTING:
+            return Event("Warning", "ChangeGivenUp", f"{node}: {after.reason}: {after.message}")
+        case Phase.FAILED:
+            return Event("Warning", "NodeFailed", f"{node}: {after.reason}: {after.message}")
+        case _:
+            return None
+
+
+def _health(before: Verdict, after: Verdict) -> Event | None:
+    """A report that went missing is no recovery, and a first report that all is well is no news."""
+    known, health = before.health, after.health
+    if health is None or health == known:
+        return None
+    if not health.well:
+        note = f"{after.node}: {health.reason}: {health.message}"
+        return Event("Warning", str(Reason.GPU_UNHEALTHY), note)
+    if known is None:
+        return None
+    return Event("Normal", "GPUHealthy", f"{after.node}: every GPU is healthy again")
+
+
+def _drain_started(before: Verdict, after: Verdict) -> bool:
+    """A drain begins without knowing the pods; it is told when they are known."""
+    draining = before.phase is Phase.DRAINING and before.pods > 0
+    return after.phase is Phase.DRAINING and after.pods > 0 and not draining
+
+
+def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
+    """Blockers whose reason and budget are new; the pods and words of a known one may change."""
+    known = {(blocker.reason, blocker.pdb) for blocker in before.blockers}
+    news = (blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
+    return tuple(
+        blocker for blocker in news if blocker.reason is not Reason.CALL_FAILED
+    )  # no pod is to blame
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_NOTE else text[: MAX_NOTE - 3] + "..."

@@ -1,0 +1,372 @@
+"""A policy's whole status, recomputed from snapshot and plan. Equal worlds give equal status, so nothing is rewritten.
+
+Conditions use the terms of kstatus. Messages are sorted, bounded and free of times, so that they do not flap.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.gpus.doubts import Doubt
+from gpusharing.planning.proof.verify import served
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.told.counts import count_pending, count_used
+from gpusharing.planning.wanted.ownership import selects
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasonkinds import Passes
+from gpusharing.planning.words.reasons import Reason, priority
+
+MAX_LISTED = 20
+"""Nodes named in plan and failures."""
+MAX_TEXT = 1000
+_SEVERITY = tuple(DisruptionClass)
+_LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
+"""States that a node is in, not what its card cannot do: the policy is accepted all the same."""
+_NOT_HERE = frozenset({Reason.CONFIG_UNKNOWN, Reason.PLUGIN_TOO_OLD, Reason.MIG_MANAGER_TOO_OLD})
+_UNSUPPORTED = _NOT_HERE | frozenset(
+    reason for reason in Reason if reason.group == "Hardware" and reason not in _LEFTOVERS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The nodes of one policy with their verdicts; nodes left alone on purpose (spec.products) are not among them."""
+
+    policy: PolicyView
+    verdicts: tuple[Verdict, ...]
+    nodes: tuple[NodeView, ...]
+    skipped: tuple[Verdict, ...]
+    lost: tuple[str, ...] = ()
+    """Nodes that the policy selects and another one owns; looked for only when it has no node at all."""
+
+
+def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
+    """Collect what a policy's status speaks about."""
+    mine = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
+    counted = tuple(verdict for verdict in mine if verdict.reason is not Reason.PRODUCT_SKIPPED)
+    skipped = tuple(verdict for verdict in mine if verdict.reason is Reason.PRODUCT_SKIPPED)
+    nodes = tuple(snapshot.nodes[verdict.node] for verdict in counted)
+    return Members(policy, counted, nodes, skipped, () if mine else _lost(policy, plan, snapshot))
+
+
+def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[str, ...]:
+    if policy.spec is None:
+        return ()
+    selector, verdicts = policy.spec.node_selector, plan.verdicts
+    owned = (name for name in sorted(verdicts) if verdicts[name].policy not in ("", policy.name))
+    return tuple(name for name in owned if selects(selector, snapshot.nodes[name].labels))
+
+
+def policy_status(
+    policy: PolicyView,
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+    previous: Mapping[str, Any],
+    now: datetime,
+) -> dict[str, Any]:
+    """The body of `status`, every key present; None removes. `previous` gives the times of unchanged conditions."""
+    pool = members(policy, plan, snapshot)
+    conditions = {
+        ConditionType.ACCEPTED: _accepted(pool, plan, snapshot),
+        ConditionType.READY: _ready(pool, plan),
+        ConditionType.RECONCILING: _reconciling(pool, plan),
+        ConditionType.STALLED: _stalled(pool, plan),
+    }
+    return {
+        "observedGeneration": policy.generation,
+        "summary": _summary(pool, plan, snapshot),
+        "plan": _plan(pool, plan, snapshot),
+        "failures": [
+            {"node": verdict.node, "reason": str(verdict.reason), "message": _cut(verdict.message)}
+            for verdict in pool.verdicts
+            if verdict.phase is Phase.FAILED
+        ][:MAX_LISTED],
+        "conditions": [
+            _condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
+        ],
+    }
+
+
+# --- conditions --------------------------------------------------------------------------------------------
+
+Answer = tuple[bool, Reason, str]
+
+
+def _condition(
+    kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
+) -> dict[str, Any]:
+    holds, reason, message = answer
+    status = "True" if holds else "False"
+    rows: list[dict[str, Any]] = list(previous.get("conditions") or ())
+    earlier: dict[str, Any] = next((row for row in rows if row.get("type") == str(kind)), {})
+    since = earlier.get("lastTransitionTime") if earlier.get("status") == status else None
+    return {
+        "type": str(kind),
+        "status": status,
+        "reason": str(reason),
+        "message": _cut(message),
+        "observedGeneration": generation,
+        "lastTransitionTime": since or now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Answer:
+    objection = plan.objections.get(pool.policy.name)
+    if objection is not None:
+        return False, objection.reason, objection.message
+    refused = [verdict for verdict in pool.verdicts if verdict.reason in _UNSUPPORTED]
+    if refused and len(refused) == len(pool.verdicts):
+        return False, min(refused, key=_urgency).reason, _first(refused)
+    if not pool.verdicts and pool.skipped:
+        return False, Reason.PRODUCT_SKIPPED, _first(pool.skipped)
+    if refused:
+        return (
+            True,
+            Reason.VALID,
+            f"{len(refused)} of {len(pool.verdicts)} nodes cannot take it: {_first(refused)}",
+        )
+    doubt = _doubt(pool, snapshot)
+    return (
+        True,
+        doubt.reason if doubt else Reason.VALID,
+        _legal(pool) + (f"; {doubt.message}" if doubt else ""),
+    )
+
+
+def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Doubt | None:
+    """What is uncertain about the MIG profiles of the pool's cards; of no interest where nobody wants MIG."""
+    if pool.policy.spec is None or pool.policy.spec.mode is not Mode.MIG:
+        return None
+    return next(
+        (gpu.doubt for v in pool.verdicts for gpu in _gpus(v, snapshot) if gpu.doubt is not None), None
+    )
+
+
+def _legal(pool: Members) -> str:
+    if not pool.verdicts:
+        return "the spec is valid; no node is selected yet"
+    layouts = sorted({verdict.wanted for verdict in pool.verdicts if verdict.wanted})
+    return f"{', '.join(layouts) or 'the policy'} can be served by {_nodes(len(pool.verdicts))}"
+
+
+def _ready(pool: Members, plan: RolloutPlan) -> Answer:
+    if pool.policy.deleting:
+        return False, Reason.DELETING, "the policy is being deleted"
+    if pool.policy.name in plan.objections:
+        return False, Reason.NOT_ACCEPTED, plan.objections[pool.policy.name].message
+    if not pool.verdicts:
+        return False, Reason.NO_NODES, _no_nodes(pool)
+    done = sum(_is_done(verdict, node) for verdict, node in zip(pool.verdicts, pool.nodes, strict=True))
+    if done == len(pool.verdicts):
+        return True, Reason.SYNCED, f"{_nodes(done)} proven"
+    count = f"{done} of {_nodes(len(pool.verdicts))} proven"
+    if (away := _away(pool)) and all(verdict.phase is Phase.SYNCED for verdict in pool.verdicts):
+        return False, Reason.NODE_NOT_READY, f"{count} and Ready; {away} is not Ready"
+    urgent = _most_urgent(pool)
+    reason = urgent.reason if urgent.reason in _UNSUPPORTED else Reason.ROLLOUT_IN_PROGRESS
+    return False, reason, f"{count}; {_first([urgent])}"
+
+
+def _no_nodes(pool: Members) -> str:
+    """Why a policy has no node to work on."""
+    if pool.skipped:
+        return _first(pool.skipped)
+    if pool.lost:
+        more = f" and {len(pool.lost) - 1} more" if len(pool.lost) > 1 else ""
+        return (
+            f"another policy owns every node that spec.nodeSelector selects: {pool.lost[0]}{more}."
+            " Narrow one of the selectors, or give this policy a strictly higher spec.priority"
+        )
+    return "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
+
+
+def _is_done(verdict: Verdict, node: NodeView) -> bool:
+    return verdict.phase is Phase.SYNCED and node.ready and not verdict.actions
+
+
+def _away(pool: Members) -> str:
+    """The first proven node whose kubelet does not say Ready; empty when there is none."""
+    pairs = zip(pool.verdicts, pool.nodes, strict=True)
+    return next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), "")
+
+
+def _reconciling(pool: Members, plan: RolloutPlan) -> Answer:
+    moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
+    waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
+    if moving:
+        return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
+    if waiting:
+        urgent = min(waiting, key=_urgency)
+        return True, urgent.reason, f"{_nodes(len(waiting))} to go; {_first([urgent])}"
+    ready, why, _ = _ready(pool, plan)
+    stalled, stuck, _ = _stalled(pool, plan)
+    return False, stuck if stalled and not ready else why, "nothing is under way"
+
+
+def _moves(verdict: Verdict) -> bool:
+    """In flight, or proven and only a write of ours is missing."""
+    if verdict.phase is Phase.SYNCED:
+        return bool(verdict.actions)
+    return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+
+
+def _waits(verdict: Verdict) -> bool:
+    """Not begun, and not for a person to begin."""
+    if verdict.phase is Phase.BLOCKED:
+        return verdict.reason.passes is not Passes.BY_A_PERSON
+    return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
+
+
+def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
+    if pool.policy.name in plan.objections:
+        objection = plan.objections[pool.policy.name]
+        return True, objection.reason, objection.message
+    failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
+    if failed:
+        return True, Reason.NODES_FAILED, f"{_nodes(len(failed))} failed; {_first(failed)}"
+    returned = [verdict for verdict in pool.verdicts if verdict.reason is Reason.DRIFT_RETURNED]
+    if returned:
+        return True, Reason.DRIFT_RETURNED, _first(returned)
+    stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
+    going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
+    if stuck and not going_on:
+        return True, Reason.BLOCKED, f"{_nodes(len(stuck))} blocked; {_first(stuck)}"
+    return False, Reason.PROGRESSING, "nothing needs a person"
+
+
+def _needs_person(verdict: Verdict) -> bool:
+    return verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
+
+
+# --- columns -----------------------------------------------------------------------------------------------
+
+
+def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[str, Any]:
+    spec = pool.policy.spec
+    gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
+    layouts = Counter(verdict.wanted for verdict in pool.verdicts if verdict.wanted)
+    usable = sum(
+        _is_done(verdict, node) and not node.unschedulable
+        for verdict, node in zip(pool.verdicts, pool.nodes, strict=True)
+    )
+    word, message = _word(pool, plan)
+    return {
+        "mode": _mode(spec) if spec else "",
+        "layout": _cut(", ".join(text for text, _ in layouts.most_common(2))),
+        "nodes": f"{usable}/{len(pool.verdicts)}",
+        "gpus": len(gpus),
+        "used": count_used(pool.nodes, snapshot),
+        "pendingPods": count_pending(pool.nodes, spec, plan.targets, snapshot),
+        "strategy": spec.mig.strategy if spec and spec.mode is Mode.MIG and spec.mig else "",
+        "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
+        "status": word,
+        "message": _cut(message),
+    }
+
+
+def _mode(spec: GPUSharingPolicySpec) -> str:
+    """As the MODE column shows it."""
+    return "MIG+TS" if spec.mode is Mode.MIG and spec.time_slicing else str(spec.mode)
+
+
+def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
+    gpunode = snapshot.gpunodes.get(verdict.node)
+    return gpunode.observed.gpus if gpunode and gpunode.observed else ()
+
+
+def _word(pool: Members, plan: RolloutPlan) -> tuple[str, str]:
+    """One word and one sentence for the pool: what needs a person first, then what moves."""
+    if pool.policy.deleting:
+        return "Deleting", "nodes in flight are brought to a safe end first"
+    if pool.policy.name in plan.objections:
+        objection = plan.objections[pool.policy.name]
+        return str(objection.reason), objection.message
+    if not pool.verdicts:
+        return str(Reason.NO_NODES), _no_nodes(pool)
+    failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
+    moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
+    rest = [v for v in pool.verdicts if v.phase is not Phase.SYNCED]
+    if not rest and (away := _away(pool)):
+        return str(Reason.NODE_NOT_READY), f"{away} is proven but not Ready"
+    shown = min(failed or moving or rest or pool.verdicts, key=_urgency)
+    drifted = {Reason.DRIFTED, Reason.DRIFT_RETURNED}
+    word = str(shown.reason) if shown.reason in drifted else str(shown.phase)
+    if shown.phase in (Phase.PENDING, Phase.SKIPPED) and shown.reason is not Reason.PROGRESSING:
+        word = str(shown.reason)
+    return (
+        word,
+        _first([shown]) if shown.phase is not Phase.SYNCED else f"{shown.wanted} proven",
+    )
+
+
+def _most_urgent(pool: Members) -> Verdict:
+    open_ones = [verdict for verdict in pool.verdicts if verdict.phase is not Phase.SYNCED]
+    return min(open_ones or pool.verdicts, key=_urgency)
+
+
+def _urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
+    return priority(verdict.reason), verdict.node
+
+
+# --- the plan ----------------------------------------------------------------------------------------------
+
+
+def _plan(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[str, Any] | None:
+    """What is going to happen; None when no node of the pool changes."""
+    changing = [
+        v for v in pool.verdicts if v.disruption is not DisruptionClass.NONE and v.phase is not Phase.SYNCED
+    ]
+    if not changing:
+        return None
+    before: Counter[str] = Counter()
+    for node in pool.nodes:
+        before.update(served(node))
+    after: Counter[str] = Counter()
+    for node in pool.nodes:
+        after.update(plan.targets.get(node.name, served(node)))
+    worst = max((verdict.disruption for verdict in changing), key=_SEVERITY.index)
+    nodes = [verdict.node for verdict in changing]
+    pods = sum(_pods_on(verdict, snapshot) for verdict in changing)
+    text = f"{pool.policy.uid}/{pool.policy.generation}/{worst}/{nodes}/{sorted(after.items())}"
+    return {
+        "hash": sha256(text.encode()).hexdigest()[:7],
+        "disruption": str(worst),
+        "nodes": nodes[:MAX_LISTED],
+        "nodeCount": len(nodes),
+        "pods": pods,
+        "capacityBefore": dict(sorted(before.items())),
+        "capacityAfter": dict(sorted(after.items())),
+    }
+
+
+def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
+    gpunode = snapshot.gpunodes.get(verdict.node)
+    return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0
+
+
+# --- text --------------------------------------------------------------------------------------------------
+
+
+def _phases(verdicts: Iterable[Verdict]) -> str:
+    by_phase = Counter(str(verdict.phase) for verdict in verdicts)
+    return ", ".join(f"{_nodes(count)} {phase}" for phase, count in sorted(by_phase.items()))
+
+
+def _first(verdicts: Sequence[Verdict]) -> str:
+    shown = min(verdicts, key=_urgency)
+    prefix = "" if shown.message.startswith(shown.node) else f"{shown.node}: "
+    return f"{prefix}{shown.message}"
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node" if count == 1 else f"{count} nodes"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."

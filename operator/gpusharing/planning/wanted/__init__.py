@@ -1,0 +1,1 @@
+"""What should a node be, and which configuration makes it so?"""

@@ -1,0 +1,33 @@
+"""Since when our ConfigMaps hold just what a node needs: the content counts, not the name (ADR 16)."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.wanted import migfile
+
+
+def configured_since(
+    plugin: tuple[str, str],
+    mig_config: str,
+    layouts: Sequence[Layout | None],
+    gpus: Sequence[GpuView],
+    stack: StackView,
+) -> datetime | None:
+    """None while an entry is missing, is not as it must be, or has no time of writing. `plugin`: key and text."""
+    key, text = plugin
+    if stack.plugin_configs.get(key) != text:
+        return None
+    keys = [key]
+    if mig_config and stack.serves_our_mig_file:
+        entry = migfile.parse(stack.mig_file).get(mig_config)
+        if entry is None or not migfile.is_rendered(stack.mig_file):
+            return None  # mig-parted refuses a file as a whole
+        if migfile.resolve(entry, gpus) != tuple(layouts):
+            return None
+        keys.append(mig_config)
+    if not stack.written.keys() >= set(keys):
+        return None
+    return max(stack.written[name] for name in keys)

@@ -1,0 +1,256 @@
+"""The mig-parted file: rendering our entries, reading anybody's, and what a name means on one node's GPUs.
+
+Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is rendered whole; names of our own entries
+are content-hashed and never change their meaning.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import yaml
+
+from gpusharing.api.policy import MigLayout
+from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
+
+ALL_DISABLED = "all-disabled"
+Entry = list[dict[str, Any]]
+_FIELDS = frozenset({"device-filter", "devices", "mig-enabled", "mig-devices"})
+_PROFILE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.,]+)*")
+_FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """A configuration name that means nothing, or not enough, on these GPUs; `why` is a clause for people."""
+
+    why: str
+
+
+def entry_of(layouts: Iterable[MigLayout]) -> Entry:
+    """Our own entry for the layouts of a policy."""
+    return [
+        {
+            "devices": "all" if layout.devices == "all" else list(layout.devices),
+            "mig-enabled": bool(layout.profiles),
+            **({"mig-devices": dict(sorted(layout.profiles.items()))} if layout.profiles else {}),
+        }
+        for layout in layouts
+    ]
+
+
+def entry_text(entry: Entry) -> str:
+    """Stable text of one entry, to hash."""
+    return yaml.safe_dump(entry, sort_keys=True)
+
+
+def render(entries: Mapping[str, Entry]) -> str:
+    """The whole file; entries in the order of their names."""
+    configs = {name: entries[name] for name in sorted(entries)}
+    return yaml.safe_dump({"version": "v1", "mig-configs": configs}, sort_keys=False)
+
+
+@lru_cache(maxsize=256)
+def parse(text: str) -> Mapping[str, Entry]:
+    """Entries of a file by name; a damaged file has none."""
+    try:
+        document = read_yaml(text)
+    except Unreadable:
+        return {}
+    configs = document.get("mig-configs") if isinstance(document, dict) else None
+    if not isinstance(configs, dict):
+        return {}
+    return {str(name): entry for name, entry in configs.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, list) and all(isinstance(row, dict) for row in entry)
+
+
+@lru_cache(maxsize=64)
+def is_rendered(text: str) -> bool:
+    """Whether a file is, to the letter, what `render` makes of its entries; mig-parted refuses a file as a whole."""
+    return bool(text) and text == render(parse(text))
+
+
+@dataclass(frozen=True, slots=True)
+class AdminFile:
+    """What can be taken over from an admin's own file."""
+
+    entries: Mapping[str, Entry]
+    problem: str = ""
+    """Why the rest cannot, a clause for people; empty when all can."""
+
+
+@lru_cache(maxsize=16)
+def read_admin(text: str) -> AdminFile:
+    """Read it. One bad entry would make mig-parted refuse the whole file on every node, so it stays out."""
+    if not text:
+        return AdminFile({})
+    try:
+        document = read_yaml(text)
+    except Unreadable as error:
+        return AdminFile({}, str(error))
+    configs = document.get("mig-configs") if isinstance(document, dict) else None
+    if not isinstance(configs, dict):
+        return AdminFile({}, "it has no map mig-configs")
+    found = {str(name): entry for name, entry in configs.items()}
+    bad = {name: why for name, entry in sorted(found.items()) if (why := _find_problem(entry))}
+    told = "; ".join(f"entry {name}: {why}" for name, why in list(bad.items())[:3])
+    return AdminFile({name: entry for name, entry in found.items() if name not in bad}, told)
+
+
+def _find_problem(entry: object) -> str:
+    """What mig-parted would refuse, as far as it can be told without the hardware (a.10); empty: nothing."""
+    if not _is_entry(entry):
+        return "it is not a list of maps"
+    assert isinstance(entry, list), "looked at a line above"
+    return next((why for row in entry if (why := _find_row_problem(row))), "")
+
+
+def _find_row_problem(row: Mapping[str, Any]) -> str:
+    if unknown := sorted(map(str, row.keys() - _FIELDS)):
+        return f"unknown field {unknown[0]}"
+    devices, enabled, counts = row.get("devices"), row.get("mig-enabled"), row.get("mig-devices")
+    if devices != "all" and not (isinstance(devices, list) and all(type(index) is int for index in devices)):
+        return "devices is neither all nor a list of GPU indexes"
+    if type(enabled) is not bool:
+        return "mig-enabled is neither true nor false"
+    if enabled and not isinstance(counts, dict):
+        return "mig-enabled needs mig-devices"
+    if counts and not enabled:
+        return "mig-devices needs mig-enabled"
+    for name, count in (counts or {}).items():
+        if not _PROFILE.fullmatch(str(name)) or type(count) is not int or count < 0:
+            return f"{name}: {count} in mig-devices is no profile with a count"
+    for item in _filters(row):
+        if not isinstance(item, str) or not _FILTER.fullmatch(item):
+            return f"device-filter {item} is no PCI device id in quotes, such as '0x233010DE'"
+    return ""
+
+
+def _filters(row: Mapping[str, Any]) -> list[Any]:
+    """The PCI device ids that a row is meant for; empty: for every card. Without quotes YAML makes a number of one."""
+    wanted = row.get("device-filter") or []
+    return wanted if isinstance(wanted, list) else [wanted]
+
+
+def resolve_name(
+    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> tuple[Layout | None, ...] | Unresolved:
+    """What a mig.config name means on a node: the admin's entries, our file, or what mig-manager generated."""
+    if not stack.serves_our_mig_file:
+        return _generated_name(name, node, gpus, stack)
+    admin = read_admin(stack.admin_mig_file)
+    for entries in (admin.entries, parse(stack.mig_file)):
+        if entry := entries.get(name):
+            return resolve(entry, gpus)
+    found = well_known(gpus, name)
+    if isinstance(found, Unresolved) and admin.problem:
+        return Unresolved(f"{found.why}; of the ConfigMap with your own entries, {admin.problem}")
+    return found
+
+
+def _generated_name(
+    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> tuple[Layout | None, ...] | Unresolved:
+    entries = parse(stack.generated_mig_files.get(node, ""))
+    if not entries:
+        return Unresolved(f"ConfigMap {node}-mig-config, where mig-manager lists its names, is not there")
+    if name not in entries:
+        return Unresolved(f"mig-manager on {node} offers {', '.join(sorted(entries))}")
+    return resolve(entries[name], gpus)
+
+
+def resolve(entry: Entry, gpus: Sequence[GpuView]) -> tuple[Layout | None, ...] | Unresolved:
+    """What an entry makes of each GPU, in the order of `gpus`.
+
+    mig-parted's assert never succeeds on a GPU that no row covers, so such an entry is Unresolved (R6).
+    """
+    found: dict[int, Layout | None] = {}
+    for row in entry:
+        layout = normalise(_counts(row)) if row.get("mig-enabled") else None
+        found |= {gpu.index: layout for gpu in gpus if _covers(row, gpu)}
+    missing = [str(gpu.index) for gpu in gpus if gpu.index not in found]
+    if missing:
+        return Unresolved(f"it does not cover GPU {', '.join(missing)}")
+    return tuple(found[gpu.index] for gpu in gpus)
+
+
+def _counts(row: Mapping[str, Any]) -> dict[str, int]:
+    devices = row.get("mig-devices")
+    if not isinstance(devices, dict):
+        return {}
+    return {str(name): count for name, count in devices.items() if type(count) is int and count > 0}
+
+
+def _covers(row: Mapping[str, Any], gpu: GpuView) -> bool:
+    devices = row.get("devices")
+    if devices != "all" and not (isinstance(devices, list) and gpu.index in devices):
+        return False
+    filters = _filters(row)
+    if not filters:
+        return True
+    card = find_card(gpu.product)
+    ours = {identifier.lower() for identifier in card.pci_device_ids} if card else set()
+    return any(str(item).split(":")[0].lower() in ours for item in filters)
+
+
+_generated = lru_cache(maxsize=64)(generated_layouts)
+
+
+def well_known(gpus: Sequence[GpuView], name: str) -> tuple[Layout | None, ...] | Unresolved:
+    """What a name that mig-manager generates from the hardware means on these GPUs (a.10)."""
+    layouts: list[Layout | None] = []
+    profiles, offered = None, {}
+    for gpu in gpus:
+        if gpu.profiles is not profiles:
+            profiles, offered = gpu.profiles, _generated(gpu.profiles)
+        if name not in offered:
+            return Unresolved(f"{gpu.product} has {', '.join(sorted(offered))}")
+        layouts.append(offered[name])
+    return tuple(layouts)
+
+
+def well_known_entries(models: Mapping[str, Sequence[GpuView]]) -> dict[str, Entry]:
+    """Entries for NVIDIA's well-known names, for the card models present (product to one GPU each).
+
+    Where a name means different things on different models, each row carries that model's PCI device ids; a
+    model whose ids we do not know is left out of such names rather than guessed.
+    """
+    meanings: dict[str, list[tuple[str, Layout | None]]] = {}
+    for product in sorted(models):
+        for name, layout in _generated(models[product][0].profiles).items():
+            meanings.setdefault(name, []).append((product, layout))
+    entries: dict[str, Entry] = {ALL_DISABLED: [{"devices": "all", "mig-enabled": False}]}
+    for name, rows in sorted(meanings.items()):
+        if name == ALL_DISABLED:
+            continue
+        everywhere = len(rows) == len(models) and len({layout for _, layout in rows}) == 1
+        entry = [_row(None, rows[0][1])] if everywhere else _filtered(rows)
+        if entry:
+            entries[name] = entry
+    return entries
+
+
+def _filtered(rows: Sequence[tuple[str, Layout | None]]) -> Entry:
+    entry: Entry = []
+    for product, layout in rows:
+        card = find_card(product)
+        if card and card.pci_device_ids:
+            entry.append(_row(list(card.pci_device_ids), layout))
+    return entry
+
+
+def _row(device_filter: list[str] | None, layout: Layout | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"device-filter": device_filter} if device_filter else {}
+    row |= {"devices": "all", "mig-enabled": layout is not None}
+    if layout is not None:
+        row["mig-devices"] = dict(layout)
+    return row

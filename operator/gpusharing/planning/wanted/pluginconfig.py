@@ -1,0 +1,125 @@
+"""The device plugin's configuration: what a mode means there, its text, and reading somebody else's.
+
+Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin api/config/v1). Keys are content-hashed and
+never change their meaning, because config-manager does not notice an edit under the same key.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Literal
+
+import yaml
+
+from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
+
+MigStrategy = Literal["none", "single", "mixed"]
+STRATEGIES: Mapping[str, MigStrategy] = {"none": "none", "single": "single", "mixed": "mixed"}
+
+NEUTRAL_KEY, NEUTRAL = "default", "version: v1\n"
+"""The entry that is always there, and its text: nothing is shared, every flag is the plugin's own.
+
+config-manager 0.19.3 ends with "no configuration files available" when there is no entry at all, and the pods of the
+device plugin and GFD do not start. Where no label and no DEFAULT_CONFIG names an entry, its fallback `named` takes the
+one of this name; without it, `single` would take the only entry there is, which is some policy's
+(cmd/config-manager/main.go, b.4). The GPU Operator's fallback is `empty`, which means the same as this text.
+"""
+
+SharingStrategy = Literal["time-slicing", "mps"]
+"""As GFD writes it into nvidia.com/gpu.sharing-strategy."""
+_BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSlicing"}
+"""Key of the block under `sharing`; with both, the plugin takes mps (b.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Several pods on one device. Replicas are shares per device, by resource name."""
+
+    replicas: tuple[tuple[str, int], ...]
+    rename: bool = False
+    fail_requests_greater_than_one: bool = False
+    strategy: SharingStrategy = "time-slicing"
+
+
+@dataclass(frozen=True, slots=True)
+class PluginConfig:
+    """What one device-plugin configuration makes the plugin do."""
+
+    mig_strategy: MigStrategy = "none"
+    sharing: Sharing | None = None
+
+    def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
+        """Whether both serve the same; the MIG strategy matters only where MIG instances exist."""
+        return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
+
+
+@lru_cache(maxsize=256)
+def render(config: PluginConfig) -> str:
+    """The text of a configuration; equal configurations give equal text."""
+    document: dict[str, Any] = {"version": "v1", "flags": {"migStrategy": config.mig_strategy}}
+    if config.sharing is not None:
+        document["sharing"] = {
+            _BLOCKS[config.sharing.strategy]: {
+                "renameByDefault": config.sharing.rename,
+                "failRequestsGreaterThanOne": config.sharing.fail_requests_greater_than_one,
+                "resources": [{"name": name, "replicas": count} for name, count in config.sharing.replicas],
+            }
+        }
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+@lru_cache(maxsize=1024)
+def parse(text: str) -> PluginConfig | None:
+    """Read a configuration; None when it is none."""
+    try:
+        document = read_yaml(text)
+    except Unreadable:
+        return None
+    if not isinstance(document, dict):
+        return None
+    flags = document.get("flags") or {}
+    sharing = document.get("sharing") or {}
+    if not isinstance(flags, dict) or not isinstance(sharing, dict):
+        return None
+    strategy = STRATEGIES.get(str(flags.get("migStrategy") or "none"))
+    if strategy is None:
+        return None
+    for kind, block in _BLOCKS.items():
+        found = sharing.get(block)
+        if isinstance(found, dict) and (parsed := _parse_sharing(found, kind)) is not None:
+            return PluginConfig(strategy, parsed)
+    return PluginConfig(strategy)
+
+
+def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing | None:
+    rows: list[tuple[str, int]] = []
+    listed = block.get("resources")
+    for row in listed if isinstance(listed, list) else ():
+        if isinstance(row, dict) and type(row.get("replicas")) is int:
+            name = str(row.get("name", ""))
+            rows.append((name if "/" in name else f"nvidia.com/{name}", row["replicas"]))
+    if not rows:
+        return None
+    fails = block.get("failRequestsGreaterThanOne")
+    return Sharing(
+        tuple(sorted(rows)),
+        bool(block.get("renameByDefault")),
+        strategy == "mps" if fails is None else bool(fails),  # b.3: the default of MPS is true
+        strategy,
+    )
+
+
+@lru_cache(maxsize=1024)
+def key_for(policy: str, content: str) -> str:
+    """Name of an entry: the policy, shortened to fit a label value, and a hash of the content."""
+    return f"{policy[:55].rstrip('-.')}-{_digest(content)}"
+
+
+def is_named_after(content: str, key: str) -> bool:
+    """Whether `key_for` gave the entry its name: it can then mean nothing else."""
+    return key.endswith(f"-{_digest(content)}")
+
+
+def _digest(content: str) -> str:
+    return sha256(content.encode(errors="surrogatepass")).hexdigest()[:7]

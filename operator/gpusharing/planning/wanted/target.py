@@ -1,0 +1,394 @@
+"""policy × the GPUs of one node → what the node is to become, or why it cannot. Nothing is touched to find out."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+
+from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
+from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
+from gpusharing.planning.gpus.cards import bare_product, find_card
+from gpusharing.planning.gpus.geometry import (
+    Layout,
+    Legal,
+    describe,
+    judge,
+    normalise,
+    resource_name,
+)
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import GpuView, PolicyView, routing_label
+from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
+from gpusharing.planning.wanted.configured import configured_since
+from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
+from gpusharing.planning.words.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a node is to become, in the words of the components that bring it about and of those that prove it."""
+
+    mode: Mode
+    routing: str
+    """Value of the routing label."""
+    layouts: tuple[Layout | None, ...]
+    """Per GPU, in the order of their indexes; None: MIG off."""
+    mig_config: str
+    """Value of nvidia.com/mig.config; empty where nobody reads it: cards without MIG never get mig labels."""
+    plugin_key: str
+    """Value of nvidia.com/device-plugin.config."""
+    plugin: PluginConfig
+    resources: Mapping[str, int]
+    """Predicted allocatable counts, exactly; a name that is not here must be absent or 0."""
+    text: str
+    """For people: 2x3g.40gb, 4x shared, 1x full."""
+    configured: datetime | None
+    """Since when our ConfigMaps hold just that; None while they do not."""
+
+    @property
+    def with_mig(self) -> bool:
+        """Whether any GPU has MIG on."""
+        return self.layouts.count(None) < len(self.layouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """This node cannot become what the policy asks; the message says what the card offers instead."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The part of a target that is the same on every node of a policy."""
+
+    policy: str
+    mig_config: str
+    """The mig-parted entry that MIG-capable nodes are pointed at."""
+    entry: migfile.Entry | None
+    """Our own mig-parted entry, when the policy gives layouts."""
+    plugins: Mapping[str, str]
+    """Device-plugin configurations that can be foreseen, by key."""
+
+
+def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
+    """What a policy asks for, before any node is looked at."""
+    entry = (
+        migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
+    )
+    if spec.mode is not Mode.MIG or spec.mig is None:
+        mig_config = migfile.ALL_DISABLED
+    elif entry is not None:
+        mig_config = pluginconfig.key_for(policy, migfile.entry_text(entry))
+    else:
+        mig_config = spec.mig.config or ""
+    plugins = {pluginconfig.key_for(policy, text): text for text in map(pluginconfig.render, _foreseen(spec))}
+    return Wish(policy, mig_config, entry, plugins)
+
+
+def find_target(
+    wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> Target | Unsupported:
+    """What `node` with these GPUs (sorted by index, at least one) becomes under a policy."""
+    if spec.products and (other := _unlisted_product(spec, gpus)):
+        return Unsupported(
+            Reason.PRODUCT_SKIPPED,
+            f"{node} has {other}, which spec.products does not list ({', '.join(spec.products)})",
+        )
+    layouts = _wanted_layouts(wish, spec, node, gpus, stack)
+    if isinstance(layouts, Unsupported):
+        return layouts
+    refused = _too_many_clients(spec, node, gpus) or _too_old(spec, node, gpus, layouts, stack)
+    if refused is not None:
+        return refused
+    mig_config = wish.mig_config if _has_mig_manager(spec, gpus, stack) else ""
+    return _target(wish.policy, spec.mode, mig_config, layouts, plugin_config(spec, layouts), gpus, stack)
+
+
+def _target(
+    policy: str,
+    mode: Mode,
+    mig_config: str,
+    layouts: tuple[Layout | None, ...],
+    plugin: PluginConfig,
+    gpus: Sequence[GpuView],
+    stack: StackView,
+) -> Target:
+    replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
+    content = pluginconfig.render(plugin)
+    key = pluginconfig.key_for(policy, content)
+    return Target(
+        mode=mode,
+        routing=routing_label(mode, time_slicing=plugin.sharing is not None),
+        layouts=layouts,
+        mig_config=mig_config,
+        plugin_key=key,
+        plugin=plugin,
+        resources=predict_resources(layouts, plugin),
+        text=describe_layouts(layouts, replicas),
+        configured=configured_since((key, content), mig_config, layouts, gpus, stack),
+    )
+
+
+def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]) -> Unsupported | None:
+    """The MPS control daemon's limit of clients, by compute capability (docs/design/hardware.md#mps)."""
+    if spec.mode is not Mode.MPS or spec.mps is None:
+        return None
+    for gpu in gpus:
+        card = find_card(gpu.product)
+        if card is not None and spec.mps.replicas > card.mps_max_clients:
+            return Unsupported(
+                Reason.MPS_TOO_MANY_CLIENTS,
+                f"{node}: {gpu.product} serves at most {card.mps_max_clients} MPS clients,"
+                f" spec.mps.replicas is {spec.mps.replicas}",
+            )
+    return None
+
+
+def _too_old(
+    spec: GPUSharingPolicySpec,
+    node: str,
+    gpus: Sequence[GpuView],
+    layouts: Sequence[Layout | None],
+    stack: StackView,
+) -> Unsupported | None:
+    """What NVIDIA's software of this cluster gets wrong, by its versions."""
+    found = None
+    if spec.mig is not None and stack.cluster_policy is not None:
+        found = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
+    return Unsupported(found[0], f"{node}: {found[1]}") if found is not None else None
+
+
+def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:
+    """Whether mig.config means anything here; where mig-manager is switched off, MIG must be off already."""
+    switched_off = stack.cluster_policy is not None and not stack.cluster_policy.mig_manager_enabled
+    return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
+
+
+@dataclass(slots=True)
+class Targets:
+    """The targets of one policy by kind of hardware: thousands of nodes have the same few kinds of GPUs."""
+
+    policy: PolicyView
+    wish: Wish
+    stack: StackView
+    _found: dict[tuple[object, ...], tuple[tuple[GpuView, ...], Target]] = field(default_factory=dict)
+    _stops: dict[tuple[int, bool], Target] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> GPUSharingPolicySpec:
+        """The policy's; asked only of policies that have one."""
+        assert self.policy.spec is not None, "an unreadable spec has no wish"
+        return self.policy.spec
+
+    def find(self, node: str, gpus: tuple[GpuView, ...]) -> Target | Unsupported:
+        """What `find_target` says, without asking it twice about equal hardware."""
+        # Profiles by identity, which the kept GPUs make safe: comparing them would cost more than the answer.
+        key: tuple[object, ...] = tuple(
+            [(gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in gpus]
+        )
+        if not self.stack.serves_our_mig_file:
+            key = (*key, self.stack.generated_mig_files.get(node, ""))
+        if (known := self._found.get(key)) is not None:
+            return known[1]
+        target = find_target(self.wish, self.spec, node, gpus, self.stack)
+        if isinstance(target, Target):
+            if len(self._found) >= _KINDS:
+                self._found.clear()
+            self._found[key] = (gpus, target)
+        return target
+
+    def stop(self, gpus: Sequence[GpuView]) -> Target:
+        """Whole GPUs without sharing: where the way from MPS to MIG, and back, stops; they would race (b.5)."""
+        capable = _has_mig_manager(self.spec, gpus, self.stack)
+        key = (len(gpus), capable)
+        if (known := self._stops.get(key)) is None:
+            mig_config = migfile.ALL_DISABLED if capable else ""
+            whole = (None,) * len(gpus)
+            known = _target(self.wish.policy, Mode.FULL, mig_config, whole, PluginConfig(), gpus, self.stack)
+            self._stops[key] = known
+        return known
+
+
+_KINDS = 256
+"""Kinds of hardware remembered per policy."""
+
+
+def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> str:
+    listed = {bare_product(product) for product in spec.products}
+    return next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
+
+
+def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
+    """What the device plugin of a node with these layouts is told in this mode."""
+    if spec.mode is Mode.MPS and spec.mps is not None:
+        # failRequestsGreaterThanOne: MPS's own default; two shares of one GPU would be no more than one.
+        return PluginConfig(
+            "none", Sharing(((RESOURCE_GPU, spec.mps.replicas),), spec.mps.rename_by_default, True, "mps")
+        )
+    strategy = spec.mig.strategy if spec.mode is Mode.MIG and spec.mig is not None else "none"
+    slicing = spec.time_slicing
+    if slicing is None:
+        return PluginConfig(strategy)
+    names = sorted(predict_resources(layouts, PluginConfig(strategy)))
+    sharing = Sharing(
+        tuple((name, slicing.replicas) for name in names),
+        slicing.rename_by_default,
+        slicing.fail_requests_greater_than_one,
+    )
+    return PluginConfig(strategy, sharing)
+
+
+def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
+    """Device-plugin configurations that a policy needs whatever its nodes are: its own, and the stop between MPS
+    and MIG. Time-slicing of a named MIG configuration depends on the cards and comes with the first node.
+    """
+    stop = (PluginConfig(),) if spec.mode in (Mode.MIG, Mode.MPS) else ()
+    layouts: list[Layout | None] = [None]
+    if spec.mode is Mode.MIG and spec.mig is not None:
+        if spec.mig.layouts is None and spec.time_slicing is not None and spec.mig.strategy == "mixed":
+            return stop
+        rows = spec.mig.layouts or ()
+        layouts = [normalise(row.profiles) if row.profiles else None for row in rows]
+        if spec.mig.strategy == "single":
+            layouts = [(("any", 1),)]  # every profile is nvidia.com/gpu then
+    return (plugin_config(spec, layouts), *stop)
+
+
+def _wanted_layouts(
+    wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> tuple[Layout | None, ...] | Unsupported:
+    if spec.mode is not Mode.MIG or spec.mig is None:
+        return (None,) * len(gpus)
+    if incapable := next((gpu for gpu in gpus if not gpu.mig_capable), None):
+        return Unsupported(
+            Reason.NOT_MIG_CAPABLE, f"{node}: {incapable.product} has no MIG; use mode TimeSlicing or Full"
+        )
+    if spec.mig.config is not None:
+        layouts = _named(spec.mig.config, node, gpus, stack)
+    else:
+        layouts = _own(spec.mig.layouts or (), wish.entry or [], node, gpus)
+    return layouts if isinstance(layouts, Unsupported) else _legal(layouts, spec, node, gpus)
+
+
+def _named(
+    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+) -> tuple[Layout | None, ...] | Unsupported:
+    found = migfile.resolve_name(name, node, gpus, stack)
+    if isinstance(found, migfile.Unresolved):
+        return Unsupported(
+            Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found.why}"
+        )
+    return found
+
+
+def _own(
+    layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[GpuView]
+) -> tuple[Layout | None, ...] | Unsupported:
+    named = {index for row in layouts if row.devices != "all" for index in row.devices}
+    here = {gpu.index for gpu in gpus}
+    if beyond := sorted(named - here):
+        return Unsupported(
+            Reason.LAYOUT_TOO_MANY_GPUS,
+            f"{node} has {len(gpus)} GPUs, spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
+        )
+    found = migfile.resolve(entry, gpus)
+    if isinstance(found, migfile.Unresolved):
+        return Unsupported(
+            Reason.LAYOUT_INCOMPLETE,
+            f"{node}: spec.mig.layouts must name every GPU, {found.why}; add for example "
+            "{devices: [" + ", ".join(map(str, sorted(here - named))) + "], profiles: {}}",
+        )
+    return found
+
+
+def _legal(
+    layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]
+) -> tuple[Layout | None, ...] | Unsupported:
+    judged: tuple[Layout | None, object] = (None, None)
+    for gpu, layout in zip(gpus, layouts, strict=True):
+        if layout is None or judged == (layout, gpu.profiles):
+            continue
+        judged = (layout, gpu.profiles)
+        if layout == ():
+            return Unsupported(
+                Reason.LAYOUT_EMPTY, f"{node} GPU {gpu.index}: MIG on without instances serves nothing"
+            )
+        if not gpu.profiles:
+            return Unsupported(
+                Reason.HARDWARE_UNKNOWN,
+                f"{node} GPU {gpu.index}: neither the driver nor our table says what {gpu.product} offers",
+            )
+        verdict = judge(layout, gpu.profiles)
+        if not isinstance(verdict, Legal):
+            known = {profile.name for profile in gpu.profiles}
+            unknown = any(name not in known for name, _ in layout)
+            reason = Reason.PROFILE_NOT_SUPPORTED if unknown else Reason.LAYOUT_DOES_NOT_FIT
+            return Unsupported(reason, f"{node} GPU {gpu.index} ({gpu.product}): {verdict.message}")
+    if spec.mig is not None and spec.mig.strategy == "single":
+        kinds = {None if layout is None else tuple(name for name, _ in layout) for layout in layouts}
+        if len(kinds) != 1 or None in kinds or any(kind is not None and len(kind) != 1 for kind in kinds):
+            return Unsupported(
+                Reason.LAYOUT_NOT_UNIFORM,
+                f"{node}: spec.mig.strategy single needs one and the same profile on every GPU; use mixed",
+            )
+    return layouts
+
+
+def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
+    """The allocatable resources that the device plugin will serve (docs/design/nvidia.md#b6, b.7)."""
+    counts: Counter[str] = Counter()
+    for layout in layouts:
+        if layout is None:
+            counts[RESOURCE_GPU] += 1
+            continue
+        for profile, count in layout:
+            counts[RESOURCE_GPU if plugin.mig_strategy == "single" else resource_name(profile)] += count
+    if plugin.sharing is None:
+        return dict(counts)
+    replicas = dict(plugin.sharing.replicas)
+    shared: dict[str, int] = {}
+    for name, count in counts.items():
+        served = f"{name}.shared" if plugin.sharing.rename and name in replicas else name
+        shared[served] = count * replicas.get(name, 1)
+    return shared
+
+
+def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
+    """Different GPUs are told apart: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
+    return _describe(tuple(layouts), replicas)
+
+
+@lru_cache(maxsize=1024)
+def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
+    texts: Counter[str] = Counter()
+    shared = f"{replicas}x shared" if replicas > 1 else ""
+    for layout in layouts:
+        if layout is None:
+            texts[shared or "1x full"] += 1
+        else:
+            texts[f"{describe(layout) if layout else 'MIG empty'} {shared}".rstrip()] += 1
+    if len(texts) == 1:
+        return next(iter(texts))
+    return ", ".join(f"{text} ({count} GPU{'s' if count > 1 else ''})" for text, count in texts.items())
+
+
+def is_gpu_resource(name: str) -> bool:
+    """Names that the device plugin serves for GPUs."""
+    return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith("nvidia.com/mig-")
+
+
+__all__ = [
+    "Target",
+    "Targets",
+    "Unsupported",
+    "Wish",
+    "describe_layouts",
+    "find_target",
+    "find_wish",
+    "is_gpu_resource",
+    "plugin_config",
+    "predict_resources",
+]

@@ -1,0 +1,86 @@
+"""What NVIDIA's programs do differently by version: data, from their change logs and rung 3.
+
+The device plugin's resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or
+`1g.24gb-me` are served under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
+
+On a node with two models mig-parted before 0.15 looks a profile up by name on the first card that has it: 1g.10gb is
+one thing on an H100 and another on an A100 40GB (docs/reference/nvidia-differences.md; seen with 0.13.1).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.words.reasons import Reason
+
+SUFFIXES_SINCE = (0, 20)
+"""First version that serves a profile with a suffix under a name of its own."""
+OWN_NAMES_SINCE = (0, 15)
+"""First version of mig-parted that gives each card its own profile of a name."""
+ADVICE = "device plugins before v0.20 serve profiles with a suffix under the plain name"
+
+_VERSION = re.compile(r"v?(\d+)\.(\d+)\b")
+_PLAIN = re.compile(r"\d+g\.\d+gb")
+_NAME = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)[.-](?:me|gfx).*?(\.shared)?")
+
+
+def find_too_old(
+    strategy: str,
+    gpus: Sequence[GpuView],
+    layouts: Sequence[Layout | None],
+    cluster_policy: ClusterPolicyView,
+) -> tuple[Reason, str] | None:
+    """Why these layouts, one per GPU, would come out wrong with the versions that ClusterPolicy names."""
+    plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
+    if strategy == "mixed" and merges_suffixes(plugin) and (profile := suffixed(layouts)):
+        return Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}"
+    if _is_before(parted, OWN_NAMES_SINCE) and (mistaken := find_mistaken(gpus, layouts)) is not None:
+        gpu, first, name = mistaken
+        return (
+            Reason.MIG_MANAGER_TOO_OLD,
+            f"mig-manager {parted} would take {name} of GPU {gpu.index} ({gpu.product}) for {name} of GPU"
+            f" {first.index} ({first.product}), and fail; upgrade mig-manager to v0.15, or use another profile",
+        )
+    return None
+
+
+def find_mistaken(
+    gpus: Sequence[GpuView], layouts: Sequence[Layout | None]
+) -> tuple[GpuView, GpuView, str] | None:
+    """A GPU, an earlier one, and a profile in the layout of the first that is another profile on the second."""
+    first: dict[str, tuple[GpuView, int | None]] = {}
+    for gpu, layout in zip(gpus, layouts, strict=True):
+        wanted = dict(layout or ())
+        for profile in gpu.profiles:
+            other, profile_id = first.setdefault(profile.name, (gpu, profile.profile_id))
+            if profile_id != profile.profile_id and profile.name in wanted:
+                return gpu, other, profile.name
+    return None
+
+
+def merges_suffixes(version: str) -> bool:
+    """Whether this version of the device plugin (as ClusterPolicy names it, `v0.19.3-ubi9`) is known to be too old."""
+    return _is_before(version, SUFFIXES_SINCE)
+
+
+def _is_before(version: str, since: tuple[int, int]) -> bool:
+    found = _VERSION.match(version)
+    return found is not None and (int(found[1]), int(found[2])) < since
+
+
+def suffixed(layouts: Sequence[Layout | None]) -> str:
+    """The first profile with a suffix; empty when there is none."""
+    names = (name for layout in layouts for name, _ in layout or ())
+    return next((name for name in names if not _PLAIN.fullmatch(name)), "")
+
+
+def merged(resources: Mapping[str, int]) -> dict[str, int]:
+    """Predicted counts as such a version serves them."""
+    counts: Counter[str] = Counter()
+    for name, count in resources.items():
+        found = _NAME.fullmatch(name)
+        counts[found[1] + (found[2] or "") if found else name] += count
+    return dict(counts)

@@ -1,0 +1,146 @@
+"""How often a change was tried and what came of it: deferrals, retries, corrected drift, and the record of a proof."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.actions import UpdateFence
+from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.reasons import Reason
+
+PROOF = 120.0
+"""Seconds."""
+
+
+def actuation_limit(case: NodeCase) -> timedelta:
+    """From the PNR until the node counts as Failed: actuation and verification together."""
+    timeouts = case.spec.rollout.timeouts
+    return parse_duration(timeouts.actuation) + parse_duration(timeouts.verification)
+
+
+def owed_for(target: Target) -> str:
+    """What the fence says of a run that is to lead to this target."""
+    return f"{target.mig_config} {target.plugin_key} {target.text}".strip()
+
+
+def owe(case: NodeCase, target: Target, attempt: int) -> UpdateFence:
+    """Record that another run of the actuators is owed: it begins when the node is proven idle anew, by the deadline.
+
+    The record comes first, so that a crash in between repeats nothing, and a pod that blocks does so for a while only.
+    """
+    return UpdateFence(
+        case.node,
+        replace(
+            case.fence,
+            owed=owed_for(target),
+            attempt=attempt,
+            deadline=case.now + parse_duration(case.spec.drain.timeout) + proof_time(case),
+            retry=case.node.retry,
+            restart_uid="",
+            daemon_uid="",
+        ),
+    )
+
+
+def proof_time(case: NodeCase) -> timedelta:
+    """What a node whose pods are gone may take to be proven idle: configuration on its way, readings, LISTs."""
+    return timedelta(seconds=case.settings.config_propagation + PROOF)
+
+
+def was_asked_again(case: NodeCase) -> bool:
+    """A person set a new value of the retry annotation since the present attempt began."""
+    return case.node.retry != case.fence.retry
+
+
+# --- before the point of no return -------------------------------------------------------------------------
+
+
+def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
+    """The wait after this abort: 5 min · 2ⁿ within one generation of one policy."""
+    earlier = case.node.deferred
+    generation = case.fence.generation
+    uid = case.fence.policy_uid or (case.assessment.policy.uid if case.assessment is not None else "")
+    again = earlier is not None and earlier.generation == generation and earlier.policy_uid in ("", uid)
+    count = earlier.count + 1 if earlier is not None and again else 1
+    wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))
+    return Deferred(count, case.now + wait, str(reason), generation, case.node.retry, uid)
+
+
+def standing_deferral(case: NodeCase) -> Deferred | None:
+    """The wait that holds the node back now; another generation or policy and a new value of retry end it."""
+    deferred, assessment = case.node.deferred, case.assessment
+    if deferred is None or assessment is None or case.now >= deferred.until:
+        return None
+    policy = assessment.policy
+    if deferred.generation != policy.generation or deferred.policy_uid not in ("", policy.uid):
+        return None
+    return deferred if case.node.retry == deferred.retry else None
+
+
+# --- drift -------------------------------------------------------------------------------------------------
+
+
+def may_correct_at_once(case: NodeCase) -> bool:
+    """A person asked for another try since the proof."""
+    verified = case.node.verified
+    return verified is not None and case.node.retry != verified.retry
+
+
+def was_corrected(case: NodeCase) -> bool:
+    """Drift was put right in this generation of this very policy already."""
+    verified, assessment = case.node.verified, case.assessment
+    if verified is None or assessment is None:
+        return False
+    return _corrected_in(verified, assessment.policy) == assessment.policy.generation
+
+
+def _corrected_in(verified: Verified | None, policy: PolicyView) -> int:
+    """The generation of this policy in which drift was put right last; 0: it never was."""
+    if verified is None or verified.policy != policy.name or verified.policy_uid not in ("", policy.uid):
+        return 0
+    return verified.corrected_generation
+
+
+def corrects_drift(case: NodeCase) -> bool:
+    """The change in flight puts drift right, and nobody edited the policy or made it anew since it began."""
+    fence, assessment = case.fence, case.assessment
+    if assessment is None or not fence.drift:
+        return False
+    policy = assessment.policy
+    return fence.generation == policy.generation and fence.policy_uid in ("", policy.uid)
+
+
+def adopted(case: NodeCase, target: Target) -> Verified:
+    """The record of a node that is as wanted without a change of ours. That drift was put right is not forgotten."""
+    assert case.assessment is not None, "has a policy"
+    return Verified(
+        case.owner,
+        target.mig_config,
+        target.plugin_key,
+        corrected_generation=_corrected_in(case.node.verified, case.assessment.policy),
+        retry=case.node.retry,
+        layout=target.text,
+        gpus=len(target.layouts),
+        policy_uid=case.assessment.policy.uid,
+    )
+
+
+def proven(case: NodeCase, target: Target) -> Verified:
+    """The record of a change that was proven."""
+    fence = case.fence
+    assert case.assessment is not None, "has a policy"
+    policy = case.assessment.policy
+    kept = _corrected_in(case.node.verified, policy)
+    return Verified(
+        policy=policy.name,
+        mig_config=fence.target_mig_config,
+        plugin_config=fence.target_plugin_config,
+        corrected_generation=policy.generation if corrects_drift(case) else kept,
+        retry=case.node.retry,
+        layout=target.text,
+        gpus=len(target.layouts),
+        policy_uid=policy.uid,
+    )

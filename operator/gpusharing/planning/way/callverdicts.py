@@ -1,0 +1,90 @@
+"""What is said about a node whose calls fail: its verdict, named, with the server's words (see callfailures.py)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import Action, Actuate, FenceNode, RestartOperand, UpdateFence
+from gpusharing.planning.snapshot.callfailures import CLAIMS, CallFailure, policy_subject
+from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.reasons import Reason
+
+
+def is_moot(verdict: Verdict) -> bool:
+    """The node is where it shall be: an earlier failure says nothing any more."""
+    return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
+
+
+def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
+    """The verdict of a node whose calls fail. Its actions stay in it; they wait for `next_try`."""
+    held = failure.holds(now)
+    on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
+    if not verdict.actions and not (held and verdict.candidate) and not on_its_way:
+        return verdict
+    wake = verdict.wake
+    if held:
+        wake = min(wake, failure.next_try) if wake is not None else failure.next_try
+    verdict = replace(verdict, wake=wake, candidate=verdict.candidate and not held)
+    if not failure.lasts:
+        return verdict
+    starts = any(isinstance(action, FenceNode) for action in verdict.actions)
+    phase = Phase.PENDING if starts else verdict.phase  # nothing has begun
+    return replace(
+        verdict,
+        phase=Phase.FAILED if _is_late(verdict, now) else phase,
+        reason=Reason.CALL_FAILED,
+        message=f"{failure.message}; tried again with growing waits",
+        blockers=(*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message)),
+    )
+
+
+def _is_late(verdict: Verdict, now: datetime) -> bool:
+    """A step after the point of no return cannot be taken, and the time for it is up. To give back has no limit."""
+    deadline = verdict.deadline
+    return deadline is not None and now >= deadline and any(map(_goes_on, verdict.actions))
+
+
+def _goes_on(action: Action) -> bool:
+    """Before the point of no return the deadline ends the change, and nothing like this is planned after it."""
+    if isinstance(action, UpdateFence | Actuate):
+        return action.node.fence is not None and action.node.fence.stage == "actuating"
+    return isinstance(action, RestartOperand)
+
+
+@dataclass(slots=True)
+class Failing:
+    """The nodes whose calls fail, in one pass."""
+
+    failures: Mapping[str, CallFailure]
+    claims: Mapping[str, Claim]
+    """As they stand on the Lease."""
+    now: datetime
+    kept: dict[str, Claim] = field(default_factory=dict)
+    """Claims of nodes without a fence whose fence may stand though its call failed."""
+
+    def holds(self, node: str) -> bool:
+        """A candidate whose last call failed lets others go first; its slot is free once no fence can stand."""
+        failure = self.failures.get(node)
+        if failure is None or not failure.holds(self.now):
+            return False
+        if not failure.lasts and (claim := self.claims.get(node)) is not None:
+            self.kept[node] = claim
+        return True
+
+    def name(self, verdicts: dict[str, Verdict]) -> None:
+        """Put the words of the server into the verdicts."""
+        for node, failure in self.failures.items():
+            if (verdict := verdicts.get(node)) is not None:
+                verdicts[node] = named(verdict, failure, self.now)
+        if self.failures.keys() - verdicts.keys():
+            for node, verdict in verdicts.items():
+                starts = any(isinstance(action, FenceNode) for action in verdict.actions)
+                if starts and (common := self._common(verdict.policy)) is not None:
+                    verdicts[node] = named(verdict, common, self.now)
+
+    def _common(self, policy: str) -> CallFailure | None:
+        """What keeps every fence of a policy from being written."""
+        return self.failures.get(CLAIMS) or self.failures.get(policy_subject(policy))

@@ -1,0 +1,37 @@
+"""No input of one node ends the pass: what the planner cannot judge is shown on that node, and the others go on.
+
+Readers of foreign text do not raise (`yamltext.py`, `kube/convert.py`), so this is met only where one of them has a
+fault. Without it the process would end, start again, and meet the same node again.
+"""
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
+
+
+def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
+    """The verdict for a node whose judgement raised: nothing is done on it, a fence and a cordon stay."""
+    fence = node.fence
+    return Verdict(
+        node=node.name,
+        policy=fence.policy if fence else policy,
+        phase=Phase.BLOCKED,
+        reason=Reason.NODE_NOT_JUDGED,
+        message=f"{type(error).__name__}: {str(error)[:200]} ({_place(error)}); the node is left exactly as it is",
+        disruption=fence.disruption if fence else DisruptionClass.NONE,
+        wanted=fence.to_layout if fence else "",
+        deadline=fence.deadline if fence else None,
+        attempt=fence.attempt if fence else 0,
+    )
+
+
+def _place(error: Exception) -> str:
+    """Module, function and line that raised: what a report needs and a log of the pass does not have."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "place unknown"
+    code = trace.tb_frame.f_code
+    return f"{code.co_filename.rpartition('/')[2]}, {code.co_name}, line {trace.tb_lineno}"

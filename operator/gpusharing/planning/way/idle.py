@@ -1,0 +1,121 @@
+"""The way of a cordoned node to idleness, taken anew before every run of an actuator: drain, waits, then the proof.
+
+    no holder by LIST ── what the run waits for is there ── the agent read and closed NVML ── two more empty LISTs
+
+What can take long comes first, so that nothing of the proof is old when it is used: the reading was asked for at most
+a minute ago, both LISTs were made after it was answered and in the last half minute.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import Evict, UpdateFence
+from gpusharing.planning.drain.plan import DrainPlan, plan_drain
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.way.requests import answers_quiet, last_busy, next_quiet_request
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.words.blockers import explain_blockers, main_reason
+from gpusharing.planning.words.reasons import Reason
+
+LIST_AGE = timedelta(seconds=30)
+"""A LIST that proves idleness is no older."""
+
+
+def way_to_idle(
+    case: NodeCase,
+    waiting: Verdict | None = None,
+    *,
+    since: datetime | None = None,
+    step_proven: bool = False,
+) -> Verdict | None:
+    """What is still to be done or waited for; None: the node is proven idle, just now.
+
+    `waiting`: what the run needs and is not there yet. `since`: older readings prove nothing.
+    """
+    if (risen := rise(case)) is not None:
+        return risen
+    if case.work is None or case.work.error:
+        why = case.work.error if case.work else "listing the pods of the node"
+        reason = Reason.LIST_FAILED if case.work else Reason.SETTLING
+        return replace(case.verdict(Phase.DRAINING, reason, why, wake=next_poll(case)), wants_pods=True)
+    plan = drain_plan(case, case.work)
+    if plan.holders:
+        return _drain(case, plan)
+    if waiting is not None:
+        return replace(waiting, wake=next_poll(case), wants_pods=True)
+    return _prove(case, case.work, since, step_proven=step_proven)
+
+
+def rise(case: NodeCase) -> Verdict | None:
+    """Record that the change disturbs more than was known: the worst class that was seen decides who must leave."""
+    if case.disruption is case.fence.disruption:
+        return None
+    message = f"the change is now of class {case.disruption}: that decides which pods must leave"
+    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
+    fence = replace(case.fence, disruption=case.disruption)
+    return replace(verdict, wants_pods=True).then(UpdateFence(case.node, fence))
+
+
+def next_poll(case: NodeCase) -> datetime:
+    """The next look at the pods; not past the deadline, which ends a drain.
+
+    From the last one on: a pass that something else brought about does not put it off.
+    """
+    poll = timedelta(seconds=case.settings.poll)
+    soon = (case.work.listed_at if case.work is not None else case.now) + poll
+    soon = soon if soon > case.now else case.now + poll
+    return min(soon, case.fence.deadline) if case.now < case.fence.deadline else soon
+
+
+def drain_plan(case: NodeCase, work: NodeWork) -> DrainPlan:
+    """Who must leave this node, and what keeps them."""
+    return plan_drain(work, case.spec.drain, case.now, scope=case.scope)
+
+
+def _drain(case: NodeCase, plan: DrainPlan) -> Verdict:
+    reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
+    lines = explain_blockers(plan.blockers)
+    message = f"{plan.holders} GPU pod{'s' if plan.holders > 1 else ''} left to go" + (
+        f"; {lines[0]}" if lines else ""
+    )
+    wake = min(plan.next_wake, next_poll(case)) if plan.next_wake else next_poll(case)
+    verdict = case.verdict(Phase.DRAINING, reason, message, wake=wake)
+    evictions = (Evict(case.node.name, pod.namespace, pod.name, pod.uid) for pod in plan.evict)
+    return replace(
+        verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True, actions=tuple(evictions)
+    )
+
+
+def _prove(case: NodeCase, work: NodeWork, since: datetime | None, *, step_proven: bool) -> Verdict | None:
+    """An agent that closed NVML and saw nobody who computes, then two empty LISTs some seconds apart."""
+
+    def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
+        verdict = case.verdict(Phase.VERIFYING_IDLE, reason, message, wake=wake or next_poll(case))
+        return replace(verdict, wants_pods=True)
+
+    if not case.node.ready:
+        return wait(Reason.NODE_UNREACHABLE, "the node is not Ready: nobody knows whether its pods still run")
+    if not case.agent_ready:
+        return wait(*case.no_agent(": nobody can say whether the GPUs are idle"))
+    empty_since = work.empty_since or work.listed_at
+    asked_since = max(empty_since, since) if since is not None else empty_since
+    request, busy = next_quiet_request(case, asked_since, step_proven=step_proven), last_busy(case)
+    if request is not None or busy or not answers_quiet(case):
+        # What the last answer said stays in view until the next: status does not flap with every question.
+        reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING
+        verdict = wait(reason, busy or "waiting for the agent to read once more and to close NVML")
+        return verdict.then(request) if request is not None else verdict
+    if _listed_twice(case, work):
+        return None
+    wake = min(case.now + timedelta(seconds=case.settings.idle), next_poll(case))
+    return wait(Reason.SETTLING, "no pod holds a GPU; looking once more", wake)
+
+
+def _listed_twice(case: NodeCase, work: NodeWork) -> bool:
+    """Two LISTs without a holder, some seconds apart, both young and since the agent's answer is known."""
+    if work.quiet_since is None or work.all_pods != case.scope.all_pods:
+        return False
+    first = max(work.quiet_since, case.now - LIST_AGE)
+    last = work.listed_at - timedelta(seconds=case.settings.idle)
+    return any(first < moment <= last for moment in work.empty_lists)

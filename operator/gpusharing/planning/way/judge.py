@@ -1,0 +1,160 @@
+"""The verdict for one node: fenced nodes go on their way, others are adopted, skipped, gated or candidates."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import LabelNode, Release, UpdateFence
+from gpusharing.planning.proof.assess import Assessment, has_gpu
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.wanted.target import Target, Unsupported
+from gpusharing.planning.way.after import after_pnr
+from gpusharing.planning.way.attempts import adopted
+from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.way.gates import Gate, find_gate, operands
+from gpusharing.planning.way.marks import unmarked
+from gpusharing.planning.way.quiet import find_quiet
+from gpusharing.planning.way.requests import with_gpunode
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.yielding import yielded
+from gpusharing.planning.words.reasons import Reason
+
+_WAITING = frozenset(
+    {Reason.DRIFTED, Reason.DEFERRED, Reason.PAUSED, Reason.CONFIG_PROPAGATING, Reason.OBSERVATION_PENDING}
+)
+"""Gates that open by themselves or by the policy's author; the others are shown as Blocked."""
+
+
+def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
+    """The verdict for one node; None for a node that is none of our business (no GPU, no policy, no mark of ours)."""
+    if case.node.fence_error:
+        message = f"{case.node.fence_error}; nothing is done on this node"
+        return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
+    if case.node.fence is not None:
+        return with_gpunode(_fenced(case, policies), case)
+    if case.assessment is None:
+        return _unowned(case)
+    return with_gpunode(_unfenced(case, case.assessment), case)
+
+
+def is_static(verdict: Verdict, node: NodeView) -> bool:
+    """Whether the verdict depends on nothing but the node, its GPUNode, the policy and the stack."""
+    return (
+        node.fence is None
+        and verdict.phase in (Phase.SYNCED, Phase.SKIPPED)
+        and not verdict.actions
+        and verdict.wake is None
+        and not verdict.candidate
+    )
+
+
+def is_told_apart(case: NodeCase) -> bool:
+    """Whether somebody has looked and seen a difference from the target, which may count as drift when it lasts.
+
+    While NVML is closed nobody has; and what mig-manager is just mending after a reboot is no drift.
+    """
+    mismatch = case.assessment.mismatch if case.assessment else None
+    return (
+        mismatch is not None
+        and mismatch.reason is not Reason.OBSERVATION_PENDING
+        and find_quiet(case) is None
+    )
+
+
+def _fenced(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict:
+    policy = policies.get(case.fence.policy)
+    if policy is not None and policy.deleting and policy.force_release:
+        message = f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node when it is good"
+        labels, annotations = unmarked(case.fence)
+        verdict = case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message)
+        return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
+    if case.fence.stage == "fenced":
+        return before_pnr(case)
+    if case.fence.stage == "yielded":
+        return yielded(case)
+    verdict = after_pnr(case)
+    heir = policies.get(case.owner)
+    if verdict.phase is not Phase.FAILED or heir is None or heir.name == case.fence.policy:
+        return verdict
+    return verdict if case.fence.node_uid != case.node.uid else _hand_over(case, verdict, heir)
+
+
+def _hand_over(case: NodeCase, verdict: Verdict, heir: PolicyView) -> Verdict:
+    """A Failed node would wait for ever for a policy that has lost it: its owner goes on, in the same slot."""
+    message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
+    fence = replace(case.fence, policy=heir.name, generation=heir.generation)
+    return replace(verdict, message=message).then(UpdateFence(case.node, fence))
+
+
+def _unowned(case: NodeCase) -> Verdict | None:
+    """A GPU node that no policy selects keeps what it has; only the mark of its former owner goes."""
+    marked = names.LABEL_POLICY in case.node.labels
+    if not has_gpu(case.node) and not marked:
+        return None
+    verdict = case.verdict(Phase.SKIPPED, Reason.UNOWNED, "no policy selects this node")
+    if marked:
+        verdict = verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
+    return with_gpunode(verdict, case) if has_gpu(case.node) else verdict
+
+
+def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
+    if assessment.objection is not None:
+        objection = assessment.objection
+        phase = Phase.SKIPPED if isinstance(objection, Unsupported) else Phase.BLOCKED
+        return case.verdict(phase, objection.reason, objection.message)
+    if assessment.target is None:
+        return _not_observed(case, assessment)
+    if assessment.mismatch is None:
+        return _as_wanted(case, assessment.target)
+    if (gate := find_gate(case)) is not None:
+        return _gated(case, gate)
+    message = f"to be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
+    return case.verdict(Phase.PENDING, Reason.PROGRESSING, message, candidate=True)
+
+
+def _not_observed(case: NodeCase, assessment: Assessment) -> Verdict:
+    mismatch = assessment.mismatch
+    assert mismatch is not None, "no target and no objection"
+    if (gate := operands(case)) is not None:  # why nobody reads the GPUs of a node for virtual machines
+        return _gated(case, gate)
+    if not case.agent_ready:
+        return case.verdict(Phase.BLOCKED, *case.no_agent("; look at the DaemonSet gpusharing-agent"))
+    phase = Phase.PENDING if mismatch.reason in _WAITING else Phase.BLOCKED
+    return case.verdict(phase, mismatch.reason, mismatch.message)
+
+
+def _gated(case: NodeCase, gate: Gate) -> Verdict:
+    phase = Phase.PENDING if gate.reason in _WAITING else Phase.BLOCKED
+    wake = gate.until if gate.until is not None and gate.until > case.now else None
+    return case.verdict(phase, gate.reason, gate.message, wake=wake)
+
+
+def _as_wanted(case: NodeCase, target: Target) -> Verdict:
+    """Nothing differs: adopt the node by our own labels only, or leave everything alone."""
+    node, verified = case.node, case.node.verified
+    proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
+        case.owner,
+        target.mig_config,
+        target.plugin_key,
+    )
+    marks = {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.owner}
+    missing: dict[str, str | None] = {
+        key: value for key, value in marks.items() if node.labels.get(key) != value
+    }
+    if proven and not missing:
+        if (ailment := case.ailment) is not None:
+            return case.verdict(
+                Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{target.text} proven; {ailment.message}"
+            )
+        return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
+    if not case.agent_ready:
+        return case.verdict(
+            Phase.BLOCKED, *case.no_agent(" to prove that the node is as wanted, though it looks so")
+        )
+    if not node.ready:
+        return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
+    verdict = case.verdict(
+        Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; taken over without a change"
+    )
+    return verdict.then(LabelNode(node, missing, verified=adopted(case, target)))

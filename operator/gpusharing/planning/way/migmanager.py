@@ -1,0 +1,109 @@
+"""What is known about mig-manager on one node: does a change need it, is it at work, stuck, to be believed?"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from gpusharing.api import names
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.proof.verify import Mismatch, paused_operands
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.reasons import Reason
+
+
+def needs_run(case: NodeCase, target: Target) -> bool:
+    """Whether the change cannot come about without mig-manager."""
+    if not target.mig_config:
+        return False
+    labels = case.node.labels
+    return labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
+
+
+def needs_restart(case: NodeCase, target: Target) -> bool:
+    """The label has its value already, so only a fresh run of mig-manager can mend what is wrong
+    (docs/design/nvidia.md#a6)."""
+    if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
+        return False
+    return (
+        case.node.labels.get(names.LABEL_MIG_STATE) != "success"
+        or bool(paused_operands(case.node))
+        or found_layouts(case) != target.layouts
+    )
+
+
+def found_layouts(case: NodeCase) -> tuple[Layout | None, ...]:
+    """What the agent saw of every GPU last."""
+    observed = case.gpunode.observed if case.gpunode else None
+    return tuple([gpu.layout for gpu in observed.gpus]) if observed else ()
+
+
+def is_ready(case: NodeCase) -> bool:
+    """A mig-manager pod on the node can act on a label."""
+    return case.operand is not None and case.operand.ready
+
+
+# --- after the point of no return --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What mig-manager says, when it is not plain success. `final`: waiting longer changes nothing."""
+
+    mismatch: Mismatch
+    final: bool
+    curable: bool = False
+    """A restart may help."""
+
+
+def find_trouble(case: NodeCase) -> Trouble | None:
+    """Judge mig-manager by its labels and the time since the PNR or the last restart."""
+    fence, node, settings = case.fence, case.node, case.settings
+    if not fence.target_mig_config:
+        return None
+    state = node.labels.get(names.LABEL_MIG_STATE, "")
+    waited = (case.now - fence.stage_since).total_seconds()
+    paused = paused_operands(node)
+    if state in ("success", "failed") and case.now < believed_from(case):
+        message = f"mig-manager starts anew; its state {state} is from before"
+        return Trouble(Mismatch(Reason.ACTUATION_IN_PROGRESS, message), final=False)
+    if state == "failed":
+        why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
+        message = f"mig-manager failed to apply {fence.target_mig_config}{why}"
+        return Trouble(Mismatch(Reason.ACTUATOR_FAILED, message), final=True, curable=bool(paused))
+    if state == "success":
+        if not paused:
+            return None
+        message = f"mig-manager says success, but operands are still paused: {', '.join(paused)}"
+        wedged = waited >= settings.wedge_paused
+        return Trouble(Mismatch(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
+    doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
+    stuck = waited >= settings.wedge_pending and state != "rebooting"
+    reason = Reason.ACTUATOR_STUCK if stuck else Reason.ACTUATION_IN_PROGRESS
+    # The limit and not the time itself: a message that tells seconds would be written anew on every pass.
+    lasting = f" for more than {settings.wedge_pending:.0f} s" if stuck else ""
+    return Trouble(Mismatch(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
+
+
+def believed_from(case: NodeCase) -> datetime:
+    """From when a state says something about this attempt: the pod that is to replace the old one had time to begin.
+
+    The old pod may use its whole grace period, and only then the next one starts.
+    """
+    fence, operand = case.fence, case.operand
+    if not fence.restart_uid:
+        return fence.stage_since
+    if operand is None or operand.uid == fence.restart_uid or not operand.ready:
+        return fence.deadline
+    begun = max(fence.stage_since, operand.ready_since or fence.stage_since)
+    return begun + timedelta(seconds=case.settings.restart_grace)
+
+
+def next_look(case: NodeCase) -> datetime | None:
+    """When the clock alone may change what `find_trouble` says."""
+    settings = case.settings
+    moments = [
+        case.fence.stage_since + timedelta(seconds=wait)
+        for wait in (settings.wedge_paused, settings.wedge_pending)
+    ]
+    moments.append(believed_from(case))
+    return min((moment for moment in moments if moment > case.now), default=None)

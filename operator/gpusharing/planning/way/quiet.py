@@ -1,0 +1,83 @@
+"""When NVML must stay closed on a node that we do not change: somebody else works on its driver or on its GPUs.
+
+An open NVML makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8, a.9, d.4).
+In a change of ours the agent is quiet anyway; this is for mig-manager on an admin's own label or after a reboot, and
+for NVIDIA's driver upgrade. The agent only does what `spec.request.quiet` says: the labels are the operator's to read.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.reasons import Reason
+
+AT_WORK = ("pending", "rebooting")
+"""Values of mig.config.state while mig-manager works, or will go on after the reboot that it asked for."""
+UNLOADING = frozenset(
+    {
+        "pod-deletion-required",
+        "drain-required",
+        "node-maintenance-required",
+        "post-maintenance-required",
+        "pod-restart-required",
+    }
+)
+"""States of a driver upgrade from the last moment with the old driver to the start of the new one (d.4)."""
+LASTING = frozenset({"upgrade-required", "upgrade-failed"})
+"""States that may last for weeks, in which nobody unloads anything."""
+PAUSED = "paused-for-driver-upgrade"
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Why NVML stays closed now."""
+
+    reason: Reason
+    message: str
+    until: datetime | None = None
+    """At most until then; None: until the labels change."""
+
+
+def is_at_work(node: NodeView) -> bool:
+    """mig-manager says that it works; the gatherer remembers since when."""
+    return node.labels.get(names.LABEL_MIG_STATE) in AT_WORK
+
+
+def find_quiet(case: NodeCase) -> Quiet | None:
+    """Why the agent of a node that we do not change is to keep NVML closed; None: it may read."""
+    if case.node.fence is not None and case.node.fence.stage != "yielded":
+        return None
+    return _driver(case.node) or _mig_manager(case)
+
+
+def _driver(node: NodeView) -> Quiet | None:
+    state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
+    if state in LASTING:
+        return None
+    # Every node is asked in every pass, and hardly one is paused: one search first, then label by label.
+    paused = PAUSED in " ".join(node.labels.values()) and any(
+        PAUSED in value for key, value in node.labels.items() if key.startswith(names.LABEL_DEPLOY_PREFIX)
+    )
+    if state not in UNLOADING and not paused:
+        return None
+    return Quiet(
+        Reason.FOREIGN_MAINTENANCE,
+        f"NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML closed until that is done",
+    )
+
+
+def _mig_manager(case: NodeCase) -> Quiet | None:
+    """Not for ever: whether a mig-manager that does not end has done its work, only a reading tells (a.7)."""
+    if not is_at_work(case.node):
+        return None
+    until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
+    if case.now >= until:
+        return None
+    state = case.node.labels[names.LABEL_MIG_STATE]
+    return Quiet(
+        Reason.ACTUATOR_BUSY,
+        f"mig-manager is at work on its own (state {state}); the agent keeps NVML closed meanwhile",
+        until,
+    )

@@ -1,0 +1,172 @@
+"""The answer for one node: where it is, why, what is done about it now, and when to look again."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.actions import Action
+from gpusharing.planning.drain.holders import Scope, scope_of
+from gpusharing.planning.gpus.health import WELL, Diagnosis, diagnose
+from gpusharing.planning.proof.assess import Assessment
+from gpusharing.planning.proof.verify import describe_observed
+from gpusharing.planning.snapshot.agents import AgentTrouble
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, Settings
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.reasons import Reason
+
+_SEVERITY = tuple(DisruptionClass)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One per node that a policy selects or that carries our fence, "nothing to do" included."""
+
+    node: str
+    policy: str
+    """The owner, or the policy whose change is in flight; empty when nobody owns the node."""
+    phase: Phase
+    reason: Reason
+    message: str
+    disruption: DisruptionClass = DisruptionClass.NONE
+    wanted: str = ""
+    observed: str = ""
+    pods: int = 0
+    """Pods holding a GPU, as far as listed."""
+    blockers: tuple[Blocker, ...] = ()
+    deadline: datetime | None = None
+    attempt: int = 0
+    step: str = ""
+    actions: tuple[Action, ...] = ()
+    wake: datetime | None = None
+    """Look again then, even if nothing happens."""
+    wants_pods: bool = False
+    """The next pass needs the pods of this node."""
+    candidate: bool = False
+    """Waits for a slot of the budget only."""
+    health: Diagnosis | None = None
+    """How the GPUs of the node are, as last reported; None while no GPU was reported."""
+
+    def then(self, *actions: Action) -> "Verdict":
+        """The same verdict with actions."""
+        return replace(self, actions=actions)
+
+
+def find_health(gpunode: GPUNodeView | None) -> Diagnosis | None:
+    """How the GPUs of a node are; None while the agent reported none."""
+    gpus = gpunode.observed.gpus if gpunode and gpunode.observed else ()
+    # Nearly every GPU has the one WELL.
+    return diagnose([(gpu.index, gpu.vitals) for gpu in gpus if gpu.vitals is not WELL]) if gpus else None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCase:
+    """Everything that decides about one node in this pass."""
+
+    node: NodeView
+    gpunode: GPUNodeView | None
+    assessment: Assessment | None
+    """Against the policy that drives the node; None when there is none."""
+    owner: str
+    """The policy that owns the node by selectors; empty: none."""
+    work: NodeWork | None
+    agent_ready: bool
+    operand: Operand | None
+    """The node's mig-manager pod."""
+    mps_daemon: Operand | None
+    """The node's MPS control daemon pod."""
+    claimed: bool
+    """The node holds a slot of the budget already."""
+    drifting_since: datetime | None
+    stack: StackView
+    settings: Settings
+    now: datetime
+    at_work_since: datetime | None = None
+    """Since when this process has seen mig-manager at work; None where it is not."""
+    health: Diagnosis | None = None
+    """How the GPUs of the node are, as the agent reported last; None while it reported none."""
+    mig_failure: str = ""
+    """What mig-manager's log says about its failure; empty when nobody could read it."""
+    agent_trouble: AgentTrouble | None = None
+    """Why no agent is Ready; None where one is, or where nobody says why."""
+
+    @property
+    def fence(self) -> Fence:
+        """The fence of a fenced node."""
+        assert self.node.fence is not None, "asked only of fenced nodes"
+        return self.node.fence
+
+    def no_agent(self, consequence: str) -> tuple[Reason, str]:
+        """Reason and message where no agent is Ready; `consequence` says what that is in the way of."""
+        if (trouble := self.agent_trouble) is not None:
+            return trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}"
+        return Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}"
+
+    @property
+    def ailment(self) -> Diagnosis | None:
+        """What makes a GPU of the node unhealthy; None when nothing does, or nothing is known."""
+        health = self.health
+        return None if health is None or health.well else health
+
+    @property
+    def disruption(self) -> DisruptionClass:
+        """What the change disturbs: of a fenced node the worst that was ever seen, for a class only rises."""
+        fence, assessment = self.node.fence, self.assessment
+        now = assessment.disruption if assessment else DisruptionClass.NONE
+        return max(fence.disruption, now, key=_SEVERITY.index) if fence else now
+
+    @property
+    def scope(self) -> Scope:
+        """Which pods must be gone before the change."""
+        fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
+        return scope_of(self.settings, all_pods=reboots, cordoned_at=fence.since if fence else None)
+
+    @property
+    def spec(self) -> GPUSharingPolicySpec:
+        """The spec that drives the node; asked only where there is a target."""
+        assert self.assessment is not None, "asked only of nodes with a policy"
+        assert self.assessment.policy.spec is not None, "a target needs a spec"
+        return self.assessment.policy.spec
+
+    def goal(self, target: Target) -> Target:
+        """What the next point of no return leads to: the target, or the stop before it."""
+        assessment = self.assessment
+        stop = assessment.stop if assessment is not None and assessment.two_steps else None
+        return stop or target
+
+    def _observed_text(self) -> str:
+        return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
+
+    def verdict(
+        self,
+        phase: Phase,
+        reason: Reason,
+        message: str,
+        *,
+        wake: datetime | None = None,
+        candidate: bool = False,
+    ) -> Verdict:
+        """A verdict with what is the same for every phase filled in."""
+        assessment = self.assessment
+        fence = self.node.fence
+        target = assessment.target if assessment else None
+        return Verdict(
+            node=self.node.name,
+            policy=fence.policy if fence else self.owner,
+            phase=phase,
+            reason=reason,
+            message=message,
+            disruption=self.disruption,
+            wanted=target.text if target else fence.to_layout if fence else "",
+            observed=assessment.observed_text if assessment else self._observed_text(),
+            deadline=fence.deadline if fence else None,
+            attempt=fence.attempt if fence else 0,
+            step=f"{fence.step}/{fence.steps}" if fence else "",
+            wake=wake,
+            candidate=candidate,
+            health=self.health,
+        )

@@ -1,0 +1,60 @@
+"""A node that somebody else began to maintain before our point of no return: we stand aside, and remember our cordon.
+
+    fenced ── a foreign marker appears ──► yielded ── the marker goes ──► given back, our own cordon lifted
+
+The fence stays, or our cordon would look like somebody else's for ever. The PATCH that writes the stage takes our
+marks for the neighbours away: NVIDIA's driver upgrade skips a node with them, and we would wait for it for ever.
+Nothing is evicted meanwhile. The node is away from its pool, and holds no slot of the operator-wide cap.
+"""
+
+from dataclasses import replace
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import Release, UpdateFence
+from gpusharing.planning.way.attempts import next_deferral
+from gpusharing.planning.way.gates import CORDONING
+from gpusharing.planning.way.marks import unmarked
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.words.reasons import Reason
+
+
+def holds_our_cordon(case: NodeCase) -> bool:
+    """The node is cordoned, and nobody but we did it as far as anybody can tell."""
+    node, fence = case.node, case.fence
+    ours = fence.disruption in CORDONING and not fence.prior_unschedulable
+    return ours and node.unschedulable and fence.node_uid == node.uid
+
+
+def may_uncordon(case: NodeCase) -> bool:
+    """Only our own cordon, only while nobody else wants the node cordoned (docs/design/drain.md#rule-5)."""
+    node = case.node
+    return holds_our_cordon(case) and not node.hold_cordon and not node.foreign and not node.deleting
+
+
+def give_way(case: NodeCase, message: str) -> Verdict:
+    """The change is given up; the cordon stays as long as somebody else works on the node."""
+    labels, annotations = unmarked(case.fence)
+    fence = replace(case.fence, stage="yielded", stage_since=case.now, added=())
+    verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
+    return verdict.then(UpdateFence(case.node, fence, labels=labels, annotations=annotations))
+
+
+def yielded(case: NodeCase) -> Verdict:
+    """The next step of a node whose fence stage is `yielded`."""
+    if case.node.foreign and holds_our_cordon(case):
+        message = f"{case.node.foreign} works on {case.node.name}; our cordon is lifted when that is done"
+        waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, message)
+        return replace(waiting, deadline=None)
+    message = f"nobody else works on {case.node.name} any more; it is given back as it was"
+    if case.node.foreign:
+        message = f"our cordon is not on {case.node.name} any more; the rest is {case.node.foreign}'s"
+    verdict = case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message)
+    return verdict.then(
+        Release(
+            case.node,
+            uncordon=may_uncordon(case),
+            labels={names.LABEL_MODE: case.fence.from_mode} if case.fence.from_mode else {},
+            deferred=next_deferral(case, Reason.FOREIGN_MAINTENANCE),
+        )
+    )

@@ -1,0 +1,96 @@
+"""What keeps pods from leaving, in words that do not change while the situation does not
+(docs/design/drain.md#messages)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gpusharing.planning.words.reasons import Reason, most_urgent, priority
+
+MAX_LINES = 5
+MAX_PODS = 3
+MAX_MESSAGE = 400
+"""Characters of a message; server texts can be long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """One reason why some pods do not leave."""
+
+    reason: Reason
+    pods: tuple[str, ...] = ()
+    """`namespace/name`, sorted."""
+    pdb: str = ""
+    """`namespace/name` of the PodDisruptionBudget; several are joined by a comma."""
+    message: str = ""
+    """The particulars; what the API server said stands in it verbatim, after `Server:`."""
+
+
+def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
+    """Blockers that differ only in their pods become one; sorted by reason, then pods."""
+    pods: dict[tuple[Reason, str, str], set[str]] = {}
+    for blocker in blockers:
+        pods.setdefault((blocker.reason, blocker.pdb, blocker.message), set()).update(blocker.pods)
+    merged = (
+        Blocker(reason, tuple(sorted(names)), pdb, message) for (reason, pdb, message), names in pods.items()
+    )
+    return tuple(sorted(merged, key=_order))
+
+
+def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
+    """One line per reason: budget, at most three pods, particulars, remedy. At most five lines.
+
+    Equal blockers in any order give equal lines: status must not change while nothing does.
+    """
+    ordered = merge(blockers)
+    if len(ordered) <= MAX_LINES:
+        return tuple(_line(blocker) for blocker in ordered)
+    shown = ordered[: MAX_LINES - 1]
+    return (*(_line(blocker) for blocker in shown), f"... ({len(ordered) - len(shown)} more)")
+
+
+def culprit(blockers: Iterable[Blocker]) -> str:
+    """The first pod of the most urgent blocker and how many more block: `ns/pod +2`; "" when no pod does."""
+    with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (priority(b.reason), b.pods))
+    if not with_pods:
+        return ""
+    more = len({pod for blocker in with_pods for pod in blocker.pods}) - 1
+    return with_pods[0].pods[0] + (f" +{more}" if more else "")
+
+
+def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
+    """The reason to show where there is room for one; None when nothing blocks."""
+    reasons = [blocker.reason for blocker in blockers]
+    return most_urgent(reasons) if reasons else None
+
+
+def _order(blocker: Blocker) -> tuple[str, tuple[str, ...], str, str]:
+    return blocker.reason.value, blocker.pods, blocker.pdb, blocker.message
+
+
+def _line(blocker: Blocker) -> str:
+    parts = [f"{blocker.reason} {blocker.pdb}".rstrip()]
+    if blocker.pods:
+        parts[0] += f": {_pods(blocker.pods)}."
+    else:
+        parts[0] += ":"
+    if blocker.message:
+        parts.append(_sentence(_cut(blocker.message)))
+    if blocker.reason.remedy:
+        parts.append(f"Remedy: {blocker.reason.remedy}")
+    return " ".join(parts)
+
+
+def _pods(pods: Sequence[str]) -> str:
+    text = ", ".join(sorted(pods)[:MAX_PODS])
+    if len(pods) > MAX_PODS:
+        text += f", ... ({len(pods) - MAX_PODS} more)"
+    return ("Pod " if len(pods) == 1 else "Pods ") + text
+
+
+def _cut(message: str) -> str:
+    flat = " ".join(message.split())
+    return flat if len(flat) <= MAX_MESSAGE else flat[: MAX_MESSAGE - 3] + "..."
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "...")) else f"{text}."

@@ -1,0 +1,394 @@
+"""Every reason the product gives: one CamelCase word for tools, when it is used, what a person does about it.
+
+A reason is never taken back or given a second meaning. `docs/reference/reasons.md` is made from this file.
+Where several reasons hold and there is room for one, `most_urgent` decides: first what waits for a person,
+then what lasts longest. Within one degree of patience the order of definition decides, longest first.
+"""
+
+from collections.abc import Iterable
+
+from gpusharing.planning.words.reasonkinds import Passes, Worded
+
+_PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
+
+
+class Reason(Worded):
+    """All reasons, by group."""
+
+    # One header line and the sentences; the formatter's layout would be half as long again.
+    # fmt: off
+    # --- Node: why a node is where it is
+    FENCE_UNREADABLE = ("FenceUnreadable", "Node", _PERSON,
+        "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as it is.",
+        "Check the GPUs, then remove the annotation and uncordon the node.")
+    ORPHAN_FENCE = ("OrphanFence", "Node", _PERSON,
+        "The node was past the point of no return when its policy vanished; it stays cordoned because its "
+        "layout is unproven.",
+        "Create a policy that selects the node, or check the GPUs, remove the fence annotation and uncordon.")
+    ACTUATOR_FAILED = ("ActuatorFailed", "Node", _PERSON,
+        "mig-manager reported that it could not apply the configuration; the node stays cordoned.",
+        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
+    ACTUATOR_STUCK = ("ActuatorStuck", "Node", _PERSON,
+        "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
+        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
+    INTERNAL_ERROR = ("InternalError", "Node", _PERSON,
+        "The API server refused a request of ours as malformed. It is not repeated blindly.",
+        "Report it with the message; it is a fault of this operator or of an admission webhook.")
+    NODE_NOT_JUDGED = ("NodeNotJudged", "Node", _PERSON,
+        "Something on this node made the planner fail. The node is left exactly as it is, the others go on.",
+        "Report the message: it is a fault of this operator. Undoing the last edit of the node may help.")
+    FOREIGN_MAINTENANCE = ("ForeignMaintenance", "Node", _PERSON,
+        "Another controller maintains the node, or has been asked to: its marker or NodeMaintenance was there first.",
+        "Let that maintenance finish; the change starts by itself when the marker or object is gone.")
+    ALREADY_CORDONED = ("AlreadyCordoned", "Node", _PERSON,
+        "Somebody else cordoned the node; it is not touched.",
+        "Uncordon the node when it may be changed.")
+    UNSAFE_DRIVER = ("UnsafeDriver", "Node", _PERSON,
+        "Repartitioning GPUs under the node's driver can corrupt data or hang (CVE-2026-24197), or an admin named it.",
+        "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
+    OPERANDS_DISABLED = ("OperandsDisabled", "Node", _PERSON,
+        "A label nvidia.com/gpu.deploy.* = false keeps the device plugin or GPU Feature Discovery off the node, so no "
+        "change could be served or proven. No change starts.",
+        "Run the command in the message when the node is to serve GPUs, or narrow the node selector.")
+    WORKLOAD_CONFIG = ("WorkloadConfig", "Node", _PERSON,
+        "The label nvidia.com/gpu.workload.config gives the GPUs of the node to virtual machines. No change starts.",
+        "Run the command in the message when the node is for containers, or narrow the node selector.")
+    ACTUATOR_MISSING = ("ActuatorMissing", "Node", _PERSON,
+        "No ready mig-manager pod runs on the node, so nothing could apply the change.",
+        "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
+    AGENT_NOT_READY = ("AgentNotReady", "Node", _PERSON,
+        "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
+        "Check the pod of the gpu-sharing-operator agent on the node.")
+    AGENT_REFUSED = ("AgentRefused", "Node", _PERSON,
+        "The API server refuses the pods of the agent's DaemonSet: PodSecurity, no RuntimeClass, a quota or a webhook. "
+        "Its words are in the message. No change starts.",
+        "Run the command in the message, or correct what it says.")
+    AGENT_NOT_STARTED = ("AgentNotStarted", "Node", _PERSON,
+        "The agent's pod is on the node and does not start: its image cannot be pulled or is for another architecture, "
+        "the runtime refuses it, or it ends at once. No change starts.",
+        "Correct what the message names.")
+    AGENT_ERROR = ("AgentError", "Node", _PERSON,
+        "The agent runs but cannot read the GPUs; its words are in the message.",
+        "Check the NVIDIA driver on the node.")
+    AGENT_LACKS_RIGHTS = ("AgentLacksRights", "Node", _PERSON,
+        "NVML does not let the agent's container list MIG instances, so no MIG layout could be proven there.",
+        "Give the agent's container the rights of NVIDIA's own operands (docs/reference/agent-fields.md).")
+    CONFIG_NOT_WRITTEN = ("ConfigNotWritten", "Node", _PERSON,
+        "The API server refuses to let us write the ConfigMap that the node needs; its words are in the message.",
+        "Grant the right that the message names, or correct what it says.")
+    SUPERSEDED = ("Superseded", "Node", _PERSON,
+        "Another policy owns the node: by higher priority, or because it had it first.",
+        "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
+    FROZEN = ("Frozen", "Node", _PERSON,
+        "rollout.maxUnavailable is 0 or cannot be read, so no node may start.",
+        "Set rollout.maxUnavailable to a number or a percentage above 0.")
+    PAUSED = ("Paused", "Node", _PERSON,
+        "rollout.paused is true: no further node starts, nodes in flight finish.",
+        "Set rollout.paused to false.")
+    DRIFT_RETURNED = ("DriftReturned", "Node", _PERSON,
+        "The node drifted again after it was put right for this generation; something else changes it.",
+        "Find out what else writes the node's mig.config or device-plugin labels, then change the policy "
+        "or set gpusharing.dev/retry on the Node.")
+    CORDON_KEPT = ("CordonKept", "Node", _PERSON,
+        "The change is done, and the node stays cordoned because the cordon is not only ours: a person's, "
+        "another controller's, or gpusharing.dev/hold-cordon.",
+        "Uncordon the node when its other holder agrees.")
+    CALL_FAILED = ("CallFailed", "Node", _LATER,
+        "A call to the API server about this node fails; the server's words are in the message. This node waits, "
+        "the others go on. After the point of no return the node is Failed once its time is up.",
+        "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is "
+        "retried automatically.")
+    NODE_UNREACHABLE = ("NodeUnreachable", "Node", _LATER,
+        "The kubelet does not answer, so nobody knows whether the pods still run.",
+        "Bring the node back, or delete the Node object if the machine is gone.")
+    NODE_NOT_READY = ("NodeNotReady", "Node", _LATER,
+        "The node is not Ready; a change does not start on it and is not proven on it.",
+        "Find out why with kubectl describe node.")
+    UNCORDONED_EXTERNALLY = ("UncordonedExternally", "Node", _LATER,
+        "Somebody lifted our cordon before the point of no return, so the change was given up and the node restored.",
+        "Nothing, if it was meant; the next try follows after a wait. gpusharing.dev/retry starts it at once.")
+    CORDON_RESTORED = ("CordonRestored", "Node", _SOON,
+        "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
+        "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
+    DRAIN_TIMEOUT = ("DrainTimeout", "Node", _LATER,
+        "The drain ran into drain.timeout; the node was restored. Pods that were evicted stay away.",
+        "Remove what blocked (see the message); the next try follows after a wait.")
+    GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
+        "No pod holds a GPU any more, but a process is still using one.",
+        "End the process on the node; it belongs to no pod that asked for a GPU.")
+    DEFERRED = ("Deferred", "Node", _LATER,
+        "An earlier try was given up before anything changed; the next one waits.",
+        "Remove what blocked; gpusharing.dev/retry on the Node starts the next try at once.")
+    BUDGET_FULL = ("BudgetFull", "Node", _LATER,
+        "As many nodes as rollout.maxUnavailable or the operator-wide cap allows are unavailable already.",
+        "Wait, or raise the limit that the message names.")
+    ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
+        "mig-manager is still at work on an earlier configuration or reboots the node.")
+    DRIFTED = ("Drifted", "Node", _LATER,
+        "The node is no longer as it was last proven; it is put right once, as a normal change.")
+    CONFIG_PROPAGATING = ("ConfigPropagating", "Node", _SOON,
+        "The ConfigMap was written a moment ago and may not have reached the node yet.")
+    ACTUATION_IN_PROGRESS = ("ActuationInProgress", "Node", _SOON,
+        "The labels are written; mig-manager or the device plugin is at work.")
+    OBSERVATION_PENDING = ("ObservationPending", "Node", _SOON,
+        "The agent has not yet answered the latest request; older readings prove nothing.")
+    SETTLING = ("Settling", "Node", _SOON,
+        "The node was cordoned a moment ago; pods that the scheduler was just binding may still appear.")
+    ADOPTABLE = ("Adoptable", "Node", _SOON,
+        "The node is already as wanted; it is taken over without a disturbance.")
+    PRODUCT_SKIPPED = ("ProductSkipped", "Node", _DONE,
+        "The node's card is not in spec.products; the node is left alone.",
+        "Add the product to spec.products if it belongs to the pool.")
+    UNOWNED = ("Unowned", "Node", _DONE,
+        "No policy selects the node; it keeps its present layout.")
+    SYNCED = ("Synced", "Node", _DONE,
+        "Everything is as wanted, and proven. Also the reason for Ready=True on a policy.")
+
+    # --- Hardware: what is wanted does not suit the card
+    NO_GPU = ("NoGPU", "Hardware", _PERSON,
+        "The node has no NVIDIA GPU.",
+        "Narrow the node selector, or check the driver when there should be one.")
+    HARDWARE_UNKNOWN = ("HardwareUnknown", "Hardware", _PERSON,
+        "Neither the driver nor our table says what this card offers, so a layout cannot be checked.",
+        "Update the driver, or use a card from docs/reference/gpus.md, which also says how to add one.")
+    NOT_MIG_CAPABLE = ("NotMigCapable", "Hardware", _PERSON,
+        "The policy wants MIG and the card has none.",
+        "Narrow the node selector or name the cards in spec.products, or choose another mode.")
+    PROFILE_NOT_SUPPORTED = ("ProfileNotSupported", "Hardware", _PERSON,
+        "The card does not offer a wanted MIG profile; the message lists what it offers.",
+        "Use a profile that the card offers.")
+    LAYOUT_DOES_NOT_FIT = ("LayoutDoesNotFit", "Hardware", _PERSON,
+        "The card offers each profile, but they do not fit together; the message shows the nearest legal layout.",
+        "Use the layout in the message or another one that fits.")
+    LAYOUT_INCOMPLETE = ("LayoutIncomplete", "Hardware", _PERSON,
+        "spec.mig.layouts does not name every GPU of the node; mig-manager would leave the others as they are.",
+        "Name every GPU index, or use devices: all.")
+    LAYOUT_TOO_MANY_GPUS = ("LayoutTooManyGPUs", "Hardware", _PERSON,
+        "spec.mig.layouts names a GPU index that the node does not have.",
+        "Remove the index, or keep such nodes out of the pool.")
+    LAYOUT_NOT_UNIFORM = ("LayoutNotUniform", "Hardware", _PERSON,
+        "Strategy single needs the same single profile on every GPU of the node.",
+        "Use strategy mixed, or one profile on all GPUs.")
+    LAYOUT_EMPTY = ("LayoutEmpty", "Hardware", _PERSON,
+        "The configuration switches MIG on and creates no instance, so the GPU would serve nothing.",
+        "Choose a configuration with instances, or mode Full.")
+    MPS_TOO_MANY_CLIENTS = ("MPSTooManyClients", "Hardware", _PERSON,
+        "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",
+        "Lower spec.mps.replicas.")
+    GPU_MISSING = ("GPUMissing", "Hardware", _PERSON,
+        "NVML lists fewer GPUs than were proven on the node: one did not come back after a reboot, or was taken out.",
+        "Read dmesg on the node and repair it, or run the command in the message when the GPU is gone for good.")
+    CARD_DIFFERS = ("CardDiffers", "Accepted", _DONE,
+        "The MIG profiles that the card reports differ from those in our table. What the card reports is used.",
+        "Nothing on the cluster; report the message, so that the table is corrected.")
+    PROFILES_FROM_TABLE = ("ProfilesFromTable", "Accepted", _DONE,
+        "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
+        "Nothing, unless a layout is refused that should fit: then update the driver.")
+    MIG_MODE_PENDING = ("MigModePending", "Hardware", _PERSON,
+        "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of ours.",
+        "Reset the GPU or reboot the node.")
+    COMPUTE_MODE = ("ComputeMode", "Hardware", _PERSON,
+        "A GPU is not in compute mode Default: an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
+        "Run nvidia-smi -i INDEX -c 0 on the node.")
+
+    # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/gpus/health.py)
+    GPU_UNHEALTHY = ("GPUUnhealthy", "Health", _PERSON,
+        "A GPU of the node is not healthy; the node is not reconfigured. Its pods are left alone.",
+        "Do what the message says; the change starts by itself when the GPU is healthy again.")
+    GPU_LOST = ("GPULost", "Health", _PERSON,
+        "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
+    GPU_UNREADABLE = ("GPUUnreadable", "Health", _PERSON,
+        "NVML answers an error for one GPU (its power, its interrupt, or an unknown one); the others are read.",
+        "Read dmesg on the node and repair it, then reboot.")
+    GPU_RESET_REQUIRED = ("GPUResetRequired", "Health", _PERSON,
+        "NVML refuses a GPU until it is reset.", "Drain the node, then reset the GPU or reboot.")
+    ROW_REMAP_FAILED = ("RowRemapFailed", "Health", _PERSON,
+        "A memory row could not be remapped.", "Replace the card.")
+    RECOVERY_NEEDED = ("RecoveryNeeded", "Health", _PERSON,
+        "The driver names a recovery action for a GPU (NVML field 230).", "Do what the message says.")
+    ROW_REMAP_PENDING = ("RowRemapPending", "Health", _PERSON,
+        "A remapped memory row waits for a GPU reset.", "Drain the node, then reset the GPU or reboot.")
+    XID_SEEN = ("XIDSeen", "Health", _PERSON,
+        "The agent heard a critical XID, and the driver is too old (before R565) to say what it asks for.",
+        "Drain the node, reset the GPU or reboot, then delete the agent's pod.")
+    ECC_UNCORRECTED = ("ECCUncorrected", "Health", _PERSON,
+        "Uncorrected ECC errors since the last reset.", "Drain the node, then reset the GPU or reboot.")
+    NO_TROUBLE = ("NoTrouble", "Health", _DONE, "NVML reports nothing that makes a GPU of the node unhealthy.")
+
+    # --- Proof: what does not agree yet after a change, or any more
+    OPERANDS_PAUSED = ("OperandsPaused", "Proof", _LATER,
+        "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = paused-for-mig-change).",
+        "Usually cured by the restart of mig-manager that follows by itself.")
+    MPS_NOT_RUNNING = ("MPSNotRunning", "Proof", _LATER,
+        "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
+        "If it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.")
+    LAYOUT_MISMATCH = ("LayoutMismatch", "Proof", _LATER,
+        "The GPUs are not divided as wanted, as the agent reads them.")
+    ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
+        "The node does not offer the resource names and counts that the mode predicts.",
+        "If it lasts, read the log of the device plugin on the node. A plugin that read a configuration while "
+        "somebody had edited it reads it anew when its pod is deleted.")
+    LABEL_MISMATCH = ("LabelMismatch", "Proof", _LATER,
+        "The labels of GPU Feature Discovery do not say what the mode predicts.",
+        "If it lasts, read the log of gpu-feature-discovery on the node.")
+
+    # --- Drain: why a pod does not leave; the node is not cordoned for these when they are known before
+    PDB_CONFLICT = ("PDBConflict", "Drain", _PERSON,
+        "Two PodDisruptionBudgets select the pod; the API server refuses every eviction of such a pod.",
+        "Change the selectors so that one PodDisruptionBudget selects the pod.")
+    PDB_NEVER_ALLOWS = ("PDBNeverAllows", "Drain", _PERSON,
+        "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
+        "Scale the workload up, or set its maxUnavailable to at least 1.")
+    UNMANAGED = ("Unmanaged", "Drain", _PERSON,
+        "The pod has no controller that would start it elsewhere.",
+        "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
+    GPU_DAEMON_SET = ("GPUDaemonSet", "Drain", _PERSON,
+        "A DaemonSet that is not part of the GPU Operator holds a GPU; an evicted pod would come straight back.",
+        'Give the DaemonSet the node selector nvidia.com/gpu.deploy.client: "true", or keep it off the '
+        "node.")
+    STATIC_GPU_POD = ("StaticGPUPod", "Drain", _PERSON,
+        "A static pod holds a GPU; deleting it through the API does not stop it.",
+        "Remove its manifest from the node.")
+    DRA_CLAIM = ("DRAClaim", "Drain", _PERSON,
+        "The pod holds a GPU through a ResourceClaim of driver gpu.nvidia.com, or through one that cannot "
+        "be read. Such GPUs are managed by the DRA driver.",
+        "Use this operator on nodes that serve GPUs through the device plugin.")
+    PROTECTED_NAMESPACE = ("ProtectedNamespace", "Drain", _PERSON,
+        "The pod's namespace is one in which nothing is evicted (value operator.protectedNamespaces).",
+        "Delete or move the pod yourself, or take its namespace out of operator.protectedNamespaces.")
+    OWN_POD = ("OwnPod", "Drain", _PERSON,
+        "The operator itself runs on the node, and all pods have to leave; it never evicts itself.",
+        "Give the operator a node outside the pool: set operator.nodeSelector or operator.affinity.")
+    TOLERATES_CORDON = ("ToleratesCordon", "Drain", _PERSON,
+        "The pod tolerates the cordon and its controller starts it again on the very node, so evicting it never ends.",
+        "Remove the toleration of node.kubernetes.io/unschedulable from its controller, or scale that down.")
+    STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
+        "After the change no node would offer the resource name that the pod asks for, so it could not start again.",
+        "Change the pod's request, keep the name elsewhere, or set drain.strandedPods to Allow.")
+    TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
+        "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
+        "See who removes the finalizers named, or why the kubelet cannot end the container.")
+    FORBIDDEN = ("Forbidden", "Drain", _PERSON,
+        "The API server does not let us evict the pod.",
+        "Grant the right that the message names, or remove the policy that refuses.")
+    LIST_FAILED = ("ListFailed", "Drain", _PERSON,
+        "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided without them.",
+        "Check the message; the next pass tries again.")
+    EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
+        "The API server could not judge the eviction; its words are in the message. The drain goes on trying, and "
+        "keeps its slot until drain.timeout.",
+        "Check the PodDisruptionBudget of the pod and the API server's message.")
+    PDB = ("PDB", "Drain", _LATER,
+        "The PodDisruptionBudget allows no disruption at the moment.",
+        "Bring the unready pods back, scale up, or raise maxUnavailable.")
+    PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
+        "The PodDisruptionBudget changed and its controller has not worked it out yet; shown after 60 s.",
+        "If it lasts, check kube-controller-manager.")
+    NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
+        "The pod's namespace is being deleted; the pod goes with it.",
+        "If it lasts, see what keeps the namespace.")
+    THROTTLED = ("Throttled", "Drain", _SOON,
+        "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
+    PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
+        "Nothing blocks; evicted pods use their grace period.")
+    EVICTED = ("Evicted", "Drain", _SOON,
+        "The API server accepted the eviction; the pod is gone when a LIST no longer shows it.")
+
+    # --- Accepted: whether the policy can be carried out at all
+    INVALID_SPEC = ("InvalidSpec", "Accepted", _PERSON,
+        "A field of the policy is wrong on every cluster; the message names it.",
+        "Correct the field.")
+    UNSUPPORTED_STACK = ("UnsupportedStack", "Accepted", _PERSON,
+        "NVIDIA's DRA stack (GPUCluster) serves the GPUs here; our labels would have no effect.",
+        "Use this operator with the device plugin of the GPU Operator.")
+    CLUSTER_POLICY_MISSING = ("ClusterPolicyMissing", "Accepted", _PERSON,
+        "There is no ClusterPolicy, and no device plugin of NVIDIA's chart: neither is installed or visible to us.",
+        "Install the NVIDIA GPU Operator, or name the namespace of NVIDIA's device-plugin chart.")
+    SEVERAL_CLUSTER_POLICIES = ("SeveralClusterPolicies", "Accepted", _PERSON,
+        "There are several ClusterPolicies, and the GPU Operator has not said which of them it ignores.",
+        "Remove the one that is not meant; the message names them.")
+    PLUGIN_CONFIG_NOT_OURS = ("PluginConfigNotOurs", "Accepted", _PERSON,
+        "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have no effect.",
+        "Run the command in the message once.")
+    CONFIG_MAP_TAKEN = ("ConfigMapTaken", "Accepted", _PERSON,
+        "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
+        "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
+    MIG_MANAGER_DISABLED = ("MigManagerDisabled", "Accepted", _PERSON,
+        "The policy wants MIG, and ClusterPolicy migManager.enabled is false: nobody would act on our label.",
+        "Run the command in the message once.")
+    MIG_MANAGER_MISSING = ("MigManagerMissing", "Accepted", _PERSON,
+        "The policy wants MIG, and NVIDIA's device-plugin chart without the GPU Operator has no mig-manager.",
+        "Install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS.")
+    FEATURE_DISCOVERY_MISSING = ("FeatureDiscoveryMissing", "Accepted", _PERSON,
+        "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
+        "Run the command in the message once.")
+    MIG_STRATEGY_SET = ("MigStrategySet", "Accepted", _PERSON,
+        "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy.",
+        "Run the command in the message once.")
+    LAYOUTS_NEED_CONFIG_MAP = ("LayoutsNeedConfigMap", "Accepted", _PERSON,
+        "spec.mig.layouts needs ClusterPolicy migManager.config.name to name our ConfigMap.",
+        "Run the command in the message once, or use a named configuration in spec.mig.config.")
+    CONFIG_UNKNOWN = ("ConfigUnknown", "Accepted", _PERSON,
+        "No mig-parted configuration of this name exists for the card; the message lists those that do.",
+        "Use one of the names listed, or spec.mig.layouts.")
+    PLUGIN_TOO_OLD = ("PluginTooOld", "Accepted", _PERSON,
+        "The device plugin is older than v0.20 and serves instances of profiles with a suffix (+me, +gfx, -me) under "
+        "the plain name, so a pod cannot say which of the two it wants.",
+        "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
+    MIG_MANAGER_TOO_OLD = ("MigManagerTooOld", "Accepted", _PERSON,
+        "mig-manager before v0.15 confuses profiles of the same name on different cards of a node; it would fail.",
+        "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
+    NO_NODES = ("NoNodes", "Accepted", _LATER,
+        "The node selector selects no node.",
+        "Label the nodes of the pool or correct spec.nodeSelector.")
+    VALID = ("Valid", "Accepted", _DONE,
+        "The policy can be carried out on every node that it owns.")
+
+    # --- Ready and Reconciling
+    NOT_ACCEPTED = ("NotAccepted", "Ready", _PERSON,
+        "The policy cannot be carried out; the condition Accepted says why.",
+        "Correct what the condition Accepted names.")
+    ROLLOUT_IN_PROGRESS = ("RolloutInProgress", "Ready", _SOON,
+        "Nodes are being changed, or wait for their turn.")
+    DELETING = ("Deleting", "Ready", _SOON,
+        "The policy is deleted; nodes in flight are brought to a safe end first.",
+        "Annotation gpusharing.dev/force-release=true lets it go at once and keeps every cordon.")
+
+    # --- Stalled: no progress without a person
+    NODES_FAILED = ("NodesFailed", "Stalled", _PERSON,
+        "Nodes failed past the point of no return; they stay cordoned and keep their slots.",
+        "See status.failures; set gpusharing.dev/retry on the Node when the cause is gone.")
+    BLOCKED = ("Blocked", "Stalled", _PERSON,
+        "Every node that is left to change is blocked; kubectl get gpunodes shows by what.",
+        "Remove what blocks.")
+    PROGRESSING = ("Progressing", "Stalled", _DONE,
+        "Nothing needs a person.")
+
+    # fmt: on
+
+
+_ORDER = {reason: (reason.passes, index) for index, reason in enumerate(Reason)}
+_BY_WORD = {reason.value: reason for reason in Reason}
+
+
+def reason_of(word: str) -> Reason:
+    """The reason with this word. Raises ValueError for a word that is none."""
+    try:
+        return _BY_WORD[word]
+    except KeyError:
+        raise ValueError(f"{word!r} is not a reason") from None
+
+
+def describe(reason: Reason) -> str:
+    """When the reason is used and what to do about it, in one or two sentences."""
+    return f"{reason.when} {reason.remedy}".rstrip()
+
+
+def priority(reason: Reason) -> tuple[int, int]:
+    """Sort key: what needs a person first, then what lasts longest."""
+    return _ORDER[reason]
+
+
+def most_urgent(reasons: Iterable[Reason]) -> Reason:
+    """The reason to show where there is room for one. Raises ValueError when there is none."""
+    return min(reasons, key=priority)
