@@ -26,6 +26,8 @@ RUNGS = {
 }
 MARKERS = {"gpu": 5, "e2e": 4, "nvidia": 3, "cluster": 2}
 ASKED_BY = {3: "make test-nvidia", 4: "make e2e", 5: "make test-gpu"}
+KILLS = "make test-crash"
+"""What asks for the tests marked `crash`, which are of rung 2 and which `make test` leaves out."""
 EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", "nvmlsim", "sim"})
 """Folders of tests that run our loops, the FakeCluster or the simulators in the test's process."""
 REQUIRED_IN_CI = (2, 3, 4)
@@ -42,7 +44,8 @@ class Report:
         self._begin = time.monotonic()
         self._collected = 0.0
         self._rungs: dict[str, int] = {}
-        self._not_selected: Counter[int] = Counter()
+        self._not_selected: Counter[tuple[int, str]] = Counter()
+        """By rung and verb that selects them."""
         self._outcomes: dict[int, Counter[str]] = defaultdict(Counter)
         self._skipped: Counter[tuple[int, str]] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -61,7 +64,10 @@ class Report:
 
     def pytest_deselected(self, items: Iterable[pytest.Item]) -> None:
         """Count what `-m` and `-k` leave out."""
-        self._not_selected.update(find_rung(item) for item in items)
+        for item in items:
+            rung = find_rung(item)
+            verb = KILLS if item.get_closest_marker("crash") else ASKED_BY.get(rung, "")
+            self._not_selected[rung, verb] += 1
 
     def pytest_collection_finish(self) -> None:
         """Importing the tests costs too."""
@@ -117,11 +123,13 @@ class Report:
     def _ladder(self) -> Iterable[str]:
         for rung, name in RUNGS.items():
             counts = self._outcomes[rung]
-            text = ", ".join(f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key])
-            if left_out := self._not_selected[rung]:
-                how = f" ({ASKED_BY[rung]})" if rung in ASKED_BY else ""
-                text = ", ".join(filter(None, (text, f"{left_out} not selected{how}")))
-            yield f"rung {rung}  {name:18} {text or 'none'}"
+            told = [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]
+            told += [
+                f"{count} not selected" + (f" ({verb})" if verb else "")
+                for (of, verb), count in sorted(self._not_selected.items())
+                if of == rung
+            ]
+            yield f"rung {rung}  {name:18} {', '.join(told) or 'none'}"
         for (rung, reason), count in sorted(self._skipped.items()):
             yield f"SKIPPED on rung {rung}: {count} x {reason}"
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 import yaml
 from hack.generate import MARK, ROOT
 
@@ -225,6 +226,25 @@ def test_every_verb_is_phony_explained_and_at_most_three_lines() -> None:
 def test_what_a_verb_runs_is_there() -> None:
     modules = set(re.findall(r"-m (hack[.\w]*)", MAKEFILE))
     assert [module for module in sorted(modules) if not is_runnable(module)] == []
+
+
+@pytest.mark.parametrize(
+    ("marks", "by_make_test"),
+    [(set(), True), ({"cluster"}, True), ({"cluster", "crash"}, False)],
+    ids=["rungs 0 and 1", "rung 2", "the kills on rung 2"],
+)
+def test_ci_plays_once_what_make_test_plays_and_the_kills_on_rung_2(
+    marks: set[str], by_make_test: bool
+) -> None:
+    markers = dict.fromkeys(("cluster", "crash", "nvidia", "e2e", "gpu"), False) | dict.fromkeys(marks, True)
+
+    def selected(text: str) -> list[bool]:
+        """A selection by markers is an expression in Python, too."""
+        selections = re.findall(r"-m [\"']((?:not|cluster) [^\"']+)", text)
+        return [eval(one, {}, markers) for one in selections]
+
+    assert selected(MAKEFILE) == [by_make_test]
+    assert sorted(selected((ROOT / ".ci" / "run").read_text())) == [False, True]
 
 
 def is_runnable(module: str) -> bool:

@@ -28,6 +28,9 @@ def test_needs_a_control_plane(control_plane): ...
 def test_pure(record_property):
     record_property("what happened in the random world", {"a cordon": 3, "an eviction": 12})
 async def test_embedded(): ...
+@pytest.mark.cluster
+@pytest.mark.crash
+def test_kills(): ...
 @pytest.mark.nvidia
 def test_with_nvidia(): pytest.skip("no root")
 @pytest.mark.e2e
@@ -45,7 +48,16 @@ def test_that_fails(request):
     ask(request, 1000)
     assert not 1
 """
-INI = "[pytest]\nasyncio_mode = auto\nmarkers =\n  cluster: rung 2\n  nvidia: rung 3\n  e2e: rung 4\n  gpu: rung 5\n"
+INI = """
+[pytest]
+asyncio_mode = auto
+markers =
+  cluster: rung 2
+  nvidia: rung 3
+  e2e: rung 4
+  gpu: rung 5
+  crash: kills on rung 2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +81,7 @@ def said(checkout: Path) -> list[str]:
 
 
 def run(
-    checkout: Path, *arguments: str, marked: str = "not nvidia and not e2e", ci: str = ""
+    checkout: Path, *arguments: str, marked: str = "not nvidia and not e2e and not crash", ci: str = ""
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-m", marked, "-p", "no:cacheprovider", *arguments]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
@@ -83,7 +95,7 @@ def test_what_happened_in_the_random_world_is_told_with_its_counts(said: list[st
 def test_each_rung_is_counted_and_a_skip_is_told_with_its_reason(said: list[str]) -> None:
     assert "rung 0  pure               1 passed" in said
     assert "rung 1  embedded           1 passed" in said
-    assert "rung 2  control plane      1 skipped" in said
+    assert "rung 2  control plane      1 skipped, 1 not selected (make test-crash)" in said
     assert "rung 3  NVIDIA's programs  4 not selected (make test-nvidia)" in said
     assert "rung 5  real GPU           none" in said
     assert "SKIPPED on rung 2: 1 x RUNG 2 NOT RUN: no go" in said
@@ -91,7 +103,7 @@ def test_each_rung_is_counted_and_a_skip_is_told_with_its_reason(said: list[str]
 
 
 def test_the_last_line_is_pytest_s_own(said: list[str]) -> None:
-    assert "2 passed, 1 skipped, 5 deselected in" in said[-1]
+    assert "2 passed, 1 skipped, 6 deselected in" in said[-1]
 
 
 def test_low_rungs_run_first(checkout: Path) -> None:

@@ -24,27 +24,45 @@ LIMIT = 80
 
 @dataclass
 class Verdict:
-    """What came of killing the operator at every `step`-th write of a scenario."""
+    """What came of killing the operator at every write of one part of a scenario."""
 
     undisturbed: list[Outcome]
     points: int = 0
     complaints: list[str] = field(default_factory=list)
 
 
-def judge(theatre: Theatre, scenario: Scenario, step: int = 1) -> Verdict:
-    """Play it twice undisturbed, then with a kill -9 after every `step`-th write."""
-    verdict = Verdict([theatre.run(scenario), theatre.run(scenario)])
-    first, second = (one.state for one in verdict.undisturbed)
-    assert first == second, difference(first, second)
-    for number in range(1, LIMIT, step):
-        outcome = theatre.run(scenario, kill_at=number)
-        if outcome.restarts == 0:
-            break
-        verdict.points += 1
-        at = next((write.what for write in outcome.log if write.number == number), "?")
-        for complaint in complaints(scenario, verdict.undisturbed, outcome):
-            verdict.complaints.append(f"after write {number} ({at}): {complaint}")
-    return verdict
+@dataclass
+class Judge:
+    """Plays scenarios on one stage; what the parts of a scenario share is played once."""
+
+    theatre: Theatre
+    _undisturbed: dict[str, list[Outcome]] = field(default_factory=dict)
+    _past: dict[str, int] = field(default_factory=dict)
+    """The lowest number of a write, by scenario, that a run did not come to."""
+
+    def undisturbed(self, scenario: Scenario) -> list[Outcome]:
+        """Two runs without a kill; they end alike."""
+        if scenario.name not in self._undisturbed:
+            one, two = self.theatre.run(scenario), self.theatre.run(scenario)
+            assert one.state == two.state, difference(one.state, two.state)
+            self._undisturbed[scenario.name] = [one, two]
+        return self._undisturbed[scenario.name]
+
+    def kill(self, scenario: Scenario, part: int = 0, parts: int = 1) -> Verdict:
+        """Play it with a kill -9 after write part + 1, part + 1 + parts ... to its end."""
+        verdict = Verdict(self.undisturbed(scenario))
+        for number in range(part + 1, LIMIT, parts):
+            if number >= self._past.get(scenario.name, LIMIT):
+                break
+            outcome = self.theatre.run(scenario, kill_at=number)
+            if outcome.restarts == 0:
+                self._past[scenario.name] = number
+                break
+            verdict.points += 1
+            at = next((write.what for write in outcome.log if write.number == number), "?")
+            for complaint in complaints(scenario, verdict.undisturbed, outcome):
+                verdict.complaints.append(f"after write {number} ({at}): {complaint}")
+        return verdict
 
 
 def complaints(scenario: Scenario, reference: list[Outcome], outcome: Outcome) -> Iterator[str]:

@@ -17,7 +17,7 @@ from hack.faultproxy import FaultProxy
 from tests.conftest import build_or_skip
 from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
-from tests.integration.crashcomplaints import ONCE, judge
+from tests.integration.crashcomplaints import ONCE, Judge
 from tests.integration.nursery import Nursery
 from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, SECONDS, Pool, Product
 
@@ -254,11 +254,12 @@ def theatre(product: Product, token: Api, tmp_path_factory: pytest.TempPathFacto
     product.remove(CLUSTER_POLICY)
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize("scenario", CRASHES, ids=lambda scenario: scenario.name)
 def test_a_kill_after_any_write_sets_no_pointer_twice_and_none_of_somebody_else(
     theatre: Theatre, scenario: Scenario
 ) -> None:
-    verdict = judge(theatre, scenario)
+    verdict = Judge(theatre).kill(scenario)
     assert verdict.undisturbed[0].applied.count(ONCE) == 1
     assert verdict.points >= 4, "two ConfigMaps, the pointers, a status"
     assert not verdict.complaints, "\n".join(verdict.complaints)

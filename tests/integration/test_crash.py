@@ -1,8 +1,8 @@
 """kill -9 after each API write of the golden scenarios: the restart reaches the same end state (issue point 10).
 
-Taking, renewing and releasing the Lease are no writes here. CI, and `make test-crash`, run every point of SCENARIOS;
-else it is every point of `idle` and `pods` and every third one of the others. `make test-crash FULL=1` plays all that
-rung 1 plays (tests/embedded/goldens.py): MORE as well, every point of it.
+Taking, renewing and releasing the Lease are no writes here. CI and `make test-crash` play every point of SCENARIOS,
+`make test` none of them: it plays the whole matrix on rung 1 (tests/embedded/test_crash.py). `make test-crash FULL=1`
+plays here, too, all that rung 1 plays: MORE as well.
 """
 
 import os
@@ -14,15 +14,17 @@ from hack.cluster.nodes import create_nodes
 from hack.faultproxy import FaultProxy
 from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
-from tests.integration.crashcomplaints import complaints, judge
+from tests.integration.crashcomplaints import Judge, complaints
 from tests.integration.crashscenarios import ELSEWHERE, MORE, SCENARIOS, plain_node
 from tests.integration.nursery import Nursery
 from tests.integration.product import NODES, Product
 
 FULL = os.environ.get("CRASH") == "full"
-ALL = FULL or os.environ.get("CRASH") == "all" or "CI" in os.environ
-EVERY_POINT = {"idle", "pods"}
 PLAYED = (*SCENARIOS, *MORE) if FULL else SCENARIOS
+PARTS = 8
+"""One test kills at every eighth write of a scenario: what fails is heard of within half a minute."""
+
+pytestmark = pytest.mark.crash
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +41,34 @@ def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
         product.remove(f"{NODES}/{ELSEWHERE}")
 
 
+@pytest.fixture(scope="module")
+def judge(theatre: Theatre) -> Judge:
+    return Judge(theatre)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("scenario", PLAYED, ids=lambda scenario: scenario.name)
-def test_a_kill_after_any_write_changes_nothing_in_the_end(theatre: Theatre, scenario: Scenario) -> None:
+def test_a_kill_after_any_write_changes_nothing_in_the_end(
+    judge: Judge, scenario: Scenario, part: int
+) -> None:
     began = time.monotonic()
-    every = ALL or scenario.name in EVERY_POINT
-    step = 1 if every else 3
-    verdict = judge(theatre, scenario, step)
+    verdict = judge.kill(scenario, part, PARTS)
     seconds = time.monotonic() - began
     print(
-        f"\ncrash {scenario.name}: {verdict.points} points, step {step}, {seconds:.0f} s,"
+        f"\ncrash {scenario.name} {part + 1}/{PARTS}: {verdict.points} points, {seconds:.0f} s,"
         f" undisturbed {[len(one.applied) for one in verdict.undisturbed]} writes"
     )
+    assert verdict.points, "a scenario worth killing has more writes than parts"
     assert not verdict.complaints, "\n".join(verdict.complaints)
 
 
-def test_a_kill_before_a_node_write_leaves_is_as_harmless(theatre: Theatre) -> None:
+def test_a_kill_before_a_node_write_leaves_is_as_harmless(judge: Judge) -> None:
     scenario = SCENARIOS[0]
-    reference = theatre.run(scenario)
-    points = [write.number for write in reference.log if "/nodes/" in write.path]
+    undisturbed = judge.undisturbed(scenario)
+    points = [write.number for write in undisturbed[0].log if "/nodes/" in write.path]
     assert len(points) == 3, "fence, PNR, release"
     failures = []
     for number in points:
-        outcome = theatre.run(scenario, kill_at=number, before=True)
-        failures += [f"before write {number}: {text}" for text in complaints(scenario, [reference], outcome)]
+        outcome = judge.theatre.run(scenario, kill_at=number, before=True)
+        failures += [f"before write {number}: {text}" for text in complaints(scenario, undisturbed, outcome)]
     assert not failures, "\n".join(failures)

@@ -26,7 +26,6 @@ MODULES = {
     "test_modes",
     "test_drain",
     "test_hardware",
-    "test_crash",
     "test_process",
     "test_bad_input",
     "test_maintenance",
