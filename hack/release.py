@@ -14,6 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 CHANGELOG = ROOT / "CHANGELOG.md"
+PLATFORMS = ("linux/amd64", "linux/arm64")
+"""What the release builds the image for."""
+SCREENSHOT = "docs/images/kubectl-get.svg"
+SCREENSHOT_TITLE = "kubectl get gpusharingpolicies and gpunodes (SIMULATED GPUs)"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -72,16 +76,30 @@ def write_chart(
     text = _put(values.read_text(), '  repository: ""', f"  repository: {repository}")
     values.write_text(_put(text, '  digest: ""', f"  digest: {digest}"))
     about = target / "Chart.yaml"
-    image = f"    - {{name: gpu-sharing-operator, image: {repository}@{digest}}}"
-    rows = ["annotations:", "  artifacthub.io/images: |", image]
+    image = f"name: gpu-sharing-operator, image: {repository}@{digest}, platforms: {json.dumps(PLATFORMS)}"
+    rows = ["annotations:", "  artifacthub.io/images: |", f"    - {{{image}}}"]
     if changes:
         # JSON is YAML: no character of a sentence needs care.
         rows += ["  artifacthub.io/changes: |", *(f"    - {json.dumps(one)}" for one in changes)]
     if source:
-        where = json.dumps([{"name": "source", "url": source}])
-        rows = [f"home: {source}", f"sources: [{source}]", *rows, f"  artifacthub.io/links: '{where}'"]
+        rows = [f"home: {source}", f"sources: [{source}]", *rows, *_addresses(source)]
     about.write_text(_put(about.read_text(), "annotations:", "\n".join(rows)))
     return target
+
+
+def _addresses(source: str) -> list[str]:
+    """Links and the picture, of the tag that is released, as the workflow's host serves them."""
+    tag = f"v{_version()}"
+    links = [
+        {"name": "source", "url": source},
+        {"name": "documentation", "url": f"{source}/tree/{tag}/docs"},
+        {"name": "support", "url": f"{source}/issues"},
+    ]
+    shown = [{"title": SCREENSHOT_TITLE, "url": f"{source}/raw/{tag}/{SCREENSHOT}"}]
+    return [
+        f"  artifacthub.io/links: '{json.dumps(links)}'",
+        f"  artifacthub.io/screenshots: '{json.dumps(shown)}'",
+    ]
 
 
 def _put(text: str, old: str, new: str) -> str:

@@ -1,0 +1,146 @@
+"""What the chart tells Artifact Hub, held to the facts: its CRDs, its image, its licence, the changelog.
+
+The keys are those of https://artifacthub.io/docs/topics/annotations/helm. `artifacthub.io/signKey` is not among ours:
+it is for keys of PGP, and a release is signed without a key (Sigstore), which Artifact Hub finds by itself.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.generate_screenshot import PATH, TIMES, screenshot, without_times
+from hack.release import write_chart
+from tests.chart.charts import CHART, NAMESPACE, ROOT, Helm
+from tests.chart.cluster import Installed, refusal
+
+from gpusharing.api.policy import GPUSharingPolicySpec
+
+PREFIX = "artifacthub.io/"
+KNOWN = {
+    "alternativeName",
+    "category",
+    "changes",
+    "containsSecurityUpdates",
+    "crds",
+    "crdsExamples",
+    "images",
+    "license",
+    "links",
+    "maintainers",
+    "operator",
+    "operatorCapabilities",
+    "prerelease",
+    "recommendations",
+    "screenshots",
+    "signKey",
+}
+DIGEST = "sha256:" + "a" * 64
+SOURCE = "https://example.test/team/x"
+
+
+def annotations(chart: Path = CHART) -> dict[str, Any]:
+    """By name without the prefix; what is YAML in a text is read."""
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    return {key.removeprefix(PREFIX): yaml.safe_load(text) for key, text in about["annotations"].items()}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """The chart as a release writes it."""
+    changes = [{"kind": "added", "description": "a"}]
+    return write_chart(tmp_path / CHART.name, "registry.test/x", DIGEST, changes, SOURCE)
+
+
+def test_every_annotation_is_one_that_artifact_hub_reads(published: Path) -> None:
+    found = set(annotations(published))
+    assert found <= KNOWN
+    assert found >= KNOWN - {
+        "alternativeName",
+        "containsSecurityUpdates",
+        "maintainers",
+        "recommendations",
+        "signKey",
+    }
+
+
+def test_the_crds_are_those_in_the_chart() -> None:
+    shipped = [yaml.safe_load(_plain(path)) for path in sorted((CHART / "templates" / "crds").glob("*.yaml"))]
+    wanted = {
+        (crd["metadata"]["name"], crd["spec"]["names"]["kind"], version["name"])
+        for crd in shipped
+        for version in crd["spec"]["versions"]
+        if version["served"]
+    }
+    listed = annotations()["crds"]
+    assert {(one["name"], one["kind"], one["version"]) for one in listed} == wanted
+    assert all(one["displayName"] and one["description"] for one in listed)
+
+
+def _plain(path: Path) -> str:
+    """Without the chart's own lines."""
+    return "\n".join(line for line in path.read_text().splitlines() if "{{" not in line)
+
+
+def test_every_example_is_a_policy_that_may_be_applied() -> None:
+    examples = annotations()["crdsExamples"]
+    assert examples
+    for example in examples:
+        assert (example["apiVersion"], example["kind"]) == ("gpusharing.dev/v1alpha1", "GPUSharingPolicy")
+        assert GPUSharingPolicySpec.model_validate(example["spec"])
+
+
+@pytest.mark.cluster
+def test_the_api_server_takes_every_example(installed: Installed) -> None:
+    examples = annotations()["crdsExamples"]
+    assert [said for example in examples if (said := refusal(installed.admin, example))] == []
+
+
+def test_the_images_are_those_that_the_published_chart_runs(helm: Helm, published: Path) -> None:
+    done = helm.run("template", "gpusharing", str(published), "-n", NAMESPACE)
+    assert done.returncode == 0, done.stderr
+    objects = [one for one in yaml.safe_load_all(done.stdout) if one]
+    pods = [
+        one["spec"] if one["kind"] == "Pod" else one["spec"].get("template", {}).get("spec")
+        for one in objects
+        if one["kind"] in ("Pod", "Job", "Deployment", "DaemonSet")
+    ]
+    run = {container["image"] for pod in pods for container in pod["containers"]}
+    told = annotations(published)["images"]
+    assert {one["image"] for one in told} == run
+    workflow = (ROOT / ".github" / "workflows" / "release.yaml").read_text()
+    assert f"platforms: {','.join(told[0]['platforms'])}\n" in workflow
+
+
+def test_licence_and_stage_are_the_projects() -> None:
+    told, project = annotations(), tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert told["license"] == project["license"]
+    assert told["prerelease"] is project["version"].startswith("0.")
+    assert told["operator"] is True
+    assert told["operatorCapabilities"] in (
+        "Basic Install",
+        "Seamless Upgrades",
+        "Full Lifecycle",
+        "Deep Insights",
+        "Auto Pilot",
+    )
+
+
+def test_links_and_screenshot_are_of_the_tag_that_is_released(published: Path) -> None:
+    told, version = annotations(published), yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    for link in told["links"]:
+        assert link["url"].startswith(SOURCE)
+    (shown,) = told["screenshots"]
+    assert "SIMULATED" in shown["title"]
+    assert shown["url"] == f"{SOURCE}/raw/v{version}/{PATH}"
+    assert (ROOT / PATH).is_file()
+
+
+def test_the_screenshot_shows_the_golden_output_without_times() -> None:
+    text = screenshot()[PATH]
+    for word in ("pool-b", "2x3g.40gb", "AlreadyCordoned", "kubectl get gpunodes", "SIMULATED"):
+        assert word in text
+    assert all(f"{name}<" not in text and f" {name} " not in text for name in TIMES)
+    table = ["NAME   SINCE   PODS   AGE", "a      since          age", "b              2"]
+    assert without_times(table) == ["NAME   PODS", "a", "b      2"]
