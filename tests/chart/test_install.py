@@ -177,6 +177,20 @@ def test_the_commands_in_the_notes_work(installed: Installed) -> None:
     installed.plane.kubectl("apply", "--dry-run=server", "-f", "-", stdin=text)
 
 
+@pytest.mark.parametrize("configures", ["true", "false"])
+def test_the_notes_ask_for_the_pointers_only_where_nobody_else_sets_them(
+    installed: Installed, configures: str
+) -> None:
+    done = installed.run_helm(
+        "upgrade", str(CHART), "--dry-run=server", "--set", f"gpuOperator.configure={configures}"
+    )
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("NOTES:")[2]
+    asked, told = '"devicePlugin":{"config"', "reason=PointersSet"
+    assert (asked in notes, told in notes) == (configures == "false", configures == "true")
+    assert "mig-parted\n\n2. " in notes, "one empty line between the steps"
+
+
 RESTRICTED = re.compile(r"kubectl label .*namespace \S+ pod-security.kubernetes.io/enforce=restricted")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from syrupy.assertion import SnapshotAssertion
-from tests.chart.charts import CHART, IMAGE, NAMESPACE, ROOT, VALUE_SETS, Helm, Manifest, find
+from tests.chart.charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Manifest, find
 from tests.chart.rbac import USERS
 
 from gpusharing.agent.main import parse
@@ -304,24 +304,6 @@ def test_crds_can_be_left_to_others_and_are_kept_on_uninstall(helm: Helm) -> Non
 def pod_containers(workload: Manifest) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = workload["spec"]["template"]["spec"]["containers"]
     return found
-
-
-def notes_of(helm: Helm, *arguments: str) -> str:
-    if helm.run("version", "--short").stdout.startswith("v3."):
-        pytest.skip("Helm 3 renders the notes only where it reaches a cluster")
-    done = helm.run(
-        "install", "gpusharing", str(CHART), "-n", NAMESPACE, *IMAGE, "--dry-run=client", *arguments
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.partition("NOTES:")[2]
-
-
-@pytest.mark.parametrize("configures", ["true", "false"])
-def test_the_notes_ask_for_the_pointers_only_where_nobody_else_sets_them(helm: Helm, configures: str) -> None:
-    notes = notes_of(helm, "--set", f"gpuOperator.configure={configures}")
-    asked, told = '"devicePlugin":{"config"', "reason=PointersSet"
-    assert (asked in notes, told in notes) == (configures == "false", configures == "true")
-    assert "mig-parted\n\n2. " in notes, "one empty line between the steps"
 
 
 def test_a_wrong_value_of_configure_is_named(helm: Helm) -> None:
