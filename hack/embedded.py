@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.controller.loop import Loop, utc_now
-from gpusharing.controller.metrics import NoMetrics
+from gpusharing.controller.observer import NoMetrics
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,

@@ -13,7 +13,7 @@ from tests.fakes.cluster import FakeCluster
 from gpusharing.controller.handlers import PolicyWatch
 from gpusharing.controller.health import SILENT, STUCK, Health, application
 from gpusharing.controller.loop import Loop
-from gpusharing.controller.metrics import NoMetrics
+from gpusharing.controller.observer import NoMetrics
 from gpusharing.controller.progress import Progress
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import LEASES, NODES

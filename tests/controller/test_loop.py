@@ -1,4 +1,7 @@
-"""When the loop looks, when it does not, and what ends a pass. In virtual time, without node software."""
+"""When the loop looks, when it does not, and what ends a pass. In virtual time, without node software.
+
+The parts of a loop (controller/parts.py) and its clocks (controller/beside.py) are tested through it.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Set
@@ -11,8 +14,9 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node, pod
 
 from gpusharing.controller.execute import Executor, Outcome
-from gpusharing.controller.loop import RETRY, Loop
-from gpusharing.controller.metrics import NoMetrics
+from gpusharing.controller.loop import Loop
+from gpusharing.controller.observer import NoMetrics
+from gpusharing.controller.pace import RETRY
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable

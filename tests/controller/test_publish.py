@@ -35,6 +35,22 @@ WAITING, MOVING = replace(DRAINING, node="gpu-07"), replace(CHANGING, node="gpu-
 
 
 @dataclass
+class Held:
+    """What the cache of a kind holds of its only object: what the server has."""
+
+    cluster: FakeCluster
+    resource: Resource
+    name: str
+
+    def status(self, policy: str) -> Mapping[str, Any]:
+        status: Mapping[str, Any] = self.cluster.get(self.resource, policy).get("status") or {}
+        return status
+
+    def accept(self, raw: JSON) -> None:
+        assert raw["metadata"]["name"] == self.name
+
+
+@dataclass
 class Stage:
     """A publisher on a FakeCluster that holds the policy pool-b and the GPUNode of gpu-07."""
 
@@ -42,8 +58,11 @@ class Stage:
     changes: list[tuple[Verdict | None, Verdict]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {}})
-        self.cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}})
+        if not self.cluster.objects(POLICIES):
+            self.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {}})
+            self.cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}})
+        self.policies = Held(self.cluster, POLICIES, "pool-b")
+        self.gpunodes = Held(self.cluster, GPUNODES, "gpu-07")
         self.publisher = Publisher(
             self.cluster.client("operator"),
             self,
@@ -54,24 +73,12 @@ class Stage:
 
     # Statuses, as the caches hold them
 
-    def policy_status(self, name: str) -> Mapping[str, Any]:
-        status: Mapping[str, Any] = self.cluster.get(POLICIES, name).get("status") or {}
-        return status
-
     def mirror(self, node: str) -> Mapping[str, Any]:
-        status: Mapping[str, Any] = self.cluster.get(GPUNODES, node).get("status") or {}
-        mirror: Mapping[str, Any] = status.get("transition") or {}
+        mirror: Mapping[str, Any] = self.gpunodes.status(node).get("transition") or {}
         return mirror
 
     def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
-        status: Mapping[str, Any] = self.cluster.get(GPUNODES, node).get("status") or {}
-        return status.get("conditions") or []
-
-    def accept_policy(self, raw: JSON) -> None:
-        assert raw["metadata"]["name"] == "pool-b"
-
-    def accept_gpunode(self, raw: JSON) -> None:
-        assert raw["metadata"]["name"] == "gpu-07"
+        return self.gpunodes.status(node).get("conditions") or []
 
     async def publish(
         self,
@@ -124,9 +131,7 @@ async def test_what_is_new_is_written_once_and_never_again() -> None:
 async def test_an_equal_verdict_of_a_restarted_operator_writes_nothing() -> None:
     stage = Stage()
     await stage.publish(SYNCED)
-    again = Stage(cluster=FakeCluster())
-    again.cluster = stage.cluster
-    again.publisher.client = stage.cluster.client("operator")
+    again = Stage(cluster=stage.cluster)
     before = len(stage.cluster.writes)
     await again.publish(replace(SYNCED), 60)
     assert len(stage.cluster.writes) == before
@@ -183,7 +188,7 @@ async def test_times_of_conditions_that_did_not_turn_stay() -> None:
     stage = Stage()
     await stage.publish(SYNCED)
     await stage.publish(MOVING, 60)
-    rows = stage.policy_status("pool-b")["conditions"]
+    rows = stage.policies.status("pool-b")["conditions"]
     times = {row["type"]: row["lastTransitionTime"] for row in rows}
     assert times[ConditionType.ACCEPTED] == "2026-11-20T10:00:00Z"
     assert times[ConditionType.READY] == "2026-11-20T10:01:00Z"
@@ -200,11 +205,11 @@ async def test_resources_that_go_vanish_from_the_plan_as_well() -> None:
         {"gpu-07": {"nvidia.com/mig-3g.40gb": 2}},
         resources={"nvidia.com/mig-1g.10gb": 7},
     )
-    plan = stage.policy_status("pool-b")["plan"]
+    plan = stage.policies.status("pool-b")["plan"]
     assert plan["capacityBefore"] == {"nvidia.com/mig-1g.10gb": 7}
     assert plan["capacityAfter"] == {"nvidia.com/mig-3g.40gb": 2}
     await stage.publish(SYNCED, 20)
-    assert "plan" not in stage.policy_status("pool-b")
+    assert "plan" not in stage.policies.status("pool-b")
 
 
 async def test_a_mirror_is_written_when_its_gpunode_is_there() -> None:

@@ -12,19 +12,6 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.way.verdict import Verdict
 
 
-class NoMetrics:
-    """An observer that keeps nothing."""
-
-    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
-        """See loop.Observer."""
-
-    def acted(self, action: Action, result: str) -> None:
-        """See loop.Observer."""
-
-    def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """See loop.Observer."""
-
-
 class Metrics:
     """The operator's metrics in a registry of their own."""
 
@@ -72,7 +59,7 @@ class Metrics:
         )
 
     def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
-        """See loop.Observer."""
+        """See observer.Observer."""
         for step, duration in seconds.items():
             self.pass_seconds.labels(step).observe(duration)
         counts: Tally[tuple[str, str]] = Tally()
@@ -91,11 +78,11 @@ class Metrics:
             self.nodes.labels(policy, phase).set(count)
 
     def acted(self, action: Action, result: str) -> None:
-        """See loop.Observer."""
+        """See observer.Observer."""
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """See loop.Observer."""
+        """See observer.Observer."""
         if before is not None and before.phase is not after.phase:
             self.transitions.labels(str(after.phase), str(after.reason)).inc()
 

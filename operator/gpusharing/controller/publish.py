@@ -8,6 +8,7 @@ Whatever fails here is told in the log and tried again, longer apart each time: 
 no object because of another one. An Event counts as told when the server has accepted it.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,11 +55,33 @@ RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
 _EVENTS = "events"
 
 
-class Statuses(Protocol):
-    """What stands in the status of our objects now."""
+class Cache(Protocol):
+    """Where the answers to our writes go."""
 
-    def policy_status(self, name: str) -> Mapping[str, Any]:
+    def accept(self, raw: JSON) -> None:
+        """Take an object that the server answered."""
+        ...
+
+
+class PolicyCache(Cache, Protocol):
+    """The policies as last read or written."""
+
+    def status(self, policy: str) -> Mapping[str, Any]:
         """`status` of a policy as last read or written."""
+        ...
+
+
+class Statuses(Protocol):
+    """What stands in the status of our objects now (kube/sources.py)."""
+
+    @property
+    def policies(self) -> PolicyCache:
+        """GPUSharingPolicies."""
+        ...
+
+    @property
+    def gpunodes(self) -> Cache:
+        """GPUNodes."""
         ...
 
     def mirror(self, node: str) -> Mapping[str, Any]:
@@ -67,14 +90,6 @@ class Statuses(Protocol):
 
     def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
         """`status.conditions` of a GPUNode as last read or written."""
-        ...
-
-    def accept_policy(self, raw: JSON) -> None:
-        """Take a policy that the server answered."""
-        ...
-
-    def accept_gpunode(self, raw: JSON) -> None:
-        """Take a GPUNode that the server answered."""
         ...
 
 
@@ -106,10 +121,31 @@ class Publisher:
     """Events that the server has not accepted yet, oldest first."""
     _complaints: Complaints = field(default_factory=Complaints)
     _serial: int = 0
+    _round: asyncio.Task[datetime | None] | None = None
+    """The one that was begun last."""
 
     def __post_init__(self) -> None:
         """Those who write."""
         self.crew = Crew(self.parallel, self.on_late)
+
+    def begin(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
+        """Publish beside whatever comes next. Only after `ended`: there is one round at a time."""
+        self._round = asyncio.create_task(self.publish(plan, snapshot, now))
+
+    async def ended(self) -> datetime | None:
+        """Wait for the round that was begun; when something that was held back is due."""
+        round_, self._round = self._round, None
+        return await round_ if round_ is not None else None
+
+    async def close(self) -> None:
+        """End every write that is still under way; returns when they have ended."""
+        if self._round is not None:
+            self._round.cancel()
+            await asyncio.wait({self._round})
+            # Nobody awaits it any more: what ended it is what ended us, and no news.
+            _ = self._round.cancelled() or self._round.exception()
+            self._round = None
+        await self.crew.close()
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
         """Returns when something that was held back is due. Raises nothing that the server may do."""
@@ -194,7 +230,7 @@ class Publisher:
         ):
             return later
         body = {"status": {"transition": wanted, "conditions": conditions}}
-        later = await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.accept_gpunode)
+        later = await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.gpunodes.accept)
         if (
             later is None and self._told.get(verdict.node) == verdict
         ):  # nothing newer came while it was written
@@ -210,7 +246,7 @@ class Publisher:
         since = self._differs_since.get(key)
         if grounds == before and since is not None and (due := since + self._lag) > now:
             return due  # numbers and messages: nobody needs them before they are due
-        previous = self.statuses.policy_status(policy.name)
+        previous = self.statuses.policies.status(policy.name)
         wanted = policy_status(policy, plan, snapshot, previous, now)
         if {name: value for name, value in wanted.items() if value is not None} == dict(previous):
             self._differs_since.pop(key, None)
@@ -221,7 +257,7 @@ class Publisher:
         if not urgent and (later := self._hold(key, now, self._lag)) is not None:
             return later
         body = {"status": _replacing(wanted, previous)}
-        return await self._write(key, now, POLICIES, policy.name, body, self.statuses.accept_policy)
+        return await self._write(key, now, POLICIES, policy.name, body, self.statuses.policies.accept)
 
     @property
     def _lag(self) -> timedelta:

@@ -99,3 +99,11 @@ class EvictionFailed(KubeError):
 
     def __str__(self) -> str:
         return self.message
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group, however deep."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,38 @@
+"""Who is told what the loop does: metrics in the shipped process, nobody where a test or the demo runs the loop."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from gpusharing.controller.execute import Outcome
+from gpusharing.planning.actions import Action
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.way.verdict import Verdict
+
+
+class Observer(Protocol):
+    """Told what happens; answers nothing."""
+
+    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
+        """One pass and the seconds of its steps."""
+        ...
+
+    def acted(self, action: Action, result: str) -> None:
+        """One action and its result."""
+        ...
+
+    def changed(self, before: Verdict | None, after: Verdict) -> None:
+        """One verdict changed."""
+        ...
+
+
+class NoMetrics:
+    """An observer that keeps nothing."""
+
+    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
+        """See Observer."""
+
+    def acted(self, action: Action, result: str) -> None:
+        """See Observer."""
+
+    def changed(self, before: Verdict | None, after: Verdict) -> None:
+        """See Observer."""

@@ -1,0 +1,72 @@
+"""When the loop looks again: what wakes it, how a burst of events becomes one pass, what slows an endless plan down."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import structlog
+
+log = structlog.get_logger()
+
+LOOK_EVERY = timedelta(seconds=10)
+"""The longest rest between two passes, whatever a plan says."""
+FIRST_LOOK = 4
+"""The first event after a quiet time waits for this part of the debounce: what belongs together comes within it."""
+AT_ONCE = 2
+"""Follow-ups without a break: configuration, then fence. In a long row of them other nodes keep a large pool busy, and
+every pass looks at all of it."""
+FOLLOW_UPS = 30
+"""Passes that may follow one another at once. More of them make no progress and would press the API server."""
+RETRY = 2.0
+"""Seconds until the next pass after one that the API server or the Lease ended."""
+
+
+@dataclass(slots=True)
+class Wake:
+    """One coalescing signal. Sets at any time; the loop looks at everything at once."""
+
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __call__(self) -> None:
+        """Something may have changed."""
+        self.event.set()
+
+
+@dataclass(slots=True)
+class Pace:
+    """The rests between the passes of one loop."""
+
+    wake: Wake
+    debounce: float
+    """Seconds from the first change to the pass that looks at all of them."""
+    now: Callable[[], datetime]
+    _ended: float = field(default_factory=time.monotonic)
+    """When the last pass ended."""
+    _follow_ups: int = 0
+
+    async def rest(self, due: datetime | None) -> None:
+        """Until something happens or is due; then a moment more, so that one pass sees all of a burst.
+
+        What happens after a quiet time is looked at soon; while much happens, passes keep the whole debounce apart.
+        """
+        self._ended = time.monotonic()
+        left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
+        try:
+            async with asyncio.timeout(max(0.0, left.total_seconds())):
+                await self.wake.event.wait()
+        except TimeoutError:
+            await self._slow_down(left)
+            return
+        apart = self.debounce - (time.monotonic() - self._ended)
+        await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
+
+    async def _slow_down(self, left: timedelta) -> None:
+        """A plan that writes in every pass and never comes to rest is a mistake; it must not be one at full speed."""
+        self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
+        if self._follow_ups > FOLLOW_UPS:
+            log.warning("passes make no progress", passes=self._follow_ups)
+            await asyncio.sleep(RETRY)
+        elif self._follow_ups > AT_ONCE:
+            await asyncio.sleep(self.debounce / FIRST_LOOK)

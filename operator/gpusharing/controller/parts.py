@@ -1,0 +1,103 @@
+"""The parts that one loop is made of, and who of them knows whom: sources, gatherer, executor, publisher."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpusharing.controller.execute import Executor
+from gpusharing.controller.idleness import Leader
+from gpusharing.controller.observer import Observer
+from gpusharing.controller.publish import Publisher
+from gpusharing.controller.settings import Settings
+from gpusharing.kube.client import KubeClient
+from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.http import Limits
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.actions import Action, SetPointers
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What reads, decides on nothing, and writes."""
+
+    sources: Sources
+    gatherer: Gatherer
+    executor: Executor
+    publisher: Publisher
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """What the parts are made from. `client` carries every call of the loop; those of the Lease go elsewhere."""
+
+    client: KubeClient
+    leader: Leader
+    settings: Settings
+    observer: Observer
+    wake: Callable[[], None]
+    now: Callable[[], datetime]
+    identity: str
+
+    def assemble(self) -> Parts:
+        """New parts, which have asked for nothing yet."""
+        sources = self._sources()
+        publisher = self._publisher(sources)
+        executor = self._executor(sources, publisher)
+        return Parts(sources, self._gatherer(sources, executor), executor, publisher)
+
+    def _sources(self) -> Sources:
+        return Sources(
+            self.client,
+            self.settings.plan,
+            self.wake,
+            admin_mig_map=self.settings.admin_mig_config_map,
+            agent_namespace=self.settings.agent_namespace,
+            maintenance_keys=frozenset(self.settings.maintenance_keys),
+        )
+
+    def _publisher(self, sources: Sources) -> Publisher:
+        return Publisher(
+            self.client,
+            sources,
+            self.settings.publish_period,
+            self.identity,
+            on_verdict=self.observer.changed,
+            parallel=max(1, self.settings.parallel // 8),
+            on_late=self.wake,
+        )
+
+    def _executor(self, sources: Sources, publisher: Publisher) -> Executor:
+        def acted(action: Action, result: str) -> None:
+            self.observer.acted(action, result)
+            if isinstance(action, SetPointers) and result == "done":
+                publisher.tell_pointers(action, self.now())
+
+        return Executor(
+            self.client,
+            sources.nodes,
+            sources.gpunodes,
+            sources.policies,
+            self.leader,
+            self.now,
+            parallel=self.settings.parallel,
+            eviction_wait=self.settings.plan.eviction_wait,
+            config_maps=sources.config_maps,
+            cluster_policies=sources.cluster_policies,
+            on_action=acted,
+            view=sources.node_view,
+            seen=sources.seen_node,
+            on_late=self.wake,
+        )
+
+    def _gatherer(self, sources: Sources, executor: Executor) -> Gatherer:
+        return Gatherer(
+            self.client,
+            sources,
+            self.settings.plan,
+            self.settings.admin_mig_config_map,
+            executor.evictions,
+            executor.failures,
+            executor.unsure,
+            parallel=max(1, min(self.settings.parallel, Limits().parallel) // 2),
+            on_late=self.wake,
+        )
