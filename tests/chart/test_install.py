@@ -123,10 +123,15 @@ def classified(api: Api, path: str) -> tuple[str, str]:
             "agent.namespace=nowhere,agent.createNamespace=false",
             "namespace nowhere (agent.namespace) does not exist",
         ),
+        (
+            "monitoring.prometheusRule.enabled=true",
+            "need the Prometheus Operator, and this cluster does not serve its monitoring.coreos.com/v1",
+        ),
+        ("openshift.createSCC=true", "this cluster does not serve security.openshift.io/v1"),
     ],
-    ids=["no GPU Operator", "no agent namespace"],
+    ids=["no GPU Operator", "no agent namespace", "no Prometheus Operator", "no OpenShift"],
 )
-def test_a_missing_namespace_is_named_before_anything_is_written(
+def test_what_the_cluster_lacks_is_named_before_anything_is_written(
     installed: Installed, value: str, wanted: str
 ) -> None:
     done = installed.run_helm("upgrade", str(CHART), "--set", value)

@@ -107,6 +107,8 @@ class Guard:
         if kind[1] == "configmaps":
             name = call.name or (call.body or {})["metadata"]["name"]
             self._expect(name in OUR_MAPS, f"wrote ConfigMap {name}")
+        if kind == ("patch", "gpusharingpolicies", ""):
+            self._finalizer(call.body or {})
         if kind == ("patch", "gpunodes", "status"):
             parts = (call.body or {})["status"].keys()
             self._expect(parts == {"transition", "conditions"}, f"wrote {', '.join(parts)} of a GPUNode")
@@ -136,6 +138,12 @@ class Guard:
             once = (found["metadata"]["uid"], block)
             self._expect(once not in self._pointed, f"{block} pointed twice")
             self._pointed.add(once)
+
+    def _finalizer(self, body: JSON) -> None:
+        """The spec belongs to people and to what they keep it in."""
+        self._expect(set(body) == {"metadata"}, f"wrote {', '.join(body)} of a policy")
+        written = set(body.get("metadata", {})) - {"resourceVersion", "uid"}
+        self._expect(written == {"finalizers"}, f"wrote {sorted(written)} of a policy's metadata")
 
     def _node_write(self, name: str, body: JSON) -> None:
         self.wrong += [f"{name}: {what}" for what in wrong_in_write(self._node(name), body)]

@@ -7,11 +7,12 @@ import pytest
 from hack.embedded import embedded
 from tests.embedded.guard import Guard
 from tests.embedded.podrules import must_leave, wrong_in_eviction
-from tests.embedded.stage import gpu_pod, node
+from tests.embedded.stage import gpu_pod, node, policy
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import foreign_marks
 
-from gpusharing.kube.client import JSON, PODS
+from gpusharing.kube.client import CLUSTER_POLICIES, JSON, PODS, POLICIES
+from gpusharing.kube.errors import Conflict
 
 DAEMON_SET: JSON = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "exporter", "controller": True}
 GPU: JSON = {"name": "main", "resources": {"limits": {"nvidia.com/mig-1g.10gb": "1"}}}
@@ -113,3 +114,59 @@ async def test_an_eviction_and_a_restart_on_a_node_in_use_are_noticed() -> None:
     assert "evicted p from a schedulable node" in said
     assert "restarted nvidia-mig-manager-x on a schedulable node" in said
     assert "nvidia-mig-manager-x restarted with ['p'" in said
+
+
+CLUSTER_POLICY = "cluster-policy"
+
+
+def pointing(version: str, **blocks: str) -> JSON:
+    """The operator's patch of ClusterPolicy."""
+    return {
+        "metadata": {"resourceVersion": version, "annotations": {"gpusharing.dev/configured": "x"}},
+        "spec": {block: {"config": {"name": name}} for block, name in blocks.items()},
+    }
+
+
+@virtually
+async def test_a_pointer_that_is_set_twice_or_taken_from_somebody_is_noticed() -> None:
+    theirs: JSON = {
+        "metadata": {"name": CLUSTER_POLICY},
+        "spec": {"devicePlugin": {"config": {"name": ""}}, "migManager": {"config": {"name": "theirs"}}},
+    }
+    async with embedded([node("gpu-1")], factor=1.0, cluster_policy=theirs) as environment:
+        guard = Guard(environment.cluster, environment.world, configures=True)
+        operator = environment.cluster.client("operator")
+
+        def version() -> str:
+            found = environment.cluster.get(CLUSTER_POLICIES, CLUSTER_POLICY)
+            return str(found["metadata"]["resourceVersion"])
+
+        first = pointing(version(), devicePlugin="gpusharing-device-plugin")
+        await operator.patch(CLUSTER_POLICIES, CLUSTER_POLICY, first)
+        assert guard.wrong == []
+        with pytest.raises(Conflict):
+            await operator.patch(CLUSTER_POLICIES, CLUSTER_POLICY, first)
+        assert guard.wrong == [], "the server refused it"
+        environment.cluster.patch(
+            CLUSTER_POLICIES, CLUSTER_POLICY, {"spec": {"devicePlugin": {"config": {"name": ""}}}}
+        )
+        again = pointing(version(), devicePlugin="gpusharing-device-plugin")
+        await operator.patch(CLUSTER_POLICIES, CLUSTER_POLICY, again)
+        taken = pointing(version(), migManager="gpusharing-mig-parted")
+        await operator.patch(CLUSTER_POLICIES, CLUSTER_POLICY, taken)
+    assert guard.wrong == ["devicePlugin pointed twice", "migManager pointed away from theirs"]
+
+
+@virtually
+async def test_a_spec_that_is_not_the_persons_any_more_is_noticed() -> None:
+    async with embedded([node("gpu-1")], factor=1.0) as environment:
+        guard = Guard(environment.cluster, environment.world)
+        environment.apply(policy({"mode": "Full"}))
+        operator = environment.cluster.client("operator")
+        await operator.patch(POLICIES, "pool-b", {"metadata": {"finalizers": ["gpusharing.dev/release"]}})
+        assert guard.wrong == []
+        await operator.patch(POLICIES, "pool-b", {"spec": {"priority": 7}})
+        await operator.patch(POLICIES, "pool-b", {"metadata": {"labels": {"a": "b"}}})
+    said = "\n".join(guard.wrong)
+    assert "wrote spec of a policy" in said
+    assert "wrote ['labels'] of a policy's metadata" in said

@@ -19,7 +19,7 @@ from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
 from tests.integration.crashcomplaints import ONCE, Judge
 from tests.integration.nursery import Nursery
-from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, SECONDS, Pool, Product
+from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, H100, SECONDS, Pool, Product
 
 from hack import stage
 
@@ -174,6 +174,21 @@ def test_the_operator_sets_both_once_says_so_and_leaves_what_is_set_back(
     assert len(product.writes("clusterpolicies", since=since)) == 1
     maps = [write.name for write in product.writes("configmaps")]
     assert set(maps) == {PLUGIN, MIG}
+
+
+def test_without_a_clusterpolicy_a_policy_says_so_and_nothing_is_touched(
+    product: Product, token: Api
+) -> None:
+    product.remove(CLUSTER_POLICY)
+    since = product.mark()
+    with product.pool(H100) as pool, product.operator("none", configure_gpu_operator="true"):
+        pool.apply(FULL)
+        assert "GPU Operator" in pool.wait_condition("Accepted", "False", "ClusterPolicyMissing")
+        product.api.create(CLUSTER_POLICIES, bare())
+        wait_until(lambda: names(product) == (PLUGIN, MIG), SECONDS, "both pointers")
+        pool.wait_condition("Accepted", "True", "Valid")
+        assert product.writes("nodes", pool.nodes[0], since) == []
+    product.remove(CLUSTER_POLICY)
 
 
 def test_of_two_clusterpolicies_the_one_that_is_not_ignored_counts(product: Product, token: Api) -> None:
