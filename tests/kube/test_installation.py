@@ -108,6 +108,18 @@ async def test_an_empty_cluster_is_told_and_not_stumbled_over() -> None:
     }
 
 
+async def test_a_node_with_a_device_plugin_of_the_cloud_is_told_until_its_label_says_no(
+    cluster: FakeCluster,
+) -> None:
+    labels = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+    cluster.patch(NODES, "gpu-01", {"metadata": {"labels": labels}})
+    assert reasons(await gathered(cluster)) == {"RightsUnknown", "TwoDevicePlugins"}
+    cluster.patch(
+        NODES, "gpu-01", {"metadata": {"labels": {"gke-no-default-nvidia-gpu-device-plugin": "true"}}}
+    )
+    assert reasons(await gathered(cluster)) == {"RightsUnknown"}
+
+
 async def test_a_pod_says_why_it_waits(cluster: FakeCluster) -> None:
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
     cluster.delete(PODS, "agent-0", "gpusharing-agent")

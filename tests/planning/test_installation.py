@@ -11,8 +11,10 @@ from tests.build import make_cluster_policy, make_policy
 from tests.chart.charts import CHART
 
 from gpusharing.planning.snapshot.stackviews import PlainStackView
-from gpusharing.planning.stack import installation
-from gpusharing.planning.stack.installation import Severity, Topic, find_findings, render
+from gpusharing.planning.stack import installation, installationagents
+from gpusharing.planning.stack.findings import Severity, Topic
+from gpusharing.planning.stack.installation import find_findings, render
+from gpusharing.planning.stack.installationagents import has_cloud_plugin
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
@@ -261,6 +263,12 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.ERROR,
         "pod-security.kubernetes.io/enforce=privileged",
     ),
+    "a cloud runs a device plugin of its own": (
+        agents(cloud_plugins=frozenset({"gpu-01"})),
+        "TwoDevicePlugins",
+        Severity.ERROR,
+        "gke-no-default-nvidia-gpu-device-plugin=true",
+    ),
     "an agent finds no driver": (
         agents(reports={"gpu-01": "NVMLNotLoaded", "gpu-02": ""}),
         "AgentCannotRead",
@@ -298,8 +306,9 @@ def test_one_broken_thing_is_one_finding() -> None:
 
 
 def test_every_finding_is_tried() -> None:
-    known = set(re.findall(r'^\s+"([A-Z]\w+)",$', inspect.getsource(installation), re.MULTILINE))
-    known |= set(re.findall(r'_error\(Topic\.\w+, "(\w+)"', inspect.getsource(installation)))
+    source = inspect.getsource(installation) + inspect.getsource(installationagents)
+    known = set(re.findall(r'^\s+"([A-Z]\w+)",$', source, re.MULTILINE))
+    known |= set(re.findall(r'\berror\(Topic\.\w+, "(\w+)"', source))
     assert len(known) > 15
     assert known - {reason for _, reason, _, _ in BROKEN.values()} == set()
 
@@ -348,6 +357,27 @@ def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> No
         agents(nodes=frozenset(), pods=()), unread={"nodes": "no", "pods": "no"}, operator_pods=()
     )
     assert {one.reason for one in find_findings(blind)} == {"NotReadable"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "two"),
+    [
+        ({"nvidia.com/gpu.present": "true"}, False),
+        ({"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}, True),
+        (
+            {
+                "cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
+                "gke-no-default-nvidia-gpu-device-plugin": "true",
+            },
+            False,
+        ),
+    ],
+    ids=["not on GKE", "GKE runs its own", "GKE is told not to"],
+)
+def test_gke_runs_a_device_plugin_of_its_own_unless_a_label_says_no(
+    labels: dict[str, str], two: bool
+) -> None:
+    assert has_cloud_plugin(labels) is two
 
 
 def test_the_plain_chart_alone_can_work() -> None:

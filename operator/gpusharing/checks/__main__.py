@@ -15,7 +15,8 @@ from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.installation import gather_installation
 from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
-from gpusharing.planning.stack.installation import Severity, find_findings, render
+from gpusharing.planning.stack.findings import Severity
+from gpusharing.planning.stack.installation import find_findings, render
 from gpusharing.planning.stack.installationviews import Place
 
 PREFIX = "GPUSHARING_"

@@ -23,6 +23,7 @@ from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailabl
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack
 from gpusharing.kube.raw import entries, part, section, text, texts, whole
 from gpusharing.planning.stack import rights
+from gpusharing.planning.stack.installationagents import has_cloud_plugin
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
@@ -112,6 +113,11 @@ class _Reader:
             selector=", ".join(f"{key}={value}" for key, value in sorted(selector.items())),
             nodes=frozenset(text(node, "metadata", "name") for node in nodes),
             pods=await self.pods(where, AGENT),
+            cloud_plugins=frozenset(
+                text(node, "metadata", "name")
+                for node in nodes
+                if has_cloud_plugin(texts(part(node, "metadata", "labels")))
+            ),
             runtime_class=runtime_class,
             runtime_class_exists=exists,
             enforced=texts(part(namespace, "metadata", "labels")).get(

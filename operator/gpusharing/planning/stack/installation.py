@@ -4,8 +4,6 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
@@ -13,6 +11,17 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.stack.acceptance import plain_upgrade
 from gpusharing.planning.stack.active import find_active
 from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.stack.findings import (
+    Finding,
+    Findings,
+    Severity,
+    Topic,
+    error,
+    some,
+    upgrade,
+    warning,
+)
+from gpusharing.planning.stack.installationagents import find_agent_findings
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
@@ -22,42 +31,6 @@ from gpusharing.planning.stack.installationviews import (
 from gpusharing.planning.stack.pointers import mig_pointer, plugin_pointer, why_not_set
 
 
-class Topic(StrEnum):
-    """What is looked at, in the order in which it is told."""
-
-    API = "API"
-    RIGHTS = "rights"
-    OPERATOR = "operator"
-    CLUSTER_POLICY = "ClusterPolicy"
-    CONFIG_MAPS = "ConfigMaps"
-    AGENTS = "agents"
-
-
-class Severity(StrEnum):
-    """How bad it is."""
-
-    ERROR = "ERROR"
-    """Policies cannot be carried out, or only some of them."""
-    WARNING = "WARNING"
-    """It works, or nobody can tell; one day it may not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong."""
-
-    topic: Topic
-    severity: Severity
-    reason: str
-    """One CamelCase word, for tools; never changes its meaning."""
-    message: str
-    command: str
-    """The one command that mends it, or that shows what a person has to judge. CAPITALS are for you to fill in."""
-
-
-Findings = Iterable[Finding]
-
-
 def find_findings(view: InstallationView) -> tuple[Finding, ...]:
     """Everything that is wrong, by topic; within one, errors first. Empty: the installation can work."""
     found = [one for check in CHECKS for one in check(view)]
@@ -65,42 +38,22 @@ def find_findings(view: InstallationView) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda one: (order.index(one.topic), one.severity is not Severity.ERROR)))
 
 
-def _error(topic: Topic, reason: str, message: str, command: str) -> Finding:
-    return Finding(topic, Severity.ERROR, reason, message, command)
-
-
-def _warning(topic: Topic, reason: str, message: str, command: str) -> Finding:
-    return Finding(topic, Severity.WARNING, reason, message, command)
-
-
-def _upgrade(view: InstallationView, values: str) -> str:
-    place = view.place
-    return f"helm upgrade {place.release} CHART -n {place.namespace} --reset-then-reuse-values --set {values}"
-
-
-def _some(found: Iterable[str], most: int = 3) -> str:
-    """A few names, and how many more."""
-    ordered = sorted(found)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + more
-
-
 # --- API, rights, operator -----------------------------------------------------------------------------------
 
 
 def _served(view: InstallationView) -> Findings:
     for kind in sorted(view.not_served):
-        yield _error(
+        yield error(
             Topic.API,
             "KindNotServed",
             f"the API server does not serve {kind}: its CRD is not installed",
-            _upgrade(view, "crds.install=true"),
+            upgrade(view, "crds.install=true"),
         )
 
 
 def _unread(view: InstallationView) -> Findings:
     for what, why in sorted(view.unread.items()):
-        yield _warning(
+        yield warning(
             Topic.RIGHTS,
             "NotReadable",
             f"{what}: cannot be looked at, so nothing is known about it: {why}",
@@ -114,14 +67,14 @@ def _rights(view: InstallationView) -> Findings:
         lacking = [state.text for state in of_it if state.allowed is False]
         unknown = [state for state in of_it if state.allowed is None]
         if lacking:
-            yield _error(
+            yield error(
                 Topic.RIGHTS,
                 "RightsMissing",
-                f"service account {view.place.account(subject)} may not: {_some(lacking, 4)}",
-                _upgrade(view, "rbac.create=true"),
+                f"service account {view.place.account(subject)} may not: {some(lacking, 4)}",
+                upgrade(view, "rbac.create=true"),
             )
         if unknown:
-            yield _warning(
+            yield warning(
                 Topic.RIGHTS,
                 "RightsUnknown",
                 f"cannot tell what {view.place.account(subject)} may do: {unknown[0].why}",
@@ -136,13 +89,13 @@ def _operator(view: InstallationView) -> Findings:
         if "deployments.apps" not in view.unread:
             message = f"there is no Deployment gpusharing-operator in namespace {namespace}"
             install = f"helm install {view.place.release} CHART -n {namespace}"
-            yield _error(Topic.OPERATOR, "OperatorMissing", message, install)
+            yield error(Topic.OPERATOR, "OperatorMissing", message, install)
     elif view.operator_replicas == 0:
         message = "the operator is scaled to 0: no policy is carried out"
-        yield _error(Topic.OPERATOR, "OperatorStopped", message, _upgrade(view, "operator.replicas=1"))
+        yield error(Topic.OPERATOR, "OperatorStopped", message, upgrade(view, "operator.replicas=1"))
     elif "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
         message = f"no pod of the operator is Ready: {_why(view.operator_pods)}"
-        yield _error(Topic.OPERATOR, "OperatorNotReady", message, pods)
+        yield error(Topic.OPERATOR, "OperatorNotReady", message, pods)
 
 
 def _why(pods: Iterable[PodState]) -> str:
@@ -158,7 +111,7 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 
 def _stack(view: InstallationView) -> Findings:
     if view.gpu_cluster:
-        yield _error(
+        yield error(
             Topic.CLUSTER_POLICY,
             "UnsupportedStack",
             "a GPUCluster (NVIDIA's DRA stack) serves the GPUs here; labels have no effect on it",
@@ -167,7 +120,7 @@ def _stack(view: InstallationView) -> Findings:
     policies = view.cluster_policies
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
     if not policies and view.plain is None and not unknown:
-        yield _error(
+        yield error(
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
             "there is no ClusterPolicy, nor a device plugin of NVIDIA's chart in namespace"
@@ -182,10 +135,10 @@ def _stack(view: InstallationView) -> Findings:
             if rivals
             else f"{active.name if active else ''} is heeded"
         )
-        yield (_error if rivals else _warning)(
+        yield (error if rivals else warning)(
             Topic.CLUSTER_POLICY,
             "SeveralClusterPolicies",
-            f"there are {len(policies)} ClusterPolicies ({_some(one.name for one in policies)}), of which the GPU"
+            f"there are {len(policies)} ClusterPolicies ({some(one.name for one in policies)}), of which the GPU"
             f" Operator ignores all but one: {heeded}",
             f"kubectl delete clusterpolicy {ignored}",
         )
@@ -198,7 +151,7 @@ def _plain(view: InstallationView) -> Findings:
         return
     place, ours, now = view.place, view.place.plugin_config_map, stack.plugin_config_name
     if now != ours:
-        yield _error(
+        yield error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
             f"{stack.plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {now or 'not set'}, so no mode"
@@ -206,14 +159,14 @@ def _plain(view: InstallationView) -> Findings:
             plain_upgrade(stack.plain, place.gpu_operator_namespace, f"config.name={ours}"),
         )
     if not stack.plain.discovers:
-        yield _error(
+        yield error(
             Topic.CLUSTER_POLICY,
             "FeatureDiscoveryMissing",
             "GPU Feature Discovery does not run beside the device plugin, so no change could be proven",
             plain_upgrade(stack.plain, place.gpu_operator_namespace, "gfd.enabled=true"),
         )
     if any(one.spec is not None and one.spec.mode is Mode.MIG for one in view.policies):
-        yield _error(
+        yield error(
             Topic.CLUSTER_POLICY,
             "MigManagerMissing",
             "a policy wants mode MIG, and NVIDIA's device-plugin chart has no mig-manager",
@@ -234,7 +187,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findin
     config_map = view.config_maps.get(ours)
     pointer = plugin_pointer(policy, ours, {default} if config_map is None else config_map.keys)
     if pointer.now != ours:
-        yield _error(
+        yield error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.said}, so no mode takes effect on any node"
@@ -242,7 +195,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findin
             pointer.command(policy.name),
         )
     elif pointer.without_default:
-        yield _error(
+        yield error(
             Topic.CLUSTER_POLICY,
             "PluginDefaultUnknown",
             f"{policy.name}: devicePlugin.config.default is {default}, which {ours} does not hold: device plugins of"
@@ -256,14 +209,14 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findings:
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)
     if not policy.mig_manager_enabled:
-        yield (_error if wanted else _warning)(
+        yield (error if wanted else warning)(
             Topic.CLUSTER_POLICY,
             "MigManagerDisabled",
             f"{policy.name}: migManager.enabled is false, so policies of mode MIG are refused",
             patch_command(policy.name, '{"spec":{"migManager":{"enabled":true}}}'),
         )
     elif pointer.now != pointer.ours:
-        yield (_error if wants_layouts else _warning)(
+        yield (error if wants_layouts else warning)(
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.said}, so spec.mig.layouts is refused"
@@ -273,7 +226,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findings:
     fixed = policy.mig_strategy
     if fixed:
         other = any(spec.mig is not None and spec.mig.strategy != fixed for spec in wanted)
-        yield (_error if other else _warning)(
+        yield (error if other else warning)(
             Topic.CLUSTER_POLICY,
             "MigStrategySet",
             f"{policy.name}: mig.strategy is {fixed} and overrides what a policy says",
@@ -296,77 +249,19 @@ def _config_maps(view: InstallationView) -> Findings:
         if found is None or not found.keys:
             state = "does not exist" if found is None else "holds nothing"
             follows = ", and NVIDIA's pods that mount it cannot start" if name in pointed else ""
-            yield (_error if name in pointed else _warning)(
+            yield (error if name in pointed else warning)(
                 Topic.CONFIG_MAPS,
                 "ConfigMapEmpty",
                 f"{name} {state} in namespace {place.gpu_operator_namespace}: the operator has not written it{follows}",
                 f"kubectl -n {place.namespace} rollout restart deployment/gpusharing-operator",
             )
         elif not found.ours:
-            yield _error(
+            yield error(
                 Topic.CONFIG_MAPS,
                 "ConfigMapTaken",
                 f"{name} was made by somebody else and holds entries; the operator writes nothing to it",
                 f"kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY}",
             )
-
-
-# --- agents ---------------------------------------------------------------------------------------------------
-
-
-def _agents(view: InstallationView) -> Findings:
-    agents, place = view.agents, view.place
-    if agents is None:
-        if "daemonsets.apps" not in view.unread:
-            message = f"there is no DaemonSet gpusharing-agent in namespace {place.agent_namespace}"
-            yield _error(Topic.AGENTS, "AgentMissing", message, _upgrade(view, "agent.createNamespace=true"))
-        return
-    if {"nodes", "pods"} & view.unread.keys():
-        return
-    if not agents.nodes:
-        yield _warning(
-            Topic.AGENTS,
-            "NoGPUNodes",
-            f"no Node has the labels of agent.nodeSelector ({agents.selector}): no agent runs anywhere",
-            f"kubectl label node NODE {agents.selector.replace(', ', ' ')}",
-        )
-        return
-    yield from _agents_kept_out(view)
-    without = agents.nodes - {pod.node for pod in agents.pods if pod.ready}
-    if without:
-        problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
-        show = f"kubectl -n {place.agent_namespace} describe pods -l app.kubernetes.io/name=gpusharing-agent"
-        message = (
-            f"no Ready agent on {len(without)} of {len(agents.nodes)} GPU nodes, so none of them changes:"
-            f" {_some(without)}{problem}"
-        )
-        severity = Severity.ERROR if without == agents.nodes else Severity.WARNING
-        yield Finding(Topic.AGENTS, severity, "AgentNotReady", message, show)
-    troubled = {node: why for node, why in agents.reports.items() if why and node not in without}
-    if troubled:
-        first = min(troubled)
-        message = f"the agent cannot read the GPUs of {_some(troubled)}; {first}: {troubled[first]}"
-        yield _error(Topic.AGENTS, "AgentCannotRead", message, f"kubectl describe gpunode {first}")
-
-
-def _agents_kept_out(view: InstallationView) -> Findings:
-    agents, place = view.agents, view.place
-    assert agents is not None, "_agents asks first"
-    if agents.runtime_class and agents.runtime_class_exists is False:
-        yield _error(
-            Topic.AGENTS,
-            "RuntimeClassMissing",
-            f"RuntimeClass {agents.runtime_class} (agent.runtimeClassName) does not exist, so no agent pod is created",
-            _upgrade(view, "agent.runtimeClassName="),
-        )
-    if agents.enforced in ("baseline", "restricted"):
-        yield _error(
-            Topic.AGENTS,
-            "PodSecurityForbids",
-            f"namespace {place.agent_namespace} enforces PodSecurity {agents.enforced}, which refuses the agent",
-            f"kubectl label --overwrite namespace {place.agent_namespace}"
-            " pod-security.kubernetes.io/enforce=privileged",
-        )
 
 
 CHECKS: tuple[Callable[[InstallationView], Findings], ...] = (
@@ -378,7 +273,7 @@ CHECKS: tuple[Callable[[InstallationView], Findings], ...] = (
     _plain,
     _pointers,
     _config_maps,
-    _agents,
+    find_agent_findings,
 )
 
 

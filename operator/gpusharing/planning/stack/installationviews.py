@@ -86,6 +86,8 @@ class AgentsState:
     """None: unknown."""
     enforced: str = ""
     """PodSecurity level that its namespace enforces; empty when it enforces none."""
+    cloud_plugins: frozenset[str] = frozenset()
+    """Of these nodes those on which the cloud runs a device plugin of its own."""
     reports: Mapping[str, str] = field(default_factory=dict)
     """By node: what keeps the agent from reading the GPUs, as it says itself."""
 

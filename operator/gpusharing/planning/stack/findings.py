@@ -1,0 +1,66 @@
+"""What `helm test` finds wrong with an installation: one finding, and how a check makes one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gpusharing.planning.stack.installationviews import InstallationView
+
+
+class Topic(StrEnum):
+    """What is looked at, in the order in which it is told."""
+
+    API = "API"
+    RIGHTS = "rights"
+    OPERATOR = "operator"
+    CLUSTER_POLICY = "ClusterPolicy"
+    CONFIG_MAPS = "ConfigMaps"
+    AGENTS = "agents"
+
+
+class Severity(StrEnum):
+    """How bad it is."""
+
+    ERROR = "ERROR"
+    """Policies cannot be carried out, or only some of them."""
+    WARNING = "WARNING"
+    """It works, or nobody can tell; one day it may not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong."""
+
+    topic: Topic
+    severity: Severity
+    reason: str
+    """One CamelCase word, for tools; never changes its meaning."""
+    message: str
+    command: str
+    """The one command that mends it, or that shows what a person has to judge. CAPITALS are for you to fill in."""
+
+
+Findings = Iterable[Finding]
+
+
+def error(topic: Topic, reason: str, message: str, command: str) -> Finding:
+    """One that keeps policies from being carried out."""
+    return Finding(topic, Severity.ERROR, reason, message, command)
+
+
+def warning(topic: Topic, reason: str, message: str, command: str) -> Finding:
+    """One with which it works today, or of which nobody can tell."""
+    return Finding(topic, Severity.WARNING, reason, message, command)
+
+
+def upgrade(view: InstallationView, values: str) -> str:
+    """The command that sets values of the release."""
+    place = view.place
+    return f"helm upgrade {place.release} CHART -n {place.namespace} --reset-then-reuse-values --set {values}"
+
+
+def some(found: Iterable[str], most: int = 3) -> str:
+    """A few names, and how many more."""
+    ordered = sorted(found)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more

@@ -1,0 +1,95 @@
+"""Can the agents work? A part of the question of installation.py."""
+
+from collections.abc import Mapping
+
+from gpusharing.planning.stack.findings import (
+    Finding,
+    Findings,
+    Severity,
+    Topic,
+    error,
+    some,
+    upgrade,
+    warning,
+)
+from gpusharing.planning.stack.installationviews import AgentsState, InstallationView
+
+GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
+"""Labels of GKE: a node with a GPU, and one on which GKE does not run a device plugin of its own."""
+
+
+def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
+    """Whether GKE runs its own device plugin on a Node with these labels.
+
+    Two that offer nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu advertiser
+    per node is required" (NVIDIA, AI Cluster Runtime, GKE GPU Setup).
+    """
+    return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
+
+
+def find_agent_findings(view: InstallationView) -> Findings:
+    """What keeps agents from running and reading, and what runs on their nodes that must not."""
+    agents, place = view.agents, view.place
+    if agents is None:
+        if "daemonsets.apps" not in view.unread:
+            message = f"there is no DaemonSet gpusharing-agent in namespace {place.agent_namespace}"
+            yield error(Topic.AGENTS, "AgentMissing", message, upgrade(view, "agent.createNamespace=true"))
+        return
+    if {"nodes", "pods"} & view.unread.keys():
+        return
+    if not agents.nodes:
+        yield warning(
+            Topic.AGENTS,
+            "NoGPUNodes",
+            f"no Node has the labels of agent.nodeSelector ({agents.selector}): no agent runs anywhere",
+            f"kubectl label node NODE {agents.selector.replace(', ', ' ')}",
+        )
+        return
+    yield from _agents_kept_out(view)
+    yield from _two_plugins(agents)
+    without = agents.nodes - {pod.node for pod in agents.pods if pod.ready}
+    if without:
+        problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
+        show = f"kubectl -n {place.agent_namespace} describe pods -l app.kubernetes.io/name=gpusharing-agent"
+        message = (
+            f"no Ready agent on {len(without)} of {len(agents.nodes)} GPU nodes, so none of them changes:"
+            f" {some(without)}{problem}"
+        )
+        severity = Severity.ERROR if without == agents.nodes else Severity.WARNING
+        yield Finding(Topic.AGENTS, severity, "AgentNotReady", message, show)
+    troubled = {node: why for node, why in agents.reports.items() if why and node not in without}
+    if troubled:
+        first = min(troubled)
+        message = f"the agent cannot read the GPUs of {some(troubled)}; {first}: {troubled[first]}"
+        yield error(Topic.AGENTS, "AgentCannotRead", message, f"kubectl describe gpunode {first}")
+
+
+def _agents_kept_out(view: InstallationView) -> Findings:
+    agents, place = view.agents, view.place
+    assert agents is not None, "find_agent_findings asks first"
+    if agents.runtime_class and agents.runtime_class_exists is False:
+        yield error(
+            Topic.AGENTS,
+            "RuntimeClassMissing",
+            f"RuntimeClass {agents.runtime_class} (agent.runtimeClassName) does not exist, so no agent pod is created",
+            upgrade(view, "agent.runtimeClassName="),
+        )
+    if agents.enforced in ("baseline", "restricted"):
+        yield error(
+            Topic.AGENTS,
+            "PodSecurityForbids",
+            f"namespace {place.agent_namespace} enforces PodSecurity {agents.enforced}, which refuses the agent",
+            f"kubectl label --overwrite namespace {place.agent_namespace}"
+            " pod-security.kubernetes.io/enforce=privileged",
+        )
+
+
+def _two_plugins(agents: AgentsState) -> Findings:
+    if agents.cloud_plugins:
+        yield error(
+            Topic.AGENTS,
+            "TwoDevicePlugins",
+            f"GKE runs its own device plugin on {some(agents.cloud_plugins)}, and the kubelet there takes"
+            " nvidia.com/gpu from whichever of the two spoke last; give its node pool the label as well",
+            f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
+        )
