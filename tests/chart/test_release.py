@@ -1,12 +1,16 @@
 """The chart as it is published: nobody has to name its image."""
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from hack.release import CHANGELOG, main, read_changes, write_chart
-from tests.chart.charts import NAMESPACE, Helm
+from tests.chart.charts import NAMESPACE, ROOT, Helm
+from tests.fakes.registry import running
 
+WORKFLOW = ROOT / ".github" / "workflows" / "release.yaml"
 DIGEST = "sha256:" + "a" * 64
 
 
@@ -63,6 +67,38 @@ def test_the_kinds_of_our_changelog_are_those_that_artifact_hub_knows() -> None:
     known = {"added", "changed", "deprecated", "removed", "fixed", "security"}
     assert {one["kind"] for one in read_changes(CHANGELOG.read_text(), "Unreleased")} <= known
     assert read_changes(CHANGELOG.read_text(), "7.7.7") == []
+
+
+def test_it_is_pushed_to_a_registry_and_installed_from_there_by_the_digest_that_the_workflow_signs(
+    helm: Helm, tmp_path: Path
+) -> None:
+    chart = write_chart(tmp_path / "gpu-sharing-operator", "registry.test/team/x", DIGEST)
+    assert helm.run("package", str(chart), "-d", str(tmp_path)).returncode == 0
+    (archive,) = tmp_path.glob("*.tgz")
+    with running() as registry:
+        where = f"oci://{registry.address}/charts"
+        pushed = helm.run("push", str(archive), where, "--plain-http")
+        assert pushed.returncode == 0, pushed.stderr
+        digest = signed_by_the_workflow(pushed.stdout + pushed.stderr)
+        assert set(registry.manifests) == {
+            "charts/gpu-sharing-operator:0.1.0",
+            f"charts/gpu-sharing-operator@{digest}",
+        }
+        name = f"{where}/gpu-sharing-operator@{digest}"
+        done = helm.run("template", "gpusharing", name, "-n", NAMESPACE, "--plain-http")
+    assert done.returncode == 0, done.stderr
+    assert f"image: registry.test/team/x@{DIGEST}" in done.stdout
+
+
+def signed_by_the_workflow(said: str) -> str:
+    """The digest that its `sed` takes from what `helm push` says."""
+    found = re.search(r"sed -n '([^']+)' build/push\.log", WORKFLOW.read_text())
+    assert found is not None
+    command = ["sed", "-n", found[1]]
+    told = subprocess.run(command, input=said, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("digest=sha256:")
+    assert told.count("\n") == 1
+    return told.strip().partition("=")[2]
 
 
 def test_what_is_no_digest_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
