@@ -59,11 +59,16 @@ def upgrade(site: Site) -> str:
 
 
 def images(site: Site) -> set[str]:
-    """Of all containers of ours that run."""
+    """Of all pods of ours that run or are to run: that of the last `helm test` has ended and keeps its image."""
     spaces = (stage.NAMESPACE, stage.AGENT_NAMESPACE)
     pods = [pod for space in spaces for pod in site.api.list(f"/api/v1/namespaces/{space}/pods")]
     stay = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    return {one["image"] for pod in stay for one in pod["spec"]["containers"]}
+    return {
+        one["image"]
+        for pod in stay
+        if pod["status"]["phase"] in ("Pending", "Running")
+        for one in pod["spec"]["containers"]
+    }
 
 
 def boot_id(site: Site, node: str) -> str:
@@ -103,7 +108,7 @@ def test_an_upgrade_in_the_middle_of_a_change_which_the_new_operator_finishes(on
     node = one.begin(next(CHANGES))
     change, older = one.fence(node)["op"], one.leader()
     name = upgrade(one.walk.site)
-    assert images(one.walk.site) == {name}
+    one.walk.wait(lambda: images(one.walk.site) == {name}, "all pods to be of the new version")
     one.wait_led_by_another(older)
     assert one.fence(node)["op"] == change
     one.ends_well()
@@ -121,7 +126,7 @@ def test_a_rollback_in_the_middle_of_a_change_keeps_what_only_the_newer_version_
     with watched_nodes(one.walk, tmp_path / "nodes.json"):
         newer = one.leader()
         site.helm("rollback", "gpusharing", revision, "--wait", PATIENCE)
-        assert images(site) == {site.image.reference}
+        one.walk.wait(lambda: images(site) == {site.image.reference}, "all pods to be of the older version")
         one.wait_led_by_another(newer)
         claims = json.loads(site.api.get(LEASE)["metadata"]["annotations"][ANNOTATION_CLAIMS])
         assert FUTURE.items() <= claims["claims"][node].items()
