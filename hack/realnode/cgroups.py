@@ -42,13 +42,15 @@ def remove(path: str) -> None:
             folder.parent.rmdir()
 
 
-def sweep() -> None:
-    """Remove what owners left behind that were killed."""
+def sweep() -> list[Path]:
+    """Remove what owners left behind that were killed; what is still busy, because their processes are ending."""
+    left = []
     for hierarchy in hierarchies():
         for folder in hierarchy.glob(f"{PREFIX}*"):
             owner = folder.name.removeprefix(PREFIX)
-            if owner.isdigit() and not pid_exists(int(owner)):
-                _removed(folder)
+            if owner.isdigit() and not pid_exists(int(owner)) and not _removed(folder):
+                left.append(folder)
+    return left
 
 
 def _inherit_cpuset(folder: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from hack.cluster.toolchain import kubelet_recipe
+from hack.images import debian, wheels
 from hack.nvmlsim.build import compiler
 
 PROGRAMS = {
@@ -55,8 +56,23 @@ def why_not() -> str | None:
     return None
 
 
+def why_not_in_ci() -> str | None:
+    """As `why_not`, when all that can be fetched has been: nobody reads there what to install."""
+    try:
+        install_packages()
+    except subprocess.CalledProcessError as error:
+        return f"{' '.join(error.cmd)} ended with status {error.returncode}"
+    if why := why_not():
+        return why
+    try:
+        debian.fetch(*debian.locked(wheels.native()))
+    except debian.FetchError as error:
+        return f"our image cannot be built: {str(error).splitlines()[0]}"
+    return None
+
+
 def install_packages() -> None:
-    """Install what is missing from Debian's packages, for CI: nobody reads a message there.
+    """Install what is missing from Debian's packages.
 
     Raises:
         subprocess.CalledProcessError: apt-get failed.
@@ -79,3 +95,13 @@ def missing_packages() -> list[str]:
     if cni_folder() is None:
         packages.append(CNI_PACKAGE)
     return list(dict.fromkeys(packages))
+
+
+def main() -> None:
+    """For CI, which must tell "cannot run here" from "failed": print why not, and nothing where it can."""
+    if why := why_not_in_ci():
+        print(why)
+
+
+if __name__ == "__main__":
+    main()

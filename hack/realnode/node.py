@@ -56,8 +56,8 @@ class KubeletNode:
         """`models`: of its SIMULATED GPUs; with one it has the runtime for the RuntimeClass `nvidia`."""
         self.plane, self.name, self.number = plane, name, number
         self._labels = dict(labels or {})
-        root = private_directory(cache_root() / "nodes")
-        _sweep(root)
+        cgroups.sweep()
+        root = sweep()
         self.folder = Path(tempfile.mkdtemp(dir=root, prefix=f"{os.getpid()}-{name}-"))
         self.files = NodeFiles(self.folder)
         self.machine = Machine(name, self.folder, network, number)
@@ -225,10 +225,11 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _sweep(root: Path) -> None:
-    """Remove what owners left behind that were killed; their machines died with them."""
-    cgroups.sweep()
+def sweep() -> Path:
+    """Remove the folders of nodes whose owners were killed: their machines died with them. The folder they lie in."""
+    root = private_directory(cache_root() / "nodes")
     for folder in root.iterdir():
         owner = folder.name.partition("-")[0]
         if owner.isdigit() and not pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
+    return root

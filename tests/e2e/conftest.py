@@ -2,8 +2,8 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
+from types import FrameType
 
 import pytest
 from hack.cluster import toolchain
@@ -19,12 +19,7 @@ NODES = ("gpu-1", "gpu-2")
 def real_nodes_possible() -> None:
     """Skip the test, or fail it in CI, where no real kubelet can run."""
     ci = bool(os.environ.get("CI"))
-    if ci:
-        try:
-            needs.install_packages()
-        except subprocess.CalledProcessError as error:
-            pytest.fail(f"RUNG 4 NOT RUN: {error}")
-    if why := needs.why_not():
+    if why := needs.why_not_in_ci() if ci else needs.why_not():
         (pytest.fail if ci else pytest.skip)(f"RUNG 4 NOT RUN: {why}")
     try:
         toolchain.control_plane_programs()
@@ -36,11 +31,19 @@ def real_nodes_possible() -> None:
         (pytest.fail if ci else pytest.skip)(f"RUNG 4 NOT RUN: {error}")
 
 
+def end_in_order(number: int, frame: FrameType | None) -> None:
+    """Told to end, the run takes everything down: nothing of it is left on the machine.
+
+    It listens once: `timeout` tells each process of the group, and make tells its own a second time.
+    """
+    signal.signal(number, signal.SIG_IGN)
+    signal.default_int_handler(number, frame)
+
+
 @pytest.fixture(scope="session")
 def site(real_nodes_possible: None) -> Iterator[Site]:
     """A control plane and two nodes with real kubelets; our chart is not installed."""
-    # Told to end, the run ends in order: nothing of it is left on the machine.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, end_in_order)
     with running_site(NODES) as running:
         yield running
 

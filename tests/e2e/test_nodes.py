@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hack.cluster.api import Object
 from hack.cluster.process import pid_exists, wait_until
-from hack.realnode import cgroups, images, network
+from hack.realnode import cgroups, images, sweep
 from hack.realnode.site import Site
 from hack.stage import ROOT
 from tests.e2e.conftest import NODES
@@ -70,8 +70,7 @@ def test_a_machine_whose_owner_was_killed_dies_with_it_and_is_swept(
     owner.communicate()
     wait_until(lambda: not pid_exists(int(first)), SECONDS, "the machine to die with its owner")
     assert link in links()
-    network.sweep()
-    cgroups.sweep()
+    sweep.main()
     assert link not in links()
     assert not [folder for h in cgroups.hierarchies() for folder in h.glob(f"{cgroups.PREFIX}{owner.pid}")]
 

@@ -56,3 +56,11 @@ def test_equal_images_give_equal_archives_with_all_their_files(tmp_path: Path) -
 def test_the_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert needs.missing_packages()[:3] == ["containerd", "runc", "iptables"]
+
+
+def test_ci_is_told_what_is_missing_where_nothing_can_install_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    needs.main()
+    assert capsys.readouterr().out.startswith("a real kubelet ")
