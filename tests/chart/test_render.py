@@ -308,3 +308,16 @@ def pod_containers(workload: Manifest) -> list[dict[str, Any]]:
 
 def test_a_wrong_value_of_configure_is_named(helm: Helm) -> None:
     assert "configure" in helm.refusal("--set-string", "gpuOperator.configure=maybe")
+
+
+def test_a_hook_whose_image_cannot_be_pulled_ends_before_helm_gives_up_and_leaves_its_pod_to_tell(
+    helm: Helm,
+) -> None:
+    shown = ("--show-only", "templates/uninstall-check.yaml", "--show-only", "templates/tests/checks.yaml")
+    rendered = helm.template(*shown)
+    job = find(rendered, "Job", "gpusharing-uninstall-check")["spec"]
+    pods = [job["template"]["spec"], find(rendered, "Pod", "gpusharing-checks")["spec"]]
+    helm_waits = 300  # helm's own --timeout
+    assert all(pod["activeDeadlineSeconds"] < helm_waits for pod in pods)
+    # A Job whose deadline passes deletes its pod.
+    assert pods[0]["activeDeadlineSeconds"] < job["activeDeadlineSeconds"] < helm_waits
