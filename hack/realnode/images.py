@@ -16,7 +16,7 @@ from hack.nvmlsim.build import BuildError, compiler
 
 PAUSE_IMAGE = "localhost/gpusharing-pause:1"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_PAUSE_SOURCE = r"""
+PAUSE_SOURCE = r"""
 /* Holds the namespaces of a pod, and what its containers were given, until it is told to end. */
 #include <signal.h>
 #include <sys/wait.h>
@@ -64,26 +64,15 @@ def pause_image() -> Image:
         BuildError: there is no C compiler, or no static C library.
     """
     return Image(
-        PAUSE_IMAGE, {"pause": Entry(static_program("pause", _PAUSE_SOURCE).read_bytes())}, ["/pause"]
+        PAUSE_IMAGE, {"pause": Entry(static_program("pause", PAUSE_SOURCE).read_bytes())}, ["/pause"]
     )
 
 
 def write_archive(image: Image, path: Path) -> None:
     """Write an image as `docker save` does; equal images give equal archives."""
-    layer = _layer(image)
+    layer = pack_layer(image)
     digest = hashlib.sha256(layer).hexdigest()
-    config = {
-        "architecture": ARCHITECTURES[platform.machine()],
-        "os": "linux",
-        "config": {
-            "Entrypoint": list(image.entrypoint),
-            "Env": [f"{name}={value}" for name, value in image.environment.items()],
-            "WorkingDir": "/",
-        },
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
-        "history": [{"created_by": "hack/realnode/images.py"}],
-    }
-    raw = json.dumps(config, sort_keys=True).encode()
+    raw = json.dumps(configuration(image, layer, native()), sort_keys=True).encode()
     name = f"{hashlib.sha256(raw).hexdigest()}.json"
     manifest = [{"Config": name, "RepoTags": [image.name], "Layers": [f"{digest}.tar"]}]
     with tarfile.open(path, "w") as archive:
@@ -92,7 +81,28 @@ def write_archive(image: Image, path: Path) -> None:
         _add(archive, "manifest.json", Entry(json.dumps(manifest).encode(), 0o644))
 
 
-def _layer(image: Image) -> bytes:
+def native() -> str:
+    """This machine's architecture, as images name it."""
+    return ARCHITECTURES[platform.machine()]
+
+
+def configuration(image: Image, layer: bytes, architecture: str) -> dict[str, object]:
+    """What OCI's image specification calls the configuration."""
+    return {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {
+            "Entrypoint": list(image.entrypoint),
+            "Env": [f"{name}={value}" for name, value in image.environment.items()],
+            "WorkingDir": "/",
+        },
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+        "history": [{"created_by": "hack/realnode/images.py"}],
+    }
+
+
+def pack_layer(image: Image) -> bytes:
+    """Its files as a tar that is the same for equal images."""
     buffer = io.BytesIO()
     parents = {str(parent) for path in image.files for parent in Path(path).parents}
     with tarfile.open(fileobj=buffer, mode="w") as layer:

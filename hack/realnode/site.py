@@ -45,16 +45,24 @@ class Site:
 
     def helm(self, *arguments: str) -> str:
         """What helm printed, asked about the namespace of our release; its complaint is in the exception's text."""
-        done = subprocess.run(
+        done = self._run_helm(arguments)
+        if done.returncode:
+            raise AssertionError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def try_helm(self, *arguments: str) -> tuple[int, str]:
+        """As `helm`, where it may fail: the exit status, and all that it said."""
+        done = self._run_helm(arguments)
+        return done.returncode, done.stdout + done.stderr
+
+    def _run_helm(self, arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
             [str(toolchain.program("helm")), *arguments, "--namespace", stage.NAMESPACE],
             env=self.plane.environment(),
             capture_output=True,
             text=True,
             check=False,
         )
-        if done.returncode:
-            raise AssertionError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
-        return done.stdout
 
     def install_operands(self) -> None:
         """NVIDIA's pods, as the GPU Operator creates them; the ConfigMaps that they mount must have an entry."""

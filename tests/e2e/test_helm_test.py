@@ -1,10 +1,6 @@
 """`helm test` as a user runs it: the hook's pod with our image on a real kubelet, under its own account."""
 
-import os
-import subprocess
-
 import pytest
-from hack.cluster import toolchain
 from hack.realnode.site import Site
 from hack.stage import NAMESPACE
 
@@ -15,23 +11,7 @@ CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 
 def helm_test(site: Site) -> tuple[int, str]:
     """Exit status, and what helm and the pod said."""
-    done = subprocess.run(
-        [
-            str(toolchain.program("helm")),
-            "test",
-            "gpusharing",
-            "-n",
-            NAMESPACE,
-            "--logs",
-            "--timeout",
-            "300s",
-        ],
-        env={**os.environ, "KUBECONFIG": str(site.plane.kubeconfig)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    return site.try_helm("test", "gpusharing", "--logs", "--timeout", "300s")
 
 
 def test_helm_test_says_on_one_screen_that_the_installation_can_work(site: Site, notes: str) -> None:

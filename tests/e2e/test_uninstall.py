@@ -1,11 +1,8 @@
 """`helm uninstall` as a user runs it: the pre-delete hook's Job with our image on a real kubelet."""
 
-import os
-import subprocess
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster import toolchain
 from hack.cluster.api import ApiError
 from hack.realnode.site import Site
 from hack.stage import NAMESPACE
@@ -23,23 +20,7 @@ CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpusharingpolicie
 
 def uninstall(site: Site) -> tuple[int, str]:
     """Exit status, and what helm and the hook's pod said."""
-    done = subprocess.run(
-        [
-            str(toolchain.program("helm")),
-            "uninstall",
-            "gpusharing",
-            "-n",
-            NAMESPACE,
-            "--wait",
-            "--timeout",
-            "300s",
-        ],
-        env={**os.environ, "KUBECONFIG": str(site.plane.kubeconfig)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    return site.try_helm("uninstall", "gpusharing", "--wait", "--timeout", "300s")
 
 
 def is_there(site: Site, path: str) -> bool:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 from hack.cluster.api import ApiError, Object
 from hack.cluster.nodes import node_manifest
+from tests import kubeletwords
 from tests.integration.product import (
     CLUSTER_POLICY,
     FULL,
@@ -268,12 +269,12 @@ def wait_stalled(pool: Pool, words: tuple[str, ...]) -> None:
     pool.wait(lambda: all(word in pool.condition("Stalled").get("message", "") for word in words), f"{words}")
 
 
+IMAGE = "gpu-sharing-operator:0.1.0"
 NOT_STARTED = {
     "no registry has its image": (
         {
             "reason": "ImagePullBackOff",
-            "message": 'Back-off pulling image "gpu-sharing-operator:0.1.0": ErrImagePull: rpc error: code = NotFound '
-            'desc = failed to pull and unpack image "gpu-sharing-operator:0.1.0": not found',
+            "message": kubeletwords.back_off(IMAGE, kubeletwords.not_in_registry(IMAGE)),
         },
         {},
         ("cannot be pulled", "not found", "image.repository"),
@@ -283,14 +284,14 @@ NOT_STARTED = {
         {
             "terminated": {
                 "reason": "Error",
-                "exitCode": 255,
-                "message": "exec /opt/gpusharing/bin/gpusharing-agent: exec format error",
+                "exitCode": 1,
+                "message": kubeletwords.bad_format("/usr/local/bin/gpusharing-agent"),
             }
         },
         ("is not for the architecture of this node (amd64)", "agent.nodeSelector"),
     ),
 }
-"""SIMULATED: what a kubelet writes into the status of the pod."""
+"""SIMULATED: what a kubelet writes into the status of the pod; its words are held to a real one on rung 4."""
 
 
 @pytest.mark.parametrize("case", NOT_STARTED)
@@ -301,7 +302,7 @@ def test_an_agent_that_does_not_start_is_told_by_its_cause(product: Product, cas
         pool.wait(lambda: product.api.get(path)["status"]["phase"] == "Running", "it to run")
         status = {
             "name": "agent",
-            "image": "gpu-sharing-operator:0.1.0",
+            "image": IMAGE,
             "imageID": "",
             "ready": False,
             "started": False,

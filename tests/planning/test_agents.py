@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests import kubeletwords
 
 from gpusharing.planning.snapshot.agents import AgentPod, AgentTroubles, AgentWarning, find_troubles, steady
 from gpusharing.planning.words.reasons import Reason
@@ -45,7 +46,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
         replace(
             POD,
             waiting="ErrImagePull",
-            message=f'rpc error: code = NotFound desc = failed to pull and unpack image "{IMAGE}": not found',
+            message=kubeletwords.not_in_registry(IMAGE),
         ),
         (f"image {IMAGE} cannot be pulled", "not found", "image.repository"),
     ),
@@ -53,8 +54,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
         replace(
             POD,
             waiting="ImagePullBackOff",
-            message=f'Back-off pulling image "{IMAGE}": ErrImagePull: rpc error: code = NotFound desc = '
-            f'failed to pull and unpack image "{IMAGE}": not found',
+            message=kubeletwords.back_off(IMAGE, kubeletwords.not_in_registry(IMAGE)),
         ),
         (f"image {IMAGE} cannot be pulled", "not found", "image.repository"),
     ),
@@ -62,12 +62,15 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
         replace(POD, waiting="ImagePullBackOff", message=f'Back-off pulling image "{IMAGE}"'),
         (f"image {IMAGE} cannot be pulled; correct",),
     ),
+    "the image is not on the node and must not be pulled": (
+        replace(POD, waiting="ErrImageNeverPull", message=kubeletwords.never_pulled(IMAGE)),
+        (f"image {IMAGE} is not on this node", "pull policy of Never", "image.pullPolicy"),
+    ),
     "the image has no manifest for the node's architecture": (
         replace(
             POD,
             waiting="ErrImagePull",
-            message=f'rpc error: code = NotFound desc = failed to pull and unpack image "{IMAGE}": no match for '
-            "platform in manifest: not found",
+            message=kubeletwords.other_platform(IMAGE),
         ),
         (f"image {IMAGE} is not for the architecture of this node (arm64)", "agent.nodeSelector"),
     ),
@@ -76,8 +79,8 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
             POD,
             waiting="CrashLoopBackOff",
             message="back-off 40s restarting failed container=agent pod=gpusharing-agent-x7k2p",
-            ended="Error, exit code 255",
-            last_words="exec /opt/gpusharing/bin/gpusharing-agent: exec format error",
+            ended="Error, exit code 1",
+            last_words=kubeletwords.bad_format("/usr/local/bin/gpusharing-agent"),
         ),
         (f"image {IMAGE} is not for the architecture of this node (arm64)",),
     ),

@@ -9,7 +9,8 @@ from gpusharing.planning.words.reasons import Reason
 
 HEAD, TAIL = 140, 160
 """Characters that are shown of a long sentence: PodSecurity has the cause at its beginning, a runtime at its end."""
-_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"})
+_NEVER_PULLED = "ErrImageNeverPull"
+_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", _NEVER_PULLED})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _ENDS = frozenset({"CrashLoopBackOff"})
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
@@ -117,9 +118,11 @@ def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> AgentTrou
         )
     if pod.waiting in _IMAGE:
         said = f" ({said})" if said and said != f'Back-off pulling image "{pod.image}"' else ""
+        what, also = ("cannot be pulled", "imagePullSecrets")
+        if pod.waiting == _NEVER_PULLED:
+            what, also = ("is not on this node", "image.pullPolicy")
         return _not_started(
-            f"image {pod.image} cannot be pulled{said}; correct image.repository, image.tag or imagePullSecrets of"
-            " the chart"
+            f"image {pod.image} {what}{said}; correct image.repository, image.tag or {also} of the chart"
         )
     if words := _start_error(pod):
         return _not_started(f"{words}; {show}")

@@ -1,0 +1,133 @@
+"""A registry of images on the loopback of one node, so that a real containerd pulls, and says why it cannot.
+
+with Registry(node) as registry:
+    reference = registry.push(image, architecture="arm64")
+
+`python -m hack.realnode.registry FOLDER` is the server: what GET asks for by OCI's distribution specification.
+"""
+
+import hashlib
+import http.server
+import json
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hack.cluster.process import Component, wait_until
+from hack.realnode.images import Image, configuration, pack_layer
+from hack.realnode.node import KubeletNode
+from hack.stage import PYTHONPATH
+
+ADDRESS = ("127.0.0.1", 5000)
+HOST = "localhost:5000"
+"""containerd speaks plain HTTP with a registry of this name."""
+SECONDS = 60.0
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+READY = "serving\n"
+
+
+class Registry:
+    """Of one node; it listens while the context lasts."""
+
+    def __init__(self, node: KubeletNode) -> None:
+        """It has no images yet."""
+        self._node = node
+        self._folder = node.folder / "registry"
+        self._server: Component | None = None
+
+    def __enter__(self) -> Self:
+        """Return when it answers."""
+        self._folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "hack.realnode.registry", str(self._folder)]
+        self._server = self._node.machine.spawn("registry", command, {"PYTHONPATH": PYTHONPATH})
+        log = self._node.folder / "registry.log"
+        wait_until(
+            lambda: READY in log.read_text(),
+            SECONDS,
+            f"the registry of {self._node.name}",
+            self._server.check,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it, and forget its images."""
+        assert self._server is not None
+        self._server.stop()
+        shutil.rmtree(self._folder)
+
+    def push(self, image: Image, *, architecture: str) -> str:
+        """Offer an image for one architecture only, whatever its programs are for; its reference here."""
+        layer = pack_layer(image)
+        config = json.dumps(configuration(image, layer, architecture)).encode()
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": self._keep(CONFIG, config),
+            "layers": [self._keep(LAYER, layer)],
+        }
+        platform = {"os": "linux", "architecture": architecture}
+        one = self._keep(MANIFEST, json.dumps(manifest).encode()) | {"platform": platform}
+        index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [one]}).encode()
+        self._keep(INDEX, index)
+        (self._folder / image.name).write_bytes(index)
+        return f"{HOST}/{image.name}"
+
+    def _keep(self, kind: str, content: bytes) -> dict[str, object]:
+        """Keep a content by its digest; what a manifest says of it."""
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        (self._folder / digest).write_bytes(content)
+        return {"mediaType": kind, "digest": digest, "size": len(content)}
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """`/v2/`, `/v2/NAME/manifests/TAG-OR-DIGEST` and `/v2/NAME/blobs/DIGEST`; NAME has no slash."""
+
+    def __init__(self, folder: Path, *given: Any) -> None:
+        self._folder = folder
+        super().__init__(*given)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_content=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_content=True)
+
+    def _answer(self, *, with_content: bool) -> None:
+        _, version, *rest = self.path.split("/")
+        if version != "v2" or len(rest) not in (1, 3):
+            self.send_error(404)
+            return
+        content, kind = b"{}", "application/json"
+        if len(rest) == 3:
+            name, what, reference = rest
+            file = self._folder / (reference if reference.startswith("sha256:") else f"{name}:{reference}")
+            if not file.is_file():
+                self.send_error(404)
+                return
+            content = file.read_bytes()
+            kind = json.loads(content)["mediaType"] if what == "manifests" else "application/octet-stream"
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if with_content:
+            self.wfile.write(content)
+
+
+def main() -> None:
+    """Serve the folder that the command line names."""
+    with http.server.ThreadingHTTPServer(ADDRESS, partial(_Handler, Path(sys.argv[1]))) as server:
+        print(READY, end="", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Installations that cannot run: what the user is told, in the words of a real API server, kubelet and containerd."""
+
+import contextlib
+import json
+import platform
+import re
+import struct
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+from hack.cluster.api import ApiError, Object
+from hack.cluster.audit import read_requests
+from hack.nvidia.loop import OPERATOR
+from hack.realnode import images
+from hack.realnode.images import Entry, Image
+from hack.realnode.registry import HOST, Registry
+from hack.realnode.site import Site
+from hack.stage import AGENT_NAMESPACE, CHART, NAMESPACE, runtime_class
+from tests import kubeletwords
+from tests.e2e.pool import FULL, Walk, policy_of
+
+pytestmark = pytest.mark.e2e
+NAME = "bad-input"
+RELEASE = "gpusharing"
+HELM_PATIENCE = "12s"
+"""In this time the kubelet has tried to pull once; the hooks' own deadlines are minutes."""
+POLICY = f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{NAME}"
+GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
+AGENT_PODS = f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods"
+AGENTS = f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
+AGENT_SPACE = f"/api/v1/namespaces/{AGENT_NAMESPACE}"
+ENFORCE = "pod-security.kubernetes.io/enforce"
+RUNTIME_CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
+PROGRAM = "/usr/local/bin/gpusharing-agent"
+ELF_MACHINE = {"x86_64": 183, "aarch64": 62}
+"""By this machine's: the other one's number in the header of its programs (elf.h, EM_AARCH64 and EM_X86_64)."""
+AT_MACHINE = 18
+"""Where it stands, as two bytes."""
+
+
+@pytest.fixture(scope="module")
+def pool(site: Site, notes: str) -> Iterator[Walk]:
+    """Nodes under a policy, so that the operator says why it starts nothing; in the end the agents run again."""
+    walk = Walk(site)
+    site.api.apply(POLICY, {**policy_of(FULL), "metadata": {"name": NAME}})
+    try:
+        yield walk
+    finally:
+        # What was changed by hand becomes helm's again.
+        site.helm_install("--force-conflicts")
+        site.api.delete(POLICY)
+        walk.wait(lambda: NAME not in site.kubectl("get", "gsp", "-o", "name"), "the policy to be gone")
+
+
+@pytest.fixture(scope="module")
+def offered(site: Site) -> Iterator[None]:
+    """Registries on all nodes, with images that cannot run there."""
+    with contextlib.ExitStack() as stack:
+        for node in site.nodes.values():
+            registry = stack.enter_context(Registry(node))
+            image = Image("other-platform:1", {PROGRAM.lstrip("/"): Entry(foreign_program())})
+            registry.push(image, architecture=other_architecture())
+            registry.push(replace(image, name="other-program:1"), architecture=images.native())
+        yield
+
+
+def other_architecture() -> str:
+    """One that this machine has not."""
+    return next(name for name in sorted(images.ARCHITECTURES.values()) if name != images.native())
+
+
+def foreign_program() -> bytes:
+    """A program whose header says that it is for the other architecture."""
+    ours = images.static_program("pause", images.PAUSE_SOURCE).read_bytes()
+    number = struct.pack("<H", ELF_MACHINE[platform.machine()])
+    return ours[:AT_MACHINE] + number + ours[AT_MACHINE + len(number) :]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image that the agent cannot run with."""
+
+    image: str
+    words: tuple[str, ...]
+    """What the user must be told."""
+    said: tuple[str, ...] = ()
+    """What kubelet and containerd say, of which one is enough; the tests of lower rungs say the same."""
+    policy: str = "IfNotPresent"
+
+
+def pulling(image: str, why: str) -> tuple[str, str]:
+    """What the kubelet says at a try, and between two."""
+    return why, kubeletwords.back_off(image, why)
+
+
+def not_for_this() -> str:
+    return f"is not for the architecture of this node ({images.native()})"
+
+
+ABSENT, NEVER = f"{HOST}/no-such:1", "localhost/gpu-sharing-operator:never"
+PLATFORM, OTHER = f"{HOST}/other-platform:1", f"{HOST}/other-program:1"
+NOT_STARTED = {
+    "no registry answers": Case(
+        "localhost/gpu-sharing-operator:missing",
+        ("cannot be pulled", "connection refused", "image.repository"),
+    ),
+    "the registry does not have its image": Case(
+        ABSENT,
+        ("cannot be pulled", "not found", "image.tag"),
+        pulling(ABSENT, kubeletwords.not_in_registry(ABSENT)),
+    ),
+    "its image is not on the node and must not be pulled": Case(
+        NEVER,
+        ("is not present with pull policy of Never", "image.pullPolicy"),
+        (kubeletwords.never_pulled(NEVER),),
+        "Never",
+    ),
+    "its image is for another architecture": Case(
+        PLATFORM,
+        (not_for_this(), "agent.nodeSelector"),
+        pulling(PLATFORM, kubeletwords.other_platform(PLATFORM)),
+    ),
+    "the program in its image is for another architecture": Case(
+        OTHER, (not_for_this(), "agent.nodeSelector"), (kubeletwords.bad_format(PROGRAM),)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_STARTED)
+def test_an_agent_that_does_not_start_is_told_in_the_kubelets_words(
+    pool: Walk, offered: None, case: str
+) -> None:
+    given = NOT_STARTED[case]
+    with untouched(pool):
+        patch = {"name": "agent", "image": given.image, "imagePullPolicy": given.policy}
+        patch_agents(pool, {"spec": {"template": {"spec": {"containers": [patch]}}}})
+        pool.wait(
+            lambda: not given.said or bool(said(pool) & set(given.said)), f"the kubelet to say {given.said}"
+        )
+        wait_told(pool, "AgentNotStarted", (given.image, *given.words))
+
+
+def test_a_runtime_class_whose_handler_the_node_lacks_is_told_in_containerds_words(pool: Walk) -> None:
+    with untouched(pool), without_runtime_class(pool):
+        pool.site.api.create(RUNTIME_CLASSES, {"metadata": {"name": "nvidia"}, "handler": "not-there"})
+        try_again(pool)
+        wait_told(pool, "AgentNotStarted", ('no runtime for "not-there" is configured', "describe pod"))
+
+
+@contextlib.contextmanager
+def without_runtime_class(pool: Walk) -> Iterator[None]:
+    pool.site.api.delete(f"{RUNTIME_CLASSES}/nvidia")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ApiError):  # there is none
+            pool.site.api.delete(f"{RUNTIME_CLASSES}/nvidia")
+        runtime_class(pool.site.api)
+
+
+@contextlib.contextmanager
+def restricted(pool: Walk) -> Iterator[None]:
+    before = pool.site.api.get(AGENT_SPACE)["metadata"]["labels"][ENFORCE]
+    pool.site.api.merge_patch(AGENT_SPACE, {"metadata": {"labels": {ENFORCE: "restricted"}}})
+    try:
+        yield
+    finally:
+        pool.site.api.merge_patch(AGENT_SPACE, {"metadata": {"labels": {ENFORCE: before}}})
+
+
+REFUSED: Mapping[str, tuple[Callable[[Walk], contextlib.AbstractContextManager[None]], tuple[str, ...]]] = {
+    "PodSecurity forbids it": (
+        restricted,
+        (
+            'violates PodSecurity "restricted:latest"',
+            f"kubectl label --overwrite namespace {AGENT_NAMESPACE} {ENFORCE}=privileged",
+        ),
+    ),
+    "there is no RuntimeClass": (
+        without_runtime_class,
+        ('RuntimeClass "nvidia" not found', "agent.runtimeClassName"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_agent_that_the_api_server_refuses_is_told_in_its_words(pool: Walk, case: str) -> None:
+    kept_out, words = REFUSED[case]
+    with untouched(pool), kept_out(pool):
+        # Again and again: the first refusal may be of what was true before, as the API server has it in mind.
+        wait_told(pool, "AgentRefused", words, meanwhile=try_again)
+
+
+@pytest.fixture
+def missing_image(pool: Walk) -> Site:
+    """The release with a tag that nobody has, and with it operator, agents and helm's hooks."""
+    tag = ("--reuse-values", "--set", "image.tag=missing")
+    status, told = pool.site.try_helm("upgrade", RELEASE, str(CHART), *tag, "--force-conflicts")
+    assert status == 0, told
+    return pool.site
+
+
+def test_without_our_image_helm_test_says_that_it_cannot_be_pulled(missing_image: Site) -> None:
+    status, told = missing_image.try_helm("test", RELEASE, "--logs", "--timeout", HELM_PATIENCE)
+    assert status != 0, told
+    assert 'container "checks" in pod "gpusharing-checks" is waiting to start' in told
+    assert re.search("image can't be pulled|failing to pull image", told), told
+
+
+def test_without_our_image_uninstalling_names_the_pod_that_tells_why_and_can_be_taken_back(
+    missing_image: Site,
+) -> None:
+    status, told = missing_image.try_helm("uninstall", RELEASE, "--timeout", HELM_PATIENCE)
+    assert status != 0, told
+    assert (pod := re.search(r"for pod: (gpusharing-uninstall-check-\w+)", told)), told
+    assert "Failed to pull image" in missing_image.kubectl("describe", "pod", "-n", NAMESPACE, pod[1])
+    *_, last = json.loads(missing_image.helm("history", RELEASE, "--output", "json"))
+    assert last["status"] == "uninstalling", "so helm would upgrade nothing"
+    missing_image.helm("rollback", RELEASE, str(last["revision"]))
+    missing_image.helm_install("--force-conflicts")
+
+
+def wait_told(
+    pool: Walk, reason: str, words: tuple[str, ...], meanwhile: Callable[[Walk], None] = lambda _: None
+) -> None:
+    """Until a GPUNode gives this reason with all words, and the policy is Stalled."""
+
+    def told(text: str) -> bool:
+        return all(word in text for word in words)
+
+    def of_node() -> bool:
+        meanwhile(pool)
+        transitions = [one.get("status", {}).get("transition") or {} for one in pool.site.api.list(GPUNODES)]
+        return any(one.get("reason") == reason and told(one["message"]) for one in transitions)
+
+    def policy_is_stalled() -> bool:
+        rows = pool.site.api.get(POLICY).get("status", {}).get("conditions", [])
+        return any(
+            (row["type"], row["status"], row["reason"]) == ("Stalled", "True", "Blocked") for row in rows
+        )
+
+    pool.wait(of_node, f"{reason} with {words}")
+    # Its words are those of one node; the other one's agent runs, and lacks mig-manager.
+    pool.wait(policy_is_stalled, "the policy to be Stalled")
+
+
+def said(pool: Walk) -> set[str]:
+    """What kubelet and containerd say of the agents' containers."""
+    statuses = [
+        status
+        for pod in pool.site.api.list(AGENT_PODS)
+        for status in pod["status"].get("containerStatuses", ())
+    ]
+    states = [one for status in statuses for kind in ("state", "lastState") for one in status[kind].values()]
+    return {state["message"] for state in states if "message" in state}
+
+
+def patch_agents(pool: Walk, patch: Object) -> None:
+    """As somebody does by hand; a list of containers is merged by name."""
+    pool.site.kubectl("patch", "-n", AGENT_NAMESPACE, "daemonset/gpusharing-agent", "-p", json.dumps(patch))
+
+
+def try_again(pool: Walk) -> None:
+    """End the agents' pods, and let the DaemonSet controller, which waits longer after every refusal, try at once."""
+    pool.site.kubectl("delete", "pods", "-n", AGENT_NAMESPACE, "--all", "--now")
+    pool.site.api.merge_patch(AGENTS, {"metadata": {"annotations": {"tests/tried": uuid.uuid4().hex}}})
+
+
+@contextlib.contextmanager
+def untouched(pool: Walk) -> Iterator[None]:
+    """The operator writes to no Node meanwhile."""
+    since = pool.mark()
+    yield
+    written = [one for one in read_requests(pool.site.plane.audit_log, OPERATOR, start=since) if one.is_write]
+    assert [one for one in written if one.resource.startswith("nodes")] == []
