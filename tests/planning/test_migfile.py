@@ -75,7 +75,7 @@ REFUSED = {
         "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: -1}}]}", "1g.10gb: -1 in mig-devices"),
     "a date": ("{x: 2026-11-20}", "entry x: it is not a list of maps"),
     "a date of a month that is none": ("{x: 2026-13-45}", "it is not YAML that can be read (ValueError)"),
-    "lists in lists without end": ("{x: " + "[" * 2000 + "]" * 2000 + "}", "it is not YAML that can be read"),
+    "lists in lists without end": ("{x: " + "[" * 2000 + "]" * 2000 + "}", "nested more than 20 levels"),
     "more levels than any configuration has": ("{x: " + "[" * 30 + "]" * 30 + "}", "nested more than 20 levels deep"),
     "a list that holds itself": ("{x: &a [*a]}", "nested more than 20 levels deep"),
     "no PCI device id": (
