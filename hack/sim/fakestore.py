@@ -5,6 +5,7 @@ Stored objects are never changed in place: a write replaces them, so that the hi
 
 import asyncio
 import json
+import marshal
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -29,9 +30,15 @@ HISTORY = 10_000
 """Events kept per kind; a watch from before them gets 410, like after etcd's compaction."""
 
 
+def received(obj: JSON) -> JSON:
+    """What arrives of an object that somebody sends: TypeError for what is no JSON, tuples become lists."""
+    arrived: JSON = json.loads(json.dumps(obj))
+    return arrived
+
+
 def copied(obj: JSON) -> JSON:
-    """A deep copy of plain JSON."""
-    copy: JSON = json.loads(json.dumps(obj))
+    """A deep copy of what is stored; marshal takes a third of json's time, and is as deep for plain JSON."""
+    copy: JSON = marshal.loads(marshal.dumps(obj))
     return copy
 
 
@@ -100,7 +107,7 @@ class Store:
         if key in self._objects.get(resource, {}):
             raise AlreadyExists(f'{resource.plural} "{name}" already exists')
         self._uids += 1
-        obj = copied(body)
+        obj = received(body)
         if resource in WITH_STATUS and not with_status:
             obj.pop("status", None)
             if resource == kinds.PODS:
@@ -119,9 +126,9 @@ class Store:
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":
-            new = {**old, "status": merged(old.get("status"), copied(body.get("status") or {}))}
+            new = {**old, "status": merged(old.get("status"), received(body.get("status") or {}))}
         elif subresource is None:
-            new = self._patched(resource, old, copied(body))
+            new = self._patched(resource, old, received(body))
         else:
             raise Invalid(f"FakeCluster has no subresource {subresource}")
         if new == old:
