@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import yaml
@@ -42,6 +43,7 @@ class PluginConfig:
         return (self.replicas or {}).get(RESOURCE_GPU) if self.sharing == "mps" else None
 
 
+@lru_cache(maxsize=256)
 def parse_config(text: str, strategy: str = "") -> PluginConfig:
     """Parse a configuration; unknown keys are ignored, as the plugin does. `strategy` is ClusterPolicy's
     mig.strategy, which beats the file (b.2). Raises PluginError."""
