@@ -23,7 +23,7 @@ from gpusharing.kube.installation import (
     RUNTIME_CLASSES,
     gather_installation,
 )
-from gpusharing.planning.stack.installation import find_findings
+from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -77,7 +77,7 @@ async def gathered(cluster: FakeCluster) -> InstallationView:
 
 
 def reasons(view: InstallationView) -> set[str]:
-    return {one.reason for one in find_findings(view)}
+    return {one.reason for one in find_symptoms(view)}
 
 
 async def test_a_good_installation_lacks_only_the_answers_about_rights(cluster: FakeCluster) -> None:

@@ -11,7 +11,8 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.proof.verify import Case, expected_gfd_labels
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted import pluginconfig
-from gpusharing.planning.wanted.target import Target, Unsupported, find_target, find_wish
+from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.words.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,16 @@ def plan(setting: Setting) -> tuple[Target, str, Case]:
     """The planner's target for the node, the text of the plugin's configuration, and the verifier's case."""
     target, gpus = _judge(setting)
     assert isinstance(target, Target), target
-    case = Case(make_node(), make_gpunode(gpus=gpus).observed, target, make_stack())
+    observed = make_gpunode(gpus=gpus).observed
+    assert observed is not None, "make_gpunode reports unless told otherwise"
+    case = Case(make_node(), observed, target, make_stack())
     return target, pluginconfig.render(target.plugin), case
 
 
-def refusal(setting: Setting) -> Unsupported:
+def refusal(setting: Setting) -> Finding:
     """Why the planner does not touch the node."""
     refused, _ = _judge(setting)
-    assert isinstance(refused, Unsupported), refused
+    assert isinstance(refused, Finding), refused
     return refused
 
 
@@ -72,7 +75,7 @@ def plan_for(models: Sequence[str], spec: dict[str, Any]) -> tuple[Target, str, 
     return plan(setting)
 
 
-def _judge(setting: Setting) -> tuple[Target | Unsupported, list[GpuView]]:
+def _judge(setting: Setting) -> tuple[Target | Finding, list[GpuView]]:
     spec = GPUSharingPolicySpec.model_validate(
         {"nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}}, **setting.spec}
     )

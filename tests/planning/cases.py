@@ -10,14 +10,14 @@ from tests.planning.machines import Machine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.proof.assess import assess
+from gpusharing.planning.proof.assess import Assessed, Assessment, assess
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.wanted.target import Target, Targets, find_target, find_wish
-from gpusharing.planning.way.verdict import NodeCase, Verdict, find_health
+from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict, find_health
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
 MPS = make_policy(mode="MPS")
@@ -86,7 +86,7 @@ def make_case(
     report = (
         gpunode if isinstance(gpunode, GPUNodeView) else replace(world.gpunodes["gpu-07"], **(gpunode or {}))
     )
-    return NodeCase(
+    case = NodeCase(
         node=view,
         gpunode=report,
         assessment=None if policy is None else judge_node(view, report, policy, stack),
@@ -103,12 +103,28 @@ def make_case(
         settings=SETTINGS,
         now=now,
     )
+    return case if fence is None else FencedCase.of(case, fence)
 
 
-def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Any:
+def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Assessment:
     """The assessment of one node under one policy."""
-    targets = Targets(policy, find_wish(policy.name, policy.spec), stack) if policy.spec else None
-    return assess(view, report, policy, find_objection(policy, stack, SETTINGS), targets, stack)
+    objection = find_objection(policy, stack, SETTINGS)
+    if objection is not None or policy.spec is None:
+        assert objection is not None, "one without a spec is never accepted"
+        return assess(view, report, policy, objection, stack)
+    return assess(view, report, policy, Targets(policy, find_wish(policy.name, policy.spec), stack), stack)
+
+
+def fenced_of(case: NodeCase) -> FencedCase:
+    """The case of a node that was made with a fence."""
+    assert isinstance(case, FencedCase), case.node
+    return case
+
+
+def assessed_of(case: NodeCase) -> Assessed:
+    """What the node of a case should be, where that is known."""
+    assert isinstance(case.assessment, Assessed), case.assessment
+    return case.assessment
 
 
 def quiet_report(

@@ -5,23 +5,27 @@ from typing import Any
 
 import pytest
 from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_policy, make_stack
-from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, make_case
+from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.proof.assess import (
+    Assessed,
     Assessment,
+    Refused,
+    Unobserved,
     assess,
     find_disruption,
     has_gpu,
     needs_two_steps,
     uses_mps,
 )
-from gpusharing.planning.proof.verify import EXCLUSIVE, Mismatch
+from gpusharing.planning.proof.verify import EXCLUSIVE
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target, Targets, find_target, find_wish
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
@@ -141,40 +145,30 @@ def test_a_node_has_a_gpu_when(node: NodeView, found: bool) -> None:
 def assessed(node: NodeView, report: GPUNodeView | None, policy: PolicyView = FULL) -> Assessment:
     """gpu-07 against a policy that is accepted."""
     assert policy.spec is not None, "make_policy gives every policy a spec"
-    targets = Targets(policy, find_wish(policy.name, policy.spec), STACK)
-    return assess(node, report, policy, None, targets, STACK)
-
-
-def nothing_to_do(found: Assessment) -> bool:
-    """There is no target, so neither a way nor drift."""
-    rest = (found.target, found.stop, found.two_steps, found.disruption, found.drift)
-    return rest == (None, None, False, DisruptionClass.NONE, False)
+    return assess(node, report, policy, Targets(policy, find_wish(policy.name, policy.spec), STACK), STACK)
 
 
 def test_a_gpu_that_only_the_agent_sees_is_one() -> None:
     bare = make_node(resources={})
-    assert assessed(bare, make_gpunode()).objection is None
+    assert isinstance(assessed(bare, make_gpunode()), Assessed)
     for report in (None, make_gpunode(gpus=())):
         found = assessed(bare, report)
-        assert found.objection is not None, "nobody sees any"
+        assert isinstance(found, Refused), "nobody sees any"
         assert found.objection.reason is Reason.NO_GPU
-        assert nothing_to_do(found)
 
 
 def test_a_card_that_cannot_be_what_is_wanted_has_no_target() -> None:
     found = assessed(make_node(), make_gpunode(gpus=(make_gpu(product=T4),)), MIXED)
-    assert found.objection is not None
+    assert isinstance(found, Refused)
+    assert found.accepted, "only this node cannot"
     assert found.objection.reason is Reason.NOT_MIG_CAPABLE
-    assert found.mismatch is None
-    assert nothing_to_do(found)
 
 
 def test_a_gpu_that_never_told_its_name_is_named_by_its_number() -> None:
     found = assessed(make_node(), make_gpunode(gpus=(make_gpu(0), replace(make_gpu(1), product=""))))
-    assert found.mismatch is not None
-    assert found.mismatch.reason is Reason.GPU_UNHEALTHY
-    assert "GPU 1 does not answer" in found.mismatch.message
-    assert nothing_to_do(found)
+    assert isinstance(found, Unobserved)
+    assert found.pending.reason is Reason.GPU_UNHEALTHY
+    assert "GPU 1 does not answer" in found.pending.message
 
 
 UNREAD: dict[str, tuple[GPUNodeView | None, Reason, str]] = {
@@ -192,15 +186,14 @@ def test_a_node_whose_gpus_nobody_reads_has_no_target_and_says_why(
     report: GPUNodeView | None, reason: Reason, says: str
 ) -> None:
     found = assessed(make_node(), report)
-    assert nothing_to_do(found)
-    assert found.mismatch is not None, "nothing is as wanted while nobody knows"
-    assert found.mismatch.reason is reason
-    assert says in found.mismatch.message
+    assert isinstance(found, Unobserved), "nothing is as wanted while nobody knows"
+    assert found.pending.reason is reason
+    assert says in found.pending.message
 
 
 # --- what a change disturbs ------------------------------------------------------------------------------------------
 
-OTHER_PLUGIN = Mismatch(Reason.LABEL_MISMATCH, "the plugin is told something else")
+OTHER_PLUGIN = Finding(Reason.LABEL_MISMATCH, "the plugin is told something else")
 ONE_HALVED, OTHER_HALVED = (
     (make_gpu(0, layout=HALVES), make_gpu(1)),
     (make_gpu(0), make_gpu(1, layout=HALVES)),
@@ -216,7 +209,7 @@ def disturbed(
     *gpus: GpuView,
     policy: PolicyView = FULL,
     stack: StackView = STACK,
-    why: Mismatch = OTHER_PLUGIN,
+    why: Finding = OTHER_PLUGIN,
 ) -> DisruptionClass:
     """What a change of gpu-07 with these GPUs disturbs."""
     return find_disruption(node, seen(*gpus), target_of(policy, *gpus, stack=stack), why, stack)
@@ -261,7 +254,7 @@ def test_the_pods_go_first_where_the_same_resources_are_to_come_from_other_gpus(
 def test_clients_of_mps_go_first_only_where_its_daemon_starts_anew() -> None:
     served = replace(told(MPS, **DONE), resources=target_of(MPS).resources)
     assert disturbed(served, SERVED, policy=MPS) is DisruptionClass.GPU_PODS
-    ill = Mismatch(Reason.GPU_UNHEALTHY, "GPU 0 does not answer")
+    ill = Finding(Reason.GPU_UNHEALTHY, "GPU 0 does not answer")
     assert disturbed(served, SERVED, policy=MPS, why=ill) is DisruptionClass.PLUGIN_RESTART
     last_of_mps = replace(told(MPS, **DONE), resources={"nvidia.com/gpu": 1})
     assert disturbed(last_of_mps, SERVED) is DisruptionClass.GPU_PODS, "it ends"
@@ -293,9 +286,9 @@ def drifting(**proof: Any) -> bool:
     case = make_case(
         FULL, node={"verified": replace(was, **proof)}, gpunode={"observed": seen(make_gpu(layout=HALVES))}
     )
-    assert case.assessment is not None
-    assert case.assessment.mismatch is not None
-    return case.assessment.drift
+    found = assessed_of(case)
+    assert found.mismatch is not None
+    return found.drift
 
 
 def test_a_node_that_differs_from_what_was_proven_on_it_has_drifted() -> None:
@@ -309,6 +302,5 @@ def test_a_node_that_differs_has_not_drifted_where(proof: dict[str, Any]) -> Non
 
 
 def test_a_node_that_is_as_wanted_has_not_drifted() -> None:
-    case = make_case(FULL)
-    assert case.assessment is not None
-    assert (case.assessment.mismatch, case.assessment.drift) == (None, False)
+    found = assessed_of(make_case(FULL))
+    assert (found.mismatch, found.drift) == (None, False)

@@ -33,7 +33,7 @@ def test_a_policy_that_changed_during_a_correction_has_its_own_first_drift(polic
     released = only(after_pnr(changing(policy, fence=fence)))
     assert released.verified.corrected_generation == 0
     after = make_case(policy, node={"verified": released.verified})
-    assert not was_corrected(after)
+    assert not was_corrected(after, policy)
 
 
 CORRECTED: dict[str, tuple[Any, Verified, bool]] = {
@@ -48,7 +48,7 @@ CORRECTED: dict[str, tuple[Any, Verified, bool]] = {
 
 @pytest.mark.parametrize(("policy", "record", "corrected"), CORRECTED.values(), ids=CORRECTED.keys())
 def test_drift_was_put_right(policy: Any, record: Verified, corrected: bool) -> None:
-    assert was_corrected(make_case(policy, node={"verified": record})) is corrected
+    assert was_corrected(make_case(policy, node={"verified": record}), policy) is corrected
 
 
 @pytest.mark.parametrize("lost", [names.LABEL_POLICY, names.LABEL_MODE])

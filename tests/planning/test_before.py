@@ -16,7 +16,7 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import FULL, MIXED, SLICED, make_case, quiet_report
+from tests.planning.cases import FULL, MIXED, SLICED, fenced_of, make_case, quiet_report
 from tests.planning.drains import (
     EARLIER,
     FENCE,
@@ -37,7 +37,7 @@ from gpusharing.planning.actions import Actuate, Evict
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.words.reasons import Reason
 
 # --- draining -------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_the_next_look_is_not_after_the_deadline() -> None:
 # --- the point of no return -------------------------------------------------------------------------------------
 
 
-def passed(case: NodeCase) -> Actuate:
+def passed(case: FencedCase) -> Actuate:
     """The action that passes the point of no return."""
     (action,) = before_pnr(case).actions
     assert isinstance(action, Actuate)
@@ -120,16 +120,15 @@ def test_the_same_value_is_not_written_again_mig_manager_is_restarted_instead() 
 
 
 def test_a_plugin_restart_passes_without_a_look_at_pods() -> None:
-    case = make_case(
-        STRICT, was=SLICED, fence=RESTART, labels={MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
-    )
+    labels = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
+    case = fenced_of(make_case(STRICT, was=SLICED, fence=RESTART, labels=labels))
     assert passed(case).labels.keys() == {PLUGIN}
 
 
 # --- giving up --------------------------------------------------------------------------------------------------
 
 OTHER = make_policy("other", priority=1)
-GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
+GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
     "the node was created again": (fenced(fence=replace(FENCE, node_uid="old")), Reason.CORDON_KEPT, False, False),
     "the policy is gone": (fenced(None), Reason.DELETING, True, False),
     "the policy is going": (fenced(replace(MIXED, deleting=True), owner=""), Reason.DELETING, True, False),
@@ -143,7 +142,7 @@ GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
     "somebody lifted the cordon": (
         fenced(node={"unschedulable": False}), Reason.UNCORDONED_EXTERNALLY, False, True),
     "somebody else began to maintain a node that needs no cordon": (
-        make_case(STRICT, was=SLICED, fence=RESTART, node={"foreign": "kured"}),
+        fenced_of(make_case(STRICT, was=SLICED, fence=RESTART, node={"foreign": "kured"})),
         Reason.FOREIGN_MAINTENANCE, False, True),
     "a GPU turned unhealthy": (
         fenced(gpunode=quiet_report(FULL, gpus=(replace(make_gpu(), vitals=Vitals(recovery="Reboot")),))),
@@ -161,12 +160,12 @@ GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
         fenced(fence=replace(FENCE, deadline=NOW, prior_unschedulable=True), work=HELD),
         Reason.DRAIN_TIMEOUT, False, True),
     "a plugin restart turned into a change that needs an idle node": (
-        make_case(MIXED, fence=RESTART), Reason.PODS_LEAVING, False, False),
+        fenced_of(make_case(MIXED, fence=RESTART)), Reason.PODS_LEAVING, False, False),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("case", "reason", "uncordon", "deferred"), GIVEN_UP.values(), ids=GIVEN_UP.keys())
-def test_the_change_is_given_up(case: NodeCase, reason: Reason, uncordon: bool, deferred: bool) -> None:
+def test_the_change_is_given_up(case: FencedCase, reason: Reason, uncordon: bool, deferred: bool) -> None:
     verdict = before_pnr(case)
     assert (verdict.phase, verdict.reason) == (Phase.ABORTING, reason), verdict.message
     action = released(verdict)

@@ -16,7 +16,7 @@ from tests.build import (
     make_policy,
     make_stack,
 )
-from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, make_case, pair_of
+from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case, pair_of
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import Vitals
@@ -37,7 +37,7 @@ DEPLOY, WORKLOAD = "nvidia.com/gpu.deploy.", "nvidia.com/gpu.workload.config"
 
 def test_the_order_of_the_gates_is_part_of_the_product() -> None:
     assert [gate.__name__ for gate in GATES] == [
-        "_alive", "_foreign", "_cordon", "_at_work", "operands", "_agent", "_rights", "_missing", "_health", "_driver",
+        "_alive", "_foreign", "_cordon", "_at_work", "_operands", "_agent", "_rights", "_missing", "_health", "_driver",
         "_leftovers",
         "_actuator", "_drift", "_futile", "_deferred", "_paused", "propagation",
     ]  # fmt: skip
@@ -73,9 +73,7 @@ def exclusive(policy: PolicyView, **fields: Any) -> NodeCase:
 def stopping(written: datetime | None) -> NodeCase:
     """A node on its way from MPS to MIG; the configuration of its stop at whole GPUs was written then, or never."""
     case = make_case(MIXED, was=MPS)
-    assert case.assessment is not None
-    stop = case.assessment.stop
-    assert stop is not None
+    stop = assessed_of(case).stop
     configs = {**case.stack.plugin_configs, stop.plugin_key: render(stop.plugin)}
     times = {key: time for key, time in case.stack.written.items() if key != stop.plugin_key}
     if written is not None:
@@ -186,7 +184,7 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
 
 @pytest.mark.parametrize(("case", "reason", "until"), CLOSED.values(), ids=CLOSED.keys())
 def test_it_may_not_begin(case: NodeCase, reason: Reason, until: object) -> None:
-    gate = find_gate(case)
+    gate = find_gate(case, assessed_of(case))
     assert gate is not None
     assert (gate.reason, gate.until) == (reason, until), gate.message
 
@@ -261,7 +259,7 @@ OPEN: dict[str, NodeCase] = {
 
 @pytest.mark.parametrize("case", OPEN.values(), ids=OPEN.keys())
 def test_it_may_begin(case: NodeCase) -> None:
-    assert find_gate(case) is None
+    assert find_gate(case, assessed_of(case)) is None
 
 
 RESTARTS: dict[str, tuple[NodeCase, bool]] = {
@@ -279,14 +277,13 @@ RESTARTS: dict[str, tuple[NodeCase, bool]] = {
 
 @pytest.mark.parametrize(("case", "expected"), RESTARTS.values(), ids=RESTARTS.keys())
 def test_only_a_fresh_run_of_mig_manager_mends_it(case: NodeCase, expected: bool) -> None:
-    assert case.assessment is not None
-    assert case.assessment.target is not None
-    assert needs_restart(case, case.assessment.target) is expected
+    assert needs_restart(case, assessed_of(case).target) is expected
 
 
 def test_grace_and_waits_count_from_what_was_recorded_not_from_now() -> None:
     for seconds in (0, 10, 59):
-        gate = find_gate(drifted(drifting_since=NOW, now=NOW + timedelta(seconds=seconds)))
+        case = drifted(drifting_since=NOW, now=NOW + timedelta(seconds=seconds))
+        gate = find_gate(case, assessed_of(case))
         assert gate is not None
         assert gate.until == at(60)
 
@@ -298,7 +295,8 @@ def test_who_could_not_switch_mig_off_is_told_by_the_stack_that_is_there() -> No
         (policy, "ClusterPolicy migManager.enabled is false"),
         (plain, "there is no mig-manager"),
     ):
-        gate = find_gate(make_case(SLICED, was=MIXED, stack=make_stack(SLICED, cluster_policy=found)))
+        case = make_case(SLICED, was=MIXED, stack=make_stack(SLICED, cluster_policy=found))
+        gate = find_gate(case, assessed_of(case))
         assert gate is not None
         assert gate.reason is Reason.ACTUATOR_MISSING
         assert words in gate.message

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 from tests.build import NOW, at, make_gpu, make_stack, make_work
-from tests.planning.cases import FULL, MIXED, SINGLE, T4, make_case, quiet_report
+from tests.planning.cases import FULL, MIXED, SINGLE, T4, assessed_of, make_case, quiet_report
 from tests.planning.changes import answering, changing
 from tests.planning.told import SYNCED
 
@@ -105,10 +105,8 @@ def test_an_unhealthy_gpu_is_not_reconfigured_and_the_node_says_why() -> None:
 
 
 def test_a_node_as_wanted_stays_synced_and_shows_its_unhealthy_gpu() -> None:
-    record = make_case(FULL).assessment
-    assert record is not None
-    assert record.target is not None
-    proven = Verified(FULL.name, record.target.mig_config, record.target.plugin_key)
+    target = assessed_of(make_case(FULL)).target
+    proven = Verified(FULL.name, target.mig_config, target.plugin_key)
     labels = {"gpusharing.dev/mode": "full", "gpusharing.dev/policy": FULL.name}
     verdict = judge(sick(FULL, node={"verified": proven}, labels=labels), {})
     assert verdict is not None

@@ -27,10 +27,10 @@ from tests.planning.drains import (
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
 from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.words.reasons import Reason
 
-WAITS: dict[str, tuple[NodeCase, Reason]] = {
+WAITS: dict[str, tuple[FencedCase, Reason]] = {
     "the node is not Ready": (fenced(node={"ready": False}), Reason.NODE_UNREACHABLE),
     "no agent is ready": (fenced(agent_ready=False), Reason.AGENT_NOT_READY),
     "the agent was not asked to be quiet": (fenced(), Reason.OBSERVATION_PENDING),
@@ -72,7 +72,7 @@ WAITS: dict[str, tuple[NodeCase, Reason]] = {
 
 
 @pytest.mark.parametrize(("case", "reason"), WAITS.values(), ids=WAITS.keys())
-def test_the_node_is_not_proven_idle(case: NodeCase, reason: Reason) -> None:
+def test_the_node_is_not_proven_idle(case: FencedCase, reason: Reason) -> None:
     verdict = before_pnr(case)
     assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, reason), verdict.message
     assert verdict.wants_pods

@@ -12,8 +12,7 @@ from tests.chart.charts import CHART
 
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.stack import installation, installationagents
-from gpusharing.planning.stack.findings import Severity, Topic
-from gpusharing.planning.stack.installation import find_findings, render
+from gpusharing.planning.stack.installation import find_symptoms, render
 from gpusharing.planning.stack.installationagents import has_cloud_plugin
 from gpusharing.planning.stack.installationviews import (
     AGENT,
@@ -26,6 +25,7 @@ from gpusharing.planning.stack.installationviews import (
     RightState,
 )
 from gpusharing.planning.stack.rights import Right
+from gpusharing.planning.stack.symptoms import Severity, Topic
 
 PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
 POINTED = make_cluster_policy()
@@ -279,7 +279,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
 
 
 def test_a_good_installation_has_no_findings() -> None:
-    assert find_findings(GOOD) == ()
+    assert find_symptoms(GOOD) == ()
     assert render(()) == [
         *(f"ok       {topic}" for topic in Topic),
         "",
@@ -290,7 +290,7 @@ def test_a_good_installation_has_no_findings() -> None:
 @pytest.mark.parametrize("what", BROKEN)
 def test_it_says_what_is_wrong_and_what_mends_it(what: str) -> None:
     view, reason, severity, command = BROKEN[what]
-    found = [one for one in find_findings(view) if one.reason == reason]
+    found = [one for one in find_symptoms(view) if one.reason == reason]
     assert [(one.severity, command in one.command) for one in found] == [(severity, True)]
     assert "\n" not in found[0].message + found[0].command
 
@@ -302,7 +302,7 @@ def test_one_broken_thing_is_one_finding() -> None:
         expected = {reason, "AgentNotReady"} if reason in follows else {reason}
         if what == "a ConfigMap that nobody is pointed at is empty":
             expected.add("MigManagerDisabled")
-        assert {one.reason for one in find_findings(view)} == expected, what
+        assert {one.reason for one in find_symptoms(view)} == expected, what
 
 
 def test_every_finding_is_tried() -> None:
@@ -315,7 +315,7 @@ def test_every_finding_is_tried() -> None:
 
 def test_the_values_that_commands_set_are_values_of_the_chart() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    commands = [one.command for view, *_ in BROKEN.values() for one in find_findings(view)]
+    commands = [one.command for view, *_ in BROKEN.values() for one in find_symptoms(view)]
     ours = [command for command in commands if command.startswith("helm upgrade gpusharing ")]
     paths = {command.rpartition(" --set ")[2].partition("=")[0] for command in ours}
     assert len(paths) > 3
@@ -340,14 +340,14 @@ def test_the_worst_case_is_one_screen() -> None:
         config_maps={},
         agents=replace(AGENTS, pods=(), runtime_class_exists=False, enforced="restricted"),
     )
-    lines = render(find_findings(worst))
+    lines = render(find_symptoms(worst))
     assert len(lines) <= 30
     assert lines[-1] == "This installation cannot work as it is: errors 8, warnings 4."
 
 
 def test_many_nodes_are_counted_and_not_listed() -> None:
     nodes = frozenset(f"gpu-{number:04}" for number in range(1000))
-    (found,) = find_findings(agents(nodes=nodes, pods=()))
+    (found,) = find_symptoms(agents(nodes=nodes, pods=()))
     assert "1000 of 1000" in found.message
     assert "gpu-0002 and 997 more" in found.message
 
@@ -356,7 +356,7 @@ def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> No
     blind = replace(
         agents(nodes=frozenset(), pods=()), unread={"nodes": "no", "pods": "no"}, operator_pods=()
     )
-    assert {one.reason for one in find_findings(blind)} == {"NotReadable"}
+    assert {one.reason for one in find_symptoms(blind)} == {"NotReadable"}
 
 
 @pytest.mark.parametrize(
@@ -381,11 +381,11 @@ def test_gke_runs_a_device_plugin_of_its_own_unless_a_label_says_no(
 
 
 def test_the_plain_chart_alone_can_work() -> None:
-    assert find_findings(plain()) == ()
+    assert find_symptoms(plain()) == ()
 
 
 def test_an_ignored_cluster_policy_is_not_judged() -> None:
     wrong = replace(TWO[1], plugin_config_name="")
-    assert [one.reason for one in find_findings(replace(GOOD, cluster_policies=(TWO[0], wrong)))] == [
+    assert [one.reason for one in find_symptoms(replace(GOOD, cluster_policies=(TWO[0], wrong)))] == [
         "SeveralClusterPolicies"
     ]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import SETTINGS, at, make_fence, make_gpu, make_gpunode, make_policy, make_stack
+from tests.build import at, make_fence, make_gpu, make_gpunode, make_policy, make_stack
 from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case
 from tests.planning.changes import FENCE, changing
 from tests.planning.told import PENDING, SYNCED
@@ -19,7 +19,6 @@ from gpusharing.api.names import (
 )
 from gpusharing.planning.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.way.judge import is_static, is_told_apart, judge
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.reasons import Reason
@@ -226,10 +225,7 @@ def test_a_wait_that_ends_by_itself_wakes_the_loop_then_and_no_other_does() -> N
 
 
 def test_a_policy_that_is_not_accepted_blocks_and_a_card_that_does_not_fit_is_skipped() -> None:
-    objection = find_objection(MIXED, make_stack(MIXED, cluster_policy=None), SETTINGS)
-    case = make_case(MIXED)
-    assert case.assessment is not None
-    refused = replace(case, assessment=replace(case.assessment, target=None, objection=objection))
+    refused = make_case(MIXED, stack=make_stack(MIXED, cluster_policy=None))
     assert judged(refused, MIXED).phase is Phase.BLOCKED
     assert judged(make_case(MIXED, products=(T4,)), MIXED).phase is Phase.SKIPPED
 

@@ -18,7 +18,7 @@ from tests.build import (
     make_policy,
     make_work,
 )
-from tests.planning.cases import MIXED, make_case
+from tests.planning.cases import MIXED, assessed_of, make_case
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
@@ -38,9 +38,9 @@ EMPTY = make_work()
 
 def candidate(name: str, work: NodeWork | None = EMPTY, *, pods: int = 0, claimed: bool = False) -> NodeCase:
     """A node of pool b that waits for a slot; whole, to become 2x3g.40gb."""
-    case = make_case(MIXED, work=work, claimed=claimed)
-    node = replace(case.node, name=name, uid=f"uid-{name}")
-    return replace(case, node=node, gpunode=make_gpunode(name, gpus=(make_gpu(),), pods=pods))
+    report = make_gpunode(name, gpus=(make_gpu(),), pods=pods)
+    case = make_case(MIXED, work=work, claimed=claimed, gpunode=report)
+    return replace(case, node=replace(case.node, name=name, uid=f"uid-{name}"))
 
 
 def chosen(
@@ -333,8 +333,7 @@ def test_a_neighbour_mark_that_was_there_is_not_ours_to_take_away() -> None:
 
 def test_a_plugin_restart_starts_without_cordon_and_without_looking_at_pods() -> None:
     case = candidate("c", None)
-    assert case.assessment is not None
-    mild = replace(case.assessment, disruption=DisruptionClass.PLUGIN_RESTART)
+    mild = replace(assessed_of(case), disruption=DisruptionClass.PLUGIN_RESTART)
     (action,) = chosen(replace(case, assessment=mild)).verdicts["c"].actions
     assert isinstance(action, FenceNode)
     assert not action.cordon
@@ -343,8 +342,7 @@ def test_a_plugin_restart_starts_without_cordon_and_without_looking_at_pods() ->
 
 def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:
     case = candidate("c", None)
-    assert case.assessment is not None
-    mild = replace(case, assessment=replace(case.assessment, disruption=DisruptionClass.PLUGIN_RESTART))
+    mild = replace(case, assessment=replace(assessed_of(case), disruption=DisruptionClass.PLUGIN_RESTART))
     assert fenced(chosen(mild, common=Common(OFFERED, recent=FIRST_LOOKS))) == ["c"]
 
 

@@ -17,6 +17,7 @@ from tests.planning.cases import (
     SLICED,
     copy_of,
     edited,
+    fenced_of,
     make_case,
     pair_of,
     quiet_report,
@@ -226,13 +227,16 @@ def test_a_retry_on_a_card_without_mig_writes_our_label_again() -> None:
     fence = replace(
         fence, to_layout=describe_observed(world_of(SLICED, cards).nodes["gpu-07"], report.observed)
     )
-    failed = make_case(SLICED, fence=replace(fence, retry="again"), gpunode=verified(report), **known)
+    failed = fenced_of(
+        make_case(SLICED, fence=replace(fence, retry="again"), gpunode=verified(report), **known)
+    )
     assert after_pnr(failed).phase is Phase.FAILED
-    recorded = only(after_pnr(make_case(SLICED, fence=fence, gpunode=verified(report), **known)))
+    begun = fenced_of(make_case(SLICED, fence=fence, gpunode=verified(report), **known))
+    recorded = only(after_pnr(begun))
     assert isinstance(recorded, UpdateFence)
     observed = replace(report.observed, request_id=asked_at(57), quiet=True)
     quiet = replace(report, request_id=asked_at(57), quiet=True, observed=observed)
-    idle = make_case(SLICED, fence=recorded.fence, gpunode=quiet, work=emptied(60), **known)
+    idle = fenced_of(make_case(SLICED, fence=recorded.fence, gpunode=quiet, work=emptied(60), **known))
     action = only(after_pnr(idle))
     assert isinstance(action, Actuate)
     assert action.labels == {PLUGIN: plugin}
@@ -358,7 +362,8 @@ def _settled(policy: Any, fields: dict[str, Any]) -> Any:
     verdict = after_pnr(case)
     for action in verdict.actions:
         if isinstance(action, UpdateFence):
-            case = replace(case, node=replace(case.node, fence=replace(action.fence, deadline=at(10**6))))
+            fence = replace(action.fence, deadline=at(10**6))
+            case = replace(case, node=replace(case.node, fence=fence), fence=fence)
             verdict = after_pnr(case)
     assert verdict.phase is Phase.FAILED, verdict
     return verdict

@@ -26,7 +26,7 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicyStatus
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.told.status import MAX_LISTED, MAX_TEXT, policy_status
-from gpusharing.planning.words.findings import Objection
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -153,7 +153,7 @@ def test_five_thousand_nodes_with_endless_messages_fit_into_the_crd() -> None:
     assert status["plan"]["nodeCount"] == 5000
     assert len(status["plan"]["nodes"]) == len(status["failures"]) == MAX_LISTED
     assert len(str(status)) < 40_000, "far below what etcd takes"
-    objected = Scene([], objection=Objection(Reason.INVALID_SPEC, "z" * 9000)).status()
+    objected = Scene([], objection=Finding(Reason.INVALID_SPEC, "z" * 9000)).status()
     assert {len(text) for text in (message(objected, "Accepted"), message(objected, "Ready"))} == {MAX_TEXT}
 
 

@@ -12,12 +12,12 @@ from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.target import (
     Target,
     Targets,
-    Unsupported,
     describe_layouts,
     find_target,
     find_wish,
     predict_resources,
 )
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 T4, A30, A100, H200 = "Tesla T4", "NVIDIA A30", "NVIDIA A100-SXM4-80GB", "NVIDIA H200"
@@ -31,7 +31,7 @@ PARTED = migfile.render(
 
 def target(
     *gpus: GpuView, mode: str = "MIG", stack: StackView | None = None, **fields: Any
-) -> Target | Unsupported:
+) -> Target | Finding:
     """What gpu-07 with these GPUs (two H100 unless given) becomes."""
     spec = make_spec(mode, **fields)
     stack = stack or make_stack(make_policy(mode=mode, **fields), models=MODELS)
@@ -166,14 +166,14 @@ def test_it_cannot_become(
     gpus: tuple[GpuView, ...], fields: dict[str, Any], reason: Reason, says: str
 ) -> None:
     found = target(*gpus, **fields)
-    assert isinstance(found, Unsupported)
+    assert isinstance(found, Finding)
     assert (found.reason, says in found.message) == (reason, True), found.message
 
 
 def test_mig_on_without_instances_serves_nothing_and_is_refused() -> None:
     admin = "mig-configs: {empty: [{devices: all, mig-enabled: true, mig-devices: {}}]}"
     found = target(stack=make_stack(admin_mig_file=admin), mig={"config": "empty"})
-    assert isinstance(found, Unsupported)
+    assert isinstance(found, Finding)
     assert found.reason is Reason.LAYOUT_EMPTY
 
 
@@ -181,7 +181,7 @@ def test_a_card_of_which_nobody_knows_the_profiles_is_not_divided() -> None:
     unknown = make_gpu(product=A30)
     unknown = type(unknown)(**{name: getattr(unknown, name) for name in unknown.__slots__} | {"profiles": ()})
     found = target(unknown, mig={"layouts": [{"profiles": {"1g.6gb": 4}}]})
-    assert isinstance(found, Unsupported)
+    assert isinstance(found, Finding)
     assert found.reason is Reason.HARDWARE_UNKNOWN
 
 
@@ -190,13 +190,13 @@ def test_profiles_that_an_old_device_plugin_cannot_tell_apart_are_refused_before
 ):
     media = {"layouts": [{"profiles": {"1g.10gb+me": 1, "1g.10gb": 2}}]}
 
-    def under(version: str, **mig: Any) -> Target | Unsupported:
+    def under(version: str, **mig: Any) -> Target | Finding:
         return target(
             stack=make_stack(cluster_policy=make_cluster_policy(plugin_version=version)), mig=media | mig
         )
 
     found = under("v0.19.3-ubi9")
-    assert isinstance(found, Unsupported)
+    assert isinstance(found, Finding)
     assert found.reason is Reason.PLUGIN_TOO_OLD
     assert "1g.10gb+me with device plugin v0.19.3-ubi9" in found.message
     for version in ("v0.20.0", "v1.0.0", "sha256:1f", ""):
@@ -209,14 +209,14 @@ def test_profiles_that_an_old_device_plugin_cannot_tell_apart_are_refused_before
 
 
 def test_a_profile_that_an_old_mig_parted_mistakes_on_a_node_with_two_models_is_refused_by_name() -> None:
-    def under(version: str, *gpus: GpuView, name: str = "1g.10gb") -> Target | Unsupported:
+    def under(version: str, *gpus: GpuView, name: str = "1g.10gb") -> Target | Finding:
         stack = make_stack(cluster_policy=make_cluster_policy(mig_manager_version=version))
         return target(*gpus, stack=stack, mig={"layouts": [{"profiles": {name: 2}}]})
 
     # 1g.10gb is one eighth of an H100 80GB and one quarter of an A100 40GB: two profiles of one name.
     both = (make_gpu(0), make_gpu(1, product="NVIDIA A100-SXM4-40GB"))
     found = under("v0.13.1-ubuntu20.04", *both)
-    assert isinstance(found, Unsupported)
+    assert isinstance(found, Finding)
     assert found.reason is Reason.MIG_MANAGER_TOO_OLD
     assert "mig-manager v0.13.1-ubuntu20.04 would take 1g.10gb of GPU 1 (NVIDIA A100" in found.message
     for version in ("v0.15.0", "v1.0", "sha256:1f", ""):
@@ -305,7 +305,7 @@ def test_mps_takes_as_many_clients_as_the_compute_capability_allows_and_not_one_
     gpu = make_gpu(product=product)
     assert isinstance(target(gpu, mode="MPS", mps={"replicas": most}), Target)
     refused = target(gpu, mode="MPS", mps={"replicas": most + 1})
-    assert isinstance(refused, Unsupported)
+    assert isinstance(refused, Finding)
     assert refused.reason is Reason.MPS_TOO_MANY_CLIENTS
     assert f"{product} serves at most {most} MPS clients, spec.mps.replicas is {most + 1}" in refused.message
 

@@ -46,7 +46,6 @@ def with_labels(case: Case, **labels: str | None) -> Case:
 
 def observing(case: Case, **fields: Any) -> Case:
     """The case with another report of the agent."""
-    assert case.observed is not None
     return replace(case, observed=replace(case.observed, **fields))
 
 
@@ -92,8 +91,6 @@ SERVED = make_gpu(compute_mode="ExclusiveProcess", processes=("nvidia-cuda-mps-s
 CAPABLE = names.LABEL_MPS_CAPABLE
 GONE = ObservedView("", False, "", ())
 MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
-    "the agent has not reported": (
-        FULL, lambda c: replace(c, observed=None), Reason.OBSERVATION_PENDING, "not reported"),
     "the report answers an earlier request": (
         FULL, lambda c: replace(c, evidence=Evidence(request_id="op:verify:2")), Reason.OBSERVATION_PENDING, "anew"),
     "the agent cannot read": (

@@ -16,7 +16,7 @@ from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetFinalizer, 
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.way.before import before_pnr
 from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import yielded
 from gpusharing.planning.words.reasons import Reason
 
@@ -25,7 +25,7 @@ OURS = replace(FENCE, added=ADDED)
 ASIDE = replace(OURS, stage="yielded", added=(), stage_since=at(-60))
 
 
-def given_way(case: NodeCase) -> UpdateFence:
+def given_way(case: FencedCase) -> UpdateFence:
     """The one action of a node that we stand aside from."""
     (action,) = before_pnr(case).actions
     assert isinstance(action, UpdateFence)
@@ -59,7 +59,7 @@ def test_whatever_ends_a_change_leaves_the_cordon_to_somebody_else_for_a_while_o
     assert given_way(fenced(policy, **known)).fence.stage == "yielded"
 
 
-def aside(**fields: Any) -> NodeCase:
+def aside(**fields: Any) -> FencedCase:
     """gpu-07, left to somebody else a minute ago."""
     return fenced(**{"fence": ASIDE, "work": None, **fields})
 

@@ -15,13 +15,13 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.told.status import policy_status
 from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.findings import Objection
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 POOL = make_policy(generation=7)
 LAYOUT = "2x3g.40gb"
 HALVES = {"nvidia.com/mig-3g.40gb": 2}
-BAD_SPEC = Objection(Reason.INVALID_SPEC, "spec.mode: unknown")
+BAD_SPEC = Finding(Reason.INVALID_SPEC, "spec.mode: unknown")
 
 
 def verdict(
@@ -58,7 +58,7 @@ class Scene:
 
     verdicts: Sequence[Verdict] = ()
     policy: PolicyView = POOL
-    objection: Objection | None = None
+    objection: Finding | None = None
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     targets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     reports: Mapping[str, dict[str, Any]] = field(default_factory=dict)

@@ -15,9 +15,9 @@ from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.installation import gather_installation
 from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
-from gpusharing.planning.stack.findings import Severity
-from gpusharing.planning.stack.installation import find_findings, render
+from gpusharing.planning.stack.installation import find_symptoms, render
 from gpusharing.planning.stack.installationviews import Place
+from gpusharing.planning.stack.symptoms import Severity
 
 PREFIX = "GPUSHARING_"
 WORKS, BROKEN, NO_ANSWER = 0, 1, 2
@@ -43,7 +43,7 @@ async def check(environment: Mapping[str, str]) -> int:
     except KubeError as error:
         print(f"the API server cannot be asked: {error}", file=sys.stderr)
         return NO_ANSWER
-    findings = find_findings(view)
+    findings = find_symptoms(view)
     print("\n".join(render(findings)))
     return BROKEN if any(one.severity is Severity.ERROR for one in findings) else WORKS
 

@@ -21,12 +21,13 @@ from gpusharing.kube.foreign import foreign_marker
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
-from gpusharing.planning.gpus.doubts import Doubt, find_doubt
+from gpusharing.planning.gpus.doubts import find_doubt
 from gpusharing.planning.gpus.geometry import Layout, normalise
 from gpusharing.planning.gpus.health import WELL, Vitals
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.words.findings import Finding
 
 GPU_PREFIXES = (names.RESOURCE_GPU, names.RESOURCE_MIG_PREFIX)
 """Prefixes of resource names that stand for GPUs or parts of one (docs/design/drain.md#g1). Other nvidia.com/*
@@ -192,7 +193,7 @@ class _Model:
 
     memory_mib: int | None
     profiles: tuple[Profile, ...]
-    doubt: Doubt | None
+    doubt: Finding | None
 
 
 def _model(product: str, reported: ObservedModel | None) -> _Model:

@@ -24,7 +24,7 @@ from gpusharing.planning.gpus.health import Diagnosis
 from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.pool import Pool, is_unavailable, select
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
-from gpusharing.planning.proof.assess import Assessment, assess
+from gpusharing.planning.proof.assess import Assessed, Assessment, Unobserved, assess
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Claim
@@ -40,7 +40,8 @@ from gpusharing.planning.way.guard import not_judged
 from gpusharing.planning.way.judge import is_static, is_told_apart, judge
 from gpusharing.planning.way.requests import with_gpunode
 from gpusharing.planning.way.verdict import NodeCase, Verdict, find_health
-from gpusharing.planning.words.findings import Objection
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class RolloutPlan:
     """By node, in name order."""
     pools: Mapping[str, Pool]
     """By policy."""
-    objections: Mapping[str, Objection]
+    objections: Mapping[str, Finding]
     """By policy: why it is not accepted."""
     shared: tuple[Action, ...]
     """First, in this order: configuration, finalizers, claims. Fences of this pass need the claims to succeed."""
@@ -165,7 +166,7 @@ class _Pass:
             targets={
                 name: known.assessment.target.resources
                 for name, known in self.memo.known.items()
-                if known.assessment is not None and known.assessment.target is not None
+                if isinstance(known.assessment, Assessed)
             },
             wants_pods=frozenset(name for name, verdict in verdicts.items() if verdict.wants_pods),
             differing=frozenset(self.differing),
@@ -208,7 +209,7 @@ class _Pass:
                 return
             if pool is not None and verdict.candidate and not self.failing.holds(node.name):
                 pool.candidates.append(case)
-            if node.fence is None and known.assessment is not None and known.assessment.mismatch is not None:
+            if node.fence is None and _differs(known.assessment):
                 if node.ready and (verdict.candidate or is_told_apart(case)):  # a candidate is, by its gates
                     self.differing.add(node.name)
             elif is_static(verdict, node):
@@ -272,9 +273,7 @@ class _Pass:
             return known
         assessment = None
         if driver is not None:
-            assessment = assess(
-                node, gpunode, driver, self.objections.get(driver.name), self._targets(driver), snapshot.stack
-            )
+            assessment = assess(node, gpunode, driver, self._terms(driver), snapshot.stack)
         observed = gpunode.observed if gpunode else None
         models = tuple({gpu.product: gpu for gpu in observed.gpus}.values()) if observed else ()
         health, away = find_health(gpunode), is_unavailable(node)
@@ -283,6 +282,11 @@ class _Pass:
         )
         memo.known[node.name] = known
         return known
+
+    def _terms(self, policy: PolicyView) -> Finding | Targets:
+        """Why the policy is not accepted, or its targets; one without a spec never is."""
+        terms = self.objections.get(policy.name) or self._targets(policy)
+        return terms or Finding(Reason.INVALID_SPEC, "the spec cannot be read")
 
     def _targets(self, policy: PolicyView) -> Targets | None:
         if policy.spec is None:
@@ -349,8 +353,8 @@ class _Pass:
         """GPU resource names that some node still offers after all planned changes."""
         offered: set[str] = set()
         for known in self.memo.known.values():
-            target = known.assessment.target if known.assessment else None
-            offered.update(target.resources if target else served(known.node))
+            found = known.assessment
+            offered.update(found.target.resources if isinstance(found, Assessed) else served(known.node))
         return frozenset(offered)
 
     def _shared(self, selected: Mapping[str, Claim]) -> tuple[Action, ...]:
@@ -372,9 +376,9 @@ class _Pass:
     def _config(self) -> WriteConfig | None:
         offers = frozenset((product, gpu.profiles) for product, gpu in self.models.items())
         plugins = {
-            target.plugin_key: target.plugin
+            known.assessment.target.plugin_key: known.assessment.target.plugin
             for known in self.memo.known.values()
-            if known.assessment is not None and (target := known.assessment.target) is not None
+            if isinstance(known.assessment, Assessed)
         }
         inputs = (self.snapshot.policies, self.snapshot.stack, offers, plugins)
         settled = self.memo.config_settled
@@ -387,3 +391,8 @@ class _Pass:
         if change is None and not retained:
             self.memo.config_settled = inputs
         return change
+
+
+def _differs(found: Assessment | None) -> bool:
+    """The node is not, or not known to be, as its target says."""
+    return isinstance(found, Unobserved) or (isinstance(found, Assessed) and found.mismatch is not None)

@@ -1,32 +1,27 @@
 """What a card reports of its MIG profiles against our table: the card wins, and people are told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from gpusharing.planning.gpus.cards import Profile, find_card
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 TOLD = 3
 """Differences that a message names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """Why the profiles of a card are less certain than usual. Nothing is decided from it."""
-
-    reason: Reason
-    message: str
-
-
 @lru_cache(maxsize=64)
-def find_doubt(product: str, reported: tuple[Profile, ...]) -> Doubt | None:
-    """None where card and table agree, where only one of them knows, and where the table is known to be right."""
+def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
+    """Why the profiles of a card are less certain than usual; nothing is decided from it.
+
+    None where card and table agree, where only one of them knows, and where the table is known to be right.
+    """
     card = find_card(product)
     if card is None or not card.profiles or card.nvml_counts_wrong:
         return None
     if not reported:
-        return Doubt(
+        return Finding(
             Reason.PROFILES_FROM_TABLE,
             f"the driver lists no MIG profiles of {product}, so our table is used; if a layout is refused that should"
             " fit, update the driver",
@@ -35,7 +30,7 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Doubt | None:
     found = [text for profile in reported if (text := _difference(profile, known))]
     if not found:
         return None
-    return Doubt(
+    return Finding(
         Reason.CARD_DIFFERS,
         f"{product} reports {'; '.join(found[:TOLD])}. The card's word counts; please report it: our table is wrong",
     )

@@ -23,6 +23,7 @@ from gpusharing.api.validation import allowance, parse_duration
 from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.drain.plan import budget_room, crowding, preflight
 from gpusharing.planning.pools.common import Common, standing_look
+from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
@@ -89,6 +90,8 @@ class _Candidate:
     """One candidate and what its pods say."""
 
     case: NodeCase
+    assessed: Assessed
+    """The case's; a candidate has a target."""
     policy: PolicyView
     look: Look | None
     """What blocks it, by the pods as listed now or last; None: nothing, or they were not listed."""
@@ -96,8 +99,7 @@ class _Candidate:
     @property
     def cordons(self) -> bool:
         """Its change needs an idle node."""
-        assert self.case.assessment is not None, "candidates have a target"
-        return self.case.assessment.disruption in CORDONING
+        return self.assessed.disruption in CORDONING
 
     @property
     def needs_list(self) -> bool:
@@ -108,10 +110,8 @@ class _Candidate:
     def order(self) -> tuple[bool, bool, int, str]:
         """Smaller comes first."""
         case, policy = self.case, self.policy
-        assert case.gpunode is not None, "candidates have a target"
-        assert case.gpunode.observed is not None, "candidates have a target"
         shuffle = _shuffle(case.node.uid, policy.uid, policy.generation)
-        pods = case.gpunode.observed.pods
+        pods = self.assessed.observed.pods
         return (not case.claimed, self.look is not None, UNKNOWN_PODS if pods is None else pods, shuffle)
 
 
@@ -178,12 +178,13 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 def _candidate(case: NodeCase, policy: PolicyView, common: Common) -> _Candidate:
     """The candidate with what would keep its drain from succeeding, as far as its pods are or were listed."""
-    before = standing_look(case, policy, common.looks)
+    assessed, before = case.assessment, standing_look(case, policy, common.looks)
+    assert isinstance(assessed, Assessed), "candidates have a target"
     if case.work is None:
-        return _Candidate(case, policy, before)
-    blockers = preflight(case.work, case.spec.drain, common.offered, case.now, scope=case.scope)
+        return _Candidate(case, assessed, policy, before)
+    blockers = preflight(case.work, assessed.spec.drain, common.offered, case.now, scope=case.scope)
     look = _look(case, policy, before, blockers) if blockers else None
-    return _Candidate(case, policy, look)
+    return _Candidate(case, assessed, policy, look)
 
 
 def _look(
@@ -205,17 +206,18 @@ def _look(
 def _try(candidate: _Candidate, common: Common) -> tuple[Verdict, Look | None]:
     """Preflight of one candidate that has a slot: fence it, look at its pods, or say what blocks."""
     case, policy, look = candidate.case, candidate.policy, candidate.look
+    drain = candidate.assessed.spec.drain
     if not candidate.cordons:
-        return _begin(case, policy), None
+        return _begin(candidate), None
     if candidate.needs_list:
         return _looking(case), None
     if look is not None:
         return _blocked(case, look, again=case.work is None and case.node.name in common.due), look
     assert case.work is not None, "listed, and nothing blocks"
-    needed = budget_room(case.work, case.spec.drain, case.scope)
+    needed = budget_room(case.work, drain, case.scope)
     if needed and not common.crowd_known:
         return _looking(case), None
-    if crowded := crowding(case.work, case.spec.drain, case.scope, common.crowd):
+    if crowded := crowding(case.work, drain, case.scope, common.crowd):
         # Others make room within seconds: such a node is looked at again at every poll.
         look = _look(case, policy, None, crowded, slower=False)
         return _blocked(case, look), look
@@ -223,12 +225,12 @@ def _try(candidate: _Candidate, common: Common) -> tuple[Verdict, Look | None]:
     begun = Look(
         policy.uid, policy.generation, case.node.retry, case.work.listed_at, 1, (), tuple(needed.items())
     )
-    return _begin(case, policy), begun
+    return _begin(candidate), begun
 
 
-def _begin(case: NodeCase, policy: PolicyView) -> Verdict:
-    verdict = case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
-    return verdict.then(_fence(case, policy))
+def _begin(candidate: _Candidate) -> Verdict:
+    verdict = candidate.case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
+    return verdict.then(_fence(candidate.case, candidate.assessed, candidate.policy))
 
 
 def _looking(case: NodeCase) -> Verdict:
@@ -251,11 +253,9 @@ def _op(case: NodeCase, policy: PolicyView) -> str:
     return f"{policy.name[:40]}.{policy.generation}.{int(case.now.timestamp() * 1000):x}"
 
 
-def _fence(case: NodeCase, policy: PolicyView) -> FenceNode:
-    node, assessment = case.node, case.assessment
-    assert assessment is not None, "candidates have a target"
-    assert assessment.target is not None, "candidates have a target"
-    cordon = assessment.disruption in CORDONING
+def _fence(case: NodeCase, assessed: Assessed, policy: PolicyView) -> FenceNode:
+    node, timeout = case.node, parse_duration(assessed.spec.drain.timeout)
+    cordon = assessed.disruption in CORDONING
     labels, annotations = marks_for(node)
     added = (*labels, *annotations)
     if cordon and names.LABEL_MODE in node.labels:
@@ -268,17 +268,17 @@ def _fence(case: NodeCase, policy: PolicyView) -> FenceNode:
         node_uid=node.uid,
         prior_unschedulable=node.unschedulable,
         added=added,
-        disruption=assessment.disruption,
-        from_layout=assessment.observed_text,
-        to_layout=assessment.target.text,
+        disruption=assessed.disruption,
+        from_layout=assessed.observed_text,
+        to_layout=assessed.target.text,
         stage="fenced",
         step=1,
-        steps=2 if assessment.two_steps else 1,
+        steps=2 if assessed.two_steps else 1,
         attempt=1,
         since=case.now,
         stage_since=case.now,
-        deadline=case.now + timedelta(seconds=case.settings.settle) + parse_duration(case.spec.drain.timeout),
-        drift=assessment.drift,
+        deadline=case.now + timedelta(seconds=case.settings.settle) + timeout,
+        drift=assessed.drift,
         from_mode=node.labels.get(names.LABEL_MODE, ""),
         retry=node.retry,
     )

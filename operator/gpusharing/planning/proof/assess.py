@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.proof.verify import (
     EXCLUSIVE,
     Case,
-    Mismatch,
     describe_observed,
     effective_plugin_config,
     find_mismatch,
@@ -19,61 +19,94 @@ from gpusharing.planning.proof.verify import (
 )
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
-from gpusharing.planning.wanted.target import Target, Targets, Unsupported
-from gpusharing.planning.words.findings import Objection
+from gpusharing.planning.wanted.target import Target, Targets
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 _PLUGIN_CHANGES = frozenset({Reason.LABEL_MISMATCH, Reason.ALLOCATABLE_MISMATCH, Reason.MPS_NOT_RUNNING})
 
 
 @dataclass(frozen=True, slots=True)
-class Assessment:
-    """What is true of one node, whatever the time."""
+class Refused:
+    """The policy gives this node no target."""
 
     policy: PolicyView
-    target: Target | None
-    stop: Target | None
+    objection: Finding
+    accepted: bool
+    """The policy is carried out elsewhere; only this node cannot be what it asks for."""
+    observed_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unobserved:
+    """Nobody knows what GPUs the node has, so it has no target yet."""
+
+    policy: PolicyView
+    pending: Finding
+    """What is missing, or what keeps the agent from reading."""
+    observed_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """What the node should be, and whether it is."""
+
+    policy: PolicyView
+    spec: GPUSharingPolicySpec
+    """The policy's."""
+    observed: ObservedView
+    """The reading that the target is for."""
+    target: Target
+    stop: Target
     """Whole GPUs without sharing, through which the way leads when `two_steps`."""
     two_steps: bool
     """From MPS to MIG or back, as the node is now: in one step mig-manager would race with the MPS daemon."""
-    objection: Objection | Unsupported | None
-    """Why there is no target."""
-    mismatch: Mismatch | None
+    mismatch: Finding | None
+    """The first source that disagrees with the target; None: the node is as wanted."""
     disruption: DisruptionClass
     drift: bool
     """The node differs although this very target was proven on it before."""
     observed_text: str
+
+    @property
+    def goal(self) -> Target:
+        """What the next point of no return leads to: the target, or the stop before it."""
+        return self.stop if self.two_steps else self.target
+
+
+Assessment = Refused | Unobserved | Assessed
+"""What is true of one node under one policy, whatever the time. `observed_text`: what its GPUs are now, for people."""
 
 
 def assess(
     node: NodeView,
     gpunode: GPUNodeView | None,
     policy: PolicyView,
-    objection: Objection | None,
-    targets: Targets | None,
+    terms: Finding | Targets,
     stack: StackView,
 ) -> Assessment:
-    """Judge one node. `objection` is the policy's own (acceptance.py); `targets` is None without a spec."""
+    """Judge one node. `terms`: why the policy is not accepted (acceptance.py), or its targets by hardware."""
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)
-    refusal = objection or _no_gpu(node, observed)
-    if refusal is not None or targets is None:
-        return Assessment(policy, None, None, False, refusal, None, DisruptionClass.NONE, False, text)
+    if isinstance(terms, Finding):
+        return Refused(policy, terms, False, text)
+    if (refusal := _no_gpu(node, observed)) is not None:
+        return Refused(policy, refusal, True, text)
     if observed is None or not observed.gpus:
-        pending = _unobserved(observed)
-        return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
+        return Unobserved(policy, _unobserved(observed), text)
     if nameless := next((gpu for gpu in observed.gpus if not gpu.product), None):
         message = f"GPU {nameless.index} does not answer and never did; drain and reboot the node"
-        pending = Mismatch(Reason.GPU_UNHEALTHY, message)
-        return Assessment(policy, None, None, False, None, pending, DisruptionClass.NONE, False, text)
-    target = targets.find(node.name, observed.gpus)
-    if isinstance(target, Unsupported):
-        return Assessment(policy, None, None, False, target, None, DisruptionClass.NONE, False, text)
+        return Unobserved(policy, Finding(Reason.GPU_UNHEALTHY, message), text)
+    target = terms.find(node.name, observed.gpus)
+    if isinstance(target, Finding):
+        return Refused(policy, target, True, text)
     mismatch = find_mismatch(Case(node, observed, target, stack))
     disruption = find_disruption(node, observed, target, mismatch, stack)
     drift = mismatch is not None and _proven_before(node, policy, target)
-    stop, two_steps = targets.stop(observed.gpus), needs_two_steps(node, observed, target, stack)
-    return Assessment(policy, target, stop, two_steps, None, mismatch, disruption, drift, text)
+    stop, two_steps = terms.stop(observed.gpus), needs_two_steps(node, observed, target, stack)
+    return Assessed(
+        policy, terms.wish.spec, observed, target, stop, two_steps, mismatch, disruption, drift, text
+    )
 
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
@@ -111,21 +144,21 @@ def has_gpu(node: NodeView) -> bool:
     )
 
 
-def _no_gpu(node: NodeView, observed: ObservedView | None) -> Unsupported | None:
+def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
     if has_gpu(node) or (observed is not None and observed.gpus):
         return None
-    return Unsupported(
+    return Finding(
         Reason.NO_GPU,
         f"{node.name} has no NVIDIA GPU (label {names.LABEL_GPU_PRESENT} is not true); narrow spec.nodeSelector",
     )
 
 
-def _unobserved(observed: ObservedView | None) -> Mismatch:
+def _unobserved(observed: ObservedView | None) -> Finding:
     if observed is None:
-        return Mismatch(Reason.OBSERVATION_PENDING, "the agent has not reported yet")
+        return Finding(Reason.OBSERVATION_PENDING, "the agent has not reported yet")
     if observed.error:
-        return Mismatch(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
-    return Mismatch(Reason.AGENT_ERROR, "the agent finds no GPU through NVML; check the driver on the node")
+        return Finding(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
+    return Finding(Reason.AGENT_ERROR, "the agent finds no GPU through NVML; check the driver on the node")
 
 
 def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
@@ -140,7 +173,7 @@ def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
 
 
 def find_disruption(
-    node: NodeView, observed: ObservedView, target: Target, mismatch: Mismatch | None, stack: StackView
+    node: NodeView, observed: ObservedView, target: Target, mismatch: Finding | None, stack: StackView
 ) -> DisruptionClass:
     """What the change disturbs (docs/design/way.md#classes)."""
     if mismatch is None:

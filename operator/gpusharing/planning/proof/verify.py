@@ -28,6 +28,7 @@ from gpusharing.planning.wanted import toolversions
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
 from gpusharing.planning.wanted.target import Target, describe_layouts, is_gpu_resource
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 EXCLUSIVE = "ExclusiveProcess"
@@ -48,25 +49,17 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Mismatch:
-    """The first source that disagrees."""
-
-    reason: Reason
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
     """One node against one target."""
 
     node: NodeView
-    observed: ObservedView | None
+    observed: ObservedView
     target: Target
     stack: StackView
     evidence: Evidence = Evidence()
 
 
-def find_mismatch(case: Case) -> Mismatch | None:
+def find_mismatch(case: Case) -> Finding | None:
     """The first disagreement in the order of CHECKS; None: all sources agree."""
     for check in CHECKS:
         if (mismatch := check(case)) is not None:
@@ -74,95 +67,90 @@ def find_mismatch(case: Case) -> Mismatch | None:
     return None
 
 
-def _observation(case: Case) -> Mismatch | None:
+def _observation(case: Case) -> Finding | None:
     seen = case.observed
-    if seen is None:
-        return Mismatch(Reason.OBSERVATION_PENDING, "the agent has not reported yet")
     if case.evidence.request_id and seen.request_id != case.evidence.request_id:
-        return Mismatch(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs anew")
+        return Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs anew")
     if seen.error:
-        return Mismatch(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {seen.error}")
+        return Finding(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {seen.error}")
     if seen.quiet:
-        return Mismatch(Reason.OBSERVATION_PENDING, "the agent is quiet, its last reading proves nothing")
+        return Finding(Reason.OBSERVATION_PENDING, "the agent is quiet, its last reading proves nothing")
     if gone := next((gpu for gpu in seen.gpus if gpu.vitals.access != REACHABLE), None):
         text = f"GPU {gone.index} does not answer, what is shown of it is from before; see condition Healthy"
-        return Mismatch(Reason.GPU_UNHEALTHY, text)
+        return Finding(Reason.GPU_UNHEALTHY, text)
     withheld = find_withheld(seen)
     matters = withheld is not None and (case.target.with_mig or any(gpu.mig_enabled for gpu in seen.gpus))
     return withheld if matters else None
 
 
-def find_withheld(observed: ObservedView) -> Mismatch | None:
+def find_withheld(observed: ObservedView) -> Finding | None:
     """A GPU whose MIG instances the agent may not list: what it sees of them proves no layout."""
     blind = next((gpu for gpu in observed.gpus if gpu.instances_withheld), None)
     if blind is None:
         return None
-    return Mismatch(
+    return Finding(
         Reason.AGENT_LACKS_RIGHTS,
         f"NVML does not let the agent list the MIG instances of GPU {blind.index}; give its container the rights that"
         " docs/reference/agent-fields.md names",
     )
 
 
-def _count(case: Case) -> Mismatch | None:
-    assert case.observed is not None, "_observation runs first"
+def _count(case: Case) -> Finding | None:
     return find_missing(case.node, case.observed)
 
 
-def find_missing(node: NodeView, observed: ObservedView) -> Mismatch | None:
+def find_missing(node: NodeView, observed: ObservedView) -> Finding | None:
     """Fewer GPUs than were proven on the node before."""
     proven, found = node.verified.gpus if node.verified else 0, len(observed.gpus)
     if found >= proven:
         return None
-    return Mismatch(
+    return Finding(
         Reason.GPU_MISSING,
         f"NVML lists {found} of the {proven} GPUs that were proven here; see `dmesg | grep -i nvrm` on {node.name}, or,"
         f" when it is to have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-",
     )
 
 
-def _instances(case: Case) -> Mismatch | None:
-    assert case.observed is not None, "_observation runs first"
+def _instances(case: Case) -> Finding | None:
     gpus = case.observed.gpus
     found = tuple([gpu.layout for gpu in gpus])
     if found != case.target.layouts:
-        return Mismatch(
+        return Finding(
             Reason.LAYOUT_MISMATCH,
             f"NVML shows {describe_layouts(found)} instead of {describe_layouts(case.target.layouts)}",
         )
     if pending := next((gpu for gpu in gpus if gpu.mig_pending), None):
-        return Mismatch(
+        return Finding(
             Reason.MIG_MODE_PENDING, f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot"
         )
     return None
 
 
-def _mig_manager(case: Case) -> Mismatch | None:
+def _mig_manager(case: Case) -> Finding | None:
     if not case.target.mig_config:
         return None
     config = case.node.labels.get(names.LABEL_MIG_CONFIG, "")
     state = case.node.labels.get(names.LABEL_MIG_STATE, "")
     if not config:
         if case.target.with_mig:
-            return Mismatch(
+            return Finding(
                 Reason.LABEL_MISMATCH,
                 f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not bring this layout back after a reboot",
             )
         return None
     if config != case.target.mig_config:
-        assert case.observed is not None, "_observation runs first"
         meaning = resolve_name(config, case.node.name, case.observed.gpus, case.stack)
         if isinstance(meaning, Unresolved) or meaning != case.target.layouts:
-            return Mismatch(
+            return Finding(
                 Reason.LABEL_MISMATCH,
                 f"{names.LABEL_MIG_CONFIG} is {config}, wanted {case.target.mig_config}",
             )
     if state == "failed":
-        return Mismatch(
+        return Finding(
             Reason.ACTUATOR_FAILED, f"mig-manager failed to apply {config}; its pod's log says why"
         )
     if state != "success":
-        return Mismatch(
+        return Finding(
             Reason.ACTUATOR_BUSY, f"mig-manager applies {config} (state {state or 'not reported yet'})"
         )
     return None
@@ -177,9 +165,9 @@ def paused_operands(node: NodeView) -> tuple[str, ...]:
     return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
 
 
-def _operands(case: Case) -> Mismatch | None:
+def _operands(case: Case) -> Finding | None:
     if paused := paused_operands(case.node):
-        return Mismatch(Reason.OPERANDS_PAUSED, f"still paused: {', '.join(paused)}")
+        return Finding(Reason.OPERANDS_PAUSED, f"still paused: {', '.join(paused)}")
     return None
 
 
@@ -200,49 +188,48 @@ def _fixed_strategy(stack: StackView) -> MigStrategy | None:
     return STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
 
 
-def _plugin(case: Case) -> Mismatch | None:
+def _plugin(case: Case) -> Finding | None:
     key = case.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == case.target.plugin_key:
         return None  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
     config = effective_plugin_config(case.node, case.stack)
     if config is None:
-        return Mismatch(
+        return Finding(
             Reason.LABEL_MISMATCH, f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
         )
     if not config.same_effect(case.target.plugin, with_mig=case.target.with_mig):
-        return Mismatch(
+        return Finding(
             Reason.LABEL_MISMATCH,
             f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, wanted {case.target.plugin_key}",
         )
     return None
 
 
-def _compute_mode(case: Case) -> Mismatch | None:
+def _compute_mode(case: Case) -> Finding | None:
     """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly
     (docs/design/hardware.md#mps-mode)."""
-    assert case.observed is not None, "_observation runs first"
     gpus = case.observed.gpus
     if case.target.mode is Mode.MPS:
         shared = next((gpu for gpu in gpus if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
         if shared is None:
             return None
         text = f"GPU {shared.index} is in compute mode {shared.compute_mode}: the MPS daemon does not serve it yet"
-        return Mismatch(Reason.MPS_NOT_RUNNING, text)
+        return Finding(Reason.MPS_NOT_RUNNING, text)
     return find_exclusive(gpus)
 
 
-def find_exclusive(gpus: Sequence[GpuView]) -> Mismatch | None:
+def find_exclusive(gpus: Sequence[GpuView]) -> Finding | None:
     """A whole GPU that only one process may use."""
     odd = next((gpu for gpu in gpus if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
         return None
     if odd.compute_mode == "Unknown":
         text = f"NVML does not tell the agent the compute mode of GPU {odd.index}"
-        return Mismatch(Reason.AGENT_LACKS_RIGHTS, text)
+        return Finding(Reason.AGENT_LACKS_RIGHTS, text)
     text = f"GPU {odd.index} is in compute mode {odd.compute_mode}"
     if MPS_DAEMONS.intersection(odd.processes):
-        return Mismatch(Reason.COMPUTE_MODE, f"{text}: the MPS daemon still serves it")
-    return Mismatch(
+        return Finding(Reason.COMPUTE_MODE, f"{text}: the MPS daemon still serves it")
+    return Finding(
         Reason.COMPUTE_MODE, f"{text}, left behind by MPS; run nvidia-smi -i {odd.index} -c 0 on the node"
     )
 
@@ -253,7 +240,6 @@ def expected_gfd_labels(case: Case) -> tuple[Mapping[str, str], ...]:
     One per card model on the node: it counts per model and writes one over the other, in an order that may change at
     each run (k8s-device-plugin, internal/lm/mig-strategy.go).
     """
-    assert case.observed is not None, "_observation runs first"
     products = tuple(bare_product(gpu.product) for gpu in case.observed.gpus)
     return _expect(case.target.layouts, case.target.plugin, products)
 
@@ -310,12 +296,12 @@ def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dic
     return expected
 
 
-def _gfd(case: Case) -> Mismatch | None:
+def _gfd(case: Case) -> Finding | None:
     labels = case.node.labels
     if case.evidence.gfd_timestamp and labels.get(names.LABEL_GFD_TIMESTAMP) == case.evidence.gfd_timestamp:
         # config-manager changes the configuration, then signals; when it fails in between, nobody signals again.
         text = f"has not started anew since the change; when this lasts, delete its pod on {case.node.name}"
-        return Mismatch(Reason.LABEL_MISMATCH, f"GPU Feature Discovery {text}")
+        return Finding(Reason.LABEL_MISMATCH, f"GPU Feature Discovery {text}")
     possible = expected_gfd_labels(case)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
     # Whose labels these seem to be: of several models, the one whose product they show.
@@ -324,7 +310,7 @@ def _gfd(case: Case) -> Mismatch | None:
     for label, value in expected.items():
         if labels.get(label, "") != value:
             wanted = products if label == names.LABEL_GPU_PRODUCT else value
-            return Mismatch(
+            return Finding(
                 Reason.LABEL_MISMATCH, f"label {label} is {labels.get(label, 'absent')}, expected {wanted}"
             )
     return None
@@ -335,21 +321,21 @@ def served(node: NodeView) -> dict[str, int]:
     return {name: count for name, count in node.resources.items() if is_gpu_resource(name) and count > 0}
 
 
-def _allocatable(case: Case) -> Mismatch | None:
+def _allocatable(case: Case) -> Finding | None:
     now = served(case.node)
     if now == dict(case.target.resources):
         return None
     message = f"the node offers {_counts(now)} instead of {_counts(dict(case.target.resources))}"
     if now == toolversions.merged(case.target.resources):
-        return Mismatch(Reason.PLUGIN_TOO_OLD, f"{message}: {toolversions.ADVICE}")
-    return Mismatch(Reason.ALLOCATABLE_MISMATCH, message)
+        return Finding(Reason.PLUGIN_TOO_OLD, f"{message}: {toolversions.ADVICE}")
+    return Finding(Reason.ALLOCATABLE_MISMATCH, message)
 
 
 def _counts(resources: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
 
 
-CHECKS: tuple[Callable[[Case], Mismatch | None], ...] = (
+CHECKS: tuple[Callable[[Case], Finding | None], ...] = (
     _observation,
     _count,
     _instances,
@@ -389,7 +375,6 @@ __all__ = [
     "CHECKS",
     "Case",
     "Evidence",
-    "Mismatch",
     "describe_observed",
     "effective_plugin_config",
     "find_mismatch",

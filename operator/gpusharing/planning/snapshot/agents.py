@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 HEAD, TAIL = 140, 160
@@ -66,23 +67,15 @@ class AgentWarning:
 
 
 @dataclass(frozen=True, slots=True)
-class AgentTrouble:
-    """Why no agent runs."""
-
-    reason: Reason
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class AgentTroubles:
     """Why no agent runs, as far as anybody says so."""
 
-    pods: Mapping[str, AgentTrouble | None] = field(default_factory=dict)
+    pods: Mapping[str, Finding | None] = field(default_factory=dict)
     """By node, of those that have a pod which is not Ready; None: it may just be starting."""
-    refused: AgentTrouble | None = None
+    refused: Finding | None = None
     """Why the DaemonSet gets no further pods."""
 
-    def of(self, node: str) -> AgentTrouble | None:
+    def of(self, node: str) -> Finding | None:
         """Why no agent runs on this node, which has no Ready one."""
         return self.pods.get(node, self.refused)
 
@@ -105,7 +98,7 @@ def find_troubles(
     )
 
 
-def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> AgentTrouble | None:
+def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding | None:
     said = steady(pod.message)
     show = f"kubectl -n {pod.namespace} describe pod {pod.name}"
     if not pod.scheduled:
@@ -144,11 +137,11 @@ def _start_error(pod: AgentPod) -> str:
     return steady(pod.last_words) if pod.ended.startswith(_NEVER_RAN) else ""
 
 
-def _not_started(why: str) -> AgentTrouble:
-    return AgentTrouble(Reason.AGENT_NOT_STARTED, f"its pod does not start: {why}")
+def _not_started(why: str) -> Finding:
+    return Finding(Reason.AGENT_NOT_STARTED, f"its pod does not start: {why}")
 
 
-def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> AgentTrouble | None:
+def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding | None:
     """What keeps the DaemonSet from creating pods, unless it has created one since."""
     if not warnings:
         return None
@@ -165,7 +158,7 @@ def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> AgentTro
         )
     else:
         remedy = f"kubectl -n {last.namespace} describe daemonset gpusharing-agent"
-    return AgentTrouble(Reason.AGENT_REFUSED, f"its pod is refused: {said}; {remedy}")
+    return Finding(Reason.AGENT_REFUSED, f"its pod is refused: {said}; {remedy}")
 
 
 def _latest(warnings: list[AgentWarning]) -> AgentWarning:

@@ -12,7 +12,6 @@ from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.gpus.doubts import Doubt
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import WELL, Vitals
 from gpusharing.planning.snapshot.agents import AgentTroubles
@@ -21,6 +20,7 @@ from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.words.findings import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class GpuView:
     """Profiles the card offers; from the card facts when the driver lists none."""
     processes: tuple[str, ...] = ()
     """Names of processes that use it; empty text for what the agent cannot name or may not see."""
-    doubt: Doubt | None = None
+    doubt: Finding | None = None
     vitals: Vitals = WELL
     instances_withheld: bool = False
     """The agent may not list MIG instances: `layout` may lack some, and no layout can be proven."""

@@ -11,16 +11,6 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.stack.acceptance import plain_upgrade
 from gpusharing.planning.stack.active import find_active
 from gpusharing.planning.stack.commands import patch_command
-from gpusharing.planning.stack.findings import (
-    Finding,
-    Findings,
-    Severity,
-    Topic,
-    error,
-    some,
-    upgrade,
-    warning,
-)
 from gpusharing.planning.stack.installationagents import find_agent_findings
 from gpusharing.planning.stack.installationviews import (
     AGENT,
@@ -29,9 +19,19 @@ from gpusharing.planning.stack.installationviews import (
     PodState,
 )
 from gpusharing.planning.stack.pointers import mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stack.symptoms import (
+    Severity,
+    Symptom,
+    Symptoms,
+    Topic,
+    error,
+    some,
+    upgrade,
+    warning,
+)
 
 
-def find_findings(view: InstallationView) -> tuple[Finding, ...]:
+def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
     """Everything that is wrong, by topic; within one, errors first. Empty: the installation can work."""
     found = [one for check in CHECKS for one in check(view)]
     order = list(Topic)
@@ -41,7 +41,7 @@ def find_findings(view: InstallationView) -> tuple[Finding, ...]:
 # --- API, rights, operator -----------------------------------------------------------------------------------
 
 
-def _served(view: InstallationView) -> Findings:
+def _served(view: InstallationView) -> Symptoms:
     for kind in sorted(view.not_served):
         yield error(
             Topic.API,
@@ -51,7 +51,7 @@ def _served(view: InstallationView) -> Findings:
         )
 
 
-def _unread(view: InstallationView) -> Findings:
+def _unread(view: InstallationView) -> Symptoms:
     for what, why in sorted(view.unread.items()):
         yield warning(
             Topic.RIGHTS,
@@ -61,7 +61,7 @@ def _unread(view: InstallationView) -> Findings:
         )
 
 
-def _rights(view: InstallationView) -> Findings:
+def _rights(view: InstallationView) -> Symptoms:
     for subject in (OPERATOR, AGENT):
         of_it = [state for state in view.rights if state.subject == subject]
         lacking = [state.text for state in of_it if state.allowed is False]
@@ -82,7 +82,7 @@ def _rights(view: InstallationView) -> Findings:
             )
 
 
-def _operator(view: InstallationView) -> Findings:
+def _operator(view: InstallationView) -> Symptoms:
     namespace = view.place.namespace
     pods = f"kubectl -n {namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator"
     if view.operator_replicas is None:
@@ -109,7 +109,7 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 # --- NVIDIA's side --------------------------------------------------------------------------------------------
 
 
-def _stack(view: InstallationView) -> Findings:
+def _stack(view: InstallationView) -> Symptoms:
     if view.gpu_cluster:
         yield error(
             Topic.CLUSTER_POLICY,
@@ -144,7 +144,7 @@ def _stack(view: InstallationView) -> Findings:
         )
 
 
-def _plain(view: InstallationView) -> Findings:
+def _plain(view: InstallationView) -> Symptoms:
     """The same questions where NVIDIA's device-plugin chart stands alone."""
     stack = view.plain
     if stack is None or stack.plain is None:
@@ -174,14 +174,14 @@ def _plain(view: InstallationView) -> Findings:
         )
 
 
-def _pointers(view: InstallationView) -> Findings:
+def _pointers(view: InstallationView) -> Symptoms:
     for policy in view.cluster_policies:
         if not policy.ignored:
             yield from _plugin_pointer(view, policy)
             yield from _mig_pointer(view, policy)
 
 
-def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findings:
+def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     place, default = view.place, policy.plugin_default
     ours = place.plugin_config_map
     config_map = view.config_maps.get(ours)
@@ -204,7 +204,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findin
         )
 
 
-def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findings:
+def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)
@@ -234,7 +234,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Findings:
         )
 
 
-def _config_maps(view: InstallationView) -> Findings:
+def _config_maps(view: InstallationView) -> Symptoms:
     place = view.place
     pointed = {
         name
@@ -264,7 +264,7 @@ def _config_maps(view: InstallationView) -> Findings:
             )
 
 
-CHECKS: tuple[Callable[[InstallationView], Findings], ...] = (
+CHECKS: tuple[Callable[[InstallationView], Symptoms], ...] = (
     _served,
     _unread,
     _rights,
@@ -277,7 +277,7 @@ CHECKS: tuple[Callable[[InstallationView], Findings], ...] = (
 )
 
 
-def render(findings: Iterable[Finding]) -> list[str]:
+def render(findings: Iterable[Symptom]) -> list[str]:
     """One screen for people: a line per topic that is well, the findings of the others with their commands."""
     found = list(findings)
     lines = []

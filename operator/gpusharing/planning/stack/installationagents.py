@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 
-from gpusharing.planning.stack.findings import (
-    Finding,
-    Findings,
+from gpusharing.planning.stack.installationviews import AgentsState, InstallationView
+from gpusharing.planning.stack.symptoms import (
     Severity,
+    Symptom,
+    Symptoms,
     Topic,
     error,
     some,
     upgrade,
     warning,
 )
-from gpusharing.planning.stack.installationviews import AgentsState, InstallationView
 
 GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
 """Labels of GKE: a node with a GPU, and one on which GKE does not run a device plugin of its own."""
@@ -27,7 +27,7 @@ def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
     return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
 
 
-def find_agent_findings(view: InstallationView) -> Findings:
+def find_agent_findings(view: InstallationView) -> Symptoms:
     """What keeps agents from running and reading, and what runs on their nodes that must not."""
     agents, place = view.agents, view.place
     if agents is None:
@@ -56,7 +56,7 @@ def find_agent_findings(view: InstallationView) -> Findings:
             f" {some(without)}{problem}"
         )
         severity = Severity.ERROR if without == agents.nodes else Severity.WARNING
-        yield Finding(Topic.AGENTS, severity, "AgentNotReady", message, show)
+        yield Symptom(Topic.AGENTS, severity, "AgentNotReady", message, show)
     troubled = {node: why for node, why in agents.reports.items() if why and node not in without}
     if troubled:
         first = min(troubled)
@@ -64,7 +64,7 @@ def find_agent_findings(view: InstallationView) -> Findings:
         yield error(Topic.AGENTS, "AgentCannotRead", message, f"kubectl describe gpunode {first}")
 
 
-def _agents_kept_out(view: InstallationView) -> Findings:
+def _agents_kept_out(view: InstallationView) -> Symptoms:
     agents, place = view.agents, view.place
     assert agents is not None, "find_agent_findings asks first"
     if agents.runtime_class and agents.runtime_class_exists is False:
@@ -84,7 +84,7 @@ def _agents_kept_out(view: InstallationView) -> Findings:
         )
 
 
-def _two_plugins(agents: AgentsState) -> Findings:
+def _two_plugins(agents: AgentsState) -> Symptoms:
     if agents.cloud_plugins:
         yield error(
             Topic.AGENTS,

@@ -12,13 +12,13 @@ from typing import Any
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.gpus.doubts import Doubt
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.told.counts import count_pending, count_used
 from gpusharing.planning.wanted.ownership import selects
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason, priority
 
@@ -139,7 +139,7 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
     )
 
 
-def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Doubt | None:
+def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
     """What is uncertain about the MIG profiles of the pool's cards; of no interest where nobody wants MIG."""
     if pool.policy.spec is None or pool.policy.spec.mode is not Mode.MIG:
         return None

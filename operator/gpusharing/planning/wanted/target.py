@@ -22,6 +22,7 @@ from gpusharing.planning.snapshot.views import GpuView, PolicyView, routing_labe
 from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
 from gpusharing.planning.wanted.configured import configured_since
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -53,18 +54,12 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Unsupported:
-    """This node cannot become what the policy asks; the message says what the card offers instead."""
-
-    reason: Reason
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Wish:
     """The part of a target that is the same on every node of a policy."""
 
     policy: str
+    spec: GPUSharingPolicySpec = field(compare=False)
+    """The whole of it; wishes are equal when all that follows is."""
     mig_config: str
     """The mig-parted entry that MIG-capable nodes are pointed at."""
     entry: migfile.Entry | None
@@ -85,20 +80,20 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
     else:
         mig_config = spec.mig.config or ""
     plugins = {pluginconfig.key_for(policy, text): text for text in map(pluginconfig.render, _foreseen(spec))}
-    return Wish(policy, mig_config, entry, plugins)
+    return Wish(policy, spec, mig_config, entry, plugins)
 
 
 def find_target(
     wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
-) -> Target | Unsupported:
+) -> Target | Finding:
     """What `node` with these GPUs (sorted by index, at least one) becomes under a policy."""
     if spec.products and (other := _unlisted_product(spec, gpus)):
-        return Unsupported(
+        return Finding(
             Reason.PRODUCT_SKIPPED,
             f"{node} has {other}, which spec.products does not list ({', '.join(spec.products)})",
         )
     layouts = _wanted_layouts(wish, spec, node, gpus, stack)
-    if isinstance(layouts, Unsupported):
+    if isinstance(layouts, Finding):
         return layouts
     refused = _too_many_clients(spec, node, gpus) or _too_old(spec, node, gpus, layouts, stack)
     if refused is not None:
@@ -132,14 +127,14 @@ def _target(
     )
 
 
-def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]) -> Unsupported | None:
+def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]) -> Finding | None:
     """The MPS control daemon's limit of clients, by compute capability (docs/design/hardware.md#mps)."""
     if spec.mode is not Mode.MPS or spec.mps is None:
         return None
     for gpu in gpus:
         card = find_card(gpu.product)
         if card is not None and spec.mps.replicas > card.mps_max_clients:
-            return Unsupported(
+            return Finding(
                 Reason.MPS_TOO_MANY_CLIENTS,
                 f"{node}: {gpu.product} serves at most {card.mps_max_clients} MPS clients,"
                 f" spec.mps.replicas is {spec.mps.replicas}",
@@ -153,12 +148,12 @@ def _too_old(
     gpus: Sequence[GpuView],
     layouts: Sequence[Layout | None],
     stack: StackView,
-) -> Unsupported | None:
+) -> Finding | None:
     """What NVIDIA's software of this cluster gets wrong, by its versions."""
     found = None
     if spec.mig is not None and stack.cluster_policy is not None:
         found = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
-    return Unsupported(found[0], f"{node}: {found[1]}") if found is not None else None
+    return Finding(found[0], f"{node}: {found[1]}") if found is not None else None
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:
@@ -177,13 +172,7 @@ class Targets:
     _found: dict[tuple[object, ...], tuple[tuple[GpuView, ...], Target]] = field(default_factory=dict)
     _stops: dict[tuple[int, bool], Target] = field(default_factory=dict)
 
-    @property
-    def spec(self) -> GPUSharingPolicySpec:
-        """The policy's; asked only of policies that have one."""
-        assert self.policy.spec is not None, "an unreadable spec has no wish"
-        return self.policy.spec
-
-    def find(self, node: str, gpus: tuple[GpuView, ...]) -> Target | Unsupported:
+    def find(self, node: str, gpus: tuple[GpuView, ...]) -> Target | Finding:
         """What `find_target` says, without asking it twice about equal hardware."""
         # Profiles by identity, which the kept GPUs make safe: comparing them would cost more than the answer.
         key: tuple[object, ...] = tuple(
@@ -193,7 +182,7 @@ class Targets:
             key = (*key, self.stack.generated_mig_files.get(node, ""))
         if (known := self._found.get(key)) is not None:
             return known[1]
-        target = find_target(self.wish, self.spec, node, gpus, self.stack)
+        target = find_target(self.wish, self.wish.spec, node, gpus, self.stack)
         if isinstance(target, Target):
             if len(self._found) >= _KINDS:
                 self._found.clear()
@@ -202,7 +191,7 @@ class Targets:
 
     def stop(self, gpus: Sequence[GpuView]) -> Target:
         """Whole GPUs without sharing: where the way from MPS to MIG, and back, stops; they would race (b.5)."""
-        capable = _has_mig_manager(self.spec, gpus, self.stack)
+        capable = _has_mig_manager(self.wish.spec, gpus, self.stack)
         key = (len(gpus), capable)
         if (known := self._stops.get(key)) is None:
             mig_config = migfile.ALL_DISABLED if capable else ""
@@ -259,44 +248,42 @@ def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
 
 def _wanted_layouts(
     wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
-) -> tuple[Layout | None, ...] | Unsupported:
+) -> tuple[Layout | None, ...] | Finding:
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
     if incapable := next((gpu for gpu in gpus if not gpu.mig_capable), None):
-        return Unsupported(
+        return Finding(
             Reason.NOT_MIG_CAPABLE, f"{node}: {incapable.product} has no MIG; use mode TimeSlicing or Full"
         )
     if spec.mig.config is not None:
         layouts = _named(spec.mig.config, node, gpus, stack)
     else:
         layouts = _own(spec.mig.layouts or (), wish.entry or [], node, gpus)
-    return layouts if isinstance(layouts, Unsupported) else _legal(layouts, spec, node, gpus)
+    return layouts if isinstance(layouts, Finding) else _legal(layouts, spec, node, gpus)
 
 
 def _named(
     name: str, node: str, gpus: Sequence[GpuView], stack: StackView
-) -> tuple[Layout | None, ...] | Unsupported:
+) -> tuple[Layout | None, ...] | Finding:
     found = migfile.resolve_name(name, node, gpus, stack)
     if isinstance(found, migfile.Unresolved):
-        return Unsupported(
-            Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found.why}"
-        )
+        return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found.why}")
     return found
 
 
 def _own(
     layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[GpuView]
-) -> tuple[Layout | None, ...] | Unsupported:
+) -> tuple[Layout | None, ...] | Finding:
     named = {index for row in layouts if row.devices != "all" for index in row.devices}
     here = {gpu.index for gpu in gpus}
     if beyond := sorted(named - here):
-        return Unsupported(
+        return Finding(
             Reason.LAYOUT_TOO_MANY_GPUS,
             f"{node} has {len(gpus)} GPUs, spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
         )
     found = migfile.resolve(entry, gpus)
     if isinstance(found, migfile.Unresolved):
-        return Unsupported(
+        return Finding(
             Reason.LAYOUT_INCOMPLETE,
             f"{node}: spec.mig.layouts must name every GPU, {found.why}; add for example "
             "{devices: [" + ", ".join(map(str, sorted(here - named))) + "], profiles: {}}",
@@ -306,18 +293,18 @@ def _own(
 
 def _legal(
     layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]
-) -> tuple[Layout | None, ...] | Unsupported:
+) -> tuple[Layout | None, ...] | Finding:
     judged: tuple[Layout | None, object] = (None, None)
     for gpu, layout in zip(gpus, layouts, strict=True):
         if layout is None or judged == (layout, gpu.profiles):
             continue
         judged = (layout, gpu.profiles)
         if layout == ():
-            return Unsupported(
+            return Finding(
                 Reason.LAYOUT_EMPTY, f"{node} GPU {gpu.index}: MIG on without instances serves nothing"
             )
         if not gpu.profiles:
-            return Unsupported(
+            return Finding(
                 Reason.HARDWARE_UNKNOWN,
                 f"{node} GPU {gpu.index}: neither the driver nor our table says what {gpu.product} offers",
             )
@@ -326,11 +313,11 @@ def _legal(
             known = {profile.name for profile in gpu.profiles}
             unknown = any(name not in known for name, _ in layout)
             reason = Reason.PROFILE_NOT_SUPPORTED if unknown else Reason.LAYOUT_DOES_NOT_FIT
-            return Unsupported(reason, f"{node} GPU {gpu.index} ({gpu.product}): {verdict.message}")
+            return Finding(reason, f"{node} GPU {gpu.index} ({gpu.product}): {verdict.message}")
     if spec.mig is not None and spec.mig.strategy == "single":
         kinds = {None if layout is None else tuple(name for name, _ in layout) for layout in layouts}
         if len(kinds) != 1 or None in kinds or any(kind is not None and len(kind) != 1 for kind in kinds):
-            return Unsupported(
+            return Finding(
                 Reason.LAYOUT_NOT_UNIFORM,
                 f"{node}: spec.mig.strategy single needs one and the same profile on every GPU; use mixed",
             )
@@ -383,7 +370,6 @@ def is_gpu_resource(name: str) -> bool:
 __all__ = [
     "Target",
     "Targets",
-    "Unsupported",
     "Wish",
     "describe_layouts",
     "find_target",

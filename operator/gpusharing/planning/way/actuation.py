@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from gpusharing.api import names
 from gpusharing.api.names import Mode, Phase
 from gpusharing.planning.actions import Actuate, Release, RestartOperand
-from gpusharing.planning.proof.assess import uses_mps
+from gpusharing.planning.proof.assess import Assessed, uses_mps
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.attempts import actuation_limit, corrects_drift
@@ -18,13 +19,13 @@ from gpusharing.planning.way.gates import CORDONING, propagation
 from gpusharing.planning.way.idle import next_poll, way_to_idle
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import is_ready, needs_restart, needs_run
-from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
 
 def run(
-    case: NodeCase,
-    target: Target,
+    case: FencedCase,
+    assessed: Assessed,
     *,
     again: bool = False,
     since: datetime | None = None,
@@ -35,17 +36,17 @@ def run(
     `again`: the run of the PNR that was passed is repeated, with its labels and a fresh mig-manager. `since`: readings
     that were asked for earlier prove nothing. `step_proven`: the step before is proven, this is the next one.
     """
-    goal = _goal(case, target, again=again)
-    waiting = _waiting(case, goal, again=again)
+    goal = _goal(case, assessed, again=again)
+    waiting = _waiting(case, assessed, goal, again=again)
     if case.fence.disruption not in CORDONING:
         if case.disruption in CORDONING or needs_run(case, goal):
             return start_anew(case)
-        return waiting or _begin(case, goal, again=False)
-    way = way_to_idle(case, waiting, since=since, step_proven=step_proven)
-    return way or _begin(case, goal, again=again)
+        return waiting or _begin(case, assessed, goal, again=False)
+    way = way_to_idle(case, assessed.spec.drain, waiting, since=since, step_proven=step_proven)
+    return way or _begin(case, assessed, goal, again=again)
 
 
-def start_anew(case: NodeCase) -> Verdict:
+def start_anew(case: FencedCase) -> Verdict:
     """What began as a plugin restart needs an idle node: it is given back, and fenced again with a cordon."""
     message = "the change now needs an idle node; it starts anew with a drain"
     labels, annotations = unmarked(case.fence)
@@ -53,7 +54,7 @@ def start_anew(case: NodeCase) -> Verdict:
     return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
 
 
-def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
+def restart_pod(case: FencedCase, assessed: Assessed, operand: Operand, what: str) -> Verdict:
     """A fresh run begins when the pod of the actuator is gone; the fence records which pod that is."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
@@ -62,7 +63,7 @@ def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
         return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
     if case.fence.disruption not in CORDONING:
         return start_anew(case)
-    if (way := way_to_idle(case)) is not None:
+    if (way := way_to_idle(case, assessed.spec.drain)) is not None:
         return way
     return verdict.then(RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid))
 
@@ -70,15 +71,12 @@ def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
 # --- what a run needs --------------------------------------------------------------------------------------
 
 
-def _goal(case: NodeCase, target: Target, *, again: bool) -> Target:
+def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
     """What this run leads to; a step that is repeated leads to the stop, whatever the node looks like half way."""
-    stop = case.assessment.stop if case.assessment is not None else None
-    if again and stop is not None and case.fence.step < case.fence.steps:
-        return stop
-    return case.goal(target)
+    return assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
 
 
-def _waiting(case: NodeCase, goal: Target, *, again: bool) -> Verdict | None:
+def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
     """What the run needs and is not there yet: a node that stays, the configuration on it, mig-manager."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption in CORDONING else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
@@ -86,7 +84,7 @@ def _waiting(case: NodeCase, goal: Target, *, again: bool) -> Verdict | None:
     if case.node.deleting:
         message = f"{case.node.name} is being deleted; nothing is begun on it"
         return case.verdict(phase, Reason.NODE_NOT_READY, message)
-    if (closed := propagation(case)) is not None:
+    if (closed := propagation(case, assessed)) is not None:
         return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
     there = case.operand is not None if again and goal.mig_config else is_ready(case)
     if (needs_run(case, goal) or (again and goal.mig_config)) and not there:
@@ -98,17 +96,17 @@ def _waiting(case: NodeCase, goal: Target, *, again: bool) -> Verdict | None:
 # --- the point of no return --------------------------------------------------------------------------------
 
 
-def _begin(case: NodeCase, goal: Target, *, again: bool) -> Verdict:
+def _begin(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict:
     message = f"changing to {goal.text}"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
-    action = _actuate(case, goal, again=again)
+    action = _actuate(case, assessed, goal, again=again)
     restarts = bool(action.fence.restart_uid or action.fence.daemon_uid)
     return replace(verdict.then(action), wants_pods=restarts)
 
 
-def _actuate(case: NodeCase, goal: Target, *, again: bool) -> Actuate:
+def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Actuate:
     """Fence stage and labels in one PATCH. State goes to null only with a new value, never while rebooting."""
-    node, fence = case.node, case.fence
+    node, fence, policy = case.node, case.fence, assessed.policy
     labels: dict[str, str | None] = {}
     restart = ""
     if goal.mig_config:
@@ -121,19 +119,18 @@ def _actuate(case: NodeCase, goal: Target, *, again: bool) -> Actuate:
     plugin_changes = node.labels.get(names.LABEL_PLUGIN_CONFIG) != goal.plugin_key
     if plugin_changes:
         labels[names.LABEL_PLUGIN_CONFIG] = goal.plugin_key
-    assert case.assessment is not None, "a target needs a policy"
-    step, steps = _step(case, again=again)
+    step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
     return Actuate(
         node,
         replace(
             fence,
-            policy=case.assessment.policy.name,
-            policy_uid=case.assessment.policy.uid,
-            generation=case.assessment.policy.generation,
-            drift=corrects_drift(case),
+            policy=policy.name,
+            policy_uid=policy.uid,
+            generation=policy.generation,
+            drift=corrects_drift(fence, policy),
             stage="actuating",
             stage_since=case.now,
-            deadline=case.now + actuation_limit(case),
+            deadline=case.now + actuation_limit(assessed.spec),
             step=step,
             steps=steps,
             attempt=fence.attempt if again else 1,
@@ -155,7 +152,7 @@ def _actuate(case: NodeCase, goal: Target, *, again: bool) -> Actuate:
     )
 
 
-def _restarts(case: NodeCase, goal: Target, *, again: bool) -> bool:
+def _restarts(case: FencedCase, goal: Target, *, again: bool) -> bool:
     """Whether the run needs a fresh mig-manager: one that rests takes up a new value by itself, a stuck one never."""
     if not again or case.node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed"):
         same = case.node.labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
@@ -163,17 +160,16 @@ def _restarts(case: NodeCase, goal: Target, *, again: bool) -> bool:
     return True
 
 
-def _step(case: NodeCase, *, again: bool) -> tuple[int, int]:
+def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
     """(number, of how many) of the step that begins; the way through the stop has two."""
-    fence = case.fence
-    if case.assessment is not None and case.assessment.two_steps:
+    if two_steps:
         return 1, 2
     if again:
         return fence.step, fence.steps
     return (2, 2) if fence.step < fence.steps else (1, 1)
 
 
-def _daemon_to_restart(case: NodeCase, target: Target) -> str:
+def _daemon_to_restart(case: FencedCase, target: Target) -> str:
     """A running MPS daemon keeps its old number of clients: config-manager does not find its process
     (docs/design/nvidia.md#b5)."""
     observed = case.gpunode.observed if case.gpunode else None

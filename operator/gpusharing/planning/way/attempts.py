@@ -3,21 +3,23 @@
 from dataclasses import replace
 from datetime import timedelta
 
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import UpdateFence
-from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.way.verdict import FencedCase, NodeCase
 from gpusharing.planning.words.reasons import Reason
 
 PROOF = 120.0
 """Seconds."""
 
 
-def actuation_limit(case: NodeCase) -> timedelta:
+def actuation_limit(spec: GPUSharingPolicySpec) -> timedelta:
     """From the PNR until the node counts as Failed: actuation and verification together."""
-    timeouts = case.spec.rollout.timeouts
+    timeouts = spec.rollout.timeouts
     return parse_duration(timeouts.actuation) + parse_duration(timeouts.verification)
 
 
@@ -26,7 +28,7 @@ def owed_for(target: Target) -> str:
     return f"{target.mig_config} {target.plugin_key} {target.text}".strip()
 
 
-def owe(case: NodeCase, target: Target, attempt: int) -> UpdateFence:
+def owe(case: FencedCase, assessed: Assessed, attempt: int) -> UpdateFence:
     """Record that another run of the actuators is owed: it begins when the node is proven idle anew, by the deadline.
 
     The record comes first, so that a crash in between repeats nothing, and a pod that blocks does so for a while only.
@@ -35,9 +37,9 @@ def owe(case: NodeCase, target: Target, attempt: int) -> UpdateFence:
         case.node,
         replace(
             case.fence,
-            owed=owed_for(target),
+            owed=owed_for(assessed.target),
             attempt=attempt,
-            deadline=case.now + parse_duration(case.spec.drain.timeout) + proof_time(case),
+            deadline=case.now + parse_duration(assessed.spec.drain.timeout) + proof_time(case),
             retry=case.node.retry,
             restart_uid="",
             daemon_uid="",
@@ -50,7 +52,7 @@ def proof_time(case: NodeCase) -> timedelta:
     return timedelta(seconds=case.settings.config_propagation + PROOF)
 
 
-def was_asked_again(case: NodeCase) -> bool:
+def was_asked_again(case: FencedCase) -> bool:
     """A person set a new value of the retry annotation since the present attempt began."""
     return case.node.retry != case.fence.retry
 
@@ -58,7 +60,7 @@ def was_asked_again(case: NodeCase) -> bool:
 # --- before the point of no return -------------------------------------------------------------------------
 
 
-def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
+def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     """The wait after this abort: 5 min · 2ⁿ within one generation of one policy."""
     earlier = case.node.deferred
     generation = case.fence.generation
@@ -69,12 +71,11 @@ def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
     return Deferred(count, case.now + wait, str(reason), generation, case.node.retry, uid)
 
 
-def standing_deferral(case: NodeCase) -> Deferred | None:
+def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
     """The wait that holds the node back now; another generation or policy and a new value of retry end it."""
-    deferred, assessment = case.node.deferred, case.assessment
-    if deferred is None or assessment is None or case.now >= deferred.until:
+    deferred = case.node.deferred
+    if deferred is None or case.now >= deferred.until:
         return None
-    policy = assessment.policy
     if deferred.generation != policy.generation or deferred.policy_uid not in ("", policy.uid):
         return None
     return deferred if case.node.retry == deferred.retry else None
@@ -89,12 +90,10 @@ def may_correct_at_once(case: NodeCase) -> bool:
     return verified is not None and case.node.retry != verified.retry
 
 
-def was_corrected(case: NodeCase) -> bool:
+def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
     """Drift was put right in this generation of this very policy already."""
-    verified, assessment = case.node.verified, case.assessment
-    if verified is None or assessment is None:
-        return False
-    return _corrected_in(verified, assessment.policy) == assessment.policy.generation
+    verified = case.node.verified
+    return verified is not None and _corrected_in(verified, policy) == policy.generation
 
 
 def _corrected_in(verified: Verified | None, policy: PolicyView) -> int:
@@ -104,41 +103,35 @@ def _corrected_in(verified: Verified | None, policy: PolicyView) -> int:
     return verified.corrected_generation
 
 
-def corrects_drift(case: NodeCase) -> bool:
+def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
     """The change in flight puts drift right, and nobody edited the policy or made it anew since it began."""
-    fence, assessment = case.fence, case.assessment
-    if assessment is None or not fence.drift:
-        return False
-    policy = assessment.policy
-    return fence.generation == policy.generation and fence.policy_uid in ("", policy.uid)
+    return fence.drift and fence.generation == policy.generation and fence.policy_uid in ("", policy.uid)
 
 
-def adopted(case: NodeCase, target: Target) -> Verified:
+def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     """The record of a node that is as wanted without a change of ours. That drift was put right is not forgotten."""
-    assert case.assessment is not None, "has a policy"
+    target, policy = assessed.target, assessed.policy
     return Verified(
         case.owner,
         target.mig_config,
         target.plugin_key,
-        corrected_generation=_corrected_in(case.node.verified, case.assessment.policy),
+        corrected_generation=_corrected_in(case.node.verified, policy),
         retry=case.node.retry,
         layout=target.text,
         gpus=len(target.layouts),
-        policy_uid=case.assessment.policy.uid,
+        policy_uid=policy.uid,
     )
 
 
-def proven(case: NodeCase, target: Target) -> Verified:
+def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
     """The record of a change that was proven."""
     fence = case.fence
-    assert case.assessment is not None, "has a policy"
-    policy = case.assessment.policy
     kept = _corrected_in(case.node.verified, policy)
     return Verified(
         policy=policy.name,
         mig_config=fence.target_mig_config,
         plugin_config=fence.target_plugin_config,
-        corrected_generation=policy.generation if corrects_drift(case) else kept,
+        corrected_generation=policy.generation if corrects_drift(fence, policy) else kept,
         retry=case.node.retry,
         layout=target.text,
         gpus=len(target.layouts),

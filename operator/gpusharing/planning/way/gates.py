@@ -4,97 +4,82 @@ None of these has touched the node: it is not cordoned while it waits here.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.planning.gpus.drivers import find_flaw
+from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.proof.verify import (
     effective_plugin_config,
     find_exclusive,
     find_missing,
     find_withheld,
 )
-from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.attempts import may_correct_at_once, standing_deferral, was_corrected
 from gpusharing.planning.way.migmanager import found_layouts, is_ready, needs_run
 from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """Why not now, and when to ask again (None: when something changes)."""
-
-    reason: Reason
-    message: str
-    until: datetime | None = None
-
-
-def find_gate(case: NodeCase) -> Gate | None:
-    """The first gate in the order of GATES that is closed; None: the node may start."""
+def find_gate(case: NodeCase, assessed: Assessed) -> Finding | None:
+    """The first gate in the order of GATES that is closed; None: the node may start. `assessed`: the case's."""
     for gate in GATES:
-        if (closed := gate(case)) is not None:
+        if (closed := gate(case, assessed)) is not None:
             return closed
     return None
 
 
-def _target(case: NodeCase) -> Target:
-    target = case.assessment.target if case.assessment else None
-    assert target is not None, "gates judge nodes with a target"
-    return target
-
-
-def _alive(case: NodeCase) -> Gate | None:
+def _alive(case: NodeCase, assessed: Assessed) -> Finding | None:
     if case.node.deleting:
-        return Gate(Reason.NODE_NOT_READY, f"{case.node.name} is being deleted")
+        return Finding(Reason.NODE_NOT_READY, f"{case.node.name} is being deleted")
     if not case.node.ready:
-        return Gate(Reason.NODE_NOT_READY, f"{case.node.name} is not Ready")
+        return Finding(Reason.NODE_NOT_READY, f"{case.node.name} is not Ready")
     return None
 
 
-def _foreign(case: NodeCase) -> Gate | None:
+def _foreign(case: NodeCase, assessed: Assessed) -> Finding | None:
     if not case.node.foreign:
         return None
-    return Gate(
+    return Finding(
         Reason.FOREIGN_MAINTENANCE, f"{case.node.foreign} works on {case.node.name}; waiting until it is done"
     )
 
 
-def _cordon(case: NodeCase) -> Gate | None:
+def _cordon(case: NodeCase, assessed: Assessed) -> Finding | None:
     if not case.node.unschedulable:
         return None
-    return Gate(
+    return Finding(
         Reason.ALREADY_CORDONED,
         f"{case.node.name} was cordoned by somebody else and is left alone; kubectl uncordon {case.node.name} to go on",
     )
 
 
-def _at_work(case: NodeCase) -> Gate | None:
+def _at_work(case: NodeCase, assessed: Assessed) -> Finding | None:
     """Somebody else works on the driver or the GPUs, and the agent is quiet."""
-    quiet = find_quiet(case)
-    return None if quiet is None else Gate(quiet.reason, quiet.message, quiet.until)
+    return find_quiet(case)
 
 
 _NEEDED = tuple(names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_NEEDED)
 
 
-def operands(case: NodeCase) -> Gate | None:
+def operands(node: NodeView) -> Finding | None:
     """Closed where an admin keeps NVIDIA's operands off the node: nothing would serve or show what it becomes
     (docs/design/nvidia.md#d2)."""
-    name, labels = case.node.name, case.node.labels
+    name, labels = node.name, node.labels
     workload = labels.get(names.LABEL_WORKLOAD_CONFIG) or names.WORKLOAD_CONTAINER
     if workload != names.WORKLOAD_CONTAINER:
-        return Gate(
+        return Finding(
             Reason.WORKLOAD_CONFIG,
             f"{names.LABEL_WORKLOAD_CONFIG} is {workload}: the GPUs of {name} are not for containers;"
             f" to change that: kubectl label node {name} {names.LABEL_WORKLOAD_CONFIG}-",
         )
     for label in _NEEDED:
         if labels.get(label) == "false":
-            return Gate(
+            return Finding(
                 Reason.OPERANDS_DISABLED,
                 f"{label} is false: the GPU Operator keeps off {name} what would serve and show the change;"
                 f" to change that: kubectl label node {name} {label}-",
@@ -102,80 +87,80 @@ def operands(case: NodeCase) -> Gate | None:
     return None
 
 
-def _agent(case: NodeCase) -> Gate | None:
+def _operands(case: NodeCase, assessed: Assessed) -> Finding | None:
+    return operands(case.node)
+
+
+def _agent(case: NodeCase, assessed: Assessed) -> Finding | None:
     if not case.agent_ready:
-        return Gate(
+        return Finding(
             *case.no_agent(
                 ": nothing starts that could not be proven; look at the DaemonSet gpusharing-agent"
             )
         )
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or observed.quiet:
-        return Gate(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
+        return Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
     if observed.error:
-        return Gate(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
+        return Finding(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
     return None
 
 
-def _missing(case: NodeCase) -> Gate | None:
-    observed = case.gpunode.observed if case.gpunode else None
-    mismatch = find_missing(case.node, observed) if observed is not None else None
-    return None if mismatch is None else Gate(mismatch.reason, mismatch.message)
+def _missing(case: NodeCase, assessed: Assessed) -> Finding | None:
+    return find_missing(case.node, assessed.observed)
 
 
-def _rights(case: NodeCase) -> Gate | None:
+def _rights(case: NodeCase, assessed: Assessed) -> Finding | None:
     """What could not be proven afterwards does not begin."""
-    observed = case.gpunode.observed if case.gpunode else None
-    mismatch = find_withheld(observed) if observed is not None else None
-    if observed is None or mismatch is None:
-        return None
-    matters = _target(case).with_mig or any(gpu.mig_enabled for gpu in observed.gpus)
-    return Gate(mismatch.reason, mismatch.message) if matters else None
+    withheld = find_withheld(assessed.observed)
+    matters = assessed.target.with_mig or any(gpu.mig_enabled for gpu in assessed.observed.gpus)
+    return withheld if matters else None
 
 
-def _health(case: NodeCase) -> Gate | None:
+def _health(case: NodeCase, assessed: Assessed) -> Finding | None:
     ailment = case.ailment
-    return None if ailment is None else Gate(Reason.GPU_UNHEALTHY, ailment.message)
+    return None if ailment is None else Finding(Reason.GPU_UNHEALTHY, ailment.message)
 
 
-def _driver(case: NodeCase) -> Gate | None:
+def _driver(case: NodeCase, assessed: Assessed) -> Finding | None:
     """Only repartitioning is dangerous; sharing and NVIDIA's labels may change under any driver."""
-    observed, settings = case.gpunode.observed if case.gpunode else None, case.settings
-    if observed is None or found_layouts(case) == _target(case).layouts:
+    settings = case.settings
+    if found_layouts(case) == assessed.target.layouts:
         return None
     flaw = find_flaw(
-        observed.driver_version, settings.unsafe_drivers, refuse_affected=settings.refuse_unsafe_drivers
+        assessed.observed.driver_version,
+        settings.unsafe_drivers,
+        refuse_affected=settings.refuse_unsafe_drivers,
     )
-    return Gate(Reason.UNSAFE_DRIVER, flaw) if flaw else None
+    return Finding(Reason.UNSAFE_DRIVER, flaw) if flaw else None
 
 
-def _leftovers(case: NodeCase) -> Gate | None:
+def _leftovers(case: NodeCase, assessed: Assessed) -> Finding | None:
     """A compute mode that nobody holds: no label of ours sets it back, and every change but one to MPS fails on it."""
-    observed = case.gpunode.observed if case.gpunode else None
-    mismatch = find_exclusive(observed.gpus) if observed is not None else None
-    if mismatch is None or _target(case).mode is Mode.MPS:
+    exclusive = find_exclusive(assessed.observed.gpus)
+    if exclusive is None or assessed.target.mode is Mode.MPS:
         return None
     config = effective_plugin_config(case.node, case.stack)
     if config is not None and config.sharing is not None and config.sharing.strategy == "mps":
         return None
-    return Gate(mismatch.reason, mismatch.message)
+    return exclusive
 
 
-def _actuator(case: NodeCase) -> Gate | None:
-    target = _target(case)
+def _actuator(case: NodeCase, assessed: Assessed) -> Finding | None:
+    target = assessed.target
     if not target.mig_config:
         if found_layouts(case) == target.layouts:
             return None
         policy = case.stack.cluster_policy
         plain = policy is not None and policy.plain is not None
         why = "there is no mig-manager" if plain else "ClusterPolicy migManager.enabled is false"
-        return Gate(
+        return Finding(
             Reason.ACTUATOR_MISSING, f"MIG is on, and {why}: nobody on {case.node.name} would switch it off"
         )
     if case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting":  # however long that takes
-        return Gate(Reason.ACTUATOR_BUSY, "mig-manager is at work on its own (state rebooting)")
+        return Finding(Reason.ACTUATOR_BUSY, "mig-manager is at work on its own (state rebooting)")
     if not is_ready(case) and needs_run(case, target):
-        return Gate(
+        return Finding(
             Reason.ACTUATOR_MISSING,
             f"no Ready mig-manager pod on {case.node.name}; look at pods with label app=nvidia-mig-manager"
             f" in namespace {case.settings.gpu_operator_namespace}",
@@ -183,20 +168,19 @@ def _actuator(case: NodeCase) -> Gate | None:
     return None
 
 
-def propagation(case: NodeCase) -> Gate | None:
+def propagation(case: NodeCase, assessed: Assessed) -> Finding | None:
     """Closed until the configuration that the labels will name had time to reach the node
     (docs/design/nvidia.md#b4)."""
-    target = _target(case)
-    since = target.configured
-    if since is not None and (goal := case.goal(target)) is not target:
+    since = assessed.target.configured
+    if since is not None and (goal := assessed.goal) is not assessed.target:
         since = None if goal.configured is None else max(since, goal.configured)
     if since is None and case.stack.write_error:
-        return Gate(Reason.CONFIG_NOT_WRITTEN, f"the configuration is missing: {case.stack.write_error}")
+        return Finding(Reason.CONFIG_NOT_WRITTEN, f"the configuration is missing: {case.stack.write_error}")
     if since is None:
-        return Gate(Reason.CONFIG_PROPAGATING, "the configuration is about to be written")
+        return Finding(Reason.CONFIG_PROPAGATING, "the configuration is about to be written")
     ready = since + timedelta(seconds=case.settings.config_propagation)
     if ready > case.now:
-        return Gate(
+        return Finding(
             Reason.CONFIG_PROPAGATING,
             f"the kubelet may take {case.settings.config_propagation:.0f} s to bring the new configuration to the node",
             ready,
@@ -204,44 +188,42 @@ def propagation(case: NodeCase) -> Gate | None:
     return None
 
 
-def _drift(case: NodeCase) -> Gate | None:
-    assessment = case.assessment
-    if assessment is None or not assessment.drift or assessment.mismatch is None:
+def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
+    if not assessed.drift or assessed.mismatch is None:
         return None
     if may_correct_at_once(case):
         return None
     since = case.drifting_since
     grace = timedelta(seconds=case.settings.drift_grace)
     if since is None or case.now < since + grace:
-        return Gate(
+        return Finding(
             Reason.DRIFTED,
-            f"{case.node.name} no longer is as it was proven: {assessment.mismatch.message}",
+            f"{case.node.name} no longer is as it was proven: {assessed.mismatch.message}",
             (since or case.now) + grace,
         )
-    if was_corrected(case):
-        return Gate(
+    if was_corrected(case, assessed.policy):
+        return Finding(
             Reason.DRIFT_RETURNED,
-            f"{case.node.name} drifted again after it was put right: {assessment.mismatch.message}",
+            f"{case.node.name} drifted again after it was put right: {assessed.mismatch.message}",
         )
     return None
 
 
-def _futile(case: NodeCase) -> Gate | None:
+def _futile(case: NodeCase, assessed: Assessed) -> Finding | None:
     """Labels and layout are right already, so a drain would disturb pods and then change nothing."""
-    target, labels = _target(case), case.node.labels
-    mismatch = case.assessment.mismatch if case.assessment else None
+    target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG) != target.plugin_key:
         return None
     if needs_run(case, target):
         return None
-    return Gate(mismatch.reason, f"{mismatch.message}; no label of ours would change that")
+    return Finding(mismatch.reason, f"{mismatch.message}; no label of ours would change that")
 
 
-def _deferred(case: NodeCase) -> Gate | None:
-    deferred = standing_deferral(case)
+def _deferred(case: NodeCase, assessed: Assessed) -> Finding | None:
+    deferred = standing_deferral(case, assessed.policy)
     if deferred is None:
         return None
-    return Gate(
+    return Finding(
         Reason.DEFERRED,
         f"try {deferred.count} was given up ({deferred.reason}); next try at {deferred.until:%H:%M:%S}Z, or at once"
         f" with kubectl annotate node {case.node.name} {names.ANNOTATION_RETRY}=now",
@@ -249,19 +231,18 @@ def _deferred(case: NodeCase) -> Gate | None:
     )
 
 
-def _paused(case: NodeCase) -> Gate | None:
-    spec = case.assessment.policy.spec if case.assessment else None
-    if spec is not None and spec.rollout.paused:
-        return Gate(Reason.PAUSED, "spec.rollout.paused is true: no further node starts")
+def _paused(case: NodeCase, assessed: Assessed) -> Finding | None:
+    if assessed.spec.rollout.paused:
+        return Finding(Reason.PAUSED, "spec.rollout.paused is true: no further node starts")
     return None
 
 
-GATES: tuple[Callable[[NodeCase], Gate | None], ...] = (
+GATES: tuple[Callable[[NodeCase, Assessed], Finding | None], ...] = (
     _alive,
     _foreign,
     _cordon,
     _at_work,
-    operands,
+    _operands,
     _agent,
     _rights,
     _missing,

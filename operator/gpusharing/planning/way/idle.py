@@ -10,11 +10,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
+from gpusharing.api.policy import Drain
 from gpusharing.planning.actions import Evict, UpdateFence
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.way.requests import answers_quiet, last_busy, next_quiet_request
-from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.blockers import explain_blockers, main_reason
 from gpusharing.planning.words.reasons import Reason
 
@@ -23,7 +24,8 @@ LIST_AGE = timedelta(seconds=30)
 
 
 def way_to_idle(
-    case: NodeCase,
+    case: FencedCase,
+    drain: Drain,
     waiting: Verdict | None = None,
     *,
     since: datetime | None = None,
@@ -31,7 +33,7 @@ def way_to_idle(
 ) -> Verdict | None:
     """What is still to be done or waited for; None: the node is proven idle, just now.
 
-    `waiting`: what the run needs and is not there yet. `since`: older readings prove nothing.
+    `drain`: the policy's. `waiting`: what the run needs and is not there yet. `since`: older readings prove nothing.
     """
     if (risen := rise(case)) is not None:
         return risen
@@ -39,7 +41,7 @@ def way_to_idle(
         why = case.work.error if case.work else "listing the pods of the node"
         reason = Reason.LIST_FAILED if case.work else Reason.SETTLING
         return replace(case.verdict(Phase.DRAINING, reason, why, wake=next_poll(case)), wants_pods=True)
-    plan = drain_plan(case, case.work)
+    plan = drain_plan(case, case.work, drain)
     if plan.holders:
         return _drain(case, plan)
     if waiting is not None:
@@ -47,7 +49,7 @@ def way_to_idle(
     return _prove(case, case.work, since, step_proven=step_proven)
 
 
-def rise(case: NodeCase) -> Verdict | None:
+def rise(case: FencedCase) -> Verdict | None:
     """Record that the change disturbs more than was known: the worst class that was seen decides who must leave."""
     if case.disruption is case.fence.disruption:
         return None
@@ -57,7 +59,7 @@ def rise(case: NodeCase) -> Verdict | None:
     return replace(verdict, wants_pods=True).then(UpdateFence(case.node, fence))
 
 
-def next_poll(case: NodeCase) -> datetime:
+def next_poll(case: FencedCase) -> datetime:
     """The next look at the pods; not past the deadline, which ends a drain.
 
     From the last one on: a pass that something else brought about does not put it off.
@@ -68,12 +70,12 @@ def next_poll(case: NodeCase) -> datetime:
     return min(soon, case.fence.deadline) if case.now < case.fence.deadline else soon
 
 
-def drain_plan(case: NodeCase, work: NodeWork) -> DrainPlan:
+def drain_plan(case: FencedCase, work: NodeWork, drain: Drain) -> DrainPlan:
     """Who must leave this node, and what keeps them."""
-    return plan_drain(work, case.spec.drain, case.now, scope=case.scope)
+    return plan_drain(work, drain, case.now, scope=case.scope)
 
 
-def _drain(case: NodeCase, plan: DrainPlan) -> Verdict:
+def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     message = f"{plan.holders} GPU pod{'s' if plan.holders > 1 else ''} left to go" + (
@@ -87,7 +89,7 @@ def _drain(case: NodeCase, plan: DrainPlan) -> Verdict:
     )
 
 
-def _prove(case: NodeCase, work: NodeWork, since: datetime | None, *, step_proven: bool) -> Verdict | None:
+def _prove(case: FencedCase, work: NodeWork, since: datetime | None, *, step_proven: bool) -> Verdict | None:
     """An agent that closed NVML and saw nobody who computes, then two empty LISTs some seconds apart."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
@@ -112,7 +114,7 @@ def _prove(case: NodeCase, work: NodeWork, since: datetime | None, *, step_prove
     return wait(Reason.SETTLING, "no pod holds a GPU; looking once more", wake)
 
 
-def _listed_twice(case: NodeCase, work: NodeWork) -> bool:
+def _listed_twice(case: FencedCase, work: NodeWork) -> bool:
     """Two LISTs without a holder, some seconds apart, both young and since the agent's answer is known."""
     if work.quiet_since is None or work.all_pods != case.scope.all_pods:
         return False

@@ -6,18 +6,18 @@ from dataclasses import replace
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import LabelNode, Release, UpdateFence
-from gpusharing.planning.proof.assess import Assessment, has_gpu
+from gpusharing.planning.proof.assess import Assessed, Assessment, Refused, Unobserved, has_gpu
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.wanted.target import Target, Unsupported
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import adopted
 from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.gates import Gate, find_gate, operands
+from gpusharing.planning.way.gates import find_gate, operands
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.requests import with_gpunode
-from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.way.yielding import yielded
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 _WAITING = frozenset(
@@ -31,8 +31,8 @@ def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
-    if case.node.fence is not None:
-        return with_gpunode(_fenced(case, policies), case)
+    if (fence := case.node.fence) is not None:
+        return with_gpunode(_fenced(FencedCase.of(case, fence), policies), case)
     if case.assessment is None:
         return _unowned(case)
     return with_gpunode(_unfenced(case, case.assessment), case)
@@ -54,15 +54,22 @@ def is_told_apart(case: NodeCase) -> bool:
 
     While NVML is closed nobody has; and what mig-manager is just mending after a reboot is no drift.
     """
-    mismatch = case.assessment.mismatch if case.assessment else None
+    found = case.assessment
+    difference = (
+        found.mismatch
+        if isinstance(found, Assessed)
+        else found.pending
+        if isinstance(found, Unobserved)
+        else None
+    )
     return (
-        mismatch is not None
-        and mismatch.reason is not Reason.OBSERVATION_PENDING
+        difference is not None
+        and difference.reason is not Reason.OBSERVATION_PENDING
         and find_quiet(case) is None
     )
 
 
-def _fenced(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict:
+def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
     policy = policies.get(case.fence.policy)
     if policy is not None and policy.deleting and policy.force_release:
         message = f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node when it is good"
@@ -80,7 +87,7 @@ def _fenced(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict:
     return verdict if case.fence.node_uid != case.node.uid else _hand_over(case, verdict, heir)
 
 
-def _hand_over(case: NodeCase, verdict: Verdict, heir: PolicyView) -> Verdict:
+def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
     """A Failed node would wait for ever for a policy that has lost it: its owner goes on, in the same slot."""
     message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
     fence = replace(case.fence, policy=heir.name, generation=heir.generation)
@@ -99,40 +106,37 @@ def _unowned(case: NodeCase) -> Verdict | None:
 
 
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
-    if assessment.objection is not None:
-        objection = assessment.objection
-        phase = Phase.SKIPPED if isinstance(objection, Unsupported) else Phase.BLOCKED
-        return case.verdict(phase, objection.reason, objection.message)
-    if assessment.target is None:
-        return _not_observed(case, assessment)
+    if isinstance(assessment, Refused):
+        phase = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED
+        return case.verdict(phase, assessment.objection.reason, assessment.objection.message)
+    if isinstance(assessment, Unobserved):
+        return _not_observed(case, assessment.pending)
     if assessment.mismatch is None:
-        return _as_wanted(case, assessment.target)
-    if (gate := find_gate(case)) is not None:
+        return _as_wanted(case, assessment)
+    if (gate := find_gate(case, assessment)) is not None:
         return _gated(case, gate)
     message = f"to be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
     return case.verdict(Phase.PENDING, Reason.PROGRESSING, message, candidate=True)
 
 
-def _not_observed(case: NodeCase, assessment: Assessment) -> Verdict:
-    mismatch = assessment.mismatch
-    assert mismatch is not None, "no target and no objection"
-    if (gate := operands(case)) is not None:  # why nobody reads the GPUs of a node for virtual machines
+def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
+    if (gate := operands(case.node)) is not None:  # why nobody reads the GPUs of a node for virtual machines
         return _gated(case, gate)
     if not case.agent_ready:
         return case.verdict(Phase.BLOCKED, *case.no_agent("; look at the DaemonSet gpusharing-agent"))
-    phase = Phase.PENDING if mismatch.reason in _WAITING else Phase.BLOCKED
-    return case.verdict(phase, mismatch.reason, mismatch.message)
+    phase = Phase.PENDING if pending.reason in _WAITING else Phase.BLOCKED
+    return case.verdict(phase, pending.reason, pending.message)
 
 
-def _gated(case: NodeCase, gate: Gate) -> Verdict:
+def _gated(case: NodeCase, gate: Finding) -> Verdict:
     phase = Phase.PENDING if gate.reason in _WAITING else Phase.BLOCKED
     wake = gate.until if gate.until is not None and gate.until > case.now else None
     return case.verdict(phase, gate.reason, gate.message, wake=wake)
 
 
-def _as_wanted(case: NodeCase, target: Target) -> Verdict:
+def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
     """Nothing differs: adopt the node by our own labels only, or leave everything alone."""
-    node, verified = case.node, case.node.verified
+    node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner,
         target.mig_config,
@@ -157,4 +161,4 @@ def _as_wanted(case: NodeCase, target: Target) -> Verdict:
     verdict = case.verdict(
         Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; taken over without a change"
     )
-    return verdict.then(LabelNode(node, missing, verified=adopted(case, target)))
+    return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))

@@ -5,9 +5,10 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.proof.verify import Mismatch, paused_operands
+from gpusharing.planning.proof.verify import paused_operands
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.way.verdict import FencedCase, NodeCase
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -49,13 +50,13 @@ def is_ready(case: NodeCase) -> bool:
 class Trouble:
     """What mig-manager says, when it is not plain success. `final`: waiting longer changes nothing."""
 
-    mismatch: Mismatch
+    mismatch: Finding
     final: bool
     curable: bool = False
     """A restart may help."""
 
 
-def find_trouble(case: NodeCase) -> Trouble | None:
+def find_trouble(case: FencedCase) -> Trouble | None:
     """Judge mig-manager by its labels and the time since the PNR or the last restart."""
     fence, node, settings = case.fence, case.node, case.settings
     if not fence.target_mig_config:
@@ -65,26 +66,26 @@ def find_trouble(case: NodeCase) -> Trouble | None:
     paused = paused_operands(node)
     if state in ("success", "failed") and case.now < believed_from(case):
         message = f"mig-manager starts anew; its state {state} is from before"
-        return Trouble(Mismatch(Reason.ACTUATION_IN_PROGRESS, message), final=False)
+        return Trouble(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
     if state == "failed":
         why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
         message = f"mig-manager failed to apply {fence.target_mig_config}{why}"
-        return Trouble(Mismatch(Reason.ACTUATOR_FAILED, message), final=True, curable=bool(paused))
+        return Trouble(Finding(Reason.ACTUATOR_FAILED, message), final=True, curable=bool(paused))
     if state == "success":
         if not paused:
             return None
         message = f"mig-manager says success, but operands are still paused: {', '.join(paused)}"
         wedged = waited >= settings.wedge_paused
-        return Trouble(Mismatch(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
+        return Trouble(Finding(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
     stuck = waited >= settings.wedge_pending and state != "rebooting"
     reason = Reason.ACTUATOR_STUCK if stuck else Reason.ACTUATION_IN_PROGRESS
     # The limit and not the time itself: a message that tells seconds would be written anew on every pass.
     lasting = f" for more than {settings.wedge_pending:.0f} s" if stuck else ""
-    return Trouble(Mismatch(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
+    return Trouble(Finding(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
 
 
-def believed_from(case: NodeCase) -> datetime:
+def believed_from(case: FencedCase) -> datetime:
     """From when a state says something about this attempt: the pod that is to replace the old one had time to begin.
 
     The old pod may use its whole grace period, and only then the next one starts.
@@ -98,7 +99,7 @@ def believed_from(case: NodeCase) -> datetime:
     return begun + timedelta(seconds=case.settings.restart_grace)
 
 
-def next_look(case: NodeCase) -> datetime | None:
+def next_look(case: FencedCase) -> datetime | None:
     """When the clock alone may change what `find_trouble` says."""
     settings = case.settings
     moments = [

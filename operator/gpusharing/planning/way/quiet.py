@@ -5,12 +5,12 @@ In a change of ours the agent is quiet anyway; this is for mig-manager on an adm
 for NVIDIA's driver upgrade. The agent only does what `spec.request.quiet` says: the labels are the operator's to read.
 """
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 AT_WORK = ("pending", "rebooting")
@@ -30,29 +30,19 @@ LASTING = frozenset({"upgrade-required", "upgrade-failed"})
 PAUSED = "paused-for-driver-upgrade"
 
 
-@dataclass(frozen=True, slots=True)
-class Quiet:
-    """Why NVML stays closed now."""
-
-    reason: Reason
-    message: str
-    until: datetime | None = None
-    """At most until then; None: until the labels change."""
-
-
 def is_at_work(node: NodeView) -> bool:
     """mig-manager says that it works; the gatherer remembers since when."""
     return node.labels.get(names.LABEL_MIG_STATE) in AT_WORK
 
 
-def find_quiet(case: NodeCase) -> Quiet | None:
+def find_quiet(case: NodeCase) -> Finding | None:
     """Why the agent of a node that we do not change is to keep NVML closed; None: it may read."""
     if case.node.fence is not None and case.node.fence.stage != "yielded":
         return None
     return _driver(case.node) or _mig_manager(case)
 
 
-def _driver(node: NodeView) -> Quiet | None:
+def _driver(node: NodeView) -> Finding | None:
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
     if state in LASTING:
         return None
@@ -62,13 +52,13 @@ def _driver(node: NodeView) -> Quiet | None:
     )
     if state not in UNLOADING and not paused:
         return None
-    return Quiet(
+    return Finding(
         Reason.FOREIGN_MAINTENANCE,
         f"NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML closed until that is done",
     )
 
 
-def _mig_manager(case: NodeCase) -> Quiet | None:
+def _mig_manager(case: NodeCase) -> Finding | None:
     """Not for ever: whether a mig-manager that does not end has done its work, only a reading tells (a.7)."""
     if not is_at_work(case.node):
         return None
@@ -76,7 +66,7 @@ def _mig_manager(case: NodeCase) -> Quiet | None:
     if case.now >= until:
         return None
     state = case.node.labels[names.LABEL_MIG_STATE]
-    return Quiet(
+    return Finding(
         Reason.ACTUATOR_BUSY,
         f"mig-manager is at work on its own (state {state}); the agent keeps NVML closed meanwhile",
         until,

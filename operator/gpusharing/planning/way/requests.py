@@ -18,7 +18,7 @@ from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.proof.assess import has_gpu
 from gpusharing.planning.proof.verify import MPS_DAEMONS
 from gpusharing.planning.way.quiet import find_quiet
-from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict
 
 _RESUME, _CLOSE = ":resume", ":close"
 
@@ -58,17 +58,17 @@ QUIET_AGE = 60.0
 """Seconds; a reading that proves idleness was asked for no longer ago. Eight GPUs without persistence mode take 24."""
 
 
-def _quiet_prefix(case: NodeCase) -> str:
+def _quiet_prefix(case: FencedCase) -> str:
     """Of every request for silence in this change."""
     return f"{case.fence.op}:quiet:"
 
 
-def _step_prefix(case: NodeCase) -> str:
+def _step_prefix(case: FencedCase) -> str:
     """Of the requests that tell that the present step is proven and the next one prepared."""
     return f"{_quiet_prefix(case)}after-{case.fence.step}:"
 
 
-def prepares_next_step(case: NodeCase) -> bool:
+def prepares_next_step(case: FencedCase) -> bool:
     """The agent was asked for silence after this step: the step is proven already."""
     return case.gpunode is not None and case.gpunode.request_id.startswith(_step_prefix(case))
 
@@ -81,7 +81,7 @@ def answers_quiet(case: NodeCase) -> bool:
     return gpunode.observed.quiet and gpunode.observed.request_id == gpunode.request_id
 
 
-def last_busy(case: NodeCase) -> str:
+def last_busy(case: FencedCase) -> str:
     """Who computed when the agent closed NVML for this change last; empty: nobody, or it has not yet."""
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
@@ -99,7 +99,7 @@ def last_busy(case: NodeCase) -> str:
     return ""
 
 
-def next_quiet_request(case: NodeCase, since: datetime, *, step_proven: bool) -> EnsureGPUNode | None:
+def next_quiet_request(case: FencedCase, since: datetime, *, step_proven: bool) -> EnsureGPUNode | None:
     """Ask for silence: once after `since`, again every poll while somebody computes, and when the answer grew old.
 
     A question that the agent has not answered yet is not replaced by another one, or it might never answer.
@@ -118,7 +118,7 @@ def _stamp(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _asked_at(case: NodeCase) -> int | None:
+def _asked_at(case: FencedCase) -> int | None:
     """When this operation asked for silence last, as a stamp; None: it did not yet, or nobody can tell."""
     gpunode = case.gpunode
     if gpunode is None or not gpunode.quiet or not gpunode.request_id.startswith(_quiet_prefix(case)):
@@ -130,12 +130,12 @@ def _asked_at(case: NodeCase) -> int | None:
 # --- proof -------------------------------------------------------------------------------------------------
 
 
-def verify_id(case: NodeCase) -> str:
+def verify_id(case: FencedCase) -> str:
     """The request whose answer proves what the last run of the actuators left."""
     return f"{case.fence.op}:verify:{case.fence.stage_since.timestamp():.3f}"
 
 
-def verify_request(case: NodeCase) -> EnsureGPUNode | None:
+def verify_request(case: FencedCase) -> EnsureGPUNode | None:
     """Ask for the reading that proves; None: it was asked for."""
     gpunode = case.gpunode
     if gpunode is not None and gpunode.request_id == verify_id(case) and not gpunode.quiet:

@@ -1,22 +1,20 @@
 """The answer for one node: where it is, why, what is done about it now, and when to look again."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope, scope_of
 from gpusharing.planning.gpus.health import WELL, Diagnosis, diagnose
-from gpusharing.planning.proof.assess import Assessment
+from gpusharing.planning.proof.assess import Assessed, Assessment
 from gpusharing.planning.proof.verify import describe_observed
-from gpusharing.planning.snapshot.agents import AgentTrouble
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, Settings
-from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 _SEVERITY = tuple(DisruptionClass)
@@ -91,14 +89,8 @@ class NodeCase:
     """How the GPUs of the node are, as the agent reported last; None while it reported none."""
     mig_failure: str = ""
     """What mig-manager's log says about its failure; empty when nobody could read it."""
-    agent_trouble: AgentTrouble | None = None
+    agent_trouble: Finding | None = None
     """Why no agent is Ready; None where one is, or where nobody says why."""
-
-    @property
-    def fence(self) -> Fence:
-        """The fence of a fenced node."""
-        assert self.node.fence is not None, "asked only of fenced nodes"
-        return self.node.fence
 
     def no_agent(self, consequence: str) -> tuple[Reason, str]:
         """Reason and message where no agent is Ready; `consequence` says what that is in the way of."""
@@ -116,7 +108,7 @@ class NodeCase:
     def disruption(self) -> DisruptionClass:
         """What the change disturbs: of a fenced node the worst that was ever seen, for a class only rises."""
         fence, assessment = self.node.fence, self.assessment
-        now = assessment.disruption if assessment else DisruptionClass.NONE
+        now = assessment.disruption if isinstance(assessment, Assessed) else DisruptionClass.NONE
         return max(fence.disruption, now, key=_SEVERITY.index) if fence else now
 
     @property
@@ -124,19 +116,6 @@ class NodeCase:
         """Which pods must be gone before the change."""
         fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
         return scope_of(self.settings, all_pods=reboots, cordoned_at=fence.since if fence else None)
-
-    @property
-    def spec(self) -> GPUSharingPolicySpec:
-        """The spec that drives the node; asked only where there is a target."""
-        assert self.assessment is not None, "asked only of nodes with a policy"
-        assert self.assessment.policy.spec is not None, "a target needs a spec"
-        return self.assessment.policy.spec
-
-    def goal(self, target: Target) -> Target:
-        """What the next point of no return leads to: the target, or the stop before it."""
-        assessment = self.assessment
-        stop = assessment.stop if assessment is not None and assessment.two_steps else None
-        return stop or target
 
     def _observed_text(self) -> str:
         return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
@@ -153,7 +132,7 @@ class NodeCase:
         """A verdict with what is the same for every phase filled in."""
         assessment = self.assessment
         fence = self.node.fence
-        target = assessment.target if assessment else None
+        target = assessment.target if isinstance(assessment, Assessed) else None
         return Verdict(
             node=self.node.name,
             policy=fence.policy if fence else self.owner,
@@ -170,3 +149,15 @@ class NodeCase:
             candidate=candidate,
             health=self.health,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FencedCase(NodeCase):
+    """The case of a node that carries our fence."""
+
+    fence: Fence
+
+    @staticmethod
+    def of(case: NodeCase, fence: Fence) -> "FencedCase":
+        """The same case with its node's fence."""
+        return FencedCase(**{one.name: getattr(case, one.name) for one in fields(NodeCase)}, fence=fence)

@@ -15,24 +15,24 @@ from gpusharing.planning.actions import Release, UpdateFence
 from gpusharing.planning.way.attempts import next_deferral
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import unmarked
-from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
 
-def holds_our_cordon(case: NodeCase) -> bool:
+def holds_our_cordon(case: FencedCase) -> bool:
     """The node is cordoned, and nobody but we did it as far as anybody can tell."""
     node, fence = case.node, case.fence
     ours = fence.disruption in CORDONING and not fence.prior_unschedulable
     return ours and node.unschedulable and fence.node_uid == node.uid
 
 
-def may_uncordon(case: NodeCase) -> bool:
+def may_uncordon(case: FencedCase) -> bool:
     """Only our own cordon, only while nobody else wants the node cordoned (docs/design/drain.md#rule-5)."""
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign and not node.deleting
 
 
-def give_way(case: NodeCase, message: str) -> Verdict:
+def give_way(case: FencedCase, message: str) -> Verdict:
     """The change is given up; the cordon stays as long as somebody else works on the node."""
     labels, annotations = unmarked(case.fence)
     fence = replace(case.fence, stage="yielded", stage_since=case.now, added=())
@@ -40,7 +40,7 @@ def give_way(case: NodeCase, message: str) -> Verdict:
     return verdict.then(UpdateFence(case.node, fence, labels=labels, annotations=annotations))
 
 
-def yielded(case: NodeCase) -> Verdict:
+def yielded(case: FencedCase) -> Verdict:
     """The next step of a node whose fence stage is `yielded`."""
     if case.node.foreign and holds_our_cordon(case):
         message = f"{case.node.foreign} works on {case.node.name}; our cordon is lifted when that is done"

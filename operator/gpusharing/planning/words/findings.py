@@ -1,13 +1,17 @@
-"""Why something is not as it should be, or not yet: a reason and a message."""
+"""Why something is not as it should be, or not yet: an expected "no" is a value."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from gpusharing.planning.words.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
-class Objection:
-    """Why a policy is not accepted, with the command or the field that mends it."""
+class Finding:
+    """One reason with its particulars: of a policy, a card, an agent, a closed gate, or a source that disagrees."""
 
     reason: Reason
     message: str
+    """What is, and what to do about it; the same text as long as nothing changes."""
+    until: datetime | None = None
+    """When the clock alone may end it; None: when something changes."""

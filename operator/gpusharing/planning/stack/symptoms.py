@@ -1,4 +1,4 @@
-"""What `helm test` finds wrong with an installation: one finding, and how a check makes one."""
+"""What `helm test` finds wrong with an installation: one symptom, and how a check makes one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Symptom:
     """One thing that is wrong."""
 
     topic: Topic
@@ -40,17 +40,17 @@ class Finding:
     """The one command that mends it, or that shows what a person has to judge. CAPITALS are for you to fill in."""
 
 
-Findings = Iterable[Finding]
+Symptoms = Iterable[Symptom]
 
 
-def error(topic: Topic, reason: str, message: str, command: str) -> Finding:
+def error(topic: Topic, reason: str, message: str, command: str) -> Symptom:
     """One that keeps policies from being carried out."""
-    return Finding(topic, Severity.ERROR, reason, message, command)
+    return Symptom(topic, Severity.ERROR, reason, message, command)
 
 
-def warning(topic: Topic, reason: str, message: str, command: str) -> Finding:
+def warning(topic: Topic, reason: str, message: str, command: str) -> Symptom:
     """One with which it works today, or of which nobody can tell."""
-    return Finding(topic, Severity.WARNING, reason, message, command)
+    return Symptom(topic, Severity.WARNING, reason, message, command)
 
 
 def upgrade(view: InstallationView, values: str) -> str:
