@@ -1,4 +1,7 @@
-"""kopf as we run it, against an API server on loopback: it follows the policies and leaves everything else alone."""
+"""kopf as we run it, against an API server on loopback: it follows the policies and leaves everything else alone.
+
+The handler (controller/handlers.py) is tested through its containment.
+"""
 
 import asyncio
 import gc
@@ -13,7 +16,7 @@ import pytest
 from tests.fakes.apiserver import FakeServer, fake_server
 from tests.fakes.tls import Identity
 
-from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.controller.containment import PolicyWatch
 from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient

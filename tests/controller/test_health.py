@@ -10,7 +10,7 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 from tests.fakes.cluster import FakeCluster
 
-from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.controller.containment import PolicyWatch
 from gpusharing.controller.health import SILENT, STUCK, Health, application
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.observer import NoMetrics

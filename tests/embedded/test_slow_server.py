@@ -10,7 +10,7 @@ from tests.embedded.stage import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, no
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtual_now, virtually
 
-from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.controller.containment import PolicyWatch
 from gpusharing.controller.health import STUCK, Health
 from gpusharing.controller.loop import Loop
 from gpusharing.kube.client import GPUNODES, LEASES, PODS, Resource

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.controller.containment import PolicyWatch
 from gpusharing.controller.loop import Loop
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from gpusharing.controller.handlers import PolicyWatch
+from gpusharing.controller.containment import PolicyWatch
 from gpusharing.controller.health import Health, application, metrics_application
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.metrics import Metrics
