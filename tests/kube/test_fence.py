@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.kube.objects import node
 
 from gpusharing.api.names import DisruptionClass
+from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.kube import fence as records
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
@@ -106,8 +107,21 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
         ({"generation": True}, "generation cannot be True"),
         ({"since": "2026-11-20T10:02:11"}, "since cannot be '2026-11-20T10:02:11'"),
         ({"added": "x"}, "added cannot be 'x'"),
+        ({"added": ["x", 1]}, "added cannot be ['x', 1]"),
+        ({"since": 1763632931}, "since cannot be 1763632931"),
+        ({"op": "\ud800"}, "cannot be read (Invalid JSON"),
     ],
-    ids=["newer version", "unknown stage", "unknown class", "flag as number", "time without zone", "no list"],
+    ids=[
+        "newer version",
+        "unknown stage",
+        "unknown class",
+        "flag as number",
+        "time without zone",
+        "no list",
+        "number in a list of texts",
+        "time as number",
+        "half a character",
+    ],
 )
 def test_the_error_of_a_damaged_fence_names_the_annotation_and_the_field(
     change: dict[str, object], part: str
@@ -170,8 +184,8 @@ def test_claims_are_written_whatever_they_replace(before: str) -> None:
 
 def test_times_are_written_in_utc_with_a_z() -> None:
     berlin = NOW.astimezone(timezone(timedelta(hours=1)))
-    assert records.to_rfc3339(berlin) == "2026-11-20T10:02:11Z"
-    assert records.from_rfc3339("2026-11-20T11:02:11+01:00") == NOW
+    assert to_rfc3339(berlin) == "2026-11-20T10:02:11Z"
+    assert from_rfc3339("2026-11-20T11:02:11+01:00") == NOW
 
 
 VIEW = node_view(node())

@@ -17,6 +17,7 @@ from tests.kube.objects import node, pod
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.api.times import from_rfc3339
 from gpusharing.kube import convert, convert_pods, fence
 from gpusharing.kube.actuatorlog import failure_in
 from gpusharing.kube.answers import Request, error_of, error_of_event
@@ -189,7 +190,7 @@ def test_an_odd_value_is_no_record_no_stamp_and_no_quantity(odd: Any) -> None:
     assert fence.parse_claims(text)[0] == {}
     for stamps in (text, json.dumps({"a": odd})):
         assert all(moment <= now or moment > now for moment in parse_written(stamps).values())
-    assert fence.from_rfc3339(odd) is None or fence.from_rfc3339(odd) != now
+    assert from_rfc3339(odd) is None or from_rfc3339(odd) != now
     assert count(odd) is None or isinstance(count(odd), int)
     assert isinstance(failure_in(text), str)
 

@@ -3,9 +3,9 @@
 from datetime import datetime
 from sys import intern
 
+from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import has_condition
-from gpusharing.kube.fence import from_rfc3339
 from gpusharing.kube.raw import entries, part, section, text, whole
 from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 

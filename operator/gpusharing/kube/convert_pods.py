@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from sys import intern
 from typing import Literal
 
+from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import GPU_PREFIXES, has_condition
-from gpusharing.kube.fence import from_rfc3339
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView

@@ -9,12 +9,11 @@ two records are made anew each time and say nothing of the one before.
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from datetime import UTC, datetime
-from enum import StrEnum
+from dataclasses import fields, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, assert_never, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, assert_never
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from gpusharing.api import names
@@ -28,22 +27,6 @@ NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are one Node PATCH."""
 
 Record = TypeVar("Record", Fence, Deferred, Verified, Claim)
-
-
-def to_rfc3339(moment: datetime) -> str:
-    """UTC with a Z, to the microsecond when it has any."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-def from_rfc3339(text: object) -> datetime | None:
-    """The moment, or None when it is not a text in RFC 3339 with a time zone."""
-    if not isinstance(text, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo else None
-    except (ValueError, OverflowError):
-        return None
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
@@ -171,37 +154,36 @@ def _load(text: str) -> JSON:
     return data
 
 
-def _encode(record: Fence | Deferred | Verified | Claim) -> JSON:
-    values = {_camel(field.name): getattr(record, field.name) for field in fields(record)}
-    values.pop(_UNKNOWN, None)
-    return {key: to_rfc3339(value) if isinstance(value, datetime) else value for key, value in values.items()}
-
-
-_UNKNOWN = "unknown"
-"""The field of a record that is no key of it."""
-
-_camel = lru_cache(maxsize=None)(to_camel)
-"""A handful of field names, written and read all the time."""
-
-_TYPES: Mapping[str, Mapping[str, Any]] = {
-    kind.__name__: get_type_hints(kind) for kind in (Fence, Deferred, Verified, Claim)
+_WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim)
 }
+_KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} for kind in _WRITERS}
+"""`Fence.unknown` is no key of a record: a key of that name would be one that we do not know."""
+
+
+def _encode(record: Fence | Deferred | Verified | Claim) -> JSON:
+    written: JSON = _WRITERS[type(record)].dump_python(
+        record, mode="json", by_alias=True, exclude={"unknown"}
+    )
+    return written
 
 
 def _decode(kind: type[Record], data: JSON) -> Record:
-    found: dict[str, Any] = {}
-    left = {key: value for key, value in data.items() if key != "v"}
-    for field in fields(kind):
-        key = _camel(field.name)
-        if key == _UNKNOWN:
-            continue
-        if key in data:
-            found[field.name] = _value(key, _TYPES[kind.__name__][field.name], left.pop(key))
-        elif field.default is MISSING:
-            raise _Damaged(f"{key} is missing")
-    if left and _UNKNOWN in _TYPES[kind.__name__]:
-        found[_UNKNOWN] = _text_of(left)
-    return kind(**found)
+    ours = {key: value for key, value in data.items() if key in _KEYS[kind]}
+    left = {key: value for key, value in data.items() if key not in ours and key != "v"}
+    try:
+        record: Record = _WRITERS[kind].validate_json(json.dumps(ours))
+    except ValidationError as error:
+        raise _Damaged(_complaint(error, ours)) from None
+    return replace(record, unknown=_text_of(left)) if left and isinstance(record, Fence) else record
+
+
+def _complaint(error: ValidationError, ours: JSON) -> str:
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return f"cannot be read ({first['msg']})"
+    key = str(first["loc"][0])
+    return f"{key} is missing" if first["type"] == "missing" else f"{key} cannot be {ours[key]!r}"
 
 
 def _text_of(keys: JSON) -> str:
@@ -209,24 +191,3 @@ def _text_of(keys: JSON) -> str:
         return json.dumps(keys, separators=(",", ":"), ensure_ascii=False)
     except RecursionError as error:
         raise _Damaged(f"the keys {', '.join(sorted(keys))[:80]} are nested too deeply") from error
-
-
-def _value(key: str, wanted: Any, value: object) -> object:
-    """The value as a field of type `wanted` holds it; the types are those of the records and no others."""
-    if wanted is datetime:
-        read: object = from_rfc3339(value)
-        ok = read is not None
-    elif get_origin(wanted) is tuple:
-        ok = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        read = tuple(value) if isinstance(value, list) else None
-    elif get_origin(wanted) is Literal:
-        read, ok = value, value in get_args(wanted)
-    elif issubclass(wanted, StrEnum):
-        ok = isinstance(value, str) and value in set(wanted)
-        read = wanted(value) if ok else None
-    else:
-        # bool is a kind of int in Python, and neither is the other in JSON.
-        read, ok = value, type(value) is wanted
-    if not ok:
-        raise _Damaged(f"{key} cannot be {value!r}")
-    return read

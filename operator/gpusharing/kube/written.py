@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api.names import ANNOTATION_WRITTEN
-from gpusharing.kube.fence import from_rfc3339
+from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.sources import ConfigMapView
 from gpusharing.planning.wanted import migfile, pluginconfig
 

@@ -1,10 +1,16 @@
 """What we leave on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
+from pydantic import ConfigDict
+from pydantic.alias_generators import to_camel
+
 from gpusharing.api.names import DisruptionClass
+from gpusharing.api.times import Moment
+
+_WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
+"""As text: camelCase keys, and no value is taken for one of another type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +20,8 @@ class Fence:
     `stage` is `fenced` before the point of no return (PNR), `actuating` after it, `yielded` while somebody else
     maintains the node that we had fenced. Targets are empty before the PNR.
     """
+
+    __pydantic_config__ = _WRITTEN
 
     op: str
     policy: str
@@ -29,9 +37,9 @@ class Fence:
     step: int
     steps: int
     attempt: int
-    since: datetime
-    stage_since: datetime
-    deadline: datetime
+    since: Moment
+    stage_since: Moment
+    deadline: Moment
     drift: bool = False
     """The change puts drift right; allowed once per generation."""
     from_mode: str = ""
@@ -59,8 +67,10 @@ class Fence:
 class Deferred:
     """Left on a Node by an abort: the next try waits until `until` (5 min · 2ⁿ)."""
 
+    __pydantic_config__ = _WRITTEN
+
     count: int
-    until: datetime
+    until: Moment
     reason: str
     generation: int
     retry: str = ""
@@ -72,6 +82,8 @@ class Deferred:
 @dataclass(frozen=True, slots=True)
 class Verified:
     """Left on a Node by every release and adoption: what was proven there last."""
+
+    __pydantic_config__ = _WRITTEN
 
     policy: str
     mig_config: str
@@ -90,6 +102,8 @@ class Verified:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A slot of the disruption budget, held on the leader Lease."""
+
+    __pydantic_config__ = _WRITTEN
 
     node_uid: str
     policy: str

@@ -1,0 +1,32 @@
+"""Moments as text: RFC 3339, as Kubernetes and our own records have them."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+
+def to_rfc3339(moment: datetime) -> str:
+    """UTC with a Z, to the microsecond when it has any."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def from_rfc3339(text: object) -> datetime | None:
+    """The moment, or None when it is not a text in RFC 3339 with a time zone."""
+    if not isinstance(text, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _moment(text: object) -> datetime:
+    if (moment := from_rfc3339(text)) is None:
+        raise ValueError("not a time with a time zone")
+    return moment
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
+"""A field of a record that is written as text."""
