@@ -131,7 +131,7 @@ def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion)
 
 
 def _mig_resource(profile: str, version: PluginVersion) -> str:
-    if version == "0.19.3":  # its patterns are not anchored: attributes are not told apart (DP PR#1807)
+    if version == "0.19.3":  # its patterns are not anchored: attributes cannot be told apart (DP PR#1807)
         return resource_name(re.sub(r"[+-].*", "", profile))
     return resource_name(profile)
 

@@ -76,7 +76,7 @@ async def test_a_loop_that_does_not_come_round_is_dead(probed: Probed) -> None:
     assert (
         await probed.get("/healthz")
         == await probed.get("/readyz")
-        == (503, "loop: no pass and no answer to a call of one for 121 s\n")
+        == (503, "loop: no pass has ended, and no call of one was answered, for 121 s\n")
     )
     probed.health.loop.progress.last = probed.health.clock()
     assert await probed.get("/healthz") == OK
@@ -135,7 +135,7 @@ async def test_readyz_names_what_was_never_listed_and_why() -> None:
     assert health.unready() == {
         **dict.fromkeys(loop.sources.required, "not listed yet"),
         **dict.fromkeys(loop.sources.optional, "not listed yet"),
-        "policies": "kopf does not follow the policies",
+        "policies": "kopf is not watching the policies",
         "lease": "another process leads",
     }
     task = asyncio.create_task(loop.sources.run())
@@ -151,7 +151,7 @@ async def test_readyz_names_what_was_never_listed_and_why() -> None:
 
 async def test_kopf_that_does_not_follow_the_policies_is_told_with_its_reason(probed: Probed) -> None:
     probed.health.watch.running.clear()
-    assert await probed.get("/readyz") == (503, "policies: kopf does not follow the policies\n")
+    assert await probed.get("/readyz") == (503, "policies: kopf is not watching the policies\n")
     probed.health.watch.error = "no CRD"
     assert await probed.get("/readyz") == (503, "policies: no CRD\n")
     assert await probed.get("/healthz") == OK

@@ -53,7 +53,7 @@ async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
                 fault.lift()
             await asyncio.sleep(60)
     lines = [line["event"] for line in said if line["event"] != "status is not written"]
-    assert 1 <= lines.count("no pass comes to its end") + lines.count("no node starts") <= 2
+    assert 1 <= lines.count("no pass completes") + lines.count("no node starts") <= 2
     assert len(lines) <= 6, lines
     assert any(line.startswith("over: ") for line in lines)
 

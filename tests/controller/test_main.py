@@ -229,7 +229,7 @@ async def test_it_outlives_an_error_that_ends_kopf(server: FakeServer, environme
         _, errors = await process.communicate()
         assert process.returncode == 0
     lines = log_lines(errors.decode())
-    assert "the policies are not followed, trying again" in [line["event"] for line in lines]
+    assert "the policies are not being watched, trying again" in [line["event"] for line in lines]
     traces = [line for line in lines if line.get("logger", "").startswith("kopf")]
     assert traces
     assert all("Traceback" in line["exception"] for line in traces), "also what libraries log is complete"

@@ -53,11 +53,11 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
         ("PARALLEL", "0", "must be above 0; for example GPUSHARING_PARALLEL=16"),
         ("RELIST", "0", "must be above 0; for example GPUSHARING_RELIST=600.0"),
         ("PROBE_PORT", "70000", "is not a port; for example GPUSHARING_PROBE_PORT=8081"),
-        ("LOG_FORMAT", "xml", "is none of json, console; for example GPUSHARING_LOG_FORMAT=json"),
+        ("LOG_FORMAT", "xml", "is not one of json, console; for example GPUSHARING_LOG_FORMAT=json"),
         (
             "LOG_LEVEL",
             "loud",
-            "is none of debug, info, warning, error; for example GPUSHARING_LOG_LEVEL=info",
+            "is not one of debug, info, warning, error; for example GPUSHARING_LOG_LEVEL=info",
         ),
     ],
 )
@@ -98,8 +98,8 @@ def test_keys_of_somebody_elses_maintenance_are_taken_with_commas_between_and_bl
         ("karpenter.sh/do-not-disrupt", "comes and goes with our own changes"),
         ("node.kubernetes.io/unschedulable", "comes and goes with our own changes"),
         ("nvidia.com/mig.config.state", "comes and goes with our own changes"),
-        ("nvidia.com/gpu-driver-upgrade-state", "is looked at already, and by its value"),
-        ("sriovnetwork.openshift.io/state", "is looked at already, and by its value"),
+        ("nvidia.com/gpu-driver-upgrade-state", "is checked already, by its value"),
+        ("sriovnetwork.openshift.io/state", "is checked already, by its value"),
     ],
 )
 def test_a_key_that_is_none_or_would_stop_ourselves_is_refused(text: str, complaint: str) -> None:

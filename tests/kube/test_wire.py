@@ -34,5 +34,5 @@ def test_what_is_no_event_is_no_answer_of_an_api_server(line: bytes) -> None:
 
 
 def test_json_that_is_nested_without_end_is_none() -> None:
-    with pytest.raises(Unavailable, match="no JSON"):
+    with pytest.raises(Unavailable, match="not JSON"):
         parsed(WATCH, b"[" * 100_000)

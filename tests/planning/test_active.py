@@ -1,4 +1,4 @@
-"""Of several ClusterPolicies the operator takes the one that the GPU Operator heeds, and says where nobody can tell."""
+"""Of several ClusterPolicies the one counts that the GPU Operator follows; where nobody can tell, that is said."""
 
 import itertools
 from dataclasses import replace

@@ -225,7 +225,7 @@ def test_what_we_set_on_the_cluster_policy_is_told_field_by_field_with_what_it_s
         "Normal",
         "PointersSet",
         "set devicePlugin.config.name=ours, migManager.config.name=ours-mig; chart value gpuOperator.configure."
-        " The GPU Operator starts its operands anew on every GPU node",
+        " The GPU Operator restarts its operands on every GPU node",
     )
 
 

@@ -65,12 +65,12 @@ REFUSED = {
     "MIG off with instances": (
         "{x: [{devices: all, mig-enabled: false, mig-devices: {1g.10gb: 1}}]}", "mig-devices needs mig-enabled"),
     "no profile": (
-        "{x: [{devices: all, mig-enabled: true, mig-devices: {half: 2}}]}", "half: 2 in mig-devices is no profile"),
+        "{x: [{devices: all, mig-enabled: true, mig-devices: {half: 2}}]}", "half: 2 in mig-devices is not a profile"),
     "no count": (
         "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: all}}]}", "1g.10gb: all in mig-devices"),
     "a PCI device id without quotes, which YAML makes a number of": (
         "{x: [{devices: all, mig-enabled: false, device-filter: 0x233010DE}]}",
-        "device-filter 590352606 is no PCI device id in quotes, such as '0x233010DE'"),
+        "device-filter 590352606 is not a PCI device id in quotes, such as '0x233010DE'"),
     "a negative count": (
         "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: -1}}]}", "1g.10gb: -1 in mig-devices"),
     "a date": ("{x: 2026-11-20}", "entry x: it is not a list of maps"),
@@ -79,7 +79,7 @@ REFUSED = {
     "more levels than any configuration has": ("{x: " + "[" * 30 + "]" * 30 + "}", "nested more than 20 levels deep"),
     "a list that holds itself": ("{x: &a [*a]}", "nested more than 20 levels deep"),
     "no PCI device id": (
-        "{x: [{devices: all, mig-enabled: false, device-filter: H100}]}", "device-filter H100 is no PCI device id"),
+        "{x: [{devices: all, mig-enabled: false, device-filter: H100}]}", "device-filter H100 is not a PCI device id"),
 }  # fmt: skip
 
 

@@ -102,11 +102,11 @@ def test_who_waits_is_told_whether_the_budget_is_full_or_frozen() -> None:
 
 
 WHO_IS_TO_BLAME = {
-    "the budget": (1, 1, 100, "spec.rollout.maxUnavailable lets 1 of 10"),
-    "the budget, whatever the cap": (1, 1, 0, "spec.rollout.maxUnavailable lets 1 of 10"),
+    "the budget": (1, 1, 100, "spec.rollout.maxUnavailable allows 1 of 10"),
+    "the budget, whatever the cap": (1, 1, 0, "spec.rollout.maxUnavailable allows 1 of 10"),
     "the cap": (3, 1, 0, "operator.maxInFlight"),
     "the cap, from the second node on": (3, 0, 1, "operator.maxInFlight"),
-    "the budget, from the second node on": (1, 0, 1, "spec.rollout.maxUnavailable lets 1 of 10"),
+    "the budget, from the second node on": (1, 0, 1, "spec.rollout.maxUnavailable allows 1 of 10"),
 }
 
 
@@ -282,7 +282,9 @@ def test_what_waiting_nodes_say_does_not_change_while_others_come_and_go() -> No
         for verdict in chosen(*many, limit=4, used=used).verdicts.values()
         if verdict.reason is Reason.BUDGET_FULL
     }
-    assert said == {"spec.rollout.maxUnavailable lets 4 of 10 nodes be away at once; waiting for a slot"}
+    assert said == {
+        "spec.rollout.maxUnavailable allows 4 of 10 nodes to be unavailable at once; waiting for a slot"
+    }
 
 
 def test_pods_that_no_node_could_run_afterwards_hold_the_change_unless_allowed() -> None:

@@ -92,7 +92,7 @@ CAPABLE = names.LABEL_MPS_CAPABLE
 GONE = ObservedView("", False, "", ())
 MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
     "the report answers an earlier request": (
-        FULL, lambda c: replace(c, evidence=Evidence(request_id="op:verify:2")), Reason.OBSERVATION_PENDING, "anew"),
+        FULL, lambda c: replace(c, evidence=Evidence(request_id="op:verify:2")), Reason.OBSERVATION_PENDING, "again"),
     "the agent cannot read": (
         FULL, lambda c: observing(c, error="NVMLNotLoaded"), Reason.AGENT_ERROR, "NVMLNotLoaded"),
     "the agent is quiet": (FULL, lambda c: observing(c, quiet=True), Reason.OBSERVATION_PENDING, "quiet"),
@@ -129,7 +129,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         "names no known configuration"),
     "GFD has not started anew": (
         SLICED, lambda c: replace(c, evidence=Evidence(gfd_timestamp=c.node.labels[names.LABEL_GFD_TIMESTAMP])),
-        Reason.LABEL_MISMATCH, "has not started anew since the change; when this lasts, delete its pod on"),
+        Reason.LABEL_MISMATCH, "has not restarted since the change; if this lasts, delete its pod on"),
     "a GFD label is gone": (
         SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_REPLICAS: None}), Reason.LABEL_MISMATCH,
         "gpu.replicas is absent, expected 4"),

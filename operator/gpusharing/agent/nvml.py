@@ -154,11 +154,11 @@ def _explained(error: Any) -> LibraryError:
         return NotLoaded(_NOT_LOADED[error.value])
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
         return Replaced(
-            "the driver was replaced under the running agent, which starts anew by itself; when this stays, delete "
+            "the driver was replaced under the running agent, which restarts by itself; if this persists, delete "
             "this agent pod"
         )
     if error.value in _NO_ACCESS:
-        return AccessLost(f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent starts anew by itself")
+        return AccessLost(f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent restarts by itself")
     return LibraryError(f"NVML: {error}; see `dmesg | grep -i nvrm` on the node")
 
 

@@ -41,7 +41,7 @@ class PolicyWatch:
         self._backoff = Backoff(again_after, AGAIN_MOST)
         self.restarts = 0
         self.error = ""
-        """Why kopf does not follow the policies; empty when nothing is known."""
+        """Why kopf is not watching the policies; empty when nothing is known."""
         self.running = threading.Event()
         """Set while kopf follows the policies."""
 
@@ -55,7 +55,7 @@ class PolicyWatch:
             except Exception as error:  # noqa: BLE001 -- kopf's watchers raise what they meet; all of it means: again
                 before, self.error = self.error, str(error) or repr(error)
                 if self.error != before:
-                    log.warning("the policies are not followed, trying again", error=self.error)
+                    log.warning("the policies are not being watched, trying again", error=self.error)
             finally:
                 self.running.clear()
             self.restarts += 1

@@ -36,7 +36,7 @@ class Health:
         found = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:
-            found["loop"] = f"no pass and no answer to a call of one for {still:.0f} s"
+            found["loop"] = f"no pass has ended, and no call of one was answered, for {still:.0f} s"
         for name, source in self.loop.sources.required.items():
             silent = self.clock() - source.last_contact
             if source.synced.is_set() and source.error is None and silent > SILENT:
@@ -51,7 +51,7 @@ class Health:
             if source.error is not None:
                 found[name] = str(source.error) or repr(source.error)
         if not self.watch.running.is_set():
-            found["policies"] = self.watch.error or "kopf does not follow the policies"
+            found["policies"] = self.watch.error or "kopf is not watching the policies"
         if not self.lease.is_leader:
             found["lease"] = str(self.lease.error or "another process leads")
         return found

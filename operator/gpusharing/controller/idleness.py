@@ -68,8 +68,8 @@ class Idleness:
                 log.info("leading", claims=len(self.leader.claims))
             return
         error = self.leader.error
-        why = str(error) if error is not None else "another process leads, or its Lease runs out"
-        event = "does not lead any more" if self._led else "waits to lead"
+        why = str(error) if error is not None else "another process leads, or its Lease has not run out yet"
+        event = "no longer leads" if self._led else "waits to lead"
         self.complaints.begins("lease", event, type(error).__name__, why=why)
 
     def _tell_claims(self, leads: bool) -> None:

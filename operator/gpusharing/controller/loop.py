@@ -142,7 +142,7 @@ class Loop:
     def _ended_by(self, group: BaseExceptionGroup[Exception]) -> None:
         error = first_of(group)
         self._complaints.begins(
-            "pass", "no pass comes to its end", type(error).__name__, error=str(error) or repr(error)
+            "pass", "no pass completes", type(error).__name__, error=str(error) or repr(error)
         )
 
     async def once(self) -> datetime | None:

@@ -119,7 +119,7 @@ def _convert(variable: str, text: str, default: object) -> object:
     example = f"for example {variable}={default}"
     if allowed := CHOICES.get(name):
         if text not in allowed:
-            raise SettingsError(f"{variable}={text} is none of {', '.join(allowed)}; {example}")
+            raise SettingsError(f"{variable}={text} is not one of {', '.join(allowed)}; {example}")
         return text
     if isinstance(default, bool):
         if text not in ("true", "false"):

@@ -61,7 +61,7 @@ def find_problem(key: str) -> str:
     if key in _OURS or key.startswith(_OUR_PREFIXES):
         return f"{key} comes and goes with our own changes, which would stop each other"
     if key in _BY_VALUE:
-        return f"{key} is looked at already, and by its value: it is on nodes that nobody maintains, too"
+        return f"{key} is checked already, by its value: nodes that nobody maintains carry it too"
     return ""
 
 

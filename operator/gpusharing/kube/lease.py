@@ -292,7 +292,7 @@ class LeaderLease:
     def _still_mine(self) -> None:
         if not self.is_leader:
             self._lose()
-            raise LeaseLost(f"{self.identity} does not hold the lease {self._name} any more")
+            raise LeaseLost(f"{self.identity} no longer holds the lease {self._name}")
 
     def _lose(self) -> None:
         if not self._lost:

@@ -75,9 +75,9 @@ def parsed(request: Request, raw: bytes) -> JSON:
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise Unavailable(f"the answer to {request.what} is no JSON: {raw[:80]!r}") from error
+        raise Unavailable(f"the answer to {request.what} is not JSON: {raw[:80]!r}") from error
     if not isinstance(found, dict):
-        raise Unavailable(f"the answer to {request.what} is no JSON object: {raw[:80]!r}")
+        raise Unavailable(f"the answer to {request.what} is not a JSON object: {raw[:80]!r}")
     return found
 
 

@@ -128,7 +128,12 @@ def crowding(work: NodeWork, options: Drain, scope: Scope, crowd: Mapping[str, i
         if budget is not None and crowd.get(pdb.ref(budget), 0) >= max(1, budget.disruptions_allowed):
             taken.setdefault(pdb.ref(budget), (budget, []))[1].append(pod.ref)
     return merge(
-        Blocker(Reason.PDB, tuple(refs), name, "Nodes that are being drained already use its whole room")
+        Blocker(
+            Reason.PDB,
+            tuple(refs),
+            name,
+            "Nodes that are already being drained use up the disruptions that it allows",
+        )
         for name, (_, refs) in taken.items()
     )
 

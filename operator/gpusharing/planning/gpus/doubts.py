@@ -32,7 +32,8 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
         return None
     return Finding(
         Reason.CARD_DIFFERS,
-        f"{product} reports {'; '.join(found[:TOLD])}. The card's word counts; please report it: our table is wrong",
+        f"{product} reports {'; '.join(found[:TOLD])}. What the card reports is used; please tell us, so that our table"
+        " is corrected",
     )
 
 

@@ -75,7 +75,7 @@ class Diagnosis:
         return self.reason is Reason.NO_TROUBLE
 
 
-NO_TROUBLE = Diagnosis(Reason.NO_TROUBLE, "no GPU needs anything")
+NO_TROUBLE = Diagnosis(Reason.NO_TROUBLE, "every GPU is healthy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,8 @@ def _why_full(pool: Pool, cap: int) -> str:
         return "the cap on nodes in flight (chart value operator.maxInFlight) is reached; waiting for a slot"
     total = pool.total
     return (
-        f"spec.rollout.maxUnavailable lets {pool.limit} of {total} nodes be away at once; waiting for a slot"
+        f"spec.rollout.maxUnavailable allows {pool.limit} of {total} nodes to be unavailable at once;"
+        " waiting for a slot"
     )
 
 

@@ -70,13 +70,13 @@ def find_mismatch(case: Case) -> Finding | None:
 def _observation(case: Case) -> Finding | None:
     seen = case.observed
     if case.evidence.request_id and seen.request_id != case.evidence.request_id:
-        return Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs anew")
+        return Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs again")
     if seen.error:
         return Finding(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {seen.error}")
     if seen.quiet:
         return Finding(Reason.OBSERVATION_PENDING, "the agent is quiet, its last reading proves nothing")
     if gone := next((gpu for gpu in seen.gpus if gpu.vitals.access != REACHABLE), None):
-        text = f"GPU {gone.index} does not answer, what is shown of it is from before; see condition Healthy"
+        text = f"GPU {gone.index} does not answer, so its last known state is shown; see condition Healthy"
         return Finding(Reason.GPU_UNHEALTHY, text)
     withheld = find_withheld(seen)
     matters = withheld is not None and (case.target.with_mig or any(gpu.mig_enabled for gpu in seen.gpus))
@@ -300,7 +300,7 @@ def _gfd(case: Case) -> Finding | None:
     labels = case.node.labels
     if case.evidence.gfd_timestamp and labels.get(names.LABEL_GFD_TIMESTAMP) == case.evidence.gfd_timestamp:
         # config-manager changes the configuration, then signals; when it fails in between, nobody signals again.
-        text = f"has not started anew since the change; when this lasts, delete its pod on {case.node.name}"
+        text = f"has not restarted since the change; if this lasts, delete its pod on {case.node.name}"
         return Finding(Reason.LABEL_MISMATCH, f"GPU Feature Discovery {text}")
     possible = expected_gfd_labels(case)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")

@@ -37,7 +37,7 @@ class ClusterPolicyView:
     """What the object is called: `cluster-policy` by NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
     uid: str = ""
     ignored: bool = False
-    """The GPU Operator says that it heeds another one (docs/design/nvidia.md#d7)."""
+    """The GPU Operator says that it follows another one (docs/design/nvidia.md#d7)."""
     plugin_config_setter: str = ""
     mig_config_setter: str = ""
     """Field managers that wrote the two names last; empty when unknown."""
@@ -73,7 +73,8 @@ class StackView:
     write_error: str = ""
     """Why the last write of them was refused."""
     rival_policies: tuple[str, ...] = ()
-    """ClusterPolicies of which nobody can tell which one is heeded; `cluster_policy` is then the first of them."""
+    """ClusterPolicies of which nobody can tell which one the GPU Operator follows; `cluster_policy` is then the
+    first of them."""
     pointer_error: str = ""
     """Why ClusterPolicy could not be pointed at them."""
     foreign_map: str = ""

@@ -37,9 +37,9 @@ def find_objection(policy: PolicyView, stack: StackView, settings: Settings) -> 
     if stack.rival_policies:
         return Finding(
             Reason.SEVERAL_CLUSTER_POLICIES,
-            "the GPU Operator heeds one ClusterPolicy, and has said of none of these that it is ignored (status.state):"
-            f" {', '.join(stack.rival_policies)}; so nothing is changed. Look whether the GPU Operator runs, or remove"
-            " the one that is not meant: kubectl delete clusterpolicy NAME",
+            "the GPU Operator follows only one ClusterPolicy, and has marked none of these as ignored (status.state):"
+            f" {', '.join(stack.rival_policies)}. Nothing is changed until it does. Check that the GPU Operator runs,"
+            " or remove the one that you do not want: kubectl delete clusterpolicy NAME",
         )
     for check in _CHECKS:
         if (objection := check(policy.spec, stack.cluster_policy, stack, settings)) is not None:

@@ -1,4 +1,4 @@
-"""Which of several ClusterPolicies the GPU Operator heeds (docs/design/nvidia.md#d7)."""
+"""Which of several ClusterPolicies the GPU Operator follows (docs/design/nvidia.md#d7)."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 
 
 def find_active(found: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
-    """The one that is heeded, and the names among which it cannot be told; then the first is the first of these.
+    """The one that it follows, and the names among which it cannot be told; then the first is the first of these.
 
     The GPU Operator calls all but one `ignored`; before it has looked, or while it is away, it may have called none so.
     One that is alone is the one, whatever was once said of it.

@@ -131,9 +131,9 @@ def _stack(view: InstallationView) -> Symptoms:
         active, rivals = find_active(policies)
         ignored = next((one.name for one in policies if one.ignored), "NAME")
         heeded = (
-            f"{', '.join(rivals)} are not told apart"
+            f"{', '.join(rivals)} cannot be told apart"
             if rivals
-            else f"{active.name if active else ''} is heeded"
+            else f"{active.name if active else ''} is the one that it follows"
         )
         yield (error if rivals else warning)(
             Topic.CLUSTER_POLICY,

@@ -49,7 +49,7 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
 def pointers_event(action: SetPointers) -> Event:
     """What we changed of somebody else's object."""
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
-    text = f"set {fields}; {VALUE}. The GPU Operator starts its operands anew on every GPU node"
+    text = f"set {fields}; {VALUE}. The GPU Operator restarts its operands on every GPU node"
     return Event("Normal", "PointersSet", _cut(text))
 
 

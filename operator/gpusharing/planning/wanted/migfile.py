@@ -128,10 +128,10 @@ def _find_row_problem(row: Mapping[str, Any]) -> str:
         return "mig-devices needs mig-enabled"
     for name, count in (counts or {}).items():
         if not _PROFILE.fullmatch(str(name)) or type(count) is not int or count < 0:
-            return f"{name}: {count} in mig-devices is no profile with a count"
+            return f"{name}: {count} in mig-devices is not a profile with a count"
     for item in _filters(row):
         if not isinstance(item, str) or not _FILTER.fullmatch(item):
-            return f"device-filter {item} is no PCI device id in quotes, such as '0x233010DE'"
+            return f"device-filter {item} is not a PCI device id in quotes, such as '0x233010DE'"
     return ""
 
 

@@ -158,7 +158,7 @@ def _unprovable(case: FencedCase, found: Refused | Unobserved, trouble: Trouble 
 def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
     if (request := verify_request(case)) is not None:
         verdict = case.verdict(
-            Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs anew"
+            Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs again"
         )
         return verdict.then(request)
     evidence = Evidence(verify_id(case), case.fence.gfd_timestamp)

@@ -73,10 +73,10 @@ def _ended(case: FencedCase) -> Verdict | None:
         return _abort(case, assessment.objection.reason, assessment.objection.message, defer=True)
     assessed = assessment if isinstance(assessment, Assessed) else None
     if assessed is not None and assessed.mismatch is None:
-        return _abort(case, Reason.SYNCED, "the node is already as wanted; nothing to change any more")
+        return _abort(case, Reason.SYNCED, "the node is already as wanted; nothing is left to change")
     if fence.disruption not in CORDONING and assessed is not None and assessed.disruption in CORDONING:
         return _abort(
-            case, Reason.PODS_LEAVING, "the change now needs an idle node; it starts anew with a drain"
+            case, Reason.PODS_LEAVING, "the change now needs an idle node; it starts over with a drain"
         )
     if fence.disruption in CORDONING and not node.unschedulable:
         message = "somebody lifted the cordon during the drain; the change is given up"

@@ -36,7 +36,7 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
         verdict,
         phase=Phase.FAILED if _is_late(verdict, now) else phase,
         reason=Reason.CALL_FAILED,
-        message=f"{failure.message}; tried again with growing waits",
+        message=f"{failure.message}; it is retried with increasing delays",
         blockers=(*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message)),
     )
 

@@ -198,13 +198,13 @@ def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
     if since is None or case.now < since + grace:
         return Finding(
             Reason.DRIFTED,
-            f"{case.node.name} no longer is as it was proven: {assessed.mismatch.message}",
+            f"{case.node.name} no longer matches what was proven: {assessed.mismatch.message}",
             (since or case.now) + grace,
         )
     if was_corrected(case, assessed.policy):
         return Finding(
             Reason.DRIFT_RETURNED,
-            f"{case.node.name} drifted again after it was put right: {assessed.mismatch.message}",
+            f"{case.node.name} drifted again after it was corrected: {assessed.mismatch.message}",
         )
     return None
 
@@ -225,8 +225,8 @@ def _deferred(case: NodeCase, assessed: Assessed) -> Finding | None:
         return None
     return Finding(
         Reason.DEFERRED,
-        f"try {deferred.count} was given up ({deferred.reason}); next try at {deferred.until:%H:%M:%S}Z, or at once"
-        f" with kubectl annotate node {case.node.name} {names.ANNOTATION_RETRY}=now",
+        f"attempt {deferred.count} was given up ({deferred.reason}); the next one is at {deferred.until:%H:%M:%S}Z,"
+        f" or at once with kubectl annotate node {case.node.name} {names.ANNOTATION_RETRY}=now",
         deferred.until,
     )
 

@@ -72,7 +72,10 @@ def is_told_apart(case: NodeCase) -> bool:
 def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
     policy = policies.get(case.fence.policy)
     if policy is not None and policy.deleting and policy.force_release:
-        message = f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node when it is good"
+        message = (
+            f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node once it has been"
+            " checked"
+        )
         labels, annotations = unmarked(case.fence)
         verdict = case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message)
         return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))

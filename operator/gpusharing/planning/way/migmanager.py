@@ -65,7 +65,7 @@ def find_trouble(case: FencedCase) -> Trouble | None:
     waited = (case.now - fence.stage_since).total_seconds()
     paused = paused_operands(node)
     if state in ("success", "failed") and case.now < believed_from(case):
-        message = f"mig-manager starts anew; its state {state} is from before"
+        message = f"mig-manager is restarting; its state {state} is from before"
         return Trouble(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
     if state == "failed":
         why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"

@@ -95,7 +95,7 @@ def last_busy(case: FencedCase) -> str:
             shown = ", ".join(
                 name or "a process that the agent cannot name or may not see" for name in foreign[:3]
             )
-            return f"no pod holds a GPU, yet on GPU {gpu.index} runs {shown}"
+            return f"no pod holds a GPU, yet GPU {gpu.index} is used by {shown}"
     return ""
 
 

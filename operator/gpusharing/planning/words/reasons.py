@@ -86,7 +86,7 @@ class Reason(Worded):
         "rollout.paused is true: no further node starts, nodes in flight finish.",
         "Set rollout.paused to false.")
     DRIFT_RETURNED = ("DriftReturned", "Node", _PERSON,
-        "The node drifted again after it was put right for this generation; something else changes it.",
+        "The node drifted again after it was corrected for this generation; something else changes it.",
         "Find out what else writes the node's mig.config or device-plugin labels, then change the policy "
         "or set gpusharing.dev/retry on the Node.")
     CORDON_KEPT = ("CordonKept", "Node", _PERSON,
@@ -106,26 +106,26 @@ class Reason(Worded):
         "Find out why with kubectl describe node.")
     UNCORDONED_EXTERNALLY = ("UncordonedExternally", "Node", _LATER,
         "Somebody lifted our cordon before the point of no return, so the change was given up and the node restored.",
-        "Nothing, if it was meant; the next try follows after a wait. gpusharing.dev/retry starts it at once.")
+        "Nothing, if that was intended; the next attempt follows after a wait. gpusharing.dev/retry starts it at once.")
     CORDON_RESTORED = ("CordonRestored", "Node", _SOON,
         "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
         "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
     DRAIN_TIMEOUT = ("DrainTimeout", "Node", _LATER,
         "The drain ran into drain.timeout; the node was restored. Pods that were evicted stay away.",
-        "Remove what blocked (see the message); the next try follows after a wait.")
+        "Remove what blocked (see the message); the next attempt follows after a wait.")
     GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
         "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")
     DEFERRED = ("Deferred", "Node", _LATER,
-        "An earlier try was given up before anything changed; the next one waits.",
-        "Remove what blocked; gpusharing.dev/retry on the Node starts the next try at once.")
+        "An earlier attempt was given up before anything changed; the next one waits.",
+        "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
     BUDGET_FULL = ("BudgetFull", "Node", _LATER,
         "As many nodes as rollout.maxUnavailable or the operator-wide cap allows are unavailable already.",
         "Wait, or raise the limit that the message names.")
     ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
         "mig-manager is still at work on an earlier configuration or reboots the node.")
     DRIFTED = ("Drifted", "Node", _LATER,
-        "The node is no longer as it was last proven; it is put right once, as a normal change.")
+        "The node is no longer as it was last proven; it is corrected once, as a normal change.")
     CONFIG_PROPAGATING = ("ConfigPropagating", "Node", _SOON,
         "The ConfigMap was written a moment ago and may not have reached the node yet.")
     ACTUATION_IN_PROGRESS = ("ActuationInProgress", "Node", _SOON,
