@@ -18,6 +18,8 @@ from gpusharing.api.validation import validate_policy
 
 MAX_MODULE = 400
 MAX_FUNCTION = 50
+MAX_POSITIONAL = 5
+"""Parameters of a public function that a caller may give without their names."""
 MAX_README = 150
 MAX_DECISION = 40
 HERE = "tests/test_repo.py"
@@ -87,6 +89,19 @@ def test_functions_are_short() -> None:
         if (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION
     }
     assert long == {}
+
+
+def test_a_public_function_names_its_many_parameters() -> None:
+    many = {
+        f"{name}:{node.lineno} {node.name}": given
+        for name, text in PYTHON.items()
+        if not name.startswith("tests/")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
+        for given in [[one.arg for one in (*node.args.posonlyargs, *node.args.args) if one.arg != "self"]]
+        if len(given) > MAX_POSITIONAL
+    }
+    assert many == {}
 
 
 def test_each_folder_of_the_planner_asks_one_question_and_stands_on_the_map_in_its_order() -> None:

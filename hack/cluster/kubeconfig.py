@@ -20,7 +20,7 @@ class KubeconfigError(Exception):
 
 
 def write_kubeconfig(
-    path: Path, url: str, ca_pem: str, user: str, credentials: Credentials, namespace: str = "default"
+    path: Path, url: str, ca_pem: str, user: str, credentials: Credentials, *, namespace: str = "default"
 ) -> Path:
     """Write a kubeconfig for `user` to `path` and return the path."""
     who: dict[str, Any] = {}

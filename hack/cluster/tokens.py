@@ -52,4 +52,4 @@ def write_token_kubeconfig(
     else:
         token = node_bound_token(api, namespace, name, node)
     user = f"system:serviceaccount:{namespace}:{name}"
-    return write_kubeconfig(path, api.url, api.ca_pem, user, Credentials(token=token), namespace)
+    return write_kubeconfig(path, api.url, api.ca_pem, user, Credentials(token=token), namespace=namespace)

@@ -121,15 +121,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
         # A session, connections and slots of its own: a renewal never waits for other calls.
         HttpClient(login, on_call=metrics.called, clock=clock) as own,
     ):
-        lease = LeaderLease(
-            own,
-            settings.plan.namespace,
-            settings.lease_name,
-            identity,
-            on_lost=_lost,
-            timing=Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period),
-            now=clock,
-        )
+        lease = _lease(own, settings, identity, clock)
         loop = Loop(client, lease, settings, metrics, identity=identity, now=clock, on_first_pass=settle_heap)
         watch = PolicyWatch(client, login, lambda name, version: _touched(loop, name, version))
         metrics.leader.set_function(lambda: float(lease.is_leader))
@@ -150,6 +142,12 @@ class PortTaken(Exception):
     def __init__(self, name: str, port: int) -> None:
         super().__init__(name, port)
         self.variable, self.port = f"{PREFIX}{name.upper()}", port
+
+
+def _lease(client: HttpClient, settings: Settings, identity: str, clock: SteadyClock) -> LeaderLease:
+    timing = Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period)
+    where = settings.plan.namespace, settings.lease_name
+    return LeaderLease(client, *where, identity, on_lost=_lost, timing=timing, now=clock)
 
 
 def _touched(loop: Loop, name: str, version: str) -> None:

@@ -20,7 +20,7 @@ import structlog
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.controller.complaints import Complaints
-from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient
+from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient, Resource
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
     AlreadyExists,
@@ -230,7 +230,7 @@ class Publisher:
         ):
             return later
         body = {"status": {"transition": wanted, "conditions": conditions}}
-        later = await self._write(key, now, GPUNODES, verdict.node, body, self.statuses.gpunodes.accept)
+        later = await self._write(key, now, GPUNODES, body, self.statuses.gpunodes.accept)
         if (
             later is None and self._told.get(verdict.node) == verdict
         ):  # nothing newer came while it was written
@@ -257,7 +257,7 @@ class Publisher:
         if not urgent and (later := self._hold(key, now, self._lag)) is not None:
             return later
         body = {"status": _replacing(wanted, previous)}
-        return await self._write(key, now, POLICIES, policy.name, body, self.statuses.policies.accept)
+        return await self._write(key, now, POLICIES, body, self.statuses.policies.accept)
 
     @property
     def _lag(self) -> timedelta:
@@ -270,9 +270,10 @@ class Publisher:
         return due if due > now else None
 
     async def _write(
-        self, key: str, now: datetime, resource: Any, name: str, body: JSON, accept: Callable[[JSON], None]
+        self, key: str, now: datetime, resource: Resource, body: JSON, accept: Callable[[JSON], None]
     ) -> datetime | None:
         try:
+            name = key.partition("/")[2]
             accept(await self.client.patch(resource, name, body, subresource="status"))
         except NotFound:
             pass

@@ -123,7 +123,7 @@ class Gatherer:
         return ClusterSnapshot(
             nodes=sources.node_views(),
             gpunodes=dict(sources.gpunodes.items),
-            policies=self.sources.policies.views,
+            policies=sources.policies.views,
             policies_error=policies_error,
             stack=self._stack_view(now),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.ready),
@@ -260,14 +260,6 @@ class Gatherer:
         """List the pods of each wanted node whose last list is old enough; forget the others."""
         for name in self.work.keys() - wanted:
             del self.work[name]
-        age = timedelta(seconds=min(self.settings.poll, self.settings.idle))
-        due = [
-            name
-            for name in sorted(wanted)
-            if name not in self._lists
-            and (name not in self.work or name in self.unsure or now - self.work[name].listed_at >= age)
-        ]
-        due.sort(key=self._urgency)
 
         async def read(node: str) -> None:
             self.unsure.discard(node)
@@ -275,7 +267,7 @@ class Gatherer:
             with suppress(HeldBack):  # not asked: what was seen before stands, with its age
                 self._lists[node] = _Listed(*await self._pods_of(node, at), at)
 
-        await self.crew.each(due, read)
+        await self.crew.each(self._due(wanted, now), read)
         came, self._lists = self._lists, {}
         lists = {node: came[node] for node in sorted(came) if node in wanted}
         guarded = {
@@ -287,9 +279,7 @@ class Gatherer:
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
         for node, listed in lists.items():
             if budgets is None and node in guarded:
-                self._lists.setdefault(
-                    node, listed
-                )  # what was seen before stands until the budgets are known
+                self._lists.setdefault(node, listed)  # what was seen stands until the budgets are known
                 continue
             error = listed.error or (trouble if node in guarded else "")
             self.work[node] = self._work(node, listed.pods, pdbs, error, listed.at)
@@ -297,6 +287,17 @@ class Gatherer:
             memories = self.evictions.get(node, {})
             if work.evictions != memories:
                 self.work[node] = replace(work, evictions=dict(memories))
+
+    def _due(self, wanted: frozenset[str], now: datetime) -> list[str]:
+        """Nodes whose pods are to be listed now, the most urgent first."""
+        age = timedelta(seconds=min(self.settings.poll, self.settings.idle))
+        due = [
+            name
+            for name in sorted(wanted)
+            if name not in self._lists
+            and (name not in self.work or name in self.unsure or now - self.work[name].listed_at >= age)
+        ]
+        return sorted(due, key=self._urgency)
 
     def _urgency(self, name: str) -> tuple[bool, float, str]:
         """On a slow server a round ends before its work is done, and the next one begins with the most urgent.

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -53,6 +53,18 @@ class Limits:
     """Watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What goes over the wire, but for the credentials: these may be renewed between two tries."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    timeout: aiohttp.ClientTimeout
+    headers: Mapping[str, str] = field(default_factory=dict)
+    data: bytes | None = None
+
+
 @dataclass(frozen=True)
 class _Answer:
     status: int
@@ -76,6 +88,7 @@ class HttpClient:
         self._login = login
         self._name = name
         self._limits = limits or Limits()
+        self._timeout = aiohttp.ClientTimeout(total=self._limits.total, sock_connect=self._limits.connect)
         self._on_call = on_call
         self._clock = clock
         self._slots = asyncio.Semaphore(self._limits.parallel)
@@ -183,7 +196,8 @@ class HttpClient:
     async def log(self, namespace: str, name: str, lines: int) -> str:
         """See KubeClient."""
         request, query = Request("get", PODS, "log"), {"tailLines": str(lines)}
-        answer = await self._answer(request, "GET", PODS.path(namespace, name, "log"), query, None, JSON_TYPE)
+        path = PODS.path(namespace, name, "log")
+        answer = await self._answer(request, _Sent("GET", path, query, self._timeout))
         if answer.status >= 400:
             raise refusal(request, answer.status, answer.body, answer.retry_after)
         return answer.body.decode(errors="replace")
@@ -217,29 +231,19 @@ class HttpClient:
             data = json.dumps(body, separators=(",", ":")).encode()
             if method != "DELETE":
                 parameters["fieldManager"] = self._name
-        answer = await self._answer(request, method, path, parameters, data, content_type)
+        headers = {"Content-Type": content_type} if data is not None else {}
+        sent = _Sent(method, path, parameters, self._timeout, headers, data)
+        answer = await self._answer(request, sent)
         if answer.status >= 400:
             raise refusal(request, answer.status, answer.body, answer.retry_after)
         return parsed(request, answer.body)
 
-    async def _answer(
-        self,
-        request: Request,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        data: bytes | None,
-        content_type: str,
-    ) -> _Answer:
+    async def _answer(self, request: Request, sent: _Sent) -> _Answer:
         """The server's answer; after a 401 the credentials are renewed and the call is made once more."""
-        timeout = aiohttp.ClientTimeout(total=self._limits.total, sock_connect=self._limits.connect)
-        headers = {"Content-Type": content_type} if data is not None else {}
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()
-                async with self._open(
-                    request, method, path, query, headers, token, timeout, data
-                ) as response:
+                async with self._open(request, sent, token) as response:
                     body = await response.read()
                 if response.status != 401 or last:
                     break
@@ -254,9 +258,10 @@ class HttpClient:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._limits.connect, sock_read=self._limits.inactivity
         )
+        sent = _Sent("GET", path, query, timeout)
         for last in (False, True):
             token = await self._login.token()
-            async with self._open(request, "GET", path, query, {}, token, timeout, None) as response:
+            async with self._open(request, sent, token) as response:
                 if response.status == 401 and not last:
                     await self._renew(token)
                     continue
@@ -268,15 +273,7 @@ class HttpClient:
 
     @asynccontextmanager
     async def _open(
-        self,
-        request: Request,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        token: str | None,
-        timeout: aiohttp.ClientTimeout,
-        data: bytes | None,
+        self, request: Request, sent: _Sent, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request on the wire; whatever the network does becomes Unavailable."""
         access = await self._login.access()
@@ -285,12 +282,12 @@ class HttpClient:
         asked_at = self._clock.steady() if self._clock else 0.0
         try:
             async with session.request(
-                method,
-                access.server + path,
-                params=query,
-                data=data,
-                headers={**headers, "Authorization": token} if token else headers,
-                timeout=timeout,
+                sent.method,
+                access.server + sent.path,
+                params=sent.query,
+                data=sent.data,
+                headers={**sent.headers, "Authorization": token} if token else sent.headers,
+                timeout=sent.timeout,
                 ssl=access.tls or True,
                 server_hostname=access.tls_server_name,
                 proxy=access.proxy,

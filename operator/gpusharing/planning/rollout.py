@@ -386,7 +386,7 @@ class _Pass:
             return None
         nodes = self.snapshot.nodes.values()
         change, retained = plan_config(
-            self.snapshot.policies, nodes, self.models, plugins, self.snapshot.stack, self._wish
+            self.snapshot.policies, nodes, self.models, plugins, self.snapshot.stack, wish_of=self._wish
         )
         if change is None and not retained:
             self.memo.config_settled = inputs

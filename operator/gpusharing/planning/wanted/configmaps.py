@@ -26,6 +26,7 @@ def plan_config(
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
+    *,
     wish_of: Callable[[PolicyView], Wish | None] = _wish,
 ) -> tuple[WriteConfig | None, bool]:
     """The ConfigMaps as they should be (None when they are so already, or are somebody else's), and whether they hold
