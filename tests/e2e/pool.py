@@ -41,6 +41,14 @@ HALVES = {"strategy": "single", "layouts": [{"devices": "all", "profiles": {"3g.
 GPU = "nvidia.com/gpu"
 FULL = Stop("Full", {"mode": "Full"}, {GPU: 2}, "1x full")
 MIG = Stop("MIG", {"mode": "MIG", "mig": HALVES}, {GPU: 4}, "2x3g.40gb")
+SLICE = "nvidia.com/mig-3g.40gb"
+HALF_OF_ONE = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
+MIXED = Stop(
+    "MIG with strategy mixed, one GPU whole",
+    {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": HALF_OF_ONE}},
+    {GPU: 1, SLICE: 2},
+    "2x3g.40gb (1 GPU), 1x full (1 GPU)",
+)
 
 
 def sliced(replicas: int) -> Stop:

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 from tests.e2e.conftest import NODES
-from tests.e2e.pool import FULL, MIG, REPLICAS, Stop, Walk, sliced
+from tests.e2e.pool import FULL, GPU, MIXED, PODS, REPLICAS, Stop, Walk, holding, sliced
 
 pytestmark = pytest.mark.e2e
-WALK = (MIG, sliced(4), replace(FULL, text="Full again"))
+WALK = (MIXED, sliced(4), replace(FULL, text="Full again"))
 
 
 def holds(walk: Walk, stop: Stop) -> None:
@@ -59,3 +59,15 @@ def test_a_change_evicts_and_the_pods_run_again_on_the_other_node(walk: Walk, st
         "one node served while the other changed"
     )
     holds(walk, stop)
+    for resource in stop.offered.keys() - {GPU}:
+        a_pod_gets_one(walk, resource)
+
+
+def a_pod_gets_one(walk: Walk, resource: str) -> None:
+    """A pod that asks for it by name runs and computes; then it goes."""
+    path = f"{PODS}/asks"
+    walk.site.api.create(PODS, {"metadata": {"name": "asks"}, "spec": holding(resource)})
+    walk.wait(lambda: walk.site.api.get(path)["status"].get("phase") == "Running", f"a pod with {resource}")
+    assert "asks" in walk.computing(walk.site.api.get(path)["spec"]["nodeName"])
+    walk.site.api.delete(path)
+    walk.wait(lambda: "asks" not in walk.site.kubectl("get", "pods", "-o", "name"), "the pod to be gone")
