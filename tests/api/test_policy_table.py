@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from hack.cluster.api import Api, ApiError
-from tests.api.policies import BAD, CASES, GOOD, OPERATOR_ONLY, Case
+from tests.api.policies import BAD, CASES, GOOD, OPERATOR_ONLY, Row
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem, validate_policy
@@ -13,7 +13,7 @@ from gpusharing.api.validation import Problem, validate_policy
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 
 
-def ids(cases: tuple[Case, ...]) -> list[str]:
+def ids(cases: tuple[Row, ...]) -> list[str]:
     return [case.sentence for case in cases]
 
 
@@ -24,13 +24,13 @@ def test_the_table_is_long_enough_and_says_everything_once() -> None:
 
 
 @pytest.mark.parametrize("case", GOOD, ids=ids(GOOD))
-def test_the_types_accept(case: Case) -> None:
+def test_the_types_accept(case: Row) -> None:
     verdict = validate_policy(case.manifest)
     assert isinstance(verdict, GPUSharingPolicySpec), verdict
 
 
 @pytest.mark.parametrize("case", BAD + OPERATOR_ONLY, ids=ids(BAD + OPERATOR_ONLY))
-def test_the_types_refuse_and_name_the_field(case: Case) -> None:
+def test_the_types_refuse_and_name_the_field(case: Row) -> None:
     verdict = validate_policy(case.manifest)
     assert not isinstance(verdict, GPUSharingPolicySpec)
     assert case.refused in [problem.field for problem in verdict], verdict
@@ -53,13 +53,13 @@ def create(server: Api, manifest: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("case", GOOD + OPERATOR_ONLY, ids=ids(GOOD + OPERATOR_ONLY))
-def test_the_api_server_accepts(case: Case, server: Api) -> None:
+def test_the_api_server_accepts(case: Row, server: Api) -> None:
     assert create(server, case.manifest)["spec"]["mode"] == case.spec["mode"]
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("case", BAD, ids=ids(BAD))
-def test_the_api_server_refuses_and_names_the_field(case: Case, server: Api) -> None:
+def test_the_api_server_refuses_and_names_the_field(case: Row, server: Api) -> None:
     with pytest.raises(ApiError) as caught:
         create(server, case.manifest)
     assert caught.value.status == 422

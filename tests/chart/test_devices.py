@@ -3,7 +3,7 @@
 import pytest
 from hack.cluster.api import ApiError
 from hack.cluster.process import wait_until
-from tests.api.policies import GOOD, OPERATOR_ONLY, Case
+from tests.api.policies import GOOD, OPERATOR_ONLY, Row
 from tests.chart.cluster import POLICIES, SECONDS, TWICE, Installed, refusal
 
 from gpusharing.api import rules
@@ -12,13 +12,13 @@ pytestmark = pytest.mark.cluster
 BINDING = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/gpusharing-policy-devices"
 
 
-def ids(cases: tuple[Case, ...]) -> list[str]:
+def ids(cases: tuple[Row, ...]) -> list[str]:
     return [case.sentence for case in cases]
 
 
 @pytest.mark.parametrize("case", OPERATOR_ONLY, ids=ids(OPERATOR_ONLY))
 def test_with_the_chart_the_api_server_refuses_it_too_and_names_the_field(
-    installed: Installed, case: Case
+    installed: Installed, case: Row
 ) -> None:
     message = refusal(installed.admin, case.manifest)
     assert "spec.mig.layouts[].devices: " in message
@@ -31,7 +31,7 @@ def test_a_gpu_that_is_named_in_two_lists_is_told(installed: Installed) -> None:
 
 
 @pytest.mark.parametrize("case", GOOD, ids=ids(GOOD))
-def test_what_is_good_stays_good(installed: Installed, case: Case) -> None:
+def test_what_is_good_stays_good(installed: Installed, case: Row) -> None:
     assert refusal(installed.admin, case.manifest) == ""
 
 

@@ -60,7 +60,7 @@ class Claims:
 
 
 @dataclass
-class Stage:
+class Executing:
     """An executor on a FakeCluster with the node gpu-07 and a pod on it."""
 
     cluster: FakeCluster = field(default_factory=FakeCluster)

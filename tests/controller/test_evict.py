@@ -5,7 +5,7 @@ Tested through the executor: controller/evict.py.
 
 import pytest
 from tests.build import at, make_node, make_snapshot, make_work
-from tests.controller.executing import Stage, plan_of
+from tests.controller.executing import Executing, plan_of
 
 from gpusharing.kube.client import PODS
 from gpusharing.kube.errors import (
@@ -47,7 +47,7 @@ ANSWERS: dict[str, tuple[KubeError | None, Reason, float]] = {
 async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
     error: KubeError | None, reason: Reason, wait: float
 ) -> None:
-    stage = Stage()
+    stage = Executing()
     if error is not None:
         stage.cluster.faults.fail("evict", PODS, error)
     outcome = await stage.run(stage.eviction)
@@ -65,7 +65,7 @@ async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
 async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_the_next_list(
     error: KubeError,
 ) -> None:
-    stage = Stage()
+    stage = Executing()
     stage.cluster.faults.fail("evict", PODS, error)
     outcome = await stage.run(stage.eviction)
     assert (outcome.done, outcome.surprises, stage.told) == (0, {}, [])
@@ -74,7 +74,7 @@ async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_th
 
 
 async def test_an_eviction_that_lost_the_race_over_its_budget_can_be_asked_for_again() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.cluster.faults.fail(
         "evict", PODS, Conflict("the object has been modified; please apply your changes")
     )
@@ -85,14 +85,14 @@ async def test_an_eviction_that_lost_the_race_over_its_budget_can_be_asked_for_a
 
 
 async def test_the_pod_that_took_the_name_is_not_evicted() -> None:
-    stage = Stage()
+    stage = Executing()
     outcome = await stage.run(Evict("gpu-07", "team-a", "llm-0", "uid-of-somebody-else"))
     assert outcome.done == 0
     assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
 
 
 async def test_refusals_in_a_row_wait_twice_as_long_each_time() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.cluster.faults.fail("evict", PODS, EvictionBlocked("no"), times=3)
     waits = []
     for _ in range(3):
@@ -105,7 +105,7 @@ async def test_refusals_in_a_row_wait_twice_as_long_each_time() -> None:
 
 
 async def test_refusals_are_forgotten_when_the_fence_is_gone() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.cluster.faults.fail("evict", PODS, EvictionBlocked("no"))
     await stage.run(stage.eviction)
     await stage.executor.execute(plan_of({}), make_snapshot([make_node("gpu-07")]))
@@ -113,7 +113,7 @@ async def test_refusals_are_forgotten_when_the_fence_is_gone() -> None:
 
 
 async def test_an_accepted_eviction_is_not_sent_again_by_a_plan_from_before_it() -> None:
-    stage = Stage()
+    stage = Executing()
     await stage.run(stage.eviction)
     await stage.run(stage.eviction)
     assert stage.told == [("Evict", "done")]
@@ -121,7 +121,7 @@ async def test_an_accepted_eviction_is_not_sent_again_by_a_plan_from_before_it()
 
 
 async def test_an_accepted_eviction_is_remembered_beyond_the_drain_until_a_list_begun_after_it() -> None:
-    stage = Stage(seconds=10)
+    stage = Executing(seconds=10)
     await stage.run(stage.eviction)
     unfenced = [make_node("gpu-07")]
     for work in (
@@ -139,7 +139,7 @@ async def test_an_accepted_eviction_is_remembered_beyond_the_drain_until_a_list_
 
 
 async def test_what_is_known_of_a_node_that_is_gone_is_forgotten() -> None:
-    stage = Stage()
+    stage = Executing()
     await stage.run(stage.eviction)
     await stage.executor.execute(plan_of({}), make_snapshot([]))
     assert stage.executor.evictions == {}
@@ -147,7 +147,7 @@ async def test_what_is_known_of_a_node_that_is_gone_is_forgotten() -> None:
 
 @pytest.mark.parametrize("error", [ServerAway("refused"), Unauthorized("401"), LeaseLost("not ours")])
 async def test_a_lost_server_lost_credentials_and_a_lost_lease_end_the_pass(error: Exception) -> None:
-    stage = Stage()
+    stage = Executing()
     if isinstance(error, LeaseLost):
         stage.claims.error = error
     else:
@@ -159,7 +159,7 @@ async def test_a_lost_server_lost_credentials_and_a_lost_lease_end_the_pass(erro
 
 
 async def test_an_eviction_without_an_answer_makes_the_pods_be_listed_anew() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.cluster.faults.fail("evict", PODS, Unavailable("timed out"), after=True)
     await stage.run(stage.eviction)
     assert stage.executor.unsure == {"gpu-07"}
@@ -168,7 +168,7 @@ async def test_an_eviction_without_an_answer_makes_the_pods_be_listed_anew() -> 
 
 
 async def test_an_eviction_that_had_to_wait_is_no_refusal() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.cluster.faults.fail("evict", PODS, HeldBack("not sent", 3.0))
     outcome = await stage.run(stage.eviction)
     assert (outcome.done, outcome.surprises, stage.executor.evictions) == (0, {}, {})

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from tests.build import make_claim, make_snapshot, make_stack
-from tests.controller.executing import Stage, plan_of
+from tests.controller.executing import Executing, plan_of
 from tests.kube.objects import node
 
 from gpusharing.api import names
@@ -29,7 +29,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 
 async def test_a_node_that_changed_in_what_no_plan_reads_is_fenced_after_a_409() -> None:
-    stage = Stage()
+    stage = Executing()
     action = stage.fence()
     stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {"example.com/x": "1"}}})
     outcome = await stage.run(action)
@@ -52,7 +52,7 @@ INTERFERENCES: dict[str, JSON] = {
 
 @pytest.mark.parametrize("body", INTERFERENCES.values(), ids=INTERFERENCES.keys())
 async def test_a_node_that_changed_in_what_was_decided_on_is_left_to_the_next_pass(body: JSON) -> None:
-    stage = Stage()
+    stage = Executing()
     action = stage.fence()
     stage.cluster.patch(NODES, "gpu-07", body)
     outcome = await stage.run(action)
@@ -63,7 +63,7 @@ async def test_a_node_that_changed_in_what_was_decided_on_is_left_to_the_next_pa
 
 @pytest.mark.parametrize("body", INTERFERENCES.values(), ids=INTERFERENCES.keys())
 async def test_a_change_that_came_by_watch_since_the_decision_is_not_overridden(body: JSON) -> None:
-    stage = Stage()
+    stage = Executing()
     decided_on = stage.view()
     action = stage.fence()
     changed = stage.cluster.patch(NODES, "gpu-07", body)
@@ -80,7 +80,7 @@ async def test_a_change_that_came_by_watch_since_the_decision_is_not_overridden(
 
 
 async def test_evictions_end_with_the_change_that_arrives_between_two_of_them() -> None:
-    stage = Stage()
+    stage = Executing()
     views = iter([stage.view(), replace(stage.view(), unschedulable=True)])
     stage.executor.seen = lambda name: next(views)
     plan = plan_of({"gpu-07": (stage.eviction, stage.eviction)})
@@ -89,7 +89,7 @@ async def test_evictions_end_with_the_change_that_arrives_between_two_of_them() 
 
 
 async def test_a_node_whose_last_calls_the_snapshot_does_not_show_is_left_alone() -> None:
-    stage = Stage()
+    stage = Executing()
     plan, snapshot = plan_of({"gpu-07": (stage.eviction,)}), make_snapshot([stage.view()])
     await stage.executor.execute(plan, snapshot, {"gpu-07"})
     assert stage.cluster.writes == []
@@ -97,7 +97,7 @@ async def test_a_node_whose_last_calls_the_snapshot_does_not_show_is_left_alone(
 
 
 async def test_a_node_that_another_object_speaks_of_meanwhile_is_left_to_the_next_pass() -> None:
-    stage = Stage()
+    stage = Executing()
     action = stage.fence()
     stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {"example.com/x": "1"}}})
     stage.executor.view = lambda raw: replace(node_view(raw), foreign="medik8s NodeMaintenance nm")
@@ -107,7 +107,7 @@ async def test_a_node_that_another_object_speaks_of_meanwhile_is_left_to_the_nex
 
 
 async def test_a_node_of_the_same_name_is_another_node() -> None:
-    stage = Stage()
+    stage = Executing()
     action = stage.fence()
     stage.cluster.delete(NODES, "gpu-07")
     stage.cluster.add(NODES, node("gpu-07"))
@@ -117,7 +117,7 @@ async def test_a_node_of_the_same_name_is_another_node() -> None:
 
 
 async def test_a_node_that_keeps_changing_is_given_up_after_three_tries() -> None:
-    stage = Stage()
+    stage = Executing()
     action = stage.fence()
     stage.cluster.faults.fail("patch", NODES, Conflict("modified"), times=3)
     outcome = await stage.run(action)
@@ -126,7 +126,7 @@ async def test_a_node_that_keeps_changing_is_given_up_after_three_tries() -> Non
 
 
 async def test_a_surprise_ends_the_actions_of_that_node_only() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.add_node("gpu-08")
     view = stage.view()
     stage.cluster.faults.fail("patch", NODES, Forbidden("may not patch nodes"))
@@ -147,7 +147,7 @@ async def test_a_surprise_ends_the_actions_of_that_node_only() -> None:
 
 @pytest.mark.parametrize("error", [Conflict("changed too often"), Forbidden("may not patch leases")])
 async def test_without_its_claim_no_node_is_fenced_and_everything_else_goes_on(error: KubeError) -> None:
-    stage = Stage()
+    stage = Executing()
     stage.add_node("gpu-08")
     stage.claims.error = error
     outcome = await stage.run_all(
@@ -160,7 +160,7 @@ async def test_without_its_claim_no_node_is_fenced_and_everything_else_goes_on(e
 
 
 async def test_without_its_configuration_no_node_is_fenced() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.cluster.faults.fail("patch", CONFIG_MAPS, Forbidden("may not patch configmaps"))
     outcome = await stage.run(stage.fence(), shared=(WriteConfig({"k": "version: v1"}, ""),))
     assert list(outcome.surprises) == ["our ConfigMaps"]
@@ -168,7 +168,7 @@ async def test_without_its_configuration_no_node_is_fenced() -> None:
 
 
 async def test_without_its_finalizer_only_that_policys_nodes_wait() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.add_node("gpu-08")
     stage.cluster.faults.fail(
         "patch", POLICIES, Invalid("no new finalizers on an object that is being deleted")
@@ -184,14 +184,14 @@ async def test_without_its_finalizer_only_that_policys_nodes_wait() -> None:
 # --- finalizers ------------------------------------------------------------------------------------
 
 
-def add_policy(stage: Stage, *finalizers: str) -> None:
+def add_policy(stage: Executing, *finalizers: str) -> None:
     """A policy that the executor knows."""
     manifest = {"metadata": {"name": "pool-b", "finalizers": list(finalizers)}, "spec": {"mode": "Full"}}
     stage.policies.accept(stage.cluster.add(POLICIES, manifest))
 
 
 async def test_our_finalizer_comes_and_goes_beside_those_of_others() -> None:
-    stage = Stage()
+    stage = Executing()
     add_policy(stage, "example.com/theirs")
     for present, expected in (
         (True, ["example.com/theirs", names.FINALIZER]),
@@ -202,7 +202,7 @@ async def test_our_finalizer_comes_and_goes_beside_those_of_others() -> None:
 
 
 async def test_a_finalizer_that_somebody_added_in_the_same_moment_survives_ours() -> None:
-    stage = Stage()
+    stage = Executing()
     add_policy(stage)
     stage.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": ["example.com/new"]}})
     outcome = await stage.run(shared=(SetFinalizer("pool-b", present=True),))
@@ -212,7 +212,7 @@ async def test_a_finalizer_that_somebody_added_in_the_same_moment_survives_ours(
 
 
 async def test_a_finalizer_that_is_there_already_and_a_policy_that_is_gone_need_no_write() -> None:
-    stage = Stage()
+    stage = Executing()
     add_policy(stage, names.FINALIZER)
     await stage.run(shared=(SetFinalizer("pool-b", present=True),))
     assert stage.cluster.writes == []
@@ -228,7 +228,7 @@ ENSURE = EnsureGPUNode("gpu-07", "uid-7", "op-1:quiet:1", quiet=True)
 
 
 async def test_a_gpunode_is_created_for_its_node_and_patched_afterwards() -> None:
-    stage = Stage()
+    stage = Executing()
     await stage.run(ENSURE)
     created = stage.cluster.get(GPUNODES, "gpu-07")
     assert created["metadata"]["ownerReferences"] == [
@@ -242,7 +242,7 @@ async def test_a_gpunode_is_created_for_its_node_and_patched_afterwards() -> Non
 
 @pytest.mark.parametrize(("known", "there"), [(True, False), (False, True)])
 async def test_a_gpunode_that_came_or_went_meanwhile_ends_up_as_asked(known: bool, there: bool) -> None:
-    stage = Stage()
+    stage = Executing()
     if there:
         stage.cluster.add(
             GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {"request": {"id": "", "quiet": False}}}
@@ -255,7 +255,7 @@ async def test_a_gpunode_that_came_or_went_meanwhile_ends_up_as_asked(known: boo
 
 
 async def test_a_mig_manager_pod_is_deleted_by_its_uid_only() -> None:
-    stage = Stage()
+    stage = Executing()
     wrong = RestartOperand("gpu-07", "team-a", "llm-0", "uid-of-another")
     assert (await stage.run(wrong)).done == 0
     assert (await stage.run(RestartOperand("gpu-07", "team-a", "gone", "uid"))).done == 0
@@ -263,7 +263,7 @@ async def test_a_mig_manager_pod_is_deleted_by_its_uid_only() -> None:
 
 
 async def test_a_pod_that_is_said_to_be_gone_and_shown_all_the_same_is_told() -> None:
-    stage = Stage()
+    stage = Executing()
     wrong = RestartOperand("gpu-07", "team-a", "llm-0", "uid-of-another")
     assert [(await stage.run(wrong)).surprises.keys() for _ in range(3)] == [set(), set(), {"gpu-07"}]
     assert stage.executor.failures["gpu-07"].message.startswith("RestartOperand failed: ")
@@ -271,7 +271,7 @@ async def test_a_pod_that_is_said_to_be_gone_and_shown_all_the_same_is_told() ->
 
 async def test_a_config_map_that_vanished_is_made_anew_with_everything_in_it() -> None:
     """What was there a moment ago is not in the difference, and nodes name it."""
-    stage = Stage()
+    stage = Executing()
     stage.stack = make_stack(plugin_configs={"old": "version: v1"}, mig_file="x")
     await stage.run(shared=(WriteConfig({"old": "version: v1", "new": "version: v1"}, "x"),))
     data = stage.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
@@ -279,7 +279,7 @@ async def test_a_config_map_that_vanished_is_made_anew_with_everything_in_it() -
 
 
 async def test_a_config_map_that_somebody_made_a_moment_ago_is_not_patched_unread() -> None:
-    stage = Stage()
+    stage = Executing()
     metadata = {"name": "gpusharing-device-plugin", "namespace": "gpu-operator"}
     stage.cluster.add(CONFIG_MAPS, {"metadata": metadata, "data": {"theirs": "x"}})
     stage.executor.shared.config_maps = stage.config_maps
@@ -292,7 +292,7 @@ PLUGIN = "gpu-operator/gpusharing-device-plugin"
 
 
 async def test_a_refusal_to_write_them_is_told_until_it_is_none() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.cluster.faults.fail("create", CONFIG_MAPS, Forbidden("may not create configmaps"))
     write = WriteConfig({"k": "version: v1"}, "")
     await stage.run(shared=(write,))
@@ -307,14 +307,14 @@ async def test_a_refusal_to_write_them_is_told_until_it_is_none() -> None:
 
 
 async def test_a_config_map_that_came_meanwhile_is_left_to_the_next_pass() -> None:
-    stage = Stage()
+    stage = Executing()
     stage.cluster.faults.fail("create", CONFIG_MAPS, AlreadyExists("configmaps already exists"))
     outcome = await stage.run(shared=(WriteConfig({"k": "version: v1"}, ""),))
     assert list(outcome.surprises) == ["our ConfigMaps"]
 
 
 async def test_a_snapshot_without_actions_writes_nothing() -> None:
-    stage = Stage()
+    stage = Executing()
     empty: ClusterSnapshot = make_snapshot()
     assert await stage.executor.execute(plan_of({}), empty) == Outcome()
     assert stage.cluster.writes == []

@@ -51,7 +51,7 @@ class Held:
 
 
 @dataclass
-class Stage:
+class Publishing:
     """A publisher on a FakeCluster that holds the policy pool-b and the GPUNode of gpu-07."""
 
     cluster: FakeCluster = field(default_factory=FakeCluster)
@@ -122,23 +122,23 @@ class Stage:
 
 
 async def test_what_is_new_is_written_once_and_never_again() -> None:
-    stage = Stage()
+    stage = Publishing()
     for seconds in (0, 1, 100):
         assert await stage.publish(SYNCED, seconds) is None
     assert (stage.phases(), stage.words()) == (["Synced"], ["Synced"])
 
 
 async def test_an_equal_verdict_of_a_restarted_operator_writes_nothing() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED)
-    again = Stage(cluster=stage.cluster)
+    again = Publishing(cluster=stage.cluster)
     before = len(stage.cluster.writes)
     await again.publish(replace(SYNCED), 60)
     assert len(stage.cluster.writes) == before
 
 
 async def test_a_phase_that_moves_is_shown_a_period_after_it_came_and_a_quicker_one_never() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED)
     assert await stage.publish(WAITING, 10) == 11
     assert await stage.publish(MOVING, 10.5) == 11
@@ -149,7 +149,7 @@ async def test_a_phase_that_moves_is_shown_a_period_after_it_came_and_a_quicker_
 
 @pytest.mark.parametrize("end", [SYNCED, FAILED], ids=["Synced", "Failed"])
 async def test_an_end_is_shown_at_once(end: Verdict) -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(MOVING)
     await stage.publish(MOVING, 2)
     await stage.publish(replace(end, node="gpu-07"), 2.1)
@@ -157,7 +157,7 @@ async def test_an_end_is_shown_at_once(end: Verdict) -> None:
 
 
 async def test_a_change_that_was_taken_back_within_the_period_is_not_written() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED)
     await stage.publish(MOVING, 10)
     await stage.publish(SYNCED, 10.5)
@@ -166,7 +166,7 @@ async def test_a_change_that_was_taken_back_within_the_period_is_not_written() -
 
 
 async def test_a_condition_that_turns_is_written_at_once_and_a_message_after_two_periods() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED)
     await stage.publish(MOVING, 10)
     assert stage.words() == ["Synced", "Reconfiguring"]
@@ -178,14 +178,14 @@ async def test_a_condition_that_turns_is_written_at_once_and_a_message_after_two
 
 
 async def test_the_answer_to_an_edit_is_written_at_once() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(MOVING)
     await stage.publish(MOVING, 0.1, make_policy(generation=8))
     assert [body["status"]["observedGeneration"] for body in stage.written(POLICIES)] == [7, 8]
 
 
 async def test_times_of_conditions_that_did_not_turn_stay() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED)
     await stage.publish(MOVING, 60)
     rows = stage.policies.status("pool-b")["conditions"]
@@ -196,7 +196,7 @@ async def test_times_of_conditions_that_did_not_turn_stay() -> None:
 
 async def test_resources_that_go_vanish_from_the_plan_as_well() -> None:
     """A merge patch merges maps: a name that is not told to go would stay for ever."""
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(MOVING, targets={"gpu-07": {"nvidia.com/gpu": 8}}, resources={"nvidia.com/gpu": 2})
     await stage.publish(
         MOVING,
@@ -213,7 +213,7 @@ async def test_resources_that_go_vanish_from_the_plan_as_well() -> None:
 
 
 async def test_a_mirror_is_written_when_its_gpunode_is_there() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED, gpunodes=False)
     assert stage.phases() == []
     await stage.publish(SYNCED, 1)
@@ -222,7 +222,7 @@ async def test_a_mirror_is_written_when_its_gpunode_is_there() -> None:
 
 @pytest.mark.parametrize("error", [Throttled("slow down", 1.0), Forbidden("no right"), Invalid("too long")])
 async def test_a_status_that_was_refused_is_written_later_and_holds_up_nothing(error: KubeError) -> None:
-    stage = Stage()
+    stage = Publishing()
     stage.cluster.faults.fail("patch", GPUNODES, error)
     stage.cluster.faults.fail("patch", POLICIES, error)
     assert await stage.publish(SYNCED) == 1
@@ -232,7 +232,7 @@ async def test_a_status_that_was_refused_is_written_later_and_holds_up_nothing(e
 
 
 async def test_objects_that_are_gone_are_no_trouble() -> None:
-    stage = Stage()
+    stage = Publishing()
     stage.cluster.faults.fail("patch", GPUNODES, NotFound("gone"))
     stage.cluster.faults.fail("patch", POLICIES, NotFound("gone"))
     assert await stage.publish(SYNCED) is None
@@ -241,7 +241,7 @@ async def test_objects_that_are_gone_are_no_trouble() -> None:
 @pytest.mark.parametrize("error", [Unavailable("timed out"), Unauthorized("401"), ServerAway("refused")])
 @pytest.mark.parametrize("resource", [GPUNODES, POLICIES], ids=["mirror", "status"])
 async def test_nothing_that_the_server_does_ends_the_round(error: KubeError, resource: Resource) -> None:
-    stage = Stage()
+    stage = Publishing()
     stage.cluster.faults.fail("patch", resource, error)
     assert await stage.publish(SYNCED) == 1
     await stage.publish(SYNCED, 1)
@@ -249,7 +249,7 @@ async def test_nothing_that_the_server_does_ends_the_round(error: KubeError, res
 
 
 async def test_an_object_that_is_refused_for_ever_is_asked_for_more_and_more_seldom() -> None:
-    stage = Stage()
+    stage = Publishing()
     sick = stage.cluster.faults.fail("patch", GPUNODES, Forbidden("no right"), name="gpu-07", times=EVER)
     due: list[float] = []
     for second in range(300):
@@ -261,7 +261,7 @@ async def test_an_object_that_is_refused_for_ever_is_asked_for_more_and_more_sel
 
 @virtually
 async def test_a_status_that_hangs_does_not_hold_up_the_others() -> None:
-    stage = Stage()
+    stage = Publishing()
     stage.cluster.faults.fail("patch", GPUNODES, SILENCE, name="gpu-07", times=EVER)
     begun = virtual_now()
     await stage.publish(SYNCED)
@@ -274,7 +274,7 @@ async def test_a_status_that_hangs_does_not_hold_up_the_others() -> None:
 
 
 async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transition() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(PENDING := replace(FAILED, node="gpu-07"))
     for seconds in (1, 2, 3):
         await stage.publish(MOVING, seconds)
@@ -289,14 +289,14 @@ async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transiti
 
 
 async def test_a_restarted_operator_does_not_tell_again_what_it_finds() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(FAILED_HERE := replace(FAILED, node="gpu-07"))
     assert stage.changes == [(None, FAILED_HERE)]
     assert stage.cluster.objects(EVENTS) == []
 
 
 async def test_an_event_that_is_refused_keeps_nothing_from_being_written_and_is_told_later() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED)
     stage.cluster.faults.fail("create", EVENTS, Forbidden("no right to create events"))
     await stage.publish(replace(FAILED, node="gpu-07"), 10)
@@ -307,7 +307,7 @@ async def test_an_event_that_is_refused_keeps_nothing_from_being_written_and_is_
 
 
 async def test_an_event_whose_answer_was_lost_is_told_once() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED)
     stage.cluster.faults.fail("create", EVENTS, Unavailable("reset"), after=True)
     for second in (10, 11, 12):
@@ -316,7 +316,7 @@ async def test_an_event_whose_answer_was_lost_is_told_once() -> None:
 
 
 async def test_an_event_that_the_server_never_takes_makes_room_for_the_next() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED)
     stage.cluster.faults.fail("create", EVENTS, Invalid("note: too long"))
     await stage.publish(replace(FAILED, node="gpu-07"), 10)
@@ -325,7 +325,7 @@ async def test_an_event_that_the_server_never_takes_makes_room_for_the_next() ->
 
 
 async def test_a_node_that_vanished_and_comes_back_is_told_about_as_new() -> None:
-    stage = Stage()
+    stage = Publishing()
     await stage.publish(SYNCED)
     empty = RolloutPlan({}, {"pool-b": Pool(POLICY)}, {}, (), {}, frozenset(), frozenset(), None)
     await stage.publisher.publish(empty, make_snapshot([], [POLICY]), at(1))
@@ -334,6 +334,6 @@ async def test_a_node_that_vanished_and_comes_back_is_told_about_as_new() -> Non
 
 
 async def test_a_waiting_node_is_a_phase_that_moves() -> None:
-    stage = Stage()
+    stage = Publishing()
     assert await stage.publish(replace(PENDING, node="gpu-07")) == 1
     assert stage.phases() == []

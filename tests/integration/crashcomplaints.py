@@ -23,7 +23,7 @@ LIMIT = 80
 
 
 @dataclass
-class Verdict:
+class Judgement:
     """What came of killing the operator at every write of one part of a scenario."""
 
     undisturbed: list[Outcome]
@@ -48,9 +48,9 @@ class Judge:
             self._undisturbed[scenario.name] = [one, two]
         return self._undisturbed[scenario.name]
 
-    def kill(self, scenario: Scenario, part: int = 0, parts: int = 1) -> Verdict:
+    def kill(self, scenario: Scenario, part: int = 0, parts: int = 1) -> Judgement:
         """Play it with a kill -9 after write part + 1, part + 1 + parts ... to its end."""
-        verdict = Verdict(self.undisturbed(scenario))
+        verdict = Judgement(self.undisturbed(scenario))
         for number in range(part + 1, LIMIT, parts):
             if number >= self._past.get(scenario.name, LIMIT):
                 break

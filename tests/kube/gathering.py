@@ -23,7 +23,7 @@ WANTED = frozenset({"gpu-07"})
 
 
 @dataclass
-class Stage:
+class Gathering:
     """A Gatherer on a FakeCluster."""
 
     cluster: FakeCluster
@@ -48,7 +48,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def gathering(*objects: tuple[Resource, JSON], admin: str = "") -> AsyncIterator[Stage]:
+async def gathering(*objects: tuple[Resource, JSON], admin: str = "") -> AsyncIterator[Gathering]:
     """A cluster with gpu-07 and these objects, its sources in step."""
     cluster = FakeCluster()
     cluster.add(NODES, node())
@@ -60,7 +60,7 @@ async def gathering(*objects: tuple[Resource, JSON], admin: str = "") -> AsyncIt
     try:
         await asyncio.sleep(0.1)
         client = cluster.client("operator")
-        yield Stage(cluster, Gatherer(client, sources, Settings(), admin, evictions), evictions)
+        yield Gathering(cluster, Gatherer(client, sources, Settings(), admin, evictions), evictions)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-GPU_RESOURCES = "nvidia.com/"
+NVIDIA_RESOURCES = "nvidia.com/"
+"""More than GPUs: whatever a device plugin of NVIDIA's serves counts as in use."""
 
 # Field numbers of api.proto.
 _POD_RESOURCES = 1  # ListPodResourcesResponse.pod_resources
@@ -61,7 +62,7 @@ def holdings(response: bytes) -> Holdings:
         for container in _messages(pod, _POD_CONTAINERS):
             for devices in _messages(container, _CONTAINER_DEVICES):
                 name = b"".join(_messages(devices, _DEVICES_RESOURCE_NAME)).decode()
-                if name.startswith(GPU_RESOURCES):
+                if name.startswith(NVIDIA_RESOURCES):
                     held[name] += sum(1 for _ in _messages(devices, _DEVICES_IDS))
         allocated += held
         pods += bool(+held)

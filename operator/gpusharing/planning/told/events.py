@@ -8,6 +8,7 @@ from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.stack.pointers import VALUE
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
+from gpusharing.planning.words.lengths import cut
 from gpusharing.planning.words.reasons import Reason
 
 MAX_NOTE = 1000
@@ -43,14 +44,14 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
         told.append(Event("Warning", str(after.reason), f"{after.node}: {after.message}"))
     if (news := _health(before, after)) is not None:
         told.append(news)
-    return tuple(Event(event.type, event.reason, _cut(event.note)) for event in told)
+    return tuple(Event(event.type, event.reason, cut(event.note, MAX_NOTE)) for event in told)
 
 
 def pointers_event(action: SetPointers) -> Event:
     """What we changed of somebody else's object."""
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
     text = f"set {fields}; {VALUE}. The GPU Operator restarts its operands on every GPU node"
-    return Event("Normal", "PointersSet", _cut(text))
+    return Event("Normal", "PointersSet", cut(text, MAX_NOTE))
 
 
 _WORTH_TELLING = frozenset(
@@ -110,7 +111,3 @@ def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
     return tuple(
         blocker for blocker in news if blocker.reason is not Reason.CALL_FAILED
     )  # no pod is to blame
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_NOTE else text[: MAX_NOTE - 3] + "..."

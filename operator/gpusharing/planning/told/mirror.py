@@ -8,6 +8,7 @@ from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import culprit, explain_blockers
+from gpusharing.planning.words.lengths import cut
 
 MAX_HISTORY = 20
 MAX_MESSAGE = 1000
@@ -25,19 +26,19 @@ def transition(
         history = [*history, {"phase": phase, "reason": reason, "at": moment}][-MAX_HISTORY:]
     return {
         "policy": verdict.policy,
-        "wanted": _cut(verdict.wanted),
+        "wanted": cut(verdict.wanted, MAX_MESSAGE),
         "phase": phase,
         "reason": reason,
-        "message": _cut(verdict.message),
+        "message": cut(verdict.message, MAX_MESSAGE),
         "since": (previous.get("since") if same else None) or moment,
         "deadline": f"{verdict.deadline.astimezone(UTC):%H:%M:%SZ}" if verdict.deadline else "",
         "attempt": verdict.attempt,
         "step": verdict.step,
-        "observed": _cut(verdict.observed),
+        "observed": cut(verdict.observed, MAX_MESSAGE),
         "disruption": str(verdict.disruption),
-        "culprit": _cut(culprit(verdict.blockers)),
+        "culprit": cut(culprit(verdict.blockers), MAX_MESSAGE),
         "cordon": whose_cordon(node),
-        "blockers": [_cut(line) for line in explain_blockers(verdict.blockers)],
+        "blockers": [cut(line, MAX_MESSAGE) for line in explain_blockers(verdict.blockers)],
         "history": history,
     }
 
@@ -56,7 +57,7 @@ def health_conditions(
             "type": "Healthy",
             "status": status,
             "reason": str(health.reason),
-            "message": _cut(health.message),
+            "message": cut(health.message, MAX_MESSAGE),
             "lastTransitionTime": earlier.get("lastTransitionTime") or _stamp(now),
         }
     ]
@@ -73,7 +74,3 @@ def whose_cordon(node: NodeView) -> str:
     if node.fence is not None and node.fence.disruption in CORDONING and not node.fence.prior_unschedulable:
         return "ours"
     return "foreign" if node.foreign else "human"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."

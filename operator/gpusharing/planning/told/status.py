@@ -19,6 +19,7 @@ from gpusharing.planning.told.counts import count_pending, count_used
 from gpusharing.planning.wanted.ownership import selects
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import cut
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason, priority
 
@@ -83,7 +84,7 @@ def policy_status(
         "summary": _summary(pool, plan, snapshot),
         "plan": _plan(pool, plan, snapshot),
         "failures": [
-            {"node": verdict.node, "reason": str(verdict.reason), "message": _cut(verdict.message)}
+            {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
             for verdict in pool.verdicts
             if verdict.phase is Phase.FAILED
         ][:MAX_LISTED],
@@ -110,7 +111,7 @@ def _condition(
         "type": str(kind),
         "status": status,
         "reason": str(reason),
-        "message": _cut(message),
+        "message": cut(message, MAX_TEXT),
         "observedGeneration": generation,
         "lastTransitionTime": since or now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
@@ -258,7 +259,7 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
     word, message = _word(pool, plan)
     return {
         "mode": _mode(spec) if spec else "",
-        "layout": _cut(", ".join(text for text, _ in layouts.most_common(2))),
+        "layout": cut(", ".join(text for text, _ in layouts.most_common(2)), MAX_TEXT),
         "nodes": f"{usable}/{len(pool.verdicts)}",
         "gpus": len(gpus),
         "used": count_used(pool.nodes, snapshot),
@@ -266,7 +267,7 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
         "strategy": spec.mig.strategy if spec and spec.mode is Mode.MIG and spec.mig else "",
         "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
         "status": word,
-        "message": _cut(message),
+        "message": cut(message, MAX_TEXT),
     }
 
 
@@ -366,7 +367,3 @@ def _first(verdicts: Sequence[Verdict]) -> str:
 
 def _nodes(count: int) -> str:
     return f"{count} node" if count == 1 else f"{count} nodes"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."

@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from gpusharing.planning.words.lengths import cut
 from gpusharing.planning.words.reasons import Reason, most_urgent, priority
 
 MAX_LINES = 5
@@ -74,7 +75,7 @@ def _line(blocker: Blocker) -> str:
     else:
         parts[0] += ":"
     if blocker.message:
-        parts.append(_sentence(_cut(blocker.message)))
+        parts.append(_sentence(cut(" ".join(blocker.message.split()), MAX_MESSAGE)))
     if blocker.reason.remedy:
         parts.append(f"Remedy: {blocker.reason.remedy}")
     return " ".join(parts)
@@ -85,11 +86,6 @@ def _pods(pods: Sequence[str]) -> str:
     if len(pods) > MAX_PODS:
         text += f", ... ({len(pods) - MAX_PODS} more)"
     return ("Pod " if len(pods) == 1 else "Pods ") + text
-
-
-def _cut(message: str) -> str:
-    flat = " ".join(message.split())
-    return flat if len(flat) <= MAX_MESSAGE else flat[: MAX_MESSAGE - 3] + "..."
 
 
 def _sentence(text: str) -> str:

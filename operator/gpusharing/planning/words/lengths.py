@@ -1,0 +1,6 @@
+"""Texts that fit where they are shown."""
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning and three dots, in `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
