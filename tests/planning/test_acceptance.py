@@ -9,7 +9,7 @@ from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 from gpusharing.api.validation import Problem
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.stack.acceptance import CHECKS, find_objection
 from gpusharing.planning.words.reasons import Reason
 
 NAMED = make_policy(mig={"config": "all-balanced"})
@@ -52,6 +52,11 @@ OBJECTIONS: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, 
     "MIG is wanted on the plain chart": (
         NAMED, PLAIN, False, Reason.MIG_MANAGER_MISSING, "install the NVIDIA GPU Operator"),
 }  # fmt: skip
+
+
+def test_the_order_of_the_checks_is_part_of_the_product() -> None:
+    names = [check.__name__ for check in CHECKS]
+    assert names == ["_plugin_config", "_discovery", "_config_maps", "_mig_manager", "_strategy", "_layouts"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Actuate, Evict
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.records import Deferred
-from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.way.before import ENDINGS, before_pnr
 from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -128,6 +128,25 @@ def test_a_plugin_restart_passes_without_a_look_at_pods() -> None:
 # --- giving up --------------------------------------------------------------------------------------------------
 
 OTHER = make_policy("other", priority=1)
+
+
+def test_the_order_of_the_endings_is_part_of_the_product() -> None:
+    assert [(ending.find.__name__, ending.reason) for ending in ENDINGS] == [
+        ("_other_node", Reason.CORDON_KEPT),
+        ("_node_going", Reason.NODE_NOT_READY),
+        ("_policy_going", Reason.DELETING),
+        ("_other_owner", Reason.SUPERSEDED),
+        ("_no_owner", Reason.SUPERSEDED),
+        ("_refused", Reason.NOT_ACCEPTED),
+        ("_as_wanted", Reason.SYNCED),
+        ("_now_cordons", Reason.PODS_LEAVING),
+        ("_uncordoned", Reason.UNCORDONED_EXTERNALLY),
+        ("_foreign", Reason.FOREIGN_MAINTENANCE),
+        ("_unhealthy", Reason.GPU_UNHEALTHY),
+        ("_late", Reason.DRAIN_TIMEOUT),
+    ]
+
+
 GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
     "the node was created again": (fenced(fence=replace(FENCE, node_uid="old")), Reason.CORDON_KEPT, False, False),
     "the policy is gone": (fenced(None), Reason.DELETING, True, False),

@@ -41,7 +41,7 @@ def find_objection(policy: PolicyView, stack: StackView, settings: Settings) -> 
             f" {', '.join(stack.rival_policies)}. Nothing is changed until it does. Check that the GPU Operator runs,"
             " or remove the one that you do not want: kubectl delete clusterpolicy NAME",
         )
-    for check in _CHECKS:
+    for check in CHECKS:
         if (objection := check(policy.spec, stack.cluster_policy, stack, settings)) is not None:
             return objection
     return None
@@ -159,6 +159,7 @@ def _layouts(
     )
 
 
-_CHECKS: tuple[
+CHECKS: tuple[
     Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, Settings], Finding | None], ...
 ] = (_plugin_config, _discovery, _config_maps, _mig_manager, _strategy, _layouts)
+"""First wins; a test pins the order. Before them comes whether there is a spec, and one ClusterPolicy to ask."""

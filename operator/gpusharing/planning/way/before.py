@@ -6,6 +6,8 @@
 Until the PNR nothing is lost but evicted pods: people win over us, and an abort restores the node as it was.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
@@ -22,13 +24,14 @@ from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import give_way, holds_our_cordon, may_uncordon
 from gpusharing.planning.words.blockers import explain_blockers
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 
 def before_pnr(case: FencedCase) -> Verdict:
     """The next step of a node whose fence stage is `fenced`."""
-    if (ended := _ended(case)) is not None:
-        return ended
+    if (ending := find_ending(case)) is not None:
+        return ending
     assessment = case.assessment
     if isinstance(assessment, Refused):
         objection = assessment.objection
@@ -50,45 +53,115 @@ def before_pnr(case: FencedCase) -> Verdict:
 # --- giving up ---------------------------------------------------------------------------------------------
 
 
-def _ended(case: FencedCase) -> Verdict | None:
-    """The reasons to stop before the PNR, in their order. Whatever could begin and end alike again is put off."""
-    fence, node, assessment = case.fence, case.node, case.assessment
-    if fence.node_uid != node.uid:
-        return _abort(
-            case, Reason.CORDON_KEPT, "the fence belongs to an earlier node of this name", restore=False
-        )
-    if node.deleting:
-        message = f"{node.name} is being deleted; the change is given up, and the cordon stays until the node is gone"
-        return _abort(case, Reason.NODE_NOT_READY, message)
-    if assessment is None or assessment.policy.deleting:
-        return _abort(
-            case, Reason.DELETING, f"policy {fence.policy} is gone or going; the node is given back"
-        )
-    if case.owner != fence.policy:
-        message = f"policy {fence.policy} no longer owns the node; it is given back"
-        return _abort(
-            case, Reason.SUPERSEDED, message, defer=not case.owner
-        )  # a label may come and go with the fence
-    if isinstance(assessment, Refused) and not passes(assessment.objection.reason):
-        return _abort(case, assessment.objection.reason, assessment.objection.message, defer=True)
-    assessed = assessment if isinstance(assessment, Assessed) else None
-    if assessed is not None and assessed.mismatch is None:
-        return _abort(case, Reason.SYNCED, "the node is already as wanted; nothing is left to change")
-    if fence.disruption not in CORDONING and assessed is not None and assessed.disruption in CORDONING:
-        return _abort(
-            case, Reason.PODS_LEAVING, "the change now needs an idle node; it starts over with a drain"
-        )
-    if fence.disruption in CORDONING and not node.unschedulable:
-        message = "somebody lifted the cordon during the drain; the change is given up"
-        return _abort(case, Reason.UNCORDONED_EXTERNALLY, message, defer=True)
-    if node.foreign:
-        message = f"{node.foreign} began to work on the node; the cordon is left to it"
-        return _abort(case, Reason.FOREIGN_MAINTENANCE, message, defer=True)
-    if (ailment := case.ailment) is not None:
-        return _abort(case, Reason.GPU_UNHEALTHY, ailment.message, defer=True)
-    if case.now >= fence.deadline and case.now >= _limit(case):
-        return _abort(case, Reason.DRAIN_TIMEOUT, _timeout_text(case), defer=True)
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What ends a change before the PNR, and how the node is given back."""
+
+    find: Callable[[FencedCase], str | Finding]
+    """What is told of it, a Finding where it has a reason of its own; empty: the change goes on."""
+    reason: Reason
+    defer: bool = False
+    """It could begin and end alike again, so the next try is put off."""
+    restore: bool = True
+    """The node becomes what it was before the fence."""
+
+
+def find_ending(case: FencedCase) -> Verdict | None:
+    """The verdict of the first of ENDINGS that is so; None: the change goes on."""
+    for ending in ENDINGS:
+        if found := ending.find(case):
+            why = found if isinstance(found, Finding) else Finding(ending.reason, found)
+            return _abort(case, why, defer=ending.defer, restore=ending.restore)
     return None
+
+
+def _other_node(case: FencedCase) -> str:
+    return "the fence belongs to an earlier node of this name" if case.fence.node_uid != case.node.uid else ""
+
+
+def _node_going(case: FencedCase) -> str:
+    if not case.node.deleting:
+        return ""
+    return f"{case.node.name} is being deleted; the change is given up, and the cordon stays until the node is gone"
+
+
+def _policy_going(case: FencedCase) -> str:
+    if case.assessment is not None and not case.assessment.policy.deleting:
+        return ""
+    return f"policy {case.fence.policy} is gone or going; the node is given back"
+
+
+def _other_owner(case: FencedCase) -> str:
+    return _disowned(case) if case.owner else ""
+
+
+def _no_owner(case: FencedCase) -> str:
+    return "" if case.owner else _disowned(case)
+
+
+def _disowned(case: FencedCase) -> str:
+    fence = case.fence
+    return (
+        f"policy {fence.policy} no longer owns the node; it is given back"
+        if case.owner != fence.policy
+        else ""
+    )
+
+
+def _refused(case: FencedCase) -> str | Finding:
+    found = case.assessment
+    return found.objection if isinstance(found, Refused) and not passes(found.objection.reason) else ""
+
+
+def _as_wanted(case: FencedCase) -> str:
+    found = case.assessment
+    as_wanted = isinstance(found, Assessed) and found.mismatch is None
+    return "the node is already as wanted; nothing is left to change" if as_wanted else ""
+
+
+def _now_cordons(case: FencedCase) -> str:
+    found = case.assessment
+    cordons = isinstance(found, Assessed) and found.disruption in CORDONING
+    anew = cordons and case.fence.disruption not in CORDONING
+    return "the change now needs an idle node; it starts over with a drain" if anew else ""
+
+
+def _uncordoned(case: FencedCase) -> str:
+    lifted = case.fence.disruption in CORDONING and not case.node.unschedulable
+    return "somebody lifted the cordon during the drain; the change is given up" if lifted else ""
+
+
+def _foreign(case: FencedCase) -> str:
+    foreign = case.node.foreign
+    return f"{foreign} began to work on the node; the cordon is left to it" if foreign else ""
+
+
+def _unhealthy(case: FencedCase) -> str:
+    ailment = case.ailment
+    return "" if ailment is None else ailment.message
+
+
+def _late(case: FencedCase) -> str:
+    late = case.now >= case.fence.deadline and case.now >= _limit(case)
+    return _timeout_text(case) if late else ""
+
+
+ENDINGS = (
+    Ending(_other_node, Reason.CORDON_KEPT, restore=False),
+    Ending(_node_going, Reason.NODE_NOT_READY),
+    Ending(_policy_going, Reason.DELETING),
+    Ending(_other_owner, Reason.SUPERSEDED),
+    Ending(_no_owner, Reason.SUPERSEDED, defer=True),  # a label may come and go with the fence
+    Ending(_refused, Reason.NOT_ACCEPTED, defer=True),  # told with the objection's own reason
+    Ending(_as_wanted, Reason.SYNCED),
+    Ending(_now_cordons, Reason.PODS_LEAVING),
+    Ending(_uncordoned, Reason.UNCORDONED_EXTERNALLY, defer=True),
+    Ending(_foreign, Reason.FOREIGN_MAINTENANCE, defer=True),
+    Ending(_unhealthy, Reason.GPU_UNHEALTHY, defer=True),
+    Ending(_late, Reason.DRAIN_TIMEOUT, defer=True),
+)
+"""First wins; a test pins the order. Who owns the node comes before what is wanted of it; people and other programs
+come before the clock, so that an abort is told by its cause."""
 
 
 def _limit(case: FencedCase) -> datetime:
@@ -117,22 +190,20 @@ def _drain(case: FencedCase) -> DrainPlan | None:
     return None if case.work is None or spec is None else drain_plan(case, case.work, spec.drain)
 
 
-def _abort(
-    case: FencedCase, reason: Reason, message: str, *, defer: bool = False, restore: bool = True
-) -> Verdict:
+def _abort(case: FencedCase, why: Finding, *, defer: bool, restore: bool) -> Verdict:
     """Give the node back as it was before the fence; where somebody else works on it, when that is done."""
     fence, node = case.fence, case.node
     if node.foreign and holds_our_cordon(case):
-        return give_way(case, message)
+        return give_way(case, why.message)
     labels, annotations = unmarked(fence)
     if restore and fence.from_mode:
         labels[names.LABEL_MODE] = fence.from_mode
-    return case.verdict(Phase.ABORTING, reason, message).then(
+    return case.verdict(Phase.ABORTING, why.reason, why.message).then(
         Release(
             node,
             uncordon=restore and may_uncordon(case),
             labels=labels,
             annotations=annotations,
-            deferred=next_deferral(case, reason) if defer else None,
+            deferred=next_deferral(case, why.reason) if defer else None,
         )
     )
