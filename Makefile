@@ -1,6 +1,8 @@
 # `make` shows the verbs. Every verb sets up first; a second set-up costs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
+# Of `make test`: tests side by side, on rungs 0 and 1 only; auto: one worker for each core.
+WORKERS ?= 0
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-crash test-gpu test-nvidia images e2e clean
 
@@ -15,7 +17,7 @@ demo: setup ## play the main job; DRIVER=cluster: on a real control plane, DRIVE
 
 test: setup ## rungs 0-2 of the test ladder, without the kills on rung 2; ARGS="tests/planning -k drain" selects
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@$(PY) -m pytest -m "not nvidia and not e2e and not gpu and not crash" $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) -m "not nvidia and not e2e and not gpu and not crash" $(ARGS)
 
 verify: setup ## format, lint, types, imports, generated files, chart, house rules
 	@$(PY) -m hack.verify

@@ -2,14 +2,18 @@
 
 In CI (variable CI set) a run fails when a test of rung 2, 3 or 4 was skipped: there the control plane, NVIDIA's
 programs and real nodes are required. What rung 3 has counted comes as a table, model by model (`hack.results`).
+
+With workers side by side (pytest-xdist, `-n`) the tests are collected and run in processes of their own, and the tables
+are made in the first one: each test's rung travels with its report, what was left out when the worker ends.
 """
 
 import inspect
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 import pytest
 
@@ -34,6 +38,8 @@ REQUIRED_IN_CI = (2, 3, 4)
 SLOWEST = 10
 FEW_FILES = 15
 """Up to here the time is told by file."""
+FROM_WORKER = "gpusharing-report"
+"""Key of what a worker tells at its end."""
 
 
 class Report:
@@ -73,9 +79,19 @@ class Report:
         """Importing the tests costs too."""
         self._collected = time.monotonic() - self._begin
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Give each report its rung to take along."""
+        report = yield
+        vars(report)["rung"] = find_rung(item)
+        return report
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add up one phase (setup, call or teardown) of one test."""
-        rung = self._rungs[report.nodeid]
+        # A worker that died reports for the test that it was in, without a rung.
+        rung = vars(report).get("rung", 0)
         self._seconds[report.nodeid] += report.duration
         if report.failed:
             self._outcomes[rung]["failed"] += 1
@@ -89,12 +105,23 @@ class Report:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Turn a run without what CI requires into a failure, in CI."""
+        if (told := getattr(session.config, "workeroutput", None)) is not None:
+            left_out = [[rung, verb, count] for (rung, verb), count in self._not_selected.items()]
+            told[FROM_WORKER] = {"left out": left_out, "collected": self._collected}
         if exitstatus == pytest.ExitCode.OK and self.missing_in_ci():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take what a worker tells at its end; all of them collect the same."""
+        told = getattr(node, "workeroutput", {}).get(FROM_WORKER)
+        if told is not None:
+            self._not_selected = Counter({(rung, verb): count for rung, verb, count in told["left out"]})
+            self._collected = told["collected"]
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the tables; pytest's own closing line comes after them."""
-        if terminalreporter.config.get_verbosity() < 0 or not self._rungs:
+        if terminalreporter.config.get_verbosity() < 0 or not (self._rungs or self._seconds):
             return
         for title, lines in (
             ("test ladder", self._ladder()),

@@ -15,10 +15,17 @@ settings.register_profile("here", deadline=None)
 if not os.environ.get("CI"):
     settings.load_profile("here")
 
+MOST_WORKERS = 4
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Count rungs and seconds."""
     config.pluginmanager.register(Report(), "gpusharing-report")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: each worker collects all tests first, so more than four gain little."""
+    return min(os.cpu_count() or 1, MOST_WORKERS)
 
 
 def build_or_skip(build: Callable[[], object]) -> None:

@@ -80,6 +80,14 @@ def said(checkout: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.fixture(scope="module")
+def said_side_by_side(checkout: Path) -> list[str]:
+    """The lines of the same run with two workers."""
+    done = run(checkout, "-n2")
+    assert done.returncode == 0, done.stdout
+    return done.stdout.splitlines()
+
+
 def run(
     checkout: Path, *arguments: str, marked: str = "not nvidia and not e2e and not crash", ci: str = ""
 ) -> subprocess.CompletedProcess[str]:
@@ -102,8 +110,19 @@ def test_each_rung_is_counted_and_a_skip_is_told_with_its_reason(said: list[str]
     assert any(line.endswith("s  tests/planning (3 tests)") for line in said)
 
 
-def test_the_last_line_is_pytest_s_own(said: list[str]) -> None:
+def test_the_last_line_is_pytest_s_own(said: list[str], said_side_by_side: list[str]) -> None:
     assert "2 passed, 1 skipped, 6 deselected in" in said[-1]
+    assert "2 passed, 1 skipped in" in said_side_by_side[-1]
+
+
+def test_workers_side_by_side_tell_the_same(said: list[str], said_side_by_side: list[str]) -> None:
+    def told(lines: list[str]) -> list[str]:
+        return [line for line in lines if line.startswith(("rung ", "SKIPPED on", "3 x a cordon"))]
+
+    assert len(told(said)) == 8
+    assert told(said_side_by_side) == told(said)
+    assert any(line.endswith("s  tests/planning (3 tests)") for line in said_side_by_side)
+    assert any(line.endswith("test_some.py::test_needs_a_control_plane") for line in said_side_by_side)
 
 
 def test_low_rungs_run_first(checkout: Path) -> None:
@@ -118,6 +137,7 @@ def test_in_ci_a_skipped_rung_2_fails_the_run(checkout: Path) -> None:
     assert in_ci.returncode == 1
     assert "rung 2 was skipped, which CI does not allow" in in_ci.stdout
     assert run(checkout, "-k", "pure", ci="true").returncode == 0
+    assert run(checkout, "-n2", ci="true").returncode == 1
 
 
 def test_in_ci_a_skipped_rung_4_fails_the_run(checkout: Path) -> None:
