@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.02
@@ -96,6 +97,29 @@ def pid_exists(pid: int) -> bool:
         return True
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def end_group(leader: subprocess.Popen[Any], sign: signal.Signals = signal.SIGKILL) -> None:
+    """Signal the process group of a program of ours, with the children that it may have left behind.
+
+    Once the leader has been waited for, a process with its pid is somebody else's: pids are used again. As long as
+    a member of the group lives, the kernel does not give the number away, so without such a process it is the group.
+    """
+    if leader.poll() is not None and _is_taken(leader.pid):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, sign)
+
+
+def _is_taken(pid: int) -> bool:
+    """Whether any process has this pid, a zombie too."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
     return True
 
 

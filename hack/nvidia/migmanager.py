@@ -1,12 +1,11 @@
 """The real nvidia-mig-manager of one simulated node, against a real API server."""
 
-import contextlib
-import os
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+from hack.cluster.process import end_group
 from hack.nvidia.sandbox import Sandbox, SandboxError
 
 SECONDS = 20.0
@@ -78,8 +77,7 @@ class MigManager:
     def _end_manager(self, sign: signal.Signals) -> None:
         """End it with the mig-parted it may be running, as the end of a container does."""
         if self._manager is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._manager.pid, sign)
+            end_group(self._manager, sign)
             self._manager.wait(SECONDS)
         self._manager = None
 

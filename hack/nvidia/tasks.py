@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from hack.cluster.process import end_group
 from hack.nvidia import build
 from hack.nvidia.sandbox import KUBELET_PLUGINS, ProcessView, Sandbox
 
@@ -101,8 +102,7 @@ class SandboxTask:
                 self._process.send_signal(one)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(STOP_SECONDS)
-        with contextlib.suppress(ProcessLookupError):  # children it may leave behind
-            os.killpg(self._process.pid, signal.SIGKILL)
+        end_group(self._process)
         self.proc.hide(self._process.pid)
         self._process = None
 

@@ -116,8 +116,7 @@ class Machine:
         ]
         self._keeper = process.start(f"machine {self.name}", command, self.folder / "machine.log")
         wait_until(entered.exists, READY_SECONDS, f"machine {self.name}", self._keeper.check)
-        children = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children").read_text().split()
-        self._first = int(children[0])
+        self._first = self._children()[0]
         self.bridge.attach(self._first, self.number)
 
     def stop(self) -> None:
@@ -156,9 +155,17 @@ class Machine:
         """The inode of one of its namespaces, `pid` for instance."""
         return os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino
 
-    def _kill_first(self) -> None:
+    def _children(self) -> list[int]:
+        """Of the keeper; none when it has ended."""
+        assert self._keeper is not None, "called while it is started"
         try:
-            os.kill(self._first, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+            text = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+        return [int(pid) for pid in text.split()]
+
+    def _kill_first(self) -> None:
+        if self._first not in self._children():
+            return  # it has ended: its pid may be somebody else's
+        os.kill(self._first, signal.SIGKILL)
         wait_until(lambda: not process.pid_exists(self._first), READY_SECONDS, f"machine {self.name} to end")

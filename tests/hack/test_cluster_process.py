@@ -115,3 +115,28 @@ def test_a_port_that_another_program_took_meanwhile_means_another_try(
 
 def test_free_ports_are_distinct() -> None:
     assert len(set(process.free_ports(20))) == 20
+
+
+def test_the_end_of_a_group_ends_the_children_that_its_leader_left_behind(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    leave = f"import subprocess; open({str(told)!r}, 'w').write(str(subprocess.Popen({list(SLEEP)!r}).pid))"
+    leader = subprocess.Popen([sys.executable, "-c", leave], start_new_session=True)
+    leader.wait(60)
+    child = int(told.read_text())
+    assert process.pid_exists(child)
+    process.end_group(leader)
+    wait_until(lambda: not process.pid_exists(child), 60, "the child")
+
+
+def test_a_program_that_has_the_pid_of_one_that_ended_is_left_alone() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", "pass"], start_new_session=True)
+    ended.wait(60)
+    other = subprocess.Popen(SLEEP, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        ended.pid = other.pid  # what the system does when it has counted once around
+        process.end_group(ended)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.2)
+    finally:
+        process.end_group(other)
+        other.wait(60)

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 import re
-import signal
 import threading
 import time
 from collections import Counter
@@ -13,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hack.cluster.api import ApiError, Object
-from hack.cluster.process import pid_exists, wait_until
 from hack.faultproxy import FaultProxy, Write
 from tests.integration.nursery import Nursery
 from tests.integration.product import CLUSTER_POLICY, FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
@@ -138,12 +135,12 @@ class Theatre:
         ended = threading.Event()
 
         def kill() -> None:
-            os.kill(lives[-1], signal.SIGKILL)
+            self.nursery.strike(lives[-1])
 
         def watch() -> None:
             while not ended.is_set():
                 if self.proxy.sprung.wait(0.05):
-                    wait_until(lambda: not pid_exists(lives[-1]), 60, "the killed operator to end")
+                    self.nursery.wait(lives[-1])
                     self._forget_holder()
                     self.proxy.sprung.clear()
                     lives.append(self.nursery.start(environment, log))

@@ -2,32 +2,36 @@
 
 A start costs 0.9 s of imports; the crash matrix needs hundreds. What is forked is the shipped `main`, a process of
 its own that can be killed.
+
+The process that forked them waits for one only when it is told to. Until then the system gives the pid to nobody else,
+so that what is killed is always an operator of ours.
 """
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from hack.cluster.process import pid_exists, wait_until
+from hack.cluster.process import wait_until
 from hack.stage import DEBUG, PYTHONPATH, ROOT, own_environment
 
 MOTHER = """\
-import json, os, signal, sys
+import json, os, sys
 import gpusharing.controller.main as program
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
+    if "reap" in order:
+        print(os.waitpid(order["reap"], os.WNOHANG)[0], flush=True)
+        continue
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for number in (1, 2):
             os.dup2(log, number)
@@ -45,6 +49,7 @@ class Nursery:
     def __init__(self) -> None:
         self._mother: subprocess.Popen[str] | None = None
         self._pids: set[int] = set()
+        self._talk = threading.Lock()
 
     def __enter__(self) -> Self:
         """Import everything once."""
@@ -68,20 +73,38 @@ class Nursery:
 
     def start(self, environment: Mapping[str, str], log: Path) -> int:
         """A new operator; returns its process id."""
-        assert self._mother is not None, "enter it before"
-        assert self._mother.stdin is not None
-        self._mother.stdin.write(json.dumps({"environment": dict(environment), "log": str(log)}) + "\n")
-        self._mother.stdin.flush()
-        pid = int(self._read())
+        pid = self._ask({"environment": dict(environment), "log": str(log)})
         self._pids.add(pid)
         return pid
 
-    def kill(self, pid: int) -> None:
-        """SIGKILL, and wait until it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not pid_exists(pid), 60, f"process {pid} to end")
+    def strike(self, pid: int) -> None:
+        """SIGKILL, without waiting; harmless when it has ended.
+
+        Raises:
+            ValueError: it was waited for, so that the pid may be somebody else's.
+        """
+        if pid not in self._pids:
+            raise ValueError(f"{pid} is not an operator of ours")
+        os.kill(pid, signal.SIGKILL)
+
+    def wait(self, pid: int) -> None:
+        """Wait until it has ended."""
+        wait_until(lambda: self._ask({"reap": pid}) == pid, 60, f"process {pid} to end")
         self._pids.discard(pid)
+
+    def kill(self, pid: int) -> None:
+        """SIGKILL, and wait until it is gone; nothing when it was waited for."""
+        if pid in self._pids:
+            self.strike(pid)
+            self.wait(pid)
+
+    def _ask(self, order: Mapping[str, object]) -> int:
+        assert self._mother is not None, "enter it before"
+        assert self._mother.stdin is not None
+        with self._talk:
+            self._mother.stdin.write(json.dumps(order) + "\n")
+            self._mother.stdin.flush()
+            return int(self._read())
 
     def _read(self) -> str:
         assert self._mother is not None, "enter it before"

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import signal
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from hack.cluster.process import end_group
 from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox
 
 from gpusharing.planning.gpus.geometry import Layout
@@ -140,8 +140,7 @@ class Program:
         if self.process.poll() is None:
             self.process.send_signal(sign)
         self.process.wait(SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        end_group(self.process)
 
 
 class DevicePlugin:
