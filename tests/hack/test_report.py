@@ -1,6 +1,7 @@
 """hack/report.py and hack/verify.py: what the end of a run says, and when it turns a run into a failure."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,5 +180,5 @@ def test_an_unknown_step_of_verify_is_named(capsys: pytest.CaptureFixture[str]) 
 def test_verify_runs_what_is_asked_and_tells_how_it_went(capfd: pytest.CaptureFixture[str]) -> None:
     assert verify(["imports"]) == 0
     said = capfd.readouterr().out
-    assert "Contracts: 4 kept, 0 broken." in said
+    assert re.search(r"Contracts: [1-9]\d* kept, 0 broken\.", said)
     assert "  imports    ok " in said
