@@ -217,7 +217,9 @@ class FakeClient:
                         yield event
                 if wake.is_set():
                     continue  # a bookmark must not pass over what came meanwhile
-                if clock() >= bookmark_at or cluster.bookmarks != bookmarks:
+                if not resource.bookmarks and clock() >= bookmark_at:
+                    return  # its time is up: nobody asks for more of a watch that would only be silent
+                if resource.bookmarks and (clock() >= bookmark_at or cluster.bookmarks != bookmarks):
                     bookmarks, version = cluster.bookmarks, cluster.store.version
                     bookmark_at = clock() + cluster.bookmark_every
                     yield _bookmark(version)

@@ -10,9 +10,10 @@ import pytest
 from hack.cluster.controlplane import ControlPlane
 from tests.kube.contract import ObjectContract, PodContract, config_map
 
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, NODES, KubeClient, Resource
+from gpusharing.kube.client import CONFIG_MAPS, EVENTS, GPUNODES, NODES, KubeClient, Resource
 from gpusharing.kube.errors import AlreadyExists, NotFound
-from gpusharing.kube.http import HttpClient
+from gpusharing.kube.http import HttpClient, Limits
+from gpusharing.kube.streams import closing
 
 pytestmark = pytest.mark.cluster
 
@@ -53,6 +54,15 @@ async def world(control_plane: ControlPlane) -> AsyncIterator[ClusterWorld]:
             with contextlib.suppress(NotFound):
                 left = await client.get(resource, name)
                 await client.delete(resource, name, uid=left["metadata"]["uid"])
+
+
+async def test_a_quiet_watch_of_events_ends_and_does_not_break(control_plane: ControlPlane) -> None:
+    """The API server sends no bookmark of them: a watch of the usual length would be taken for dead."""
+    limits = Limits(inactivity=3.0)
+    async with await HttpClient.connect(control_plane.kubeconfig, limits=limits) as client:
+        version = [page.resource_version async for page in client.pages(EVENTS, namespace="quiet")][-1]
+        async with closing(client.watch(EVENTS, version, namespace="quiet")) as events:
+            assert [event.type async for event in events] == []
 
 
 class TestObjectsOfTheApiServer(ObjectContract):

@@ -9,7 +9,7 @@ import pytest
 from tests.kube.scripted import Answer, found, plain, scripted, status, stream
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import GPUNODES, NODES, PODS, Resource
+from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, Resource
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import Access, AnonymousLogin
 
@@ -185,6 +185,12 @@ async def test_a_watch_gives_events_however_the_bytes_are_cut() -> None:
         "a=b",
     )
     assert 240 <= int(query["timeoutSeconds"]) <= 300
+
+
+async def test_a_watch_without_bookmarks_is_asked_for_as_long_as_it_may_be_silent() -> None:
+    async with scripted(stream()) as (script, client):
+        assert [seen async for seen in client.watch(EVENTS, "5")] == []
+    assert int(script.asked[0].query["timeoutSeconds"]) < Limits().inactivity
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import GPUNODES, NODES, PODS, Page, Resource, WatchEvent
+from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, Page, Resource, WatchEvent
 from gpusharing.kube.reflector import GONE_AFTER, Reflector
 
 JSON = dict[str, Any]
@@ -355,4 +355,19 @@ async def test_a_404_without_a_word_from_discovery_is_not_believed() -> None:
     cluster.close_watches()
     await asyncio.sleep(3 * GONE_AFTER)
     assert set(reflector.items) == {"a"}
+    task.cancel()
+
+
+@virtually
+async def test_a_quiet_kind_without_bookmarks_is_followed_without_an_error_and_without_a_gap() -> None:
+    cluster = FakeCluster()
+    errors_told: list[str] = []
+    reflector = Reflector(
+        cluster.client("operator"), EVENTS, project, on_error=errors_told.append, relist_after=86_400.0
+    )
+    task = asyncio.create_task(reflector.run())
+    await asyncio.sleep(3600)
+    assert [error for error in errors_told if error] == []
+    assert 55 <= cluster.calls["operator", "watch", "events"] <= 65, "one watch ends and the next one begins"
+    assert cluster.calls["operator", "list", "events"] == 1
     task.cancel()

@@ -19,6 +19,9 @@ class Resource:
     version: str
     plural: str
     namespaced: bool = False
+    bookmarks: bool = True
+    """A quiet watch gets a bookmark each minute. Not of Events, of which the API server keeps no watch cache
+    (kubernetes pkg/kubeapiserver/default_storage_factory_builder.go, DefaultWatchCacheSizes, v1.36.3)."""
 
     @property
     def api_version(self) -> str:
@@ -39,7 +42,7 @@ class Resource:
 NODES = Resource("", "v1", "nodes")
 PODS = Resource("", "v1", "pods", namespaced=True)
 CONFIG_MAPS = Resource("", "v1", "configmaps", namespaced=True)
-EVENTS = Resource("events.k8s.io", "v1", "events", namespaced=True)
+EVENTS = Resource("events.k8s.io", "v1", "events", namespaced=True, bookmarks=False)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)
 PDBS = Resource("policy", "v1", "poddisruptionbudgets", namespaced=True)
 DAEMON_SETS = Resource("apps", "v1", "daemonsets", namespaced=True)

@@ -35,6 +35,7 @@ from gpusharing.kube.wire import (
     refusal,
     selectors,
     watch_query,
+    watch_seconds,
 )
 
 OnCall = Callable[[str, Resource, str | None, int, float], None]
@@ -155,7 +156,8 @@ class HttpClient:
     ) -> AsyncIterator[WatchEvent]:
         """See KubeClient. Raises Unavailable when the stream breaks or is silent for too long."""
         request = Request("watch", resource)
-        query = watch_query(resource_version, selectors(label_selector, field_selector), self._limits.watch)
+        seconds = watch_seconds(resource, self._limits.watch, self._limits.inactivity)
+        query = watch_query(resource_version, selectors(label_selector, field_selector), seconds)
         async with self._stream(request, resource.path(namespace), query) as response:
             async for line in _lines(response):
                 yield event_of(request, line)

@@ -137,8 +137,9 @@ class Reflector(Generic[View]):
                 self._tell(str(self.error) or repr(self.error))
             lasted = self._clock() - began
             # Only what goes on for a while is progress: a server that expires, breaks or closes every watch, or that
-            # sends something first, is not pestered.
-            if self._watched and lasted >= BRIEF and self.error is None and not expired:
+            # sends something first, is not pestered. Nothing may have happened in a while that is long.
+            lived = lasted >= (BRIEF if self._watched else BACKOFF_MOST)
+            if lived and self.error is None and not expired:
                 self._backoff.success()
             else:
                 await asyncio.sleep(self._backoff.after_failure())

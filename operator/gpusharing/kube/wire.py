@@ -12,12 +12,17 @@ from gpusharing.kube.raw import entries, part, text
 JSON_TYPE = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 INACTIVITY = 75.0
-"""Seconds. A watch without a byte for longer is dead: the server sends a bookmark every 60 s."""
+"""Seconds. A watch without a byte for longer is dead: the server sends a bookmark every 60 s, or ends it before."""
 WATCH_SECONDS = 300.0
 """The server ends a watch after this long; each asks for 80 to 100 % of it, so that they do not end together."""
 _EVENT_TYPES = {"ADDED", "MODIFIED", "DELETED", "BOOKMARK"}
 
 Query = dict[str, str]
+
+
+def watch_seconds(resource: Resource, most: float, inactivity: float) -> float:
+    """How long a watch is asked for: where no bookmark tells that it lives, less than it may be silent."""
+    return most if resource.bookmarks else min(most, 0.8 * inactivity)
 
 
 def selectors(label_selector: str, field_selector: str) -> Query:
