@@ -125,6 +125,27 @@ def test_each_folder_of_the_planner_asks_one_question_and_stands_on_the_map_in_i
     assert shown == [set(floor.split(" | ")) for floor in floors]
 
 
+SIGNALLED_BY_NUMBER = {
+    "hack/cluster/process.py": "asks first whether it runs, and of a group whether the number can be somebody else's",
+    "hack/realnode/machine.py": "the keeper still has it as a child",
+    "tests/docs/commands.py": "nobody has waited for it",
+    "tests/hack/test_cluster_controlplane.py": "nobody has waited for it",
+    "tests/hack/test_run.py": "it was found in /proc by its environment a moment ago",
+    "tests/integration/nursery.py": "its parent waits for it only when told to",
+}
+"""Pids are used again. Elsewhere a process is signalled through its Popen, which knows whether it was waited for."""
+
+
+def test_who_signals_a_process_by_its_number_knows_that_it_is_the_one() -> None:
+    found = set()
+    for name, text in PYTHON.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.kill", "os.killpg"):
+                asks = isinstance(node.args[1], ast.Constant) and node.args[1].value == 0
+                found |= set() if asks else {name}
+    assert found == set(SIGNALLED_BY_NUMBER)
+
+
 def test_every_suppression_says_why() -> None:
     suppression = re.compile(r"# (?:noqa|type: ignore)\b(.*)")
     reason = re.compile(r": [A-Z]+\d+(?:, [A-Z]+\d+)* --? \w|\[[\w, -]+\]\s+# \w")
