@@ -4,6 +4,7 @@ The parts of a loop (controller/parts.py) and its clocks (controller/beside.py) 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -156,9 +157,11 @@ async def test_a_burst_of_events_is_looked_at_in_few_passes() -> None:
 @virtually
 async def test_a_resting_loop_looks_every_ten_seconds_and_asks_the_server_nothing() -> None:
     async with running(pending_period=10_000.0) as stage:
-        calls, passes = stage.cluster.calls.total(), len(stage.observer.passes)
+        calls, passes = Counter(stage.cluster.calls), len(stage.observer.passes)
         await asyncio.sleep(59)
-        assert stage.cluster.calls.total() == calls
+        asked = stage.cluster.calls - calls
+        # Of Events there are no bookmarks, so their watch ends before it counts as dead, and another one begins.
+        assert asked in (Counter(), Counter({("operator", "watch", "events"): 1}))
         assert len(stage.observer.passes) - passes in (5, 6)
 
 
