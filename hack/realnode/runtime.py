@@ -6,8 +6,11 @@ device nodes for GPUs (they are /dev/null's) and capability files; a hook mounts
 runc's. What the program may do then, the simulated library reads in the container itself (hack/nvmlsim, Rights).
 """
 
+import contextlib
 import json
+import os
 import platform
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +31,11 @@ NULL_DEVICE = (1, 3)
 """A char device that every container may open."""
 MEMORY_MIB = 512
 POD_ANNOTATION = "io.kubernetes.cri.sandbox-name"
-HOOKS = (("createRuntime", "began"), ("createContainer", "mount"), ("poststop", "ended"))
+HOOKS = (("createRuntime", "began"), ("createContainer", "mount"))
+COMPUTES_ON = "computes-on.json"
+"""In the bundle: GPU and MIG instance of each device that the container was given by name."""
+FOLLOWED = "followed"
+"""What a follower says when the records of its process are written."""
 _RUNTIME = """#!/bin/sh
 # SIMULATED: stands in for nvidia-container-runtime.
 export PYTHONPATH={root}:{root}/operator GPUSHARING_CACHE={cache}
@@ -105,9 +112,7 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
         file.write_text("SIMULATED\n")
         file.chmod(0o400)
     edit(spec, grant, folder, bundle)
-    (bundle / "computes-on.json").write_text(
-        json.dumps([(one.gpu, one.instance) for one in grant.computes_on])
-    )
+    (bundle / COMPUTES_ON).write_text(json.dumps([(one.gpu, one.instance) for one in grant.computes_on]))
     (bundle / "config.json").write_text(json.dumps(spec))
     return 0
 
@@ -122,20 +127,52 @@ def _option(arguments: Sequence[str], name: str) -> str:
 
 
 def _began(folder: Path, state: Object) -> None:
-    """The container's first process computes on what was named: its pid is that of the node's own namespace."""
-    bundle = Path(state["bundle"])
-    simulator = Simulator(state_file(folder))
+    """The container's first process computes on what was named: its pid is that of the node's own namespace.
+
+    A driver lets go of what a process held when that process ends, whoever ended it: so does the follower that is
+    started here. A hook at the end would not do: runc calls none for a container that was killed while it was made.
+
+    Raises:
+        ProcessLookupError: it has ended already.
+        RuntimeError: the records cannot be written; the container is not made.
+    """
+    if not json.loads((Path(state["bundle"]) / COMPUTES_ON).read_text()):
+        return
     pod = (state.get("annotations") or {}).get(POD_ANNOTATION, "workload")
-    for gpu, instance in json.loads((bundle / "computes-on.json").read_text()):
-        where = {} if instance is None else {"gpu_instance": instance[0], "compute_instance": instance[1]}
-        simulator.add_process(gpu, state["pid"], f"SIMULATED-{pod}", memory_mib=MEMORY_MIB, **where)
-    (bundle / "computes-as.json").write_text(json.dumps(state["pid"]))
+    process = os.pidfd_open(state["pid"])
+    what = (folder, state["bundle"], f"SIMULATED-{pod}", state["pid"], process)
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "hack.realnode.runtime", "follow", *map(str, what)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        pass_fds=[process],
+        start_new_session=True,
+    )
+    assert follower.stdout is not None, "it was opened above"
+    if (said := follower.stdout.readline().strip()) != FOLLOWED:
+        raise RuntimeError(f"no follower of process {state['pid']}: {said}")
 
 
-def _ended(folder: Path, state: Object) -> None:
-    pid = Path(state["bundle"]) / "computes-as.json"
-    if pid.exists():
-        Simulator(state_file(folder)).remove_process(json.loads(pid.read_text()))
+def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
+    """Let the process compute on what its container was given, until it ends; `process` is a pidfd of it.
+
+    Raises:
+        SimulatorError: the simulated machine has no room for one more process, or no such GPU.
+    """
+    simulator = Simulator(state_file(folder))
+    ended = select.poll()
+    ended.register(process, select.POLLIN)
+    try:
+        for gpu, instance in json.loads((bundle / COMPUTES_ON).read_text()):
+            where = {} if instance is None else {"gpu_instance": instance[0], "compute_instance": instance[1]}
+            simulator.add_process(gpu, pid, name, memory_mib=MEMORY_MIB, **where)
+        with contextlib.suppress(BrokenPipeError):  # the hook was killed; the process may live on
+            print(FOLLOWED, flush=True)
+        ended.poll()
+    finally:
+        simulator.remove_process(pid)
 
 
 def _mount(folder: Path, state: Object) -> None:
@@ -151,12 +188,19 @@ def _mount(folder: Path, state: Object) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`prepare FOLDER <runc's arguments>`, or as a hook `began|mount|ended FOLDER` with the state on standard input."""
+    """`prepare FOLDER <runc's arguments>`, or as a hook `began|mount FOLDER` with the state on standard input.
+
+    `follow FOLDER BUNDLE NAME PID PIDFD` is what `began` starts.
+    """
     verb, folder, *rest = arguments
     if verb == "prepare":
         return _prepare(Path(folder), rest)
+    if verb == "follow":
+        bundle, name, pid, process = rest
+        follow(Path(folder), Path(bundle), name, int(pid), int(process))
+        return 0
     state = json.loads(sys.stdin.read())
-    {"began": _began, "mount": _mount, "ended": _ended}[verb](Path(folder), state)
+    {"began": _began, "mount": _mount}[verb](Path(folder), state)
     return 0
 
 

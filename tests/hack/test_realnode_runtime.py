@@ -1,0 +1,79 @@
+"""hack/realnode/runtime.py: a container's process computes on its GPUs as long as it lives, and no longer."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hack.cluster.process import wait_until
+from hack.nvmlsim.simulator import Simulator
+from hack.realnode import runtime
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="containers of a real node are Linux processes"
+)
+SECONDS = 30.0
+
+
+@pytest.fixture
+def simulator(tmp_path: Path) -> Simulator:
+    """A machine with two GPUs, in the folder of a node; a bundle lies beside it."""
+    (tmp_path / "bundle").mkdir()
+    return Simulator.create(runtime.state_file(tmp_path), ["h100-80gb", "h100-80gb"])
+
+
+@pytest.fixture
+def process() -> Iterator["subprocess.Popen[bytes]"]:
+    """The first one of a container."""
+    with subprocess.Popen(["sleep", "600"]) as started:
+        yield started
+        started.kill()
+
+
+def begin(tmp_path: Path, pid: int, computes_on: list[tuple[int, tuple[int, int] | None]]) -> int:
+    """What runc does with the hook; its exit status."""
+    (tmp_path / "bundle" / runtime.COMPUTES_ON).write_text(json.dumps(computes_on))
+    state = {"pid": pid, "bundle": str(tmp_path / "bundle"), "annotations": {runtime.POD_ANNOTATION: "pod"}}
+    hook = [sys.executable, "-m", "hack.realnode.runtime", "began", str(tmp_path)]
+    return subprocess.run(
+        hook, input=json.dumps(state), text=True, check=False, capture_output=True
+    ).returncode
+
+
+def pids(simulator: Simulator) -> list[int]:
+    """Of the processes that the driver knows."""
+    return [int(one["pid"]) for one in simulator.show()["processes"]]
+
+
+def test_the_driver_lets_go_when_the_process_ends_though_no_hook_tells_it(
+    simulator: Simulator, tmp_path: Path, process: "subprocess.Popen[bytes]"
+) -> None:
+    assert begin(tmp_path, process.pid, [(0, None), (1, (2, 0))]) == 0
+    assert pids(simulator) == [process.pid] * 2
+    process.kill()
+    wait_until(lambda: not pids(simulator), SECONDS, "the records to go")
+
+
+def test_a_process_that_has_ended_before_computes_on_nothing(
+    simulator: Simulator, tmp_path: Path, process: "subprocess.Popen[bytes]"
+) -> None:
+    process.kill()
+    process.wait()
+    assert begin(tmp_path, process.pid, [(0, None)]) != 0
+    assert pids(simulator) == []
+
+
+def test_a_container_is_not_made_when_the_driver_knows_no_such_gpu(
+    simulator: Simulator, tmp_path: Path, process: "subprocess.Popen[bytes]"
+) -> None:
+    assert begin(tmp_path, process.pid, [(0, None), (7, None)]) != 0
+    assert pids(simulator) == []
+
+
+def test_a_container_without_a_named_device_computes_on_nothing(
+    simulator: Simulator, tmp_path: Path, process: "subprocess.Popen[bytes]"
+) -> None:
+    assert begin(tmp_path, process.pid, []) == 0
+    assert pids(simulator) == []
