@@ -89,12 +89,8 @@ def is_ours(pid: int, mark: str) -> bool:
 
 def pid_exists(pid: int) -> bool:
     """Whether a process with this pid exists and is no zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+    if not _is_taken(pid):
         return False
-    except PermissionError:
-        return True
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True

@@ -16,10 +16,12 @@ CONFIG = CHART.parent / "ct.yaml"
 
 @pytest.fixture(scope="module")
 def tools() -> Path:
-    """The folder of both; where their modules cannot be had they judge nothing, and helm itself still does."""
+    """The folder of both; where their modules cannot be had helm alone judges the chart, but not in CI."""
     try:
         return toolchain.ensure("charttools")
     except toolchain.ToolchainError as error:
+        if os.environ.get("CI"):
+            raise
         pytest.skip(f"helm-unittest and chart-testing cannot be built: {error}")
 
 

@@ -278,7 +278,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
 }
 
 
-def test_a_good_installation_has_no_findings() -> None:
+def test_a_good_installation_has_no_symptoms() -> None:
     assert find_symptoms(GOOD) == ()
     assert render(()) == [
         *(f"ok       {topic}" for topic in Topic),

@@ -43,9 +43,9 @@ async def check(environment: Mapping[str, str]) -> int:
     except KubeError as error:
         print(f"the API server cannot be asked: {error}", file=sys.stderr)
         return NO_ANSWER
-    findings = find_symptoms(view)
-    print("\n".join(render(findings)))
-    return BROKEN if any(one.severity is Severity.ERROR for one in findings) else WORKS
+    symptoms = find_symptoms(view)
+    print("\n".join(render(symptoms)))
+    return BROKEN if any(one.severity is Severity.ERROR for one in symptoms) else WORKS
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.stack.acceptance import plain_upgrade
 from gpusharing.planning.stack.active import find_active
 from gpusharing.planning.stack.commands import patch_command
-from gpusharing.planning.stack.installationagents import find_agent_findings
+from gpusharing.planning.stack.installationagents import find_agent_symptoms
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
@@ -273,13 +273,13 @@ CHECKS: tuple[Callable[[InstallationView], Symptoms], ...] = (
     _plain,
     _pointers,
     _config_maps,
-    find_agent_findings,
+    find_agent_symptoms,
 )
 
 
-def render(findings: Iterable[Symptom]) -> list[str]:
-    """One screen for people: a line per topic that is well, the findings of the others with their commands."""
-    found = list(findings)
+def render(symptoms: Iterable[Symptom]) -> list[str]:
+    """One screen for people: a line per topic that is well, the symptoms of the others with their commands."""
+    found = list(symptoms)
     lines = []
     for topic in Topic:
         of_it = [one for one in found if one.topic is topic]

@@ -27,7 +27,7 @@ def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
     return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
 
 
-def find_agent_findings(view: InstallationView) -> Symptoms:
+def find_agent_symptoms(view: InstallationView) -> Symptoms:
     """What keeps agents from running and reading, and what runs on their nodes that must not."""
     agents, place = view.agents, view.place
     if agents is None:
@@ -66,7 +66,7 @@ def find_agent_findings(view: InstallationView) -> Symptoms:
 
 def _agents_kept_out(view: InstallationView) -> Symptoms:
     agents, place = view.agents, view.place
-    assert agents is not None, "find_agent_findings asks first"
+    assert agents is not None, "find_agent_symptoms asks first"
     if agents.runtime_class and agents.runtime_class_exists is False:
         yield error(
             Topic.AGENTS,
