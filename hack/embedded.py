@@ -26,7 +26,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.snapshot.views import Settings as PlanSettings
+from gpusharing.planning.snapshot.views import PlanSettings
 from hack.sim.daemons import played_daemon_sets
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Crash
@@ -206,9 +206,9 @@ class Embedded:
         """Where every node is, for failure messages."""
         lines = []
         for raw in self.cluster.objects(GPUNODES):
-            mirror = (raw.get("status") or {}).get("transition") or {}
+            shown = (raw.get("status") or {}).get("transition") or {}
             lines.append(
-                f"{raw['metadata']['name']}: {mirror.get('phase')} {mirror.get('reason')} {mirror.get('message')}"
+                f"{raw['metadata']['name']}: {shown.get('phase')} {shown.get('reason')} {shown.get('message')}"
             )
         for raw in self.cluster.objects(POLICIES):
             lines.append(f"{raw['metadata']['name']}: {(raw.get('status') or {}).get('conditions')}")

@@ -15,7 +15,7 @@ from gpusharing.controller.settings import PREFIX, Settings, default_text
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import describe, maximal_layouts
 from gpusharing.planning.snapshot import views
-from gpusharing.planning.snapshot.views import Settings as PlanSettings
+from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
 from hack.nvidia.differences import DIFFERENCES

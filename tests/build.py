@@ -24,8 +24,8 @@ from gpusharing.planning.snapshot.views import (
     GpuView,
     NodeView,
     ObservedView,
+    PlanSettings,
     PolicyView,
-    Settings,
 )
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
@@ -33,7 +33,7 @@ from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 H100 = "NVIDIA H100 80GB HBM3"
 POOL_LABELS = {"gpusharing.dev/pool": "b"}
-SETTINGS = Settings()
+SETTINGS = PlanSettings()
 DEFAULT_CLUSTER_POLICY = ClusterPolicyView(SETTINGS.plugin_config_map, "", True, SETTINGS.mig_config_map)
 
 REPLICA_SET = Owner(api_version="apps/v1", kind="ReplicaSet", name="llm", exists=True)

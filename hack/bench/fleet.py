@@ -14,8 +14,8 @@ from gpusharing.planning.snapshot.views import (
     GpuView,
     NodeView,
     ObservedView,
+    PlanSettings,
     PolicyView,
-    Settings,
 )
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
@@ -25,7 +25,7 @@ from hack.cluster.nodes import LABEL_POOL, gpu_labels
 PRODUCT = "NVIDIA H100 80GB HBM3"
 GPUS, POLICIES = 8, 50
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
-SETTINGS = Settings()
+SETTINGS = PlanSettings()
 
 
 def fleet(count: int, **spec: object) -> ClusterSnapshot:

@@ -9,7 +9,7 @@ from itertools import product
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.main import settle_heap
-from gpusharing.planning.gpus.geometry import judge, normalise
+from gpusharing.planning.gpus.geometry import find_fit, normalise
 from gpusharing.planning.rollout import Memo, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from hack.bench.fleet import GPUS, NOW, POLICIES, card, fleet
@@ -47,7 +47,7 @@ def verdicts() -> Measured:
 
     def ask() -> None:
         for layout in layouts:
-            judge(layout, profiles)
+            find_fit(layout, profiles)
 
     how = f"mean of {len(layouts)} layouts of an H100, possible or not, CPU time"
     return Measured("layout_verdict_ms", _cpu_ms(ask) / len(layouts), how)

@@ -4,7 +4,7 @@ import pytest
 from hack.sim.gpu import DoesNotFit, InUse, NotSupported, SimulatedGPUs
 
 from gpusharing.planning.gpus.cards import CARDS, Card
-from gpusharing.planning.gpus.geometry import Legal, judge, maximal_layouts
+from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts
 
 H100, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "Tesla T4"
 WITH_PLACEMENTS = [card for card in CARDS if card.products and any(p.starts for p in card.profiles)]
@@ -21,7 +21,7 @@ def divided(product: str = H100) -> SimulatedGPUs:
 def test_every_maximal_layout_can_be_created_at_the_placements_that_the_planner_finds(card: Card) -> None:
     gpus = divided(card.products[0])
     for layout in maximal_layouts(card.profiles):
-        verdict = judge(layout, card.profiles)
+        verdict = find_fit(layout, card.profiles)
         assert isinstance(verdict, Legal)
         for profile, start in verdict.placements:
             gpus.create(0, profile, start)

@@ -80,7 +80,7 @@ def test_an_agent_reports_on_its_own_gpunode(installed: Installed, agent: Api) -
     assert len(agent.list(GPUNODES, fieldSelector=f"metadata.name={installed.node_a}")) == 1
 
 
-def test_an_agent_keeps_the_operators_mirror_when_it_reports(
+def test_an_agent_keeps_the_operators_transition_when_it_reports(
     installed: Installed, operator: Api, agent: Api
 ) -> None:
     path = f"{GPUNODES}/{installed.node_a}/status"

@@ -17,7 +17,7 @@ from gpusharing.agent.main import parse
 from gpusharing.api.rules import LABEL_KEY
 from gpusharing.controller.settings import Settings, default_text, from_environment
 from gpusharing.kube.login import SERVICE_ACCOUNT
-from gpusharing.planning.snapshot.views import Settings as PlanSettings
+from gpusharing.planning.snapshot.views import PlanSettings
 
 CLUSTER_SCOPED = {
     "ClusterRole",

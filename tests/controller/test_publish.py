@@ -73,9 +73,9 @@ class Publishing:
 
     # Statuses, as the caches hold them
 
-    def mirror(self, node: str) -> Mapping[str, Any]:
-        mirror: Mapping[str, Any] = self.gpunodes.status(node).get("transition") or {}
-        return mirror
+    def transition(self, node: str) -> Mapping[str, Any]:
+        transition: Mapping[str, Any] = self.gpunodes.status(node).get("transition") or {}
+        return transition
 
     def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
         return self.gpunodes.status(node).get("conditions") or []
@@ -113,7 +113,7 @@ class Publishing:
         return [write.call.body or {} for write in self.cluster.writes if write.call.resource == resource]
 
     def phases(self) -> list[str]:
-        """Phases of the mirrors written."""
+        """Phases of the transitions written."""
         return [body["status"]["transition"]["phase"] for body in self.written()]
 
     def words(self) -> list[str]:
@@ -212,7 +212,7 @@ async def test_resources_that_go_vanish_from_the_plan_as_well() -> None:
     assert "plan" not in stage.policies.status("pool-b")
 
 
-async def test_a_mirror_is_written_when_its_gpunode_is_there() -> None:
+async def test_a_transition_is_written_when_its_gpunode_is_there() -> None:
     stage = Publishing()
     await stage.publish(SYNCED, gpunodes=False)
     assert stage.phases() == []
@@ -239,7 +239,7 @@ async def test_objects_that_are_gone_are_no_trouble() -> None:
 
 
 @pytest.mark.parametrize("error", [Unavailable("timed out"), Unauthorized("401"), ServerAway("refused")])
-@pytest.mark.parametrize("resource", [GPUNODES, POLICIES], ids=["mirror", "status"])
+@pytest.mark.parametrize("resource", [GPUNODES, POLICIES], ids=["transition", "status"])
 async def test_nothing_that_the_server_does_ends_the_round(error: KubeError, resource: Resource) -> None:
     stage = Publishing()
     stage.cluster.faults.fail("patch", resource, error)

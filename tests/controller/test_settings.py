@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from gpusharing.controller.settings import PREFIX, Settings, SettingsError, default_text, from_environment
-from gpusharing.planning.snapshot.views import Settings as PlanSettings
+from gpusharing.planning.snapshot.views import PlanSettings
 
 
 def test_without_variables_the_defaults_hold() -> None:

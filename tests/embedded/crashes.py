@@ -217,9 +217,9 @@ def _node(raw: JSON) -> JSON:
 
 
 def _gpunode(raw: JSON) -> JSON:
-    mirror = raw["status"]["transition"]
+    transition = raw["status"]["transition"]
     shown = ("phase", "reason", "message", "cordon", "culprit", "blockers", "observed")
-    return {key: mirror.get(key) for key in shown} | {"quiet": raw["spec"]["request"]["quiet"]}
+    return {key: transition.get(key) for key in shown} | {"quiet": raw["spec"]["request"]["quiet"]}
 
 
 def _policy(raw: JSON) -> JSON:

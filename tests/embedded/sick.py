@@ -127,7 +127,7 @@ class Course:
 
     seconds: float
     """Until every healthy node was done."""
-    mirror: JSON
+    transition: JSON
     status: JSON
     said: list[str]
     """Lines of the log."""
@@ -196,7 +196,7 @@ async def _course(
             status = stage.e.policy("pool-b").get("status") or {}
             return Course(
                 seconds,
-                stage.mirror(SICK),
+                stage.transition(SICK),
                 status,
                 [str(line) for line in lines],
                 done,

@@ -23,7 +23,7 @@ from gpusharing.kube.client import EVENTS, GPUNODES, JSON, LEASES, NODES, PDBS, 
 from gpusharing.kube.fence import parse_fence
 from gpusharing.kube.lease import Timing
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.views import Settings as PlanSettings
+from gpusharing.planning.snapshot.views import PlanSettings
 
 H100, A100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S"
 HOUR = 3600.0
@@ -116,18 +116,18 @@ class Scene:
         await self.e.ready(*(policies or ("pool-b",)), seconds=seconds)
 
     async def phase(self, node_name: str, *phases: str, seconds: float = HOUR) -> JSON:
-        """Wait until the mirror of a node shows one of these phases; returns the mirror."""
+        """Wait until the transition of a node shows one of these phases; returns the transition."""
         await self.e.until(
-            lambda: self.mirror(node_name).get("phase") in phases, f"{node_name} {phases}", seconds
+            lambda: self.transition(node_name).get("phase") in phases, f"{node_name} {phases}", seconds
         )
-        return self.mirror(node_name)
+        return self.transition(node_name)
 
     async def reason(self, node_name: str, reason: str, seconds: float = HOUR) -> JSON:
-        """Wait until the mirror of a node shows this reason; returns the mirror."""
+        """Wait until the transition of a node shows this reason; returns the transition."""
         await self.e.until(
-            lambda: self.mirror(node_name).get("reason") == reason, f"{node_name} {reason}", seconds
+            lambda: self.transition(node_name).get("reason") == reason, f"{node_name} {reason}", seconds
         )
-        return self.mirror(node_name)
+        return self.transition(node_name)
 
     async def fenced(self, node_name: str, stage: str = "fenced", seconds: float = HOUR) -> Fence:
         """Wait until a node carries our fence in this stage."""
@@ -156,11 +156,11 @@ class Scene:
         """Wait until a node has no fence."""
         await self.e.until(lambda: self.fence(node_name) is None, f"{node_name} released", seconds)
 
-    def mirror(self, node_name: str) -> JSON:
+    def transition(self, node_name: str) -> JSON:
         """`status.transition` of a GPUNode; empty while there is none."""
         found = [raw for raw in self.e.cluster.objects(GPUNODES) if raw["metadata"]["name"] == node_name]
-        mirror: JSON = (found[0].get("status") or {}).get("transition") or {} if found else {}
-        return mirror
+        transition: JSON = (found[0].get("status") or {}).get("transition") or {} if found else {}
+        return transition
 
     def condition(self, kind: str, name: str = "pool-b") -> JSON:
         """A condition of a policy; empty while there is none."""

@@ -72,7 +72,7 @@ async def test_nvml_stays_closed_while_a_driver_is_replaced_and_not_while_an_upg
             label(stage, **{names.LABEL_UPGRADE_STATE: state})
             await asyncio.sleep(60)
             assert (await readings_in(stage, 3600) == 0) is closed, state
-            assert stage.mirror("gpu-1")["reason"] in ("ForeignMaintenance", "Synced"), state
+            assert stage.transition("gpu-1")["reason"] in ("ForeignMaintenance", "Synced"), state
         label(stage, **{names.LABEL_UPGRADE_STATE: "upgrade-done"})
         await stage.ready()
         assert not stage.events()["NodeFailed"]
@@ -105,8 +105,8 @@ async def test_a_change_to_mig_that_the_agent_could_not_prove_does_not_begin() -
         await asyncio.sleep(10)
         gpus(stage).contain(mig=False)
         stage.apply(MIXED)
-        mirror = await stage.reason("gpu-1", "AgentLacksRights")
-        assert mirror["phase"] == "Blocked"
+        transition = await stage.reason("gpu-1", "AgentLacksRights")
+        assert transition["phase"] == "Blocked"
         await asyncio.sleep(3600)
         assert not stage.cordoned("gpu-1")
         gpus(stage).contain()
@@ -123,8 +123,8 @@ async def test_a_divided_gpu_that_the_agent_cannot_look_into_is_not_taken_apart(
         await asyncio.sleep(60)
         assert [model["memoryMiB"] for model in observed(stage)["models"]] == [None]
         stage.apply(FULL)
-        mirror = await stage.reason("gpu-1", "AgentLacksRights")
-        assert mirror["phase"] == "Blocked"
+        transition = await stage.reason("gpu-1", "AgentLacksRights")
+        assert transition["phase"] == "Blocked"
         await asyncio.sleep(3600)
         assert not stage.cordoned("gpu-1")
         gpus(stage).contain()
@@ -173,13 +173,13 @@ async def test_a_sick_gpu_is_named_and_the_others_are_read() -> None:
         stage.apply(FULL)
         await stage.ready()
         gpus(stage).lose(1, "Failed", "Insufficient External Power")
-        mirror = await stage.reason("gpu-1", "GPUUnhealthy")
+        transition = await stage.reason("gpu-1", "GPUUnhealthy")
         (condition,) = stage.e.cluster.get(GPUNODES, "gpu-1")["status"]["conditions"]
         assert condition["reason"] == "GPUUnreadable"
         assert condition["message"].startswith("GPU 1: NVML answers Insufficient External Power")
         gpus(stage).add_process(0, "python3", 4711)
         await stage.e.until(lambda: bool(observed(stage)["gpus"][0]["processes"]), "the other GPU", 120)
-        assert mirror["phase"] != "Failed"
+        assert transition["phase"] != "Failed"
         gpus(stage).lose(1, "Ok")
         gpus(stage).remove_process(4711)
         await stage.phase("gpu-1", "Synced")

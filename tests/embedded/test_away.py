@@ -132,8 +132,8 @@ async def test_a_cordon_that_was_lifted_meanwhile_gives_the_change_up_and_no_pod
         let_go(stage)
         stage.e.start_operator()
         await stage.released("gpu-1")
-        mirror = await stage.reason("gpu-1", "Deferred")
-        assert "UncordonedExternally" in mirror["message"]
+        transition = await stage.reason("gpu-1", "Deferred")
+        assert "UncordonedExternally" in transition["message"]
         assert stage.evicted() == []
         await stage.ready(seconds=HOUR)
 
@@ -146,8 +146,8 @@ async def test_a_drain_whose_time_ran_out_meanwhile_is_given_up_and_not_hurried(
         stage.e.start_operator()
         await stage.released("gpu-1", 60)
         assert (stage.cordoned("gpu-1"), stage.evicted()) == (False, [])
-        mirror = await stage.reason("gpu-1", "Deferred")
-        assert "DrainTimeout" in mirror["message"]
+        transition = await stage.reason("gpu-1", "Deferred")
+        assert "DrainTimeout" in transition["message"]
         let_go(stage)
         await stage.ready(seconds=HOUR)
 

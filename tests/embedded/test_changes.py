@@ -83,14 +83,16 @@ async def test_a_node_that_is_as_wanted_is_adopted_with_one_write_of_our_own_lab
 @virtually
 async def test_a_node_of_no_policy_shows_what_is_there() -> None:
     async with scene(*nodes(1)) as stage:
-        await stage.e.until(lambda: stage.mirror("gpu-1").get("observed") == "1x full", "OBSERVED", 120)
-        assert stage.mirror("gpu-1")["reason"] == "Unowned"
-        assert stage.mirror("gpu-1")["wanted"] == ""
+        await stage.e.until(lambda: stage.transition("gpu-1").get("observed") == "1x full", "OBSERVED", 120)
+        assert stage.transition("gpu-1")["reason"] == "Unowned"
+        assert stage.transition("gpu-1")["wanted"] == ""
         stage.apply(MIXED)
         await stage.ready()
         stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.e.until(lambda: stage.mirror("gpu-1").get("reason") == "Unowned", "it to be let go", 120)
-        assert stage.mirror("gpu-1")["observed"] == "2x3g.40gb"
+        await stage.e.until(
+            lambda: stage.transition("gpu-1").get("reason") == "Unowned", "it to be let go", 120
+        )
+        assert stage.transition("gpu-1")["observed"] == "2x3g.40gb"
 
 
 @virtually
@@ -142,7 +144,7 @@ async def test_a_card_that_spec_products_leaves_out_is_skipped_and_does_not_keep
     async with scene(node("gpu-1", H100), node("gpu-2", L40S)) as stage:
         stage.apply(MIXED, products=["NVIDIA-H100-80GB-HBM3"])
         await stage.ready()
-        assert stage.mirror("gpu-2")["reason"] == "ProductSkipped"
+        assert stage.transition("gpu-2")["reason"] == "ProductSkipped"
         assert stage.node_writes() == {"gpu-1": 3}
 
 

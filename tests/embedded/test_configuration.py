@@ -223,8 +223,8 @@ async def test_without_the_right_to_put_it_back_the_change_waits_and_says_for_wh
         stage.e.cluster.faults.fail("patch", CONFIG_MAPS, refused, times=60)
         mark = stage.mark()
         stage.apply(SLICED)
-        mirror = await stage.reason("gpu-1", "ConfigNotWritten")
-        assert "no right to patch configmaps" in mirror["message"]
+        transition = await stage.reason("gpu-1", "ConfigNotWritten")
+        assert "no right to patch configmaps" in transition["message"]
         assert stage.condition("Ready")["status"] == "False"
         await asyncio.sleep(100)
         assert stage.labels("gpu-1") == labels

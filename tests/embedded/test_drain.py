@@ -77,12 +77,12 @@ async def test_a_budget_that_blocks_is_named_with_its_pods_and_the_drain_goes_on
         await stage.fenced(name)
         stage.e.cluster.add(PDBS, budget | {"spec": {**budget["spec"], "minAvailable": 1}})
         await stage.reason(name, "PDB")
-        mirror = await stage.reason(name, "PDB")
-        assert "default/keep" in mirror["blockers"][0]
-        assert "default/llm-" in mirror["blockers"][0]
-        assert mirror["culprit"].startswith("default/llm-")
-        assert "disruption budget" in mirror["blockers"][0]
-        assert mirror["phase"] == "Draining"
+        transition = await stage.reason(name, "PDB")
+        assert "default/keep" in transition["blockers"][0]
+        assert "default/llm-" in transition["blockers"][0]
+        assert transition["culprit"].startswith("default/llm-")
+        assert "disruption budget" in transition["blockers"][0]
+        assert transition["phase"] == "Draining"
         stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
         await stage.ready()
 
@@ -92,8 +92,8 @@ async def test_a_budget_that_can_never_allow_is_named_and_the_node_is_not_even_c
     async with scene(*nodes(1), workloads=[LLM], budgets=[pdb("keep", "llm", minAvailable=2)]) as stage:
         name = await busy(stage)
         stage.apply(SLICED)
-        mirror = await stage.reason(name, "PDBNeverAllows")
-        assert mirror["phase"] == "Blocked"
+        transition = await stage.reason(name, "PDBNeverAllows")
+        assert transition["phase"] == "Blocked"
         assert not stage.cordoned(name)
         assert stage.fence(name) is None
         row = await stage.until_condition("Stalled", "True", "Blocked")
@@ -108,9 +108,9 @@ async def test_a_pod_under_two_budgets_is_named_with_both_before_the_cordon() ->
     async with scene(*nodes(1), workloads=[LLM], budgets=budgets) as stage:
         name = await busy(stage)
         stage.apply(SLICED)
-        mirror = await stage.reason(name, "PDBConflict")
-        assert "default/one" in mirror["blockers"][0]
-        assert "default/two" in mirror["blockers"][0]
+        transition = await stage.reason(name, "PDBConflict")
+        assert "default/one" in transition["blockers"][0]
+        assert "default/two" in transition["blockers"][0]
         assert not stage.cordoned(name)
         assert not stage.writes(plural="pods")
 
@@ -149,8 +149,8 @@ async def test_a_drain_that_runs_out_of_time_restores_the_node_and_waits_twice_a
         assert not stage.cordoned(name)
         assert stage.labels(name)[names.LABEL_MODE] == "full"
         assert names.LABEL_UPGRADE_SKIP not in stage.labels(name)
-        mirror = await stage.reason(name, "Deferred")
-        assert "DrainTimeout" in mirror["message"]
+        transition = await stage.reason(name, "Deferred")
+        assert "DrainTimeout" in transition["message"]
         fence = await fail_to_drain(stage, name)
         assert fence.since - first == pytest.approx(timedelta(minutes=5), abs=timedelta(seconds=10))
         second = virtual_now()
@@ -203,9 +203,9 @@ async def test_what_may_not_be_evicted_blocks_before_the_cordon_and_is_named(
         stage.e.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "default"}})
         stage.e.cluster.add(PODS, gpu_pod("odd", "gpu-1", metadata=metadata, spec=spec))
         stage.apply(SLICED)
-        mirror = await stage.reason("gpu-1", reason)
-        assert mirror["culprit"] == "default/odd"
-        assert "Remedy" in mirror["blockers"][0]
+        transition = await stage.reason("gpu-1", reason)
+        assert transition["culprit"] == "default/odd"
+        assert "Remedy" in transition["blockers"][0]
         assert not stage.cordoned("gpu-1")
         stage.e.cluster.delete(PODS, "odd", "default")
         await stage.ready()
@@ -236,8 +236,8 @@ async def test_pods_that_could_start_nowhere_afterwards_hold_the_change_until_th
     async with scene(*nodes(2), workloads=[LLM]) as stage:
         name = await busy(stage)
         stage.apply(MIXED)
-        mirror = await stage.reason(name, "StrandedPods")
-        assert "nvidia.com/gpu" in mirror["blockers"][0]
+        transition = await stage.reason(name, "StrandedPods")
+        assert "nvidia.com/gpu" in transition["blockers"][0]
         assert not stage.cordoned(name)
         stage.apply(MIXED, drain=STRANDED_OK)
         await stage.ready()
@@ -286,8 +286,8 @@ async def test_a_blocked_node_does_not_stop_the_others() -> None:
         stage.apply(SLICED)
         await stage.phase("gpu-2", "Synced")
         await stage.phase("gpu-3", "Synced")
-        mirror = await stage.reason("gpu-1", "Unmanaged")
-        assert mirror["phase"] == "Blocked"
+        transition = await stage.reason("gpu-1", "Unmanaged")
+        assert transition["phase"] == "Blocked"
         assert stage.node_writes()["gpu-1"] == 0
 
 
@@ -299,8 +299,8 @@ async def test_a_pod_that_never_ends_is_called_stuck_with_its_finalizers() -> No
         stage.e.cluster.add(PODS, stuck)
         stage.apply(SLICED)
         await stage.fenced("gpu-1")
-        mirror = await stage.reason("gpu-1", "TerminatingStuck")
-        assert "example.com/hold" in mirror["blockers"][0]
+        transition = await stage.reason("gpu-1", "TerminatingStuck")
+        assert "example.com/hold" in transition["blockers"][0]
         stage.e.cluster.patch(PODS, "llm-1", {"metadata": {"finalizers": None}}, "default")
         stage.e.cluster.finish_terminations()
         await stage.ready()
@@ -314,8 +314,8 @@ async def test_a_process_that_no_pod_owns_keeps_the_node_from_the_point_of_no_re
         await stage.ready()
         stage.e.world.inject("gpu-1", "stray-process")
         stage.apply(MIXED)
-        mirror = await stage.reason("gpu-1", "GPUStillBusy")
-        assert "python3" in mirror["message"]
+        transition = await stage.reason("gpu-1", "GPUStillBusy")
+        assert "python3" in transition["message"]
         assert stage.fence("gpu-1") is not None
         stage.e.world.inject("gpu-1", "no-stray-process")
         await stage.ready()
@@ -349,6 +349,6 @@ async def test_two_nodes_are_drained_side_by_side_and_one_that_blocks_does_not_h
             PDBS, pdb("keep", "llm", minAvailable=2) | {"spec": {"selector": selector, "minAvailable": 2}}
         )
         await stage.phase("gpu-2", "Synced")
-        assert stage.mirror("gpu-1")["phase"] == "Draining"
+        assert stage.transition("gpu-1")["phase"] == "Draining"
         stage.e.cluster.delete(PDBS, "keep", "default")
         await stage.ready()

@@ -34,9 +34,9 @@ async def test_a_gpu_pod_in_a_protected_namespace_is_known_before_the_node_would
     async with scene(*nodes(1)) as stage:
         stage.e.cluster.add(PODS, pod("kube-system", "profiler", gpu=True))
         stage.apply(SLICED)
-        mirror = await stage.reason("gpu-1", "ProtectedNamespace")
-        assert (mirror["phase"], mirror["culprit"]) == ("Blocked", "kube-system/profiler")
-        assert "operator.protectedNamespaces" in mirror["blockers"][0]
+        transition = await stage.reason("gpu-1", "ProtectedNamespace")
+        assert (transition["phase"], transition["culprit"]) == ("Blocked", "kube-system/profiler")
+        assert "operator.protectedNamespaces" in transition["blockers"][0]
         assert not stage.cordoned("gpu-1")
         assert stage.node_writes()["gpu-1"] == 0
         stage.e.cluster.delete(PODS, "profiler", "kube-system")
@@ -58,8 +58,8 @@ async def test_before_a_reboot_a_pod_that_must_stay_keeps_the_node_from_being_co
     async with scene(*nodes(1), cluster_policy=REBOOTING, pod_name="gpusharing-operator-1") as stage:
         stage.e.cluster.add(PODS, pod(namespace, name, gpu=False))
         stage.apply(MIXED)
-        mirror = await stage.reason("gpu-1", reason)
-        assert (mirror["phase"], mirror["culprit"]) == ("Blocked", f"{namespace}/{name}")
+        transition = await stage.reason("gpu-1", reason)
+        assert (transition["phase"], transition["culprit"]) == ("Blocked", f"{namespace}/{name}")
         assert not stage.cordoned("gpu-1")
         assert stage.fence("gpu-1") is None
         stage.e.cluster.delete(PODS, name, namespace)
@@ -85,8 +85,8 @@ async def test_nothing_is_repartitioned_under_an_unsafe_driver_and_what_is_not_m
         await stage.ready()
         since = stage.mark()
         stage.apply(MIXED)
-        mirror = await stage.reason("gpu-1", "UnsafeDriver")
-        assert mirror["phase"] == "Blocked"
-        assert "580.159.03" in mirror["message"]
+        transition = await stage.reason("gpu-1", "UnsafeDriver")
+        assert transition["phase"] == "Blocked"
+        assert "580.159.03" in transition["message"]
         assert not stage.cordoned("gpu-1")
         assert stage.node_writes(since)["gpu-1"] == 0

@@ -31,9 +31,9 @@ async def test_no_change_starts_on_a_node_with_an_unhealthy_gpu_and_it_goes_on_w
         await until_healthy(stage, "False")
         mark = stage.mark()
         stage.apply(SLICED)
-        mirror = await stage.phase("gpu-1", "Blocked")
-        assert mirror["reason"] == "GPUUnhealthy"
-        assert "the driver asks for Reset; drain the node, then reset the GPU" in mirror["message"]
+        transition = await stage.phase("gpu-1", "Blocked")
+        assert transition["reason"] == "GPUUnhealthy"
+        assert "the driver asks for Reset; drain the node, then reset the GPU" in transition["message"]
         await asyncio.sleep(1800)
         assert not stage.node_writes(mark)
         assert stage.condition("Stalled")["status"] == "True"
@@ -51,8 +51,8 @@ async def test_a_synced_node_shows_its_unhealthy_gpu_in_one_write_and_one_event(
         await stage.ready()
         mark = stage.mark()
         stage.e.world.inject("gpu-1", "sick-gpu")
-        mirror = await stage.reason("gpu-1", "GPUUnhealthy")
-        assert mirror["phase"] == "Synced"
+        transition = await stage.reason("gpu-1", "GPUUnhealthy")
+        assert transition["phase"] == "Synced"
         assert healthy(stage)["reason"] == "RecoveryNeeded"
         await asyncio.sleep(3600)
         shown = [w for w in stage.writes(plural="gpunodes", since=mark) if "transition" in str(w.call.body)]
@@ -89,7 +89,7 @@ async def test_a_change_past_the_point_of_no_return_goes_on_to_its_proof() -> No
         stage.e.world.inject("gpu-1", "sick-gpu")
         await stage.ready()
         assert_as_wanted(stage, MIXED, "gpu-1")
-        assert stage.mirror("gpu-1")["reason"] in ("Synced", "GPUUnhealthy")
+        assert stage.transition("gpu-1")["reason"] in ("Synced", "GPUUnhealthy")
 
 
 @virtually
@@ -99,9 +99,9 @@ async def test_a_lost_gpu_blocks_a_node_that_last_was_as_wanted_and_it_heals() -
         await stage.ready()
         mark = stage.mark()
         stage.e.world.inject("gpu-1", "lose-gpu")
-        mirror = await stage.reason("gpu-1", "GPUUnhealthy")
-        assert mirror["phase"] == "Blocked"
-        assert "drain and reboot the node" in mirror["message"]
+        transition = await stage.reason("gpu-1", "GPUUnhealthy")
+        assert transition["phase"] == "Blocked"
+        assert "drain and reboot the node" in transition["message"]
         assert healthy(stage)["reason"] == "GPULost"
         await asyncio.sleep(1800)
         assert not stage.node_writes(mark)

@@ -11,10 +11,10 @@ from tests.embedded.stage import FULL, SLICED, nodes, scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import PODS, Page, Resource
-from gpusharing.planning.snapshot.views import Settings
+from gpusharing.planning.snapshot.views import PlanSettings
 
 LLM = Workload("llm", 2)
-SETTLE, IDLE, POLL = (timedelta(seconds=getattr(Settings(), name)) for name in ("settle", "idle", "poll"))
+SETTLE, IDLE, POLL = (timedelta(seconds=getattr(PlanSettings(), name)) for name in ("settle", "idle", "poll"))
 A_MOMENT = timedelta(seconds=1)
 """What passes make of a wait in virtual time: the debounce and the answers of the agent."""
 

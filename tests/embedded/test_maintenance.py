@@ -55,8 +55,8 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
     async with scene(*nodes(2)) as stage:
         begin(stage, resource, obj)
         stage.apply(SLICED, rollout=at_once(2))
-        mirror = await stage.reason("gpu-1", "ForeignMaintenance")
-        assert (mirror["phase"], mirror["message"]) == (
+        transition = await stage.reason("gpu-1", "ForeignMaintenance")
+        assert (transition["phase"], transition["message"]) == (
             "Blocked",
             f"{who} works on gpu-1; waiting until it is done",
         )
@@ -79,9 +79,9 @@ async def test_during_the_drain_the_node_is_left_alone_with_our_cordon_and_tried
         begin(stage, resource, obj)
         await stage.fenced("gpu-1", "yielded", 10)
         assert stage.cordoned("gpu-1")
-        mirror = await stage.reason("gpu-1", "ForeignMaintenance")
-        assert mirror["message"].startswith(who)
-        assert mirror["cordon"]
+        transition = await stage.reason("gpu-1", "ForeignMaintenance")
+        assert transition["message"].startswith(who)
+        assert transition["cordon"]
         end(stage, resource, obj)
         await stage.released("gpu-1", 60)
         assert not stage.cordoned("gpu-1")
@@ -99,10 +99,10 @@ async def test_after_the_point_of_no_return_the_change_goes_on_and_leaves_the_co
         begin(stage, resource, obj)
         await stage.ready()
         assert stage.cordoned("gpu-1")
-        assert stage.mirror("gpu-1")["cordon"] == "foreign"
+        assert stage.transition("gpu-1")["cordon"] == "foreign"
         mark = stage.mark()
         end(stage, resource, obj)
-        await stage.e.until(lambda: not stage.mirror("gpu-1")["cordon"], "no cordon of anybody", 60)
+        await stage.e.until(lambda: not stage.transition("gpu-1")["cordon"], "no cordon of anybody", 60)
         assert stage.node_writes(mark)["gpu-1"] == 0, who
 
 

@@ -47,8 +47,8 @@ async def test_a_deleted_policy_goes_when_its_last_node_has_failed_and_the_next_
         await failed(stage)
         stage.e.cluster.delete(POLICIES, "pool-b")
         await stage.e.until(lambda: not policies(stage), "the policy gone", 60)
-        mirror = await stage.reason("gpu-1", "OrphanFence", seconds=60)
-        assert mirror["phase"] == "Failed"
+        transition = await stage.reason("gpu-1", "OrphanFence", seconds=60)
+        assert transition["phase"] == "Failed"
         assert stage.cordoned("gpu-1")
         stage.apply(SINGLE, "pool-x")
         await stage.ready("pool-x")

@@ -26,7 +26,7 @@ async def test_forty_blocked_nodes_cost_a_few_lists_of_pods_per_poll_and_each_ge
         await asyncio.sleep(300)
         lists = stage.e.cluster.calls["operator", "list", "pods"] - before
         assert 150 <= lists <= 5 * 60 + 20, "every node once a minute, and five per poll at most"
-        assert all(stage.mirror(f"gpu-{n}")["culprit"] == f"default/alone-{n}" for n in range(1, 41))
+        assert all(stage.transition(f"gpu-{n}")["culprit"] == f"default/alone-{n}" for n in range(1, 41))
         stage.e.cluster.delete(PODS, "alone-17", "default")
         await stage.phase("gpu-17", "Synced", seconds=300)
 
@@ -46,7 +46,9 @@ async def test_nodes_under_one_budget_that_allows_one_pod_are_drained_one_after_
             holding = {str(pod["spec"].get("nodeName")) for pod in stage.pods("llm")}
             fenced = [f"gpu-{n}" for n in range(1, 7) if stage.fence(f"gpu-{n}") is not None]
             waiting = [
-                name for name in fenced if name in holding and stage.mirror(name).get("phase") == "Draining"
+                name
+                for name in fenced
+                if name in holding and stage.transition(name).get("phase") == "Draining"
             ]
             most = max(most, len(waiting))
             return stage.condition("Ready").get("status") == "True"
@@ -62,8 +64,8 @@ async def test_a_pod_that_comes_back_to_the_cordoned_node_is_evicted_once_and_th
     async with scene(*nodes(1), workloads=[stubborn]) as stage:
         name = await busy(stage, 1)
         stage.apply(SLICED)
-        mirror = await stage.reason(name, "ToleratesCordon")
-        assert "ReplicaSet llm" in mirror["blockers"][0]
+        transition = await stage.reason(name, "ToleratesCordon")
+        assert "ReplicaSet llm" in transition["blockers"][0]
         await stage.reason(name, "Deferred")
         assert len(stage.evicted()) == 1
         assert not stage.cordoned(name)
@@ -77,8 +79,8 @@ async def test_a_pod_that_is_pinned_to_its_node_and_tolerates_the_cordon_is_name
     async with scene(*nodes(1), workloads=[pinned]) as stage:
         name = await busy(stage, 1)
         stage.apply(SLICED)
-        mirror = await stage.reason(name, "ToleratesCordon")
-        assert mirror["phase"] == "Blocked"
+        transition = await stage.reason(name, "ToleratesCordon")
+        assert transition["phase"] == "Blocked"
         assert stage.evicted() == []
         assert stage.fence(name) is None
 

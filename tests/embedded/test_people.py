@@ -28,8 +28,8 @@ async def test_a_node_that_a_person_cordoned_is_left_alone_and_its_cordon_stays(
         stage.cordon("gpu-1")
         stage.apply(SLICED, rollout=at_once(2))
         await stage.phase("gpu-2", "Synced")
-        mirror = await stage.reason("gpu-1", "AlreadyCordoned")
-        assert mirror["cordon"] == "human"
+        transition = await stage.reason("gpu-1", "AlreadyCordoned")
+        assert transition["cordon"] == "human"
         assert stage.node_writes()["gpu-1"] == 0
         stage.cordon("gpu-1", on=False)
         await stage.ready()
@@ -99,8 +99,8 @@ async def test_lifting_the_cordon_before_the_point_of_no_return_gives_the_change
         await stage.released("gpu-1")
         assert stage.labels("gpu-1")[names.LABEL_MODE] == "full"
         assert names.LABEL_PLUGIN_CONFIG not in stage.labels("gpu-1")
-        mirror = await stage.reason("gpu-1", "Deferred")
-        assert "UncordonedExternally" in mirror["message"]
+        transition = await stage.reason("gpu-1", "Deferred")
+        assert "UncordonedExternally" in transition["message"]
         begun = virtual_now()
         await stage.ready()
         assert virtual_now() - begun > timedelta(minutes=5)
@@ -168,7 +168,7 @@ async def test_a_foreign_marker_in_the_middle_of_a_drain_is_left_alone_until_it_
         mark = stage.mark()
         await asyncio.sleep(1800)
         assert stage.writes(mark, "nodes") == []
-        assert stage.mirror("gpu-1")["reason"] == "ForeignMaintenance"
+        assert stage.transition("gpu-1")["reason"] == "ForeignMaintenance"
         stage.person("gpu-1", UNMARKED[who])
         await stage.released("gpu-1")
         assert not stage.cordoned("gpu-1")

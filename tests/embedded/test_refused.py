@@ -46,7 +46,7 @@ async def test_what_the_card_cannot_be_is_refused_with_an_alternative_before_any
         assert told in row["message"]
         await asyncio.sleep(300)
         assert not stage.node_writes()
-        assert stage.mirror("gpu-1")["phase"] == "Skipped"
+        assert stage.transition("gpu-1")["phase"] == "Skipped"
 
 
 @virtually

@@ -89,7 +89,7 @@ async def test_an_edit_that_changes_no_layout_leaves_a_failed_node_alone() -> No
         mark = stage.mark()
         stage.apply(MIXED, rollout={"paused": True})
         await asyncio.sleep(600)
-        assert (stage.mirror("gpu-1")["phase"], restarts(stage)) == ("Failed", 0)
+        assert (stage.transition("gpu-1")["phase"], restarts(stage)) == ("Failed", 0)
         assert stage.node_writes(mark)["gpu-1"] == 0
 
 
@@ -100,8 +100,8 @@ async def test_another_layout_that_a_pod_keeps_from_being_reached_is_failed_in_i
         stage.e.cluster.add(PODS, gpu_pod("stays", "gpu-1"))
         stage.apply(SINGLE)
         await stage.phase("gpu-1", "Draining")
-        mirror = await stage.phase("gpu-1", "Failed")
-        assert mirror["reason"] == "Unmanaged"
+        transition = await stage.phase("gpu-1", "Failed")
+        assert transition["reason"] == "Unmanaged"
         await stage.until_condition("Stalled", "True", "NodesFailed")
         stage.e.cluster.delete(PODS, "stays", namespace="default")
         await stage.ready()

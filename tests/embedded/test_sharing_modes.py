@@ -127,8 +127,8 @@ async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_co
         await stage.ready()
         stage.e.world.inject("gpu-1", "kill-mps-daemon")
         stage.apply(SINGLE)
-        mirror = await stage.reason("gpu-1", "ComputeMode")
-        assert "nvidia-smi -i 0 -c 0" in mirror["message"]
+        transition = await stage.reason("gpu-1", "ComputeMode")
+        assert "nvidia-smi -i 0 -c 0" in transition["message"]
         assert stage.cordoned("gpu-1")
         fence = stage.fence("gpu-1")
         assert fence is not None
@@ -147,9 +147,9 @@ async def test_gpus_that_are_exclusive_without_mps_are_drift_that_stays_untouche
         await stage.ready()
         mark = stage.mark()
         stage.e.world.nodes["gpu-1"].gpus.set_compute_mode(1, "ExclusiveProcess")
-        mirror = await stage.phase("gpu-1", "Blocked")
-        assert mirror["reason"] == "ComputeMode"
-        assert "run nvidia-smi -i 1 -c 0 on the node" in mirror["message"]
+        transition = await stage.phase("gpu-1", "Blocked")
+        assert transition["reason"] == "ComputeMode"
+        assert "run nvidia-smi -i 1 -c 0 on the node" in transition["message"]
         assert not stage.cordoned("gpu-1")
         await mend_by_hand(stage)
         await stage.phase("gpu-1", "Synced")
@@ -266,5 +266,5 @@ async def test_labels_that_go_from_one_card_model_to_the_other_are_no_drift() ->
             labels = {names.LABEL_GPU_PRODUCT: product, names.LABEL_GPU_COUNT: count}
             stage.person("gpu-1", {"metadata": {"labels": labels}})
             await asyncio.sleep(600)
-            assert stage.mirror("gpu-1")["phase"] == "Synced"
+            assert stage.transition("gpu-1")["phase"] == "Synced"
         assert stage.node_writes(mark) == {}

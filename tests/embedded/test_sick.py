@@ -30,7 +30,7 @@ NAMED = {"ListFailed", "EvictionError", "Forbidden", "Throttled", "CallFailed", 
 
 def told(run: Course) -> str:
     """What status says about the sick node and the policy."""
-    return json.dumps([run.mirror, run.status])
+    return json.dumps([run.transition, run.status])
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES.keys())
@@ -49,7 +49,7 @@ def test_the_healthy_nodes_are_as_fast_as_without_it_and_status_tells_the_truth(
     assert run.status["summary"]["nodes"] == "5/6"
     assert SICK in run.status["summary"]["message"]
     if door not in UNSEEN:
-        assert run.mirror["reason"] in NAMED
+        assert run.transition["reason"] in NAMED
     words = {"no answer" if code == 0 else WORDS, "cannot be read", "changed 3 times"}
     assert any(text in told(run) for text in words), told(run)
 
@@ -89,8 +89,8 @@ def test_a_node_that_falls_ill_on_its_way_stays_fenced_and_is_named(since: str, 
     assert run.hits > 0
     assert run.seconds <= SLOWER * alone()
     assert not run.done
-    assert run.mirror["reason"] == "CallFailed"
-    assert run.mirror["cordon"] == "ours"
+    assert run.transition["reason"] == "CallFailed"
+    assert run.transition["cordon"] == "ours"
     assert run.status["summary"]["nodes"] == "5/6"
 
 
@@ -104,19 +104,19 @@ def test_a_node_that_cannot_be_cured_is_failed_once_its_time_is_up_and_names_the
     assert run.hits > 0
     assert run.seconds <= SLOWER * alone()
     assert not run.done
-    assert (run.mirror["phase"], run.mirror["cordon"]) == ("Failed", "ours")
+    assert (run.transition["phase"], run.transition["cordon"]) == ("Failed", "ours")
     assert run.events["NodeFailed"] == 1, "and not in turns with something else"
     assert run.status["summary"]["nodes"] == "5/6"
     if cure.startswith("the log"):
-        assert run.mirror["reason"] == "ActuatorFailed"
-        assert "its pod's log says why" in run.mirror["message"]
+        assert run.transition["reason"] == "ActuatorFailed"
+        assert "its pod's log says why" in run.transition["message"]
         assert run.hits <= 8, "it is asked for more and more seldom"
         return
     call = "RestartOperand" if cure.startswith("the deletion") else "UpdateFence"
-    assert run.mirror["reason"] == "CallFailed"
-    assert f"{call} failed: " in run.mirror["message"]
+    assert run.transition["reason"] == "CallFailed"
+    assert f"{call} failed: " in run.transition["message"]
     words = {"no answer" if code == 0 else WORDS, "changed 3 times"}
-    assert any(text in run.mirror["message"] for text in words), run.mirror["message"]
+    assert any(text in run.transition["message"] for text in words), run.transition["message"]
     assert run.hits <= 100, "once a minute at most, a conflict three times"
 
 

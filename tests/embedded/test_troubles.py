@@ -58,14 +58,14 @@ async def test_a_wedge_that_comes_back_is_cured_twice_and_then_the_node_is_faile
             seen = restarts(stage)
             await stage.e.until(lambda seen=seen: restarts(stage) > seen, "a restart", 600)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             stage.e.world.inject(name, "wedge-paused")
-        mirror = await stage.phase(name, "Failed")
-        assert mirror["reason"] == "ActuatorFailed"
+        transition = await stage.phase(name, "Failed")
+        assert transition["reason"] == "ActuatorFailed"
         assert restarts(stage) == 2
         await asyncio.sleep(1800)
         assert restarts(stage) == 2
         assert stage.cordoned(name)
         other = "gpu-2" if name == "gpu-1" else "gpu-1"
-        assert stage.mirror(other)["reason"] == "BudgetFull"
+        assert stage.transition(other)["reason"] == "BudgetFull"
         row = await stage.until_condition("Stalled", "True", "NodesFailed")
         assert name in row["message"]
         assert stage.e.policy("pool-b")["status"]["failures"][0]["node"] == name
@@ -77,9 +77,9 @@ async def failed(stage: Scene) -> None:
     await asyncio.sleep(10)
     stage.e.world.inject("gpu-1", "failed")
     stage.apply(MIXED)
-    mirror = await stage.phase("gpu-1", "Failed")
-    assert mirror["reason"] == "ActuatorFailed"
-    assert names.ANNOTATION_RETRY in mirror["message"]
+    transition = await stage.phase("gpu-1", "Failed")
+    assert transition["reason"] == "ActuatorFailed"
+    assert names.ANNOTATION_RETRY in transition["message"]
     await asyncio.sleep(600)
     assert stage.cordoned("gpu-1")
     assert restarts(stage) == 0
@@ -191,8 +191,8 @@ async def test_a_node_that_nvidias_operands_do_not_serve_is_left_alone_until_the
         stage.person("gpu-1", {"metadata": {"labels": {label: value}}})
         mark = stage.mark()
         stage.apply(SLICED)
-        mirror = await stage.reason("gpu-1", reason)
-        assert label in mirror["message"]
+        transition = await stage.reason("gpu-1", reason)
+        assert label in transition["message"]
         await stage.phase("gpu-2", "Synced")
         assert stage.node_writes(mark)["gpu-1"] == 0
         stage.person("gpu-1", {"metadata": {"labels": {label: None}}})
@@ -235,7 +235,7 @@ async def test_an_agent_that_goes_during_a_drain_keeps_the_node_from_the_point_o
         stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
         await stage.reason("gpu-1", "AgentNotReady")
         await asyncio.sleep(300)
-        assert stage.mirror("gpu-1")["phase"] == "VerifyingIdle"
+        assert stage.transition("gpu-1")["phase"] == "VerifyingIdle"
         stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
         await stage.ready()
 
@@ -248,8 +248,8 @@ async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is(
         stage.e.world.inject("gpu-1", "hang-nvml")
         mark = stage.mark()
         stage.apply(MIXED)
-        mirror = await stage.reason("gpu-1", "AgentError")
-        assert "NVMLHung" in mirror["message"]
+        transition = await stage.reason("gpu-1", "AgentError")
+        assert "NVMLHung" in transition["message"]
         assert not stage.node_writes(mark)
         stage.e.world.inject("gpu-1", "unhang-nvml")
         await stage.ready()
@@ -294,7 +294,7 @@ async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
         stage.e.cluster.patch(GPUNODES, "gpu-1", stale, subresource="status")
         await asyncio.sleep(300)
         assert stage.fence("gpu-1") is not None
-        assert stage.mirror("gpu-1")["reason"] == "ObservationPending"
+        assert stage.transition("gpu-1")["reason"] == "ObservationPending"
         stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
         await stage.ready()
 
@@ -306,9 +306,9 @@ async def test_drift_is_shown_at_once_put_right_once_and_then_left_to_a_person()
         await stage.ready()
         seen = virtual_now()
         stage.e.world.inject("gpu-1", "lose-instances")
-        mirror = await stage.reason("gpu-1", "Drifted")
+        transition = await stage.reason("gpu-1", "Drifted")
         assert virtual_now() - seen < timedelta(seconds=40)
-        assert "MIG empty" in mirror["message"]
+        assert "MIG empty" in transition["message"]
         assert stage.condition("Ready")["status"] == "False"
         assert stage.e.policy("pool-b")["status"]["summary"]["status"] == "Drifted"
         fence = await stage.fenced("gpu-1")

@@ -17,7 +17,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
-from gpusharing.planning.snapshot.views import ClusterSnapshot, Settings
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 
 WANTED = frozenset({"gpu-07"})
 
@@ -54,13 +54,13 @@ async def gathering(*objects: tuple[Resource, JSON], admin: str = "") -> AsyncIt
     cluster.add(NODES, node())
     for resource, obj in objects:
         cluster.add(resource, obj)
-    sources = Sources(cluster.client("sources"), Settings(), lambda: None, admin_mig_map=admin)
+    sources = Sources(cluster.client("sources"), PlanSettings(), lambda: None, admin_mig_map=admin)
     task = asyncio.create_task(sources.run())
     evictions: dict[str, dict[str, EvictionMemory]] = {}
     try:
         await asyncio.sleep(0.1)
         client = cluster.client("operator")
-        yield Gathering(cluster, Gatherer(client, sources, Settings(), admin, evictions), evictions)
+        yield Gathering(cluster, Gatherer(client, sources, PlanSettings(), admin, evictions), evictions)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

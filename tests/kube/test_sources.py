@@ -23,7 +23,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.snapshot.views import Settings
+from gpusharing.planning.snapshot.views import PlanSettings
 
 
 class Followed:
@@ -32,7 +32,9 @@ class Followed:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
         self.wakes = 0
-        self.sources = Sources(cluster.client("operator"), Settings(), self.wake, admin_mig_map="site-mig")
+        self.sources = Sources(
+            cluster.client("operator"), PlanSettings(), self.wake, admin_mig_map="site-mig"
+        )
 
     def wake(self) -> None:
         self.wakes += 1
@@ -148,7 +150,7 @@ async def test_pods_and_config_maps_of_others_wake_nobody() -> None:
 
 
 @virtually
-async def test_heartbeats_of_a_node_and_mirrors_of_ours_wake_nobody() -> None:
+async def test_heartbeats_of_a_node_and_transitions_of_ours_wake_nobody() -> None:
     cluster = FakeCluster()
     cluster.add(NODES, node())
     cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}})
@@ -158,11 +160,11 @@ async def test_heartbeats_of_a_node_and_mirrors_of_ours_wake_nobody() -> None:
             "status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "later"}]}
         }
         cluster.patch(NODES, "gpu-07", heartbeat, subresource="status")
-        mirror = {"status": {"transition": {"phase": "Synced"}}}
-        cluster.patch(GPUNODES, "gpu-07", mirror, subresource="status")
+        transition = {"status": {"transition": {"phase": "Synced"}}}
+        cluster.patch(GPUNODES, "gpu-07", transition, subresource="status")
         await asyncio.sleep(0.1)
         assert followed.wakes == before
-        assert followed.sources.mirror("gpu-07") == {"phase": "Synced"}
+        assert followed.sources.transition("gpu-07") == {"phase": "Synced"}
 
 
 @virtually
@@ -224,14 +226,14 @@ async def test_the_progress_of_a_node_maintenance_wakes_nobody() -> None:
 
 
 @virtually
-async def test_the_mirror_goes_with_its_gpunode() -> None:
+async def test_the_transition_goes_with_its_gpunode() -> None:
     cluster = FakeCluster()
     cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "status": {"transition": {"phase": "Synced"}}})
     async with following(cluster) as followed:
-        assert followed.sources.mirror("gpu-07") == {"phase": "Synced"}
+        assert followed.sources.transition("gpu-07") == {"phase": "Synced"}
         cluster.delete(GPUNODES, "gpu-07")
         await asyncio.sleep(0.1)
-        assert followed.sources.mirror("gpu-07") == {}
+        assert followed.sources.transition("gpu-07") == {}
 
 
 @virtually
@@ -304,12 +306,12 @@ async def test_marks_that_somebody_took_off_are_remembered_for_this_very_object(
 
 
 @virtually
-async def test_the_mirror_of_a_gpunode_goes_with_it() -> None:
+async def test_the_transition_of_a_gpunode_goes_with_it() -> None:
     cluster = FakeCluster()
     for name in ("gpu-1", "gpu-2"):
         cluster.add(GPUNODES, {"metadata": {"name": name}, "status": {"transition": {"phase": "Synced"}}})
     async with following(cluster) as followed:
         cluster.delete(GPUNODES, "gpu-1")
         await asyncio.sleep(1)
-        assert followed.sources.mirror("gpu-1") == {}
-        assert set(followed.sources._mirrors) == {"gpu-2"}
+        assert followed.sources.transition("gpu-1") == {}
+        assert set(followed.sources._transitions) == {"gpu-2"}

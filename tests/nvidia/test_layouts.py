@@ -19,8 +19,8 @@ from gpusharing.planning.gpus.geometry import (
     Legal,
     UnknownProfile,
     describe,
+    find_fit,
     generated_layouts,
-    judge,
     legal_layouts,
     maximal_layouts,
     normalise,
@@ -183,7 +183,7 @@ def test_on_every_layout_of_other_cards_our_verdict_is_the_hardwares(
     model: str, make_sandbox: MakeSandbox, count: Count
 ) -> None:
     profiles = find_model(model).profiles
-    verdicts = {layout: judge(layout, profiles) for layout in foreign_layouts(model)}
+    verdicts = {layout: find_fit(layout, profiles) for layout in foreign_layouts(model)}
     legal = [layout for layout, verdict in verdicts.items() if isinstance(verdict, Legal)]
     unknown = [layout for layout, verdict in verdicts.items() if isinstance(verdict, UnknownProfile)]
     unknown.append(normalise({profiles[0].name: 1, "1g.99gb": 1}))
@@ -220,11 +220,11 @@ def test_a_layout_with_one_instance_too_many_fails_and_leaves_the_gpu_empty(
     model: str, make_sandbox: MakeSandbox, count: Count
 ) -> None:
     profiles = find_model(model).profiles
-    foreign = [one for one in foreign_layouts(model) if isinstance(judge(one, profiles), DoesNotFit)]
+    foreign = [one for one in foreign_layouts(model) if isinstance(find_fit(one, profiles), DoesNotFit)]
     layouts = list(dict.fromkeys([*just_too_full(model), *foreign]))
     parted = MigParted(make_sandbox(model), {str(n): entry_for(one) for n, one in enumerate(layouts)})
     for number, layout in enumerate(layouts):
-        assert isinstance(judge(layout, profiles), DoesNotFit), describe(layout)
+        assert isinstance(find_fit(layout, profiles), DoesNotFit), describe(layout)
         applied = parted.apply(str(number))
         assert applied.status == 1, describe(layout)
         assert "all orderings failed" in applied.last_line
@@ -242,7 +242,7 @@ def test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and
     chosen = layouts[:: len(layouts) // 8]
     parted = MigParted(make_sandbox(model), {str(n): entry_for(one) for n, one in enumerate(chosen)})
     for number, layout in enumerate(chosen):
-        assert isinstance(judge(layout, find_model(model).profiles), UnknownProfile)
+        assert isinstance(find_fit(layout, find_model(model).profiles), UnknownProfile)
         applied, asserted = parted.apply(str(number)), parted.check(str(number))
         assert (applied.status, asserted.status) == (0, 1), applied.output
         assert parted.sandbox.simulator.show()["gpus"][0]["instances"] == []

@@ -18,10 +18,10 @@ from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.views import PolicyView, Settings
+from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 
 NODES = ("gpu-0", "gpu-1", "gpu-2")
-WAITS = Settings(
+WAITS = PlanSettings(
     settle=1,
     idle=1,
     poll=2,

@@ -15,7 +15,7 @@ from gpusharing.planning.gpus.geometry import (
     Misfit,
     UnknownProfile,
     describe,
-    judge,
+    find_fit,
     legal_layouts,
     nearest,
     normalise,
@@ -48,7 +48,7 @@ def test_the_compute_slice_limit_holds_by_the_placements_alone(card: Card) -> No
 def test_a_legal_verdict_shows_a_placement_without_overlap(card: Card) -> None:
     by_name = {p.name: p for p in card.profiles}
     for candidate in legal_layouts(card.profiles):
-        verdict = judge(candidate, card.profiles)
+        verdict = find_fit(candidate, card.profiles)
         assert isinstance(verdict, Legal)
         assert normalise(Counter(name for name, _ in verdict.placements)) == candidate
         assert all(start in by_name[name].starts for name, start in verdict.placements)
@@ -59,8 +59,8 @@ def test_a_legal_verdict_shows_a_placement_without_overlap(card: Card) -> None:
 @pytest.mark.parametrize("card", MIG_CARDS, ids=key)
 def test_one_more_than_the_maximum_is_refused(card: Card) -> None:
     for p in card.profiles:
-        assert isinstance(judge(((p.name, p.max_count),), card.profiles), Legal)
-        verdict = judge(((p.name, p.max_count + 1),), card.profiles)
+        assert isinstance(find_fit(((p.name, p.max_count),), card.profiles), Legal)
+        verdict = find_fit(((p.name, p.max_count + 1),), card.profiles)
         assert isinstance(verdict, DoesNotFit)
         assert verdict.reason is Misfit.TOO_MANY
 
@@ -70,17 +70,17 @@ def test_one_more_than_the_maximum_is_refused(card: Card) -> None:
 
 def test_eight_places_for_1g_do_not_make_eight_compute_slices() -> None:
     made_up = [Profile("1g.10gb", tuple(range(8)), 1, 8, 1, 10), Profile("7g.80gb", (0,), 8, 1, 7, 80)]
-    verdict = judge(layout("8x1g.10gb"), made_up)
+    verdict = find_fit(layout("8x1g.10gb"), made_up)
     assert isinstance(verdict, DoesNotFit)
     assert verdict.reason is Misfit.COMPUTE_SLICES
-    assert isinstance(judge(layout("7x1g.10gb"), made_up), Legal)
+    assert isinstance(find_fit(layout("7x1g.10gb"), made_up), Legal)
 
 
 def test_room_in_sum_but_not_in_place_is_refused() -> None:
     made_up = [Profile("2g.20gb", (1,), 2, 1, 2, 20), Profile("1g.10gb", (0, 1, 2), 1, 3, 1, 10)]
     made_up.append(Profile("4g.40gb", (0,), 4, 1, 4, 40))
-    assert isinstance(judge(layout("1x2g.20gb 1x1g.10gb"), made_up), Legal)
-    verdict = judge(layout("1x2g.20gb 2x1g.10gb"), made_up)
+    assert isinstance(find_fit(layout("1x2g.20gb 1x1g.10gb"), made_up), Legal)
+    verdict = find_fit(layout("1x2g.20gb 2x1g.10gb"), made_up)
     assert isinstance(verdict, DoesNotFit)
     assert verdict.reason is Misfit.PLACEMENT
 
@@ -99,19 +99,19 @@ def test_room_in_sum_but_not_in_place_is_refused() -> None:
     ],
 )
 def test_media_engines_go_to_one_instance(model: str, wanted: str, fits: bool) -> None:
-    assert isinstance(judge(layout(wanted), BY_KEY[model].profiles), Legal) is fits
+    assert isinstance(find_fit(layout(wanted), BY_KEY[model].profiles), Legal) is fits
 
 
 @pytest.mark.parametrize("card", UNPLACED, ids=key)
 def test_without_known_placements_profiles_are_not_mixed(card: Card) -> None:
     first, second = card.profiles[0], card.profiles[1]
-    assert judge(((first.name, first.max_count),), card.profiles) == Legal(())
-    verdict = judge(normalise({first.name: 1, second.name: 1}), card.profiles)
+    assert find_fit(((first.name, first.max_count),), card.profiles) == Legal(())
+    verdict = find_fit(normalise({first.name: 1, second.name: 1}), card.profiles)
     assert isinstance(verdict, DoesNotFit)
     assert verdict.reason is Misfit.PLACEMENTS_UNKNOWN
     assert "placements on this card are unknown" in verdict.message
     assert verdict.alternative is not None
-    assert isinstance(judge(verdict.alternative, card.profiles), Legal)
+    assert isinstance(find_fit(verdict.alternative, card.profiles), Legal)
 
 
 # --- what people get wrong ---
@@ -162,7 +162,7 @@ H200_OFFERS = (
     ],
 )
 def test_a_mistake_is_refused_with_what_the_card_offers(model: str, wanted: str, message: str) -> None:
-    verdict = judge(layout(wanted), BY_KEY[model].profiles)
+    verdict = find_fit(layout(wanted), BY_KEY[model].profiles)
     assert isinstance(verdict, UnknownProfile | DoesNotFit)
     assert verdict.message == message
 
@@ -206,8 +206,8 @@ def test_nearest_is_always_legal_and_keeps_what_is_legal(
     wanted = normalise({**{names[i % len(names)]: n for i, n in picks.items()}, **foreign})
     found = nearest(wanted, card.profiles)
     assert found is not None
-    assert isinstance(judge(found, card.profiles), Legal)
-    assert (found == wanted) == isinstance(judge(wanted, card.profiles), Legal)
+    assert isinstance(find_fit(found, card.profiles), Legal)
+    assert (found == wanted) == isinstance(find_fit(wanted, card.profiles), Legal)
     assert found or not wanted
 
 

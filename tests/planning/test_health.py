@@ -24,7 +24,7 @@ from gpusharing.planning.gpus.health import (
 )
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, PolicyView
-from gpusharing.planning.told.mirror import health_conditions
+from gpusharing.planning.told.transition import health_conditions
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.judge import judge
 from gpusharing.planning.way.verdict import NodeCase, find_health

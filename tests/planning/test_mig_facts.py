@@ -22,7 +22,7 @@ from gpusharing.planning.gpus.geometry import (
     Legal,
     Misfit,
     UnknownProfile,
-    judge,
+    find_fit,
     legal_layouts,
     maximal_layouts,
     normalise,
@@ -163,7 +163,7 @@ def test_every_multiset_of_every_model_is_judged_as_brute_force_over_the_facts_s
     profiles, truth = documented(model), legal(model)
     judged = 0
     for layout in every_multiset(profiles):
-        assert isinstance(judge(layout, BY_KEY[model].profiles), Legal) == (layout in truth), layout
+        assert isinstance(find_fit(layout, BY_KEY[model].profiles), Legal) == (layout in truth), layout
         judged += 1
     assert judged == prod(profile.max_count + 1 for profile in profiles)
     assert truth == set(legal_layouts(BY_KEY[model].profiles))
@@ -176,7 +176,7 @@ def test_more_than_the_most_of_a_profile_is_refused_in_any_company(model: str) -
         counts = dict(layout)
         for profile in documented(model):
             too_many = normalise(counts | {profile.name: profile.max_count + 1})
-            verdict = judge(too_many, BY_KEY[model].profiles)
+            verdict = find_fit(too_many, BY_KEY[model].profiles)
             assert isinstance(verdict, DoesNotFit)
             assert verdict.reason is Misfit.TOO_MANY
 
@@ -237,7 +237,7 @@ def everything_named() -> list[tuple[str, Layout]]:
 def test_every_named_layout_is_judged_right_on_every_model(card: Card) -> None:
     offered = {profile.name for profile in documented(model_of(card))}
     for name, layout in everything_named():
-        verdict = judge(layout, card.profiles)
+        verdict = find_fit(layout, card.profiles)
         assert isinstance(verdict, Legal) == (layout in legal(model_of(card))), name
         unknown = {profile for profile, _ in layout} - offered
         assert isinstance(verdict, UnknownProfile) == bool(unknown), name
@@ -252,4 +252,4 @@ def test_every_named_layout_is_legal_on_its_own_model() -> None:
         owners = [card for card in MIG_CARDS if set(card.pci_device_ids) & set(devices)]
         assert {device for card in owners for device in card.pci_device_ids} >= set(devices), name
         for card in owners:
-            assert isinstance(judge(layout, card.profiles), Legal), (name, card.key)
+            assert isinstance(find_fit(layout, card.profiles), Legal), (name, card.key)

@@ -6,10 +6,12 @@ from typing import Literal
 import pytest
 from tests.build import make_fence, make_node
 
-from gpusharing.planning.snapshot.views import Settings
-from gpusharing.planning.stack.uninstall import SHOWN, judge_uninstall
+from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.stack.uninstall import SHOWN, find_farewell
 
-SETTINGS = Settings(gpu_operator_namespace="nvidia", plugin_config_map="plugin-map", mig_config_map="mig-map")
+SETTINGS = PlanSettings(
+    gpu_operator_namespace="nvidia", plugin_config_map="plugin-map", mig_config_map="mig-map"
+)
 
 
 @pytest.mark.parametrize("stage", ["fenced", "yielded", "actuating"])
@@ -20,7 +22,7 @@ def test_a_fenced_node_refuses_and_is_named_with_its_change(
         make_node("gpu-07", fence=replace(make_fence(policy="pool-b"), stage=stage)),
         make_node("gpu-08"),
     ]
-    farewell = judge_uninstall(nodes, SETTINGS)
+    farewell = find_farewell(nodes, SETTINGS)
     assert not farewell.allowed
     assert f"gpu-07: policy pool-b, 1x full to 2x3g.40gb, {stage} since " in farewell.text
     assert "kubectl patch gsp pool-b" in farewell.text
@@ -29,7 +31,7 @@ def test_a_fenced_node_refuses_and_is_named_with_its_change(
 
 
 def test_a_fence_that_cannot_be_read_refuses_too() -> None:
-    farewell = judge_uninstall(
+    farewell = find_farewell(
         [make_node("gpu-07", fence_error="annotation gpusharing.dev/fence: not JSON")], SETTINGS
     )
     assert not farewell.allowed
@@ -38,38 +40,38 @@ def test_a_fence_that_cannot_be_read_refuses_too() -> None:
 
 def test_of_many_fenced_nodes_the_rest_is_counted() -> None:
     nodes = [make_node(f"gpu-{number:03}", fence=make_fence()) for number in range(SHOWN + 5)]
-    text = judge_uninstall(nodes, SETTINGS).text
+    text = find_farewell(nodes, SETTINGS).text
     assert text.count("policy pool-b") == SHOWN
     assert "and 5 more" in text
 
 
 def test_with_nothing_in_flight_it_goes_and_says_what_stays_and_how_to_take_it_away() -> None:
     named = make_node("gpu-07", labels={"nvidia.com/device-plugin.config": "pool-b-3f9c2a1"})
-    farewell = judge_uninstall([named, make_node("cpu-01", labels={})], SETTINGS)
+    farewell = find_farewell([named, make_node("cpu-01", labels={})], SETTINGS)
     assert farewell.allowed
     assert "1 node(s) name an entry of these ConfigMaps (gpu-07)" in farewell.text
     assert "kubectl -n nvidia delete configmap plugin-map mig-map" in farewell.text
 
 
 def test_nodes_without_our_configuration_are_not_mentioned() -> None:
-    farewell = judge_uninstall([make_node("cpu-01", labels={})], SETTINGS)
+    farewell = find_farewell([make_node("cpu-01", labels={})], SETTINGS)
     assert farewell.allowed
     assert "node(s) name an entry" not in farewell.text
 
 
 @pytest.mark.parametrize(("names", "told"), [(["gpu-cluster-policy"], "gpu-cluster-policy"), ([], "NAME")])
 def test_the_command_names_the_clusterpolicy_that_is_there(names: list[str], told: str) -> None:
-    farewell = judge_uninstall([], SETTINGS, names)
+    farewell = find_farewell([], SETTINGS, names)
     assert f"kubectl patch clusterpolicy {told} --type merge" in farewell.text
 
 
 @pytest.mark.parametrize("count", [SHOWN - 1, SHOWN, SHOWN + 1])
 def test_no_rest_is_counted_where_every_node_is_shown(count: int) -> None:
     fenced = [make_node(f"gpu-{number:03}", fence=make_fence()) for number in range(count)]
-    assert (" more" in judge_uninstall(fenced, SETTINGS).text) is (count > SHOWN)
+    assert (" more" in find_farewell(fenced, SETTINGS).text) is (count > SHOWN)
     label = {"nvidia.com/device-plugin.config": "pool-b-3f9c2a1"}
     naming = [make_node(f"gpu-{number:03}", labels=label) for number in range(count)]
-    text = judge_uninstall(naming, SETTINGS).text
+    text = find_farewell(naming, SETTINGS).text
     assert (" more" in text) is (count > SHOWN)
     assert f"{count} node(s) name an entry" in text
     assert ("and 1 more" in text) is (count == SHOWN + 1)
@@ -77,11 +79,11 @@ def test_no_rest_is_counted_where_every_node_is_shown(count: int) -> None:
 
 def test_nodes_and_policies_are_named_in_their_order_whatever_the_order_of_the_cluster() -> None:
     fenced = [make_node(f"gpu-{name}", fence=make_fence(policy=f"pool-{name}")) for name in ("c", "a", "b")]
-    text = judge_uninstall(fenced, SETTINGS).text
+    text = find_farewell(fenced, SETTINGS).text
     for words in ("  gpu-{}: policy", "kubectl patch gsp pool-{} "):
         assert [text.index(words.format(name)) for name in "abc"] == sorted(
             text.index(words.format(name)) for name in "abc"
         )
     label = {"nvidia.com/device-plugin.config": "pool-b-3f9c2a1"}
     naming = [make_node(f"gpu-{name}", labels=label) for name in ("c", "a", "b")]
-    assert "(gpu-a, gpu-b, gpu-c)" in judge_uninstall(naming, SETTINGS).text
+    assert "(gpu-a, gpu-b, gpu-c)" in find_farewell(naming, SETTINGS).text

@@ -38,7 +38,13 @@ from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView, Settings
+from gpusharing.planning.snapshot.views import (
+    ClusterSnapshot,
+    GPUNodeView,
+    NodeView,
+    PlanSettings,
+    PolicyView,
+)
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.way.quiet import is_at_work
 from gpusharing.planning.words.reasons import Reason
@@ -67,7 +73,7 @@ class World:
             make_cluster_policy(), False, {}, "", {}, serves_our_mig_file=True, plugin_map_exists=False
         )
     )
-    settings: Settings = field(default_factory=lambda: Settings(config_propagation=10.0))
+    settings: PlanSettings = field(default_factory=lambda: PlanSettings(config_propagation=10.0))
     agents_down: set[str] = field(default_factory=set)
     refusing: bool = False
     """A PodDisruptionBudget that nobody sees refuses every eviction."""
@@ -385,12 +391,5 @@ class World:
 
     def _state(self) -> tuple[object, ...]:
         pods = {name: dict(pods) for name, pods in self.pods.items()}
-        return (
-            dict(self.nodes),
-            dict(self.gpunodes),
-            self.policies,
-            self.claims,
-            self.stack,
-            pods,
-            len(self.done),
-        )
+        objects = (dict(self.nodes), dict(self.gpunodes), self.policies, self.claims)
+        return *objects, self.stack, pods, len(self.done)

@@ -1,6 +1,6 @@
 """GPUNode: one per GPU node, same name. The operator asks in spec, the agent answers in status.observed.
 
-`status.transition` is the operator's mirror for people; nothing is ever decided from it.
+`status.transition` is written by the operator for people; nothing is ever decided from it.
 """
 
 from typing import Annotated, Literal
@@ -188,7 +188,7 @@ class HistoryEntry(WireModel):
 
 
 class Transition(WireModel):
-    """Where the node is on its way. A mirror for people: nothing is decided from it."""
+    """Where the node is on its way. For people: nothing is decided from it."""
 
     policy: Line = ""
     """The policy that owns the node."""

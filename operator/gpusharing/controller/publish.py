@@ -1,4 +1,4 @@
-"""Write what people see: policy status, GPUNode mirrors, Events. Only changes are written.
+"""Write what people see: status of policies and GPUNodes, Events. Only changes are written.
 
 While an object moves, a change is written one period after it began to differ from what stands there: phases that
 pass more quickly are never shown. An end (Synced, Failed, Blocked ...) is written at once. Nothing is decided from
@@ -36,8 +36,8 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.told.events import Event, node_events, pointers_event
-from gpusharing.planning.told.mirror import health_conditions, transition
 from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.told.transition import health_conditions, transition
 from gpusharing.planning.way.verdict import Verdict
 
 log = structlog.get_logger()
@@ -49,7 +49,7 @@ UNTOLD = 1000
 """Events that wait for the server at most; older ones are given up for them."""
 
 RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
-"""Phases that last: their mirror is written without delay."""
+"""Phases that last: their transition is written without delay."""
 
 
 _EVENTS = "events"
@@ -84,7 +84,7 @@ class Statuses(Protocol):
         """GPUNodes."""
         ...
 
-    def mirror(self, node: str) -> Mapping[str, Any]:
+    def transition(self, node: str) -> Mapping[str, Any]:
         """`status.transition` of a GPUNode as last read or written."""
         ...
 
@@ -110,7 +110,7 @@ class Publisher:
     _told: dict[str, Verdict] = field(default_factory=dict)
     _differs_since: dict[str, datetime] = field(default_factory=dict)
     _held: set[str] = field(default_factory=set)
-    """Mirrors that are due though their verdict did not change."""
+    """Transitions that are due though their verdict did not change."""
     _seen: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
     """The objects of the last pass, compared by identity."""
     _shown: dict[str, tuple[object, ...]] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class Publisher:
             elif key == _EVENTS:
                 later = await self._tell(now)
             elif key in verdicts:
-                later = await self._mirror(verdicts[key], snapshot, now)
+                later = await self._write_transition(verdicts[key], snapshot, now)
             else:
                 later = await self._status(policies[key], plan, snapshot, now)
             if later is not None:
@@ -194,7 +194,7 @@ class Publisher:
         self._complaints.ends(key)
 
     def _is_news(self, verdict: Verdict, snapshot: ClusterSnapshot) -> bool:
-        """Whether the mirror may have to change: it shows the verdict and the node, and stands on the GPUNode."""
+        """Whether the transition may have to change: it shows the verdict and the node, and stands on the GPUNode."""
         name = verdict.node
         seen = (snapshot.nodes[name], snapshot.gpunodes.get(name))
         before, self._seen[name] = self._seen.get(name), seen
@@ -202,7 +202,7 @@ class Publisher:
         return not same or self._told.get(name) != verdict or f"node/{name}" in self._held
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, now: datetime) -> None:
-        """What is new about a node: for metrics, the log and the Events. Its mirror is due from now on."""
+        """What is new about a node: for metrics, the log and the Events. Its transition is due from now on."""
         before = self._told.get(verdict.node)
         self._held.add(f"node/{verdict.node}")
         if before != verdict:
@@ -210,13 +210,15 @@ class Publisher:
             self.on_verdict(before, verdict)
             self._compose(node_events(before, verdict), verdict, plan, now)
 
-    # --- mirrors and status --------------------------------------------------------------------------------
+    # --- transitions and status ----------------------------------------------------------------------------
 
-    async def _mirror(self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
+    async def _write_transition(
+        self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime
+    ) -> datetime | None:
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
             return None  # it is being created in this pass
-        previous = self.statuses.mirror(verdict.node)
+        previous = self.statuses.transition(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
         stand = list(self.statuses.conditions(verdict.node))
         conditions = health_conditions(verdict, stand, now)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpusharing.kube.foreign import find_problem
 from gpusharing.planning.gpus.drivers import VERSION
-from gpusharing.planning.snapshot.views import Settings as PlanSettings
+from gpusharing.planning.snapshot.views import PlanSettings
 
 PREFIX = "GPUSHARING_"
 CHOICES = {"log_format": ("json", "console"), "log_level": ("debug", "info", "warning", "error")}

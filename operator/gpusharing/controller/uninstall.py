@@ -13,14 +13,14 @@ from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
 from gpusharing.kube.raw import text
-from gpusharing.planning.snapshot.views import Settings
-from gpusharing.planning.stack.uninstall import Farewell, judge_uninstall
+from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.stack.uninstall import Farewell, find_farewell
 
 REFUSED = 1
 """Exit status that keeps Helm from uninstalling."""
 
 
-async def ask(client: Followable, settings: Settings) -> Farewell:
+async def ask(client: Followable, settings: PlanSettings) -> Farewell:
     """Whether it may be uninstalled. What cannot be read is refused, with the server's words."""
     try:
         nodes = [node_view(raw) async for page in client.pages(NODES) for raw in page.items]
@@ -30,7 +30,7 @@ async def ask(client: Followable, settings: Settings) -> Farewell:
             f"NOT UNINSTALLED: whether a node is in the middle of a change cannot be read: {error}\n"
             "To uninstall all the same: helm uninstall --no-hooks",
         )
-    return judge_uninstall(nodes, settings, await _cluster_policies(client))
+    return find_farewell(nodes, settings, await _cluster_policies(client))
 
 
 async def _cluster_policies(client: Followable) -> list[str]:

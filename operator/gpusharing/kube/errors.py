@@ -87,7 +87,7 @@ class Unavailable(KubeError):
 class ServerAway(KubeError):
     """Calls about different objects failed one after the other and none succeeded in between: end the pass.
 
-    Raised in one place only, by the judge of kube/fanout.py.
+    Raised in one place only, by Reachability in kube/fanout.py.
     """
 
 

@@ -1,6 +1,6 @@
 """Fanout: the one door through which all calls of the operator go, those of its Lease apart.
 
-It bounds how many are under way at once, keeps to the times that the API server asks us to wait, and judges whether
+It bounds how many are under way at once, keeps to the times that the API server asks us to wait, and tells whether
 one call failed or the server is away. It repeats nothing and does not sleep: a call that has to wait is refused with
 HeldBack, and its caller decides anew when the time has come.
 """
@@ -45,7 +45,7 @@ class Target:
 
 
 @dataclass(slots=True)
-class Judge:
+class Reachability:
     """Tells a call that failed from a server that is away. The only place that raises ServerAway."""
 
     successes: int = 0
@@ -58,7 +58,7 @@ class Judge:
         self.successes += 1
         self.failed.clear()
 
-    def judge(self, target: Target, began: int, error: Unavailable) -> None:
+    def failing(self, target: Target, began: int, error: Unavailable) -> None:
         """A call that began after `began` answers failed. Raises ServerAway when it was one too many."""
         if began != self.successes:
             return
@@ -89,7 +89,7 @@ class Holds:
         return until - self.clock()
 
     def answered(self, target: Target) -> None:
-        """The server carried out or judged a call: it does not hold everybody back."""
+        """The server carried out or answered a call: it does not hold everybody back."""
         self.refused.clear()
         if target in self.tries:
             del self.tries[target]
@@ -120,12 +120,12 @@ class Fanout(PassingClient):
         """`parallel`: calls under way at once; watches do not count."""
         super().__init__(client)
         self._slots = asyncio.Semaphore(parallel)
-        self.judge = Judge()
+        self.reachability = Reachability()
         self.holds = Holds()
 
     def heard(self, resource: Resource, event: WatchEvent) -> bool:
         """See PassingClient."""
-        self.judge.answered()
+        self.reachability.answered()
         return True
 
     async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -134,16 +134,16 @@ class Fanout(PassingClient):
         async with self._slots:
             if (left := self.holds.left(target)) > 0:
                 raise HeldBack(f"not sent for {left:.0f} s: the API server asked to wait", left)
-            began = self.judge.successes
+            began = self.reachability.successes
             try:
                 answer = await send()
             except Unavailable as error:
-                self.judge.judge(target, began, error)
+                self.reachability.failing(target, began, error)
                 raise
             except Throttled as error:
-                alone = began != self.judge.successes
+                alone = began != self.reachability.successes
                 self.holds.throttled(target, error.retry_after, alone)
-                self.judge.failed.clear()
+                self.reachability.failed.clear()
                 raise
             except (KubeError, StopAsyncIteration):
                 self._answered(target)
@@ -152,5 +152,5 @@ class Fanout(PassingClient):
             return answer
 
     def _answered(self, target: Target) -> None:
-        self.judge.answered()
+        self.reachability.answered()
         self.holds.answered(target)

@@ -31,7 +31,7 @@ from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, section
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, Settings
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.stack.active import find_active
 
 View = TypeVar("View")
@@ -79,12 +79,12 @@ def _pod_place(raw: JSON) -> PodPlace:
 
 
 class Sources:
-    """The reflectors, and what they hold that is no decision input: mirrors and raw versions."""
+    """The reflectors, and what they hold that is no decision input: transitions and raw versions."""
 
     def __init__(
         self,
         client: KubeClient,
-        settings: Settings,
+        settings: PlanSettings,
         wake: Callable[[], None],
         *,
         admin_mig_map: str = "",
@@ -103,7 +103,7 @@ class Sources:
 
         def gpunode_changed(name: str) -> None:
             if name not in self.gpunodes.items:
-                self._mirrors.pop(name, None)
+                self._transitions.pop(name, None)
             wake()
 
         self._read_maps = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
@@ -111,7 +111,7 @@ class Sources:
         """UIDs; remembered at every event and answer, or a mark that is soon taken off would not be known."""
         pods = agent_namespace or settings.namespace
         namespace = settings.gpu_operator_namespace
-        self._mirrors: dict[str, str] = {}
+        self._transitions: dict[str, str] = {}
         """As JSON text, a fifth of the size: they are read only when something is about to be written."""
         self.policies = PolicyCache(client)
         self._maintenance_keys = maintenance_keys
@@ -162,9 +162,9 @@ class Sources:
         return view.labels.get(LABEL_ARCH, "") if view is not None else ""
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
-        """The view of a GPUNode; its mirror is kept aside, because nothing is decided from it."""
+        """The view of a GPUNode; its `status.transition` is kept aside, because nothing is decided from it."""
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
-        self._mirrors[raw["metadata"]["name"]] = json.dumps(shown)
+        self._transitions[raw["metadata"]["name"]] = json.dumps(shown)
         return gpunode_view(raw)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
@@ -181,10 +181,10 @@ class Sources:
             dict(raw.get("data") or {}), annotations, uid, labelled, ours=uid in self._our_maps
         )
 
-    def mirror(self, node: str) -> Mapping[str, Any]:
+    def transition(self, node: str) -> Mapping[str, Any]:
         """`status.transition` of a GPUNode as last read or written; empty when there is no GPUNode."""
-        mirror: Mapping[str, Any] = self._shown(node)[0]
-        return mirror
+        found: Mapping[str, Any] = self._shown(node)[0]
+        return found
 
     def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
         """`status.conditions` of a GPUNode as last read or written."""
@@ -192,7 +192,7 @@ class Sources:
         return conditions
 
     def _shown(self, node: str) -> Any:
-        return json.loads(self._mirrors[node]) if node in self.gpunodes.items else ({}, [])
+        return json.loads(self._transitions[node]) if node in self.gpunodes.items else ({}, [])
 
     @property
     def required(self) -> Mapping[str, Reflector[Any]]:

@@ -94,7 +94,7 @@ class DoesNotFit(Refusal):
     reason: Misfit
 
 
-Verdict: TypeAlias = Legal | UnknownProfile | DoesNotFit
+Fit: TypeAlias = Legal | UnknownProfile | DoesNotFit
 
 
 def normalise(counts: Mapping[str, int]) -> Layout:
@@ -110,7 +110,7 @@ def describe(layout: Layout) -> str:
     return "+".join(f"{count}x{name}" for name, count in layout) or "empty"
 
 
-def judge(layout: Layout, profiles: Sequence[Profile]) -> Verdict:
+def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
     """Whether one GPU that offers ``profiles`` can hold ``layout``, exactly."""
     offer = _Offer.of(profiles)
     unknown = tuple(name for name, _ in layout if name not in offer.by_name)
@@ -134,7 +134,7 @@ def nearest(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
     """
     if not profiles:
         return None
-    if isinstance(judge(layout, profiles), Legal):
+    if isinstance(find_fit(layout, profiles), Legal):
         return layout
     offer = _Offer.of(profiles)
     wanted: Counter[str] = Counter()

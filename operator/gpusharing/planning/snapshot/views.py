@@ -94,7 +94,7 @@ class ObservedView:
 
 @dataclass(frozen=True, slots=True)
 class GPUNodeView:
-    """One GPUNode: what we asked and what the agent answered. The mirror for people is not part of it."""
+    """One GPUNode: what we asked and what the agent answered; without `status.transition`, which is for people."""
 
     name: str
     uid: str
@@ -119,7 +119,7 @@ class PolicyView:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class PlanSettings:
     """Operator settings that the planner needs; all times in seconds."""
 
     namespace: str = "gpusharing"
@@ -193,7 +193,7 @@ class ClusterSnapshot:
     """Why the policies may have changed meanwhile; no node starts then."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What the last look at the pods of each blocked node found; see `RolloutPlan.looks`."""
-    settings: Settings = Settings()
+    settings: PlanSettings = PlanSettings()
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:

@@ -9,14 +9,14 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView, StackView
-from gpusharing.planning.snapshot.views import PolicyView, Settings
+from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import patch_command
 from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 
-def find_objection(policy: PolicyView, stack: StackView, settings: Settings) -> Finding | None:
+def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
     """The first objection in the order of the chain; None: accepted."""
     if policy.spec is None:
         text = "; ".join(f"{problem.field}: {problem.message}" for problem in policy.problems[:3])
@@ -57,7 +57,7 @@ def passes(reason: Reason) -> bool:
 
 
 def _plugin_config(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> Finding | None:
     ours = settings.plugin_config_map
     if cluster_policy.plugin_config_name == ours:
@@ -78,7 +78,7 @@ def _plugin_config(
 
 
 def _why_not_set(
-    pointer: Pointer, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+    pointer: Pointer, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
     asked = settings.configure_gpu_operator
     return why_not_set(pointer, cluster_policy, asked=asked, error=stack.pointer_error)
@@ -91,7 +91,7 @@ def plain_upgrade(plain: PlainStackView, namespace: str, value: str) -> str:
 
 
 def _discovery(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> Finding | None:
     plain = cluster_policy.plain
     if plain is None or plain.discovers:
@@ -104,7 +104,7 @@ def _discovery(
 
 
 def _config_maps(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> Finding | None:
     if not stack.foreign_map:
         return None
@@ -118,7 +118,7 @@ def _config_maps(
 
 
 def _mig_manager(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> Finding | None:
     if spec.mode is not Mode.MIG or cluster_policy.mig_manager_enabled:
         return None
@@ -133,7 +133,7 @@ def _mig_manager(
 
 
 def _strategy(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> Finding | None:
     fixed = cluster_policy.mig_strategy
     if spec.mig is None or not fixed or fixed == spec.mig.strategy:
@@ -147,7 +147,7 @@ def _strategy(
 
 
 def _layouts(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: Settings
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> Finding | None:
     if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
         return None
@@ -160,6 +160,6 @@ def _layouts(
 
 
 CHECKS: tuple[
-    Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, Settings], Finding | None], ...
+    Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], Finding | None], ...
 ] = (_plugin_config, _discovery, _config_maps, _mig_manager, _strategy, _layouts)
 """First wins; a test pins the order. Before them comes whether there is a spec, and one ClusterPolicy to ask."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
-from gpusharing.planning.snapshot.views import Settings
+from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.commands import patch_command
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
@@ -72,7 +72,7 @@ def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
     return Pointer(MIG_POINTER, ours, policy.mig_config_name, policy.mig_config_setter)
 
 
-def plan_pointers(stack: StackView, settings: Settings, *, quiet: bool) -> SetPointers | None:
+def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
     """What is to be written now; None: nothing. `quiet`: no node is in the middle of a change.
 
     Both ConfigMaps come first: a pod that mounts one which is not there cannot start. And every operand starts anew

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gpusharing.api import names
-from gpusharing.planning.snapshot.views import NodeView, Settings
+from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.commands import patch_command
 from gpusharing.planning.wanted.configmaps import referenced
 
@@ -20,8 +20,8 @@ class Farewell:
     text: str
 
 
-def judge_uninstall(
-    nodes: Collection[NodeView], settings: Settings, cluster_policies: Sequence[str] = ()
+def find_farewell(
+    nodes: Collection[NodeView], settings: PlanSettings, cluster_policies: Sequence[str] = ()
 ) -> Farewell:
     """Refused while a node carries our fence: it would stay cordoned, with nobody to finish its change.
 
@@ -64,7 +64,7 @@ def _fence_of(node: NodeView) -> str:
     return f"{node.name}: policy {fence.policy}, {fence.from_layout} to {fence.to_layout}, {fence.stage} since {since}"
 
 
-def _what_stays(nodes: Collection[NodeView], settings: Settings, cluster_policies: Sequence[str]) -> str:
+def _what_stays(nodes: Collection[NodeView], settings: PlanSettings, cluster_policies: Sequence[str]) -> str:
     naming = sorted(node.name for node in nodes if referenced([node]) - {""})
     maps = f"{settings.plugin_config_map} {settings.mig_config_map}"
     lines = [
@@ -80,7 +80,7 @@ def _what_stays(nodes: Collection[NodeView], settings: Settings, cluster_policie
     return "\n".join([*lines, *_afterwards(maps, settings, cluster_policies)])
 
 
-def _afterwards(maps: str, settings: Settings, cluster_policies: Sequence[str]) -> list[str]:
+def _afterwards(maps: str, settings: PlanSettings, cluster_policies: Sequence[str]) -> list[str]:
     pointers = '{"spec":{"devicePlugin":{"config":{"name":""}},"migManager":{"config":{"name":""}}}}'
     return [
         "To take those away as well, in this order:",

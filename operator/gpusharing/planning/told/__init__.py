@@ -1,1 +1,1 @@
-"""What is told to people: status, events, and the mirror in GPUNode?"""
+"""What is told to people: status, events, and the transition of a GPUNode?"""

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 
-from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, Mode
+from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
 from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import (
     Layout,
     Legal,
     describe,
-    judge,
+    find_fit,
     normalise,
     resource_name,
 )
@@ -294,11 +294,11 @@ def _own(
 def _legal(
     layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]
 ) -> tuple[Layout | None, ...] | Finding:
-    judged: tuple[Layout | None, object] = (None, None)
+    fitted: tuple[Layout | None, object] = (None, None)
     for gpu, layout in zip(gpus, layouts, strict=True):
-        if layout is None or judged == (layout, gpu.profiles):
+        if layout is None or fitted == (layout, gpu.profiles):
             continue
-        judged = (layout, gpu.profiles)
+        fitted = (layout, gpu.profiles)
         if layout == ():
             return Finding(
                 Reason.LAYOUT_EMPTY, f"{node} GPU {gpu.index}: MIG on without instances serves nothing"
@@ -308,12 +308,12 @@ def _legal(
                 Reason.HARDWARE_UNKNOWN,
                 f"{node} GPU {gpu.index}: neither the driver nor our table says what {gpu.product} offers",
             )
-        verdict = judge(layout, gpu.profiles)
-        if not isinstance(verdict, Legal):
+        fit = find_fit(layout, gpu.profiles)
+        if not isinstance(fit, Legal):
             known = {profile.name for profile in gpu.profiles}
             unknown = any(name not in known for name, _ in layout)
             reason = Reason.PROFILE_NOT_SUPPORTED if unknown else Reason.LAYOUT_DOES_NOT_FIT
-            return Finding(reason, f"{node} GPU {gpu.index} ({gpu.product}): {verdict.message}")
+            return Finding(reason, f"{node} GPU {gpu.index} ({gpu.product}): {fit.message}")
     if spec.mig is not None and spec.mig.strategy == "single":
         kinds = {None if layout is None else tuple(name for name, _ in layout) for layout in layouts}
         if len(kinds) != 1 or None in kinds or any(kind is not None and len(kind) != 1 for kind in kinds):
@@ -362,9 +362,12 @@ def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
     return ", ".join(f"{text} ({count} GPU{'s' if count > 1 else ''})" for text, count in texts.items())
 
 
-def is_gpu_resource(name: str) -> bool:
-    """Names that the device plugin serves for GPUs."""
-    return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith("nvidia.com/mig-")
+def is_plugin_resource(name: str) -> bool:
+    """Whether NVIDIA's device plugin serves this name under a configuration of ours.
+
+    Fewer names than `api.names.is_gpu_resource`: what another plugin serves on the node is no difference to a target.
+    """
+    return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 
 
 __all__ = [
@@ -374,7 +377,7 @@ __all__ = [
     "describe_layouts",
     "find_target",
     "find_wish",
-    "is_gpu_resource",
+    "is_plugin_resource",
     "plugin_config",
     "predict_resources",
 ]

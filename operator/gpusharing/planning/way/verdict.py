@@ -12,7 +12,7 @@ from gpusharing.planning.proof.verify import describe_observed
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, Settings
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -81,7 +81,7 @@ class NodeCase:
     """The node holds a slot of the budget already."""
     drifting_since: datetime | None
     stack: StackView
-    settings: Settings
+    settings: PlanSettings
     now: datetime
     at_work_since: datetime | None = None
     """Since when this process has seen mig-manager at work; None where it is not."""

@@ -17,7 +17,7 @@ MAX_MESSAGE = 1000
 def transition(
     verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """The mirror after this pass; `previous` is what stands there now. Equal verdicts give equal mirrors."""
+    """`status.transition` after this pass; `previous` is what stands there now. Equal verdicts give equal texts."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = _stamp(now)

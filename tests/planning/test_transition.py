@@ -1,4 +1,4 @@
-"""The mirror of a node for people: since when, what came before, who holds the cordon, who blocks."""
+"""`status.transition`, a node as people see it: since when, what came before, who holds the cordon, who blocks."""
 
 from dataclasses import replace
 from datetime import timedelta, timezone
@@ -13,7 +13,7 @@ from tests.planning.told import DRAINING, FAILED, SYNCED, verdict
 from gpusharing.api.gpunode import Transition
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.told.mirror import MAX_HISTORY, MAX_MESSAGE, transition
+from gpusharing.planning.told.transition import MAX_HISTORY, MAX_MESSAGE, transition
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import MAX_LINES, Blocker
 from gpusharing.planning.words.reasons import Reason
@@ -29,16 +29,16 @@ BLOCKED = replace(
 )
 
 
-def mirror(
+def shown(
     after: Verdict, previous: dict[str, Any] | None = None, seconds: float = 0, node: NodeView = NODE
 ) -> dict[str, Any]:
-    """The mirror after a pass, which the CRD's types accept."""
+    """What is shown after a pass, which the CRD's types accept."""
     found = transition(after, node, previous or {}, at(seconds))
     Transition.model_validate(found)
     return found
 
 
-def test_a_mirror_tells_everything_about_the_change_in_flight() -> None:
+def test_a_transition_tells_everything_about_the_change_in_flight() -> None:
     after = replace(
         BLOCKED,
         deadline=at(900),
@@ -47,7 +47,7 @@ def test_a_mirror_tells_everything_about_the_change_in_flight() -> None:
         observed="7x1g.10gb",
         disruption=DisruptionClass.GPU_PODS,
     )
-    assert mirror(after, node=FENCED) == {
+    assert shown(after, node=FENCED) == {
         "policy": "pool-b",
         "wanted": "2x3g.40gb",
         "phase": "Draining",
@@ -69,17 +69,17 @@ def test_a_mirror_tells_everything_about_the_change_in_flight() -> None:
     }
 
 
-def test_an_equal_verdict_gives_an_equal_mirror_at_any_later_time() -> None:
-    first = mirror(BLOCKED)
-    assert mirror(replace(BLOCKED, blockers=BLOCKED.blockers[::-1]), first, 3600) == first
+def test_an_equal_verdict_gives_an_equal_transition_at_any_later_time() -> None:
+    first = shown(BLOCKED)
+    assert shown(replace(BLOCKED, blockers=BLOCKED.blockers[::-1]), first, 3600) == first
 
 
 def test_since_is_kept_while_the_phase_stays_and_the_history_tells_phases_only() -> None:
-    first = mirror(DRAINING)
-    second = mirror(replace(DRAINING, reason=Reason.PDB, message="other"), first, 60)
+    first = shown(DRAINING)
+    second = shown(replace(DRAINING, reason=Reason.PDB, message="other"), first, 60)
     assert (second["since"], second["reason"]) == (first["since"], "PDB")
     assert second["history"] == first["history"]
-    third = mirror(FAILED, second, 120)
+    third = shown(FAILED, second, 120)
     assert third["since"] == "2026-11-20T10:02:00Z"
     assert [row["phase"] for row in third["history"]] == ["Draining", "Failed"]
 
@@ -87,7 +87,7 @@ def test_since_is_kept_while_the_phase_stays_and_the_history_tells_phases_only()
 def test_the_history_keeps_the_newest_entries() -> None:
     found: dict[str, Any] = {}
     for minute in range(60):
-        found = mirror(SYNCED if minute % 2 else DRAINING, found, minute * 60)
+        found = shown(SYNCED if minute % 2 else DRAINING, found, minute * 60)
     assert len(found["history"]) == MAX_HISTORY
     assert found["history"][0]["at"] == "2026-11-20T10:40:00Z"
     assert found["history"][-1] == {"phase": "Synced", "reason": "Synced", "at": "2026-11-20T10:59:00Z"}
@@ -120,11 +120,11 @@ def test_the_history_keeps_the_newest_entries() -> None:
     ],
 )
 def test_the_cordon_is_said_to_be_whose_it_is(node: NodeView, word: str) -> None:
-    assert mirror(DRAINING, node=node)["cordon"] == word
+    assert shown(DRAINING, node=node)["cordon"] == word
 
 
 def test_a_node_without_blockers_has_no_culprit() -> None:
-    found = mirror(SYNCED)
+    found = shown(SYNCED)
     assert (found["culprit"], found["blockers"], found["deadline"], found["step"]) == ("", [], "", "")
 
 
@@ -144,7 +144,7 @@ blockers = st.lists(
 @given(blockers=blockers, text=words)
 def test_the_longest_texts_fit_into_the_crd(blockers: list[Blocker], text: str) -> None:
     after = replace(BLOCKED, blockers=tuple(blockers), message=text, wanted=text, observed=text)
-    found = mirror(after)
+    found = shown(after)
     assert len(found["blockers"]) <= MAX_LINES
     assert (
         max(len(part) for part in (found["message"], found["culprit"], *found["blockers"], "")) <= MAX_MESSAGE
@@ -152,7 +152,7 @@ def test_the_longest_texts_fit_into_the_crd(blockers: list[Blocker], text: str) 
 
 
 def test_a_text_that_is_cut_says_so() -> None:
-    found = mirror(verdict(Phase.FAILED, message="x" * 5000))
+    found = shown(verdict(Phase.FAILED, message="x" * 5000))
     assert len(found["message"]) == MAX_MESSAGE
     assert found["message"].endswith("x...")
 
@@ -160,4 +160,4 @@ def test_a_text_that_is_cut_says_so() -> None:
 def test_times_are_in_utc_whatever_the_clock_says() -> None:
     berlin = NOW.astimezone(timezone(timedelta(hours=1)))
     after = replace(DRAINING, deadline=berlin)
-    assert transition(after, NODE, {}, berlin) == mirror(replace(DRAINING, deadline=NOW))
+    assert transition(after, NODE, {}, berlin) == shown(replace(DRAINING, deadline=NOW))
