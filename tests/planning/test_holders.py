@@ -1,8 +1,9 @@
 from datetime import datetime
 
 import pytest
-from tests.build import DAEMON_SET, at, make_pod
+from tests.build import DAEMON_SET, at, make_node, make_pod
 
+from gpusharing.api.names import is_gpu_resource
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain import holders
 from gpusharing.planning.drain.holders import (
@@ -14,8 +15,10 @@ from gpusharing.planning.drain.holders import (
     is_idle,
     scope_of,
 )
+from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.snapshot.views import Settings
+from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.words.reasons import Reason
 
 ORDER = [
@@ -133,7 +136,7 @@ def test_before_a_reboot_pods_without_a_gpu_must_leave_too_but_daemon_sets_and_f
 
 
 def test_a_gpu_pod_in_a_protected_namespace_blocks_whatever_else_is_said_about_it() -> None:
-    scope = scope_of(Settings(protected_namespaces=("kube-system", "monitoring")))
+    scope = scope_of(PlanSettings(protected_namespaces=("kube-system", "monitoring")))
     for pod in (
         make_pod("profiler", namespace="kube-system"),
         make_pod("alone", namespace="monitoring", owner=None),
@@ -145,7 +148,7 @@ def test_a_gpu_pod_in_a_protected_namespace_blocks_whatever_else_is_said_about_i
 
 
 def test_pods_without_a_gpu_in_a_protected_namespace_block_only_where_all_pods_must_leave() -> None:
-    settings, dns = Settings(), make_pod("dns", namespace="kube-system", resources={})
+    settings, dns = PlanSettings(), make_pod("dns", namespace="kube-system", resources={})
     log = make_pod("log", namespace="kube-system", resources={}, owner=DAEMON_SET)
     assert is_idle([dns, log], scope_of(settings))
     found = classify([dns, log], Drain(), scope_of(settings, all_pods=True))
@@ -156,18 +159,18 @@ def test_pods_without_a_gpu_in_a_protected_namespace_block_only_where_all_pods_m
 
 def test_a_pod_that_leaves_a_protected_namespace_by_itself_is_waited_for() -> None:
     leaving = make_pod("profiler", namespace="kube-system", deleted_at=at(0))
-    found = classify([leaving], Drain(), scope_of(Settings()))
+    found = classify([leaving], Drain(), scope_of(PlanSettings()))
     assert [pod.name for pod in found.holders] == ["profiler"]
     assert found.blockers == ()
 
 
 def test_nothing_is_protected_when_the_list_is_empty() -> None:
     pod = make_pod("profiler", namespace="kube-system")
-    assert classify([pod], Drain(), scope_of(Settings(protected_namespaces=()))).blockers == ()
+    assert classify([pod], Drain(), scope_of(PlanSettings(protected_namespaces=()))).blockers == ()
 
 
 def test_the_operator_names_its_own_pod_instead_of_draining_it() -> None:
-    settings = Settings(namespace="gpus", pod_name="operator-1")
+    settings = PlanSettings(namespace="gpus", pod_name="operator-1")
     ours = make_pod("operator-1", namespace="gpus", resources={})
     twin = make_pod("operator-1", namespace="elsewhere", resources={})
     assert is_idle([ours, twin], scope_of(settings))
@@ -176,3 +179,27 @@ def test_the_operator_names_its_own_pod_instead_of_draining_it() -> None:
         (Reason.OWN_POD, ("gpus/operator-1",))
     ]
     assert [pod.ref for pod in found.holders] == ["elsewhere/operator-1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "of_a_gpu", "of_the_plugin"),
+    [
+        ("nvidia.com/gpu", True, True),
+        ("nvidia.com/gpu.shared", True, True),
+        ("nvidia.com/mig-1g.10gb.me.shared", True, True),
+        ("nvidia.com/gpumem", True, False),
+        ("nvidia.com/gpu-h100", True, False),
+        ("nvidia.com/gpu.shared.a", True, False),
+        ("nvidia.com/mig", False, False),
+        ("nvidia.com/hostdev", False, False),
+        ("nvidia.com/GA102GL_A10", False, False),
+        ("nvidia.com/NVIDIA_A10-24Q", False, False),
+        ("example.com/gpu", False, False),
+    ],
+)
+def test_odd_names_of_resources_hold_a_gpu_but_are_no_difference_to_what_the_plugin_should_serve(
+    name: str, of_a_gpu: bool, of_the_plugin: bool
+) -> None:
+    assert holds_gpu(make_pod(resources={name: 1})) is is_gpu_resource(name) is of_a_gpu
+    assert is_plugin_resource(name) is of_the_plugin
+    assert served(make_node(resources={name: 1})) == ({name: 1} if of_the_plugin else {})

@@ -110,6 +110,16 @@ RESOURCE_GPU_SHARED = "nvidia.com/gpu.shared"
 RESOURCE_MIG_PREFIX = "nvidia.com/mig-"
 
 
+def is_gpu_resource(name: str) -> bool:
+    """Whether an extended resource stands for GPUs or parts of one (docs/design/drain.md#g1).
+
+    Names that NVIDIA's plugin never serves but somebody may have made up for a GPU count too: `nvidia.com/gpumem`,
+    `nvidia.com/gpu-h100`. Their pods hold a GPU, and must leave before it changes. Other nvidia.com/* resources
+    are network cards and passed-through devices, which no mode change touches.
+    """
+    return name.startswith((RESOURCE_GPU, RESOURCE_MIG_PREFIX))
+
+
 class Mode(StrEnum):
     """What a node pool's GPUs are for; the value of `spec.mode`."""
 

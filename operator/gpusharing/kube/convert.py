@@ -29,10 +29,6 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.words.findings import Finding
 
-GPU_PREFIXES = (names.RESOURCE_GPU, names.RESOURCE_MIG_PREFIX)
-"""Prefixes of resource names that stand for GPUs or parts of one (docs/design/drain.md#g1). Other nvidia.com/*
-resources are network cards and passed-through devices, which no mode change touches."""
-
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
     """A Node, without heartbeats, images, addresses and resourceVersion."""
@@ -62,7 +58,7 @@ def gpu_counts(quantities: object) -> Mapping[str, int]:
     """The GPU entries of allocatable; 0 and what cannot be read count as absent (docs/design/nvidia.md#r12)."""
     if not isinstance(quantities, dict):
         return {}
-    counts = {intern(key): count(value) for key, value in quantities.items() if key.startswith(GPU_PREFIXES)}
+    counts = {intern(key): count(value) for key, value in quantities.items() if names.is_gpu_resource(key)}
     return {key: value for key, value in sorted(counts.items()) if value}
 
 
@@ -75,7 +71,7 @@ def has_condition(raw: JSON, kind: str) -> bool:
 
 
 def gpunode_view(raw: JSON) -> GPUNodeView:
-    """A GPUNode, without the mirror for people."""
+    """A GPUNode, without its `status.transition`, which is for people."""
     request = section(raw, "spec", "request")
     observed = part(raw, "status", "observed")
     return GPUNodeView(

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from sys import intern
 from typing import Literal
 
+from gpusharing.api.names import is_gpu_resource
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert import GPU_PREFIXES, has_condition
+from gpusharing.kube.convert import has_condition
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
@@ -132,7 +133,7 @@ def _gpu_requests(raw: JSON) -> Mapping[str, int]:
                 **section(container, "resources", "limits"),
             }
             for key, quantity in asked.items():
-                if key.startswith(GPU_PREFIXES):
+                if is_gpu_resource(key):
                     number = count(quantity)
                     total[intern(key)] = total.get(key, 0) + (1 if number is None else number)
     return {key: number for key, number in sorted(total.items()) if number}

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from gpusharing.api.names import DisruptionClass
+from gpusharing.api.names import DisruptionClass, is_gpu_resource
 from gpusharing.kube.actuatorlog import ActuatorLogs
 from gpusharing.kube.budgets import Budgets
 from gpusharing.kube.client import DAEMON_SETS, JSON, PODS, RESOURCE_CLAIMS, KubeClient, Resource
@@ -33,9 +33,8 @@ from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, Settings
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.target import is_gpu_resource
 from gpusharing.planning.way.quiet import is_at_work
 
 log = structlog.get_logger()
@@ -60,7 +59,7 @@ class Gatherer:
 
     client: KubeClient
     sources: Sources
-    settings: Settings
+    settings: PlanSettings
     admin_mig_map: str = ""
     evictions: Mapping[str, Mapping[str, EvictionMemory]] = field(default_factory=dict)
     """The executor's memory of refused evictions, by node and pod UID."""

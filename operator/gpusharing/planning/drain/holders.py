@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Literal, TypeAlias
 
 from gpusharing.api import names
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, RESOURCE_GPU, RESOURCE_MIG_PREFIX
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, is_gpu_resource
 from gpusharing.api.policy import Drain
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.snapshot.views import Settings
+from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason
 
@@ -39,7 +39,7 @@ class Scope:
     """When we cordoned the node; None: we did not."""
 
 
-def scope_of(settings: Settings, *, all_pods: bool = False, cordoned_at: datetime | None = None) -> Scope:
+def scope_of(settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None) -> Scope:
     """What a drain of this operator has to empty, and what it must not touch."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
@@ -66,13 +66,7 @@ class Classified:
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
     """The GPU resource names that the pod asks for, sorted; other names under nvidia.com/ are not GPUs (G1)."""
-    return tuple(
-        sorted(
-            name
-            for name, count in pod.resources.items()
-            if count > 0 and name.startswith((RESOURCE_GPU, RESOURCE_MIG_PREFIX))
-        )
-    )
+    return tuple(sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name)))
 
 
 def holds_gpu(pod: PodView) -> bool:

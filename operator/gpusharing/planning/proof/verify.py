@@ -27,7 +27,7 @@ from gpusharing.planning.snapshot.views import GpuView, NodeView, ObservedView
 from gpusharing.planning.wanted import toolversions
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
-from gpusharing.planning.wanted.target import Target, describe_layouts, is_gpu_resource
+from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
@@ -318,7 +318,7 @@ def _gfd(case: Case) -> Finding | None:
 
 def served(node: NodeView) -> dict[str, int]:
     """GPU resources that the node offers now; a quantity of 0 counts as absent."""
-    return {name: count for name, count in node.resources.items() if is_gpu_resource(name) and count > 0}
+    return {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
 
 
 def _allocatable(case: Case) -> Finding | None:
