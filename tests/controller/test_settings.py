@@ -1,4 +1,4 @@
-"""Settings come from the environment; a bad one ends the start with its name and an example."""
+"""Settings come from the environment (api/settingtypes.py); a bad one ends the start with its name and an example."""
 
 from dataclasses import fields
 

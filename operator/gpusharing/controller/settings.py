@@ -3,33 +3,34 @@
 `docs/reference/settings.md` is generated from this file.
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Literal
 
+from pydantic import Field, TypeAdapter, ValidationError
+
+from gpusharing.api.settingtypes import Period, Port, Seconds, listed
 from gpusharing.kube.foreign import find_problem
-from gpusharing.planning.gpus.drivers import VERSION
 from gpusharing.planning.snapshot.views import PlanSettings
 
 PREFIX = "GPUSHARING_"
-CHOICES = {"log_format": ("json", "console"), "log_level": ("debug", "info", "warning", "error")}
-POSITIVE = frozenset(
-    {
-        "lease_seconds",
-        "renew_deadline",
-        "retry_period",
-        "relist",
-        "pending_period",
-        "parallel",
-        "poll",
-        "eviction_wait",
-    }
-)
-"""With 0 the loop would spin, or never act."""
-MAX_PORT = 65535
-NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+EXAMPLES = {
+    "maintenance_keys": "example.com/maintenance",
+    "protected_namespaces": "kube-system,monitoring",
+    "unsafe_drivers": "570,580.95.05",
+}
+"""Of settings whose default shows nobody how to write them."""
+WHY = {
+    "float_parsing": " is not a number",
+    "finite_number": " is not a number",
+    "int_parsing": " is not a whole number",
+    "greater_than_equal": " is negative",
+    "greater_than": " must be above 0",
+    "less_than_equal": " is not a port",
+}
+"""What pydantic's errors say about a variable of ours."""
+MaintenanceKeys = Annotated[tuple[str, ...], listed(find_problem)]
 
 
 class SettingsError(Exception):
@@ -46,33 +47,33 @@ class Settings:
     """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty: none."""
     agent_namespace: str = "gpusharing-agent"
     """Where the agent's pods are; empty: our own namespace."""
-    maintenance_keys: tuple[str, ...] = ()
+    maintenance_keys: MaintenanceKeys = ()
     """Keys, commas between: a label, annotation or taint of one on a Node means that somebody else maintains it."""
     lease_name: str = "gpusharing-operator"
     """Lease in our namespace: leader and claims."""
-    lease_seconds: float = 15.0
+    lease_seconds: Period = 15.0
     """How long a lost leader blocks its successor."""
-    renew_deadline: float = 10.0
+    renew_deadline: Period = 10.0
     """A leader that could not renew for this long ends its process at once."""
-    retry_period: float = 2.0
+    retry_period: Period = 2.0
     """Between two tries to take or renew the Lease."""
-    debounce: float = 0.2
+    debounce: Seconds = 0.2
     """From the first change to the pass that looks at all of them."""
-    publish_period: float = 2.0
+    publish_period: Seconds = 2.0
     """While an object moves, its status follows after this time; phases that pass more quickly are never shown."""
-    relist: float = 600.0
+    relist: Period = 600.0
     """Policies are listed again after this long even when nothing happened."""
-    pending_period: float = 60.0
+    pending_period: Period = 60.0
     """Between two counts of Pending GPU pods."""
-    parallel: int = 16
+    parallel: Annotated[int, Field(gt=0)] = 16
     """Nodes acted on at once."""
-    log_format: str = "json"
+    log_format: Literal["json", "console"] = "json"
     """json or console."""
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     """debug, info, warning or error."""
-    metrics_port: int = 8080
+    metrics_port: Port = 8080
     """Port of /metrics; 0 switches it off."""
-    probe_port: int = 8081
+    probe_port: Port = 8081
     """Port of /healthz and /readyz; 0 switches it off."""
     listen: str = "0.0.0.0"
     """Address of the two ports."""
@@ -80,23 +81,23 @@ class Settings:
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Read every GPUSHARING_<NAME>. Raises SettingsError for a value of the wrong kind or an unknown name."""
-    known = dict.fromkeys(_names(PlanSettings), "plan") | dict.fromkeys(_names(Settings), "shell")
-    plan: dict[str, Any] = {}
-    shell: dict[str, Any] = {}
-    for variable, text in sorted(environment.items()):
-        if not variable.startswith(PREFIX):
-            continue
-        name = variable.removeprefix(PREFIX).lower()
-        where = known.get(name)
-        if where is None:
-            raise SettingsError(
-                f"{variable} is not a setting; known are {', '.join(sorted(_variables(known)))}"
-            )
-        defaults: object = PlanSettings() if where == "plan" else Settings()
-        (plan if where == "plan" else shell)[name] = _convert(variable, text, getattr(defaults, name))
-    settings = replace(Settings(**shell), plan=replace(PlanSettings(), **plan))
+    texts = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
+    plan, shell = _variables(PlanSettings), _variables(Settings)
+    known = plan.keys() | shell.keys()
+    if unknown := sorted(texts.keys() - known):
+        names = ", ".join(PREFIX + name for name in sorted(known))
+        raise SettingsError(f"{PREFIX}{unknown[0]} is not a setting; known are {names}")
+    try:
+        planner = _PLAN.validate_python({plan[name]: texts[name] for name in texts if name in plan})
+        given = {shell[name]: texts[name] for name in texts if name in shell}
+        settings = _SHELL.validate_python({**given, "plan": planner})
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
     _check_lease(settings)
     return settings
+
+
+_PLAN, _SHELL = TypeAdapter(PlanSettings), TypeAdapter(Settings)
 
 
 def default_text(value: object) -> str:
@@ -106,70 +107,24 @@ def default_text(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(item.name for item in fields(kind) if item.name != "plan")
+def _variables(kind: type) -> dict[str, str]:
+    """Names of variables, without the prefix, to names of fields."""
+    return {item.name.upper(): item.name for item in fields(kind) if item.name != "plan"}
 
 
-def _variables(known: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(PREFIX + name.upper() for name in known)
-
-
-def _convert(variable: str, text: str, default: object) -> object:
-    name = variable.removeprefix(PREFIX).lower()
-    example = f"for example {variable}={default}"
-    if allowed := CHOICES.get(name):
-        if text not in allowed:
-            raise SettingsError(f"{variable}={text} is not one of {', '.join(allowed)}; {example}")
-        return text
-    if isinstance(default, bool):
-        if text not in ("true", "false"):
-            raise SettingsError(f"{variable}={text} is neither true nor false; for example {variable}=true")
-        return text == "true"
-    if isinstance(default, tuple):
-        return _list(variable, text)
-    if not isinstance(default, (int, float)):
-        return text
-    convert: Callable[[str], float] = type(default)
-    try:
-        value = convert(text)
-    except ValueError:
-        kind = "whole number" if isinstance(default, int) else "number"
-        raise SettingsError(f"{variable}={text} is not a {kind}; {example}") from None
-    if not math.isfinite(value):
-        raise SettingsError(f"{variable}={text} is not a number; {example}")
-    if value < 0:
-        raise SettingsError(f"{variable}={text} is negative; {example}")
-    if value == 0 and name in POSITIVE:
-        raise SettingsError(f"{variable}={text} must be above 0; {example}")
-    if name.endswith("_port") and value > MAX_PORT:
-        raise SettingsError(f"{variable}={text} is not a port; {example}")
-    return value
-
-
-def _list(variable: str, text: str) -> tuple[str, ...]:
-    """The entries between commas; none in an empty text."""
-    find, example = LISTS[variable.removeprefix(PREFIX).lower()]
-    entries = tuple(entry.strip() for entry in text.split(",")) if text.strip() else ()
-    for entry in entries:
-        if problem := find(entry):
-            raise SettingsError(f"{variable}={text}: {problem}; for example {variable}={example}")
-    return entries
-
-
-def _find_no_namespace(entry: str) -> str:
-    return "" if NAMESPACE.fullmatch(entry) else f"{entry!r} is not the name of a namespace"
-
-
-def _find_no_version(entry: str) -> str:
-    return "" if VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the beginning of one"
-
-
-LISTS: Mapping[str, tuple[Callable[[str], str], str]] = {
-    "maintenance_keys": (find_problem, "example.com/maintenance"),
-    "protected_namespaces": (_find_no_namespace, "kube-system,monitoring"),
-    "unsafe_drivers": (_find_no_version, "570,580.95.05"),
-}
-"""What is wrong with an entry (empty: nothing), and an example."""
+def _explain(error: ValidationError) -> str:
+    """The first bad value for people: the variable, what is wrong with it, and a valid example."""
+    first = error.errors(include_url=False)[0]
+    name, text, context = str(first["loc"][0]), first["input"], first.get("ctx", {})
+    if first["type"] == "literal_error":
+        words = re.findall("'(.*?)'", context["expected"])
+        why = f" is not one of {', '.join(words)}"
+    else:
+        why = WHY.get(first["type"]) or str(context.get("error", first["msg"]))
+    defaults: object = PlanSettings() if hasattr(PlanSettings, name) else Settings()
+    example = EXAMPLES.get(name) or default_text(getattr(defaults, name))
+    variable = PREFIX + name.upper()
+    return f"{variable}={text}{why}; for example {variable}={example}"
 
 
 def _check_lease(settings: Settings) -> None:

@@ -9,11 +9,22 @@ they are not guessed at here, an admin can name them.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Annotated
+
+from gpusharing.api.settingtypes import listed
 
 CVE = "CVE-2026-24197"
 FIXED: Mapping[int, str] = {535: "535.309.01", 580: "580.159.03", 595: "595.71.05"}
 """Branch of the Linux driver to the first version in which it is fixed."""
-VERSION = re.compile(r"\d+(\.\d+)*")
+_VERSION = re.compile(r"\d+(\.\d+)*")
+
+
+def _find_no_version(entry: str) -> str:
+    return "" if _VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the beginning of one"
+
+
+DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
+"""Versions of the driver, or their beginnings: `570`, `570.86`."""
 
 
 def find_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
@@ -39,6 +50,6 @@ def find_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> s
 def _numbers(version: str) -> tuple[int, ...]:
     """The parts of a version; empty for text that is none."""
     # Nine digits are more than any version has, and few enough for int() whatever a label says.
-    if not VERSION.fullmatch(version) or any(len(part) > 9 for part in version.split(".")):
+    if not _VERSION.fullmatch(version) or any(len(part) > 9 for part in version.split(".")):
         return ()
     return tuple(int(part) for part in version.split("."))

@@ -10,8 +10,10 @@ from datetime import datetime
 
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.settingtypes import Count, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
+from gpusharing.planning.gpus.drivers import DriverVersions
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import WELL, Vitals
 from gpusharing.planning.snapshot.agents import AgentTroubles
@@ -126,39 +128,39 @@ class PlanSettings:
     gpu_operator_namespace: str = "gpu-operator"
     plugin_config_map: str = "gpusharing-device-plugin"
     mig_config_map: str = "gpusharing-mig-parted"
-    configure_gpu_operator: bool = False
+    configure_gpu_operator: Switch = False
     """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has said anything else."""
     pod_name: str = ""
     """Name of our own pod, which is never drained; empty: we run in none."""
-    protected_namespaces: tuple[str, ...] = ("kube-system",)
+    protected_namespaces: Namespaces = ("kube-system",)
     """Commas between: no pod is evicted there. The chart's admission policy refuses it too."""
-    refuse_unsafe_drivers: bool = True
+    refuse_unsafe_drivers: Switch = True
     """No MIG change on a driver that CVE-2026-24197 affects (`planning/gpus/drivers.py`)."""
-    unsafe_drivers: tuple[str, ...] = ()
+    unsafe_drivers: DriverVersions = ()
     """Commas between: further driver versions, or branches such as 570, that no MIG change is made on."""
-    max_in_flight: int = 100
+    max_in_flight: Count = 100
     """Operator-wide cap on nodes in flight."""
-    settle: float = 5.0
+    settle: Seconds = 5.0
     """After the cordon, before the first judgement of the pods (scheduler race, docs/design/drain.md#t2)."""
-    idle: float = 3.0
+    idle: Seconds = 3.0
     """Between the two empty LISTs that prove a node idle."""
-    config_propagation: float = 120.0
+    config_propagation: Seconds = 120.0
     """From a ConfigMap write until a label may point at the new entry."""
-    eviction_wait: float = 5.0
+    eviction_wait: Period = 5.0
     """After the first refusal of an eviction; doubles up to a minute."""
-    wedge_pending: float = 1200.0
+    wedge_pending: Seconds = 1200.0
     """mig.config.state pending for longer is a wedge (docs/design/nvidia.md#a7)."""
-    wedge_paused: float = 15.0
+    wedge_paused: Seconds = 15.0
     """Operands paused after success or failed for longer is a wedge."""
-    abort_backoff: float = 300.0
+    abort_backoff: Seconds = 300.0
     """First wait after an abort; doubles each time."""
-    poll: float = 5.0
+    poll: Period = 5.0
     """Between two LISTs of the pods of a node in work."""
-    restart_grace: float = 30.0
+    restart_grace: Seconds = 30.0
     """From a restarted mig-manager pod being Ready until the state on the node is believed to be its own."""
-    drift_grace: float = 60.0
+    drift_grace: Seconds = 60.0
     """A difference must last this long before it counts as drift (plugin restarts and reboots heal themselves)."""
-    max_cures: int = 2
+    max_cures: Count = 2
     """Restarts of a node's mig-manager per change before the node is Failed."""
 
 

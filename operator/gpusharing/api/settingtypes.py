@@ -1,0 +1,44 @@
+"""Types of the operator's settings: what the text of an environment variable may say. pydantic reads and checks it."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+def listed(find_problem: Callable[[str], str]) -> BeforeValidator:
+    """Entries with commas between; none in an empty text. `find_problem`: why one is bad; empty when it is good."""
+    return BeforeValidator(partial(_split, find_problem))
+
+
+def _split(find_problem: Callable[[str], str], text: str) -> tuple[str, ...]:
+    entries = tuple(entry.strip() for entry in text.split(",")) if text.strip() else ()
+    for entry in entries:
+        if problem := find_problem(entry):
+            raise ValueError(f": {problem}")
+    return entries
+
+
+def _find_no_namespace(entry: str) -> str:
+    return "" if _NAMESPACE.fullmatch(entry) else f"{entry!r} is not the name of a namespace"
+
+
+def _is_on(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(" is neither true nor false")
+    return text == "true"
+
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Period = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Seconds above 0: with 0 the loop would spin, or never act."""
+Count = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""0 switches the port off."""
+Switch = Annotated[bool, BeforeValidator(_is_on)]
+"""`true` or `false`, and no other word."""
+Namespaces = Annotated[tuple[str, ...], listed(_find_no_namespace)]
