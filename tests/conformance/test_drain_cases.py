@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import yaml
 from tests.build import at, make_pdb, make_pod, make_work
+from tests.planning.drainpass import OPERATOR, drain_pass, foreseen
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import remember
 from gpusharing.planning.drain.holders import Scope, classify
-from gpusharing.planning.drain.plan import plan_drain, preflight
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PodView
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
 from gpusharing.planning.words.reasons import reason_of
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
-OPERATOR_NAMESPACE = "gpu-operator"
 THEN = {"evict", "waiting", "later", "ignored", "blocked", "preflight", "says", "next_wake", "idle"}
 GIVEN = {"pods", "pdbs", "options", "answers", "now", "offered", "list_error"}
 
@@ -34,20 +33,20 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
     now = at(given.get("now", 0))
     offered = frozenset(given.get("offered", ["nvidia.com/gpu"]))
 
-    plan = plan_drain(work, options, now, scope=Scope(OPERATOR_NAMESPACE))
-    before = preflight(work, options, offered, now, scope=Scope(OPERATOR_NAMESPACE))
+    found = drain_pass(work, options, now)
+    plan, before = found.plan, foreseen(work, now, options=options, offered=offered)
 
     assert [pod.name for pod in plan.evict] == then.get("evict", [])
-    assert [pod.name for pod in plan.waiting] == then.get("waiting", [])
-    assert [pod.name for pod in plan.later] == then.get("later", [])
+    assert [pod.name for pod in found.waiting] == then.get("waiting", [])
+    assert [pod.name for pod in found.later] == then.get("later", [])
     assert _by_reason(plan.blockers) == then.get("blocked", {})
     assert _by_reason(before) == then.get("preflight", then.get("blocked", {}))
     text = "\n".join(explain_blockers(plan.blockers))
     assert [part for part in then.get("says", []) if part not in text] == [], text
     if "ignored" in then:
-        found = classify(work.pods, options, scope=Scope(OPERATOR_NAMESPACE))
-        assert [pod.name for pod in found.ignored] == then["ignored"]
-        assert plan.idle == (not found.holders and not found.blocked)
+        pods = classify(work.pods, options, scope=Scope(OPERATOR))
+        assert [pod.name for pod in pods.ignored] == then["ignored"]
+        assert plan.idle == (not pods.holders and not pods.blocked)
     if "next_wake" in then:
         assert plan.next_wake == at(then["next_wake"])
     if "idle" in then:

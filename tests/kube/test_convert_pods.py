@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.build import NOW, make_work
+from tests.build import make_work
 from tests.kube.objects import pdb, pod
 from tests.kube.test_convert import JUNK, paths, with_junk
+from tests.planning.drainpass import drain_pass, foreseen
 
-from gpusharing.api.policy import Drain
 from gpusharing.kube.convert_pods import claim_names, claim_use, pdb_view, pod_view
 from gpusharing.planning.drain.holders import Scope
-from gpusharing.planning.drain.plan import plan_drain, preflight
 from gpusharing.planning.snapshot.podviews import Owner
 
 JSON = dict[str, Any]
@@ -97,9 +96,9 @@ def test_a_pod_that_is_going_at_a_time_beyond_every_clock_is_waited_for_and_neve
 ) -> None:
     going = pod_view(pod(metadata={"name": "p", "deletionTimestamp": written}), {})
     work = make_work(replace(going, resources={"nvidia.com/gpu": 1}))
-    assert preflight(work, Drain(), frozenset({"nvidia.com/gpu"}), NOW, scope=SCOPE) is not None
-    plan = plan_drain(work, Drain(), NOW, scope=SCOPE)
-    assert (plan.evict, [pod.name for pod in plan.waiting], plan.holders) == ((), ["p"], 1)
+    assert foreseen(work) is not None
+    found = drain_pass(work)
+    assert (found.plan.evict, [pod.name for pod in found.waiting], found.plan.holders) == ((), ["p"], 1)
 
 
 CORDON = "node.kubernetes.io/unschedulable"

@@ -224,7 +224,7 @@ def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], looks=begun(("team-a/llm", 1)))
     for reason, counted in ((Reason.SETTLING, 1), (Reason.FOREIGN_MAINTENANCE, 0)):
         common = Common(frozenset())
-        look = common.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""))
+        look = common.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""), NOW)
         assert (common.crowd.total(), common.crowd_known, look is not None) == (counted, True, bool(counted))
 
 
@@ -243,7 +243,7 @@ def test_it_takes_no_room_in_a_budget_of_pods(fence: Fence, reason: Reason, list
     work = {"n0": guarded_work()} if listed else {}
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], work=work)
     common = Common(frozenset())
-    assert common.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, "")) is None
+    assert common.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""), NOW) is None
     assert (common.crowd, common.crowd_known) == (Counter(), True)
 
 

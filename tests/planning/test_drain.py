@@ -5,25 +5,21 @@ from datetime import timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.build import DAEMON_SET, JOB, NOW, REPLICA_SET, at, make_memory, make_pdb, make_pod, make_work
+from tests.planning.drainpass import OPERATOR, DrainPass, drain_pass, foreseen, planned
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.evictions import remember
-from gpusharing.planning.drain.holders import Scope
-from gpusharing.planning.drain.plan import MAX_EVICTIONS, DrainPlan, plan_drain, preflight
+from gpusharing.planning.drain.evictions import MAX_EVICTIONS, remember
 from gpusharing.planning.snapshot.podviews import EvictionMemory, PodView
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
 
-OPERATOR = "gpu-operator"
-SCOPE = Scope(OPERATOR)
-GPU = frozenset({"nvidia.com/gpu"})
-
 
 def test_500_pods_leave_ten_at_a_time_and_the_next_pass_follows_in_two_seconds() -> None:
     pods = [make_pod(f"p-{n:03}") for n in range(500)]
-    plan = plan_drain(make_work(*pods), Drain(), NOW, scope=Scope(OPERATOR))
+    found = drain_pass(make_work(*pods))
+    plan = found.plan
     assert [pod.name for pod in plan.evict] == [f"p-{n:03}" for n in range(MAX_EVICTIONS)]
-    assert len(plan.later) == 490
+    assert len(found.later) == 490
     assert plan.holders == 500
     assert plan.next_wake == at(2)
     assert plan.blockers == ()
@@ -35,7 +31,7 @@ def test_passes_that_follow_one_another_at_once_evict_no_more_than_five_pods_a_s
     asked: list[float] = []
     for tick in range(400):  # a pass every 25 ms, all of them from one LIST
         now = at(tick / 40)
-        plan = plan_drain(make_work(*pods, evictions=memories), Drain(), now, scope=SCOPE)
+        plan = planned(make_work(*pods, evictions=memories), now=now)
         for pod in plan.evict:
             memories[pod.uid] = remember(Reason.EVICTED, "", memories.get(pod.uid), now, 0.0)
             asked.append(tick / 40)
@@ -49,7 +45,7 @@ def test_passes_that_follow_one_another_at_once_evict_no_more_than_five_pods_a_s
 def test_what_the_server_refuses_counts_in_the_pace_too() -> None:
     pods = [make_pod(f"p-{n:02}") for n in range(20)]
     memories = {pod.uid: remember(Reason.EVICTION_ERROR, "no", None, NOW, 0.0) for pod in pods[:8]}
-    plan = plan_drain(make_work(*pods, evictions=memories), Drain(), at(1), scope=SCOPE)
+    plan = planned(make_work(*pods, evictions=memories), now=at(1))
     assert [pod.name for pod in plan.evict] == ["p-08", "p-09"]
     assert plan.next_wake == at(2)
 
@@ -57,37 +53,35 @@ def test_what_the_server_refuses_counts_in_the_pace_too() -> None:
 def test_a_pod_that_the_server_does_not_know_is_asked_for_again_only_when_a_newer_list_shows_it() -> None:
     pod = make_pod("gone")
     memories = {pod.uid: remember(Reason.PODS_LEAVING, "", None, at(1), 0.0)}
-    old = plan_drain(make_work(pod, evictions=memories), Drain(), at(60), scope=SCOPE)
-    assert (old.evict, old.waiting, old.holders, old.blockers) == ((), (pod,), 1, ())
+    old = drain_pass(make_work(pod, evictions=memories), now=at(60))
+    assert (old.plan.evict, old.waiting, old.plan.holders, old.plan.blockers) == ((), (pod,), 1, ())
     newer = make_work(pod, evictions=memories, listed_at=at(4))
-    assert plan_drain(newer, Drain(), at(60), scope=SCOPE).evict == (pod,)
-    assert plan_drain(newer, Drain(), at(60), scope=SCOPE).blockers == ()
+    assert planned(newer, now=at(60)).evict == (pod,)
+    assert planned(newer, now=at(60)).blockers == ()
 
 
 def test_a_list_from_before_an_answer_was_lost_says_nothing_about_that_pod() -> None:
     """The eviction may have been accepted: a slow server's LIST of before shows the pod as if nothing had happened."""
     pod = make_pod("asked")
     memories = {pod.uid: remember(Reason.EVICTION_ERROR, "timed out", None, at(1), 0.0)}
-    old = plan_drain(make_work(pod, evictions=memories), Drain(), at(60), scope=SCOPE)
+    old = planned(make_work(pod, evictions=memories), now=at(60))
     assert (old.evict, old.holders) == ((), 1)
     newer = make_work(pod, evictions=memories, listed_at=at(2))
-    assert plan_drain(newer, Drain(), at(60), scope=SCOPE).evict == (pod,)
+    assert planned(newer, now=at(60)).evict == (pod,)
 
 
 def test_an_accepted_eviction_is_never_repeated_whatever_a_newer_list_shows() -> None:
     pod = make_pod("slow")
     memories = {pod.uid: remember(Reason.EVICTED, "", None, at(1), 0.0)}
     for listed in (0, 1, 4, 3600):
-        plan = plan_drain(
-            make_work(pod, evictions=memories, listed_at=at(listed)), Drain(), at(9999), scope=SCOPE
-        )
-        assert (plan.evict, plan.waiting) == ((), (pod,))
+        found = drain_pass(make_work(pod, evictions=memories, listed_at=at(listed)), now=at(9999))
+        assert (found.plan.evict, found.waiting) == ((), (pod,))
 
 
 def test_refused_pods_do_not_crowd_out_those_not_tried_yet() -> None:
     pods = [make_pod(f"p-{n:02}") for n in range(12)]
     refused = {pod.uid: make_memory(Reason.EVICTION_ERROR, next_try=NOW) for pod in pods[:10]}
-    plan = plan_drain(make_work(*pods, evictions=refused), Drain(), NOW, scope=Scope(OPERATOR))
+    plan = planned(make_work(*pods, evictions=refused))
     assert [pod.name for pod in plan.evict][:2] == ["p-10", "p-11"]
     assert len(plan.evict) == MAX_EVICTIONS
 
@@ -100,7 +94,7 @@ def test_one_full_budget_does_not_hold_up_another() -> None:
         make_pod("d", labels={"app": "web"}),
     ]
     pdbs = [make_pdb(allowed=0, current=2), make_pdb("web", match_labels={"app": "web"}, allowed=5)]
-    plan = plan_drain(make_work(*pods, pdbs=pdbs), Drain(), NOW, scope=Scope(OPERATOR))
+    plan = planned(make_work(*pods, pdbs=pdbs))
     assert [pod.name for pod in plan.evict] == ["a", "c", "d"]
     assert [(b.reason, b.pods, b.pdb) for b in plan.blockers] == [
         (Reason.PDB, ("team-a/a", "team-a/b"), "team-a/llm")
@@ -112,8 +106,8 @@ def test_a_blocker_stays_while_its_pod_is_tried_again_and_its_text_does_not_flap
     pdbs = [make_pdb(allowed=0, current=2)]
     refused = {pod.uid: make_memory(Reason.PDB, "needs 2 and has 2", next_try=at(5)) for pod in pods[:1]}
     work = make_work(*pods, pdbs=pdbs, evictions=refused)
-    waiting = plan_drain(work, Drain(), at(1), scope=Scope(OPERATOR))
-    retrying = plan_drain(work, Drain(), at(5), scope=Scope(OPERATOR))
+    waiting = planned(work, now=at(1))
+    retrying = planned(work, now=at(5))
     assert [pod.name for pod in waiting.evict] == ["b"]
     assert retrying.evict != ()
     assert waiting.blockers == retrying.blockers
@@ -128,14 +122,14 @@ def test_a_blocker_stays_while_its_pod_is_tried_again_and_its_text_does_not_flap
 
 
 def test_a_node_whose_pods_could_not_be_listed_is_not_idle() -> None:
-    plan = plan_drain(make_work(error="timed out"), Drain(), NOW, scope=Scope(OPERATOR))
+    plan = planned(make_work(error="timed out"))
     assert not plan.idle
     assert plan.evict == ()
     assert plan.blockers == (Blocker(Reason.LIST_FAILED, message="timed out"),)
 
 
 def test_a_blocked_pod_keeps_the_node_from_being_idle() -> None:
-    plan = plan_drain(make_work(make_pod(owner=None)), Drain(), NOW, scope=Scope(OPERATOR))
+    plan = planned(make_work(make_pod(owner=None)))
     assert (plan.holders, plan.idle) == (1, False)
 
 
@@ -152,7 +146,7 @@ def test_preflight_names_everything_at_once() -> None:
         make_pdb("y", match_labels={"tier": "y"}),
         make_pdb("single", match_labels={"app": "single"}, allowed=0, expected=1, desired=1, current=1),
     ]
-    found = preflight(make_work(*pods, pdbs=pdbs), Drain(), GPU, NOW, scope=Scope(OPERATOR))
+    found = foreseen(make_work(*pods, pdbs=pdbs))
     assert [(b.reason, b.pods, b.pdb) for b in found] == [
         (Reason.PDB_CONFLICT, ("team-a/two",), "team-a/x, team-a/y"),
         (Reason.PDB_NEVER_ALLOWS, ("team-a/single",), "team-a/single"),
@@ -164,7 +158,7 @@ def test_preflight_names_everything_at_once() -> None:
 
 def test_a_clean_node_passes_preflight() -> None:
     work = make_work(make_pod(), make_pod("going", deleted_at=at(30)), pdbs=[make_pdb()])
-    assert preflight(work, Drain(), GPU, NOW, scope=Scope(OPERATOR)) == ()
+    assert foreseen(work) == ()
 
 
 # --- properties ---------------------------------------------------------------------------------------------
@@ -214,8 +208,8 @@ budgets = st.builds(
 
 
 @st.composite
-def drains(draw: st.DrawFn) -> tuple[list[PodView], DrainPlan, DrainPlan]:
-    """A node's pods, its plan, and the plan for the same input in another order."""
+def drains(draw: st.DrawFn) -> tuple[list[PodView], DrainPass, DrainPass]:
+    """A node's pods, a pass over them, and one over the same input in another order."""
     some = draw(st.lists(pods, max_size=14, unique_by=lambda pod: pod.ref))
     some_pdbs = draw(st.lists(budgets, max_size=3, unique_by=lambda pdb: (pdb.namespace, pdb.name)))
     remembered = {pod.uid: m for pod in some if (m := draw(st.none() | memories())) is not None}
@@ -223,18 +217,19 @@ def drains(draw: st.DrawFn) -> tuple[list[PodView], DrainPlan, DrainPlan]:
         unmanaged_pods=draw(st.sampled_from(["Block", "Evict"])),
         stranded_pods=draw(st.sampled_from(["Hold", "Allow"])),
     )
-    plans = [
-        plan_drain(make_work(*order, pdbs=pdbs, evictions=remembered), options, NOW, scope=Scope(OPERATOR))
+    passes = [
+        drain_pass(make_work(*order, pdbs=pdbs, evictions=remembered), options)
         for order, pdbs in ((some, some_pdbs), (draw(st.permutations(some)), some_pdbs[::-1]))
     ]
-    return some, plans[0], plans[1]
+    return some, passes[0], passes[1]
 
 
 @given(drains())
 @settings(max_examples=150, deadline=None)
-def test_what_holds_in_every_drain(drain: tuple[list[PodView], DrainPlan, DrainPlan]) -> None:
-    some, plan, reordered = drain
-    assert plan == reordered
+def test_what_holds_in_every_drain(drain: tuple[list[PodView], DrainPass, DrainPass]) -> None:
+    some, found, reordered = drain
+    assert found == reordered
+    plan = found.plan
     for pod in plan.evict:
         assert pod.phase in ("Running", "Pending")
         assert not pod.mirror
@@ -242,9 +237,9 @@ def test_what_holds_in_every_drain(drain: tuple[list[PodView], DrainPlan, DrainP
         assert pod.owner is not DAEMON_SET
         assert pod.dra == "none"
     assert len(plan.evict) <= MAX_EVICTIONS
-    assert not set(_uids(plan.evict)) & set(_uids(plan.waiting))
+    assert not set(_uids(plan.evict)) & set(_uids(found.waiting))
     named = {ref for blocker in plan.blockers for ref in blocker.pods}
-    answered = {pod.ref for pod in (*plan.evict, *plan.waiting, *plan.later)} | named
+    answered = {pod.ref for pod in (*plan.evict, *found.waiting, *found.later)} | named
     holders = {pod.ref for pod in some if _must_leave(pod)}
     assert answered == holders
     assert plan.holders == len(holders)
@@ -260,7 +255,8 @@ def test_a_drain_that_the_server_lets_through_evicts_each_pod_once_and_ends(
     evictions: dict[str, EvictionMemory] = {}
     alive, now = list(some), NOW
     for _ in range(40):
-        plan = plan_drain(make_work(*alive, evictions=evictions), Drain(), now, scope=Scope(OPERATOR))
+        found = drain_pass(make_work(*alive, evictions=evictions), now=now)
+        plan = found.plan
         for pod in plan.evict:
             evicted.append(pod.uid)
             evictions[pod.uid] = remember(Reason.EVICTED, "", None, now, 0.0)
@@ -268,7 +264,7 @@ def test_a_drain_that_the_server_lets_through_evicts_each_pod_once_and_ends(
         alive = [pod for pod in alive if pod.uid not in leaving]
         now += timedelta(seconds=1)
     assert len(evicted) == len(set(evicted))
-    assert plan.evict == plan.later == ()
+    assert plan.evict == found.later == ()
 
 
 def _uids(some: tuple[PodView, ...]) -> list[str]:
@@ -287,7 +283,5 @@ def test_a_refusal_of_an_earlier_drain_does_not_keep_the_next_one_from_beginning
     pod = make_pod()
     for reason in (Reason.PDB, Reason.EVICTION_ERROR, Reason.FORBIDDEN):
         work = make_work(pod, evictions={pod.uid: make_memory(reason, next_try=at(5))})
-        assert [
-            blocker.reason for blocker in preflight(work, Drain(), GPU, at(4), scope=Scope(OPERATOR))
-        ] == [reason]
-        assert preflight(work, Drain(), GPU, at(5), scope=Scope(OPERATOR)) == ()
+        assert [blocker.reason for blocker in foreseen(work, at(4))] == [reason]
+        assert foreseen(work, at(5)) == ()

@@ -336,7 +336,7 @@ class _Pass:
         cases = [(case, p.policy) for p in waiting if p.limit > p.used for case in p.candidates]
         common = Common.of(self.snapshot, self.now, self._offered(), cases)
         for name in sorted(self.fences.keys() - self.yielded):
-            if (look := common.add_in_flight(self.snapshot, self.verdicts[name])) is not None:
+            if (look := common.add_in_flight(self.snapshot, self.verdicts[name], self.now)) is not None:
                 self.looks[name] = look
         for pool in waiting:
             taken = len(self.fences) - len(self.yielded) + len(self.kept) + len(claims)

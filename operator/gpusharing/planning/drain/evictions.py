@@ -18,6 +18,11 @@ SLOW_WAIT = 300.0
 """Seconds; for what only a person can change, and the most that a Retry-After may ask of us."""
 ODD_AFTER = 3
 """Answers that a pod is gone, each after a LIST that showed it, from which that is told as an error."""
+MAX_EVICTIONS = 10
+"""Evictions per node within `PACE`, however soon passes follow one another (E18)."""
+EVICTIONS_PER_SECOND = 5
+"""Per node (E18)."""
+PACE = timedelta(seconds=MAX_EVICTIONS / EVICTIONS_PER_SECOND)
 QUIET_WAIT = 60.0
 """Seconds for which a budget that its controller has not worked out yet is not shown as a blocker (E6)."""
 
@@ -88,6 +93,11 @@ def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
     return listed_at is not None and listed_at > memory.asked_at
 
 
+def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping[str, EvictionMemory]:
+    """The answers whose wait is not over, and the accepted evictions, which hold whatever the time."""
+    return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
+
+
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
     """Until when no eviction may be sent on this node; None: they may be (E7).
 
@@ -95,6 +105,12 @@ def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> da
     """
     later = [m.next_try for m in memories.values() if m.reason == Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
+
+
+def asked_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
+    """When the evictions of the last `PACE` were sent. A pass that made progress is followed by one at once."""
+    times = (memory.asked_at for memory in memories.values())
+    return tuple(moment for moment in times if moment is not None and now - PACE < moment)
 
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:

@@ -19,22 +19,16 @@ def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
     return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
 
 
-def guarding(pod: PodView, pdbs: Iterable[PdbView]) -> PdbView | None:
-    """The one budget that the server will ask about the pod; None: the eviction is not up to a budget."""
-    if _exempt(pod):
-        return None
-    found = selecting(pod, pdbs)
-    if len(found) != 1 or _lets_unready_go(found[0], pod):
-        return None
-    return found[0]
+def asked(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
+    """The budgets that the server will ask about an eviction of the pod, by name.
 
-
-def conflicting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
-    """The two or more budgets that make every eviction of the pod fail (500, kubernetes#75957); else ()."""
+    None: the eviction is not up to a budget. One decides. Two or more make every eviction of the pod fail, even of an
+    unready one (500, kubernetes#75957).
+    """
     if _exempt(pod):
         return ()
     found = selecting(pod, pdbs)
-    return found if len(found) > 1 else ()
+    return () if len(found) == 1 and _lets_unready_go(found[0], pod) else found
 
 
 def never_allows(pdb: PdbView) -> bool:

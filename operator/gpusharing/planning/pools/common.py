@@ -8,6 +8,7 @@ from datetime import datetime
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import budget_room
+from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.way.gates import CORDONING
@@ -49,7 +50,7 @@ class Common:
         due, recent = find_due(last, now, poll), count_recent((look for _, look in last), now, poll)
         return Common(offered, snapshot.looks, due=due, recent=recent)
 
-    def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
+    def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict, now: datetime) -> Look | None:
         """Count which budgets the pods of a fenced node still need, by its LIST or by the look before its fence.
 
         Returns that look while it is the newest word on them.
@@ -64,7 +65,8 @@ class Common:
             reboots = fence.disruption is DisruptionClass.REBOOT
             scope = scope_of(snapshot.settings, all_pods=reboots, cordoned_at=fence.since)
             if policy is not None and policy.spec is not None:
-                self.crowd.update(budget_room(work, policy.spec.drain, scope))
+                found = find_standings(work, policy.spec.drain, now, scope=scope)
+                self.crowd.update(budget_room(found))
             return None
         if verdict.reason is not Reason.SETTLING:  # nothing is evicted there before its pods are listed
             return None

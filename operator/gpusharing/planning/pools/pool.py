@@ -22,6 +22,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.validation import allowance, parse_duration
 from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.drain.plan import budget_room, crowding, preflight
+from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.pools.common import Common, standing_look
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
@@ -95,6 +96,8 @@ class _Candidate:
     policy: PolicyView
     look: Look | None
     """What blocks it, by the pods as listed now or last; None: nothing, or they were not listed."""
+    pods: Standings | None = None
+    """How its pods stand; None: they were not listed in this pass."""
 
     @property
     def cordons(self) -> bool:
@@ -104,7 +107,7 @@ class _Candidate:
     @property
     def needs_list(self) -> bool:
         """The pods must be known before this node may start, and are not."""
-        return self.cordons and self.case.work is None and self.look is None
+        return self.cordons and self.pods is None and self.look is None
 
     @property
     def order(self) -> tuple[bool, bool, int, str]:
@@ -183,22 +186,24 @@ def _candidate(case: NodeCase, policy: PolicyView, common: Common) -> _Candidate
     assert isinstance(assessed, Assessed), "candidates have a target"
     if case.work is None:
         return _Candidate(case, assessed, policy, before)
-    blockers = preflight(case.work, assessed.spec.drain, common.offered, case.now, scope=case.scope)
-    look = _look(case, policy, before, blockers) if blockers else None
-    return _Candidate(case, assessed, policy, look)
+    drain = assessed.spec.drain
+    pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
+    blockers = preflight(pods, drain, common.offered, case.now)
+    look = _look(case, policy, before, pods, blockers) if blockers else None
+    return _Candidate(case, assessed, policy, look, pods)
 
 
 def _look(
     case: NodeCase,
     policy: PolicyView,
     before: Look | None,
+    pods: Standings,
     blockers: tuple[Blocker, ...],
     *,
     slower: bool = True,
 ) -> Look:
     """What is remembered of a look that found these blockers. `slower`: the next one waits longer than this one did."""
-    assert case.work is not None, "the pods were looked at"
-    at, tries = case.work.listed_at, 1
+    at, tries = pods.listed_at, 1
     if before is not None and slower:
         tries = before.tries if before.at == at else before.tries + 1
     return Look(policy.uid, policy.generation, case.node.retry, at, tries, blockers)
@@ -206,26 +211,22 @@ def _look(
 
 def _try(candidate: _Candidate, common: Common) -> tuple[Verdict, Look | None]:
     """Preflight of one candidate that has a slot: fence it, look at its pods, or say what blocks."""
-    case, policy, look = candidate.case, candidate.policy, candidate.look
-    drain = candidate.assessed.spec.drain
+    case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return _begin(candidate), None
-    if candidate.needs_list:
-        return _looking(case), None
     if look is not None:
-        return _blocked(case, look, again=case.work is None and case.node.name in common.due), look
-    assert case.work is not None, "listed, and nothing blocks"
-    needed = budget_room(case.work, drain, case.scope)
+        return _blocked(case, look, again=pods is None and case.node.name in common.due), look
+    if pods is None:
+        return _looking(case), None
+    needed = budget_room(pods)
     if needed and not common.crowd_known:
         return _looking(case), None
-    if crowded := crowding(case.work, drain, case.scope, common.crowd):
+    if crowded := crowding(pods, common.crowd):
         # Others make room within seconds: such a node is looked at again at every poll.
-        look = _look(case, policy, None, crowded, slower=False)
+        look = _look(case, policy, None, pods, crowded, slower=False)
         return _blocked(case, look), look
     common.crowd.update(needed)
-    begun = Look(
-        policy.uid, policy.generation, case.node.retry, case.work.listed_at, 1, (), tuple(needed.items())
-    )
+    begun = Look(policy.uid, policy.generation, case.node.retry, pods.listed_at, 1, (), tuple(needed.items()))
     return _begin(candidate), begun
 
 

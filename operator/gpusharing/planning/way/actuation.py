@@ -42,7 +42,7 @@ def run(
         if case.disruption in CORDONING or needs_run(case, goal):
             return start_anew(case)
         return waiting or _begin(case, assessed, goal, again=False)
-    way = way_to_idle(case, assessed.spec.drain, waiting, since=since, step_proven=step_proven)
+    way = way_to_idle(case, waiting, since=since, step_proven=step_proven)
     return way or _begin(case, assessed, goal, again=again)
 
 
@@ -54,7 +54,7 @@ def start_anew(case: FencedCase) -> Verdict:
     return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
 
 
-def restart_pod(case: FencedCase, assessed: Assessed, operand: Operand, what: str) -> Verdict:
+def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
     """A fresh run begins when the pod of the actuator is gone; the fence records which pod that is."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
@@ -63,7 +63,7 @@ def restart_pod(case: FencedCase, assessed: Assessed, operand: Operand, what: st
         return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
     if case.fence.disruption not in CORDONING:
         return start_anew(case)
-    if (way := way_to_idle(case, assessed.spec.drain)) is not None:
+    if (way := way_to_idle(case)) is not None:
         return way
     return verdict.then(RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid))
 

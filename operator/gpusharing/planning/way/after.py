@@ -75,9 +75,9 @@ def _way(case: FencedCase) -> Verdict:
     if not isinstance(assessed, Assessed):
         return _unprovable(case, assessed, find_trouble(case))
     if case.operand is not None and case.operand.uid == fence.restart_uid:
-        return restart_pod(case, assessed, case.operand, "mig-manager")
+        return restart_pod(case, case.operand, "mig-manager")
     if case.mps_daemon is not None and case.mps_daemon.uid == fence.daemon_uid:
-        return restart_pod(case, assessed, case.mps_daemon, "the MPS daemon")
+        return restart_pod(case, case.mps_daemon, "the MPS daemon")
     return _onward(case, assessed)
 
 

@@ -13,13 +13,12 @@ from datetime import datetime, timedelta
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Release
-from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.proof.assess import Assessed, Refused
 from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.way.actuation import run
 from gpusharing.planning.way.attempts import next_deferral, proof_time
 from gpusharing.planning.way.gates import CORDONING
-from gpusharing.planning.way.idle import drain_plan, rise
+from gpusharing.planning.way.idle import rise
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import give_way, holds_our_cordon, may_uncordon
@@ -167,8 +166,8 @@ come before the clock, so that an abort is told by its cause."""
 def _limit(case: FencedCase) -> datetime:
     """`drain.timeout` is for pods to leave: the proof that the node is idle has a time of its own."""
     gone = case.fence.disruption not in CORDONING
-    if (plan := _drain(case)) is not None:
-        gone = plan.idle
+    if case.drain is not None:
+        gone = case.drain.idle
     return case.fence.deadline + proof_time(case) if gone else case.fence.deadline
 
 
@@ -179,15 +178,8 @@ def _next_limit(case: FencedCase) -> datetime:
 
 def _timeout_text(case: FencedCase) -> str:
     text = "the drain was given up at its deadline and the node restored; evicted pods are not brought back"
-    plan = _drain(case)
-    lines = explain_blockers(plan.blockers) if plan is not None else ()
+    lines = explain_blockers(case.drain.blockers) if case.drain is not None else ()
     return f"{text}: {lines[0]}" if lines else text
-
-
-def _drain(case: FencedCase) -> DrainPlan | None:
-    """How far the drain is, as far as the pods were listed."""
-    spec = case.assessment.policy.spec if case.assessment is not None else None
-    return None if case.work is None or spec is None else drain_plan(case, case.work, spec.drain)
 
 
 def _abort(case: FencedCase, why: Finding, *, defer: bool, restore: bool) -> Verdict:

@@ -10,9 +10,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
-from gpusharing.api.policy import Drain
 from gpusharing.planning.actions import Evict, UpdateFence
-from gpusharing.planning.drain.plan import DrainPlan, plan_drain
+from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.way.requests import answers_quiet, last_busy, next_quiet_request
 from gpusharing.planning.way.verdict import FencedCase, Verdict
@@ -25,7 +24,6 @@ LIST_AGE = timedelta(seconds=30)
 
 def way_to_idle(
     case: FencedCase,
-    drain: Drain,
     waiting: Verdict | None = None,
     *,
     since: datetime | None = None,
@@ -33,20 +31,20 @@ def way_to_idle(
 ) -> Verdict | None:
     """What is still to be done or waited for; None: the node is proven idle, just now.
 
-    `drain`: the policy's. `waiting`: what the run needs and is not there yet. `since`: older readings prove nothing.
+    `waiting`: what the run needs and is not there yet. `since`: older readings prove nothing.
     """
     if (risen := rise(case)) is not None:
         return risen
-    if case.work is None or case.work.error:
-        why = case.work.error if case.work else "listing the pods of the node"
-        reason = Reason.LIST_FAILED if case.work else Reason.SETTLING
+    work, plan = case.work, case.drain
+    if work is None or plan is None or work.error:
+        why = work.error if work else "listing the pods of the node"
+        reason = Reason.LIST_FAILED if work else Reason.SETTLING
         return replace(case.verdict(Phase.DRAINING, reason, why, wake=next_poll(case)), wants_pods=True)
-    plan = drain_plan(case, case.work, drain)
     if plan.holders:
         return _drain(case, plan)
     if waiting is not None:
         return replace(waiting, wake=next_poll(case), wants_pods=True)
-    return _prove(case, case.work, since, step_proven=step_proven)
+    return _prove(case, work, since, step_proven=step_proven)
 
 
 def rise(case: FencedCase) -> Verdict | None:
@@ -68,11 +66,6 @@ def next_poll(case: FencedCase) -> datetime:
     soon = (case.work.listed_at if case.work is not None else case.now) + poll
     soon = soon if soon > case.now else case.now + poll
     return min(soon, case.fence.deadline) if case.now < case.fence.deadline else soon
-
-
-def drain_plan(case: FencedCase, work: NodeWork, drain: Drain) -> DrainPlan:
-    """Who must leave this node, and what keeps them."""
-    return plan_drain(work, drain, case.now, scope=case.scope)
 
 
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import cached_property
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope, scope_of
+from gpusharing.planning.drain.plan import DrainPlan, plan_drain
+from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import WELL, Diagnosis, diagnose
 from gpusharing.planning.proof.assess import Assessed, Assessment
 from gpusharing.planning.proof.verify import describe_observed
@@ -151,11 +154,22 @@ class NodeCase:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, for `drain`
 class FencedCase(NodeCase):
     """The case of a node that carries our fence."""
 
     fence: Fence
+
+    @cached_property
+    def drain(self) -> DrainPlan | None:
+        """Who must leave and what keeps them; None while the pods were not listed, or no policy says how to drain.
+
+        Planned once for all that ask how far the drain is, and only when somebody asks.
+        """
+        spec = self.assessment.policy.spec if self.assessment is not None else None
+        if self.work is None or spec is None:
+            return None
+        return plan_drain(find_standings(self.work, spec.drain, self.now, scope=self.scope), self.now)
 
     @staticmethod
     def of(case: NodeCase, fence: Fence) -> "FencedCase":

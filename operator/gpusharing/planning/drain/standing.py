@@ -1,0 +1,119 @@
+"""How each pod of a node stands in its drain (docs/design/drain.md): looked at once, for preflight and plan alike.
+
+What is asked of one pod is asked here: who decides about it (holders.py), what the server said of it last
+(evictions.py), which budgets guard it (pdb.py), and with these whether it may be evicted now.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpusharing.api.policy import Drain
+from gpusharing.planning.drain import pdb
+from gpusharing.planning.drain.evictions import (
+    asked_lately,
+    forget_old,
+    is_accepted,
+    is_seen,
+    throttled_until,
+)
+from gpusharing.planning.drain.holders import Scope, classify
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, PdbView, PodView
+from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.reasons import Reason, reason_of
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One pod that holds a GPU and that no filter keeps: where its eviction stands in this pass."""
+
+    pod: PodView
+    memory: EvictionMemory | None
+    """The server's last answer about it, as far as that still counts; None: it was not asked."""
+    answer: Reason | None
+    """What that answer was."""
+    budgets: tuple[PdbView, ...]
+    """The budgets that the server will ask, by name; more than one: it refuses with certainty (E8)."""
+    leaves: bool
+    """It needs no eviction of ours: it is terminating, accepted (E1), unknown to the server by now (E2, E3), or on a
+    kubelet that does not answer (P13)."""
+    due: bool
+    """It may be evicted now, as far as the pod goes; the pace and the room of its budget are the plan's."""
+
+    @property
+    def budget(self) -> PdbView | None:
+        """The one budget that decides about the eviction; None: none does, or several conflict."""
+        return self.budgets[0] if len(self.budgets) == 1 else None
+
+    @property
+    def conflicts(self) -> bool:
+        """Two or more budgets make every eviction of it fail (500, kubernetes#75957)."""
+        return len(self.budgets) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Standings:
+    """All pods of one node that hold a GPU, each in exactly one place, sorted by `namespace/name`."""
+
+    listed_at: datetime
+    leaving: tuple[Standing, ...] = ()
+    """Only to be waited for."""
+    staying: tuple[Standing, ...] = ()
+    """To be evicted, now or later."""
+    blocked: int = 0
+    """Pods that hold a GPU and must not or cannot be evicted."""
+    blockers: tuple[Blocker, ...] = ()
+    """Why those are blocked."""
+    asked: tuple[datetime, ...] = ()
+    """When the evictions of the last `PACE` were sent, those of pods that are gone since included."""
+    throttled_until: datetime | None = None
+    """No eviction may be sent on this node before then; None: they may be (E7)."""
+    error: str = ""
+    """Why the pods could not be listed: then nothing else is known."""
+
+    @property
+    def holders(self) -> int:
+        """Pods that still hold a GPU; -1: unknown, the pods could not be listed."""
+        return -1 if self.error else len(self.leaving) + len(self.staying) + self.blocked
+
+
+def find_standings(
+    work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True
+) -> Standings:
+    """Look at every pod of the node once.
+
+    `cordoned`: the drain is under way. Before it nobody asks the server, so an answer whose wait is over would block
+    for ever and is left out.
+    """
+    if work.error:
+        return Standings(work.listed_at, error=work.error)
+    memories = work.evictions if cordoned else forget_old(work.evictions, now)
+    found = classify(work.pods, options, scope)
+    standings = [_stand(pod, memories.get(pod.uid), work, now) for pod in found.holders]
+    return Standings(
+        work.listed_at,
+        leaving=tuple(one for one in standings if one.leaves),
+        staying=tuple(one for one in standings if not one.leaves),
+        blocked=len(found.blocked),
+        blockers=found.blockers,
+        asked=asked_lately(memories, now),
+        throttled_until=throttled_until(memories, now),
+    )
+
+
+def _stand(pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime) -> Standing:
+    answer = None if memory is None else reason_of(memory.reason)
+    budgets = pdb.asked(pod, work.pdbs)
+    leaves = pod.deleted_at is not None or pod.phase == "Unknown" or _is_answered(memory, answer, work)
+    # One that was asked for since the LIST was begun is left alone: an eviction whose answer was lost may have been
+    # accepted. With two budgets the server would refuse with certainty.
+    waits = memory is not None and not (memory.next_try <= now and is_seen(memory, work.listed_at))
+    return Standing(pod, memory, answer, budgets, leaves, due=not (leaves or waits or len(budgets) > 1))
+
+
+def _is_answered(memory: EvictionMemory | None, answer: Reason | None, work: NodeWork) -> bool:
+    """Accepted (E1); or the server knows no such pod any more, and only a newer LIST tells more (E2, E3)."""
+    if memory is None:
+        return False
+    if answer is Reason.PODS_LEAVING:
+        return not is_seen(memory, work.listed_at)
+    return is_accepted(memory)

@@ -1,0 +1,57 @@
+"""One pass of a drain: how the pods of a node stand, and what is planned for them."""
+
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import datetime
+
+from tests.build import NOW
+
+from gpusharing.api.policy import Drain
+from gpusharing.planning.drain.holders import Scope
+from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
+from gpusharing.planning.drain.standing import Standings, find_standings
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.words.blockers import Blocker
+
+OPERATOR = "gpu-operator"
+SCOPE = Scope(OPERATOR)
+GPU = frozenset({"nvidia.com/gpu"})
+
+
+@dataclass(frozen=True)
+class DrainPass:
+    """What one pass finds and plans."""
+
+    found: Standings
+    plan: DrainPlan
+
+    @property
+    def waiting(self) -> tuple[PodView, ...]:
+        """Pods for which there is nothing to do but to look again."""
+        return tuple(one.pod for one in self.found.leaving)
+
+    @property
+    def later(self) -> tuple[PodView, ...]:
+        """Pods to evict in a later pass; nothing but our own pace holds them back."""
+        named = {ref for blocker in self.plan.blockers for ref in blocker.pods}
+        staying = (one.pod for one in self.found.staying)
+        return tuple(pod for pod in staying if pod not in self.plan.evict and pod.ref not in named)
+
+
+def drain_pass(work: NodeWork, options: Drain | None = None, now: datetime = NOW) -> DrainPass:
+    """One pass over the pods of a node that is being drained."""
+    found = find_standings(work, options or Drain(), now, scope=SCOPE)
+    return DrainPass(found, plan_drain(found, now))
+
+
+def planned(work: NodeWork, options: Drain | None = None, now: datetime = NOW) -> DrainPlan:
+    """The plan of one pass."""
+    return drain_pass(work, options, now).plan
+
+
+def foreseen(
+    work: NodeWork, now: datetime = NOW, *, options: Drain | None = None, offered: AbstractSet[str] = GPU
+) -> tuple[Blocker, ...]:
+    """What is found before the cordon."""
+    options = options or Drain()
+    return preflight(find_standings(work, options, now, scope=SCOPE, cordoned=False), options, offered, now)
