@@ -8,7 +8,8 @@ from hack.nvmlsim.models import find_model
 from tests.build import make_gpu, make_gpunode, make_node, make_stack
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.proof.verify import Case, expected_gfd_labels
+from gpusharing.planning.proof.gfdlabels import expected_gfd_labels
+from gpusharing.planning.proof.verify import Case
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted import pluginconfig
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
@@ -86,6 +87,6 @@ def _judge(setting: Setting) -> tuple[Target | Finding, list[GpuView]]:
 
 def labels_as_predicted(labels: Mapping[str, str], case: Case) -> None:
     """Assert that GFD's labels are a set that the verifier expects."""
-    possible = expected_gfd_labels(case)
+    possible = expected_gfd_labels(case.target, case.observed)
     shown = [{name: labels.get(name, "") for name in expected} for expected in possible]
     assert any(seen == expected for seen, expected in zip(shown, possible, strict=True)), (labels, possible)

@@ -36,11 +36,33 @@ DEPLOY, WORKLOAD = "nvidia.com/gpu.deploy.", "nvidia.com/gpu.workload.config"
 
 
 def test_the_order_of_the_gates_is_part_of_the_product() -> None:
-    assert [gate.__name__ for gate in GATES] == [
-        "_alive", "_foreign", "_cordon", "_at_work", "_operands", "_agent", "_rights", "_missing", "_health", "_driver",
-        "_leftovers",
-        "_actuator", "_drift", "_futile", "_deferred", "_paused", "propagation",
-    ]  # fmt: skip
+    assert [(gate.find.__name__, gate.reason) for gate in GATES] == [
+        ("_going", Reason.NODE_NOT_READY),
+        ("_unready", Reason.NODE_NOT_READY),
+        ("_foreign", Reason.FOREIGN_MAINTENANCE),
+        ("_cordoned", Reason.ALREADY_CORDONED),
+        ("_at_work", Reason.ACTUATOR_BUSY),
+        ("_not_for_containers", Reason.WORKLOAD_CONFIG),
+        ("_switched_off", Reason.OPERANDS_DISABLED),
+        ("_no_agent", Reason.AGENT_NOT_READY),
+        ("_unread", Reason.OBSERVATION_PENDING),
+        ("_unreadable", Reason.AGENT_ERROR),
+        ("_withheld", Reason.AGENT_LACKS_RIGHTS),
+        ("_missing", Reason.GPU_MISSING),
+        ("_unhealthy", Reason.GPU_UNHEALTHY),
+        ("_unsafe_driver", Reason.UNSAFE_DRIVER),
+        ("_left_exclusive", Reason.COMPUTE_MODE),
+        ("_nobody_ends_mig", Reason.ACTUATOR_MISSING),
+        ("_rebooting", Reason.ACTUATOR_BUSY),
+        ("_no_mig_manager", Reason.ACTUATOR_MISSING),
+        ("_drifted", Reason.DRIFTED),
+        ("_drifted_again", Reason.DRIFT_RETURNED),
+        ("_futile", Reason.BLOCKED),
+        ("_deferred", Reason.DEFERRED),
+        ("_paused", Reason.PAUSED),
+        ("_not_written", Reason.CONFIG_NOT_WRITTEN),
+        ("_on_its_way", Reason.CONFIG_PROPAGATING),
+    ]
 
 
 def observing(case: NodeCase, **fields: Any) -> NodeCase:

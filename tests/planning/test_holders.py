@@ -5,7 +5,6 @@ from tests.build import DAEMON_SET, at, make_node, make_pod
 
 from gpusharing.api.names import is_gpu_resource
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain import holders
 from gpusharing.planning.drain.holders import (
     FILTERS,
     Scope,
@@ -21,11 +20,6 @@ from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.words.reasons import Reason
 
-ORDER = [
-    "finished", "static", "daemon_set", "without_gpu", "terminating", "own_pod", "protected", "resource_claim",
-    "tolerates_cordon", "unmanaged",
-]  # fmt: skip
-
 
 def _reason(pod: PodView, cordoned_at: datetime | None = None) -> str:
     found = classify([pod], Drain(), scope=Scope("gpu-operator", cordoned_at=cordoned_at))
@@ -34,9 +28,22 @@ def _reason(pod: PodView, cordoned_at: datetime | None = None) -> str:
     return "hold" if found.holders else "ignore"
 
 
-def test_filters_run_in_this_order() -> None:
-    assert [pod_filter.__name__.lstrip("_") for pod_filter in FILTERS] == ORDER
-    assert {f.__module__ for f in FILTERS} == {holders.__name__}
+def test_the_order_of_the_filters_is_part_of_the_product() -> None:
+    assert [(one.applies.__name__, one.decision) for one in FILTERS] == [
+        ("_finished", "ignore"),
+        ("_static_without_gpu", "ignore"),
+        ("_static", Reason.STATIC_GPU_POD),
+        ("_harmless_daemon", "ignore"),
+        ("_daemon", Reason.GPU_DAEMON_SET),
+        ("_without_gpu", "ignore"),
+        ("_terminating", "hold"),
+        ("_own_pod", Reason.OWN_POD),
+        ("_protected", Reason.PROTECTED_NAMESPACE),
+        ("_resource_claim", Reason.DRA_CLAIM),
+        ("_pinned_here", Reason.TOLERATES_CORDON),
+        ("_came_back", Reason.TOLERATES_CORDON),
+        ("_unmanaged", Reason.UNMANAGED),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,26 @@ def observing(case: Case, **fields: Any) -> Case:
 
 
 def test_the_order_of_the_checks_is_part_of_the_product() -> None:
-    assert [check.__name__ for check in CHECKS] == [
-        "_observation", "_count", "_instances", "_mig_manager", "_operands", "_plugin", "_compute_mode",
-        "_gfd", "_allocatable",
-    ]  # fmt: skip
+    assert [(check.find.__name__, check.reason) for check in CHECKS] == [
+        ("_not_read_again", Reason.OBSERVATION_PENDING),
+        ("_unreadable", Reason.AGENT_ERROR),
+        ("_quiet", Reason.OBSERVATION_PENDING),
+        ("_unreachable", Reason.GPU_UNHEALTHY),
+        ("_withheld", Reason.AGENT_LACKS_RIGHTS),
+        ("_missing", Reason.GPU_MISSING),
+        ("_other_layout", Reason.LAYOUT_MISMATCH),
+        ("_mode_pending", Reason.MIG_MODE_PENDING),
+        ("_mig_config", Reason.LABEL_MISMATCH),
+        ("_mig_failed", Reason.ACTUATOR_FAILED),
+        ("_mig_busy", Reason.ACTUATOR_BUSY),
+        ("_paused", Reason.OPERANDS_PAUSED),
+        ("_plugin_config", Reason.LABEL_MISMATCH),
+        ("_mps_absent", Reason.MPS_NOT_RUNNING),
+        ("_exclusive", Reason.COMPUTE_MODE),
+        ("_gfd_not_restarted", Reason.LABEL_MISMATCH),
+        ("_gfd_labels", Reason.LABEL_MISMATCH),
+        ("_allocatable", Reason.ALLOCATABLE_MISMATCH),
+    ]
 
 
 NODES: dict[str, tuple[PolicyView, tuple[str, ...]]] = {

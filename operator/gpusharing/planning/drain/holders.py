@@ -1,4 +1,4 @@
-"""Which pods of a node hold a GPU, and which of those may be evicted: an ordered list of small filters.
+"""Which pods of a node hold a GPU, and which of those may be evicted: FILTERS, one kind of pod after another.
 
 Specification: docs/design/drain.md, rows P and G.
 """
@@ -17,10 +17,6 @@ from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason
 
 _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
-
-
-Decision: TypeAlias = Literal["ignore", "hold"] | Blocker
-"""It holds no GPU; it holds one and can be evicted; or it holds one and this keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +40,6 @@ def scope_of(settings: PlanSettings, *, all_pods: bool = False, cordoned_at: dat
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
     return Scope(settings.gpu_operator_namespace, all_pods, protected, own, cordoned_at)
-
-
-PodFilter: TypeAlias = Callable[[PodView, Drain, Scope], Decision | None]
-"""(pod, options, scope) → a decision, or None: the next filter decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +70,14 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
     """Sort the pods of a node by `FILTERS`."""
     holders, ignored, blocked, blockers = [], [], [], []
     for pod in sorted(pods, key=by_ref):
-        decision = _decide(pod, options, scope)
-        if isinstance(decision, Blocker):
-            blocked.append(pod)
-            blockers.append(decision)
-        elif decision == "hold":
+        found = next((one for one in FILTERS if one.applies(pod, options, scope)), None)
+        if found is None or found.decision == "hold":
             holders.append(pod)
-        else:
+        elif found.decision == "ignore":
             ignored.append(pod)
+        else:
+            blocked.append(pod)
+            blockers.append(Blocker(found.decision, (pod.ref,), message=found.particulars(pod)))
     return Classified(tuple(holders), tuple(ignored), tuple(blocked), merge(blockers))
 
 
@@ -103,102 +95,142 @@ def by_ref(pod: PodView) -> tuple[str, str]:
 # --- the filters, in order -------------------------------------------------------------------------------
 
 
-def _finished(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+def _no_particulars(pod: PodView) -> str:
+    return ""
+
+
+Decision: TypeAlias = Literal["ignore", "hold"] | Reason
+"""It holds no GPU; it holds one and can be evicted; or it holds one, and this is the reason why it is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodFilter:
+    """One kind of pod and what is decided about it."""
+
+    applies: Callable[[PodView, Drain, Scope], bool]
+    """Whether the pod is of this kind; if not, the next filter decides."""
+    decision: Decision
+    particulars: Callable[[PodView], str] = _no_particulars
+    """What the blocker says of this pod beside its reason."""
+
+
+def _finished(pod: PodView, options: Drain, scope: Scope) -> bool:
     """P11: a finished pod holds no device; it is left for its logs."""
-    return "ignore" if pod.phase in ("Succeeded", "Failed") else None
+    return pod.phase in ("Succeeded", "Failed")
 
 
-def _static(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+def _static_without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
+    return pod.mirror and not holds_gpu(pod)
+
+
+def _static(pod: PodView, options: Drain, scope: Scope) -> bool:
     """P7: deleting a mirror pod does not stop the static pod behind it."""
-    if not pod.mirror:
-        return None
-    return _block(Reason.STATIC_GPU_POD, pod) if holds_gpu(pod) else "ignore"
+    return pod.mirror
 
 
-def _daemon_set(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """P3: without a GPU, or NVIDIA's own. mig-manager itself removes the pods that select gpu.deploy.client
+    (docs/design/nvidia.md#a3)."""
+    if not _daemon(pod, options, scope):
+        return False
+    nvidias = pod.namespace == scope.operator_namespace or _DEPLOY_CLIENT in pod.node_selector
+    return nvidias or not holds_gpu(pod)
+
+
+def _daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
     """P3, P5, P6: a DaemonSet pod comes straight back. One whose DaemonSet is gone is like any other pod."""
     owner = pod.owner
-    if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
-        return None
-    if owner.exists is False:
-        return None
-    # mig-manager itself removes the pods that select gpu.deploy.client (docs/design/nvidia.md#a3).
-    if not holds_gpu(pod) or pod.namespace == scope.operator_namespace or _DEPLOY_CLIENT in pod.node_selector:
-        return "ignore"
-    return _block(Reason.GPU_DAEMON_SET, pod, f"Its DaemonSet is {pod.namespace}/{owner.name}")
+    is_daemon_set = owner is not None and owner.kind == "DaemonSet" and owner.api_version.startswith("apps/")
+    return is_daemon_set and not _lost_owner(pod)
 
 
-def _without_gpu(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+def _its_daemon_set(pod: PodView) -> str:
+    return f"Its DaemonSet is {pod.namespace}/{pod.owner.name if pod.owner else ''}"
+
+
+def _without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
     """G1-G6: only pods that hold a GPU are looked at any further, unless the node is about to reboot."""
-    return None if scope.all_pods or holds_gpu(pod) else "ignore"
+    return not (scope.all_pods or holds_gpu(pod))
 
 
-def _terminating(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+def _terminating(pod: PodView, options: Drain, scope: Scope) -> bool:
     """P14: it is leaving already, so no rule against evicting it matters; it still holds its GPU."""
-    return "hold" if pod.deleted_at is not None else None
+    return pod.deleted_at is not None
 
 
-def _own_pod(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+def _own_pod(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whoever evicts itself leaves a cordoned node behind until its successor has taken over."""
-    return _block(Reason.OWN_POD, pod) if pod.ref == scope.own_pod else None
+    return pod.ref == scope.own_pod
 
 
-def _protected(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+def _protected(pod: PodView, options: Drain, scope: Scope) -> bool:
     """The chart's admission policy would refuse the eviction: it sees the Eviction, not the pod (kubernetes#110169)."""
-    return _block(Reason.PROTECTED_NAMESPACE, pod) if pod.namespace in scope.protected else None
+    return pod.namespace in scope.protected
 
 
-def _tolerates_cordon(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
-    """P15: it would come back for ever. It did already, or its node selector leaves it no other node."""
-    owner = pod.owner
-    if not pod.tolerates_cordon or owner is None or owner.exists is False:
-        return None
-    which = f"{owner.kind} {owner.name}"
-    if names.LABEL_HOSTNAME in pod.node_selector:
-        return _block(Reason.TOLERATES_CORDON, pod, f"Its {which} pins it to this node")
-    if scope.cordoned_at is not None and pod.created is not None and pod.created > scope.cordoned_at:
-        return _block(Reason.TOLERATES_CORDON, pod, f"Its {which} started it here after the cordon")
-    return None
-
-
-def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
     """G3-G5: the DRA driver manages that GPU, not the device plugin."""
-    if pod.dra == "none":
-        return None
-    return _block(Reason.DRA_CLAIM, pod, "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read")
+    return pod.dra != "none"
 
 
-def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> Decision | None:
+def _unread_claim(pod: PodView) -> str:
+    return "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read"
+
+
+def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """P15: evicting it would never end, for its node selector leaves it no other node."""
+    return _returns(pod) and names.LABEL_HOSTNAME in pod.node_selector
+
+
+def _pin(pod: PodView) -> str:
+    return f"Its {_owner(pod)} pins it to this node"
+
+
+def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """P15: evicting it would never end, for its controller has started it on the cordoned node already."""
+    since = scope.cordoned_at
+    return _returns(pod) and since is not None and pod.created is not None and pod.created > since
+
+
+def _start(pod: PodView) -> str:
+    return f"Its {_owner(pod)} started it here after the cordon"
+
+
+def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
     """P9, P5: nothing would start the pod again."""
-    if pod.owner is not None and pod.owner.exists is not False:
-        return None
-    if options.unmanaged_pods == "Evict":
-        return None
-    gone = f"Its {pod.owner.kind} {pod.owner.name} no longer exists" if pod.owner else ""
-    return _block(Reason.UNMANAGED, pod, gone)
+    return options.unmanaged_pods != "Evict" and (pod.owner is None or _lost_owner(pod))
+
+
+def _lost(pod: PodView) -> str:
+    return f"Its {_owner(pod)} no longer exists" if pod.owner else ""
+
+
+def _returns(pod: PodView) -> bool:
+    """It tolerates the cordon, and somebody would start it again."""
+    return pod.tolerates_cordon and pod.owner is not None and not _lost_owner(pod)
+
+
+def _lost_owner(pod: PodView) -> bool:
+    return pod.owner is not None and pod.owner.exists is False
+
+
+def _owner(pod: PodView) -> str:
+    return f"{pod.owner.kind} {pod.owner.name}" if pod.owner else ""
 
 
 FILTERS: tuple[PodFilter, ...] = (
-    _finished,
-    _static,
-    _daemon_set,
-    _without_gpu,
-    _terminating,
-    _own_pod,
-    _protected,
-    _resource_claim,
-    _tolerates_cordon,
-    _unmanaged,
+    PodFilter(_finished, "ignore"),
+    PodFilter(_static_without_gpu, "ignore"),
+    PodFilter(_static, Reason.STATIC_GPU_POD),
+    PodFilter(_harmless_daemon, "ignore"),
+    PodFilter(_daemon, Reason.GPU_DAEMON_SET, _its_daemon_set),
+    PodFilter(_without_gpu, "ignore"),
+    PodFilter(_terminating, "hold"),
+    PodFilter(_own_pod, Reason.OWN_POD),
+    PodFilter(_protected, Reason.PROTECTED_NAMESPACE),
+    PodFilter(_resource_claim, Reason.DRA_CLAIM, _unread_claim),
+    PodFilter(_pinned_here, Reason.TOLERATES_CORDON, _pin),
+    PodFilter(_came_back, Reason.TOLERATES_CORDON, _start),
+    PodFilter(_unmanaged, Reason.UNMANAGED, _lost),
 )
-"""The first that decides is final (P2); a pod that none decides about holds a GPU and can be evicted."""
-
-
-def _decide(pod: PodView, options: Drain, scope: Scope) -> Decision:
-    for pod_filter in FILTERS:
-        if (decision := pod_filter(pod, options, scope)) is not None:
-            return decision
-    return "hold"
-
-
-def _block(reason: Reason, pod: PodView, message: str = "") -> Blocker:
-    return Blocker(reason, (pod.ref,), message=message)
+"""First wins (P2); a test pins the order. A pod to which none applies holds a GPU and can be evicted."""

@@ -14,6 +14,7 @@ from gpusharing.planning.proof.verify import (
     describe_observed,
     effective_plugin_config,
     find_mismatch,
+    is_told_mps,
     paused_operands,
     served,
 )
@@ -130,9 +131,7 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
     """An MPS daemon serves the node's GPUs, or is about to."""
-    config = effective_plugin_config(node, stack)
-    configured = config is not None and config.sharing is not None and config.sharing.strategy == "mps"
-    return configured or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.gpus)
+    return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.gpus)
 
 
 def has_gpu(node: NodeView) -> bool:

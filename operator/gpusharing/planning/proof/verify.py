@@ -1,4 +1,4 @@
-"""Is a node what it should be? An ordered chain of checks over five sources; the first disagreement is the answer.
+"""Is a node what it should be? CHECKS ask five sources in order; the first disagreement is the answer.
 
     source             proves                                             reason when it disagrees
     NVML (agent)       instances per GPU, MIG mode, compute mode          ObservationPending, LayoutMismatch ...
@@ -8,20 +8,18 @@
     allocatable        the scheduler sees exactly the predicted counts    AllocatableMismatch
 
 Each source counts where it exists for the mode and the card (docs/design/way.md#proof). Nothing is remembered: the
-same chain adopts a node, finds drift and proves a change; a change only asks for fresher evidence (`Evidence`).
+same checks adopt a node, find drift and prove a change; a change only asks for fresher evidence (`Evidence`).
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.gpus.health import REACHABLE
+from gpusharing.planning.proof.gfdlabels import expected_gfd_labels
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView, NodeView, ObservedView
 from gpusharing.planning.wanted import toolversions
@@ -59,116 +57,123 @@ class Case:
     evidence: Evidence = Evidence()
 
 
-def find_mismatch(case: Case) -> Finding | None:
-    """The first disagreement in the order of CHECKS; None: all sources agree."""
-    for check in CHECKS:
-        if (mismatch := check(case)) is not None:
-            return mismatch
-    return None
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one source says about the node."""
+
+    find: Callable[[Case], str | Finding]
+    """How it disagrees, a Finding where that has a reason of its own; empty: it agrees."""
+    reason: Reason
 
 
-def _observation(case: Case) -> Finding | None:
-    seen = case.observed
-    if case.evidence.request_id and seen.request_id != case.evidence.request_id:
-        return Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs again")
-    if seen.error:
-        return Finding(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {seen.error}")
-    if seen.quiet:
-        return Finding(Reason.OBSERVATION_PENDING, "the agent is quiet, its last reading proves nothing")
-    if gone := next((gpu for gpu in seen.gpus if gpu.vitals.access != REACHABLE), None):
-        text = f"GPU {gone.index} does not answer, so its last known state is shown; see condition Healthy"
-        return Finding(Reason.GPU_UNHEALTHY, text)
-    withheld = find_withheld(seen)
-    matters = withheld is not None and (case.target.with_mig or any(gpu.mig_enabled for gpu in seen.gpus))
-    return withheld if matters else None
-
-
-def find_withheld(observed: ObservedView) -> Finding | None:
-    """A GPU whose MIG instances the agent may not list: what it sees of them proves no layout."""
-    blind = next((gpu for gpu in observed.gpus if gpu.instances_withheld), None)
-    if blind is None:
-        return None
-    return Finding(
-        Reason.AGENT_LACKS_RIGHTS,
-        f"NVML does not let the agent list the MIG instances of GPU {blind.index}; give its container the rights that"
-        " docs/reference/agent-fields.md names",
+def _not_read_again(case: Case) -> str:
+    asked = case.evidence.request_id
+    return (
+        "waiting for the agent to read the GPUs again" if asked not in ("", case.observed.request_id) else ""
     )
 
 
-def _count(case: Case) -> Finding | None:
+def _unreadable(case: Case) -> str:
+    return f"the agent cannot read the GPUs: {case.observed.error}" if case.observed.error else ""
+
+
+def _quiet(case: Case) -> str:
+    return "the agent is quiet, its last reading proves nothing" if case.observed.quiet else ""
+
+
+def _unreachable(case: Case) -> str:
+    gone = next((gpu for gpu in case.observed.gpus if gpu.vitals.access != REACHABLE), None)
+    if gone is None:
+        return ""
+    return f"GPU {gone.index} does not answer, so its last known state is shown; see condition Healthy"
+
+
+def _withheld(case: Case) -> str:
+    return find_withheld(case.target, case.observed)
+
+
+def find_withheld(target: Target, observed: ObservedView) -> str:
+    """A GPU whose MIG instances the agent may not list: what it sees of them proves no layout. Empty: there is none,
+    or MIG is neither wanted nor on."""
+    blind = next((gpu for gpu in observed.gpus if gpu.instances_withheld), None)
+    if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in observed.gpus)):
+        return ""
+    return (
+        f"NVML does not let the agent list the MIG instances of GPU {blind.index}; give its container the rights that"
+        " docs/reference/agent-fields.md names"
+    )
+
+
+def _missing(case: Case) -> str:
     return find_missing(case.node, case.observed)
 
 
-def find_missing(node: NodeView, observed: ObservedView) -> Finding | None:
-    """Fewer GPUs than were proven on the node before."""
+def find_missing(node: NodeView, observed: ObservedView) -> str:
+    """Fewer GPUs than were proven on the node before; empty: all are there."""
     proven, found = node.verified.gpus if node.verified else 0, len(observed.gpus)
     if found >= proven:
-        return None
-    return Finding(
-        Reason.GPU_MISSING,
+        return ""
+    return (
         f"NVML lists {found} of the {proven} GPUs that were proven here; see `dmesg | grep -i nvrm` on {node.name}, or,"
-        f" when it is to have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-",
+        f" when it is to have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
     )
 
 
-def _instances(case: Case) -> Finding | None:
-    gpus = case.observed.gpus
-    found = tuple([gpu.layout for gpu in gpus])
-    if found != case.target.layouts:
-        return Finding(
-            Reason.LAYOUT_MISMATCH,
-            f"NVML shows {describe_layouts(found)} instead of {describe_layouts(case.target.layouts)}",
-        )
-    if pending := next((gpu for gpu in gpus if gpu.mig_pending), None):
-        return Finding(
-            Reason.MIG_MODE_PENDING, f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot"
-        )
-    return None
+def _other_layout(case: Case) -> str:
+    found = tuple([gpu.layout for gpu in case.observed.gpus])
+    if found == case.target.layouts:
+        return ""
+    return f"NVML shows {describe_layouts(found)} instead of {describe_layouts(case.target.layouts)}"
 
 
-def _mig_manager(case: Case) -> Finding | None:
-    if not case.target.mig_config:
-        return None
-    config = case.node.labels.get(names.LABEL_MIG_CONFIG, "")
-    state = case.node.labels.get(names.LABEL_MIG_STATE, "")
+def _mode_pending(case: Case) -> str:
+    pending = next((gpu for gpu in case.observed.gpus if gpu.mig_pending), None)
+    return f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot" if pending else ""
+
+
+def _mig_config(case: Case) -> str:
+    wanted, config = case.target.mig_config, case.node.labels.get(names.LABEL_MIG_CONFIG, "")
+    if config == wanted or not wanted:
+        return ""
     if not config:
-        if case.target.with_mig:
-            return Finding(
-                Reason.LABEL_MISMATCH,
-                f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not bring this layout back after a reboot",
-            )
-        return None
-    if config != case.target.mig_config:
-        meaning = resolve_name(config, case.node.name, case.observed.gpus, case.stack)
-        if isinstance(meaning, Unresolved) or meaning != case.target.layouts:
-            return Finding(
-                Reason.LABEL_MISMATCH,
-                f"{names.LABEL_MIG_CONFIG} is {config}, wanted {case.target.mig_config}",
-            )
-    if state == "failed":
-        return Finding(
-            Reason.ACTUATOR_FAILED, f"mig-manager failed to apply {config}; its pod's log says why"
-        )
-    if state != "success":
-        return Finding(
-            Reason.ACTUATOR_BUSY, f"mig-manager applies {config} (state {state or 'not reported yet'})"
-        )
-    return None
+        unset = f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not bring this layout back after a reboot"
+        return unset if case.target.with_mig else ""
+    meaning = resolve_name(config, case.node.name, case.observed.gpus, case.stack)
+    same = not isinstance(meaning, Unresolved) and meaning == case.target.layouts
+    return "" if same else f"{names.LABEL_MIG_CONFIG} is {config}, wanted {wanted}"
+
+
+def _mig_failed(case: Case) -> str:
+    config, state = _mig_state(case)
+    failed = config and state == "failed"
+    return f"mig-manager failed to apply {config}; its pod's log says why" if failed else ""
+
+
+def _mig_busy(case: Case) -> str:
+    config, state = _mig_state(case)
+    busy = config and state != "success"
+    return f"mig-manager applies {config} (state {state or 'not reported yet'})" if busy else ""
+
+
+def _mig_state(case: Case) -> tuple[str, str]:
+    """What mig-manager applies and how far it says that is; nothing where the target does not need it."""
+    labels = case.node.labels
+    config = labels.get(names.LABEL_MIG_CONFIG, "") if case.target.mig_config else ""
+    return config, labels.get(names.LABEL_MIG_STATE, "")
 
 
 _PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in names.DEPLOY_PAUSABLE)
 
 
 def paused_operands(node: NodeView) -> tuple[str, ...]:
-    """Operands that a MIG change or a driver upgrade paused and nobody started again (a.1, d.4)."""
+    """Operands that a MIG change or driver upgrade paused and nobody started again (docs/design/nvidia.md#a1, d.4)."""
     labels = node.labels
     return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
 
 
-def _operands(case: Case) -> Finding | None:
-    if paused := paused_operands(case.node):
-        return Finding(Reason.OPERANDS_PAUSED, f"still paused: {', '.join(paused)}")
-    return None
+def _paused(case: Case) -> str:
+    paused = paused_operands(case.node)
+    return f"still paused: {', '.join(paused)}" if paused else ""
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
@@ -183,137 +188,82 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
     return PluginConfig(fixed, config.sharing) if config is not None and fixed else config
 
 
+def is_told_mps(node: NodeView, stack: StackView) -> bool:
+    """The device plugin of a node is told now to share its GPUs by MPS."""
+    config = effective_plugin_config(node, stack)
+    return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
+
+
 def _fixed_strategy(stack: StackView) -> MigStrategy | None:
     """ClusterPolicy mig.strategy beats every configuration's own (b.2)."""
     return STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
 
 
-def _plugin(case: Case) -> Finding | None:
+def _plugin_config(case: Case) -> str:
     key = case.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == case.target.plugin_key:
-        return None  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
+        return ""  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
     config = effective_plugin_config(case.node, case.stack)
     if config is None:
-        return Finding(
-            Reason.LABEL_MISMATCH, f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
-        )
+        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
     if not config.same_effect(case.target.plugin, with_mig=case.target.with_mig):
-        return Finding(
-            Reason.LABEL_MISMATCH,
-            f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, wanted {case.target.plugin_key}",
-        )
-    return None
+        return f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, wanted {case.target.plugin_key}"
+    return ""
 
 
-def _compute_mode(case: Case) -> Finding | None:
+def _mps_absent(case: Case) -> str:
     """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly
     (docs/design/hardware.md#mps-mode)."""
+    if case.target.mode is not Mode.MPS:
+        return ""
     gpus = case.observed.gpus
-    if case.target.mode is Mode.MPS:
-        shared = next((gpu for gpu in gpus if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
-        if shared is None:
-            return None
-        text = f"GPU {shared.index} is in compute mode {shared.compute_mode}: the MPS daemon does not serve it yet"
-        return Finding(Reason.MPS_NOT_RUNNING, text)
-    return find_exclusive(gpus)
+    shared = next((gpu for gpu in gpus if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
+    if shared is None:
+        return ""
+    return (
+        f"GPU {shared.index} is in compute mode {shared.compute_mode}: the MPS daemon does not serve it yet"
+    )
 
 
-def find_exclusive(gpus: Sequence[GpuView]) -> Finding | None:
-    """A whole GPU that only one process may use."""
+def _exclusive(case: Case) -> str | Finding:
+    return "" if case.target.mode is Mode.MPS else find_exclusive(case.observed.gpus)
+
+
+def find_exclusive(gpus: Sequence[GpuView]) -> str | Finding:
+    """A whole GPU that only one process may use; a Finding where the agent may not read that. Empty: there is none."""
     odd = next((gpu for gpu in gpus if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
-        return None
+        return ""
     if odd.compute_mode == "Unknown":
         text = f"NVML does not tell the agent the compute mode of GPU {odd.index}"
         return Finding(Reason.AGENT_LACKS_RIGHTS, text)
     text = f"GPU {odd.index} is in compute mode {odd.compute_mode}"
     if MPS_DAEMONS.intersection(odd.processes):
-        return Finding(Reason.COMPUTE_MODE, f"{text}: the MPS daemon still serves it")
-    return Finding(
-        Reason.COMPUTE_MODE, f"{text}, left behind by MPS; run nvidia-smi -i {odd.index} -c 0 on the node"
-    )
+        return f"{text}: the MPS daemon still serves it"
+    return f"{text}, left behind by MPS; run nvidia-smi -i {odd.index} -c 0 on the node"
 
 
-def expected_gfd_labels(case: Case) -> tuple[Mapping[str, str], ...]:
-    """The label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c).
-
-    One per card model on the node: it counts per model and writes one over the other, in an order that may change at
-    each run (k8s-device-plugin, internal/lm/mig-strategy.go).
-    """
-    products = tuple(bare_product(gpu.product) for gpu in case.observed.gpus)
-    return _expect(case.target.layouts, case.target.plugin, products)
-
-
-@lru_cache(maxsize=1024)
-def _expect(
-    layouts: tuple[Layout | None, ...], plugin: PluginConfig, products: tuple[str, ...]
-) -> tuple[Mapping[str, str], ...]:
-    shared = "-SHARED" if plugin.sharing and not plugin.sharing.rename else ""
-    # Models with a whole GPU come last, so one of them stays.
-    whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
-    if len(whole) == len(products):
-        return tuple(
-            {**_whole_labels(plugin, count), names.LABEL_GPU_PRODUCT: product + shared}
-            for product, count in Counter(products).items()
-        )
-    common = _mig_labels(layouts, plugin)
-    if plugin.mig_strategy == "single":
-        profile = next(layout[0][0] for layout in layouts if layout)
-        suffix = f"-MIG-{profile.replace('+', '.')}{shared}"
-    else:
-        suffix = shared if whole else ""
-    shown = dict.fromkeys(whole or products)
-    return tuple({**common, names.LABEL_GPU_PRODUCT: product + suffix} for product in shown)
+def _gfd_not_restarted(case: Case) -> str:
+    before = case.evidence.gfd_timestamp
+    if not before or case.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
+        return ""
+    # config-manager changes the configuration, then signals; when it fails in between, nobody signals again.
+    text = f"has not restarted since the change; if this lasts, delete its pod on {case.node.name}"
+    return f"GPU Feature Discovery {text}"
 
 
-def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
-    sharing = plugin.sharing
-    return {
-        names.LABEL_GPU_COUNT: str(gpus),
-        names.LABEL_GPU_REPLICAS: str(sharing.replicas[0][1] if sharing else 1),
-        names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
-        **({names.LABEL_MPS_CAPABLE: "true"} if sharing and sharing.strategy == "mps" else {}),
-    }
-
-
-def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dict[str, str]:
-    sharing = plugin.sharing
-    replicas = sharing.replicas[0][1] if sharing else 1
-    instances: Counter[str] = Counter()
-    for layout in layouts:
-        instances.update(dict(layout or ()))
-    if plugin.mig_strategy == "single":
-        return {
-            names.LABEL_MIG_STRATEGY: "single",
-            names.LABEL_GPU_COUNT: str(instances.total()),
-            names.LABEL_GPU_REPLICAS: str(replicas),
-            names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
-        }
-    expected = {names.LABEL_MIG_STRATEGY: "mixed"}
-    for profile, count in instances.items():
-        expected[f"{resource_name(profile)}.count"] = str(count)
-        expected[f"{resource_name(profile)}.replicas"] = str(replicas)
-    return expected
-
-
-def _gfd(case: Case) -> Finding | None:
+def _gfd_labels(case: Case) -> str:
     labels = case.node.labels
-    if case.evidence.gfd_timestamp and labels.get(names.LABEL_GFD_TIMESTAMP) == case.evidence.gfd_timestamp:
-        # config-manager changes the configuration, then signals; when it fails in between, nobody signals again.
-        text = f"has not restarted since the change; if this lasts, delete its pod on {case.node.name}"
-        return Finding(Reason.LABEL_MISMATCH, f"GPU Feature Discovery {text}")
-    possible = expected_gfd_labels(case)
+    possible = expected_gfd_labels(case.target, case.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
     # Whose labels these seem to be: of several models, the one whose product they show.
     expected = next((one for one in possible if one[names.LABEL_GPU_PRODUCT] == shown), possible[-1])
-    products = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
     for label, value in expected.items():
         if labels.get(label, "") != value:
+            products = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
             wanted = products if label == names.LABEL_GPU_PRODUCT else value
-            return Finding(
-                Reason.LABEL_MISMATCH, f"label {label} is {labels.get(label, 'absent')}, expected {wanted}"
-            )
-    return None
+            return f"label {label} is {labels.get(label, 'absent')}, expected {wanted}"
+    return ""
 
 
 def served(node: NodeView) -> dict[str, int]:
@@ -321,33 +271,50 @@ def served(node: NodeView) -> dict[str, int]:
     return {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
 
 
-def _allocatable(case: Case) -> Finding | None:
+def _allocatable(case: Case) -> str | Finding:
     now = served(case.node)
     if now == dict(case.target.resources):
-        return None
+        return ""
     message = f"the node offers {_counts(now)} instead of {_counts(dict(case.target.resources))}"
     if now == toolversions.merged(case.target.resources):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{message}: {toolversions.ADVICE}")
-    return Finding(Reason.ALLOCATABLE_MISMATCH, message)
+    return message
 
 
 def _counts(resources: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
 
 
-CHECKS: tuple[Callable[[Case], Finding | None], ...] = (
-    _observation,
-    _count,
-    _instances,
-    _mig_manager,
-    _operands,
-    _plugin,
-    _compute_mode,
-    _gfd,
-    _allocatable,
+CHECKS = (
+    Check(_not_read_again, Reason.OBSERVATION_PENDING),
+    Check(_unreadable, Reason.AGENT_ERROR),
+    Check(_quiet, Reason.OBSERVATION_PENDING),
+    Check(_unreachable, Reason.GPU_UNHEALTHY),
+    Check(_withheld, Reason.AGENT_LACKS_RIGHTS),
+    Check(_missing, Reason.GPU_MISSING),
+    Check(_other_layout, Reason.LAYOUT_MISMATCH),
+    Check(_mode_pending, Reason.MIG_MODE_PENDING),
+    Check(_mig_config, Reason.LABEL_MISMATCH),
+    Check(_mig_failed, Reason.ACTUATOR_FAILED),
+    Check(_mig_busy, Reason.ACTUATOR_BUSY),
+    Check(_paused, Reason.OPERANDS_PAUSED),
+    Check(_plugin_config, Reason.LABEL_MISMATCH),
+    Check(_mps_absent, Reason.MPS_NOT_RUNNING),
+    Check(_exclusive, Reason.COMPUTE_MODE),  # or a mode that the agent may not read
+    Check(_gfd_not_restarted, Reason.LABEL_MISMATCH),
+    Check(_gfd_labels, Reason.LABEL_MISMATCH),
+    Check(_allocatable, Reason.ALLOCATABLE_MISMATCH),  # or a device plugin that is too old for it
 )
 """First wins; a test pins the order. The agent comes first because every other source can be stale; the compute mode
 comes after the plugin, because a GPU is exclusive by right for as long as the plugin is told to use MPS."""
+
+
+def find_mismatch(case: Case) -> Finding | None:
+    """The first disagreement in the order of CHECKS; None: all sources agree."""
+    for check in CHECKS:
+        if found := check.find(case):
+            return Finding.of(found, check.reason)
+    return None
 
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
@@ -369,15 +336,3 @@ def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
         label = f"{resource_name(profile)}.replicas" if profile else label
     replicas = labels.get(label, "1")
     return int(replicas) if _COUNT.fullmatch(replicas) else 1
-
-
-__all__ = [
-    "CHECKS",
-    "Case",
-    "Evidence",
-    "describe_observed",
-    "effective_plugin_config",
-    "find_mismatch",
-    "paused_operands",
-    "served",
-]

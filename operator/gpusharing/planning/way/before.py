@@ -69,8 +69,7 @@ def find_ending(case: FencedCase) -> Verdict | None:
     """The verdict of the first of ENDINGS that is so; None: the change goes on."""
     for ending in ENDINGS:
         if found := ending.find(case):
-            why = found if isinstance(found, Finding) else Finding(ending.reason, found)
-            return _abort(case, why, defer=ending.defer, restore=ending.restore)
+            return _abort(case, Finding.of(found, ending.reason), defer=ending.defer, restore=ending.restore)
     return None
 
 

@@ -1,20 +1,21 @@
-"""May a change of this node begin? An ordered chain over everything but its pods; the first no is the answer.
+"""May a change of this node begin? GATES ask after everything but its pods; the first that is closed is the answer.
 
 None of these has touched the node: it is not cordoned while it waits here.
 """
 
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.planning.gpus.drivers import find_flaw
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.proof.verify import (
-    effective_plugin_config,
     find_exclusive,
     find_missing,
     find_withheld,
+    is_told_mps,
 )
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.attempts import may_correct_at_once, standing_deferral, was_corrected
@@ -25,204 +26,194 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 
-def find_gate(case: NodeCase, assessed: Assessed) -> Finding | None:
-    """The first gate in the order of GATES that is closed; None: the node may start. `assessed`: the case's."""
-    for gate in GATES:
-        if (closed := gate(case, assessed)) is not None:
-            return closed
-    return None
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What keeps a change of a node from beginning."""
+
+    find: Callable[[NodeCase, Assessed], str | Finding]
+    """What is told of it, a Finding where the clock opens it or it has a reason of its own; empty: it is open."""
+    reason: Reason
 
 
-def _alive(case: NodeCase, assessed: Assessed) -> Finding | None:
-    if case.node.deleting:
-        return Finding(Reason.NODE_NOT_READY, f"{case.node.name} is being deleted")
-    if not case.node.ready:
-        return Finding(Reason.NODE_NOT_READY, f"{case.node.name} is not Ready")
-    return None
+def _going(case: NodeCase, assessed: Assessed) -> str:
+    return f"{case.node.name} is being deleted" if case.node.deleting else ""
 
 
-def _foreign(case: NodeCase, assessed: Assessed) -> Finding | None:
-    if not case.node.foreign:
-        return None
-    return Finding(
-        Reason.FOREIGN_MAINTENANCE, f"{case.node.foreign} works on {case.node.name}; waiting until it is done"
-    )
+def _unready(case: NodeCase, assessed: Assessed) -> str:
+    return "" if case.node.ready else f"{case.node.name} is not Ready"
 
 
-def _cordon(case: NodeCase, assessed: Assessed) -> Finding | None:
+def _foreign(case: NodeCase, assessed: Assessed) -> str:
+    node = case.node
+    return f"{node.foreign} works on {node.name}; waiting until it is done" if node.foreign else ""
+
+
+def _cordoned(case: NodeCase, assessed: Assessed) -> str:
+    name = case.node.name
     if not case.node.unschedulable:
-        return None
-    return Finding(
-        Reason.ALREADY_CORDONED,
-        f"{case.node.name} was cordoned by somebody else and is left alone; kubectl uncordon {case.node.name} to go on",
-    )
+        return ""
+    return f"{name} was cordoned by somebody else and is left alone; kubectl uncordon {name} to go on"
 
 
-def _at_work(case: NodeCase, assessed: Assessed) -> Finding | None:
+def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Somebody else works on the driver or the GPUs, and the agent is quiet."""
-    return find_quiet(case)
+    return find_quiet(case) or ""
 
 
 _NEEDED = tuple(names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_NEEDED)
 
 
-def operands(node: NodeView) -> Finding | None:
-    """Closed where an admin keeps NVIDIA's operands off the node: nothing would serve or show what it becomes
+def find_switched_off(node: NodeView) -> Finding | None:
+    """Where an admin keeps NVIDIA's operands off the node: nothing would serve or show what it becomes
     (docs/design/nvidia.md#d2)."""
-    name, labels = node.name, node.labels
-    workload = labels.get(names.LABEL_WORKLOAD_CONFIG) or names.WORKLOAD_CONTAINER
-    if workload != names.WORKLOAD_CONTAINER:
-        return Finding(
-            Reason.WORKLOAD_CONFIG,
-            f"{names.LABEL_WORKLOAD_CONFIG} is {workload}: the GPUs of {name} are not for containers;"
-            f" to change that: kubectl label node {name} {names.LABEL_WORKLOAD_CONFIG}-",
-        )
-    for label in _NEEDED:
-        if labels.get(label) == "false":
-            return Finding(
-                Reason.OPERANDS_DISABLED,
-                f"{label} is false: the GPU Operator keeps off {name} what would serve and show the change;"
-                f" to change that: kubectl label node {name} {label}-",
-            )
-    return None
+    if workload := _other_workload(node):
+        return Finding(Reason.WORKLOAD_CONFIG, workload)
+    disabled = _disabled(node)
+    return Finding(Reason.OPERANDS_DISABLED, disabled) if disabled else None
 
 
-def _operands(case: NodeCase, assessed: Assessed) -> Finding | None:
-    return operands(case.node)
+def _other_workload(node: NodeView) -> str:
+    workload = node.labels.get(names.LABEL_WORKLOAD_CONFIG) or names.WORKLOAD_CONTAINER
+    if workload == names.WORKLOAD_CONTAINER:
+        return ""
+    return (
+        f"{names.LABEL_WORKLOAD_CONFIG} is {workload}: the GPUs of {node.name} are not for containers;"
+        f" to change that: kubectl label node {node.name} {names.LABEL_WORKLOAD_CONFIG}-"
+    )
 
 
-def _agent(case: NodeCase, assessed: Assessed) -> Finding | None:
-    if not case.agent_ready:
-        return Finding(
-            *case.no_agent(
-                ": nothing starts that could not be proven; look at the DaemonSet gpusharing-agent"
-            )
-        )
+def _disabled(node: NodeView) -> str:
+    label = next((label for label in _NEEDED if node.labels.get(label) == "false"), "")
+    if not label:
+        return ""
+    return (
+        f"{label} is false: the GPU Operator keeps off {node.name} what would serve and show the change;"
+        f" to change that: kubectl label node {node.name} {label}-"
+    )
+
+
+def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
+    return _other_workload(case.node)
+
+
+def _switched_off(case: NodeCase, assessed: Assessed) -> str:
+    return _disabled(case.node)
+
+
+def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
+    if case.agent_ready:
+        return ""
+    return Finding(
+        *case.no_agent(": nothing starts that could not be proven; look at the DaemonSet gpusharing-agent")
+    )
+
+
+def _unread(case: NodeCase, assessed: Assessed) -> str:
     observed = case.gpunode.observed if case.gpunode else None
-    if observed is None or observed.quiet:
-        return Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
-    if observed.error:
-        return Finding(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
-    return None
+    return "waiting for the agent to read the GPUs" if observed is None or observed.quiet else ""
 
 
-def _missing(case: NodeCase, assessed: Assessed) -> Finding | None:
+def _unreadable(case: NodeCase, assessed: Assessed) -> str:
+    observed = case.gpunode.observed if case.gpunode else None
+    return f"the agent cannot read the GPUs: {observed.error}" if observed and observed.error else ""
+
+
+def _withheld(case: NodeCase, assessed: Assessed) -> str:
+    """What could not be proven afterwards does not begin."""
+    return find_withheld(assessed.target, assessed.observed)
+
+
+def _missing(case: NodeCase, assessed: Assessed) -> str:
     return find_missing(case.node, assessed.observed)
 
 
-def _rights(case: NodeCase, assessed: Assessed) -> Finding | None:
-    """What could not be proven afterwards does not begin."""
-    withheld = find_withheld(assessed.observed)
-    matters = assessed.target.with_mig or any(gpu.mig_enabled for gpu in assessed.observed.gpus)
-    return withheld if matters else None
-
-
-def _health(case: NodeCase, assessed: Assessed) -> Finding | None:
+def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
     ailment = case.ailment
-    return None if ailment is None else Finding(Reason.GPU_UNHEALTHY, ailment.message)
+    return "" if ailment is None else ailment.message
 
 
-def _driver(case: NodeCase, assessed: Assessed) -> Finding | None:
+def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
     """Only repartitioning is dangerous; sharing and NVIDIA's labels may change under any driver."""
     settings = case.settings
     if found_layouts(case) == assessed.target.layouts:
-        return None
-    flaw = find_flaw(
+        return ""
+    return find_flaw(
         assessed.observed.driver_version,
         settings.unsafe_drivers,
         refuse_affected=settings.refuse_unsafe_drivers,
     )
-    return Finding(Reason.UNSAFE_DRIVER, flaw) if flaw else None
 
 
-def _leftovers(case: NodeCase, assessed: Assessed) -> Finding | None:
+def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
     """A compute mode that nobody holds: no label of ours sets it back, and every change but one to MPS fails on it."""
-    exclusive = find_exclusive(assessed.observed.gpus)
-    if exclusive is None or assessed.target.mode is Mode.MPS:
-        return None
-    config = effective_plugin_config(case.node, case.stack)
-    if config is not None and config.sharing is not None and config.sharing.strategy == "mps":
-        return None
-    return exclusive
+    if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
+        return ""
+    return find_exclusive(assessed.observed.gpus)
 
 
-def _actuator(case: NodeCase, assessed: Assessed) -> Finding | None:
-    target = assessed.target
-    if not target.mig_config:
-        if found_layouts(case) == target.layouts:
-            return None
-        policy = case.stack.cluster_policy
-        plain = policy is not None and policy.plain is not None
-        why = "there is no mig-manager" if plain else "ClusterPolicy migManager.enabled is false"
-        return Finding(
-            Reason.ACTUATOR_MISSING, f"MIG is on, and {why}: nobody on {case.node.name} would switch it off"
-        )
-    if case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting":  # however long that takes
-        return Finding(Reason.ACTUATOR_BUSY, "mig-manager is at work on its own (state rebooting)")
-    if not is_ready(case) and needs_run(case, target):
-        return Finding(
-            Reason.ACTUATOR_MISSING,
-            f"no Ready mig-manager pod on {case.node.name}; look at pods with label app=nvidia-mig-manager"
-            f" in namespace {case.settings.gpu_operator_namespace}",
-        )
-    return None
+def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
+    target, policy = assessed.target, case.stack.cluster_policy
+    if target.mig_config or found_layouts(case) == target.layouts:
+        return ""
+    plain = policy is not None and policy.plain is not None
+    why = "there is no mig-manager" if plain else "ClusterPolicy migManager.enabled is false"
+    return f"MIG is on, and {why}: nobody on {case.node.name} would switch it off"
 
 
-def propagation(case: NodeCase, assessed: Assessed) -> Finding | None:
-    """Closed until the configuration that the labels will name had time to reach the node
-    (docs/design/nvidia.md#b4)."""
-    since = assessed.target.configured
-    if since is not None and (goal := assessed.goal) is not assessed.target:
-        since = None if goal.configured is None else max(since, goal.configured)
-    if since is None and case.stack.write_error:
-        return Finding(Reason.CONFIG_NOT_WRITTEN, f"the configuration is missing: {case.stack.write_error}")
-    if since is None:
-        return Finding(Reason.CONFIG_PROPAGATING, "the configuration is about to be written")
-    ready = since + timedelta(seconds=case.settings.config_propagation)
-    if ready > case.now:
-        return Finding(
-            Reason.CONFIG_PROPAGATING,
-            f"the kubelet may take {case.settings.config_propagation:.0f} s to bring the new configuration to the node",
-            ready,
-        )
-    return None
+def _rebooting(case: NodeCase, assessed: Assessed) -> str:
+    """However long that takes."""
+    rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
+    if not rebooting or not assessed.target.mig_config:
+        return ""
+    return "mig-manager is at work on its own (state rebooting)"
 
 
-def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
-    if not assessed.drift or assessed.mismatch is None:
-        return None
-    if may_correct_at_once(case):
-        return None
-    since = case.drifting_since
-    grace = timedelta(seconds=case.settings.drift_grace)
-    if since is None or case.now < since + grace:
-        return Finding(
-            Reason.DRIFTED,
-            f"{case.node.name} no longer matches what was proven: {assessed.mismatch.message}",
-            (since or case.now) + grace,
-        )
-    if was_corrected(case, assessed.policy):
-        return Finding(
-            Reason.DRIFT_RETURNED,
-            f"{case.node.name} drifted again after it was corrected: {assessed.mismatch.message}",
-        )
-    return None
+def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
+    if is_ready(case) or not needs_run(case, assessed.target):
+        return ""
+    return (
+        f"no Ready mig-manager pod on {case.node.name}; look at pods with label app=nvidia-mig-manager"
+        f" in namespace {case.settings.gpu_operator_namespace}"
+    )
 
 
-def _futile(case: NodeCase, assessed: Assessed) -> Finding | None:
+def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """A difference that lasts only a moment is nothing to drain a node for."""
+    since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
+    if not _is_drift(case, assessed) or (since is not None and case.now >= since + grace):
+        return ""
+    message = f"{case.node.name} no longer matches what was proven: {_difference(assessed)}"
+    return Finding(Reason.DRIFTED, message, (since or case.now) + grace)
+
+
+def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
+    if not _is_drift(case, assessed) or not was_corrected(case, assessed.policy):
+        return ""
+    return f"{case.node.name} drifted again after it was corrected: {_difference(assessed)}"
+
+
+def _is_drift(case: NodeCase, assessed: Assessed) -> bool:
+    return assessed.drift and assessed.mismatch is not None and not may_correct_at_once(case)
+
+
+def _difference(assessed: Assessed) -> str:
+    return "" if assessed.mismatch is None else assessed.mismatch.message
+
+
+def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Labels and layout are right already, so a drain would disturb pods and then change nothing."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG) != target.plugin_key:
-        return None
+        return ""
     if needs_run(case, target):
-        return None
+        return ""
     return Finding(mismatch.reason, f"{mismatch.message}; no label of ours would change that")
 
 
-def _deferred(case: NodeCase, assessed: Assessed) -> Finding | None:
+def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
     deferred = standing_deferral(case, assessed.policy)
     if deferred is None:
-        return None
+        return ""
     return Finding(
         Reason.DEFERRED,
         f"attempt {deferred.count} was given up ({deferred.reason}); the next one is at {deferred.until:%H:%M:%S}Z,"
@@ -231,32 +222,78 @@ def _deferred(case: NodeCase, assessed: Assessed) -> Finding | None:
     )
 
 
-def _paused(case: NodeCase, assessed: Assessed) -> Finding | None:
-    if assessed.spec.rollout.paused:
-        return Finding(Reason.PAUSED, "spec.rollout.paused is true: no further node starts")
-    return None
+def _paused(case: NodeCase, assessed: Assessed) -> str:
+    return "spec.rollout.paused is true: no further node starts" if assessed.spec.rollout.paused else ""
 
 
-GATES: tuple[Callable[[NodeCase, Assessed], Finding | None], ...] = (
-    _alive,
-    _foreign,
-    _cordon,
-    _at_work,
-    _operands,
-    _agent,
-    _rights,
-    _missing,
-    _health,
-    _driver,
-    _leftovers,
-    _actuator,
-    _drift,
-    _futile,
-    _deferred,
-    _paused,
-    propagation,
+def _not_written(case: NodeCase, assessed: Assessed) -> str:
+    error = case.stack.write_error
+    missing = error and _configured(assessed) is None
+    return f"the configuration is missing: {error}" if missing else ""
+
+
+def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
+    since, wait = _configured(assessed), case.settings.config_propagation
+    if since is None:
+        return "the configuration is about to be written"
+    ready = since + timedelta(seconds=wait)
+    if ready <= case.now:
+        return ""
+    message = f"the kubelet may take {wait:.0f} s to bring the new configuration to the node"
+    return Finding(Reason.CONFIG_PROPAGATING, message, ready)
+
+
+def _configured(assessed: Assessed) -> datetime | None:
+    """When the last of what the labels will name was written: for the goal, and for the target behind it."""
+    since, goal = assessed.target.configured, assessed.goal
+    if since is None or goal is assessed.target:
+        return since
+    return None if goal.configured is None else max(since, goal.configured)
+
+
+PROPAGATION = (
+    Gate(_not_written, Reason.CONFIG_NOT_WRITTEN),
+    Gate(_on_its_way, Reason.CONFIG_PROPAGATING),
 )
-"""First wins; a test pins the order."""
+"""Closed until the configuration that the labels will name had time to reach the node (docs/design/nvidia.md#b4).
+A change that has begun asks these again before every run."""
+
+GATES = (
+    Gate(_going, Reason.NODE_NOT_READY),
+    Gate(_unready, Reason.NODE_NOT_READY),
+    Gate(_foreign, Reason.FOREIGN_MAINTENANCE),
+    Gate(_cordoned, Reason.ALREADY_CORDONED),
+    Gate(_at_work, Reason.ACTUATOR_BUSY),  # a driver upgrade is told as foreign maintenance
+    Gate(_not_for_containers, Reason.WORKLOAD_CONFIG),
+    Gate(_switched_off, Reason.OPERANDS_DISABLED),
+    Gate(_no_agent, Reason.AGENT_NOT_READY),  # or why none is
+    Gate(_unread, Reason.OBSERVATION_PENDING),
+    Gate(_unreadable, Reason.AGENT_ERROR),
+    Gate(_withheld, Reason.AGENT_LACKS_RIGHTS),
+    Gate(_missing, Reason.GPU_MISSING),
+    Gate(_unhealthy, Reason.GPU_UNHEALTHY),
+    Gate(_unsafe_driver, Reason.UNSAFE_DRIVER),
+    Gate(_left_exclusive, Reason.COMPUTE_MODE),  # or a mode that the agent may not read
+    Gate(_nobody_ends_mig, Reason.ACTUATOR_MISSING),
+    Gate(_rebooting, Reason.ACTUATOR_BUSY),
+    Gate(_no_mig_manager, Reason.ACTUATOR_MISSING),
+    Gate(_drifted, Reason.DRIFTED),
+    Gate(_drifted_again, Reason.DRIFT_RETURNED),
+    Gate(_futile, Reason.BLOCKED),  # told with the reason of the difference
+    Gate(_deferred, Reason.DEFERRED),
+    Gate(_paused, Reason.PAUSED),
+    *PROPAGATION,
+)
+"""First wins; a test pins the order. Whether anybody may touch the node comes first, then whether the change could be
+made and proven, then whether it is to be made now."""
 
 CORDONING = frozenset({DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT})
 """Classes that need an idle, cordoned node."""
+
+
+def find_gate(case: NodeCase, assessed: Assessed, gates: Sequence[Gate] = GATES) -> Finding | None:
+    """The first gate that is closed; None: the node may start. `assessed`: the case's."""
+    for gate in gates:
+        if closed := gate.find(case, assessed):
+            return Finding.of(closed, gate.reason)
+    return None

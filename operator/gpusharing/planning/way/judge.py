@@ -11,7 +11,7 @@ from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import adopted
 from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.gates import find_gate, operands
+from gpusharing.planning.way.gates import find_gate, find_switched_off
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.requests import with_gpunode
@@ -123,7 +123,9 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 
 def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
-    if (gate := operands(case.node)) is not None:  # why nobody reads the GPUs of a node for virtual machines
+    if (
+        gate := find_switched_off(case.node)
+    ) is not None:  # why nobody reads the GPUs of a node for virtual machines
         return _gated(case, gate)
     if not case.agent_ready:
         return case.verdict(Phase.BLOCKED, *case.no_agent("; look at the DaemonSet gpusharing-agent"))

@@ -15,3 +15,8 @@ class Finding:
     """What is, and what to do about it; the same text as long as nothing changes."""
     until: datetime | None = None
     """When the clock alone may end it; None: when something changes."""
+
+    @staticmethod
+    def of(found: "str | Finding", reason: Reason) -> "Finding":
+        """What one row of a ladder found: a text is told with the row's reason, a finding with its own."""
+        return found if isinstance(found, Finding) else Finding(reason, found)
