@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.controller.loop import Loop, utc_now
-from gpusharing.controller.observer import NoMetrics
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -32,6 +31,7 @@ from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Crash
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.mortal import MortalClient
+from hack.sim.observer import NoMetrics
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import Workload, Workloads
 from hack.sim.world import World

@@ -14,12 +14,13 @@ import pytest
 from hack.cluster.certs import create_pki
 from tests.fakes.apiserver import fake_server
 from tests.fakes.gpus import eventually
+from tests.fakes.login import AnonymousLogin
 from tests.fakes.tls import Identity
 
 from gpusharing.agent.rest import RestClient
 from gpusharing.kube import errors
 from gpusharing.kube.client import GPUNODES, WatchEvent
-from gpusharing.kube.login import Access, AnonymousLogin, ServiceAccountLogin
+from gpusharing.kube.login import Access, ServiceAccountLogin
 
 PATH = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 MINE = "metadata.name=gpu-01"

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.apiserver import FakeServer, fake_server
+from tests.fakes.login import AnonymousLogin
 from tests.fakes.tls import Identity
 
 from gpusharing.controller.containment import PolicyWatch
 from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
-from gpusharing.kube.login import Access, AnonymousLogin, Login
+from gpusharing.kube.login import Access, Login
 from gpusharing.kube.policies import PolicyCache
 
 PATIENCE = 60.0

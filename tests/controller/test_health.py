@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
+from hack.sim.observer import NoMetrics
 from tests.fakes.cluster import FakeCluster
+from tests.fakes.login import AnonymousLogin
 
 from gpusharing.controller.containment import PolicyWatch
 from gpusharing.controller.health import SILENT, STUCK, Health, application
 from gpusharing.controller.loop import Loop
-from gpusharing.controller.observer import NoMetrics
 from gpusharing.controller.progress import Progress
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import LEASES, NODES
 from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.lease import LeaderLease
-from gpusharing.kube.login import AnonymousLogin
 
 OK = (200, "ok\n")
 

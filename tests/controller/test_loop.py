@@ -1,6 +1,7 @@
 """When the loop looks, when it does not, and what ends a pass. In virtual time, without node software.
 
-The parts of a loop (controller/parts.py) and its clocks (controller/beside.py) are tested through it.
+The parts of a loop (controller/parts.py), its clocks (controller/beside.py) and its observer (controller/observer.py)
+are tested through it.
 """
 
 import asyncio
@@ -11,12 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.observer import NoMetrics
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node, pod
 
 from gpusharing.controller.execute import Executor, Outcome
 from gpusharing.controller.loop import Loop
-from gpusharing.controller.observer import NoMetrics
 from gpusharing.controller.pace import RETRY
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from tests.embedded.stage import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.fakes.login import AnonymousLogin
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtual_now, virtually
 
@@ -16,7 +17,6 @@ from gpusharing.controller.loop import Loop
 from gpusharing.kube.client import GPUNODES, LEASES, PODS, Resource
 from gpusharing.kube.clock import SteadyClock, loop_time
 from gpusharing.kube.lease import LeaderLease
-from gpusharing.kube.login import AnonymousLogin
 
 
 def start(stage: Scene, seconds: float) -> tuple[Loop, SlowClient]:

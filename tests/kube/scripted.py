@@ -8,9 +8,10 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from tests.fakes.login import AnonymousLogin
 
 from gpusharing.kube.http import HttpClient, Limits, OnCall
-from gpusharing.kube.login import AnonymousLogin, Login
+from gpusharing.kube.login import Login
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

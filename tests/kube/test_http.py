@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from tests.fakes.login import AnonymousLogin
 from tests.kube.scripted import Answer, found, plain, scripted, status, stream
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, Resource
 from gpusharing.kube.http import HttpClient, Limits
-from gpusharing.kube.login import Access, AnonymousLogin
+from gpusharing.kube.login import Access
 
 NODE = {"metadata": {"name": "n", "uid": "u", "resourceVersion": "7"}}
 BUDGET = {

@@ -7,8 +7,13 @@ from pydantic import BeforeValidator
 
 
 def to_rfc3339(moment: datetime) -> str:
-    """UTC with a Z, to the microsecond when it has any."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    """UTC with a Z, in whole seconds, as metav1.Time has it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def to_micro_time(moment: datetime) -> str:
+    """UTC with a Z and exactly six digits of a second, which metav1.MicroTime wants."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def from_rfc3339(text: object) -> datetime | None:

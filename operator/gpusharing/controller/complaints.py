@@ -23,8 +23,3 @@ class Complaints:
         """It is over, if it ever was."""
         if (known := self._open.pop(subject, None)) is not None:
             log.info("over: " + known[0], subject=subject)
-
-    def only(self, prefix: str, subjects: set[str]) -> None:
-        """Of the complaints with this prefix only these are left."""
-        for subject in [name for name in self._open if name.startswith(prefix) and name not in subjects]:
-            self.ends(subject)

@@ -1,4 +1,4 @@
-"""Who is told what the loop does: metrics in the shipped process, nobody where a test or the demo runs the loop."""
+"""Who is told what the loop does: the metrics, in the shipped process."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -23,16 +23,3 @@ class Observer(Protocol):
     def changed(self, before: Verdict | None, after: Verdict) -> None:
         """One verdict changed."""
         ...
-
-
-class NoMetrics:
-    """An observer that keeps nothing."""
-
-    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
-        """See Observer."""
-
-    def acted(self, action: Action, result: str) -> None:
-        """See Observer."""
-
-    def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """See Observer."""

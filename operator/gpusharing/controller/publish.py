@@ -12,13 +12,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import structlog
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.api.times import to_micro_time
 from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient, Resource
 from gpusharing.kube.crew import Crew
@@ -346,7 +347,7 @@ class Publisher:
     def _event(self, event: Event, regarding: JSON, now: datetime) -> JSON:
         """events.k8s.io/v1; events about cluster-scoped objects live in the namespace default."""
         self._serial += 1
-        stamp = now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        stamp = to_micro_time(now)
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",

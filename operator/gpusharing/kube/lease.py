@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
+from gpusharing.api.times import to_micro_time
 from gpusharing.kube.client import JSON, LEASES, KubeClient
 from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from gpusharing.kube.fence import claims_text, parse_claims
@@ -300,5 +301,4 @@ class LeaderLease:
             self._on_lost()
 
     def _time(self) -> str:
-        """metav1.MicroTime wants exactly six digits."""
-        return self._now().astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return to_micro_time(self._now())

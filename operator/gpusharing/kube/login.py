@@ -53,24 +53,6 @@ class Login(Protocol):
 
 
 @dataclass
-class AnonymousLogin:
-    """No credentials: for test servers on loopback."""
-
-    server: str
-
-    async def access(self) -> Access:
-        """The server as given."""
-        return Access(self.server)
-
-    async def token(self) -> str | None:
-        """No token."""
-        return None
-
-    async def renew(self) -> None:
-        """Nothing to renew."""
-
-
-@dataclass
 class ServiceAccountLogin:
     """The pod's own service account, by the files and variables that every pod has."""
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gpusharing.api import names
+from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.commands import patch_command
 from gpusharing.planning.wanted.configmaps import referenced
@@ -60,7 +61,7 @@ def _fence_of(node: NodeView) -> str:
     if node.fence is None:
         return f"{node.name}: {node.fence_error}"
     fence = node.fence
-    since = fence.stage_since.strftime("%Y-%m-%dT%H:%M:%SZ")
+    since = to_rfc3339(fence.stage_since)
     return f"{node.name}: policy {fence.policy}, {fence.from_layout} to {fence.to_layout}, {fence.stage} since {since}"
 
 

@@ -6,12 +6,13 @@ Conditions use the terms of kstatus. Messages are sorted, bounded and free of ti
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
@@ -113,7 +114,7 @@ def _condition(
         "reason": str(reason),
         "message": cut(message, MAX_TEXT),
         "observedGeneration": generation,
-        "lastTransitionTime": since or now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lastTransitionTime": since or to_rfc3339(now),
     }
 
 

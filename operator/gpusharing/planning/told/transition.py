@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import Verdict
@@ -20,7 +21,7 @@ def transition(
     """`status.transition` after this pass; `previous` is what stands there now. Equal verdicts give equal texts."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
-    moment = _stamp(now)
+    moment = to_rfc3339(now)
     history = list(previous.get("history") or ())
     if not same:
         history = [*history, {"phase": phase, "reason": reason, "at": moment}][-MAX_HISTORY:]
@@ -58,13 +59,9 @@ def health_conditions(
             "status": status,
             "reason": str(health.reason),
             "message": cut(health.message, MAX_MESSAGE),
-            "lastTransitionTime": earlier.get("lastTransitionTime") or _stamp(now),
+            "lastTransitionTime": earlier.get("lastTransitionTime") or to_rfc3339(now),
         }
     ]
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def whose_cordon(node: NodeView) -> str:

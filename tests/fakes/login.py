@@ -1,0 +1,23 @@
+"""A log-in without credentials, for servers on loopback."""
+
+from dataclasses import dataclass
+
+from gpusharing.kube.login import Access
+
+
+@dataclass
+class AnonymousLogin:
+    """No credentials: a server that asks for none."""
+
+    server: str
+
+    async def access(self) -> Access:
+        """The server as given."""
+        return Access(self.server)
+
+    async def token(self) -> str | None:
+        """No token."""
+        return None
+
+    async def renew(self) -> None:
+        """Nothing to renew."""
