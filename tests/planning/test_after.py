@@ -1,5 +1,6 @@
 """A fenced node after the point of no return: actuators, wedges, proof, retarget, Failed and its repair."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -30,8 +31,38 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.way.after import after_pnr
+from gpusharing.planning.way.after import AIMED, AIMLESS, HELD, Situation, after_pnr
 from gpusharing.planning.words.reasons import Reason
+
+
+def ladder(situations: Iterable[Situation[Any]]) -> list[tuple[str, Reason]]:
+    """The name and the reason of each row."""
+    return [(situation.follow.__name__, situation.reason) for situation in situations]
+
+
+def test_the_order_of_the_situations_is_part_of_the_product() -> None:
+    assert ladder(HELD) == [
+        ("_other_node", Reason.ORPHAN_FENCE),
+        ("_no_policy", Reason.ORPHAN_FENCE),
+        ("_uncordoned", Reason.CORDON_RESTORED),
+    ]
+    assert ladder(AIMLESS) == [
+        ("_works_on", Reason.ACTUATION_IN_PROGRESS),
+        ("_refused", Reason.NOT_ACCEPTED),
+        ("_not_asked", Reason.OBSERVATION_PENDING),
+    ]
+    assert ladder(AIMED) == [
+        ("_old_mig_manager", Reason.ACTUATION_IN_PROGRESS),
+        ("_old_mps_daemon", Reason.ACTUATION_IN_PROGRESS),
+        ("_owes_run", Reason.ACTUATION_IN_PROGRESS),
+        ("_still_at_work", Reason.ACTUATION_IN_PROGRESS),
+        ("_stop_proven", Reason.ACTUATION_IN_PROGRESS),
+        ("_run_ended", Reason.OBSERVATION_PENDING),
+        ("_curable", Reason.ACTUATION_IN_PROGRESS),
+        ("_incurable", Reason.ACTUATOR_FAILED),
+        ("_changed", Reason.ACTUATION_IN_PROGRESS),
+    ]
+
 
 # --- actuators and wedges ------------------------------------------------------------------------------------------
 

@@ -8,7 +8,9 @@ After the PNR safety wins: the node stays fenced until a good layout is proven, 
 counts more than a clock: a Failed node that is proven after all is given back.
 """
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -57,49 +59,143 @@ _STEPS = (Actuate, Release, RestartOperand, UpdateFence)
 
 
 def _way(case: FencedCase) -> Verdict:
-    fence, node = case.fence, case.node
-    if fence.node_uid != node.uid:
-        message = (
-            "the fence belongs to an earlier node of this name; check the node, then remove the annotation"
-        )
-        return case.verdict(Phase.FAILED, Reason.ORPHAN_FENCE, message)
-    if case.assessment is None:
-        message = f"policy {fence.policy} is gone and no policy owns the node; it stays fenced until one does"
-        return case.verdict(Phase.FAILED, Reason.ORPHAN_FENCE, message)
-    if fence.disruption in CORDONING and not node.unschedulable:
-        message = "somebody lifted the cordon before a good layout was proven; it is put back"
-        verdict = case.verdict(Phase.RECONFIGURING, Reason.CORDON_RESTORED, message)
-        # What was seen before this cordon proves nothing, and pods that came before it do not tolerate it.
-        return verdict.then(UpdateFence(node, replace(fence, since=case.now), cordon=True))
-    assessed = case.assessment
-    if not isinstance(assessed, Assessed):
-        return _unprovable(case, assessed, find_trouble(case))
-    if case.operand is not None and case.operand.uid == fence.restart_uid:
-        return restart_pod(case, case.operand, "mig-manager")
-    if case.mps_daemon is not None and case.mps_daemon.uid == fence.daemon_uid:
-        return restart_pod(case, case.mps_daemon, "the MPS daemon")
-    return _onward(case, assessed)
+    """The first situation that the node is in decides."""
+    if (verdict := _first(HELD, case)) is not None:
+        return verdict
+    if not isinstance(case.assessment, Assessed):
+        return _first(AIMLESS, case) or _unobserved(case)
+    aimed = _Aimed.of(case, case.assessment)
+    return _first(AIMED, aimed) or _changed_late(aimed)
 
 
-def _onward(case: FencedCase, assessed: Assessed) -> Verdict:
-    """Nothing that was recorded is left to be deleted."""
-    fence, trouble, target, stop = case.fence, find_trouble(case), assessed.target, assessed.stop
-    aim = stop if fence.step < fence.steps else target
-    again = _aims_at(case, aim)
-    owed = fence.owed == owed_for(target)
-    if again and owed:
-        return run(case, assessed, again=True, since=fence.stage_since)
-    if trouble is not None and not trouble.final:  # whatever is wanted now, it is at work
-        return _at_work(case, trouble)
-    if again and aim is stop and prepares_next_step(case):
-        return run(case, assessed, since=fence.stage_since, step_proven=True)
-    if again:
-        return _conclude(case, aim, assessed, trouble)
-    if owed or case.now < fence.deadline:  # the spec changed: by the same way to an idle node as before
-        return run(case, assessed, since=fence.stage_since)
-    message = f"the spec changed after the time was up; from here to {target.text}"
-    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
-    return verdict.then(owe(case, assessed, attempt=1))
+Looked = TypeVar("Looked")
+
+
+@dataclass(frozen=True, slots=True)
+class Situation(Generic[Looked]):
+    """Where a node can be after the PNR, and what follows."""
+
+    follow: Callable[[Looked, Reason], Verdict | None]
+    """The verdict, told with this reason where it knows no nearer one; None: the node is not in this situation."""
+    reason: Reason
+
+
+def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict | None:
+    verdicts = (situation.follow(looked, situation.reason) for situation in situations)
+    return next((verdict for verdict in verdicts if verdict is not None), None)
+
+
+# --- whatever is wanted of the node ------------------------------------------------------------------------
+
+
+def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
+    if case.fence.node_uid == case.node.uid:
+        return None
+    message = "the fence belongs to an earlier node of this name; check the node, then remove the annotation"
+    return case.verdict(Phase.FAILED, reason, message)
+
+
+def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
+    if case.assessment is not None:
+        return None
+    message = (
+        f"policy {case.fence.policy} is gone and no policy owns the node; it stays fenced until one does"
+    )
+    return case.verdict(Phase.FAILED, reason, message)
+
+
+def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
+    if case.fence.disruption not in CORDONING or case.node.unschedulable:
+        return None
+    message = "somebody lifted the cordon before a good layout was proven; it is put back"
+    verdict = case.verdict(Phase.RECONFIGURING, reason, message)
+    # What was seen before this cordon proves nothing, and pods that came before it do not tolerate it.
+    return verdict.then(UpdateFence(case.node, replace(case.fence, since=case.now), cordon=True))
+
+
+HELD = (
+    Situation(_other_node, Reason.ORPHAN_FENCE),
+    Situation(_no_policy, Reason.ORPHAN_FENCE),
+    Situation(_uncordoned, Reason.CORDON_RESTORED),
+)
+"""First wins; a test pins the order. Nothing else is asked about a node that is not ours or that pods may come to."""
+
+
+# --- the policy, as it is now, gives no target: what is there cannot be proven against anything ------------------
+
+
+def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
+    trouble = find_trouble(case)
+    return None if trouble is None or trouble.final else _at_work(case, trouble)
+
+
+def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
+    found = case.assessment
+    if not isinstance(found, Refused):
+        return None
+    message = f"{found.objection.message}; the node stays fenced until the policy gives it a layout"
+    return case.verdict(Phase.FAILED, found.objection.reason, message)
+
+
+def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
+    request = verify_request(case)
+    if request is None:
+        return None
+    return case.verdict(Phase.VERIFYING, reason, "asking the agent").then(request)
+
+
+def _unobserved(case: FencedCase) -> Verdict:
+    found = case.assessment
+    pending = found.pending if isinstance(found, Unobserved) else None
+    if (
+        pending is not None and pending.reason is not Reason.OBSERVATION_PENDING
+    ):  # no GPU at all, or a nameless one
+        return case.verdict(Phase.VERIFYING, pending.reason, pending.message)
+    return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
+
+
+AIMLESS = (
+    Situation(_works_on, Reason.ACTUATION_IN_PROGRESS),  # told with what mig-manager says
+    Situation(_refused, Reason.NOT_ACCEPTED),  # told with the objection's own reason
+    Situation(_not_asked, Reason.OBSERVATION_PENDING),
+)
+"""First wins; a test pins the order. When none applies, the answer of the agent is waited for."""
+
+
+# --- the node has a target ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Aimed:
+    """A node with a target, and how its last run stands to that."""
+
+    case: FencedCase
+    assessed: Assessed
+    aim: Target
+    """What the present step leads to: the target, or the stop before it."""
+    on_course: bool
+    """The labels of the PNR lead to the aim; if not, the spec has changed since."""
+    owed: bool
+    """Another run towards the target is recorded and has not begun."""
+    trouble: Trouble | None
+    """What mig-manager says, when it is not plain success."""
+
+    @staticmethod
+    def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
+        fence = case.fence
+        aim = assessed.stop if fence.step < fence.steps else assessed.target
+        owed = fence.owed == owed_for(assessed.target)
+        return _Aimed(case, assessed, aim, _aims_at(case, aim), owed, find_trouble(case))
+
+    def run(self, *, again: bool = False, step_proven: bool = False) -> Verdict:
+        """The next run; what was read before the last one proves nothing."""
+        since = self.case.fence.stage_since
+        return run(self.case, self.assessed, again=again, since=since, step_proven=step_proven)
+
+    def owe(self, reason: Reason, message: str, attempt: int) -> Verdict:
+        """Record that another run is owed."""
+        verdict = self.case.verdict(Phase.RECONFIGURING, reason, message)
+        return verdict.then(owe(self.case, self.assessed, attempt))
 
 
 def _aims_at(case: FencedCase, target: Target) -> bool:
@@ -109,20 +205,85 @@ def _aims_at(case: FencedCase, target: Target) -> bool:
     return aims == (target.mig_config, target.plugin_key, target.text)
 
 
+def _old_mig_manager(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    pod = aimed.case.operand
+    if pod is None or pod.uid != aimed.case.fence.restart_uid:
+        return None
+    return restart_pod(aimed.case, pod, "mig-manager")
+
+
+def _old_mps_daemon(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    pod = aimed.case.mps_daemon
+    if pod is None or pod.uid != aimed.case.fence.daemon_uid:
+        return None
+    return restart_pod(aimed.case, pod, "the MPS daemon")
+
+
+def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    return aimed.run(again=True) if aimed.on_course and aimed.owed else None
+
+
+def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Whatever is wanted now."""
+    trouble = aimed.trouble
+    return None if trouble is None or trouble.final else _at_work(aimed.case, trouble)
+
+
+def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
+    return aimed.run(step_proven=True) if proven else None
+
+
+def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    if not aimed.on_course or aimed.trouble is not None:
+        return None
+    return _verify(aimed.case, aimed.aim, aimed.assessed)
+
+
+def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    trouble, attempt = aimed.trouble, aimed.case.fence.attempt
+    if trouble is None or not aimed.on_course:
+        return None
+    if not trouble.curable or attempt > aimed.case.settings.max_cures:
+        return None
+    return aimed.owe(reason, f"{trouble.mismatch.message}; restarting mig-manager", attempt + 1)
+
+
+def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    if aimed.trouble is None or not aimed.on_course:
+        return None
+    return _failed(aimed.case, aimed.trouble.mismatch)
+
+
+def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """By the same way to an idle node as before."""
+    in_time = aimed.owed or aimed.case.now < aimed.case.fence.deadline
+    return aimed.run() if in_time else None
+
+
+def _changed_late(aimed: _Aimed) -> Verdict:
+    message = f"the spec changed after the time was up; from here to {aimed.assessed.target.text}"
+    return aimed.owe(Reason.ACTUATION_IN_PROGRESS, message, attempt=1)
+
+
+AIMED = (
+    Situation(_old_mig_manager, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_old_mps_daemon, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_owes_run, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_still_at_work, Reason.ACTUATION_IN_PROGRESS),  # told with what mig-manager says
+    Situation(_stop_proven, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_run_ended, Reason.OBSERVATION_PENDING),  # or what the proof finds
+    Situation(_curable, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_incurable, Reason.ACTUATOR_FAILED),  # told with what mig-manager says
+    Situation(_changed, Reason.ACTUATION_IN_PROGRESS),
+)
+"""First wins; a test pins the order. What was recorded is done before anything is judged, and what works is let end.
+When none applies, the spec was changed after the time was up: another run is owed, with a time of its own."""
+
+
 def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
     mismatch = trouble.mismatch
     return case.verdict(Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=next_look(case))
-
-
-def _conclude(case: FencedCase, aim: Target, assessed: Assessed, trouble: Trouble | None) -> Verdict:
-    """Nothing is under way any more: prove, cure, or Failed."""
-    if trouble is None:
-        return _verify(case, aim, assessed)
-    if trouble.curable and case.fence.attempt <= case.settings.max_cures:
-        message = f"{trouble.mismatch.message}; restarting mig-manager"
-        verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
-        return verdict.then(owe(case, assessed, case.fence.attempt + 1))
-    return _failed(case, trouble.mismatch)
 
 
 def _failed(case: FencedCase, mismatch: Finding) -> Verdict:
@@ -136,20 +297,6 @@ def _failed(case: FencedCase, mismatch: Finding) -> Verdict:
     verdict = case.verdict(Phase.FAILED, mismatch.reason, message)
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
     return verdict.then(request) if request is not None else verdict  # mig-manager rests: show what it left
-
-
-def _unprovable(case: FencedCase, found: Refused | Unobserved, trouble: Trouble | None) -> Verdict:
-    """The policy, as it is now, gives no target for this node; what is there cannot be proven against anything."""
-    if trouble is not None and not trouble.final:
-        return _at_work(case, trouble)
-    if isinstance(found, Refused):
-        message = f"{found.objection.message}; the node stays fenced until the policy gives it a layout"
-        return case.verdict(Phase.FAILED, found.objection.reason, message)
-    if (request := verify_request(case)) is not None:
-        return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent").then(request)
-    if found.pending.reason is not Reason.OBSERVATION_PENDING:  # no GPU at all, or one without a name
-        return case.verdict(Phase.VERIFYING, found.pending.reason, found.pending.message)
-    return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
 
 
 # --- the proof ---------------------------------------------------------------------------------------------
