@@ -1,4 +1,4 @@
-"""What Prometheus is told: read from the loop at each scrape, so that the loop knows nothing of metrics."""
+"""The agent's metrics for Prometheus, read from the loop at each scrape, so that the loop knows nothing of metrics."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable

@@ -64,7 +64,7 @@ _NO_ACCESS = {
     pynvml.NVML_ERROR_UNKNOWN: "usual after systemd was reloaded on the node; see `dmesg | grep -i nvrm` there",
 }
 _OF_THE_NODE = (*_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_UNINITIALIZED)
-"""Errors that are so of all GPUs, whichever was asked."""
+"""Errors that concern all GPUs, whichever was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class NVML:
 
 
 def _explained(error: Any) -> LibraryError:
-    """An error that is so of the whole node."""
+    """An error that concerns the whole node."""
     if error.value in _NOT_LOADED:
         return NotLoaded(_NOT_LOADED[error.value])
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
@@ -163,7 +163,7 @@ def _explained(error: Any) -> LibraryError:
 
 
 def _refuse_without_access(errors: Sequence[Any]) -> None:
-    """Not one GPU can be opened: that is the container's trouble. One GPU with an unknown error is its own."""
+    """If not one GPU can be opened, the fault is the container's. An unknown error of one GPU is that GPU's."""
     (code, *others) = {error.value for error in errors}
     if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
         raise errors[0]

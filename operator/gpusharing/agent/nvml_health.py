@@ -1,4 +1,4 @@
-"""What NVML tells of a GPU's health, and how to ask for what may not be supported or permitted. Part of `nvml.py`.
+"""What NVML says about a GPU's health, and how to ask for what may not be supported or permitted. Part of `nvml.py`.
 
 Calls and their traps: docs/design/hardware.md#nvml, NVIDIA's NVML API reference, nvml.h.
 """

@@ -1,4 +1,5 @@
-"""MIG as NVML tells it: the profiles of a card, the instances of a GPU, and what of them is hidden. Part of `nvml.py`.
+"""MIG as NVML reports it: the profiles of a card, the instances of a GPU, and what of them is hidden. Part of
+`nvml.py`.
 
 To list instances and placements takes read access to mig/config; a MIG device is seen by who may open it. So a
 container without rights sees some devices, none, or those of an earlier layout: what it cannot list, it does not know.
@@ -107,7 +108,7 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 
 
 def divided(handle: Any, profiles: Sequence[Profile], migs: Sequence[MigDevice]) -> Divided:
-    """GPU instances by placement; without the right to list them, what the MIG devices tell.
+    """GPU instances by placement; without the right to list them, what the MIG devices show.
 
     An instance without a compute instance, as a create that failed midway leaves it, hides nobody.
     """

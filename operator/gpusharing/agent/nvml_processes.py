@@ -14,7 +14,7 @@ from gpusharing.agent.nvml_mig import MigDevice
 from gpusharing.agent.processes import Processes
 
 _ALWAYS = (pynvml.nvmlDeviceGetComputeRunningProcesses,)
-"""Exists for every card: that a driver does not support it tells nothing about who computes."""
+"""Exists for every card: a driver that does not support it says nothing about who computes."""
 _WHERE_SUPPORTED = (
     pynvml.nvmlDeviceGetMPSComputeRunningProcesses,
     pynvml.nvmlDeviceGetGraphicsRunningProcesses,

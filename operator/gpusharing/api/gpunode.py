@@ -232,7 +232,7 @@ class NodeCondition(WireModel):
     reason: Annotated[str, Field(max_length=128)]
     """One CamelCase word; docs/reference/reasons.md explains each."""
     message: Sentence
-    """The gravest fact and what to do."""
+    """The most serious fact and what to do about it."""
     last_transition_time: Time
     """When the status last changed, RFC 3339 in UTC, to the second."""
 

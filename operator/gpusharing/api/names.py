@@ -1,7 +1,6 @@
-"""Every name that crosses a process boundary: group, labels, annotations, conditions, phases, reasons.
+"""Every name that crosses a process boundary: group, labels, annotations, resources, modes, conditions, phases.
 
-A reason is one CamelCase word that tools may match on; its sentence says in which situation it is used and
-what a person does next. `docs/reference/reasons.md` is generated from this file.
+Reasons, which people and tools read too, have a module of their own: `planning/words/reasons.py`.
 """
 
 from enum import StrEnum
@@ -16,7 +15,7 @@ PREFIX = f"{GROUP}/"
 
 # --- Node labels and annotations that we own ---------------------------------------------------------
 LABEL_MODE = f"{PREFIX}mode"
-"""Routing label: `full`, `mig`, `time-slicing` ... absent while a node is in between, so nothing lands then."""
+"""Routing label: `full`, `mig`, `time-slicing` ...; absent during a change, so that nothing lands on the node."""
 LABEL_POLICY = f"{PREFIX}policy"
 """The policy that owns the node. It makes ownership sticky: equal priority never moves a node."""
 ANNOTATION_FENCE = f"{PREFIX}fence"
@@ -113,7 +112,7 @@ RESOURCE_MIG_PREFIX = "nvidia.com/mig-"
 def is_gpu_resource(name: str) -> bool:
     """Whether an extended resource stands for GPUs or parts of one (docs/design/drain.md#g1).
 
-    Names that NVIDIA's plugin never serves but somebody may have made up for a GPU count too: `nvidia.com/gpumem`,
+    Names that NVIDIA's plugin never serves, but that somebody else may serve for a GPU, count too: `nvidia.com/gpumem`,
     `nvidia.com/gpu-h100`. Their pods hold a GPU, and must leave before it changes. Other nvidia.com/* resources
     are network cards and passed-through devices, which no mode change touches.
     """

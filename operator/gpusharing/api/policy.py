@@ -33,7 +33,7 @@ Devices = Annotated[
     ),
 ]
 """A word or a list. A structural schema has no such type, so the CRD checks the outer form only (`not:
-{maxItems: 0}` is true of non-empty lists alone); the chart's admission policy and validation.py judge the rest."""
+{maxItems: 0}` is true of non-empty lists alone); the chart's admission policy and validation.py check the rest."""
 
 
 class LabelSelectorRequirement(WireModel):

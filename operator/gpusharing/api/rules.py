@@ -1,4 +1,4 @@
-"""What a policy may say, beyond types and bounds: each rule once, with one text for both judges.
+"""What a policy may say, beyond types and bounds: each rule once, with one text for both who check it.
 
 The API server evaluates `cel`; `validation.py` asks the same question in Python and answers with the same
 message. A message says what is wrong and shows a valid example.

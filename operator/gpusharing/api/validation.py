@@ -1,4 +1,4 @@
-"""The API server's judgement of a policy, in Python: for objects from before a rule, or without a server.
+"""What the API server says of a policy, in Python: for objects that are older than a rule, or without a server.
 
 Pure. Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the texts.
 """
@@ -54,11 +54,11 @@ class Problem:
 
 
 def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
-    """Judge a whole GPUSharingPolicy object as the API server does.
+    """Check a whole GPUSharingPolicy object as the API server does.
 
     Types are taken literally, as JSON has them ("4" is no number). A field that we do not know is refused: the API
     server keeps one only where the CRDs are newer than the operator, and it may be the very one that says when no
-    node may be drained. Bounds and patterns are judged first: only what passes them is asked for its meaning.
+    node may be drained. Bounds and patterns are checked first: only what passes them is asked for its meaning.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):

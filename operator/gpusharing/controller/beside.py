@@ -1,4 +1,4 @@
-"""What the loop does by the clock, beside its passes: list the policies anew, count the pods that wait for a GPU."""
+"""What runs by the clock beside the loop: list the policies again, and count the pods that wait for a GPU."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Beside:
     wake: Callable[[], None]
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._list_policies())
             group.create_task(self._count_pending())

@@ -1,4 +1,4 @@
-"""The bodies that write our two ConfigMaps: only what changes, with the time of writing of every entry."""
+"""The bodies that write our two ConfigMaps: only what changes, with the time at which each entry was written."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -48,7 +48,7 @@ def _body(
     written: Mapping[str, datetime],
     now: datetime,
 ) -> JSON:
-    """Entries in `same` keep their time of writing, if they have one; all others are written now."""
+    """Entries in `same` keep the time they were written at, if they have one; all others count as written now."""
     stamps = {key: written.get(key, now) if key in same else now for key in sorted(wanted)}
     text = json.dumps({key: stamp.astimezone(UTC).isoformat() for key, stamp in stamps.items()})
     return {

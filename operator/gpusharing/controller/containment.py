@@ -1,7 +1,7 @@
 """Keeps kopf apart from everything else in the process, and starts it again when it stops (docs/adr/0030).
 
-It stops on a watch ERROR such as 500, which is no reason to restart the process. And it takes the event loop that it
-runs in for its own: when it stops, it cancels every task that was started after it, and it takes SIGTERM and SIGINT.
+It stops on a watch ERROR such as 500, which is no reason to restart the process. And it treats the event loop that it
+runs in as its own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT.
 So it gets a loop of its own, in a thread of its own.
 """
 
@@ -25,9 +25,9 @@ log = structlog.get_logger()
 AGAIN_FIRST, AGAIN_MOST = 1.0, 60.0
 """Seconds until kopf is started again; doubled while its lives are short."""
 LONG_LIFE = 60.0
-"""Seconds. A kopf that lived so long did its work: the next end of one begins the waits anew."""
+"""Seconds. A kopf that ran for so long was working: the next time it stops, the waits start from the shortest again."""
 STOP_SECONDS = 5.0
-"""How long kopf may take to end; its thread does not keep the process."""
+"""Seconds that kopf may take to stop. Its thread does not keep the process alive."""
 
 
 class PolicyWatch:
@@ -70,7 +70,7 @@ class PolicyWatch:
             pass
 
     async def _once(self) -> None:
-        """One life of kopf."""
+        """One run of kopf."""
         ours, theirs = asyncio.get_running_loop(), KopfLoop()
         sessions: list[aiohttp.ClientSession] = []
         life = theirs.create_task(self._life(ours, sessions), name="kopf")
@@ -113,8 +113,9 @@ class PolicyWatch:
 class KopfLoop(asyncio.SelectorEventLoop):
     """An event loop that knows its tasks and its connections, so that none is left when it is closed.
 
-    asyncio refers to tasks weakly: those of a kopf that is cancelled while it starts would be lost, not ended. And
-    aiohttp forgets a connection as soon as it has asked for its end, which over TLS waits for the server's answer.
+    asyncio keeps only weak references to tasks: those of a kopf that is cancelled while it starts would be lost
+    without being ended. And aiohttp forgets a connection as soon as it has begun to close it, which over TLS waits for
+    the server.
     """
 
     def __init__(self) -> None:
@@ -130,7 +131,7 @@ class KopfLoop(asyncio.SelectorEventLoop):
         return made
 
     def abort_connections(self) -> None:
-        """Wait for no farewell any more. They end in the next turn of the loop."""
+        """Close them without waiting for the server. They end in the next turn of the loop."""
         for transport in list(self._connections):
             transport.abort()
 

@@ -42,9 +42,10 @@ class Evictor:
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """A refusal speaks about one drain only: before the next one, the budgets as they are then decide.
+        """Forget what was refused: it holds for one drain only, and the next one asks the budgets again.
 
-        An accepted eviction outlives the drain: a LIST that was begun before it would show the pod as one to evict.
+        An accepted eviction is remembered beyond the drain: a LIST begun before it would show the pod as still to be
+        evicted.
         """
         for name in list(self.memories):
             node, work = snapshot.nodes.get(name), snapshot.work.get(name)
@@ -61,12 +62,12 @@ class Evictor:
                     self.memories[name] = kept
 
     async def evict(self, action: Evict) -> bool:
-        """True when the server accepted it. What it answers otherwise is remembered.
+        """Evict a pod; True when the server accepted it. Any other answer is remembered.
 
         An accepted eviction is not sent again, whatever was decided.
 
         Raises:
-            KubeError: what speaks about all calls.
+            KubeError: what concerns all calls.
         """
         if is_accepted(self.memories.get(action.node, {}).get(action.uid)):
             return False

@@ -69,7 +69,7 @@ from gpusharing.planning.way.callverdicts import is_moot
 log = structlog.get_logger()
 
 FATAL = (Unauthorized, ServerAway, LeaseLost)
-"""What speaks about all calls."""
+"""What concerns all calls, not one object."""
 
 SHARED_PATIENCE = 6.0
 """Seconds for a write on which fences wait: claims are given up after five. With less, no node would ever start on a
@@ -113,15 +113,15 @@ class Executor:
     missed: Counter[str] = field(default_factory=Counter)
     """By UID of a mig-manager pod: how often the server said that it is gone, or another one."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
-    """Told after each action: for metrics."""
+    """Called after each action: for metrics."""
     view: Callable[[JSON], NodeView] = node_view
     """A Node as the plan sees it."""
     failures: dict[str, CallFailure] = field(default_factory=dict)
     """By node or subject of a shared write; in memory only."""
     unsure: set[str] = field(default_factory=set)
-    """Nodes of which a call got no answer: only a new LIST tells whether a pod was evicted."""
+    """Nodes with a call that got no answer: only a new LIST can tell whether a pod was evicted."""
     on_late: Callable[[], None] = lambda: None
-    """Told when a call ended for which no pass waited."""
+    """Called when a call ended for which no pass waited."""
     seen: Callable[[str], NodeView | None] = lambda name: None
     """The view of a Node as it is known at this moment, by name; None when nothing is."""
     crew: Crew = field(init=False)
@@ -155,9 +155,9 @@ class Executor:
         """Shared writes first; then every node's actions, nodes side by side, one node's in order.
 
         `unseen`: the nodes that were `under_way` when the snapshot was begun. Whatever their calls came to, it was
-        decided without, so they are left to the next pass, even if the calls have ended since.
+        decided without them, so they are left to the next pass, even if the calls have ended since.
 
-        Raises a group with what speaks about all calls, and nothing else.
+        Raises a group with what concerns all calls, and nothing else.
         """
         outcome = Outcome()
         self.evictor.forget(snapshot)
@@ -184,7 +184,7 @@ class Executor:
         return failure is not None and failure.holds(self.now())
 
     def _forget_failures(self, plan: RolloutPlan) -> None:
-        """What is not wanted any more fails no more."""
+        """Forget the failures of what is no longer wanted."""
         wanted = {subject_of(action) for action in plan.shared}
         for subject in self.failures.keys() - wanted - self.crew.busy:
             verdict = plan.verdicts.get(subject)
@@ -205,7 +205,7 @@ class Executor:
         return blocked
 
     async def _shared_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
-        """Whether it is done now. One that hangs does not hold up the nodes that are under way."""
+        """Whether this shared write is done now. One that hangs does not hold up the nodes that are under way."""
         subject, before = subject_of(action), outcome.done
         if self._held(subject):
             return False
@@ -265,7 +265,7 @@ class Executor:
                 self._worked(node, called(action))
 
     def _failed(self, subject: str, action: Action, error: KubeError, outcome: Outcome) -> None:
-        """The subject waits, longer each time; the log hears of it once."""
+        """Note a failure: the subject waits, longer each time, and the log gets one line."""
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
             words = f"ConfigMap {self.shared.writing}: {words}"
@@ -284,7 +284,7 @@ class Executor:
         )
 
     def _worked(self, subject: str, call: str = "") -> None:
-        """A call was answered as it should be. What failed before was perhaps another one about the same node."""
+        """Note a success: a call about the subject was answered, though perhaps not the one that failed before."""
         failure = self.failures.get(subject)
         if failure is None or call in ("", failure.call):
             self.failures.pop(subject, None)
@@ -345,7 +345,7 @@ class Executor:
         self.gpunodes.accept(raw)
 
     async def _restart(self, action: RestartOperand) -> bool:
-        """A pod that the server took on for deletion is not deleted again: the watch may not have told of it yet."""
+        """Delete a pod, once: the watch may not have shown yet that it is being deleted."""
         if action.uid in self.deleted:
             return False
         try:

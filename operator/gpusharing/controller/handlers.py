@@ -14,15 +14,15 @@ from gpusharing.api import names
 from gpusharing.kube.login import Access
 
 Touch = Callable[[str, str], None]
-"""Told name and resourceVersion of a policy that may have changed."""
+"""Called with name and resourceVersion of a policy that may have changed."""
 Credentials = Callable[[], Awaitable[tuple[Access, str | None]]]
 """Where the API server is, and the value of the Authorization header."""
 
 TOKEN_LIFE = timedelta(minutes=10)
 """kopf logs in again after this long: the kubelet replaces the pod's token."""
 IDENTITY: Any = "gpusharing-operator"
-"""kopf's name for us among its peers. It has none (standalone), but without a name it asks for that of the user, and
-the uid of a pod has none: getpass.getuser() raises, and kopf never runs. Its type is not public."""
+"""kopf's name for us among its peers. There are none (standalone), but without a name it asks for that of the user. A
+pod's uid has none, so getpass.getuser() would raise and kopf would never run. The type of it is not public."""
 
 
 async def follow_policies(
@@ -34,7 +34,7 @@ async def follow_policies(
     """
     registry = kopf.OperatorRegistry()
 
-    # Without a log-in kopf neither runs nor ends: it has to try again, and not only after its minute.
+    # Without a log-in kopf neither runs nor stops: it has to try again, and sooner than after its minute.
     @kopf.on.login(registry=registry, backoff=1.0)
     async def authenticate(**_: Any) -> kopf.AiohttpSession:
         access, token = await credentials()
@@ -63,7 +63,7 @@ async def follow_policies(
 
 
 def _called(name: str) -> aiohttp.ClientMiddlewareType:
-    """The name that the server's certificate must bear, for every request of a session: kopf itself gives none."""
+    """Set the name that the server's certificate must bear on every request of a session: kopf itself sets none."""
 
     async def named(
         request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType

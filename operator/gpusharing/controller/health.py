@@ -1,6 +1,6 @@
 """/healthz, /readyz and /metrics. kopf's own endpoint answers 200 whatever its watchers do, so these are ours.
 
-/healthz fails when only a new process can help: the loop neither comes round nor gets answers (progress.py), or a
+/healthz fails when only a new process can help: the loop neither finishes a pass nor gets answers (progress.py), or a
 reflector has heard nothing for so long that its connection must be dead. /readyz fails while we know too little to
 decide.
 """
@@ -32,7 +32,7 @@ class Health:
     clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
-        """What only a restart mends, by part."""
+        """What only a restart can mend, by part."""
         found = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:

@@ -1,4 +1,4 @@
-"""Why the operator does nothing at all. Each reason is said when it begins and when it is over."""
+"""Why the operator does nothing at all. Each reason is logged when it begins and when it is over."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Leader(Protocol):
 
     @property
     def claims_error(self) -> str:
-        """Why the claims on the Lease cannot be read; they are made anew from the fences then."""
+        """Why the claims on the Lease cannot be read; then they are made again from the fences."""
         ...
 
     async def set_claims(self, claims: Mapping[str, Claim]) -> None:

@@ -1,6 +1,7 @@
 """wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
 
-An event only says "look again". What was seen, asked or done before is not remembered, except back-offs.
+An event only says "look again". Nothing of what was seen, asked or done before is remembered, except for how long to
+back off.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ def is_proving(verdict: Verdict) -> bool:
 
 @contextmanager
 def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Adds how long the step took."""
+    """Add how long the step took."""
     begun = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - begun
@@ -148,7 +149,7 @@ class Loop:
     async def once(self) -> datetime | None:
         """Gather, plan, execute, publish. Follow-up passes run at once while our own writes make progress.
 
-        Raises a group with what speaks about all calls, and nothing else of what the API server may do.
+        Raises a group with what concerns all calls, and nothing else that the API server may do.
         """
         seconds: dict[str, float] = {}
         unseen = self.executor.under_way()
@@ -189,7 +190,7 @@ class Loop:
         return Decision(plan, snapshot, now, more_pods=bool(plan.wants_pods - wanted))
 
     def _remember(self, plan: RolloutPlan, now: datetime) -> None:
-        """What the next snapshot needs of this pass."""
+        """Keep what the next snapshot needs of this pass."""
         self.gatherer.write_error = self.executor.write_error
         self.gatherer.remember_differing(plan.differing, now)
         self.gatherer.looks = plan.looks

@@ -54,10 +54,10 @@ def main() -> None:
 
 
 def settle_heap() -> None:
-    """Drop garbage, and let the cycle collector never look through what is there now: it lives long.
+    """Collect garbage, then keep the cycle collector from ever looking at what is there now: it lives long.
 
-    Reference counts still free it. Done again when the cluster was read: thousands of views, none of them in a cycle,
-    cost 90 ms at every full collection.
+    Reference counts still free it. This is done again once the cluster has been read: thousands of views, none of them
+    in a cycle, cost 90 ms at every full collection.
     """
     gc.collect()
     gc.freeze()
@@ -137,7 +137,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
 
 
 class PortTaken(Exception):
-    """A port of ours cannot be had."""
+    """One of our ports is taken."""
 
     def __init__(self, name: str, port: int) -> None:
         super().__init__(name, port)
@@ -156,7 +156,7 @@ def _touched(loop: Loop, name: str, version: str) -> None:
 
 
 def _lost() -> None:
-    """Somebody else may lead now: nothing more may be written, not even a farewell (cilium#42920)."""
+    """Somebody else may lead now: nothing more may be written, not even on the way out (cilium#42920)."""
     log.error("the lease is lost, ending at once")
     os._exit(LOST_LEASE)
 

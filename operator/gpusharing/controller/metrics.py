@@ -1,4 +1,4 @@
-"""What the operator tells Prometheus. `docs/reference/metrics.md` is generated from this file."""
+"""The operator's metrics for Prometheus. `docs/reference/metrics.md` is generated from this file."""
 
 from collections import Counter as Tally
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Who is told what the loop does: the metrics, in the shipped process."""
+"""The Protocol of whoever is told what the loop does: in the shipped process, the metrics."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -10,7 +10,7 @@ from gpusharing.planning.way.verdict import Verdict
 
 
 class Observer(Protocol):
-    """Told what happens; answers nothing."""
+    """Is told what happens, and answers nothing."""
 
     def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
         """One pass and the seconds of its steps."""

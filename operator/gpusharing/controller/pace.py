@@ -13,19 +13,19 @@ log = structlog.get_logger()
 LOOK_EVERY = timedelta(seconds=10)
 """The longest rest between two passes, whatever a plan says."""
 FIRST_LOOK = 4
-"""The first event after a quiet time waits for this part of the debounce: what belongs together comes within it."""
+"""The first event after a quiet time waits for this part of the debounce: events that belong together come in it."""
 AT_ONCE = 2
-"""Follow-ups without a break: configuration, then fence. In a long row of them other nodes keep a large pool busy, and
-every pass looks at all of it."""
+"""Follow-ups without a break: configuration, then fence. In a longer row, other nodes keep a large pool busy, and every
+pass looks at all of it."""
 FOLLOW_UPS = 30
-"""Passes that may follow one another at once. More of them make no progress and would press the API server."""
+"""Passes that may follow one another at once. More of them make no progress and would only load the API server."""
 RETRY = 2.0
 """Seconds until the next pass after one that the API server or the Lease ended."""
 
 
 @dataclass(slots=True)
 class Wake:
-    """One coalescing signal. Sets at any time; the loop looks at everything at once."""
+    """One signal for any number of events. It can be set at any time; the loop then looks at everything at once."""
 
     event: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -49,7 +49,7 @@ class Pace:
     async def rest(self, due: datetime | None) -> None:
         """Until something happens or is due; then a moment more, so that one pass sees all of a burst.
 
-        What happens after a quiet time is looked at soon; while much happens, passes keep the whole debounce apart.
+        An event after a quiet time is looked at soon; while much happens, passes are a whole debounce apart.
         """
         self._ended = time.monotonic()
         left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
@@ -63,7 +63,7 @@ class Pace:
         await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
 
     async def _slow_down(self, left: timedelta) -> None:
-        """A plan that writes in every pass and never comes to rest is a mistake; it must not be one at full speed."""
+        """Slow down a plan that writes in every pass and never comes to rest: such a mistake must not run fast."""
         self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
         if self._follow_ups > FOLLOW_UPS:
             log.warning("passes make no progress", passes=self._follow_ups)

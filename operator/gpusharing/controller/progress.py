@@ -1,7 +1,7 @@
-"""Does the loop get on? Liveness asks this: how long a pass takes says nothing.
+"""Does the loop make progress? This decides liveness: how long a pass takes says nothing.
 
-A pass that creates five thousand objects takes minutes on a slow API server and is well all the same. So what counts is
-that passes come round, or that the API server answers the calls of the pass that is under way. Other calls of the
+A pass that creates five thousand objects takes minutes on a slow API server, and nothing is wrong with it. So what
+counts is that passes end, or that the API server answers the calls of the pass that is under way. Other calls of the
 process (watches, the Lease, the count of Pending pods) go on beside a loop that hangs, and do not count.
 """
 
@@ -17,7 +17,7 @@ _OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
 
 
 class Progress:
-    """When the loop last got on."""
+    """When the loop last made progress."""
 
     def __init__(self, clock: Callable[[], float] = loop_time) -> None:
         self._clock = clock
@@ -25,7 +25,7 @@ class Progress:
         """By the clock, in seconds."""
 
     def made(self) -> None:
-        """A pass came round."""
+        """A pass has ended."""
         self.last = self._clock()
 
     @contextmanager

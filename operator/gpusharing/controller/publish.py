@@ -1,11 +1,11 @@
 """Write what people see: status of policies and GPUNodes, Events. Only changes are written.
 
-While an object moves, a change is written one period after it began to differ from what stands there: phases that
+While an object moves, a change is written one period after it began to differ from what is shown: phases that
 pass more quickly are never shown. An end (Synced, Failed, Blocked ...) is written at once. Nothing is decided from
 any of it.
 
-Whatever fails here is told in the log and tried again, longer apart each time: no pass ends or waits because of it, and
-no object because of another one. An Event counts as told when the server has accepted it.
+Whatever fails here is logged and tried again, after a longer wait each time: no pass ends or waits because of it, and
+no object waits because of another one. An Event counts as told when the server has accepted it.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ POOL_FACTOR = 2
 """A policy's numbers and message may lag this many periods: every node of the pool changes them."""
 
 UNTOLD = 1000
-"""Events that wait for the server at most; older ones are given up for them."""
+"""The most Events that may wait for the server; older ones are dropped to make room."""
 
 RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
 """Phases that last: their transition is written without delay."""
@@ -104,9 +104,9 @@ class Publisher:
     identity: str
     parallel: int = 16
     on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
-    """Told about every verdict that changed: for metrics."""
+    """Called for every verdict that changed: for metrics."""
     on_late: Callable[[], None] = lambda: None
-    """Told when a write ended for which no round waited."""
+    """Called when a write ended for which no round waited."""
     crew: Crew = field(init=False)
     _told: dict[str, Verdict] = field(default_factory=dict)
     _differs_since: dict[str, datetime] = field(default_factory=dict)
@@ -123,18 +123,18 @@ class Publisher:
     _complaints: Complaints = field(default_factory=Complaints)
     _serial: int = 0
     _round: asyncio.Task[datetime | None] | None = None
-    """The one that was begun last."""
+    """The round that was begun last."""
 
     def __post_init__(self) -> None:
         """Those who write."""
         self.crew = Crew(self.parallel, self.on_late)
 
     def begin(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Publish beside whatever comes next. Only after `ended`: there is one round at a time."""
+        """Begin to publish, beside whatever comes next. Only after `ended`: there is one round at a time."""
         self._round = asyncio.create_task(self.publish(plan, snapshot, now))
 
     async def ended(self) -> datetime | None:
-        """Wait for the round that was begun; when something that was held back is due."""
+        """Wait for the round that was begun; returns when something that was held back is due."""
         round_, self._round = self._round, None
         return await round_ if round_ is not None else None
 
@@ -179,7 +179,7 @@ class Publisher:
         return min(due, default=None)
 
     def _forget(self, plan: RolloutPlan) -> None:
-        """Nodes and policies that are gone."""
+        """Forget nodes and policies that are gone."""
         for name in self._told.keys() - plan.verdicts.keys():
             del self._told[name]
             self._seen.pop(name, None)
@@ -287,7 +287,7 @@ class Publisher:
         return None
 
     def _refusal(self, key: str, event: str, error: KubeError, now: datetime) -> datetime:
-        """When to try again; the log hears of it once. Raises what speaks about all calls."""
+        """Note a refusal, log it once, and return when to try again. Raises what concerns all calls."""
         if isinstance(error, ServerAway | Unauthorized):
             raise error
         if isinstance(error, HeldBack):
@@ -327,7 +327,7 @@ class Publisher:
         self._untold.append(self._event(pointers_event(action), regarding, now))
 
     async def _tell(self, now: datetime) -> datetime | None:
-        """Post what is untold, in the order in which it happened."""
+        """Post the Events that are still to be posted, in the order in which they happened."""
         while self._untold:
             body = self._untold[0]
             try:
@@ -373,7 +373,7 @@ def _policy_of(policy: PolicyView) -> JSON:
 
 
 def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Whatever can turn a condition from one status to another (told/status.py); far less than the whole status."""
+    """Everything that can change the status of a condition (told/status.py); far less than the whole status."""
     mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
     seen = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready) for v in mine}
     return policy.uid, policy.generation, policy.deleting, plan.objections.get(policy.name), seen

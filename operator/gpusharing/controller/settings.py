@@ -1,4 +1,4 @@
-"""The operator's settings: environment variables GPUSHARING_*, set by the chart. Bad values end the start with a name.
+"""The operator's settings: environment variables GPUSHARING_*, set by the chart. A bad one is named and ends the start.
 
 `docs/reference/settings.md` is generated from this file.
 """
@@ -20,7 +20,7 @@ EXAMPLES = {
     "protected_namespaces": "kube-system,monitoring",
     "unsafe_drivers": "570,580.95.05",
 }
-"""Of settings whose default shows nobody how to write them."""
+"""Examples for settings whose default does not show how to write one."""
 WHY = {
     "float_parsing": " is not a number",
     "finite_number": " is not a number",
@@ -48,19 +48,19 @@ class Settings:
     agent_namespace: str = "gpusharing-agent"
     """Where the agent's pods are; empty: our own namespace."""
     maintenance_keys: MaintenanceKeys = ()
-    """Keys, commas between: a label, annotation or taint of one on a Node means that somebody else maintains it."""
+    """Keys, separated by commas: a label, annotation or taint with one means that somebody else maintains the Node."""
     lease_name: str = "gpusharing-operator"
-    """Lease in our namespace: leader and claims."""
+    """Name of the Lease in our namespace that holds leader and claims."""
     lease_seconds: Period = 15.0
     """How long a lost leader blocks its successor."""
     renew_deadline: Period = 10.0
     """A leader that could not renew for this long ends its process at once."""
     retry_period: Period = 2.0
-    """Between two tries to take or renew the Lease."""
+    """Between two attempts to take or renew the Lease."""
     debounce: Seconds = 0.2
     """From the first change to the pass that looks at all of them."""
     publish_period: Seconds = 2.0
-    """While an object moves, its status follows after this time; phases that pass more quickly are never shown."""
+    """While an object changes, its status follows after this time; phases that pass more quickly are never shown."""
     relist: Period = 600.0
     """Policies are listed again after this long even when nothing happened."""
     pending_period: Period = 60.0

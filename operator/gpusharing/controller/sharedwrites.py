@@ -22,7 +22,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 log = structlog.get_logger()
 
 TRIES = 3
-"""How often a conditional write is decided again after a 409."""
+"""Attempts at a conditional write; after each 409 it is decided again."""
 
 
 class Cache(Protocol):
@@ -81,7 +81,7 @@ def subject_of(action: Action) -> str:
 
 @dataclass(slots=True)
 class SharedWrites:
-    """Carries them out; every method raises KubeError, `perform` of claims also LeaseLost."""
+    """Carries out shared writes; every method raises KubeError, `perform` of claims also LeaseLost."""
 
     client: KubeClient
     policies: PolicyStore
@@ -117,7 +117,7 @@ class SharedWrites:
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
         """Patch what differs; a ConfigMap that is not there, or not any more, is created with all of its `data`.
 
-        One that somebody made a moment ago may hold what is theirs: it is not patched before it was read.
+        One that somebody made a moment ago may hold entries of theirs: it is not patched before it has been read.
         """
         self.writing = f"{namespace}/{name}"
         metadata = body["metadata"] | {"name": name, "namespace": namespace}

@@ -21,7 +21,7 @@ REFUSED = 1
 
 
 async def ask(client: Followable, settings: PlanSettings) -> Farewell:
-    """Whether it may be uninstalled. What cannot be read is refused, with the server's words."""
+    """Whether the operator may be uninstalled. When that cannot be read the answer is no, with the server's words."""
     try:
         nodes = [node_view(raw) async for page in client.pages(NODES) for raw in page.items]
     except KubeError as error:
@@ -34,7 +34,7 @@ async def ask(client: Followable, settings: PlanSettings) -> Farewell:
 
 
 async def _cluster_policies(client: Followable) -> list[str]:
-    """Their names, for the commands that are printed; a refusal to tell them keeps nobody from uninstalling."""
+    """Their names, for the commands that are printed; not being allowed to read them keeps nobody from uninstalling."""
     try:
         return [
             text(raw, "metadata", "name")

@@ -1,4 +1,4 @@
-"""Why mig-manager failed. Labels do not tell (docs/design/nvidia.md#a3): only the log of its pod does.
+"""Why mig-manager failed. Its labels do not say why (docs/design/nvidia.md#a3); only the log of its pod does.
 
 Read once per failure, and only then. Without the right, or with a kubelet that does not answer, nothing is lost but
 the reason: the verdict points at the log instead.
@@ -37,7 +37,7 @@ _SUM = "Error: failed to apply MIG configuration"
 def failure_in(log: str) -> str:
     """mig-parted's first error and its last line in the last run; empty when the log has none.
 
-    The cause stands first, by the name of NVML's code; the last line sums up ("...: all orderings failed").
+    The cause comes first, with the name of NVML's code; the last line sums up ("...: all orderings failed").
     """
     found = _LINE.findall(log.rpartition(_RUN)[2])
     rows = [(level, text.replace('\\"', '"').replace("\\n", " ").strip()) for level, text in found]

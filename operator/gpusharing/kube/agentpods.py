@@ -12,7 +12,7 @@ from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 AGENT = "gpusharing-agent"
 _OF_PODS = frozenset({"FailedCreatePodSandBox", "FailedMount"})
 """Why a container is only "ContainerCreating": a RuntimeClass whose handler the node lacks, a folder that is not there.
-The other Warnings of pods repeat what stands in their status."""
+The other Warnings of pods repeat what their status says."""
 
 
 def agent_pod(raw: JSON) -> AgentPod:
@@ -44,7 +44,7 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
     if kind == "DaemonSet" and name == AGENT and reason == "FailedCreate":
         return AgentWarning(namespace, "", text(raw, "note"), _last_seen(raw))
     if kind == "Pod" and name.startswith(f"{AGENT}-") and reason in _OF_PODS:
-        # Not the last time, which changes with every try: nobody is to be woken by that.
+        # Not the last time, which changes with every attempt and must wake nobody.
         return AgentWarning(
             namespace, name, text(raw, "note"), from_rfc3339(part(raw, "metadata", "creationTimestamp"))
         )

@@ -94,7 +94,7 @@ def _too_many(answer: object, message: str, seconds: float | None) -> KubeError:
 def _eviction_error(
     request: Request, status: int, answer: object, message: str, retry_after: str | None
 ) -> KubeError:
-    """With a time to wait the server only lost a race over the budget (E14); without one a 500 will never work.
+    """With a time to wait, the server only lost a race over the budget (E14); without one, a 500 will never succeed.
 
     The race ends as NewTimeoutError of apimachinery: 504, reason Timeout, retryAfterSeconds 10 (KK pkg/registry/core/
     pod/storage/eviction.go). A 504 of anybody else is a call that failed.

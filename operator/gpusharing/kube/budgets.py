@@ -1,4 +1,4 @@
-"""The PodDisruptionBudgets of the cluster as last listed. An answer that is on its way is a wait, and no trouble."""
+"""The PodDisruptionBudgets of the cluster as last listed. A node waits for an answer on its way: that is no error."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ PATIENCE = 30.0
 """Seconds for which a first answer is waited for, and an error stands while a next one is."""
 
 _KEY = "/budgets"
-"""What the crew knows the list by; no node is called so."""
+"""The crew's key for the list; no node has this name."""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """The verbs we use of the Kubernetes API, in our words. Objects are raw JSON: hot paths never build typed models.
 
-Implementations: `kube/http.py` (kubernetes.aio transport) and `tests/fakes/cluster.py` (FakeCluster); one
-contract suite runs against both.
+Implementations: `HttpClient` of `kube/http.py`, over aiohttp, and the SIMULATED `FakeClient` of
+`hack/sim/fakecluster.py`; one contract suite runs against both (`tests/kube/contract.py`).
 """
 
 from collections.abc import AsyncIterator

@@ -4,8 +4,8 @@ How long ago? `loop_time`, or any other monotonic clock: nobody can set it.
 
 What time is it? `SteadyClock`: deadlines and claims are absolute times on the API server's objects, read by other
 processes on other machines, so they need a time of day; but a time of day that somebody sets back or forward must
-neither stop the roll nor end a drain early. So the API server tells the time once, in the `Date` of its answers, and
-from then on it goes by a clock that cannot be set:
+neither stop a rollout nor end a drain early. So the API server's time is taken once, from the `Date` of its answers,
+and from then on it advances by a clock that cannot be set:
 
 - a step of any machine's wall clock changes nothing, whether it is ours (never read again) or the API server's;
 - it never goes back and never jumps. While the server's Date differs, it is followed by at most SLEW seconds per second
@@ -14,7 +14,7 @@ from then on it goes by a clock that cannot be set:
   everything that was seen before is as old as it really is. A virtual machine that its hypervisor stopped has no clock
   that knows; it is behind by the length of the stop, deadlines pass later than written, and the Lease (whose renewal
   another process could take over meanwhile) tells whether we may still write;
-- a process that starts anew asks anew, so a wrong time of the server lasts until then and no longer.
+- a process that is started again asks again, so a wrong time of the server lasts until then and no longer.
 
 The first answer counts to half a second: Date has whole seconds.
 """

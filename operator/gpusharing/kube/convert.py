@@ -220,7 +220,7 @@ def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
 
 
 def _vitals(gpu: ObservedGPU) -> Vitals:
-    """One object for all healthy GPUs: the planner looks no further at that one."""
+    """One object for all healthy GPUs: the planner need not look any further at it."""
     rows = gpu.remapped_rows
     vitals = Vitals(
         access=gpu.access,
@@ -250,7 +250,7 @@ def _listed(model: ObservedModel) -> tuple[Profile, ...]:
 def _profiles(model: ObservedModel | None, card: Card | None) -> tuple[Profile, ...]:
     """What the card reports; the table where the driver lists none or is known to be wrong.
 
-    Placements that the driver does not tell are filled in from the same profile of the table.
+    Placements that the driver does not report are filled in from the same profile of the table.
     """
     known = {profile.name: profile for profile in card.profiles} if card else {}
     if card and (not model or not model.profiles or card.nvml_counts_wrong):

@@ -1,8 +1,8 @@
 """Calls side by side, one piece of work per object, none of which holds up the others.
 
-A call to one object may take its whole deadline, for ever anew. Whoever waits for the slowest of many makes all of
-them as slow as that one. So a round waits only while pieces of work come to an end; what is still under way then
-goes on by itself, and its object is left out of the following rounds until it is done.
+A call about one object may take its whole deadline, again and again. Whoever waits for the slowest of many makes all
+of them as slow as that one. So a round waits only as long as pieces of work keep ending; what is still under way after
+that goes on by itself, and its object is left out of the following rounds until it is done.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 PATIENCE = 1.0
 """Seconds without any piece of work coming to an end: the others are not waited for any longer."""
 LONGEST = 10.0
-"""Seconds of one round at most; what was not begun by then belongs to the next one, which decides anew."""
+"""The most seconds of one round; what has not begun by then belongs to the next one, which decides again."""
 
 Work = Callable[[str], Awaitable[None]]
 
@@ -40,7 +40,7 @@ class Crew:
 
     parallel: int
     on_late: Callable[[], None] = _nobody
-    """Told when something came to an end for which its round did not wait."""
+    """Called when something ended for which its round did not wait."""
     busy: set[str] = field(default_factory=set)
     """Objects that are being worked on."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)

@@ -1,7 +1,7 @@
 """What the API server may answer, named by what the caller does next (not by HTTP code).
 
-The scope of a failure is its class. Nearly all of them speak about one call: this object, this pass. Only
-`ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) speak about all calls and end a pass.
+The class of a failure says how far it reaches. Nearly all of them concern one call: this object, this pass. Only
+`ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Conflict(KubeError):
 
 
 class AlreadyExists(KubeError):
-    """409 on create: somebody was first; read it."""
+    """409 on create: somebody else was first; read the object."""
 
 
 class Expired(KubeError):
@@ -32,7 +32,7 @@ class Invalid(KubeError):
 
 
 class Unauthorized(KubeError):
-    """401: our credentials do not count any more; end the pass and log in again."""
+    """401: our credentials are no longer valid; end the pass and log in again."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Forbidden(KubeError):
 class EvictionBlocked(KubeError):
     """429 with cause DisruptionBudget: a PodDisruptionBudget says no (docs/design/drain.md#e5, E6).
 
-    `retry_after` is in seconds; None when the server gave none, which is the rule for a plain PDB refusal.
+    `retry_after` is in seconds; None when the server gave none, as it usually does for a plain refusal by a budget.
     """
 
     message: str
@@ -78,7 +78,7 @@ class HeldBack(Throttled):
 
 
 class Unavailable(KubeError):
-    """5xx, time-outs, refused or broken connections: this call failed, and may have been carried out all the same.
+    """5xx, time-outs, refused or broken connections: this call failed, but may still have been carried out.
 
     It says nothing about any other object: one webhook that hangs, one object that cannot be decoded.
     """

@@ -2,7 +2,7 @@
 
 It bounds how many are under way at once, keeps to the times that the API server asks us to wait, and tells whether
 one call failed or the server is away. It repeats nothing and does not sleep: a call that has to wait is refused with
-HeldBack, and its caller decides anew when the time has come.
+HeldBack, and its caller decides again when the time has come.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from gpusharing.kube.passing import PassingClient
 Answer = TypeVar("Answer")
 
 AWAY_OBJECTS = 3
-"""Different objects whose calls failed, without one success in between, make a server that is away ..."""
+"""The server counts as away after calls about so many different objects failed, without one success in between ..."""
 AWAY_DOORS = 2
-"""... when these calls were of different kinds. One webhook may refuse every eviction while the server is well."""
+"""... if these calls were of so many kinds. One webhook may refuse every eviction while the server is well."""
 LONGEST_HOLD = 60.0
 """Seconds; the most that a Retry-After may ask of us."""
 FIRST_HOLD = 1.0
@@ -89,7 +89,7 @@ class Holds:
         return until - self.clock()
 
     def answered(self, target: Target) -> None:
-        """The server carried out or answered a call: it does not hold everybody back."""
+        """The server carried out a call, or refused it for what it asked: it does not hold everybody back."""
         self.refused.clear()
         if target in self.tries:
             del self.tries[target]

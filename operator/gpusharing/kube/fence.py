@@ -4,7 +4,7 @@ Every record is a flat JSON object with a version `v`, one key per field of its 
 a damaged record, or one of a newer version, gives an error text, and the caller leaves such a node as it is.
 A field with a default may be missing (an older operator wrote the record); anything else raises the version. Keys that
 we do not know (a newer operator wrote them, and was rolled back) are kept while the fence or the claim lasts; the other
-two records are made anew each time and say nothing of the one before.
+two records are written from scratch each time and keep nothing of the one before.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Whose maintenance markers a Node carries besides ours (docs/design/drain.md#c5).
+"""Which maintenance markers of others a Node carries (docs/design/drain.md#c5).
 
 While one is there we do not start, and at the end we leave the node cordoned. Each row says how the marker is
 recognised and whom a person has to ask. Our own marks are not in this table. NodeMaintenance objects, which name a

@@ -41,7 +41,7 @@ log = structlog.get_logger()
 
 OWNER_TTL = timedelta(seconds=30)
 _POLICIES = "/policies"
-"""What the crew lists besides the pods of nodes; no node is called so."""
+"""The crew's key for the list of policies; no node has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +66,16 @@ class Gatherer:
     failures: Mapping[str, CallFailure] = field(default_factory=dict)
     """The executor's memory of calls that failed, by node or subject."""
     unsure: set[str] = field(default_factory=set)
-    """Nodes whose pods must be listed anew, because an answer was lost; taken out when that begins."""
+    """Nodes whose pods must be listed again because an answer was lost; removed when that begins."""
     parallel: int = 16
     on_late: Callable[[], None] = lambda: None
-    """Told when a LIST came for which no snapshot waited."""
+    """Called when a LIST came for which no snapshot waited."""
     work: dict[str, NodeWork] = field(default_factory=dict)
     write_error: str = ""
     """Why the executor's last write of our ConfigMaps was refused."""
     drifting_since: dict[str, datetime] = field(default_factory=dict)
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """What the last plan wants to be remembered of blocked nodes."""
+    """What the last plan wants remembered about blocked nodes."""
     proving: frozenset[str] = frozenset()
     """Nodes of which the last plan needs nothing more than a look at their pods."""
     pending: dict[str, int] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Gatherer:
         A LIST that takes long is not waited for: the node keeps what was seen before, with its age.
 
         Raises:
-            KubeError: the policies cannot be listed, the server is away, or our credentials do not count any more;
+            KubeError: the policies cannot be listed, the server is away, or our credentials are no longer valid;
                 also in a group.
         """
         began = loop_time()
@@ -145,8 +145,8 @@ class Gatherer:
     async def _refresh_policies(self) -> str:
         """Why the policies are older than this pass; empty when they are not.
 
-        What is heard of them after their LIST came belongs to the next pass. Else somebody who writes to a policy
-        all the time would keep every node from starting.
+        What is heard of them after their LIST belongs to the next pass. Otherwise somebody who writes to a policy all
+        the time would keep every node from starting.
         """
         cache = self.sources.policies
         if cache.stale:

@@ -39,7 +39,7 @@ from gpusharing.kube.wire import (
 )
 
 OnCall = Callable[[str, Resource, str | None, int, float], None]
-"""Told after each call: verb, resource, subresource, HTTP status (0: no answer), seconds until the answer."""
+"""Called after each call with verb, resource, subresource, HTTP status (0: no answer), seconds until the answer."""
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ class HttpClient:
 def _abort(response: aiohttp.ClientResponse) -> None:
     """Drop the connection of an answer that was not read to its end, such as a watch that somebody leaves.
 
-    aiohttp would begin a TLS farewell that nobody waits for and that outlives the session.
+    aiohttp would begin to close TLS, which nobody waits for and which would outlive the session.
     """
     if response.connection and response.connection.transport:
         response.connection.transport.abort()

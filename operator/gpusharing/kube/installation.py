@@ -1,4 +1,4 @@
-"""Reads what `planning/stack/installation.py` judges. Reading only; what cannot be read becomes part of the answer."""
+"""Reads what `planning/stack/installation.py` checks. It only reads; what cannot be read becomes part of the answer."""
 
 import asyncio
 from collections.abc import Iterator
@@ -174,7 +174,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     """Read what an installation consists of.
 
     Raises:
-        Unauthorized: our credentials do not count.
+        Unauthorized: our credentials are not accepted.
         Unavailable: the server does not answer.
     """
     reader = _Reader(client, place)

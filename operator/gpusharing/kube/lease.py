@@ -51,7 +51,7 @@ def _utc_now() -> datetime:
 
 
 class LeaderLease:
-    """One contender for the Lease. `run()` as a task; `acquired` tells when it leads."""
+    """One contender for the Lease. Run `run()` as a task; `acquired` is set when it leads."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class LeaderLease:
         self._renewed_at = float("-inf")
         self._lost = False
         self._taking = False
-        """We have tried to write ourselves in. Until the answer is here, the Lease may be ours without our knowing."""
+        """We have tried to take the Lease. Until the answer arrives, it may be ours without our knowing."""
         self._seen: tuple[str, float] = ("", float("-inf"))
 
     @property
@@ -240,7 +240,7 @@ class LeaderLease:
     async def _write(
         self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None
     ) -> None:
-        """One conditional patch. A Lease that was deleted under us is made anew: that is a fair race."""
+        """One conditional patch. A Lease that somebody deleted is created again, in a fair race with others."""
         begun = self._clock() if started is None else started
         patch: JSON = {"metadata": {"resourceVersion": self._version}, "spec": spec}
         if annotations:

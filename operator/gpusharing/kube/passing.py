@@ -1,4 +1,4 @@
-"""A KubeClient in front of another one: every call goes through one method, so that a layer says its own part only."""
+"""A KubeClient in front of another one: every call goes through one method, so a layer writes only its own part."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar

@@ -23,7 +23,7 @@ class DaemonSetView:
 
     name: str
     release: str
-    """Of Helm, as its label tells."""
+    """The Helm release, from its label."""
     plugin: bool
     discovery: bool
     config_map: str

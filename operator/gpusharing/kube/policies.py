@@ -11,7 +11,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 
 
 class PolicyCache:
-    """Few objects, listed whole. Views and the tuple keep their identity while nothing changed."""
+    """There are few, so they are listed as a whole. Views and the tuple keep their identity while nothing changed."""
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
@@ -29,7 +29,7 @@ class PolicyCache:
 
     @property
     def stale(self) -> bool:
-        """Something was heard of that is not listed yet."""
+        """Something has been heard of that is not listed yet."""
         return self._dirty or self._listing
 
     @property
@@ -38,7 +38,7 @@ class PolicyCache:
         return self._dirty
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """An event was seen. False when it tells what we hold already: the echo of our own write."""
+        """An event was seen. False when it says what we hold already: the echo of our own write."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._dirty = True

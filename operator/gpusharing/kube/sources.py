@@ -108,7 +108,7 @@ class Sources:
 
         self._read_maps = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
         self._our_maps: set[str] = set()
-        """UIDs; remembered at every event and answer, or a mark that is soon taken off would not be known."""
+        """UIDs; noted at every event and answer, or a mark that is soon removed would be missed."""
         pods = agent_namespace or settings.namespace
         namespace = settings.gpu_operator_namespace
         self._transitions: dict[str, str] = {}
@@ -137,7 +137,7 @@ class Sources:
 
     @property
     def rival_policies(self) -> tuple[str, ...]:
-        """ClusterPolicies of which nobody can tell which one is heeded."""
+        """ClusterPolicies among which it cannot be known which one is obeyed."""
         return find_active(self.cluster_policies.items.values())[1]
 
     def _node(self, raw: JSON) -> NodeView:
@@ -196,7 +196,7 @@ class Sources:
 
     @property
     def required(self) -> Mapping[str, Reflector[Any]]:
-        """Those without which nothing may be decided."""
+        """The reflectors without which nothing may be decided."""
         return {
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,

@@ -32,7 +32,7 @@ def selectors(label_selector: str, field_selector: str) -> Query:
 
 
 def watch_query(resource_version: str, selected: Query, seconds: float = WATCH_SECONDS) -> Query:
-    """Of a watch with bookmarks that ends after 80 to 100 % of `seconds`."""
+    """The query of a watch with bookmarks that ends after 80 to 100 % of `seconds`."""
     return {
         "watch": "true",
         "allowWatchBookmarks": "true",

@@ -133,15 +133,15 @@ class PlanSettings:
     pod_name: str = ""
     """Name of our own pod, which is never drained; empty: we run in none."""
     protected_namespaces: Namespaces = ("kube-system",)
-    """Commas between: no pod is evicted there. The chart's admission policy refuses it too."""
+    """Separated by commas: no pod is evicted there. The chart's admission policy refuses it too."""
     refuse_unsafe_drivers: Switch = True
     """No MIG change on a driver that CVE-2026-24197 affects (`planning/gpus/drivers.py`)."""
     unsafe_drivers: DriverVersions = ()
-    """Commas between: further driver versions, or branches such as 570, that no MIG change is made on."""
+    """Separated by commas: further driver versions, or branches such as 570, on which MIG is not changed."""
     max_in_flight: Count = 100
     """Operator-wide cap on nodes in flight."""
     settle: Seconds = 5.0
-    """After the cordon, before the first judgement of the pods (scheduler race, docs/design/drain.md#t2)."""
+    """From the cordon until the pods are first looked at (scheduler race, docs/design/drain.md#t2)."""
     idle: Seconds = 3.0
     """Between the two empty LISTs that prove a node idle."""
     config_propagation: Seconds = 120.0
