@@ -109,14 +109,13 @@ def node_labels() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running_site(machines: Sequence[str]) -> Iterator[Site]:
-    """A control plane and nodes of these names, each with two GPUs, our image and NVIDIA's programs.
+def running_site(machines: Sequence[str], image: local.Image) -> Iterator[Site]:
+    """A control plane and nodes of these names, each with two GPUs, `image` and NVIDIA's programs.
 
     Raises:
         ToolchainError, BuildError, FetchError, WheelError: something cannot be built.
         ComponentError, NetworkError: this computer cannot run it.
     """
-    image = local.build()
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(bridge())
         plane = stack.enter_context(ControlPlane(options=options(network, machines, audit=True)))

@@ -4,9 +4,13 @@ import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 import pytest
 from hack.cluster import toolchain
+from hack.images import local
+from hack.images.debian import FetchError
+from hack.images.wheels import WheelError
 from hack.nvidia import build
 from hack.realnode import needs
 from hack.realnode.site import Site, running_site
@@ -15,12 +19,16 @@ from tests.e2e.pool import DEPLOYMENTS, FULL, GPU, PROPAGATION, REPLICAS, Walk, 
 NODES = ("gpu-1", "gpu-2")
 
 
+def not_run(why: object) -> NoReturn:
+    """Skip the test with the reason; in CI it fails."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"RUNG 4 NOT RUN: {why}")
+
+
 @pytest.fixture(scope="session")
 def real_nodes_possible() -> None:
     """Skip the test, or fail it in CI, where no real kubelet can run."""
-    ci = bool(os.environ.get("CI"))
-    if why := needs.why_not_in_ci() if ci else needs.why_not():
-        (pytest.fail if ci else pytest.skip)(f"RUNG 4 NOT RUN: {why}")
+    if why := needs.why_not_in_ci() if os.environ.get("CI") else needs.why_not():
+        not_run(why)
     try:
         toolchain.control_plane_programs()
         for name in ("helm", "kubelet"):
@@ -28,7 +36,7 @@ def real_nodes_possible() -> None:
         for release in build.RELEASES:
             build.ensure(release)
     except (toolchain.ToolchainError, build.BuildError) as error:
-        (pytest.fail if ci else pytest.skip)(f"RUNG 4 NOT RUN: {error}")
+        not_run(error)
 
 
 def end_in_order(number: int, frame: FrameType | None) -> None:
@@ -41,10 +49,19 @@ def end_in_order(number: int, frame: FrameType | None) -> None:
 
 
 @pytest.fixture(scope="session")
-def site(real_nodes_possible: None) -> Iterator[Site]:
+def image() -> local.Image:
+    """Our image for this machine."""
+    try:
+        return local.build()
+    except (FetchError, WheelError) as error:
+        not_run(error)
+
+
+@pytest.fixture(scope="session")
+def site(real_nodes_possible: None, image: local.Image) -> Iterator[Site]:
     """A control plane and two nodes with real kubelets; our chart is not installed."""
     signal.signal(signal.SIGTERM, end_in_order)
-    with running_site(NODES) as running:
+    with running_site(NODES, image) as running:
         yield running
 
 

@@ -1,16 +1,88 @@
-"""The image that runs on the real kubelets: what comes beside it."""
+"""The image that runs on the real kubelets: how big it is, what is in it and comes beside it, how soon it is Ready.
 
+What asks for no `site` needs no kubelet: `make e2e ARGS="tests/e2e/test_image.py -k 'not materials'"`.
+"""
+
+import io
 import json
+import os
+import re
+import statistics
 import tarfile
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
+from hack.cluster.toolchain import ToolchainError
+from hack.images import local, start
 from hack.images.debian import locked
-from hack.images.wheels import download
+from hack.images.packages import ARCHITECTURES, PYTHON
+from hack.images.sizes import too_big
+from hack.images.wheels import LOCK, STDLIB, download
 from hack.realnode.site import Site
+from tests.e2e.conftest import not_run
 from tests.images.spdx import problems
 
 pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def each_image(request: pytest.FixtureRequest, image: local.Image) -> local.Image:
+    """Our image for one architecture after the other."""
+    return image if request.param == image.architecture else local.build(request.param)
+
+
+def files(image: local.Image) -> set[str]:
+    """Every file, links apart, in the layers of the archive as it is imported."""
+    found: set[str] = set()
+    with tarfile.open(image.archive) as archive:
+        for layer in image.layers:
+            blob = archive.extractfile(f"blobs/{layer.digest.replace(':', '/')}")
+            assert blob is not None
+            with tarfile.open(fileobj=io.BytesIO(blob.read())) as tar:
+                found |= {member.name for member in tar if member.isfile()}
+    return found
+
+
+def name_of(distribution: str) -> str:
+    """As indexes compare names (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_it_is_small_enough(each_image: local.Image, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"\n{each_image.architecture}: {each_image.size / 1e6:.1f} MB compressed")
+    assert too_big(each_image.size) == ""
+
+
+def test_the_standard_library_is_in_it_compiled(each_image: local.Image) -> None:
+    there = files(each_image)
+    modules = [PurePosixPath(path) for path in there if path.startswith(STDLIB) and path.endswith(".py")]
+    assert len(modules) > 300
+    tag = f"cpython-{PYTHON.replace('.', '')}"
+    compiled = {module: str(module.parent / "__pycache__" / f"{module.stem}.{tag}.pyc") for module in modules}
+    assert [str(module) for module, path in compiled.items() if path not in there] == []
+
+
+def test_every_pin_of_the_lock_has_a_wheel(each_image: local.Image) -> None:
+    pins = re.findall(r"^([A-Za-z0-9][\w.-]*)==", LOCK.read_text(), re.MULTILINE)
+    wheels = [file.name.split("-")[0] for file in download(each_image.architecture)]
+    assert sorted(map(name_of, wheels)) == sorted(map(name_of, pins))
+    assert set(map(name_of, pins)) <= {name_of(part.name) for part in each_image.parts}
+
+
+def test_the_operator_is_ready_soon_enough_after_its_start(
+    image: local.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if os.geteuid() != 0:
+        not_run("chroot needs root")
+    try:
+        seconds = start.measure_starts(image)
+    except ToolchainError as error:
+        not_run(error)
+    with capsys.disabled():
+        print(f"\n{start.summary(seconds)}")
+    assert statistics.median(seconds) <= start.LIMIT
 
 
 def test_spdx_accepts_its_bill_of_materials_and_everything_locked_stands_in_it(site: Site) -> None:
