@@ -1,6 +1,8 @@
 """The chart as it is published: a copy that names its image by digest and says what changed, so that nobody has to.
 
 python -m hack.release REPOSITORY sha256:...   writes build/chart/gpu-sharing-operator, for `helm package`
+
+CHANGELOG.md needs a section of the chart's version first, `## 0.1.0`.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 CHANGELOG = ROOT / "CHANGELOG.md"
+TARGET = ROOT / "build" / "chart" / CHART.name
 PLATFORMS = ("linux/amd64", "linux/arm64")
 """What the release builds the image for."""
 SCREENSHOT = "docs/images/kubectl-get.svg"
@@ -29,18 +32,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--source", default="", help="address of the repository, for example https://HOST/TEAM/NAME"
     )
+    parser.add_argument("--changelog", type=Path, default=CHANGELOG, help="CHANGELOG.md without it")
+    parser.add_argument(
+        "--target", type=Path, default=TARGET, help="build/chart/gpu-sharing-operator without it"
+    )
     options = parser.parse_args(arguments)
     if not DIGEST.fullmatch(options.digest):
         print(f"{options.digest} is no digest; for example sha256:{'0' * 64}", file=sys.stderr)
         return 2
-    target = ROOT / "build" / "chart" / CHART.name
     version = _version()
-    changes = read_changes(CHANGELOG.read_text(), version)
+    changes = read_changes(options.changelog.read_text(), version)
     if not changes:
         needed = f"needed: a section ## {version} with a line per change"
-        print(f"CHANGELOG.md says nothing of {version}; {needed}", file=sys.stderr)
+        print(f"{options.changelog.name} says nothing of {version}; {needed}", file=sys.stderr)
         return 1
-    print(write_chart(target, options.repository, options.digest, changes, options.source))
+    print(write_chart(options.target, options.repository, options.digest, changes, options.source))
     return 0
 
 

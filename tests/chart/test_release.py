@@ -1,13 +1,16 @@
 """The chart as it is published: nobody has to name its image."""
 
+import os
 import re
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from hack.release import CHANGELOG, main, read_changes, write_chart
-from tests.chart.charts import NAMESPACE, ROOT, Helm
+from tests.chart.charts import CHART, NAMESPACE, ROOT, Helm
 from tests.fakes.registry import running
 
 WORKFLOW = ROOT / ".github" / "workflows" / "release.yaml"
@@ -99,6 +102,79 @@ def signed_by_the_workflow(said: str) -> str:
     assert told.startswith("digest=sha256:")
     assert told.count("\n") == 1
     return told.strip().partition("=")[2]
+
+
+def released(folder: Path, heading: str) -> Path:
+    """Our changelog as it is when what is unreleased has become a version."""
+    log = folder / CHANGELOG.name
+    log.write_text(CHANGELOG.read_text().replace("## Unreleased", heading, 1))
+    return log
+
+
+def run_of(name: str) -> str:
+    """What a step of the workflow runs."""
+    steps = yaml.safe_load(WORKFLOW.read_text())["jobs"]["release"]["steps"]
+    (script,) = [str(step["run"]) for step in steps if step.get("name", "").startswith(name)]
+    return script
+
+
+def test_the_workflows_own_command_writes_the_chart_of_the_version_that_the_changelog_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = [line for line in run_of("Chart").splitlines() if "hack.release" in line]
+    given = {"REGISTRY": "registry.test/team", "DIGEST": DIGEST, "SOURCE": "https://example.test/team/x"}
+    _, _, _, *arguments = [
+        re.sub(r"\$(\w+)", lambda found: given[found[1]], one) for one in shlex.split(line)
+    ]
+    target, log = tmp_path / "chart", released(tmp_path, "## 0.1.0 - 2026-11-30")
+    assert main([*arguments, "--target", str(target), "--changelog", str(log)]) == 0
+    assert capsys.readouterr().out == f"{target}\n"
+    values = yaml.safe_load((target / "values.yaml").read_text())
+    assert values["image"]["repository"] == "registry.test/team/gpu-sharing-operator"
+    assert values["image"]["digest"] == DIGEST
+    changes = yaml.safe_load((target / "Chart.yaml").read_text())["annotations"]["artifacthub.io/changes"]
+    assert len(yaml.safe_load(changes)) > 10
+
+
+def test_a_version_of_which_the_changelog_says_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, log = tmp_path / "chart", released(tmp_path, "## Unreleased")
+    assert main(["registry.test/x", DIGEST, "--target", str(target), "--changelog", str(log)]) == 1
+    assert "needed: a section ## 0.1.0 with a line per change" in capsys.readouterr().err
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("tag", "heading", "goes_on"),
+    [
+        ("v0.1.0", "## 0.1.0", True),
+        ("v0.1.0", "## [0.1.0] - 2026-11-30", True),
+        ("v0.1.0", "## Unreleased", False),
+        ("v0.2.0", "## 0.2.0", False),
+    ],
+    ids=[
+        "chart and changelog agree",
+        "with a date",
+        "no section in the changelog",
+        "not the chart's version",
+    ],
+)
+def test_the_workflow_begins_with_a_tag_that_chart_and_changelog_know(
+    tmp_path: Path, tag: str, heading: str, goes_on: bool
+) -> None:
+    chart = tmp_path / CHART.relative_to(ROOT)
+    chart.mkdir(parents=True)
+    shutil.copy(CHART / "Chart.yaml", chart)
+    released(tmp_path, heading)
+    # As the hosted runner does it: bash that ends at the first failure.
+    done = subprocess.run(
+        ["bash", "-e", "-c", run_of("The tag is")],
+        cwd=tmp_path,
+        env={**os.environ, "GITHUB_REF_NAME": tag},
+        check=False,
+    )
+    assert (done.returncode == 0) is goes_on
 
 
 def test_what_is_no_digest_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
