@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from tests.embedded.stage import FULL, L40S, MIXED, SLICED, Scene, node, nodes, scene
+from hack.sim.workloads import Workload
+from tests.embedded.stage import FULL, L40S, MIXED, SLICED, Scene, node, nodes, pdb, scene
 from tests.fakes.virtualtime import virtually
 from tests.gitops.judges import ARGO, FLUX, argo_cd, flux
 
@@ -69,6 +70,18 @@ async def test_what_a_person_chose_is_suspended_and_holds_up_nothing_else() -> N
         found = judged(stage)
         assert found["empty"] == ("Suspended", "Current"), "an autoscaled pool may have no node today"
         assert found["pool-b"][0] == "Suspended"
+
+
+@virtually
+async def test_a_node_that_waits_for_a_person_is_suspended() -> None:
+    budget = pdb("keep", "llm", minAvailable=1)
+    async with scene(node("gpu-1"), workloads=[Workload("llm", 1)], budgets=[budget]) as stage:
+        await stage.running("llm", 1)
+        stage.apply(FULL)
+        await stage.ready()
+        stage.apply(MIXED)
+        await stage.phase("gpu-1", "Blocked")
+        assert judged(stage)["gpu-1"] == ("Suspended", "InProgress")
 
 
 @virtually
