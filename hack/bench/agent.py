@@ -1,7 +1,10 @@
-"""The shipped agent process on the SIMULATED libnvidia-ml.so.1: eight GPUs with seven MIG instances each."""
+"""The shipped agent process on the SIMULATED libnvidia-ml.so.1: eight whole GPUs, then seven MIG instances on each."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +13,7 @@ from urllib.parse import urlsplit
 
 from gpusharing.api import names
 from hack import stage
+from hack.bench.divide import INSTANCES
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
 from hack.bench.scene import GPUNODES, Scene
@@ -18,7 +22,7 @@ from hack.cluster.tokens import node_bound_token
 from hack.nvmlsim.simulator import Simulator
 
 NODE = "bench-agent"
-GPUS, INSTANCES = 8, 7
+GPUS = 8
 INTERVAL = 0.05
 CYCLES = 200
 SERVICE_ACCOUNT = "gpusharing-agent"
@@ -39,30 +43,76 @@ class Running:
         return float(found[1]) if found else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """What an agent used so far, or between two moments."""
+
+    readings: float
+    cpu_ms: float
+    """Of the process, the library in it included."""
+    calls: int
+    driver_ms: float
+    """The library's own part; of a real one nearly all of it is the driver's."""
+
+    @classmethod
+    def so_far(cls, running: Running, machine: Simulator) -> "_Used":
+        calls, driver_ms = machine.library_calls()
+        return cls(running.readings(), cpu_ms(running.pid), calls, driver_ms)
+
+    def __sub__(self, earlier: "_Used") -> "_Used":
+        return _Used(
+            self.readings - earlier.readings,
+            self.cpu_ms - earlier.cpu_ms,
+            self.calls - earlier.calls,
+            self.driver_ms - earlier.driver_ms,
+        )
+
+    @property
+    def own_ms(self) -> float:
+        """Of each reading, without the library."""
+        return (self.cpu_ms - self.driver_ms) / self.readings
+
+    def __str__(self) -> str:
+        return (
+            f"CPU clock over {self.readings:.0f} unchanged readings, every {INTERVAL} s, without the"
+            f" {self.driver_ms / self.readings:.2f} ms that the SIMULATED library took for the"
+            f" {self.calls / self.readings:.0f} calls of each"
+        )
+
+
 def agent(scene: Scene) -> Iterator[Measured]:
     """Memory, and CPU of a reading in which nothing changed."""
     machine = Simulator.create(scene.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     scene.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}
     scene.api.create(GPUNODES, gpunode)
-    with _run(scene, machine.environment("root")) as running:
-        wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
-        used, begun = cpu_ms(running.pid), running.readings()
-        wait_until(lambda: running.readings() >= begun + CYCLES, 60, f"{CYCLES} readings")
-        cycles = running.readings() - begun
-        used = cpu_ms(running.pid) - used
+    with _run(scene, machine.environment("root"), "whole") as running:
+        used = _over_cycles(running, machine)
         how = f"VmRSS of gpusharing-agent, {GPUS} GPUs, SIMULATED libnvidia-ml.so.1"
         yield Measured("agent_rss_mib", rss_mib(running.pid), how)
-        how = f"/proc over {cycles:.0f} unchanged readings, every {INTERVAL} s; the SIMULATED driver's calls included"
-        yield Measured("agent_cpu_ms_per_cycle", used / cycles, how)
+        yield Measured("agent_cpu_ms_per_cycle", used.own_ms, f"{GPUS} whole GPUs; {used}")
+    divide = (sys.executable, "-m", "hack.bench.divide")
+    subprocess.run(divide, env={**os.environ, **machine.environment("root")}, cwd=stage.ROOT, check=True)
+    with _run(scene, machine.environment("root"), "divided") as running:
+        used = _over_cycles(running, machine)
+        how = f"{GPUS} GPUs with {INSTANCES} MIG instances each"
+        yield Measured("agent_rss_mig_mib", rss_mib(running.pid), how)
+        yield Measured("agent_cpu_ms_per_cycle_mig", used.own_ms, f"{how}; {used}")
     scene.api.delete(f"{GPUNODES}/{NODE}")
     scene.api.delete(f"/api/v1/nodes/{NODE}")
 
 
+def _over_cycles(running: Running, machine: Simulator) -> _Used:
+    wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
+    begun = _Used.so_far(running, machine)
+    wait_until(lambda: running.readings() >= begun.readings + CYCLES, 60, f"{CYCLES} readings")
+    return _Used.so_far(running, machine) - begun
+
+
 @contextmanager
-def _run(scene: Scene, library: Mapping[str, str]) -> Iterator[Running]:
+def _run(scene: Scene, library: Mapping[str, str], name: str) -> Iterator[Running]:
     """gpusharing-agent with the rights of the shipped ServiceAccount, on the simulated library."""
-    folder = scene.directory / "agent"
+    folder = scene.directory / f"agent-{name}"
     folder.mkdir()
     (folder / "token").write_text(node_bound_token(scene.api, stage.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE))
     (folder / "ca.crt").write_text(scene.api.ca_pem)

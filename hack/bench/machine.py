@@ -3,7 +3,11 @@
 import os
 import platform
 import re
+import time
 from pathlib import Path
+
+CPUCLOCK_SCHED = 2
+"""Which clock of a process: what the scheduler gave it (Linux, include/linux/posix-timers_types.h)."""
 
 
 def facts() -> dict[str, str | int | float]:
@@ -27,6 +31,8 @@ def rss_mib(pid: int) -> float:
 
 
 def cpu_ms(pid: int) -> float:
-    """Time that the threads of a process have run so far, exact to the switch (utime and stime are sampled)."""
-    stats = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(one.read_text().split()[0]) for one in stats) / 1e6
+    """CPU time of a process so far, exact to the switch, with threads that have ended: the agent reads in such.
+
+    By the process's CPU clock, which every process may read (clock_getcpuclockid(3) of glibc; Python has none).
+    """
+    return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED) * 1000

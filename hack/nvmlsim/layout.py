@@ -206,6 +206,8 @@ class State(Structure):
         ("devices", c_char * PATH),  # stand-in of /dev; empty: every GPU is there
         ("next_serial", c_uint64),
         ("event_count", c_uint64),  # events so far
+        ("calls", c_uint64),  # how often programs took the lock so far
+        ("call_ns", c_uint64),  # the CPU time of these calls: the library's own, not that of who called
         ("gpus", Gpu * MAX_GPUS),
         ("processes", Process * MAX_PROCESSES),
         ("clients", c_uint32 * MAX_CLIENTS),  # pids that attached to the GPUs; 0: free

@@ -254,6 +254,11 @@ class Simulator:
         with self._edit() as state:
             return machine(state)
 
+    def library_calls(self) -> tuple[int, float]:
+        """How many calls programs made so far, and the milliseconds of CPU that the library itself took for them."""
+        with self._edit() as state:
+            return int(state.calls), state.call_ns / 1e6
+
     @contextmanager
     def _edit(self, *, new: bool = False) -> Iterator[layout.State]:
         with _threads, self.path.open("r+b") as file:

@@ -190,3 +190,12 @@ def test_the_hash_covers_every_field_and_every_bound() -> None:
         assert all(f" {field[0]}" in lines for field in kind._fields_), kind
     assert all(f"SIM_{name} " in lines for name in layout.CONSTANTS)
     assert f"0x{layout.layout_hash():016X}" in layout.c_header()
+
+
+def test_the_library_counts_its_calls_and_its_own_cpu_time(make_machine: MakeMachine) -> None:
+    machine = make_machine("h100-80gb")
+    assert machine.simulator.library_calls()[0] == 0
+    machine.ask("gpu_report", gpu=0)
+    calls, milliseconds = machine.simulator.library_calls()
+    assert calls > 10
+    assert 0 < milliseconds / calls < 1, "some microseconds each"

@@ -20,6 +20,8 @@ static int file = -1;
 static int opened;
 static pid_t attached;
 static int own_slot;
+/* CPU time of the call under way, and of calls that the file does not have yet. Under the mutex. */
+static uint64_t call_began, unwritten_ns;
 
 /* What the container toolkit gave this program's container when it began; only a new program gets anything else. */
 struct birth {
@@ -36,6 +38,13 @@ void sleep_ms(long milliseconds)
 {
     struct timespec pause = {milliseconds / 1000, (milliseconds % 1000) * 1000000};
     nanosleep(&pause, NULL);
+}
+
+static uint64_t thread_cpu_ns(void)
+{
+    struct timespec used;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
 }
 
 /*
@@ -162,9 +171,11 @@ static nvmlReturn_t open_locked(void)
 nvmlReturn_t state_open(void)
 {
     pthread_mutex_lock(&mutex);
+    call_began = thread_cpu_ns();
     nvmlReturn_t result = open_locked();
     if (result == NVML_SUCCESS)
         opened++;
+    unwritten_ns += thread_cpu_ns() - call_began;
     pthread_mutex_unlock(&mutex);
     return result;
 }
@@ -201,6 +212,7 @@ int state_is_open(void)
 struct sim_state *state_lock(void)
 {
     pthread_mutex_lock(&mutex);
+    call_began = thread_cpu_ns();
     if (mapped == NULL || !take_record_lock()) {
         pthread_mutex_unlock(&mutex);
         return NULL;
@@ -210,12 +222,16 @@ struct sim_state *state_lock(void)
         return NULL;
     }
     state_bound(mapped);
+    mapped->calls++;
+    mapped->call_ns += unwritten_ns;
+    unwritten_ns = 0;
     return mapped;
 }
 
 void state_unlock(void)
 {
     record_lock(F_UNLCK);
+    unwritten_ns += thread_cpu_ns() - call_began; /* the file is not ours any more: the next call writes it */
     pthread_mutex_unlock(&mutex);
 }
 

@@ -1,0 +1,27 @@
+"""`python -m hack.bench.divide`: seven MIG instances on every GPU of a SIMULATED machine, through its library."""
+
+import pynvml
+
+INSTANCES = 7
+
+
+def main() -> None:
+    """Turn MIG on and create them. Raises NVMLError when the library refuses."""
+    pynvml.nvmlInit()
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
+        pynvml.nvmlDeviceSetMigMode(gpu, pynvml.NVML_DEVICE_MIG_ENABLE)
+        profile = pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE)
+        for _ in range(INSTANCES):
+            instance = pynvml.nvmlDeviceCreateGpuInstance(gpu, profile.id)
+            whole = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(
+                instance,
+                pynvml.NVML_COMPUTE_INSTANCE_PROFILE_1_SLICE,
+                pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED,
+            )
+            pynvml.nvmlGpuInstanceCreateComputeInstance(instance, whole.id)
+    pynvml.nvmlShutdown()
+
+
+if __name__ == "__main__":
+    main()
