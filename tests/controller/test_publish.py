@@ -11,8 +11,8 @@ from tests.build import NOW, at, make_gpunode, make_node, make_policy, make_snap
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, SYNCED
 
-from gpusharing.api.names import ConditionType
-from gpusharing.controller.publish import POOL_FACTOR, Publisher
+from gpusharing.api.names import ConditionType, Phase
+from gpusharing.controller.publish import MOVING_FACTOR, POOL_FACTOR, Publisher
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Resource
 from gpusharing.kube.errors import (
     Forbidden,
@@ -145,6 +145,19 @@ async def test_a_phase_that_moves_is_shown_a_period_after_it_came_and_a_quicker_
     assert stage.phases() == ["Synced"]
     await stage.publish(MOVING, 11)
     assert stage.phases() == ["Synced", "Reconfiguring"]
+
+
+async def test_what_moves_already_is_shown_after_two_periods_with_what_was_passed_over() -> None:
+    stage = Publishing()
+    await stage.publish(MOVING)
+    await stage.publish(MOVING, 1)
+    verifying = replace(MOVING, phase=Phase.VERIFYING, observed="2x3g.40gb")
+    assert await stage.publish(WAITING, 10) == 10 + PERIOD * MOVING_FACTOR
+    assert await stage.publish(verifying, 11.5) == 10 + PERIOD * MOVING_FACTOR
+    assert stage.phases() == ["Reconfiguring"]
+    await stage.publish(verifying, 12)
+    assert stage.phases() == ["Reconfiguring", "Verifying"]
+    assert stage.transition("gpu-07")["observed"] == "2x3g.40gb"
 
 
 @pytest.mark.parametrize("end", [SYNCED, FAILED], ids=["Synced", "Failed"])

@@ -1,6 +1,7 @@
 """A policy's conditions on every path, and the one word and sentence that stand for the pool."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from tests.planning.told import (
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import LabelNode
+from gpusharing.planning.told.status import bearing
+from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
 # --- conditions --------------------------------------------------------------------------------------------
@@ -225,3 +228,36 @@ def test_ready_means_that_every_node_is_proven_whatever_the_order(rows: Any, shu
 def test_one_word_and_one_sentence_stand_for_the_pool(path: str, word: str, text: str) -> None:
     summary = PATHS[path][0].status()["summary"]
     assert (summary["status"], summary["message"]) == (word, text)
+
+
+# --- what bears on a condition -----------------------------------------------------------------------------
+
+BEARING = (
+    Reason.PROGRESSING,
+    Reason.SYNCED,
+    Reason.PDB,
+    Reason.UNMANAGED,
+    Reason.PRODUCT_SKIPPED,
+    Reason.NOT_MIG_CAPABLE,
+    Reason.CONFIG_UNKNOWN,
+    Reason.COMPUTE_MODE,
+    Reason.DRIFT_RETURNED,
+    Reason.ACTUATOR_FAILED,
+)
+"""One of each kind that the conditions tell apart, and some that they do not."""
+
+
+@pytest.mark.parametrize(
+    "beside", [[], [SYNCED], [PENDING], [STUCK]], ids=["alone", "proven", "waiting", "stuck"]
+)
+def test_nodes_that_bear_the_same_on_the_conditions_leave_them_the_same_status(beside: list[Verdict]) -> None:
+    found: dict[tuple[bool, ...], set[tuple[str, ...]]] = {}
+    for phase, reason, ready, busy in product(Phase, BEARING, (True, False), (True, False)):
+        if not (ready or busy) and phase is not Phase.SYNCED:
+            continue
+        node = make_node("gpu-20", ready=ready)
+        one = verdict(phase, reason, "gpu-20").then(*([LabelNode(node, {})] if busy else ()))
+        status = Scene([one, *beside], nodes={"gpu-20": node}).status()
+        statuses = tuple(row["status"] for row in status["conditions"])
+        found.setdefault(bearing(one, ready=ready), set()).add(statuses)
+    assert [statuses for statuses in found.values() if len(statuses) > 1] == []

@@ -1,8 +1,8 @@
 """Write what people see: status of policies and GPUNodes, Events. Only changes are written.
 
-While an object moves, a change is written one period after it began to differ from what is shown: phases that
-pass more quickly are never shown. An end (Synced, Failed, Blocked ...) is written at once. Nothing is decided from
-any of it.
+A node that begins to change is shown one period after it began to differ from what is shown, and its next phases after
+two: phases that pass more quickly are never shown, and what they had to tell travels with the next one. An end (Synced,
+Failed, Blocked ...) is written at once. Nothing is decided from any of it.
 
 Whatever fails here is logged and tried again, after a longer wait each time: no pass ends or waits because of it, and
 no object waits because of another one. An Event counts as told when the server has accepted it.
@@ -37,7 +37,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.told.events import Event, node_events, pointers_event
-from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.told.status import bearing, policy_status
 from gpusharing.planning.told.transition import health_conditions, transition
 from gpusharing.planning.way.verdict import Verdict
 
@@ -46,12 +46,14 @@ log = structlog.get_logger()
 POOL_FACTOR = 2
 """A policy's numbers and message may lag this many periods: every node of the pool changes them."""
 
+MOVING_FACTOR = 2
+"""A node that is changing is shown again after this many periods: a transition has half a dozen phases."""
+
 UNTOLD = 1000
 """The most Events that may wait for the server; older ones are dropped to make room."""
 
 RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
 """Phases that last: their transition is written without delay."""
-
 
 _EVENTS = "events"
 
@@ -109,7 +111,8 @@ class Publisher:
     """Called when a write ended for which no round waited."""
     crew: Crew = field(init=False)
     _told: dict[str, Verdict] = field(default_factory=dict)
-    _differs_since: dict[str, datetime] = field(default_factory=dict)
+    _due: dict[str, datetime] = field(default_factory=dict)
+    """By object that differs from what stands there: when that is to be written. Looked at again then, not before."""
     _held: set[str] = field(default_factory=set)
     """Transitions that are due though their verdict did not change."""
     _seen: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
@@ -190,7 +193,7 @@ class Publisher:
 
     def _drop(self, key: str) -> None:
         self._held.discard(key)
-        self._differs_since.pop(key, None)
+        self._due.pop(key, None)
         self._refused.pop(key, None)
         self._complaints.ends(key)
 
@@ -219,24 +222,22 @@ class Publisher:
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
             return None  # it is being created in this pass
+        resting = verdict.phase in RESTING
+        if not resting and (due := self._due.get(key, now)) > now:
+            return due
         previous = self.statuses.transition(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
         stand = list(self.statuses.conditions(verdict.node))
         conditions = health_conditions(verdict, stand, now)
         if wanted == previous and conditions == stand:
-            self._differs_since.pop(key, None)
+            self._due.pop(key, None)
             self._held.discard(key)
             return None
-        if (
-            verdict.phase not in RESTING
-            and (later := self._hold(key, now, timedelta(seconds=self.period))) is not None
-        ):
+        if not resting and (later := self._hold(key, now, self._lag_of(previous))) is not None:
             return later
         body = {"status": {"transition": wanted, "conditions": conditions}}
         later = await self._write(key, now, GPUNODES, body, self.statuses.gpunodes.accept)
-        if (
-            later is None and self._told.get(verdict.node) == verdict
-        ):  # nothing newer came while it was written
+        if later is None and self._told.get(verdict.node) == verdict:  # nothing newer came meanwhile
             self._held.discard(key)
         return later
 
@@ -246,13 +247,12 @@ class Publisher:
         key = f"policy/{policy.name}"
         grounds = _grounds(policy, plan, snapshot)
         before, self._shown[policy.name] = self._shown.get(policy.name), grounds
-        since = self._differs_since.get(key)
-        if grounds == before and since is not None and (due := since + self._lag) > now:
+        if grounds == before and (due := self._due.get(key, now)) > now:
             return due  # numbers and messages: nobody needs them before they are due
         previous = self.statuses.policies.status(policy.name)
         wanted = policy_status(policy, plan, snapshot, previous, now)
         if {name: value for name, value in wanted.items() if value is not None} == dict(previous):
-            self._differs_since.pop(key, None)
+            self._due.pop(key, None)
             return None
         urgent = wanted["observedGeneration"] != previous.get("observedGeneration") or _statuses(
             wanted
@@ -266,10 +266,14 @@ class Publisher:
     def _lag(self) -> timedelta:
         return timedelta(seconds=self.period * POOL_FACTOR)
 
-    def _hold(self, key: str, now: datetime, period: timedelta) -> datetime | None:
-        """When the change may be written, if that is later than now."""
-        since = self._differs_since.setdefault(key, now)
-        due = since + period
+    def _lag_of(self, shown: Mapping[str, Any]) -> timedelta:
+        """How long a node that moves may be shown so."""
+        rested = shown.get("phase", Phase.SYNCED) in RESTING
+        return timedelta(seconds=self.period * (1 if rested else MOVING_FACTOR))
+
+    def _hold(self, key: str, now: datetime, lag: timedelta) -> datetime | None:
+        """When the change may be written, if that is later than now. `lag`: from when it is first seen."""
+        due = self._due.setdefault(key, now + lag)
         return due if due > now else None
 
     async def _write(
@@ -282,7 +286,7 @@ class Publisher:
             pass
         except KubeError as error:
             return self._refusal(key, "status not written", error, now)
-        self._differs_since.pop(key, None)
+        self._due.pop(key, None)
         self._accepted(key)
         return None
 
@@ -373,10 +377,11 @@ def _policy_of(policy: PolicyView) -> JSON:
 
 
 def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Everything that can change the status of a condition (told/status.py); far less than the whole status."""
+    """All that can change the status of a condition; far less than the whole status."""
     mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
-    seen = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready) for v in mine}
-    return policy.uid, policy.generation, policy.deleting, plan.objections.get(policy.name), seen
+    kinds = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready): v for v in mine}
+    bearings = {bearing(verdict, ready=kind[3]) for kind, verdict in kinds.items()}
+    return policy.uid, policy.generation, policy.deleting, plan.objections.get(policy.name), bearings
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

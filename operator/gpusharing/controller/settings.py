@@ -60,7 +60,8 @@ class Settings:
     debounce: Seconds = 0.2
     """From the first change to the pass that looks at all of them."""
     publish_period: Seconds = 2.0
-    """While an object changes, its status follows after this time; phases that pass more quickly are never shown."""
+    """A node that begins to change is shown after this time, and its next phases after twice that; phases that pass
+    more quickly are never shown."""
     relist: Period = 600.0
     """Policies are listed again after this long even when nothing happened."""
     pending_period: Period = 60.0

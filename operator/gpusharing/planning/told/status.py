@@ -95,6 +95,21 @@ def policy_status(
     }
 
 
+def bearing(verdict: Verdict, *, ready: bool) -> tuple[bool, ...]:
+    """All that the statuses of the conditions ask of one node; `ready`: of its Node. Texts ask more."""
+    return (
+        verdict.reason is Reason.PRODUCT_SKIPPED,
+        verdict.reason in _UNSUPPORTED,
+        verdict.phase is Phase.SYNCED and ready and not verdict.actions,
+        verdict.phase is Phase.FAILED,
+        verdict.phase.in_flight,
+        verdict.reason is Reason.DRIFT_RETURNED,
+        _moves(verdict),
+        _waits(verdict),
+        _needs_person(verdict),
+    )
+
+
 # --- conditions --------------------------------------------------------------------------------------------
 
 Answer = tuple[bool, Reason, str]
