@@ -159,6 +159,17 @@ async def test_a_file_that_did_not_change_is_not_parsed_again(tmp_path: Path) ->
     assert await login.access() is await login.access(), "and connections are used again"
 
 
+async def test_a_new_token_comes_with_a_new_file_of_the_same_authority_and_connections_stay(
+    tmp_path: Path,
+) -> None:
+    account = mounted(tmp_path, "t")
+    login = ServiceAccountLogin({"KUBERNETES_SERVICE_HOST": "h"}, account)
+    before = await login.access()
+    (tmp_path / "next").write_text((account / "ca.crt").read_text())
+    (tmp_path / "next").replace(account / "ca.crt")
+    assert await login.access() is before
+
+
 @pytest.mark.parametrize(("content", "told"), [(" \n", "is empty"), ("PEM", "holds no certificates")])
 async def test_an_authority_that_is_none_is_named_and_never_replaced_by_those_of_the_image(
     tmp_path: Path, content: str, told: str

@@ -23,7 +23,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.snapshot.views import GPUNodeView, PlanSettings
 
 
 class Followed:
@@ -315,3 +315,36 @@ async def test_the_transition_of_a_gpunode_goes_with_it() -> None:
         await asyncio.sleep(1)
         assert followed.sources.transition("gpu-1") == {}
         assert set(followed.sources._transitions) == {"gpu-2"}
+
+
+@virtually
+async def test_a_report_is_read_again_only_when_it_is_another_one() -> None:
+    cluster = FakeCluster()
+    report = {
+        "requestID": "a",
+        "quiet": False,
+        "simulated": True,
+        "error": "",
+        "driverVersion": "1",
+        "gpus": [],
+        "models": [],
+    }
+    cluster.add(
+        GPUNODES,
+        {"metadata": {"name": "gpu-07"}, "spec": {}, "status": {"observed": report, "transition": {}}},
+    )
+    async with following(cluster) as followed:
+
+        async def written(**status: JSON) -> GPUNodeView:
+            cluster.patch(GPUNODES, "gpu-07", {"status": status}, subresource="status")
+            await asyncio.sleep(0.1)
+            return followed.sources.gpunodes.items["gpu-07"]
+
+        first = await written(transition={"phase": "Pending"})
+        assert first.observed is not None
+        same = await written(transition={"phase": "Synced"})
+        assert same.observed is first.observed
+        assert followed.sources.transition("gpu-07") == {"phase": "Synced"}
+        other = await written(observed=report | {"requestID": "b"})
+        assert other.observed is not None
+        assert other.observed.request_id == "b"

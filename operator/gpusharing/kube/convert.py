@@ -70,16 +70,21 @@ def has_condition(raw: JSON, kind: str) -> bool:
     )
 
 
-def gpunode_view(raw: JSON) -> GPUNodeView:
-    """A GPUNode, without its `status.transition`, which is for people."""
+def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
+    """A GPUNode, without its `status.transition`, which is for people.
+
+    `known`: the report as it was read before; without it the report is read now.
+    """
     request = section(raw, "spec", "request")
     observed = part(raw, "status", "observed")
+    if known is None and observed is not None:
+        known = observed_view(observed)
     return GPUNodeView(
         name=intern(text(raw, "metadata", "name")),
         uid=text(raw, "metadata", "uid"),
         request_id=text(request, "id"),
         quiet=request.get("quiet") is True,
-        observed=None if observed is None else observed_view(observed),
+        observed=known,
     )
 
 

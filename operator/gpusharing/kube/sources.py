@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import marshal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import Maintained, medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack
 from gpusharing.kube.policies import PolicyCache
-from gpusharing.kube.raw import entries, section
+from gpusharing.kube.raw import entries, part, section
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
@@ -104,6 +105,7 @@ class Sources:
         def gpunode_changed(name: str) -> None:
             if name not in self.gpunodes.items:
                 self._transitions.pop(name, None)
+                self._reports.pop(name, None)
             wake()
 
         self._read_maps = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
@@ -113,6 +115,8 @@ class Sources:
         namespace = settings.gpu_operator_namespace
         self._transitions: dict[str, str] = {}
         """As JSON text, a fifth of the size: they are read only when something is about to be written."""
+        self._reports: dict[str, int] = {}
+        """By GPUNode: a hash of the agent's report, which most versions of the object share with the one before."""
         self.policies = PolicyCache(client)
         self._maintenance_keys = maintenance_keys
         self.nodes = follow(NODES, self._node)
@@ -163,9 +167,13 @@ class Sources:
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
         """The view of a GPUNode; its `status.transition` is kept aside, because nothing is decided from it."""
+        name = raw["metadata"]["name"]
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
-        self._transitions[raw["metadata"]["name"]] = json.dumps(shown)
-        return gpunode_view(raw)
+        self._transitions[name] = json.dumps(shown)
+        before, report = self._reports.get(name), hash(marshal.dumps(part(raw, "status", "observed"), 2))
+        self._reports[name] = report
+        known = self.gpunodes.items.get(name) if before == report else None
+        return gpunode_view(raw, known.observed if known is not None else None)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
         """The view of a ConfigMap; of most only that they are there."""
