@@ -120,6 +120,23 @@ async def test_a_node_with_a_device_plugin_of_the_cloud_is_told_until_its_label_
     assert reasons(await gathered(cluster)) == {"RightsUnknown"}
 
 
+@pytest.mark.parametrize(
+    ("os_image", "told"),
+    [
+        ("Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)", {"TwoDevicePlugins"}),
+        ("Bottlerocket OS 1.66.0 (aws-k8s-1.37-nvidia-fips)", {"TwoDevicePlugins"}),
+        ("Bottlerocket OS 1.66.0 (aws-k8s-1.37)", set()),
+        ("Amazon Linux 2023.9.20251014", set()),
+        ("", set()),
+    ],
+)
+async def test_a_node_whose_system_brings_a_device_plugin_is_told(
+    cluster: FakeCluster, os_image: str, told: set[str]
+) -> None:
+    cluster.patch(NODES, "gpu-01", {"status": {"nodeInfo": {"osImage": os_image}}}, subresource="status")
+    assert reasons(await gathered(cluster)) == {"RightsUnknown"} | told
+
+
 async def test_a_pod_says_why_it_waits(cluster: FakeCluster) -> None:
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
     cluster.delete(PODS, "agent-0", "gpusharing-agent")

@@ -269,6 +269,12 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.ERROR,
         "gke-no-default-nvidia-gpu-device-plugin=true",
     ),
+    "an operating system starts a device plugin of its own": (
+        agents(system_plugins=frozenset({"gpu-01"})),
+        "TwoDevicePlugins",
+        Severity.WARNING,
+        "settings.kubelet-device-plugins.nvidia.enabled=false",
+    ),
     "an agent finds no driver": (
         agents(reports={"gpu-01": "NVMLNotLoaded", "gpu-02": ""}),
         "AgentCannotRead",

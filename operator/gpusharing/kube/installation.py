@@ -23,7 +23,7 @@ from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailabl
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack
 from gpusharing.kube.raw import entries, part, section, text, texts, whole
 from gpusharing.planning.stack import rights
-from gpusharing.planning.stack.installationagents import has_cloud_plugin
+from gpusharing.planning.stack.installationagents import has_cloud_plugin, has_system_plugin
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
@@ -117,6 +117,11 @@ class _Reader:
                 text(node, "metadata", "name")
                 for node in nodes
                 if has_cloud_plugin(texts(part(node, "metadata", "labels")))
+            ),
+            system_plugins=frozenset(
+                text(node, "metadata", "name")
+                for node in nodes
+                if has_system_plugin(text(node, "status", "nodeInfo", "osImage"))
             ),
             runtime_class=runtime_class,
             runtime_class_exists=exists,

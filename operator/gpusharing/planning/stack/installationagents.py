@@ -27,6 +27,17 @@ def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
     return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
 
 
+def has_system_plugin(os_image: str) -> bool:
+    """Whether a Node's operating system, as `nodeInfo.osImage` names it, brings a device plugin: Bottlerocket does.
+
+    Its variants for NVIDIA, as `Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)` (bottlerocket#3132), start
+    nvidia-k8s-device-plugin at boot. Beside NVIDIA's DaemonSet it left pods without GPUs (bottlerocket#4309). From
+    1.63.0 on the setting kubelet-device-plugins.nvidia.enabled ends that (bottlerocket-core-kit#914); the API does not
+    show it.
+    """
+    return os_image.startswith("Bottlerocket OS ") and "-nvidia" in os_image
+
+
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
     """What keeps agents from running and reading, and what runs on their nodes that must not."""
     agents, place = view.agents, view.place
@@ -92,4 +103,13 @@ def _two_plugins(agents: AgentsState) -> Symptoms:
             f"GKE runs its own device plugin on {some(agents.cloud_plugins)}, and the kubelet there takes"
             " nvidia.com/gpu from whichever of the two spoke last; give its node pool the label as well",
             f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
+        )
+    if agents.system_plugins:
+        yield warning(
+            Topic.AGENTS,
+            "TwoDevicePlugins",
+            f"Bottlerocket starts a device plugin of its own on {some(agents.system_plugins)} unless its settings say"
+            " no, which the API does not show; beside NVIDIA's, pods lose their GPUs. Switch it off on each of them, or"
+            " in their user data (Bottlerocket 1.63.0 or newer)",
+            "apiclient set settings.kubelet-device-plugins.nvidia.enabled=false",
         )

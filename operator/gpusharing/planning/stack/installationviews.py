@@ -88,6 +88,8 @@ class AgentsState:
     """PodSecurity level that its namespace enforces; empty when it enforces none."""
     cloud_plugins: frozenset[str] = frozenset()
     """Of these nodes those on which the cloud runs a device plugin of its own."""
+    system_plugins: frozenset[str] = frozenset()
+    """Of these nodes those whose operating system brings a device plugin, on unless its settings say no."""
     reports: Mapping[str, str] = field(default_factory=dict)
     """By node: what keeps the agent from reading the GPUs, as it says itself."""
 
