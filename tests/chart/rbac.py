@@ -12,6 +12,7 @@ USERS = {
     "operator": "gpusharing-operator",
     "agent": "gpusharing-agent",
     "checks": "gpusharing-checks",
+    "rollback": "gpusharing-rollback-check",
 }
 """Service account of each subject; also the names of their roles and of the leader Lease."""
 
@@ -21,7 +22,7 @@ class Grant:
     """One verb that one subject may use."""
 
     subject: str
-    """`operator`, `agent` or `checks`."""
+    """`operator`, `agent`, `checks` or `rollback`."""
     group: str
     resource: str
     subresource: str

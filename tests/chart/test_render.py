@@ -313,11 +313,15 @@ def test_a_wrong_value_of_configure_is_named(helm: Helm) -> None:
 def test_a_hook_whose_image_cannot_be_pulled_ends_before_helm_gives_up_and_leaves_its_pod_to_tell(
     helm: Helm,
 ) -> None:
-    shown = ("--show-only", "templates/uninstall-check.yaml", "--show-only", "templates/tests/checks.yaml")
-    rendered = helm.template(*shown)
-    job = find(rendered, "Job", "gpusharing-uninstall-check")["spec"]
-    pods = [job["template"]["spec"], find(rendered, "Pod", "gpusharing-checks")["spec"]]
+    rendered = helm.template()
+    names = ("gpusharing-uninstall-check", "gpusharing-rollback-check")
+    jobs = [find(rendered, "Job", name)["spec"] for name in names]
+    pods = [
+        *(job["template"]["spec"] for job in jobs),
+        find(rendered, "Pod", "gpusharing-checks")["spec"],
+    ]
     helm_waits = 300  # helm's own --timeout
     assert all(pod["activeDeadlineSeconds"] < helm_waits for pod in pods)
     # A Job whose deadline passes deletes its pod.
-    assert pods[0]["activeDeadlineSeconds"] < job["activeDeadlineSeconds"] < helm_waits
+    for pod, job in zip(pods, jobs, strict=False):
+        assert pod["activeDeadlineSeconds"] < job["activeDeadlineSeconds"] < helm_waits

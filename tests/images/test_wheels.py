@@ -45,7 +45,13 @@ def test_our_programs_are_started_by_the_trees_python(tmp_path: Path) -> None:
     assert (
         {path.name for path in folder.iterdir()}
         == set(scripts())
-        == {"gpusharing-operator", "gpusharing-agent", "gpusharing-checks", "gpusharing-uninstall-check"}
+        == {
+            "gpusharing-operator",
+            "gpusharing-agent",
+            "gpusharing-checks",
+            "gpusharing-uninstall-check",
+            "gpusharing-rollback-check",
+        }
     )
     for path in folder.iterdir():
         assert path.read_text().startswith(f"#!/usr/bin/python{PYTHON}\n")

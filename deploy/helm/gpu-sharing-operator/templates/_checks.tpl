@@ -1,0 +1,54 @@
+{{- /* Spec of the Job of a hook that asks our image a question. `name`: of the Job and of the program; `account`: who
+asks; `env`: the program's variables. Helm shows what it said (3.18 and newer). */}}
+{{- define "gpusharing.checkJobSpec" -}}
+{{- $check := . }}
+{{- with .root -}}
+# Asked once: the answer is for a person, who tries again.
+backoffLimit: 0
+# Of a pod that nothing schedules. The pod has a shorter one, because the Job's would delete it, and with it the cause.
+activeDeadlineSeconds: 180
+template:
+  metadata:
+    labels:
+      app.kubernetes.io/name: {{ $check.name }}
+      {{- include "gpusharing.labels" . | nindent 6 }}
+  spec:
+    restartPolicy: Never
+    activeDeadlineSeconds: 120
+    serviceAccountName: {{ $check.account }}
+    automountServiceAccountToken: false
+    enableServiceLinks: false
+    {{- include "gpusharing.imagePullSecrets" . | nindent 4 }}
+    {{- with .Values.operator.securityContext }}
+    securityContext:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    containers:
+      - name: check
+        image: {{ include "gpusharing.image" . }}
+        imagePullPolicy: {{ .Values.image.pullPolicy }}
+        command: [{{ $check.name }}]
+        env:
+          {{- toYaml $check.env | nindent 10 }}
+        {{- with .Values.operator.containerSecurityContext }}
+        securityContext:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
+        {{- with .Values.operator.resources }}
+        resources:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
+        volumeMounts:
+          {{- include "gpusharing.serviceAccountMount" . | nindent 10 }}
+    volumes:
+      {{- include "gpusharing.serviceAccountVolume" . | nindent 6 }}
+    {{- with .Values.operator.nodeSelector }}
+    nodeSelector:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with .Values.operator.tolerations }}
+    tolerations:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+{{- end }}
+{{- end }}

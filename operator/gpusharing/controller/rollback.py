@@ -1,0 +1,71 @@
+"""`gpusharing-rollback-check`: the chart's pre-rollback hook. Reads the CRD and the policies, writes nothing.
+
+Helm runs it from the revision that is rolled back to, so what this image knows is what the policies are cut down to.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpusharing.api.crd import structural_schema
+from gpusharing.api.names import GROUP, VERSION
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.kube.client import CUSTOM_RESOURCE_DEFINITIONS, JSON, POLICIES, KubeClient
+from gpusharing.kube.errors import KubeError, NotFound
+from gpusharing.kube.http import HttpClient
+from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
+from gpusharing.kube.raw import entries, section, text
+from gpusharing.planning.stack.rollback import Retreat, Schemas, explain_unblock, find_retreat
+
+REFUSED = 1
+"""Exit status that keeps Helm from rolling back."""
+CRD = f"{POLICIES.plural}.{GROUP}"
+
+
+async def ask(client: KubeClient, release: str, namespace: str) -> Retreat:
+    """Whether it may be rolled back. What cannot be read is refused, with the server's words."""
+    try:
+        crd = await client.get(CUSTOM_RESOURCE_DEFINITIONS, CRD)
+        specs = {
+            text(raw, "metadata", "name"): raw.get("spec")
+            async for page in client.pages(POLICIES)
+            for raw in page.items
+        }
+    except NotFound:
+        return Retreat(True, f"CRD {CRD} is not there, and so no policy.")
+    except KubeError as error:
+        return Retreat(
+            False,
+            "NOT ROLLED BACK: whether a policy has a field that the older version does not know cannot be read:"
+            f" {error}\n{explain_unblock(release, namespace)}",
+        )
+    schemas = Schemas(_served(crd), structural_schema(GPUSharingPolicySpec))
+    return find_retreat(specs, schemas, release, namespace)
+
+
+def _served(crd: JSON) -> JSON:
+    """Schema of the spec in the version that is read here; empty where the CRD has none."""
+    for version in entries(crd, "spec", "versions"):
+        if text(version, "name") == VERSION:
+            return section(version, "schema", "openAPIV3Schema", "properties", "spec")
+    return {}
+
+
+async def _run(environment: Mapping[str, str]) -> Retreat:
+    service_account = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
+    login = find_login(environment, environment.get("KUBECONFIG", ""), service_account)
+    async with HttpClient(login, name="gpusharing-rollback") as client:
+        return await ask(client, environment["GPUSHARING_RELEASE"], environment["GPUSHARING_NAMESPACE"])
+
+
+def main() -> None:
+    """Print the answer; the exit status says whether Helm may go on."""
+    retreat = asyncio.run(_run(os.environ))
+    print(retreat.text)
+    sys.exit(0 if retreat.allowed else REFUSED)
+
+
+if __name__ == "__main__":
+    main()
