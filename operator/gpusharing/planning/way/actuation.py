@@ -13,6 +13,7 @@ from gpusharing.planning.actions import Actuate, Release, RestartOperand
 from gpusharing.planning.proof.assess import Assessed, uses_mps
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.attempts import actuation_limit, corrects_drift
 from gpusharing.planning.way.gates import CORDONING, PROPAGATION, find_gate
@@ -105,51 +106,53 @@ def _begin(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -
 
 
 def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Actuate:
-    """Fence stage and labels in one PATCH. State goes to null only with a new value, never while rebooting."""
+    """Fence stage and labels in one PATCH."""
     node, fence, policy = case.node, case.fence, assessed.policy
-    labels: dict[str, str | None] = {}
-    restart = ""
-    if goal.mig_config:
-        if node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
-            labels[names.LABEL_MIG_CONFIG] = goal.mig_config
-            if node.labels.get(names.LABEL_MIG_STATE) not in (None, "rebooting"):
-                labels[names.LABEL_MIG_STATE] = None
-        if case.operand is not None and _restarts(case, goal, again=again):
-            restart = case.operand.uid
     plugin_changes = node.labels.get(names.LABEL_PLUGIN_CONFIG) != goal.plugin_key
-    if plugin_changes:
-        labels[names.LABEL_PLUGIN_CONFIG] = goal.plugin_key
+    gfd_started = node.labels.get(names.LABEL_GFD_TIMESTAMP, "") if plugin_changes else ""
     step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
-    return Actuate(
-        node,
-        replace(
-            fence,
-            policy=policy.name,
-            policy_uid=policy.uid,
-            generation=policy.generation,
-            drift=corrects_drift(fence, policy),
-            stage="actuating",
-            stage_since=case.now,
-            deadline=case.now + actuation_limit(assessed.spec),
-            step=step,
-            steps=steps,
-            attempt=fence.attempt if again else 1,
-            to_layout=goal.text,
-            target_mode=goal.routing,
-            target_mig_config=goal.mig_config,
-            target_plugin_config=goal.plugin_key,
-            gfd_timestamp=node.labels.get(names.LABEL_GFD_TIMESTAMP, "")
-            if plugin_changes
-            else fence.gfd_timestamp
-            if again
-            else "",
-            restart_uid=restart,
-            daemon_uid=_daemon_to_restart(case, goal) if plugin_changes else "",
-            retry=node.retry,
-            owed="",
-        ),
-        labels,
+    begun = replace(
+        fence,
+        policy=policy.name,
+        policy_uid=policy.uid,
+        generation=policy.generation,
+        drift=corrects_drift(fence, policy),
+        stage="actuating",
+        stage_since=case.now,
+        deadline=case.now + actuation_limit(assessed.spec),
+        step=step,
+        steps=steps,
+        attempt=fence.attempt if again else 1,
+        to_layout=goal.text,
+        target_mode=goal.routing,
+        target_mig_config=goal.mig_config,
+        target_plugin_config=goal.plugin_key,
+        gfd_timestamp=fence.gfd_timestamp if again and not plugin_changes else gfd_started,
+        restart_uid=_mig_manager_to_restart(case, goal, again=again),
+        daemon_uid=_daemon_to_restart(case, goal) if plugin_changes else "",
+        retry=node.retry,
+        owed="",
     )
+    return Actuate(node, begun, _changed_labels(node, goal))
+
+
+def _changed_labels(node: NodeView, goal: Target) -> dict[str, str | None]:
+    """The labels that say what is to be. The state goes to null only with a new value, never while rebooting."""
+    labels: dict[str, str | None] = {}
+    if goal.mig_config and node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
+        labels[names.LABEL_MIG_CONFIG] = goal.mig_config
+        if node.labels.get(names.LABEL_MIG_STATE) not in (None, "rebooting"):
+            labels[names.LABEL_MIG_STATE] = None
+    if node.labels.get(names.LABEL_PLUGIN_CONFIG) != goal.plugin_key:
+        labels[names.LABEL_PLUGIN_CONFIG] = goal.plugin_key
+    return labels
+
+
+def _mig_manager_to_restart(case: FencedCase, goal: Target, *, again: bool) -> str:
+    """The pod that is to go before the run begins, by its uid; empty: none."""
+    if not goal.mig_config or case.operand is None:
+        return ""
+    return case.operand.uid if _restarts(case, goal, again=again) else ""
 
 
 def _restarts(case: FencedCase, goal: Target, *, again: bool) -> bool:
