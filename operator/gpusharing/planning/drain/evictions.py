@@ -13,11 +13,11 @@ from gpusharing.planning.words.reasons import Reason
 FIRST_WAIT = 5.0
 """Seconds after the first refusal; doubles with each further one."""
 LONGEST_WAIT = 60.0
-"""Seconds."""
+"""Seconds, to which that grows."""
 SLOW_WAIT = 300.0
 """Seconds; for what only a person can change, and the most that a Retry-After may ask of us."""
 ODD_AFTER = 3
-"""Answers that a pod is gone, each after a LIST that showed it, from which that is told as an error."""
+"""After so many answers in a row that a pod is gone, which newer LISTs go on showing, that is told as an error."""
 MAX_EVICTIONS = 10
 """Evictions per node within `PACE`, however soon passes follow one another (E18)."""
 EVICTIONS_PER_SECOND = 5
@@ -73,7 +73,7 @@ def remember(
 
 
 def is_odd(memory: EvictionMemory | None) -> bool:
-    """The server has said before that the pod is gone or another one, and LISTs have shown it all the same."""
+    """Whether one more answer that the pod is gone is an error: it came `ODD_AFTER` times in a row, or an error did."""
     if memory is None:
         return False
     return memory.reason == Reason.EVICTION_ERROR or (

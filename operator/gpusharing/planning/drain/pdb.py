@@ -15,7 +15,7 @@ def ref(pdb: PdbView) -> str:
 
 
 def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
-    """The budgets that select the pod, by name. Two or more: the server refuses every eviction of it."""
+    """The budgets that select the pod, by name."""
     return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
 
 

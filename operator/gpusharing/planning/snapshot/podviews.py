@@ -38,7 +38,9 @@ class PodView:
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp: when the grace period ends."""
     ready: bool = True
+    """Condition Ready: only such pods are healthy for a budget."""
     finalizers: tuple[str, ...] = ()
+    """What keeps its object after its containers have ended."""
     tolerates_cordon: bool = False
     """It tolerates the taint of a cordoned node, so the scheduler may start it there."""
     created: datetime | None = None
@@ -62,10 +64,14 @@ class PdbView:
     selects_all: bool = False
     """An empty selector: every pod of the namespace."""
     disruptions_allowed: int = 0
+    """Evictions that it lets through now."""
     expected_pods: int = 0
+    """Pods that it counts, healthy or not."""
     desired_healthy: int = 0
+    """So many of them must stay healthy."""
     current_healthy: int = 0
     always_allow_unhealthy: bool = False
+    """unhealthyPodEvictionPolicy is AlwaysAllow: a pod that is not ready may always go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +79,15 @@ class EvictionMemory:
     """What the executor remembers of the last answer to an eviction of one pod; lives in memory only."""
 
     reason: str
+    """The answer, as the word of its reason."""
     message: str
+    """The server's own words; empty where none are shown."""
     next_try: datetime
+    """Until then the pod is not asked for again."""
     since: datetime
+    """When this answer came for the first time in a row."""
     tries: int = 1
+    """How often it came in a row; decides about the next wait."""
     asked_at: datetime | None = None
     """When the server was asked last; None: not known, and long ago."""
 
@@ -86,8 +97,11 @@ class NodeWork:
     """Pods of a node in work, as listed now."""
 
     pods: tuple[PodView, ...]
+    """All that are bound to it."""
     pdbs: tuple[PdbView, ...]
+    """The budgets of their namespaces."""
     listed_at: datetime
+    """When the LIST was begun: it says nothing of what came later."""
     empty_since: datetime | None = None
     """First of the consecutive LISTs that found no GPU holder, as the drain rules see it."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)

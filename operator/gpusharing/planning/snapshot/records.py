@@ -17,62 +17,95 @@ _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
 class Fence:
     """Our record on a Node of the change in flight. It is the only memory of that change.
 
-    `stage` is `fenced` before the point of no return (PNR), `actuating` after it, `yielded` while somebody else
-    maintains the node that we had fenced. Targets are empty before the PNR.
+    It is written with the cordon, rewritten at every run of the actuators (each goes through the point of no return,
+    PNR) and at the steps that a field names, and taken away by the release.
     """
 
     __pydantic_config__ = _WRITTEN
 
     op: str
+    """Identifies the change, and begins every request to the agent that belongs to it; stays the same to its end."""
     policy: str
+    """Whose change it is. Each run takes the policy that drives the node then; that of a Failed node which another
+    policy owns by now is replaced by its owner."""
     generation: int
+    """Of the policy's spec that the change goes by: at the fence, and from each run on as it was then."""
     node_uid: str
+    """Of the Node that was fenced. A Node of another UID has only inherited the annotation."""
     prior_unschedulable: bool
+    """Somebody had cordoned the node before: that cordon is not ours to lift."""
     added: tuple[str, ...]
-    """Labels and annotations for the neighbours (docs/design/drain.md#c6) that we set and take away again."""
+    """Labels and annotations for the neighbours (docs/design/drain.md#c6) that we set and take away again; empty from
+    the moment the node is yielded, which takes them away."""
     disruption: DisruptionClass
+    """The worst class of disruption that the change was ever seen to have; it only rises."""
     from_layout: str
+    """What the GPUs were divided into at the fence, for people."""
     to_layout: str
+    """What the change leads to, for people; from the PNR on what the run leads to, a stop on the way included. The
+    target must still read so, or a configuration has got another meaning since."""
     stage: Literal["fenced", "yielded", "actuating"]
+    """`fenced` before the PNR, `actuating` after it, `yielded` while somebody else maintains the node that we had
+    fenced."""
     step: int
+    """Number of the step that the last run belongs to, or the first one will; from 1."""
     steps: int
+    """Of so many; 2 where the way leads through a stop."""
     attempt: int
+    """1 for a new aim and after each retry that a person asks for; one more with each cure of mig-manager."""
     since: Moment
+    """When the node was fenced, or our cordon put back after the PNR: LISTs from before prove nothing, and pods made
+    later were started in spite of the cordon."""
     stage_since: Moment
+    """When the stage began; after the PNR, when the last run did."""
     deadline: Moment
+    """Before the PNR the end of the time for pods to leave; after it the moment from which the node counts as Failed.
+    Each run sets it anew, and so does the record of a run that is owed."""
     drift: bool = False
-    """The change puts drift right; allowed once per generation."""
+    """The change puts drift right, which is allowed once per generation; false from a run on that goes by another
+    policy or generation."""
     from_mode: str = ""
-    """Routing label before the fence; an abort puts it back."""
+    """Routing label before the fence; an abort puts it back. Empty: there was none."""
     target_mode: str = ""
+    """Routing label of what the run leads to; empty before the PNR. For people and tools that read the annotation: no
+    version of the operator reads it, since a release takes the label from the target that was proven."""
     target_mig_config: str = ""
+    """Value of `nvidia.com/mig.config` that the run leads to; empty before the PNR, and where mig-manager is not
+    needed."""
     target_plugin_config: str = ""
+    """Value of `nvidia.com/device-plugin.config` that the run leads to; empty before the PNR."""
     gfd_timestamp: str = ""
-    """GFD's start time before the PNR; a plugin change is proven only by a later one."""
+    """GFD's start time before the run that changed the configuration of the plugin, which is proven by a later one
+    only; empty where the run changed none."""
     daemon_uid: str = ""
-    """The MPS daemon's pod that this attempt deletes; while that very pod lives, it is still to be deleted."""
+    """The MPS daemon's pod that this run deletes; while that very pod lives, it is still to be deleted. Empty: none."""
     restart_uid: str = ""
-    """The mig-manager pod that this attempt deletes; while that very pod lives, it is still to be deleted."""
+    """The mig-manager pod that this run deletes; while that very pod lives, it is still to be deleted. Empty: none."""
     retry: str = ""
-    """The value of the retry annotation that this attempt answers."""
+    """The value of the retry annotation that was answered last: by the fence, by a run or by one that is owed."""
     policy_uid: str = ""
-    """Of the policy; another one of this name counts its attempts anew. Empty: not recorded."""
+    """Of the policy, as of the fence or of the last run: another one of this name counts its attempts anew. Empty: not
+    recorded."""
     owed: str = ""
-    """What a run of the actuators that is still to begin leads to; it begins when the node is proven idle anew."""
+    """What a run that is still to begin leads to; it begins when the node is proven idle anew. Empty: none is owed."""
     unknown: str = ""
     """JSON object of the keys that a newer operator wrote and this one does not know: kept as they are. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Left on a Node by an abort: the next try waits until `until` (5 min · 2ⁿ)."""
+    """Left on a Node by an abort: the next try waits until `until`. Taken away by the next release without one."""
 
     __pydantic_config__ = _WRITTEN
 
     count: int
+    """Aborts of this policy in this generation so far; each doubles the wait, from 5 minutes."""
     until: Moment
+    """The next try may begin then."""
     reason: str
+    """Why the last try was given up, for people."""
     generation: int
+    """Of the policy's spec whose change was given up; another one does not wait."""
     retry: str = ""
     """The value of the retry annotation at the time; another one ends the wait."""
     policy_uid: str = ""
@@ -81,30 +114,37 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Left on a Node by every release and adoption: what was proven there last."""
+    """Left on a Node by every release after a proof and by every adoption: what was proven there last."""
 
     __pydantic_config__ = _WRITTEN
 
     policy: str
+    """The policy that asked for it."""
     mig_config: str
+    """Value of `nvidia.com/mig.config`; empty where mig-manager is not needed."""
     plugin_config: str
+    """Value of `nvidia.com/device-plugin.config`."""
     corrected_generation: int = 0
     """The policy generation in which drift was already put right once; 0: never."""
     retry: str = ""
     """The value of the retry annotation at the time; another one allows one more correction."""
     layout: str = ""
+    """What the two values meant, which an admin may change. Empty: not recorded."""
     gpus: int = 0
-    """What the pair meant, which an admin may change, and on how many GPUs; empty and 0: not recorded."""
+    """On how many GPUs: fewer mean that one is missing. 0: not recorded."""
     policy_uid: str = ""
     """Of the policy, whose generation it is: one of this name that was made anew counts anew. Empty: not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A slot of the disruption budget, held on the leader Lease."""
+    """A slot of the disruption budget, held on the leader Lease from before the fence until it is gone."""
 
     __pydantic_config__ = _WRITTEN
 
     node_uid: str
+    """A Node of another UID that has the name does not hold the slot."""
     policy: str
+    """In whose budget the slot counts."""
     op: str
+    """The change that it is for, as in the fence."""

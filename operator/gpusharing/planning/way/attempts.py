@@ -14,7 +14,7 @@ from gpusharing.planning.way.verdict import FencedCase, NodeCase
 from gpusharing.planning.words.reasons import Reason
 
 PROOF = 120.0
-"""Seconds."""
+"""Seconds for the readings and LISTs that prove a node idle."""
 
 
 def actuation_limit(spec: GPUSharingPolicySpec) -> timedelta:

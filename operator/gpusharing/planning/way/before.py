@@ -66,7 +66,7 @@ class Ending:
 
 
 def find_ending(case: FencedCase) -> Verdict | None:
-    """The verdict of the first of ENDINGS that is so; None: the change goes on."""
+    """The verdict of the first of ENDINGS that applies; None: the change goes on."""
     for ending in ENDINGS:
         if found := ending.find(case):
             return _abort(case, Finding.of(found, ending.reason), defer=ending.defer, restore=ending.restore)

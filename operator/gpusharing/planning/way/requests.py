@@ -82,7 +82,10 @@ def answers_quiet(case: NodeCase) -> bool:
 
 
 def last_busy(case: FencedCase) -> str:
-    """Who computed when the agent closed NVML for this change last; empty: nobody, or it has not yet."""
+    """Why the GPUs were not idle, as far as the agent knew, when it closed NVML for this change last.
+
+    Empty: nobody computed, or it has not closed NVML yet.
+    """
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""

@@ -33,16 +33,25 @@ class Verdict:
     phase: Phase
     reason: Reason
     message: str
+    """What is, why, and what to do; the same text as long as nothing changes."""
     disruption: DisruptionClass = DisruptionClass.NONE
+    """What the change disturbs, or would; NONE: nothing is to be changed."""
     wanted: str = ""
+    """What the GPUs are to be divided into, for people; empty: nobody knows."""
     observed: str = ""
+    """What they are divided into now, for people; empty: nobody knows."""
     pods: int = 0
     """Pods holding a GPU, as far as listed."""
     blockers: tuple[Blocker, ...] = ()
+    """What keeps pods from leaving, before and in a drain."""
     deadline: datetime | None = None
+    """The fence's; None: no change is in flight, or somebody else's work is waited for."""
     attempt: int = 0
+    """The fence's; 0: no change is in flight."""
     step: str = ""
+    """`1/2`: the step and of how many; empty: no change is in flight."""
     actions: tuple[Action, ...] = ()
+    """What is done about it now, in this order."""
     wake: datetime | None = None
     """Look again then, even if nothing happens."""
     wants_pods: bool = False
@@ -70,12 +79,15 @@ class NodeCase:
 
     node: NodeView
     gpunode: GPUNodeView | None
+    """What the agent was asked and reports; None: the node has no such object yet."""
     assessment: Assessment | None
     """Against the policy that drives the node; None when there is none."""
     owner: str
     """The policy that owns the node by selectors; empty: none."""
     work: NodeWork | None
+    """Its pods; None: they were not listed."""
     agent_ready: bool
+    """The agent's pod on the node is Ready."""
     operand: Operand | None
     """The node's mig-manager pod."""
     mps_daemon: Operand | None
@@ -83,6 +95,7 @@ class NodeCase:
     claimed: bool
     """The node holds a slot of the budget already."""
     drifting_since: datetime | None
+    """Since when this process has seen the node differ from its target; None: it has seen no difference."""
     stack: StackView
     settings: PlanSettings
     now: datetime
