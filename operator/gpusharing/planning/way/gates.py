@@ -83,13 +83,13 @@ def _other_workload(node: NodeView) -> str:
 
 
 def _disabled(node: NodeView) -> str:
-    label = next((label for label in _NEEDED if node.labels.get(label) == "false"), "")
-    if not label:
-        return ""
-    return (
-        f"{label} is false: the GPU Operator keeps off {node.name} what would serve and show the change;"
-        f" to change that: kubectl label node {node.name} {label}-"
-    )
+    for label in _NEEDED:
+        if node.labels.get(label) == "false":
+            return (
+                f"{label} is false: the GPU Operator keeps off {node.name} what would serve and show the change;"
+                f" to change that: kubectl label node {node.name} {label}-"
+            )
+    return ""
 
 
 def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
@@ -179,8 +179,10 @@ def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
     """A difference that lasts only a moment is nothing to drain a node for."""
+    if not _is_drift(case, assessed):
+        return ""
     since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
-    if not _is_drift(case, assessed) or (since is not None and case.now >= since + grace):
+    if since is not None and case.now >= since + grace:
         return ""
     message = f"{case.node.name} no longer matches what was proven: {_difference(assessed)}"
     return Finding(Reason.DRIFTED, message, (since or case.now) + grace)
