@@ -31,10 +31,10 @@ from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Crash
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.mortal import MortalClient
+from hack.sim.nodesoftware import NodeSoftware
 from hack.sim.observer import NoMetrics
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import Workload, Workloads
-from hack.sim.world import World
 
 FACTOR = 100.0
 """Simulated seconds in one real second."""
@@ -77,7 +77,7 @@ class Embedded:
     """A cluster in memory with its node software; operators can be started and killed on it."""
 
     cluster: FakeCluster
-    world: World
+    software: NodeSoftware
     workloads: Workloads
     settings: Settings
     lease_timing: Timing = FAST_LEASE
@@ -252,7 +252,7 @@ async def embedded(
 ) -> AsyncIterator[Embedded]:
     """A running SIMULATED cluster with these nodes; ends everything that it started.
 
-    `now` goes with the event loop's time. `hardware`: see World. Unless `played`, no software runs on the nodes.
+    `now` goes with the event loop's time. `hardware`: see NodeSoftware. Unless `played`, no software runs on the nodes.
     """
     running = asyncio.get_running_loop()
     cluster = FakeCluster(now=now, grace=30.0 / factor, later=running.call_later)
@@ -264,7 +264,7 @@ async def embedded(
     for name, namespace in played_daemon_sets(sim_settings):
         cluster.add(DAEMON_SETS, {"metadata": {"name": name, "namespace": namespace}})
     log: list[str] = []
-    world = World(
+    software = NodeSoftware(
         cluster.client("node"),
         sim_settings,
         log=log.append,
@@ -275,9 +275,9 @@ async def embedded(
     for workload in workloads:
         players.apply(workload)
     environment = Embedded(
-        cluster, world, players, settings or fast_settings(factor), lease_timing, now, log=log
+        cluster, software, players, settings or fast_settings(factor), lease_timing, now, log=log
     )
-    tasks = [asyncio.create_task(world.run()), asyncio.create_task(players.run())] if played else []
+    tasks = [asyncio.create_task(software.run()), asyncio.create_task(players.run())] if played else []
     try:
         yield environment
     finally:

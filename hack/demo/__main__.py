@@ -52,7 +52,7 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
     assert task is not None, "a coroutine runs in a task"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     # Imported here, after the first lines are on the screen.
-    from hack.demo.scene import Scene
+    from hack.demo.demo import Demo
     from hack.demo.stage import LOG, ROOT, Stage
     from hack.demo.story import play
 
@@ -68,7 +68,7 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
     async with stages as stage:
         screen.banner(stage.simulated)
         screen.say(f"The operator's log: {LOG.relative_to(ROOT)}")
-        await play(Scene(stage, screen))
+        await play(Demo(stage, screen))
 
 
 def main() -> int:

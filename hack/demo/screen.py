@@ -26,7 +26,7 @@ class Screen:
         self._tick = "✓" if encoding.startswith("utf") else "ok"
 
     def heading(self, text: str) -> None:
-        """A new scene."""
+        """A new chapter."""
         seconds = time.monotonic() - self.begin
         self._line("")
         self._line(self._paint(f"{text:<{WIDTH - 10}} {seconds:7.1f} s", "1"))

@@ -8,7 +8,7 @@ from gpusharing.api.names import RESOURCE_GPU, ConditionType
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PDBS, PODS
 from hack.demo import fleet
 from hack.demo.columns import FLEET, POOLS, events_about, find, places
-from hack.demo.scene import Scene, holds_gpu_of, is_cordoned, is_ready
+from hack.demo.demo import Demo, holds_gpu_of, is_cordoned, is_ready
 from hack.demo.screen import DemoFailed
 from hack.demo.stage import Refused, Stage, objects
 
@@ -17,72 +17,72 @@ POOL_B = ("gpu-b-1", "gpu-b-2", "gpu-b-3")
 NAMES = tuple(f"pool-{pool}" for pool, *_ in fleet.POOLS)
 
 
-async def play(scene: Scene) -> None:
+async def play(demo: Demo) -> None:
     """The whole story. Raises DemoFailed at the first thing that is not as it should be."""
-    await fleet_appears(scene)
-    await pools_are_declared(scene)
-    await teams_move_in(scene)
-    await wrong_policies_are_refused(scene)
-    before = len(await scene.stage.writes())
-    await plan_comes_first(scene)
-    await budget_blocks(scene)
-    await operator_dies(scene)
-    await owner_gives_way(scene)
-    await look_back(scene, before)
+    await fleet_appears(demo)
+    await pools_are_declared(demo)
+    await teams_move_in(demo)
+    await wrong_policies_are_refused(demo)
+    before = len(await demo.stage.writes())
+    await plan_comes_first(demo)
+    await budget_blocks(demo)
+    await operator_dies(demo)
+    await owner_gives_way(demo)
+    await look_back(demo, before)
 
 
-async def fleet_appears(scene: Scene) -> None:
+async def fleet_appears(demo: Demo) -> None:
     """Bare machines."""
-    screen = scene.screen
+    screen = demo.screen
     screen.heading(f"1. The fleet: {fleet.GPUS} GPUs, none shared")
-    await scene.show(FLEET)
-    nodes = await objects(scene.stage.client, NODES)
+    await demo.show(FLEET)
+    nodes = await objects(demo.stage.client, NODES)
     whole = sum(int(node["status"]["allocatable"][RESOURCE_GPU]) for node in nodes)
     screen.check(f"{len(nodes)} nodes serve {whole} whole GPUs", whole == fleet.GPUS)
 
 
-async def pools_are_declared(scene: Scene) -> None:
+async def pools_are_declared(demo: Demo) -> None:
     """Four policies; the idle nodes follow one by one."""
-    screen = scene.screen
+    screen = demo.screen
     screen.heading("2. One GPUSharingPolicy per pool says what its GPUs are for")
-    await scene.stage.start_operator()
+    await demo.stage.start_operator()
     for pool, *_ in fleet.POOLS:
-        await scene.apply(fleet.example(pool), f"kubectl apply -f examples/pool-{pool}.yaml")
+        await demo.apply(fleet.example(pool), f"kubectl apply -f examples/pool-{pool}.yaml")
 
     async def half_way() -> bool:
-        done, total = await scene.nodes_done("pool-a")
+        done, total = await demo.nodes_done("pool-a")
         return 0 < done < total
 
-    await scene.until("pool-a half way", half_way)
+    await demo.until("pool-a half way", half_way)
     screen.say(
         "The operator takes one idle node per pool at a time, asks mig-manager and the device plugin for the "
         "change, and counts a node only when the hardware proves it:"
     )
-    await scene.show(POOLS)
-    await scene.ready(*NAMES)
-    await scene.show(POOLS)
+    await demo.show(POOLS)
+    await demo.ready(*NAMES)
+    await demo.show(POOLS)
     for pool, *_, count in fleet.POOLS:
-        done, total = await scene.nodes_done(f"pool-{pool}")
+        done, total = await demo.nodes_done(f"pool-{pool}")
         screen.check(
             f"pool-{pool}: {done} of {total} nodes are verified and schedulable", done == total == count
         )
     expected = {"a": {MIG_20: 128}, "b": {MIG_40: 48}, "c": {RESOURCE_GPU: 16}, "d": {RESOURCE_GPU: 32}}
     for pool, resources in expected.items():
-        (name, number), served = next(iter(resources.items())), await scene.served(pool)
+        (name, number), served = next(iter(resources.items())), await demo.served(pool)
         screen.check(f"pool-{pool} serves {number} {name} and nothing else", served == resources)
 
 
-async def teams_move_in(scene: Scene) -> None:
+async def teams_move_in(demo: Demo) -> None:
     """Workloads of five teams; one has a budget."""
-    screen = scene.screen
+    screen = demo.screen
     screen.heading("3. The teams move in")
-    await scene.stage.client.create(PDBS, fleet.BUDGET, namespace="team-b")
+    await demo.stage.client.create(PDBS, fleet.BUDGET, namespace="team-b")
     for workload in fleet.WORKLOADS:
-        await scene.stage.deploy(workload)
+        await demo.stage.deploy(workload)
     for workload in (*fleet.WORKLOADS, fleet.RANKER):
         if workload is fleet.RANKER:  # after the others, so that its node is the fullest
-            await scene.stage.deploy(workload)
-        await scene.running(workload.name, workload.replicas)
+            await demo.stage.deploy(workload)
+        await demo.running(workload.name, workload.replicas)
     screen.say(
         f"team-b's ranker has its disk in zone-1, where only {fleet.RANKER_NODE} is, and a PodDisruptionBudget: "
         "2 of its 3 pods must be ready at any time."
@@ -90,44 +90,44 @@ async def teams_move_in(scene: Scene) -> None:
     used = {"pool-a": "97/128", "pool-b": "15/48", "pool-c": "16/16", "pool-d": "21/32"}
 
     for name, text in used.items():
-        await scene.used(name, text)
-    await scene.show(POOLS)
-    pods = await scene.pods("ranker")
+        await demo.used(name, text)
+    await demo.show(POOLS)
+    pods = await demo.pods("ranker")
     where = {pod["spec"]["nodeName"] for pod in pods}
     screen.check(f"the 3 ranker pods run on {fleet.RANKER_NODE}", where == {fleet.RANKER_NODE})
 
 
-async def wrong_policies_are_refused(scene: Scene) -> None:
+async def wrong_policies_are_refused(demo: Demo) -> None:
     """By the API server, and by the operator that knows the card."""
-    screen = scene.screen
+    screen = demo.screen
     screen.heading("4. What cannot work is refused, and nothing is touched")
     bad = fleet.example("d")
     bad["spec"]["timeSlicing"]["replicas"] = 1
     screen.command("kubectl apply -f pool-d.yaml     # with timeSlicing.replicas: 1")
-    refusal = await _refusal(scene.stage, bad)
+    refusal = await _refusal(demo.stage, bad)
     screen.output(refusal)
     screen.check(
         "refused at the door, and the answer names the field", "spec.timeSlicing.replicas" in refusal
     )
 
-    before, pods = len(await scene.stage.writes()), {p["metadata"]["uid"] for p in await scene.pods("llm-7b")}
+    before, pods = len(await demo.stage.writes()), {p["metadata"]["uid"] for p in await demo.pods("llm-7b")}
     screen.say("An 80 GB H100 has seven compute slices: why not seven instances of 1g.20gb, as one can read?")
-    await scene.apply(
+    await demo.apply(
         fleet.with_layout("a", {"1g.20gb": 7}), "kubectl apply -f pool-a.yaml     # with 1g.20gb: 7"
     )
 
     async def judged() -> bool:
-        return bool(await scene.condition("pool-a", ConditionType.ACCEPTED))
+        return bool(await demo.condition("pool-a", ConditionType.ACCEPTED))
 
-    await scene.until("a judgement of pool-a", judged)
-    condition = await scene.condition("pool-a", ConditionType.ACCEPTED)
+    await demo.until("a judgement of pool-a", judged)
+    condition = await demo.condition("pool-a", ConditionType.ACCEPTED)
     screen.output(f"Accepted: {condition['status']} ({condition['reason']})\n{condition['message']}")
     screen.check("the policy is not accepted", condition["status"] == "False")
     screen.check("the answer names a layout that is legal", "4x1g.20gb" in condition["message"])
-    await scene.apply(fleet.example("a"), "kubectl apply -f examples/pool-a.yaml")
-    await scene.ready("pool-a")
-    screen.check("not one write to a Node in between", await scene.writes("nodes", before) == [])
-    after = {pod["metadata"]["uid"] for pod in await scene.pods("llm-7b")}
+    await demo.apply(fleet.example("a"), "kubectl apply -f examples/pool-a.yaml")
+    await demo.ready("pool-a")
+    screen.check("not one write to a Node in between", await demo.writes("nodes", before) == [])
+    after = {pod["metadata"]["uid"] for pod in await demo.pods("llm-7b")}
     screen.check("team-a's 97 pods are the same as before", after == pods)
 
 
@@ -139,23 +139,23 @@ async def _refusal(stage: Stage, manifest: JSON) -> str:
     raise DemoFailed(f"the API server refuses it; it said: {answer}")
 
 
-async def plan_comes_first(scene: Scene) -> None:
+async def plan_comes_first(demo: Demo) -> None:
     """A paused change shows its plan."""
-    screen = scene.screen
+    screen = demo.screen
     screen.heading("5. The plan before the change")
     screen.say(
         "team-b wants small instances too: one half of each card stays 3g.40gb, the other becomes four 1g.10gb. "
         "With rollout.paused the operator only says what it would do:"
     )
     paused = fleet.with_layout("b", fleet.TARGET, paused=True)
-    await scene.apply(paused, "kubectl apply -f pool-b.yaml     # 3g.40gb: 1, 1g.10gb: 4, paused: true")
-    before = len(await scene.stage.writes())
+    await demo.apply(paused, "kubectl apply -f pool-b.yaml     # 3g.40gb: 1, 1g.10gb: 4, paused: true")
+    before = len(await demo.stage.writes())
 
     async def planned() -> bool:
-        return find((await scene.policy("pool-b"))[1], ".plan") is not None
+        return find((await demo.policy("pool-b"))[1], ".plan") is not None
 
-    await scene.until("a plan for pool-b", planned)
-    plan = (await scene.policy("pool-b"))[1]["plan"]
+    await demo.until("a plan for pool-b", planned)
+    plan = (await demo.policy("pool-b"))[1]["plan"]
     screen.say("status.plan:")
     screen.output(_plan_lines(plan))
     screen.check("it names the three nodes", plan["nodes"] == list(POOL_B))
@@ -165,7 +165,7 @@ async def plan_comes_first(scene: Scene) -> None:
     screen.check("15 pods hold a GPU there", plan["pods"] == 15)
     screen.check("48 instances of 3g.40gb now", plan["capacityBefore"] == {MIG_40: 48})
     screen.check("afterwards 24, and 96 of 1g.10gb", plan["capacityAfter"] == {MIG_40: 24, MIG_10: 96})
-    screen.check("nothing has changed yet on any Node", await scene.writes("nodes", before) == [])
+    screen.check("nothing has changed yet on any Node", await demo.writes("nodes", before) == [])
 
 
 def _plan_lines(plan: JSON) -> str:
@@ -176,106 +176,104 @@ def _plan_lines(plan: JSON) -> str:
     )
 
 
-async def budget_blocks(scene: Scene) -> None:
+async def budget_blocks(demo: Demo) -> None:
     """The change runs until a PodDisruptionBudget says no."""
-    screen = scene.screen
+    screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)
-    await scene.apply(change, "kubectl apply -f pool-b.yaml     # paused: false")
+    await demo.apply(change, "kubectl apply -f pool-b.yaml     # paused: false")
 
     async def blocked() -> bool:
-        place = await scene.place(fleet.RANKER_NODE)
+        place = await demo.place(fleet.RANKER_NODE)
         return place.get("phase") == "Draining" and bool(place.get("culprit"))
 
-    await scene.until("the drain of gpu-b-1 blocked", blocked, 30.0)
-    await _settled(scene)
-    await scene.used("pool-b", "14/96")
-    await scene.show(POOLS)
-    await scene.show(places(*POOL_B))
-    place = await scene.place(fleet.RANKER_NODE)
+    await demo.until("the drain of gpu-b-1 blocked", blocked, 30.0)
+    await _settled(demo)
+    await demo.used("pool-b", "14/96")
+    await demo.show(POOLS)
+    await demo.show(places(*POOL_B))
+    place = await demo.place(fleet.RANKER_NODE)
     screen.output("\n".join(place["blockers"]))
     screen.check("the budget and a pod are named", "PDB team-b/ranker: Pod" in place["blockers"][0])
     screen.check(f"CULPRIT is a pod of the ranker: {place['culprit']}", "team-b/ranker-" in place["culprit"])
-    done, total = await scene.nodes_done("pool-b")
+    done, total = await demo.nodes_done("pool-b")
     screen.check(f"the other nodes went first: {done} of {total} are done", (done, total) == (2, 3))
-    ranker = await scene.pods("ranker")
+    ranker = await demo.pods("ranker")
     ready = sum(is_ready(pod) for pod in ranker)
     screen.check("2 of the 3 ranker pods still serve, as their budget demands", ready == 2)
 
 
-async def _settled(scene: Scene) -> None:
+async def _settled(demo: Demo) -> None:
     """All pods that may leave have left: only the budget is in the way, and the agents have counted anew."""
 
     async def alone() -> bool:
-        place = await scene.place(fleet.RANKER_NODE)
-        pods = [
-            pod for pod in await objects(scene.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)
-        ]
-        observed = find(await scene.stage.client.get(GPUNODES, fleet.RANKER_NODE), ".status.observed.pods")
+        place = await demo.place(fleet.RANKER_NODE)
+        pods = [pod for pod in await objects(demo.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)]
+        observed = find(await demo.stage.client.get(GPUNODES, fleet.RANKER_NODE), ".status.observed.pods")
         return len(pods) == 2 and observed == 2 and bool(place.get("reason") == "PDB")
 
-    await scene.until("only the ranker's two pods left on gpu-b-1", alone)
+    await demo.until("only the ranker's two pods left on gpu-b-1", alone)
 
 
-async def operator_dies(scene: Scene) -> None:
+async def operator_dies(demo: Demo) -> None:
     """kill -9 in the middle of a drain."""
-    screen = scene.screen
+    screen = demo.screen
     screen.heading("7. The operator is killed in the middle of the drain")
-    fence = await scene.fence(fleet.RANKER_NODE)
+    fence = await demo.fence(fleet.RANKER_NODE)
     screen.check("the change in flight is written on the Node, stage fenced", fence.get("stage") == "fenced")
     screen.command("kill -9 <operator>")
-    screen.output(await scene.stage.kill_operator())
-    before, holder = len(await scene.stage.writes()), await scene.leader()
+    screen.output(await demo.stage.kill_operator())
+    before, holder = len(await demo.stage.writes()), await demo.leader()
     await asyncio.sleep(0.5)
-    screen.check("silence: nothing is written", len(await scene.stage.writes()) == before)
-    node = await scene.stage.client.get(NODES, fleet.RANKER_NODE)
+    screen.check("silence: nothing is written", len(await demo.stage.writes()) == before)
+    node = await demo.stage.client.get(NODES, fleet.RANKER_NODE)
     screen.check(f"{fleet.RANKER_NODE} stays cordoned meanwhile", is_cordoned(node))
-    await scene.stage.start_operator()
+    await demo.stage.start_operator()
 
     async def leads() -> bool:
-        return await scene.leader() not in ("", holder)
+        return await demo.leader() not in ("", holder)
 
-    await scene.until("the new operator to lead", leads)
-    await scene.show(places(*POOL_B))
-    again = await scene.fence(fleet.RANKER_NODE)
+    await demo.until("the new operator to lead", leads)
+    await demo.show(places(*POOL_B))
+    again = await demo.fence(fleet.RANKER_NODE)
     same = (again.get("op"), again.get("deadline")) == (fence["op"], fence["deadline"])
     screen.check("a new process goes on with the same change and the same deadline", same)
 
 
-async def owner_gives_way(scene: Scene) -> None:
+async def owner_gives_way(demo: Demo) -> None:
     """The owner of the budget allows it; the rest goes by itself."""
-    screen = scene.screen
+    screen = demo.screen
     screen.heading("8. The owner of the budget gives way")
     screen.command('kubectl -n team-b patch pdb ranker --type merge -p \'{"spec": {"minAvailable": 0}}\'')
-    await scene.stage.client.patch(PDBS, "ranker", {"spec": {"minAvailable": 0}}, namespace="team-b")
-    await scene.ready("pool-b", seconds=60.0)
-    await scene.running("ranker", 3)
-    where = {pod["spec"]["nodeName"] for pod in await scene.pods("ranker")}
+    await demo.stage.client.patch(PDBS, "ranker", {"spec": {"minAvailable": 0}}, namespace="team-b")
+    await demo.ready("pool-b", seconds=60.0)
+    await demo.running("ranker", 3)
+    where = {pod["spec"]["nodeName"] for pod in await demo.pods("ranker")}
     screen.check("the ranker is back on its node, in new instances", where == {fleet.RANKER_NODE})
-    served = await scene.served("b")
+    served = await demo.served("b")
     screen.check("pool-b serves 24 of 3g.40gb and 96 of 1g.10gb", served == {MIG_40: 24, MIG_10: 96})
 
 
-async def look_back(scene: Scene, since: int) -> None:
+async def look_back(demo: Demo, since: int) -> None:
     """What stands now, what was told, what was written."""
-    screen = scene.screen
+    screen = demo.screen
     screen.heading("9. Looking back")
 
-    await scene.used("pool-b", "15/120")
-    await scene.show(POOLS)
-    await scene.show(events_about("pool-b"))
-    rows = [await scene.condition(name, ConditionType.READY) for name in NAMES]
+    await demo.used("pool-b", "15/120")
+    await demo.show(POOLS)
+    await demo.show(events_about("pool-b"))
+    rows = [await demo.condition(name, ConditionType.READY) for name in NAMES]
     screen.check("four pools Ready", all(row["status"] == "True" for row in rows))
-    nodes = await objects(scene.stage.client, NODES)
+    nodes = await objects(demo.stage.client, NODES)
     left = [node["metadata"]["name"] for node in nodes if is_cordoned(node)]
-    fenced = [node["metadata"]["name"] for node in nodes if await scene.fence(node["metadata"]["name"])]
+    fenced = [node["metadata"]["name"] for node in nodes if await demo.fence(node["metadata"]["name"])]
     screen.check("no node is left cordoned or fenced", not left and not fenced)
-    evicted = Counter(write.name for write in await scene.writes("pods/eviction", since))
+    evicted = Counter(write.name for write in await demo.writes("pods/eviction", since))
     screen.check(
         f"{len(evicted)} pods were evicted, none of them twice, in spite of the kill",
         bool(evicted) and max(evicted.values()) == 1,
     )
-    written = (await scene.stage.writes())[since:]
+    written = (await demo.stage.writes())[since:]
     screen.say("What the operator wrote for the three nodes of pool-b, its Lease apart:")
     kinds = Counter(write.resource for write in written)
     screen.output("\n".join(f"{number:4} {kind}" for kind, number in kinds.most_common()))

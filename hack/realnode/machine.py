@@ -1,4 +1,4 @@
-"""One node's own world on this computer: mount, PID and network namespaces that end, with all in them, at once.
+"""One node's own environment on this computer: mount, PID and network namespaces that end, with all in them, at once.
 
 The kernel is the one that cleans up: when the first process of the PID namespace ends, every process in it is killed,
 and its mounts, interfaces, routes and iptables rules go with the namespaces. That process dies with us, too.

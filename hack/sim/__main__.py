@@ -11,9 +11,9 @@ from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from hack.cluster.kubeconfig import kubeconfig_path
 from hack.sim.manifests import install
+from hack.sim.nodesoftware import FAULTS, NodeSoftware
 from hack.sim.rights import AgentClients
 from hack.sim.settings import SimSettings
-from hack.sim.world import FAULTS, World
 
 BANNER = (
     "SIMULATED: no GPU and no NVIDIA software here. mig-manager {mig}, device plugin and GFD {plugin} are played "
@@ -89,7 +89,7 @@ async def play(
             client, settings.gpu_operator_namespace, settings.agent_namespace, agents=settings.agents
         ):
             say(f"created DaemonSet {name}")
-        await World(client, settings, log=say, agent_client=agents_as).run()
+        await NodeSoftware(client, settings, log=say, agent_client=agents_as).run()
 
 
 def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:

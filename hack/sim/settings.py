@@ -56,7 +56,7 @@ PluginVersion = Literal["0.19.3", "0.20.0"]
 
 @dataclass(frozen=True, slots=True)
 class SimSettings:
-    """What a World plays."""
+    """What NodeSoftware plays."""
 
     time_factor: float = 1.0
     """Simulated seconds in one real second."""

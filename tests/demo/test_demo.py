@@ -10,8 +10,8 @@ import pytest
 from hack.cluster import toolchain
 from hack.demo import fleet
 from hack.demo.__main__ import TRY_NEXT
+from hack.demo.demo import Demo
 from hack.demo.embedded import EmbeddedStage
-from hack.demo.scene import Scene
 from hack.demo.screen import WIDTH, DemoFailed, Screen
 from hack.demo.stage import ROOT
 from hack.demo.story import fleet_appears
@@ -91,15 +91,15 @@ def test_a_machine_that_cannot_run_nvidias_programs_is_told_why(monkeypatch: pyt
 async def test_a_fleet_that_is_not_as_told_ends_the_story() -> None:
     out = io.StringIO()
     async with embedded(fleet.nodes()[:-1]) as environment:
-        scene = Scene(EmbeddedStage(environment), Screen(out))
+        demo = Demo(EmbeddedStage(environment), Screen(out))
         with pytest.raises(DemoFailed, match="10 nodes serve 76 whole GPUs"):
-            await fleet_appears(scene)
+            await fleet_appears(demo)
     assert "gpu-d-1" in out.getvalue()
 
 
 async def test_what_does_not_come_ends_the_story_with_where_everything_stands() -> None:
     async with embedded(fleet.nodes()) as environment:
-        scene = Scene(EmbeddedStage(environment), Screen(io.StringIO()))
-        await scene.stage.apply(fleet.example("a"))  # and no operator
+        demo = Demo(EmbeddedStage(environment), Screen(io.StringIO()))
+        await demo.stage.apply(fleet.example("a"))  # and no operator
         with pytest.raises(DemoFailed, match=r"within 0 s: pool-a Ready\nNAME +MODE"):
-            await scene.ready("pool-a", seconds=0.3)
+            await demo.ready("pool-a", seconds=0.3)

@@ -194,7 +194,7 @@ def end_state(stage: Scene) -> JSON:
         "pods": dict(Counter(_pod(pod) for app in ("free", "kept") for pod in stage.pods(app))),
         "gpus": {
             name: [sorted(i.profile for i in gpu.instances) for gpu in node.gpus.look()]
-            for name, node in sorted(stage.e.world.nodes.items())
+            for name, node in sorted(stage.e.software.nodes.items())
         },
     }
 

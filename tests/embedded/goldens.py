@@ -107,7 +107,7 @@ async def wedged_paused(stage: Scene) -> None:
 async def wedged(stage: Scene, fault: str) -> None:
     """The next run of mig-manager ends in one of its two bugs."""
     await asyncio.sleep(SOFTWARE_UP)
-    stage.e.world.inject("gpu-1", fault)
+    stage.e.software.inject("gpu-1", fault)
     stage.apply(MIXED)
     await stage.ready(seconds=HOUR)
 
@@ -115,7 +115,7 @@ async def wedged(stage: Scene, fault: str) -> None:
 async def success_paused(stage: Scene) -> None:
     """mig-manager fails and leaves the operands paused; what it is told then is still applied, so it says success."""
     await asyncio.sleep(SOFTWARE_UP)
-    stage.e.world.inject("gpu-1", "wedge-paused")
+    stage.e.software.inject("gpu-1", "wedge-paused")
     stage.apply(MIXED)
     await stage.fenced("gpu-1", "actuating")
     stage.apply(FULL)
@@ -131,7 +131,7 @@ def says_success_while_paused(labels: Mapping[str, str]) -> bool:
 async def failed_and_retried(stage: Scene) -> None:
     """mig-manager fails; a person asks for another try."""
     await asyncio.sleep(SOFTWARE_UP)
-    stage.e.world.inject("gpu-1", "failed")
+    stage.e.software.inject("gpu-1", "failed")
     stage.apply(MIXED)
     await stage.phase("gpu-1", "Failed")
     stage.annotate("gpu-1", retry="again")
@@ -142,7 +142,7 @@ async def drifted(stage: Scene) -> None:
     """The instances are lost, which is put right once."""
     stage.apply(MIXED)
     await stage.ready(seconds=HOUR)
-    stage.e.world.inject("gpu-1", "lose-instances")
+    stage.e.software.inject("gpu-1", "lose-instances")
     await stage.fenced("gpu-1")
     await stage.ready(seconds=HOUR)
 

@@ -12,7 +12,7 @@ import yaml
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Write
 from hack.sim.fakestore import Change
-from hack.sim.world import World
+from hack.sim.nodesoftware import NodeSoftware
 from tests.embedded.oracle import difference
 from tests.embedded.podrules import must_leave, wrong_in_eviction
 from tests.nodewrites import (
@@ -64,11 +64,11 @@ OTHER_WRITES = {
 class Guard:
     """Hangs itself on a cluster; `check` tells what went wrong since."""
 
-    def __init__(self, cluster: FakeCluster, world: World, *, configures: bool = False) -> None:
+    def __init__(self, cluster: FakeCluster, software: NodeSoftware, *, configures: bool = False) -> None:
         """`configures`: the operator was asked to set ClusterPolicy's pointers."""
         self.cluster = cluster
         self.configures = configures
-        self.world = world
+        self.software = software
         self.wrong: list[str] = []
         self.largest: Counter[str] = Counter()
         """By policy: most nodes that were unavailable at once when we took one."""
@@ -256,7 +256,7 @@ class Guard:
             if labels_of(raw).get(names.LABEL_POLICY) != policy_name or not _selects(policy, raw):
                 continue
             self._expect(fence_of(raw) is None, f"{policy_name} Ready while {name} is fenced")
-            different = difference(policy["spec"], raw, self.world.nodes[name], self._site())
+            different = difference(policy["spec"], raw, self.software.nodes[name], self._site())
             self._expect(not different, f"{policy_name} Ready while {name}: {different}")
 
     def _site(self) -> dict[str, dict[str, int]]:

@@ -175,8 +175,8 @@ async def _course(
             )
             fault = _fall_ill(stage, door, code) if door is not None and not since else None
             if wedge:
-                await stage.e.until(lambda: SICK in stage.e.world.nodes, "its software", SHORT)
-                stage.e.world.inject(SICK, wedge)
+                await stage.e.until(lambda: SICK in stage.e.software.nodes, "its software", SHORT)
+                stage.e.software.inject(SICK, wedge)
             begun = virtual_now()
             apply(stage, MIXED, limit)
             if door is not None and since:

@@ -286,7 +286,7 @@ async def scene(
     ) as environment:
         guard = Guard(
             environment.cluster,
-            environment.world,
+            environment.software,
             configures=settings.get("configure_gpu_operator", False),
         )
         for budget in budgets:

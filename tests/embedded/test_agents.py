@@ -17,7 +17,7 @@ LIMIT = 1200.0
 
 
 def gpus(stage: Scene, name: str = "gpu-1") -> SimulatedGPUs:
-    return stage.e.world.nodes[name].gpus
+    return stage.e.software.nodes[name].gpus
 
 
 def observed(stage: Scene, name: str = "gpu-1") -> JSON:
@@ -44,7 +44,7 @@ async def readings_in(stage: Scene, seconds: float) -> int:
 async def test_nvml_stays_closed_while_mig_manager_works_on_an_admins_own_label() -> None:
     async with scene(*nodes(1)) as stage:
         await asyncio.sleep(60)
-        stage.e.world.inject("gpu-1", "wedge-pending")
+        stage.e.software.inject("gpu-1", "wedge-pending")
         label(stage, **{names.LABEL_MIG_CONFIG: "all-1g.10gb"})
         await stage.e.until(lambda: stage.labels("gpu-1").get(names.LABEL_MIG_STATE) == "pending", "work", 60)
         await asyncio.sleep(60)

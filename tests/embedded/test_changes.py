@@ -38,7 +38,7 @@ def assert_as_wanted(stage: Scene, spec: JSON, *node_names: str, owner: str = "p
     if spec["mode"] == "MIG" and "timeSlicing" in spec:
         routing = "mig-time-slicing"
     for name in node_names:
-        assert difference(spec, stage.e.node(name), stage.e.world.nodes[name]) == ""
+        assert difference(spec, stage.e.node(name), stage.e.software.nodes[name]) == ""
         assert stage.labels(name)[names.LABEL_MODE] == routing
         assert stage.labels(name)[names.LABEL_POLICY] == owner
         assert not stage.cordoned(name)
@@ -120,7 +120,7 @@ async def test_a_pool_of_two_mig_models_gets_the_layout_that_each_offers() -> No
         balanced = {"mode": "MIG", "mig": {"config": "all-balanced"}}
         assert_as_wanted(stage, balanced, "gpu-1")
         instances = [
-            sorted(i.profile for i in gpu.instances) for gpu in stage.e.world.nodes["gpu-2"].gpus.look()
+            sorted(i.profile for i in gpu.instances) for gpu in stage.e.software.nodes["gpu-2"].gpus.look()
         ]
         assert instances == [["1g.10gb", "1g.10gb", "2g.20gb", "3g.40gb"]] * 2
 

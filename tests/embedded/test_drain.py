@@ -312,12 +312,12 @@ async def test_a_process_that_no_pod_owns_keeps_the_node_from_the_point_of_no_re
     async with scene(*nodes(1)) as stage:
         stage.apply(FULL)
         await stage.ready()
-        stage.e.world.inject("gpu-1", "stray-process")
+        stage.e.software.inject("gpu-1", "stray-process")
         stage.apply(MIXED)
         transition = await stage.reason("gpu-1", "GPUStillBusy")
         assert "python3" in transition["message"]
         assert stage.fence("gpu-1") is not None
-        stage.e.world.inject("gpu-1", "no-stray-process")
+        stage.e.software.inject("gpu-1", "no-stray-process")
         await stage.ready()
         assert stage.events()["GPUStillBusy"] == 1
 

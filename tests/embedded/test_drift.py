@@ -13,7 +13,7 @@ from gpusharing.kube.client import POLICIES
 async def drift_again(stage: Scene) -> None:
     """The instances are lost, as after a reboot that mig-manager slept through."""
     await asyncio.sleep(60)
-    stage.e.world.inject("gpu-1", "lose-instances")
+    stage.e.software.inject("gpu-1", "lose-instances")
 
 
 async def put_right(stage: Scene) -> None:

@@ -27,7 +27,7 @@ async def test_no_change_starts_on_a_node_with_an_unhealthy_gpu_and_it_goes_on_w
         stage.apply(FULL)
         await stage.ready()
         assert healthy(stage)["reason"] == "NoTrouble"
-        stage.e.world.inject("gpu-1", "sick-gpu")
+        stage.e.software.inject("gpu-1", "sick-gpu")
         await until_healthy(stage, "False")
         mark = stage.mark()
         stage.apply(SLICED)
@@ -37,7 +37,7 @@ async def test_no_change_starts_on_a_node_with_an_unhealthy_gpu_and_it_goes_on_w
         await asyncio.sleep(1800)
         assert not stage.node_writes(mark)
         assert stage.condition("Stalled")["status"] == "True"
-        stage.e.world.inject("gpu-1", "heal-gpu")
+        stage.e.software.inject("gpu-1", "heal-gpu")
         await stage.ready()
         assert_as_wanted(stage, SLICED, "gpu-1")
         assert healthy(stage)["status"] == "True"
@@ -50,7 +50,7 @@ async def test_a_synced_node_shows_its_unhealthy_gpu_in_one_write_and_one_event(
         stage.apply(FULL)
         await stage.ready()
         mark = stage.mark()
-        stage.e.world.inject("gpu-1", "sick-gpu")
+        stage.e.software.inject("gpu-1", "sick-gpu")
         transition = await stage.reason("gpu-1", "GPUUnhealthy")
         assert transition["phase"] == "Synced"
         assert healthy(stage)["reason"] == "RecoveryNeeded"
@@ -66,15 +66,15 @@ async def test_a_change_before_the_point_of_no_return_is_given_up_and_the_node_r
     async with scene(*nodes(1)) as stage:
         stage.apply(FULL)
         await stage.ready()
-        stage.e.world.inject("gpu-1", "stray-process")
+        stage.e.software.inject("gpu-1", "stray-process")
         stage.apply(MIXED)
         await stage.reason("gpu-1", "GPUStillBusy")
-        stage.e.world.inject("gpu-1", "sick-gpu")
+        stage.e.software.inject("gpu-1", "sick-gpu")
         await stage.phase("gpu-1", "Blocked")
         assert stage.fence("gpu-1") is None
         assert not stage.cordoned("gpu-1")
-        stage.e.world.inject("gpu-1", "heal-gpu")
-        stage.e.world.inject("gpu-1", "no-stray-process")
+        stage.e.software.inject("gpu-1", "heal-gpu")
+        stage.e.software.inject("gpu-1", "no-stray-process")
         await stage.ready()
         assert_as_wanted(stage, MIXED, "gpu-1")
 
@@ -86,7 +86,7 @@ async def test_a_change_past_the_point_of_no_return_goes_on_to_its_proof() -> No
         await stage.ready()
         stage.apply(MIXED)
         await stage.fenced("gpu-1", "actuating")
-        stage.e.world.inject("gpu-1", "sick-gpu")
+        stage.e.software.inject("gpu-1", "sick-gpu")
         await stage.ready()
         assert_as_wanted(stage, MIXED, "gpu-1")
         assert stage.transition("gpu-1")["reason"] in ("Synced", "GPUUnhealthy")
@@ -98,14 +98,14 @@ async def test_a_lost_gpu_blocks_a_node_that_last_was_as_wanted_and_it_heals() -
         stage.apply(MIXED)
         await stage.ready()
         mark = stage.mark()
-        stage.e.world.inject("gpu-1", "lose-gpu")
+        stage.e.software.inject("gpu-1", "lose-gpu")
         transition = await stage.reason("gpu-1", "GPUUnhealthy")
         assert transition["phase"] == "Blocked"
         assert "drain and reboot the node" in transition["message"]
         assert healthy(stage)["reason"] == "GPULost"
         await asyncio.sleep(1800)
         assert not stage.node_writes(mark)
-        stage.e.world.inject("gpu-1", "find-gpu")
+        stage.e.software.inject("gpu-1", "find-gpu")
         await stage.ready()
         assert not stage.node_writes(mark)
         assert_as_wanted(stage, MIXED, "gpu-1")

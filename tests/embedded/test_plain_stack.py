@@ -41,7 +41,7 @@ async def plain(product: str = H100, *, discovery: bool = True) -> AsyncIterator
 def proven(stage: Scene, spec: JSON) -> None:
     """Both machines are as the spec wants, and nobody wrote a label that only the GPU Operator reads."""
     for name in ("gpu-1", "gpu-2"):
-        assert difference(spec, stage.e.node(name), stage.e.world.nodes[name]) == ""
+        assert difference(spec, stage.e.node(name), stage.e.software.nodes[name]) == ""
         assert [key for key in stage.labels(name) if key.startswith(GPU_OPERATORS)] == []
 
 

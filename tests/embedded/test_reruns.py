@@ -39,7 +39,7 @@ async def test_a_retry_lets_a_pod_that_landed_meanwhile_leave_before_mig_manager
 async def test_a_cure_waits_for_a_pod_that_landed_meanwhile() -> None:
     async with scene(*nodes(1)) as stage:
         await asyncio.sleep(10)
-        stage.e.world.inject("gpu-1", "wedge-pending")
+        stage.e.software.inject("gpu-1", "wedge-pending")
         stage.apply(MIXED, drain=EVICT)
         await stage.fenced("gpu-1", "actuating")
         await pod_lands(stage)

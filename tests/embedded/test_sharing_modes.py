@@ -37,7 +37,7 @@ EIGHT: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
 
 def modes(stage: Scene, name: str = "gpu-1") -> list[str]:
     """Compute modes of a node's GPUs."""
-    return [gpu.compute_mode for gpu in stage.e.world.nodes[name].gpus.look()]
+    return [gpu.compute_mode for gpu in stage.e.software.nodes[name].gpus.look()]
 
 
 def deleted(stage: Scene, prefix: str) -> list[str]:
@@ -48,7 +48,7 @@ def deleted(stage: Scene, prefix: str) -> list[str]:
 
 async def mend_by_hand(stage: Scene, name: str = "gpu-1") -> None:
     """nvidia-smi -c 0 on every GPU."""
-    gpus = stage.e.world.nodes[name].gpus
+    gpus = stage.e.software.nodes[name].gpus
     for index in range(gpus.count):
         gpus.set_compute_mode(index, "Default")
 
@@ -73,7 +73,7 @@ async def test_every_example_pool_of_the_fleet_gets_its_mode_side_by_side() -> N
         }
         for manifest in manifests:
             name = f"gpu-{manifest['metadata']['name']}"
-            assert difference(manifest["spec"], stage.e.node(name), stage.e.world.nodes[name]) == ""
+            assert difference(manifest["spec"], stage.e.node(name), stage.e.software.nodes[name]) == ""
 
 
 @virtually
@@ -112,7 +112,7 @@ async def test_another_number_of_clients_drains_the_node_and_replaces_the_daemon
         evicted = len(stage.evicted())
         stage.apply(EIGHT)
         await stage.ready()
-        assert stage.e.world.nodes["gpu-1"].mps.clients == 8
+        assert stage.e.software.nodes["gpu-1"].mps.clients == 8
         assert len(stage.evicted()) == evicted + 3
         assert len(deleted(stage, DAEMON)) == 1
         await stage.running("client", 3)
@@ -125,7 +125,7 @@ async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_co
     async with scene(*nodes(1)) as stage:
         stage.apply(MPS)
         await stage.ready()
-        stage.e.world.inject("gpu-1", "kill-mps-daemon")
+        stage.e.software.inject("gpu-1", "kill-mps-daemon")
         stage.apply(SINGLE)
         transition = await stage.reason("gpu-1", "ComputeMode")
         assert "nvidia-smi -i 0 -c 0" in transition["message"]
@@ -135,7 +135,7 @@ async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_co
         assert (fence.step, fence.steps) == (1, 2)
         await mend_by_hand(stage)
         await stage.ready()
-        assert difference(SINGLE, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+        assert difference(SINGLE, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
 
 
 @virtually
@@ -146,7 +146,7 @@ async def test_gpus_that_are_exclusive_without_mps_are_drift_that_stays_untouche
         stage.apply(FULL)
         await stage.ready()
         mark = stage.mark()
-        stage.e.world.nodes["gpu-1"].gpus.set_compute_mode(1, "ExclusiveProcess")
+        stage.e.software.nodes["gpu-1"].gpus.set_compute_mode(1, "ExclusiveProcess")
         transition = await stage.phase("gpu-1", "Blocked")
         assert transition["reason"] == "ComputeMode"
         assert "run nvidia-smi -i 1 -c 0 on the node" in transition["message"]
@@ -175,7 +175,7 @@ async def test_cards_without_mig_go_through_every_mode_they_have_and_never_get_m
         for spec in (MPS, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 2}}, EIGHT, FULL):
             stage.apply(spec)
             await stage.ready()
-            assert difference(spec, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+            assert difference(spec, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
         assert names.LABEL_MODE in seen
         assert not [label for label in seen if label.startswith("nvidia.com/mig.config")]
 
@@ -191,7 +191,7 @@ async def test_shares_of_a_named_configuration_are_listed_for_each_card_model() 
         data = stage.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
         assert "mig-3g.40gb" in data[keys[0]]
         assert "mig-2g.12gb" in data[keys[1]]
-        assert difference(spec, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+        assert difference(spec, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
 
 
 @virtually
@@ -201,7 +201,7 @@ async def test_an_ampere_card_whose_mig_mode_needs_a_reset_goes_from_mps_to_mig_
             mark = stage.mark()
             stage.apply(spec)
             await stage.ready()
-            assert difference(spec, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+            assert difference(spec, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
         assert stage.node_writes(mark) == {"gpu-1": 4}
 
 
@@ -225,11 +225,11 @@ async def test_a_wedge_of_mig_manager_in_the_second_step_is_cured(fault: str) ->
     async with scene(*nodes(1)) as stage:
         stage.apply(MPS)
         await stage.ready()
-        stage.e.world.inject("gpu-1", fault)
+        stage.e.software.inject("gpu-1", fault)
         stage.apply(MIXED)
         await stage.ready(seconds=3 * 3600)
         assert len(deleted(stage, "nvidia-mig-manager")) == 1
-        assert difference(MIXED, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+        assert difference(MIXED, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
 
 
 def two_models() -> JSON:
@@ -248,7 +248,7 @@ async def test_a_node_with_two_card_models_is_proven_in_every_mode_of_whole_gpus
         for spec in (FULL, SLICED, FULL, MPS, FULL):
             stage.apply(spec)
             await stage.ready()
-            assert difference(spec, stage.e.node("gpu-1"), stage.e.world.nodes["gpu-1"]) == ""
+            assert difference(spec, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
             labels = stage.labels("gpu-1")
             shown.add(
                 (labels[names.LABEL_GPU_PRODUCT].removesuffix("-SHARED"), labels[names.LABEL_GPU_COUNT])

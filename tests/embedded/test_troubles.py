@@ -35,7 +35,7 @@ def agent_pod(stage: Scene, name: str) -> JSON:
 async def test_a_wedge_of_mig_manager_is_cured_by_one_restart_of_its_pod(wedge: str) -> None:
     async with scene(*nodes(1)) as stage:
         await asyncio.sleep(10)
-        stage.e.world.inject("gpu-1", wedge)
+        stage.e.software.inject("gpu-1", wedge)
         stage.apply(MIXED)
         await stage.ready(seconds=HOUR)
         assert_as_wanted(stage, MIXED, "gpu-1")
@@ -50,14 +50,14 @@ async def test_a_wedge_that_comes_back_is_cured_twice_and_then_the_node_is_faile
 ):
     async with scene(*nodes(2)) as stage:
         await asyncio.sleep(10)
-        stage.e.world.inject("gpu-1", "wedge-paused")
-        stage.e.world.inject("gpu-2", "wedge-paused")
+        stage.e.software.inject("gpu-1", "wedge-paused")
+        stage.e.software.inject("gpu-2", "wedge-paused")
         stage.apply(MIXED)
         name = await stage.any_fenced("actuating")
         for _ in range(2):
             seen = restarts(stage)
             await stage.e.until(lambda seen=seen: restarts(stage) > seen, "a restart", 600)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            stage.e.world.inject(name, "wedge-paused")
+            stage.e.software.inject(name, "wedge-paused")
         transition = await stage.phase(name, "Failed")
         assert transition["reason"] == "ActuatorFailed"
         assert restarts(stage) == 2
@@ -75,7 +75,7 @@ async def test_a_wedge_that_comes_back_is_cured_twice_and_then_the_node_is_faile
 async def failed(stage: Scene) -> None:
     """A node on which mig-manager failed."""
     await asyncio.sleep(10)
-    stage.e.world.inject("gpu-1", "failed")
+    stage.e.software.inject("gpu-1", "failed")
     stage.apply(MIXED)
     transition = await stage.phase("gpu-1", "Failed")
     assert transition["reason"] == "ActuatorFailed"
@@ -113,7 +113,7 @@ async def test_a_failed_node_that_turns_out_right_after_all_is_given_back() -> N
     """A result counts more than a clock: somebody repaired it and mig-manager says success."""
     async with scene(*nodes(1)) as stage:
         await failed(stage)
-        stage.e.world.inject("gpu-1", "kill-mig-manager")
+        stage.e.software.inject("gpu-1", "kill-mig-manager")
         await stage.ready()
         assert_as_wanted(stage, MIXED, "gpu-1")
 
@@ -122,7 +122,7 @@ async def test_a_failed_node_that_turns_out_right_after_all_is_given_back() -> N
 async def test_a_node_that_mig_manager_reboots_is_waited_for_and_never_touched_while_it_does() -> None:
     async with scene(node("gpu-1", product="NVIDIA A100-SXM4-80GB")) as stage:
         await asyncio.sleep(10)
-        stage.e.world.inject("gpu-1", "reboot")
+        stage.e.software.inject("gpu-1", "reboot")
         stage.apply(MIXED)
         await stage.e.until(
             lambda: stage.labels("gpu-1").get(names.LABEL_MIG_STATE) == "rebooting", "reboot", 600
@@ -245,13 +245,13 @@ async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is(
     async with scene(*nodes(1)) as stage:
         stage.apply(FULL)
         await stage.ready()
-        stage.e.world.inject("gpu-1", "hang-nvml")
+        stage.e.software.inject("gpu-1", "hang-nvml")
         mark = stage.mark()
         stage.apply(MIXED)
         transition = await stage.reason("gpu-1", "AgentError")
         assert "NVMLHung" in transition["message"]
         assert not stage.node_writes(mark)
-        stage.e.world.inject("gpu-1", "unhang-nvml")
+        stage.e.software.inject("gpu-1", "unhang-nvml")
         await stage.ready()
 
 
@@ -262,13 +262,13 @@ async def test_an_agent_that_cannot_say_that_nvml_is_closed_keeps_the_node_from_
     async with scene(*nodes(1)) as stage:
         stage.apply(MIXED)
         await stage.fenced("gpu-1")
-        stage.e.world.inject("gpu-1", "hang-nvml")
+        stage.e.software.inject("gpu-1", "hang-nvml")
         await stage.phase("gpu-1", "VerifyingIdle")
         await asyncio.sleep(300)
         fence = stage.fence("gpu-1")
         assert fence is not None
         assert fence.stage == "fenced"
-        stage.e.world.inject("gpu-1", "unhang-nvml")
+        stage.e.software.inject("gpu-1", "unhang-nvml")
         await stage.ready()
 
 
@@ -305,7 +305,7 @@ async def test_drift_is_shown_at_once_put_right_once_and_then_left_to_a_person()
         stage.apply(MIXED)
         await stage.ready()
         seen = virtual_now()
-        stage.e.world.inject("gpu-1", "lose-instances")
+        stage.e.software.inject("gpu-1", "lose-instances")
         transition = await stage.reason("gpu-1", "Drifted")
         assert virtual_now() - seen < timedelta(seconds=40)
         assert "MIG empty" in transition["message"]
@@ -317,7 +317,7 @@ async def test_drift_is_shown_at_once_put_right_once_and_then_left_to_a_person()
         assert_as_wanted(stage, MIXED, "gpu-1")
         await asyncio.sleep(60)
         mark = stage.mark()
-        stage.e.world.inject("gpu-1", "lose-instances")
+        stage.e.software.inject("gpu-1", "lose-instances")
         await stage.reason("gpu-1", "DriftReturned")
         await asyncio.sleep(900)
         assert not stage.node_writes(mark)
@@ -344,7 +344,7 @@ async def test_a_reboot_that_mig_manager_heals_by_itself_is_no_change_of_ours() 
         stage.apply(MIXED)
         await stage.ready()
         mark = stage.mark()
-        stage.e.world.inject("gpu-1", "reboot-now")
+        stage.e.software.inject("gpu-1", "reboot-now")
         await stage.e.until(lambda: stage.condition("Ready")["status"] == "False", "not Ready", 60)
         await stage.ready()
         assert_as_wanted(stage, MIXED, "gpu-1")

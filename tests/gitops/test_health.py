@@ -50,7 +50,7 @@ async def test_what_needs_a_person_is_degraded() -> None:
         stage.apply({"mode": "MIG"}, name="invalid")
         stage.apply(FULL)
         await stage.ready()
-        stage.e.world.inject("gpu-1", "failed")
+        stage.e.software.inject("gpu-1", "failed")
         stage.apply(MIXED)
         await stage.phase("gpu-1", "Failed")
         await stage.until_condition("Stalled", "True", "NodesFailed")
@@ -89,7 +89,7 @@ async def test_a_sick_gpu_is_degraded() -> None:
     async with scene(*nodes(1)) as stage:
         stage.apply(FULL)
         await stage.ready()
-        stage.e.world.inject("gpu-1", "sick-gpu")
+        stage.e.software.inject("gpu-1", "sick-gpu")
 
         def sick() -> bool:
             rows = stage.e.gpunode("gpu-1")["status"].get("conditions") or ()

@@ -23,7 +23,7 @@ LIMIT = 80
 
 
 @dataclass
-class Judgement:
+class KillReport:
     """What came of killing the operator at every write of one part of a scenario."""
 
     undisturbed: list[Outcome]
@@ -32,7 +32,7 @@ class Judgement:
 
 
 @dataclass
-class Judge:
+class Kills:
     """Plays scenarios on one stage; what the parts of a scenario share is played once."""
 
     theatre: Theatre
@@ -48,9 +48,9 @@ class Judge:
             self._undisturbed[scenario.name] = [one, two]
         return self._undisturbed[scenario.name]
 
-    def kill(self, scenario: Scenario, part: int = 0, parts: int = 1) -> Judgement:
+    def kill(self, scenario: Scenario, part: int = 0, parts: int = 1) -> KillReport:
         """Play it with a kill -9 after write part + 1, part + 1 + parts ... to its end."""
-        verdict = Judgement(self.undisturbed(scenario))
+        report = KillReport(self.undisturbed(scenario))
         for number in range(part + 1, LIMIT, parts):
             if number >= self._past.get(scenario.name, LIMIT):
                 break
@@ -58,11 +58,11 @@ class Judge:
             if outcome.restarts == 0:
                 self._past[scenario.name] = number
                 break
-            verdict.points += 1
+            report.points += 1
             at = next((write.what for write in outcome.log if write.number == number), "?")
-            for complaint in complaints(scenario, verdict.undisturbed, outcome):
-                verdict.complaints.append(f"after write {number} ({at}): {complaint}")
-        return verdict
+            for complaint in complaints(scenario, report.undisturbed, outcome):
+                report.complaints.append(f"after write {number} ({at}): {complaint}")
+        return report
 
 
 def complaints(scenario: Scenario, reference: list[Outcome], outcome: Outcome) -> Iterator[str]:

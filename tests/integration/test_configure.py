@@ -17,7 +17,7 @@ from hack.faultproxy import FaultProxy
 from tests.conftest import build_or_skip
 from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
-from tests.integration.crashcomplaints import ONCE, Judge
+from tests.integration.crashcomplaints import ONCE, Kills
 from tests.integration.nursery import Nursery
 from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, H100, SECONDS, Pool, Product
 
@@ -274,7 +274,7 @@ def theatre(product: Product, token: Api, tmp_path_factory: pytest.TempPathFacto
 def test_a_kill_after_any_write_sets_no_pointer_twice_and_none_of_somebody_else(
     theatre: Theatre, scenario: Scenario
 ) -> None:
-    verdict = Judge(theatre).kill(scenario)
-    assert verdict.undisturbed[0].applied.count(ONCE) == 1
-    assert verdict.points >= 4, "two ConfigMaps, the pointers, a status"
-    assert not verdict.complaints, "\n".join(verdict.complaints)
+    report = Kills(theatre).kill(scenario)
+    assert report.undisturbed[0].applied.count(ONCE) == 1
+    assert report.points >= 4, "two ConfigMaps, the pointers, a status"
+    assert not report.complaints, "\n".join(report.complaints)

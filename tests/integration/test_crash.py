@@ -14,7 +14,7 @@ from hack.cluster.nodes import create_nodes
 from hack.faultproxy import FaultProxy
 from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
-from tests.integration.crashcomplaints import Judge, complaints
+from tests.integration.crashcomplaints import Kills, complaints
 from tests.integration.crashscenarios import ELSEWHERE, MORE, SCENARIOS, plain_node
 from tests.integration.nursery import Nursery
 from tests.integration.product import NODES, Product
@@ -42,33 +42,33 @@ def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def judge(theatre: Theatre) -> Judge:
-    return Judge(theatre)
+def kills(theatre: Theatre) -> Kills:
+    return Kills(theatre)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("scenario", PLAYED, ids=lambda scenario: scenario.name)
 def test_a_kill_after_any_write_changes_nothing_in_the_end(
-    judge: Judge, scenario: Scenario, part: int
+    kills: Kills, scenario: Scenario, part: int
 ) -> None:
     began = time.monotonic()
-    verdict = judge.kill(scenario, part, PARTS)
+    report = kills.kill(scenario, part, PARTS)
     seconds = time.monotonic() - began
     print(
-        f"\ncrash {scenario.name} {part + 1}/{PARTS}: {verdict.points} points, {seconds:.0f} s,"
-        f" undisturbed {[len(one.applied) for one in verdict.undisturbed]} writes"
+        f"\ncrash {scenario.name} {part + 1}/{PARTS}: {report.points} points, {seconds:.0f} s,"
+        f" undisturbed {[len(one.applied) for one in report.undisturbed]} writes"
     )
-    assert verdict.points, "a scenario worth killing has more writes than parts"
-    assert not verdict.complaints, "\n".join(verdict.complaints)
+    assert report.points, "a scenario worth killing has more writes than parts"
+    assert not report.complaints, "\n".join(report.complaints)
 
 
-def test_a_kill_before_a_node_write_leaves_is_as_harmless(judge: Judge) -> None:
+def test_a_kill_before_a_node_write_leaves_is_as_harmless(kills: Kills) -> None:
     scenario = SCENARIOS[0]
-    undisturbed = judge.undisturbed(scenario)
+    undisturbed = kills.undisturbed(scenario)
     points = [write.number for write in undisturbed[0].log if "/nodes/" in write.path]
     assert len(points) == 3, "fence, PNR, release"
     failures = []
     for number in points:
-        outcome = judge.theatre.run(scenario, kill_at=number, before=True)
+        outcome = kills.theatre.run(scenario, kill_at=number, before=True)
         failures += [f"before write {number}: {text}" for text in complaints(scenario, undisturbed, outcome)]
     assert not failures, "\n".join(failures)

@@ -1,6 +1,6 @@
 """What our code relies on from an API server, as one suite for FakeCluster and for a real one.
 
-A subclass gives the fixture `world`. Each test works in its own namespace and with its own object names, so that
+A subclass gives the fixture `server`. Each test works in its own namespace and with its own object names, so that
 the real server can be shared.
 """
 
@@ -27,7 +27,7 @@ from gpusharing.kube.streams import closing
 JSON = dict[str, Any]
 
 
-class World(Protocol):
+class Server(Protocol):
     """A server and what a test must be able to arrange on it."""
 
     client: KubeClient
@@ -86,8 +86,8 @@ def config_map(name: str, **metadata: Any) -> JSON:
 class ObjectContract:
     """Reading, writing, listing, watching."""
 
-    async def test_what_is_not_there_is_not_found_by_any_verb(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_what_is_not_there_is_not_found_by_any_verb(self, server: Server) -> None:
+        client, ns = server.client, server.name
         for call in (
             client.get(CONFIG_MAPS, "x", namespace=ns),
             client.patch(CONFIG_MAPS, "x", {"data": {}}, namespace=ns),
@@ -98,26 +98,26 @@ class ObjectContract:
             with pytest.raises(errors.NotFound):
                 await call
 
-    async def test_discovery_tells_an_installed_kind_from_one_that_is_not(self, world: World) -> None:
-        assert await world.client.served(NODES)
-        assert await world.client.served(GPUNODES)
-        assert not await world.client.served(world.missing)
+    async def test_discovery_tells_an_installed_kind_from_one_that_is_not(self, server: Server) -> None:
+        assert await server.client.served(NODES)
+        assert await server.client.served(GPUNODES)
+        assert not await server.client.served(server.missing)
 
-    async def test_an_object_is_created_once(self, world: World) -> None:
-        created = await world.client.create(CONFIG_MAPS, config_map("one"), namespace=world.name)
+    async def test_an_object_is_created_once(self, server: Server) -> None:
+        created = await server.client.create(CONFIG_MAPS, config_map("one"), namespace=server.name)
         assert created["metadata"]["uid"]
-        assert created["metadata"]["namespace"] == world.name
+        assert created["metadata"]["namespace"] == server.name
         with pytest.raises(errors.AlreadyExists):
-            await world.client.create(CONFIG_MAPS, config_map("one"), namespace=world.name)
-        assert await world.client.get(CONFIG_MAPS, "one", namespace=world.name) == created
+            await server.client.create(CONFIG_MAPS, config_map("one"), namespace=server.name)
+        assert await server.client.get(CONFIG_MAPS, "one", namespace=server.name) == created
 
-    async def test_an_object_without_a_name_is_invalid(self, world: World) -> None:
+    async def test_an_object_without_a_name_is_invalid(self, server: Server) -> None:
         nameless = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}}
         with pytest.raises(errors.Invalid):
-            await world.client.create(CONFIG_MAPS, nameless, namespace=world.name)
+            await server.client.create(CONFIG_MAPS, nameless, namespace=server.name)
 
-    async def test_a_merge_patch_sets_and_removes_and_answers_the_new_object(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_a_merge_patch_sets_and_removes_and_answers_the_new_object(self, server: Server) -> None:
+        client, ns = server.client, server.name
         old = await client.create(CONFIG_MAPS, config_map("one", labels={"a": "1", "b": "1"}), namespace=ns)
         patch = {"metadata": {"labels": {"a": None, "c": "2"}}, "data": {"a": None}}
         new = await client.patch(CONFIG_MAPS, "one", patch, namespace=ns)
@@ -125,8 +125,8 @@ class ObjectContract:
         assert not new.get("data")
         assert int(new["metadata"]["resourceVersion"]) > int(old["metadata"]["resourceVersion"])
 
-    async def test_a_patch_that_changes_nothing_makes_no_new_version(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_a_patch_that_changes_nothing_makes_no_new_version(self, server: Server) -> None:
+        client, ns = server.client, server.name
         await client.create(CONFIG_MAPS, config_map("one"), namespace=ns)
         # The first patch of a field manager changes managedFields on a real server.
         first = await client.patch(CONFIG_MAPS, "one", {"data": {"a": "2"}}, namespace=ns)
@@ -134,9 +134,9 @@ class ObjectContract:
         assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
     async def test_a_conditional_patch_loses_against_a_change_and_wins_without_one(
-        self, world: World
+        self, server: Server
     ) -> None:
-        client, ns = world.client, world.name
+        client, ns = server.client, server.name
         old = await client.create(CONFIG_MAPS, config_map("one"), namespace=ns)
         new = await client.patch(CONFIG_MAPS, "one", {"data": {"b": "2"}}, namespace=ns)
         stale = {"metadata": {"resourceVersion": old["metadata"]["resourceVersion"]}, "data": {"b": "3"}}
@@ -145,14 +145,14 @@ class ObjectContract:
         fresh = {"metadata": {"resourceVersion": new["metadata"]["resourceVersion"]}, "data": {"b": "3"}}
         assert (await client.patch(CONFIG_MAPS, "one", fresh, namespace=ns))["data"]["b"] == "3"
 
-    async def test_a_patch_meant_for_another_uid_is_refused(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_a_patch_meant_for_another_uid_is_refused(self, server: Server) -> None:
+        client, ns = server.client, server.name
         await client.create(CONFIG_MAPS, config_map("one"), namespace=ns)
         with pytest.raises(errors.Invalid):
             await client.patch(CONFIG_MAPS, "one", {"metadata": {"uid": "other"}}, namespace=ns)
 
-    async def test_a_deletion_meant_for_another_uid_is_refused(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_a_deletion_meant_for_another_uid_is_refused(self, server: Server) -> None:
+        client, ns = server.client, server.name
         created = await client.create(CONFIG_MAPS, config_map("one"), namespace=ns)
         with pytest.raises(errors.Conflict):
             await client.delete(CONFIG_MAPS, "one", namespace=ns, uid="00000000-0000-4000-8000-00000000dead")
@@ -160,8 +160,8 @@ class ObjectContract:
         with pytest.raises(errors.NotFound):
             await client.get(CONFIG_MAPS, "one", namespace=ns)
 
-    async def test_a_finalizer_holds_an_object_until_it_is_taken_off(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_a_finalizer_holds_an_object_until_it_is_taken_off(self, server: Server) -> None:
+        client, ns = server.client, server.name
         created = await client.create(CONFIG_MAPS, config_map("one", finalizers=["a.b/c"]), namespace=ns)
         await client.delete(CONFIG_MAPS, "one", namespace=ns, uid=created["metadata"]["uid"])
         held = await client.get(CONFIG_MAPS, "one", namespace=ns)
@@ -171,9 +171,9 @@ class ObjectContract:
             await client.get(CONFIG_MAPS, "one", namespace=ns)
 
     async def test_spec_and_status_are_written_apart_and_only_the_spec_counts_generations(
-        self, world: World
+        self, server: Server
     ) -> None:
-        client, name = world.client, world.name
+        client, name = server.client, server.name
         body = {
             "apiVersion": GPUNODES.api_version,
             "kind": "GPUNode",
@@ -192,16 +192,16 @@ class ObjectContract:
         assert status_only["status"]["transition"]["phase"] == "Draining"
         assert (status_only["spec"]["request"]["id"], status_only["metadata"]["generation"]) == ("b", 2)
 
-    async def test_a_node_is_cordoned_and_uncordoned(self, world: World) -> None:
-        client, name = world.client, world.name
+    async def test_a_node_is_cordoned_and_uncordoned(self, server: Server) -> None:
+        client, name = server.client, server.name
         await client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
         cordoned = await client.patch(NODES, name, {"spec": {"unschedulable": True}})
         assert cordoned["spec"]["unschedulable"] is True
         lifted = await client.patch(NODES, name, {"spec": {"unschedulable": None}})
         assert "unschedulable" not in lifted["spec"]
 
-    async def test_a_lease_is_taken_by_a_conditional_patch(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_a_lease_is_taken_by_a_conditional_patch(self, server: Server) -> None:
+        client, ns = server.client, server.name
         body = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
@@ -215,8 +215,8 @@ class ObjectContract:
         with pytest.raises(errors.Conflict):
             await client.patch(LEASES, "leader", taken, namespace=ns)
 
-    async def test_a_list_comes_in_pages_of_one_moment(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_a_list_comes_in_pages_of_one_moment(self, server: Server) -> None:
+        client, ns = server.client, server.name
         for number in range(5):
             await client.create(CONFIG_MAPS, config_map(f"cm-{number}"), namespace=ns)
         items, versions = await collected(client, CONFIG_MAPS, namespace=ns, limit=2)
@@ -225,14 +225,14 @@ class ObjectContract:
         assert len(versions) >= 3
         assert len(set(versions)) == 1
 
-    async def test_an_empty_list_is_one_page_with_a_version(self, world: World) -> None:
-        items, versions = await collected(world.client, PDBS, namespace=world.name)
+    async def test_an_empty_list_is_one_page_with_a_version(self, server: Server) -> None:
+        items, versions = await collected(server.client, PDBS, namespace=server.name)
         assert items == []
         assert len(versions) == 1
         assert int(versions[0]) > 0
 
-    async def test_a_list_is_narrowed_by_labels_and_fields(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_a_list_is_narrowed_by_labels_and_fields(self, server: Server) -> None:
+        client, ns = server.client, server.name
         for name, labels in (("x", {"tier": "a"}), ("y", {"tier": "b"}), ("z", {})):
             await client.create(CONFIG_MAPS, config_map(name, labels=labels), namespace=ns)
 
@@ -246,8 +246,8 @@ class ObjectContract:
         assert await names(label_selector="tier") == ["x", "y"]
         assert await names(field_selector="metadata.name=y") == ["y"]
 
-    async def test_a_watch_tells_what_happened_after_the_list(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_a_watch_tells_what_happened_after_the_list(self, server: Server) -> None:
+        client, ns = server.client, server.name
         _, versions = await collected(client, CONFIG_MAPS, namespace=ns)
         created = await client.create(CONFIG_MAPS, config_map("w"), namespace=ns)
         await client.patch(CONFIG_MAPS, "w", {"data": {"a": "2"}}, namespace=ns)
@@ -256,8 +256,10 @@ class ObjectContract:
         async with closing(client.watch(CONFIG_MAPS, versions[0], **where)) as events:
             assert await take(events, 3) == [("ADDED", "w"), ("MODIFIED", "w"), ("DELETED", "w")]
 
-    async def test_leaving_a_selection_is_a_deletion_and_entering_it_an_addition(self, world: World) -> None:
-        client, ns = world.client, world.name
+    async def test_leaving_a_selection_is_a_deletion_and_entering_it_an_addition(
+        self, server: Server
+    ) -> None:
+        client, ns = server.client, server.name
         await client.create(CONFIG_MAPS, config_map("w", labels={"in": "no"}), namespace=ns)
         _, versions = await collected(client, CONFIG_MAPS, namespace=ns)
         for value in ("yes", "no"):
@@ -266,27 +268,27 @@ class ObjectContract:
         async with closing(client.watch(CONFIG_MAPS, versions[0], **where)) as events:
             assert await take(events, 2) == [("ADDED", "w"), ("DELETED", "w")]
 
-    async def test_a_watch_from_too_long_ago_is_expired(self, world: World) -> None:
-        await world.forget_history()
+    async def test_a_watch_from_too_long_ago_is_expired(self, server: Server) -> None:
+        await server.forget_history()
         with pytest.raises(errors.Expired):
-            await take(world.client.watch(GPUNODES, "1"), 1)
+            await take(server.client.watch(GPUNODES, "1"), 1)
 
-    async def test_nothing_new_is_accepted_in_a_terminating_namespace(self, world: World) -> None:
-        await world.terminate_namespace()
+    async def test_nothing_new_is_accepted_in_a_terminating_namespace(self, server: Server) -> None:
+        await server.terminate_namespace()
         with pytest.raises(errors.Forbidden) as refused:
-            await world.client.create(CONFIG_MAPS, config_map("late"), namespace=world.name)
+            await server.client.create(CONFIG_MAPS, config_map("late"), namespace=server.name)
         assert refused.value.namespace_terminating
 
 
 class PodContract:
     """Pods, evictions and budgets."""
 
-    async def pod(self, world: World, name: str, *, bound: bool = True, ready: bool = True) -> JSON:
+    async def pod(self, server: Server, name: str, *, bound: bool = True, ready: bool = True) -> JSON:
         """A pod of the namespace: running on a node of the test's own, or pending."""
-        client, ns = world.client, world.name
+        client, ns = server.client, server.name
         spec: JSON = {"containers": [{"name": "c", "image": "none.invalid/none"}]}
         if bound:
-            spec["nodeName"] = world.name
+            spec["nodeName"] = server.name
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -300,9 +302,9 @@ class PodContract:
         status = {"status": {"phase": "Running", "conditions": [condition]}}
         return await client.patch(PODS, name, status, namespace=ns, subresource="status")
 
-    async def budget(self, world: World, name: str, minimum: int, healthy: int) -> None:
+    async def budget(self, server: Server, name: str, minimum: int, healthy: int) -> None:
         """A PodDisruptionBudget whose numbers the server has computed."""
-        client, ns = world.client, world.name
+        client, ns = server.client, server.name
         body = {
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
@@ -317,71 +319,73 @@ class PodContract:
 
         await eventually(counted)
 
-    async def test_pods_are_found_by_node_and_by_phase(self, world: World) -> None:
-        await self.pod(world, "on-node")
-        await self.pod(world, "waiting", bound=False)
+    async def test_pods_are_found_by_node_and_by_phase(self, server: Server) -> None:
+        await self.pod(server, "on-node")
+        await self.pod(server, "waiting", bound=False)
 
         async def names(selector: str) -> list[str]:
-            items, _ = await collected(world.client, PODS, namespace=world.name, field_selector=selector)
+            items, _ = await collected(server.client, PODS, namespace=server.name, field_selector=selector)
             return [item["metadata"]["name"] for item in items]
 
-        assert await names(f"spec.nodeName={world.name}") == ["on-node"]
+        assert await names(f"spec.nodeName={server.name}") == ["on-node"]
         assert await names("spec.nodeName=,status.phase=Pending") == ["waiting"]
 
-    async def test_an_evicted_pod_is_there_until_its_grace_period_ends(self, world: World) -> None:
-        pod = await self.pod(world, "llm-0")
-        await world.client.evict(world.name, "llm-0", pod["metadata"]["uid"])
-        going = await world.client.get(PODS, "llm-0", namespace=world.name)
+    async def test_an_evicted_pod_is_there_until_its_grace_period_ends(self, server: Server) -> None:
+        pod = await self.pod(server, "llm-0")
+        await server.client.evict(server.name, "llm-0", pod["metadata"]["uid"])
+        going = await server.client.get(PODS, "llm-0", namespace=server.name)
         assert going["metadata"]["deletionTimestamp"]
         assert going["metadata"]["uid"] == pod["metadata"]["uid"]
 
-    async def test_a_deleted_pod_is_there_until_its_grace_period_ends(self, world: World) -> None:
-        pod = await self.pod(world, "llm-0")
-        await world.client.delete(PODS, "llm-0", namespace=world.name, uid=pod["metadata"]["uid"])
-        assert (await world.client.get(PODS, "llm-0", namespace=world.name))["metadata"]["deletionTimestamp"]
+    async def test_a_deleted_pod_is_there_until_its_grace_period_ends(self, server: Server) -> None:
+        pod = await self.pod(server, "llm-0")
+        await server.client.delete(PODS, "llm-0", namespace=server.name, uid=pod["metadata"]["uid"])
+        assert (await server.client.get(PODS, "llm-0", namespace=server.name))["metadata"][
+            "deletionTimestamp"
+        ]
 
-    async def test_an_eviction_meant_for_another_uid_is_a_conflict(self, world: World) -> None:
-        await self.pod(world, "llm-0")
+    async def test_an_eviction_meant_for_another_uid_is_a_conflict(self, server: Server) -> None:
+        await self.pod(server, "llm-0")
         with pytest.raises(errors.Conflict):
-            await world.client.evict(world.name, "llm-0", "00000000-0000-4000-8000-00000000dead")
+            await server.client.evict(server.name, "llm-0", "00000000-0000-4000-8000-00000000dead")
         assert (
             "deletionTimestamp"
-            not in (await world.client.get(PODS, "llm-0", namespace=world.name))["metadata"]
+            not in (await server.client.get(PODS, "llm-0", namespace=server.name))["metadata"]
         )
 
-    async def test_a_budget_refuses_with_its_name_and_without_a_time(self, world: World) -> None:
-        pods = [await self.pod(world, f"llm-{n}") for n in range(2)]
-        await self.budget(world, "keep-both", 2, healthy=2)
+    async def test_a_budget_refuses_with_its_name_and_without_a_time(self, server: Server) -> None:
+        pods = [await self.pod(server, f"llm-{n}") for n in range(2)]
+        await self.budget(server, "keep-both", 2, healthy=2)
         with pytest.raises(errors.EvictionBlocked) as blocked:
-            await world.client.evict(world.name, "llm-0", pods[0]["metadata"]["uid"])
+            await server.client.evict(server.name, "llm-0", pods[0]["metadata"]["uid"])
         assert "keep-both needs 2 healthy pods and has 2" in blocked.value.message
         assert blocked.value.retry_after is None
 
-    async def test_a_budget_of_one_is_spent_by_one_eviction(self, world: World) -> None:
-        pods = [await self.pod(world, f"llm-{n}") for n in range(2)]
-        await self.budget(world, "keep-one", 1, healthy=2)
-        await world.client.evict(world.name, "llm-0", pods[0]["metadata"]["uid"])
+    async def test_a_budget_of_one_is_spent_by_one_eviction(self, server: Server) -> None:
+        pods = [await self.pod(server, f"llm-{n}") for n in range(2)]
+        await self.budget(server, "keep-one", 1, healthy=2)
+        await server.client.evict(server.name, "llm-0", pods[0]["metadata"]["uid"])
         with pytest.raises(errors.EvictionBlocked):
-            await world.client.evict(world.name, "llm-1", pods[1]["metadata"]["uid"])
+            await server.client.evict(server.name, "llm-1", pods[1]["metadata"]["uid"])
 
-    async def test_two_budgets_on_one_pod_can_never_be_satisfied(self, world: World) -> None:
-        pod = await self.pod(world, "llm-0")
-        await self.budget(world, "first", 0, healthy=1)
-        await self.budget(world, "second", 0, healthy=1)
+    async def test_two_budgets_on_one_pod_can_never_be_satisfied(self, server: Server) -> None:
+        pod = await self.pod(server, "llm-0")
+        await self.budget(server, "first", 0, healthy=1)
+        await self.budget(server, "second", 0, healthy=1)
         with pytest.raises(errors.EvictionFailed, match="more than one PodDisruptionBudget"):
-            await world.client.evict(world.name, "llm-0", pod["metadata"]["uid"])
+            await server.client.evict(server.name, "llm-0", pod["metadata"]["uid"])
 
-    async def test_a_pending_pod_is_evicted_without_asking_the_budget(self, world: World) -> None:
-        pod = await self.pod(world, "llm-0", bound=False)
-        await self.budget(world, "keep", 1, healthy=0)
-        await world.client.evict(world.name, "llm-0", pod["metadata"]["uid"])
+    async def test_a_pending_pod_is_evicted_without_asking_the_budget(self, server: Server) -> None:
+        pod = await self.pod(server, "llm-0", bound=False)
+        await self.budget(server, "keep", 1, healthy=0)
+        await server.client.evict(server.name, "llm-0", pod["metadata"]["uid"])
         with pytest.raises(errors.NotFound):
-            await world.client.get(PODS, "llm-0", namespace=world.name)
+            await server.client.get(PODS, "llm-0", namespace=server.name)
 
-    async def test_a_pod_that_is_not_ready_does_not_count_as_healthy(self, world: World) -> None:
-        ready, unready = await self.pod(world, "llm-0"), await self.pod(world, "llm-1", ready=False)
-        await self.budget(world, "keep-one", 1, healthy=1)
+    async def test_a_pod_that_is_not_ready_does_not_count_as_healthy(self, server: Server) -> None:
+        ready, unready = await self.pod(server, "llm-0"), await self.pod(server, "llm-1", ready=False)
+        await self.budget(server, "keep-one", 1, healthy=1)
         with pytest.raises(errors.EvictionBlocked):
-            await world.client.evict(world.name, "llm-0", ready["metadata"]["uid"])
+            await server.client.evict(server.name, "llm-0", ready["metadata"]["uid"])
         # The budget is met without it, so the pod that serves nobody may go (docs/design/drain.md#e10).
-        await world.client.evict(world.name, "llm-1", unready["metadata"]["uid"])
+        await server.client.evict(server.name, "llm-1", unready["metadata"]["uid"])

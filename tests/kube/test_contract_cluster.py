@@ -24,7 +24,7 @@ NUMBERS = itertools.count()
 
 
 @dataclass
-class ClusterWorld:
+class RealServer:
     """A namespace and a node name on the shared control plane."""
 
     client: KubeClient
@@ -35,21 +35,21 @@ class ClusterWorld:
         """The watch cache of a custom resource begins when its CRD is installed, long after version 1."""
 
     async def terminate_namespace(self) -> None:
-        """See World."""
+        """See Server."""
         await self.client.create(CONFIG_MAPS, config_map("holds", finalizers=["a.b/c"]), namespace=self.name)
         namespace = await self.client.get(NAMESPACES, self.name)
         await self.client.delete(NAMESPACES, self.name, uid=namespace["metadata"]["uid"])
 
 
 @pytest.fixture
-async def world(control_plane: ControlPlane) -> AsyncIterator[ClusterWorld]:
+async def server(control_plane: ControlPlane) -> AsyncIterator[RealServer]:
     name = f"contract-{os.getpid()}-{next(NUMBERS)}"
     async with await HttpClient.connect(control_plane.kubeconfig) as client:
         await client.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
         with contextlib.suppress(AlreadyExists):  # pods need it, and its controller may be slower than we are
             await client.create(SERVICE_ACCOUNTS, account, namespace=name)
-        yield ClusterWorld(client, name)
+        yield RealServer(client, name)
         for resource in (NODES, GPUNODES):
             with contextlib.suppress(NotFound):
                 left = await client.get(resource, name)

@@ -10,7 +10,7 @@ from gpusharing.kube.client import MEDIK8S_MAINTENANCES, KubeClient, Resource
 
 
 @dataclass
-class FakeWorld:
+class InMemoryServer:
     """A FakeCluster of one test."""
 
     cluster: FakeCluster
@@ -19,19 +19,19 @@ class FakeWorld:
     missing: Resource = MEDIK8S_MAINTENANCES
 
     async def forget_history(self) -> None:
-        """See World."""
+        """See Server."""
         self.cluster.expire()
 
     async def terminate_namespace(self) -> None:
-        """See World."""
+        """See Server."""
         self.cluster.terminating_namespaces.add(self.name)
 
 
 @pytest.fixture
-def world() -> FakeWorld:
+def server() -> InMemoryServer:
     cluster = FakeCluster()
     cluster.uninstall(MEDIK8S_MAINTENANCES)
-    return FakeWorld(cluster, cluster.client("contract"))
+    return InMemoryServer(cluster, cluster.client("contract"))
 
 
 class TestObjectsOfFakeCluster(ObjectContract):

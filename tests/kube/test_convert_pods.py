@@ -12,7 +12,7 @@ from tests.kube.objects import pdb, pod
 from tests.kube.test_convert import JUNK, paths, with_junk
 from tests.planning.drainpass import drain_pass, foreseen
 
-from gpusharing.kube.convert_pods import claim_names, claim_use, pdb_view, pod_view
+from gpusharing.kube.convert_pods import pdb_view, pod_view, resource_claim_names, resource_claim_use
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.snapshot.podviews import Owner
 
@@ -158,7 +158,7 @@ def test_a_dra_claim_is(claim: JSON, status: JSON, use: str) -> None:
 
 def test_an_extended_resource_backed_by_dra_has_a_claim_too() -> None:
     raw = pod(status={"extendedResourceClaimStatus": {"resourceClaimName": "special"}})
-    assert claim_names(raw) == ("special",)
+    assert resource_claim_names(raw) == ("special",)
 
 
 def result(driver: str, **more: Any) -> JSON:
@@ -178,7 +178,7 @@ def result(driver: str, **more: Any) -> JSON:
     ids=["a GPU", "monitoring", "another driver", "not allocated", "malformed"],
 )
 def test_a_claim_is_used_for(claim: JSON, use: str) -> None:
-    assert claim_use(claim) == use
+    assert resource_claim_use(claim) == use
 
 
 def test_a_budget_shows_selector_and_numbers() -> None:

@@ -126,12 +126,12 @@ def test_a_damaged_pod_is_read(raw: Any) -> None:
 
 @given(damaged(CLAIMING_POD))
 def test_damaged_claims_of_a_pod_are_read(raw: Any) -> None:
-    assert isinstance(convert_pods.claim_names(raw), tuple)
+    assert isinstance(convert_pods.resource_claim_names(raw), tuple)
 
 
 @given(damaged(CLAIM, META), damaged(PDB, META))
 def test_damaged_claims_and_budgets_are_read(claim: Any, budget: Any) -> None:
-    assert convert_pods.claim_use(claim) in ("none", "gpu", "unresolved")
+    assert convert_pods.resource_claim_use(claim) in ("none", "gpu", "unresolved")
     assert convert_pods.pdb_view(budget).name == "llm"
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert_pods import ClaimUse, pod_view
+from gpusharing.kube.convert_pods import ResourceClaimUse, pod_view
 from gpusharing.planning.snapshot.podviews import PodView
 
 NAMESPACE, NVIDIA = "team-a", "gpu-operator"
@@ -103,7 +103,7 @@ def _manifest(kind: Kind, name: str, app: str, resource: str) -> JSON:
     }
 
 
-def _claims(kind: Kind, name: str) -> Mapping[str, ClaimUse]:
+def _claims(kind: Kind, name: str) -> Mapping[str, ResourceClaimUse]:
     return {f"{kind.namespace}/claim-of-{name}": "gpu"} if kind.asks == "claim" else {}
 
 

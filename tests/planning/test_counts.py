@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, make_node, make_pod, make_policy
-from tests.planning.told import HALVES, SYNCED, Scene
+from tests.planning.told import HALVES, SYNCED, StatusInput
 
 from gpusharing.planning.snapshot.podviews import NodeWork
 
@@ -20,8 +20,8 @@ def test_of_a_node_in_work_the_pods_that_were_just_listed_are_counted_and_not_th
     nodes = {"gpu-07": make_node(resources={"nvidia.com/gpu": 4})}
 
     def used(work: NodeWork) -> str:
-        scene = Scene([SYNCED], nodes=nodes, reports=reports, work={"gpu-07": work})
-        return str(scene.status()["summary"]["used"])
+        given = StatusInput([SYNCED], nodes=nodes, reports=reports, work={"gpu-07": work})
+        return str(given.status()["summary"]["used"])
 
     assert used(NodeWork(pods, (), NOW)) == "1/4"
     assert used(NodeWork((), (), NOW, error="the pods of the node cannot be listed")) == "2/4"
@@ -31,7 +31,7 @@ def test_of_a_node_in_work_the_pods_that_were_just_listed_are_counted_and_not_th
 def test_pods_that_no_node_can_run_count_where_the_policy_may_strand_them(
     stranded: str, counted: int
 ) -> None:
-    scene = Scene(
+    given = StatusInput(
         [SYNCED, replace(SYNCED, node="gpu-08", policy="another")],
         make_policy(drain={"strandedPods": stranded}),
         nodes={
@@ -40,4 +40,4 @@ def test_pods_that_no_node_can_run_count_where_the_policy_may_strand_them(
         },
         pending={"nvidia.com/mig-3g.40gb": 3, "nvidia.com/gpu": 5, "nvidia.com/mig-1g.10gb": 4},
     )
-    assert scene.status()["summary"]["pendingPods"] == counted
+    assert given.status()["summary"]["pendingPods"] == counted

@@ -18,7 +18,7 @@ from tests.planning.told import (
     REFUSED,
     STUCK,
     SYNCED,
-    Scene,
+    StatusInput,
     answers,
     message,
     verdict,
@@ -37,85 +37,88 @@ DELETED = replace(POOL, deleting=True)
 VALID, CALM = "True Valid", "False Progressing"
 UNDER_WAY = "True RolloutInProgress"
 
-PATHS: dict[str, tuple[Scene, tuple[str, str, str, str]]] = {
-    "all proven": (Scene([SYNCED]), (VALID, "True Synced", "False Synced", CALM)),
+PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
+    "all proven": (StatusInput([SYNCED]), (VALID, "True Synced", "False Synced", CALM)),
     "one waits for its turn": (
-        Scene([SYNCED, PENDING]),
+        StatusInput([SYNCED, PENDING]),
         (VALID, "False RolloutInProgress", "True BudgetFull", CALM),
     ),
     "its pods are looked at": (
-        Scene([verdict(Phase.PREFLIGHT)]),
+        StatusInput([verdict(Phase.PREFLIGHT)]),
         (VALID, "False RolloutInProgress", "True Progressing", CALM),
     ),
-    "one drains": (Scene([SYNCED, DRAINING]), (VALID, "False RolloutInProgress", UNDER_WAY, CALM)),
+    "one drains": (StatusInput([SYNCED, DRAINING]), (VALID, "False RolloutInProgress", UNDER_WAY, CALM)),
     "one is verified": (
-        Scene([verdict(Phase.VERIFYING, Reason.LABEL_MISMATCH)]),
+        StatusInput([verdict(Phase.VERIFYING, Reason.LABEL_MISMATCH)]),
         (VALID, "False RolloutInProgress", UNDER_WAY, CALM),
     ),
     "one failed": (
-        Scene([SYNCED, FAILED]),
+        StatusInput([SYNCED, FAILED]),
         (VALID, "False RolloutInProgress", "False NodesFailed", "True NodesFailed"),
     ),
     "one failed while another drains": (
-        Scene([DRAINING, FAILED]),
+        StatusInput([DRAINING, FAILED]),
         (VALID, "False RolloutInProgress", UNDER_WAY, "True NodesFailed"),
     ),
     "a budget blocks, which passes by itself": (
-        Scene([SYNCED, verdict(Phase.BLOCKED, Reason.PDB, "gpu-08")]),
+        StatusInput([SYNCED, verdict(Phase.BLOCKED, Reason.PDB, "gpu-08")]),
         (VALID, "False RolloutInProgress", "True PDB", CALM),
     ),
     "every node that is left waits for a person": (
-        Scene([SYNCED, STUCK]),
+        StatusInput([SYNCED, STUCK]),
         (VALID, "False RolloutInProgress", "False Blocked", "True Blocked"),
     ),
     "a node waits for a person and another for its turn": (
-        Scene([STUCK, PENDING]),
+        StatusInput([STUCK, PENDING]),
         (VALID, "False RolloutInProgress", "True BudgetFull", CALM),
     ),
     "a node waits for a person and another drains": (
-        Scene([STUCK, DRAINING]),
+        StatusInput([STUCK, DRAINING]),
         (VALID, "False RolloutInProgress", UNDER_WAY, CALM),
     ),
     "drift came back": (
-        Scene([verdict(Phase.BLOCKED, Reason.DRIFT_RETURNED), PENDING]),
+        StatusInput([verdict(Phase.BLOCKED, Reason.DRIFT_RETURNED), PENDING]),
         (VALID, "False RolloutInProgress", "True BudgetFull", "True DriftReturned"),
     ),
     "no card can take it": (
-        Scene([REFUSED]),
+        StatusInput([REFUSED]),
         ("False NotMigCapable", "False NotMigCapable", "False Blocked", "True Blocked"),
     ),
     "some cards cannot take it": (
-        Scene([SYNCED, REFUSED]),
+        StatusInput([SYNCED, REFUSED]),
         (VALID, "False NotMigCapable", "False Blocked", "True Blocked"),
     ),
     "only other cards than spec.products": (
-        Scene([PASSED_OVER]),
+        StatusInput([PASSED_OVER]),
         ("False ProductSkipped", "False NoNodes", "False NoNodes", CALM),
     ),
     "some other cards than spec.products": (
-        Scene([SYNCED, PASSED_OVER]),
+        StatusInput([SYNCED, PASSED_OVER]),
         (VALID, "True Synced", "False Synced", CALM),
     ),
-    "no node": (Scene(), (VALID, "False NoNodes", "False NoNodes", CALM)),
+    "no node": (StatusInput(), (VALID, "False NoNodes", "False NoNodes", CALM)),
     "not accepted": (
-        Scene([verdict(Phase.BLOCKED, Reason.INVALID_SPEC)], objection=BAD_SPEC),
+        StatusInput([verdict(Phase.BLOCKED, Reason.INVALID_SPEC)], objection=BAD_SPEC),
         ("False InvalidSpec", "False NotAccepted", "False InvalidSpec", "True InvalidSpec"),
     ),
     "not accepted, and a node of before drains": (
-        Scene([DRAINING], objection=BAD_SPEC),
+        StatusInput([DRAINING], objection=BAD_SPEC),
         ("False InvalidSpec", "False NotAccepted", UNDER_WAY, "True InvalidSpec"),
     ),
     "deleted while a node is in flight": (
-        Scene([DRAINING], DELETED),
+        StatusInput([DRAINING], DELETED),
         (VALID, "False Deleting", UNDER_WAY, CALM),
     ),
-    "deleted and nothing to do": (Scene((), DELETED), (VALID, "False Deleting", "False Deleting", CALM)),
+    "deleted and nothing to do": (
+        StatusInput((), DELETED),
+        (VALID, "False Deleting", "False Deleting", CALM),
+    ),
     "proven, and a write of ours is to come": (
-        Scene([replace(SYNCED, actions=(LabelNode(make_node(), {}),))]),
+        StatusInput([replace(SYNCED, actions=(LabelNode(make_node(), {}),))]),
         (VALID, "False RolloutInProgress", UNDER_WAY, CALM),
     ),
     "proven on a node that is not Ready": (
-        Scene([SYNCED], nodes=AWAY),
+        StatusInput([SYNCED], nodes=AWAY),
         (VALID, "False NodeNotReady", "False NodeNotReady", CALM),
     ),
 }
@@ -123,8 +126,8 @@ PATHS: dict[str, tuple[Scene, tuple[str, str, str, str]]] = {
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_condition_is_told_on_every_path(path: str) -> None:
-    scene, expected = PATHS[path]
-    status = scene.status()
+    given, expected = PATHS[path]
+    status = given.status()
     assert tuple(answers(status).items()) == tuple(
         zip(("Accepted", "Ready", "Reconciling", "Stalled"), expected, strict=True)
     )
@@ -136,16 +139,16 @@ def test_every_condition_is_told_on_every_path(path: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_an_equal_world_gives_an_equal_status_later(path: str) -> None:
-    scene, _ = PATHS[path]
-    status = scene.status()
-    assert scene.status(status, at(3600)) == status
+    given, _ = PATHS[path]
+    status = given.status()
+    assert given.status(status, at(3600)) == status
 
 
 def test_the_time_of_a_condition_changes_only_when_its_status_flips() -> None:
-    first = Scene([SYNCED, PENDING]).status()
-    second = Scene([SYNCED, DRAINING], replace(POOL, generation=8)).status(first, at(60))
+    first = StatusInput([SYNCED, PENDING]).status()
+    second = StatusInput([SYNCED, DRAINING], replace(POOL, generation=8)).status(first, at(60))
     assert [row["lastTransitionTime"] for row in second["conditions"]] == ["2026-11-20T10:00:00Z"] * 4
-    third = Scene([SYNCED]).status(second, at(120))
+    third = StatusInput([SYNCED]).status(second, at(120))
     times = {row["type"]: row["lastTransitionTime"] for row in third["conditions"]}
     assert times == {
         "Accepted": "2026-11-20T10:00:00Z",
@@ -157,29 +160,29 @@ def test_the_time_of_a_condition_changes_only_when_its_status_flips() -> None:
 
 def test_the_most_urgent_refusal_gives_reason_and_message() -> None:
     later = verdict(Phase.SKIPPED, Reason.LAYOUT_DOES_NOT_FIT, "gpu-01", "7x1g.20gb does not fit")
-    status = Scene([later, REFUSED]).status()
+    status = StatusInput([later, REFUSED]).status()
     assert answers(status)["Accepted"] == "False NotMigCapable"
     assert message(status, "Accepted") == "gpu-11: Tesla T4 has no MIG"
 
 
 def test_refusals_of_some_nodes_are_a_note() -> None:
-    assert message(Scene([SYNCED, REFUSED]).status(), "Accepted") == (
+    assert message(StatusInput([SYNCED, REFUSED]).status(), "Accepted") == (
         "1 of 2 nodes cannot take it: gpu-11: Tesla T4 has no MIG"
     )
 
 
 def test_a_policy_that_lost_all_its_nodes_names_them() -> None:
     owned = [replace(SYNCED, node=f"gpu-0{number}", policy="pool-a") for number in (2, 1)]
-    status = Scene(owned).status()
+    status = StatusInput(owned).status()
     assert answers(status)["Ready"] == "False NoNodes"
     assert "owns every node that spec.nodeSelector selects: gpu-01 and 1 more" in message(status, "Ready")
     stranger = replace(SYNCED, policy="pool-a")
     elsewhere = {"gpu-07": replace(make_node(), labels={"gpusharing.dev/pool": "c"})}
-    assert "selects no node with GPUs" in message(Scene([stranger], nodes=elsewhere).status(), "Ready")
+    assert "selects no node with GPUs" in message(StatusInput([stranger], nodes=elsewhere).status(), "Ready")
 
 
 def test_a_node_is_named_once_in_a_sentence() -> None:
-    status = Scene([SYNCED, replace(STUCK, message="gpu-10 has a pod that blocks")]).status()
+    status = StatusInput([SYNCED, replace(STUCK, message="gpu-10 has a pod that blocks")]).status()
     assert message(status, "Ready") == "1 of 2 nodes proven; gpu-10 has a pod that blocks"
     assert message(status, "Stalled") == "1 node blocked; gpu-10 has a pod that blocks"
 
@@ -196,7 +199,7 @@ def test_ready_means_that_every_node_is_proven_whatever_the_order(rows: Any, shu
         f"gpu-{index}": make_node(f"gpu-{index}", ready=ready, unschedulable=cordoned)
         for index, (_, _, ready, cordoned) in enumerate(rows)
     }
-    status = Scene(verdicts, nodes=nodes).status()
+    status = StatusInput(verdicts, nodes=nodes).status()
     counted = [row for row in rows if row[1] is not Reason.PRODUCT_SKIPPED]
     proven = [row for row in counted if row[0] is Phase.SYNCED and row[2]]
     ready = answers(status)["Ready"].startswith("True")
@@ -205,7 +208,7 @@ def test_ready_means_that_every_node_is_proven_whatever_the_order(rows: Any, shu
     assert status["summary"]["nodes"] == f"{len(usable)}/{len(counted)}"
     assert not (ready and answers(status)["Stalled"].startswith("True"))
     shuffled.shuffle(verdicts)
-    assert Scene(verdicts, nodes=nodes).status() == status
+    assert StatusInput(verdicts, nodes=nodes).status() == status
 
 
 @pytest.mark.parametrize(
@@ -257,7 +260,7 @@ def test_nodes_that_bear_the_same_on_the_conditions_leave_them_the_same_status(b
             continue
         node = make_node("gpu-20", ready=ready)
         one = verdict(phase, reason, "gpu-20").then(*([LabelNode(node, {})] if busy else ()))
-        status = Scene([one, *beside], nodes={"gpu-20": node}).status()
+        status = StatusInput([one, *beside], nodes={"gpu-20": node}).status()
         statuses = tuple(row["status"] for row in status["conditions"])
         found.setdefault(bearing(one, ready=ready), set()).add(statuses)
     assert [statuses for statuses in found.values() if len(statuses) > 1] == []

@@ -16,7 +16,7 @@ from tests.planning.told import (
     POOL,
     REFUSED,
     SYNCED,
-    Scene,
+    StatusInput,
     answers,
     message,
 )
@@ -32,7 +32,7 @@ from gpusharing.planning.words.reasons import Reason
 
 def test_the_columns_tell_layout_nodes_gpus_used_pending_strategy_and_product() -> None:
     cordoned = make_node("gpu-08", resources=HALVES, unschedulable=True)
-    scene = Scene(
+    given = StatusInput(
         [SYNCED, replace(SYNCED, node="gpu-08")],
         nodes={"gpu-07": make_node(resources=HALVES), "gpu-08": cordoned},
         reports={
@@ -41,7 +41,7 @@ def test_the_columns_tell_layout_nodes_gpus_used_pending_strategy_and_product() 
         },
         pending={"nvidia.com/mig-3g.40gb": 3, "nvidia.com/gpu": 5},
     )
-    assert scene.status()["summary"] == {
+    assert given.status()["summary"] == {
         "mode": "MIG",
         "layout": "2x3g.40gb",
         "nodes": "1/2",
@@ -57,26 +57,26 @@ def test_the_columns_tell_layout_nodes_gpus_used_pending_strategy_and_product() 
 
 def test_mig_with_time_slicing_is_a_mode_of_its_own_in_the_columns() -> None:
     shown = {
-        Scene([SYNCED], policy).status()["summary"]["mode"]
+        StatusInput([SYNCED], policy).status()["summary"]["mode"]
         for policy in (make_policy(), make_policy(timeSlicing={"replicas": 2}), make_policy(mode="MPS"))
     }
     assert shown == {"MIG", "MIG+TS", "MPS"}
 
 
 def test_the_strategy_belongs_to_mig_and_a_spec_that_cannot_be_read_has_no_mode() -> None:
-    assert Scene([SYNCED], make_policy(mode="TimeSlicing")).status()["summary"]["strategy"] == ""
+    assert StatusInput([SYNCED], make_policy(mode="TimeSlicing")).status()["summary"]["strategy"] == ""
     broken = replace(POOL, spec=None)
-    summary = Scene((), broken, objection=BAD_SPEC).status()["summary"]
+    summary = StatusInput((), broken, objection=BAD_SPEC).status()["summary"]
     assert (summary["mode"], summary["status"]) == ("", "InvalidSpec")
 
 
 def test_nodes_of_other_cards_leave_every_count() -> None:
-    summary = Scene([SYNCED, PASSED_OVER]).status()["summary"]
+    summary = StatusInput([SYNCED, PASSED_OVER]).status()["summary"]
     assert (summary["nodes"], summary["gpus"], summary["used"]) == ("1/1", 1, "0/1")
 
 
 def test_a_node_that_never_reported_has_no_gpus() -> None:
-    summary = Scene([SYNCED], reports={"gpu-07": {"observed": False}}).status()["summary"]
+    summary = StatusInput([SYNCED], reports={"gpu-07": {"observed": False}}).status()["summary"]
     assert (summary["gpus"], summary["used"], summary["product"]) == (0, "0+?/1", "")
 
 
@@ -86,12 +86,12 @@ def test_what_the_kubelet_did_not_tell_is_shown_as_unknown() -> None:
         "gpu-08": {"holdings_known": False},
     }
     rows = [SYNCED, replace(SYNCED, node="gpu-08")]
-    assert Scene(rows, reports=reports).status()["summary"]["used"] == "1+?/2"
+    assert StatusInput(rows, reports=reports).status()["summary"]["used"] == "1+?/2"
 
 
 def test_two_layouts_are_shown_by_how_many_nodes_have_them() -> None:
     rows = [replace(SYNCED, node=f"gpu-{number}", wanted=text) for number, text in enumerate("baacaab")]
-    assert Scene(rows).status()["summary"]["layout"] == "a, b"
+    assert StatusInput(rows).status()["summary"]["layout"] == "a, b"
 
 
 # --- plan and failures ---------------------------------------------------------------------------------------
@@ -99,13 +99,13 @@ def test_two_layouts_are_shown_by_how_many_nodes_have_them() -> None:
 
 def test_the_plan_tells_the_worst_class_the_nodes_pods_and_capacities() -> None:
     reset = replace(PENDING, disruption=DisruptionClass.RESET)
-    scene = Scene(
+    given = StatusInput(
         [SYNCED, reset, replace(FAILED, disruption=DisruptionClass.GPU_PODS, pods=2), REFUSED],
         nodes={"gpu-07": make_node("gpu-07", resources=HALVES)},
         targets={"gpu-07": HALVES, "gpu-08": HALVES, "gpu-09": HALVES},
         reports={"gpu-08": {"pods": 3}},
     )
-    plan = scene.status()["plan"]
+    plan = given.status()["plan"]
     assert plan.pop("hash").isalnum()
     assert plan == {
         "disruption": "Reset",
@@ -118,42 +118,43 @@ def test_the_plan_tells_the_worst_class_the_nodes_pods_and_capacities() -> None:
 
 
 def test_there_is_no_plan_when_nothing_changes() -> None:
-    assert Scene([SYNCED, REFUSED]).status()["plan"] is None
+    assert StatusInput([SYNCED, REFUSED]).status()["plan"] is None
 
 
 def test_the_hash_of_a_plan_changes_with_the_plan_only() -> None:
     one = replace(PENDING, disruption=DisruptionClass.RESET)
     two = replace(one, node="gpu-01")
     hashes = [
-        Scene([one, two]).status()["plan"]["hash"],
-        Scene([one, two], replace(POOL, generation=8)).status()["plan"]["hash"],
-        Scene([one]).status()["plan"]["hash"],
-        Scene([one, replace(two, disruption=DisruptionClass.REBOOT)]).status()["plan"]["hash"],
-        Scene([one, two], targets={"gpu-01": HALVES}).status()["plan"]["hash"],
+        StatusInput([one, two]).status()["plan"]["hash"],
+        StatusInput([one, two], replace(POOL, generation=8)).status()["plan"]["hash"],
+        StatusInput([one]).status()["plan"]["hash"],
+        StatusInput([one, replace(two, disruption=DisruptionClass.REBOOT)]).status()["plan"]["hash"],
+        StatusInput([one, two], targets={"gpu-01": HALVES}).status()["plan"]["hash"],
     ]
     assert len(set(hashes)) == len(hashes)
     assert (
-        hashes[0] == Scene([replace(two, message="other", pods=4), one]).status(None, at(60))["plan"]["hash"]
+        hashes[0]
+        == StatusInput([replace(two, message="other", pods=4), one]).status(None, at(60))["plan"]["hash"]
     )
 
 
 def test_failures_are_told_by_name_and_capped() -> None:
     failed = [replace(FAILED, node=f"gpu-{number:03d}") for number in range(50)]
-    failures = Scene(failed).status()["failures"]
+    failures = StatusInput(failed).status()["failures"]
     assert failures[0] == {"node": "gpu-000", "reason": "ActuatorFailed", "message": "something is so"}
     assert [row["node"] for row in failures] == [f"gpu-{number:03d}" for number in range(MAX_LISTED)]
-    assert Scene([SYNCED, DRAINING]).status()["failures"] == []
+    assert StatusInput([SYNCED, DRAINING]).status()["failures"] == []
 
 
 def test_five_thousand_nodes_with_endless_messages_fit_into_the_crd() -> None:
     endless = replace(FAILED, message="x" * 9000, wanted="y" * 3000, disruption=DisruptionClass.RESET)
-    status = Scene([replace(endless, node=f"gpu-{number:04d}") for number in range(5000)]).status()
+    status = StatusInput([replace(endless, node=f"gpu-{number:04d}") for number in range(5000)]).status()
     texts = [row["message"] for row in status["conditions"]] + [status["summary"]["message"]]
     assert max(len(text) for text in texts) == MAX_TEXT
     assert status["plan"]["nodeCount"] == 5000
     assert len(status["plan"]["nodes"]) == len(status["failures"]) == MAX_LISTED
     assert len(str(status)) < 40_000, "far below what etcd takes"
-    objected = Scene([], objection=Finding(Reason.INVALID_SPEC, "z" * 9000)).status()
+    objected = StatusInput([], objection=Finding(Reason.INVALID_SPEC, "z" * 9000)).status()
     assert {len(text) for text in (message(objected, "Accepted"), message(objected, "Ready"))} == {MAX_TEXT}
 
 

@@ -53,7 +53,7 @@ PASSED_OVER = verdict(
 
 
 @dataclass
-class Scene:
+class StatusInput:
     """What a status is computed from."""
 
     verdicts: Sequence[Verdict] = ()

@@ -1,4 +1,4 @@
-"""A FakeCluster with a World at work on it: the node software's tests act on this."""
+"""A FakeCluster with SIMULATED node software at work on it: the node software's tests act on this."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -8,8 +8,8 @@ from typing import Any
 
 from hack.cluster.nodes import node_manifest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.nodesoftware import NodeSoftware
 from hack.sim.settings import SimSettings
-from hack.sim.world import World
 
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, NODES
 
@@ -33,11 +33,11 @@ PLUGIN_FILES = {
 
 
 @dataclass
-class Stage:
-    """A FakeCluster with a World on it."""
+class SimulatedCluster:
+    """A FakeCluster with SIMULATED node software on it."""
 
     cluster: FakeCluster
-    world: World
+    software: NodeSoftware
     lines: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -82,8 +82,8 @@ def config_map(name: str, data: dict[str, str]) -> JSON:
 @asynccontextmanager
 async def playing(
     *nodes: JSON, settings: SimSettings | None = None, cluster_policy: JSON | None = None
-) -> AsyncIterator[Stage]:
-    """A World at work, after the start of every node."""
+) -> AsyncIterator[SimulatedCluster]:
+    """Node software at work, after the start of every node."""
     loop = asyncio.get_running_loop()
     cluster = FakeCluster(grace=2 / FACTOR, later=loop.call_later)
     cluster.add(CONFIG_MAPS, config_map("plugin-configs", PLUGIN_FILES))
@@ -98,10 +98,10 @@ async def playing(
         lines.append(line)
         changed.set()
 
-    world = World(cluster.client("sim"), settings, log=log)
-    stage = Stage(cluster, world, lines, changed)
+    software = NodeSoftware(cluster.client("sim"), settings, log=log)
+    stage = SimulatedCluster(cluster, software, lines, changed)
     cluster.store.on_commit.append(lambda resource, change: changed.set())
-    task = asyncio.create_task(world.run())
+    task = asyncio.create_task(software.run())
     try:
         await stage.until(lambda: all(TIMESTAMP in stage.labels(node["metadata"]["name"]) for node in nodes))
         await stage.until(lambda: TIMESTAMP in cluster.objects(NODES)[0]["metadata"]["labels"])

@@ -13,7 +13,7 @@ from tests.sim.stage import (
     PLUGIN_CONFIG,
     STATE,
     TIMESTAMP,
-    Stage,
+    SimulatedCluster,
     playing,
 )
 
@@ -23,29 +23,29 @@ CAPABLE = "nvidia.com/mps.capable"
 PRODUCT = "nvidia.com/gpu.product"
 
 
-def daemons(stage: Stage) -> list[JSON]:
+def daemons(stage: SimulatedCluster) -> list[JSON]:
     """Pods of the MPS control daemon."""
     return stage.cluster.objects(PODS, label_selector="app=nvidia-device-plugin-mps-control-daemon")
 
 
-def modes(stage: Stage) -> list[str]:
+def modes(stage: SimulatedCluster) -> list[str]:
     """Compute modes of the one node's GPUs."""
-    return [gpu.compute_mode for gpu in stage.world.nodes["n1"].gpus.look()]
+    return [gpu.compute_mode for gpu in stage.software.nodes["n1"].gpus.look()]
 
 
-def processes(stage: Stage) -> list[list[str]]:
+def processes(stage: SimulatedCluster) -> list[list[str]]:
     """Names of what computes on each GPU."""
-    return [[process.name for process in gpu.processes] for gpu in stage.world.nodes["n1"].gpus.look()]
+    return [[process.name for process in gpu.processes] for gpu in stage.software.nodes["n1"].gpus.look()]
 
 
-async def configured(stage: Stage, key: str) -> None:
+async def configured(stage: SimulatedCluster, key: str) -> None:
     """Label the node, and wait until the plugin or its crash-loop has followed."""
     before = stage.labels().get(TIMESTAMP)
     stage.patch(labels={PLUGIN_CONFIG: key})
     await stage.until(lambda: stage.labels().get(TIMESTAMP) != before)
 
 
-async def to_mps(stage: Stage, key: str = "mps4", devices: str = "8") -> None:
+async def to_mps(stage: SimulatedCluster, key: str = "mps4", devices: str = "8") -> None:
     """Bring the node to MPS."""
     await configured(stage, key)
     await stage.until(lambda: stage.offered() == {GPU: devices})
@@ -87,7 +87,7 @@ async def test_leaving_mps_ends_the_daemon_which_frees_the_gpus() -> None:
 async def test_a_killed_daemon_leaves_the_gpus_exclusive_even_when_its_pod_goes() -> None:
     async with playing() as stage:
         await to_mps(stage)
-        stage.world.inject("n1", "kill-mps-daemon")
+        stage.software.inject("n1", "kill-mps-daemon")
         assert processes(stage) == [[], []]
         await configured(stage, "full")
         await stage.until(lambda: not daemons(stage))
@@ -98,7 +98,7 @@ async def test_a_killed_daemon_leaves_the_gpus_exclusive_even_when_its_pod_goes(
 async def test_another_number_of_clients_reaches_a_running_daemon_only_when_its_pod_is_deleted() -> None:
     async with playing() as stage:
         await to_mps(stage)
-        daemon = stage.world.nodes["n1"].mps
+        daemon = stage.software.nodes["n1"].mps
         await to_mps(stage, "mps8", devices="16")
         assert daemon.clients == 4
         pod = daemons(stage)[0]["metadata"]
@@ -132,7 +132,7 @@ async def test_the_driver_refuses_another_mig_mode_while_the_daemon_serves() -> 
     """Why MPS to MIG takes two steps: mig-manager does not wait for the daemon."""
     async with playing() as stage:
         await to_mps(stage)
-        gpus = stage.world.nodes["n1"].gpus
+        gpus = stage.software.nodes["n1"].gpus
         with pytest.raises(InUse):
             gpus.set_mig_mode(0, True)
         await configured(stage, "full")
@@ -143,10 +143,10 @@ async def test_the_driver_refuses_another_mig_mode_while_the_daemon_serves() -> 
 async def test_a_reboot_frees_the_gpus_and_the_daemon_takes_them_again() -> None:
     async with playing() as stage:
         await to_mps(stage)
-        stage.world.inject("n1", "reboot-now")
+        stage.software.inject("n1", "reboot-now")
         await stage.until(lambda: modes(stage) == ["Default"] * 2)
         await stage.until(lambda: stage.offered() == {GPU: "8"} and modes(stage) == ["ExclusiveProcess"] * 2)
-        assert stage.world.nodes["n1"].mps.clients == 4
+        assert stage.software.nodes["n1"].mps.clients == 4
 
 
 async def test_cards_without_mig_take_mps_too() -> None:

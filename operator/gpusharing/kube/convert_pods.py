@@ -1,6 +1,6 @@
 """Raw Pods, ResourceClaims and PodDisruptionBudgets as the drain rules see them (docs/design/drain.md, rows P and G).
 
-Fail-safe on purpose: a phase, a quantity or a claim that cannot be read counts as a pod that holds a GPU.
+Fail-safe on purpose: a phase, a quantity or a ResourceClaim that cannot be read counts as a pod that holds a GPU.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ DRA_DRIVER = "gpu.nvidia.com"
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
-ClaimUse = Literal["none", "gpu", "unresolved"]
+ResourceClaimUse = Literal["none", "gpu", "unresolved"]
 
 _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 
 
-def pod_view(raw: JSON, claims: Mapping[str, ClaimUse]) -> PodView:
-    """A Pod. `claims` tells what each ResourceClaim of `claim_names` is used for, by `namespace/name`."""
+def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodView:
+    """A Pod. `resource_claims` says what each of `resource_claim_names` is used for, by `namespace/name`."""
     metadata = section(raw, "metadata")
     return PodView(
         namespace=intern(text(metadata, "namespace")),
@@ -37,7 +37,7 @@ def pod_view(raw: JSON, claims: Mapping[str, ClaimUse]) -> PodView:
         owner=_controller(metadata),
         mirror=_is_mirror(metadata),
         resources=_gpu_requests(raw),
-        dra=_claimed(raw, claims),
+        dra=_dra_use(raw, resource_claims),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
         deleted_at=_deleted_at(metadata),
         ready=has_condition(raw, "Ready"),
@@ -47,31 +47,31 @@ def pod_view(raw: JSON, claims: Mapping[str, ClaimUse]) -> PodView:
     )
 
 
-def claim_names(raw: JSON) -> tuple[str | None, ...]:
+def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
     """Names of the ResourceClaims of a pod (G3, G4, G9); None for one that was not generated yet.
 
-    An entry whose status names no claim on purpose (`resourceClaimName` null) needs none and is left out.
+    An entry whose status names no ResourceClaim on purpose (`resourceClaimName` null) needs none and is left out.
     """
     generated = {
         text(status, "name"): part(status, "resourceClaimName")
         for status in entries(raw, "status", "resourceClaimStatuses")
     }
     found: list[str | None] = []
-    for claim in entries(raw, "spec", "resourceClaims"):
-        name = text(claim, "name")
-        if direct := text(claim, "resourceClaimName"):
+    for entry in entries(raw, "spec", "resourceClaims"):
+        name = text(entry, "name")
+        if direct := text(entry, "resourceClaimName"):
             found.append(direct)
         elif name not in generated:
             found.append(None)
         elif generated[name] is not None:
             found.append(str(generated[name]))
-    # KEP-5004: an extended resource backed by DRA gets a claim of its own.
+    # KEP-5004: an extended resource backed by DRA gets a ResourceClaim of its own.
     if extended := text(raw, "status", "extendedResourceClaimStatus", "resourceClaimName"):
         found.append(extended)
     return tuple(found)
 
 
-def claim_use(raw: JSON) -> ClaimUse:
+def resource_claim_use(raw: JSON) -> ResourceClaimUse:
     """What a ResourceClaim is allocated for: `gpu` when gpu.nvidia.com gave it a device (G3, G6, G7)."""
     allocation = part(raw, "status", "allocation")
     if allocation is None:
@@ -139,11 +139,11 @@ def _gpu_requests(raw: JSON) -> Mapping[str, int]:
     return {key: number for key, number in sorted(total.items()) if number}
 
 
-def _claimed(raw: JSON, claims: Mapping[str, ClaimUse]) -> ClaimUse:
+def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> ResourceClaimUse:
     namespace = text(raw, "metadata", "namespace")
     uses = {
-        "unresolved" if name is None else claims.get(f"{namespace}/{name}", "unresolved")
-        for name in claim_names(raw)
+        "unresolved" if name is None else resource_claims.get(f"{namespace}/{name}", "unresolved")
+        for name in resource_claim_names(raw)
     }
     if "gpu" in uses:
         return "gpu"

@@ -12,7 +12,7 @@ from gpusharing.kube.actuatorlog import ActuatorLogs
 from gpusharing.kube.budgets import Budgets
 from gpusharing.kube.client import DAEMON_SETS, JSON, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.convert_pods import ClaimUse, claim_names, claim_use, pod_view
+from gpusharing.kube.convert_pods import ResourceClaimUse, pod_view, resource_claim_names, resource_claim_use
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
     Forbidden,
@@ -330,7 +330,7 @@ class Gatherer:
             raws = [
                 raw async for page in self.client.pages(PODS, field_selector=selector) for raw in page.items
             ]
-            views = [pod_view(raw, await self._claims(raw)) for raw in raws]
+            views = [pod_view(raw, await self._resource_claims(raw)) for raw in raws]
             scope = self._scope(node)
             return tuple([await self._with_owner(view, scope, now) for view in views]), ""
         except (Unauthorized, ServerAway, HeldBack):
@@ -338,15 +338,15 @@ class Gatherer:
         except KubeError as error:
             return (), f"the pods of the node cannot be listed: {error}"
 
-    async def _claims(self, raw: JSON) -> dict[str, ClaimUse]:
+    async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:
         """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU
         (docs/design/drain.md#g5)."""
         namespace = raw["metadata"]["namespace"]
-        uses: dict[str, ClaimUse] = {}
-        for name in claim_names(raw):
+        uses: dict[str, ResourceClaimUse] = {}
+        for name in resource_claim_names(raw):
             if name is not None:
                 found = await self._get(RESOURCE_CLAIMS, name, namespace)
-                uses[f"{namespace}/{name}"] = claim_use(found) if found else "unresolved"
+                uses[f"{namespace}/{name}"] = resource_claim_use(found) if found else "unresolved"
         return uses
 
     async def _with_owner(self, pod: PodView, scope: Scope, now: datetime) -> PodView:

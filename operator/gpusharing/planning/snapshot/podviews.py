@@ -33,7 +33,7 @@ class PodView:
     resources: Mapping[str, int] = field(default_factory=dict)
     """nvidia.com/* that its containers, init and sidecar containers included, ask for; 0 left out."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
-    """DRA claims: `gpu` when driver gpu.nvidia.com allocated one without adminAccess; `unresolved` counts as one."""
+    """ResourceClaims: `gpu` when gpu.nvidia.com allocated one without adminAccess; `unresolved` counts as one."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp: when the grace period ends."""

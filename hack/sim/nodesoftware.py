@@ -1,7 +1,7 @@
 """The SIMULATED node software of a whole cluster in one process: one watch per kind, one `SimNode` per GPU node.
 
-    world = World(client, SimSettings(time_factor=10), log=print)
-    task = asyncio.create_task(world.run())     # until cancelled
+    software = NodeSoftware(client, SimSettings(time_factor=10), log=print)
+    task = asyncio.create_task(software.run())     # until cancelled
 
 Nothing runs on a timer: an idle node costs nothing but its agent's own turns.
 """
@@ -33,7 +33,7 @@ CRASH_BACKOFF = 10.0
 """Simulated seconds from a container's end to its next start; the kubelet's first one."""
 
 
-class World:
+class NodeSoftware:
     """Plays NVIDIA's software, and the shipped agents, on every node with a card that we know."""
 
     def __init__(

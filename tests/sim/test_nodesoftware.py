@@ -15,7 +15,7 @@ from tests.sim.stage import (
     PLUGIN_FILES,
     STATE,
     TIMESTAMP,
-    Stage,
+    SimulatedCluster,
     config_map,
     playing,
     policy,
@@ -27,13 +27,13 @@ from gpusharing.kube.errors import NotFound
 DEPLOY_PLUGIN = "nvidia.com/gpu.deploy.device-plugin"
 
 
-def mig_pod(stage: Stage) -> JSON | None:
+def mig_pod(stage: SimulatedCluster) -> JSON | None:
     found = stage.cluster.objects(PODS, label_selector="app=nvidia-mig-manager")
     running = [pod for pod in found if pod.get("status", {}).get("phase") == "Running"]
     return running[0] if running else None
 
 
-async def started(stage: Stage) -> None:
+async def started(stage: SimulatedCluster) -> None:
     """Wait for the mig-manager pod of the one node."""
     await stage.until(lambda: mig_pod(stage))
 
@@ -158,7 +158,7 @@ async def test_an_own_mig_file_replaces_the_generated_one() -> None:
         assert pod is not None
         stage.cluster.delete(PODS, pod["metadata"]["name"], NAMESPACE)
         await stage.until(lambda: stage.labels().get(STATE) == "success")
-        assert layouts_of(stage.world.nodes["n1"].gpus) == [("7g.80gb",), ("7g.80gb",)]
+        assert layouts_of(stage.software.nodes["n1"].gpus) == [("7g.80gb",), ("7g.80gb",)]
         with pytest.raises(NotFound):
             stage.cluster.get(CONFIG_MAPS, "n1-mig-config", NAMESPACE)
 
@@ -187,7 +187,7 @@ async def test_a_wedge_by_annotation_is_cured_by_deleting_the_pod(fault: str) ->
 async def test_a_reboot_takes_the_node_down_and_ends_in_success_on_ampere() -> None:
     async with playing(node_manifest("n1", product=A100, gpus=2)) as stage:
         await started(stage)
-        stage.world.inject("n1", "reboot")
+        stage.software.inject("n1", "reboot")
         stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.5gb", STATE: None})
         await stage.until(lambda: stage.labels().get(STATE) == "rebooting")
 
@@ -211,9 +211,9 @@ async def test_a_process_killed_in_the_middle_begins_again() -> None:
         await started(stage)
         stage.patch(labels={MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.labels()[DEPLOY_PLUGIN] == "paused-for-mig-change")
-        stage.world.inject("n1", "kill-mig-manager")
+        stage.software.inject("n1", "kill-mig-manager")
         await stage.until(lambda: stage.labels().get(STATE) == "success")
-        assert layouts_of(stage.world.nodes["n1"].gpus) == [("1g.10gb",) * 7] * 2
+        assert layouts_of(stage.software.nodes["n1"].gpus) == [("1g.10gb",) * 7] * 2
 
 
 async def test_instances_lost_by_hand_show_in_the_labels_only() -> None:
@@ -221,7 +221,7 @@ async def test_instances_lost_by_hand_show_in_the_labels_only() -> None:
         await started(stage)
         stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.labels().get("nvidia.com/mig-1g.10gb.count") == "14")
-        stage.world.inject("n1", "lose-instances")
+        stage.software.inject("n1", "lose-instances")
         await stage.until(lambda: "nvidia.com/mig-1g.10gb.count" not in stage.labels())
         assert stage.offered()["nvidia.com/mig-1g.10gb"] == "14"
 
@@ -265,4 +265,4 @@ async def test_the_shipped_agent_answers_requests_and_counts_what_pods_hold() ->
         assert [gpu["product"] for gpu in observed()["gpus"]] == [H100] * 2
         stage.cluster.patch(GPUNODES, "n1", {"spec": {"request": {"id": "r2", "quiet": True}}})
         await stage.until(lambda: observed()["requestID"] == "r2" and observed()["quiet"] is True)
-        assert stage.world.nodes["n1"].gpus.open_sessions == 0
+        assert stage.software.nodes["n1"].gpus.open_sessions == 0

@@ -18,7 +18,7 @@ Status = dict[str, Any]
 
 
 @dataclass
-class Scene:
+class Demo:
     """A stage and a screen, and how the story looks at the one and writes on the other."""
 
     stage: Stage
