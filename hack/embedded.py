@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from gpusharing.controller.loop import Loop, utc_now
+from gpusharing.controller.loop import Loop
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -23,6 +23,7 @@ from gpusharing.kube.client import (
     POLICIES,
     KubeClient,
 )
+from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -81,7 +82,7 @@ class Embedded:
     workloads: Workloads
     settings: Settings
     lease_timing: Timing = FAST_LEASE
-    now: Callable[[], datetime] = utc_now
+    now: Callable[[], datetime] = wall_time
     operators: int = 0
     loop: Loop | None = None
     lease: LeaderLease | None = None
@@ -236,6 +237,20 @@ def _replacing(old: JSON, new: JSON) -> JSON:
     return merged
 
 
+def _cluster(
+    nodes: Iterable[JSON], cluster_policy: JSON | None, sim: SimSettings, now: Callable[[], datetime]
+) -> FakeCluster:
+    """The API server with the objects that an installed GPU Operator leaves there."""
+    cluster = FakeCluster(now=now, grace=30.0 / sim.time_factor, later=asyncio.get_running_loop().call_later)
+    if cluster_policy is not None:
+        cluster.add(CLUSTER_POLICIES, cluster_policy)
+    for node in nodes:
+        cluster.add(NODES, node)
+    for name, namespace in played_daemon_sets(sim):
+        cluster.add(DAEMON_SETS, {"metadata": {"name": name, "namespace": namespace}})
+    return cluster
+
+
 @asynccontextmanager
 async def embedded(
     nodes: Iterable[JSON],
@@ -245,7 +260,7 @@ async def embedded(
     sim: Mapping[str, Any] | None = None,
     settings: Settings | None = None,
     lease_timing: Timing = FAST_LEASE,
-    now: Callable[[], datetime] = utc_now,
+    now: Callable[[], datetime] = wall_time,
     cluster_policy: JSON | None = CLUSTER_POLICY,
     hardware: dict[str, SimulatedGPUs] | None = None,
     played: bool = True,
@@ -254,15 +269,8 @@ async def embedded(
 
     `now` goes with the event loop's time. `hardware`: see NodeSoftware. Unless `played`, no software runs on the nodes.
     """
-    running = asyncio.get_running_loop()
-    cluster = FakeCluster(now=now, grace=30.0 / factor, later=running.call_later)
-    if cluster_policy is not None:
-        cluster.add(CLUSTER_POLICIES, cluster_policy)
-    for node in nodes:
-        cluster.add(NODES, node)
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
-    for name, namespace in played_daemon_sets(sim_settings):
-        cluster.add(DAEMON_SETS, {"metadata": {"name": name, "namespace": namespace}})
+    cluster = _cluster(nodes, cluster_policy, sim_settings, now)
     log: list[str] = []
     software = NodeSoftware(
         cluster.client("node"),

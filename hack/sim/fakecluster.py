@@ -18,19 +18,16 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
+from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from hack.sim.fakefaults import Call, Faults, Hook, Write
 from hack.sim.fakepods import Later, Pods
 from hack.sim.fakestore import Change, Key, Store, copied
 from hack.sim.selectors import Matcher, matcher
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 class FakeCluster:
@@ -39,7 +36,7 @@ class FakeCluster:
     def __init__(
         self,
         *,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = wall_time,
         grace: float = 30.0,
         later: Later | None = None,
         bookmark_every: float = 60.0,

@@ -222,7 +222,7 @@ class Summary(WireModel):
     used: Line = ""
     """Devices held by pods, of all devices served, for example 27/32."""
     pending_pods: int = 0
-    """Pending pods that ask for a resource of this pool, or with drain.strandedPods Allow for one of no node."""
+    """Pending pods that ask for a resource of this pool or, with drain.strandedPods Allow, for one of no node."""
     strategy: Line = ""
     """MIG strategy, empty for other modes."""
     product: Line = ""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.beside import Beside
@@ -22,6 +22,7 @@ from gpusharing.controller.parts import Assembly
 from gpusharing.controller.progress import Progress
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import KubeClient
+from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.http import Limits
@@ -29,11 +30,6 @@ from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
-
-
-def utc_now() -> datetime:
-    """The wall clock, read once per pass."""
-    return datetime.now(UTC)
 
 
 def is_proving(verdict: Verdict) -> bool:
@@ -71,7 +67,7 @@ class Loop:
         observer: Observer,
         *,
         identity: str = "operator",
-        now: Callable[[], datetime] = utc_now,
+        now: Callable[[], datetime] = wall_time,
         on_first_pass: Callable[[], None] | None = None,
     ) -> None:
         self.leader, self.observer, self.now = leader, observer, now

@@ -27,7 +27,7 @@ from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX,
 from gpusharing.kube.written import MIG_KEY, OurConfigMaps
 from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
 from gpusharing.planning.drain.sightings import heard, looked
-from gpusharing.planning.snapshot.agents import find_troubles
+from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, CallFailure
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, PdbView, PodView
@@ -126,9 +126,7 @@ class Gatherer:
             policies_error=policies_error,
             stack=self._stack_view(now),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.ready),
-            agent_troubles=find_troubles(
-                sources.agents.items.values(), sources.agent_warnings.items.values(), sources.architecture
-            ),
+            agent_troubles=self._agent_troubles(),
             mig_managers=mig_managers,
             mig_failures=failures,
             mps_daemons=by_node(sources.operands.items.values(), MPS_DAEMON),
@@ -141,6 +139,10 @@ class Gatherer:
             looks=self.looks,
             settings=self.settings,
         )
+
+    def _agent_troubles(self) -> AgentTroubles:
+        pods, warnings = self.sources.agents.items, self.sources.agent_warnings.items
+        return find_troubles(pods.values(), warnings.values(), self.sources.architecture)
 
     async def _refresh_policies(self) -> str:
         """Why the policies are older than this pass; empty when they are not.

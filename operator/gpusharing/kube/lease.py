@@ -16,11 +16,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.api.times import to_micro_time
 from gpusharing.kube.client import JSON, LEASES, KubeClient
+from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from gpusharing.kube.fence import claims_text, parse_claims
 from gpusharing.kube.raw import section, text, texts, whole
@@ -46,10 +47,6 @@ class Timing:
     """Between two renewals, and between two attempts to acquire."""
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class LeaderLease:
     """One contender for the Lease. Run `run()` as a task; `acquired` is set when it leads."""
 
@@ -63,7 +60,7 @@ class LeaderLease:
         on_lost: Callable[[], None],
         timing: Timing | None = None,
         clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = wall_time,
     ) -> None:
         """`identity` must differ between processes, a restarted one included. `now` is only shown to people."""
         self.identity = identity

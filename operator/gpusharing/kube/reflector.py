@@ -61,6 +61,15 @@ def _ignore(_: str) -> None:
 class Reflector(Generic[View]):
     """Cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
 
+    items: Mapping[str, View]
+    """The views by name; a live read-only mapping, copy it for a snapshot."""
+    synced: asyncio.Event
+    """The first list is complete."""
+    error: KubeError | None
+    """Why the cache is not following the server now; None while it is."""
+    last_contact: float
+    """When (by `clock`) the server last said anything; bookmarks make that at least once a minute."""
+
     def __init__(
         self,
         client: Followable,
@@ -83,14 +92,7 @@ class Reflector(Generic[View]):
         Objects are stored by name; those of a namespaced kind over all namespaces by `namespace/name`. Pages of
         25 keep the peak of memory low: the raw objects of one page are all that is held besides the views.
         """
-        self.items: Mapping[str, View]
-        """The views by name; a live read-only mapping, copy it for a snapshot."""
-        self.synced = asyncio.Event()
-        """The first list is complete."""
-        self.error: KubeError | None = None
-        """Why the cache is not following the server now; None while it is."""
-        self.last_contact = float("-inf")
-        """When (by `clock`) the server last said anything; bookmarks make that at least once a minute."""
+        self.synced, self.error, self.last_contact = asyncio.Event(), None, float("-inf")
         self._client, self._resource, self._project = client, resource, project
         self._where = _Where(
             namespace=namespace, label_selector=label_selector, field_selector=field_selector

@@ -92,22 +92,8 @@ class Sources:
         agent_namespace: str = "",
         maintenance_keys: frozenset[str] = frozenset(),
     ) -> None:
-        def follow(
-            resource: Resource,
-            project: Callable[[JSON], View],
-            namespace: str | None = None,
-            labels: str = "",
-            **more: Any,
-        ) -> Reflector[View]:
-            more = {"on_change": lambda _: wake(), **more}
-            return Reflector(client, resource, project, namespace=namespace, label_selector=labels, **more)
-
-        def gpunode_changed(name: str) -> None:
-            if name not in self.gpunodes.items:
-                self._transitions.pop(name, None)
-                self._reports.pop(name, None)
-            wake()
-
+        """`wake` is called after every change. `agent_namespace`: where the agents are; empty: our own namespace."""
+        self._client, self._wake = client, wake
         self._read_maps = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
         self._our_maps: set[str] = set()
         """UIDs; noted at every event and answer, or a mark that is soon removed would be missed."""
@@ -119,19 +105,36 @@ class Sources:
         """By GPUNode: a hash of the agent's report, which most versions of the object share with the one before."""
         self.policies = PolicyCache(client)
         self._maintenance_keys = maintenance_keys
-        self.nodes = follow(NODES, self._node)
-        self.gpunodes = follow(GPUNODES, self._gpunode, on_change=gpunode_changed)
-        self.agents = follow(PODS, agent_pod, pods, AGENT_SELECTOR)
-        self.agent_warnings = follow(EVENTS, agent_warning, pods, field_selector="type=Warning")
+        self.nodes = self._follow(NODES, self._node)
+        self.gpunodes = self._follow(GPUNODES, self._gpunode, on_change=self._gpunode_changed)
+        self.agents = self._follow(PODS, agent_pod, pods, AGENT_SELECTOR)
+        self.agent_warnings = self._follow(EVENTS, agent_warning, pods, field_selector="type=Warning")
         """Nothing waits for them: they only explain."""
-        self.operands = follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
-        self.config_maps = follow(CONFIG_MAPS, self._config_map, namespace)
-        self.cluster_policies = follow(CLUSTER_POLICIES, cluster_policy_view)
-        self.daemon_sets = follow(DAEMON_SETS, daemon_set_view, namespace)
-        self.gpu_clusters = follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
-        self.medik8s_maintenances = follow(MEDIK8S_MAINTENANCES, medik8s_maintenance)
-        self.nvidia_maintenances = follow(NVIDIA_MAINTENANCES, nvidia_maintenance)
+        self.operands = self._follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
+        self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace)
+        self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
+        self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, namespace)
+        self.gpu_clusters = self._follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
+        self.medik8s_maintenances = self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance)
+        self.nvidia_maintenances = self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance)
         self._maintained = Maintained(self.medik8s_maintenances.items, self.nvidia_maintenances.items)
+
+    def _follow(
+        self,
+        resource: Resource,
+        project: Callable[[JSON], View],
+        namespace: str | None = None,
+        labels: str = "",
+        **more: Any,
+    ) -> Reflector[View]:
+        more = {"on_change": lambda _: self._wake(), **more}
+        return Reflector(self._client, resource, project, namespace=namespace, label_selector=labels, **more)
+
+    def _gpunode_changed(self, name: str) -> None:
+        if name not in self.gpunodes.items:
+            self._transitions.pop(name, None)
+            self._reports.pop(name, None)
+        self._wake()
 
     @property
     def cluster_policy(self) -> ClusterPolicyView | None:
