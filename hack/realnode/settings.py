@@ -117,6 +117,6 @@ def kubelet(address: str, ca: Path, cgroup: str) -> str:
             "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
             "imageGCHighThresholdPercent": 100,
             "resolvConf": "",
-            "syncFrequency": "5s",
+            "syncFrequency": "2s",
         }
     )

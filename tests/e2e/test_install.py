@@ -27,6 +27,13 @@ print("gpus", n.nvmlDeviceGetCount())
 print("set MIG mode:", ask(n.nvmlDeviceSetMigMode, gpu, 1))
 print("create instance:", ask(n.nvmlDeviceCreateGpuInstance, gpu, 9))
 """
+WHO_COMPUTES = """
+import time
+import pynvml as n
+n.nvmlInit()
+print("processes", len(n.nvmlDeviceGetComputeRunningProcesses(n.nvmlDeviceGetHandleByIndex(0))), flush=True)
+time.sleep(3600)
+"""
 READ_RIGHTS = """
 import json, os
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
@@ -86,6 +93,23 @@ def test_nvml_refuses_a_container_without_rights_what_a_driver_would(site: Site,
     ]
 
 
+def test_who_computes_is_seen_from_the_hosts_pid_namespace_only(site: Site, notes: str) -> None:
+    create(site, "computes", {"NVIDIA_VISIBLE_DEVICES": "0"}, WHO_COMPUTES)
+    wait_until(lambda: phase(site, "computes") == "Running", SECONDS, "a pod to compute")
+    try:
+        node = site.api.get(f"{PODS}/computes")["spec"]["nodeName"]
+        wait_until(lambda: "SIMULATED-computes" in computing(site, node), SECONDS, "the agent to see it")
+        wait_until(lambda: bool(site.kubectl("logs", "computes")), SECONDS, "the pod to say whom it sees")
+        assert site.kubectl("logs", "computes") == "processes 0\n", "not even itself"
+    finally:
+        site.api.delete(f"{PODS}/computes", {"gracePeriodSeconds": 0})
+
+
+def computing(site: Site, node: str) -> list[str]:
+    """Names of the processes that the agent sees on the GPUs of its node."""
+    return [one["name"] for gpu in observed(site, node)["gpus"] for one in gpu["processes"]]
+
+
 def test_the_runtime_refuses_rights_over_mig_to_a_container_that_is_not_privileged(site: Site) -> None:
     create(site, "wants-mig", {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_MIG_CONFIG_DEVICES": "all"}, "")
 
@@ -132,14 +156,15 @@ def create(site: Site, name: str, environ: dict[str, str], script: str) -> None:
     site.api.create(PODS, {"metadata": {"name": name}, "spec": spec})
 
 
+def phase(site: Site, name: str) -> str:
+    return str(site.api.get(f"{PODS}/{name}")["status"].get("phase"))
+
+
 def run_to_end(site: Site, name: str, environ: dict[str, str], script: str) -> str:
     """What a pod of our image printed."""
     create(site, name, environ, script)
 
-    def ended() -> bool:
-        return site.api.get(f"{PODS}/{name}")["status"].get("phase") in ("Succeeded", "Failed")
-
-    wait_until(ended, SECONDS, f"pod {name} to end")
+    wait_until(lambda: phase(site, name) in ("Succeeded", "Failed"), SECONDS, f"pod {name} to end")
     said = site.kubectl("logs", name)
     site.api.delete(f"{PODS}/{name}")
     return said

@@ -171,14 +171,6 @@ def test_the_node_in_the_change_is_rebooted_before_its_pods_have_left(one: Incid
     one.ends_well(restarted=(node,))
 
 
-def test_the_node_in_the_change_is_rebooted_after_the_point_of_no_return(one: Incident) -> None:
-    node = one.begin(MIG)
-    one.let_go()
-    one.walk.wait(lambda: one.fence(node).get("stage") != "fenced", "the point of no return")
-    one.walk.site.reboot(node)
-    one.ends_well(restarted=(node,))
-
-
 def test_the_node_with_the_operator_is_drained_by_hand_in_the_middle_of_a_change(one: Incident) -> None:
     site = one.walk.site
     (pod,) = one.operator_pods()
@@ -212,3 +204,11 @@ def test_of_two_operators_by_mistake_one_acts_and_the_other_waits(one: Incident)
     finally:
         site.api.merge_patch(DEPLOYMENT, {"spec": {"replicas": 1}})
         one.walk.wait(lambda: len(one.operator_pods()) == 1, "one operator to be left")
+
+
+def test_the_node_in_the_change_is_rebooted_after_the_point_of_no_return(one: Incident) -> None:
+    node = one.begin(MIG)
+    one.let_go()
+    one.walk.wait(lambda: one.fence(node).get("stage") != "fenced", "the point of no return")
+    one.walk.site.reboot(node)
+    one.ends_well(restarted=(node,))

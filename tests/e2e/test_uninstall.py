@@ -3,24 +3,35 @@
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster.api import ApiError
+from hack.cluster.api import ApiError, Object
 from hack.realnode.site import Site
 from hack.stage import NAMESPACE
 from tests.build import make_fence
+from tests.e2e.conftest import NODES
+from tests.e2e.pool import MIG, POLICY, PROPAGATION, Walk
 
-from gpusharing.api.names import ANNOTATION_FENCE
+from gpusharing.api.names import ANNOTATION_FENCE, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.fence import record_text
 
 pytestmark = pytest.mark.e2e
 NODE = "/api/v1/nodes/gpu-1"
 OPERATOR = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator"
 MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
-CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpusharingpolicies.gpusharing.dev"
+CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+STAY = (
+    f"{CRDS}/gpusharingpolicies.gpusharing.dev",
+    f"{CRDS}/gpunodes.gpusharing.dev",
+    POLICY,
+    *(f"/apis/gpusharing.dev/v1alpha1/gpunodes/{name}" for name in NODES),
+    f"{MAPS}/gpusharing-device-plugin",
+    f"{MAPS}/gpusharing-mig-parted",
+)
 
 
-def uninstall(site: Site) -> tuple[int, str]:
+def uninstall(site: Site, *options: str) -> tuple[int, str]:
     """Exit status, and what helm and the hook's pod said."""
-    return site.try_helm("uninstall", "gpusharing", "--wait", "--timeout", "300s")
+    return site.try_helm("uninstall", "gpusharing", "--wait", "--timeout", "300s", *options)
 
 
 def is_there(site: Site, path: str) -> bool:
@@ -31,6 +42,20 @@ def is_there(site: Site, path: str) -> bool:
             raise
         return False
     return True
+
+
+def served(walk: Walk) -> Object:
+    """What makes the GPUs serve as they do: their partitions, the labels that name our entries, both pointers."""
+    nodes = {}
+    for name, node in walk.site.nodes.items():
+        assert node.gpus is not None, "the nodes of the walk have GPUs"
+        gpus = [
+            {key: gpu[key] for key in ("uuid", "mig", "instances")}
+            for gpu in node.gpus.simulator.show()["gpus"]
+        ]
+        labels = walk.site.api.get(f"/api/v1/nodes/{name}")["metadata"]["labels"]
+        nodes[name] = (gpus, labels[LABEL_MIG_CONFIG], labels[LABEL_PLUGIN_CONFIG])
+    return {"nodes": nodes, "pointers": walk.site.api.get(CLUSTER_POLICY)["spec"]}
 
 
 @pytest.fixture
@@ -45,21 +70,37 @@ def fenced(site: Site, notes: str) -> Iterator[None]:
     annotate(None)
 
 
-def test_uninstalling_is_refused_while_a_node_is_in_the_middle_of_a_change(site: Site, fenced: None) -> None:
+def test_uninstalling_is_refused_while_a_node_is_in_the_middle_of_a_change_unless_it_is_forced(
+    walk: Walk, fenced: None
+) -> None:
+    site = walk.site
     status, said = uninstall(site)
     assert status != 0, said
     assert "gpu-1: policy pool-b" in said, said
     assert is_there(site, OPERATOR)
+    try:
+        status, said = uninstall(site, "--no-hooks")
+        assert status == 0, said
+        assert not is_there(site, OPERATOR)
+        assert ANNOTATION_FENCE in site.api.get(NODE)["metadata"]["annotations"], "who comes next finds it"
+    finally:
+        site.helm_install("--set", PROPAGATION)
+    assert is_there(site, OPERATOR)
 
 
-def test_without_one_it_says_what_stays_and_it_can_be_installed_again(site: Site, notes: str) -> None:
+def test_without_one_it_says_what_stays_and_it_can_be_installed_again(walk: Walk) -> None:
+    walk.bring(MIG)
+    site, before, since = walk.site, served(walk), walk.mark()
     try:
         status, said = uninstall(site)
         assert status == 0, said
         assert "delete configmap gpusharing-device-plugin gpusharing-mig-parted" in said, said
+        assert f"{len(NODES)} node(s) name an entry of these ConfigMaps" in said, said
         assert not is_there(site, OPERATOR)
-        assert is_there(site, CRD)
-        assert is_there(site, f"{MAPS}/gpusharing-device-plugin")
+        assert [path for path in STAY if not is_there(site, path)] == []
+        assert served(walk) == before
     finally:
-        site.helm_install()
+        site.helm_install("--set", PROPAGATION)
     assert is_there(site, OPERATOR)
+    walk.wait(walk.is_ready, "the policy to be Ready as before")
+    assert (walk.evicted(since), served(walk)) == ([], before)
