@@ -1,0 +1,92 @@
+""".ci/run: which steps run, and which turn it into a failure. `make` and our Python are stand-ins that take notes."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hack.generate import ROOT
+
+NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
+E2E = "make e2e"
+RUNG2 = "make test ARGS=-m 'cluster and not nvidia and not e2e and not gpu'"
+# A stand-in notes how it was called, says what is in the file of its name, and ends with the status in another one.
+STAND_IN = """#!/bin/sh
+case $0 in */make) call="make $*" ;; *) call=$2 ;; esac
+echo "$call" >>"$NOTES/calls"
+cat "$NOTES/$call.says" 2>/dev/null
+exit "$(cat "$NOTES/$call.status" 2>/dev/null || echo 0)"
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, at its end."""
+
+    status: int
+    said: str
+    calls: list[str]
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A folder for what stand-ins say (NAME.says) and end with (NAME.status); a checkout with .ci/run lies beside."""
+    made = tmp_path / "notes"
+    made.mkdir()
+    checkout = tmp_path / "checkout"
+    for path in (checkout / ".venv/bin/python", tmp_path / "bin/make"):
+        path.parent.mkdir(parents=True)
+        path.write_text(STAND_IN)
+        path.chmod(0o755)
+    (checkout / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", checkout / ".ci/run")
+    return made
+
+
+def run(notes: Path) -> Run:
+    beside = notes.parent
+    environ = {**os.environ, "NOTES": str(notes), "PATH": f"{beside / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [str(beside / "checkout/.ci/run")], env=environ, capture_output=True, text=True, check=False
+    )
+    return Run(done.returncode, done.stdout, (notes / "calls").read_text().splitlines())
+
+
+def test_rung_4_runs_and_what_it_leaves_is_swept_before_rung_2(notes: Path) -> None:
+    done = run(notes)
+    assert done.status == 0
+    assert done.calls[-4:] == [NEEDS, E2E, SWEEP, RUNG2]
+
+
+def test_a_machine_without_kubelets_is_told_loudly_and_goes_without_rung_4(notes: Path) -> None:
+    (notes / f"{NEEDS}.says").write_text("a real kubelet needs root")
+    done = run(notes)
+    assert done.status == 0
+    assert "!! RUNG 4 NOT RUN, so this is no full check: a real kubelet needs root\n" in done.said
+    assert done.calls[-2:] == [NEEDS, RUNG2]
+
+
+@pytest.mark.parametrize("step", [NEEDS, E2E, SWEEP, "make verify", "make docs", "make test-nvidia"])
+def test_a_step_that_fails_lets_the_others_go_on_and_the_run_fail(notes: Path, step: str) -> None:
+    (notes / f"{step}.status").write_text("3")
+    done = run(notes)
+    assert done.status != 0
+    assert done.calls[-1] == RUNG2
+
+
+def test_nodes_that_are_ended_for_their_time_are_swept_and_told(notes: Path) -> None:
+    (notes / f"{E2E}.status").write_text("124")
+    done = run(notes)
+    assert done.status == 124
+    assert "!! rung 4 was ended after 25 minutes\n" in done.said
+    assert done.calls[-2:] == [SWEEP, RUNG2]
+
+
+def test_the_last_words_are_those_of_rung_2(notes: Path) -> None:
+    (notes / f"{RUNG2}.says").write_text("578 passed\n")
+    (notes / f"{RUNG2}.status").write_text("1")
+    done = run(notes)
+    assert done.status == 1
+    assert done.said.splitlines()[-1] == "578 passed"
