@@ -1,9 +1,10 @@
-"""Can a policy be carried out in this cluster at all? An ordered chain; the first objection is the answer.
+"""Can a policy be carried out in this cluster at all? CHECKS in their order; the first objection is the answer.
 
 What depends on the card of a node is not judged here but in target.py, node by node.
 """
 
 from collections.abc import Callable
+from functools import wraps
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
@@ -15,36 +16,29 @@ from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_poin
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
+Check = Callable[[PolicyView, StackView, PlanSettings], str | None]
+"""Says what stands in the way of the policy; None: nothing that this check knows of."""
+
+
+def accept(policy: PolicyView, stack: StackView, settings: PlanSettings) -> GPUSharingPolicySpec | Finding:
+    """The spec of a policy that can be carried out; of any other one the first objection."""
+    return find_objection(policy, stack, settings) or find_spec(policy)
+
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
-    """The first objection in the order of the chain; None: accepted."""
-    if policy.spec is None:
-        text = "; ".join(f"{problem.field}: {problem.message}" for problem in policy.problems[:3])
-        return Finding(Reason.INVALID_SPEC, text or "the spec cannot be read")
-    if stack.gpu_cluster:
-        return Finding(
-            Reason.UNSUPPORTED_STACK,
-            "a GPUCluster (NVIDIA's DRA stack) serves the GPUs of this cluster; device-plugin and mig-manager"
-            " labels have no effect there. Use this operator with a ClusterPolicy instead",
-        )
-    if stack.cluster_policy is None:
-        return Finding(
-            Reason.CLUSTER_POLICY_MISSING,
-            "no ClusterPolicy found: install the NVIDIA GPU Operator, or grant this operator list and watch on"
-            " clusterpolicies.nvidia.com (chart value rbac.create); nor is there a device plugin of NVIDIA's chart in"
-            f" namespace {settings.gpu_operator_namespace} (chart value gpuOperator.namespace)",
-        )
-    if stack.rival_policies:
-        return Finding(
-            Reason.SEVERAL_CLUSTER_POLICIES,
-            "the GPU Operator follows only one ClusterPolicy, and has marked none of these as ignored (status.state):"
-            f" {', '.join(stack.rival_policies)}. Nothing is changed until it does. Check that the GPU Operator runs,"
-            " or remove the one that you do not want: kubectl delete clusterpolicy NAME",
-        )
-    for check in CHECKS:
-        if (objection := check(policy.spec, stack.cluster_policy, stack, settings)) is not None:
-            return objection
+    """The first objection in the order of CHECKS; None: accepted."""
+    for reason, check in CHECKS:
+        if (message := check(policy, stack, settings)) is not None:
+            return Finding(reason, message)
     return None
+
+
+def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
+    """What the policy asks for, or why nobody can read it."""
+    if policy.spec is not None:
+        return policy.spec
+    text = "; ".join(f"{problem.field}: {problem.message}" for problem in policy.problems[:3])
+    return Finding(Reason.INVALID_SPEC, text or "the spec cannot be read")
 
 
 def passes(reason: Reason) -> bool:
@@ -56,24 +50,71 @@ def passes(reason: Reason) -> bool:
     return reason in (Reason.CLUSTER_POLICY_MISSING, Reason.SEVERAL_CLUSTER_POLICIES)
 
 
+def _against(
+    check: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], str | None],
+) -> Check:
+    """A check of the spec against the one ClusterPolicy; where either is missing, an earlier row has said so."""
+
+    @wraps(check)
+    def both(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+        if policy.spec is None or stack.cluster_policy is None:
+            return None
+        return check(policy.spec, stack.cluster_policy, stack, settings)
+
+    return both
+
+
+def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+    found = find_spec(policy)
+    return found.message if isinstance(found, Finding) else None
+
+
+def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+    if not stack.gpu_cluster:
+        return None
+    return (
+        "a GPUCluster (NVIDIA's DRA stack) serves the GPUs of this cluster; device-plugin and mig-manager"
+        " labels have no effect there. Use this operator with a ClusterPolicy instead"
+    )
+
+
+def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+    if stack.cluster_policy is not None:
+        return None
+    return (
+        "no ClusterPolicy found: install the NVIDIA GPU Operator, or grant this operator list and watch on"
+        " clusterpolicies.nvidia.com (chart value rbac.create); nor is there a device plugin of NVIDIA's chart in"
+        f" namespace {settings.gpu_operator_namespace} (chart value gpuOperator.namespace)"
+    )
+
+
+def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+    if not stack.rival_policies:
+        return None
+    return (
+        "the GPU Operator follows only one ClusterPolicy, and has marked none of these as ignored (status.state):"
+        f" {', '.join(stack.rival_policies)}. Nothing is changed until it does. Check that the GPU Operator runs,"
+        " or remove the one that you do not want: kubectl delete clusterpolicy NAME"
+    )
+
+
+@_against
 def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> Finding | None:
+) -> str | None:
     ours = settings.plugin_config_map
     if cluster_policy.plugin_config_name == ours:
         return None
     if (plain := cluster_policy.plain) is not None:
-        return Finding(
-            Reason.PLUGIN_CONFIG_NOT_OURS,
+        return (
             f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is"
             f" {cluster_policy.plugin_config_name or 'not set'}, so {ours} is not read; run:"
-            f" {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}",
+            f" {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}"
         )
     pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs)
-    return Finding(
-        Reason.PLUGIN_CONFIG_NOT_OURS,
+    return (
         f"ClusterPolicy {pointer.field} is {pointer.said}, so {ours} is not read"
-        f"{_why_not_set(pointer, cluster_policy, stack, settings)}; run: {pointer.command(cluster_policy.name)}",
+        f"{_why_not_set(pointer, cluster_policy, stack, settings)}; run: {pointer.command(cluster_policy.name)}"
     )
 
 
@@ -90,76 +131,94 @@ def plain_upgrade(plain: PlainStackView, namespace: str, value: str) -> str:
     return f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values --set {value}"
 
 
+@_against
 def _discovery(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> Finding | None:
+) -> str | None:
     plain = cluster_policy.plain
     if plain is None or plain.discovers:
         return None
-    return Finding(
-        Reason.FEATURE_DISCOVERY_MISSING,
+    return (
         "GPU Feature Discovery does not run beside the device plugin, so no change could be proven; run:"
-        f" {plain_upgrade(plain, settings.gpu_operator_namespace, 'gfd.enabled=true')}",
+        f" {plain_upgrade(plain, settings.gpu_operator_namespace, 'gfd.enabled=true')}"
     )
 
 
-def _config_maps(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> Finding | None:
+def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
     if not stack.foreign_map:
         return None
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
-    return Finding(
-        Reason.CONFIG_MAP_TAKEN,
+    return (
         f"ConfigMap {stack.foreign_map} was made by somebody else and holds entries; nothing is written to it. To hand"
         f" it over: kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node"
-        f" names then go); or to have a new one: kubectl delete {where}",
+        f" names then go); or to have a new one: kubectl delete {where}"
     )
 
 
+def _lacks_mig_manager(spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView) -> bool:
+    return spec.mode is Mode.MIG and not cluster_policy.mig_manager_enabled
+
+
+@_against
 def _mig_manager(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> Finding | None:
-    if spec.mode is not Mode.MIG or cluster_policy.mig_manager_enabled:
+) -> str | None:
+    if cluster_policy.plain is None or not _lacks_mig_manager(spec, cluster_policy):
         return None
-    if cluster_policy.plain is not None:
-        return Finding(
-            Reason.MIG_MANAGER_MISSING,
-            "mode MIG needs mig-manager, which NVIDIA's device-plugin chart does not bring: install the NVIDIA GPU"
-            " Operator in its place, or use mode Full, TimeSlicing or MPS",
-        )
+    return (
+        "mode MIG needs mig-manager, which NVIDIA's device-plugin chart does not bring: install the NVIDIA GPU"
+        " Operator in its place, or use mode Full, TimeSlicing or MPS"
+    )
+
+
+@_against
+def _mig_manager_on(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
+) -> str | None:
+    if not _lacks_mig_manager(spec, cluster_policy):
+        return None
     command = patch_command(cluster_policy.name, '{"spec":{"migManager":{"enabled":true}}}')
-    return Finding(Reason.MIG_MANAGER_DISABLED, f"ClusterPolicy migManager.enabled is false; run: {command}")
+    return f"ClusterPolicy migManager.enabled is false; run: {command}"
 
 
+@_against
 def _strategy(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> Finding | None:
+) -> str | None:
     fixed = cluster_policy.mig_strategy
     if spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
     command = patch_command(cluster_policy.name, '{"spec":{"mig":{"strategy":null}}}')
-    return Finding(
-        Reason.MIG_STRATEGY_SET,
+    return (
         f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node;"
-        f" run: {command} (helm: --set mig.strategy=)",
+        f" run: {command} (helm: --set mig.strategy=)"
     )
 
 
+@_against
 def _layouts(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> Finding | None:
+) -> str | None:
     if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
         return None
     pointer = mig_pointer(cluster_policy, settings.mig_config_map)
-    return Finding(
-        Reason.LAYOUTS_NEED_CONFIG_MAP,
+    return (
         f"spec.mig.layouts needs ClusterPolicy {pointer.field}={pointer.ours} (now {pointer.said})"
-        f"{_why_not_set(pointer, cluster_policy, stack, settings)}; run: {pointer.command(cluster_policy.name)}",
+        f"{_why_not_set(pointer, cluster_policy, stack, settings)}; run: {pointer.command(cluster_policy.name)}"
     )
 
 
-CHECKS: tuple[
-    Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], Finding | None], ...
-] = (_plugin_config, _discovery, _config_maps, _mig_manager, _strategy, _layouts)
-"""First wins; a test pins the order. Before them comes whether there is a spec, and one ClusterPolicy to ask."""
+CHECKS: tuple[tuple[Reason, Check], ...] = (
+    (Reason.INVALID_SPEC, _readable),
+    (Reason.UNSUPPORTED_STACK, _device_plugin),
+    (Reason.CLUSTER_POLICY_MISSING, _cluster_policy),
+    (Reason.SEVERAL_CLUSTER_POLICIES, _one_cluster_policy),
+    (Reason.PLUGIN_CONFIG_NOT_OURS, _plugin_config),
+    (Reason.FEATURE_DISCOVERY_MISSING, _discovery),
+    (Reason.CONFIG_MAP_TAKEN, _config_maps),
+    (Reason.MIG_MANAGER_MISSING, _mig_manager),
+    (Reason.MIG_MANAGER_DISABLED, _mig_manager_on),
+    (Reason.MIG_STRATEGY_SET, _strategy),
+    (Reason.LAYOUTS_NEED_CONFIG_MAP, _layouts),
+)
+"""What is objected, and who finds it out. First wins; a test pins the order."""
