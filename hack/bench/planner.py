@@ -4,13 +4,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from itertools import product
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.main import settle_heap
 from gpusharing.planning.gpus.geometry import find_fit, normalise
-from gpusharing.planning.rollout import Memo, plan_rollout
+from gpusharing.planning.memo import Memo
+from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from hack.bench.fleet import GPUS, NOW, POLICIES, card, fleet
 from hack.bench.results import Measured
@@ -65,7 +67,7 @@ def _incremental(snapshot: ClusterSnapshot) -> float:
     times = []
     for index in range(CHANGES):
         snapshot = _changed(snapshot, order[index * 37 % len(order)])
-        times.append(_cpu_ms(partial(plan_rollout, snapshot, NOW, memo)))
+        times.append(_cpu_ms(partial(plan_rollout, snapshot, NOW + timedelta(seconds=index + 1), memo)))
     return statistics.median(times)
 
 

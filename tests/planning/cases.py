@@ -15,10 +15,9 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import accept
-from gpusharing.planning.wanted.target import Target, Targets, find_target, find_wish
+from gpusharing.planning.stack.terms import find_terms, wish_of
+from gpusharing.planning.wanted.target import Target, find_target, find_wish
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict, find_health
-from gpusharing.planning.words.findings import Finding
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
 MPS = make_policy(mode="MPS")
@@ -109,9 +108,8 @@ def make_case(
 
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Assessment:
     """The assessment of one node under one policy."""
-    spec = accept(policy, stack, SETTINGS)
-    terms = spec if isinstance(spec, Finding) else Targets(policy, find_wish(policy.name, spec), stack)
-    return assess(view, report, policy, terms, stack)
+    terms = find_terms(policy, wish_of(policy), stack, SETTINGS)
+    return assess(view, report, policy, terms.targets, stack)
 
 
 def fenced_of(case: NodeCase) -> FencedCase:

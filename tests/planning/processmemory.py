@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from gpusharing.planning.rollout import Memo
+from gpusharing.planning.memo import Memo
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 

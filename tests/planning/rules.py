@@ -24,7 +24,7 @@ from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.wanted.ownership import Owners
+from gpusharing.planning.wanted.ownership import Owners, find_claimants
 
 if TYPE_CHECKING:
     from tests.planning.world import World
@@ -94,12 +94,13 @@ def is_away(node: NodeView) -> bool:
 
 def pool(world: "World", policy: str) -> list[NodeView]:
     """The nodes of a policy, those that still carry its fence included; none without a GPU or of another product."""
-    owners = Owners(world.policies)
+    owners = Owners(find_claimants(world.policies))
+    by_name = {policy.name: policy for policy in world.policies}
     mine = []
     for node in world.nodes.values():
         owner = owners.owner(node)
-        mine_by_name = (node.fence.policy if node.fence else owner.name if owner else "") == policy
-        if mine_by_name and (node.fence or _is_meant(world, node, owner)):
+        mine_by_name = (node.fence.policy if node.fence else owner) == policy
+        if mine_by_name and (node.fence or _is_meant(world, node, by_name.get(owner))):
             mine.append(node)
     return mine
 

@@ -27,8 +27,9 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.gpus.cards import bare_product
+from gpusharing.planning.memo import Memo
 from gpusharing.planning.pools.common import Common
-from gpusharing.planning.rollout import Memo, plan_rollout
+from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.looks import LOOKS, Look
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence

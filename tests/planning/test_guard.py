@@ -17,7 +17,8 @@ from tests.build import (
 
 from gpusharing.api.names import LABEL_MIG_STATE, Phase
 from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims
-from gpusharing.planning.rollout import Memo, plan_rollout
+from gpusharing.planning.memo import Memo
+from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.words.reasons import Reason

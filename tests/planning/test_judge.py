@@ -19,7 +19,7 @@ from gpusharing.api.names import (
 )
 from gpusharing.planning.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.way.judge import is_static, is_told_apart, judge
+from gpusharing.planning.way.judge import is_lasting, is_told_apart, judge
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -27,23 +27,21 @@ from gpusharing.planning.words.reasons import Reason
 
 AT_REST = make_case(FULL).node
 ASKED = EnsureGPUNode("gpu-07", "uid-gpu-07", "1", quiet=False)
-SKIPPED = replace(SYNCED, phase=Phase.SKIPPED)
-STATIC: dict[str, tuple[Verdict, NodeView, bool]] = {
+LASTING: dict[str, tuple[Verdict, NodeView, bool]] = {
     "it is proven": (SYNCED, AT_REST, True),
-    "it is skipped": (SKIPPED, AT_REST, True),
-    "it waits": (PENDING, AT_REST, False),
+    "it is skipped": (replace(SYNCED, phase=Phase.SKIPPED), AT_REST, True),
+    "it waits": (PENDING, AT_REST, True),
+    "it waits for a slot": (replace(PENDING, candidate=True), AT_REST, True),
     "it is in a change": (SYNCED, replace(AT_REST, fence=make_fence()), False),
+    "its fence cannot be read": (SYNCED, replace(AT_REST, fence_error="not JSON"), False),
     "something is to be written": (SYNCED.then(ASKED), AT_REST, False),
     "it is looked at again": (replace(SYNCED, wake=at(5)), AT_REST, False),
-    "it waits for a slot": (replace(SYNCED, candidate=True), AT_REST, False),
 }
 
 
-@pytest.mark.parametrize(("verdict", "node", "static"), STATIC.values(), ids=STATIC)
-def test_a_verdict_holds_whatever_the_time_and_the_agents_when(
-    verdict: Verdict, node: NodeView, static: bool
-) -> None:
-    assert is_static(verdict, node) is static
+@pytest.mark.parametrize(("verdict", "node", "lasts"), LASTING.values(), ids=LASTING)
+def test_a_verdict_holds_whatever_the_time_when(verdict: Verdict, node: NodeView, lasts: bool) -> None:
+    assert is_lasting(verdict, node) is lasts
 
 
 DIVIDED = make_gpunode(gpus=(make_gpu(layout=(("3g.40gb", 2),)),))

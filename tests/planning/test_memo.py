@@ -1,6 +1,8 @@
 """The memo saves work and changes no answer: what changed is asked anew, what did not is not."""
 
 from dataclasses import replace
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,9 +20,11 @@ from tests.planning.cases import pair_of
 
 from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
 from gpusharing.api.validation import Problem
-from gpusharing.planning.rollout import Memo, plan_rollout
+from gpusharing.planning.memo import Memo
+from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.wanted.ownership import find_claimants
 from gpusharing.planning.words.reasons import Reason
 
 PAUSED = make_policy(rollout={"paused": True})
@@ -101,31 +105,25 @@ def test_what_did_not_change_is_not_judged_again() -> None:
     gpunodes = [make_gpunode("gpu-07"), make_gpunode("gpu-08")]
     memo, snapshot = Memo(), waiting(nodes=nodes, policies=[PAUSED, OTHER], gpunodes=gpunodes)
     first = plan_rollout(snapshot, NOW, memo)
-    kept = {**memo.known, **memo.targets, "owners": memo.owners, "configuration": memo.config_settled}
-    assert all(kept.values())
     for later in (NOW, at(1)):
         plan = plan_rollout(snapshot, later, memo)
-        now = {**memo.known, **memo.targets, "owners": memo.owners, "configuration": memo.config_settled}
-        assert [name for name in kept if now[name] is not kept[name]] == []
+        assert [name for name, target in first.targets.items() if plan.targets[name] is not target] == []
         assert [name for name, verdict in first.verdicts.items() if plan.verdicts[name] is not verdict] == []
 
 
-def test_policies_that_are_listed_again_and_select_as_before_choose_no_owner_anew() -> None:
-    memo, snapshot = Memo(), waiting()
-    plan_rollout(snapshot, NOW, memo)
-    owners = memo.owners
-    plan_rollout(replace(snapshot, policies=(replace(PAUSED, finalizer=True),)), NOW, memo)
-    assert memo.owners is owners
+def test_a_change_of_a_policy_that_selects_as_before_gives_no_node_another_owner() -> None:
+    changed = replace(PAUSED, finalizer=True, generation=7)
+    assert find_claimants([PAUSED]) == find_claimants([changed])
+    assert find_claimants([PAUSED]) != find_claimants([replace(PAUSED, deleting=True)])
 
 
-def test_a_new_stack_gives_a_policy_new_targets_and_keeps_its_wish() -> None:
+def test_a_new_stack_gives_every_node_a_new_target() -> None:
     memo, snapshot = Memo(), waiting()
-    plan_rollout(snapshot, NOW, memo)
-    old = memo.targets["pool-b"]
-    stack = replace(snapshot.stack)
-    plan_rollout(replace(snapshot, stack=stack), NOW, memo)
-    new = memo.targets["pool-b"]
-    assert (new.stack is stack, new is old, new.wish is old.wish) == (True, False, True)
+    plan = plan_rollout(snapshot, NOW, memo)
+    stack = replace(snapshot.stack, pointer_error="refused")
+    again = plan_rollout(replace(snapshot, stack=stack), NOW, memo)
+    assert again.targets == plan.targets
+    assert again.targets["gpu-07"] is not plan.targets["gpu-07"]
 
 
 def test_a_policy_that_nobody_can_read_says_so_on_its_node_and_keeps_no_other_waiting() -> None:
@@ -143,3 +141,86 @@ def test_a_policy_that_nobody_can_read_says_so_on_its_node_and_keeps_no_other_wa
             "gpu-07": Reason.INVALID_SPEC,
             "gpu-08": Reason.PAUSED,
         }
+
+
+# --- the memo by itself --------------------------------------------------------------------------------------
+
+
+class Question:
+    """Says the length of its inputs, fails at those that are too long, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def length(self, text: str, limit: int) -> int:
+        """The question."""
+        self.asked.append(text)
+        if len(text) > limit:
+            raise ValueError(text)
+        return len(text)
+
+
+def test_a_question_is_asked_again_when_an_argument_is_another_one() -> None:
+    memo, question = Memo(), Question()
+    length = question.length
+    rows = {"a": ("one", 9), "b": ("three", 9)}
+    for _ in range(2):
+        assert memo.each(length, rows.items()) == {"a": 3, "b": 5}
+    assert question.asked == ["one", "three"]
+    rows["b"] = ("three", 8)
+    memo.each(length, rows.items())
+    assert question.asked == ["one", "three", "three"]
+
+
+def test_who_is_not_asked_about_is_forgotten() -> None:
+    memo, question = Memo(), Question()
+    length = question.length
+    for rows in ({"a": ("one", 9)}, {}, {"a": ("one", 9)}):
+        assert len(memo.each(length, rows.items())) == len(rows)
+    assert question.asked == ["one", "one"]
+
+
+def test_an_error_about_one_leaves_the_others_answered_and_is_met_again() -> None:
+    memo, question = Memo(), Question()
+    length = question.length
+    rows = {"a": ("one", 4), "b": ("three", 4)}
+    for _ in range(2):
+        failed: dict[str, Exception] = {}
+        assert memo.each(length, rows.items(), failed=failed) == {"a": 3}
+        assert str(failed["b"]) == "three"
+    with pytest.raises(ValueError, match="three"):
+        memo.each(length, rows.items())
+    assert question.asked == ["one", "three", "three", "three"]
+
+
+def test_an_answer_that_depends_on_the_time_stands_only_while_it_says_so() -> None:
+    asked: list[datetime] = []
+
+    def hour(limit: int, *, now: datetime) -> int:
+        asked.append(now)
+        return min(limit, now.hour)
+
+    memo = Memo()
+    for moment in (NOW, at(1)):
+        assert memo.ask(partial(hour, now=moment), 3, lasts=lambda answer: answer == 3) == 3
+    assert asked == [NOW]
+    for moment in (NOW, at(1)):
+        memo.ask(partial(hour, now=moment), 24, lasts=lambda answer: answer == 24)
+    assert asked == [NOW, NOW, at(1)]
+
+
+def test_a_clock_that_was_set_back_asks_anew() -> None:
+    memo, question = Memo(), Question()
+    length = question.length
+    for moment in (NOW, at(1), at(1), NOW):
+        memo.begin(moment)
+        assert memo.ask(length, "one", 9) == 3
+    assert question.asked == ["one", "one"]
+
+
+def test_a_value_that_is_equal_to_the_last_one_of_its_name_is_that_object() -> None:
+    memo, first = Memo(), [1, 2]
+    assert memo.same("numbers", first) is first
+    assert memo.same("numbers", [1, 2]) is first
+    assert memo.same("numbers", [3]) == [3]
+    assert memo.same("others", [1, 2]) is not first

@@ -9,7 +9,7 @@ from tests.build import NOW, POOL_LABELS, make_fence, make_node, make_policy, ma
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.wanted.ownership import Owners, selects
+from gpusharing.planning.wanted.ownership import Owners, find_claimants, selects
 
 OLD, YOUNG = "2026-01-01T00:00:00Z", "2026-06-01T00:00:00Z"
 MARK = "gpusharing.dev/policy"
@@ -18,8 +18,12 @@ MARK = "gpusharing.dev/policy"
 def owner(*policies: PolicyView, present: str = "", **labels: str) -> str:
     """Who owns a node of pool b that carries the mark of `present`."""
     node = make_node(labels={**({MARK: present} if present else {}), **labels})
-    found = Owners(policies).owner(node)
-    return found.name if found else ""
+    return owners(*policies).owner(node)
+
+
+def owners(*policies: PolicyView) -> Owners:
+    """What finds the owner among these."""
+    return Owners(find_claimants(policies))
 
 
 def policy(name: str, created: str = OLD, **fields: object) -> PolicyView:
@@ -73,19 +77,19 @@ def test_between_equals_the_policy_of_the_fence_counts_as_owner(
 ) -> None:
     old, young = policy("a"), policy("b", YOUNG)
     fenced = make_node(fence=make_fence(stage, policy="b"))
-    assert Owners([old, young]).owner(make_node()) is old
-    assert Owners([old, young]).owner(fenced) is young
+    assert owners(old, young).owner(make_node()) == "a"
+    assert owners(old, young).owner(fenced) == "b"
     marked = make_node(labels={MARK: "a"}, fence=make_fence(stage, policy="b"))
-    assert Owners([old, young]).owner(marked) is young, "a mark tells who proved the node last"
+    assert owners(old, young).owner(marked) == "b", "a mark tells who proved the node last"
     higher = policy("a", priority=1)
-    assert Owners([higher, young]).owner(fenced) is higher
+    assert owners(higher, young).owner(fenced) == "a"
     elsewhere = policy("b", YOUNG, nodeSelector=ELSEWHERE)
-    assert Owners([old, elsewhere]).owner(fenced) is old
+    assert owners(old, elsewhere).owner(fenced) == "a"
 
 
 def test_a_fence_whose_policy_cannot_be_read_any_more_keeps_its_owner() -> None:
     broken = replace(policy("b", YOUNG), spec=None)
-    assert Owners([policy("a"), broken]).owner(make_node(fence=make_fence(policy="b"))) is broken
+    assert owners(policy("a"), broken).owner(make_node(fence=make_fence(policy="b"))) == "b"
 
 
 SELECTORS: dict[str, tuple[dict[str, object], bool]] = {
@@ -130,7 +134,7 @@ def test_the_index_over_labels_finds_what_comparing_with_every_policy_finds() ->
     for labels in ({}, {"zone": "1"}, {"zone": "2"}, {"a": "x"}, {"a": "x", "zone": "1"}):
         node = make_node(labels=labels)
         slow = {p.name for p in policies if p.spec and selects(p.spec.node_selector, node.labels)}
-        assert {found.name for found in Owners(policies).selecting(node)} == slow
+        assert {found.name for found in owners(*policies).selecting(node)} == slow
 
 
 def test_a_node_in_flight_takes_the_slot_of_the_policy_that_fenced_it() -> None:

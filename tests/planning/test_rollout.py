@@ -41,7 +41,8 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.rollout import Memo, plan_rollout
+from gpusharing.planning.memo import Memo
+from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
@@ -295,13 +296,14 @@ def test_a_clock_that_is_set_back_asks_anew_whatever_the_memo_holds() -> None:
     assert reasons == [Reason.PAUSED, Reason.DEFERRED]
 
 
-def test_a_memo_forgets_nodes_that_are_gone() -> None:
+def test_a_node_that_is_gone_leaves_nothing_behind_in_the_memo() -> None:
     world = pool_of(2)
     memo = Memo()
     plan_rollout(world.snapshot(), world.now, memo)
     world.remove_node("n0")
-    plan_rollout(world.snapshot(), world.now, memo)
-    assert memo.known.keys() == {"n1"}
+    plan = plan_rollout(world.snapshot(), world.now, memo)
+    assert plan.targets.keys() == {"n1"}
+    assert plan == plan_rollout(world.snapshot(), world.now)
 
 
 def test_a_fence_that_cannot_be_read_is_left_exactly_as_it_is() -> None:

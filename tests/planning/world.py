@@ -34,7 +34,8 @@ from gpusharing.planning.actions import (
 from gpusharing.planning.drain.evictions import remember
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.sightings import heard, looked
-from gpusharing.planning.rollout import Memo, RolloutPlan, plan_rollout
+from gpusharing.planning.memo import Memo
+from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.stackviews import StackView

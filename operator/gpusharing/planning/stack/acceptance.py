@@ -20,14 +20,9 @@ Check = Callable[[PolicyView, StackView, PlanSettings], str | None]
 """Says what stands in the way of the policy; None: nothing that this check knows of."""
 
 
-def accept(policy: PolicyView, stack: StackView, settings: PlanSettings) -> GPUSharingPolicySpec | Finding:
-    """The spec of a policy that can be carried out; of any other one the first objection."""
-    return find_objection(policy, stack, settings) or find_spec(policy)
-
-
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
     """The first objection in the order of CHECKS; None: accepted."""
-    for reason, check in CHECKS:
+    for check, reason in CHECKS:
         if (message := check(policy, stack, settings)) is not None:
             return Finding(reason, message)
     return None
@@ -208,17 +203,17 @@ def _layouts(
     )
 
 
-CHECKS: tuple[tuple[Reason, Check], ...] = (
-    (Reason.INVALID_SPEC, _readable),
-    (Reason.UNSUPPORTED_STACK, _device_plugin),
-    (Reason.CLUSTER_POLICY_MISSING, _cluster_policy),
-    (Reason.SEVERAL_CLUSTER_POLICIES, _one_cluster_policy),
-    (Reason.PLUGIN_CONFIG_NOT_OURS, _plugin_config),
-    (Reason.FEATURE_DISCOVERY_MISSING, _discovery),
-    (Reason.CONFIG_MAP_TAKEN, _config_maps),
-    (Reason.MIG_MANAGER_MISSING, _mig_manager),
-    (Reason.MIG_MANAGER_DISABLED, _mig_manager_on),
-    (Reason.MIG_STRATEGY_SET, _strategy),
-    (Reason.LAYOUTS_NEED_CONFIG_MAP, _layouts),
+CHECKS: tuple[tuple[Check, Reason], ...] = (
+    (_readable, Reason.INVALID_SPEC),
+    (_device_plugin, Reason.UNSUPPORTED_STACK),
+    (_cluster_policy, Reason.CLUSTER_POLICY_MISSING),
+    (_one_cluster_policy, Reason.SEVERAL_CLUSTER_POLICIES),
+    (_plugin_config, Reason.PLUGIN_CONFIG_NOT_OURS),
+    (_discovery, Reason.FEATURE_DISCOVERY_MISSING),
+    (_config_maps, Reason.CONFIG_MAP_TAKEN),
+    (_mig_manager, Reason.MIG_MANAGER_MISSING),
+    (_mig_manager_on, Reason.MIG_MANAGER_DISABLED),
+    (_strategy, Reason.MIG_STRATEGY_SET),
+    (_layouts, Reason.LAYOUTS_NEED_CONFIG_MAP),
 )
-"""What is objected, and who finds it out. First wins; a test pins the order."""
+"""Who finds it out, and what is objected. First wins; a test pins the order."""

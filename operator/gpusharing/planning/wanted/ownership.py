@@ -12,7 +12,8 @@ gpusharing.dev/policy on the Node, written when a node is adopted or released.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.api.policy import LabelSelector
@@ -42,61 +43,72 @@ def selects(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
     return True
 
 
-class Owners:
-    """Finds the owner of a node among policies. Built once per set of policies, then asked per node.
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """All of a policy that decides about ownership; the rest of it may change without a new choice."""
 
-    Most selectors name one label value; policies are indexed by it, so a node is compared only with policies
-    that can match.
+    name: str
+    created: str
+    selector: LabelSelector | None
+    """None: the spec cannot be read."""
+    priority: int
+
+    @property
+    def order(self) -> tuple[int, str, str]:
+        """Smaller has the better claim."""
+        return (-self.priority, self.created, self.name)
+
+
+def find_claimants(policies: Iterable[PolicyView]) -> tuple[Claimant, ...]:
+    """The policies that may own nodes: all but those that are being deleted."""
+    return tuple([_claimant(policy) for policy in policies if not policy.deleting])
+
+
+def _claimant(policy: PolicyView) -> Claimant:
+    if (spec := policy.spec) is None:
+        return Claimant(policy.name, policy.created, None, 0)
+    return Claimant(policy.name, policy.created, spec.node_selector, spec.priority)
+
+
+class Owners:
+    """Finds the owner of a node among claimants. Built once per set of them, then asked per node.
+
+    Most selectors name one label value; claimants are indexed by it, so a node is compared only with those that can
+    match.
     """
 
-    def __init__(self, policies: Sequence[PolicyView]) -> None:
-        self._by_label: dict[str, dict[str, list[tuple[LabelSelector, PolicyView]]]] = defaultdict(
+    def __init__(self, claimants: Iterable[Claimant]) -> None:
+        self._by_label: dict[str, dict[str, list[tuple[LabelSelector, Claimant]]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        self._others: list[tuple[LabelSelector, PolicyView]] = []
-        self._unreadable = {
-            policy.name: policy for policy in policies if policy.spec is None and not policy.deleting
-        }
-        for policy in policies:
-            if policy.spec is None or policy.deleting:
-                continue
-            selector = policy.spec.node_selector
-            if selector.match_labels:
+        self._others: list[tuple[LabelSelector, Claimant]] = []
+        self._unreadable: set[str] = set()
+        for claimant in claimants:
+            selector = claimant.selector
+            if selector is None:
+                self._unreadable.add(claimant.name)
+            elif selector.match_labels:
                 key, value = min(selector.match_labels.items())
-                self._by_label[key][value].append((selector, policy))
+                self._by_label[key][value].append((selector, claimant))
             else:
-                self._others.append((selector, policy))
+                self._others.append((selector, claimant))
 
-        self.rules = tuple(map(_rule, policies))
-        """All that decides about ownership; the rest of the policies may change without a new choice."""
+    def owner(self, node: NodeView) -> str:
+        """The policy that owns the node; empty when none does."""
+        present = _holder(node)
+        return present if present in self._unreadable else _choose(present, self.selecting(node))
 
-    def owner(self, node: NodeView) -> PolicyView | None:
-        """The policy that owns the node; None when none does."""
-        present = self._unreadable.get(_holder(node))
-        return present or choose_owner(node, self.selecting(node))
-
-    def selecting(self, node: NodeView) -> list[PolicyView]:
-        """Every policy whose selector matches, best claim first."""
+    def selecting(self, node: NodeView) -> list[Claimant]:
+        """Everyone whose selector matches, best claim first."""
         labels = node.labels
-        found = [policy for selector, policy in self._others if selects(selector, labels)]
+        found = [claimant for selector, claimant in self._others if selects(selector, labels)]
         for key, by_value in self._by_label.items():
             value = labels.get(key)
             if value is not None and value in by_value:
-                found += [policy for selector, policy in by_value[value] if selects(selector, labels)]
+                found += [claimant for selector, claimant in by_value[value] if selects(selector, labels)]
         if len(found) > 1:
-            found.sort(key=_claim)
+            found.sort(key=lambda claimant: claimant.order)
         return found
-
-
-def _rule(policy: PolicyView) -> tuple[object, ...]:
-    spec = policy.spec
-    chosen_by = (spec.node_selector, spec.priority) if spec is not None else None
-    return policy.name, policy.created, policy.deleting, chosen_by
-
-
-def _claim(policy: PolicyView) -> tuple[int, str, str]:
-    assert policy.spec is not None, "policies without a spec are left out"
-    return (-policy.spec.priority, policy.created, policy.name)
 
 
 def _holder(node: NodeView) -> str:
@@ -104,13 +116,12 @@ def _holder(node: NodeView) -> str:
     return node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
 
 
-def choose_owner(node: NodeView, selecting: Sequence[PolicyView]) -> PolicyView | None:
-    """The owner among the policies that select the node, best claim first."""
+def _choose(present: str, selecting: Sequence[Claimant]) -> str:
+    """The owner among those that select a node, best claim first, while `present` has it; empty when none does."""
     if not selecting:
-        return None
+        return ""
     best = selecting[0]
-    present = _holder(node)
-    for policy in selecting:
-        if policy.name == present and policy.spec is not None and best.spec is not None:
-            return best if best.spec.priority > policy.spec.priority else policy
-    return best
+    for claimant in selecting:
+        if claimant.name == present:
+            return best.name if best.priority > claimant.priority else present
+    return best.name

@@ -38,15 +38,9 @@ def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
     return with_gpunode(_unfenced(case, case.assessment), case)
 
 
-def is_static(verdict: Verdict, node: NodeView) -> bool:
-    """Whether the verdict depends on nothing but the node, its GPUNode, the policy and the stack."""
-    return (
-        node.fence is None
-        and verdict.phase in (Phase.SYNCED, Phase.SKIPPED)
-        and not verdict.actions
-        and verdict.wake is None
-        and not verdict.candidate
-    )
+def is_lasting(verdict: Verdict, node: NodeView) -> bool:
+    """Whether the node is told the same later, until something else than the time changes."""
+    return node.fence is None and not node.fence_error and verdict.wake is None and not verdict.actions
 
 
 def is_told_apart(case: NodeCase) -> bool:

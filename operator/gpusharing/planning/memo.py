@@ -1,0 +1,89 @@
+"""Answers to questions that were asked before: a pass costs what changed, not what exists.
+
+A question is a pure function, and what it reads are its arguments. Its answer stands while it is asked with the same
+objects, or with equal ones: they are values. So the list of arguments is the key, and whoever adds one has added it to
+the key. Python compares objects with themselves at once, and gatherers keep what did not change: a comparison costs
+next to nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeVar, TypeVarTuple
+
+Inputs = TypeVarTuple("Inputs")
+Answer = TypeVar("Answer")
+Value = TypeVar("Value")
+
+
+class Memo:
+    """What was answered in the last pass. One per planner; start with an empty one.
+
+    What a pass does not ask is forgotten after it: nodes and policies that are gone leave nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self._answers: dict[object, tuple[dict[str, tuple[object, ...]], dict[str, Any]]] = {}
+        """By question: what was given with each name, of answers that stand; and all answers."""
+        self._values: dict[str, Any] = {}
+        self._latest: datetime | None = None
+
+    def begin(self, now: datetime) -> None:
+        """Begin a pass. Answers stand while time goes on; a clock that was set back asks everything anew."""
+        if self._latest is not None and now < self._latest:
+            self._answers, self._values = {}, {}
+        self._latest = now
+
+    def same(self, name: str, value: Value) -> Value:
+        """The value that had this name in the last pass, where it equals this one: the same object for a question."""
+        known: Value | None = self._values.get(name)
+        if known is not None and known == value:
+            return known
+        self._values[name] = value
+        return value
+
+    def ask(
+        self,
+        question: Callable[[*Inputs], Answer],
+        *inputs: *Inputs,
+        lasts: Callable[[Answer], bool] | None = None,
+    ) -> Answer:
+        """The answer to a question that is asked once in a pass; see `each`."""
+        return self.each(question, [("", inputs)], lasts=lasts)[""]
+
+    def each(
+        self,
+        question: Callable[[*Inputs], Answer],
+        rows: Iterable[tuple[str, tuple[*Inputs]]],
+        *,
+        lasts: Callable[[Answer], bool] | None = None,
+        failed: dict[str, Exception] | None = None,
+    ) -> dict[str, Answer]:
+        """The answers to one question about many, by name. Asked once in a pass, about all.
+
+        What a question reads besides, above all the time, is bound to it by functools.partial; `lasts` says which of
+        its answers stand all the same. An error goes into `failed`, and its name has no answer; None: it is raised.
+        """
+        key = question.func if isinstance(question, partial) else question
+        asked, told = self._answers.get(key, _NOTHING)
+        given: dict[str, tuple[object, ...]] = {}
+        answers: dict[str, Answer] = {}
+        for name, inputs in rows:
+            if asked.get(name) == inputs:
+                answers[name] = told[name]
+                given[name] = inputs
+                continue
+            try:
+                answers[name] = answer = question(*inputs)
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed[name] = error
+                continue
+            if lasts is None or lasts(answer):
+                given[name] = inputs
+        self._answers[key] = given, answers
+        return answers.copy()
+
+
+_NOTHING: tuple[dict[str, tuple[object, ...]], dict[str, Any]] = {}, {}

@@ -1,0 +1,180 @@
+"""What is true of one node, whatever the time, and what it is told. Both are functions of what they are given.
+
+So that the memo (memo.py) can keep both, whatever changes from pass to pass is an argument here, and the time is named.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpusharing.planning.gpus.health import Diagnosis
+from gpusharing.planning.proof.assess import Assessment, assess
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.views import (
+    ClusterSnapshot,
+    GPUNodeView,
+    GpuView,
+    NodeView,
+    PlanSettings,
+    PolicyView,
+)
+from gpusharing.planning.stack.terms import Terms
+from gpusharing.planning.way.judge import is_lasting, is_told_apart, judge
+from gpusharing.planning.way.verdict import NodeCase, Verdict, find_health
+from gpusharing.planning.words.findings import Finding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeFacts:
+    """What is true of one node, whatever the time."""
+
+    node: NodeView
+    gpunode: GPUNodeView | None
+    owner: PolicyView | None
+    """The policy that owns the node by selectors."""
+    policy: PolicyView | None
+    """The policy that the node is held against: that of its fence while there is one, else its owner."""
+    assessment: Assessment | None
+    """Against that policy; None when there is none."""
+    models: tuple[GpuView, ...]
+    """One GPU of each card model in the node."""
+    health: Diagnosis | None
+    """How its GPUs are; None while none was reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one node is told before the pools choose."""
+
+    verdict: Verdict | None
+    """None: the node is none of our business."""
+    candidate: NodeCase | None
+    """The case of a node that waits for its turn."""
+    differs: bool
+    """A Ready, unfenced node that somebody has seen to differ from its target."""
+    lasts: bool
+    """It is told the same later, until something else than the time changes."""
+
+
+Surroundings = tuple[
+    NodeFacts,
+    NodeWork | None,
+    bool,
+    Finding | None,
+    Operand | None,
+    str,
+    Operand | None,
+    bool,
+    datetime | None,
+    datetime | None,
+    StackView,
+    PlanSettings,
+]
+"""All that a case is made of besides the time; see `_case`."""
+
+
+def find_facts(
+    node: NodeView, gpunode: GPUNodeView | None, owner: Terms | None, held: Terms | None, stack: StackView
+) -> NodeFacts:
+    """What is true of a node that `owner` owns and that is held to the terms `held`."""
+    observed = gpunode.observed if gpunode else None
+    return NodeFacts(
+        node=node,
+        gpunode=gpunode,
+        owner=owner.policy if owner else None,
+        policy=held.policy if held else None,
+        assessment=assess(node, gpunode, held.policy, held.targets, stack) if held else None,
+        models=tuple({gpu.product: gpu for gpu in observed.gpus}.values()) if observed else (),
+        health=find_health(gpunode),
+    )
+
+
+def find_surroundings(
+    snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts]
+) -> Iterator[tuple[str, Surroundings]]:
+    """What the cases of these nodes are made of, by name."""
+    agents, claims, stack, settings = snapshot.agents, snapshot.claims, snapshot.stack, snapshot.settings
+    trouble, work, operand = snapshot.agent_troubles.of, snapshot.work.get, snapshot.mig_managers.get
+    failure, daemon = snapshot.mig_failures.get, snapshot.mps_daemons.get
+    drifting, at_work = snapshot.drifting_since.get, snapshot.at_work_since.get
+    for name, known in facts.items():
+        ready = name in agents
+        yield (
+            name,
+            (
+                known,
+                work(name),
+                ready,
+                None if ready else trouble(name),
+                operand(name),
+                failure(name, ""),
+                daemon(name),
+                name in claims,
+                drifting(name),
+                at_work(name),
+                stack,
+                settings,
+            ),
+        )
+
+
+def _case(
+    known: NodeFacts,
+    work: NodeWork | None,
+    agent_ready: bool,
+    agent_trouble: Finding | None,
+    operand: Operand | None,
+    mig_failure: str,
+    mps_daemon: Operand | None,
+    claimed: bool,
+    drifting_since: datetime | None,
+    at_work_since: datetime | None,
+    stack: StackView,
+    settings: PlanSettings,
+    *,
+    now: datetime,
+) -> NodeCase:
+    return NodeCase(
+        node=known.node,
+        gpunode=known.gpunode,
+        assessment=known.assessment,
+        owner=known.owner.name if known.owner else "",
+        work=work,
+        agent_ready=agent_ready,
+        agent_trouble=agent_trouble,
+        operand=operand,
+        mig_failure=mig_failure,
+        mps_daemon=mps_daemon,
+        claimed=claimed,
+        drifting_since=drifting_since,
+        at_work_since=at_work_since,
+        health=known.health,
+        stack=stack,
+        settings=settings,
+        now=now,
+    )
+
+
+def case_of(surroundings: Surroundings, now: datetime) -> NodeCase:
+    """The case of one node at one moment."""
+    return _case(*surroundings, now=now)
+
+
+def judge_facts(*surroundings: *Surroundings, now: datetime) -> Judged:
+    """What the node is told at this moment, and for how long that holds."""
+    case, known = _case(*surroundings, now=now), surroundings[0]
+    node = known.node
+    concerned = (known.owner, known.policy) if node.fence is not None else ()
+    verdict = judge(case, {policy.name: policy for policy in concerned if policy is not None})
+    if verdict is None:
+        return Judged(None, None, False, True)
+    candidate = verdict.candidate
+    return Judged(
+        verdict=verdict,
+        candidate=case if candidate else None,
+        differs=node.fence is None
+        and node.ready
+        and (candidate or is_told_apart(case)),  # a candidate is, by its gates
+        lasts=is_lasting(verdict, node),
+    )

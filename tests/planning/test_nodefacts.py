@@ -1,0 +1,74 @@
+"""What is true of one node whatever the time: whose terms it is held to, and what it is told on them."""
+
+from dataclasses import replace
+
+import pytest
+from tests.build import (
+    NOW,
+    SETTINGS,
+    make_fence,
+    make_gpunode,
+    make_node,
+    make_policy,
+    make_snapshot,
+    make_stack,
+)
+
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
+from gpusharing.planning.way.nodefacts import Judged, NodeFacts, find_facts, find_surroundings, judge_facts
+from gpusharing.planning.words.reasons import Reason
+
+PAUSED = make_policy(rollout={"paused": True})
+STACK = make_stack(PAUSED)
+
+
+def terms(policy: PolicyView) -> Terms:
+    """What a policy offers."""
+    return find_terms(policy, wish_of(policy), STACK, SETTINGS)
+
+
+def judged(facts: NodeFacts, node: NodeView) -> Judged:
+    """What a node is told."""
+    snapshot = make_snapshot([node], [PAUSED], stack=STACK)
+    ((_, surroundings),) = find_surroundings(snapshot, {node.name: facts})
+    return judge_facts(*surroundings, now=NOW)
+
+
+def test_a_node_that_waits_is_told_so_until_something_changes() -> None:
+    node, mine = make_node(), terms(PAUSED)
+    facts = find_facts(node, make_gpunode(), mine, mine, STACK)
+    told = judged(facts, node)
+    assert told.verdict is not None
+    assert (told.verdict.reason, told.candidate, told.differs, told.lasts) == (
+        Reason.PAUSED,
+        None,
+        True,
+        True,
+    )
+
+
+def test_a_candidate_is_told_apart_and_has_its_case() -> None:
+    node, mine = make_node(), terms(make_policy())
+    told = judged(find_facts(node, make_gpunode(), mine, mine, STACK), node)
+    assert told.candidate is not None
+    assert (told.candidate.node, told.candidate.now, told.differs, told.lasts) == (node, NOW, True, True)
+
+
+def test_a_node_without_gpus_and_policy_is_none_of_our_business() -> None:
+    node = make_node(labels={}, resources={})
+    node = replace(node, labels={})
+    assert judged(find_facts(node, None, None, None, STACK), node) == Judged(None, None, False, True)
+
+
+@pytest.mark.parametrize("fenced", [True, False], ids=["in a change", "at rest"])
+def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_a_change(
+    fenced: bool,
+) -> None:
+    other = terms(make_policy("other"))
+    node = make_node(fence=make_fence(policy="other") if fenced else None)
+    facts = find_facts(node, make_gpunode(), terms(PAUSED), other if fenced else terms(PAUSED), STACK)
+    told = judged(facts, node)
+    assert told.verdict is not None
+    assert told.verdict.policy == ("other" if fenced else "pool-b")
+    assert told.lasts is not fenced
