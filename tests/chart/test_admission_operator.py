@@ -1,4 +1,4 @@
-"""What a stolen token of the operator cannot do with pods and ConfigMaps, on a real API server."""
+"""What a stolen token of the operator cannot do with pods, ConfigMaps and policies, on a real API server."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +8,18 @@ from hack.cluster.api import Api, ApiError, Object, selector
 from hack.cluster.process import wait_until
 from hack.sim.manifests import daemon_set
 from tests.chart.charts import NAMESPACE
-from tests.chart.cluster import AGENT_NAMESPACE, NODES, SECONDS, Installed, denied
+from tests.chart.cluster import (
+    AGENT_NAMESPACE,
+    NODES,
+    POLICIES,
+    POLICY,
+    SECONDS,
+    Installed,
+    denied,
+    dry,
+)
+
+from gpusharing.api.names import FINALIZER
 
 pytestmark = pytest.mark.cluster
 
@@ -240,3 +251,63 @@ def test_with_every_right_it_still_may_not_write_other_configmaps_or_remove_its_
 def test_others_may_write_what_they_like(installed: Installed) -> None:
     assert create(installed.admin, maps(OPERATOR_SPACE), {"metadata": {"name": "made-up"}})
     assert installed.admin.list(NODES)
+
+
+# --- GPUSharingPolicies ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(installed: Installed, operator: Api, enforced: None) -> Iterator[str]:
+    """Path of a policy with a finalizer of somebody else, once the server guards it."""
+    path = f"{POLICIES}/guarded"
+    metadata = {"name": "guarded", "finalizers": ["example.test/theirs"]}
+    installed.admin.create(POLICIES, {**POLICY, "metadata": metadata})
+    paused: Object = {"spec": {"rollout": {"paused": True}}}
+    wait_until(lambda: dry(operator, path, paused) == 403, SECONDS, "the one about policies to be enforced")
+    yield path
+    installed.admin.merge_patch(path, {"metadata": {"finalizers": None}})
+    installed.admin.delete(path)
+
+
+def test_the_operator_may_set_and_remove_its_finalizer_and_write_the_status(
+    operator: Api, guarded: str
+) -> None:
+    both = ["example.test/theirs", FINALIZER]
+    for wanted in (both, both[:1]):
+        patched = operator.merge_patch(guarded, {"metadata": {"finalizers": wanted}})
+        assert patched["metadata"]["finalizers"] == wanted
+    assert dry(operator, f"{guarded}/status", {"status": {"observedGeneration": 1}}) == 200
+
+
+FOREIGN_PATCHES: dict[str, Object] = {
+    "the mode": {"spec": {"mode": "Full", "timeSlicing": None}},
+    "which nodes it is for": {"spec": {"nodeSelector": {"matchLabels": {"any": "other"}}}},
+    "how fast it rolls": {"spec": {"rollout": {"maxUnavailable": "100%"}}},
+    "what becomes of stranded pods": {"spec": {"drain": {"strandedPods": "Allow"}}},
+    "a label": {"metadata": {"labels": {"a": "b"}}},
+    "an annotation": {"metadata": {"annotations": {"gpusharing.dev/force-release": "true"}}},
+    "the finalizer of somebody else": {"metadata": {"finalizers": []}},
+    "its owners": {
+        "metadata": {
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "none", "uid": "1-2-3"}]
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN_PATCHES)
+def test_the_operator_may_not_change_of_a_policy(operator: Api, guarded: str, what: str) -> None:
+    message = denied(lambda: operator.merge_patch(guarded, FOREIGN_PATCHES[what]))
+    assert ADMISSION in message
+    assert "may only change its finalizer gpusharing.dev/in-flight" in message
+
+
+def test_with_every_right_it_still_may_not_create_or_delete_a_policy(mighty: Api, guarded: str) -> None:
+    other = {**POLICY, "metadata": {"name": "made-up"}}
+    for call in (lambda: create(mighty, POLICIES, other), lambda: delete(mighty, guarded)):
+        assert ADMISSION in denied(call)
+
+
+def test_others_may_change_a_policy_as_they_like(installed: Installed, guarded: str) -> None:
+    for patch in FOREIGN_PATCHES.values():
+        assert dry(installed.admin, guarded, patch) != 403
