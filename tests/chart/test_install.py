@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Iterator
 
 import pytest
 from hack.cluster import tokens
@@ -41,6 +42,13 @@ def policy(installed: Installed) -> Object:
     return installed.admin.create(POLICIES, POLICY)
 
 
+@pytest.fixture
+def pointers(installed: Installed) -> Iterator[None]:
+    """What ClusterPolicy says is as before at the end."""
+    yield
+    say(installed, *OURS, None)
+
+
 def is_there(installed: Installed, path: str) -> bool:
     try:
         installed.admin.get(path)
@@ -68,7 +76,7 @@ def test_no_admission_policy_has_a_type_error(installed: Installed) -> None:
     def checked() -> bool:
         found = installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies")
         ours = [one for one in found if one["metadata"]["name"].startswith("gpusharing-")]
-        return len(ours) == 6 and all("typeChecking" in one.get("status", {}) for one in ours)
+        return len(ours) == 7 and all("typeChecking" in one.get("status", {}) for one in ours)
 
     wait_until(checked, SECONDS, "the controller to check the expressions")
     for policy in installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies"):
@@ -168,8 +176,9 @@ def test_uninstalling_keeps_crds_policies_and_gpunodes_and_installing_takes_them
     assert "WARNING" not in notes, "the server serves ClusterPolicy"
 
 
-def test_the_commands_in_the_notes_work(installed: Installed) -> None:
-    notes = installed.run_helm("status").stdout
+def test_the_commands_in_the_notes_work(installed: Installed, pointers: None) -> None:
+    say(installed, None, None, None)
+    notes = notes_with(installed)
     patch = re.search(r"kubectl patch clusterpolicy cluster-policy --type merge -p \\\s+'(\{.+\})'", notes)
     manifest = re.search(r"<<EOF\n(.+?)\n\s*EOF", notes, re.DOTALL)
     assert patch is not None
@@ -182,18 +191,110 @@ def test_the_commands_in_the_notes_work(installed: Installed) -> None:
     installed.plane.kubectl("apply", "--dry-run=server", "-f", "-", stdin=text)
 
 
+def notes_with(installed: Installed, *arguments: str) -> str:
+    """What helm would print now."""
+    done = installed.run_helm("upgrade", str(CHART), "--dry-run=server", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("NOTES:")[2]
+
+
+CLUSTER_POLICIES = "/apis/nvidia.com/v1/clusterpolicies"
+
+
+def say(installed: Installed, plugin: str | None, mig: str | None, strategy: str | None) -> None:
+    """Make ClusterPolicy say this; None: nothing."""
+    spec = {
+        "devicePlugin": {"config": {"name": plugin}},
+        "migManager": {"config": {"name": mig}},
+        "mig": {"strategy": strategy},
+    }
+    installed.admin.merge_patch(f"{CLUSTER_POLICIES}/cluster-policy", {"spec": spec})
+
+
+OURS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
+ASKED = "kubectl patch clusterpolicy"
+STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ...], bool]] = {
+    "nothing": (
+        (None, None, None),
+        (
+            "devicePlugin.config.name: nothing\n",
+            "migManager.config.name: nothing\n",
+            "mig.strategy: nothing, so each policy says it\n",
+        ),
+        True,
+    ),
+    "something foreign": (
+        ("theirs", OURS[1], None),
+        (
+            "devicePlugin.config.name: theirs, which is not ours",
+            "migManager.config.name: gpusharing-mig-parted, as it must\n",
+        ),
+        True,
+    ),
+    "a strategy beside our pointers": (
+        (*OURS, "single"),
+        ("mig.strategy: single, which overrides what a policy says\n",),
+        True,
+    ),
+    "all that it must": ((*OURS, None), ("nothing to do",), False),
+}
+
+
+@pytest.mark.parametrize("configures", ["true", "false"])
+@pytest.mark.parametrize("state", STATES)
+def test_the_notes_tell_what_clusterpolicy_says_and_the_command_where_one_is_left_when_it_says(
+    installed: Installed, pointers: None, state: str, configures: str
+) -> None:
+    values, words, left = STATES[state]
+    say(installed, *values)
+    notes = notes_with(installed, "--set", f"gpuOperator.configure={configures}")
+    for word in words:
+        assert word in notes
+    # What configures by itself needs no command but against a strategy.
+    assert (ASKED in notes) == (left and (configures == "false" or values[2] is not None))
+
+
 @pytest.mark.parametrize("configures", ["true", "false"])
 def test_the_notes_ask_for_the_pointers_only_where_nobody_else_sets_them(
-    installed: Installed, configures: str
+    installed: Installed, pointers: None, configures: str
 ) -> None:
-    done = installed.run_helm(
-        "upgrade", str(CHART), "--dry-run=server", "--set", f"gpuOperator.configure={configures}"
-    )
-    assert done.returncode == 0, done.stderr
-    notes = done.stdout.partition("NOTES:")[2]
+    say(installed, None, None, None)
+    notes = notes_with(installed, "--set", f"gpuOperator.configure={configures}")
     asked, told = '"devicePlugin":{"config"', "reason=PointersSet"
     assert (asked in notes, told in notes) == (configures == "false", configures == "true")
     assert "mig-parted\n\n2. " in notes, "one empty line between the steps"
+
+
+NAMES = ("cluster-policy", "gpu-cluster-policy")
+
+
+@pytest.fixture
+def second(installed: Installed) -> Iterator[str]:
+    """Another ClusterPolicy, with OpenShift's name."""
+    first = installed.admin.get(f"{CLUSTER_POLICIES}/{NAMES[0]}")
+    installed.admin.create(CLUSTER_POLICIES, {**first, "metadata": {"name": NAMES[1]}})
+    state = first["status"]["state"]
+    yield NAMES[1]
+    installed.admin.delete(f"{CLUSTER_POLICIES}/{NAMES[1]}")
+    installed.admin.merge_patch(f"{CLUSTER_POLICIES}/{NAMES[0]}/status", {"status": {"state": state}})
+
+
+@pytest.mark.parametrize("ignored", NAMES)
+def test_of_two_clusterpolicies_the_notes_name_the_one_that_is_not_ignored(
+    installed: Installed, pointers: None, second: str, ignored: str
+) -> None:
+    """One of two the GPU Operator marks so; which comes first by its name says nothing."""
+    say(installed, None, None, None)
+    for name in NAMES:
+        state = "ignored" if name == ignored else "ready"
+        installed.admin.merge_patch(f"{CLUSTER_POLICIES}/{name}/status", {"status": {"state": state}})
+    (counts,) = set(NAMES) - {ignored}
+    installed.admin.merge_patch(
+        f"{CLUSTER_POLICIES}/{counts}", {"spec": {"devicePlugin": {"config": {"name": "of-this-one"}}}}
+    )
+    notes = notes_with(installed)
+    assert re.findall(r"patch clusterpolicy (\S+)", notes) == [counts]
+    assert "devicePlugin.config.name: of-this-one" in notes
 
 
 RESTRICTED = re.compile(r"kubectl label .*namespace \S+ pod-security.kubernetes.io/enforce=restricted")
