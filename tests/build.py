@@ -187,7 +187,6 @@ def make_node(
 def make_gpu(
     index: int = 0,
     *,
-    uuid: str | None = None,
     product: str = H100,
     layout: Layout | None = None,
     mig_pending: bool = False,
@@ -200,7 +199,6 @@ def make_gpu(
         raise ValueError(f"no card {product!r} in planning/gpus/cards.py")
     return GpuView(
         index=index,
-        uuid=uuid if uuid is not None else f"GPU-{index:08x}",
         product=product,
         memory_mib=card.memory_mib or card.memory_gb * 1024,
         mig_capable=bool(card.profiles),

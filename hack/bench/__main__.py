@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.bench import agent, edits, large, planner, results, small
+from hack.bench import agent, edits, large, planner, results, small, start
 from hack.bench.machine import facts
 from hack.bench.results import AIMS, Measured
 from hack.bench.scene import FACTOR, ROLL_FACTOR, Scene, open_scene
@@ -24,6 +24,7 @@ class Sizes:
     roll_nodes: int = 200
     fleet_nodes: int = 1000
     planned_nodes: int = 5000
+    """Also how many an operator is started on."""
 
 
 QUICK = Sizes(idle_seconds=10, edits=10, roll_nodes=40, fleet_nodes=200, planned_nodes=1000)
@@ -38,6 +39,8 @@ class Part:
     run: Callable[[Scene, Sizes], Iterator[Measured]]
     factor: float = FACTOR
     """How much faster than life time runs for hardware and waits."""
+    node_software: bool = True
+    """Whether it needs the SIMULATED node software."""
 
 
 PLANNED = ("plan_5000_nodes_full_ms", "plan_5000_nodes_incremental_ms", "layout_verdict_ms")
@@ -66,19 +69,24 @@ PARTS = (
         lambda scene, sizes: large.roll(scene, sizes.roll_nodes),
         factor=ROLL_FACTOR,
     ),
+    Part(
+        ("start_5000_nodes_s", "rss_5000_nodes_mib"),
+        lambda scene, sizes: start.start(scene, sizes.planned_nodes),
+        node_software=False,
+    ),
 )
 """What runs on the control plane, in this order."""
 
 
 def measure(wanted: frozenset[str], sizes: Sizes) -> Iterator[Measured]:
-    """Everything that yields one of the wanted metrics; one control plane per speed of time."""
+    """Everything that yields one of the wanted metrics; one control plane per kind of scene."""
     if wanted & set(PLANNED):
         yield from planner.planning(sizes.planned_nodes)
     chosen = [part for part in PARTS if wanted & set(part.metrics)]
-    for factor in dict.fromkeys(part.factor for part in chosen):
-        with open_scene(factor) as scene:
+    for factor, software in dict.fromkeys((part.factor, part.node_software) for part in chosen):
+        with open_scene(factor, node_software=software) as scene:
             for part in chosen:
-                if part.factor == factor:
+                if (part.factor, part.node_software) == (factor, software):
                     yield from part.run(scene, sizes)
 
 

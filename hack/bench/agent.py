@@ -25,6 +25,8 @@ NODE = "bench-agent"
 GPUS = 8
 INTERVAL = 0.05
 CYCLES = 200
+SELDOM = 2.0
+"""Seconds between two looks at the agent's metrics while it is measured: each costs as much as a reading."""
 SERVICE_ACCOUNT = "gpusharing-agent"
 
 
@@ -105,7 +107,8 @@ def agent(scene: Scene) -> Iterator[Measured]:
 def _over_cycles(running: Running, machine: Simulator) -> _Used:
     wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
     begun = _Used.so_far(running, machine)
-    wait_until(lambda: running.readings() >= begun.readings + CYCLES, 60, f"{CYCLES} readings")
+    enough = begun.readings + CYCLES
+    wait_until(lambda: running.readings() >= enough, 60, f"{CYCLES} readings", poll=SELDOM)
     return _Used.so_far(running, machine) - begun
 
 

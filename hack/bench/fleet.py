@@ -102,7 +102,6 @@ def _gpu(index: int) -> GpuView:
     row = card()
     return GpuView(
         index=index,
-        uuid=f"GPU-{index:08x}",
         product=PRODUCT,
         memory_mib=row.memory_mib or row.memory_gb * 1024,
         mig_capable=bool(row.profiles),

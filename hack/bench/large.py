@@ -84,7 +84,7 @@ def actuation_seconds(times: Times) -> float:
 def fleet(scene: Scene, count: int) -> Iterator[Measured]:
     """Adopt `count` nodes: our own labels only; then the same writes by a loop that does nothing else."""
     manifests = [
-        _heavy(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
+        as_kubelets_report(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
         for i in range(count)
     ]
     added = scene.create_nodes(manifests)
@@ -113,7 +113,7 @@ def fleet(scene: Scene, count: int) -> Iterator[Measured]:
     yield Measured("rss_1000_nodes_mib", rss_mib(scene.operator.pid), how)
 
 
-def _heavy(node: JSON) -> JSON:
+def as_kubelets_report(node: JSON) -> JSON:
     """The same node with the image list of a kubelet."""
     name = node["metadata"]["name"]
     images = [

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,11 @@ class Scene:
 
 
 @contextmanager
-def open_scene(factor: float = FACTOR) -> Iterator[Scene]:
-    """Start everything, with time running `factor` times as fast for hardware and waits; stop it at the end."""
+def open_scene(factor: float = FACTOR, *, node_software: bool = True) -> Iterator[Scene]:
+    """Start everything, with time running `factor` times as fast for hardware and waits; stop it at the end.
+
+    Without `node_software` nobody reads GPUs or changes them.
+    """
     with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         install.install_gpu_operator(plane.api)
@@ -171,7 +174,7 @@ def open_scene(factor: float = FACTOR) -> Iterator[Scene]:
         port = free_ports(1)[0]
         settings = {**SHELL_DEFAULTS, "metrics_port": str(port)}
         with (
-            stage.node_software(plane.kubeconfig, directory, factor),
+            stage.node_software(plane.kubeconfig, directory, factor) if node_software else nullcontext(),
             image.operator(plane.api, directory, factor, **settings) as operator,
         ):
             scene = Scene(plane, directory, operator, port, factor)

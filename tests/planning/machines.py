@@ -253,7 +253,7 @@ def _gpu(index: int, product: str, layout: Layout | None) -> GPU:
     mode: MigMode = "Enabled" if view.mig_enabled else "Disabled" if view.mig_capable else "NotSupported"
     profiles = Counter(dict(layout or ())).elements()
     instances = tuple(Instance(profile, -1, 0, n, f"MIG-{index}-{n}") for n, profile in enumerate(profiles))
-    return GPU(index, view.uuid, product, mode, mode, "Default", instances, (), None, None)
+    return GPU(index, f"GPU-{index:08x}", product, mode, mode, "Default", instances, (), None, None)
 
 
 def _model(product: str) -> Model:

@@ -122,7 +122,7 @@ def test_a_gpu_that_does_not_answer_proves_nothing_even_if_it_last_was_as_wanted
 
 
 def test_a_gpu_that_was_lost_before_anybody_knew_it_blocks_too() -> None:
-    verdict = judge(sick(FULL, replace(LOST, product="", uuid="", profiles=())), {})
+    verdict = judge(sick(FULL, replace(LOST, product="", profiles=())), {})
     assert verdict is not None
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)
 
@@ -176,7 +176,7 @@ def test_a_readable_gpu_that_asks_for_a_reset_does_not_keep_the_node_from_its_pr
 
 @pytest.mark.parametrize(
     "known",
-    [{}, {"product": "", "uuid": "", "profiles": ()}],
+    [{}, {"product": "", "profiles": ()}],
     ids=["seen before", "never seen"],
 )
 def test_a_gpu_that_is_lost_midway_proves_nothing_and_the_node_is_failed_at_the_deadline(

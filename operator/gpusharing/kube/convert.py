@@ -208,7 +208,6 @@ def _model(product: str, reported: ObservedModel | None) -> _Model:
 def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
     return GpuView(
         index=gpu.index,
-        uuid=gpu.uuid,
         product=gpu.product,
         memory_mib=model.memory_mib,
         mig_capable=gpu.mig_mode != "NotSupported",

@@ -56,7 +56,6 @@ class GpuView:
     """One GPU as the agent read it."""
 
     index: int
-    uuid: str
     product: str
     memory_mib: int | None
     """None: unknown."""
