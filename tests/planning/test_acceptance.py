@@ -1,5 +1,7 @@
 """Can a policy be carried out in this cluster at all? Every objection, its order, and the command in its message."""
 
+import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -132,3 +134,31 @@ def test_the_command_names_the_cluster_policy_that_is_there(
     objection = find_objection(policy, stack, SETTINGS)
     assert objection is not None
     assert "kubectl patch clusterpolicy gpu-cluster-policy --type merge" in objection.message
+
+
+def test_all_that_cluster_policy_overrides_is_told_at_once_with_one_command() -> None:
+    wrong = make_cluster_policy(
+        plugin_config_name="theirs", mig_manager_enabled=False, mig_strategy="single", mig_config_name="x"
+    )
+    objection = find_objection(LAYOUTS, make_stack(cluster_policy=wrong, serves_our_mig_file=False), SETTINGS)
+    assert objection is not None
+    assert objection.reason is Reason.PLUGIN_CONFIG_NOT_OURS
+    for said in ("devicePlugin.config.name is theirs", "migManager.enabled is false", "mig.strategy is single",
+                 "migManager.config.name=gpusharing-mig-parted (now x)"):  # fmt: skip
+        assert said in objection.message
+    (command,) = re.findall(r"kubectl patch clusterpolicy \S+ --type merge -p '(\S+)'", objection.message)
+    assert json.loads(command) == {
+        "spec": {
+            "devicePlugin": {"config": {"name": "gpusharing-device-plugin"}},
+            "migManager": {"enabled": True, "config": {"name": "gpusharing-mig-parted"}},
+            "mig": {"strategy": None},
+        }
+    }
+
+
+def test_what_comes_before_is_not_told_with_what_comes_later() -> None:
+    wrong = make_cluster_policy(mig_strategy="single", mig_config_name="x")
+    objection = find_objection(LAYOUTS, make_stack(cluster_policy=wrong, serves_our_mig_file=False), SETTINGS)
+    assert objection is not None
+    assert objection.reason is Reason.MIG_STRATEGY_SET
+    assert "devicePlugin" not in objection.message

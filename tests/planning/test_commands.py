@@ -6,9 +6,16 @@ from gpusharing.planning.stack.commands import patch_command
 
 
 def test_the_shell_hands_the_json_of_a_patch_over_unchanged() -> None:
-    json = '{"spec":{"devicePlugin":{"config":{"name":"gpusharing-device-plugin"}}}}'
-    words = shlex.split(patch_command("gpu-cluster-policy", json))
+    config = {"devicePlugin": {"config": {"name": "gpusharing-device-plugin"}}}
+    words = shlex.split(patch_command("gpu-cluster-policy", config))
     assert words == [
         *("kubectl", "patch", "clusterpolicy", "gpu-cluster-policy", "--type", "merge", "-p"),
-        json,
+        '{"spec":{"devicePlugin":{"config":{"name":"gpusharing-device-plugin"}}}}',
     ]
+
+
+def test_what_is_set_in_one_block_is_set_by_one_patch() -> None:
+    name, switch = {"migManager": {"config": {"name": "ours"}}}, {"migManager": {"enabled": True}}
+    assert patch_command("gpus", name, {"mig": {"strategy": None}}, switch).endswith(
+        """ -p '{"spec":{"migManager":{"config":{"name":"ours"},"enabled":true},"mig":{"strategy":null}}}'"""
+    )

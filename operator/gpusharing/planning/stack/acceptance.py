@@ -4,6 +4,7 @@ What depends on the card of a node is not judged here but in target.py, node by 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 
 from gpusharing.api import names
@@ -11,13 +12,28 @@ from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
-from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.stack.commands import Fields, patch_command
 from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 Check = Callable[[PolicyView, StackView, PlanSettings], str | None]
 """Says what stands in the way of the policy; None: nothing that this check knows of."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrongField:
+    """A field of ClusterPolicy that overrides what a policy asks for."""
+
+    said: str
+    patch: Fields
+    """What to set, below `spec`."""
+    hint: str = ""
+    """Said after the command."""
+
+
+FieldCheck = Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], WrongField | None]
+"""Says which field of the one ClusterPolicy is in the way of a spec; None: not the one that this check looks at."""
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
@@ -106,11 +122,7 @@ def _plugin_config(
             f" {cluster_policy.plugin_config_name or 'not set'}, so {ours} is not read; run:"
             f" {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}"
         )
-    pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs)
-    return (
-        f"ClusterPolicy {pointer.field} is {pointer.said}, so {ours} is not read"
-        f"{_why_not_set(pointer, cluster_policy, stack, settings)}; run: {pointer.command(cluster_policy.name)}"
-    )
+    return _told(_plugin_field, spec, cluster_policy, stack, settings)
 
 
 def _why_not_set(
@@ -118,6 +130,19 @@ def _why_not_set(
 ) -> str:
     asked = settings.configure_gpu_operator
     return why_not_set(pointer, cluster_policy, asked=asked, error=stack.pointer_error)
+
+
+def _plugin_field(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
+) -> WrongField | None:
+    ours = settings.plugin_config_map
+    if cluster_policy.plugin_config_name == ours:
+        return None
+    pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs)
+    why = _why_not_set(pointer, cluster_policy, stack, settings)
+    return WrongField(
+        f"ClusterPolicy {pointer.field} is {pointer.said}, so {ours} is not read{why}", pointer.patch
+    )
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, value: str) -> str:
@@ -150,15 +175,11 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
     )
 
 
-def _lacks_mig_manager(spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView) -> bool:
-    return spec.mode is Mode.MIG and not cluster_policy.mig_manager_enabled
-
-
 @_against
 def _mig_manager(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str | None:
-    if cluster_policy.plain is None or not _lacks_mig_manager(spec, cluster_policy):
+    if cluster_policy.plain is None or spec.mode is not Mode.MIG or cluster_policy.mig_manager_enabled:
         return None
     return (
         "mode MIG needs mig-manager, which NVIDIA's device-plugin chart does not bring: install the NVIDIA GPU"
@@ -166,41 +187,75 @@ def _mig_manager(
     )
 
 
+def _switch_field(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
+) -> WrongField | None:
+    if spec.mode is not Mode.MIG or cluster_policy.mig_manager_enabled:
+        return None
+    return WrongField("ClusterPolicy migManager.enabled is false", {"migManager": {"enabled": True}})
+
+
+def _strategy_field(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
+) -> WrongField | None:
+    fixed = cluster_policy.mig_strategy
+    if spec.mig is None or not fixed or fixed == spec.mig.strategy:
+        return None
+    said = f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node"
+    return WrongField(said, {"mig": {"strategy": None}}, " (helm: --set mig.strategy=)")
+
+
+def _layouts_field(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
+) -> WrongField | None:
+    if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
+        return None
+    pointer = mig_pointer(cluster_policy, settings.mig_config_map)
+    why = _why_not_set(pointer, cluster_policy, stack, settings)
+    said = f"spec.mig.layouts needs ClusterPolicy {pointer.field}={pointer.ours} (now {pointer.said}){why}"
+    return WrongField(said, pointer.patch)
+
+
+FIELDS: tuple[FieldCheck, ...] = (_plugin_field, _switch_field, _strategy_field, _layouts_field)
+"""What a ClusterPolicy can say against a policy. The first has its reason; all are told, with one command for all."""
+
+
+def _told(
+    first: FieldCheck,
+    spec: GPUSharingPolicySpec,
+    cluster_policy: ClusterPolicyView,
+    stack: StackView,
+    settings: PlanSettings,
+) -> str | None:
+    """What `first` and those after it find, and the one command that mends it all; None: `first` finds nothing."""
+    if first(spec, cluster_policy, stack, settings) is None:
+        return None
+    found = (check(spec, cluster_policy, stack, settings) for check in FIELDS[FIELDS.index(first) :])
+    wrong = [one for one in found if one is not None]
+    said = "; ".join(one.said for one in wrong)
+    hints = "".join(one.hint for one in wrong)
+    return f"{said}; run: {patch_command(cluster_policy.name, *(one.patch for one in wrong))}{hints}"
+
+
 @_against
 def _mig_manager_on(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str | None:
-    if not _lacks_mig_manager(spec, cluster_policy):
-        return None
-    command = patch_command(cluster_policy.name, '{"spec":{"migManager":{"enabled":true}}}')
-    return f"ClusterPolicy migManager.enabled is false; run: {command}"
+    return _told(_switch_field, spec, cluster_policy, stack, settings)
 
 
 @_against
 def _strategy(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str | None:
-    fixed = cluster_policy.mig_strategy
-    if spec.mig is None or not fixed or fixed == spec.mig.strategy:
-        return None
-    command = patch_command(cluster_policy.name, '{"spec":{"mig":{"strategy":null}}}')
-    return (
-        f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node;"
-        f" run: {command} (helm: --set mig.strategy=)"
-    )
+    return _told(_strategy_field, spec, cluster_policy, stack, settings)
 
 
 @_against
 def _layouts(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str | None:
-    if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
-        return None
-    pointer = mig_pointer(cluster_policy, settings.mig_config_map)
-    return (
-        f"spec.mig.layouts needs ClusterPolicy {pointer.field}={pointer.ours} (now {pointer.said})"
-        f"{_why_not_set(pointer, cluster_policy, stack, settings)}; run: {pointer.command(cluster_policy.name)}"
-    )
+    return _told(_layouts_field, spec, cluster_policy, stack, settings)
 
 
 CHECKS: tuple[tuple[Check, Reason], ...] = (

@@ -1,6 +1,18 @@
 """Commands that messages tell people to run."""
 
+import json
+from collections import defaultdict
+from collections.abc import Mapping
 
-def patch_command(cluster_policy: str, json: str) -> str:
-    """The one that merges this JSON into the ClusterPolicy of this name."""
-    return f"kubectl patch clusterpolicy {cluster_policy} --type merge -p '{json}'"
+Fields = Mapping[str, Mapping[str, object]]
+"""A part of ClusterPolicy's spec: what to set in which block."""
+
+
+def patch_command(cluster_policy: str, *parts: Fields) -> str:
+    """The one that sets these fields of the ClusterPolicy of this name."""
+    spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
+    for part in parts:
+        for block, fields in part.items():
+            spec[block].update(fields)
+    body = json.dumps({"spec": spec}, separators=(",", ":"))
+    return f"kubectl patch clusterpolicy {cluster_policy} --type merge -p '{body}'"

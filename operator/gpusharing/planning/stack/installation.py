@@ -200,7 +200,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
             "PluginDefaultUnknown",
             f"{policy.name}: devicePlugin.config.default is {default}, which {ours} does not hold: device plugins of"
             " nodes without a policy cannot start",
-            patch_command(policy.name, '{"spec":{"devicePlugin":{"config":{"default":null}}}}'),
+            patch_command(policy.name, {"devicePlugin": {"config": {"default": None}}}),
         )
 
 
@@ -213,7 +213,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
             Topic.CLUSTER_POLICY,
             "MigManagerDisabled",
             f"{policy.name}: migManager.enabled is false, so policies of mode MIG are refused",
-            patch_command(policy.name, '{"spec":{"migManager":{"enabled":true}}}'),
+            patch_command(policy.name, {"migManager": {"enabled": True}}),
         )
     elif pointer.now != pointer.ours:
         yield (error if wants_layouts else warning)(
@@ -230,7 +230,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
             Topic.CLUSTER_POLICY,
             "MigStrategySet",
             f"{policy.name}: mig.strategy is {fixed} and overrides what a policy says",
-            patch_command(policy.name, '{"spec":{"mig":{"strategy":null}}}'),
+            patch_command(policy.name, {"mig": {"strategy": None}}),
         )
 
 

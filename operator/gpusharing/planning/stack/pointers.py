@@ -4,14 +4,13 @@ Chart value gpuOperator.configure. Each is set once per ClusterPolicy, and only 
 annotation in the same write remembers it. Whoever sets one back has decided, and is not fought.
 """
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.stack.commands import Fields, patch_command
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
 PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
@@ -47,12 +46,16 @@ class Pointer:
         """Nobody has said anything else."""
         return self.now in ("", UPSTREAM_MIG_CONFIG if self.field == MIG_POINTER else "")
 
-    def command(self, cluster_policy: str) -> str:
-        """Sets it by hand."""
+    @property
+    def patch(self) -> Fields:
+        """What sets it, below ClusterPolicy's `spec`."""
         block, _, _ = self.field.partition(".")
         config = {"name": self.ours} | ({"default": None} if self.without_default else {})
-        body = json.dumps({"spec": {block: {"config": config}}}, separators=(",", ":"))
-        return patch_command(cluster_policy, body)
+        return {block: {"config": config}}
+
+    def command(self, cluster_policy: str) -> str:
+        """Sets it by hand."""
+        return patch_command(cluster_policy, self.patch)
 
 
 def plugin_pointer(policy: ClusterPolicyView, ours: str, held: Collection[str]) -> Pointer:

@@ -82,7 +82,7 @@ def _what_stays(nodes: Collection[NodeView], settings: PlanSettings, cluster_pol
 
 
 def _afterwards(maps: str, settings: PlanSettings, cluster_policies: Sequence[str]) -> list[str]:
-    pointers = '{"spec":{"devicePlugin":{"config":{"name":""}},"migManager":{"config":{"name":""}}}}'
+    pointers = {block: {"config": {"name": ""}} for block in ("devicePlugin", "migManager")}
     return [
         "To take those away as well, in this order:",
         *(f"  {patch_command(name, pointers)}" for name in cluster_policies or ("NAME",)),
