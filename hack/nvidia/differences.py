@@ -31,7 +31,7 @@ DIFFERENCES = (
     Difference(
         "config-manager", "v0.19.3",
         "its init container (oneshot) links the configuration that the label names before the plugin starts",
-        "it takes an empty label first, before its watch has answered: fallback or default configuration; the init "
+        "it takes an empty label first, as its watch has nearly never answered by then: fallback or default; the init "
         "container ends with that, and the sidecar puts it right some milliseconds later",
         "after every start of the plugin's or GFD's pod the fallback is served for a moment (with MIG on: whole GPUs): "
         "allocatable and labels of that moment prove nothing",

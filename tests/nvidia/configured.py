@@ -20,7 +20,7 @@ class ConfiguredNode:
         self, plane: ControlPlane, sandbox: Sandbox, name: str, keys: Mapping[str, str], first: str
     ) -> None:
         self.api: Api = plane.api
-        self.sandbox, self.name, self.kubeconfig = sandbox, name, str(plane.kubeconfig)
+        self.sandbox, self.name, self.kubeconfig = sandbox, name, plane.kubeconfig
         self.source, self.link = sandbox.folder / "available", sandbox.folder / "config"
         self.source.mkdir()
         for key, text in keys.items():
@@ -28,10 +28,15 @@ class ConfiguredNode:
         self.api.create(NODES, {"metadata": {"name": name, "labels": {LABEL_PLUGIN_CONFIG: first}}})
         self.program = self.start()
 
-    def start(self, *flags: str, fallback: str = "empty") -> Program:
-        """Start config-manager; `fallback`: the GPU Operator's, or `named,single` as NVIDIA's own chart gives."""
+    def start(self, *flags: str, fallback: str = "empty", kubeconfig: Path | None = None) -> Program:
+        """Start config-manager; `fallback`: the GPU Operator's, or `named,single` as NVIDIA's own chart gives.
+
+        What it links first is a race between two of its own threads: it takes the fallback unless the API server has
+        answered by then, which is rare. A `kubeconfig` of a server that is held decides it.
+        """
         return Program(
-            self.sandbox, "config-manager", "--node-name", self.name, "--kubeconfig", self.kubeconfig,
+            self.sandbox, "config-manager", "--node-name", self.name,
+            "--kubeconfig", str(kubeconfig or self.kubeconfig),
             "--config-file-srcdir", str(self.source), "--config-file-dst", str(self.link), "--send-signal=false",
             "--fallback-strategies", fallback, *flags,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from hack.results import Asked
 from tests.configs import make_shared
 from tests.nvidia.configured import NODES, ConfiguredNode
 from tests.nvidia.conftest import Count, MakeSandbox
+from tests.nvidia.held import HeldServer, held_server
 from tests.nvidia.programs import SECONDS, ProgramEnded, served
 
 from gpusharing.api.names import LABEL_GPU_REPLICAS, LABEL_PLUGIN_CONFIG
@@ -37,6 +38,13 @@ def node(
     made = ConfiguredNode(plane, make_sandbox(MODEL, MODEL), name, keys, KEY_FULL)
     yield made
     made.program.stop()
+
+
+@pytest.fixture
+def held(plane: ControlPlane, tmp_path: Path) -> Iterator[HeldServer]:
+    """The API server, which says nothing until it may."""
+    with held_server(plane, tmp_path) as made:
+        yield made
 
 
 def test_a_key_of_ours_reaches_the_plugin(node: ConfiguredNode, count: Count) -> None:
@@ -63,14 +71,22 @@ def test_an_unknown_key_ends_config_manager_and_leaves_the_plugin_with_the_old_o
 
 def test_an_edit_under_the_same_key_is_not_noticed(node: ConfiguredNode, count: Count) -> None:
     node.wait_for(KEY_FULL)
+    before = node.changes()
     (node.source / KEY_FULL).write_text(SHARED)
     node.label(KEY_SHARED)
     node.wait_for(KEY_SHARED)
-    assert node.changes() == 3, "the empty one at its start, the first label, this one; nothing for the edit"
+    assert node.changes() == before + 1, "the label; nothing for the edit"
     count(MODEL, Asked.BAD_INPUT)
 
 
-def test_at_its_start_it_takes_the_fallback_before_it_has_read_the_label(node: ConfiguredNode) -> None:
+def test_at_its_start_it_takes_the_fallback_before_it_has_read_the_label(
+    node: ConfiguredNode, held: HeldServer
+) -> None:
+    node.wait_for(KEY_FULL)
+    node.program.stop()
+    node.program = node.start(kubeconfig=held.kubeconfig)
+    node.wait_for("null")
+    held.released.set()
     node.wait_for(KEY_FULL)
     first, second = node.program.log.read_text().split("Label change detected: ")[1:3]
     assert first.startswith(f"{LABEL_PLUGIN_CONFIG}=\n")
@@ -80,13 +96,13 @@ def test_at_its_start_it_takes_the_fallback_before_it_has_read_the_label(node: C
 
 @pytest.mark.parametrize("label", [KEY_FULL, "pool-x-0000000"], ids=["a known key", "an unknown key"])
 def test_the_init_container_ends_with_the_fallback_whatever_the_label_says(
-    label: str, node: ConfiguredNode, count: Count
+    label: str, node: ConfiguredNode, count: Count, held: HeldServer
 ) -> None:
     node.wait_for(KEY_FULL)
     node.program.stop()
     node.link.unlink()
     node.label(label)
-    once = node.start("--oneshot")
+    once = node.start("--oneshot", kubeconfig=held.kubeconfig)
     with pytest.raises(ProgramEnded):
         once.wait(lambda: False)
     assert once.process.returncode == 0
@@ -96,11 +112,13 @@ def test_the_init_container_ends_with_the_fallback_whatever_the_label_says(
 
 
 def test_it_changes_the_configuration_before_it_finds_that_there_is_no_program_to_signal(
-    node: ConfiguredNode,
+    node: ConfiguredNode, held: HeldServer
 ) -> None:
     node.wait_for(KEY_FULL)
     node.program.stop()
-    node.program = node.start("--send-signal=true", "--process-to-signal", "/nowhere")
+    node.program = node.start(
+        "--send-signal=true", "--process-to-signal", "/nowhere", kubeconfig=held.kubeconfig
+    )
     with pytest.raises(ProgramEnded, match="no process found"):
         node.program.wait(lambda: False)
     assert node.program.process.returncode == 1
