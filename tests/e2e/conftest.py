@@ -14,7 +14,7 @@ from hack.images.wheels import WheelError
 from hack.nvidia import build
 from hack.realnode import needs
 from hack.realnode.site import Site, running_site
-from tests.e2e.pool import DEPLOYMENTS, FULL, GPU, PROPAGATION, REPLICAS, Walk, deployment, holding
+from tests.e2e.pool import DEPLOYMENTS, FASTER, FULL, GPU, REPLICAS, Walk, deployment, holding
 
 NODES = ("gpu-1", "gpu-2")
 
@@ -74,7 +74,7 @@ def notes(site: Site) -> str:
 @pytest.fixture(scope="session")
 def walk(site: Site, notes: str) -> Walk:
     """The pool, brought to mode Full, and a Deployment that holds a GPU in each of its pods."""
-    site.helm_install("--set", PROPAGATION)
+    site.helm_install("--set", FASTER)
     made = Walk(site)
     site.install_operands()
     site.api.create(DEPLOYMENTS, deployment("holder", REPLICAS, holding(GPU)))

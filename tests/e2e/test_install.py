@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 from hack.cluster.api import ApiError, Object
 from hack.cluster.process import wait_until
+from hack.realnode.runtime import STATE, state_file
 from hack.realnode.site import Site
-from hack.stage import AGENT_NAMESPACE, NAMESPACE
+from hack.stage import AGENT_NAMESPACE, NAMESPACE, ROOT
 from tests.e2e.conftest import NODES
 
 pytestmark = pytest.mark.e2e
@@ -28,11 +29,9 @@ print("set MIG mode:", ask(n.nvmlDeviceSetMigMode, gpu, 1))
 print("create instance:", ask(n.nvmlDeviceCreateGpuInstance, gpu, 9))
 """
 WHO_COMPUTES = """
-import time
 import pynvml as n
 n.nvmlInit()
 print("processes", len(n.nvmlDeviceGetComputeRunningProcesses(n.nvmlDeviceGetHandleByIndex(0))), flush=True)
-time.sleep(3600)
 """
 READ_RIGHTS = """
 import json, os
@@ -94,20 +93,24 @@ def test_nvml_refuses_a_container_without_rights_what_a_driver_would(site: Site,
 
 
 def test_who_computes_is_seen_from_the_hosts_pid_namespace_only(site: Site, notes: str) -> None:
-    create(site, "computes", {"NVIDIA_VISIBLE_DEVICES": "0"}, WHO_COMPUTES)
+    create(site, "computes", {"NVIDIA_VISIBLE_DEVICES": "0"}, WHO_COMPUTES + "import time; time.sleep(3600)")
     wait_until(lambda: phase(site, "computes") == "Running", SECONDS, "a pod to compute")
     try:
-        node = site.api.get(f"{PODS}/computes")["spec"]["nodeName"]
-        wait_until(lambda: "SIMULATED-computes" in computing(site, node), SECONDS, "the agent to see it")
         wait_until(lambda: bool(site.kubectl("logs", "computes")), SECONDS, "the pod to say whom it sees")
         assert site.kubectl("logs", "computes") == "processes 0\n", "not even itself"
+        here = site.api.get(f"{PODS}/computes")["spec"]["nodeName"]
+        for pod in site.api.list(f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods"):
+            expected = int(pod["spec"]["nodeName"] == here)
+            assert asked(site, pod["metadata"]["name"]) == f"processes {expected}\n"
     finally:
         site.api.delete(f"{PODS}/computes", {"gracePeriodSeconds": 0})
 
 
-def computing(site: Site, node: str) -> list[str]:
-    """Names of the processes that the agent sees on the GPUs of its node."""
-    return [one["name"] for gpu in observed(site, node)["gpus"] for one in gpu["processes"]]
+def asked(site: Site, agent: str) -> str:
+    """Whom a program in this agent's container sees. An exec has the pod's variables, not the runtime's."""
+    state = f"NVMLSIM_STATE={STATE}/{state_file(ROOT).name}"
+    command = ("-n", AGENT_NAMESPACE, "exec", agent, "--", "env", state, "python3", "-c", WHO_COMPUTES)
+    return site.kubectl(*command)
 
 
 def test_the_runtime_refuses_rights_over_mig_to_a_container_that_is_not_privileged(site: Site) -> None:

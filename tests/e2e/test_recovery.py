@@ -12,7 +12,7 @@ from hack.nvidia.loop import OPERATOR
 from hack.realnode.site import Site
 from tests.e2e.conftest import NODES
 from tests.e2e.incident import LEASE, OPERATOR_PODS, Incident, incident, versions, watched_nodes
-from tests.e2e.pool import MIG, PROPAGATION, Walk, sliced
+from tests.e2e.pool import FASTER, MIG, Walk, sliced
 
 from gpusharing.api.names import ANNOTATION_CLAIMS, ANNOTATION_FENCE
 from hack import stage
@@ -35,17 +35,10 @@ def revision(walk: Walk) -> str:
     return str(release["revision"])
 
 
-@pytest.fixture(scope="module")
-def sliced_pool(walk: Walk, revision: str) -> Walk:
-    """The pool in mode TimeSlicing."""
-    walk.bring(next(CHANGES))
-    return walk
-
-
 @pytest.fixture
-def one(sliced_pool: Walk) -> Iterator[Incident]:
+def one(walk: Walk, revision: str) -> Iterator[Incident]:
     """A change that has not begun."""
-    with incident(sliced_pool) as made:
+    with incident(walk) as made:
         yield made
 
 
@@ -54,7 +47,7 @@ def upgrade(site: Site) -> str:
     name = f"{site.image.reference.rpartition(':')[0]}:{NEXT}"
     for node in site.nodes.values():
         node.ctr("images", "tag", "--force", site.image.reference, name)
-    site.helm_install("--set", PROPAGATION, "--set", f"image.tag={NEXT}")
+    site.helm_install("--set", FASTER, "--set", f"image.tag={NEXT}")
     return name
 
 

@@ -8,7 +8,7 @@ from hack.realnode.site import Site
 from hack.stage import NAMESPACE
 from tests.build import make_fence
 from tests.e2e.conftest import NODES
-from tests.e2e.pool import MIG, POLICY, PROPAGATION, Walk
+from tests.e2e.pool import FASTER, MIG, POLICY, Walk
 
 from gpusharing.api.names import ANNOTATION_FENCE, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.fence import record_text
@@ -84,7 +84,7 @@ def test_uninstalling_is_refused_while_a_node_is_in_the_middle_of_a_change_unles
         assert not is_there(site, OPERATOR)
         assert ANNOTATION_FENCE in site.api.get(NODE)["metadata"]["annotations"], "who comes next finds it"
     finally:
-        site.helm_install("--set", PROPAGATION)
+        site.helm_install("--set", FASTER)
     assert is_there(site, OPERATOR)
 
 
@@ -100,7 +100,7 @@ def test_without_one_it_says_what_stays_and_it_can_be_installed_again(walk: Walk
         assert [path for path in STAY if not is_there(site, path)] == []
         assert served(walk) == before
     finally:
-        site.helm_install("--set", PROPAGATION)
+        site.helm_install("--set", FASTER)
     assert is_there(site, OPERATOR)
     walk.wait(walk.is_ready, "the policy to be Ready as before")
     assert (walk.evicted(since), served(walk)) == ([], before)
