@@ -108,9 +108,8 @@ def test_who_computes_is_seen_from_the_hosts_pid_namespace_only(site: Site, note
 
 def asked(site: Site, agent: str) -> str:
     """Whom a program in this agent's container sees. An exec has the pod's variables, not the runtime's."""
-    state = f"NVMLSIM_STATE={STATE}/{state_file(ROOT).name}"
-    command = ("-n", AGENT_NAMESPACE, "exec", agent, "--", "env", state, "python3", "-c", WHO_COMPUTES)
-    return site.kubectl(*command)
+    found = f"import os; os.environ['NVMLSIM_STATE'] = '{STATE}/{state_file(ROOT).name}'\n{WHO_COMPUTES}"
+    return site.kubectl("-n", AGENT_NAMESPACE, "exec", agent, "--", "python3", "-c", found)
 
 
 def test_the_runtime_refuses_rights_over_mig_to_a_container_that_is_not_privileged(site: Site) -> None:
