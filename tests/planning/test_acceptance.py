@@ -13,6 +13,7 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStac
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.acceptance import CHECKS, find_objection, find_spec
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import MAX_TEXT
 from gpusharing.planning.words.reasons import Reason
 
 NAMED = make_policy(mig={"config": "all-balanced"})
@@ -162,3 +163,19 @@ def test_what_comes_before_is_not_told_with_what_comes_later() -> None:
     assert objection is not None
     assert objection.reason is Reason.MIG_STRATEGY_SET
     assert "devicePlugin" not in objection.message
+
+
+def test_of_a_message_that_is_too_long_the_command_is_whole() -> None:
+    wrong = make_cluster_policy(
+        plugin_config_name="a" * 253, mig_strategy="single", mig_config_name="b" * 253, plugin_config_setter="c" * 128,
+        mig_config_setter="d" * 128,
+    )  # fmt: skip
+    stack, asked = (
+        make_stack(cluster_policy=wrong, serves_our_mig_file=False),
+        replace(SETTINGS, configure_gpu_operator=True),
+    )
+    objection = find_objection(LAYOUTS, stack, asked)
+    assert objection is not None
+    assert len(objection.message) == MAX_TEXT
+    (command,) = re.findall(r"--type merge -p '(\S+)' \(helm: --set mig.strategy=\)$", objection.message)
+    assert json.loads(command)["spec"].keys() == {"devicePlugin", "mig", "migManager"}

@@ -25,8 +25,9 @@ from tests.planning.world import World
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicyStatus
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.told.status import MAX_LISTED, MAX_TEXT, policy_status
+from gpusharing.planning.told.status import MAX_LISTED, policy_status
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import MAX_TEXT
 from gpusharing.planning.words.reasons import Reason
 
 

@@ -9,12 +9,11 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.installation import gather_installation
-from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
+from gpusharing.kube.login import environment_login
 from gpusharing.planning.stack.installation import find_symptoms, render
 from gpusharing.planning.stack.installationviews import Place
 from gpusharing.planning.stack.symptoms import Severity
@@ -35,8 +34,7 @@ def place_of(environment: Mapping[str, str]) -> Place:
 
 async def check(environment: Mapping[str, str]) -> int:
     """Print the screen; returns the exit status."""
-    service_account = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
-    login = find_login(environment, environment.get("KUBECONFIG", ""), service_account)
+    login = environment_login(environment)
     try:
         async with HttpClient(login, name="gpusharing-checks") as client:
             view = await gather_installation(client, place_of(environment))

@@ -11,7 +11,6 @@ import uuid
 from asyncio import sslproto
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -26,7 +25,7 @@ from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lease import LeaderLease, Timing
-from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
+from gpusharing.kube.login import environment_login
 
 FAULT = 1
 """Exit status for a bad setting, a port that is taken, or a fault of our own."""
@@ -112,8 +111,7 @@ def configure_logs(settings: Settings) -> None:
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run the operator; returns the exit status."""
-    service_account = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
-    login = find_login(environment, environment.get("KUBECONFIG", ""), service_account)
+    login = environment_login(environment)
     metrics = Metrics()
     try:
         await login.access()

@@ -7,7 +7,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from gpusharing.api.crd import structural_schema
 from gpusharing.api.names import GROUP, VERSION
@@ -15,7 +14,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.kube.client import CUSTOM_RESOURCE_DEFINITIONS, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.http import HttpClient
-from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
+from gpusharing.kube.login import environment_login
 from gpusharing.kube.raw import entries, section, text
 from gpusharing.planning.stack.rollback import Retreat, Schemas, explain_unblock, find_retreat
 
@@ -54,8 +53,7 @@ def _served(crd: JSON) -> JSON:
 
 
 async def _run(environment: Mapping[str, str]) -> Retreat:
-    service_account = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
-    login = find_login(environment, environment.get("KUBECONFIG", ""), service_account)
+    login = environment_login(environment)
     async with HttpClient(login, name="gpusharing-rollback") as client:
         return await ask(client, environment["GPUSHARING_RELEASE"], environment["GPUSHARING_NAMESPACE"])
 

@@ -4,14 +4,13 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from gpusharing.controller.settings import SettingsError, from_environment
 from gpusharing.kube.client import CLUSTER_POLICIES, NODES, Followable
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
-from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
+from gpusharing.kube.login import environment_login
 from gpusharing.kube.raw import text
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.uninstall import Farewell, find_farewell
@@ -47,8 +46,7 @@ async def _cluster_policies(client: Followable) -> list[str]:
 
 async def _run(environment: Mapping[str, str]) -> Farewell:
     settings = from_environment(environment)
-    service_account = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
-    login = find_login(environment, environment.get("KUBECONFIG", ""), service_account)
+    login = environment_login(environment)
     async with HttpClient(login, name="gpusharing-uninstall") as client:
         return await ask(client, settings.plan)
 

@@ -202,6 +202,12 @@ def _access(configuration: Any) -> Access:
     )
 
 
+def environment_login(environment: Mapping[str, str]) -> Login:
+    """By KUBECONFIG, else by the files in SERVICE_ACCOUNT or where every pod has them."""
+    directory = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
+    return find_login(environment, environment.get("KUBECONFIG", ""), directory)
+
+
 def find_login(
     environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
 ) -> Login:

@@ -15,6 +15,7 @@ from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import Fields, patch_command
 from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import MAX_TEXT, cut
 from gpusharing.planning.words.reasons import Reason
 
 Check = Callable[[PolicyView, StackView, PlanSettings], str | None]
@@ -228,13 +229,15 @@ def _told(
     settings: PlanSettings,
 ) -> str | None:
     """What `first` and those after it find, and the one command that mends it all; None: `first` finds nothing."""
-    if first(spec, cluster_policy, stack, settings) is None:
+    found = [check(spec, cluster_policy, stack, settings) for check in FIELDS[FIELDS.index(first) :]]
+    if found[0] is None:
         return None
-    found = (check(spec, cluster_policy, stack, settings) for check in FIELDS[FIELDS.index(first) :])
     wrong = [one for one in found if one is not None]
     said = "; ".join(one.said for one in wrong)
     hints = "".join(one.hint for one in wrong)
-    return f"{said}; run: {patch_command(cluster_policy.name, *(one.patch for one in wrong))}{hints}"
+    command = f"; run: {patch_command(cluster_policy.name, *(one.patch for one in wrong))}{hints}"
+    # A command of which the end is missing could be pasted all the same: what is cut is said before it.
+    return cut(said, MAX_TEXT - len(command)) + command
 
 
 @_against

@@ -16,7 +16,7 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Retreat:
-    """What is told to who rolls back. `allowed`: nothing is cut off a stored policy."""
+    """The answer for the person who rolls back. `allowed`: nothing is cut off a stored policy."""
 
     allowed: bool
     text: str
@@ -46,9 +46,9 @@ def explain_unblock(release: str, namespace: str) -> str:
     """What to do about the release after a refusal, and against one: a line for each command."""
     return "\n".join(
         [
-            "Nothing was changed. Helm takes the release for pending-rollback; so that it upgrades again:",
+            "Nothing was changed. Helm marks the release as pending-rollback and refuses to upgrade it until you run:",
             f"  kubectl -n {namespace} delete secret -l owner=helm,name={release},status=pending-rollback",
-            "To roll back all the same: helm rollback --no-hooks",
+            "To roll back anyway, and lose those fields: helm rollback --no-hooks",
         ]
     )
 

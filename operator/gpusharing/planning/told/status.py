@@ -20,13 +20,12 @@ from gpusharing.planning.told.counts import count_pending, count_used
 from gpusharing.planning.wanted.ownership import selects
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import cut
+from gpusharing.planning.words.lengths import MAX_TEXT, cut
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason, priority
 
 MAX_LISTED = 20
 """Nodes named in plan and failures."""
-MAX_TEXT = 1000
 _SEVERITY = tuple(DisruptionClass)
 _LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
 """States that a node is in, not what its card cannot do: the policy is accepted all the same."""
