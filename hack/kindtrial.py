@@ -77,7 +77,7 @@ def read_reference(archive: Path) -> str:
 
 
 def trial(api: Api, kubeconfig: Path, reference: str) -> None:
-    """Install, look, ask `helm test`, and let a policy be judged from what the agent read.
+    """Install, look, ask `helm test`, and have a policy checked against what the agent read.
 
     Raises:
         StageError, TrialError, TimeoutError: it did not go as it should.

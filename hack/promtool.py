@@ -1,4 +1,4 @@
-"""promtool, which judges alerts and queries: of Debian's package, unpacked into the user's cache, not installed."""
+"""promtool, which checks alerts and queries: of Debian's package, unpacked into the user's cache, not installed."""
 
 import os
 import platform

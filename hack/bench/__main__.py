@@ -10,7 +10,7 @@ from pathlib import Path
 from hack.bench import agent, edits, large, planner, results, small, start
 from hack.bench.machine import facts
 from hack.bench.results import AIMS, Measured
-from hack.bench.scene import FACTOR, ROLL_FACTOR, Scene, open_scene
+from hack.bench.testbed import FACTOR, ROLL_FACTOR, Testbed, open_testbed
 
 OUTPUT = Path("build/bench.json")
 
@@ -36,7 +36,7 @@ class Part:
 
     metrics: tuple[str, ...]
     """Those with an aim that come out of it."""
-    run: Callable[[Scene, Sizes], Iterator[Measured]]
+    run: Callable[[Testbed, Sizes], Iterator[Measured]]
     factor: float = FACTOR
     """How much faster than life time runs for hardware and waits."""
     node_software: bool = True
@@ -52,26 +52,26 @@ PARTS = (
             "api_writes_per_transition_4pods",
             "api_reads_per_transition",
         ),
-        lambda scene, sizes: small.transitions(scene),
+        lambda testbed, sizes: small.transitions(testbed),
     ),
-    Part(("idle_writes_60s", "rss_idle_mib"), lambda scene, sizes: small.idle(scene, sizes.idle_seconds)),
-    Part(("agent_rss_mib", "agent_cpu_ms_per_cycle"), lambda scene, sizes: agent.agent(scene)),
+    Part(("idle_writes_60s", "rss_idle_mib"), lambda testbed, sizes: small.idle(testbed, sizes.idle_seconds)),
+    Part(("agent_rss_mib", "agent_cpu_ms_per_cycle"), lambda testbed, sizes: agent.agent(testbed)),
     Part(
         ("edit_to_first_write_p50_s", "edit_to_first_write_p99_s"),
-        lambda scene, sizes: edits.reaction(scene, sizes.edits),
+        lambda testbed, sizes: edits.reaction(testbed, sizes.edits),
     ),
     Part(
         ("rss_1000_nodes_mib", "relabel_1000_nodes_vs_raw_patch"),
-        lambda scene, sizes: large.fleet(scene, sizes.fleet_nodes),
+        lambda testbed, sizes: large.fleet(testbed, sizes.fleet_nodes),
     ),
     Part(
         ("roll_efficiency", "cpu_ms_per_transition"),
-        lambda scene, sizes: large.roll(scene, sizes.roll_nodes),
+        lambda testbed, sizes: large.roll(testbed, sizes.roll_nodes),
         factor=ROLL_FACTOR,
     ),
     Part(
         ("start_5000_nodes_s", "rss_5000_nodes_mib"),
-        lambda scene, sizes: start.start(scene, sizes.planned_nodes),
+        lambda testbed, sizes: start.start(testbed, sizes.planned_nodes),
         node_software=False,
     ),
 )
@@ -79,15 +79,15 @@ PARTS = (
 
 
 def measure(wanted: frozenset[str], sizes: Sizes) -> Iterator[Measured]:
-    """Everything that yields one of the wanted metrics; one control plane per kind of scene."""
+    """Everything that yields one of the wanted metrics; one control plane per kind of testbed."""
     if wanted & set(PLANNED):
         yield from planner.planning(sizes.planned_nodes)
     chosen = [part for part in PARTS if wanted & set(part.metrics)]
     for factor, software in dict.fromkeys((part.factor, part.node_software) for part in chosen):
-        with open_scene(factor, node_software=software) as scene:
+        with open_testbed(factor, node_software=software) as testbed:
             for part in chosen:
                 if (part.factor, part.node_software) == (factor, software):
-                    yield from part.run(scene, sizes)
+                    yield from part.run(testbed, sizes)
 
 
 def arguments() -> argparse.Namespace:

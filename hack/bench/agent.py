@@ -16,7 +16,7 @@ from hack import stage
 from hack.bench.divide import INSTANCES
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
-from hack.bench.scene import GPUNODES, Scene
+from hack.bench.testbed import GPUNODES, Testbed
 from hack.cluster.process import wait_until
 from hack.cluster.tokens import node_bound_token
 from hack.nvmlsim.simulator import Simulator
@@ -82,26 +82,26 @@ class _Used:
         )
 
 
-def agent(scene: Scene) -> Iterator[Measured]:
+def agent(testbed: Testbed) -> Iterator[Measured]:
     """Memory, and CPU of a reading in which nothing changed."""
-    machine = Simulator.create(scene.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
-    scene.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
+    machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
+    testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}
-    scene.api.create(GPUNODES, gpunode)
-    with _run(scene, machine.environment("root"), "whole") as running:
+    testbed.api.create(GPUNODES, gpunode)
+    with _run(testbed, machine.environment("root"), "whole") as running:
         used = _over_cycles(running, machine)
         how = f"VmRSS of gpusharing-agent, {GPUS} GPUs, SIMULATED libnvidia-ml.so.1"
         yield Measured("agent_rss_mib", rss_mib(running.pid), how)
         yield Measured("agent_cpu_ms_per_cycle", used.own_ms, f"{GPUS} whole GPUs; {used}")
     divide = (sys.executable, "-m", "hack.bench.divide")
     subprocess.run(divide, env={**os.environ, **machine.environment("root")}, cwd=stage.ROOT, check=True)
-    with _run(scene, machine.environment("root"), "divided") as running:
+    with _run(testbed, machine.environment("root"), "divided") as running:
         used = _over_cycles(running, machine)
         how = f"{GPUS} GPUs with {INSTANCES} MIG instances each"
         yield Measured("agent_rss_mig_mib", rss_mib(running.pid), how)
         yield Measured("agent_cpu_ms_per_cycle_mig", used.own_ms, f"{how}; {used}")
-    scene.api.delete(f"{GPUNODES}/{NODE}")
-    scene.api.delete(f"/api/v1/nodes/{NODE}")
+    testbed.api.delete(f"{GPUNODES}/{NODE}")
+    testbed.api.delete(f"/api/v1/nodes/{NODE}")
 
 
 def _over_cycles(running: Running, machine: Simulator) -> _Used:
@@ -113,13 +113,13 @@ def _over_cycles(running: Running, machine: Simulator) -> _Used:
 
 
 @contextmanager
-def _run(scene: Scene, library: Mapping[str, str], name: str) -> Iterator[Running]:
+def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Running]:
     """gpusharing-agent with the rights of the shipped ServiceAccount, on the simulated library."""
-    folder = scene.directory / f"agent-{name}"
+    folder = testbed.directory / f"agent-{name}"
     folder.mkdir()
-    (folder / "token").write_text(node_bound_token(scene.api, stage.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE))
-    (folder / "ca.crt").write_text(scene.api.ca_pem)
-    server = urlsplit(scene.api.url)
+    (folder / "token").write_text(node_bound_token(testbed.api, stage.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE))
+    (folder / "ca.crt").write_text(testbed.api.ca_pem)
+    server = urlsplit(testbed.api.url)
     environment = {
         **library,
         "NODE_NAME": NODE,

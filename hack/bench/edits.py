@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from hack.bench.results import Measured, percentile
-from hack.bench.scene import LARGE_SLICES, SMALL_SLICES, Scene
+from hack.bench.testbed import LARGE_SLICES, SMALL_SLICES, Testbed
 from hack.cluster.api import in_parallel
 from hack.cluster.process import wait_until
 
@@ -16,35 +16,35 @@ PAUSE = 0.4
 """Longest random pause between two edits, so that they do not fall into step with the operator's passes."""
 
 
-def reaction(scene: Scene, edits: int) -> Iterator[Measured]:
+def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
     """Edit policies of one node each, one after the other; every edit is a MIG change that needs a fence."""
-    added = scene.add_nodes(POOL, edits)
+    added = testbed.add_nodes(POOL, edits)
     # One pool label each, set by name: kubernetes.io/hostname would do as well.
-    in_parallel(lambda name: scene.label_node(name, name), added)
-    in_parallel(lambda name: scene.apply_policy(name, name, SMALL_SLICES), added)
-    scene.wait_ready(added, WAIT)
-    scene.wait_silent()
+    in_parallel(lambda name: testbed.label_node(name, name), added)
+    in_parallel(lambda name: testbed.apply_policy(name, name, SMALL_SLICES), added)
+    testbed.wait_ready(added, WAIT)
+    testbed.wait_silent()
     chance = random.Random(1)
     times = []
     for name in added:
         time.sleep(chance.uniform(0.0, PAUSE))
-        times.append(_first_write(scene, name))
-    scene.wait_ready(added, WAIT)
+        times.append(_first_write(testbed, name))
+    testbed.wait_ready(added, WAIT)
     how = f"PATCH of a policy received to fence PATCH received, by the audit log; {edits} edits"
     yield Measured("edit_to_first_write_p50_s", percentile(times, 50), how)
     yield Measured("edit_to_first_write_p99_s", percentile(times, 99), "the same edits")
-    scene.remove(added, added)
+    testbed.remove(added, added)
 
 
-def _first_write(scene: Scene, name: str) -> float:
-    span = scene.span()
-    scene.edit(name, LARGE_SLICES)
+def _first_write(testbed: Testbed, name: str) -> float:
+    span = testbed.span()
+    testbed.edit(name, LARGE_SLICES)
     found: list[datetime] = []
 
     def written() -> bool:
         found[:] = [
             request.at
-            for request in scene.requests(span)
+            for request in testbed.requests(span)
             if request.is_write and request.resource == "nodes" and request.name == name
         ]
         return bool(found)
@@ -52,7 +52,7 @@ def _first_write(scene: Scene, name: str) -> float:
     wait_until(written, WAIT, f"a write on node {name}")
     edited: datetime = next(
         request.at
-        for request in scene.requests(span, user=None)
+        for request in testbed.requests(span, user=None)
         if request.is_write and request.resource == "gpusharingpolicies" and request.name == name
     )
     return (min(found) - edited).total_seconds()

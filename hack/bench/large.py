@@ -14,7 +14,7 @@ from hack import stage
 from hack.bench import traffic
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
-from hack.bench.scene import FULL, SMALL_SLICES, Scene, Span
+from hack.bench.testbed import FULL, SMALL_SLICES, Span, Testbed
 from hack.cluster import nodes
 from hack.cluster.audit import Request
 
@@ -26,19 +26,19 @@ IMAGES = 50
 """A kubelet reports up to 50 images; they are most of a Node's 18 KB."""
 
 
-def roll(scene: Scene, count: int) -> Iterator[Measured]:
+def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
     """Full to MIG over a pool of `count` empty nodes, maxUnavailable 10 %."""
-    added = scene.add_nodes(ROLL, count)
-    scene.apply_policy(ROLL, ROLL, {**FULL, "rollout": {"maxUnavailable": f"{PERCENT}%"}})
-    scene.wait_ready([ROLL], 60)
-    scene.wait_silent()
-    span, used = scene.span(), cpu_ms(scene.operator.pid)
-    scene.edit(ROLL, SMALL_SLICES)
-    scene.wait_ready([ROLL], 300)
-    used = cpu_ms(scene.operator.pid) - used
-    counts = scene.counts(span)
-    writes = _node_writes(scene, span)
-    drain = (stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]) / scene.factor
+    added = testbed.add_nodes(ROLL, count)
+    testbed.apply_policy(ROLL, ROLL, {**FULL, "rollout": {"maxUnavailable": f"{PERCENT}%"}})
+    testbed.wait_ready([ROLL], 60)
+    testbed.wait_silent()
+    span, used = testbed.span(), cpu_ms(testbed.operator.pid)
+    testbed.edit(ROLL, SMALL_SLICES)
+    testbed.wait_ready([ROLL], 300)
+    used = cpu_ms(testbed.operator.pid) - used
+    counts = testbed.counts(span)
+    writes = _node_writes(testbed, span)
+    drain = (stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]) / testbed.factor
     actuation = statistics.median(actuation_seconds(times) for times in writes.values())
     begin = min(own[0] for own, _ in writes.values())
     end = max(own[-1] for own, _ in writes.values())
@@ -47,7 +47,7 @@ def roll(scene: Scene, count: int) -> Iterator[Measured]:
     how = (
         f"{count} nodes, {rounds} rounds x ({drain:.2f} s settle and idle + {actuation:.2f} s median from PNR to the"
         f" node software's last write) = {ideal:.1f} s; first fence to last release {real:.1f} s;"
-        f" hardware and waits {scene.factor:g}x"
+        f" hardware and waits {testbed.factor:g}x"
     )
     yield Measured("roll_efficiency", ideal / real, how)
     yield Measured(
@@ -55,16 +55,16 @@ def roll(scene: Scene, count: int) -> Iterator[Measured]:
     )
     how = f"the same roll; {counts.by_resource}"
     yield Measured("api_writes_per_transition_roll", counts.writes / count, how)
-    scene.remove([ROLL], added)
+    testbed.remove([ROLL], added)
 
 
 Times = tuple[list[datetime], list[datetime]]
 """Writes on a Node: the operator's, the node software's."""
 
 
-def _node_writes(scene: Scene, span: Span) -> dict[str, Times]:
+def _node_writes(testbed: Testbed, span: Span) -> dict[str, Times]:
     found: dict[str, Times] = {}
-    for request in scene.requests(span, user=None):
+    for request in testbed.requests(span, user=None):
         if not request.is_write or request.resource.partition("/")[0] != "nodes":
             continue
         own, theirs = found.setdefault(request.name, ([], []))
@@ -81,24 +81,24 @@ def actuation_seconds(times: Times) -> float:
     return (max(moment for moment in theirs if moment < own[-1]) - own[1]).total_seconds()
 
 
-def fleet(scene: Scene, count: int) -> Iterator[Measured]:
+def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
     """Adopt `count` nodes: our own labels only; then the same writes by a loop that does nothing else."""
     manifests = [
         as_kubelets_report(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
         for i in range(count)
     ]
-    added = scene.create_nodes(manifests)
-    scene.wait_silent()
-    span = scene.span()
-    scene.apply_policy(FLEET, FLEET, {**FULL, "rollout": {"maxUnavailable": 1}})
-    scene.wait_ready([FLEET], 120)
-    scene.wait_silent()
-    operator = _seconds(_on_nodes(scene.requests(span)))
-    long_lived = rss_mib(scene.operator.pid)
-    span, used = scene.span(), time.process_time()
-    asyncio.run(_relabel(scene, added))
+    added = testbed.create_nodes(manifests)
+    testbed.wait_silent()
+    span = testbed.span()
+    testbed.apply_policy(FLEET, FLEET, {**FULL, "rollout": {"maxUnavailable": 1}})
+    testbed.wait_ready([FLEET], 120)
+    testbed.wait_silent()
+    operator = _seconds(_on_nodes(testbed.requests(span)))
+    long_lived = rss_mib(testbed.operator.pid)
+    span, used = testbed.span(), time.process_time()
+    asyncio.run(_relabel(testbed, added))
     used = (time.process_time() - used) * 1000 / count
-    raw = _seconds(_on_nodes(scene.requests(span)))
+    raw = _seconds(_on_nodes(testbed.requests(span)))
     how = f"{count} Node PATCHes, first to last: adoption {operator:.2f} s; raw loop {raw:.2f} s; {PARALLEL} at once"
     yield Measured("relabel_1000_nodes_vs_raw_patch", operator / raw, how)
     how = (
@@ -107,10 +107,10 @@ def fleet(scene: Scene, count: int) -> Iterator[Measured]:
     yield Measured("raw_patch_cpu_ms", used, how)
     how = "VmRSS of the operator that went through all of the above and adopted them"
     yield Measured("rss_1000_nodes_long_lived_mib", long_lived, how)
-    scene.restart_operator()
-    scene.wait_silent(seconds=10)
+    testbed.restart_operator()
+    testbed.wait_silent(seconds=10)
     how = f"VmRSS of an operator started on {count} adopted nodes of 18 KB, idle"
-    yield Measured("rss_1000_nodes_mib", rss_mib(scene.operator.pid), how)
+    yield Measured("rss_1000_nodes_mib", rss_mib(testbed.operator.pid), how)
 
 
 def as_kubelets_report(node: JSON) -> JSON:
@@ -139,9 +139,9 @@ def _seconds(requests: Sequence[Request]) -> float:
     return (max(moments) - min(moments)).total_seconds()
 
 
-async def _relabel(scene: Scene, node_names: Sequence[str]) -> None:
+async def _relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
     """The raw loop, as the same user, with bodies of the same size."""
-    path = stage.operator_kubeconfig(scene.plane.kubeconfig, scene.directory)
+    path = stage.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
     slots = asyncio.Semaphore(PARALLEL)
     record = '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000","correctedGeneration":0,"retry":""}'
     async with await HttpClient.connect(path) as client:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
-from hack.bench.scene import FACTOR, FULL, LARGE_SLICES, SMALL_SLICES, Scene
+from hack.bench.testbed import FACTOR, FULL, LARGE_SLICES, SMALL_SLICES, Testbed
 from hack.bench.traffic import Counts
 from hack.cluster.api import Object, in_parallel
 
@@ -19,20 +19,20 @@ CONDITIONS = (
 )
 
 
-def transitions(scene: Scene) -> Iterator[Measured]:
+def transitions(testbed: Testbed) -> Iterator[Measured]:
     """Full to MIG and MIG to MIG on empty nodes, then MIG to MIG with four GPU pods on each node."""
-    added = scene.add_nodes(POOL, NODES)
+    added = testbed.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
-    scene.apply_policy(POOL, POOL, {**FULL, **rollout})
-    scene.wait_ready([POOL], WAIT)
-    scene.wait_silent()
+    testbed.apply_policy(POOL, POOL, {**FULL, **rollout})
+    testbed.wait_ready([POOL], WAIT)
+    testbed.wait_silent()
 
-    new, _ = _roll(scene, SMALL_SLICES)
+    new, _ = _roll(testbed, SMALL_SLICES)
     yield Measured("node_writes_per_transition", new.node_writes / NODES, f"Full to MIG; {CONDITIONS}")
     how = f"same; the device plugin's configuration is new, and nodes wait for it; {new.by_resource}"
     yield Measured("api_writes_per_transition_new_config", new.writes / NODES, how)
 
-    empty, cpu = _roll(scene, LARGE_SLICES)
+    empty, cpu = _roll(testbed, LARGE_SLICES)
     how = f"MIG to another MIG layout, else the same; {empty.by_resource}"
     yield Measured("api_writes_per_transition_0pods", empty.writes / NODES, how)
     how = "same; get and list, without drain polls"
@@ -41,22 +41,24 @@ def transitions(scene: Scene) -> Iterator[Measured]:
     yield Measured("api_drain_polls_per_transition", empty.polls / NODES, how)
     yield Measured("cpu_ms_per_transition_small_pool", cpu / NODES, "same; its CPU clock")
 
-    in_parallel(lambda row: _add_pod(scene, *row), [(node, index) for node in added for index in range(PODS)])
-    scene.wait_silent()
-    busy, _ = _roll(scene, SMALL_SLICES)
+    in_parallel(
+        lambda row: _add_pod(testbed, *row), [(node, index) for node in added for index in range(PODS)]
+    )
+    testbed.wait_silent()
+    busy, _ = _roll(testbed, SMALL_SLICES)
     how = f"MIG to MIG with {PODS} GPU pods on each node; {busy.by_resource}"
     yield Measured("api_writes_per_transition_4pods", busy.writes / NODES, how)
 
 
-def _roll(scene: Scene, spec: Object) -> tuple[Counts, float]:
-    span, used = scene.span(), cpu_ms(scene.operator.pid)
-    scene.edit(POOL, spec)
-    scene.wait_ready([POOL], WAIT)
-    scene.wait_silent()
-    return scene.counts(span), cpu_ms(scene.operator.pid) - used
+def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
+    span, used = testbed.span(), cpu_ms(testbed.operator.pid)
+    testbed.edit(POOL, spec)
+    testbed.wait_ready([POOL], WAIT)
+    testbed.wait_silent()
+    return testbed.counts(span), cpu_ms(testbed.operator.pid) - used
 
 
-def _add_pod(scene: Scene, node: str, index: int) -> None:
+def _add_pod(testbed: Testbed, node: str, index: int) -> None:
     gpu = {"nvidia.com/gpu": "1"}
     container = {"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}
     pod = {
@@ -65,18 +67,18 @@ def _add_pod(scene: Scene, node: str, index: int) -> None:
         "metadata": {"name": f"{node}-{index}"},
         "spec": {"nodeName": node, "containers": [container]},
     }
-    scene.api.create("/api/v1/namespaces/default/pods", pod)
+    testbed.api.create("/api/v1/namespaces/default/pods", pod)
 
 
-def idle(scene: Scene, seconds: float) -> Iterator[Measured]:
+def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:
     """Nothing happens."""
-    scene.wait_silent()
-    span = scene.span()
-    used = cpu_ms(scene.operator.pid)
+    testbed.wait_silent()
+    span = testbed.span()
+    used = cpu_ms(testbed.operator.pid)
     time.sleep(seconds)
     how = f"{seconds:g} s with {NODES} synced nodes, renewals of the Lease apart"
-    yield Measured("idle_writes_60s", float(scene.counts(span).writes), how)
-    yield Measured("idle_cpu_ms_per_s", (cpu_ms(scene.operator.pid) - used) / seconds, "same time")
+    yield Measured("idle_writes_60s", float(testbed.counts(span).writes), how)
+    yield Measured("idle_cpu_ms_per_s", (cpu_ms(testbed.operator.pid) - used) / seconds, "same time")
     yield Measured(
-        "rss_idle_mib", rss_mib(scene.operator.pid), "VmRSS at its end, after the transitions above"
+        "rss_idle_mib", rss_mib(testbed.operator.pid), "VmRSS at its end, after the transitions above"
     )

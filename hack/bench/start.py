@@ -13,7 +13,7 @@ from gpusharing.agent.podresources import Holdings
 from hack.bench.large import as_kubelets_report
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
-from hack.bench.scene import FULL, GPUNODES, Scene
+from hack.bench.testbed import FULL, GPUNODES, Testbed
 from hack.cluster import nodes
 from hack.cluster.api import Object, in_parallel
 from hack.cluster.process import wait_until
@@ -24,50 +24,50 @@ WAIT_PER_NODE = 0.2
 """Seconds that creating, reporting and adopting a node may take each."""
 
 
-def start(scene: Scene, count: int) -> Iterator[Measured]:
+def start(testbed: Testbed, count: int) -> Iterator[Measured]:
     """Adopt `count` nodes, then start the operator anew."""
     seconds = 60 + WAIT_PER_NODE * count
     made = [
         nodes.node_manifest(f"{POOL}-{i:04}", pool=POOL, product=PRODUCT, gpus=GPUS) for i in range(count)
     ]
-    nodes.create_nodes(scene.api, map(as_kubelets_report, made))
-    _report(scene, count, seconds)
-    scene.apply_policy(POOL, POOL, FULL)
-    scene.wait_ready([POOL], seconds)
-    scene.wait_silent(at_most=seconds)
-    scene.operator.stop()
+    nodes.create_nodes(testbed.api, map(as_kubelets_report, made))
+    _report(testbed, count, seconds)
+    testbed.apply_policy(POOL, POOL, FULL)
+    testbed.wait_ready([POOL], seconds)
+    testbed.wait_silent(at_most=seconds)
+    testbed.operator.stop()
     begun = time.monotonic()
-    scene.operator.start()
-    wait_until(lambda: _planned(scene.metrics_port), seconds, "the first plan")
-    took, used = time.monotonic() - begun, cpu_ms(scene.operator.pid)
+    testbed.operator.start()
+    wait_until(lambda: _planned(testbed.metrics_port), seconds, "the first plan")
+    took, used = time.monotonic() - begun, cpu_ms(testbed.operator.pid)
     how = (
         f"process started to first plan carried out, {count} adopted nodes of 18 KB, their GPUNodes and agent pods;"
         f" {used / 1000:.1f} s of CPU"
     )
     yield Measured("start_5000_nodes_s", took, how)
-    scene.wait_silent(seconds=10, at_most=seconds)
+    testbed.wait_silent(seconds=10, at_most=seconds)
     how = "VmRSS of the same operator, idle; ten seconds without a write"
-    yield Measured("rss_5000_nodes_mib", rss_mib(scene.operator.pid), how)
+    yield Measured("rss_5000_nodes_mib", rss_mib(testbed.operator.pid), how)
 
 
-def _report(scene: Scene, count: int, seconds: float) -> None:
+def _report(testbed: Testbed, count: int, seconds: float) -> None:
     """Write what the agents would, as the operator creates the GPUNodes."""
     reported: set[str] = set()
 
     def all_reported() -> bool:
-        found = [raw for raw in scene.api.list(GPUNODES) if raw["metadata"]["name"] not in reported]
-        in_parallel(lambda raw: _observe(scene, raw), found)
+        found = [raw for raw in testbed.api.list(GPUNODES) if raw["metadata"]["name"] not in reported]
+        in_parallel(lambda raw: _observe(testbed, raw), found)
         reported.update(raw["metadata"]["name"] for raw in found)
         return len(reported) >= count
 
     wait_until(all_reported, seconds, f"the GPUNodes of {count} nodes", poll=1.0)
 
 
-def _observe(scene: Scene, raw: Object) -> None:
+def _observe(testbed: Testbed, raw: Object) -> None:
     name = raw["metadata"]["name"]
     gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
     seen = Observation.after(Request.of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
-    scene.api.merge_patch(f"{GPUNODES}/{name}/status", seen.patch(raw) or {})
+    testbed.api.merge_patch(f"{GPUNODES}/{name}/status", seen.patch(raw) or {})
 
 
 def _planned(metrics_port: int) -> bool:

@@ -38,9 +38,9 @@ class EmbeddedStage:
     async def apply(self, manifest: JSON) -> str:
         """See Stage. What CEL and the schema say on a real API server, validate_policy says here."""
         name = manifest["metadata"]["name"]
-        judged = validate_policy(manifest)
-        if isinstance(judged, tuple):
-            problems = "\n".join(f"* {problem.field}: {problem.message}" for problem in judged)
+        checked = validate_policy(manifest)
+        if isinstance(checked, tuple):
+            problems = "\n".join(f"* {problem.field}: {problem.message}" for problem in checked)
             raise Refused(f'The GPUSharingPolicy "{name}" is invalid:\n{problems}')
         with suppress(NotFound):
             before = await self.client.get(POLICIES, name)

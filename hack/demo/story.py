@@ -116,10 +116,10 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
         fleet.with_layout("a", {"1g.20gb": 7}), "kubectl apply -f pool-a.yaml     # with 1g.20gb: 7"
     )
 
-    async def judged() -> bool:
+    async def answered() -> bool:
         return bool(await demo.condition("pool-a", ConditionType.ACCEPTED))
 
-    await demo.until("a judgement of pool-a", judged)
+    await demo.until("an answer about pool-a", answered)
     condition = await demo.condition("pool-a", ConditionType.ACCEPTED)
     screen.output(f"Accepted: {condition['status']} ({condition['reason']})\n{condition['message']}")
     screen.check("the policy is not accepted", condition["status"] == "False")

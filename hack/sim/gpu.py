@@ -125,7 +125,7 @@ class SimulatedGPUs:
                 return Reading(self._driver_version, self._models(container), tuple(gpus))
 
     def look(self) -> tuple[GPU, ...]:
-        """What is so, without NVML: for who judges the agent. Never hangs and is no client."""
+        """What is so, without NVML: to compare the agent's report with. Never hangs and is no client."""
         with self._lock:
             return tuple(map(_observed, self._gpus))
 

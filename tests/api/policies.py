@@ -1,4 +1,4 @@
-"""One table of good and bad policies, judged by the pydantic types and by a real API server."""
+"""One table of good and bad policies, checked by the pydantic types and by a real API server."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ TWO_HALVES: Spec = {"layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}
 
 @dataclass(frozen=True)
 class Row:
-    """A policy and the verdict that every judge must reach."""
+    """A policy and the answer that every one of them must give."""
 
     sentence: str
     """What the case says; the test's id."""

@@ -46,7 +46,7 @@ def test_the_api_server_takes_every_object(installed: Installed, helm: Helm, val
         if one["kind"] == "Pod":
             one["spec"]["serviceAccountName"] = "default"  # a dry run has created none of its own
         path = install.object_path(admin, one)
-        query = {"dryRun": "All", "force": "true", "fieldManager": "judge", "fieldValidation": "Strict"}
+        query = {"dryRun": "All", "force": "true", "fieldManager": "test", "fieldValidation": "Strict"}
         admin.request("PATCH", path, one, APPLY_PATCH, **query)
 
 

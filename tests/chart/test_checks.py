@@ -29,7 +29,7 @@ ACCOUNT = "gpusharing-checks"
 
 @pytest.fixture(scope="module")
 def installed(installed: Installed, helm: Helm) -> Iterator[Installed]:
-    """One of its own, where one is possible: all of it is judged, and other tests leave pods that never run."""
+    """One of its own, where one is possible: all of it is checked, and other tests leave pods that never run."""
     with ControlPlane(options=Options(audit=True)) as plane:
         yield set_up(plane, helm)
 

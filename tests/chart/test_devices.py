@@ -1,4 +1,4 @@
-"""`devices` is a word or a list, which the CRD's own CEL cannot see: the chart's admission policy judges it."""
+"""`devices` is a word or a list, which the CRD's own CEL cannot see: the chart's admission policy checks it."""
 
 import pytest
 from hack.cluster.api import ApiError

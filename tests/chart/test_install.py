@@ -109,7 +109,7 @@ def test_the_api_server_puts_the_operators_lease_calls_into_their_own_priority_l
 
 
 def classified(api: Api, path: str) -> tuple[str, str]:
-    """UIDs of the FlowSchema and the priority level by which the API server judged a GET, whatever it answered."""
+    """UIDs of the FlowSchema and the priority level under which the API server put a GET, whatever it answered."""
     with api._connection() as connection:
         connection.request("GET", path, None, api._headers)
         answer = connection.getresponse()
@@ -309,7 +309,7 @@ WORKLOADS = {
 def dry_run_under_restricted(installed: Installed, name: str) -> object:
     """Ask for a pod of this template in a namespace that enforces `restricted`, without its being created."""
     template = installed.admin.get(WORKLOADS[name])["spec"]["template"]
-    template["metadata"] = {"name": "judged"}
+    template["metadata"] = {"name": "checked"}
     template["spec"]["serviceAccountName"] = "default"  # that of the agent is in its own namespace
     return installed.admin.request(
         "POST", f"/api/v1/namespaces/{NAMESPACE}/pods", template, dryRun="All", fieldValidation="Strict"

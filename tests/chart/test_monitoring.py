@@ -1,4 +1,4 @@
-"""Alerts, dashboard and scrape targets; the alerts are judged by promtool, of Debian's package."""
+"""Alerts, dashboard and scrape targets; the alerts are checked by promtool, of Debian's package."""
 
 import json
 import os

@@ -78,7 +78,7 @@ def namespace(api: Api, name: str, **labels: str) -> None:
 
 def refusal(api: Api, space: str, template: Object) -> str:
     """Why the server would not create a pod of this template; empty when it would."""
-    pod = {"metadata": {**template.get("metadata", {}), "name": "judged"}, "spec": template["spec"]}
+    pod = {"metadata": {**template.get("metadata", {}), "name": "checked"}, "spec": template["spec"]}
     path = f"/api/v1/namespaces/{space}/pods"
     try:
         api.request("POST", path, pod, dryRun="All", fieldValidation="Strict")

@@ -1,7 +1,7 @@
 """CRDs that grow over stored objects, and `helm rollback`, which puts the older ones back: its pre-rollback hook.
 
 kwok runs no program, so the test does what the hook's pod would do (controller/rollback.py), with its account and
-variables. Helm judges the Job.
+variables. Helm goes by how the Job ends.
 """
 
 import os

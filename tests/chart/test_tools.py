@@ -1,4 +1,4 @@
-"""The chart as its users' own tools judge it: helm-unittest (tests/ of the chart) and chart-testing (its ci/)."""
+"""The chart as its users' own tools see it: helm-unittest (tests/ of the chart) and chart-testing (its ci/)."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ CONFIG = CHART.parent / "ct.yaml"
 
 @pytest.fixture(scope="module")
 def tools() -> Path:
-    """The folder of both; where their modules cannot be had helm alone judges the chart, but not in CI."""
+    """The folder of both; where their modules cannot be had helm alone checks the chart, but not in CI."""
     try:
         return toolchain.ensure("charttools")
     except toolchain.ToolchainError as error:

@@ -79,7 +79,7 @@ def foreign_program() -> bytes:
 
 
 @dataclass(frozen=True)
-class Case:
+class UnusableImage:
     """One image that the agent cannot run with."""
 
     image: str
@@ -102,27 +102,27 @@ def not_for_this() -> str:
 ABSENT, NEVER = f"{HOST}/no-such:1", "localhost/gpu-sharing-operator:never"
 PLATFORM, OTHER = f"{HOST}/other-platform:1", f"{HOST}/other-program:1"
 NOT_STARTED = {
-    "no registry answers": Case(
+    "no registry answers": UnusableImage(
         "localhost/gpu-sharing-operator:missing",
         ("cannot be pulled", "connection refused", "image.repository"),
     ),
-    "the registry does not have its image": Case(
+    "the registry does not have its image": UnusableImage(
         ABSENT,
         ("cannot be pulled", "not found", "image.tag"),
         pulling(ABSENT, kubeletwords.not_in_registry(ABSENT)),
     ),
-    "its image is not on the node and must not be pulled": Case(
+    "its image is not on the node and must not be pulled": UnusableImage(
         NEVER,
         ("is not present with pull policy of Never", "image.pullPolicy"),
         (kubeletwords.never_pulled(NEVER),),
         "Never",
     ),
-    "its image is for another architecture": Case(
+    "its image is for another architecture": UnusableImage(
         PLATFORM,
         (not_for_this(), "agent.nodeSelector"),
         pulling(PLATFORM, kubeletwords.other_platform(PLATFORM)),
     ),
-    "the program in its image is for another architecture": Case(
+    "the program in its image is for another architecture": UnusableImage(
         OTHER, (not_for_this(), "agent.nodeSelector"), (kubeletwords.bad_format(PROGRAM),)
     ),
 }

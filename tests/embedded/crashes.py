@@ -15,7 +15,7 @@ from hack.embedded import CLUSTER_POLICY
 from hack.sim.fakefaults import Crash, Write
 from hack.sim.mortal import MortalClient, When
 from tests.embedded.goldens import Golden
-from tests.embedded.stage import Scene, nodes, scene
+from tests.embedded.scene import Scene, nodes, scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
 from gpusharing.api import names

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import Workload
-from tests.embedded.stage import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, at_once, pdb
+from tests.embedded.scene import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, at_once, pdb
 
 from gpusharing.api import names
 from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, JSON, NODES, PDBS, POLICIES

@@ -10,7 +10,7 @@ from typing import Any
 
 from hack.sim.fakefaults import EVER, SILENCE, Fault, Silence
 from structlog.testing import capture_logs
-from tests.embedded.stage import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, scene
+from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
 from gpusharing.kube.answers import Request, error_of

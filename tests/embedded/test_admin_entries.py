@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from tests.embedded.stage import FULL, HOUR, MIXED, OTHER_MIXED, Scene, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, OTHER_MIXED, Scene, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_configuration import PROPAGATION, SPACE, WHOLE, entries, patch
 from tests.fakes.virtualtime import virtual_now, virtually

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
-from tests.embedded.stage import FULL, MIXED, SLICED, Scene, nodes, scene
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 

@@ -1,4 +1,4 @@
-"""What people and NVIDIA's software do while no operator runs: the next one finds it, and judges by what is there.
+"""What people and NVIDIA's software do while no operator runs: the next one finds it, and goes by what is there.
 
 The rows of docs/design/drain.md#races-and-crashes in which the cluster changes between a crash and the restart;
 those in which it does not are the golden scenarios of the crash matrix.
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hack.sim.mortal import MortalClient
 from hack.sim.workloads import Workload
-from tests.embedded.stage import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, pdb, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, pdb, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import virtual_now, virtually

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hack.sim.gpu import SimulatedGPUs
 from tests.embedded.oracle import difference
-from tests.embedded.stage import (
+from tests.embedded.scene import (
     A100,
     FULL,
     H100,

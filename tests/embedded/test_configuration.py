@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.workloads import Workload
-from tests.embedded.stage import FULL, HOUR, MIXED, SLICED, Scene, node, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, node, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
 

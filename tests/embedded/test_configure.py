@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE, Silence
-from tests.embedded.stage import FULL, HOUR, MIXED, Scene, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, Scene, nodes, scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON

@@ -12,7 +12,7 @@ import pytest
 from hack.sim.mortal import MortalClient, When
 from tests.embedded.crashes import Prepare, Run, differences, killed, killed_and_back, play
 from tests.embedded.goldens import GOLDEN, Golden
-from tests.embedded.stage import Scene
+from tests.embedded.scene import Scene
 
 MOST_EXTRA = 2
 """Writes that a restart may cost beyond those of a run without one (issue point 10)."""

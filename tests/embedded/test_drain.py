@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from hack.sim.workloads import Workload
-from tests.embedded.stage import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, pdb, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, pdb, scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names

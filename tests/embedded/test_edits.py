@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.embedded.stage import FULL, MIXED, OTHER_MIXED, SINGLE, Scene, node, nodes, scene
+from tests.embedded.scene import FULL, MIXED, OTHER_MIXED, SINGLE, Scene, node, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import virtually

@@ -7,7 +7,7 @@ import pytest
 from hack.sim.mortal import Disturbance, MortalClient
 from tests.embedded.crashes import Prepare, Run, differences, play
 from tests.embedded.goldens import GOLDEN
-from tests.embedded.stage import Scene
+from tests.embedded.scene import Scene
 
 from gpusharing.kube.client import CONFIG_MAPS, LEASES, PODS, Resource
 from gpusharing.kube.errors import Conflict, KubeError, NotFound, Throttled, Unavailable

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.gpu import SimulatedGPUs
-from tests.embedded.stage import H100, MIXED, SLICED, gpu_pod, nodes, scene
+from tests.embedded.scene import H100, MIXED, SLICED, gpu_pod, nodes, scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import JSON, PODS

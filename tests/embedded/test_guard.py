@@ -7,7 +7,7 @@ import pytest
 from hack.embedded import embedded
 from tests.embedded.guard import Guard
 from tests.embedded.podrules import must_leave, wrong_in_eviction
-from tests.embedded.stage import gpu_pod, node, policy
+from tests.embedded.scene import gpu_pod, node, policy
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import foreign_marks
 

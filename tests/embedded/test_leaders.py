@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hack.embedded import Embedded
 from hack.sim.workloads import Workload
-from tests.embedded.stage import SLICED, Scene, at_once, nodes, scene
+from tests.embedded.scene import SLICED, Scene, at_once, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
 

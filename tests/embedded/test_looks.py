@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from hack.sim.fakecluster import FakeClient
 from hack.sim.workloads import Workload
-from tests.embedded.stage import FULL, SLICED, nodes, scene
+from tests.embedded.scene import FULL, SLICED, nodes, scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import PODS, Page, Resource

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import Workload
-from tests.embedded.stage import FULL, HOUR, SLICED, Scene, at_once, nodes, pdb, scene
+from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, nodes, pdb, scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import (

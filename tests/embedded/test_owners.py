@@ -2,7 +2,7 @@
 
 import pytest
 from hack.cluster.nodes import LABEL_POOL
-from tests.embedded.stage import FULL, SINGLE, SLICED, Scene, nodes, scene
+from tests.embedded.scene import FULL, SINGLE, SLICED, Scene, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_troubles import failed
 from tests.fakes.virtualtime import virtually

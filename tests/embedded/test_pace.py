@@ -6,7 +6,7 @@ from typing import Literal
 
 from hack.sim.fakefaults import Write
 from hack.sim.workloads import Workload
-from tests.embedded.stage import FULL, HOUR, SLICED, at_once, gpu_pod, nodes, pdb, scene
+from tests.embedded.scene import FULL, HOUR, SLICED, at_once, gpu_pod, nodes, pdb, scene
 from tests.embedded.test_drain import OWNER, STRANDED_OK, busy
 from tests.fakes.virtualtime import virtual_now, virtually
 

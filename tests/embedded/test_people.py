@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 from hack.sim.fakefaults import Write
-from tests.embedded.stage import FULL, MIXED, SLICED, Scene, at_once, nodes, scene
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from tests import plainchart
 from tests.embedded.oracle import difference
-from tests.embedded.stage import FULL, H100, L40S, MIXED, MPS, SLICED, Scene, node, scene
+from tests.embedded.scene import FULL, H100, L40S, MIXED, MPS, SLICED, Scene, node, scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_MIG_STATE, LABEL_PLUGIN_CONFIG

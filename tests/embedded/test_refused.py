@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from hack.embedded import CLUSTER_POLICY
-from tests.embedded.stage import FULL, L40S, MIXED, SINGLE, SLICED, at_once, node, nodes, scene
+from tests.embedded.scene import FULL, L40S, MIXED, SINGLE, SLICED, at_once, node, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 

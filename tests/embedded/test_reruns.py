@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from hack.embedded import CLUSTER_POLICY
-from tests.embedded.stage import HOUR, L40S, MIXED, SINGLE, SLICED, Scene, gpu_pod, node, nodes, scene
+from tests.embedded.scene import HOUR, L40S, MIXED, SINGLE, SLICED, Scene, gpu_pod, node, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_troubles import failed, restarts
 from tests.fakes.virtualtime import virtually

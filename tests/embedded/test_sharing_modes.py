@@ -8,7 +8,7 @@ import yaml
 from hack.sim.node import ANNOTATION_PRODUCTS
 from hack.sim.workloads import Workload
 from tests.embedded.oracle import difference
-from tests.embedded.stage import (
+from tests.embedded.scene import (
     A100,
     FULL,
     H100,
@@ -253,7 +253,9 @@ async def test_a_node_with_two_card_models_is_proven_in_every_mode_of_whole_gpus
             shown.add(
                 (labels[names.LABEL_GPU_PRODUCT].removesuffix("-SHARED"), labels[names.LABEL_GPU_COUNT])
             )
-        assert shown == {("NVIDIA-H100-80GB-HBM3", "2"), ("NVIDIA-A30", "1")}, "one of them was never judged"
+        assert shown == {("NVIDIA-H100-80GB-HBM3", "2"), ("NVIDIA-A30", "1")}, (
+            "one of them was never compared"
+        )
 
 
 @virtually

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
-from tests.embedded.stage import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, nodes, scene
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtual_now, virtually

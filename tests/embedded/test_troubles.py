@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from tests.embedded.stage import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
 

@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 from hack.sim.workloads import Workload
-from tests.embedded.stage import FULL, L40S, MIXED, SLICED, Scene, node, nodes, pdb, scene
+from tests.embedded.scene import FULL, L40S, MIXED, SLICED, Scene, node, nodes, pdb, scene
 from tests.fakes.virtualtime import virtually
-from tests.gitops.judges import ARGO, FLUX, argo_cd, flux
+from tests.gitops.readers import ARGO, FLUX, argo_cd, flux
 
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 
-Verdicts = dict[str, tuple[str, str]]
+Shown = dict[str, tuple[str, str]]
 
 
-def judged(stage: Scene) -> Verdicts:
+def shown(stage: Scene) -> Shown:
     """By name: what Argo CD and Flux say of every object of ours."""
     kinds = (("GPUSharingPolicy", POLICIES), ("GPUNode", GPUNODES))
     return {
@@ -24,23 +24,23 @@ def judged(stage: Scene) -> Verdicts:
 
 
 @virtually
-async def test_a_rollout_is_judged_as_a_person_would() -> None:
+async def test_a_rollout_is_shown_as_a_person_would_see_it() -> None:
     async with scene(*nodes(2), node("gpu-9", L40S, pool="l"), start=False) as stage:
         stage.apply(SLICED)
-        assert judged(stage)["pool-b"] == ("Progressing", "InProgress"), "nobody has looked at it yet"
+        assert shown(stage)["pool-b"] == ("Progressing", "InProgress"), "nobody has looked at it yet"
         stage.e.start_operator()
         await stage.ready()
-        done = judged(stage)
+        done = shown(stage)
         assert done["pool-b"] == done["gpu-1"] == ("Healthy", "Current")
         assert done["gpu-9"] == ("Healthy", "Current"), "no policy owns it"
 
         stage.apply(MIXED)
-        assert judged(stage)["pool-b"] == ("Progressing", "InProgress"), "status is of the generation before"
+        assert shown(stage)["pool-b"] == ("Progressing", "InProgress"), "status is of the generation before"
         name = await stage.any_fenced()
-        working = judged(stage)
+        working = shown(stage)
         assert working["pool-b"] == working[name] == ("Progressing", "InProgress")
         await stage.ready()
-        assert judged(stage)["pool-b"] == ("Healthy", "Current")
+        assert shown(stage)["pool-b"] == ("Healthy", "Current")
 
 
 @virtually
@@ -54,7 +54,7 @@ async def test_what_needs_a_person_is_degraded() -> None:
         stage.apply(MIXED)
         await stage.phase("gpu-1", "Failed")
         await stage.until_condition("Stalled", "True", "NodesFailed")
-        found = judged(stage)
+        found = shown(stage)
         assert found["wrong-card"] == found["invalid"] == ("Degraded", "Failed")
         assert found["pool-b"] == found["gpu-1"] == ("Degraded", "Failed")
 
@@ -67,7 +67,7 @@ async def test_what_a_person_chose_is_suspended_and_holds_up_nothing_else() -> N
         await stage.ready()
         stage.apply(MIXED, rollout={"paused": True})
         await stage.until_condition("Ready", "False", "RolloutInProgress")
-        found = judged(stage)
+        found = shown(stage)
         assert found["empty"] == ("Suspended", "Current"), "an autoscaled pool may have no node today"
         assert found["pool-b"][0] == "Suspended"
 
@@ -81,7 +81,7 @@ async def test_a_node_that_waits_for_a_person_is_suspended() -> None:
         await stage.ready()
         stage.apply(MIXED)
         await stage.phase("gpu-1", "Blocked")
-        assert judged(stage)["gpu-1"] == ("Suspended", "InProgress")
+        assert shown(stage)["gpu-1"] == ("Suspended", "InProgress")
 
 
 @virtually
@@ -96,7 +96,7 @@ async def test_a_sick_gpu_is_degraded() -> None:
             return any(row["status"] == "False" for row in rows)
 
         await stage.e.until(sick, "condition Healthy=False", 600)
-        assert judged(stage)["gpu-1"] == ("Degraded", "Failed")
+        assert shown(stage)["gpu-1"] == ("Degraded", "Failed")
 
 
 DAMAGED: dict[str, JSON] = {

@@ -1,4 +1,4 @@
-"""The hosted workflows: judged by actionlint, built from its module; they run nothing that is not named by commit."""
+"""The hosted workflows: checked by actionlint, built from its module; they run nothing that is not named by commit."""
 
 import os
 import re

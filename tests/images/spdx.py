@@ -1,4 +1,4 @@
-"""The SPDX project's own judgement of a bill of materials."""
+"""The SPDX project's own check of a bill of materials."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What our stand-ins for NVIDIA's programs (hack/sim) make of the same: here the real programs are the judges."""
+"""What our stand-ins for NVIDIA's programs (hack/sim) make of the same: here the real programs decide."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """SIMULATED node software, pure: mig-manager, device plugin with GFD, and agent of one node, one small step at a time.
 
 mig-manager steps as docs/design/nvidia.md#a3 has it and can fail or hang as in a.7. Resources and GFD labels come
-from the simulator's own model of the plugin (hack/sim), so a prediction of the planner is judged by other code.
+from the simulator's own model of the plugin (hack/sim), so a prediction of the planner is checked by other code.
 """
 
 from collections import Counter

@@ -11,7 +11,7 @@ from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 from gpusharing.api.validation import Problem
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.acceptance import CHECKS, find_objection, find_spec
+from gpusharing.planning.stack.acceptance import OBJECTIONS, find_objection, find_spec
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT
 from gpusharing.planning.words.reasons import Reason
@@ -27,7 +27,7 @@ NOT_OURS = make_cluster_policy("theirs")
 PLAIN_STACK = PlainStackView("nvdp-nvidia-device-plugin", "nvdp", True)
 PLAIN = replace(make_cluster_policy(mig_manager_enabled=False, mig_config_name=""), plain=PLAIN_STACK)
 
-OBJECTIONS: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str]] = {
+REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str]] = {
     "a spec that cannot be read, field by field": (
         UNREADABLE, None, True, Reason.INVALID_SPEC, "spec.mode: is missing; spec.mig: is wrong"),
     "NVIDIA's DRA stack serves the GPUs": (FULL, NOT_OURS, True, Reason.UNSUPPORTED_STACK, "ClusterPolicy"),
@@ -58,8 +58,8 @@ OBJECTIONS: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, 
 }  # fmt: skip
 
 
-def test_the_order_of_the_checks_is_part_of_the_product() -> None:
-    assert [(check.__name__, reason) for check, reason in CHECKS] == [
+def test_the_order_of_the_objections_is_part_of_the_product() -> None:
+    assert [(row.find.__name__, row.reason) for row in OBJECTIONS] == [
         ("_readable", Reason.INVALID_SPEC),
         ("_device_plugin", Reason.UNSUPPORTED_STACK),
         ("_cluster_policy", Reason.CLUSTER_POLICY_MISSING),
@@ -75,7 +75,7 @@ def test_the_order_of_the_checks_is_part_of_the_product() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "cluster_policy", "dra", "reason", "says"), OBJECTIONS.values(), ids=OBJECTIONS.keys()
+    ("policy", "cluster_policy", "dra", "reason", "says"), REFUSED.values(), ids=REFUSED.keys()
 )
 def test_it_is_refused(
     policy: PolicyView, cluster_policy: ClusterPolicyView | None, dra: bool, reason: Reason, says: str

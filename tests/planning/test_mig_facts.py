@@ -159,13 +159,13 @@ def test_a_card_that_the_facts_call_not_mig_capable_has_no_profiles() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_multiset_of_every_model_is_judged_as_brute_force_over_the_facts_says(model: str) -> None:
+def test_every_multiset_of_every_model_is_checked_as_brute_force_over_the_facts_says(model: str) -> None:
     profiles, truth = documented(model), legal(model)
-    judged = 0
+    checked = 0
     for layout in every_multiset(profiles):
         assert isinstance(find_fit(layout, BY_KEY[model].profiles), Legal) == (layout in truth), layout
-        judged += 1
-    assert judged == prod(profile.max_count + 1 for profile in profiles)
+        checked += 1
+    assert checked == prod(profile.max_count + 1 for profile in profiles)
     assert truth == set(legal_layouts(BY_KEY[model].profiles))
     assert truth <= set(every_multiset(profiles))
 
@@ -234,7 +234,7 @@ def everything_named() -> list[tuple[str, Layout]]:
 
 
 @pytest.mark.parametrize("card", MIG_CARDS, ids=key)
-def test_every_named_layout_is_judged_right_on_every_model(card: Card) -> None:
+def test_every_named_layout_is_checked_right_on_every_model(card: Card) -> None:
     offered = {profile.name for profile in documented(model_of(card))}
     for name, layout in everything_named():
         verdict = find_fit(layout, card.profiles)

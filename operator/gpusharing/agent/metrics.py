@@ -119,7 +119,7 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 
 
 def vitals(gpu: GPU) -> Vitals:
-    """The facts that health is judged by."""
+    """The facts that decide whether a GPU is healthy."""
     rows = gpu.remapped_rows
     return Vitals(
         access=gpu.access,

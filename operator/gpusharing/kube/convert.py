@@ -115,7 +115,7 @@ def observed_view(raw: object) -> ObservedView:
 
 def policy_view(raw: JSON) -> PolicyView:
     """A GPUSharingPolicy with the problems of its spec."""
-    judged = validate_policy(raw)
+    checked = validate_policy(raw)
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     return PolicyView(
@@ -126,8 +126,8 @@ def policy_view(raw: JSON) -> PolicyView:
         deleting=metadata.get("deletionTimestamp") is not None,
         finalizer=names.FINALIZER in strings(metadata.get("finalizers")),
         force_release=annotations.get(names.ANNOTATION_FORCE_RELEASE) == "true",
-        spec=None if isinstance(judged, tuple) else judged,
-        problems=judged if isinstance(judged, tuple) else (),
+        spec=None if isinstance(checked, tuple) else checked,
+        problems=checked if isinstance(checked, tuple) else (),
     )
 
 

@@ -1,4 +1,4 @@
-"""What PodDisruptionBudgets say about an eviction, judged as the API server will judge it.
+"""What PodDisruptionBudgets say about an eviction, worked out as the API server does it.
 
 The server decides (kubernetes `pkg/registry/core/pod/storage/eviction.go`); this only foresees its answer, so
 that a hopeless drain is not begun and the reason can be named before anybody is disturbed.

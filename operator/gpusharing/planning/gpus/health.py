@@ -121,7 +121,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         Reason.XID_SEEN,
-        # Where the driver judges its own XIDs, its judgement counts: it ends with the trouble, a memory does not.
+        # Where the driver says what its XIDs call for, that counts: it ends with the trouble, a memory does not.
         lambda gpu: gpu.xid is not None and gpu.recovery is None,
         lambda gpu: (
             f"XID {gpu.xid} ({XIDS.get(gpu.xid or 0, 'critical')}); {_RESET}, then delete the agent's pod"

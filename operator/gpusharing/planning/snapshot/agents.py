@@ -83,7 +83,7 @@ class AgentTroubles:
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """Judge the agent's pods and the Warnings about them. `arch`: of a node, by name; empty when unknown."""
+    """What the agent's pods and the Warnings about them say. `arch`: of a node, by name; empty when unknown."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     told = [one for one in warnings if one is not None]
     if not unready and not told:

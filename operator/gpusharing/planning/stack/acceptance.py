@@ -1,6 +1,6 @@
-"""Can a policy be carried out in this cluster at all? CHECKS in their order; the first objection is the answer.
+"""Can a policy be carried out in this cluster at all? OBJECTIONS in their order; the first that holds is the answer.
 
-What depends on the card of a node is not judged here but in target.py, node by node.
+What depends on the card of a node is not decided here but in target.py, node by node.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,14 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut
 from gpusharing.planning.words.reasons import Reason
 
-Check = Callable[[PolicyView, StackView, PlanSettings], str | None]
-"""Says what stands in the way of the policy; None: nothing that this check knows of."""
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """What stands in the way of a policy."""
+
+    find: Callable[[PolicyView, StackView, PlanSettings], str]
+    """What is told of it; empty: it does not hold."""
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +44,10 @@ FieldCheck = Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanS
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
-    """The first objection in the order of CHECKS; None: accepted."""
-    for check, reason in CHECKS:
-        if (message := check(policy, stack, settings)) is not None:
-            return Finding(reason, message)
+    """The first in the order of OBJECTIONS; None: accepted."""
+    for objection in OBJECTIONS:
+        if message := objection.find(policy, stack, settings):
+            return Finding(objection.reason, message)
     return None
 
 
@@ -63,36 +69,36 @@ def passes(reason: Reason) -> bool:
 
 
 def _against(
-    check: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], str | None],
-) -> Check:
-    """A check of the spec against the one ClusterPolicy; where either is missing, an earlier row has said so."""
+    find: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], str],
+) -> Callable[[PolicyView, StackView, PlanSettings], str]:
+    """What holds the spec against the one ClusterPolicy; where either is missing, an earlier row has said so."""
 
-    @wraps(check)
-    def both(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+    @wraps(find)
+    def both(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
         if policy.spec is None or stack.cluster_policy is None:
-            return None
-        return check(policy.spec, stack.cluster_policy, stack, settings)
+            return ""
+        return find(policy.spec, stack.cluster_policy, stack, settings)
 
     return both
 
 
-def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
     found = find_spec(policy)
-    return found.message if isinstance(found, Finding) else None
+    return found.message if isinstance(found, Finding) else ""
 
 
-def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
     if not stack.gpu_cluster:
-        return None
+        return ""
     return (
         "a GPUCluster (NVIDIA's DRA stack) serves the GPUs of this cluster; device-plugin and mig-manager"
         " labels have no effect there. Use this operator with a ClusterPolicy instead"
     )
 
 
-def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
     if stack.cluster_policy is not None:
-        return None
+        return ""
     return (
         "no ClusterPolicy found: install the NVIDIA GPU Operator, or grant this operator list and watch on"
         " clusterpolicies.nvidia.com (chart value rbac.create); nor is there a device plugin of NVIDIA's chart in"
@@ -100,9 +106,9 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
     )
 
 
-def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
     if not stack.rival_policies:
-        return None
+        return ""
     return (
         "the GPU Operator follows only one ClusterPolicy, and has marked none of these as ignored (status.state):"
         f" {', '.join(stack.rival_policies)}. Nothing is changed until it does. Check that the GPU Operator runs,"
@@ -113,10 +119,10 @@ def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSett
 @_against
 def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str | None:
+) -> str:
     ours = settings.plugin_config_map
     if cluster_policy.plugin_config_name == ours:
-        return None
+        return ""
     if (plain := cluster_policy.plain) is not None:
         return (
             f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is"
@@ -155,19 +161,19 @@ def plain_upgrade(plain: PlainStackView, namespace: str, value: str) -> str:
 @_against
 def _discovery(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str | None:
+) -> str:
     plain = cluster_policy.plain
     if plain is None or plain.discovers:
-        return None
+        return ""
     return (
         "GPU Feature Discovery does not run beside the device plugin, so no change could be proven; run:"
         f" {plain_upgrade(plain, settings.gpu_operator_namespace, 'gfd.enabled=true')}"
     )
 
 
-def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | None:
+def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
     if not stack.foreign_map:
-        return None
+        return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
     return (
         f"ConfigMap {stack.foreign_map} was made by somebody else and holds entries; nothing is written to it. To hand"
@@ -179,9 +185,9 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
 @_against
 def _mig_manager(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str | None:
+) -> str:
     if cluster_policy.plain is None or spec.mode is not Mode.MIG or cluster_policy.mig_manager_enabled:
-        return None
+        return ""
     return (
         "mode MIG needs mig-manager, which NVIDIA's device-plugin chart does not bring: install the NVIDIA GPU"
         " Operator in its place, or use mode Full, TimeSlicing or MPS"
@@ -227,11 +233,11 @@ def _told(
     cluster_policy: ClusterPolicyView,
     stack: StackView,
     settings: PlanSettings,
-) -> str | None:
-    """What `first` and those after it find, and the one command that mends it all; None: `first` finds nothing."""
+) -> str:
+    """What `first` and those after it find, and the one command that mends it all; empty: `first` finds nothing."""
     found = [check(spec, cluster_policy, stack, settings) for check in FIELDS[FIELDS.index(first) :]]
     if found[0] is None:
-        return None
+        return ""
     wrong = [one for one in found if one is not None]
     said = "; ".join(one.said for one in wrong)
     hints = "".join(one.hint for one in wrong)
@@ -243,35 +249,35 @@ def _told(
 @_against
 def _mig_manager_on(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str | None:
+) -> str:
     return _told(_switch_field, spec, cluster_policy, stack, settings)
 
 
 @_against
 def _strategy(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str | None:
+) -> str:
     return _told(_strategy_field, spec, cluster_policy, stack, settings)
 
 
 @_against
 def _layouts(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str | None:
+) -> str:
     return _told(_layouts_field, spec, cluster_policy, stack, settings)
 
 
-CHECKS: tuple[tuple[Check, Reason], ...] = (
-    (_readable, Reason.INVALID_SPEC),
-    (_device_plugin, Reason.UNSUPPORTED_STACK),
-    (_cluster_policy, Reason.CLUSTER_POLICY_MISSING),
-    (_one_cluster_policy, Reason.SEVERAL_CLUSTER_POLICIES),
-    (_plugin_config, Reason.PLUGIN_CONFIG_NOT_OURS),
-    (_discovery, Reason.FEATURE_DISCOVERY_MISSING),
-    (_config_maps, Reason.CONFIG_MAP_TAKEN),
-    (_mig_manager, Reason.MIG_MANAGER_MISSING),
-    (_mig_manager_on, Reason.MIG_MANAGER_DISABLED),
-    (_strategy, Reason.MIG_STRATEGY_SET),
-    (_layouts, Reason.LAYOUTS_NEED_CONFIG_MAP),
+OBJECTIONS = (
+    Objection(_readable, Reason.INVALID_SPEC),
+    Objection(_device_plugin, Reason.UNSUPPORTED_STACK),
+    Objection(_cluster_policy, Reason.CLUSTER_POLICY_MISSING),
+    Objection(_one_cluster_policy, Reason.SEVERAL_CLUSTER_POLICIES),
+    Objection(_plugin_config, Reason.PLUGIN_CONFIG_NOT_OURS),
+    Objection(_discovery, Reason.FEATURE_DISCOVERY_MISSING),
+    Objection(_config_maps, Reason.CONFIG_MAP_TAKEN),
+    Objection(_mig_manager, Reason.MIG_MANAGER_MISSING),
+    Objection(_mig_manager_on, Reason.MIG_MANAGER_DISABLED),
+    Objection(_strategy, Reason.MIG_STRATEGY_SET),
+    Objection(_layouts, Reason.LAYOUTS_NEED_CONFIG_MAP),
 )
-"""Who finds it out, and what is objected. First wins; a test pins the order."""
+"""First wins; a test pins the order."""

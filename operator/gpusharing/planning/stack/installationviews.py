@@ -1,4 +1,4 @@
-"""What is read of a cluster to judge an installation: plain values, no API objects."""
+"""What is read of a cluster to check an installation: plain values, no API objects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

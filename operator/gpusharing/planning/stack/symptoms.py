@@ -37,7 +37,7 @@ class Symptom:
     """One CamelCase word, for tools; never changes its meaning."""
     message: str
     command: str
-    """The one command that mends it, or that shows what a person has to judge. CAPITALS are for you to fill in."""
+    """The one command that mends it, or that shows what a person has to decide on. CAPITALS are for you to fill in."""
 
 
 Symptoms = Iterable[Symptom]

@@ -35,7 +35,7 @@ class Reason(Worded):
         "The API server refused a request of ours as malformed. It is not repeated blindly.",
         "Report it with the message; it is a fault of this operator or of an admission webhook.")
     NODE_NOT_JUDGED = ("NodeNotJudged", "Node", _PERSON,
-        "Something on this node made the planner fail. The node is left exactly as it is, the others go on.",
+        "Something on this node made the planner fail. The node is left exactly as it is; the others go on.",
         "Report the message: it is a fault of this operator. Undoing the last edit of the node may help.")
     FOREIGN_MAINTENANCE = ("ForeignMaintenance", "Node", _PERSON,
         "Another controller maintains the node, or has been asked to: its marker or NodeMaintenance was there first.",
@@ -152,7 +152,7 @@ class Reason(Worded):
         "Neither the driver nor our table says what this card offers, so a layout cannot be checked.",
         "Update the driver, or use a card from docs/reference/gpus.md, which also says how to add one.")
     NOT_MIG_CAPABLE = ("NotMigCapable", "Hardware", _PERSON,
-        "The policy wants MIG and the card has none.",
+        "The policy asks for MIG, and the card does not support it.",
         "Narrow the node selector or name the cards in spec.products, or choose another mode.")
     PROFILE_NOT_SUPPORTED = ("ProfileNotSupported", "Hardware", _PERSON,
         "The card does not offer a wanted MIG profile; the message lists what it offers.",
@@ -167,7 +167,7 @@ class Reason(Worded):
         "spec.mig.layouts names a GPU index that the node does not have.",
         "Remove the index, or keep such nodes out of the pool.")
     LAYOUT_NOT_UNIFORM = ("LayoutNotUniform", "Hardware", _PERSON,
-        "Strategy single needs the same single profile on every GPU of the node.",
+        "Strategy single needs one and the same profile on every GPU of the node.",
         "Use strategy mixed, or one profile on all GPUs.")
     LAYOUT_EMPTY = ("LayoutEmpty", "Hardware", _PERSON,
         "The configuration switches MIG on and creates no instance, so the GPU would serve nothing.",
@@ -198,7 +198,7 @@ class Reason(Worded):
     GPU_LOST = ("GPULost", "Health", _PERSON,
         "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
     GPU_UNREADABLE = ("GPUUnreadable", "Health", _PERSON,
-        "NVML answers an error for one GPU (its power, its interrupt, or an unknown one); the others are read.",
+        "NVML returns an error for one GPU (about its power or its interrupt, for example); the others are read.",
         "Read dmesg on the node and repair it, then reboot.")
     GPU_RESET_REQUIRED = ("GPUResetRequired", "Health", _PERSON,
         "NVML refuses a GPU until it is reset.", "Drain the node, then reset the GPU or reboot.")
@@ -209,13 +209,13 @@ class Reason(Worded):
     ROW_REMAP_PENDING = ("RowRemapPending", "Health", _PERSON,
         "A remapped memory row waits for a GPU reset.", "Drain the node, then reset the GPU or reboot.")
     XID_SEEN = ("XIDSeen", "Health", _PERSON,
-        "The agent heard a critical XID, and the driver is too old (before R565) to say what it asks for.",
+        "The agent heard a critical XID, and the driver is too old (before R565) to say what to do about it.",
         "Drain the node, reset the GPU or reboot, then delete the agent's pod.")
     ECC_UNCORRECTED = ("ECCUncorrected", "Health", _PERSON,
         "Uncorrected ECC errors since the last reset.", "Drain the node, then reset the GPU or reboot.")
     NO_TROUBLE = ("NoTrouble", "Health", _DONE, "NVML reports nothing that makes a GPU of the node unhealthy.")
 
-    # --- Proof: what does not agree yet after a change, or any more
+    # --- Proof: what does not agree yet after a change, or no longer does
     OPERANDS_PAUSED = ("OperandsPaused", "Proof", _LATER,
         "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = paused-for-mig-change).",
         "Usually cured by the restart of mig-manager that follows by itself.")
@@ -226,8 +226,8 @@ class Reason(Worded):
         "The GPUs are not divided as wanted, as the agent reads them.")
     ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
         "The node does not offer the resource names and counts that the mode predicts.",
-        "If it lasts, read the log of the device plugin on the node. A plugin that read a configuration while "
-        "somebody had edited it reads it anew when its pod is deleted.")
+        "If it lasts, read the log of the device plugin on the node. A plugin that read its configuration "
+        "while somebody was editing it reads it again when its pod is deleted.")
     LABEL_MISMATCH = ("LabelMismatch", "Proof", _LATER,
         "The labels of GPU Feature Discovery do not say what the mode predicts.",
         "If it lasts, read the log of gpu-feature-discovery on the node.")
@@ -260,14 +260,15 @@ class Reason(Worded):
         "The operator itself runs on the node, and all pods have to leave; it never evicts itself.",
         "Give the operator a node outside the pool: set operator.nodeSelector or operator.affinity.")
     TOLERATES_CORDON = ("ToleratesCordon", "Drain", _PERSON,
-        "The pod tolerates the cordon and its controller starts it again on the very node, so evicting it never ends.",
+        "The pod tolerates the cordon and its controller starts it again on this very node, so evicting "
+        "it would never end.",
         "Remove the toleration of node.kubernetes.io/unschedulable from its controller, or scale that down.")
     STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
         "After the change no node would offer the resource name that the pod asks for, so it could not start again.",
         "Change the pod's request, keep the name elsewhere, or set drain.strandedPods to Allow.")
     TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
         "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
-        "See who removes the finalizers named, or why the kubelet cannot end the container.")
+        "Find out who is to remove the finalizers in the message, or why the kubelet cannot end the container.")
     FORBIDDEN = ("Forbidden", "Drain", _PERSON,
         "The API server does not let us evict the pod.",
         "Grant the right that the message names, or remove the policy that refuses.")
@@ -275,7 +276,7 @@ class Reason(Worded):
         "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided without them.",
         "Check the message; the next pass tries again.")
     EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
-        "The API server could not judge the eviction; its words are in the message. The drain goes on trying, and "
+        "The API server could not decide on the eviction; its words are in the message. The drain goes on trying, and "
         "keeps its slot until drain.timeout.",
         "Check the PodDisruptionBudget of the pod and the API server's message.")
     PDB = ("PDB", "Drain", _LATER,
@@ -286,7 +287,7 @@ class Reason(Worded):
         "If it lasts, check kube-controller-manager.")
     NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
         "The pod's namespace is being deleted; the pod goes with it.",
-        "If it lasts, see what keeps the namespace.")
+        "If it lasts, find out what keeps the namespace from going.")
     THROTTLED = ("Throttled", "Drain", _SOON,
         "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
     PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
@@ -306,7 +307,7 @@ class Reason(Worded):
         "Install the NVIDIA GPU Operator, or name the namespace of NVIDIA's device-plugin chart.")
     SEVERAL_CLUSTER_POLICIES = ("SeveralClusterPolicies", "Accepted", _PERSON,
         "There are several ClusterPolicies, and the GPU Operator has not said which of them it ignores.",
-        "Remove the one that is not meant; the message names them.")
+        "Remove the one that you do not want; the message names them.")
     PLUGIN_CONFIG_NOT_OURS = ("PluginConfigNotOurs", "Accepted", _PERSON,
         "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have no effect.",
         "Run the command in the message once.")
@@ -351,7 +352,7 @@ class Reason(Worded):
     ROLLOUT_IN_PROGRESS = ("RolloutInProgress", "Ready", _SOON,
         "Nodes are being changed, or wait for their turn.")
     DELETING = ("Deleting", "Ready", _SOON,
-        "The policy is deleted; nodes in flight are brought to a safe end first.",
+        "The policy is being deleted; nodes in flight are brought to a safe end first.",
         "Annotation gpusharing.dev/force-release=true lets it go at once and keeps every cordon.")
 
     # --- Stalled: no progress without a person

@@ -44,7 +44,7 @@ class Span:
 
 
 @dataclass
-class Scene:
+class Testbed:
     """The running parts, and what the measurements ask of them."""
 
     plane: ControlPlane
@@ -162,7 +162,7 @@ class Scene:
 
 
 @contextmanager
-def open_scene(factor: float = FACTOR, *, node_software: bool = True) -> Iterator[Scene]:
+def open_testbed(factor: float = FACTOR, *, node_software: bool = True) -> Iterator[Testbed]:
     """Start everything, with time running `factor` times as fast for hardware and waits; stop it at the end.
 
     Without `node_software` nobody reads GPUs or changes them.
@@ -177,9 +177,9 @@ def open_scene(factor: float = FACTOR, *, node_software: bool = True) -> Iterato
             stage.node_software(plane.kubeconfig, directory, factor) if node_software else nullcontext(),
             image.operator(plane.api, directory, factor, **settings) as operator,
         ):
-            scene = Scene(plane, directory, operator, port, factor)
-            scene.wait_started()
-            yield scene
+            testbed = Testbed(plane, directory, operator, port, factor)
+            testbed.wait_started()
+            yield testbed
 
 
 def _answers(port: int) -> bool:

@@ -1,4 +1,4 @@
-"""Argo CD and Flux as far as they judge the health of an object, by the scripts and expressions of deploy/gitops."""
+"""Argo CD and Flux as far as they read the health of an object, by the scripts and expressions of deploy/gitops."""
 
 import json
 from functools import cache
