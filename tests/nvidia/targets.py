@@ -9,7 +9,7 @@ from tests.build import make_gpu, make_gpunode, make_node, make_stack
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.proof.gfdlabels import expected_gfd_labels
-from gpusharing.planning.proof.verify import Case
+from gpusharing.planning.proof.verify import Comparison
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted import pluginconfig
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
@@ -53,13 +53,13 @@ def slicing(replicas: int, *, rename: bool = False) -> dict[str, Any]:
     return {"mode": "TimeSlicing", **slices(replicas, rename=rename)}
 
 
-def plan(setting: Setting) -> tuple[Target, str, Case]:
+def plan(setting: Setting) -> tuple[Target, str, Comparison]:
     """The planner's target for the node, the text of the plugin's configuration, and the verifier's case."""
     target, gpus = _judge(setting)
     assert isinstance(target, Target), target
     observed = make_gpunode(gpus=gpus).observed
     assert observed is not None, "make_gpunode reports unless told otherwise"
-    case = Case(make_node(), observed, target, make_stack())
+    case = Comparison(make_node(), observed, target, make_stack())
     return target, pluginconfig.render(target.plugin), case
 
 
@@ -70,7 +70,7 @@ def refusal(setting: Setting) -> Finding:
     return refused
 
 
-def plan_for(models: Sequence[str], spec: dict[str, Any]) -> tuple[Target, str, Case]:
+def plan_for(models: Sequence[str], spec: dict[str, Any]) -> tuple[Target, str, Comparison]:
     """The same for a node with these cards."""
     setting = Setting("", "", spec, models=tuple(models))
     return plan(setting)
@@ -85,7 +85,7 @@ def _judge(setting: Setting) -> tuple[Target | Finding, list[GpuView]]:
     return find_target(find_wish("pool-b", spec), spec, "gpu-07", gpus, make_stack()), gpus
 
 
-def labels_as_predicted(labels: Mapping[str, str], case: Case) -> None:
+def labels_as_predicted(labels: Mapping[str, str], case: Comparison) -> None:
     """Assert that GFD's labels are a set that the verifier expects."""
     possible = expected_gfd_labels(case.target, case.observed)
     shown = [{name: labels.get(name, "") for name in expected} for expected in possible]

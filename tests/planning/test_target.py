@@ -7,7 +7,7 @@ from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_s
 from tests.configs import make_shared
 
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.snapshot.views import GpuView, Hardware
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.target import (
     Target,
@@ -337,11 +337,11 @@ def test_the_stop_between_mps_and_mig_is_whole_gpus_without_sharing() -> None:
     policy = make_policy(mode="MPS")
     assert policy.spec is not None
     targets = Targets(policy, find_wish("pool-b", policy.spec), make_stack(policy))
-    stop, other = targets.stop(TWO), targets.stop((make_gpu(product=T4),))
+    stop, other = targets.stop(Hardware.of(TWO)), targets.stop(Hardware.of((make_gpu(product=T4),)))
     assert (stop.text, dict(stop.resources), stop.mig_config) == ("1x full", {GPU: 2}, "all-disabled")
     assert (dict(other.resources), other.mig_config) == ({GPU: 1}, "")
     assert stop.plugin_key in targets.wish.plugins
-    assert targets.stop(TWO) is stop
+    assert targets.stop(Hardware.of(TWO)) is stop
 
 
 def test_shares_of_instances_multiply_per_profile() -> None:

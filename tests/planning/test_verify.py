@@ -10,7 +10,7 @@ from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T
 
 from gpusharing.api import names
 from gpusharing.planning.proof import verify
-from gpusharing.planning.proof.verify import CHECKS, Case, Evidence, find_mismatch
+from gpusharing.planning.proof.verify import CHECKS, Comparison, Evidence, find_mismatch
 from gpusharing.planning.snapshot.views import ObservedView, PolicyView
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
@@ -25,7 +25,7 @@ HALF_SLICED = make_policy(
 PAUSED = {f"{names.LABEL_DEPLOY_PREFIX}dcgm": names.PAUSED_FOR_MIG}
 
 
-def case_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> Case:
+def case_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> Comparison:
     """gpu-07, which planner and simulated software brought to this policy."""
     world = world_of(policy, products)
     observed = world.gpunodes["gpu-07"].observed
@@ -34,17 +34,17 @@ def case_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> Case:
     wish = find_wish(policy.name, policy.spec)
     target = find_target(wish, policy.spec, "gpu-07", observed.gpus, world.stack)
     assert isinstance(target, Target)
-    return Case(world.nodes["gpu-07"], observed, target, world.stack)
+    return Comparison(world.nodes["gpu-07"], observed, target, world.stack)
 
 
-def with_labels(case: Case, **labels: str | None) -> Case:
+def with_labels(case: Comparison, **labels: str | None) -> Comparison:
     """The case with other labels; None removes one."""
     kept = {**case.node.labels, **labels}
     node = replace(case.node, labels={key: value for key, value in kept.items() if value is not None})
     return replace(case, node=node)
 
 
-def observing(case: Case, **fields: Any) -> Case:
+def observing(case: Comparison, **fields: Any) -> Comparison:
     """The case with another report of the agent."""
     return replace(case, observed=replace(case.observed, **fields))
 

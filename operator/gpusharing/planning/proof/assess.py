@@ -10,7 +10,7 @@ from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.proof.verify import (
     EXCLUSIVE,
-    Case,
+    Comparison,
     describe_observed,
     effective_plugin_config,
     find_mismatch,
@@ -86,7 +86,7 @@ def assess(
     terms: Finding | Targets,
     stack: StackView,
 ) -> Assessment:
-    """Judge one node. `terms`: why the policy is not accepted (acceptance.py), or its targets by hardware."""
+    """Compare a node with its policy. `terms`: why that is not accepted (acceptance.py), or its targets by hardware."""
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)
     if isinstance(terms, Finding):
@@ -95,16 +95,16 @@ def assess(
         return Refused(policy, refusal, True, text)
     if observed is None or not observed.gpus:
         return Unobserved(policy, _unobserved(observed), text)
-    if nameless := next((gpu for gpu in observed.gpus if not gpu.product), None):
+    if nameless := next((gpu for gpu in observed.hardware.kinds if not gpu.product), None):
         message = f"GPU {nameless.index} does not answer and never did; drain and reboot the node"
         return Unobserved(policy, Finding(Reason.GPU_UNHEALTHY, message), text)
-    target = terms.find(node.name, observed.gpus)
+    target = terms.find(node.name, observed.hardware)
     if isinstance(target, Finding):
         return Refused(policy, target, True, text)
-    mismatch = find_mismatch(Case(node, observed, target, stack))
+    mismatch = find_mismatch(Comparison(node, observed, target, stack))
     disruption = find_disruption(node, observed, target, mismatch, stack)
     drift = mismatch is not None and _proven_before(node, policy, target)
-    stop, two_steps = terms.stop(observed.gpus), needs_two_steps(node, observed, target, stack)
+    stop, two_steps = terms.stop(observed.hardware), needs_two_steps(node, observed, target, stack)
     return Assessed(
         policy, terms.wish.spec, observed, target, stop, two_steps, mismatch, disruption, drift, text
     )
@@ -118,7 +118,7 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
         return uses_mps(node, observed, stack)
     if target.mode is not Mode.MPS:
         return False
-    if any(gpu.mig_enabled for gpu in observed.gpus):
+    if any(gpu.mig_enabled for gpu in observed.hardware.kinds):
         return True
     plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
     config = effective_plugin_config(node, stack) if plain else None
@@ -131,7 +131,7 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
     """An MPS daemon serves the node's GPUs, or is about to."""
-    return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.gpus)
+    return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
 def has_gpu(node: NodeView) -> bool:
@@ -190,7 +190,7 @@ def find_disruption(
 
 def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:
     """The devices are as wanted, and mig-manager has nothing to do: the device plugin only has to tell more of them."""
-    if served(node) != target.resources or tuple([gpu.layout for gpu in observed.gpus]) != target.layouts:
+    if served(node) != target.resources or observed.hardware.layouts != target.layouts:
         return False
     if not target.mig_config:
         return True

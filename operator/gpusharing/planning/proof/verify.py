@@ -21,7 +21,7 @@ from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.proof.gfdlabels import expected_gfd_labels
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GpuView, NodeView, ObservedView
+from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
 from gpusharing.planning.wanted import toolversions
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
@@ -47,7 +47,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Comparison:
     """One node against one target."""
 
     node: NodeView
@@ -61,42 +61,45 @@ class Case:
 class Check:
     """What one source says about the node."""
 
-    find: Callable[[Case], str | Finding]
+    find: Callable[[Comparison], str | Finding]
     """How it disagrees, a Finding where that has a reason of its own; empty: it agrees."""
     reason: Reason
 
 
-def _not_read_again(case: Case) -> str:
-    asked = case.evidence.request_id
+def _not_read_again(compared: Comparison) -> str:
+    asked = compared.evidence.request_id
     return (
-        "waiting for the agent to read the GPUs again" if asked not in ("", case.observed.request_id) else ""
+        "waiting for the agent to read the GPUs again"
+        if asked not in ("", compared.observed.request_id)
+        else ""
     )
 
 
-def _unreadable(case: Case) -> str:
-    return f"the agent cannot read the GPUs: {case.observed.error}" if case.observed.error else ""
+def _unreadable(compared: Comparison) -> str:
+    return f"the agent cannot read the GPUs: {compared.observed.error}" if compared.observed.error else ""
 
 
-def _quiet(case: Case) -> str:
-    return "the agent is quiet, its last reading proves nothing" if case.observed.quiet else ""
+def _quiet(compared: Comparison) -> str:
+    return "the agent is quiet, its last reading proves nothing" if compared.observed.quiet else ""
 
 
-def _unreachable(case: Case) -> str:
-    gone = next((gpu for gpu in case.observed.gpus if gpu.vitals.access != REACHABLE), None)
+def _unreachable(compared: Comparison) -> str:
+    gone = next((gpu for gpu in compared.observed.hardware.kinds if gpu.vitals.access != REACHABLE), None)
     if gone is None:
         return ""
     return f"GPU {gone.index} does not answer, so its last known state is shown; see condition Healthy"
 
 
-def _withheld(case: Case) -> str:
-    return find_withheld(case.target, case.observed)
+def _withheld(compared: Comparison) -> str:
+    return find_withheld(compared.target, compared.observed)
 
 
 def find_withheld(target: Target, observed: ObservedView) -> str:
     """A GPU whose MIG instances the agent may not list: what it sees of them proves no layout. Empty: there is none,
     or MIG is neither wanted nor on."""
-    blind = next((gpu for gpu in observed.gpus if gpu.instances_withheld), None)
-    if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in observed.gpus)):
+    kinds = observed.hardware.kinds
+    blind = next((gpu for gpu in kinds if gpu.instances_withheld), None)
+    if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
         return ""
     return (
         f"NVML does not let the agent list the MIG instances of GPU {blind.index}; give its container the rights that"
@@ -104,8 +107,8 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
     )
 
 
-def _missing(case: Case) -> str:
-    return find_missing(case.node, case.observed)
+def _missing(compared: Comparison) -> str:
+    return find_missing(compared.node, compared.observed)
 
 
 def find_missing(node: NodeView, observed: ObservedView) -> str:
@@ -119,46 +122,46 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
     )
 
 
-def _other_layout(case: Case) -> str:
-    found = tuple([gpu.layout for gpu in case.observed.gpus])
-    if found == case.target.layouts:
+def _other_layout(compared: Comparison) -> str:
+    found = compared.observed.hardware.layouts
+    if found == compared.target.layouts:
         return ""
-    return f"NVML shows {describe_layouts(found)} instead of {describe_layouts(case.target.layouts)}"
+    return f"NVML shows {describe_layouts(found)} instead of {describe_layouts(compared.target.layouts)}"
 
 
-def _mode_pending(case: Case) -> str:
-    pending = next((gpu for gpu in case.observed.gpus if gpu.mig_pending), None)
+def _mode_pending(compared: Comparison) -> str:
+    pending = next((gpu for gpu in compared.observed.hardware.kinds if gpu.mig_pending), None)
     return f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot" if pending else ""
 
 
-def _mig_config(case: Case) -> str:
-    wanted, config = case.target.mig_config, case.node.labels.get(names.LABEL_MIG_CONFIG, "")
+def _mig_config(compared: Comparison) -> str:
+    wanted, config = compared.target.mig_config, compared.node.labels.get(names.LABEL_MIG_CONFIG, "")
     if config == wanted or not wanted:
         return ""
     if not config:
         unset = f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not bring this layout back after a reboot"
-        return unset if case.target.with_mig else ""
-    meaning = resolve_name(config, case.node.name, case.observed.gpus, case.stack)
-    same = not isinstance(meaning, Unresolved) and meaning == case.target.layouts
+        return unset if compared.target.with_mig else ""
+    meaning = resolve_name(config, compared.node.name, compared.observed.gpus, compared.stack)
+    same = not isinstance(meaning, Unresolved) and meaning == compared.target.layouts
     return "" if same else f"{names.LABEL_MIG_CONFIG} is {config}, wanted {wanted}"
 
 
-def _mig_failed(case: Case) -> str:
-    config, state = _mig_state(case)
+def _mig_failed(compared: Comparison) -> str:
+    config, state = _mig_state(compared)
     failed = config and state == "failed"
     return f"mig-manager failed to apply {config}; its pod's log says why" if failed else ""
 
 
-def _mig_busy(case: Case) -> str:
-    config, state = _mig_state(case)
+def _mig_busy(compared: Comparison) -> str:
+    config, state = _mig_state(compared)
     busy = config and state != "success"
     return f"mig-manager applies {config} (state {state or 'not reported yet'})" if busy else ""
 
 
-def _mig_state(case: Case) -> tuple[str, str]:
+def _mig_state(compared: Comparison) -> tuple[str, str]:
     """What mig-manager applies and how far it says that is; nothing where the target does not need it."""
-    labels = case.node.labels
-    config = labels.get(names.LABEL_MIG_CONFIG, "") if case.target.mig_config else ""
+    labels = compared.node.labels
+    config = labels.get(names.LABEL_MIG_CONFIG, "") if compared.target.mig_config else ""
     return config, labels.get(names.LABEL_MIG_STATE, "")
 
 
@@ -167,12 +170,13 @@ _PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in 
 
 def paused_operands(node: NodeView) -> tuple[str, ...]:
     """Operands that a MIG change or driver upgrade paused and nobody started again (docs/design/nvidia.md#a1, d.4)."""
-    labels = node.labels
+    if not (labels := node.held_off):
+        return ()
     return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
 
 
-def _paused(case: Case) -> str:
-    paused = paused_operands(case.node)
+def _paused(compared: Comparison) -> str:
+    paused = paused_operands(compared.node)
     return f"still paused: {', '.join(paused)}" if paused else ""
 
 
@@ -199,25 +203,25 @@ def _fixed_strategy(stack: StackView) -> MigStrategy | None:
     return STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
 
 
-def _plugin_config(case: Case) -> str:
-    key = case.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
-    if key == case.target.plugin_key:
+def _plugin_config(compared: Comparison) -> str:
+    key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
+    if key == compared.target.plugin_key:
         return ""  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
-    config = effective_plugin_config(case.node, case.stack)
+    config = effective_plugin_config(compared.node, compared.stack)
     if config is None:
         return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
-    if not config.same_effect(case.target.plugin, with_mig=case.target.with_mig):
-        return f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, wanted {case.target.plugin_key}"
+    if not config.same_effect(compared.target.plugin, with_mig=compared.target.with_mig):
+        return f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, wanted {compared.target.plugin_key}"
     return ""
 
 
-def _mps_absent(case: Case) -> str:
+def _mps_absent(compared: Comparison) -> str:
     """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly
     (docs/design/hardware.md#mps-mode)."""
-    if case.target.mode is not Mode.MPS:
+    if compared.target.mode is not Mode.MPS:
         return ""
-    gpus = case.observed.gpus
-    shared = next((gpu for gpu in gpus if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
+    kinds = compared.observed.hardware.kinds
+    shared = next((gpu for gpu in kinds if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
     if shared is None:
         return ""
     return (
@@ -225,13 +229,13 @@ def _mps_absent(case: Case) -> str:
     )
 
 
-def _exclusive(case: Case) -> str | Finding:
-    return "" if case.target.mode is Mode.MPS else find_exclusive(case.observed.gpus)
+def _exclusive(compared: Comparison) -> str | Finding:
+    return "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
 
 
-def find_exclusive(gpus: Sequence[GpuView]) -> str | Finding:
+def find_exclusive(hardware: Hardware) -> str | Finding:
     """A whole GPU that only one process may use; a Finding where the agent may not read that. Empty: there is none."""
-    odd = next((gpu for gpu in gpus if gpu.layout is None and gpu.compute_mode not in FREE), None)
+    odd = next((gpu for gpu in hardware.kinds if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
         return ""
     if odd.compute_mode == "Unknown":
@@ -243,18 +247,18 @@ def find_exclusive(gpus: Sequence[GpuView]) -> str | Finding:
     return f"{text}, left behind by MPS; run nvidia-smi -i {odd.index} -c 0 on the node"
 
 
-def _gfd_not_restarted(case: Case) -> str:
-    before = case.evidence.gfd_timestamp
-    if not before or case.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
+def _gfd_not_restarted(compared: Comparison) -> str:
+    before = compared.evidence.gfd_timestamp
+    if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
         return ""
     # config-manager changes the configuration, then signals; when it fails in between, nobody signals again.
-    text = f"has not restarted since the change; if this lasts, delete its pod on {case.node.name}"
+    text = f"has not restarted since the change; if this lasts, delete its pod on {compared.node.name}"
     return f"GPU Feature Discovery {text}"
 
 
-def _gfd_labels(case: Case) -> str:
-    labels = case.node.labels
-    possible = expected_gfd_labels(case.target, case.observed)
+def _gfd_labels(compared: Comparison) -> str:
+    labels = compared.node.labels
+    possible = expected_gfd_labels(compared.target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
     # Whose labels these seem to be: of several models, the one whose product they show.
     expected = next((one for one in possible if one[names.LABEL_GPU_PRODUCT] == shown), possible[-1])
@@ -271,12 +275,12 @@ def served(node: NodeView) -> dict[str, int]:
     return {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
 
 
-def _allocatable(case: Case) -> str | Finding:
-    now = served(case.node)
-    if now == dict(case.target.resources):
+def _allocatable(compared: Comparison) -> str | Finding:
+    now = served(compared.node)
+    if now == dict(compared.target.resources):
         return ""
-    message = f"the node offers {_counts(now)} instead of {_counts(dict(case.target.resources))}"
-    if now == toolversions.merged(case.target.resources):
+    message = f"the node offers {_counts(now)} instead of {_counts(dict(compared.target.resources))}"
+    if now == toolversions.merged(compared.target.resources):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{message}: {toolversions.ADVICE}")
     return message
 
@@ -309,10 +313,10 @@ CHECKS = (
 comes after the plugin, because a GPU is exclusive by right for as long as the plugin is told to use MPS."""
 
 
-def find_mismatch(case: Case) -> Finding | None:
+def find_mismatch(compared: Comparison) -> Finding | None:
     """The first disagreement in the order of CHECKS; None: all sources agree."""
     for check in CHECKS:
-        if found := check.find(case):
+        if found := check.find(compared):
             return Finding.of(found, check.reason)
     return None
 
@@ -321,7 +325,7 @@ def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
     """What the GPUs are divided into now, for people; sharing is read from GFD's labels."""
     if observed is None or not observed.gpus:
         return ""
-    layouts = tuple([gpu.layout for gpu in observed.gpus])
+    layouts = observed.hardware.layouts
     return describe_layouts(layouts, _replicas_now(node, layouts))
 
 
@@ -335,4 +339,4 @@ def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
         profile = next((name for layout in layouts for name, _ in layout or ()), "")
         label = f"{resource_name(profile)}.replicas" if profile else label
     replicas = labels.get(label, "1")
-    return int(replicas) if _COUNT.fullmatch(replicas) else 1
+    return int(replicas) if replicas != "1" and _COUNT.fullmatch(replicas) else 1

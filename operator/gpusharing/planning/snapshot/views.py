@@ -5,17 +5,18 @@ input, so verdicts are memoised on identity. The executor takes the resourceVers
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property, lru_cache
 
-from gpusharing.api.names import Mode
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.settingtypes import Count, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.drivers import DriverVersions
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.health import WELL, Vitals
+from gpusharing.planning.gpus.health import WELL, Diagnosis, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look
@@ -23,6 +24,9 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.words.findings import Finding
+
+_NOTHING: Mapping[str, str] = {}
+"""One object for nearly all nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,18 @@ class NodeView:
     foreign: str = ""
     """Who else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty when nobody
     does."""
+    held_off: Mapping[str, str] = field(init=False, compare=False)
+    """Of `labels`, the switches of NVIDIA's operands that are not simply on: false, paused. Nearly always empty, and
+    asked for by many rules."""
+
+    def __post_init__(self) -> None:
+        """Look through the labels once."""
+        found = {
+            label: value
+            for label, value in self.labels.items()
+            if value != "true" and label.startswith(LABEL_DEPLOY_PREFIX)
+        }
+        object.__setattr__(self, "held_off", found or _NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +82,7 @@ class GpuView:
     compute_mode: str
     layout: Layout | None
     """Instances that exist; None while MIG is off."""
-    profiles: tuple[Profile, ...]
+    profiles: tuple[Profile, ...] = field(hash=False)  # costs too much
     """Profiles the card offers; from the card facts when the driver lists none."""
     processes: tuple[str, ...] = ()
     """Names of processes that use it; empty text for what the agent cannot name or may not see."""
@@ -74,6 +90,47 @@ class GpuView:
     vitals: Vitals = WELL
     instances_withheld: bool = False
     """The agent may not list MIG instances: `layout` may lack some, and no layout can be proven."""
+
+
+@dataclass(frozen=True, eq=False)  # without slots, for what is worked out once
+class Hardware:
+    """The GPUs of a node, and what many rules ask of them. Thousands of nodes share one."""
+
+    gpus: tuple[GpuView, ...]
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(gpus: tuple[GpuView, ...]) -> "Hardware":
+        """The same object for equal GPUs."""
+        return Hardware(gpus)
+
+    @cached_property
+    def layouts(self) -> tuple[Layout | None, ...]:
+        """Of the GPUs, in their order."""
+        return tuple(gpu.layout for gpu in self.gpus)
+
+    @cached_property
+    def kinds(self) -> tuple[GpuView, ...]:
+        """The first of those GPUs that differ in nothing but their index. The first GPU of a quality is among them."""
+        kinds: dict[GpuView, GpuView] = {}
+        for gpu in self.gpus:
+            kinds.setdefault(replace(gpu, index=0), gpu)
+        return tuple(kinds.values())
+
+    @cached_property
+    def models(self) -> tuple[GpuView, ...]:
+        """One GPU of each card model."""
+        return tuple({gpu.product: gpu for gpu in self.gpus}.values())
+
+    @cached_property
+    def health(self) -> Diagnosis:
+        """How they are."""
+        return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """Equal where targets are. Profiles by identity, so it is good for as long as `gpus` are kept."""
+        return tuple((gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in self.gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +148,14 @@ class ObservedView:
     simulated: bool = False
     driver_version: str = ""
     """As NVML reports it; empty when unknown."""
+    hardware: Hardware = field(init=False, compare=False)
+    """The GPUs once more."""
+
+    def __post_init__(self) -> None:
+        """Share the GPUs with other nodes that have the same: they are most of what a snapshot weighs."""
+        hardware = Hardware.of(self.gpus)
+        object.__setattr__(self, "hardware", hardware)
+        object.__setattr__(self, "gpus", hardware.gpus)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from gpusharing.planning.gpus.geometry import (
     resource_name,
 )
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GpuView, PolicyView, routing_label
+from gpusharing.planning.snapshot.views import GpuView, Hardware, PolicyView, routing_label
 from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
 from gpusharing.planning.wanted.configured import configured_since
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
@@ -172,12 +172,9 @@ class Targets:
     _found: dict[tuple[object, ...], tuple[tuple[GpuView, ...], Target]] = field(default_factory=dict)
     _stops: dict[tuple[int, bool], Target] = field(default_factory=dict)
 
-    def find(self, node: str, gpus: tuple[GpuView, ...]) -> Target | Finding:
+    def find(self, node: str, hardware: Hardware) -> Target | Finding:
         """What `find_target` says, without asking it twice about equal hardware."""
-        # Profiles by identity, which the kept GPUs make safe: comparing them would cost more than the answer.
-        key: tuple[object, ...] = tuple(
-            [(gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in gpus]
-        )
+        key, gpus = hardware.key, hardware.gpus
         if not self.stack.serves_our_mig_file:
             key = (*key, self.stack.generated_mig_files.get(node, ""))
         if (known := self._found.get(key)) is not None:
@@ -189,9 +186,10 @@ class Targets:
             self._found[key] = (gpus, target)
         return target
 
-    def stop(self, gpus: Sequence[GpuView]) -> Target:
+    def stop(self, hardware: Hardware) -> Target:
         """Whole GPUs without sharing: where the way from MPS to MIG, and back, stops; they would race (b.5)."""
-        capable = _has_mig_manager(self.wish.spec, gpus, self.stack)
+        gpus = hardware.gpus
+        capable = _has_mig_manager(self.wish.spec, hardware.kinds, self.stack)
         key = (len(gpus), capable)
         if (known := self._stops.get(key)) is None:
             mig_config = migfile.ALL_DISABLED if capable else ""

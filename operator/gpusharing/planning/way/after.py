@@ -16,7 +16,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Actuate, Release, RestartOperand, UpdateFence
 from gpusharing.planning.proof.assess import Assessed, Refused, Unobserved
-from gpusharing.planning.proof.verify import Case, Evidence, find_mismatch
+from gpusharing.planning.proof.verify import Comparison, Evidence, find_mismatch
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.actuation import restart_pod, run
@@ -277,7 +277,7 @@ AIMED = (
     Situation(_incurable, Reason.ACTUATOR_FAILED),  # told with what mig-manager says
     Situation(_changed, Reason.ACTUATION_IN_PROGRESS),
 )
-"""First wins; a test pins the order. What was recorded is done before anything is judged, and what works is let end.
+"""First wins; a test pins the order. What was recorded is done before anything is decided, and what works is let end.
 When none applies, the spec was changed after the time was up: another run is owed, with a time of its own."""
 
 
@@ -309,7 +309,7 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
         )
         return verdict.then(request)
     evidence = Evidence(verify_id(case), case.fence.gfd_timestamp)
-    mismatch = find_mismatch(Case(case.node, assessed.observed, aim, case.stack, evidence))
+    mismatch = find_mismatch(Comparison(case.node, assessed.observed, aim, case.stack, evidence))
     if mismatch is None and not case.node.ready:
         mismatch = Finding(Reason.NODE_NOT_READY, "all sources agree, but the node is not Ready")
     if mismatch is not None:

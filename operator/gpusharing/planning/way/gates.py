@@ -83,8 +83,10 @@ def _other_workload(node: NodeView) -> str:
 
 
 def _disabled(node: NodeView) -> str:
+    if not node.held_off:
+        return ""
     for label in _NEEDED:
-        if node.labels.get(label) == "false":
+        if node.held_off.get(label) == "false":
             return (
                 f"{label} is false: the GPU Operator keeps off {node.name} what would serve and show the change;"
                 f" to change that: kubectl label node {node.name} {label}-"
@@ -148,7 +150,7 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
     """A compute mode that nobody holds: no label of ours sets it back, and every change but one to MPS fails on it."""
     if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
         return ""
-    return find_exclusive(assessed.observed.gpus)
+    return find_exclusive(assessed.observed.hardware)
 
 
 def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:

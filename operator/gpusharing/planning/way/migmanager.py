@@ -35,7 +35,7 @@ def needs_restart(case: NodeCase, target: Target) -> bool:
 def found_layouts(case: NodeCase) -> tuple[Layout | None, ...]:
     """What the agent saw of every GPU last."""
     observed = case.gpunode.observed if case.gpunode else None
-    return tuple([gpu.layout for gpu in observed.gpus]) if observed else ()
+    return observed.hardware.layouts if observed else ()
 
 
 def is_ready(case: NodeCase) -> bool:
@@ -57,7 +57,7 @@ class Trouble:
 
 
 def find_trouble(case: FencedCase) -> Trouble | None:
-    """Judge mig-manager by its labels and the time since the PNR or the last restart."""
+    """What mig-manager's labels say against it, given the time since the PNR or the last restart."""
     fence, node, settings = case.fence, case.node, case.settings
     if not fence.target_mig_config:
         return None

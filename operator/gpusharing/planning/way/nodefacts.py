@@ -85,7 +85,7 @@ def find_facts(
         owner=owner.policy if owner else None,
         policy=held.policy if held else None,
         assessment=assess(node, gpunode, held.policy, held.targets, stack) if held else None,
-        models=tuple({gpu.product: gpu for gpu in observed.gpus}.values()) if observed else (),
+        models=observed.hardware.models if observed else (),
         health=find_health(gpunode),
     )
 

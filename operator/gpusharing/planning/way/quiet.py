@@ -46,10 +46,7 @@ def _driver(node: NodeView) -> Finding | None:
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
     if state in LASTING:
         return None
-    # Every node is asked in every pass, and hardly one is paused: one search first, then label by label.
-    paused = PAUSED in " ".join(node.labels.values()) and any(
-        PAUSED in value for key, value in node.labels.items() if key.startswith(names.LABEL_DEPLOY_PREFIX)
-    )
+    paused = any(PAUSED in value for value in node.held_off.values())
     if state not in UNLOADING and not paused:
         return None
     return Finding(

@@ -9,7 +9,7 @@ from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope, scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.gpus.health import WELL, Diagnosis, diagnose
+from gpusharing.planning.gpus.health import Diagnosis
 from gpusharing.planning.proof.assess import Assessed, Assessment
 from gpusharing.planning.proof.verify import describe_observed
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -68,9 +68,8 @@ class Verdict:
 
 def find_health(gpunode: GPUNodeView | None) -> Diagnosis | None:
     """How the GPUs of a node are; None while the agent reported none."""
-    gpus = gpunode.observed.gpus if gpunode and gpunode.observed else ()
-    # Nearly every GPU has the one WELL.
-    return diagnose([(gpu.index, gpu.vitals) for gpu in gpus if gpu.vitals is not WELL]) if gpus else None
+    hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
+    return hardware.health if hardware is not None and hardware.gpus else None
 
 
 @dataclass(frozen=True, slots=True)
