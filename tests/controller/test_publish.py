@@ -73,12 +73,9 @@ class Publishing:
 
     # Statuses, as the caches hold them
 
-    def transition(self, node: str) -> Mapping[str, Any]:
-        transition: Mapping[str, Any] = self.gpunodes.status(node).get("transition") or {}
-        return transition
-
-    def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
-        return self.gpunodes.status(node).get("conditions") or []
+    def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        status = self.gpunodes.status(node)
+        return status.get("transition") or {}, status.get("conditions") or []
 
     async def publish(
         self,
@@ -157,7 +154,7 @@ async def test_what_moves_already_is_shown_after_two_periods_with_what_was_passe
     assert stage.phases() == ["Reconfiguring"]
     await stage.publish(verifying, 12)
     assert stage.phases() == ["Reconfiguring", "Verifying"]
-    assert stage.transition("gpu-07")["observed"] == "2x3g.40gb"
+    assert stage.shown("gpu-07")[0]["observed"] == "2x3g.40gb"
 
 
 @pytest.mark.parametrize("end", [SYNCED, FAILED], ids=["Synced", "Failed"])

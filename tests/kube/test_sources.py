@@ -150,7 +150,7 @@ async def test_pods_and_config_maps_of_others_wake_nobody() -> None:
 
 
 @virtually
-async def test_heartbeats_of_a_node_and_transitions_of_ours_wake_nobody() -> None:
+async def test_heartbeats_of_a_node_and_shown_of_ours_wake_nobody() -> None:
     cluster = FakeCluster()
     cluster.add(NODES, node())
     cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}})
@@ -164,7 +164,7 @@ async def test_heartbeats_of_a_node_and_transitions_of_ours_wake_nobody() -> Non
         cluster.patch(GPUNODES, "gpu-07", transition, subresource="status")
         await asyncio.sleep(0.1)
         assert followed.wakes == before
-        assert followed.sources.transition("gpu-07") == {"phase": "Synced"}
+        assert followed.sources.shown("gpu-07")[0] == {"phase": "Synced"}
 
 
 @virtually
@@ -230,10 +230,10 @@ async def test_the_transition_goes_with_its_gpunode() -> None:
     cluster = FakeCluster()
     cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "status": {"transition": {"phase": "Synced"}}})
     async with following(cluster) as followed:
-        assert followed.sources.transition("gpu-07") == {"phase": "Synced"}
+        assert followed.sources.shown("gpu-07")[0] == {"phase": "Synced"}
         cluster.delete(GPUNODES, "gpu-07")
         await asyncio.sleep(0.1)
-        assert followed.sources.transition("gpu-07") == {}
+        assert followed.sources.shown("gpu-07")[0] == {}
 
 
 @virtually
@@ -313,8 +313,8 @@ async def test_the_transition_of_a_gpunode_goes_with_it() -> None:
     async with following(cluster) as followed:
         cluster.delete(GPUNODES, "gpu-1")
         await asyncio.sleep(1)
-        assert followed.sources.transition("gpu-1") == {}
-        assert set(followed.sources._transitions) == {"gpu-2"}
+        assert followed.sources.shown("gpu-1")[0] == {}
+        assert set(followed.sources._shown) == {"gpu-2"}
 
 
 @virtually
@@ -344,7 +344,7 @@ async def test_a_report_is_read_again_only_when_it_is_another_one() -> None:
         assert first.observed is not None
         same = await written(transition={"phase": "Synced"})
         assert same.observed is first.observed
-        assert followed.sources.transition("gpu-07") == {"phase": "Synced"}
+        assert followed.sources.shown("gpu-07")[0] == {"phase": "Synced"}
         other = await written(observed=report | {"requestID": "b"})
         assert other.observed is not None
         assert other.observed.request_id == "b"

@@ -54,28 +54,23 @@ class Metrics:
             ["verb", "resource", "status"],
             registry=self.registry,
         )
-        self.leader = Gauge(
-            "gpusharing_leader", "1 while this process holds the Lease.", registry=self.registry
-        )
+        held = "1 while this process holds the Lease."
+        self.leader = Gauge("gpusharing_leader", held, registry=self.registry)
 
     def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
         """See observer.Observer."""
         for step, duration in seconds.items():
             self.pass_seconds.labels(step).observe(duration)
-        counts: Tally[tuple[str, str]] = Tally()
-        ill: Tally[tuple[str, str]] = Tally()
-        for name, pool in plan.pools.items():
-            for node in pool.names:
-                verdict = plan.verdicts[node]
-                counts[name, str(verdict.phase)] += 1
-                if verdict.health is not None and not verdict.health.well:
-                    ill[name, str(verdict.health.reason)] += 1
+        verdicts = plan.verdicts
+        mine = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]
+        counts = Tally((name, verdict.phase) for name, verdict in mine)
+        ill = Tally((name, v.health.reason) for name, v in mine if v.health is not None and not v.health.well)
         self.unhealthy.clear()
         for (policy, reason), count in ill.items():
-            self.unhealthy.labels(policy, reason).set(count)
+            self.unhealthy.labels(policy, str(reason)).set(count)
         self.nodes.clear()
         for (policy, phase), count in counts.items():
-            self.nodes.labels(policy, phase).set(count)
+            self.nodes.labels(policy, str(phase)).set(count)
 
     def acted(self, action: Action, result: str) -> None:
         """See observer.Observer."""

@@ -87,12 +87,8 @@ class Statuses(Protocol):
         """GPUNodes."""
         ...
 
-    def transition(self, node: str) -> Mapping[str, Any]:
-        """`status.transition` of a GPUNode as last read or written."""
-        ...
-
-    def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
-        """`status.conditions` of a GPUNode as last read or written."""
+    def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        """`transition` and `conditions` of a GPUNode's status as last read or written."""
         ...
 
 
@@ -225,9 +221,8 @@ class Publisher:
         resting = verdict.phase in RESTING
         if not resting and (due := self._due.get(key, now)) > now:
             return due
-        previous = self.statuses.transition(verdict.node)
+        previous, stand = self.statuses.shown(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
-        stand = list(self.statuses.conditions(verdict.node))
         conditions = health_conditions(verdict, stand, now)
         if wanted == previous and conditions == stand:
             self._due.pop(key, None)

@@ -106,9 +106,7 @@ class Reflector(Generic[View]):
         self._known: dict[str, _Known] = {}
         self._gone: OrderedDict[str, str] = OrderedDict()
         self._long_names = resource.namespaced and namespace is None
-        self._version = ""
-        self._relist_at = float("-inf")
-        self._watched = False
+        self._version, self._relist_at, self._watched = "", float("-inf"), False
         self._backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         self._absent_since: float | None = None
         """Since when discovery has not listed the kind."""

@@ -80,7 +80,7 @@ def _pod_place(raw: JSON) -> PodPlace:
 
 
 class Sources:
-    """The reflectors, and what they hold that is no decision input: transitions and raw versions."""
+    """The reflectors, and what they hold that is no decision input: what GPUNodes show, and raw versions."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Sources:
         """UIDs; noted at every event and answer, or a mark that is soon removed would be missed."""
         pods = agent_namespace or settings.namespace
         namespace = settings.gpu_operator_namespace
-        self._transitions: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
         """As JSON text, a fifth of the size: they are read only when something is about to be written."""
         self._reports: dict[str, int] = {}
         """By GPUNode: a hash of the agent's report, which most versions of the object share with the one before."""
@@ -132,7 +132,7 @@ class Sources:
 
     def _gpunode_changed(self, name: str) -> None:
         if name not in self.gpunodes.items:
-            self._transitions.pop(name, None)
+            self._shown.pop(name, None)
             self._reports.pop(name, None)
         self._wake()
 
@@ -172,7 +172,7 @@ class Sources:
         """The view of a GPUNode; its `status.transition` is kept aside, because nothing is decided from it."""
         name = raw["metadata"]["name"]
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
-        self._transitions[name] = json.dumps(shown)
+        self._shown[name] = json.dumps(shown)
         before, report = self._reports.get(name), hash(marshal.dumps(part(raw, "status", "observed"), 2))
         self._reports[name] = report
         known = self.gpunodes.items.get(name) if before == report else None
@@ -192,18 +192,12 @@ class Sources:
             dict(raw.get("data") or {}), annotations, uid, labelled, ours=uid in self._our_maps
         )
 
-    def transition(self, node: str) -> Mapping[str, Any]:
-        """`status.transition` of a GPUNode as last read or written; empty when there is no GPUNode."""
-        found: Mapping[str, Any] = self._shown(node)[0]
-        return found
-
-    def conditions(self, node: str) -> Sequence[Mapping[str, Any]]:
-        """`status.conditions` of a GPUNode as last read or written."""
-        conditions: Sequence[Mapping[str, Any]] = self._shown(node)[1]
-        return conditions
-
-    def _shown(self, node: str) -> Any:
-        return json.loads(self._transitions[node]) if node in self.gpunodes.items else ({}, [])
+    def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        """`transition` and `conditions` of a GPUNode's status as last read or written; empty without a GPUNode."""
+        if node not in self.gpunodes.items:
+            return {}, []
+        transition, conditions = json.loads(self._shown[node])
+        return transition, conditions
 
     @property
     def required(self) -> Mapping[str, Reflector[Any]]:
