@@ -61,10 +61,11 @@ def make_pod(
     deleted_at: datetime | None = None,
     ready: bool = True,
     finalizers: tuple[str, ...] = (),
-    tolerates_cordon: bool = False,
-    created: datetime | None = None,
+    started: datetime | None = NOW,
+    marks: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> PodView:
-    """A running pod of a ReplicaSet that holds one GPU. Pass `resources={}` for one that holds none."""
+    """A running pod of a ReplicaSet that holds one GPU, none with `resources={}`; `more` are fields of its view."""
     return PodView(
         namespace=namespace,
         name=name,
@@ -79,8 +80,9 @@ def make_pod(
         deleted_at=deleted_at,
         ready=ready,
         finalizers=finalizers,
-        tolerates_cordon=tolerates_cordon,
-        created=created,
+        started=started,
+        marks=tuple(sorted((marks or {}).items())),
+        **more,
     )
 
 

@@ -143,10 +143,35 @@ GOOD = (
     Row("1 percent at once", unavailable("1%")),
     Row("100 percent at once", unavailable("100%")),
     Row("a duration of two units", drain_timeout("1h30m")),
+    Row(
+        "rules of every kind",
+        full(
+            drain={
+                "rules": [
+                    {
+                        "namespaceSelector": {"matchLabels": {"team": "a"}},
+                        "podSelector": {"matchExpressions": [{"key": "tier", "operator": "Exists"}]},
+                        "behavior": "WaitCompleted",
+                        "timeout": "8h",
+                        "order": -1,
+                    },
+                    {"behavior": "Block"},
+                ],
+                "jobs": {"timeout": "2h", "onTimeout": "Evict"},
+            }
+        ),
+    ),
     Row("a duration of a week", drain_timeout("168h")),
     Row(
         "pods without owner and stranded pods may go",
-        full(drain={"unmanagedPods": "Evict", "strandedPods": "Allow"}),
+        full(
+            drain={
+                "unmanagedPods": "Evict",
+                "strandedPods": "Allow",
+                "protectedPods": "Ignore",
+                "localStorage": "Block",
+            }
+        ),
     ),
     Row("other time limits", full(rollout={"timeouts": {"actuation": "45m", "verification": "90s"}})),
     Row("a name of 50 characters", full(), metadata={"name": "p" * 50}),
@@ -288,6 +313,42 @@ BAD = (
     Row("a time limit in days", full(rollout={"timeouts": {"actuation": "1d"}}), "spec.rollout.timeouts.actuation"),
     Row("a time limit of zero", full(rollout={"timeouts": {"verification": "0m"}}),
          "spec.rollout.timeouts.verification"),
+    Row("a rule that does not say what to do", full(drain={"rules": [{}]}), "spec.drain.rules[0].behavior"),
+    Row(
+        "a rule with an unknown answer", full(drain={"rules": [{"behavior": "Skip"}]}), "spec.drain.rules[0].behavior"
+    ),
+    Row(
+        "a time for pods that nobody waits for",
+        full(drain={"rules": [{"behavior": "Evict", "timeout": "1h"}]}),
+        "spec.drain.rules[0].timeout",
+    ),
+    Row(
+        "a rule with no time at all",
+        full(drain={"rules": [{"behavior": "WaitCompleted", "timeout": "0s"}]}),
+        "spec.drain.rules[0].timeout",
+    ),
+    Row(
+        "a rule on a label that cannot be",
+        full(drain={"rules": [{"behavior": "Block", "podSelector": {"matchLabels": {"a b": "c"}}}]}),
+        "spec.drain.rules[0].podSelector.matchLabels",
+    ),
+    Row(
+        "a rule whose selector lacks values",
+        full(
+            drain={
+                "rules": [
+                    {"behavior": "Block", "namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}
+                ]
+            }
+        ),
+        "spec.drain.rules[0].namespaceSelector.matchExpressions[0].values",
+    ),
+    Row("a rule of an order beyond bounds", full(drain={"rules": [{"behavior": "Block", "order": 1001}]}),
+        "spec.drain.rules[0].order"),
+    Row("no time for jobs", full(drain={"jobs": {"timeout": "0s"}}), "spec.drain.jobs.timeout"),
+    Row("an unknown end for jobs", full(drain={"jobs": {"onTimeout": "Hold"}}), "spec.drain.jobs.onTimeout"),
+    Row("an unknown answer for marked pods", full(drain={"protectedPods": "Evict"}), "spec.drain.protectedPods"),
+    Row("an unknown answer for files", full(drain={"localStorage": "Ignore"}), "spec.drain.localStorage"),
     Row("an unknown answer for unmanaged pods", full(drain={"unmanagedPods": "Delete"}), "spec.drain.unmanagedPods"),
     Row("an unknown answer for stranded pods", full(drain={"strandedPods": "Evict"}), "spec.drain.strandedPods"),
     # the rest

@@ -19,7 +19,7 @@ from gpusharing.planning.words.reasons import reason_of
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
 THEN = {"evict", "waiting", "later", "ignored", "blocked", "preflight", "says", "next_wake", "idle"}
-GIVEN = {"pods", "pdbs", "options", "answers", "now", "offered", "list_error"}
+GIVEN = {"pods", "pdbs", "options", "answers", "now", "offered", "list_error", "cordoned"}
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["forwards", "reversed"])
@@ -33,7 +33,8 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
     now = at(given.get("now", 0))
     offered = frozenset(given.get("offered", ["nvidia.com/gpu"]))
 
-    found = drain_pass(work, options, now)
+    cordoned = at(given["cordoned"]) if "cordoned" in given else None
+    found = drain_pass(work, options, now, cordoned)
     plan, before = found.plan, foreseen(work, now, options=options, offered=offered)
 
     assert [pod.name for pod in plan.evict] == then.get("evict", [])
@@ -80,6 +81,8 @@ def _pod(fields: Mapping[str, Any]) -> PodView:
         known["owner"] = Owner(**known["owner"])
     if "deleted_at" in known:
         known["deleted_at"] = at(known["deleted_at"])
+    if "started" in known and known["started"] is not None:
+        known["started"] = at(known["started"])
     if "finalizers" in known:
         known["finalizers"] = tuple(known["finalizers"])
     return make_pod(**known)

@@ -9,6 +9,7 @@ from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
+from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, POLICIES, RESOURCE_CLAIMS
 from gpusharing.kube.errors import Conflict
 from gpusharing.planning.snapshot.records import Fence
@@ -219,6 +220,43 @@ async def test_an_unmanaged_pod_is_evicted_when_the_policy_says_so() -> None:
         stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
         await stage.ready()
         assert stage.evicted() == ["alone"]
+
+
+@virtually
+async def test_a_mark_with_a_duration_is_waited_for_without_a_cordon_and_names_its_end() -> None:
+    async with scene(*nodes(1)) as stage:
+        begun = virtual_now()
+        marked = gpu_pod("marked", "gpu-1", metadata={"annotations": {"karpenter.sh/do-not-disrupt": "20m"}})
+        marked["status"]["startTime"] = to_rfc3339(begun)
+        stage.e.cluster.add(PODS, marked)
+        stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
+        transition = await stage.reason("gpu-1", "DoNotDisrupt")
+        end = begun + timedelta(minutes=20)
+        assert transition["culprit"] == "default/marked"
+        assert transition["deadline"] == f"{end:%H:%M:%SZ}"
+        assert to_rfc3339(end) in transition["blockers"][0]
+        assert stage.fence("gpu-1") is None
+        fence = await stage.fenced("gpu-1", seconds=HOUR)
+        assert timedelta(minutes=20) <= fence.since - begun < timedelta(minutes=20, seconds=15)
+        await stage.ready()
+        assert stage.evicted() == ["marked"]
+
+
+@virtually
+async def test_a_mark_that_nobody_can_read_protects_the_pod_and_is_named_until_the_policy_ignores_marks() -> (
+    None
+):
+    async with scene(*nodes(1)) as stage:
+        metadata = {"annotations": {"gpusharing.dev/do-not-disrupt": "a while"}}
+        stage.e.cluster.add(PODS, gpu_pod("marked", "gpu-1", metadata=metadata))
+        stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
+        transition = await stage.reason("gpu-1", "DoNotDisrupt")
+        assert "default/marked" in transition["blockers"][0]
+        assert '"a while"' in transition["blockers"][0]
+        assert not stage.cordoned("gpu-1")
+        stage.apply(SLICED, drain={"unmanagedPods": "Evict", "protectedPods": "Ignore"})
+        await stage.ready()
+        assert stage.evicted() == ["marked"]
 
 
 @virtually

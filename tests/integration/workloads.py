@@ -23,9 +23,20 @@ class Workload:
     """A ReplicaSet whose pods run on one node, and all pods with its `app` label."""
 
     def __init__(
-        self, pool: Pool, node: str, replicas: int, *, app: str = "", resource: str = "nvidia.com/gpu"
+        self,
+        pool: Pool,
+        node: str,
+        replicas: int,
+        *,
+        app: str = "",
+        resource: str = "nvidia.com/gpu",
+        more: Object | None = None,
     ):
-        """Pods of several workloads may share an `app`, and so a PodDisruptionBudget."""
+        """Pods of several workloads may share an `app`, and so a PodDisruptionBudget.
+
+        `more`: further fields of the pods' metadata and spec.
+        """
+        wanted = more or {}
         self.pool = pool
         self.app = app or pool.name
         labels = {"app": self.app, "node": node}
@@ -34,7 +45,10 @@ class Workload:
             "spec": {
                 "replicas": replicas,
                 "selector": {"matchLabels": labels},
-                "template": {"metadata": {"labels": labels}, "spec": pod_spec(node, resource)},
+                "template": {
+                    "metadata": {**wanted.get("metadata", {}), "labels": labels},
+                    "spec": {**pod_spec(node, resource), **wanted.get("spec", {})},
+                },
             },
         }
         self.name = str(pool.create(REPLICA_SETS, manifest)["metadata"]["name"])

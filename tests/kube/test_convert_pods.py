@@ -73,6 +73,34 @@ def test_a_static_pod_is_recognised(metadata: JSON) -> None:
     assert pod_view(pod(metadata=metadata), {}).mirror
 
 
+def test_marks_that_ask_not_to_disturb_are_kept_and_no_other_annotation() -> None:
+    written = {
+        "annotations": {
+            "karpenter.sh/do-not-disrupt": "5m",
+            "team-a/secret": "x",
+            "cluster.x-k8s.io/drain": "skip",
+        },
+        "labels": {"cluster.x-k8s.io/drain": "wait-completed", "karpenter.sh/do-not-disrupt": "true"},
+    }
+    view = pod_view(pod(metadata={**pod()["metadata"], **written}), {})
+    assert view.marks == (("cluster.x-k8s.io/drain", "wait-completed"), ("karpenter.sh/do-not-disrupt", "5m"))
+
+
+@pytest.mark.parametrize(
+    ("volume", "expected"),
+    [
+        ({"name": "scratch", "emptyDir": {}}, True),
+        ({"name": "shm", "emptyDir": {"medium": "Memory"}}, False),
+        ({"name": "pages", "emptyDir": {"medium": "HugePages"}}, False),
+        ({"name": "odd", "emptyDir": None}, True),
+        ({"name": "data", "persistentVolumeClaim": {"claimName": "data"}}, False),
+    ],
+    ids=["on the disk", "in memory", "in huge pages", "unreadable", "elsewhere"],
+)
+def test_files_that_a_pod_would_lose(volume: JSON, expected: bool) -> None:
+    assert pod_view(pod(spec={"volumes": [volume]}), {}).local_files is expected
+
+
 def test_only_the_controller_is_the_owner() -> None:
     bystander = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x"}
     assert pod_view(pod(metadata={"ownerReferences": [bystander]}), {}).owner is None

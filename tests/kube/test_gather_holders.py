@@ -1,4 +1,4 @@
-"""What is looked up about the pods of a node: their ResourceClaims and the DaemonSets that own them."""
+"""What kube/podlookups.py looks up about the pods of a node: their ResourceClaims, DaemonSets and namespaces."""
 
 import pytest
 from tests.build import at, make_fence

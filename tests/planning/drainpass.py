@@ -1,7 +1,7 @@
 """One pass of a drain: how the pods of a node stand, and what is planned for them."""
 
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from tests.build import NOW
@@ -38,9 +38,12 @@ class DrainPass:
         return tuple(pod for pod in staying if pod not in self.plan.evict and pod.ref not in named)
 
 
-def drain_pass(work: NodeWork, options: Drain | None = None, now: datetime = NOW) -> DrainPass:
+def drain_pass(
+    work: NodeWork, options: Drain | None = None, now: datetime = NOW, cordoned: datetime | None = None
+) -> DrainPass:
     """One pass over the pods of a node that is being drained."""
-    found = find_standings(work, options or Drain(), now, scope=SCOPE)
+    scope = replace(SCOPE, cordoned_at=cordoned)
+    found = find_standings(work, options or Drain(), now, scope=scope)
     return DrainPass(found, plan_drain(found, now))
 
 

@@ -143,6 +143,7 @@ def test_the_order_of_the_endings_is_part_of_the_product() -> None:
         ("_uncordoned", Reason.UNCORDONED_EXTERNALLY),
         ("_foreign", Reason.FOREIGN_MAINTENANCE),
         ("_unhealthy", Reason.GPU_UNHEALTHY),
+        ("_jobs_late", Reason.JOBS_TIMEOUT),
         ("_late", Reason.DRAIN_TIMEOUT),
     ]
 

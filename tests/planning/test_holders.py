@@ -42,7 +42,14 @@ def test_the_order_of_the_filters_is_part_of_the_product() -> None:
         ("_resource_claim", Reason.DRA_CLAIM),
         ("_pinned_here", Reason.TOLERATES_CORDON),
         ("_came_back", Reason.TOLERATES_CORDON),
+        ("_marked", Reason.DO_NOT_DISRUPT),
+        ("_undecided", Reason.NAMESPACE_UNREADABLE),
+        ("_rule_blocks", Reason.RULE_BLOCKS),
+        ("_rule_waits", "wait"),
+        ("_rule_evicts", "hold"),
         ("_unmanaged", Reason.UNMANAGED),
+        ("_local_files", Reason.LOCAL_STORAGE),
+        ("_job", "wait"),
     ]
 
 
@@ -74,10 +81,48 @@ def test_the_order_of_the_filters_is_part_of_the_product() -> None:
             Reason.DRA_CLAIM,
             id="the claim comes before the missing controller",
         ),
+        pytest.param(
+            make_pod(owner=None, marks={"karpenter.sh/do-not-disrupt": "true"}),
+            Reason.DO_NOT_DISRUPT,
+            id="the mark comes before the missing controller",
+        ),
+        pytest.param(
+            make_pod(phase="Succeeded", marks={"karpenter.sh/do-not-disrupt": "true"}),
+            "ignore",
+            id="a finished pod has lost its protection",
+        ),
+        pytest.param(
+            make_pod(deleted_at=at(0), marks={"karpenter.sh/do-not-disrupt": "true"}),
+            "hold",
+            id="a pod that is leaving has lost its protection",
+        ),
     ],
 )
 def test_the_first_filter_that_decides_is_final(pod: PodView, expected: str) -> None:
     assert _reason(pod) == expected
+
+
+FILES = make_pod("files", local_files=True)
+BARE_FILES = make_pod("files", local_files=True, owner=None)
+MARKED = make_pod(local_files=True, owner=None, marks={"gpusharing.dev/do-not-disrupt": "nonsense"})
+
+
+@pytest.mark.parametrize(("pod", "options", "expected"), [
+    pytest.param(FILES, {}, "hold", id="files on the node are no reason to stay"),
+    pytest.param(FILES, {"localStorage": "Block"}, "LocalStorage", id="unless the policy says so"),
+    pytest.param(BARE_FILES, {"localStorage": "Block"}, "Unmanaged", id="the controller comes before the files"),
+    pytest.param(
+        BARE_FILES, {"localStorage": "Block", "unmanagedPods": "Evict"}, "LocalStorage", id="each answer is for its own"
+    ),
+    pytest.param(MARKED, {"protectedPods": "Ignore"}, "Unmanaged", id="a mark that is ignored leaves the others"),
+    pytest.param(MARKED, {"unmanagedPods": "Evict"}, "DoNotDisrupt", id="a mark that cannot be read protects"),
+])  # fmt: skip
+def test_what_the_policy_says_of_files_and_marks(
+    pod: PodView, options: dict[str, str], expected: str
+) -> None:
+    found = classify([pod], Drain.model_validate(options), Scope("gpu-operator", now=at(0)))
+    assert [str(one.reason) for one in found.blockers] == ([expected] if expected != "hold" else [])
+    assert len(found.holders) == (expected == "hold")
 
 
 HERE = {"kubernetes.io/hostname": "gpu-07"}

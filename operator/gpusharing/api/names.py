@@ -26,6 +26,8 @@ ANNOTATION_VERIFIED = f"{PREFIX}verified"
 """JSON record of what was last proven on the node: configurations, their meaning, GPUs, and drift put right."""
 ANNOTATION_HOLD_CORDON = f"{PREFIX}hold-cordon"
 """`true` on a Node: when our change ends, leave the node cordoned."""
+ANNOTATION_DO_NOT_DISRUPT = f"{PREFIX}do-not-disrupt"
+"""On a Pod: true, or a duration from its start; nobody is to disturb it (docs/design/drain.md#p17)."""
 ANNOTATION_RETRY = f"{PREFIX}retry"
 """Any new value on a Node: try a Failed or deferred node again now."""
 ANNOTATION_FORCE_RELEASE = f"{PREFIX}force-release"
@@ -155,6 +157,7 @@ class Phase(StrEnum):
     SKIPPED = "Skipped"
     BLOCKED = "Blocked"
     CORDONED = "Cordoned"
+    WAITING_FOR_JOBS = "WaitingForJobs"
     DRAINING = "Draining"
     VERIFYING_IDLE = "VerifyingIdle"
     RECONFIGURING = "Reconfiguring"
@@ -173,6 +176,7 @@ class Phase(StrEnum):
 _IN_FLIGHT = frozenset(
     {
         Phase.CORDONED,
+        Phase.WAITING_FOR_JOBS,
         Phase.DRAINING,
         Phase.VERIFYING_IDLE,
         Phase.RECONFIGURING,

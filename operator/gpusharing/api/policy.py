@@ -49,6 +49,30 @@ class LabelSelectorRequirement(WireModel):
     """Values for In and NotIn; empty for Exists and DoesNotExist."""
 
 
+class Requirement(WireModel):
+    """One row of `matchExpressions`."""
+
+    model_config = ConfigDict(json_schema_extra=cel(rules.EXPRESSION_VALUES))
+
+    key: LabelKey
+    """Label key."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    """How the key relates to the values."""
+    values: Annotated[tuple[LabelValue, ...], Field(max_length=16)] = ()
+    """Values for In and NotIn; empty for Exists and DoesNotExist."""
+
+
+class Selector(WireModel):
+    """Which namespaces or pods, by their labels; all parts must match. An empty one matches all."""
+
+    match_labels: Annotated[
+        dict[str, LabelValue], Field(max_length=8, json_schema_extra=cel(rules.LABEL_KEYS))
+    ] = Field(default_factory=dict)
+    """Labels that it must carry, for example {tier: training}."""
+    match_expressions: Annotated[tuple[Requirement, ...], Field(max_length=8)] = ()
+    """Further requirements, all of which must hold."""
+
+
 class LabelSelector(WireModel):
     """Which nodes; all parts must match."""
 
@@ -130,6 +154,35 @@ class Mps(WireModel):
     """Advertise nvidia.com/gpu.shared instead of nvidia.com/gpu."""
 
 
+class DrainRule(WireModel):
+    """How some pods leave; of several rules that match a pod the first decides."""
+
+    model_config = ConfigDict(json_schema_extra=cel(rules.RULE_TIMEOUT))
+
+    namespace_selector: Selector = Field(default_factory=Selector)
+    """Pods of the namespaces with these labels; empty: of every namespace."""
+    pod_selector: Selector = Field(default_factory=Selector)
+    """Pods with these labels; empty: every pod."""
+    behavior: Literal["Evict", "WaitCompleted", "Block"]
+    """Evict removes the pod. WaitCompleted cordons the node and waits until the pod has ended. Block leaves the node
+    alone while the pod is there."""
+    timeout: Duration | None = None
+    """With WaitCompleted: how long it is waited for after the cordon; jobs.timeout where it is missing."""
+    order: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Pods of a lower order leave first, and all of them are gone before the next ones are asked to; pods that no
+    rule matches have 0."""
+
+
+class Jobs(WireModel):
+    """Pods that end by themselves: of a Job and its like, with restartPolicy Never or OnFailure."""
+
+    timeout: Duration = "1h"
+    """How long they are waited for after the cordon, for example 1h or 8h."""
+    on_timeout: Literal["Abort", "Evict"] = "Abort"
+    """What happens then: Abort gives the change up and restores the node, Evict removes them like other pods. It
+    holds for pods that a rule waits for as well."""
+
+
 class Drain(WireModel):
     """How pods that hold a GPU leave before a change that would disturb them."""
 
@@ -138,6 +191,18 @@ class Drain(WireModel):
     Until then it keeps its place in maxUnavailable, whatever keeps the pods."""
     unmanaged_pods: Literal["Block", "Evict"] = "Block"
     """Pods without a controller do not come back: Block leaves the node alone, Evict removes them."""
+    protected_pods: Literal["Wait", "Block", "Ignore"] = "Wait"
+    """Pods with a mark that asks not to disturb them (do-not-disrupt, safe-to-evict, cluster.x-k8s.io/drain): Wait
+    leaves the node alone until the mark ends or the pod is gone, Block for as long as the mark is there, whatever
+    duration it names, Ignore pays no heed to marks."""
+    local_storage: Literal["Evict", "Block"] = "Evict"
+    """Pods with files in an emptyDir on the node's disk lose them: Evict removes them all the same, Block leaves
+    the node alone. An emptyDir in memory, such as /dev/shm, never blocks."""
+    rules: Annotated[tuple[DrainRule, ...], Field(max_length=16)] = ()
+    """Exceptions for some pods, the first that matches wins. A rule overrides unmanagedPods, localStorage and jobs; it
+    does not override what nobody evicts, nor marks on the pod."""
+    jobs: Jobs = Field(default_factory=Jobs)
+    """Pods that end by themselves are waited for."""
     stranded_pods: Literal["Hold", "Allow"] = "Hold"
     """Pods whose resource name no node would offer afterwards: Hold leaves the node alone, Allow evicts."""
 

@@ -173,6 +173,13 @@ POSITIVE_DURATION = Rule(
     f"a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
 )
 
+RULE_TIMEOUT = Rule(
+    "self.behavior == 'WaitCompleted' || !has(self.timeout)",
+    "only pods that are waited for have a timeout here, for example {behavior: WaitCompleted, timeout: 8h}; "
+    "drain.timeout limits the others",
+    field=".timeout",
+)
+
 # --- metadata -----------------------------------------------------------------------------------------
 NAME_LENGTH = Rule(
     f"size(self.metadata.name) <= {MAX_NAME}",

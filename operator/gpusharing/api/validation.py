@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from gpusharing.api import rules
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
-from gpusharing.api.policy import GPUSharingPolicySpec, LabelSelector, Mig
+from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 UNKNOWN = (
@@ -37,6 +37,8 @@ _HINTS = {
     "layouts": "for example layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
     "strategy": "for example strategy: mixed",
     "config": "for example config: all-balanced",
+    "behavior": "for example behavior: WaitCompleted",
+    "order": "from -1000 to 1000, for example order: -1; lower leaves first",
     "products": "NVML's name with dashes, for example NVIDIA-H100-80GB-HBM3",
     "nodeSelector": rules.EMPTY_SELECTOR.message,
 }
@@ -83,8 +85,15 @@ def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
     yield from _mode_problems(spec)
     if spec.mig is not None:
         yield from _mig_problems(spec.mig)
+    yield from _rule_problems(spec.drain.rules)
     durations = {
         "spec.drain.timeout": spec.drain.timeout,
+        "spec.drain.jobs.timeout": spec.drain.jobs.timeout,
+        **{
+            f"spec.drain.rules[{index}].timeout": rule.timeout
+            for index, rule in enumerate(spec.drain.rules)
+            if rule.timeout is not None
+        },
         "spec.rollout.timeouts.actuation": spec.rollout.timeouts.actuation,
         "spec.rollout.timeouts.verification": spec.rollout.timeouts.verification,
     }
@@ -143,6 +152,23 @@ def _selector_problems(selector: LabelSelector) -> Iterator[Problem]:
             yield Problem(f"{at}.matchExpressions[{index}].key", rules.REWRITTEN_KEY.message)
         if bool(row.values) != (row.operator in ("In", "NotIn")):
             yield Problem(f"{at}.matchExpressions[{index}].values", rules.EXPRESSION_VALUES.message)
+
+
+def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
+    for index, rule in enumerate(drain_rules):
+        at = f"spec.drain.rules[{index}]"
+        if rule.timeout is not None and rule.behavior != "WaitCompleted":
+            yield Problem(f"{at}.timeout", rules.RULE_TIMEOUT.message)
+        selectors = {"namespaceSelector": rule.namespace_selector, "podSelector": rule.pod_selector}
+        for name, selector in selectors.items():
+            for key in selector.match_labels:
+                if not re.fullmatch(rules.LABEL_KEY, key):
+                    yield Problem(f"{at}.{name}.matchLabels", f"{key}: {rules.LABEL_KEYS.message}")
+            for number, row in enumerate(selector.match_expressions):
+                if bool(row.values) != (row.operator in ("In", "NotIn")):
+                    yield Problem(
+                        f"{at}.{name}.matchExpressions[{number}].values", rules.EXPRESSION_VALUES.message
+                    )
 
 
 def is_rewritten(label: str) -> bool:

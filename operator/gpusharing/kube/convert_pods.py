@@ -14,6 +14,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
+from gpusharing.planning.drain.protection import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 
 DRA_DRIVER = "gpu.nvidia.com"
@@ -44,6 +45,11 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         finalizers=strings(metadata.get("finalizers")),
         tolerates_cordon=any(map(_matches_cordon, entries(raw, "spec", "tolerations"))),
         created=from_rfc3339(metadata.get("creationTimestamp")),
+        started=from_rfc3339(part(raw, "status", "startTime")),
+        marks=_marks(metadata),
+        restarts=text(raw, "spec", "restartPolicy") not in ("Never", "OnFailure"),
+        system=text(raw, "spec", "priorityClassName").startswith("system-"),
+        local_files=any(map(_is_local, entries(raw, "spec", "volumes"))),
     )
 
 
@@ -120,6 +126,21 @@ def _is_mirror(metadata: JSON) -> bool:
     """Static pods show in two ways (P7)."""
     owned_by_node = any(owner.get("kind") == "Node" for owner in entries(metadata, "ownerReferences"))
     return owned_by_node or MIRROR_ANNOTATION in texts(metadata.get("annotations"))
+
+
+def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
+    """Those that ask not to disturb the pod (P17); a value that is no text is shown as it is."""
+    found: dict[str, object] = {}
+    for kind, keys in (("annotations", ANNOTATION_MARKS), ("labels", LABEL_MARKS)):
+        written = metadata.get(kind)
+        if isinstance(written, dict):
+            found |= {key: written[key] for key in keys if key in written}
+    return tuple(sorted((key, str(value)) for key, value in found.items()))
+
+
+def _is_local(volume: JSON) -> bool:
+    """An emptyDir on the disk of the node; one in memory holds nothing that outlives its pod elsewhere (P8)."""
+    return "emptyDir" in volume and not text(volume, "emptyDir", "medium")
 
 
 def _gpu_requests(raw: JSON) -> Mapping[str, int]:

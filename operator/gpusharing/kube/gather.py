@@ -10,22 +10,16 @@ import structlog
 from gpusharing.api.names import DisruptionClass, is_gpu_resource
 from gpusharing.kube.actuatorlog import ActuatorLogs
 from gpusharing.kube.budgets import Budgets
-from gpusharing.kube.client import DAEMON_SETS, JSON, PODS, RESOURCE_CLAIMS, KubeClient, Resource
+from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.convert_pods import ResourceClaimUse, pod_view, resource_claim_names, resource_claim_use
+from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.crew import Crew
-from gpusharing.kube.errors import (
-    Forbidden,
-    HeldBack,
-    KubeError,
-    NotFound,
-    ServerAway,
-    Unauthorized,
-    Unavailable,
-)
+from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized, Unavailable
+from gpusharing.kube.podlookups import PodLookups
 from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, Sources, by_node
 from gpusharing.kube.written import MIG_KEY, OurConfigMaps
 from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
+from gpusharing.planning.drain.rules import asks_for_namespaces
 from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, CallFailure
@@ -39,7 +33,6 @@ from gpusharing.planning.way.quiet import is_at_work
 
 log = structlog.get_logger()
 
-OWNER_TTL = timedelta(seconds=30)
 _POLICIES = "/policies"
 """The crew's key for the list of policies; no node has this name."""
 
@@ -85,7 +78,7 @@ class Gatherer:
     _logs: ActuatorLogs = field(init=False)
     _config_maps: OurConfigMaps = field(default_factory=OurConfigMaps)
     _stack: StackView | None = None
-    _owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
+    _lookups: PodLookups = field(init=False)
     _budgets: Budgets = field(init=False)
     crew: Crew = field(init=False)
     shared: Crew = field(init=False)
@@ -98,6 +91,7 @@ class Gatherer:
         self._logs = ActuatorLogs(self.client)
         self.crew, self.shared = Crew(self.parallel, self.on_late), Crew(2, self.on_late)
         self._budgets = Budgets(self.client, self.shared)
+        self._lookups = PodLookups(self.client)
 
     async def snapshot(
         self, wants_pods: frozenset[str], claims: Mapping[str, Claim], now: datetime
@@ -332,53 +326,16 @@ class Gatherer:
             raws = [
                 raw async for page in self.client.pages(PODS, field_selector=selector) for raw in page.items
             ]
-            views = [pod_view(raw, await self._resource_claims(raw)) for raw in raws]
-            scope = self._scope(node)
-            return tuple([await self._with_owner(view, scope, now) for view in views]), ""
+            namespaces = any(
+                policy.spec is not None and asks_for_namespaces(policy.spec.drain)
+                for policy in self.sources.policies.views
+            )
+            scope, lookups = self._scope(node), self._lookups
+            return tuple([await lookups.view(raw, scope, now, namespaces=namespaces) for raw in raws]), ""
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:
             return (), f"the pods of the node cannot be listed: {error}"
-
-    async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:
-        """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU
-        (docs/design/drain.md#g5)."""
-        namespace = raw["metadata"]["namespace"]
-        uses: dict[str, ResourceClaimUse] = {}
-        for name in resource_claim_names(raw):
-            if name is not None:
-                found = await self._get(RESOURCE_CLAIMS, name, namespace)
-                uses[f"{namespace}/{name}"] = resource_claim_use(found) if found else "unresolved"
-        return uses
-
-    async def _with_owner(self, pod: PodView, scope: Scope, now: datetime) -> PodView:
-        """Look up whether the DaemonSet of a pod that is to leave still exists (docs/design/drain.md#p3, P5)."""
-        owner = pod.owner
-        if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
-            return pod
-        if not (scope.all_pods or holds_gpu(pod)):
-            return pod
-        key = (pod.namespace, owner.name)
-        known = self._owners.get(key)
-        if known is None or now - known[0] > OWNER_TTL:
-            known = (now, await self._exists(DAEMON_SETS, owner.name, pod.namespace))
-            self._owners[key] = known
-        return replace(pod, owner=replace(owner, exists=known[1]))
-
-    async def _exists(self, resource: Resource, name: str, namespace: str) -> bool | None:
-        try:
-            await self.client.get(resource, name, namespace=namespace)
-        except NotFound:
-            return False
-        except Forbidden:
-            return None
-        return True
-
-    async def _get(self, resource: Resource, name: str, namespace: str) -> JSON | None:
-        try:
-            return await self.client.get(resource, name, namespace=namespace)
-        except (NotFound, Forbidden):
-            return None
 
     # --- pods that wait ------------------------------------------------------------------------------------
 

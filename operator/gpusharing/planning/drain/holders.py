@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, is_gpu_resource
 from gpusharing.api.policy import Drain
+from gpusharing.planning.drain.protection import Protection, find_protection
+from gpusharing.planning.drain.rules import find_rule, is_job
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.words.blockers import Blocker, merge
@@ -33,6 +35,8 @@ class Scope:
     """Our own pod, `namespace/name`; empty where we run in none."""
     cordoned_at: datetime | None = None
     """When we cordoned the node; None: we did not."""
+    now: datetime | None = None
+    """When this is asked; None: a mark with a duration counts whatever the time."""
 
 
 def scope_of(settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None) -> Scope:
@@ -48,6 +52,8 @@ class Classified:
 
     holders: tuple[PodView, ...]
     """Hold a GPU and must leave; some may be terminating already."""
+    waited: frozenset[str]
+    """By uid, those of them that end by themselves: they are waited for before they are evicted."""
     ignored: tuple[PodView, ...]
     """Hold no GPU, or are NVIDIA's own."""
     blocked: tuple[PodView, ...]
@@ -69,16 +75,22 @@ def holds_gpu(pod: PodView) -> bool:
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
     """Sort the pods of a node by `FILTERS`."""
     holders, ignored, blocked, blockers = [], [], [], []
+    waited = set()
     for pod in sorted(pods, key=by_ref):
         found = next((one for one in FILTERS if one.applies(pod, options, scope)), None)
         if found is None or found.decision == "hold":
             holders.append(pod)
+        elif found.decision == "wait":
+            holders.append(pod)
+            waited.add(pod.uid)
         elif found.decision == "ignore":
             ignored.append(pod)
         else:
             blocked.append(pod)
-            blockers.append(Blocker(found.decision, (pod.ref,), message=found.particulars(pod)))
-    return Classified(tuple(holders), tuple(ignored), tuple(blocked), merge(blockers))
+            said = found.particulars(pod, options, scope)
+            until = found.until(pod, options, scope)
+            blockers.append(Blocker(found.decision, (pod.ref,), message=said, until=until))
+    return Classified(tuple(holders), frozenset(waited), tuple(ignored), tuple(blocked), merge(blockers))
 
 
 def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
@@ -95,12 +107,17 @@ def by_ref(pod: PodView) -> tuple[str, str]:
 # --- the filters, in order -------------------------------------------------------------------------------
 
 
-def _no_particulars(pod: PodView) -> str:
+def _no_particulars(pod: PodView, options: Drain, scope: Scope) -> str:
     return ""
 
 
-Decision: TypeAlias = Literal["ignore", "hold"] | Reason
-"""It holds no GPU; it holds one and can be evicted; or it holds one, and this is the reason why it is kept."""
+def _no_end(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
+    return None
+
+
+Decision: TypeAlias = Literal["ignore", "hold", "wait"] | Reason
+"""It holds no GPU; it holds one and can be evicted; it holds one and is to end by itself; or it holds one, and this is
+the reason why it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +127,10 @@ class PodFilter:
     applies: Callable[[PodView, Drain, Scope], bool]
     """Whether the pod is of this kind; if not, the next filter decides."""
     decision: Decision
-    particulars: Callable[[PodView], str] = _no_particulars
+    particulars: Callable[[PodView, Drain, Scope], str] = _no_particulars
     """What the blocker says of this pod beside its reason."""
+    until: Callable[[PodView, Drain, Scope], datetime | None] = _no_end
+    """When the clock alone ends it."""
 
 
 def _finished(pod: PodView, options: Drain, scope: Scope) -> bool:
@@ -144,7 +163,7 @@ def _daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
     return is_daemon_set and not _lost_owner(pod)
 
 
-def _its_daemon_set(pod: PodView) -> str:
+def _its_daemon_set(pod: PodView, options: Drain, scope: Scope) -> str:
     return f"Its DaemonSet is {pod.namespace}/{pod.owner.name if pod.owner else ''}"
 
 
@@ -173,7 +192,7 @@ def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
     return pod.dra != "none"
 
 
-def _unread_claim(pod: PodView) -> str:
+def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
     return "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read"
 
 
@@ -182,7 +201,7 @@ def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
     return _returns(pod) and names.LABEL_HOSTNAME in pod.node_selector
 
 
-def _pin(pod: PodView) -> str:
+def _pin(pod: PodView, options: Drain, scope: Scope) -> str:
     return f"Its {_owner(pod)} pins it to this node"
 
 
@@ -192,8 +211,66 @@ def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
     return _returns(pod) and since is not None and pod.created is not None and pod.created > since
 
 
-def _start(pod: PodView) -> str:
+def _start(pod: PodView, options: Drain, scope: Scope) -> str:
     return f"Its {_owner(pod)} started it here after the cordon"
+
+
+def _marked(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """P17, P18: somebody asked on the pod itself not to disturb it."""
+    return _protection(pod, options, scope) is not None
+
+
+def _mark(pod: PodView, options: Drain, scope: Scope) -> str:
+    protection = _protection(pod, options, scope)
+    return protection.text if protection is not None else ""
+
+
+def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
+    protection = _protection(pod, options, scope)
+    return protection.until if protection is not None else None
+
+
+def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
+    if options.protected_pods == "Ignore" or not pod.marks:
+        return None
+    return find_protection(pod, None if options.protected_pods == "Block" else scope.now)
+
+
+def _undecided(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """P19: whether the rule is about this pod nobody knows, so it is left alone."""
+    ruled = find_rule(pod, options)
+    return ruled is not None and not ruled.known
+
+
+def _rule_blocks(pod: PodView, options: Drain, scope: Scope) -> bool:
+    return _rule_says(pod, options, "Block")
+
+
+def _rule_waits(pod: PodView, options: Drain, scope: Scope) -> bool:
+    return _rule_says(pod, options, "WaitCompleted")
+
+
+def _rule_evicts(pod: PodView, options: Drain, scope: Scope) -> bool:
+    return _rule_says(pod, options, "Evict")
+
+
+def _rule_says(pod: PodView, options: Drain, behavior: str) -> bool:
+    ruled = find_rule(pod, options)
+    return ruled is not None and ruled.rule.behavior == behavior
+
+
+def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
+    ruled = find_rule(pod, options)
+    if ruled is None:
+        return ""
+    if not ruled.known:
+        return f"{ruled.place}.namespaceSelector asks for the labels of namespace {pod.namespace}"
+    return f"{ruled.place} says {ruled.rule.behavior}"
+
+
+def _job(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """T12: nothing is lost where it may end first."""
+    return is_job(pod)
 
 
 def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
@@ -201,7 +278,12 @@ def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
     return options.unmanaged_pods != "Evict" and (pod.owner is None or _lost_owner(pod))
 
 
-def _lost(pod: PodView) -> str:
+def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """P8: what it keeps on the disk of the node is lost with it."""
+    return options.local_storage == "Block" and pod.local_files
+
+
+def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
     return f"Its {_owner(pod)} no longer exists" if pod.owner else ""
 
 
@@ -231,6 +313,13 @@ FILTERS: tuple[PodFilter, ...] = (
     PodFilter(_resource_claim, Reason.DRA_CLAIM, _unread_claim),
     PodFilter(_pinned_here, Reason.TOLERATES_CORDON, _pin),
     PodFilter(_came_back, Reason.TOLERATES_CORDON, _start),
+    PodFilter(_marked, Reason.DO_NOT_DISRUPT, _mark, _mark_ends),
+    PodFilter(_undecided, Reason.NAMESPACE_UNREADABLE, _rule),
+    PodFilter(_rule_blocks, Reason.RULE_BLOCKS, _rule),
+    PodFilter(_rule_waits, "wait"),
+    PodFilter(_rule_evicts, "hold"),
     PodFilter(_unmanaged, Reason.UNMANAGED, _lost),
+    PodFilter(_local_files, Reason.LOCAL_STORAGE),
+    PodFilter(_job, "wait"),
 )
 """First wins (P2); a test pins the order. A pod to which none applies holds a GPU and can be evicted."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
+from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT
 from gpusharing.planning.drain.holders import by_ref, gpu_resources
@@ -39,6 +40,12 @@ class DrainPlan:
     """Pods that still hold a GPU, blocked ones included; -1: unknown, the pods could not be listed."""
     blockers: tuple[Blocker, ...] = ()
     """What a person may have to look at; the drain goes on trying."""
+    jobs: tuple[PodView, ...] = ()
+    """Whose turn it is and who end by themselves: until they have, nobody of their tier is evicted."""
+    jobs_until: datetime | None = None
+    """When the time of the last of these is over; None: there are none."""
+    overdue: tuple[PodView, ...] = ()
+    """Those of `jobs` whose time is over, and that are not to be evicted: the change is to be given up."""
     next_wake: datetime | None = None
     """When something changes by the clock alone; apart from that, the next LIST tells."""
 
@@ -58,7 +65,7 @@ def preflight(
     """
     if found.error:
         return (_list_failed(found),)
-    stranded = _stranded(found.staying, offered) if options.stranded_pods == "Hold" else ()
+    stranded = _stranded(_to_evict(found), offered) if options.stranded_pods == "Hold" else ()
     return merge((*_kept(found, now), *stranded))
 
 
@@ -68,18 +75,24 @@ def plan_drain(found: Standings, now: datetime) -> DrainPlan:
         return DrainPlan(holders=found.holders, blockers=(_list_failed(found),))
     due = _in_turn(found.staying)
     throttled = found.throttled_until is not None
+    jobs = _jobs(found)
     evict = () if throttled else _pick(due, MAX_EVICTIONS - len(found.asked))
     return DrainPlan(
         evict=evict,
         holders=found.holders,
-        blockers=merge((*_kept(found, now), *(_throttled(found.staying, due) if throttled else ()))),
+        blockers=merge(
+            (*_kept(found, now), *_running(jobs), *(_throttled(found.staying, due) if throttled else ()))
+        ),
+        jobs=tuple(one.pod for one in jobs),
+        jobs_until=max((one.ends for one in jobs if one.ends is not None), default=None),
+        overdue=tuple(one.pod for one in jobs if one.ends is not None and one.ends <= now),
         next_wake=_next_wake(found, len(evict), now),
     )
 
 
 def budget_room(found: Standings) -> Counter[str]:
     """By PodDisruptionBudget (`namespace/name`): pods of the node that a drain has still to evict under it."""
-    return Counter(pdb.ref(one.budget) for one in found.staying if one.budget is not None)
+    return Counter(pdb.ref(one.budget) for one in _to_evict(found) if one.budget is not None)
 
 
 def crowding(found: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
@@ -91,7 +104,7 @@ def crowding(found: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
             pdb.ref(budget),
             "Nodes that are already being drained use up the disruptions that it allows",
         )
-        for budget, guarded in _by_budget(found.staying)
+        for budget, guarded in _by_budget(_to_evict(found))
         if crowd.get(pdb.ref(budget), 0) >= max(1, budget.disruptions_allowed)
     )
 
@@ -103,8 +116,26 @@ def _kept(found: Standings, now: datetime) -> Iterator[Blocker]:
     """What keeps pods from leaving whatever the pace is, before and in a drain."""
     yield from found.blockers
     yield from _stuck(found.leaving, now)
-    yield from _budgets(found.staying)
+    yield from _budgets(_to_evict(found))
     yield from _refused(found.staying, now)
+
+
+def _to_evict(found: Standings) -> list[Standing]:
+    """Those that are asked to go sooner or later, but for those that are given the time to end first."""
+    return [one for one in found.staying if not (one.spared or (one.waits and one.ends is not None))]
+
+
+def _jobs(found: Standings) -> list[Standing]:
+    """T11: those in their turn that end by themselves, on a cordoned node."""
+    waiting = (one for one in found.staying if one.waits and one.ends is not None)
+    return [one for one in waiting if one.tier == found.front]
+
+
+def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
+    for one in jobs:
+        if one.ends is not None:
+            said = f"Waited for until {to_rfc3339(one.ends)}"
+            yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message=said, until=one.ends)
 
 
 def _list_failed(found: Standings) -> Blocker:
@@ -241,6 +272,8 @@ def _next_wake(found: Standings, evicted: int, now: datetime) -> datetime | None
         moments.append(memory.next_try)
         if memory.reason == Reason.PDB_NOT_OBSERVED:
             moments.append(memory.since + timedelta(seconds=QUIET_WAIT))
+    moments += [one.ends for one in found.staying if one.ends is not None]
+    moments += [blocker.until for blocker in found.blockers if blocker.until is not None]
     if found.throttled_until is not None:
         moments.append(found.throttled_until)
     if evicted + len(found.asked) >= MAX_EVICTIONS:

@@ -4,7 +4,7 @@ What is asked of one pod is asked here: who decides about it (holders.py), what 
 (evictions.py), which budgets guard it (pdb.py), and with these whether it may be evicted now.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from gpusharing.api.policy import Drain
@@ -16,7 +16,8 @@ from gpusharing.planning.drain.evictions import (
     is_seen,
     throttled_until,
 )
-from gpusharing.planning.drain.holders import Scope, classify
+from gpusharing.planning.drain.holders import Classified, Scope, classify
+from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, PdbView, PodView
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason, reason_of
@@ -38,6 +39,14 @@ class Standing:
     kubelet that does not answer (P13)."""
     due: bool
     """It may be evicted now, as far as the pod goes; the pace and the room of its budget are the plan's."""
+    tier: Tier = (0, False)
+    """A lower one is gone before it is asked to go."""
+    waits: bool = False
+    """It is to end by itself, and is not evicted now."""
+    ends: datetime | None = None
+    """Until when it is waited for; None: it is not, or the node is not cordoned yet."""
+    spared: bool = False
+    """It is to end by itself, and is never evicted: past its time the change is given up."""
 
     @property
     def budget(self) -> PdbView | None:
@@ -63,6 +72,8 @@ class Standings:
     """Pods that hold a GPU and must not or cannot be evicted."""
     blockers: tuple[Blocker, ...] = ()
     """Why those are blocked."""
+    front: Tier = (0, False)
+    """The tier whose turn it is: the lowest of all pods that hold a GPU, blocked ones included."""
     asked: tuple[datetime, ...] = ()
     """When the evictions of the last `PACE` were sent, those of pods that are gone since included."""
     throttled_until: datetime | None = None
@@ -87,17 +98,38 @@ def find_standings(
     if work.error:
         return Standings(work.listed_at, error=work.error)
     memories = work.evictions if cordoned else forget_old(work.evictions, now)
-    found = classify(work.pods, options, scope)
-    standings = [_stand(pod, memories.get(pod.uid), work, now) for pod in found.holders]
+    found = classify(work.pods, options, replace(scope, now=now))
+    front = min((tier_of(pod, options) for pod in (*found.holders, *found.blocked)), default=(0, False))
+    known = [_stand(pod, memories.get(pod.uid), work, now) for pod in found.holders]
+    if options.rules or found.waited or any(pod.system for pod in found.holders):
+        known = _in_turn([_waited(one, found, options, scope, now) for one in known], front)
     return Standings(
         work.listed_at,
-        leaving=tuple(one for one in standings if one.leaves),
-        staying=tuple(one for one in standings if not one.leaves),
+        leaving=tuple(one for one in known if one.leaves),
+        staying=tuple(one for one in known if not one.leaves),
         blocked=len(found.blocked),
         blockers=found.blockers,
+        front=front,
         asked=asked_lately(memories, now),
         throttled_until=throttled_until(memories, now),
     )
+
+
+def _waited(one: Standing, found: Classified, options: Drain, scope: Scope, now: datetime) -> Standing:
+    """With its tier, and whether it is waited for (T9-T12)."""
+    one = replace(one, tier=tier_of(one.pod, options))
+    if one.pod.uid not in found.waited or one.leaves:
+        return one
+    ends = None if scope.cordoned_at is None else scope.cordoned_at + patience(one.pod, options)
+    spared = options.jobs.on_timeout == "Abort"
+    waits = spared or ends is None or now < ends
+    return replace(one, waits=waits, ends=ends, spared=spared, due=one.due and not waits)
+
+
+def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
+    """Nobody is evicted before it is the turn of its tier, nor while pods of that tier are waited for."""
+    waits = any(one.waits and one.tier == front for one in standings)
+    return [replace(one, due=one.due and one.tier == front and not waits) for one in standings]
 
 
 def _stand(pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime) -> Standing:

@@ -32,7 +32,7 @@ from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.guard import not_judged
 from gpusharing.planning.way.marks import marks_for
 from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.blockers import Blocker, explain_blockers, main_reason
+from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason
 from gpusharing.planning.words.reasons import Reason
 
 UNKNOWN_PODS = 1000
@@ -248,7 +248,7 @@ def _blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)
     message = explain_blockers(look.blockers)[0]
     verdict = case.verdict(Phase.BLOCKED, reason, message, wake=wake, candidate=True)
-    return replace(verdict, blockers=look.blockers, wants_pods=again)
+    return replace(verdict, blockers=look.blockers, deadline=ends_at(look.blockers), wants_pods=again)
 
 
 def _op(case: NodeCase, policy: PolicyView) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.blockers import Blocker, ends_at
 
 LOOKS = 5
 """LISTs of pods of blocked nodes within one poll, over all policies."""
@@ -37,8 +37,10 @@ class Look:
     """Of a change that began: by PodDisruptionBudget, how many pods it will evict under it."""
 
     def due(self, poll: float) -> datetime:
-        """When to look again. `poll` is in seconds."""
-        return self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
+        """When to look again: after a while, and when the clock has ended all that blocks. `poll` is in seconds."""
+        again = self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
+        end = ends_at(self.blockers)
+        return again if end is None or end <= self.at else min(again, end)
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:

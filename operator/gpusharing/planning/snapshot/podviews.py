@@ -45,6 +45,18 @@ class PodView:
     """It tolerates the taint of a cordoned node, so the scheduler may start it there."""
     created: datetime | None = None
     """metadata.creationTimestamp; None: not readable."""
+    started: datetime | None = None
+    """status.startTime; None: the kubelet has not taken it up, or it is not readable."""
+    marks: tuple[tuple[str, str], ...] = ()
+    """Annotations and labels that ask not to disturb it (drain/protection.py), with their values, sorted."""
+    namespace_labels: Mapping[str, str] | None = None
+    """Of its namespace; None: nobody asked for them, or they cannot be read."""
+    restarts: bool = True
+    """restartPolicy Always: it never ends by itself."""
+    system: bool = False
+    """Its priority class is one of the cluster's own, system-cluster-critical or system-node-critical."""
+    local_files: bool = False
+    """It mounts an emptyDir of the node's disk; one in memory, as for /dev/shm, does not count."""
 
     @property
     def ref(self) -> str:

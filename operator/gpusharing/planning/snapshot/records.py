@@ -88,6 +88,8 @@ class Fence:
     recorded."""
     owed: str = ""
     """What a run that is still to begin leads to; it begins when the node is proven idle anew. Empty: none is owed."""
+    jobs: bool = False
+    """Before the PNR, pods that end by themselves are waited for, and `deadline` is the end of that wait."""
     unknown: str = ""
     """JSON object of the keys that a newer operator wrote and this one does not know: kept as they are. Empty: none."""
 

@@ -44,6 +44,7 @@ OPERATOR: tuple[Right, ...] = (
     *_rights("list", "", "pods"),
     *_rights("create", "", "pods", "eviction"),
     *_rights("list", "policy", "poddisruptionbudgets"),
+    *_rights("get", "", "namespaces"),
     *_rights("get", "apps", "daemonsets"),
     *_rights("get", "resource.k8s.io", "resourceclaims"),
     *_rights("list watch", _NVIDIA, "clusterpolicies"),

@@ -70,6 +70,8 @@ _WORTH_TELLING = frozenset(
 def _entered(before: Verdict, after: Verdict) -> Event | None:
     node = after.node
     match after.phase:
+        case Phase.WAITING_FOR_JOBS:
+            return Event("Normal", "WaitingForJobs", f"{node}: {after.message}")
         case Phase.RECONFIGURING if after.reason is Reason.CORDON_RESTORED:
             return None  # told below, as what it is
         case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING and after.attempt <= 1:
@@ -109,5 +111,5 @@ def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
     known = {(blocker.reason, blocker.pdb) for blocker in before.blockers}
     news = (blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
     return tuple(
-        blocker for blocker in news if blocker.reason is not Reason.CALL_FAILED
-    )  # no pod is to blame
+        blocker for blocker in news if blocker.reason not in (Reason.CALL_FAILED, Reason.JOBS_RUNNING)
+    )  # no pod is to blame, or it is told as a wait

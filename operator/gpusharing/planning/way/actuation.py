@@ -132,6 +132,7 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         daemon_uid=_daemon_to_restart(case, goal) if plugin_changes else "",
         retry=node.retry,
         owed="",
+        jobs=False,
     )
     return Actuate(node, begun, _changed_labels(node, goal))
 

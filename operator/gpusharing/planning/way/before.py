@@ -7,12 +7,13 @@ Until the PNR nothing is lost but evicted pods: people win over us, and an abort
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Release
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.actions import Release, UpdateFence
 from gpusharing.planning.proof.assess import Assessed, Refused
 from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.way.actuation import run
@@ -22,7 +23,7 @@ from gpusharing.planning.way.idle import rise
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import give_way, holds_our_cordon, may_uncordon
-from gpusharing.planning.words.blockers import explain_blockers
+from gpusharing.planning.words.blockers import MAX_PODS, explain_blockers
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
@@ -46,7 +47,30 @@ def before_pnr(case: FencedCase) -> Verdict:
     if case.now < settled:
         message = "cordoned; pods that were just being bound may still appear"
         return case.verdict(Phase.CORDONED, Reason.SETTLING, message, wake=settled)
-    return run(case, assessment)
+    return _set_clock(case, assessment) or run(case, assessment)
+
+
+def _set_clock(case: FencedCase, assessed: Assessed) -> Verdict | None:
+    """Record which wait the deadline is for, when that changes: jobs have their time, then the drain has all of its.
+
+    While jobs are waited for it only grows, with what the policy says now; none of them is given more than that.
+    """
+    plan, fence = case.drain, case.fence
+    if plan is None or plan.holders < 0:
+        return None
+    until = plan.jobs_until
+    if until is not None and (not fence.jobs or until > fence.deadline):
+        message = "the node is cordoned; its jobs may end first"
+        verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
+        fence = replace(fence, jobs=True, deadline=until)
+    elif until is None and fence.jobs:
+        message = "no job is left to wait for"
+        verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
+        fence = replace(fence, jobs=False, deadline=case.now + parse_duration(assessed.spec.drain.timeout))
+    else:
+        return None
+    verdict = replace(verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True)
+    return verdict.then(UpdateFence(case.node, fence))
 
 
 # --- giving up ---------------------------------------------------------------------------------------------
@@ -139,7 +163,20 @@ def _unhealthy(case: FencedCase) -> str:
     return "" if ailment is None else ailment.message
 
 
+def _jobs_late(case: FencedCase) -> str:
+    late = case.drain.overdue if case.drain is not None else ()
+    if not late:
+        return ""
+    refs = ", ".join(pod.ref for pod in late[:MAX_PODS])
+    more = f" and {len(late) - MAX_PODS} more" if len(late) > MAX_PODS else ""
+    return f"{refs}{more} did not end in time; the node is restored, and they go on"
+
+
 def _late(case: FencedCase) -> str:
+    plan = case.drain
+    ended = plan is None or (plan.holders >= 0 and not plan.jobs)
+    if case.fence.jobs and ended and isinstance(case.assessment, Assessed):
+        return ""  # nobody has looked yet, or they ended: what is there counts more than the clock
     late = case.now >= case.fence.deadline and case.now >= _limit(case)
     return _timeout_text(case) if late else ""
 
@@ -156,6 +193,7 @@ ENDINGS = (
     Ending(_uncordoned, Reason.UNCORDONED_EXTERNALLY, defer=True),
     Ending(_foreign, Reason.FOREIGN_MAINTENANCE, defer=True),
     Ending(_unhealthy, Reason.GPU_UNHEALTHY, defer=True),
+    Ending(_jobs_late, Reason.JOBS_TIMEOUT, defer=True),
     Ending(_late, Reason.DRAIN_TIMEOUT, defer=True),
 )
 """First wins; a test pins the order. Who owns the node comes before what is wanted of it; people and other programs

@@ -18,6 +18,8 @@ from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.blockers import explain_blockers, main_reason
 from gpusharing.planning.words.reasons import Reason
 
+JOBS_PACE = 4
+"""Polls between two looks at jobs, which run for minutes to hours."""
 LIST_AGE = timedelta(seconds=30)
 """A LIST that proves idleness is no older."""
 
@@ -57,12 +59,12 @@ def rise(case: FencedCase) -> Verdict | None:
     return replace(verdict, wants_pods=True).then(UpdateFence(case.node, fence))
 
 
-def next_poll(case: FencedCase) -> datetime:
-    """The next look at the pods; not past the deadline, which ends a drain.
+def next_poll(case: FencedCase, pace: int = 1) -> datetime:
+    """The next look at the pods, after so many polls; not past the deadline, which ends a drain.
 
     From the last one on: a pass that something else brought about does not put it off.
     """
-    poll = timedelta(seconds=case.settings.poll)
+    poll = timedelta(seconds=case.settings.poll * pace)
     soon = (case.work.listed_at if case.work is not None else case.now) + poll
     soon = soon if soon > case.now else case.now + poll
     return min(soon, case.fence.deadline) if case.now < case.fence.deadline else soon
@@ -71,11 +73,16 @@ def next_poll(case: FencedCase) -> datetime:
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
-    message = f"{plan.holders} GPU pod{'s' if plan.holders > 1 else ''} left to go" + (
-        f"; {lines[0]}" if lines else ""
-    )
-    wake = min(plan.next_wake, next_poll(case)) if plan.next_wake else next_poll(case)
-    verdict = case.verdict(Phase.DRAINING, reason, message, wake=wake)
+    said = f"{plan.holders} GPU pod{'s' if plan.holders > 1 else ''} left to go"
+    if plan.jobs:
+        said += (
+            f", of which {len(plan.jobs)} may end by {'themselves' if len(plan.jobs) > 1 else 'itself'} first"
+        )
+    message = f"{said}; {lines[0]}" if lines else said
+    poll = next_poll(case, JOBS_PACE if plan.jobs else 1)
+    wake = min(plan.next_wake, poll) if plan.next_wake else poll
+    phase = Phase.WAITING_FOR_JOBS if plan.jobs else Phase.DRAINING
+    verdict = case.verdict(phase, reason, message, wake=wake)
     evictions = (Evict(case.node.name, pod.namespace, pod.name, pod.uid) for pod in plan.evict)
     return replace(
         verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True, actions=tuple(evictions)

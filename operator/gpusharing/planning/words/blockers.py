@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from gpusharing.planning.words.lengths import cut
 from gpusharing.planning.words.reasons import Reason, most_urgent, priority
@@ -24,15 +25,19 @@ class Blocker:
     """`namespace/name` of the PodDisruptionBudget; several are joined by a comma."""
     message: str = ""
     """The particulars; what the API server said stands in it verbatim, after `Server:`."""
+    until: datetime | None = None
+    """The clock alone ends it then; None: it does not."""
 
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
     """Blockers that differ only in their pods become one; sorted by reason, then pods."""
-    pods: dict[tuple[Reason, str, str], set[str]] = {}
+    pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
-        pods.setdefault((blocker.reason, blocker.pdb, blocker.message), set()).update(blocker.pods)
+        alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)
+        pods.setdefault(alike, set()).update(blocker.pods)
     merged = (
-        Blocker(reason, tuple(sorted(names)), pdb, message) for (reason, pdb, message), names in pods.items()
+        Blocker(reason, tuple(sorted(names)), pdb, message, until)
+        for (reason, pdb, message, until), names in pods.items()
     )
     return tuple(sorted(merged, key=_order))
 
@@ -56,6 +61,13 @@ def culprit(blockers: Iterable[Blocker]) -> str:
         return ""
     more = len({pod for blocker in with_pods for pod in blocker.pods}) - 1
     return with_pods[0].pods[0] + (f" +{more}" if more else "")
+
+
+def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
+    """When the clock has ended all of them; None: some need more than that, or there are none."""
+    ends = [blocker.until for blocker in blockers]
+    known = [end for end in ends if end is not None]
+    return max(known) if known and len(known) == len(ends) else None
 
 
 def main_reason(blockers: Iterable[Blocker]) -> Reason | None:

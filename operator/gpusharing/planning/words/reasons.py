@@ -7,6 +7,7 @@ then what lasts longest. Within one degree of patience the order of definition d
 
 from collections.abc import Iterable
 
+from gpusharing.planning.words import drainreasons
 from gpusharing.planning.words.reasonkinds import Passes, Worded
 
 _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
@@ -113,6 +114,10 @@ class Reason(Worded):
     DRAIN_TIMEOUT = ("DrainTimeout", "Node", _LATER,
         "The drain ran into drain.timeout; the node was restored. Pods that were evicted stay away.",
         "Remove what blocked (see the message); the next attempt follows after a wait.")
+    JOBS_TIMEOUT = ("JobsTimeout", "Node", _LATER,
+        "Pods that are to end by themselves ran longer than jobs.timeout or the timeout of their rule; the node was "
+        "restored.",
+        "Raise the timeout, set drain.jobs.onTimeout to Evict, or end them yourself; the next try follows later.")
     GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
         "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")
@@ -233,67 +238,31 @@ class Reason(Worded):
         "If it lasts, read the log of gpu-feature-discovery on the node.")
 
     # --- Drain: why a pod does not leave; the node is not cordoned for these when they are known before
-    PDB_CONFLICT = ("PDBConflict", "Drain", _PERSON,
-        "Two PodDisruptionBudgets select the pod; the API server refuses every eviction of such a pod.",
-        "Change the selectors so that one PodDisruptionBudget selects the pod.")
-    PDB_NEVER_ALLOWS = ("PDBNeverAllows", "Drain", _PERSON,
-        "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
-        "Scale the workload up, or set its maxUnavailable to at least 1.")
-    UNMANAGED = ("Unmanaged", "Drain", _PERSON,
-        "The pod has no controller that would start it elsewhere.",
-        "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
-    GPU_DAEMON_SET = ("GPUDaemonSet", "Drain", _PERSON,
-        "A DaemonSet that is not part of the GPU Operator holds a GPU; an evicted pod would come straight back.",
-        'Give the DaemonSet the node selector nvidia.com/gpu.deploy.client: "true", or keep it off the '
-        "node.")
-    STATIC_GPU_POD = ("StaticGPUPod", "Drain", _PERSON,
-        "A static pod holds a GPU; deleting it through the API does not stop it.",
-        "Remove its manifest from the node.")
-    DRA_CLAIM = ("DRAClaim", "Drain", _PERSON,
-        "The pod holds a GPU through a ResourceClaim of driver gpu.nvidia.com, or through one that cannot "
-        "be read. Such GPUs are managed by the DRA driver.",
-        "Use this operator on nodes that serve GPUs through the device plugin.")
-    PROTECTED_NAMESPACE = ("ProtectedNamespace", "Drain", _PERSON,
-        "The pod's namespace is one in which nothing is evicted (value operator.protectedNamespaces).",
-        "Delete or move the pod yourself, or take its namespace out of operator.protectedNamespaces.")
-    OWN_POD = ("OwnPod", "Drain", _PERSON,
-        "The operator itself runs on the node, and all pods have to leave; it never evicts itself.",
-        "Give the operator a node outside the pool: set operator.nodeSelector or operator.affinity.")
-    TOLERATES_CORDON = ("ToleratesCordon", "Drain", _PERSON,
-        "The pod tolerates the cordon and its controller starts it again on this very node, so evicting "
-        "it would never end.",
-        "Remove the toleration of node.kubernetes.io/unschedulable from its controller, or scale that down.")
-    STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
-        "After the change no node would offer the resource name that the pod asks for, so it could not start again.",
-        "Change the pod's request, keep the name elsewhere, or set drain.strandedPods to Allow.")
-    TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
-        "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
-        "Find out who is to remove the finalizers in the message, or why the kubelet cannot end the container.")
-    FORBIDDEN = ("Forbidden", "Drain", _PERSON,
-        "The API server does not let us evict the pod.",
-        "Grant the right that the message names, or remove the policy that refuses.")
-    LIST_FAILED = ("ListFailed", "Drain", _PERSON,
-        "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided without them.",
-        "Check the message; the next pass tries again.")
-    EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
-        "The API server could not decide on the eviction; its words are in the message. The drain goes on trying, and "
-        "keeps its slot until drain.timeout.",
-        "Check the PodDisruptionBudget of the pod and the API server's message.")
-    PDB = ("PDB", "Drain", _LATER,
-        "The PodDisruptionBudget allows no disruption at the moment.",
-        "Bring the unready pods back, scale up, or raise maxUnavailable.")
-    PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
-        "The PodDisruptionBudget changed and its controller has not worked it out yet; shown after 60 s.",
-        "If it lasts, check kube-controller-manager.")
-    NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
-        "The pod's namespace is being deleted; the pod goes with it.",
-        "If it lasts, find out what keeps the namespace from going.")
-    THROTTLED = ("Throttled", "Drain", _SOON,
-        "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
-    PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
-        "Nothing blocks; evicted pods use their grace period.")
-    EVICTED = ("Evicted", "Drain", _SOON,
-        "The API server accepted the eviction; the pod is gone when a LIST no longer shows it.")
+    PDB_CONFLICT = drainreasons.PDB_CONFLICT
+    PDB_NEVER_ALLOWS = drainreasons.PDB_NEVER_ALLOWS
+    UNMANAGED = drainreasons.UNMANAGED
+    GPU_DAEMON_SET = drainreasons.GPU_DAEMON_SET
+    STATIC_GPU_POD = drainreasons.STATIC_GPU_POD
+    DRA_CLAIM = drainreasons.DRA_CLAIM
+    PROTECTED_NAMESPACE = drainreasons.PROTECTED_NAMESPACE
+    OWN_POD = drainreasons.OWN_POD
+    TOLERATES_CORDON = drainreasons.TOLERATES_CORDON
+    RULE_BLOCKS = drainreasons.RULE_BLOCKS
+    NAMESPACE_UNREADABLE = drainreasons.NAMESPACE_UNREADABLE
+    LOCAL_STORAGE = drainreasons.LOCAL_STORAGE
+    STRANDED_PODS = drainreasons.STRANDED_PODS
+    TERMINATING_STUCK = drainreasons.TERMINATING_STUCK
+    FORBIDDEN = drainreasons.FORBIDDEN
+    LIST_FAILED = drainreasons.LIST_FAILED
+    EVICTION_ERROR = drainreasons.EVICTION_ERROR
+    DO_NOT_DISRUPT = drainreasons.DO_NOT_DISRUPT
+    JOBS_RUNNING = drainreasons.JOBS_RUNNING
+    PDB = drainreasons.PDB
+    PDB_NOT_OBSERVED = drainreasons.PDB_NOT_OBSERVED
+    NAMESPACE_TERMINATING = drainreasons.NAMESPACE_TERMINATING
+    THROTTLED = drainreasons.THROTTLED
+    PODS_LEAVING = drainreasons.PODS_LEAVING
+    EVICTED = drainreasons.EVICTED
 
     # --- Accepted: whether the policy can be carried out at all
     INVALID_SPEC = ("InvalidSpec", "Accepted", _PERSON,

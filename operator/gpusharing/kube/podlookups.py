@@ -1,0 +1,84 @@
+"""What else decides about a pod: its ResourceClaims, whether its DaemonSet exists, the labels of its namespace."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, RESOURCE_CLAIMS, KubeClient, Resource
+from gpusharing.kube.convert_pods import ResourceClaimUse, pod_view, resource_claim_names, resource_claim_use
+from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.raw import interned, part
+from gpusharing.planning.drain.holders import Scope, holds_gpu
+from gpusharing.planning.snapshot.podviews import PodView
+
+KEPT = timedelta(seconds=30)
+"""For which a DaemonSet or a namespace is not read again."""
+
+
+@dataclass(slots=True)
+class PodLookups:
+    """Reads single objects for the pods of nodes in work, and only for those that a drain is about."""
+
+    client: KubeClient
+    _owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
+    _namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
+
+    async def view(self, raw: JSON, scope: Scope, now: datetime, *, namespaces: bool) -> PodView:
+        """The pod with what stands elsewhere. `namespaces`: the labels of its namespace decide about it.
+
+        Raises:
+            KubeError: an object could not be read for another reason than that it is gone, or not ours to read.
+        """
+        pod = pod_view(raw, await self._resource_claims(raw))
+        if not (scope.all_pods or holds_gpu(pod)):
+            return pod
+        if namespaces:
+            pod = replace(pod, namespace_labels=await self._labels(pod.namespace, now))
+        return await self._with_owner(pod, now)
+
+    async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:
+        """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU
+        (docs/design/drain.md#g5)."""
+        namespace = raw["metadata"]["namespace"]
+        uses: dict[str, ResourceClaimUse] = {}
+        for name in resource_claim_names(raw):
+            if name is not None:
+                found = await self._get(RESOURCE_CLAIMS, name, namespace)
+                uses[f"{namespace}/{name}"] = resource_claim_use(found) if found else "unresolved"
+        return uses
+
+    async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
+        """Look up whether the DaemonSet of a pod that is to leave still exists (docs/design/drain.md#p3, P5)."""
+        owner = pod.owner
+        if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
+            return pod
+        key = (pod.namespace, owner.name)
+        known = self._owners.get(key)
+        if known is None or now - known[0] > KEPT:
+            known = (now, await self._exists(DAEMON_SETS, owner.name, pod.namespace))
+            self._owners[key] = known
+        return replace(pod, owner=replace(owner, exists=known[1]))
+
+    async def _labels(self, namespace: str, now: datetime) -> Mapping[str, str] | None:
+        """Labels of a namespace (docs/design/drain.md#p19); None where it cannot be read."""
+        known = self._namespaces.get(namespace)
+        if known is None or now - known[0] > KEPT:
+            found = await self._get(NAMESPACES, namespace, None)
+            known = (now, None if found is None else interned(part(found, "metadata", "labels")))
+            self._namespaces[namespace] = known
+        return known[1]
+
+    async def _exists(self, resource: Resource, name: str, namespace: str) -> bool | None:
+        try:
+            await self.client.get(resource, name, namespace=namespace)
+        except NotFound:
+            return False
+        except Forbidden:
+            return None
+        return True
+
+    async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
+        try:
+            return await self.client.get(resource, name, namespace=namespace)
+        except (NotFound, Forbidden):
+            return None

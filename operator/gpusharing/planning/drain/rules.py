@@ -1,0 +1,110 @@
+"""Rules of a policy about its pods, and pods that end by themselves (docs/design/drain.md#p19, T9-T12).
+
+The first rule that matches a pod decides; where none does, whether it is a job is asked last.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from gpusharing.api.policy import Drain, DrainRule, Selector
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.snapshot.podviews import PodView
+
+JOB_KINDS = frozenset(
+    {
+        ("batch", "Job"),
+        ("batch.volcano.sh", "Job"),
+        ("argoproj.io", "Workflow"),
+        *(
+            ("kubeflow.org", kind)
+            for kind in ("PyTorchJob", "TFJob", "MPIJob", "XGBoostJob", "PaddleJob", "JAXJob")
+        ),
+    }
+)
+"""API group and kind of controllers whose pods end by themselves. A JobSet's and a TrainJob's pods belong to Jobs."""
+RAY_ORIGIN = "ray.io/originated-from-crd"
+"""Label on the pods of a RayCluster; RayJob where it was made for one job."""
+
+Tier = tuple[int, bool]
+"""Who leaves first: by the order of the rule, then pods of the cluster's own priority classes last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruled:
+    """The rule that decides about a pod."""
+
+    index: int
+    """Its place in drain.rules."""
+    rule: DrainRule
+    known: bool
+    """Whether it matches is known; False: the labels of the pod's namespace cannot be read."""
+
+    @property
+    def place(self) -> str:
+        """Where it stands in the policy."""
+        return f"spec.drain.rules[{self.index}]"
+
+
+def find_rule(pod: PodView, options: Drain) -> Ruled | None:
+    """The first rule that matches the pod, or may do so; None: none does."""
+    for index, rule in enumerate(options.rules):
+        if not matches(rule.pod_selector, pod.labels):
+            continue
+        if is_empty(rule.namespace_selector):
+            return Ruled(index, rule, known=True)
+        if pod.namespace_labels is None:
+            return Ruled(index, rule, known=False)
+        if matches(rule.namespace_selector, pod.namespace_labels):
+            return Ruled(index, rule, known=True)
+    return None
+
+
+def asks_for_namespaces(options: Drain) -> bool:
+    """Whether labels of namespaces decide about pods."""
+    return any(not is_empty(rule.namespace_selector) for rule in options.rules)
+
+
+def is_empty(selector: Selector) -> bool:
+    """It matches everything."""
+    return not selector.match_labels and not selector.match_expressions
+
+
+def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
+    """As Kubernetes has it: all parts must hold, and NotIn holds where the label is missing."""
+    if any(labels.get(key) != value for key, value in selector.match_labels.items()):
+        return False
+    return all(_holds(row.operator, labels.get(row.key), row.values) for row in selector.match_expressions)
+
+
+def _holds(operator: str, value: str | None, values: tuple[str, ...]) -> bool:
+    match operator:
+        case "In":
+            return value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case _:
+            return value is None
+
+
+def is_job(pod: PodView) -> bool:
+    """T12: it ends by itself, and a controller that knows what that means has started it."""
+    if pod.restarts or pod.owner is None:
+        return False
+    group = pod.owner.api_version.partition("/")[0]
+    return (group, pod.owner.kind) in JOB_KINDS or pod.labels.get(RAY_ORIGIN) == "RayJob"
+
+
+def patience(pod: PodView, options: Drain) -> timedelta:
+    """How long after the cordon a pod that is to end by itself is waited for."""
+    ruled = find_rule(pod, options)
+    own = ruled.rule.timeout if ruled is not None else None
+    return parse_duration(own or options.jobs.timeout)
+
+
+def tier_of(pod: PodView, options: Drain) -> Tier:
+    """T9, T10: its turn; a lower tier is gone before the next one begins."""
+    ruled = find_rule(pod, options)
+    return (ruled.rule.order if ruled is not None and ruled.known else 0, pod.system)

@@ -1,0 +1,86 @@
+"""The reasons of a drain: why a pod does not leave. `reasons.py` takes them over, in this order."""
+
+from gpusharing.planning.words.reasonkinds import Passes
+
+_PERSON, _LATER, _SOON = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON
+
+# fmt: off
+PDB_CONFLICT = ("PDBConflict", "Drain", _PERSON,
+    "Two PodDisruptionBudgets select the pod; the API server refuses every eviction of such a pod.",
+    "Change the selectors so that one PodDisruptionBudget selects the pod.")
+PDB_NEVER_ALLOWS = ("PDBNeverAllows", "Drain", _PERSON,
+    "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
+    "Scale the workload up, or set its maxUnavailable to at least 1.")
+UNMANAGED = ("Unmanaged", "Drain", _PERSON,
+    "The pod has no controller that would start it elsewhere.",
+    "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
+GPU_DAEMON_SET = ("GPUDaemonSet", "Drain", _PERSON,
+    "A DaemonSet that is not part of the GPU Operator holds a GPU; an evicted pod would come straight back.",
+    'Give the DaemonSet the node selector nvidia.com/gpu.deploy.client: "true", or keep it off the '
+    "node.")
+STATIC_GPU_POD = ("StaticGPUPod", "Drain", _PERSON,
+    "A static pod holds a GPU; deleting it through the API does not stop it.",
+    "Remove its manifest from the node.")
+DRA_CLAIM = ("DRAClaim", "Drain", _PERSON,
+    "The pod holds a GPU through a ResourceClaim of driver gpu.nvidia.com, or through one that cannot "
+    "be read. Such GPUs are managed by the DRA driver.",
+    "Use this operator on nodes that serve GPUs through the device plugin.")
+PROTECTED_NAMESPACE = ("ProtectedNamespace", "Drain", _PERSON,
+    "The pod's namespace is one in which nothing is evicted (value operator.protectedNamespaces).",
+    "Delete or move the pod yourself, or take its namespace out of operator.protectedNamespaces.")
+OWN_POD = ("OwnPod", "Drain", _PERSON,
+    "The operator itself runs on the node, and all pods have to leave; it never evicts itself.",
+    "Give the operator a node outside the pool: set operator.nodeSelector or operator.affinity.")
+TOLERATES_CORDON = ("ToleratesCordon", "Drain", _PERSON,
+    "The pod tolerates the cordon and its controller starts it again on this very node, so evicting "
+    "it would never end.",
+    "Remove the toleration of node.kubernetes.io/unschedulable from its controller, or scale that down.")
+RULE_BLOCKS = ("RuleBlocks", "Drain", _PERSON,
+    "A rule of the policy (drain.rules, behavior Block) keeps the pod; the message says which.",
+    "Wait until the pod is gone, move it yourself, or change the rule.")
+NAMESPACE_UNREADABLE = ("NamespaceUnreadable", "Drain", _PERSON,
+    "A rule of the policy asks for labels of the pod's namespace, and these cannot be read; the node is left alone.",
+    "Grant the operator get on namespaces (its chart does), or take namespaceSelector out of the rule.")
+LOCAL_STORAGE = ("LocalStorage", "Drain", _PERSON,
+    "The pod keeps files in an emptyDir on the node's disk, which it would lose, and drain.localStorage is Block.",
+    "Save what the pod needs and delete it yourself, or set drain.localStorage to Evict.")
+STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
+    "After the change no node would offer the resource name that the pod asks for, so it could not start again.",
+    "Change the pod's request, keep the name elsewhere, or set drain.strandedPods to Allow.")
+TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
+    "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
+    "Find out who is to remove the finalizers in the message, or why the kubelet cannot end the container.")
+FORBIDDEN = ("Forbidden", "Drain", _PERSON,
+    "The API server does not let us evict the pod.",
+    "Grant the right that the message names, or remove the policy that refuses.")
+LIST_FAILED = ("ListFailed", "Drain", _PERSON,
+    "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided without them.",
+    "Check the message; the next pass tries again.")
+EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
+    "The API server could not decide on the eviction; its words are in the message. The drain goes on trying, and "
+    "keeps its slot until drain.timeout.",
+    "Check the PodDisruptionBudget of the pod and the API server's message.")
+DO_NOT_DISRUPT = ("DoNotDisrupt", "Drain", _LATER,
+    "A mark on the pod asks not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. The node is "
+    "not cordoned meanwhile.",
+    "Wait for the pod or the end of its mark, take the mark away, or set drain.protectedPods to Ignore.")
+JOBS_RUNNING = ("JobsRunning", "Drain", _LATER,
+    "The node is cordoned and waits for pods that end by themselves: those of Jobs, and those of rules with "
+    "WaitCompleted. Until then none of their order is evicted.",
+    "Nothing; jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout says what follows.")
+PDB = ("PDB", "Drain", _LATER,
+    "The PodDisruptionBudget allows no disruption at the moment.",
+    "Bring the unready pods back, scale up, or raise maxUnavailable.")
+PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
+    "The PodDisruptionBudget changed and its controller has not worked it out yet; shown after 60 s.",
+    "If it lasts, check kube-controller-manager.")
+NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
+    "The pod's namespace is being deleted; the pod goes with it.",
+    "If it lasts, find out what keeps the namespace from going.")
+THROTTLED = ("Throttled", "Drain", _SOON,
+    "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
+PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
+    "Nothing blocks; evicted pods use their grace period.")
+EVICTED = ("Evicted", "Drain", _SOON,
+    "The API server accepted the eviction; the pod is gone when a LIST no longer shows it.")
+# fmt: on

@@ -1,0 +1,117 @@
+"""Who leaves how, on a real API server: marks on pods, files, rules, jobs (docs/design/drain.md#p17, P19, T11)."""
+
+import pytest
+from hack.cluster.api import Object
+from tests.integration.product import H100, SLICED, Pool, Product
+from tests.integration.test_drain import evicted
+from tests.integration.workloads import PODS, Workload, pod_spec
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+NAMESPACE = "/api/v1/namespaces/default"
+JOBS = "/apis/batch/v1/namespaces/default/jobs"
+
+
+def test_marked_pods_and_files_hold_the_node_uncordoned_until_somebody_gives_way(product: Product) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        marked = {"metadata": {"annotations": {"karpenter.sh/do-not-disrupt": "for long"}}}
+        volumes = {"volumes": [{"name": "scratch", "emptyDir": {}}]}
+        work = Workload(pool, node, 1, more={**marked, "spec": volumes})
+        before = work.wait_running(1)
+        since = product.mark()
+        pool.apply({**SLICED, "drain": {"localStorage": "Block"}})
+        pool.wait_phase("Blocked", "DoNotDisrupt")
+        assert pool.transition()["culprit"] == f"default/{before[0]}"
+        assert '"for long"' in pool.transition()["blockers"][0]
+        name = before[0]
+        product.api.merge_patch(
+            f"{PODS}/{name}", {"metadata": {"annotations": {"karpenter.sh/do-not-disrupt": None}}}
+        )
+        pool.wait_phase("Blocked", "LocalStorage")
+        assert product.writes("nodes", node, since) == []
+        assert evicted(product, since) == {}
+        pool.apply({**SLICED, "drain": {"protectedPods": "Ignore"}})
+        pool.wait_synced()
+        assert evicted(product, since) == {f"default/{name}": 1}
+
+
+def job(pool: Pool) -> Object:
+    """A Job whose one pod runs on the node of the pool until somebody ends it."""
+    template = {"spec": {**pod_spec(pool.nodes[0]), "restartPolicy": "Never"}}
+    spec = {"backoffLimit": 0, "template": template}
+    return pool.create(JOBS, {"metadata": {"name": f"{pool.name}-train"}, "spec": spec})
+
+
+def pods_of_job(pool: Pool) -> list[Object]:
+    """Its pods that run."""
+    found = pool.api.list(PODS, labelSelector=f"job-name={pool.name}-train")
+    return [pod for pod in found if pod["status"]["phase"] == "Running"]
+
+
+def test_a_job_may_end_on_the_cordoned_node_and_then_the_others_leave(product: Product) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        work = Workload(pool, node, 1)
+        before = work.wait_running(1)
+        job(pool)
+        pool.wait(lambda: bool(pods_of_job(pool)), "the Job's pod")
+        name = pods_of_job(pool)[0]["metadata"]["name"]
+        since = product.mark()
+        pool.apply(SLICED)
+        pool.wait_phase("WaitingForJobs", "JobsRunning")
+        assert pool.transition()["culprit"] == f"default/{name}"
+        assert pool.node()["spec"]["unschedulable"] is True
+        pool.wait(lambda: pool.fence().get("jobs") is True, "the clock of the jobs")
+        deadline = pool.fence()["deadline"]
+        pool.wait(lambda: pool.transition()["deadline"] == f"{deadline[11:19]}Z", "the deadline of the jobs")
+        shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
+        assert {"WaitingForJobs", "JobsRunning", "ours"} <= set(shown.split())
+        assert evicted(product, since) == {}
+        product.api.merge_patch(f"{PODS}/{name}/status", {"status": {"phase": "Succeeded"}})
+        pool.wait_synced()
+        assert evicted(product, since) == {f"default/{before[0]}": 1}
+        assert product.api.get(f"{PODS}/{name}")["status"]["phase"] == "Succeeded", "kept for its log"
+        assert "WaitingForJobs" in [reason for reason, _ in pool.events()]
+
+
+def test_a_job_that_runs_too_long_goes_on_and_the_node_is_given_back(product: Product) -> None:
+    with product.pool(H100) as pool:
+        job(pool)
+        pool.wait(lambda: bool(pods_of_job(pool)), "the Job's pod")
+        since = product.mark()
+        pool.apply({**SLICED, "drain": {"jobs": {"timeout": "2s"}}})
+        pool.wait_phase("Pending", "Deferred")
+        assert "JobsTimeout" in pool.transition()["message"]
+        assert "unschedulable" not in pool.node()["spec"]
+        assert evicted(product, since) == {}
+        pool.apply({**SLICED, "drain": {"jobs": {"timeout": "2s", "onTimeout": "Evict"}}})
+        pool.wait_synced()
+        assert sum(evicted(product, since).values()) == 1
+
+
+def test_rules_by_namespace_and_label_decide_in_their_order(product: Product) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        product.api.merge_patch(NAMESPACE, {"metadata": {"labels": {"gpusharing-test/team": pool.name}}})
+        metadata = {"name": f"{pool.name}-bare", "labels": {"tier": "prod"}}
+        pool.create(PODS, {"metadata": metadata, "spec": pod_spec(node)})
+        pool.wait(
+            lambda: product.api.get(f"{PODS}/{pool.name}-bare")["status"]["phase"] == "Running", "the pod"
+        )
+        team = {
+            "namespaceSelector": {"matchLabels": {"gpusharing-test/team": "another"}},
+            "behavior": "Evict",
+        }
+        keep = {"podSelector": {"matchLabels": {"tier": "prod"}}, "behavior": "Block"}
+        since = product.mark()
+        pool.apply({**SLICED, "drain": {"rules": [team, keep]}})
+        pool.wait_phase("Blocked", "RuleBlocks")
+        assert "spec.drain.rules[1] says Block" in pool.transition()["blockers"][0]
+        assert product.writes("nodes", node, since) == []
+        team["namespaceSelector"] = {"matchLabels": {"gpusharing-test/team": pool.name}}
+        pool.apply({**SLICED, "drain": {"rules": [team, keep]}})
+        pool.wait_synced()
+        assert evicted(product, since) == {f"default/{pool.name}-bare": 1}
+        asked = {(r.resource, r.verb) for r in product.requests(since)}
+        assert ("namespaces", "get") in asked

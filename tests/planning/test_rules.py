@@ -1,0 +1,252 @@
+"""Rules of a policy about pods, jobs, and who leaves first; the reasons are in words/drainreasons.py."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import JOB, REPLICA_SET, at, make_pdb, make_pod, make_work
+from tests.planning.drainpass import GPU, OPERATOR
+
+from gpusharing.api.policy import Drain
+from gpusharing.planning.drain.holders import Scope, classify
+from gpusharing.planning.drain.plan import DrainPlan, budget_room, plan_drain, preflight
+from gpusharing.planning.drain.rules import asks_for_namespaces, find_rule, is_job, patience, tier_of
+from gpusharing.planning.drain.standing import find_standings
+from gpusharing.planning.snapshot.podviews import Owner, PodView
+
+TRAINING = {"matchLabels": {"tier": "training"}}
+TEAM_A = {"matchLabels": {"team": "a"}}
+CORDONED = Scope(OPERATOR, cordoned_at=at(0))
+
+
+def drain(*rules: dict[str, Any], **more: Any) -> Drain:
+    return Drain.model_validate({"rules": list(rules), **more})
+
+
+def rule(behavior: str = "Evict", **more: Any) -> dict[str, Any]:
+    return {"behavior": behavior, **more}
+
+
+def plan(*pods: PodView, options: Drain, now: float = 10) -> DrainPlan:
+    """One pass of a drain that began with a cordon at 0."""
+    work = make_work(*pods, listed_at=at(now))
+    return plan_drain(find_standings(work, options, at(now), scope=CORDONED), at(now))
+
+
+def names(pods: tuple[PodView, ...]) -> list[str]:
+    return [pod.name for pod in pods]
+
+
+TRAINER = make_pod("train-0", labels={"tier": "training"}, owner=JOB, restarts=False)
+SERVER = make_pod("llm-0")
+BARE = make_pod("notebook", owner=None, labels={"tier": "training"})
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([rule("Block", podSelector=TRAINING), rule("Evict")], "RuleBlocks"),
+        ([rule("Evict"), rule("Block", podSelector=TRAINING)], "evict"),
+        ([rule("Block", podSelector={"matchLabels": {"tier": "serving"}})], "Unmanaged"),
+        ([rule("Evict", podSelector=TRAINING)], "evict"),
+        ([rule("WaitCompleted", podSelector=TRAINING)], "wait"),
+        ([rule("Evict", namespaceSelector=TEAM_A)], "evict"),
+        ([rule("Evict", namespaceSelector={"matchLabels": {"team": "b"}})], "Unmanaged"),
+    ],
+    ids=[
+        "the first that matches blocks",
+        "the first that matches evicts",
+        "none matches",
+        "a rule overrides unmanagedPods",
+        "a rule lets it end first",
+        "by namespace",
+        "of another namespace",
+    ],
+)
+def test_the_first_rule_that_matches_decides_about_a_bare_pod(
+    rules: list[dict[str, Any]], expected: str
+) -> None:
+    pod = make_pod("notebook", owner=None, labels={"tier": "training"}, namespace_labels={"team": "a"})
+    found = classify([pod], drain(*rules), CORDONED)
+    if expected in ("evict", "wait"):
+        assert names(found.holders) == ["notebook"]
+        assert (pod.uid in found.waited) is (expected == "wait")
+    else:
+        assert [str(one.reason) for one in found.blockers] == [expected]
+
+
+def test_a_rule_does_not_override_a_mark_on_the_pod_nor_what_nobody_evicts() -> None:
+    options = drain(rule("Evict"))
+    marked = make_pod("marked", marks={"karpenter.sh/do-not-disrupt": "true"})
+    static = make_pod("static", mirror=True)
+    found = classify([marked, static], options, CORDONED)
+    assert sorted(str(one.reason) for one in found.blockers) == ["DoNotDisrupt", "StaticGPUPod"]
+
+
+def test_a_rule_overrides_what_is_said_of_files_and_jobs() -> None:
+    options = drain(rule("Evict"), localStorage="Block")
+    found = classify([make_pod("files", local_files=True), TRAINER], options, CORDONED)
+    assert (names(found.holders), found.waited, found.blockers) == (["files", "train-0"], frozenset(), ())
+
+
+def test_where_the_labels_of_a_namespace_cannot_be_read_the_pod_is_left_alone_and_the_rule_named() -> None:
+    options = drain(rule("Evict", namespaceSelector=TEAM_A))
+    (blocker,) = classify([SERVER], options, CORDONED).blockers
+    assert str(blocker.reason) == "NamespaceUnreadable"
+    assert blocker.pods == ("team-a/llm-0",)
+    assert blocker.message == "spec.drain.rules[0].namespaceSelector asks for the labels of namespace team-a"
+
+
+def test_a_rule_for_other_pods_does_not_care_for_a_namespace_that_cannot_be_read() -> None:
+    options = drain(rule("Block", namespaceSelector=TEAM_A, podSelector=TRAINING))
+    assert find_rule(SERVER, options) is None
+    assert asks_for_namespaces(options)
+    assert not asks_for_namespaces(drain(rule("Block", podSelector=TRAINING)))
+
+
+@pytest.mark.parametrize(
+    ("row", "holds"),
+    [
+        ({"key": "tier", "operator": "In", "values": ["training", "batch"]}, True),
+        ({"key": "tier", "operator": "In", "values": ["batch"]}, False),
+        ({"key": "tier", "operator": "NotIn", "values": ["training"]}, False),
+        ({"key": "team", "operator": "NotIn", "values": ["a"]}, True),
+        ({"key": "tier", "operator": "Exists"}, True),
+        ({"key": "team", "operator": "Exists"}, False),
+        ({"key": "team", "operator": "DoesNotExist"}, True),
+        ({"key": "tier", "operator": "DoesNotExist"}, False),
+    ],
+    ids=[
+        "in",
+        "not among them",
+        "excluded",
+        "without the label",
+        "has it",
+        "lacks it",
+        "is free of it",
+        "is not",
+    ],
+)
+def test_expressions_mean_what_they_mean_in_kubernetes(row: dict[str, Any], holds: bool) -> None:
+    found = find_rule(TRAINER, drain(rule("Block", podSelector={"matchExpressions": [row]})))
+    assert (found is not None) is holds
+
+
+JOBS: dict[str, tuple[PodView, bool]] = {
+    "a pod of a Job": (make_pod(owner=JOB, restarts=False), True),
+    "a pod of a Volcano Job": (
+        make_pod(owner=Owner("batch.volcano.sh/v1alpha1", "Job", "j"), restarts=False),
+        True,
+    ),
+    "a rank of a PyTorchJob": (
+        make_pod(owner=Owner("kubeflow.org/v1", "PyTorchJob", "j"), restarts=False),
+        True,
+    ),
+    "a step of a Workflow": (
+        make_pod(owner=Owner("argoproj.io/v1alpha1", "Workflow", "w"), restarts=False),
+        True,
+    ),
+    "a worker of a RayJob": (
+        make_pod(
+            owner=Owner("ray.io/v1", "RayCluster", "r"),
+            restarts=False,
+            labels={"ray.io/originated-from-crd": "RayJob"},
+        ),
+        True,
+    ),
+    "a worker of a RayService": (
+        make_pod(owner=Owner("ray.io/v1", "RayCluster", "r"), restarts=False),
+        False,
+    ),
+    "a Job whose pods restart for ever": (make_pod(owner=JOB), False),
+    "a Job of another group": (make_pod(owner=Owner("example.com/v1", "Job", "j"), restarts=False), False),
+    "a bare pod that ends": (make_pod(owner=None, restarts=False), False),
+    "a pod of a ReplicaSet": (make_pod(owner=REPLICA_SET), False),
+}
+
+
+@pytest.mark.parametrize(("pod", "expected"), JOBS.values(), ids=JOBS.keys())
+def test_who_ends_by_itself(pod: PodView, expected: bool) -> None:
+    assert is_job(pod) is expected
+
+
+def test_a_rule_names_its_own_patience_and_jobs_have_that_of_all() -> None:
+    options = drain(rule("WaitCompleted", podSelector={"matchLabels": {"app": "llm"}}, timeout="8h"))
+    assert patience(SERVER, options) == timedelta(hours=8)
+    assert patience(TRAINER, options) == timedelta(hours=1)
+
+
+def test_while_a_job_runs_nobody_is_evicted_and_it_is_named_with_the_end_of_its_time() -> None:
+    found = plan(TRAINER, SERVER, options=Drain())
+    assert (found.evict, names(found.jobs), found.jobs_until, found.overdue) == (
+        (),
+        ["train-0"],
+        at(3600),
+        (),
+    )
+    assert [(str(one.reason), one.pods, one.message) for one in found.blockers] == [
+        ("JobsRunning", ("team-a/train-0",), "Waited for until 2026-11-20T11:00:00Z")
+    ]
+    assert found.next_wake == at(3600)
+
+
+def test_when_the_job_has_ended_the_others_leave() -> None:
+    ended = make_pod("train-0", owner=JOB, restarts=False, phase="Succeeded")
+    found = plan(ended, SERVER, options=Drain())
+    assert (names(found.evict), found.jobs) == (["llm-0"], ())
+
+
+def test_a_job_past_its_time_is_overdue_and_never_evicted_unless_the_policy_says_so() -> None:
+    kept = plan(TRAINER, options=Drain(), now=3600)
+    assert (kept.evict, names(kept.overdue)) == ((), ["train-0"])
+    gone = plan(TRAINER, options=Drain.model_validate({"jobs": {"onTimeout": "Evict"}}), now=3600)
+    assert (names(gone.evict), gone.jobs, gone.overdue) == (["train-0"], (), ())
+
+
+def test_a_job_that_is_leaving_is_waited_for_like_any_other_pod() -> None:
+    found = plan(make_pod("train-0", owner=JOB, restarts=False, deleted_at=at(40)), SERVER, options=Drain())
+    assert (names(found.evict), found.jobs) == (["llm-0"], ())
+
+
+def test_a_job_does_not_block_the_cordon_whatever_its_budget_says() -> None:
+    work = make_work(
+        TRAINER, pdbs=[make_pdb(match_labels={"tier": "training"}, allowed=0, expected=1, desired=1)]
+    )
+    found = find_standings(work, Drain(), at(0), scope=Scope(OPERATOR), cordoned=False)
+    assert preflight(found, Drain(), frozenset(), at(0)) == ()
+    assert not budget_room(found)
+    ended_anyway = Drain.model_validate({"jobs": {"onTimeout": "Evict"}})
+    found = find_standings(work, ended_anyway, at(0), scope=Scope(OPERATOR), cordoned=False)
+    assert [str(one.reason) for one in preflight(found, ended_anyway, GPU, at(0))] == ["PDBNeverAllows"]
+
+
+FIRST = rule("Evict", podSelector={"matchLabels": {"first": "yes"}}, order=-5)
+
+
+def test_pods_of_a_lower_order_are_gone_before_the_next_are_asked() -> None:
+    early = make_pod("early", labels={"first": "yes"})
+    leaving = make_pod("early", labels={"first": "yes"}, deleted_at=at(30))
+    assert names(plan(early, SERVER, options=drain(FIRST)).evict) == ["early"]
+    assert plan(leaving, SERVER, options=drain(FIRST)).evict == ()
+    assert names(plan(SERVER, options=drain(FIRST)).evict) == ["llm-0"]
+
+
+def test_pods_of_a_lower_order_leave_before_jobs_are_waited_for() -> None:
+    early = make_pod("early", labels={"first": "yes"})
+    found = plan(early, TRAINER, options=drain(FIRST))
+    assert (names(found.evict), found.jobs) == (["early"], ())
+    assert names(plan(TRAINER, options=drain(FIRST)).jobs) == ["train-0"]
+
+
+def test_a_blocked_pod_holds_back_those_of_a_higher_order_only() -> None:
+    stays = make_pod("stays", labels={"first": "yes"}, marks={"karpenter.sh/do-not-disrupt": "true"})
+    early = make_pod("early", labels={"first": "yes"})
+    assert names(plan(stays, early, SERVER, options=drain(FIRST)).evict) == ["early"]
+    assert plan(stays, SERVER, options=drain(FIRST)).evict == ()
+
+
+def test_pods_of_the_clusters_own_priority_classes_leave_last() -> None:
+    system = make_pod("a-critical", system=True)
+    assert names(plan(system, SERVER, options=Drain()).evict) == ["llm-0"]
+    assert names(plan(system, options=Drain()).evict) == ["a-critical"]
+    assert tier_of(system, Drain()) > tier_of(SERVER, Drain())
