@@ -1,9 +1,10 @@
 """The command blocks of the pages, and the marker above each that says whether and where a test runs it.
 
-<!-- runs: cluster -->           a test runs it, in the order of the page, on the stand-in of that name
-<!-- runs: tutorial, 5 s -->     the same; it is ended after 5 s, as you would with Ctrl-C
-<!-- runs: tutorial, beside -->  the same; it goes on in a second shell until the page ends
-<!-- not run: why -->            no test runs it, and why
+<!-- runs: cluster -->                 a test runs it, in the order of the page, on the stand-in of that name
+<!-- runs: tutorial, 5 s -->           the same; it is ended after 5 s, as you would with Ctrl-C
+<!-- runs: tutorial, until Failed -->  the same; it is ended when it has said this word
+<!-- runs: tutorial, beside -->        the same; it goes on in a second shell until the page ends
+<!-- not run: why -->                  no test runs it, and why
 """
 
 import os
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hack.cluster.process import wait_until
 from hack.generate import ROOT
 
 STAND_INS = ("cluster", "tutorial")
@@ -21,7 +23,9 @@ SHELLS = ("sh", "bash", "shell", "console")
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
 )
-_MARKER = re.compile(r"<!-- (?:runs: (?P<where>\w+)(?:, (?P<how>beside|\d+ s))?|not run: (?P<why>.+)) -->$")
+_MARKER = re.compile(
+    r"<!-- (?:runs: (?P<where>\w+)(?:, (?P<how>beside|\d+ s|until \w+))?|not run: (?P<why>.+)) -->$"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Block:
     where: str = ""
     """The stand-in that it runs on; empty: none."""
     how: str = ""
-    """`beside`, `5 s`, or empty: it must end by itself with status 0."""
+    """`beside`, `5 s`, `until Failed`, or empty: it must end by itself with status 0."""
     why: str = ""
     """Why it is not run."""
 
@@ -97,18 +101,30 @@ class Shell:
             if block.how == "beside":
                 self.beside.append(process)
                 return
-            limit = float(block.how.removesuffix(" s")) if block.how else seconds
-            try:
-                status = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                stop(process)
-                status = 0 if block.how else -1
+            status = end_of(process, block, log, seconds)
         assert status == 0, f"{block.id} ended with {status}:\n{block.text}\n--\n{log.read_text()[-4000:]}"
 
     def end(self) -> None:
         """Ctrl-C in the second shell."""
         for process in self.beside:
             stop(process)
+
+
+def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: float) -> int:
+    """Its exit status; 0 as well when it was ended where its marker says so, -1 when it did not end in `seconds`."""
+    word = block.how.removeprefix("until ") if block.how.startswith("until ") else ""
+    after = float(block.how.removesuffix(" s")) if block.how.endswith(" s") else seconds
+    try:
+        wait_until(
+            lambda: process.poll() is not None or bool(word and word in log.read_text()), after, block.id
+        )
+    except TimeoutError:
+        stop(process)
+        return 0 if after != seconds else -1
+    if process.poll() is None:
+        stop(process)
+        return 0
+    return process.wait()
 
 
 def stop(process: subprocess.Popen[str]) -> None:

@@ -152,3 +152,10 @@ def test_what_one_block_exports_the_next_one_has(tmp_path: Path) -> None:
     shell.run(Block("page.md", 1, "sh", "export WORD=kept", "cluster"))
     shell.run(Block("page.md", 2, "sh", 'test "$WORD" = kept', "cluster"))
     shell.run(Block("page.md", 3, "sh", "cat </dev/zero >/dev/null", "cluster", how="1 s"))
+
+
+def test_what_goes_on_for_ever_is_ended_when_it_has_said_the_word(tmp_path: Path) -> None:
+    shell = Shell({"PATH": "/usr/bin:/bin"}, tmp_path)
+    shell.run(Block("page.md", 1, "sh", "echo Failed; sleep 1000", "cluster", how="until Failed"))
+    with pytest.raises(AssertionError, match=r"page\.md:2 ended with -1"):
+        shell.run(Block("page.md", 2, "sh", "echo no; sleep 1000", "cluster", how="until Failed"), 0.3)

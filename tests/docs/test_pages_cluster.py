@@ -8,7 +8,7 @@ import pytest
 from hack.cluster import install, nodes, toolchain
 from hack.cluster.controlplane import ControlPlane
 from tests.conftest import build_or_skip
-from tests.docs.commands import Shell, page
+from tests.docs.commands import Block, Shell, page
 from tests.docs.pages import ON_CLUSTER, TUTORIAL
 
 from hack import stage
@@ -47,18 +47,27 @@ def test_the_commands_of_the_page_work(environment: dict[str, str], name: str, t
             shell.run(block, 60)
 
 
-def test_the_tutorial_can_be_played_to_its_end(tmp_path: Path) -> None:
+PLAYED = [block for block in page(TUTORIAL) if block.where == "tutorial"]
+END = PLAYED[-1]
+assert "cluster-down" in END.text
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """On a cluster that it makes itself, apart from one that you may have; faster, which changes no command."""
-    state = tmp_path / "state"
-    shell = Shell(
-        {**os.environ, "PATH": own_path(), "GPUSHARING_STATE": str(state), "FACTOR": "60"}, tmp_path
-    )
+    folder = tmp_path_factory.mktemp("tutorial")
+    state = {"GPUSHARING_STATE": str(folder / "state"), "FACTOR": "60"}
+    shell = Shell({**os.environ, "PATH": own_path(), **state}, folder)
     try:
-        for block in page(TUTORIAL):
-            if block.where == "tutorial":
-                if "cluster-down" in block.text:
-                    shell.end()
-                shell.run(block, 240)
+        yield shell
     finally:
         shell.end()
-        shell.run(page(TUTORIAL)[-1], 60)
+        shell.run(END, 60)
+
+
+@pytest.mark.parametrize("block", PLAYED, ids=lambda block: f"line {block.line}")
+def test_the_tutorial_can_be_played_to_its_end(tutorial: Shell, block: Block) -> None:
+    """One block after the other: those before it were played."""
+    if block is END:
+        tutorial.end()
+    tutorial.run(block, 240)
