@@ -1,8 +1,10 @@
 # `make` shows the verbs. Every verb sets up first; a second set-up costs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
-# Of `make test`: tests side by side, on rungs 0 and 1 only; auto: one worker for each core.
-WORKERS ?= 0
+# Of `make test`: tests side by side; auto: as many as the machine carries. A selection is played one test after another.
+WORKERS ?= $(if $(ARGS),0,auto)
+# Hundreds of processes import our modules: compile them once.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-crash test-gpu test-nvidia images e2e clean
 

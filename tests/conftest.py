@@ -7,6 +7,7 @@ import pytest
 from hack.cluster import install, toolchain
 from hack.cluster.controlplane import ControlPlane
 from hack.report import Report
+from hack.sidebyside import SideBySide, scheduler
 from hypothesis import settings
 
 # Other work on the same machine makes single examples slow. In CI hypothesis loads its own profile: the same
@@ -28,6 +29,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(os.cpu_count() or 1, MOST_WORKERS)
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SideBySide | None:
+    """Who plays what."""
+    return scheduler(config, log)
+
+
 def build_or_skip(build: Callable[[], object]) -> None:
     """Build a tool of hack.cluster.toolchain; when it cannot be built the test is skipped, but fails in CI."""
     try:
@@ -40,7 +46,7 @@ def build_or_skip(build: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    """The session's one real control plane, with kwok, our CRDs and the GPU Operator's stand-ins.
+    """The worker's one real control plane, with kwok, our CRDs and the GPU Operator's stand-ins.
 
     It is shared: a test names its objects uniquely or removes them. One that stops components, counts requests
     or uninstalls the CRDs starts a ControlPlane of its own.

@@ -6,27 +6,25 @@ from functools import partial
 import pytest
 from hack.cluster import install, toolchain
 from hack.cluster.controlplane import ControlPlane, Options
+from hack.sidebyside import LOOK_BACK, unit
 from tests.conftest import build_or_skip
 from tests.integration.nodelog import audit_policy
 from tests.integration.product import AGENT, FACTOR, Product
 
 from hack import stage
 
-LAST = "test_rights.py"
-"""Looks back at what all the others did."""
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here is rung 2."""
+    """Everything here is rung 2; what is looked back at comes last, and at the very end who looks back."""
     here = [item for item in items if item.path.parent.name == "integration"]
     for item in here:
         item.add_marker("cluster")
-    items.sort(key=lambda item: item.path.name == LAST)
+    items.sort(key=lambda item: (unit(item.nodeid) == LOOK_BACK, item.nodeid.startswith(LOOK_BACK)))
 
 
 @pytest.fixture(scope="session")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """No operator runs yet: each module starts its own."""
+    """No operator runs yet: each module starts its own. In the end nothing was refused to operator or agents."""
     build_or_skip(toolchain.control_plane_programs)
     for name in ("kwok", "helm"):
         build_or_skip(partial(toolchain.program, name))
@@ -39,7 +37,9 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
         options = ("--agent-interval", "1", "--agent-account", account)
         with stage.node_software(plane.kubeconfig, directory, FACTOR, *options):
-            yield Product(plane, directory)
+            product = Product(plane, directory)
+            yield product
+            assert product.refused() == []
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,16 @@ class Product:
             and request.status < 400
         ]
 
+    def refused(self) -> list[tuple[str, str, str]]:
+        """(verb, resource, name) of what operator and agents asked for and may not, outages apart."""
+        return [
+            (request.verb, request.resource, request.name)
+            for user in (OPERATOR, AGENT)
+            for request in self.requests(user=user)
+            if request.status == 403
+            and not any(began <= request.at <= ended for began, ended in self.outages)
+        ]
+
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
         try:

@@ -1,0 +1,61 @@
+"""Who plays which tests when workers play them side by side (pytest-xdist, `-n`): each has control planes of its own.
+
+A file stays together, for its fixtures are made once; the tests of `APART` go one by one, and `LOOKED_BACK_AT` as one.
+Every other worker begins at the end of the list, where rung 2 waits for its control plane: meanwhile the rest computes.
+
+xdist's own groups are lost with pytest 9.2 (pytest-dev/pytest-xdist#1386), and its names of tests would be other ones.
+"""
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+LOOK_BACK = "tests/integration/test_rights.py"
+"""Looks back at what other files were seen to use, in the log of the one control plane that they share with it."""
+LOOKED_BACK_AT = frozenset(
+    f"tests/integration/{name}.py"
+    for name in (
+        "test_bad_input",
+        "test_drain",
+        "test_hardware",
+        "test_maintenance",
+        "test_modes",
+        "test_process",
+    )
+)
+"""They run before it on the same worker."""
+APART = frozenset(
+    {
+        "tests/demo/test_demo.py",
+        "tests/embedded/test_crash.py",
+        "tests/hack/test_report.py",
+        "tests/planning/test_invariants.py",
+    }
+)
+"""Files of few long tests that share nothing dear."""
+
+
+def unit(nodeid: str) -> str:
+    """What a test stays together with: equal for tests that one worker plays one after the other."""
+    path = nodeid.split("::", 1)[0]
+    if path in LOOKED_BACK_AT:
+        return LOOK_BACK
+    return nodeid if path in APART else path
+
+
+class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist tells mypy nothing
+    """xdist's scheduler of whole files, with our units, taken from both ends."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """See LoadScopeScheduling."""
+        return unit(nodeid)
+
+    def _assign_work_unit(self, node: object) -> None:
+        """See LoadScopeScheduling: it takes the first unit."""
+        if self.nodes.index(node) % 2:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
+
+
+def scheduler(config: pytest.Config, log: object) -> SideBySide | None:
+    """For pytest_xdist_make_scheduler; None when another way was asked for by `--dist`."""
+    return SideBySide(config, log) if config.getvalue("dist") == "load" else None

@@ -1,0 +1,70 @@
+"""hack/sidebyside.py: what stays together when workers play the tests side by side."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hack.generate import ROOT
+from hack.sidebyside import APART, LOOK_BACK, LOOKED_BACK_AT, unit
+
+CONFTEST = """
+from hack.sidebyside import scheduler
+
+def pytest_xdist_make_scheduler(config, log):
+    return scheduler(config, log)
+"""
+MODULE = """
+import os
+import pytest
+
+@pytest.mark.parametrize("number", range(6))
+def test_some(number, pytestconfig):
+    print(f"{number} on {os.environ['PYTEST_XDIST_WORKER']}")
+"""
+FILES = [f"test_{letter}.py" for letter in "abcdef"]
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two workers and six files of six tests: what pytest said of each test."""
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "conftest.py").write_text(CONFTEST)
+    for name in FILES:
+        (root / name).write_text(MODULE)
+    command = [sys.executable, "-m", "pytest", "-n2", "-v", "-p", "no:cacheprovider"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert " 36 passed in " in done.stdout.splitlines()[-1]
+    return [line for line in done.stdout.splitlines() if " PASSED " in line]
+
+
+def test_a_file_is_played_by_one_worker_in_its_order(lines: list[str]) -> None:
+    for name in FILES:
+        mine = [line for line in lines if name in line]
+        assert len({line.split()[0] for line in mine}) == 1
+        assert [line.split("[")[-1][0] for line in mine] == list("012345")
+
+
+def test_one_worker_begins_in_front_and_the_other_one_at_the_end(lines: list[str]) -> None:
+    first = {
+        worker: next(line for line in lines if line.startswith(f"[{worker}]")) for worker in ("gw0", "gw1")
+    }
+    assert FILES[0] in first["gw0"]
+    assert FILES[-1] in first["gw1"]
+
+
+def test_who_looks_back_plays_with_those_it_looks_back_at() -> None:
+    together = {unit(f"{path}::test_some[part::one]") for path in (*LOOKED_BACK_AT, LOOK_BACK)}
+    assert together == {LOOK_BACK}
+
+
+def test_long_tests_that_share_nothing_go_one_by_one() -> None:
+    path = min(APART)
+    assert unit(f"{path}::test_one") != unit(f"{path}::test_two")
+
+
+def test_the_files_that_are_named_are_there() -> None:
+    assert [path for path in (*LOOKED_BACK_AT, LOOK_BACK, *APART) if not Path(ROOT / path).is_file()] == []
