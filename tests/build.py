@@ -26,6 +26,7 @@ from gpusharing.planning.snapshot.views import (
     ObservedView,
     PlanSettings,
     PolicyView,
+    StartGate,
 )
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
@@ -166,8 +167,9 @@ def make_node(
     hold_cordon: bool = False,
     retry: str = "",
     foreign: str = "",
+    gated: bool = False,
 ) -> NodeView:
-    """A ready node of pool b that offers one whole GPU. `labels` come on top of the pool label."""
+    """A ready node of pool b that offers one whole GPU. `labels` come on top; `gated`: the start-up taint is on."""
     return NodeView(
         name=name,
         uid=uid if uid is not None else f"uid-{name}",
@@ -183,6 +185,7 @@ def make_node(
         hold_cordon=hold_cordon,
         retry=retry,
         foreign=foreign,
+        gate=StartGate("[]") if gated else None,
     )
 
 

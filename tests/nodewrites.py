@@ -79,7 +79,7 @@ def wrong_in_write(before: JSON, body: JSON) -> Iterator[str]:
         yield f"labels {labels}"
     if not annotations.keys() <= OUR_ANNOTATIONS:
         yield f"annotations {', '.join(annotations)}"
-    if not spec.keys() <= {"unschedulable"}:
+    if not spec.keys() <= {"unschedulable", "taints"}:
         yield f"spec {spec}"
     if "uid" not in metadata:
         yield "a write without the node's uid"
@@ -88,6 +88,7 @@ def wrong_in_write(before: JSON, body: JSON) -> Iterator[str]:
         if spec or not marks:
             yield f"unconditional {body}"
     yield from _wrong_state(before, labels)
+    yield from _wrong_taints(before, body)
     yield from _wrong_step(before, body)
 
 
@@ -104,6 +105,45 @@ def _wrong_state(before: JSON, labels: Mapping[str, str | None]) -> Iterator[str
             yield "touched while rebooting"
     elif other and was.get(names.LABEL_MIG_STATE, "rebooting") != "rebooting":
         yield "another mig.config left the old mig.config.state behind"
+
+
+def _wrong_taints(before: JSON, body: JSON) -> Iterator[str]:
+    """The start-up taint goes with the proof and with nothing else, and no other taint is touched."""
+    was, spec = taints_of(before), body.get("spec", {})
+    record = body["metadata"].get("annotations", {}).get(names.ANNOTATION_VERIFIED)
+    if "taints" not in spec:
+        if is_gated(before) and record:
+            yield "proven, and the start-up taint stays"
+        return
+    versions = before["metadata"].get("resourceVersion"), body["metadata"].get("resourceVersion")
+    if None not in versions and versions[0] != versions[1]:
+        return  # the server refuses it
+    if (spec["taints"] or []) != [row for row in was if not _is_gate(row)]:
+        yield f"taints {was} became {spec['taints']}"
+    if not is_gated(before):
+        yield "wrote taints of a node without the start-up taint"
+    if not record:
+        yield "took the start-up taint without a proof"
+    if "resourceVersion" not in body["metadata"]:
+        yield "took the start-up taint in an unconditional write"
+    if step_of(before, body) not in ("release", "marks") or (
+        step_of(before, body) == "marks" and fence_of(before)
+    ):
+        yield f"took the start-up taint in the {step_of(before, body)} write"
+
+
+def taints_of(node: JSON) -> list[JSON]:
+    """Taints of a Node."""
+    return list(node.get("spec", {}).get("taints") or ())
+
+
+def is_gated(node: JSON) -> bool:
+    """The start-up taint is on the Node."""
+    return any(_is_gate(taint) for taint in taints_of(node))
+
+
+def _is_gate(taint: JSON) -> bool:
+    return (taint["key"], taint["effect"]) == ("gpusharing.dev/unproven", "NoSchedule")
 
 
 def _wrong_step(before: JSON, body: JSON) -> Iterator[str]:

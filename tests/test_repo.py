@@ -325,7 +325,9 @@ def test_files_on_the_pages_exist() -> None:
 
 def test_labels_and_annotations_on_the_pages_are_ours() -> None:
     own = {
-        value for key, value in vars(names).items() if key.startswith(("LABEL_", "ANNOTATION_", "FINALIZER"))
+        value
+        for key, value in vars(names).items()
+        if key.startswith(("LABEL_", "ANNOTATION_", "TAINT_", "FINALIZER"))
     }
     own |= {f"{names.PREFIX}pool", names.API_VERSION}
     used = {

@@ -201,7 +201,7 @@ class Workloads:
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not pod_view(pod, {}).tolerates_cordon
-        if cordoned or not _selected(pod, labels):
+        if cordoned or _kept_off(pod, node) or not _selected(pod, labels):
             return False
         offered = (node.get("status") or {}).get("allocatable") or {}
         taken = held.get(name, Counter())
@@ -210,6 +210,22 @@ class Workloads:
             for resource, number in asked.items()
             if resource.startswith(NVIDIA)
         )
+
+
+def _kept_off(pod: JSON, node: JSON) -> bool:
+    """A taint of the node that the pod does not tolerate (core/v1 Toleration)."""
+    tolerations = pod["spec"].get("tolerations") or ()
+    taints = [row for row in node.get("spec", {}).get("taints") or () if row["effect"] != "PreferNoSchedule"]
+    return not all(any(_tolerates(one, taint) for one in tolerations) for taint in taints)
+
+
+def _tolerates(toleration: JSON, taint: JSON) -> bool:
+    if toleration.get("effect") not in (None, "", taint["effect"]):
+        return False
+    exists, key = toleration.get("operator") == "Exists", toleration.get("key")
+    if not key:
+        return exists
+    return bool(key == taint["key"]) and (exists or toleration.get("value", "") == taint.get("value", ""))
 
 
 def _version(pod: JSON) -> int:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hack.cluster.api import Api, ApiError
+from hack.cluster.api import MERGE_PATCH, Api, ApiError
 from hack.cluster.process import wait_until
 from tests.chart.charts import NAMESPACE
 from tests.chart.cluster import (
@@ -229,6 +229,42 @@ def took(api: Api, path: str, patch: dict[str, Any]) -> bool:
     return True
 
 
+GATE = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
+DEDICATED = {"key": "dedicated", "value": "x", "effect": "NoSchedule"}
+PROOF = {"gpusharing.dev/verified": "{}", "gpusharing.dev/fence": None}
+OPENING: dict[str, tuple[list[dict[str, str]], dict[str, Any], int, str]] = {
+    "it, with the proof": ([DEDICATED], PROOF, 200, ""),
+    "it, without a proof": ([DEDICATED], {}, 403, "goes only from a Node that is proven and given back"),
+    "it, while the fence stays": (
+        [DEDICATED],
+        {**PROOF, **FENCE},
+        403,
+        "goes only from a Node that is proven",
+    ),
+    "another one with it": ([], PROOF, 403, "may only remove gpusharing.dev/unproven:NoSchedule"),
+    "another one alone": ([GATE], PROOF, 403, "may only remove gpusharing.dev/unproven:NoSchedule"),
+    "it, and one comes": ([DEDICATED, {"key": "x", "effect": "NoExecute"}], PROOF, 403, "may add none"),
+    "it, and another changes": ([{**DEDICATED, "value": "y"}], PROOF, 403, "may add none"),
+}
+
+
+@pytest.mark.parametrize("what", OPENING)
+def test_of_two_taints_on_a_node_the_operator_may_remove_the_start_up_taint_with_a_proof(
+    installed: Installed, operator: Api, what: str
+) -> None:
+    left, annotations, status, said = OPENING[what]
+    path = f"{NODES}/{installed.node_a}"
+    installed.admin.merge_patch(path, {"spec": {"taints": [DEDICATED, GATE]}})
+    body = {"metadata": {"annotations": annotations}, "spec": {"taints": left}}
+    try:
+        if status == 200:
+            assert dry(operator, path, body) == 200
+        else:
+            assert said in denied(lambda: operator.request("PATCH", path, body, MERGE_PATCH, dryRun="All"))
+    finally:
+        installed.admin.merge_patch(path, {"spec": {"taints": None}})
+
+
 OPERATOR_NODE_FORBIDDEN: dict[str, tuple[dict[str, Any], str]] = {
     "a label outside its list": (
         {"metadata": {"labels": {"node-restriction.kubernetes.io/team": "x"}}},
@@ -248,7 +284,11 @@ OPERATOR_NODE_FORBIDDEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a taint": (
         {"spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}},
-        "may not change the taints",
+        "may add none",
+    ),
+    "the start-up taint": (
+        {"spec": {"taints": [{"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}]}},
+        "may add none",
     ),
     "the provider id": ({"spec": {"providerID": "made://up"}}, "only change unschedulable"),
     "a finalizer": ({"metadata": {"finalizers": ["gpusharing.dev/x"]}}, "may not change finalizers"),

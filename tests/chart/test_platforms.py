@@ -99,6 +99,7 @@ def test_with_the_device_plugin_chart_alone_the_label_of_the_gpu_operator_is_not
 
 def test_on_aks_the_usual_taint_is_tolerated_besides_nvidias(helm: Helm) -> None:
     assert [one["key"] for one in agent(rendered(helm, "aks"))["spec"]["tolerations"]] == [
+        "gpusharing.dev/unproven",
         "nvidia.com/gpu",
         "sku",
     ]

@@ -58,11 +58,32 @@ HELD = node(FENCED, cordoned=True)
 FENCING = patch(FENCED, {MODE: None}, unschedulable=True)
 PASSING = patch(ACTUATING, {MIG: "b", STATE: None, PLUGIN: "k"})
 RELEASING = patch(released=True, labels={MODE: "mig"}, unschedulable=None)
+GATE = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
+THEIRS = {"key": "dedicated", "effect": "NoSchedule"}
+VERIFIED = "gpusharing.dev/verified"
+
+
+def tainted(raw: JSON, *taints: JSON) -> JSON:
+    """The Node with these taints."""
+    return {**raw, "spec": {**raw["spec"], "taints": list(taints)}}
+
+
+def opening(body: JSON, taints: Any, *, proven: bool = True) -> JSON:
+    """The write with a list of taints, and with the record of a proof."""
+    record = {VERIFIED: "{}"} if proven else {}
+    metadata = {**body["metadata"], "annotations": {**body["metadata"]["annotations"], **record}}
+    return {"metadata": metadata, "spec": {**body.get("spec", {}), "taints": taints}}
+
+
+WAITING = tainted(node(ACTUATING, cordoned=True), THEIRS, GATE)
+JOINED = tainted(node(), GATE)
 RIGHT = {
     "fence": (node(), FENCING),
     "PNR": (HELD, PASSING),
     "update": (node(ACTUATING), patch({**ACTUATING, "attempt": 2}, unschedulable=True)),
     "release": (node(ACTUATING, cordoned=True), RELEASING),
+    "release ": (WAITING, opening(RELEASING, [THEIRS])),
+    "marks ": (JOINED, opening(patch(labels={MODE: "full"}), None)),
     "marks": (node(), unconditional(patch(labels={MODE: "full"}))),
 }
 
@@ -71,7 +92,7 @@ RIGHT = {
     ("step", "before", "body"), [(step, *pair) for step, pair in RIGHT.items()], ids=RIGHT
 )
 def test_a_write_of_a_change_is_known_and_right(step: str, before: JSON, body: JSON) -> None:
-    assert step_of(before, body) == step
+    assert step_of(before, body) == step.strip()
     assert list(wrong_in_write(before, body)) == []
 
 
@@ -106,6 +127,16 @@ WRONG: dict[str, tuple[JSON, JSON, str]] = {
     "an uncordon of nobody's fence": (node(), RELEASING, "a cordon that is not ours"),
     "a finalizer": (node(), {"metadata": {"uid": "u", "resourceVersion": "7", "finalizers": ["x"]}}, "finalizers"),
     "a taint": (node(), {**FENCING, "spec": {"unschedulable": True, "taints": []}}, "taints"),
+    "a start-up taint that goes without a proof": (
+        WAITING, opening(RELEASING, [THEIRS], proven=False), "without a proof"),
+    "a start-up taint that stays after a proof": (
+        WAITING, {**opening(RELEASING, None), "spec": {"unschedulable": None}}, "the start-up taint stays"),
+    "a start-up taint that takes another with it": (WAITING, opening(RELEASING, None), "became None"),
+    "a taint that comes with the release": (WAITING, opening(RELEASING, [THEIRS, THEIRS]), "became"),
+    "a start-up taint that goes without resourceVersion": (
+        JOINED, unconditional(opening(patch(labels={MODE: "full"}), None)), "an unconditional write"),
+    "a start-up taint that goes before the release": (
+        WAITING, opening(patch({**ACTUATING, "attempt": 2}), [THEIRS]), "in the update write"),
     "a label of somebody else": (node(), patch(FENCED, {"team": "x"}, unschedulable=True), "labels"),
     "no uid": (node(), {"metadata": {"resourceVersion": "7", "labels": {MODE: "full"}}}, "without the node's uid"),
 }  # fmt: skip

@@ -29,6 +29,12 @@ READ: dict[str, tuple[Any, str, Any, Any]] = {
     "spec.migManager.version": ("v0.13.1", "mig_manager_version", "v0.13.1", ""),
     "spec.migManager.env": ([{"name": "WITH_REBOOT", "value": "true"}], "with_reboot", True, False),
     "spec.migManager.config.name": ("ours", "mig_config_name", "ours", ""),
+    "spec.daemonsets.tolerations": (
+        [{"key": "gpusharing.dev/unproven", "operator": "Exists", "effect": "NoSchedule"}],
+        "tolerates_gate",
+        True,
+        False,
+    ),
     "status.state": ("ignored", "ignored", True, False),
 }
 NOT_READ = {"spec.migManager.config.default": "all-disabled", "spec.cdi.nriPluginEnabled": True}

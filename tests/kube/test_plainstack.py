@@ -20,6 +20,7 @@ def test_the_chart_with_our_configmap_is_a_stack_without_mig_manager() -> None:
         mig_config_name="",
         plugin_default="base",
         plugin_version="v0.19.3",
+        tolerates_gate=False,
         plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers=True),
     )
 

@@ -201,14 +201,14 @@ class Cluster(RuleBasedStateMachine):
                 self._do(fenced[0], what)
         self._work(afterwards)
 
-    @rule(node=nodes)
-    def node_goes_or_comes_again(self, node: str) -> None:
+    @rule(node=nodes, gated=st.booleans())
+    def node_goes_or_comes_again(self, node: str, gated: bool) -> None:
         if node in self.world.nodes:
             self.world.remove_node(node)
             self._happens("a node goes")
         else:
-            self.world.add_node(node)
-            self._happens("a node comes")
+            self.world.add_node(node, gated=gated)
+            self._happens("a node comes" + (" behind the start-up taint" if gated else ""))
 
     @rule()
     def all_gpunodes_are_deleted(self) -> None:
@@ -313,6 +313,8 @@ class Cluster(RuleBasedStateMachine):
             assert not self.world.claims
             assert not any(policy.finalizer or policy.deleting for policy in self.world.policies)
             assert not any(node.unschedulable for node in self.world.nodes.values())
+            synced = {v.node for v in plan.verdicts.values() if v.phase is Phase.SYNCED}
+            assert not any(self.world.nodes[name].gate for name in synced), "proven behind the start-up taint"
             reverse = replace(
                 self.world.snapshot(), nodes=dict(sorted(self.world.nodes.items(), reverse=True))
             )

@@ -17,7 +17,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import WELL, Vitals
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import PolicyView, StartGate
 
 Deed = Callable[[World, str], bool]
 """(world, node) → whether it changed anything. The node exists."""
@@ -80,6 +80,11 @@ def to_pool(pool: str | None) -> Deed:
     return deed
 
 
+def taint(world: World, name: str) -> bool:
+    """`gpusharing.dev/unproven:NoSchedule`, as a node pool sets it, on a node that may be in service."""
+    return change(world, name, gate=StartGate("[]"))
+
+
 def delete_node(world: World, name: str) -> bool:
     """The Node is on its way out."""
     return change(world, name, deleting=True)
@@ -94,6 +99,7 @@ PEOPLE: Mapping[str, Deed] = {
     "a person moves the node to pool b": to_pool("b"),
     "a person moves the node to pool c": to_pool("c"),
     "a person takes the node out of all pools": to_pool(None),
+    "somebody sets the start-up taint": taint,
     "a person deletes the Node": delete_node,
 }
 

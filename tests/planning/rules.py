@@ -117,10 +117,7 @@ def _fence(world: "World", action: FenceNode) -> None:
     hold(policy.spec is not None and not policy.deleting, "a fence for a policy that is going or unreadable")
     assert policy.spec is not None, "just held"
     hold(not policy.spec.rollout.paused, "a fence for a paused policy")
-    mine = pool(world, policy.name)
-    limit = allowance(policy.spec.rollout.max_unavailable, len(mine))
-    used = sum(map(is_away, mine))
-    hold(used < limit, f"(a) {used} of {limit} nodes of {policy.name} are away already")
+    _within_budget(world, fence, policy)
     fenced = sum(node.fence is not None and node.fence.stage != "yielded" for node in world.nodes.values())
     hold(fenced < world.settings.max_in_flight, "(a) the operator-wide cap is exceeded")
     claim = Claim(node.uid, fence.policy, fence.op)
@@ -129,6 +126,30 @@ def _fence(world: "World", action: FenceNode) -> None:
     hold(not node.deleting, "a fence on a node that is going")
     hold(action.cordon == (fence.disruption in NEEDS_IDLE), "cordon and class disagree")
     hold(policy.finalizer, "a node in flight without a finalizer on its policy")
+
+
+def is_newcomer(world: "World", node: NodeView) -> bool:
+    """Nobody counts on it: it waits behind the start-up taint, was never proven, and nobody knows of a pod there."""
+    if node.fence is not None:
+        return node.fence.newcomer
+    known = world.gpunodes.get(node.name)
+    pods = known.observed.pods if known is not None and known.observed is not None else 0
+    return node.gate is not None and node.verified is None and pods == 0
+
+
+def _within_budget(world: "World", fence: Fence, policy: PolicyView) -> None:
+    assert policy.spec is not None, "held before"
+    node = next(node for node in world.nodes.values() if node.uid == fence.node_uid)
+    if fence.newcomer:
+        hold(node.gate is not None and node.verified is None, "(a) no slot for a node that was in service")
+        pods = [pod for pod in world.pods[node.name].values() if podkinds.must_leave(pod, reboot=False)]
+        hold(fence.disruption not in NEEDS_IDLE or not pods, "(a) no slot for a node with GPU pods")
+        hold(allowance(policy.spec.rollout.max_unavailable, 1) > 0, "(h) a frozen pool starts a node")
+        return
+    mine = [node for node in pool(world, policy.name) if not is_newcomer(world, node)]
+    limit = allowance(policy.spec.rollout.max_unavailable, len(mine))
+    used = sum(map(is_away, mine))
+    hold(used < limit, f"(a) {used} of {limit} nodes of {policy.name} are away already")
 
 
 def _no_race(world: "World", action: Actuate) -> None:

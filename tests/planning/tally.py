@@ -83,6 +83,7 @@ EXPECTED = (
     "told VerifyingIdle: NodeNotReady",
     "2 nodes in flight",
     "3 nodes in flight",
+    "the start-up taint goes with the proof",
     "the operator is killed",
 )
 """What the fixed run of test_invariants.py must have seen, besides every deed."""
@@ -107,9 +108,13 @@ def of_plan(world: "World", plan: RolloutPlan) -> Iterator[str]:
 
 def of_action(world: "World", action: Action) -> Iterator[str]:
     """What one action is, asked before it is carried out."""
+    if isinstance(action, Release | LabelNode) and action.verified and action.node.gate is not None:
+        yield "the start-up taint goes with the proof"
     match action:
         case FenceNode():
             yield f"fence: {action.fence.disruption}"
+            if action.fence.newcomer:
+                yield "fence: a newcomer"
             if action.fence.drift:
                 yield "fence: drift is put right"
         case Actuate():

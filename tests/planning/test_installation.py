@@ -77,6 +77,8 @@ UNREADY = (PodState("a", "gpu-01", True), PodState("b", "gpu-02", False, "ImageP
 TWO = (replace(POINTED, name="a"), replace(POINTED, name="b", ignored=True))
 
 # What is broken, which finding, how bad, what its command contains.
+WAITING_NODE = replace(pointers(tolerates_gate=False), gated=frozenset("x"))
+KEPT_OFF = ("TaintNotTolerated", Severity.ERROR, '"daemonsets":{"tolerations":[')
 BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     "the CRDs are not installed": (
         replace(GOOD, not_served=frozenset({"gpunodes.gpusharing.dev"})),
@@ -162,6 +164,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.ERROR,
         '"default":null',
     ),
+    "operands keep off joining nodes": (WAITING_NODE, *KEPT_OFF),
     "mig-manager is off, nobody wants MIG": (
         pointers(mig_manager_enabled=False),
         "MigManagerDisabled",

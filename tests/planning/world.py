@@ -93,12 +93,14 @@ class World:
 
     # --- set-up -------------------------------------------------------------------------------------------
 
-    def add_node(self, name: str, machine: Machine | None = None, **labels: str) -> None:
-        """A fresh node of pool b with its GPUs; the GPU Operator is installed on it."""
+    def add_node(
+        self, name: str, machine: Machine | None = None, *, gated: bool = False, **labels: str
+    ) -> None:
+        """A fresh node of pool b with its GPUs and NVIDIA's software. `gated`: behind the start-up taint."""
         self.serial += 1
         machine = machine or Machine(name)
         present = {names.LABEL_GPU_PRESENT: "true", **POOL_LABELS, **labels}
-        node = make_node(name, uid=f"uid-{name}-{self.serial}", labels=present, resources={})
+        node = make_node(name, uid=f"uid-{name}-{self.serial}", labels=present, resources={}, gated=gated)
         self.machines[name], self.pods[name] = machine, {}
         self.nodes[name] = machine.plugin(node, self.stack, self.now)
         self.gpunodes.pop(name, None)
@@ -136,7 +138,8 @@ class World:
         alive = [pod for pod in self.pods[node].values() if pod.phase not in ("Succeeded", "Failed")]
         held = Counter(name for pod in alive for name in pod.resources)
         free = [name for name, count in sorted(view.resources.items()) if held[name] < count]
-        if (view.unschedulable and not pinned) or not view.ready or not free:
+        kept_off = view.unschedulable or view.gate is not None
+        if (kept_off and not pinned) or not view.ready or not free:
             return False
         self.serial += 1
         pod = podkinds.make(kind, f"pod-{self.serial}", app, free[0], self.now)
@@ -368,7 +371,7 @@ class World:
                 cordoned = node.unschedulable and not action.uncordon
                 changed = replace(changed, fence=None, deferred=action.deferred, unschedulable=cordoned)
         if isinstance(action, Release | LabelNode) and action.verified is not None:
-            changed = replace(changed, verified=action.verified)
+            changed = replace(changed, verified=action.verified, gate=None)
         self.nodes[node.name] = changed
 
     # --- time ---------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ ANNOTATION_CONFIGURED = f"{PREFIX}configured"
 """On ClusterPolicy, commas between: the fields that the operator has set once and does not set again."""
 LABEL_MANAGED_BY, MANAGED_BY = "app.kubernetes.io/managed-by", "gpusharing-operator"
 """On our ConfigMaps: who keeps them."""
+TAINT_UNPROVEN = f"{PREFIX}unproven"
+"""Start-up taint, with effect NoSchedule, that a kubelet or a node pool gives a Node which joins: no workload lands
+before its layout is proven. It is the one taint that we ever take away; we never set one (docs/design/way.md#gate)."""
 FINALIZER = f"{PREFIX}in-flight"
 """On a policy only while one of its nodes is in flight."""
 

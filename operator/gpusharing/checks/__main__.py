@@ -27,9 +27,9 @@ def place_of(environment: Mapping[str, str]) -> Place:
     known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in fields(Place)}
     if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:
         known["agent_namespace"] = known["namespace"]
-    configures = known.pop("configure_gpu_operator") == "true"
+    configures, gate = known.pop("configure_gpu_operator") == "true", known.pop("startup_gate") == "true"
     texts = {name: value for name, value in known.items() if value}
-    return Place(**texts, configure_gpu_operator=configures)
+    return Place(**texts, configure_gpu_operator=configures, startup_gate=gate)
 
 
 async def check(environment: Mapping[str, str]) -> int:

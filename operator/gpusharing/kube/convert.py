@@ -20,6 +20,7 @@ from gpusharing.kube.fence import parse_deferred, parse_fence, parse_verified
 from gpusharing.kube.foreign import foreign_marker
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
+from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates, tolerations_text
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
 from gpusharing.planning.gpus.geometry import Layout, normalise
@@ -50,6 +51,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
         retry=annotations.get(names.ANNOTATION_RETRY, ""),
+        gate=start_gate(raw),
         foreign=foreign_marker(raw, maintenance_keys),
     )
 
@@ -133,7 +135,7 @@ def policy_view(raw: JSON) -> PolicyView:
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
     """NVIDIA's ClusterPolicy; migManager is on unless it says otherwise (docs/design/nvidia.md#d1)."""
-    spec = section(raw, "spec")
+    spec, tolerations = section(raw, "spec"), operand_tolerations(raw)
     return ClusterPolicyView(
         plugin_config_name=text(spec, "devicePlugin", "config", "name"),
         mig_strategy=text(spec, "mig", "strategy"),
@@ -148,6 +150,8 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         plugin_config_setter=_setter(raw, "spec", "devicePlugin", "config", "name"),
         mig_config_setter=_setter(raw, "spec", "migManager", "config", "name"),
         configured=frozenset(filter(None, _configured(raw).split(","))),
+        tolerates_gate=tolerates(tolerations),
+        tolerations=tolerations_text(tolerations),
         with_reboot=any(
             variable.get("name") == "WITH_REBOOT" and text(variable, "value").lower() == "true"
             for variable in entries(spec, "migManager", "env")

@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_camel
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
+from gpusharing.kube.startgate import opened
 from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
 
@@ -86,8 +87,9 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
     """The body of the JSON merge patch on the Node.
 
     Check-then-act writes are conditional on `resource_version`. `LabelNode` touches only fields that we alone
-    own and is not. All name the UID: a Node that was deleted and created again under the same name is another
-    node, and the server answers Conflict, or Invalid where no resourceVersion is given.
+    own and is not, unless it takes the start-up taint away, for a list of taints is written whole. Only a proof does
+    that (docs/design/way.md#gate). All name the UID: a Node that was deleted and created again under the same name is
+    another node, and the server answers Conflict, or Invalid where no resourceVersion is given.
     """
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
@@ -110,10 +112,13 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
             labels = action.labels
         case _:
             assert_never(action)
+    opens = False
     if isinstance(action, Release | LabelNode) and action.verified:
         annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
+        if action.node.gate is not None:
+            opens, spec["taints"] = True, opened(action.node.gate)
     metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
-    if not isinstance(action, LabelNode):
+    if opens or not isinstance(action, LabelNode):
         metadata["resourceVersion"] = resource_version
     patch = {"metadata": {key: value for key, value in metadata.items() if value}}
     return {**patch, "spec": spec} if spec else patch

@@ -21,7 +21,8 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert import cluster_policy_view, has_condition, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack
-from gpusharing.kube.raw import entries, part, section, text, texts, whole
+from gpusharing.kube.raw import entries, part, section, strings, text, texts, whole
+from gpusharing.kube.startgate import start_gate, tolerates, tolerations_text
 from gpusharing.planning.stack import rights
 from gpusharing.planning.stack.installationagents import has_cloud_plugin, has_system_plugin
 from gpusharing.planning.stack.installationviews import (
@@ -29,6 +30,7 @@ from gpusharing.planning.stack.installationviews import (
     OPERATOR,
     AgentsState,
     ConfigMapState,
+    FinderState,
     InstallationView,
     Place,
     PodState,
@@ -91,6 +93,23 @@ class _Reader:
                 ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
                 found[name] = ConfigMapState(frozenset(section(raw, "data")), ours)
         return found
+
+    async def gated(self) -> frozenset[str]:
+        """Nodes that wait behind the start-up taint, whatever else they are."""
+        try:
+            pages = self.client.pages(NODES)
+            found = [
+                text(node, "metadata", "name")
+                async for page in pages
+                for node in page.items
+                if start_gate(node) is not None
+            ]
+        except (Unauthorized, Unavailable):
+            raise
+        except KubeError as error:
+            self.unread[_kind(NODES)] = str(error)
+            return frozenset()
+        return frozenset(found)
 
     async def agents(self) -> AgentsState | None:
         """The DaemonSet, the nodes it is for, and what may keep its pods out."""
@@ -187,7 +206,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     deployment = await reader.one(DEPLOYMENTS, OPERATOR, place.namespace)
     cluster_policies = await reader.items(CLUSTER_POLICIES)
     gpu_clusters = await reader.items(GPU_CLUSTERS)
-    daemon_sets = [] if cluster_policies else await reader.items(DAEMON_SETS, place.gpu_operator_namespace)
+    daemon_sets = await reader.items(DAEMON_SETS, place.gpu_operator_namespace)
     config_maps = await reader.config_maps()
     agents = await reader.agents()
     operator_pods = await reader.pods(place.namespace, OPERATOR)
@@ -197,13 +216,29 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         operator_replicas=None if deployment is None else whole(deployment, "spec", "replicas"),
         operator_pods=operator_pods,
         cluster_policies=tuple(map(cluster_policy_view, cluster_policies)),
-        plain=plain_stack(map(daemon_set_view, daemon_sets)),
+        plain=None if cluster_policies else plain_stack(map(daemon_set_view, daemon_sets)),
+        finders=tuple(found for one in daemon_sets if (found := _finder(one)) is not None),
+        gated=await reader.gated(),
         gpu_cluster=bool(gpu_clusters),
         config_maps=config_maps,
         agents=agents,
         policies=tuple(map(policy_view, policies)),
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),
+    )
+
+
+def _finder(daemon_set: JSON) -> FinderState | None:
+    """A worker of Node Feature Discovery, by what its container runs (its chart, templates/worker.yaml)."""
+    template = section(daemon_set, "spec", "template", "spec")
+    if not any("nfd-worker" in strings(one.get("command")) for one in entries(template, "containers")):
+        return None
+    tolerations = entries(template, "tolerations")
+    return FinderState(
+        name=text(daemon_set, "metadata", "name"),
+        release=texts(part(daemon_set, "metadata", "labels")).get("app.kubernetes.io/instance", ""),
+        tolerates_gate=tolerates(tolerations),
+        tolerations=tolerations_text(tolerations),
     )
 
 

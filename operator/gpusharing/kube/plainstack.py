@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, texts
+from gpusharing.kube.startgate import tolerates, tolerations_text
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
@@ -32,6 +33,10 @@ class DaemonSetView:
     """Configuration for nodes without the label."""
     mig_strategy: str = ""
     version: str = ""
+    tolerates_gate: bool = True
+    """Its pods may start behind the start-up taint."""
+    tolerations: str = "[]"
+    """Those of its pods, as JSON."""
 
 
 _OTHER = DaemonSetView("", "", False, False, "")
@@ -58,6 +63,8 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         default=next((found for one in init if (found := _variable(one, "DEFAULT_CONFIG"))), ""),
         mig_strategy=_variable(main, "MIG_STRATEGY"),
         version=text(main, "image").rpartition(":")[2],
+        tolerates_gate=tolerates(entries(template, "tolerations")),
+        tolerations=tolerations_text(entries(template, "tolerations")),
     )
 
 
@@ -72,6 +79,7 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     if plugin is None:
         return None
     discovers = any(one.discovery and one.config_map == plugin.config_map for one in found)
+    narrow = next((one for one in found if not one.tolerates_gate), plugin)
     return ClusterPolicyView(
         plugin_config_name=plugin.config_map,
         mig_strategy=plugin.mig_strategy,
@@ -79,5 +87,7 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
         mig_config_name="",
         plugin_default=plugin.default,
         plugin_version=plugin.version,
+        tolerates_gate=narrow.tolerates_gate,
+        tolerations=narrow.tolerations,
         plain=PlainStackView(plugin.name, plugin.release, discovers),
     )

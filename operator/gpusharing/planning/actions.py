@@ -112,7 +112,8 @@ class RestartOperand:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the node back: fence and our marks off, our cordon off if it is still only ours. One conditional PATCH."""
+    """Give the node back: fence and our marks off, our cordon off if it is still only ours, and after a proof the
+    start-up taint. One conditional PATCH."""
 
     node: NodeView
     uncordon: bool
@@ -127,7 +128,8 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class LabelNode:
-    """Write only our own labels and the record of what was proven (adoption, change of owner). Not conditional."""
+    """Write only our own labels and the record of what was proven (adoption, change of owner). Not conditional, unless
+    a proven node waits behind the start-up taint, which then goes in the same PATCH."""
 
     node: NodeView
     labels: Mapping[str, str | None]

@@ -51,6 +51,7 @@ from gpusharing.planning.way.nodefacts import (
     judge_facts,
 )
 from gpusharing.planning.way.requests import with_gpunode
+from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
 
@@ -231,9 +232,8 @@ def _pools(
             continue
         if verdict.candidate and not failing.holds(name):
             pool.candidates.append(cases[name])
-        pool.count(
-            verdict, used=is_unavailable(nodes[name]) or (name in claims and _holds_slot(verdict, failing))
-        )
+        used = is_unavailable(nodes[name]) or (name in claims and _holds_slot(verdict, failing))
+        pool.count(verdict, used=used, newcomer=is_newcomer(nodes[name], snapshot.gpunodes.get(name)))
     return pools
 
 
@@ -261,7 +261,12 @@ def choose(
     if not waiting:
         return Choice(chosen, claims, looks)
     in_flight = {name for name, fence in _fences(snapshot).items() if fence.stage != "yielded"}
-    cases = [(case, pool.policy) for pool in waiting if pool.limit > pool.used for case in pool.candidates]
+    cases = [
+        (case, pool.policy)
+        for pool in waiting
+        for case in pool.candidates
+        if pool.limit > pool.used or is_newcomer(case.node, case.gpunode)
+    ]
     common = Common.of(snapshot, now, _offered(facts.values()), cases)
     for name in sorted(in_flight):
         if (look := common.add_in_flight(snapshot, verdicts[name], now)) is not None:

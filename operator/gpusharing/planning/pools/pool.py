@@ -2,7 +2,8 @@
 
 limit      allowance(maxUnavailable, nodes of the policy); 0 freezes. Nodes without a GPU and products that the policy
            leaves out are none of its business: they are no part of a percentage and take no slot. Nodes that somebody
-           keeps from changing (cordon, maintenance, switched-off operands) are
+           keeps from changing (cordon, maintenance, switched-off operands) are; newcomers behind the start-up taint are
+           not, and take a slot of the operator-wide cap only (docs/design/way.md#gate)
 used       a set: not Ready, cordoned by anyone, fenced, claimed or being deleted; a node counts once
            (a claim without a fence is left by a crash or a predecessor: that very node goes first)
 room       limit - used, and never more than the operator-wide cap leaves
@@ -31,6 +32,7 @@ from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.guard import not_judged
 from gpusharing.planning.way.marks import marks_for
+from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason
 from gpusharing.planning.words.reasons import Reason
@@ -39,6 +41,7 @@ UNKNOWN_PODS = 1000
 """A node whose pods nobody can count comes after all others."""
 OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
 """What selected nodes are told that the policy has no business with."""
+CAP_REACHED = "the cap on nodes in flight (chart value operator.maxInFlight) is reached; waiting for a slot"
 LOOKAHEAD = 2
 """Candidates whose pods are listed beyond the room, so that a blocked node does not stop the pool."""
 
@@ -53,17 +56,17 @@ class Pool:
     used: int = 0
     candidates: list[NodeCase] = field(default_factory=list)
     outside: int = 0
-    """How many of `names` are none of the policy's business."""
+    """How many of `names` are none of the policy's business, or not yet: see is_newcomer."""
 
     @property
     def total(self) -> int:
         """Nodes that the budget is about."""
         return len(self.names) - self.outside
 
-    def count(self, verdict: Verdict, *, used: bool) -> None:
-        """Take a node of the policy into the budget. `used`: it is away, or about to be."""
+    def count(self, verdict: Verdict, *, used: bool, newcomer: bool = False) -> None:
+        """Take a node of the policy into the budget. `used`: it is away, or about to be; `newcomer`: is_newcomer."""
         self.names.append(verdict.node)
-        if verdict.reason in OUTSIDE:
+        if newcomer or verdict.reason in OUTSIDE:
             self.outside += 1
         else:
             self.used += used
@@ -74,6 +77,12 @@ class Pool:
         if self.policy.spec is None:
             return 0
         return allowance(self.policy.spec.rollout.max_unavailable, self.total)
+
+    @property
+    def frozen(self) -> bool:
+        """Not even one node of many may be away."""
+        spec = self.policy.spec
+        return spec is None or allowance(spec.rollout.max_unavailable, 1) == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,12 @@ class _Candidate:
         return self.assessed.disruption in CORDONING
 
     @property
+    def newcomer(self) -> bool:
+        """It needs no slot of the policy's budget."""
+        empty = self.pods is None or self.pods.holders == 0
+        return empty and is_newcomer(self.case.node, self.case.gpunode)
+
+    @property
     def needs_list(self) -> bool:
         """The pods must be known before this node may start, and are not."""
         return self.cordons and self.pods is None and self.look is None
@@ -125,25 +140,27 @@ def is_unavailable(node: NodeView) -> bool:
 
 def select(pool: Pool, cap: int, common: Common) -> Selection:
     """Choose among the candidates of a pool. `cap`: how many more nodes the whole operator may take."""
-    limit, waiting = pool.limit, _why_full(pool, cap)
-    room = max(0, min(limit - pool.used, cap))
+    waiting, room = _why_full(pool, cap), max(0, min(pool.limit - pool.used, cap))
     verdicts: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
     looks: dict[str, Look] = {}
     listed, hold = 0, common.recent >= FIRST_LOOKS
     for candidate in _in_order(pool, common, verdicts):
         case, look = candidate.case, candidate.look
-        if limit == 0:
+        slots = cap if candidate.newcomer else room
+        if pool.frozen:
             verdict = case.verdict(
                 Phase.PENDING, Reason.FROZEN, "spec.rollout.maxUnavailable is 0: nothing starts"
             )
-        elif room <= 0 or (candidate.needs_list and (hold or listed >= room + LOOKAHEAD)):
-            verdict = case.verdict(Phase.PENDING, Reason.BUDGET_FULL, waiting, candidate=True)
+        elif slots <= 0 or (candidate.needs_list and (hold or listed >= slots + LOOKAHEAD)):
+            full = CAP_REACHED if candidate.newcomer else waiting
+            verdict = case.verdict(Phase.PENDING, Reason.BUDGET_FULL, full, candidate=True)
         else:
             verdict, look = _try(candidate, common)
             listed += candidate.needs_list and verdict.wants_pods
             if any(isinstance(action, FenceNode) for action in verdict.actions):
-                room -= 1
+                cap -= 1
+                room = min(room - (not candidate.newcomer), cap)
                 claims[case.node.name] = Claim(case.node.uid, pool.policy.name, _op(case, pool.policy))
         verdicts[case.node.name] = verdict
         if look is not None:
@@ -154,7 +171,7 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
 def _why_full(pool: Pool, cap: int) -> str:
     """Which of the two limits keeps the next node waiting. It names no count that changes as nodes come and go."""
     if cap < pool.limit - pool.used:
-        return "the cap on nodes in flight (chart value operator.maxInFlight) is reached; waiting for a slot"
+        return CAP_REACHED
     total = pool.total
     return (
         f"spec.rollout.maxUnavailable allows {pool.limit} of {total} nodes to be unavailable at once;"
@@ -232,7 +249,7 @@ def _try(candidate: _Candidate, common: Common) -> tuple[Verdict, Look | None]:
 
 def _begin(candidate: _Candidate) -> Verdict:
     verdict = candidate.case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
-    return verdict.then(_fence(candidate.case, candidate.assessed, candidate.policy))
+    return verdict.then(_fence(candidate))
 
 
 def _looking(case: NodeCase) -> Verdict:
@@ -255,7 +272,8 @@ def _op(case: NodeCase, policy: PolicyView) -> str:
     return f"{policy.name[:40]}.{policy.generation}.{int(case.now.timestamp() * 1000):x}"
 
 
-def _fence(case: NodeCase, assessed: Assessed, policy: PolicyView) -> FenceNode:
+def _fence(candidate: _Candidate) -> FenceNode:
+    case, assessed, policy = candidate.case, candidate.assessed, candidate.policy
     node, timeout = case.node, parse_duration(assessed.spec.drain.timeout)
     cordon = assessed.disruption in CORDONING
     labels, annotations = marks_for(node)
@@ -283,5 +301,6 @@ def _fence(case: NodeCase, assessed: Assessed, policy: PolicyView) -> FenceNode:
         drift=assessed.drift,
         from_mode=node.labels.get(names.LABEL_MODE, ""),
         retry=node.retry,
+        newcomer=candidate.newcomer,
     )
     return FenceNode(node, fence, cordon, labels, annotations)

@@ -90,6 +90,9 @@ class Fence:
     """What a run that is still to begin leads to; it begins when the node is proven idle anew. Empty: none is owed."""
     jobs: bool = False
     """Before the PNR, pods that end by themselves are waited for, and `deadline` is the end of that wait."""
+    newcomer: bool = False
+    """The node waited behind the start-up taint, had never been given back after a proof and had no GPU pod: nobody
+    counted on it, so the change takes no slot of its policy's budget."""
     unknown: str = ""
     """JSON object of the keys that a newer operator wrote and this one does not know: kept as they are. Empty: none."""
 

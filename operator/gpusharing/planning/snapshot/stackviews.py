@@ -43,6 +43,10 @@ class ClusterPolicyView:
     """Field managers that wrote the two names last; empty when unknown."""
     configured: frozenset[str] = frozenset()
     """Fields that the operator has set once (`planning/stack/pointers.py`)."""
+    tolerates_gate: bool = True
+    """NVIDIA's pods may run behind the start-up taint."""
+    tolerations: str = "[]"
+    """Their tolerations as JSON."""
     plain: PlainStackView | None = None
     """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
 

@@ -30,6 +30,14 @@ _NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
+class StartGate:
+    """The start-up taint on a Node (docs/design/way.md#gate)."""
+
+    others: str
+    """The Node's other taints as JSON, in their order: what a release leaves there."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """One Node."""
 
@@ -50,6 +58,8 @@ class NodeView:
     """Annotations of NEIGHBOUR_ANNOTATIONS that the node has."""
     hold_cordon: bool = False
     retry: str = ""
+    gate: StartGate | None = None
+    """The start-up taint is on the node; None: it is not."""
     foreign: str = ""
     """Who else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty when nobody
     does."""

@@ -19,6 +19,7 @@ from gpusharing.planning.stack.installationviews import (
     PodState,
 )
 from gpusharing.planning.stack.pointers import mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stack.startgate import find_untolerated, finder_command
 from gpusharing.planning.stack.symptoms import (
     Severity,
     Symptom,
@@ -234,6 +235,28 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
         )
 
 
+def _start_gate(view: InstallationView) -> Symptoms:
+    """Where nodes join behind the start-up taint, or are to: whether what proves them may run there."""
+    if not (view.gated or view.place.startup_gate):
+        return
+    namespace = view.place.gpu_operator_namespace
+    waiting = f"{some(view.gated)} wait there" if view.gated else "nodes that join would wait there for ever"
+    tail = f"{waiting}; the command restarts those pods on every node, so run it before nodes are in use"
+    stacks = [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
+    for stack in stacks:
+        if (missing := find_untolerated(stack, namespace)) is not None:
+            message = f"{missing.said}: {tail}"
+            yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", message, missing.command)
+    for finder in view.finders:
+        if not finder.tolerates_gate:
+            yield error(
+                Topic.CLUSTER_POLICY,
+                "TaintNotTolerated",
+                f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}: {tail}",
+                finder_command(finder.release, finder.tolerations, namespace, plain=view.plain is not None),
+            )
+
+
 def _config_maps(view: InstallationView) -> Symptoms:
     place = view.place
     pointed = {
@@ -272,6 +295,7 @@ CHECKS: tuple[Callable[[InstallationView], Symptoms], ...] = (
     _stack,
     _plain,
     _pointers,
+    _start_gate,
     _config_maps,
     find_agent_symptoms,
 )

@@ -23,6 +23,8 @@ class Place:
     mig_config_map: str = "gpusharing-mig-parted"
     configure_gpu_operator: bool = False
     """The operator sets ClusterPolicy's pointers itself (chart value gpuOperator.configure)."""
+    startup_gate: bool = False
+    """Nodes are to join behind the start-up taint (chart value gpuOperator.startupGate)."""
     operator_account: str = OPERATOR
     agent_account: str = AGENT
     """Service accounts, where the values name others."""
@@ -73,6 +75,19 @@ class ConfigMapState:
 
 
 @dataclass(frozen=True, slots=True)
+class FinderState:
+    """A DaemonSet of Node Feature Discovery's worker, without which nobody knows that a node has a GPU."""
+
+    name: str
+    release: str
+    """Of Helm; empty when unknown."""
+    tolerates_gate: bool
+    """Its pods may run behind the start-up taint."""
+    tolerations: str
+    """Those of its pods, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentsState:
     """The agent's DaemonSet and what it needs."""
 
@@ -108,6 +123,10 @@ class InstallationView:
     """None: there is no Deployment, or it could not be read."""
     operator_pods: tuple[PodState, ...] = ()
     cluster_policies: tuple[ClusterPolicyView, ...] = ()
+    finders: tuple[FinderState, ...] = ()
+    """Those in the GPU Operator's namespace."""
+    gated: frozenset[str] = frozenset()
+    """Nodes that wait behind the start-up taint."""
     plain: ClusterPolicyView | None = None
     """There is no ClusterPolicy: what NVIDIA's device-plugin chart says in its place; None: it is not there either."""
     gpu_cluster: bool = False

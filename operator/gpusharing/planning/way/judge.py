@@ -15,6 +15,7 @@ from gpusharing.planning.way.gates import find_gate, find_switched_off
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.requests import with_gpunode
+from gpusharing.planning.way.startgate import find_closed, find_unseen
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.way.yielding import yielded
 from gpusharing.planning.words.findings import Finding
@@ -104,12 +105,15 @@ def _unowned(case: NodeCase) -> Verdict | None:
 
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     if isinstance(assessment, Refused):
-        phase = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED
-        return case.verdict(phase, assessment.objection.reason, assessment.objection.message)
+        phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
+        unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""
+        return case.verdict(phase, objection.reason, objection.message + unseen)
     if isinstance(assessment, Unobserved):
         return _not_observed(case, assessment.pending)
     if assessment.mismatch is None:
         return _as_wanted(case, assessment)
+    if (closed := find_closed(case)) is not None:
+        return case.verdict(Phase.BLOCKED, closed.reason, closed.message)
     if (gate := find_gate(case, assessment)) is not None:
         return _gated(case, gate)
     message = f"to be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
@@ -121,6 +125,8 @@ def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
         gate := find_switched_off(case.node)
     ) is not None:  # why nobody reads the GPUs of a node for virtual machines
         return _gated(case, gate)
+    if (closed := find_closed(case)) is not None:
+        return case.verdict(Phase.BLOCKED, closed.reason, closed.message)
     if not case.agent_ready:
         return case.verdict(Phase.BLOCKED, *case.no_agent("; look at the DaemonSet gpusharing-agent"))
     phase = Phase.PENDING if pending.reason in _WAITING else Phase.BLOCKED
@@ -145,7 +151,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
     missing: dict[str, str | None] = {
         key: value for key, value in marks.items() if node.labels.get(key) != value
     }
-    if proven and not missing:
+    if proven and not missing and node.gate is None:
         if (ailment := case.ailment) is not None:
             return case.verdict(
                 Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{target.text} proven; {ailment.message}"
@@ -157,6 +163,10 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         )
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
+    if node.gate is not None and (ailment := case.ailment) is not None:
+        return case.verdict(
+            Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{target.text} already, but {ailment.message}"
+        )
     verdict = case.verdict(
         Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; taken over without a change"
     )

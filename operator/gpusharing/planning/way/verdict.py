@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
 
+from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope, scope_of
@@ -21,6 +22,7 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 _SEVERITY = tuple(DisruptionClass)
+_WAITING = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.SKIPPED, Phase.BLOCKED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,11 @@ class NodeCase:
     def _observed_text(self) -> str:
         return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
 
+    def _behind_gate(self, phase: Phase) -> str:
+        if self.node.gate is None or phase not in _WAITING:
+            return ""
+        return f"no workload starts here before it is proven (taint {names.TAINT_UNPROVEN}): "
+
     def verdict(
         self,
         phase: Phase,
@@ -153,7 +160,7 @@ class NodeCase:
             policy=fence.policy if fence else self.owner,
             phase=phase,
             reason=reason,
-            message=message,
+            message=self._behind_gate(phase) + message,
             disruption=self.disruption,
             wanted=target.text if target else fence.to_layout if fence else "",
             observed=assessment.observed_text if assessment else self._observed_text(),

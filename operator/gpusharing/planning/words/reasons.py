@@ -57,6 +57,9 @@ class Reason(Worded):
     ACTUATOR_MISSING = ("ActuatorMissing", "Node", _PERSON,
         "No ready mig-manager pod runs on the node, so nothing could apply the change.",
         "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
+    TAINT_NOT_TOLERATED = ("TaintNotTolerated", "Node", _PERSON,
+        "The node waits behind the taint gpusharing.dev/unproven, which NVIDIA's pods do not tolerate.",
+        "Run the command in the message.")
     AGENT_NOT_READY = ("AgentNotReady", "Node", _PERSON,
         "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
         "Check the pod of the gpu-sharing-operator agent on the node.")

@@ -1,0 +1,57 @@
+"""The start-up taint as it is written on Nodes and tolerated by pods (docs/design/way.md#gate)."""
+
+import json
+from collections.abc import Sequence
+
+from gpusharing.api import names
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import entries, text
+from gpusharing.planning.snapshot.views import StartGate
+
+EFFECT = "NoSchedule"
+GPU_TOLERATION = {"key": names.RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
+"""What the GPU Operator's DaemonSets have where ClusterPolicy says nothing: a list there replaces it
+(docs/design/nvidia.md#d9)."""
+
+
+def start_gate(node: JSON) -> StartGate | None:
+    """The start-up taint on a Node, whatever its value; None: it is not there, or with another effect only."""
+    taints = entries(node, "spec", "taints")
+    others = [taint for taint in taints if not _is_ours(taint)]
+    return None if len(others) == len(taints) else StartGate(_dump(others))
+
+
+def opened(gate: StartGate) -> list[JSON] | None:
+    """`spec.taints` without the start-up taint; None removes the list."""
+    others: list[JSON] = json.loads(gate.others)
+    return others or None
+
+
+def _is_ours(taint: JSON) -> bool:
+    return taint.get("key") == names.TAINT_UNPROVEN and taint.get("effect") == EFFECT
+
+
+def tolerates(tolerations: Sequence[JSON]) -> bool:
+    """Whether pods with these may start behind the start-up taint. Who names its key has thought of its value."""
+    return any(
+        text(one, "effect") in ("", EFFECT)
+        and (
+            text(one, "key") == names.TAINT_UNPROVEN
+            or (not text(one, "key") and one.get("operator") == "Exists")
+        )
+        for one in tolerations
+    )
+
+
+def operand_tolerations(cluster_policy: JSON) -> list[JSON]:
+    """What NVIDIA's operands tolerate under this ClusterPolicy."""
+    return entries(cluster_policy, "spec", "daemonsets", "tolerations") or [GPU_TOLERATION]
+
+
+def tolerations_text(tolerations: Sequence[JSON]) -> str:
+    """As a view keeps them."""
+    return _dump(list(tolerations))
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,51 @@
+"""A node that joins behind the start-up taint `gpusharing.dev/unproven` (docs/design/way.md#gate).
+
+It goes the ordinary way to its layout, and loses the taint with the proof: by the release of its change, or by being
+taken over where it is as wanted already. Until then every verdict on it says what keeps workloads off.
+"""
+
+from gpusharing.api import names
+from gpusharing.planning.proof.assess import has_gpu
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.stack.startgate import find_untolerated
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import MAX_TEXT, cut
+from gpusharing.planning.words.reasons import Reason
+
+
+def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
+    """Nobody counts on this node yet, so that its change takes no slot of its policy's budget.
+
+    It waits behind the taint, was never given back after a proof (docs/adr/0034-the-start-up-gate.md), and has no GPU
+    pod as far as the agent knows: a taint that somebody puts on nodes in service must not let all of them be drained at
+    once. What was decided at the fence holds to its end.
+    """
+    if node.fence is not None:
+        return node.fence.newcomer
+    if node.gate is None or node.verified is not None:
+        return False
+    observed = gpunode.observed if gpunode is not None else None
+    return observed is None or observed.pods == 0
+
+
+def find_closed(case: NodeCase) -> Finding | None:
+    """What keeps a node behind the taint from ever being proven; None: nothing that is known here, or no taint."""
+    policy = case.stack.cluster_policy
+    if case.node.gate is None or policy is None:
+        return None
+    if (missing := find_untolerated(policy, case.settings.gpu_operator_namespace)) is None:
+        return None
+    said = f"{missing.said}, so NVIDIA's pods stay off {case.node.name} and nothing can prove it"
+    tail = f"; run (it restarts those pods on every node): {missing.command}"
+    return Finding(Reason.TAINT_NOT_TOLERATED, cut(said, MAX_TEXT - len(tail)) + tail)
+
+
+def find_unseen(case: NodeCase) -> str:
+    """What else is told of a node behind the taint on which nobody has found a GPU; empty where one was found."""
+    if case.node.gate is None or has_gpu(case.node):
+        return ""
+    return (
+        f"; if it has one, the worker of Node Feature Discovery must tolerate {names.TAINT_UNPROVEN} to find it"
+        " (helm test has the command)"
+    )

@@ -1,0 +1,204 @@
+"""Nodes that join behind the start-up taint (docs/design/way.md#gate), on a SIMULATED cluster."""
+
+import copy
+
+import pytest
+from hack.embedded import CLUSTER_POLICY
+from hack.sim.workloads import Workload
+from tests.embedded.stage import FULL, HOUR, MIXED, SLICED, Scene, at_once, node, scene
+from tests.fakes.virtualtime import virtually
+from tests.nodewrites import is_gated, taints_of
+
+from gpusharing.kube.client import CLUSTER_POLICIES, JSON, NODES, POLICIES
+
+GATE: JSON = {"key": "gpusharing.dev/unproven", "value": "true", "effect": "NoSchedule"}
+UNREGISTERED: JSON = {"key": "karpenter.sh/unregistered", "effect": "NoExecute"}
+TOLERATIONS: list[JSON] = [
+    {"key": "nvidia.com/gpu", "operator": "Exists"},
+    {"key": "gpusharing.dev/unproven", "operator": "Exists"},
+]
+PREPARED: JSON = {
+    **CLUSTER_POLICY,
+    "spec": {**CLUSTER_POLICY["spec"], "daemonsets": {"tolerations": TOLERATIONS}},
+}
+
+
+def gated(name: str, *more: JSON) -> JSON:
+    """A GPU node as a kubelet with --register-with-taints registers it."""
+    raw = node(name)
+    raw["spec"] = {"taints": [*more, GATE]}
+    return raw
+
+
+def waits(stage: Scene, name: str) -> bool:
+    """The start-up taint is on the node."""
+    return is_gated(stage.e.node(name))
+
+
+async def opened(stage: Scene, name: str, seconds: float = HOUR) -> None:
+    """Wait until the taint is gone."""
+    await stage.e.until(lambda: not waits(stage, name), f"{name} to lose the taint", seconds)
+
+
+@virtually
+async def test_a_node_that_joins_gets_its_layout_before_any_workload_lands() -> None:
+    """Without the gate the pods would take the whole GPUs before the operator has looked."""
+    async with scene(
+        gated("gpu-1", UNREGISTERED), workloads=[Workload("llm", 1)], cluster_policy=PREPARED
+    ) as stage:
+        landed: list[bool] = []
+        stage.e.cluster.store.on_commit.append(
+            lambda _, change: (
+                landed.append(waits(stage, "gpu-1"))
+                if change.new is not None and change.new["kind"] == "Pod" and _is_llm(change.new)
+                else None
+            )
+        )
+        stage.apply(SLICED)
+        await stage.ready()
+        assert not waits(stage, "gpu-1")
+        assert taints_of(stage.e.node("gpu-1")) == [UNREGISTERED], "a taint of somebody else's stays"
+        stage.person("gpu-1", {"spec": {"taints": None}})
+        await stage.running("llm", 1)
+        assert landed
+        assert not any(landed), "no pod was bound while the taint was there"
+        assert stage.evicted() == []
+
+
+def _is_llm(pod: JSON) -> bool:
+    return pod["metadata"].get("labels", {}).get("app") == "llm" and bool(pod["spec"].get("nodeName"))
+
+
+@virtually
+async def test_a_node_that_is_as_wanted_loses_the_taint_in_one_write() -> None:
+    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        assert not waits(stage, "gpu-1")
+        assert stage.node_writes()["gpu-1"] == 1
+
+
+@virtually
+async def test_with_no_policy_the_taint_stays_and_the_reason_is_shown() -> None:
+    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
+        shown = await stage.reason("gpu-1", "Unowned")
+        assert shown["message"] == (
+            "no workload starts here before it is proven (taint gpusharing.dev/unproven): no policy selects this node"
+        )
+        assert stage.node_writes()["gpu-1"] == 0
+        stage.apply(MIXED)
+        await stage.ready()
+        assert not waits(stage, "gpu-1")
+
+
+@virtually
+async def test_newcomers_come_in_while_the_budget_is_full() -> None:
+    async with scene(node("gpu-1"), cluster_policy=PREPARED) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.person("gpu-1", {"spec": {"unschedulable": True}})  # takes the one slot
+        stage.apply(SLICED, rollout=at_once(1))
+        for name in ("gpu-2", "gpu-3"):
+            stage.e.cluster.add(NODES, gated(name))
+        await opened(stage, "gpu-2")
+        await opened(stage, "gpu-3")
+        assert stage.transition("gpu-1")["reason"] == "AlreadyCordoned"
+        stage.cordon("gpu-1", on=False)
+        await stage.ready()
+
+
+@virtually
+async def test_what_does_not_tolerate_the_taint_is_told_on_the_node_and_on_the_policy_until_it_does() -> None:
+    async with scene(gated("gpu-1")) as stage:
+        stage.apply(MIXED)
+        shown = await stage.reason("gpu-1", "TaintNotTolerated")
+        assert "kubectl patch clusterpolicy cluster-policy" in shown["message"]
+        row = await stage.until_condition("Stalled", "True", "Blocked")
+        assert "daemonsets.tolerations" in row["message"]
+        assert stage.node_writes()["gpu-1"] == 0
+        stage.e.cluster.patch(
+            CLUSTER_POLICIES, "cluster-policy", {"spec": {"daemonsets": {"tolerations": TOLERATIONS}}}
+        )
+        await stage.ready()
+        assert not waits(stage, "gpu-1")
+
+
+@virtually
+async def test_a_release_that_loses_against_another_taint_is_decided_anew_and_keeps_it() -> None:
+    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
+        theirs: JSON = {"key": "example.com/theirs", "effect": "NoSchedule"}
+
+        def meanwhile() -> None:
+            taints = copy.deepcopy(taints_of(stage.e.node("gpu-1")))
+            stage.person("gpu-1", {"spec": {"taints": [*taints, theirs]}})
+
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1", "actuating")
+        client = stage.e.client
+        assert client is not None
+        client.interfere(lambda body: "taints" in body.get("spec", {}), meanwhile)
+        await stage.ready()
+        assert taints_of(stage.e.node("gpu-1")) == [theirs]
+
+
+@virtually
+async def test_a_policy_that_goes_in_the_middle_leaves_the_taint() -> None:
+    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        stage.e.cluster.delete(POLICIES, "pool-b")
+        await stage.released("gpu-1")
+        assert waits(stage, "gpu-1")
+        assert not stage.cordoned("gpu-1")
+        assert (await stage.reason("gpu-1", "Unowned"))["phase"] == "Skipped"
+
+
+# --- in the protocol of the autoscalers ----------------------------------------------------------------------
+
+
+def is_initialized(raw: JSON, startup_taints: list[JSON]) -> bool:
+    """Karpenter's judgement of a node that it made (pkg/controllers/nodeclaim/lifecycle/initialization.go): Ready,
+    none of the NodePool's startupTaints left (key and effect), and no taint of a node that is only starting."""
+    starting = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable", UNREGISTERED["key"])
+    ready = any(row["type"] == "Ready" and row["status"] == "True" for row in raw["status"]["conditions"])
+    there = {(taint["key"], taint["effect"]) for taint in taints_of(raw)}
+    expected = {(taint["key"], taint["effect"]) for taint in startup_taints}
+    return ready and not (there & expected) and not any(key in starting for key, _ in there)
+
+
+@virtually
+async def test_karpenter_counts_the_node_as_started_when_it_is_proven_and_not_before() -> None:
+    """spec.template.spec.startupTaints of the NodePool; Karpenter takes its own taint when the node has registered."""
+    async with scene(gated("gpu-1", UNREGISTERED), cluster_policy=PREPARED) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1")
+        stage.person(
+            "gpu-1", {"spec": {"taints": [GATE]}, "metadata": {"labels": {"karpenter.sh/registered": "true"}}}
+        )
+        assert not is_initialized(stage.e.node("gpu-1"), [GATE])
+        await stage.fenced("gpu-1", "actuating")
+        assert not is_initialized(stage.e.node("gpu-1"), [GATE])
+        await stage.ready()
+        assert is_initialized(stage.e.node("gpu-1"), [GATE])
+        assert not stage.cordoned("gpu-1")
+
+
+def is_counted_ready(raw: JSON, startup_taints: frozenset[str]) -> bool:
+    """The cluster autoscaler's judgement with --startup-taint (utils/taints/taints.go):
+    while one of these keys is there the node counts as one that is still starting."""
+    ready = any(row["type"] == "Ready" and row["status"] == "True" for row in raw["status"]["conditions"])
+    return ready and not any(taint["key"] in startup_taints for taint in taints_of(raw))
+
+
+@pytest.mark.parametrize("spec", [FULL, SLICED], ids=["as it is", "with a change"])
+@virtually
+async def test_the_cluster_autoscaler_counts_it_as_ready_only_when_it_is_proven(
+    spec: JSON,
+) -> None:
+    keys = frozenset({GATE["key"]})
+    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
+        assert not is_counted_ready(stage.e.node("gpu-1"), keys)
+        stage.apply(spec)
+        await stage.ready()
+        assert is_counted_ready(stage.e.node("gpu-1"), keys)
+        assert "cluster-autoscaler.kubernetes.io/scale-down-disabled" not in stage.annotations("gpu-1")

@@ -1,0 +1,345 @@
+"""Nodes that join behind the start-up taint (docs/design/way.md#gate): what they are told, and what they cost."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import (
+    H100,
+    NOW,
+    make_claim,
+    make_cluster_policy,
+    make_fence,
+    make_gpunode,
+    make_node,
+    make_pod,
+    make_policy,
+    make_snapshot,
+    make_stack,
+    make_work,
+)
+from tests.planning.cases import FULL, MIXED, make_case, pool_of, run_until, world_of, wrote
+from tests.planning.machines import Machine
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.gpus.health import Vitals
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.stackviews import PlainStackView
+from gpusharing.planning.snapshot.views import StartGate
+from gpusharing.planning.stack.installation import find_symptoms
+from gpusharing.planning.stack.installationviews import FinderState, InstallationView, Place
+from gpusharing.planning.stack.startgate import TOLERATION, widened
+from gpusharing.planning.way.judge import judge
+from gpusharing.planning.way.startgate import is_newcomer
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.words.lengths import MAX_TEXT
+from gpusharing.planning.words.reasons import Reason
+
+GATED: dict[str, Any] = {"gate": StartGate("[]")}
+WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)
+INTOLERANT = make_cluster_policy(
+    tolerates_gate=False, tolerations='[{"key":"nvidia.com/gpu","operator":"Exists"}]'
+)
+
+
+def judged(case: NodeCase) -> Verdict:
+    """What is decided about the node."""
+    verdict = judge(case, {})
+    assert verdict is not None, "the node is our business"
+    return verdict
+
+
+# --- the way of a node behind the taint ---------------------------------------------------------------------
+
+
+def test_a_node_that_joins_is_brought_to_its_layout_and_loses_the_taint_with_the_release() -> None:
+    world = pool_of(1, MIXED)
+    world.add_node("new", gated=True)
+    done = len(world.done)
+    world.settle()
+    assert world.nodes["new"].gate is None
+    steps = [type(one).__name__ for one in world.done[done:] if isinstance(one, WRITES)]
+    assert steps == ["FenceNode", "Actuate", "Release"], "no write more than without the taint"
+
+
+def test_a_node_that_joins_as_it_is_wanted_loses_the_taint_without_a_disturbance() -> None:
+    world = pool_of(1)
+    world.add_node("new", gated=True)
+    done = len(world.done)
+    world.settle()
+    assert world.nodes["new"].gate is None
+    assert [type(one).__name__ for one in world.done[done:] if isinstance(one, WRITES)] == ["LabelNode"]
+
+
+def test_a_proven_node_that_is_tainted_again_is_proven_by_what_it_shows_now() -> None:
+    verdict = judged(make_case(FULL, node=GATED))
+    (action,) = verdict.actions
+    assert isinstance(action, LabelNode)
+    assert action.verified is not None, "only a proof takes the taint"
+    assert verdict.reason is Reason.ADOPTABLE
+
+
+def test_an_abort_leaves_the_taint() -> None:
+    world = World()
+    world.set_policy(MIXED)
+    world.add_node("new", gated=True)
+    run_until(world, Phase.CORDONED, node="new")
+    world.nodes["new"] = replace(world.nodes["new"], unschedulable=False)
+    world.step()
+    assert wrote(world, Release) == ["Release"]
+    assert world.nodes["new"].gate is not None
+
+
+NOT_YET: dict[str, tuple[NodeCase, Reason]] = {
+    "nobody owns it": (make_case(None, node=GATED), Reason.UNOWNED),
+    "its agent is not Ready": (make_case(FULL, node=GATED, agent_ready=False), Reason.AGENT_NOT_READY),
+    "it is not Ready": (make_case(FULL, node={**GATED, "ready": False}), Reason.NODE_NOT_READY),
+    "nobody has read it": (
+        make_case(FULL, node=GATED, gpunode={"observed": None}), Reason.OBSERVATION_PENDING,
+    ),
+    "somebody cordoned it": (
+        make_case(MIXED, node={**GATED, "unschedulable": True}), Reason.ALREADY_CORDONED,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason"), NOT_YET.values(), ids=NOT_YET)
+def test_the_taint_stays_and_the_reason_says_so_while(case: NodeCase, reason: Reason) -> None:
+    verdict = judged(case)
+    assert verdict.reason is reason
+    assert verdict.message.startswith(
+        "no workload starts here before it is proven (taint gpusharing.dev/unproven): "
+    )
+    assert not any(isinstance(action, LabelNode) and action.verified for action in verdict.actions)
+
+
+def test_without_the_taint_no_message_speaks_of_it() -> None:
+    assert "taint" not in judged(make_case(None)).message
+
+
+def test_a_node_with_a_sick_gpu_keeps_the_taint_though_its_layout_is_right() -> None:
+    report = world_of(FULL).gpunodes["gpu-07"]
+    assert report.observed is not None
+    gpus = tuple(replace(gpu, vitals=Vitals(ecc_errors=True)) for gpu in report.observed.gpus)
+    verdict = judged(make_case(FULL, node=GATED, gpunode={"observed": replace(report.observed, gpus=gpus)}))
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, ())
+
+
+def test_where_no_gpu_was_found_the_worker_that_would_find_it_is_named() -> None:
+    bare = {**GATED, "resources": {}}
+    absent = dict.fromkeys((names.LABEL_GPU_PRESENT, names.LABEL_GPU_PRODUCT))
+    verdict = judged(make_case(FULL, node=bare, labels=absent, gpunode={"observed": None}))
+    assert verdict.reason is Reason.NO_GPU
+    assert "Node Feature Discovery must tolerate gpusharing.dev/unproven" in verdict.message
+
+
+# --- what must tolerate it ----------------------------------------------------------------------------------
+
+
+def test_a_node_that_nvidias_pods_keep_off_is_told_with_the_one_command() -> None:
+    stack = make_stack(MIXED, cluster_policy=INTOLERANT)
+    verdict = judged(make_case(MIXED, node=GATED, stack=stack))
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.TAINT_NOT_TOLERATED)
+    assert verdict.message.endswith(
+        "run (it restarts those pods on every node): kubectl patch clusterpolicy cluster-policy --type merge -p"
+        ' \'{"spec":{"daemonsets":{"tolerations":[{"key":"nvidia.com/gpu","operator":"Exists"},'
+        '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]}}}\''
+    )
+
+
+def test_nobody_else_is_told_of_tolerations() -> None:
+    stack = make_stack(MIXED, cluster_policy=INTOLERANT)
+    assert judged(make_case(MIXED, stack=stack)).candidate
+
+
+def test_what_is_wanted_already_needs_no_more_than_it_has() -> None:
+    stack = make_stack(FULL, cluster_policy=INTOLERANT)
+    assert judged(make_case(FULL, node=GATED, stack=stack)).reason is Reason.ADOPTABLE
+
+
+def test_the_command_is_whole_however_much_is_tolerated_already() -> None:
+    many = ",".join(f'{{"key":"example.com/{number:03}","operator":"Exists"}}' for number in range(12))
+    stack = make_stack(MIXED, cluster_policy=replace(INTOLERANT, tolerations=f"[{many}]"))
+    message = judged(make_case(MIXED, node=GATED, stack=stack)).message
+    assert message.endswith("}}}'")
+    assert len(message) <= MAX_TEXT + 100
+
+
+GPU = '[{"key":"nvidia.com/gpu","operator":"Exists"}]'
+OPERAND, WORKER = INTOLERANT, FinderState("nfd-worker", "gpu-operator", False, GPU)
+PLAIN = replace(INTOLERANT, plain=PlainStackView("nvdp", "nvdp", True))
+
+
+def test_the_toleration_is_added_to_what_is_there() -> None:
+    assert widened(GPU)[-1] == TOLERATION
+    assert len(widened(GPU)) == 2
+
+
+def told(view: InstallationView) -> list[tuple[str, str]]:
+    """(message, command) of what `helm test` says about the taint."""
+    found = [one for one in find_symptoms(view) if one.reason == "TaintNotTolerated"]
+    return [(one.message, one.command) for one in found]
+
+
+def test_helm_test_says_nothing_where_no_node_waits_and_none_is_to_come() -> None:
+    assert told(InstallationView(cluster_policies=(OPERAND,), finders=(WORKER,))) == []
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        InstallationView(gated=frozenset({"gpu-07"})),
+        InstallationView(place=Place(startup_gate=True)),
+    ],
+    ids=["a node waits", "nodes are to come"],
+)
+def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view: InstallationView) -> None:
+    found = told(replace(view, cluster_policies=(OPERAND,), finders=(WORKER,)))
+    assert [command.partition(" -")[0] for _, command in found] == [
+        "kubectl patch clusterpolicy cluster-policy",
+        "helm upgrade gpu-operator nvidia/gpu-operator",
+    ]
+    assert found[1][1].endswith(
+        '--set-json \'node-feature-discovery.worker.tolerations=[{"key":"nvidia.com/gpu","operator":"Exists"},'
+        '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]\''
+    )
+    assert all("run it before nodes are in use" in message for message, _ in found)
+
+
+def test_helm_test_gives_the_commands_of_the_plain_chart_where_that_stands_alone() -> None:
+    view = InstallationView(
+        gated=frozenset({"gpu-07"}), plain=PLAIN, finders=(replace(WORKER, release="nvdp"),)
+    )
+    plugin, worker = (command for _, command in told(view))
+    assert plugin.startswith(
+        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --reuse-values --set-json"
+    )
+    assert "'nfd.worker.tolerations=[" in worker
+
+
+def test_helm_test_is_content_with_what_tolerates_it() -> None:
+    fine = make_cluster_policy()
+    view = InstallationView(gated=frozenset({"x"}), cluster_policies=(fine, replace(OPERAND, ignored=True)))
+    assert told(replace(view, finders=(replace(WORKER, tolerates_gate=True),))) == []
+
+
+# --- what it costs ------------------------------------------------------------------------------------------
+
+NEWCOMERS: dict[str, tuple[bool, dict[str, Any], dict[str, Any] | None]] = {
+    "it joined just now": (True, {"gated": True}, None),
+    "its agent sees no pod": (True, {"gated": True}, {"pods": 0}),
+    "it has GPU pods": (False, {"gated": True}, {"pods": 1}),
+    "nobody can count its GPU pods": (False, {"gated": True}, {"holdings_known": False}),
+    "it was given back once": (False, {"gated": True, "verified": Verified("pool-b", "", "")}, None),
+    "it has no taint": (False, {}, None),
+    "its change took no slot": (True, {"fence": make_fence(newcomer=True)}, {"pods": 1}),
+    "its change took one": (False, {"gated": True, "fence": make_fence()}, None),
+}
+
+
+@pytest.mark.parametrize(("newcomer", "node", "report"), NEWCOMERS.values(), ids=NEWCOMERS)
+def test_a_node_is_a_newcomer_when(
+    newcomer: bool, node: dict[str, Any], report: dict[str, Any] | None
+) -> None:
+    gpunode = None if report is None else make_gpunode(**report)
+    assert is_newcomer(make_node(**node), gpunode) is newcomer
+
+
+def fleet(*, served: int, new: int, **rollout: Any) -> Any:
+    """A pool whose nodes all differ from what is wanted; `new` of them wait behind the taint. Their pods are listed."""
+    nodes = [make_node(f"old-{n}", labels=PRESENT) for n in range(served)]
+    nodes += [make_node(f"new-{n}", gated=True, labels=PRESENT) for n in range(new)]
+    work = {node.name: make_work() for node in nodes}
+    return make_snapshot(nodes, [make_policy(rollout=rollout)], work=work)
+
+
+PRESENT = {names.LABEL_GPU_PRESENT: "true", names.LABEL_GPU_PRODUCT: H100.replace(" ", "-")}
+
+
+def begun(snapshot: Any) -> list[str]:
+    """Which nodes are fenced now; those that took no slot in capitals."""
+    verdicts = plan_rollout(snapshot, NOW).verdicts.values()
+    fences = [
+        action.fence for verdict in verdicts for action in verdict.actions if isinstance(action, FenceNode)
+    ]
+    uids = {node.uid: name for name, node in snapshot.nodes.items()}
+    return sorted(uids[one.node_uid].upper() if one.newcomer else uids[one.node_uid] for one in fences)
+
+
+def test_newcomers_take_no_slot_and_hold_up_nobody() -> None:
+    found = begun(fleet(served=3, new=2, maxUnavailable=1))
+    assert found[:2] == ["NEW-0", "NEW-1"]
+    assert len(found) == 3
+
+
+def test_a_full_budget_does_not_hold_up_newcomers() -> None:
+    snapshot = fleet(served=2, new=1, maxUnavailable=1)
+    away = {**snapshot.nodes, "old-0": replace(snapshot.nodes["old-0"], ready=False)}
+    assert begun(replace(snapshot, nodes=away)) == ["NEW-0"]
+
+
+def test_newcomers_that_are_not_ready_yet_use_up_no_budget() -> None:
+    snapshot = fleet(served=1, new=2, maxUnavailable=1)
+    joining = {name: replace(node, ready=name == "old-0") for name, node in snapshot.nodes.items()}
+    assert begun(replace(snapshot, nodes=joining)) == ["old-0"]
+
+
+def test_newcomers_are_no_part_of_a_percentage() -> None:
+    assert len([name for name in begun(fleet(served=4, new=4, maxUnavailable="50%")) if name.islower()]) == 2
+
+
+def test_a_pool_of_newcomers_only_begins() -> None:
+    assert begun(fleet(served=0, new=2, maxUnavailable="10%")) == ["NEW-0", "NEW-1"]
+
+
+@pytest.mark.parametrize(
+    "rollout", [{"maxUnavailable": 0}, {"maxUnavailable": "0%"}, {"paused": True}], ids=str
+)
+def test_what_freezes_or_pauses_a_pool_holds_for_newcomers_too(rollout: dict[str, Any]) -> None:
+    assert begun(fleet(served=1, new=1, **rollout)) == []
+
+
+def test_newcomers_share_the_cap_on_nodes_in_flight() -> None:
+    snapshot = fleet(served=0, new=3, maxUnavailable=1)
+    capped = replace(snapshot, settings=replace(snapshot.settings, max_in_flight=2))
+    assert len(begun(capped)) == 2
+    waiting = [v for v in plan_rollout(capped, NOW).verdicts.values() if v.reason is Reason.BUDGET_FULL]
+    assert ["operator.maxInFlight" in verdict.message for verdict in waiting] == [True]
+
+
+def test_a_taint_on_nodes_in_service_does_not_let_them_all_be_drained_at_once() -> None:
+    """kubectl taint nodes --all gpusharing.dev/unproven:NoSchedule"""
+    snapshot = fleet(served=0, new=3, maxUnavailable=1)
+    busy = [make_gpunode(name, pods=1) for name in snapshot.nodes]
+    snapshot = replace(snapshot, gpunodes={one.name: one for one in busy})
+    assert len(begun(snapshot)) == 1
+    assert begun(snapshot)[0].islower(), "it takes the one slot"
+
+
+def test_a_pod_that_the_list_shows_counts_though_the_agent_has_not_seen_it() -> None:
+    snapshot = fleet(served=1, new=2, maxUnavailable=1)
+    work = {name: make_work(make_pod(f"llm-{name}")) for name in snapshot.nodes}
+    allowed = [make_policy(rollout={"maxUnavailable": 1}, drain={"strandedPods": "Allow"})]
+    found = begun(replace(snapshot, work=work, policies=tuple(allowed)))
+    assert [name.islower() for name in found] == [True], "one, in the one slot"
+
+
+def test_a_change_that_took_a_slot_keeps_it_when_its_pods_are_gone() -> None:
+    snapshot = fleet(served=0, new=2, maxUnavailable=1)
+    fence = make_fence(node_uid="uid-new-0")
+    nodes = {**snapshot.nodes, "new-0": replace(snapshot.nodes["new-0"], fence=fence, unschedulable=True)}
+    busy = {"new-1": make_gpunode("new-1", pods=1), "new-0": make_gpunode("new-0", pods=0)}
+    claims = {"new-0": make_claim("uid-new-0")}
+    assert begun(replace(snapshot, nodes=nodes, gpunodes=busy, claims=claims)) == []
+
+
+def test_two_cards_of_a_newcomer_are_proven_like_any_others() -> None:
+    world = World()
+    world.set_policy(MIXED)
+    world.add_node("new", Machine("new", (H100, H100)), gated=True)
+    world.settle()
+    assert world.nodes["new"].gate is None
