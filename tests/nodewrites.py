@@ -19,7 +19,7 @@ OUR_LABELS = {
     names.LABEL_MIG_CONFIG,
     names.LABEL_MIG_STATE,
     names.LABEL_PLUGIN_CONFIG,
-    names.LABEL_UPGRADE_SKIP,
+    *names.NEIGHBOUR_LABELS,
 }
 OUR_ANNOTATIONS = {
     *names.NEIGHBOUR_ANNOTATIONS,
@@ -33,13 +33,21 @@ ACTUATING = {names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_C
 """Labels that NVIDIA's software acts on."""
 
 MCO = "machineconfiguration.openshift.io/"
-FOREIGN_PREFIXES = ("weave.works/kured-reboot-in-progress", "skyhook.nvidia.com/cordon_")
+FOREIGN_PREFIXES = (
+    "weave.works/kured-reboot-in-progress",
+    "skyhook.nvidia.com/cordon_",
+    "nodewright.nvidia.com/cordon_",
+    "nodewright.nvidia.com/runtimeRequiredCordon",
+)
 FOREIGN_STATES = {
     names.LABEL_UPGRADE_STATE: ("", "upgrade-done"),
     "sriovnetwork.openshift.io/state": ("Idle",),
+    "dgxc.nvidia.com/nvsentinel-state": ("",),
 }
 """Marks that are there always, and the values with which nobody works on the node."""
 FOREIGN_TAINTS = {
+    "remediation.medik8s.io/self-node-remediation",
+    "node.kubernetes.io/out-of-service",
     "medik8s.io/drain",
     "karpenter.sh/disrupted",
     "karpenter.sh/disruption",

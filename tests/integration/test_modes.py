@@ -61,6 +61,12 @@ ROUTING = {
 }
 COLUMN = {"single": "MIG", "mixed": "MIG", "mixed+TS": "MIG+TS"}
 WITH_MIG = {"single", "mixed", "mixed+TS"}
+NEIGHBOUR_LABELS = {
+    "nvidia.com/gpu-driver-upgrade.skip": "true",
+    "nvsentinel.dgxc.nvidia.com/managed": "false",
+    "k8saas.nvidia.com/ManagedByNVSentinel": "false",
+    "remediation.medik8s.io/exclude-from-remediation": "true",
+}
 NEIGHBOURS = {"karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled"}
 ACTED_ON = {"nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/device-plugin.config"}
 WALKS = (
@@ -127,7 +133,7 @@ def check_part(step: str, write: NodeWrite, routing: str) -> None:
     assert "finalizers" not in write.after["metadata"]
     if step == "fence":
         assert spec == {"unschedulable": True}
-        assert labels == {"gpusharing.dev/mode": None, "nvidia.com/gpu-driver-upgrade.skip": "true"}
+        assert labels == {"gpusharing.dev/mode": None, **NEIGHBOUR_LABELS}
         assert '"stage":"fenced"' in fence
         assert metadata["annotations"].keys() - {"gpusharing.dev/fence"} == NEIGHBOURS
     elif step == "PNR":
@@ -138,7 +144,7 @@ def check_part(step: str, write: NodeWrite, routing: str) -> None:
     else:
         assert (spec, fence) == ({"unschedulable": None}, None)
         assert labels["gpusharing.dev/mode"] == routing
-        assert labels["nvidia.com/gpu-driver-upgrade.skip"] is None
+        assert {key: labels[key] for key in NEIGHBOUR_LABELS} == dict.fromkeys(NEIGHBOUR_LABELS)
         assert {key: metadata["annotations"][key] for key in NEIGHBOURS} == dict.fromkeys(NEIGHBOURS)
 
 

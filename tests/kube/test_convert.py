@@ -88,7 +88,15 @@ FOREIGN: list[tuple[str, JSON, str]] = [
     ("annotations", {"machineconfiguration.openshift.io/desiredDrain": "drain-1"}, "machine-config"),
     ("annotations", {"sriovnetwork.openshift.io/state": "Draining"}, "SR-IOV"),
     ("annotations", {"sriovnetwork.openshift.io/state": "Idle"}, ""),
-    ("annotations", {"skyhook.nvidia.com/cordon_tuning": "true"}, "Skyhook"),
+    ("annotations", {"skyhook.nvidia.com/cordon_tuning": "true"}, "nodewright"),
+    ("annotations", {"nodewright.nvidia.com/cordon_tuning": "true"}, "nodewright"),
+    ("annotations", {"nodewright.nvidia.com/runtimeRequiredCordon": "true"}, "nodewright"),
+    ("annotations", {"nodewright.nvidia.com/status_tuning": "complete"}, ""),
+    ("labels", {"dgxc.nvidia.com/nvsentinel-state": "quarantined"}, "NVSentinel"),
+    ("labels", {"dgxc.nvidia.com/nvsentinel-state": "remediation-failed"}, "NVSentinel"),
+    ("labels", {"dgxc.nvidia.com/nvsentinel-state": ""}, ""),
+    ("labels", {"k8saas.nvidia.com/ManagedByNVSentinel": "false"}, ""),
+    ("labels", {"remediation.medik8s.io/exclude-from-remediation": "true"}, ""),
 ]
 
 
@@ -104,7 +112,14 @@ def test_foreign_maintenance_in_labels_and_annotations_is_named(where: str, mark
 
 
 @pytest.mark.parametrize(
-    "taint", ["medik8s.io/drain", "karpenter.sh/disrupted", "ToBeDeletedByClusterAutoscaler"]
+    "taint",
+    [
+        "medik8s.io/drain",
+        "remediation.medik8s.io/self-node-remediation",
+        "node.kubernetes.io/out-of-service",
+        "karpenter.sh/disrupted",
+        "ToBeDeletedByClusterAutoscaler",
+    ],
 )
 def test_foreign_maintenance_in_taints_is_named(taint: str) -> None:
     assert convert.node_view(node(spec={"taints": [{"key": taint, "effect": "NoSchedule"}]})).foreign

@@ -10,26 +10,39 @@ from gpusharing.planning.way.marks import marks_for, unmarked
 KARPENTER, AUTOSCALER = names.NEIGHBOUR_ANNOTATIONS
 
 
-def test_a_fence_keeps_driver_upgrades_and_autoscalers_away() -> None:
+def test_a_fence_keeps_driver_upgrades_autoscalers_and_who_repairs_nodes_away() -> None:
     labels, annotations = marks_for(make_node())
 
-    assert labels == {names.LABEL_UPGRADE_SKIP: "true"}
+    assert labels == {
+        "nvidia.com/gpu-driver-upgrade.skip": "true",
+        "nvsentinel.dgxc.nvidia.com/managed": "false",
+        "k8saas.nvidia.com/ManagedByNVSentinel": "false",
+        "remediation.medik8s.io/exclude-from-remediation": "true",
+    }
     assert annotations == {KARPENTER: "true", AUTOSCALER: "true"}
 
 
 def test_marks_that_somebody_else_set_are_neither_set_nor_taken_away() -> None:
-    theirs = make_node(labels={names.LABEL_UPGRADE_SKIP: "true"})
+    theirs = make_node(labels={**names.NEIGHBOUR_LABELS, "nvsentinel.dgxc.nvidia.com/managed": "true"})
     theirs = replace(theirs, neighbour_marks=frozenset({KARPENTER}))
 
     labels, annotations = marks_for(theirs)
-    released = unmarked(make_fence(added=(*labels, *annotations)))
+    released = unmarked(make_fence(added=(*labels, *annotations)), theirs)
 
     assert (labels, annotations) == ({}, {AUTOSCALER: "true"})
     assert released == ({}, {AUTOSCALER: None})
 
 
 def test_a_release_takes_away_exactly_what_the_fence_lists() -> None:
-    labels, annotations = unmarked(make_fence(added=(names.LABEL_UPGRADE_SKIP, KARPENTER)))
+    labels, annotations = unmarked(make_fence(added=(names.LABEL_UPGRADE_SKIP, KARPENTER)), make_node())
 
     assert labels == {names.LABEL_UPGRADE_SKIP: None}
     assert annotations == {KARPENTER: None}
+
+
+def test_the_mark_that_medik8s_sets_too_is_left_to_it_while_it_maintains_the_node() -> None:
+    fence = make_fence(added=tuple(names.NEIGHBOUR_LABELS))
+    maintained = make_node(foreign="medik8s NodeMaintenance nm")
+
+    assert names.LABEL_NO_REMEDIATION not in unmarked(fence, maintained)[0]
+    assert unmarked(fence, make_node(foreign="kured reboot"))[0].keys() == names.NEIGHBOUR_LABELS.keys()

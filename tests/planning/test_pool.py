@@ -302,8 +302,8 @@ def test_the_fence_records_everything_that_an_abort_or_a_restart_needs() -> None
     assert isinstance(action, FenceNode)
     fence = action.fence
     assert action.cordon
-    assert action.labels == {names.LABEL_UPGRADE_SKIP: "true", names.LABEL_MODE: None}
-    marks = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
+    assert action.labels == {**names.NEIGHBOUR_LABELS, names.LABEL_MODE: None}
+    marks = (*names.NEIGHBOUR_LABELS, *names.NEIGHBOUR_ANNOTATIONS)
     assert (fence.added, fence.from_mode, fence.stage) == (marks, "full", "fenced")
     assert (fence.disruption, fence.since, fence.deadline) == (DisruptionClass.RESET, NOW, at(905))
     assert (fence.from_layout, fence.to_layout, fence.node_uid) == ("1x full", "2x3g.40gb", "uid-c")
@@ -326,7 +326,7 @@ def test_the_fence_records_whether_a_cordon_was_there_before(cordoned: bool) -> 
 
 def test_a_neighbour_mark_that_was_there_is_not_ours_to_take_away() -> None:
     case = candidate("c")
-    node = replace(case.node, labels={**case.node.labels, names.LABEL_UPGRADE_SKIP: "true"})
+    node = replace(case.node, labels={**case.node.labels, **names.NEIGHBOUR_LABELS})
     (action,) = chosen(replace(case, node=node)).verdicts["c"].actions
     assert isinstance(action, FenceNode)
     assert action.fence.added == names.NEIGHBOUR_ANNOTATIONS
@@ -339,7 +339,7 @@ def test_a_plugin_restart_starts_without_cordon_and_without_looking_at_pods() ->
     (action,) = chosen(replace(case, assessment=mild)).verdicts["c"].actions
     assert isinstance(action, FenceNode)
     assert not action.cordon
-    assert action.labels == {names.LABEL_UPGRADE_SKIP: "true"}
+    assert action.labels == names.NEIGHBOUR_LABELS
 
 
 def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:

@@ -80,6 +80,16 @@ NEIGHBOUR_ANNOTATIONS = (
 )
 """Set to `true` on a fenced Node, so that autoscalers do not take it away meanwhile (docs/design/drain.md#c6)."""
 
+LABEL_NO_REMEDIATION = "remediation.medik8s.io/exclude-from-remediation"
+NEIGHBOUR_LABELS = {
+    LABEL_UPGRADE_SKIP: "true",
+    "nvsentinel.dgxc.nvidia.com/managed": "false",
+    "k8saas.nvidia.com/ManagedByNVSentinel": "false",
+    LABEL_NO_REMEDIATION: "true",
+}
+"""Set on a fenced Node, with these values: NVIDIA's driver upgrade keeps out, and the health agents NVSentinel (the
+second one is its older name) and medik8s see DCGM stop and do not repair the node (docs/design/drain.md#c6)."""
+
 REWRITTEN_LABELS = (
     LABEL_MODE,
     LABEL_POLICY,
@@ -95,12 +105,12 @@ REWRITTEN_LABELS = (
     "nvidia.com/gpu.memory",
     "nvidia.com/gpu.multiprocessors",
     LABEL_MPS_CAPABLE,
-    LABEL_UPGRADE_SKIP,
+    *NEIGHBOUR_LABELS,
 )
 """Labels whose value a mode change rewrites: a nodeSelector on one would select itself out of its pool.
 
 GFD describes the MIG device instead of the card in `gpu.*` under strategy single (docs/design/nvidia.md#c);
-the last one is set by our own fence (docs/design/drain.md#c6).
+the last ones are set by our own fence (docs/design/drain.md#c6).
 """
 REWRITTEN_PREFIXES = (
     "nvidia.com/mig-",

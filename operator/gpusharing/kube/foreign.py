@@ -21,15 +21,27 @@ _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
 _SRIOV = "sriovnetwork.openshift.io/state"
 
+_NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
+"""quarantined, draining ... remediation-failed; absent on a node that it holds well (NVIDIA/NVSentinel
+commons/pkg/statemanager)."""
+_NODEWRIGHT = (
+    "nodewright.nvidia.com/cordon_",
+    "nodewright.nvidia.com/runtimeRequiredCordon",
+    "skyhook.nvidia.com/cordon_",  # its name until 2026
+)
+
 METADATA_MARKERS: tuple[tuple[str, Check], ...] = (
     ("NVIDIA driver upgrade", lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in _UPGRADE_IDLE),
     ("kured reboot", lambda _, ann: "weave.works/kured-reboot-in-progress" in ann),
     ("OpenShift machine-config-operator", lambda _, ann: ann.get(_MCO_DESIRED) != ann.get(_MCO_APPLIED)),
     ("SR-IOV network operator", lambda _, ann: ann.get(_SRIOV, "Idle") != "Idle"),
-    ("NVIDIA Skyhook", lambda _, ann: any(key.startswith("skyhook.nvidia.com/cordon_") for key in ann)),
+    ("NVIDIA NVSentinel", lambda lab, _: bool(lab.get(_NVSENTINEL))),
+    ("NVIDIA nodewright", lambda _, ann: any(key.startswith(_NODEWRIGHT) for key in ann)),
 )
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
+    "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
+    "node.kubernetes.io/out-of-service": "whoever took the node out of service",
     "karpenter.sh/disrupted": "Karpenter",
     "karpenter.sh/disruption": "Karpenter",
     "ToBeDeletedByClusterAutoscaler": "cluster autoscaler",

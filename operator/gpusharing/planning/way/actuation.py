@@ -50,7 +50,7 @@ def run(
 def start_anew(case: FencedCase) -> Verdict:
     """What began as a plugin restart needs an idle node: it is given back, and fenced again with a cordon."""
     message = "the change now needs an idle node; it starts over with a drain"
-    labels, annotations = unmarked(case.fence)
+    labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
     return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
 

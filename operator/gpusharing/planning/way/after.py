@@ -322,7 +322,7 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
     """One PATCH: fence, marks and cordon go, the routing label comes back."""
     fence, node = case.fence, case.node
-    labels, annotations = unmarked(fence)
+    labels, annotations = unmarked(fence, node)
     labels |= {names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy.name}
     uncordon = may_uncordon(case)
     kept = node.unschedulable and not uncordon

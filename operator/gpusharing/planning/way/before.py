@@ -224,7 +224,7 @@ def _abort(case: FencedCase, why: Finding, *, defer: bool, restore: bool) -> Ver
     fence, node = case.fence, case.node
     if node.foreign and holds_our_cordon(case):
         return give_way(case, why.message)
-    labels, annotations = unmarked(fence)
+    labels, annotations = unmarked(fence, node)
     if restore and fence.from_mode:
         labels[names.LABEL_MODE] = fence.from_mode
     return case.verdict(Phase.ABORTING, why.reason, why.message).then(

@@ -71,7 +71,7 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
             f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node once it has been"
             " checked"
         )
-        labels, annotations = unmarked(case.fence)
+        labels, annotations = unmarked(case.fence, case.node)
         verdict = case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message)
         return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
     if case.fence.stage == "fenced":

@@ -1,4 +1,4 @@
-"""Being a good neighbour: marks on a fenced Node that keep driver upgrades and autoscalers away
+"""Being a good neighbour: marks on a fenced Node that keep driver upgrades, autoscalers and who repairs nodes away
 (docs/design/drain.md#c6).
 
 Only marks that we set are taken away again; the fence lists them.
@@ -13,12 +13,17 @@ Marks = dict[str, str | None]
 
 def marks_for(node: NodeView) -> tuple[Marks, Marks]:
     """(labels, annotations) that the fence sets: those that the node does not have already."""
-    labels: Marks = {} if names.LABEL_UPGRADE_SKIP in node.labels else {names.LABEL_UPGRADE_SKIP: "true"}
+    labels: Marks = {name: text for name, text in names.NEIGHBOUR_LABELS.items() if name not in node.labels}
     missing = (name for name in names.NEIGHBOUR_ANNOTATIONS if name not in node.neighbour_marks)
     return labels, dict.fromkeys(missing, "true")
 
 
-def unmarked(fence: Fence) -> tuple[Marks, Marks]:
-    """(labels, annotations) that a release takes away."""
+def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
+    """(labels, annotations) that a release takes away.
+
+    medik8s marks a node that it maintains with the very label that we have set, and takes it away at its end
+    (node-maintenance-operator, addExcludeRemediationLabel): while it is at work the label is its own.
+    """
     annotations: Marks = {name: None for name in fence.added if name in names.NEIGHBOUR_ANNOTATIONS}
-    return {name: None for name in fence.added if name not in annotations}, annotations
+    theirs = {names.LABEL_NO_REMEDIATION} if node.foreign.startswith("medik8s") else set()
+    return {name: None for name in fence.added if name not in annotations and name not in theirs}, annotations

@@ -34,7 +34,7 @@ def may_uncordon(case: FencedCase) -> bool:
 
 def give_way(case: FencedCase, message: str) -> Verdict:
     """The change is given up; the cordon stays as long as somebody else works on the node."""
-    labels, annotations = unmarked(case.fence)
+    labels, annotations = unmarked(case.fence, case.node)
     fence = replace(case.fence, stage="yielded", stage_since=case.now, added=())
     verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(UpdateFence(case.node, fence, labels=labels, annotations=annotations))

@@ -1,0 +1,140 @@
+"""Others who disrupt nodes work beside us on a SIMULATED cluster: one budget, and each keeps off the other's nodes
+(docs/design/drain.md#c5, C6). How they mark nodes is written here as their own code does it."""
+
+from typing import Any
+
+import pytest
+from hack.sim.workloads import Workload
+from tests.embedded.stage import HOUR, MIXED, SLICED, Scene, at_once, nodes, scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.client import JSON, NODES
+from gpusharing.kube.foreign import foreign_marker
+
+NEIGHBOURS: dict[str, tuple[str, JSON, JSON]] = {
+    "NVSentinel quarantines": (
+        "NVIDIA NVSentinel",
+        {"metadata": {"labels": {"dgxc.nvidia.com/nvsentinel-state": "quarantined"}}},
+        {"metadata": {"labels": {"dgxc.nvidia.com/nvsentinel-state": None}}},
+    ),
+    "a driver upgrade": (
+        "NVIDIA driver upgrade",
+        {"metadata": {"labels": {"nvidia.com/gpu-driver-upgrade-state": "cordon-required"}}},
+        {"metadata": {"labels": {"nvidia.com/gpu-driver-upgrade-state": "upgrade-done"}}},
+    ),
+    "nodewright interrupts": (
+        "NVIDIA nodewright",
+        {"metadata": {"annotations": {"nodewright.nvidia.com/cordon_tuning": "true"}}},
+        {"metadata": {"annotations": {"nodewright.nvidia.com/cordon_tuning": None}}},
+    ),
+    "kured reboots": (
+        "kured reboot",
+        {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": "2026-11-21T10:00:00Z"}}},
+        {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": None}}},
+    ),
+    "self node remediation": (
+        "medik8s node remediation",
+        {
+            "spec": {
+                "taints": [{"key": "remediation.medik8s.io/self-node-remediation", "effect": "NoExecute"}]
+            }
+        },
+        {"spec": {"taints": None}},
+    ),
+}
+everybody = pytest.mark.parametrize(("who", "mark", "unmark"), NEIGHBOURS.values(), ids=NEIGHBOURS)
+
+
+def begin(stage: Scene, name: str, mark: JSON) -> None:
+    """Somebody marks and cordons a node."""
+    stage.person(name, {**mark, "spec": {**mark.get("spec", {}), "unschedulable": True}})
+
+
+def end(stage: Scene, name: str, unmark: JSON) -> None:
+    """And gives it back."""
+    stage.person(name, {**unmark, "spec": {**unmark.get("spec", {}), "unschedulable": None}})
+
+
+@everybody
+@virtually
+async def test_a_node_that_somebody_else_works_on_uses_up_the_budget_for_both(
+    who: str, mark: JSON, unmark: JSON
+) -> None:
+    async with scene(*nodes(2)) as stage:
+        begin(stage, "gpu-1", mark)
+        stage.apply(SLICED, rollout=at_once(1))
+        shown = await stage.reason("gpu-1", "ForeignMaintenance")
+        assert shown["message"].startswith(f"{who} works on gpu-1")
+        await stage.reason("gpu-2", "BudgetFull")
+        assert stage.node_writes() == {}
+        end(stage, "gpu-1", unmark)
+        await stage.ready()
+
+
+@everybody
+@virtually
+async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_and_cordon(
+    who: str, mark: JSON, unmark: JSON
+) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(SLICED)
+        await stage.fenced("gpu-1")
+        begin(stage, "gpu-1", mark)
+        await stage.fenced("gpu-1", "yielded", 30)
+        assert foreign_marker(stage.e.node("gpu-1")) == who, "nothing of theirs was taken away"
+        assert stage.cordoned("gpu-1")
+        end(stage, "gpu-1", unmark)
+        await stage.ready(seconds=1800)
+
+
+@everybody
+@virtually
+async def test_one_that_comes_after_the_point_of_no_return_keeps_the_cordon_when_we_are_done(
+    who: str, mark: JSON, unmark: JSON
+) -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1", "actuating")
+        begin(stage, "gpu-1", mark)
+        await stage.ready()
+        assert stage.cordoned("gpu-1")
+        assert foreign_marker(stage.e.node("gpu-1")) == who
+
+
+# --- who repairs nodes when DCGM stops ------------------------------------------------------------------------
+
+
+def nvsentinel_repairs(node: JSON) -> bool:
+    """Its rules match every node but one with either label (fault-quarantine, default rule sets)."""
+    found = node["metadata"].get("labels") or {}
+    keys = ("nvsentinel.dgxc.nvidia.com/managed", "k8saas.nvidia.com/ManagedByNVSentinel")
+    return not any(found.get(key) == "false" for key in keys)
+
+
+def medik8s_repairs(node: JSON) -> bool:
+    """NodeHealthCheck and self-node-remediation skip a node with this label."""
+    found = node["metadata"].get("labels") or {}
+    return found.get("remediation.medik8s.io/exclude-from-remediation") != "true"
+
+
+@pytest.mark.parametrize("repairs", [nvsentinel_repairs, medik8s_repairs])
+@virtually
+async def test_a_health_agent_that_sees_dcgm_stop_does_not_repair_the_node(repairs: Any) -> None:
+    async with scene(*nodes(1), workloads=[Workload("llm", 1)]) as stage:
+        await stage.running("llm", 1)
+        stopped: list[bool] = []
+
+        def look(resource: Any, change: Any) -> None:
+            node = change.new
+            if resource == NODES and node is not None:
+                switch = (node["metadata"].get("labels") or {}).get("nvidia.com/gpu.deploy.dcgm")
+                if switch != "true":
+                    stopped.append(repairs(node))
+
+        stage.e.cluster.store.on_commit.append(look)
+        assert repairs(stage.e.node("gpu-1")), "an ordinary node is looked after"
+        stage.apply(MIXED, drain={"strandedPods": "Allow"})
+        await stage.ready(seconds=HOUR)
+        assert stopped, "mig-manager paused DCGM"
+        assert not any(stopped)
+        assert repairs(stage.e.node("gpu-1")), "and looked after again"
