@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from hack.sim.workloads import Workload
-from tests.embedded.stage import HOUR, MIXED, SLICED, Scene, at_once, nodes, scene
+from tests.embedded.scene import HOUR, MIXED, SLICED, Scene, at_once, nodes, scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import JSON, NODES

@@ -5,7 +5,7 @@ import copy
 import pytest
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import Workload
-from tests.embedded.stage import FULL, HOUR, MIXED, SLICED, Scene, at_once, node, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, node, scene
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import is_gated, taints_of
 

@@ -12,6 +12,7 @@ from tests.integration.workloads import PODS, pod_spec
 
 GATE: Object = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
 UNREGISTERED: Object = {"key": "karpenter.sh/unregistered", "effect": "NoExecute"}
+POOLS: Object = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 TOLERATIONS = [
     {"key": "nvidia.com/gpu", "operator": "Exists"},
     {"key": "gpusharing.dev/unproven", "operator": "Exists"},
@@ -50,6 +51,7 @@ def taints(pool: Pool, name: str) -> set[str]:
 def waiting_pod(pool: Pool) -> str:
     """A pod for one GPU of this pool, which the scheduler places; returns its path."""
     spec = pod_spec("")
+    spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     spec["nodeSelector"] = {"gpusharing.dev/pool": pool.name}
     pool.create(PODS, {"metadata": {"name": f"{pool.name}-llm"}, "spec": spec})
     return f"{PODS}/{pool.name}-llm"
@@ -62,18 +64,18 @@ def test_a_node_gets_its_layout_before_a_pod_lands_and_loses_only_that_taint_in_
     with product.pool(empty=True) as pool:
         pod = waiting_pod(pool)
         since = product.mark()
-        name = join(pool, UNREGISTERED)
+        name = join(pool, POOLS, UNREGISTERED)  # as Karpenter lets it join
         assert "nodeName" not in pool.api.get(pod)["spec"]
+        product.api.merge_patch(f"{NODES}/{name}", {"spec": {"taints": [POOLS, GATE]}})  # it has registered
         message = pool.wait_phase("Skipped", "Unowned", name)
         assert message.startswith(
             "no workload starts here before it is proven (taint gpusharing.dev/unproven)"
         )
         pool.apply(SLICED)
         pool.wait(lambda: GATE["key"] not in taints(pool, name), "the taint to go")
-        assert UNREGISTERED["key"] in taints(pool, name), "Karpenter takes its own"
+        assert POOLS["key"] in taints(pool, name), "the pool's own taint stays"
         pool.wait_synced()
         assert len(product.writes("nodes", name, since)) == 3, "fence, point of no return, release"
-        product.api.merge_patch(f"{NODES}/{name}", {"spec": {"taints": None}})
         pool.wait(lambda: pool.api.get(pod)["spec"].get("nodeName") == name, "the scheduler to place the pod")
         assert [request.path for request in product.requests(since) if request.status == 403] == []
 
