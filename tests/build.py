@@ -1,7 +1,5 @@
 """Test objects: plain functions with keyword defaults, so that a test states only what it is about.
-
-The default world: one policy `pool-b` that wants 2x3g.40gb, one node `gpu-07` with one H100, all as in `NOW`.
-"""
+The default world: one policy `pool-b` that wants 2x3g.40gb, one node `gpu-07` with one H100, all as in `NOW`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
