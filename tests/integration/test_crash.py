@@ -46,6 +46,12 @@ def kills(theatre: Theatre) -> Kills:
     return Kills(theatre)
 
 
+@pytest.mark.parametrize("scenario", PLAYED, ids=lambda scenario: scenario.name)
+def test_without_a_kill_two_runs_end_alike(kills: Kills, scenario: Scenario) -> None:
+    """What the kills are measured at."""
+    assert len(kills.undisturbed(scenario)) == 2
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("scenario", PLAYED, ids=lambda scenario: scenario.name)
 def test_a_kill_after_any_write_changes_nothing_in_the_end(
