@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ROWS: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "drain_rows.yaml").read_text())["rows"]
 CASES = {row["id"] for row in yaml.safe_load((HERE / "drain_cases.yaml").read_text())["cases"]}
-NAMED = "P1–P5, P7–P9, P11, P12, P14, P17–P19, G1–G6, E1–E9, T1–T3, T9–T12, C1, C4–C7, C13"
+NAMED = "P1–P5, P7–P9, P11, P12, P14, P17–P19, G1–G6, E1–E9, T1–T3, T9–T13, C1, C4–C7, C13"
 """The rows that the table must have."""
 
 
@@ -68,7 +68,7 @@ def missing(proof: str) -> str:
 
 
 def test_the_table_has_every_row_that_the_issue_names_and_no_other() -> None:
-    assert len(expand(NAMED)) == 14 + 6 + 9 + 7 + 6
+    assert len(expand(NAMED)) == 14 + 6 + 9 + 8 + 6
     assert sorted(ROWS) == sorted(expand(NAMED))
 
 

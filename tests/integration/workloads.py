@@ -37,6 +37,7 @@ class Workload:
         `more`: further fields of the pods' metadata and spec.
         """
         wanted = more or {}
+        metadata = wanted.get("metadata", {})
         self.pool = pool
         self.app = app or pool.name
         labels = {"app": self.app, "node": node}
@@ -46,7 +47,7 @@ class Workload:
                 "replicas": replicas,
                 "selector": {"matchLabels": labels},
                 "template": {
-                    "metadata": {**wanted.get("metadata", {}), "labels": labels},
+                    "metadata": {**metadata, "labels": {**metadata.get("labels", {}), **labels}},
                     "spec": {**pod_spec(node, resource), **wanted.get("spec", {})},
                 },
             },

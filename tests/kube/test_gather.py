@@ -1,4 +1,7 @@
-"""One frozen snapshot from many reads: what did not change keeps its identity, what cannot be read is said."""
+"""One frozen snapshot from many reads: what did not change keeps its identity, what cannot be read is said.
+
+The pods that wait for a GPU are counted by kube/pending.py.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping

@@ -12,6 +12,7 @@ from gpusharing.api.names import is_gpu_resource
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import has_condition
+from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.drain.protection import ANNOTATION_MARKS, LABEL_MARKS
@@ -50,6 +51,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         restarts=text(raw, "spec", "restartPolicy") not in ("Never", "OnFailure"),
         system=text(raw, "spec", "priorityClassName").startswith("system-"),
         local_files=any(map(_is_local, entries(raw, "spec", "volumes"))),
+        gang=gang_of(raw),
     )
 
 

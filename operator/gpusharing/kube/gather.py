@@ -7,14 +7,15 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from gpusharing.api.names import DisruptionClass, is_gpu_resource
+from gpusharing.api.names import DisruptionClass
 from gpusharing.kube.actuatorlog import ActuatorLogs
 from gpusharing.kube.budgets import Budgets
 from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized, Unavailable
+from gpusharing.kube.gangs import Gangs
+from gpusharing.kube.pending import count_pending
 from gpusharing.kube.podlookups import PodLookups
 from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, Sources, by_node
 from gpusharing.kube.written import MIG_KEY, OurConfigMaps
@@ -24,7 +25,7 @@ from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, CallFailure
 from gpusharing.planning.snapshot.looks import Look
-from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, PdbView, PodView
+from gpusharing.planning.snapshot.podviews import EvictionMemory, GangView, NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
@@ -44,6 +45,7 @@ class _Listed:
     pods: tuple[PodView, ...]
     error: str
     at: datetime
+    gangs: tuple[GangView, ...] = ()
 
 
 @dataclass(slots=True)
@@ -80,6 +82,7 @@ class Gatherer:
     _stack: StackView | None = None
     _lookups: PodLookups = field(init=False)
     _budgets: Budgets = field(init=False)
+    _gangs: Gangs = field(init=False)
     crew: Crew = field(init=False)
     shared: Crew = field(init=False)
     """For what all nodes need: it must not wait until slow calls about single nodes leave a worker."""
@@ -90,7 +93,7 @@ class Gatherer:
     def __post_init__(self) -> None:
         self._logs = ActuatorLogs(self.client)
         self.crew, self.shared = Crew(self.parallel, self.on_late), Crew(2, self.on_late)
-        self._budgets = Budgets(self.client, self.shared)
+        self._budgets, self._gangs = Budgets(self.client, self.shared), Gangs(self.client)
         self._lookups = PodLookups(self.client)
 
     async def snapshot(
@@ -260,7 +263,10 @@ class Gatherer:
             self.unsure.discard(node)
             at = _later(now, began)  # it may have waited for others, and must not be older than it is
             with suppress(HeldBack):  # not asked: what was seen before stands, with its age
-                self._lists[node] = _Listed(*await self._pods_of(node, at), at)
+                pods, error = await self._pods_of(node, at)
+                view = self.sources.nodes.items.get(node)
+                gangs = await self._gangs.find(pods, at, anew=view is None or view.fence is None)
+                self._lists[node] = _Listed(pods, error, at, gangs)
 
         await self.crew.each(self._due(wanted, now), read)
         came, self._lists = self._lists, {}
@@ -277,7 +283,7 @@ class Gatherer:
                 self._lists.setdefault(node, listed)  # what was seen stands until the budgets are known
                 continue
             error = listed.error or (trouble if node in guarded else "")
-            self.work[node] = self._work(node, listed.pods, pdbs, error, listed.at)
+            self.work[node] = self._work(node, listed, pdbs, error)
         for node, work in self.work.items():
             memories = self.evictions.get(node, {})
             if work.evictions != memories:
@@ -305,10 +311,9 @@ class Gatherer:
             return False, node.fence.since.timestamp(), name
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
-    def _work(
-        self, node: str, pods: tuple[PodView, ...], pdbs: tuple[PdbView, ...], error: str, now: datetime
-    ) -> NodeWork:
-        work = NodeWork(pods, pdbs, now, evictions=dict(self.evictions.get(node, {})), error=error)
+    def _work(self, node: str, listed: _Listed, pdbs: tuple[PdbView, ...], error: str) -> NodeWork:
+        evictions = dict(self.evictions.get(node, {}))
+        work = NodeWork(listed.pods, pdbs, listed.at, evictions=evictions, error=error, gangs=listed.gangs)
         return looked(self.work.get(node), work, self.sources.nodes.items.get(node), self._scope(node))
 
     def _scope(self, node: str) -> Scope:
@@ -341,14 +346,7 @@ class Gatherer:
 
     async def count_pending(self) -> None:
         """GPU resource name to Pending pods without a node that ask for it."""
-        counts: dict[str, int] = {}
-        selector = "spec.nodeName=,status.phase=Pending"
-        async for page in self.client.pages(PODS, field_selector=selector):
-            for raw in page.items:
-                for name in pod_view(raw, {}).resources:
-                    if is_gpu_resource(name):
-                        counts[name] = counts.get(name, 0) + 1
-        self.pending = counts
+        self.pending = await count_pending(self.client)
 
 
 def _later(now: datetime, began: float) -> datetime:

@@ -109,6 +109,11 @@ def crowding(found: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
     )
 
 
+def forbidding(found: Standings) -> tuple[Blocker, ...]:
+    """Why some pods must not be evicted at all or now: by a rule, or by a budget. Of pods that nobody asked for yet."""
+    return merge((*found.blockers, *_budgets(found.staying)))
+
+
 # --- what keeps pods ----------------------------------------------------------------------------------------
 
 

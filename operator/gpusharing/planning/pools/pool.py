@@ -22,6 +22,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import allowance, parse_duration
 from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.drain.gangs import find_gang_blockers, name_gangs
 from gpusharing.planning.drain.plan import budget_room, crowding, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.pools.common import Common, standing_look
@@ -34,7 +35,7 @@ from gpusharing.planning.way.guard import not_judged
 from gpusharing.planning.way.marks import marks_for
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason
+from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason, merge
 from gpusharing.planning.words.reasons import Reason
 
 UNKNOWN_PODS = 1000
@@ -206,6 +207,9 @@ def _candidate(case: NodeCase, policy: PolicyView, common: Common) -> _Candidate
     drain = assessed.spec.drain
     pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
     blockers = preflight(pods, drain, common.offered, case.now)
+    if case.work.gangs:
+        strictest = find_gang_blockers(case.work, case.node.name, drain, case.now, case.scope)
+        blockers = merge((*name_gangs(blockers, case.work), *strictest))
     look = _look(case, policy, before, pods, blockers) if blockers else None
     return _Candidate(case, assessed, policy, look, pods)
 

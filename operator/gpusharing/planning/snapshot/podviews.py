@@ -18,6 +18,25 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Gang:
+    """Pods that work as one, so that the end of one ends them all (docs/design/drain.md#t13). Known from pods alone."""
+
+    kind: str
+    """What people call it: PodGroup, JobSet, LeaderWorkerSet, Workload."""
+    namespace: str
+    name: str
+    labels: str = ""
+    """The label selector of its pods; empty: no label tells them apart."""
+    fields: str = ""
+    """A field selector that holds for all of its pods, and for others; empty: there is none."""
+
+    @property
+    def ref(self) -> str:
+        """`JobSet namespace/name`."""
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class PodView:
     """One pod bound to a node in work."""
 
@@ -57,11 +76,35 @@ class PodView:
     """Its priority class is one of the cluster's own, system-cluster-critical or system-node-critical."""
     local_files: bool = False
     """It mounts an emptyDir of the node's disk; one in memory, as for /dev/shm, does not count."""
+    gang: Gang | None = None
+    """None: it works by itself."""
 
     @property
     def ref(self) -> str:
         """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A pod of a gang, and where it is."""
+
+    node: str
+    """Empty: it has no node yet."""
+    pod: PodView
+
+
+@dataclass(frozen=True, slots=True)
+class GangView:
+    """A gang with all of its pods that are not finished."""
+
+    gang: Gang
+    members: tuple[Member, ...] = ()
+    """By node, then `namespace/name`."""
+    partial: bool = False
+    """There are more than were read."""
+    error: str = ""
+    """Why they could not be listed: then nothing else is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +171,5 @@ class NodeWork:
     """The request for silence that the agent has answered and that stands; empty: there is none."""
     quiet_since: datetime | None = None
     """Since when this process has seen that answer."""
+    gangs: tuple[GangView, ...] = ()
+    """The gangs of its pods that hold a GPU, by `Gang.ref`."""

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Evict, UpdateFence
+from gpusharing.planning.drain.gangs import explain_gangs
 from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.way.requests import answers_quiet, last_busy, next_quiet_request
@@ -78,6 +79,8 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
         said += (
             f", of which {len(plan.jobs)} may end by {'themselves' if len(plan.jobs) > 1 else 'itself'} first"
         )
+    if case.work is not None and case.work.gangs:
+        said += f"; with them {explain_gangs(case.work)}"
     message = f"{said}; {lines[0]}" if lines else said
     poll = next_poll(case, JOBS_PACE if plan.jobs else 1)
     wake = min(plan.next_wake, poll) if plan.next_wake else poll

@@ -1,0 +1,109 @@
+"""Which gang a pod belongs to, read from the pod alone: no kind of object that names gangs need be installed.
+
+LADDER is the maintained list of keys (docs/design/drain.md#t13); the first row that a pod answers to decides. From the
+widest unit to the narrowest: what starts a whole workload anew when one pod ends counts more than what was scheduled
+together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import section, text
+from gpusharing.planning.snapshot.podviews import Gang
+
+JOBSET = "jobset.sigs.k8s.io/jobset-name"
+LWS_NAME = "leaderworkerset.sigs.k8s.io/name"
+LWS_INDEX = "leaderworkerset.sigs.k8s.io/group-index"
+LWS_KEY = "leaderworkerset.sigs.k8s.io/group-key"
+POD_GROUP = "scheduling.x-k8s.io/pod-group"
+VOLCANO = "scheduling.k8s.io/group-name"
+KUEUE = "kueue.x-k8s.io/pod-group-name"
+
+
+@dataclass(frozen=True, slots=True)
+class GangKey:
+    """One way in which pods say that they belong together."""
+
+    kind: str
+    """What people call the gang."""
+    find: Callable[[JSON], tuple[str, str] | None]
+    """Name and label selector of the gang; the selector is empty where no label tells. None: the pod says nothing."""
+    source: str
+    """Where the key was read, and why it means one fate."""
+
+
+def _labels(*keys: str) -> Callable[[JSON], tuple[str, str] | None]:
+    """All of these labels, and none of them empty."""
+
+    def find(raw: JSON) -> tuple[str, str] | None:
+        labels = section(raw, "metadata", "labels")
+        values = [text(labels, key) for key in keys]
+        if not all(values):
+            return None
+        return "/".join(values), ",".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
+
+    return find
+
+
+def _volcano(raw: JSON) -> tuple[str, str] | None:
+    name = text(section(raw, "metadata", "annotations"), VOLCANO)
+    return (name, "") if name else None
+
+
+def _scheduling_group(raw: JSON) -> tuple[str, str] | None:
+    name = text(raw, "spec", "schedulingGroup", "podGroupName")
+    return (name, "") if name else None
+
+
+def _workload_ref(raw: JSON) -> tuple[str, str] | None:
+    parts = [text(raw, "spec", "workloadRef", key) for key in ("name", "podGroup", "podGroupReplicaKey")]
+    return ("/".join(filter(None, parts)), "") if parts[0] and parts[1] else None
+
+
+LADDER: tuple[GangKey, ...] = (
+    GangKey(
+        "JobSet",
+        _labels(JOBSET),
+        "kubernetes-sigs/jobset api/jobset/v1alpha2: on every pod; a failed Job starts the whole JobSet anew (#574)",
+    ),
+    GangKey(
+        "LeaderWorkerSet",
+        _labels(LWS_NAME, LWS_INDEX),
+        "kubernetes-sigs/lws api/leaderworkerset/v1: a pod that ends takes its group with it, not the other groups",
+    ),
+    GangKey("LeaderWorkerSet", _labels(LWS_NAME, LWS_KEY), "the same; the key is a hash of the group"),
+    GangKey(
+        "PodGroup",
+        _scheduling_group,
+        "kubernetes v1.36 core/v1 PodSchedulingGroup (gate GenericWorkload): bound together or not at all",
+    ),
+    GangKey("PodGroup", _workload_ref, "kubernetes v1.35 core/v1 WorkloadReference, which v1.36 replaced"),
+    GangKey(
+        "PodGroup",
+        _labels(POD_GROUP),
+        "kubernetes-sigs/scheduler-plugins apis/scheduling/v1alpha1 PodGroupLabel: coscheduling",
+    ),
+    GangKey(
+        "PodGroup",
+        _volcano,
+        "volcano-sh/volcano apis scheduling/v1beta1 KubeGroupNameAnnotationKey: an annotation, so no label selects it",
+    ),
+    GangKey(
+        "Workload",
+        _labels(KUEUE),
+        "kubernetes-sigs/kueue pkg/controller/jobs/pod/constants GroupNameLabel: admitted and evicted together",
+    ),
+)
+"""First wins; a test pins the order."""
+
+
+def gang_of(raw: JSON) -> Gang | None:
+    """The gang of a Pod; None: it works by itself."""
+    for key in LADDER:
+        if (found := key.find(raw)) is not None:
+            name, labels = found
+            scheduler = "" if labels else text(raw, "spec", "schedulerName")
+            fields = f"spec.schedulerName={scheduler}" if scheduler else ""
+            return Gang(key.kind, text(raw, "metadata", "namespace"), name, labels, fields)
+    return None

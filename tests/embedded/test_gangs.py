@@ -1,0 +1,44 @@
+"""A gang is one thing: its strictest member decides for all, and people are told which gang it is and where."""
+
+from typing import Any
+
+from tests.embedded.scene import FULL, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.client import JSON, PODS
+
+LABEL = "jobset.sigs.k8s.io/jobset-name"
+JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
+STRANDED_OK: JSON = {"strandedPods": "Allow"}
+
+
+def rank(number: int, node_name: str, *, managed: bool = True, **more: Any) -> JSON:
+    """A pod of the JobSet train."""
+    owners = [JOB] if managed else []
+    metadata = {"labels": {LABEL: "train"}, "ownerReferences": owners}
+    return gpu_pod(f"rank-{number}", node_name, metadata=metadata, **more)
+
+
+def shared(stage: Scene, *pods: JSON) -> None:
+    """These pods run."""
+    for pod in pods:
+        stage.e.cluster.add(PODS, pod)
+
+
+@virtually
+async def test_a_member_that_must_stay_keeps_every_node_of_its_gang_from_starting() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        shared(stage, rank(0, "gpu-1"), rank(1, "gpu-2", managed=False))
+        since = stage.mark()
+        stage.apply(SLICED, drain=STRANDED_OK, rollout=at_once(2))
+        blocked = await stage.reason("gpu-1", "Unmanaged")
+        await stage.reason("gpu-2", "Unmanaged")
+        assert blocked["culprit"] == "default/rank-1"
+        assert "Gang: JobSet default/train, 2 pods (1 on gpu-1, 1 on gpu-2)." in blocked["blockers"][0]
+        assert not stage.node_writes(since), "neither node is cordoned"
+        assert stage.evicted() == []
+        stage.e.cluster.delete(PODS, "rank-1", "default")
+        await stage.ready()
+        assert stage.evicted() == ["rank-0"]

@@ -1,0 +1,46 @@
+"""Gangs on a real API server, without any CRD of theirs: keys are read from pods (docs/design/drain.md#t13)."""
+
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from tests.integration.product import FULL, H100, SLICED, Pool, Product
+from tests.integration.workloads import PODS, Workload, pod_spec
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+LABEL = "jobset.sigs.k8s.io/jobset-name"
+
+
+def ranks(pool: Pool, node: str) -> Workload:
+    """One pod of the pool's JobSet on a node, kept there by a ReplicaSet."""
+    return Workload(pool, node, 1, more={"metadata": {"labels": {LABEL: pool.name}}})
+
+
+def test_a_member_on_another_node_that_must_stay_keeps_the_node_untouched_and_is_named_with_its_gang(
+    product: Product,
+) -> None:
+    with product.pool(H100, H100) as pool:
+        first, second = pool.nodes
+        pool.apply(FULL)
+        pool.wait_synced()
+        (member,) = ranks(pool, first).wait_running(1)
+        bare = f"{pool.name}-bare"
+        metadata = {"name": bare, "labels": {LABEL: pool.name}}
+        pool.create(PODS, {"metadata": metadata, "spec": pod_spec(second)})
+        pool.wait(lambda: product.api.get(f"{PODS}/{bare}")["status"]["phase"] == "Running", "the bare pod")
+        since = product.mark()
+        pool.apply({**SLICED, "rollout": {"maxUnavailable": 2}})
+        pool.wait(
+            lambda: pool.transition(first).get("reason") == "Unmanaged", "a member elsewhere to hold the node"
+        )
+        told = pool.transition(first)
+        assert told["culprit"] == f"default/{bare}"
+        where = f"Gang: JobSet default/{pool.name}, 2 pods (1 on {first}, 1 on {second})."
+        assert where in told["blockers"][0]
+        assert product.writes("nodes", first, since) == []
+        asked = [parse_qs(urlsplit(r.path).query) for r in product.requests(since) if r.resource == "pods"]
+        assert {"labelSelector": [f"{LABEL}={pool.name}"], "limit": ["500"]} in asked
+        product.api.delete(f"{PODS}/{bare}", {"gracePeriodSeconds": 0})
+        pool.wait_synced()
+        evicted = [request.name for request in product.writes("pods/eviction", since=since)]
+        assert evicted == [member]

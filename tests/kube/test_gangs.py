@@ -1,0 +1,117 @@
+"""Where the other pods of a gang are: one LIST per gang, and none where there is no gang."""
+
+from typing import Any
+
+import pytest
+from tests.build import make_fence
+from tests.fakes.virtualtime import virtually
+from tests.kube.gathering import Gathering, gathering
+from tests.kube.objects import node, pod
+
+from gpusharing.api import names
+from gpusharing.kube import gangs
+from gpusharing.kube.client import JSON, NODES, PODS
+from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
+from gpusharing.kube.fence import record_text
+from gpusharing.planning.drain.gangs import describe_gang
+from gpusharing.planning.snapshot.podviews import GangView
+
+LABEL = "jobset.sigs.k8s.io/jobset-name"
+
+
+def rank(number: int, node_name: str, **more: Any) -> JSON:
+    """A pod of the JobSet train."""
+    return pod(f"rank-{number}", node_name, metadata={"labels": {LABEL: "train"}}, **more)
+
+
+async def seen(stage: Gathering, seconds: float = 0.0) -> GangView:
+    """The one gang of gpu-07."""
+    (view,) = (await stage.work(seconds)).gangs
+    return view
+
+
+@virtually
+async def test_the_members_on_all_nodes_are_found_by_one_list_of_their_label() -> None:
+    finished = rank(3, "gpu-09", status={"phase": "Succeeded"})
+    waiting = rank(4, "", status={"phase": "Pending"})
+    other = pod("alone", "gpu-09")
+    members = [rank(0, "gpu-07"), rank(1, "gpu-07"), rank(2, "gpu-08"), finished, waiting, other]
+    async with gathering(*((PODS, member) for member in members)) as stage:
+        view = await seen(stage)
+        assert stage.lists("pods") == 2, "of the node and of the gang"
+        where = [(member.node, member.pod.name) for member in view.members]
+        assert where == [("", "rank-4"), ("gpu-07", "rank-0"), ("gpu-07", "rank-1"), ("gpu-08", "rank-2")]
+        said = "JobSet team-a/train, 4 pods (2 on gpu-07, 1 on gpu-08, 1 without a node)"
+        assert describe_gang(view) == said
+
+
+@virtually
+async def test_a_gang_that_an_annotation_names_is_picked_out_of_its_schedulers_pods() -> None:
+    def volcano(name: str, group: str, node_name: str) -> JSON:
+        metadata = {"annotations": {"scheduling.k8s.io/group-name": group}}
+        return pod(name, node_name, metadata=metadata, spec={"schedulerName": "volcano"})
+
+    members = [volcano("a", "one", "gpu-07"), volcano("b", "one", "gpu-08"), volcano("c", "two", "gpu-08")]
+    async with gathering(*((PODS, member) for member in members)) as stage:
+        asked = stage.cluster.faults.fail(
+            "list", PODS, Unavailable("trouble"), namespace="team-a", selector="spec.schedulerName=volcano"
+        )
+        assert (await seen(stage)).error == "trouble"
+        assert asked.hits == 1
+        view = await seen(stage, 3.5)
+        assert [member.pod.name for member in view.members] == ["a", "b"]
+
+
+@virtually
+async def test_pods_that_belong_to_no_gang_or_hold_no_gpu_cost_no_call() -> None:
+    launcher = pod("launcher", metadata={"labels": {LABEL: "train"}}, spec={"containers": []})
+    async with gathering((PODS, pod()), (PODS, launcher)) as stage:
+        assert (await stage.work()).gangs == ()
+        assert stage.lists("pods") == 1
+
+
+@virtually
+async def test_nodes_that_share_a_gang_share_its_list_and_it_is_made_anew_with_the_next_look() -> None:
+    async with gathering((PODS, rank(0, "gpu-07")), (PODS, rank(1, "gpu-08"))) as stage:
+        stage.cluster.add(NODES, node("gpu-08", metadata={"name": "gpu-08", "uid": "uid-of-gpu-08"}))
+        await stage.seen()
+        both = await stage.snapshot(0.0, frozenset({"gpu-07", "gpu-08"}))
+        assert both.work["gpu-07"].gangs == both.work["gpu-08"].gangs != ()
+        assert stage.lists("pods") == 3, "of two nodes and of one gang"
+        await stage.work(3.5)
+        assert stage.lists("pods") == 5
+
+
+@virtually
+async def test_a_node_that_is_being_drained_asks_no_more_where_its_gangs_are() -> None:
+    async with gathering((PODS, rank(0, "gpu-07")), (PODS, rank(1, "gpu-08"))) as stage:
+        before = await seen(stage)
+        fence = {names.ANNOTATION_FENCE: record_text(make_fence())}
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": fence}})
+        await stage.seen()
+        assert await seen(stage, 4.0) == before
+        assert stage.lists("pods") == 3, "of the node, of the gang, of the node again"
+
+
+ERRORS: dict[str, KubeError] = {"no right": Forbidden("no right"), "trouble": Unavailable("trouble")}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
+@virtually
+async def test_members_that_cannot_be_listed_are_told_and_not_taken_for_none(error: KubeError) -> None:
+    async with gathering((PODS, rank(0, "gpu-07"))) as stage:
+        stage.cluster.faults.fail("list", PODS, error, selector=f"{LABEL}=train")
+        view = await seen(stage)
+        assert view.error == str(error)
+        assert view.members == ()
+
+
+@virtually
+async def test_a_node_has_no_more_gangs_looked_up_than_a_bound() -> None:
+    many = [
+        pod(f"p-{number}", metadata={"labels": {LABEL: f"set-{number:02}"}})
+        for number in range(gangs.MAX_GANGS + 3)
+    ]
+    async with gathering(*((PODS, one) for one in many)) as stage:
+        found = (await stage.work()).gangs
+        assert [view.gang.name for view in found] == [f"set-{n:02}" for n in range(gangs.MAX_GANGS)]

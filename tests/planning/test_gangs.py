@@ -1,0 +1,135 @@
+"""A gang's rule is that of its strictest member, wherever that one runs; texts name the gang and where it is."""
+
+import pytest
+from tests.build import NOW, at, make_pdb, make_pod, make_work
+from tests.planning.cases import MIXED
+from tests.planning.drains import fenced as drained
+from tests.planning.ganging import make_gang, make_gang_view
+from tests.planning.test_pool import candidate, chosen, fenced
+
+from gpusharing.api.names import Phase
+from gpusharing.api.policy import Drain
+from gpusharing.planning.drain.gangs import (
+    describe_gang,
+    explain_gangs,
+    find_gang_blockers,
+    is_spread,
+    name_gangs,
+)
+from gpusharing.planning.drain.holders import scope_of
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView
+from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.words.blockers import Blocker, explain_blockers
+from gpusharing.planning.words.reasons import Reason
+
+GANG = make_gang()
+SCOPE = scope_of(PlanSettings())
+HERE = make_pod("rank-0", gang=GANG)
+NEVER = make_pdb("lead", match_labels={"role": "lead"}, allowed=0, expected=1, desired=1, current=1)
+
+
+def sharing(*elsewhere: PodView, pdbs: tuple[PdbView, ...] = ()) -> NodeWork:
+    """The pods of c: rank 0 of a gang whose other pods are on d."""
+    view = make_gang_view({"c": [HERE], "d": list(elsewhere)})
+    return make_work(HERE, pdbs=pdbs, gangs=(view,))
+
+
+def blockers(work: NodeWork, options: Drain | None = None) -> tuple[Blocker, ...]:
+    """What the gangs of c say to its drain."""
+    return find_gang_blockers(work, "c", options or Drain(), NOW, SCOPE)
+
+
+STRICTEST = {
+    "nobody would start it again": (make_pod("rank-1", owner=None, gang=GANG), (), Reason.UNMANAGED),
+    "nobody would start it again, though it holds no GPU": (
+        make_pod("rank-1", owner=None, resources={}, gang=GANG),
+        (),
+        Reason.UNMANAGED,
+    ),
+    "its budget never allows it": (
+        make_pod("rank-1", labels={"role": "lead"}, gang=GANG),
+        (NEVER,),
+        Reason.PDB_NEVER_ALLOWS,
+    ),
+}
+
+
+@pytest.mark.parametrize(("member", "pdbs", "reason"), STRICTEST.values(), ids=STRICTEST.keys())
+def test_a_member_on_another_node_that_must_stay_keeps_this_node_from_starting(
+    member: PodView, pdbs: tuple[PdbView, ...], reason: Reason
+) -> None:
+    (found,) = blockers(sharing(member, pdbs=pdbs))
+    assert (found.reason, found.pods) == (reason, ("team-a/rank-1",))
+    assert found.message.startswith("Gang: JobSet team-a/train, 2 pods (1 on c, 1 on d).")
+
+
+FREE = {
+    "it may go as well": make_pod("rank-1", gang=GANG),
+    "it is finished": make_pod("rank-1", owner=None, phase="Succeeded", gang=GANG),
+    "it is leaving": make_pod("rank-1", owner=None, deleted_at=at(5), gang=GANG),
+}
+
+
+@pytest.mark.parametrize("member", FREE.values(), ids=FREE.keys())
+def test_a_member_on_another_node_that_may_go_stops_nobody(member: PodView) -> None:
+    assert blockers(sharing(member)) == ()
+
+
+def test_the_options_of_the_change_hold_for_members_elsewhere_too() -> None:
+    bare = make_pod("rank-1", owner=None, gang=GANG)
+    assert blockers(sharing(bare), Drain.model_validate({"unmanagedPods": "Evict"})) == ()
+
+
+def test_a_gang_whose_members_cannot_be_listed_is_not_interrupted() -> None:
+    (found,) = blockers(make_work(HERE, gangs=(GangView(GANG, error="no right"),)))
+    assert (found.reason, found.pods) == (Reason.LIST_FAILED, ())
+    assert found.message == "The members of JobSet team-a/train cannot be listed: no right"
+
+
+def test_a_blocked_member_elsewhere_keeps_the_node_uncordoned_and_is_named_with_its_gang() -> None:
+    bare = make_pod("rank-1", owner=None, gang=GANG)
+    selection = chosen(candidate("c", sharing(bare)), policy=MIXED)
+    assert fenced(selection) == []
+    verdict = selection.verdicts["c"]
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.UNMANAGED)
+    assert "Pod team-a/rank-1. Gang: JobSet team-a/train, 2 pods (1 on c, 1 on d)." in verdict.message
+    assert fenced(chosen(candidate("c", sharing(make_pod("rank-1", gang=GANG))))) == ["c"]
+
+
+def test_a_blocker_of_the_node_itself_names_the_gang_when_all_of_its_pods_are_of_one() -> None:
+    view = make_gang_view({"c": [HERE], "d": [make_pod("rank-1", gang=GANG)]})
+    work = make_work(HERE, make_pod("alone"), gangs=(view,))
+    mine, mixed = (
+        Blocker(Reason.PDB, ("team-a/rank-0",)),
+        Blocker(Reason.PDB, ("team-a/alone", "team-a/rank-0")),
+    )
+    assert "Gang: JobSet team-a/train" in explain_blockers(name_gangs([mine], work))[0]
+    assert name_gangs([mixed], work) == (mixed,)
+
+
+def test_at_most_three_nodes_of_a_gang_are_named() -> None:
+    pods = {f"n{number}": [make_pod(f"rank-{number}", gang=GANG)] for number in range(5)}
+    text = describe_gang(make_gang_view(pods))
+    assert text == "JobSet team-a/train, 5 pods (1 on n0, 1 on n1, 1 on n2, 2 more nodes)"
+
+
+def test_one_node_is_no_spread() -> None:
+    assert not is_spread(make_gang_view({"c": [HERE], "": [make_pod("rank-1", gang=GANG)]}))
+    assert is_spread(make_gang_view({"c": [HERE], "d": [make_pod("rank-1", gang=GANG)]}))
+
+
+def test_a_drain_says_which_gangs_end_with_its_pods() -> None:
+    view = make_gang_view({"gpu-07": [HERE], "gpu-08": [make_pod("rank-1", gang=GANG)]})
+    verdict = before_pnr(drained(work=make_work(HERE, gangs=(view,))))
+    assert verdict.message == (
+        "1 GPU pod left to go; with them JobSet team-a/train, 2 pods (1 on gpu-07, 1 on gpu-08)"
+    )
+
+
+def test_of_many_gangs_two_are_named() -> None:
+    views = tuple(make_gang_view({"c": [HERE]}, make_gang(f"set-{number}")) for number in range(4))
+    text = explain_gangs(make_work(HERE, gangs=views))
+    assert text == (
+        "JobSet team-a/set-0, 1 pod (1 on c) and JobSet team-a/set-1, 1 pod (1 on c) and 2 more gangs"
+    )
