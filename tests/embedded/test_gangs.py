@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from tests.embedded.scene import FULL, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, scene
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.api import names
 from gpusharing.kube.client import JSON, PODS
+from gpusharing.kube.fence import parse_fence
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
@@ -42,3 +44,42 @@ async def test_a_member_that_must_stay_keeps_every_node_of_its_gang_from_startin
         stage.e.cluster.delete(PODS, "rank-1", "default")
         await stage.ready()
         assert stage.evicted() == ["rank-0"]
+
+
+@virtually
+async def test_nodes_of_one_gang_change_as_one_wave_and_come_back_together() -> None:
+    async with scene(*nodes(3)) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        shared(stage, rank(0, "gpu-1"), rank(1, "gpu-3"))
+        since = stage.mark()
+        stage.apply(MIXED, drain=STRANDED_OK, rollout=at_once(2))
+        await stage.ready()
+        waves = dict(fenced_in_order(stage, since))
+        assert waves["gpu-1"] == waves["gpu-3"] != ""
+        assert waves["gpu-2"] == ""
+        assert sorted(stage.evicted()) == ["rank-0", "rank-1"]
+        order = releases(stage, since)
+        assert abs(order.index("gpu-1") - order.index("gpu-3")) == 1, "nobody came back in between"
+
+
+def fenced_in_order(stage: Scene, since: int) -> list[tuple[str, str]]:
+    """The nodes that were fenced, and the wave of each."""
+    found: dict[str, str] = {}
+    for write in stage.writes(since, "nodes"):
+        body = write.call.body or {}
+        text = (body.get("metadata", {}).get("annotations") or {}).get(names.ANNOTATION_FENCE)
+        fence = parse_fence(text)[0] if text else None
+        if fence is not None and fence.stage == "fenced" and write.error is None:
+            found.setdefault(write.call.name, fence.wave)
+    return list(found.items())
+
+
+def releases(stage: Scene, since: int) -> list[str]:
+    """The nodes in the order in which their fence was taken away."""
+    found = []
+    for write in stage.writes(since, "nodes"):
+        annotations = ((write.call.body or {}).get("metadata", {}).get("annotations")) or {}
+        if names.ANNOTATION_FENCE in annotations and annotations[names.ANNOTATION_FENCE] is None:
+            found.append(write.call.name)
+    return found

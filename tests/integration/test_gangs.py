@@ -3,7 +3,7 @@
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from tests.integration.product import FULL, H100, SLICED, Pool, Product
+from tests.integration.product import FULL, H100, MIXED, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, pod_spec
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -44,3 +44,21 @@ def test_a_member_on_another_node_that_must_stay_keeps_the_node_untouched_and_is
         pool.wait_synced()
         evicted = [request.name for request in product.writes("pods/eviction", since=since)]
         assert evicted == [member]
+
+
+def test_nodes_of_one_gang_start_together_and_are_given_back_together(product: Product) -> None:
+    with product.pool(H100, H100, H100) as pool:
+        pool.apply(FULL)
+        pool.wait_synced()
+        gang = pool.nodes[:2]
+        works = [ranks(pool, node) for node in gang]
+        members = [name for work in works for name in work.wait_running(1)]
+        since = product.mark()
+        pool.apply({**MIXED, "drain": {"strandedPods": "Allow"}, "rollout": {"maxUnavailable": 2}})
+        pool.wait(lambda: all(pool.fence(node) for node in gang), "both nodes of the gang to be fenced")
+        waves = {pool.fence(node)["wave"] for node in gang}
+        assert len(waves) == 1, "one wave"
+        assert waves != {""}
+        pool.wait_synced()
+        evicted = [request.name for request in product.writes("pods/eviction", since=since)]
+        assert sorted(evicted) == sorted(members), "once each"

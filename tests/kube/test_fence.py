@@ -143,7 +143,7 @@ def test_a_record_of_an_older_operator_lacks_only_fields_with_a_default() -> Non
 NEWER = {
     "gang": {"name": "train", "nodes": ["gpu-07", "gpu-08"]},
     "unknown": "a key, not our field",
-    "wave": 2,
+    "ring": 2,
 }
 
 

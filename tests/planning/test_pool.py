@@ -47,6 +47,7 @@ def chosen(
     *cases: NodeCase,
     limit: object = 1,
     used: int = 0,
+    moving: int = 0,
     cap: int = 100,
     policy: PolicyView = MIXED,
     total: int = 10,
@@ -56,7 +57,7 @@ def chosen(
     assert policy.spec is not None
     rollout = policy.spec.rollout.model_copy(update={"max_unavailable": limit})
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
-    pool = Pool(policy, [f"n{n}" for n in range(total)], used, list(cases))
+    pool = Pool(policy, [f"n{n}" for n in range(total)], used, list(cases), moving=moving)
     return select(pool, cap, common or Common(OFFERED))
 
 

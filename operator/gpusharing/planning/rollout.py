@@ -27,6 +27,7 @@ from gpusharing.planning.actions import Action, SetClaims, WriteConfig
 from gpusharing.planning.memo import Memo
 from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.pool import Pool, is_unavailable, select
+from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.proof.verify import served
@@ -108,6 +109,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         facts.pop(name, None)
 
     verdicts = _verdicts(snapshot, owners, judged, failed)
+    verdicts |= hold_together(verdicts, _fences(snapshot), snapshot.nodes, snapshot.policies, now)
     failing = Failing(snapshot.call_failures, snapshot.claims, now)
     pools = _pools(snapshot, facts, verdicts, _cases(snapshot, facts, judged, now), failing)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept

@@ -32,6 +32,8 @@ class Common:
     """Blocked nodes whose turn it is to be looked at again."""
     recent: int = 0
     """Blocked nodes that were looked at within the last poll."""
+    following: frozenset[str] = frozenset()
+    """Nodes that share a gang with one in flight, and for which there was no room beside it."""
 
     @staticmethod
     def of(
@@ -48,7 +50,9 @@ class Common:
             if (look := standing_look(case, policy, snapshot.looks)) is not None
         ]
         due, recent = find_due(last, now, poll), count_recent((look for _, look in last), now, poll)
-        return Common(offered, snapshot.looks, due=due, recent=recent)
+        fences = (node.fence for node in snapshot.nodes.values() if node.fence is not None)
+        following = frozenset(name for fence in fences for name in fence.mates)
+        return Common(offered, snapshot.looks, due=due, recent=recent, following=following)
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict, now: datetime) -> Look | None:
         """Count which budgets the pods of a fenced node still need, by its LIST or by the look before its fence.

@@ -93,6 +93,12 @@ class Fence:
     newcomer: bool = False
     """The node waited behind the start-up taint, had never been given back after a proof and had no GPU pod: nobody
     counted on it, so the change takes no slot of its policy's budget."""
+    wave: str = ""
+    """The same on all nodes that started together because they share a gang; empty: it started by itself."""
+    mates: tuple[str, ...] = ()
+    """Nodes of that gang which the budget did not let start with it, and which come next; at most 20 are recorded."""
+    proven: Moment | None = None
+    """When the node was found proven, of a wave that it waits for; None: not yet, or it does not wait."""
     unknown: str = ""
     """JSON object of the keys that a newer operator wrote and this one does not know: kept as they are. Empty: none."""
 

@@ -130,6 +130,9 @@ class Reason(Worded):
     BUDGET_FULL = ("BudgetFull", "Node", _LATER,
         "As many nodes as rollout.maxUnavailable or the operator-wide cap allows are unavailable already.",
         "Wait, or raise the limit that the message names.")
+    WAITS_FOR_WAVE = ("WaitsForWave", "Node", _LATER,
+        "The node is proven, and waits to be given back together with the others that ran the same gang, so that no "
+        "other pod takes the place of half a gang. At most rollout.timeouts.verification.")
     ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
         "mig-manager is still at work on an earlier configuration or reboots the node.")
     DRIFTED = ("Drifted", "Node", _LATER,

@@ -1,0 +1,206 @@
+"""One candidate of a pool: what its pods say, and what it takes to begin with it."""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import lru_cache
+from hashlib import sha256
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.drain.gangs import find_gang_blockers, name_gangs
+from gpusharing.planning.drain.holders import holds_gpu
+from gpusharing.planning.drain.plan import budget_room, crowding, preflight
+from gpusharing.planning.drain.standing import Standings, find_standings
+from gpusharing.planning.pools.common import Common, standing_look
+from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.gates import CORDONING
+from gpusharing.planning.way.marks import marks_for
+from gpusharing.planning.way.startgate import is_newcomer
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason, merge
+from gpusharing.planning.words.reasons import Reason
+
+UNKNOWN_PODS = 1000
+"""A node whose pods nobody can count comes after all others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One candidate and what its pods say."""
+
+    case: NodeCase
+    assessed: Assessed
+    """The case's; a candidate has a target."""
+    policy: PolicyView
+    look: Look | None
+    """What blocks it, by the pods as listed now or last; None: nothing, or they were not listed."""
+    pods: Standings | None = None
+    """How its pods stand; None: they were not listed in this pass."""
+    follows: bool = False
+    """It shares a gang with a node in flight, and there was no room to start with that one."""
+
+    @property
+    def cordons(self) -> bool:
+        """Its change needs an idle node."""
+        return self.assessed.disruption in CORDONING
+
+    @property
+    def newcomer(self) -> bool:
+        """It needs no slot of the policy's budget."""
+        empty = self.pods is None or self.pods.holders == 0
+        return empty and is_newcomer(self.case.node, self.case.gpunode)
+
+    @property
+    def needs_list(self) -> bool:
+        """The pods must be known before this node may start, and are not."""
+        return self.cordons and self.pods is None and self.look is None
+
+    @property
+    def order(self) -> tuple[bool, bool, bool, int, str]:
+        """Smaller comes first."""
+        case, policy = self.case, self.policy
+        shuffle = _shuffle(case.node.uid, policy.uid, policy.generation)
+        pods = self.assessed.observed.pods
+        cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
+        return (not case.claimed, self.look is not None, not self.follows, cost, shuffle)
+
+
+@lru_cache(maxsize=16384)
+def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
+    """A stable order that is another one for every generation."""
+    return sha256(f"{node_uid}{policy_uid}{generation}".encode()).hexdigest()
+
+
+def find_cost(case: NodeCase, pods: int) -> int:
+    """How many pods a change of this node ends. `pods`: those on it that hold a GPU. A gang counts as a whole."""
+    if case.work is None or not case.work.gangs:
+        return pods
+    members = {member.pod.uid for view in case.work.gangs for member in view.members}
+    alone = sum(pod.uid not in members for pod in case.work.pods if holds_gpu(pod))
+    return alone + len(members)
+
+
+def find_candidate(case: NodeCase, policy: PolicyView, common: Common) -> Candidate:
+    """The candidate with what would keep its drain from succeeding, as far as its pods are or were listed."""
+    assessed, before = case.assessment, standing_look(case, policy, common.looks)
+    assert isinstance(assessed, Assessed), "candidates have a target"
+    if case.work is None:
+        return Candidate(case, assessed, policy, before, follows=case.node.name in common.following)
+    drain = assessed.spec.drain
+    pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
+    blockers = preflight(pods, drain, common.offered, case.now)
+    if case.work.gangs:
+        strictest = find_gang_blockers(case.work, case.node.name, drain, case.now, case.scope)
+        blockers = merge((*name_gangs(blockers, case.work), *strictest))
+    look = look_at(case, policy, before, pods, blockers) if blockers else None
+    return Candidate(case, assessed, policy, look, pods, case.node.name in common.following)
+
+
+def look_at(
+    case: NodeCase,
+    policy: PolicyView,
+    before: Look | None,
+    pods: Standings,
+    blockers: tuple[Blocker, ...],
+    *,
+    slower: bool = True,
+) -> Look:
+    """What is remembered of a look that found these blockers. `slower`: the next one waits longer than this one did."""
+    at, tries = pods.listed_at, 1
+    if before is not None and slower:
+        tries = before.tries if before.at == at else before.tries + 1
+    return Look(policy.uid, policy.generation, case.node.retry, at, tries, blockers)
+
+
+def try_start(candidate: Candidate, common: Common) -> tuple[Verdict, Look | None]:
+    """Preflight of one candidate that has a slot: fence it, look at its pods, or say what blocks."""
+    case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
+    if not candidate.cordons:
+        return begin(candidate), None
+    if look is not None:
+        return blocked(case, look, again=pods is None and case.node.name in common.due), look
+    if pods is None:
+        return looking(case), None
+    needed = budget_room(pods)
+    if needed and not common.crowd_known:
+        return looking(case), None
+    if crowded := crowding(pods, common.crowd):
+        # Others make room within seconds: such a node is looked at again at every poll.
+        look = look_at(case, policy, None, pods, crowded, slower=False)
+        return blocked(case, look), look
+    common.crowd.update(needed)
+    return begin(candidate), begun_look(candidate, pods)
+
+
+def begun_look(candidate: Candidate, pods: Standings) -> Look:
+    """What is remembered of the look before the start: the budgets that its pods need."""
+    policy, needed = candidate.policy, tuple(budget_room(pods).items())
+    return Look(policy.uid, policy.generation, candidate.case.node.retry, pods.listed_at, 1, (), needed)
+
+
+def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
+    """Start the change of this node. `wave` and `mates`: see `Fence`."""
+    verdict = candidate.case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
+    action = _fence(candidate)
+    return verdict.then(replace(action, fence=replace(action.fence, wave=wave, mates=mates)))
+
+
+def looking(case: NodeCase) -> Verdict:
+    """The next pass lists its pods."""
+    message = "looking at the pods of the node"
+    verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
+    return replace(verdict, wants_pods=True)
+
+
+def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
+    """What blocks stays shown between two looks. `again`: it is looked at now."""
+    reason = main_reason(look.blockers) or Reason.BLOCKED
+    due = look.due(case.settings.poll)
+    wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)
+    message = explain_blockers(look.blockers)[0]
+    verdict = case.verdict(Phase.BLOCKED, reason, message, wake=wake, candidate=True)
+    return replace(verdict, blockers=look.blockers, deadline=ends_at(look.blockers), wants_pods=again)
+
+
+def op_of(case: NodeCase, policy: PolicyView) -> str:
+    """What identifies a change of this policy that begins now."""
+    return f"{policy.name[:40]}.{policy.generation}.{int(case.now.timestamp() * 1000):x}"
+
+
+def _fence(candidate: Candidate) -> FenceNode:
+    case, assessed, policy = candidate.case, candidate.assessed, candidate.policy
+    node, timeout = case.node, parse_duration(assessed.spec.drain.timeout)
+    cordon = assessed.disruption in CORDONING
+    labels, annotations = marks_for(node)
+    added = (*labels, *annotations)
+    if cordon and names.LABEL_MODE in node.labels:
+        labels[names.LABEL_MODE] = None
+    fence = Fence(
+        op=op_of(case, policy),
+        policy=policy.name,
+        policy_uid=policy.uid,
+        generation=policy.generation,
+        node_uid=node.uid,
+        prior_unschedulable=node.unschedulable,
+        added=added,
+        disruption=assessed.disruption,
+        from_layout=assessed.observed_text,
+        to_layout=assessed.target.text,
+        stage="fenced",
+        step=1,
+        steps=2 if assessed.two_steps else 1,
+        attempt=1,
+        since=case.now,
+        stage_since=case.now,
+        deadline=case.now + timedelta(seconds=case.settings.settle) + timeout,
+        drift=assessed.drift,
+        from_mode=node.labels.get(names.LABEL_MODE, ""),
+        retry=node.retry,
+        newcomer=candidate.newcomer,
+    )
+    return FenceNode(node, fence, cordon, labels, annotations)

@@ -1,0 +1,87 @@
+"""Nodes that started as one wave are given back together: no filler takes the place of half a gang.
+
+Specification: docs/design/drain.md#waves. A wave is known by the `wave` of its fences, and so survives a restart.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from gpusharing.api.names import Phase
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.actions import Release, UpdateFence
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
+
+MAX_NAMES = 3
+"""Nodes of a wave that a text names."""
+
+
+def hold_together(
+    verdicts: Mapping[str, Verdict],
+    fences: Mapping[str, Fence],
+    nodes: Mapping[str, NodeView],
+    policies: Iterable[PolicyView],
+    now: datetime,
+) -> dict[str, Verdict]:
+    """The verdicts of proven nodes that wait for the others of their wave.
+
+    They wait until all are proven, at most `timeouts.verification` from the first proof on, and not at all once a
+    member is Failed: nothing would come back to it then.
+    """
+    waves: dict[str, list[str]] = {}
+    for name, fence in fences.items():
+        if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid and name in verdicts:
+            waves.setdefault(fence.wave, []).append(name)
+    if not waves:
+        return {}
+    by_name = {policy.name: policy for policy in policies}
+    held: dict[str, Verdict] = {}
+    for names in waves.values():
+        proven = [name for name in names if is_proven(verdicts[name])]
+        open_ones = sorted(name for name in names if not _is_leaving(verdicts[name]))
+        until = _until(proven, fences, by_name, now) if proven and open_ones else now
+        if until > now and not any(verdicts[name].phase is Phase.FAILED for name in open_ones):
+            held |= {
+                name: _held(verdicts[name], nodes[name], fences[name], open_ones, until, now)
+                for name in proven
+            }
+    return held
+
+
+def is_proven(verdict: Verdict) -> bool:
+    """The node is given back in this pass, with its new layout proven."""
+    return any(isinstance(action, Release) and action.verified is not None for action in verdict.actions)
+
+
+def _is_leaving(verdict: Verdict) -> bool:
+    return any(isinstance(action, Release) for action in verdict.actions)
+
+
+def _until(
+    proven: Iterable[str], fences: Mapping[str, Fence], policies: Mapping[str, PolicyView], now: datetime
+) -> datetime:
+    """When the first of them has waited long enough; now, where no policy says how long that is."""
+    first = min((moment for name in proven if (moment := fences[name].proven) is not None), default=now)
+    spec = next((p.spec for name in proven if (p := policies.get(fences[name].policy)) is not None), None)
+    return now if spec is None else first + parse_duration(spec.rollout.timeouts.verification)
+
+
+def _held(
+    verdict: Verdict, node: NodeView, fence: Fence, others: Sequence[str], until: datetime, now: datetime
+) -> Verdict:
+    kept = tuple(action for action in verdict.actions if not isinstance(action, Release))
+    if fence.proven is None:
+        kept = (*kept, UpdateFence(node, replace(fence, proven=now)))
+    message = f"{verdict.message}; given back together with {name_nodes(others)}, which ran the same gang"
+    return replace(
+        verdict, reason=Reason.WAITS_FOR_WAVE, message=message, actions=kept, wake=until, deadline=until
+    )
+
+
+def name_nodes(names: Sequence[str]) -> str:
+    """At most three of them."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,167 @@
+"""Nodes of one pool that share a gang go as one wave: they start in one pass, or wait until they can.
+
+Specification: docs/design/drain.md#waves.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.drain.plan import budget_room, crowding
+from gpusharing.planning.pools.candidates import (
+    Candidate,
+    begin,
+    begun_look,
+    blocked,
+    look_at,
+    looking,
+    op_of,
+)
+from gpusharing.planning.pools.common import Common
+from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.words.blockers import Blocker, merge
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.reasons import Reason
+
+MAX_MATES = 20
+"""Nodes of a wave that a fence records as left behind."""
+
+
+# --- who goes together -----------------------------------------------------------------------------------------
+
+
+def find_mates(case: NodeCase) -> frozenset[str]:
+    """The other nodes that the gangs of this node run on, as far as its pods were listed."""
+    gangs = case.work.gangs if case.work is not None else ()
+    return frozenset(
+        member.node for view in gangs for member in view.members if member.node not in ("", case.node.name)
+    )
+
+
+def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
+    """By the first node in `order`: the nodes that share gangs, directly or by way of others. None of one node."""
+    places = {name: place for place, name in enumerate(order)}
+    linked: dict[str, set[str]] = {}
+    for name, others in mates.items():
+        for other in others & places.keys() if name in places else ():
+            linked.setdefault(name, set()).add(other)
+            linked.setdefault(other, set()).add(name)
+    waves: dict[str, tuple[str, ...]] = {}
+    taken: set[str] = set()
+    for name in sorted(linked, key=places.__getitem__):
+        if name not in taken:
+            wave = _reached(name, linked)
+            taken |= wave
+            waves[name] = tuple(sorted(wave, key=places.__getitem__))
+    return waves
+
+
+def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
+    reached, edge = {first}, {first}
+    while edge:
+        edge = set().union(*(linked[name] for name in edge)) - reached
+        reached |= edge
+    return reached
+
+
+def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    """By the first of them: candidates that share gangs. Where no gang was seen this costs next to nothing."""
+    mates = {
+        one.case.node.name: found for one in candidates if one.cordons and (found := find_mates(one.case))
+    }
+    if not mates:
+        return {}
+    cordoning = {one.case.node.name: one for one in candidates if one.cordons}
+    waves = find_waves(tuple(cordoning), mates)
+    return {first: [cordoning[name] for name in names] for first, names in waves.items()}
+
+
+# --- how they start ----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Wave:
+    """What one wave comes to in this pass."""
+
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)
+    taken: int = 0
+    """Slots that it takes, or that are kept for it until it can start."""
+
+
+def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, common: Common) -> Wave:
+    """Start as many nodes of a wave as can ever go at once (`most`), all of them in one pass or none.
+
+    `full`: what those are told for which there will be no room. Nodes that something blocks stay behind; before the
+    others start without them, their pods are looked at once more.
+    """
+    went = Wave()
+    free = [one for one in wave if one.look is None][: max(1, most)]
+    stale = [one for one in wave if one.look is not None and one.pods is None][: max(0, most - len(free))]
+    going = frozenset(one.case.node.name for one in free)
+    wait = _find_wait(free, room, common)
+    again = frozenset(one.case.node.name for one in stale) if wait is None and free else common.due
+    for one in wave:
+        name = one.case.node.name
+        if one.look is not None:
+            went.looks[name] = one.look
+            went.verdicts[name] = blocked(one.case, one.look, again=one.pods is None and name in again)
+        elif name not in going:
+            went.verdicts[name] = one.case.verdict(Phase.PENDING, full.reason, full.message, candidate=True)
+        elif wait is not None or stale:
+            went.verdicts[name] = (wait or _look_first)(one)
+    went.taken = min(room, len(free))
+    if free and wait is None and not stale:
+        left = tuple(one.case.node.name for one in wave if one.case.node.name not in going)
+        first = free[0]
+        wave_id = f"{op_of(first.case, first.policy)}.{first.case.node.name}" if len(free) > 1 else ""
+        for one in free:
+            _start(went, one, wave_id, left[:MAX_MATES], common)
+    return went
+
+
+def _find_wait(free: Sequence[Candidate], room: int, common: Common) -> Callable[[Candidate], Verdict] | None:
+    """What each node of the wave is told while it cannot start; None: it can."""
+    pods = [one.pods for one in free if one.pods is not None]
+    if len(pods) < len(free) or (not common.crowd_known and any(map(budget_room, pods))):
+        return _look_first
+    if crowded := merge(blocker for found in pods for blocker in crowding(found, common.crowd)):
+        return partial(_crowded, blockers=crowded)
+    return partial(_gathering, size=len(free)) if room < len(free) else None
+
+
+def _look_first(one: Candidate) -> Verdict:
+    return looking(one.case)
+
+
+def _crowded(one: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
+    """Others make room within seconds: the nodes of the wave are looked at again at every poll, all of them."""
+    assert one.pods is not None, "it was looked at"
+    return blocked(
+        one.case, look_at(one.case, one.policy, None, one.pods, blockers, slower=False), again=True
+    )
+
+
+def _gathering(one: Candidate, size: int) -> Verdict:
+    """Room enough for the whole wave is on its way."""
+    case = one.case
+    gang = case.work.gangs[0].gang.ref if case.work is not None and case.work.gangs else "a gang"
+    message = (
+        f"{gang} runs on {size} nodes that are to change at once, so that it is interrupted once; waiting for"
+    )
+    verdict = case.verdict(Phase.PENDING, Reason.BUDGET_FULL, f"{message} {size} slots", candidate=True)
+    return replace(verdict, wants_pods=True)
+
+
+def _start(went: Wave, one: Candidate, wave: str, left: tuple[str, ...], common: Common) -> None:
+    """Begin with one node of a wave. Within a wave the server decides who goes first under a budget."""
+    assert one.pods is not None, "all nodes of a wave that starts were looked at"
+    name, needed = one.case.node.name, budget_room(one.pods)
+    common.crowd.update(needed)
+    went.verdicts[name] = begin(one, wave, left)
+    went.claims[name] = Claim(one.case.node.uid, one.policy.name, op_of(one.case, one.policy))
+    went.looks[name] = begun_look(one, one.pods)

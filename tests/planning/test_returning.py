@@ -1,0 +1,117 @@
+"""Nodes that started as one wave are given back together, and no node waits for ever."""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+from tests.build import NOW, at, make_fence, make_node, make_policy
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import Release, UpdateFence
+from gpusharing.planning.pools.returning import hold_together
+from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
+
+PROOF = Verified("pool-b", "all-1g.10gb", "c-1")
+POLICY = make_policy(rollout={"timeouts": {"verification": "5m"}})
+
+
+def in_wave(name: str, *, wave: str = "w", **fence: Any) -> NodeView:
+    """A node past the point of no return that started with others."""
+    uid = f"uid-{name}"
+    return make_node(
+        name, uid=uid, unschedulable=True, fence=make_fence("actuating", node_uid=uid, wave=wave, **fence)
+    )
+
+
+def proven(node: NodeView) -> Verdict:
+    """The node is about to be given back."""
+    verdict = Verdict(node.name, "pool-b", Phase.UNCORDONING, Reason.SYNCED, "2x3g.40gb proven")
+    return verdict.then(Release(node, True, {}, verified=PROOF))
+
+
+def working(node: NodeView, phase: Phase = Phase.RECONFIGURING) -> Verdict:
+    """The node is not done."""
+    return Verdict(node.name, "pool-b", phase, Reason.ACTUATION_IN_PROGRESS, "at work")
+
+
+def aborted(node: NodeView) -> Verdict:
+    """The change of the node is given up."""
+    return working(node, Phase.ABORTING).then(Release(node, True, {}))
+
+
+def held(*verdicts: Verdict, nodes: tuple[NodeView, ...], now: datetime = NOW) -> dict[str, Verdict]:
+    """Who waits."""
+    fences: dict[str, Fence] = {node.name: node.fence for node in nodes if node.fence is not None}
+    told = {verdict.node: verdict for verdict in verdicts}
+    return hold_together(told, fences, {node.name: node for node in nodes}, (POLICY,), now)
+
+
+A, B = in_wave("a"), in_wave("b")
+
+
+def test_a_proven_node_waits_for_the_others_of_its_wave_and_records_since_when() -> None:
+    (found,) = held(proven(A), working(B), nodes=(A, B)).values()
+    assert (found.node, found.phase, found.reason) == ("a", Phase.UNCORDONING, Reason.WAITS_FOR_WAVE)
+    assert found.message == "2x3g.40gb proven; given back together with b, which ran the same gang"
+    (action,) = found.actions
+    assert isinstance(action, UpdateFence)
+    assert A.fence is not None
+    assert action.fence == replace(A.fence, proven=NOW)
+    assert (found.wake, found.deadline) == (at(300), at(300))
+
+
+def test_since_when_it_waits_is_written_once() -> None:
+    waiting = in_wave("a", proven=at(-60))
+    (found,) = held(proven(waiting), working(B), nodes=(waiting, B)).values()
+    assert found.actions == ()
+    assert found.wake == at(240)
+
+
+def test_all_are_given_back_in_the_pass_that_proves_the_last() -> None:
+    assert held(proven(A), proven(B), nodes=(A, B)) == {}
+
+
+def test_the_first_proof_sets_the_end_for_those_proven_later() -> None:
+    first, third = in_wave("a", proven=at(-290)), in_wave("c")
+    found = held(proven(first), working(B), proven(third), nodes=(first, B, third))
+    assert {verdict.wake for verdict in found.values()} == {at(10)}
+    assert found.keys() == {"a", "c"}
+
+
+ENDS: dict[str, tuple[NodeView, Verdict]] = {
+    "a member is Failed": (A, working(B, Phase.FAILED)),
+    "a member was given up": (A, aborted(B)),
+    "the first proof is timeouts.verification ago": (in_wave("a", proven=at(-300)), working(B)),
+}
+
+
+@pytest.mark.parametrize(("node", "other"), ENDS.values(), ids=ENDS.keys())
+def test_it_waits_no_longer_when(node: NodeView, other: Verdict) -> None:
+    assert held(proven(node), other, nodes=(node, B)) == {}
+
+
+OTHERS: dict[str, NodeView] = {
+    "is of another wave": in_wave("b", wave="v"),
+    "started by itself": in_wave("b", wave=""),
+    "was left to somebody else": make_node("b", uid="uid-b", fence=make_fence(wave="w", node_uid="uid-b")),
+    "only inherited the fence of an earlier node": make_node(
+        "b", uid="uid-b", fence=make_fence(wave="w", node_uid="another")
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_nobody_waits_for_a_node_that(other: NodeView) -> None:
+    if other.fence is not None and other.fence.stage == "fenced" and other.fence.node_uid == "uid-b":
+        other = replace(other, fence=replace(other.fence, stage="yielded"))
+    assert held(proven(A), working(other), nodes=(A, other)) == {}
+
+
+def test_at_most_three_of_the_others_are_named() -> None:
+    others = [in_wave(f"n{number}") for number in range(5)]
+    (found,) = held(proven(A), *map(working, others), nodes=(A, *others)).values()
+    assert "together with n0, n1, n2 and 2 more, which" in found.message

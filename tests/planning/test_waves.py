@@ -1,0 +1,147 @@
+"""Nodes that share a gang start in one pass, as far as the budget allows, and cost their gang once.
+
+What a gang costs is told by pools/candidates.py.
+"""
+
+from dataclasses import replace
+
+from tests.build import make_pdb, make_pod, make_work
+from tests.planning.ganging import make_gang, make_gang_view
+from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.pools.common import Common
+from gpusharing.planning.pools.pool import Selection
+from gpusharing.planning.pools.waves import find_mates, find_waves
+from gpusharing.planning.snapshot.podviews import PdbView, PodView
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.reasons import Reason
+
+GANG = make_gang()
+
+
+def ranks(*nodes: str) -> dict[str, list[PodView]]:
+    """One pod of the gang on each node."""
+    pods = {node: make_pod(f"rank-{node}", gang=GANG) for node in nodes}
+    return {node: [pod] for node, pod in pods.items()}
+
+
+def sharing(
+    *nodes: str, listed: bool = True, pdbs: tuple[PdbView, ...] = (), pods: int = 1
+) -> list[NodeCase]:
+    """Candidates that run one gang."""
+    view = make_gang_view(ranks(*nodes))
+    return [
+        candidate(
+            node,
+            make_work(*ranks(*nodes)[node], gangs=(view,), pdbs=pdbs) if listed else None,
+            pods=pods,
+        )
+        for node in nodes
+    ]
+
+
+def fences(selection: Selection) -> dict[str, Fence]:
+    """The fences that are written now, by node."""
+    return {
+        name: action.fence
+        for name, verdict in selection.verdicts.items()
+        for action in verdict.actions
+        if isinstance(action, FenceNode)
+    }
+
+
+def test_nodes_that_share_a_gang_start_in_one_pass_and_record_their_wave() -> None:
+    both = chosen(*sharing("a", "b"), candidate("z", pods=9), limit=2)
+    assert fenced(both) == ["a", "b"]
+    waves = {fence.wave for fence in fences(both).values()}
+    assert len(waves) == 1
+    assert waves != {""}
+    assert both.claims.keys() == {"a", "b"}
+
+
+def test_a_node_without_a_gang_belongs_to_no_wave() -> None:
+    (fence,) = fences(chosen(candidate("z"))).values()
+    assert (fence.wave, fence.mates) == ("", ())
+
+
+def test_a_wave_that_the_budget_can_never_hold_starts_as_far_as_it_can_and_the_rest_comes_next() -> None:
+    selection = chosen(*sharing("a", "b", "c"), limit=2)
+    assert len(fenced(selection)) == 2
+    (left,) = {"a", "b", "c"} - set(fenced(selection))
+    assert {fence.mates for fence in fences(selection).values()} == {(left,)}
+    assert selection.verdicts[left].reason is Reason.BUDGET_FULL
+    after = Common(OFFERED, following=frozenset({left}))
+    assert fenced(chosen(candidate(left, pods=9), candidate("z"), common=after)) == [left]
+
+
+def test_a_wave_waits_for_room_that_is_on_its_way_and_nobody_fills_it_meanwhile() -> None:
+    selection = chosen(*sharing("a", "b"), candidate("z", pods=9), limit=2, used=1, moving=1)
+    assert fenced(selection) == []
+    told = selection.verdicts["a"]
+    assert (told.phase, told.reason, told.wants_pods) == (Phase.PENDING, Reason.BUDGET_FULL, True)
+    assert told.message == (
+        "JobSet team-a/train runs on 2 nodes that are to change at once, so that it is interrupted once;"
+        " waiting for 2 slots"
+    )
+    assert selection.verdicts["z"].reason is Reason.BUDGET_FULL
+
+
+def test_room_that_never_comes_is_not_waited_for() -> None:
+    selection = chosen(*sharing("a", "b"), limit=2, used=1)
+    assert len(fenced(selection)) == 1
+    assert {fence.wave for fence in fences(selection).values()} == {""}
+
+
+def test_the_nodes_of_a_gang_are_looked_at_before_any_of_them_starts() -> None:
+    (first, _), (_, second) = sharing("a", "b"), sharing("a", "b", listed=False, pods=5)
+    selection = chosen(first, second, limit=2)
+    assert fenced(selection) == []
+    assert {v.phase for v in selection.verdicts.values()} == {Phase.PREFLIGHT}
+    assert all(v.wants_pods for v in selection.verdicts.values())
+
+
+def test_a_blocked_node_does_not_keep_the_rest_of_its_gang() -> None:
+    first, second = sharing("a", "b")
+    assert second.work is not None
+    stays = make_pod("stays", owner=None)
+    second = replace(second, work=replace(second.work, pods=(*second.work.pods, stays)))
+    selection = chosen(first, second, limit=2)
+    assert fenced(selection) == ["a"]
+    assert selection.verdicts["b"].phase is Phase.BLOCKED
+    assert fences(selection)["a"].wave == ""
+
+
+def test_within_a_wave_the_server_decides_and_others_that_the_budget_guards_wait() -> None:
+    guard = make_pdb(allowed=1)
+    other = candidate("z", make_work(make_pod("llm-9"), pdbs=[guard]), pods=9)
+    selection = chosen(*sharing("a", "b", pdbs=(guard,)), other, limit=3)
+    assert fenced(selection) == ["a", "b"]
+    assert selection.verdicts["z"].reason is Reason.PDB
+
+
+def test_a_wave_waits_as_a_whole_while_others_use_up_a_budget_of_its_pods() -> None:
+    guard = make_pdb(allowed=1)
+    common = Common(OFFERED)
+    common.crowd["team-a/llm"] = 1
+    selection = chosen(*sharing("a", "b", pdbs=(guard,)), limit=2, common=common)
+    assert fenced(selection) == []
+    assert {(v.reason, v.wants_pods) for v in selection.verdicts.values()} == {(Reason.PDB, True)}
+
+
+def test_a_gang_counts_as_a_whole_for_each_of_its_nodes() -> None:
+    first, second = sharing("a", "b")
+    cheap = candidate("z", make_work(make_pod("alone")), pods=1)
+    assert fenced(chosen(first, second, cheap, limit=1)) == ["z"]
+
+
+def test_waves_are_joined_by_way_of_others_and_keep_the_order() -> None:
+    mates = {"c": frozenset({"a"}), "b": frozenset({"a"}), "x": frozenset({"elsewhere"})}
+    assert find_waves(("b", "x", "c", "a"), mates) == {"b": ("b", "c", "a")}
+
+
+def test_members_without_a_node_and_the_node_itself_are_no_mates() -> None:
+    view = make_gang_view({**ranks("a", "b"), "": [make_pod("waits", gang=GANG)]})
+    assert find_mates(candidate("a", make_work(gangs=(view,)))) == {"b"}
