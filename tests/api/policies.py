@@ -166,6 +166,7 @@ GOOD = (
         "pods without owner and stranded pods may go",
         full(
             drain={
+                "onTimeout": "Hold",
                 "unmanagedPods": "Evict",
                 "strandedPods": "Allow",
                 "protectedPods": "Ignore",
@@ -345,6 +346,7 @@ BAD = (
     ),
     Row("a rule of an order beyond bounds", full(drain={"rules": [{"behavior": "Block", "order": 1001}]}),
         "spec.drain.rules[0].order"),
+    Row("an unknown end of a drain", full(drain={"onTimeout": "Force"}), "spec.drain.onTimeout"),
     Row("no time for jobs", full(drain={"jobs": {"timeout": "0s"}}), "spec.drain.jobs.timeout"),
     Row("an unknown end for jobs", full(drain={"jobs": {"onTimeout": "Hold"}}), "spec.drain.jobs.onTimeout"),
     Row("an unknown answer for marked pods", full(drain={"protectedPods": "Evict"}), "spec.drain.protectedPods"),

@@ -198,3 +198,45 @@ async def test_files_on_the_node_keep_a_pod_only_where_the_policy_says_so() -> N
         stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
         await stage.ready()
         assert stage.evicted() == ["scratch"]
+
+
+@virtually
+async def test_a_drain_that_is_held_past_its_time_keeps_cordon_and_slot_says_so_and_goes_on() -> None:
+    async with scene(*nodes(2)) as stage:
+        stays = gpu_pod("stays", "gpu-1", metadata={"finalizers": ["example.com/keep"]})
+        stage.e.cluster.add(PODS, stays)
+        more = gpu_pod("also", "gpu-2", metadata={"finalizers": ["example.com/keep"]})
+        stage.e.cluster.add(PODS, more)
+        stage.apply(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m", "onTimeout": "Hold"})
+        name = await stage.any_fenced()
+        before = stage.fence(name)
+        transition = await stage.reason(name, "DrainHeld")
+        assert before is not None
+        assert virtual_now() >= before.deadline
+        assert transition["phase"] == "Draining"
+        assert "drain.onTimeout is Hold" in transition["message"]
+        assert transition["deadline"] == f"{before.deadline:%H:%M:%SZ}"
+        await stage.e.kill_operator()
+        stage.e.start_operator()
+        await asyncio.sleep(3 * HOUR)
+        assert stage.fence(name) == before
+        assert stage.cordoned(name)
+        assert len(stage.evicted()) == 1, "the other node waits for the slot"
+        assert stage.events()["DrainHeld"] >= 1
+        for pod in ("stays", "also"):
+            stage.e.cluster.patch(PODS, pod, {"metadata": {"finalizers": None}}, "default")
+        stage.e.cluster.delete(PODS, stage.evicted()[0], "default")
+        await stage.ready(seconds=HOUR)
+
+
+@virtually
+async def test_lifting_the_cordon_gives_a_held_drain_up() -> None:
+    async with scene(*nodes(1)) as stage:
+        stays = gpu_pod("stays", "gpu-1", metadata={"finalizers": ["example.com/keep"]})
+        stage.e.cluster.add(PODS, stays)
+        stage.apply(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m", "onTimeout": "Hold"})
+        await stage.reason("gpu-1", "DrainHeld")
+        stage.cordon("gpu-1", on=False)
+        await stage.released("gpu-1")
+        transition = await stage.reason("gpu-1", "Deferred")
+        assert "UncordonedExternally" in transition["message"]

@@ -115,3 +115,22 @@ def test_rules_by_namespace_and_label_decide_in_their_order(product: Product) ->
         assert evicted(product, since) == {f"default/{pool.name}-bare": 1}
         asked = {(r.resource, r.verb) for r in product.requests(since)}
         assert ("namespaces", "get") in asked
+
+
+def test_a_drain_that_is_held_past_its_time_keeps_the_cordon_and_says_so(product: Product) -> None:
+    with product.pool(H100) as pool:
+        node, name = pool.nodes[0], f"{pool.name}-hangs"
+        hangs = {"simulate.gpusharing.dev/stop": "never"}
+        pool.create(PODS, {"metadata": {"name": name, "annotations": hangs}, "spec": pod_spec(node)})
+        pool.wait(lambda: product.api.get(f"{PODS}/{name}")["status"]["phase"] == "Running", "the pod")
+        drain = {"timeout": "2s", "unmanagedPods": "Evict", "onTimeout": "Hold"}
+        since = product.mark()
+        pool.apply({**SLICED, "drain": drain})
+        pool.wait_phase("Draining", "DrainHeld")
+        assert pool.node()["spec"]["unschedulable"] is True
+        assert "drain.onTimeout is Hold" in pool.transition()["message"]
+        shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
+        assert {"Draining", "DrainHeld", "ours"} <= set(shown.split())
+        product.api.delete(f"{PODS}/{name}", {"gracePeriodSeconds": 0})
+        pool.wait_synced()
+        assert evicted(product, since) == {f"default/{name}": 1}

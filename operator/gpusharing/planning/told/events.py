@@ -63,6 +63,7 @@ _WORTH_TELLING = frozenset(
         Reason.FENCE_UNREADABLE,
         Reason.GPU_STILL_BUSY,
         Reason.CORDON_RESTORED,
+        Reason.DRAIN_HELD,
     }
 )
 

@@ -19,7 +19,7 @@ from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.way.actuation import run
 from gpusharing.planning.way.attempts import next_deferral, proof_time
 from gpusharing.planning.way.gates import CORDONING
-from gpusharing.planning.way.idle import rise
+from gpusharing.planning.way.idle import holds, rise
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import give_way, holds_our_cordon, may_uncordon
@@ -173,6 +173,8 @@ def _jobs_late(case: FencedCase) -> str:
 
 
 def _late(case: FencedCase) -> str:
+    if holds(case):
+        return ""
     plan = case.drain
     ended = plan is None or (plan.holders >= 0 and not plan.jobs)
     if case.fence.jobs and ended and isinstance(case.assessment, Assessed):

@@ -60,6 +60,12 @@ def rise(case: FencedCase) -> Verdict | None:
     return replace(verdict, wants_pods=True).then(UpdateFence(case.node, fence))
 
 
+def holds(case: FencedCase) -> bool:
+    """The policy wants the drain to go on past its time; before the point of no return only."""
+    spec = case.assessment.policy.spec if case.assessment is not None else None
+    return spec is not None and spec.drain.on_timeout == "Hold" and case.fence.stage == "fenced"
+
+
 def next_poll(case: FencedCase, pace: int = 1) -> datetime:
     """The next look at the pods, after so many polls; not past the deadline, which ends a drain.
 
@@ -81,6 +87,9 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
         )
     if case.work is not None and case.work.gangs:
         said += f"; with them {explain_gangs(case.work)}"
+    if holds(case) and case.now >= case.fence.deadline and not plan.jobs:
+        said = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {said}"
+        reason = Reason.DRAIN_HELD
     message = f"{said}; {lines[0]}" if lines else said
     poll = next_poll(case, JOBS_PACE if plan.jobs else 1)
     wake = min(plan.next_wake, poll) if plan.next_wake else poll

@@ -47,6 +47,10 @@ LOCAL_STORAGE = ("LocalStorage", "Drain", _PERSON,
 STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
     "After the change no node would offer the resource name that the pod asks for, so it could not start again.",
     "Change the pod's request, keep the name elsewhere, or set drain.strandedPods to Allow.")
+DRAIN_HELD = ("DrainHeld", "Drain", _PERSON,
+    "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned and keeps its slot, and the drain "
+    "goes on.",
+    "Remove what keeps the pods (see Blockers), or lift the cordon to give the change up.")
 TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
     "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
     "Find out who is to remove the finalizers in the message, or why the kubelet cannot end the container.")

@@ -257,6 +257,7 @@ class Reason(Worded):
     NAMESPACE_UNREADABLE = drainreasons.NAMESPACE_UNREADABLE
     LOCAL_STORAGE = drainreasons.LOCAL_STORAGE
     STRANDED_PODS = drainreasons.STRANDED_PODS
+    DRAIN_HELD = drainreasons.DRAIN_HELD
     TERMINATING_STUCK = drainreasons.TERMINATING_STUCK
     FORBIDDEN = drainreasons.FORBIDDEN
     LIST_FAILED = drainreasons.LIST_FAILED
