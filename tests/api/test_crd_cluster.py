@@ -152,6 +152,7 @@ def test_get_gsp_shows_the_columns(server: Api, control_plane: ControlPlane) -> 
                 "AGE",
                 "PENDING",
                 "STRATEGY",
+                "WINDOW",
                 "PRODUCT",
                 "MESSAGE",
             ]

@@ -98,7 +98,7 @@ def test_a_label_that_stays_may_be_selected(label: str) -> None:
     ("newer", "field"),
     [
         ({"approval": "Manual"}, "spec.approval"),
-        ({"rollout": {"windows": [{"schedule": "0 22 * * *"}]}}, "spec.rollout.windows"),
+        ({"rollout": {"waves": [{"schedule": "0 22 * * *"}]}}, "spec.rollout.waves"),
         (
             {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 2}, "wave": 1}]}},
             "spec.mig.layouts[0].wave",

@@ -108,7 +108,7 @@ def apply(stage: Scene, spec: JSON, limit: int | str) -> None:
     """Change all nodes, their pods included."""
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": DRAIN_TIMEOUT}
     timeouts = {"actuation": "5m", "verification": "5m"}
-    stage.apply(spec, rollout=at_once(limit, timeouts=timeouts), drain=drain)
+    stage.apply(spec, rollout=at_once(limit, timeouts=timeouts, maxFailures=10), drain=drain)
 
 
 def is_done(stage: Scene, name: str) -> bool:

@@ -135,7 +135,14 @@ def test_all_sources_agree_and_the_node_is_given_back_in_one_patch() -> None:
     assert action.labels == {
         names.LABEL_UPGRADE_SKIP: None, names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b"}  # fmt: skip
     pair = FENCE.target_mig_config, FENCE.target_plugin_config
-    assert action.verified == Verified("pool-b", *pair, layout="2x3g.40gb", gpus=1, policy_uid="uid-pool-b")
+    known = Verified("pool-b", *pair, layout="2x3g.40gb", gpus=1, policy_uid="uid-pool-b", generation=1)
+    assert action.verified == replace(known, changed_at=at(60))
+
+
+def test_the_proof_records_how_long_the_change_took_what_was_planned_and_whether_it_had_failed() -> None:
+    fence = replace(FENCE, began=at(-180), planned=DisruptionClass.RESET, failed_generation=1)
+    proof = only(after_pnr(changing(fence=fence))).verified
+    assert (proof.took, proof.planned, proof.failed_generation) == (240, DisruptionClass.RESET, 1)
 
 
 def test_drift_put_right_is_recorded_with_its_generation_and_a_later_change_keeps_the_record() -> None:

@@ -66,6 +66,23 @@ def test_pods_that_hold_a_gpu_are_evicted_by_uid() -> None:
     assert verdict.actions == (Evict("gpu-07", "team-a", "a", "uid-team-a-a"),)
 
 
+def test_a_pause_that_holds_evicts_nobody_and_keeps_cordon_and_deadline() -> None:
+    held = make_policy(rollout={"paused": True, "whenPaused": "Hold"})
+    verdict = before_pnr(fenced(held, work=make_work(make_pod())))
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.CORDONED, Reason.PAUSED, ())
+    assert verdict.wake == FENCE.deadline
+    idle = before_pnr(fenced(held, gpunode=silent()))
+    assert idle.actions == (), "nor is the point of no return passed"
+    late = before_pnr(fenced(held, fence=replace(FENCE, deadline=at(-300)), work=make_work(make_pod())))
+    assert late.reason is Reason.DRAIN_TIMEOUT
+
+
+def test_a_pause_that_lets_finish_changes_nothing_and_another_change_is_not_given_up() -> None:
+    paused = make_policy(rollout={"paused": True})
+    verdict = before_pnr(fenced(paused, work=make_work(make_pod("a")), node={"abort": "op-0"}))
+    assert verdict.actions == (Evict("gpu-07", "team-a", "a", "uid-team-a-a"),)
+
+
 def test_the_next_look_is_not_after_the_deadline() -> None:
     late = replace(FENCE, deadline=at(2))
     assert before_pnr(fenced(fence=late, work=make_work(make_pod()))).wake == at(2)
@@ -135,10 +152,13 @@ def test_the_order_of_the_endings_is_part_of_the_product() -> None:
         ("_other_node", Reason.CORDON_KEPT),
         ("_node_going", Reason.NODE_NOT_READY),
         ("_policy_going", Reason.DELETING),
+        ("_asked_to_end", Reason.ABORT_REQUESTED),
         ("_other_owner", Reason.SUPERSEDED),
         ("_no_owner", Reason.SUPERSEDED),
         ("_refused", Reason.NOT_ACCEPTED),
         ("_as_wanted", Reason.SYNCED),
+        ("_paused", Reason.PAUSED),
+        ("_unapproved", Reason.APPROVAL_NEEDED),
         ("_now_cordons", Reason.PODS_LEAVING),
         ("_uncordoned", Reason.UNCORDONED_EXTERNALLY),
         ("_foreign", Reason.FOREIGN_MAINTENANCE),
@@ -152,6 +172,12 @@ GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
     "the node was created again": (fenced(fence=replace(FENCE, node_uid="old")), Reason.CORDON_KEPT, False, False),
     "the policy is gone": (fenced(None), Reason.DELETING, True, False),
     "the policy is going": (fenced(replace(MIXED, deleting=True), owner=""), Reason.DELETING, True, False),
+    "a person asks for it by the name of the change": (
+        fenced(node={"abort": "op-1"}), Reason.ABORT_REQUESTED, True, True),
+    "the policy was paused, and aborts what is in flight": (
+        fenced(make_policy(rollout={"paused": True, "whenPaused": "Abort"})), Reason.PAUSED, True, False),
+    "the policy was edited, and its new plan needs an approval": (
+        fenced(make_policy(generation=2, rollout={"approval": "Manual"})), Reason.APPROVAL_NEEDED, True, False),
     "another policy owns the node now": (fenced(owner="other"), Reason.SUPERSEDED, True, False),
     "nobody owns the node any more": (fenced(owner=""), Reason.SUPERSEDED, True, True),
     "the policy is not accepted any more": (

@@ -37,6 +37,7 @@ DEPLOY, WORKLOAD = "nvidia.com/gpu.deploy.", "nvidia.com/gpu.workload.config"
 
 def test_the_order_of_the_gates_is_part_of_the_product() -> None:
     assert [(gate.find.__name__, gate.reason) for gate in GATES] == [
+        ("_skipped", Reason.SKIP_LABEL),
         ("_going", Reason.NODE_NOT_READY),
         ("_unready", Reason.NODE_NOT_READY),
         ("_foreign", Reason.FOREIGN_MAINTENANCE),
@@ -103,6 +104,7 @@ def stopping(written: datetime | None) -> NodeCase:
     return make_case(MIXED, was=MPS, stack=replace(case.stack, plugin_configs=configs, written=times))
 
 
+FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", 1, "")
 DEFERRED = Deferred(2, at(60), "DrainTimeout", 1, "")
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=False))
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
@@ -114,6 +116,10 @@ ACCEPTED = replace(SETTINGS, refuse_unsafe_drivers=False)
 PAUSED = make_policy(rollout={"paused": True})
 MIG_FILE = make_stack(MIXED).mig_file
 CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
+    "a person wants it skipped": (
+        make_case(MIXED, labels={names.LABEL_SKIP: "true"}, node={"ready": False}), Reason.SKIP_LABEL, None),
+    "five attempts were given up": (
+        make_case(MIXED, node={"deferred": FIVE_TIMES}), Reason.NEEDS_ATTENTION, at(60)),
     "the node is being deleted": (make_case(MIXED, node={"deleting": True}), Reason.NODE_NOT_READY, None),
     "the node is not Ready": (make_case(MIXED, node={"ready": False}), Reason.NODE_NOT_READY, None),
     "somebody else maintains it": (make_case(MIXED, node={"foreign": "kured"}), Reason.FOREIGN_MAINTENANCE, None),

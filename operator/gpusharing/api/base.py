@@ -5,12 +5,24 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from gpusharing.api import rules
+
 Line = Annotated[str, Field(max_length=1024)]
 """A name or a few words."""
 Sentence = Annotated[str, Field(max_length=4096)]
 """Text for people; writers shorten what is longer."""
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
 """RFC 3339 in UTC, to the second."""
+Duration = Annotated[
+    str,
+    Field(
+        pattern=rules.DURATION,
+        min_length=2,
+        max_length=16,
+        json_schema_extra=rules.cel(rules.POSITIVE_DURATION),
+    ),
+]
+"""Hours, minutes and seconds, for example 1h30m."""
 Counts = Annotated[dict[str, int], Field(max_length=128)]
 """Name to number, for example of a resource."""
 

@@ -107,6 +107,9 @@ POLICY = Resource(
         AGE,
         Column("Pending", ".status.summary.pendingPods", "Pods waiting for this pool.", "integer", wide=True),
         Column("Strategy", ".status.summary.strategy", "MIG strategy.", wide=True),
+        Column(
+            "Window", ".status.summary.nextWindow", "When nodes may start; empty: at any time.", wide=True
+        ),
         Column("Product", ".status.summary.product", "Card models.", wide=True),
         Column("Message", ".status.summary.message", "The most urgent sentence.", wide=True),
     ),

@@ -5,17 +5,12 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from gpusharing.api import rules
-from gpusharing.api.base import Condition, Counts, Line, Sentence, WireModel
+from gpusharing.api.base import Condition, Counts, Duration, Line, Sentence, WireModel
 from gpusharing.api.names import Mode
+from gpusharing.api.rollout import Rollout
 from gpusharing.api.rules import cel
 
 Replicas = Annotated[int, Field(ge=2, le=1024, json_schema_extra=cel(rules.REPLICAS))]
-Duration = Annotated[
-    str,
-    Field(
-        pattern=rules.DURATION, min_length=2, max_length=16, json_schema_extra=cel(rules.POSITIVE_DURATION)
-    ),
-]
 ALL_ALONE = {"anyOf": [{"maxItems": 1}, {"items": {"properties": {"devices": {"not": {"enum": ["all"]}}}}}]}
 """Schema of layouts: an entry for `all` GPUs is the only one."""
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=rules.LABEL_KEY)]
@@ -210,36 +205,6 @@ class Drain(WireModel):
     """Pods whose resource name no node would offer afterwards: Hold leaves the node alone, Allow evicts."""
 
 
-class Timeouts(WireModel):
-    """How long the steps after the point of no return may take before a node counts as Failed."""
-
-    actuation: Duration = "30m"
-    """From the label change until mig-manager and the device plugin are done."""
-    verification: Duration = "10m"
-    """From then until NVML, the labels and the allocatable resources agree."""
-
-
-class Rollout(WireModel):
-    """How the change moves over the pool."""
-
-    max_unavailable: (
-        Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=rules.PERCENT, max_length=8)]
-    ) = Field(
-        default=1,
-        json_schema_extra={
-            "x-kubernetes-int-or-string": True,
-            "maxLength": 8,
-            **cel(rules.MAX_UNAVAILABLE),
-        },
-    )
-    """Nodes that may be unavailable at once: a number, or a percentage of the pool such as "25%"
-    (rounded down, at least 1; nodes without a GPU or of products left out do not count). 0 freezes the pool."""
-    paused: bool = False
-    """Start no further node; nodes in flight finish."""
-    timeouts: Timeouts = Field(default_factory=Timeouts)
-    """Limits for the steps that follow the drain."""
-
-
 class GPUSharingPolicySpec(WireModel):
     """What the pool is for and how a change may reach it."""
 
@@ -295,6 +260,8 @@ class Summary(WireModel):
     """MIG strategy, empty for other modes."""
     product: Line = ""
     """Card models in the pool."""
+    next_window: Line = ""
+    """With rollout.windows or rollout.blackouts: when nodes may start next, or until when they may now; UTC."""
     status: Line = ""
     """One word: Synced, Draining, Blocked, Failed ..."""
     message: Sentence = ""
@@ -314,6 +281,8 @@ class Plan(WireModel):
     """How many nodes change."""
     pods: int
     """Pods holding a GPU on these nodes."""
+    windows: Annotated[tuple[Line, ...], Field(max_length=3)] = ()
+    """The next times at which nodes may start, from and to in UTC; empty: at any time."""
     capacity_before: Counts
     """Allocatable GPU resources of the pool now."""
     capacity_after: Counts

@@ -23,6 +23,10 @@ DURATION = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
 """Hours, minutes, seconds in this order, each at most once: the part of Go's durations that people write."""
 MAX_DURATION_HOURS = 168
 """A week: more is a typing error, and a node must not stay fenced for ever."""
+CRON = r"^[0-9*/,-]+ +[0-9*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,#-]+$"
+"""Five fields that can be cron's; whether they name a time at all is found out when it is looked for."""
+ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}$"
+"""What a name of the IANA time zone database can be."""
 PERCENT = "^(100|[1-9]?[0-9])%$"
 MAX_NAME = 50
 """A policy's name plus a content hash must fit a label value (63 characters)."""
@@ -171,6 +175,14 @@ POSITIVE_DURATION = Rule(
     f"self.matches({_quoted(DURATION)})"
     f" && duration(self) > duration('0s') && duration(self) <= duration('{MAX_DURATION_HOURS}h')",
     f"a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
+)
+SCHEDULE = Rule(
+    f"self.matches({_quoted(CRON)})",
+    'five fields of cron: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"',
+)
+TIME_ZONE = Rule(
+    f"self.matches({_quoted(ZONE)})",
+    "a name of the IANA time zone database, for example Europe/Berlin",
 )
 
 RULE_TIMEOUT = Rule(

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from gpusharing.api import rules
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
 from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig
+from gpusharing.api.rollout import Rollout
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 UNKNOWN = (
@@ -33,6 +34,16 @@ _HINTS = {
     "timeout": rules.POSITIVE_DURATION.message,
     "actuation": rules.POSITIVE_DURATION.message,
     "verification": rules.POSITIVE_DURATION.message,
+    "duration": rules.POSITIVE_DURATION.message,
+    "soak": rules.POSITIVE_DURATION.message,
+    "canary": "for example canary: {nodes: 1, soak: 10m}",
+    "maxFailures": "a number of nodes, at least 1; for example maxFailures: 2",
+    "approval": "for example approval: Manual",
+    "whenPaused": "for example whenPaused: Hold",
+    "schedule": rules.SCHEDULE.message,
+    "timeZone": rules.TIME_ZONE.message,
+    "windows": 'for example windows: [{schedule: "0 22 * * 1-5", duration: 6h, timeZone: Europe/Berlin}]',
+    "blackouts": 'for example blackouts: [{schedule: "0 0 24 12 *", duration: 72h, timeZone: Europe/Berlin}]',
     "profiles": "instances on each GPU, 1 to 7; for example {3g.40gb: 2}",
     "layouts": "for example layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
     "strategy": "for example strategy: mixed",
@@ -97,9 +108,27 @@ def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
         "spec.rollout.timeouts.actuation": spec.rollout.timeouts.actuation,
         "spec.rollout.timeouts.verification": spec.rollout.timeouts.verification,
     }
+    yield from _window_problems(spec.rollout)
+    windows = [("windows", spec.rollout.windows), ("blackouts", spec.rollout.blackouts)]
+    for field, listed in windows:
+        durations |= {
+            f"spec.rollout.{field}[{index}].duration": window.duration for index, window in enumerate(listed)
+        }
+    if spec.rollout.canary is not None:
+        durations["spec.rollout.canary.soak"] = spec.rollout.canary.soak
     for path, text in durations.items():
         if not timedelta(0) < parse_duration(text) <= MAX_DURATION:
             yield Problem(path, rules.POSITIVE_DURATION.message)
+
+
+def _window_problems(rollout: Rollout) -> Iterator[Problem]:
+    for field, listed in (("windows", rollout.windows), ("blackouts", rollout.blackouts)):
+        for index, window in enumerate(listed):
+            at = f"spec.rollout.{field}[{index}]"
+            if not re.fullmatch(rules.CRON, window.schedule):
+                yield Problem(f"{at}.schedule", rules.SCHEDULE.message)
+            if not re.fullmatch(rules.ZONE, window.time_zone):
+                yield Problem(f"{at}.timeZone", rules.TIME_ZONE.message)
 
 
 def parse_duration(text: str) -> timedelta:

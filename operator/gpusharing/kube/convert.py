@@ -52,6 +52,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
         retry=annotations.get(names.ANNOTATION_RETRY, ""),
         gate=start_gate(raw),
+        abort=annotations.get(names.ANNOTATION_ABORT, ""),
         foreign=foreign_marker(raw, maintenance_keys),
     )
 
@@ -130,6 +131,8 @@ def policy_view(raw: JSON) -> PolicyView:
         force_release=annotations.get(names.ANNOTATION_FORCE_RELEASE) == "true",
         spec=None if isinstance(checked, tuple) else checked,
         problems=checked if isinstance(checked, tuple) else (),
+        approved=annotations.get(names.ANNOTATION_APPROVE, ""),
+        resumed=annotations.get(names.ANNOTATION_RESUME, ""),
     )
 
 

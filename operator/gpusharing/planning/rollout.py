@@ -27,6 +27,7 @@ from gpusharing.planning.actions import Action, SetClaims, WriteConfig
 from gpusharing.planning.memo import Memo
 from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.pool import Pool, is_unavailable, select
+from gpusharing.planning.pools.pooled import Member
 from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
 from gpusharing.planning.proof.assess import Assessed
@@ -129,8 +130,15 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         wants_pods=frozenset(name for name, verdict in verdicts.items() if verdict.wants_pods),
         differing=frozenset(name for name, one in judged.items() if one.differs),
         looks=choice.looks,
-        wake_at=min((v.wake for v in verdicts.values() if v.wake is not None), default=None),
+        wake_at=_wake(verdicts, pools, now),
     )
+
+
+def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], now: datetime) -> datetime | None:
+    """The next moment at which the clock may change anything; that of a window is told even where no node waits."""
+    changes = (pool.hours(now).change for pool in pools.values())
+    moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
+    return min([*moments, *(change for change in changes if change is not None)], default=None)
 
 
 # --- own and assess ------------------------------------------------------------------------------------------
@@ -234,8 +242,9 @@ def _pools(
             continue
         if verdict.candidate and not failing.holds(name):
             pool.candidates.append(cases[name])
+        member = Member(nodes[name], verdict, known.assessment if known else None)
         used = is_unavailable(nodes[name]) or (name in claims and _holds_slot(verdict, failing))
-        pool.count(verdict, used=used, newcomer=is_newcomer(nodes[name], snapshot.gpunodes.get(name)))
+        pool.count(member, used=used, newcomer=is_newcomer(nodes[name], snapshot.gpunodes.get(name)))
     return pools
 
 

@@ -7,6 +7,7 @@ limit      allowance(maxUnavailable, nodes of the policy); 0 freezes. Nodes with
 used       a set: not Ready, cordoned by anyone, fenced, claimed or being deleted; a node counts once
            (a claim without a fence is left by a crash or a predecessor: that very node goes first)
 room       limit - used, and never more than the operator-wide cap leaves
+hold       what keeps every node from starting, whatever they are like: a frozen budget, closed windows (holds.py)
 order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle; nodes that something blocks do not
            stop the others, and share few looks at their pods (looks.py)
 waves      nodes that share a gang start in one pass, and wait for room enough where it can come (waves.py)
@@ -15,12 +16,17 @@ crowd      while nodes in flight use up the room of a PodDisruptionBudget, no ot
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import allowance
 from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.pools.canary import find_canary, waits_for_canaries
 from gpusharing.planning.pools.candidates import Candidate, find_candidate, op_of, try_start
 from gpusharing.planning.pools.common import Common
+from gpusharing.planning.pools.holds import find_hold, phase_of
+from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
+from gpusharing.planning.pools.pooled import Member, Pooled
 from gpusharing.planning.pools.waves import group, try_wave
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.records import Claim
@@ -50,20 +56,35 @@ class Pool:
     """How many of `names` are none of the policy's business, or not yet: see is_newcomer."""
     moving: int = 0
     """How many of the used ones are in a change of ours that goes on, and so come back."""
+    members: list[Member] = field(default_factory=list)
+    """The others."""
 
     @property
     def total(self) -> int:
         """Nodes that the budget is about."""
         return len(self.names) - self.outside
 
-    def count(self, verdict: Verdict, *, used: bool, newcomer: bool = False) -> None:
+    def count(self, member: Member, *, used: bool, newcomer: bool = False) -> None:
         """Take a node of the policy into the budget. `used`: it is away, or about to be; `newcomer`: is_newcomer."""
+        verdict = member.verdict
         self.names.append(verdict.node)
         if newcomer or verdict.reason in OUTSIDE:
             self.outside += 1
         else:
+            self.members.append(member)
             self.used += used
             self.moving += used and verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+
+    def hours(self, now: datetime) -> Hours:
+        """What the windows of the policy say."""
+        spec = self.policy.spec
+        return ALWAYS if spec is None else find_hours(spec, (one.node for one in self.members), now)
+
+    def pooled(self, now: datetime) -> Pooled | None:
+        """All that may keep its nodes from starting; None: the policy cannot be read, and has no candidates."""
+        if self.policy.spec is None:
+            return None
+        return Pooled(self.policy, self.policy.spec, self.members, self.frozen, self.hours(now), now)
 
     @property
     def limit(self) -> int:
@@ -96,7 +117,16 @@ def is_unavailable(node: NodeView) -> bool:
 
 def select(pool: Pool, cap: int, common: Common) -> Selection:
     """Choose among the candidates of a pool. `cap`: how many more nodes the whole operator may take."""
-    waiting, room = _why_full(pool, cap), max(0, min(pool.limit - pool.used, cap))
+    pooled = pool.pooled(pool.candidates[0].now) if pool.candidates else None
+    if pooled is None:
+        return Selection({}, {}, {})
+    if (closed := find_hold(pooled)) is not None:
+        return _held(pool, closed)
+    waiting, why = _why_full(pool, cap), Reason.BUDGET_FULL
+    room = max(0, min(pool.limit - pool.used, cap))
+    canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
+    if isinstance(canaries, int) and canary is not None and canaries < room:
+        room, waiting, why = canaries, waits_for_canaries(canary.nodes), Reason.CANARY_SOAK
     most = min(pool.limit - pool.used, cap) + pool.moving
     verdicts: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
@@ -110,17 +140,13 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
         if case.node.name in verdicts:
             continue  # it went with its wave
         if room > 0 and (wave := waves.get(case.node.name)):
-            went = try_wave(wave, room, most, Finding(Reason.BUDGET_FULL, waiting), common)
+            went = try_wave(wave, room, most, Finding(why, waiting), common)
             room, cap = room - went.taken, cap - went.taken
             verdicts, claims, looks = verdicts | went.verdicts, claims | went.claims, looks | went.looks
             continue
-        if pool.frozen:
-            verdict = case.verdict(
-                Phase.PENDING, Reason.FROZEN, "spec.rollout.maxUnavailable is 0: nothing starts"
-            )
-        elif slots <= 0 or (candidate.needs_list and (hold or listed >= slots + LOOKAHEAD)):
-            full = CAP_REACHED if candidate.newcomer else waiting
-            verdict = case.verdict(Phase.PENDING, Reason.BUDGET_FULL, full, candidate=True)
+        if slots <= 0 or (candidate.needs_list and (hold or listed >= slots + LOOKAHEAD)):
+            full = Finding(Reason.BUDGET_FULL, CAP_REACHED) if candidate.newcomer else Finding(why, waiting)
+            verdict = case.verdict(Phase.PENDING, full.reason, full.message, candidate=True)
         else:
             verdict, look = try_start(candidate, common)
             listed += candidate.needs_list and verdict.wants_pods
@@ -132,6 +158,15 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
         if look is not None:
             looks[case.node.name] = look
     return Selection(verdicts, claims, looks)
+
+
+def _held(pool: Pool, hold: Finding) -> Selection:
+    """No candidate of the pool starts, and nobody looks at their pods."""
+    phase, wake = phase_of(hold), hold.until
+    verdicts = {
+        case.node.name: case.verdict(phase, hold.reason, hold.message, wake=wake) for case in pool.candidates
+    }
+    return Selection(verdicts, {}, {})
 
 
 def _why_full(pool: Pool, cap: int) -> str:

@@ -86,6 +86,12 @@ class Fence:
     policy_uid: str = ""
     """Of the policy, as of the fence or of the last run: another one of this name counts its attempts anew. Empty: not
     recorded."""
+    began: Moment | None = None
+    """When the change first passed the PNR; None before that, and in fences of older operators."""
+    planned: DisruptionClass = DisruptionClass.NONE
+    """The class of disruption that the plan showed, which may have risen since. None: not recorded."""
+    failed_generation: int = 0
+    """The generation of the policy in which this change failed after the PNR before; 0: it did not."""
     owed: str = ""
     """What a run that is still to begin leads to; it begins when the node is proven idle anew. Empty: none is owed."""
     jobs: bool = False
@@ -145,6 +151,16 @@ class Verified:
     """On how many GPUs: fewer mean that one is missing. 0: not recorded."""
     policy_uid: str = ""
     """Of the policy, whose generation it is: one of this name that was made anew counts anew. Empty: not recorded."""
+    changed_at: Moment | None = None
+    """When the last change of ours was proven here; None: there was none, or an older operator made it."""
+    took: int = 0
+    """Seconds from its PNR to its proof; 0: not recorded."""
+    generation: int = 0
+    """The generation of the policy that this change went by; 0: not recorded."""
+    planned: DisruptionClass = DisruptionClass.NONE
+    """The class of disruption that its plan showed. None: not recorded."""
+    failed_generation: int = 0
+    """The generation of the policy in which it failed after the PNR before it was proven; 0: it did not."""
 
 
 @dataclass(frozen=True, slots=True)

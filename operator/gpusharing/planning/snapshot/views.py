@@ -60,6 +60,8 @@ class NodeView:
     retry: str = ""
     gate: StartGate | None = None
     """The start-up taint is on the node; None: it is not."""
+    abort: str = ""
+    """The change that a person wants given up, as its fence names it."""
     foreign: str = ""
     """Who else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty when nobody
     does."""
@@ -192,6 +194,10 @@ class PolicyView:
     force_release: bool
     spec: GPUSharingPolicySpec | None
     problems: tuple[Problem, ...] = ()
+    approved: str = ""
+    """The hash of the plan that a person approved last."""
+    resumed: str = ""
+    """The generation whose failures a person has looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
 from typing import Any
 
-from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
+from gpusharing.api.names import ConditionType, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import to_rfc3339
-from gpusharing.planning.proof.verify import served
+from gpusharing.planning.pools.canary import find_note
+from gpusharing.planning.pools.hours import ALWAYS, Hours
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.told.counts import count_pending, count_used
+from gpusharing.planning.told.upcoming import MAX_LISTED, tell_plan
 from gpusharing.planning.wanted.ownership import selects
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
@@ -24,9 +25,6 @@ from gpusharing.planning.words.lengths import MAX_TEXT, cut
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason, priority
 
-MAX_LISTED = 20
-"""Nodes named in plan and failures."""
-_SEVERITY = tuple(DisruptionClass)
 _LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
 """States that a node is in, not what its card cannot do: the policy is accepted all the same."""
 _NOT_HERE = frozenset({Reason.CONFIG_UNKNOWN, Reason.PLUGIN_TOO_OLD, Reason.MIG_MANAGER_TOO_OLD})
@@ -73,16 +71,18 @@ def policy_status(
 ) -> dict[str, Any]:
     """The body of `status`, every key present; None removes. `previous` gives the times of unchanged conditions."""
     pool = members(policy, plan, snapshot)
+    pooled = plan.pools[policy.name].pooled(now)
+    hours, note = (pooled.hours, find_note(pooled)) if pooled is not None else (ALWAYS, "")
     conditions = {
-        ConditionType.ACCEPTED: _accepted(pool, plan, snapshot),
+        ConditionType.ACCEPTED: _accepted(pool, plan, snapshot, note),
         ConditionType.READY: _ready(pool, plan),
         ConditionType.RECONCILING: _reconciling(pool, plan),
         ConditionType.STALLED: _stalled(pool, plan),
     }
     return {
         "observedGeneration": policy.generation,
-        "summary": _summary(pool, plan, snapshot),
-        "plan": _plan(pool, plan, snapshot),
+        "summary": _summary(pool, plan, snapshot, hours),
+        "plan": tell_plan(policy, pool.verdicts, plan, snapshot, hours),
         "failures": [
             {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
             for verdict in pool.verdicts
@@ -132,7 +132,7 @@ def _condition(
     }
 
 
-def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Answer:
+def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note: str) -> Answer:
     objection = plan.objections.get(pool.policy.name)
     if objection is not None:
         return False, objection.reason, objection.message
@@ -148,11 +148,8 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
             f"{len(refused)} of {len(pool.verdicts)} nodes cannot take it: {_first(refused)}",
         )
     doubt = _doubt(pool, snapshot)
-    return (
-        True,
-        doubt.reason if doubt else Reason.VALID,
-        _legal(pool) + (f"; {doubt.message}" if doubt else ""),
-    )
+    told = [_legal(pool), doubt.message if doubt else "", note]
+    return True, doubt.reason if doubt else Reason.VALID, "; ".join(filter(None, told))
 
 
 def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
@@ -263,7 +260,7 @@ def _needs_person(verdict: Verdict) -> bool:
 # --- columns -----------------------------------------------------------------------------------------------
 
 
-def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[str, Any]:
+def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours) -> dict[str, Any]:
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(verdict.wanted for verdict in pool.verdicts if verdict.wanted)
@@ -281,6 +278,7 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
         "pendingPods": count_pending(pool.nodes, spec, plan.targets, snapshot),
         "strategy": spec.mig.strategy if spec and spec.mode is Mode.MIG and spec.mig else "",
         "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
+        "nextWindow": hours.next_window,
         "status": word,
         "message": cut(message, MAX_TEXT),
     }
@@ -328,42 +326,6 @@ def _most_urgent(pool: Members) -> Verdict:
 
 def _urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
     return priority(verdict.reason), verdict.node
-
-
-# --- the plan ----------------------------------------------------------------------------------------------
-
-
-def _plan(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[str, Any] | None:
-    """What is going to happen; None when no node of the pool changes."""
-    changing = [
-        v for v in pool.verdicts if v.disruption is not DisruptionClass.NONE and v.phase is not Phase.SYNCED
-    ]
-    if not changing:
-        return None
-    before: Counter[str] = Counter()
-    for node in pool.nodes:
-        before.update(served(node))
-    after: Counter[str] = Counter()
-    for node in pool.nodes:
-        after.update(plan.targets.get(node.name, served(node)))
-    worst = max((verdict.disruption for verdict in changing), key=_SEVERITY.index)
-    nodes = [verdict.node for verdict in changing]
-    pods = sum(_pods_on(verdict, snapshot) for verdict in changing)
-    text = f"{pool.policy.uid}/{pool.policy.generation}/{worst}/{nodes}/{sorted(after.items())}"
-    return {
-        "hash": sha256(text.encode()).hexdigest()[:7],
-        "disruption": str(worst),
-        "nodes": nodes[:MAX_LISTED],
-        "nodeCount": len(nodes),
-        "pods": pods,
-        "capacityBefore": dict(sorted(before.items())),
-        "capacityAfter": dict(sorted(after.items())),
-    }
-
-
-def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
-    gpunode = snapshot.gpunodes.get(verdict.node)
-    return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0
 
 
 # --- text --------------------------------------------------------------------------------------------------

@@ -119,6 +119,7 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         drift=corrects_drift(fence, policy),
         stage="actuating",
         stage_since=case.now,
+        began=fence.began or case.now,
         deadline=case.now + actuation_limit(assessed.spec),
         step=step,
         steps=steps,

@@ -192,10 +192,10 @@ class _Aimed:
         since = self.case.fence.stage_since
         return run(self.case, self.assessed, again=again, since=since, step_proven=step_proven)
 
-    def owe(self, reason: Reason, message: str, attempt: int) -> Verdict:
+    def owe(self, reason: Reason, message: str, attempt: int, *, failed: bool = False) -> Verdict:
         """Record that another run is owed."""
         verdict = self.case.verdict(Phase.RECONFIGURING, reason, message)
-        return verdict.then(owe(self.case, self.assessed, attempt))
+        return verdict.then(owe(self.case, self.assessed, attempt, failed=failed))
 
 
 def _aims_at(case: FencedCase, target: Target) -> bool:
@@ -263,7 +263,7 @@ def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 def _changed_late(aimed: _Aimed) -> Verdict:
     message = f"the spec changed after the time was up; from here to {aimed.assessed.target.text}"
-    return aimed.owe(Reason.ACTUATION_IN_PROGRESS, message, attempt=1)
+    return aimed.owe(Reason.ACTUATION_IN_PROGRESS, message, attempt=1, failed=True)
 
 
 AIMED = (
@@ -290,7 +290,7 @@ def _failed(case: FencedCase, mismatch: Finding) -> Verdict:
     """Failed, unless a person asked for another try: then the labels are written again, and mig-manager starts anew."""
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again")
-        return verdict.then(owe(case, case.assessment, attempt=1))
+        return verdict.then(owe(case, case.assessment, attempt=1, failed=True))
     kept = "The node stays cordoned; when" if case.fence.disruption in CORDONING else "When"
     message = f"{mismatch.message}. {kept} the cause is gone: kubectl annotate node"
     message += f" {case.node.name} --overwrite {names.ANNOTATION_RETRY}=again"

@@ -28,8 +28,9 @@ def owed_for(target: Target) -> str:
     return f"{target.mig_config} {target.plugin_key} {target.text}".strip()
 
 
-def owe(case: FencedCase, assessed: Assessed, attempt: int) -> UpdateFence:
+def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
     """Record that another run of the actuators is owed: it begins when the node is proven idle anew, by the deadline.
+    `failed`: the change has failed until now.
 
     The record comes first, so that a crash in between repeats nothing, and a pod that blocks does so for a while only.
     """
@@ -43,6 +44,7 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int) -> UpdateFence:
             retry=case.node.retry,
             restart_uid="",
             daemon_uid="",
+            failed_generation=case.fence.generation if failed else case.fence.failed_generation,
         ),
     )
 
@@ -110,8 +112,8 @@ def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     """The record of a node that is as wanted without a change of ours. That drift was put right is not forgotten."""
-    target, policy = assessed.target, assessed.policy
-    return Verified(
+    target, policy, earlier = assessed.target, assessed.policy, case.node.verified
+    record = Verified(
         case.owner,
         target.mig_config,
         target.plugin_key,
@@ -120,6 +122,17 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
         layout=target.text,
         gpus=len(target.layouts),
         policy_uid=policy.uid,
+    )
+    if earlier is None:
+        return record
+    record = replace(record, changed_at=earlier.changed_at, took=earlier.took)
+    if earlier.policy_uid != policy.uid:
+        return record
+    return replace(
+        record,
+        generation=earlier.generation,
+        planned=earlier.planned,
+        failed_generation=earlier.failed_generation,
     )
 
 
@@ -136,4 +149,9 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         layout=target.text,
         gpus=len(target.layouts),
         policy_uid=policy.uid,
+        changed_at=case.now,
+        took=max(1, round((case.now - fence.began).total_seconds())) if fence.began else 0,
+        generation=fence.generation,
+        planned=fence.planned,
+        failed_generation=fence.failed_generation,
     )

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import Release, UpdateFence
 from gpusharing.planning.proof.assess import Assessed, Refused
@@ -39,6 +40,9 @@ def before_pnr(case: FencedCase) -> Verdict:
     if not isinstance(assessment, Assessed):
         message = "waiting for the agent to read the GPUs"
         return case.verdict(Phase.CORDONED, Reason.OBSERVATION_PENDING, message, wake=_next_limit(case))
+    if _holds(assessment.spec):
+        message = "spec.rollout.paused holds the change: no further pod is evicted, and drain.timeout goes on"
+        return case.verdict(Phase.CORDONED, Reason.PAUSED, message, wake=_next_limit(case))
     if case.fence.disruption not in CORDONING:
         return run(case, assessment)
     if (risen := rise(case)) is not None:
@@ -71,6 +75,11 @@ def _set_clock(case: FencedCase, assessed: Assessed) -> Verdict | None:
         return None
     verdict = replace(verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True)
     return verdict.then(UpdateFence(case.node, fence))
+
+
+def _holds(spec: GPUSharingPolicySpec) -> bool:
+    """The policy was paused, and what is in flight is not to go on."""
+    return spec.rollout.paused and spec.rollout.when_paused == "Hold"
 
 
 # --- giving up ---------------------------------------------------------------------------------------------
@@ -111,6 +120,28 @@ def _policy_going(case: FencedCase) -> str:
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
     return f"policy {case.fence.policy} is gone or going; the node is given back"
+
+
+def _asked_to_end(case: FencedCase) -> str:
+    asked = case.node.abort == case.fence.op
+    return f"{names.ANNOTATION_ABORT} asks for it; evicted pods are not brought back" if asked else ""
+
+
+def _paused(case: FencedCase) -> str:
+    policy = case.assessment.policy.spec if case.assessment is not None else None
+    aborts = policy is not None and policy.rollout.paused and policy.rollout.when_paused == "Abort"
+    return "spec.rollout.paused and whenPaused Abort: the node is given back" if aborts else ""
+
+
+def _unapproved(case: FencedCase) -> str:
+    """What was approved is the plan of another generation."""
+    policy = case.assessment.policy if case.assessment is not None else None
+    if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
+        return ""
+    edited = policy.generation != case.fence.generation
+    return (
+        "the policy was changed, and its new plan needs an approval; the node is given back" if edited else ""
+    )
 
 
 def _other_owner(case: FencedCase) -> str:
@@ -187,10 +218,13 @@ ENDINGS = (
     Ending(_other_node, Reason.CORDON_KEPT, restore=False),
     Ending(_node_going, Reason.NODE_NOT_READY),
     Ending(_policy_going, Reason.DELETING),
+    Ending(_asked_to_end, Reason.ABORT_REQUESTED, defer=True),
     Ending(_other_owner, Reason.SUPERSEDED),
     Ending(_no_owner, Reason.SUPERSEDED, defer=True),  # a label may come and go with the fence
     Ending(_refused, Reason.NOT_ACCEPTED, defer=True),  # told with the objection's own reason
     Ending(_as_wanted, Reason.SYNCED),
+    Ending(_paused, Reason.PAUSED),
+    Ending(_unapproved, Reason.APPROVAL_NEEDED),
     Ending(_now_cordons, Reason.PODS_LEAVING),
     Ending(_uncordoned, Reason.UNCORDONED_EXTERNALLY, defer=True),
     Ending(_foreign, Reason.FOREIGN_MAINTENANCE, defer=True),

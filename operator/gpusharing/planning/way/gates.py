@@ -35,6 +35,13 @@ class Gate:
     reason: Reason
 
 
+def _skipped(case: NodeCase, assessed: Assessed) -> str:
+    name = case.node.name
+    if case.node.labels.get(names.LABEL_SKIP) != "true":
+        return ""
+    return f"{names.LABEL_SKIP} is true: no change begins on {name}; kubectl label node {name} {names.LABEL_SKIP}-"
+
+
 def _going(case: NodeCase, assessed: Assessed) -> str:
     return f"{case.node.name} is being deleted" if case.node.deleting else ""
 
@@ -214,12 +221,16 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
     return Finding(mismatch.reason, f"{mismatch.message}; no label of ours would change that")
 
 
+PATIENCE = 5
+"""Attempts that may be given up before a person is asked to look."""
+
+
 def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
     deferred = standing_deferral(case, assessed.policy)
     if deferred is None:
         return ""
     return Finding(
-        Reason.DEFERRED,
+        Reason.NEEDS_ATTENTION if deferred.count >= PATIENCE else Reason.DEFERRED,
         f"attempt {deferred.count} was given up ({deferred.reason}); the next one is at {deferred.until:%H:%M:%S}Z,"
         f" or at once with kubectl annotate node {case.node.name} {names.ANNOTATION_RETRY}=now",
         deferred.until,
@@ -263,6 +274,7 @@ PROPAGATION = (
 A change that has begun asks these again before every run."""
 
 GATES = (
+    Gate(_skipped, Reason.SKIP_LABEL),
     Gate(_going, Reason.NODE_NOT_READY),
     Gate(_unready, Reason.NODE_NOT_READY),
     Gate(_foreign, Reason.FOREIGN_MAINTENANCE),

@@ -135,6 +135,8 @@ def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
 
 def _gated(case: NodeCase, gate: Finding) -> Verdict:
     phase = Phase.PENDING if gate.reason in _WAITING else Phase.BLOCKED
+    if gate.reason is Reason.SKIP_LABEL:
+        phase = Phase.SKIPPED
     wake = gate.until if gate.until is not None and gate.until > case.now else None
     return case.verdict(phase, gate.reason, gate.message, wake=wake)
 

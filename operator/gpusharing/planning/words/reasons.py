@@ -7,7 +7,7 @@ then what lasts longest. Within one degree of patience the order of definition d
 
 from collections.abc import Iterable
 
-from gpusharing.planning.words import drainreasons
+from gpusharing.planning.words import drainreasons, rolloutreasons
 from gpusharing.planning.words.reasonkinds import Passes, Worded
 
 _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
@@ -83,12 +83,14 @@ class Reason(Worded):
     SUPERSEDED = ("Superseded", "Node", _PERSON,
         "Another policy owns the node: by higher priority, or because it had it first.",
         "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
-    FROZEN = ("Frozen", "Node", _PERSON,
-        "rollout.maxUnavailable is 0 or cannot be read, so no node may start.",
-        "Set rollout.maxUnavailable to a number or a percentage above 0.")
-    PAUSED = ("Paused", "Node", _PERSON,
-        "rollout.paused is true: no further node starts, nodes in flight finish.",
-        "Set rollout.paused to false.")
+    FROZEN = rolloutreasons.FROZEN
+    PAUSED = rolloutreasons.PAUSED
+    HALTED = rolloutreasons.HALTED
+    APPROVAL_NEEDED = rolloutreasons.APPROVAL_NEEDED
+    SKIP_LABEL = rolloutreasons.SKIP_LABEL
+    NEEDS_ATTENTION = rolloutreasons.NEEDS_ATTENTION
+    INVALID_WINDOW = rolloutreasons.INVALID_WINDOW
+    WINDOW_TOO_SHORT = rolloutreasons.WINDOW_TOO_SHORT
     DRIFT_RETURNED = ("DriftReturned", "Node", _PERSON,
         "The node drifted again after it was corrected for this generation; something else changes it.",
         "Find out what else writes the node's mig.config or device-plugin labels, then change the policy "
@@ -124,15 +126,14 @@ class Reason(Worded):
     GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
         "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")
-    DEFERRED = ("Deferred", "Node", _LATER,
-        "An earlier attempt was given up before anything changed; the next one waits.",
-        "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
-    BUDGET_FULL = ("BudgetFull", "Node", _LATER,
-        "As many nodes as rollout.maxUnavailable or the operator-wide cap allows are unavailable already.",
-        "Wait, or raise the limit that the message names.")
+    DEFERRED = rolloutreasons.DEFERRED
+    BUDGET_FULL = rolloutreasons.BUDGET_FULL
     WAITS_FOR_WAVE = ("WaitsForWave", "Node", _LATER,
         "The node is proven, and waits to be given back together with the others that ran the same gang, so that no "
         "other pod takes the place of half a gang. At most rollout.timeouts.verification.")
+    ABORT_REQUESTED = rolloutreasons.ABORT_REQUESTED
+    CANARY_SOAK = rolloutreasons.CANARY_SOAK
+    WINDOW_CLOSED = rolloutreasons.WINDOW_CLOSED
     ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
         "mig-manager is still at work on an earlier configuration or reboots the node.")
     DRIFTED = ("Drifted", "Node", _LATER,

@@ -1,0 +1,83 @@
+"""How a change moves over a node pool: the block `spec.rollout` of a policy. Edit, then `make gen`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gpusharing.api import rules
+from gpusharing.api.base import Duration, WireModel
+from gpusharing.api.rules import cel
+
+MAX_WINDOWS = 16
+"""Windows, and as many blackouts: CEL needs a bound."""
+
+
+class Window(WireModel):
+    """A time that comes again and again."""
+
+    schedule: Annotated[str, Field(min_length=9, max_length=128, json_schema_extra=cel(rules.SCHEDULE))]
+    """When it begins, as cron has it: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"."""
+    duration: Duration
+    """How long it lasts, in elapsed time, for example 6h."""
+    time_zone: Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=cel(rules.TIME_ZONE))] = (
+        "UTC"
+    )
+    """Where the clock of the schedule hangs: a name of the IANA time zone database, for example Europe/Berlin."""
+
+
+Windows = Annotated[tuple[Window, ...], Field(max_length=MAX_WINDOWS)]
+
+
+class Canary(WireModel):
+    """The first nodes of a change, which the others wait for."""
+
+    nodes: Annotated[int, Field(ge=1, le=5000)] = 1
+    """How many; as many as the pool has, or more, are the whole pool, and nobody waits."""
+    soak: Duration = "10m"
+    """How long they have to be proven before the next node starts."""
+
+
+class Timeouts(WireModel):
+    """How long the steps after the point of no return may take before a node counts as Failed."""
+
+    actuation: Duration = "30m"
+    """From the label change until mig-manager and the device plugin are done."""
+    verification: Duration = "10m"
+    """From then until NVML, the labels and the allocatable resources agree."""
+
+
+class Rollout(WireModel):
+    """How the change moves over the pool."""
+
+    max_unavailable: (
+        Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=rules.PERCENT, max_length=8)]
+    ) = Field(
+        default=1,
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 8,
+            **cel(rules.MAX_UNAVAILABLE),
+        },
+    )
+    """Nodes that may be unavailable at once: a number, or a percentage of the pool such as "25%"
+    (rounded down, at least 1; nodes without a GPU or of products left out do not count). 0 freezes the pool."""
+    paused: bool = False
+    """Start no further node."""
+    when_paused: Literal["Finish", "Hold", "Abort"] = "Finish"
+    """What becomes of nodes in flight that are not past the point of no return. Finish: they go on. Hold: no further
+    pod is evicted, and the node waits cordoned until drain.timeout restores it. Abort: they are restored at once."""
+    windows: Windows = ()
+    """When nodes may start. A node starts only while enough of the window is left for drain.timeout and for the slowest
+    of the last 20 changes of the pool (15m before the first); nodes in flight finish. None: at any time."""
+    blackouts: Windows = ()
+    """When no node may start, whatever the windows say."""
+    canary: Canary | None = None
+    """Change some nodes first, and the others when these are proven and have served for a while."""
+    approval: Literal["Automatic", "Manual"] = "Automatic"
+    """Manual: no node starts before the plan was approved by its hash (status.plan.hash), as the annotation
+    gpusharing.dev/approve of the policy."""
+    max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
+    """Nodes that may fail after the point of no return, per generation of the policy, before no further node starts.
+    The annotation gpusharing.dev/resume with that generation lets it go on."""
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+    """Limits for the steps that follow the drain."""

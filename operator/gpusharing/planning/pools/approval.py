@@ -1,0 +1,45 @@
+"""The hash of a plan, by which a person approves it: what is to become of which nodes, and how much that disturbs.
+
+It goes by the plan as it was when the change of each node began: pods and progress are not in it, and an approval lasts
+until the plan is carried out. A node that joins or leaves, and every edit of the policy, make another plan.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.pools.pooled import Member
+from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.attempts import owed_for
+
+LENGTH = 7
+"""Characters of a hash: enough to tell two plans apart, and short enough to be read out."""
+
+
+def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
+    """The hash of what a policy is about to do, or is doing."""
+    rows = sorted(row for member in members if (row := _row(policy, member)) is not None)
+    text = f"{policy.uid}/{policy.generation}/{rows}"
+    return sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _row(policy: PolicyView, member: Member) -> tuple[str, str, str] | None:
+    """What the plan says of one node; None: nothing, it is as wanted."""
+    found = member.assessment
+    if not isinstance(found, Assessed):
+        return None
+    planned = _planned(policy, member)
+    if planned is None:
+        if found.mismatch is None:
+            return None
+        planned = found.disruption
+    return member.node.uid, owed_for(found.target), str(planned)
+
+
+def _planned(policy: PolicyView, member: Member) -> DisruptionClass | None:
+    """The class that the plan showed of a change of this generation that has begun; None: none has."""
+    for record in (member.node.fence, member.node.verified):
+        if record is not None and (record.policy_uid, record.generation) == (policy.uid, policy.generation):
+            return record.planned
+    return None

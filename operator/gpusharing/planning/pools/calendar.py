@@ -1,0 +1,141 @@
+"""When nodes may start by the clock: windows less blackouts, as spans of time.
+
+union      windows that overlap or touch are one span; blackouts are cut out of it
+length     a duration is elapsed time: six hours are six hours when the clocks change too
+start      as Debian's cron has it (cronsim): a start that does not exist on the day the clocks go forward is at the
+           next minute that does, and one that is there twice is the first of the two
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+
+from cronsim import CronSim, CronSimError
+
+from gpusharing.api.rollout import Window
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.pools.zones import find_zone
+
+HORIZON = timedelta(days=8)
+"""A span that goes on for longer is told as one without end: no window is longer than a week."""
+STEPS = 400
+"""Windows in a row that are looked at; so many without a gap count as a span without end."""
+SHIFT = timedelta(hours=3)
+"""More than any clock is put back or forward: cronsim goes by the time of day alone where a schedule names minute and
+hour, and takes the first of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A time in which nodes may start."""
+
+    opens: datetime
+    """Its beginning, or the moment that was asked about when that is within it."""
+    closes: datetime | None
+    """None: it has no end within HORIZON."""
+
+    def lasts(self, needed: timedelta, now: datetime) -> bool:
+        """Whether so much of it is left."""
+        return self.closes is None or self.closes - max(self.opens, now) >= needed
+
+
+def find_flaw(window: Window) -> tuple[str, str] | None:
+    """The field of a window that nobody can follow, and why; None: there is none."""
+    if find_zone(window.time_zone) is None:
+        return "timeZone", "the time zone database has no such name; for example Europe/Berlin"
+    try:
+        next(CronSim(window.schedule, _BEGIN))
+    except CronSimError as error:
+        return "schedule", f'cron cannot read it: {error}; for example "0 22 * * 1-5"'
+    except StopIteration:
+        return "schedule", 'no day is like that; for example "0 22 * * 1-5"'
+    return None
+
+
+_SECOND = timedelta(seconds=1)
+_BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def find_spans(windows: Sequence[Window], blackouts: Sequence[Window], after: datetime) -> Iterator[Span]:
+    """The times from then on in which nodes may start, in order; each window must be without a flaw.
+
+    Without windows that is always, the blackouts apart.
+    """
+    allowed, forbidden = [_Times.of(one) for one in windows], [_Times.of(one) for one in blackouts]
+    moment: datetime | None = after
+    while moment is not None and (opens := _first(allowed, forbidden, moment)) is not None:
+        ends = [_end(allowed, opens)] if allowed else []
+        ends += [one.next(opens) for one in forbidden]
+        closes = min((end for end in ends if end is not None), default=None)
+        if closes is not None and closes - opens > HORIZON:
+            closes = None
+        yield Span(opens, closes)
+        moment = closes
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """One window as times."""
+
+    schedule: str
+    zone: tzinfo
+    duration: timedelta
+    shift: timedelta
+    """How far away from a moment the search for a start has to begin."""
+
+    @staticmethod
+    def of(window: Window) -> "_Times":
+        zone = find_zone(window.time_zone)
+        assert zone is not None, "a window without a flaw"
+        named = zone is not UTC and not any(field.startswith("*") for field in window.schedule.split()[:2])
+        shift = SHIFT if named else timedelta(0)
+        return _Times(window.schedule, zone, parse_duration(window.duration), shift)
+
+    def last(self, moment: datetime) -> datetime | None:
+        """The last start at or before this moment."""
+        return self._find(moment + self.shift + _SECOND, lambda start: start <= moment, reverse=True)
+
+    def next(self, moment: datetime) -> datetime | None:
+        """The first start after this moment."""
+        return self._find(moment - self.shift, lambda start: start > moment, reverse=False)
+
+    def until(self, moment: datetime) -> datetime:
+        """The end of the latest of these windows that covers this moment; the moment itself where none does."""
+        start = self.last(moment)
+        return moment if start is None else max(moment, start + self.duration)
+
+    def _find(self, begin: datetime, fits: Callable[[datetime], bool], *, reverse: bool) -> datetime | None:
+        local = begin.replace(microsecond=0).astimezone(self.zone)
+        starts = (start.astimezone(UTC) for start in CronSim(self.schedule, local, reverse=reverse))
+        return next((start for start in starts if fits(start)), None)
+
+
+def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datetime) -> datetime | None:
+    """The first moment from this one on at which a node may start; None: never, as far as anybody can see."""
+    for _ in range(STEPS):
+        if any(one.until(moment) > moment for one in forbidden):
+            end = _end(forbidden, moment)
+            if end is None:
+                return None
+            moment = end
+        elif allowed and all(one.until(moment) <= moment for one in allowed):
+            starts = [start for one in allowed if (start := one.next(moment)) is not None]
+            if not starts:
+                return None
+            moment = min(starts)
+        else:
+            return moment
+    return None
+
+
+def _end(times: Sequence[_Times], moment: datetime) -> datetime | None:
+    """When windows that cover this moment, and those that follow without a gap, are over; None: not within HORIZON."""
+    end = moment
+    for _ in range(STEPS):
+        reach = max(one.until(end) for one in times)
+        if reach <= end:
+            return end
+        end = reach
+        if end - moment > HORIZON:
+            return None
+    return None

@@ -1,0 +1,114 @@
+"""What keeps every node of a policy from starting, whatever its nodes are like. HOLDS in their order; the first wins.
+
+Asked once per pool and pass, and only while some node could start. Nodes in flight go on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.pools.approval import plan_hash
+from gpusharing.planning.pools.canary import find_canary
+from gpusharing.planning.pools.pooled import Member, Pooled
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.reasonkinds import Passes
+from gpusharing.planning.words.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What keeps the next node of a policy from starting."""
+
+    find: Callable[[Pooled], str | Finding]
+    """What is told of it, a Finding where the clock ends it or it has a reason of its own; empty: it does not hold."""
+    reason: Reason
+
+
+def _frozen(pooled: Pooled) -> str:
+    return "spec.rollout.maxUnavailable is 0: nothing starts" if pooled.frozen else ""
+
+
+def _halted(pooled: Pooled) -> str:
+    policy, most = pooled.policy, pooled.spec.rollout.max_failures
+    if policy.resumed == str(policy.generation):
+        return ""
+    failed = sorted(one.node.name for one in pooled.members if has_failed(one, policy))
+    if len(failed) < most:
+        return ""
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    return (
+        f"{', '.join(failed[:3])}{more} failed in this generation, and spec.rollout.maxFailures is {most}: no further"
+        f" node starts. When the cause is gone: kubectl annotate gsp {policy.name} --overwrite"
+        f" {names.ANNOTATION_RESUME}={policy.generation}"
+    )
+
+
+def has_failed(member: Member, policy: PolicyView) -> bool:
+    """The node failed after the point of no return in this generation of the policy, whatever became of it since."""
+    fence, verified = member.node.fence, member.node.verified
+    if fence is not None and fence.policy_uid == policy.uid:
+        fails = member.verdict.phase is Phase.FAILED and fence.stage == "actuating"
+        if (fails and fence.generation == policy.generation) or fence.failed_generation == policy.generation:
+            return True
+    return (
+        verified is not None
+        and verified.policy_uid == policy.uid
+        and verified.failed_generation == policy.generation
+    )
+
+
+def _unapproved(pooled: Pooled) -> str:
+    policy = pooled.policy
+    if pooled.spec.rollout.approval != "Manual":
+        return ""
+    plan = plan_hash(policy, pooled.members)
+    if policy.approved == plan:
+        return ""
+    old = (
+        f"; {policy.approved[:64]} is the hash of another plan: the policy was changed, or nodes joined or left"
+        if policy.approved
+        else ""
+    )
+    return (
+        f"spec.rollout.approval is Manual{old}. To approve the plan in status.plan: kubectl annotate gsp"
+        f" {policy.name} --overwrite {names.ANNOTATION_APPROVE}={plan}"
+    )
+
+
+def _soaking(pooled: Pooled) -> str | Finding:
+    canary = find_canary(pooled)
+    return canary if isinstance(canary, Finding) else ""
+
+
+def _closed(pooled: Pooled) -> str | Finding:
+    return pooled.hours.closed or ""
+
+
+HOLDS = (
+    Hold(_frozen, Reason.FROZEN),
+    Hold(_halted, Reason.HALTED),
+    Hold(_unapproved, Reason.APPROVAL_NEEDED),
+    Hold(_closed, Reason.WINDOW_CLOSED),  # or why no window can be followed
+    Hold(_soaking, Reason.CANARY_SOAK),
+)
+"""First wins; a test pins the order. What a person has to end comes before what the clock ends."""
+
+
+def find_hold(pooled: Pooled) -> Finding | None:
+    """The first of HOLDS that holds; None: nodes may start."""
+    for hold in HOLDS:
+        if found := hold.find(pooled):
+            return Finding.of(found, hold.reason)
+    return None
+
+
+_BY_THE_AUTHOR = frozenset({Reason.FROZEN, Reason.APPROVAL_NEEDED})
+"""What the author of a policy wants so is no trouble."""
+
+
+def phase_of(hold: Finding) -> Phase:
+    """As what the nodes are shown that wait for it: Blocked only where a person has to put something right."""
+    wrong = hold.reason.passes is Passes.BY_A_PERSON and hold.reason not in _BY_THE_AUTHOR
+    return Phase.BLOCKED if wrong else Phase.PENDING

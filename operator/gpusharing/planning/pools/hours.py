@@ -1,0 +1,142 @@
+"""May a node of the policy start now, by its windows, and when may the next one? Asked once per policy and pass.
+
+A start needs so much of its window as the change may take: drain.timeout, and the slowest of the last 20 changes of
+the pool. What has begun is let end.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from heapq import nlargest
+from itertools import islice
+
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.rollout import Windows
+from gpusharing.api.times import to_rfc3339
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.pools.calendar import Span, find_flaw, find_spans
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.way.attempts import actuation_limit
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.reasons import Reason
+
+RECENT = 20
+"""Changes whose slowest says how long the next may take."""
+UNKNOWN = timedelta(minutes=15)
+"""How long the first one may."""
+SHOWN = 3
+"""Spans that are told."""
+LOOKED_AT = 40
+"""Spans that are looked at for one that is long enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """What the windows of a policy say at one moment."""
+
+    spans: tuple[Span, ...] = ()
+    """The next ones in which a node can start, at most SHOWN; empty: any time, or never (see `closed`)."""
+    closed: Finding | None = None
+    """Why no node starts now; None: it may."""
+    change: datetime | None = None
+    """When the clock may give another answer."""
+
+    @property
+    def next_window(self) -> str:
+        """For a column: when nodes may start next, or until when they may."""
+        if not self.spans:
+            return ""
+        span = self.spans[0]
+        if self.closed is not None:
+            return to_rfc3339(span.opens)
+        return "open" if span.closes is None else f"open until {to_rfc3339(span.closes)}"
+
+    @property
+    def listed(self) -> list[str]:
+        """For the plan: from when until when, one line for each."""
+        begins = ["now" if self.closed is None else to_rfc3339(span.opens) for span in self.spans[:1]]
+        begins += [to_rfc3339(span.opens) for span in self.spans[1:]]
+        ends = ["open end" if span.closes is None else to_rfc3339(span.closes) for span in self.spans]
+        return [f"{begin} to {end}" for begin, end in zip(begins, ends, strict=True)]
+
+
+def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
+    """What a start needs of its window."""
+    proofs = (node.verified for node in nodes)
+    took = [(one.changed_at, one.took) for one in proofs if one is not None and one.changed_at and one.took]
+    last = nlargest(RECENT, took)
+    slowest = timedelta(seconds=max(seconds for _, seconds in last)) if last else UNKNOWN
+    # What took longer was Failed meanwhile, and waited for a person.
+    return parse_duration(spec.drain.timeout) + min(slowest, actuation_limit(spec))
+
+
+def find_hours(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView], now: datetime) -> Hours:
+    """What the windows say now. `nodes`: those of the policy."""
+    rollout = spec.rollout
+    if not rollout.windows and not rollout.blackouts:
+        return ALWAYS
+    if flaw := _flaw(rollout.windows, rollout.blackouts):
+        return Hours(closed=Finding(Reason.INVALID_WINDOW, flaw))
+    needed = needed_time(spec, nodes)
+    found, longest = _spans(rollout.windows, rollout.blackouts, needed, now.replace(second=0, microsecond=0))
+    spans = tuple(span for span in found if span.lasts(needed, now))[:SHOWN]
+    if not spans:
+        return Hours(closed=Finding(Reason.WINDOW_TOO_SHORT, _too_short(needed, longest)))
+    first = spans[0]
+    if first.opens <= now:
+        return Hours(spans, None, None if first.closes is None else first.closes - needed + _MOMENT)
+    message = (
+        "no node starts outside spec.rollout.windows, in spec.rollout.blackouts, or with less than"
+        f" {_text(needed)} of the window left; the next one may start at {to_rfc3339(first.opens)}"
+    )
+    return Hours(spans, Finding(Reason.WINDOW_CLOSED, message, first.opens), first.opens)
+
+
+ALWAYS = Hours()
+_MOMENT = timedelta(seconds=1)
+
+
+@lru_cache(maxsize=512)
+def _spans(
+    windows: Windows, blackouts: Windows, needed: timedelta, minute: datetime
+) -> tuple[tuple[Span, ...], timedelta]:
+    """The next spans that are long enough, and the length of the longest that was looked at. No schedule has seconds,
+    so that the answer of a minute is looked for once.
+    """
+    found, longest = [], timedelta(0)
+    for span in islice(find_spans(windows, blackouts, minute), LOOKED_AT):
+        if span.closes is not None:
+            longest = max(longest, span.closes - span.opens)
+        if span.lasts(needed, minute):
+            found.append(span)
+        if len(found) > SHOWN:
+            break
+    return tuple(found), longest
+
+
+@lru_cache(maxsize=512)
+def _flaw(windows: Windows, blackouts: Windows) -> str:
+    """The first window that nobody can follow, by its field and value; empty: there is none."""
+    for field, listed in (("windows", windows), ("blackouts", blackouts)):
+        for index, window in enumerate(listed):
+            if (flaw := find_flaw(window)) is not None:
+                name, why = flaw
+                value = window.time_zone if name == "timeZone" else window.schedule
+                return f'spec.rollout.{field}[{index}].{name} "{value}": {why}. Nothing starts until it is corrected'
+    return ""
+
+
+def _too_short(needed: timedelta, longest: timedelta) -> str:
+    open_for = f"for {_text(longest)} at most" if longest else "never"
+    return (
+        f"a start needs {_text(needed)} of its window (drain.timeout and the slowest of the last {RECENT} changes), and"
+        f" spec.rollout.windows less spec.rollout.blackouts is open {open_for}: make a window longer, for example"
+        " duration: 6h, or spec.drain.timeout shorter"
+    )
+
+
+def _text(length: timedelta) -> str:
+    """In whole minutes, rounded up: 1h30m."""
+    hours, minutes = divmod(-(-int(length.total_seconds()) // 60), 60)
+    return f"{hours}h{minutes}m" if hours and minutes else f"{hours}h" if hours else f"{minutes}m"

@@ -1,0 +1,49 @@
+"""The words of reasons that a policy's rollout gives: who may start, and when. `reasons.py` lists them all."""
+
+from gpusharing.planning.words.reasonkinds import Group, Passes
+
+Words = tuple[str, Group, Passes, str, str]
+_PERSON, _LATER = Passes.BY_A_PERSON, Passes.LATER
+
+# fmt: off
+FROZEN: Words = ("Frozen", "Node", _PERSON,
+    "rollout.maxUnavailable is 0 or cannot be read, so no node may start.",
+    "Set rollout.maxUnavailable to a number or a percentage above 0.")
+PAUSED: Words = ("Paused", "Node", _PERSON,
+    "rollout.paused is true: no further node starts, nodes in flight finish.",
+    "Set rollout.paused to false.")
+HALTED: Words = ("Halted", "Node", _PERSON,
+    "As many nodes as rollout.maxFailures says failed after the point of no return in this generation of the policy. "
+    "No further node starts.",
+    "Find out why (status.failures); then run the command in the message, or change the policy.")
+APPROVAL_NEEDED: Words = ("ApprovalNeeded", "Node", _PERSON,
+    "rollout.approval is Manual, and the plan as it is now was not approved.",
+    "Look at status.plan, then run the command in the message.")
+SKIP_LABEL: Words = ("SkipLabel", "Node", _PERSON,
+    "The Node has the label gpusharing.dev/skip=true: no change begins there. It still counts in its pool.",
+    "Remove the label when the node may be changed.")
+NEEDS_ATTENTION: Words = ("NeedsAttention", "Node", _PERSON,
+    "Five attempts or more were given up before anything changed. The next one follows after a wait; others go on.",
+    "Remove what blocked (see the message); gpusharing.dev/retry on the Node starts the next attempt at once.")
+ABORT_REQUESTED: Words = ("AbortRequested", "Node", _LATER,
+    "A person asked for this change to be given up before the point of no return (gpusharing.dev/abort on the Node).",
+    "Nothing; the next attempt follows after a wait. gpusharing.dev/skip=true on the Node keeps it from starting.")
+CANARY_SOAK: Words = ("CanarySoak", "Node", _LATER,
+    "The first nodes of the change (rollout.canary) are not all proven yet, or have not served for the time of soak.",
+    "Wait for them.")
+INVALID_WINDOW: Words = ("InvalidWindow", "Node", _PERSON,
+    "A schedule or time zone of rollout.windows or rollout.blackouts cannot be followed, so no node may start.",
+    "Correct the field that the message names.")
+WINDOW_TOO_SHORT: Words = ("WindowTooShort", "Node", _PERSON,
+    "No window is open for as long as a change may take: drain.timeout and the slowest of the last 20 changes.",
+    "Make a window longer, or drain.timeout shorter.")
+DEFERRED: Words = ("Deferred", "Node", _LATER,
+    "An earlier attempt was given up before anything changed; the next one waits.",
+    "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
+BUDGET_FULL: Words = ("BudgetFull", "Node", _LATER,
+    "As many nodes as rollout.maxUnavailable or the operator-wide cap allows are unavailable already.",
+    "Wait, or raise the limit that the message names.")
+WINDOW_CLOSED: Words = ("WindowClosed", "Node", _LATER,
+    "No node starts now: it is outside rollout.windows, in rollout.blackouts, or too little of the window is left.",
+    "Wait until the time in the message, or change rollout.windows.")
+# fmt: on

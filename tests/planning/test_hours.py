@@ -1,0 +1,121 @@
+"""Whether a node may start by the policy's windows: against the time that is left, and what is told of it."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tests.build import make_node, make_policy
+
+from gpusharing.planning.pools.hours import Hours, find_hours, needed_time
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.words.reasons import Reason
+
+NIGHTLY = {"schedule": "0 22 * * *", "duration": "2h"}
+
+
+def at(hour: int, minute: int = 0, second: int = 0) -> datetime:
+    return datetime(2026, 11, 20, hour, minute, second, tzinfo=UTC)
+
+
+def hours(now: datetime, *nodes: NodeView, timeout: str = "15m", **rollout: Any) -> Hours:
+    spec = make_policy(rollout=rollout, drain={"timeout": timeout}).spec
+    assert spec is not None
+    return find_hours(spec, nodes, now)
+
+
+def reason(found: Hours) -> Reason | None:
+    return None if found.closed is None else found.closed.reason
+
+
+def changed(minutes: int, day: int) -> NodeView:
+    """A node whose last change took so long, and was proven on that day of November."""
+    proof = Verified("pool-b", "x", "y", changed_at=datetime(2026, 11, day, tzinfo=UTC), took=minutes * 60)
+    return make_node(f"n{minutes}", verified=proof)
+
+
+def test_without_windows_nodes_start_at_any_time() -> None:
+    assert hours(at(12)) == Hours()
+    assert (hours(at(12)).next_window, hours(at(12)).listed) == ("", [])
+
+
+def test_outside_a_window_no_node_starts_and_the_message_says_until_when() -> None:
+    found = hours(at(12), windows=[NIGHTLY])
+    assert reason(found) is Reason.WINDOW_CLOSED
+    assert found.closed is not None
+    assert (found.closed.until, found.change) == (at(22), at(22))
+    assert "2026-11-20T22:00:00Z" in found.closed.message
+    assert found.next_window == "2026-11-20T22:00:00Z"
+    assert found.listed[0] == "2026-11-20T22:00:00Z to 2026-11-21T00:00:00Z"
+    assert len(found.listed) == 3
+
+
+def test_within_a_window_nodes_start_while_enough_of_it_is_left() -> None:
+    begins, last, late = at(22), at(23, 30), at(23, 30, 1)
+    assert [reason(hours(now, windows=[NIGHTLY])) for now in (begins, last, late)] == [
+        None,
+        None,
+        Reason.WINDOW_CLOSED,
+    ]
+    found = hours(begins, windows=[NIGHTLY])
+    assert found.next_window == "open until 2026-11-21T00:00:00Z"
+    assert found.listed[0] == "now to 2026-11-21T00:00:00Z"
+    assert found.change == late
+    assert "30m of the window left" in str(hours(late, windows=[NIGHTLY]).closed)
+
+
+def test_a_start_needs_the_drain_and_the_slowest_of_the_last_20_changes() -> None:
+    spec = make_policy(drain={"timeout": "20m"}).spec
+    assert spec is not None
+    assert needed_time(spec, []) == timedelta(minutes=35)
+    assert needed_time(spec, [make_node(), changed(3, 2), changed(9, 1)]) == timedelta(minutes=29)
+    old = [changed(50, 1), *(changed(2, day) for day in range(2, 22))]
+    assert needed_time(spec, old) == timedelta(minutes=22)
+
+
+def test_a_change_that_waited_for_a_person_says_nothing_about_the_next_one() -> None:
+    spec = make_policy(drain={"timeout": "20m"}).spec
+    assert spec is not None
+    assert needed_time(spec, [changed(3000, 2)]) == timedelta(minutes=20 + 30 + 10)
+
+
+def test_a_blackout_wins_over_a_window() -> None:
+    found = hours(at(22, 5), windows=[NIGHTLY], blackouts=[{"schedule": "0 21 * * *", "duration": "2h"}])
+    assert found.closed is not None
+    assert found.closed.until == at(23)
+
+
+def test_a_window_that_is_never_open_long_enough_is_named_with_how_long_it_is() -> None:
+    found = hours(at(12), windows=[{"schedule": "0 22 * * *", "duration": "20m"}])
+    assert reason(found) is Reason.WINDOW_TOO_SHORT
+    assert found.closed is not None
+    assert all(text in found.closed.message for text in ("needs 30m", "for 20m at most", "duration: 6h"))
+    assert found.closed.until is None
+    never = hours(at(12), windows=[NIGHTLY], blackouts=[{"schedule": "* * * * *", "duration": "1m"}])
+    assert never.closed is not None
+    assert "open never" in never.closed.message
+
+
+def test_a_window_that_nobody_can_follow_keeps_everything_closed_and_is_named() -> None:
+    wrong = {**NIGHTLY, "timeZone": "Mars/Olympus"}
+    found = hours(at(22), windows=[NIGHTLY, wrong])
+    assert reason(found) is Reason.INVALID_WINDOW
+    assert 'spec.rollout.windows[1].timeZone "Mars/Olympus"' in str(found.closed)
+    blackout = hours(at(22), windows=[NIGHTLY], blackouts=[{"schedule": "0 0 * * 5-1", "duration": "1h"}])
+    assert 'spec.rollout.blackouts[0].schedule "0 0 * * 5-1"' in str(blackout.closed)
+
+
+def test_the_text_is_the_same_while_nothing_changes() -> None:
+    texts = {str(replace(hours(at(12, minute), windows=[NIGHTLY]))) for minute in range(0, 60, 7)}
+    assert len(texts) == 1
+    assert len({hours(at(22, minute), windows=[NIGHTLY]).next_window for minute in range(0, 60, 7)}) == 1
+
+
+def test_always_open_is_told_as_open() -> None:
+    found = hours(at(12), windows=[{"schedule": "0 0 * * *", "duration": "48h"}])
+    assert (found.closed, found.next_window, found.listed, found.change) == (
+        None,
+        "open",
+        ["now to open end"],
+        None,
+    )
