@@ -33,8 +33,12 @@ from gpusharing.kube.errors import NotFound
 
 TELLING = {("gpunodes", "status"), ("gpusharingpolicies", "status"), ("events", None)}
 """Writes that only tell people; nothing is decided from them."""
-POLICY_UID = re.compile(r'("policyUid":")[^"]*')
-"""The server's own choice: another one in each run in which the order of creations differs."""
+CHANCE = (
+    (re.compile(r'("policyUid":")[^"]*'), r"\1"),
+    (re.compile(r'("changedAt":")[^"]*'), r"\1"),
+    (re.compile(r'("took":)\d+'), r"\1 0"),
+)
+"""The server's own choice, another one in each run in which the order of creations differs; and what a run takes."""
 OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 """mig-manager makes a ConfigMap, too, where ClusterPolicy names none at its start."""
 REST = 5.0
@@ -199,12 +203,19 @@ def end_state(stage: Scene) -> JSON:
     }
 
 
+def _settled(text: str) -> str:
+    """A record of ours without what chance and time decide."""
+    for pattern, instead in CHANCE:
+        text = pattern.sub(instead, text)
+    return text
+
+
 def _node(raw: JSON) -> JSON:
     labels = {
         key: value for key, value in raw["metadata"]["labels"].items() if key != names.LABEL_GFD_TIMESTAMP
     }
     ours = {
-        key: POLICY_UID.sub(r"\1", value)
+        key: _settled(value)
         for key, value in raw["metadata"].get("annotations", {}).items()
         if key.startswith(names.PREFIX)
     }

@@ -37,6 +37,8 @@ CLAIMS = "gpusharing.dev/claims"
 PODS = "/api/v1/pods"
 MASKS = (
     (re.compile(r'(policyUid\\*": ?\\*")[^"\\]*'), r"\1"),
+    (re.compile(r'(changedAt\\*": ?\\*")[^"\\]*'), r"\1"),
+    (re.compile(r'(took\\*": ?)\d+'), r"\1 0"),
     (re.compile(r"\d\d:\d\d:\d\dZ"), "TIME"),
     (re.compile(r"(-on-POOL-\d)-[a-z0-9]{5}\b"), r"\1-POD"),
 )
