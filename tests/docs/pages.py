@@ -7,6 +7,7 @@ ON_CLUSTER = (
     "docs/how-to/platforms.md",
     "docs/how-to/retry-a-failed-node.md",
     "docs/how-to/fix-a-blocked-node.md",
+    "docs/how-to/roll-out-at-night.md",
     "docs/how-to/upgrade.md",
     "docs/how-to/uninstall.md",
 )

@@ -4,11 +4,11 @@ import asyncio
 from datetime import timedelta
 
 from hack.sim.fakefaults import Write
-from tests.embedded.stage import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, scene
 from tests.fakes.virtualtime import BEGIN, virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import POLICIES, PODS
+from gpusharing.kube.client import PODS, POLICIES
 from gpusharing.kube.fence import parse_verified
 
 NIGHT = {"schedule": "0 22 * * *", "duration": "6h", "timeZone": "UTC"}

@@ -7,6 +7,7 @@ import pytest
 
 from gpusharing.api.rollout import Window
 from gpusharing.planning.pools.calendar import find_flaw, find_spans
+from gpusharing.planning.pools.zones import find_zone
 
 BERLIN, ANGELES = "Europe/Berlin", "America/Los_Angeles"
 
@@ -104,6 +105,14 @@ def test_a_window_that_nobody_can_follow_is_found_out(given: Window, field: str,
     assert flaw is not None
     assert flaw[0] == field
     assert said in flaw[1]
+
+
+def test_a_zone_is_that_of_the_package_and_not_of_the_system() -> None:
+    berlin = find_zone(BERLIN)
+    assert berlin is not None
+    assert moment("2026-07-01 12:00").astimezone(berlin).hour == 14
+    assert find_zone("UTC") is UTC
+    assert [find_zone(name) for name in ("localtime", "../zones", "europe/berlin")] == [None, None, None]
 
 
 def test_a_window_that_can_be_followed_has_no_flaw() -> None:

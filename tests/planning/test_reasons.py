@@ -1,3 +1,5 @@
+"""Every reason is one word that says what to do; those of a rollout stand in `words/rolloutreasons.py`."""
+
 import re
 from pathlib import Path
 
