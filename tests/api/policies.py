@@ -76,11 +76,6 @@ def unavailable(value: Any) -> Spec:
     return full(rollout={"maxUnavailable": value})
 
 
-def windowed(**fields: str) -> dict[str, Any]:
-    """A window that is right but for these fields."""
-    return full(rollout={"windows": [{"schedule": "0 22 * * *", "duration": "6h", **fields}]})
-
-
 def drain_timeout(value: Any) -> Spec:
     """Mode Full with this drain time-out."""
     return full(drain={"timeout": value})
@@ -176,31 +171,6 @@ GOOD = (
                 "strandedPods": "Allow",
                 "protectedPods": "Ignore",
                 "localStorage": "Block",
-            }
-        ),
-    ),
-    Row(
-        "windows and blackouts",
-        full(
-            rollout={
-                "windows": [
-                    {"schedule": "0 22 * * 1-5", "duration": "6h", "timeZone": "Europe/Berlin"},
-                    {"schedule": "*/5 0-4 1,L jan-mar sun#2", "duration": "90s"},
-                ],
-                "blackouts": [
-                    {"schedule": "0 0 24 12 *", "duration": "72h", "timeZone": "America/Argentina/Ushuaia"}
-                ],
-            }
-        ),
-    ),
-    Row(
-        "a canary, an approval, more failures and a pause that holds",
-        full(
-            rollout={
-                "canary": {"nodes": 2, "soak": "1h"},
-                "approval": "Manual",
-                "maxFailures": 3,
-                "whenPaused": "Hold",
             }
         ),
     ),
@@ -341,20 +311,6 @@ BAD = (
     Row("no time at all", drain_timeout("0s"), "spec.drain.timeout"),
     Row("an empty duration", drain_timeout(""), "spec.drain.timeout"),
     Row("a duration of more than a week", drain_timeout("168h1s"), "spec.drain.timeout"),
-    Row("a schedule of four fields", windowed(schedule="0 22 * *"), "spec.rollout.windows[0].schedule"),
-    Row("a schedule with seconds", windowed(schedule="0 0 22 * * *"), "spec.rollout.windows[0].schedule"),
-    Row("a schedule by a word", windowed(schedule="@midnight"), "spec.rollout.windows[0].schedule"),
-    Row("a zone as an offset", windowed(timeZone="+01:00"), "spec.rollout.windows[0].timeZone"),
-    Row("a zone by a path", windowed(timeZone="../etc/passwd"), "spec.rollout.windows[0].timeZone"),
-    Row("a window without end", windowed(duration="169h"), "spec.rollout.windows[0].duration"),
-    Row("a window of no length", windowed(duration="0m"), "spec.rollout.windows[0].duration"),
-    Row("a blackout in days", full(rollout={"blackouts": [{"schedule": "0 0 24 12 *", "duration": "3d"}]}),
-        "spec.rollout.blackouts[0].duration"),
-    Row("a canary of no node", full(rollout={"canary": {"nodes": 0}}), "spec.rollout.canary.nodes"),
-    Row("a canary that soaks for no time", full(rollout={"canary": {"soak": "0s"}}), "spec.rollout.canary.soak"),
-    Row("no failure allowed", full(rollout={"maxFailures": 0}), "spec.rollout.maxFailures"),
-    Row("an approval by a word", full(rollout={"approval": "Yes"}), "spec.rollout.approval"),
-    Row("a pause by a word", full(rollout={"whenPaused": "Stop"}), "spec.rollout.whenPaused"),
     Row("a time limit in days", full(rollout={"timeouts": {"actuation": "1d"}}), "spec.rollout.timeouts.actuation"),
     Row("a time limit of zero", full(rollout={"timeouts": {"verification": "0m"}}),
          "spec.rollout.timeouts.verification"),
@@ -418,5 +374,3 @@ OPERATOR_ONLY = (
 """What the CRD alone cannot see: `devices` is a word or a list, and such a field has no items in a structural schema.
 The chart's admission policy refuses them at once (tests/chart/test_devices.py); without it the policy says
 Accepted=False."""
-
-CASES = GOOD + BAD

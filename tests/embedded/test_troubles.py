@@ -52,7 +52,7 @@ async def test_a_wedge_that_comes_back_is_cured_twice_and_then_the_node_is_faile
         await asyncio.sleep(10)
         stage.e.software.inject("gpu-1", "wedge-paused")
         stage.e.software.inject("gpu-2", "wedge-paused")
-        stage.apply(MIXED)
+        stage.apply(MIXED, rollout={"maxFailures": 2})
         name = await stage.any_fenced("actuating")
         for _ in range(2):
             seen = restarts(stage)
