@@ -202,5 +202,6 @@ def _fence(candidate: Candidate) -> FenceNode:
         from_mode=node.labels.get(names.LABEL_MODE, ""),
         retry=node.retry,
         newcomer=candidate.newcomer,
+        planned=assessed.disruption,
     )
     return FenceNode(node, fence, cordon, labels, annotations)

@@ -124,10 +124,11 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
         return _held(pool, closed)
     waiting, why = _why_full(pool, cap), Reason.BUDGET_FULL
     room = max(0, min(pool.limit - pool.used, cap))
+    most = min(pool.limit - pool.used, cap) + pool.moving
     canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
     if isinstance(canaries, int) and canary is not None and canaries < room:
-        room, waiting, why = canaries, waits_for_canaries(canary.nodes), Reason.CANARY_SOAK
-    most = min(pool.limit - pool.used, cap) + pool.moving
+        room = most = canaries  # a gang that is larger does not wait for its canaries, of which it may be all
+        waiting, why = waits_for_canaries(canary.nodes), Reason.CANARY_SOAK
     verdicts: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
     looks: dict[str, Look] = {}
