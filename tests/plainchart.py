@@ -4,6 +4,11 @@ from gpusharing.kube.client import JSON
 
 NAMESPACE = "gpu-operator"
 RELEASE = "nvdp"
+TOLERATIONS = [
+    {"key": "CriticalAddonsOnly", "operator": "Exists"},
+    {"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"},
+]
+"""The chart's own defaults, in the order in which helm renders them."""
 
 
 def daemon_set(
@@ -30,6 +35,7 @@ def daemon_set(
                     "initContainers": init if config_map else [],
                     "containers": [{"name": container, "image": "k8s-device-plugin:v0.19.3", "env": env}],
                     "volumes": volumes if config_map else [],
+                    "tolerations": TOLERATIONS,
                 }
             }
         },

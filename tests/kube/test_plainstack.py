@@ -1,10 +1,11 @@
 """What the DaemonSets of NVIDIA's device-plugin chart say in ClusterPolicy's place (the real ones: tests/nvidia)."""
 
 import pytest
-from tests.plainchart import daemon_set, discovery, plugin
+from tests.plainchart import TOLERATIONS, daemon_set, discovery, plugin
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack
+from gpusharing.kube.startgate import tolerations_text
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 
 
@@ -21,6 +22,7 @@ def test_the_chart_with_our_configmap_is_a_stack_without_mig_manager() -> None:
         plugin_default="base",
         plugin_version="v0.19.3",
         tolerates_gate=False,
+        tolerations=tolerations_text(TOLERATIONS),
         plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers=True),
     )
 
