@@ -1,7 +1,8 @@
-"""drain_rows.yaml names what proves the first rows of docs/design/drain.md; this test holds it to its word."""
+"""drain_rows.yaml and rollout_rows.yaml name what proves each row, who builds it or why nobody does; held here."""
 
 import ast
 import re
+from collections import Counter
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -12,10 +13,16 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ROWS: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "drain_rows.yaml").read_text())["rows"]
+TABLES = ("drain_rows.yaml", "rollout_rows.yaml")
+DRAIN, ROLLOUT = (yaml.safe_load((HERE / name).read_text())["rows"] for name in TABLES)
+ROWS: dict[str, dict[str, Any]] = DRAIN | ROLLOUT
 CASES = {row["id"] for row in yaml.safe_load((HERE / "drain_cases.yaml").read_text())["cases"]}
-NAMED = "P1–P5, P7–P9, P11, P12, P14, P17–P19, G1–G6, E1–E9, T1–T3, T9–T13, C1, C4–C7, C13"
-"""The rows that the table must have."""
+NAMED = "P1–P20, G1–G12, E1–E21, T1–T17, C1–C13"
+"""The rows that drain_rows.yaml must have: tables 1.1 to 1.5."""
+TOPICS = {"2.1": 6, "2.2": 7, "2.3": 13, "5.2": 15, "5.3": 2, "5.4": 6, "5.5": 22}
+"""How many rows rollout_rows.yaml must have of each other table."""
+PLANNED = re.compile(r"10\.\d+: \S.*")
+"""The point of issue 10 that builds a row, and what of it."""
 
 
 def expand(text: str) -> list[str]:
@@ -68,22 +75,69 @@ def missing(proof: str) -> str:
 
 
 def test_the_table_has_every_row_that_the_issue_names_and_no_other() -> None:
-    assert len(expand(NAMED)) == 14 + 6 + 9 + 8 + 6
-    assert sorted(ROWS) == sorted(expand(NAMED))
+    assert len(expand(NAMED)) == 20 + 12 + 21 + 17 + 13
+    assert sorted(DRAIN) == sorted(expand(NAMED))
+    assert Counter(row.split()[0] for row in ROLLOUT) == TOPICS
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_row_stands_there_twice(name: str) -> None:
+    """YAML would take the last one without a word."""
+    found = Counter(re.findall(r"^  (\S[^:]*):", (HERE / name).read_text(), re.MULTILINE))
+    assert [row for row, times in found.items() if times > 1] == []
+
+
+def wrong(entry: dict[str, Any]) -> list[str]:
+    """What is wrong with a row: neither proven nor planned nor refused, or by something that is not there."""
+    found = [f"unknown field {key}" for key in entry.keys() - FIELDS]
+    proof, planned, refused = entry.get("proof", []), entry.get("planned", ""), entry.get("refused", "")
+    if not entry.get("demands"):
+        found.append("demands nothing")
+    if not (proof or planned or refused):
+        found.append("neither proof nor plan nor refusal")
+    if planned and not PLANNED.fullmatch(planned):
+        found.append(f"planned by no point of the issue: {planned}")
+    if refused and not (refused.startswith("docs/adr/") and (ROOT / refused).is_file()):
+        found.append(f"no decision {refused}")
+    if len(set(proof)) != len(proof):
+        found.append("a proof stands there twice")
+    return found + [problem for one in proof if (problem := missing(one))]
+
+
+FIELDS = {"demands", "proof", "differs", "planned", "refused"}
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_what_proves_a_row_is_there(row: str) -> None:
-    entry = ROWS[row]
-    assert entry.keys() <= {"demands", "proof", "differs"}
-    assert entry["demands"]
-    assert entry["proof"]
-    assert len(set(entry["proof"])) == len(entry["proof"])
-    assert [problem for proof in entry["proof"] if (problem := missing(proof))] == []
+def test_what_proves_a_row_is_there_or_who_builds_it_or_why_nobody_does(row: str) -> None:
+    assert wrong(ROWS[row]) == []
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing at all": ({"demands": "x"}, "neither proof nor plan nor refusal"),
+    "an empty proof": ({"demands": "x", "proof": []}, "neither proof nor plan nor refusal"),
+    "a plan of nobody": ({"demands": "x", "planned": "later"}, "planned by no point"),
+    "a refusal without reasons": ({"demands": "x", "refused": "STYLE.md"}, "no decision"),
+    "no demand": ({"planned": "10.4: windows"}, "demands nothing"),
+    "a field of its own": ({"demands": "x", "planned": "10.4: windows", "later": "x"}, "unknown field later"),
+}
+
+
+@pytest.mark.parametrize(("entry", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_row_that_says_too_little_is_found_out(entry: dict[str, Any], said: str) -> None:
+    assert any(said in what for what in wrong(entry))
+
+
+PAGE = (ROOT / "docs" / "design" / "drain.md").read_text()
+
+
+@pytest.mark.parametrize("row", DRAIN)
+def test_a_row_that_the_specification_calls_planned_is_planned_by_somebody(row: str) -> None:
+    told = next((line for line in PAGE.splitlines() if f'id="{row.lower()}"' in line), "")
+    assert "planned" not in told.lower() or DRAIN[row].get("planned"), told
 
 
 def test_every_row_of_its_own_that_the_cases_know_is_one_that_proves_something() -> None:
-    proofs = set(chain.from_iterable(entry["proof"] for entry in ROWS.values()))
+    proofs = set(chain.from_iterable(entry.get("proof", []) for entry in ROWS.values()))
     own = {case for case in CASES if re.match(r"own [PGETC]\d+", case)}
     named = {case for case in own if case.split()[1] in ROWS}
     assert named <= proofs
