@@ -53,9 +53,9 @@ class Incident:
     bystanders: dict[str, Object] = field(default_factory=dict)
     """A pod without a GPU on each node, as it was before."""
 
-    def begin(self, stop: Stop) -> str:
+    def begin(self, stop: Stop, at_once: int = 1) -> str:
         """Ask for a mode and wait until a drain waits for the keeper to end; the node on which it does."""
-        self.walk.site.api.apply(POLICY, policy_of(stop))
+        self.walk.site.api.apply(POLICY, policy_of(stop, at_once))
         self.walk.wait(lambda: bool(self._leaving()), "the keeper to be evicted")
         node = self._leaving()[0]
         assert self.fence(node)["stage"] == "fenced"
@@ -92,6 +92,10 @@ class Incident:
             assert now["metadata"]["uid"] == before["metadata"]["uid"], name
             if before["spec"]["nodeName"] not in restarted:
                 assert container_ids(now) == container_ids(before), f"{name} was started anew"
+
+    def waits_for_a_place(self, node: str) -> bool:
+        """Whether the node waits so that the operator's pod has a place."""
+        return "the operator's own pod" in self.walk.site.kubectl("get", "gpun", node, "-o", "yaml")
 
     def fence(self, node: str) -> Object:
         """What is written on the node while it is in a change."""

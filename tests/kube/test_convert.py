@@ -125,6 +125,20 @@ def test_foreign_maintenance_in_taints_is_named(taint: str) -> None:
     assert convert.node_view(node(spec={"taints": [{"key": taint, "effect": "NoSchedule"}]})).foreign
 
 
+@pytest.mark.parametrize(
+    ("key", "effect", "barred"),
+    [
+        ("dedicated", "NoSchedule", True),
+        ("dedicated", "NoExecute", True),
+        ("dedicated", "PreferNoSchedule", False),
+        ("node.kubernetes.io/unschedulable", "NoSchedule", False),
+        ("node.kubernetes.io/not-ready", "NoExecute", False),
+    ],
+)
+def test_a_taint_keeps_pods_off_unless_it_only_tells_a_condition(key: str, effect: str, barred: bool) -> None:
+    assert convert.node_view(node(spec={"taints": [{"key": key, "effect": effect}]})).barred is barred
+
+
 def test_foreign_maintenance_in_conditions_is_named_and_our_cordon_taint_is_not() -> None:
     raw = node(spec={"taints": [{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]})
     assert not convert.node_view(raw).foreign

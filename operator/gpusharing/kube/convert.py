@@ -44,6 +44,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         ready=has_condition(raw, "Ready"),
         unschedulable=part(raw, "spec", "unschedulable") is True,
         deleting=metadata.get("deletionTimestamp") is not None,
+        barred=_is_barred(raw),
         fence=fence,
         fence_error=fence_error,
         deferred=_deferred(annotations),
@@ -54,6 +55,15 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         gate=start_gate(raw),
         abort=annotations.get(names.ANNOTATION_ABORT, ""),
         foreign=foreign_marker(raw, maintenance_keys),
+    )
+
+
+def _is_barred(raw: JSON) -> bool:
+    """Taints named node.kubernetes.io/ follow the node's conditions and its cordon, which are told apart."""
+    return any(
+        text(taint, "effect") in ("NoSchedule", "NoExecute")
+        and not text(taint, "key").startswith("node.kubernetes.io/")
+        for taint in entries(raw, "spec", "taints")
     )
 
 

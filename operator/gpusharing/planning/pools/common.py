@@ -9,6 +9,7 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import budget_room
 from gpusharing.planning.drain.standing import find_standings
+from gpusharing.planning.pools.places import Places
 from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.way.gates import CORDONING
@@ -34,6 +35,8 @@ class Common:
     """Blocked nodes that were looked at within the last poll."""
     following: frozenset[str] = frozenset()
     """Nodes that share a gang with one in flight, and for which there was no room beside it."""
+    places: Places | None = None
+    """Where our own pod could be scheduled; None: we run in none."""
 
     @staticmethod
     def of(
@@ -52,7 +55,8 @@ class Common:
         due, recent = find_due(last, now, poll), count_recent((look for _, look in last), now, poll)
         fences = (node.fence for node in snapshot.nodes.values() if node.fence is not None)
         following = frozenset(name for fence in fences for name in fence.mates)
-        return Common(offered, snapshot.looks, due=due, recent=recent, following=following)
+        places = Places.of(snapshot.nodes.values()) if snapshot.settings.pod_name else None
+        return Common(offered, snapshot.looks, due=due, recent=recent, following=following, places=places)
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict, now: datetime) -> Look | None:
         """Count which budgets the pods of a fenced node still need, by its LIST or by the look before its fence.

@@ -6,7 +6,7 @@ limit      allowance(maxUnavailable, nodes of the policy); 0 freezes. Nodes with
            not, and take a slot of the operator-wide cap only (docs/design/way.md#gate)
 used       a set: not Ready, cordoned by anyone, fenced, claimed or being deleted; a node counts once
            (a claim without a fence is left by a crash or a predecessor: that very node goes first)
-room       limit - used, and never more than the operator-wide cap leaves
+room       limit - used, and never more than the operator-wide cap leaves, or a place for our own pod (places.py)
 hold       what keeps every node from starting, whatever they are like: a frozen budget, closed windows (holds.py)
 order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle; nodes that something blocks do not
            stop the others, and share few looks at their pods (looks.py)
@@ -26,6 +26,7 @@ from gpusharing.planning.pools.candidates import Candidate, find_candidate, op_o
 from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.holds import find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
+from gpusharing.planning.pools.places import LAST_PLACE
 from gpusharing.planning.pools.pooled import Member, Pooled
 from gpusharing.planning.pools.waves import group, try_wave
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
@@ -122,13 +123,7 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
         return Selection({}, {}, {})
     if (closed := find_hold(pooled)) is not None:
         return _held(pool, closed)
-    waiting, why = _why_full(pool, cap), Reason.BUDGET_FULL
-    room = max(0, min(pool.limit - pool.used, cap))
-    most = min(pool.limit - pool.used, cap) + pool.moving
-    canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
-    if isinstance(canaries, int) and canary is not None and canaries < room:
-        room = most = canaries  # a gang that is larger does not wait for its canaries, of which it may be all
-        waiting, why = waits_for_canaries(canary.nodes), Reason.CANARY_SOAK
+    room, most, full = _find_room(pool, pooled, cap, common)
     verdicts: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
     looks: dict[str, Look] = {}
@@ -141,13 +136,13 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
         if case.node.name in verdicts:
             continue  # it went with its wave
         if room > 0 and (wave := waves.get(case.node.name)):
-            went = try_wave(wave, room, most, Finding(why, waiting), common)
+            went = try_wave(wave, room, most, full, common)
             room, cap = room - went.taken, cap - went.taken
             verdicts, claims, looks = verdicts | went.verdicts, claims | went.claims, looks | went.looks
             continue
         if slots <= 0 or (candidate.needs_list and (hold or listed >= slots + LOOKAHEAD)):
-            full = Finding(Reason.BUDGET_FULL, CAP_REACHED) if candidate.newcomer else Finding(why, waiting)
-            verdict = case.verdict(Phase.PENDING, full.reason, full.message, candidate=True)
+            wait = Finding(Reason.BUDGET_FULL, CAP_REACHED) if candidate.newcomer else full
+            verdict = case.verdict(Phase.PENDING, wait.reason, wait.message, candidate=True)
         else:
             verdict, look = try_start(candidate, common)
             listed += candidate.needs_list and verdict.wants_pods
@@ -158,7 +153,24 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
         verdicts[case.node.name] = verdict
         if look is not None:
             looks[case.node.name] = look
+    if common.places is not None:
+        common.places.close(claims)
     return Selection(verdicts, claims, looks)
+
+
+def _find_room(pool: Pool, pooled: Pooled, cap: int, common: Common) -> tuple[int, int, Finding]:
+    """How many may start now, how many could ever go at once, and what those are told for which there is no room."""
+    most = min(pool.limit - pool.used, cap)
+    room, most, full = max(0, most), most + pool.moving, Finding(Reason.BUDGET_FULL, _why_full(pool, cap))
+    canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
+    if isinstance(canaries, int) and canary is not None and canaries < room:
+        # A gang that is larger does not wait for its canaries, of which it may be all.
+        room = most = canaries
+        full = Finding(Reason.CANARY_SOAK, waits_for_canaries(canary.nodes))
+    spare = None if common.places is None else common.places.spare(pool.candidates)
+    if spare is not None and spare < room:
+        room, full = spare, Finding(Reason.BUDGET_FULL, LAST_PLACE)
+    return room, most if spare is None else min(most, max(1, spare)), full
 
 
 def _held(pool: Pool, hold: Finding) -> Selection:

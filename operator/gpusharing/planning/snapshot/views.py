@@ -49,6 +49,8 @@ class NodeView:
     ready: bool
     unschedulable: bool
     deleting: bool = False
+    barred: bool = False
+    """A taint keeps off pods that do not tolerate it; taints that tell a condition of the node do not count."""
     fence: Fence | None = None
     fence_error: str = ""
     """Why our fence annotation cannot be read; such a node is left as it is."""

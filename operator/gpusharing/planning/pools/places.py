@@ -1,0 +1,53 @@
+"""Where the operator's own pod could be scheduled: our cordons must leave it one node.
+
+A cordoned node keeps the pods that it has, but the operator's may be replaced in the middle of a change: deleted,
+upgraded or drained by somebody. If our own cordons covered every node then, nobody would be left to lift them
+(docs/design/drain.md#place).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.way.gates import CORDONING
+from gpusharing.planning.way.verdict import NodeCase
+
+LAST_PLACE = (
+    "this is one of the last schedulable nodes, and the operator's own pod needs one; waiting until another node is"
+    " Ready and not cordoned"
+)
+
+
+@dataclass(slots=True)
+class Places:
+    """The nodes that would take our pod, by what is known of them: our own tolerations and selectors are not."""
+
+    open: set[str]
+    """Ready, schedulable, and without a taint that keeps pods off."""
+    all: int
+    """These, and those that may be open again: cordoned or not Ready."""
+
+    @staticmethod
+    def of(nodes: Iterable[NodeView]) -> "Places":
+        """As the nodes are now."""
+        able = [node for node in nodes if not node.barred and not node.deleting]
+        return Places({node.name for node in able if node.ready and not node.unschedulable}, len(able))
+
+    def spare(self, candidates: Iterable[NodeCase]) -> int | None:
+        """How many of these nodes may be cordoned so that one open node is left.
+
+        None: any number, for none of them would close a place, or no other node may ever open again, so that waiting
+        would not help.
+        """
+        if self.all <= 1 or not any(case.node.name in self.open and _cordons(case) for case in candidates):
+            return None
+        return len(self.open) - 1
+
+    def close(self, names: Iterable[str]) -> None:
+        """These nodes begin in this pass."""
+        self.open.difference_update(names)
+
+
+def _cordons(case: NodeCase) -> bool:
+    return isinstance(case.assessment, Assessed) and case.assessment.disruption in CORDONING
