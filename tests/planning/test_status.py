@@ -80,6 +80,10 @@ PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
         StatusInput([verdict(Phase.BLOCKED, Reason.DRIFT_RETURNED), PENDING]),
         (VALID, "False RolloutInProgress", "True BudgetFull", "True DriftReturned"),
     ),
+    "a drain is held past its time, and another node waits for its turn": (
+        StatusInput([verdict(Phase.DRAINING, Reason.DRAIN_HELD), PENDING]),
+        (VALID, "False RolloutInProgress", UNDER_WAY, "True DrainHeld"),
+    ),
     "no card can take it": (
         StatusInput([REFUSED]),
         ("False NotMigCapable", "False NotMigCapable", "False Blocked", "True Blocked"),
@@ -245,6 +249,7 @@ BEARING = (
     Reason.CONFIG_UNKNOWN,
     Reason.COMPUTE_MODE,
     Reason.DRIFT_RETURNED,
+    Reason.DRAIN_HELD,
     Reason.ACTUATOR_FAILED,
 )
 """One of each kind that the conditions tell apart, and some that they do not."""

@@ -102,7 +102,7 @@ def bearing(verdict: Verdict, *, ready: bool) -> tuple[bool, ...]:
         verdict.phase is Phase.SYNCED and ready and not verdict.actions,
         verdict.phase is Phase.FAILED,
         verdict.phase.in_flight,
-        verdict.reason is Reason.DRIFT_RETURNED,
+        verdict.reason in _STALLING,
         _moves(verdict),
         _waits(verdict),
         _needs_person(verdict),
@@ -236,6 +236,10 @@ def _waits(verdict: Verdict) -> bool:
     return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
 
 
+_STALLING = (Reason.DRIFT_RETURNED, Reason.DRAIN_HELD)
+"""What a person has to end on one node, whatever the others do; first wins."""
+
+
 def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
     if pool.policy.name in plan.objections:
         objection = plan.objections[pool.policy.name]
@@ -243,9 +247,9 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
     failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
     if failed:
         return True, Reason.NODES_FAILED, f"{_nodes(len(failed))} failed; {_first(failed)}"
-    returned = [verdict for verdict in pool.verdicts if verdict.reason is Reason.DRIFT_RETURNED]
-    if returned:
-        return True, Reason.DRIFT_RETURNED, _first(returned)
+    for reason in _STALLING:
+        if found := [verdict for verdict in pool.verdicts if verdict.reason is reason]:
+            return True, reason, _first(found)
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if stuck and not going_on:
