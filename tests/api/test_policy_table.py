@@ -81,7 +81,15 @@ def test_the_api_server_fills_in_the_defaults_of_the_types(server: Api) -> None:
     stored = create(server, case.manifest)["spec"]
     assert GPUSharingPolicySpec.model_validate(stored) == verdict
     assert stored["mig"]["strategy"] == "mixed"
-    assert stored["drain"] == {"timeout": "15m", "unmanagedPods": "Block", "strandedPods": "Hold"}
+    assert stored["drain"] == {
+        "timeout": "15m",
+        "onTimeout": "Abort",
+        "protectedPods": "Wait",
+        "unmanagedPods": "Block",
+        "localStorage": "Evict",
+        "strandedPods": "Hold",
+        "jobs": {"timeout": "1h", "onTimeout": "Abort"},
+    }
     assert stored["rollout"]["timeouts"] == {"actuation": "30m", "verification": "10m"}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.product import FULL, H100, L40S, MIXED, SLICED, Pool, Product
+from tests.integration.product import FULL, GPUNODES, H100, L40S, MIXED, SLICED, Pool, Product
 from tests.integration.workloads import Workload, guard
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -52,6 +52,11 @@ def scenario(product: Product, operator: object) -> Iterator[Pool]:
         whole.wait_synced()
         shared.wait_synced()
         pool.wait(lambda: pool.summary().get("used") == "1/8", "the count of used devices")
+        report = f"{GPUNODES}/{blocked}"
+        pool.wait(
+            lambda: product.api.get(report)["status"]["observed"]["pods"] == 1,
+            "the agent to see one pod less",
+        )
         for one in (pool, whole, shared):
             one.wait(lambda one=one: one.summary().get("pendingPods") == 1, "the count of waiting pods")
         yield pool
