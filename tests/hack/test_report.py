@@ -167,7 +167,10 @@ def test_what_passing_tests_counted_is_one_table_by_model(checkout: Path, said: 
 def test_a_failure_is_counted_on_its_rung(checkout: Path) -> None:
     failing = checkout / "tests" / "planning" / "test_failing.py"
     failing.write_text("def test_pure(): assert not 1\n")
-    done = run(checkout, str(failing))
+    try:
+        done = run(checkout, str(failing))
+    finally:
+        failing.unlink()
     assert done.returncode == 1
     assert "rung 0  pure               1 failed" in done.stdout.splitlines()
 
