@@ -30,12 +30,12 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpusharingpolicies.gpusharing.dev"
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator"
 ACCOUNT = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{HOOK}"
-WINDOWS = ["22:00-05:00"]
+HOURS = ["22:00-05:00"]
 NEW_FIELDS = {
     "gpusharingpolicies": (
         "              rollout:\n",
         """\
-                  windows:
+                  hours:
                     type: array
                     description: When nodes may be drained.
                     maxItems: 8
@@ -57,7 +57,7 @@ NEW_FIELDS = {
 """,
     ),
 }
-"""Where the copy's CRD gets them, and what. `windows` is optional, the others have defaults."""
+"""Where the copy's CRD gets them, and what. `hours` is optional, the others have defaults."""
 
 
 def newer_chart(folder: Path) -> Path:
@@ -94,13 +94,13 @@ def upgraded(older: tuple[Installed, Object], tmp_path_factory: pytest.TempPathF
     installed, _ = older
     done = installed.run_helm("upgrade", str(newer_chart(tmp_path_factory.mktemp("chart"))))
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: has(installed, "windows"), SECONDS, "the grown CRD to be served")
+    wait_until(lambda: has(installed, "hours"), SECONDS, "the grown CRD to be served")
     return installed
 
 
 def has(installed: Installed, field: str) -> bool:
     """Whether the server keeps this field of spec.rollout when somebody writes it."""
-    value: object = WINDOWS if field == "windows" else "Slow"
+    value: object = HOURS if field == "hours" else "Slow"
     patch = {"spec": {"rollout": {field: value}}}
     answer = installed.admin.request(
         "PATCH", f"{POLICIES}/pool-d", patch, "application/merge-patch+json", dryRun="All"
@@ -150,14 +150,14 @@ def test_a_stored_object_outlives_crds_with_new_optional_and_defaulted_fields(
     read = admin.get(f"{POLICIES}/pool-d")
     wanted = stored["spec"]["rollout"] | {"pace": "Steady"}
     assert read["metadata"]["uid"] == stored["metadata"]["uid"]
-    assert read["spec"] == stored["spec"] | {"rollout": wanted}, "the default is there, windows is not"
+    assert read["spec"] == stored["spec"] | {"rollout": wanted}, "the default is there, hours is not"
     node = admin.get(f"{GPUNODES}/{upgraded.node_a}")
     assert node["spec"]["request"] == {"id": "1", "quiet": False, "deep": False}
     patched = admin.merge_patch(f"{POLICIES}/pool-d", {"spec": {"timeSlicing": {"replicas": 2}}})
     assert (patched["spec"]["timeSlicing"]["replicas"], patched["spec"]["rollout"]) == (2, wanted)
     asked = admin.merge_patch(f"{GPUNODES}/{upgraded.node_a}", {"spec": {"request": {"id": "2"}}})
     assert asked["spec"]["request"] == {"id": "2", "quiet": False, "deep": False}
-    for rollout in ({"pace": "Hasty"}, {"windows": [1]}, {"paused": "maybe"}):
+    for rollout in ({"pace": "Hasty"}, {"hours": [1]}, {"paused": "maybe"}):
         with pytest.raises(ApiError, match=next(iter(rollout))):
             admin.merge_patch(f"{POLICIES}/pool-d", {"spec": {"rollout": rollout}})
     assert refusal(admin, POLICY | {"metadata": {"name": "next"}}) == ""
@@ -169,7 +169,7 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_before_anything_is_tou
     admin = upgraded.admin
     nightly = POLICY | {
         "metadata": {"name": "nightly"},
-        "spec": POLICY["spec"] | {"rollout": {"windows": WINDOWS}},
+        "spec": POLICY["spec"] | {"rollout": {"hours": HOURS}},
     }
     admin.create(POLICIES, nightly)
     before = [admin.get(path)["metadata"]["resourceVersion"] for path in (CRD, f"{POLICIES}/nightly")]
@@ -177,7 +177,7 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_before_anything_is_tou
     status, told = rolled_back(upgraded, tmp_path, 1)
     assert status != 0, told
     assert told.startswith("NOT ROLLED BACK: 1 policy(s)")
-    assert "\n  nightly: spec.rollout.windows\n" in told
+    assert "\n  nightly: spec.rollout.hours\n" in told
     assert "pool-d" not in told, "a default is nothing that anybody wrote"
     after = [admin.get(path)["metadata"]["resourceVersion"] for path in (CRD, f"{POLICIES}/nightly")]
     assert (after, admin.get(DEPLOYMENT)["metadata"]["generation"]) == (before, deployed)
@@ -209,10 +209,10 @@ def test_what_may_not_be_read_refuses_with_the_servers_words(upgraded: Installed
 def test_without_such_a_field_the_rollback_goes_on_and_takes_its_account_with_it(
     upgraded: Installed, tmp_path: Path
 ) -> None:
-    upgraded.admin.merge_patch(f"{POLICIES}/nightly", {"spec": {"rollout": {"windows": None}}})
+    upgraded.admin.merge_patch(f"{POLICIES}/nightly", {"spec": {"rollout": {"hours": None}}})
     status, told = rolled_back(upgraded, tmp_path, 1)
     assert (status, told) == (0, "No policy has a field that the older version does not know.\n")
-    wait_until(lambda: not has(upgraded, "windows"), SECONDS, "the older CRD to be served")
+    wait_until(lambda: not has(upgraded, "hours"), SECONDS, "the older CRD to be served")
     with pytest.raises(ApiError) as gone:
         upgraded.admin.get(ACCOUNT)
     assert gone.value.status == 404
