@@ -20,6 +20,7 @@ LOOKED_BACK_AT = frozenset(
         "test_maintenance",
         "test_modes",
         "test_process",
+        "test_workloads",
     )
 )
 """They run before it on the same worker."""

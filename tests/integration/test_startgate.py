@@ -92,6 +92,8 @@ def test_newcomers_that_are_as_wanted_are_let_in_by_one_write_each_while_the_bud
         joined = [join(pool), join(pool)]
         for name in joined:
             pool.wait(lambda name=name: GATE["key"] not in taints(pool, name), "the taint to go")
+            told = f"the write of {name} in the audit log"
+            pool.wait(lambda name=name: len(product.writes("nodes", name, since)) > 0, told)
             assert len(product.writes("nodes", name, since)) == 1
         pool.cordon(pool.nodes[0], lifted=True)
         pool.wait_synced()
