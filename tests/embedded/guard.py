@@ -5,7 +5,7 @@ wrong. It knows the rules by itself and asks nothing of the planner.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
 import yaml
@@ -26,6 +26,7 @@ from tests.nodewrites import (
     wrong_in_change,
     wrong_in_write,
 )
+from tests.policyrules import is_meant, is_ready, limit_of, selects, turns_ready
 
 from gpusharing.api import names
 from gpusharing.kube.client import (
@@ -40,7 +41,6 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import NotFound
-from gpusharing.planning.gpus.cards import bare_product
 
 RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon")
 """Pods that we may delete: the actuators' own."""
@@ -194,7 +194,7 @@ class Guard:
         elif resource == PODS and change.new is not None:
             if "deletionTimestamp" in change.new["metadata"]:
                 self._evicted.add(change.new["metadata"]["uid"])
-        elif resource == POLICIES and change.new is not None and _turns_ready(change.old, change.new):
+        elif resource == POLICIES and change.new is not None and turns_ready(change.old, change.new):
             self._turned_ready(change.new)
 
     def _node_changed(self, old: JSON, new: JSON) -> None:
@@ -216,13 +216,13 @@ class Guard:
         pool = [
             raw
             for raw in self.cluster.store.all(NODES)
-            if _selects(policy, raw) and _is_meant(policy, raw) and not self._is_newcomer(raw)
+            if selects(policy, raw) and is_meant(policy, raw) and not self._is_newcomer(raw)
         ]
         away = [raw["metadata"]["name"] for raw in pool if _away(raw)]
-        limit = _limit(policy["spec"].get("rollout", {}).get("maxUnavailable", 1), len(pool))
+        limit = limit_of(policy, len(pool))
         self.largest[fence["policy"]] = max(self.largest[fence["policy"]], len(away))
         self._expect(len(away) <= limit, f"{name}: {away} away, the limit is {limit}")
-        self._expect(not _is_ready(policy), f"{name}: fenced while {fence['policy']} says Ready")
+        self._expect(not is_ready(policy), f"{name}: fenced while {fence['policy']} says Ready")
 
     def _is_newcomer(self, node: JSON) -> bool:
         """Nobody counts on it yet: it waits behind the start-up taint, was never proven and has no pod of value."""
@@ -271,7 +271,7 @@ class Guard:
         policy_name = policy["metadata"]["name"]
         for raw in self.cluster.store.all(NODES):
             name = raw["metadata"]["name"]
-            if labels_of(raw).get(names.LABEL_POLICY) != policy_name or not _selects(policy, raw):
+            if labels_of(raw).get(names.LABEL_POLICY) != policy_name or not selects(policy, raw):
                 continue
             self._expect(fence_of(raw) is None, f"{policy_name} Ready while {name} is fenced")
             different = difference(policy["spec"], raw, self.software.nodes[name], self._site())
@@ -305,38 +305,5 @@ def _away(node: JSON) -> bool:
     return not ready or is_cordoned(node) or fence_of(node) is not None
 
 
-def _selects(policy: JSON, node: JSON) -> bool:
-    wanted: Mapping[str, str] = policy["spec"]["nodeSelector"]["matchLabels"]
-    return wanted.items() <= labels_of(node).items()
-
-
-def _is_meant(policy: JSON, node: JSON) -> bool:
-    """It has a GPU, and of a product that the policy is for: only such nodes are part of the budget."""
-    labels, products = labels_of(node), policy["spec"].get("products")
-    if labels.get(names.LABEL_GPU_PRESENT) != "true":
-        return False
-    return not products or bare_product(labels.get(names.LABEL_GPU_PRODUCT, "")) in products
-
-
-def _limit(written: int | str, size: int) -> int:
-    if isinstance(written, int):
-        return written
-    percent = int(written.removesuffix("%"))
-    return max(1, size * percent // 100) if percent else 0
-
-
 def _key(raw: JSON) -> tuple[str, str]:
     return raw["metadata"].get("namespace", ""), raw["metadata"]["name"]
-
-
-def _is_ready(policy: JSON) -> bool:
-    return any(
-        row["type"] == "Ready"
-        and row["status"] == "True"
-        and row["observedGeneration"] == policy["metadata"]["generation"]
-        for row in (policy.get("status") or {}).get("conditions") or ()
-    )
-
-
-def _turns_ready(old: JSON | None, new: JSON) -> bool:
-    return _is_ready(new) and not (old is not None and _is_ready(old))

@@ -1,0 +1,253 @@
+"""FaultProxy: the server itself, in a thread of its own. What it does to a call is said in faults.py."""
+
+import asyncio
+import math
+import ssl
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import unquote_plus
+
+import aiohttp
+from aiohttp import web
+
+from hack.faultproxy.calls import BLOCKED, WRITES, Answer, Incoming, Refusal, Sick, Stream, Write, is_renewal
+from hack.faultproxy.faults import HEAL_SECONDS, Fault
+from hack.faultproxy.streams import Relay
+
+HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length", "host"}
+)
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class _Trap:
+    at: int
+    act: Callable[[], None]
+    before: bool
+
+
+class FaultProxy:
+    """Runs in a thread of its own. The log, the trap and the faults may be used from any thread."""
+
+    def __init__(self, upstream: str, ca_pem: str, *, tls: ssl.SSLContext | None = None) -> None:
+        """`upstream` as in a kubeconfig; `ca_pem` is the authority to trust; `tls` is what clients are shown."""
+        self._upstream = upstream.rstrip("/")
+        self._tls = ssl.create_default_context(cadata=ca_pem)
+        self._shown = tls
+        self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._runner: web.AppRunner | None = None
+        self._doors: dict[int, str] = {}
+        self._relay = Relay()
+        self._port = 0
+        self._count = 0
+        self._newest = 0
+        self._trap: _Trap | None = None
+        self.writes: list[Write] = []
+        self._sick: tuple[Sick, ...] = ()
+        self._faults: tuple[Fault, ...] = ()
+        self.sprung = threading.Event()
+        """Set once the trap was sprung."""
+
+    @property
+    def url(self) -> str:
+        """Where clients connect that have no door of their own."""
+        return self._url(self._port)
+
+    def open_door(self, name: str) -> str:
+        """One more address, for one client: the log knows its writes by this name."""
+        assert self._loop is not None, "enter it before"
+        listening = asyncio.run_coroutine_threadsafe(self._listen(name), self._loop)
+        return self._url(listening.result(10))
+
+    def reset(self) -> None:
+        """Forget the log, count from 1 again, take the trap and the faults away."""
+        self._trap = None
+        self._sick, self._faults = (), ()
+        self._count = 0
+        self.writes = []
+        self.sprung.clear()
+
+    def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
+        """Call `act` when write number `at` was answered upstream, or `before` it is forwarded at all."""
+        self._trap = _Trap(at, act, before)
+
+    def disturb(self, *faults: Fault) -> None:
+        """Let these happen, besides those that are there."""
+        self._faults = (*self._faults, *faults)
+
+    def fail(
+        self, method: str, path: str, answer: Refusal | None, *, query: str = "", times: float = math.inf
+    ) -> Sick:
+        """Let calls to exactly this path get `answer`, or with None hang until the client gives up.
+
+        `query` must be part of the decoded query: `spec.nodeName=gpu-1` for the LIST of one node's pods.
+        """
+        sick = Sick(method, path, answer, query, times)
+        self._sick = (*self._sick, sick)
+        return sick
+
+    def __enter__(self) -> Self:
+        """Start and wait until it listens."""
+        self._thread.start()
+        if not self._ready.wait(10):
+            raise TimeoutError("the fault proxy did not start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop and wait until it is gone."""
+        if self._loop is not None and self._stop is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _url(self, port: int) -> str:
+        return f"{'https' if self._shown else 'http'}://{HOST}:{port}"
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._tls)
+        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+            app = web.Application(client_max_size=16 * 2**20)
+
+            async def handle(request: web.Request) -> web.StreamResponse:
+                return await self._handle(request, session)
+
+            app.router.add_route("*", "/{path:.*}", handle)
+            self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
+            await self._runner.setup()
+            self._port = await self._listen("")
+            self._ready.set()
+            while not self._stop.is_set():
+                self._relay.look()  # a client that has died leaves its streams
+                try:
+                    await asyncio.wait_for(self._stop.wait(), 1.0)
+                except TimeoutError:
+                    continue
+            await self._runner.cleanup()
+
+    async def _listen(self, name: str) -> int:
+        assert self._runner is not None, "enter it before"
+        known = {address[1] for address in self._runner.addresses}
+        await web.TCPSite(self._runner, HOST, 0, ssl_context=self._shown).start()
+        (port,) = {address[1] for address in self._runner.addresses} - known
+        self._doors[port] = name
+        return int(port)
+
+    def _incoming(self, request: web.Request, body: bytes) -> Incoming:
+        transport = request.transport
+        port = transport.get_extra_info("sockname")[1] if transport is not None else 0
+        counts = request.method in WRITES and not is_renewal(request.path, body)
+        return Incoming(
+            method=request.method,
+            path=request.path,
+            query=unquote_plus(request.query_string),
+            body=body,
+            door=self._doors.get(port, ""),
+            agent=request.headers.get("User-Agent", ""),
+            number=self._count + 1 if counts else 0,
+            since=self._newest,
+        )
+
+    async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
+        call = self._incoming(request, await request.read())
+        if self._trap is not None and self._trap.before and self._trap.at == call.number:
+            self._spring()
+            return web.Response(status=503, text="the fault proxy did not forward this")
+        for sick in self._sick:
+            if sick.takes(call):
+                if sick.answer is not None:
+                    return sick.answer.answer().response()
+                await asyncio.Event().wait()  # ends when the client goes, or the proxy stops
+        try:
+            if call.is_watch:
+                return await self._watch(request, call, session)
+            answer = await self._through(call, self._begun(call, answered=False), request, session)
+        except (aiohttp.ClientError, ConnectionError) as error:
+            return web.Response(status=502, text=f"fault proxy: {error!r}")
+        if answer is None and request.transport is not None:
+            request.transport.abort()
+        return answer.response() if answer is not None else web.Response(status=502)
+
+    async def _through(
+        self, call: Incoming, faults: tuple[Fault, ...], request: web.Request, session: aiohttp.ClientSession
+    ) -> Answer | None:
+        """Through the faults, the first one outermost, to the server."""
+        if faults:
+            first, *rest = faults
+            return await first.around(call, lambda: self._through(call, tuple(rest), request, session))
+        async with self._ask(call, request, session) as found:
+            headers = {key: value for key, value in found.headers.items() if key.lower() not in HOP_BY_HOP}
+            answer = Answer(found.status, headers, await found.read())
+        self._newest = max(self._newest, answer.version)
+        if call.is_write:
+            self._note(call, answer)
+        return answer
+
+    def _ask(
+        self, call: Incoming, request: web.Request, session: aiohttp.ClientSession
+    ) -> "aiohttp.client._RequestContextManager":
+        return session.request(
+            call.method,
+            self._upstream + request.raw_path,
+            headers={key: value for key, value in request.headers.items() if key.lower() not in HOP_BY_HOP},
+            data=call.body or None,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+        )
+
+    async def _watch(
+        self, request: web.Request, call: Incoming, session: aiohttp.ClientSession
+    ) -> web.StreamResponse:
+        async with self._ask(call, request, session) as found:
+            headers = {key: value for key, value in found.headers.items() if key.lower() not in HOP_BY_HOP}
+            response = web.StreamResponse(status=found.status, headers=headers)
+            await response.prepare(request)
+            stream = Stream(call.path, asyncio.get_running_loop().time())
+            await self._relay.pass_on(found, request, response, stream, lambda: self._faults)
+            return response
+
+    def _begun(self, call: Incoming, *, answered: bool) -> tuple[Fault, ...]:
+        """All faults; those that wait for this write have begun."""
+        faults: Iterable[Fault] = self._faults
+        began = [fault for fault in faults if fault.watch_for(call, answered=answered)]
+        if began:
+            self._relay.look()
+            asyncio.get_running_loop().call_later(HEAL_SECONDS + 0.05, self._relay.look)
+        return self._faults
+
+    def _note(self, call: Incoming, answer: Answer) -> None:
+        counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
+        if counts:
+            self._count += 1
+        number = self._count if counts else 0
+        self.writes.append(
+            Write(
+                number,
+                call.method,
+                call.path,
+                answer.status,
+                call.agent,
+                call.decoded,
+                call.door,
+                call.since,
+                answer.version if answer.status < 300 else 0,
+            )
+        )
+        if counts and self._trap is not None and not self._trap.before and self._trap.at == self._count:
+            self._spring()
+        self._begun(call, answered=True)
+
+    def _spring(self) -> None:
+        trap, self._trap = self._trap, None
+        assert trap is not None, "only an armed trap springs"
+        trap.act()
+        self.sprung.set()

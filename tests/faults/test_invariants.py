@@ -1,0 +1,387 @@
+"""Each invariant is broken by a log that breaks it, and by no other; a log of a sound change breaks none."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.faults.invariants import cost_of, find_wrong
+from tests.faults.writelog import Call, State, WriteLog, would_change
+
+JSON = dict[str, Any]
+GPU = {
+    "nvidia.com/gpu.present": "true",
+    "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3",
+    "nvidia.com/gpu.count": "2",
+}
+
+
+def node(name: str, **changes: Any) -> JSON:
+    """A Node with two GPUs in pool b."""
+    labels = {**GPU, "gpusharing.dev/pool": "b", **changes.pop("labels", {})}
+    metadata = {
+        "name": name,
+        "uid": f"uid-{name}",
+        "labels": labels,
+        "annotations": changes.pop("annotations", {}),
+    }
+    return {
+        "metadata": metadata,
+        "spec": changes.pop("spec", {}),
+        "status": {"allocatable": changes.pop("offers", {"nvidia.com/gpu": "2"})},
+    }
+
+
+def fence(name: str, stage: str = "fenced", **more: Any) -> str:
+    """The record on a Node."""
+    record = {
+        "op": f"op-{name}",
+        "policy": "pool-b",
+        "nodeUID": f"uid-{name}",
+        "priorUnschedulable": False,
+        "fromMode": "",
+        "stage": stage,
+        "disruption": "GPUPods",
+        "targetMigConfig": "",
+        "targetPluginConfig": "sliced",
+        **more,
+    }
+    return json.dumps(record)
+
+
+def fenced(name: str, stage: str = "fenced", /, labels: JSON | None = None, **more: Any) -> JSON:
+    """A Node with our fence and cordon."""
+    annotations = {"gpusharing.dev/fence": fence(name, stage, **more)}
+    return node(name, spec={"unschedulable": True}, annotations=annotations, labels=labels or {})
+
+
+def policy(**status: Any) -> JSON:
+    """Of pool b: two replicas, one node at a time."""
+    return {
+        "metadata": {"name": "pool-b", "uid": "uid-p", "generation": 3},
+        "spec": {
+            "nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}},
+            "mode": "TimeSlicing",
+            "timeSlicing": {"replicas": 2},
+        },
+        "status": status,
+    }
+
+
+def ready(generation: int = 3) -> JSON:
+    """A status that says so."""
+    row = {"type": "Ready", "status": "True", "observedGeneration": generation}
+    return {"observedGeneration": generation, "conditions": [row]}
+
+
+def pod(name: str, where: str) -> JSON:
+    """A pod that holds a GPU."""
+    return {
+        "metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}"},
+        "spec": {"nodeName": where, "containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]},
+        "status": {"phase": "Running"},
+    }
+
+
+def lease(holder: str) -> JSON:
+    """The leader's Lease."""
+    return {"metadata": {"name": "gpusharing-operator", "uid": "uid-l"}, "spec": {"holderIdentity": holder}}
+
+
+class Story:
+    """Writes a log, one resourceVersion after the other. Process `a` bears the name host-a and leads."""
+
+    def __init__(self) -> None:
+        self.states: list[State] = []
+        self.calls: list[Call] = []
+        self.version = 0
+        for name in ("gpu-1", "gpu-2"):
+            self.somebody("nodes", name, node(name))
+        self.somebody("gpusharingpolicies", "pool-b", policy())
+        self.began = self.version
+        self.leads("a")
+
+    def somebody(self, kind: str, name: str, after: JSON | None) -> None:
+        """A write of somebody else."""
+        self.version += 1
+        self.states.append(State(self.version, kind, name, after))
+
+    def leads(self, who: str) -> None:
+        """A process takes the Lease."""
+        self.operator("leases", "gpusharing-operator", lease(f"host-{who}"), who=who)
+
+    def operator(
+        self, kind: str, name: str, after: JSON | None, body: JSON | None = None, who: str = "a"
+    ) -> None:
+        """A write of ours that the server did; `body` as a rule what it made."""
+        since = self.version
+        self.somebody(kind.split("/")[0], name, after)
+        method = "DELETE" if after is None else "PATCH"
+        sent = body if body is not None else (after or {})
+        self.calls.append(Call(who, method, kind, name, 200, sent, since, self.version))
+
+    def node_write(self, name: str, after: JSON, **body: Any) -> None:
+        """A PATCH of a Node with all that the rules of a write ask for."""
+        metadata = {"uid": f"uid-{name}", "resourceVersion": str(self.version), **body.pop("metadata", {})}
+        self.operator("nodes", name, after, {"metadata": metadata, **body})
+
+    def take(self, name: str, **more: Any) -> None:
+        """Fence and cordon it."""
+        metadata = {"annotations": {"gpusharing.dev/fence": fence(name, **more)}}
+        self.node_write(name, fenced(name, **more), metadata=metadata, spec={"unschedulable": True})
+
+    def pass_pnr(self, name: str) -> None:
+        """Point of no return."""
+        labels = {"nvidia.com/device-plugin.config": "sliced"}
+        metadata = {"annotations": {"gpusharing.dev/fence": fence(name, "actuating")}, "labels": labels}
+        self.node_write(name, fenced(name, "actuating", labels=labels), metadata=metadata)
+
+    def release(self, name: str, **more: Any) -> None:
+        """Fence and cordon go, the routing label comes."""
+        labels = {"gpusharing.dev/mode": "time-slicing", "gpusharing.dev/policy": "pool-b"}
+        after = node(name, labels=labels, offers={"nvidia.com/gpu": "4"}, **more)
+        metadata = {"annotations": {"gpusharing.dev/fence": None}, "labels": labels}
+        self.node_write(name, after, metadata=metadata, spec={"unschedulable": None})
+
+    def evict(self, name: str, uid: str | None = None, who: str = "a") -> None:
+        """An eviction that the server accepts."""
+        preconditions = {"uid": uid} if uid else {}
+        body = {"deleteOptions": {"preconditions": preconditions}}
+        self.calls.append(Call(who, "POST", "pods/eviction", f"default/{name}", 201, body, self.version))
+
+    def wrong(self, cap: int = 100) -> list[str]:
+        """What the fold says."""
+        return find_wrong(self.log(), cap=cap)
+
+    def log(self) -> WriteLog:
+        """As it was."""
+        return WriteLog(tuple(self.states), tuple(self.calls), self.began)
+
+
+def sound(story: Story) -> None:
+    """One node after the other, with a pod that is evicted, and Ready in the end."""
+    story.somebody("pods", "default/job", pod("job", "gpu-1"))
+    for name in ("gpu-1", "gpu-2"):
+        story.take(name)
+        if name == "gpu-1":
+            story.evict("job", "uid-job")
+            story.somebody("pods", "default/job", None)
+        story.pass_pnr(name)
+        story.release(name)
+    story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
+
+
+def test_a_sound_change_breaks_nothing_and_costs_the_floor() -> None:
+    story = Story()
+    sound(story)
+    assert story.wrong() == []
+    cost = cost_of(story.log())
+    assert cost.transitions == {"op-gpu-1": 3, "op-gpu-2": 3}
+    assert (cost.evictions, cost.acting) == (1, {"PATCH nodes": 6, "POST pods/eviction": 1})
+
+
+# --- logs that break one invariant ---------------------------------------------------------------------------
+
+
+def two_at_once(story: Story) -> None:
+    story.take("gpu-1")
+    story.take("gpu-2")
+
+
+def busy(story: Story) -> None:
+    story.somebody("pods", "default/job", pod("job", "gpu-1"))
+    story.take("gpu-1")
+    story.pass_pnr("gpu-1")
+
+
+def cordon_of_a_person(story: Story) -> None:
+    story.somebody("nodes", "gpu-1", node("gpu-1", spec={"unschedulable": True}))
+    story.node_write("gpu-1", node("gpu-1"), metadata={"labels": {}}, spec={"unschedulable": None})
+
+
+def cordon_from_before(story: Story) -> None:
+    story.take("gpu-1", priorUnschedulable=True)
+    story.release("gpu-1")
+
+
+def another_node_of_that_name(story: Story) -> None:
+    story.take("gpu-1", nodeUID="uid-of-the-one-before")
+    story.release("gpu-1")
+
+
+def fence_changes_hands(story: Story) -> None:
+    story.take("gpu-1")
+    metadata = {"annotations": {"gpusharing.dev/fence": fence("gpu-1", policy="pool-c")}}
+    story.node_write("gpu-1", fenced("gpu-1", policy="pool-c"), metadata=metadata)
+
+
+def no_leader(story: Story) -> None:
+    story.leads("b")
+    story.take("gpu-1")
+
+
+def eviction_of_no_leader(story: Story) -> None:
+    story.leads("b")
+    story.evict("job", "uid-job")
+
+
+def unknown_writer(story: Story) -> None:
+    body: JSON = {"status": {"transition": {}}}
+    story.operator("gpunodes/status", "gpu-1", {"metadata": {"name": "gpu-1", "uid": "g"}}, body, who="c")
+
+
+def foreign_label(story: Story) -> None:
+    metadata = {"labels": {"nvidia.com/gpu.deploy.device-plugin": "false"}}
+    story.node_write("gpu-1", node("gpu-1", labels=metadata["labels"]), metadata=metadata)
+
+
+def foreign_field_unsaid(story: Story) -> None:
+    """The body says nothing of it; the Node changed all the same."""
+    mark = {"gpusharing.dev/policy": "pool-b"}
+    story.node_write(
+        "gpu-1", node("gpu-1", labels=mark, spec={"podCIDR": "10.0.0.0/24"}), metadata={"labels": mark}
+    )
+
+
+def spec_of_a_policy(story: Story) -> None:
+    story.operator("gpusharingpolicies", "pool-b", policy(), {"spec": {"mode": "Full"}})
+
+
+def foreign_kind(story: Story) -> None:
+    story.calls.append(Call("a", "POST", "secrets", "default/x", 201, {}, story.version))
+
+
+def foreign_pod(story: Story) -> None:
+    story.calls.append(Call("a", "DELETE", "pods", "default/job", 200, {}, story.version))
+
+
+def eviction_by_name(story: Story) -> None:
+    story.evict("job")
+
+
+def evicted_twice(story: Story) -> None:
+    story.evict("job", "uid-job")
+    story.evict("job", "uid-job")
+
+
+def evicted_from_a_node_that_takes_pods(story: Story) -> None:
+    story.somebody("pods", "default/job", pod("job", "gpu-1"))
+    story.evict("job", "uid-job")
+
+
+def early_ready(story: Story) -> None:
+    story.take("gpu-1")
+    story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
+
+
+def ready_on_another_offer(story: Story) -> None:
+    for name in ("gpu-1", "gpu-2"):
+        story.take(name)
+        story.pass_pnr(name)
+        story.release(name)
+    story.somebody("nodes", "gpu-2", node("gpu-2", labels={"gpusharing.dev/policy": "pool-b"}))
+    story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
+
+
+def future_generation(story: Story) -> None:
+    status = ready(4)
+    story.operator("gpusharingpolicies/status", "pool-b", policy(**status), {"status": status})
+
+
+@pytest.mark.parametrize(
+    ("row", "what", "story_of"),
+    [
+        ("S1", "['gpu-1', 'gpu-2'] are fenced, the limit of pool-b is 1", two_at_once),
+        ("S2", "past the PNR with job", busy),
+        ("S3", "uncordoned without a fence of ours", cordon_of_a_person),
+        ("S3", "it was so before us", cordon_from_before),
+        ("S3", "another node of that name", another_node_of_that_name),
+        ("S4", "the fence of pool-b became that of pool-c", fence_changes_hands),
+        ("S5", "host-a there, while host-b held the Lease", no_leader),
+        ("S5", "POST pods/eviction default/job by a", eviction_of_no_leader),
+        ("S5", "nobody there, while host-a held the Lease", unknown_writer),
+        ("S6", "changed labels ['nvidia.com/gpu.deploy.device-plugin']", foreign_label),
+        ("S6", "changed spec ['podCIDR']", foreign_field_unsaid),
+        ("S6", "wrote ['spec']", spec_of_a_policy),
+        ("S6", "we do not write secrets", foreign_kind),
+        ("S6", "no pod of an actuator", foreign_pod),
+        ("S7", "without the pod's UID", eviction_by_name),
+        ("S7", "evicted before", evicted_twice),
+        ("S7", "gpu-1 is not fenced and cordoned", evicted_from_a_node_that_takes_pods),
+        ("S9", "Ready while gpu-1 is fenced", early_ready),
+        (
+            "S9",
+            "Ready while gpu-2 offers {'nvidia.com/gpu': 2}, wanted {'nvidia.com/gpu': 4}",
+            ready_on_another_offer,
+        ),
+        ("S9", "observed generation 4 of 3", future_generation),
+    ],
+    ids=lambda given: given.__name__ if callable(given) else None,
+)
+def test_a_log_that_breaks_an_invariant_is_found_out(
+    row: str, what: str, story_of: Callable[[Story], None]
+) -> None:
+    story = Story()
+    story_of(story)
+    said = [line for line in story.wrong() if line.startswith(f"{row}: ")]
+    assert any(what in line for line in said), story.wrong()
+
+
+def test_the_operators_cap_counts_the_nodes_of_all_policies() -> None:
+    story = Story()
+    story.somebody("nodes", "gpu-3", node("gpu-3", labels={"gpusharing.dev/pool": "c"}))
+    story.take("gpu-1")
+    assert story.wrong(cap=1) == []
+    story.take("gpu-3", policy="pool-c")
+    assert any("the operator's cap is 1" in line for line in story.wrong(cap=1))
+
+
+# --- what must not be taken for a fault ----------------------------------------------------------------------
+
+
+def test_a_write_that_was_on_its_way_when_the_lease_changed_hands_was_sent_by_the_leader() -> None:
+    story = Story()
+    sent = story.version
+    story.leads("b")
+    body = {"deleteOptions": {"preconditions": {"uid": "uid-job"}}}
+    story.calls.append(Call("a", "POST", "pods/eviction", "default/job", 201, body, sent))
+    assert story.wrong() == []
+
+
+def test_a_write_that_changed_nothing_is_not_the_author_of_the_version_it_was_answered_with() -> None:
+    story = Story()
+    mark = {"gpusharing.dev/policy": "pool-b"}
+    story.somebody("nodes", "gpu-1", node("gpu-1", labels={**mark, "example.com/theirs": "1"}))
+    body = {"metadata": {"uid": "uid-gpu-1", "labels": mark}}
+    story.calls.append(Call("a", "PATCH", "nodes", "gpu-1", 200, body, story.version, story.version))
+    assert would_change(node("gpu-1"), story.calls[-1])
+    assert not would_change(node("gpu-1", labels=mark), story.calls[-1])
+    story.states[-1] = State(story.version, "nodes", "gpu-1", node("gpu-1", labels=mark))
+    story.somebody("nodes", "gpu-1", node("gpu-1", labels={**mark, "example.com/theirs": "1"}))
+    story.calls.append(Call("a", "PATCH", "nodes", "gpu-1", 200, body, story.version, story.version))
+    assert story.wrong() == []
+
+
+def test_a_refused_write_breaks_nothing() -> None:
+    story = Story()
+    story.leads("b")
+    body = {"metadata": {"labels": {"example.com/theirs": "1"}}}
+    story.calls.append(Call("a", "PATCH", "nodes", "gpu-1", 409, body, story.version))
+    assert story.wrong() == []
+    assert cost_of(story.log()).acting == {}
+
+
+def test_a_person_may_lift_any_cordon() -> None:
+    story = Story()
+    story.take("gpu-1")
+    story.somebody("nodes", "gpu-1", node("gpu-1", annotations={"gpusharing.dev/fence": fence("gpu-1")}))
+    assert story.wrong() == []
+
+
+def test_who_is_not_ready_may_say_so_while_nodes_are_away() -> None:
+    story = Story()
+    story.take("gpu-1")
+    row = {"type": "Ready", "status": "False", "observedGeneration": 3}
+    status = {"observedGeneration": 3, "conditions": [row]}
+    story.operator("gpusharingpolicies/status", "pool-b", policy(**status), {"status": status})
+    assert story.wrong() == []

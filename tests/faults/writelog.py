@@ -1,0 +1,192 @@
+"""The log of a run: every state that the API server committed, and every write of an operator with its answer.
+
+The states come from watches that go past the fault proxy: the API server delivers every version of an object, in the
+order of its resourceVersions, which are one counter for all kinds in one etcd. The writes come from the proxy, which
+knows from which process each came. Nothing here asks a server: a fold over the log is pure.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from gpusharing.kube.client import JSON
+
+WATCHED = ("nodes", "pods", "gpusharingpolicies", "gpunodes", "leases")
+"""Kinds whose every state is in the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What one object became at one moment."""
+
+    version: int
+    """resourceVersion: the moment."""
+    kind: str
+    """Plural: `nodes`."""
+    name: str
+    """With its namespace where it has one: `default/job-1`."""
+    after: JSON | None
+    """None: it was deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One write that an operator sent and the server answered, whether the operator heard it or not."""
+
+    identity: str
+    """Which process: the door of the proxy that only it knows."""
+    method: str
+    kind: str
+    """With its subresource: `pods/eviction`."""
+    name: str
+    """As in State. Of a POST to a collection the name in its body, empty where the server makes one."""
+    status: int
+    """HTTP status."""
+    body: JSON
+    since: int
+    """The newest resourceVersion that the server had told to anybody when the write was sent."""
+    version: int = 0
+    """resourceVersion in the answer; 0 where it has none."""
+
+    @property
+    def accepted(self) -> bool:
+        """The server did it."""
+        return self.status < 300
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        return f"{self.method} {self.kind} {self.name} by {self.identity}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of one object, and whose it was."""
+
+    version: int
+    kind: str
+    name: str
+    before: JSON | None
+    after: JSON | None
+    call: Call | None
+    """The operator's write that made it; None when somebody else did."""
+
+
+@dataclass
+class World:
+    """The objects at one moment."""
+
+    objects: dict[str, dict[str, JSON]] = field(default_factory=lambda: {kind: {} for kind in WATCHED})
+
+    machines: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    """By node its UID, card and number of GPUs as it said when it joined: later labels follow the layout."""
+
+    def put(self, state: State) -> JSON | None:
+        """Take over a state; returns the one before."""
+        known = self.objects[state.kind]
+        before = known.pop(state.name, None)
+        if state.after is None:
+            return before
+        known[state.name] = state.after
+        uid, labels = state.after["metadata"]["uid"], state.after["metadata"].get("labels") or {}
+        if state.kind == "nodes" and self.machines.get(state.name, ("",))[0] != uid:
+            product, count = labels.get("nvidia.com/gpu.product", ""), labels.get("nvidia.com/gpu.count", "0")
+            self.machines[state.name] = (uid, product, int(count))
+        return before
+
+    def pods_on(self, node: str) -> Iterator[JSON]:
+        """Pods bound to a node."""
+        return (pod for pod in self.objects["pods"].values() if pod["spec"].get("nodeName") == node)
+
+
+class Leaders:
+    """Who held the Lease when, and which process bears which name there."""
+
+    def __init__(self, states: Iterable[State], calls: Iterable[Call]) -> None:
+        """`states` in the order of their versions."""
+        leases = [state for state in states if state.kind == "leases"]
+        self._versions = [state.version for state in leases]
+        self._holders = [_holder(state.after) for state in leases]
+        self.names: Mapping[str, str] = {
+            call.identity: holder
+            for call in calls
+            if call.kind == "leases" and (holder := _holder(call.body))
+        }
+        """The holderIdentity under which a process asked for the Lease."""
+
+    def at(self, version: int) -> str:
+        """Who held it then; empty: nobody."""
+        at = bisect_right(self._versions, version)
+        return self._holders[at - 1] if at else ""
+
+
+@dataclass(frozen=True)
+class WriteLog:
+    """One run."""
+
+    states: tuple[State, ...]
+    """By version, those from before the run first: they are the world that it began in."""
+    calls: tuple[Call, ...]
+    """In the order of the answers."""
+    began: int = 0
+    """Up to this version everything is the world before."""
+
+    def steps(self) -> Iterator[tuple[World, Step]]:
+        """Each change of the run with the world after it. The World is one object that goes on changing."""
+        world, authors = World(), self._authors()
+        for state in self.states:
+            before = world.put(state)
+            if state.version <= self.began:
+                continue
+            call = authors.get((state.kind, state.name, state.version))
+            if call is not None and not would_change(before, call):
+                call = None  # it changed nothing: the server answered with the version that was there
+            yield world, Step(state.version, state.kind, state.name, before, state.after, call)
+
+    def sendings(self) -> Iterator[tuple[World, Call]]:
+        """Each write with the world at the moment in which it was sent; the World goes on changing."""
+        world = World()
+        states = iter(self.states)
+        coming = next(states, None)
+        for call in sorted(self.calls, key=lambda one: one.since):
+            while coming is not None and coming.version <= call.since:
+                world.put(coming)
+                coming = next(states, None)
+            yield world, call
+
+    def _authors(self) -> dict[tuple[str, str, int], Call]:
+        return {
+            (call.kind.split("/")[0], call.name, call.version): call
+            for call in self.calls
+            if call.accepted and call.version
+        }
+
+
+def would_change(before: JSON | None, call: Call) -> bool:
+    """Whether a merge patch changes anything; every other write does."""
+    if before is None or call.method != "PATCH":
+        return True
+    body = json.loads(json.dumps(call.body))
+    metadata = body.get("metadata")
+    if isinstance(metadata, dict):
+        for key in ("resourceVersion", "uid"):
+            metadata.pop(key, None)
+    return merged(before, body) != before
+
+
+def merged(target: object, patch: object) -> object:
+    """JSON merge patch (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+def _holder(lease: JSON | None) -> str:
+    return str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")

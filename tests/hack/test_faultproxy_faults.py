@@ -1,0 +1,256 @@
+"""hack/faultproxy/faults.py: each fault hits what it is meant for as often as it was told, and nothing else."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from hack.faultproxy import FaultProxy, Refusal, faults
+
+from gpusharing.kube.answers import Request
+from gpusharing.kube.client import GPUNODES, LEASES, NODES, PODS
+from gpusharing.kube.errors import Expired, Unavailable
+from gpusharing.kube.wire import event_of
+
+GPU_1, GPU_2 = NODES.path(None, "gpu-1"), NODES.path(None, "gpu-2")
+
+
+class Server:
+    """Takes every write as one more version, lists by the newest version, and tells watches what is said to it."""
+
+    def __init__(self) -> None:
+        self.version = 10
+        self.taken: list[str] = []
+        self.url = ""
+        self._streams: list[tuple[str, asyncio.Queue[str]]] = []
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Any call."""
+        if request.query.get("watch"):
+            return await self._watch(request)
+        if request.method != "GET":
+            self.version += 1
+            self.taken.append(request.path)
+        return web.json_response({"metadata": {"resourceVersion": str(self.version)}})
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        lines: asyncio.Queue[str] = asyncio.Queue()
+        self._streams.append((request.path, lines))
+        while True:
+            await response.write((await lines.get()).encode() + b"\n")
+
+    def tell(self, path: str, name: str, number: int) -> None:
+        """An event to all watches of that path."""
+        self.version += 1
+        metadata = {"name": name, "resourceVersion": str(self.version), "number": number}
+        for where, lines in self._streams:
+            if where == path:
+                lines.put_nowait(json.dumps({"type": "MODIFIED", "object": {"metadata": metadata}}))
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    found = Server()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", found.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield found
+    await runner.cleanup()
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[FaultProxy]:
+    with FaultProxy(server.url, "") as found:
+        yield found
+
+
+@pytest.fixture
+async def client(proxy: FaultProxy) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(proxy.url) as session:
+        yield session
+
+
+async def patch(client: aiohttp.ClientSession, path: str) -> int:
+    """Status of the answer; 0 without one."""
+    try:
+        async with client.patch(path, json={}) as answer:
+            return answer.status
+    except aiohttp.ClientError:
+        return 0
+
+
+@asynccontextmanager
+async def watching(client: aiohttp.ClientSession, path: str) -> AsyncIterator[aiohttp.StreamReader]:
+    async with client.get(path, params={"watch": "true"}) as answer:
+        yield answer.content
+
+
+async def read(content: aiohttp.StreamReader) -> Any:
+    """The number in the next event, or the error that it stands for; None at the end."""
+    async with asyncio.timeout(30):
+        line = await content.readline()
+    if not line:
+        return None
+    try:
+        return event_of(Request("watch", NODES), line).object["metadata"]["number"]
+    except (Expired, Unavailable) as error:
+        return type(error)
+
+
+async def test_an_answer_is_lost_after_the_write_is_done(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    proxy.disturb(faults.AnswerLost(2, "one", times=2))
+    assert [await patch(client, path) for path in (GPU_2, GPU_1, GPU_2)] == [200, 0, 200]
+    assert await patch(client, f"{GPU_1}/status") == 0, "about the same object"
+    assert await patch(client, GPU_1) == 200, "two were asked for"
+    assert server.taken == [GPU_2, GPU_1, GPU_2, f"{GPU_1}/status", GPU_1]
+    assert [write.number for write in proxy.writes] == [1, 2, 3, 4, 5], "the log knows them all"
+
+
+async def test_a_request_is_lost_before_the_server_hears_of_it(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    fault = faults.RequestLost(1, "all", times=2)
+    proxy.disturb(fault)
+    assert [await patch(client, path) for path in (GPU_1, GPU_2, GPU_2)] == [0, 0, 200]
+    assert server.taken == [GPU_2]
+    assert fault.hits == 2
+
+
+async def test_somebody_else_writes_to_the_object_first(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    written: list[str] = []
+    proxy.disturb(faults.Competitor(1, "one", times=2, write=written.append))
+    for path in (f"{GPU_1}/status", GPU_2, GPU_1, GPU_1):
+        assert await patch(client, path) == 200
+    assert written == [GPU_1, GPU_1], "of the object, never of its subresource"
+
+
+@pytest.mark.parametrize(("scope", "seen"), [("one", [429, 200, 503]), ("all", [429, 503, 429])])
+async def test_the_server_refuses(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession, scope: faults.Scope, seen: list[int]
+) -> None:
+    answers = Refusal(503), Refusal(429, retry_after=1)
+    proxy.disturb(faults.Refused(2, scope, times=3, answers=answers))
+    assert await patch(client, GPU_2) == 200
+    assert [await patch(client, path) for path in (GPU_1, GPU_2, GPU_1)] == seen
+
+
+async def test_a_held_write_is_done_when_the_act_is_over(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    go = threading.Event()
+
+    def wait() -> None:
+        assert go.wait(30)
+
+    proxy.disturb(faults.Held(1, "one", act=wait))
+    held = asyncio.create_task(patch(client, GPU_1))
+    assert await patch(client, LEASES.path("gpusharing", "leader")) == 200
+    assert server.taken == [LEASES.path("gpusharing", "leader")]
+    assert not held.done()
+    go.set()
+    assert await held == 200
+
+
+async def test_a_watch_is_late_as_a_whole_and_in_its_order(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    loop = asyncio.get_running_loop()
+    proxy.disturb(faults.WatchLate(1, "one", seconds=0.5, lasts=30.0))
+    async with watching(client, NODES.path()) as nodes, watching(client, GPUNODES.path()) as others:
+        await patch(client, GPU_1)
+        began = loop.time()
+        for number, name in enumerate(("gpu-1", "gpu-2", "gpu-1")):
+            server.tell(NODES.path(), name, number)
+        server.tell(GPUNODES.path(), "gpu-1", 9)
+        assert await read(others) == 9
+        assert [await read(nodes) for _ in range(3)] == [0, 1, 2]
+        assert loop.time() - began >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"), [(faults.GONE, Expired), (faults.BROKEN, Unavailable)], ids=["410", "500"]
+)
+async def test_open_watches_end_in_an_error_and_new_ones_do_not(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession, error: Refusal, seen: type
+) -> None:
+    proxy.disturb(faults.WatchEnds(1, "one", error=error))
+    async with watching(client, NODES.path()) as nodes, watching(client, GPUNODES.path()) as others:
+        await patch(client, GPU_1)
+        assert await read(nodes) is seen
+        assert await read(nodes) is None
+        server.tell(GPUNODES.path(), "gpu-1", 9)
+        assert await read(others) == 9
+        async with watching(client, NODES.path()) as again:
+            server.tell(NODES.path(), "gpu-1", 1)
+            assert await read(again) == 1
+
+
+@pytest.mark.parametrize(("scope", "seen"), [("one", [1]), ("all", [])])
+async def test_events_are_swallowed_until_the_watch_ends_in_410(
+    server: Server,
+    proxy: FaultProxy,
+    client: aiohttp.ClientSession,
+    scope: faults.Scope,
+    seen: list[int],
+) -> None:
+    fault = faults.EventsSwallowed(1, scope, times=5)
+    proxy.disturb(fault)
+    async with watching(client, NODES.path()) as nodes:
+        await patch(client, GPU_1)
+        for number, name in enumerate(("gpu-1", "gpu-2", "gpu-1")):
+            server.tell(NODES.path(), name, number)
+        assert [await read(nodes) for _ in seen] == seen
+        assert await read(nodes) is Expired
+    assert fault.hits == 3 - len(seen)
+
+
+async def test_a_list_after_a_410_is_the_first_one_of_the_run_once(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    async def versions(path: str, **query: str) -> str:
+        async with client.get(path, params={"limit": "25", **query}) as answer:
+            return str((await answer.json())["metadata"]["resourceVersion"])
+
+    proxy.disturb(faults.OldList(2, "all"))
+    of_one_node = {"fieldSelector": "spec.nodeName=gpu-1"}
+    assert [await versions(NODES.path()), await versions(PODS.path(), **of_one_node)] == ["10", "10"]
+    async with watching(client, NODES.path()) as nodes:
+        await patch(client, GPU_1)
+        assert await versions(NODES.path()) == "11"
+        await patch(client, GPU_1)
+        assert await read(nodes) is Expired
+    assert await versions(PODS.path(), **of_one_node) == "12", "what a drain rests on is never old"
+    assert [await versions(NODES.path()) for _ in range(2)] == ["10", "12"]
+
+
+async def test_every_call_is_slow(server: Server, proxy: FaultProxy, client: aiohttp.ClientSession) -> None:
+    proxy.disturb(faults.Slow(0, "all", seconds=0.3))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    assert await patch(client, GPU_1) == 200
+    assert loop.time() - began >= 0.3
+
+
+async def test_each_client_has_a_door_and_the_log_tells_what_it_could_know(
+    server: Server, proxy: FaultProxy
+) -> None:
+    urls = {name: proxy.open_door(name) for name in ("first", "second")}
+    async with aiohttp.ClientSession(urls["first"]) as first, aiohttp.ClientSession(urls["second"]) as second:
+        for session in (first, second, first):
+            assert await patch(session, GPU_1) == 200
+    told = [(write.door, write.since, write.version) for write in proxy.writes]
+    assert told == [("first", 0, 11), ("second", 11, 12), ("first", 12, 13)]
