@@ -55,6 +55,18 @@ def merged(target: Any, patch: Any) -> Any:
     return result
 
 
+class Waiters(dict[asyncio.Event, None]):
+    """A set that keeps its order: the one of a set hangs on addresses, and a run would not be the same twice."""
+
+    def add(self, event: asyncio.Event) -> None:
+        """Also the one that is there keeps its place."""
+        self[event] = None
+
+    def discard(self, event: asyncio.Event) -> None:
+        """Nothing when it is not there."""
+        self.pop(event, None)
+
+
 @dataclass(frozen=True)
 class Change:
     """One committed change; `old` is None for a creation, `new` for a deletion (`last` is its final state)."""
@@ -73,9 +85,9 @@ class Store:
         self.version = 1
         self._oldest: dict[Resource, int] = {}
         self._oldest_of_all = 0
-        self.waiting: set[asyncio.Event] = set()
+        self.waiting = Waiters()
         """Set at every change."""
-        self.watching: dict[Resource, set[asyncio.Event]] = defaultdict(set)
+        self.watching: dict[Resource, Waiters] = defaultdict(Waiters)
         """Set at every change of their kind."""
         self.swallow: dict[Resource, int] = {}
         self.on_commit: list[Callable[[Resource, Change], None]] = []

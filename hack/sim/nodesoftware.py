@@ -217,6 +217,7 @@ class NodeSoftware:
             node.told,
             PodBookResources(self._book, node.name),
             LoopSettings(interval=self.settings.agent_interval),
+            clock=asyncio.get_running_loop().time,
         )
 
     async def _inject_from_annotation(self, node: SimNode) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.fakefaults import Crash, Write
-from hack.sim.mortal import MortalClient, When
+from hack.sim.mortal import Disturbance, MortalClient, When
 from tests.embedded.goldens import Golden
 from tests.embedded.scene import Scene, nodes, scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
@@ -67,35 +67,43 @@ Prepare = Callable[[Scene, MortalClient], None]
 """Arranges what is to happen to the operator's calls."""
 
 
-def killed(write: int, when: When) -> Prepare:
-    """The first operator dies before or after this write."""
-
-    def prepare(stage: Scene, client: MortalClient) -> None:
-        if stage.e.operators == 1:
-            client.die_at(write, when)
-
-    return prepare
+Happening = Callable[[Scene, MortalClient], Disturbance]
+"""What happens to an operator at one of its writes."""
 
 
-def killed_and_back(write: int, when: When) -> Prepare:
-    """As `killed`, and the next one leads at once: a container that starts again in its pod bears the same name.
+def dies(stage: Scene, client: MortalClient) -> Disturbance:
+    """kill -9; another one waits until the Lease has run out."""
+
+    def end(resource: Resource, name: str) -> None:
+        client.die()
+        raise Crash(f"at a write to {resource.plural} {name}")
+
+    return end
+
+
+def dies_and_is_back(stage: Scene, client: MortalClient) -> Disturbance:
+    """As `dies`, and the next one leads at once: a container that starts again in its pod bears the same name.
 
     Its clock is a second behind, as far as two that were set by a Date of whole seconds may be apart (kube/clock.py).
     """
+    end = dies(stage, client)
+
+    def end_and_release(resource: Resource, name: str) -> None:
+        stage.e.now = lambda: virtual_now() - timedelta(seconds=1)
+        nobody = {"spec": {"holderIdentity": None}}
+        with suppress(NotFound):
+            stage.e.cluster.patch(LEASES, "gpusharing-operator", nobody, "gpusharing")
+        end(resource, name)
+
+    return end_and_release
+
+
+def at_write(write: int, when: When, happening: Happening) -> Prepare:
+    """It happens to the first operator, before or after this write."""
 
     def prepare(stage: Scene, client: MortalClient) -> None:
-        if stage.e.operators > 1:
-            return
-
-        def end(resource: Resource, name: str) -> None:
-            client.die()
-            stage.e.now = lambda: virtual_now() - timedelta(seconds=1)
-            nobody = {"spec": {"holderIdentity": None}}
-            with suppress(NotFound):
-                stage.e.cluster.patch(LEASES, "gpusharing-operator", nobody, "gpusharing")
-            raise Crash(f"{when} write {write} to {resource.plural} {name}")
-
-        client.disturb(write, when, end)
+        if stage.e.operators == 1:
+            client.disturb(write, when, happening(stage, client))
 
     return prepare
 

@@ -5,13 +5,11 @@ is played both ways. `guard.py` watches every run as well: no pod is evicted twi
 return passed beside the rules.
 """
 
-import functools
-from collections.abc import Callable
-
 import pytest
 from hack.sim.mortal import MortalClient, When
-from tests.embedded.crashes import Prepare, Run, differences, killed, killed_and_back, play
-from tests.embedded.goldens import GOLDEN, Golden
+from tests.embedded.crashes import Happening, Run, dies, dies_and_is_back, differences, play
+from tests.embedded.forks import Writes, play_all
+from tests.embedded.goldens import GOLDEN
 from tests.embedded.scene import Scene
 
 MOST_EXTRA = 2
@@ -22,17 +20,10 @@ PARTS = 3
 """One test kills at every third write of a scenario: workers side by side share a long one."""
 
 
-@functools.cache
-def undisturbed(name: str) -> Run:
-    """The same scenario with one operator from beginning to end."""
-    return play(GOLDEN[name])
-
-
-def complaints(
-    golden: Golden, base: Run, write: int, when: When, death: Callable[[int, When], Prepare] = killed
-) -> list[str]:
-    """What is wrong with the run whose operator dies there."""
-    run = play(golden, death(write, when))
+def complaints(base: Run, run: Run | str) -> list[str]:
+    """What is wrong with a run whose operator died once."""
+    if isinstance(run, str):
+        return [run]
     found = list(differences(base.end, run.end))
     if run.operators != 2:
         found.append(f"{run.operators} operators ran")
@@ -40,7 +31,20 @@ def complaints(
         found.append(f"{run.acting} writes that act instead of {base.acting}")
     if run.writes.total() > base.writes.total() + MOST_TOLD:
         found.append(f"{run.writes.total()} writes instead of {base.writes.total()}")
-    return [f"killed {when} write {write}: {line}" for line in found]
+    return found
+
+
+def all_complaints(name: str, writes: Writes, death: Happening) -> str:
+    """What is wrong with the runs whose operators die at these writes; every one of them was played."""
+    base, runs = play_all(GOLDEN[name], writes, death)
+    assert base.operators == 1
+    assert base.sent >= 15, "a scenario worth killing"
+    assert list(runs) == list(range(writes.first, base.sent + 1, writes.step))
+    return "\n".join(
+        f"killed {writes.when} write {write}: {line}"
+        for write, run in runs.items()
+        for line in complaints(base, run)
+    )
 
 
 @pytest.mark.parametrize("part", range(1, PARTS + 1))
@@ -49,12 +53,8 @@ def complaints(
 def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_same_end(
     name: str, when: When, part: int
 ) -> None:
-    base = undisturbed(name)
-    assert base.operators == 1
-    assert base.sent >= 15, "a scenario worth killing"
-    points = range(part, base.sent + 1, PARTS)
-    found = [line for write in points for line in complaints(GOLDEN[name], base, write, when)]
-    assert not found, "\n".join(found)
+    found = all_complaints(name, Writes(when, part, PARTS), dies)
+    assert not found, found
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -68,10 +68,8 @@ def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_sam
     ],
 )
 def test_an_operator_that_is_back_at_once_goes_on_where_it_was(name: str, when: When) -> None:
-    base = undisturbed(name)
-    points = range(1, base.sent + 1)
-    found = [line for n in points for line in complaints(GOLDEN[name], base, n, when, killed_and_back)]
-    assert not found, "\n".join(found)
+    found = all_complaints(name, Writes(when), dies_and_is_back)
+    assert not found, found
 
 
 @pytest.mark.parametrize("name", ["a policy on an idle node", "another layout in the middle"])
@@ -79,6 +77,6 @@ def test_operators_that_live_for_two_writes_only_get_there_all_the_same(name: st
     def prepare(stage: Scene, client: MortalClient) -> None:
         client.die_at(2, "after")
 
-    base, run = undisturbed(name), play(GOLDEN[name], prepare)
+    base, run = play(GOLDEN[name]), play(GOLDEN[name], prepare)
     assert run.operators > base.acting / 2
     assert not list(differences(base.end, run.end))

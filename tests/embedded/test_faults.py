@@ -1,11 +1,11 @@
 """Calls go wrong, at every single write of a rollout: the end is the same, without a restart."""
 
-import functools
 from collections.abc import Callable
 
 import pytest
-from hack.sim.mortal import Disturbance, MortalClient
-from tests.embedded.crashes import Prepare, Run, differences, play
+from hack.sim.mortal import Disturbance, MortalClient, When
+from tests.embedded.crashes import Happening, Prepare, Run, differences, play
+from tests.embedded.forks import Writes, play_all
 from tests.embedded.goldens import GOLDEN
 from tests.embedded.scene import Scene
 
@@ -17,57 +17,41 @@ PODFUL = GOLDEN["a policy on nodes with pods that may and pods that may not be e
 NAMESPACES = {CONFIG_MAPS: "gpu-operator", LEASES: "gpusharing", PODS: "default"}
 
 
-@functools.cache
-def undisturbed() -> Run:
-    """The rollout on an idle node when nothing goes wrong."""
-    return play(IDLE)
+def answered(error: KubeError) -> Happening:
+    """The write is answered with an error: instead of being carried out, or afterwards though it was."""
 
-
-def answered(error: KubeError, when: str = "before") -> Callable[[int], Prepare]:
-    """The k-th write is answered with an error: instead of being carried out, or (`after`) though it was."""
-
-    def at(write: int) -> Prepare:
+    def prepare(stage: Scene, client: MortalClient) -> Disturbance:
         def fail(resource: Resource, name: str) -> None:
             raise error
 
-        def prepare(stage: Scene, client: MortalClient) -> None:
-            client.disturb(write, "before" if when == "before" else "after", fail)
-
-        return prepare
-
-    return at
-
-
-def competing(write: int) -> Prepare:
-    """Somebody else changes the very object in the moment before."""
-
-    def prepare(stage: Scene, client: MortalClient) -> None:
-        def compete(resource: Resource, name: str) -> None:
-            body = {"metadata": {"annotations": {"example.com/competitor": str(write)}}}
-            try:
-                stage.e.cluster.patch(resource, name, body, NAMESPACES.get(resource, ""))
-            except NotFound:
-                return  # it is being created
-
-        client.disturb(write, "before", compete)
+        return fail
 
     return prepare
 
 
-def arranged(arrange: Callable[[Scene, MortalClient], object]) -> Callable[[int], Prepare]:
-    """Something happens right after the k-th write."""
+def competing(stage: Scene, client: MortalClient) -> Disturbance:
+    """Somebody else changes the very object in the moment before."""
 
-    def at(write: int) -> Prepare:
-        def prepare(stage: Scene, client: MortalClient) -> None:
-            def happen(resource: Resource, name: str) -> None:
-                arrange(stage, client)
+    def compete(resource: Resource, name: str) -> None:
+        body = {"metadata": {"annotations": {"example.com/competitor": str(client.writes)}}}
+        try:
+            stage.e.cluster.patch(resource, name, body, NAMESPACES.get(resource, ""))
+        except NotFound:
+            return  # it is being created
 
-            disturbance: Disturbance = happen
-            client.disturb(write, "after", disturbance)
+    return compete
 
-        return prepare
 
-    return at
+def arranged(arrange: Callable[[Scene, MortalClient], object]) -> Happening:
+    """Something else happens."""
+
+    def prepare(stage: Scene, client: MortalClient) -> Disturbance:
+        def happen(resource: Resource, name: str) -> None:
+            arrange(stage, client)
+
+        return happen
+
+    return prepare
 
 
 def lose_events(stage: Scene, client: MortalClient) -> None:
@@ -75,43 +59,42 @@ def lose_events(stage: Scene, client: MortalClient) -> None:
     client.lose_events = 3
 
 
-FAULTS: dict[str, Callable[[int], Prepare]] = {
-    "somebody else changes the object in the same moment": competing,
-    "409 out of the blue": answered(Conflict("the object has been modified")),
-    "429 from priority and fairness": answered(Throttled("too many requests", 1.0)),
-    "500": answered(Unavailable("etcd has no leader")),
-    "the answer is lost": answered(Unavailable("connection reset"), "after"),
-    "410 on every watch": arranged(lambda stage, client: stage.e.cluster.expire()),
-    "every watch is closed": arranged(lambda stage, client: stage.e.cluster.close_watches()),
-    "three events are lost": arranged(lose_events),
+FAULTS: dict[str, tuple[When, Happening]] = {
+    "somebody else changes the object in the same moment": ("before", competing),
+    "409 out of the blue": ("before", answered(Conflict("the object has been modified"))),
+    "429 from priority and fairness": ("before", answered(Throttled("too many requests", 1.0))),
+    "500": ("before", answered(Unavailable("etcd has no leader"))),
+    "the answer is lost": ("after", answered(Unavailable("connection reset"))),
+    "410 on every watch": ("after", arranged(lambda stage, client: stage.e.cluster.expire())),
+    "every watch is closed": ("after", arranged(lambda stage, client: stage.e.cluster.close_watches())),
+    "three events are lost": ("after", arranged(lose_events)),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(
-    fault: Callable[[int], Prepare],
-) -> None:
-    base = undisturbed()
+@pytest.mark.parametrize(("when", "fault"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(when: When, fault: Happening) -> None:
+    base, runs = play_all(IDLE, Writes(when), fault)
+    assert list(runs) == list(range(1, base.sent + 1))
     found: list[str] = []
-    for write in range(1, base.sent + 1):
-        run = play(IDLE, fault(write))
+    for write, run in runs.items():
+        assert isinstance(run, Run), run
         assert run.operators == 1
         found += [f"write {write}: {line}" for line in differences(base.end, run.end)]
     assert not found, "\n".join(found)
 
 
-def every_third(fault: Callable[[int], Prepare]) -> Prepare:
+def every_third(when: When, fault: Happening) -> Prepare:
     """Faults all along: at every third write of the first hundred."""
 
     def prepare(stage: Scene, client: MortalClient) -> None:
         for write in range(3, 100, 3):
-            fault(write)(stage, client)
+            client.disturb(write, when, fault(stage, client))
 
     return prepare
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_drain_ends_the_same_with_trouble_at_every_third_write(fault: Callable[[int], Prepare]) -> None:
-    base, run = play(PODFUL), play(PODFUL, every_third(fault))
+@pytest.mark.parametrize(("when", "fault"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_drain_ends_the_same_with_trouble_at_every_third_write(when: When, fault: Happening) -> None:
+    base, run = play(PODFUL), play(PODFUL, every_third(when, fault))
     assert not list(differences(base.end, run.end))
     assert len(set(run.evicted)) == len(run.evicted) == len(base.evicted)

@@ -27,8 +27,11 @@ _FIRST = 1000.0
 Ready = list[tuple[selectors.SelectorKey, int]]
 
 
-class _Selector(selectors.DefaultSelector):
-    """Instead of waiting until the next timer it moves the loop's time there."""
+class _Selector(selectors.PollSelector):
+    """Instead of waiting until the next timer it moves the loop's time there.
+
+    poll() keeps its list of files in the process. epoll would keep it in the kernel, where a fork (forks.py) shares it.
+    """
 
     loop: "VirtualLoop"
 
@@ -49,12 +52,16 @@ class _Selector(selectors.DefaultSelector):
 
     def _wait_for_threads(self) -> Ready:
         patient_until = time.monotonic() + PATIENCE
-        while working := set(threading.enumerate()) - self._before - set(HANGING):
+        while working := self.working():
             if ready := super().select(0.0002):
                 return ready
             if time.monotonic() > patient_until:
                 raise RuntimeError(f"threads do not end: {working}")
         return super().select(0)  # one that ended a moment ago has left its result
+
+    def working(self) -> set[threading.Thread]:
+        """Threads that were started in this loop and are to end."""
+        return set(threading.enumerate()) - self._before - set(HANGING)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -63,13 +70,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         """Time begins at 1000 s, so that nobody takes 0 for never."""
         self.now = _FIRST
-        selector = _Selector()
-        selector.loop = self
-        super().__init__(selector)
+        self._virtual = _Selector()
+        self._virtual.loop = self
+        super().__init__(self._virtual)
 
     def time(self) -> float:
         """The loop's own time."""
         return self.now
+
+    def finish_threads(self) -> None:
+        """Wait until no thread works; what they found is handled by the loop in its next round."""
+        for thread in self._virtual.working():
+            thread.join(PATIENCE)
+            if thread.is_alive():
+                raise RuntimeError(f"a thread does not end: {thread}")
 
 
 def run_virtually(main: Coroutine[Any, Any, Result]) -> Result:

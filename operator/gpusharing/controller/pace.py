@@ -1,7 +1,6 @@
 """When the loop looks again: what wakes it, how a burst of events becomes one pass, what slows an endless plan down."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -42,8 +41,6 @@ class Pace:
     debounce: float
     """Seconds from the first change to the pass that looks at all of them."""
     now: Callable[[], datetime]
-    _ended: float = field(default_factory=time.monotonic)
-    """When the last pass ended."""
     _follow_ups: int = 0
 
     async def rest(self, due: datetime | None) -> None:
@@ -51,7 +48,8 @@ class Pace:
 
         An event after a quiet time is looked at soon; while much happens, passes are a whole debounce apart.
         """
-        self._ended = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        begun = clock()
         left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
         try:
             async with asyncio.timeout(max(0.0, left.total_seconds())):
@@ -59,7 +57,7 @@ class Pace:
         except TimeoutError:
             await self._slow_down(left)
             return
-        apart = self.debounce - (time.monotonic() - self._ended)
+        apart = self.debounce - (clock() - begun)
         await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
 
     async def _slow_down(self, left: timedelta) -> None:
