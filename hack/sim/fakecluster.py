@@ -259,9 +259,18 @@ class FakeClient:
             call, lambda: cluster.patch(resource, name, body, namespace or "", subresource)
         )
 
-    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
-        """See KubeClient."""
-        call = Call(self.identity, "delete", resource, namespace, name, None, {"uid": uid})
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str,
+        grace: int | None = None,
+    ) -> None:
+        """See KubeClient. `grace` is logged; pods have the cluster's."""
+        options = {"uid": uid} if grace is None else {"uid": uid, "grace": grace}
+        call = Call(self.identity, "delete", resource, namespace, name, None, options)
         key = (namespace or "default", name) if resource.namespaced else ("", name)
         await self._write(call, lambda: self.cluster.delete_key(resource, key, uid))
 

@@ -1,5 +1,6 @@
 """The chart grants what the golden table says, and nothing else."""
 
+import pytest
 from tests.chart.charts import Helm
 from tests.chart.rbac import USERS, Grant, golden, granted
 
@@ -21,11 +22,14 @@ def test_the_roles_are_those_of_the_golden_table(helm: Helm) -> None:
     assert sorted(wanted - found) == [], "in rbac.yaml, but not granted"
 
 
-def test_a_value_that_asks_for_more_gets_that_and_nothing_else(helm: Helm) -> None:
-    value = "gpuOperator.configure"
+MORE = {"gpuOperator.configure": ("clusterpolicies", "patch"), "forceDelete": ("pods", "delete")}
+
+
+@pytest.mark.parametrize("value", MORE)
+def test_a_value_that_asks_for_more_gets_that_and_nothing_else(helm: Helm, value: str) -> None:
     found, wanted = rendered(helm, "--set", f"{value}=true"), golden(value)
     assert sorted(found ^ wanted) == []
-    assert {(one.resource, one.verb) for one in wanted - golden()} == {("clusterpolicies", "patch")}
+    assert {(one.resource, one.verb) for one in wanted - golden()} == {MORE[value]}
 
 
 def test_no_grant_is_wide(helm: Helm) -> None:

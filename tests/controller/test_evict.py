@@ -23,7 +23,7 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.lease import LeaseLost
-from gpusharing.planning.actions import Evict, SetClaims
+from gpusharing.planning.actions import Evict, ForceDelete, SetClaims
 from gpusharing.planning.words.reasons import Reason
 
 ANSWERS: dict[str, tuple[KubeError | None, Reason, float]] = {
@@ -59,6 +59,47 @@ async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
     assert outcome.done == (1 if error is None else 0)
     assert outcome.surprises == {}
     assert stage.told == [("Evict", "done" if error is None else str(reason))]
+
+
+DELETIONS: dict[str, tuple[KubeError | None, Reason, float]] = {
+    "200": (None, Reason.FORCE_DELETE, 0),
+    "no answer": (Unavailable("timed out"), Reason.FORCE_DELETE_FAILED, 5),
+    "403": (Forbidden("no right to delete pods"), Reason.FORBIDDEN, 300),
+    "422": (Invalid("no"), Reason.INTERNAL_ERROR, 300),
+    "429": (Throttled("slow down", 3.0), Reason.THROTTLED, 3),
+}
+
+
+@pytest.mark.parametrize(("error", "reason", "wait"), DELETIONS.values(), ids=DELETIONS.keys())
+async def test_every_answer_to_a_deletion_by_force_is_remembered_as_what_it_means(
+    error: KubeError | None, reason: Reason, wait: float
+) -> None:
+    stage = Executing()
+    if error is not None:
+        stage.cluster.faults.fail("delete", PODS, error)
+    one = stage.eviction
+    action = ForceDelete(one.node, one.namespace, one.name, one.uid)
+    outcome = await stage.run(action)
+    memory = stage.executor.evictions["gpu-07"][one.uid]
+    assert (memory.reason, memory.message) == (reason, "" if error is None else str(error))
+    assert memory.next_try == at(wait) or error is None
+    assert (outcome.done, outcome.surprises) == (1 if error is None else 0, {})
+    leaves = "deletionTimestamp" in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
+    assert leaves == (error is None)
+    if error is None:
+        assert (await stage.run(action)).done == 0, "never twice"
+        assert (await stage.run(one)).done == 0, "nor evicted after it"
+
+
+async def test_the_pod_that_took_the_name_is_not_deleted_and_a_grace_period_is_passed_on() -> None:
+    stage = Executing()
+    outcome = await stage.run(ForceDelete("gpu-07", "team-a", "llm-0", "uid-of-somebody-else"))
+    assert outcome.done == 0
+    assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
+    await stage.run(ForceDelete("gpu-07", "team-a", "llm-0", stage.eviction.uid, grace=1))
+    bodies = [write.call.body for write in stage.cluster.writes if write.call.verb == "delete"]
+    assert bodies[-1] == {"uid": stage.eviction.uid, "grace": 1}
+    assert bodies[0] == {"uid": "uid-of-somebody-else"}
 
 
 @pytest.mark.parametrize("error", [NotFound("gone"), Conflict("another uid")], ids=["E2: 404", "E3: 409"])

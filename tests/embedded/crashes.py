@@ -125,6 +125,7 @@ async def _play(golden: Golden, prepare: Prepare) -> Run:
         budgets=golden.budgets,
         cluster_policy=golden.cluster_policy or CLUSTER_POLICY,
         configure_gpu_operator=golden.cluster_policy is not None,
+        force_delete=golden.forces,
     ) as stage:
         client = stage.e.client
         assert client is not None

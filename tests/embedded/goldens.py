@@ -26,6 +26,8 @@ class Golden:
     budgets: tuple[JSON, ...] = ()
     cluster_policy: JSON | None = None
     """The one that the operator is asked to point at its ConfigMaps; None: one that is pointed at them."""
+    forces: bool = False
+    """The operator may delete pods at the end of a drain."""
 
 
 async def create(stage: Scene) -> None:

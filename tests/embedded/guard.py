@@ -6,6 +6,7 @@ wrong. It knows the rules by itself and asks nothing of the planner.
 
 from collections import Counter
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Literal
 
 import yaml
@@ -15,6 +16,7 @@ from hack.sim.fakestore import Change
 from hack.sim.nodesoftware import NodeSoftware
 from tests.embedded.oracle import difference
 from tests.embedded.podrules import must_leave, wrong_in_eviction
+from tests.fakes.virtualtime import virtual_now
 from tests.nodewrites import (
     annotations_of,
     begins_run,
@@ -66,10 +68,18 @@ OTHER_WRITES = {
 class Guard:
     """Hangs itself on a cluster; `check` tells what went wrong since."""
 
-    def __init__(self, cluster: FakeCluster, software: NodeSoftware, *, configures: bool = False) -> None:
-        """`configures`: the operator was asked to set ClusterPolicy's pointers."""
+    def __init__(
+        self,
+        cluster: FakeCluster,
+        software: NodeSoftware,
+        *,
+        configures: bool = False,
+        forces: bool = False,
+    ) -> None:
+        """`configures`: the operator was asked to set ClusterPolicy's pointers. `forces`: it may delete pods."""
         self.cluster = cluster
         self.configures = configures
+        self.forces = forces
         self.software = software
         self.wrong: list[str] = []
         self.largest: Counter[str] = Counter()
@@ -104,8 +114,11 @@ class Guard:
         else:
             self._expect(kind in OTHER_WRITES, f"the operator may not {kind}")
         if kind == ("delete", "pods", ""):
-            self._expect(call.name.startswith(RESTARTED), f"deleted pod {call.name}")
-            self._restart(call.namespace or "", call.name)
+            if call.name.startswith(RESTARTED):
+                self._restart(call.namespace or "", call.name)
+            else:
+                self._expect(self.forces, f"deleted pod {call.name}")
+                self._forced(call.body or {})
         if kind[1] == "configmaps":
             name = call.name or (call.body or {})["metadata"]["name"]
             self._expect(name in OUR_MAPS, f"wrote ConfigMap {name}")
@@ -150,12 +163,30 @@ class Guard:
     def _node_write(self, name: str, body: JSON) -> None:
         self.wrong += [f"{name}: {what}" for what in wrong_in_write(self._node(name), body)]
 
-    def _eviction(self, body: JSON) -> None:
+    def _forced(self, body: JSON) -> None:
+        """What a deletion by force must be beside what every eviction must: asked for, late, and with its grace."""
+        pod = self._eviction(body)
+        if pod is None:
+            return
+        name, node = pod["metadata"]["name"], self._node(pod["spec"]["nodeName"])
+        fence, grace = fence_of(node), pod["spec"].get("terminationGracePeriodSeconds", 30)
+        self._expect(body.get("grace", grace) >= max(1, grace), f"{name}: its grace period was cut")
+        if fence is None:
+            return
+        policy = self._policy(fence["policy"])
+        drain = (policy or {"spec": {}})["spec"].get("drain", {})
+        self._expect(drain.get("onTimeout") == "ForceDelete", f"deleted {name}, and nobody asked for it")
+        self._expect(fence["stage"] == "fenced", f"deleted {name} after the point of no return")
+        end = datetime.fromisoformat(fence["deadline"])
+        late = virtual_now() >= end - timedelta(seconds=grace + 11)
+        self._expect(late and not fence.get("jobs"), f"deleted {name} long before the end of the drain")
+
+    def _eviction(self, body: JSON) -> JSON | None:
         uid = body.get("uid")
         self._expect(uid, "an eviction without uid")
         pod = next((pod for pod in self.cluster.store.all(PODS) if pod["metadata"]["uid"] == uid), None)
         if pod is None:
-            return
+            return None
         self._expect(uid not in self._evicted, f"evicted twice: {pod['metadata']['name']}")
         self._expect(
             "deletionTimestamp" not in pod["metadata"], f"evicted while leaving: {pod['metadata']['name']}"
@@ -171,6 +202,7 @@ class Guard:
         reboot = fence is not None and fence["disruption"] == "Reboot"
         for why in wrong_in_eviction(pod, self._claims(), reboot=reboot):
             self._expect(False, f"evicted {name}, but {why}")
+        return pod
 
     def _restart(self, namespace: str, name: str) -> None:
         """A fresh actuator runs at once, so its node must be as idle as at the point of no return."""

@@ -224,6 +224,14 @@ class Scene:
             if write.call.verb == "evict" and write.error is None
         ]
 
+    def deleted(self) -> list[str]:
+        """Names of the pods that the operator deleted, in order; the actuators' own among them."""
+        return [
+            write.call.name
+            for write in self.writes(plural="pods")
+            if write.call.verb == "delete" and write.error is None
+        ]
+
     def events(self) -> Counter[str]:
         """Events by reason."""
         return Counter(str(event["reason"]) for event in self.e.cluster.objects(EVENTS))
@@ -288,6 +296,7 @@ async def scene(
             environment.cluster,
             environment.software,
             configures=settings.get("configure_gpu_operator", False),
+            forces=settings.get("force_delete", False),
         )
         for budget in budgets:
             environment.cluster.add(PDBS, budget)

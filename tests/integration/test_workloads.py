@@ -4,7 +4,7 @@ import pytest
 from hack.cluster.api import Object
 from tests.integration.product import H100, SLICED, Pool, Product
 from tests.integration.test_drain import evicted
-from tests.integration.workloads import PODS, Workload, pod_spec
+from tests.integration.workloads import PODS, Workload, guard, pod_spec
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -115,6 +115,20 @@ def test_rules_by_namespace_and_label_decide_in_their_order(product: Product) ->
         assert evicted(product, since) == {f"default/{pool.name}-bare": 1}
         asked = {(r.resource, r.verb) for r in product.requests(since)}
         assert ("namespaces", "get") in asked
+
+
+def test_force_without_the_right_acts_as_abort_and_the_policy_says_how_to_get_it(product: Product) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        work = Workload(pool, node, 1)
+        work.wait_running(1)
+        guard(pool, work.app, 0, minAvailable=1)
+        since = product.mark()
+        pool.apply({**SLICED, "drain": {"timeout": "2s", "onTimeout": "ForceDelete"}})
+        pool.wait_phase("Blocked", "PDBNeverAllows")
+        assert "--set forceDelete=true" in pool.wait_condition("Accepted", "True", "ForceDeleteOff")
+        assert product.writes("nodes", node, since) == []
+        assert product.writes("pods", since=since) == []
 
 
 def test_a_drain_that_is_held_past_its_time_keeps_the_cordon_and_says_so(product: Product) -> None:

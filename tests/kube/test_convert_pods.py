@@ -12,7 +12,13 @@ from tests.kube.objects import pdb, pod
 from tests.kube.test_convert import JUNK, paths, with_junk
 from tests.planning.drainpass import drain_pass, foreseen
 
-from gpusharing.kube.convert_pods import pdb_view, pod_view, resource_claim_names, resource_claim_use
+from gpusharing.kube.convert_pods import (
+    NO_END,
+    pdb_view,
+    pod_view,
+    resource_claim_names,
+    resource_claim_use,
+)
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.snapshot.podviews import Owner
 
@@ -237,3 +243,17 @@ def test_a_budget_with_any_damaged_field_is_still_converted(
 ) -> None:
     view = pdb_view(with_junk(pdb(), path, junk))
     assert view.disruptions_allowed in (0, junk)
+
+
+GRACES = {
+    "nobody said": ({}, 30),
+    "its own": ({"terminationGracePeriodSeconds": 600}, 600),
+    "none": ({"terminationGracePeriodSeconds": 0}, 0),
+    "beyond every clock": ({"terminationGracePeriodSeconds": 10**18}, NO_END),
+    "no number": ({"terminationGracePeriodSeconds": "soon"}, NO_END),
+}
+
+
+@pytest.mark.parametrize(("spec", "seconds"), GRACES.values(), ids=GRACES.keys())
+def test_the_grace_period_of_a_pod(spec: JSON, seconds: int) -> None:
+    assert pod_view(pod(spec=spec), {}).grace == seconds

@@ -150,6 +150,9 @@ async def test_a_deletion_is_for_one_uid() -> None:
         await client.delete(PODS, "p", namespace="x", uid="u1")
     assert script.asked[0].body["preconditions"] == {"uid": "u1"}
     assert "gracePeriodSeconds" not in script.asked[0].body
+    async with scripted(found({"kind": "Status"})) as (script, client):
+        await client.delete(PODS, "p", namespace="x", uid="u1", grace=1)
+    assert script.asked[0].body["gracePeriodSeconds"] == 1
 
 
 async def test_a_read_asks_for_the_newest_state() -> None:

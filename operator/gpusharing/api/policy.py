@@ -184,9 +184,10 @@ class Drain(WireModel):
     timeout: Duration = "15m"
     """How long a drain may take before it is given up and the node restored, for example 15m or 1h30m.
     Until then it keeps its place in maxUnavailable, whatever keeps the pods."""
-    on_timeout: Literal["Abort", "Hold"] = "Abort"
+    on_timeout: Literal["Abort", "Hold", "ForceDelete"] = "Abort"
     """What happens then: Abort gives the change up and restores the node; Hold keeps it cordoned and in its place in
-    maxUnavailable, and goes on trying until the pods are gone or a person gives the change up."""
+    maxUnavailable, and goes on trying until the pods are gone or a person gives the change up. ForceDelete deletes
+    what its PodDisruptionBudget still keeps, a grace period before the end, and needs the chart's value forceDelete."""
     unmanaged_pods: Literal["Block", "Evict"] = "Block"
     """Pods without a controller do not come back: Block leaves the node alone, Evict removes them."""
     protected_pods: Literal["Wait", "Block", "Ignore"] = "Wait"

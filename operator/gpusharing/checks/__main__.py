@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
@@ -27,9 +28,11 @@ def place_of(environment: Mapping[str, str]) -> Place:
     known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in fields(Place)}
     if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:
         known["agent_namespace"] = known["namespace"]
-    configures, gate = known.pop("configure_gpu_operator") == "true", known.pop("startup_gate") == "true"
-    texts = {name: value for name, value in known.items() if value}
-    return Place(**texts, configure_gpu_operator=configures, startup_gate=gate)
+    switches = {item.name for item in fields(Place) if item.default is False}
+    given: dict[str, Any] = {
+        name: value == "true" if name in switches else value for name, value in known.items() if value
+    }
+    return Place(**given)
 
 
 async def check(environment: Mapping[str, str]) -> int:

@@ -1,12 +1,13 @@
-"""Send evictions, and remember what the API server answered (docs/design/drain.md, rows E). No pod is evicted twice."""
+"""Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and T4).
+No pod is asked to go twice."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 
-from gpusharing.kube.client import KubeClient
+from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.errors import (
     Conflict,
     EvictionBlocked,
@@ -18,7 +19,7 @@ from gpusharing.kube.errors import (
     Throttled,
     Unavailable,
 )
-from gpusharing.planning.actions import Action, Evict
+from gpusharing.planning.actions import Action, Evict, ForceDelete
 from gpusharing.planning.drain.evictions import is_accepted, is_odd, is_seen, remember
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -69,6 +70,21 @@ class Evictor:
         Raises:
             KubeError: what concerns all calls.
         """
+        return await self._send(action)
+
+    async def delete(self, action: ForceDelete) -> bool:
+        """Delete a pod at the end of its drain, as `evict` evicts one; the log names each.
+
+        Raises:
+            KubeError: what concerns all calls.
+        """
+        done = await self._send(action)
+        if done:
+            pod = f"{action.namespace}/{action.name}"
+            log.warning("pod deleted by force", node=action.node, pod=pod, uid=action.uid)
+        return done
+
+    async def _send(self, action: Evict | ForceDelete) -> bool:
         if is_accepted(self.memories.get(action.node, {}).get(action.uid)):
             return False
         try:
@@ -86,22 +102,33 @@ class Evictor:
             first_wait=self.first_wait,
         )
         memories[action.uid] = memory
-        if answer in (Reason.EVICTED, Reason.PODS_LEAVING):
-            return answer is Reason.EVICTED
+        if is_accepted(memory) or answer is Reason.PODS_LEAVING:
+            return is_accepted(memory)
         self.on_action(action, memory.reason)
         pod = f"{action.namespace}/{action.name}"
-        log.info("eviction refused", node=action.node, pod=pod, reason=memory.reason)
+        what = "eviction refused" if isinstance(action, Evict) else "deletion refused"
+        log.info(what, node=action.node, pod=pod, reason=memory.reason)
         return False
 
-    async def _ask(self, action: Evict) -> tuple[Reason, str, float | None]:
+    def _call(self, action: Evict | ForceDelete) -> Awaitable[None]:
+        """What is sent: both name the UID, so that a pod that took the name is safe."""
+        space, name, uid = action.namespace, action.name, action.uid
+        if isinstance(action, Evict):
+            return self.client.evict(space, name, uid)
+        return self.client.delete(PODS, name, namespace=space, uid=uid, grace=action.grace)
+
+    async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
         """What the server answered, its words, and the seconds that it asks us to wait."""
         retry_after: float | None = None
+        done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
+        if isinstance(action, ForceDelete):
+            done, failed = Reason.FORCE_DELETE, Reason.FORCE_DELETE_FAILED
         try:
-            await self.client.evict(action.namespace, action.name, action.uid)
+            await self._call(action)
         except (NotFound, Conflict) as error:
             # E2, E3: gone or replaced; the next LIST tells. A pod that LISTs go on showing is neither.
             odd = is_odd(self.memories.get(action.node, {}).get(action.uid))
-            answer, message = (Reason.EVICTION_ERROR, str(error)) if odd else (Reason.PODS_LEAVING, "")
+            answer, message = (failed, str(error)) if odd else (Reason.PODS_LEAVING, "")
         except HeldBack:
             raise  # a Throttled, but nobody's answer
         except EvictionBlocked as error:
@@ -109,9 +136,9 @@ class Evictor:
         except Throttled as error:
             answer, message, retry_after = Reason.THROTTLED, str(error), error.retry_after
         except EvictionFailed as error:
-            answer, message = Reason.EVICTION_ERROR, str(error)
+            answer, message = failed, str(error)
         except Unavailable as error:
-            answer, message = Reason.EVICTION_ERROR, str(error)
+            answer, message = failed, str(error)
             self.unsure.add(action.node)  # it may be on its way
         except Forbidden as error:
             terminating = error.namespace_terminating
@@ -119,5 +146,5 @@ class Evictor:
         except Invalid as error:
             answer, message = Reason.INTERNAL_ERROR, str(error)
         else:
-            answer, message = Reason.EVICTED, ""
+            answer, message = done, ""
         return answer, message, retry_after

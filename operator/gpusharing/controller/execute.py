@@ -50,6 +50,7 @@ from gpusharing.planning.actions import (
     EnsureGPUNode,
     Evict,
     FenceNode,
+    ForceDelete,
     LabelNode,
     Release,
     RestartOperand,
@@ -299,6 +300,8 @@ class Executor:
                 return await self._patch_node(action)
             case Evict():
                 return await self.evictor.evict(action)
+            case ForceDelete():
+                return await self.evictor.delete(action)
             case RestartOperand():
                 return await self._restart(action)
             case WriteConfig() | SetClaims() | SetFinalizer() | SetPointers():

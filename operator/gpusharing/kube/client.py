@@ -128,8 +128,16 @@ class KubeClient(Followable, Protocol):
         """JSON merge patch. With metadata.resourceVersion in the body it is conditional (Conflict)."""
         ...
 
-    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
-        """Delete this very object (precondition uid), with its own grace period."""
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str,
+        grace: int | None = None,
+    ) -> None:
+        """Delete this very object (precondition uid). `grace` is in seconds; None: its own grace period."""
         ...
 
     async def log(self, namespace: str, name: str, lines: int) -> str:

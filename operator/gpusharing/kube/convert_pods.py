@@ -24,6 +24,8 @@ MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 ResourceClaimUse = Literal["none", "gpu", "unresolved"]
 
+NO_END = 10**9
+"""Seconds: a grace period that fits into no drain."""
 _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 
 
@@ -52,7 +54,16 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         system=text(raw, "spec", "priorityClassName").startswith("system-"),
         local_files=any(map(_is_local, entries(raw, "spec", "volumes"))),
         gang=gang_of(raw),
+        grace=_grace(raw),
     )
+
+
+def _grace(raw: JSON) -> int:
+    """Seconds; the API server fills in 30 where nobody said. One that is no number is never over (fail-safe)."""
+    found = part(raw, "spec", "terminationGracePeriodSeconds")
+    if found is None:
+        return 30
+    return min(max(0, found), NO_END) if isinstance(found, int) and not isinstance(found, bool) else NO_END
 
 
 def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:

@@ -189,9 +189,19 @@ class HttpClient:
             content_type=MERGE_PATCH,
         )
 
-    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str,
+        grace: int | None = None,
+    ) -> None:
         """See KubeClient."""
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
         path = resource.path(namespace, name)
         await self._call(Request("delete", resource), "DELETE", path, body=options)
 

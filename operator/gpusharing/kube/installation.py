@@ -155,6 +155,7 @@ class _Reader:
     async def rights(self) -> tuple[RightState, ...]:
         """What the API server says about the rights of both service accounts."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
+        operators += rights.FORCE_DELETE if self.place.force_delete else ()
         asked = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in rights.AGENT]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._right(subject, right)) for subject, right in asked]

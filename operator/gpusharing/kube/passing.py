@@ -113,12 +113,20 @@ class PassingClient:
             lambda: self.client.patch(resource, name, body, namespace=namespace, subresource=subresource),
         )
 
-    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str) -> None:
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str,
+        grace: int | None = None,
+    ) -> None:
         """See KubeClient."""
         await self.passing(
             Request("delete", resource),
             _full(namespace, name),
-            lambda: self.client.delete(resource, name, namespace=namespace, uid=uid),
+            lambda: self.client.delete(resource, name, namespace=namespace, uid=uid, grace=grace),
         )
 
     async def log(self, namespace: str, name: str, lines: int) -> str:

@@ -101,6 +101,18 @@ class Evict:
 
 
 @dataclass(frozen=True, slots=True)
+class ForceDelete:
+    """DELETE of a pod at the end of its drain, with its UID as precondition (docs/design/drain.md#t4)."""
+
+    node: str
+    namespace: str
+    name: str
+    uid: str
+    grace: int | None = None
+    """Seconds; None: the pod's own grace period. Only ever longer than that."""
+
+
+@dataclass(frozen=True, slots=True)
 class RestartOperand:
     """Delete the mig-manager pod of a node, so that a fresh run starts (docs/design/nvidia.md#a6)."""
 
@@ -146,6 +158,7 @@ Action = (
     | Actuate
     | UpdateFence
     | Evict
+    | ForceDelete
     | RestartOperand
     | Release
     | LabelNode

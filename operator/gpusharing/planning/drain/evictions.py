@@ -34,6 +34,8 @@ REMEMBERED = _SLOW | {
     Reason.NAMESPACE_TERMINATING,
     Reason.EVICTED,
     Reason.PODS_LEAVING,
+    Reason.FORCE_DELETE,
+    Reason.FORCE_DELETE_FAILED,
 }
 """The answers worth remembering. A lost connection is not: the next LIST tells."""
 
@@ -48,7 +50,7 @@ def remember(
     retry_after: float | None = None,
     first_wait: float = FIRST_WAIT,
 ) -> EvictionMemory:
-    """What to remember of the answer to one eviction; `memory` is what was remembered of this pod before.
+    """What to remember of the answer to one eviction or deletion; `memory` is what was remembered of this pod before.
 
     - `EVICTED` (201, E1): accepted; this pod is never asked for again.
     - `PDB` (429 with cause DisruptionBudget): E5; with `retry_after` (seconds) it is E6, the controller of the
@@ -57,6 +59,7 @@ def remember(
       `NAMESPACE_TERMINATING` (403 with that cause, E12), `FORBIDDEN` (403, E13), `INTERNAL_ERROR` (400, E15).
     - `PODS_LEAVING` (404 and 409, E2 and E3): that pod is gone or replaced; it is not asked for again before a newer
       LIST shows it.
+    - `FORCE_DELETE` (200 to a DELETE, T4): accepted, as with an eviction; `FORCE_DELETE_FAILED`: not carried out.
 
     `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that pods do not
     come back in step.
@@ -82,8 +85,8 @@ def is_odd(memory: EvictionMemory | None) -> bool:
 
 
 def is_accepted(memory: EvictionMemory | None) -> bool:
-    """The server has accepted the eviction: the pod is leaving, and is never asked for again (E1)."""
-    return memory is not None and memory.reason == Reason.EVICTED
+    """The server has accepted the eviction or deletion: the pod is leaving, and is never asked for again (E1)."""
+    return memory is not None and memory.reason in (Reason.EVICTED, Reason.FORCE_DELETE)
 
 
 def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:

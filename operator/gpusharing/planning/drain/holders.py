@@ -37,13 +37,16 @@ class Scope:
     """When we cordoned the node; None: we did not."""
     now: datetime | None = None
     """When this is asked; None: a mark with a duration counts whatever the time."""
+    forces: bool = False
+    """The operator may delete pods at the end of a drain, where the policy asks for it."""
 
 
 def scope_of(settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None) -> Scope:
     """What a drain of this operator has to empty, and what it must not touch."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
-    return Scope(settings.gpu_operator_namespace, all_pods, protected, own, cordoned_at)
+    forces = settings.force_delete
+    return Scope(settings.gpu_operator_namespace, all_pods, protected, own, cordoned_at, forces=forces)
 
 
 @dataclass(frozen=True, slots=True)

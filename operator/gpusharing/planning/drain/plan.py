@@ -20,14 +20,19 @@ from gpusharing.api.policy import Drain
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT
+from gpusharing.planning.drain.force import (
+    explain_force,
+    find_forced,
+    find_unasked,
+    fits,
+    next_force,
+    waits_for_forced,
+)
 from gpusharing.planning.drain.holders import by_ref, gpu_resources
-from gpusharing.planning.drain.standing import Standing, Standings
+from gpusharing.planning.drain.standing import Standing, Standings, stuck_from
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason
-
-STUCK_AFTER = timedelta(seconds=60)
-"""From the end of the grace period until a pod that still exists is called stuck (T5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,10 @@ class DrainPlan:
 
     evict: tuple[PodView, ...] = ()
     """To evict now, in this order."""
+    delete: tuple[PodView, ...] = ()
+    """To delete now, because the time of the drain is nearly over."""
+    only_leaving: bool = False
+    """Whoever is left is leaving, and the policy wants the node empty at the end of the drain."""
     holders: int = 0
     """Pods that still hold a GPU, blocked ones included; -1: unknown, the pods could not be listed."""
     blockers: tuple[Blocker, ...] = ()
@@ -66,27 +75,38 @@ def preflight(
     if found.error:
         return (_list_failed(found),)
     stranded = _stranded(_to_evict(found), offered) if options.stranded_pods == "Hold" else ()
-    return merge((*_kept(found, now), *stranded))
+    return merge(
+        (*_kept(found, _unforced(_to_evict(found), found), now), *explain_force(found, []), *stranded)
+    )
 
 
-def plan_drain(found: Standings, now: datetime) -> DrainPlan:
-    """Whom to evict now and what keeps the others."""
+def plan_drain(found: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
+    """Whom to evict now and what keeps the others. `end`: when the drain's time is over, where what is left is then to
+    be deleted by force; None: nothing is."""
     if found.error:
         return DrainPlan(holders=found.holders, blockers=(_list_failed(found),))
-    due = _in_turn(found.staying)
     throttled = found.throttled_until is not None
-    jobs = _jobs(found)
-    evict = () if throttled else _pick(due, MAX_EVICTIONS - len(found.asked))
+    jobs, most = _jobs(found), MAX_EVICTIONS - len(found.asked)
+    forced = find_forced(found, end, now)[: max(0, most)]
+    due = [one for one in _in_turn(found, find_unasked(found, end, now)) if one not in forced]
+    evict = () if throttled else _pick(due, most - len(forced))
     return DrainPlan(
         evict=evict,
+        delete=tuple(one.pod for one in forced),
+        only_leaving=waits_for_forced(found, end),
         holders=found.holders,
         blockers=merge(
-            (*_kept(found, now), *_running(jobs), *(_throttled(found.staying, due) if throttled else ()))
+            (
+                *_kept(found, _to_evict(found), now),
+                *explain_force(found, forced),
+                *_running(jobs),
+                *(_throttled(found.staying, due) if throttled else ()),
+            )
         ),
         jobs=tuple(one.pod for one in jobs),
         jobs_until=max((one.ends for one in jobs if one.ends is not None), default=None),
         overdue=tuple(one.pod for one in jobs if one.ends is not None and one.ends <= now),
-        next_wake=_next_wake(found, len(evict), now),
+        next_wake=_next_wake(found, len(evict) + len(forced), end, now),
     )
 
 
@@ -111,18 +131,23 @@ def crowding(found: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
 
 def forbidding(found: Standings) -> tuple[Blocker, ...]:
     """Why some pods must not be evicted at all or now: by a rule, or by a budget. Of pods that nobody asked for yet."""
-    return merge((*found.blockers, *_budgets(found.staying)))
+    return merge((*found.blockers, *_budgets(_unforced(found.staying, found))))
 
 
 # --- what keeps pods ----------------------------------------------------------------------------------------
 
 
-def _kept(found: Standings, now: datetime) -> Iterator[Blocker]:
-    """What keeps pods from leaving whatever the pace is, before and in a drain."""
+def _kept(found: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
+    """What keeps pods from leaving whatever the pace is, before and in a drain. `guarded`: whose budgets count."""
     yield from found.blockers
     yield from _stuck(found.leaving, now)
-    yield from _budgets(_to_evict(found))
+    yield from _budgets(guarded)
     yield from _refused(found.staying, now)
+
+
+def _unforced(staying: Iterable[Standing], found: Standings) -> list[Standing]:
+    """Those whose budgets can keep a drain from succeeding: the others are deleted at its end (T4)."""
+    return [one for one in staying if not fits(one, found)]
 
 
 def _to_evict(found: Standings) -> list[Standing]:
@@ -159,8 +184,8 @@ def _stranded(staying: Iterable[Standing], offered: AbstractSet[str]) -> Iterato
 def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
     """T5, P13: pods that are to leave and do not."""
     for pod in (one.pod for one in leaving):
-        stuck_from = _stuck_from(pod)
-        if stuck_from is not None and now > stuck_from:
+        moment = stuck_from(pod)
+        if moment is not None and now > moment:
             held = (
                 f"Finalizers: {', '.join(sorted(pod.finalizers))}"
                 if pod.finalizers
@@ -169,14 +194,6 @@ def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
             yield Blocker(Reason.TERMINATING_STUCK, (pod.ref,), message=held)
         elif pod.phase == "Unknown":
             yield Blocker(Reason.NODE_UNREACHABLE, (pod.ref,))
-
-
-def _stuck_from(pod: PodView) -> datetime | None:
-    """When a pod that is to leave counts as stuck; None: it is not leaving, or its time is beyond every clock."""
-    try:
-        return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
-    except OverflowError:
-        return None
 
 
 def _budgets(staying: Sequence[Standing]) -> Iterator[Blocker]:
@@ -241,9 +258,11 @@ def _server_said(standings: Iterable[Standing]) -> str:
 # --- whom to evict, and when to look again -------------------------------------------------------------------
 
 
-def _in_turn(staying: Iterable[Standing]) -> list[Standing]:
-    """Those that are due, fewest refusals first, so that refused pods do not crowd out the others."""
-    return sorted((one for one in staying if one.due), key=_turn)
+def _in_turn(found: Standings, unasked: Sequence[Standing]) -> list[Standing]:
+    """Those that are due, fewest refusals first, so that refused pods do not crowd out the others. `unasked`: those who
+    are due though it is not their turn."""
+    early = {one.pod.uid for one in unasked}
+    return sorted((one for one in found.staying if one.due or one.pod.uid in early), key=_turn)
 
 
 def _turn(one: Standing) -> tuple[int, tuple[str, str]]:
@@ -270,9 +289,10 @@ def _pick(due: Iterable[Standing], most: int) -> tuple[PodView, ...]:
     return tuple(picked)
 
 
-def _next_wake(found: Standings, evicted: int, now: datetime) -> datetime | None:
-    """The first moment at which the clock alone may change the plan. `evicted`: how many are sent in this pass."""
-    moments = [moment for one in found.leaving if (moment := _stuck_from(one.pod)) is not None]
+def _next_wake(found: Standings, sent: int, end: datetime | None, now: datetime) -> datetime | None:
+    """The first moment at which the clock alone may change the plan. `sent`: evictions and deletions of this pass."""
+    moments = [moment for one in found.leaving if (moment := stuck_from(one.pod)) is not None]
+    moments += next_force(found, end)
     for memory in (one.memory for one in found.staying if one.memory is not None):
         moments.append(memory.next_try)
         if memory.reason == Reason.PDB_NOT_OBSERVED:
@@ -281,6 +301,6 @@ def _next_wake(found: Standings, evicted: int, now: datetime) -> datetime | None
     moments += [blocker.until for blocker in found.blockers if blocker.until is not None]
     if found.throttled_until is not None:
         moments.append(found.throttled_until)
-    if evicted + len(found.asked) >= MAX_EVICTIONS:
+    if sent + len(found.asked) >= MAX_EVICTIONS:
         moments += [moment + PACE for moment in found.asked] or [now + PACE]
     return min((moment for moment in moments if moment > now), default=None)

@@ -5,9 +5,10 @@ What is asked of one pod is asked here: who decides about it (holders.py), what 
 """
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
+from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.evictions import (
     asked_lately,
@@ -21,6 +22,9 @@ from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, PdbView, PodView
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason, reason_of
+
+STUCK_AFTER = timedelta(seconds=60)
+"""From the end of the grace period until a pod that still exists is called stuck (T5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,10 @@ class Standings:
     """No eviction may be sent on this node before then; None: they may be (E7)."""
     error: str = ""
     """Why the pods could not be listed: then nothing else is known."""
+    force_within: timedelta | None = None
+    """Pods with a shorter grace period may be deleted at the end of the drain (T4); None: none is."""
+    cordoned_at: datetime | None = None
+    """When we cordoned the node; None: we did not."""
 
     @property
     def holders(self) -> int:
@@ -112,7 +120,23 @@ def find_standings(
         front=front,
         asked=asked_lately(memories, now),
         throttled_until=throttled_until(memories, now),
+        force_within=force_within(options, scope),
+        cordoned_at=scope.cordoned_at,
     )
+
+
+def stuck_from(pod: PodView) -> datetime | None:
+    """When a pod that is to leave counts as stuck (T5); None: it is not leaving, or its time is beyond every clock."""
+    try:
+        return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
+    except OverflowError:
+        return None
+
+
+def force_within(options: Drain, scope: Scope) -> timedelta | None:
+    """Pods with a shorter grace period may be deleted at the end of the drain (T4); None: none is."""
+    asked = options.on_timeout == "ForceDelete" and scope.forces
+    return parse_duration(options.timeout) if asked else None
 
 
 def _waited(one: Standing, found: Classified, options: Drain, scope: Scope, now: datetime) -> Standing:

@@ -78,6 +78,8 @@ class PodView:
     """It mounts an emptyDir of the node's disk; one in memory, as for /dev/shm, does not count."""
     gang: Gang | None = None
     """None: it works by itself."""
+    grace: int = 30
+    """spec.terminationGracePeriodSeconds: how long it may take to end, in seconds."""
 
     @property
     def ref(self) -> str:

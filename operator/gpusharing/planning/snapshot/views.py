@@ -216,6 +216,9 @@ class PlanSettings:
     """Name of our own pod, which is never drained; empty: we run in none."""
     protected_namespaces: Namespaces = ("kube-system",)
     """Separated by commas: no pod is evicted there. The chart's admission policy refuses it too."""
+    force_delete: Switch = False
+    """Pods may be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete grants the
+    right and opens the admission policy."""
     refuse_unsafe_drivers: Switch = True
     """No MIG change on a driver that CVE-2026-24197 affects (`planning/gpus/drivers.py`)."""
     unsafe_drivers: DriverVersions = ()

@@ -25,6 +25,8 @@ class Place:
     """The operator sets ClusterPolicy's pointers itself (chart value gpuOperator.configure)."""
     startup_gate: bool = False
     """Nodes are to join behind the start-up taint (chart value gpuOperator.startupGate)."""
+    force_delete: bool = False
+    """The operator may delete pods at the end of a drain (chart value forceDelete)."""
     operator_account: str = OPERATOR
     agent_account: str = AGENT
     """Service accounts, where the values name others."""

@@ -68,6 +68,9 @@ OPERATOR: tuple[Right, ...] = (
 CONFIGURE: tuple[Right, ...] = _rights("patch", _NVIDIA, "clusterpolicies")
 """Of the operator's service account too, with chart value gpuOperator.configure."""
 
+FORCE_DELETE: tuple[Right, ...] = _rights("delete", "", "pods")
+"""Of the operator's service account too, with chart value forceDelete."""
+
 AGENT: tuple[Right, ...] = (
     *_rights("list watch", _OURS, "gpunodes"),
     *_rights("patch", _OURS, "gpunodes", "status"),

@@ -38,6 +38,9 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
     if new := _newly_blocked(before, after):
         note = f"{after.node}: {explain_blockers(new)[0]}"
         told.append(Event("Warning", "PodEvictionBlocked", note))
+    if forced := _forced(after) - _forced(before):
+        note = f"{after.node}: {explain_blockers([Blocker(Reason.FORCE_DELETE, tuple(sorted(forced)))])[0]}"
+        told.append(Event("Warning", "PodsForceDeleted", note))
     if after.attempt > max(before.attempt, 1) and after.phase.in_flight:
         told.append(Event("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
     if entered is None and after.reason is not before.reason and after.reason in _WORTH_TELLING:
@@ -111,6 +114,13 @@ def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
     """Blockers whose reason and budget are new; the pods and words of a known one may change."""
     known = {(blocker.reason, blocker.pdb) for blocker in before.blockers}
     news = (blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
-    return tuple(
-        blocker for blocker in news if blocker.reason not in (Reason.CALL_FAILED, Reason.JOBS_RUNNING)
-    )  # no pod is to blame, or it is told as a wait
+    return tuple(blocker for blocker in news if blocker.reason not in _TOLD_OTHERWISE)
+
+
+_TOLD_OTHERWISE = (Reason.CALL_FAILED, Reason.JOBS_RUNNING, Reason.FORCE_DELETE)
+"""No pod is to blame, or it is told as a wait, or as what we do."""
+
+
+def _forced(verdict: Verdict) -> set[str]:
+    """Pods that are deleted by force."""
+    return {ref for one in verdict.blockers if one.reason is Reason.FORCE_DELETE for ref in one.pods}

@@ -12,6 +12,7 @@ from typing import Any
 from gpusharing.api.names import ConditionType, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import to_rfc3339
+from gpusharing.planning.drain.force import find_note as find_force_note
 from gpusharing.planning.pools.canary import find_note
 from gpusharing.planning.pools.hours import ALWAYS, Hours
 from gpusharing.planning.rollout import RolloutPlan
@@ -147,9 +148,17 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
             Reason.VALID,
             f"{len(refused)} of {len(pool.verdicts)} nodes cannot take it: {_first(refused)}",
         )
-    doubt = _doubt(pool, snapshot)
-    told = [_legal(pool), doubt.message if doubt else "", note]
-    return True, doubt.reason if doubt else Reason.VALID, "; ".join(filter(None, told))
+    doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
+    told = [_legal(pool), *(found.message for found in doubts), note]
+    return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, told))
+
+
+def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
+    """What the policy asks for at the end of a drain, and the operator may not do."""
+    spec, settings = pool.policy.spec, snapshot.settings
+    if spec is None:
+        return None
+    return find_force_note(spec.drain, granted=settings.force_delete, namespace=settings.namespace)
 
 
 def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:

@@ -15,6 +15,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import Release, UpdateFence
+from gpusharing.planning.drain.standing import STUCK_AFTER
 from gpusharing.planning.proof.assess import Assessed, Refused
 from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.way.actuation import run
@@ -241,6 +242,8 @@ def _limit(case: FencedCase) -> datetime:
     gone = case.fence.disruption not in CORDONING
     if case.drain is not None:
         gone = case.drain.idle
+        if case.drain.only_leaving:  # what was deleted by force has its grace period until the deadline
+            return case.fence.deadline + STUCK_AFTER
     return case.fence.deadline + proof_time(case) if gone else case.fence.deadline
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Evict, UpdateFence
+from gpusharing.planning.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.drain.gangs import explain_gangs
 from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -95,9 +95,14 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     wake = min(plan.next_wake, poll) if plan.next_wake else poll
     phase = Phase.WAITING_FOR_JOBS if plan.jobs else Phase.DRAINING
     verdict = case.verdict(phase, reason, message, wake=wake)
-    evictions = (Evict(case.node.name, pod.namespace, pod.name, pod.uid) for pod in plan.evict)
+    name = case.node.name
+    actions: list[Action] = [Evict(name, pod.namespace, pod.name, pod.uid) for pod in plan.evict]
+    for pod in plan.delete:
+        # The API server removes a pod without a grace period at once, whether its containers have ended or not.
+        grace = 1 if pod.grace < 1 else None
+        actions.append(ForceDelete(name, pod.namespace, pod.name, pod.uid, grace))
     return replace(
-        verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True, actions=tuple(evictions)
+        verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True, actions=tuple(actions)
     )
 
 

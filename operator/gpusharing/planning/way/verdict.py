@@ -188,7 +188,18 @@ class FencedCase(NodeCase):
         spec = self.assessment.policy.spec if self.assessment is not None else None
         if self.work is None or spec is None:
             return None
-        return plan_drain(find_standings(self.work, spec.drain, self.now, scope=self.scope), self.now)
+        found = find_standings(self.work, spec.drain, self.now, scope=self.scope)
+        return plan_drain(found, self.now, self._force_end)
+
+    @property
+    def _force_end(self) -> datetime | None:
+        """When what is left has to be gone, where it is deleted by force in the end; None: nothing is, now.
+
+        Not after the point of no return, nor while jobs have their time, nor on a node whose kubelet does not answer:
+        there the object would go on existing, and its containers with it.
+        """
+        fence = self.fence
+        return fence.deadline if fence.stage == "fenced" and not fence.jobs and self.node.ready else None
 
     @staticmethod
     def of(case: NodeCase, fence: Fence) -> "FencedCase":

@@ -51,6 +51,10 @@ DRAIN_HELD = ("DrainHeld", "Drain", _PERSON,
     "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned and keeps its slot, and the drain "
     "goes on.",
     "Remove what keeps the pods (see Blockers), or lift the cordon to give the change up.")
+FORCE_DELETE_FAILED = ("ForceDeleteFailed", "Drain", _PERSON,
+    "drain.onTimeout is ForceDelete, and the API server did not carry out the deletion of the pod; its words are in "
+    "the message. It is tried again until drain.timeout.",
+    "Check the message: a webhook or an admission policy may refuse it.")
 TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
     "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
     "Find out who is to remove the finalizers in the message, or why the kubelet cannot end the container.")
@@ -78,9 +82,16 @@ PDB = ("PDB", "Drain", _LATER,
 PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
     "The PodDisruptionBudget changed and its controller has not worked it out yet; shown after 60 s.",
     "If it lasts, check kube-controller-manager.")
+GRACE_TOO_LONG = ("GraceTooLong", "Drain", _LATER,
+    "A PodDisruptionBudget refuses the eviction of the pod, and drain.onTimeout ForceDelete cannot help: its grace "
+    "period is not shorter than drain.timeout.",
+    "Set drain.timeout to more than the pod's terminationGracePeriodSeconds, or make room in its PodDisruptionBudget.")
 NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
     "The pod's namespace is being deleted; the pod goes with it.",
     "If it lasts, find out what keeps the namespace from going.")
+FORCE_DELETE = ("ForceDelete", "Drain", _SOON,
+    "The time of the drain is nearly over, the pod's eviction is still refused, and drain.onTimeout is ForceDelete: "
+    "the pod is deleted, with its own grace period, whatever PodDisruptionBudgets say.")
 THROTTLED = ("Throttled", "Drain", _SOON,
     "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
 PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,

@@ -196,6 +196,10 @@ class Reason(Worded):
     PROFILES_FROM_TABLE = ("ProfilesFromTable", "Accepted", _DONE,
         "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
         "Nothing, unless a layout is refused that should fit: then update the driver.")
+    FORCE_DELETE_OFF = ("ForceDeleteOff", "Accepted", _DONE,
+        "The policy says drain.onTimeout ForceDelete, and the operator may not delete pods. It acts as Abort: at "
+        "drain.timeout the node is restored, and nothing is deleted.",
+        "Run the command in the message if pods may be deleted at the end of a drain, or set drain.onTimeout to Abort.")
     MIG_MODE_PENDING = ("MigModePending", "Hardware", _PERSON,
         "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of ours.",
         "Reset the GPU or reboot the node.")
@@ -259,6 +263,7 @@ class Reason(Worded):
     LOCAL_STORAGE = drainreasons.LOCAL_STORAGE
     STRANDED_PODS = drainreasons.STRANDED_PODS
     DRAIN_HELD = drainreasons.DRAIN_HELD
+    FORCE_DELETE_FAILED = drainreasons.FORCE_DELETE_FAILED
     TERMINATING_STUCK = drainreasons.TERMINATING_STUCK
     FORBIDDEN = drainreasons.FORBIDDEN
     LIST_FAILED = drainreasons.LIST_FAILED
@@ -267,7 +272,9 @@ class Reason(Worded):
     JOBS_RUNNING = drainreasons.JOBS_RUNNING
     PDB = drainreasons.PDB
     PDB_NOT_OBSERVED = drainreasons.PDB_NOT_OBSERVED
+    GRACE_TOO_LONG = drainreasons.GRACE_TOO_LONG
     NAMESPACE_TERMINATING = drainreasons.NAMESPACE_TERMINATING
+    FORCE_DELETE = drainreasons.FORCE_DELETE
     THROTTLED = drainreasons.THROTTLED
     PODS_LEAVING = drainreasons.PODS_LEAVING
     EVICTED = drainreasons.EVICTED

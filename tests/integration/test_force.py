@@ -1,0 +1,184 @@
+"""drain.onTimeout ForceDelete on a real API server: what the value forceDelete allows, and what is done with it.
+
+A control plane of its own, because the right is one that nobody has by default.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+from hack.cluster import install, toolchain
+from hack.cluster.api import Api, ApiError, Object
+from hack.cluster.audit import Request
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.process import wait_until
+from hack.cluster.tokens import service_account_token
+from hack.sim.manifests import daemon_set
+from tests.conftest import build_or_skip
+from tests.integration.product import AGENT, FACTOR, H100, SECONDS, SLICED, Pool, Product
+from tests.integration.workloads import PODS, Workload, guard, pod_spec
+
+from hack import stage
+
+FORCED: Object = {**SLICED, "drain": {"timeout": "8s", "onTimeout": "ForceDelete"}}
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """The chart with the value on, and the node software."""
+    build_or_skip(toolchain.control_plane_programs)
+    for name in ("kwok", "helm"):
+        build_or_skip(partial(toolchain.program, name))
+    directory = tmp_path_factory.mktemp("force")
+    with ControlPlane(options=Options(audit=True)) as plane:
+        install.install_gpu_operator(plane.api)
+        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,forceDelete=true")
+        account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
+        options = ("--agent-interval", "1", "--agent-account", account)
+        with stage.node_software(plane.kubeconfig, directory, FACTOR, *options):
+            yield Product(plane, directory)
+
+
+def deletions(product: Product, since: int) -> list[Request]:
+    """Pods of `default` that the operator deleted."""
+    found = product.requests(since)
+    return [one for one in found if (one.verb, one.resource, one.namespace) == ("delete", "pods", "default")]
+
+
+def busy(pool: Pool) -> tuple[Workload, list[str]]:
+    """Two pods on the first node under a budget that never allows."""
+    work = Workload(pool, pool.nodes[0], 2)
+    names = work.wait_running(2)
+    guard(pool, work.app, 0, minAvailable=2)
+    return work, names
+
+
+def test_what_a_budget_keeps_is_deleted_in_time_for_the_end_and_the_node_goes_on(product: Product) -> None:
+    with product.operator(force_delete="true"), product.pool(H100) as pool:
+        _, names = busy(pool)
+        since = product.mark()
+        pool.apply(FORCED)
+        pool.wait_phase("Draining", "PDBNeverAllows")
+        assert pool.node()["spec"]["unschedulable"] is True
+        assert deletions(product, since) == []
+        pool.wait(lambda: len(deletions(product, since)) == 2, "the deletions")
+        pool.wait_synced()
+        assert sorted(one.name for one in deletions(product, since)) == names
+        refused = {
+            r.status for r in product.requests(since) if (r.resource, r.verb) == ("pods/eviction", "create")
+        }
+        assert refused == {429}, "the server was asked first"
+        told = dict(pool.events())
+        assert names[0] in told["PodsForceDeleted"]
+        assert "ChangeGivenUp" not in told
+        assert "forceDelete" not in pool.condition("Accepted")["message"]
+
+
+def test_an_operator_that_is_killed_after_the_deletion_deletes_nobody_twice(product: Product) -> None:
+    with product.pool(H100) as pool:
+        name = f"{pool.name}-hangs"
+        hangs = {"annotations": {"simulate.gpusharing.dev/stop": "never"}, "labels": {"app": pool.name}}
+        pool.create(PODS, {"metadata": {"name": name, **hangs}, "spec": pod_spec(pool.nodes[0])})
+        pool.wait(lambda: product.api.get(f"{PODS}/{name}")["status"]["phase"] == "Running", "the pod")
+        guard(pool, pool.name, 0, minAvailable=1)
+        since = product.mark()
+        with product.operator("first", force_delete="true") as first:
+            pool.apply({**FORCED, "drain": {**FORCED["drain"], "unmanagedPods": "Evict"}})
+            pool.wait(lambda: len(deletions(product, since)) == 1, "the deletion")
+            first.kill()
+        uid = product.api.get(f"{PODS}/{name}")["metadata"]["uid"]
+        with product.operator("second", force_delete="true"):
+            pool.wait(lambda: pool.transition().get("reason") in ("PodsLeaving", "ForceDelete"), "a look")
+            asked = len(product.requests(since))
+            pool.wait(lambda: len(product.requests(since)) > asked + 20, "some more looks")
+            assert product.api.get(f"{PODS}/{name}")["metadata"]["uid"] == uid
+            assert len(deletions(product, since)) == 1
+            product.api.delete(f"{PODS}/{name}", {"gracePeriodSeconds": 0})
+            pool.wait_synced()
+            assert len(deletions(product, since)) == 1
+
+
+# --- what a token may ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def token(product: Product) -> Iterator[Api]:
+    """The operator's service account; what it may delete is enforced."""
+    account = service_account_token(product.api, stage.NAMESPACE, "gpusharing-operator")
+    with product.api.as_token(account) as api:
+        product.api.create(PODS, pod("probe", node=""))
+        wait_until(
+            lambda: "may only delete" in refusal(api, "default", "probe"), SECONDS, "the admission policy"
+        )
+        yield api
+
+
+def pod(name: str, *, node: str, **metadata: object) -> Object:
+    """A pod with a grace period of 30 s."""
+    spec: Object = {"schedulerName": "nobody", "containers": [{"name": "main", "image": "x"}]}
+    if node:
+        spec["nodeName"] = node
+    return {"metadata": {"name": name, **metadata}, "spec": spec}
+
+
+def refusal(api: Api, namespace: str, name: str, **options: object) -> str:
+    """Why the server would not delete it; empty when it would."""
+    body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "dryRun": ["All"], **options}
+    try:
+        api.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", body)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return error.message
+    return ""
+
+
+def test_the_right_reaches_pods_on_nodes_by_uid_with_their_grace_period_and_nothing_else(
+    product: Product, token: Api
+) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        mirror = {"annotations": {"kubernetes.io/config.mirror": "x"}}
+        made = {
+            name: pool.create(f"/api/v1/namespaces/{space}/pods", pod(name, node=where, **more))
+            for name, space, where, more in (
+                ("plain", "default", node, {}),
+                ("unbound", "default", "", {}),
+                ("static", "default", node, mirror),
+                ("system", "kube-system", node, {}),
+            )
+        }
+
+        def asked(name: str, **options: object) -> str:
+            metadata = made[name]["metadata"]
+            named = {"preconditions": {"uid": metadata["uid"]}, **options}
+            return refusal(token, metadata["namespace"], name, **named)
+
+        assert asked("plain") == ""
+        assert asked("plain", gracePeriodSeconds=30) == ""
+        assert asked("plain", gracePeriodSeconds=300) == ""
+        for name, options in REFUSED.items():
+            assert "ValidatingAdmissionPolicy" in asked(name.partition(",")[0], **options), name
+        daemons = "/apis/apps/v1/namespaces/default/daemonsets"
+        pool.create(daemons, daemon_set("monitor", "default", {"app": "monitor"}, {}))
+        own: Callable[[], list[Object]] = lambda: product.api.list(PODS, labelSelector="app=monitor")  # noqa: E731 - asked twice
+        pool.wait(lambda: bool(own()), "the DaemonSet's pod")
+        made["monitor"] = own()[0]
+        assert "none of a DaemonSet" in refusal(
+            token, "default", made["monitor"]["metadata"]["name"], preconditions=uid_of(made["monitor"])
+        )
+        assert refusal(product.api, "kube-system", "system") == "", "whoever else may delete it still may"
+
+
+def uid_of(made: Object) -> Object:
+    return {"uid": made["metadata"]["uid"]}
+
+
+REFUSED: dict[str, Object] = {
+    "plain, without its UID": {"preconditions": None},
+    "plain, at once": {"gracePeriodSeconds": 0},
+    "plain, before its grace period is over": {"gracePeriodSeconds": 29},
+    "unbound": {},
+    "static": {},
+    "system": {},
+}
