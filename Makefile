@@ -6,7 +6,7 @@ WORKERS ?= $(if $(ARGS),0,auto)
 # Hundreds of processes import our modules: compile them once.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-crash test-gpu test-nvidia images e2e clean
+.PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-long test-crash test-gpu test-nvidia images e2e clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ demo: setup ## play the main job; DRIVER=cluster: on a real control plane, DRIVE
 test: setup ## rungs 0-2 of the test ladder, without the kills on rung 2; ARGS="tests/planning -k drain" selects
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
 	@$(PY) -m pytest -n $(WORKERS) -m "not nvidia and not e2e and not gpu and not crash" $(ARGS)
+
+test-long: setup ## 10,000 examples of the random world (an hour or two on two cores); ARGS="-k seed-7"
+	@PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
 
 verify: setup ## format, lint, types, imports, generated files, chart, house rules
 	@$(PY) -m hack.verify

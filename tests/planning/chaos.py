@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import lru_cache
 from typing import ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tests.planning.budgets import Budget
 from tests.planning.deeds import DEEDS, where
+from tests.planning.habits import DRAINS, ROLLOUTS, person_approves, person_resumes, with_habits
 from tests.planning.machines import Temper
 from tests.planning.podkinds import KINDS
 from tests.planning.recovery import MODES, clear_up, lenient, wanted
@@ -44,6 +46,8 @@ nodes = st.sampled_from(NODES)
 deeds = st.sampled_from(sorted(DEEDS))
 policies = st.sampled_from(("pool-b", "other"))
 tempers: st.SearchStrategy[Temper] = st.sampled_from(("works", "works", "works", "fails", "hangs", "forgets"))
+drains = st.sampled_from([*["plain"] * 4, *DRAINS])
+rollouts = st.sampled_from([*["plain"] * 6, *ROLLOUTS])
 kinds = st.sampled_from([*["a pod of a ReplicaSet"] * 6, *["a CPU pod"] * 2, *KINDS])
 
 
@@ -66,6 +70,9 @@ class Cluster(RuleBasedStateMachine):
         tempers=st.lists(tempers, min_size=len(NODES), max_size=len(NODES)),
         guards=st.sampled_from(BUDGETS),
         with_reboot=st.booleans(),
+        drain=drains,
+        rollout=rollouts,
+        cap=st.sampled_from([100, 100, 1, 2]),
     )
     def a_pool_at_rest_is_edited(
         self,
@@ -75,20 +82,24 @@ class Cluster(RuleBasedStateMachine):
         tempers: list[Temper],
         guards: tuple[Budget, ...],
         with_reboot: bool,
+        drain: str = "plain",
+        rollout: str = "plain",
+        cap: int = 100,
     ) -> None:
-        world = self.world
-        world.settings = WAITS
+        world = self.world = _at_rest(modes[0], budget).copy()
+        world.settings = replace(WAITS, max_in_flight=cap)
         self._reboots(with_reboot)
-        for name in NODES:
-            world.add_node(name)
-        world.set_policy(wanted("pool-b", modes[0], budget))
-        world.settle()
         for name, kind, app in pods:
             world.add_pod(name, kind, app=app)
         for name, temper in zip(NODES, tempers, strict=True):
             world.machines[name].temper = temper
         world.budgets = guards
-        world.set_policy(wanted("pool-b", modes[1], budget))
+        self._set_policy(wanted("pool-b", modes[1], budget), drain, rollout)
+
+    def _set_policy(self, policy: PolicyView, drain: str, rollout: str) -> None:
+        self.world.set_policy(with_habits(policy, drain, rollout))
+        self._happens(f"habit: {drain}")
+        self._happens(f"habit: {rollout}")
 
     def _happens(self, what: str) -> None:
         self.world.happened[what] += 1
@@ -166,6 +177,10 @@ class Cluster(RuleBasedStateMachine):
         later=st.integers(0, 6),
         whats=st.lists(deeds, min_size=1, max_size=3),
         afterwards=st.sampled_from([2, 10, 70]),
+        drain=drains,
+        rollout=rollouts,
+        gang=st.booleans(),
+        fails=st.sampled_from(["", "", "", *NODES]),
     )
     def people_clear_up_and_a_change_is_disturbed(
         self,
@@ -177,6 +192,10 @@ class Cluster(RuleBasedStateMachine):
         later: int,
         whats: list[str],
         afterwards: int,
+        drain: str = "plain",
+        rollout: str = "plain",
+        gang: bool = False,
+        fails: str = "",
     ) -> None:
         """Without this rule most steps would be spent on nodes on which nothing can move."""
         world = self.world
@@ -186,12 +205,17 @@ class Cluster(RuleBasedStateMachine):
         for name, kind, app in pods:
             if name in world.nodes:
                 self._add_pod(name, kind, app)
+        for name in world.nodes if gang else ():
+            self._add_pod(name, "a rank of a JobSet", "free")
+        if fails in world.machines:
+            world.machines[fails].temper = "fails"
         known = self._policy("pool-b")
         if known is None or not known.deleting:
-            world.set_policy(wanted("pool-b", mode, budget, unmanaged=unmanaged))
+            self._set_policy(wanted("pool-b", mode, budget, unmanaged=unmanaged), drain, rollout)
         world.budgets = guards
         for _ in range(40):
             self._work(1)
+            self.a_person_approves("pool-b")
             if fenced := [name for name in in_flight(world) if stage_of(world, name) == stage]:
                 break
         self._work(later)
@@ -252,13 +276,23 @@ class Cluster(RuleBasedStateMachine):
         priority=st.integers(0, 1),
         stranded=st.sampled_from(["Allow", "Allow", "Hold"]),
         unmanaged=st.sampled_from(["Evict", "Block"]),
+        drain=drains,
+        rollout=rollouts,
     )
     def edit_policy(
-        self, name: str, mode: int, budget: object, priority: int, stranded: str, unmanaged: str
+        self,
+        name: str,
+        mode: int,
+        budget: object,
+        priority: int,
+        stranded: str,
+        unmanaged: str,
+        drain: str,
+        rollout: str,
     ) -> None:
         known = self._policy(name)
         if known is None or not known.deleting:
-            policy = wanted(name, mode, 1, priority, stranded, unmanaged)
+            policy = with_habits(wanted(name, mode, 1, priority, stranded, unmanaged), drain, rollout)
             self.world.set_policy(lenient(policy, max_unavailable=budget))
             self._happens("a policy is edited" if known else "a policy is created")
 
@@ -268,6 +302,16 @@ class Cluster(RuleBasedStateMachine):
         if known is not None and known.spec is not None and not known.deleting:
             self.world.set_policy(lenient(known, paused=not known.spec.rollout.paused))
             self._happens("a policy is paused, or no more")
+
+    @rule(name=policies)
+    def a_person_approves(self, name: str) -> None:
+        if person_approves(self.world, name, self.world.plan()):
+            self._happens("a plan is approved")
+
+    @rule(name=policies)
+    def a_person_resumes(self, name: str) -> None:
+        if person_resumes(self.world, name):
+            self._happens("a halted rollout is resumed")
 
     @rule(name=policies)
     def delete_policy(self, name: str) -> None:
@@ -286,7 +330,7 @@ class Cluster(RuleBasedStateMachine):
     def _policy(self, name: str) -> PolicyView | None:
         return next((policy for policy in self.world.policies if policy.name == name), None)
 
-    @rule(seconds=st.sampled_from([1, 5, 30, 130, 1300, 4000]))
+    @rule(seconds=st.sampled_from([1, 5, 30, 130, 1300, 4000, 40000]))
     def time_passes(self, seconds: int) -> None:
         self.world.now += timedelta(seconds=seconds)
 
@@ -302,10 +346,10 @@ class Cluster(RuleBasedStateMachine):
         if self.world.nodes:
             clear_up(self.world)
             forced = any(policy.force_release for policy in self.world.policies)
-            plan = self.world.settle()
+            plan = self.world.settle(approving=True)
             if forced:  # it keeps every cordon, for people to lift
                 clear_up(self.world)
-                plan = self.world.settle()
+                plan = self.world.settle(approving=True)
             assert is_settled(plan)
             owned = {v.node: (v.phase, v.reason, v.message) for v in plan.verdicts.values() if v.policy}
             fine = [phase in (Phase.SYNCED, Phase.SKIPPED) for phase, _, _ in owned.values()]
@@ -322,6 +366,17 @@ class Cluster(RuleBasedStateMachine):
             assert is_settled(again)
             assert again.verdicts == plan.verdicts
         Cluster.happened.update(self.world.happened)
+
+
+@lru_cache
+def _at_rest(mode: int, budget: object) -> World:
+    """A pool that was proven; the same one serves many examples, each with a copy."""
+    world = World(settings=WAITS)
+    for name in NODES:
+        world.add_node(name)
+    world.set_policy(wanted("pool-b", mode, budget))
+    world.settle()
+    return world
 
 
 def in_flight(world: World) -> list[str]:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.planning.budgets import Budget
+from tests.planning.callfaults import CALLS, driving
 from tests.planning.machines import Machine, Temper, patched
 from tests.planning.podkinds import KINDS
 from tests.planning.recovery import lenient, wanted
@@ -17,7 +18,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import WELL, Vitals
-from gpusharing.planning.snapshot.views import PolicyView, StartGate
+from gpusharing.planning.snapshot.views import StartGate
 
 Deed = Callable[[World, str], bool]
 """(world, node) → whether it changed anything. The node exists."""
@@ -85,6 +86,28 @@ def taint(world: World, name: str) -> bool:
     return change(world, name, gate=StartGate("[]"))
 
 
+def ask_to_abort(world: World, name: str) -> bool:
+    """`gpusharing.dev/abort` names the change in flight."""
+    fence = world.nodes[name].fence
+    return fence is not None and change(world, name, abort=fence.op)
+
+
+def skip(world: World, name: str) -> bool:
+    """`gpusharing.dev/skip` comes, or goes."""
+    before = world.nodes[name]
+    set_already = before.labels.get(names.LABEL_SKIP) == "true"
+    world.nodes[name] = patched(before, {names.LABEL_SKIP: None if set_already else "true"})
+    return True
+
+
+def protect(world: World, name: str) -> bool:
+    """Somebody marks the pods of the node while it is drained."""
+    pods = world.pods[name]
+    for uid, pod in pods.items():
+        pods[uid] = replace(pod, marks=((names.ANNOTATION_DO_NOT_DISRUPT, "true"),))
+    return bool(pods)
+
+
 def delete_node(world: World, name: str) -> bool:
     """The Node is on its way out."""
     return change(world, name, deleting=True)
@@ -101,6 +124,9 @@ PEOPLE: Mapping[str, Deed] = {
     "a person takes the node out of all pools": to_pool(None),
     "somebody sets the start-up taint": taint,
     "a person deletes the Node": delete_node,
+    "a person asks to give the change up": ask_to_abort,
+    "a person wants the node skipped, or no more": skip,
+    "a person protects the pods": protect,
 }
 
 # --- tools ------------------------------------------------------------------------------------------------
@@ -109,6 +135,13 @@ PEOPLE: Mapping[str, Deed] = {
 def marked(who: str) -> Deed:
     """A marker or NodeMaintenance of somebody else; empty: it goes."""
     return lambda world, name: change(world, name, foreign=who)
+
+
+def neighbour(world: World, name: str) -> bool:
+    """A neighbour sets a mark of its own that we would set as well."""
+    mark = sorted(names.NEIGHBOUR_ANNOTATIONS)[0]
+    before = world.nodes[name].neighbour_marks
+    return change(world, name, neighbour_marks=before | {mark})
 
 
 def maintained(world: World, name: str) -> bool:
@@ -134,6 +167,7 @@ TOOLS: Mapping[str, Deed] = {
     "a tool marks the node as its own": marked("kured"),
     "a NodeMaintenance names the node": marked("medik8s NodeMaintenance upgrade"),
     "the foreign marker goes": marked(""),
+    "a neighbour sets a mark that we set too": neighbour,
     "a tool cordons and marks the node": maintained,
     "a tool overwrites mig.config": written(names.LABEL_MIG_CONFIG, FOREIGN_CONFIG),
     "a tool strips mig.config": written(names.LABEL_MIG_CONFIG, None),
@@ -252,6 +286,8 @@ PODS: Mapping[str, Deed] = {
     "a pod ends by itself": pod_ends,
     **{f"{kind} lands": landing(kind) for kind in KINDS},
 }
+
+
 # --- what concerns more than one node ---------------------------------------------------------------------
 
 
@@ -330,13 +366,6 @@ def guarded(world: World, name: str) -> bool:
     return before != world.budgets
 
 
-def driving(world: World, name: str) -> PolicyView | None:
-    """The policy whose change is in flight on the node, else any."""
-    fence = world.nodes[name].fence
-    named = [known for known in world.policies if fence is None or known.name == fence.policy]
-    return named[0] if named else None
-
-
 SHARED: Mapping[str, Deed] = {
     "the clock is set back": clock_set(-600),
     "the clock is set forward": clock_set(600),
@@ -353,7 +382,7 @@ SHARED: Mapping[str, Deed] = {
     "WITH_REBOOT changes": reboots,
     "budgets let nobody go": guarded,
 }
-DEEDS: Mapping[str, Deed] = {**PEOPLE, **TOOLS, **HARDWARE, **PODS, **SHARED}
+DEEDS: Mapping[str, Deed] = {**PEOPLE, **TOOLS, **HARDWARE, **PODS, **CALLS, **SHARED}
 
 
 def where(world: World, name: str) -> str:

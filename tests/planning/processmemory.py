@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from gpusharing.planning.memo import Memo
+from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 
@@ -18,4 +19,6 @@ class Memory:
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
     drifting_since: dict[str, datetime] = field(default_factory=dict)
     at_work_since: dict[str, datetime] = field(default_factory=dict)
+    failures: dict[str, CallFailure] = field(default_factory=dict)
+    """By node or subject."""
     looks: dict[str, Look] = field(default_factory=dict)

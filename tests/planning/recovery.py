@@ -7,6 +7,7 @@ from typing import Any
 from tests.build import make_policy
 from tests.planning.world import World
 
+from gpusharing.api import names
 from gpusharing.planning.gpus.health import WELL
 from gpusharing.planning.snapshot.views import PolicyView
 
@@ -54,6 +55,9 @@ def clear_up(world: World) -> None:
     """All that a person does so that things go on: after it nothing but the operator is needed."""
     world.budgets = ()
     world.agents_down.clear()
+    world.wires.faults.clear()
+    world.unlisted.clear()
+    world.namespace = {"team": "a"}
     for name in [name for name, node in world.nodes.items() if node.deleting]:
         world.remove_node(name)
         world.add_node(name)
@@ -74,6 +78,7 @@ def clear_up(world: World) -> None:
         ours = node.fence is not None and name not in world.human_cordons
         assert ours or not node.unschedulable or name in world.human_cordons, f"an orphan cordon on {name}"
         labels = {**node.labels, "gpusharing.dev/pool": "b"}
+        labels.pop(names.LABEL_SKIP, None)
         world.nodes[name] = replace(
             node,
             foreign="",

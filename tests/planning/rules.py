@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING
 
 from hack.sim.plugin import parse_config
 from tests.planning import podkinds
+from tests.planning.broken import Broken as Broken
+from tests.planning.broken import hold as hold
+from tests.planning.pooling import is_away, is_newcomer, pool
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
@@ -20,26 +23,14 @@ from gpusharing.planning.actions import (
     SetFinalizer,
     UpdateFence,
 )
-from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.wanted.ownership import Owners, find_claimants
 
 if TYPE_CHECKING:
     from tests.planning.world import World
 
 NEEDS_IDLE = (DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT)
-
-
-class Broken(AssertionError):
-    """An invariant does not hold; the text says which."""
-
-
-def hold(condition: bool, invariant: str) -> None:
-    """Raise Broken unless the condition holds."""
-    if not condition:
-        raise Broken(invariant)
 
 
 def is_settled(plan: RolloutPlan) -> bool:
@@ -87,30 +78,6 @@ def _fresh(world: "World", node: NodeView) -> None:
     hold(world.nodes.get(node.name) == node, f"a second conditional write on {node.name} in one pass")
 
 
-def is_away(node: NodeView) -> bool:
-    """Nobody can start a pod there, for whatever reason."""
-    return not node.ready or node.unschedulable or node.deleting or node.fence is not None
-
-
-def pool(world: "World", policy: str) -> list[NodeView]:
-    """The nodes of a policy, those that still carry its fence included; none without a GPU or of another product."""
-    owners = Owners(find_claimants(world.policies))
-    by_name = {policy.name: policy for policy in world.policies}
-    mine = []
-    for node in world.nodes.values():
-        owner = owners.owner(node)
-        mine_by_name = (node.fence.policy if node.fence else owner) == policy
-        if mine_by_name and (node.fence or _is_meant(world, node, by_name.get(owner))):
-            mine.append(node)
-    return mine
-
-
-def _is_meant(world: "World", node: NodeView, owner: PolicyView | None) -> bool:
-    products = {bare_product(product) for product in world.machines[node.name].products}
-    wanted = set(owner.spec.products) if owner and owner.spec else set()
-    return bool(products) and (not wanted or products <= wanted)
-
-
 def _fence(world: "World", action: FenceNode) -> None:
     node, fence = action.node, action.fence
     policy = next(policy for policy in world.policies if policy.name == fence.policy)
@@ -126,15 +93,6 @@ def _fence(world: "World", action: FenceNode) -> None:
     hold(not node.deleting, "a fence on a node that is going")
     hold(action.cordon == (fence.disruption in NEEDS_IDLE), "cordon and class disagree")
     hold(policy.finalizer, "a node in flight without a finalizer on its policy")
-
-
-def is_newcomer(world: "World", node: NodeView) -> bool:
-    """Nobody counts on it: it waits behind the start-up taint, was never proven, and nobody knows of a pod there."""
-    if node.fence is not None:
-        return node.fence.newcomer
-    known = world.gpunodes.get(node.name)
-    pods = known.observed.pods if known is not None and known.observed is not None else 0
-    return node.gate is not None and node.verified is None and pods == 0
 
 
 def _within_budget(world: "World", fence: Fence, policy: PolicyView) -> None:
@@ -265,7 +223,10 @@ def _eviction(world: "World", action: Evict) -> None:
     hold(fence.stage == "actuating" or not node.foreign, "evicts from a node that somebody else maintains")
     policy = next((policy for policy in world.policies if policy.name == fence.policy), None)
     spec = policy.spec if policy is not None else None
-    unmanaged = spec is not None and spec.drain.unmanaged_pods == "Evict"
+    hold(spec is not None, "(c) evicts for a policy that is gone")
+    assert spec is not None, "just held"
     reboot = fence.disruption is DisruptionClass.REBOOT
-    fine = podkinds.may_be_evicted(pod, reboot=reboot, unmanaged=unmanaged)
+    terms = podkinds.Terms(spec.drain, reboot, world.now, fence.since)
+    others = [world.readable(one) for one in world.pods[action.node].values()]
+    fine = podkinds.may_be_evicted(world.readable(pod), others, terms)
     hold(fine, f"(c) evicts {world.kinds[action.uid]}")

@@ -43,11 +43,32 @@ LEAVING = frozenset(
         "a pod that is not Ready",
         "a pod that waits for its image",
         "a pod whose ReplicaSet is gone",
+        "a pod that is protected for a while",
+        "a pod that sticks",
         "a pod with an init container on a GPU",
+        "a pod with files on the node",
+        "a rank of a JobSet",
     }
 )
-BLOCKERS = ("DRAClaim", "GPUDaemonSet", "PDB", "PDBConflict", "PDBNeverAllows", "StaticGPUPod", "Unmanaged")
+BLOCKERS = (
+    "CallFailed",
+    "DRAClaim",
+    "DoNotDisrupt",
+    "GPUDaemonSet",
+    "JobsRunning",
+    "LocalStorage",
+    "PDB",
+    "PDBConflict",
+    "PDBNeverAllows",
+    "RuleBlocks",
+    "StaticGPUPod",
+    "TerminatingStuck",
+    "Unmanaged",
+)
 GIVEN_UP = (
+    "ApprovalNeeded",
+    "JobsTimeout",
+    "Paused",
     "Deleting",
     "DrainTimeout",
     "GPUUnhealthy",
@@ -78,17 +99,37 @@ EXPECTED = (
     "let go",
     "fence: drift is put right",
     "told Blocked: DriftReturned",
+    "fence: in a wave",
+    "told Blocked: Halted",
+    "told Draining: ListFailed",
     "told Failed: ActuatorFailed",
+    "told Pending: ApprovalNeeded",
+    "told Pending: CanarySoak",
+    "told Pending: WindowClosed",
+    "told Uncordoning: WaitsForWave",
+    "told WaitingForJobs: JobsRunning",
     "told VerifyingIdle: GPUStillBusy",
     "told VerifyingIdle: NodeNotReady",
     "2 nodes in flight",
     "3 nodes in flight",
     "the start-up taint goes with the proof",
+    "a plan is approved",
     "the operator is killed",
 )
 """What the fixed run of test_invariants.py must have seen, besides every deed."""
 
-_TOLD = frozenset({Phase.BLOCKED, Phase.DRAINING, Phase.VERIFYING_IDLE, Phase.FAILED, Phase.PENDING})
+_TOLD = frozenset(
+    {
+        Phase.BLOCKED,
+        Phase.CORDONED,
+        Phase.DRAINING,
+        Phase.FAILED,
+        Phase.PENDING,
+        Phase.UNCORDONING,
+        Phase.VERIFYING_IDLE,
+        Phase.WAITING_FOR_JOBS,
+    }
+)
 
 
 def of_plan(world: "World", plan: RolloutPlan) -> Iterator[str]:
@@ -113,6 +154,8 @@ def of_action(world: "World", action: Action) -> Iterator[str]:
     match action:
         case FenceNode():
             yield f"fence: {action.fence.disruption}"
+            if action.fence.wave:
+                yield "fence: in a wave"
             if action.fence.newcomer:
                 yield "fence: a newcomer"
             if action.fence.drift:

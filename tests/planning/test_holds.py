@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy
 from tests.planning.cases import FULL, edited, make_case, pool_of, run_until
+from tests.planning.promises import approve
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -284,7 +285,7 @@ def test_a_plan_starts_when_it_is_approved_and_stays_approved_until_it_is_done()
     assert {v.reason for v in world.plan().verdicts.values()} == {Reason.APPROVAL_NEEDED}
     members = world.plan().pools["pool-b"].members
     (policy,) = world.policies
-    world.policies = (replace(policy, approved=plan_hash(policy, members)),)
+    approve(world, policy, plan_hash(policy, members))
     world.settle()
     assert len(shared(world)) == 3
 
@@ -293,7 +294,7 @@ def test_an_edit_gives_back_what_was_approved_before_it() -> None:
     world = rolling(1, approval="Manual")
     world.settle()
     (policy,) = world.policies
-    world.policies = (replace(policy, approved=plan_hash(policy, world.plan().pools["pool-b"].members)),)
+    approve(world, policy, plan_hash(policy, world.plan().pools["pool-b"].members))
     run_until(world, Phase.CORDONED, node="n0")
     world.step()
     (policy,) = world.policies

@@ -1,21 +1,25 @@
 """Whatever happens, in whatever order, however often the operator is killed: the invariants of rollout.py hold.
 
-`world.py` carries out every action under `rules.py`. Two runs, the same every time: one does every deed of `deeds.py`
-in every moment of a change, the other one drives a machine of random events (`chaos.py`). At the end of each example
-people clear up (cordons, markers, stray processes, wedges), and everything must come to Synced: eventually stable
-reconciliation (docs/design/faults.md#esr). The first run says how often each thing happened, and fails when one
-of `EXPECTED` never did: what never happens is held by nobody.
+`world.py` carries out every action under `rules.py` and `promises.py`. Two runs, the same every time: one does every
+deed of `deeds.py` in every moment of a change, the other one drives a machine of random events (`chaos.py`). At the end
+of each example people clear up (cordons, markers, stray processes, wedges, calls that fail) and approve what is to be
+approved, and everything must come to Synced: eventually stable reconciliation (docs/design/faults.md#esr). The first
+run says how often each thing happened, and fails when one of `EXPECTED` never did: what never happens is held by
+nobody. `test_invariants_can_fail.py` shows that each invariant sees what it is there for.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 from random import Random
 
+import pytest
 from hack.happened import PROPERTY
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tests.planning.budgets import Budget
 from tests.planning.chaos import APPS, BUDGETS, NODES, Cluster
 from tests.planning.deeds import DEEDS
+from tests.planning.habits import DRAINS, ROLLOUTS
 from tests.planning.podkinds import KINDS, NOBODY_MOVES
 from tests.planning.recovery import MODES
 from tests.planning.tally import EXPECTED
@@ -23,6 +27,8 @@ from tests.planning.tally import EXPECTED
 MOVABLE = sorted(KINDS.keys() - NOBODY_MOVES)
 DIVIDED = [number for number, (mode, _) in enumerate(MODES) if mode == "MIG"]
 SERVED = [number for number, (mode, _) in enumerate(MODES) if mode == "MPS"]
+STAGES = ("rest", "fenced", "actuating")
+"""Moments of a change in which each deed is done."""
 FOLLOWED = {
     "a NodeMaintenance names the node": "the foreign marker goes",
     "a tool marks the node as its own": "the foreign marker goes",
@@ -35,6 +41,8 @@ FOLLOWED = {
     "mig-manager begins to fail": "a person asks for a retry",
     "mig-manager begins to forget its operands": "mig-manager works again",
     "a pod of a ReplicaSet lands": "a pod ends by itself",
+    "every call about the node is lost": "all calls work again",
+    "every answer to calls about the node is lost": "all calls work again",
 }
 """What often comes after a deed; of the others the same again, which takes back what goes and comes."""
 
@@ -51,6 +59,7 @@ def play(what: str, stage: str, random: Random) -> None:
         tempers=["works"] * len(NODES),
         guards=(),
         with_reboot=random.random() < 0.3,
+        cap=random.choice([100, 100, 2]),
     )
     if stage == "rest":
         cluster.everybody_works_on(45)
@@ -68,12 +77,21 @@ def play(what: str, stage: str, random: Random) -> None:
             later=random.choice([0, 0, 1, 3]),
             whats=[what, *random.sample(sorted(DEEDS), random.randrange(2))],
             afterwards=random.choice([3, 15, 70]),
+            drain=habit(random, DRAINS),
+            rollout=habit(random, ROLLOUTS),
+            gang=random.random() < 0.3,
+            fails=NODES[0] if random.random() < 0.15 else "",
         )
         node = cluster.disturbed
     cluster.somebody_acts(node, FOLLOWED.get(what, what))
     cluster.everybody_works_on(15)
     cluster.operator_is_killed_after_some_actions(random.randrange(4))
     cluster.teardown()
+
+
+def habit(random: Random, habits: Collection[str]) -> str:
+    """Half of the time none."""
+    return random.choice(["plain", random.choice(sorted(habits))])
 
 
 def guards(random: Random) -> tuple[Budget, ...]:
@@ -92,7 +110,7 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
 ) -> None:
     Cluster.happened.clear()
     for what in sorted(DEEDS):
-        for stage in ("rest", "fenced", "actuating"):
+        for stage in STAGES:
             try:
                 play(what, stage, Random(f"{what}, {stage}"))
             except Exception as error:
@@ -104,14 +122,28 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
     assert not never, f"never happened, so nothing is known about it: {never}"
 
 
-def test_whatever_happens_in_whatever_order_the_invariants_hold() -> None:
+LONG = os.environ.get("PROPERTIES") == "long"
+"""`make test-long` sets it: 10,000 examples in all, of ten seeds, which workers play side by side."""
+EXAMPLES = 1000 if LONG else 12
+SEEDS = range(1, 11) if LONG else (int(os.environ.get("SEED", "1")),)
+
+
+@pytest.mark.parametrize("number", SEEDS, ids=lambda number: f"seed-{number}")
+def test_whatever_happens_in_whatever_order_the_invariants_hold(number: int) -> None:
+    print(f"{EXAMPLES} examples of SEED={number}")
+
+    @seed(number)
+    class Seeded(Cluster):
+        """The same examples whenever the seed is the same."""
+
     run_state_machine_as_test(
-        Cluster,
+        Seeded,
         settings=settings(
-            max_examples=40,
+            max_examples=EXAMPLES,
             stateful_step_count=30,
             deadline=None,
-            derandomize=True,
+            database=None,
+            derandomize=False,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -2,7 +2,8 @@
 
 `World.step()` is one pass of the operator: gather, plan, carry out; it may end after any number of actions, as if
 the operator was killed. Every action is carried out as the API server would, and held to the invariants of
-rollout.py at the moment it happens (`Broken` says which one). `plan()` plans with and without memo and compares.
+rollout.py at the moment it happens (`Broken` says which one). `plan()` now and then plans without the memo too, and
+compares.
 """
 
 from collections import Counter
@@ -10,28 +11,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from tests.build import NOW, POOL_LABELS, make_cluster_policy, make_node
-from tests.planning import podkinds, rules, tally
-from tests.planning.budgets import Budget, answer_to
+from tests.planning import gangs, habits, podkinds, promises, rules, server, tally
+from tests.planning.budgets import Budget
 from tests.planning.machines import Machine, patched
 from tests.planning.processmemory import Memory
+from tests.planning.wires import Wires, send
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.actions import (
-    Action,
-    Actuate,
-    EnsureGPUNode,
-    Evict,
-    FenceNode,
-    LabelNode,
-    Release,
-    RestartOperand,
-    SetClaims,
-    SetFinalizer,
-    UpdateFence,
-    WriteConfig,
-)
-from gpusharing.planning.drain.evictions import remember
+from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.memo import Memo
@@ -48,13 +36,11 @@ from gpusharing.planning.snapshot.views import (
 )
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.way.quiet import is_at_work
-from gpusharing.planning.words.reasons import Reason
 
-GRACE = timedelta(seconds=10)
-"""How long an evicted pod takes to end."""
+MEMO_CHECK = 4
+"""One plan of so many is made once more without a memo, and compared."""
 POLLS = 30
 """So many looks at blocked pods without any change, and the world counts as at rest."""
-NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 
 
 @dataclass
@@ -88,8 +74,15 @@ class World:
     evicted: set[str] = field(default_factory=set)
     """UIDs of pods whose eviction was accepted, ever."""
     human_cordons: set[str] = field(default_factory=set)
+    wires: Wires = field(default_factory=Wires)
+    unlisted: set[str] = field(default_factory=set)
+    """Nodes whose pods cannot be listed."""
+    namespace: dict[str, str] | None = field(default_factory=lambda: {"team": "a"})
+    """Labels of the namespace of the pods; None: they cannot be read."""
+    ledger: promises.Ledger = field(default_factory=promises.Ledger)
     done: list[Action] = field(default_factory=list)
     serial: int = 0
+    passes: int = 0
 
     # --- set-up -------------------------------------------------------------------------------------------
 
@@ -117,6 +110,7 @@ class World:
         old = next((known for known in self.policies if known.name == policy.name), None)
         if old is not None:
             policy = replace(policy, finalizer=old.finalizer, generation=old.generation + 1)
+            policy = replace(policy, approved=old.approved, resumed=old.resumed)
         others = [known for known in self.policies if known.name != policy.name]
         self.policies = tuple(sorted([*others, policy], key=lambda known: known.name))
 
@@ -175,9 +169,10 @@ class World:
         self.nodes[node] = self.machines[node].plugin(self.nodes[node], self.stack, self.now)
 
     def kubelet(self, node: str) -> None:
-        """Pods whose grace period is over end."""
+        """Pods whose grace period is over end, but for those that a finalizer keeps."""
+        gangs.end_broken(self, node)
         for uid, pod in list(self.pods[node].items()):
-            if pod.deleted_at is not None and pod.deleted_at <= self.now:
+            if pod.deleted_at is not None and pod.deleted_at <= self.now and not pod.finalizers:
                 del self.pods[node][uid]
 
     def agent(self, node: str) -> None:
@@ -208,12 +203,16 @@ class World:
             evicted=set(self.evicted),
             human_cordons=set(self.human_cordons),
             done=list(self.done),
+            wires=Wires(dict(self.wires.faults)),
+            unlisted=set(self.unlisted),
+            ledger=self.ledger.copy(),
             happened=Counter(),
             memory=replace(
                 self.memory,
                 memo=Memo(),
                 work=dict(self.memory.work),
                 evictions={k: dict(v) for k, v in self.memory.evictions.items()},
+                failures=dict(self.memory.failures),
             ),
         )
 
@@ -232,6 +231,7 @@ class World:
             drifting_since=dict(self.memory.drifting_since),
             at_work_since=self._at_work(),
             looks=dict(self.memory.looks),
+            call_failures=dict(self.memory.failures),
             settings=self.settings,
         )
 
@@ -243,13 +243,21 @@ class World:
 
     def _work(self, node: str) -> NodeWork:
         memories = dict(self.memory.evictions.get(node, {}))
-        pods = tuple(self.pods[node].values())
-        work = NodeWork(pods, self._budgets(), self.now, evictions=memories)
+        if node in self.unlisted:
+            work = NodeWork((), (), self.now, evictions=memories, error="LIST of its pods failed")
+        else:
+            pods = tuple(self.readable(pod) for pod in self.pods[node].values())
+            found = gangs.find(self, pods)
+            work = NodeWork(pods, self._budgets(), self.now, evictions=memories, gangs=found)
         view, known = self.nodes[node], self.memory.work
         reboots = view.fence is not None and view.fence.disruption is DisruptionClass.REBOOT
         scope = Scope(self.settings.gpu_operator_namespace, all_pods=reboots)
         known[node] = heard(looked(known.get(node), work, view, scope), self.gpunodes.get(node), self.now)
         return known[node]
+
+    def readable(self, pod: PodView) -> PodView:
+        """The pod with the labels of its namespace."""
+        return replace(pod, namespace_labels=self.namespace)
 
     def everywhere(self) -> list[PodView]:
         """The pods of all nodes."""
@@ -262,7 +270,9 @@ class World:
         """The plan of this moment; the memo must make no difference."""
         snapshot = self.snapshot()
         plan = plan_rollout(snapshot, self.now, self.memory.memo)
-        rules.hold(plan == plan_rollout(snapshot, self.now), "a memo changes the plan")
+        self.passes += 1
+        if self.passes % MEMO_CHECK == 0:
+            rules.hold(plan == plan_rollout(snapshot, self.now), "a memo changes the plan")
         rules.hold(
             plan.wake_at is None or plan.wake_at > self.now, f"wakes in the past: {plan.wake_at} {self.now}"
         )
@@ -272,10 +282,11 @@ class World:
         """One pass; with `limit` the operator is killed after so many actions."""
         plan = self.plan()
         self.happened.update(tally.of_plan(self, plan))
-        actions = [*plan.shared, *(action for v in plan.verdicts.values() for action in v.actions)]
-        for action in actions[:limit]:
-            self.carry_out(action)
-        if limit is not None and limit < len(actions):
+        promises.check_plan(self, plan)
+        server.forget_answers(self)
+        calls = len(plan.shared) + sum(len(verdict.actions) for verdict in plan.verdicts.values())
+        send(plan, self.wires, self.memory.failures, self.now, self.carry_out, limit)
+        if limit is not None and limit < calls:
             self.restart()
             return plan
         memory = self.memory
@@ -290,94 +301,22 @@ class World:
     def carry_out(self, action: Action) -> None:
         """What the API server makes of one action."""
         rules.check(self, action)
+        promises.check(self, action)
         self.happened.update(tally.of_action(self, action))
         self.done.append(action)
-        match action:
-            case WriteConfig():
-                self._write_config(action)
-            case EnsureGPUNode():
-                self._ensure_gpunode(action)
-            case SetClaims():
-                self.claims = dict(action.claims)
-            case SetFinalizer():
-                self._set_finalizer(action)
-            case Evict():
-                self._evict(action)
-            case RestartOperand():
-                self._restart(action)
-            case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
-                self._patch_node(action)
-
-    def _restart(self, action: RestartOperand) -> None:
-        machine = self.machines[action.node]
-        if machine.operand.uid == action.uid:
-            machine.restart()
-        else:
-            machine.stop_mps()
-
-    def _write_config(self, action: WriteConfig) -> None:
-        keys = [*action.plugin_configs, *parse_mig_file(action.mig_file)]
-        written = {key: self.stack.written.get(key, self.now) for key in keys}
-        self.stack = replace(
-            self.stack,
-            plugin_configs=dict(action.plugin_configs),
-            mig_file=action.mig_file,
-            written=written,
-            plugin_map_exists=True,
-        )
+        server.carry_out(self, action)
 
     def resolves_to_mig(self, config: str) -> bool:
         """Whether this mig.config divides any GPU."""
         return any(row.get("mig-enabled") for row in parse_mig_file(self.stack.mig_file).get(config, ()))
 
-    def _ensure_gpunode(self, action: EnsureGPUNode) -> None:
-        old = self.gpunodes.get(action.node)
-        observed = old.observed if old else None
-        self.gpunodes[action.node] = GPUNodeView(
-            action.node,
-            f"uid-gpunode-{action.node}",
-            action.request_id,
-            action.quiet,
-            observed,
-        )
-
-    def _set_finalizer(self, action: SetFinalizer) -> None:
-        self.policies = tuple(
-            replace(policy, finalizer=action.present) if policy.name == action.policy else policy
-            for policy in self.policies
-            if not (policy.name == action.policy and policy.deleting and not action.present)
-        )
-
-    def _evict(self, action: Evict) -> None:
-        memories = self.memory.evictions.setdefault(action.node, {})
-        pods = self.pods[action.node]
-        answer = answer_to(pods[action.uid], self.budgets, self.everywhere())
-        answer = Reason.PDB if self.refusing else answer
-        memories[action.uid] = remember(answer, "", memories.get(action.uid), self.now, 0.0)
-        if answer is Reason.EVICTED:
-            self.evicted.add(action.uid)
-            pods[action.uid] = replace(pods[action.uid], deleted_at=self.now + GRACE)
-
-    def _patch_node(self, action: NodePatch) -> None:
-        node = self.nodes[action.node.name]
-        changed = patched(node, action.labels)
-        match action:
-            case FenceNode() | UpdateFence():
-                cordoned = node.unschedulable or action.cordon
-                changed = replace(changed, fence=action.fence, unschedulable=cordoned)
-            case Actuate():
-                changed = replace(changed, fence=action.fence)
-            case Release():
-                cordoned = node.unschedulable and not action.uncordon
-                changed = replace(changed, fence=None, deferred=action.deferred, unschedulable=cordoned)
-        if isinstance(action, Release | LabelNode) and action.verified is not None:
-            changed = replace(changed, verified=action.verified, gate=None)
-        self.nodes[node.name] = changed
-
     # --- time ---------------------------------------------------------------------------------------------
 
-    def settle(self, rounds: int = 1500) -> RolloutPlan:
-        """Let everybody act until nothing moves any more, not even by the clock. The last plan."""
+    def settle(self, rounds: int = 1500, *, approving: bool = False) -> RolloutPlan:
+        """Let everybody act until nothing moves any more, not even by the clock. The last plan.
+
+        `approving`: a person approves whatever waits for it.
+        """
         still = 0
         for _ in range(rounds):
             before = self._state()
@@ -385,6 +324,8 @@ class World:
                 self.act(node)
             wanted = self.memory.wants_pods
             plan = self.step()
+            for policy in self.policies if approving else ():
+                habits.person_approves(self, policy.name, plan)
             moved = self._state() != before or bool(plan.wants_pods - wanted)
             still = 0 if moved else still + 1
             if rules.is_settled(plan) and (still > POLLS or (still and plan.wake_at is None)):

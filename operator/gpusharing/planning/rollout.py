@@ -10,6 +10,15 @@ What holds after every action and from every interrupted prefix (tests/planning/
   (f) carrying out the plan reaches a fixpoint
   (g) the order of the input does not matter
   (h) a malformed budget moves nothing
+  (i) nothing that somebody else has set is written or taken away: labels, marks
+  (k) a node with a pod that nobody may evict is not cordoned, nor one of a gang with such a member
+  (l) no node starts before the plan of this generation, with that node in it, was approved
+  (m) no node starts outside the windows, or with too little of its window left
+  (n) no node starts beside canaries that are not proven, or have not served for long enough
+  (o) no node starts after maxFailures
+  (p) nobody is evicted while a paused policy holds its changes
+  (q) a gang starts as a whole where the budget has room for it
+  (r) a wave is given back as a whole
 
 The decision, in this order: whose is each node (own); what is it to be, and is it (assess); how far is it on its way
 (judge); who begins now (choose); what is written once for all (shared). What is asked about every node is asked through

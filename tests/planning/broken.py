@@ -1,0 +1,11 @@
+"""What is raised when an invariant of the random world does not hold."""
+
+
+class Broken(AssertionError):
+    """An invariant does not hold; the text says which."""
+
+
+def hold(condition: bool, invariant: str) -> None:
+    """Raise Broken unless the condition holds."""
+    if not condition:
+        raise Broken(invariant)

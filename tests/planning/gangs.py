@@ -1,0 +1,45 @@
+"""Gangs of a World: JobSets, of which every rank ends when one does (kubernetes-sigs/jobset#574)."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tests.planning.podkinds import holds_gpu
+from tests.planning.server import GRACE
+
+from gpusharing.planning.snapshot.podviews import Gang, GangView, Member, PodView
+
+if TYPE_CHECKING:
+    from tests.planning.world import World
+
+
+def is_alive(pod: PodView) -> bool:
+    """It has not finished."""
+    return pod.phase not in ("Succeeded", "Failed")
+
+
+def members(world: "World", gang: Gang) -> tuple[Member, ...]:
+    """Its pods that are not finished, by node."""
+    return tuple(
+        Member(node, world.readable(pod))
+        for node, pods in sorted(world.pods.items())
+        for pod in sorted(pods.values(), key=lambda one: one.ref)
+        if pod.gang == gang and is_alive(pod)
+    )
+
+
+def find(world: "World", pods: Iterable[PodView]) -> tuple[GangView, ...]:
+    """What the operator reads of the gangs of a node's pods."""
+    gangs = {
+        pod.gang.ref: pod.gang for pod in pods if pod.gang is not None and is_alive(pod) and holds_gpu(pod)
+    }
+    return tuple(GangView(gang, members(world, gang)) for _, gang in sorted(gangs.items()))
+
+
+def end_broken(world: "World", node: str) -> None:
+    """The JobSet's controller deletes the ranks of this node when another one is leaving."""
+    for uid, pod in world.pods[node].items():
+        if pod.gang is None or pod.deleted_at is not None:
+            continue
+        if any(member.pod.deleted_at is not None for member in members(world, pod.gang)):
+            world.pods[node][uid] = replace(pod, deleted_at=world.now + GRACE)

@@ -1,0 +1,86 @@
+"""How the policies of the random world may let pods go and nodes start, and what people set on them meanwhile."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tests.planning.promises import approve
+
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.pools.approval import plan_hash
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.views import PolicyView
+
+if TYPE_CHECKING:
+    from tests.planning.world import World
+
+_FREE = {"podSelector": {"matchLabels": {"app": "free"}}}
+_LLM = {"podSelector": {"matchLabels": {"app": "llm"}}}
+_TEAM = {"namespaceSelector": {"matchLabels": {"team": "a"}}}
+DRAINS: Mapping[str, dict[str, Any]] = {
+    "plain": {},
+    "a rule blocks": {"rules": [{**_FREE, "behavior": "Block"}]},
+    "a rule waits": {"rules": [{**_FREE, "behavior": "WaitCompleted", "timeout": "40s"}]},
+    "a rule evicts what nobody manages": {
+        "unmanagedPods": "Block",
+        "rules": [{**_FREE, "behavior": "Evict"}],
+    },
+    "a rule asks for a namespace": {"rules": [{**_TEAM, **_FREE, "behavior": "Block"}]},
+    "rules have an order": {
+        "rules": [{**_LLM, "behavior": "Evict", "order": 5}, {**_FREE, "behavior": "Evict", "order": -1}]
+    },
+    "jobs are evicted late": {"jobs": {"timeout": "50s", "onTimeout": "Evict"}},
+    "jobs are never evicted": {"jobs": {"timeout": "50s"}},
+    "marks block": {"protectedPods": "Block"},
+    "marks are ignored": {"protectedPods": "Ignore", "localStorage": "Block"},
+    "the drain is held": {"onTimeout": "Hold"},
+}
+"""By name: fields of spec.drain."""
+_MORNING = {"schedule": "0 9 * * *", "duration": "3h"}
+_NIGHT = {"schedule": "0 22 * * *", "duration": "6h"}
+ROLLOUTS: Mapping[str, dict[str, Any]] = {
+    "plain": {},
+    "at night": {"windows": [_NIGHT]},
+    "in the morning, less a blackout": {
+        "windows": [_MORNING],
+        "blackouts": [{"schedule": "30 10 * * *", "duration": "20m"}],
+    },
+    "by approval": {"approval": "Manual"},
+    "one canary": {"canary": {"nodes": 1, "soak": "3m"}, "maxUnavailable": "100%"},
+    "two canaries by approval": {"canary": {"nodes": 2, "soak": "1m"}, "approval": "Manual"},
+    "patient with failures": {"maxFailures": 3},
+    "holds when paused": {"whenPaused": "Hold"},
+    "aborts when paused": {"whenPaused": "Abort"},
+}
+"""By name: fields of spec.rollout."""
+
+
+def with_habits(policy: PolicyView, drain: str, rollout: str) -> PolicyView:
+    """The policy with these fields besides those that it has."""
+    assert policy.spec is not None, "made from a good spec"
+    wire = policy.spec.model_dump(by_alias=True, exclude_unset=True)
+    wire["drain"] = {**wire.get("drain", {}), **DRAINS[drain]}
+    wire["rollout"] = {**wire.get("rollout", {}), **ROLLOUTS[rollout]}
+    return replace(policy, spec=GPUSharingPolicySpec.model_validate(wire))
+
+
+def person_approves(world: "World", name: str, plan: RolloutPlan) -> bool:
+    """The annotation gets the hash that the policy shows. False: that is what it has."""
+    policy = next((one for one in world.policies if one.name == name), None)
+    if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
+        return False
+    shown = plan_hash(policy, plan.pools[name].members)
+    if shown == policy.approved:
+        return False
+    approve(world, policy, shown)
+    return True
+
+
+def person_resumes(world: "World", name: str) -> bool:
+    """The annotation gets the present generation."""
+    policy = next((one for one in world.policies if one.name == name), None)
+    if policy is None or policy.resumed == str(policy.generation):
+        return False
+    changed = replace(policy, resumed=str(policy.generation))
+    world.policies = tuple(changed if one is policy else one for one in world.policies)
+    return True

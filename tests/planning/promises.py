@@ -1,0 +1,305 @@
+"""What a rollout promises, asked of every plan of a World and of every call: the invariants (i) to (r) of rollout.py.
+
+The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from tests.planning import podkinds
+from tests.planning.broken import hold
+from tests.planning.pooling import is_away, is_newcomer, pool
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.rollout import Window
+from gpusharing.api.validation import allowance, parse_duration
+from gpusharing.planning.actions import Action, Actuate, Evict, FenceNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.podviews import Gang, PodView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.words.reasons import Reason
+
+if TYPE_CHECKING:
+    from tests.planning.world import World
+
+Generation = tuple[str, int]
+"""UID and generation of a policy."""
+NEEDS_IDLE = (DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT)
+OUR_LABELS = frozenset(
+    {
+        names.LABEL_MODE,
+        names.LABEL_POLICY,
+        names.LABEL_MIG_CONFIG,
+        names.LABEL_MIG_STATE,
+        names.LABEL_PLUGIN_CONFIG,
+        *names.NEIGHBOUR_LABELS,
+    }
+)
+UNKNOWN = timedelta(minutes=15)
+"""What a change is thought to take before there was one (docs/design/drain.md#windows)."""
+
+
+@dataclass
+class Ledger:
+    """What people agreed to and what came of it, as nobody but the tests writes it down."""
+
+    approved: dict[tuple[Generation, str], frozenset[str]] = field(default_factory=dict)
+    """By generation and hash: UIDs of the nodes that were to change when a person approved it."""
+    failed: dict[Generation, set[str]] = field(default_factory=dict)
+    """UIDs of nodes that were Failed after the point of no return."""
+    waves: dict[str, datetime] = field(default_factory=dict)
+    """By wave: when its first node was found proven."""
+
+    def copy(self) -> "Ledger":
+        """For a twin that goes its own way."""
+        return Ledger(dict(self.approved), {k: set(v) for k, v in self.failed.items()}, dict(self.waves))
+
+
+def approve(world: "World", policy: PolicyView, plan_hash: str) -> None:
+    """A person writes the annotation, having seen which nodes the plan is about."""
+    world.policies = tuple(
+        replace(one, approved=plan_hash) if one.name == policy.name else one for one in world.policies
+    )
+    seen = frozenset(node.uid for node in pool(world, policy.name))
+    world.ledger.approved[(policy.uid, policy.generation), plan_hash] = seen
+
+
+# --- every call -------------------------------------------------------------------------------------------------
+
+
+def check(world: "World", action: Action) -> None:
+    """Whether this call keeps what was promised."""
+    match action:
+        case FenceNode():
+            policy = _policy(world, action.fence.policy)
+            _foreign_untouched(action)
+            if policy is not None and policy.spec is not None:
+                _may_start(world, action, policy, policy.spec)
+        case Evict():
+            _not_held(world, action)
+        case Actuate() | UpdateFence() | Release() | LabelNode():
+            _foreign_untouched(action)
+        case _:
+            pass
+
+
+def _policy(world: "World", name: str) -> PolicyView | None:
+    return next((policy for policy in world.policies if policy.name == name), None)
+
+
+def _foreign_untouched(action: FenceNode | Actuate | UpdateFence | Release | LabelNode) -> None:
+    strange = action.labels.keys() - OUR_LABELS
+    hold(not strange, f"(i) writes labels that are not ours: {sorted(strange)}")
+    if isinstance(action, Actuate | LabelNode):
+        return
+    node, fence = action.node, action.node.fence
+    ours = set() if isinstance(action, FenceNode) or fence is None else set(fence.added)
+    for mark in names.NEIGHBOUR_ANNOTATIONS:
+        if action.annotations.get(mark, "") is None:
+            hold(mark in ours, f"(i) takes {mark} away, which somebody else has set")
+    for mark in names.NEIGHBOUR_LABELS:
+        if action.labels.get(mark, "") is None:
+            hold(mark in ours, f"(i) takes {mark} away, which somebody else has set")
+    if isinstance(action, FenceNode):
+        theirs = (node.neighbour_marks | node.labels.keys()) & set(action.fence.added)
+        hold(not theirs, f"(i) records {sorted(theirs)} as ours, which was there before")
+
+
+def _may_start(world: "World", action: FenceNode, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
+    _approved(world, action.node, policy, spec)
+    _in_window(world, policy, spec)
+    _canaries_first(world, action.node, policy, spec)
+    _not_halted(world, policy, spec)
+    if action.fence.disruption in NEEDS_IDLE:
+        _nobody_kept(world, action, spec)
+
+
+def _approved(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
+    if spec.rollout.approval != "Manual":
+        return
+    seen = world.ledger.approved.get(((policy.uid, policy.generation), policy.approved))
+    hold(seen is not None, "(l) a node starts before the plan of this generation was approved")
+    hold(seen is not None and node.uid in seen, "(l) a node starts that the approved plan did not name")
+
+
+def _in_window(world: "World", policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
+    rollout = spec.rollout
+    proofs = [node.verified for node in pool(world, policy.name)]
+    took = [proof.took for proof in proofs if proof is not None and proof.changed_at and proof.took]
+    most = parse_duration(rollout.timeouts.actuation) + parse_duration(rollout.timeouts.verification)
+    slowest = min(timedelta(seconds=max(took)) if took else UNKNOWN, most)
+    needed = parse_duration(spec.drain.timeout) + slowest
+    minute = timedelta(minutes=1)
+    moments = [world.now + minute * step for step in range(int(needed / minute))]
+    shut = [moment for moment in moments if not _is_open(rollout.windows, rollout.blackouts, moment)]
+    hold(not shut, f"(m) a node starts at {world.now}, and its window is shut at {shut[:1]}")
+
+
+def _is_open(windows: Iterable[Window], blackouts: Iterable[Window], moment: datetime) -> bool:
+    allowed = list(windows)
+    inside = not allowed or any(_covers(window, moment) for window in allowed)
+    return inside and not any(_covers(window, moment) for window in blackouts)
+
+
+def _covers(window: Window, moment: datetime) -> bool:
+    """Windows of the world begin once a day, in UTC."""
+    minute, hour = map(int, window.schedule.split()[:2])
+    start = moment.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    lasts = parse_duration(window.duration)
+    return any(begin <= moment < begin + lasts for begin in (start, start - timedelta(days=1)))
+
+
+def _canaries_first(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
+    canary = spec.rollout.canary
+    if canary is None:
+        return
+    mine = [one for one in pool(world, policy.name) if not is_newcomer(world, one)]
+    if canary.nodes >= len(mine):
+        return
+    generation = (policy.uid, policy.generation)
+    proofs = sorted(
+        one.verified.changed_at
+        for one in mine
+        if one.verified is not None
+        and one.verified.changed_at is not None
+        and (one.verified.policy_uid, one.verified.generation) == generation
+    )
+    if len(proofs) >= canary.nodes:
+        served = world.now - proofs[canary.nodes - 1]
+        hold(served >= parse_duration(canary.soak), f"(n) the canaries have served for {served} only")
+        return
+    begun = [one for one in mine if one.fence is not None and _is_of(one, generation) and one is not node]
+    hold(
+        len(proofs) + len(begun) < canary.nodes,
+        f"(n) more nodes than {canary.nodes} canaries start before these are proven",
+    )
+
+
+def _is_of(node: NodeView, generation: Generation) -> bool:
+    fence = node.fence
+    if fence is None or fence.stage == "yielded":
+        return False
+    proof = node.verified
+    again = proof is not None and proof.changed_at is not None
+    if again and proof is not None and (proof.policy_uid, proof.generation) == generation:
+        return False  # counted as proven
+    return (fence.policy_uid, fence.generation) == generation
+
+
+def _not_halted(world: "World", policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
+    if policy.resumed == str(policy.generation):
+        return
+    failed = world.ledger.failed.get((policy.uid, policy.generation), set())
+    still = failed & {node.uid for node in pool(world, policy.name)}
+    hold(len(still) < spec.rollout.max_failures, f"(o) a node starts after {len(still)} failures")
+
+
+def _nobody_kept(world: "World", action: FenceNode, spec: GPUSharingPolicySpec) -> None:
+    """P20: a node with a pod that nobody may evict is not cordoned, nor one of a gang with such a member."""
+    reboot = action.fence.disruption is DisruptionClass.REBOOT
+    terms = podkinds.Terms(spec.drain, reboot, world.now)
+    pods = [world.readable(pod) for pod in world.pods[action.node.name].values()]
+    leaving = [pod for pod in pods if podkinds.must_leave(pod, reboot=reboot)]
+    kept = [world.kinds[pod.uid] for pod in leaving if podkinds.is_kept(pod, terms)]
+    hold(not kept, f"(k) cordons a node with {kept}, which nobody may evict")
+    gangs = {pod.gang for pod in leaving if pod.gang is not None}
+    for node, others in world.pods.items():
+        for pod in others.values():
+            if node != action.node.name and pod.gang in gangs and podkinds.must_leave(pod, reboot=True):
+                fine = not podkinds.is_kept(world.readable(pod), terms)
+                hold(fine, f"(k) begins with a gang of which {world.kinds[pod.uid]} must stay")
+
+
+def _not_held(world: "World", action: Evict) -> None:
+    fence = world.nodes[action.node].fence
+    policy = _policy(world, fence.policy) if fence is not None else None
+    if fence is None or fence.stage != "fenced" or policy is None or policy.spec is None:
+        return
+    rollout = policy.spec.rollout
+    hold(not rollout.paused or rollout.when_paused == "Finish", f"(p) evicts while {rollout.when_paused}")
+
+
+# --- every plan -------------------------------------------------------------------------------------------------
+
+
+def check_plan(world: "World", plan: RolloutPlan) -> None:
+    """Whether what is decided of several nodes together keeps what was promised."""
+    _note_failures(world, plan)
+    starts = [a for verdict in plan.verdicts.values() for a in verdict.actions if isinstance(a, FenceNode)]
+    for start in starts:
+        _whole_gangs(world, plan, start, {one.node.name for one in starts})
+    _returned_together(world, plan)
+
+
+def _note_failures(world: "World", plan: RolloutPlan) -> None:
+    for name, verdict in plan.verdicts.items():
+        node = world.nodes[name]
+        fence = node.fence
+        if fence is None or fence.stage != "actuating" or fence.node_uid != node.uid:
+            continue
+        if verdict.phase is Phase.FAILED:
+            world.ledger.failed.setdefault((fence.policy_uid, fence.generation), set()).add(node.uid)
+
+
+def _whole_gangs(world: "World", plan: RolloutPlan, start: FenceNode, starting: set[str]) -> None:
+    """Nodes of one pool that share a gang start in one pass where the budget has room for all of them."""
+    policy = _policy(world, start.fence.policy)
+    if start.fence.disruption not in NEEDS_IDLE or policy is None or policy.spec is None:
+        return
+    if policy.spec.rollout.canary is not None:
+        return
+    gangs = _gangs_on(world, start.node.name)
+    behind = [
+        name
+        for name, verdict in plan.verdicts.items()
+        if name not in starting and verdict.policy == policy.name and gangs & _gangs_on(world, name)
+        if verdict.candidate
+        and verdict.reason in (Reason.BUDGET_FULL, Reason.PROGRESSING)
+        and verdict.disruption in NEEDS_IDLE
+    ]
+    mine = [node for node in pool(world, policy.name) if not is_newcomer(world, node)]
+    limit = allowance(policy.spec.rollout.max_unavailable, len(mine))
+    taken = sum(node.fence is not None for node in world.nodes.values())
+    room = min(limit - sum(map(is_away, mine)), world.settings.max_in_flight - taken)
+    together = [name for name in starting if gangs & _gangs_on(world, name)]
+    others = len(starting) - len(together)
+    hold(
+        not behind or len(together) + len(behind) > room - others,
+        f"(q) a gang is torn apart: {together} start and {behind} do not, with room for {room}",
+    )
+
+
+def _gangs_on(world: "World", name: str) -> set[Gang]:
+    pods: Mapping[str, PodView] = world.pods.get(name, {})
+    holding = (pod for pod in pods.values() if podkinds.must_leave(pod, reboot=False))
+    return {pod.gang for pod in holding if pod.gang is not None}
+
+
+def _returned_together(world: "World", plan: RolloutPlan) -> None:
+    """A wave is given back in one pass, or when `timeouts.verification` is over, or a member is Failed."""
+    waves: dict[str, list[NodeView]] = {}
+    for node in world.nodes.values():
+        fence = node.fence
+        if fence is not None and fence.wave and fence.stage != "yielded" and fence.node_uid == node.uid:
+            waves.setdefault(fence.wave, []).append(node)
+    for wave, nodes in waves.items():
+        back = [node for node in nodes if _is_given_back(plan, node, proven=True)]
+        left = [node for node in nodes if not _is_given_back(plan, node, proven=False)]
+        if back or any(plan.verdicts[node.name].reason is Reason.WAITS_FOR_WAVE for node in nodes):
+            world.ledger.waves.setdefault(wave, world.now)
+        policy = _policy(world, nodes[0].fence.policy) if nodes[0].fence is not None else None
+        if not back or not left or policy is None or policy.spec is None:
+            continue
+        waited = world.now - world.ledger.waves[wave]
+        failed = any(plan.verdicts[node.name].phase is Phase.FAILED for node in left)
+        enough = waited >= parse_duration(policy.spec.rollout.timeouts.verification)
+        hold(failed or enough, f"(r) gives {back[0].name} back, and {left[0].name} of its wave is not")
+
+
+def _is_given_back(plan: RolloutPlan, node: NodeView, *, proven: bool) -> bool:
+    actions = plan.verdicts[node.name].actions
+    return any(isinstance(a, Release) and (not proven or a.verified is not None) for a in actions)

@@ -1,0 +1,143 @@
+"""What the API server of a World makes of the operator's calls, and what the operator's process remembers of them."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from tests.planning.budgets import answer_to
+from tests.planning.machines import patched
+
+from gpusharing.planning.actions import (
+    Action,
+    Actuate,
+    EnsureGPUNode,
+    Evict,
+    FenceNode,
+    LabelNode,
+    Release,
+    RestartOperand,
+    SetClaims,
+    SetFinalizer,
+    UpdateFence,
+    WriteConfig,
+)
+from gpusharing.planning.drain.evictions import is_accepted, is_seen, remember
+from gpusharing.planning.snapshot.views import GPUNodeView
+from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.words.reasons import Reason
+
+if TYPE_CHECKING:
+    from tests.planning.world import World
+
+GRACE = timedelta(seconds=10)
+"""How long an evicted pod takes to end."""
+NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
+
+
+def carry_out(world: "World", action: Action) -> None:
+    """The objects as they are after the call."""
+    match action:
+        case WriteConfig():
+            _write_config(world, action)
+        case EnsureGPUNode():
+            _ensure_gpunode(world, action)
+        case SetClaims():
+            world.claims = dict(action.claims)
+        case SetFinalizer():
+            _set_finalizer(world, action)
+        case Evict():
+            _evict(world, action)
+        case RestartOperand():
+            _restart(world, action)
+        case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
+            _patch_node(world, action)
+
+
+def _restart(world: "World", action: RestartOperand) -> None:
+    machine = world.machines[action.node]
+    if machine.operand.uid == action.uid:
+        machine.restart()
+    else:
+        machine.stop_mps()
+
+
+def _write_config(world: "World", action: WriteConfig) -> None:
+    keys = [*action.plugin_configs, *parse_mig_file(action.mig_file)]
+    written = {key: world.stack.written.get(key, world.now) for key in keys}
+    world.stack = replace(
+        world.stack,
+        plugin_configs=dict(action.plugin_configs),
+        mig_file=action.mig_file,
+        written=written,
+        plugin_map_exists=True,
+    )
+
+
+def _ensure_gpunode(world: "World", action: EnsureGPUNode) -> None:
+    old = world.gpunodes.get(action.node)
+    observed = old.observed if old else None
+    world.gpunodes[action.node] = GPUNodeView(
+        action.node,
+        f"uid-gpunode-{action.node}",
+        action.request_id,
+        action.quiet,
+        observed,
+    )
+
+
+def _set_finalizer(world: "World", action: SetFinalizer) -> None:
+    world.policies = tuple(
+        replace(policy, finalizer=action.present) if policy.name == action.policy else policy
+        for policy in world.policies
+        if not (policy.name == action.policy and policy.deleting and not action.present)
+    )
+
+
+def _evict(world: "World", action: Evict) -> None:
+    memories = world.memory.evictions.setdefault(action.node, {})
+    pods = world.pods[action.node]
+    answer = answer_to(pods[action.uid], world.budgets, world.everywhere())
+    answer = Reason.PDB if world.refusing else answer
+    fate = world.wires.fate(action)
+    told = Reason.EVICTION_ERROR if fate is not None else answer
+    memories[action.uid] = remember(told, "", memories.get(action.uid), world.now, 0.0)
+    if answer is Reason.EVICTED and fate != "lost":
+        world.evicted.add(action.uid)
+        pods[action.uid] = replace(pods[action.uid], deleted_at=world.now + GRACE)
+
+
+def _patch_node(world: "World", action: NodePatch) -> None:
+    node = world.nodes[action.node.name]
+    changed = patched(node, action.labels)
+    if isinstance(action, FenceNode | UpdateFence | Release):
+        taken = {name for name, value in action.annotations.items() if value is None}
+        marks = (node.neighbour_marks | action.annotations.keys()) - taken
+        changed = replace(changed, neighbour_marks=marks) if marks != node.neighbour_marks else changed
+    match action:
+        case FenceNode() | UpdateFence():
+            cordoned = node.unschedulable or action.cordon
+            changed = replace(changed, fence=action.fence, unschedulable=cordoned)
+        case Actuate():
+            changed = replace(changed, fence=action.fence)
+        case Release():
+            cordoned = node.unschedulable and not action.uncordon
+            changed = replace(changed, fence=None, deferred=action.deferred, unschedulable=cordoned)
+    if isinstance(action, Release | LabelNode) and action.verified is not None:
+        changed = replace(changed, verified=action.verified, gate=None)
+    world.nodes[node.name] = changed
+
+
+def forget_answers(world: "World") -> None:
+    """As controller/evict.py: refusals hold for one drain, an accepted eviction until a LIST has shown its end."""
+    memories = world.memory.evictions
+    for name in list(memories):
+        node, work = world.nodes.get(name), world.memory.work.get(name)
+        if node is None:
+            del memories[name]
+        elif node.fence is None:
+            listed_at = work.listed_at if work is not None and not work.error else None
+            memories[name] = {
+                uid: memory
+                for uid, memory in memories[name].items()
+                if is_accepted(memory) and not is_seen(memory, listed_at)
+            }
