@@ -43,7 +43,13 @@ class Part:
     """Whether it needs the SIMULATED node software."""
 
 
-PLANNED = ("plan_5000_nodes_full_ms", "plan_5000_nodes_incremental_ms", "layout_verdict_ms")
+PLANNED = (
+    "plan_5000_nodes_full_ms",
+    "plan_5000_nodes_incremental_ms",
+    "plan_5000_nodes_windows_full_ms",
+    "plan_5000_nodes_windows_incremental_ms",
+    "layout_verdict_ms",
+)
 PARTS = (
     Part(
         (

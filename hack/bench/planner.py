@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -18,14 +18,31 @@ from hack.bench.fleet import GPUS, NOW, POLICIES, card, fleet
 from hack.bench.results import Measured
 
 REPEATS, CHANGES = 5, 20
+_TIER = {"podSelector": {"matchLabels": {"tier": "training"}}}
+RULED: Mapping[str, object] = {
+    "drain": {
+        "rules": [
+            {**_TIER, "namespaceSelector": {"matchLabels": {"team": "a"}}, "behavior": "Block"},
+            {**_TIER, "behavior": "WaitCompleted", "timeout": "8h"},
+            {"podSelector": {"matchLabels": {"tier": "serving"}}, "behavior": "Evict", "order": 5},
+        ]
+    },
+    "rollout": {
+        "windows": [
+            {"schedule": "0 8 * * *", "duration": "10h", "timeZone": "Europe/Berlin"},
+            {"schedule": "0 22 * * 6", "duration": "8h"},
+        ],
+        "blackouts": [{"schedule": "0 0 24 12 *", "duration": "72h", "timeZone": "America/New_York"}],
+    },
+}
+"""What holds nodes and pods, in every policy; the windows are open at NOW."""
 
 
 def planning(count: int) -> Iterator[Measured]:
     """A pass that knows nothing yet, and passes after one node changed: in a settled fleet and in one that rolls."""
-    settled, rolling = (
-        fleet(count, mode="Full"),
-        fleet(count, mode="TimeSlicing", timeSlicing={"replicas": 4}),
-    )
+    shared = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+    settled, rolling = fleet(count, mode="Full"), fleet(count, **shared)
+    held_settled, held = fleet(count, mode="Full", **RULED), fleet(count, **shared, **RULED)
     settle_heap()  # as the operator does when it has read the cluster
     size = f"{count} nodes x {GPUS} GPUs, {POLICIES} policies"
     how = f"plan_rollout, {size}, empty memo, every node has to change; median of {REPEATS}, CPU time"
@@ -35,6 +52,13 @@ def planning(count: int) -> Iterator[Measured]:
     yield Measured("plan_5000_nodes_incremental_ms", _incremental(settled), how)
     how = "the same while every node waits for its turn"
     yield Measured("plan_5000_nodes_incremental_rolling_ms", _incremental(rolling), how)
+    how = f"{size} with windows, a blackout and rules each, empty memo, every node has to change; CPU time"
+    full = [_cpu_ms(lambda: plan_rollout(held, NOW, Memo())) for _ in range(REPEATS)]
+    yield Measured("plan_5000_nodes_windows_full_ms", statistics.median(full), how)
+    how = "the same policies, settled, one node changed since the last pass"
+    yield Measured("plan_5000_nodes_windows_incremental_ms", _incremental(held_settled), how)
+    how = "the same policies while every node waits for its turn"
+    yield Measured("plan_5000_nodes_windows_incremental_rolling_ms", _incremental(held), how)
     yield verdicts()
 
 

@@ -59,6 +59,8 @@ class Pool:
     """How many of the used ones are in a change of ours that goes on, and so come back."""
     members: list[Member] = field(default_factory=list)
     """The others."""
+    _hours: tuple[datetime, int, Hours] | None = field(default=None, compare=False, repr=False)
+    """What the windows said last, when, and of how many members: they are asked several times in a pass."""
 
     @property
     def total(self) -> int:
@@ -78,8 +80,12 @@ class Pool:
 
     def hours(self, now: datetime) -> Hours:
         """What the windows of the policy say."""
-        spec = self.policy.spec
-        return ALWAYS if spec is None else find_hours(spec, (one.node for one in self.members), now)
+        spec, asked = self.policy.spec, (now, len(self.members))
+        if spec is None:
+            return ALWAYS
+        if self._hours is None or self._hours[:2] != asked:
+            self._hours = (*asked, find_hours(spec, (one.node for one in self.members), now))
+        return self._hours[2]
 
     def pooled(self, now: datetime) -> Pooled | None:
         """All that may keep its nodes from starting; None: the policy cannot be read, and has no candidates."""
