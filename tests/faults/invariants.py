@@ -121,16 +121,19 @@ def _foreign_cordon(_: World, step: Step, __: Told) -> Iterator[str]:
         yield f"{step.name}: uncordoned without a fence of ours"
     elif fence["priorUnschedulable"]:
         yield f"{step.name}: uncordoned, and it was so before us"
-    elif fence["nodeUID"] != step.after["metadata"]["uid"]:
+    elif fence["nodeUid"] != step.after["metadata"]["uid"]:
         yield f"{step.name}: uncordoned another node of that name"
 
 
 def _other_owner(_: World, step: Step, __: Told) -> Iterator[str]:
-    """S4: the fence goes from one policy to another without having been lifted."""
+    """S4: the fence goes from one policy to another without having been lifted, and no run begins with that.
+
+    A Failed node that another policy owns by now is repaired under its fence, by a run of the new owner.
+    """
     if step.kind != "nodes" or step.before is None or step.after is None:
         return
     was, now = fence_of(step.before), fence_of(step.after)
-    if was is not None and now is not None and was["policy"] != now["policy"]:
+    if was is not None and now is not None and was["policy"] != now["policy"] and not begins_run(was, now):
         yield f"{step.name}: the fence of {was['policy']} became that of {now['policy']}"
 
 
