@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,71 +27,61 @@ POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 SECONDS = 60.0
 
 
-def test_the_operator_on_a_control_plane_is_no_admin(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    """One for this file alone: what is started with its kubeconfig is counted, and what is asked of it is read."""
     build_or_skip(toolchain.control_plane_programs)
     for name in ("kwok", "helm"):
         build_or_skip(partial(toolchain.program, name))
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_all(plane.api)
-        create_nodes(plane.api, [node_manifest("gpu-01", product="NVIDIA L40S", gpus=2, pool="d")])
-        environment = stage.own_environment() | {"KUBECONFIG": str(plane.kubeconfig), "FACTOR": "60"}
-        log = tmp_path / "run.log"
-        with log.open("wb") as output:
-            run = subprocess.Popen(
-                [sys.executable, "-m", "hack.run"],
-                cwd=stage.ROOT,
-                env=environment | {"PYTHONPATH": stage.PYTHONPATH},
-                stderr=output,
-                stdout=output,
-            )
-            try:
-                wait_until(
-                    lambda: b"apply a policy in another shell" in log.read_bytes(), SECONDS, "the invitation"
-                )
-                plane.api.apply(f"{POLICIES}/pool-d", policy())
-                wait_until(partial(is_ready, plane), SECONDS, "pool-d to be Ready")
-            finally:
-                run.send_signal(signal.SIGINT)
-                run.wait(timeout=SECONDS)
-        assert run.returncode == 0, log.read_text()[-2000:]
-        asked = list(read_requests(plane.audit_log, ACCOUNT))
-        assert {"leases", "nodes", "configmaps"} <= {
-            request.resource for request in asked if request.is_write
-        }
-        assert [request for request in asked if request.status == 403] == []
+        yield plane
+
+
+@contextmanager
+def run(plane: ControlPlane, log: Path, *shell: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m hack.run` on that control plane, behind a shell if any; it has asked for a policy."""
+    environment = stage.own_environment() | {"KUBECONFIG": str(plane.kubeconfig), "FACTOR": "60"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*shell, sys.executable, "-m", "hack.run"],
+            cwd=stage.ROOT,
+            env=environment | {"PYTHONPATH": stage.PYTHONPATH},
+            stderr=output,
+            stdout=output,
+        )
+        try:
+            wait_until(partial(plays, log), SECONDS, f"the invitation in {log}")
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=SECONDS)
+
+
+def test_the_operator_on_a_control_plane_is_no_admin(plane: ControlPlane, tmp_path: Path) -> None:
+    create_nodes(plane.api, [node_manifest("gpu-01", product="NVIDIA L40S", gpus=2, pool="d")])
+    log = tmp_path / "run.log"
+    with run(plane, log) as process:
+        plane.api.apply(f"{POLICIES}/pool-d", policy())
+        wait_until(partial(is_ready, plane), SECONDS, "pool-d to be Ready")
+    assert process.returncode == 0, log.read_text()[-2000:]
+    asked = list(read_requests(plane.audit_log, ACCOUNT))
+    assert {"leases", "nodes", "configmaps"} <= {request.resource for request in asked if request.is_write}
+    assert [request for request in asked if request.status == 403] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG and /proc are Linux's")
-def test_killed_with_9_it_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["make", "its program"])
+def test_killed_with_9_it_leaves_nothing_behind(plane: ControlPlane, tmp_path: Path, victim: str) -> None:
     """Neither make, of which a shell plays the part, nor the process that it started can say farewell."""
-    build_or_skip(toolchain.control_plane_programs)
-    for name in ("kwok", "helm"):
-        build_or_skip(partial(toolchain.program, name))
-    with ControlPlane() as plane:
-        install.install_all(plane.api)
-        environment = stage.own_environment() | {"KUBECONFIG": str(plane.kubeconfig), "FACTOR": "60"}
-        for victim in ("make", "its program"):
-            log = tmp_path / f"{victim}.log"
-            with log.open("wb") as output:
-                make = subprocess.Popen(
-                    ["sh", "-c", '"$@"; exit $?', "make", sys.executable, "-m", "hack.run"],
-                    cwd=stage.ROOT,
-                    env=environment | {"PYTHONPATH": stage.PYTHONPATH},
-                    stderr=output,
-                    stdout=output,
-                )
-                try:
-                    wait_until(partial(plays, log), SECONDS, f"the invitation in {log}")
-                    wait_until(
-                        lambda: len(running(plane)) == 3, SECONDS, "make, the operator and the simulator"
-                    )
-                    killed = make.pid if victim == "make" else child_of(make.pid)
-                    os.kill(killed, signal.SIGKILL)
-                    wait_until(lambda: not running(plane), SECONDS, f"the others to end with {victim}")
-                finally:
-                    for pid in running(plane):
-                        os.kill(pid, signal.SIGKILL)
-                    make.wait(timeout=SECONDS)
+    with run(plane, tmp_path / "run.log", "sh", "-c", '"$@"; exit $?', "make") as make:
+        try:
+            wait_until(lambda: len(running(plane)) == 3, SECONDS, "make, the operator and the simulator")
+            os.kill(make.pid if victim == "make" else child_of(make.pid), signal.SIGKILL)
+            wait_until(lambda: not running(plane), SECONDS, f"the others to end with {victim}")
+        finally:
+            for pid in running(plane):
+                os.kill(pid, signal.SIGKILL)
 
 
 def plays(log: Path) -> bool:

@@ -2,7 +2,8 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -24,6 +25,7 @@ from tests.integration.product import (
 from tests.nodewrites import step_of, wrong_in_change, wrong_in_write
 
 from gpusharing.kube.client import JSON
+from hack import stage
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -90,6 +92,7 @@ def steps_of(before: str, after: str) -> int:
 
 
 def test_the_walks_are_every_ordered_change_once() -> None:
+    assert len({len(walk) for walk in WALKS}) == 1, "they walk in step"
     steps = Counter(step for walk in WALKS for step in pairwise(walk))
     assert steps == {(a, b): 1 for a in MODES for b in MODES if a != b}
 
@@ -108,22 +111,18 @@ def check_step(pool: Pool, before: str, after: str, since: int) -> None:
     assert "unschedulable" not in pool.node()["spec"], step
 
 
-def check_bodies(walk: Sequence[str], writes: Sequence[NodeWrite]) -> None:
-    """Every PATCH of a node that walked: the rules that hold for each, and what each step of a change consists of."""
+def check_bodies(steps: Sequence[str], routing: str, writes: Sequence[NodeWrite]) -> None:
+    """PATCHes of a node: the rules that hold for each, and what each of these steps consists of."""
     wrong = [
         what
         for w in writes
         for what in (*wrong_in_write(w.before, w.body), *wrong_in_change(w.before, w.after))
     ]
     assert wrong == []
-    steps = ["marks"]  # adopted as Full
-    for before, after in pairwise(walk):
-        steps += ["fence", *["PNR"] * steps_of(before, after), "release"]
-    assert [step_of(write.before, write.body) for write in writes] == steps
-    reached = iter(walk[1:])
+    assert [step_of(write.before, write.body) for write in writes] == list(steps)
     for step, write in zip(steps, writes, strict=True):
         if step != "marks":
-            check_part(step, write, ROUTING[next(reached)] if step == "release" else "")
+            check_part(step, write, routing)
 
 
 def check_part(step: str, write: NodeWrite, routing: str) -> None:
@@ -152,27 +151,64 @@ def label(node: JSON, key: str) -> object:
     return node["metadata"]["labels"].get(key)
 
 
-def test_every_change_of_mode_runs_to_synced_with_one_node_write_per_step_and_two_more(
-    product: Product,
-) -> None:
+@dataclass
+class Walkers:
+    """A pool of one node for each walk, which lives from step to step."""
+
+    product: Product
+    pools: Sequence[Pool]
+    begun: int
+    """Mark in the audit log from before there were nodes."""
+
+    def stand(self, number: int) -> dict[str, int]:
+        """All stand at this step; how often each node was written so far."""
+        for pool, walk in zip(self.pools, WALKS, strict=True):
+            pool.apply(MODES[walk[number]])
+        for pool in self.pools:
+            pool.wait_synced()
+        written = self.written()
+        return {pool.nodes[0]: len(written[pool.nodes[0]]) for pool in self.pools}
+
+    def written(self) -> Mapping[str, Sequence[NodeWrite]]:
+        """By node."""
+        return read_node_writes(self.product.plane.audit_log, self.begun)
+
+
+@pytest.fixture(scope="module")
+def walkers(product: Product, operator: stage.Process) -> Iterator[Walkers]:
+    """They stand at the beginning, adopted."""
     begun = product.mark()
     with contextlib.ExitStack() as stack:
-        pools = [stack.enter_context(product.pool(H100)) for _ in WALKS]
-        for pool in pools:
-            pool.apply(FULL)
-        for pool in pools:
-            pool.wait_synced()
-        for number in range(1, max(map(len, WALKS))):
-            walking = [(p, w) for p, w in zip(pools, WALKS, strict=True) if number < len(w)]
-            since = product.mark()
-            for pool, walk in walking:
-                pool.apply(MODES[walk[number]])
-            for pool, walk in walking:
-                pool.wait_synced()
-                check_step(pool, walk[number - 1], walk[number], since)
-        written = read_node_writes(product.plane.audit_log, begun)
-        for pool, walk in zip(pools, WALKS, strict=True):
-            check_bodies(walk, written[pool.nodes[0]])
+        walkers = Walkers(product, [stack.enter_context(product.pool(H100)) for _ in WALKS], begun)
+        walkers.stand(0)
+        yield walkers
+
+
+def test_a_walk_begins_with_a_node_adopted_by_one_write(walkers: Walkers) -> None:
+    written = walkers.written()
+    for pool in walkers.pools:
+        check_bodies(["marks"], "", written[pool.nodes[0]][:1])
+
+
+@pytest.mark.parametrize("number", range(1, max(map(len, WALKS))))
+def test_every_change_of_mode_runs_to_synced_with_one_node_write_per_step_and_two_more(
+    walkers: Walkers, number: int
+) -> None:
+    before = walkers.stand(number - 1)
+    since = walkers.product.mark()
+    walking = [
+        (pool, walk[number - 1], walk[number]) for pool, walk in zip(walkers.pools, WALKS, strict=True)
+    ]
+    for pool, _, mode in walking:
+        pool.apply(MODES[mode])
+    for pool, was, mode in walking:
+        pool.wait_synced()
+        check_step(pool, was, mode, since)
+    written = walkers.written()
+    for pool, was, mode in walking:
+        node = pool.nodes[0]
+        steps = ["fence", *["PNR"] * steps_of(was, mode), "release"]
+        check_bodies(steps, ROUTING[mode], written[node][before[node] :])
 
 
 def test_a_node_that_is_as_wanted_is_adopted_by_our_own_labels_alone(product: Product) -> None:
