@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from hack.cluster import install, toolchain
+from hack.cluster import install, state, toolchain
 from hack.cluster.controlplane import ControlPlane
+from hack.cluster.paths import state_root
 from hack.report import Report
 from hack.sidebyside import SideBySide, scheduler
 from hypothesis import settings
@@ -22,6 +23,12 @@ MOST_WORKERS = 4
 def pytest_configure(config: pytest.Config) -> None:
     """Count rungs and seconds."""
     config.pluginmanager.register(Report(), "gpusharing-report")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what a worker left: after Ctrl-C, or when a worker hangs, pytest-xdist kills it with its fixtures open."""
+    if not hasattr(config, "workerinput"):
+        state.sweep(state_root())
 
 
 def pytest_xdist_auto_num_workers() -> int:

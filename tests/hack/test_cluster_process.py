@@ -13,6 +13,7 @@ from hack.cluster import process, state
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import Component, ComponentError, wait_until
 from hack.cluster.state import State
+from hack.generate import ROOT
 
 WAIT = "import time; print('up', flush=True); time.sleep(600)"
 SLEEP = (sys.executable, "-c", WAIT)
@@ -140,3 +141,18 @@ def test_a_program_that_has_the_pid_of_one_that_ended_is_left_alone() -> None:
     finally:
         process.end_group(other)
         other.wait(60)
+
+
+def test_a_run_of_tests_sweeps_at_its_end_what_a_worker_of_it_left(folder: Path, sleeper: Component) -> None:
+    State(a_dead_pid(), pids={"sleeper": sleeper.pid}).write(folder)
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_citations.py"]
+    run = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"GPUSHARING_STATE": str(folder.parent)},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+    assert not sleeper.alive()
+    assert not folder.exists()

@@ -4,8 +4,9 @@ The server decides (kubernetes `pkg/registry/core/pod/storage/eviction.go`); thi
 that a hopeless drain is not begun and the reason can be named before anybody is disturbed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from gpusharing.api.selectors import matches
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 
 
@@ -55,22 +56,4 @@ def _selects(pdb: PdbView, pod: PodView) -> bool:
         return True
     if not pdb.match_labels and not pdb.match_expressions:
         return False  # no selector at all: selects nothing
-    return all(pod.labels.get(key) == value for key, value in pdb.match_labels.items()) and all(
-        _holds(expression, pod.labels) for expression in pdb.match_expressions
-    )
-
-
-def _holds(expression: tuple[str, str, tuple[str, ...]], labels: Mapping[str, str]) -> bool:
-    """One row of matchExpressions. As in Kubernetes, NotIn holds where the label is missing."""
-    key, operator, values = expression
-    match operator:
-        case "In":
-            return key in labels and labels[key] in values
-        case "NotIn":
-            return key not in labels or labels[key] not in values
-        case "Exists":
-            return key in labels
-        case "DoesNotExist":
-            return key not in labels
-        case _:
-            return True  # unknown to us: rather foresee a refusal than overlook one
+    return matches(pod.labels, pdb.match_labels, pdb.match_expressions)

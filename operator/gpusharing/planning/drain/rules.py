@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from gpusharing.api.policy import Drain, DrainRule, Selector
+from gpusharing.api.selectors import matches
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.podviews import PodView
 
@@ -49,13 +50,13 @@ class Ruled:
 def find_rule(pod: PodView, options: Drain) -> Ruled | None:
     """The first rule that matches the pod, or may do so; None: none does."""
     for index, rule in enumerate(options.rules):
-        if not matches(rule.pod_selector, pod.labels):
+        if not selects(rule.pod_selector, pod.labels):
             continue
         if is_empty(rule.namespace_selector):
             return Ruled(index, rule, known=True)
         if pod.namespace_labels is None:
             return Ruled(index, rule, known=False)
-        if matches(rule.namespace_selector, pod.namespace_labels):
+        if selects(rule.namespace_selector, pod.namespace_labels):
             return Ruled(index, rule, known=True)
     return None
 
@@ -70,23 +71,10 @@ def is_empty(selector: Selector) -> bool:
     return not selector.match_labels and not selector.match_expressions
 
 
-def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
-    """As Kubernetes has it: all parts must hold, and NotIn holds where the label is missing."""
-    if any(labels.get(key) != value for key, value in selector.match_labels.items()):
-        return False
-    return all(_holds(row.operator, labels.get(row.key), row.values) for row in selector.match_expressions)
-
-
-def _holds(operator: str, value: str | None, values: tuple[str, ...]) -> bool:
-    match operator:
-        case "In":
-            return value in values
-        case "NotIn":
-            return value not in values
-        case "Exists":
-            return value is not None
-        case _:
-            return value is None
+def selects(selector: Selector, labels: Mapping[str, str]) -> bool:
+    """Whether the rule's selector matches these labels; an empty one matches everything."""
+    rows = ((row.key, row.operator, tuple(row.values)) for row in selector.match_expressions)
+    return matches(labels, selector.match_labels, rows)
 
 
 def is_job(pod: PodView) -> bool:

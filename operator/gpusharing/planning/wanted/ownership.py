@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.api.policy import LabelSelector
+from gpusharing.api.selectors import matches
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 
 
@@ -24,23 +25,8 @@ def selects(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
     """Kubernetes' LabelSelector semantics; an empty selector selects nothing here (it is refused anyway)."""
     if not selector.match_labels and not selector.match_expressions:
         return False
-    for key, value in selector.match_labels.items():
-        if labels.get(key) != value:
-            return False
-    for row in selector.match_expressions:
-        present = row.key in labels
-        match row.operator:
-            case "In":
-                holds = present and labels[row.key] in row.values
-            case "NotIn":
-                holds = not present or labels[row.key] not in row.values
-            case "Exists":
-                holds = present
-            case "DoesNotExist":
-                holds = not present
-        if not holds:
-            return False
-    return True
+    rows = ((row.key, row.operator, tuple(row.values)) for row in selector.match_expressions)
+    return matches(labels, selector.match_labels, rows)
 
 
 @dataclass(frozen=True, slots=True)

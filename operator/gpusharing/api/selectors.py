@@ -1,0 +1,32 @@
+"""Label selectors as Kubernetes means them: of our policies, of their rules, and of PodDisruptionBudgets."""
+
+from collections.abc import Iterable, Mapping
+
+Row = tuple[str, str, tuple[str, ...]]
+"""One row of matchExpressions: key, operator, values."""
+
+
+def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable[Row] = ()) -> bool:
+    """All of matchLabels and of matchExpressions must hold; nothing at all matches everything.
+
+    NotIn holds where the label is missing. An operator that we do not know holds: who asks foresees a budget's
+    refusal, and would rather see one too many than overlook one; our own CRDs admit no such operator.
+    """
+    return all(labels.get(key) == value for key, value in wanted.items()) and all(
+        _holds(labels, row) for row in rows
+    )
+
+
+def _holds(labels: Mapping[str, str], row: Row) -> bool:
+    key, operator, values = row
+    match operator:
+        case "In":
+            return key in labels and labels[key] in values
+        case "NotIn":
+            return key not in labels or labels[key] not in values
+        case "Exists":
+            return key in labels
+        case "DoesNotExist":
+            return key not in labels
+        case _:
+            return True
