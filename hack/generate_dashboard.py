@@ -47,6 +47,17 @@ PANELS = (
         "{{policy}} {{reason}}",
     ),
     Panel(
+        "Unavailable nodes, and how many may be",
+        'label_replace(gpusharing_policy_budget_used_nodes{policy=~"$policy"}, "is", "unavailable", "", "")'
+        ' or label_replace(gpusharing_policy_budget_allowed_nodes{policy=~"$policy"}, "is", "allowed", "", "")',
+        "{{policy}} {{is}}",
+    ),
+    Panel(
+        "Pods that keep nodes",
+        'sum by (policy, reason) (gpusharing_drain_blocked_pods{policy=~"$policy"})',
+        "{{policy}} {{reason}}",
+    ),
+    Panel(
         "MIG instances",
         "sum by (profile) (gpusharing_agent_gpu_mig_instances)",
         "{{profile}}",

@@ -13,12 +13,14 @@ from tests.planning.machines import Machine
 from tests.planning.told import CHANGING, DRAINING, SYNCED
 from tests.planning.world import World
 
+from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
 from gpusharing.kube.client import GPUNODES, NODES
 from gpusharing.planning.actions import SetFinalizer
 from gpusharing.planning.gpus.health import Diagnosis
+from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -54,6 +56,12 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
         "gpusharing_transitions",
         "gpusharing_policy_nodes",
         "gpusharing_policy_unhealthy_nodes",
+        "gpusharing_policy_budget_allowed_nodes",
+        "gpusharing_policy_budget_used_nodes",
+        "gpusharing_policy_halted",
+        "gpusharing_drain_blocked_pods",
+        "gpusharing_orphan_nodes",
+        "gpusharing_phase_seconds",
         "gpusharing_api_requests",
         "gpusharing_leader",
     }
@@ -75,6 +83,51 @@ def test_a_phase_counts_when_it_is_entered_and_not_when_it_is_found(metrics: Met
     metrics.changed(DRAINING, DRAINING)
     metrics.changed(DRAINING, CHANGING)
     assert samples(metrics, "gpusharing_transitions") == {("Reconfiguring", "ActuationInProgress"): 1}
+
+
+def test_a_phase_is_timed_from_its_beginning_to_its_end() -> None:
+    now = iter((100.0, 190.0, 190.0))
+    metrics = Metrics(lambda: next(now))
+    metrics.changed(DRAINING, CHANGING)
+    metrics.changed(CHANGING, replace(CHANGING, phase=Phase.VERIFYING))
+    drained = metrics.registry.get_sample_value("gpusharing_phase_seconds_sum", {"phase": "Draining"})
+    assert drained is None, "nobody saw it begin"
+    assert metrics.registry.get_sample_value("gpusharing_phase_seconds_sum", {"phase": "Reconfiguring"}) == 90
+
+
+def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
+    metrics, world = Metrics(), World()
+    for name in ("gpu-1", "gpu-2", "gpu-3"):
+        world.add_node(name, Machine(name))
+    world.set_policy(make_policy(mode="Full", rollout={"maxUnavailable": 2}))
+    plan = world.plan()
+    blockers = (
+        Blocker(Reason.PDB, ("a/x", "a/y"), "a/pdb"),
+        Blocker(Reason.PDB, ("a/x",), "a/other"),
+        Blocker(Reason.UNMANAGED, ("a/z",)),
+        Blocker(Reason.PODS_LEAVING, ("a/gone",)),
+    )
+    first, second, third = (plan.verdicts[name] for name in ("gpu-1", "gpu-2", "gpu-3"))
+    told = {
+        "gpu-1": replace(first, blockers=blockers),
+        "gpu-2": replace(second, reason=Reason.HALTED),
+        "gpu-3": replace(third, reason=Reason.ORPHAN_FENCE),
+    }
+    pool = replace(plan.pools["pool-b"], used=1)
+    metrics.passed({}, replace(plan, verdicts=told, pools={"pool-b": pool}), Outcome())
+    assert samples(metrics, "gpusharing_policy_budget_allowed_nodes") == {("pool-b",): 2}
+    assert samples(metrics, "gpusharing_policy_budget_used_nodes") == {("pool-b",): 1}
+    assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 1}
+    assert samples(metrics, "gpusharing_orphan_nodes") == {(): 1}
+    assert samples(metrics, "gpusharing_drain_blocked_pods") == {
+        ("pool-b", "PDB"): 2,
+        ("pool-b", "Unmanaged"): 1,
+    }, "a pod counts once for each reason, and one that is leaving blocks nothing"
+    world.settle()
+    metrics.passed({}, world.plan(), Outcome())
+    assert samples(metrics, "gpusharing_drain_blocked_pods") == {}
+    assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 0}
+    assert samples(metrics, "gpusharing_orphan_nodes") == {(): 0}
 
 
 def test_actions_count_by_kind_and_result(metrics: Metrics) -> None:

@@ -1,7 +1,9 @@
 """The operator's metrics for Prometheus. `docs/reference/metrics.md` is generated from this file."""
 
+import time
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import chain
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -10,13 +12,22 @@ from gpusharing.kube.client import Resource
 from gpusharing.planning.actions import Action
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasonkinds import Passes
+from gpusharing.planning.words.reasons import Reason
 
 
 class Metrics:
-    """The operator's metrics in a registry of their own."""
+    """The operator's metrics in a registry of their own. `clock` answers in seconds and never goes back."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
+        self._clock = clock
+        self._entered: dict[str, float] = {}
+        """By node: when its phase began, as far as this process has seen it begin."""
+        self._describe_passes()
+        self._describe_pools()
+
+    def _describe_passes(self) -> None:
         self.pass_seconds = Histogram(
             "gpusharing_pass_seconds",
             "Time of one step of a pass: gather, plan, execute or publish.",
@@ -36,17 +47,12 @@ class Metrics:
             ["phase", "reason"],
             registry=self.registry,
         )
-        self.nodes = Gauge(
-            "gpusharing_policy_nodes",
-            "Nodes of a policy by phase.",
-            ["policy", "phase"],
+        self.phase_seconds = Histogram(
+            "gpusharing_phase_seconds",
+            "How long nodes were in a phase, as far as this process saw it begin.",
+            ["phase"],
             registry=self.registry,
-        )
-        self.unhealthy = Gauge(
-            "gpusharing_policy_unhealthy_nodes",
-            "Nodes of a policy with an unhealthy GPU, by reason; such nodes are not reconfigured.",
-            ["policy", "reason"],
-            registry=self.registry,
+            buckets=(1, 5, 15, 60, 300, 900, 3600, 14400, 86400),
         )
         self.requests = Counter(
             "gpusharing_api_requests_total",
@@ -57,20 +63,66 @@ class Metrics:
         held = "1 while this process holds the Lease."
         self.leader = Gauge("gpusharing_leader", held, registry=self.registry)
 
+    def _describe_pools(self) -> None:
+        policy, registry = ["policy"], self.registry
+        self.nodes = Gauge(
+            "gpusharing_policy_nodes",
+            "Nodes of a policy by phase.",
+            [*policy, "phase"],
+            registry=registry,
+        )
+        self.unhealthy = Gauge(
+            "gpusharing_policy_unhealthy_nodes",
+            "Nodes of a policy with an unhealthy GPU, by reason; such nodes are not reconfigured.",
+            [*policy, "reason"],
+            registry=registry,
+        )
+        self.allowed = Gauge(
+            "gpusharing_policy_budget_allowed_nodes",
+            "How many nodes of a policy rollout.maxUnavailable allows to be unavailable at once.",
+            policy,
+            registry=registry,
+        )
+        self.used = Gauge(
+            "gpusharing_policy_budget_used_nodes",
+            "How many nodes of a policy are unavailable, whatever the cause; each counts once.",
+            policy,
+            registry=registry,
+        )
+        self.halted = Gauge(
+            "gpusharing_policy_halted",
+            "1 while nodes of a policy do not start because rollout.maxFailures was reached.",
+            policy,
+            registry=registry,
+        )
+        self.blocked_pods = Gauge(
+            "gpusharing_drain_blocked_pods",
+            "Pods that keep nodes of a policy from being drained, by reason.",
+            [*policy, "reason"],
+            registry=registry,
+        )
+        self.orphans = Gauge(
+            "gpusharing_orphan_nodes",
+            "Nodes that stay cordoned because their policy vanished after the point of no return.",
+            registry=registry,
+        )
+
     def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
         """See observer.Observer."""
         for step, duration in seconds.items():
             self.pass_seconds.labels(step).observe(duration)
         verdicts = plan.verdicts
+        self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
         mine = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]
-        counts = Tally((name, verdict.phase) for name, verdict in mine)
-        ill = Tally((name, v.health.reason) for name, v in mine if v.health is not None and not v.health.well)
-        self.unhealthy.clear()
-        for (policy, reason), count in ill.items():
-            self.unhealthy.labels(policy, str(reason)).set(count)
-        self.nodes.clear()
-        for (policy, phase), count in counts.items():
-            self.nodes.labels(policy, str(phase)).set(count)
+        _show(self.nodes, Tally((name, str(verdict.phase)) for name, verdict in mine))
+        ill = ((name, v.health.reason) for name, v in mine if v.health is not None and not v.health.well)
+        _show(self.unhealthy, Tally((name, str(reason)) for name, reason in ill))
+        _show(self.allowed, {(name,): pool.limit for name, pool in plan.pools.items()})
+        _show(self.used, {(name,): pool.used for name, pool in plan.pools.items()})
+        halted = {name for name, verdict in mine if verdict.reason is Reason.HALTED}
+        _show(self.halted, {(name,): name in halted for name in plan.pools})
+        _show(self.blocked_pods, Tally(chain.from_iterable(_kept(*one) for one in mine)))
+        self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
     def acted(self, action: Action, result: str) -> None:
         """See observer.Observer."""
@@ -80,6 +132,9 @@ class Metrics:
         """See observer.Observer."""
         if before is not None and before.phase is not after.phase:
             self.transitions.labels(str(after.phase), str(after.reason)).inc()
+            if (began := self._entered.get(after.node)) is not None:
+                self.phase_seconds.labels(str(before.phase)).observe(self._clock() - began)
+            self._entered[after.node] = self._clock()
 
     def called(
         self, verb: str, resource: Resource, subresource: str | None, status: int, seconds: float
@@ -87,3 +142,21 @@ class Metrics:
         """See http.OnCall."""
         kind = f"{resource.plural}/{subresource}" if subresource else resource.plural
         self.requests.labels(verb, kind, str(status)).inc()
+
+
+def _kept(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
+    """Policy and reason, once for each pod that blocks."""
+    pods = {
+        (blocker.reason, pod)
+        for blocker in verdict.blockers
+        if blocker.reason.passes is not Passes.SOON
+        for pod in blocker.pods
+    }
+    return [(policy, str(reason)) for reason, _ in pods]
+
+
+def _show(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
+    """What is no longer there is no longer shown. Nothing is scraped meanwhile: pages are served by the same thread."""
+    gauge.clear()
+    for labels, value in values.items():
+        gauge.labels(*labels).set(value)
