@@ -93,6 +93,25 @@ async def test_a_plan_is_carried_out_under_one_approval_and_an_edit_needs_anothe
 
 
 @virtually
+async def test_who_is_to_approve_a_plan_sees_the_pods_that_it_would_evict_and_what_keeps_them() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
+        stage.apply(SLICED, rollout=at_once(1, approval="Manual"))
+        await stage.reason("gpu-1", "ApprovalNeeded")
+
+        def plan() -> dict[str, list[str]]:
+            found: dict[str, list[str]] = stage.e.policy("pool-b")["status"]["plan"]
+            return found
+
+        await stage.e.until(lambda: bool(plan()["podNames"]), "the pods to be named", 60)
+        (pod,) = plan()["podNames"]
+        assert pod.endswith("/bare")
+        (line,) = plan()["blockers"]
+        assert line.startswith(f"Unmanaged: Pod {pod}.")
+        assert not begun(stage)
+
+
+@virtually
 async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_generation() -> None:
     async with scene(*nodes(3)) as stage:
         await asyncio.sleep(10)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hack.cluster.api import Object
 from tests.integration.product import L40S, NODES, SLICED, Pool, Product
+from tests.integration.workloads import Workload, guard
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -58,6 +59,21 @@ def test_a_plan_waits_for_the_approval_of_its_hash_and_an_old_one_is_named(produ
         assert not pool.fence()
         approve(pool, pool.api.get(pool.path)["status"]["plan"]["hash"])
         pool.wait_synced()
+
+
+def test_a_plan_names_pods_and_budgets_before_it_is_approved(product: Product) -> None:
+    with product.pool(L40S) as pool:
+        app = Workload(pool, pool.nodes[0], 1)
+        (pod,) = app.wait_running(1)
+        budget = guard(pool, app.app, 0, minAvailable=1)
+        pool.apply(rolled(approval="Manual"))
+        pool.wait_phase("Pending", "ApprovalNeeded")
+        pool.wait(lambda: pool.api.get(pool.path)["status"]["plan"].get("podNames"), "the pods to be named")
+        plan = pool.api.get(pool.path)["status"]["plan"]
+        assert plan["podNames"] == [f"default/{pod}"]
+        assert plan["budgets"] == [budget]
+        assert plan["blockers"][0].startswith("PDBNeverAllows ")
+        assert not pool.fence()
 
 
 def test_the_others_wait_until_the_canary_is_proven_and_has_soaked(product: Product) -> None:

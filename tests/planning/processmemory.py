@@ -5,7 +5,7 @@ from datetime import datetime
 
 from gpusharing.planning.memo import Memo
 from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 
 
@@ -22,3 +22,4 @@ class Memory:
     failures: dict[str, CallFailure] = field(default_factory=dict)
     """By node or subject."""
     looks: dict[str, Look] = field(default_factory=dict)
+    previews: dict[str, Preview] = field(default_factory=dict)

@@ -232,6 +232,7 @@ class World:
             at_work_since=self._at_work(),
             looks=dict(self.memory.looks),
             call_failures=dict(self.memory.failures),
+            previews=dict(self.memory.previews),
             settings=self.settings,
         )
 
@@ -293,7 +294,7 @@ class World:
         for name in memory.work.keys() - plan.wants_pods:
             del memory.work[name]
         memory.wants_pods = plan.wants_pods
-        memory.looks = dict(plan.looks)
+        memory.looks, memory.previews = dict(plan.looks), dict(plan.previews)
         since = memory.drifting_since
         memory.drifting_since = {name: since.get(name, self.now) for name in plan.differing}
         return plan
@@ -326,7 +327,8 @@ class World:
             plan = self.step()
             for policy in self.policies if approving else ():
                 habits.person_approves(self, policy.name, plan)
-            moved = self._state() != before or bool(plan.wants_pods - wanted)
+            # Pods that a plan has named already are listed again for ever, every few minutes.
+            moved = self._state() != before or bool(plan.wants_pods - wanted - plan.previews.keys())
             still = 0 if moved else still + 1
             if rules.is_settled(plan) and (still > POLLS or (still and plan.wake_at is None)):
                 return plan

@@ -282,6 +282,15 @@ class Plan(WireModel):
     """How many nodes change."""
     pods: int
     """Pods holding a GPU on these nodes."""
+    pod_names: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
+    """Of them, at most 20 that would be evicted. Listed while the whole pool waits: for an approval, a window, the
+    canary or a person. Nodes in work show theirs in kubectl get gpunodes."""
+    budgets: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
+    """PodDisruptionBudgets that guard these pods, at most 20."""
+    gangs: Annotated[tuple[Sentence, ...], Field(max_length=10)] = ()
+    """Gangs that these pods belong to, how many members they have and where; at most 10."""
+    blockers: Annotated[tuple[Sentence, ...], Field(max_length=5)] = ()
+    """What would keep these pods from leaving, one line for each reason."""
     windows: Annotated[tuple[Line, ...], Field(max_length=3)] = ()
     """The next times at which nodes may start, from and to in UTC; empty: at any time."""
     capacity_before: Counts

@@ -190,5 +190,5 @@ class Loop:
         """Keep what the next snapshot needs of this pass."""
         self.gatherer.write_error = self.executor.write_error
         self.gatherer.remember_differing(plan.differing, now)
-        self.gatherer.looks = plan.looks
+        self.gatherer.looks, self.gatherer.previews = plan.looks, plan.previews
         self.gatherer.proving = frozenset(v.node for v in plan.verdicts.values() if is_proving(v))

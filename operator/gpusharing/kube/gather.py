@@ -24,7 +24,7 @@ from gpusharing.planning.drain.rules import asks_for_namespaces
 from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, CallFailure
-from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.podviews import EvictionMemory, GangView, NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
@@ -71,6 +71,8 @@ class Gatherer:
     drifting_since: dict[str, datetime] = field(default_factory=dict)
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What the last plan wants remembered about blocked nodes."""
+    previews: Mapping[str, Preview] = field(default_factory=dict)
+    """What the last plan wants remembered about held pools."""
     proving: frozenset[str] = frozenset()
     """Nodes of which the last plan needs nothing more than a look at their pods."""
     pending: dict[str, int] = field(default_factory=dict)
@@ -134,6 +136,7 @@ class Gatherer:
             at_work_since=self._look_for_work(now),
             call_failures=dict(self.failures),
             looks=self.looks,
+            previews=self.previews,
             settings=self.settings,
         )
 

@@ -37,11 +37,12 @@ from gpusharing.planning.memo import Memo
 from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.pool import Pool, is_unavailable, select
 from gpusharing.planning.pools.pooled import Member
+from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.proof.verify import served
-from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
@@ -89,6 +90,8 @@ class RolloutPlan:
     """Look again then at the latest."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What was found at nodes that their pods block; the caller puts it into the next snapshot."""
+    previews: Mapping[str, Preview] = field(default_factory=dict)
+    """What held pools would disturb; the caller puts it into the next snapshot, and people see it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +126,10 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failing = Failing(snapshot.call_failures, snapshot.claims, now)
     pools = _pools(snapshot, facts, verdicts, _cases(snapshot, facts, judged, now), failing)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
-    choice = choose(snapshot, now, pools, verdicts, facts, held=len(kept))
+    offered = _offered(facts.values())
+    choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
     verdicts |= choice.verdicts
+    previews = find_previews(pools, verdicts, snapshot, offered, now)
 
     targets = _targets(facts)
     config = configure(snapshot, targets.values(), models, wishes, memo)
@@ -136,16 +141,19 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         objections={name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)},
         shared=shared,
         targets={name: target.resources for name, target in targets.items()},
-        wants_pods=frozenset(name for name, verdict in verdicts.items() if verdict.wants_pods),
+        wants_pods=previews.wants_pods.union(one.node for one in verdicts.values() if one.wants_pods),
         differing=frozenset(name for name, one in judged.items() if one.differs),
         looks=choice.looks,
-        wake_at=_wake(verdicts, pools, now),
+        previews=previews.known,
+        wake_at=_wake(verdicts, pools, previews, now),
     )
 
 
-def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], now: datetime) -> datetime | None:
+def _wake(
+    verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews, now: datetime
+) -> datetime | None:
     """The next moment at which the clock may change anything; that of a window is told even where no node waits."""
-    changes = (pool.hours(now).change for pool in pools.values())
+    changes = (*(pool.hours(now).change for pool in pools.values()), previews.wake)
     moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
     return min([*moments, *(change for change in changes if change is not None)], default=None)
 
@@ -267,12 +275,12 @@ def choose(
     now: datetime,
     pools: Mapping[str, Pool],
     verdicts: Mapping[str, Verdict],
-    facts: Mapping[str, NodeFacts],
+    offered: frozenset[str],
     *,
     held: int,
 ) -> Choice:
     """Let every pool choose its next nodes within its allowance and the operator-wide cap, of which `held` slots are
-    kept for nodes without a fence.
+    kept for nodes without a fence. `offered`: the resource names that some node still offers in the end.
     """
     chosen: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
@@ -287,7 +295,7 @@ def choose(
         for case in pool.candidates
         if pool.limit > pool.used or is_newcomer(case.node, case.gpunode)
     ]
-    common = Common.of(snapshot, now, _offered(facts.values()), cases)
+    common = Common.of(snapshot, now, offered, cases)
     for name in sorted(in_flight):
         if (look := common.add_in_flight(snapshot, verdicts[name], now)) is not None:
             looks[name] = look

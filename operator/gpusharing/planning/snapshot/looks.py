@@ -43,6 +43,24 @@ class Look:
         return again if end is None or end <= self.at else min(again, end)
 
 
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the change of a node would disturb, as its pods were listed while its whole pool is held."""
+
+    policy_uid: str
+    generation: int
+    at: datetime
+    """When the pods were listed."""
+    pods: tuple[str, ...] = ()
+    """`namespace/name` of those that would have to leave, sorted."""
+    budgets: tuple[str, ...] = ()
+    """`namespace/name` of the PodDisruptionBudgets that guard them, sorted."""
+    gangs: tuple[str, ...] = ()
+    """The gangs that they belong to, in words."""
+    blockers: tuple[Blocker, ...] = ()
+    """What would keep the drain from succeeding."""
+
+
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
     """The nodes to look at again now: those that wait longest, as many as the looks of the last poll leave."""
     known = list(looks)

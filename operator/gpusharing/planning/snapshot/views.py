@@ -19,7 +19,7 @@ from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import WELL, Diagnosis, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
@@ -280,6 +280,8 @@ class ClusterSnapshot:
     """Why the policies may have changed meanwhile; no node starts then."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What the last look at the pods of each blocked node found; see `RolloutPlan.looks`."""
+    previews: Mapping[str, Preview] = field(default_factory=dict)
+    """What the changes of held pools would disturb; see `RolloutPlan.previews`."""
     settings: PlanSettings = PlanSettings()
 
 

@@ -9,11 +9,15 @@ from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.hours import Hours
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.looks import Preview
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.blockers import explain_blockers
+from gpusharing.planning.words.lengths import MAX_TEXT, cut
 
 MAX_LISTED = 20
 """Nodes named in plan and failures."""
+MAX_GANGS = 10
 _SEVERITY = tuple(DisruptionClass)
 
 
@@ -46,9 +50,24 @@ def tell_plan(
         "nodes": nodes[:MAX_LISTED],
         "nodeCount": len(nodes),
         "pods": sum(_pods_on(verdict, snapshot) for verdict in changing),
+        **_disturbed([plan.previews[name] for name in nodes if name in plan.previews]),
         "windows": hours.listed,
         "capacityBefore": dict(sorted(before.items())),
         "capacityAfter": dict(sorted(after.items())),
+    }
+
+
+def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
+    """The same for the same pods, whatever the order of the looks: a status is written when it changes."""
+    pods = sorted({name for one in previews for name in one.pods})
+    budgets = sorted({name for one in previews for name in one.budgets})
+    gangs = sorted({text for one in previews for text in one.gangs})
+    lines = explain_blockers(blocker for one in previews for blocker in one.blockers)
+    return {
+        "podNames": pods[:MAX_LISTED],
+        "budgets": budgets[:MAX_LISTED],
+        "gangs": [cut(text, MAX_TEXT) for text in gangs[:MAX_GANGS]],
+        "blockers": [cut(line, MAX_TEXT) for line in lines],
     }
 
 

@@ -1,0 +1,126 @@
+"""What a held pool would disturb, for who is to approve it or waits for its window: read from pods, decides nothing.
+
+Nodes in work show their own pods. While all of a pool waits nobody looks at pods, and `status.plan` could only count
+them. The first nodes of such a pool are looked at, seldom, and a few at a time over all pools
+(docs/design/drain.md#preview).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.drain.gangs import describe_gang
+from gpusharing.planning.drain.holders import scope_of
+from gpusharing.planning.drain.plan import preflight
+from gpusharing.planning.drain.standing import find_standings
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.snapshot.looks import LOOKS, Preview
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings, PolicyView
+from gpusharing.planning.way.gates import CORDONING
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
+
+AGAIN = timedelta(minutes=5)
+"""Between two looks at one node."""
+MAX_NODES = 20
+"""Nodes of a pool that are looked at; `status.plan` names no more."""
+HELD = frozenset(
+    {
+        Reason.APPROVAL_NEEDED,
+        Reason.WINDOW_CLOSED,
+        Reason.WINDOW_TOO_SHORT,
+        Reason.INVALID_WINDOW,
+        Reason.CANARY_SOAK,
+        Reason.HALTED,
+        Reason.PAUSED,
+        Reason.FROZEN,
+    }
+)
+"""What keeps every node of a pool from starting, whatever its pods are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Previews:
+    """What is known, and what the next pass needs for it."""
+
+    known: Mapping[str, Preview] = field(default_factory=dict)
+    """By node."""
+    wants_pods: frozenset[str] = frozenset()
+    """Nodes whose pods are to be listed."""
+    wake: datetime | None = None
+    """Look again then; None: no node waits for its first look."""
+
+
+def find_previews(
+    pools: Mapping[str, Pool],
+    verdicts: Mapping[str, Verdict],
+    snapshot: ClusterSnapshot,
+    offered: AbstractSet[str],
+    now: datetime,
+) -> Previews:
+    """What the held pools would disturb. `offered`: see `preflight`."""
+    known: dict[str, Preview] = {}
+    missing: list[str] = []
+    for policy, verdict in _held(pools, verdicts):
+        name = verdict.node
+        before = _standing(snapshot.previews.get(name), policy)
+        work = snapshot.work.get(name)
+        if work is not None and (before is None or work.listed_at > before.at):
+            known[name] = _preview(policy, verdict, work, offered, snapshot.settings)
+        elif before is not None:
+            known[name] = before
+        else:
+            missing.append(name)
+    return _pace(known, missing, now, timedelta(seconds=snapshot.settings.poll))
+
+
+def _pace(known: Mapping[str, Preview], missing: Sequence[str], now: datetime, poll: timedelta) -> Previews:
+    """The clock alone asks for the first looks only: whatever changes pods wakes the operator by itself."""
+    old = sorted((one.at, name) for name, one in known.items() if one.at + AGAIN <= now)
+    due = [*missing, *(name for _, name in old)]
+    left = max(0, LOOKS - sum(now - poll < one.at for one in known.values()))
+    return Previews(known, frozenset(due[:left]), now + poll if missing else None)
+
+
+def _held(pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]) -> Iterator[tuple[PolicyView, Verdict]]:
+    """The first nodes of each pool that are held and would have to be drained."""
+    for _, pool in sorted(pools.items()):
+        if pool.policy.spec is None or pool.policy.deleting:
+            continue
+        found = 0
+        for member in pool.members:
+            verdict = verdicts[member.node.name]
+            if verdict.reason not in HELD or verdict.disruption not in CORDONING:
+                continue
+            yield pool.policy, verdict
+            found += 1
+            if found == MAX_NODES:
+                break
+
+
+def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
+    if preview is None or (preview.policy_uid, preview.generation) != (policy.uid, policy.generation):
+        return None
+    return preview
+
+
+def _preview(
+    policy: PolicyView, verdict: Verdict, work: NodeWork, offered: AbstractSet[str], settings: PlanSettings
+) -> Preview:
+    assert policy.spec is not None, "a policy without a spec has no held nodes"
+    drain = policy.spec.drain
+    scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT)
+    pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
+    leaving = (*pods.leaving, *pods.staying)
+    return Preview(
+        policy.uid,
+        policy.generation,
+        work.listed_at,
+        tuple(sorted(one.pod.ref for one in leaving)),
+        tuple(sorted({f"{pdb.namespace}/{pdb.name}" for one in leaving for pdb in one.budgets})),
+        tuple(describe_gang(view) for view in work.gangs if not view.error),
+        preflight(pods, drain, offered, work.listed_at),
+    )

@@ -1,0 +1,182 @@
+"""planning/pools/previews.py: what a held pool would disturb is named before anybody may start, by few looks."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import NOW, at, make_node, make_policy, make_snapshot
+from tests.planning.budgets import Budget
+from tests.planning.cases import FULL, edited, pool_of
+from tests.planning.ganging import make_gang_view
+from tests.planning.podkinds import NAMESPACE
+from tests.planning.told import verdict
+from tests.planning.world import World
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.pooled import Member
+from gpusharing.planning.pools.previews import AGAIN, HELD, MAX_NODES, find_previews
+from gpusharing.planning.snapshot.looks import LOOKS, Preview
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.words.reasons import Reason
+
+POLL = PlanSettings().poll
+POLICY = make_policy(generation=3)
+NOTHING: frozenset[str] = frozenset()
+
+
+def held(count: int, reason: Reason = Reason.APPROVAL_NEEDED, **fields: Any) -> dict[str, Pool]:
+    """A pool whose nodes all wait for the same."""
+    pool = Pool(POLICY)
+    for index in range(count):
+        name = f"n{index:02}"
+        told = verdict(Phase.PENDING, reason, name, disruption=DisruptionClass.RESET, **fields)
+        pool.count(Member(make_node(name), told, None), used=False)
+    return {"pool-b": pool}
+
+
+def look(
+    pools: dict[str, Pool], previews: dict[str, Preview], work: dict[str, NodeWork], seconds: float = 0
+) -> Any:
+    """What is known and wanted."""
+    verdicts = {one.node.name: one.verdict for one in pools["pool-b"].members}
+    snapshot = replace(make_snapshot([], [POLICY]), previews=previews, work=work)
+    return find_previews(pools, verdicts, snapshot, NOTHING, at(seconds))
+
+
+def test_no_more_nodes_are_looked_at_than_a_plan_names_and_few_at_a_time() -> None:
+    pools, seconds = held(MAX_NODES + 5), 0.0
+    known: dict[str, Preview] = {}
+    rounds = []
+    while (found := look(pools, known, {}, seconds)).wants_pods:
+        rounds.append(len(found.wants_pods))
+        work = {name: NodeWork((), (), at(seconds)) for name in found.wants_pods}
+        known = dict(look(pools, known, work, seconds).known)
+        assert not look(pools, known, {}, seconds).wants_pods, "no further one within this poll"
+        seconds += POLL
+    assert rounds == [LOOKS] * (MAX_NODES // LOOKS)
+    assert sorted(known) == [f"n{index:02}" for index in range(MAX_NODES)]
+    assert found.wake is None
+
+
+def test_a_node_is_looked_at_again_after_a_while_the_oldest_look_first() -> None:
+    pools = held(LOOKS + 1)
+    known = {f"n{index:02}": Preview("uid-pool-b", 3, at(-index)) for index in range(LOOKS + 1)}
+    again = AGAIN.total_seconds()
+    assert look(pools, known, {}, again - LOOKS - 1).wants_pods == NOTHING
+    found = look(pools, known, {}, again)
+    assert found.wants_pods == {f"n{index:02}" for index in range(1, LOOKS + 1)}
+
+
+@pytest.mark.parametrize("other", [{"policy_uid": "other"}, {"generation": 2}], ids=["policy", "edit"])
+def test_what_was_seen_for_another_plan_does_not_count(other: dict[str, Any]) -> None:
+    before = replace(Preview("uid-pool-b", 3, NOW), **other)
+    found = look(held(1), {"n00": before}, {})
+    assert (found.known, found.wants_pods) == ({}, {"n00"})
+
+
+def test_only_what_waits_as_a_whole_and_would_be_drained_is_looked_at() -> None:
+    for reason in Reason:
+        wanted = look(held(1, reason), {}, {}).wants_pods
+        assert wanted == ({"n00"} if reason in HELD else NOTHING), reason
+    alive = held(1)
+    (one,) = alive["pool-b"].members
+    alive["pool-b"].members[0] = replace(
+        one, verdict=replace(one.verdict, disruption=DisruptionClass.PLUGIN_RESTART)
+    )
+    assert look(alive, {}, {}).wants_pods == NOTHING
+    leaving = held(1)
+    leaving["pool-b"].policy = replace(POLICY, deleting=True)
+    assert look(leaving, {}, {}).wants_pods == NOTHING
+
+
+def test_a_list_that_fails_for_ever_is_told_and_asked_again_no_sooner_than_others() -> None:
+    work = {"n00": NodeWork((), (), NOW, error="403 Forbidden")}
+    found = look(held(1), {}, work)
+    (blocker,) = found.known["n00"].blockers
+    assert blocker.reason is Reason.LIST_FAILED
+    assert "403 Forbidden" in blocker.message
+    assert (found.wants_pods, found.wake) == (NOTHING, None)
+    assert look(held(1), dict(found.known), {}, AGAIN.total_seconds() - 1).wants_pods == NOTHING
+
+
+# --- as a whole ------------------------------------------------------------------------------------------------
+
+
+def waiting(**rollout: Any) -> World:
+    """Two nodes with pods of one budget, whose policy wants another mode and may not start."""
+    world = pool_of(2, FULL)
+    for name in ("n0", "n1"):
+        world.add_pod(name)
+    world.budgets = (Budget("llm", "llm", min_available=2),)
+    world.set_policy(make_policy(mode="TimeSlicing", rollout=rollout))
+    return world
+
+
+def plan_of(world: World) -> dict[str, Any]:
+    """status.plan."""
+    plan = world.plan()
+    told = policy_status(world.policies[0], plan, world.snapshot(), {}, world.now)["plan"]
+    assert isinstance(told, dict)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("rollout", "reason"),
+    [
+        ({"approval": "Manual"}, Reason.APPROVAL_NEEDED),
+        ({"paused": True}, Reason.PAUSED),
+        ({"maxUnavailable": 0}, Reason.FROZEN),
+        ({"windows": [{"schedule": "0 2 * * 0", "duration": "4h"}]}, Reason.WINDOW_CLOSED),
+    ],
+    ids=["approval", "paused", "frozen", "window"],
+)
+def test_the_plan_names_pods_budgets_and_blockers_before_anybody_may_start(
+    rollout: dict[str, Any], reason: Reason
+) -> None:
+    world = waiting(**rollout)
+    for _ in range(20):  # the configuration reaches the node first
+        world.step()
+        world.now += timedelta(seconds=1)
+    assert {v.reason for v in world.plan().verdicts.values()} == {reason}
+    told = plan_of(world)
+    assert told["podNames"] == sorted(pod.ref for pod in world.everywhere())
+    assert told["budgets"] == [f"{NAMESPACE}/llm"]
+    (line,) = told["blockers"]
+    assert line.startswith(f"PDB {NAMESPACE}/llm: Pods ")
+    assert told["gangs"] == []
+
+
+def test_pods_that_went_are_seen_after_a_while_and_an_edit_asks_anew() -> None:
+    world = waiting(approval="Manual")
+    world.settle()
+    world.pods["n0"].clear()
+    assert len(plan_of(world)["podNames"]) == 2
+    world.now += AGAIN
+    world.step()
+    world.step()
+    assert len(plan_of(world)["podNames"]) == 1
+    world.set_policy(edited(world.policies[0], priority=5))
+    assert world.plan().previews == {}
+    world.settle()
+    assert len(plan_of(world)["podNames"]) == 1
+
+
+def test_gangs_are_named_with_their_members() -> None:
+    world = waiting(approval="Manual")
+    pods = world.everywhere()
+    gang = make_gang_view({"n0": pods[:1], "n1": pods[1:]})
+    work = {"n00": NodeWork(tuple(pods[:1]), (), NOW, gangs=(gang,))}
+    (told,) = look(held(1), {}, work).known["n00"].gangs
+    assert told == "JobSet team-a/train, 2 pods (1 on n0, 1 on n1)"
+
+
+def test_what_is_remembered_goes_when_the_pool_may_start() -> None:
+    world = waiting(paused=True)
+    world.settle()
+    assert len(world.plan().previews) == 2
+    world.set_policy(make_policy(generation=9, mode="TimeSlicing"))
+    assert world.plan().previews == {}
