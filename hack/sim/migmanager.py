@@ -85,7 +85,7 @@ class Register:
 
 @dataclass
 class Faults:
-    """What is to go wrong at the next run that changes GPUs; each is used up by one run."""
+    """What is to go wrong at the next run that changes GPUs; each but `refused` is used up by one run."""
 
     wedge_pending: bool = False
     """The operand pods never go: pending for ever (a.7, 1)."""
@@ -93,6 +93,10 @@ class Faults:
     """The apply fails as in a process that has had its first full run: operands stay paused (a.7, 2)."""
     failed: bool = False
     """The apply fails."""
+    refuse: bool = False
+    """The apply fails half way, and from now on every one of this configuration does: the card does not take it."""
+    refused: str = ""
+    """That configuration."""
     reboot: bool = False
     """The next mode change meets a foreign NVML client and fails, and WITH_REBOOT counts as on. After the reboot
     an Ampere card has the new mode; a newer one has lost it, which ends in `failed` (step 5)."""
@@ -151,13 +155,13 @@ class MigManager:
                 return
             if before == "rebooting" and not mode_applied(items, gpus):  # 5
                 raise ApplyError("MIG mode did not take effect after rebooting")
-            await self._change(items, gpus, deploy)
+            await self._change(name, items, gpus, deploy)
         except (ConfigError, ApplyError, LibraryError) as error:
             self._port.log(f"mig-manager: {name}: {error}")
             await self._leave(deploy, "failed")
 
     async def _change(
-        self, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
+        self, name: str, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
         await self._state("pending")  # 6
         await self._port.patch_labels(
@@ -169,7 +173,7 @@ class MigManager:
             self._port.log("mig-manager: timed out waiting for operand pods")
             return
         await self._clock.sleep(self._times.finish / 2)  # 8, 9
-        self._fail_if_asked()
+        self._fail_if_asked(name)
         try:
             await self._apply_mode(items, gpus)  # 10
         except ApplyError as error:
@@ -179,7 +183,7 @@ class MigManager:
                 await self._port.reboot()
                 return
             self._port.log(f"mig-manager: {error}; going on")  # the error is dropped
-        await self._apply_all(items)  # 11
+        await self._apply_all(name, items)  # 11
         await self._clock.sleep(self._times.finish / 2)  # 12, 13
         await self._restore(deploy)
         await self._state("success")
@@ -200,7 +204,7 @@ class MigManager:
         if not mode_applied(items, await self._read()):
             raise ApplyError("MIG mode is pending a reset")
 
-    async def _apply_all(self, items: tuple[Entry, ...]) -> None:
+    async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):
@@ -208,9 +212,19 @@ class MigManager:
             gpus = await self._read()
             if not mode_applied(items, gpus) and any(gpu.mig_mode != gpu.mig_mode_pending for gpu in gpus):
                 raise ApplyError("MIG mode is pending a reset")
+        if (
+            name == self._faults.refused
+        ):  # as a card does that cannot make an instance: what it had is gone (a.6)
+            if gpus[0].mig_mode:
+                self._gpus.destroy_all(gpus[0].index)
+            raise ApplyError(
+                f"error creating MIG device on GPU {gpus[0].index}: SIMULATED, asked for by inject"
+            )
         apply_layout(items, gpus, self._gpus, empty_on_unknown=self._settings.empty_on_unknown_profile)
 
-    def _fail_if_asked(self) -> None:
+    def _fail_if_asked(self, name: str) -> None:
+        if self._faults.refuse:
+            self._faults.refuse, self._faults.refused = False, name
         wedge, self._faults.wedge_paused = self._faults.wedge_paused, False
         failed, self._faults.failed = self._faults.failed, False
         if wedge:

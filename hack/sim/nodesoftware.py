@@ -242,6 +242,14 @@ def _failed(node: SimNode) -> None:
     node.faults.failed = True
 
 
+def _refuse(node: SimNode) -> None:
+    node.faults.refuse = True
+
+
+def _accept(node: SimNode) -> None:
+    node.faults.refuse, node.faults.refused = False, ""
+
+
 def _reboot(node: SimNode) -> None:
     node.faults.reboot = True
 
@@ -254,6 +262,8 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "wedge-pending": _wedge_pending,
     "wedge-paused": _wedge_paused,
     "failed": _failed,
+    "refuse": _refuse,
+    "accept": _accept,
     "reboot": _reboot,
     "reboot-now": lambda node: node.reboot(),
     "kill-mig-manager": lambda node: node.kill_mig_manager(),
@@ -269,9 +279,10 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "lose-gpu": lambda node: node.gpus.lose(0),
     "find-gpu": lambda node: node.gpus.lose(0, "Ok"),
 }
-"""What can be injected. The first four act at mig-manager's next run that changes GPUs, the others at once:
+"""What can be injected. What mig-manager does wrong it does at its next run that changes GPUs, the others act at once:
 
 - wedge-pending, wedge-paused: the two wedges of docs/design/nvidia.md#a7; failed: the apply fails;
+- refuse: the apply fails, and every later one of that configuration; accept: it no longer does;
 - reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
 - kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
 - the words of oddities.py: what NVML tells the agent from now on;

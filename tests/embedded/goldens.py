@@ -140,6 +140,15 @@ async def failed_and_retried(stage: Scene) -> None:
     await stage.ready(seconds=HOUR)
 
 
+async def rolled_back(stage: Scene) -> None:
+    """mig-manager fails at the second layout, and the node goes back to the first."""
+    stage.apply(OTHER_MIXED)
+    await stage.ready(seconds=HOUR)
+    stage.e.software.inject("gpu-1", "refuse")
+    stage.apply(MIXED, rollout={"onFailure": "Rollback"})
+    await stage.reason("gpu-1", "RolledBack")
+
+
 async def drifted(stage: Scene) -> None:
     """The instances are lost, which is put right once."""
     stage.apply(MIXED)
@@ -259,6 +268,7 @@ GOLDEN: Mapping[str, Golden] = {
     "mig-manager fails and leaves the operands paused": Golden(wedged_paused),
     "mig-manager says success and the operands are paused": Golden(success_paused),
     "mig-manager fails and a person asks for a retry": Golden(failed_and_retried),
+    "mig-manager fails and the node goes back to what it was": Golden(rolled_back),
     "a drain that is given up at its time-out": Golden(
         drain_timed_out,
         gpus=4,

@@ -124,6 +124,17 @@ def retry(pool: Pool) -> None:
     pool.annotate(pool.nodes[0], {names.ANNOTATION_RETRY: "again"})
 
 
+def roll_back(pool: Pool) -> None:
+    pool.apply(SINGLE)
+    pool.wait_synced()
+    pool.inject("refuse")
+    pool.apply({**MIXED, "rollout": {"onFailure": "Rollback"}})
+
+
+def rolled_back(pool: Pool) -> bool:
+    return bool(pool.transition().get("reason") == "RolledBack") and not pool.fence()
+
+
 def go_back(pool: Pool) -> None:
     """What mig-manager is told after its failure is still applied: it says success and leaves the operands paused."""
     create(pool)
@@ -192,6 +203,7 @@ MORE = (
     Scenario("wedge-paused", create, ready, (H100,), prepare=broken("wedge-paused")),
     Scenario("success-paused", go_back, ready, (H100,), prepare=broken("wedge-paused")),
     Scenario("failed-retried", retry, ready, (H100,), prepare=broken("failed")),
+    Scenario("rolled-back", roll_back, rolled_back, (H100,)),
     Scenario("drain-time-out", time_out, ready, (H100,), prepare=guarded_node, gpus=4),
     Scenario("uncordon-before", uncordon_before, ready, (H100,), prepare=guarded_node, gpus=4),
     Scenario("uncordon-after", uncordon_after, ready, (H100,)),

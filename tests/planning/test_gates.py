@@ -59,6 +59,7 @@ def test_the_order_of_the_gates_is_part_of_the_product() -> None:
         ("_drifted", Reason.DRIFTED),
         ("_drifted_again", Reason.DRIFT_RETURNED),
         ("_futile", Reason.BLOCKED),
+        ("_rolled_back", Reason.ROLLED_BACK),
         ("_deferred", Reason.DEFERRED),
         ("_paused", Reason.PAUSED),
         ("_not_written", Reason.CONFIG_NOT_WRITTEN),

@@ -79,5 +79,9 @@ class Rollout(WireModel):
     max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
     """Nodes that may fail after the point of no return, per generation of the policy, before no further node starts.
     The annotation gpusharing.dev/resume with that generation lets it go on."""
+    on_failure: Literal["Hold", "Rollback"] = "Hold"
+    """What becomes of a node that failed after the point of no return. Hold: it stays cordoned until a person retries
+    it or changes the policy. Rollback: it goes back to what was proven on it last, once per generation or retry, and
+    serves that; where nothing was proven, or going back fails too, it is held."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
     """Limits for the steps that follow the drain."""

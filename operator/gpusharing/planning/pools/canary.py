@@ -31,7 +31,11 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
 def proven_at(member: Member, policy: PolicyView) -> datetime | None:
     """When a change of this generation was proven on the node; None: none was."""
     verified = member.node.verified
-    if verified is None or (verified.policy_uid, verified.generation) != (policy.uid, policy.generation):
+    if (
+        verified is None
+        or verified.rolled_back
+        or (verified.policy_uid, verified.generation) != (policy.uid, policy.generation)
+    ):
         return None
     return verified.changed_at
 

@@ -18,6 +18,7 @@ from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.attempts import failed_in
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import marks_for
 from gpusharing.planning.way.startgate import is_newcomer
@@ -203,5 +204,6 @@ def _fence(candidate: Candidate) -> FenceNode:
         retry=node.retry,
         newcomer=candidate.newcomer,
         planned=assessed.disruption,
+        failed_generation=failed_in(node, policy),
     )
     return FenceNode(node, fence, cordon, labels, annotations)

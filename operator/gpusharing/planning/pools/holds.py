@@ -96,9 +96,12 @@ HOLDS = (
 """First wins; a test pins the order. What a person has to end comes before what the clock ends."""
 
 
-def find_hold(pooled: Pooled) -> Finding | None:
-    """The first of HOLDS that holds; None: nodes may start."""
+def find_hold(pooled: Pooled, *, retried: bool = False) -> Finding | None:
+    """The first of HOLDS that holds; None: nodes may start. `retried`: asked about nodes that were rolled back and
+    that a person wants tried again, whatever has halted the others."""
     for hold in HOLDS:
+        if retried and hold.reason is Reason.HALTED:
+            continue
         if found := hold.find(pooled):
             return Finding.of(found, hold.reason)
     return None

@@ -15,7 +15,7 @@ crowd      while nodes in flight use up the room of a PodDisruptionBudget, no ot
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from gpusharing.api.names import Phase
@@ -32,6 +32,7 @@ from gpusharing.planning.pools.waves import group, try_wave
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.way.attempts import was_rolled_back
 from gpusharing.planning.way.guard import not_judged
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
@@ -128,7 +129,12 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
     if pooled is None:
         return Selection({}, {}, {})
     if (closed := find_hold(pooled)) is not None:
-        return _held(pool, closed)
+        return _retried(pool, pooled, closed, cap, common)
+    return _choose(pool, pooled, cap, common)
+
+
+def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
+    """Among the candidates of a pool that nothing holds."""
     room, most, full = _find_room(pool, pooled, cap, common)
     verdicts: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
@@ -177,6 +183,20 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, common: Common) -> tuple[in
     if spare is not None and spare < room:
         room, full = spare, Finding(Reason.BUDGET_FULL, LAST_PLACE)
     return room, most if spare is None else min(most, max(1, spare)), full
+
+
+def _retried(pool: Pool, pooled: Pooled, hold: Finding, cap: int, common: Common) -> Selection:
+    """A halted pool lets those nodes start that went back after a failure and that a person wants tried again: the
+    others wait, as they do for a Failed node that is retried in its own slot."""
+    again = [case for case in pool.candidates if was_rolled_back(case.node, pool.policy)]
+    if hold.reason is not Reason.HALTED or not again or find_hold(pooled, retried=True) is not None:
+        return _held(pool, hold)
+    others = [case for case in pool.candidates if case not in again]
+    chosen, held = (
+        _choose(replace(pool, candidates=again), pooled, cap, common),
+        _held(replace(pool, candidates=others), hold),
+    )
+    return Selection({**held.verdicts, **chosen.verdicts}, chosen.claims, chosen.looks)
 
 
 def _held(pool: Pool, hold: Finding) -> Selection:

@@ -43,7 +43,7 @@ def hold_together(
         proven = [name for name in names if is_proven(verdicts[name])]
         open_ones = sorted(name for name in names if not _is_leaving(verdicts[name]))
         until = _until(proven, fences, by_name, now) if proven and open_ones else now
-        if until > now and not any(verdicts[name].phase is Phase.FAILED for name in open_ones):
+        if until > now and not any(_will_not_come(verdicts[name], fences[name]) for name in open_ones):
             held |= {
                 name: _held(verdicts[name], nodes[name], fences[name], open_ones, until, now)
                 for name in proven
@@ -53,7 +53,13 @@ def hold_together(
 
 def is_proven(verdict: Verdict) -> bool:
     """The node is given back in this pass, with its new layout proven."""
-    return any(isinstance(action, Release) and action.verified is not None for action in verdict.actions)
+    given = (action.verified for action in verdict.actions if isinstance(action, Release))
+    return any(record is not None and not record.rolled_back for record in given)
+
+
+def _will_not_come(verdict: Verdict, fence: Fence) -> bool:
+    """It has failed: it stays, or goes back to what it was."""
+    return verdict.phase is Phase.FAILED or fence.rolls_back
 
 
 def _is_leaving(verdict: Verdict) -> bool:

@@ -92,6 +92,11 @@ class Fence:
     """The class of disruption that the plan showed, which may have risen since. None: not recorded."""
     failed_generation: int = 0
     """The generation of the policy in which this change failed after the PNR before; 0: it did not."""
+    rolls_back: bool = False
+    """The change of this generation has failed, and the node goes back to what was proven on it last. Holds until the
+    policy is edited or a person sets another value of the retry annotation."""
+    failure: str = ""
+    """Why it goes back, for people; empty: it does not."""
     owed: str = ""
     """What a run that is still to begin leads to; it begins when the node is proven idle anew. Empty: none is owed."""
     jobs: bool = False
@@ -161,6 +166,11 @@ class Verified:
     """The class of disruption that its plan showed. None: not recorded."""
     failed_generation: int = 0
     """The generation of the policy in which it failed after the PNR before it was proven; 0: it did not."""
+    rolled_back: bool = False
+    """The change of `generation` failed, and this is what the node went back to. `changed_at` and `took` are those of
+    the last change that reached its target."""
+    failure: str = ""
+    """Why it went back, for people; empty: it did not."""
 
 
 @dataclass(frozen=True, slots=True)

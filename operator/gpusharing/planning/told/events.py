@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import SetPointers
+from gpusharing.planning.actions import SetPointers, UpdateFence
 from gpusharing.planning.stack.pointers import VALUE
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
@@ -45,6 +45,8 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
         told.append(Event("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
     if entered is None and after.reason is not before.reason and after.reason in _WORTH_TELLING:
         told.append(Event("Warning", str(after.reason), f"{after.node}: {after.message}"))
+    if _turns_back(after) and not _turns_back(before):
+        told.append(Event("Warning", "RollingBack", f"{after.node}: {after.message}"))
     if (news := _health(before, after)) is not None:
         told.append(news)
     return tuple(Event(event.type, event.reason, cut(event.note, MAX_NOTE)) for event in told)
@@ -67,6 +69,7 @@ _WORTH_TELLING = frozenset(
         Reason.GPU_STILL_BUSY,
         Reason.CORDON_RESTORED,
         Reason.DRAIN_HELD,
+        Reason.ROLLED_BACK,
     }
 )
 
@@ -78,6 +81,8 @@ def _entered(before: Verdict, after: Verdict) -> Event | None:
             return Event("Normal", "WaitingForJobs", f"{node}: {after.message}")
         case Phase.RECONFIGURING if after.reason is Reason.CORDON_RESTORED:
             return None  # told below, as what it is
+        case Phase.RECONFIGURING if after.reason is Reason.ROLLING_BACK:
+            return None  # told once, when it turns back
         case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING and after.attempt <= 1:
             text = f"{node}: {after.observed} -> {after.wanted} (class {after.disruption})"
             return Event("Normal", "Reconfiguring", text)
@@ -102,6 +107,15 @@ def _health(before: Verdict, after: Verdict) -> Event | None:
     if known is None:
         return None
     return Event("Normal", "GPUHealthy", f"{after.node}: every GPU is healthy again")
+
+
+def _turns_back(verdict: Verdict) -> bool:
+    """In this pass the node turns back to what was proven on it last."""
+    records = (action for action in verdict.actions if isinstance(action, UpdateFence))
+    return any(
+        one.fence.rolls_back and one.node.fence is not None and not one.node.fence.rolls_back
+        for one in records
+    )
 
 
 def _drain_started(before: Verdict, after: Verdict) -> bool:

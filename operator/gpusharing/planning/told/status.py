@@ -87,7 +87,7 @@ def policy_status(
         "failures": [
             {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
             for verdict in pool.verdicts
-            if verdict.phase is Phase.FAILED
+            if _has_failed(verdict)
         ][:MAX_LISTED],
         "conditions": [
             _condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
@@ -245,7 +245,7 @@ def _waits(verdict: Verdict) -> bool:
     return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
 
 
-_STALLING = (Reason.DRIFT_RETURNED, Reason.DRAIN_HELD)
+_STALLING = (Reason.ROLLED_BACK, Reason.DRIFT_RETURNED, Reason.DRAIN_HELD)
 """What a person has to end on one node, whatever the others do; first wins."""
 
 
@@ -264,6 +264,11 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
     if stuck and not going_on:
         return True, Reason.BLOCKED, f"{_nodes(len(stuck))} blocked; {_first(stuck)}"
     return False, Reason.PROGRESSING, "nothing needs a person"
+
+
+def _has_failed(verdict: Verdict) -> bool:
+    """Past the point of no return in this generation: the node is held, goes back, or went back."""
+    return verdict.phase is Phase.FAILED or verdict.reason in (Reason.ROLLING_BACK, Reason.ROLLED_BACK)
 
 
 def _needs_person(verdict: Verdict) -> bool:
@@ -316,13 +321,13 @@ def _word(pool: Members, plan: RolloutPlan) -> tuple[str, str]:
         return str(objection.reason), objection.message
     if not pool.verdicts:
         return str(Reason.NO_NODES), _no_nodes(pool)
-    failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
+    failed = [verdict for verdict in pool.verdicts if _has_failed(verdict)]
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     rest = [v for v in pool.verdicts if v.phase is not Phase.SYNCED]
     if not rest and (away := _away(pool)):
         return str(Reason.NODE_NOT_READY), f"{away} is proven but not Ready"
     shown = min(failed or moving or rest or pool.verdicts, key=_urgency)
-    drifted = {Reason.DRIFTED, Reason.DRIFT_RETURNED}
+    drifted = {Reason.DRIFTED, Reason.DRIFT_RETURNED, Reason.ROLLED_BACK}
     word = str(shown.reason) if shown.reason in drifted else str(shown.phase)
     if shown.phase in (Phase.PENDING, Phase.SKIPPED) and shown.reason is not Reason.PROGRESSING:
         word = str(shown.reason)

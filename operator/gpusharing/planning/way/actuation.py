@@ -15,7 +15,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.way.attempts import actuation_limit, corrects_drift
+from gpusharing.planning.way.attempts import actuation_limit, corrects_drift, goes_back
 from gpusharing.planning.way.gates import CORDONING, PROPAGATION, find_gate
 from gpusharing.planning.way.idle import next_poll, way_to_idle
 from gpusharing.planning.way.marks import unmarked
@@ -48,7 +48,11 @@ def run(
 
 
 def start_anew(case: FencedCase) -> Verdict:
-    """What began as a plugin restart needs an idle node: it is given back, and fenced again with a cordon."""
+    """What began as a plugin restart needs an idle node: it is given back, and fenced again with a cordon. One that
+    goes back is held instead: the fence is all that knows of the failure."""
+    if goes_back(case):
+        message = "the way back needs an idle node, and this one is in use"
+        return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
     message = "the change now needs an idle node; it starts over with a drain"
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
@@ -134,6 +138,8 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         retry=node.retry,
         owed="",
         jobs=False,
+        rolls_back=goes_back(case),
+        failure=fence.failure if goes_back(case) else "",
     )
     return Actuate(node, begun, _changed_labels(node, goal))
 

@@ -2,7 +2,8 @@
 
     Reconfiguring ── state success, operands back ──► Verifying ── five sources agree ──► Uncordoning (one PATCH)
         │  pending for ever, operands paused: restart mig-manager, at most twice
-        └── failed, time-out ──► Failed: stays cordoned, keeps its slot; a retry or another target repairs it
+        └── failed, time-out ──► Failed: stays cordoned, keeps its slot; a retry or another target repairs it, or
+                                 with onFailure Rollback it goes back to what was proven last (wayback.py)
 
 After the PNR safety wins: the node stays fenced until a good layout is proven, whatever anybody lifts. A result
 counts more than a clock: a Failed node that is proven after all is given back.
@@ -20,12 +21,13 @@ from gpusharing.planning.proof.verify import Comparison, Evidence, find_mismatch
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.actuation import restart_pod, run
-from gpusharing.planning.way.attempts import owe, owed_for, proven, was_asked_again
+from gpusharing.planning.way.attempts import goes_back, owe, owed_for, proven, was_asked_again
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import Trouble, find_trouble, next_look
 from gpusharing.planning.way.requests import prepares_next_step, verify_id, verify_request
 from gpusharing.planning.way.verdict import FencedCase, Verdict
+from gpusharing.planning.way.wayback import KNOWN, find_way_back, told_as_way_back, turn_back
 from gpusharing.planning.way.yielding import may_uncordon
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -33,7 +35,10 @@ from gpusharing.planning.words.reasons import Reason
 
 def after_pnr(case: FencedCase) -> Verdict:
     """The next step of a node whose fence stage is `actuating`."""
-    return _in_time(case, _way(case))
+    back = find_way_back(case)
+    if back is None:
+        return _in_time(case, _way(case))
+    return told_as_way_back(_in_time(back, _way(back)), case)
 
 
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
@@ -48,7 +53,7 @@ def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     reason = verdict.reason
     if reason is Reason.ACTUATION_IN_PROGRESS:
         reason = Reason.ACTUATOR_STUCK
-    late = _failed(case, Finding(reason, f"{verdict.message}; time is up"))
+    late = _failed(case, Finding(reason, f"{verdict.message}; time is up"), known=verdict.reason in KNOWN)
     if late.phase is not Phase.FAILED:
         return late
     wake = verdict.wake if verdict.wake is not None and verdict.wake > case.now else None
@@ -252,7 +257,7 @@ def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
     if aimed.trouble is None or not aimed.on_course:
         return None
-    return _failed(aimed.case, aimed.trouble.mismatch)
+    return _failed(aimed.case, aimed.trouble.mismatch, known=True)
 
 
 def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
@@ -286,13 +291,17 @@ def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
     return case.verdict(Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=next_look(case))
 
 
-def _failed(case: FencedCase, mismatch: Finding) -> Verdict:
-    """Failed, unless a person asked for another try: then the labels are written again, and mig-manager starts anew."""
+def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
+    """Failed, unless a person asked for another try: then the labels are written again, and mig-manager starts anew; or
+    the policy wants the node to go back. `known`: what the node has become was read."""
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again")
         return verdict.then(owe(case, case.assessment, attempt=1, failed=True))
+    back = turn_back(case, mismatch, known=known)
+    if isinstance(back, Verdict):
+        return back
     kept = "The node stays cordoned; when" if case.fence.disruption in CORDONING else "When"
-    message = f"{mismatch.message}. {kept} the cause is gone: kubectl annotate node"
+    message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is gone: kubectl annotate node"
     message += f" {case.node.name} --overwrite {names.ANNOTATION_RETRY}=again"
     verdict = case.verdict(Phase.FAILED, mismatch.reason, message)
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
@@ -328,6 +337,8 @@ def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
     kept = node.unschedulable and not uncordon
     reason = Reason.CORDON_KEPT if kept else Reason.SYNCED
     message = f"{target.text} proven" + ("; the cordon is not only ours and stays" if kept else "")
+    if goes_back(case):
+        reason, message = Reason.ROLLED_BACK, f"{message}; the node went back to it: {fence.failure}"
     verdict = case.verdict(Phase.UNCORDONING, reason, message)
     return verdict.then(
         Release(node, uncordon, labels, verified=proven(case, target, policy), annotations=annotations)

@@ -8,7 +8,7 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import UpdateFence
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.verdict import FencedCase, NodeCase
 from gpusharing.planning.words.reasons import Reason
@@ -30,7 +30,7 @@ def owed_for(target: Target) -> str:
 
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
     """Record that another run of the actuators is owed: it begins when the node is proven idle anew, by the deadline.
-    `failed`: the change has failed until now.
+    `failed`: the change has failed until now. A change that goes back goes on doing so.
 
     The record comes first, so that a crash in between repeats nothing, and a pod that blocks does so for a while only.
     """
@@ -45,6 +45,7 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
             restart_uid="",
             daemon_uid="",
             failed_generation=case.fence.generation if failed else case.fence.failed_generation,
+            rolls_back=goes_back(case),
         ),
     )
 
@@ -57,6 +58,32 @@ def proof_time(case: NodeCase) -> timedelta:
 def was_asked_again(case: FencedCase) -> bool:
     """A person set a new value of the retry annotation since the present attempt began."""
     return case.node.retry != case.fence.retry
+
+
+def goes_back(case: FencedCase) -> bool:
+    """The node is on its way back to what was proven on it last. Another generation, a policy made anew and a person's
+    retry turn it round: they want what the policy asks for."""
+    fence, found = case.fence, case.assessment
+    if not fence.rolls_back or found is None or was_asked_again(case):
+        return False
+    return (fence.policy_uid, fence.generation) == (found.policy.uid, found.policy.generation)
+
+
+def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
+    """The change of this very generation failed on the node, and it went back."""
+    seen = node.verified
+    return (
+        seen is not None
+        and seen.rolled_back
+        and (seen.policy_uid, seen.generation) == (policy.uid, policy.generation)
+    )
+
+
+def failed_in(node: NodeView, policy: PolicyView) -> int:
+    """The generation of this policy in which a change failed here last, as far as is known: another try does not undo
+    that. 0: none did."""
+    seen = node.verified
+    return seen.failed_generation if seen is not None and seen.policy_uid == policy.uid else 0
 
 
 # --- before the point of no return -------------------------------------------------------------------------
@@ -128,6 +155,8 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     record = replace(record, changed_at=earlier.changed_at, took=earlier.took)
     if earlier.policy_uid != policy.uid:
         return record
+    if earlier.rolled_back:  # no change of ours made it as it is now: it is no canary
+        return replace(record, failed_generation=earlier.failed_generation)
     return replace(
         record,
         generation=earlier.generation,
@@ -137,10 +166,10 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
 
 
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
-    """The record of a change that was proven."""
+    """The record of a change that was proven, or of the way back from one that failed."""
     fence = case.fence
     kept = _corrected_in(case.node.verified, policy)
-    return Verified(
+    record = Verified(
         policy=policy.name,
         mig_config=fence.target_mig_config,
         plugin_config=fence.target_plugin_config,
@@ -154,4 +183,15 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         generation=fence.generation,
         planned=fence.planned,
         failed_generation=fence.failed_generation,
+    )
+    earlier = case.node.verified
+    if earlier is None or not goes_back(case):
+        return record
+    return replace(
+        record,
+        corrected_generation=kept,
+        changed_at=earlier.changed_at,
+        took=earlier.took,
+        rolled_back=True,
+        failure=fence.failure,
     )

@@ -18,7 +18,12 @@ from gpusharing.planning.proof.verify import (
     is_told_mps,
 )
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.way.attempts import may_correct_at_once, standing_deferral, was_corrected
+from gpusharing.planning.way.attempts import (
+    may_correct_at_once,
+    standing_deferral,
+    was_corrected,
+    was_rolled_back,
+)
 from gpusharing.planning.way.migmanager import found_layouts, is_ready, needs_run
 from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.verdict import NodeCase
@@ -221,6 +226,17 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
     return Finding(mismatch.reason, f"{mismatch.message}; no label of ours would change that")
 
 
+def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
+    """The same change would fail again: it waits for a person, or for another generation."""
+    seen, name = case.node.verified, case.node.name
+    if seen is None or not was_rolled_back(case.node, assessed.policy) or case.node.retry != seen.retry:
+        return ""
+    return (
+        f"{assessed.target.text} failed, and the node went back to {seen.layout}: {seen.failure}. To try again: kubectl"
+        f" annotate node {name} --overwrite {names.ANNOTATION_RETRY}=again"
+    )
+
+
 PATIENCE = 5
 """Attempts that may be given up before a person is asked to look."""
 
@@ -296,6 +312,7 @@ GATES = (
     Gate(_drifted, Reason.DRIFTED),
     Gate(_drifted_again, Reason.DRIFT_RETURNED),
     Gate(_futile, Reason.BLOCKED),  # told with the reason of the difference
+    Gate(_rolled_back, Reason.ROLLED_BACK),
     Gate(_deferred, Reason.DEFERRED),
     Gate(_paused, Reason.PAUSED),
     *PROPAGATION,

@@ -87,6 +87,7 @@ class Reason(Worded):
     PAUSED = rolloutreasons.PAUSED
     HALTED = rolloutreasons.HALTED
     APPROVAL_NEEDED = rolloutreasons.APPROVAL_NEEDED
+    ROLLED_BACK = rolloutreasons.ROLLED_BACK
     SKIP_LABEL = rolloutreasons.SKIP_LABEL
     NEEDS_ATTENTION = rolloutreasons.NEEDS_ATTENTION
     INVALID_WINDOW = rolloutreasons.INVALID_WINDOW
@@ -126,6 +127,7 @@ class Reason(Worded):
     GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
         "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")
+    ROLLING_BACK = rolloutreasons.ROLLING_BACK
     DEFERRED = rolloutreasons.DEFERRED
     BUDGET_FULL = rolloutreasons.BUDGET_FULL
     WAITS_FOR_WAVE = ("WaitsForWave", "Node", _LATER,

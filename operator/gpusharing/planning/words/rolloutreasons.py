@@ -37,6 +37,14 @@ INVALID_WINDOW: Words = ("InvalidWindow", "Node", _PERSON,
 WINDOW_TOO_SHORT: Words = ("WindowTooShort", "Node", _PERSON,
     "No window is open for as long as a change may take: drain.timeout and the slowest of the last 20 changes.",
     "Make a window longer, or drain.timeout shorter.")
+ROLLED_BACK: Words = ("RolledBack", "Node", _PERSON,
+    "The change failed after the point of no return, and the node went back to what was proven on it last "
+    "(rollout.onFailure Rollback). It serves that, counts as failed, and is not tried again in this generation.",
+    "Remove the cause that the message names, then run its command, or change the policy.")
+ROLLING_BACK: Words = ("RollingBack", "Node", _LATER,
+    "The change failed after the point of no return, and the node goes back to what was proven on it last "
+    "(rollout.onFailure Rollback). It stays cordoned until that is proven again.",
+    "Nothing; when it fails too, the node is held as Failed.")
 DEFERRED: Words = ("Deferred", "Node", _LATER,
     "An earlier attempt was given up before anything changed; the next one waits.",
     "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")

@@ -1,0 +1,79 @@
+"""What was proven on a node last, as a target: where a change that failed goes back to (docs/design/way.md#rollback).
+
+The record on the Node names two configurations. Both must still mean what they meant: the device plugin's is named
+after its content, and what the mig-parted entry makes of these GPUs must read as the record says.
+"""
+
+from gpusharing.api.names import Mode
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import NodeView, ObservedView, routing_label
+from gpusharing.planning.wanted import migfile, pluginconfig
+from gpusharing.planning.wanted.configured import configured_since
+from gpusharing.planning.wanted.migfile import Unresolved
+from gpusharing.planning.wanted.pluginconfig import PluginConfig
+from gpusharing.planning.wanted.target import Target, describe_layouts, predict_resources
+
+
+def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
+    """The target that the record of the last proof names, or why it is none any more, a clause for people."""
+    record, gpus = node.verified, observed.gpus
+    if record is None:
+        return "nothing was proven on the node before"
+    if record.gpus not in (0, len(gpus)):
+        return f"{record.gpus} GPUs were proven before, and NVML lists {len(gpus)}"
+    content, plugin = _find_plugin(record.plugin_config, stack)
+    if plugin is None:
+        return f"the device plugin's configuration {record.plugin_config} is not there any more"
+    layouts = _find_layouts(record, node, observed, stack)
+    if isinstance(layouts, Unresolved):
+        return f"the mig-parted configuration {record.mig_config} is not usable any more: {layouts.why}"
+    text = describe_layouts(layouts, plugin.sharing.replicas[0][1] if plugin.sharing else 1)
+    if text != record.layout:
+        return (
+            f"{record.mig_config or 'what is recorded'} means {text} by now, and {record.layout} was proven"
+        )
+    mode = _find_mode(layouts, plugin)
+    return Target(
+        mode=mode,
+        routing=routing_label(mode, time_slicing=plugin.sharing is not None),
+        layouts=layouts,
+        mig_config=record.mig_config,
+        plugin_key=record.plugin_config,
+        plugin=plugin,
+        resources=predict_resources(layouts, plugin),
+        text=text,
+        configured=configured_since((record.plugin_config, content), record.mig_config, layouts, gpus, stack),
+    )
+
+
+def _find_plugin(key: str, stack: StackView) -> tuple[str, PluginConfig | None]:
+    """Text and meaning of a configuration that is named after its content; an entry that somebody edited or removed is
+    about to be written again."""
+    for entries in (stack.plugin_configs, stack.seen_plugin_configs):
+        content = entries.get(key)
+        if content is not None and pluginconfig.is_named_after(content, key):
+            return content, pluginconfig.parse(content)
+    return "", None
+
+
+def _find_layouts(
+    record: Verified, node: NodeView, observed: ObservedView, stack: StackView
+) -> tuple[Layout | None, ...] | Unresolved:
+    whole = (None,) * len(observed.gpus)
+    if record.mig_config == migfile.ALL_DISABLED:
+        return whole
+    if record.mig_config:
+        return migfile.resolve_name(record.mig_config, node.name, observed.gpus, stack)
+    if observed.hardware.layouts != whole:
+        return Unresolved("MIG is on, and no configuration of mig-manager is recorded that would end it")
+    return whole
+
+
+def _find_mode(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> Mode:
+    if plugin.sharing is not None and plugin.sharing.strategy == "mps":
+        return Mode.MPS
+    if layouts.count(None) < len(layouts):
+        return Mode.MIG
+    return Mode.TIME_SLICING if plugin.sharing is not None else Mode.FULL

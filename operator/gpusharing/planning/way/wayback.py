@@ -1,0 +1,124 @@
+"""A change that failed after the point of no return goes back to what was proven on the node last: onFailure Rollback.
+
+    Failed ── recorded in the fence ──► the ways of after.py, with the last proven layout as the target ── proven ──►
+    given back as RolledBack: uncordoned, serving what it served, and not tried again by itself
+
+It is turned round once: where the way back fails too, the node is Failed and held (docs/design/way.md#rollback).
+"""
+
+from dataclasses import replace
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import UpdateFence
+from gpusharing.planning.proof.assess import Assessed, Refused, find_disruption, needs_two_steps
+from gpusharing.planning.proof.verify import Comparison, find_mismatch
+from gpusharing.planning.wanted.lastproven import find_last_proven
+from gpusharing.planning.way.attempts import goes_back, owe, owed_for
+from gpusharing.planning.way.gates import CORDONING
+from gpusharing.planning.way.verdict import FencedCase, Verdict
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import cut
+from gpusharing.planning.words.reasons import Reason
+
+KNOWN = frozenset(
+    {
+        Reason.ACTUATOR_FAILED,
+        Reason.ACTUATOR_STUCK,
+        Reason.ACTUATOR_BUSY,
+        Reason.OPERANDS_PAUSED,
+        Reason.LAYOUT_MISMATCH,
+        Reason.MIG_MODE_PENDING,
+        Reason.LABEL_MISMATCH,
+        Reason.ALLOCATABLE_MISMATCH,
+        Reason.PLUGIN_TOO_OLD,
+        Reason.MPS_NOT_RUNNING,
+        Reason.COMPUTE_MODE,
+    }
+)
+"""What was read of the node and disagrees. Where nobody knows what it has become (node or agent away, a GPU that does
+not answer, a mig-manager that still works), the change may yet prove itself, and going back could not be proven."""
+
+MAX_FAILURE = 300
+"""Characters of the cause that is kept on the Node."""
+
+
+def find_way_back(case: FencedCase) -> FencedCase | None:
+    """The case with the last proven layout as its target, while the node is on its way there; None: it is not."""
+    if not goes_back(case):
+        return None
+    found = case.assessment
+    if not isinstance(found, Assessed):
+        return case
+    back = _assess_back(case, found)
+    if isinstance(back, str):
+        gone = Finding(Reason.ROLLING_BACK, f"the way back is lost: {back}")
+        return replace(case, assessment=Refused(found.policy, gone, True, found.observed_text))
+    return replace(case, assessment=back)
+
+
+def told_as_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
+    """What is told of a node on its way back. `case`: as the policy wants it, which stays what is wanted."""
+    found = case.assessment
+    wanted = found.target.text if isinstance(found, Assessed) else verdict.wanted
+    reason, message = verdict.reason, verdict.message
+    if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
+        message = f"going back after a failure: {message}"
+    if reason in (Reason.ACTUATION_IN_PROGRESS, Reason.OBSERVATION_PENDING):
+        reason = Reason.ROLLING_BACK
+    return replace(verdict, wanted=wanted, reason=reason, message=message)
+
+
+def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
+    """The record that the node goes back, or why it is held instead, a clause for people; empty: the policy wants that.
+
+    `known`: the failure says what the node has become.
+    """
+    found = case.assessment
+    if not isinstance(found, Assessed) or found.spec.rollout.on_failure != "Rollback":
+        return ""
+    if goes_back(case):
+        return f"the way back to {found.target.text} failed too"
+    if not known:
+        return "spec.rollout.onFailure Rollback follows once it is known what the node has become"
+    back = _assess_back(case, found)
+    if isinstance(back, str):
+        return f"spec.rollout.onFailure is Rollback, but {back}"
+    if owed_for(back.target) == owed_for(found.target):
+        return "spec.rollout.onFailure is Rollback, but what was proven last is what failed"
+    if case.fence.disruption not in CORDONING and back.disruption in CORDONING:
+        return (
+            "spec.rollout.onFailure is Rollback, but the way back needs an idle node, and this one is in use"
+        )
+    message = f"{failure.message}; going back to {back.target.text}, which was proven here last"
+    verdict = case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message)
+    owed = owe(case, back, attempt=1, failed=True)
+    policy = found.policy
+    fence = replace(
+        owed.fence,
+        policy_uid=policy.uid,
+        generation=policy.generation,
+        failed_generation=policy.generation,
+        drift=False,
+        step=1,
+        steps=1,
+        rolls_back=True,
+        failure=cut(failure.message, MAX_FAILURE),
+    )
+    return verdict.then(UpdateFence(case.node, fence))
+
+
+def _assess_back(case: FencedCase, found: Assessed) -> Assessed | str:
+    """The node held against what was proven on it last, or why nobody can."""
+    node, observed, stack = case.node, found.observed, case.stack
+    target = find_last_proven(node, observed, stack)
+    if isinstance(target, str):
+        return target
+    mismatch = find_mismatch(Comparison(node, observed, target, stack))
+    return replace(
+        found,
+        target=target,
+        two_steps=needs_two_steps(node, observed, target, stack),
+        mismatch=mismatch,
+        disruption=find_disruption(node, observed, target, mismatch, stack),
+        drift=False,
+    )

@@ -1,0 +1,225 @@
+"""onFailure Rollback: where a failed change goes back to, when it does, and when it is held instead."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import at, make_policy, make_stack
+from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, copy_of, edited
+from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answering, changing, fence_to, only
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.rollout import Rollout
+from gpusharing.planning.actions import UpdateFence
+from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.lastproven import find_last_proven
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.way.after import after_pnr
+from gpusharing.planning.way.attempts import was_rolled_back
+from gpusharing.planning.way.verdict import FencedCase
+from gpusharing.planning.way.wayback import KNOWN, find_way_back
+from gpusharing.planning.words.reasons import Reason
+
+BACK = edited(MIXED, rollout=Rollout(on_failure="Rollback"))
+STACK = make_stack(MIXED, SLICED)
+FENCE = fence_to(MIXED, generation=BACK.generation, policy_uid=BACK.uid)
+FAILED = {MIG_CONFIG: FENCE.target_mig_config, PLUGIN: FENCE.target_plugin_config, MIG_STATE: "failed"}
+
+
+def failing(policy: PolicyView = BACK, **fields: Any) -> FencedCase:
+    """gpu-07 was proven to slice time; mig-manager failed to divide its GPU."""
+    known: dict[str, Any] = {
+        "was": SLICED,
+        "fence": FENCE,
+        "labels": FAILED,
+        "stack": STACK,
+        "gpunode": answering(VERIFY, SLICED),
+    }
+    return changing(policy, **{**known, **fields})
+
+
+# --- where to ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [FULL, SLICED, MPS, MIXED, SINGLE, MIG_SLICED])
+def test_the_record_of_a_proof_is_read_back_as_the_target_that_was_proven(policy: PolicyView) -> None:
+    world = copy_of(policy)
+    node, stack = world.nodes["gpu-07"], make_stack(policy)
+    observed = world.gpunodes["gpu-07"].observed
+    assert observed is not None
+    found = find_last_proven(node, observed, stack)
+    assert isinstance(found, Target), found
+    assert found.routing == node.labels[names.LABEL_MODE]
+    assert found.resources == {name: count for name, count in node.resources.items() if count}
+    assert found.layouts == observed.hardware.layouts
+    assert found.configured is not None
+
+
+def without(key: str) -> Callable[[StackView], StackView]:
+    """The stack without a configuration of the device plugin."""
+    return lambda stack: replace(
+        stack, plugin_configs={name: text for name, text in stack.plugin_configs.items() if name != key}
+    )
+
+
+def broken(
+    change: Callable[[NodeView, ObservedView, StackView], tuple[NodeView, ObservedView, StackView]],
+) -> str:
+    """What is told of a node at rest under MIXED after this change."""
+    world = copy_of(MIXED)
+    observed = world.gpunodes["gpu-07"].observed
+    assert observed is not None
+    found = find_last_proven(*change(world.nodes["gpu-07"], observed, make_stack(MIXED)))
+    assert isinstance(found, str)
+    return found
+
+
+def record(node: NodeView, **fields: Any) -> NodeView:
+    assert isinstance(node.verified, Verified)
+    return replace(node, verified=replace(node.verified, **fields))
+
+
+LOST: dict[str, tuple[Callable[..., Any], str]] = {
+    "nothing was proven": (lambda n, o, s: (replace(n, verified=None), o, s), "nothing was proven"),
+    "a GPU is missing": (lambda n, o, s: (record(n, gpus=2), o, s), "2 GPUs were proven before"),
+    "the plugin's entry is gone": (
+        lambda n, o, s: (n, o, without(n.verified.plugin_config)(s)), "is not there any more"),
+    "somebody edited the plugin's entry": (
+        lambda n, o, s: (n, o, replace(s, plugin_configs={n.verified.plugin_config: "version: v1\n"})),
+        "is not there any more"),
+    "the mig-parted entry is gone": (lambda n, o, s: (record(n, mig_config="gone"), o, s), "not usable any more"),
+    "the entry means something else": (
+        lambda n, o, s: (record(n, layout="7x1g.10gb"), o, s), "means 2x3g.40gb by now, and 7x1g.10gb was proven"),
+    "nobody would end MIG": (lambda n, o, s: (record(n, mig_config=""), o, s), "MIG is on"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "told"), LOST.values(), ids=LOST.keys())
+def test_nobody_goes_back_to_what_no_longer_means_what_was_proven(
+    change: Callable[..., Any], told: str
+) -> None:
+    assert told in broken(change)
+
+
+def test_an_entry_that_was_deleted_a_moment_ago_is_known_and_not_yet_on_the_node() -> None:
+    world = copy_of(MIXED)
+    node, stack = world.nodes["gpu-07"], make_stack(MIXED)
+    observed = world.gpunodes["gpu-07"].observed
+    assert observed is not None
+    seen = replace(stack, plugin_configs={}, seen_plugin_configs=stack.plugin_configs)
+    found = find_last_proven(node, observed, seen)
+    assert isinstance(found, Target)
+    assert found.configured is None
+
+
+# --- when ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_change_is_turned_back_in_one_write_that_says_so() -> None:
+    verdict = after_pnr(failing())
+    action = only(verdict)
+    assert isinstance(action, UpdateFence)
+    assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.ROLLING_BACK)
+    assert (action.fence.rolls_back, action.fence.failed_generation) == (True, BACK.generation)
+    assert "mig-manager failed to apply" in action.fence.failure
+    assert action.fence.deadline > at(60)
+    assert not action.cordon
+
+
+def test_the_node_then_goes_to_what_was_proven_and_not_to_what_the_policy_wants() -> None:
+    turned = only(after_pnr(failing())).fence
+    verdict = after_pnr(failing(fence=turned, now=61))
+    assert verdict.wants_pods, "it is proven idle anew"
+    assert verdict.message.startswith("going back after a failure: ")
+    assert verdict.wanted == "2x3g.40gb"
+
+
+def test_only_a_node_that_was_turned_back_is_on_its_way_back() -> None:
+    assert find_way_back(failing()) is None
+    turned = failing(fence=only(after_pnr(failing())).fence)
+    back = find_way_back(turned)
+    assert back is not None
+    assert isinstance(back.assessment, Assessed)
+    assert back.assessment.target.text == "4x shared"
+
+
+@pytest.mark.parametrize(
+    "reason", [Reason.NODE_NOT_READY, Reason.OBSERVATION_PENDING, Reason.GPU_UNHEALTHY, Reason.AGENT_ERROR]
+)
+def test_what_says_that_nobody_knows_turns_nothing_back(reason: Reason) -> None:
+    assert reason not in KNOWN
+
+
+def held(case: FencedCase) -> str:
+    verdict = after_pnr(case)
+    assert verdict.phase is Phase.FAILED
+    assert not any(isinstance(action, UpdateFence) for action in verdict.actions)
+    return verdict.message
+
+
+def test_by_default_a_failed_change_is_held() -> None:
+    assert "onFailure" not in held(failing(edited(MIXED)))
+
+
+def going_back(now: float = 200, state: str = "failed") -> FencedCase:
+    """The run that leads back has begun; this is what mig-manager says about it."""
+    verified = failing().node.verified
+    assert verified is not None, "it was at rest"
+    mig, plugin = verified.mig_config, verified.plugin_config
+    turned = replace(only(after_pnr(failing())).fence, stage_since=at(60), owed="", deadline=at(2000))
+    fence = replace(turned, target_mig_config=mig, target_plugin_config=plugin, to_layout="4x shared")
+    return failing(fence=fence, labels={MIG_CONFIG: mig, PLUGIN: plugin, MIG_STATE: state}, now=now)
+
+
+def test_a_change_that_fails_on_its_way_back_is_held() -> None:
+    assert "the way back to 4x shared failed too" in held(going_back())
+
+
+def test_what_was_proven_last_and_failed_now_is_not_gone_back_to() -> None:
+    case = failing(was=MIXED, gpunode=answering(VERIFY, MIXED))
+    assert "what was proven last is what failed" in held(case)
+
+
+def test_while_mig_manager_still_works_nothing_is_turned_back() -> None:
+    late = failing(labels={**FAILED, MIG_STATE: "rebooting"}, now=2400)
+    assert "once it is known what the node has become" in held(late)
+
+
+def test_while_the_agent_does_not_answer_nothing_is_turned_back() -> None:
+    late = failing(labels={**FAILED, MIG_STATE: "success"}, gpunode=answering("old", SLICED), now=2400)
+    assert "once it is known what the node has become" in after_pnr(late).message
+
+
+def test_a_plugin_restart_that_would_have_to_drain_to_go_back_is_held() -> None:
+    fence = replace(FENCE, disruption=DisruptionClass.PLUGIN_RESTART)
+    assert "the way back needs an idle node" in held(failing(fence=fence, node={"unschedulable": False}))
+
+
+TURNS: dict[str, Callable[[FencedCase], FencedCase]] = {
+    "another generation": lambda case: replace(case, fence=replace(case.fence, generation=9)),
+    "a policy made anew": lambda case: replace(case, fence=replace(case.fence, policy_uid="before")),
+    "a person's retry": lambda case: replace(case, node=replace(case.node, retry="again")),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS.keys())
+def test_a_node_on_its_way_back_turns_to_the_policys_layout_after(
+    turn: Callable[[FencedCase], FencedCase],
+) -> None:
+    verdict = after_pnr(turn(going_back()))
+    assert verdict.wants_pods, "it is proven idle, for a run to the other layout"
+    assert "going back" not in verdict.message
+
+
+def test_a_rolled_back_node_counts_for_its_own_generation_of_its_own_policy_only() -> None:
+    node = record(copy_of(SLICED).nodes["gpu-07"], rolled_back=True, generation=3, policy_uid="u-1")
+    policy = make_policy()
+    assert was_rolled_back(node, replace(policy, uid="u-1", generation=3))
+    assert not was_rolled_back(node, replace(policy, uid="u-1", generation=4))
+    assert not was_rolled_back(node, replace(policy, uid="u-2", generation=3))
+    assert not was_rolled_back(record(node, rolled_back=False), replace(policy, uid="u-1", generation=3))
