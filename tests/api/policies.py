@@ -163,6 +163,12 @@ GOOD = (
     ),
     Row("a duration of a week", drain_timeout("168h")),
     Row(
+        "jobs and a rule that are waited for without an end",
+        full(
+            drain={"jobs": {"timeout": "Never"}, "rules": [{"behavior": "WaitCompleted", "timeout": "Never"}]}
+        ),
+    ),
+    Row(
         "pods without owner and stranded pods may go",
         full(
             drain={
@@ -347,6 +353,8 @@ BAD = (
     Row("a rule of an order beyond bounds", full(drain={"rules": [{"behavior": "Block", "order": 1001}]}),
         "spec.drain.rules[0].order"),
     Row("an unknown end of a drain", full(drain={"onTimeout": "Force"}), "spec.drain.onTimeout"),
+    Row("a drain without an end", drain_timeout("Never"), "spec.drain.timeout"),
+    Row("never, written otherwise", full(drain={"jobs": {"timeout": "never"}}), "spec.drain.jobs.timeout"),
     Row("no time for jobs", full(drain={"jobs": {"timeout": "0s"}}), "spec.drain.jobs.timeout"),
     Row("an unknown end for jobs", full(drain={"jobs": {"onTimeout": "Hold"}}), "spec.drain.jobs.onTimeout"),
     Row("an unknown answer for marked pods", full(drain={"protectedPods": "Evict"}), "spec.drain.protectedPods"),

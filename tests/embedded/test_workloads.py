@@ -102,6 +102,24 @@ async def test_a_job_that_does_not_end_in_time_is_evicted_when_the_policy_says_s
         await stage.ready()
 
 
+@virtually
+async def test_a_job_is_waited_for_without_an_end_until_the_policy_names_one() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.e.cluster.add(PODS, trainer())
+        stage.apply(SLICED, drain={"jobs": {"timeout": "Never"}})
+        await stage.reason("gpu-1", "JobsRunning")
+        await asyncio.sleep(3 * HOUR)
+        assert stage.cordoned("gpu-1")
+        assert stage.evicted() == []
+        assert stage.transition("gpu-1")["deadline"] == ""
+        assert stage.transition("gpu-1")["phase"] == "WaitingForJobs"
+        stage.apply(SLICED, drain={"jobs": {"timeout": "2h"}})
+        await stage.released("gpu-1")
+        assert not stage.cordoned("gpu-1")
+        end(stage)
+        await stage.ready(seconds=HOUR)
+
+
 @pytest.mark.parametrize("down", [60, 4000], ids=["for a minute", "past the deadline"])
 @virtually
 async def test_an_operator_that_was_away_while_jobs_ran_goes_on_where_it_stood(down: int) -> None:

@@ -61,6 +61,13 @@ def test_a_fence_is_read_back_as_it_was_written(fence: Fence) -> None:
     assert records.parse_fence(records.record_text(fence)) == (fence, "")
 
 
+def test_a_fence_that_waits_for_jobs_is_unreadable_to_an_operator_that_would_take_it_for_a_drain() -> None:
+    waiting, draining = (json.loads(records.record_text(replace(FENCE, jobs=jobs))) for jobs in (True, False))
+    assert (waiting["v"], draining["v"]) == (2, 1), "older operators read version 1 only"
+    assert records.parse_fence(json.dumps(waiting)) == (replace(FENCE, jobs=True), "")
+    assert records.parse_fence(json.dumps({**draining, "v": 2})) == (FENCE, "")
+
+
 @given(st.builds(Verified, TEXTS, TEXTS, TEXTS, st.integers()))
 def test_a_proof_is_read_back_as_it_was_written(verified: Verified) -> None:
     assert records.parse_verified(records.record_text(verified)) == (verified, "")
@@ -101,7 +108,8 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"v": 2}, "version 2"),
+        ({"v": 3}, "version 3"),
+        ({"v": True}, "version True"),
         ({"stage": "draining"}, "stage cannot be 'draining'"),
         ({"disruption": "Gentle"}, "disruption cannot be 'Gentle'"),
         ({"generation": True}, "generation cannot be True"),
@@ -113,6 +121,7 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
     ],
     ids=[
         "newer version",
+        "flag as version",
         "unknown stage",
         "unknown class",
         "flag as number",

@@ -8,11 +8,13 @@ from tests.build import JOB, REPLICA_SET, at, make_pdb, make_pod, make_work
 from tests.planning.drainpass import GPU, OPERATOR
 
 from gpusharing.api.policy import Drain
+from gpusharing.api.times import NEVER
 from gpusharing.planning.drain.holders import Scope, classify
 from gpusharing.planning.drain.plan import DrainPlan, budget_room, plan_drain, preflight
 from gpusharing.planning.drain.rules import asks_for_namespaces, find_rule, is_job, patience, tier_of
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.podviews import Owner, PodView
+from gpusharing.planning.words.reasons import Reason
 
 TRAINING = {"matchLabels": {"tier": "training"}}
 TEAM_A = {"matchLabels": {"team": "a"}}
@@ -201,6 +203,18 @@ def test_a_job_past_its_time_is_overdue_and_never_evicted_unless_the_policy_says
     assert (kept.evict, names(kept.overdue)) == ((), ["train-0"])
     gone = plan(TRAINER, options=Drain.model_validate({"jobs": {"onTimeout": "Evict"}}), now=3600)
     assert (names(gone.evict), gone.jobs, gone.overdue) == (["train-0"], (), ())
+
+
+def test_a_job_may_run_for_as_long_as_it_wants_where_the_policy_says_never() -> None:
+    never = Drain.model_validate({"jobs": {"timeout": "Never", "onTimeout": "Evict"}})
+    found = plan(TRAINER, options=never, now=10**8)
+    assert (names(found.jobs), found.evict, found.overdue, found.jobs_until) == (["train-0"], (), (), NEVER)
+    assert found.next_wake is None
+    (blocker,) = found.blockers
+    assert (blocker.reason, blocker.until) == (Reason.JOBS_RUNNING, None)
+    assert "as long as it runs" in blocker.message
+    ruled = drain(rule("WaitCompleted", timeout="1h"), jobs={"timeout": "Never"})
+    assert names(plan(TRAINER, options=ruled, now=3600).overdue) == ["train-0"], "a rule's own time counts"
 
 
 def test_a_job_that_is_leaving_is_waited_for_like_any_other_pod() -> None:

@@ -23,6 +23,11 @@ Duration = Annotated[
     ),
 ]
 """Hours, minutes and seconds, for example 1h30m."""
+Wait = Annotated[
+    str,
+    Field(pattern=rules.WAIT, min_length=2, max_length=16, json_schema_extra=rules.cel(rules.POSITIVE_WAIT)),
+]
+"""A Duration, or Never."""
 Counts = Annotated[dict[str, int], Field(max_length=128)]
 """Name to number, for example of a resource."""
 

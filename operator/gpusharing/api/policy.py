@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from gpusharing.api import rules
-from gpusharing.api.base import Condition, Counts, Duration, Line, Sentence, WireModel
+from gpusharing.api.base import Condition, Counts, Duration, Line, Sentence, Wait, WireModel
 from gpusharing.api.names import Mode
 from gpusharing.api.rollout import Rollout
 from gpusharing.api.rules import cel
@@ -161,8 +161,9 @@ class DrainRule(WireModel):
     behavior: Literal["Evict", "WaitCompleted", "Block"]
     """Evict removes the pod. WaitCompleted cordons the node and waits until the pod has ended. Block leaves the node
     alone while the pod is there."""
-    timeout: Duration | None = None
-    """With WaitCompleted: how long it is waited for after the cordon; jobs.timeout where it is missing."""
+    timeout: Wait | None = None
+    """With WaitCompleted: how long it is waited for after the cordon, or Never for a wait without an end; jobs.timeout
+    where it is missing."""
     order: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Pods of a lower order leave first, and all of them are gone before the next ones are asked to; pods that no
     rule matches have 0."""
@@ -171,8 +172,8 @@ class DrainRule(WireModel):
 class Jobs(WireModel):
     """Pods that end by themselves: of a Job and its like, with restartPolicy Never or OnFailure."""
 
-    timeout: Duration = "1h"
-    """How long they are waited for after the cordon, for example 1h or 8h."""
+    timeout: Wait = "1h"
+    """How long they are waited for after the cordon, for example 1h or 8h; Never: for as long as they run."""
     on_timeout: Literal["Abort", "Evict"] = "Abort"
     """What happens then: Abort gives the change up and restores the node, Evict removes them like other pods. It
     holds for pods that a rule waits for as well."""

@@ -176,6 +176,13 @@ POSITIVE_DURATION = Rule(
     f" && duration(self) > duration('0s') && duration(self) <= duration('{MAX_DURATION_HOURS}h')",
     f"a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
 )
+NEVER = "Never"
+"""A wait without an end."""
+WAIT = r"^(Never|([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?)$"
+POSITIVE_WAIT = Rule(
+    f"self == {_quoted(NEVER)} || ({POSITIVE_DURATION.cel})",
+    f"{POSITIVE_DURATION.message}; or Never",
+)
 SCHEDULE = Rule(
     f"self.matches({_quoted(CRON)})",
     'five fields of cron: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"',

@@ -5,6 +5,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+NEVER = datetime(9000, 1, 1, tzinfo=UTC)
+"""A deadline that does not come, in records that need one. Far enough from the end of the calendar to add to."""
+
 
 def to_rfc3339(moment: datetime) -> str:
     """UTC with a Z, in whole seconds, as metav1.Time has it."""

@@ -97,14 +97,17 @@ def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
     if spec.mig is not None:
         yield from _mig_problems(spec.mig)
     yield from _rule_problems(spec.drain.rules)
-    durations = {
-        "spec.drain.timeout": spec.drain.timeout,
+    waits = {
         "spec.drain.jobs.timeout": spec.drain.jobs.timeout,
         **{
             f"spec.drain.rules[{index}].timeout": rule.timeout
             for index, rule in enumerate(spec.drain.rules)
             if rule.timeout is not None
         },
+    }
+    durations = {
+        "spec.drain.timeout": spec.drain.timeout,
+        **{path: text for path, text in waits.items() if text != rules.NEVER},
         "spec.rollout.timeouts.actuation": spec.rollout.timeouts.actuation,
         "spec.rollout.timeouts.verification": spec.rollout.timeouts.verification,
     }
@@ -118,7 +121,8 @@ def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
         durations["spec.rollout.canary.soak"] = spec.rollout.canary.soak
     for path, text in durations.items():
         if not timedelta(0) < parse_duration(text) <= MAX_DURATION:
-            yield Problem(path, rules.POSITIVE_DURATION.message)
+            wrong = rules.POSITIVE_WAIT if path in waits else rules.POSITIVE_DURATION
+            yield Problem(path, wrong.message)
 
 
 def _window_problems(rollout: Rollout) -> Iterator[Problem]:

@@ -23,6 +23,10 @@ from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, 
 from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
 
 RECORD_VERSION = 1
+JOBS_VERSION = 2
+"""Of a fence that waits for jobs. An operator that knows version 1 only would take the wait for a drain, and evict the
+jobs: it finds this fence unreadable, and leaves the node as it is until a newer one comes back."""
+_READ = (RECORD_VERSION, JOBS_VERSION)
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are one Node PATCH."""
@@ -32,9 +36,13 @@ Record = TypeVar("Record", Fence, Deferred, Verified, Claim)
 
 def record_text(record: Fence | Deferred | Verified) -> str:
     """Value of the annotation that holds this record."""
-    written = _dump(_encode(record))
+    written = _dump(_encode(record), version=JOBS_VERSION if _waits(record) else RECORD_VERSION)
     # As text: who wrote these keys may have nested them as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
+
+
+def _waits(record: Fence | Deferred | Verified) -> bool:
+    return isinstance(record, Fence) and record.jobs
 
 
 def parse_fence(text: str) -> tuple[Fence | None, str]:
@@ -143,8 +151,8 @@ def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | Non
         return None, f"annotation {annotation}: {error}"
 
 
-def _dump(record: JSON) -> str:
-    return json.dumps({"v": RECORD_VERSION, **record}, separators=(",", ":"), ensure_ascii=False)
+def _dump(record: JSON, *, version: int = RECORD_VERSION) -> str:
+    return json.dumps({"v": version, **record}, separators=(",", ":"), ensure_ascii=False)
 
 
 def _load(text: str) -> JSON:
@@ -154,8 +162,9 @@ def _load(text: str) -> JSON:
         raise _Damaged(f"not JSON ({error})") from error
     if not isinstance(data, dict):
         raise _Damaged("not a JSON object")
-    if data.get("v") != RECORD_VERSION:
-        raise _Damaged(f"has version {data.get('v')!r}, this operator reads version {RECORD_VERSION}")
+    version = data.get("v")
+    if version not in _READ or isinstance(version, bool):
+        raise _Damaged(f"has version {version!r}, this operator reads versions {_READ[0]} to {_READ[-1]}")
     return data
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
-from gpusharing.api.times import to_rfc3339
+from gpusharing.api.times import NEVER, to_rfc3339
 from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT
 from gpusharing.planning.drain.force import (
@@ -52,7 +52,7 @@ class DrainPlan:
     jobs: tuple[PodView, ...] = ()
     """Whose turn it is and who end by themselves: until they have, nobody of their tier is evicted."""
     jobs_until: datetime | None = None
-    """When the time of the last of these is over; None: there are none."""
+    """When the time of the last of these is over, NEVER where that has no end; None: there are none."""
     overdue: tuple[PodView, ...] = ()
     """Those of `jobs` whose time is over, and that are not to be evicted: the change is to be given up."""
     next_wake: datetime | None = None
@@ -163,7 +163,9 @@ def _jobs(found: Standings) -> list[Standing]:
 
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
     for one in jobs:
-        if one.ends is not None:
+        if one.ends == NEVER:
+            yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message="Waited for as long as it runs")
+        elif one.ends is not None:
             said = f"Waited for until {to_rfc3339(one.ends)}"
             yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message=said, until=one.ends)
 
@@ -297,7 +299,7 @@ def _next_wake(found: Standings, sent: int, end: datetime | None, now: datetime)
         moments.append(memory.next_try)
         if memory.reason == Reason.PDB_NOT_OBSERVED:
             moments.append(memory.since + timedelta(seconds=QUIET_WAIT))
-    moments += [one.ends for one in found.staying if one.ends is not None]
+    moments += [one.ends for one in found.staying if one.ends not in (None, NEVER)]
     moments += [blocker.until for blocker in found.blockers if blocker.until is not None]
     if found.throttled_until is not None:
         moments.append(found.throttled_until)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from gpusharing.api.policy import Drain, DrainRule, Selector
+from gpusharing.api.rules import NEVER
 from gpusharing.api.selectors import matches
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.podviews import PodView
@@ -85,11 +86,15 @@ def is_job(pod: PodView) -> bool:
     return (group, pod.owner.kind) in JOB_KINDS or pod.labels.get(RAY_ORIGIN) == "RayJob"
 
 
-def patience(pod: PodView, options: Drain) -> timedelta:
-    """How long after the cordon a pod that is to end by itself is waited for."""
+def patience(pod: PodView, options: Drain) -> timedelta | None:
+    """How long after the cordon a pod that is to end by itself is waited for; None: as long as it runs."""
     ruled = find_rule(pod, options)
     own = ruled.rule.timeout if ruled is not None else None
-    return parse_duration(own or options.jobs.timeout)
+    return _wait(own or options.jobs.timeout)
+
+
+def _wait(text: str) -> timedelta | None:
+    return None if text == NEVER else parse_duration(text)
 
 
 def tier_of(pod: PodView, options: Drain) -> Tier:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
+from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.evictions import (
@@ -48,7 +49,7 @@ class Standing:
     waits: bool = False
     """It is to end by itself, and is not evicted now."""
     ends: datetime | None = None
-    """Until when it is waited for; None: it is not, or the node is not cordoned yet."""
+    """Until when it is waited for, NEVER where that has no end; None: it is not, or the node is not cordoned yet."""
     spared: bool = False
     """It is to end by itself, and is never evicted: past its time the change is given up."""
 
@@ -144,7 +145,10 @@ def _waited(one: Standing, found: Classified, options: Drain, scope: Scope, now:
     one = replace(one, tier=tier_of(one.pod, options))
     if one.pod.uid not in found.waited or one.leaves:
         return one
-    ends = None if scope.cordoned_at is None else scope.cordoned_at + patience(one.pod, options)
+    wait = patience(one.pod, options)
+    ends = None
+    if scope.cordoned_at is not None:
+        ends = NEVER if wait is None else scope.cordoned_at + wait
     spared = options.jobs.on_timeout == "Abort"
     waits = spared or ends is None or now < ends
     return replace(one, waits=waits, ends=ends, spared=spared, due=one.due and not waits)

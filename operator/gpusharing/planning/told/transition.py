@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gpusharing.api.times import to_rfc3339
+from gpusharing.api.times import NEVER, to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import Verdict
@@ -32,7 +32,7 @@ def transition(
         "reason": reason,
         "message": cut(verdict.message, MAX_MESSAGE),
         "since": (previous.get("since") if same else None) or moment,
-        "deadline": f"{verdict.deadline.astimezone(UTC):%H:%M:%SZ}" if verdict.deadline else "",
+        "deadline": _time_of_day(verdict.deadline),
         "attempt": verdict.attempt,
         "step": verdict.step,
         "observed": cut(verdict.observed, MAX_MESSAGE),
@@ -42,6 +42,10 @@ def transition(
         "blockers": [cut(line, MAX_MESSAGE) for line in explain_blockers(verdict.blockers)],
         "history": history,
     }
+
+
+def _time_of_day(deadline: datetime | None) -> str:
+    return f"{deadline.astimezone(UTC):%H:%M:%SZ}" if deadline is not None and deadline != NEVER else ""
 
 
 def health_conditions(

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import Release, UpdateFence
 from gpusharing.planning.drain.standing import STUCK_AFTER
@@ -58,13 +59,15 @@ def before_pnr(case: FencedCase) -> Verdict:
 def _set_clock(case: FencedCase, assessed: Assessed) -> Verdict | None:
     """Record which wait the deadline is for, when that changes: jobs have their time, then the drain has all of its.
 
-    While jobs are waited for it only grows, with what the policy says now; none of them is given more than that.
+    While jobs are waited for it only grows, with what the policy says now; none of them is given more than that. A wait
+    without an end gets one when the policy is edited so.
     """
     plan, fence = case.drain, case.fence
     if plan is None or plan.holders < 0:
         return None
     until = plan.jobs_until
-    if until is not None and (not fence.jobs or until > fence.deadline):
+    ends_now = fence.deadline == NEVER and until != NEVER
+    if until is not None and (not fence.jobs or until > fence.deadline or ends_now):
         message = "the node is cordoned; its jobs may end first"
         verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
         fence = replace(fence, jobs=True, deadline=until)
