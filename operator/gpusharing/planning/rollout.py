@@ -89,9 +89,9 @@ class RolloutPlan:
     wake_at: datetime | None
     """Look again then at the latest."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """What was found at nodes that their pods block; the caller puts it into the next snapshot."""
+    """What was found at nodes that their pods block; the caller puts both into the next snapshot."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What held pools would disturb; the caller puts it into the next snapshot, and people see it."""
+    """What held pools would disturb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +153,9 @@ def _wake(
     verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews, now: datetime
 ) -> datetime | None:
     """The next moment at which the clock may change anything; that of a window is told even where no node waits."""
-    changes = (*(pool.hours(now).change for pool in pools.values()), previews.wake)
-    moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
-    return min([*moments, *(change for change in changes if change is not None)], default=None)
+    changes = (previews.wake, *(pool.hours(now).change for pool in pools.values()))
+    moments = (*changes, *(verdict.wake for verdict in verdicts.values()))
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 # --- own and assess ------------------------------------------------------------------------------------------
@@ -163,10 +163,8 @@ def _wake(
 
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
     """The policy that owns each node by its selectors, in the order of the nodes' names; empty: none."""
-    owners, nodes = (
-        memo.ask(Owners, memo.same("claimants", find_claimants(snapshot.policies))),
-        snapshot.nodes,
-    )
+    nodes = snapshot.nodes
+    owners = memo.ask(Owners, memo.same("claimants", find_claimants(snapshot.policies)))
     return memo.each(Owners.owner, ((name, (owners, nodes[name])) for name in sorted(nodes)), failed=failed)
 
 
