@@ -107,10 +107,6 @@ def test_the_plan_tells_the_worst_class_the_nodes_pods_and_capacities() -> None:
         nodes={"gpu-07": make_node("gpu-07", resources=HALVES)},
         targets={"gpu-07": HALVES, "gpu-08": HALVES, "gpu-09": HALVES},
         reports={"gpu-08": {"pods": 3}},
-                            "podNames": [],
-                            "budgets": [],
-                            "gangs": [],
-                            "blockers": [],
     )
     plan = given.status()["plan"]
     assert plan.pop("hash").isalnum()
@@ -119,6 +115,10 @@ def test_the_plan_tells_the_worst_class_the_nodes_pods_and_capacities() -> None:
         "nodes": ["gpu-08", "gpu-09"],
         "nodeCount": 2,
         "pods": 5,
+        "podNames": [],
+        "budgets": [],
+        "gangs": [],
+        "blockers": [],
         "windows": [],
         "capacityBefore": {"nvidia.com/gpu": 3, "nvidia.com/mig-3g.40gb": 2},
         "capacityAfter": {"nvidia.com/gpu": 1, "nvidia.com/mig-3g.40gb": 6},
