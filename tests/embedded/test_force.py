@@ -126,6 +126,26 @@ async def test_an_operator_that_died_after_the_deletion_deletes_nobody_twice_and
 
 
 @virtually
+async def test_nobody_is_deleted_by_an_operator_that_comes_back_too_late_for_the_grace_period() -> None:
+    async with scene(*nodes(1), force_delete=True, budgets=[pdb("keep", "db", minAvailable=1)]) as stage:
+        slow = gpu_pod(
+            "db-0", "gpu-1", metadata={"labels": {"app": "db"}}, spec={"terminationGracePeriodSeconds": 200}
+        )
+        stage.e.cluster.add(PODS, slow)
+        stage.apply(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})
+        await stage.fenced("gpu-1")
+        end = end_of(stage, "gpu-1")
+        await stage.e.kill_operator()
+        await asyncio.sleep((end - virtual_now()).total_seconds() - 100)
+        stage.e.start_operator()
+        await stage.released("gpu-1")
+        assert virtual_now() >= end
+        assert stage.deleted() == []
+        assert not stage.cordoned("gpu-1")
+        assert "deletionTimestamp" not in stage.e.cluster.get(PODS, "db-0", "default")["metadata"]
+
+
+@virtually
 async def test_nobody_is_deleted_while_a_pod_stays_whatever_is_deleted() -> None:
     async with scene(*nodes(1), workloads=[LLM], budgets=[NEVER], force_delete=True) as stage:
         node = await busy(stage)

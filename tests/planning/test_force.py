@@ -96,7 +96,7 @@ KEPT: dict[str, tuple[EvictionMemory | None, bool]] = {
     "a right is missing, or admission refuses": (refused(Reason.FORBIDDEN), False),
     "the request was malformed": (refused(Reason.INTERNAL_ERROR), False),
     "its namespace goes": (refused(Reason.NAMESPACE_TERMINATING), False),
-    "the server is busy": (refused(Reason.THROTTLED), False),
+    "the server was busy": (refused(Reason.THROTTLED), False),
     "the LIST is older than the answer": (replace(refused(), asked_at=at(1)), False),
     "the last deletion failed a moment ago": (refused(Reason.FORCE_DELETE_FAILED), False),
     "the last deletion failed long ago": (replace(refused(Reason.FORCE_DELETE_FAILED), next_try=NOW), True),
@@ -106,6 +106,60 @@ KEPT: dict[str, tuple[EvictionMemory | None, bool]] = {
 @pytest.mark.parametrize(("memory", "goes"), KEPT.values(), ids=KEPT.keys())
 def test_only_what_a_budget_refused_is_deleted(memory: EvictionMemory, goes: bool) -> None:
     assert deleted(planned(A, memories={A.uid: memory})) == (["a"] if goes else [])
+
+
+OPEN_BUDGET = make_pdb(allowed=1)
+LONG_AGO = replace(refused(), asked_at=at(-21))
+"""A second before the time of a pod with 30 s came; the next try is still to wait."""
+
+
+@pytest.mark.parametrize("pdbs", [(OPEN_BUDGET,), ()], ids=["has room", "is gone"])
+@pytest.mark.parametrize("reason", [Reason.PDB, Reason.EVICTION_ERROR])
+def test_a_refusal_of_before_its_time_is_asked_once_more_when_the_budget(
+    reason: Reason, pdbs: tuple[PdbView, ...]
+) -> None:
+    plan = planned(A, memories={A.uid: replace(LONG_AGO, reason=reason)}, pdbs=pdbs)
+    assert ([pod.name for pod in plan.evict], plan.delete) == (["a"], ())
+    plan = planned(A, memories={A.uid: refused(reason)}, pdbs=pdbs)
+    assert (plan.evict, deleted(plan)) == ((), ["a"]), "the server said no again, whatever we read"
+    plan = planned(A, memories={A.uid: replace(LONG_AGO, reason=reason)})
+    assert (plan.evict, deleted(plan)) == ((), ["a"]), "a budget without room would refuse again"
+
+
+@pytest.mark.parametrize("reason", [Reason.THROTTLED, Reason.PODS_LEAVING])
+def test_an_answer_that_said_nothing_of_the_pod_is_no_reason_not_to_ask_again_out_of_turn(
+    reason: Reason,
+) -> None:
+    rules = [{"behavior": "Evict", "podSelector": {"matchLabels": {"late": "yes"}}, "order": 5}]
+    late = make_pod("late", labels={"app": "llm", "late": "yes"})
+    memories = {A.uid: refused(), late.uid: replace(refused(reason), next_try=NOW)}
+    plan = planned(A, late, memories=memories, options={"rules": rules})
+    assert (deleted(plan), [pod.name for pod in plan.evict]) == (["a"], ["late"])
+
+
+MISSED: dict[str, tuple[PodView, datetime, bool]] = {
+    "its grace period ends with the minute more": (A, at(-20), True),
+    "it would end after that": (A, at(-21), False),
+    "a long one, some seconds late": (replace(A, grace=600), at(560), True),
+    "a long one, half over": (replace(A, grace=600), at(300), False),
+}
+
+
+@pytest.mark.parametrize(("pod", "end", "goes"), MISSED.values(), ids=MISSED.keys())
+def test_a_pod_whose_moment_was_missed_is_not_deleted_when_the_drain_is_given_up_before_it_ends(
+    pod: PodView, end: datetime, goes: bool
+) -> None:
+    """Nobody ran, the node was silent, the policy was paused, or the deletion failed until now."""
+    assert deleted(planned(pod, end=end)) == (["a"] if goes else [])
+    assert bool(planned(pod, memories={}, end=end, pdbs=()).evict), "a pod may always be evicted"
+    failed = replace(refused(Reason.FORCE_DELETE_FAILED), next_try=NOW)
+    assert deleted(planned(pod, memories={pod.uid: failed}, end=end)) == (["a"] if goes else [])
+
+
+def test_nobody_else_is_deleted_beside_a_pod_whose_moment_was_missed() -> None:
+    late = make_pod("b", grace=600)
+    assert deleted(planned(A, late, end=at(40))) == []
+    assert deleted(planned(A, replace(late, grace=80), end=at(40))) == ["a", "b"]
 
 
 IN_VAIN: dict[str, tuple[PodView, dict[str, Any], EvictionMemory | None]] = {
@@ -143,7 +197,9 @@ def test_nobody_is_deleted_for_a_node_that_would_not_be_empty(
 def test_deletions_and_evictions_share_one_pace() -> None:
     pods = [make_pod(f"p-{number:02}") for number in range(14)]
     plan = planned(*pods, memories={pod.uid: refused() for pod in pods[:8]})
-    assert (len(plan.delete), len(plan.evict)) == (8, 1), "the budget allows none, so one pod is tried"
+    assert (len(plan.delete), len(plan.evict)) == (8, 2), "no time is left to try them one after another"
+    early = planned(*pods, memories={}, end=at(600))
+    assert (len(early.delete), len(early.evict)) == (0, 1), "the budget allows none, so one pod is tried"
     assert len(planned(*pods).delete) == 10
 
 
@@ -151,6 +207,15 @@ def test_while_the_server_asks_to_slow_down_nothing_is_deleted() -> None:
     busy = make_pod("busy")
     memories = {A.uid: refused(), busy.uid: refused(Reason.THROTTLED)}
     assert deleted(planned(A, busy, memories=memories)) == []
+
+
+def test_a_deletion_that_failed_is_told_as_that_while_it_is_tried_again() -> None:
+    failed = replace(refused(Reason.FORCE_DELETE_FAILED, message="webhook down"), next_try=NOW)
+    plan = planned(A, memories={A.uid: failed})
+    assert deleted(plan) == ["a"]
+    told = {one.reason: one.message for one in plan.blockers}
+    assert "webhook down" in told[Reason.FORCE_DELETE_FAILED]
+    assert Reason.FORCE_DELETE not in told, "the Event would say so with each try"
 
 
 # --- before the cordon ------------------------------------------------------------------------------------------
@@ -175,6 +240,12 @@ def test_without_the_right_or_with_a_grace_period_that_is_too_long_it_does() -> 
     assert foreseen(replace(A, grace=889), FULL_BUDGET) == []
     assert foreseen(A, FULL_BUDGET, timeout="40s") == ["GraceTooLong", "PDB"]
     assert foreseen(A, FULL_BUDGET, timeout="41s") == []
+    short = Drain.model_validate({**FORCED, "timeout": "38s"})
+    found = find_standings(
+        make_work(A, pdbs=(FULL_BUDGET,)), short, NOW, scope=replace(SCOPE, forces=True), cordoned=False
+    )
+    said = {one.reason: one.message for one in preflight(found, short, GPU, NOW)}[Reason.GRACE_TOO_LONG]
+    assert said == "Its grace period of 30 s and 9.5 s do not fit into drain.timeout, 38 s"
 
 
 # --- on the way ------------------------------------------------------------------------------------------------

@@ -48,22 +48,28 @@ def fits(one: Standing, found: Standings) -> bool:
 
 def _lead(one: Standing, within: timedelta) -> timedelta:
     """How long before the end of the drain the pod is deleted."""
-    return timedelta(seconds=one.pod.grace) + min(SLACK, within / 4)
+    return timedelta(seconds=one.pod.grace) + _slack(within)
+
+
+def _slack(within: timedelta) -> timedelta:
+    return min(SLACK, within / 4)
 
 
 def find_forced(found: Standings, end: datetime | None, now: datetime) -> list[Standing]:
     """Those to delete now. `end`: of the drain; None: nobody is deleted in this pass."""
     if end is None or found.throttled_until is not None or _in_vain(found, end, now):
         return []
-    return [one for one in found.staying if _has_come(one, found, end, now) and _is_refused(one, found, now)]
+    come = (one for one in found.staying if _has_come(one, found, end, now))
+    return [one for one in come if _is_refused(one, found, now) and not _is_stale(one, found, end)]
 
 
 def find_unasked(found: Standings, end: datetime | None, now: datetime) -> list[Standing]:
-    """Those whose time is as good as over before it was their turn: their eviction is asked for first."""
+    """Those whose time is as good as over without a refusal that counts: their eviction is asked for first, whether it
+    is their turn or not."""
     if end is None or _in_vain(found, end, now):
         return []
-    unasked = (one for one in found.staying if one.memory is None and not one.conflicts)
-    return [one for one in unasked if _has_come(one, found, end, now)]
+    come = (one for one in found.staying if _has_come(one, found, end, now) and not one.conflicts)
+    return [one for one in come if _is_unasked(one, now) or _is_stale(one, found, end)]
 
 
 def next_force(found: Standings, end: datetime | None) -> Iterator[datetime]:
@@ -83,14 +89,16 @@ def explain_force(found: Standings, forced: list[Standing]) -> Iterator[Blocker]
     """Who is deleted, and who cannot be because of the grace period."""
     deleted = (one for one in found.leaving if one.answer is Reason.FORCE_DELETE)
     for one in (*forced, *deleted):
-        yield Blocker(Reason.FORCE_DELETE, (one.pod.ref,))
+        if one.answer is not Reason.FORCE_DELETE_FAILED:  # told as that until a deletion is accepted
+            yield Blocker(Reason.FORCE_DELETE, (one.pod.ref,))
     if found.force_within is None:
         return
     for one in found.staying:
         refuses = one.conflicts or (one.budget is not None and one.budget.disruptions_allowed <= 0)
         if refuses and not one.waits and not fits(one, found):
             within = int(found.force_within.total_seconds())
-            said = f"Its grace period is {one.pod.grace} s, and drain.timeout {within} s"
+            more = _slack(found.force_within).total_seconds()
+            said = f"Its grace period of {one.pod.grace} s and {more:g} s do not fit into drain.timeout, {within} s"
             yield Blocker(Reason.GRACE_TOO_LONG, (one.pod.ref,), message=said)
 
 
@@ -119,13 +127,39 @@ def _is_refused(one: Standing, found: Standings, now: datetime) -> bool:
     return one.answer in _REFUSED or (one.conflicts and one.memory.next_try <= now)
 
 
+def _is_unasked(one: Standing, now: datetime) -> bool:
+    """Nobody asked, or the answer said nothing about the pod (E7) and nothing came of it since (E2, E3, E12)."""
+    if one.memory is None:
+        return True
+    return one.answer not in _REFUSED and one.memory.next_try <= now
+
+
+def _is_stale(one: Standing, found: Standings, end: datetime) -> bool:
+    """It was refused before its time came, and for all we see it would not be refused now: it is asked once more.
+
+    Between two tries is up to a minute, in which budgets get room.
+    """
+    full = one.budget is not None and one.budget.disruptions_allowed <= 0
+    if one.memory is None or one.conflicts or full or one.answer not in (Reason.PDB, Reason.EVICTION_ERROR):
+        return False
+    moment, asked = _moment(one, found, end), one.memory.asked_at
+    return moment is not None and is_seen(one.memory, found.listed_at) and (asked is None or asked < moment)
+
+
 def _in_vain(found: Standings, end: datetime, now: datetime) -> bool:
     """Somebody stays whatever is deleted, so the change will be given up, and nobody is to die for it."""
     if found.blocked:
         return True
     if any(one.waits or one.answer in _NOT_OURS or _moment(one, found, end) is None for one in found.staying):
         return True
-    return any(_stays(one, end, now) for one in found.leaving)
+    return any(_stays(one, end, now) for one in found.leaving) or any(
+        _is_too_late(one, end, now) for one in found.staying
+    )
+
+
+def _is_too_late(one: Standing, end: datetime, now: datetime) -> bool:
+    """Its moment was missed (nobody ran, the node was silent, calls failed): deleted now it would outlive the drain."""
+    return now + timedelta(seconds=max(1, one.pod.grace)) + SLACK > end + STUCK_AFTER
 
 
 def _stays(one: Standing, end: datetime, now: datetime) -> bool:

@@ -88,8 +88,9 @@ def plan_drain(found: Standings, now: datetime, end: datetime | None = None) -> 
     throttled = found.throttled_until is not None
     jobs, most = _jobs(found), MAX_EVICTIONS - len(found.asked)
     forced = find_forced(found, end, now)[: max(0, most)]
-    due = [one for one in _in_turn(found, find_unasked(found, end, now)) if one not in forced]
-    evict = () if throttled else _pick(due, most - len(forced))
+    unasked = find_unasked(found, end, now)
+    due = [one for one in _in_turn(found, unasked) if one not in forced]
+    evict = () if throttled else _pick(due, most - len(forced), unasked)
     return DrainPlan(
         evict=evict,
         delete=tuple(one.pod for one in forced),
@@ -271,17 +272,19 @@ def _turn(one: Standing) -> tuple[int, tuple[str, str]]:
     return 0 if one.memory is None else one.memory.tries, by_ref(one.pod)
 
 
-def _pick(due: Iterable[Standing], most: int) -> tuple[PodView, ...]:
+def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tuple[PodView, ...]:
     """At most so many, and per budget no more than it allows now: the rest would surely be answered 429.
 
-    Where a budget allows none, one pod is tried all the same: our reading of it may be out of date.
+    Where a budget allows none, one pod is tried all the same: our reading of it may be out of date. `unasked`: there is
+    no time left to try these one after another.
     """
     room: dict[str, int] = {}
+    early = {one.pod.uid for one in unasked}
     picked: list[PodView] = []
     for one in due:
         if len(picked) >= most:
             break
-        if (budget := one.budget) is not None:
+        if (budget := one.budget) is not None and one.pod.uid not in early:
             name = pdb.ref(budget)
             left = room.get(name, max(1, budget.disruptions_allowed))
             if left == 0:

@@ -53,7 +53,7 @@ DRAIN_HELD = ("DrainHeld", "Drain", _PERSON,
     "Remove what keeps the pods (see Blockers), or lift the cordon to give the change up.")
 FORCE_DELETE_FAILED = ("ForceDeleteFailed", "Drain", _PERSON,
     "drain.onTimeout is ForceDelete, and the API server did not carry out the deletion of the pod; its words are in "
-    "the message. It is tried again until drain.timeout.",
+    "the message. It is tried again for as long as its grace period can end with the drain.",
     "Check the message: a webhook or an admission policy may refuse it.")
 TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
     "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
@@ -84,8 +84,9 @@ PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
     "If it lasts, check kube-controller-manager.")
 GRACE_TOO_LONG = ("GraceTooLong", "Drain", _LATER,
     "A PodDisruptionBudget refuses the eviction of the pod, and drain.onTimeout ForceDelete cannot help: its grace "
-    "period is not shorter than drain.timeout.",
-    "Set drain.timeout to more than the pod's terminationGracePeriodSeconds, or make room in its PodDisruptionBudget.")
+    "period and 10 s (of a short drain a quarter) are not shorter than drain.timeout.",
+    "Set drain.timeout more than 10 s longer than the pod's terminationGracePeriodSeconds, or make room in its "
+    "PodDisruptionBudget.")
 NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
     "The pod's namespace is being deleted; the pod goes with it.",
     "If it lasts, find out what keeps the namespace from going.")
