@@ -113,9 +113,10 @@ def token(product: Product) -> Iterator[Api]:
         yield api
 
 
-def pod(name: str, *, node: str, **metadata: object) -> Object:
-    """A pod with a grace period of 30 s."""
+def pod(name: str, *, node: str, grace: int = 30, **metadata: object) -> Object:
+    """A pod with a grace period of its own, in seconds."""
     spec: Object = {"schedulerName": "nobody", "containers": [{"name": "main", "image": "x"}]}
+    spec["terminationGracePeriodSeconds"] = grace
     if node:
         spec["nodeName"] = node
     return {"metadata": {"name": name, **metadata}, "spec": spec}
@@ -143,6 +144,7 @@ def test_the_right_reaches_pods_on_nodes_by_uid_with_their_grace_period_and_noth
             name: pool.create(f"/api/v1/namespaces/{space}/pods", pod(name, node=where, **more))
             for name, space, where, more in (
                 ("plain", "default", node, {}),
+                ("abrupt", "default", node, {"grace": 0}),
                 ("unbound", "default", "", {}),
                 ("static", "default", node, mirror),
                 ("system", "kube-system", node, {}),
@@ -157,6 +159,7 @@ def test_the_right_reaches_pods_on_nodes_by_uid_with_their_grace_period_and_noth
         assert asked("plain") == ""
         assert asked("plain", gracePeriodSeconds=30) == ""
         assert asked("plain", gracePeriodSeconds=300) == ""
+        assert asked("abrupt", gracePeriodSeconds=1) == ""
         for name, options in REFUSED.items():
             assert "ValidatingAdmissionPolicy" in asked(name.partition(",")[0], **options), name
         daemons = "/apis/apps/v1/namespaces/default/daemonsets"
@@ -178,6 +181,7 @@ REFUSED: dict[str, Object] = {
     "plain, without its UID": {"preconditions": None},
     "plain, at once": {"gracePeriodSeconds": 0},
     "plain, before its grace period is over": {"gracePeriodSeconds": 29},
+    "abrupt, with its own grace period of none": {},
     "unbound": {},
     "static": {},
     "system": {},
