@@ -68,6 +68,12 @@ def test_a_fence_that_waits_for_jobs_is_unreadable_to_an_operator_that_would_tak
     assert records.parse_fence(json.dumps({**draining, "v": 2})) == (FENCE, "")
 
 
+def test_version_2_is_known_of_fences_only_so_that_another_record_of_it_is_a_newer_operators() -> None:
+    assert "version 2" in records.parse_deferred('{"v":2}')[1]
+    assert "version 2" in records.parse_verified('{"v":2}')[1]
+    assert "version 2" in records.parse_claims('{"v":2,"claims":{}}')[1]
+
+
 @given(st.builds(Verified, TEXTS, TEXTS, TEXTS, st.integers()))
 def test_a_proof_is_read_back_as_it_was_written(verified: Verified) -> None:
     assert records.parse_verified(records.record_text(verified)) == (verified, "")

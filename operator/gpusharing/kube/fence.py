@@ -8,7 +8,7 @@ two records are written from scratch each time and keep nothing of the one befor
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar, assert_never
@@ -26,7 +26,8 @@ RECORD_VERSION = 1
 JOBS_VERSION = 2
 """Of a fence that waits for jobs. An operator that knows version 1 only would take the wait for a drain, and evict the
 jobs: it finds this fence unreadable, and leaves the node as it is until a newer one comes back."""
-_READ = (RECORD_VERSION, JOBS_VERSION)
+_READ = (RECORD_VERSION,)
+_READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are one Node PATCH."""
@@ -146,7 +147,7 @@ class _Damaged(ValueError):
 @lru_cache(maxsize=256)
 def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | None, str]:
     try:
-        return _decode(kind, _load(text)), ""
+        return _decode(kind, _load(text, _READ_FENCES if kind is Fence else _READ)), ""
     except _Damaged as error:
         return None, f"annotation {annotation}: {error}"
 
@@ -155,7 +156,7 @@ def _dump(record: JSON, *, version: int = RECORD_VERSION) -> str:
     return json.dumps({"v": version, **record}, separators=(",", ":"), ensure_ascii=False)
 
 
-def _load(text: str) -> JSON:
+def _load(text: str, read: Collection[int] = _READ) -> JSON:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -163,8 +164,9 @@ def _load(text: str) -> JSON:
     if not isinstance(data, dict):
         raise _Damaged("not a JSON object")
     version = data.get("v")
-    if version not in _READ or isinstance(version, bool):
-        raise _Damaged(f"has version {version!r}, this operator reads versions {_READ[0]} to {_READ[-1]}")
+    if version not in read or isinstance(version, bool):
+        known = " and ".join(map(str, read))
+        raise _Damaged(f"has version {version!r}, this operator reads version {known}")
     return data
 
 
