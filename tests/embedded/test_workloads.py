@@ -120,6 +120,25 @@ async def test_a_job_is_waited_for_without_an_end_until_the_policy_names_one() -
         await stage.ready(seconds=HOUR)
 
 
+@virtually
+async def test_a_pause_does_not_keep_a_node_cordoned_whose_jobs_ended_meanwhile() -> None:
+    async with scene(*nodes(1)) as stage:
+        stage.e.cluster.add(PODS, trainer())
+        drain = {"jobs": {"timeout": "Never"}, "timeout": "10m"}
+        stage.apply(SLICED, drain=drain)
+        await stage.reason("gpu-1", "JobsRunning")
+        stage.apply(SLICED, drain=drain, rollout={"paused": True, "whenPaused": "Hold"})
+        await stage.reason("gpu-1", "Paused")
+        await asyncio.sleep(3 * HOUR)
+        assert stage.cordoned("gpu-1"), "they still run"
+        end(stage)
+        ended = virtual_now()
+        await stage.released("gpu-1")
+        assert timedelta(minutes=10) <= virtual_now() - ended <= timedelta(minutes=11)
+        assert not stage.cordoned("gpu-1")
+        assert stage.evicted() == []
+
+
 @pytest.mark.parametrize("down", [60, 4000], ids=["for a minute", "past the deadline"])
 @virtually
 async def test_an_operator_that_was_away_while_jobs_ran_goes_on_where_it_stood(down: int) -> None:

@@ -5,10 +5,13 @@ Through it `way/idle.py`, `way/actuation.py`, `way/requests.py` and `way/attempt
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.build import (
+    JOB,
     NOW,
+    SETTINGS,
     at,
     make_gpu,
     make_pod,
@@ -33,10 +36,12 @@ from tests.planning.drains import (
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Actuate, Evict
+from gpusharing.api.times import NEVER
+from gpusharing.planning.actions import Actuate, Evict, UpdateFence
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.way.before import ENDINGS, before_pnr
+from gpusharing.planning.way.idle import JOBS_PACE
 from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -75,6 +80,37 @@ def test_a_pause_that_holds_evicts_nobody_and_keeps_cordon_and_deadline() -> Non
     assert idle.actions == (), "nor is the point of no return passed"
     late = before_pnr(fenced(held, fence=replace(FENCE, deadline=at(-300)), work=make_work(make_pod())))
     assert late.reason is Reason.DRAIN_TIMEOUT
+
+
+HELD_UP: dict[str, tuple[FencedCase, Reason]] = {
+    "a pause holds": (fenced(make_policy(rollout={"paused": True, "whenPaused": "Hold"})), Reason.PAUSED),
+    "the ClusterPolicy is gone": (
+        fenced(stack=make_stack(MIXED, cluster_policy=None)), Reason.CLUSTER_POLICY_MISSING),
+    "the agent has not read the GPUs": (fenced(gpunode={"observed": None}), Reason.OBSERVATION_PENDING),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason"), HELD_UP.values(), ids=HELD_UP.keys())
+def test_what_holds_a_node_up_does_not_outlast_its_jobs_and_the_time_of_the_drain(
+    case: FencedCase, reason: Reason
+) -> None:
+    waits = replace(FENCE, jobs=True, deadline=NEVER)
+    unknown = before_pnr(fenced_again(case, fence=waits, work=None))
+    assert (unknown.reason, unknown.wants_pods) == (reason, True), "somebody has to look whether they ended"
+    assert unknown.wake == at(JOBS_PACE * SETTINGS.poll)
+    running = before_pnr(fenced_again(case, fence=waits, work=make_work(make_pod(owner=JOB, restarts=False))))
+    assert (running.reason, running.actions, running.wants_pods) == (reason, (), True)
+    (action,) = before_pnr(fenced_again(case, fence=waits)).actions
+    assert isinstance(action, UpdateFence)
+    assert action.fence == replace(FENCE, jobs=False, deadline=at(900))
+    over = before_pnr(fenced_again(case, fence=replace(FENCE, deadline=at(-3600))))
+    assert over.reason is Reason.DRAIN_TIMEOUT
+
+
+def fenced_again(case: FencedCase, **fields: Any) -> FencedCase:
+    """The same case with another fence or other pods, on its Node too."""
+    node = replace(case.node, fence=fields["fence"])
+    return replace(case, node=node, **fields)
 
 
 def test_a_pause_that_lets_finish_changes_nothing_and_another_change_is_not_given_up() -> None:

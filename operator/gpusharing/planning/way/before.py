@@ -16,13 +16,15 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import Release, UpdateFence
+from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.drain.standing import STUCK_AFTER
 from gpusharing.planning.proof.assess import Assessed, Refused
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.way.actuation import run
 from gpusharing.planning.way.attempts import next_deferral, proof_time
 from gpusharing.planning.way.gates import CORDONING
-from gpusharing.planning.way.idle import holds, rise
+from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, rise
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import give_way, holds_our_cordon, may_uncordon
@@ -35,16 +37,16 @@ def before_pnr(case: FencedCase) -> Verdict:
     """The next step of a node whose fence stage is `fenced`."""
     if (ending := find_ending(case)) is not None:
         return ending
+    if (ended := _end_jobs(case)) is not None:
+        return ended
     assessment = case.assessment
     if isinstance(assessment, Refused):
-        objection = assessment.objection
-        return case.verdict(Phase.CORDONED, objection.reason, objection.message, wake=_next_limit(case))
+        return _held_up(case, assessment.objection.reason, assessment.objection.message)
     if not isinstance(assessment, Assessed):
-        message = "waiting for the agent to read the GPUs"
-        return case.verdict(Phase.CORDONED, Reason.OBSERVATION_PENDING, message, wake=_next_limit(case))
+        return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
     if _holds(assessment.spec):
         message = "spec.rollout.paused holds the change: no further pod is evicted, and drain.timeout goes on"
-        return case.verdict(Phase.CORDONED, Reason.PAUSED, message, wake=_next_limit(case))
+        return _held_up(case, Reason.PAUSED, message)
     if case.fence.disruption not in CORDONING:
         return run(case, assessment)
     if (risen := rise(case)) is not None:
@@ -53,30 +55,48 @@ def before_pnr(case: FencedCase) -> Verdict:
     if case.now < settled:
         message = "cordoned; pods that were just being bound may still appear"
         return case.verdict(Phase.CORDONED, Reason.SETTLING, message, wake=settled)
-    return _set_clock(case, assessment) or run(case, assessment)
+    return _begin_jobs(case) or run(case, assessment)
 
 
-def _set_clock(case: FencedCase, assessed: Assessed) -> Verdict | None:
-    """Record which wait the deadline is for, when that changes: jobs have their time, then the drain has all of its.
+def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
+    """Nothing goes on for now but the clock. That of jobs ends with the last of them, so somebody has to look."""
+    if not case.fence.jobs:
+        return case.verdict(Phase.CORDONED, reason, message, wake=_next_limit(case))
+    verdict = case.verdict(Phase.CORDONED, reason, message, wake=next_poll(case, JOBS_PACE))
+    return replace(verdict, wants_pods=True)
+
+
+def _begin_jobs(case: FencedCase) -> Verdict | None:
+    """Record that the deadline is that of jobs: they have their time, then the drain has all of its.
 
     While jobs are waited for it only grows, with what the policy says now; none of them is given more than that. A wait
     without an end gets one when the policy is edited so.
     """
     plan, fence = case.drain, case.fence
-    if plan is None or plan.holders < 0:
+    if plan is None or plan.jobs_until is None:
         return None
     until = plan.jobs_until
     ends_now = fence.deadline == NEVER and until != NEVER
-    if until is not None and (not fence.jobs or until > fence.deadline or ends_now):
-        message = "the node is cordoned; its jobs may end first"
-        verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
-        fence = replace(fence, jobs=True, deadline=until)
-    elif until is None and fence.jobs:
-        message = "no job is left to wait for"
-        verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
-        fence = replace(fence, jobs=False, deadline=case.now + parse_duration(assessed.spec.drain.timeout))
-    else:
+    if fence.jobs and until <= fence.deadline and not ends_now:
         return None
+    message = "the node is cordoned; its jobs may end first"
+    verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
+    return _set_clock(case, plan, verdict, replace(fence, jobs=True, deadline=until))
+
+
+def _end_jobs(case: FencedCase) -> Verdict | None:
+    """No job is left: the clock of the drain begins, also where something else holds it up, for the wait for jobs may
+    have no end of its own."""
+    plan, fence = case.drain, case.fence
+    spec = case.assessment.policy.spec if case.assessment is not None else None
+    if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
+        return None
+    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, "no job is left to wait for")
+    deadline = case.now + parse_duration(spec.drain.timeout)
+    return _set_clock(case, plan, verdict, replace(fence, jobs=False, deadline=deadline))
+
+
+def _set_clock(case: FencedCase, plan: DrainPlan, verdict: Verdict, fence: Fence) -> Verdict:
     verdict = replace(verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True)
     return verdict.then(UpdateFence(case.node, fence))
 
