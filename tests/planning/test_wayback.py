@@ -149,7 +149,14 @@ def test_only_a_node_that_was_turned_back_is_on_its_way_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", [Reason.NODE_NOT_READY, Reason.OBSERVATION_PENDING, Reason.GPU_UNHEALTHY, Reason.AGENT_ERROR]
+    "reason",
+    [
+        Reason.NODE_NOT_READY,
+        Reason.OBSERVATION_PENDING,
+        Reason.GPU_UNHEALTHY,
+        Reason.AGENT_ERROR,
+        Reason.ACTUATOR_BUSY,
+    ],
 )
 def test_what_says_that_nobody_knows_turns_nothing_back(reason: Reason) -> None:
     assert reason not in KNOWN
@@ -193,6 +200,18 @@ def test_while_mig_manager_still_works_nothing_is_turned_back() -> None:
 def test_while_the_agent_does_not_answer_nothing_is_turned_back() -> None:
     late = failing(labels={**FAILED, MIG_STATE: "success"}, gpunode=answering("old", SLICED), now=2400)
     assert "once it is known what the node has become" in after_pnr(late).message
+
+
+@pytest.mark.parametrize(
+    "away", [{"node": {"ready": False}}, {"agent_ready": False}], ids=["kubelet", "agent"]
+)
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_node_that_is_away_is_not_turned_back_for_what_it_said_before(
+    state: str, away: dict[str, Any]
+) -> None:
+    """What it offers is from before the change: it may be proven as soon as it is there again."""
+    late = failing(labels={**FAILED, MIG_STATE: state}, gpunode=answering(VERIFY, SLICED), now=2400, **away)
+    assert "once it is known what the node has become" in held(late)
 
 
 def test_a_plugin_restart_that_would_have_to_drain_to_go_back_is_held() -> None:

@@ -24,7 +24,6 @@ KNOWN = frozenset(
     {
         Reason.ACTUATOR_FAILED,
         Reason.ACTUATOR_STUCK,
-        Reason.ACTUATOR_BUSY,
         Reason.OPERANDS_PAUSED,
         Reason.LAYOUT_MISMATCH,
         Reason.MIG_MODE_PENDING,
@@ -71,14 +70,15 @@ def told_as_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
 def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
     """The record that the node goes back, or why it is held instead, a clause for people; empty: the policy wants that.
 
-    `known`: the failure says what the node has become.
+    `known`: the failure says what the node has become. A node that is not Ready, or without an agent, says what it was:
+    what a kubelet offers that went away in the middle is from before the change.
     """
     found = case.assessment
     if not isinstance(found, Assessed) or found.spec.rollout.on_failure != "Rollback":
         return ""
     if goes_back(case):
         return f"the way back to {found.target.text} failed too"
-    if not known:
+    if not (known and case.node.ready and case.agent_ready):
         return "spec.rollout.onFailure Rollback follows once it is known what the node has become"
     back = _assess_back(case, found)
     if isinstance(back, str):
