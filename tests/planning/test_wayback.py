@@ -235,6 +235,31 @@ def test_a_node_on_its_way_back_turns_to_the_policys_layout_after(
     assert "going back" not in verdict.message
 
 
+STAYS: dict[str, PolicyView] = {
+    "the policy is deleted": replace(BACK, generation=BACK.generation + 1, deleting=True),
+    "the policy is paused": replace(
+        edited(BACK, rollout=Rollout(on_failure="Rollback", paused=True)), generation=BACK.generation + 1
+    ),
+}
+
+
+@pytest.mark.parametrize("policy", STAYS.values(), ids=STAYS.keys())
+def test_a_new_generation_that_asks_for_nothing_turns_no_node_round(policy: PolicyView) -> None:
+    case = going_back()
+    found = case.assessment
+    assert isinstance(found, Assessed)
+    now = replace(found, policy=policy, spec=policy.spec)
+    assert "the way back to 4x shared failed too" in held(replace(case, assessment=now))
+
+
+def test_an_edit_before_the_deletion_does_turn_it_round() -> None:
+    policy = replace(BACK, generation=BACK.generation + 2, deleting=True)
+    case = going_back()
+    found = case.assessment
+    assert isinstance(found, Assessed)
+    assert find_way_back(replace(case, assessment=replace(found, policy=policy))) is None
+
+
 def test_a_rolled_back_node_counts_for_its_own_generation_of_its_own_policy_only() -> None:
     node = record(copy_of(SLICED).nodes["gpu-07"], rolled_back=True, generation=3, policy_uid="u-1")
     policy = make_policy()

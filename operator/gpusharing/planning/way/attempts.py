@@ -62,11 +62,17 @@ def was_asked_again(case: FencedCase) -> bool:
 
 def goes_back(case: FencedCase) -> bool:
     """The node is on its way back to what was proven on it last. Another generation, a policy made anew and a person's
-    retry turn it round: they want what the policy asks for."""
+    retry turn it round: they want what the policy asks for. Not a deletion, nor a policy that is paused."""
     fence, found = case.fence, case.assessment
     if not fence.rolls_back or found is None or was_asked_again(case):
         return False
-    return (fence.policy_uid, fence.generation) == (found.policy.uid, found.policy.generation)
+    policy = found.policy
+    if fence.policy_uid != policy.uid:
+        return False
+    if policy.spec is not None and policy.spec.rollout.paused:
+        return True  # whoever pauses while nodes fail wants no more of the layout that failed
+    # The API server gives an object that is being deleted another generation, though nobody edited it.
+    return fence.generation in (policy.generation, policy.generation - policy.deleting)
 
 
 def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
