@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 from tests.build import at, make_policy, make_stack
-from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, copy_of, edited
+from tests.planning.cases import (
+    FULL,
+    MIG_SLICED,
+    MIXED,
+    MPS,
+    SINGLE,
+    SLICED,
+    assessed_of,
+    copy_of,
+    edited,
+    make_case,
+)
 from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answering, changing, fence_to, only
 
 from gpusharing.api import names
@@ -21,6 +32,7 @@ from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import was_rolled_back
+from gpusharing.planning.way.gates import find_gate
 from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.way.wayback import KNOWN, find_way_back
 from gpusharing.planning.words.reasons import Reason
@@ -86,6 +98,7 @@ def record(node: NodeView, **fields: Any) -> NodeView:
 
 LOST: dict[str, tuple[Callable[..., Any], str]] = {
     "nothing was proven": (lambda n, o, s: (replace(n, verified=None), o, s), "nothing was proven"),
+    "an older operator recorded it": (lambda n, o, s: (record(n, layout=""), o, s), "without its layout"),
     "a GPU is missing": (lambda n, o, s: (record(n, gpus=2), o, s), "2 GPUs were proven before"),
     "the plugin's entry is gone": (
         lambda n, o, s: (n, o, without(n.verified.plugin_config)(s)), "is not there any more"),
@@ -137,6 +150,30 @@ def test_the_node_then_goes_to_what_was_proven_and_not_to_what_the_policy_wants(
     assert verdict.wants_pods, "it is proven idle anew"
     assert verdict.message.startswith("going back after a failure: ")
     assert verdict.wanted == "2x3g.40gb"
+
+
+@pytest.mark.parametrize(
+    ("answered", "told"), [("", "=again"), ("again", "=once-more"), ("once-more", "=again")]
+)
+def test_the_command_for_another_try_works_every_time(answered: str, told: str) -> None:
+    case = failing(edited(MIXED), node={"retry": answered}, fence=replace(FENCE, retry=answered))
+    assert held(case).endswith(f"{names.ANNOTATION_RETRY}{told}")
+
+
+def rolled_back(**node: Any) -> str:
+    """What keeps a node from starting that went back when a retry of the value `again` had failed."""
+    case = make_case(BACK, was=SLICED, stack=STACK)
+    known = {"rolled_back": True, "failure": "it broke", "retry": "again"}
+    view = record(case.node, policy_uid=BACK.uid, generation=BACK.generation, **known)
+    found = find_gate(replace(case, node=replace(view, **node)), assessed_of(case))
+    return found.message if found is not None and found.reason is Reason.ROLLED_BACK else ""
+
+
+def test_a_node_that_went_back_waits_for_another_value_of_the_retry_annotation() -> None:
+    """Who only takes the annotation away asks for nothing: the node serves, and would be drained."""
+    assert rolled_back(retry="again").endswith(f"{names.ANNOTATION_RETRY}=once-more")
+    assert rolled_back(retry="").endswith(f"{names.ANNOTATION_RETRY}=once-more")
+    assert not rolled_back(retry="once-more")
 
 
 def test_only_a_node_that_was_turned_back_is_on_its_way_back() -> None:

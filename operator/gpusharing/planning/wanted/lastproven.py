@@ -21,6 +21,8 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     record, gpus = node.verified, observed.gpus
     if record is None:
         return "nothing was proven on the node before"
+    if not record.layout:
+        return "an older version of the operator recorded the last proof without its layout"
     if record.gpus not in (0, len(gpus)):
         return f"{record.gpus} GPUs were proven before, and NVML lists {len(gpus)}"
     content, plugin = _find_plugin(record.plugin_config, stack)

@@ -21,7 +21,7 @@ from gpusharing.planning.proof.verify import Comparison, Evidence, find_mismatch
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.actuation import restart_pod, run
-from gpusharing.planning.way.attempts import goes_back, owe, owed_for, proven, was_asked_again
+from gpusharing.planning.way.attempts import goes_back, owe, owed_for, proven, retry_command, was_asked_again
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import Trouble, find_trouble, next_look
@@ -301,8 +301,8 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     if isinstance(back, Verdict):
         return back
     kept = "The node stays cordoned; when" if case.fence.disruption in CORDONING else "When"
-    message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is gone: kubectl annotate node"
-    message += f" {case.node.name} --overwrite {names.ANNOTATION_RETRY}=again"
+    retry = retry_command(case.node.name, case.fence.retry)
+    message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is gone: {retry}"
     verdict = case.verdict(Phase.FAILED, mismatch.reason, message)
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
     return verdict.then(request) if request is not None else verdict  # mig-manager rests: show what it left

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
+from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import UpdateFence
@@ -58,6 +59,12 @@ def proof_time(case: NodeCase) -> timedelta:
 def was_asked_again(case: FencedCase) -> bool:
     """A person set a new value of the retry annotation since the present attempt began."""
     return case.node.retry != case.fence.retry
+
+
+def retry_command(node: str, answered: str) -> str:
+    """What a person runs for another try on this node. `answered`: the value that would ask for nothing any more."""
+    value = "once-more" if answered == "again" else "again"
+    return f"kubectl annotate node {node} --overwrite {names.ANNOTATION_RETRY}={value}"
 
 
 def goes_back(case: FencedCase) -> bool:

@@ -20,6 +20,7 @@ from gpusharing.planning.proof.verify import (
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.attempts import (
     may_correct_at_once,
+    retry_command,
     standing_deferral,
     was_corrected,
     was_rolled_back,
@@ -228,12 +229,14 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
     """The same change would fail again: it waits for a person, or for another generation."""
-    seen, name = case.node.verified, case.node.name
-    if seen is None or not was_rolled_back(case.node, assessed.policy) or case.node.retry != seen.retry:
+    seen, retry = case.node.verified, case.node.retry
+    if seen is None or not was_rolled_back(case.node, assessed.policy):
+        return ""
+    if retry not in ("", seen.retry):  # who takes the annotation away asks for nothing: the node serves
         return ""
     return (
-        f"{assessed.target.text} failed, and the node went back to {seen.layout}: {seen.failure}. To try again: kubectl"
-        f" annotate node {name} --overwrite {names.ANNOTATION_RETRY}=again"
+        f"{assessed.target.text} failed, and the node went back to {seen.layout}: {seen.failure}. To try again:"
+        f" {retry_command(case.node.name, seen.retry)}"
     )
 
 
