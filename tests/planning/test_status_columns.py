@@ -4,7 +4,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from tests.build import at, make_gpu, make_node, make_policy
+import pytest
+from tests.build import at, make_fence, make_gpu, make_node, make_policy
 from tests.planning.machines import Machine
 from tests.planning.told import (
     BAD_SPEC,
@@ -19,10 +20,11 @@ from tests.planning.told import (
     StatusInput,
     answers,
     message,
+    verdict,
 )
 from tests.planning.world import World
 
-from gpusharing.api.names import DisruptionClass
+from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicyStatus
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.told.status import policy_status
@@ -145,6 +147,17 @@ def test_failures_are_told_by_name_and_capped() -> None:
     assert failures[0] == {"node": "gpu-000", "reason": "ActuatorFailed", "message": "something is so"}
     assert [row["node"] for row in failures] == [f"gpu-{number:03d}" for number in range(MAX_LISTED)]
     assert StatusInput([SYNCED, DRAINING]).status()["failures"] == []
+
+
+@pytest.mark.parametrize("reason", [Reason.LABEL_MISMATCH, Reason.GPU_STILL_BUSY])
+def test_a_node_that_goes_back_is_a_failure_whatever_it_waits_for(reason: Reason) -> None:
+    """It would come and go in the list, with each write of the status."""
+    node = make_node("gpu-08", fence=make_fence("actuating", rolls_back=True))
+    going = verdict(Phase.VERIFYING, reason, "gpu-08")
+    assert [row["node"] for row in StatusInput([going], nodes={"gpu-08": node}).status()["failures"]] == [
+        "gpu-08"
+    ]
+    assert StatusInput([going]).status()["failures"] == []
 
 
 def test_five_thousand_nodes_with_endless_messages_fit_into_the_crd() -> None:

@@ -86,8 +86,7 @@ def policy_status(
         "plan": tell_plan(policy, pool.verdicts, plan, snapshot, hours),
         "failures": [
             {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
-            for verdict in pool.verdicts
-            if _has_failed(verdict)
+            for verdict in _failures(pool)
         ][:MAX_LISTED],
         "conditions": [
             _condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
@@ -266,9 +265,18 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
     return False, Reason.PROGRESSING, "nothing needs a person"
 
 
-def _has_failed(verdict: Verdict) -> bool:
-    """Past the point of no return in this generation: the node is held, goes back, or went back."""
-    return verdict.phase is Phase.FAILED or verdict.reason in (Reason.ROLLING_BACK, Reason.ROLLED_BACK)
+def _failures(pool: Members) -> list[Verdict]:
+    """Of the nodes that failed past the point of no return in this generation: they are held, go back, or went back.
+
+    One that goes back is told by whatever it waits for just now, so its fence says that it does.
+    """
+    return [
+        verdict
+        for verdict, node in zip(pool.verdicts, pool.nodes, strict=True)
+        if verdict.phase is Phase.FAILED
+        or verdict.reason in (Reason.ROLLING_BACK, Reason.ROLLED_BACK)
+        or (node.fence is not None and node.fence.rolls_back)
+    ]
 
 
 def _needs_person(verdict: Verdict) -> bool:
@@ -321,7 +329,7 @@ def _word(pool: Members, plan: RolloutPlan) -> tuple[str, str]:
         return str(objection.reason), objection.message
     if not pool.verdicts:
         return str(Reason.NO_NODES), _no_nodes(pool)
-    failed = [verdict for verdict in pool.verdicts if _has_failed(verdict)]
+    failed = _failures(pool)
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     rest = [v for v in pool.verdicts if v.phase is not Phase.SYNCED]
     if not rest and (away := _away(pool)):
