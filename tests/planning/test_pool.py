@@ -26,8 +26,10 @@ from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, Selection, is_unavailable, select
+from gpusharing.planning.pools.pooled import Member
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
@@ -351,3 +353,40 @@ def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:
 
 def test_a_policy_without_a_readable_spec_moves_nothing() -> None:
     assert Pool(replace(MIXED, spec=None), ["a", "b"]).limit == 0
+
+
+# --- halted, and a person wants a node tried again that went back --------------------------------------------------
+
+
+def went_back(name: str) -> NodeCase:
+    """A candidate that went back in this generation and was asked for again, so that its gates let it through."""
+    case = candidate(name)
+    now = MIXED.generation
+    record = Verified(
+        MIXED.name, "a", "b", policy_uid=MIXED.uid, generation=now, failed_generation=now, rolled_back=True
+    )
+    return replace(case, node=replace(case.node, verified=record, retry="again"))
+
+
+def halted(approval: str = "Automatic") -> Selection:
+    """What a pool does in which n1 went back, and n2 was not begun with."""
+    assert MIXED.spec is not None
+    rollout = MIXED.spec.rollout.model_copy(update={"max_unavailable": 2, "approval": approval})
+    policy = replace(MIXED, spec=MIXED.spec.model_copy(update={"rollout": rollout}))
+    cases = [went_back("n1"), candidate("n2")]
+    members = [Member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, ""), None) for one in cases]
+    return select(Pool(policy, ["n1", "n2"], 0, cases, members=members), 100, Common(OFFERED))
+
+
+def test_a_retry_lets_the_node_that_went_back_alone_through_a_halted_pool() -> None:
+    selection = halted()
+    assert fenced(selection) == ["n1"]
+    assert selection.verdicts["n2"].reason is Reason.HALTED
+
+
+def test_what_else_holds_a_retried_node_is_what_it_is_told() -> None:
+    """The command in the message of Halted would not help it."""
+    selection = halted(approval="Manual")
+    assert fenced(selection) == []
+    told = {name: verdict.reason for name, verdict in selection.verdicts.items()}
+    assert told == {"n1": Reason.APPROVAL_NEEDED, "n2": Reason.HALTED}

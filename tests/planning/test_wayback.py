@@ -285,7 +285,7 @@ def test_a_new_generation_that_asks_for_nothing_turns_no_node_round(policy: Poli
     case = going_back()
     found = case.assessment
     assert isinstance(found, Assessed)
-    now = replace(found, policy=policy, spec=policy.spec)
+    now = replace(found, policy=policy)
     assert "the way back to 4x shared failed too" in held(replace(case, assessment=now))
 
 

@@ -189,13 +189,15 @@ def _retried(pool: Pool, pooled: Pooled, hold: Finding, cap: int, common: Common
     """A halted pool lets those nodes start that went back after a failure and that a person wants tried again: the
     others wait, as they do for a Failed node that is retried in its own slot."""
     again = [case for case in pool.candidates if was_rolled_back(case.node, pool.policy)]
-    if hold.reason is not Reason.HALTED or not again or find_hold(pooled, retried=True) is not None:
+    if hold.reason is not Reason.HALTED or not again:
         return _held(pool, hold)
-    others = [case for case in pool.candidates if case not in again]
-    chosen, held = (
-        _choose(replace(pool, candidates=again), pooled, cap, common),
-        _held(replace(pool, candidates=others), hold),
-    )
+    names = {case.node.name for case in again}
+    others = [case for case in pool.candidates if case.node.name not in names]
+    mine, held = replace(pool, candidates=again), _held(replace(pool, candidates=others), hold)
+    closed = find_hold(
+        pooled, retried=True
+    )  # what else they wait for, such as a window, is what they are told
+    chosen = _choose(mine, pooled, cap, common) if closed is None else _held(mine, closed)
     return Selection({**held.verdicts, **chosen.verdicts}, chosen.claims, chosen.looks)
 
 
