@@ -224,6 +224,28 @@ def test_a_change_that_fails_on_its_way_back_is_held() -> None:
     assert "the way back to 4x shared failed too" in held(going_back())
 
 
+LEFT: dict[str, Callable[[FencedCase], FencedCase]] = {
+    "the configuration is gone": lambda case: replace(case, stack=replace(case.stack, plugin_configs={})),
+    "pods came": lambda case: replace(
+        case,
+        fence=replace(case.fence, disruption=DisruptionClass.PLUGIN_RESTART, target_plugin_config="other"),
+        node=replace(case.node, unschedulable=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("left", LEFT.values(), ids=LEFT.keys())
+def test_where_no_way_back_is_left_the_message_has_the_command_for_another_try(
+    left: Callable[[FencedCase], FencedCase],
+) -> None:
+    verdict = after_pnr(left(going_back(state="success")))
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.ROLLING_BACK)
+    assert (
+        f"To try 2x3g.40gb again: kubectl annotate node gpu-07 --overwrite {names.ANNOTATION_RETRY}=again"
+        in (verdict.message)
+    )
+
+
 def test_what_was_proven_last_and_failed_now_is_not_gone_back_to() -> None:
     case = failing(was=MIXED, gpunode=answering(VERIFY, MIXED))
     assert "what was proven last is what failed" in held(case)

@@ -13,7 +13,7 @@ from gpusharing.planning.actions import UpdateFence
 from gpusharing.planning.proof.assess import Assessed, Refused, find_disruption, needs_two_steps
 from gpusharing.planning.proof.verify import Comparison, find_mismatch
 from gpusharing.planning.wanted.lastproven import find_last_proven
-from gpusharing.planning.way.attempts import goes_back, owe, owed_for
+from gpusharing.planning.way.attempts import goes_back, owe, owed_for, retry_command
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.findings import Finding
@@ -62,6 +62,8 @@ def told_as_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
     reason, message = verdict.reason, verdict.message
     if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
         message = f"going back after a failure: {message}"
+    if verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK:  # no way back is left
+        message = f"{message}. To try {wanted} again: {retry_command(case.node.name, case.fence.retry)}"
     if reason in (Reason.ACTUATION_IN_PROGRESS, Reason.OBSERVATION_PENDING):
         reason = Reason.ROLLING_BACK
     return replace(verdict, wanted=wanted, reason=reason, message=message)

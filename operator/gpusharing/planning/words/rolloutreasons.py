@@ -44,7 +44,7 @@ ROLLED_BACK: Words = ("RolledBack", "Node", _PERSON,
 ROLLING_BACK: Words = ("RollingBack", "Node", _LATER,
     "The change failed after the point of no return, and the node goes back to what was proven on it last "
     "(rollout.onFailure Rollback). It stays cordoned until that is proven again.",
-    "Nothing; when it fails too, the node is held as Failed.")
+    "Nothing; when it fails too, the node is held as Failed, and its message has the command for another try.")
 DEFERRED: Words = ("Deferred", "Node", _LATER,
     "An earlier attempt was given up before anything changed; the next one waits.",
     "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
