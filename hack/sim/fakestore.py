@@ -170,6 +170,8 @@ class Store:
             "deletionTimestamp": ends.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "deletionGracePeriodSeconds": int(seconds),
         }
+        if resource in WITH_GENERATION:  # as the API server does, though nobody edited anything
+            metadata["generation"] = metadata.get("generation", 0) + 1
         self.commit(resource, key, old, {**old, "metadata": metadata})
 
     def remove(self, resource: Resource, key: Key) -> JSON:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from hack.sim.workloads import Workload
+from tests.embedded.oracle import difference
 from tests.embedded.scene import (
     FULL,
     HOUR,
@@ -21,7 +22,7 @@ from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES
+from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, POLICIES
 
 BACK: JSON = {"onFailure": "Rollback"}
 
@@ -76,6 +77,11 @@ async def test_the_node_stays_cordoned_until_the_old_layout_is_proven() -> None:
 def goes_back(stage: Scene) -> bool:
     fence = stage.fence("gpu-1")
     return fence is not None and fence.rolls_back
+
+
+def runs_back(stage: Scene) -> bool:
+    fence = stage.fence("gpu-1")
+    return fence is not None and fence.rolls_back and not fence.owed
 
 
 @virtually
@@ -141,6 +147,25 @@ async def test_an_edit_turns_a_node_round_that_is_on_its_way_back() -> None:
         stage.apply(SINGLE, rollout=BACK)
         await stage.ready()
         assert_as_wanted(stage, SINGLE, "gpu-1")
+
+
+@pytest.mark.parametrize("deed", ["deleted", "paused"])
+@virtually
+async def test_a_policy_that_is_deleted_or_paused_meanwhile_does_not_send_the_node_forward_again(
+    deed: str,
+) -> None:
+    """Both give it another generation, though nobody asks for the layout that failed."""
+    async with scene(*nodes(1)) as stage:
+        await fails(stage)
+        await stage.e.until(lambda: runs_back(stage), "the run that leads back", HOUR)
+        if deed == "deleted":
+            stage.e.cluster.delete(POLICIES, "pool-b")
+        else:
+            stage.apply(MIXED, rollout={**BACK, "paused": True})
+        await stage.e.until(lambda: stage.fence("gpu-1") is None or not goes_back(stage), "the proof", HOUR)
+        assert stage.fence("gpu-1") is None
+        assert not stage.cordoned("gpu-1")
+        assert difference(OTHER_MIXED, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
 
 
 @virtually
