@@ -1,7 +1,7 @@
 """A change that failed after the point of no return goes back to what was proven on the node last: onFailure Rollback.
 
     Failed ── recorded in the fence ──► the ways of after.py, with the last proven layout as the target ── proven ──►
-    given back as RolledBack: uncordoned, serving what it served, and not tried again by itself
+    given back as RolledBack: uncordoned, serving that, and not tried again by itself
 
 It is turned round once: where the way back fails too, the node is Failed and held (docs/design/way.md#rollback).
 """
