@@ -1,6 +1,7 @@
 """What every test may use, and the report at the end of a run."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -21,7 +22,13 @@ MOST_WORKERS = 4
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count rungs and seconds."""
+    """Count rungs and seconds, and hear Ctrl-C.
+
+    A script that starts us with `&`, as .ci/run does, makes us and all that we start deaf to it: what a test ends by
+    Ctrl-C would end by kill -9 only, half a minute later.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Report(), "gpusharing-report")
 
 

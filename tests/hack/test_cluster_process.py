@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -156,3 +157,14 @@ def test_a_run_of_tests_sweeps_at_its_end_what_a_worker_of_it_left(folder: Path,
     assert run.returncode == 0, run.stdout
     assert not sleeper.alive()
     assert not folder.exists()
+
+
+def test_what_a_test_starts_hears_ctrl_c_even_where_a_script_has_started_the_tests_with_an_ampersand() -> (
+    None
+):
+    asleep = subprocess.Popen(["sleep", "1000"])
+    asleep.send_signal(signal.SIGINT)
+    try:
+        assert asleep.wait(30) == -signal.SIGINT
+    finally:
+        asleep.kill()
