@@ -6,7 +6,7 @@ Shared writes (controller/sharedwrites.py) are reached through the executor.
 from dataclasses import replace
 
 import pytest
-from tests.build import make_claim, make_snapshot, make_stack
+from tests.build import make_claim, make_fence, make_node, make_snapshot, make_stack
 from tests.controller.executing import Executing, plan_of
 from tests.kube.objects import node
 
@@ -159,6 +159,16 @@ async def test_without_its_claim_no_node_is_fenced_and_everything_else_goes_on(e
     assert "gpu-07" in stage.executor.evictions
 
 
+async def test_while_the_policies_may_be_old_no_node_is_fenced_and_everything_else_goes_on() -> None:
+    stage = Executing()
+    stage.add_node("gpu-08")
+    plan = plan_of({"gpu-07": (stage.eviction,), "gpu-08": (stage.fence("gpu-08"),)})
+    fenced = make_snapshot([make_node("gpu-07", fence=make_fence())])
+    await stage.executor.execute(plan, replace(fenced, policies_error="no answer yet"))
+    assert stage.view("gpu-08").fence is None
+    assert "gpu-07" in stage.executor.evictions
+
+
 async def test_without_its_configuration_no_node_is_fenced() -> None:
     stage = Executing()
     stage.cluster.faults.fail("patch", CONFIG_MAPS, Forbidden("may not patch configmaps"))
@@ -260,6 +270,13 @@ async def test_a_mig_manager_pod_is_deleted_by_its_uid_only() -> None:
     assert (await stage.run(wrong)).done == 0
     assert (await stage.run(RestartOperand("gpu-07", "team-a", "gone", "uid"))).done == 0
     assert (await stage.run(RestartOperand("gpu-07", "team-a", "llm-0", stage.eviction.uid))).done == 1
+
+
+async def test_a_mig_manager_pod_that_is_on_its_way_out_is_not_deleted_again() -> None:
+    stage = Executing()
+    stage.cluster.patch(PODS, "llm-0", {"metadata": {"finalizers": ["example.com/slow"]}}, "team-a")
+    restart = RestartOperand("gpu-07", "team-a", "llm-0", stage.eviction.uid)
+    assert [(await stage.run(restart)).done for _ in range(2)] == [1, 0]
 
 
 async def test_a_pod_that_is_said_to_be_gone_and_shown_all_the_same_is_told() -> None:

@@ -25,13 +25,16 @@ class Contender:
 
     def __init__(self, cluster: FakeCluster, identity: str, client: KubeClient | None = None) -> None:
         self.lost = asyncio.Event()
+        self.stood_still = 0.0
+        """Seconds for which the process did not run, as its clock says when it goes on."""
+        loop = asyncio.get_running_loop()
         self.lease = LeaderLease(
             client or cluster.client(identity),
             "gpusharing",
             "leader",
             identity,
             on_lost=self.lost.set,
-            clock=asyncio.get_running_loop().time,
+            clock=lambda: loop.time() + self.stood_still,
         )
         self.task = asyncio.create_task(self.lease.run())
 
@@ -241,6 +244,19 @@ def test_who_does_not_hold_the_lease_any_more_cannot_claim() -> None:
         cluster = FakeCluster()
         async with contenders(cluster, "a") as (a,):
             cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": "b"}}, "gpusharing")
+            with pytest.raises(LeaseLost):
+                await a.lease.set_claims(CLAIMS)
+            assert a.lost.is_set()
+            assert "gpu-07" not in str(lease_of(cluster))
+
+    run_virtually(main())
+
+
+def test_who_stood_still_beyond_the_deadline_cannot_claim_though_nobody_else_took_over() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            a.stood_still = 10.5
             with pytest.raises(LeaseLost):
                 await a.lease.set_claims(CLAIMS)
             assert a.lost.is_set()

@@ -45,6 +45,8 @@ from gpusharing.planning.way.idle import JOBS_PACE
 from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.words.reasons import Reason
 
+TRAINER = make_pod("train", owner=JOB, restarts=False)
+
 # --- draining -------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +113,16 @@ def fenced_again(case: FencedCase, **fields: Any) -> FencedCase:
     """The same case with another fence or other pods, on its Node too."""
     node = replace(case.node, fence=fields["fence"])
     return replace(case, node=node, **fields)
+
+
+def test_jobs_have_their_time_and_then_the_drain_has_all_of_its_own() -> None:
+    policy = make_policy(drain={"timeout": "10m", "jobs": {"timeout": "2h"}})
+    (action,) = before_pnr(fenced(policy, work=make_work(TRAINER))).actions
+    assert isinstance(action, UpdateFence)
+    assert (action.fence.jobs, action.fence.deadline) == (True, EARLIER + timedelta(hours=2))
+    (action,) = before_pnr(fenced(policy, fence=action.fence, work=HELD)).actions
+    assert isinstance(action, UpdateFence)
+    assert (action.fence.jobs, action.fence.deadline) == (False, at(600))
 
 
 def test_a_pause_that_lets_finish_changes_nothing_and_another_change_is_not_given_up() -> None:
@@ -243,6 +255,12 @@ GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
         Reason.DRAIN_TIMEOUT, False, True),
     "a plugin restart turned into a change that needs an idle node": (
         fenced_of(make_case(MIXED, fence=RESTART)), Reason.PODS_LEAVING, False, False),
+    "a plugin restart turned into such a change while the policy is paused": (
+        fenced_of(make_case(make_policy(rollout={"paused": True, "whenPaused": "Hold"}), fence=RESTART)),
+        Reason.PODS_LEAVING, False, False),
+    "a job did not end in its time": (
+        fenced(make_policy(drain={"jobs": {"timeout": "5m"}}), work=make_work(TRAINER)),
+        Reason.JOBS_TIMEOUT, True, True),
 }  # fmt: skip
 
 

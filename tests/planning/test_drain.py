@@ -50,6 +50,16 @@ def test_what_the_server_refuses_counts_in_the_pace_too() -> None:
     assert plan.next_wake == at(2)
 
 
+def test_while_the_server_is_busy_nobody_is_evicted_on_the_node() -> None:
+    busy, other = make_pod("busy"), make_pod("other")
+    memories = {busy.uid: make_memory(Reason.THROTTLED, next_try=at(7))}
+    plan = planned(make_work(busy, other, evictions=memories), now=at(1))
+    assert (plan.evict, plan.next_wake) == ((), at(7))
+    assert [(one.reason, one.pods) for one in plan.blockers] == [(Reason.THROTTLED, (busy.ref, other.ref))]
+    later = make_work(busy, other, evictions=memories, listed_at=at(7))
+    assert planned(later, now=at(7)).evict == (other, busy)
+
+
 def test_a_pod_that_the_server_does_not_know_is_asked_for_again_only_when_a_newer_list_shows_it() -> None:
     pod = make_pod("gone")
     memories = {pod.uid: remember(Reason.PODS_LEAVING, "", None, at(1), 0.0)}

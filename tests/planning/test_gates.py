@@ -106,6 +106,7 @@ def stopping(written: datetime | None) -> NodeCase:
 
 
 FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", 1, "")
+WENT_BACK = Verified("pool-b", "", "", policy_uid=MIXED.uid, generation=MIXED.generation, rolled_back=True)
 DEFERRED = Deferred(2, at(60), "DrainTimeout", 1, "")
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=False))
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
@@ -121,6 +122,8 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         make_case(MIXED, labels={names.LABEL_SKIP: "true"}, node={"ready": False}), Reason.SKIP_LABEL, None),
     "five attempts were given up": (
         make_case(MIXED, node={"deferred": FIVE_TIMES}), Reason.NEEDS_ATTENTION, at(60)),
+    "the same change failed and the node went back": (
+        make_case(MIXED, node={"verified": WENT_BACK}), Reason.ROLLED_BACK, None),
     "the node is being deleted": (make_case(MIXED, node={"deleting": True}), Reason.NODE_NOT_READY, None),
     "the node is not Ready": (make_case(MIXED, node={"ready": False}), Reason.NODE_NOT_READY, None),
     "somebody else maintains it": (make_case(MIXED, node={"foreign": "kured"}), Reason.FOREIGN_MAINTENANCE, None),

@@ -101,6 +101,13 @@ def test_the_reading_before_the_point_of_no_return_proves_nothing_for_a_cure() -
     assert (verdict.phase, isinstance(only(verdict), EnsureGPUNode)) == (Phase.VERIFYING_IDLE, True)
 
 
+def test_no_run_begins_on_a_node_that_is_being_deleted() -> None:
+    ready: dict[str, Any] = {"labels": PAUSED, "fence": OWED, **proven_idle(60)}
+    assert isinstance(only(after_pnr(changing(**ready))), Actuate)
+    going = after_pnr(changing(**{**ready, "node": {"deleting": True}}))
+    assert (going.reason, going.actions) == (Reason.NODE_NOT_READY, ())
+
+
 # --- restarts ------------------------------------------------------------------------------------------------------
 
 RESTARTING = replace(FENCE, restart_uid=make_operand().uid, attempt=2)

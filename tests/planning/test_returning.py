@@ -1,11 +1,12 @@
 """Nodes that started as one wave are given back together, and no node waits for ever."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy
+from tests.planning.cases import pool_of, run_until
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Release, UpdateFence
@@ -109,6 +110,26 @@ def test_nobody_waits_for_a_node_that(other: NodeView) -> None:
     if other.fence is not None and other.fence.stage == "fenced" and other.fence.node_uid == "uid-b":
         other = replace(other, fence=replace(other.fence, stage="yielded"))
     assert held(proven(A), working(other), nodes=(A, other)) == {}
+
+
+def test_a_pass_gives_no_node_of_a_wave_back_alone() -> None:
+    world = pool_of(2)
+    both = {"maxUnavailable": 2}
+    world.set_policy(make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4}, rollout=both))
+    run_until(world, Phase.RECONFIGURING, node="n0")
+    for name, node in world.nodes.items():
+        assert node.fence is not None
+        world.nodes[name] = replace(node, fence=replace(node.fence, wave="w"))
+    for _ in range(30):  # the software of n1 does nothing meanwhile
+        world.act("n0")
+        world.step()
+        world.now += timedelta(seconds=1)
+    plan = world.plan()
+    assert [(one.phase, one.reason) for one in plan.verdicts.values()] == [
+        (Phase.UNCORDONING, Reason.WAITS_FOR_WAVE),
+        (Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS),
+    ]
+    assert not any(isinstance(one, Release) for verdict in plan.verdicts.values() for one in verdict.actions)
 
 
 def test_at_most_three_of_the_others_are_named() -> None:

@@ -112,6 +112,9 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
     "the agent cannot read": (
         FULL, lambda c: observing(c, error="NVMLNotLoaded"), Reason.AGENT_ERROR, "NVMLNotLoaded"),
     "the agent is quiet": (FULL, lambda c: observing(c, quiet=True), Reason.OBSERVATION_PENDING, "quiet"),
+    "the agent may not list the MIG instances": (
+        MIXED, lambda c: observing(c, gpus=(replace(c.observed.gpus[0], instances_withheld=True),)),
+        Reason.AGENT_LACKS_RIGHTS, "of GPU 0"),
     "an instance is missing": (
         MIXED, lambda c: observing(c, gpus=(make_gpu(layout=(("3g.40gb", 1),)),)), Reason.LAYOUT_MISMATCH,
         "NVML shows 1x3g.40gb instead of 2x3g.40gb"),
