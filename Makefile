@@ -6,7 +6,7 @@ WORKERS ?= $(if $(ARGS),0,auto)
 # Hundreds of processes import our modules: compile them once.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-long test-crash test-gpu test-nvidia images e2e clean
+.PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-long mutants test-crash test-gpu test-nvidia images e2e clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ test: setup ## rungs 0-2 of the test ladder, without the kills on rung 2; ARGS="
 
 test-long: setup ## 10,000 examples of the random world (an hour or two on two cores); ARGS="-k seed-7"
 	@PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
+
+mutants: setup ## each guard taken away in turn: its named test must fail (3 to 5 minutes); MUTANTS=regex, FIND=1
+	@$(PY) -m hack.mutants
 
 verify: setup ## format, lint, types, imports, generated files, chart, house rules
 	@$(PY) -m hack.verify

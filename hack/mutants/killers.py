@@ -1,0 +1,40 @@
+"""tests/mutants/killers.yaml: which test kills which mutant, and which are equivalent to the product."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+LIST = Path("tests/mutants/killers.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Killers:
+    """What the file says."""
+
+    tests: Mapping[str, str]
+    """The test that fails, by mutant."""
+    equivalent: Mapping[str, str]
+    """Why nobody could notice, by mutant."""
+
+    def find_gaps(self, mutants: Iterable[str]) -> list[str]:
+        """What does not go with these mutants, a line each."""
+        known = set(mutants)
+        named = self.tests.keys() | self.equivalent.keys()
+        return [
+            *(f"no killer is named: {name}" for name in sorted(known - named)),
+            *(f"no such mutant: {name}" for name in sorted(named - known)),
+            *(
+                f"has a killer, so is not equivalent: {name}"
+                for name in sorted(named)
+                if name in self.tests and name in self.equivalent
+            ),
+            *(f"no reason is given: {name}" for name, why in self.equivalent.items() if not why.strip()),
+        ]
+
+
+def read_killers() -> Killers:
+    """Of this checkout."""
+    found = yaml.safe_load(LIST.read_text())
+    return Killers(found.get("killers") or {}, found.get("equivalent") or {})

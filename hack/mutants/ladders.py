@@ -1,0 +1,142 @@
+"""Ladders of the planner: tuples of rows, the first that applies decides. A mutant lets one row never apply.
+
+A row is made blind in place, so that whoever holds the tuple sees it. Its name and its place stay, so that the test
+which pins the order of a ladder is no proof that anybody would miss the row.
+"""
+
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from types import FunctionType
+from typing import Any
+
+PLANNING = "gpusharing.planning"
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """One tuple of rows."""
+
+    module: str
+    """Below `gpusharing.planning`."""
+    name: str
+    part: str
+    """The field of a row that says whether it applies; empty: the row is that function itself."""
+    blind: object
+    """What it answers when it does not."""
+    tests: tuple[str, ...]
+    """Files of tests/planning where a killer is looked for."""
+
+    @property
+    def id(self) -> str:
+        """Names the ladder in tests/mutants/killers.yaml."""
+        return f"{self.module}.{self.name}"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Their paths."""
+        return tuple(f"tests/planning/test_{name}.py" for name in self.tests)
+
+    def rows(self) -> tuple[Any, ...]:
+        """As the product has them."""
+        found: tuple[Any, ...] = getattr(import_module(f"{PLANNING}.{self.module}"), self.name)
+        return found
+
+    def names(self) -> list[str]:
+        """Of the rows, in their order; each is there once."""
+        return [self._name(row) for row in self.rows()]
+
+    def _name(self, row: Any) -> str:
+        asks = getattr(row, self.part) if self.part else row
+        name: str = asks.__name__
+        return str(row.reason) if name == "<lambda>" else name
+
+    def plant(self, name: str) -> None:
+        """Make the row blind, in this process and for good."""
+        (row,) = [row for row in self.rows() if self._name(row) == name]
+        if self.part:
+            object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))
+        else:
+            assert isinstance(row, FunctionType), row
+            # Other modules hold the function by its name, too.
+            row.__code__ = _says_none.__code__ if self.blind is None else _finds_none.__code__
+
+
+def _says_none(*_: object, **__: object) -> None:
+    return None
+
+
+def _finds_none(*_: object, **__: object) -> tuple[()]:
+    return ()
+
+
+def _blind(answer: object, name: str) -> Callable[..., object]:
+    def never(*_: object, **__: object) -> object:
+        return answer
+
+    never.__name__ = name
+    return never
+
+
+LADDERS = (
+    Ladder("way.gates", "GATES", "find", "", ("gates", "doubts", "health", "drivers", "agents")),
+    Ladder("way.before", "ENDINGS", "find", "", ("before", "holds", "attempts", "yielding", "rules")),
+    Ladder("way.after", "HELD", "follow", None, ("after", "reruns")),
+    Ladder("way.after", "AIMLESS", "follow", None, ("after", "reruns")),
+    Ladder("way.after", "AIMED", "follow", None, ("after", "reruns", "two_steps")),
+    Ladder("proof.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
+    Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules")),
+    Ladder("pools.holds", "HOLDS", "find", "", ("holds", "hours")),
+    Ladder("stack.acceptance", "OBJECTIONS", "find", "", ("acceptance",)),
+    Ladder("stack.acceptance", "FIELDS", "", None, ("acceptance",)),
+    Ladder("stack.installation", "CHECKS", "", (), ("installation", "startgate", "agents", "rights")),
+    Ladder("gpus.health", "RULES", "holds", False, ("health",)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a ladder."""
+
+    ladder: Ladder
+    name: str
+
+    @property
+    def look(self) -> tuple[str, ...]:
+        """Files where a killer is looked for."""
+        return self.ladder.files
+
+    def plant(self) -> None:
+        """See Ladder."""
+        self.ladder.plant(self.name)
+
+
+def read_rows() -> Mapping[str, Row]:
+    """Every row of all ladders, by its id."""
+    return {f"{ladder.id}: {name}": Row(ladder, name) for ladder in LADDERS for name in ladder.names()}
+
+
+def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:
+    """The tuples of the planner that look like a ladder and have a row which is on none of these."""
+    known = {id(row) for ladder in ladders for row in ladder.rows()}
+    return [
+        f"{module}.{name}"
+        for module, name, rows in _tuples()
+        if all(_asks(row) for row in rows) and not known.issuperset(map(id, rows))
+    ]
+
+
+def _tuples() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    package = import_module(PLANNING)
+    for module in pkgutil.walk_packages(package.__path__, f"{PLANNING}."):
+        for name, value in vars(import_module(module.name)).items():
+            if isinstance(value, tuple) and len(value) > 1:
+                yield module.name, name, value
+
+
+def _asks(row: Any) -> bool:
+    """It is a function, or has one in a field."""
+    if is_dataclass(row) and not isinstance(row, type):
+        return any(isinstance(getattr(row, field.name), FunctionType) for field in fields(row))
+    return isinstance(row, FunctionType)
