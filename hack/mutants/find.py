@@ -25,6 +25,8 @@ def find_for_guards(guards: Mapping[str, Guard]) -> None:
 
 def find_for_rows(rows: Mapping[str, Row]) -> None:
     """Play the files about these rows once, to see in which tests each row decides; then try those."""
+    if not rows:
+        return
     files = sorted({path for row in rows.values() for path in row.look})
     decided = in_child(lambda: _watched(files))
     assert isinstance(decided, dict), "the files about the ladders can be played"
@@ -44,6 +46,7 @@ def _first(mutant: Mutant) -> str:
 
 
 def _watched(files: Sequence[str]) -> dict[str, list[str]]:
+    assert all([files, *files]), "without a name pytest plays everything"
     watch = Watch()
     for ladder in LADDERS:
         watch.follow(ladder)
