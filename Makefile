@@ -6,7 +6,7 @@ WORKERS ?= $(if $(ARGS),0,auto)
 # Hundreds of processes import our modules: compile them once.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-long mutants test-crash test-gpu test-nvidia images e2e clean
+.PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-long mutants test-crash test-faults test-gpu test-nvidia images e2e clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -17,9 +17,9 @@ setup: ## make .venv from requirements-dev.lock (PYTHON=python3.12 takes another
 demo: setup ## play the main job; DRIVER=cluster: on a real control plane, DRIVER=nvidia: with NVIDIA's programs
 	@$(PY) -m hack.demo
 
-test: setup ## rungs 0-2 of the test ladder, without the kills on rung 2; ARGS="tests/planning -k drain" selects
+test: setup ## rungs 0-2 of the test ladder, without kills and faults on rung 2; ARGS="tests/planning -k drain" selects
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@$(PY) -m pytest -n $(WORKERS) -m "not nvidia and not e2e and not gpu and not crash" $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) -m "not nvidia and not e2e and not gpu and not crash and not faults" $(ARGS)
 
 test-long: setup ## 10,000 examples of the random world (an hour or two on two cores); ARGS="-k seed-7"
 	@PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
@@ -57,6 +57,11 @@ bench: setup ## one table of costs, and build/bench.json
 test-crash: setup ## kill -9 at every write on rungs 1 and 2; FULL=1: every scenario on rung 2, too (an hour)
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
 	@$(if $(FULL),CRASH=full) $(PY) -m pytest -m "crash or not cluster" tests/embedded/test_crash.py tests/integration $(ARGS)
+
+test-faults: setup ## the fault matrix on rung 2: a sample; SEED=1 plays that one, FULL=1 all of it, going on where it was ended
+	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
+	@$(if $(FULL),FAULTS=full) $(if $(SEED),FAULTS_SEED=$(SEED)) $(PY) -m pytest -n 2 -m faults tests/integration $(ARGS); \
+	  status=$$?; $(PY) -m tests.faults.cases build/faults/$(if $(FULL),full,sample); exit $$status
 
 test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU
 	@$(PY) -m pytest -m gpu $(ARGS)

@@ -29,6 +29,7 @@ APART = frozenset(
         "tests/demo/test_demo.py",
         "tests/embedded/test_crash.py",
         "tests/hack/test_report.py",
+        "tests/integration/test_faults.py",
         "tests/planning/test_invariants.py",
     }
 )

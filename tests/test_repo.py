@@ -272,7 +272,9 @@ def test_what_a_verb_runs_is_there() -> None:
 def test_ci_plays_once_what_make_test_plays_and_the_kills_on_rung_2(
     marks: set[str], by_make_test: bool
 ) -> None:
-    markers = dict.fromkeys(("cluster", "crash", "nvidia", "e2e", "gpu"), False) | dict.fromkeys(marks, True)
+    markers = dict.fromkeys(("cluster", "crash", "faults", "nvidia", "e2e", "gpu"), False) | dict.fromkeys(
+        marks, True
+    )
 
     def selected(text: str) -> list[bool]:
         """A selection by markers is an expression in Python, too."""

@@ -10,6 +10,8 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Literal
 
 from hack.faultproxy.calls import Answer, Incoming, Refusal, Stream, collection_of, object_of
@@ -21,6 +23,9 @@ GONE = Refusal(410, "too old resource version", "Expired")
 BROKEN = Refusal(500, "etcdserver: leader changed", "InternalError")
 HEAL_SECONDS = 1.0
 """Until a watch that swallowed events ends: what it kept back only the list after it can tell."""
+
+AGAIN_SECONDS = 2.5
+"""After a failure the next try comes within this time, in the tests' quick settings."""
 
 
 @dataclass
@@ -37,6 +42,8 @@ class Fault:
     """Loop time."""
     target: str = ""
     """Path of the object of that write."""
+    last: float = 0.0
+    """Loop time of the last call that it took."""
     early = True
     """It begins when the write is sent; else when it was answered."""
 
@@ -56,6 +63,15 @@ class Fault:
         if self.began is None or self.hits >= self.times:
             return False
         return self.scope == "all" or object_of(call.path) == self.target
+
+    def over_at(self) -> float:
+        """Loop time, which is that of time.monotonic(), from which nothing more comes of it: the call was repeated."""
+        return self.last + AGAIN_SECONDS
+
+    def hit(self) -> None:
+        """One call more."""
+        self.hits += 1
+        self.last = asyncio.get_running_loop().time()
 
     async def around(self, call: Incoming, forward: Forward) -> Answer | None:
         """One call that is no watch."""
@@ -77,7 +93,7 @@ class AnswerLost(Fault):
         """See Fault."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
-        self.hits += 1
+        self.hit()
         await forward()
         return None
 
@@ -89,7 +105,7 @@ class RequestLost(Fault):
         """See Fault."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
-        self.hits += 1
+        self.hit()
         return None
 
 
@@ -103,7 +119,7 @@ class Competitor(Fault):
     async def around(self, call: Incoming, forward: Forward) -> Answer | None:
         """See Fault."""
         if call.is_write and call.method != "POST" and self.concerns(call):
-            self.hits += 1
+            self.hit()
             await asyncio.to_thread(self.write, object_of(call.path))
         return await forward()
 
@@ -118,7 +134,7 @@ class Refused(Fault):
         """See Fault."""
         if not self.concerns(call):
             return await forward()
-        self.hits += 1
+        self.hit()
         return self.answers[(self.at + self.hits) % len(self.answers)].answer()
 
 
@@ -128,14 +144,19 @@ class Held(Fault):
 
     act: Callable[[], None] = lambda: None
     """Blocks; runs in a thread."""
+    then: Callable[[], None] = lambda: None
+    """Called when the server has answered."""
     times: int = 1
 
     async def around(self, call: Incoming, forward: Forward) -> Answer | None:
         """See Fault."""
-        if call.number == self.at and self.concerns(call):
-            self.hits += 1
-            await asyncio.to_thread(self.act)
-        return await forward()
+        if call.number != self.at or not self.concerns(call):
+            return await forward()
+        self.hits += 1
+        await asyncio.to_thread(self.act)
+        answer = await forward()
+        self.then()
+        return answer
 
 
 @dataclass
@@ -151,6 +172,23 @@ class Slow(Fault):
             self.hits += 1
             await asyncio.sleep(self.seconds)
         return await forward()
+
+
+@dataclass
+class DateShifted(Fault):
+    """The server's clock was set: every answer bears another Date; from the first on with `at=0`."""
+
+    seconds: float = 3600.0
+
+    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+        """See Fault."""
+        answer = await forward()
+        if answer is None or "Date" not in answer.headers:
+            return answer
+        self.hits += 1
+        then = parsedate_to_datetime(answer.headers["Date"]) + timedelta(seconds=self.seconds)
+        headers = {**answer.headers, "Date": format_datetime(then, usegmt=True)}
+        return Answer(answer.status, headers, answer.body)
 
 
 class WatchFault(Fault):
@@ -176,6 +214,10 @@ class WatchLate(WatchFault):
     seconds: float = 5.0
     lasts: float = 3.0
     """Lines are late that came within this time since the beginning."""
+
+    def over_at(self) -> float:
+        """See Fault."""
+        return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
     async def line(self, stream: Stream, line: bytes, came: float) -> bytes:
         """See Fault."""
@@ -207,6 +249,10 @@ class EventsSwallowed(WatchFault):
     """
 
     _swallowed: set[Stream] = field(default_factory=set)
+
+    def over_at(self) -> float:
+        """See Fault."""
+        return 0.0 if self.began is None else self.began + HEAL_SECONDS + 0.5
 
     async def line(self, stream: Stream, line: bytes, came: float) -> bytes:
         """See Fault."""

@@ -5,6 +5,8 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -243,6 +245,15 @@ async def test_every_call_is_slow(server: Server, proxy: FaultProxy, client: aio
     began = loop.time()
     assert await patch(client, GPU_1) == 200
     assert loop.time() - began >= 0.3
+
+
+async def test_the_server_tells_another_time(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    proxy.disturb(faults.DateShifted(0, "all", seconds=-3600.0))
+    async with client.patch(GPU_1, json={}) as answer:
+        told = parsedate_to_datetime(answer.headers["Date"])
+    assert abs((datetime.now(UTC) - told).total_seconds() - 3600) < 60
 
 
 async def test_each_client_has_a_door_and_the_log_tells_what_it_could_know(

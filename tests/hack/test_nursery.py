@@ -21,3 +21,12 @@ def test_the_pid_of_an_operator_that_ended_is_kept_until_it_was_waited_for(tmp_p
         nursery.kill(pid)
         with pytest.raises(ValueError, match=f"{pid} is not an operator of ours"):
             nursery.strike(pid)
+
+
+def test_who_has_ended_by_itself_is_noticed_and_signalled_no_more(tmp_path: Path) -> None:
+    with Nursery() as nursery:
+        pid = nursery.start({"GPUSHARING_LOG_LEVEL": "loud"}, tmp_path / "operator.log")
+        wait_until(lambda: nursery.has_ended(pid), 60, "its end")
+        assert nursery.has_ended(pid)
+        with pytest.raises(ValueError, match=f"{pid} is not an operator of ours"):
+            nursery.freeze(pid)

@@ -87,6 +87,22 @@ class Nursery:
             raise ValueError(f"{pid} is not an operator of ours")
         os.kill(pid, signal.SIGKILL)
 
+    def freeze(self, pid: int, *, thaw: bool = False) -> None:
+        """SIGSTOP, as a hypervisor that stops a machine; SIGCONT with `thaw`.
+
+        Raises:
+            ValueError: as `strike`.
+        """
+        if pid not in self._pids:
+            raise ValueError(f"{pid} is not an operator of ours")
+        os.kill(pid, signal.SIGCONT if thaw else signal.SIGSTOP)
+
+    def has_ended(self, pid: int) -> bool:
+        """Whether it ended by itself, or was struck; it is waited for then."""
+        if pid in self._pids and self._ask({"reap": pid}) == pid:
+            self._pids.discard(pid)
+        return pid not in self._pids
+
     def wait(self, pid: int) -> None:
         """Wait until it has ended."""
         wait_until(lambda: self._ask({"reap": pid}) == pid, 60, f"process {pid} to end")

@@ -1,0 +1,103 @@
+"""What a disturbed run is compared with: two runs that nothing disturbed.
+
+Where these two end differently is chance, and is masked; everything else must be the same. Their writes are the floor.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.faults.invariants import Cost
+
+ALLOWED = 2
+"""Writes that one fault may cost beyond the floor (docs/design/faults.md#s8)."""
+ASKING = "PATCH gpunodes"
+MOST_ASKED = 8
+"""On a busy machine a reading is soon too old to prove anything, and the agent is asked anew."""
+CHANCE = "(differs between two runs that nothing disturbed)"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    state: Any
+    """Everything that lasts, with names and times masked."""
+    cost: Cost
+    wrong: tuple[str, ...] = ()
+    """Invariants that it broke."""
+    twice: tuple[str, ...] = ()
+    """UIDs of pods that were evicted more than once."""
+    restarts: int = 0
+    hits: int = 0
+    """Calls, events or streams that its fault took."""
+
+
+@dataclass
+class Reference:
+    """What two undisturbed runs agree on."""
+
+    runs: tuple[Outcome, Outcome]
+    writes: int
+    """Writes of the first one that count as points to disturb."""
+    state: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Learn the masks."""
+        one, two = self.runs
+        self.state = common(one.state, two.state)
+
+    @property
+    def floor(self) -> Counter[str]:
+        """Writes by kind, of the run that wrote more."""
+        return max((acting(run.cost) for run in self.runs), key=Counter.total)
+
+    def extra(self, run: Outcome) -> int:
+        """Writes that act beyond the floor."""
+        return acting(run.cost).total() - self.floor.total()
+
+    def extra_evictions(self, run: Outcome) -> int:
+        """Evictions beyond those of an undisturbed run."""
+        return run.cost.evictions - max(one.cost.evictions for one in self.runs)
+
+    def complaints(self, run: Outcome, *, faults: int, restarts: int) -> Iterator[str]:
+        """What the run did that it must not. `faults`: how many befell it; `restarts`: how many had to be."""
+        yield from run.wrong
+        if run.restarts != restarts:
+            yield f"{run.restarts} restarts instead of {restarts}"
+        if different := ", ".join(differences(self.state, run.state)):
+            yield f"another end: {different}"
+        yield from (f"evicted twice: {uid}" for uid in run.twice)
+        if more := self.extra_evictions(run):
+            yield f"{more:+d} evictions"
+        if (extra := self.extra(run)) > ALLOWED * max(1, faults):
+            more_of = dict(acting(run.cost) - self.floor)
+            yield f"{extra} extra writes for {faults} faults: {more_of}"
+        asked = max(one.cost.acting[ASKING] for one in self.runs)
+        if run.cost.acting[ASKING] > asked + MOST_ASKED * max(1, faults):
+            yield f"the agent was asked {run.cost.acting[ASKING]} times, undisturbed {asked}"
+
+
+def acting(cost: Cost) -> Counter[str]:
+    """Writes that act; asking the agent apart."""
+    return Counter({kind: count for kind, count in cost.acting.items() if kind != ASKING})
+
+
+def common(one: Any, two: Any) -> Any:
+    """What two JSON trees agree on; CHANCE where they do not."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return {key: common(one.get(key), two.get(key)) for key in {**one, **two}}
+    return one if one == two else CHANCE
+
+
+def differences(wanted: Any, found: Any, path: str = "") -> Iterator[str]:
+    """Where a tree differs from what was learnt."""
+    if wanted == CHANCE:
+        return
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        for key in sorted({**wanted, **found}):
+            yield from differences(wanted.get(key), found.get(key), f"{path}.{key}")
+    elif wanted != found:
+        yield f"{path}: {json.dumps(wanted)} -> {json.dumps(found)}"

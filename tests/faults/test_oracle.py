@@ -1,0 +1,49 @@
+"""A run is measured at two undisturbed ones: what they disagree on is chance, and nothing else is."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from tests.faults.invariants import Cost
+from tests.faults.oracle import ASKING, Outcome, Reference
+
+
+def outcome(state: Any, writes: int = 10, *, evictions: int = 0, asked: int = 2, **more: Any) -> Outcome:
+    acting = Counter({"PATCH nodes": writes, ASKING: asked, "POST pods/eviction": evictions})
+    return Outcome(state, Cost(acting, evictions), **more)
+
+
+END = {"node": {"cordoned": False, "waited": 1}}
+REFERENCE = Reference((outcome(END, 9), outcome({"node": {"cordoned": False, "waited": 2}}, 10)), 9)
+
+
+def complaints(run: Outcome, faults: int = 1, restarts: int = 0) -> list[str]:
+    return list(REFERENCE.complaints(run, faults=faults, restarts=restarts))
+
+
+def test_what_differs_between_undisturbed_runs_is_no_difference() -> None:
+    assert complaints(outcome({"node": {"cordoned": False, "waited": 7}}, 12)) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (outcome({"node": {"cordoned": True, "waited": 1}}), "another end: .node.cordoned: false -> true"),
+        (outcome({"node": {"cordoned": False, "waited": 1}, "more": 1}), "another end: .more: null -> 1"),
+        (outcome(END, 13), "3 extra writes for 1 faults: {'PATCH nodes': 3}"),
+        (outcome(END, evictions=1), "+1 evictions"),
+        (outcome(END, twice=("uid-1",)), "evicted twice: uid-1"),
+        (outcome(END, restarts=1), "1 restarts instead of 0"),
+        (outcome(END, wrong=("S2: busy",)), "S2: busy"),
+        (outcome(END, asked=11), "the agent was asked 11 times, undisturbed 2"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_what_a_run_must_not_do_is_told(run: Outcome, said: str) -> None:
+    assert complaints(run)[0] == said
+
+
+def test_each_fault_may_cost_two_writes() -> None:
+    assert complaints(outcome(END, 14), faults=2) == []
+    assert complaints(outcome(END, 15), faults=2) != []
+    assert REFERENCE.extra(outcome(END, 8)) == -2

@@ -1,0 +1,185 @@
+"""The 12 scenarios of the fault matrix, three nodes each (docs/design/faults.md#matrix).
+
+As in crashscenarios.py an `act` waits only for what stays until the operator goes on or people act.
+"""
+
+import json
+from collections.abc import Callable
+
+from hack.cluster.api import Object
+from hack.cluster.nodes import create_nodes, node_manifest
+from tests.integration import crashscenarios as crash
+from tests.integration.crash import Scenario
+from tests.integration.product import GPUNODES, H100, LEASE, MIXED, NODES, POLICIES, SINGLE, SLICED, Pool
+from tests.integration.workloads import PDBS, Workload
+
+from gpusharing.api import names
+
+THREE = (H100,) * 3
+TWO_AT_ONCE: Object = {"rollout": {"maxUnavailable": 2}}
+ALL_AT_ONCE: Object = {"rollout": {"maxUnavailable": 3}}
+RIVAL = "rival"
+
+
+def create(pool: Pool) -> None:
+    pool.apply({**MIXED, **TWO_AT_ONCE})
+
+
+def ready(pool: Pool) -> bool:
+    """Ready, and every node that is left is done."""
+    return crash.ready(pool) and not any(pool.fence(name) for name in pool.nodes if lives(pool, name))
+
+
+def lives(pool: Pool, name: str) -> bool:
+    return pool.product.exists(f"{NODES}/{name}")
+
+
+def unblock(pool: Pool) -> None:
+    """Wait until the budget blocks the one node, then give it a third pod elsewhere."""
+    pool.apply({**SLICED, **TWO_AT_ONCE})
+    budget = f"{PDBS}/{pool.name}-guard"
+    pool.wait(lambda: pool.api.get(budget)["status"]["disruptionsAllowed"] == 0, "the budget to be used up")
+    Workload(pool, crash.ELSEWHERE, 1, app=pool.name, resource="")
+
+
+def retarget(pool: Pool) -> None:
+    create(pool)
+    crash.in_the_middle(pool)
+    pool.apply({**SINGLE, **TWO_AT_ONCE})
+
+
+def lose_policy(pool: Pool) -> None:
+    """All three are on their way, or which of them the policy still changes would be chance."""
+    pool.apply({**MIXED, **ALL_AT_ONCE})
+    for name in pool.nodes:
+        pool.wait(lambda name=name: begun(pool, name), "every node to have begun")
+    pool.api.delete(pool.path)
+
+
+def begun(pool: Pool, name: str) -> bool:
+    """Past its point of no return, or done."""
+    labels = pool.labels(name)
+    return pool.fence(name).get("stage") == "actuating" or names.LABEL_MODE in labels
+
+
+def given_back(pool: Pool) -> bool:
+    """The policy is gone and the nodes are free of us."""
+    if pool.product.exists(pool.path):
+        return False
+    return not any(pool.fence(name) or "gpusharing.dev/policy" in pool.labels(name) for name in pool.nodes)
+
+
+def lose_node(pool: Pool) -> None:
+    create(pool)
+    crash.in_the_middle(pool, pool.nodes[0])
+    pool.api.delete(f"{NODES}/{pool.nodes[0]}")
+
+
+def rest_ready(pool: Pool) -> bool:
+    return ready(pool) and not pool.product.exists(f"{GPUNODES}/{pool.nodes[0]}")
+
+
+def make_node_again(pool: Pool) -> None:
+    """Under the same name, as a cloud does: another machine, whole again."""
+    lose_node(pool)
+    create_nodes(pool.api, [node_manifest(pool.nodes[0], product=H100, gpus=2, pool=pool.name)])
+
+
+def join(pool: Pool) -> None:
+    """The third node comes while the first ones change."""
+    create(pool)
+    crash.in_the_middle(pool, pool.nodes[0])
+    pool.add_node(f"{pool.name}-2")
+
+
+def joined(pool: Pool) -> bool:
+    return len(pool.nodes) == 3 and ready(pool) and pool.summary().get("nodes") == "3/3"
+
+
+def overlap(pool: Pool) -> None:
+    """A second policy of higher priority wants the same nodes while the first one changes them."""
+    create(pool)
+    crash.in_the_middle(pool)
+    pool.apply({**SLICED, **TWO_AT_ONCE, "priority": 10}, name=f"{pool.name}-{RIVAL}")
+
+
+def rival_ready(pool: Pool) -> bool:
+    name = f"{pool.name}-{RIVAL}"
+    if not pool.product.exists(f"{POLICIES}/{name}"):
+        return False
+    owned = [pool.labels(node).get(names.LABEL_POLICY) for node in pool.nodes]
+    return pool.condition("Ready", name).get("status") == "True" and owned == [name] * 3
+
+
+def cordon_one(pool: Pool) -> None:
+    pool.cordon(pool.nodes[0])
+
+
+def lift_another(pool: Pool) -> None:
+    """One was cordoned by a person before, and waits; of another one a person lifts our cordon in the middle."""
+    create(pool)
+    crash.in_the_middle(pool, pool.nodes[1])
+    pool.cordon(pool.nodes[1], lifted=True)
+    for name in pool.nodes[1:]:
+        pool.wait_phase("Synced", name=name)
+    pool.cordon(pool.nodes[0], lifted=True)
+
+
+def retry(pool: Pool) -> None:
+    create(pool)
+    pool.wait_phase("Failed", "ActuatorFailed")
+    pool.annotate(pool.nodes[0], {names.ANNOTATION_RETRY: "again"})
+
+
+def there_and_back(pool: Pool) -> None:
+    for spec in (MIXED, SLICED, SINGLE):
+        pool.apply({**spec, **ALL_AT_ONCE})
+        pool.wait_synced()
+
+
+def old_marks(pool: Pool) -> None:
+    """What an operator of an older version has left, and a newer one that was rolled back: fewer keys, and one more."""
+    verified = {
+        "v": 1,
+        "policy": pool.name,
+        "migConfig": "all-disabled",
+        "pluginConfig": "",
+        "later": {"a": 1},
+    }
+    deferred = {"v": 1, "count": 2, "until": "2026-01-01T00:00:00Z", "reason": "old", "generation": 1}
+    pool.annotate(pool.nodes[0], {names.ANNOTATION_VERIFIED: json.dumps(verified)})
+    pool.annotate(pool.nodes[1], {names.ANNOTATION_DEFERRED: json.dumps(deferred)})
+    pool.annotate(pool.nodes[2], {names.ANNOTATION_VERIFIED: json.dumps(verified)})
+    metadata = {
+        "name": LEASE.rpartition("/")[2],
+        "annotations": {names.ANNOTATION_CLAIMS: json.dumps({"v": 1, "claims": {}, "later": 1})},
+    }
+    spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "leaseTransitions": 7}
+    pool.api.create(LEASE.rpartition("/")[0], {"metadata": metadata, "spec": spec})
+
+
+def _scenario(
+    name: str,
+    act: Callable[[Pool], None],
+    done: Callable[[Pool], bool] = ready,
+    cards: tuple[str, ...] = THREE,
+    **more: object,
+) -> Scenario:
+    return Scenario(name, act, done, cards, **more)  # type: ignore[arg-type]  # the fields of Scenario
+
+
+MATRIX = (
+    _scenario("idle", create),
+    _scenario("pods", unblock, prepare=crash.busy_node, gpus=4),
+    _scenario("retarget", retarget),
+    _scenario("policy-deleted", lose_policy, given_back),
+    _scenario("node-deleted", lose_node, rest_ready),
+    _scenario("node-recreated", make_node_again),
+    _scenario("node-joins", join, joined, (H100, H100)),
+    _scenario("two-policies", overlap, rival_ready),
+    _scenario("cordon", lift_another, prepare=cordon_one),
+    _scenario("mig-manager-failed", retry, prepare=crash.broken("failed")),
+    _scenario("there-and-back", there_and_back),
+    _scenario("old-marks", create, prepare=old_marks),
+)
+"""By name the seeds of the specification, in its order."""

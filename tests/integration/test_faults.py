@@ -1,0 +1,79 @@
+"""The fault matrix: F1 to F12 in 12 scenarios, at one object and at everything (docs/design/faults.md#matrix).
+
+`make test-faults` plays a sample, another one for each commit (or SEED=), `make test-faults FULL=1` every kind at
+every write. Each scenario is a part with a file of results in build/faults; a full run that was ended goes on there.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+from hack.generate import ROOT
+from tests.faults.cases import Case, Result, Results, all_cases, sample, summary
+from tests.integration.crash import Scenario
+from tests.integration.faultruns import FaultTheatre, fault_theatre
+from tests.integration.faultscenarios import MATRIX
+from tests.integration.product import Product
+
+FULL = os.environ.get("FAULTS") == "full"
+FOLDER = ROOT / "build" / "faults" / ("full" if FULL else "sample")
+
+pytestmark = pytest.mark.faults
+
+
+def commit() -> str:
+    """Of the checkout; empty outside of one."""
+    asked = ["git", "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+SEED = os.environ.get("FAULTS_SEED") or commit() or "none"
+
+
+@pytest.fixture(scope="module")
+def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultTheatre]:
+    with fault_theatre(product, tmp_path_factory.mktemp("faults")) as found:
+        yield found
+
+
+def cases_of(scenario: Scenario, theatre: FaultTheatre) -> list[Case]:
+    """What is played of a scenario."""
+    if FULL:
+        return list(all_cases(scenario.name, theatre.reference(scenario).writes))
+    names = [one.name for one in MATRIX]
+    return [case for case in sample(names, SEED) if case.scenario == scenario.name]
+
+
+def part(scenario: Scenario) -> Results:
+    """The results of a scenario; of a full run those from before, when they are of this commit."""
+    path = FOLDER / f"{scenario.name}.jsonl"
+    if not FULL:
+        path.unlink(missing_ok=True)
+    return Results(path, f"{commit()} {'full' if FULL else SEED}")
+
+
+def play(theatre: FaultTheatre, scenario: Scenario, case: Case) -> Result:
+    """One case; whatever goes wrong is a complaint, so that the others are played all the same."""
+    began, reference = time.monotonic(), theatre.reference(scenario)
+    try:
+        run, complaints = theatre.judge(scenario, case)
+    except (TimeoutError, AssertionError) as error:
+        return Result(case, (str(error)[:2000],), 1, 0, 0, time.monotonic() - began)
+    more = reference.extra(run), reference.extra_evictions(run)
+    return Result(case, tuple(complaints), run.hits, *more, time.monotonic() - began)
+
+
+@pytest.mark.parametrize("scenario", MATRIX, ids=lambda scenario: scenario.name)
+def test_whatever_fails_the_end_is_the_same_and_no_invariant_breaks(
+    theatre: FaultTheatre, scenario: Scenario
+) -> None:
+    results = part(scenario)
+    for case in results.left(cases_of(scenario, theatre)):
+        results.add(play(theatre, scenario, case))
+    spent = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in theatre.spent.items())
+    print(f"\n{scenario.name}, seed {SEED}: {summary(results.done)}; so far {spent}")
+    failed = [f"{one.case.title}: {'; '.join(one.complaints)}" for one in results.done if one.complaints]
+    assert results.done, "a scenario without a case proves nothing"
+    assert not failed, "\n".join(failed)
