@@ -44,6 +44,16 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 VERBS = dict(re.findall(r"^([a-z0-9-]+):(?:[^#\n]*)## (.+)$", MAKEFILE, re.MULTILINE))
 
 
+def test_git_has_plain_files_only() -> None:
+    """A link leads out of the tree, to a path of one machine; none of the other rules would see it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rows = [line.split(maxsplit=3) for line in listed.stdout.splitlines()]
+    assert rows
+    assert [name for mode, _, _, name in rows if mode not in ("100644", "100755")] == []
+
+
 # --- code -------------------------------------------------------------------------------------------------
 
 
