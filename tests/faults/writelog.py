@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from hack.sim.fakestore import merged
+
 from gpusharing.kube.client import JSON
 
 WATCHED = ("nodes", "pods", "gpusharingpolicies", "gpunodes", "leases")
@@ -172,20 +174,7 @@ def would_change(before: JSON | None, call: Call) -> bool:
     if isinstance(metadata, dict):
         for key in ("resourceVersion", "uid"):
             metadata.pop(key, None)
-    return merged(before, body) != before
-
-
-def merged(target: object, patch: object) -> object:
-    """JSON merge patch (RFC 7396)."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merged(result.get(key), value)
-    return result
+    return bool(merged(before, body) != before)
 
 
 def _holder(lease: JSON | None) -> str:

@@ -9,7 +9,7 @@ from tests.build import NOW, POOL_LABELS, make_fence, make_node, make_policy, ma
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.wanted.ownership import Owners, find_claimants, selects
+from gpusharing.planning.wanted.ownership import Owners, find_claimants, selects_node
 
 OLD, YOUNG = "2026-01-01T00:00:00Z", "2026-06-01T00:00:00Z"
 MARK = "gpusharing.dev/policy"
@@ -119,7 +119,7 @@ SELECTORS: dict[str, tuple[dict[str, object], bool]] = {
 
 @pytest.mark.parametrize(("selector", "expected"), SELECTORS.values(), ids=SELECTORS.keys())
 def test_a_selector_over_the_labels_a_is_1(selector: dict[str, object], expected: bool) -> None:
-    assert selects(LabelSelector.model_validate(selector), {"a": "1"}) is expected
+    assert selects_node(LabelSelector.model_validate(selector), {"a": "1"}) is expected
 
 
 def test_the_index_over_labels_finds_what_comparing_with_every_policy_finds() -> None:
@@ -133,7 +133,7 @@ def test_the_index_over_labels_finds_what_comparing_with_every_policy_finds() ->
     policies = [policy(f"p{n}", nodeSelector=selector) for n, selector in enumerate(selectors)]
     for labels in ({}, {"zone": "1"}, {"zone": "2"}, {"a": "x"}, {"a": "x", "zone": "1"}):
         node = make_node(labels=labels)
-        slow = {p.name for p in policies if p.spec and selects(p.spec.node_selector, node.labels)}
+        slow = {p.name for p in policies if p.spec and selects_node(p.spec.node_selector, node.labels)}
         assert {found.name for found in owners(*policies).selecting(node)} == slow
 
 

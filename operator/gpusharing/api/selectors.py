@@ -2,8 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 
+from gpusharing.api.policy import LabelSelector, Selector
+
 Row = tuple[str, str, tuple[str, ...]]
 """One row of matchExpressions: key, operator, values."""
+
+
+def selects(selector: Selector | LabelSelector, labels: Mapping[str, str]) -> bool:
+    """Whether a selector of a policy matches these labels; an empty one matches everything."""
+    rows = ((row.key, row.operator, row.values) for row in selector.match_expressions)
+    return matches(labels, selector.match_labels, rows)
 
 
 def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable[Row] = ()) -> bool:

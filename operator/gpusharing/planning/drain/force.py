@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import is_seen
-from gpusharing.planning.drain.standing import STUCK_AFTER, Standing, Standings, stuck_from
+from gpusharing.planning.drain.standing import STUCK_AFTER, Standing, Standings, asks_for_force, stuck_from
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -19,20 +19,13 @@ _REFUSED = frozenset({Reason.PDB, Reason.PDB_NOT_OBSERVED, Reason.EVICTION_ERROR
 """Answers after which a DELETE may follow: a budget refused, or the server could not say."""
 _NOT_OURS = frozenset({Reason.FORBIDDEN, Reason.INTERNAL_ERROR})
 """Answers that no DELETE overrides: a right is missing, or somebody's admission refuses."""
-
-
 SLACK = timedelta(seconds=10)
 """Beyond the grace period, for a pass to come and for a DELETE that fails at first; a quarter of a short drain."""
 
 
-def is_asked(options: Drain) -> bool:
-    """Whether the policy asks for it."""
-    return options.on_timeout == "ForceDelete"
-
-
 def find_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
     """What is told of a policy that asks for what the operator may not do; None: nothing. `namespace`: our own."""
-    if granted or not is_asked(options):
+    if granted or not asks_for_force(options):
         return None
     return Finding(
         Reason.FORCE_DELETE_OFF,

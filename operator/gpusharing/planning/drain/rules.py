@@ -3,13 +3,12 @@
 The first rule that matches a pod decides; where none does, whether it is a job is asked last.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 from gpusharing.api.policy import Drain, DrainRule, Selector
 from gpusharing.api.rules import NEVER
-from gpusharing.api.selectors import matches
+from gpusharing.api.selectors import selects
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.podviews import PodView
 
@@ -70,12 +69,6 @@ def asks_for_namespaces(options: Drain) -> bool:
 def is_empty(selector: Selector) -> bool:
     """It matches everything."""
     return not selector.match_labels and not selector.match_expressions
-
-
-def selects(selector: Selector, labels: Mapping[str, str]) -> bool:
-    """Whether the rule's selector matches these labels; an empty one matches everything."""
-    rows = ((row.key, row.operator, tuple(row.values)) for row in selector.match_expressions)
-    return matches(labels, selector.match_labels, rows)
 
 
 def is_job(pod: PodView) -> bool:

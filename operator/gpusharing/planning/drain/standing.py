@@ -136,8 +136,12 @@ def stuck_from(pod: PodView) -> datetime | None:
 
 def force_within(options: Drain, scope: Scope) -> timedelta | None:
     """Pods with a shorter grace period may be deleted at the end of the drain (T4); None: none is."""
-    asked = options.on_timeout == "ForceDelete" and scope.forces
-    return parse_duration(options.timeout) if asked else None
+    return parse_duration(options.timeout) if asks_for_force(options) and scope.forces else None
+
+
+def asks_for_force(options: Drain) -> bool:
+    """Whether the policy wants what is left at the end of the drain deleted."""
+    return options.on_timeout == "ForceDelete"
 
 
 def _waited(one: Standing, found: Classified, options: Drain, scope: Scope, now: datetime) -> Standing:

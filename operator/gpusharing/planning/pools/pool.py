@@ -194,9 +194,7 @@ def _retried(pool: Pool, pooled: Pooled, hold: Finding, cap: int, common: Common
     names = {case.node.name for case in again}
     others = [case for case in pool.candidates if case.node.name not in names]
     mine, held = replace(pool, candidates=again), _held(replace(pool, candidates=others), hold)
-    closed = find_hold(
-        pooled, retried=True
-    )  # what else they wait for, such as a window, is what they are told
+    closed = find_hold(pooled, retried=True)  # a window, say: then they are told that
     chosen = _choose(mine, pooled, cap, common) if closed is None else _held(mine, closed)
     return Selection({**held.verdicts, **chosen.verdicts}, chosen.claims, chosen.looks)
 

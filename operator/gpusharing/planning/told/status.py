@@ -19,7 +19,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.told.counts import count_pending, count_used
 from gpusharing.planning.told.upcoming import MAX_LISTED, tell_plan
-from gpusharing.planning.wanted.ownership import selects
+from gpusharing.planning.wanted.ownership import selects_node
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut
@@ -60,7 +60,7 @@ def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> t
         return ()
     selector, verdicts = policy.spec.node_selector, plan.verdicts
     owned = (name for name in sorted(verdicts) if verdicts[name].policy not in ("", policy.name))
-    return tuple(name for name in owned if selects(selector, snapshot.nodes[name].labels))
+    return tuple(name for name in owned if selects_node(selector, snapshot.nodes[name].labels))
 
 
 def policy_status(

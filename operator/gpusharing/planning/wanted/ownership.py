@@ -17,16 +17,15 @@ from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.api.policy import LabelSelector
-from gpusharing.api.selectors import matches
+from gpusharing.api.selectors import selects
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 
 
-def selects(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
+def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
     """Kubernetes' LabelSelector semantics; an empty selector selects nothing here (it is refused anyway)."""
     if not selector.match_labels and not selector.match_expressions:
         return False
-    rows = ((row.key, row.operator, tuple(row.values)) for row in selector.match_expressions)
-    return matches(labels, selector.match_labels, rows)
+    return selects(selector, labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +86,13 @@ class Owners:
     def selecting(self, node: NodeView) -> list[Claimant]:
         """Everyone whose selector matches, best claim first."""
         labels = node.labels
-        found = [claimant for selector, claimant in self._others if selects(selector, labels)]
+        found = [claimant for selector, claimant in self._others if selects_node(selector, labels)]
         for key, by_value in self._by_label.items():
             value = labels.get(key)
             if value is not None and value in by_value:
-                found += [claimant for selector, claimant in by_value[value] if selects(selector, labels)]
+                found += [
+                    claimant for selector, claimant in by_value[value] if selects_node(selector, labels)
+                ]
         if len(found) > 1:
             found.sort(key=lambda claimant: claimant.order)
         return found
