@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.build import NOW, at, make_node, make_policy, make_snapshot
 from tests.planning.budgets import Budget
-from tests.planning.cases import FULL, edited, pool_of
+from tests.planning.cases import FULL, edited, make_case, pool_of
 from tests.planning.ganging import make_gang_view
 from tests.planning.podkinds import NAMESPACE
 from tests.planning.told import verdict
@@ -30,7 +30,7 @@ NOTHING: frozenset[str] = frozenset()
 
 def held(count: int, reason: Reason = Reason.APPROVAL_NEEDED, **fields: Any) -> dict[str, Pool]:
     """A pool whose nodes all wait for the same."""
-    pool = Pool(POLICY)
+    pool = Pool(POLICY, candidates=[make_case()])
     for index in range(count):
         name = f"n{index:02}"
         told = verdict(Phase.PENDING, reason, name, disruption=DisruptionClass.RESET, **fields)

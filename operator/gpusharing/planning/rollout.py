@@ -153,9 +153,9 @@ def _wake(
     verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews, now: datetime
 ) -> datetime | None:
     """The next moment at which the clock may change anything; that of a window is told even where no node waits."""
+    moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
     changes = (previews.wake, *(pool.hours(now).change for pool in pools.values()))
-    moments = (*changes, *(verdict.wake for verdict in verdicts.values()))
-    return min((moment for moment in moments if moment is not None), default=None)
+    return min([*moments, *(change for change in changes if change is not None)], default=None)
 
 
 # --- own and assess ------------------------------------------------------------------------------------------

@@ -88,8 +88,9 @@ def _pace(known: Mapping[str, Preview], missing: Sequence[str], now: datetime, p
 def _held(pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]) -> Iterator[tuple[PolicyView, Verdict]]:
     """The first nodes of each pool that are held and would have to be drained."""
     for _, pool in sorted(pools.items()):
-        if pool.policy.spec is None or pool.policy.deleting:
-            continue
+        spec = pool.policy.spec
+        if spec is None or pool.policy.deleting or not (pool.candidates or spec.rollout.paused):
+            continue  # nothing waits there: most pools, most of the time
         found = 0
         for member in pool.members:
             verdict = verdicts[member.node.name]
