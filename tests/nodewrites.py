@@ -13,7 +13,11 @@ from gpusharing.kube.client import JSON
 
 Step = Literal["fence", "PNR", "update", "release", "marks"]
 
+CONFIGURED_LABEL = "repair.example.com/hands-off"
+"""The one that tests name where the chart has operator.neighbourLabels; no other operator may write it."""
+
 OUR_LABELS = {
+    CONFIGURED_LABEL,
     names.LABEL_MODE,
     names.LABEL_POLICY,
     names.LABEL_MIG_CONFIG,
@@ -67,6 +71,13 @@ def step_of(before: JSON, body: JSON) -> Step:
     if was is None:
         return "fence"
     return "PNR" if begins_run(was, now) else "update"
+
+
+def is_reset(body: JSON) -> bool:
+    """The node is given up by a policy with deletionPolicy Reset: nothing of ours is to stay."""
+    metadata = body["metadata"]
+    proof = metadata.get("annotations", {}).get(names.ANNOTATION_VERIFIED, "kept")
+    return proof is None and names.LABEL_POLICY in metadata.get("labels", {})
 
 
 def begins_run(was: JSON | None, now: JSON) -> bool:
@@ -166,6 +177,11 @@ def _wrong_step(before: JSON, body: JSON) -> Iterator[str]:
             yield "the PNR left mig.config for another write"
         if (after.get(names.LABEL_PLUGIN_CONFIG) or "") != (fence["targetPluginConfig"] or ""):
             yield "the PNR left device-plugin.config for another write"
+    elif is_reset(body):
+        if fence_of(before) is not None or set(labels.values()) != {None}:
+            yield f"forgotten in the middle of a change, or with labels left: {labels}"
+        if "resourceVersion" not in metadata:
+            yield "forgot a node in an unconditional write"
     elif changed := ACTUATING & labels.keys():
         yield f"{', '.join(sorted(changed))} changed in a write that is no PNR"
     if "unschedulable" not in spec:

@@ -36,9 +36,11 @@ GOOD = (
             }
         ),
     ),
+    Row("nodes that become whole when the policy goes", full(deletionPolicy="Reset")),
 )
 
 BAD = (
+    Row("a deletion policy by a word", full(deletionPolicy="Delete"), "spec.deletionPolicy"),
     Row("a schedule of four fields", windowed(schedule="0 22 * *"), "spec.rollout.windows[0].schedule"),
     Row("a schedule with seconds", windowed(schedule="0 0 22 * * *"), "spec.rollout.windows[0].schedule"),
     Row("a schedule by a word", windowed(schedule="@midnight"), "spec.rollout.windows[0].schedule"),

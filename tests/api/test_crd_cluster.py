@@ -110,6 +110,7 @@ def test_get_gpun_shows_the_columns(server: Api, gpu_node: str, control_plane: C
             "CULPRIT",
             "CORDON",
             "STEP",
+            "MESSAGE",
         ]
     )
     assert row.split()[:8] == [name, "pool-b", "2x3g.40gb", "1x", "full", "Draining", "PDB", "2"]

@@ -123,6 +123,26 @@ def test_python_names_are_not_wire_names() -> None:
     assert [problem.field for problem in verdict] == ["spec.nodeSelector", "spec.node_selector"]
 
 
+VALUES: dict[str, tuple[dict[str, object], str]] = {
+    "a text": ({"mode": "Sideways"}, 'spec.mode "Sideways": '),
+    "a number": ({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}, "spec.timeSlicing.replicas 1: "),
+    "one of a list": (
+        {"mode": "Full", "drain": {"rules": [{"behavior": "Block"}, {"behavior": "Skip"}]}},
+        'spec.drain.rules[1].behavior "Skip": '),
+    "a long one": ({"mode": "x" * 99}, f'spec.mode "{"x" * 59}...: '),
+    "nothing at all": ({}, "spec.mode: "),
+    "a whole block": ({"mode": "Full", "drain": {"jobs": 7}}, "spec.drain.jobs 7: "),
+    "a list where a block belongs": ({"mode": "Full", "drain": []}, "spec.drain: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "said"), VALUES.values(), ids=VALUES)
+def test_what_is_refused_is_told_with_the_value_that_stands_there(spec: dict[str, object], said: str) -> None:
+    verdict = validate_policy({"spec": {"nodeSelector": {"matchLabels": {"pool": "b"}}, **spec}})
+    assert isinstance(verdict, tuple)
+    assert str(verdict[0]).startswith(said), str(verdict[0])
+
+
 @pytest.mark.parametrize("raw", [{}, {"spec": None}, {"spec": []}], ids=["no spec", "null", "a list"])
 def test_an_object_without_a_spec_is_refused(raw: dict[str, object]) -> None:
     assert validate_policy(raw) == (Problem("spec", "a policy needs a spec with nodeSelector and mode"),)

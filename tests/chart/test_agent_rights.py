@@ -32,6 +32,8 @@ def rights(pod: dict[str, Any]) -> set[Need]:
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     if "/var/lib/kubelet/pod-resources" in mounts and pod["securityContext"]["runAsUser"] == 0:
         found.add(Need.POD_RESOURCES)
+    if "/var/log/pods" in mounts and environ.get("POD_LOGS") == "/var/log/pods":
+        found.add(Need.POD_LOGS)
     return found
 
 
@@ -42,10 +44,11 @@ DEFAULT = set(Need)
     ("value", "given"),
     [
         ("agent.interval=30", DEFAULT),
-        ("agent.privileged=false", DEFAULT - {Need.MIG_CONFIG}),
+        ("agent.privileged=false", DEFAULT - {Need.MIG_CONFIG, Need.POD_LOGS}),
+        ("agent.podLogsPath=", DEFAULT - {Need.POD_LOGS}),
         ("agent.hostPID=true", DEFAULT),
     ],
-    ids=["by default", "unprivileged", "asked for what is there anyway"],
+    ids=["by default", "unprivileged", "without the pods' logs", "asked for what is there anyway"],
 )
 def test_each_right_comes_with_its_value(helm: Helm, value: str, given: set[Need]) -> None:
     assert rights(pod_of(helm, value)) == given
@@ -88,11 +91,15 @@ def test_there_is_no_other_right(helm: Helm, privileged: str) -> None:
     (container,) = pod["containers"]
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"hostNetwork", "hostIPC", "initContainers"} & pod.keys()
+    logs = (
+        [("pod-logs", True)] if privileged == "true" else []
+    )  # the logs of all pods are no business of others
     assert [(v["name"], "hostPath" in v) for v in pod["volumes"]] == [
         ("pod-resources", True),
+        *logs,
         ("service-account", False),
     ]
-    assert [mount["readOnly"] for mount in container["volumeMounts"]] == [True, True]
+    assert [mount["readOnly"] for mount in container["volumeMounts"]] == [True] * len(pod["volumes"])
     assert {name for name in environment(pod) if name.startswith("NVIDIA_")} - {"NVIDIA_MIG_MONITOR_DEVICES"} == {
         "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
     }, "NVIDIA_MIG_CONFIG_DEVICES would be a right to create instances"  # fmt: skip

@@ -76,7 +76,7 @@ def test_no_admission_policy_has_a_type_error(installed: Installed) -> None:
     def checked() -> bool:
         found = installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies")
         ours = [one for one in found if one["metadata"]["name"].startswith("gpusharing-")]
-        return len(ours) == 7 and all("typeChecking" in one.get("status", {}) for one in ours)
+        return len(ours) == 8 and all("typeChecking" in one.get("status", {}) for one in ours)
 
     wait_until(checked, SECONDS, "the controller to check the expressions")
     for policy in installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies"):
@@ -227,6 +227,7 @@ STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ..
         ("theirs", OURS[1], None),
         (
             "devicePlugin.config.name: theirs, which is not ours",
+            "Nodes whose labels name entries of theirs lose their GPUs",
             "migManager.config.name: gpusharing-mig-parted, as it must\n",
         ),
         True,
@@ -263,6 +264,17 @@ def test_the_notes_ask_for_the_pointers_only_where_nobody_else_sets_them(
     asked, told = '"devicePlugin":{"config"', "reason=PointersSet"
     assert (asked in notes, told in notes) == (configures == "false", configures == "true")
     assert "mig-parted\n\n2. " in notes, "one empty line between the steps"
+
+
+def test_the_notes_warn_of_entries_only_where_somebody_uses_a_configmap_that_is_not_merged(
+    installed: Installed, pointers: None
+) -> None:
+    warning = "lose their GPUs when the pointer moves"
+    say(installed, "theirs", None, None)
+    assert warning in notes_with(installed)
+    assert warning not in notes_with(installed, "--set", "gpuOperator.adminPluginConfigMap=theirs")
+    say(installed, None, None, None)
+    assert warning not in notes_with(installed)
 
 
 NAMES = ("cluster-policy", "gpu-cluster-policy")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hack.generate_pages import _agent_metrics
 from hack.images.debian import FetchError
-from hack.promtool import ensure, install
+from hack.promtool import Program, ensure, install
 from prometheus_client import Counter, Gauge, Histogram
 from tests.chart.charts import CHART, Helm, find
 
@@ -56,6 +56,25 @@ AGENT = {
     "gpusharing_agent_ready": set(),
     "gpusharing_agent_simulated": set(),
     "gpusharing_agent_writes_total": {"outcome"},
+    "gpusharing_device_info": {"gpu", "uuid", "profile", "gpu_uuid", "instance_id", "placement"},
+    "gpusharing_device_memory_bytes": {"gpu", "uuid", "profile"},
+    "gpusharing_device_memory_used_bytes": {"gpu", "uuid", "profile"},
+    "gpusharing_device_slices": {"gpu", "uuid", "profile", "resource"},
+    "gpusharing_device_slices_allocated": {"gpu", "uuid", "profile", "resource"},
+    "gpusharing_device_sm_ratio": {"gpu", "uuid", "profile"},
+    "gpusharing_device_unattributed_memory_bytes": {"gpu", "uuid", "profile"},
+    "gpusharing_device_unattributed_processes": {"gpu", "uuid", "profile"},
+    "gpusharing_gpu_seconds_total": {"policy"},
+    "gpusharing_idle_slice_seconds_total": {"policy", "resource"},
+    "gpusharing_pod_memory_used_bytes": {"namespace", "pod", "gpu", "uuid", "profile"},
+    "gpusharing_pod_processes": {"namespace", "pod", "gpu", "uuid", "profile"},
+    "gpusharing_pod_slices": {"namespace", "pod", "gpu", "uuid", "profile", "resource"},
+    "gpusharing_pod_sm_ratio": {"namespace", "pod", "gpu", "uuid", "profile"},
+    "gpusharing_slice_seconds_total": {"policy", "namespace", "resource"},
+    "gpusharing_stranded_slice_seconds_total": {"policy"},
+    "gpusharing_transition_slice_seconds_total": {"policy"},
+    "gpusharing_usage_left_out": set(),
+    "gpusharing_xid_errors_total": {"gpu", "xid"},
 }
 """Names and labels that people's own alerts and dashboards stand on: more may come, none may go."""
 TARGET = {"node", "namespace", "pod", "job", "le"}
@@ -64,24 +83,28 @@ WORDS = {"by", "sum", "count", "rate", "increase", "or", "unless", "on", "vector
 
 
 def promtool(*arguments: str) -> str:
-    """Run promtool; where no mirror has it the test is skipped with the reason, but fails in CI."""
-    try:
-        program = ensure()
-    except FetchError as error:
-        program = _installed(error)
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    """Run promtool."""
+    done = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def _installed(missing: FetchError) -> Path:
+def program(name: Program) -> Path:
+    """The program; where no mirror has it the test is skipped with the reason, but fails in CI."""
+    try:
+        return ensure(name)
+    except FetchError as error:
+        return _installed(name, error)
+
+
+def _installed(name: Program, missing: FetchError) -> Path:
     """In CI the package is installed, and where that fails so does the test: a skip on this rung nobody would see."""
     reason = str(missing).splitlines()[0]
     if not os.environ.get("CI"):
         pytest.skip(reason)
     try:
         install()
-        return ensure()
+        return ensure(name)
     except (FetchError, subprocess.CalledProcessError) as error:
         pytest.fail(f"{reason}; nor could it be installed: {error}")
 
@@ -163,7 +186,8 @@ def test_the_rules_reach_the_prometheus_rule_with_labels_and_runbook(helm: Helm)
         "PrometheusRule",
         "gpusharing",
     )
-    (group,) = rule["spec"]["groups"]
+    group, recording = rule["spec"]["groups"]
+    assert recording == yaml.safe_load((CHART / "files" / "recording.yaml").read_text())["groups"][0]
     assert [one["expr"] for one in group["rules"]] == [one["expr"] for one in alerts()]
     first = group["rules"][0]
     assert first["labels"] == {"severity": "critical", "team": "gpu"}
@@ -216,3 +240,5 @@ def test_a_monitor_finds_the_metrics_port_and_gives_the_jobs_the_names_that_the_
         (endpoint,) = monitor["spec"][endpoints]
         assert endpoint["port"] in [port["name"] for port in pods["spec"]["containers"][0]["ports"]]
         assert endpoint["relabelings"][0]["targetLabel"] == "node"
+        # The agent's metrics of usage say namespace and pod of the workload.
+        assert endpoint.get("honorLabels", False) == (name == "gpusharing-agent")

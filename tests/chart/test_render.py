@@ -71,6 +71,16 @@ def test_every_container_runs_one_of_our_programs(helm: Helm, values: Path) -> N
         assert [one["name"] for one in pod["spec"]["containers"] if one["command"][0] not in scripts] == []
 
 
+def test_every_pod_may_run_where_each_node_waits_behind_the_start_up_taint(helm: Helm, values: Path) -> None:
+    """The operator alone would take it off, and `helm test` alone says why it stays."""
+    objects = helm.template("-f", str(values))
+    pods = [one for one in objects if one["kind"] == "Pod"]
+    pods += [one["spec"]["template"] for one in objects if one["kind"] == "Job"]
+    for pod in (*pod_templates(objects), *pods):
+        keys = [one.get("key") for one in pod["spec"].get("tolerations", ())]
+        assert "gpusharing.dev/unproven" in keys, pod["metadata"]
+
+
 def test_no_environment_variable_is_set_twice(helm: Helm, values: Path) -> None:
     """helm 4 applies on the server, where a second entry of the same name is an error."""
     for template in pod_templates(helm.template("-f", str(values))):
@@ -178,11 +188,15 @@ def test_one_namespace_for_both_is_possible(helm: Helm) -> None:
 @pytest.mark.parametrize(
     ("values_", "granted"),
     [
-        ("rbac.create=true", {"gpusharing-viewer": {"view"}, "gpusharing-editor": set()}),
+        (
+            "rbac.create=true",
+            {"gpusharing-viewer": {"view"}, "gpusharing-planner": set(), "gpusharing-editor": set()},
+        ),
+        ("rbac.aggregatePlanner=true", {"gpusharing-planner": {"view"}}),
         ("rbac.aggregateToAdmin=true", {"gpusharing-viewer": {"view"}, "gpusharing-editor": {"admin"}}),
         ("rbac.aggregate=false", {"gpusharing-viewer": set(), "gpusharing-editor": set()}),
     ],
-    ids=["by default", "admin by choice", "none"],
+    ids=["by default", "what a plan needs by choice", "admin by choice", "none"],
 )
 def test_built_in_roles_include_what_the_values_say_and_edit_never_policies(
     helm: Helm, values_: str, granted: dict[str, set[str]]
@@ -240,9 +254,13 @@ REFUSED = {
     "image.digest=latest": "at '/image/digest': 'latest' does not match pattern",
     "operator.maintenanceKeys[0]=a=b": "at '/operator/maintenanceKeys/0': 'a=b' does not match pattern",
     "operator.maintenanceKeys=maintenance": "at '/operator/maintenanceKeys': got string, want array",
+    "operator.neighbourLabels.hands-off=a b": "at '/operator/neighbourLabels/hands-off': 'a b' does not match pattern",
+    "operator.neighbourLabels[0]=hands-off": "at '/operator/neighbourLabels': got array, want object",
     "operator.log.level=loud": "at '/operator/log/level': value must be one of 'debug'",
     "gpuOperator.namespace=Not_A_Name": "at '/gpuOperator/namespace': 'Not_A_Name' does not match pattern",
     "agent.tolerations[0].opertor=Exists": "at '/agent/tolerations/0': additional properties 'opertor'",
+    "gpuOperator.adminPluginConfigMap=gpusharing-device-plugin": "adminPluginConfigMap names the operator's own",
+    "gpuOperator.adminMigConfigMap=gpusharing-device-plugin": "adminMigConfigMap names the operator's own",
     "agent.namespace=gpusharing": "agent.createNamespace needs an agent.namespace other than the release's",
     "agent.namespace=": "agent.createNamespace needs an agent.namespace other than the release's",
 }

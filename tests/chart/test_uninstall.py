@@ -10,9 +10,9 @@ from hack.cluster import tokens
 from hack.cluster.api import MERGE_PATCH
 from tests.build import make_fence
 from tests.chart.charts import NAMESPACE, Helm, find
-from tests.chart.cluster import NODES, Installed
+from tests.chart.cluster import NODES, POLICIES, POLICY, Installed
 
-from gpusharing.api.names import ANNOTATION_FENCE
+from gpusharing.api.names import ANNOTATION_FENCE, FINALIZER
 from gpusharing.kube.fence import record_text
 
 pytestmark = pytest.mark.cluster
@@ -60,6 +60,27 @@ def test_a_node_in_the_middle_of_a_change_ends_it_with_status_1_and_its_name(
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith("NOT UNINSTALLED: 1 node(s)")
     assert f"{fenced}: policy pool-b" in done.stdout
+
+
+@pytest.fixture
+def resetting(installed: Installed) -> Iterator[str]:
+    """A policy at rest that holds our finalizer."""
+    metadata = {"name": "uninstall-resets", "finalizers": [FINALIZER]}
+    spec = {**POLICY["spec"], "deletionPolicy": "Reset"}
+    installed.admin.request("POST", POLICIES, {**POLICY, "metadata": metadata, "spec": spec})
+    yield "uninstall-resets"
+    path = f"{POLICIES}/uninstall-resets"
+    given_up = {"metadata": {"finalizers": None}, "spec": {"deletionPolicy": "Retain"}}
+    installed.admin.request("PATCH", path, given_up, MERGE_PATCH)
+    installed.admin.request("DELETE", path)
+
+
+def test_a_policy_that_could_not_be_deleted_any_more_ends_it_with_status_1_and_its_name(
+    installed: Installed, helm: Helm, tmp_path: Path, resetting: str
+) -> None:
+    done = asked(installed, helm, tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"kubectl delete gsp {resetting} --wait=false" in done.stdout
 
 
 def test_with_nothing_in_flight_it_ends_well_and_says_what_stays(

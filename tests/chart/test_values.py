@@ -253,6 +253,20 @@ def test_a_parent_chart_switches_ours_on_and_off_and_shares_its_registry(helm: H
     assert (off.returncode, off.stdout.strip()) == (0, ""), off.stderr
 
 
+def test_the_operator_may_write_just_the_marks_for_neighbours_that_it_is_told(helm: Helm) -> None:
+    def listed(*options: str) -> str:
+        rules = find(helm.template(*options), "ValidatingAdmissionPolicy", "gpusharing-operator-node-fields")
+        (found,) = (row["expression"] for row in rules["spec"]["variables"] if row["name"] == "foreignLabels")
+        return str(found).partition("!(key in [")[2].partition("])")[0].replace("'", "").replace("\n", "")
+
+    ours = listed()
+    more = listed(
+        "--set-json", 'operator.neighbourLabels={"repair.example.com/hands-off":"true","watchdog":"off"}'
+    )
+    assert more == f"{ours}, repair.example.com/hands-off, watchdog"
+    assert ours.endswith("remediation.medik8s.io/exclude-from-remediation")
+
+
 def test_helm_test_asks_for_the_accounts_that_the_pods_have(helm: Helm) -> None:
     objects = helm.template(
         "--set", "operator.serviceAccount.name=a,agent.serviceAccount.name=b,agent.namespace=agents"

@@ -1,4 +1,4 @@
-"""drain_rows.yaml and rollout_rows.yaml name what proves each row, who builds it or why nobody does; held here."""
+"""drain_rows.yaml and rollout_rows.yaml name what proves each row, or the decision against it; held here."""
 
 import ast
 import re
@@ -21,8 +21,6 @@ NAMED = "P1–P20, G1–G12, E1–E21, T1–T17, C1–C13"
 """The rows that drain_rows.yaml must have: tables 1.1 to 1.5."""
 TOPICS = {"2.1": 6, "2.2": 7, "2.3": 13, "5.2": 15, "5.3": 2, "5.4": 6, "5.5": 22}
 """How many rows rollout_rows.yaml must have of each other table."""
-PLANNED = re.compile(r"10\.\d+: \S.*")
-"""The point of issue 10 that builds a row, and what of it."""
 
 
 def expand(text: str) -> list[str]:
@@ -88,15 +86,13 @@ def test_no_row_stands_there_twice(name: str) -> None:
 
 
 def wrong(entry: dict[str, Any]) -> list[str]:
-    """What is wrong with a row: neither proven nor planned nor refused, or by something that is not there."""
+    """What is wrong with a row: neither proven nor refused, or by something that is not there."""
     found = [f"unknown field {key}" for key in entry.keys() - FIELDS]
-    proof, planned, refused = entry.get("proof", []), entry.get("planned", ""), entry.get("refused", "")
+    proof, refused = entry.get("proof", []), entry.get("refused", "")
     if not entry.get("demands"):
         found.append("demands nothing")
-    if not (proof or planned or refused):
-        found.append("neither proof nor plan nor refusal")
-    if planned and not PLANNED.fullmatch(planned):
-        found.append(f"planned by no point of the issue: {planned}")
+    if not (proof or refused):
+        found.append("neither proof nor refusal")
     if refused and not (refused.startswith("docs/adr/") and (ROOT / refused).is_file()):
         found.append(f"no decision {refused}")
     if len(set(proof)) != len(proof):
@@ -104,21 +100,21 @@ def wrong(entry: dict[str, Any]) -> list[str]:
     return found + [problem for one in proof if (problem := missing(one))]
 
 
-FIELDS = {"demands", "proof", "differs", "planned", "refused"}
+FIELDS = {"demands", "proof", "differs", "refused"}
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_what_proves_a_row_is_there_or_who_builds_it_or_why_nobody_does(row: str) -> None:
+def test_what_proves_a_row_is_there_or_why_nobody_builds_it(row: str) -> None:
     assert wrong(ROWS[row]) == []
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing at all": ({"demands": "x"}, "neither proof nor plan nor refusal"),
-    "an empty proof": ({"demands": "x", "proof": []}, "neither proof nor plan nor refusal"),
-    "a plan of nobody": ({"demands": "x", "planned": "later"}, "planned by no point"),
+    "nothing at all": ({"demands": "x"}, "neither proof nor refusal"),
+    "an empty proof": ({"demands": "x", "proof": []}, "neither proof nor refusal"),
+    "a plan": ({"demands": "x", "planned": "later"}, "unknown field planned"),
     "a refusal without reasons": ({"demands": "x", "refused": "STYLE.md"}, "no decision"),
-    "no demand": ({"planned": "10.4: windows"}, "demands nothing"),
-    "a field of its own": ({"demands": "x", "planned": "10.4: windows", "later": "x"}, "unknown field later"),
+    "no demand": ({"refused": "docs/adr/0037-rows-that-are-not-built.md"}, "demands nothing"),
+    "a field of its own": ({"demands": "x", "later": "x"}, "unknown field later"),
 }
 
 
@@ -131,9 +127,9 @@ PAGE = (ROOT / "docs" / "design" / "drain.md").read_text()
 
 
 @pytest.mark.parametrize("row", DRAIN)
-def test_a_row_that_the_specification_calls_planned_is_planned_by_somebody(row: str) -> None:
+def test_the_specification_calls_no_row_planned(row: str) -> None:
     told = next((line for line in PAGE.splitlines() if f'id="{row.lower()}"' in line), "")
-    assert "planned" not in told.lower() or DRAIN[row].get("planned"), told
+    assert "planned" not in told.lower(), told
 
 
 def test_every_row_of_its_own_that_the_cases_know_is_one_that_proves_something() -> None:

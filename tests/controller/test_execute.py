@@ -221,6 +221,34 @@ async def test_a_finalizer_that_somebody_added_in_the_same_moment_survives_ours(
     assert found == ["example.com/new", names.FINALIZER]
 
 
+async def test_our_finalizer_is_not_taken_off_a_policy_that_was_edited_since_it_was_decided() -> None:
+    """The edit may be deletionPolicy Reset, which needs it; the next pass sees it at once."""
+    stage = Executing()
+    add_policy(stage, names.FINALIZER)
+    stage.cluster.patch(POLICIES, "pool-b", {"spec": {"deletionPolicy": "Reset"}})
+    outcome = await stage.run(shared=(SetFinalizer("pool-b", present=False),))
+    assert outcome.surprises == {}
+    edited = stage.cluster.get(POLICIES, "pool-b")
+    assert edited["metadata"]["finalizers"] == [names.FINALIZER]
+    assert stage.policies.finalizers("pool-b")[0] == edited["metadata"]["resourceVersion"]
+
+
+@pytest.mark.parametrize("present", [True, False])
+async def test_another_policy_of_the_same_name_keeps_its_finalizers(present: bool) -> None:
+    stage = Executing()
+    add_policy(stage, *([] if present else [names.FINALIZER]))
+    uid = stage.cluster.get(POLICIES, "pool-b")["metadata"]["uid"]
+    stage.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
+    stage.cluster.delete(POLICIES, "pool-b")
+    theirs = ["example.com/theirs", *([] if present else [names.FINALIZER])]
+    stage.cluster.add(
+        POLICIES, {"metadata": {"name": "pool-b", "finalizers": theirs}, "spec": {"mode": "Full"}}
+    )
+    outcome = await stage.run(shared=(SetFinalizer("pool-b", present, uid),))
+    assert outcome.surprises == {}
+    assert stage.cluster.get(POLICIES, "pool-b")["metadata"]["finalizers"] == theirs
+
+
 async def test_a_finalizer_that_is_there_already_and_a_policy_that_is_gone_need_no_write() -> None:
     stage = Executing()
     add_policy(stage, names.FINALIZER)
@@ -262,6 +290,33 @@ async def test_a_gpunode_that_came_or_went_meanwhile_ends_up_as_asked(known: boo
     outcome = await stage.run(ENSURE)
     assert outcome.surprises == {}
     assert stage.cluster.get(GPUNODES, "gpu-07")["spec"]["request"]["id"] == "op-1:quiet:1"
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+async def test_a_gpunode_is_not_made_over_and_over_for_a_node_whose_deletion_was_not_heard_of(
+    made_again: bool,
+) -> None:
+    """It belongs to that Node, so the server takes it away as soon as it is there."""
+    stage = Executing()
+    uid = stage.cluster.get(NODES, "gpu-07")["metadata"]["uid"]
+    ensure = EnsureGPUNode("gpu-07", uid, "op-1:quiet:1", quiet=True)
+
+    async def run_and_collect() -> Outcome:
+        outcome = await stage.run(ensure)
+        stage.cluster.delete(GPUNODES, "gpu-07")
+        stage.gpunodes.versions.clear()
+        return outcome
+
+    await run_and_collect()
+    outcome = await run_and_collect()
+    assert (outcome.done, outcome.again) == (1, None), "somebody had deleted it, and its Node is there"
+    stage.cluster.delete(NODES, "gpu-07")
+    if made_again:
+        stage.cluster.add(NODES, node("gpu-07"))
+    outcome = await stage.run(ensure)
+    assert "NotFound" in outcome.surprises["gpu-07"]
+    assert outcome.again is not None, "it waits, instead of being made in every pass"
+    assert [write.call.verb for write in stage.cluster.writes] == ["create", "create"]
 
 
 async def test_a_mig_manager_pod_is_deleted_by_its_uid_only() -> None:

@@ -110,6 +110,45 @@ def test_a_key_that_is_none_or_would_stop_ourselves_is_refused(text: str, compla
     assert str(refusal.value).endswith("for example GPUSHARING_MAINTENANCE_KEYS=example.com/maintenance")
 
 
+@pytest.mark.parametrize("name", ["ADMIN_PLUGIN_CONFIG_MAP", "ADMIN_MIG_CONFIG_MAP"])
+@pytest.mark.parametrize("ours", ["PLUGIN_CONFIG_MAP", "MIG_CONFIG_MAP"])
+def test_a_configmap_of_ours_is_not_merged_into_itself(name: str, ours: str) -> None:
+    """Each of its entries would stay for good, as it is."""
+    with pytest.raises(SettingsError) as refusal:
+        from_environment({f"GPUSHARING_{ours}": "mine", f"GPUSHARING_{name}": "mine"})
+    assert str(refusal.value).startswith(f"GPUSHARING_{name}=mine is the operator's own ConfigMap")
+
+
+def test_marks_for_neighbours_are_labels_with_a_value() -> None:
+    given = {"GPUSHARING_NEIGHBOUR_LABELS": "example.com/hands-off=true, repair=no"}
+    assert from_environment(given).plan.neighbour_labels == ("example.com/hands-off=true", "repair=no")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("example.com/hands-off", "is not a label with a value"),
+        ("example.com/hands-off=", "is not a label with a value"),
+        ("example.com/hands-off=a b", "is not a label with a value"),
+        ("a/b/c=true", "is not a label with a value"),
+        ("gpusharing.dev/policy=x", "is written by our own changes"),
+        ("nvidia.com/gpu.present=false", "is written by our own changes, or by NVIDIA's software"),
+        ("remediation.medik8s.io/exclude-from-remediation=true", "is written by our own changes"),
+    ],
+)
+def test_a_mark_that_is_none_or_is_ours_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        from_environment({"GPUSHARING_NEIGHBOUR_LABELS": text})
+    assert complaint in str(refusal.value)
+    assert str(refusal.value).endswith("for example GPUSHARING_NEIGHBOUR_LABELS=example.com/hands-off=true")
+
+
+def test_a_mark_of_ours_that_would_keep_us_away_from_every_node_is_refused() -> None:
+    both = {"MAINTENANCE_KEYS": "example.com/hands-off", "NEIGHBOUR_LABELS": "example.com/hands-off=true"}
+    with pytest.raises(SettingsError, match=r"both name example\.com/hands-off"):
+        from_environment({f"GPUSHARING_{name}": text for name, text in both.items()})
+
+
 def test_lists_are_taken_with_commas_between_and_may_be_empty() -> None:
     found = from_environment(
         {"GPUSHARING_PROTECTED_NAMESPACES": "kube-system, a-1", "GPUSHARING_UNSAFE_DRIVERS": "570,580.95.05"}

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import Workload
-from tests.embedded.scene import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, at_once, pdb
+from tests.embedded.scene import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, at_once, gpu_pod, pdb
+from tests.fakes.virtualtime import virtual_now
 
 from gpusharing.api import names
-from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, JSON, NODES, PDBS, POLICIES
+from gpusharing.api.times import to_rfc3339
+from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, JSON, NODES, PDBS, PODS, POLICIES
 
 SOFTWARE_UP = 10.0
 """Seconds until NVIDIA's pods run and can be disturbed."""
@@ -73,6 +75,17 @@ async def policy_deleted(stage: Scene) -> None:
     stage.e.cluster.delete(POLICIES, "pool-b")
     await stage.e.until(lambda: not stage.e.cluster.objects(POLICIES), "the policy gone", HOUR)
     await stage.released("gpu-1")
+
+
+async def policy_reset(stage: Scene) -> None:
+    """A policy with deletionPolicy Reset is deleted."""
+    stage.apply(MIXED, deletionPolicy="Reset")
+    await stage.ready(seconds=HOUR)
+    stage.e.cluster.delete(POLICIES, "pool-b")
+    await stage.e.until(lambda: not stage.e.cluster.objects(POLICIES), "the policy gone", HOUR)
+    for raw in stage.e.cluster.objects(NODES):
+        ours = {names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG}
+        assert not ours & raw["metadata"]["labels"].keys()
 
 
 async def gpunodes_deleted(stage: Scene) -> None:
@@ -198,6 +211,53 @@ async def three_of_four(stage: Scene) -> None:
     await stage.e.until(lambda: "6/32" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
 
 
+async def gang(stage: Scene) -> None:
+    """Two nodes that share a gang change as one wave, also where an operator ends that has begun with one of them."""
+    await stage.running("free", 2)
+    stage.apply(SLICED, drain={"strandedPods": "Allow"}, rollout=at_once(2))
+    pair = ("gpu-1", "gpu-2")
+    await stage.e.until(lambda: all(map(stage.fence, pair)), "both nodes fenced", HOUR)
+    waves = [fence.wave for fence in map(stage.fence, pair) if fence is not None]
+    assert waves[0], waves
+    assert waves[0] == waves[1], waves
+    await stage.ready(seconds=HOUR)
+    await stage.e.until(lambda: "4/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
+
+
+OWNED: JSON = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": True}
+JOB: JSON = {"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "job", "controller": True}
+
+
+async def every_manner(stage: Scene) -> None:
+    """One node with a pod that is marked, one that a rule lets end, a job, one that goes last by its order, and two of
+    which a budget keeps one for ever, so that it is deleted by force."""
+    await stage.running("kept", 2)
+    for name, owner, labels, more in (
+        ("marked", OWNED, {}, {"gpusharing.dev/do-not-disrupt": "2m"}),
+        ("ends", OWNED, {"end": "well"}, {}),
+        ("train-0", JOB, {}, {}),
+        ("late", OWNED, {"late": "yes"}, {}),
+    ):
+        metadata = {"labels": labels, "annotations": more, "ownerReferences": [owner]}
+        spec = {"restartPolicy": "Never"} if owner is JOB else {}
+        pod = gpu_pod(name, "gpu-1", metadata=metadata, spec=spec)
+        pod["status"]["startTime"] = to_rfc3339(virtual_now())
+        stage.e.cluster.add(PODS, pod)
+    rules = [
+        {"podSelector": {"matchLabels": {"end": "well"}}, "behavior": "WaitCompleted", "timeout": "30m"},
+        {"podSelector": {"matchLabels": {"late": "yes"}}, "behavior": "Evict", "order": 5},
+    ]
+    stage.apply(
+        SLICED, drain={"strandedPods": "Allow", "onTimeout": "ForceDelete", "timeout": "3m", "rules": rules}
+    )
+    await stage.phase("gpu-1", "WaitingForJobs")
+    await asyncio.sleep(60)
+    for name in ("ends", "train-0"):
+        stage.e.cluster.patch(PODS, name, {"status": {"phase": "Succeeded"}}, "default", subresource="status")
+    await stage.ready(seconds=HOUR)
+    await stage.e.until(lambda: "2/32" in str(stage.e.policy("pool-b")["status"]), "the others back", HOUR)
+
+
 # --- the operator points ClusterPolicy at its ConfigMaps itself ------------------------------------
 
 PLUGIN, MIG = "gpusharing-device-plugin", "gpusharing-mig-parted"
@@ -262,6 +322,7 @@ GOLDEN: Mapping[str, Golden] = {
     "another layout in the middle": Golden(retarget),
     "a node deleted in the middle": Golden(node_deleted, nodes=2),
     "the policy deleted in the middle": Golden(policy_deleted),
+    "a policy deleted that resets its nodes": Golden(policy_reset, nodes=2),
     "all GPUNodes deleted in the middle": Golden(gpunodes_deleted),
     "from MPS to MIG in two steps": Golden(two_steps),
     "mig-manager stays pending for ever": Golden(wedged_pending),
@@ -284,6 +345,18 @@ GOLDEN: Mapping[str, Golden] = {
     ),
     "ClusterPolicy's pointer set back by a person": Golden(
         pointers_set_back, cluster_policy=pointed_at("", "")
+    ),
+    "two nodes that share a gang": Golden(
+        gang,
+        nodes=2,
+        workloads=(Workload("free", 2, count=2, labels={"jobset.sigs.k8s.io/jobset-name": "train"}),),
+    ),
+    "pods that leave in every manner": Golden(
+        every_manner,
+        gpus=8,
+        workloads=(Workload("kept", 2),),
+        budgets=(pdb("keep", "kept", minAvailable=1),),
+        forces=True,
     ),
     "three of four nodes at once": Golden(three_of_four, nodes=4, workloads=(Workload("free", 6),)),
 }

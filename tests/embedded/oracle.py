@@ -10,6 +10,7 @@ from gpusharing.kube.client import JSON
 
 NAMED: Mapping[str, Mapping[str, int]] = {
     "all-1g.10gb": {"1g.10gb": 7},
+    "all-1g.20gb": {"1g.20gb": 4},
     "all-3g.40gb": {"3g.40gb": 2},
     "all-balanced": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1},
     "whole-or-halves": {"3g.40gb": 2},

@@ -57,6 +57,7 @@ def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_sam
     assert not found, found
 
 
+@pytest.mark.parametrize("part", range(1, PARTS + 1))
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     "name",
@@ -67,8 +68,8 @@ def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_sam
         "drift that is put right",
     ],
 )
-def test_an_operator_that_is_back_at_once_goes_on_where_it_was(name: str, when: When) -> None:
-    found = all_complaints(name, Writes(when), dies_and_is_back)
+def test_an_operator_that_is_back_at_once_goes_on_where_it_was(name: str, when: When, part: int) -> None:
+    found = all_complaints(name, Writes(when, part, PARTS), dies_and_is_back)
     assert not found, found
 
 

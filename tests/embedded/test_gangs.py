@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, gpu_pod, node, nodes, scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
@@ -61,6 +61,26 @@ async def test_nodes_of_one_gang_change_as_one_wave_and_come_back_together() -> 
         assert sorted(stage.evicted()) == ["rank-0", "rank-1"]
         order = releases(stage, since)
         assert abs(order.index("gpu-1") - order.index("gpu-3")) == 1, "nobody came back in between"
+
+
+@virtually
+async def test_a_gang_over_two_policies_makes_no_wave_and_its_strictest_member_decides_for_both() -> None:
+    """docs/adr/0039-a-wave-stays-within-its-policy.md"""
+    async with scene(node("gpu-1"), node("gpu-2", pool="c")) as stage:
+        for name, pool in (("pool-b", "b"), ("pool-c", "c")):
+            stage.apply(FULL, name, pool)
+        await stage.ready("pool-b", "pool-c")
+        shared(stage, rank(0, "gpu-1"), rank(1, "gpu-2"), rank(2, "gpu-2", managed=False))
+        since = stage.mark()
+        for name, pool in (("pool-b", "b"), ("pool-c", "c")):
+            stage.apply(SLICED, name, pool, drain=STRANDED_OK)
+        for name in ("gpu-1", "gpu-2"):
+            assert (await stage.reason(name, "Unmanaged"))["culprit"] == "default/rank-2"
+        assert not stage.node_writes(since)
+        stage.e.cluster.delete(PODS, "rank-2", "default")
+        await stage.ready("pool-b", "pool-c")
+        assert dict(fenced_in_order(stage, since)) == {"gpu-1": "", "gpu-2": ""}
+        assert sorted(stage.evicted()) == ["rank-0", "rank-1"]
 
 
 def fenced_in_order(stage: Scene, since: int) -> list[tuple[str, str]]:

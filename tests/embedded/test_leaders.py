@@ -13,6 +13,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import LEASES
 from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.lease import Timing
 
 
 @asynccontextmanager
@@ -34,7 +35,7 @@ def acting(stage: Embedded) -> int:
 
 @virtually
 async def test_only_the_holder_of_the_lease_writes() -> None:
-    async with scene(*nodes(2)) as stage:
+    async with scene(*nodes(2), lease=Timing()) as stage:
         await asyncio.sleep(5)
         async with second_operator(stage) as other:
             stage.apply(SLICED)
@@ -45,7 +46,7 @@ async def test_only_the_holder_of_the_lease_writes() -> None:
 
 @virtually
 async def test_the_waiting_operator_goes_on_where_the_killed_one_was_and_keeps_to_the_budget() -> None:
-    async with scene(*nodes(4), workloads=[Workload("llm", 2)]) as stage:
+    async with scene(*nodes(4), workloads=[Workload("llm", 2)], lease=Timing()) as stage:
         await stage.running("llm", 2)
         async with second_operator(stage) as other:
             stage.apply(SLICED, rollout=at_once(2))
@@ -61,7 +62,7 @@ async def test_the_waiting_operator_goes_on_where_the_killed_one_was_and_keeps_t
 
 @virtually
 async def test_an_operator_that_cannot_renew_ends_before_the_other_one_begins() -> None:
-    async with scene(*nodes(2)) as stage:
+    async with scene(*nodes(2), lease=Timing()) as stage:
         stage.apply(SLICED)
         await stage.any_fenced("fenced")
         first = stage.e.client

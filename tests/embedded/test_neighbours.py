@@ -7,6 +7,7 @@ import pytest
 from hack.sim.workloads import Workload
 from tests.embedded.scene import HOUR, MIXED, SLICED, Scene, at_once, nodes, scene
 from tests.fakes.virtualtime import virtually
+from tests.nodewrites import CONFIGURED_LABEL, fence_of
 
 from gpusharing.kube.client import JSON, NODES
 from gpusharing.kube.foreign import foreign_marker
@@ -99,6 +100,32 @@ async def test_one_that_comes_after_the_point_of_no_return_keeps_the_cordon_when
         await stage.ready()
         assert stage.cordoned("gpu-1")
         assert foreign_marker(stage.e.node("gpu-1")) == who
+
+
+# --- labels that a cluster's own agents heed ------------------------------------------------------------------
+
+
+@virtually
+async def test_a_label_of_a_clusters_own_is_on_a_node_while_it_changes_and_stays_where_somebody_had_set_it() -> (
+    None
+):
+    """The chart's value operator.neighbourLabels."""
+    async with scene(*nodes(2), neighbour_labels=(f"{CONFIGURED_LABEL}=true",)) as stage:
+        stage.person("gpu-1", {"metadata": {"labels": {CONFIGURED_LABEL: "since-monday"}}})
+        seen: dict[str, set[tuple[bool, str]]] = {"gpu-1": set(), "gpu-2": set()}
+
+        def look(resource: Any, change: Any) -> None:
+            if resource == NODES and change.new is not None:
+                label = change.new["metadata"]["labels"].get(CONFIGURED_LABEL, "")
+                seen[change.new["metadata"]["name"]].add((fence_of(change.new) is not None, label))
+
+        stage.e.cluster.store.on_commit.append(look)
+        stage.apply(MIXED, rollout=at_once(1))
+        await stage.ready(seconds=HOUR)
+        assert seen == {
+            "gpu-1": {(False, "since-monday"), (True, "since-monday")},
+            "gpu-2": {(False, ""), (True, "true")},
+        }
 
 
 # --- who repairs nodes when DCGM stops ------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Every run of an actuator needs an idle node: retries, cures and edits after the point of no return."""
 
 import asyncio
+from functools import partial
 
 import pytest
 from hack.embedded import CLUSTER_POLICY
@@ -57,8 +58,33 @@ async def test_an_uncordon_after_the_point_of_no_return_is_told() -> None:
         await stage.e.until(lambda: stage.events()["CordonRestored"] == 1, "an Event", 60)
 
 
+@virtually
+async def test_all_disabled_over_our_label_in_the_middle_is_put_right_twice_and_then_left_to_a_person() -> (
+    None
+):
+    """As NVIDIA's GPU Operator writes it (docs/design/nvidia.md#d1)."""
+    theirs = {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}}
+    async with scene(*nodes(1)) as stage:
+        await asyncio.sleep(10)
+        stage.apply(MIXED)
+        for attempt in (1, 2, 3):
+            await stage.e.until(partial(at_work, stage, attempt), f"attempt {attempt}", 600)
+            stage.person("gpu-1", theirs)
+        transition = await stage.phase("gpu-1", "Failed")
+        assert "nvidia.com/mig.config is all-disabled" in transition["message"]
+        assert transition["attempt"] == 3
+        stage.annotate("gpu-1", retry="again")
+        await stage.ready()
+        assert_as_wanted(stage, MIXED, "gpu-1")
+
+
+def at_work(stage: Scene, attempt: int) -> bool:
+    """The run of this attempt has begun."""
+    fence = stage.fence("gpu-1")
+    return fence is not None and (fence.stage, fence.attempt, fence.owed) == ("actuating", attempt, "")
+
+
 OVERWRITTEN: dict[str, tuple[JSON, JSON, str, str]] = {
-    "mig.config": (node("gpu-1"), MIXED, names.LABEL_MIG_CONFIG, "all-disabled"),
     "the plugin's key on a card without MIG": (
         node("gpu-1", product=L40S), SLICED, names.LABEL_PLUGIN_CONFIG, "theirs"),
 }  # fmt: skip

@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 from hack.sim.fakefaults import Write
-from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, SLICED, Scene, at_once, gpu_pod, nodes, scene
 from tests.fakes.virtualtime import BEGIN, virtual_now, virtually
 
 from gpusharing.api import names
@@ -29,7 +29,7 @@ def begun(stage: Scene, since: int = 0) -> list[Write]:
 
 @virtually
 async def test_a_pool_changes_at_night_without_anybody_and_is_woken_by_the_clock() -> None:
-    async with scene(*nodes(3)) as stage:
+    async with scene(*nodes(3), lease=RARELY) as stage:
         stage.apply(SLICED, rollout=at_once(3, windows=[NIGHT]))
         transition = await stage.reason("gpu-1", "WindowClosed")
         assert "2026-11-20T22:00:00Z" in transition["message"]
@@ -44,7 +44,7 @@ async def test_a_window_that_closes_lets_the_node_in_flight_finish_and_the_rest_
     None
 ):
     short = {**NIGHT, "schedule": "2 9 * * *", "duration": "45m"}
-    async with scene(*nodes(2)) as stage:
+    async with scene(*nodes(2), lease=RARELY) as stage:
         await asyncio.sleep(10)
         for name in ("gpu-1", "gpu-2"):
             stage.e.software.inject(name, "wedge-pending")
@@ -192,7 +192,7 @@ async def test_a_skipped_node_is_shown_and_keeps_its_place_in_the_pool() -> None
 
 @virtually
 async def test_five_attempts_that_were_given_up_ask_for_a_person_and_stop_nobody_else() -> None:
-    async with scene(*nodes(2), abort_backoff=10.0) as stage:
+    async with scene(*nodes(2), abort_backoff=10.0, lease=RARELY) as stage:
         stage.e.cluster.faults.on_write = lambda write, when: lift(stage, write, when)
         stage.apply(SLICED, rollout=at_once(1))
         transition = await stage.reason("gpu-1", "NeedsAttention", seconds=DAY)

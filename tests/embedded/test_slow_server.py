@@ -16,7 +16,7 @@ from gpusharing.controller.health import STUCK, Health
 from gpusharing.controller.loop import Loop
 from gpusharing.kube.client import GPUNODES, LEASES, PODS, Resource
 from gpusharing.kube.clock import SteadyClock, loop_time
-from gpusharing.kube.lease import LeaderLease
+from gpusharing.kube.lease import LeaderLease, Timing
 
 
 def start(stage: Scene, seconds: float) -> tuple[Loop, SlowClient]:
@@ -85,7 +85,7 @@ def blamed(stage: Scene) -> int:
 
 @virtually
 async def test_a_server_that_takes_three_seconds_for_each_call_slows_the_roll_and_nothing_else() -> None:
-    async with scene(*nodes(6), start=False) as stage:
+    async with scene(*nodes(6), start=False, lease=Timing()) as stage:
         await roll(stage, 6, pods=6)
         await stage.ready(seconds=HOUR)
         assert blamed(stage) == 0
@@ -94,7 +94,7 @@ async def test_a_server_that_takes_three_seconds_for_each_call_slows_the_roll_an
 @pytest.mark.parametrize("count", [30, 60])
 @virtually
 async def test_the_leader_of_a_roll_stays_and_lives_where_each_call_takes_three_seconds(count: int) -> None:
-    async with scene(*nodes(count), start=False) as stage:
+    async with scene(*nodes(count), start=False, lease=Timing()) as stage:
         loop, client = await roll(stage, count, pods=count)
         for _ in range(60):
             await asyncio.sleep(10)
@@ -110,7 +110,7 @@ async def test_the_leader_of_a_roll_stays_and_lives_where_each_call_takes_three_
 @virtually
 async def test_thirty_nodes_are_proven_a_few_at_a_time_where_the_server_is_too_slow_for_all_at_once() -> None:
     """Six seconds a call: while all thirty proofs are made side by side, each grows old before it is whole."""
-    async with scene(*nodes(30), start=False) as stage:
+    async with scene(*nodes(30), start=False, lease=Timing()) as stage:
         await roll(stage, 30, pods=30, seconds=6.0)
         await stage.ready(seconds=HOUR)
         assert stage.events()["ChangeGivenUp"] == 0
@@ -120,7 +120,7 @@ async def test_thirty_nodes_are_proven_a_few_at_a_time_where_the_server_is_too_s
 @virtually
 async def test_first_passes_that_create_for_minutes_are_no_reason_to_restart() -> None:
     """5,000 creations of 0.2 s. Without agents, which would take five real minutes of this test."""
-    async with scene(*nodes(5000), start=False, played=False) as stage:
+    async with scene(*nodes(5000), start=False, played=False, lease=Timing()) as stage:
         loop, _ = start(stage, 0.2)
         stage.apply(FULL)
         begun = loop_time()
@@ -151,7 +151,7 @@ async def test_a_wall_clock_that_is_set_by_ten_minutes_in_the_middle_of_a_drain_
     step: int,
 ) -> None:
     wall, set_it = stepped(timedelta(seconds=step))
-    async with scene(*nodes(1), start=False) as stage:
+    async with scene(*nodes(1), start=False, lease=Timing()) as stage:
         stage.e.now = SteadyClock(loop_time, wall)
         stage.e.start_operator()
         stage.e.cluster.add(PODS, gpu_pod("job", "gpu-1", metadata={"finalizers": ["example.com/slow"]}))

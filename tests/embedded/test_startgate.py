@@ -107,6 +107,32 @@ async def test_newcomers_come_in_while_the_budget_is_full() -> None:
         await stage.ready()
 
 
+@pytest.mark.parametrize("wanted", ["what it has", "another layout"])
+@virtually
+async def test_a_node_in_service_that_is_tainted_again_is_let_in_by_a_proof_and_takes_its_slot_in_its_turn(
+    wanted: str,
+) -> None:
+    async with scene(node("gpu-1"), node("gpu-2"), cluster_policy=PREPARED) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        since = stage.mark()
+        again = {"spec": {"taints": [{"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}]}}
+        if wanted == "what it has":
+            stage.person("gpu-1", again)
+            await opened(stage, "gpu-1")
+            assert stage.node_writes(since) == {"gpu-1": 1}
+            return
+        stage.apply(SLICED, rollout=at_once(0))
+        await stage.reason("gpu-1", "Frozen")
+        for name in ("gpu-1", "gpu-2"):
+            stage.person(name, again)
+        stage.apply(SLICED, rollout=at_once(1))
+        await stage.ready()
+        assert stage.guard.largest["pool-b"] == 1, "neither is a newcomer"
+        assert not waits(stage, "gpu-1")
+        assert not waits(stage, "gpu-2")
+
+
 @virtually
 async def test_what_does_not_tolerate_the_taint_is_told_on_the_node_and_on_the_policy_until_it_does() -> None:
     async with scene(gated("gpu-1")) as stage:

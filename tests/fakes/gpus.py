@@ -37,6 +37,10 @@ class OneNode:
         else:
             self.cluster.patch(GPUNODES, self.name, {"spec": spec})
 
+    def show(self, transition: JSON) -> None:
+        """Write status.transition, as the operator does for people."""
+        self.cluster.patch(GPUNODES, self.name, {"status": {"transition": transition}}, subresource="status")
+
     def delete(self) -> None:
         """Delete the GPUNode."""
         self.cluster.delete(GPUNODES, self.name)

@@ -15,7 +15,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.sources import Sources
+from gpusharing.kube.sources import NO_MAPS, AdminMaps, Sources
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 
@@ -48,13 +48,13 @@ class Gathering:
 
 
 @asynccontextmanager
-async def gathering(*objects: tuple[Resource, JSON], admin: str = "") -> AsyncIterator[Gathering]:
+async def gathering(*objects: tuple[Resource, JSON], admin: AdminMaps = NO_MAPS) -> AsyncIterator[Gathering]:
     """A cluster with gpu-07 and these objects, its sources in step."""
     cluster = FakeCluster()
     cluster.add(NODES, node())
     for resource, obj in objects:
         cluster.add(resource, obj)
-    sources = Sources(cluster.client("sources"), PlanSettings(), lambda: None, admin_mig_map=admin)
+    sources = Sources(cluster.client("sources"), PlanSettings(), lambda: None, admin_maps=admin)
     task = asyncio.create_task(sources.run())
     evictions: dict[str, dict[str, EvictionMemory]] = {}
     try:

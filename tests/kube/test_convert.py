@@ -282,6 +282,24 @@ def test_a_policy_is_read_with_its_marks() -> None:
     assert view.problems == ()
 
 
+@pytest.mark.parametrize(("field", "resets"), [("Reset", True), ("Retain", False), (None, False), (7, False)])
+def test_a_policy_under_deletion_asks_for_whole_gpus_where_it_says_reset(field: object, resets: bool) -> None:
+    metadata = {
+        "name": "x",
+        "deletionTimestamp": "2026-11-20T08:00:00Z",
+        "finalizers": ["gpusharing.dev/in-flight"],
+    }
+    selector = {"matchLabels": {"gpusharing.dev/pool": "b"}}
+    spec = {
+        "nodeSelector": selector,
+        "mode": "TimeSlicing",
+        "timeSlicing": {"replicas": 4},
+        "deletionPolicy": field,
+    }
+    view = convert.policy_view({"metadata": metadata, "spec": spec})
+    assert (view.resetting, view.deleting) == (resets, not resets)
+
+
 def test_a_policy_that_cannot_be_read_has_problems_and_no_spec() -> None:
     view = convert.policy_view({"metadata": {"name": "x"}, "spec": {"mode": "Sideways"}})
     assert view.spec is None

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.kube.objects import node
 
+from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.kube import fence as records
@@ -191,6 +192,16 @@ def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> 
     assert after["claims"]["gpu-08"].keys() == after["claims"]["gpu-09"].keys() == {"nodeUid", "policy", "op"}
 
 
+def test_the_claim_of_a_wave_names_it_and_that_of_a_lone_node_is_as_ever() -> None:
+    """An operator that knows no waves in claims keeps the key, and one that does reads claims without it."""
+    claims = {"gpu-07": Claim("u7", "pool-b", "op-1", "op-1.gpu-07"), "gpu-08": Claim("u8", "pool-b", "op-1")}
+    text = records.claims_text(claims)
+    assert records.parse_claims(text) == (claims, "")
+    assert json.loads(text)["claims"]["gpu-08"] == {"nodeUid": "u8", "policy": "pool-b", "op": "op-1"}
+    out_of_it = {**claims, "gpu-07": replace(claims["gpu-07"], wave="")}
+    assert records.parse_claims(records.claims_text(out_of_it, text)) == (out_of_it, "")
+
+
 @given(TEXTS | JUNK.map(json.dumps))
 def test_claims_are_written_whatever_they_replace(before: str) -> None:
     claims = {"gpu-07": Claim("u7", "pool-b", "op-1")}
@@ -273,3 +284,10 @@ def test_our_own_labels_are_written_without_a_resource_version_but_with_the_uid(
             "annotations": {"gpusharing.dev/verified": records.record_text(VERIFIED)},
         }
     }
+
+
+def test_a_node_that_is_forgotten_keeps_no_record_and_only_as_it_was_seen() -> None:
+    labels: dict[str, str | None] = dict.fromkeys((names.LABEL_POLICY, names.LABEL_PLUGIN_CONFIG))
+    metadata = records.patch_for(LabelNode(VIEW, labels, forget=True), "41")["metadata"]
+    gone = dict.fromkeys((names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED))
+    assert (metadata["labels"], metadata["annotations"], metadata["resourceVersion"]) == (labels, gone, "41")

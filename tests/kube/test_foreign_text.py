@@ -5,19 +5,34 @@ each answer is stands in the tests of its module.
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.build import NOW as now
-from tests.build import make_fence, make_gpu, make_gpunode, make_node, make_policy, make_snapshot, make_stack
+from tests.build import (
+    make_cluster_policy,
+    make_fence,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_policy,
+    make_snapshot,
+    make_stack,
+)
 from tests.kube.damage import ODD, ODD_YAML, damaged, yaml_of
 from tests.kube.objects import node, pod
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
+from gpusharing.cli.adoption import Given, find_import, with_pointers
+from gpusharing.cli.handmade import Handmade, find_handmade
+from gpusharing.cli.importing import as_yaml, find_remarks
+from gpusharing.cli.likeness import propose
 from gpusharing.kube import convert, convert_pods, fence
 from gpusharing.kube.actuatorlog import failure_in
 from gpusharing.kube.answers import Request, error_of, error_of_event
@@ -25,7 +40,7 @@ from gpusharing.kube.client import PODS
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.quantity import count
-from gpusharing.kube.sources import ConfigMapView
+from gpusharing.kube.sources import NO_MAPS, AdminMaps, ConfigMapView
 from gpusharing.kube.written import OurConfigMaps, parse_written
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.stackviews import StackView
@@ -230,7 +245,9 @@ def test_our_own_configmaps_after_an_edit_are_read(mig: str, plugin: str, stamp:
 
 @settings(max_examples=200)
 @given(
-    st.sampled_from(["admin_mig_file", "mig_file", "plugin_configs", "generated_mig_files"]),
+    st.sampled_from(
+        ["admin_mig_file", "admin_plugin_configs", "mig_file", "plugin_configs", "generated_mig_files"]
+    ),
     yaml_of(MIG_FILE),
     yaml_of(PLUGIN_FILE),
     st.sampled_from(["halves", "off", "all-balanced"]),
@@ -241,6 +258,7 @@ def test_a_plan_is_made_whatever_the_files_hold(
 ) -> None:
     fields: dict[str, Any] = {
         "admin_mig_file": mig,
+        "admin_plugin_configs": {"their-config": plugin},
         "mig_file": mig,
         "plugin_configs": {"their-config": plugin},
         "generated_mig_files": {"gpu-07": mig},
@@ -253,3 +271,27 @@ def test_a_plan_is_made_whatever_the_files_hold(
     plan = plan_rollout(make_snapshot(nodes, [policy], gpunodes=reports, stack=stack), now)
     assert plan.verdicts.keys() == {"gpu-07", "gpu-08"}
     assert Phase.FAILED not in {verdict.phase for verdict in plan.verdicts.values()}
+
+
+@settings(max_examples=200)
+@given(
+    yaml_of(MIG_FILE), yaml_of(PLUGIN_FILE), st.sampled_from(["halves", "all-balanced", ""]), st.booleans()
+)
+def test_what_somebody_configured_by_hand_is_read_whatever_the_files_hold(
+    mig: str, plugin: str, config: str, divided: bool
+) -> None:
+    """`kubectl gpusharing import`: a policy that can be written down, or the reason why there is none."""
+    stack = make_stack(cluster_policy=make_cluster_policy("theirs", mig_config_name="theirs-too"))
+    labels = {"nvidia.com/device-plugin.config": "their-config", "nvidia.com/mig.config": config}
+    view = make_node(labels={key: value for key, value in labels.items() if value})
+    gpus = [make_gpu(number, layout=(("3g.40gb", 2),) if divided else None) for number in (0, 1)]
+    snapshot = make_snapshot([view], gpunodes=[make_gpunode(gpus=gpus)], stack=stack)
+    maps = Given(AdminMaps("theirs", "theirs-too"), {"their-config": plugin}, mig)
+    found = find_import(snapshot, maps, NO_MAPS, now)
+    assert {name for one in found.proposed for name in one.nodes} | found.left_out.keys() == {"gpu-07"}
+    observed = make_gpunode(gpus=gpus).observed
+    assert observed is not None
+    one = find_handmade(view, observed, with_pointers(snapshot, maps).stack, "theirs")
+    proposed, _ = propose([one] if isinstance(one, Handmade) else [], snapshot.nodes)
+    text = as_yaml(replace(found, proposed=proposed), list(find_remarks(found)))
+    assert [one for one in yaml.safe_load_all(text) if one] == [one.manifest for one in proposed]

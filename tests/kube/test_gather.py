@@ -36,6 +36,7 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.fence import record_text
+from gpusharing.kube.sources import AdminMaps
 
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
 
@@ -235,13 +236,40 @@ async def test_every_file_of_the_stack_comes_from_its_own_config_map() -> None:
         config_map("gpusharing-mig-parted", "ours"),
         config_map("site-mig", "theirs"),
         config_map("gpu-07-mig-config", "generated"),
-        admin="site-mig",
+        config_map("time-slicing-config", "theirs too", "any"),
+        admin=AdminMaps("time-slicing-config", "site-mig"),
     ) as stage:
         stack = (await stage.snapshot()).stack
         assert stack.plugin_configs == {"k": "plugin"}
         assert (stack.mig_file, stack.admin_mig_file) == ("ours", "theirs")
+        assert stack.admin_plugin_configs == {"any": "theirs too"}
         assert stack.generated_mig_files == {"gpu-07": "generated"}
         assert (stack.written, stack.plugin_map_exists) == ({"k": at(0)}, True)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "missing"),
+    [("theirs", ("old-entry",)), ("", ("old-entry",)), ("gpusharing-device-plugin", ())],
+)
+@virtually
+async def test_entries_that_nodes_name_and_ours_lacks_are_known_before_the_pointer_moves(
+    pointer: str, missing: tuple[str, ...]
+) -> None:
+    policy = {
+        "metadata": {"name": "cluster-policy"},
+        "spec": {"devicePlugin": {"config": {"name": pointer}}},
+    }
+    async with gathering(
+        (CLUSTER_POLICIES, policy), config_map("gpusharing-device-plugin", "version: v1", "held")
+    ) as stage:
+        labels = {names.LABEL_PLUGIN_CONFIG: "old-entry"}
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
+        await stage.seen()
+        assert (await stage.snapshot()).stack.missing_entries == missing
+        labels = {names.LABEL_PLUGIN_CONFIG: "held"}
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
+        await stage.seen()
+        assert (await stage.snapshot(1)).stack.missing_entries == ()
 
 
 def cluster_policy(name: str, config: str) -> tuple[Resource, JSON]:

@@ -286,7 +286,7 @@ def test_what_a_newer_operator_wrote_of_claims_survives_renewals_and_other_claim
             await newer.lease.set_claims(CLAIMS)
             await newer.stop()
             record = json.loads(lease_of(cluster)["metadata"]["annotations"][ANNOTATION_CLAIMS])
-            record["claims"]["gpu-07"]["wave"] = 2
+            record["claims"]["gpu-07"]["tide"] = 2
             patch = {"metadata": {"annotations": {ANNOTATION_CLAIMS: json.dumps(record)}}}
             await cluster.client("person").patch(LEASES, "leader", patch, namespace="gpusharing")
             async with contenders(cluster, "older") as (older,):
@@ -295,8 +295,8 @@ def test_what_a_newer_operator_wrote_of_claims_survives_renewals_and_other_claim
                 await older.lease.set_claims({**CLAIMS, "gpu-08": Claim("u8", "pool-b", "op-2")})
                 await asyncio.sleep(60)
         written = json.loads(lease_of(cluster)["metadata"]["annotations"][ANNOTATION_CLAIMS])
-        assert written["claims"]["gpu-07"]["wave"] == 2
-        assert "wave" not in written["claims"]["gpu-08"]
+        assert written["claims"]["gpu-07"]["tide"] == 2
+        assert "tide" not in written["claims"]["gpu-08"]
 
     run_virtually(main())
 

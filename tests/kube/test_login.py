@@ -1,5 +1,7 @@
 """Who we are: service account files, and kubeconfigs as the official client reads them."""
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -60,6 +62,30 @@ async def test_an_exec_plugin_is_asked_for_the_token(tmp_path: Path) -> None:
     assert script.asked[0].headers["Authorization"] == "Bearer made"
 
 
+FAILING = {
+    "that says why": (["/bin/sh", "-c", "echo 'your session\nis over' >&2; exit 1"], "your session is over"),
+    "that says nothing": (["/bin/sh", "-c", "exit 3"], "exec: process returned 3"),
+    "that is not there": (["no-such-login"], "no-such-login"),
+    "that answers something else": (["echo", "hello"], "failed to decode"),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+async def test_a_login_program_that_fails_is_told_and_nothing_is_asked_as_nobody(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (command, *words), told = FAILING[name]
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": command, "args": words}
+    async with scripted(found(NODE)) as (script, _):
+        path = kubeconfig(tmp_path / "config", script.url, exec=plugin)
+        with pytest.raises(Unauthorized, match=told) as raised:
+            async with await HttpClient.connect(path) as client:
+                await client.get(NODES, "n")
+    assert "Log in again" in str(raised.value)
+    assert script.asked == []
+    assert caplog.text == "", "it is told once"
+
+
 @pytest.mark.parametrize(
     "content", [None, "{", "apiVersion: v1\nkind: Config\n"], ids=["missing", "no YAML", "empty"]
 )
@@ -69,6 +95,27 @@ async def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, content
         path.write_text(content)
     with pytest.raises(Unauthorized, match=str(path)):
         await HttpClient.connect(path)
+
+
+def a_kubeconfig(path: Path, context: str, server: str) -> Path:
+    told = {
+        "current-context": context,
+        "clusters": [{"name": context, "cluster": {"server": server}}],
+        "users": [{"name": context, "user": {"token": f"of {context}"}}],
+        "contexts": [{"name": context, "context": {"cluster": context, "user": context}}],
+    }
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **told}))
+    return path
+
+
+@pytest.mark.parametrize(("context", "port"), [("east", 1), ("west", 2)])
+async def test_of_several_kubeconfigs_the_context_that_is_named_counts(
+    tmp_path: Path, context: str, port: int
+) -> None:
+    east = a_kubeconfig(tmp_path / "east", "east", "http://127.0.0.1:1")
+    west = a_kubeconfig(tmp_path / "west", "west", "http://127.0.0.1:2")
+    login = OfficialLogin(Path(f"{east}{os.pathsep}{west}"), context)
+    assert (await login.access()).server == f"http://127.0.0.1:{port}"
 
 
 async def test_a_kubeconfig_without_the_official_client_tells_what_to_install(

@@ -22,7 +22,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
-from gpusharing.kube.sources import Sources
+from gpusharing.kube.sources import AdminMaps, Sources
 from gpusharing.planning.snapshot.views import GPUNodeView, PlanSettings
 
 
@@ -33,7 +33,7 @@ class Followed:
         self.cluster = cluster
         self.wakes = 0
         self.sources = Sources(
-            cluster.client("operator"), PlanSettings(), self.wake, admin_mig_map="site-mig"
+            cluster.client("operator"), PlanSettings(), self.wake, admin_maps=AdminMaps(mig="site-mig")
         )
 
     def wake(self) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tests.planning.budgets import Budget
 from tests.planning.deeds import DEEDS, where
+from tests.planning.deletions import force_release
 from tests.planning.habits import DRAINS, ROLLOUTS, person_approves, person_resumes, with_habits
 from tests.planning.machines import Temper
 from tests.planning.podkinds import KINDS
@@ -210,7 +211,7 @@ class Cluster(RuleBasedStateMachine):
         if fails in world.machines:
             world.machines[fails].temper = "fails"
         known = self._policy("pool-b")
-        if known is None or not known.deleting:
+        if known is None or not known.going:
             self._set_policy(wanted("pool-b", mode, budget, unmanaged=unmanaged), drain, rollout)
         world.budgets = guards
         for _ in range(40):
@@ -291,7 +292,7 @@ class Cluster(RuleBasedStateMachine):
         rollout: str,
     ) -> None:
         known = self._policy(name)
-        if known is None or not known.deleting:
+        if known is None or not known.going:
             policy = with_habits(wanted(name, mode, 1, priority, stranded, unmanaged), drain, rollout)
             self.world.set_policy(lenient(policy, max_unavailable=budget))
             self._happens("a policy is edited" if known else "a policy is created")
@@ -299,7 +300,7 @@ class Cluster(RuleBasedStateMachine):
     @rule(name=policies)
     def pause_or_go_on(self, name: str) -> None:
         known = self._policy(name)
-        if known is not None and known.spec is not None and not known.deleting:
+        if known is not None and known.spec is not None and not known.going:
             self.world.set_policy(lenient(known, paused=not known.spec.rollout.paused))
             self._happens("a policy is paused, or no more")
 
@@ -315,16 +316,14 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(name=policies)
     def delete_policy(self, name: str) -> None:
-        if (known := self._policy(name)) is not None and not known.deleting:
+        if (known := self._policy(name)) is not None and not known.going:
             self.world.delete_policy(name)
             self._happens("a policy is deleted")
 
-    @precondition(lambda self: any(policy.deleting for policy in self.world.policies))
+    @precondition(lambda self: any(policy.going for policy in self.world.policies))
     @rule()
     def force_release(self) -> None:
-        self.world.policies = tuple(
-            replace(policy, force_release=policy.deleting) for policy in self.world.policies
-        )
+        force_release(self.world)
         self._happens("force-release is asked for")
 
     def _policy(self, name: str) -> PolicyView | None:
@@ -355,7 +354,7 @@ class Cluster(RuleBasedStateMachine):
             fine = [phase in (Phase.SYNCED, Phase.SKIPPED) for phase, _, _ in owned.values()]
             assert all(fine), owned
             assert not self.world.claims
-            assert not any(policy.finalizer or policy.deleting for policy in self.world.policies)
+            assert not any(policy.finalizer or policy.going for policy in self.world.policies)
             assert not any(node.unschedulable for node in self.world.nodes.values())
             synced = {v.node for v in plan.verdicts.values() if v.phase is Phase.SYNCED}
             assert not any(self.world.nodes[name].gate for name in synced), "proven behind the start-up taint"

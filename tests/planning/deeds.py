@@ -10,15 +10,17 @@ from typing import Any
 
 from tests.planning.budgets import Budget
 from tests.planning.callfaults import CALLS, driving
+from tests.planning.deletions import delete_with_reset, force_release
 from tests.planning.machines import Machine, Temper, patched
 from tests.planning.podkinds import KINDS
 from tests.planning.recovery import lenient, wanted
 from tests.planning.rules import NEEDS_IDLE
+from tests.planning.stackdeeds import default_changes, reboots
 from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import WELL, Vitals
-from gpusharing.planning.snapshot.views import StartGate
+from gpusharing.planning.snapshot.views import PolicyView, StartGate
 
 Deed = Callable[[World, str], bool]
 """(world, node) → whether it changed anything. The node exists."""
@@ -301,42 +303,47 @@ def clock_set(seconds: float) -> Deed:
     return deed
 
 
-def policy_edited(mode: int, **fields: Any) -> Deed:
-    """The policy that drives the node wants something else."""
+def edited(change: Callable[[PolicyView], PolicyView]) -> Deed:
+    """Somebody edits the policy that drives the node."""
 
     def deed(world: World, name: str) -> bool:
-        old = driving(world, name)
-        if old is None or old.deleting:
+        if (old := driving(world, name)) is None or old.going:
             return False
-        world.set_policy(wanted(old.name, mode, 2, **fields))
+        world.set_policy(change(old))
         return True
 
     return deed
 
 
-def policy_paused(world: World, name: str) -> bool:
-    """spec.rollout.paused."""
-    old = driving(world, name)
-    if old is None or old.deleting:
-        return False
-    world.set_policy(lenient(old, paused=True))
-    return True
+def policy_edited(mode: int, **fields: Any) -> Deed:
+    """It wants something else."""
+    return edited(lambda old: wanted(old.name, mode, 2, **fields))
+
+
+def rollout_edited(**fields: object) -> Deed:
+    """It wants the same, otherwise rolled out."""
+    return edited(lambda old: lenient(old, **fields))
 
 
 def policy_deleted(world: World, name: str) -> bool:
     """kubectl delete."""
-    old = driving(world, name)
-    if old is None or old.deleting:
+    if (old := driving(world, name)) is None or old.going:
         return False
     world.delete_policy(old.name)
     return True
+
+
+def policy_reset(world: World, name: str) -> bool:
+    """Deleted, and it is to bring its nodes to whole GPUs."""
+    old = driving(world, name)
+    return old is not None and delete_with_reset(world, old)
 
 
 def policy_forced(world: World, name: str) -> bool:
     """Deleted, and force-release asked for, which keeps the cordon."""
     if not policy_deleted(world, name):
         return False
-    world.policies = tuple(replace(known, force_release=known.deleting) for known in world.policies)
+    force_release(world)
     return True
 
 
@@ -350,14 +357,6 @@ def other_policy(priority: int) -> Deed:
         return True
 
     return deed
-
-
-def reboots(world: World, name: str) -> bool:
-    """WITH_REBOOT of ClusterPolicy changes."""
-    before = world.stack.cluster_policy
-    assert before is not None, "the world has one"
-    world.stack = replace(world.stack, cluster_policy=replace(before, with_reboot=not before.with_reboot))
-    return True
 
 
 def guarded(world: World, name: str) -> bool:
@@ -374,12 +373,16 @@ SHARED: Mapping[str, Deed] = {
     "the policy is edited to MPS": policy_edited(6),
     "the policy wants other MIG layouts": policy_edited(5),
     "the policy blocks unmanaged pods": policy_edited(1, unmanaged="Block"),
-    "the policy is paused": policy_paused,
+    "the policy is paused": rollout_edited(paused=True),
+    "the policy is paused, and aborts": rollout_edited(paused=True, when_paused="Abort"),
+    "the policy asks for approvals from now on": rollout_edited(approval="Manual"),
     "the policy is deleted": policy_deleted,
+    "with Reset the policy is deleted": policy_reset,
     "the policy is deleted by force": policy_forced,
     "another policy of higher priority comes": other_policy(1),
     "another policy of equal priority comes": other_policy(0),
     "WITH_REBOOT changes": reboots,
+    "ClusterPolicy's default shares GPUs, or no more": default_changes,
     "budgets let nobody go": guarded,
 }
 DEEDS: Mapping[str, Deed] = {**PEOPLE, **TOOLS, **HARDWARE, **PODS, **CALLS, **SHARED}

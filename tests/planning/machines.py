@@ -143,7 +143,8 @@ class Machine:
         if self.mps_pod and not wanted:
             self.stop_mps()
         elif wanted and not self.mps_pod:
-            text = stack.plugin_configs.get(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), "")
+            default = stack.cluster_policy.plugin_default if stack.cluster_policy is not None else ""
+            text = stack.plugin_configs.get(node.labels.get(names.LABEL_PLUGIN_CONFIG, default), "")
             self.mps_pod, self.mps_dead = True, False
             self.mps_serial += 1
             self.clients = parse_config(text).clients
@@ -166,7 +167,8 @@ class Machine:
         if names.PAUSED_FOR_MIG in node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}device-plugin", ""):
             self.loaded = None
             return node if not node.resources else replace(node, resources={})
-        key = choose_key(node.labels.get(names.LABEL_PLUGIN_CONFIG), list(stack.plugin_configs), "")
+        default = stack.cluster_policy.plugin_default if stack.cluster_policy is not None else ""
+        key = choose_key(node.labels.get(names.LABEL_PLUGIN_CONFIG), list(stack.plugin_configs), default)
         text = None if key is None else stack.plugin_configs[key] if key else "version: v1"
         layouts = tuple(self.layouts)
         if text is not None and self.loaded != (key, text, layouts):

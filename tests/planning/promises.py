@@ -1,12 +1,13 @@
-"""What a rollout promises, asked of every plan of a World and of every call: the invariants (i) to (r) of rollout.py.
+"""What a rollout promises, asked of every plan of a World and of every call: the invariants (i) to (s) of rollout.py.
 
 The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tests.planning import podkinds
 from tests.planning.broken import hold
@@ -20,6 +21,7 @@ from gpusharing.api.validation import allowance, parse_duration
 from gpusharing.planning.actions import Action, Actuate, Evict, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.podviews import Gang, PodView
+from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.words.reasons import Reason
 
@@ -50,13 +52,41 @@ class Ledger:
     approved: dict[tuple[Generation, str], frozenset[str]] = field(default_factory=dict)
     """By generation and hash: UIDs of the nodes that were to change when a person approved it."""
     failed: dict[Generation, set[str]] = field(default_factory=dict)
-    """UIDs of nodes that were Failed after the point of no return."""
+    """UIDs of nodes that were Failed after the point of no return, and were not proven late by themselves since."""
+    retries: dict[str, str] = field(default_factory=dict)
+    """By UID of a node the retry that it bore when it was Failed last: another one is a person's doing."""
     waves: dict[str, datetime] = field(default_factory=dict)
     """By wave: when its first node was found proven."""
+    proofs: dict[str, tuple[Generation, datetime]] = field(default_factory=dict)
+    """By UID of a node: the change that was proven there last, and when; also of nodes that were forgotten since."""
+    specs: dict[Generation, Mapping[str, Any]] = field(default_factory=dict)
+    """By generation: what people wrote, but for what only pauses it."""
 
     def copy(self) -> "Ledger":
         """For a twin that goes its own way."""
-        return Ledger(dict(self.approved), {k: set(v) for k, v in self.failed.items()}, dict(self.waves))
+        failed = {generation: set(nodes) for generation, nodes in self.failed.items()}
+        return replace(
+            self,
+            approved=dict(self.approved),
+            failed=failed,
+            retries=dict(self.retries),
+            waves=dict(self.waves),
+            proofs=dict(self.proofs),
+            specs=dict(self.specs),
+        )
+
+    def write_down(self, policy: PolicyView) -> None:
+        """What this generation of a policy says."""
+        if policy.spec is not None and (policy.uid, policy.generation) not in self.specs:
+            wire = policy.spec.model_dump()
+            del wire["rollout"]["paused"], wire["rollout"]["when_paused"]
+            self.specs[policy.uid, policy.generation] = wire
+
+    def is_of(self, record: Fence | Verified, policy: PolicyView) -> bool:
+        """The change went by what this policy says now, but for pauses."""
+        then, now = (record.policy_uid, record.generation), (policy.uid, policy.generation)
+        said = self.specs.get(then)
+        return then == now or (then[0] == now[0] and said is not None and said == self.specs.get(now))
 
 
 def approve(world: "World", policy: PolicyView, plan_hash: str) -> None:
@@ -73,6 +103,8 @@ def approve(world: "World", policy: PolicyView, plan_hash: str) -> None:
 
 def check(world: "World", action: Action) -> None:
     """Whether this call keeps what was promised."""
+    for known in world.policies:
+        world.ledger.write_down(known)
     match action:
         case FenceNode():
             policy = _policy(world, action.fence.policy)
@@ -83,6 +115,8 @@ def check(world: "World", action: Action) -> None:
             _not_held(world, action)
         case Actuate() | UpdateFence() | Release() | LabelNode():
             _foreign_untouched(action)
+            if isinstance(action, Release | LabelNode):
+                _note_proof(world, action)
         case _:
             pass
 
@@ -113,7 +147,7 @@ def _may_start(world: "World", action: FenceNode, policy: PolicyView, spec: GPUS
     _approved(world, action.node, policy, spec)
     _in_window(world, policy, spec)
     _canaries_first(world, action.node, policy, spec)
-    _not_halted(world, policy, spec)
+    _not_halted(world, action.node, policy, spec)
     if action.fence.disruption in NEEDS_IDLE:
         _nobody_kept(world, action, spec)
 
@@ -157,44 +191,71 @@ def _canaries_first(world: "World", node: NodeView, policy: PolicyView, spec: GP
     canary = spec.rollout.canary
     if canary is None:
         return
-    mine = [one for one in pool(world, policy.name) if not is_newcomer(world, one)]
+    mine = pool(world, policy.name)
     if canary.nodes >= len(mine):
         return
-    generation = (policy.uid, policy.generation)
+    if policy.resetting:
+        _soaks_beyond_its_reset(world, (policy.uid, policy.generation), spec)
+    same = partial(world.ledger.is_of, policy=policy)
     proofs = sorted(
         one.verified.changed_at
         for one in mine
-        if one.verified is not None
-        and one.verified.changed_at is not None
-        and (one.verified.policy_uid, one.verified.generation) == generation
+        if one.verified is not None and one.verified.changed_at is not None and same(one.verified)
     )
     if len(proofs) >= canary.nodes:
         served = world.now - proofs[canary.nodes - 1]
         hold(served >= parse_duration(canary.soak), f"(n) the canaries have served for {served} only")
         return
-    begun = [one for one in mine if one.fence is not None and _is_of(one, generation) and one is not node]
+    begun = [one for one in mine if one.fence is not None and _has_begun(one, same) and one is not node]
     hold(
         len(proofs) + len(begun) < canary.nodes,
         f"(n) more nodes than {canary.nodes} canaries start before these are proven",
     )
 
 
-def _is_of(node: NodeView, generation: Generation) -> bool:
+def _note_proof(world: "World", action: Release | LabelNode) -> None:
+    record, uid = action.verified, action.node.uid
+    if record is None:
+        return
+    if not record.rolled_back and world.ledger.retries.pop(uid, None) == action.node.retry:
+        for failed in world.ledger.failed.values():
+            failed.discard(uid)
+    if record.changed_at == world.now and not record.rolled_back:
+        world.ledger.proofs[uid] = ((record.policy_uid, record.generation), world.now)
+    elif uid in world.ledger.proofs and world.ledger.proofs[uid][0][0] != record.policy_uid:
+        del world.ledger.proofs[uid]
+
+
+def _soaks_beyond_its_reset(world: "World", generation: Generation, spec: GPUSharingPolicySpec) -> None:
+    """Canaries that nothing is remembered of have served all the same."""
+    here = {node.uid for node in world.nodes.values()}
+    known = world.ledger.proofs.items()
+    proofs = sorted(at for uid, (of, at) in known if of == generation and uid in here)
+    canary = spec.rollout.canary
+    if canary is not None and len(proofs) >= canary.nodes:
+        served = world.now - proofs[canary.nodes - 1]
+        hold(
+            served >= parse_duration(canary.soak), f"(n) nodes that were reset have served for {served} only"
+        )
+
+
+def _has_begun(node: NodeView, same: Callable[[Fence | Verified], bool]) -> bool:
     fence = node.fence
     if fence is None or fence.stage == "yielded":
         return False
     proof = node.verified
-    again = proof is not None and proof.changed_at is not None
-    if again and proof is not None and (proof.policy_uid, proof.generation) == generation:
+    if proof is not None and proof.changed_at is not None and same(proof):
         return False  # counted as proven
-    return (fence.policy_uid, fence.generation) == generation
+    return same(fence)
 
 
-def _not_halted(world: "World", policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
+def _not_halted(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
     if policy.resumed == str(policy.generation):
         return
     failed = world.ledger.failed.get((policy.uid, policy.generation), set())
-    still = failed & {node.uid for node in pool(world, policy.name)}
+    if node.uid in failed and node.retry:
+        return  # a person wants this very node tried again
+    still = failed & {one.uid for one in pool(world, policy.name)}
     hold(len(still) < spec.rollout.max_failures, f"(o) a node starts after {len(still)} failures")
 
 
@@ -243,6 +304,7 @@ def _note_failures(world: "World", plan: RolloutPlan) -> None:
             continue
         if verdict.phase is Phase.FAILED:
             world.ledger.failed.setdefault((fence.policy_uid, fence.generation), set()).add(node.uid)
+            world.ledger.retries.setdefault(node.uid, node.retry)
 
 
 def _whole_gangs(world: "World", plan: RolloutPlan, start: FenceNode, starting: set[str]) -> None:

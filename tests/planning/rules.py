@@ -54,6 +54,10 @@ def check(world: "World", action: Action) -> None:
             _fresh(world, action.node)
             _release(world, action)
         case LabelNode():
+            if action.forget:
+                _fresh(world, action.node)
+                _reset(world, action)
+                return
             ours = {names.LABEL_MODE, names.LABEL_POLICY}
             hold(set(action.labels) <= ours, f"adoption writes more than our labels: {action.labels}")
         case Evict():
@@ -73,6 +77,32 @@ def check(world: "World", action: Action) -> None:
             pass
 
 
+def _reset(world: "World", action: LabelNode) -> None:
+    """Nothing of ours stays, and it happens to whole GPUs of a policy that is being deleted only."""
+    name = action.node.name
+    owner = action.node.labels.get(names.LABEL_POLICY)
+    left = [
+        one.name for one in pool(world, owner or "") if one.fence or any(world.machines[one.name].layouts)
+    ]
+    hold(not left, f"(s) {name} is forgotten, and {left} of its pool are not whole")
+    ours = {names.LABEL_MODE, names.LABEL_POLICY}
+    hold(set(action.labels) == ours & action.node.labels.keys(), f"a reset leaves labels: {action.labels}")
+    cluster_policy = world.stack.cluster_policy
+    default = cluster_policy.plugin_default if cluster_policy is not None else ""
+    shares = parse_config(world.stack.plugin_configs.get(default, "")).sharing != "none"
+    kept = names.LABEL_PLUGIN_CONFIG in action.node.labels
+    hold(
+        kept is shares, f"a reset leaves the label of the device plugin, or takes one that is needed: {kept}"
+    )
+    hold(set(action.labels.values()) <= {None}, "a reset writes labels")
+    machine = world.machines[name]
+    whole = (
+        all(layout is None for layout in machine.layouts) and not machine.clients and not machine.exclusive
+    )
+    hold(whole and world.nodes[name].fence is None, f"a reset of {name}, which has no whole GPUs")
+    hold(any(one.name == owner and one.resetting for one in world.policies), "a reset of a policy that stays")
+
+
 def _fresh(world: "World", node: NodeView) -> None:
     """Every check-then-act write is decided on the node as it is; two in one pass would conflict."""
     hold(world.nodes.get(node.name) == node, f"a second conditional write on {node.name} in one pass")
@@ -87,7 +117,7 @@ def _fence(world: "World", action: FenceNode) -> None:
     _within_budget(world, fence, policy)
     fenced = sum(node.fence is not None and node.fence.stage != "yielded" for node in world.nodes.values())
     hold(fenced < world.settings.max_in_flight, "(a) the operator-wide cap is exceeded")
-    claim = Claim(node.uid, fence.policy, fence.op)
+    claim = Claim(node.uid, fence.policy, fence.op, fence.wave)
     hold(world.claims.get(node.name) == claim, "a fence without its claim")
     hold(not node.unschedulable and not node.foreign and node.ready, "a fence on somebody else's node")
     hold(not node.deleting, "a fence on a node that is going")

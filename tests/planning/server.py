@@ -89,7 +89,7 @@ def _set_finalizer(world: "World", action: SetFinalizer) -> None:
     world.policies = tuple(
         replace(policy, finalizer=action.present) if policy.name == action.policy else policy
         for policy in world.policies
-        if not (policy.name == action.policy and policy.deleting and not action.present)
+        if not (policy.name == action.policy and policy.going and not action.present)
     )
 
 
@@ -124,6 +124,8 @@ def _patch_node(world: "World", action: NodePatch) -> None:
             changed = replace(changed, fence=None, deferred=action.deferred, unschedulable=cordoned)
     if isinstance(action, Release | LabelNode) and action.verified is not None:
         changed = replace(changed, verified=action.verified, gate=None)
+    if isinstance(action, LabelNode) and action.forget:
+        changed = replace(changed, verified=None, deferred=None)
     world.nodes[node.name] = changed
 
 

@@ -97,6 +97,7 @@ EXPECTED = (
     "retry",
     "adopted",
     "let go",
+    "forgotten",
     "fence: drift is put right",
     "told Blocked: DriftReturned",
     "fence: in a wave",
@@ -179,7 +180,7 @@ def of_action(world: "World", action: Action) -> Iterator[str]:
                     "cordon put back" if action.cordon else "cure" if again and fence.attempt > 1 else "retry"
                 )
         case LabelNode():
-            yield "adopted" if action.verified else "let go"
+            yield "adopted" if action.verified else "forgotten" if action.forget else "let go"
         case _:
             pass
 

@@ -61,6 +61,7 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
 def test_the_order_of_the_objections_is_part_of_the_product() -> None:
     assert [(row.find.__name__, row.reason) for row in OBJECTIONS] == [
         ("_readable", Reason.INVALID_SPEC),
+        ("_selector", Reason.INVALID_SPEC),
         ("_device_plugin", Reason.UNSUPPORTED_STACK),
         ("_cluster_policy", Reason.CLUSTER_POLICY_MISSING),
         ("_one_cluster_policy", Reason.SEVERAL_CLUSTER_POLICIES),
@@ -85,6 +86,24 @@ def test_it_is_refused(
     assert objection is not None
     assert objection.reason is reason
     assert says in objection.message
+
+
+SELECTORS: dict[str, dict[str, Any]] = {
+    "by its value": {"matchLabels": {"gpusharing.dev/pool": "b", "example.com/hands-off": "true"}},
+    "by its absence": {"matchExpressions": [{"key": "example.com/hands-off", "operator": "DoesNotExist"}]},
+}
+
+
+@pytest.mark.parametrize("selector", SELECTORS.values(), ids=SELECTORS)
+def test_a_selector_on_a_mark_that_comes_and_goes_with_a_change_is_refused(selector: dict[str, Any]) -> None:
+    policy, stack = make_policy(nodeSelector=selector), make_stack(FULL)
+    assert find_objection(policy, stack, SETTINGS) is None
+    marked = replace(SETTINGS, neighbour_labels=("example.com/hands-off=true",))
+    objection = find_objection(policy, stack, marked)
+    assert objection is not None
+    assert objection.reason is Reason.INVALID_SPEC
+    assert "spec.nodeSelector names example.com/hands-off" in objection.message
+    assert find_objection(make_policy(), stack, marked) is None
 
 
 def test_a_policy_without_a_spec_is_refused_even_when_nobody_says_what_is_wrong_with_it() -> None:

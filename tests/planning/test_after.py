@@ -32,6 +32,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.way.after import AIMED, AIMLESS, HELD, Situation, after_pnr
+from gpusharing.planning.way.attempts import failed_in, is_tried_again, next_deferral, standing_deferral
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -238,7 +239,28 @@ def test_a_plugin_restart_that_would_now_need_an_idle_node_is_given_back_and_sta
     verdict = after_pnr(case)
     assert verdict.phase is Phase.ABORTING
     assert isinstance(only(verdict), Release)
-    assert not only(verdict).uncordon
+    assert (only(verdict).uncordon, only(verdict).deferred) == (False, None)
+
+
+def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed() -> None:
+    """What halts the pool is not forgotten with the fence: the new one says it too."""
+    fence = fence_to(
+        SLICED, disruption=DisruptionClass.PLUGIN_RESTART, failed_generation=1, policy_uid=MIXED.uid
+    )
+    case = changing(
+        was=SLICED, fence=fence, labels={MIG_CONFIG: "all-disabled", MIG_STATE: "success"},
+        node={"unschedulable": False, "retry": "again"}, gpunode=answering("x", SLICED),
+        stack=make_stack(MIXED, SLICED),
+    )  # fmt: skip
+    given = only(after_pnr(case)).deferred
+    assert (given.count, given.until, given.failed_generation) == (0, case.now, 1), "nobody waits"
+    free = replace(case.node, fence=None, deferred=given)
+    assert (failed_in(free, MIXED), is_tried_again(free, MIXED)) == (1, True)
+    assert standing_deferral(replace(case, node=free), MIXED) is None
+    edited = replace(MIXED, generation=2)
+    assert not is_tried_again(free, edited), "another generation counts anew"
+    later = replace(case, fence=replace(fence, stage="fenced"))
+    assert next_deferral(later, Reason.DRAIN_TIMEOUT).failed_generation == 1
 
 
 def test_a_node_whose_policy_is_gone_stays_fenced_until_one_owns_it() -> None:

@@ -109,6 +109,45 @@ def test_what_holds_a_node_up_does_not_outlast_its_jobs_and_the_time_of_the_drai
     assert over.reason is Reason.DRAIN_TIMEOUT
 
 
+ON_HOLD: dict[str, Any] = {"onTimeout": "Hold"}
+OUTLASTING: dict[str, tuple[FencedCase, Reason]] = {
+    "a pause holds": (
+        fenced(make_policy(rollout={"paused": True, "whenPaused": "Hold"}, drain=ON_HOLD)), Reason.PAUSED),
+    "the ClusterPolicy is gone": (
+        fenced(make_policy(drain=ON_HOLD), stack=make_stack(MIXED, cluster_policy=None)),
+        Reason.CLUSTER_POLICY_MISSING),
+    "the agent has not read the GPUs": (
+        fenced(make_policy(drain=ON_HOLD), gpunode={"observed": None}), Reason.OBSERVATION_PENDING),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason"), OUTLASTING.values(), ids=OUTLASTING.keys())
+def test_what_holds_a_node_up_past_a_drain_that_is_held_waits_for_no_moment_and_says_who_ends_it(
+    case: FencedCase, reason: Reason
+) -> None:
+    """A wake in the past makes the next pass begin at once, over and over."""
+    soon = before_pnr(fenced_again(case, fence=replace(FENCE, deadline=at(60))))
+    assert (soon.reason, soon.wake, soon.deadline) == (reason, at(60), at(60))
+    assert "onTimeout" not in soon.message
+    for late in (NOW, at(-60)):
+        held = before_pnr(fenced_again(case, fence=replace(FENCE, deadline=late)))
+        assert (held.phase, held.reason, held.actions) == (Phase.CORDONED, reason, ())
+        assert (held.wake, held.deadline) == (None, None), "the clock ends nothing any more"
+        assert "drain.timeout goes on" not in held.message
+        assert (
+            "drain.onTimeout is Hold: the node stays cordoned until this passes or somebody ends"
+            in held.message
+        )
+
+
+def test_a_held_drain_that_is_past_its_time_shows_no_deadline_whatever_it_waits_for() -> None:
+    late = replace(FENCE, deadline=at(-60))
+    pods = before_pnr(fenced(make_policy(drain=ON_HOLD), fence=late, work=HELD))
+    assert (pods.reason, pods.deadline, pods.wake) == (Reason.DRAIN_HELD, None, at(5))
+    agent = before_pnr(fenced(make_policy(drain=ON_HOLD), fence=late))
+    assert (agent.reason, agent.deadline) == (Reason.OBSERVATION_PENDING, None)
+
+
 def fenced_again(case: FencedCase, **fields: Any) -> FencedCase:
     """The same case with another fence or other pods, on its Node too."""
     node = replace(case.node, fence=fields["fence"])
@@ -129,6 +168,18 @@ def test_a_pause_that_lets_finish_changes_nothing_and_another_change_is_not_give
     paused = make_policy(rollout={"paused": True})
     verdict = before_pnr(fenced(paused, work=make_work(make_pod("a")), node={"abort": "op-0"}))
     assert verdict.actions == (Evict("gpu-07", "team-a", "a", "uid-team-a-a"),)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["as it goes", "held up"])
+def test_a_drain_whose_time_is_over_is_not_given_up_before_somebody_has_looked(held: bool) -> None:
+    """An operator that was away may find the pods gone."""
+    over = replace(FENCE, deadline=at(-60))
+    policy = make_policy(rollout={"paused": True, "whenPaused": "Hold"}) if held else MIXED
+    unseen = before_pnr(fenced(policy, fence=over, work=None))
+    assert (unseen.phase is Phase.ABORTING, unseen.wants_pods) == (held, not held)
+    assert before_pnr(fenced(policy, fence=over, work=HELD)).phase is Phase.ABORTING
+    if not held:
+        assert before_pnr(fenced(fence=over, gpunode=silent())).phase is Phase.RECONFIGURING, "they are gone"
 
 
 def test_the_next_look_is_not_after_the_deadline() -> None:

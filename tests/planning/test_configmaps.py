@@ -19,7 +19,7 @@ from tests.planning.cases import pair_of
 
 from gpusharing.planning.actions import WriteConfig
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.configmaps import plan_config, referenced
@@ -141,6 +141,35 @@ def test_entries_merged_before_stay_while_the_admins_file_cannot_be_read() -> No
     assert "mine" not in migfile.parse(change.mig_file)
 
 
+# --- the admin's own configurations of the device plugin ---------------------------------------------
+
+TS_4 = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}\n"
+
+
+def test_the_admins_plugin_configurations_are_merged_as_they_are_before_any_policy_or_node_needs_them() -> (
+    None
+):
+    stack = make_stack(admin_plugin_configs={"ts-4": TS_4, "odd": "{"})
+    assert after(stack) == {"ts-4": TS_4, "odd": "{", NEUTRAL_KEY: NEUTRAL}
+
+
+def test_an_admins_default_is_kept_in_the_place_of_the_neutral_entry() -> None:
+    """NVIDIA's chart gives it to nodes without a label: they go on with what they had."""
+    assert after(make_stack(admin_plugin_configs={NEUTRAL_KEY: TS_4})) == {NEUTRAL_KEY: TS_4}
+
+
+def test_no_admin_gives_a_policys_key_another_meaning() -> None:
+    key, _ = keys(OLD)
+    stack = make_stack(OLD, admin_plugin_configs={key: TS_4})
+    assert after(stack, OLD)[key] == make_stack(OLD).plugin_configs[key]
+
+
+def test_a_merged_configuration_stays_while_a_node_names_it_and_its_own_configmap_is_gone() -> None:
+    stack = make_stack(plugin_configs={"ts-4": TS_4, "ts-8": TS_4, NEUTRAL_KEY: NEUTRAL})
+    kept = after(stack, nodes=[make_node(labels={PLUGIN: "ts-4"})])
+    assert kept == {"ts-4": TS_4, NEUTRAL_KEY: NEUTRAL}
+
+
 # --- the neutral entry ------------------------------------------------------------------------------
 
 
@@ -182,6 +211,17 @@ def test_an_entry_of_an_admin_under_the_neutral_name_stays_while_the_clusterpoli
     labelled = make_node(labels={PLUGIN: NEUTRAL_KEY})
     assert after(named)[NEUTRAL_KEY] == theirs
     assert after(make_stack(plugin_configs={NEUTRAL_KEY: theirs}), nodes=[labelled])[NEUTRAL_KEY] == theirs
+
+
+@pytest.mark.parametrize("theirs", [TS_4, "version: v1\nflags: {migStrategy: single}\n"])
+def test_a_merged_default_outlives_its_own_configmap_where_nvidias_chart_gives_it_to_nodes_without_a_label(
+    theirs: str,
+) -> None:
+    plain = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp", discovers=True))
+    stack = make_stack(plugin_configs={NEUTRAL_KEY: theirs}, cluster_policy=plain)
+    assert after(stack)[NEUTRAL_KEY] == theirs
+    named = replace(stack, cluster_policy=replace(plain, plugin_default="usual"))
+    assert after(named)[NEUTRAL_KEY] == NEUTRAL, "nodes without a label live by another one"
 
 
 # --- behind the operator's back --------------------------------------------------------------------

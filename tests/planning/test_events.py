@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.build import DEFAULT_CLUSTER_POLICY, make_policy
+from tests.build import DEFAULT_CLUSTER_POLICY, NOW, make_policy
 from tests.planning.machines import Machine
 from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, STUCK, SYNCED, verdict
 from tests.planning.world import World
@@ -20,6 +20,8 @@ from gpusharing.planning.told.events import MAX_NOTE, Event, node_events, pointe
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
 from gpusharing.planning.words.reasons import Reason
+
+PHASES = (Phase.PENDING, Phase.BLOCKED, Phase.DRAINING, Phase.RECONFIGURING, Phase.FAILED, Phase.ABORTING)
 
 BUDGET = Blocker(Reason.PDB, ("team-b/ranker-0",), "team-b/ranker", "0 of 2 may go")
 LONER = Blocker(Reason.UNMANAGED, ("team-a/notebook",))
@@ -252,3 +254,16 @@ def test_a_whole_change_is_told_by_three_events_a_node() -> None:
     counts = Counter((event.reason, event.note.split(":")[0]) for event in told)
     reasons = ("DrainStarted", "Reconfiguring", "LayoutVerified")
     assert counts == {(reason, node): 1 for reason in reasons for node in world.nodes}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_no_reason_is_told_twice_while_nothing_but_its_words_change(reason: Reason) -> None:
+    blocker = Blocker(reason, ("a/1", "a/2"), message="said once")
+    for phase in PHASES:
+        entered = verdict(phase, reason, "gpu-08", pods=2, blockers=(blocker,), attempt=2)
+        told = node_events(PENDING, entered)
+        assert len({(event.reason, event.note) for event in told}) == len(told)
+        said_anew = replace(blocker, pods=("a/2",), message="said otherwise")
+        again = replace(entered, message="other words", pods=1, blockers=(said_anew,), deadline=NOW)
+        assert node_events(entered, replace(entered)) == ()
+        assert node_events(entered, again) == ()

@@ -1,4 +1,4 @@
-"""What keeps every node of a policy from starting: their order, halting, approval, canary and windows in whole ways."""
+"""What keeps every node of a policy from starting: their order, halting, canary and windows in whole ways."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -6,25 +6,25 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy
-from tests.planning.cases import FULL, edited, make_case, pool_of, run_until
-from tests.planning.promises import approve
+from tests.planning.cases import FULL, pool_of, run_until
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.names import Phase
 from gpusharing.api.rollout import Rollout
-from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_canary, find_note
 from gpusharing.planning.pools.holds import HOLDS, find_hold
 from gpusharing.planning.pools.hours import ALWAYS
-from gpusharing.planning.pools.pooled import Member, Pooled
-from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.pools.pooled import Pooled
+from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 POOL = make_policy(generation=3)
+LENIENT = {"strandedPods": "Allow"}
 
 
 def test_the_order_of_the_holds_is_part_of_the_product() -> None:
@@ -59,6 +59,10 @@ FAILED = {
         member("n1", Phase.RECONFIGURING, fence=replace(ACTUATING, failed_generation=3)), True),
     "it was proven after it had failed": (
         member("n1", Phase.SYNCED, verified=replace(PROVEN, failed_generation=3)), True),
+    "it was given back after it had failed, to begin anew": (
+        member("n1", deferred=Deferred(0, NOW, "PodsLeaving", 3, "again", "uid-pool-b", 3)), True),
+    "its next try was given up without a failure": (
+        member("n1", deferred=Deferred(1, NOW, "DrainTimeout", 3, "", "uid-pool-b")), False),
     "it is on its way": (member("n1", Phase.RECONFIGURING, fence=ACTUATING), False),
     "it is proven": (member("n1", Phase.SYNCED, verified=PROVEN), False),
     "it failed in an earlier generation": (
@@ -108,6 +112,21 @@ def test_only_so_many_nodes_start_before_the_others() -> None:
     assert (waiting.reason, waiting.until) == (Reason.CANARY_SOAK, None)
 
 
+IN_FLIGHT: dict[str, tuple[Phase, int]] = {
+    "goes on, and turns to this generation": (Phase.RECONFIGURING, 1),
+    "drains, and turns to this generation": (Phase.DRAINING, 1),
+    "is being given back": (Phase.ABORTING, 2),
+    "has failed, and may never go on": (Phase.FAILED, 2),
+}
+
+
+@pytest.mark.parametrize(("phase", "left"), IN_FLIGHT.values(), ids=IN_FLIGHT)
+def test_a_node_in_flight_since_an_earlier_generation_is_a_canary_where_it(phase: Phase, left: int) -> None:
+    """Or another one would start in the very pass in which it turns."""
+    earlier = member("n8", phase, fence=replace(ACTUATING, generation=2))
+    assert find_canary(pooled(*MANY, earlier, canary=CANARY)) == left
+
+
 def test_the_others_start_when_all_canaries_have_soaked() -> None:
     done = (*MANY, proven("n8", 0), proven("n9", 60))
     soaking = find_canary(pooled(*done, canary=CANARY, seconds=659))
@@ -126,67 +145,6 @@ def test_a_canary_larger_than_the_pool_is_the_whole_pool_and_says_so() -> None:
     assert find_canary(whole) is None
     assert "spec.rollout.canary.nodes is 7 and the pool has 5 nodes" in find_note(whole)
     assert find_note(pooled(*MANY, canary=CANARY)) == ""
-
-
-# --- approval -------------------------------------------------------------------------------------------------
-
-
-def planned(name: str, **node: Any) -> Member:
-    """A node that is to be changed, by its assessment."""
-    case = make_case(make_policy())
-    view = replace(case.node, **{"name": name, "uid": f"uid-{name}", **node})
-    return Member(view, Verdict(name, "pool-b", Phase.PENDING, Reason.PROGRESSING, ""), case.assessment)
-
-
-TWO = [planned("n1"), planned("n2")]
-CURRENT = plan_hash(POOL, TWO)
-
-
-def test_without_an_approval_of_this_very_plan_nothing_starts() -> None:
-    hold = find_hold(pooled(*TWO, approval="Manual"))
-    assert hold is not None
-    assert hold.reason is Reason.APPROVAL_NEEDED
-    assert f"{names.ANNOTATION_APPROVE}={CURRENT}" in hold.message
-    assert find_hold(pooled(*TWO, approval="Manual", policy=replace(POOL, approved=CURRENT))) is None
-    assert find_hold(pooled(*TWO)) is None
-
-
-def test_an_approval_of_an_old_plan_is_named() -> None:
-    hold = find_hold(pooled(*TWO, approval="Manual", policy=replace(POOL, approved="0ldha5h")))
-    assert hold is not None
-    assert "0ldha5h is the hash of another plan" in hold.message
-    long = find_hold(pooled(*TWO, approval="Manual", policy=replace(POOL, approved="x" * 5000)))
-    assert long is not None
-    assert len(long.message) < 500
-
-
-OTHER_PLANS = {
-    "another generation": (replace(POOL, generation=4), TWO),
-    "another policy of this name": (replace(POOL, uid="other"), TWO),
-    "a node that joins": (POOL, [*TWO, planned("n3")]),
-    "a node that leaves": (POOL, TWO[:1]),
-    "another node of the same name": (POOL, [TWO[0], planned("n2", uid="again")]),
-}
-
-
-@pytest.mark.parametrize(("policy", "members"), OTHER_PLANS.values(), ids=OTHER_PLANS.keys())
-def test_another_plan_has_another_hash(policy: PolicyView, members: list[Member]) -> None:
-    assert plan_hash(policy, members) != CURRENT
-
-
-PROGRESS = {
-    "in flight, and its class has risen": {
-        "fence": make_fence(**OURS, disruption=DisruptionClass.REBOOT, planned=DisruptionClass.RESET)},
-    "proven": {"verified": replace(PROVEN, planned=DisruptionClass.RESET)},
-    "pods come and go": {},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("node", PROGRESS.values(), ids=PROGRESS.keys())
-def test_progress_changes_no_hash(node: dict[str, Any]) -> None:
-    assert TWO[0].verdict.disruption is DisruptionClass.NONE, "it is the assessment that counts"
-    assert plan_hash(POOL, [planned("n1", **node), TWO[1]]) == CURRENT
-    assert plan_hash(POOL, [TWO[1], planned("n1", **node)]) == CURRENT
 
 
 # --- whole ways -------------------------------------------------------------------------------------------------
@@ -279,28 +237,34 @@ def test_a_canary_is_proven_and_soaks_before_the_others_start_and_a_restart_chan
     assert len(shared(world)) == 4
 
 
-def test_a_plan_starts_when_it_is_approved_and_stays_approved_until_it_is_done() -> None:
-    world = rolling(3, maxUnavailable=1, approval="Manual")
-    world.settle()
-    assert {v.reason for v in world.plan().verdicts.values()} == {Reason.APPROVAL_NEEDED}
-    members = world.plan().pools["pool-b"].members
-    (policy,) = world.policies
-    approve(world, policy, plan_hash(policy, members))
-    world.settle()
-    assert len(shared(world)) == 3
-
-
-def test_an_edit_gives_back_what_was_approved_before_it() -> None:
-    world = rolling(1, approval="Manual")
-    world.settle()
-    (policy,) = world.policies
-    approve(world, policy, plan_hash(policy, world.plan().pools["pool-b"].members))
-    run_until(world, Phase.CORDONED, node="n0")
-    world.step()
+def rolled(world: World, **rollout: Any) -> None:
+    """Somebody edits fields of spec.rollout."""
     (policy,) = world.policies
     assert policy.spec is not None
-    world.set_policy(edited(policy, priority=5))
+    changed = policy.spec.rollout.model_copy(update=rollout)
+    world.set_policy(replace(policy, spec=policy.spec.model_copy(update={"rollout": changed})))
+
+
+@pytest.mark.parametrize("moment", ["while the canary changes", "while it serves"])
+def test_a_pause_does_not_begin_the_canary_anew(moment: str) -> None:
+    world = rolling(4, canary={"nodes": 1, "soak": "30m"})
+    first = first_of(world)
+    if moment == "while it serves":
+        pass_time(world, 300)
+        assert shared(world) == [first]
+    rolled(world, paused=True)
+    pass_time(world, 30)
+    rolled(world, paused=False, when_paused="Hold")
+    pass_time(world, 600)
+    assert shared(world) == [first], "another node changed before the canary had served"
     world.settle()
-    node = world.nodes["n0"]
-    assert (node.fence, node.unschedulable) == (None, False)
-    assert world.plan().verdicts["n0"].reason is Reason.APPROVAL_NEEDED
+    assert len(shared(world)) == 4
+
+
+def test_any_other_edit_begins_the_canary_anew() -> None:
+    world = rolling(4, canary={"nodes": 1, "soak": "30m"})
+    pass_time(world, 300)
+    assert len(shared(world)) == 1
+    rolled(world, max_unavailable=2)
+    pass_time(world, 600)
+    assert len(shared(world)) == 2

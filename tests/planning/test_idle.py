@@ -120,9 +120,27 @@ def test_a_change_that_became_worse_while_it_drained_drains_for_the_worse_one() 
     rising = before_pnr(fenced(fence=WORSE, gpunode=silent(), work=cpu, stack=reboots))
     (recorded,) = rising.actions
     assert isinstance(recorded, UpdateFence)
-    assert recorded.fence == replace(WORSE, disruption=DisruptionClass.REBOOT)
+    assert recorded.fence == replace(WORSE, disruption=DisruptionClass.REBOOT, deadline=at(15 * 60))
     draining = before_pnr(fenced(fence=recorded.fence, gpunode=silent(), work=cpu, stack=reboots))
     assert draining.actions == (Evict("gpu-07", "team-a", "cpu", "uid-team-a-cpu"),)
+
+
+RISES: dict[str, tuple[dict[str, Any], datetime]] = {
+    "near the end of the drain": ({"deadline": at(20)}, at(15 * 60)),
+    "with more time left than drain.timeout": ({"deadline": at(3600)}, at(3600)),
+    "while its jobs have their time": ({"deadline": at(20), "jobs": True}, at(20)),
+}
+
+
+@pytest.mark.parametrize(("fields", "until"), RISES.values(), ids=RISES.keys())
+def test_pods_that_must_leave_since_the_class_rose_have_all_of_drain_timeout(
+    fields: dict[str, Any], until: datetime
+) -> None:
+    """With ForceDelete they would be refused once and deleted, though nobody had asked them to leave before."""
+    reboots = make_stack(FULL, MIXED, cluster_policy=make_cluster_policy(with_reboot=True))
+    (recorded,) = before_pnr(fenced(fence=replace(WORSE, **fields), stack=reboots, work=None)).actions
+    assert isinstance(recorded, UpdateFence)
+    assert (recorded.fence.disruption, recorded.fence.deadline) == (DisruptionClass.REBOOT, until)
 
 
 def test_a_class_never_falls_again() -> None:

@@ -290,7 +290,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
 def test_a_good_installation_has_no_symptoms() -> None:
     assert find_symptoms(GOOD) == ()
     assert render(()) == [
-        *(f"ok       {topic}" for topic in Topic),
+        *(f"ok       {topic}" for topic in Topic if topic is not Topic.NODES),
         "",
         "This installation can work: errors 0, warnings 0.",
     ]

@@ -122,6 +122,29 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
     assert not never, f"never happened, so nothing is known about it: {never}"
 
 
+def edited() -> Cluster:
+    """A pool of whole GPUs at rest that is to share them."""
+    cluster = Cluster()
+    cluster.a_pool_at_rest_is_edited(
+        modes=[0, 1],
+        budget=1,
+        pods=[],
+        tempers=["works"] * len(NODES),
+        guards=(),
+        with_reboot=False,
+    )
+    return cluster
+
+
+def test_a_node_that_only_the_clock_called_failed_and_that_is_proven_late_halts_nobody() -> None:
+    cluster = edited()
+    cluster.all_gpunodes_are_deleted()
+    cluster.everybody_works_on(9)
+    cluster.time_passes(4000)
+    cluster.everybody_works_on(60)
+    cluster.teardown()
+
+
 LONG = os.environ.get("PROPERTIES") == "long"
 """`make test-long` sets it: 10,000 examples in all, of ten seeds, which workers play side by side."""
 EXAMPLES = 1000 if LONG else 12

@@ -12,13 +12,14 @@ from typing import Any, TypeAlias
 import pytest
 from tests.planning import promises, rules
 from tests.planning.broken import Broken
-from tests.planning.cases import FULL, MIXED, NODE, copy_of, edited
+from tests.planning.cases import FULL, MIXED, NODE, copy_of, edited, pool_of
 from tests.planning.habits import with_habits
 from tests.planning.recovery import lenient
 from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.rollout import Canary
 from gpusharing.planning.actions import (
     Action,
     Actuate,
@@ -364,6 +365,25 @@ def test_an_invariant_sees_a_node_that_comes_back_before_its_wave() -> None:
     world.ledger.waves.clear()
     with pytest.raises(Broken, match=r"\(r\)"):
         promises.check_plan(world, replace(plan, verdicts=alone))
+
+
+def test_an_invariant_sees_a_node_that_is_forgotten_or_starts_before_its_pool_is_whole() -> None:
+    world = Watched(**vars(pool_of(2, edited(MIXED, deletion_policy="Reset"))))
+    policy(canary=Canary(nodes=1, soak="1h"))(world, None)
+    world.delete_policy("pool-b")
+    world.kind = FenceNode
+    with pytest.raises(ReachedError) as start:
+        world.settle()
+    first, other = world.nodes["n0"], world.nodes["n1"]
+    look(world, start.value.action)
+    generation = (world.policies[0].uid, world.policies[0].generation)
+    world.ledger.proofs[other.uid] = (generation, world.now)
+    with pytest.raises(Broken, match=r"\(n\) nodes that were reset"):
+        look(world, start.value.action)
+    world.machines["n0"].layouts = [None]
+    ours = {names.LABEL_MODE, names.LABEL_POLICY}
+    with pytest.raises(Broken, match=r"\(s\)"):
+        look(world, LabelNode(first, dict.fromkeys(ours), forget=True))
 
 
 def test_an_invariant_sees_a_world_that_never_comes_to_rest() -> None:

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from tests.build import make_fence, make_node
+from tests.planning.test_pool import candidate, chosen
 
 from gpusharing.api import names
+from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.way.marks import marks_for, unmarked
 
 KARPENTER, AUTOSCALER = names.NEIGHBOUR_ANNOTATIONS
@@ -20,6 +22,16 @@ def test_a_fence_keeps_driver_upgrades_autoscalers_and_who_repairs_nodes_away() 
         "remediation.medik8s.io/exclude-from-remediation": "true",
     }
     assert annotations == {KARPENTER: "true", AUTOSCALER: "true"}
+
+
+def test_a_cluster_may_have_more_marks_and_may_not_change_ours() -> None:
+    more = ("example.com/hands-off=true", "nvidia.com/gpu-driver-upgrade.skip=false")
+    labels, _ = marks_for(make_node(labels={"gpusharing.dev/pool": "b"}), more)
+    assert labels == {**names.NEIGHBOUR_LABELS, "example.com/hands-off": "true"}
+    there = make_node(labels={"example.com/hands-off": "for ever"})
+    labels, annotations = marks_for(there, more)
+    assert "example.com/hands-off" not in labels
+    assert "example.com/hands-off" not in unmarked(make_fence(added=(*labels, *annotations)), there)[0]
 
 
 def test_marks_that_somebody_else_set_are_neither_set_nor_taken_away() -> None:
@@ -46,3 +58,15 @@ def test_the_mark_that_medik8s_sets_too_is_left_to_it_while_it_maintains_the_nod
 
     assert names.LABEL_NO_REMEDIATION not in unmarked(fence, maintained)[0]
     assert unmarked(fence, make_node(foreign="kured reboot"))[0].keys() == names.NEIGHBOUR_LABELS.keys()
+
+
+def test_the_marks_of_a_cluster_come_with_the_fence_and_go_with_it() -> None:
+    case = candidate("n1")
+    case = replace(case, settings=replace(case.settings, neighbour_labels=("example.com/hands-off=true",)))
+    (action,) = chosen(case).verdicts["n1"].actions
+    assert isinstance(action, FenceNode)
+    assert action.labels["example.com/hands-off"] == "true"
+    held = replace(
+        case.node, labels={**case.node.labels, "example.com/hands-off": "true"}, fence=action.fence
+    )
+    assert unmarked(action.fence, held)[0]["example.com/hands-off"] is None

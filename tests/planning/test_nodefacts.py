@@ -39,8 +39,8 @@ def test_a_node_that_waits_is_told_so_until_something_changes() -> None:
     node, mine = make_node(), terms(PAUSED)
     facts = find_facts(node, make_gpunode(), mine, mine, STACK)
     told = judged(facts, node)
-    assert told.verdict is not None
-    assert (told.verdict.reason, told.candidate, told.differs, told.lasts) == (
+    assert told.member is not None
+    assert (told.member.verdict.reason, told.candidate, told.differs, told.lasts) == (
         Reason.PAUSED,
         None,
         True,
@@ -69,6 +69,7 @@ def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_
     node = make_node(fence=make_fence(policy="other") if fenced else None)
     facts = find_facts(node, make_gpunode(), terms(PAUSED), other if fenced else terms(PAUSED), STACK)
     told = judged(facts, node)
-    assert told.verdict is not None
-    assert told.verdict.policy == ("other" if fenced else "pool-b")
+    assert told.member is not None
+    assert told.member.verdict.policy == ("other" if fenced else "pool-b")
     assert told.lasts is not fenced
+    assert told.member.policy == told.member.verdict.policy, "its slot is one of that policy's budget"

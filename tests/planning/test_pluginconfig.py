@@ -90,6 +90,20 @@ EFFECT = {
 }
 
 
+ROWS = Sharing(tuple((f"nvidia.com/{name}", count) for name, count in (("gpu", 8), ("mig-1g.5gb", 2))))
+"""As in NVIDIA's documentation: one configuration for whole GPUs and for instances."""
+
+
+@pytest.mark.parametrize(("name", "count"), ROWS.replicas)
+def test_rows_for_resources_that_a_node_lacks_do_nothing_there(name: str, count: int) -> None:
+    found = PluginConfig("mixed", ROWS).on({name, "nvidia.com/mig-7g.40gb"})
+    assert found == PluginConfig("mixed", Sharing(((name, count),)))
+
+
+def test_a_configuration_without_a_row_for_a_node_shares_nothing_there() -> None:
+    assert PluginConfig("mixed", ROWS).on({"nvidia.com/mig-7g.40gb"}) == PluginConfig("mixed")
+
+
 @pytest.mark.parametrize(("one", "other", "with_mig", "same"), EFFECT.values(), ids=EFFECT.keys())
 def test_two_configurations_serve_the_same(
     one: PluginConfig, other: PluginConfig, with_mig: bool, same: bool

@@ -50,6 +50,8 @@ SET: dict[str, tuple[StackView, dict[str, str]]] = {
         stack(replace(BARE, plugin_default="default")), BOTH),
     "not the plugin's beside a default that our ConfigMap does not hold": (
         stack(replace(BARE, plugin_default="theirs")), {MIG_POINTER: MIG}),
+    "not the plugin's while a Node names an entry that our ConfigMap does not hold": (
+        stack(missing_entries=("theirs",)), {MIG_POINTER: MIG}),
     "not the one that it has set before": (
         stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))), {MIG_POINTER: MIG}),
 }  # fmt: skip
@@ -109,6 +111,9 @@ SAID: dict[str, tuple[StackView, str]] = {
     "that somebody changed it back": (
         stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))),
         "is not set, so gpusharing-device-plugin is not read; the operator set it once"),
+    "what has to be merged before the pointer moves": (
+        stack(replace(BARE, plugin_config_name="theirs")),
+        "; if Nodes name entries of theirs, set chart value gpuOperator.adminPluginConfigMap=theirs first"),
     "which default is in the way, and takes it away in the command": (
         stack(replace(BARE, plugin_default="theirs")),
         'devicePlugin.config.default is theirs, which gpusharing-device-plugin does not hold; run: kubectl patch'
@@ -128,6 +133,17 @@ def test_the_condition_says(found: StackView, words: str) -> None:
     assert "run: kubectl patch clusterpolicy cluster-policy" in objection.message
 
 
+def test_the_condition_says_which_entry_of_a_node_is_in_the_way_and_gives_no_command() -> None:
+    objection = find_objection(make_policy(mode="Full"), stack(missing_entries=("theirs",)), ASKED)
+    assert objection is not None
+    assert (
+        "does not set it (chart value gpuOperator.configure) before gpusharing-device-plugin"
+        in objection.message
+    )
+    assert "Nodes go by theirs, which gpusharing-device-plugin does not hold" in objection.message
+    assert "kubectl patch" not in objection.message
+
+
 def test_the_condition_about_layouts_says_the_same() -> None:
     found = stack(make_cluster_policy(mig_config_name="theirs"), serves_our_mig_file=False)
     objection = find_objection(make_policy(), found, ASKED)
@@ -139,3 +155,44 @@ def test_without_being_asked_the_command_stays_alone() -> None:
     objection = find_objection(make_policy(mode="Full"), stack(), SETTINGS)
     assert objection is not None
     assert "is not set, so gpusharing-device-plugin is not read; run: kubectl patch" in objection.message
+
+
+def test_what_is_merged_already_is_not_asked_for() -> None:
+    found = stack(replace(BARE, plugin_config_name="theirs"), admin_plugin_configs={"ts-4": "version: v1"})
+    objection = find_objection(make_policy(mode="Full"), found, SETTINGS)
+    assert objection is not None
+    assert "adminPluginConfigMap" not in objection.message
+
+
+THEIRS, OTHER = replace(BARE, plugin_config_name="theirs"), {"other": "version: v1"}
+MERGE = "set chart value gpuOperator.adminPluginConfigMap=theirs first, or their device plugins do not start"
+STOPPING: dict[str, tuple[StackView, str]] = {
+    "an entry that a label names and another merged ConfigMap does not hold": (
+        stack(THEIRS, admin_plugin_configs=OTHER, missing_entries=("old-entry",)),
+        f"; Nodes go by old-entry, which gpusharing-device-plugin does not hold: {MERGE}"),
+    "the default of nodes without a label": (
+        stack(replace(THEIRS, plugin_default="usual"), admin_plugin_configs=OTHER), "; Nodes go by usual, which"),
+    "entries, of which three are named": (
+        stack(THEIRS, missing_entries=("a", "b", "c", "d")), "; Nodes go by a, b, c and 1 more, which"),
+    "an entry that nothing holds": (
+        stack(missing_entries=("old-entry",)), "take the label nvidia.com/device-plugin.config off first"),
+    "an entry under NVIDIA's own chart": (
+        stack(replace(THEIRS, plain=PlainStackView("plugin", "nvdp", discovers=True)), missing_entries=("old",)),
+        MERGE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "words"), STOPPING.values(), ids=STOPPING.keys())
+def test_a_command_after_which_device_plugins_would_not_start_is_not_told_for(
+    found: StackView, words: str
+) -> None:
+    objection = find_objection(make_policy(mode="Full"), found, SETTINGS)
+    assert objection is not None
+    assert words in objection.message
+    assert "; run:" not in objection.message
+
+
+def test_an_admins_configmap_that_is_not_there_is_named() -> None:
+    objection = find_objection(make_policy(mode="Full"), stack(THEIRS, missing_maps=("thiers",)), SETTINGS)
+    assert objection is not None
+    assert "; there is no ConfigMap thiers, which a chart value names" in objection.message

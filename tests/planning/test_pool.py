@@ -25,12 +25,12 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.pools.common import Common
-from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, Selection, is_unavailable, select
-from gpusharing.planning.pools.pooled import Member
+from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, Selection, select
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.members import Member, is_unavailable
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -368,18 +368,26 @@ def went_back(name: str) -> NodeCase:
     return replace(case, node=replace(case.node, verified=record, retry="again"))
 
 
-def halted(approval: str = "Automatic") -> Selection:
-    """What a pool does in which n1 went back, and n2 was not begun with."""
+def gave_up(name: str) -> NodeCase:
+    """A candidate that failed in this generation and was given back to begin anew, when a person wanted that."""
+    case, now = candidate(name), MIXED.generation
+    given = Deferred(0, NOW, "PodsLeaving", now, "again", MIXED.uid, failed_generation=now)
+    return replace(case, node=replace(case.node, deferred=given, retry="again"))
+
+
+def halted(approval: str = "Automatic", *, failed: Any = went_back) -> Selection:
+    """What a pool does in which n1 failed, and n2 was not begun with."""
     assert MIXED.spec is not None
     rollout = MIXED.spec.rollout.model_copy(update={"max_unavailable": 2, "approval": approval})
     policy = replace(MIXED, spec=MIXED.spec.model_copy(update={"rollout": rollout}))
-    cases = [went_back("n1"), candidate("n2")]
+    cases = [failed("n1"), candidate("n2")]
     members = [Member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, ""), None) for one in cases]
     return select(Pool(policy, ["n1", "n2"], 0, cases, members=members), 100, Common(OFFERED))
 
 
-def test_a_retry_lets_the_node_that_went_back_alone_through_a_halted_pool() -> None:
-    selection = halted()
+@pytest.mark.parametrize("failed", [went_back, gave_up])
+def test_a_retry_lets_the_node_that_failed_alone_through_a_halted_pool(failed: Any) -> None:
+    selection = halted(failed=failed)
     assert fenced(selection) == ["n1"]
     assert selection.verdicts["n2"].reason is Reason.HALTED
 

@@ -15,12 +15,12 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.pooled import Member
 from gpusharing.planning.pools.previews import AGAIN, HELD, MAX_NODES, find_previews
 from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.reasons import Reason
 
 POLL = PlanSettings().poll
@@ -34,7 +34,7 @@ def held(count: int, reason: Reason = Reason.APPROVAL_NEEDED, **fields: Any) -> 
     for index in range(count):
         name = f"n{index:02}"
         told = verdict(Phase.PENDING, reason, name, disruption=DisruptionClass.RESET, **fields)
-        pool.count(Member(make_node(name), told, None), used=False)
+        pool.count(Member(make_node(name), told))
     return {"pool-b": pool}
 
 

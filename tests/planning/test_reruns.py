@@ -61,9 +61,15 @@ WEDGES: dict[str, tuple[dict[str, str | None], float]] = {
     "operands paused after success": (PAUSED, 15),
     "operands paused after a failure": ({MIG_STATE: "failed", **PAUSED}, 60),
 }
+OVERWRITTEN: dict[str, tuple[dict[str, str | None], float]] = {
+    "all-disabled over our label": ({MIG_CONFIG: "all-disabled", MIG_STATE: "success"}, 60),
+    "our label deleted": ({MIG_CONFIG: None}, 60),
+    "another configuration that failed": ({MIG_CONFIG: "theirs", MIG_STATE: "failed"}, 60),
+}
+CURED = WEDGES | OVERWRITTEN
 
 
-@pytest.mark.parametrize(("labels", "now"), WEDGES.values(), ids=WEDGES.keys())
+@pytest.mark.parametrize(("labels", "now"), CURED.values(), ids=CURED.keys())
 def test_a_wedge_is_cured_twice_and_then_the_node_is_failed(
     labels: dict[str, str | None], now: float
 ) -> None:
@@ -92,6 +98,19 @@ def test_a_cure_restarts_mig_manager_once_the_node_is_proven_idle_anew(
         at(now + 2400),
         "",
     )
+
+
+@pytest.mark.parametrize(("labels", "now"), OVERWRITTEN.values(), ids=OVERWRITTEN.keys())
+def test_a_label_that_somebody_wrote_over_is_set_again_once_the_node_is_proven_idle_anew(
+    labels: dict[str, str | None], now: float
+) -> None:
+    """NVIDIA's GPU Operator writes all-disabled where it finds no label (docs/design/nvidia.md#d1)."""
+    told = after_pnr(changing(labels=labels, now=now))
+    assert told.message.startswith("nvidia.com/mig.config is ")
+    assert told.message.endswith("somebody wrote over it; setting it again")
+    action = only(after_pnr(changing(labels=labels, fence=replace(OWED, attempt=2), **proven_idle(now))))
+    assert action.labels[MIG_CONFIG] == FENCE.target_mig_config
+    assert action.fence.restart_uid == "", "a mig-manager that rests takes up the value by itself"
 
 
 def test_the_reading_before_the_point_of_no_return_proves_nothing_for_a_cure() -> None:
@@ -203,7 +222,7 @@ def test_a_retry_works_for_a_node_that_is_stuck_past_its_deadline_too() -> None:
 
 def test_a_retry_writes_our_labels_again_when_somebody_overwrote_them() -> None:
     theirs: dict[str, str | None] = {MIG_CONFIG: "all-disabled", PLUGIN: "theirs", MIG_STATE: "success"}
-    lost = after_pnr(changing(labels=theirs, now=2400))
+    lost = after_pnr(changing(labels=theirs, now=2400, fence=replace(FENCE, attempt=3)))
     assert lost.phase is Phase.FAILED
     fence = replace(OWED, retry="again")
     action = only(after_pnr(changing(labels=theirs, fence=fence, node=AGAIN, **proven_idle(2500))))

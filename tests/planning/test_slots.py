@@ -99,7 +99,7 @@ GIVEN_BACK = {
 def test_a_claim_without_a_fence_is_given_back_where(snapshot: ClusterSnapshot) -> None:
     done = shared(plan_rollout(snapshot, NOW))
     assert done[SetClaims].claims == {}
-    assert done[SetFinalizer] == SetFinalizer("pool-b", present=False)
+    assert done[SetFinalizer] == SetFinalizer("pool-b", present=False, uid="uid-pool-b")
 
 
 def test_the_claim_of_a_node_that_is_gone_does_not_stay() -> None:
@@ -108,7 +108,7 @@ def test_the_claim_of_a_node_that_is_gone_does_not_stay() -> None:
 
 def test_a_policy_that_is_being_deleted_does_not_wait_for_such_a_node() -> None:
     done = shared(plan_rollout(left_by_a_crash(replace(POLICY, deleting=True)), NOW))
-    assert done[SetFinalizer] == SetFinalizer("pool-b", present=False)
+    assert done[SetFinalizer] == SetFinalizer("pool-b", present=False, uid="uid-pool-b")
 
 
 @pytest.mark.parametrize(("cap", "starts"), [(1, False), (2, True)])
@@ -228,13 +228,13 @@ def test_a_policys_finalizer_is_set_while_one_of_its_nodes_is_in_flight(
     claims = [make_claim()] if claimed else []
     said = {node.name: verdict(phase, node=node.name) for node in nodes}
     written = plan_finalizers({"pool-b": Pool(policy)}, claims, nodes, said)
-    assert written == ([] if set_to is None else [SetFinalizer("pool-b", set_to)])
+    assert written == ([] if set_to is None else [SetFinalizer("pool-b", set_to, policy.uid)])
 
 
 def test_finalizers_stay_while_nodes_wait_and_are_written_in_the_order_of_their_policies() -> None:
     pools = {name: Pool(make_policy(name, finalizer=True)) for name in ("pool-c", "pool-a", "pool-b")}
     assert plan_finalizers(pools, [], [], {}) == [
-        SetFinalizer(name, present=False) for name in ("pool-a", "pool-b", "pool-c")
+        SetFinalizer(name, present=False, uid=f"uid-{name}") for name in ("pool-a", "pool-b", "pool-c")
     ]
     pools["pool-b"].candidates.append(make_case())
     assert [written.policy for written in plan_finalizers(pools, [], [], {})] == ["pool-a", "pool-c"]

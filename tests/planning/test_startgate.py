@@ -14,12 +14,12 @@ from tests.build import (
     make_node,
     make_pod,
     make_policy,
-    make_snapshot,
     make_stack,
     make_work,
 )
 from tests.planning.cases import FULL, MIXED, make_case, pool_of, run_until, world_of, wrote
 from tests.planning.machines import Machine
+from tests.planning.newcomers import begun, fleet
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -247,27 +247,6 @@ def test_a_node_is_a_newcomer_when(
 ) -> None:
     gpunode = None if report is None else make_gpunode(**report)
     assert is_newcomer(make_node(**node), gpunode) is newcomer
-
-
-def fleet(*, served: int, new: int, **rollout: Any) -> Any:
-    """A pool whose nodes all differ from what is wanted; `new` of them wait behind the taint. Their pods are listed."""
-    nodes = [make_node(f"old-{n}", labels=PRESENT) for n in range(served)]
-    nodes += [make_node(f"new-{n}", gated=True, labels=PRESENT) for n in range(new)]
-    work = {node.name: make_work() for node in nodes}
-    return make_snapshot(nodes, [make_policy(rollout=rollout)], work=work)
-
-
-PRESENT = {names.LABEL_GPU_PRESENT: "true", names.LABEL_GPU_PRODUCT: H100.replace(" ", "-")}
-
-
-def begun(snapshot: Any) -> list[str]:
-    """Which nodes are fenced now; those that took no slot in capitals."""
-    verdicts = plan_rollout(snapshot, NOW).verdicts.values()
-    fences = [
-        action.fence for verdict in verdicts for action in verdict.actions if isinstance(action, FenceNode)
-    ]
-    uids = {node.uid: name for name, node in snapshot.nodes.items()}
-    return sorted(uids[one.node_uid].upper() if one.newcomer else uids[one.node_uid] for one in fences)
 
 
 def test_newcomers_take_no_slot_and_hold_up_nobody() -> None:

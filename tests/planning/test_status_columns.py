@@ -132,7 +132,7 @@ def test_there_is_no_plan_when_nothing_changes() -> None:
 
 
 def test_the_hash_of_a_plan_says_nothing_of_pods_and_progress() -> None:
-    """What it does say: tests/planning/test_holds.py."""
+    """What it does say: tests/planning/test_approval.py."""
     one = replace(PENDING, disruption=DisruptionClass.RESET)
     two = replace(one, node="gpu-01")
     told = StatusInput([one, two]).status()["plan"]["hash"]
@@ -224,3 +224,37 @@ def test_a_failed_node_is_told_once_and_not_on_every_pass() -> None:
     assert answers(status)["Stalled"] == "True NodesFailed"
     later = world.now + timedelta(hours=1)
     assert policy_status(policy, plan_rollout(snapshot, later), snapshot, status, later) == status
+
+
+def test_a_policy_is_not_ready_while_another_policys_change_keeps_one_of_its_nodes() -> None:
+    """Its other node is proven; what was begun on this one ends first, and it is changed after that."""
+    world = World()
+    world.add_node("gpu-07", Machine("gpu-07"))
+    world.add_node("gpu-08", Machine("gpu-08", temper="hangs"))
+    world.set_policy(make_policy(rollout={"maxUnavailable": 2}))
+    seen = []
+    for _ in range(200):
+        if (fence := world.nodes["gpu-08"].fence) is not None and fence.stage == "actuating":
+            world.set_policy(make_policy("rival", "Full", priority=10, created="2026-11-02T00:00:00Z"))
+        snapshot, plan = world.snapshot(), world.step()
+        for policy in (one for one in world.policies if one.name == "rival"):
+            status = policy_status(policy, plan, snapshot, {}, world.now)
+            seen.append((answers(status)["Ready"], status["summary"]["nodes"], status["summary"]["status"]))
+        for node in world.nodes:
+            world.act(node)
+        world.now += timedelta(seconds=1)
+    assert world.nodes["gpu-08"].fence is not None
+    assert world.nodes["gpu-08"].fence.policy == "pool-b", "that is still under way"
+    assert answers(status) == {
+        "Accepted": "True Valid",
+        "Ready": "False RolloutInProgress",
+        "Reconciling": "True RolloutInProgress",
+        "Stalled": "False Progressing",
+    }
+    assert status["summary"]["message"] == "gpu-08 to come: a change that another policy began ends first"
+    assert seen[0] == ("False RolloutInProgress", "0/2", "Pending"), "it owns both and has none yet"
+    assert seen[-1] == ("False RolloutInProgress", "1/2", "Pending")
+    world.machines["gpu-08"].temper = "works"
+    world.settle()
+    status = policy_status(policy, plan_rollout(world.snapshot(), world.now), world.snapshot(), {}, world.now)
+    assert (answers(status)["Ready"], status["summary"]["nodes"]) == ("True Synced", "2/2")

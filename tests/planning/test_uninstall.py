@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
-from tests.build import make_fence, make_node
+from tests.build import make_fence, make_node, make_policy
 
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.uninstall import SHOWN, find_farewell
@@ -87,3 +87,37 @@ def test_nodes_and_policies_are_named_in_their_order_whatever_the_order_of_the_c
     label = {"nvidia.com/device-plugin.config": "pool-b-3f9c2a1"}
     naming = [make_node(f"gpu-{name}", labels=label) for name in ("c", "a", "b")]
     assert "(gpu-a, gpu-b, gpu-c)" in find_farewell(naming, SETTINGS).text
+
+
+def test_a_policy_that_holds_our_finalizer_refuses_and_both_ways_out_are_told() -> None:
+    """It could not be deleted without the operator, and neither could its CRD."""
+    policies = [make_policy(f"pool-{name}", finalizer=name != "c") for name in "bac"]
+    farewell = find_farewell([], SETTINGS, (), policies)
+    assert not farewell.allowed
+    assert farewell.text.startswith(
+        "NOT UNINSTALLED: 2 policy(s) carry the finalizer gpusharing.dev/in-flight"
+    )
+    assert "  kubectl delete gsp pool-a pool-b --wait=false\n" in farewell.text
+    for name in ("pool-a", "pool-b"):
+        assert (
+            f'kubectl patch gsp {name} --type merge -p \'{{"spec":{{"deletionPolicy":"Retain"}}}}\''
+            in farewell.text
+        )
+    assert "pool-c" not in farewell.text
+    assert "--no-hooks" in farewell.text
+    assert find_farewell([], SETTINGS, (), policies[2:]).allowed
+
+
+def test_a_node_in_the_middle_of_a_change_is_told_before_the_policy_that_it_holds() -> None:
+    farewell = find_farewell(
+        [make_node("gpu-07", fence=make_fence())], SETTINGS, (), [make_policy(finalizer=True)]
+    )
+    assert "1 node(s) are in the middle of a change" in farewell.text
+
+
+@pytest.mark.parametrize("count", [SHOWN, SHOWN + 1])
+def test_of_many_policies_the_rest_is_counted(count: int) -> None:
+    text = find_farewell(
+        [], SETTINGS, (), [make_policy(f"pool-{n}", finalizer=True) for n in range(count)]
+    ).text
+    assert ("and 1 more" in text) is (count > SHOWN)

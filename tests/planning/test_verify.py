@@ -11,6 +11,7 @@ from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T
 from gpusharing.api import names
 from gpusharing.planning.proof import verify
 from gpusharing.planning.proof.verify import CHECKS, Comparison, Evidence, find_mismatch
+from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import ObservedView, PolicyView
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
@@ -246,6 +247,21 @@ def test_a_plugin_configuration_with_another_name(key: str, default: str, agrees
         plugin_configs={"theirs": same, "other": other},
     )
     case = with_labels(replace(case, stack=stack), **{names.LABEL_PLUGIN_CONFIG: key or None})
+    assert (find_mismatch(case) is None) is agrees
+
+
+PLAIN = PlainStackView("nvdp", "nvdp", discovers=True)
+
+
+@pytest.mark.parametrize(
+    ("plain", "agrees"), [(PLAIN, True), (None, False)], ids=["NVIDIA's chart", "GPU Operator"]
+)
+def test_a_node_without_a_label_goes_by_the_entry_default_where_nvidias_chart_has_installed_the_plugin(
+    plain: PlainStackView | None, agrees: bool
+) -> None:
+    policy = replace(make_cluster_policy(), plain=plain)
+    stack = make_stack(SLICED, cluster_policy=policy, plugin_configs={"default": render(make_shared(4))})
+    case = with_labels(replace(case_of(SLICED), stack=stack), **{names.LABEL_PLUGIN_CONFIG: None})
     assert (find_mismatch(case) is None) is agrees
 
 

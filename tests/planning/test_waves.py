@@ -4,18 +4,22 @@ What a gang costs is told by pools/candidates.py.
 """
 
 from dataclasses import replace
+from datetime import timedelta
 
-from tests.build import make_pdb, make_pod, make_work
+from tests.build import make_node, make_pdb, make_pod, make_policy, make_work
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
+from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import FenceNode
-from gpusharing.planning.pools.common import Common
-from gpusharing.planning.pools.pool import Selection
-from gpusharing.planning.pools.waves import find_mates, find_waves
+from gpusharing.planning.pools.candidates import op_of
+from gpusharing.planning.pools.common import Common, find_mates
+from gpusharing.planning.pools.pool import Pool, Selection, select
+from gpusharing.planning.pools.waves import find_waves
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -129,6 +133,94 @@ def test_a_wave_waits_as_a_whole_while_others_use_up_a_budget_of_its_pods() -> N
     selection = chosen(*sharing("a", "b", pdbs=(guard,)), limit=2, common=common)
     assert fenced(selection) == []
     assert {(v.reason, v.wants_pods) for v in selection.verdicts.values()} == {(Reason.PDB, True)}
+
+
+def later(seconds: float, *cases: NodeCase) -> list[NodeCase]:
+    """The same candidates, before the next process."""
+    return [replace(case, now=case.now + timedelta(seconds=seconds)) for case in cases]
+
+
+def after_a_crash(*passes: Selection, begun: tuple[str, ...]) -> Common:
+    """What the next process finds: fences on these nodes, of the others the claims of the last pass."""
+    claims = {name: claim for one in passes for name, claim in one.claims.items() if name not in begun}
+    return Common(OFFERED, claimed_waves={name: claim.wave for name, claim in claims.items()})
+
+
+def test_after_a_crash_the_rest_of_a_wave_stays_with_those_that_had_begun() -> None:
+    first, *rest = sharing("a", "b", "c")
+    start = chosen(first, *rest, limit=3)
+    (wave,) = {fence.wave for fence in fences(start).values()}
+    common = after_a_crash(start, begun=("a",))
+    again = chosen(*later(5, *rest), limit=3, used=1, common=common)
+    assert {fence.wave for fence in fences(again).values()} == {wave}
+    assert {claim.wave for claim in again.claims.values()} == {wave}
+
+
+def test_after_two_crashes_the_last_of_a_wave_is_still_in_it() -> None:
+    first, *rest = sharing("a", "b", "c")
+    start = chosen(first, *rest, limit=3)
+    (wave,) = {fence.wave for fence in fences(start).values()}
+    common = after_a_crash(start, begun=("a",))
+    again = chosen(*later(5, *rest), limit=3, used=1, common=common)
+    common = after_a_crash(start, again, begun=("a", "b"))
+    last = chosen(*later(10, rest[1]), limit=3, used=2, common=common)
+    assert fences(last)["c"].wave == wave
+    assert last.claims["c"].wave == wave
+
+
+def test_after_a_crash_a_node_that_started_beside_a_wave_joins_none() -> None:
+    alone = candidate("z")
+    start = chosen(*sharing("a", "b"), alone, limit=3)
+    assert fenced(start) == ["a", "b", "z"]
+    common = after_a_crash(start, begun=("a", "b"))
+    assert fences(chosen(*later(5, alone), limit=3, used=2, common=common))["z"].wave == ""
+
+
+def test_after_a_crash_before_the_first_fence_the_wave_keeps_its_name() -> None:
+    both = sharing("a", "b")
+    start = chosen(*both, limit=2)
+    again = chosen(*later(5, *both), limit=2, common=after_a_crash(start, begun=()))
+    assert {fence.wave for fence in fences(again).values()} == {
+        fence.wave for fence in fences(start).values()
+    }
+
+
+def test_policies_whose_names_begin_alike_begin_different_changes() -> None:
+    (case,) = sharing("a")
+    names = ["x" * 40 + "-h100", "x" * 40 + "-a100", "pool-b"]
+    ops = [op_of(case, make_policy(name)) for name in names]
+    assert len(set(ops)) == 3
+    assert ops[2].startswith("pool-b.1."), "a short name stays as it is"
+    assert max(map(len, ops)) <= 40 + len(ops[2]) - len("pool-b")
+
+
+def with_canaries(nodes: int, *cases: NodeCase) -> Selection:
+    """What a pool does that may have all of these away and wants so many canaries first."""
+    policy = make_policy(rollout={"maxUnavailable": 4, "canary": {"nodes": nodes, "soak": "10m"}})
+    members = [Member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, ""), None) for one in cases]
+    members += [Member(make_node(name), verdict(Phase.SYNCED), None) for name in ("done-1", "done-2")]
+    names = [member.node.name for member in members]
+    return select(Pool(policy, names, 0, list(cases), members=members), 100, Common(OFFERED))
+
+
+def test_canaries_are_looked_for_among_nodes_that_share_no_gang_first() -> None:
+    selection = with_canaries(1, *sharing("a", "b"), candidate("z", make_work(make_pod("alone")), pods=1))
+    assert fenced(selection) == ["z"]
+
+
+def test_a_gang_that_fits_into_the_canary_is_interrupted_once() -> None:
+    selection = with_canaries(2, *sharing("a", "b"))
+    assert fenced(selection) == ["a", "b"]
+    assert len({fence.wave for fence in fences(selection).values()}) == 1
+
+
+def test_a_gang_that_is_larger_than_the_canary_starts_as_canary_and_goes_on_after_it() -> None:
+    """Waiting for room would be for ever; the rest of it comes first when the canary has served."""
+    selection = with_canaries(1, *sharing("a", "b"))
+    (first,) = fenced(selection)
+    (left,) = {"a", "b"} - {first}
+    assert fences(selection)[first].mates == (left,)
+    assert selection.verdicts[left].reason is Reason.CANARY_SOAK
 
 
 def test_a_gang_counts_as_a_whole_for_each_of_its_nodes() -> None:

@@ -147,4 +147,4 @@ def test_a_deleted_policy_does_not_wait_for_what_somebody_else_does() -> None:
     snapshot = make_snapshot(
         [case.node], [gone], gpunodes=[case.gpunode], mig_managers={"gpu-07": make_operand()}
     )
-    assert SetFinalizer("pool-b", False) in plan_rollout(snapshot, NOW).shared
+    assert SetFinalizer("pool-b", False, gone.uid) in plan_rollout(snapshot, NOW).shared

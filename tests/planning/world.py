@@ -35,7 +35,9 @@ from gpusharing.planning.snapshot.views import (
     PolicyView,
 )
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.wanted.reset import under_deletion
 from gpusharing.planning.way.quiet import is_at_work
+from gpusharing.planning.words.reasons import Reason
 
 MEMO_CHECK = 4
 """One plan of so many is made once more without a memo, and compared."""
@@ -118,10 +120,15 @@ class World:
         """kubectl delete: gone at once without a finalizer, else marked."""
         kept = [policy for policy in self.policies if policy.name != name]
         marked = [
-            replace(policy, deleting=True)
+            under_deletion(
+                replace(policy, deleting=True),
+                resets=policy.spec is not None and policy.spec.deletion_policy == "Reset",
+            )
             for policy in self.policies
             if policy.name == name and policy.finalizer
         ]
+        # As the API server does, which raises the generation of what is being deleted.
+        marked = [replace(one, generation=one.generation + one.resetting) for one in marked]
         self.policies = tuple(sorted([*kept, *marked], key=lambda policy: policy.name))
 
     def add_pod(
@@ -316,7 +323,7 @@ class World:
     def settle(self, rounds: int = 1500, *, approving: bool = False) -> RolloutPlan:
         """Let everybody act until nothing moves any more, not even by the clock. The last plan.
 
-        `approving`: a person approves whatever waits for it.
+        `approving`: a person approves whatever waits for it, and lets go on what failures have halted.
         """
         still = 0
         for _ in range(rounds):
@@ -327,6 +334,11 @@ class World:
             plan = self.step()
             for policy in self.policies if approving else ():
                 habits.person_approves(self, policy.name, plan)
+                if any(
+                    one.reason is Reason.HALTED and one.policy == policy.name
+                    for one in plan.verdicts.values()
+                ):
+                    habits.person_resumes(self, policy.name)
             # Pods that a plan has named already are listed again for ever, every few minutes.
             moved = self._state() != before or bool(plan.wants_pods - wanted - plan.previews.keys())
             still = 0 if moved else still + 1

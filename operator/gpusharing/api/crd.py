@@ -131,11 +131,14 @@ GPUNODE = Resource(
         Column("Reason", ".status.transition.reason", "Why, in one word."),
         Column("Pods", ".status.observed.pods", "Pods that hold a GPU device.", "integer"),
         Column("Since", ".status.transition.since", "Time since the phase began.", "date"),
-        Column("Deadline", ".status.transition.deadline", "When the present wait is given up, UTC."),
+        Column("Deadline", ".status.transition.deadline", "When the wait ends, UTC, or who ends it."),
         AGE,
-        Column("Culprit", ".status.transition.culprit", "The first pod that blocks.", wide=True),
+        Column(
+            "Culprit", ".status.transition.culprit", "Who keeps the node: a pod, or else what.", wide=True
+        ),
         Column("Cordon", ".status.transition.cordon", "Whose cordon the node carries.", wide=True),
         Column("Step", ".status.transition.step", "Step of how many.", wide=True),
+        Column("Message", ".status.transition.message", "What is, why, and what to do.", wide=True),
     ),
 )
 RESOURCES = (POLICY, GPUNODE)

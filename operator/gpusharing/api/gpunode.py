@@ -203,7 +203,8 @@ class Transition(WireModel):
     since: Time | None = None
     """When the phase began, RFC 3339."""
     deadline: Line = ""
-    """When the present wait is given up, as a time of day in UTC."""
+    """When the clock ends the present wait or gives it up: a time of day in UTC, with the date where it is more than a
+    day after since. person or others where no clock does; empty: nothing is waited for."""
     attempt: int = 0
     """How often the present step was tried."""
     step: Line = ""
@@ -213,7 +214,8 @@ class Transition(WireModel):
     disruption: Line = ""
     """Disruption class of the change that is planned or under way."""
     culprit: Line = ""
-    """The first pod that blocks, and how many more: ns/pod +2."""
+    """Who keeps the node: the first pod and how many more (ns/pod +2), otherwise what does, such as gsp/pool-b,
+    node/gpu-07 or mig-manager; empty: nothing is waited for."""
     cordon: Line = ""
     """Whose cordon the node carries: ours, human, foreign or empty."""
     blockers: Annotated[tuple[Sentence, ...], Field(max_length=5)] = ()

@@ -169,6 +169,11 @@ class DisruptionClass(StrEnum):
     RESET = "Reset"
     REBOOT = "Reboot"
 
+    @property
+    def severity(self) -> int:
+        """Each class disturbs more than those before it."""
+        return list(DisruptionClass).index(self)
+
 
 class Phase(StrEnum):
     """Where one node is on its way; derived from facts on every pass, never read back."""
@@ -194,16 +199,14 @@ class Phase(StrEnum):
         return self in _IN_FLIGHT
 
 
-_IN_FLIGHT = frozenset(
-    {
-        Phase.CORDONED,
-        Phase.WAITING_FOR_JOBS,
-        Phase.DRAINING,
-        Phase.VERIFYING_IDLE,
-        Phase.RECONFIGURING,
-        Phase.VERIFYING,
-        Phase.UNCORDONING,
-        Phase.ABORTING,
-        Phase.FAILED,
-    }
+WAY = (
+    Phase.CORDONED,
+    Phase.WAITING_FOR_JOBS,
+    Phase.DRAINING,
+    Phase.VERIFYING_IDLE,
+    Phase.RECONFIGURING,
+    Phase.VERIFYING,
+    Phase.UNCORDONING,
 )
+"""The phases of a change that goes well, in their order; Synced comes after it."""
+_IN_FLIGHT = frozenset({*WAY, Phase.ABORTING, Phase.FAILED})

@@ -241,6 +241,9 @@ class GPUSharingPolicySpec(WireModel):
     """How pods leave before a change."""
     rollout: Rollout = Field(default_factory=Rollout)
     """How the change moves over the pool."""
+    deletion_policy: Literal["Retain", "Reset"] = "Retain"
+    """What becomes of the nodes when the policy is deleted. Retain leaves them as they are; Reset brings each to whole
+    GPUs first, by drain and rollout as ever, proves that and takes our labels off; the policy stays until then."""
 
 
 class Summary(WireModel):

@@ -7,6 +7,11 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from gpusharing.api import names
+from gpusharing.api.rules import LABEL_KEY
+from gpusharing.api.validation import is_rewritten
+
+_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -27,6 +32,15 @@ def _find_no_namespace(entry: str) -> str:
     return "" if _NAMESPACE.fullmatch(entry) else f"{entry!r} is not the name of a namespace"
 
 
+def _find_no_mark(entry: str) -> str:
+    key, equals, value = entry.partition("=")
+    if not (equals and re.fullmatch(LABEL_KEY, key) and _VALUE.fullmatch(value)):
+        return f"{entry!r} is not a label with a value, such as example.com/hands-off=true"
+    if key.startswith((names.PREFIX, "nvidia.com/")) or is_rewritten(key):
+        return f"{key} is written by our own changes, or by NVIDIA's software"
+    return ""
+
+
 def _is_on(text: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError(" is neither true nor false")
@@ -41,4 +55,6 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 """0 switches the port off."""
 Switch = Annotated[bool, BeforeValidator(_is_on)]
 """`true` or `false`, and no other word."""
+Labels = Annotated[tuple[str, ...], listed(_find_no_mark)]
+"""Each as key=value."""
 Namespaces = Annotated[tuple[str, ...], listed(_find_no_namespace)]

@@ -6,7 +6,7 @@ Pure. Every refusal is a Problem that names the field and shows a valid example;
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,8 @@ from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector
 from gpusharing.api.rollout import Rollout
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
+MAX_VALUE = 60
+"""Characters of a value that a message shows."""
 UNKNOWN = (
     "this operator does not know the field: the CRDs are of a newer version, so upgrade the operator too"
     " (helm upgrade), or take the field out of the policy"
@@ -64,6 +66,12 @@ class Problem:
     """Path in the object, for example spec.mig.layouts[1].profiles."""
     message: str
     """What is wrong, with a valid example."""
+    value: str = ""
+    """What stands there, as JSON has it; empty where that is no text, number or switch, or nothing does."""
+
+    def __str__(self) -> str:
+        """On one line: the field, what stands there, what is wrong."""
+        return f"{self.field}{' ' if self.value else ''}{self.value}: {self.message}"
 
 
 def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
@@ -85,9 +93,28 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
             _problem(item["loc"], UNKNOWN if item["type"] == "extra_forbidden" else item["msg"])
             for item in error.errors(include_url=False)
         ]
-        return tuple({problem.field: problem for problem in found}.values())
-    problems = (*_name_problems(raw), *find_problems(parsed))
+        return _with_values({problem.field: problem for problem in found}.values(), raw)
+    problems = _with_values((*_name_problems(raw), *find_problems(parsed)), raw)
     return problems or parsed
+
+
+def _with_values(problems: Iterable[Problem], raw: Mapping[str, Any]) -> tuple[Problem, ...]:
+    return tuple(replace(one, value=_value_at(one.field, raw)) for one in problems)
+
+
+def _value_at(path: str, raw: Any) -> str:
+    """What stands at a path such as `spec.mig.layouts[1].devices`, as far as it fits into a message."""
+    for part in re.findall(r"[^.\[\]]+", path):
+        if isinstance(raw, Mapping):
+            raw = raw.get(part)
+        elif isinstance(raw, list) and part.isdecimal() and int(part) < len(raw):
+            raw = raw[int(part)]
+        else:
+            return ""
+    if not isinstance(raw, str | int | float):
+        return ""
+    text = json.dumps(raw, ensure_ascii=False)
+    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."
 
 
 def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:

@@ -125,6 +125,8 @@ class Executor:
     """Called when a call ended for which no pass waited."""
     seen: Callable[[str], NodeView | None] = lambda name: None
     """The view of a Node as it is known at this moment, by name; None when nothing is."""
+    made: dict[str, str] = field(default_factory=dict)
+    """UIDs of the Nodes that a GPUNode was made for, by name; in memory only."""
     crew: Crew = field(init=False)
     shared: SharedWrites = field(init=False)
     evictor: Evictor = field(init=False)
@@ -185,7 +187,9 @@ class Executor:
         return failure is not None and failure.holds(self.now())
 
     def _forget_failures(self, plan: RolloutPlan) -> None:
-        """Forget the failures of what is no longer wanted."""
+        """Forget the failures of what is no longer wanted, and Nodes that are gone."""
+        for name in self.made.keys() - plan.verdicts.keys():
+            del self.made[name]
         wanted = {subject_of(action) for action in plan.shared}
         for subject in self.failures.keys() - wanted - self.crew.busy:
             verdict = plan.verdicts.get(subject)
@@ -340,12 +344,28 @@ class Executor:
             if self.gpunodes.resource_version(action.node):
                 raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
             else:
-                raw = await self.client.create(GPUNODES, _new_gpunode(action, spec))
+                raw = await self._new_gpunode(action, spec)
         except AlreadyExists:
             raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
         except NotFound:
-            raw = await self.client.create(GPUNODES, _new_gpunode(action, spec))
+            raw = await self._new_gpunode(action, spec)
         self.gpunodes.accept(raw)
+
+    async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
+        """Make one. Where there was one already, only if its Node is really there, which a late watch does not tell:
+        what belongs to a Node that is gone is taken away at once, and would be made again as fast as we can.
+
+        Raises:
+            NotFound: that Node is gone.
+        """
+        name, uid = action.node, action.node_uid
+        if self.made.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
+            raise NotFound(f"the Node {name} was made again")
+        self.made[name] = uid
+        owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
+        metadata = {"name": name, "ownerReferences": [owner]}
+        manifest = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": metadata, "spec": spec}
+        return await self.client.create(GPUNODES, manifest)
 
     async def _restart(self, action: RestartOperand) -> bool:
         """Delete a pod, once: the watch may not have shown yet that it is being deleted."""
@@ -370,13 +390,3 @@ def called(action: Action) -> str:
 def same_node(now: NodeView, then: NodeView) -> bool:
     """Whether what we decided on still holds: everything that a plan reads of a Node."""
     return now is then or now == then
-
-
-def _new_gpunode(action: EnsureGPUNode, spec: JSON) -> JSON:
-    owner = {"apiVersion": "v1", "kind": "Node", "name": action.node, "uid": action.node_uid}
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": "GPUNode",
-        "metadata": {"name": action.node, "ownerReferences": [owner]},
-        "spec": spec,
-    }

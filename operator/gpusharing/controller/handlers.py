@@ -33,6 +33,7 @@ async def follow_policies(
     `sessions` tells the caller what to close: kopf leaves it open when it is cancelled.
     """
     registry = kopf.OperatorRegistry()
+    heard = _after_each_list(lambda: touch("", ""))
 
     # Without a log-in kopf neither runs nor stops: it has to try again, and sooner than after its minute.
     @kopf.on.login(registry=registry, backoff=1.0)
@@ -42,7 +43,7 @@ async def follow_policies(
             connector=aiohttp.TCPConnector(limit=4, ssl=access.tls or True),
             headers={"Authorization": token} if token else {},
             proxy=access.proxy,
-            middlewares=[_called(access.tls_server_name)] if access.tls_server_name else (),
+            middlewares=(heard, *([_called(access.tls_server_name)] if access.tls_server_name else ())),
         )
         sessions[:] = [*(known for known in sessions if not known.closed), session]
         expiration = datetime.now(UTC) + TOKEN_LIFE
@@ -60,6 +61,26 @@ async def follow_policies(
         ready_flag=running,
         identity=IDENTITY,
     )
+
+
+def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
+    """Call `act` when kopf begins to watch what it has just listed: at its start, and after a 410.
+
+    Nobody tells kopf of a policy that went before its list, and its list says nothing of what is missing. What goes
+    later the watch tells.
+    """
+    listed = False
+
+    async def told(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        nonlocal listed
+        if request.url.path.endswith(f"/{names.POLICIES}"):
+            watches = "watch" in request.url.query
+            if watches and listed:
+                act()
+            listed = not watches
+        return await send(request)
+
+    return told
 
 
 def _called(name: str) -> aiohttp.ClientMiddlewareType:

@@ -50,7 +50,7 @@ class Assembly:
             self.client,
             self.settings.plan,
             self.wake,
-            admin_mig_map=self.settings.admin_mig_config_map,
+            admin_maps=self.settings.admin_maps,
             agent_namespace=self.settings.agent_namespace,
             maintenance_keys=frozenset(self.settings.maintenance_keys),
         )
@@ -94,7 +94,7 @@ class Assembly:
             self.client,
             sources,
             self.settings.plan,
-            self.settings.admin_mig_config_map,
+            self.settings.admin_maps,
             executor.evictions,
             executor.failures,
             executor.unsure,

@@ -376,7 +376,8 @@ def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -
     mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
     kinds = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready): v for v in mine}
     bearings = {bearing(verdict, ready=kind[3]) for kind, verdict in kinds.items()}
-    return policy.uid, policy.generation, policy.deleting, plan.objections.get(policy.name), bearings
+    of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
+    return policy.uid, policy.generation, policy.deleting, *of_others, bearings
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

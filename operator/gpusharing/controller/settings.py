@@ -12,11 +12,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gpusharing.api.settingtypes import Period, Port, Seconds, listed
 from gpusharing.kube.foreign import find_problem
+from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.snapshot.views import PlanSettings
 
 PREFIX = "GPUSHARING_"
 EXAMPLES = {
     "maintenance_keys": "example.com/maintenance",
+    "neighbour_labels": "example.com/hands-off=true",
     "protected_namespaces": "kube-system,monitoring",
     "unsafe_drivers": "570,580.95.05",
 }
@@ -45,6 +47,8 @@ class Settings:
     """Settings that decisions depend on; each has a variable of its own too."""
     admin_mig_config_map: str = ""
     """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty: none."""
+    admin_plugin_config_map: str = ""
+    """ConfigMap there whose device-plugin configurations are merged into ours; empty: none."""
     agent_namespace: str = "gpusharing-agent"
     """Where the agent's pods are; empty: our own namespace."""
     maintenance_keys: MaintenanceKeys = ()
@@ -79,6 +83,11 @@ class Settings:
     listen: str = "0.0.0.0"
     """Address of the two ports."""
 
+    @property
+    def admin_maps(self) -> AdminMaps:
+        """The ConfigMaps of an admin's own."""
+        return AdminMaps(self.admin_plugin_config_map, self.admin_mig_config_map)
+
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Read every GPUSHARING_<NAME>. Raises SettingsError for a value of the wrong kind or an unknown name."""
@@ -95,6 +104,8 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
     _check_lease(settings)
+    _check_marks(settings)
+    _check_admin_maps(settings)
     return settings
 
 
@@ -136,3 +147,29 @@ def _check_lease(settings: Settings) -> None:
             f" {PREFIX}LEASE_SECONDS={settings.lease_seconds:g} must each be larger than the one before;"
             " for example 2, 10 and 15"
         )
+
+
+def _check_marks(settings: Settings) -> None:
+    """What we set while we work may not be what keeps us from working."""
+    for entry in settings.plan.neighbour_labels:
+        key = entry.partition("=")[0]
+        if key in settings.maintenance_keys:
+            raise SettingsError(
+                f"{PREFIX}MAINTENANCE_KEYS and {PREFIX}NEIGHBOUR_LABELS both name {key}: the operator would keep itself"
+                " away from every node that it changes"
+            )
+
+
+def _check_admin_maps(settings: Settings) -> None:
+    """Merged into itself, a ConfigMap of ours would keep every entry for good and never be put right."""
+    ours = settings.plan.plugin_config_map, settings.plan.mig_config_map
+    given = {
+        "ADMIN_PLUGIN_CONFIG_MAP": settings.admin_plugin_config_map,
+        "ADMIN_MIG_CONFIG_MAP": settings.admin_mig_config_map,
+    }
+    for name, value in given.items():
+        if value in ours:
+            raise SettingsError(
+                f"{PREFIX}{name}={value} is the operator's own ConfigMap: name the one of which entries are to be"
+                " merged into it, or none"
+            )

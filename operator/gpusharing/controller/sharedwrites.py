@@ -150,21 +150,36 @@ class SharedWrites:
         log.info("ClusterPolicy pointed at our ConfigMaps", clusterpolicy=name, fields=sorted(action.wanted))
 
     async def _set_finalizer(self, action: SetFinalizer) -> None:
+        """Where the policy has changed meanwhile, ours is still put on, for nobody is kept from anything by that. It is
+        not taken off: the change may be the very deletionPolicy that needs it, so the next pass decides."""
         version, present = self.policies.finalizers(action.policy)
         for _ in range(TRIES):
             others = [name for name in present if name != names.FINALIZER]
             wanted = [*others, names.FINALIZER] if action.present else others
             if list(present) == wanted:
                 return
-            metadata = {"finalizers": wanted, "resourceVersion": version}
+            metadata: JSON = {"finalizers": wanted, "resourceVersion": version}
+            if action.uid:
+                metadata["uid"] = action.uid
             try:
                 self.policies.accept(await self.client.patch(POLICIES, action.policy, {"metadata": metadata}))
             except NotFound:
                 return
             except Conflict:
-                raw = await self.client.get(POLICIES, action.policy)
+                raw = await self._reread(action.policy)
+                if raw is None or not action.present or action.uid not in ("", raw["metadata"]["uid"]):
+                    return
                 version = str(raw["metadata"]["resourceVersion"])
                 present = tuple(raw["metadata"].get("finalizers") or ())
             else:
                 return
         raise Conflict(f"policy {action.policy} changed {TRIES} times while we wrote to it")
+
+    async def _reread(self, policy: str) -> JSON | None:
+        """The policy as it is now, which the next pass decides on; None: it is gone."""
+        try:
+            raw = await self.client.get(POLICIES, policy)
+        except NotFound:
+            return None
+        self.policies.accept(raw)
+        return raw

@@ -1,4 +1,4 @@
-"""`gpusharing-uninstall-check`: the chart's pre-delete hook. Reads Nodes, writes nothing."""
+"""`gpusharing-uninstall-check`: the chart's pre-delete hook. Reads Nodes and policies, writes nothing."""
 
 import asyncio
 import os
@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping
 
 from gpusharing.controller.settings import SettingsError, from_environment
-from gpusharing.kube.client import CLUSTER_POLICIES, NODES, Followable
-from gpusharing.kube.convert import node_view
-from gpusharing.kube.errors import KubeError
+from gpusharing.kube.client import CLUSTER_POLICIES, NODES, POLICIES, Followable
+from gpusharing.kube.convert import node_view, policy_view
+from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import environment_login
 from gpusharing.kube.raw import text
-from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.uninstall import Farewell, find_farewell
 
 REFUSED = 1
@@ -23,13 +23,22 @@ async def ask(client: Followable, settings: PlanSettings) -> Farewell:
     """Whether the operator may be uninstalled. When that cannot be read the answer is no, with the server's words."""
     try:
         nodes = [node_view(raw) async for page in client.pages(NODES) for raw in page.items]
+        policies = await _policies(client)
     except KubeError as error:
         return Farewell(
             False,
-            f"NOT UNINSTALLED: whether a node is in the middle of a change cannot be read: {error}\n"
+            f"NOT UNINSTALLED: whether a node or a policy needs the operator cannot be read: {error}\n"
             "To uninstall all the same: helm uninstall --no-hooks",
         )
-    return find_farewell(nodes, settings, await _cluster_policies(client))
+    return find_farewell(nodes, settings, await _cluster_policies(client), policies)
+
+
+async def _policies(client: Followable) -> list[PolicyView]:
+    """Of a kind that is gone already there are none."""
+    try:
+        return [policy_view(raw) async for page in client.pages(POLICIES) for raw in page.items]
+    except NotFound:
+        return []
 
 
 async def _cluster_policies(client: Followable) -> list[str]:

@@ -77,11 +77,13 @@ def error_of_event(request: Request, status_object: JSON) -> KubeError:
     return error_of(request, code if isinstance(code, int) else 500, status_object)
 
 
+HINT = "the chart grants what is needed when rbac.create is true"
+
+
 def _forbidden(request: Request, answer: object, message: str) -> Forbidden:
     if "NamespaceTerminating" in _causes(answer):
         return Forbidden(message, namespace_terminating=True)
-    hint = "the chart grants what is needed when rbac.create is true"
-    return Forbidden(f"no right to {request.what}: {message} ({hint})")
+    return Forbidden(f"no right to {request.what}: {message}", hint=HINT)
 
 
 def _too_many(answer: object, message: str, seconds: float | None) -> KubeError:

@@ -28,6 +28,7 @@ from gpusharing.planning.gpus.health import WELL, Vitals
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.reset import under_deletion
 from gpusharing.planning.words.findings import Finding
 
 
@@ -131,7 +132,7 @@ def policy_view(raw: JSON) -> PolicyView:
     checked = validate_policy(raw)
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
-    return PolicyView(
+    view = PolicyView(
         name=text(metadata, "name"),
         uid=text(metadata, "uid"),
         generation=whole(metadata, "generation"),
@@ -144,6 +145,7 @@ def policy_view(raw: JSON) -> PolicyView:
         approved=annotations.get(names.ANNOTATION_APPROVE, ""),
         resumed=annotations.get(names.ANNOTATION_RESUME, ""),
     )
+    return under_deletion(view, resets=text(raw, "spec", "deletionPolicy") == "Reset")
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:

@@ -41,9 +41,11 @@ class Forbidden(KubeError):
 
     message: str
     namespace_terminating: bool = False
+    hint: str = ""
+    """What grants the right to the operator: of no use to anybody else."""
 
     def __str__(self) -> str:
-        return self.message
+        return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
 @dataclass

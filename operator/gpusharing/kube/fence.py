@@ -96,9 +96,10 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
     """The body of the JSON merge patch on the Node.
 
     Check-then-act writes are conditional on `resource_version`. `LabelNode` touches only fields that we alone
-    own and is not, unless it takes the start-up taint away, for a list of taints is written whole. Only a proof does
-    that (docs/design/way.md#gate). All name the UID: a Node that was deleted and created again under the same name is
-    another node, and the server answers Conflict, or Invalid where no resourceVersion is given.
+    own and is not, unless it takes the start-up taint away, for a list of taints is written whole, or forgets the node,
+    which it may do only as it was seen. Only a proof takes that taint (docs/design/way.md#gate). All name the UID: a
+    Node that was deleted and created again under the same name is another node, and the server answers Conflict, or
+    Invalid where no resourceVersion is given.
     """
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
@@ -119,6 +120,8 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
                 spec["unschedulable"] = None
         case LabelNode():
             labels = action.labels
+            if action.forget:
+                annotations |= dict.fromkeys((names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED))
         case _:
             assert_never(action)
     opens = False
@@ -127,7 +130,7 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
         if action.node.gate is not None:
             opens, spec["taints"] = True, opened(action.node.gate)
     metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
-    if opens or not isinstance(action, LabelNode):
+    if opens or not isinstance(action, LabelNode) or action.forget:
         metadata["resourceVersion"] = resource_version
     patch = {"metadata": {key: value for key, value in metadata.items() if value}}
     return {**patch, "spec": spec} if spec else patch
@@ -135,8 +138,11 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 
 def _grown(before: object, ours: JSON) -> JSON:
     """Our keys of a claim, and those of the same claim that we do not know."""
-    same = isinstance(before, dict) and ours.items() <= before.items()
-    return {**before, **ours} if isinstance(before, dict) and same else ours
+    if not isinstance(before, dict):
+        return ours
+    if any(before.get(key) != value for key, value in ours.items() if key != "wave"):
+        return ours
+    return {**{key: value for key, value in before.items() if key not in _KEYS[Claim]}, **ours}
 
 
 class _Damaged(ValueError):
@@ -179,7 +185,7 @@ _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} fo
 
 def _encode(record: Fence | Deferred | Verified | Claim) -> JSON:
     written: JSON = _WRITERS[type(record)].dump_python(
-        record, mode="json", by_alias=True, exclude={"unknown"}
+        record, mode="json", by_alias=True, exclude={"unknown"}, exclude_defaults=isinstance(record, Claim)
     )
     return written
 

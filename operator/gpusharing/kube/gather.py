@@ -1,13 +1,13 @@
 """reads → one frozen ClusterSnapshot. Inputs that did not change keep their identity, for the planner's memo."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from gpusharing.api.names import DisruptionClass
+from gpusharing.api.names import LABEL_PLUGIN_CONFIG, DisruptionClass
 from gpusharing.kube.actuatorlog import ActuatorLogs
 from gpusharing.kube.budgets import Budgets
 from gpusharing.kube.client import PODS, KubeClient
@@ -17,7 +17,15 @@ from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
 from gpusharing.kube.gangs import Gangs
 from gpusharing.kube.pending import count_pending
 from gpusharing.kube.podlookups import PodLookups
-from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, NODE_CONFIG_SUFFIX, Sources, by_node
+from gpusharing.kube.sources import (
+    MIG_MANAGER,
+    MPS_DAEMON,
+    NO_MAPS,
+    NODE_CONFIG_SUFFIX,
+    AdminMaps,
+    Sources,
+    by_node,
+)
 from gpusharing.kube.written import MIG_KEY, OurConfigMaps
 from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
 from gpusharing.planning.drain.rules import asks_for_namespaces
@@ -27,7 +35,7 @@ from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, CallFailur
 from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.podviews import EvictionMemory, GangView, NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim
-from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.way.quiet import is_at_work
@@ -55,7 +63,7 @@ class Gatherer:
     client: KubeClient
     sources: Sources
     settings: PlanSettings
-    admin_mig_map: str = ""
+    admin_maps: AdminMaps = NO_MAPS
     evictions: Mapping[str, Mapping[str, EvictionMemory]] = field(default_factory=dict)
     """The executor's memory of refused evictions, by node and pod UID."""
     failures: Mapping[str, CallFailure] = field(default_factory=dict)
@@ -65,6 +73,8 @@ class Gatherer:
     parallel: int = 16
     on_late: Callable[[], None] = lambda: None
     """Called when a LIST came for which no snapshot waited."""
+    silent: bool = False
+    """Nothing is logged: it is part of a program whose output is the answer to a question."""
     work: dict[str, NodeWork] = field(default_factory=dict)
     write_error: str = ""
     """Why the executor's last write of our ConfigMaps was refused."""
@@ -209,7 +219,7 @@ class Gatherer:
         maps, settings = self.sources.config_maps.items, self.settings
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
-        admin = maps.get(self.admin_mig_map) if self.admin_mig_map else None
+        admin, admin_plugin = maps.get(self.admin_maps.mig), maps.get(self.admin_maps.plugin)
         cluster_policy = self.sources.cluster_policy
         view = StackView(
             cluster_policy=cluster_policy,
@@ -218,6 +228,13 @@ class Gatherer:
             mig_file=ours.mig.data.get(MIG_KEY, ""),
             written=ours.written(now),
             admin_mig_file=admin.data.get(MIG_KEY, "") if admin else "",
+            admin_plugin_configs=admin_plugin.data if admin_plugin else {},
+            missing_entries=self._missing_entries(cluster_policy, ours.plugin.data),
+            missing_maps=tuple(
+                sorted(
+                    name for name in {self.admin_maps.plugin, self.admin_maps.mig} - {""} if name not in maps
+                )
+            ),
             generated_mig_files={
                 name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
                 for name, config_map in maps.items()
@@ -239,20 +256,30 @@ class Gatherer:
             seen_mig_entries=ours.seen_mig_entries,
         )
         if self._stack != view:
-            self._tell(self._stack, view)
+            if not self.silent:
+                self._tell(self._stack, view)
             self._stack = view
         assert self._stack is not None, "set a line above"
         return self._stack
+
+    def _missing_entries(self, policy: ClusterPolicyView | None, held: Collection[str]) -> tuple[str, ...]:
+        if policy is None or policy.plugin_config_name == self.settings.plugin_config_map:
+            return ()  # no pointer to move; a Node that names nothing is told of by itself
+        told = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
+        return tuple(sorted(told - {"", *held}))
 
     def _pointer_error(self) -> str:
         failure = self.failures.get(CLUSTER_POLICY)
         return failure.message if failure is not None and failure.lasts else ""
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
+        for name in now.missing_maps:
+            if before is None or name not in before.missing_maps:
+                log.warning("the admin's ConfigMap is not there", configmap=name)
         problem = migfile.read_admin(now.admin_mig_file).problem
         if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
             log.warning(
-                "entries of the admin's ConfigMap are left out", configmap=self.admin_mig_map, why=problem
+                "entries of the admin's ConfigMap are left out", configmap=self.admin_maps.mig, why=problem
             )
 
     # --- pods of nodes in work -------------------------------------------------------------------------------

@@ -5,10 +5,13 @@ OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: 
 18 MiB of memory (docs/adr/0014).
 """
 
+import ast
+import logging
 import os
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -139,6 +142,9 @@ class OfficialLogin:
     """A kubeconfig, or without one the service account, as the official client reads them."""
 
     kubeconfig: Path | None
+    """One file, or several with the path separator between."""
+    context: str = ""
+    """Of the kubeconfig; empty: its current one."""
     _loaded: Any = None
     _access: Access | None = None
 
@@ -176,17 +182,56 @@ class OfficialLogin:
             raise Unauthorized(f"KUBECONFIG={self.kubeconfig} is set, and {NO_CLIENT}") from error
 
         configuration = Configuration()
+        where = f"kubeconfig {self.kubeconfig}" if self.kubeconfig else "the service account of this pod"
         try:
-            if self.kubeconfig is None:
-                config.load_incluster_config(client_configuration=configuration)
-            else:
-                await config.load_kube_config(
-                    str(self.kubeconfig), client_configuration=configuration, persist_config=False
-                )
+            with _complaints() as complaints:
+                if self.kubeconfig is None:
+                    config.load_incluster_config(client_configuration=configuration)
+                else:
+                    await config.load_kube_config(
+                        str(self.kubeconfig),
+                        context=self.context or None,
+                        client_configuration=configuration,
+                        persist_config=False,
+                    )
         except (config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
-            where = f"kubeconfig {self.kubeconfig}" if self.kubeconfig else "the service account of this pod"
             raise Unauthorized(f"no credentials from {where}: {error}") from error
+        # Where a login program fails the client would go on as nobody, and be refused as somebody without rights.
+        if complaints and not configuration.api_key and not configuration.cert_file:
+            raise Unauthorized(f"no credentials from {where}: {'; '.join(complaints)}. Log in again")
         return configuration
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What the official client only writes into its log, such as what a login program said as it failed."""
+    told: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(_readable(record.getMessage()))
+
+    log, listener = logging.getLogger("kubernetes.aio.config.kube_config"), Listener(logging.ERROR)
+    passed_on = log.propagate
+    log.addHandler(listener)
+    log.propagate = False
+    try:
+        yield told
+    finally:
+        log.removeHandler(listener)
+        log.propagate = passed_on
+
+
+def _readable(text: str) -> str:
+    """The client writes what a program said as Python writes bytes."""
+    head, found, rest = text.partition(". b")
+    if not found:
+        return text
+    try:
+        said = ast.literal_eval(f"b{rest}")
+    except (SyntaxError, ValueError):
+        return text
+    return f"{head}: {' '.join(said.decode(errors='replace').split())}"
 
 
 def _access(configuration: Any) -> Access:

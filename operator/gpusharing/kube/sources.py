@@ -57,6 +57,17 @@ class PodPlace:
 
 
 @dataclass(frozen=True, slots=True)
+class AdminMaps:
+    """Names of ConfigMaps whose entries are merged into ours, in the same namespace; empty: none."""
+
+    plugin: str = ""
+    mig: str = ""
+
+
+NO_MAPS = AdminMaps()
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigMapView:
     """Data, the annotation that tells when each entry was written, and whose it is."""
 
@@ -88,13 +99,15 @@ class Sources:
         settings: PlanSettings,
         wake: Callable[[], None],
         *,
-        admin_mig_map: str = "",
+        admin_maps: AdminMaps = NO_MAPS,
         agent_namespace: str = "",
         maintenance_keys: frozenset[str] = frozenset(),
     ) -> None:
         """`wake` is called after every change. `agent_namespace`: where the agents are; empty: our own namespace."""
         self._client, self._wake = client, wake
-        self._read_maps = frozenset({settings.plugin_config_map, settings.mig_config_map, admin_mig_map})
+        self._read_maps = frozenset(
+            {settings.plugin_config_map, settings.mig_config_map, admin_maps.plugin, admin_maps.mig}
+        )
         self._our_maps: set[str] = set()
         """UIDs; noted at every event and answer, or a mark that is soon removed would be missed."""
         pods = agent_namespace or settings.namespace

@@ -41,6 +41,8 @@ class SetFinalizer:
 
     policy: str
     present: bool
+    uid: str = ""
+    """Of the policy that was decided about; another one of its name is left alone. Empty: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +143,13 @@ class Release:
 @dataclass(frozen=True, slots=True)
 class LabelNode:
     """Write only our own labels and the record of what was proven (adoption, change of owner). Not conditional, unless
-    a proven node waits behind the start-up taint, which then goes in the same PATCH."""
+    a proven node waits behind the start-up taint, which then goes in the same PATCH, or is forgotten."""
 
     node: NodeView
     labels: Mapping[str, str | None]
     verified: Verified | None = None
+    forget: bool = False
+    """The records of what was proven and given up go too: nothing of ours stays on the node."""
 
 
 Action = (

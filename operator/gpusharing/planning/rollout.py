@@ -19,6 +19,7 @@ What holds after every action and from every interrupted prefix (tests/planning/
   (p) nobody is evicted while a paused policy holds its changes
   (q) a gang starts as a whole where the budget has room for it
   (r) a wave is given back as a whole
+  (s) a policy that resets its nodes forgets none before all are whole
 
 The decision, in this order: whose is each node (own); what is it to be, and is it (assess); how far is it on its way
 (judge); who begins now (choose); what is written once for all (shared). What is asked about every node is asked through
@@ -26,7 +27,7 @@ the memo, which keeps answers and knows nothing of what they mean: a pass costs 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from operator import attrgetter
@@ -35,8 +36,8 @@ from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.actions import Action, SetClaims, WriteConfig
 from gpusharing.planning.memo import Memo
 from gpusharing.planning.pools.common import Common
-from gpusharing.planning.pools.pool import Pool, is_unavailable, select
-from gpusharing.planning.pools.pooled import Member
+from gpusharing.planning.pools.forgetting import find_forgotten
+from gpusharing.planning.pools.pool import Pool, select
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
@@ -49,11 +50,12 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, Gpu
 from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
 from gpusharing.planning.wanted.configmaps import plan_config
-from gpusharing.planning.wanted.ownership import Owners, find_claimants
+from gpusharing.planning.wanted.ownership import Owners, find_claimants, find_coming
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, Wish
 from gpusharing.planning.way.callverdicts import Failing
 from gpusharing.planning.way.guard import not_judged
+from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.nodefacts import (
     Judged,
     NodeFacts,
@@ -92,6 +94,8 @@ class RolloutPlan:
     """What was found at nodes that their pods block; the caller puts both into the next snapshot."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
     """What held pools would disturb."""
+    coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By policy: nodes that it owns and that another policy's change keeps until it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +125,18 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     for name in failed:
         facts.pop(name, None)
 
-    verdicts = _verdicts(snapshot, owners, judged, failed)
-    verdicts |= hold_together(verdicts, _fences(snapshot), snapshot.nodes, snapshot.policies, now)
+    members = _members(snapshot, owners, judged, failed)
+    verdicts = {name: member.verdict for name, member in members.items()}
+    held = hold_together(verdicts, _fences(snapshot), snapshot.nodes, snapshot.policies, now)
+    verdicts |= held
+    members |= {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
     failing = Failing(snapshot.call_failures, snapshot.claims, now)
-    pools = _pools(snapshot, facts, verdicts, _cases(snapshot, facts, judged, now), failing)
+    pools = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     offered = _offered(facts.values())
     choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
     verdicts |= choice.verdicts
+    verdicts |= find_forgotten(pools, verdicts, snapshot.nodes)
     previews = find_previews(pools, verdicts, snapshot, offered, now)
 
     targets = _targets(facts)
@@ -145,6 +153,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         differing=frozenset(name for name, one in judged.items() if one.differs),
         looks=choice.looks,
         previews=previews.known,
+        coming=find_coming(owners, _fences(snapshot)),
         wake_at=_wake(verdicts, pools, previews, now),
     )
 
@@ -211,21 +220,21 @@ def judge(
     return memo.each(partial(judge_facts, now=now), rows, lasts=attrgetter("lasts"), failed=failed)
 
 
-def _verdicts(
+def _members(
     snapshot: ClusterSnapshot,
     owners: Mapping[str, str],
     judged: Mapping[str, Judged],
     failed: Mapping[str, Exception],
-) -> dict[str, Verdict]:
+) -> dict[str, Member]:
     """What each node is told, in the order of their names; those that nobody can judge are told that."""
-    verdicts = {name: one.verdict for name, one in judged.items() if one.verdict is not None}
+    members = {name: one.member for name, one in judged.items() if one.member is not None}
     if not failed:
-        return verdicts
+        return members
     for name, error in failed.items():
         node = snapshot.nodes[name]
         owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
-        verdicts[name] = not_judged(node, owner, error)
-    return dict(sorted(verdicts.items()))
+        members[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
+    return dict(sorted(members.items()))
 
 
 def _cases(
@@ -241,25 +250,17 @@ def _cases(
 
 
 def _pools(
-    snapshot: ClusterSnapshot,
-    facts: Mapping[str, NodeFacts],
-    verdicts: Mapping[str, Verdict],
-    cases: Mapping[str, NodeCase],
-    failing: Failing,
+    snapshot: ClusterSnapshot, members: Mapping[str, Member], cases: Mapping[str, NodeCase], failing: Failing
 ) -> dict[str, Pool]:
     """The nodes of every policy: how many are away, and who waits."""
     pools = {policy.name: Pool(policy) for policy in snapshot.policies}
-    nodes, claims = snapshot.nodes, snapshot.claims
-    for name, verdict in verdicts.items():
-        known = facts.get(name)
-        policy = known.policy.name if known and known.policy else verdict.policy
-        if (pool := pools.get(policy)) is None:
+    claims = snapshot.claims
+    for name, member in members.items():
+        if (pool := pools.get(member.policy)) is None:
             continue
-        if verdict.candidate and not failing.holds(name):
+        if member.verdict.candidate and not failing.holds(name):
             pool.candidates.append(cases[name])
-        member = Member(nodes[name], verdict, known.assessment if known else None)
-        used = is_unavailable(nodes[name]) or (name in claims and _holds_slot(verdict, failing))
-        pool.count(member, used=used, newcomer=is_newcomer(nodes[name], snapshot.gpunodes.get(name)))
+        pool.count(member, claimed=name in claims and _holds_slot(member.verdict, failing))
     return pools
 
 
@@ -336,7 +337,7 @@ def share(
     """Configuration, finalizers and claims: written once, before anything that needs them."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, _fences(snapshot)
-    claims = {name: Claim(nodes[name].uid, fence.policy, fence.op) for name, fence in fences.items()}
+    claims = {name: Claim.of(nodes[name].uid, fence) for name, fence in fences.items()}
     claims |= unfenced
     actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
     if claims != dict(snapshot.claims):
@@ -353,7 +354,7 @@ def configure(
     memo: Memo,
 ) -> WriteConfig | None:
     """The ConfigMaps as they should be; None when they are."""
-    plugins = {target.plugin_key: target.plugin for target in targets}
+    plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
     question = partial(_configure, nodes=snapshot.nodes, wishes=wishes)
     models, plugins = memo.same("models", models), memo.same("plugins", plugins)
     change, _ = memo.ask(question, snapshot.policies, models, plugins, snapshot.stack, lasts=_is_settled)

@@ -46,9 +46,10 @@ template:
     nodeSelector:
       {{- toYaml . | nindent 6 }}
     {{- end }}
-    {{- with .Values.operator.tolerations }}
     tolerations:
+      - {key: gpusharing.dev/unproven, operator: Exists, effect: NoSchedule}
+      {{- with .Values.operator.tolerations }}
       {{- toYaml . | nindent 6 }}
-    {{- end }}
+      {{- end }}
 {{- end }}
 {{- end }}

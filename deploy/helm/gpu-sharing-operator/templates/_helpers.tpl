@@ -71,3 +71,10 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "gpusharing.operatorAc
 {{- define "gpusharing.agentUser" -}}
 system:serviceaccount:{{ include "gpusharing.agentNamespace" . }}:{{ include "gpusharing.agentAccount" . }}
 {{- end }}
+
+{{- /* Further marks on a Node that changes, as the operator's variable has them: key=value, key=value. */}}
+{{- define "gpusharing.neighbourLabels" -}}
+{{- $found := list -}}
+{{- range $key, $value := .Values.operator.neighbourLabels }}{{ $found = append $found (printf "%s=%s" $key $value) }}{{ end -}}
+{{- join "," $found -}}
+{{- end }}

@@ -7,6 +7,11 @@
    devicePlugin.config.name: {{ include "gpusharing.pointer" (list (index . 2) $ours.pluginConfigMap) }}
    migManager.config.name: {{ include "gpusharing.pointer" (list (index . 3) $ours.migConfigMap) }}
    mig.strategy: {{ with index . 4 }}{{ . }}, which overrides what a policy says{{ else }}nothing, so each policy says it{{ end }}
+{{- if not (or $ours.adminPluginConfigMap (has (index . 2) (list "" $ours.pluginConfigMap))) }}
+
+   Nodes whose labels name entries of {{ index . 2 }} lose their GPUs when the pointer moves, unless these are merged
+   first (value gpuOperator.adminPluginConfigMap). `kubectl gpusharing import` gives the commands and the policies.
+{{- end }}
 {{- end }}
 {{- define "gpusharing.pointer" -}}
 {{- $now := index . 0 }}{{ $ours := index . 1 }}

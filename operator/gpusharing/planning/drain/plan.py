@@ -47,6 +47,8 @@ class DrainPlan:
     """Whoever is left is leaving, and the policy wants the node empty at the end of the drain."""
     holders: int = 0
     """Pods that still hold a GPU, blocked ones included; -1: unknown, the pods could not be listed."""
+    first: str = ""
+    """`namespace/name` of the first of them that are asked to go or leave already; empty: there are none."""
     blockers: tuple[Blocker, ...] = ()
     """What a person may have to look at; the drain goes on trying."""
     jobs: tuple[PodView, ...] = ()
@@ -96,6 +98,7 @@ def plan_drain(found: Standings, now: datetime, end: datetime | None = None) -> 
         delete=tuple(one.pod for one in forced),
         only_leaving=waits_for_forced(found, end),
         holders=found.holders,
+        first=min((one.pod.ref for one in (*found.staying, *found.leaving)), default=""),
         blockers=merge(
             (
                 *_kept(found, _to_evict(found), now),

@@ -1,17 +1,20 @@
 """The hash of a plan, by which a person approves it: what is to become of which nodes, and how much that disturbs.
 
 It goes by the plan as it was when the change of each node began: pods and progress are not in it, and an approval lasts
-until the plan is carried out. A node that joins or leaves, and every edit of the policy, make another plan.
+until the plan is carried out. A node that joins or leaves, and every edit of the policy, make another plan. So does a
+node that drifted since, where putting it right disturbs more than what was approved; drift of less is covered.
+
+Every edit: a spec that comes back after another one has the same words, and nobody looked at its plan again.
 """
 
 from collections.abc import Sequence
 from hashlib import sha256
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.pools.pooled import Member
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import owed_for
+from gpusharing.planning.way.members import Member
 
 LENGTH = 7
 """Characters of a hash: enough to tell two plans apart, and short enough to be read out."""
@@ -30,10 +33,12 @@ def _row(policy: PolicyView, member: Member) -> tuple[str, str, str] | None:
     if not isinstance(found, Assessed):
         return None
     planned = _planned(policy, member)
+    if planned is None and found.mismatch is None:
+        return None
     if planned is None:
-        if found.mismatch is None:
-            return None
         planned = found.disruption
+    if member.node.fence is None and found.mismatch is not None:
+        planned = max(planned, found.disruption, key=lambda one: one.severity)
     return member.node.uid, owed_for(found.target), str(planned)
 
 

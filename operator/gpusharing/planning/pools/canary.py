@@ -1,15 +1,18 @@
 """The first nodes of a change, which the others wait for.
 
-Which they are is read from the Nodes, from the fences and proofs of this generation of the policy: a restart changes
-nothing.
+Which they are is read from the Nodes, from the fences and proofs of this revision of the policy: a restart changes
+nothing, and neither does a pause.
 """
 
 from datetime import datetime
 
+from gpusharing.api.names import Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.pools.pooled import Member, Pooled
+from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.revision import find_revision, is_of
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
@@ -19,32 +22,33 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
     canary, policy = pooled.spec.rollout.canary, pooled.policy
     if canary is None or canary.nodes >= len(pooled.members):
         return None
-    proven = sorted(at for one in pooled.members if (at := proven_at(one, policy)) is not None)
+    revision = find_revision(policy)
+    proven = sorted(at for one in pooled.members if (at := proven_at(one, policy, revision)) is not None)
     if len(proven) >= canary.nodes:
         end = proven[canary.nodes - 1] + parse_duration(canary.soak)
         return None if pooled.now >= end else _soaks(canary.nodes, canary.soak, end)
-    begun = sum(_has_begun(one, policy) for one in pooled.members)
+    begun = sum(_has_begun(one, policy, revision) for one in pooled.members)
     left = canary.nodes - len(proven) - begun
     return left if left > 0 else _unproven(canary.nodes)
 
 
-def proven_at(member: Member, policy: PolicyView) -> datetime | None:
-    """When a change of this generation was proven on the node; None: none was."""
+def proven_at(member: Member, policy: PolicyView, revision: str) -> datetime | None:
+    """When a change to this revision was proven on the node; None: none was."""
     verified = member.node.verified
-    if (
-        verified is None
-        or verified.rolled_back
-        or (verified.policy_uid, verified.generation) != (policy.uid, policy.generation)
-    ):
+    if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
         return None
     return verified.changed_at
 
 
-def _has_begun(member: Member, policy: PolicyView) -> bool:
-    fence = member.node.fence
-    if fence is None or fence.stage == "yielded" or proven_at(member, policy) is not None:
+def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
+    """It is in flight for this revision; one of an earlier one that goes on turns to it with its next run."""
+    fence, phase = member.node.fence, member.verdict.phase
+    if fence is None or fence.stage == "yielded" or fence.policy_uid != policy.uid:
         return False
-    return (fence.policy_uid, fence.generation) == (policy.uid, policy.generation)
+    if proven_at(member, policy, revision) is not None:
+        return False
+    goes_on = phase.in_flight and phase not in (Phase.FAILED, Phase.ABORTING)
+    return is_of(fence, policy, revision) or goes_on
 
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:

@@ -16,9 +16,10 @@ from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.pools.common import Common, standing_look
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.looks import Look
-from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.attempts import failed_in
+from gpusharing.planning.wanted.revision import find_revision
+from gpusharing.planning.way.attempts import failed_in, owed_for
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import marks_for
 from gpusharing.planning.way.startgate import is_newcomer
@@ -26,6 +27,8 @@ from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason, merge
 from gpusharing.planning.words.reasons import Reason
 
+MAX_NAME = 40
+"""Characters of a policy's name that identify its changes."""
 UNKNOWN_PODS = 1000
 """A node whose pods nobody can count comes after all others."""
 
@@ -135,7 +138,7 @@ def try_start(candidate: Candidate, common: Common) -> tuple[Verdict, Look | Non
         look = look_at(case, policy, None, pods, crowded, slower=False)
         return blocked(case, look), look
     common.crowd.update(needed)
-    return begin(candidate), begun_look(candidate, pods)
+    return begin(candidate, common.resumed_wave(case)), begun_look(candidate, pods)
 
 
 def begun_look(candidate: Candidate, pods: Standings) -> Look:
@@ -148,7 +151,14 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
     """Start the change of this node. `wave` and `mates`: see `Fence`."""
     verdict = candidate.case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
     action = _fence(candidate)
+    verdict = replace(verdict, deadline=action.fence.deadline)
     return verdict.then(replace(action, fence=replace(action.fence, wave=wave, mates=mates)))
+
+
+def claim_of(verdict: Verdict, case: NodeCase) -> Claim | None:
+    """The slot that a start takes; None: the node does not start."""
+    begun = [action.fence for action in verdict.actions if isinstance(action, FenceNode)]
+    return Claim.of(case.node.uid, begun[0]) if begun else None
 
 
 def looking(case: NodeCase) -> Verdict:
@@ -169,15 +179,18 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
-    """What identifies a change of this policy that begins now."""
-    return f"{policy.name[:40]}.{policy.generation}.{int(case.now.timestamp() * 1000):x}"
+    """What identifies a change of this policy that begins now. A long name is cut, and told from its like by a hash."""
+    name = policy.name
+    if len(name) > MAX_NAME:
+        name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"
+    return f"{name}.{policy.generation}.{int(case.now.timestamp() * 1000):x}"
 
 
 def _fence(candidate: Candidate) -> FenceNode:
     case, assessed, policy = candidate.case, candidate.assessed, candidate.policy
     node, timeout = case.node, parse_duration(assessed.spec.drain.timeout)
     cordon = assessed.disruption in CORDONING
-    labels, annotations = marks_for(node)
+    labels, annotations = marks_for(node, case.settings.neighbour_labels)
     added = (*labels, *annotations)
     if cordon and names.LABEL_MODE in node.labels:
         labels[names.LABEL_MODE] = None
@@ -205,5 +218,7 @@ def _fence(candidate: Candidate) -> FenceNode:
         newcomer=candidate.newcomer,
         planned=assessed.disruption,
         failed_generation=failed_in(node, policy),
+        revision=find_revision(policy),
+        approved=owed_for(assessed.target) if assessed.spec.rollout.approval == "Manual" else "",
     )
     return FenceNode(node, fence, cordon, labels, annotations)

@@ -35,6 +35,8 @@ class Common:
     """Blocked nodes that were looked at within the last poll."""
     following: frozenset[str] = frozenset()
     """Nodes that share a gang with one in flight, and for which there was no room beside it."""
+    claimed_waves: Mapping[str, str] = field(default_factory=dict)
+    """By node with a claim and without a fence: the wave that it was about to start in; empty: in none."""
     places: Places | None = None
     """Where our own pod could be scheduled; None: we run in none."""
 
@@ -53,10 +55,26 @@ class Common:
             if (look := standing_look(case, policy, snapshot.looks)) is not None
         ]
         due, recent = find_due(last, now, poll), count_recent((look for _, look in last), now, poll)
-        fences = (node.fence for node in snapshot.nodes.values() if node.fence is not None)
-        following = frozenset(name for fence in fences for name in fence.mates)
+        fences = {node.name: node.fence for node in snapshot.nodes.values() if node.fence is not None}
+        following = frozenset(name for fence in fences.values() for name in fence.mates)
+        claimed_waves = {name: claim.wave for name, claim in snapshot.claims.items() if name not in fences}
         places = Places.of(snapshot.nodes.values()) if snapshot.settings.pod_name else None
-        return Common(offered, snapshot.looks, due=due, recent=recent, following=following, places=places)
+        return Common(
+            offered,
+            snapshot.looks,
+            due=due,
+            recent=recent,
+            following=following,
+            claimed_waves=claimed_waves,
+            places=places,
+        )
+
+    def resumed_wave(self, case: NodeCase) -> str:
+        """The wave in which the node was about to start when an operator ended between claim and fence; empty: none.
+
+        So a wave of which a part had begun stays one, however often that happens.
+        """
+        return self.claimed_waves.get(case.node.name, "")
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict, now: datetime) -> Look | None:
         """Count which budgets the pods of a fenced node still need, by its LIST or by the look before its fence.
@@ -83,6 +101,14 @@ class Common:
             return None
         self.crowd.update(dict(look.needs))
         return look
+
+
+def find_mates(case: NodeCase) -> frozenset[str]:
+    """The other nodes that the gangs of this node run on, as far as its pods were listed."""
+    gangs = case.work.gangs if case.work is not None else ()
+    return frozenset(
+        member.node for view in gangs for member in view.members if member.node not in ("", case.node.name)
+    )
 
 
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:

@@ -10,8 +10,10 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_canary
-from gpusharing.planning.pools.pooled import Member, Pooled
+from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.attempts import failed_in
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
@@ -47,16 +49,12 @@ def _halted(pooled: Pooled) -> str:
 
 def has_failed(member: Member, policy: PolicyView) -> bool:
     """The node failed after the point of no return in this generation of the policy, whatever became of it since."""
-    fence, verified = member.node.fence, member.node.verified
+    fence = member.node.fence
     if fence is not None and fence.policy_uid == policy.uid:
         fails = member.verdict.phase is Phase.FAILED and fence.stage == "actuating"
         if (fails and fence.generation == policy.generation) or fence.failed_generation == policy.generation:
             return True
-    return (
-        verified is not None
-        and verified.policy_uid == policy.uid
-        and verified.failed_generation == policy.generation
-    )
+    return failed_in(member.node, policy) == policy.generation
 
 
 def _unapproved(pooled: Pooled) -> str:
@@ -97,8 +95,8 @@ HOLDS = (
 
 
 def find_hold(pooled: Pooled, *, retried: bool = False) -> Finding | None:
-    """The first of HOLDS that holds; None: nodes may start. `retried`: asked about nodes that were rolled back and
-    that a person wants tried again, whatever has halted the others."""
+    """The first of HOLDS that holds; None: nodes may start. `retried`: asked about nodes that failed and that a
+    person wants tried again, whatever has halted the others."""
     for hold in HOLDS:
         if retried and hold.reason is Reason.HALTED:
             continue

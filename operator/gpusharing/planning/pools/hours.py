@@ -63,7 +63,7 @@ class Hours:
 
 def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
     """What a start needs of its window."""
-    proofs = (node.verified for node in nodes)
+    proofs = [node.verified for node in nodes]
     took = [(one.changed_at, one.took) for one in proofs if one is not None and one.changed_at and one.took]
     last = nlargest(RECENT, took)
     slowest = timedelta(seconds=max(seconds for _, seconds in last)) if last else UNKNOWN

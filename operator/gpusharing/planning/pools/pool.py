@@ -3,7 +3,8 @@
 limit      allowance(maxUnavailable, nodes of the policy); 0 freezes. Nodes without a GPU and products that the policy
            leaves out are none of its business: they are no part of a percentage and take no slot. Nodes that somebody
            keeps from changing (cordon, maintenance, switched-off operands) are; newcomers behind the start-up taint are
-           not, and take a slot of the operator-wide cap only (docs/design/way.md#gate)
+           not, and take a slot of the operator-wide cap only; all that holds the others holds them too
+           (docs/design/way.md#gate)
 used       a set: not Ready, cordoned by anyone, fenced, claimed or being deleted; a node counts once
            (a claim without a fence is left by a crash or a predecessor: that very node goes first)
 room       limit - used, and never more than the operator-wide cap leaves, or a place for our own pod (places.py)
@@ -20,20 +21,20 @@ from datetime import datetime
 
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import allowance
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.pools.canary import find_canary, waits_for_canaries
-from gpusharing.planning.pools.candidates import Candidate, find_candidate, op_of, try_start
+from gpusharing.planning.pools.candidates import Candidate, claim_of, find_candidate, try_start
 from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.holds import find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
 from gpusharing.planning.pools.places import LAST_PLACE
-from gpusharing.planning.pools.pooled import Member, Pooled
+from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.pools.waves import group, try_wave
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.records import Claim
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.way.attempts import was_rolled_back
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.attempts import is_tried_again
 from gpusharing.planning.way.guard import not_judged
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -59,7 +60,7 @@ class Pool:
     moving: int = 0
     """How many of the used ones are in a change of ours that goes on, and so come back."""
     members: list[Member] = field(default_factory=list)
-    """The others."""
+    """All that are its business, newcomers too."""
     _hours: tuple[datetime, int, Hours] | None = field(default=None, compare=False, repr=False)
     """What the windows said last, when, and of how many members: they are asked several times in a pass."""
 
@@ -68,16 +69,18 @@ class Pool:
         """Nodes that the budget is about."""
         return len(self.names) - self.outside
 
-    def count(self, member: Member, *, used: bool, newcomer: bool = False) -> None:
-        """Take a node of the policy into the budget. `used`: it is away, or about to be; `newcomer`: is_newcomer."""
+    def count(self, member: Member, *, claimed: bool = False) -> None:
+        """Take a node of the policy into the budget. `claimed`: it has a slot, and is about to be away."""
         verdict = member.verdict
         self.names.append(verdict.node)
-        if newcomer or verdict.reason in OUTSIDE:
-            self.outside += 1
-        else:
+        outside = verdict.reason in OUTSIDE
+        if not outside:
             self.members.append(member)
-            self.used += used
-            self.moving += used and verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+        if outside or member.newcomer:
+            self.outside += 1
+        elif member.away or claimed:
+            self.used += 1
+            self.moving += verdict.phase.in_flight and verdict.phase is not Phase.FAILED
 
     def hours(self, now: datetime) -> Hours:
         """What the windows of the policy say."""
@@ -85,7 +88,7 @@ class Pool:
         if spec is None:
             return ALWAYS
         if self._hours is None or self._hours[:2] != asked:
-            self._hours = (*asked, find_hours(spec, (one.node for one in self.members), now))
+            self._hours = (*asked, find_hours(spec, [one.node for one in self.members], now))
         return self._hours[2]
 
     def pooled(self, now: datetime) -> Pooled | None:
@@ -118,11 +121,6 @@ class Selection:
     """What is to be remembered of blocked candidates."""
 
 
-def is_unavailable(node: NodeView) -> bool:
-    """Whether the node counts as used, for whatever reason."""
-    return not node.ready or node.unschedulable or node.deleting or node.fence is not None
-
-
 def select(pool: Pool, cap: int, common: Common) -> Selection:
     """Choose among the candidates of a pool. `cap`: how many more nodes the whole operator may take."""
     pooled = pool.pooled(pool.candidates[0].now) if pool.candidates else None
@@ -135,7 +133,7 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
 
 def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
     """Among the candidates of a pool that nothing holds."""
-    room, most, full = _find_room(pool, pooled, cap, common)
+    room, most, cap, full, capped = _find_room(pool, pooled, cap, common)
     verdicts: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
     looks: dict[str, Look] = {}
@@ -153,15 +151,15 @@ def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
             verdicts, claims, looks = verdicts | went.verdicts, claims | went.claims, looks | went.looks
             continue
         if slots <= 0 or (candidate.needs_list and (hold or listed >= slots + LOOKAHEAD)):
-            wait = Finding(Reason.BUDGET_FULL, CAP_REACHED) if candidate.newcomer else full
+            wait = capped if candidate.newcomer else full
             verdict = case.verdict(Phase.PENDING, wait.reason, wait.message, candidate=True)
         else:
             verdict, look = try_start(candidate, common)
             listed += candidate.needs_list and verdict.wants_pods
-            if any(isinstance(action, FenceNode) for action in verdict.actions):
+            if (claim := claim_of(verdict, case)) is not None:
                 cap -= 1
                 room = min(room - (not candidate.newcomer), cap)
-                claims[case.node.name] = Claim(case.node.uid, pool.policy.name, op_of(case, pool.policy))
+                claims[case.node.name] = claim
         verdicts[case.node.name] = verdict
         if look is not None:
             looks[case.node.name] = look
@@ -170,25 +168,32 @@ def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
     return Selection(verdicts, claims, looks)
 
 
-def _find_room(pool: Pool, pooled: Pooled, cap: int, common: Common) -> tuple[int, int, Finding]:
-    """How many may start now, how many could ever go at once, and what those are told for which there is no room."""
+def _find_room(
+    pool: Pool, pooled: Pooled, cap: int, common: Common
+) -> tuple[int, int, int, Finding, Finding]:
+    """How many may start now and how many could ever go at once, both without newcomers; how many with these. Then what
+    the others are told for which there is no room, and what newcomers are."""
     most = min(pool.limit - pool.used, cap)
     room, most, full = max(0, most), most + pool.moving, Finding(Reason.BUDGET_FULL, _why_full(pool, cap))
+    capped = Finding(Reason.BUDGET_FULL, CAP_REACHED)
     canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
-    if isinstance(canaries, int) and canary is not None and canaries < room:
-        # A gang that is larger does not wait for its canaries, of which it may be all.
-        room = most = canaries
-        full = Finding(Reason.CANARY_SOAK, waits_for_canaries(canary.nodes))
+    if isinstance(canaries, int) and canary is not None:
+        waits = Finding(Reason.CANARY_SOAK, waits_for_canaries(canary.nodes))
+        if canaries < cap:
+            cap, capped = canaries, waits
+        if canaries < room:
+            # A gang that is larger does not wait for its canaries, of which it may be all.
+            room, most, full = canaries, canaries, waits
     spare = None if common.places is None else common.places.spare(pool.candidates)
     if spare is not None and spare < room:
         room, full = spare, Finding(Reason.BUDGET_FULL, LAST_PLACE)
-    return room, most if spare is None else min(most, max(1, spare)), full
+    return room, most if spare is None else min(most, max(1, spare)), cap, full, capped
 
 
 def _retried(pool: Pool, pooled: Pooled, hold: Finding, cap: int, common: Common) -> Selection:
-    """A halted pool lets those nodes start that went back after a failure and that a person wants tried again: the
-    others wait, as they do for a Failed node that is retried in its own slot."""
-    again = [case for case in pool.candidates if was_rolled_back(case.node, pool.policy)]
+    """A halted pool lets those nodes start that failed and that a person wants tried again: the others wait, as they do
+    for a Failed node that is retried in its own slot."""
+    again = [case for case in pool.candidates if is_tried_again(case.node, pool.policy)]
     if hold.reason is not Reason.HALTED or not again:
         return _held(pool, hold)
     names = {case.node.name for case in again}
@@ -203,7 +208,8 @@ def _held(pool: Pool, hold: Finding) -> Selection:
     """No candidate of the pool starts, and nobody looks at their pods."""
     phase, wake = phase_of(hold), hold.until
     verdicts = {
-        case.node.name: case.verdict(phase, hold.reason, hold.message, wake=wake) for case in pool.candidates
+        case.node.name: replace(case.verdict(phase, hold.reason, hold.message, wake=wake), deadline=wake)
+        for case in pool.candidates
     }
     return Selection(verdicts, {}, {})
 

@@ -6,20 +6,8 @@ from datetime import datetime
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.pools.hours import Hours
-from gpusharing.planning.proof.assess import Assessment
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.way.verdict import Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One node of a policy that its budget is about."""
-
-    node: NodeView
-    verdict: Verdict
-    """What it is told before the pools choose."""
-    assessment: Assessment | None
-    """Against the policy; None: nobody knows."""
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.members import Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +18,7 @@ class Pooled:
     spec: GPUSharingPolicySpec
     """The policy's."""
     members: Sequence[Member]
+    """Those that its budget is about."""
     frozen: bool
     """The limit is 0, whatever the pool has."""
     hours: Hours

@@ -69,7 +69,7 @@ def find_previews(
         before = _standing(snapshot.previews.get(name), policy)
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
-            known[name] = _preview(policy, verdict, work, offered, snapshot.settings)
+            known[name] = preview_of(policy, verdict, work, offered, snapshot.settings)
         elif before is not None:
             known[name] = before
         else:
@@ -108,9 +108,10 @@ def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
     return preview
 
 
-def _preview(
+def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, offered: AbstractSet[str], settings: PlanSettings
 ) -> Preview:
+    """What the change of one node would disturb, by its pods as they were listed. The policy has a spec."""
     assert policy.spec is not None, "a policy without a spec has no held nodes"
     drain = policy.spec.drain
     scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT)

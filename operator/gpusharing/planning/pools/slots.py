@@ -11,7 +11,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.actions import SetFinalizer
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.records import Claim
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -58,12 +58,20 @@ def plan_finalizers(
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):
         policy = pool.policy
-        wanted = name in claiming or (policy.finalizer and bool(pool.candidates))
+        wanted = name in claiming or (policy.finalizer and bool(pool.candidates)) or _resets(policy)
+        if policy.resetting:
+            wanted = name in claiming or bool(pool.names)
         if policy.deleting:
             wanted = any(_holds_up(node, name, verdicts[node.name]) for node in fenced)
-        if wanted != policy.finalizer and not (wanted and policy.deleting):
-            actions.append(SetFinalizer(name, wanted))
+        if wanted != policy.finalizer and not (wanted and policy.going):
+            actions.append(SetFinalizer(name, wanted, policy.uid))
     return actions
+
+
+def _resets(policy: PolicyView) -> bool:
+    """The finalizer is held from the start: nobody can put it on when the policy is being deleted already. What cannot
+    be read may have said so."""
+    return policy.finalizer if policy.spec is None else policy.spec.deletion_policy == "Reset"
 
 
 def _holds_up(node: NodeView, policy: str, verdict: Verdict) -> bool:

@@ -14,14 +14,15 @@ from gpusharing.planning.pools.candidates import (
     begin,
     begun_look,
     blocked,
+    claim_of,
     look_at,
     looking,
     op_of,
 )
-from gpusharing.planning.pools.common import Common
+from gpusharing.planning.pools.common import Common, find_mates
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Claim
-from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -31,14 +32,6 @@ MAX_MATES = 20
 
 
 # --- who goes together -----------------------------------------------------------------------------------------
-
-
-def find_mates(case: NodeCase) -> frozenset[str]:
-    """The other nodes that the gangs of this node run on, as far as its pods were listed."""
-    gangs = case.work.gangs if case.work is not None else ()
-    return frozenset(
-        member.node for view in gangs for member in view.members if member.node not in ("", case.node.name)
-    )
 
 
 def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
@@ -118,9 +111,10 @@ def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, com
     if free and wait is None and not stale:
         left = tuple(one.case.node.name for one in wave if one.case.node.name not in going)
         first = free[0]
-        wave_id = f"{op_of(first.case, first.policy)}.{first.case.node.name}" if len(free) > 1 else ""
+        begun = next(filter(None, (common.resumed_wave(one.case) for one in free)), "")
+        anew = f"{op_of(first.case, first.policy)}.{first.case.node.name}" if len(free) > 1 else ""
         for one in free:
-            _start(went, one, wave_id, left[:MAX_MATES], common)
+            _start(went, one, begun or anew, left[:MAX_MATES], common)
     return went
 
 
@@ -162,6 +156,7 @@ def _start(went: Wave, one: Candidate, wave: str, left: tuple[str, ...], common:
     assert one.pods is not None, "all nodes of a wave that starts were looked at"
     name, needed = one.case.node.name, budget_room(one.pods)
     common.crowd.update(needed)
-    went.verdicts[name] = begin(one, wave, left)
-    went.claims[name] = Claim(one.case.node.uid, one.policy.name, op_of(one.case, one.policy))
+    went.verdicts[name] = begun = begin(one, wave, left)
+    if (claim := claim_of(begun, one.case)) is not None:
+        went.claims[name] = claim
     went.looks[name] = begun_look(one, one.pods)

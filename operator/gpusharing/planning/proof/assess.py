@@ -20,6 +20,7 @@ from gpusharing.planning.proof.verify import (
 )
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.reset import unlabelled
 from gpusharing.planning.wanted.target import Target, Targets
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -101,6 +102,8 @@ def assess(
     target = terms.find(node.name, observed.hardware)
     if isinstance(target, Finding):
         return Refused(policy, target, True, text)
+    if policy.resetting:
+        target = unlabelled(target, stack)
     mismatch = find_mismatch(Comparison(node, observed, target, stack))
     disruption = find_disruption(node, observed, target, mismatch, stack)
     drift = mismatch is not None and _proven_before(node, policy, target)

@@ -14,6 +14,7 @@ same checks adopt a node, find drift and prove a change; a change only asks for 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
@@ -24,8 +25,14 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
 from gpusharing.planning.wanted import toolversions
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
-from gpusharing.planning.wanted.pluginconfig import STRATEGIES, MigStrategy, PluginConfig, parse
-from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource
+from gpusharing.planning.wanted.pluginconfig import (
+    STRATEGIES,
+    MigStrategy,
+    PluginConfig,
+    default_entry,
+    parse,
+)
+from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource, predict_resources
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
@@ -57,6 +64,18 @@ class Comparison:
     evidence: Evidence = Evidence()
 
 
+class Source(StrEnum):
+    """Who says what a node is."""
+
+    AGENT = "agent"
+    NVML = "NVML"
+    MIG_MANAGER = "mig-manager"
+    OPERANDS = "operands"
+    PLUGIN = "device plugin"
+    GFD = "GFD labels"
+    ALLOCATABLE = "allocatable"
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """What one source says about the node."""
@@ -64,6 +83,7 @@ class Check:
     find: Callable[[Comparison], str | Finding]
     """How it disagrees, a Finding where that has a reason of its own; empty: it agrees."""
     reason: Reason
+    source: Source
 
 
 def _not_read_again(compared: Comparison) -> str:
@@ -182,14 +202,18 @@ def _paused(compared: Comparison) -> str:
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
     """What the device plugin of a node is told now; None when its label names no configuration (b.4)."""
-    policy = stack.cluster_policy
-    key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "") or (policy.plugin_default if policy else "")
+    key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     fixed = _fixed_strategy(stack)
     if not key:
         return PluginConfig(fixed or "none")
     text = stack.plugin_configs.get(key)
     config = parse(text) if text is not None else None
     return PluginConfig(fixed, config.sharing) if config is not None and fixed else config
+
+
+def find_entry(label: str, stack: StackView) -> str:
+    """The entry that the device plugin of a node with this label goes by; empty: none, which shares nothing."""
+    return label or default_entry(stack)
 
 
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
@@ -207,10 +231,14 @@ def _plugin_config(compared: Comparison) -> str:
     key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == compared.target.plugin_key:
         return ""  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
+    if not compared.target.plugin_key:
+        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, and is to go: the default means the same"
     config = effective_plugin_config(compared.node, compared.stack)
     if config is None:
         return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
-    if not config.same_effect(compared.target.plugin, with_mig=compared.target.with_mig):
+    target = compared.target
+    here = predict_resources(target.layouts, PluginConfig(target.plugin.mig_strategy))
+    if not config.on(here).same_effect(target.plugin, with_mig=target.with_mig):
         return f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, wanted {compared.target.plugin_key}"
     return ""
 
@@ -290,24 +318,26 @@ def _counts(resources: dict[str, int]) -> str:
 
 
 CHECKS = (
-    Check(_not_read_again, Reason.OBSERVATION_PENDING),
-    Check(_unreadable, Reason.AGENT_ERROR),
-    Check(_quiet, Reason.OBSERVATION_PENDING),
-    Check(_unreachable, Reason.GPU_UNHEALTHY),
-    Check(_withheld, Reason.AGENT_LACKS_RIGHTS),
-    Check(_missing, Reason.GPU_MISSING),
-    Check(_other_layout, Reason.LAYOUT_MISMATCH),
-    Check(_mode_pending, Reason.MIG_MODE_PENDING),
-    Check(_mig_config, Reason.LABEL_MISMATCH),
-    Check(_mig_failed, Reason.ACTUATOR_FAILED),
-    Check(_mig_busy, Reason.ACTUATOR_BUSY),
-    Check(_paused, Reason.OPERANDS_PAUSED),
-    Check(_plugin_config, Reason.LABEL_MISMATCH),
-    Check(_mps_absent, Reason.MPS_NOT_RUNNING),
-    Check(_exclusive, Reason.COMPUTE_MODE),  # or a mode that the agent may not read
-    Check(_gfd_not_restarted, Reason.LABEL_MISMATCH),
-    Check(_gfd_labels, Reason.LABEL_MISMATCH),
-    Check(_allocatable, Reason.ALLOCATABLE_MISMATCH),  # or a device plugin that is too old for it
+    Check(_not_read_again, Reason.OBSERVATION_PENDING, Source.AGENT),
+    Check(_unreadable, Reason.AGENT_ERROR, Source.AGENT),
+    Check(_quiet, Reason.OBSERVATION_PENDING, Source.AGENT),
+    Check(_unreachable, Reason.GPU_UNHEALTHY, Source.NVML),
+    Check(_withheld, Reason.AGENT_LACKS_RIGHTS, Source.NVML),
+    Check(_missing, Reason.GPU_MISSING, Source.NVML),
+    Check(_other_layout, Reason.LAYOUT_MISMATCH, Source.NVML),
+    Check(_mode_pending, Reason.MIG_MODE_PENDING, Source.NVML),
+    Check(_mig_config, Reason.LABEL_MISMATCH, Source.MIG_MANAGER),
+    Check(_mig_failed, Reason.ACTUATOR_FAILED, Source.MIG_MANAGER),
+    Check(_mig_busy, Reason.ACTUATOR_BUSY, Source.MIG_MANAGER),
+    Check(_paused, Reason.OPERANDS_PAUSED, Source.OPERANDS),
+    Check(_plugin_config, Reason.LABEL_MISMATCH, Source.PLUGIN),
+    Check(_mps_absent, Reason.MPS_NOT_RUNNING, Source.NVML),
+    Check(_exclusive, Reason.COMPUTE_MODE, Source.NVML),  # or a mode that the agent may not read
+    Check(_gfd_not_restarted, Reason.LABEL_MISMATCH, Source.GFD),
+    Check(_gfd_labels, Reason.LABEL_MISMATCH, Source.GFD),
+    Check(
+        _allocatable, Reason.ALLOCATABLE_MISMATCH, Source.ALLOCATABLE
+    ),  # or a device plugin that is too old for it
 )
 """First wins; a test pins the order. The agent comes first because every other source can be stale; the compute mode
 comes after the plugin, because a GPU is exclusive by right for as long as the plugin is told to use MPS."""
@@ -319,6 +349,15 @@ def find_mismatch(compared: Comparison) -> Finding | None:
         if found := check.find(compared):
             return Finding.of(found, check.reason)
     return None
+
+
+def find_disagreements(compared: Comparison) -> dict[Source, Finding]:
+    """The first disagreement of each source that disagrees, for people: what is decided goes by the first of all."""
+    found: dict[Source, Finding] = {}
+    for check in CHECKS:
+        if check.source not in found and (text := check.find(compared)):
+            found[check.source] = Finding.of(text, check.reason)
+    return found
 
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:

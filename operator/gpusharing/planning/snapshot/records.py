@@ -110,18 +110,27 @@ class Fence:
     """Nodes of that gang which the budget did not let start with it, and which come next; at most 20 are recorded."""
     proven: Moment | None = None
     """When the node was found proven, of a wave that it waits for; None: not yet, or it does not wait."""
+    revision: str = ""
+    """The policy's spec that the change goes by, as `wanted/revision.py` names it, and set when `generation` is. Empty:
+    not recorded."""
+    approved: str = ""
+    """What a person approved that the change leads to, in the words of `owed`. Empty: nobody had to, or it was not
+    recorded."""
     unknown: str = ""
     """JSON object of the keys that a newer operator wrote and this one does not know: kept as they are. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Left on a Node by an abort: the next try waits until `until`. Taken away by the next release without one."""
+    """Left on a Node by an abort: the next try waits until `until`. Taken away by the next release without one.
+
+    What is given back after a failure, to begin anew, leaves one that makes nobody wait and remembers the failure.
+    """
 
     __pydantic_config__ = _WRITTEN
 
     count: int
-    """Aborts of this policy in this generation so far; each doubles the wait, from 5 minutes."""
+    """Aborts of this policy in this generation so far; each doubles the wait, from 5 minutes. 0: nobody waits."""
     until: Moment
     """The next try may begin then."""
     reason: str
@@ -132,6 +141,8 @@ class Deferred:
     """The value of the retry annotation at the time; another one ends the wait."""
     policy_uid: str = ""
     """Whose change it was: a policy of another UID does not wait. Empty in records of older operators: any policy."""
+    failed_generation: int = 0
+    """The generation of the policy in which the change failed after the PNR before it was given up; 0: it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +182,8 @@ class Verified:
     the last change that reached its target."""
     failure: str = ""
     """Why it went back, for people; empty: it did not."""
+    revision: str = ""
+    """The policy's spec that this change went by, as `wanted/revision.py` names it. Empty: not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +198,10 @@ class Claim:
     """In whose budget the slot counts."""
     op: str
     """The change that it is for, as in the fence."""
+    wave: str = ""
+    """The fence's, from before there is one: whoever goes on after a crash starts the node in the same. Empty: none."""
+
+    @staticmethod
+    def of(node_uid: str, fence: Fence) -> "Claim":
+        """The slot of a change that begins or is in flight."""
+        return Claim(node_uid, fence.policy, fence.op, fence.wave)

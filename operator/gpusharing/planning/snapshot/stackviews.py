@@ -66,6 +66,12 @@ class StackView:
     """When an entry of either ConfigMap was written, by key."""
     admin_mig_file: str = ""
     """mig-parted entries of the admin's own ConfigMap, merged into ours."""
+    admin_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    """Device-plugin configurations of the admin's own ConfigMap, by key; merged into ours as they are."""
+    missing_entries: tuple[str, ...] = ()
+    """Device-plugin configurations that Nodes name and `plugin_configs` lacks, while the pointer is not at ours."""
+    missing_maps: tuple[str, ...] = ()
+    """ConfigMaps of the admin's own that a setting names, and that are not there."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
     """By node: the configuration that mig-manager >= 0.14 generated from its hardware."""
     plugin_map_exists: bool = True

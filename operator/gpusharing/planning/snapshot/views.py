@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.settingtypes import Count, Namespaces, Period, Seconds, Switch
+from gpusharing.api.settingtypes import Count, Labels, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.drivers import DriverVersions
@@ -192,6 +192,7 @@ class PolicyView:
     generation: int
     created: str
     deleting: bool
+    """It is being deleted and gives its nodes up; see `resetting`."""
     finalizer: bool
     force_release: bool
     spec: GPUSharingPolicySpec | None
@@ -200,6 +201,13 @@ class PolicyView:
     """The hash of the plan that a person approved last."""
     resumed: str = ""
     """The generation whose failures a person has looked at."""
+    resetting: bool = False
+    """It is being deleted, and brings its nodes to whole GPUs first: `spec` says so, and `deleting` is False."""
+
+    @property
+    def going(self) -> bool:
+        """It is being deleted, whatever becomes of its nodes."""
+        return self.deleting or self.resetting
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +224,9 @@ class PlanSettings:
     """Name of our own pod, which is never drained; empty: we run in none."""
     protected_namespaces: Namespaces = ("kube-system",)
     """Separated by commas: no pod is evicted there. The chart's admission policy refuses it too."""
+    neighbour_labels: Labels = ()
+    """Further labels, as key=value and separated by commas, that a Node has while it changes, so that others leave it
+    alone; those that everybody needs are known."""
     force_delete: Switch = False
     """Pods may be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete grants the
     right and opens the admission policy."""

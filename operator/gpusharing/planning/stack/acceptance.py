@@ -55,7 +55,7 @@ def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
     """What the policy asks for, or why nobody can read it."""
     if policy.spec is not None:
         return policy.spec
-    text = "; ".join(f"{problem.field}: {problem.message}" for problem in policy.problems[:3])
+    text = "; ".join(map(str, policy.problems[:3]))
     return Finding(Reason.INVALID_SPEC, text or "the spec cannot be read")
 
 
@@ -85,6 +85,21 @@ def _against(
 def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
     found = find_spec(policy)
     return found.message if isinstance(found, Finding) else ""
+
+
+def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
+    """The CRD refuses this of the marks that it knows."""
+    if policy.spec is None or not settings.neighbour_labels:
+        return ""
+    ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
+    asked = policy.spec.node_selector
+    keys = sorted(ours & {*asked.match_labels, *(row.key for row in asked.match_expressions)})
+    if not keys:
+        return ""
+    return (
+        f"spec.nodeSelector names {keys[0]}, which the operator sets on nodes that change (chart value"
+        " operator.neighbourLabels): a node would leave its pool in the middle. Select by a label of your own"
+    )
 
 
 def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
@@ -124,11 +139,14 @@ def _plugin_config(
     if cluster_policy.plugin_config_name == ours:
         return ""
     if (plain := cluster_policy.plain) is not None:
-        return (
+        pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs)
+        said = (
             f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is"
-            f" {cluster_policy.plugin_config_name or 'not set'}, so {ours} is not read; run:"
-            f" {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}"
+            f" {pointer.now or 'not set'}, so {ours} is not read{_unmerged(pointer, stack)}"
         )
+        if _would_stop(pointer, stack):
+            return said
+        return f"{said}; run: {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}"
     return _told(_plugin_field, spec, cluster_policy, stack, settings)
 
 
@@ -145,11 +163,45 @@ def _plugin_field(
     ours = settings.plugin_config_map
     if cluster_policy.plugin_config_name == ours:
         return None
-    pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs)
+    pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
     why = _why_not_set(pointer, cluster_policy, stack, settings)
-    return WrongField(
-        f"ClusterPolicy {pointer.field} is {pointer.said}, so {ours} is not read{why}", pointer.patch
+    said = f"ClusterPolicy {pointer.field} is {pointer.said}, so {ours} is not read{why}{_unmerged(pointer, stack)}"
+    return WrongField(said, {} if _would_stop(pointer, stack) else pointer.patch)
+
+
+def _would_stop(pointer: Pointer, stack: StackView) -> tuple[str, ...]:
+    """Entries that device plugins go by and ours lacks: with the pointer at ours, they would not start.
+
+    A default of nothing is none: without a ConfigMap nobody goes by it, and the patch takes it away.
+    """
+    default = (pointer.without_default,) if pointer.without_default and pointer.now else ()
+    return tuple(sorted({*stack.missing_entries, *default}))
+
+
+def _unmerged(pointer: Pointer, stack: StackView) -> str:
+    """What has to come before the pointer moves: entries of somebody else's ConfigMap that Nodes name, or may name."""
+    missing = _would_stop(pointer, stack)
+    absent = "".join(
+        f"; there is no ConfigMap {name}, which a chart value names" for name in stack.missing_maps
     )
+    if missing:
+        what = f"; Nodes go by {_some(missing)}, which {pointer.ours} does not hold: "
+        if pointer.now:
+            first = f"set chart value gpuOperator.adminPluginConfigMap={pointer.now} first"
+        else:
+            first = f"take the label {names.LABEL_PLUGIN_CONFIG} off first"
+        return f"{absent}{what}{first}, or their device plugins do not start (kubectl gpusharing import)"
+    if not pointer.now or stack.admin_plugin_configs:
+        return absent
+    return absent + (
+        f"; if Nodes name entries of {pointer.now}, set chart value gpuOperator.adminPluginConfigMap={pointer.now}"
+        " first, or their device plugins do not start (kubectl gpusharing import)"
+    )
+
+
+def _some(entries: tuple[str, ...]) -> str:
+    more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
+    return ", ".join(entries[:3]) + more
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, value: str) -> str:
@@ -241,7 +293,8 @@ def _told(
     wrong = [one for one in found if one is not None]
     said = "; ".join(one.said for one in wrong)
     hints = "".join(one.hint for one in wrong)
-    command = f"; run: {patch_command(cluster_policy.name, *(one.patch for one in wrong))}{hints}"
+    patches = [one.patch for one in wrong if one.patch]
+    command = f"; run: {patch_command(cluster_policy.name, *patches)}{hints}" if patches else ""
     # A command of which the end is missing could be pasted all the same: what is cut is said before it.
     return cut(said, MAX_TEXT - len(command)) + command
 
@@ -269,6 +322,7 @@ def _layouts(
 
 OBJECTIONS = (
     Objection(_readable, Reason.INVALID_SPEC),
+    Objection(_selector, Reason.INVALID_SPEC),
     Objection(_device_plugin, Reason.UNSUPPORTED_STACK),
     Objection(_cluster_policy, Reason.CLUSTER_POLICY_MISSING),
     Objection(_one_cluster_policy, Reason.SEVERAL_CLUSTER_POLICIES),

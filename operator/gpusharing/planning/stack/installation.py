@@ -18,7 +18,7 @@ from gpusharing.planning.stack.installationviews import (
     InstallationView,
     PodState,
 )
-from gpusharing.planning.stack.pointers import mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
 from gpusharing.planning.stack.startgate import find_untolerated, finder_command
 from gpusharing.planning.stack.symptoms import (
     Severity,
@@ -192,7 +192,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.said}, so no mode takes effect on any node"
-            f"{why_not_set(pointer, policy, asked=place.configure_gpu_operator)}",
+            f"{why_not_set(pointer, policy, asked=place.configure_gpu_operator)}{_unmerged(pointer)}",
             pointer.command(policy.name),
         )
     elif pointer.without_default:
@@ -203,6 +203,13 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
             " nodes without a policy cannot start",
             patch_command(policy.name, {"devicePlugin": {"config": {"default": None}}}),
         )
+
+
+def _unmerged(pointer: Pointer) -> str:
+    """What has to come before the command, where somebody uses another ConfigMap."""
+    if not pointer.now:
+        return ""
+    return ". Entries of it that Nodes name have to be in ours first: see kubectl gpusharing import"
 
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
@@ -307,7 +314,7 @@ def render(symptoms: Iterable[Symptom]) -> list[str]:
     lines = []
     for topic in Topic:
         of_it = [one for one in found if one.topic is topic]
-        if not of_it:
+        if not of_it and topic is not Topic.NODES:
             lines.append(f"ok       {topic}")
         for one in of_it:
             lines += [f"{one.severity:8} {topic}: {one.message}", f"         -> {one.command}"]

@@ -33,6 +33,8 @@ class Pointer:
     """Who wrote that last, by the name of the field manager; empty when unknown."""
     without_default: str = ""
     """A default in the same block that our ConfigMap does not hold; with it, device plugins could not start."""
+    lacking: tuple[str, ...] = ()
+    """Entries that Nodes name and our ConfigMap lacks: with the pointer there, their device plugins could not start."""
 
     @property
     def said(self) -> str:
@@ -58,8 +60,10 @@ class Pointer:
         return patch_command(cluster_policy, self.patch)
 
 
-def plugin_pointer(policy: ClusterPolicyView, ours: str, held: Collection[str]) -> Pointer:
-    """The device plugin's. `held`: the keys of our ConfigMap."""
+def plugin_pointer(
+    policy: ClusterPolicyView, ours: str, held: Collection[str], missing: tuple[str, ...] = ()
+) -> Pointer:
+    """The device plugin's. `held`: the keys of our ConfigMap; `missing`: those that Nodes name beside them."""
     default = policy.plugin_default
     return Pointer(
         PLUGIN_POINTER,
@@ -67,6 +71,7 @@ def plugin_pointer(policy: ClusterPolicyView, ours: str, held: Collection[str]) 
         policy.plugin_config_name,
         policy.plugin_config_setter,
         default if default and default not in held else "",
+        missing,
     )
 
 
@@ -88,13 +93,13 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     if not quiet or not written or stack.foreign_map or stack.gpu_cluster or stack.rival_policies:
         return None
     found = (
-        plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs),
+        plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries),
         mig_pointer(policy, settings.mig_config_map),
     )
     wanted = {
         one.field: one.ours
         for one in found
-        if one.is_free and not one.without_default and one.field not in policy.configured
+        if one.is_free and not one.without_default and not one.lacking and one.field not in policy.configured
     }
     return SetPointers(policy, wanted) if wanted else None
 
@@ -115,6 +120,8 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, asked: bool, err
             f"; the operator does not set it ({VALUE}) because devicePlugin.config.default is"
             f" {pointer.without_default}, which {pointer.ours} does not hold"
         )
+    if pointer.lacking:
+        return f"; the operator does not set it ({VALUE}) before {pointer.ours} holds what Nodes name"
     if error:
         return f"; the operator could not set it ({VALUE}): {error}"
     return (

@@ -16,6 +16,8 @@ class Topic(StrEnum):
     CLUSTER_POLICY = "ClusterPolicy"
     CONFIG_MAPS = "ConfigMaps"
     AGENTS = "agents"
+    NODES = "labels of Nodes"
+    """`kubectl gpusharing doctor` looks at them, `helm test` does not."""
 
 
 class Severity(StrEnum):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
-from gpusharing.planning.snapshot.views import NodeView, PlanSettings
+from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import patch_command
 from gpusharing.planning.wanted.configmaps import referenced
 
@@ -15,22 +15,28 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Farewell:
-    """What is told to who uninstalls. `allowed`: nobody is left behind in the middle of a change."""
+    """What is told to who uninstalls. `allowed`: nobody is left behind who needs the operator."""
 
     allowed: bool
     text: str
 
 
 def find_farewell(
-    nodes: Collection[NodeView], settings: PlanSettings, cluster_policies: Sequence[str] = ()
+    nodes: Collection[NodeView],
+    settings: PlanSettings,
+    cluster_policies: Sequence[str] = (),
+    policies: Collection[PolicyView] = (),
 ) -> Farewell:
-    """Refused while a node carries our fence: it would stay cordoned, with nobody to finish its change.
+    """Refused while a node carries our fence: it would stay cordoned, with nobody to finish its change. And while a
+    policy carries our finalizer, as with deletionPolicy Reset at rest: it could not be deleted any more, nor its CRD.
 
     `cluster_policies`: their names; none where they cannot be read, or where NVIDIA's GPU Operator is not installed.
     """
     fenced = sorted((node for node in nodes if node.fence or node.fence_error), key=lambda node: node.name)
     if fenced:
         return Farewell(False, _refusal(fenced))
+    if held := sorted(policy.name for policy in policies if policy.finalizer):
+        return Farewell(False, _held(held))
     return Farewell(True, _what_stays(nodes, settings, cluster_policies))
 
 
@@ -53,6 +59,29 @@ def _refusal(fenced: list[NodeView]) -> str:
             "A Failed node is repaired first: its reason says how (kubectl describe gpun NODE).",
             "To uninstall all the same: helm uninstall --no-hooks. The nodes stay fenced until the operator is"
             " installed again, which goes on where it stopped.",
+        ]
+    )
+
+
+def _held(policies: Sequence[str]) -> str:
+    shown, more = policies[:SHOWN], len(policies) - SHOWN
+    retain = '{"spec":{"deletionPolicy":"Retain"}}'
+    finalizers = '{"metadata":{"finalizers":null}}'
+    return "\n".join(
+        [
+            f"NOT UNINSTALLED: {len(policies)} policy(s) carry the finalizer {names.FINALIZER}, which only the operator"
+            " takes off; without it neither they nor their CRD could be deleted:",
+            *(f"  {name}" for name in shown),
+            *([f"  and {more} more"] if more > 0 else []),
+            "Either delete them now, and try again when they are gone (kubectl get gsp -o wide). With deletionPolicy"
+            " Reset they bring their nodes to whole GPUs first:",
+            f"  kubectl delete gsp {' '.join(shown)} --wait=false",
+            "or leave their nodes as they are (what is being deleted already: kubectl annotate gsp NAME"
+            f" {names.ANNOTATION_FORCE_RELEASE}=true):",
+            *(f"  kubectl patch gsp {name} --type merge -p '{retain}'" for name in shown),
+            "To uninstall all the same: helm uninstall --no-hooks. An operator that is installed again goes on with"
+            " these policies; without one, this lets a policy go:",
+            f"  kubectl patch gsp NAME --type merge -p '{finalizers}'",
         ]
     )
 

@@ -44,6 +44,8 @@ class Members:
     skipped: tuple[Verdict, ...]
     lost: tuple[str, ...] = ()
     """Nodes that the policy selects and another one owns; looked for only when it has no node at all."""
+    coming: tuple[str, ...] = ()
+    """Nodes of the policy that another one's change keeps until it ends."""
 
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
@@ -52,7 +54,9 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
     counted = tuple(verdict for verdict in mine if verdict.reason is not Reason.PRODUCT_SKIPPED)
     skipped = tuple(verdict for verdict in mine if verdict.reason is Reason.PRODUCT_SKIPPED)
     nodes = tuple(snapshot.nodes[verdict.node] for verdict in counted)
-    return Members(policy, counted, nodes, skipped, () if mine else _lost(policy, plan, snapshot))
+    coming = plan.coming.get(policy.name, ())
+    lost = () if mine or coming else _lost(policy, plan, snapshot)
+    return Members(policy, counted, nodes, skipped, lost, coming)
 
 
 def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[str, ...]:
@@ -179,12 +183,16 @@ def _legal(pool: Members) -> str:
 def _ready(pool: Members, plan: RolloutPlan) -> Answer:
     if pool.policy.deleting:
         return False, Reason.DELETING, "the policy is being deleted"
+    if pool.policy.resetting:
+        return False, Reason.DELETING, _resetting(pool)
     if pool.policy.name in plan.objections:
         return False, Reason.NOT_ACCEPTED, plan.objections[pool.policy.name].message
-    if not pool.verdicts:
+    if not pool.verdicts and not pool.coming:
         return False, Reason.NO_NODES, _no_nodes(pool)
     done = sum(_is_done(verdict, node) for verdict, node in zip(pool.verdicts, pool.nodes, strict=True))
     if done == len(pool.verdicts):
+        if pool.coming:
+            return False, Reason.ROLLOUT_IN_PROGRESS, f"{_nodes(done)} proven; {_coming(pool)}"
         return True, Reason.SYNCED, f"{_nodes(done)} proven"
     count = f"{done} of {_nodes(len(pool.verdicts))} proven"
     if (away := _away(pool)) and all(verdict.phase is Phase.SYNCED for verdict in pool.verdicts):
@@ -192,6 +200,13 @@ def _ready(pool: Members, plan: RolloutPlan) -> Answer:
     urgent = _most_urgent(pool)
     reason = urgent.reason if urgent.reason in _UNSUPPORTED else Reason.ROLLOUT_IN_PROGRESS
     return False, reason, f"{count}; {_first([urgent])}"
+
+
+def _resetting(pool: Members) -> str:
+    """How far a policy is that brings its nodes to whole GPUs before it goes."""
+    text = "the policy is being deleted, and spec.deletionPolicy is Reset"
+    left = [verdict for verdict in pool.verdicts if verdict.phase is not Phase.SYNCED]
+    return f"{text}: {_nodes(len(left))} to become whole GPUs first; {_first(left)}" if left else text
 
 
 def _no_nodes(pool: Members) -> str:
@@ -205,6 +220,12 @@ def _no_nodes(pool: Members) -> str:
             " Narrow one of the selectors, or give this policy a strictly higher spec.priority"
         )
     return "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
+
+
+def _coming(pool: Members) -> str:
+    """Which nodes another policy's change keeps."""
+    more = f" and {len(pool.coming) - 1} more" if len(pool.coming) > 1 else ""
+    return f"{pool.coming[0]}{more} to come: a change that another policy began ends first"
 
 
 def _is_done(verdict: Verdict, node: NodeView) -> bool:
@@ -227,6 +248,8 @@ def _reconciling(pool: Members, plan: RolloutPlan) -> Answer:
         return True, urgent.reason, f"{_nodes(len(waiting))} to go; {_first([urgent])}"
     ready, why, _ = _ready(pool, plan)
     stalled, stuck, _ = _stalled(pool, plan)
+    if pool.coming and not stalled:
+        return True, Reason.ROLLOUT_IN_PROGRESS, _coming(pool)
     return False, stuck if stalled and not ready else why, "nothing is under way"
 
 
@@ -260,7 +283,7 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
             return True, reason, _first(found)
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
-    if stuck and not going_on:
+    if stuck and not going_on and not pool.coming:
         return True, Reason.BLOCKED, f"{_nodes(len(stuck))} blocked; {_first(stuck)}"
     return False, Reason.PROGRESSING, "nothing needs a person"
 
@@ -298,7 +321,7 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours:
     return {
         "mode": _mode(spec) if spec else "",
         "layout": cut(", ".join(text for text, _ in layouts.most_common(2)), MAX_TEXT),
-        "nodes": f"{usable}/{len(pool.verdicts)}",
+        "nodes": f"{usable}/{len(pool.verdicts) + len(pool.coming)}",
         "gpus": len(gpus),
         "used": count_used(pool.nodes, snapshot),
         "pendingPods": count_pending(pool.nodes, spec, plan.targets, snapshot),
@@ -324,14 +347,18 @@ def _word(pool: Members, plan: RolloutPlan) -> tuple[str, str]:
     """One word and one sentence for the pool: what needs a person first, then what moves."""
     if pool.policy.deleting:
         return "Deleting", "nodes in flight are brought to a safe end first"
+    if pool.policy.resetting:
+        return "Deleting", _resetting(pool)
     if pool.policy.name in plan.objections:
         objection = plan.objections[pool.policy.name]
         return str(objection.reason), objection.message
-    if not pool.verdicts:
+    if not pool.verdicts and not pool.coming:
         return str(Reason.NO_NODES), _no_nodes(pool)
     failed = _failures(pool)
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     rest = [v for v in pool.verdicts if v.phase is not Phase.SYNCED]
+    if not rest and pool.coming:
+        return str(Phase.PENDING), _coming(pool)
     if not rest and (away := _away(pool)):
         return str(Reason.NODE_NOT_READY), f"{away} is proven but not Ready"
     shown = min(failed or moving or rest or pool.verdicts, key=_urgency)

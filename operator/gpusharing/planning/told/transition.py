@@ -1,14 +1,15 @@
 """`GPUNode.status.transition` and `.conditions`: the verdict of a node for people. Nothing is decided from them."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from gpusharing.api.times import NEVER, to_rfc3339
+from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.told.waits import until_when, who_keeps
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.blockers import culprit, explain_blockers
+from gpusharing.planning.words.blockers import explain_blockers
 from gpusharing.planning.words.lengths import cut
 
 MAX_HISTORY = 20
@@ -22,6 +23,7 @@ def transition(
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
+    since = (previous.get("since") if same else None) or moment
     history = list(previous.get("history") or ())
     if not same:
         history = [*history, {"phase": phase, "reason": reason, "at": moment}][-MAX_HISTORY:]
@@ -31,21 +33,17 @@ def transition(
         "phase": phase,
         "reason": reason,
         "message": cut(verdict.message, MAX_MESSAGE),
-        "since": (previous.get("since") if same else None) or moment,
-        "deadline": _time_of_day(verdict.deadline),
+        "since": since,
+        "deadline": until_when(verdict, from_rfc3339(since) or now),
         "attempt": verdict.attempt,
         "step": verdict.step,
         "observed": cut(verdict.observed, MAX_MESSAGE),
         "disruption": str(verdict.disruption),
-        "culprit": cut(culprit(verdict.blockers), MAX_MESSAGE),
+        "culprit": cut(who_keeps(verdict, node), MAX_MESSAGE),
         "cordon": whose_cordon(node),
         "blockers": [cut(line, MAX_MESSAGE) for line in explain_blockers(verdict.blockers)],
         "history": history,
     }
-
-
-def _time_of_day(deadline: datetime | None) -> str:
-    return f"{deadline.astimezone(UTC):%H:%M:%SZ}" if deadline is not None and deadline != NEVER else ""
 
 
 def health_conditions(

@@ -18,7 +18,6 @@ from gpusharing.planning.words.lengths import MAX_TEXT, cut
 MAX_LISTED = 20
 """Nodes named in plan and failures."""
 MAX_GANGS = 10
-_SEVERITY = tuple(DisruptionClass)
 
 
 def tell_plan(
@@ -42,7 +41,7 @@ def tell_plan(
         now = served(snapshot.nodes[verdict.node])
         before.update(now)
         after.update(plan.targets.get(verdict.node, now))
-    worst = max((verdict.disruption for verdict in changing), key=_SEVERITY.index)
+    worst = max((verdict.disruption for verdict in changing), key=lambda one: one.severity)
     nodes = [verdict.node for verdict in changing]
     return {
         "hash": plan_hash(policy, plan.pools[policy.name].members),

@@ -61,7 +61,8 @@ def _wanted(
     wish_of: Callable[[PolicyView], Wish | None],
 ) -> tuple[dict[str, str], dict[str, migfile.Entry]]:
     """What policies, the admin and the cards present need: plugin configurations and mig-parted entries."""
-    plugin = {key: pluginconfig.render(config) for key, config in plugins.items()}
+    plugin = dict(stack.admin_plugin_configs)
+    plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
     well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
     entries = {**well_known, **migfile.read_admin(stack.admin_mig_file).entries}
     entries[migfile.ALL_DISABLED] = well_known[
@@ -96,8 +97,14 @@ def _retain(
 
 
 def _default(stack: StackView) -> set[str]:
-    """The device plugin's configuration on nodes without the label; without it their plugin would not start (b.4)."""
-    return {stack.cluster_policy.plugin_default} if stack.cluster_policy else set()
+    """The device plugin's configuration on nodes without the label; without it their plugin would not start (b.4).
+
+    NVIDIA's own chart takes the neutral entry's name for it: a merged one must not turn neutral under running pods.
+    """
+    policy = stack.cluster_policy
+    if policy is None:
+        return set()
+    return {policy.plugin_default or (pluginconfig.NEUTRAL_KEY if policy.plain is not None else "")}
 
 
 def referenced(nodes: Iterable[NodeView]) -> set[str]:

@@ -4,6 +4,7 @@
     node has an owner          the owner keeps it until it leaves the selector ...
                                ... or a policy of strictly higher priority selects it
     its spec cannot be read    the owner keeps it, and nothing happens until the spec is mended
+    its policy is being reset  it keeps what it has while nobody else selects that, and takes nothing (reset.py)
     fence of another policy    that change ends first; then the node moves as a normal, budgeted change. A Failed one
                                does not end: its new owner repairs it, in the same slot (judge.py)
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from gpusharing.api import names
 from gpusharing.api.policy import LabelSelector
 from gpusharing.api.selectors import selects
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 
 
@@ -37,6 +39,8 @@ class Claimant:
     selector: LabelSelector | None
     """None: the spec cannot be read."""
     priority: int
+    leaving: bool = False
+    """It only keeps what it has, and what another one selects as well is that one's."""
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -52,7 +56,7 @@ def find_claimants(policies: Iterable[PolicyView]) -> tuple[Claimant, ...]:
 def _claimant(policy: PolicyView) -> Claimant:
     if (spec := policy.spec) is None:
         return Claimant(policy.name, policy.created, None, 0)
-    return Claimant(policy.name, policy.created, spec.node_selector, spec.priority)
+    return Claimant(policy.name, policy.created, spec.node_selector, spec.priority, policy.resetting)
 
 
 class Owners:
@@ -98,6 +102,15 @@ class Owners:
         return found
 
 
+def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[str, tuple[str, ...]]:
+    """By policy the nodes that it owns and that a change of another one keeps until it ends, in the order of names."""
+    coming = defaultdict(list)
+    for name in sorted(fences):
+        if (owner := owners.get(name, "")) not in ("", fences[name].policy):
+            coming[owner].append(name)
+    return {owner: tuple(nodes) for owner, nodes in coming.items()}
+
+
 def _holder(node: NodeView) -> str:
     """The policy that has the node now, empty when none does."""
     return node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
@@ -105,10 +118,11 @@ def _holder(node: NodeView) -> str:
 
 def _choose(present: str, selecting: Sequence[Claimant]) -> str:
     """The owner among those that select a node, best claim first, while `present` has it; empty when none does."""
-    if not selecting:
-        return ""
-    best = selecting[0]
-    for claimant in selecting:
+    staying = [claimant for claimant in selecting if not claimant.leaving]
+    if not staying:
+        return present if any(claimant.name == present for claimant in selecting) else ""
+    best = staying[0]
+    for claimant in staying:
         if claimant.name == present:
             return best.name if best.priority > claimant.priority else present
     return best.name

@@ -4,14 +4,15 @@ Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin api/co
 never change their meaning, because config-manager does not notice an edit under the same key.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal
 
 import yaml
 
+from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
 
 MigStrategy = Literal["none", "single", "mixed"]
@@ -25,6 +26,18 @@ device plugin and GFD do not start. Where no label and no DEFAULT_CONFIG names a
 one of this name; without it, `single` would take the only entry there is, which is some policy's
 (cmd/config-manager/main.go, b.4). The GPU Operator's fallback is `empty`, which means the same as this text.
 """
+
+
+def default_entry(stack: StackView) -> str:
+    """The entry that the device plugin of a node without the label goes by; empty: none, which shares nothing.
+
+    NVIDIA's own chart takes the one of the neutral name where it is not told another (b.4).
+    """
+    policy = stack.cluster_policy
+    if policy is None or policy.plugin_default:
+        return policy.plugin_default if policy is not None else ""
+    return NEUTRAL_KEY if policy.plain is not None and NEUTRAL_KEY in stack.plugin_configs else ""
+
 
 SharingStrategy = Literal["time-slicing", "mps"]
 """As GFD writes it into nvidia.com/gpu.sharing-strategy."""
@@ -48,6 +61,13 @@ class PluginConfig:
 
     mig_strategy: MigStrategy = "none"
     sharing: Sharing | None = None
+
+    def on(self, names: Container[str]) -> "PluginConfig":
+        """What is left of it on a node that has only these resources: rows for others do nothing there."""
+        if self.sharing is None:
+            return self
+        rows = tuple(row for row in self.sharing.replicas if row[0] in names)
+        return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
         """Whether both serve the same; the MIG strategy matters only where MIG instances exist."""

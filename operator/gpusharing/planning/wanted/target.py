@@ -38,7 +38,7 @@ class Target:
     mig_config: str
     """Value of nvidia.com/mig.config; empty where nobody reads it: cards without MIG never get mig labels."""
     plugin_key: str
-    """Value of nvidia.com/device-plugin.config."""
+    """Value of nvidia.com/device-plugin.config; empty: the label is not to be there (reset.py)."""
     plugin: PluginConfig
     resources: Mapping[str, int]
     """Predicted allocatable counts, exactly; a name that is not here must be absent or 0."""

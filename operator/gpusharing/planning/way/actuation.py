@@ -11,11 +11,13 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode, Phase
 from gpusharing.planning.actions import Actuate, Release, RestartOperand
 from gpusharing.planning.proof.assess import Assessed, uses_mps
+from gpusharing.planning.proof.verify import find_entry
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.way.attempts import actuation_limit, corrects_drift, goes_back
+from gpusharing.planning.way.attempts import actuation_limit, corrects_drift, goes_back, remembered
 from gpusharing.planning.way.gates import CORDONING, PROPAGATION, find_gate
 from gpusharing.planning.way.idle import next_poll, way_to_idle
 from gpusharing.planning.way.marks import unmarked
@@ -56,7 +58,9 @@ def start_anew(case: FencedCase) -> Verdict:
     message = "the change now needs an idle node; it starts over with a drain"
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
-    return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
+    failed = remembered(case, Reason.PODS_LEAVING)
+    release = Release(case.node, uncordon=False, labels=labels, annotations=annotations, deferred=failed)
+    return verdict.then(release)
 
 
 def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
@@ -112,7 +116,8 @@ def _begin(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -
 def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Actuate:
     """Fence stage and labels in one PATCH."""
     node, fence, policy = case.node, case.fence, assessed.policy
-    plugin_changes = node.labels.get(names.LABEL_PLUGIN_CONFIG) != goal.plugin_key
+    told = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
+    plugin_changes = find_entry(told, case.stack) != find_entry(goal.plugin_key, case.stack)
     gfd_started = node.labels.get(names.LABEL_GFD_TIMESTAMP, "") if plugin_changes else ""
     step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
     begun = replace(
@@ -120,6 +125,7 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         policy=policy.name,
         policy_uid=policy.uid,
         generation=policy.generation,
+        revision=find_revision(policy),
         drift=corrects_drift(fence, policy),
         stage="actuating",
         stage_since=case.now,
@@ -151,8 +157,8 @@ def _changed_labels(node: NodeView, goal: Target) -> dict[str, str | None]:
         labels[names.LABEL_MIG_CONFIG] = goal.mig_config
         if node.labels.get(names.LABEL_MIG_STATE) not in (None, "rebooting"):
             labels[names.LABEL_MIG_STATE] = None
-    if node.labels.get(names.LABEL_PLUGIN_CONFIG) != goal.plugin_key:
-        labels[names.LABEL_PLUGIN_CONFIG] = goal.plugin_key
+    if node.labels.get(names.LABEL_PLUGIN_CONFIG, "") != goal.plugin_key:
+        labels[names.LABEL_PLUGIN_CONFIG] = goal.plugin_key or None
     return labels
 
 

@@ -251,7 +251,7 @@ def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
         return None
     if not trouble.curable or attempt > aimed.case.settings.max_cures:
         return None
-    return aimed.owe(reason, f"{trouble.mismatch.message}; restarting mig-manager", attempt + 1)
+    return aimed.owe(reason, f"{trouble.mismatch.message}; {trouble.cure}", attempt + 1)
 
 
 def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:

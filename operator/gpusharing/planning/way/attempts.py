@@ -95,8 +95,17 @@ def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
 def failed_in(node: NodeView, policy: PolicyView) -> int:
     """The generation of this policy in which a change failed here last, as far as is known: another try does not undo
     that. 0: none did."""
-    seen = node.verified
-    return seen.failed_generation if seen is not None and seen.policy_uid == policy.uid else 0
+    records = (seen for seen in (node.verified, node.deferred) if seen is not None)
+    return max((seen.failed_generation for seen in records if seen.policy_uid == policy.uid), default=0)
+
+
+def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
+    """A person wanted another try after a failure of this generation, and the node is still to begin with it: it went
+    back, or had to be given back first. What keeps the others from starting since it failed is no matter to it."""
+    given = node.deferred
+    if given is not None and (given.policy_uid, given.failed_generation) == (policy.uid, policy.generation):
+        return True
+    return was_rolled_back(node, policy)
 
 
 # --- before the point of no return -------------------------------------------------------------------------
@@ -110,7 +119,21 @@ def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     again = earlier is not None and earlier.generation == generation and earlier.policy_uid in ("", uid)
     count = earlier.count + 1 if earlier is not None and again else 1
     wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))
-    return Deferred(count, case.now + wait, str(reason), generation, case.node.retry, uid)
+    until, failed = case.now + wait, case.fence.failed_generation
+    return Deferred(count, until, str(reason), generation, case.node.retry, uid, failed)
+
+
+def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
+    """What is left on a node that is given back without a wait: that the change had failed; None: it had not, or the
+    last proof knows."""
+    fence, proof = case.fence, case.node.verified
+    known = proof is not None and (proof.policy_uid, proof.failed_generation) == (
+        fence.policy_uid,
+        fence.failed_generation,
+    )
+    if not fence.failed_generation or known:
+        return None
+    return replace(next_deferral(case, reason), count=0, until=case.now)
 
 
 def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
@@ -173,6 +196,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     return replace(
         record,
         generation=earlier.generation,
+        revision=earlier.revision,
         planned=earlier.planned,
         failed_generation=earlier.failed_generation,
     )
@@ -194,6 +218,7 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         changed_at=case.now,
         took=max(1, round((case.now - fence.began).total_seconds())) if fence.began else 0,
         generation=fence.generation,
+        revision=fence.revision,
         planned=fence.planned,
         failed_generation=fence.failed_generation,
     )

@@ -22,9 +22,9 @@ from gpusharing.planning.proof.assess import Assessed, Refused
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.way.actuation import run
-from gpusharing.planning.way.attempts import next_deferral, proof_time
+from gpusharing.planning.way.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.way.gates import CORDONING
-from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, rise
+from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, outlasts, rise
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import give_way, holds_our_cordon, may_uncordon
@@ -35,6 +35,11 @@ from gpusharing.planning.words.reasons import Reason
 
 def before_pnr(case: FencedCase) -> Verdict:
     """The next step of a node whose fence stage is `fenced`."""
+    verdict = _next_step(case)
+    return replace(verdict, deadline=None) if outlasts(case) else verdict
+
+
+def _next_step(case: FencedCase) -> Verdict:
     if (ending := find_ending(case)) is not None:
         return ending
     if (ended := _end_jobs(case)) is not None:
@@ -45,7 +50,8 @@ def before_pnr(case: FencedCase) -> Verdict:
     if not isinstance(assessment, Assessed):
         return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
     if _holds(assessment.spec):
-        message = "spec.rollout.paused holds the change: no further pod is evicted, and drain.timeout goes on"
+        goes_on = "" if outlasts(case) else ", and drain.timeout goes on"
+        message = f"spec.rollout.paused holds the change: no further pod is evicted{goes_on}"
         return _held_up(case, Reason.PAUSED, message)
     if case.fence.disruption not in CORDONING:
         return run(case, assessment)
@@ -59,8 +65,13 @@ def before_pnr(case: FencedCase) -> Verdict:
 
 
 def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
-    """Nothing goes on for now but the clock. That of jobs ends with the last of them, so somebody has to look."""
+    """Nothing goes on for now but the clock. That of jobs ends with the last of them, so somebody has to look; that of
+    a drain which is held ends nothing."""
     if not case.fence.jobs:
+        if outlasts(case):
+            held = "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned until this passes or"
+            told = f"{message}; {held} somebody ends the change ({names.ANNOTATION_ABORT}={case.fence.op} on the Node)"
+            return case.verdict(Phase.CORDONED, reason, told)
         return case.verdict(Phase.CORDONED, reason, message, wake=_next_limit(case))
     verdict = case.verdict(Phase.CORDONED, reason, message, wake=next_poll(case, JOBS_PACE))
     return replace(verdict, wants_pods=True)
@@ -158,13 +169,17 @@ def _paused(case: FencedCase) -> str:
 
 
 def _unapproved(case: FencedCase) -> str:
-    """What was approved is the plan of another generation."""
-    policy = case.assessment.policy if case.assessment is not None else None
+    """The change leads to something else than was approved. An edit that leaves its target as it is, such as a pause,
+    leaves its class of disruption too, so it is still what was approved; one that began without an approval is not."""
+    found, fence = case.assessment, case.fence
+    policy = found.policy if found is not None else None
     if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
         return ""
-    edited = policy.generation != case.fence.generation
+    other = policy.generation != fence.generation
+    if fence.approved:
+        other = isinstance(found, Assessed) and owed_for(found.target) != fence.approved
     return (
-        "the policy was changed, and its new plan needs an approval; the node is given back" if edited else ""
+        "the policy was changed, and its new plan needs an approval; the node is given back" if other else ""
     )
 
 
@@ -228,7 +243,7 @@ def _jobs_late(case: FencedCase) -> str:
 
 
 def _late(case: FencedCase) -> str:
-    if holds(case):
+    if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
     ended = plan is None or (plan.holders >= 0 and not plan.jobs)
@@ -236,6 +251,15 @@ def _late(case: FencedCase) -> str:
         return ""  # nobody has looked yet, or they ended: what is there counts more than the clock
     late = case.now >= case.fence.deadline and case.now >= _limit(case)
     return _timeout_text(case) if late else ""
+
+
+def _unlooked(case: FencedCase) -> bool:
+    """The time is over, nothing holds the change up, and nobody of this process has looked at the pods: a process that
+    was away may find them gone, and what is there counts more than the clock (docs/design/drain.md#x10)."""
+    found, fence = case.assessment, case.fence
+    if case.work is not None or fence.disruption not in CORDONING or case.now < fence.deadline:
+        return False
+    return isinstance(found, Assessed) and not _holds(found.spec)
 
 
 ENDINGS = (
@@ -295,6 +319,6 @@ def _abort(case: FencedCase, why: Finding, *, defer: bool, restore: bool) -> Ver
             uncordon=restore and may_uncordon(case),
             labels=labels,
             annotations=annotations,
-            deferred=next_deferral(case, why.reason) if defer else None,
+            deferred=(next_deferral if defer else remembered)(case, why.reason),
         )
     )

@@ -220,7 +220,7 @@ def _difference(assessed: Assessed) -> str:
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Labels and layout are right already, so a drain would disturb pods and then change nothing."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
-    if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG) != target.plugin_key:
+    if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG, "") != target.plugin_key:
         return ""
     if needs_run(case, target):
         return ""

@@ -10,9 +10,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
+from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.drain.gangs import explain_gangs
 from gpusharing.planning.drain.plan import DrainPlan
+from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.way.requests import answers_quiet, last_busy, next_quiet_request
 from gpusharing.planning.way.verdict import FencedCase, Verdict
@@ -51,12 +53,19 @@ def way_to_idle(
 
 
 def rise(case: FencedCase) -> Verdict | None:
-    """Record that the change disturbs more than was known: the worst class that was seen decides who must leave."""
+    """Record that the change disturbs more than was known: the worst class that was seen decides who must leave.
+
+    Pods that were none of its business have all of `drain.timeout` from now on; the wait for jobs comes before that.
+    """
+    fence, found = case.fence, case.assessment
     if case.disruption is case.fence.disruption:
         return None
+    assert isinstance(found, Assessed), "only what is wanted of the node makes the class rise"
     message = f"the change is now of class {case.disruption}: that decides which pods must leave"
     verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
-    fence = replace(case.fence, disruption=case.disruption)
+    until = case.now + parse_duration(found.spec.drain.timeout)
+    deadline = fence.deadline if fence.jobs else max(fence.deadline, until)
+    fence = replace(fence, disruption=case.disruption, deadline=deadline)
     return replace(verdict, wants_pods=True).then(UpdateFence(case.node, fence))
 
 
@@ -64,6 +73,11 @@ def holds(case: FencedCase) -> bool:
     """The policy wants the drain to go on past its time; before the point of no return only."""
     spec = case.assessment.policy.spec if case.assessment is not None else None
     return spec is not None and spec.drain.on_timeout == "Hold" and case.fence.stage == "fenced"
+
+
+def outlasts(case: FencedCase) -> bool:
+    """The drain goes on past its time: no clock ends it any more, and its deadline is the end of nothing."""
+    return holds(case) and case.now >= case.fence.deadline
 
 
 def next_poll(case: FencedCase, pace: int = 1) -> datetime:
@@ -87,7 +101,7 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
         )
     if case.work is not None and case.work.gangs:
         said += f"; with them {explain_gangs(case.work)}"
-    if holds(case) and case.now >= case.fence.deadline and not plan.jobs:
+    if outlasts(case) and not plan.jobs:
         said = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {said}"
         reason = Reason.DRAIN_HELD
     message = f"{said}; {lines[0]}" if lines else said
@@ -102,7 +116,12 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
         grace = 1 if pod.grace < 1 else None
         actions.append(ForceDelete(name, pod.namespace, pod.name, pod.uid, grace))
     return replace(
-        verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True, actions=tuple(actions)
+        verdict,
+        pods=plan.holders,
+        blockers=plan.blockers,
+        leaving=plan.first + (f" +{plan.holders - 1}" if plan.first and plan.holders > 1 else ""),
+        wants_pods=True,
+        actions=tuple(actions),
     )
 
 

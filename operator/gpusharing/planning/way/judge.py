@@ -8,6 +8,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.actions import LabelNode, Release, UpdateFence
 from gpusharing.planning.proof.assess import Assessed, Assessment, Refused, Unobserved, has_gpu
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import adopted
 from gpusharing.planning.way.before import before_pnr
@@ -25,6 +26,8 @@ _WAITING = frozenset(
     {Reason.DRIFTED, Reason.DEFERRED, Reason.PAUSED, Reason.CONFIG_PROPAGATING, Reason.OBSERVATION_PENDING}
 )
 """Gates that open by themselves or by the policy's author; the others are shown as Blocked."""
+_NONE_OF_ITS_BUSINESS = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
+"""A policy that is reset gives such nodes up as they are."""
 
 
 def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
@@ -88,7 +91,7 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
     """A Failed node would wait for ever for a policy that has lost it: its owner goes on, in the same slot."""
     message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
-    fence = replace(case.fence, policy=heir.name, generation=heir.generation)
+    fence = replace(case.fence, policy=heir.name, generation=heir.generation, revision=find_revision(heir))
     return replace(verdict, message=message).then(UpdateFence(case.node, fence))
 
 
@@ -106,6 +109,9 @@ def _unowned(case: NodeCase) -> Verdict | None:
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
+        if assessment.policy.resetting and objection.reason in _NONE_OF_ITS_BUSINESS:
+            verdict = case.verdict(phase, objection.reason, objection.message)
+            return verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
         unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""
         return case.verdict(phase, objection.reason, objection.message + unseen)
     if isinstance(assessment, Unobserved):
@@ -138,7 +144,7 @@ def _gated(case: NodeCase, gate: Finding) -> Verdict:
     if gate.reason is Reason.SKIP_LABEL:
         phase = Phase.SKIPPED
     wake = gate.until if gate.until is not None and gate.until > case.now else None
-    return case.verdict(phase, gate.reason, gate.message, wake=wake)
+    return replace(case.verdict(phase, gate.reason, gate.message, wake=wake), deadline=gate.until)
 
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
@@ -154,6 +160,8 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         key: value for key, value in marks.items() if node.labels.get(key) != value
     }
     if proven and not missing and node.gate is None:
+        if assessed.policy.resetting and (unseen := _unseen(case)) is not None:
+            return unseen
         if (ailment := case.ailment) is not None:
             return case.verdict(
                 Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{target.text} proven; {ailment.message}"
@@ -173,3 +181,12 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; taken over without a change"
     )
     return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))
+
+
+def _unseen(case: NodeCase) -> Verdict | None:
+    """A policy that goes waits for a node of which nobody can say now that it has whole GPUs still (forgetting.py)."""
+    if not case.agent_ready:
+        return case.verdict(Phase.BLOCKED, *case.no_agent(" to prove that the node has whole GPUs"))
+    if not case.node.ready:
+        return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{case.node.name} is not Ready")
+    return None

@@ -4,6 +4,8 @@
 Only marks that we set are taken away again; the fence lists them.
 """
 
+from collections.abc import Iterable
+
 from gpusharing.api import names
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView
@@ -11,9 +13,13 @@ from gpusharing.planning.snapshot.views import NodeView
 Marks = dict[str, str | None]
 
 
-def marks_for(node: NodeView) -> tuple[Marks, Marks]:
-    """(labels, annotations) that the fence sets: those that the node does not have already."""
-    labels: Marks = {name: text for name, text in names.NEIGHBOUR_LABELS.items() if name not in node.labels}
+def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
+    """(labels, annotations) that the fence sets: those that the node does not have already. `more`: further labels of
+    this cluster, as key=value; one that we know gets the value of ours."""
+    known = {
+        key: value for key, _, value in (entry.partition("=") for entry in more)
+    } | names.NEIGHBOUR_LABELS
+    labels: Marks = {name: text for name, text in known.items() if name not in node.labels}
     missing = (name for name in names.NEIGHBOUR_ANNOTATIONS if name not in node.neighbour_marks)
     return labels, dict.fromkeys(missing, "true")
 

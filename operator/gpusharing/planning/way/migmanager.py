@@ -53,7 +53,9 @@ class Trouble:
     mismatch: Finding
     final: bool
     curable: bool = False
-    """A restart may help."""
+    """Another run may help."""
+    cure: str = "restarting mig-manager"
+    """What that begins with, for people."""
 
 
 def find_trouble(case: FencedCase) -> Trouble | None:
@@ -67,6 +69,8 @@ def find_trouble(case: FencedCase) -> Trouble | None:
     if state in ("success", "failed") and case.now < believed_from(case):
         message = f"mig-manager is restarting; its state {state} is from before"
         return Trouble(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
+    if state in ("success", "failed") and (found := _overwritten(case)):
+        return Trouble(found, final=True, curable=True, cure="setting it again")
     if state == "failed":
         why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
         message = f"mig-manager failed to apply {fence.target_mig_config}{why}"
@@ -83,6 +87,16 @@ def find_trouble(case: FencedCase) -> Trouble | None:
     # The limit and not the time itself: a message that tells seconds would be written anew on every pass.
     lasting = f" for more than {settings.wedge_pending:.0f} s" if stuck else ""
     return Trouble(Finding(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
+
+
+def _overwritten(case: FencedCase) -> Finding | None:
+    """Somebody wrote over our label in the middle of the change, as NVIDIA's GPU Operator does with all-disabled where
+    it finds none (docs/design/nvidia.md#d1): what mig-manager says is about another configuration."""
+    label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
+    if label == wanted:
+        return None
+    message = f"{names.LABEL_MIG_CONFIG} is {label or 'gone'} and not {wanted}: somebody wrote over it"
+    return Finding(Reason.ACTUATOR_FAILED, message)
 
 
 def believed_from(case: FencedCase) -> datetime:

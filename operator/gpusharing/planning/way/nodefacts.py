@@ -21,7 +21,8 @@ from gpusharing.planning.snapshot.views import (
 )
 from gpusharing.planning.stack.terms import Terms
 from gpusharing.planning.way.judge import is_lasting, is_told_apart, judge
-from gpusharing.planning.way.verdict import NodeCase, Verdict, find_health
+from gpusharing.planning.way.members import Member, find_member
+from gpusharing.planning.way.verdict import NodeCase, find_health
 from gpusharing.planning.words.findings import Finding
 
 
@@ -47,8 +48,8 @@ class NodeFacts:
 class Judged:
     """What one node is told before the pools choose."""
 
-    verdict: Verdict | None
-    """None: the node is none of our business."""
+    member: Member | None
+    """What its pool counts, its verdict in it; None: the node is none of our business."""
     candidate: NodeCase | None
     """The case of a node that waits for its turn."""
     differs: bool
@@ -171,7 +172,7 @@ def judge_facts(*surroundings: *Surroundings, now: datetime) -> Judged:
         return Judged(None, None, False, True)
     candidate = verdict.candidate
     return Judged(
-        verdict=verdict,
+        member=find_member(verdict, node, known.gpunode, known.policy, known.assessment),
         candidate=case if candidate else None,
         differs=node.fence is None
         and node.ready

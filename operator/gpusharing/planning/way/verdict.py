@@ -21,7 +21,6 @@ from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
-_SEVERITY = tuple(DisruptionClass)
 _WAITING = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.SKIPPED, Phase.BLOCKED})
 
 
@@ -46,8 +45,10 @@ class Verdict:
     """Pods holding a GPU, as far as listed."""
     blockers: tuple[Blocker, ...] = ()
     """What keeps pods from leaving, before and in a drain."""
+    leaving: str = ""
+    """The first pod that is still to leave in a drain, and how many more: `namespace/name +2`; empty: none is."""
     deadline: datetime | None = None
-    """The fence's; None: no change is in flight, or somebody else's work is waited for."""
+    """The fence's, or when the clock ends the wait before it; None: something else does."""
     attempt: int = 0
     """The fence's; 0: no change is in flight."""
     step: str = ""
@@ -126,7 +127,7 @@ class NodeCase:
         """What the change disturbs: of a fenced node the worst that was ever seen, for a class only rises."""
         fence, assessment = self.node.fence, self.assessment
         now = assessment.disruption if isinstance(assessment, Assessed) else DisruptionClass.NONE
-        return max(fence.disruption, now, key=_SEVERITY.index) if fence else now
+        return max(fence.disruption, now, key=lambda one: one.severity) if fence else now
 
     @property
     def scope(self) -> Scope:

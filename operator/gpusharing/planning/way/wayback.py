@@ -13,6 +13,7 @@ from gpusharing.planning.actions import UpdateFence
 from gpusharing.planning.proof.assess import Assessed, Refused, find_disruption, needs_two_steps
 from gpusharing.planning.proof.verify import Comparison, find_mismatch
 from gpusharing.planning.wanted.lastproven import find_last_proven
+from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.attempts import goes_back, owe, owed_for, retry_command
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import FencedCase, Verdict
@@ -99,6 +100,7 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
         owed.fence,
         policy_uid=policy.uid,
         generation=policy.generation,
+        revision=find_revision(policy),
         failed_generation=policy.generation,
         drift=False,
         step=1,

@@ -1,0 +1,46 @@
+"""The last step of a policy with deletionPolicy Reset: nothing of ours stays on its nodes (docs/design/way.md#reset).
+
+What a rollout remembers lies on its nodes: who is away, which canaries serve and since when, what failed, which plan
+was approved. So a node that is whole is not forgotten by itself: all of them are, when the last one is proven.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import LabelNode
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
+
+
+def find_forgotten(
+    pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict], nodes: Mapping[str, NodeView]
+) -> dict[str, Verdict]:
+    """The verdicts of the nodes that are forgotten now. Killed in between, the next pass forgets the others."""
+    forgotten: dict[str, Verdict] = {}
+    for pool in pools.values():
+        if not pool.policy.resetting:
+            continue
+        mine = [one.node.name for one in pool.members]
+        if all(verdicts[name].phase is Phase.SYNCED for name in mine):
+            forgotten |= {name: _forget(verdicts[name], nodes[name]) for name in mine}
+    return forgotten
+
+
+def _forget(verdict: Verdict, node: NodeView) -> Verdict:
+    """`nvidia.com/mig.config` stays: it is all-disabled then, a name of NVIDIA's own. The device plugin's label
+    went with the change, unless it has to stay (wanted/reset.py)."""
+    labels: dict[str, str | None] = {
+        key: None for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
+    }
+    message = f"{verdict.message}, and the policy is being deleted: our labels go"
+    if names.LABEL_PLUGIN_CONFIG in node.labels:
+        message += (
+            f" but {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would go by ClusterPolicy's"
+            " devicePlugin.config.default, which is not whole GPUs"
+        )
+    told = replace(verdict, reason=Reason.DELETING, message=message)
+    return told.then(LabelNode(node, labels, forget=True))

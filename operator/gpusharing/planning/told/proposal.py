@@ -1,0 +1,230 @@
+"""What a plan would do to the pool of one policy, in the order in which it would: told before anything is done.
+
+The decisions are those of `plan_rollout`; here they are only laid side by side.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
+from gpusharing.planning.actions import FenceNode, WriteConfig
+from gpusharing.planning.pools.candidates import find_candidate
+from gpusharing.planning.pools.common import Common
+from gpusharing.planning.pools.previews import preview_of
+from gpusharing.planning.proof.verify import served
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.looks import Preview
+from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.told.status import members, policy_status
+from gpusharing.planning.wanted import migfile
+from gpusharing.planning.way.verdict import Verdict
+
+_GONE = frozenset({"Succeeded", "Failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node that changes."""
+
+    verdict: Verdict
+    starts: bool
+    """It would begin at once."""
+    preview: Preview | None
+    """What its change would disturb; None: its pods were not listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vanishing:
+    """A resource name of which the pool offers fewer afterwards, and those who ask for it."""
+
+    resource: str
+    before: int
+    after: int
+    anywhere: bool
+    """Some node still offers it in the end."""
+    pods: tuple[str, ...]
+    """`namespace/name` of those that run on nodes which change, as far as these were listed."""
+    pending: int
+    """Pods without a node that ask for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What becomes of one pool."""
+
+    policy: str
+    accepted: bool
+    about: str
+    """Why it is refused, with what the cards offer; or what can serve it, and what is doubtful about it."""
+    reason: str
+    steps: tuple[Step, ...]
+    """The nodes that change, in their order: those in flight, then those that begin, then those that wait."""
+    left_out: tuple[Verdict, ...]
+    """Nodes that are not as wanted and do not change either: somebody or something has to act first."""
+    settled: int
+    """Nodes that are as wanted."""
+    before: Mapping[str, int]
+    """GPU resources that the pool offers now."""
+    after: Mapping[str, int]
+    vanishing: tuple[Vanishing, ...]
+    hash: str
+    """Of the plan, by which it is approved; empty where nothing changes, and while the policy has no UID to go by."""
+    windows: tuple[str, ...]
+    """The next times at which nodes may start; empty: at any time."""
+    at_once: int
+    """Nodes that may be away at once."""
+    single_keeps_name: bool = False
+    """mig.strategy single would go on offering nvidia.com/gpu, for which somebody asks, and nothing is against it."""
+
+    @property
+    def changes(self) -> bool:
+        """Some node would change."""
+        return bool(self.steps)
+
+    @property
+    def disruption(self) -> DisruptionClass:
+        """The worst of all changes."""
+        return max(
+            (step.verdict.disruption for step in self.steps),
+            key=lambda one: one.severity,
+            default=DisruptionClass.NONE,
+        )
+
+
+def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
+    """The snapshot as it is when the configuration that the plan wants to write has been there since then: until it is,
+    every node is told to wait for it. None: it is there already.
+    """
+    change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
+    if change is None:
+        return None
+    entries = (*change.plugin_configs, *migfile.parse(change.mig_file))
+    stack = replace(
+        snapshot.stack,
+        plugin_configs=change.plugin_configs,
+        mig_file=change.mig_file,
+        written=dict.fromkeys(entries, since),
+        plugin_map_exists=True,
+        marked=True,
+    )
+    return replace(snapshot, stack=stack)
+
+
+def tell_proposal(
+    policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
+) -> Proposal:
+    """Lay out what the plan means for this policy."""
+    pool = members(policy, plan, snapshot)
+    status = policy_status(policy, plan, snapshot, {}, now)
+    accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
+    told = status["plan"] or {}
+    changing = [
+        v for v in pool.verdicts if v.disruption is not DisruptionClass.NONE and v.phase is not Phase.SYNCED
+    ]
+    names = {verdict.node for verdict in changing}
+    before: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+    for verdict in pool.verdicts:
+        offers = served(snapshot.nodes[verdict.node])
+        before.update(offers)
+        after.update(plan.targets.get(verdict.node, offers))
+    offered = _offered(plan, snapshot)
+    vanishing = tuple(_vanishing(before, after, names, snapshot, offered))
+    return Proposal(
+        policy=policy.name,
+        accepted=accepted["status"] == "True",
+        about=accepted["message"],
+        reason=accepted["reason"],
+        steps=tuple(_steps(policy, changing, plan, snapshot, offered)),
+        left_out=tuple(v for v in pool.verdicts if v.node not in names and v.phase is not Phase.SYNCED),
+        settled=sum(verdict.phase is Phase.SYNCED for verdict in pool.verdicts),
+        before=dict(sorted(before.items())),
+        after=dict(sorted(after.items())),
+        vanishing=vanishing,
+        hash=told.get("hash", "") if policy.uid else "",
+        windows=tuple(told.get("windows", ())),
+        at_once=plan.pools[policy.name].limit,
+        single_keeps_name=_single_would_do(policy, [plan.targets.get(name, {}) for name in names], vanishing),
+    )
+
+
+def _single_would_do(
+    policy: PolicyView, targets: Iterable[Mapping[str, int]], vanishing: Iterable[Vanishing]
+) -> bool:
+    """One profile on all GPUs of each node is what strategy single can serve under the name of a whole GPU."""
+    if policy.spec is None or policy.spec.mig is None or policy.spec.mig.strategy != "mixed":
+        return False
+    asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
+    return asked and all(len(target) == 1 and RESOURCE_GPU not in target for target in targets)
+
+
+def _offered(plan: RolloutPlan, snapshot: ClusterSnapshot) -> frozenset[str]:
+    """GPU resource names that some node still offers in the end."""
+    return frozenset(
+        name for node, view in snapshot.nodes.items() for name in plan.targets.get(node, served(view))
+    )
+
+
+def _steps(
+    policy: PolicyView,
+    changing: list[Verdict],
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+    offered: frozenset[str],
+) -> Iterator[Step]:
+    common = Common(offered, snapshot.looks)
+    order = {
+        case.node.name: find_candidate(case, policy, common).order
+        for case in plan.pools[policy.name].candidates
+        if policy.spec is not None
+    }
+    found = []
+    for verdict in changing:
+        work = snapshot.work.get(verdict.node)
+        preview = None
+        if work is not None and policy.spec is not None:
+            preview = preview_of(policy, verdict, work, offered, snapshot.settings)
+        fences = any(isinstance(action, FenceNode) for action in verdict.actions)
+        rank = 0 if snapshot.nodes[verdict.node].fence is not None else 1 if fences else 2
+        place = order.get(verdict.node, _LAST)
+        found.append(((rank, *place, verdict.node), Step(verdict, fences, preview)))
+    for _, step in sorted(found, key=lambda row: row[0]):
+        yield step
+
+
+_LAST = (True, True, True, 1_000_000, "")
+"""The place of a node that is no candidate."""
+
+
+def _vanishing(
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    nodes: set[str],
+    snapshot: ClusterSnapshot,
+    offered: frozenset[str],
+) -> Iterator[Vanishing]:
+    """Names of which less is offered, those that are gone from the pool first."""
+    fewer = [name for name, count in before.items() if after.get(name, 0) < count]
+    for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
+        pods = [
+            pod.ref
+            for node, work in sorted(snapshot.work.items())
+            if node in nodes
+            for pod in work.pods
+            if _asks(pod, name)
+        ]
+        yield Vanishing(
+            resource=name,
+            before=before[name],
+            after=after.get(name, 0),
+            anywhere=name in offered,
+            pods=tuple(sorted(pods)),
+            pending=snapshot.pending.get(name, 0),
+        )
+
+
+def _asks(pod: PodView, resource: str) -> bool:
+    return resource in pod.resources and pod.phase not in _GONE

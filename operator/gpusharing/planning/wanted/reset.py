@@ -1,0 +1,40 @@
+"""spec.deletionPolicy Reset: what a policy asks for once it is being deleted (docs/design/way.md#reset).
+
+    deleted ── every node that it owns: drained as ever ── whole GPUs proven ── our labels and records go ──► finalizer
+
+It is a policy like any other meanwhile, with mode Full and without a claim on nodes that it does not own yet.
+"""
+
+from dataclasses import replace
+
+from gpusharing.api.names import Mode
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted import pluginconfig
+from gpusharing.planning.wanted.target import Target
+
+_FULL = {"mode": Mode.FULL, "mig": None, "time_slicing": None, "mps": None}
+
+
+def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
+    """The policy as the planner is to see it. `resets`: deletionPolicy is Reset, as far as anybody can read.
+
+    Without our finalizer the object is gone in a moment; with force-release a person has given it up.
+    """
+    if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
+        return policy
+    spec = None if policy.spec is None else policy.spec.model_copy(update=_FULL)
+    return replace(policy, deleting=False, resetting=True, spec=spec)
+
+
+def unlabelled(target: Target, stack: StackView) -> Target:
+    """The same without the label for the device plugin, where ClusterPolicy's default means the same.
+
+    Taking the label off restarts the plugin, so it is part of the change: budgeted, held and proven as all of it. Where
+    the default shares GPUs, or names what nobody can read, the label stays for good.
+    """
+    key = pluginconfig.default_entry(stack)
+    default = pluginconfig.parse(stack.plugin_configs.get(key, "")) if key else pluginconfig.PluginConfig()
+    if default is None or not default.same_effect(target.plugin, with_mig=target.with_mig):
+        return target
+    return replace(target, plugin_key="")

@@ -1,0 +1,48 @@
+"""One node as its pool counts it: what is true of it alone, so that the memo keeps it and a pass only adds up."""
+
+from dataclasses import dataclass
+
+from gpusharing.planning.proof.assess import Assessment
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.way.startgate import is_newcomer
+from gpusharing.planning.way.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node of a policy."""
+
+    node: NodeView
+    verdict: Verdict
+    """What it is told before the pools choose."""
+    assessment: Assessment | None = None
+    """Against the policy; None: nobody knows."""
+    policy: str = ""
+    """Whose budget it is about: the policy that it is held against, else the one that it is told."""
+    away: bool = False
+    """See is_unavailable."""
+    newcomer: bool = False
+    """See is_newcomer."""
+
+
+def find_member(
+    verdict: Verdict,
+    node: NodeView,
+    gpunode: GPUNodeView | None,
+    policy: PolicyView | None = None,
+    assessment: Assessment | None = None,
+) -> Member:
+    """`policy`: the one that the node is held against, and `assessment` the result; None: nobody knows."""
+    return Member(
+        node,
+        verdict,
+        assessment,
+        policy=policy.name if policy is not None else verdict.policy,
+        away=is_unavailable(node),
+        newcomer=is_newcomer(node, gpunode),
+    )
+
+
+def is_unavailable(node: NodeView) -> bool:
+    """Whether the node counts as used, for whatever reason."""
+    return not node.ready or node.unschedulable or node.deleting or node.fence is not None

@@ -1,0 +1,203 @@
+"""A real Prometheus with our recording rules scrapes agents on SIMULATED GPUs, and a SIMULATED dcgm-exporter."""
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.cluster.process import wait_until
+from hack.sim.dcgmexporter import Metered, Page, SetUp
+from hack.sim.gpu import SimulatedGPUs
+from prometheus_client.registry import CollectorRegistry
+from tests.agent.test_meter import devices, handed_out
+from tests.chart.charts import CHART
+from tests.chart.test_monitoring import program
+from tests.fakes.gpus import FixedPods, OneNode
+
+from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.metermetrics import MeterCollector
+from gpusharing.agent.metrics import AgentCollector
+from gpusharing.agent.probes import ProbeServer
+from gpusharing.agent.usagemetrics import UsageCollector
+
+H100 = "NVIDIA H100 80GB HBM3"
+RULES = CHART / "files" / "recording.yaml"
+PARTS = ("slice", "idle_slice", "stranded_slice", "transition_slice")
+SCRAPES = 6
+"""After each event, at one a second."""
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+class Prometheus:
+    """A running one."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/api/v1/query?query="
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """What it answers to an instant query; nothing while it starts."""
+        try:
+            with urllib.request.urlopen(self._url + urllib.parse.quote(query)) as answer:
+                result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+                return result
+        except OSError:
+            return []
+
+    def increase(self, metric: str) -> float:
+        """All increases that it has seen, to the last sample: increase() without its extrapolation."""
+        grown = 0.0
+        for series in self.ask(f"gpusharing_{metric}_seconds_total[10m]"):
+            values = [float(value) for _, value in series["values"]]
+            grown += sum(now - (before if now >= before else 0.0) for before, now in pairwise(values))
+        return grown
+
+    def samples(self, node: str) -> int:
+        """How often it has scraped the meter of a node."""
+        found = self.ask(f'count_over_time(gpusharing_gpu_seconds_total{{node="{node}"}}[10m])')
+        return sum(int(float(series["value"][1])) for series in found)
+
+
+@contextmanager
+def prometheus(folder: Path, targets: dict[str, int], exporter: int) -> Iterator[Prometheus]:
+    """A Prometheus that scrapes the agents of these nodes every second, and dcgm-exporter as its chart has it."""
+    port = free_port()
+    agents = [
+        {
+            "targets": [f"127.0.0.1:{at}"],
+            "labels": {"node": node, "namespace": "gpusharing-agent", "pod": "agent"},
+        }
+        for node, at in targets.items()
+    ]
+    other = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}
+    jobs = [
+        {"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": agents},
+        {
+            "job_name": "dcgm-exporter",
+            "static_configs": [{"targets": [f"127.0.0.1:{exporter}"], "labels": other}],
+        },
+    ]
+    shutil.copy(RULES, folder)
+    every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config = {"global": every, "rule_files": [RULES.name], "scrape_configs": jobs}
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    command: list[str | Path] = [
+        program("prometheus"),
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (
+        (folder / "prometheus.log").open("w") as log,
+        subprocess.Popen(command, stderr=log, stdout=log) as running,
+    ):
+        try:
+            yield Prometheus(port)
+        finally:
+            running.terminate()
+
+
+class Node:
+    """A node whose agent can be restarted."""
+
+    def __init__(self, name: str, *products: str) -> None:
+        self.server, self.pods = OneNode(name), FixedPods()
+        self.gpus = SimulatedGPUs(name, products)
+        self.port = free_port()
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[AgentLoop]:
+        """Its agent, with a process's counters of its own, at the same address."""
+        server = self.server
+        loop = AgentLoop(
+            server.name, server.client, self.gpus, self.pods, LoopSettings(interval=0.2, meter_lag=3)
+        )
+        registry = CollectorRegistry()
+        for collector in (AgentCollector(loop), UsageCollector(loop), MeterCollector(loop.meter)):
+            registry.register(collector)
+        probes = ProbeServer(("127.0.0.1", self.port), loop.why_not_alive, loop.why_not_ready, registry)
+        probes.start()
+        task = asyncio.create_task(loop.run())
+        try:
+            yield loop
+        finally:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.to_thread(probes.stop)
+
+
+@contextmanager
+def page(metered: list[Metered]) -> Iterator[int]:
+    """The SIMULATED dcgm-exporter, listening; its port."""
+    registry = CollectorRegistry()
+    registry.register(Page(metered, SetUp()))
+    server = ProbeServer(("127.0.0.1", 0), str, str, registry)
+    server.start()
+    try:
+        yield server.port
+    finally:
+        server.stop()
+
+
+async def until_scraped(seen: Prometheus, *nodes: Node) -> None:
+    """Some more samples of each."""
+    wanted = {node.server.name: seen.samples(node.server.name) + SCRAPES for node in nodes}
+
+    def enough() -> bool:
+        return all(seen.samples(name) >= count for name, count in wanted.items())
+
+    await asyncio.to_thread(wait_until, enough, 60.0, "Prometheus to scrape the agents")
+
+
+async def test_the_bill_adds_up_and_the_rules_tell_what_the_agents_saw(tmp_path: Path) -> None:
+    divided, whole = Node("gpu-01", H100), Node("gpu-02", H100, H100)
+    divided.gpus.set_mig_mode(0, on=True)
+    for _ in range(3):
+        divided.gpus.create(0, "2g.20gb")
+    slices, gpus = devices(divided.gpus.read()), devices(whole.gpus.read())
+    instance = divided.gpus.look()[0].instances[0]
+    metered = [Metered(0, divided.gpus.look()[0].uuid, 0.5, 7, instance.profile, str(instance.id))]
+    for node in (divided, whole):
+        node.server.ask("r1")
+        node.server.show({"policy": "pool-b", "phase": "Synced"})
+    ports = {node.server.name: node.port for node in (divided, whole)}
+    with page(metered) as exporter, prometheus(tmp_path, ports, exporter) as seen:
+        async with divided.agent():
+            async with whole.agent():
+                divided.pods.holdings = handed_out(slices, ["team-a", "team-b"])
+                await until_scraped(seen, divided, whole)
+                whole.pods.holdings = handed_out(gpus, ["team-a"])
+                divided.server.show({"policy": "pool-b", "phase": "Draining"})
+                await until_scraped(seen, divided, whole)
+            async with whole.agent():  # its container was restarted
+                divided.pods.holdings = handed_out(slices, [])
+                await until_scraped(seen, divided, whole)
+            # Its node vanishes.
+            await until_scraped(seen, divided)
+            busy = seen.ask("gpusharing:slice_utilization:ratio")
+            assert [(one["metric"]["profile"], one["metric"]["source"], one["value"][1]) for one in busy] == [
+                ("2g.20gb", "dcgm-exporter", "0.5")
+            ]
+            idle = seen.ask('gpusharing:slices_idle:sum{node="gpu-01"}')
+            assert [one["value"][1] for one in idle] == ["3"]
+            told_of = {part: seen.increase(part) for part in PARTS}
+            gpu_seconds = seen.increase("gpu")
+    assert min(told_of.values()) > 0, "each of the four happened"
+    assert sum(told_of.values()) == pytest.approx(gpu_seconds, abs=1e-6)

@@ -1,0 +1,198 @@
+"""Recording rules of usage, played by promtool on the agent's metrics and a SIMULATED dcgm-exporter's."""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from hack.generate import ROOT
+from hack.sim.dcgmexporter import Metered, SetUp, samples, scraped
+from hack.sim.gpu import SimulatedGPUs
+from prometheus_client.registry import CollectorRegistry
+from tests.chart.charts import CHART
+from tests.chart.test_monitoring import AGENT, promtool
+from tests.fakes.gpus import FixedPods, OneNode
+
+from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
+from gpusharing.agent.loop import AgentLoop
+from gpusharing.agent.podresources import Held, Holdings
+from gpusharing.agent.usagemetrics import UsageCollector
+
+RULES = CHART / "files" / "recording.yaml"
+GIB, MIB = 1024**3, 1024**2
+TRAIN, SERVE = ("team-a", "train"), ("team-b", "serve")
+WHOLE = DeviceUse(0, "GPU-0", "GPU-0", 30 * GIB, 80 * GIB, tells_sm=True)
+LARGE = DeviceUse(1, "GPU-1", "MIG-b", 7 * GIB, 40 * GIB, Instance("3g.40gb", 0, 4, 2, "MIG-b"))
+SMALL = DeviceUse(1, "GPU-1", "MIG-a", None, None, Instance("1g.10gb", 6, 1, 13, "MIG-a"))
+USE = Use(
+    (WHOLE, LARGE, SMALL),
+    (
+        ProcessUse(1, "GPU-0", 20 * GIB, 60, PodID("1", *TRAIN)),
+        ProcessUse(2, "MIG-b", 7 * GIB, None, PodID("2", *SERVE)),
+    ),
+)
+LARGE_NAME, SMALL_NAME = "nvidia.com/mig-3g.40gb", "nvidia.com/mig-1g.10gb"
+HOLDINGS = Holdings(
+    held=(Held(*TRAIN, "nvidia.com/gpu", ("GPU-0",)), Held(*SERVE, LARGE_NAME, ("MIG-b",))),
+    offered=(("nvidia.com/gpu", "GPU-0"), (LARGE_NAME, "MIG-b"), (SMALL_NAME, "MIG-a")),
+)
+METERED = [
+    Metered(0, "GPU-0", 0.9, 30_720, pod=TRAIN),
+    Metered(1, "GPU-1", 0.5, 7_168, "3g.40gb", "2", SERVE),
+    Metered(1, "GPU-1", 0.0, 12, "1g.10gb", "13"),
+]
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def agent(*, honor: bool) -> Series:
+    """What Prometheus stores of the agent's metrics of usage."""
+    loop = AgentLoop("gpu-01", OneNode().client, SimulatedGPUs("gpu-01", []), FixedPods())
+    loop.use = USE, HOLDINGS
+    registry = CollectorRegistry()
+    registry.register(UsageCollector(loop))
+    target = {"node": "gpu-01", "namespace": "gpusharing-agent", "pod": "gpusharing-agent-x"}
+    return {
+        (sample.name, _frozen(scraped(sample.labels, target, honor=honor))): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+    }
+
+
+def exporter(setup: SetUp) -> Series:
+    """What Prometheus stores of dcgm-exporter's."""
+    return {(name, _frozen(labels)): value for name, labels, value in samples(METERED, setup)}
+
+
+def _frozen(labels: dict[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset((key, value) for key, value in labels.items() if value)
+
+
+def _selector(name: str, labels: Iterable[tuple[str, str]]) -> str:
+    pairs = ", ".join(f'{key}="{value}"' for key, value in sorted(labels))
+    return f"{name}{{{pairs}}}"
+
+
+def play(tmp_path: Path, stored: Series, expected: Mapping[str, Mapping[str, float]]) -> None:
+    """Let promtool evaluate the rules and compare: rule to labels to value."""
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": _selector(*key), "values": f"{value}x5"} for key, value in stored.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": rule,
+                "eval_time": "3m",
+                "exp_samples": [
+                    {"labels": f"{rule}{{{labels}}}", "value": value} for labels, value in rows.items()
+                ],
+            }
+            for rule, rows in expected.items()
+        ],
+    }
+    (tmp_path / RULES.name).write_text(RULES.read_text())
+    tests = tmp_path / "tests.yaml"
+    tests.write_text(
+        yaml.safe_dump({"rule_files": [RULES.name], "evaluation_interval": "1m", "tests": [case]})
+    )
+    assert "SUCCESS" in promtool("test", "rules", str(tests))
+
+
+ON_WHOLE = 'node="gpu-01", gpu="0", uuid="GPU-0"'
+ON_LARGE = 'node="gpu-01", gpu="1", uuid="MIG-b", profile="3g.40gb"'
+ON_SMALL = 'node="gpu-01", gpu="1", uuid="MIG-a", profile="1g.10gb"'
+OF_PODS: dict[str, dict[str, float]] = {
+    "gpusharing:pod_memory_used_bytes": {
+        f'namespace="team-a", pod="train", {ON_WHOLE}': 20 * GIB,
+        f'namespace="team-b", pod="serve", {ON_LARGE}': 7 * GIB,
+    },
+    "gpusharing:pod_slices": {
+        f'namespace="team-a", pod="train", {ON_WHOLE}, resource="nvidia.com/gpu"': 1,
+        f'namespace="team-b", pod="serve", {ON_LARGE}, resource="{LARGE_NAME}"': 1,
+    },
+    "gpusharing:slices_idle:sum": {
+        'node="gpu-01", resource="nvidia.com/gpu"': 0,
+        f'node="gpu-01", profile="3g.40gb", resource="{LARGE_NAME}"': 0,
+        f'node="gpu-01", profile="1g.10gb", resource="{SMALL_NAME}"': 1,
+    },
+    "gpusharing:slices:sum": {
+        'node="gpu-01", resource="nvidia.com/gpu"': 1,
+        f'node="gpu-01", profile="3g.40gb", resource="{LARGE_NAME}"': 1,
+        f'node="gpu-01", profile="1g.10gb", resource="{SMALL_NAME}"': 1,
+    },
+}  # fmt: skip
+WITHOUT_DCGM: dict[str, dict[str, float]] = {
+    **OF_PODS,
+    "gpusharing:slice_utilization:ratio": {f'{ON_WHOLE}, source="agent"': 0.6},
+    "gpusharing:slice_memory_used_bytes": {
+        f'{ON_WHOLE}, source="agent"': 30 * GIB,
+        f'{ON_LARGE}, source="agent"': 7 * GIB,
+    },
+}
+WITH_DCGM: dict[str, dict[str, float]] = {
+    **OF_PODS,
+    "gpusharing:slice_utilization:ratio": {
+        f'{ON_WHOLE}, source="dcgm-exporter"': 0.9,
+        f'{ON_LARGE}, source="dcgm-exporter"': 0.5,
+        f'{ON_SMALL}, source="dcgm-exporter"': 0,
+    },
+    "gpusharing:slice_memory_used_bytes": {
+        f'{ON_WHOLE}, source="agent"': 30 * GIB,
+        f'{ON_LARGE}, source="agent"': 7 * GIB,
+        f'{ON_SMALL}, source="dcgm-exporter"': 12 * MIB,
+    },
+}
+WAYS = [
+    SetUp(old, host, honor)
+    for old, host, honor in itertools.product((False, True), ("Hostname", "hostname"), (False, True))
+]
+
+
+def way(setup: SetUp) -> str:
+    """How a test is called."""
+    namespace = "the old labels" if setup.old_namespace else "the labels of today"
+    return f"{namespace}, {setup.hostname}, {'with' if setup.honor_labels else 'without'} honorLabels"
+
+
+@pytest.mark.parametrize("honor", [True, False], ids=["with honorLabels", "without honorLabels"])
+def test_without_dcgm_the_rules_tell_what_the_agent_tells(tmp_path: Path, honor: bool) -> None:
+    play(tmp_path, agent(honor=honor), WITHOUT_DCGM)
+
+
+@pytest.mark.parametrize("setup", WAYS, ids=way)
+def test_dcgms_numbers_are_joined_however_it_is_set_up_and_scraped(tmp_path: Path, setup: SetUp) -> None:
+    play(tmp_path, agent(honor=setup.honor_labels) | exporter(setup), WITH_DCGM)
+
+
+def test_two_exporters_of_the_same_gpus_count_once(tmp_path: Path) -> None:
+    both = exporter(SetUp()) | exporter(SetUp(old_namespace=True, hostname="hostname"))
+    play(tmp_path, agent(honor=True) | both, WITH_DCGM)
+
+
+def test_dcgm_on_gpus_of_which_no_agent_tells_records_nothing_of_slices(tmp_path: Path) -> None:
+    play(tmp_path, exporter(SetUp()), {rule: {} for rule in WITH_DCGM})
+
+
+def test_every_record_is_tested_and_says_gpusharing() -> None:
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    records = {rule["record"] for rule in group["rules"]}
+    assert records - WITH_DCGM.keys() == {
+        "gpusharing:dcgm_engine_active:ratio",
+        "gpusharing:dcgm_memory_used_bytes",
+    }
+
+
+PAGE = ROOT / "docs/how-to/usage.md"
+
+
+def test_promtool_accepts_every_query_of_the_page_and_its_names_are_there(tmp_path: Path) -> None:
+    queries = re.findall(r"^\|[^|]*\| `([^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
+    assert len(queries) > 8
+    rules = [{"record": f"page:{number}", "expr": query} for number, query in enumerate(queries)]
+    path = tmp_path / "page.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "page", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", str(path))
+    asked = {name for query in queries for name in re.findall(r"gpusharing[\w:]+", query)}
+    assert asked <= {*AGENT, *WITH_DCGM}

@@ -1,0 +1,112 @@
+"""Whatever is wrong about a rollout freezes its own policy: object and value are named, nobody leaves, others go on."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hack.sim.workloads import Workload
+from tests.embedded.scene import HOUR, SLICED, Scene, gpu_pod, node, pdb, scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.client import JSON, PDBS, PODS, POLICIES
+
+CALM: JSON = {"drain": {"unmanagedPods": "Evict", "strandedPods": "Allow"}}
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Something that is wrong: in the policy, or in what a person makes beside it."""
+
+    reason: str
+    said: tuple[str, ...]
+    """Object and value, as the message names them."""
+    spec: JSON
+    arrange: Callable[[Scene], None] = lambda stage: None
+
+
+def ruled(**rollout: object) -> JSON:
+    return {**SLICED, **CALM, "rollout": rollout}
+
+
+def windowed(**fields: str) -> JSON:
+    return ruled(windows=[{"schedule": "0 2 * * *", "duration": "6h", **fields}])
+
+
+def approve(stage: Scene) -> None:
+    stage.e.cluster.patch(
+        POLICIES, "wrong", {"metadata": {"annotations": {"gpusharing.dev/approve": "0ldha5h"}}}
+    )
+
+
+def mark(stage: Scene) -> None:
+    metadata = {"annotations": {"gpusharing.dev/do-not-disrupt": "a while"}}
+    stage.e.cluster.add(PODS, gpu_pod("marked", "gpu-1", metadata=metadata))
+
+
+def guard(stage: Scene) -> None:
+    stage.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
+
+
+def guard_twice(stage: Scene) -> None:
+    stage.e.cluster.add(PDBS, pdb("one", "llm", minAvailable=0))
+    stage.e.cluster.add(PDBS, pdb("two", "llm", minAvailable=0))
+
+
+WRONG: dict[str, Wrong] = {
+    "a selector with an operator that there is none": Wrong(
+        "InvalidSpec", ("spec.drain.rules[0].podSelector.matchExpressions[0].operator", "Gt"),
+        {**SLICED, "drain": {"rules": [
+            {"behavior": "Evict", "podSelector": {"matchExpressions": [{"key": "tier", "operator": "Gt"}]}}]}}),
+    "a cron that does not exist": Wrong(
+        "InvalidWindow", ("spec.rollout.windows[0].schedule", "0 25 * * *"), windowed(schedule="0 25 * * *")),
+    "a zone that does not exist": Wrong(
+        "InvalidWindow", ("spec.rollout.windows[0].timeZone", "Mars/Olympus"), windowed(timeZone="Mars/Olympus")),
+    "a percentage of nonsense": Wrong(
+        "InvalidSpec", ("spec.rollout.maxUnavailable", "1000a%"), ruled(maxUnavailable="1000a%")),
+    "a behaviour that there is none": Wrong(
+        "InvalidSpec", ("spec.drain.rules[0].behavior", "Skip"),
+        {**SLICED, "drain": {"rules": [{"behavior": "Skip"}]}}),
+    "a window that is never open long enough": Wrong(
+        "WindowTooShort", ("spec.rollout.windows", "5m"), windowed(duration="5m")),
+    "an approval of an old hash": Wrong("ApprovalNeeded", ("0ldha5h",), ruled(approval="Manual"), approve),
+    "a mark whose duration cannot be read": Wrong(
+        "DoNotDisrupt", ("default/marked", "a while"), {**SLICED, **CALM}, mark),
+    "two budgets on one pod": Wrong(
+        "PDBConflict", ("default/llm-", "default/one, default/two"), {**SLICED, **CALM}, guard_twice),
+    "a budget that never allows": Wrong(
+        "PDBNeverAllows", ("default/llm-", "default/keep"), {**SLICED, **CALM},
+        guard),
+}  # fmt: skip
+
+
+async def told_of(stage: Scene, reason: str) -> str:
+    """The message of this reason: a spec that nobody can read owns no node, so its policy says it."""
+    if reason == "InvalidSpec":
+        row = await stage.until_condition("Accepted", "False", reason, "wrong")
+    else:
+        row = await stage.reason("gpu-1", reason)
+    return str(row["message"])
+
+
+@pytest.mark.parametrize("case", WRONG)
+@virtually
+async def test_it_freezes_its_own_policy_is_named_with_its_value_and_holds_up_no_other(case: str) -> None:
+    wrong = WRONG[case]
+    llm = Workload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
+    async with scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[llm]) as stage:
+        await stage.running("llm", 1)
+        if wrong.arrange is not approve:
+            wrong.arrange(stage)
+        stage.apply(wrong.spec, "wrong")
+        if wrong.arrange is approve:
+            wrong.arrange(stage)
+        stage.apply({**SLICED, **CALM}, "right", "c")
+        await stage.ready("right", seconds=HOUR)
+        told = await told_of(stage, wrong.reason)
+        assert [text for text in wrong.said if text not in told] == [], told
+        await asyncio.sleep(3 * HOUR)
+        assert await told_of(stage, wrong.reason) == told
+        assert not stage.node_writes()["gpu-1"]
+        assert stage.evicted() == []
+        await stage.running("llm", 1)

@@ -1,0 +1,30 @@
+"""What people do to ClusterPolicy in the random world."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, render
+
+if TYPE_CHECKING:
+    from tests.planning.world import World
+
+USUAL = "usual"
+SHARING = render(PluginConfig("none", Sharing((("nvidia.com/gpu", 4),), strategy="time-slicing")))
+
+
+def reboots(world: "World", name: str) -> bool:
+    """WITH_REBOOT of ClusterPolicy changes."""
+    before = world.stack.cluster_policy
+    assert before is not None, "the world has one"
+    world.stack = replace(world.stack, cluster_policy=replace(before, with_reboot=not before.with_reboot))
+    return True
+
+
+def default_changes(world: "World", name: str) -> bool:
+    """devicePlugin.config.default names an entry that shares GPUs, as all nodes without the label then do; or none."""
+    before = world.stack.cluster_policy
+    assert before is not None, "the world has one"
+    entries = {**world.stack.plugin_configs, USUAL: SHARING}
+    changed = replace(before, plugin_default="" if before.plugin_default else USUAL)
+    world.stack = replace(world.stack, cluster_policy=changed, plugin_configs=entries)
+    return True

@@ -1,0 +1,132 @@
+"""Every wait that is shown has a name, a culprit, a beginning and an end (docs/design/drain.md#rule-14)."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import NOW, at, make_node, make_pod, make_policy, make_work
+from tests.planning.cases import FULL, MIXED, make_case, pool_of, run_until
+from tests.planning.drains import fenced, silent
+from tests.planning.told import verdict
+
+from gpusharing.api.names import Phase
+from gpusharing.api.times import NEVER
+from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.snapshot.records import Deferred
+from gpusharing.planning.told.transition import transition
+from gpusharing.planning.told.waits import OTHERS, PERSON
+from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.way.judge import judge
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.reasonkinds import Passes
+from gpusharing.planning.words.reasons import Reason
+
+NODE = make_node("gpu-08")
+WAITS = [reason for reason in Reason if reason.passes is not Passes.DONE]
+
+
+def shown(one: Verdict, **node: Any) -> dict[str, Any]:
+    return transition(one, replace(NODE, **node), {}, NOW)
+
+
+@pytest.mark.parametrize("reason", WAITS)
+def test_whatever_is_waited_for_has_a_name_a_culprit_a_beginning_and_an_end(reason: Reason) -> None:
+    """The end is a time where the clock brings it, and otherwise says who does."""
+    told = shown(verdict(Phase.PENDING, reason, "gpu-08"))
+    assert (told["reason"], told["since"]) == (reason.value, "2026-11-20T10:00:00Z")
+    assert told["culprit"], "somebody or something keeps the node"
+    assert told["deadline"] in (PERSON, OTHERS)
+    assert (told["deadline"] == PERSON) == (
+        reason.passes is Passes.BY_A_PERSON and reason is not Reason.FOREIGN_MAINTENANCE
+    )
+    assert shown(verdict(Phase.PENDING, reason, "gpu-08", deadline=at(60)))["deadline"] in (
+        "10:01:00Z",
+        PERSON,
+    )
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason not in WAITS])
+def test_what_is_at_its_end_keeps_nobody_waiting(reason: Reason) -> None:
+    if reason is Reason.PROGRESSING:
+        return  # of a node: its pods are being looked at
+    told = shown(verdict(Phase.SYNCED, reason, "gpu-08", deadline=at(60)))
+    assert (told["culprit"], told["deadline"]) == ("", "")
+
+
+CULPRITS: dict[str, tuple[Verdict, dict[str, Any], str]] = {
+    "a pod that blocks": (
+        verdict(Phase.BLOCKED, Reason.UNMANAGED, blockers=(Blocker(Reason.UNMANAGED, ("a/1", "a/2")),)), {},
+        "a/1 +1"),
+    "a pod that leaves": (verdict(Phase.DRAINING, Reason.PODS_LEAVING, leaving="a/1 +1"), {}, "a/1 +1"),
+    "a drain that was given up": (verdict(Phase.ABORTING, Reason.DRAIN_TIMEOUT), {}, "pods"),
+    "the policy": (verdict(Phase.PENDING, Reason.WINDOW_CLOSED), {}, "gsp/pool-b"),
+    "the node": (verdict(Phase.BLOCKED, Reason.ALREADY_CORDONED), {}, "node/gpu-08"),
+    "somebody else": (
+        verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE), {"foreign": "kured"}, "kured"),
+    "mig-manager": (verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS), {}, "mig-manager"),
+    "the API server": (
+        verdict(Phase.PENDING, Reason.CALL_FAILED, blockers=(Blocker(Reason.CALL_FAILED, message="no"),)), {},
+        "kube-apiserver"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "node", "who"), CULPRITS.values(), ids=CULPRITS.keys())
+def test_the_culprit_is(one: Verdict, node: dict[str, Any], who: str) -> None:
+    assert shown(one, **node)["culprit"] == who
+
+
+ENDS: dict[str, tuple[Verdict, str]] = {
+    "a time of day": (verdict(Phase.DRAINING, Reason.PDB, deadline=at(900)), "10:15:00Z"),
+    "with its date when it is more than a day away": (
+        verdict(Phase.PENDING, Reason.WINDOW_CLOSED, deadline=at(3 * 86400)), "2026-11-23T10:00:00Z"),
+    "a person, of a failed node whose time is long over": (
+        verdict(Phase.FAILED, Reason.LAYOUT_MISMATCH, deadline=at(-900)), PERSON),
+    "a person, of a drain that is held past its time": (
+        verdict(Phase.DRAINING, Reason.DRAIN_HELD, deadline=at(-900)), PERSON),
+    "others, of a job that may run for ever": (
+        verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, deadline=NEVER), OTHERS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "end"), ENDS.values(), ids=ENDS.keys())
+def test_the_end_of_a_wait_is(one: Verdict, end: str) -> None:
+    assert shown(one)["deadline"] == end
+
+
+def test_the_date_does_not_go_away_as_the_time_comes_near() -> None:
+    """Or every waiting node would be written at the same moment."""
+    waiting = verdict(Phase.PENDING, Reason.WINDOW_CLOSED, deadline=at(3 * 86400))
+    first = shown(waiting)
+    assert transition(waiting, NODE, first, at(3 * 86400 - 60)) == first
+
+
+def test_a_drain_in_which_nothing_blocks_names_the_pods_that_leave() -> None:
+    pods = make_work(make_pod("b"), make_pod("a"), listed_at=NOW)
+    told = before_pnr(fenced(work=pods, gpunode=silent()))
+    assert (told.reason, told.leaving) == (Reason.PODS_LEAVING, "team-a/a +1")
+
+
+def test_waits_before_the_cordon_that_the_clock_ends_say_when() -> None:
+    deferred = Deferred(1, at(300), "DrainTimeout", MIXED.generation, policy_uid=MIXED.uid)
+    told = judge(make_case(MIXED, was=FULL, node={"deferred": deferred}), {})
+    assert told is not None
+    assert (told.reason, told.deadline) == (Reason.DEFERRED, at(300))
+    night = {"windows": [{"schedule": "0 22 * * *", "duration": "6h"}]}
+    world = pool_of(1)
+    world.set_policy(make_policy(rollout=night))
+    world.step()
+    world.now += timedelta(minutes=5)
+    told = world.plan().verdicts["n0"]
+    assert told.reason is Reason.WINDOW_CLOSED
+    assert told.deadline is not None
+    assert told.deadline.hour == 22
+
+
+def test_a_change_that_begins_has_its_deadline_at_once() -> None:
+    world = pool_of(1)
+    world.set_policy(make_policy(mode="TimeSlicing"))
+    told = run_until(world, Phase.CORDONED, node="n0")
+    (begun,) = (action for action in told.actions if isinstance(action, FenceNode))
+    assert told.deadline == begun.fence.deadline
