@@ -59,6 +59,8 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
     process.add_argument("--name", default="")
     process.add_argument("--instance", type=int, default=-1, help="GPU instance id")
     process.add_argument("--compute-instance", type=int, default=-1)
+    process.add_argument("--memory-mib", type=int, default=512)
+    process.add_argument("--sm-percent", type=int, default=0, help="share of SM time; 0: it does nothing")
     process.add_argument("--mps", action="store_true")
     process.add_argument("--graphics", action="store_true")
     process.add_argument("--pid-namespace", type=int, default=0, help="inode; default: the machine's own")
@@ -104,6 +106,8 @@ def _inject(simulator: Simulator, given: argparse.Namespace) -> None:
             given.gpu,
             given.pid,
             given.name,
+            memory_mib=given.memory_mib,
+            sm_percent=given.sm_percent,
             gpu_instance=given.instance,
             compute_instance=given.compute_instance,
             mps=given.mps,

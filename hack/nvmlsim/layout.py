@@ -22,6 +22,7 @@ MAX_PROCESSES = 64
 MAX_CLIENTS = 128
 MAX_FAULTS = 16
 MAX_EVENTS = 256
+MEMORY_UNKNOWN = 2**64 - 1  # of a process: NVML_VALUE_NOT_AVAILABLE
 CLIENT_LOCKS = 1  # the byte whose lock the client in the first slot holds; byte 0 guards the file
 CONSTANTS = (
     "NAME", "TEXT", "PATH", "MAX_GPUS", "MAX_PROFILES", "MAX_STARTS", "MAX_GPU_INSTANCES", "MAX_COMPUTE_INSTANCES",
@@ -147,8 +148,8 @@ class Process(Structure):
         ("pid", c_uint32),
         ("mps", c_uint32),  # a client of the MPS server
         ("graphics", c_uint32),  # it draws: X, a compositor
-        ("reserved", c_uint32),
-        ("memory_mib", c_uint64),
+        ("sm_percent", c_uint32),  # share of SM time; 0: it does nothing, so there is no sample of it
+        ("memory_mib", c_uint64),  # MEMORY_UNKNOWN: the driver does not tell
         ("pid_namespace", c_uint64),  # inode of the PID namespace that it runs in; 0: the machine's own
         ("name", c_char * NAME),
     )

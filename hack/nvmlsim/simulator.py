@@ -128,7 +128,8 @@ class Simulator:
         pid: int,
         name: str = "",
         *,
-        memory_mib: int = 512,
+        memory_mib: int | None = 512,
+        sm_percent: int = 0,
         gpu_instance: int = -1,
         compute_instance: int = -1,
         mps: bool = False,
@@ -137,8 +138,9 @@ class Simulator:
     ) -> None:
         """Let a process compute (or draw) on a GPU, or on the MIG device with these instance ids.
 
-        No name: NVML knows none. `pid_namespace`: inode of the PID namespace that it runs in and has this pid in;
-        0: the machine's own, which sees every process.
+        No name: NVML knows none. No memory: the driver does not tell. `sm_percent`: its share of SM time, which is told
+        while MIG is off; 0: it does nothing. `pid_namespace`: inode of the PID namespace that it runs in and has this
+        pid in; 0: the machine's own, which sees every process.
         """
         with self._edit() as state:
             self._indexes(state, gpu)
@@ -146,7 +148,8 @@ class Simulator:
             if slot is None:
                 raise SimulatorError(f"a simulated machine has at most {layout.MAX_PROCESSES} processes")
             _put_text(slot, "name", name)
-            slot.gpu, slot.pid, slot.memory_mib = gpu, pid, memory_mib
+            slot.gpu, slot.pid, slot.sm_percent = gpu, pid, sm_percent
+            slot.memory_mib = layout.MEMORY_UNKNOWN if memory_mib is None else memory_mib
             slot.gpu_instance, slot.compute_instance, slot.mps = gpu_instance, compute_instance, mps
             slot.graphics, slot.pid_namespace = graphics, pid_namespace
             slot.used = 1

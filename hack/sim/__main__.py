@@ -13,7 +13,7 @@ from hack.cluster.kubeconfig import kubeconfig_path
 from hack.sim.manifests import install
 from hack.sim.nodesoftware import FAULTS, NodeSoftware
 from hack.sim.rights import AgentClients
-from hack.sim.settings import SimSettings
+from hack.sim.settings import SimSettings, Times
 
 BANNER = (
     "SIMULATED: no GPU and no NVIDIA software here. mig-manager {mig}, device plugin and GFD {plugin} are played "
@@ -43,6 +43,12 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="end when standard input ends: whoever started this is gone",
     )
+    parser.add_argument(
+        "--apply",
+        type=float,
+        default=Times().apply,
+        help="seconds in which mig-manager divides a node's GPUs",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the jitter")
     return parser.parse_args()
 
@@ -56,6 +62,7 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
         plugin=options.plugin,
         agents=options.agents,
         agent_interval=options.agent_interval,
+        times=Times(apply=options.apply),
     )
 
 

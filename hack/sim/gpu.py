@@ -25,6 +25,7 @@ from gpusharing.agent.library import (
     MigMode,
     Model,
     Process,
+    ProcessUse,
     Reading,
     RecoveryAction,
     RemappedRows,
@@ -32,6 +33,7 @@ from gpusharing.agent.library import (
 )
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from hack.sim.gpurights import ALL_RIGHTS, Container, gpu_as_seen, model_as_seen
+from hack.sim.gpuuse import use_of
 
 DRIVER_VERSION = "580.159.03"
 HEALTHY_ROWS = RemappedRows()
@@ -95,6 +97,8 @@ class SimulatedGPUs:
         """Sessions of this library that are open now, and clients added with `client`."""
         self.readings = 0
         """Readings begun so far."""
+        self.uses: dict[int, ProcessUse] = {}
+        """By pid, what a process takes where it is not nothing."""
         self._node = node
         self._driver_version = driver_version
         self._lock = threading.RLock()
@@ -121,8 +125,9 @@ class SimulatedGPUs:
             with self._lock:
                 if self._failure is not None:
                     raise self._failure
-                gpus = (gpu_as_seen(_observed(gpu), container) for gpu in self._gpus)
-                return Reading(self._driver_version, self._models(container), tuple(gpus))
+                gpus = tuple(gpu_as_seen(_observed(gpu), container) for gpu in self._gpus)
+                use = use_of(gpus, [gpu.card for gpu in self._gpus], self.uses)
+                return Reading(self._driver_version, self._models(container), gpus, use)
 
     def look(self) -> tuple[GPU, ...]:
         """What is so, without NVML: to compare the agent's report with. Never hangs and is no client."""
@@ -242,7 +247,7 @@ class SimulatedGPUs:
         self._gpus[index].compute_mode = mode
 
     def add_process(self, index: int, name: str, pid: int, device: str = "") -> None:
-        """A process begins to compute, on a whole GPU or on the MIG device with this UUID."""
+        """A process begins to compute, on a whole GPU or on the MIG device with this UUID; see `uses`."""
         with self._lock:
             self._gpus[index].processes.append(Process(pid=pid, name=name, device=device))
 

@@ -254,6 +254,11 @@ def _reboot(node: SimNode) -> None:
     node.faults.reboot = True
 
 
+def _default_mode(node: SimNode) -> None:
+    for index in range(node.gpus.count):
+        node.gpus.set_compute_mode(index, "Default")
+
+
 def _tell(change: Change, node: SimNode) -> None:
     node.told.change = change
 
@@ -268,6 +273,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "reboot-now": lambda node: node.reboot(),
     "kill-mig-manager": lambda node: node.kill_mig_manager(),
     "kill-mps-daemon": lambda node: node.mps.kill(),
+    "default-compute-mode": _default_mode,
     **{word: partial(_tell, change) for word, change in ODDITIES.items()},
     "lose-instances": lambda node: node.lose_instances(),
     "hang-nvml": lambda node: node.gpus.hang(),
@@ -287,6 +293,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
 - kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
 - the words of oddities.py: what NVML tells the agent from now on;
 - kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not come back;
+- default-compute-mode: a person runs nvidia-smi -c 0 on every GPU;
 - hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0;
 - sick-gpu, heal-gpu: the driver asks for a reset of GPU 0; lose-gpu, find-gpu: NVML cannot talk to it.
 """

@@ -11,8 +11,8 @@ import pytest
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import in_process, needs_compiler, read
 
-from gpusharing.agent import nvml, nvml_health, nvml_mig, nvml_processes
-from gpusharing.agent.fields import SESSION, SOURCES, Need, Source
+from gpusharing.agent import nvml, nvml_health, nvml_mig, nvml_processes, nvml_use
+from gpusharing.agent.fields import SESSION, SOURCES, USAGE, Need, Source
 from gpusharing.api.crd import structural_schema
 from gpusharing.api.gpunode import Observed
 
@@ -49,12 +49,13 @@ def test_every_field_has_a_source_and_every_source_a_field() -> None:
     assert len(named) == len(set(named))
 
 
-OTHER_NAMES = {"nvmlEventTypeXidCriticalError", "nvmlReturn"}
-"""A constant, and a field of an answer."""
+OTHER_NAMES = {"nvmlEventTypeXidCriticalError", "nvmlReturn", "nvmlMemory_v2"}
+"""Constants, and a field of an answer."""
 
 
 def test_the_calls_are_those_of_the_adapter() -> None:
-    trees = [ast.parse(inspect.getsource(module)) for module in (nvml, nvml_health, nvml_mig, nvml_processes)]
+    modules = (nvml, nvml_health, nvml_mig, nvml_processes, nvml_use)
+    trees = [ast.parse(inspect.getsource(module)) for module in modules]
     made = {
         node.attr
         for tree in trees
@@ -63,12 +64,12 @@ def test_the_calls_are_those_of_the_adapter() -> None:
         and re.match(r"nvml[A-Z]", node.attr)
         and node.attr not in OTHER_NAMES
     }
-    assert made == {*SESSION, *(call for source in SOURCES for call in source.calls)}
+    assert made == {*SESSION, *(call for source in (*SOURCES, *USAGE) for call in source.calls)}
 
 
 def test_no_call_changes_a_gpu() -> None:
     writing = re.compile(r"Set[A-Z]|Create|Destroy|Clear|Reset|Modify")
-    calls = {call for source in SOURCES for call in source.calls}
+    calls = {call for source in (*SOURCES, *USAGE) for call in source.calls}
     assert {call for call in calls if writing.search(call)} == {
         "nvmlEventSetCreate", "nvmlEventSetWait_v2", "nvmlEventSetFree",
     }  # fmt: skip
@@ -89,7 +90,9 @@ def values(at: str, value: Any) -> Iterator[tuple[str, Any]]:
 def told(simulator: Simulator, privilege: str) -> dict[str, list[Any]]:
     """Everything that a reading tells with these rights, by path, in any order."""
     found: dict[str, list[Any]] = {}
-    for path, value in values("", read(simulator, privilege)):
+    reading = read(simulator, privilege)
+    del reading["use"]  # for the metrics: USAGE
+    for path, value in values("", reading):
         found.setdefault(re.sub(r"_([a-z])", lambda m: m[1].upper(), path), []).append(value)
     return {path: sorted(map(str, known)) for path, known in found.items()}
 

@@ -81,6 +81,18 @@ def test_profiles_of_a_known_card_are_those_of_the_table(reading: Reading) -> No
         pytest.skip("no card here is in planning/gpus/cards.py with placements that this user may list")
 
 
+@needs_smi
+def test_memory_in_use_is_about_that_of_nvidia_smi(reading: Reading) -> None:
+    told = {use.uuid: use.memory_used for use in reading.use.devices if use.instance is None}
+    for uuid, used in zip(smi("uuid"), smi("memory.used"), strict=True):
+        if (memory := told.get(uuid)) is not None:
+            assert abs(memory // 1024**2 - int(used)) < 1024, "processes come and go between the two"
+
+
+def test_of_a_gpu_with_mig_on_no_sm_time_is_told(reading: Reading) -> None:
+    assert not [use for use in reading.use.devices if use.instance is not None and use.tells_sm]
+
+
 def test_readings_are_stable_and_cheap(reading: Reading) -> None:
     began, used = time.perf_counter(), time.process_time()
     again = NVML().read()

@@ -10,8 +10,8 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived, WindowUpdated
 
-from gpusharing.agent.kubelet import KubeletPodResources
-from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable, holdings
+from gpusharing.agent.kubelet import ALLOCATABLE, LIST, KubeletPodResources
+from gpusharing.agent.podresources import Held, Holdings, PodResourcesUnavailable, holdings
 
 Headers = list[tuple[str, str]]
 OK: Headers = [("grpc-status", "0")]
@@ -51,33 +51,74 @@ RESPONSE = b"".join(
         pod("shared-2", ("nvidia.com/gpu", ["GPU-1::1"])),
     ]
 )
-HELD = Holdings({"nvidia.com/gpu": 2, "nvidia.com/mig-3g.40gb": 2}, 3)
+HELD = Holdings(
+    {"nvidia.com/gpu": 2, "nvidia.com/mig-3g.40gb": 2},
+    3,
+    (
+        Held("default", "train", "nvidia.com/mig-3g.40gb", ("MIG-1", "MIG-2")),
+        Held("default", "shared", "nvidia.com/gpu", ("GPU-1::0",)),
+        Held("default", "shared-2", "nvidia.com/gpu", ("GPU-1::1",)),
+    ),
+)
+UNIMPLEMENTED: Headers = [
+    ("grpc-status", "12"),
+    ("grpc-message", "method GetAllocatableResources not implemented"),
+]
+OFFERED = b"".join(
+    field(1, field(1, resource) + b"".join(field(2, i) for i in ids))
+    for resource, ids in (
+        ("nvidia.com/gpu", ["GPU-1::0", "GPU-1::1", "GPU-1::2"]),
+        ("example.com/nic", ["eth1"]),
+    )
+)
 
 
 class Kubelet:
-    """A gRPC server with one answer; it honours flow control, so that large answers need window updates."""
+    """A gRPC server with one answer per method; it honours flow control, so that large answers need window updates."""
 
-    def __init__(self, body: bytes, trailers: Headers = OK) -> None:
-        self.request: dict[str, str] = {}
-        self._body = body
-        self._trailers = trailers
+    def __init__(
+        self,
+        body: bytes,
+        trailers: Headers = OK,
+        allocatable: bytes | None = None,
+        instead: bytes | None = None,
+    ) -> None:
+        """`allocatable`: what there is to hold; None: this kubelet does not implement it. `instead`: what it says for
+        HTTP/2 when it is asked for that, before it waits for the client to go."""
+        self.requests: list[dict[str, str]] = []
+        self.connections: list[asyncio.Task[object]] = []
+        self._instead = instead
+        self._answers = {
+            LIST: (body, trailers),
+            ALLOCATABLE: (b"", UNIMPLEMENTED) if allocatable is None else (allocatable, OK),
+        }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.connections.append(task)
         http2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         http2.initiate_connection()
-        left = self._body
-        ended = False
+        left, trailers = b"", OK
+        asked = ended = False
         while not ended:
             writer.write(http2.data_to_send())
             for event in http2.receive_data(await reader.read(65536)):
                 if isinstance(event, RequestReceived):
-                    self.request = {str(name): str(value) for name, value in event.headers}
+                    self.requests.append({str(name): str(value) for name, value in event.headers})
+                    if self._instead is not None and self.requests[-1][":path"] == ALLOCATABLE:
+                        writer.write(self._instead)
+                        await reader.read()
+                        writer.close()
+                        return
+                    left, trailers = self._answers[self.requests[-1][":path"]]
+                    asked = True
                     http2.send_headers(1, [(":status", "200"), ("content-type", "application/grpc")])
                 if isinstance(event, (RequestReceived, WindowUpdated)) and not ended:
                     left = _send(http2, left)
-                if self.request and not left and not ended:
-                    http2.send_headers(1, self._trailers, end_stream=True)
+                if asked and not left and not ended:
+                    http2.send_headers(1, trailers, end_stream=True)
                     ended = True
         writer.write(http2.data_to_send())
         writer.close()
@@ -98,11 +139,14 @@ def framed(message: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, kubelet: Kubelet) -> AsyncIterator[KubeletPodResources]:
+async def serving(
+    tmp_path: Path, kubelet: Kubelet, offered_timeout: float = 60.0
+) -> AsyncIterator[KubeletPodResources]:
     """A client of a running server."""
     path = tmp_path / "kubelet.sock"
     async with await asyncio.start_unix_server(kubelet.serve, path):
-        yield KubeletPodResources(path, timeout=60.0)
+        yield KubeletPodResources(path, timeout=60.0, offered_timeout=offered_timeout)
+        await asyncio.gather(*kubelet.connections)
 
 
 async def test_devices_and_pods_are_counted(tmp_path: Path) -> None:
@@ -110,15 +154,39 @@ async def test_devices_and_pods_are_counted(tmp_path: Path) -> None:
     async with serving(tmp_path, kubelet) as client:
         assert await client.read() == HELD
         assert await client.read() == HELD  # a fresh connection each time
-    assert kubelet.request[":path"] == "/v1.PodResourcesLister/List"
-    assert kubelet.request["content-type"] == "application/grpc"
+    assert [request[":path"] for request in kubelet.requests] == 2 * [LIST, ALLOCATABLE]
+    assert {request["content-type"] for request in kubelet.requests} == {"application/grpc"}
+
+
+async def test_what_there_is_to_hold_is_told_device_by_device(tmp_path: Path) -> None:
+    async with serving(tmp_path, Kubelet(framed(RESPONSE), allocatable=framed(OFFERED))) as client:
+        offered = (await client.read()).offered
+    assert offered == tuple(("nvidia.com/gpu", f"GPU-1::{number}") for number in range(3))
+
+
+@pytest.mark.parametrize(
+    ("kubelet", "offered_timeout"),
+    [
+        (Kubelet(framed(RESPONSE), instead=b""), 0.5),
+        (Kubelet(framed(RESPONSE), instead=bytes(9)), 60.0),
+        (Kubelet(framed(RESPONSE), allocatable=framed(b"\x0b")), 60.0),
+        (Kubelet(framed(RESPONSE), allocatable=b"\x00"), 60.0),
+    ],
+    ids=["never comes", "is not HTTP/2", "is no protobuf", "is cut short"],
+)
+async def test_who_holds_what_is_known_also_where_the_answer_on_what_there_is(
+    tmp_path: Path, kubelet: Kubelet, offered_timeout: float
+) -> None:
+    async with serving(tmp_path, kubelet, offered_timeout) as client:
+        assert await client.read() == HELD
 
 
 async def test_an_answer_larger_than_the_flow_control_window_arrives_whole(tmp_path: Path) -> None:
     many = b"".join(pod(f"pod-{n}", ("nvidia.com/gpu", [f"GPU-{n}-{'x' * 500}"])) for n in range(1000))
     assert len(many) > 500_000
     async with serving(tmp_path, Kubelet(framed(many))) as client:
-        assert await client.read() == Holdings({"nvidia.com/gpu": 1000}, 1000)
+        told = await client.read()
+    assert (told.allocated, told.pods, len(told.held)) == ({"nvidia.com/gpu": 1000}, 1000, 1000)
 
 
 async def test_no_pods_hold_nothing(tmp_path: Path) -> None:

@@ -102,7 +102,6 @@ REFUSED: dict[str, tuple[str, object]] = {
     "nvmlDeviceGetFieldValues": ("recovery_action", None),
     "nvmlDeviceGetComputeRunningProcesses": ("processes", [{"pid": 0, "name": "", "device": ""}]),
     "nvmlDeviceGetGpuInstanceProfileInfoV": ("instances", []),
-    "nvmlDeviceGetGpuInstancePossiblePlacements": ("instances_withheld", True),
     "nvmlSystemGetProcessName": ("processes", []),
     "nvmlEventSetCreate": ("xid", None),
     "nvmlDeviceRegisterEvents": ("xid", None),
@@ -123,12 +122,36 @@ def test_what_is_refused_is_unknown_and_costs_nothing_else(machine: Simulator) -
             machine.clear_faults()
             assert [gpu[field] for gpu in gpus] == [value, value], function
             assert [gpu["access"] for gpu in gpus] == ["Ok", "Ok"], function
-        for function, (field, value) in REFUSED_OF_THE_MODEL.items():
-            machine.inject(function, "NO_PERMISSION")
+
+
+@pytest.mark.parametrize("function", REFUSED_OF_THE_MODEL)
+def test_what_is_refused_of_a_model_is_asked_again_until_it_is_known_and_then_no_more(
+    machine: Simulator, function: str
+) -> None:
+    field, value = REFUSED_OF_THE_MODEL[function]
+    with Agent(machine) as agent:
+
+        def told() -> tuple[object, bool]:
             reading = agent.ask("read")
-            machine.clear_faults()
-            assert [model[field] for model in reading["models"]] == [value], function
-            assert [gpu["access"] for gpu in reading["gpus"]] == ["Ok", "Ok"], function
+            (model,) = reading["models"]
+            return model[field], reading["gpus"][0]["instances_withheld"]
+
+        machine.inject(function, "NO_PERMISSION")
+        assert told()[0] == value
+        machine.clear_faults()
+        known = told()
+        assert known[0] != value
+        machine.inject(function, "NO_PERMISSION")
+        assert told() == known
+
+
+def test_the_right_to_see_placements_is_asked_for_until_it_is_there(machine: Simulator) -> None:
+    """It is the right to see instances, which nobody lists while MIG is off."""
+    with Agent(machine) as agent:
+        machine.inject("nvmlDeviceGetGpuInstancePossiblePlacements", "NO_PERMISSION")
+        assert [gpu["instances_withheld"] for gpu in agent.gpus()] == [True, True]
+        machine.clear_faults()
+        assert [gpu["instances_withheld"] for gpu in agent.gpus()] == [False, False]
 
 
 def test_the_memory_of_a_divided_gpu_is_unknown_without_rights_and_the_rest_is_read(

@@ -14,7 +14,7 @@ static void measure(const struct call *call, nvmlMemory_v2_t *memory)
     }
     for (int i = 0; i < SIM_MAX_PROCESSES; i++) {
         const struct sim_process *process = &call->state->processes[i];
-        if (!process->used || process->gpu != call->gpu_index)
+        if (!process->used || process->gpu != call->gpu_index || process->memory_mib == MEMORY_UNKNOWN)
             continue;
         if (!call->is_mig || process->gpu_instance == (int32_t)call->gi->id)
             used += process->memory_mib;

@@ -1,4 +1,6 @@
 /* Who computes on a GPU, how much, and under which compute mode. */
+#include <time.h>
+
 #include "sim.h"
 
 enum kind { COMPUTE, MPS, GRAPHICS };
@@ -8,12 +10,23 @@ static enum kind kind_of(const struct sim_process *process)
     return process->graphics ? GRAPHICS : process->mps ? MPS : COMPUTE;
 }
 
+/* A client of MPS is on the list of compute processes, too: nvidia-smi calls it M+C. */
+static int is_of(const struct sim_process *process, enum kind wanted)
+{
+    return kind_of(process) == wanted || (wanted == COMPUTE && kind_of(process) == MPS);
+}
+
 static int belongs(const struct call *call, const struct sim_process *process, enum kind wanted)
 {
-    if (!process->used || process->gpu != call->gpu_index || kind_of(process) != wanted)
+    if (!process->used || process->gpu != call->gpu_index || !is_of(process, wanted))
         return 0;
     return !call->is_mig || (process->gpu_instance == (int32_t)call->gi->id &&
                              process->compute_instance == (int32_t)call->ci->id);
+}
+
+static unsigned long long process_memory(const struct sim_process *process)
+{
+    return process->memory_mib == MEMORY_UNKNOWN ? NVML_VALUE_NOT_AVAILABLE : process->memory_mib * MIB;
 }
 
 static nvmlReturn_t list(struct call *call, enum kind wanted, unsigned int *count, nvmlProcessInfo_t *infos)
@@ -25,7 +38,7 @@ static nvmlReturn_t list(struct call *call, enum kind wanted, unsigned int *coun
         if (!belongs(call, process, wanted) || !process_visible(caller, process))
             continue;
         if (infos != NULL && found < room)
-            infos[found] = (nvmlProcessInfo_t){process->pid, process->memory_mib * MIB,
+            infos[found] = (nvmlProcessInfo_t){process->pid, process_memory(process),
                                                (unsigned int)process->gpu_instance,
                                                (unsigned int)process->compute_instance};
         found++;
@@ -118,5 +131,40 @@ API nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *mill
     nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU);
     if (result == NVML_SUCCESS)
         result = copy_number(milliwatts, call.gpu->power_mw);
+    return call_end(&call, result);
+}
+
+static nvmlReturn_t sample(const struct call *call, unsigned int *count, nvmlProcessUtilizationSample_t *samples,
+                           unsigned long long since)
+{
+    struct timespec now;
+    unsigned int found = 0, room = samples == NULL ? 0 : *count;
+    uint64_t caller = caller_pid_namespace(call->state);
+    clock_gettime(CLOCK_REALTIME, &now);
+    unsigned long long stamp = (unsigned long long)now.tv_sec * 1000000 + (unsigned long long)now.tv_nsec / 1000;
+    for (int i = 0; i < SIM_MAX_PROCESSES && stamp > since; i++) {
+        const struct sim_process *process = &call->state->processes[i];
+        if (!belongs(call, process, kind_of(process)) || !process_visible(caller, process) || !process->sm_percent)
+            continue;
+        if (found < room)
+            samples[found] = (nvmlProcessUtilizationSample_t){process->pid, stamp, process->sm_percent, 0, 0, 0};
+        found++;
+    }
+    *count = found;
+    if (found == 0)
+        return NVML_ERROR_NOT_FOUND;
+    return found > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+
+/* One sample of each process that did something; none on a GPU with MIG on. */
+API nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *samples,
+                                                 unsigned int *count, unsigned long long since)
+{
+    struct call call;
+    nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU);
+    if (result == NVML_SUCCESS && mig_enabled(call.gpu))
+        result = NVML_ERROR_NOT_SUPPORTED;
+    if (result == NVML_SUCCESS)
+        result = count == NULL ? NVML_ERROR_INVALID_ARGUMENT : sample(&call, count, samples, since);
     return call_end(&call, result);
 }

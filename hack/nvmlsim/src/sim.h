@@ -7,6 +7,7 @@
 #define ALIAS(name) __attribute__((visibility("default"), alias(name)))
 #define NO_INSTANCE 0xFFFFFFFFu
 #define MIB (1024ULL * 1024ULL)
+#define MEMORY_UNKNOWN UINT64_MAX /* of a process: the driver does not tell */
 #define MAX_SLICES 8u
 #define MAX_UNITS 64u
 

@@ -35,6 +35,12 @@ class Need(Enum):
         "`agent.podResourcesPath`, mounted read-only; the container runs as user 0",
         "the socket and its folder belong to root and are closed to others",
     )
+    POD_LOGS = (
+        "the names of the pods' log folders",
+        "`agent.podLogsPath`, mounted read-only where `agent.privileged` is true",
+        "a process tells the uid of its pod by its cgroup, and the kubelet names these folders after namespace, name "
+        "and uid; no log is read",
+    )
 
     def __init__(self, title: str, chart: str, why: str) -> None:
         self.title = title
@@ -184,3 +190,46 @@ SOURCES: tuple[Source, ...] = (
         "(kubernetes#119423, #132028)",
     ),
 )
+
+USAGE: tuple[Source, ...] = (
+    Source(
+        ("device_memory_bytes", "device_memory_used_bytes"),
+        ("nvmlDeviceGetMemoryInfo",),
+        (Need.DRIVER,),
+        "absent. Of a whole GPU it is version 2 of the call, which leaves out what the driver reserves; before R510 "
+        "that counts as used",
+    ),
+    Source(
+        ("pod_memory_used_bytes", "pod_processes", "device_unattributed_memory_bytes"),
+        ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"),
+        (Need.HOST_PID, Need.MIG_CONFIG),
+        "absent for a device of which some processes are not seen; memory also where the driver does not tell it of "
+        "a process",
+    ),
+    Source(
+        ("pod_sm_ratio", "device_sm_ratio"),
+        ("nvmlDeviceGetProcessUtilization",),
+        (Need.DRIVER, Need.HOST_PID),
+        "absent; never there with MIG on, where NVML does not support it",
+    ),
+    Source(
+        ("pod_slices", "device_slices", "device_slices_allocated"),
+        (),
+        (Need.POD_RESOURCES,),
+        "absent; of a shared device the memory is still put down to the pods by their cgroups",
+    ),
+    Source(
+        ("the label pod of a shared device's processes",),
+        (),
+        (Need.POD_LOGS,),
+        "the processes of a shared device count as unattributed, and what its holders take is absent; those of a "
+        "device that one pod holds are that pod's",
+    ),
+    Source(
+        ("xid_errors_total",),
+        ("nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree"),
+        (Need.DRIVER,),
+        "absent; heard only while the agent reads",
+    ),
+)
+"""The same for the metrics of usage, gpusharing_…, which are not part of the GPUNode."""

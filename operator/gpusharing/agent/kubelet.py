@@ -1,10 +1,11 @@
-"""One unary gRPC call over the kubelet's unix socket: `v1.PodResourcesLister/List`.
+"""Unary gRPC calls over the kubelet's unix socket: `v1.PodResourcesLister`, List and GetAllocatableResources.
 
 gRPC is HTTP/2 with length-prefixed messages (grpc/grpc doc/PROTOCOL-HTTP2.md). h2 does the HTTP/2; grpcio would
 cost more memory than the rest of the agent.
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -21,11 +22,12 @@ from h2.events import (
 )
 from h2.exceptions import H2Error
 
-from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable, holdings
+from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable, holdings, offered
 
 SOCKET = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
-METHOD = "/v1.PodResourcesLister/List"
-_EMPTY_MESSAGE = b"\x00\x00\x00\x00\x00"  # not compressed, length 0: ListPodResourcesRequest has no fields
+LIST = "/v1.PodResourcesLister/List"
+ALLOCATABLE = "/v1.PodResourcesLister/GetAllocatableResources"
+_EMPTY_MESSAGE = b"\x00\x00\x00\x00\x00"  # not compressed, length 0: neither request has fields
 _PREFIX = 5
 _OK = b"0"
 
@@ -33,16 +35,17 @@ _OK = b"0"
 class KubeletPodResources:
     """The podresources API of the kubelet of this node, asked over a fresh connection each time."""
 
-    def __init__(self, socket: Path = SOCKET, timeout: float = 5.0) -> None:
-        """`timeout` in seconds, for the whole call."""
+    def __init__(self, socket: Path = SOCKET, timeout: float = 5.0, offered_timeout: float = 2.0) -> None:
+        """Time-outs in seconds: for who holds what, and for what there is to hold."""
         self._socket = socket
         self._timeout = timeout
+        self._offered_timeout = offered_timeout
 
     async def read(self) -> Holdings:
         """See PodResources.read."""
         try:
             async with asyncio.timeout(self._timeout):
-                return holdings(await _call(self._socket))
+                known = holdings(await _call(self._socket, LIST))
         except TimeoutError as error:
             raise PodResourcesUnavailable(f"the kubelet did not answer on {self._socket} in time") from error
         except FileNotFoundError as error:
@@ -55,12 +58,23 @@ class KubeletPodResources:
             raise PodResourcesUnavailable(
                 f"the answer on {self._socket} is not understood: {error}"
             ) from error
+        return replace(known, offered=await self._offered())
+
+    async def _offered(self) -> tuple[tuple[str, str], ...] | None:
+        """None where the kubelet does not tell (KubeletPodResourcesGetAllocatable, which 1.28 made final), whatever the
+        cause: whether pods hold devices decides about drains, and is known by now."""
+        try:
+            async with asyncio.timeout(self._offered_timeout):
+                return offered(await _call(self._socket, ALLOCATABLE))
+        except (PodResourcesUnavailable, OSError, H2Error, ValueError):
+            return None
 
 
-async def _call(socket: Path) -> bytes:
+async def _call(socket: Path, method: str) -> bytes:
+    """The answer to one call; raises PodResourcesUnavailable for any status but OK."""
     reader, writer = await asyncio.open_unix_connection(str(socket))
     try:
-        call = _UnaryCall()
+        call = _UnaryCall(method)
         writer.write(call.request())
         while not call.ended:
             received = await reader.read(65536)
@@ -75,7 +89,8 @@ async def _call(socket: Path) -> bytes:
 class _UnaryCall:
     """The HTTP/2 conversation of one call, without the socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, method: str) -> None:
+        self._method = method
         self.ended = False
         self._http2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         self._body = bytearray()
@@ -88,7 +103,7 @@ class _UnaryCall:
         headers = [
             (":method", "POST"),
             (":scheme", "http"),
-            (":path", METHOD),
+            (":path", self._method),
             (":authority", "localhost"),
             ("te", "trailers"),
             ("content-type", "application/grpc"),

@@ -6,7 +6,7 @@ Names and meaning of the fields are those of the wire types in `api/gpunode.py`;
 would take 10 MiB of the agent's 45, and a test holds the two together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
@@ -129,8 +129,66 @@ def unreachable(index: int, access: Access, error: str = "") -> GPU:
 
 
 @dataclass(frozen=True, slots=True)
+class PodID:
+    """A pod, as the node itself knows it."""
+
+    uid: str
+    namespace: str = ""
+    name: str = ""
+    """Both empty where nobody on the node tells the name that goes with the uid."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUse:
+    """What one process takes of one device at the moment of a reading."""
+
+    pid: int
+    device: str
+    """UUID of the GPU or of the MIG device."""
+    memory: int | None
+    """Bytes; None where the driver does not tell."""
+    sm_percent: int | None = None
+    """Share of the time of the GPU's SMs, of 100; None where the driver does not tell."""
+    pod: PodID | None = None
+    """By its cgroup; None: it belongs to no pod, or has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What is taken of a whole GPU or of a MIG device, and what it is: nobody but the metrics asks."""
+
+    gpu: int
+    """Index of the GPU."""
+    gpu_uuid: str
+    uuid: str
+    """That of the GPU, or of the MIG device."""
+    memory_used: int | None
+    """Bytes, without what the driver reserves; None where the driver does not tell."""
+    memory: int | None
+    """Bytes in all; None likewise."""
+    instance: Instance | None = None
+    """None: the whole GPU."""
+    all_seen: bool = True
+    """Every process on it is among the processes of the Use: otherwise sums over them say too little."""
+    tells_sm: bool = False
+    """The driver tells shares of SM time. It never does on a GPU with MIG on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What the GPUs are used for, and what was heard of them: for the metrics. Nothing is decided by it."""
+
+    devices: tuple[DeviceUse, ...] = ()
+    """By GPU, then in the order of its MIG devices."""
+    processes: tuple[ProcessUse, ...] = ()
+    xids: tuple[tuple[int, int, int], ...] = ()
+    """GPU index, XID, and how often it was heard since the agent started."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything about the GPUs of this node, read in one go."""
+    """Everything about the GPUs of this node, read in one go. Two readings are equal when they say the same of what
+    the GPUs are, whatever the GPUs are used for."""
 
     driver_version: str
     """NVIDIA driver version, empty when unknown."""
@@ -138,6 +196,8 @@ class Reading:
     """Card models, each once, in the order of the first GPU of each."""
     gpus: tuple[GPU, ...]
     """GPUs by index."""
+    use: Use = field(default_factory=Use, compare=False)
+    """What they are used for."""
 
 
 class LibraryError(Exception):

@@ -16,16 +16,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gpusharing.agent.api import NodeAPI
-from gpusharing.agent.library import Library, Reading
+from gpusharing.agent.background import Background, in_daemon_thread
+from gpusharing.agent.library import Library, Reading, Use
+from gpusharing.agent.meter import LAG, Meter, Standing, standing
 from gpusharing.agent.observation import Observation, Request
 from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.agent.reader import Outcome, Reader
+from gpusharing.api.names import Phase
 from gpusharing.kube.backoff import Backoff
-from gpusharing.kube.client import GPUNODES
+from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.errors import KubeError, NotFound
+from gpusharing.kube.raw import text
 
 log = logging.getLogger(__name__)
+
+CHANGING = frozenset(phase.value for phase in Phase if phase.in_flight)
+"""Phases in which nobody new comes to the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,8 @@ class LoopSettings:
     """Wait after the first report that the API server did not take; doubled after each further one."""
     retry_last: float = 30.0
     """Longest such wait."""
+    meter_lag: float = LAG
+    """By which the meter's counters lag behind."""
 
 
 class RestartNeeded(Exception):
@@ -78,21 +87,31 @@ class AgentLoop:
         *,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = _ten_percent,
+        background: Background = in_daemon_thread,
     ) -> None:
+        """`background`: where the library is called."""
         self.settings = settings or LoopSettings()
         self.stats = Stats()
         self.observed: Observation | None = None
         """The last observation, whether or not the server has it."""
         self.reading: Reading | None = None
         """The last reading of this process."""
+        self.use: tuple[Use, Holdings | None] | None = None
+        """What the GPUs are used for, and who held them then; None: the last turn read nothing, as while quiet."""
+        self.meter = Meter(self.settings.meter_lag)
+        """Who has had how much of the GPUs since this process began."""
+        self._stood: tuple[Reading, Holdings, str, bool, Standing] | None = None
+        """How things stood at the last turn, and what that was made of."""
         self._api = api
         self._pods = pods
         self._simulated = library.simulated
         self._clock = clock
         self._jitter = jitter
         self._wake = asyncio.Event()
+        self._standing: tuple[JSON, Observation] | None = None
+        """An observation, and the version of the GPUNode that was found to hold it."""
         self._own = OwnNode(node_name, api, self._wake.set)
-        self._reader = Reader(library, self.settings.hung_after, clock, self._wake.set)
+        self._reader = Reader(library, self.settings.hung_after, clock, self._wake.set, background)
         self._backoff = Backoff(self.settings.retry_first, self.settings.retry_last)
         self._write_error = ""
         self._pods_error = ""
@@ -134,13 +153,17 @@ class AgentLoop:
         """One turn: read for the request known now, report when something changed."""
         node = self._own.node
         if node is None:  # nothing asked, nowhere to report: in the middle of a change NVML must stay closed
+            self.use = None  # nor does anybody know any more who uses what
             return
         request = Request.of(node)
         last = self.observed or Observation.of(node)
         holdings = await self._read_holdings()
+        used: Use | None = None
         if not last.keeps_closed(request):
-            last = await self._read(request, last)
+            last, used = await self._read(request, last)
+        self.use = None if used is None else (used, holdings)
         self.observed = last.held_by(holdings)
+        self.meter.turn(self._clock(), self._how_it_stands(node, holdings))
         await self._publish(self.observed)
         self._end_when_hopeless()
         if not self.observed.error and self.observed.request_id != self._asked():
@@ -158,7 +181,7 @@ class AgentLoop:
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
 
-    async def _read(self, request: Request, last: Observation) -> Observation:
+    async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -172,15 +195,36 @@ class AgentLoop:
         self._hopeless = self._hopeless + 1 if answer.patience else 0
         self._patience = answer.patience
         if answer.reading is None:
-            return last.failing(answer.error, simulated=self._simulated)
+            return last.failing(answer.error, simulated=self._simulated), None
+        used = answer.reading.use
+        if answer.reading == self.reading and self.observed is not None:
+            return self.observed.again(answer.request), used
         self.reading = answer.reading
-        return Observation.after(answer.request, answer.reading, simulated=self._simulated, last=last)
+        after = Observation.after(answer.request, answer.reading, simulated=self._simulated, last=last)
+        return after, used
 
     def _end_when_hopeless(self) -> None:
         """Not before the server has the error: what happened must not be lost with the process."""
         reported = self._own.node is not None and not self._write_error
         if self._patience and self._hopeless >= self._patience and reported and self.observed is not None:
             raise RestartNeeded(self.observed.error)
+
+    def _how_it_stands(self, node: JSON, holdings: Holdings | None) -> Standing | None:
+        """None: nobody knows. What the operator tells people of the node is enough for a bill; it decides nothing."""
+        if self.reading is None or holdings is None:
+            return None
+        policy, phase = (text(node, "status", "transition", key) for key in ("policy", "phase"))
+        changing = phase in CHANGING or (self.observed is not None and self.observed.quiet)
+        last = self._stood
+        if holdings.offered is None and last is not None and last[1].offered is not None:
+            return (
+                None  # without what there is to hold, whoever holds one replica would be billed for the whole
+            )
+        if last is not None and last[0] is self.reading and last[1:4] == (holdings, policy, changing):
+            return last[4]
+        stands = standing(self.reading, holdings, policy, changing=changing)
+        self._stood = (self.reading, holdings, policy, changing, stands)
+        return stands
 
     async def _read_holdings(self) -> Holdings | None:
         holdings: Holdings | None = None
@@ -197,9 +241,11 @@ class AgentLoop:
 
     async def _publish(self, observed: Observation) -> None:
         node = self._own.node
-        patch = None if node is None else observed.patch(node)
-        if patch is None:
+        if node is None or self._stands(node, observed):
             self._write_error = ""
+            return
+        if (patch := observed.patch(node)) is None:
+            self._standing, self._write_error = (node, observed), ""
             return
         try:
             written = await self._api.patch(GPUNODES, self._own.name, patch, subresource="status")
@@ -215,6 +261,10 @@ class AgentLoop:
             self._write_error = ""
             self._backoff.success()
             self._own.take(written)
+
+    def _stands(self, node: JSON, observed: Observation) -> bool:
+        """Whether this very version of the object was found to hold this very observation."""
+        return self._standing is not None and self._standing[0] is node and self._standing[1] == observed
 
     def _asked(self) -> str:
         return "" if self._own.node is None else Request.of(self._own.node).id

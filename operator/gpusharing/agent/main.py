@@ -10,13 +10,18 @@ from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
 
+from gpusharing.agent.background import Worker
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.logs import log_as_json
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
+from gpusharing.agent.metermetrics import MeterCollector
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.nvml import NVML
+from gpusharing.agent.podnames import PodNames
 from gpusharing.agent.probes import ProbeServer
+from gpusharing.agent.processes import Processes
 from gpusharing.agent.rest import RestClient
+from gpusharing.agent.usagemetrics import UsageCollector
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
 
@@ -53,6 +58,13 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
         str(SOCKET),
         Path,
         "the kubelet's podresources socket",
+    ),
+    (
+        "--pod-logs",
+        "POD_LOGS",
+        "/var/log/pods",
+        Path,
+        "where the kubelet keeps the pods' logs; the folders' names tell which pod a process belongs to",
     ),
     (
         "--metrics-addr",
@@ -94,9 +106,13 @@ async def _serve(
     except Unauthorized as error:
         log.error("cannot log in to the API server", extra={"error": str(error)})
         return NO_LOGIN
-    loop = AgentLoop(options.node_name, RestClient(login), NVML(), pods, settings)
+    library = NVML(Processes(names=PodNames(options.pod_logs)))
+    api, background = RestClient(login), Worker()
+    loop = AgentLoop(options.node_name, api, library, pods, settings, background=background)
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
+    registry.register(UsageCollector(loop))
+    registry.register(MeterCollector(loop.meter))
     probes = ProbeServer(options.metrics_addr, loop.why_not_alive, loop.why_not_ready, registry)
     probes.start()
     log.info("agent started", extra={"probes": f"{options.metrics_addr[0]}:{probes.port}"})

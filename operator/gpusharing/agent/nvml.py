@@ -6,6 +6,7 @@ Calls and their traps: docs/design/hardware.md#nvml, NVIDIA's NVML API reference
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import pynvml
@@ -35,7 +36,9 @@ from gpusharing.agent.nvml_health import (
 )
 from gpusharing.agent.nvml_mig import UNDIVIDED, divided, mig_devices, offered
 from gpusharing.agent.nvml_processes import ProcessLists
+from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
+from gpusharing.planning.gpus.health import XIDS
 
 _MOST_PROCESSES = 1024  # what the CRD takes; the first ones suffice to say that a GPU is busy
 _MIB = 1024 * 1024
@@ -75,6 +78,14 @@ class _Card:
     placements_withheld: bool
     """The right to list placements is the right to list instances."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Nothing of it was withheld or unknown, so that it need not be asked again."""
+        model = self.model
+        mig = not model.mig_capable or (model.profiles and model.mig_mode_change != "Unknown")
+        told = model.memory_mib is not None and model.compute_capability and not self.placements_withheld
+        return bool(mig and told)
+
 
 class NVML:
     """The real GPUs of this node."""
@@ -83,8 +94,12 @@ class NVML:
 
     def __init__(self, processes: Processes | None = None) -> None:
         self._lists = ProcessLists(processes or Processes())
+        self._use = UseOfGPUs(self._lists.pod_of)
         self._xids: dict[int, int] = {}
         """GPU index to the first critical XID heard. NVML keeps none; the driver's recovery action does."""
+        self._cards: dict[str, _Card] = {}
+        """What is known in full of each model. It stays so: once another driver is loaded, NVML opens for new processes
+        only (docs/design/hardware.md#nvml)."""
 
     def read(self) -> Reading:
         """See Library.read."""
@@ -95,26 +110,32 @@ class NVML:
             raise _explained(error) from error
 
     def _read(self) -> Reading:
-        cards: dict[str, _Card] = {}
+        cards = dict(self._cards)
         gpus: list[GPU] = []
         errors: list[Any] = []
-        with Xids() as xids:
+        self._use.begin()
+        with Xids() as listening:
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
-                    gpus.append(self._gpu_at(index, cards, xids))
+                    gpus.append(self._gpu_at(index, cards, listening))
                 except pynvml.NVMLError as error:
                     if error.value in _OF_THE_NODE:
                         raise
                     errors.append(error)
                     access = _UNREACHABLE.get(error.value, "Failed")
                     gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
-            for index, xid in xids.heard():
-                self._xids.setdefault(index, xid)
+            for index, xid in listening.heard():
+                self._use.hear(index, xid)
+                if xid in XIDS:
+                    self._xids.setdefault(index, xid)
         if gpus and len(errors) == len(gpus):
             _refuse_without_access(errors)
-        told = tuple(replace(gpu, xid=self._xids.get(gpu.index)) for gpu in gpus)
-        models = tuple(card.model for card in cards.values())
-        return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, told)
+        self._cards = {product: card for product, card in cards.items() if card.is_complete}
+        xids = self._xids
+        told = tuple(replace(gpu, xid=xids[gpu.index]) if gpu.index in xids else gpu for gpu in gpus)
+        present = dict.fromkeys(gpu.product for gpu in gpus if gpu.product)
+        models = tuple(cards[product].model for product in present)
+        return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, told, self._use.so_far())
 
     def _gpu_at(self, index: int, cards: dict[str, _Card], xids: "Xids") -> GPU:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -131,21 +152,27 @@ class NVML:
         on = current == "Enabled"
         migs = tuple(mig_devices(handle)) if on else ()
         found = divided(handle, card.model.profiles, migs) if on else UNDIVIDED
-        processes = self._lists.of_mig(migs, hidden=found.hidden) if on else self._lists.of(handle)
-        return GPU(
+        uuid = _uuid(handle)
+        devices = migs if on else ((handle, uuid),)
+        lists = [self._lists.of(device, name if on else "") for device, name in devices]
+        unseen = self._lists.unseen(hidden=found.hidden) if on else []
+        listed = [*unseen, *chain.from_iterable(lists)]
+        gpu = GPU(
             index=index,
-            uuid=_uuid(handle),
+            uuid=uuid,
             product=card.model.product,
             mig_mode=current,
             mig_mode_pending=pending,
             compute_mode=_compute_mode(handle),
             instances=found.instances,
-            processes=tuple(processes[:_MOST_PROCESSES]),
+            processes=tuple(each.process for each in listed[:_MOST_PROCESSES]),
             ecc_uncorrected=ecc_uncorrected(handle),
             remapped_rows=remapped_rows(handle),
             recovery_action=recovery_action(handle),
             instances_withheld=found.withheld or card.placements_withheld,
         )
+        self._use.take(gpu, devices, found.devices if on else (None,), lists)
+        return gpu
 
 
 def _explained(error: Any) -> LibraryError:

@@ -11,7 +11,6 @@ from typing import Any
 import pynvml
 
 from gpusharing.agent.library import RecoveryAction, RemappedRows
-from gpusharing.planning.gpus.health import XIDS
 
 _MOST_EVENTS = 256  # heard at one reading; the next one begins anew
 _REMAPPED_FIELDS = (
@@ -124,10 +123,10 @@ class Xids:
             self._gpus[ctypes.addressof(handle.contents)] = index
 
     def heard(self) -> Iterator[tuple[int, int]]:
-        """GPU index and XID, those of XIDS only, without waiting."""
+        """GPU index and XID, without waiting."""
         with suppress(pynvml.NVMLError):  # a time-out: there are no more
             for _ in range(_MOST_EVENTS if self._gpus else 0):
                 event = pynvml.nvmlEventSetWait_v2(self._set, 0)
                 index = self._gpus.get(ctypes.addressof(event.device.contents))
-                if index is not None and event.eventData in XIDS:
-                    yield index, event.eventData
+                if index is not None:
+                    yield index, int(event.eventData)

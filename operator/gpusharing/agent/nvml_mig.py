@@ -34,6 +34,8 @@ class Divided:
     """They may not be listed; those here are told by the MIG devices that can be seen."""
     hidden: bool = False
     """Processes may run where no MIG device can be seen."""
+    devices: tuple[Instance | None, ...] = ()
+    """The instance of each MIG device, in their order; None: it came while the others were listed."""
 
 
 UNDIVIDED = Divided()
@@ -112,18 +114,23 @@ def divided(handle: Any, profiles: Sequence[Profile], migs: Sequence[MigDevice])
 
     An instance without a compute instance, as a create that failed midway leaves it, hides nobody.
     """
+    numbers = [pynvml.nvmlDeviceGetGpuInstanceId(mig) for mig, _ in migs]
     uuids: dict[int, str] = {}
-    for mig, uuid in migs:  # several compute instances of one GPU instance: the first stands for it
-        uuids.setdefault(pynvml.nvmlDeviceGetGpuInstanceId(mig), uuid)
+    for number, (_, uuid) in zip(numbers, migs, strict=True):
+        # Several compute instances of one GPU instance: the first stands for it.
+        uuids.setdefault(number, uuid)
     try:
         listed = [(profile, *found) for profile in profiles for found in _listed(handle, profile.id)]
     except pynvml.NVMLError as error:
         if error.value != REFUSED:
             raise
         seen = {i.id: i for i in (_instance_of_device(mig, profiles) for mig in reversed(migs))}
-        return Divided(_sorted(seen.values()), withheld=True, hidden=True)
+        devices = tuple(seen.get(number) for number in numbers)
+        return Divided(_sorted(seen.values()), withheld=True, hidden=True, devices=devices)
     hidden = any(info.id not in uuids and _may_compute(instance) for _, instance, info in listed)
-    return Divided(_sorted(_instance(info, profile, uuids) for profile, _, info in listed), hidden=hidden)
+    instances = {info.id: _instance(info, profile, uuids) for profile, _, info in listed}
+    devices = tuple(instances.get(number) for number in numbers)
+    return Divided(_sorted(instances.values()), hidden=hidden, devices=devices)
 
 
 def _sorted(instances: Iterable[Instance]) -> tuple[Instance, ...]:

@@ -3,14 +3,13 @@
 Three lists: compute, clients of MPS, graphics. Whatever of them may not be seen counts as busy.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import Process
+from gpusharing.agent.library import UNKNOWN_PROCESS, PodID, Process
 from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED
-from gpusharing.agent.nvml_mig import MigDevice
 from gpusharing.agent.processes import Processes
 
 _ALWAYS = (pynvml.nvmlDeviceGetComputeRunningProcesses,)
@@ -22,29 +21,49 @@ _WHERE_SUPPORTED = (
 """A card or driver without it has no such clients."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A process on one of the lists."""
+
+    process: Process
+    memory: int | None = None
+    """Bytes that it holds there; None where the driver does not tell."""
+
+
 class ProcessLists:
     """Processes by pid; pid 0 stands for those that may not be listed."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
 
-    def of(self, handle: Any, device: str = "") -> list[Process]:
-        """The processes of a whole GPU, or of the MIG device with this UUID."""
-        pids: set[int] = {0} if self._processes.blind else set()
+    def of(self, handle: Any, device: str = "") -> list[Listed]:
+        """The processes of a whole GPU, or of the MIG device with this UUID.
+
+        A client of MPS is on two lists, as M+C in nvidia-smi, with the same memory: it counts once.
+        """
+        known: dict[int, int | None] = {UNKNOWN_PROCESS.pid: None} if self._processes.blind else {}
         for call in (*_ALWAYS, *_WHERE_SUPPORTED):
             try:
-                pids.update(process.pid for process in call(handle))
+                for process in call(handle):
+                    told, memory = process.usedGpuMemory, known.get(process.pid)
+                    known[process.pid] = told if memory is None else max(memory, told or 0)
             except pynvml.NVMLError as error:
                 if error.value not in (REFUSED, *UNSUPPORTED):
                     raise
                 if error.value == REFUSED or call in _ALWAYS:
-                    pids.add(0)
-        return [self._processes.of(pid, _reported(pid), device) for pid in sorted(pids)]
+                    known[UNKNOWN_PROCESS.pid] = None
+        return [
+            Listed(self._processes.of(pid, _reported(pid), device), memory)
+            for pid, memory in sorted(known.items())
+        ]
 
-    def of_mig(self, migs: Sequence[MigDevice], *, hidden: bool) -> list[Process]:
-        """The processes of a divided GPU; `hidden`: some may be on instances that cannot be seen."""
-        unseen = [self._processes.of(0)] if hidden or self._processes.blind else []
-        return unseen + [process for mig, uuid in migs for process in self.of(mig, uuid)]
+    def unseen(self, *, hidden: bool) -> list[Listed]:
+        """Whoever may be on a divided GPU without being on a list of its MIG devices; `hidden`: some may be."""
+        return [Listed(self._processes.of(0))] if hidden or self._processes.blind else []
+
+    def pod_of(self, pid: int) -> PodID | None:
+        """See Processes."""
+        return self._processes.pod_of(pid)
 
 
 def _reported(pid: int) -> str:

@@ -77,6 +77,10 @@ class Observation:
             gpus=gpus,
         )
 
+    def again(self, request: Request) -> "Observation":
+        """The answer to a request by a reading that found nothing new."""
+        return replace(self, request_id=request.id, quiet=request.quiet, error="")
+
     def failing(self, error: str, *, simulated: bool) -> "Observation":
         """The same GPUs and the same echo with an error: nothing new was read, so no newer request is echoed, and
         a library that may still be open is not called quiet."""

@@ -1,8 +1,8 @@
 """Which GPU devices pods hold, as the kubelet of this node knows it.
 
-The kubelet serves gRPC `v1.PodResourcesLister/List` on a unix socket (kubernetes/kubelet
-pkg/apis/podresources/v1/api.proto). Its answer is a few nested messages of protobuf's wire format, read here;
-`kubelet.py` does the call.
+The kubelet serves gRPC `v1.PodResourcesLister` on a unix socket (kubernetes/kubelet
+pkg/apis/podresources/v1/api.proto). Its answers are a few nested messages of protobuf's wire format, read here;
+`kubelet.py` does the calls.
 """
 
 from collections import Counter
@@ -14,7 +14,10 @@ NVIDIA_RESOURCES = "nvidia.com/"
 """More than GPUs: whatever a device plugin of NVIDIA's serves counts as in use."""
 
 # Field numbers of api.proto.
+_ALLOCATABLE_DEVICES = 1  # AllocatableResourcesResponse.devices
 _POD_RESOURCES = 1  # ListPodResourcesResponse.pod_resources
+_POD_NAME = 1  # PodResources.name
+_POD_NAMESPACE = 2  # PodResources.namespace
 _POD_CONTAINERS = 3  # PodResources.containers
 _CONTAINER_DEVICES = 2  # ContainerResources.devices
 _DEVICES_RESOURCE_NAME = 1  # ContainerDevices.resource_name
@@ -22,6 +25,17 @@ _DEVICES_IDS = 2  # ContainerDevices.device_ids
 
 # Wire types (protobuf.dev/programming-guides/encoding).
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Devices of one resource in the hands of one pod."""
+
+    namespace: str
+    pod: str
+    resource: str
+    devices: tuple[str, ...]
+    """As the device plugin calls them: a UUID, or UUID::replica where the device is shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,10 @@ class Holdings:
     """Resource name (nvidia.com/...) to devices held; replicas of a shared GPU count one each."""
     pods: int = 0
     """Pods that hold at least one of them."""
+    held: tuple[Held, ...] = ()
+    """Who holds which, in the order of the kubelet's answer."""
+    offered: tuple[tuple[str, str], ...] | None = None
+    """Resource name and device id of every healthy device that there is to hold; None: the kubelet does not tell."""
 
 
 class PodResourcesUnavailable(Exception):
@@ -55,18 +73,37 @@ class PodResources(Protocol):
 
 def holdings(response: bytes) -> Holdings:
     """What a ListPodResourcesResponse says about GPU devices; raises ValueError when it is malformed."""
+    held = tuple(each for pod in _messages(response, _POD_RESOURCES) for each in _held(pod))
     allocated: Counter[str] = Counter()
-    pods = 0
-    for pod in _messages(response, _POD_RESOURCES):
-        held: Counter[str] = Counter()
-        for container in _messages(pod, _POD_CONTAINERS):
-            for devices in _messages(container, _CONTAINER_DEVICES):
-                name = b"".join(_messages(devices, _DEVICES_RESOURCE_NAME)).decode()
-                if name.startswith(NVIDIA_RESOURCES):
-                    held[name] += sum(1 for _ in _messages(devices, _DEVICES_IDS))
-        allocated += held
-        pods += bool(+held)
-    return Holdings(dict(sorted(allocated.items())), pods)
+    for each in held:
+        allocated[each.resource] += len(each.devices)
+    pods = {(each.namespace, each.pod) for each in held if each.devices}
+    return Holdings(dict(sorted((+allocated).items())), len(pods), held)
+
+
+def offered(response: bytes) -> tuple[tuple[str, str], ...]:
+    """What an AllocatableResourcesResponse says: see Holdings.offered; raises ValueError when it is malformed."""
+    return tuple(_devices(response, _ALLOCATABLE_DEVICES))
+
+
+def _held(pod: bytes) -> Iterator[Held]:
+    held: dict[str, list[str]] = {}
+    for container in _messages(pod, _POD_CONTAINERS):
+        for resource, device in _devices(container, _CONTAINER_DEVICES):
+            held.setdefault(resource, []).append(device)
+    if held:
+        namespace, name = (b"".join(_messages(pod, part)).decode() for part in (_POD_NAMESPACE, _POD_NAME))
+        for resource, devices in held.items():
+            yield Held(namespace, name, resource, tuple(devices))
+
+
+def _devices(message: bytes, number: int) -> Iterator[tuple[str, str]]:
+    """Resource name and id of each device of NVIDIA's in the ContainerDevices of a message."""
+    for devices in _messages(message, number):
+        name = b"".join(_messages(devices, _DEVICES_RESOURCE_NAME)).decode()
+        if name.startswith(NVIDIA_RESOURCES):
+            for device in _messages(devices, _DEVICES_IDS):
+                yield name, device.decode()
 
 
 def _messages(message: bytes, number: int) -> Iterator[bytes]:

@@ -7,22 +7,31 @@ and cuts to 15 bytes (proc(5)).
 """
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 
-from gpusharing.agent.library import UNKNOWN_PROCESS, Process
+from gpusharing.agent.library import UNKNOWN_PROCESS, PodID, Process
+from gpusharing.agent.podnames import PodNames
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"
 _COMM = 15  # TASK_COMM_LEN without its end
 _CUT = "…"
 _GONE = " (deleted)"
+_POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./\n]|$)")
+"""The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd (kubernetes
+pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain MD5."""
 
 
 class Processes:
     """Processes by the id that NVML tells. Both must mean the same: the agent's pod needs hostPID."""
 
-    def __init__(self, proc: Path = Path("/proc"), own_pid: int | None = None) -> None:
-        """`proc` is where procfs is mounted; `own_pid` is this process's id as it sees it itself."""
+    def __init__(
+        self, proc: Path = Path("/proc"), own_pid: int | None = None, names: PodNames | None = None
+    ) -> None:
+        """`proc` is where procfs is mounted; `own_pid` is this process's id as it sees it itself; without `names`
+        pods are known by their uids only."""
         self._proc = proc
+        self._names = names or PodNames(None)
         self.blind = (os.getpid() if own_pid is None else own_pid) == 1
         """Alone in a PID namespace of its own container: the driver drops all other processes from its lists."""
 
@@ -31,6 +40,14 @@ class Processes:
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
         return Process(pid, self._name(pid, reported.strip()), device)
+
+    def pod_of(self, pid: int) -> PodID | None:
+        """The pod whose cgroup a process is in; None: in none, or the process has ended.
+
+        The outermost pod of the path counts: what lies below it, the pod may have made itself.
+        """
+        found = _POD.search(self._read(pid, "cgroup"))
+        return self._names.of(found[1].replace("_", "-")) if found else None
 
     def _name(self, pid: int, reported: str) -> str:
         """Without path and arguments; empty when nobody knows."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from gpusharing.agent.background import in_daemon_thread
+from gpusharing.agent.background import Background
 from gpusharing.agent.library import Library, LibraryError, Reading
 from gpusharing.agent.observation import Request
 
@@ -37,13 +37,19 @@ class _Attempt:
 
 
 class Reader:
-    """Asks a library in a daemon thread and gives up waiting, not the reading, at the deadline."""
+    """Asks a library in the background and gives up waiting, not the reading, at the deadline."""
 
     def __init__(
-        self, library: Library, hung_after: float, clock: Callable[[], float], on_late: Callable[[], None]
+        self,
+        library: Library,
+        hung_after: float,
+        clock: Callable[[], float],
+        on_late: Callable[[], None],
+        background: Background,
     ) -> None:
         """`hung_after` in seconds; `on_late` is called when a reading that was given up on returns."""
         self._library = library
+        self._background = background
         self._hung_after = hung_after
         self._clock = clock
         self._on_late = on_late
@@ -69,7 +75,7 @@ class Reader:
             return Answer(attempt.request, "failed", error=text, seconds=seconds, patience=error.patience)
 
     def _begin(self, request: Request) -> _Attempt:
-        future = in_daemon_thread(self._library.read, "nvml-reading")
+        future = self._background(self._library.read, "nvml-reading")
         self._attempt = _Attempt(request, future, self._clock())
         return self._attempt
 

@@ -1,0 +1,63 @@
+"""The meter's counters for Prometheus. They add up to `gpusharing_gpu_seconds_total` in every scrape."""
+
+from collections.abc import Iterable
+
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gpusharing.agent.meter import Meter
+
+PREFIX = "gpusharing"
+
+
+class MeterCollector(Collector):
+    """Counters of one meter."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric, as documented in docs/reference/metrics.md."""
+        metered = self._meter.metered
+        held = _family(
+            "slice_seconds",
+            "GPU-seconds that a namespace held: its slices by time, each as its share of the GPU. Replicas of a shared "
+            "GPU count as reserved, whoever computes.",
+            "policy",
+            "namespace",
+            "resource",
+        )
+        for account, seconds in metered.held.items():
+            held.add_metric([account.policy, account.namespace, account.resource], seconds)
+        yield held
+        idle = _family("idle_slice_seconds", "GPU-seconds of slices that nobody held.", "policy", "resource")
+        for (policy, resource), seconds in metered.idle.items():
+            idle.add_metric([policy, resource], seconds)
+        yield idle
+        stranded = _family(
+            "stranded_slice_seconds", "GPU-seconds of what no slice of the layout offered.", "policy"
+        )
+        changing = _family(
+            "transition_slice_seconds",
+            "GPU-seconds that nobody held on nodes in the middle of a change.",
+            "policy",
+        )
+        gpus = _family(
+            "gpu_seconds",
+            "Seconds of GPUs that were metered: what held, idle, stranded and transition add up to.",
+            "policy",
+        )
+        for family, counts in (
+            (stranded, metered.stranded), (changing, metered.transition), (gpus, metered.gpus)
+        ):  # fmt: skip
+            for policy, seconds in counts.items():
+                family.add_metric([policy], seconds)
+            yield family
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the registry need not collect at registration."""
+        return []
+
+
+def _family(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)

@@ -1,0 +1,45 @@
+"""Which pod a uid belongs to, by the folders in which the kubelet keeps the pods' logs.
+
+A process tells the uid of its pod by its cgroup. The kubelet's podresources name pods without uids, and the agent may
+not read pods: a token that may list them would tell its thief who runs on every node. The kubelet calls the folder of a
+pod's logs NAMESPACE_NAME_UID (kubernetes pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the three
+can hold a `_`). Only the names of these folders are read.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gpusharing.agent.library import PodID
+
+_PARTS = 3
+PAUSE = 5.0
+"""Seconds for which a uid that no folder named is not looked for again: one reading asks for every process."""
+
+
+class PodNames:
+    """Pods of this node by uid."""
+
+    def __init__(self, logs: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`logs` is the kubelet's podLogsDir, /var/log/pods unless it was told otherwise; None: nobody knows."""
+        self._logs = logs
+        self._clock = clock
+        self._known: dict[str, PodID] = {}
+        self._listed_at = -PAUSE
+
+    def of(self, uid: str) -> PodID:
+        """The pod with this uid, without a name where no folder tells it. The folders are listed when a uid comes that
+        was not among them before, but not for every process of a reading."""
+        if uid not in self._known and self._clock() - self._listed_at >= PAUSE:
+            self._known, self._listed_at = self._listed(), self._clock()
+        return self._known.get(uid) or PodID(uid)
+
+    def _listed(self) -> dict[str, PodID]:
+        try:
+            folders = [] if self._logs is None else os.listdir(self._logs)
+        except OSError:
+            return {}
+        # Kubernetes names are ASCII. A name that is not even UTF-8 comes with surrogates, which no label can hold.
+        named = (folder.split("_") for folder in folders if folder.isascii())
+        return {part[2]: PodID(part[2], part[0], part[1]) for part in named if len(part) == _PARTS}

@@ -1,0 +1,196 @@
+"""What the GPUs of a node are used for, for Prometheus, without DCGM. Made at each scrape from the loop's last turn.
+
+A node has at most MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device, each with a bounded number of
+series, so the number of series is bounded whatever tenants do; `gpusharing_usage_left_out` counts what is cut off.
+No uid of a pod is a label. What is not known is absent: no series is 0 for want of an answer.
+"""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gpusharing.agent.library import DeviceUse, Use
+from gpusharing.agent.loop import AgentLoop
+from gpusharing.agent.usage import Holder, Sum, Usage, usage
+
+PREFIX = "gpusharing"
+DEVICE = ("gpu", "uuid", "profile")
+"""Labels of a device: index of its GPU, its own UUID, and its MIG profile, empty for a whole GPU."""
+POD = ("namespace", "pod", *DEVICE)
+
+
+class UsageCollector(Collector):
+    """Metrics of one agent."""
+
+    def __init__(self, loop: AgentLoop) -> None:
+        self._loop = loop
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric, as documented in docs/reference/metrics.md; none while the GPUs are not read."""
+        if self._loop.use is None:
+            return
+        use, holdings = self._loop.use
+        known = usage(use, holdings)
+        yield from _of_devices(known)
+        yield from _of_slices(known)
+        yield from _of_pods(known.holders)
+        yield _of_xids(use)
+        left_out = _family(
+            "usage_left_out", "Devices, and pairs of a pod and a device, left out for a bound."
+        )
+        left_out.add_metric([], known.left_out)
+        yield left_out
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the registry need not collect at registration."""
+        return []
+
+
+def _of_devices(known: Usage) -> Iterable[Metric]:
+    info = _family(
+        "device_info",
+        "1 for each whole GPU without MIG and each MIG device; placement is START:SIZE in units of the card.",
+        *DEVICE,
+        "gpu_uuid",
+        "instance_id",
+        "placement",
+    )
+    for device in known.devices:
+        info.add_metric([*_device(device), device.gpu_uuid, *_where(device)], 1)
+    yield info
+    devices = known.devices
+    yield _per_device(
+        "device_memory_bytes", "Memory of the device, bytes.", devices, lambda device: device.memory
+    )
+    yield _per_device(
+        "device_memory_used_bytes",
+        "Memory in use on the device, bytes, without what the driver reserves.",
+        devices,
+        lambda device: device.memory_used,
+    )
+
+    def others(device: DeviceUse) -> Sum:
+        return known.others.get(device.uuid, Sum())
+
+    yield _per_device(
+        "device_unattributed_processes",
+        "Processes on the device that belong to no pod, or to one that nobody names; absent where some are not seen.",
+        devices,
+        lambda device: others(device).processes if device.all_seen else None,
+    )
+    yield _per_device(
+        "device_unattributed_memory_bytes",
+        "Memory that these processes hold, bytes.",
+        devices,
+        lambda device: others(device).memory if device.all_seen else None,
+    )
+    yield _per_device(
+        "device_sm_ratio",
+        "Share of the time of the GPU's SMs that its processes took, of 1, in the driver's last sample period; "
+        "absent with MIG on and where the driver does not tell.",
+        devices,
+        lambda device: _ratio(device, known.sm_percent.get(device.uuid, 0)),
+    )
+
+
+def _of_slices(known: Usage) -> Iterable[Metric]:
+    labels = (*DEVICE, "resource")
+    offered = _family(
+        "device_slices",
+        "Slices of the device that pods can be given: 1, or its replicas where it is shared.",
+        *labels,
+    )
+    held = _family("device_slices_allocated", "Slices of the device that pods hold.", *labels)
+    for device in known.devices:
+        resources = known.offered.get(device.uuid, {})
+        for resource, count in resources.items():
+            offered.add_metric([*_device(device), resource], count)
+        if known.held is not None:
+            counts = {**dict.fromkeys(resources, 0), **known.held.get(device.uuid, {})}
+            for resource, count in counts.items():
+                held.add_metric([*_device(device), resource], count)
+    yield offered
+    yield held
+
+
+def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
+    slices = _family("pod_slices", "Slices of a device that a pod holds.", *POD, "resource")
+    processes = _family(
+        "pod_processes",
+        "Processes of a pod on a device; absent where some are not seen, or are of a pod without a name that may be "
+        "this one.",
+        *POD,
+    )
+    memory = _family(
+        "pod_memory_used_bytes",
+        "Memory that the processes of a pod hold on a device, bytes; absent where the driver does not tell, and where "
+        "pod_processes is.",
+        *POD,
+    )
+    shares = _family(
+        "pod_sm_ratio",
+        "Share of the time of the GPU's SMs that a pod took, of 1, in the driver's last sample period; "
+        "absent with MIG on, where the driver does not tell, and where pod_processes is.",
+        *POD,
+    )
+    for holder in holders:
+        labels = [*holder.pod, *_device(holder.device)]
+        for resource, count in holder.slices.items():
+            slices.add_metric([*labels, resource], count)
+        taken = holder.taken
+        if taken is None or not holder.device.all_seen:
+            continue
+        processes.add_metric(labels, taken.processes)
+        if taken.memory is not None:
+            memory.add_metric(labels, taken.memory)
+        share = _ratio(holder.device, taken.sm_percent)
+        if share is not None:
+            shares.add_metric(labels, share)
+    yield slices
+    yield processes
+    yield memory
+    yield shares
+
+
+def _of_xids(use: Use) -> Metric:
+    xids = CounterMetricFamily(
+        f"{PREFIX}_xid_errors",
+        "XIDs of a GPU heard since the agent started. It hears only while it reads.",
+        labels=["gpu", "xid"],
+    )
+    for gpu, xid, count in use.xids:
+        xids.add_metric([str(gpu), str(xid)], count)
+    return xids
+
+
+def _ratio(device: DeviceUse, percent: int) -> float | None:
+    """Rounding may take the sum of shares of one GPU a little over 1."""
+    return min(1.0, percent / 100) if device.tells_sm else None
+
+
+def _device(device: DeviceUse) -> list[str]:
+    return [str(device.gpu), device.uuid, "" if device.instance is None else device.instance.profile]
+
+
+def _where(device: DeviceUse) -> tuple[str, str]:
+    """Id and placement of the GPU instance; empty for a whole GPU and where placements may not be read."""
+    instance = device.instance
+    if instance is None:
+        return "", ""
+    return str(instance.id), "" if instance.start < 0 else f"{instance.start}:{instance.size}"
+
+
+def _per_device(
+    name: str, text: str, devices: Iterable[DeviceUse], value: Callable[[DeviceUse], float | None]
+) -> Metric:
+    family = _family(name, text, *DEVICE)
+    for device in devices:
+        found = value(device)
+        if found is not None:
+            family.add_metric(_device(device), found)
+    return family
+
+
+def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)

@@ -1,0 +1,362 @@
+"""The meter: every second of every GPU is somebody's, once, whatever happens between two scrapes."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hack.sim.gpu import SimulatedGPUs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.registry import CollectorRegistry
+from tests.fakes.gpus import FixedPods, OneNode
+
+from gpusharing.agent.library import LibraryError, Reading
+from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.meter import (
+    FORGET_AFTER,
+    LAG,
+    MOST_ACCOUNTS,
+    OTHERS,
+    Account,
+    Meter,
+    Standing,
+    standing,
+)
+from gpusharing.agent.metermetrics import MeterCollector
+from gpusharing.agent.podresources import Held, Holdings
+
+H100 = "NVIDIA H100 80GB HBM3"
+SMALL, LARGE, SHARED = "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"
+LAYOUTS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("3g.40gb", "3g.40gb"),
+    ("4g.40gb", "3g.40gb"),
+    ("1g.10gb",) * 7,
+    ("2g.20gb",) * 3,
+    ("1g.20gb",) * 2,
+)
+
+
+def machine(*layouts: Sequence[str]) -> Reading:
+    """A node with one H100 for each layout; an empty one is a whole GPU."""
+    gpus = SimulatedGPUs("gpu-01", [H100] * len(layouts))
+    for index, layout in enumerate(layouts):
+        if layout:
+            gpus.set_mig_mode(index, on=True)
+        for profile in layout:
+            gpus.create(index, profile)
+    return gpus.read()
+
+
+def devices(reading: Reading, replicas: int = 1) -> list[tuple[str, str]]:
+    """What the device plugin offers: resource and id."""
+    found = []
+    for gpu in reading.gpus:
+        slices = [(f"nvidia.com/mig-{i.profile}", i.uuid) for i in gpu.instances] or [
+            ("nvidia.com/gpu", gpu.uuid)
+        ]
+        for resource, uuid in slices:
+            if replicas == 1:
+                found.append((resource, uuid))
+            else:
+                found += [(f"{resource}.shared", f"{uuid}::{number}") for number in range(replicas)]
+    return found
+
+
+def handed_out(offered: Sequence[tuple[str, str]], tenants: Sequence[str]) -> Holdings:
+    """The first devices go to these namespaces, in their order; "" holds nothing."""
+    held = [
+        Held(tenant, "pod", resource, (device,))
+        for tenant, (resource, device) in zip(tenants, offered, strict=False)
+        if tenant
+    ]
+    return Holdings(held=tuple(held), offered=tuple(offered))
+
+
+def now(reading: Reading, holdings: Holdings, *, changing: bool = False) -> Standing:
+    """How things stand on a node of pool-b."""
+    return standing(reading, holdings, "pool-b", changing=changing)
+
+
+def total(stands: Standing) -> Fraction:
+    """The four parts together."""
+    return sum(stands.held.values(), sum(stands.idle.values(), stands.stranded + stands.transition))
+
+
+def test_a_whole_gpu_is_its_holders_or_idle() -> None:
+    reading = machine((), ())
+    stands = now(reading, handed_out(devices(reading), ["team-a"]))
+    assert stands.held == {("team-a", "nvidia.com/gpu"): 1}
+    assert stands.idle == {"nvidia.com/gpu": 1}
+    assert stands.stranded == 0
+    assert stands.gpus == 2
+
+
+def test_instances_are_held_idle_or_stranded_by_their_share_of_the_gpu() -> None:
+    reading = machine(("2g.20gb",) * 3)
+    stands = now(reading, handed_out(devices(reading), ["team-a", "team-b"]))
+    resource = "nvidia.com/mig-2g.20gb"
+    assert stands.held == {("team-a", resource): Fraction(2, 7), ("team-b", resource): Fraction(2, 7)}
+    assert stands.idle == {resource: Fraction(2, 7)}
+    assert stands.stranded == Fraction(1, 7)
+
+
+@pytest.mark.parametrize("layout", [(), ("3g.40gb",)], ids=["a whole GPU", "an instance"])
+def test_replicas_of_a_shared_device_are_equal_parts_of_it(layout: tuple[str, ...]) -> None:
+    reading = machine(layout)
+    stands = now(reading, handed_out(devices(reading, 4), ["team-a", "team-b", "team-a"]))
+    resource = devices(reading, 4)[0][0]
+    whole = Fraction(1, 2) if layout else Fraction(1)
+    assert stands.held == {("team-a", resource): whole / 2, ("team-b", resource): whole / 4}
+    assert stands.idle == {resource: whole / 4}
+
+
+def test_of_a_node_in_the_middle_of_a_change_only_what_is_held_is_somebodys() -> None:
+    reading = machine(("3g.40gb", "3g.40gb"), ())
+    stands = now(reading, handed_out(devices(reading), ["team-a"]), changing=True)
+    assert (stands.held, stands.idle) == ({("team-a", LARGE): Fraction(1, 2)}, {})
+    assert stands.stranded == 0
+    assert stands.transition == Fraction(3, 2)
+
+
+def test_a_slice_that_is_held_though_it_is_sick_is_still_its_holders() -> None:
+    reading = machine(())
+    stands = now(reading, replace(handed_out(devices(reading), ["team-a"]), offered=()))
+    assert stands.held == {("team-a", "nvidia.com/gpu"): 1}
+
+
+def test_a_gpu_that_nobody_is_offered_is_stranded() -> None:
+    assert now(machine(()), Holdings(offered=())).stranded == 1
+
+
+def test_without_what_there_is_to_hold_a_device_is_its_holders_in_equal_parts() -> None:
+    reading = machine(())
+    holdings = replace(handed_out(devices(reading, 4), ["team-a", "team-b"]), offered=None)
+    assert set(now(reading, holdings).held.values()) == {Fraction(1, 2)}
+
+
+def test_time_between_two_turns_goes_to_how_things_stood_at_the_first() -> None:
+    reading, meter = machine(()), Meter(lag=0)
+    meter.turn(100.0, now(reading, handed_out(devices(reading), ["team-a"])))
+    account = Account("pool-b", "team-a", "nvidia.com/gpu")
+    assert meter.metered.held == {account: 0.0}
+    meter.turn(130.0, now(reading, handed_out(devices(reading), [])))
+    meter.turn(140.0, None)
+    assert meter.metered.held == {account: 30.0}
+    assert meter.metered.idle == {("pool-b", "nvidia.com/gpu"): 10.0}
+    assert meter.metered.gpus == {"pool-b": 40.0}
+
+
+def test_what_is_told_lags_so_that_prometheus_sees_a_first_0_of_every_series() -> None:
+    reading, meter = machine(()), Meter(lag=90)
+    account = Account("pool-b", "team-a", "nvidia.com/gpu")
+    told = []
+    for number in range(12):
+        tenants = ["team-a"] if number >= 4 else []
+        meter.turn(30.0 * number, now(reading, handed_out(devices(reading), tenants)))
+        told.append((meter.metered.gpus["pool-b"], meter.metered.held.get(account)))
+    assert [gpus for gpus, _ in told] == [0, 0, 0, 0, 30, 60, 90, 120, 150, 180, 210, 240]
+    assert [held for _, held in told] == [None] * 4 + [0, 0, 0, 0, 30, 60, 90, 120]
+
+
+def test_a_hundred_turns_in_a_second_are_kept_as_a_few() -> None:
+    reading, meter = machine(()), Meter(lag=90)
+    stands = now(reading, handed_out(devices(reading), ["team-a"]))
+    for number in range(1000):
+        meter.turn(number / 2, stands)
+    assert 400 - 90 / 8 - 1 < meter.metered.gpus["pool-b"] + 0.5 < 500 - 90
+
+
+def test_before_anything_is_known_nothing_is_metered() -> None:
+    meter = Meter()
+    meter.turn(1.0, None)
+    meter.turn(100.0, None)
+    assert meter.metered.gpus == {}
+
+
+def test_accounts_have_a_bound_and_make_room_when_they_are_old() -> None:
+    reading = machine(("1g.10gb",) * 7)
+    meter = Meter(lag=0)
+    for number in range(MOST_ACCOUNTS + 5):
+        meter.turn(float(number), now(reading, handed_out(devices(reading), [f"team-{number}"])))
+    assert len(meter.metered.held) == MOST_ACCOUNTS + 1
+    assert Account("pool-b", OTHERS, SMALL) in meter.metered.held
+    assert sum(meter.metered.held.values()) == pytest.approx((MOST_ACCOUNTS + 4) / 7)
+    late = 2 * FORGET_AFTER
+    meter.turn(late, now(reading, handed_out(devices(reading), ["team-new"])))
+    meter.turn(late + FORGET_AFTER + 1, now(reading, handed_out(devices(reading), ["team-new"])))
+    assert len(meter.metered.held) <= 2, "those that held nothing for long are gone"
+
+
+@dataclass
+class Prometheus:
+    """Scrapes one node's counters, as increase() sees them: a first value is no increase, one that fell began anew."""
+
+    seen: dict[tuple[str, Any], float] = field(default_factory=dict)
+    increase: dict[str, float] = field(default_factory=dict)
+
+    def scrape(self, meter: Meter) -> None:
+        """One scrape."""
+        registry = CollectorRegistry()
+        registry.register(MeterCollector(meter))
+        present = set()
+        for family in registry.collect():
+            for sample in family.samples:
+                key = (sample.name, tuple(sorted(sample.labels.items())))
+                before = self.seen.get(key)
+                grown = 0.0 if before is None else sample.value - (before if sample.value >= before else 0.0)
+                self.increase[sample.name] = self.increase.get(sample.name, 0.0) + grown
+                self.seen[key] = sample.value
+                present.add(key)
+
+
+HAPPENINGS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["turn", "turn", "turn", "layout", "pods", "pods", "quiet", "blind", "restart", "policy"]
+        ),
+        st.integers(1, 30),
+        st.integers(0, len(LAYOUTS) - 1),
+        st.lists(st.sampled_from(["", "team-a", "team-b", "team-c"]), max_size=14),
+        st.sampled_from([1, 1, 4]),
+    ),
+    min_size=2,
+    max_size=60,
+)
+READINGS = {(one, two): machine(one, two) for one in LAYOUTS for two in (LAYOUTS[0], LAYOUTS[2])}
+PARTS = ("slice", "idle_slice", "stranded_slice", "transition_slice")
+
+
+@settings(max_examples=150, deadline=None)
+@given(HAPPENINGS)
+def test_tenants_idle_stranded_and_transition_add_up_to_the_seconds_of_the_gpus(
+    happenings: list[Any],
+) -> None:
+    """A node of two GPUs whose agent is restarted, whose layout and pods change, and which vanishes at the end. Turns
+    come every 1 to 30 s, scrapes with some of them, but at least every 90 s."""
+    meter, prometheus, clock, lasted = Meter(), Prometheus(), 0.0, 0.0
+    reading, holdings, policy, changing = READINGS[(), ()], Holdings(), "pool-b", False
+    scraped = begun = 0.0
+    for kind, seconds, layout, tenants, replicas in happenings:
+        clock += seconds
+        match kind:
+            case "layout":
+                reading, changing = READINGS[LAYOUTS[layout], LAYOUTS[2 * (layout % 2)]], False
+            case "pods":
+                holdings = handed_out(devices(reading, replicas), tenants)
+            case "quiet":
+                changing = not changing
+            case "policy":
+                policy = "pool-c" if policy == "pool-b" else "pool-b"
+            case "restart":
+                meter, begun = Meter(), clock
+        stands = None if kind == "blind" else standing(reading, holdings, policy, changing=changing)
+        if stands is not None:
+            assert total(stands) == 2, "to the last fraction"
+        meter.turn(clock, stands)
+        assert sum_of(meter) == pytest.approx(sum(meter.metered.gpus.values()), abs=1e-6)
+        assert sum(meter.metered.gpus.values()) <= 2 * max(0.0, clock - begun - LAG)
+        if layout % 2 or clock - scraped + 30 > LAG:
+            prometheus.scrape(meter)
+            scraped = clock
+        lasted += seconds
+    told = {part: prometheus.increase.get(f"gpusharing_{part}_seconds_total", 0.0) for part in PARTS}
+    gpus = prometheus.increase.get("gpusharing_gpu_seconds_total", 0.0)
+    assert sum(told.values()) == pytest.approx(gpus, abs=1e-6)
+    assert gpus <= 2 * lasted
+
+
+def sum_of(meter: Meter) -> float:
+    """The four parts together, in GPU-seconds."""
+    metered = meter.metered
+    parts: tuple[Mapping[Any, float], ...] = (
+        metered.held,
+        metered.idle,
+        metered.stranded,
+        metered.transition,
+    )
+    return sum(sum(part.values()) for part in parts)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from(["", "team-a"])), min_size=1, max_size=40))
+def test_a_tenant_is_billed_what_it_held_but_for_one_turn_at_each_coming_and_going(
+    turns: list[tuple[int, str]],
+) -> None:
+    """Pods come and go halfway between two turns."""
+    reading, meter, clock = machine(("3g.40gb", "3g.40gb")), Meter(lag=0), 0.0
+    offered = devices(reading)
+    truth, allowed, before = 0.0, 0.0, ""
+    for seconds, tenant in turns:
+        truth += 0.5 * seconds / 2 * ((before != "") + (tenant != ""))  # it came or went halfway
+        allowed += 0.5 * seconds if before != tenant else 0.0
+        clock += seconds
+        if clock == seconds:
+            truth = allowed = 0.0
+        meter.turn(clock, standing(reading, handed_out(offered, [tenant]), "p", changing=False))
+        before = tenant
+    billed = sum(meter.metered.held.values())
+    assert abs(billed - truth) <= allowed / 2 + 1e-9
+
+
+def told(loop: AgentLoop) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """GPU-seconds by namespace, idle by policy, and in transition by policy."""
+    metered = loop.meter.metered
+    held = {account.namespace: seconds for account, seconds in metered.held.items()}
+    return held, {policy: seconds for (policy, _), seconds in metered.idle.items()}, dict(metered.transition)
+
+
+async def test_the_loop_meters_for_the_policy_and_the_phase_that_the_operator_shows() -> None:
+    node, pods, gpus = OneNode(), FixedPods(), SimulatedGPUs("gpu-01", [H100])
+    offered = devices(gpus.read())
+    clock = [0.0]
+    settings = LoopSettings(interval=3600.0, meter_lag=0)
+    loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0], jitter=lambda: 1.0)
+
+    async def turn(number: int, at: float, holdings: Holdings, **transition: str) -> None:
+        """One turn at this time; the operator shows this of the node."""
+        clock[0], pods.holdings = at, holdings
+        if transition:
+            node.show(transition)
+        node.ask(f"r{number}")
+        await node.answered(f"r{number}")
+
+    node.ask("r0")
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(loop.run())
+        await node.answered("r0")
+        await turn(1, 100.0, handed_out(offered, ["team-a"]), policy="pool-b", phase="Synced")
+        await turn(2, 130.0, handed_out(offered, []))
+        await turn(3, 140.0, handed_out(offered, []), policy="pool-b", phase="Reconfiguring")
+        gpus.fail(LibraryError("the driver is being replaced"))
+        clock[0] = 200.0
+        node.ask("r4")
+        await node.until(lambda observed: observed.error != "")
+        gpus.fail(None)
+        await turn(5, 205.0, handed_out(offered, ["team-b"]), policy="pool-c", phase="Synced")
+        await turn(6, 206.0, handed_out(offered, ["team-b"]))
+        running.cancel()
+    held, idle, transition = told(loop)
+    assert held == {"team-a": 30.0, "team-b": 1.0}
+    assert idle["pool-b"] == 10.0
+    assert transition["pool-b"] == 65.0, "an error in the middle of a change is part of the change"
+    assert loop.meter.metered.gpus == {"": 100.0, "pool-b": 105.0, "pool-c": 1.0}
+
+
+async def test_a_kubelet_that_told_what_there_is_and_fails_to_once_changes_no_bill() -> None:
+    node, pods, gpus = OneNode(), FixedPods(), SimulatedGPUs("gpu-01", [H100])
+    known = handed_out(devices(gpus.read(), 4), ["team-a"])
+    clock = [0.0]
+    settings = LoopSettings(interval=3600.0, meter_lag=0)
+    loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0], jitter=lambda: 1.0)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(loop.run())
+        for at, holdings in ((0.0, known), (100.0, replace(known, offered=None)), (200.0, known)):
+            clock[0], pods.holdings = at, holdings
+            node.ask(f"at {at}")
+            await node.answered(f"at {at}")
+        running.cancel()
+    held, idle, _ = told(loop)
+    assert (held, idle) == ({"team-a": 50.0}, {"": 150.0})

@@ -1,0 +1,294 @@
+"""Which pod uses what of which device, and what Prometheus is told of it, in every mode of sharing."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from hack.sim.gpu import SimulatedGPUs
+from prometheus_client.registry import CollectorRegistry
+from tests.fakes.gpus import FixedPods, OneNode, eventually
+
+from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
+from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.podresources import Held, Holdings
+from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, Sum, Usage, usage
+from gpusharing.agent.usagemetrics import UsageCollector
+
+GIB = 1024**3
+GPU = DeviceUse(0, "GPU-0", "GPU-0", 30 * GIB, 80 * GIB, tells_sm=True)
+SMALL = DeviceUse(1, "GPU-1", "MIG-a", 0, 10 * GIB, Instance("1g.10gb", 6, 1, 13, "MIG-a"))
+LARGE = DeviceUse(1, "GPU-1", "MIG-b", 7 * GIB, 40 * GIB, Instance("3g.40gb", 0, 4, 2, "MIG-b"))
+TRAIN, SERVE = ("team-a", "train"), ("team-b", "serve")
+TRAIN_ID, SERVE_ID, NAMELESS = PodID("1", *TRAIN), PodID("2", *SERVE), PodID("3")
+MIG = "nvidia.com/mig-3g.40gb"
+
+
+def held(pod: tuple[str, str], resource: str, *devices: str) -> Held:
+    """Devices in the hands of a pod."""
+    return Held(*pod, resource, devices)
+
+
+def offered(resource: str, *devices: str) -> tuple[tuple[str, str], ...]:
+    """Healthy devices."""
+    return tuple((resource, device) for device in devices)
+
+
+def told(use: Use, holdings: Holdings | None) -> CollectorRegistry:
+    """What Prometheus is told."""
+    loop = AgentLoop("n", OneNode().client, SimulatedGPUs("n", []), FixedPods())
+    loop.use = use, holdings
+    registry = CollectorRegistry()
+    registry.register(UsageCollector(loop))
+    return registry
+
+
+def series(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], float]:
+    """The values of one metric, by those labels that differ: pod, device, resource."""
+    return {
+        tuple(
+            sample.labels[key] for key in ("pod", "uuid", "resource", "xid") if key in sample.labels
+        ): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == f"gpusharing_{name}"
+    }
+
+
+def test_a_whole_gpu_is_one_slice_and_its_process_is_its_holders() -> None:
+    use = Use((GPU,), (ProcessUse(1, "GPU-0", 20 * GIB, 60, NAMELESS),))
+    registry = told(
+        use,
+        Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),), offered=offered("nvidia.com/gpu", "GPU-0")),
+    )
+    assert series(registry, "pod_memory_used_bytes") == {("train", "GPU-0"): 20 * GIB}
+    assert series(registry, "pod_sm_ratio") == {("train", "GPU-0"): 0.6}
+    assert series(registry, "device_sm_ratio") == {("GPU-0",): 0.6}
+    assert series(registry, "pod_slices") == {("train", "GPU-0", "nvidia.com/gpu"): 1}
+    assert series(registry, "device_slices") == {("GPU-0", "nvidia.com/gpu"): 1}
+    assert series(registry, "device_slices_allocated") == {("GPU-0", "nvidia.com/gpu"): 1}
+    assert series(registry, "device_unattributed_memory_bytes") == {("GPU-0",): 0}
+
+
+def test_mig_devices_tell_profile_placement_and_id_and_no_sm_time() -> None:
+    use = Use((SMALL, LARGE), (ProcessUse(1, "MIG-b", 7 * GIB, None, TRAIN_ID),))
+    holdings = Holdings(
+        held=(held(TRAIN, MIG, "MIG-b"),),
+        offered=(*offered(MIG, "MIG-b"), *offered("nvidia.com/mig-1g.10gb", "MIG-a")),
+    )
+    registry = told(use, holdings)
+    info = {"gpu": "1", "uuid": "MIG-b", "profile": "3g.40gb", "gpu_uuid": "GPU-1"}
+    info |= {"instance_id": "2", "placement": "0:4"}
+    assert registry.get_sample_value("gpusharing_device_info", info) == 1
+    assert series(registry, "pod_sm_ratio") == series(registry, "device_sm_ratio") == {}
+    assert series(registry, "pod_memory_used_bytes") == {("train", "MIG-b"): 7 * GIB}
+    assert series(registry, "device_slices_allocated") == {
+        ("MIG-a", "nvidia.com/mig-1g.10gb"): 0,
+        ("MIG-b", MIG): 1,
+    }
+
+
+@pytest.mark.parametrize("device", [GPU, LARGE], ids=["time-slicing or MPS", "MIG and time-slicing"])
+def test_a_shared_device_is_split_by_the_cgroups_of_its_processes(device: DeviceUse) -> None:
+    resource, replicas = "nvidia.com/gpu.shared", [f"{device.uuid}::{number}" for number in range(4)]
+    processes = (
+        ProcessUse(1, device.uuid, 4 * GIB, 30, TRAIN_ID),
+        ProcessUse(2, device.uuid, 2 * GIB, 10, TRAIN_ID),
+        ProcessUse(3, device.uuid, 1 * GIB, 5, SERVE_ID),
+        ProcessUse(4, device.uuid, 3 * GIB, 0, NAMELESS),
+        ProcessUse(5, device.uuid, GIB // 2, 0, None),
+    )
+    holdings = Holdings(
+        held=(held(TRAIN, resource, *replicas[:2]), held(SERVE, resource, replicas[2])),
+        offered=offered(resource, *replicas),
+    )
+    registry = told(Use((device,), processes), holdings)
+    assert series(registry, "pod_memory_used_bytes") == {
+        ("train", device.uuid): 6 * GIB,
+        ("serve", device.uuid): 1 * GIB,
+    }
+    assert series(registry, "pod_slices") == {
+        ("train", device.uuid, resource): 2,
+        ("serve", device.uuid, resource): 1,
+    }
+    assert series(registry, "device_slices") == {(device.uuid, resource): 4}
+    assert series(registry, "device_slices_allocated") == {(device.uuid, resource): 3}
+    assert series(registry, "device_unattributed_processes") == {(device.uuid,): 2}
+    assert series(registry, "device_unattributed_memory_bytes") == {(device.uuid,): 3 * GIB + GIB // 2}
+    shares = {("train", device.uuid): 0.4, ("serve", device.uuid): 0.05} if device.tells_sm else {}
+    assert series(registry, "pod_sm_ratio") == shares
+
+
+def test_what_the_host_runs_is_never_put_down_to_the_pod_that_holds_the_gpu() -> None:
+    known = usage(
+        Use((GPU,), (ProcessUse(1, "GPU-0", GIB, 90, None),)),
+        Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)),
+    )
+    (holder,) = known.holders
+    assert holder.taken == Sum(processes=0, memory=0)
+    assert known.others["GPU-0"].processes == 1
+
+
+def test_a_pod_that_computes_without_holding_anything_is_told() -> None:
+    registry = told(Use((GPU,), (ProcessUse(1, "GPU-0", GIB, 0, SERVE_ID),)), Holdings())
+    assert series(registry, "pod_memory_used_bytes") == {("serve", "GPU-0"): GIB}
+    assert series(registry, "pod_slices") == {}
+
+
+def test_a_pod_that_holds_a_device_and_does_nothing_is_told_with_zeros() -> None:
+    registry = told(Use((GPU,)), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    assert series(registry, "pod_memory_used_bytes") == {("train", "GPU-0"): 0}
+    assert series(registry, "pod_processes") == {("train", "GPU-0"): 0}
+    assert series(registry, "pod_sm_ratio") == {("train", "GPU-0"): 0}
+
+
+def test_memory_that_one_process_does_not_tell_makes_the_pods_unknown() -> None:
+    processes = (ProcessUse(1, "GPU-0", GIB, 1, TRAIN_ID), ProcessUse(2, "GPU-0", None, 1, TRAIN_ID))
+    registry = told(Use((GPU,), processes), None)
+    assert series(registry, "pod_memory_used_bytes") == {}
+    assert series(registry, "pod_processes") == {("train", "GPU-0"): 2}
+
+
+def test_where_processes_are_not_seen_no_sum_over_them_is_told() -> None:
+    hidden = replace(GPU, all_seen=False)
+    registry = told(Use((hidden,)), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    assert series(registry, "pod_memory_used_bytes") == series(registry, "pod_processes") == {}
+    assert series(registry, "device_unattributed_processes") == {}
+    assert series(registry, "pod_slices") == {("train", "GPU-0", "nvidia.com/gpu"): 1}
+    assert series(registry, "device_memory_used_bytes") == {("GPU-0",): 30 * GIB}
+
+
+@pytest.mark.parametrize(
+    "uids", [("3", "4"), ("3",)], ids=["each has an unnamed uid", "only one of the two computes"]
+)
+def test_pods_whose_processes_nobody_can_name_are_not_told_with_zeros(uids: tuple[str, ...]) -> None:
+    resource = "nvidia.com/gpu.shared"
+    processes = tuple(ProcessUse(int(uid), "GPU-0", GIB, 45, PodID(uid)) for uid in uids)
+    holdings = Holdings(held=(held(TRAIN, resource, "GPU-0::0"), held(SERVE, resource, "GPU-0::1")))
+    registry = told(Use((GPU, replace(GPU, gpu=1, uuid="GPU-1")), processes), holdings)
+    assert series(registry, "pod_memory_used_bytes") == {}
+    assert series(registry, "pod_processes") == {}
+    assert series(registry, "pod_sm_ratio") == {}
+    assert series(registry, "device_sm_ratio") == {("GPU-0",): 0.45 * len(uids), ("GPU-1",): 0}
+    assert series(registry, "device_unattributed_processes") == {("GPU-0",): len(uids), ("GPU-1",): 0}
+    assert series(registry, "pod_slices") == {
+        ("train", "GPU-0", resource): 1,
+        ("serve", "GPU-0", resource): 1,
+    }
+
+
+def test_two_pods_without_a_name_are_not_both_put_down_to_the_one_holder() -> None:
+    processes = tuple(ProcessUse(int(uid), "GPU-0", GIB, 45, PodID(uid)) for uid in ("3", "4"))
+    registry = told(Use((GPU,), processes), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    assert series(registry, "pod_memory_used_bytes") == {}
+    assert series(registry, "device_unattributed_memory_bytes") == {("GPU-0",): 2 * GIB}
+
+
+def test_a_pod_without_a_name_is_not_the_holder_whose_own_processes_have_one() -> None:
+    processes = (ProcessUse(1, "GPU-0", GIB, 30, TRAIN_ID), ProcessUse(2, "GPU-0", 4 * GIB, 60, NAMELESS))
+    registry = told(Use((GPU,), processes), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    assert series(registry, "pod_memory_used_bytes") == {("train", "GPU-0"): GIB}
+    assert series(registry, "pod_sm_ratio") == {("train", "GPU-0"): 0.3}
+    assert series(registry, "device_unattributed_memory_bytes") == {("GPU-0",): 4 * GIB}
+
+
+def test_an_unnamed_pod_hides_only_those_on_its_device_whose_uid_is_not_known() -> None:
+    resource = "nvidia.com/gpu.shared"
+    other = replace(GPU, gpu=1, uuid="GPU-1")
+    processes = (
+        ProcessUse(1, "GPU-0", GIB, 30, NAMELESS),
+        ProcessUse(2, "GPU-1", 2 * GIB, 10, TRAIN_ID),
+    )
+    holdings = Holdings(
+        held=(
+            held(TRAIN, resource, "GPU-0::0", "GPU-1::0"),
+            held(SERVE, resource, "GPU-0::1", "GPU-1::1"),
+        )
+    )
+    registry = told(Use((GPU, other), processes), holdings)
+    assert series(registry, "pod_processes") == {
+        ("train", "GPU-0"): 0,
+        ("train", "GPU-1"): 1,
+        ("serve", "GPU-1"): 0,
+    }
+
+
+def test_without_the_kubelet_no_slices_are_told_and_cgroups_still_tell_the_pods() -> None:
+    registry = told(Use((GPU,), (ProcessUse(1, "GPU-0", GIB, 3, TRAIN_ID),)), None)
+    assert series(registry, "device_slices_allocated") == series(registry, "pod_slices") == {}
+    assert series(registry, "pod_memory_used_bytes") == {("train", "GPU-0"): GIB}
+
+
+def test_a_kubelet_that_does_not_tell_what_there_is_still_tells_what_is_held() -> None:
+    registry = told(Use((GPU,)), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    assert series(registry, "device_slices") == {}
+    assert series(registry, "device_slices_allocated") == {("GPU-0", "nvidia.com/gpu"): 1}
+
+
+def test_xids_are_counted_by_gpu_and_number() -> None:
+    registry = told(Use(xids=((0, 31, 2),)), None)
+    assert series(registry, "xid_errors_total") == {("31",): 2}
+
+
+def test_nothing_is_told_while_the_gpus_are_not_read() -> None:
+    loop = AgentLoop("n", OneNode().client, SimulatedGPUs("n", []), FixedPods())
+    registry = CollectorRegistry()
+    registry.register(UsageCollector(loop))
+    assert list(registry.collect()) == []
+
+
+async def test_what_the_gpus_were_used_for_is_not_told_once_the_gpunode_is_gone() -> None:
+    node, gpus = OneNode(), SimulatedGPUs("gpu-01", ["NVIDIA H100 80GB HBM3"])
+    loop = AgentLoop(node.name, node.client, gpus, FixedPods(), LoopSettings(interval=3600.0))
+    node.ask("r1")
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(loop.run())
+        await eventually(lambda: loop.use is not None)
+        told = {family.name for family in UsageCollector(loop).collect()}
+        node.delete()
+        await eventually(lambda: "does not exist" in loop.why_not_ready())
+        await loop.cycle()
+        assert "gpusharing_device_memory_used_bytes" in told
+        assert list(UsageCollector(loop).collect()) == []
+        running.cancel()
+
+
+def monstrous() -> tuple[Use, Holdings]:
+    """More devices than any machine has, each in the hands of more pods than a kubelet runs, under many names."""
+    devices = tuple(replace(GPU, gpu=number, uuid=f"GPU-{number}") for number in range(300))
+    names = [(f"ns-{number}", f"pod-{number}") for number in range(1000)]
+    ids = [(f"nvidia.com/r{number % 9}", f"GPU-{number % 300}::{number}") for number in range(3000)]
+    rows = tuple(
+        held(names[number % 1000], resource, device) for number, (resource, device) in enumerate(ids)
+    )
+    processes = tuple(
+        ProcessUse(number, f"GPU-{number % 300}", 1, 1, PodID(str(number), *names[number % 1000]))
+        for number in range(1, 5000)
+    )
+    xids = tuple((gpu, xid, 1) for gpu in range(2) for xid in range(64))
+    return Use(devices, processes, xids), Holdings(held=rows, offered=tuple(ids))
+
+
+def test_the_number_of_series_has_a_bound_whatever_tenants_do() -> None:
+    use, holdings = monstrous()
+    registry = told(use, holdings)
+    count = sum(len(family.samples) for family in registry.collect())
+    per_device, per_holder = 6 + 2 * 4, 4 + 3
+    assert count <= MOST_DEVICES * per_device + MOST_HOLDERS * per_holder + len(use.xids) + 1
+    known: Usage = usage(use, holdings)
+    assert (len(known.devices), len(known.holders)) == (MOST_DEVICES, MOST_HOLDERS)
+    assert registry.get_sample_value("gpusharing_usage_left_out") == known.left_out > 300 - MOST_DEVICES
+
+
+def test_no_label_holds_the_uid_of_a_pod() -> None:
+    registry = told(*monstrous())
+    labels = {key for family in registry.collect() for sample in family.samples for key in sample.labels}
+    of_devices = {"gpu", "uuid", "profile", "gpu_uuid", "instance_id", "placement", "resource", "xid"}
+    assert labels == {"namespace", "pod", *of_devices}
+
+
+def test_the_same_pods_are_told_whatever_the_order_of_the_processes() -> None:
+    use, holdings = monstrous()
+    turned = replace(use, processes=use.processes[::-1])
+    assert [holder.pod for holder in usage(use, holdings).holders] == [
+        holder.pod for holder in usage(turned, holdings).holders
+    ]
