@@ -123,17 +123,30 @@ class Recorder:
     async def _watch(self, session: aiohttp.ClientSession, kind: str) -> None:
         query = {"watch": "true", "resourceVersion": self._versions[kind], "allowWatchBookmarks": "true"}
         async with session.get(PATHS[kind], params=query) as answer:
+            if answer.status == 410:
+                self._lose_place(kind)
             if answer.status != 200:
                 return
-            async for line in split(answer.content.iter_any()):
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    self._gaps += 1
-                    del self._versions[kind]
-                    return
-                self._versions[kind] = event["object"]["metadata"]["resourceVersion"]
-                if event["type"] != "BOOKMARK":
-                    self._note(kind, event["type"], event["object"])
+            try:
+                await self._read(answer, kind)
+            except asyncio.CancelledError:
+                if answer.connection is not None and answer.connection.transport is not None:
+                    answer.connection.transport.abort()  # the polite end of TLS takes longer than the loop lives
+                raise
+
+    async def _read(self, answer: aiohttp.ClientResponse, kind: str) -> None:
+        async for line in split(answer.content.iter_any()):
+            event = json.loads(line)
+            if event["type"] == "ERROR":
+                self._lose_place(kind)
+                return
+            self._versions[kind] = event["object"]["metadata"]["resourceVersion"]
+            if event["type"] != "BOOKMARK":
+                self._note(kind, event["type"], event["object"])
+
+    def _lose_place(self, kind: str) -> None:
+        self._gaps += 1
+        del self._versions[kind]
 
     def _note(self, kind: str, change: str, raw: JSON) -> None:
         key, version = _key(kind, raw), int(raw["metadata"]["resourceVersion"])

@@ -1,109 +1,62 @@
 """Runs of the fault matrix: a scenario, an operator behind the proxy, a fault, and what the log of the run says."""
 
 import contextlib
-import threading
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from hack.cluster.api import ApiError
 from hack.cluster.nodes import create_nodes
 from hack.cluster.process import wait_until
 from hack.faultproxy import FaultProxy, Refusal, Write, faults
 from tests.fakes.tls import Identity
-from tests.faults.cases import Case
-from tests.faults.invariants import cost_of, find_wrong, uid_of
-from tests.faults.oracle import Outcome, Reference, differences
+from tests.faults.cases import CALLS, Case
+from tests.faults.invariants import cost_of, find_wrong, find_wrong_end, uid_of
+from tests.faults.oracle import Outcome, Reference, differences, without_way
 from tests.faults.writelog import Call, WriteLog
-from tests.integration.crash import Scenario, Theatre, end_state, kind_of, wait_for_pods
+from tests.integration.crash import CALM, SECONDS, Scenario, Theatre, end_state, kind_of, wait_for_pods
 from tests.integration.crashscenarios import ELSEWHERE, plain_node
+from tests.integration.faultlives import Lives
 from tests.integration.faultrecorder import Recorder
 from tests.integration.nursery import Nursery
-from tests.integration.product import LEASE, NODES, Pool, Product
+from tests.integration.product import NODES, Pool, Product
 
 LEASE_TIMES = {"LEASE_SECONDS": "4", "RENEW_DEADLINE": "3", "RETRY_PERIOD": "0.3"}
 """Of runs with two operators: who waits for the Lease of a frozen one waits four seconds instead of fifteen."""
 LATE = 20.0
 """Seconds after which a run that is done must have ended as one that nothing disturbed."""
+LOOK = 0.1
+"""Seconds between two looks whether a run has ended: what looks takes time from the operator."""
 SPENT = ("set-up", "run", "calm", "look back")
 
 
-@dataclass
-class Lives:
-    """The operators of a run, one after the other or side by side; who ends is replaced, as a Deployment does."""
+@dataclass(frozen=True)
+class Around:
+    """What goes on around a whole run, instead of a fault at one write."""
 
-    theatre: "FaultTheatre"
-    environment: dict[str, str]
-    log: Path
+    operators: int = 1
+    """Side by side."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """More of the operators'."""
+    then: Callable[[Pool, Lives], None] = lambda pool, lives: None
+    """What happens when people have done their part and the operator is at work; blocks."""
+    fault: Callable[[], faults.Fault] | None = None
+    """In the proxy, from the start on."""
     forget: bool = True
-    """Whoever has died is taken off the Lease, as if it had run out."""
-    pids: list[int] = field(default_factory=list)
-    doors: dict[int, str] = field(default_factory=dict)
-    """By pid, also of those that are gone."""
-    frozen: int = 0
-    """It has lost the Lease in its sleep, and must end when it wakes."""
-    restarts: int = 0
-    ended: threading.Event = field(default_factory=threading.Event)
+    """Whoever has died is taken off the Lease at once, as if that had run out."""
+    gaps: bool = False
+    """The server forgets its history in this run, so that states may be missing in the log."""
+    alike: bool = True
+    """It must end as an undisturbed run."""
+    patience: float = SECONDS
+    """Until it must have ended."""
 
-    def start(self) -> None:
-        """One more, behind a door of its own."""
-        door = f"life-{self.theatre.next_life()}"
-        port = urlsplit(self.theatre.proxy.open_door(door)).port
-        environment = {**self.environment, "KUBERNETES_SERVICE_PORT": str(port)}
-        pid = self.theatre.nursery.start(environment, self.log)
-        self.doors[pid] = door
-        self.pids.append(pid)
 
-    def strike(self) -> None:
-        """kill -9 of the newest one."""
-        self.theatre.nursery.strike(self.pids[-1])
-
-    def steal(self) -> None:
-        """Freeze the leader; another one runs, takes the Lease when it has run out, and the leader wakes again."""
-        api, first = self.theatre.product.api, self.pids[-1]
-        held = api.get(LEASE)["spec"]["holderIdentity"]
-        self.theatre.nursery.freeze(first)
-        self.start()
-        wait_until(
-            lambda: api.get(LEASE)["spec"].get("holderIdentity") not in (None, "", held), 60, "the theft"
-        )
-        self.frozen = first
-
-    def wake(self) -> None:
-        """What was on its way has arrived: the frozen one may go on."""
-        self.theatre.nursery.freeze(self.frozen, thaw=True)
-
-    def replace(self) -> None:
-        """Until told otherwise: who has ended is followed by another one."""
-        nursery = self.theatre.nursery
-        while not self.ended.wait(0.05):
-            for pid in [pid for pid in self.pids if nursery.has_ended(pid)]:
-                self.pids.remove(pid)
-                if pid == self.frozen:
-                    self.frozen = 0
-                    continue
-                self.restarts += 1
-                if self.forget:
-                    self.theatre.forget_holder()
-                self.theatre.proxy.sprung.clear()
-                self.start()
-
-    @contextlib.contextmanager
-    def running(self, count: int = 1) -> Iterator[None]:
-        """So many side by side, until the end."""
-        replacing = threading.Thread(target=self.replace, daemon=True)
-        for _ in range(count):
-            self.start()
-        replacing.start()
-        try:
-            yield
-        finally:
-            self.ended.set()
-            replacing.join(15)
-            for pid in self.pids:
-                self.theatre.nursery.kill(pid)
+UNDISTURBED = Around(alike=False)
 
 
 @dataclass
@@ -113,17 +66,9 @@ class FaultTheatre(Theatre):
     recorder: Recorder = field(kw_only=True)
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
     """Seconds by what they went into."""
-    _lives: int = 0
+    _doors: Iterator[str] = field(default_factory=lambda: (f"life-{number}" for number in count(1)))
+    """Of the operators' lives: one is never used again."""
     _references: dict[str, Reference] = field(default_factory=dict)
-
-    def next_life(self) -> int:
-        """Doors are never used again."""
-        self._lives += 1
-        return self._lives
-
-    def forget_holder(self) -> None:
-        """As if the dead holder's Lease had run out."""
-        self._forget_holder()
 
     def reference(self, scenario: Scenario) -> Reference:
         """Two runs that nothing disturbs."""
@@ -137,12 +82,10 @@ class FaultTheatre(Theatre):
         return self._references[scenario.name]
 
     def watch(
-        self, scenario: Scenario, case: Case | None = None, at: int = 0, *, gaps: bool = False
+        self, scenario: Scenario, case: Case | None = None, at: int = 0, *, around: Around = UNDISTURBED
     ) -> Outcome:
-        """Play it once, with a fault from the write `at` on.
-
-        `gaps`: the server forgets its history in this run, so that states may be missing in the log.
-        """
+        """Play it once, with a fault from the write `at` on, or with something that goes on all the time."""
+        wanted = self.reference(scenario).state if case or around.alike else None
         marks = [time.monotonic()]
         log = self.directory / f"{scenario.name}-{case.kind if case else 'reference'}-{at}.log"
         self.clear()
@@ -154,19 +97,16 @@ class FaultTheatre(Theatre):
             self.proxy.reset()
             began = self.recorder.newest
             marks.append(time.monotonic())
-            with self._operators(scenario, log, case, at) as (lives, fault):
+            with self._operators(scenario, log, case, at, around) as (lives, fault):
                 scenario.act(pool)
+                around.then(pool, lives)
                 marks.append(time.monotonic())
-                self._wait_calm(pool, scenario)
-                if fault is not None and (left := fault.over_at() - time.monotonic()) > 0:
-                    time.sleep(left)  # what comes late may bring something about
-                if case is not None:
-                    self._wait_alike(pool, scenario)
+                self._wait_end(pool, scenario, fault, wanted, patience=around.patience)
                 marks.append(time.monotonic())
                 wrong = list(self._left_over(lives))
-                state = end_state(pool)
+                state = without_way(end_state(pool))
                 written = self._log(began)
-                assert gaps or self.recorder.gaps == known, (
+                assert around.gaps or self.recorder.gaps == known, (
                     "states were missed: nothing can be said of this run"
                 )
         self.clear()
@@ -175,19 +115,35 @@ class FaultTheatre(Theatre):
             self.spent[part] += two - one
         return outcome
 
-    def _wait_alike(self, pool: Pool, scenario: Scenario) -> None:
-        """Until it has ended as undisturbed, and stays so. What was lost is tried again, but not at once: a status that
-        nobody took is written a publish period later.
-        """
-        wanted = self.reference(scenario).state
-        with contextlib.suppress(TimeoutError):  # then the oracle says what differs
-            wait_until(lambda: not any(differences(wanted, end_state(pool))), LATE, "the same end")
-        self._wait_calm(pool, scenario)
+    def _wait_end(
+        self, pool: Pool, scenario: Scenario, fault: faults.Fault | None, wanted: object, *, patience: float
+    ) -> None:
+        """Until it is done, nothing more comes of the fault, nothing is written any more, and it has ended as `wanted`.
 
-    def judge_log(self, began: int) -> tuple[list[str], tuple[str, ...]]:
-        """Invariants that broke since `began`, and UIDs of pods that were evicted more than once."""
-        log = self._log(began)
-        return find_wrong(log), _twice(log)
+        What was lost is tried again, but not at once: a status that nobody took is written a publish period later.
+        Another end than wanted is waited for no longer than LATE: then the oracle says what differs.
+        """
+        began = time.monotonic()
+        writes, since, calm_at = -1, began, 0.0
+        while True:
+            now = time.monotonic()
+            if now > began + patience:
+                raise TimeoutError(f"no end after {patience:.0f} s: {json.dumps(end_state(pool))[:3000]}")
+            if (seen := len([write for write in self.proxy.writes if write.number])) != writes:
+                writes, since = seen, now
+            elif now - since > LOOK and not self._has_ended(pool, scenario, fault):
+                since = now
+            if now - since > CALM:
+                calm_at = calm_at or now
+                if wanted is None or now > calm_at + LATE:
+                    return
+                if not any(differences(wanted, without_way(end_state(pool)))):
+                    return
+            time.sleep(LOOK)
+
+    def _has_ended(self, pool: Pool, scenario: Scenario, fault: faults.Fault | None) -> bool:
+        over = fault is None or fault.over_at() <= time.monotonic()
+        return over and self._leads() and scenario.done(pool)
 
     def _log(self, began: int) -> WriteLog:
         return WriteLog(self.recorder.states(), tuple(map(call_of, self.proxy.writes)), began)
@@ -199,7 +155,7 @@ class FaultTheatre(Theatre):
         return Outcome(
             state=state,
             cost=cost_of(log),
-            wrong=(*wrong, *find_wrong(log)),
+            wrong=(*wrong, *find_wrong(log), *find_wrong_end(log)),
             twice=_twice(log),
             restarts=restarts,
             hits=hits,
@@ -207,16 +163,21 @@ class FaultTheatre(Theatre):
 
     @contextlib.contextmanager
     def _operators(
-        self, scenario: Scenario, log: Path, case: Case | None, at: int
+        self, scenario: Scenario, log: Path, case: Case | None, at: int, around: Around
     ) -> Iterator[tuple[Lives, faults.Fault | None]]:
         environment = self.environment | {"GPUSHARING_PUBLISH_PERIOD": str(scenario.publish_period)}
+        environment |= around.environment
         if case is not None and case.kind == "lease-stolen":
             environment |= {f"GPUSHARING_{name}": value for name, value in LEASE_TIMES.items()}
-        lives = Lives(self, environment, log)
+        lives = Lives(self.proxy, self.nursery, self.product.api, environment, log, self._doors)
+        if around.forget:
+            lives.forget = self._forget_holder
         fault = self._fault(case, at, lives) if case is not None else None
+        if around.fault is not None:
+            fault = around.fault()
         if fault is not None:
             self.proxy.disturb(fault)
-        with lives.running():
+        with lives.running(around.operators):
             yield lives, fault
 
     def _fault(self, case: Case, at: int, lives: Lives) -> faults.Fault | None:
@@ -247,22 +208,21 @@ class FaultTheatre(Theatre):
         reference = self.reference(scenario)
         run = self.watch(scenario, case, case.write(reference.writes))
         killed = case.kind in ("kill-before", "kill-after")
-        counted = (
-            run.hits
-            if case.kind in ("answer-lost", "request-lost", "competitor", "throttled", "refused")
-            else 1
-        )
+        counted = run.hits if case.kind in (*CALLS, "old-list") else 1
         restarts = 1 if killed and run.hits else 0
         return run, list(reference.complaints(run, faults=counted, restarts=restarts))
 
 
 @contextlib.contextmanager
-def fault_theatre(product: Product, directory: Path) -> Iterator[FaultTheatre]:
-    """On a control plane on which no other operator runs: there is one Lease."""
-    identity, api = Identity(directory / "tls"), product.api
+def fault_theatre(
+    product: Product, directory: Path, more: Mapping[str, str] | None = None
+) -> Iterator[FaultTheatre]:
+    """On a control plane on which no other operator runs: there is one Lease. `more`: environment of all operators."""
+    yesterday = datetime.now(UTC) - timedelta(days=1)  # an operator whose clock is set back believes it, too
+    identity, api = Identity(directory / "tls", made=yesterday), product.api
     with (
         FaultProxy(api.url, api.ca_pem, tls=identity.context()) as proxy,
-        Nursery() as nursery,
+        Nursery(more) as nursery,
         Recorder(product.plane) as recorder,
     ):
         create_nodes(product.api, [plain_node(ELSEWHERE)])

@@ -19,6 +19,8 @@ THREE = (H100,) * 3
 TWO_AT_ONCE: Object = {"rollout": {"maxUnavailable": 2}}
 ALL_AT_ONCE: Object = {"rollout": {"maxUnavailable": 3}}
 RIVAL = "rival"
+PUBLISH_PERIOD = 1.0
+"""Seconds. A status that was refused is written again after this, then after twice that; a run waits for it."""
 
 
 def create(pool: Pool) -> None:
@@ -42,17 +44,20 @@ def unblock(pool: Pool) -> None:
     Workload(pool, crash.ELSEWHERE, 1, app=pool.name, resource="")
 
 
-def retarget(pool: Pool) -> None:
-    create(pool)
-    crash.in_the_middle(pool)
-    pool.apply({**SINGLE, **TWO_AT_ONCE})
-
-
-def lose_policy(pool: Pool) -> None:
-    """All three are on their way, or which of them the policy still changes would be chance."""
+def all_on_their_way(pool: Pool) -> None:
+    """All three, or which of them the policy still changes would be chance."""
     pool.apply({**MIXED, **ALL_AT_ONCE})
     for name in pool.nodes:
         pool.wait(lambda name=name: begun(pool, name), "every node to have begun")
+
+
+def retarget(pool: Pool) -> None:
+    all_on_their_way(pool)
+    pool.apply({**SINGLE, **ALL_AT_ONCE})
+
+
+def lose_policy(pool: Pool) -> None:
+    all_on_their_way(pool)
     pool.api.delete(pool.path)
 
 
@@ -98,9 +103,8 @@ def joined(pool: Pool) -> bool:
 
 def overlap(pool: Pool) -> None:
     """A second policy of higher priority wants the same nodes while the first one changes them."""
-    create(pool)
-    crash.in_the_middle(pool)
-    pool.apply({**SLICED, **TWO_AT_ONCE, "priority": 10}, name=f"{pool.name}-{RIVAL}")
+    all_on_their_way(pool)
+    pool.apply({**SLICED, **ALL_AT_ONCE, "priority": 10}, name=f"{pool.name}-{RIVAL}")
 
 
 def rival_ready(pool: Pool) -> bool:
@@ -126,7 +130,8 @@ def lift_another(pool: Pool) -> None:
 
 
 def retry(pool: Pool) -> None:
-    create(pool)
+    """One failure does not halt the pool: a retry that comes to proof would not set the others going again."""
+    pool.apply({**MIXED, "rollout": {"maxUnavailable": 2, "maxFailures": 2}})
     pool.wait_phase("Failed", "ActuatorFailed")
     pool.annotate(pool.nodes[0], {names.ANNOTATION_RETRY: "again"})
 
@@ -165,7 +170,7 @@ def _scenario(
     cards: tuple[str, ...] = THREE,
     **more: object,
 ) -> Scenario:
-    return Scenario(name, act, done, cards, **more)  # type: ignore[arg-type]  # the fields of Scenario
+    return Scenario(name, act, done, cards, publish_period=PUBLISH_PERIOD, **more)  # type: ignore[arg-type]  # the fields of Scenario
 
 
 MATRIX = (

@@ -22,6 +22,8 @@ from hack.stage import DEBUG, PYTHONPATH, ROOT, own_environment
 
 MOTHER = """\
 import json, os, sys
+from hack import inpod
+inpod.hide()
 import gpusharing.controller.main as program
 print("ready", flush=True)
 for line in sys.stdin:
@@ -46,7 +48,9 @@ for line in sys.stdin:
 class Nursery:
     """Forks operators; ends those that still run when it is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        """`environment`: more of it, for what must be there before anything is imported."""
+        self._more = dict(environment or {})
         self._mother: subprocess.Popen[str] | None = None
         self._pids: set[int] = set()
         self._talk = threading.Lock()
@@ -59,7 +63,7 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**own_environment(), "PYTHONPATH": PYTHONPATH, **DEBUG},
+            env={**own_environment(), "PYTHONPATH": PYTHONPATH, **DEBUG, **self._more},
         )
         assert self._read() == "ready"
         return self

@@ -241,20 +241,31 @@ def both_set(pool: Pool) -> bool:
     return names(pool.product) == (PLUGIN, MIG) and pool.condition("Accepted").get("status") == "True"
 
 
-def told(plugin: str) -> Callable[[Pool], bool]:
-    """The operator says whose the device plugin's is."""
+def told(plugin: str, words: str) -> Callable[[Pool], bool]:
+    """The operator says whose the device plugin's is, in words that it did not use before."""
 
     def holds(pool: Pool) -> bool:
-        reason = pool.condition("Accepted").get("reason")
-        return names(pool.product) == (plugin, MIG) and reason == "PluginConfigNotOurs"
+        return names(pool.product) == (plugin, MIG) and words in pool.condition("Accepted").get("message", "")
 
     return holds
 
 
 CRASHES = (
     Scenario("pointers", create, both_set, (), prepare=cluster_policy_of("")),
-    Scenario("pointers-foreign", create, told("theirs"), (), prepare=cluster_policy_of("theirs")),
-    Scenario("pointers-set-back", set_back, told(""), (), prepare=cluster_policy_of("")),
+    Scenario(
+        "pointers-foreign",
+        create,
+        told("theirs", "never overwrites what somebody else has set"),
+        (),
+        prepare=cluster_policy_of("theirs"),
+    ),
+    Scenario(
+        "pointers-set-back",
+        set_back,
+        told("", "somebody has changed it since"),
+        (),
+        prepare=cluster_policy_of(""),
+    ),
 )
 
 

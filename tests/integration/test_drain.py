@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from hack.cluster.api import Object
 from tests.integration.product import FULL, H100, L40S, MIXED, NODES, OPERATOR, SLICED, Pool, Product
-from tests.integration.workloads import PODS, Workload, guard, pod_spec
+from tests.integration.workloads import PDBS, PODS, Workload, guard, pod_spec
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -88,6 +88,25 @@ def test_a_budget_that_never_allows_keeps_the_node_untouched(product: Product) -
         assert product.writes("nodes", pool.nodes[0], since) == []
         assert evicted(product, since) == {}
         assert pool.wait_condition("Stalled", "True", "Blocked")
+
+
+def test_two_budgets_on_one_pod_keep_its_node_untouched_and_no_other(product: Product) -> None:
+    """The API server answers every eviction of such a pod with 500 (docs/design/drain.md#e8)."""
+    with product.pool(L40S, L40S) as pool:
+        sick, healthy = pool.nodes
+        work = Workload(pool, sick, 1)
+        (name,) = work.wait_running(1)
+        selector = {"selector": {"matchLabels": {"app": work.app}}}
+        for number in (1, 2):
+            budget = {"metadata": {"name": f"{pool.name}-{number}"}, "spec": {**selector, "minAvailable": 0}}
+            pool.create(PDBS, budget)
+        since = product.mark()
+        pool.apply({**SLICED, "rollout": {"maxUnavailable": 2}})
+        pool.wait_phase("Synced", name=healthy)
+        message = pool.wait_phase("Blocked", "PDBConflict")
+        assert f"PDBConflict default/{pool.name}-1, default/{pool.name}-2: Pod default/{name}." in message
+        assert product.writes("nodes", sick, since) == []
+        assert evicted(product, since) == {}
 
 
 def test_a_drain_that_runs_out_of_time_restores_the_node_and_waits_before_the_next_try(

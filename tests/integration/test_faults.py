@@ -1,7 +1,8 @@
 """The fault matrix: F1 to F12 in 12 scenarios, at one object and at everything (docs/design/faults.md#matrix).
 
-`make test-faults` plays a sample, another one for each commit (or SEED=), `make test-faults FULL=1` every kind at
-every write. Each scenario is a part with a file of results in build/faults; a full run that was ended goes on there.
+`make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=); `make test-faults
+FULL=1` every kind at every write. Each scenario is a part with a file of results in build/faults; a full run that was
+ended goes on there.
 """
 
 import os
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from hack.generate import ROOT
-from tests.faults.cases import Case, Result, Results, all_cases, sample, summary
+from tests.faults.cases import KINDS, SAMPLE, Case, Result, Results, all_cases, sample, summary
 from tests.integration.crash import Scenario
 from tests.integration.faultruns import FaultTheatre, fault_theatre
 from tests.integration.faultscenarios import MATRIX
@@ -29,6 +30,7 @@ def commit() -> str:
     return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
+RUNS = int(os.environ.get("FAULTS_RUNS") or SAMPLE)
 SEED = os.environ.get("FAULTS_SEED") or commit() or "none"
 
 
@@ -38,12 +40,12 @@ def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield found
 
 
-def cases_of(scenario: Scenario, theatre: FaultTheatre) -> list[Case]:
-    """What is played of a scenario."""
+def cases_of(scenario: Scenario, theatre: FaultTheatre, known: int) -> list[Case]:
+    """What is played of a scenario. `known`: of how many cases results are there."""
     if FULL:
-        return list(all_cases(scenario.name, theatre.reference(scenario).writes))
+        return list(all_cases(scenario.name, known // len(KINDS) or theatre.reference(scenario).writes))
     names = [one.name for one in MATRIX]
-    return [case for case in sample(names, SEED) if case.scenario == scenario.name]
+    return [case for case in sample(names, SEED, RUNS) if case.scenario == scenario.name]
 
 
 def part(scenario: Scenario) -> Results:
@@ -70,7 +72,9 @@ def test_whatever_fails_the_end_is_the_same_and_no_invariant_breaks(
     theatre: FaultTheatre, scenario: Scenario
 ) -> None:
     results = part(scenario)
-    for case in results.left(cases_of(scenario, theatre)):
+    cases = cases_of(scenario, theatre, results.cases)
+    results.expect(len(cases))
+    for case in results.left(cases):
         results.add(play(theatre, scenario, case))
     spent = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in theatre.spent.items())
     print(f"\n{scenario.name}, seed {SEED}: {summary(results.done)}; so far {spent}")

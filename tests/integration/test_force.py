@@ -98,6 +98,64 @@ def test_an_operator_that_is_killed_after_the_deletion_deletes_nobody_twice(prod
             assert len(deletions(product, since)) == 1
 
 
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+
+
+@pytest.fixture
+def refusing(product: Product) -> Iterator[str]:
+    """Somebody's webhook that nobody answers, asked before pods of one app are deleted; returns the app."""
+    app, path = "nobody-deletes", f"{ADMISSION}/validatingwebhookconfigurations"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["pods"]}
+    webhook = {
+        "name": f"{app}.example.com",
+        "rules": [rule],
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "objectSelector": {"matchLabels": {"app": app}},
+        "failurePolicy": "Fail",
+        "timeoutSeconds": 1,
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    product.api.create(path, {"metadata": {"name": app}, "webhooks": [webhook]})
+    yield app
+    product.remove(f"{path}/{app}")
+
+
+def test_a_deletion_that_fails_for_ever_is_named_ends_in_time_and_holds_up_no_other_node(
+    product: Product, refusing: str
+) -> None:
+    with product.operator(force_delete="true"), product.pool(H100, H100) as pool:
+        work = Workload(pool, pool.nodes[0], 1, app=refusing)
+        (name,) = work.wait_running(1)
+        guard(pool, refusing, 0, minAvailable=1)
+        probe = {"apiVersion": "v1", "kind": "DeleteOptions", "dryRun": ["All"]}
+        wait_until(lambda: fails(product.api, name, probe), SECONDS, "the webhook")
+        since = product.mark()
+        pool.apply({**FORCED, "rollout": {"maxUnavailable": 2}})
+        pool.wait_phase("Synced", name=pool.nodes[1])
+        pool.wait(lambda: told(pool), "the failed deletion to be told", pool.transition)
+        assert f"default/{name}" in told(pool)
+        assert "failed calling webhook" in told(pool)
+        pool.wait(lambda: "ChangeGivenUp" in dict(pool.events()), "the end of the drain", pool.transition)
+        pool.wait(lambda: not pool.node()["spec"].get("unschedulable"), "the node to be given back")
+        assert [one.name for one in deletions(product, since) if one.status < 400] == []
+        assert work.running() == [name]
+
+
+def told(pool: Pool) -> str:
+    """What is told of a deletion by force that failed; empty while nothing is."""
+    return next((note for _, note in pool.events() if "ForceDeleteFailed" in note), "")
+
+
+def fails(api: Api, name: str, probe: Object) -> bool:
+    """Whether the server cannot decide about the deletion."""
+    try:
+        api.request("DELETE", f"{PODS}/{name}", probe)
+    except ApiError as error:
+        return error.status == 500
+    return False
+
+
 # --- what a token may ----------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.product import AGENT, CLUSTER_POLICY, FULL, MIXED, NODES, SLICED, Pool, Product
+from tests.integration.product import AGENT, CLUSTER_POLICY, FULL, MIXED, MPS, NODES, SLICED, Pool, Product
 from tests.integration.workloads import PODS
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -144,3 +144,45 @@ def test_drift_is_shown_put_right_once_and_then_left_to_a_person(product: Produc
         pool.wait_condition("Stalled", "True", "DriftReturned")
         assert pool.summary()["status"] == "DriftReturned"
         assert product.writes("nodes", pool.nodes[0], since) == []
+
+
+MIG_CONFIG = "nvidia.com/mig.config"
+
+
+def test_all_disabled_over_our_label_in_the_middle_of_a_change_is_put_right(product: Product) -> None:
+    """As NVIDIA's GPU Operator writes it where it finds no label (docs/design/nvidia.md#d1)."""
+    with product.pool() as pool:
+        pool.apply(FULL)
+        pool.wait_synced()
+        since = product.mark()
+        pool.apply(MIXED)
+        pool.wait(lambda: pool.fence().get("stage") == "actuating", "the point of no return")
+        theirs = {"metadata": {"labels": {MIG_CONFIG: "all-disabled"}}}
+        product.api.merge_patch(f"{NODES}/{pool.nodes[0]}", theirs)
+        pool.wait(lambda: pool.fence().get("attempt", 0) == 2, "another attempt", pool.transition)
+        pool.wait_synced()
+        assert pool.offered() == {"nvidia.com/mig-3g.40gb": 4}
+        writes = product.writes("nodes", pool.nodes[0], since)
+        assert len(writes) == 5, "fence, PNR, another attempt and its own PNR, release"
+        assert not [one for one in product.writes("pods", since=since) if one.verb == "delete"], (
+            "nobody is restarted"
+        )
+        assert events_of(pool, "ActuatorRestarted") == ["ActuatorRestarted"]
+
+
+def test_gpus_that_a_killed_mps_daemon_left_exclusive_are_shown_with_the_command_and_waited_for(
+    product: Product,
+) -> None:
+    with product.pool() as pool:
+        pool.apply(MPS)
+        pool.wait_synced()
+        pool.inject("kill-mps-daemon")
+        pool.apply(FULL)
+        pool.wait(lambda: pool.transition().get("reason") == "ComputeMode", "the reason", pool.transition)
+        told = pool.transition()
+        assert "nvidia-smi -i 0 -c 0" in told["message"]
+        assert told["culprit"] == "GPUs"
+        assert pool.offered() != {"nvidia.com/gpu": 2} or pool.node()["spec"].get("unschedulable")
+        pool.inject("default-compute-mode")
+        pool.wait_synced()
+        assert not pool.node()["spec"].get("unschedulable")

@@ -3,8 +3,11 @@
 GOLDEN=write writes them anew; read the difference before you commit it. Ages and times are masked.
 """
 
+import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("operator")
 
 GOLDEN = Path(__file__).with_name("golden")
 MASKED_COLUMNS = {"AGE", "SINCE", "DEADLINE"}
+UNMASKED = {"", "person", "others"}
 MASKS = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "TIME"),
     (re.compile(r"\b\d\d:\d\d:\d\dZ"), "TIME"),
@@ -27,6 +31,7 @@ MASKS = (
     (re.compile(r"(UID|Resource Version|Hash): +\S+"), r"\1: MASKED"),
     (re.compile(r"^( +\w+ +\w+ +)(<invalid>|\d\S*|\S+ \(x\d+ over \S+\))( +gpusharing)", re.M), r"\1AGE\3"),
 )
+SERVER_SAID = re.compile(r' Server: "[^"]*"\.')
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,8 @@ def masked(text: str) -> str:
         text = pattern.sub(mask, text)
     body, head, events = text.partition("Events:\n")
     # Two nodes move at once, so the order of their events is no one's promise.
-    rows = sorted(re.sub(r" {2,}", "  ", line) for line in events.splitlines()[2:])
+    # An Event is told once, and a budget is seen to refuse before or after the server was asked.
+    rows = sorted(re.sub(r" {2,}", "  ", SERVER_SAID.sub("", line)) for line in events.splitlines()[2:])
     return "\n".join(line.rstrip() for line in [*body.splitlines(), head.strip(), *rows]) + "\n"
 
 
@@ -85,7 +91,7 @@ def _table(lines: list[str]) -> Iterator[str]:
         rows.append(cells)
     for row in rows[1:]:
         for index, (name, _) in enumerate(header):
-            if name in MASKED_COLUMNS and row[index]:
+            if name in MASKED_COLUMNS and row[index] not in UNMASKED:
                 row[index] = name.lower()
             for pattern, mask in MASKS:
                 row[index] = pattern.sub(mask, row[index])
@@ -100,6 +106,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "get-gpun": ("get", "gpun"),
     "get-gpun-wide": ("get", "gpun", "-o", "wide"),
     "describe-gsp": ("describe", "gsp", "pool-b"),
+    "why-is-a-node-not-done": ("get", "gpun", "pool-b-1", "-o", "wide"),
 }
 
 
@@ -113,7 +120,197 @@ def test_kubectl_shows_what_the_golden_file_says(product: Product, scenario: Poo
     assert seen == path.read_text()
 
 
+# --- kubectl gpusharing ------------------------------------------------------------------------------------------
+
+PLANNER = "gpusharing-planner"
+PLUGIN: dict[str, tuple[str, ...]] = {
+    "plugin-status": ("status",),
+    "plugin-status-wide": ("status", "pool-b", "-o", "wide"),
+    "plugin-plan": ("plan", "pool-b"),
+    "plugin-why-node": ("why", "pool-b-1"),
+    "plugin-why-done": ("why", "pool-b-0"),
+    "plugin-approve": ("approve", "pool-b", "--dry-run"),
+    "plugin-pause": ("pause", "pool-b", "--dry-run"),
+    "plugin-resume": ("resume", "pool-b", "--dry-run"),
+    "plugin-retry": ("retry", "pool-b-1", "--dry-run"),
+    "plugin-abort": ("abort", "pool-b-1", "--dry-run"),
+    "plugin-skip": ("skip", "pool-b-1", "--dry-run"),
+    "plugin-doctor": ("doctor",),
+    "plugin-layouts": ("layouts", "h100-80gb", "--fits", "3g.40gb"),
+    "plugin-advise": ("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise"),
+}
+PLUGIN_MASKS = (
+    (re.compile(r"\b\d+[smhd](\d+[smhd])?\b( ago)?"), "AGE"),
+    (re.compile(r"\bpool-([bcd])-[0-9a-f]{7}\b"), r"pool-\1-HASH"),
+    (re.compile(r"\bplan [0-9a-f]{7}\b"), "plan HASH"),
+    (re.compile(r"(pool-b\.\d+\.)[0-9a-f]+"), r"\1MOMENT"),
+    (re.compile(r"retry\":\"\w+"), 'retry":"MOMENT'),
+    (re.compile(r"(approve\":\"|Plan )[0-9a-f]{7}\b"), r"\1HASH"),
+    (re.compile(r"(?<=\S) {2,}"), "  "),
+    # Phases that pass quickly are not in every history; the last one is. A drain may begin before it meets a budget.
+    (re.compile(r"(ENTERED {2}PHASE {2}REASON\n)(?:AGE .*\n)*(AGE {2}\w+ {2})\w+\n"), r"\1\2REASON\n"),
+)
+
+
+def account(product: Product, name: str, *roles: str) -> Path:
+    """The kubeconfig of somebody new with these ClusterRoles in the whole cluster, and nothing else."""
+    api, group = product.api, "/apis/rbac.authorization.k8s.io/v1"
+    who = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
+    api.create("/api/v1/namespaces/default/serviceaccounts", who)
+    for role in roles:
+        binding = {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": f"{name}-{role}"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}],
+        }
+        api.create(f"{group}/clusterrolebindings", binding)
+    return product.plane.service_account_kubeconfig("default", name)
+
+
+@pytest.fixture(scope="module")
+def person(product: Product) -> Path:
+    """Somebody who may what docs/reference/cli.md names for `plan`."""
+    return account(product, "person", "view", PLANNER)
+
+
+def plugin(kubeconfig: Path, *arguments: str) -> str:
+    """What `kubectl gpusharing` says on both streams, and its exit status."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gpusharing.cli", *arguments],
+        env={**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return f"{done.stdout}{done.stderr}exit status {done.returncode}\n"
+
+
+@pytest.mark.parametrize("name", PLUGIN)
+def test_the_plugin_says_what_the_golden_file_says(scenario: Pool, person: Path, name: str) -> None:
+    assert scenario.name == "pool-b"
+    same_as_golden(name, plugin(person, *PLUGIN[name]))
+
+
+def same_as_golden(name: str, seen: str) -> None:
+    """What differs from run to run is masked."""
+    for pattern, mask in (*MASKS, *PLUGIN_MASKS):
+        seen = pattern.sub(mask, seen)
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("GOLDEN") == "write":
+        path.write_text(seen)
+    assert seen == path.read_text()
+
+
+def test_the_plugin_says_why_a_pod_waits(product: Product, scenario: Pool, person: Path) -> None:
+    """It asks for what its node offers no more, and the budget of another pod keeps the others of its kind."""
+    waiting = product.api.list("/api/v1/namespaces/default/pods", fieldSelector="status.phase=Pending")
+    name = next(
+        pod["metadata"]["name"] for pod in waiting if pod["metadata"]["name"].startswith("pool-b-on-")
+    )
+    same_as_golden("plugin-why-pod", plugin(person, "why", f"default/{name}"))
+
+
+def test_the_plugin_draws_the_rollout_in_time(scenario: Pool, person: Path) -> None:
+    """How long each phase lasted is masked, and who began first: two nodes begin at once."""
+    said = plugin(person, "status", scenario.name, "--timeline")
+    drawn = said[said.rindex("\n", 0, said.index("; a cell is")) + 1 :]
+    for pattern, mask in (
+        (r"^.*; a cell is .*", "PERIOD"),
+        (r"^(  pool-b-\d)  .{48}", r"\1  CELLS"),
+        (r"^  \w \w+;.*\n.*", "LEGEND"),
+    ):
+        drawn = re.sub(pattern, mask, drawn, flags=re.M)
+    period, *rows, legend = drawn.splitlines()
+    same_as_golden("plugin-status-timeline", "\n".join([period, *sorted(rows), legend]) + "\n")
+
+
+def test_the_plugin_packs_a_bundle_without_gaps_but_for_what_nobody_granted(
+    scenario: Pool, person: Path, tmp_path: Path
+) -> None:
+    said = plugin(person, "support-bundle", str(tmp_path / "bundle.tar.gz"), "-o", "json")
+    told = json.loads(said.rpartition("exit status 0")[0])
+    assert {"policies.json", "gpunodes.json", "nodes.json", "clusterpolicies.json"} <= set(told["files"])
+    assert [gap for gap in told["gaps"] if not gap.startswith("log of ")] == []
+
+
+def test_the_plugin_asks_for_no_right_that_the_page_does_not_name(
+    product: Product, scenario: Pool, person: Path
+) -> None:
+    """But for the editor's: those verbs were dry runs. What doctor asks besides is in its row of the page."""
+    since = product.mark()
+    for name, arguments in PLUGIN.items():
+        assert "Traceback" not in plugin(person, *arguments), name
+    user = "system:serviceaccount:default:person"
+    refused = {(one.verb, one.resource) for one in product.requests(since, user) if one.status == 403}
+    assert refused == {("create", "subjectaccessreviews"), ("get", "runtimeclasses")}, "doctor says so"
+
+
 def test_the_category_gpu_shows_both_kinds(product: Product, scenario: Pool) -> None:
     shown = product.plane.kubectl("get", "gpu", "-o", "name").split()
     assert f"gpusharingpolicy.gpusharing.dev/{scenario.name}" in shown
     assert {f"gpunode.gpusharing.dev/{node}" for node in scenario.nodes} <= set(shown)
+
+
+def test_of_the_planners_role_nothing_is_granted_that_no_verb_of_the_plugin_asks_for(
+    product: Product, scenario: Pool, person: Path
+) -> None:
+    for name, arguments in PLUGIN.items():
+        assert "Traceback" not in plugin(person, *arguments), name
+    role = product.api.get(f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{PLANNER}")
+    granted = {
+        (group, resource)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    asked = {(one.group, one.resource) for one in product.requests(0, "system:serviceaccount:default:person")}
+    # A right to claims is needed where a pod has one, and no pod of the scenario does.
+    assert granted - asked == {("resource.k8s.io", "resourceclaims")}
+
+
+def test_without_the_planners_role_plan_says_which_rights_are_missing_and_status_does_without(
+    product: Product, scenario: Pool
+) -> None:
+    viewer = account(product, "viewer", "view")
+    assert plugin(viewer, "status", "pool-b").endswith("exit status 0\n")
+    same_as_golden("plugin-plan-without-rights", plugin(viewer, "plan", "pool-b"))
+
+
+# --- last: what makes more pools and pods that wait ----------------------------------------------------------
+
+
+def test_the_plugin_steers_a_rollout_with_the_editors_rights(product: Product, scenario: Pool) -> None:
+    """Paused, resumed and approved; then the operator carries it out."""
+    editor = account(product, "steerer", "view", "gpusharing-editor")
+    with product.pool(H100, name="pool-e") as pool:
+        pool.apply(FULL)
+        pool.wait_synced()
+        pool.apply({**MIXED, "rollout": {"approval": "Manual"}})
+        pool.wait_phase("Pending", "ApprovalNeeded")
+        for verb in ("pause", "resume", "approve"):
+            pool.wait(lambda: bool(pool.condition("Ready")), "the operator to look at it")
+            same_as_golden(f"plugin-{verb}-done", plugin(editor, verb, "pool-e", "--yes"))
+            assert product.api.get(pool.path)["spec"]["rollout"].get("paused", False) is (verb == "pause")
+        pool.wait_synced()
+    assert scenario.name == "pool-b"
+
+
+def test_the_plugin_advises_by_the_pods_of_a_namespace(product: Product, person: Path) -> None:
+    """They name instances, and wait for ever."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "advised"}}
+    product.api.create("/api/v1/namespaces", namespace)
+    pods = "/api/v1/namespaces/advised/pods"
+    for number, profile in enumerate(("3g.40gb", "1g.10gb", "1g.10gb")):
+        resources = {"limits": {f"nvidia.com/mig-{profile}": "1"}}
+        container = {"name": "main", "image": "registry.example/main", "resources": resources}
+        spec = {"containers": [container], "nodeSelector": {"nobody": "has-it"}}
+        made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"}, "spec": spec}
+        product.api.create(pods, made)
+    try:
+        said = plugin(person, "advise", "-n", "advised", "--card", "h100-80gb")
+    finally:
+        product.remove(*(f"{pods}/pod-{number}" for number in range(3)))
+    same_as_golden("plugin-advise-namespace", said)

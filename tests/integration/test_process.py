@@ -177,6 +177,7 @@ def test_an_operator_outside_a_pod_logs_in_with_a_kubeconfig(product: Product, t
         **{name: value for name, value in in_a_pod.items() if name not in pod},
         "KUBECONFIG": str(path),
     }
+    watched.process.arguments = stage.AT_A_DESK
     with watched.process as process:
         assert watched.wait("/readyz", 200) == "ok\n"
         process.stop()
@@ -214,6 +215,7 @@ def test_without_rights_the_message_names_verb_resource_and_chart_value(
     kubeconfig = write_token_kubeconfig(product.api, tmp_path / "kubeconfig", stage.NAMESPACE, "default")
     process = watched.process
     process.environment = {**process.environment, "KUBECONFIG": str(kubeconfig)}
+    process.arguments = stage.AT_A_DESK
     with process:
         # Before the first answers each part says that it has none yet.
         text = watched.wait("/readyz", 503, "nodes: no right to list nodes", "lease: no right to get leases")

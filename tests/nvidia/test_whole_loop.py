@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hack.nvidia.loop import MODEL, Loop, is_cordoned, mig_state, running_loop
+from hack.nvidia.loop import MODEL, POLICY, Loop, is_cordoned, mig_state, running_loop
 from hack.nvidia.walk import FULL, HALVES, SINGLE, WALK
 from hack.results import Asked
 from tests.nvidia.conftest import Count
 from tests.nvidia.undeletable import create_pod, undeletable
+
+from gpusharing.api import names
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -89,3 +91,20 @@ def test_a_mig_manager_that_stays_pending_for_ever_is_cured_by_a_restart(loop: L
     assert len(loop.events("ActuatorRestarted")) == before + 1
     assert loop.profiles("one") == [["1g.10gb"] * 7] * 2
     count(MODEL, Asked.CHANGES, len(loop.nodes))
+
+
+def test_a_policy_that_is_deleted_with_reset_leaves_whole_gpus_that_are_served_without_our_labels(
+    loop: Loop, count: Count
+) -> None:
+    """The last one of the file: its policy is gone then. NVIDIA's device plugin goes by ClusterPolicy's default."""
+    loop.bring(**HALVES, deletionPolicy="Reset")
+    loop.wait(lambda: bool(loop.api.get(POLICY)["metadata"].get("finalizers")), "the finalizer")
+    loop.api.delete(POLICY)
+    loop.wait(lambda: not loop.api.list(POLICY.rpartition("/")[0]), "the policy to go")
+    for node in loop.nodes:
+        ours = {names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG}
+        assert not ours & loop.labels(node).keys()
+        assert loop.profiles(node) == [[], []]
+        loop.wait(lambda node=node: loop.served(node) == {"nvidia.com/gpu": 2}, f"{node} to serve whole GPUs")
+        assert not is_cordoned(loop, node)
+    count(MODEL, Asked.CHANGES, 2 * len(loop.nodes))

@@ -1,0 +1,120 @@
+"""A browser without a window, to look at the plugin's page: the machine's own, else Debian's, unpacked into the user's
+cache and not installed.
+
+It is not pinned, unlike all other tools: only the newest version of a browser is mended, and Debian keeps no other.
+What apt fetches is checked against Debian's signatures.
+"""
+
+import fcntl
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.cluster.paths import cache_root
+
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+"""As they are called on a PATH."""
+PACKAGE = "chromium-headless-shell"
+PROGRAM = Path("usr/lib/chromium/chromium-headless-shell")
+SECONDS = 300.0
+"""For 100 MB from a mirror."""
+
+
+class BrowserError(Exception):
+    """There is no browser. The text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Browser:
+    """A program, and where it finds what it was linked with."""
+
+    program: Path
+    libraries: str = ""
+    """As LD_LIBRARY_PATH; empty: it needs none of its own."""
+
+
+def find() -> Browser | None:
+    """What there is already, in the cache or on the PATH."""
+    if (_folder() / PROGRAM).is_file():
+        libraries = sorted(path for path in (_folder() / "usr/lib").glob("*-linux-gnu*") if path.is_dir())
+        folders = [folder for path in libraries for folder in (path, path / "pulseaudio")]
+        return Browser(_folder() / PROGRAM, os.pathsep.join(map(str, folders)))
+    own = next((found for name in NAMES if (found := shutil.which(name))), None)
+    return None if own is None else Browser(Path(own))
+
+
+def ensure() -> Browser:
+    """What there is, else Debian's, with the libraries that this machine lacks.
+
+    Raises:
+        BrowserError: there is none, and apt cannot fetch one.
+    """
+    if (found := find()) is not None:
+        return found
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise BrowserError(f"there is no browser on the PATH; one of these would do: {', '.join(NAMES)}")
+    _folder().parent.mkdir(parents=True, exist_ok=True)
+    with _folder().with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _folder().is_dir():
+            _unpack(_folder())
+    found = find()
+    assert found is not None, "it was unpacked just now"
+    return found
+
+
+def _folder() -> Path:
+    return cache_root() / f"browser-{platform.machine()}"
+
+
+def _unpack(target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        debs, tree = Path(scratch) / "debs", Path(scratch) / "tree"
+        debs.mkdir()
+        _run(["apt-get", "download", *_missing()], debs)
+        for deb in sorted(debs.glob("*.deb")):
+            _run(["dpkg-deb", "--extract", str(deb), str(tree)], debs)
+        tree.rename(target)
+
+
+def _missing() -> list[str]:
+    """The packages that apt would install for it; where its lists are of old or none, they are fetched once more."""
+    command = ["apt-get", "install", "--simulate", "--no-install-recommends", PACKAGE]
+    try:
+        told = _run(command, Path("/"))
+    except BrowserError:
+        _run(["apt-get", "update"], Path("/"))
+        told = _run(command, Path("/"))
+    return [line.split()[1] for line in told.splitlines() if line.startswith("Inst ")]
+
+
+def _run(command: list[str], folder: Path) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        raise BrowserError(
+            f"{' '.join(command[:2])} has no {PACKAGE}: {told.strip()}\nInstall a browser: apt-get install chromium"
+        ) from error
+    return done.stdout
+
+
+if __name__ == "__main__":
+    try:
+        print(ensure().program)
+    except BrowserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,248 @@
+"""Policies for a cluster that was configured by hand, proven by the planner before they are told. Pure.
+
+The snapshot is made what it will be: the admin's ConfigMaps merged into ours, ClusterPolicy's pointers at ours, the
+policies there. Whom the planner would not simply adopt is left out, and the others are looked at again.
+"""
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from gpusharing.api.names import DisruptionClass
+from gpusharing.cli.handmade import Handmade, find_handmade
+from gpusharing.cli.likeness import Proposed, propose
+from gpusharing.cli.onlooker import applied
+from gpusharing.kube.convert import policy_view
+from gpusharing.kube.sources import NO_MAPS, AdminMaps
+from gpusharing.planning.proof.assess import Assessed, has_gpu
+from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.stack.acceptance import plain_upgrade
+from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
+from gpusharing.planning.told.proposal import configured
+from gpusharing.planning.wanted.migfile import parse, read_admin
+from gpusharing.planning.wanted.ownership import Owners, find_claimants
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
+
+ADOPTED = frozenset({Reason.ADOPTABLE, Reason.SYNCED})
+NO_LABEL = (
+    "no label that names a pool tells these nodes from others; give them one, such as gpusharing.dev/pool, and ask"
+    " again"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The ConfigMaps that ClusterPolicy names in the place of ours, and what they hold."""
+
+    maps: AdminMaps = NO_MAPS
+    plugin_configs: Mapping[str, str] | None = None
+    """None: there is none of that name, or nobody named one."""
+    mig_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What has to be done before the policies take effect."""
+
+    command: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """What came of it."""
+
+    proposed: tuple[Proposed, ...]
+    left_out: Mapping[str, str]
+    """Nodes with GPUs that no policy would leave as they are, and why."""
+    owned: int
+    """Nodes that a policy has already."""
+    steps: tuple[Step, ...]
+    """In their order."""
+
+
+def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
+    """Which ConfigMaps ClusterPolicy names, where they are not ours; the one that nobody chose is none
+    (docs/design/nvidia.md#d6)."""
+    policy, settings = snapshot.stack.cluster_policy, snapshot.settings
+    if policy is None:
+        return NO_MAPS
+    plugin, mig = policy.plugin_config_name, policy.mig_config_name
+    ours = settings.plugin_config_map, settings.mig_config_map
+    return AdminMaps(
+        plugin if plugin not in ("", ours[0]) else "",
+        mig if mig not in ("", ours[1], UPSTREAM_MIG_CONFIG) else "",
+    )
+
+
+def find_import(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps, now: datetime) -> Import:
+    """Policies for every node that nobody owns. `merged`: the ConfigMaps that the operator merges already."""
+    pointed = with_pointers(snapshot, given)
+    owners = Owners(find_claimants(snapshot.policies))
+    ours = {name for name, node in pointed.nodes.items() if owners.owner(node)}
+    left_out: dict[str, str] = {}
+    found: dict[str, Handmade] = {}
+    for name, node in sorted(pointed.nodes.items()):
+        if name in ours or not _has_gpu(node, pointed):
+            continue
+        one = _read(node, pointed, given)
+        if isinstance(one, str):
+            left_out[name] = one
+        else:
+            found[name] = one
+    taken = [policy.name for policy in snapshot.policies]
+    proposed, unnamed = propose(found.values(), pointed.nodes, taken)
+    while refused := _refused(pointed, proposed, now):
+        left_out |= refused
+        found = {name: one for name, one in found.items() if name not in refused}
+        proposed, unnamed = propose(found.values(), pointed.nodes, taken)
+    left_out |= dict.fromkeys(unnamed, NO_LABEL)
+    steps = tuple(find_steps(snapshot, given, merged))
+    return Import(proposed, dict(sorted(left_out.items())), len(ours), steps)
+
+
+def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
+    gpunode = snapshot.gpunodes.get(node.name)
+    return has_gpu(node) or bool(gpunode and gpunode.observed and gpunode.observed.gpus)
+
+
+def _read(node: NodeView, snapshot: ClusterSnapshot, given: Given) -> Handmade | str:
+    gpunode = snapshot.gpunodes.get(node.name)
+    observed = gpunode.observed if gpunode is not None else None
+    if node.fence is not None:
+        return "a change of ours is under way on it"
+    if observed is None:
+        return "no agent has told what GPUs it has: look at the DaemonSet gpusharing-agent"
+    if not observed.gpus:
+        return f"the agent sees no GPU: {observed.error or 'check the driver on the node'}"
+    return find_handmade(node, observed, snapshot.stack, given.maps.plugin)
+
+
+# --- the cluster as it will be -----------------------------------------------------------------------------------
+
+
+def with_pointers(snapshot: ClusterSnapshot, given: Given) -> ClusterSnapshot:
+    """The same cluster with the admin's entries merged and both pointers at our ConfigMaps."""
+    stack, settings = snapshot.stack, snapshot.settings
+    if (policy := stack.cluster_policy) is None:
+        return snapshot
+    mig_map = policy.mig_config_name if policy.plain is not None else settings.mig_config_map
+    policy = replace(policy, plugin_config_name=settings.plugin_config_map, mig_config_name=mig_map)
+    theirs = stack.admin_plugin_configs if given.plugin_configs is None else given.plugin_configs
+    stack = replace(
+        stack,
+        cluster_policy=policy,
+        serves_our_mig_file=policy.plain is None,
+        admin_plugin_configs=theirs,
+        plugin_configs={**stack.plugin_configs, **theirs},
+        admin_mig_file=stack.admin_mig_file if given.mig_file is None else given.mig_file,
+    )
+    return replace(snapshot, stack=stack)
+
+
+def _refused(snapshot: ClusterSnapshot, proposed: Sequence[Proposed], now: datetime) -> dict[str, str]:
+    """Nodes that would not be adopted, with what the planner says of them."""
+    plan = _plan(snapshot, proposed, now)
+    return {
+        node: _why(plan, one.name, node)
+        for one in proposed
+        for node in one.nodes
+        if not _is_adopted(plan.verdicts[node], one.name)
+    }
+
+
+def _is_adopted(verdict: Verdict, policy: str) -> bool:
+    undisturbed = verdict.disruption is DisruptionClass.NONE
+    return undisturbed and verdict.reason in ADOPTED and verdict.policy == policy
+
+
+def _why(plan: RolloutPlan, policy: str, node: str) -> str:
+    """What differs, before what keeps the change from beginning."""
+    members = plan.pools[policy].members if policy in plan.pools else ()
+    assessed = next((member.assessment for member in members if member.node.name == node), None)
+    verdict = plan.verdicts[node]
+    if isinstance(assessed, Assessed) and assessed.mismatch is not None:
+        return f"it would be changed (class {verdict.disruption}): {assessed.mismatch.message}"
+    return f"{verdict.reason}: {verdict.message}"
+
+
+def _plan(snapshot: ClusterSnapshot, proposed: Iterable[Proposed], now: datetime) -> RolloutPlan:
+    """What the operator would decide, the configuration being there for long."""
+    views = [*snapshot.policies, *(policy_view(applied(None, one.manifest)) for one in proposed)]
+    snapshot = replace(snapshot, policies=tuple(sorted(views, key=lambda view: view.name)))
+    plan = plan_rollout(snapshot, now)
+    since = now - timedelta(seconds=snapshot.settings.config_propagation)
+    later = configured(snapshot, plan, since)
+    return plan if later is None else plan_rollout(later, now)
+
+
+# --- what has to come first -----------------------------------------------------------------------------------------
+
+
+def find_steps(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> Iterator[Step]:
+    """What brings the cluster there. A device plugin whose Node names an entry that our ConfigMap lacks does not start,
+    so the pointers move last."""
+    if command := _merge(snapshot, given, merged):
+        yield Step(command, "To be done first: let our ConfigMaps have the entries that Nodes name")
+        if waiting := _wait(snapshot, given):
+            yield Step(waiting, "To be waited for, until the operator has written them")
+    if command := _point(snapshot, given):
+        about = (
+            "To be done before policies are accepted: point ClusterPolicy at our ConfigMaps. NVIDIA's operands start"
+            " anew on every GPU node, once; pods that run keep their devices"
+        )
+        yield Step(command, about)
+
+
+def _merge(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> str:
+    values = {
+        "adminPluginConfigMap": (given.maps.plugin, merged.plugin, given.plugin_configs),
+        "adminMigConfigMap": (given.maps.mig, merged.mig, given.mig_file),
+    }
+    missing = [
+        f"gpuOperator.{name}={wanted}"
+        for name, (wanted, now, held) in values.items()
+        if held is not None and wanted not in ("", now)
+    ]
+    if not missing:
+        return ""
+    where = snapshot.settings.namespace
+    return f"helm upgrade gpusharing CHART -n {where} --reset-then-reuse-values --set {','.join(missing)}"
+
+
+def _wait(snapshot: ClusterSnapshot, given: Given) -> str:
+    """Ends when our ConfigMaps have an entry each that they did not hold; all of one are written at once."""
+    stack, settings = snapshot.stack, snapshot.settings
+    plugin = sorted((given.plugin_configs or {}).keys() - stack.plugin_configs.keys())
+    theirs = read_admin(given.mig_file or "").entries
+    mig = sorted(theirs.keys() - parse(stack.mig_file).keys())
+    asked = []
+    if plugin:
+        asked.append((settings.plugin_config_map, plugin[0].replace(".", "\\."), "-q ."))
+    if mig:
+        asked.append((settings.mig_config_map, "config\\.yaml", f"-qF {shlex.quote(mig[0] + ':')}"))
+    where = settings.gpu_operator_namespace
+    reads = [
+        f"kubectl get configmap {name} -n {where} -o jsonpath='{{.data.{key}}}' | grep {options}"
+        for name, key, options in asked
+    ]
+    return f"until {' && '.join(reads)}; do sleep 2; done" if reads else ""
+
+
+def _point(snapshot: ClusterSnapshot, given: Given) -> str:
+    policy, settings = snapshot.stack.cluster_policy, snapshot.settings
+    if policy is None:
+        return ""
+    held = {*snapshot.stack.plugin_configs, *(given.plugin_configs or {})}
+    plugin = plugin_pointer(policy, settings.plugin_config_map, held)
+    if policy.plain is None:
+        found = (plugin, mig_pointer(policy, settings.mig_config_map))
+        parts = [one.patch for one in found if one.now != one.ours]
+        return patch_command(policy.name, *parts) if parts else ""
+    if plugin.now == plugin.ours:
+        return ""
+    return plain_upgrade(policy.plain, settings.gpu_operator_namespace, f"config.name={plugin.ours}")

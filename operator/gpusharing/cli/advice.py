@@ -1,0 +1,162 @@
+"""Which mode, and which layout: questions in order, each answer narrows the choice. Pure.
+
+What isolates what is `docs/design/hardware.md`; what fits on a card is decided as for a policy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gpusharing.api.names import Mode
+from gpusharing.planning.gpus.cards import Card, Profile
+from gpusharing.planning.gpus.geometry import Layout, normalise
+
+HEADROOM = 1.2
+"""Of memory: allocators, caches and bursts need a fifth more than the peak that was seen."""
+USABLE = 0.95
+"""Of the memory in a card's name, in GiB, where nobody has measured it."""
+FEW_TURNS = 4
+"""Shares of a GPU beyond which each waits too long for its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The answers."""
+
+    card: Card
+    memory: float
+    """GiB that one workload needs at its peak."""
+    promise: bool = False
+    """Latency or availability is promised to somebody."""
+    strangers: bool = False
+    """Workloads of people who do not trust each other share."""
+    bill: bool = False
+    """Each workload is to be paid for by what it holds."""
+    bursts: bool = False
+    """Workloads compute now and then, and rest in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The answer."""
+
+    mode: Mode
+    shares: int
+    """Workloads on one GPU."""
+    why: tuple[str, ...]
+    """One reason for each question that decided, with the page that says so."""
+    but: str
+    """The price of it."""
+    profile: Profile | None = None
+    """MIG: of each instance."""
+    spec: dict[str, object] = field(default_factory=dict)
+    """Mode and its block, as a policy has them."""
+    layout: Layout = ()
+    """MIG: of each GPU."""
+
+    def policy(self, name: str, pool: str) -> dict[str, object]:
+        """The policy to apply."""
+        selector = {"matchLabels": {"gpusharing.dev/pool": pool}}
+        return {
+            "apiVersion": "gpusharing.dev/v1alpha1",
+            "kind": "GPUSharingPolicy",
+            "metadata": {"name": name},
+            "spec": {"nodeSelector": selector, **self.spec},
+        }
+
+
+def advise(asked: Asked) -> Advice:
+    """The first rule that has an answer. The last one always has."""
+    return next(found for rule in RULES if (found := rule(asked)) is not None)
+
+
+def memory_of(card: Card) -> float:
+    """GiB of the whole card, as far as is known."""
+    return card.memory_mib / 1024 if card.memory_mib else card.memory_gb * USABLE
+
+
+def usable(card: Card, profile: Profile) -> float:
+    """GiB of one instance: the share of the card's memory that its name counts."""
+    return memory_of(card) * profile.memory_gb / card.memory_gb if card.memory_gb else 0.0
+
+
+def smallest(card: Card, gib: float) -> Profile | None:
+    """The profile with the least memory that holds so much, of those as small the one with more instances; None: only
+    the whole card would, or not even that."""
+    whole = max((profile.slices for profile in card.profiles), default=0)
+    plain = [one for one in card.profiles if not {"+", "-"} & set(one.name) and one.slices < whole]
+    fits = [one for one in plain if usable(card, one) >= gib]
+    return min(fits, key=lambda one: (one.memory_gb, -one.max_count), default=None)
+
+
+def _whole(asked: Asked) -> Advice | None:
+    """What needs a GPU, or more than one."""
+    need, have = asked.memory * HEADROOM, memory_of(asked.card)
+    if need <= have / 2:
+        return None
+    why = f"{need:.1f} GiB (the peak and a fifth) leave no room for a second workload on {have:.1f} GiB"
+    but = "a workload that does not use its GPU keeps it from all others"
+    if need > have:
+        gpus = -(-need // have)
+        but = f"it needs {gpus:.0f} GPUs and a framework that spreads one model over them; instances cannot be joined"
+    return Advice(Mode.FULL, 1, (f"{why} (docs/how-to/choose-a-mode.md)",), but, spec={"mode": "Full"})
+
+
+def _isolated(asked: Asked) -> Advice | None:
+    """What must not feel its neighbours."""
+    reasons = {
+        "latency or availability is promised": asked.promise,
+        "workloads of strangers share": asked.strangers,
+        "each workload is to be billed": asked.bill,
+    }
+    needed = [reason for reason, holds in reasons.items() if holds]
+    if not needed:
+        return None
+    told = f"{', '.join(needed)}: memory, bandwidth and faults have to be kept apart (docs/how-to/choose-a-mode.md)"
+    profile = smallest(asked.card, asked.memory * HEADROOM)
+    if profile is None:
+        what = "has no MIG" if not asked.card.profiles else "has no instance that is large enough"
+        but = f"{asked.card.key} {what}, so only whole GPUs keep workloads apart"
+        return Advice(Mode.FULL, 1, (told,), but, spec={"mode": "Full"})
+    size = (
+        f"{profile.name} is the smallest with {asked.memory * HEADROOM:.1f} GiB (it has about"
+        f" {usable(asked.card, profile):.1f}; docs/reference/gpus.md)"
+    )
+    count = profile.max_count
+    layout = normalise({profile.name: count})
+    layouts = [{"devices": "all", "profiles": dict(layout)}]
+    but = "another layout needs a drain of each node; an instance that rests lends nothing to the others"
+    spec: dict[str, object] = {"mode": "MIG", "mig": {"layouts": layouts}}
+    return Advice(Mode.MIG, count, (told, size), but, profile, spec, layout)
+
+
+def _together(asked: Asked) -> Advice | None:
+    """What computes all the time, among people who trust each other."""
+    if asked.bursts:
+        return None
+    most = int(memory_of(asked.card) // (asked.memory * HEADROOM))
+    clients = min(most, asked.card.mps_max_clients)
+    why = (
+        "they trust each other and compute at the same time: MPS lets them, where time-slicing makes them take turns"
+        " (docs/design/hardware.md#mps)"
+    )
+    size = f"{clients} clients have {memory_of(asked.card) / clients:.1f} GiB each (docs/design/hardware.md#mps-share)"
+    but = "a fatal fault of one reaches all clients of the GPU (docs/design/hardware.md#mps-faults)"
+    return Advice(Mode.MPS, clients, (why, size), but, spec={"mode": "MPS", "mps": {"replicas": clients}})
+
+
+def _in_turns(asked: Asked) -> Advice | None:
+    """All others."""
+    shares = min(FEW_TURNS, int(memory_of(asked.card) // (asked.memory * HEADROOM)))
+    why = (
+        "they compute now and then: each has the whole GPU in its turn (docs/design/hardware.md#time-slicing)"
+    )
+    size = (
+        f"{shares} at their peak at once need {shares * asked.memory:.1f} of {memory_of(asked.card):.1f} GiB"
+    )
+    but = "nothing keeps them apart: one that takes too much memory makes the others fail, and nobody can be billed"
+    spec: dict[str, object] = {"mode": "TimeSlicing", "timeSlicing": {"replicas": shares}}
+    return Advice(Mode.TIME_SLICING, shares, (why, size), but, spec=spec)
+
+
+RULES: tuple[Callable[[Asked], Advice | None], ...] = (_whole, _isolated, _together, _in_turns)
+"""First wins: what needs a GPU, what must be kept apart, what computes together, all others."""

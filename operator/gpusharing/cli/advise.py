@@ -1,0 +1,167 @@
+"""`advise --card CARD --memory 15Gi ...`: a mode and a layout, with the reason, the price, and the policy to apply.
+
+Asks no cluster, but with -n: then it reads the pods of that namespace, and which cards there are. Flags that are
+missing are asked for at a terminal, and are "no" on a pipe.
+"""
+
+import re
+import sys
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import yaml
+
+from gpusharing.cli.advice import Advice, Asked, advise
+from gpusharing.cli.ages import counted
+from gpusharing.cli.demand import Demand, advise_for, describe_demand, read_demand
+from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, Span, line, prose
+from gpusharing.cli.layouts import pick
+from gpusharing.cli.layoutstext import draw
+from gpusharing.cli.questions import agrees, ask_line
+from gpusharing.cli.session import Session
+from gpusharing.cli.terminal import Terminal
+from gpusharing.cli.troubles import DONE, Trouble
+from gpusharing.kube.client import GPUNODES, PODS
+from gpusharing.kube.raw import entries, text
+from gpusharing.planning.gpus.cards import Card
+from gpusharing.planning.gpus.geometry import describe as layout_text
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
+_GIB = {"Gi": 1.0, "GiB": 1.0, "": 1.0, "G": 0.931, "GB": 0.931, "Mi": 1 / 1024, "MiB": 1 / 1024}
+WHICH = "Which card (kubectl gpusharing layouts lists them)?"
+QUESTIONS = {
+    "promise": "Is latency or availability promised to somebody?",
+    "strangers": "Do workloads of people share who do not trust each other?",
+    "bill": "Is each workload to be billed by what it holds?",
+    "bursts": "Do the workloads compute now and then only, as notebooks do?",
+}
+
+
+def tell(typed: Namespace, terminal: Terminal) -> int:
+    """See Offline."""
+    desk = Desk(sys.stdin)
+    card = _card(typed.card or desk.ask(WHICH, "--card"))
+    return _show(_asked(typed, desk, card, None), None, typed, terminal)
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+    demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
+    if not demand.pods:
+        raise Trouble(
+            f"no pod in namespace {typed.namespace} of {session.where} asks for a GPU, or all are over"
+        )
+    desk = Desk(sys.stdin)
+    card = _card(typed.card or await _only_card(session) or desk.ask(WHICH, "--card"))
+    if unknown := demand.unknown(card):
+        raise Trouble(
+            f"{card.key} does not have {', '.join(unknown)}, which the pods ask for: name theirs, --card"
+        )
+    if (found := advise_for(demand, card)) is None:
+        return _show(_asked(typed, desk, card, demand), demand, typed, terminal)
+    return _tell(found, card, demand, typed, terminal)
+
+
+async def _only_card(session: Session) -> str:
+    """The product that all nodes have, by what the agents read; empty: there are several, or nobody may know."""
+    try:
+        nodes = await session.all(GPUNODES)
+    except Trouble:
+        return ""
+    products = {text(gpu, "product") for raw in nodes for gpu in entries(raw, "status", "observed", "gpus")}
+    return products.pop() if len(products) == 1 else ""
+
+
+def _card(word: str) -> Card:
+    card = pick(word)
+    if not card.memory_gb:
+        raise Trouble(f"{card.key} shares its memory with the CPU: what fits on it is not known here")
+    return card
+
+
+def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) -> Asked:
+    """The answers: as typed, by the pods, or by whoever sits there."""
+    told = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
+    size = typed.memory or desk.ask(
+        "How much memory does one workload need at its peak, such as 15Gi?",
+        "--memory"
+        if demand is None
+        else "--memory: what pods ask for does not say how much memory they need",
+    )
+    answers = {
+        name: getattr(typed, name) or (told[name] if name in told else desk.agrees(question))
+        for name, question in QUESTIONS.items()
+    }
+    return Asked(card, size_of(size), **answers)
+
+
+def _show(asked: Asked, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
+    return _tell(advise(asked), asked.card, demand, typed, terminal)
+
+
+def _tell(found: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
+    policy = found.policy(typed.name, typed.pool)
+    if terminal.output == "yaml":
+        terminal.data(policy)
+    elif terminal.structured:
+        terminal.data(as_data(found, policy))
+    else:
+        paper = terminal.paper
+        lines = [] if demand is None else prose(f"{describe_demand(demand)}.", paper, hang="  ")
+        terminal.show([*lines, *describe(card, found, policy, paper)])
+    return DONE
+
+
+def size_of(text: str) -> float:
+    """GiB. Raises Trouble for what is no size."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise Trouble(f"{text!r} is no size of memory; for example 15Gi")
+    return float(found[1]) * _GIB[found[2] or ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Who is asked what was not typed."""
+
+    answers: TextIO
+
+    def ask(self, question: str, flag: str) -> str:
+        """An answer. Raises Trouble where nobody sits there."""
+        if not self.answers.isatty():
+            raise Trouble(f"advise needs {flag}")
+        return ask_line(question, self.answers)
+
+    def agrees(self, question: str) -> bool:
+        """Yes or no; no where nobody sits there."""
+        return self.answers.isatty() and agrees(question, self.answers)
+
+
+def describe(card: Card, found: Advice, policy: dict[str, object], paper: Paper) -> list[Line]:
+    """The advice in words, and the policy."""
+    layout = found.layout
+    what = f"{found.mode}, {layout_text(layout)} on each GPU" if layout else str(found.mode)
+    if not layout and found.shares > 1:
+        what = f"{found.mode}, {counted(found.shares, 'share')} of each GPU"
+    lines = [line(Span(what, Ink.TITLE))]
+    if layout and (drawn := draw(layout, card.profiles, paper)):
+        lines.append(line("  ", *drawn))
+    for reason in found.why:
+        lines += prose(f"Because {reason}.", paper, hang="  ")
+    lines += prose(f"But {found.but}.", paper, hang="  ", ink=Ink.WAITING)
+    lines.append(BLANK)
+    return [*lines, *(line(row) for row in yaml.safe_dump(policy, sort_keys=False).splitlines())]
+
+
+def as_data(found: Advice, policy: dict[str, object]) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "mode": str(found.mode),
+        "shares": found.shares,
+        "profile": "" if found.profile is None else found.profile.name,
+        "layout": dict(found.layout),
+        "why": list(found.why),
+        "but": found.but,
+        "policy": policy,
+    }

@@ -1,0 +1,24 @@
+"""Lengths of time and counts, as people write them."""
+
+from datetime import datetime, timedelta
+
+
+def age(since: datetime | None, now: datetime) -> str:
+    """How long ago, as kubectl has it: 42s, 5m, 3h, 41d; empty where nobody knows. A clock that is behind says 0s."""
+    return "" if since is None else length(now - since)
+
+
+def length(time: timedelta) -> str:
+    """In the largest unit that is full, and the next one where the number is small."""
+    seconds = max(0, int(time.total_seconds()))
+    for unit, size, below, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        count, rest = divmod(seconds, size)
+        if count >= 1:
+            finer = rest // small if count < 5 else 0
+            return f"{count}{unit}{finer}{below}" if finer else f"{count}{unit}"
+    return f"{seconds}s"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 node`, `2 nodes`; `many` where an s is not enough."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

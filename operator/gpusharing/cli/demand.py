@@ -1,0 +1,175 @@
+"""What the pods of a namespace ask of GPUs, and what that says about mode and layout. Pure.
+
+Pods say how many devices of which name they want, how they are ranked, and whose they are. They do not say how much
+memory of a GPU they need: only the name of a MIG instance does.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode, is_gpu_resource
+from gpusharing.cli.advice import Advice
+from gpusharing.cli.ages import counted
+from gpusharing.kube.client import JSON
+from gpusharing.kube.convert_pods import pod_view
+from gpusharing.kube.quantity import count
+from gpusharing.kube.raw import entries, section, text, whole
+from gpusharing.planning.gpus.cards import Card, Profile
+from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalise, resource_name
+from gpusharing.planning.gpus.geometry import describe as layout_text
+
+NOTEBOOKS = {"notebook-name": "", "component": "singleuser-server"}
+"""Labels of notebooks: of Kubeflow, whatever the value is, and of JupyterHub."""
+_OVER = frozenset({"Succeeded", "Failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the pods of a namespace ask for."""
+
+    namespace: str
+    pods: int
+    """Those that ask for a GPU and are not over."""
+    devices: Counter[str] = field(default_factory=Counter)
+    """By resource name, of all pods."""
+    several: tuple[str, ...] = ()
+    """Pods that ask for more than one whole GPU, or share."""
+    guaranteed: int = 0
+    """Pods of QoS class Guaranteed."""
+    ranked: int = 0
+    """Pods of a priority above 0."""
+    notebooks: int = 0
+
+    @property
+    def promised(self) -> bool:
+        """Most of the pods are sized or ranked like something that somebody relies on."""
+        return max(self.guaranteed, self.ranked) * 2 > self.pods
+
+    @property
+    def bursts(self) -> bool:
+        """Most of them are notebooks."""
+        return self.notebooks * 2 > self.pods
+
+    def instances(self, card: Card) -> Counter[str]:
+        """Devices by MIG profile of this card, as far as the names say one."""
+        names = {resource_name(profile.name): profile.name for profile in card.profiles}
+        return Counter({names[name]: count for name, count in self.devices.items() if name in names})
+
+    def unknown(self, card: Card) -> list[str]:
+        """Names of instances that this card does not have."""
+        known = {resource_name(one.name, shared=shared) for one in card.profiles for shared in (False, True)}
+        return sorted(
+            name for name in self.devices if name.startswith(RESOURCE_MIG_PREFIX) and name not in known
+        )
+
+
+def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
+    """By the pods as the API server has them."""
+    devices: Counter[str] = Counter()
+    several: list[str] = []
+    found = guaranteed = ranked = notebooks = 0
+    for raw in pods:
+        pod = pod_view(raw, {})
+        asks = {name: number for name, number in pod.resources.items() if is_gpu_resource(name) and number}
+        if not asks or pod.phase in _OVER:
+            continue
+        found += 1
+        devices.update(asks)
+        if _whole_gpus(raw) > 1:
+            several.append(text(raw, "metadata", "name"))
+        guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
+        ranked += whole(raw, "spec", "priority") > 0
+        notebooks += _is_notebook(raw)
+    return Demand(namespace, found, devices, tuple(sorted(several)), guaranteed, ranked, notebooks)
+
+
+def _whole_gpus(raw: JSON) -> int:
+    """GPUs, or shares of them, that it holds as long as it runs: an init container gives its own back."""
+    limits = [section(one, "resources", "limits") for one in entries(raw, "spec", "containers")]
+    names = (RESOURCE_GPU, RESOURCE_GPU_SHARED)
+    return sum(count(limit.get(name, "0")) or 0 for limit in limits for name in names)
+
+
+def _is_notebook(raw: JSON) -> bool:
+    owners = entries(raw, "metadata", "ownerReferences")
+    labels = section(raw, "metadata", "labels")
+    by_label = any(name in labels and value in ("", labels[name]) for name, value in NOTEBOOKS.items())
+    return by_label or any(text(owner, "kind") == "Notebook" for owner in owners)
+
+
+def describe_demand(demand: Demand) -> str:
+    """In a sentence."""
+    asks = ", ".join(f"{count} {name}" for name, count in sorted(demand.devices.items()))
+    facts = {"of QoS Guaranteed": demand.guaranteed, "of a priority above 0": demand.ranked}
+    told = [f"{count} {what}" for what, count in facts.items() if count]
+    if demand.notebooks:
+        told.append(counted(demand.notebooks, "notebook"))
+    tail = f" ({', '.join(told)})" if told else ""
+    return f"{demand.namespace}: {counted(demand.pods, 'pod')} with GPUs{tail}, which ask for {asks}"
+
+
+# --- what follows from it --------------------------------------------------------------------------------------
+
+
+def advise_for(demand: Demand, card: Card) -> Advice | None:
+    """What the pods themselves say; None: they do not, and the questions are needed."""
+    return next((found for rule in RULES if (found := rule(demand, card)) is not None), None)
+
+
+def _together(demand: Demand, _: Card) -> Advice | None:
+    """Pods that spread over several GPUs."""
+    if not demand.several:
+        return None
+    names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
+    why = (
+        f"{names} ask for more than one GPU: two shares give no more than one, and instances cannot be joined"
+        " (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
+    )
+    but = "one that asks for one GPU and does not fill it keeps it from all others: give such pods a pool of their own"
+    return Advice(Mode.FULL, 1, (why,), but, spec={"mode": "Full"})
+
+
+def _as_named(demand: Demand, card: Card) -> Advice | None:
+    """Pods that name MIG instances: another mode would offer none of these names."""
+    wanted = demand.instances(card)
+    if not wanted:
+        return None
+    layout, left = _layout(wanted, card.profiles)
+    counts = dict(layout)
+    gpus = max(ceil(wanted[name] / counts[name]) for name in wanted if name in counts)
+    names = ", ".join(f"{count}x{name}" for name, count in sorted(wanted.items()))
+    why = f"they name MIG instances ({names}), which no other mode offers (docs/design/nvidia.md#b7)"
+    size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} them all"
+    if left:
+        size = f"{size} but {', '.join(left)}: no layout has room for these besides"
+    but = "another layout needs a drain of each node; an instance that rests lends nothing to the others"
+    spec: dict[str, object] = {"mode": "MIG", "mig": {"layouts": [{"devices": "all", "profiles": counts}]}}
+    reasons = (why, f"{size} (docs/reference/gpus.md)")
+    return Advice(Mode.MIG, sum(counts.values()), reasons, but, spec=spec, layout=layout)
+
+
+def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
+    """The full layout with which the fewest GPUs serve them, and the profiles for which it has no room: the rarest."""
+    plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
+    layouts = maximal_layouts(plain)
+    names = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
+    for last in range(len(names), 0, -1):
+        kept = names[:last]
+        fits = [layout for layout in layouts if set(kept) <= dict(layout).keys()]
+        if fits:
+            return min(fits, key=lambda layout: _cost(layout, wanted, kept)), names[last:]
+    return normalise({names[0]: 1}), names[1:]
+
+
+def _cost(layout: Layout, wanted: Counter[str], kept: Sequence[str]) -> tuple[int, int]:
+    """GPUs that are needed; then instances that nobody asked for."""
+    counts = dict(layout)
+    return max(ceil(wanted[name] / counts[name]) for name in kept), sum(counts.values()) - sum(
+        counts[name] for name in kept
+    )
+
+
+RULES: tuple[Callable[[Demand, Card], Advice | None], ...] = (_together, _as_named)
+"""First wins: who needs several GPUs, who names instances. All others are asked as `advise` asks people."""

@@ -1,0 +1,188 @@
+"""What GPUSharingPolicies and GPUNodes say, as raw JSON makes it: no models, for a thousand nodes are read in a moment.
+
+Everything here was written by the operator. A field that an older or newer one does not write is empty, and a phase
+that is not known here is shown as it comes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from gpusharing.api.names import Phase
+from gpusharing.api.times import from_rfc3339
+from gpusharing.cli.drawing import Glyph, Ink
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import entries, part, section, strings, text, texts, whole
+
+
+class State(Enum):
+    """How a node stands, in one word; in the order in which a bar shows them."""
+
+    DONE = Glyph("█", "#", Ink.GOOD, "done")
+    MOVES = Glyph("▒", ">", Ink.BUSY, "under way")
+    WAITS = Glyph("░", ".", Ink.WAITING, "to go")
+    BLOCKED = Glyph("!", "!", Ink.BAD, "blocked")
+    FAILED = Glyph("x", "x", Ink.BAD, "failed")
+
+
+_STATES = {Phase.SYNCED: State.DONE, Phase.BLOCKED: State.BLOCKED, Phase.SKIPPED: State.BLOCKED}
+_PHASES: Mapping[str, Phase] = {str(phase): phase for phase in Phase}
+
+
+def known_phase(word: str) -> Phase | None:
+    """None: an operator of another version gave it."""
+    return _PHASES.get(word)
+
+
+def state_of(word: str) -> State:
+    """How a node in this phase stands."""
+    phase = known_phase(word)
+    if phase is Phase.FAILED:
+        return State.FAILED
+    if phase is not None and phase.in_flight:
+        return State.MOVES
+    return _STATES.get(phase, State.WAITS) if phase is not None else State.WAITS
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One entry of a node's history."""
+
+    phase: str
+    reason: str
+    at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One GPUNode as people see it."""
+
+    name: str
+    policy: str
+    phase: str
+    reason: str
+    message: str
+    since: datetime | None
+    deadline: str
+    """A time of day."""
+    wanted: str
+    observed: str
+    disruption: str
+    culprit: str
+    cordon: str
+    attempt: int
+    step: str
+    blockers: tuple[str, ...]
+    history: tuple[Step, ...]
+    gpus: int
+    pods: int | None
+    unhealthy: str
+    """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
+
+    @property
+    def state(self) -> State:
+        """How it stands."""
+        return state_of(self.phase)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One policy with the nodes that it owns."""
+
+    name: str
+    status: str
+    """One word; empty: the operator has not looked at it yet."""
+    message: str
+    mode: str
+    layout: str
+    nodes: str
+    gpus: int
+    used: str
+    pending_pods: int
+    product: str
+    next_window: str
+    unseen: int
+    """The generation that the operator has not looked at yet; 0: it has."""
+    members: tuple[Seen, ...]
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    paused: bool = False
+    max_unavailable: str = ""
+
+    @property
+    def changing(self) -> tuple[Seen, ...]:
+        """Those that are not as wanted yet, what needs a person first."""
+        order = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS)
+        return tuple(
+            sorted((m for m in self.members if m.state in order), key=lambda m: order.index(m.state))
+        )
+
+
+def read_pools(
+    policies: Iterable[JSON], gpunodes: Iterable[JSON]
+) -> tuple[tuple[Pool, ...], tuple[Seen, ...]]:
+    """The pools by name, and the GPU nodes of no policy that is there."""
+    by_policy: dict[str, list[Seen]] = {}
+    for raw in gpunodes:
+        seen = read_node(raw)
+        by_policy.setdefault(seen.policy, []).append(seen)
+    pools = tuple(_pool(raw, by_policy) for raw in policies)
+    names = {pool.name for pool in pools}
+    loose = [seen for policy, nodes in by_policy.items() if policy not in names for seen in nodes]
+    return pools, tuple(sorted(loose, key=lambda seen: seen.name))
+
+
+def _pool(raw: JSON, nodes: Mapping[str, list[Seen]]) -> Pool:
+    name, status = text(raw, "metadata", "name"), section(raw, "status")
+    summary, generation = section(status, "summary"), whole(raw, "metadata", "generation")
+    limit = part(raw, "spec", "rollout", "maxUnavailable")
+    return Pool(
+        name=name,
+        status=text(summary, "status"),
+        message=text(summary, "message"),
+        mode=text(summary, "mode") or text(raw, "spec", "mode"),
+        layout=text(summary, "layout"),
+        nodes=text(summary, "nodes"),
+        gpus=whole(summary, "gpus"),
+        used=text(summary, "used"),
+        pending_pods=whole(summary, "pendingPods"),
+        product=text(summary, "product"),
+        next_window=text(summary, "nextWindow"),
+        unseen=generation if whole(status, "observedGeneration") < generation else 0,
+        members=tuple(sorted(nodes.get(name, ()), key=lambda seen: seen.name)),
+        plan=section(status, "plan"),
+        paused=part(raw, "spec", "rollout", "paused") is True,
+        max_unavailable="" if limit is None else str(limit),
+    )
+
+
+def read_node(raw: JSON) -> Seen:
+    """One GPUNode."""
+    told, observed = section(raw, "status", "transition"), section(raw, "status", "observed")
+    sick = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
+    pods = observed.get("pods")
+    return Seen(
+        name=text(raw, "metadata", "name"),
+        policy=text(told, "policy"),
+        phase=text(told, "phase"),
+        reason=text(told, "reason"),
+        message=text(told, "message"),
+        since=from_rfc3339(text(told, "since")),
+        deadline=text(told, "deadline"),
+        wanted=text(told, "wanted"),
+        observed=text(told, "observed"),
+        disruption=text(told, "disruption"),
+        culprit=text(told, "culprit"),
+        cordon=text(told, "cordon"),
+        attempt=whole(told, "attempt"),
+        step=text(told, "step"),
+        blockers=strings(told.get("blockers")),
+        history=tuple(
+            Step(row.get("phase", ""), row.get("reason", ""), from_rfc3339(row.get("at", "")))
+            for row in map(texts, entries(told, "history"))
+        ),
+        gpus=len(entries(observed, "gpus")),
+        pods=pods if isinstance(pods, int) else None,
+        unhealthy=text(sick, "message") if sick.get("status") == "False" else "",
+    )

@@ -1,0 +1,216 @@
+"""What a node that somebody configured by hand serves, in the words of a policy that would change nothing. Pure.
+
+What the GPUs are is what NVML says; what the device plugin makes of them is the entry that the Node's label or
+ClusterPolicy's default names. A policy can say less than NVIDIA's files: where it cannot say it, there is none.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpusharing.api import names
+from gpusharing.planning.gpus.cards import bare_product
+from gpusharing.planning.gpus.geometry import Layout, generated_layouts
+from gpusharing.planning.proof.verify import effective_plugin_config, find_entry
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import GpuView, NodeView, ObservedView
+from gpusharing.planning.wanted.migfile import Unresolved, resolve_name, well_known
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, Sharing
+from gpusharing.planning.wanted.target import describe_layouts, predict_resources
+from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
+
+Spec = Mapping[str, Any]
+"""Mode and its block, as a policy has them on the wire."""
+_AT_WORK = ("pending", "rebooting")
+_SAID = {"version": None, "flags": {"migStrategy": None}, "sharing": {"timeSlicing": None, "mps": None}}
+"""Fields of a device plugin's configuration that a policy says in its own way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handmade:
+    """One node as it is."""
+
+    node: str
+    products: tuple[str, ...]
+    """Of its cards, each once."""
+    gpus: int
+    spec: Spec
+    text: str
+    """For people: 2x3g.40gb, 4x shared."""
+    unsaid: tuple[str, ...] = ()
+    """What else the entry says that its device plugin runs by: it holds until the first change of the node."""
+
+
+def find_handmade(
+    node: NodeView, observed: ObservedView, stack: StackView, plugin_map: str
+) -> Handmade | str:
+    """The node, or why no policy can say what it is, a clause for people.
+
+    `stack`: with the entries of `plugin_map`, which ClusterPolicy names for the device plugin.
+    """
+    gpus = observed.gpus
+    if why := _unsettled(node) or _contradiction(node, gpus, stack) or _only_entry(node, stack, plugin_map):
+        return why
+    config = effective_plugin_config(node, stack)
+    if config is None:
+        entry, where = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack), plugin_map
+        held = f"ConfigMap {where} has no such entry" if where else "ClusterPolicy names no ConfigMap for it"
+        return (
+            f"its device plugin is told to take entry {entry}, and {held} that can be read: it loses its GPUs when"
+            f" the plugin starts anew. Add the entry, or: kubectl label node {node.name} {names.LABEL_PLUGIN_CONFIG}-"
+        )
+    layouts = observed.hardware.layouts
+    offered = predict_resources(layouts, PluginConfig(config.mig_strategy))
+    here = config.on(offered)
+    if why := _unsayable(here, layouts, offered):
+        return why
+    entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
+    return Handmade(
+        node=node.name,
+        products=tuple(sorted({bare_product(gpu.product) for gpu in gpus})),
+        gpus=len(gpus),
+        spec=_spec(node, gpus, here, stack),
+        text=describe_layouts(layouts, here.sharing.replicas[0][1] if here.sharing else 1),
+        unsaid=find_unsaid(stack.plugin_configs.get(entry, "")),
+    )
+
+
+# --- what is in the way --------------------------------------------------------------------------------------
+
+
+def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
+    """NVIDIA's own chart takes the only entry there is where no label names one (docs/design/nvidia.md#b4); merged into
+    ours it is not the only one any more."""
+    theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
+    if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
+        return ""
+    if node.labels.get(names.LABEL_PLUGIN_CONFIG) or NEUTRAL_KEY in theirs or len(theirs) != 1:
+        return ""
+    (key,) = theirs
+    return (
+        f"no label names its device plugin's configuration, so it takes {key}, the only one of ConfigMap {plugin_map};"
+        f" ours has more. Run: kubectl label node {node.name} {names.LABEL_PLUGIN_CONFIG}={key}"
+    )
+
+
+def _unsettled(node: NodeView) -> str:
+    """mig-manager has not brought the node where its label says."""
+    config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
+    if config and state in _AT_WORK:
+        return f"mig-manager applies {config} (state {state}): ask again when it is done"
+    if config and state == "failed":
+        return f"mig-manager failed to apply {config}: mend that first, the log of its pod says why"
+    return ""
+
+
+def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
+    """The label says something else than the hardware."""
+    config, found = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
+    if not config:
+        return _unnamed(node, gpus) if any(found) else ""
+    if not any(gpu.mig_capable for gpu in gpus):
+        return ""
+    label = f"{names.LABEL_MIG_CONFIG} is {config}"
+    meaning = resolve_name(config, node.name, gpus, stack)
+    if isinstance(meaning, Unresolved):
+        return f"{label}, which is no configuration that is known here: {meaning.why}"
+    if meaning != found:
+        return (
+            f"{label}, which means {describe_layouts(meaning)}, and its GPUs have {describe_layouts(found)}:"
+            " mig-manager would change them at its next start"
+        )
+    return ""
+
+
+def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
+    """Instances that nos or a person made without mig-manager."""
+    found = tuple(gpu.layout for gpu in gpus)
+    known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == found)
+    label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
+    how = next((f"run: {label}{name}" for name in known), f"name an entry that means it: {label}NAME")
+    return (
+        f"its GPUs have {describe_layouts(found)} and {names.LABEL_MIG_CONFIG} is not set, so nobody would make the"
+        f" instances again after a reboot. mig-manager finds them in place when you {how}"
+    )
+
+
+def _unsayable(config: PluginConfig, layouts: Sequence[Layout | None], offered: Mapping[str, int]) -> str:
+    """What the device plugin does here that no policy asks for; empty: there is none. `config`: rows for `offered`."""
+    with_mig, sharing = any(layout is not None for layout in layouts), config.sharing
+    if with_mig and config.mig_strategy == "none":
+        return "MIG is on, and its device plugin serves the GPUs as whole ones (migStrategy none): no mode does that"
+    if sharing is None:
+        return ""
+    counts = ", ".join(f"{name} by {count}" for name, count in sharing.replicas)
+    if len({count for _, count in sharing.replicas}) > 1:
+        return f"its device plugin shares {counts}: a policy has one number of replicas for all"
+    if missing := sorted(offered.keys() - dict(sharing.replicas).keys()):
+        return f"its device plugin shares {counts} and leaves {', '.join(missing)} whole: a policy shares all or none"
+    if sharing.strategy == "mps" and with_mig:
+        return "MPS on MIG instances: NVIDIA's device plugin refuses it"
+    if sharing.strategy == "mps" and not sharing.fail_requests_greater_than_one:
+        return "MPS with failRequestsGreaterThanOne false: a policy with MPS always refuses requests for two shares"
+    return ""
+
+
+def find_unsaid(text: str) -> tuple[str, ...]:
+    """Fields of a device plugin's configuration that no policy says, by their paths."""
+    try:
+        document = read_yaml(text)
+    except Unreadable:
+        return ()
+    return tuple(_paths(document, _SAID, ""))
+
+
+def _paths(found: object, said: Mapping[str, Any], where: str) -> list[str]:
+    if not isinstance(found, dict):
+        return []
+    paths = []
+    for key in sorted(map(str, found)):
+        known, value = said.get(key, {}), found.get(key)
+        if known is None:
+            continue
+        deeper = _paths(value, known, f"{where}{key}.")
+        paths += deeper if isinstance(value, dict) else [f"{where}{key}"]
+    return paths
+
+
+# --- in the words of a policy ----------------------------------------------------------------------------------
+
+
+def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Spec:
+    with_mig, sharing = any(gpu.layout is not None for gpu in gpus), config.sharing
+    if not with_mig:
+        if sharing is None:
+            return {"mode": "Full"}
+        if sharing.strategy == "mps":
+            return {"mode": "MPS", "mps": _shares(sharing)}
+        return {"mode": "TimeSlicing", "timeSlicing": _shares(sharing)}
+    mig: dict[str, Any] = {"strategy": config.mig_strategy}
+    label = node.labels.get(names.LABEL_MIG_CONFIG, "")
+    if well_known(gpus, label) == tuple(gpu.layout for gpu in gpus):
+        mig["config"] = label
+    else:
+        mig["layouts"] = _layouts(gpus)
+    slicing = {"timeSlicing": _shares(sharing)} if sharing is not None else {}
+    return {"mode": "MIG", "mig": mig, **slicing}
+
+
+def _shares(sharing: Sharing) -> dict[str, Any]:
+    block: dict[str, Any] = {"replicas": sharing.replicas[0][1]}
+    if sharing.rename:
+        block["renameByDefault"] = True
+    if sharing.fail_requests_greater_than_one and sharing.strategy != "mps":
+        block["failRequestsGreaterThanOne"] = True
+    return block
+
+
+def _layouts(gpus: Sequence[GpuView]) -> list[dict[str, Any]]:
+    """A row for each layout, with the GPUs that have it; a whole GPU has no profiles."""
+    rows: dict[Layout | None, list[int]] = {}
+    for gpu in gpus:
+        rows.setdefault(gpu.layout, []).append(gpu.index)
+    return [
+        {"devices": "all" if len(rows) == 1 else indexes, "profiles": dict(layout or ())}
+        for layout, indexes in rows.items()
+    ]

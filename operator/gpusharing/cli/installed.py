@@ -1,0 +1,130 @@
+"""The operator as it is installed: its settings by the variables of its Deployment, its claims by its Lease.
+
+What may not be read, or is not there, is as the chart's defaults have it, and that is told.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from gpusharing.api.names import ANNOTATION_CLAIMS
+from gpusharing.cli.troubles import said
+from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Resource
+from gpusharing.kube.errors import Forbidden, Invalid, NotFound
+from gpusharing.kube.fence import parse_claims
+from gpusharing.kube.raw import entries, section, text, texts
+from gpusharing.kube.sources import NO_MAPS, AdminMaps
+from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.views import PlanSettings
+
+OPERATOR = "gpusharing-operator"
+SELECTOR = f"app.kubernetes.io/name={OPERATOR}"
+DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
+PREFIX = "GPUSHARING_"
+_PLAN = TypeAdapter(PlanSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a plan depends on besides objects."""
+
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    admin_maps: AdminMaps = NO_MAPS
+    agent_namespace: str = "gpusharing-agent"
+    maintenance_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The operator of a cluster."""
+
+    settings: Settings = field(default_factory=Settings)
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    version: str = ""
+    """Of the chart's application; empty: nobody knows."""
+    notes: tuple[str, ...] = ()
+    """What is not known about it, and why."""
+
+
+async def read_installed(client: KubeClient) -> Installed:
+    """Look for the operator's Deployment in all namespaces. Raises a KubeError that is not about this one thing."""
+    try:
+        pages = client.pages(DEPLOYMENTS, label_selector=SELECTOR)
+        found = [raw async for page in pages for raw in page.items]
+    except (Forbidden, NotFound) as error:
+        return Installed(notes=(f"planned with the chart's default settings: {said(error)}",))
+    if not found:
+        return Installed(notes=("no operator is installed: planned with the chart's default settings",))
+    deployment = found[0]
+    namespace = text(deployment, "metadata", "namespace")
+    settings, notes = settings_of(deployment)
+    told = texts(section(deployment, "metadata", "labels")).get("app.kubernetes.io/version", "")
+    notes += _versions(told)
+    name = await _pod_name(client, namespace)
+    claims, more = await _claims(client, namespace)
+    settings = replace(settings, plan=replace(settings.plan, pod_name=name))
+    return Installed(settings, claims, told, (*notes, *more))
+
+
+def settings_of(deployment: JSON) -> tuple[Settings, tuple[str, ...]]:
+    """By the variables of the operator's container; one that cannot be used is left out, and told."""
+    namespace = text(deployment, "metadata", "namespace")
+    containers = entries(deployment, "spec", "template", "spec", "containers")
+    given = {
+        text(one, "name").removeprefix(PREFIX).lower(): text(one, "value")
+        for container in containers
+        for one in entries(container, "env")
+        if text(one, "name").startswith(PREFIX) and "value" in one
+    }
+    known = {item.name for item in fields(PlanSettings)}
+    plan: dict[str, Any] = {name: value for name, value in given.items() if name in known}
+    notes: tuple[str, ...] = ()
+    try:
+        read = _PLAN.validate_python({**plan, "namespace": namespace})
+    except ValidationError as error:
+        bad = {str(one["loc"][0]) for one in error.errors()}
+        read = _PLAN.validate_python({name: value for name, value in plan.items() if name not in bad})
+        read = replace(read, namespace=namespace)
+        notes = (f"settings of the operator that this plugin cannot read: {', '.join(sorted(bad))}",)
+    settings = Settings(
+        plan=read,
+        admin_maps=AdminMaps(given.get("admin_plugin_config_map", ""), given.get("admin_mig_config_map", "")),
+        agent_namespace=given.get("agent_namespace") or namespace,
+        maintenance_keys=tuple(filter(None, given.get("maintenance_keys", "").split(","))),
+    )
+    return settings, notes
+
+
+def _versions(theirs: str) -> tuple[str, ...]:
+    try:
+        ours = version("gpu-sharing-operator")
+    except PackageNotFoundError:
+        return ()
+    if not theirs or theirs == ours:
+        return ()
+    return (f"the operator is of version {theirs} and this plugin of {ours}: what they plan may differ",)
+
+
+async def _pod_name(client: KubeClient, namespace: str) -> str:
+    """The operator's own pod, which is never drained."""
+    try:
+        pages = client.pages(PODS, namespace=namespace, label_selector=SELECTOR)
+        found = [text(raw, "metadata", "name") async for page in pages for raw in page.items]
+    except (Forbidden, NotFound):
+        return ""
+    return min(found, default="")
+
+
+async def _claims(client: KubeClient, namespace: str) -> tuple[Mapping[str, Claim], tuple[str, ...]]:
+    """The slots that are taken; without the Lease those of the fences, which are nearly the same."""
+    try:
+        lease = await client.get(LEASES, OPERATOR, namespace=namespace)
+    except NotFound:
+        return {}, ()
+    except (Forbidden, Invalid) as error:
+        return {}, (f"slots are counted by fences: {said(error)}",)
+    written = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
+    return (parse_claims(written)[0] if written else {}), ()

@@ -1,0 +1,72 @@
+"""A client that only looks, and that sees policies as they would be if somebody applied them."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from gpusharing.api.validation import validate_policy
+from gpusharing.kube.answers import Request
+from gpusharing.kube.client import JSON, POLICIES, KubeClient, Page, Resource
+from gpusharing.kube.passing import PassingClient
+from gpusharing.kube.raw import section, text, whole
+
+Answer = TypeVar("Answer")
+
+
+class Onlooker(PassingClient):
+    """Passes on what only reads; the lists of policies have the proposed ones in them."""
+
+    def __init__(self, client: KubeClient, proposed: Sequence[JSON] = ()) -> None:
+        super().__init__(client)
+        self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
+
+    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+        """See PassingClient. Raises RuntimeError for whatever writes."""
+        if request.verb not in ("get", "list"):
+            raise RuntimeError(f"who only looks was told to {request.verb} {request.resource.plural} {name}")
+        return await send()
+
+    async def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 500,
+    ) -> AsyncIterator[Page]:
+        """See KubeClient."""
+        pages = super().pages(
+            resource,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+            limit=limit,
+        )
+        if resource != POLICIES or not self._proposed:
+            async for page in pages:
+                yield page
+            return
+        found: dict[str, JSON] = {}
+        version = ""
+        async for page in pages:
+            found |= {text(raw, "metadata", "name"): raw for raw in page.items}
+            version = page.resource_version
+        for name, raw in self._proposed.items():
+            found[name] = applied(found.get(name), raw)
+        yield Page([raw for _, raw in sorted(found.items())], version)
+
+
+def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
+    """The policy as the server would have it after `kubectl apply`: the spec and the annotations of the file on what
+    is there, and a new generation where the spec differs in its meaning."""
+    mine = section(proposed, "metadata")
+    if live is None:
+        return {**proposed, "metadata": {**mine, "generation": 1}}
+    theirs = section(live, "metadata")
+    same = validate_policy(live) == validate_policy(proposed)
+    metadata = {
+        **theirs,
+        "annotations": {**section(theirs, "annotations"), **section(mine, "annotations")},
+        "generation": whole(theirs, "generation") + (not same),
+    }
+    return {**live, "metadata": metadata, "spec": proposed.get("spec")}

@@ -1,0 +1,49 @@
+"""`plan -f FILE | POLICY`: what an edit would do, by the operator's own planner on a live snapshot.
+
+Exit status: 0 nothing would change, 2 something would, 1 a policy is refused or nobody could tell.
+"""
+
+from argparse import Namespace
+
+from gpusharing.cli.cluster import Decided, gathered
+from gpusharing.cli.files import read_policies
+from gpusharing.cli.plantext import as_data, describe
+from gpusharing.cli.session import Session, no_such
+from gpusharing.cli.terminal import Terminal
+from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
+from gpusharing.kube.client import POLICIES
+from gpusharing.kube.raw import text
+from gpusharing.planning.told.proposal import Proposal, tell_proposal
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+    proposed, others = read_policies(typed.filename)
+    only = {text(raw, "metadata", "name") for raw in proposed}
+    if typed.policy:
+        if only and typed.policy not in only:
+            raise Trouble(no_such(POLICIES, typed.policy, sorted(only), "the file"))
+        only = {typed.policy}
+    async with gathered(session, proposed) as cluster:
+        decided = await cluster.decide(only or None)
+    names = [policy.name for policy in decided.snapshot.policies]
+    if typed.policy and typed.policy not in names:
+        raise Trouble(no_such(POLICIES, typed.policy, names, session.where))
+    proposals = tell(decided, only)
+    notes = (*others, *decided.notes)
+    if terminal.structured:
+        terminal.data(as_data(proposals, notes, session.name))
+    else:
+        terminal.show(describe(proposals, notes, terminal.paper))
+    if any(not one.accepted for one in proposals):
+        return FAILED
+    return CHANGES if any(one.changes for one in proposals) else DONE
+
+
+def tell(decided: Decided, only: set[str]) -> list[Proposal]:
+    """The proposals of these policies, of all without a name, in the order of their names."""
+    return [
+        tell_proposal(policy, decided.plan, decided.snapshot, decided.now)
+        for policy in decided.snapshot.policies
+        if not only or policy.name in only
+    ]

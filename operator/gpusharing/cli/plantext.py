@@ -1,0 +1,227 @@
+"""A plan in words, for people and for programs. Pure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpusharing.cli.ages import counted
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, table
+from gpusharing.planning.told.proposal import Proposal, Step, Vanishing
+from gpusharing.planning.words.blockers import explain_blockers
+
+MOST = 20
+"""Nodes and pods that are listed; -o wide lists all."""
+COLUMNS = (
+    Column("NODE"),
+    Column("CLASS", drop=3),
+    Column("NOW", drop=2),
+    Column("AFTER", drop=2),
+    Column("PODS", drop=4),
+    Column("BUDGETS", drop=5),
+    Column("WHEN"),
+)
+
+
+def describe(proposals: Sequence[Proposal], notes: Sequence[str], paper: Paper) -> list[Line]:
+    """All proposals, and what is uncertain about them."""
+    lines: list[Line] = []
+    for proposal in proposals:
+        lines += [*_describe(proposal, paper), BLANK]
+    for note in notes:
+        lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
+    nodes, pods = sum(len(one.steps) for one in proposals), sum(map(_pods, proposals))
+    refused = sum(not one.accepted for one in proposals)
+    total = f"{counted(nodes, 'node')} to change, {counted(pods, 'pod')} to leave."
+    if refused:
+        total = f"{counted(refused, 'policy', 'policies')} refused. {total}"
+    return [*lines, *fold(line(Span(total, Ink.TITLE), " Nothing was changed."), paper)]
+
+
+def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
+    lines = [_title(proposal)]
+    lines += prose(
+        f"{'Accepted' if proposal.accepted else 'Refused'}: {proposal.about}",
+        paper,
+        hang="  ",
+        ink=Ink.PLAIN if proposal.accepted else Ink.BAD,
+    )
+    if proposal.accepted and proposal.changes:
+        lines += prose(_summary(proposal), paper, hang="  ")
+    shown = proposal.steps if paper.wide else proposal.steps[:MOST]
+    if shown:
+        lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
+        lines += _more(len(proposal.steps) - len(shown), "nodes")
+        lines += _pods_lines(proposal, paper)
+    lines += _resources(proposal, paper)
+    for blocker in _blockers(proposal):
+        lines += prose(f"! {blocker}", paper, hang="  ", ink=Ink.WAITING)
+    for verdict in proposal.left_out[: None if paper.wide else 5]:
+        text = f"! {verdict.node} stays as it is: {verdict.reason}: {verdict.message}"
+        lines += prose(text, paper, hang="  ", ink=Ink.WAITING)
+    return lines
+
+
+def _title(proposal: Proposal) -> Line:
+    changes = f"{len(proposal.steps)} of {counted(_size(proposal), 'node')} change"
+    if not proposal.accepted:
+        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(proposal.reason, Ink.BAD))
+    if not proposal.changes:
+        return line(Span(proposal.policy, Ink.TITLE), "  ", Span("nothing to change", Ink.GOOD))
+    kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
+    ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
+    return line(Span(proposal.policy, Ink.TITLE), f"  {ways}  ", Span(changes, Ink.BUSY))
+
+
+def _summary(proposal: Proposal) -> str:
+    facts = [f"class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at once"]
+    facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "at any time")
+    if proposal.hash:
+        facts.append(f"plan {proposal.hash}")
+    return "; ".join(facts)
+
+
+def _row(step: Step) -> list[Span]:
+    verdict, preview = step.verdict, step.preview
+    return [
+        Span(verdict.node),
+        Span(str(verdict.disruption)),
+        Span(verdict.observed),
+        Span(verdict.wanted),
+        Span("?" if preview is None else str(len(preview.pods))),
+        Span("" if preview is None else ", ".join(preview.budgets)),
+        Span(_when(step), Ink.GOOD if step.starts else Ink.WAITING),
+    ]
+
+
+def _when(step: Step) -> str:
+    """When."""
+    verdict = step.verdict
+    if step.starts:
+        return "at once"
+    # How far it is the operator knows, which has asked for evictions; this process has not.
+    return "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
+
+
+def _pods_lines(proposal: Proposal, paper: Paper) -> list[Line]:
+    pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
+    gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
+    lines: list[Line] = []
+    if pods:
+        shown = pods if paper.wide else pods[:MOST]
+        more = f" and {len(pods) - len(shown)} more" if len(pods) > len(shown) else ""
+        lines += prose(f"pods that would leave: {', '.join(shown)}{more}", paper, indent="  ", hang="  ")
+    for gang in gangs:
+        lines += prose(f"gang: {gang}", paper, indent="  ", hang="  ")
+    return lines
+
+
+def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
+    """What the pool offers now and afterwards, and who asks for what is gone."""
+    if proposal.before == proposal.after or not proposal.accepted:
+        return []
+    asked = {one.resource: one for one in proposal.vanishing}
+    lines: list[Line] = []
+    for name in sorted({*proposal.before, *proposal.after}):
+        now, then = proposal.before.get(name, 0), proposal.after.get(name, 0)
+        if now == then:
+            continue
+        sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
+        lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
+        if (found := asked.get(name)) is not None and (who := _who_asks(found)):
+            lines += prose(who, paper, indent="    ", hang="  ")
+    if proposal.single_keeps_name:
+        hint = "spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change"
+        lines += prose(f"Hint: {hint}.", paper, indent="  ", hang="  ", ink=Ink.GOOD)
+    return lines
+
+
+def _who_asks(found: Vanishing) -> str:
+    """Who asks for a name of which there are fewer; empty: nobody."""
+    if not found.pods and not found.pending:
+        return ""
+    named = ", ".join(found.pods[:5]) + (f" and {len(found.pods) - 5} more" if len(found.pods) > 5 else "")
+    parts = [f"asked for by {counted(len(found.pods), 'pod')} here ({named})" if found.pods else ""]
+    parts.append(f"{counted(found.pending, 'pod')} waiting for it" if found.pending else "")
+    where = "other nodes still offer it" if found.anywhere else "no node would offer it any more"
+    return f"{'; '.join(filter(None, parts))}; {where}"
+
+
+def _blockers(proposal: Proposal) -> tuple[str, ...]:
+    """What would keep pods from leaving, of all nodes together."""
+    return explain_blockers(
+        blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
+    )
+
+
+def _more(count: int, what: str) -> list[Line]:
+    return [line(Span(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
+
+
+def _pods(proposal: Proposal) -> int:
+    return sum(len(step.preview.pods) for step in proposal.steps if step.preview is not None)
+
+
+def _size(proposal: Proposal) -> int:
+    return len(proposal.steps) + len(proposal.left_out) + proposal.settled
+
+
+# --- as data ---------------------------------------------------------------------------------------------
+
+
+def as_data(proposals: Sequence[Proposal], notes: Sequence[str], where: str) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "context": where,
+        "changes": any(one.changes for one in proposals),
+        "policies": [_proposal_data(one) for one in proposals],
+        "notes": list(notes),
+    }
+
+
+def _proposal_data(proposal: Proposal) -> dict[str, Any]:
+    return {
+        "name": proposal.policy,
+        "accepted": proposal.accepted,
+        "reason": proposal.reason,
+        "message": proposal.about,
+        "hash": proposal.hash,
+        "disruption": str(proposal.disruption),
+        "atOnce": proposal.at_once,
+        "windows": list(proposal.windows),
+        "nodes": [_step_data(step) for step in proposal.steps],
+        "settled": proposal.settled,
+        "leftOut": [
+            {"node": one.node, "reason": str(one.reason), "message": one.message} for one in proposal.left_out
+        ],
+        "capacityBefore": dict(proposal.before),
+        "capacityAfter": dict(proposal.after),
+        "vanishing": [
+            {
+                "resource": one.resource,
+                "before": one.before,
+                "after": one.after,
+                "offeredElsewhere": one.anywhere,
+                "pods": list(one.pods),
+                "pending": one.pending,
+            }
+            for one in proposal.vanishing
+        ],
+        "blockers": list(_blockers(proposal)),
+        "singleKeepsName": proposal.single_keeps_name,
+    }
+
+
+def _step_data(step: Step) -> dict[str, Any]:
+    verdict, preview = step.verdict, step.preview
+    return {
+        "name": verdict.node,
+        "disruption": str(verdict.disruption),
+        "observed": verdict.observed,
+        "wanted": verdict.wanted,
+        "starts": step.starts,
+        "phase": str(verdict.phase),
+        "reason": str(verdict.reason),
+        "message": verdict.message,
+        "pods": None if preview is None else list(preview.pods),
+        "budgets": None if preview is None else list(preview.budgets),
+        "gangs": None if preview is None else list(preview.gangs),
+    }

@@ -1,0 +1,80 @@
+"""Carrying out a verb: in each of the contexts that were named, one after the other."""
+
+import asyncio
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gpusharing.cli.arguments import PAGE
+from gpusharing.cli.drawing import BLANK, Ink, Span, line
+from gpusharing.cli.session import Session, connected
+from gpusharing.cli.terminal import Terminal
+from gpusharing.cli.troubles import Trouble
+
+
+class Verb(Protocol):
+    """A module of this package that carries out a verb."""
+
+    async def run(self, session: Session, typed: Namespace, terminal: Terminal) -> int:
+        """Ask, tell, and return the exit status. Raises Trouble."""
+        ...
+
+
+class Offline(Protocol):
+    """A module that carries out a verb without any cluster."""
+
+    def tell(self, typed: Namespace, terminal: Terminal) -> int:
+        """Tell, and return the exit status. Raises Trouble."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """Those of every verb, with their defaults."""
+
+    kubeconfig: str
+    contexts: tuple[str, ...]
+    terminal: Terminal
+
+    @classmethod
+    def of(cls, typed: Namespace) -> "Flags":
+        """As they were typed. Raises Trouble where two contradict each other."""
+        given = vars(typed)
+        context, contexts = given.get("context", ""), given.get("contexts", "")
+        if context and contexts:
+            raise Trouble("give --context or --contexts, not both")
+        names = tuple(name.strip() for name in contexts.split(",") if name.strip()) or (context,)
+        if len(names) > 1 and given.get("watch"):
+            raise Trouble("--watch follows one context: use --context")
+        if given.get("output", "table") not in typed.outputs:
+            raise Trouble(f"-o {typed.output} is of other verbs; {typed.verb} has {', '.join(typed.outputs)}")
+        if given.get("output") == PAGE and (len(names) > 1 or given.get("watch")):
+            raise Trouble("-o html writes one page of one context: without --contexts and --watch")
+        terminal = Terminal.of(given.get("output", "table"), color=not given.get("no_color", False))
+        return cls(given.get("kubeconfig", ""), names, terminal)
+
+
+def carry_out(verb: Any, typed: Namespace) -> int:
+    """The worst exit status of all contexts. Raises Trouble after the last one, where one could not be asked."""
+    flags = Flags.of(typed)
+    if typed.offline and not vars(typed).get(typed.asks_with):
+        offline: Offline = verb
+        return offline.tell(typed, flags.terminal)
+    return asyncio.run(_everywhere(verb, typed, flags))
+
+
+async def _everywhere(verb: Verb, typed: Namespace, flags: Flags) -> int:
+    troubles: list[str] = []
+    statuses: list[int] = []
+    several = len(flags.contexts) > 1
+    for context in flags.contexts:
+        if several and not flags.terminal.structured:
+            flags.terminal.show([BLANK, line(Span(f"context {context}", Ink.TITLE))])
+        try:
+            async with connected(flags.kubeconfig, context) as session:
+                statuses.append(await verb.run(session, typed, flags.terminal))
+        except Trouble as trouble:
+            troubles.append(str(trouble))
+    if troubles:
+        raise Trouble("; ".join(troubles))
+    return max(statuses, default=0)

@@ -1,0 +1,124 @@
+"""One cluster: where it is by the kubeconfig, and reading it. What the server answers becomes a `Trouble`."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from gpusharing.cli.kubeconfig import find_context
+from gpusharing.cli.nearest import nearest
+from gpusharing.cli.troubles import INSTALL, Trouble, said, sentence
+from gpusharing.kube.client import JSON, KubeClient, Resource
+from gpusharing.kube.clock import wall_time
+from gpusharing.kube.errors import KubeError, NotFound, first_of
+from gpusharing.kube.http import HttpClient, Limits
+from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin
+
+NAME = "kubectl-gpusharing"
+"""The field manager of what a person writes with it, and its User-Agent."""
+LIMITS = Limits(connect=5.0, total=30.0)
+PAGE = 500
+"""Objects of one answer: a person waits for all of them, and memory is no matter for a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A cluster to ask."""
+
+    client: KubeClient
+    where: str
+    """For messages: the context's name, or what stands in its place."""
+    namespace: str = "default"
+    """Of pods that are named without one."""
+    now: Callable[[], datetime] = wall_time
+
+    @property
+    def name(self) -> str:
+        """For programs."""
+        return self.where.removeprefix("context ")
+
+    async def all(self, resource: Resource, namespace: str | None = None, fields: str = "") -> list[JSON]:
+        """Every object of a kind, by name. Raises Trouble, also where the kind is not installed."""
+        try:
+            pages = self.client.pages(resource, namespace=namespace, field_selector=fields, limit=PAGE)
+            found = [raw async for page in pages for raw in page.items]
+        except NotFound as error:
+            kind = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
+            raise Trouble(
+                f"{self.where} has no {kind} in version {resource.version}: the operator is not installed there, or"
+                f" of a version that this plugin does not know. To install: {INSTALL}"
+            ) from error
+        except KubeError as error:
+            raise Trouble(sentence(error, self.where)) from error
+        return sorted(found, key=_key)
+
+    async def lists(self, *resources: Resource) -> list[list[JSON]]:
+        """Every object of several kinds, asked for side by side. Raises Trouble."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self.all(resource)) for resource in resources]
+        except BaseExceptionGroup as trouble:
+            raise first_of(trouble) from None
+        return [task.result() for task in tasks]
+
+    async def one(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
+        """One object. Raises Trouble with the names that are nearest where there is none of this name."""
+        try:
+            return await self.client.get(resource, name, namespace=namespace)
+        except NotFound as error:
+            names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
+            raise Trouble(no_such(resource, name, names, self.where)) from error
+        except KubeError as error:
+            raise Trouble(sentence(error, self.where)) from error
+
+
+def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
+    """There is none of this name; which ones are like it."""
+    kind = resource.plural
+    if not names:
+        return f"there is no {name} in {kind} of {where}, nor any other"
+    found = nearest(name, names)
+    listed = ", ".join(found or sorted(names)[:5])
+    return f"there is no {name} in {kind} of {where}; {'did you mean' if found else 'there are'}: {listed}"
+
+
+def _key(raw: JSON) -> tuple[str, str]:
+    metadata = raw.get("metadata") or {}
+    return str(metadata.get("namespace", "")), str(metadata.get("name", ""))
+
+
+@asynccontextmanager
+async def connected(
+    kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
+) -> AsyncIterator[Session]:
+    """A session for one context; empty texts mean what they mean to kubectl. Raises Trouble."""
+    login, where, namespace = find_login(kubeconfig, context, environment)
+    client = HttpClient(login, name=NAME, limits=LIMITS)
+    try:
+        await login.access()
+    except KubeError as error:
+        raise Trouble(said(error)) from error
+    async with client:
+        yield Session(client, where, namespace)
+
+
+def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
+    """How to get in, what to call it, and the namespace of pods: by --kubeconfig, KUBECONFIG, ~/.kube/config, or as a
+    pod. Raises Trouble."""
+    home = Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
+    named = kubeconfig or environment.get("KUBECONFIG", "")
+    files = [Path(one) for one in named.split(os.pathsep) if one] if named else [home]
+    there = [one for one in files if one.is_file()]
+    if there:
+        found = find_context(there, context)
+        login = OfficialLogin(Path(os.pathsep.join(map(str, there))), found.name)
+        return login, f"context {found.name}", found.namespace
+    if not named and environment.get("KUBERNETES_SERVICE_HOST"):
+        return ServiceAccountLogin(environment), "this pod's cluster", "default"
+    missing = ", ".join(map(str, files))
+    raise Trouble(
+        f"no cluster: there is no kubeconfig at {missing}. Name one: --kubeconfig FILE, or set KUBECONFIG"
+    )

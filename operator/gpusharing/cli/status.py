@@ -1,0 +1,108 @@
+"""`status [POLICY]`: what every pool runs, what waits, why, since when and until when.
+
+It reads what the operator published, so the rights of ClusterRole gpusharing-viewer are enough.
+"""
+
+import asyncio
+import gc
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gpusharing.cli.drawing import Ink, Line, prose
+from gpusharing.cli.fleet import read_pools
+from gpusharing.cli.session import PAGE, Session, no_such
+from gpusharing.cli.statustext import as_data, describe
+from gpusharing.cli.terminal import Terminal
+from gpusharing.cli.troubles import DONE, Trouble
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES
+from gpusharing.kube.errors import first_of
+from gpusharing.kube.reflector import Reflector
+
+TICK = 1.0
+"""Seconds between two pictures: ages go on even when nothing happens."""
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+    policies, nodes = await session.lists(POLICIES, GPUNODES)
+    picture = Picture(session, typed.policy, terminal, typed.timeline)
+    if typed.watch:
+        await _watch(session, picture)
+    else:
+        picture.draw(policies, nodes)
+    return DONE
+
+
+@dataclass(slots=True)
+class Picture:
+    """What is drawn, and what was drawn last."""
+
+    session: Session
+    policy: str
+    terminal: Terminal
+    timeline: bool = False
+    last: object = None
+    lines: Sequence[Line] = ()
+
+    def draw(self, policies: Iterable[JSON], nodes: Sequence[JSON], stale: str = "") -> None:
+        """Draw what was read; on a pipe only what is new. `stale`: why it may be old. Raises Trouble where there is no
+        such policy.
+        """
+        pools, loose = read_pools(policies, nodes)
+        if self.policy:
+            names = [pool.name for pool in pools]
+            if self.policy not in names:
+                raise Trouble(no_such(POLICIES, self.policy, names, self.session.where))
+            pools, loose = tuple(pool for pool in pools if pool.name == self.policy), ()
+        if not self.terminal.redraws and self.last == (pools, loose):
+            return
+        self.last = pools, loose
+        if self.terminal.structured:
+            self.terminal.data(as_data(pools, loose, self.session.name))
+        elif self.terminal.output == "html":
+            from gpusharing.cli.cards import read_cards  # only a page needs these
+            from gpusharing.cli.page import View, page
+
+            view = View(self.session.name, self.session.now(), pools, loose, read_cards(nodes))
+            self.terminal.write(page(view))
+        else:
+            paper = self.terminal.paper
+            lines = prose(f"This may be old: {stale}", paper, ink=Ink.BAD) if stale else []
+            drawn = describe(pools, loose, self.session.now(), paper, timeline=self.timeline)
+            self.lines = [*lines, *drawn]
+            self.terminal.show(self.lines)
+
+
+def _in_order(reflector: Reflector[JSON]) -> list[JSON]:
+    return [raw for _, raw in sorted(reflector.items.items())]
+
+
+async def _watch(session: Session, picture: Picture) -> None:
+    """Draw at every change and every TICK, until Ctrl-C."""
+    gc.enable()  # this may go on for days
+    policies, nodes = (
+        Reflector(session.client, resource, lambda raw: raw, page_size=PAGE)
+        for resource in (POLICIES, GPUNODES)
+    )
+
+    async def draw() -> None:
+        await policies.synced.wait()
+        await nodes.synced.wait()
+        while True:
+            error = policies.error or nodes.error
+            picture.draw(_in_order(policies), _in_order(nodes), "" if error is None else str(error))
+            await asyncio.sleep(TICK)
+
+    try:
+        with picture.terminal.redrawing():
+            async with asyncio.TaskGroup() as group:
+                for task in (policies.run(), nodes.run(), draw()):
+                    group.create_task(task)
+    except BaseExceptionGroup as group:
+        raise first_of(group) from None
+    finally:
+        if picture.terminal.width is not None:
+            picture.terminal.show(
+                picture.lines
+            )  # the screen is as it was before: the last picture stays there

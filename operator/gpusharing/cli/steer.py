@@ -1,0 +1,98 @@
+"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: one small patch each, shown before it is sent.
+
+What may evict pods is asked for once more, unless --yes says that it was thought about.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from typing import TextIO
+
+from gpusharing.cli.drawing import Ink, Span, line, prose
+from gpusharing.cli.fleet import read_node
+from gpusharing.cli.questions import agrees
+from gpusharing.cli.session import Session
+from gpusharing.cli.steering import STEERING, Change, Wish, as_seen, decided_on
+from gpusharing.cli.terminal import Terminal
+from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
+from gpusharing.kube.client import GPUNODES, JSON
+from gpusharing.kube.errors import Conflict, KubeError
+from gpusharing.planning.words.reasons import Reason
+
+KINDS = {"gpusharingpolicies": "gsp", "nodes": "node"}
+TRIES = 5
+"""How often the object is read again where somebody else writes it between reading and patching."""
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+    resource, find = STEERING[typed.verb]
+    given = vars(typed)
+    wish = Wish(
+        session.now(),
+        hash=given.get("hash", ""),
+        when_paused=given.get("when_paused", ""),
+        undo=given.get("undo", False),
+        halted=await _halted(session, typed.name) if typed.verb == "resume" else (),
+    )
+    seen = await session.one(resource, typed.name)
+    change = find(seen, wish)
+    if not terminal.structured:
+        _preview(change, terminal)
+    if typed.dry_run:
+        return _end(change, terminal, done=False)
+    if change.moves and not typed.yes and not is_wanted(sys.stdin):
+        _end(change, terminal, done=False)
+        return FAILED
+    await _send(session, seen, change, lambda raw: find(raw, wish))
+    return _end(change, terminal, done=True)
+
+
+async def _send(session: Session, seen: JSON, change: Change, find: Callable[[JSON], Change]) -> None:
+    """Write it on the object that was shown. Raises Trouble where it is no longer that: a person may think for long.
+
+    What makes no difference, such as a kubelet's heartbeat, makes the server refuse the patch, and it is read again.
+    """
+    what = f"{KINDS[change.resource.plural]}/{change.name}"
+    for _ in range(TRIES):
+        now = await session.one(change.resource, change.name)
+        if find(now).body != change.body or decided_on(now) != decided_on(seen):
+            raise Trouble(f"{what} changed since you were shown it, and nothing was written: look again")
+        try:
+            await session.client.patch(change.resource, change.name, as_seen(change.body, now))
+        except Conflict:
+            continue
+        except KubeError as error:
+            raise Trouble(sentence(error, session.where)) from error
+        return
+    raise Trouble(f"somebody else writes {what} all the time, and nothing was written: try again")
+
+
+async def _halted(session: Session, policy: str) -> tuple[str, ...]:
+    """Which nodes wait for a resume: a policy does not list them itself."""
+    nodes = map(read_node, await session.all(GPUNODES))
+    return tuple(seen.name for seen in nodes if (seen.policy, seen.reason) == (policy, Reason.HALTED))
+
+
+def is_wanted(answers: TextIO) -> bool:
+    """Ask whoever sits there. Raises Trouble where nobody does."""
+    if not answers.isatty():
+        raise Trouble(
+            "pods may be evicted because of this, and nobody is there to ask: give --yes, or --dry-run"
+        )
+    return agrees("Pods may be evicted because of this. Go on?", answers)
+
+
+def _preview(change: Change, terminal: Terminal) -> None:
+    patch = json.dumps(change.body, separators=(",", ":"))
+    head = line(Span(f"{KINDS[change.resource.plural]}/{change.name}", Ink.TITLE), f"  {patch}")
+    terminal.show([head, *prose(f"{change.means[:1].upper()}{change.means[1:]}.", terminal.paper)])
+
+
+def _end(change: Change, terminal: Terminal, *, done: bool) -> int:
+    if terminal.structured:
+        terminal.data(change.as_data(done=done))
+    else:
+        terminal.show([line(Span("Done.", Ink.GOOD) if done else Span("Nothing was changed.", Ink.FAINT))])
+    return DONE

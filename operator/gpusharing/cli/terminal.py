@@ -1,0 +1,119 @@
+"""Where the text goes: a person's terminal in colour, or a pipe without. rich is imported for the former only."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TextIO
+
+from gpusharing.cli.drawing import Ink, Line, Paper, plain
+
+Output = Literal["table", "wide", "json", "yaml", "html"]
+COLORS: Mapping[Ink, str] = {
+    Ink.PLAIN: "",
+    Ink.TITLE: "bold",
+    Ink.GOOD: "green",
+    Ink.BUSY: "cyan",
+    Ink.WAITING: "yellow",
+    Ink.BAD: "bold red",
+    Ink.FAINT: "dim",
+}
+
+
+@dataclass(slots=True)
+class Terminal:
+    """One place that text goes to."""
+
+    stream: TextIO
+    output: Output = "table"
+    color: bool = False
+    width: int | None = None
+    """None: it is no terminal, and lines are as long as they are."""
+    _live: Any = field(default=None, init=False)
+    _documents: int = field(default=0, init=False)
+    """Written as data so far: YAML has a line between two."""
+
+    @classmethod
+    def of(cls, output: Output, *, color: bool, environment: Mapping[str, str] = os.environ) -> "Terminal":
+        """Standard output, as it is: https://no-color.org says what NO_COLOR means."""
+        stream = sys.stdout
+        if not stream.isatty():
+            return cls(stream, output)
+        wanted = color and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+        return cls(stream, output, wanted, shutil.get_terminal_size().columns)
+
+    @property
+    def paper(self) -> Paper:
+        """What is written on."""
+        unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
+        return Paper(self.width, glyphs=unicode, wide=self.output == "wide")
+
+    @property
+    def structured(self) -> bool:
+        """Data is wanted, and no text."""
+        return self.output in ("json", "yaml")
+
+    @property
+    def redraws(self) -> bool:
+        """A `redrawing` is under way: what is shown takes the place of what was."""
+        return self._live is not None
+
+    def data(self, value: object) -> None:
+        """Write it as JSON or YAML, whichever was asked for."""
+        if self.output == "yaml":
+            import yaml  # costs as much as all the rest of a short command
+
+            self.stream.write("---\n" if self._documents else "")
+            self.stream.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+        else:
+            self.stream.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self._documents += 1
+
+    def write(self, text: str) -> None:
+        """Write a text as it is."""
+        self.stream.write(text)
+        self.stream.flush()
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Write the lines; in a `redrawing`, instead of those before."""
+        if self._live is not None:
+            self._live.update(_rich(lines), refresh=True)
+        elif self.color:
+            from rich.console import Console
+
+            Console(file=self.stream, width=self.width, force_terminal=True, highlight=False).print(
+                _rich(lines), soft_wrap=True, end=""
+            )
+        else:
+            self.write(plain(lines))
+
+    @contextmanager
+    def redrawing(self) -> Iterator[None]:
+        """While it lasts, `show` draws over what it drew before; on a pipe it goes on below."""
+        if self.width is None:
+            yield
+            return
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(file=self.stream, force_terminal=True, no_color=not self.color, highlight=False)
+        with Live(console=console, auto_refresh=False, screen=True, vertical_overflow="crop") as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+
+def _rich(lines: Sequence[Line]) -> Any:
+    from rich.text import Text
+
+    text = Text()
+    for one in lines:
+        for span in one:
+            text.append(span.text, style=COLORS[span.ink])
+        text.append("\n")
+    return text

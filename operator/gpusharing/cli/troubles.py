@@ -1,0 +1,41 @@
+"""What ends a command without a result: one sentence for the person who typed it, and an exit status."""
+
+from gpusharing.kube.errors import (
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Throttled,
+    Unauthorized,
+)
+
+DONE, FAILED, CHANGES, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+"""Exit statuses; the last two are those of a shell for a program that was ended by SIGINT or SIGPIPE."""
+INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
+VIEWER = "ClusterRole gpusharing-viewer"
+
+
+class Trouble(Exception):
+    """Nothing more can be done; the message says what is and what to do."""
+
+
+def sentence(error: KubeError, where: str) -> str:
+    """An answer of the API server, or none, in words for whoever sits at the terminal. `where`: the context."""
+    if isinstance(error, Unauthorized):
+        return f"{said(error)}. The credentials of {where} are expired or refused: log in again"
+    if isinstance(error, Forbidden):
+        return f"you lack a right in {where}: {said(error)}. {VIEWER} is enough to look; ask for what is named here"
+    if isinstance(error, Invalid):
+        return f"the API server of {where} refuses that: {said(error)}"
+    if isinstance(error, NotFound):
+        return f"not in {where}: {said(error)}"
+    if isinstance(error, Throttled):
+        return f"the API server of {where} asks to be left alone for a while: {said(error)}. Try again"
+    return f"the API server of {where} does not answer: {said(error)}. Check the context and the way to the server"
+
+
+def said(error: Exception) -> str:
+    """What an error says, on one line and without a full stop; not what would help the operator."""
+    if isinstance(error, Forbidden):
+        error = KubeError(error.message)
+    return " ".join((str(error) or type(error).__name__).split()).rstrip(". ")

@@ -1,0 +1,92 @@
+"""`why NODE|POD`: one screen that says where it stands, who disagrees, what blocks, and what a person does about it.
+
+A node's published state needs the viewer's rights only; what each source of proof says needs those of `plan`, and where
+they are missing the screen says which.
+"""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+from gpusharing.cli.cluster import Decided, gathered
+from gpusharing.cli.fleet import read_node
+from gpusharing.cli.session import Session, no_such
+from gpusharing.cli.terminal import Terminal
+from gpusharing.cli.troubles import DONE, Trouble
+from gpusharing.cli.whynode import NodeAnswer, describe_node, node_answer
+from gpusharing.cli.whypod import describe_pod, pod_answer
+from gpusharing.kube.client import GPUNODES, NODES, PODS
+from gpusharing.kube.errors import KubeError, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is asked about."""
+
+    name: str
+    namespace: str | None
+    """Of a pod; None: it is a node."""
+
+
+def find_subject(word: str, namespace: str) -> Subject:
+    """`gpu-07`, `node/gpu-07`, `pod/llm-0`, `team-a/llm-0` or `pod/team-a/llm-0`. Raises Trouble for anything else."""
+    kind, _, rest = word.partition("/")
+    if not rest:
+        return Subject(word, None)
+    if kind in ("node", "nodes", "gpunode", "gpunodes", "gpun"):
+        return Subject(rest, None)
+    if kind in ("pod", "pods", "po"):
+        first, _, last = rest.rpartition("/")
+        return Subject(last, first or namespace)
+    if "/" in rest:
+        raise Trouble(f"why of what? {word} is neither a node nor a pod: NODE, pod/NAME or NAMESPACE/NAME")
+    return Subject(rest, kind)
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+    subject = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
+    if subject.namespace is not None:
+        pod = await session.one(PODS, subject.name, subject.namespace)
+        async with gathered(session) as cluster:
+            told = pod_answer(pod, await cluster.decide(()))
+        if terminal.structured:
+            terminal.data(told.as_data())
+        else:
+            terminal.show(describe_pod(told, terminal.paper))
+        return DONE
+    answer = await _node(session, subject.name)
+    if terminal.structured:
+        terminal.data(answer.as_data())
+    else:
+        terminal.show(describe_node(answer, session.now(), terminal.paper))
+    return DONE
+
+
+async def _node(session: Session, name: str) -> NodeAnswer:
+    """What was published of it, and with the rights for that what each source says now."""
+    try:
+        seen = read_node(await session.client.get(GPUNODES, name))
+    except NotFound:
+        seen = None
+    except KubeError:
+        seen = read_node(await session.one(GPUNODES, name))  # raises what it means
+    decided: Decided | None = None
+    trouble = ""
+    try:
+        async with gathered(session) as cluster:
+            decided = await cluster.decide((), [name])
+    except Trouble as error:
+        trouble = str(error)
+    if seen is None and (decided is None or name not in decided.snapshot.nodes):
+        raise Trouble(no_such(NODES, name, await _names(session, decided), session.where))
+    return node_answer(name, seen, decided, trouble)
+
+
+async def _names(session: Session, decided: Decided | None) -> list[str]:
+    """Of the nodes that there are."""
+    if decided is not None:
+        return sorted(decided.snapshot.nodes)
+    try:
+        return [raw["metadata"]["name"] for raw in await session.all(GPUNODES)]
+    except Trouble:
+        return []

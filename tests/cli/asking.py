@@ -1,0 +1,89 @@
+"""A verb on a SIMULATED cluster in this process, and what it says."""
+
+import io
+import json
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hack.sim.fakecluster import FakeCluster
+from tests.embedded.scene import Scene, nodes, scene
+from tests.fakes.virtualtime import virtual_now
+
+from gpusharing.cli.arguments import parse
+from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.session import Session
+from gpusharing.cli.terminal import Terminal
+from gpusharing.kube.client import KubeClient
+
+ME = "a-person"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a verb ended with."""
+
+    status: int
+    out: str
+
+    @property
+    def data(self) -> Any:
+        """With -o json."""
+        return json.loads(self.out)
+
+
+async def ask(
+    cluster: FakeCluster, *words: str, client: KubeClient | None = None, width: int | None = None
+) -> Told:
+    """Type a command line; Trouble is raised as it is. `client`: what the calls go through, if not the person's own;
+    `width`: of the terminal, if it is one.
+    """
+    typed: Namespace = parse(words)
+    stream = io.StringIO()
+    terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
+    session = Session(client or cluster.client(ME), "context test", now=virtual_now)
+    status = await import_module(f"gpusharing.cli.{typed.module}").run(session, typed, terminal)
+    return Told(status, stream.getvalue())
+
+
+def written(folder: Path, *manifests: Any) -> str:
+    """A file with these objects."""
+    path = folder / "policies.yaml"
+    path.write_text("\n---\n".join(json.dumps(one) for one in manifests))
+    return str(path)
+
+
+def writes(cluster: FakeCluster) -> list[str]:
+    """What the person has written."""
+    return [write.call.path for write in cluster.writes if write.call.identity == ME]
+
+
+def install(cluster: FakeCluster, **variables: str) -> None:
+    """The operator's Deployment, as the chart makes it; `variables` are its settings."""
+    given = {"GPUSHARING_AGENT_NAMESPACE": "gpusharing-agent", **variables}
+    container = {"name": "operator", "env": [{"name": key, "value": value} for key, value in given.items()]}
+    labels = {
+        "app.kubernetes.io/name": OPERATOR,
+        "app.kubernetes.io/version": version("gpu-sharing-operator"),
+    }
+    cluster.add(
+        DEPLOYMENTS,
+        {
+            "metadata": {"name": OPERATOR, "namespace": "gpusharing", "labels": labels},
+            "spec": {"template": {"spec": {"containers": [container]}}},
+        },
+    )
+
+
+@asynccontextmanager
+async def operated(count: int, **more: Any) -> AsyncIterator[Scene]:
+    """A scene with so many nodes, the operator's Deployment, and a mig-manager that runs on each node."""
+    async with scene(*nodes(count), **more) as stage:
+        install(stage.e.cluster)
+        await stage.running("nvidia-mig-manager", count)
+        yield stage

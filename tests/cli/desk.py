@@ -1,0 +1,158 @@
+"""A person's terminal, and a stand-in for the API server that it reaches: it serves lists, and refuses as told."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hack.generate import ROOT
+
+JSON = dict[str, Any]
+POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
+GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
+PROGRAM = (sys.executable, "-m", "gpusharing.cli")
+SECONDS = 60.0
+"""Patience with the program, for a machine that does other things too."""
+
+
+@dataclass
+class Served:
+    """SIMULATED: lists by path, and refusals (HTTP status, Status.message) by path; all else is not found."""
+
+    lists: dict[str, list[JSON]] = field(default_factory=dict)
+    objects: dict[str, JSON] = field(default_factory=dict)
+    """Single objects by path."""
+    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
+    refuses_all: tuple[int, str] | None = None
+    closing: threading.Event = field(default_factory=threading.Event)
+    """The day is over: watches end."""
+    asked: list[str] = field(default_factory=list)
+    """`VERB path` of every call."""
+
+    def answer(self, verb: str, path: str) -> tuple[int, JSON]:
+        """What the server says."""
+        self.asked.append(f"{verb} {path}")
+        refusal = self.refusals.get(path, self.refuses_all)
+        if refusal is not None:
+            code, message = refusal
+            return code, {"kind": "Status", "status": "Failure", "code": code, "message": message}
+        if path in self.objects:
+            return 200, self.objects[path]
+        if path in self.lists:
+            return 200, {"kind": "List", "metadata": {"resourceVersion": "1"}, "items": self.lists[path]}
+        return 404, {"kind": "Status", "status": "Failure", "code": 404, "message": "not found"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the program left."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass
+class Desk:
+    """Where somebody sits and types."""
+
+    folder: Path
+    server: Served = field(default_factory=Served)
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        """Nobody has a kubeconfig of their own here."""
+        self.kubeconfig = self.folder / "kubeconfig"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Of the program: no cluster but ours, and no terminal of a certain size."""
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        path = os.pathsep.join((str(ROOT / "operator"), str(ROOT)))
+        plain = {"HOME": str(self.folder), "PYTHONPATH": path, "PYTHONUTF8": "1"}
+        return {**kept, **plain, "KUBECONFIG": str(self.kubeconfig), **more}
+
+    def type(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Said:
+        """One command line, on pipes."""
+        done = subprocess.run(
+            [*PROGRAM, *arguments],
+            env=self.environment(**(environment or {})),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    def write_kubeconfig(self, url: str, contexts: Sequence[str] = ("desk",)) -> None:
+        """Contexts that all lead to this address, with a token."""
+        told = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": contexts[0],
+            "clusters": [{"name": "here", "cluster": {"server": url}}],
+            "users": [{"name": "me", "user": {"token": "secret-token"}}],
+            "contexts": [{"name": name, "context": {"cluster": "here", "user": "me"}} for name in contexts],
+        }
+        self.kubeconfig.write_text(json.dumps(told))
+
+
+@contextmanager
+def desk_at(folder: Path) -> Iterator[Desk]:
+    """A desk whose kubeconfig leads to a server of its own."""
+    desk = Desk(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send(*desk.server.answer("POST", urlsplit(self.path).path))
+
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            if "watch=" in url.query:
+                self.watch()
+                return
+            self.send(*desk.server.answer("GET", url.path))
+
+        def send(self, code: int, body: JSON) -> None:
+            """One answer."""
+            data = json.dumps(body).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def watch(self) -> None:
+            """Nothing happens for as long as somebody looks."""
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.close_connection = True
+            desk.server.closing.wait(SECONDS)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            desk.url = f"http://127.0.0.1:{server.server_port}"
+            desk.write_kubeconfig(desk.url)
+            yield desk
+        finally:
+            desk.server.closing.set()
+            server.shutdown()
+            thread.join()

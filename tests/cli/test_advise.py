@@ -1,0 +1,120 @@
+"""Which mode is advised for what, and that the policy which comes with it is one (cli/advise.py, cli/advice.py)."""
+
+import itertools
+import re
+
+import pytest
+import yaml
+from hack.generate import ROOT
+from tests.cli.desk import Desk
+
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.validation import validate_policy
+from gpusharing.cli.advice import Advice, Asked, advise, usable
+from gpusharing.cli.advise import size_of
+from gpusharing.cli.layouts import pick
+from gpusharing.cli.troubles import DONE, FAILED, Trouble
+from gpusharing.planning.gpus.cards import CARDS, Card
+from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise
+
+
+def told(card: str = "h100-80gb", memory: float = 15, **answers: bool) -> Advice:
+    return advise(Asked(pick(card), memory, **answers))
+
+
+CASES: dict[str, tuple[Advice, str, int, str]] = {
+    "15 GiB with a promise of latency": (told(promise=True), "MIG", 4, "1g.20gb"),
+    "4 GiB of strangers": (told(memory=4, strangers=True), "MIG", 7, "1g.10gb"),
+    "28 GiB to be billed": (told(memory=28, bill=True), "MIG", 2, "3g.40gb"),
+    "15 GiB of friends who compute all the time": (told(), "MPS", 4, ""),
+    "4 GiB of notebooks": (told(memory=4, bursts=True), "TimeSlicing", 4, ""),
+    "30 GiB of notebooks": (told(memory=30, bursts=True), "TimeSlicing", 2, ""),
+    "a model of 60 GiB": (told(memory=60, promise=True), "Full", 1, ""),
+    "a model of 140 GiB": (told(memory=140), "Full", 1, ""),
+    "a promise on a card without MIG": (told("l40s", 10, promise=True), "Full", 1, ""),
+    "friends on an old card": (told("v100-16gb", 0.5), "MPS", 16, ""),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_advice_for(name: str) -> None:
+    found, mode, shares, profile = CASES[name]
+    assert (str(found.mode), found.shares) == (mode, shares)
+    assert (found.profile.name if found.profile else "") == profile
+
+
+ANSWERS = [
+    dict(zip(("promise", "strangers", "bill", "bursts"), row, strict=True))
+    for row in itertools.product((True, False), repeat=4)
+]
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if card.memory_gb], ids=lambda card: card.key)
+def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_workload(card: Card) -> None:
+    for answers, memory in itertools.product(ANSWERS, (0.1, 1, 4, 9, 15, 28, 60, 200)):
+        found = advise(Asked(card, memory, **answers))
+        spec = validate_policy(found.policy("p", "x"))
+        assert isinstance(spec, GPUSharingPolicySpec), (answers, memory, spec)
+        assert found.why, "each has a reason"
+        assert found.but, "nothing is free"
+        if found.profile is not None:
+            layout = normalise({found.profile.name: found.shares})
+            assert isinstance(find_fit(layout, card.profiles), Legal)
+            assert usable(card, found.profile) >= memory
+        if answers["promise"]:
+            assert str(found.mode) in ("MIG", "Full"), "nothing else keeps neighbours apart"
+
+
+def test_every_page_that_a_reason_cites_is_there_with_its_anchor() -> None:
+    cited = {
+        page
+        for found, *_ in CASES.values()
+        for text in (*found.why, found.but)
+        for page in re.findall(r"docs/[\w/.#-]+\w", text)
+    }
+    assert len(cited) > 4
+    for page in cited:
+        name, _, anchor = page.partition("#")
+        text = (ROOT / name).read_text()
+        assert not anchor or f'id="{anchor}"' in text, page
+
+
+SIZES = {"15Gi": 15, "15": 15, "15 GiB": 15, "512Mi": 0.5, "1.5Gi": 1.5}
+
+
+@pytest.mark.parametrize("text", SIZES)
+def test_a_size_is_read_as_people_write_it(text: str) -> None:
+    assert size_of(text) == SIZES[text]
+
+
+@pytest.mark.parametrize("text", ["", "a lot", "0", "-3Gi", "15Ti"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(Trouble, match="is no size of memory"):
+        size_of(text)
+
+
+def test_the_policy_can_be_applied_as_it_is(desk: Desk) -> None:
+    said = desk.type(
+        "advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise", "--pool", "a", "-o", "yaml"
+    )
+    assert said.status == DONE
+    assert isinstance(validate_policy(yaml.safe_load(said.out)), GPUSharingPolicySpec)
+
+
+def test_the_advice_reads_like_this(desk: Desk) -> None:
+    said = desk.type("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise")
+    drawn = "  [1g.20gb ][1g.20gb ][1g.20gb ][1g.20gb ]\n"
+    assert said.out.startswith(
+        f"MIG, 4x1g.20gb on each GPU\n{drawn}Because latency or availability is promised: "
+    )
+
+
+def test_a_card_whose_memory_is_not_its_own_is_refused(desk: Desk) -> None:
+    said = desk.type("advise", "--card", "thor-igpu", "--memory", "1Gi")
+    assert (said.status, said.err.count("\n")) == (FAILED, 1)
+    assert "shares its memory with the CPU" in said.err
+
+
+def test_on_a_pipe_nobody_is_asked(desk: Desk) -> None:
+    said = desk.type("advise", "--memory", "15Gi")
+    assert (said.status, said.err) == (FAILED, "error: advise needs --card\n")

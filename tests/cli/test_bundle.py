@@ -1,0 +1,134 @@
+"""`support-bundle`: what is in it, and that planted secrets are not (cli/bundle.py, cli/cleaning.py)."""
+
+import json
+import tarfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.sim.fakefaults import EVER
+from tests.cli.asking import ME, ask, operated, writes
+from tests.embedded.scene import FULL
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.bundle import Bundle
+from gpusharing.cli.cleaning import REMOVED, cleaned
+from gpusharing.cli.troubles import DONE, Trouble
+from gpusharing.kube.client import CLUSTER_POLICIES, NODES, PODS, Resource
+from gpusharing.kube.errors import Forbidden
+
+PLANTED = "hunter2"
+SECRETS = Resource("", "v1", "secrets", namespaced=True)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The files of a bundle, by their names below its folder."""
+    with tarfile.open(path) as archive:
+        found = {}
+        for entry in archive.getmembers():
+            stream = archive.extractfile(entry)
+            assert stream is not None
+            found[entry.name.partition("/")[2]] = stream.read()
+    return found
+
+
+def plant(cluster: Any) -> None:
+    """Where people put what nobody else may see."""
+    container = {
+        "name": "main",
+        "image": "agent:1",
+        "env": [{"name": "PASSWORD", "value": PLANTED}],
+        "envFrom": [{"secretRef": {"name": PLANTED}}],
+        "args": [f"--token={PLANTED}"],
+        "command": ["sh", "-c", PLANTED],
+        "livenessProbe": {
+            "exec": {"command": [PLANTED]},
+            "httpGet": {"httpHeaders": [{"name": "Authorization", "value": PLANTED}]},
+        },
+    }
+    metadata = {
+        "name": "agent-x",
+        "namespace": "gpusharing-agent",
+        "labels": {"app.kubernetes.io/name": "gpusharing-agent"},
+        "annotations": {"kubectl.kubernetes.io/last-applied-configuration": PLANTED, "team/note": PLANTED},
+    }
+    volumes = [{"name": "v", "csi": {"volumeAttributes": {"key": PLANTED}}}]
+    cluster.add(PODS, {"metadata": metadata, "spec": {"containers": [container], "volumes": volumes}})
+    cluster.add(
+        SECRETS, {"metadata": {"name": "s", "namespace": "gpusharing"}, "data": {"password": PLANTED}}
+    )
+    env = {"driver": {"env": [{"name": "X", "value": PLANTED}], "licensingConfig": {"nlsToken": PLANTED}}}
+    cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": env})
+    cluster.patch(NODES, "gpu-1", {"metadata": {"annotations": {"team/bmc-password": PLANTED}}})
+
+
+@virtually
+async def test_no_planted_secret_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.tar.gz"
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        plant(stage.e.cluster)
+        told = await ask(stage.e.cluster, "support-bundle", str(path))
+        assert writes(stage.e.cluster) == []
+        assert (ME, "list", "secrets") not in stage.e.cluster.calls
+        assert (ME, "get", "secrets") not in stage.e.cluster.calls
+    assert told.status == DONE
+    found = contents(path)
+    assert [name for name, content in found.items() if PLANTED.encode() in content] == []
+    assert b"agent-x" in found["gpusharing-agent/pods.json"], "the pod itself is there"
+
+
+@virtually
+async def test_it_has_what_a_person_needs_to_see_what_happened(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.tar.gz"
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.e.cluster.logs["gpu-operator", stage.pods("nvidia-mig-manager")[0]["metadata"]["name"]] = (
+            "applied\n"
+        )
+        await ask(stage.e.cluster, "support-bundle", str(path))
+    found = contents(path)
+    (policy,) = json.loads(found["policies.json"])
+    assert policy["status"]["summary"]["status"] == "Synced"
+    (node,) = json.loads(found["nodes.json"])
+    assert "gpusharing.dev/verified" in node["metadata"]["annotations"]
+    assert "nvidia.com/gpu" in node["status"]["allocatable"]
+    assert {"gpunodes.json", "clusterpolicies.json", "README.txt"} <= set(found)
+    assert "gpu-operator/configmap-gpusharing-device-plugin.json" in found
+    assert b"applied\n" in [content for name, content in found.items() if "/logs/nvidia-mig-manager" in name]
+
+
+@virtually
+async def test_what_may_not_be_read_is_left_out_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.tar.gz"
+    async with operated(1) as stage:
+        refusal = Forbidden('User "me" cannot list resource "nodes"')
+        stage.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
+        told = await ask(stage.e.cluster, "support-bundle", str(path))
+    assert told.status == DONE
+    assert 'Left out: nodes.json: User "me" cannot list resource "nodes"' in " ".join(told.out.split())
+    assert b'cannot list resource "nodes"' in contents(path)["README.txt"]
+
+
+@virtually
+async def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    async with operated(1) as stage:
+        with pytest.raises(Trouble, match="cannot be written"):
+            await ask(stage.e.cluster, "support-bundle", str(tmp_path / "no" / "such.tar.gz"))
+
+
+def test_only_the_owner_may_read_what_is_unpacked(tmp_path: Path) -> None:
+    bundle = Bundle({"a": b"x"})
+    path = tmp_path / "b.tar.gz"
+    path.write_bytes(bundle.tar("folder", datetime(2026, 11, 20, tzinfo=UTC)))
+    with tarfile.open(path) as archive:
+        assert [entry.mode for entry in archive.getmembers()] == [0o600]
+
+
+def test_a_text_under_a_telling_key_goes_wherever_it_is() -> None:
+    assert cleaned({"a": [{"apiKey": "x", "nlsToken": "y", "name": "z"}]}) == {
+        "a": [{"apiKey": REMOVED, "nlsToken": REMOVED, "name": "z"}]
+    }

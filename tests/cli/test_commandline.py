@@ -1,0 +1,339 @@
+"""The program as a person starts it: flags, exit statuses, sentences (cli/main.py, cli/running.py, cli/session.py,
+cli/kubeconfig.py, cli/questions.py, cli/terminal.py, cli/status.py, cli/__main__.py)."""
+
+import json
+import os
+import pty
+import resource
+import select
+import signal
+import subprocess
+import termios
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import yaml
+from hack.generate import ROOT
+from tests.cli.desk import GPUNODES, POLICIES, PROGRAM, SECONDS, Desk
+from tests.cli.objects import policy
+
+from gpusharing.cli.arguments import VERBS
+from gpusharing.cli.nearest import nearest
+from gpusharing.cli.troubles import CHANGES, DONE, FAILED, INTERRUPTED, PIPE_CLOSED
+
+HELP_SECONDS = 0.15
+"""CPU seconds until --help has ended."""
+HEAVY = ("kubernetes", "aiohttp", "pydantic", "rich", "yaml", "asyncio", "gpusharing.planning")
+
+
+def read_stream(text: str) -> Iterator[Any]:
+    """JSON documents one after the other, as jq reads them."""
+    decoder = json.JSONDecoder()
+    while text := text.lstrip():
+        found, end = decoder.raw_decode(text)
+        text = text[end:]
+        yield found
+
+
+def test_status_tells_the_pools(desk: Desk) -> None:
+    said = desk.type("status")
+    assert (said.status, said.err) == (DONE, "")
+    assert "pool-b  MIG 2x3g.40gb  Draining" in said.out
+
+
+def test_status_needs_no_more_than_the_viewers_rights(desk: Desk) -> None:
+    desk.type("status")
+    assert {call.split()[1] for call in desk.server.asked} == {POLICIES, GPUNODES}
+
+
+def test_a_pipe_gets_no_colours(desk: Desk) -> None:
+    assert "\x1b" not in desk.type("status").out
+
+
+def test_status_of_one_policy_leaves_the_others_out(desk: Desk) -> None:
+    said = desk.type("status", "pool-c")
+    assert "pool-c" in said.out
+    assert "pool-b" not in said.out
+
+
+def test_a_policy_that_is_not_there_is_answered_with_the_nearest_names(desk: Desk) -> None:
+    said = desk.type("status", "pol-b")
+    assert (said.status, said.out) == (FAILED, "")
+    assert said.err == (
+        "error: there is no pol-b in gpusharingpolicies of context desk; did you mean: pool-b, pool-c\n"
+    )
+
+
+def test_json_and_yaml_hold_the_same(desk: Desk) -> None:
+    as_json, as_yaml = desk.type("status", "-o", "json"), desk.type("status", "-o", "yaml")
+    assert json.loads(as_json.out) == yaml.safe_load(as_yaml.out)
+
+
+def test_flags_may_stand_before_the_verb(desk: Desk) -> None:
+    assert json.loads(desk.type("-o", "json", "status").out)["pools"]
+
+
+def test_several_contexts_are_asked_one_after_the_other(desk: Desk) -> None:
+    desk.write_kubeconfig(desk.url, ("east", "west"))
+    said = desk.type("status", "--contexts", "east,west")
+    assert said.out.count("pool-b  MIG") == 2
+    assert said.out.index("context east") < said.out.index("context west")
+
+
+@pytest.mark.parametrize(("output", "read"), [("yaml", yaml.safe_load_all), ("json", read_stream)])
+def test_data_of_several_contexts_is_one_document_for_each(
+    desk: Desk, output: str, read: Callable[[str], Iterable[Any]]
+) -> None:
+    desk.write_kubeconfig(desk.url, ("east", "west"))
+    said = desk.type("status", "--contexts", "east,west", "-o", output)
+    assert [one["context"] for one in read(said.out)] == ["east", "west"]
+
+
+# --- what goes wrong ---------------------------------------------------------------------------------------------
+
+
+def wrong(desk: Desk, *arguments: str) -> str:
+    """The one sentence of a command that fails: no traceback, nothing on standard output."""
+    said = desk.type(*arguments)
+    assert (said.status, said.out) == (FAILED, "")
+    assert "Traceback" not in said.err
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def test_without_a_kubeconfig_the_message_says_where_it_was_looked_for(desk: Desk) -> None:
+    desk.kubeconfig.unlink()
+    assert "there is no kubeconfig at" in wrong(desk, "status")
+
+
+def test_a_kubeconfig_that_is_none_is_named(desk: Desk) -> None:
+    desk.kubeconfig.write_text("{{{")
+    assert f"kubeconfig {desk.kubeconfig} cannot be read" in wrong(desk, "status")
+
+
+def test_a_context_that_is_not_there_is_named(desk: Desk) -> None:
+    desk.write_kubeconfig(desk.url, ("east", "west"))
+    assert "no context wets in kubeconfig" in wrong(desk, "status", "--context", "wets")
+    assert "did you mean: west" in wrong(desk, "status", "--context", "wets")
+
+
+def test_of_several_kubeconfigs_the_first_says_which_context_is_the_current_one(desk: Desk) -> None:
+    """As for kubectl; the official client takes the last."""
+    desk.write_kubeconfig(desk.url, ("west",))
+    other = desk.kubeconfig.rename(desk.folder / "other")
+    desk.write_kubeconfig(desk.url, ("east",))
+    both = {"KUBECONFIG": f"{desk.kubeconfig}{os.pathsep}{other}"}
+    assert json.loads(desk.type("status", "-o", "json", environment=both).out)["context"] == "east"
+
+
+def test_a_kubeconfig_without_a_current_context_asks_for_one(desk: Desk) -> None:
+    told = json.loads(desk.kubeconfig.read_text())
+    desk.kubeconfig.write_text(json.dumps({**told, "current-context": ""}))
+    assert "Name one: --context; there are desk" in wrong(desk, "status")
+
+
+def test_a_server_that_does_not_answer_is_named(desk: Desk) -> None:
+    desk.write_kubeconfig("http://127.0.0.1:9")
+    assert "does not answer" in wrong(desk, "status")
+
+
+def test_credentials_that_expired_are_told(desk: Desk) -> None:
+    desk.server.refusals = {POLICIES: (401, "Unauthorized"), GPUNODES: (401, "Unauthorized")}
+    assert "expired or refused: log in again" in wrong(desk, "status")
+
+
+def test_a_login_program_that_fails_is_told_in_one_sentence(desk: Desk) -> None:
+    told = json.loads(desk.kubeconfig.read_text())
+    plugin = {"command": "/bin/sh", "args": ["-c", "echo session is over >&2; exit 1"]}
+    told["users"][0]["user"] = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", **plugin}}
+    desk.kubeconfig.write_text(json.dumps(told))
+    assert "session is over. Log in again" in wrong(desk, "status")
+
+
+def test_a_right_that_is_missing_is_named(desk: Desk) -> None:
+    told = 'gpunodes.gpusharing.dev is forbidden: User "me" cannot list resource "gpunodes"'
+    desk.server.refusals = {GPUNODES: (403, told)}
+    assert 'cannot list resource "gpunodes"' in wrong(desk, "status")
+
+
+def test_a_cluster_without_the_operator_is_told_how_to_install_it(desk: Desk) -> None:
+    desk.server.lists = {}
+    assert "helm install gpusharing" in wrong(desk, "status")
+
+
+ARGUMENTS = {"why": ["gpu-07"], "approve": ["p"], "pause": ["p"], "resume": ["p"]} | {
+    verb: ["gpu-07"] for verb in ("retry", "abort", "skip")
+}
+ASKING = [verb.name for verb in VERBS if not verb.offline and verb.name != "support-bundle"]
+
+
+@pytest.mark.parametrize("verb", ASKING)
+def test_where_nothing_may_be_read_there_is_one_sentence_for(desk: Desk, verb: str) -> None:
+    desk.server.refuses_all = (403, 'User "me" cannot do that')
+    assert 'User "me" cannot do that' in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
+
+
+@pytest.mark.parametrize("verb", ASKING)
+def test_where_nobody_is_known_there_is_one_sentence_for(desk: Desk, verb: str) -> None:
+    desk.server.refuses_all = (401, "Unauthorized")
+    assert "log in again" in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
+
+
+def test_a_bundle_that_nothing_may_go_into_says_so(desk: Desk) -> None:
+    desk.server.refuses_all = (403, 'User "me" cannot do that')
+    said = desk.type("support-bundle", str(desk.folder / "bundle.tar.gz"))
+    assert (said.status, said.err) == (DONE, "")
+    assert "Left out: policies.json: no right to list gpusharingpolicies" in said.out
+
+
+def test_two_flags_that_contradict_each_other_are_refused(desk: Desk) -> None:
+    assert "not both" in wrong(desk, "status", "--context", "a", "--contexts", "b,c")
+
+
+def test_a_verb_that_is_not_there_ends_with_1_because_2_says_that_a_plan_has_changes(desk: Desk) -> None:
+    said = desk.type("stauts")
+    assert said.status == FAILED != CHANGES
+    assert "See: kubectl gpusharing --help" in said.err
+
+
+def test_a_reader_that_goes_away_is_no_error_of_ours(desk: Desk) -> None:
+    """As `| head -1` does."""
+    with subprocess.Popen(
+        [*PROGRAM, "status"],
+        env=desk.environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        complaint = process.stderr.read()
+        assert process.wait() == PIPE_CLOSED
+    assert complaint == ""
+
+
+# --- at a terminal ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def terminal(
+    desk: Desk, *arguments: str, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The program on a terminal of 80 columns, and where to read what is on it."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 80))
+    told = desk.environment(TERM="xterm-256color", **environment)
+    with subprocess.Popen([*PROGRAM, *arguments], env=told, stdout=its, stderr=its, stdin=its) as process:
+        os.close(its)
+        try:
+            yield process, ours
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def read_until(screen: int, word: str) -> str:
+    """What was written until this word came, or until the program ended; a program that falls silent is an error."""
+    seen = b""
+    while word.encode() not in seen:
+        ready, _, _ = select.select([screen], [], [], SECONDS)
+        assert ready, f"nothing more for {SECONDS} s after {seen.decode()[-500:]!r}"
+        try:
+            piece = os.read(screen, 65536)
+        except OSError:  # EIO: the other side is closed
+            piece = b""
+        if not piece:
+            break
+        seen += piece
+    return seen.decode()
+
+
+def test_a_terminal_gets_colours(desk: Desk) -> None:
+    with terminal(desk, "status") as (_, screen):
+        assert "\x1b[32m" in read_until(screen, "pool-c  ")
+
+
+@pytest.mark.parametrize(("arguments", "environment"), [(("--no-color",), {}), ((), {"NO_COLOR": "1"})])
+def test_colours_can_be_had_none(desk: Desk, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    with terminal(desk, "status", *arguments, **environment) as (process, screen):
+        assert "\x1b" not in read_until(screen, "no such word")
+        assert process.wait(SECONDS) == DONE
+
+
+def test_ctrl_c_ends_a_watch_without_a_traceback(desk: Desk) -> None:
+    with terminal(desk, "status", "--watch") as (process, screen):
+        assert "pool-b" in read_until(screen, "pool-c")
+        process.send_signal(signal.SIGINT)
+        rest = read_until(screen, "no such word")
+        assert process.wait(SECONDS) == INTERRUPTED
+    assert "Traceback" not in rest
+    assert "pool-b" in rest.rpartition("\x1b[?1049l")[2], "the last picture stays on the ordinary screen"
+
+
+def test_ctrl_c_at_a_question_writes_nothing(desk: Desk) -> None:
+    asked = policy("pool-b")
+    asked["spec"]["rollout"]["approval"] = "Manual"
+    asked["status"]["plan"] = {"hash": "4a38df3", "disruption": "Reset", "nodeCount": 1, "pods": 2}
+    desk.server.objects = {f"{POLICIES}/pool-b": asked}
+    with terminal(desk, "approve", "pool-b") as (process, screen):
+        assert "Pods may be evicted because of this" in read_until(screen, "[y/N]")
+        process.send_signal(signal.SIGINT)
+        rest = read_until(screen, "no such word")
+        assert process.wait(SECONDS) == INTERRUPTED
+    assert "Traceback" not in rest
+    assert {call.split()[0] for call in desk.server.asked} == {"GET"}
+
+
+def test_a_watch_on_a_pipe_goes_on_below_only_when_something_changed(desk: Desk) -> None:
+    with subprocess.Popen(
+        [*PROGRAM, "status", "--watch"], env=desk.environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("pool-b")
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(SECONDS) == INTERRUPTED
+    assert "pool-b  MIG" not in rest
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------
+
+
+def test_help_comes_at_once(desk: Desk) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    said = desk.type("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert said.status == DONE
+    assert all(verb.name in said.out for verb in VERBS)
+    assert after.ru_utime - before.ru_utime < HELP_SECONDS
+
+
+@pytest.mark.parametrize("module", HEAVY)
+def test_help_does_without(desk: Desk, module: str) -> None:
+    code = (
+        "import sys\nfrom gpusharing.cli.arguments import parse\n"
+        "try: parse(['--help'])\nexcept SystemExit: pass\n"
+        f"sys.exit({module!r} in sys.modules)"
+    )
+    done = subprocess.run(
+        [PROGRAM[0], "-c", code], env=desk.environment(), check=False, stdout=subprocess.DEVNULL
+    )
+    assert done.returncode == 0
+
+
+def test_the_reference_page_has_every_verb() -> None:
+    page = (ROOT / "docs/reference/cli.md").read_text()
+    assert [verb.name for verb in VERBS if f"\n## {verb.name}\n" not in page] == []
+
+
+def test_every_verb_is_on_a_how_to_page() -> None:
+    pages = " ".join(path.read_text() for path in (ROOT / "docs/how-to").glob("*.md"))
+    assert [verb.name for verb in VERBS if f"kubectl gpusharing {verb.name} " not in pages] == []
+
+
+def test_the_nearest_names_are_the_likest_ones() -> None:
+    assert nearest("gpu-7", ["gpu-07", "gpu-70", "cpu-1"])[0] in ("gpu-07", "gpu-70")
+    assert nearest("zebra", ["gpu-07"]) == []

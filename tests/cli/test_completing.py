@@ -1,0 +1,56 @@
+"""What may come next, as kubectl asks for it (cli/completing.py)."""
+
+import subprocess
+import sys
+
+import pytest
+from tests.cli.desk import POLICIES, Desk
+
+from gpusharing.cli.arguments import VERBS
+from gpusharing.cli.completing import suggest
+
+HERE = {"gpusharingpolicies": ["pool-b", "pool-c"], "gpunodes": ["gpu-07", "gpu-08", "spare"]}
+NEXT = {
+    "": sorted(verb.name for verb in VERBS),
+    "re": ["resume", "retry"],
+    "status ": ["pool-b", "pool-c"],
+    "plan pool-c": ["pool-c"],
+    "why gpu": ["gpu-07", "gpu-08"],
+    "skip s": ["spare"],
+    "status -o ": ["html", "json", "table", "wide", "yaml"],
+    "-o json st": ["status"],
+    "status --wa": ["--watch"],
+    "pause pool-b --when-paused H": ["Hold"],
+    "layouts h1": ["h100-80gb", "h100-nvl-94gb"],
+    "doctor ": [],
+    "--context ": [],
+}
+
+
+@pytest.mark.parametrize("typed", NEXT)
+def test_after_these_words_may_come(typed: str) -> None:
+    assert suggest(typed.split(" "), HERE.__getitem__) == NEXT[typed]
+
+
+def complete(desk: Desk, *words: str) -> list[str]:
+    program = [sys.executable, "-c", "from gpusharing.cli.completing import main; main()", *words]
+    done = subprocess.run(
+        program, env=desk.environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_names_come_from_the_cluster_and_no_files_besides(desk: Desk) -> None:
+    assert complete(desk, "status", "pool") == ["pool-b", "pool-c", ":4"]
+
+
+def test_a_cluster_that_refuses_suggests_nothing(desk: Desk) -> None:
+    desk.server.refusals = {POLICIES: (403, "you may not")}
+    assert complete(desk, "status", "") == [":4"]
+
+
+def test_the_context_that_is_typed_is_asked(desk: Desk) -> None:
+    desk.write_kubeconfig(desk.url, ("east", "west"))
+    assert complete(desk, "--context", "west", "status", "") == ["pool-b", "pool-c", ":4"]
+    assert complete(desk, "--context=nowhere", "status", "") == [":4"]

@@ -1,0 +1,212 @@
+"""Which mode and layout the pods of a namespace ask for (cli/demand.py, and cli/advise.py with -n)."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from hack.generate import ROOT
+from tests.cli.desk import GPUNODES, Desk
+from tests.cli.objects import gpunode
+
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.validation import validate_policy
+from gpusharing.cli.advice import Advice
+from gpusharing.cli.demand import Demand, advise_for, describe_demand, read_demand
+from gpusharing.cli.layouts import pick
+from gpusharing.cli.troubles import DONE, FAILED
+from gpusharing.planning.gpus.cards import CARDS
+from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise, resource_name
+
+JSON = dict[str, Any]
+H100 = pick("h100-80gb")
+PODS = "/api/v1/namespaces/team-a/pods"
+
+
+def pod(name: str, asks: dict[str, int], *, qos: str = "Burstable", **more: Any) -> JSON:
+    """A pod of team-a; `more`: priority, phase, labels, owner."""
+    limits = {f"nvidia.com/{key}": str(count) for key, count in asks.items()}
+    owners = [{"kind": more["owner"], "name": "x", "uid": "x", "controller": True}] if "owner" in more else []
+    metadata = {"name": name, "namespace": "team-a", "uid": name, "ownerReferences": owners}
+    return {
+        "metadata": {**metadata, "labels": more.get("labels", {})},
+        "spec": {
+            "priority": more.get("priority", 0),
+            "containers": [{"name": "main", "resources": {"limits": limits}}],
+        },
+        "status": {"phase": more.get("phase", "Running"), "qosClass": qos},
+    }
+
+
+def demand(*pods: JSON) -> Demand:
+    return read_demand("team-a", pods)
+
+
+def advised(*pods: JSON) -> Advice:
+    found = advise_for(demand(*pods), H100)
+    assert found is not None
+    return found
+
+
+def some(count: int, asks: dict[str, int], **more: Any) -> list[JSON]:
+    return [pod(f"p-{'-'.join(asks)}-{number}", asks, **more) for number in range(count)]
+
+
+CASES: dict[str, tuple[list[JSON], str, dict[str, int], str]] = {
+    "one instance each": (
+        some(4, {"mig-3g.40gb": 1}),
+        "MIG",
+        {"3g.40gb": 2},
+        "2 GPUs with 2x3g.40gb have them all",
+    ),
+    "large and small ones": (
+        [*some(2, {"mig-3g.40gb": 1}), *some(6, {"mig-1g.10gb": 1})],
+        "MIG",
+        {"3g.40gb": 1, "1g.10gb": 4},
+        "2 GPUs with 1x3g.40gb+4x1g.10gb have them all",
+    ),
+    "sizes that no layout has at once": (
+        [*some(5, {"mig-1g.10gb": 1}), *some(1, {"mig-7g.80gb": 1})],
+        "MIG",
+        {"1g.10gb": 7},
+        "1 GPU with 7x1g.10gb has them all but 7g.80gb",
+    ),
+    "two GPUs for one model": (
+        [pod("llm-0", {"gpu": 2}), *some(3, {"gpu": 1})],
+        "Full",
+        {},
+        "llm-0 ask for more",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pods_that_ask_for(name: str) -> None:
+    pods, mode, layout, told = CASES[name]
+    found = advised(*pods)
+    assert (str(found.mode), dict(found.layout)) == (mode, layout)
+    assert told in " ".join(found.why)
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if card.profiles], ids=lambda card: card.key)
+def test_whatever_instances_are_named_the_policy_is_valid_and_its_layout_fits(card: Any) -> None:
+    for one in card.profiles:
+        for other in card.profiles:
+            names = {resource_name(profile.name).partition("/")[2]: 2 for profile in (one, other)}
+            found = advise_for(demand(pod("p", names)), card)
+            assert found is not None
+            assert isinstance(validate_policy(found.policy("p", "x")), GPUSharingPolicySpec)
+            assert isinstance(find_fit(found.layout, card.profiles), Legal)
+            assert {one.name, other.name} & dict(found.layout).keys()
+            assert found.layout == normalise(dict(found.layout))
+
+
+def test_every_page_that_is_cited_is_there_with_its_anchor() -> None:
+    reasons = [text for pods, *_ in CASES.values() for text in advised(*pods).why]
+    cited = {page for text in reasons for page in re.findall(r"docs/[\w/.#-]+\w", text)}
+    assert len(cited) > 3
+    for page in cited:
+        name, _, anchor = page.partition("#")
+        assert not anchor or f'id="{anchor}"' in (ROOT / name).read_text(), page
+
+
+def test_pods_that_are_over_or_ask_for_no_gpu_do_not_count() -> None:
+    found = demand(pod("a", {"gpu": 1}, phase="Succeeded"), pod("b", {}), pod("c", {"gpu": 1}))
+    assert (found.pods, dict(found.devices)) == (1, {"nvidia.com/gpu": 1})
+
+
+def test_an_init_container_gives_its_gpu_back() -> None:
+    raw = pod("p", {"gpu": 1})
+    raw["spec"]["initContainers"] = [{"name": "warm", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]
+    assert demand(raw).several == ()
+
+
+PROMISED = {
+    "most are of QoS Guaranteed": (some(2, {"gpu": 1}, qos="Guaranteed"), True),
+    "most are of a priority above 0": (some(2, {"gpu": 1}, priority=1000), True),
+    "half are of QoS Guaranteed": ([*some(1, {"gpu": 1}, qos="Guaranteed"), pod("x", {"gpu": 1})], False),
+    "none is": (some(2, {"gpu": 1}), False),
+}
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_something_is_promised_where(name: str) -> None:
+    pods, promised = PROMISED[name]
+    assert demand(*pods).promised is promised
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"owner": "Notebook"},
+        {"labels": {"notebook-name": "nb"}},
+        {"labels": {"component": "singleuser-server"}},
+    ],
+    ids=["a Notebook of Kubeflow", "its label", "a server of JupyterHub"],
+)
+def test_notebooks_rest_in_between_as(more: dict[str, Any]) -> None:
+    assert demand(*some(2, {"gpu": 1}, **more)).bursts
+    assert not demand(*some(2, {"gpu": 1}, labels={"component": "worker"})).bursts
+
+
+def test_what_the_pods_ask_for_is_told_in_a_sentence() -> None:
+    found = demand(pod("a", {"gpu": 1}, qos="Guaranteed"), pod("b", {"mig-1g.10gb": 2}, owner="Notebook"))
+    assert describe_demand(found) == (
+        "team-a: 2 pods with GPUs (1 of QoS Guaranteed, 1 notebook), which ask for 1 nvidia.com/gpu, 2"
+        " nvidia.com/mig-1g.10gb"
+    )
+
+
+# --- the program -----------------------------------------------------------------------------------------------
+
+
+def with_h100(name: str) -> JSON:
+    raw = gpunode(name)
+    for gpu in raw["status"]["observed"]["gpus"]:
+        gpu["product"] = "NVIDIA H100 80GB HBM3"
+    return raw
+
+
+def test_the_card_is_that_of_the_nodes_and_the_policy_can_be_applied(desk: Desk) -> None:
+    desk.server.lists = {PODS: some(4, {"mig-3g.40gb": 1}), GPUNODES: [with_h100("n-0")]}
+    said = desk.type("advise", "-n", "team-a", "-o", "yaml")
+    assert (said.status, said.err) == (DONE, "")
+    assert isinstance(validate_policy(yaml.safe_load(said.out)), GPUSharingPolicySpec)
+
+
+def test_where_pods_do_not_tell_their_memory_the_flag_does(desk: Desk) -> None:
+    desk.server.lists = {PODS: some(2, {"gpu": 1}, qos="Guaranteed")}
+    without = desk.type("advise", "-n", "team-a", "--card", "h100-80gb")
+    assert (without.status, without.out) == (FAILED, "")
+    assert "--memory: what pods ask for does not say how much memory they need" in without.err
+    said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "15Gi", "-o", "json")
+    told = json.loads(said.out)
+    assert (told["mode"], told["layout"]) == ("MIG", {"1g.20gb": 4})
+    assert "is promised" in told["why"][0]
+
+
+WRONG = {
+    "no pod asks for a GPU": ([], [], "no pod in namespace team-a of context desk asks for a GPU"),
+    "nobody may say which card it is": (some(1, {"gpu": 1}), [], "advise needs --card"),
+    "the card has no such instance": (
+        some(1, {"mig-1g.5gb": 1}),
+        ["--card", "h100-80gb"],
+        "does not have nvidia",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_one_sentence_where(desk: Desk, name: str) -> None:
+    pods, flags, told = WRONG[name]
+    desk.server.lists = {PODS: pods}
+    said = desk.type("advise", "-n", "team-a", *flags)
+    assert (said.status, said.out, said.err.count("\n")) == (FAILED, "", 1)
+    assert told in said.err
+
+
+def test_it_asks_for_the_pods_of_that_namespace_and_for_the_cards_only(desk: Desk) -> None:
+    desk.server.lists = {PODS: some(4, {"mig-3g.40gb": 1}), GPUNODES: [with_h100("n-0")]}
+    desk.type("advise", "-n", "team-a")
+    assert set(desk.server.asked) == {f"GET {PODS}", f"GET {GPUNODES}"}

@@ -1,0 +1,105 @@
+"""`doctor` on FakeCluster (cli/doctor.py); its labels of Nodes one by one (stack/nodesymptoms.py)."""
+
+from typing import Any
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from tests.cli.asking import ask, operated
+from tests.embedded.scene import FULL
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.doctor import describe
+from gpusharing.cli.drawing import Paper, plain
+from gpusharing.cli.troubles import DONE, FAILED
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
+from gpusharing.kube.installation import ACCESS_REVIEWS
+from gpusharing.planning.stack.nodesymptoms import Given, NodeLabels, find_node_symptoms
+from gpusharing.planning.stack.symptoms import Topic, error
+
+GIVEN = Given("gpu-operator", "time-slicing-config", frozenset({"any", "ts-4"}))
+PLUGIN, STATE = "nvidia.com/device-plugin.config", "nvidia.com/mig.config.state"
+PAUSED = {"nvidia.com/gpu.deploy.device-plugin": "paused-for-mig-change"}
+OLD = {"nvidia.com/mig.capable": "true", "nvidia.com/cuda.driver-version.full": "580.95.05"}
+
+
+def reasons(labels: dict[str, str], given: Given = GIVEN, **more: Any) -> list[str]:
+    return [one.reason for one in find_node_symptoms([NodeLabels("gpu-1", labels, **more)], given)]
+
+
+WRONG = {
+    "a label that names no key": ({PLUGIN: "ts-8"}, "PluginConfigUnknown"),
+    "a failed mig-manager": ({STATE: "failed"}, "MigConfigFailed"),
+    "operands that are paused for nothing": ({STATE: "success", **PAUSED}, "OperandsPaused"),
+    "a driver with the flaw": (OLD, "UnsafeDriver"),
+}
+FINE: dict[str, tuple[dict[str, str], Given]] = {
+    "a label that names a key": ({PLUGIN: "ts-4"}, GIVEN),
+    "a ConfigMap that cannot be read": ({PLUGIN: "ts-8"}, Given("gpu-operator", "x", None)),
+    "operands that are paused for a change": ({STATE: "pending", **PAUSED}, GIVEN),
+    "a driver of a card without MIG": ({**OLD, "nvidia.com/mig.capable": "false"}, GIVEN),
+    "a driver whose risk was accepted": (OLD, Given("n", "m", None, refuse_unsafe_drivers=False)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_node_shows(name: str) -> None:
+    labels, reason = WRONG[name]
+    assert reasons(labels) == [reason]
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_nothing_is_said_of(name: str) -> None:
+    labels, given = FINE[name]
+    assert reasons(labels, given) == []
+
+
+def test_a_change_of_ours_is_no_fault_of_the_node() -> None:
+    assert reasons({PLUGIN: "ts-8", STATE: "failed", **PAUSED}, fenced=True) == []
+
+
+def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
+    nodes = [NodeLabels(f"gpu-{number}", {PLUGIN: "ts-8"}) for number in range(9)]
+    (one,) = find_node_symptoms(nodes, GIVEN)
+    assert "gpu-0, gpu-1, gpu-2 and 6 more names no key of ConfigMap time-slicing-config" in one.message
+    assert one.command.startswith("kubectl label node gpu-0 gpu-1 ")
+    assert one.command.endswith(" nvidia.com/device-plugin.config-")
+
+
+def test_a_command_is_never_broken_into_lines() -> None:
+    long = error(Topic.NODES, "Odd", "it is odd " * 20, "kubectl label node " + "gpu-1 " * 40)
+    lines = plain(describe([long], installed=True, paper=Paper(60))).splitlines()
+    assert f"         -> {long.command}".rstrip() in lines
+    assert all(len(one) <= 60 for one in lines if "->" not in one)
+
+
+@virtually
+async def test_before_the_installation_it_says_what_that_would_meet() -> None:
+    cluster = FakeCluster()
+    cluster.uninstalled |= {ACCESS_REVIEWS, POLICIES, GPUNODES}
+    spec = {"devicePlugin": {"config": {"name": "ts", "default": "any"}}, "mig": {"strategy": "single"}}
+    cluster.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": spec})
+    cluster.add(CONFIG_MAPS, {"metadata": {"name": "ts", "namespace": "gpu-operator"}, "data": {"any": "x"}})
+    cluster.add(NODES, {"metadata": {"name": "gpu-1", "labels": {PLUGIN: "gone"}}})
+    told = await ask(cluster, "doctor", "-o", "json")
+    assert told.status == FAILED
+    assert not told.data["installed"]
+    found = {one["reason"] for one in told.data["symptoms"]}
+    assert found == {"PluginConfigNotOurs", "MigConfigNotOurs", "MigStrategySet", "PluginConfigUnknown"}
+    (said,) = (one["message"] for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
+    assert said.endswith(
+        "Entries of it that Nodes name have to be in ours first: see kubectl gpusharing import"
+    )
+
+
+@virtually
+async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_show() -> None:
+    """It has no pods of the operator, and nobody who answers questions about rights."""
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        told = await ask(stage.e.cluster, "doctor", "-o", "json")
+    found = {
+        one["reason"] for one in told.data["symptoms"] if one["topic"] in ("ClusterPolicy", "labels of Nodes")
+    }
+    assert found == set()
+    assert told.status in (DONE, FAILED)

@@ -1,0 +1,286 @@
+"""What one node by hand is as a policy (cli/handmade.py), and which nodes are alike (cli/likeness.py)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hack.cluster.nodes import LABEL_POOL
+from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
+from tests.recipes import MIG, PLUGIN
+
+from gpusharing.cli.adoption import Given, find_steps, named_maps
+from gpusharing.cli.handmade import Handmade, find_handmade, find_unsaid
+from gpusharing.cli.likeness import find_label, propose
+from gpusharing.kube.sources import NO_MAPS, AdminMaps
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
+from gpusharing.planning.snapshot.views import NodeView
+
+STATE = "nvidia.com/mig.config.state"
+
+
+# --- one node -------------------------------------------------------------------------------------------------------
+
+
+def read(
+    layout: Layout | None = None, entry: str = "version: v1", label: str = "all-disabled", **more: Any
+) -> Handmade | str:
+    """What a node with two such GPUs is, whose device plugin goes by this entry."""
+    gpus = (make_gpu(layout=layout), make_gpu(1, layout=more.pop("second", layout)))
+    observed = make_gpunode(gpus=gpus).observed
+    assert observed is not None
+    stack: StackView = make_stack(plugin_configs={"theirs": entry}, **more)
+    labels = {PLUGIN: "theirs", MIG: label, STATE: "success"} if label else {PLUGIN: "theirs"}
+    return find_handmade(make_node(labels=labels), observed, stack, "time-slicing-config")
+
+
+SEVEN: Layout = (("1g.10gb", 7),)
+HALVES: Layout = (("3g.40gb", 2),)
+ALL = "all-1g.10gb"
+
+
+def shared(counts: Mapping[str, int], kind: str = "timeSlicing", more: str = "") -> str:
+    """An entry with strategy mixed that shares these resources, named without `nvidia.com/`."""
+    rows = ", ".join(f"{{name: nvidia.com/{name}, replicas: {count}}}" for name, count in counts.items())
+    return f"version: v1\nflags: {{migStrategy: mixed}}\nsharing: {{{kind}: {{{more}resources: [{rows}]}}}}"
+
+
+SAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "whole GPUs": ({}, {"mode": "Full"}),
+    "shares": ({"entry": shared({"gpu": 4})}, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}),
+    "shares under another name that nobody gets two of": (
+        {"entry": shared({"gpu": 4}, more="renameByDefault: true, failRequestsGreaterThanOne: true, ")},
+        {
+            "mode": "TimeSlicing",
+            "timeSlicing": {"replicas": 4, "renameByDefault": True, "failRequestsGreaterThanOne": True},
+        },
+    ),
+    "MPS": ({"entry": shared({"gpu": 8}, "mps")}, {"mode": "MPS", "mps": {"replicas": 8}}),
+    "a configuration that NVIDIA names": (
+        {"layout": SEVEN, "label": ALL, "entry": "version: v1\nflags: {migStrategy: single}"},
+        {"mode": "MIG", "mig": {"strategy": "single", "config": ALL}},
+    ),
+    "GPUs that differ": (
+        {
+            "layout": SEVEN,
+            "second": None,
+            "label": "own",
+            "entry": "version: v1\nflags: {migStrategy: mixed}",
+            "admin_mig_file": "mig-configs: {own: [{devices: [0], mig-enabled: true, mig-devices: {1g.10gb: 7}},"
+            " {devices: [1], mig-enabled: false}]}",
+        },
+        {
+            "mode": "MIG",
+            "mig": {
+                "strategy": "mixed",
+                "layouts": [{"devices": [0], "profiles": {"1g.10gb": 7}}, {"devices": [1], "profiles": {}}],
+            },
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_a_policy_says(name: str) -> None:
+    given, spec = SAYS[name]
+    found = read(**given)
+    assert isinstance(found, Handmade), found
+    assert found.spec == spec
+
+
+UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "MIG that is served as whole GPUs": ({"layout": SEVEN, "label": ALL}, "migStrategy none"),
+    "two numbers of shares": (
+        {
+            "layout": (("3g.40gb", 1), ("1g.10gb", 4)),
+            "label": "own",
+            "entry": shared({"mig-1g.10gb": 2, "mig-3g.40gb": 3}),
+            "admin_mig_file": "mig-configs: {own: [{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 1,"
+            " 1g.10gb: 4}}]}",
+        },
+        "shares nvidia.com/mig-1g.10gb by 2, nvidia.com/mig-3g.40gb by 3: a policy has one number",
+    ),
+    "shares of some resources": (
+        {
+            "layout": SEVEN,
+            "second": None,
+            "label": "own",
+            "entry": shared({"gpu": 4}),
+            "admin_mig_file": "mig-configs: {own: [{devices: [0], mig-enabled: true, mig-devices: {1g.10gb: 7}},"
+            " {devices: [1], mig-enabled: false}]}",
+        },
+        "leaves nvidia.com/mig-1g.10gb whole",
+    ),
+    "MPS on MIG": (
+        {"layout": SEVEN, "label": ALL, "entry": shared({"mig-1g.10gb": 2}, "mps")},
+        "refuses it",
+    ),
+    "MPS that grants two shares": (
+        {"entry": shared({"gpu": 8}, "mps", "failRequestsGreaterThanOne: false, ")},
+        "always refuses requests",
+    ),
+    "instances that nos made": (
+        {"layout": SEVEN, "label": "", "entry": "version: v1\nflags: {migStrategy: mixed}"},
+        "when you run: kubectl label node gpu-07 nvidia.com/mig.config=all-1g.10gb",
+    ),
+    "instances that nos made and NVIDIA has no name for": (
+        {"layout": (("3g.40gb", 1), ("1g.10gb", 4)), "label": ""},
+        "when you name an entry that means it",
+    ),
+    "a configuration that nobody knows": ({"label": "gone"}, "no configuration that is known here"),
+    "an entry that cannot be read": ({"entry": "["}, "ConfigMap time-slicing-config has no such entry"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAYABLE)
+def test_no_policy_says(name: str) -> None:
+    given, words = UNSAYABLE[name]
+    found = read(**given)
+    assert isinstance(found, str)
+    assert words in found
+
+
+PLAIN = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp", discovers=True))
+ENTRIES: dict[str, tuple[dict[str, str], str]] = {
+    "the only one": ({"any": shared({"gpu": 4})}, "nvidia.com/device-plugin.config=any"),
+    "that called default": ({"default": shared({"gpu": 4}), "other": "version: v1"}, "TimeSlicing"),
+    "none of several": ({"any": shared({"gpu": 4}), "other": "version: v1"}, "Full"),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_without_a_label_nvidias_chart_takes_of_the_entries(name: str) -> None:
+    entries, words = ENTRIES[name]
+    observed = make_gpunode().observed
+    assert observed is not None
+    stack = make_stack(cluster_policy=PLAIN, plugin_configs=entries, admin_plugin_configs=entries)
+    found = find_handmade(make_node(), observed, stack, "theirs")
+    assert words in (found if isinstance(found, str) else found.spec["mode"])
+
+
+def test_what_a_policy_cannot_say_is_named_by_its_path() -> None:
+    text = "version: v1\nflags: {migStrategy: mixed, plugin: {passDeviceSpecs: true}}\nresources: {gpus: []}"
+    assert find_unsaid(text) == ("flags.plugin.passDeviceSpecs", "resources.gpus")
+    assert find_unsaid("[") == ()
+    found = read(entry=text)
+    assert isinstance(found, Handmade)
+    assert found.unsaid == ("flags.plugin.passDeviceSpecs", "resources.gpus")
+
+
+# --- groups and selectors --------------------------------------------------------------------------------------
+
+
+def labelled(**labels: dict[str, str]) -> dict[str, NodeView]:
+    """Nodes with these labels and no other."""
+    return {
+        name: replace(make_node(name), labels={"kubernetes.io/hostname": name, **own})
+        for name, own in labels.items()
+    }
+
+
+POOL, WORKERS = "cloud.google.com/gke-nodepool", "ibm-cloud.kubernetes.io/worker-pool"
+LABELS: dict[str, tuple[dict[str, NodeView], tuple[str, str] | None]] = {
+    "a pool's name": (labelled(a={POOL: "x"}, b={POOL: "x"}, c={POOL: "y"}), (POOL, "x")),
+    "a pool's name before any other": (
+        labelled(a={POOL: "x", "a.example/b": "1"}, b={POOL: "x", "a.example/b": "1"}), (POOL, "x")),
+    "the pool's name before its number": (
+        labelled(a={WORKERS + "-id": "7f", WORKERS + "-name": "x"}, b={WORKERS + "-id": "7f", WORKERS + "-name": "x"}),
+        (WORKERS + "-name", "x")),
+    "the label that we tell people to use before their cloud's": (
+        labelled(a={POOL: "x", LABEL_POOL: "y"}, b={POOL: "x", LABEL_POOL: "y"}), (LABEL_POOL, "y")),
+    "no label that a node without GPUs carries too": (labelled(a={POOL: "x"}, b={POOL: "x"}, cpu={POOL: "x"}), None),
+    "no label that a change rewrites": (
+        labelled(a={"nvidia.com/gpu.sharing-strategy": "mps"}, b={"nvidia.com/gpu.sharing-strategy": "mps"}), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_nodes_are_told_apart_by(name: str) -> None:
+    nodes, label = LABELS[name]
+    assert find_label(["a", "b"], nodes) == label
+
+
+POOLS = (
+    "agentpool",
+    "kubernetes.azure.com/agentpool",
+    "eks.amazonaws.com/nodegroup",
+    "alpha.eksctl.io/nodegroup-name",
+    "karpenter.sh/nodepool",
+    "kops.k8s.io/instancegroup",
+    "doks.digitalocean.com/node-pool",
+    "worker.gardener.cloud/pool",
+    "example.com/gpu-pool",
+)
+CHANCE = (
+    "topology.kubernetes.io/zone",
+    "topology.ebs.csi.aws.com/zone",
+    "topology.gke.io/zone",
+    "csi.oci/zone",
+    "topology.example.com/pool",
+    "karpenter.sh/capacity-type",
+    "karpenter.sh/nodepool-hash",
+    "eks.amazonaws.com/nodegroup-image",
+    "cluster.x-k8s.io/machine-name",
+    "node.openshift.io/os_id",
+    "example.com/address-pool",
+    "example.com/team",
+    "hostname",
+)
+
+
+@pytest.mark.parametrize("key", [*POOLS, *CHANCE])
+def test_only_a_label_that_names_a_pool_is_a_selector(key: str) -> None:
+    """What joins tomorrow with any other label may be meant for something else, and would be repartitioned."""
+    nodes = labelled(a={key: "x"}, b={key: "x"}, c={})
+    assert find_label(["a", "b"], nodes) == ((key, "x") if key in POOLS else None)
+
+
+def handmade(name: str, **more: Any) -> Handmade:
+    return Handmade(name, ("NVIDIA-H100-80GB-HBM3",), 8, more.get("spec", {"mode": "Full"}), "1x full")
+
+
+def test_unlike_nodes_get_policies_of_their_own_and_names_that_nobody_has() -> None:
+    slices = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+    nodes = labelled(a={POOL: "Big GPUs"}, b={}, c={})
+    found, unnamed = propose(
+        [handmade("c"), handmade("b", spec=slices), handmade("a")], nodes, ["h100-80gb-full"]
+    )
+    assert [(one.name, one.nodes) for one in found] == [
+        ("h100-80gb-full-2", ("a", "c")),
+        ("h100-80gb-time-slicing", ("b",)),
+    ]
+    assert unnamed == ()
+
+
+def test_a_policy_is_named_after_its_pool() -> None:
+    nodes = labelled(a={POOL: "Big GPUs"}, b={LABEL_POOL: "b"})
+    spec = {"mode": "MPS", "mps": {"replicas": 4}}
+    found, _ = propose([handmade("a"), handmade("b", spec=spec)], nodes)
+    assert [one.name for one in found] == ["big-gpus", "pool-b"]
+
+
+def test_nodes_that_nothing_tells_apart_are_not_proposed() -> None:
+    nodes = {name: replace(make_node(name), labels={}) for name in ("a", "b")}
+    assert propose([handmade("a")], nodes) == ((), ("a",))
+
+
+def test_the_name_that_the_crd_makes_up_is_nobodys_choice() -> None:
+    policy = make_cluster_policy("theirs", mig_config_name="default-mig-parted-config")
+    snapshot = make_snapshot(stack=make_stack(cluster_policy=policy))
+    assert named_maps(snapshot) == AdminMaps("theirs", "")
+
+
+def test_between_the_merge_and_the_pointer_somebody_waits_for_the_entries() -> None:
+    snapshot = make_snapshot(stack=make_stack(cluster_policy=make_cluster_policy("theirs")))
+    mig = "mig-configs: {all-disabled: [{devices: all, mig-enabled: false}], own: [{devices: all, mig-enabled: false}]}"
+    given = Given(AdminMaps("theirs", "parted"), {"default": "version: v1", "ts.4": "version: v1"}, mig)
+    merge, wait, point = (one.command for one in find_steps(snapshot, given, NO_MAPS))
+    assert merge.startswith("helm upgrade")
+    assert wait == (
+        "until kubectl get configmap gpusharing-device-plugin -n gpu-operator -o jsonpath='{.data.ts\\.4}' | grep -q ."
+        " && kubectl get configmap gpusharing-mig-parted -n gpu-operator -o jsonpath='{.data.config\\.yaml}'"
+        " | grep -qF own:; do sleep 2; done"
+    )
+    assert point.startswith("kubectl patch clusterpolicy")
+    assert len(list(find_steps(snapshot, given, given.maps))) == 1

@@ -1,0 +1,250 @@
+"""`import` on SIMULATED fleets that somebody configured by hand (cli/importing.py,
+cli/adoption.py)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+from hack.cluster.nodes import LABEL_POOL
+from hack.sim.workloads import Workload
+from tests import plainchart
+from tests.cli.asking import ask, install, writes
+from tests.embedded.scene import L40S, Scene, node, scene
+from tests.embedded.test_plain_stack import bare
+from tests.fakes.virtualtime import virtually
+from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Pool, Recipe
+
+from gpusharing.api import names
+from gpusharing.cli.troubles import CHANGES, DONE, FAILED
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, DAEMON_SETS, JSON
+from gpusharing.kube.sources import AdminMaps
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
+
+SPACE = "gpu-operator"
+STATE = "nvidia.com/mig.config.state"
+ADOPTED = {names.LABEL_MODE, names.LABEL_POLICY}
+QUIET = 400.0
+"""Seconds after which mig-manager, device plugin, GFD and agents have nothing more to do."""
+
+
+# --- fleets ------------------------------------------------------------------------------------------------------
+
+
+def manifests(recipe: Recipe) -> list[JSON]:
+    """Its Nodes, labelled as somebody did it, before NVIDIA's programs have seen them."""
+    found = []
+    for pool, one in recipe.pools.items():
+        for number in range(one.count):
+            raw = node(f"{pool}-{number + 1}", one.product, pool, 2)
+            raw["metadata"]["labels"] |= one.labels
+            found.append(raw)
+    return found
+
+
+@asynccontextmanager
+async def by_hand(recipe: Recipe, **more: Any) -> AsyncIterator[Scene]:
+    """The fleet as its owner had it, then an operator that has no policy yet."""
+    policy = {
+        "metadata": {"name": "cluster-policy"},
+        "spec": recipe.cluster_policy,
+        "status": {"state": "ready"},
+    }
+    async with scene(*manifests(recipe), start=False, cluster_policy=policy, **more) as stage:
+        for name, data in recipe.config_maps.items():
+            stage.e.cluster.add(
+                CONFIG_MAPS, {"metadata": {"name": name, "namespace": SPACE}, "data": dict(data)}
+            )
+        await asyncio.sleep(QUIET)
+        install(stage.e.cluster)
+        stage.e.start_operator()
+        await asyncio.sleep(QUIET)
+        yield stage
+
+
+async def do_first(stage: Scene, maps: AdminMaps) -> None:
+    """What `import` says has to come first: the chart's values, then ClusterPolicy's pointers."""
+    await stage.e.kill_operator()
+    stage.e.settings = replace(
+        stage.e.settings, admin_plugin_config_map=maps.plugin, admin_mig_config_map=maps.mig
+    )
+    stage.e.start_operator()
+    await asyncio.sleep(QUIET)
+    pointers = {
+        "devicePlugin": {"config": {"name": "gpusharing-device-plugin"}},
+        "migManager": {"config": {"name": "gpusharing-mig-parted"}},
+    }
+    stage.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": pointers})
+    await asyncio.sleep(QUIET)
+
+
+def policies(text: str) -> dict[str, JSON]:
+    """The policies in what was printed, by name."""
+    return {one["metadata"]["name"]: one for one in yaml.safe_load_all(text) if one}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@virtually
+async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = RECIPES[name]
+    pods = Workload("llm", 2, node_selector={LABEL_POOL: "c"})
+    async with by_hand(recipe, workloads=[pods]) as stage:
+        told = await ask(stage.e.cluster, "import")
+        found = policies(told.out)
+        assert (told.status, writes(stage.e.cluster)) == (DONE, [])
+        assert {one: found[one]["spec"] for one in found} == {
+            f"pool-{pool}": {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}, **one.spec}
+            for pool, one in recipe.pools.items()
+        }
+        said = capsys.readouterr().err
+        maps = AdminMaps(*[name for name in (*recipe.config_maps, "") if name != UPSTREAM_MIG_CONFIG][:2])
+        for wanted in filter(None, (maps.plugin, maps.mig)):
+            assert f"ConfigMap={wanted}" in said
+        assert "kubectl patch clusterpolicy cluster-policy" in said
+        before = {
+            one["metadata"]["name"]: dict(stage.labels(one["metadata"]["name"])) for one in manifests(recipe)
+        }
+        await do_first(stage, maps)
+        since = stage.mark()
+        for one in found.values():
+            stage.e.apply(one)
+        await stage.ready(*found)
+        await asyncio.sleep(QUIET)
+        assert (stage.evicted(), stage.events()["Drifted"]) == ([], 0)
+        assert stage.node_writes(since) == dict.fromkeys(before, 1)
+        for write in stage.writes(since, "nodes"):
+            assert write.call.body is not None
+            assert write.call.body["metadata"]["labels"].keys() == ADOPTED
+            assert "spec" not in write.call.body
+        for node_name, labels in before.items():
+            assert {key: stage.labels(node_name).get(key) for key in (MIG, PLUGIN, STATE)} == {
+                key: labels.get(key) for key in (MIG, PLUGIN, STATE)
+            }
+
+
+@virtually
+async def test_after_the_first_steps_nothing_more_has_to_come_first_and_the_policies_are_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with by_hand(DOCUMENTED) as stage:
+        first = await ask(stage.e.cluster, "import", "-o", "json")
+        maps = AdminMaps("time-slicing-config-fine", "custom-mig-config")
+        await do_first(stage, maps)
+        capsys.readouterr()
+        again = await ask(stage.e.cluster, "import", "-o", "json")
+    assert (first.data["kind"], len(first.data["items"])) == ("List", 4)
+    assert again.data == first.data
+    assert capsys.readouterr().err == ""
+
+
+@virtually
+async def test_without_the_merge_the_nodes_whose_labels_name_entries_would_lose_their_gpus() -> None:
+    """What the first step is there for."""
+    async with by_hand(DOCUMENTED) as stage:
+        await do_first(stage, AdminMaps())
+        assert stage.e.node("d-1")["status"]["allocatable"].get("nvidia.com/gpu", "0") == "0"
+
+
+@virtually
+async def test_nodes_that_have_a_policy_are_left_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    async with by_hand(DOCUMENTED) as stage:
+        stage.apply({"mode": "Full"}, "mine", "c")
+        await asyncio.sleep(QUIET)
+        told = await ask(stage.e.cluster, "import")
+    assert set(policies(told.out)) == {"pool-a", "pool-b", "pool-d"}
+
+
+HALF = replace(DOCUMENTED, pools={"c": Pool({}, {"mode": "Full"}, count=2)})
+BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
+    "mig-manager at work": ({STATE: "pending"}, "mig-manager applies all-disabled (state pending)"),
+    "mig-manager that failed": ({STATE: "failed"}, "mig-manager failed to apply all-disabled"),
+    "a label that contradicts the hardware": (
+        {MIG: "all-balanced", STATE: "success"},
+        "nvidia.com/mig.config is all-balanced, which means 1x3g.40gb",
+    ),
+    "a label that names no entry": (
+        {PLUGIN: "ts-8"},
+        "its device plugin is told to take entry ts-8, and ConfigMap time-slicing-config-fine has no such entry",
+    ),
+    "labels of GFD that say something else": (
+        {"nvidia.com/gpu.replicas": "3"},
+        "it would be changed (class PluginRestart): label nvidia.com/gpu.replicas is 3, expected 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@virtually
+async def test_a_node_is_left_out_and_the_selector_with_it(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two nodes that carry the same pool label: no policy may select it."""
+    labels, words = BROKEN[name]
+    async with by_hand(HALF) as stage:
+        stage.person("c-2", {"metadata": {"labels": dict(labels)}})
+        told = await ask(stage.e.cluster, "import")
+    (one,) = policies(told.out).values()
+    assert told.status == CHANGES
+    assert one["spec"]["nodeSelector"] == {
+        "matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["c-1"]}]
+    }
+    assert f"Left out: c-2: {words}" in capsys.readouterr().err
+    assert f"# Left out: c-2: {words}" in told.out
+
+
+@virtually
+async def test_on_the_plain_stack_the_chart_of_the_device_plugin_is_upgraded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    machine = bare(node("gpu-1", L40S))
+    machine["metadata"]["labels"][PLUGIN] = "l40s"
+    theirs = "time-slicing-config-fine"
+    async with scene(machine, cluster_policy=None, sim={"plain_config": theirs}, start=False) as stage:
+        for one in (plainchart.plugin(theirs), plainchart.discovery(theirs)):
+            stage.e.cluster.add(DAEMON_SETS, one)
+        data = dict(DOCUMENTED.config_maps[theirs])
+        stage.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": theirs, "namespace": SPACE}, "data": data})
+        install(stage.e.cluster)
+        stage.e.start_operator()
+        await asyncio.sleep(QUIET)
+        told = await ask(stage.e.cluster, "import")
+    (one,) = policies(told.out).values()
+    assert (told.status, one["spec"]["timeSlicing"]) == (DONE, {"replicas": 4})
+    said = capsys.readouterr().err
+    assert f"gpuOperator.adminPluginConfigMap={theirs}" in said
+    assert "helm upgrade nvdp nvdp/nvidia-device-plugin" in said
+    assert "config.name=gpusharing-device-plugin" in said
+
+
+@virtually
+async def test_without_a_clusterpolicy_there_is_nothing_to_apply(capsys: pytest.CaptureFixture[str]) -> None:
+    async with by_hand(HALF) as stage:
+        stage.e.cluster.delete(CLUSTER_POLICIES, "cluster-policy")
+        await asyncio.sleep(10)
+        told = await ask(stage.e.cluster, "import")
+    assert (told.status, policies(told.out)) == (FAILED, {})
+    assert "ClusterPolicyMissing" in capsys.readouterr().err
+
+
+@virtually
+async def test_without_the_configmap_that_clusterpolicy_names_its_entries_are_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with by_hand(DOCUMENTED) as stage:
+        stage.e.cluster.delete(CONFIG_MAPS, "time-slicing-config-fine", SPACE)
+        told = await ask(stage.e.cluster, "import")
+    assert set(policies(told.out)) == {"pool-a", "pool-c"}
+    assert "Left out: d-1: its device plugin is told to take entry l40s" in capsys.readouterr().err
+
+
+@virtually
+async def test_without_gpu_nodes_there_is_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    async with by_hand(replace(DOCUMENTED, pools={})) as stage:
+        told = await ask(stage.e.cluster, "import")
+    assert (told.status, policies(told.out)) == (DONE, {})
+    assert "There is no GPU node" in capsys.readouterr().err

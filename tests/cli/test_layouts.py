@@ -1,0 +1,107 @@
+"""The layouts of a card, drawn as slices (cli/layouts.py, cli/layoutstext.py)."""
+
+import pytest
+from tests.cli.desk import Desk
+
+from gpusharing.cli.drawing import Paper, plain
+from gpusharing.cli.layouts import find_answer, pick, wanted_of
+from gpusharing.cli.layoutstext import as_data, describe, draw
+from gpusharing.cli.troubles import DONE, FAILED, Trouble
+from gpusharing.planning.gpus.cards import CARDS, Card
+from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts, normalise
+
+H100 = pick("h100-80gb")
+PAPER = Paper(100)
+
+
+def test_the_layouts_with_two_profiles_are_drawn() -> None:
+    answer = find_answer(H100, wanted_of("3g.40gb,1g.20gb"), everything=False)
+    assert (
+        plain(describe(answer, PAPER))
+        == """\
+NVIDIA H100 80GB HBM3: 80 GB, 7 compute slices
+3 layouts with 1x3g.40gb+1x1g.20gb to which nothing can be added
+
+1x3g.40gb+1x2g.20gb+1x1g.20gb  [     3g.40gb      ][2g.20gb ][1g.20gb ]  6/7 slices
+1x3g.40gb+2x1g.20gb            [     3g.40gb      ][1g.20gb ][1g.20gb ]  5/7 slices
+1x3g.40gb+1x1g.20gb+2x1g.10gb  [     3g.40gb      ][ 1g][ 1g][1g.20gb ]  6/7 slices
+
+--all shows profiles with attributes too, such as +me.
+"""
+    )
+
+
+def test_what_does_not_fit_is_refused_with_the_reason_and_the_nearest_that_does() -> None:
+    answer = find_answer(H100, wanted_of("7x1g.20gb"), everything=False)
+    text = plain(describe(answer, PAPER))
+    assert "7x1g.20gb does not fit: 7x1g.20gb, the card holds at most 4" in text
+    assert "nearest legal layout: 4x1g.20gb" in " ".join(text.split())
+
+
+def test_what_is_free_is_drawn_as_free() -> None:
+    assert (
+        plain([draw(normalise({"3g.40gb": 1}), H100.profiles, PAPER)])
+        == "[     3g.40gb      ]····················\n"
+    )
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if card.profiles], ids=lambda card: card.key)
+def test_each_picture_has_every_instance_once_and_is_as_wide_as_the_card(card: Card) -> None:
+    answer = find_answer(card, (), everything=True)
+    assert answer.layouts == maximal_layouts(answer.card.profiles)
+    pictures = [(layout, draw(layout, answer.card.profiles, PAPER)) for layout in answer.layouts]
+    drawn = [(layout, "".join(span.text for span in one)) for layout, one in pictures if one]
+    assert len({len(text) for _, text in drawn}) <= 1
+    assert all(text.count("[") == sum(dict(layout).values()) for layout, text in drawn)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_narrow_terminal_gets_the_picture_on_a_line_of_its_own(width: int) -> None:
+    answer = find_answer(H100, wanted_of("3g.40gb,1g.20gb"), everything=False)
+    lines = plain(describe(answer, Paper(width))).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum("3g.40gb " in one and "[" in one for one in lines) == 3
+
+
+def test_data_can_go_into_a_policy_as_it_is() -> None:
+    (first, *_) = as_data(find_answer(H100, wanted_of("2x3g.40gb"), everything=False))["layouts"]
+    assert first["profiles"] == {"3g.40gb": 2}
+    assert isinstance(find_fit(normalise(first["profiles"]), H100.profiles), Legal)
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+        ("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", "h100-80gb"),
+        ("A30", "a30"),
+        ("h200", "h200-141gb"),
+        ("L40S", "l40s"),
+    ],
+)
+def test_a_card_is_found_by_the_names_that_people_have_for_it(word: str, key: str) -> None:
+    assert pick(word).key == key
+
+
+def test_a_word_that_means_several_cards_is_answered_with_their_names() -> None:
+    with pytest.raises(Trouble, match="several cards are called a100; one of: a100-40gb, a100-80gb"):
+        pick("a100")
+    with pytest.raises(Trouble, match="no card is called h300"):
+        pick("h300")
+
+
+@pytest.mark.parametrize("text", ["ax1g.10gb", "x1g.10gb"])
+def test_what_must_fit_and_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(Trouble, match=r"write 3g.40gb or 2x3g.40gb"):
+        wanted_of(text)
+
+
+def test_no_cluster_is_needed(desk: Desk) -> None:
+    desk.kubeconfig.unlink()
+    assert desk.type("layouts", "h100-80gb").status == DONE
+    assert "rtx-pro-6000-blackwell" in desk.type("layouts").out
+    assert desk.type("layouts", "h100-80gb", "--fits", "7x1g.20gb").status == FAILED
+
+
+def test_a_card_without_mig_says_so(desk: Desk) -> None:
+    assert "This card has no MIG" in desk.type("layouts", "l40s").out

@@ -1,0 +1,59 @@
+"""What every verb says on a terminal of 40 columns."""
+
+import pytest
+from tests.cli.asking import ask, operated
+from tests.embedded.scene import MIXED
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.drawing import Ink, Paper, Span, fold, line, plain
+from gpusharing.cli.layouts import find_answer, pick, wanted_of
+from gpusharing.cli.layoutstext import describe
+
+WIDTH = 40
+WHOLE = ("->", "{", "http")
+"""In lines that are copied, and are never broken for that: commands and patches."""
+TYPED = {
+    "status": ("status",),
+    "status with a timeline": ("status", "--timeline"),
+    "plan": ("plan",),
+    "why of a node": ("why", "gpu-1"),
+    "doctor": ("doctor",),
+    "skip": ("skip", "gpu-1", "--dry-run"),
+    "retry": ("retry", "gpu-1", "--dry-run"),
+}
+
+
+def too_long(text: str) -> list[str]:
+    """Lines that do not fit and could have been broken."""
+    return [
+        line
+        for line in text.splitlines()
+        if len(line) > WIDTH and " " in line.strip() and not any(word in line for word in WHOLE)
+    ]
+
+
+@virtually
+async def test_no_verb_says_a_line_that_does_not_fit() -> None:
+    async with operated(2) as stage:
+        stage.apply(MIXED)
+        await stage.phase("gpu-1", "Reconfiguring", "Verifying", "Draining", "Synced")
+        found = {}
+        for name, words in TYPED.items():
+            told = await ask(stage.e.cluster, *words, width=WIDTH)
+            found[name] = too_long(told.out)
+            assert told.out
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize("fits", ["3g.40gb", "7g.80gb,1g.10gb"])
+def test_no_layout_is_told_in_a_line_that_does_not_fit(fits: str) -> None:
+    answer = find_answer(pick("h100-80gb"), wanted_of(fits), everything=False)
+    assert too_long(plain(describe(answer, Paper(WIDTH)))) == []
+
+
+def test_a_line_of_several_inks_is_broken_between_words_and_keeps_them() -> None:
+    one = line(Span("gpu-1", Ink.TITLE), "  pool-b  ", Span("Draining", Ink.BUSY), ", until 10:11:00Z")
+    assert fold(one, Paper(80)) == [one]
+    folded = fold(one, Paper(24))
+    assert plain(folded) == "gpu-1 pool-b Draining,\nuntil 10:11:00Z\n"
+    assert Span("Draining", Ink.BUSY) in folded[0]

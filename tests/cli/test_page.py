@@ -1,0 +1,282 @@
+"""The page of `status -o html` (cli/page.py, cli/pagepictures.py, cli/pagestyle.py, cli/markup.py, cli/cards.py)."""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.build import NOW
+from tests.cli.desk import Desk
+from tests.cli.objects import fleet, gpunode, history, policy
+from tests.cli.window import Window, window
+
+from gpusharing.cli.cards import Face, Slice, read_cards
+from gpusharing.cli.fleet import State, read_pools
+from gpusharing.cli.markup import document, style, tag
+from gpusharing.cli.page import View, page
+from gpusharing.cli.pagepictures import CLASSES, MARKS, card
+from gpusharing.cli.pagestyle import CSS
+from gpusharing.cli.troubles import DONE, FAILED
+from hack import browser as browsers
+
+JSON = dict[str, Any]
+HOSTILE = (
+    "</td></style><script>alert(1)</script><img src=//evil.example/x onerror=alert(2)> \" ' & \x1b[31m \u202e"
+)
+
+
+class Read(HTMLParser):
+    """What a reader of HTML finds: elements with their attributes, and text; every element has its end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[str, Mapping[str, str | None]]] = []
+        self.text = ""
+        self.depth: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.depth == [], "elements without an end"
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((name, dict(attributes)))
+        if name != "meta":
+            self.depth.append(name)
+
+    def handle_startendtag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((name, dict(attributes)))
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.depth.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self.depth[-1:] != ["style"] else ""
+
+    def all(self, name: str) -> list[Mapping[str, str | None]]:
+        """The attributes of the elements of a name."""
+        return [attributes for one, attributes in self.found if one == name]
+
+
+def divided(raw: JSON, *instances: tuple[str, int, int]) -> JSON:
+    """The node with H100 that have these instances."""
+    profiles = [{"name": "1g.10gb", "starts": [0, 1, 2, 3, 4, 5, 6], "size": 1}]
+    profiles += [{"name": "3g.40gb", "starts": [0, 4], "size": 4}]
+    observed = raw["status"]["observed"]
+    observed["models"] = [{"product": "NVIDIA H100 80GB HBM3", "profiles": profiles}]
+    made = [{"profile": name, "start": start, "size": size} for name, start, size in instances]
+    for gpu in observed["gpus"]:
+        gpu.update(product="NVIDIA H100 80GB HBM3", instances=made)
+    return raw
+
+
+def view(policies: list[JSON], nodes: list[JSON]) -> View:
+    pools, loose = read_pools(policies, nodes)
+    return View("desk", NOW, pools, loose, read_cards(nodes))
+
+
+def fleet_in_pieces() -> tuple[list[JSON], list[JSON]]:
+    """The fleet, with histories and with instances."""
+    policies, nodes = fleet()
+    divided(nodes[0], ("3g.40gb", 0, 4), ("3g.40gb", 4, 4))
+    divided(nodes[1], *(("1g.10gb", start, 1) for start in range(7)))
+    way = history(("Pending", 60), ("Cordoned", 6), ("WaitingForJobs", 5), ("Draining", 4))
+    nodes[1]["status"]["transition"]["history"] = way
+    return policies, nodes
+
+
+def test_the_page_has_the_pools_their_nodes_the_rollout_and_the_cards() -> None:
+    read = Read(page(view(*fleet_in_pieces())))
+    for told in ("pool-b", "1/3 nodes, 24 GPUs, 27/32 used", "team-b/ranker-7c4 +1", "4m", "10:11:00Z"):
+        assert told in read.text
+    labels = [told["aria-label"] for told in read.all("svg")]
+    assert "3 nodes: 1 done, 1 under way, 1 blocked" in labels
+    assert "2 3g.40gb" in labels
+    assert any(label and label.endswith("Draining from 09:56:00Z") for label in labels)
+    assert "d Draining" in read.text
+
+
+def test_the_page_is_one_that_needs_nothing_from_elsewhere() -> None:
+    text = page(view(*fleet_in_pieces()))
+    read = Read(text)
+    names = {name for name, _ in read.found}
+    assert names.isdisjoint({"script", "link", "img", "iframe", "image", "use", "a"})
+    assert not any(key in told for _, told in read.found for key in ("src", "href", "srcset"))
+    assert "url(" not in CSS
+    assert "@import" not in CSS
+    assert "default-src 'none'" in str(read.all("meta"))
+
+
+def test_who_cannot_see_has_a_language_a_title_headers_of_tables_and_words_for_pictures() -> None:
+    read = Read(page(view(*fleet_in_pieces())))
+    assert read.all("html")[0]["lang"] == "en"
+    assert read.text.strip().startswith("GPU pools of desk")
+    tables = len(read.all("table"))
+    assert tables == len(read.all("caption")) == len(read.all("thead")) > 3
+    assert {told["scope"] for told in read.all("th")} == {"row", "col"}
+    assert all(told["role"] == "img" and told["aria-label"] for told in read.all("svg"))
+    ids = [told["id"] for _, told in read.found if "id" in told]
+    assert {told.get("aria-labelledby") for told in read.all("section")} == set(ids)
+
+
+def test_whatever_a_cluster_says_is_text_and_no_markup() -> None:
+    policies, nodes = fleet_in_pieces()
+    honest = [name for name, _ in Read(page(view(policies, nodes))).found]
+
+    def spoil(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: spoil(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [spoil(one) for one in value]
+        return value + HOSTILE if isinstance(value, str) and not value.endswith("Z") else value
+
+    kept = {"phase": None, "policy": None}
+    spoiled = []
+    for raw in nodes:
+        told = raw["status"]["transition"]
+        kept = {key: told[key] for key in ("phase", "policy")}
+        made = spoil(raw)
+        made["status"]["transition"].update(policy=spoil(kept["policy"]), phase=kept["phase"])
+        for entry, was in zip(made["status"]["transition"]["history"], told["history"], strict=True):
+            entry["phase"] = was["phase"]
+        spoiled.append(made)
+    text = page(view([spoil(raw) for raw in policies], spoiled))
+    read = Read(text)
+    # Messages that were empty have words now: there are more paragraphs, and nothing else is new.
+    assert {name for name, _ in read.found} <= set(honest) | {"p"}
+    assert "<script>alert(1)</script>" in read.text
+    assert {key for _, told in read.found for key in told}.isdisjoint({"onerror", "src"})
+    assert "\x1b" not in read.text
+    assert "\u202e" not in read.text
+    assert text.isascii()
+
+
+def test_text_of_a_cluster_cannot_end_an_attribute() -> None:
+    read = Read(document(tag("svg", aria_label='" onload="alert(1)')))
+    assert read.found == [("svg", {"aria-label": '" onload="alert(1)'})]
+
+
+def test_a_style_sheet_that_could_end_itself_is_refused() -> None:
+    with pytest.raises(ValueError, match="could end itself"):
+        style("</style>")
+
+
+def test_every_state_has_a_mark_and_a_colour_of_its_own() -> None:
+    assert len(set(MARKS.values())) == len(set(CLASSES.values())) == len(State)
+    for name in CLASSES.values():
+        assert CSS.count(f"--{name}:") == CSS.count(f"--{name}-ink:") == 2, "in light and in dark"
+
+
+def luminance(color: str) -> float:
+    """https://www.w3.org/TR/WCAG22/#dfn-relative-luminance"""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("ink", ["done", "moves", "waits", "blocked", "failed", "slice"])
+def test_marks_can_be_read_on_their_colours_in_light_and_in_dark(ink: str) -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    for scheme in (0, 1):
+        colors = [CSS.split(f"--{name}:")[scheme + 1][:7] for name in (ink, f"{ink}-ink")]
+        dark, light = sorted(map(luminance, colors))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, colors
+
+
+def test_a_card_shows_its_slices_where_they_lie() -> None:
+    face = Face("H100", 8, (Slice("3g.40gb", 0, 4), Slice("1g.10gb", 6, 1)), "")
+    rects = [(told["x"], told["width"]) for told in Read(document(card(face))).all("rect")[1:]]
+    assert rects == [("0.00%", "50.00%"), ("75.00%", "12.50%")]
+
+
+def test_a_card_that_does_not_say_where_its_slices_lie_shows_them_side_by_side() -> None:
+    face = Face("H100", 8, (Slice("3g.40gb", -1, 4), Slice("1g.10gb", -1, 1)), "")
+    rects = [(told["x"], told["width"]) for told in Read(document(card(face))).all("rect")[1:]]
+    assert rects == [("0.00%", "50.00%"), ("50.00%", "50.00%")]
+
+
+def test_cards_that_look_the_same_are_drawn_once() -> None:
+    nodes = [divided(gpunode(f"n-{number}"), ("3g.40gb", 0, 4)) for number in range(3)]
+    (cards,) = read_cards(nodes)["pool-b"]
+    assert (cards.gpus, cards.nodes, cards.face.units) == (24, ("n-0", "n-1", "n-2"), 8)
+
+
+def test_a_fleet_without_policies_has_a_page_too() -> None:
+    read = Read(page(view([], [gpunode("gpu-99", policy="")])))
+    assert "There is no GPUSharingPolicy." in read.text
+    assert "1 node with GPUs and no policy: gpu-99" in read.text
+
+
+def test_the_program_writes_the_page(desk: Desk) -> None:
+    said = desk.type("status", "-o", "html")
+    assert (said.status, said.err) == (DONE, "")
+    assert said.out.startswith("<!doctype html>\n<html lang=")
+    assert "pool-b" in Read(said.out).text
+
+
+REFUSED = {
+    "of another verb": (("plan", "-o", "html"), "invalid choice: 'html'"),
+    "of another verb, before it": (("-o", "html", "plan"), "-o html is of other verbs; plan has table, wide"),
+    "that is watched": (("status", "-w", "-o", "html"), "one page of one context"),
+    "of two contexts": (("status", "-o", "html", "--contexts", "a,b"), "one page of one context"),
+}
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_there_is_no_page(desk: Desk, which: str) -> None:
+    arguments, told = REFUSED[which]
+    said = desk.type(*arguments)
+    assert (said.status, said.out) == (FAILED, "")
+    assert told in said.err
+
+
+# --- in a real browser -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def browser(tmp_path: Path) -> AsyncIterator[Window]:
+    """One that is here, in CI one that is fetched; elsewhere the test is skipped, for it takes 100 MB."""
+    found = browsers.find()
+    if found is None and not os.environ.get("CI"):
+        pytest.skip("no browser is here; `python -m hack.browser` fetches one")
+    async with window(found or browsers.ensure()) as shown:
+        yield shown
+
+
+async def test_a_browser_shows_the_page_without_an_error_a_request_or_a_line_that_is_too_long(
+    browser: Window, tmp_path: Path
+) -> None:
+    """`LOOK=FOLDER` keeps pictures of what is on the screen."""
+    policies, nodes = fleet_in_pieces()
+    nodes[1]["status"]["transition"]["message"] = "x" * 300 + HOSTILE
+    path = tmp_path / "page.html"
+    path.write_text(page(view([*policies, policy("p" * 63)], nodes)))
+    await browser.open(path)
+    grounds = set()
+    for width in (400, 1280):
+        for dark in (False, True):
+            await browser.resize(width, dark=dark)
+            assert await browser.value("document.documentElement.scrollWidth") <= width
+            grounds.add(await browser.value("getComputedStyle(document.body).backgroundColor"))
+            if folder := os.environ.get("LOOK"):
+                name = f"{width}-{'dark' if dark else 'light'}.png"
+                (Path(folder) / name).write_bytes(await browser.picture())
+    assert len(grounds) == 2, "light and dark"
+    assert await browser.value("document.title") == "GPU pools of desk"
+    assert "team-b/ranker-7c4 +1" in await browser.value("document.body.innerText")
+    widths = "[...document.querySelectorAll('svg')].map(one => one.getBoundingClientRect().width)"
+    assert min(await browser.value(widths)) > 20, "every picture can be seen"
+    assert browser.requested == [path.as_uri()]
+    assert browser.troubles == []
+
+
+async def test_a_browser_that_finds_a_script_says_so(browser: Window, tmp_path: Path) -> None:
+    """The test above can fail: what it looks for is seen where it is."""
+    path = tmp_path / "page.html"
+    wide = "<p style='width:2000px'>x</p><script>console.error(1)</script><img src='missing.png'>"
+    path.write_text(f"<!doctype html><title>x</title>{wide}")
+    await browser.open(path)
+    await browser.resize(400)
+    assert await browser.value("document.documentElement.scrollWidth") == 2008
+    assert len(browser.requested) == 2
+    assert browser.troubles != []

@@ -1,0 +1,298 @@
+"""`plan` on a SIMULATED cluster with the shipped operator beside it (cli/plan.py, cli/cluster.py, cli/files.py,
+cli/plantext.py, cli/installed.py, cli/onlooker.py, told/proposal.py)."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.sim.fakefaults import EVER
+from hack.sim.workloads import Workload
+from tests.cli.asking import ME, ask, install, operated, writes, written
+from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, nodes, pdb, policy, scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.installed import DEPLOYMENTS
+from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, Resource
+from gpusharing.kube.errors import Forbidden
+
+READS = """\
+pool-b  1x full -> 2x3g.40gb  2 of 2 nodes change
+Accepted: 2x3g.40gb can be served by 2 nodes
+class Reset; 1 node at once; at any time; plan HASH
+  NODE   CLASS  NOW      AFTER      PODS  BUDGETS      WHEN
+  gpu-1  Reset  1x full  2x3g.40gb  2     default/llm  Blocked: PDBNeverAllows
+  gpu-2  Reset  1x full  2x3g.40gb  1     default/llm  Blocked: PDBNeverAllows
+  pods that would leave: default/llm-POD, default/llm-POD, default/llm-POD
+  - nvidia.com/gpu: 4 -> 0
+    asked for by 3 pods here (default/llm-POD, default/llm-POD, default/llm-POD); no node would offer it
+      any more
+  + nvidia.com/mig-3g.40gb: 0 -> 8
+  Hint: spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change.
+! PDBNeverAllows default/llm: Pods default/llm-POD, default/llm-POD, default/llm-POD. Allows 0
+  disruptions: 3 of 3 pods are healthy, 3 must be. Remedy: Scale the workload up, or set its maxUnavailable to
+  at least 1.
+! StrandedPods: Pods default/llm-POD, default/llm-POD, default/llm-POD. No node would offer
+  nvidia.com/gpu. Remedy: Change the pod's request, keep the name elsewhere, or set drain.strandedPods to
+  Allow.
+
+Note: the configuration is written first; the first node starts 2m later
+2 nodes to change, 3 pods to leave. Nothing was changed.
+"""
+SEVEN = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}}
+
+
+def masked(text: str) -> str:
+    """Without random names, the order that comes of them, and where lines break."""
+    text = " ".join(re.sub(r"llm-[a-z0-9]{5}", "llm-POD", re.sub(r"plan \w{7}", "plan HASH", text)).split())
+    rows = sorted(re.findall(r"gpu-\d Reset.*?PDBNeverAllows", text))
+    return re.sub(
+        r"gpu-\d Reset.*PDBNeverAllows(?= pods)", "; ".join(re.sub("gpu-.", "gpu", r) for r in rows), text
+    )
+
+
+@virtually
+async def test_a_settled_pool_has_nothing_to_change() -> None:
+    async with operated(2) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        told = await ask(stage.e.cluster, "plan")
+    assert told.status == DONE
+    assert told.out.startswith("pool-b  nothing to change\nAccepted: 1x full can be served by 2 nodes\n")
+    assert told.out.endswith("0 nodes to change, 0 pods to leave. Nothing was changed.\n")
+
+
+@virtually
+async def test_a_file_that_says_what_is_there_already_changes_nothing(tmp_path: Path) -> None:
+    """Defaults that only the server writes down are no difference."""
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(FULL)))
+    assert told.status == DONE
+
+
+@virtually
+async def test_the_hash_that_is_told_before_an_edit_is_the_one_to_approve(tmp_path: Path) -> None:
+    async with operated(3) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        edit = policy(MIXED, rollout=at_once(1, approval="Manual"))
+        told = await ask(stage.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
+        stage.e.apply(edit)
+        await stage.reason("gpu-1", "ApprovalNeeded")
+        shown = stage.e.policy("pool-b")["status"]["plan"]
+    (pool,) = told.data["policies"]
+    assert {one["reason"] for one in pool["nodes"]} == {"ApprovalNeeded"}
+    for field in ("hash", "disruption", "capacityBefore", "capacityAfter"):
+        assert pool[field] == shown[field]
+
+
+@virtually
+async def test_the_hash_of_a_policy_that_is_not_there_yet_is_not_known(tmp_path: Path) -> None:
+    """It goes by the object's UID, which the server gives."""
+    async with operated(1) as stage:
+        told = await ask(stage.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(MIXED)))
+    (pool,) = told.data["policies"]
+    assert (told.status, pool["hash"], len(pool["nodes"])) == (CHANGES, "", 1)
+
+
+@virtually
+async def test_the_node_that_is_to_go_first_goes_first(tmp_path: Path) -> None:
+    async with operated(4) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        edit = policy(MIXED)
+        told = await ask(stage.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
+        stage.e.apply(edit)
+        begun = await stage.any_fenced()
+    (pool,) = told.data["policies"]
+    assert [one["name"] for one in pool["nodes"] if one["starts"]] == [begun]
+    assert pool["nodes"][0]["name"] == begun
+
+
+@virtually
+async def test_a_plan_writes_nothing(tmp_path: Path) -> None:
+    async with operated(2) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+        assert told.status == CHANGES
+        assert writes(stage.e.cluster) == []
+
+
+@virtually
+async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
+    workload, budget = Workload("llm", 3), pdb("llm", "llm", minAvailable=3)
+    async with operated(2, workloads=[workload], budgets=[budget]) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        await stage.running("llm", 3)
+        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+    assert told.status == CHANGES
+    assert masked(told.out) == masked(READS)
+
+
+TWO_PROFILES = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 1, "1g.10gb": 4}}]}}
+NAMED = [
+    ("one profile and somebody who asks", MIXED, 1, True),
+    ("one profile and nobody who asks", MIXED, 0, False),
+    ("two profiles", TWO_PROFILES, 1, False),
+    ("strategy single already", SINGLE, 1, False),
+]
+
+
+@pytest.mark.parametrize(("spec", "pods", "told"), [row[1:] for row in NAMED], ids=[row[0] for row in NAMED])
+@virtually
+async def test_strategy_single_is_hinted_at_where_it_would_save_edits(
+    tmp_path: Path, spec: dict[str, Any], pods: int, told: bool
+) -> None:
+    async with operated(1, workloads=[Workload("llm", pods)]) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        await stage.running("llm", pods)
+        found = await ask(stage.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(spec)))
+    assert found.data["policies"][0]["singleKeepsName"] is told
+
+
+@virtually
+async def test_a_layout_that_does_not_fit_is_refused_with_the_nearest_one_that_does(tmp_path: Path) -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(SEVEN)))
+    assert told.status == FAILED
+    assert "Refused: " in told.out
+    assert "nearest legal layout: 4x1g.20gb" in told.out
+
+
+@virtually
+async def test_a_policy_that_the_server_would_refuse_is_refused_here_with_the_field(tmp_path: Path) -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        bad = policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}})
+        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, bad))
+    assert told.status == FAILED
+    assert "spec.timeSlicing.replicas" in told.out
+
+
+@virtually
+async def test_several_policies_of_one_file_are_planned_together_and_other_objects_are_named(
+    tmp_path: Path,
+) -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        other = policy(SLICED, "pool-x", "nowhere")
+        service = {"kind": "Service", "apiVersion": "v1", "metadata": {"name": "s"}}
+        file = written(tmp_path, policy(MIXED), other, service)
+        told = await ask(stage.e.cluster, "plan", "-f", file)
+        one = await ask(stage.e.cluster, "plan", "pool-x", "-f", file)
+    assert told.status == CHANGES
+    assert "pool-x  nothing to change" in told.out
+    assert "Service is left out" in " ".join(told.out.split()), (
+        "a long path of the file breaks the line anywhere"
+    )
+    assert (one.status, "pool-b" in one.out) == (DONE, False)
+
+
+@virtually
+async def test_a_closed_window_and_the_next_opening_are_told(tmp_path: Path) -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        windows = [{"schedule": "0 0 29 2 *", "duration": "6h"}]
+        edit = policy(MIXED, rollout={"windows": windows})
+        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, edit))
+    assert told.status == CHANGES
+    assert "windows: 2028-02-29T00:00:00Z to 2028-02-29T06:00:00Z" in told.out
+    assert "WindowClosed" in told.out
+
+
+FORBIDDEN = [
+    (NODES, "nodes"),
+    (CLUSTER_POLICIES, "clusterpolicies"),
+    (CONFIG_MAPS, "configmaps"),
+    (GPUNODES, "gpunodes"),
+]
+
+
+@pytest.mark.parametrize(("resource", "name"), FORBIDDEN, ids=[name for _, name in FORBIDDEN])
+@virtually
+async def test_a_right_that_a_plan_needs_is_named(resource: Resource, name: str) -> None:
+    async with operated(1) as stage:
+        refusal = Forbidden(f'User "me" cannot list resource "{name}"')
+        stage.e.cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
+        with pytest.raises(Trouble, match=f'cannot list resource "{name}"'):
+            await ask(stage.e.cluster, "plan")
+
+
+@virtually
+async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_assumes() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        refusal = Forbidden('User "me" cannot list resource "deployments"')
+        stage.e.cluster.faults.fail("list", DEPLOYMENTS, refusal, times=EVER, identity=ME)
+        told = await ask(stage.e.cluster, "plan")
+    assert told.status == DONE
+    assert "Note: planned with the chart's default settings: User" in told.out
+
+
+@virtually
+async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Path) -> None:
+    """With a cap of none at all, no node starts."""
+    async with scene(*nodes(1)) as stage:
+        install(stage.e.cluster, GPUSHARING_MAX_IN_FLIGHT="0", GPUSHARING_IDLE="soon")
+        stage.apply(FULL)
+        await stage.ready()
+        await stage.running("nvidia-mig-manager", 1)
+        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+    assert "settings of the operator that this plugin cannot read: idle" in told.out
+    assert "Pending: BudgetFull" in told.out
+
+
+@virtually
+async def test_an_operator_of_another_version_is_told() -> None:
+    async with scene(*nodes(1)) as stage:
+        install(stage.e.cluster)
+        label = {"metadata": {"labels": {"app.kubernetes.io/version": "9.9.9"}}}
+        stage.e.cluster.patch(DEPLOYMENTS, "gpusharing-operator", label, "gpusharing")
+        told = await ask(stage.e.cluster, "plan")
+    assert "the operator is of version 9.9.9 and this plugin of" in told.out
+
+
+@virtually
+async def test_a_policy_that_is_not_there_is_answered_with_the_nearest_names() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        with pytest.raises(Trouble, match=r"there is no pool-d.*did you mean: pool-b"):
+            await ask(stage.e.cluster, "plan", "pool-d")
+
+
+BAD_FILES = {
+    "no such file": ("", "cannot be read"),
+    "no YAML": ("{{", "cannot be read"),
+    "nothing in it": ("\n", "there is no GPUSharingPolicy in"),
+    "a text": ("hello", "a document is no object but str"),
+    "another kind only": ("kind: Pod\n", "there is no GPUSharingPolicy in"),
+    "another version": (
+        "kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v9\n",
+        "this plugin knows gpusharing.dev",
+    ),
+    "no name": ("kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v1alpha1\n", "has no metadata.name"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+@virtually
+async def test_a_file_that_is_no_policy_is_refused_because(tmp_path: Path, name: str) -> None:
+    content, why = BAD_FILES[name]
+    path = tmp_path / "policy.yaml"
+    if content:
+        path.write_text(content)
+    async with scene(*nodes(1)) as stage:
+        with pytest.raises(Trouble, match=why):
+            await ask(stage.e.cluster, "plan", "-f", str(path))

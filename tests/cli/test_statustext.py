@@ -1,0 +1,150 @@
+"""The pools at a glance, from what the operator published (cli/fleet.py, cli/estimate.py, cli/drawing.py)."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import NOW
+from tests.cli.objects import fleet, gpunode, history, policy
+
+from gpusharing.cli.ages import length
+from gpusharing.cli.drawing import Glyph, Ink, Paper, bar, plain
+from gpusharing.cli.estimate import find_estimate
+from gpusharing.cli.fleet import State, read_pools, state_of
+from gpusharing.cli.statustext import as_data, describe
+
+WIDE = Paper()
+
+
+def shown(policies: list[Any], nodes: list[Any], paper: Paper = WIDE) -> str:
+    return plain(describe(*read_pools(policies, nodes), NOW, paper))
+
+
+def test_a_pool_in_a_change_shows_what_runs_what_waits_the_culprit_since_when_and_until_when() -> None:
+    assert (
+        shown(*fleet())
+        == """\
+pool-b  MIG 2x3g.40gb  Draining  1/3 nodes, 24 GPUs, 27/32 used
+█▒!  █ 1 done  ▒ 1 under way  ! 1 blocked
+pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave
+  NODE      WAY       PHASE     REASON           PODS  CULPRIT               SINCE  DEADLINE
+  pool-b-2  !·······  Blocked   AlreadyCordoned  2                           1h5m
+  pool-b-1  ▒▒▒·····  Draining  PDB              2     team-b/ranker-7c4 +1  4m     10:11:00Z
+
+pool-c  Full 1x full  Synced  1/1 nodes, 8 GPUs, 8/8 used
+█  █ 1 done
+"""
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_no_line_is_longer_than_the_terminal(width: int) -> None:
+    lines = shown(*fleet(), Paper(width)).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("Draining" in line and "PDB" in line for line in lines)
+
+
+def test_at_80_columns_culprit_since_and_deadline_are_still_there() -> None:
+    text = shown(*fleet(), Paper(80))
+    assert "CULPRIT" in text
+    assert "SINCE" in text
+    assert "DEADLINE" in text
+
+
+def test_a_terminal_without_unicode_gets_ascii_only() -> None:
+    text = shown(*fleet(), Paper(80, glyphs=False))
+    assert text.isascii()
+    assert "#>!  # 1 done  > 1 under way  ! 1 blocked" in text
+
+
+def test_every_state_has_a_glyph_of_its_own_in_both_alphabets() -> None:
+    assert len({state.value.drawn for state in State}) == len(State)
+    assert len({state.value.ascii for state in State}) == len(State)
+
+
+def test_wide_lists_all_nodes_and_what_they_are_divided_into() -> None:
+    text = shown(*fleet(), Paper(wide=True))
+    assert "pool-b-0  ████████  Synced" in text
+    assert "WANTED" in text
+    assert "7x1g.10gb  human" in text
+
+
+def test_more_than_twenty_nodes_that_wait_are_counted() -> None:
+    nodes = [gpunode(f"n-{number:02}", "Pending", "BudgetFull") for number in range(25)]
+    assert "and 5 more; -o wide lists all" in shown([policy()], nodes)
+
+
+def test_nodes_with_gpus_and_no_policy_are_named() -> None:
+    policies, nodes = fleet()
+    text = shown(policies, [*nodes, gpunode("gpu-99", policy="")])
+    assert "1 node with GPUs and no policy: gpu-99" in text
+
+
+def test_without_any_policy_the_next_command_is_told() -> None:
+    assert shown([], []).startswith("There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE")
+
+
+def test_an_edit_that_the_operator_has_not_seen_is_told() -> None:
+    text = shown([policy(generation=3, observed=2)], [])
+    assert "has not looked at generation 3 yet" in text
+
+
+def test_what_an_operator_of_another_version_says_is_shown_as_it_comes() -> None:
+    """A phase that is not known, and a status without the fields of this version."""
+    raw = {"metadata": {"name": "new", "generation": 1}, "spec": {"mode": "Quantum"}, "status": {}}
+    node = gpunode("n-0", "Teleporting", "Later", policy="new")
+    text = shown([raw], [node])
+    assert "new  Quantum  new" in text
+    assert "Teleporting" in text
+    assert state_of("Teleporting") is State.WAITS
+
+
+def test_a_bar_with_more_nodes_than_room_shows_the_worst_of_each_cell() -> None:
+    good, bad = Glyph("o", "o", Ink.GOOD), Glyph("x", "x", Ink.BAD)
+    cells = bar([good] * 99 + [bad], WIDE, 10)
+    assert plain([cells]) == "ooooooooox\n"
+
+
+def test_the_time_that_is_left_follows_the_changes_of_before() -> None:
+    took = history(("Cordoned", 30), ("Draining", 29), ("Synced", 20))
+    nodes = [
+        gpunode("n-0", history=took),
+        gpunode("n-1", "Draining", "PDB"),
+        gpunode("n-2", "Pending", "BudgetFull"),
+    ]
+    (pool,), _ = read_pools([policy()], nodes)
+    found = find_estimate(pool)
+    assert found is not None
+    assert (found.left, found.each, found.changes) == (timedelta(minutes=20), timedelta(minutes=10), 1)
+    assert "about 20m left: 2 nodes, 10m each by the last change" in shown([policy()], nodes)
+
+
+def test_nobody_foresees_when_a_person_will_act() -> None:
+    took = history(("Cordoned", 30), ("Synced", 20))
+    nodes = [gpunode("n-0", history=took), gpunode("n-1", "Failed", "ActuatorFailed")]
+    (pool,), _ = read_pools([policy()], nodes)
+    assert find_estimate(pool) is None
+
+
+def test_a_change_that_was_given_up_says_nothing_about_how_long_one_takes() -> None:
+    took = history(("Cordoned", 30), ("Aborting", 20), ("Pending", 15), ("Cordoned", 10), ("Synced", 7))
+    nodes = [gpunode("n-0", history=took), gpunode("n-1", "Pending", "BudgetFull")]
+    (pool,), _ = read_pools([policy()], nodes)
+    found = find_estimate(pool)
+    assert found is not None
+    assert found.each == timedelta(minutes=3)
+
+
+def test_data_has_the_pools_with_their_members() -> None:
+    told = as_data(*read_pools(*fleet()), "desk")
+    assert told["context"] == "desk"
+    assert [pool["name"] for pool in told["pools"]] == ["pool-b", "pool-c"]
+    assert told["pools"][0]["members"][1]["culprit"] == "team-b/ranker-7c4 +1"
+
+
+AGES = [(0, "0s"), (59, "59s"), (90, "1m30s"), (300, "5m"), (3900, "1h5m"), (86400 * 41, "41d"), (-5, "0s")]
+
+
+@pytest.mark.parametrize(("seconds", "text"), AGES)
+def test_a_length_of_time_is_short_to_read(seconds: int, text: str) -> None:
+    assert length(timedelta(seconds=seconds)) == text

@@ -1,0 +1,183 @@
+"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask (cli/steer.py,
+cli/steering.py)."""
+
+import io
+
+import pytest
+from tests.cli.asking import ask, operated, writes
+from tests.embedded.scene import FULL, MIXED, Scene, at_once
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.steer import is_wanted
+from gpusharing.cli.troubles import DONE, Trouble
+from gpusharing.kube.client import POLICIES
+
+MANUAL = at_once(1, approval="Manual")
+
+
+async def refused(stage: Scene, *words: str) -> str:
+    """The sentence of a command that writes nothing."""
+    before = len(writes(stage.e.cluster))
+    with pytest.raises(Trouble) as raised:
+        await ask(stage.e.cluster, *words)
+    assert len(writes(stage.e.cluster)) == before
+    return str(raised.value)
+
+
+@virtually
+async def test_an_approval_lets_the_plan_be_carried_out() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED, rollout=MANUAL)
+        await stage.reason("gpu-1", "ApprovalNeeded")
+        found = stage.e.policy("pool-b")["status"]["plan"]["hash"]
+        told = await ask(stage.e.cluster, "approve", "pool-b", found)
+        assert told.status == DONE
+        assert told.out == (
+            f'gsp/pool-b  {{"metadata":{{"annotations":{{"gpusharing.dev/approve":"{found}"}}}}}}\n'
+            f"Plan {found} may be carried out: class Reset, 1 node, 0 pods to leave.\n"
+            "Done.\n"
+        )
+        await stage.ready()
+
+
+@virtually
+async def test_an_approval_of_another_plan_than_that_of_now_is_refused() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED, rollout=MANUAL)
+        await stage.reason("gpu-1", "ApprovalNeeded")
+        assert "not abcdef1: read it again" in await refused(stage, "approve", "pool-b", "abcdef1")
+
+
+@virtually
+async def test_an_approval_without_a_hash_needs_somebody_to_ask() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED, rollout=MANUAL)
+        await stage.reason("gpu-1", "ApprovalNeeded")
+        assert "nobody is there to ask" in await refused(stage, "approve", "pool-b")
+        assert (await ask(stage.e.cluster, "approve", "pool-b", "--yes")).status == DONE
+        await stage.ready()
+
+
+@virtually
+async def test_there_is_nothing_to_approve_where_nobody_waits_for_it() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        assert "waits for nobody's approval" in await refused(stage, "approve", "pool-b")
+
+
+@virtually
+async def test_a_dry_run_shows_the_patch_and_sends_nothing() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        told = await ask(stage.e.cluster, "pause", "pool-b", "--dry-run")
+        assert writes(stage.e.cluster) == []
+    assert told.out.startswith('gsp/pool-b  {"spec":{"rollout":{"paused":true}}}\n')
+    assert told.out.endswith("Nothing was changed.\n")
+
+
+@virtually
+async def test_a_paused_policy_starts_no_node_until_it_is_resumed() -> None:
+    async with operated(2) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        await ask(stage.e.cluster, "pause", "pool-b")
+        stage.e.cluster.patch(POLICIES, "pool-b", {"spec": MIXED})
+        await stage.reason("gpu-1", "Paused")
+        assert "paused already" in await refused(stage, "pause", "pool-b")
+        await ask(stage.e.cluster, "resume", "pool-b", "--yes")
+        await stage.ready()
+        assert "neither paused nor halted" in await refused(stage, "resume", "pool-b")
+
+
+@virtually
+async def test_a_rollout_that_failures_have_halted_goes_on_after_a_resume() -> None:
+    """Also when the node that failed was brought to its end meanwhile, and the policy lists no failure any more."""
+    async with operated(2) as stage:
+        for name in ("gpu-1", "gpu-2"):
+            stage.e.software.inject(name, "failed")
+        stage.apply(MIXED, rollout=at_once(1))
+        first = await stage.any_fenced("actuating")
+        await stage.phase(first, "Failed")
+        await ask(stage.e.cluster, "retry", first, "--yes")
+        await stage.phase(first, "Synced")
+        other = "gpu-1" if first == "gpu-2" else "gpu-2"
+        await stage.reason(other, "Halted")
+        told = await ask(stage.e.cluster, "resume", "pool-b", "--yes")
+        assert "1 node may start although others failed" in told.out
+        await stage.fenced(other)
+
+
+@virtually
+async def test_a_pause_may_hold_nodes_in_flight() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        told = await ask(
+            stage.e.cluster, "pause", "pool-b", "--when-paused", "Hold", "--dry-run", "-o", "json"
+        )
+    assert told.data["patch"] == {"spec": {"rollout": {"paused": True, "whenPaused": "Hold"}}}
+    assert not told.data["done"]
+
+
+@virtually
+async def test_a_change_in_flight_is_given_up_before_the_point_of_no_return_only() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        assert "no change is in flight on gpu-1" in await refused(stage, "abort", "gpu-1")
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1")
+        assert (await ask(stage.e.cluster, "abort", "gpu-1")).status == DONE
+        await stage.released("gpu-1")
+        assert not stage.cordoned("gpu-1")
+
+
+@virtually
+async def test_a_change_past_the_point_of_no_return_is_not_given_up() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1", "actuating")
+        assert "past the point of no return" in await refused(stage, "abort", "gpu-1")
+
+
+@virtually
+async def test_a_node_that_was_given_up_is_tried_again_at_once_by_a_retry() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED)
+        await stage.fenced("gpu-1")
+        await ask(stage.e.cluster, "abort", "gpu-1")
+        await stage.reason("gpu-1", "Deferred")
+        assert (await ask(stage.e.cluster, "retry", "gpu-1", "--yes")).status == DONE
+        await stage.ready(seconds=250)
+
+
+@virtually
+async def test_a_skipped_node_begins_no_change_until_that_is_undone() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        await ask(stage.e.cluster, "skip", "gpu-1")
+        assert "skipped already" in await refused(stage, "skip", "gpu-1")
+        stage.apply(MIXED)
+        await stage.reason("gpu-1", "SkipLabel")
+        await ask(stage.e.cluster, "skip", "gpu-1", "--undo", "--yes")
+        await stage.ready()
+        assert "gpusharing.dev/skip" not in stage.labels("gpu-1")
+
+
+@virtually
+async def test_a_node_that_is_not_there_is_answered_with_the_nearest_names() -> None:
+    async with operated(1) as stage:
+        assert "did you mean: gpu-1" in await refused(stage, "retry", "gpu-11", "--yes")
+
+
+class _Person(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [("y\n", True), ("YES\n", True), ("n\n", False), ("", False)])
+def test_only_yes_is_a_yes(answer: str, wanted: bool) -> None:
+    assert is_wanted(_Person(answer)) is wanted

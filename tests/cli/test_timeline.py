@@ -1,0 +1,127 @@
+"""A rollout in time, from the nodes' histories (cli/timeline.py, cli/timelinetext.py)."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import NOW
+from tests.cli.desk import Desk
+from tests.cli.objects import gpunode, history, policy
+
+from gpusharing.api.names import WAY
+from gpusharing.cli.drawing import Paper, plain
+from gpusharing.cli.fleet import Pool, State, read_pools
+from gpusharing.cli.timeline import Timeline, find_timeline
+from gpusharing.cli.timelinetext import LETTERS, describe_timeline
+
+JSON = dict[str, Any]
+DONE = gpunode(
+    "n-0",
+    history=history(
+        ("Pending", 50),
+        ("Cordoned", 40),
+        ("Draining", 38),
+        ("Reconfiguring", 30),
+        ("Verifying", 24),
+        ("Synced", 20),
+    ),
+)
+DRAINS = gpunode(
+    "n-1", "Draining", "PDB", history=history(("Pending", 50), ("Cordoned", 20), ("Draining", 16))
+)
+WAITS = gpunode("n-2", "Pending", "BudgetFull", history=history(("Synced", 90000), ("Pending", 50)))
+
+
+def pool(*nodes: JSON) -> Pool:
+    (found,), _ = read_pools([policy()], nodes)
+    return found
+
+
+def shown(*nodes: JSON, paper: Paper | None = None) -> str:
+    return plain(describe_timeline(pool(*nodes), NOW, paper or Paper(80)))
+
+
+def seen(*nodes: JSON) -> Timeline:
+    found = find_timeline(pool(*nodes), NOW)
+    assert found is not None
+    return found
+
+
+def test_a_rollout_that_goes_on_is_drawn_from_its_first_change_until_now() -> None:
+    assert (
+        shown(WAITS, DRAINS, DONE)
+        == """\
+  09:20:00Z to 10:00:00Z; a cell is 50s
+  n-0  ccddddddddddrrrrrrrvvvvv████████████████████████  20m
+  n-1  ░░░░░░░░░░░░░░░░░░░░░░░░cccccddddddddddddddddddd  Draining
+  n-2  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░  Pending
+  c Cordoned; d Draining; r Reconfiguring; v Verifying; █ done; ░ to go
+"""
+    )
+
+
+def test_a_rollout_that_is_over_ends_with_its_last_change() -> None:
+    found = seen(DONE)
+    assert (found.begin, found.tracks[0].took) == (NOW - timedelta(minutes=40), timedelta(minutes=20))
+    assert found.end == NOW - timedelta(minutes=19), "a twentieth more, for the end to be seen"
+
+
+def test_what_was_done_days_before_is_another_rollout() -> None:
+    long_ago = history(("Cordoned", 4000), ("Synced", 3990))
+    assert [track.node for track in seen(DRAINS, gpunode("n-9", history=long_ago)).tracks] == ["n-1"]
+
+
+def test_nights_of_a_rollout_with_windows_are_one_rollout() -> None:
+    last_night = history(("Cordoned", 24 * 60), ("Synced", 24 * 60 - 10))
+    found = seen(DRAINS, gpunode("n-9", history=last_night))
+    assert [track.node for track in found.tracks] == ["n-9", "n-1"]
+    assert "2026-11-19 10:00:00Z to 2026-11-20 10:00:00Z" in shown(DRAINS, gpunode("n-9", history=last_night))
+
+
+def test_of_a_node_that_changed_twice_the_last_change_is_shown() -> None:
+    twice = history(("Cordoned", 60), ("Synced", 50), ("Cordoned", 10), ("Synced", 5))
+    assert seen(gpunode("n-0", history=twice)).begin == NOW - timedelta(minutes=10)
+
+
+def test_what_needs_a_person_is_seen_however_short_it_was() -> None:
+    short = history(("Cordoned", 1000), ("Failed", 500), ("Reconfiguring", 499.9))
+    assert "x" in shown(gpunode("n-0", "Reconfiguring", "Waits", history=short)).splitlines()[1]
+
+
+def test_where_no_node_ever_changed_it_is_told() -> None:
+    assert shown(gpunode("n-0"), WAITS) == "  No change of a node is in the histories.\n"
+
+
+def test_a_clock_that_is_behind_draws_no_negative_time() -> None:
+    ahead = gpunode("n-0", "Draining", "PDB", history=history(("Cordoned", -5), ("Draining", -10)))
+    assert all(one.begin <= one.end for track in seen(ahead).tracks for one in track.stretches)
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 100])
+def test_no_line_of_a_timeline_is_longer_than_the_terminal(width: int) -> None:
+    long_name = {**DRAINS, "metadata": {"name": "ip-10-0-12-34.eu-central-1.compute.internal"}}
+    lines = shown(DONE, long_name, WAITS, paper=Paper(width)).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("ccdd" in line or "cd" in line for line in lines)
+
+
+def test_a_timeline_without_unicode_is_ascii() -> None:
+    assert shown(DONE, DRAINS, WAITS, paper=Paper(80, glyphs=False)).isascii()
+
+
+def test_each_phase_of_a_change_has_a_letter_and_no_letter_is_a_glyph_of_a_state() -> None:
+    assert set(WAY) < set(LETTERS)
+    letters = set(LETTERS.values())
+    assert len(letters) == len(LETTERS)
+    assert letters.isdisjoint({glyph for one in State for glyph in (one.value.drawn, one.value.ascii)})
+
+
+def test_of_many_nodes_the_first_are_drawn() -> None:
+    nodes = [{**DRAINS, "metadata": {"name": f"n-{number:02}"}} for number in range(25)]
+    assert "and 5 more nodes; -o wide draws all" in shown(*nodes)
+    assert "n-24" in shown(*nodes, paper=Paper(80, wide=True))
+
+
+def test_status_draws_it_when_it_is_asked_to(desk: Desk) -> None:
+    assert "a cell is" in desk.type("status", "--timeline").out
+    assert "a cell is" not in desk.type("status").out

@@ -1,0 +1,228 @@
+"""`why` on a SIMULATED cluster with the shipped operator beside it (cli/why.py, cli/whynode.py, cli/whypod.py,
+told/proofs.py)."""
+
+import re
+from typing import Any
+
+import pytest
+from hack.sim.fakefaults import EVER
+from hack.sim.workloads import Workload
+from tests.cli.asking import ME, ask, operated
+from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.troubles import DONE, Trouble
+from gpusharing.cli.why import Subject, find_subject
+from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.errors import Forbidden
+
+
+def masked(text: str) -> str:
+    """Without random names, hashes, lengths of time, and how wide these make a column."""
+    text = re.sub(r"llm-[a-z0-9]{5}\b", "llm-POD", text)
+    text = re.sub(r"pool-b-[0-9a-f]{7}", "pool-b-HASH", text)
+    text = re.sub(r"\d\d:\d\d:\d\dZ", "TIME", text)
+    return re.sub(r"(?<=\S) {2,}", "  ", re.sub(r"\b\d+[smh](\d+s)?\b", "AGE", text))
+
+
+DRAINING = """\
+gpu-1  pool-b  Draining: PDB  since AGE, until TIME
+2 GPU pods left to go; PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy,
+1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the
+unready pods back, scale up, or raise maxUnavailable.
+1x full -> 2x3g.40gb; class Reset; step 1/1, attempt 1; cordon: ours
+
+PROOF             SAYS                     SHOULD SAY
+ok agent          reads 2 GPUs             reads GPUs
+no NVML           1x full                  2x3g.40gb
+no mig-manager    all-disabled (success)   pool-b-HASH (success)
+ok operands       none paused              none paused
+no device plugin  not set                  pool-b-HASH
+no GFD labels     differ                   as configured
+no allocatable    2 nvidia.com/gpu         4 nvidia.com/mig-3g.40gb
+GFD labels: label nvidia.com/mig.strategy is absent, expected mixed
+
+What blocks
+  PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy, 1 must be. Server:
+    "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the unready pods back,
+    scale up, or raise maxUnavailable.
+
+ENTERED    PHASE     REASON
+AGE ago  Skipped   Unowned
+AGE ago   Synced    Synced
+AGE ago   Pending   ConfigPropagating
+AGE ago     Cordoned  Settling
+AGE ago     Draining  PDB
+"""
+
+
+@virtually
+async def test_a_node_in_a_drain_shows_verdict_proofs_blockers_and_history() -> None:
+    workload, budget = Workload("llm", 2, node_selector={}), pdb("llm", "llm", minAvailable=1)
+    async with operated(1, workloads=[workload], budgets=[budget]) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        await stage.running("llm", 2)
+        stage.apply(MIXED, drain={"strandedPods": "Allow"})
+        await stage.reason("gpu-1", "PDB")
+        told = await ask(stage.e.cluster, "why", "gpu-1")
+    assert told.status == DONE
+    assert masked(told.out) == masked(DRAINING)
+
+
+@virtually
+async def test_a_node_that_is_done_has_every_source_agree() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        told = await ask(stage.e.cluster, "why", "gpu-1", "-o", "json")
+    assert told.data["phase"] == "Synced"
+    assert len(told.data["proofs"]) == 7
+    assert all(one["agrees"] for one in told.data["proofs"])
+
+
+@virtually
+async def test_a_source_that_disagrees_says_what_it_should_say() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        stage.person("gpu-1", {"metadata": {"labels": {"nvidia.com/mig-3g.40gb.count": "9"}}})
+        told = await ask(stage.e.cluster, "why", "gpu-1", "-o", "json")
+    wrong = {one["source"]: one["message"] for one in told.data["proofs"] if not one["agrees"]}
+    assert wrong == {"GFD labels": "label nvidia.com/mig-3g.40gb.count is 9, expected 4"}
+
+
+@virtually
+async def test_without_the_right_to_nodes_the_published_state_is_told_and_which_right_is_missing() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        refusal = Forbidden('User "me" cannot list resource "nodes"')
+        stage.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
+        told = await ask(stage.e.cluster, "why", "gpu-1")
+    assert told.out.startswith("gpu-1  pool-b  Synced: Synced")
+    assert 'cannot list resource "nodes"' in " ".join(told.out.split())
+
+
+@virtually
+async def test_a_node_of_no_policy_is_said_to_be_none_of_ours() -> None:
+    async with operated(1) as stage:
+        stage.e.cluster.add(NODES, node("spare-1", pool="other"))
+        told = await ask(stage.e.cluster, "why", "spare-1")
+    assert told.out.startswith("spare-1  no policy  Skipped: Unowned\nno policy selects this node\n")
+
+
+@virtually
+async def test_a_node_that_is_not_there_is_answered_with_the_nearest_names() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        with pytest.raises(
+            Trouble, match=r"there is no gpu-11 in nodes of context test; did you mean: gpu-1"
+        ):
+            await ask(stage.e.cluster, "why", "gpu-11")
+
+
+# --- pods ------------------------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_is_offered() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        await stage.e.until(lambda: True, "", 1)
+        stage.e.cluster.add(PODS, pending("old"))
+        told = await ask(stage.e.cluster, "why", "pod/old")
+    text = " ".join(told.out.split())
+    assert "default/old Pending asks for 1 nvidia.com/gpu" in text
+    assert "Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu." in text
+    assert "Offered in the end: nvidia.com/mig-3g.40gb" in text
+    assert "No pool offers nvidia.com/gpu, nor will by the policies that there are" in text
+
+
+@virtually
+async def test_what_only_other_nodes_offer_is_no_advice_for_a_pod_with_a_node_selector() -> None:
+    async with operated(1) as stage:
+        stage.e.cluster.add(NODES, node("other-1", pool="other"))
+        stage.apply(MIXED)
+        await stage.ready()
+        raw = pending("old")
+        raw["spec"] |= {"nodeSelector": {"gpusharing.dev/pool": "b"}}
+        stage.e.cluster.add(PODS, raw)
+        told = await ask(stage.e.cluster, "why", "pod/old", "-o", "json")
+    assert told.data["others"] == ["nvidia.com/mig-3g.40gb"]
+
+
+@virtually
+async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_and_what_that_waits_for() -> (
+    None
+):
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.cordon("gpu-1")
+        stage.apply(MIXED)
+        await stage.reason("gpu-1", "AlreadyCordoned")
+        stage.e.cluster.add(PODS, pending("new", "nvidia.com/mig-3g.40gb"))
+        told = await ask(stage.e.cluster, "why", "default/new", "-o", "json")
+    (service,) = told.data["services"]
+    assert (service["pool"], service["now"], service["after"]) == ("pool-b", 0, 4)
+    assert service["but"].startswith("not yet; Blocked: gpu-1 was cordoned by somebody else")
+
+
+@virtually
+async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
+    async with operated(1, workloads=[Workload("llm", 2)]) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        await stage.running("llm", 2)
+        await stage.e.until(
+            lambda: stage.e.gpunode("gpu-1")["status"]["observed"].get("pods") == 2, "a report", 120
+        )
+        stage.e.cluster.add(PODS, pending("third"))
+        told = await ask(stage.e.cluster, "why", "pod/third", "-n", "default", "-o", "json")
+    (service,) = told.data["services"]
+    assert (service["now"], service["free"], service["but"]) == (2, 0, "all are held by other pods")
+
+
+@virtually
+async def test_a_pod_with_a_node_points_at_the_node() -> None:
+    async with operated(1, workloads=[Workload("llm", 1)]) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        await stage.running("llm", 1)
+        name = stage.pods("llm")[0]["metadata"]["name"]
+        told = await ask(stage.e.cluster, "why", f"pod/default/{name}")
+    assert "It has a node, gpu-1, which nothing of ours changes now." in told.out
+
+
+def pending(name: str, resource: str = "nvidia.com/gpu") -> dict[str, Any]:
+    """A pod that the scheduler found no node for."""
+    raw = gpu_pod(name, "")
+    raw["spec"] = {"containers": [{"name": "main", "resources": {"limits": {resource: "1"}}}]}
+    said = f"0/1 nodes are available: 1 Insufficient {resource}."
+    raw["status"] = {
+        "phase": "Pending",
+        "conditions": [{"type": "PodScheduled", "status": "False", "message": said}],
+    }
+    return raw
+
+
+SUBJECTS = {
+    "gpu-07": Subject("gpu-07", None),
+    "node/gpu-07": Subject("gpu-07", None),
+    "pod/llm-0": Subject("llm-0", "mine"),
+    "team-a/llm-0": Subject("llm-0", "team-a"),
+    "pod/team-a/llm-0": Subject("llm-0", "team-a"),
+}
+
+
+@pytest.mark.parametrize("word", SUBJECTS)
+def test_a_subject_is_a_node_or_a_pod(word: str) -> None:
+    assert find_subject(word, "mine") == SUBJECTS[word]
+
+
+def test_a_subject_that_is_neither_is_refused() -> None:
+    with pytest.raises(Trouble, match="neither a node nor a pod"):
+        find_subject("a/b/c", "mine")

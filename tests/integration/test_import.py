@@ -1,0 +1,206 @@
+"""Fleets that somebody configured by hand, taken over by `kubectl gpusharing import | kubectl apply -f -`.
+
+A control plane of its own: each fleet has its own ClusterPolicy. What has to be done first is done with the commands
+that were printed.
+"""
+
+import shlex
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hack.cluster import install, toolchain
+from hack.cluster.api import Object
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.nodes import create_nodes, node_manifest
+from hack.cluster.process import wait_until
+from tests.conftest import build_or_skip
+from tests.embedded.oracle import wanted_resources
+from tests.integration import test_output as output
+from tests.integration.nodelog import audit_policy, read_node_writes
+from tests.integration.product import (
+    AGENT,
+    CLUSTER_POLICY,
+    FACTOR,
+    GPUNODES,
+    NODES,
+    POLICIES,
+    SECONDS,
+    Product,
+)
+from tests.recipes import BY_DEFAULT, BY_ENTRY, DOCUMENTED, MIG, NOS, Recipe
+
+from hack import stage
+
+CLUSTER_POLICIES = CLUSTER_POLICY.rpartition("/")[0]
+CONFIG_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
+OURS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
+OUR_LABELS = {"gpusharing.dev/mode", "gpusharing.dev/policy"}
+FLEETS = {"documented": DOCUMENTED, "by-default": BY_DEFAULT, "by-entry": BY_ENTRY, "nos": NOS}
+GPUS = 2
+person = output.person
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """Chart and node software; no ClusterPolicy and no operator yet."""
+    build_or_skip(toolchain.control_plane_programs)
+    for name in ("kwok", "helm"):
+        build_or_skip(partial(toolchain.program, name))
+    directory = tmp_path_factory.mktemp("import")
+    flags = (f"--audit-policy-file={audit_policy(directory)}",)
+    with ControlPlane(options=Options(audit=True, apiserver_flags=flags)) as plane:
+        install.install_gpu_operator(plane.api, cluster_policy=False)
+        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+        account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
+        options = ("--agent-interval", "1", "--agent-account", account)
+        with stage.node_software(plane.kubeconfig, directory, FACTOR, *options):
+            yield Product(plane, directory)
+
+
+class Fleet:
+    """One recipe on the cluster."""
+
+    def __init__(self, product: Product, recipe: Recipe) -> None:
+        self.product, self.recipe = product, recipe
+        self.began = product.mark()
+        self.pools = {f"{pool}-{n}": one for pool, one in recipe.pools.items() for n in range(one.count)}
+
+    def build(self) -> None:
+        """ClusterPolicy, ConfigMaps and Nodes, as somebody applied them; ends when NVIDIA's programs rest."""
+        api = self.product.api
+        policy = {"metadata": {"name": "cluster-policy"}, "spec": self.recipe.cluster_policy}
+        api.create(CLUSTER_POLICIES, {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", **policy})
+        for name, data in self.recipe.config_maps.items():
+            api.create(CONFIG_MAPS, {"metadata": {"name": name}, "data": dict(data)})
+        create_nodes(api, [self._manifest(name) for name in self.pools])
+        self.wait_settled()
+        for name, pool in self.pools.items():
+            if pool.forgotten:
+                gone = {MIG: None, f"{MIG}.state": None}
+                api.merge_patch(f"{NODES}/{name}", {"metadata": {"labels": gone}})
+
+    def _manifest(self, name: str) -> Object:
+        pool = self.pools[name]
+        labels = {"gpusharing.dev/pool": name.partition("-")[0]} if not pool.forgotten else {}
+        return node_manifest(name, product=pool.product, gpus=GPUS, labels={**labels, **pool.labels})
+
+    def wait_settled(self) -> None:
+        """Until every node offers what its pool is."""
+        for name, pool in self.pools.items():
+            wanted = wanted_resources(dict(pool.spec), [pool.product] * GPUS)
+            wait_until(partial(self._offers, name, wanted), SECONDS, f"{name} to offer {wanted}")
+
+    def _offers(self, node: str, wanted: dict[str, int]) -> bool:
+        found = self.product.api.get(f"{NODES}/{node}")["status"]["allocatable"]
+        return wanted == {
+            key: int(n) for key, n in found.items() if key.startswith("nvidia.com/") and n != "0"
+        }
+
+    def wait_seen(self) -> None:
+        """Until every agent has told what it sees."""
+        for name in self.pools:
+            wait_until(partial(self._is_seen, f"{GPUNODES}/{name}"), SECONDS, f"the agent of {name}")
+
+    def _is_seen(self, path: str) -> bool:
+        return self.product.exists(path) and "observed" in self.product.api.get(path).get("status", {})
+
+    def labels(self) -> dict[str, dict[str, str]]:
+        """What is not ours, by node; GFD's time stamp goes on."""
+        return {
+            name: {
+                key: value
+                for key, value in self.product.api.get(f"{NODES}/{name}")["metadata"]["labels"].items()
+                if key not in OUR_LABELS and not key.endswith("timestamp")
+            }
+            for name in self.pools
+        }
+
+    def remove(self) -> None:
+        """Policies, nodes and what is about them."""
+        api = self.product.api
+        for path in (POLICIES, GPUNODES, NODES):
+            self.product.remove(*(f"{path}/{one['metadata']['name']}" for one in api.list(path)))
+        wait_until(lambda: api.list(POLICIES) == [], SECONDS, "the policies to go")
+        self.product.remove(
+            CLUSTER_POLICY, *(f"{CONFIG_MAPS}/{name}" for name in (*self.recipe.config_maps, *OURS))
+        )
+
+
+def commands(said: str, begins: str) -> list[list[str]]:
+    """The commands in what was printed that begin so, comments apart."""
+    lines = (line for line in said.splitlines() if begins in line and not line.startswith("#"))
+    return [shlex.split(line[line.index(begins) :]) for line in lines]
+
+
+@pytest.mark.parametrize("name", FLEETS)
+def test_a_fleet_by_hand_is_taken_over(product: Product, person: Path, name: str) -> None:
+    fleet = Fleet(product, FLEETS[name])
+    try:
+        fleet.build()
+        with product.operator(f"{name}-before"):
+            fleet.wait_seen()
+            said = output.plugin(person, "import")
+            output.same_as_golden(f"import-{name}", said)
+            for _, *command in commands(said, "kubectl label node"):
+                product.plane.kubectl(*command)
+                wait_labelled(product, command[2])
+        values = ",".join(command[-1] for command in commands(said, "helm upgrade"))
+        stage.install_chart(product.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
+        with product.operator(f"{name}-after", **settings(values)):
+            wait_until(lambda: merged(product, fleet.recipe), SECONDS, "the entries to be merged")
+            for _, *command in commands(said, "kubectl patch clusterpolicy"):
+                product.plane.kubectl(*command)
+            fleet.wait_settled()
+            take_over(product, fleet, person)
+    finally:
+        fleet.remove()
+
+
+def take_over(product: Product, fleet: Fleet, person: Path) -> None:
+    """`import | apply`: all Synced, one PATCH for each Node with labels of ours alone, and nobody is disturbed."""
+    said = output.plugin(person, "import")
+    assert said.endswith("exit status 0\n"), said
+    before, since = fleet.labels(), product.mark()
+    product.plane.kubectl("apply", "-f", "-", stdin=said.removesuffix("exit status 0\n"))
+    policies = [str(one["metadata"]["name"]) for one in product.api.list(POLICIES)]
+    assert len(policies) == len(fleet.recipe.pools)
+    for one in policies:
+        stage.wait_ready(product.api, one)
+    assert fleet.labels() == before
+    assert product.writes("pods/eviction", since=since) == []
+    written = read_node_writes(product.plane.audit_log, fleet.began)
+    assert {node: len(found) for node, found in written.items()} == dict.fromkeys(fleet.pools, 1)
+    for (write,) in written.values():
+        assert write.body["metadata"]["labels"].keys() == OUR_LABELS
+        assert "spec" not in write.body
+    assert {one["status"]["summary"]["status"] for one in product.api.list(POLICIES)} == {"Synced"}
+
+
+VALUES = {"adminPluginConfigMap": "admin_plugin_config_map", "adminMigConfigMap": "admin_mig_config_map"}
+"""The chart's values as the operator's settings: no pod of it runs here."""
+
+
+def settings(values: str) -> dict[str, str]:
+    pairs = (one.removeprefix("gpuOperator.").split("=") for one in filter(None, values.split(",")))
+    return {VALUES[key]: value for key, value in pairs}
+
+
+def merged(product: Product, recipe: Recipe) -> bool:
+    """Our ConfigMap has the entries of the admin's."""
+    if not product.exists(f"{CONFIG_MAPS}/{OURS[0]}"):
+        return False
+    held = product.api.get(f"{CONFIG_MAPS}/{OURS[0]}").get("data", {})
+    wanted = recipe.config_maps.get(recipe.cluster_policy["devicePlugin"]["config"].get("name", ""), {})
+    return bool(held.keys() >= wanted.keys())
+
+
+def wait_labelled(product: Product, node: str) -> None:
+    """Until mig-manager has found the instances in place."""
+
+    def done() -> bool:
+        found = product.api.get(f"{NODES}/{node}")["metadata"]["labels"].get(f"{MIG}.state")
+        return bool(found == "success")
+
+    wait_until(done, SECONDS, f"mig-manager on {node}")
