@@ -21,7 +21,7 @@ test: setup ## rungs 0-2 of the test ladder, without kills and faults on rung 2;
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
 	@$(PY) -m pytest -n $(WORKERS) -m "not nvidia and not e2e and not gpu and not crash and not faults" $(ARGS)
 
-test-long: setup ## 10,000 examples of the random world (an hour or two on two cores); ARGS="-k seed-7"
+test-long: setup ## 10,000 examples of the random world (about twenty minutes of CPU); ARGS="-k seed-7"
 	@PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
 
 mutants: setup ## each guard taken away in turn: its named test must fail (3 to 5 minutes); MUTANTS=regex, FIND=1
@@ -58,9 +58,9 @@ test-crash: setup ## kill -9 at every write on rungs 1 and 2; FULL=1: every scen
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
 	@$(if $(FULL),CRASH=full) $(PY) -m pytest -m "crash or not cluster" tests/embedded/test_crash.py tests/integration $(ARGS)
 
-test-faults: setup ## the fault matrix on rung 2: a sample; SEED=1 plays that one, FULL=1 all of it, going on where it was ended
+test-faults: setup ## the fault matrix on rung 2: a sample; SEED=1 RUNS=100 that one, FULL=1 all of it, going on where it was ended
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@$(if $(FULL),FAULTS=full) $(if $(SEED),FAULTS_SEED=$(SEED)) $(PY) -m pytest -n 2 -m faults tests/integration $(ARGS); \
+	@trap : INT; $(if $(FULL),FAULTS=full) $(if $(SEED),FAULTS_SEED=$(SEED)) $(if $(RUNS),FAULTS_RUNS=$(RUNS)) $(PY) -m pytest -n 2 -m faults tests/integration $(ARGS); \
 	  status=$$?; $(PY) -m tests.faults.cases build/faults/$(if $(FULL),full,sample); exit $$status
 
 test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU

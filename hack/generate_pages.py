@@ -7,8 +7,9 @@ from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
+from gpusharing.agent import metermetrics, usagemetrics
 from gpusharing.agent import metrics as agent_metrics
-from gpusharing.agent.fields import SESSION, SOURCES, Need
+from gpusharing.agent.fields import SESSION, SOURCES, USAGE, Need, Source
 from gpusharing.controller import settings as settings_module
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import PREFIX, Settings, default_text
@@ -175,46 +176,40 @@ def metrics() -> str:
     body = ["## Operator", "", *_table(("Metric", "Type", "Meaning"), sorted(rows)), "", "## Agent", ""]
     body += _table(("Metric", "Meaning"), sorted(_agent_metrics()))
     text = "Served at /metrics; see the chart's values for the ports and for PodMonitors."
-    return _page("controller/metrics.py and agent/metrics.py", "Metrics", text, body)
+    return _page(
+        "controller/metrics.py, agent/metrics.py, usagemetrics.py and metermetrics.py", "Metrics", text, body
+    )
 
 
 def _agent_metrics() -> list[tuple[str, str]]:
-    """Names and texts as the collector's source gives them to its metric families."""
+    """Names and texts as the collectors' sources give them to their metric families."""
     found = []
-    for node in ast.walk(ast.parse(inspect.getsource(agent_metrics))):
-        if not isinstance(node, ast.Call) or len(node.args) < 2:
-            continue
-        name, text = _text(node.args[0]), _text(node.args[1])
-        if name and " " not in name and text and " " in text:
-            short = name if name.startswith(agent_metrics.PREFIX) else f"{agent_metrics.PREFIX}_{name}"
-            found.append((f"`{short}`", text))
+    for module in (agent_metrics, usagemetrics, metermetrics):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if not isinstance(node, ast.Call) or len(node.args) < 2:
+                continue
+            name, text = (_text(argument, module.PREFIX) for argument in node.args[:2])
+            if name and " " not in name and text and " " in text:
+                short = name if name.startswith(module.PREFIX) else f"{module.PREFIX}_{name}"
+                found.append((f"`{short}`", text))
     return found
 
 
-def _text(node: ast.expr) -> str:
+def _text(node: ast.expr, prefix: str) -> str:
     if isinstance(node, ast.JoinedStr):
-        parts = [
-            part.value if isinstance(part, ast.Constant) else agent_metrics.PREFIX for part in node.values
-        ]
+        parts = [part.value if isinstance(part, ast.Constant) else prefix for part in node.values]
         return "".join(str(part) for part in parts)
     return str(node.value) if isinstance(node, ast.Constant) else ""
 
 
 def agent_fields() -> str:
     """Every observed field: which call gives it, what that needs, what is shown without."""
-    rows = [
-        (
-            ", ".join(f"`{name}`" for name in source.fields),
-            ", ".join(f"`{call}`" for call in source.calls) or "–",
-            ", ".join(need.title for need in source.needs),
-            source.without,
-        )
-        for source in SOURCES
-    ]
     body = ["## Rights", ""]
     body += _table(("Right", "Values of the chart", "Why"), ((n.title, n.chart, n.why) for n in Need))
     header = ("Field of `status.observed`", "NVML call", "Needs", "Without it, or where not supported")
-    body += ["", "## Fields", "", *_table(header, rows)]
+    body += ["", "## Fields", "", *_table(header, _source_rows(SOURCES))]
+    header = ("Metrics `gpusharing_…` of usage", *header[1:])
+    body += ["", "## Usage", "", *_table(header, _source_rows(USAGE))]
     text = (
         "What each field of `GPUNode.status.observed` is read with, what right that takes, and what is lost without.\n"
         "docs/how-to/install.md says which rights the chart gives. The agent runs as user 0 for the kubelet's socket.\n"
@@ -225,6 +220,18 @@ def agent_fields() -> str:
         "counts as busy where processes are in question: never as idle, never as empty."
     )
     return _page("operator/gpusharing/agent/fields.py", "Fields and rights of the agent", text, body)
+
+
+def _source_rows(sources: Iterable[Source]) -> list[tuple[str, ...]]:
+    return [
+        (
+            ", ".join(f"`{name}`" for name in source.fields),
+            ", ".join(f"`{call}`" for call in source.calls) or "–",
+            ", ".join(need.title for need in source.needs),
+            source.without,
+        )
+        for source in sources
+    ]
 
 
 def gpus() -> str:

@@ -90,6 +90,12 @@ def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
     return path
 
 
+AT_A_DESK = ("-m", "gpusharing.controller.main")
+"""The operator of this checkout, with all that is installed here."""
+IN_A_POD = ("-m", "hack.inpod", "gpusharing.controller.main")
+"""The operator with no more than its image has; it reads no kubeconfig."""
+
+
 @dataclass(frozen=True)
 class Door:
     """What stands before an API server and is taken for it."""
@@ -224,7 +230,7 @@ def operator(
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }
     return Process(
-        ("-m", "gpusharing.controller.main"),
+        IN_A_POD,
         environment | operator_account(kubeconfig, directory, door),
         directory / "operator.log",
     )

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.bench import agent, edits, large, planner, results, small, start
+from hack.bench import agent, edits, large, plain, planner, results, small, start, terminal
 from hack.bench.machine import facts
 from hack.bench.results import AIMS, Measured
-from hack.bench.testbed import FACTOR, ROLL_FACTOR, Testbed, open_testbed
+from hack.bench.testbed import FACTOR, LOOP_FACTOR, ROLL_FACTOR, Testbed, open_testbed
 
 OUTPUT = Path("build/bench.json")
 
@@ -41,6 +41,13 @@ class Part:
     """How much faster than life time runs for hardware and waits."""
     node_software: bool = True
     """Whether it needs the SIMULATED node software."""
+    arguments: tuple[str, ...] = ()
+    """Of that software."""
+
+    @property
+    def kind(self) -> tuple[float, bool, tuple[str, ...]]:
+        """Parts of one kind share a testbed."""
+        return self.factor, self.node_software, self.arguments
 
 
 PLANNED = (
@@ -50,6 +57,7 @@ PLANNED = (
     "plan_5000_nodes_windows_incremental_ms",
     "layout_verdict_ms",
 )
+TYPED = ("cli_help_ms", "cli_status_1000_nodes_ms")
 PARTS = (
     Part(
         (
@@ -76,6 +84,12 @@ PARTS = (
         factor=ROLL_FACTOR,
     ),
     Part(
+        ("roll_efficiency_60s", "roll_60s_vs_plain_loop"),
+        lambda testbed, sizes: plain.compared(testbed),
+        factor=LOOP_FACTOR,
+        arguments=plain.SOFTWARE,
+    ),
+    Part(
         ("start_5000_nodes_s", "rss_5000_nodes_mib"),
         lambda testbed, sizes: start.start(testbed, sizes.planned_nodes),
         node_software=False,
@@ -88,11 +102,14 @@ def measure(wanted: frozenset[str], sizes: Sizes) -> Iterator[Measured]:
     """Everything that yields one of the wanted metrics; one control plane per kind of testbed."""
     if wanted & set(PLANNED):
         yield from planner.planning(sizes.planned_nodes)
+    if wanted & set(TYPED):
+        yield from terminal.terminal(sizes.fleet_nodes)
     chosen = [part for part in PARTS if wanted & set(part.metrics)]
-    for factor, software in dict.fromkeys((part.factor, part.node_software) for part in chosen):
-        with open_testbed(factor, node_software=software) as testbed:
+    for kind in dict.fromkeys(part.kind for part in chosen):
+        factor, software, arguments = kind
+        with open_testbed(factor, node_software=software, arguments=arguments) as testbed:
             for part in chosen:
-                if (part.factor, part.node_software) == (factor, software):
+                if part.kind == kind:
                     yield from part.run(testbed, sizes)
 
 

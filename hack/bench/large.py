@@ -37,7 +37,7 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
     testbed.wait_ready([ROLL], 300)
     used = cpu_ms(testbed.operator.pid) - used
     counts = testbed.counts(span)
-    writes = _node_writes(testbed, span)
+    writes = node_writes(testbed, span)
     drain = (stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]) / testbed.factor
     actuation = statistics.median(actuation_seconds(times) for times in writes.values())
     begin = min(own[0] for own, _ in writes.values())
@@ -62,7 +62,8 @@ Times = tuple[list[datetime], list[datetime]]
 """Writes on a Node: the operator's, the node software's."""
 
 
-def _node_writes(testbed: Testbed, span: Span) -> dict[str, Times]:
+def node_writes(testbed: Testbed, span: Span) -> dict[str, Times]:
+    """By node that was changed since then."""
     found: dict[str, Times] = {}
     for request in testbed.requests(span, user=None):
         if not request.is_write or request.resource.partition("/")[0] != "nodes":

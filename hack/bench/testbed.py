@@ -20,6 +20,8 @@ from hack.cluster.process import free_ports, wait_until
 
 FACTOR = 20.0
 """The SIMULATED hardware, and the operator's waits for hardware and kubelets, run so much faster than life."""
+LOOP_FACTOR = 3.0
+"""A kubectl takes half a second of CPU that no factor shortens, and a plain loop runs five of them for each node."""
 ROLL_FACTOR = 5.0
 """A roll of 200 nodes keeps 20 in flight: at 20x its 200 requests a second measure the machine, not the operator."""
 SHELL_DEFAULTS = {"publish_period": "2.0", "pending_period": "60.0"}
@@ -162,10 +164,12 @@ class Testbed:
 
 
 @contextmanager
-def open_testbed(factor: float = FACTOR, *, node_software: bool = True) -> Iterator[Testbed]:
+def open_testbed(
+    factor: float = FACTOR, *, node_software: bool = True, arguments: tuple[str, ...] = ()
+) -> Iterator[Testbed]:
     """Start everything, with time running `factor` times as fast for hardware and waits; stop it at the end.
 
-    Without `node_software` nobody reads GPUs or changes them.
+    Without `node_software` nobody reads GPUs or changes them; it gets the `arguments`.
     """
     with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
@@ -174,7 +178,9 @@ def open_testbed(factor: float = FACTOR, *, node_software: bool = True) -> Itera
         port = free_ports(1)[0]
         settings = {**SHELL_DEFAULTS, "metrics_port": str(port)}
         with (
-            stage.node_software(plane.kubeconfig, directory, factor) if node_software else nullcontext(),
+            stage.node_software(plane.kubeconfig, directory, factor, *arguments)
+            if node_software
+            else nullcontext(),
             image.operator(plane.api, directory, factor, **settings) as operator,
         ):
             testbed = Testbed(plane, directory, operator, port, factor)

@@ -1,8 +1,8 @@
 """The programs that a control plane needs, built once from pinned Go modules into the user's cache.
 
 `python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths; what few
-need (`kubelet`: rung 4; `kind`; `helm3`; `actionlint`: the workflows; `charttools`: helm-unittest and chart-testing) is
-built when it is named.
+need (`kubelet`: rung 4; `kind`; `helm3`; `actionlint`: the workflows; `charttools`: helm-unittest and chart-testing;
+`krewtools`: krew) is built when it is named.
 """
 
 import fcntl
@@ -31,6 +31,7 @@ ACTIONLINT_VERSION = "v1.7.12"
 CONTROLPLANE_SOURCE = Path(__file__).resolve().parent.parent / "controlplane"
 KUBELET_SOURCE = CONTROLPLANE_SOURCE.parent / "kubelet"
 CHARTTOOLS_SOURCE = CONTROLPLANE_SOURCE.parent / "charttools"
+KREWTOOLS_SOURCE = CONTROLPLANE_SOURCE.parent / "krewtools"
 CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 OLDEST_GO = (1, 21)
 """The first Go that fetches the toolchain which a go.mod asks for by itself."""
@@ -148,6 +149,16 @@ def charttools_recipe(source: Path = CHARTTOOLS_SOURCE) -> Recipe:
     return Recipe("charttools", version[1], files, command, ("helm-unittest", "ct"), source)
 
 
+def krewtools_recipe(source: Path = KREWTOOLS_SOURCE) -> Recipe:
+    """Build krew and the judge of its manifests by a module of ours: it pins what they need."""
+    files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
+    version = re.search(r"\ssigs\.k8s\.io/krew (v\S+)", files[0])
+    if version is None:
+        raise ToolchainError(f"{source}/go.mod pins no krew.\nRestore it: git checkout -- {source}")
+    command = ("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "{out}/", "tool")
+    return Recipe("krewtools", version[1], files, command, ("krew", "validate-krew-manifest"), source)
+
+
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "controlplane": controlplane_recipe,
     "kwok": lambda: install_recipe("kwok", KWOK_VERSION, "sigs.k8s.io/kwok/cmd/kwok"),
@@ -159,6 +170,7 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
         "actionlint", ACTIONLINT_VERSION, "github.com/rhysd/actionlint/cmd/actionlint"
     ),
     "charttools": charttools_recipe,
+    "krewtools": krewtools_recipe,
 }
 WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
 """What the lower rungs need."""

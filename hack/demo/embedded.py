@@ -40,7 +40,7 @@ class EmbeddedStage:
         name = manifest["metadata"]["name"]
         checked = validate_policy(manifest)
         if isinstance(checked, tuple):
-            problems = "\n".join(f"* {problem.field}: {problem.message}" for problem in checked)
+            problems = "\n".join(f"* {problem}" for problem in checked)
             raise Refused(f'The GPUSharingPolicy "{name}" is invalid:\n{problems}')
         with suppress(NotFound):
             before = await self.client.get(POLICIES, name)

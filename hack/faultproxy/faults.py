@@ -8,7 +8,7 @@ whole and never per object, and a list from the past is one that the server gave
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -48,8 +48,11 @@ class Fault:
     """It begins when the write is sent; else when it was answered."""
 
     def watch_for(self, call: Incoming, *, answered: bool) -> bool:
-        """Begin, if this is the write; tells whether it did."""
-        if self.began is not None or not call.number == self.at > 0 or answered is self.early:
+        """Begin, if this is the write, or the next one where its number was nobody's; tells whether it did.
+
+        Of two writes that are on their way at once both have the lower number.
+        """
+        if self.began is not None or not 0 < self.at <= call.number or answered is self.early:
             return False
         self.began, self.target = asyncio.get_running_loop().time(), object_of(call.path)
         self.begin()
@@ -76,6 +79,13 @@ class Fault:
     async def around(self, call: Incoming, forward: Forward) -> Answer | None:
         """One call that is no watch."""
         return await forward()
+
+    def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """Those of an answer of the server, a watch's as well."""
+        return headers
+
+    async def opening(self, call: Incoming) -> None:
+        """A new watch, before the server is asked."""
 
     async def line(self, stream: Stream, line: bytes, came: float) -> bytes:
         """One line of a watch, which came at that moment; empty: swallowed."""
@@ -150,7 +160,7 @@ class Held(Fault):
 
     async def around(self, call: Incoming, forward: Forward) -> Answer | None:
         """See Fault."""
-        if call.number != self.at or not self.concerns(call):
+        if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hits += 1
         await asyncio.to_thread(self.act)
@@ -173,6 +183,11 @@ class Slow(Fault):
             await asyncio.sleep(self.seconds)
         return await forward()
 
+    async def opening(self, call: Incoming) -> None:
+        """See Fault."""
+        if self.at == 0 or self.began is not None:
+            await asyncio.sleep(self.seconds)
+
 
 @dataclass
 class DateShifted(Fault):
@@ -180,15 +195,13 @@ class DateShifted(Fault):
 
     seconds: float = 3600.0
 
-    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+    def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """See Fault."""
-        answer = await forward()
-        if answer is None or "Date" not in answer.headers:
-            return answer
+        if (self.at and self.began is None) or "Date" not in headers:
+            return headers
         self.hits += 1
-        then = parsedate_to_datetime(answer.headers["Date"]) + timedelta(seconds=self.seconds)
-        headers = {**answer.headers, "Date": format_datetime(then, usegmt=True)}
-        return Answer(answer.status, headers, answer.body)
+        then = parsedate_to_datetime(headers["Date"]) + timedelta(seconds=self.seconds)
+        return {**headers, "Date": format_datetime(then, usegmt=True)}
 
 
 class WatchFault(Fault):

@@ -4,7 +4,7 @@ import asyncio
 import math
 import ssl
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote_plus
@@ -160,7 +160,7 @@ class FaultProxy:
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
         call = self._incoming(request, await request.read())
-        if self._trap is not None and self._trap.before and self._trap.at == call.number:
+        if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.number:
             self._spring()
             return web.Response(status=503, text="the fault proxy did not forward this")
         for sick in self._sick:
@@ -186,12 +186,20 @@ class FaultProxy:
             first, *rest = faults
             return await first.around(call, lambda: self._through(call, tuple(rest), request, session))
         async with self._ask(call, request, session) as found:
-            headers = {key: value for key, value in found.headers.items() if key.lower() not in HOP_BY_HOP}
+            headers = self._headers(found)
             answer = Answer(found.status, headers, await found.read())
         self._newest = max(self._newest, answer.version)
         if call.is_write:
             self._note(call, answer)
         return answer
+
+    def _headers(self, found: aiohttp.ClientResponse) -> Mapping[str, str]:
+        headers: Mapping[str, str] = {
+            key: value for key, value in found.headers.items() if key.lower() not in HOP_BY_HOP
+        }
+        for fault in self._faults:
+            headers = fault.headers(headers)
+        return headers
 
     def _ask(
         self, call: Incoming, request: web.Request, session: aiohttp.ClientSession
@@ -207,8 +215,10 @@ class FaultProxy:
     async def _watch(
         self, request: web.Request, call: Incoming, session: aiohttp.ClientSession
     ) -> web.StreamResponse:
+        for fault in self._faults:
+            await fault.opening(call)
         async with self._ask(call, request, session) as found:
-            headers = {key: value for key, value in found.headers.items() if key.lower() not in HOP_BY_HOP}
+            headers = self._headers(found)
             response = web.StreamResponse(status=found.status, headers=headers)
             await response.prepare(request)
             stream = Stream(call.path, asyncio.get_running_loop().time())

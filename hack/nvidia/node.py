@@ -36,6 +36,7 @@ LOOK_SECONDS = 0.25
 MOUNT_SECONDS = 1.0
 """How often mounted ConfigMaps are brought up to date; a kubelet takes up to two minutes."""
 PLUGIN_MAP, MIG_MAP = "gpusharing-device-plugin", "gpusharing-mig-parted"
+"""What the operands mount where no ClusterPolicy names anything."""
 
 
 class RealNode:
@@ -133,9 +134,18 @@ class RealNode:
     def _mount(self) -> None:
         maps = self._api.list(f"/api/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/configmaps")
         found = {one["metadata"]["name"]: one.get("data") or {} for one in maps}
-        for name, mount in ((PLUGIN_MAP, self._plugin_configs), (MIG_MAP, self._mig_config)):
+        plugin, mig = self._named()
+        for name, mount in ((plugin, self._plugin_configs), (mig, self._mig_config)):
             if name in found:
                 mount.take(found[name])
+
+    def _named(self) -> tuple[str, str]:
+        """The ConfigMaps that ClusterPolicy names, as the GPU Operator puts them into its DaemonSets."""
+        listed = self._api.list("/apis/nvidia.com/v1/clusterpolicies")
+        spec = listed[0].get("spec", {}) if listed else {}
+        blocks = (spec.get(block, {}) for block in ("devicePlugin", "migManager"))
+        plugin, mig = (block.get("config", {}).get("name", "") for block in blocks)
+        return plugin or PLUGIN_MAP, mig or MIG_MAP
 
     def _follow(self, pods: Sequence[Object]) -> None:
         """Processes of pods that go end first, then the pods do; then new pods start."""

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import statistics
 import tarfile
 from pathlib import PurePosixPath
 from typing import Any
@@ -77,12 +76,12 @@ def test_the_operator_is_ready_soon_enough_after_its_start(
     if os.geteuid() != 0:
         not_run("chroot needs root")
     try:
-        seconds = start.measure_starts(image)
+        starts = start.measure_starts(image)
     except ToolchainError as error:
         not_run(error)
     with capsys.disabled():
-        print(f"\n{start.summary(seconds)}")
-    assert statistics.median(seconds) <= start.LIMIT
+        print(f"\n{start.summary(starts)}")
+    assert start.is_soon(starts), "by its CPU time: neighbours on the machine do not count"
 
 
 def test_spdx_accepts_its_bill_of_materials_and_everything_locked_stands_in_it(site: Site) -> None:

@@ -2,8 +2,12 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
+from hack.realnode.runtime import MEMORY_MIB
+from hack.stage import AGENT_NAMESPACE
+from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import FULL, GPU, MIXED, PODS, REPLICAS, Stop, Walk, holding, sliced
 
@@ -28,6 +32,35 @@ def holds(walk: Walk, stop: Stop) -> None:
         assert held(walk, node) == list(placed.values()).count(node), (
             "as podresources of the real kubelet tell it"
         )
+        here = sorted(name for name, where in placed.items() if where == node)
+        walk.wait(partial(tells_who_uses_what, walk, stop, node, here), "the agent to tell who uses what")
+
+
+METRICS = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/metrics').read().decode())"
+
+
+def usage(walk: Walk, node: str, metric: str) -> dict[str, float]:
+    """What the agent of a node tells Prometheus under this name, by pod; of devices under the empty name."""
+    agents = walk.site.api.list(f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods")
+    (agent,) = [pod["metadata"]["name"] for pod in agents if pod["spec"]["nodeName"] == node]
+    page = walk.site.kubectl("-n", AGENT_NAMESPACE, "exec", agent, "--", "python3", "-c", METRICS)
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name == f"gpusharing_{metric}":
+                pod = sample.labels.get("pod", "")
+                found[pod] = found.get(pod, 0.0) + sample.value
+    return found
+
+
+def tells_who_uses_what(walk: Walk, stop: Stop, node: str, here: list[str]) -> bool:
+    """Memory by pod, by the cgroups and log folders of the real kubelet, and slices by its podresources."""
+    used = usage(walk, node, "pod_memory_used_bytes")
+    slices = usage(walk, node, "device_slices").get("", 0.0)
+    held = usage(walk, node, "device_slices_allocated").get("", 0.0)
+    others = usage(walk, node, "device_unattributed_processes").get("", 0.0)
+    expected = dict.fromkeys(here, float(MEMORY_MIB * 2**20))
+    return used == expected and (slices, held, others) == (sum(stop.offered.values()), len(here), 0)
 
 
 def used_row(walk: Walk, stop: Stop) -> "re.Match[str] | None":

@@ -31,6 +31,8 @@ KINDS: tuple[tuple[str, Scope], ...] = (
     *((kind, scope) for kind in (*CALLS, *WATCHES) for scope in ("one", "all")),
 )
 SAMPLE = 150
+WORKERS = 2
+"""Runs side by side (Makefile)."""
 WATCHED = 0.6
 """In a sample, what befalls watches begins in this share of a run: later there is little left to tell."""
 
@@ -97,13 +99,21 @@ class Results:
 
     def __init__(self, path: Path, stamp: str) -> None:
         """`stamp`: of what they are results; those of something else are thrown away."""
-        self._path, self.done = path, list[Result]()
+        self._path, self._stamp, self.done = path, stamp, list[Result]()
+        self.cases = 0
+        """How many are to be; 0: nobody has said so yet."""
         lines = path.read_text().splitlines() if path.exists() else []
-        if lines and json.loads(lines[0]) == {"stamp": stamp}:
+        head = json.loads(lines[0]) if lines else {}
+        if head.get("stamp") == stamp:
+            self.cases = head["cases"]
             self.done = [_read(line) for line in lines[1:]]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [json.dumps({"stamp": stamp}), *map(_line, self.done)]
-        path.write_text("".join(f"{row}\n" for row in rows))
+
+    def expect(self, cases: int) -> None:
+        """So many are to be. Two undisturbed runs may differ in a write: who goes on keeps to what was said first."""
+        self.cases = cases
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [json.dumps({"stamp": self._stamp, "cases": cases}), *map(_line, self.done)]
+        self._path.write_text("".join(f"{row}\n" for row in rows))
 
     def left(self, cases: Iterable[Case]) -> list[Case]:
         """Those without a good result."""
@@ -125,6 +135,21 @@ def load(folder: Path) -> list[Result]:
             result = _read(line)
             latest[result.case] = result
     return list(latest.values())
+
+
+def cases_in(folder: Path) -> int:
+    """How many cases the parts have that were begun."""
+    heads = [path.read_text().partition("\n")[0] for path in folder.glob("*.jsonl")]
+    return sum(int(json.loads(head).get("cases", 0)) for head in heads)
+
+
+def outlook(results: Sequence[Result], cases: int) -> str:
+    """What is left of so many cases, and for how long two workers have to do with it; empty: nothing."""
+    left = cases - len(results)
+    if left <= 0 or not results:
+        return ""
+    each = sum(result.seconds for result in results) / len(results)
+    return f"{left} of {cases} cases are left: about {left * each / WORKERS / 60:.0f} minutes"
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -150,4 +175,7 @@ def _read(line: str) -> Result:
 
 
 if __name__ == "__main__":
-    print(summary(load(Path(sys.argv[1]))))
+    found = load(Path(sys.argv[1]))
+    print(summary(found))
+    if more := outlook(found, cases_in(Path(sys.argv[1]))):
+        print(f"{more}, of scenarios that were begun; the same command goes on there")

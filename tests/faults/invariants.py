@@ -22,7 +22,7 @@ from tests.nodewrites import (
     labels_of,
     wrong_in_write,
 )
-from tests.policyrules import is_meant, limit_of, selects, turns_ready
+from tests.policyrules import is_meant, is_ready, limit_of, selects, turns_ready
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
@@ -57,11 +57,13 @@ class Told:
     leaders: Leaders
     cap: int = 100
     """Most nodes in flight over all policies."""
+    began: int = 0
+    """Up to this version everything is the world before: whoever leads has read it."""
 
 
 def find_wrong(log: WriteLog, *, cap: int = 100) -> list[str]:
     """Everything that broke an invariant, in the order in which it happened."""
-    told = Told(Leaders(log.states, log.calls), cap)
+    told = Told(Leaders(log.states, log.calls), cap, log.began)
     wrong = [f"S5: {text}" for call in log.calls for text in _not_leading(call, told)]
     wrong += [f"S6: {text}" for call in log.calls for text in _foreign_write(call)]
     evicted: Counter[str] = Counter()
@@ -70,7 +72,17 @@ def find_wrong(log: WriteLog, *, cap: int = 100) -> list[str]:
     for world, step in log.steps():
         for row, check in CHECKS:
             wrong += [f"{row}: {text} at {step.version}" for text in check(world, step, told)]
-    return wrong
+    return wrong + [f"S9: {text}" for text in _broken_promises(log, told)]
+
+
+def find_wrong_end(log: WriteLog) -> list[str]:
+    """S9 at the end of a run in which everything has come to rest: no Node is so new that nobody need know it."""
+    world = World()
+    for state in log.states:
+        world.put(state)
+    policies = world.objects["gpusharingpolicies"].values()
+    wrong = [text for one in policies if is_ready(one) for text in not_as_promised(one, world).values()]
+    return [f"S9: {text} at the end" for text in wrong]
 
 
 # --- at each change ------------------------------------------------------------------------------------------
@@ -159,23 +171,63 @@ def _foreign_field(_: World, step: Step, __: Told) -> Iterator[str]:
         yield f"{step.name}: {text}"
 
 
-def _not_as_promised(world: World, step: Step, _: Told) -> Iterator[str]:
-    """S9: Ready=True while a node is on its way or offers something else; or a generation that does not exist."""
+def _future_generation(_: World, step: Step, __: Told) -> Iterator[str]:
+    """S9: a status speaks of a generation that does not exist."""
     if step.kind != "gpusharingpolicies" or step.after is None:
         return
-    policy = step.after
-    seen = (policy.get("status") or {}).get("observedGeneration", 0)
-    if seen > policy["metadata"]["generation"]:
-        yield f"{step.name}: observed generation {seen} of {policy['metadata']['generation']}"
-    if step.call is None or not turns_ready(step.before, policy):
-        return
-    for name, node in world.objects["nodes"].items():
-        if not selects(policy, node) or labels_of(node).get(names.LABEL_POLICY, step.name) != step.name:
+    seen = (step.after.get("status") or {}).get("observedGeneration", 0)
+    if seen > step.after["metadata"]["generation"]:
+        yield f"{step.name}: observed generation {seen} of {step.after['metadata']['generation']}"
+
+
+def _broken_promises(log: WriteLog, told: Told) -> Iterator[str]:
+    """S9: a write made a policy Ready, and that was wrong when it was sent, and still when the server took it.
+
+    In between somebody else may have written, and nobody can know of that.
+    """
+    taken: dict[int, tuple[JSON, dict[str, str]]] = {}
+    for world, step in log.steps():
+        if step.kind != "gpusharingpolicies" or step.call is None or step.after is None:
             continue
-        if fence_of(node) is not None:
-            yield f"{step.name}: Ready while {name} is fenced"
-        if difference := offers_other(policy["spec"], node, world.machines[name]):
-            yield f"{step.name}: Ready while {name} {difference}"
+        if turns_ready(step.before, step.after):
+            taken[step.version] = step.after, not_as_promised(step.after, world, told.began)
+    for world, call in log.sendings():
+        if call.accepted and call.version in taken:
+            policy, still = taken.pop(call.version)
+            found = not_as_promised(policy, world, told.began)
+            yield from (f"{found[node]} at {call.version}" for node in found if node in still)
+
+
+def not_as_promised(policy: JSON, world: World, began: int | None = None) -> dict[str, str]:
+    """S9: Ready=True while a node is on its way or offers something else: what is wrong, by the name of the Node.
+
+    `began`: of Nodes that came later, only those are asked for that the operator has shown to know; None: of all.
+    """
+    name = policy["metadata"]["name"]
+    wrong: dict[str, str] = {}
+    for found, node in world.objects["nodes"].items():
+        if not selects(policy, node) or labels_of(node).get(names.LABEL_POLICY, name) != name:
+            continue
+        if began is not None and world.came[found] > began and not is_known(world, found):
+            continue
+        difference = offers_other(policy["spec"], node, world.machines[found])
+        if what := "is fenced" if fence_of(node) is not None else difference:
+            wrong[found] = f"{name}: Ready while {found} {what}"
+    return wrong
+
+
+def is_known(world: World, name: str) -> bool:
+    """The operator has published something about this very Node, or has marked it.
+
+    How long a watch takes to tell of a new one is no matter of the product. What it has published of a Node was written
+    in the round in which the policy was, or in an earlier one; so that round knew the Node.
+    """
+    node = world.objects["nodes"][name]
+    if names.LABEL_POLICY in labels_of(node) or fence_of(node) is not None:
+        return True
+    shown = world.objects["gpunodes"].get(name) or {}
+    owners = [row["uid"] for row in (shown.get("metadata") or {}).get("ownerReferences") or ()]
+    return node["metadata"]["uid"] in owners and "transition" in (shown.get("status") or {})
 
 
 def offers_other(spec: JSON, node: JSON, machine: tuple[str, str, int]) -> str:
@@ -198,7 +250,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("S3", _foreign_cordon),
     ("S4", _other_owner),
     ("S6", _foreign_field),
-    ("S9", _not_as_promised),
+    ("S9", _future_generation),
 )
 
 

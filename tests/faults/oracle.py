@@ -11,6 +11,8 @@ from typing import Any
 
 from tests.faults.invariants import Cost
 
+from gpusharing.api import names
+
 ALLOWED = 2
 """Writes that one fault may cost beyond the floor (docs/design/faults.md#s8)."""
 ASKING = "PATCH gpunodes"
@@ -83,6 +85,25 @@ class Reference:
 def acting(cost: Cost) -> Counter[str]:
     """Writes that act; asking the agent apart."""
     return Counter({kind: count for kind, count in cost.acting.items() if kind != ASKING})
+
+
+def without_way(state: Any) -> Any:
+    """An end state without what tells how the nodes came there, which a fault may change.
+
+    Who sees the next layout late lets the change to the one before end. Then that is what the next change was planned
+    from, and a kubelet goes on to tell 0 of a resource that was offered once.
+    """
+    nodes = {name: node and _without_way(node) for name, node in state["nodes"].items()}
+    return {**state, "nodes": nodes}
+
+
+def _without_way(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    annotations = dict(node["annotations"])
+    if text := annotations.get(names.ANNOTATION_VERIFIED):
+        verified = {key: value for key, value in json.loads(text).items() if key != "planned"}
+        annotations[names.ANNOTATION_VERIFIED] = json.dumps(verified)
+    offered = {key: value for key, value in node["allocatable"].items() if value != "0"}
+    return {**node, "annotations": annotations, "allocatable": offered}
 
 
 def common(one: Any, two: Any) -> Any:

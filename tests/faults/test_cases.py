@@ -4,7 +4,20 @@ import re
 from pathlib import Path
 
 from hack.generate import ROOT
-from tests.faults.cases import KINDS, ROWS, SAMPLE, Case, Result, Results, all_cases, load, sample, summary
+from tests.faults.cases import (
+    KINDS,
+    ROWS,
+    SAMPLE,
+    Case,
+    Result,
+    Results,
+    all_cases,
+    cases_in,
+    load,
+    outlook,
+    sample,
+    summary,
+)
 
 SCENARIOS = [f"scenario-{number}" for number in range(12)]
 
@@ -26,6 +39,12 @@ def test_a_sample_is_the_same_for_the_same_seed_only() -> None:
     assert sample(SCENARIOS, "1") == sample(SCENARIOS, "1") != sample(SCENARIOS, "2")
 
 
+def test_a_shorter_sample_is_the_beginning_of_a_longer_one_and_still_holds_every_kind() -> None:
+    shorter = sample(SCENARIOS, "1", 100)
+    assert shorter == sample(SCENARIOS, "1")[:100]
+    assert {(case.kind, case.scope) for case in shorter} == set(KINDS)
+
+
 def test_every_fault_of_the_specification_is_played() -> None:
     page = (ROOT / "docs" / "design" / "faults.md").read_text()
     assert set(re.findall(r'<a id="f\d+"></a>(F\d+)', page)) == set(ROWS.values())
@@ -38,25 +57,54 @@ def test_all_cases_are_each_kind_at_each_write() -> None:
     assert Case("idle", *KINDS[0], 0.999).write(3) == 3
 
 
+def begun(path: Path, stamp: str, cases: int = 3) -> Results:
+    """A part with so many cases."""
+    results = Results(path, stamp)
+    results.expect(results.cases or cases)
+    return results
+
+
 def test_what_has_a_good_result_is_not_played_again(tmp_path: Path) -> None:
     one, two, three = sample(SCENARIOS, "1", 3)
     path = tmp_path / "part.jsonl"
-    first = Results(path, "commit")
+    first = begun(path, "commit")
     first.add(result(one))
     first.add(result(two, "an orphan cordon"))
-    again = Results(path, "commit")
+    again = begun(path, "commit")
     assert again.left([one, two, three]) == [two, three]
     again.add(result(two, extra=2))
-    assert Results(path, "commit").left([one, two, three]) == [three]
+    assert begun(path, "commit").left([one, two, three]) == [three]
     assert {(found.case, found.complaints) for found in load(tmp_path)} == {(one, ()), (two, ())}
+
+
+def test_who_goes_on_plays_as_many_cases_as_were_found_first(tmp_path: Path) -> None:
+    path = tmp_path / "part.jsonl"
+    begun(path, "commit", 989)
+    assert begun(path, "commit", 966).cases == 989
+    assert begun(path, "another", 966).cases == 966
 
 
 def test_results_of_something_else_are_thrown_away(tmp_path: Path) -> None:
     (case,) = sample(SCENARIOS, "1", 1)
     path = tmp_path / "part.jsonl"
-    Results(path, "commit").add(result(case))
-    assert Results(path, "another").left([case]) == [case]
+    begun(path, "commit").add(result(case))
+    assert begun(path, "another").left([case]) == [case]
     assert load(tmp_path) == []
+
+
+def test_a_full_run_that_was_ended_tells_what_is_left_and_how_long_that_takes(tmp_path: Path) -> None:
+    first, second = list(all_cases("idle", 5)), list(all_cases("pods", 4))
+    for number, cases in enumerate((first, second)):
+        results = Results(tmp_path / f"{number}.jsonl", "commit")
+        results.expect(len(cases))
+        for case in cases[:10]:
+            results.add(Result(case, (), 1, 0, 0, 8.0))
+    total = len(first) + len(second)
+    assert cases_in(tmp_path) == total
+    left = total - 20
+    told = outlook(load(tmp_path), cases_in(tmp_path))
+    assert told == f"{left} of {total} cases are left: about {left * 8 / 2 / 60:.0f} minutes"
+    assert outlook(load(tmp_path), 20) == ""
 
 
 def test_the_closing_line_tells_the_numbers() -> None:

@@ -1,11 +1,14 @@
 """A run is measured at two undisturbed ones: what they disagree on is chance, and nothing else is."""
 
+import json
 from collections import Counter
 from typing import Any
 
 import pytest
 from tests.faults.invariants import Cost
-from tests.faults.oracle import ASKING, Outcome, Reference
+from tests.faults.oracle import ASKING, Outcome, Reference, differences, without_way
+
+from gpusharing.api import names
 
 
 def outcome(state: Any, writes: int = 10, *, evictions: int = 0, asked: int = 2, **more: Any) -> Outcome:
@@ -47,3 +50,21 @@ def test_each_fault_may_cost_two_writes() -> None:
     assert complaints(outcome(END, 14), faults=2) == []
     assert complaints(outcome(END, 15), faults=2) != []
     assert REFERENCE.extra(outcome(END, 8)) == -2
+
+
+def ended(planned: str, offered: dict[str, str], layout: str = "7x1g.10gb") -> Any:
+    verified = json.dumps({"layout": layout, "planned": planned})
+    node = {"annotations": {names.ANNOTATION_VERIFIED: verified}, "allocatable": offered}
+    return without_way({"nodes": {"gpu-1": node, "gone": None}, "claims": {}})
+
+
+def test_two_ways_to_one_end_are_no_difference_and_another_end_is() -> None:
+    straight = ended("Reset", {"nvidia.com/gpu": "7"})
+    around = ended("GPUPods", {"nvidia.com/gpu": "7", "nvidia.com/mig-3g.40gb": "0"})
+    assert list(differences(straight, around)) == []
+    for other in (
+        ended("Reset", {"nvidia.com/gpu": "6"}),
+        ended("Reset", {}),
+        ended("Reset", {"nvidia.com/gpu": "7"}, "1x7g"),
+    ):
+        assert len(list(differences(straight, other))) == 1

@@ -83,6 +83,8 @@ class World:
 
     machines: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     """By node its UID, card and number of GPUs as it said when it joined: later labels follow the layout."""
+    came: dict[str, int] = field(default_factory=dict)
+    """By node the version of its first state under the UID that it has now."""
 
     def put(self, state: State) -> JSON | None:
         """Take over a state; returns the one before."""
@@ -95,6 +97,7 @@ class World:
         if state.kind == "nodes" and self.machines.get(state.name, ("",))[0] != uid:
             product, count = labels.get("nvidia.com/gpu.product", ""), labels.get("nvidia.com/gpu.count", "0")
             self.machines[state.name] = (uid, product, int(count))
+            self.came[state.name] = state.version
         return before
 
     def pods_on(self, node: str) -> Iterator[JSON]:

@@ -14,6 +14,7 @@ from hack.generate import ROOT
 NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
 E2E = "make e2e"
 RUNG2 = "make test WORKERS=auto ARGS=-m 'cluster and not faults and not nvidia and not e2e and not gpu'"
+FAULTS = "make test-faults SEED=1 RUNS=40"
 SECONDS = 60.0
 # A stand-in notes how it was called, says what is in the file of its name, and ends with the status in another one;
 # where there is a third one, only when it is told to.
@@ -70,7 +71,7 @@ def run(notes: Path) -> Run:
 def test_rung_4_runs_beside_rung_2_and_what_it_leaves_is_swept(notes: Path) -> None:
     done = run(notes)
     assert done.status == 0
-    assert set(done.calls[-4:]) == {NEEDS, E2E, SWEEP, RUNG2}
+    assert set(done.calls[-5:-1]) == {NEEDS, E2E, SWEEP, RUNG2}
     assert [call for call in done.calls if call in (NEEDS, E2E, SWEEP)] == [NEEDS, E2E, SWEEP]
 
 
@@ -93,10 +94,10 @@ def test_a_machine_without_kubelets_is_told_loudly_and_goes_without_rung_4(notes
     done = run(notes)
     assert done.status == 0
     assert "!! RUNG 4 NOT RUN, so this is no full check: a real kubelet needs root\n" in done.said
-    assert set(done.calls[-2:]) == {NEEDS, RUNG2}
+    assert set(done.calls[-3:-1]) == {NEEDS, RUNG2}
 
 
-@pytest.mark.parametrize("step", [NEEDS, E2E, SWEEP, "make verify", "make docs", "make test-nvidia"])
+@pytest.mark.parametrize("step", [NEEDS, E2E, SWEEP, "make verify", "make docs", "make test-nvidia", FAULTS])
 def test_a_step_that_fails_lets_the_others_go_on_and_the_run_fail(notes: Path, step: str) -> None:
     (notes / f"{step}.status").write_text("3")
     done = run(notes)
@@ -112,8 +113,27 @@ def test_nodes_that_are_ended_for_their_time_are_swept_and_told(notes: Path) -> 
     assert {SWEEP, RUNG2} <= set(done.calls)
 
 
+def test_faults_are_played_when_nothing_else_runs_and_say_what_came_of_them(notes: Path) -> None:
+    (notes / f"{FAULTS}.says").write_text("faults: 150 runs, 0 failures\n")
+    done = run(notes)
+    assert done.calls[-1] == FAULTS
+    assert "faults: 150 runs, 0 failures\n" in done.said
+
+
+def test_faults_that_are_told_to_end_leave_nothing_behind(notes: Path) -> None:
+    (notes / f"{FAULTS}.stays").touch()
+    with start(notes) as script:
+        stay = notes / "stay"
+        wait_until(lambda: stay.exists() and stay.read_text().endswith("\n"), SECONDS, "them to run")
+        script.terminate()
+        script.communicate(timeout=SECONDS)
+    assert script.returncode != 0
+    assert not pid_exists(int(stay.read_text()))
+
+
 def test_the_last_words_are_those_of_rung_2(notes: Path) -> None:
     (notes / f"{RUNG2}.says").write_text("578 passed\n")
+    (notes / f"{FAULTS}.says").write_text("faults: 150 runs, 0 failures\n13 passed\n")
     (notes / f"{RUNG2}.status").write_text("1")
     done = run(notes)
     assert done.status == 1

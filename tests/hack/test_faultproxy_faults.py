@@ -167,6 +167,28 @@ async def test_a_held_write_is_done_when_the_act_is_over(
     assert await held == 200
 
 
+async def test_where_two_writes_are_on_their_way_at_once_no_number_is_passed_over(
+    proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    came, go, killed = threading.Event(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        came.set()
+        assert go.wait(30)
+
+    lost = faults.AnswerLost(2, "one", times=1)
+    proxy.disturb(faults.Held(1, "one", act=wait), lost)
+    proxy.arm(2, killed.set, before=True)
+    held = asyncio.create_task(patch(client, GPU_1))
+    assert await asyncio.to_thread(came.wait, 30)
+    assert await patch(client, GPU_2) == 200, "the first of two to be answered"
+    go.set()
+    assert await held == 200
+    assert await patch(client, GPU_2) == 503, "the one that kills"
+    assert await patch(client, GPU_2) == 0
+    assert (killed.is_set(), lost.hits) == (True, 1)
+
+
 async def test_a_watch_is_late_as_a_whole_and_in_its_order(
     server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
 ) -> None:
@@ -245,15 +267,24 @@ async def test_every_call_is_slow(server: Server, proxy: FaultProxy, client: aio
     began = loop.time()
     assert await patch(client, GPU_1) == 200
     assert loop.time() - began >= 0.3
+    began = loop.time()
+    async with watching(client, NODES.path()):
+        assert loop.time() - began >= 0.3, "new watches, too"
 
 
 async def test_the_server_tells_another_time(
     server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
 ) -> None:
-    proxy.disturb(faults.DateShifted(0, "all", seconds=-3600.0))
-    async with client.patch(GPU_1, json={}) as answer:
-        told = parsedate_to_datetime(answer.headers["Date"])
-    assert abs((datetime.now(UTC) - told).total_seconds() - 3600) < 60
+    async def late() -> float:
+        async with client.patch(GPU_1, json={}) as answer:
+            told = parsedate_to_datetime(answer.headers["Date"])
+        return round((datetime.now(UTC) - told).total_seconds(), -2)
+
+    proxy.disturb(faults.DateShifted(2, "all", seconds=-3600.0))
+    assert [await late() for _ in range(3)] == [0, 3600, 3600]
+    async with client.get(NODES.path(), params={"watch": "true"}) as stream:
+        told = parsedate_to_datetime(stream.headers["Date"])
+    assert round((datetime.now(UTC) - told).total_seconds(), -2) == 3600, "watches, too"
 
 
 async def test_each_client_has_a_door_and_the_log_tells_what_it_could_know(

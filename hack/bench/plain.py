@@ -1,0 +1,92 @@
+"""A roll at 60 s of actuation, beside a plain loop of `kubectl drain; label; wait; uncordon` over the same nodes."""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from gpusharing.api import names
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
+from hack import stage
+from hack.bench.large import actuation_seconds, node_writes
+from hack.bench.results import Measured
+from hack.bench.testbed import FULL, SMALL_SLICES, Span, Testbed
+from hack.cluster.api import Object
+
+POOL = "plain"
+NODES, AT_ONCE, GPUS = 8, 4, 8
+SOFTWARE = ("--apply", "31")
+"""With the other steps of NVIDIA's software it takes about 60 s from the label to the node's new resources."""
+MIG_OFF = "all-disabled"
+
+
+def compared(testbed: Testbed) -> Iterator[Measured]:
+    """MIG to whole GPUs on empty nodes, so many at once: by a loop while no operator runs, then by the operator."""
+    added = testbed.add_nodes(POOL, NODES, gpus=GPUS)
+    testbed.apply_policy(POOL, POOL, {**SMALL_SLICES, **_at_once(NODES)})
+    testbed.wait_ready([POOL], 300)
+    testbed.operator.stop()
+    loop = _loop(testbed, added)
+    testbed.edit(POOL, FULL)
+    testbed.operator.start()
+    testbed.wait_started()
+    for spec in (FULL, SMALL_SLICES):
+        testbed.edit(POOL, {**spec, **_at_once(NODES)})
+        testbed.wait_ready([POOL], 300)
+    testbed.wait_silent()
+    span, begun = testbed.span(), time.monotonic()
+    testbed.edit(POOL, {**FULL, **_at_once(AT_ONCE)})
+    testbed.wait_ready([POOL], 300)
+    operator = time.monotonic() - begun
+    yield _efficiency(testbed, span)
+    factor = testbed.factor
+    how = (
+        f"the same nodes: edit to Ready {operator * factor:.0f} s; kubectl drain, label, wait, uncordon"
+        f" {loop * factor:.0f} s; in seconds of life, {factor:g}x as long as they took"
+    )
+    yield Measured("roll_60s_vs_plain_loop", operator / loop, how)
+    testbed.remove([POOL], added)
+
+
+def _efficiency(testbed: Testbed, span: Span) -> Measured:
+    writes, factor = node_writes(testbed, span), testbed.factor
+    drain = stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]
+    actuation = statistics.median(actuation_seconds(times) for times in writes.values()) * factor
+    began, ended = min(own[0] for own, _ in writes.values()), max(own[-1] for own, _ in writes.values())
+    real = (ended - began).total_seconds() * factor
+    rounds = math.ceil(NODES / AT_ONCE)
+    how = (
+        f"{NODES} nodes, {AT_ONCE} at once, {rounds} rounds x ({drain:.1f} s settle and idle + {actuation:.1f} s median"
+        f" from PNR to the node software's last write); first fence to last release {real:.0f} s; all run {factor:g}x"
+    )
+    return Measured("roll_efficiency_60s", rounds * (drain + actuation) / real, how)
+
+
+def _at_once(count: int) -> Object:
+    return {"rollout": {"maxUnavailable": count}}
+
+
+def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
+    """Seconds that a script takes which knows the labels, changes AT_ONCE nodes side by side and proves nothing."""
+    begun = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda name: _change(testbed, name), node_names))
+    return time.monotonic() - begun
+
+
+def _change(testbed: Testbed, name: str) -> None:
+    kubectl, node = testbed.plane.kubectl, f"node/{name}"
+    kubectl("drain", name, "--ignore-daemonsets")
+    labels = (
+        f"{names.LABEL_MIG_CONFIG}={MIG_OFF}",
+        f"{names.LABEL_PLUGIN_CONFIG}={NEUTRAL_KEY}",
+        f"{names.LABEL_MIG_STATE}-",
+    )
+    kubectl("label", node, "--overwrite", *labels)
+    for field, value in (
+        ("{.metadata.labels.nvidia\\.com/mig\\.config\\.state}", "success"),
+        ("{.status.allocatable.nvidia\\.com/gpu}", str(GPUS)),
+    ):
+        kubectl("wait", node, f"--for=jsonpath={field}={value}", "--timeout=300s")
+    kubectl("uncordon", name)

@@ -1,0 +1,177 @@
+"""kubectl gpusharing at a person's terminal: CPU of whole processes, the start of Python included, their waits not.
+
+SIMULATED: a web server on loopback hands out a fleet; what a real API server takes is not the plugin's.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from gpusharing.kube.client import GPUNODES, POLICIES
+from hack.bench.results import Measured
+
+JSON = dict[str, Any]
+GPUS, POOLS, STEPS, REPEATS = 8, 4, 20, 5
+SECONDS = 60.0
+
+
+def terminal(count: int) -> Iterator[Measured]:
+    """--help, and the status of a fleet of which every tenth node changes just now."""
+    with tempfile.TemporaryDirectory() as folder, _served(_fleet(count)) as url:
+        kubeconfig = _kubeconfig(Path(folder), url)
+        how = f"process, median of {REPEATS}, CPU time"
+        yield Measured("cli_help_ms", _cpu_ms(kubeconfig, "--help"), how)
+        megabytes = len(json.dumps(_fleet(count)[GPUNODES.path()])) / 1e6
+        how = f"{count} GPUNodes of {GPUS} GPUs in 7 instances, {megabytes:.0f} MB of JSON, {how}"
+        yield Measured("cli_status_1000_nodes_ms", _cpu_ms(kubeconfig, "status"), how)
+
+
+def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
+    """Median CPU time of the program in ms. Raises CalledProcessError when it fails."""
+    environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+    program = [sys.executable, "-m", "gpusharing.cli", *arguments]
+    taken = []
+    for _ in range(REPEATS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(program, env=environment, check=True, capture_output=True, timeout=SECONDS)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(taken) * 1000
+
+
+def _kubeconfig(folder: Path, url: str) -> Path:
+    path = folder / "kubeconfig"
+    told = {
+        "current-context": "bench",
+        "clusters": [{"name": "bench", "cluster": {"server": url}}],
+        "users": [{"name": "bench", "user": {"token": "none"}}],
+        "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+    }
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **told}))
+    return path
+
+
+@contextmanager
+def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
+    """Whole lists by path, whatever the limit; the address."""
+    bodies = {
+        path: json.dumps({"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}).encode()
+        for path, items in lists.items()
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = bodies[urlsplit(self.path).path]
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _fleet(count: int) -> dict[str, list[JSON]]:
+    """What the operator publishes of so many nodes, by path."""
+    return {
+        POLICIES.path(): [_policy(f"pool-{number}", count // POOLS) for number in range(POOLS)],
+        GPUNODES.path(): [_gpunode(number) for number in range(count)],
+    }
+
+
+def _policy(name: str, nodes: int) -> JSON:
+    summary = {"mode": "MIG", "layout": "7x1g.10gb", "nodes": f"{nodes - 1}/{nodes}", "gpus": nodes * GPUS}
+    return {
+        "metadata": {"name": name, "generation": 1},
+        "spec": {"mode": "MIG", "rollout": {"maxUnavailable": 1}},
+        "status": {
+            "observedGeneration": 1,
+            "summary": {**summary, "status": "Draining", "message": "one drains"},
+        },
+    }
+
+
+def _gpunode(number: int) -> JSON:
+    phase, reason = ("Synced", "Synced") if number % 10 else ("Draining", "PDB")
+    at = "2026-11-20T09:{:02}:00Z"
+    history = [
+        {"phase": "Synced" if step % 2 else "Draining", "reason": "PDB", "at": at.format(step)}
+        for step in range(STEPS)
+    ]
+    transition = {
+        "policy": f"pool-{number % POOLS}",
+        "phase": phase,
+        "reason": reason,
+        "message": "a sentence " * 10,
+    }
+    transition |= {
+        "since": at.format(30),
+        "wanted": "7x1g.10gb",
+        "observed": "7x1g.10gb",
+        "culprit": "team-a/llm-0 +2",
+    }
+    observed = {
+        "models": [{"profiles": [_PROFILE] * 16}],
+        "gpus": [_gpu(index) for index in range(GPUS)],
+        "pods": 5,
+    }
+    return {
+        "metadata": {"name": f"gpu-{number:04}"},
+        "status": {"transition": {**transition, "history": history}, "observed": observed},
+    }
+
+
+_PROFILE = {
+    "name": "1g.10gb",
+    "id": 19,
+    "slices": 1,
+    "memoryGB": 10,
+    "maxCount": 7,
+    "starts": [*range(7)],
+    "size": 1,
+}
+
+
+def _gpu(index: int) -> JSON:
+    uuid = "00000000-0000-0000-0000-000000000000"
+    instances = [
+        {"profile": "1g.10gb", "start": start, "size": 1, "id": start, "uuid": f"MIG-{uuid}"}
+        for start in range(7)
+    ]
+    return {
+        "index": index,
+        "uuid": f"GPU-{uuid}",
+        "product": "NVIDIA H100 80GB HBM3",
+        "migMode": "Enabled",
+        "migModePending": "Enabled",
+        "computeMode": "Default",
+        "instances": instances,
+        "processes": [],
+        "eccUncorrected": 0,
+        "access": "Ok",
+        "error": "",
+    }
