@@ -142,6 +142,7 @@ SIGNALLED_BY_NUMBER = {
     "tests/hack/test_cluster_controlplane.py": "nobody has waited for it",
     "tests/hack/test_run.py": "it was found in /proc by its environment a moment ago",
     "tests/integration/nursery.py": "its parent waits for it only when told to",
+    "tests/integration/test_faults_around.py": "nobody has waited for it, or the control plane would say so",
 }
 """Pids are used again. Elsewhere a process is signalled through its Popen, which knows whether it was waited for."""
 
@@ -383,7 +384,7 @@ def test_foreign_libraries_stay_behind_their_adapters() -> None:
     adapters = {
         "pynvml": {
             f"operator/gpusharing/agent/{name}.py"
-            for name in ("nvml", "nvml_health", "nvml_mig", "nvml_processes")
+            for name in ("nvml", "nvml_health", "nvml_mig", "nvml_processes", "nvml_use")
         },
         "kopf": {"operator/gpusharing/controller/handlers.py"},
     }

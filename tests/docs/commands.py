@@ -77,6 +77,8 @@ class Shell:
     environment: Mapping[str, str]
     folder: Path
     beside: list[subprocess.Popen[str]] = field(default_factory=list)
+    lines_beside: list[int] = field(default_factory=list)
+    """Where their blocks stand."""
 
     def run(self, block: Block, seconds: float = 300.0) -> None:
         """Run a block as its marker says.
@@ -100,9 +102,16 @@ class Shell:
             )
             if block.how == "beside":
                 self.beside.append(process)
+                self.lines_beside.append(block.line)
                 return
             status = end_of(process, block, log, seconds)
-        assert status == 0, f"{block.id} ended with {status}:\n{block.text}\n--\n{log.read_text()[-4000:]}"
+        told = f"{block.id} ended with {status}:\n{block.text}\n--\n{log.read_text()[-4000:]}"
+        assert status == 0, told + self._beside_told()
+
+    def _beside_told(self) -> str:
+        """What the programs beside said last: why somebody waited in vain stands there."""
+        logs = (self.folder / f"{line}.log" for line in self.lines_beside)
+        return "".join(f"\n-- {log.name}, beside it\n{log.read_text()[-12000:]}" for log in logs)
 
     def end(self) -> None:
         """Ctrl-C in the second shell."""
