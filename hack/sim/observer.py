@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from gpusharing.controller.execute import Outcome
 from gpusharing.planning.actions import Action
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.way.verdict import Verdict
 
 
 class NoMetrics:
     """An observer that keeps nothing."""
 
-    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
+    def passed(
+        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
+    ) -> None:
         """See Observer."""
 
     def acted(self, action: Action, result: str) -> None:

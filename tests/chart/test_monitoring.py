@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hack.generate import ROOT
 from hack.generate_pages import _agent_metrics
 from hack.images.debian import FetchError
 from hack.promtool import Program, ensure, install
@@ -19,6 +20,8 @@ from tests.chart.charts import CHART, Helm, find
 from gpusharing.controller.metrics import Metrics
 
 RULES = CHART / "files" / "rules.yaml"
+RECORDING = CHART / "files" / "recording.yaml"
+RUNBOOK = ROOT / "docs" / "how-to" / "alerts.md"
 DASHBOARD = CHART / "files" / "dashboard.json"
 TESTS = Path(__file__).with_name("alerts.yaml")
 
@@ -29,11 +32,17 @@ OPERATOR = {
     "gpusharing_leader": set(),
     "gpusharing_orphan_nodes": set(),
     "gpusharing_pass_seconds": {"step"},
+    "gpusharing_pending_pods": {"resource"},
     "gpusharing_phase_seconds": {"phase"},
     "gpusharing_policy_budget_allowed_nodes": {"policy"},
     "gpusharing_policy_budget_used_nodes": {"policy"},
+    "gpusharing_policy_drifted_nodes": {"policy"},
     "gpusharing_policy_halted": {"policy"},
     "gpusharing_policy_nodes": {"policy", "phase"},
+    "gpusharing_policy_nodes_without_agent": {"policy"},
+    "gpusharing_policy_slices": {"policy", "resource"},
+    "gpusharing_policy_slices_idle": {"policy", "resource"},
+    "gpusharing_policy_transitions_total": {"policy"},
     "gpusharing_policy_unhealthy_nodes": {"policy", "reason"},
     "gpusharing_transitions_total": {"phase", "reason"},
 }
@@ -121,9 +130,19 @@ def queries() -> list[str]:
     ]
 
 
+def recorded() -> dict[str, set[str]]:
+    """The recording rules, with the labels by which they are told apart."""
+    rules = yaml.safe_load(RECORDING.read_text())["groups"][0]["rules"]
+    return {rule["record"]: set().union(*_groupings(rule["expr"])) | {"source"} for rule in rules}
+
+
+def _groupings(query: str) -> list[set[str]]:
+    return [set(re.split(r",\s*", text)) for text in re.findall(r"by \(([^)]*)\)", query)]
+
+
 def test_promtool_accepts_the_rules_and_every_alert_fires_when_it_should(tmp_path: Path) -> None:
-    shutil.copy(RULES, tmp_path)
-    shutil.copy(TESTS, tmp_path)
+    for file in (RULES, RECORDING, TESTS):
+        shutil.copy(file, tmp_path)
     assert f"{len(alerts())} rules found" in promtool("check", "rules", str(tmp_path / RULES.name))
     assert "SUCCESS" in promtool("test", "rules", str(tmp_path / TESTS.name))
 
@@ -149,6 +168,23 @@ def test_every_alert_is_tested_and_says_how_bad_and_what_it_is() -> None:
         assert {"summary", "description"} <= rule["annotations"].keys()
 
 
+def test_every_alert_is_explained_and_every_explanation_is_of_an_alert() -> None:
+    """Each by a heading, whose anchor is the one of runbook_url, and always with the same four questions."""
+    found = re.split(r"^## (GPUSharing\w+)$", RUNBOOK.read_text(), flags=re.MULTILINE)[1:]
+    sections = dict(zip(found[::2], found[1::2], strict=True))
+    assert list(sections) == [rule["alert"] for rule in alerts()], "in the order of the rules"
+    for name, text in sections.items():
+        parts = re.findall(r"^\*\*(.+?)\*\*", text, re.MULTILINE)
+        assert parts == ["What it means.", "Look at", "What to do.", "It ends"], name
+
+
+def test_every_alert_names_the_object_that_it_is_about() -> None:
+    for rule in alerts():
+        texts = " ".join(rule["annotations"].values())
+        if rule["alert"] not in ("GPUSharingOperatorDown", "GPUSharingOrphanNode"):  # of the whole cluster
+            assert "{{ $labels." in texts, rule["alert"]
+
+
 def test_the_names_of_the_metrics_are_final() -> None:
     own = {}
     for metric in vars(Metrics()).values():
@@ -165,13 +201,15 @@ def test_the_names_of_the_metrics_are_final() -> None:
 
 @pytest.mark.parametrize("query", [*queries(), *(rule["expr"] for rule in alerts())])
 def test_alerts_and_panels_ask_for_metrics_and_labels_that_there_are(query: str) -> None:
-    known = {**OPERATOR, **AGENT, "up": set()}
-    names = set(re.findall(r"\b(?:gpusharing_\w+|up)\b", query.replace('job="gpusharing-agent"', 'job=""')))
+    known = {**OPERATOR, **AGENT, **recorded(), "up": set()}
+    names = set(
+        re.findall(r"\b(?:gpusharing[_:][\w:]+|up)\b", query.replace('job="gpusharing-agent"', 'job=""'))
+    )
     bare = {name.removesuffix("_bucket") for name in names}
     assert bare
     assert bare <= known.keys()
     labels = set().union(*(known[name] for name in bare)) | TARGET
-    grouped = {label for text in re.findall(r"by \(([^)]*)\)", query) for label in re.split(r",\s*", text)}
+    grouped = set().union(*_groupings(query))
     asked = set(re.findall(r"(\w+)(?:=|!)[=~]?\"", query))
     assert grouped | asked <= labels, query
 
@@ -192,9 +230,19 @@ def test_the_rules_reach_the_prometheus_rule_with_labels_and_runbook(helm: Helm)
     first = group["rules"][0]
     assert first["labels"] == {"severity": "critical", "team": "gpu"}
     assert first["annotations"]["runbook_url"] == "https://docs.test/alerts#gpusharingoperatordown"
+    assert all(one["annotations"]["runbook_url"] for one in group["rules"])
     assert "{{ $labels.node }}" in group["rules"][1]["annotations"]["summary"], (
         "Prometheus fills it in, not helm"
     )
+
+
+def test_without_an_address_the_runbook_is_the_page_in_the_source(helm: Helm) -> None:
+    rule = find(
+        helm.template("--set", "monitoring.prometheusRule.enabled=true"), "PrometheusRule", "gpusharing"
+    )
+    urls = [one["annotations"]["runbook_url"] for one in rule["spec"]["groups"][0]["rules"]]
+    page = RUNBOOK.relative_to(ROOT)
+    assert urls == [f"{page}#{one['alert'].lower()}" for one in alerts()]
 
 
 def test_the_dashboard_reaches_its_config_map_unchanged(helm: Helm) -> None:

@@ -181,6 +181,7 @@ def test_every_record_is_tested_and_says_gpusharing() -> None:
     assert records - WITH_DCGM.keys() == {
         "gpusharing:dcgm_engine_active:ratio",
         "gpusharing:dcgm_memory_used_bytes",
+        "gpusharing:shared_memory_demand:ratio",  # tests/chart/alerts.yaml
     }
 
 

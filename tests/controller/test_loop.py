@@ -57,7 +57,9 @@ class Observer(NoMetrics):
         """The whole cluster was read."""
         self.first_passes += 1
 
-    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
+    def passed(
+        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
+    ) -> None:
         self.passes.append(asyncio.get_running_loop().time())
         self.steps |= seconds.keys()
 

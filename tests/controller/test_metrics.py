@@ -8,7 +8,7 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from tests.build import make_policy
+from tests.build import make_fence, make_policy
 from tests.planning.machines import Machine
 from tests.planning.told import CHANGING, DRAINING, SYNCED
 from tests.planning.world import World
@@ -64,6 +64,12 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
         "gpusharing_phase_seconds",
         "gpusharing_api_requests",
         "gpusharing_leader",
+        "gpusharing_policy_transitions",
+        "gpusharing_policy_drifted_nodes",
+        "gpusharing_policy_nodes_without_agent",
+        "gpusharing_policy_slices",
+        "gpusharing_policy_slices_idle",
+        "gpusharing_pending_pods",
     }
     assert all(family.documentation for family in families)
 
@@ -114,7 +120,7 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
         "gpu-3": replace(third, reason=Reason.ORPHAN_FENCE),
     }
     pool = replace(plan.pools["pool-b"], used=1)
-    metrics.passed({}, replace(plan, verdicts=told, pools={"pool-b": pool}), Outcome())
+    metrics.passed({}, replace(plan, verdicts=told, pools={"pool-b": pool}), world.snapshot(), Outcome())
     assert samples(metrics, "gpusharing_policy_budget_allowed_nodes") == {("pool-b",): 2}
     assert samples(metrics, "gpusharing_policy_budget_used_nodes") == {("pool-b",): 1}
     assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 1}
@@ -124,7 +130,7 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
         ("pool-b", "Unmanaged"): 1,
     }, "a pod counts once for each reason, and one that is leaving blocks nothing"
     world.settle()
-    metrics.passed({}, world.plan(), Outcome())
+    metrics.passed({}, world.plan(), world.snapshot(), Outcome())
     assert samples(metrics, "gpusharing_drain_blocked_pods") == {}
     assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 0}
     assert samples(metrics, "gpusharing_orphan_nodes") == {(): 0}
@@ -140,15 +146,73 @@ def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics:
     world.add_node("gpu-07", Machine("gpu-07"))
     world.set_policy(make_policy(mode="Full"))
     world.settle()
-    metrics.passed({"plan": 0.003, "execute": 0.2}, world.plan(), Outcome())
+    metrics.passed({"plan": 0.003, "execute": 0.2}, world.plan(), world.snapshot(), Outcome())
     assert samples(metrics, "gpusharing_policy_nodes") == {("pool-b", "Synced"): 1}
     assert metrics.registry.get_sample_value("gpusharing_pass_seconds_count", {"step": "plan"}) == 1
     assert metrics.registry.get_sample_value("gpusharing_pass_seconds_sum", {"step": "execute"}) == 0.2
     assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {}
     plan = world.plan()
     ill = replace(plan.verdicts["gpu-07"], health=Diagnosis(Reason.GPU_LOST, "GPU 0: lost"))
-    metrics.passed({}, replace(plan, verdicts={"gpu-07": ill}), Outcome())
+    metrics.passed({}, replace(plan, verdicts={"gpu-07": ill}), world.snapshot(), Outcome())
     assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {("pool-b", "GPULost"): 1}
     world.remove_node("gpu-07")
-    metrics.passed({}, world.plan(), Outcome())
+    metrics.passed({}, world.plan(), world.snapshot(), Outcome())
     assert samples(metrics, "gpusharing_policy_nodes") == {}, "a phase without nodes is gone"
+
+
+def settled(metrics: Metrics, *nodes: str) -> World:
+    """A pool at rest, which was told to the metrics."""
+    world = World()
+    for name in nodes:
+        world.add_node(name, Machine(name))
+    world.set_policy(make_policy(mode="Full"))
+    world.settle()
+    tell(metrics, world)
+    return world
+
+
+def tell(metrics: Metrics, world: World) -> None:
+    """One pass."""
+    metrics.passed({}, world.plan(), world.snapshot(), Outcome())
+
+
+def test_what_moves_counts_by_policy_from_0_on_and_as_long_as_there_is_the_policy(metrics: Metrics) -> None:
+    world = settled(metrics, "gpu-07")
+    moves = "gpusharing_policy_transitions"
+    assert samples(metrics, moves) == {("pool-b",): 0}
+    metrics.changed(DRAINING, CHANGING)
+    metrics.changed(CHANGING, CHANGING)
+    metrics.changed(replace(DRAINING, policy=""), replace(CHANGING, policy=""))
+    assert samples(metrics, moves) == {("pool-b",): 1}
+    metrics.passed({}, replace(world.plan(), pools={}), world.snapshot(), Outcome())
+    assert samples(metrics, moves) == {}
+
+
+def test_a_node_that_differs_from_its_proof_is_drifted_until_its_change_begins(metrics: Metrics) -> None:
+    world = settled(metrics, "gpu-1", "gpu-2")
+    drifted = "gpusharing_policy_drifted_nodes"
+    assert samples(metrics, drifted) == {("pool-b",): 0}
+    world.nodes["gpu-1"] = replace(world.nodes["gpu-1"], resources={"nvidia.com/gpu": 5})
+    tell(metrics, world)
+    assert samples(metrics, drifted) == {("pool-b",): 1}
+    world.nodes["gpu-1"] = replace(world.nodes["gpu-1"], fence=make_fence())
+    tell(metrics, world)
+    assert samples(metrics, drifted) == {("pool-b",): 0}
+
+
+def test_a_node_whose_agent_is_not_ready_counts(metrics: Metrics) -> None:
+    world = settled(metrics, "gpu-1", "gpu-2")
+    world.agents_down.add("gpu-2")
+    assert samples(metrics, "gpusharing_policy_nodes_without_agent") == {("pool-b",): 0}
+    tell(metrics, world)
+    assert samples(metrics, "gpusharing_policy_nodes_without_agent") == {("pool-b",): 1}
+
+
+def test_slices_and_pods_that_wait_for_them_are_counted_when_somebody_asks(metrics: Metrics) -> None:
+    world = settled(metrics, "gpu-1", "gpu-2")
+    waiting = {"nvidia.com/mig-1g.10gb": 3}
+    metrics.passed({}, world.plan(), replace(world.snapshot(), pending=waiting), Outcome())
+    served = sum(node.resources["nvidia.com/gpu"] for node in world.nodes.values())
+    assert samples(metrics, "gpusharing_policy_slices") == {("pool-b", "nvidia.com/gpu"): served}
+    assert samples(metrics, "gpusharing_policy_slices_idle") == {("pool-b", "nvidia.com/gpu"): served}
+    assert samples(metrics, "gpusharing_pending_pods") == {("nvidia.com/mig-1g.10gb",): 3}

@@ -1,13 +1,14 @@
-"""The columns USED and PENDING (planning/told/counts.py, through the status)."""
+"""The columns USED and PENDING, through the status, and what the metrics count (planning/told/counts.py)."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import NOW, make_node, make_pod, make_policy
+from tests.build import NOW, make_gpunode, make_node, make_pod, make_policy, make_snapshot
 from tests.planning.told import HALVES, SYNCED, StatusInput
 
 from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.told.counts import MOST_WAITED_FOR, OTHERS, count_slices, waited_for
 
 
 def test_of_a_node_in_work_the_pods_that_were_just_listed_are_counted_and_not_the_agents_last_word() -> None:
@@ -41,3 +42,41 @@ def test_pods_that_no_node_can_run_count_where_the_policy_may_strand_them(
         pending={"nvidia.com/mig-3g.40gb": 3, "nvidia.com/gpu": 5, "nvidia.com/mig-1g.10gb": 4},
     )
     assert given.status()["summary"]["pendingPods"] == counted
+
+
+SHARED = {"nvidia.com/gpu.shared": 4}
+ONE_HELD = {"nvidia.com/gpu.shared": 1}
+
+
+@pytest.mark.parametrize(
+    ("node", "known", "idle"),
+    [
+        ({}, True, 3),
+        ({"unschedulable": True}, True, 0),
+        ({"ready": False}, True, 0),
+        ({"gated": True}, True, 0),
+        ({}, False, 0),
+    ],
+    ids=["takes pods", "is cordoned", "is not Ready", "is behind the start-up taint", "tells no holdings"],
+)
+def test_idle_is_what_a_pod_could_be_given_now(node: dict[str, bool], known: bool, idle: int) -> None:
+    """The node of the row holds one slice of four."""
+    given = make_node(resources=SHARED, **node)  # type: ignore[arg-type]  # flags only
+    agent = make_gpunode(allocated=ONE_HELD, holdings_known=known)
+    found = count_slices([given], make_snapshot([given], gpunodes=[agent]))
+    assert (found.offered, found.idle) == (SHARED, {"nvidia.com/gpu.shared": idle})
+
+
+def test_a_pod_that_the_scheduler_has_just_put_there_leaves_no_less_than_nothing() -> None:
+    node = make_node(resources={"nvidia.com/gpu": 1})
+    agent = make_gpunode(allocated={"nvidia.com/gpu": 2})
+    assert count_slices([node], make_snapshot([node], gpunodes=[agent])).idle == {"nvidia.com/gpu": 0}
+
+
+def test_names_that_pods_invent_are_told_up_to_a_bound() -> None:
+    strange = {f"nvidia.com/gpu-{number:02}": number + 1 for number in range(MOST_WAITED_FOR + 2)}
+    told = waited_for(make_snapshot([make_node()], pending={"nvidia.com/gpu": 1, **strange}))
+    assert len(told) == MOST_WAITED_FOR + 2
+    assert told["nvidia.com/gpu"] == 1, "a name that a node serves is told, however few wait for it"
+    assert told[OTHERS] == strange["nvidia.com/gpu-00"] + strange["nvidia.com/gpu-01"]
+    assert sum(told.values()) == 1 + sum(strange.values())

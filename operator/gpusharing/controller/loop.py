@@ -166,7 +166,7 @@ class Loop:
             self.publisher.begin(plan, decision.snapshot, now)
             # What people see does not hold up what is done: a follow-up pass does not wait for it.
             held_back = None if at_once else await self.publisher.ended()
-        self.observer.passed(seconds, plan, outcome)
+        self.observer.passed(seconds, plan, decision.snapshot, outcome)
         if why := decision.snapshot.policies_error:
             self._complaints.begins("policies", "no node starts", why=why)
             return now + timedelta(seconds=RETRY)

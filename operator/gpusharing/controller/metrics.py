@@ -2,15 +2,20 @@
 
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.registry import Collector
 
 from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import Resource
 from gpusharing.planning.actions import Action
+from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.told.counts import count_slices, waited_for
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
@@ -24,8 +29,14 @@ class Metrics:
         self._clock = clock
         self._entered: dict[str, float] = {}
         """By node: when its phase began, as far as this process has seen it begin."""
+        # First in the registry, so that what follows is shown as it is when somebody asks.
+        self.registry.register(_AtEachScrape(self._count))
+        self._last: tuple[RolloutPlan, ClusterSnapshot] | None = None
+        self._policies: set[str] = set()
+        """Those with a count of what moved."""
         self._describe_passes()
         self._describe_pools()
+        self._describe_slices()
 
     def _describe_passes(self) -> None:
         self.pass_seconds = Histogram(
@@ -107,8 +118,74 @@ class Metrics:
             registry=registry,
         )
 
-    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
+    def _describe_slices(self) -> None:
+        policy, registry = ["policy"], self.registry
+        self.moves = Counter(
+            "gpusharing_policy_transitions_total",
+            "Phases that nodes of a policy entered: while it does not grow, nothing moves.",
+            policy,
+            registry=registry,
+        )
+        self.drifted = Gauge(
+            "gpusharing_policy_drifted_nodes",
+            "Nodes of a policy that no longer match what was proven there, and are not being put right yet.",
+            policy,
+            registry=registry,
+        )
+        self.agentless = Gauge(
+            "gpusharing_policy_nodes_without_agent",
+            "Nodes of a policy on which no agent is Ready.",
+            policy,
+            registry=registry,
+        )
+        self.slices = Gauge(
+            "gpusharing_policy_slices",
+            "Slices that the nodes of a policy serve.",
+            [*policy, "resource"],
+            registry=registry,
+        )
+        self.idle = Gauge(
+            "gpusharing_policy_slices_idle",
+            "Slices that a pod could be given now: nobody holds them, and their nodes take pods.",
+            [*policy, "resource"],
+            registry=registry,
+        )
+        self.pending = Gauge(
+            "gpusharing_pending_pods",
+            "Pods that ask for a GPU resource and have no node yet. Beyond 16 names that no node serves: _others.",
+            ["resource"],
+            registry=registry,
+        )
+
+    def _count(self) -> None:
+        """What only a scrape needs, and thousands of nodes make dear: it is not counted in each pass."""
+        if self._last is None:
+            return
+        plan, snapshot = self._last
+        pools, agents = plan.pools, snapshot.agents
+        _show(self.drifted, {(name,): sum(map(_is_drifted, pool.members)) for name, pool in pools.items()})
+        lacking = {
+            name: sum(one.node.name not in agents for one in pool.members) for name, pool in pools.items()
+        }
+        _show(self.agentless, {(name,): count for name, count in lacking.items()})
+        counted = {
+            name: count_slices((snapshot.nodes[node] for node in pool.names), snapshot)
+            for name, pool in pools.items()
+        }
+        _show(self.slices, {(n, r): count for n, one in counted.items() for r, count in one.offered.items()})
+        _show(self.idle, {(n, r): count for n, one in counted.items() for r, count in one.idle.items()})
+        _show(self.pending, {(resource,): count for resource, count in waited_for(snapshot).items()})
+
+    def passed(
+        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
+    ) -> None:
         """See observer.Observer."""
+        self._last = plan, snapshot
+        for name in plan.pools:
+            self.moves.labels(name)  # from 0 on: Prometheus does not count the first value that it sees
+        for name in self._policies - plan.pools.keys():
+            self.moves.remove(name)
+        self._policies = set(plan.pools)
         for step, duration in seconds.items():
             self.pass_seconds.labels(step).observe(duration)
         verdicts = plan.verdicts
@@ -132,6 +209,8 @@ class Metrics:
         """See observer.Observer."""
         if before is not None and before.phase is not after.phase:
             self.transitions.labels(str(after.phase), str(after.reason)).inc()
+            if after.policy in self._policies:
+                self.moves.labels(after.policy).inc()
             if (began := self._entered.get(after.node)) is not None:
                 self.phase_seconds.labels(str(before.phase)).observe(self._clock() - began)
             self._entered[after.node] = self._clock()
@@ -142,6 +221,27 @@ class Metrics:
         """See http.OnCall."""
         kind = f"{resource.plural}/{subresource}" if subresource else resource.plural
         self.requests.labels(verb, kind, str(status)).inc()
+
+
+class _AtEachScrape(Collector):
+    """Counts before the metrics after it in the registry are read, and has none itself."""
+
+    def __init__(self, count: Callable[[], None]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterable[Metric]:
+        """Count."""
+        self._count()
+        return []
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the registry need not collect at registration."""
+        return []
+
+
+def _is_drifted(member: Member) -> bool:
+    found = member.assessment
+    return isinstance(found, Assessed) and found.drift and member.node.fence is None
 
 
 def _kept(policy: str, verdict: Verdict) -> list[tuple[str, str]]:

@@ -6,14 +6,17 @@ from typing import Protocol
 from gpusharing.controller.execute import Outcome
 from gpusharing.planning.actions import Action
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.way.verdict import Verdict
 
 
 class Observer(Protocol):
     """Is told what happens, and answers nothing."""
 
-    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, outcome: Outcome) -> None:
-        """One pass and the seconds of its steps."""
+    def passed(
+        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
+    ) -> None:
+        """One pass: the seconds of its steps, what it decided, what of, and what came of it."""
         ...
 
     def acted(self, action: Action, result: str) -> None:

@@ -1,13 +1,19 @@
-"""What two columns count: devices that pods hold, and pods that wait for one."""
+"""What columns and metrics count: devices that pods hold or could be given, and pods that wait for one."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.way.members import is_unavailable
 
 _OVER = ("Succeeded", "Failed")
+MOST_WAITED_FOR = 16
+"""Resource names that pods wait for and no node serves, told apart: whoever may create pods may invent names."""
+OTHERS = "_others"
+"""What the rest of them is called together; no resource can be."""
 
 
 def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
@@ -54,3 +60,41 @@ def count_pending(
         offered.update(name for resources in targets.values() for name in resources)
         names |= others - offered
     return sum(count for name, count in snapshot.pending.items() if name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """Slices of some nodes, by resource name."""
+
+    offered: Mapping[str, int]
+    """What the nodes serve."""
+    idle: Mapping[str, int]
+    """What of that nobody holds, on nodes that take pods and tell who holds what; with 0 where all is held."""
+
+
+def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices:
+    """Slices of the nodes, and how many of them a pod could be given now."""
+    offered: Counter[str] = Counter()
+    idle: Counter[str] = Counter()
+    for node in nodes:
+        now = served(node)
+        offered.update(now)
+        holdings = _held(node.name, snapshot) if _takes_pods(node) else None
+        if holdings is not None:
+            idle.update({name: max(0, count - holdings.get(name, 0)) for name, count in now.items()})
+    return Slices(offered, {name: idle[name] for name in offered})
+
+
+def _takes_pods(node: NodeView) -> bool:
+    return not is_unavailable(node) and node.gate is None
+
+
+def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
+    """Pending pods by the GPU resource that they ask for, without a limit to pods and with one to names."""
+    served_names = {name for node in snapshot.nodes.values() for name in served(node)}
+    strange = sorted(snapshot.pending.keys() - served_names, key=lambda name: (-snapshot.pending[name], name))
+    counts = {name: count for name, count in snapshot.pending.items() if name in served_names}
+    counts |= {name: snapshot.pending[name] for name in strange[:MOST_WAITED_FOR]}
+    if rest := strange[MOST_WAITED_FOR:]:
+        counts[OTHERS] = sum(snapshot.pending[name] for name in rest)
+    return counts
