@@ -172,7 +172,10 @@ class DisruptionClass(StrEnum):
     @property
     def severity(self) -> int:
         """Each class disturbs more than those before it."""
-        return list(DisruptionClass).index(self)
+        return _CLASSES.index(self)
+
+
+_CLASSES = tuple(DisruptionClass)
 
 
 class Phase(StrEnum):

@@ -12,6 +12,7 @@ from hashlib import sha256
 
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import owed_for
 from gpusharing.planning.way.members import Member
@@ -32,19 +33,23 @@ def _row(policy: PolicyView, member: Member) -> tuple[str, str, str] | None:
     found = member.assessment
     if not isinstance(found, Assessed):
         return None
-    planned = _planned(policy, member)
-    if planned is None and found.mismatch is None:
-        return None
-    if planned is None:
-        planned = found.disruption
-    if member.node.fence is None and found.mismatch is not None:
-        planned = max(planned, found.disruption, key=lambda one: one.severity)
-    return member.node.uid, owed_for(found.target), str(planned)
+    planned = _planned(policy, member, found)
+    return None if planned is None else (member.node.uid, owed_for(found.target), str(planned))
 
 
-def _planned(policy: PolicyView, member: Member) -> DisruptionClass | None:
-    """The class that the plan showed of a change of this generation that has begun; None: none has."""
-    for record in (member.node.fence, member.node.verified):
-        if record is not None and (record.policy_uid, record.generation) == (policy.uid, policy.generation):
-            return record.planned
-    return None
+def _planned(policy: PolicyView, member: Member, found: Assessed) -> DisruptionClass | None:
+    """The class that the plan shows of a node; None: none, for it is as wanted and was not changed."""
+    fence, verified = member.node.fence, member.node.verified
+    if fence is not None and _is_of(policy, fence):
+        return fence.planned
+    shown = verified.planned if verified is not None and _is_of(policy, verified) else None
+    if found.mismatch is None:
+        return shown
+    if shown is None or (fence is None and found.disruption.severity > shown.severity):
+        return found.disruption
+    return shown
+
+
+def _is_of(policy: PolicyView, record: Fence | Verified) -> bool:
+    """A change of this generation, begun or proven."""
+    return (record.policy_uid, record.generation) == (policy.uid, policy.generation)

@@ -237,8 +237,9 @@ def _plugin_config(compared: Comparison) -> str:
     if config is None:
         return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
     target = compared.target
-    here = predict_resources(target.layouts, PluginConfig(target.plugin.mig_strategy))
-    if not config.on(here).same_effect(target.plugin, with_mig=target.with_mig):
+    if config.sharing is not None:  # its rows for resources that this node does not have count for nothing
+        config = config.on(predict_resources(target.layouts, PluginConfig(target.plugin.mig_strategy)))
+    if not config.same_effect(target.plugin, with_mig=target.with_mig):
         return f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, wanted {compared.target.plugin_key}"
     return ""
 
