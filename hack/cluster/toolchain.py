@@ -139,24 +139,24 @@ def helm3_recipe() -> Recipe:
     return Recipe("helm", HELM3_VERSION, (), command, ("helm",))
 
 
-def charttools_recipe(source: Path = CHARTTOOLS_SOURCE) -> Recipe:
-    """Build helm-unittest and chart-testing by a module of ours: `go install` refuses what replaces a module."""
+def module_recipe(source: Path, leading: str, programs: tuple[str, ...]) -> Recipe:
+    """Build the tools of a module of ours, which pins what they need; the version is that of its `leading` module."""
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
-    version = re.search(r"\shelm\.sh/helm/v3 (v\S+)", files[0])
+    version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:
-        raise ToolchainError(f"{source}/go.mod pins no Helm.\nRestore it: git checkout -- {source}")
+        raise ToolchainError(f"{source}/go.mod pins no {leading}.\nRestore it: git checkout -- {source}")
     command = ("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "{out}/", "tool")
-    return Recipe("charttools", version[1], files, command, ("helm-unittest", "ct"), source)
+    return Recipe(source.name, version[1], files, command, programs, source)
+
+
+def charttools_recipe(source: Path = CHARTTOOLS_SOURCE) -> Recipe:
+    """Build helm-unittest and chart-testing: `go install` refuses what replaces a module."""
+    return module_recipe(source, "helm.sh/helm/v3", ("helm-unittest", "ct"))
 
 
 def krewtools_recipe(source: Path = KREWTOOLS_SOURCE) -> Recipe:
-    """Build krew and the judge of its manifests by a module of ours: it pins what they need."""
-    files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
-    version = re.search(r"\ssigs\.k8s\.io/krew (v\S+)", files[0])
-    if version is None:
-        raise ToolchainError(f"{source}/go.mod pins no krew.\nRestore it: git checkout -- {source}")
-    command = ("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "{out}/", "tool")
-    return Recipe("krewtools", version[1], files, command, ("krew", "validate-krew-manifest"), source)
+    """Build krew and the judge of its manifests."""
+    return module_recipe(source, "sigs.k8s.io/krew", ("krew", "validate-krew-manifest"))
 
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = {

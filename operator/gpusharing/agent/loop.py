@@ -217,9 +217,8 @@ class AgentLoop:
         changing = phase in CHANGING or (self.observed is not None and self.observed.quiet)
         last = self._stood
         if holdings.offered is None and last is not None and last[1].offered is not None:
-            return (
-                None  # without what there is to hold, whoever holds one replica would be billed for the whole
-            )
+            # Without what there is to hold, whoever holds one replica would be billed for the whole.
+            return None
         if last is not None and last[0] is self.reading and last[1:4] == (holdings, policy, changing):
             return last[4]
         stands = standing(self.reading, holdings, policy, changing=changing)

@@ -108,9 +108,8 @@ def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
     if gpu.mig_mode != "Enabled":
         return ((gpu.uuid, WHOLE),) if gpu.uuid else ()
     profiles = {} if model is None else {profile.name: profile for profile in model.profiles}
-    placed = all(
-        profile.size for profile in profiles.values()
-    )  # sizes are withheld from a container without rights
+    # Sizes are withheld from a container without rights.
+    placed = all(profile.size for profile in profiles.values())
 
     def extent(name: str) -> Extent:
         profile = profiles.get(name)
