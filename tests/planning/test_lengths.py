@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpusharing.planning.words.lengths import cut
+from gpusharing.planning.words.lengths import cut, some
 
 
 @pytest.mark.parametrize(
@@ -12,3 +12,12 @@ from gpusharing.planning.words.lengths import cut
 )
 def test_a_text_is_cut_where_it_has_to_be(text: str, shown: str) -> None:
     assert cut(text, 10) == shown
+
+
+@pytest.mark.parametrize(
+    ("things", "shown"),
+    [([], ""), (["b", "a"], "b, a"), (["c", "b", "a"], "c, b and 1 more")],
+    ids=["nothing", "all that fit, in their order", "of more, how many"],
+)
+def test_of_many_things_some_are_named(things: list[str], shown: str) -> None:
+    assert some(things, 2) == shown

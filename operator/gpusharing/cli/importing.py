@@ -23,6 +23,7 @@ from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.raw import section, texts
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.words.lengths import some
 
 PROVEN = (
     "Proposed by kubectl gpusharing import: the operator's planner adopts these nodes without any disruption."
@@ -81,7 +82,7 @@ def find_remarks(found: Import) -> Iterator[str]:
     for node, why in found.left_out.items():
         by_reason.setdefault(why, []).append(node)
     for why, nodes in by_reason.items():
-        yield f"Left out: {_some(nodes)}: {why}"
+        yield f"Left out: {some(nodes, MOST)}: {why}"
     if not found.proposed and not found.left_out:
         yield (
             "Nothing to propose: every GPU node is under a policy" if found.owned else "There is no GPU node"
@@ -105,7 +106,7 @@ def _document(one: Proposed) -> str:
 
     first = one.members[0]
     cards = f"{first.gpus}x {' and '.join(first.products)}"
-    lines = [f"{counted(len(one.nodes), 'node')} ({_some(one.nodes)}) with {cards}: {first.text}"]
+    lines = [f"{counted(len(one.nodes), 'node')} ({some(one.nodes, MOST)}) with {cards}: {first.text}"]
     if one.by_name:
         lines.append(
             "No label that names a pool tells these nodes from others. One of your own would take in new nodes, too."
@@ -135,8 +136,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return value
-
-
-def _some(nodes: Sequence[str]) -> str:
-    more = f" and {len(nodes) - MOST} more" if len(nodes) > MOST else ""
-    return ", ".join(nodes[:MOST]) + more

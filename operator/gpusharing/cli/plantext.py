@@ -7,6 +7,7 @@ from gpusharing.cli.ages import counted
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, table
 from gpusharing.planning.told.proposal import Proposal, Step, Vanishing
 from gpusharing.planning.words.blockers import explain_blockers
+from gpusharing.planning.words.lengths import some
 
 MOST = 20
 """Nodes and pods that are listed; -o wide lists all."""
@@ -106,9 +107,8 @@ def _pods_lines(proposal: Proposal, paper: Paper) -> list[Line]:
     gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
     lines: list[Line] = []
     if pods:
-        shown = pods if paper.wide else pods[:MOST]
-        more = f" and {len(pods) - len(shown)} more" if len(pods) > len(shown) else ""
-        lines += prose(f"pods that would leave: {', '.join(shown)}{more}", paper, indent="  ", hang="  ")
+        named = some(pods, len(pods) if paper.wide else MOST)
+        lines += prose(f"pods that would leave: {named}", paper, indent="  ", hang="  ")
     for gang in gangs:
         lines += prose(f"gang: {gang}", paper, indent="  ", hang="  ")
     return lines
@@ -138,7 +138,7 @@ def _who_asks(found: Vanishing) -> str:
     """Who asks for a name of which there are fewer; empty: nobody."""
     if not found.pods and not found.pending:
         return ""
-    named = ", ".join(found.pods[:5]) + (f" and {len(found.pods) - 5} more" if len(found.pods) > 5 else "")
+    named = some(found.pods, 5)
     parts = [f"asked for by {counted(len(found.pods), 'pod')} here ({named})" if found.pods else ""]
     parts.append(f"{counted(found.pending, 'pod')} waiting for it" if found.pending else "")
     where = "other nodes still offer it" if found.anywhere else "no node would offer it any more"

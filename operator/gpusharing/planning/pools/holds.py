@@ -15,6 +15,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import failed_in
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
 
@@ -39,9 +40,8 @@ def _halted(pooled: Pooled) -> str:
     failed = sorted(one.node.name for one in pooled.members if has_failed(one, policy))
     if len(failed) < most:
         return ""
-    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
     return (
-        f"{', '.join(failed[:3])}{more} failed in this generation, and spec.rollout.maxFailures is {most}: no further"
+        f"{some(failed)} failed in this generation, and spec.rollout.maxFailures is {most}: no further"
         f" node starts. When the cause is gone: kubectl annotate gsp {policy.name} --overwrite"
         f" {names.ANNOTATION_RESUME}={policy.generation}"
     )

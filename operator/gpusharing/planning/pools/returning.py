@@ -13,10 +13,8 @@ from gpusharing.planning.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.reasons import Reason
-
-MAX_NAMES = 3
-"""Nodes of a wave that a text names."""
 
 
 def hold_together(
@@ -81,13 +79,7 @@ def _held(
     kept = tuple(action for action in verdict.actions if not isinstance(action, Release))
     if fence.proven is None:
         kept = (*kept, UpdateFence(node, replace(fence, proven=now)))
-    message = f"{verdict.message}; given back together with {name_nodes(others)}, which ran the same gang"
+    message = f"{verdict.message}; given back together with {some(others)}, which ran the same gang"
     return replace(
         verdict, reason=Reason.WAITS_FOR_WAVE, message=message, actions=kept, wake=until, deadline=until
     )
-
-
-def name_nodes(names: Sequence[str]) -> str:
-    """At most three of them."""
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

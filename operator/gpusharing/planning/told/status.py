@@ -22,7 +22,7 @@ from gpusharing.planning.told.upcoming import MAX_LISTED, tell_plan
 from gpusharing.planning.wanted.ownership import selects_node
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import MAX_TEXT, cut
+from gpusharing.planning.words.lengths import MAX_TEXT, cut, some
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason, priority
 
@@ -214,9 +214,8 @@ def _no_nodes(pool: Members) -> str:
     if pool.skipped:
         return _first(pool.skipped)
     if pool.lost:
-        more = f" and {len(pool.lost) - 1} more" if len(pool.lost) > 1 else ""
         return (
-            f"another policy owns every node that spec.nodeSelector selects: {pool.lost[0]}{more}."
+            f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}."
             " Narrow one of the selectors, or give this policy a strictly higher spec.priority"
         )
     return "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
@@ -224,8 +223,7 @@ def _no_nodes(pool: Members) -> str:
 
 def _coming(pool: Members) -> str:
     """Which nodes another policy's change keeps."""
-    more = f" and {len(pool.coming) - 1} more" if len(pool.coming) > 1 else ""
-    return f"{pool.coming[0]}{more} to come: a change that another policy began ends first"
+    return f"{some(pool.coming, 1)} to come: a change that another policy began ends first"
 
 
 def _is_done(verdict: Verdict, node: NodeView) -> bool:

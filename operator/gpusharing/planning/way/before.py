@@ -30,6 +30,7 @@ from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import give_way, holds_our_cordon, may_uncordon
 from gpusharing.planning.words.blockers import MAX_PODS, explain_blockers
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -237,9 +238,8 @@ def _jobs_late(case: FencedCase) -> str:
     late = case.drain.overdue if case.drain is not None else ()
     if not late:
         return ""
-    refs = ", ".join(pod.ref for pod in late[:MAX_PODS])
-    more = f" and {len(late) - MAX_PODS} more" if len(late) > MAX_PODS else ""
-    return f"{refs}{more} did not end in time; the node is restored, and they go on"
+    refs = some([pod.ref for pod in late], MAX_PODS)
+    return f"{refs} did not end in time; the node is restored, and they go on"
 
 
 def _late(case: FencedCase) -> str:
