@@ -13,6 +13,7 @@ from gpusharing.cli.drawing import Paper, plain
 from gpusharing.cli.troubles import DONE, FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.installation import ACCESS_REVIEWS
+from gpusharing.planning.stack.installationviews import Place
 from gpusharing.planning.stack.nodesymptoms import Given, NodeLabels, find_node_symptoms
 from gpusharing.planning.stack.symptoms import Topic, error
 
@@ -85,10 +86,10 @@ async def test_before_the_installation_it_says_what_that_would_meet() -> None:
     assert not told.data["installed"]
     found = {one["reason"] for one in told.data["symptoms"]}
     assert found == {"PluginConfigNotOurs", "MigConfigNotOurs", "MigStrategySet", "PluginConfigUnknown"}
-    (said,) = (one["message"] for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
-    assert said.endswith(
-        "Entries of it that Nodes name have to be in ours first: see kubectl gpusharing import"
-    )
+    (pointer,) = (one for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
+    assert f"Nodes go by gone, which {Place().plugin_config_map} does not hold" in pointer["message"]
+    assert pointer["command"].endswith(" --set gpuOperator.adminPluginConfigMap=ts")
+    assert pointer["command"].startswith("helm install ")
 
 
 @virtually

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, LABEL_PLUGIN_CONFIG, MANAGED_BY
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -94,22 +94,24 @@ class _Reader:
                 found[name] = ConfigMapState(frozenset(section(raw, "data")), ours)
         return found
 
-    async def gated(self) -> frozenset[str]:
-        """Nodes that wait behind the start-up taint, whatever else they are."""
+    async def nodes(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Those that wait behind the start-up taint, and the entries of the device plugin's ConfigMap that all name.
+
+        Page by page: of thousands of Nodes only this is kept.
+        """
+        gated, named = set(), set()
         try:
-            pages = self.client.pages(NODES)
-            found = [
-                text(node, "metadata", "name")
-                async for page in pages
-                for node in page.items
-                if start_gate(node) is not None
-            ]
+            async for page in self.client.pages(NODES):
+                for node in page.items:
+                    if start_gate(node) is not None:
+                        gated.add(text(node, "metadata", "name"))
+                    named.add(texts(part(node, "metadata", "labels")).get(LABEL_PLUGIN_CONFIG, ""))
         except (Unauthorized, Unavailable):
             raise
         except KubeError as error:
             self.unread[_kind(NODES)] = str(error)
-            return frozenset()
-        return frozenset(found)
+            return frozenset(), frozenset()
+        return frozenset(gated), frozenset(named - {""})
 
     async def agents(self) -> AgentsState | None:
         """The DaemonSet, the nodes it is for, and what may keep its pods out."""
@@ -211,15 +213,18 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     config_maps = await reader.config_maps()
     agents = await reader.agents()
     operator_pods = await reader.pods(place.namespace, OPERATOR)
+    rights_held = await reader.rights()
+    gated, named = await reader.nodes()
     return InstallationView(
         place=place,
-        rights=await reader.rights(),
+        rights=rights_held,
         operator_replicas=None if deployment is None else whole(deployment, "spec", "replicas"),
         operator_pods=operator_pods,
         cluster_policies=tuple(map(cluster_policy_view, cluster_policies)),
         plain=None if cluster_policies else plain_stack(map(daemon_set_view, daemon_sets)),
         finders=tuple(found for one in daemon_sets if (found := _finder(one)) is not None),
-        gated=await reader.gated(),
+        gated=gated,
+        named=named,
         gpu_cluster=bool(gpu_clusters),
         config_maps=config_maps,
         agents=agents,

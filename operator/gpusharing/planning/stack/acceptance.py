@@ -139,12 +139,12 @@ def _plugin_config(
     if cluster_policy.plugin_config_name == ours:
         return ""
     if (plain := cluster_policy.plain) is not None:
-        pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs)
+        pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
         said = (
             f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is"
             f" {pointer.now or 'not set'}, so {ours} is not read{_unmerged(pointer, stack)}"
         )
-        if _would_stop(pointer, stack):
+        if pointer.stops:
             return said
         return f"{said}; run: {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}"
     return _told(_plugin_field, spec, cluster_policy, stack, settings)
@@ -166,42 +166,22 @@ def _plugin_field(
     pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
     why = _why_not_set(pointer, cluster_policy, stack, settings)
     said = f"ClusterPolicy {pointer.field} is {pointer.said}, so {ours} is not read{why}{_unmerged(pointer, stack)}"
-    return WrongField(said, {} if _would_stop(pointer, stack) else pointer.patch)
-
-
-def _would_stop(pointer: Pointer, stack: StackView) -> tuple[str, ...]:
-    """Entries that device plugins go by and ours lacks: with the pointer at ours, they would not start.
-
-    A default of nothing is none: without a ConfigMap nobody goes by it, and the patch takes it away.
-    """
-    default = (pointer.without_default,) if pointer.without_default and pointer.now else ()
-    return tuple(sorted({*stack.missing_entries, *default}))
+    return WrongField(said, {} if pointer.stops else pointer.patch)
 
 
 def _unmerged(pointer: Pointer, stack: StackView) -> str:
     """What has to come before the pointer moves: entries of somebody else's ConfigMap that Nodes name, or may name."""
-    missing = _would_stop(pointer, stack)
     absent = "".join(
         f"; there is no ConfigMap {name}, which a chart value names" for name in stack.missing_maps
     )
-    if missing:
-        what = f"; Nodes go by {_some(missing)}, which {pointer.ours} does not hold: "
-        if pointer.now:
-            first = f"set chart value gpuOperator.adminPluginConfigMap={pointer.now} first"
-        else:
-            first = f"take the label {names.LABEL_PLUGIN_CONFIG} off first"
-        return f"{absent}{what}{first}, or their device plugins do not start (kubectl gpusharing import)"
+    if pointer.stops:
+        return absent + pointer.merge_first
     if not pointer.now or stack.admin_plugin_configs:
         return absent
     return absent + (
         f"; if Nodes name entries of {pointer.now}, set chart value gpuOperator.adminPluginConfigMap={pointer.now}"
         " first, or their device plugins do not start (kubectl gpusharing import)"
     )
-
-
-def _some(entries: tuple[str, ...]) -> str:
-    more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
-    return ", ".join(entries[:3]) + more
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, value: str) -> str:

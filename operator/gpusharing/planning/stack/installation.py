@@ -26,10 +26,10 @@ from gpusharing.planning.stack.symptoms import (
     Symptoms,
     Topic,
     error,
-    some,
     upgrade,
     warning,
 )
+from gpusharing.planning.words.lengths import some
 
 
 def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
@@ -71,7 +71,7 @@ def _rights(view: InstallationView) -> Symptoms:
             yield error(
                 Topic.RIGHTS,
                 "RightsMissing",
-                f"service account {view.place.account(subject)} may not: {some(lacking, 4)}",
+                f"service account {view.place.account(subject)} may not: {some(sorted(lacking), 4)}",
                 upgrade(view, "rbac.create=true"),
             )
         if unknown:
@@ -89,14 +89,17 @@ def _operator(view: InstallationView) -> Symptoms:
     if view.operator_replicas is None:
         if "deployments.apps" not in view.unread:
             message = f"there is no Deployment gpusharing-operator in namespace {namespace}"
-            install = f"helm install {view.place.release} CHART -n {namespace}"
-            yield error(Topic.OPERATOR, "OperatorMissing", message, install)
+            yield error(Topic.OPERATOR, "OperatorMissing", message, _install(view))
     elif view.operator_replicas == 0:
         message = "the operator is scaled to 0: no policy is carried out"
         yield error(Topic.OPERATOR, "OperatorStopped", message, upgrade(view, "operator.replicas=1"))
     elif "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
         message = f"no pod of the operator is Ready: {_why(view.operator_pods)}"
         yield error(Topic.OPERATOR, "OperatorNotReady", message, pods)
+
+
+def _install(view: InstallationView) -> str:
+    return f"helm install {view.place.release} CHART -n {view.place.namespace}"
 
 
 def _why(pods: Iterable[PodState]) -> str:
@@ -139,8 +142,8 @@ def _stack(view: InstallationView) -> Symptoms:
         yield (error if rivals else warning)(
             Topic.CLUSTER_POLICY,
             "SeveralClusterPolicies",
-            f"there are {len(policies)} ClusterPolicies ({some(one.name for one in policies)}), of which the GPU"
-            f" Operator ignores all but one: {heeded}",
+            f"there are {len(policies)} ClusterPolicies ({some(sorted(one.name for one in policies))}), of which the"
+            f" GPU Operator ignores all but one: {heeded}",
             f"kubectl delete clusterpolicy {ignored}",
         )
 
@@ -150,14 +153,15 @@ def _plain(view: InstallationView) -> Symptoms:
     stack = view.plain
     if stack is None or stack.plain is None:
         return
-    place, ours, now = view.place, view.place.plugin_config_map, stack.plugin_config_name
-    if now != ours:
+    place, pointer = view.place, _plugin_pointer_of(view, stack)
+    if pointer.now != pointer.ours:
+        command = plain_upgrade(stack.plain, place.gpu_operator_namespace, f"config.name={pointer.ours}")
         yield error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
-            f"{stack.plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {now or 'not set'}, so no mode"
-            " takes effect on any node",
-            plain_upgrade(stack.plain, place.gpu_operator_namespace, f"config.name={ours}"),
+            f"{stack.plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {pointer.now or 'not set'}, so"
+            f" no mode takes effect on any node{_unmerged(pointer)}",
+            _merge_command(view, pointer) or command,
         )
     if not stack.plain.discovers:
         yield error(
@@ -183,33 +187,49 @@ def _pointers(view: InstallationView) -> Symptoms:
 
 
 def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
-    place, default = view.place, policy.plugin_default
-    ours = place.plugin_config_map
-    config_map = view.config_maps.get(ours)
-    pointer = plugin_pointer(policy, ours, {default} if config_map is None else config_map.keys)
-    if pointer.now != ours:
+    place, pointer = view.place, _plugin_pointer_of(view, policy)
+    if pointer.now != pointer.ours:
         yield error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.said}, so no mode takes effect on any node"
             f"{why_not_set(pointer, policy, asked=place.configure_gpu_operator)}{_unmerged(pointer)}",
-            pointer.command(policy.name),
+            _merge_command(view, pointer) or pointer.command(policy.name),
         )
     elif pointer.without_default:
         yield error(
             Topic.CLUSTER_POLICY,
             "PluginDefaultUnknown",
-            f"{policy.name}: devicePlugin.config.default is {default}, which {ours} does not hold: device plugins of"
-            " nodes without a policy cannot start",
+            f"{policy.name}: devicePlugin.config.default is {pointer.without_default}, which {pointer.ours} does not"
+            " hold: device plugins of nodes without a policy cannot start",
             patch_command(policy.name, {"devicePlugin": {"config": {"default": None}}}),
         )
 
 
+def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Pointer:
+    ours = view.place.plugin_config_map
+    config_map = view.config_maps.get(ours)
+    held = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
+    return plugin_pointer(policy, ours, held, tuple(sorted(view.named - {"", *held})))
+
+
 def _unmerged(pointer: Pointer) -> str:
-    """What has to come before the command, where somebody uses another ConfigMap."""
-    if not pointer.now:
-        return ""
+    """What has to come before the pointer moves, where somebody uses another ConfigMap."""
+    if pointer.stops or not pointer.now:
+        return pointer.merge_first
     return ". Entries of it that Nodes name have to be in ours first: see kubectl gpusharing import"
+
+
+def _merge_command(view: InstallationView, pointer: Pointer) -> str:
+    """What comes before the pointer's own command, as the condition says it; empty: nothing."""
+    if not pointer.stops:
+        return ""
+    if pointer.now:
+        value = f"gpuOperator.adminPluginConfigMap={pointer.now}"
+        if view.operator_replicas is None:
+            return f"{_install(view)} --set {value}"
+        return upgrade(view, value)
+    return f"kubectl get nodes -L {names.LABEL_PLUGIN_CONFIG}"
 
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
@@ -247,7 +267,11 @@ def _start_gate(view: InstallationView) -> Symptoms:
     if not (view.gated or view.place.startup_gate):
         return
     namespace = view.place.gpu_operator_namespace
-    waiting = f"{some(view.gated)} wait there" if view.gated else "nodes that join would wait there for ever"
+    waiting = (
+        f"{some(sorted(view.gated))} wait there"
+        if view.gated
+        else "nodes that join would wait there for ever"
+    )
     tail = f"{waiting}; the command restarts those pods on every node, so run it before nodes are in use"
     stacks = [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
     for stack in stacks:

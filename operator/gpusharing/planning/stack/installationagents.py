@@ -9,10 +9,10 @@ from gpusharing.planning.stack.symptoms import (
     Symptoms,
     Topic,
     error,
-    some,
     upgrade,
     warning,
 )
+from gpusharing.planning.words.lengths import some
 
 GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
 """Labels of GKE: a node with a GPU, and one on which GKE does not run a device plugin of its own."""
@@ -64,14 +64,14 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
         show = f"kubectl -n {place.agent_namespace} describe pods -l app.kubernetes.io/name=gpusharing-agent"
         message = (
             f"no Ready agent on {len(without)} of {len(agents.nodes)} GPU nodes, so none of them changes:"
-            f" {some(without)}{problem}"
+            f" {some(sorted(without))}{problem}"
         )
         severity = Severity.ERROR if without == agents.nodes else Severity.WARNING
         yield Symptom(Topic.AGENTS, severity, "AgentNotReady", message, show)
     troubled = {node: why for node, why in agents.reports.items() if why and node not in without}
     if troubled:
         first = min(troubled)
-        message = f"the agent cannot read the GPUs of {some(troubled)}; {first}: {troubled[first]}"
+        message = f"the agent cannot read the GPUs of {some(sorted(troubled))}; {first}: {troubled[first]}"
         yield error(Topic.AGENTS, "AgentCannotRead", message, f"kubectl describe gpunode {first}")
 
 
@@ -100,7 +100,7 @@ def _two_plugins(agents: AgentsState) -> Symptoms:
         yield error(
             Topic.AGENTS,
             "TwoDevicePlugins",
-            f"GKE runs its own device plugin on {some(agents.cloud_plugins)}, and the kubelet there takes"
+            f"GKE runs its own device plugin on {some(sorted(agents.cloud_plugins))}, and the kubelet there takes"
             " nvidia.com/gpu from whichever of the two spoke last; give its node pool the label as well",
             f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
         )
@@ -108,8 +108,8 @@ def _two_plugins(agents: AgentsState) -> Symptoms:
         yield warning(
             Topic.AGENTS,
             "TwoDevicePlugins",
-            f"Bottlerocket starts a device plugin of its own on {some(agents.system_plugins)} unless its settings say"
-            " no, which the API does not show; beside NVIDIA's, pods lose their GPUs. Switch it off on each of them, or"
-            " in their user data (Bottlerocket 1.63.0 or newer)",
+            f"Bottlerocket starts a device plugin of its own on {some(sorted(agents.system_plugins))} unless its"
+            " settings say no, which the API does not show; beside NVIDIA's, pods lose their GPUs. Switch it off on"
+            " each of them, or in their user data (Bottlerocket 1.63.0 or newer)",
             "apiclient set settings.kubelet-device-plugins.nvidia.enabled=false",
         )

@@ -129,6 +129,8 @@ class InstallationView:
     """Those in the GPU Operator's namespace."""
     gated: frozenset[str] = frozenset()
     """Nodes that wait behind the start-up taint."""
+    named: frozenset[str] = frozenset()
+    """Entries of the device plugin's ConfigMap that Nodes name."""
     plain: ClusterPolicyView | None = None
     """There is no ClusterPolicy: what NVIDIA's device-plugin chart says in its place; None: it is not there either."""
     gpu_cluster: bool = False

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.drivers import find_flaw
-from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, error, some, warning
+from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, error, warning
+from gpusharing.planning.words.lengths import some
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
 """Of GPU Feature Discovery (k8s-device-plugin, internal/lm/nvml.go)."""
@@ -61,7 +62,7 @@ def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
         yield error(
             Topic.NODES,
             "PluginConfigUnknown",
-            f"{label} of {some(one.name for one in odd)} names no key of ConfigMap {given.plugin_map}"
+            f"{label} of {some(sorted(one.name for one in odd))} names no key of ConfigMap {given.plugin_map}"
             f" ({first.name}: {first.labels[label]}), so the device plugin silently serves what it served before",
             f"kubectl label node {' '.join(one.name for one in odd)} {label}-",
         )
@@ -74,7 +75,7 @@ def _failed(nodes: list[NodeLabels], given: Given) -> Symptoms:
         yield warning(
             Topic.NODES,
             "MigConfigFailed",
-            f"mig-manager could not apply its configuration on {some(one.name for one in failed)} ({told})",
+            f"mig-manager could not apply its configuration on {some(sorted(one.name for one in failed))} ({told})",
             f"kubectl -n {given.namespace} logs -l app=nvidia-mig-manager --prefix --tail 50",
         )
 
@@ -88,7 +89,7 @@ def _paused(nodes: list[NodeLabels], given: Given) -> Symptoms:
         yield error(
             Topic.NODES,
             "OperandsPaused",
-            f"operands of {some(one.name for one in paused)} are still paused for a MIG change that is over",
+            f"operands of {some(sorted(one.name for one in paused))} are still paused for a MIG change that is over",
             f"kubectl -n {given.namespace} delete pod -l app=nvidia-mig-manager"
             f" --field-selector spec.nodeName={paused[0].name}",
         )
@@ -117,6 +118,6 @@ def _drivers(nodes: list[NodeLabels], given: Given) -> Symptoms:
         yield warning(
             Topic.NODES,
             "UnsafeDriver",
-            f"no GPU of {some(flaws)} is repartitioned ({first}: {flaws[first]})",
+            f"no GPU of {some(sorted(flaws))} is repartitioned ({first}: {flaws[first]})",
             f"kubectl get node {first} -o jsonpath='{{.metadata.labels.nvidia\\.com/cuda\\.driver-version\\.full}}'",
         )

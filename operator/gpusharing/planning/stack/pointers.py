@@ -7,11 +7,13 @@ annotation in the same write remembers it. Whoever sets one back has decided, an
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.commands import Fields, patch_command
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
+from gpusharing.planning.words.lengths import some
 
 PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
 """Fields of ClusterPolicy's spec."""
@@ -47,6 +49,29 @@ class Pointer:
     def is_free(self) -> bool:
         """Nobody has said anything else."""
         return self.now in ("", UPSTREAM_MIG_CONFIG if self.field == MIG_POINTER else "")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Entries that device plugins go by and our ConfigMap lacks: with the pointer there, they would not start.
+
+        A default of nothing is none: without a ConfigMap nobody goes by it, and the patch takes it away.
+        """
+        default = {self.without_default} if self.without_default and self.now else set()
+        return tuple(sorted({*self.lacking, *default}))
+
+    @property
+    def merge_first(self) -> str:
+        """What has to come before it is set, for people, after a semicolon; empty: nothing."""
+        if not self.stops:
+            return ""
+        if self.now:
+            first = f"set chart value gpuOperator.adminPluginConfigMap={self.now} first"
+        else:
+            first = f"take the label {LABEL_PLUGIN_CONFIG} off first"
+        return (
+            f"; Nodes go by {some(self.stops)}, which {self.ours} does not hold: {first}, or their device plugins do"
+            " not start (kubectl gpusharing import)"
+        )
 
     @property
     def patch(self) -> Fields:

@@ -59,10 +59,3 @@ def upgrade(view: InstallationView, values: str) -> str:
     """The command that sets values of the release."""
     place = view.place
     return f"helm upgrade {place.release} CHART -n {place.namespace} --reset-then-reuse-values --set {values}"
-
-
-def some(found: Iterable[str], most: int = 3) -> str:
-    """A few names, and how many more."""
-    ordered = sorted(found)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + more

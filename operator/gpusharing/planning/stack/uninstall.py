@@ -8,6 +8,7 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import patch_command
 from gpusharing.planning.wanted.configmaps import referenced
+from gpusharing.planning.words.lengths import some
 
 SHOWN = 20
 """Nodes named one by one; of more, the rest is counted."""
@@ -102,9 +103,8 @@ def _what_stays(nodes: Collection[NodeView], settings: PlanSettings, cluster_pol
         f" {maps} in namespace {settings.gpu_operator_namespace} and ClusterPolicy's pointers to them."
     ]
     if naming:
-        some = ", ".join(naming[:SHOWN]) + (f" and {len(naming) - SHOWN} more" if len(naming) > SHOWN else "")
         lines.append(
-            f"{len(naming)} node(s) name an entry of these ConfigMaps ({some}): without it their"
+            f"{len(naming)} node(s) name an entry of these ConfigMaps ({some(naming, SHOWN)}): without it their"
             " device plugin or mig-manager cannot start. Keep both while that is so."
         )
     return "\n".join([*lines, *_afterwards(maps, settings, cluster_policies)])
