@@ -1,5 +1,5 @@
 """The program as a person starts it: flags, exit statuses, sentences (cli/main.py, cli/running.py, cli/session.py,
-cli/kubeconfig.py, cli/questions.py, cli/terminal.py, cli/status.py, cli/__main__.py)."""
+cli/kubeconfig.py, cli/questions.py, cli/terminal.py, cli/status.py, cli/versions.py, cli/__main__.py)."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import subprocess
 import termios
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -181,6 +182,29 @@ def test_where_nobody_is_known_there_is_one_sentence_for(desk: Desk, verb: str) 
     assert "log in again" in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
 
 
+STEERED_NODE = ("retry", "abort", "skip")
+"""They write a Node, which every cluster has."""
+
+
+@pytest.mark.parametrize("verb", sorted({*ASKING} - {*STEERED_NODE, "doctor", "import"}))
+def test_where_the_operator_is_not_installed_one_sentence_says_so_for(desk: Desk, verb: str) -> None:
+    node = {"metadata": {"name": "gpu-07", "uid": "1", "resourceVersion": "1"}}
+    desk.server.lists = {"/api/v1/nodes": [node]}
+    assert "helm install gpusharing" in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
+
+
+@pytest.mark.parametrize("verb", [*ASKING, "support-bundle"])
+def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, verb: str) -> None:
+    desk.kubeconfig.unlink()
+    assert "no cluster: there is no kubeconfig at" in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
+
+
+def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: Desk) -> None:
+    desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
+    said = wrong(desk, "why", "pool-b-l")
+    assert "there is no pool-b-l in gpunodes of context desk; did you mean: pool-b-" in said
+
+
 def test_a_bundle_that_nothing_may_go_into_says_so(desk: Desk) -> None:
     desk.server.refuses_all = (403, 'User "me" cannot do that')
     said = desk.type("support-bundle", str(desk.folder / "bundle.tar.gz"))
@@ -198,11 +222,24 @@ def test_a_verb_that_is_not_there_ends_with_1_because_2_says_that_a_plan_has_cha
     assert "See: kubectl gpusharing --help" in said.err
 
 
-def test_a_reader_that_goes_away_is_no_error_of_ours(desk: Desk) -> None:
+PIPED: dict[str, tuple[str, ...]] = {
+    "status": ("status",),
+    "status as data": ("status", "-o", "json"),
+    "status as a page": ("status", "-o", "html"),
+    "layouts": ("layouts", "h100-80gb"),
+    "advise": ("advise", "--card", "l40s", "--memory", "4Gi"),
+    "--help": ("--help",),
+    "--help of a verb": ("plan", "--help"),
+    "--version": ("--version",),
+}
+
+
+@pytest.mark.parametrize("name", PIPED)
+def test_a_reader_that_goes_away_is_no_error_of_ours(desk: Desk, name: str) -> None:
     """As `| head -1` does."""
     with subprocess.Popen(
-        [*PROGRAM, "status"],
-        env=desk.environment(PYTHONUNBUFFERED="1"),
+        [*PROGRAM, *PIPED[name]],
+        env=desk.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -297,6 +334,13 @@ def test_a_watch_on_a_pipe_goes_on_below_only_when_something_changed(desk: Desk)
         rest = process.stdout.read()
         assert process.wait(SECONDS) == INTERRUPTED
     assert "pool-b  MIG" not in rest
+
+
+def test_the_version_is_told_without_a_cluster(desk: Desk) -> None:
+    desk.kubeconfig.unlink()
+    said = desk.type("--version")
+    assert (said.status, said.err) == (DONE, "")
+    assert said.out == f"kubectl gpusharing {version('gpu-sharing-operator')}\n"
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------

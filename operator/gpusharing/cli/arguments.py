@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Never
+from typing import Any, Never
 
 PROG = "kubectl gpusharing"
 OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml")
@@ -20,6 +20,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Never:
         """Say what is wrong and where to read on."""
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
+
+
+class Version(argparse.Action):
+    """Tells the version and ends; it is looked up only then, because that takes as long as all of --help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> Never:
+        """See argparse.Action."""
+        from gpusharing.cli.versions import own_version
+
+        print(f"{PROG} {own_version() or '(of a version that is not known)'}")
+        parser.exit(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,7 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[commons[(*OUTPUTS, PAGE)]],
     )
+    top.add_argument("--version", action=Version, nargs=0, help="the version of this plugin; asks no cluster")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for verb in VERBS:
         sub = verbs.add_parser(

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 from gpusharing.cli.ages import counted
@@ -21,6 +20,7 @@ from gpusharing.cli.installed import DEPLOYMENTS, Installed, read_installed
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, Trouble, said, sentence
+from gpusharing.cli.versions import own_version
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import KubeError, Unauthorized
@@ -126,7 +126,7 @@ async def gather(session: Session, at: datetime) -> Bundle:
         {plan.namespace, installed.settings.agent_namespace, plan.gpu_operator_namespace}
     ):
         await _logs(session, bundle, namespace)
-    ours, theirs = version("gpu-sharing-operator"), installed.version or "not known"
+    ours, theirs = own_version() or "not known", installed.version or "not known"
     told = READ_ME.format(at=f"{at:%Y-%m-%dT%H:%M:%SZ}", plugin=ours, operator=theirs)
     gaps = "".join(f"Not read: {gap}\n" for gap in (*installed.notes, *bundle.gaps))
     bundle.files["README.txt"] = (told + gaps).encode()

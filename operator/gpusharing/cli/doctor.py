@@ -12,7 +12,7 @@ from typing import Any
 
 from gpusharing.api.names import ANNOTATION_FENCE
 from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, Span, line, prose
-from gpusharing.cli.installed import DEPLOYMENTS, SELECTOR, settings_of
+from gpusharing.cli.installed import DEPLOYMENTS, SELECTOR, find_difference, settings_of
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
@@ -37,7 +37,7 @@ NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.n
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """See Verb."""
     try:
-        view, symptoms = await _examine(session.client)
+        view, symptoms, notes = await _examine(session.client)
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
     installed = not (view.operator_replicas is None and view.not_served)
@@ -48,14 +48,14 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         why = view.unread[blind[0]].replace(f" ({HINT})", "")
         raise Trouble(f"nobody can tell: you may not look at {', '.join(blind)} in {session.where}: {why}")
     if terminal.structured:
-        terminal.data(as_data(symptoms, installed=installed, where=session.name))
+        terminal.data(as_data(symptoms, notes, installed=installed, where=session.name))
     else:
-        terminal.show(describe(symptoms, installed=installed, paper=terminal.paper))
+        terminal.show(describe(symptoms, notes, installed=installed, paper=terminal.paper))
     return FAILED if any(one.severity is Severity.ERROR for one in symptoms) else DONE
 
 
-async def _examine(client: KubeClient) -> tuple[InstallationView, list[Symptom]]:
-    place, given = await _place(client)
+async def _examine(client: KubeClient) -> tuple[InstallationView, list[Symptom], tuple[str, ...]]:
+    place, given, notes = await _place(client)
     view = await gather_installation(client, place)
     nodes: list[NodeLabels] = []
     if "nodes" not in view.unread:
@@ -70,11 +70,12 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, list[Symptom]]
         ]
     given = await _with_keys(client, view, given)
     found = [*find_symptoms(view), *find_node_symptoms(nodes, given)]
-    return view, [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in found]
+    return view, [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in found], notes
 
 
-async def _place(client: KubeClient) -> tuple[Place, Given]:
-    """Where things are: by the operator's Deployment, else as the chart's defaults have it."""
+async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
+    """Where things are, by the operator's Deployment, else as the chart's defaults have it; and what there is to say of
+    that Deployment."""
     place = Place()
     try:
         found = [
@@ -83,10 +84,11 @@ async def _place(client: KubeClient) -> tuple[Place, Given]:
     except (Forbidden, NotFound):
         found = []
     if not found:
-        return place, Given(place.gpu_operator_namespace, "", None)
-    settings, _ = settings_of(found[0])
+        return place, Given(place.gpu_operator_namespace, "", None), ()
+    settings, notes = settings_of(found[0])
     plan = settings.plan
     labels = texts(section(found[0], "metadata", "labels"))
+    notes += find_difference(labels.get("app.kubernetes.io/version", ""))
     account = text(found[0], "spec", "template", "spec", "serviceAccountName")
     place = Place(
         release=labels.get("app.kubernetes.io/instance", place.release),
@@ -99,9 +101,8 @@ async def _place(client: KubeClient) -> tuple[Place, Given]:
         force_delete=plan.force_delete,
         operator_account=account or place.operator_account,
     )
-    return place, Given(
-        plan.gpu_operator_namespace, "", None, plan.unsafe_drivers, plan.refuse_unsafe_drivers
-    )
+    given = Given(plan.gpu_operator_namespace, "", None, plan.unsafe_drivers, plan.refuse_unsafe_drivers)
+    return place, given, notes
 
 
 async def _with_keys(client: KubeClient, view: InstallationView, given: Given) -> Given:
@@ -120,7 +121,9 @@ async def _with_keys(client: KubeClient, view: InstallationView, given: Given) -
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe(symptoms: Sequence[Symptom], *, installed: bool, paper: Paper) -> list[Line]:
+def describe(
+    symptoms: Sequence[Symptom], notes: Sequence[str] = (), *, installed: bool, paper: Paper
+) -> list[Line]:
     """A line for each topic that is well; what is wrong elsewhere, with its command. Commands are never broken."""
     lines: list[Line] = []
     if not installed:
@@ -139,6 +142,8 @@ def describe(symptoms: Sequence[Symptom], *, installed: bool, paper: Paper) -> l
                 *told[1:],
                 line(f"         -> {one.command}"),
             ]
+    for note in notes:
+        lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     count = Counter(one.severity for one in symptoms)
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
     verdict = "cannot work as it is" if errors else "can work"
@@ -148,7 +153,9 @@ def describe(symptoms: Sequence[Symptom], *, installed: bool, paper: Paper) -> l
     return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
 
 
-def as_data(symptoms: Sequence[Symptom], *, installed: bool, where: str) -> dict[str, Any]:
+def as_data(
+    symptoms: Sequence[Symptom], notes: Sequence[str] = (), *, installed: bool, where: str
+) -> dict[str, Any]:
     """For programs."""
     return {
         "context": where,
@@ -163,4 +170,5 @@ def as_data(symptoms: Sequence[Symptom], *, installed: bool, where: str) -> dict
             }
             for one in symptoms
         ],
+        "notes": list(notes),
     }

@@ -5,13 +5,13 @@ What may not be read, or is not there, is as the chart's defaults have it, and t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.cli.troubles import said
+from gpusharing.cli.versions import own_version
 from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Resource
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from gpusharing.kube.fence import parse_claims
@@ -62,7 +62,7 @@ async def read_installed(client: KubeClient) -> Installed:
     namespace = text(deployment, "metadata", "namespace")
     settings, notes = settings_of(deployment)
     told = texts(section(deployment, "metadata", "labels")).get("app.kubernetes.io/version", "")
-    notes += _versions(told)
+    notes += find_difference(told)
     name = await _pod_name(client, namespace)
     claims, more = await _claims(client, namespace)
     settings = replace(settings, plan=replace(settings.plan, pod_name=name))
@@ -98,12 +98,10 @@ def settings_of(deployment: JSON) -> tuple[Settings, tuple[str, ...]]:
     return settings, notes
 
 
-def _versions(theirs: str) -> tuple[str, ...]:
-    try:
-        ours = version("gpu-sharing-operator")
-    except PackageNotFoundError:
-        return ()
-    if not theirs or theirs == ours:
+def find_difference(theirs: str) -> tuple[str, ...]:
+    """What to say where the operator is of another version than this plugin; nothing where either is not known."""
+    ours = own_version()
+    if not theirs or not ours or theirs == ours:
         return ()
     return (f"the operator is of version {theirs} and this plugin of {ours}: what they plan may differ",)
 

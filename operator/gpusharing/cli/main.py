@@ -22,8 +22,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line; returns the exit status. Whatever happens, a person reads a sentence."""
     try:
-        typed = parse(arguments)
-        status = _carry_out(typed)
+        status = _carry_out(_parsed(arguments))
         sys.stdout.flush()
         return status
     except Trouble as trouble:
@@ -36,6 +35,14 @@ def run(arguments: Sequence[str]) -> int:
         # Python would complain at its end about what it cannot write any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+
+
+def _parsed(arguments: Sequence[str]) -> Namespace:
+    try:
+        return parse(arguments)
+    except SystemExit:
+        sys.stdout.flush()  # whoever read --help may have gone away, and Python's own flush would complain
+        raise
 
 
 def _carry_out(typed: Namespace) -> int:

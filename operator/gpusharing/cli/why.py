@@ -77,15 +77,17 @@ async def _node(session: Session, name: str) -> NodeAnswer:
             decided = await cluster.decide((), [name])
     except Trouble as error:
         trouble = str(error)
-    if seen is None and (decided is None or name not in decided.snapshot.nodes):
-        raise Trouble(no_such(NODES, name, await _names(session, decided), session.where))
+    if seen is None and decided is None:
+        # Whether there is such a Node nobody could tell; of those that are published it is none.
+        names = await _published(session)
+        raise Trouble(no_such(GPUNODES, name, names, session.where) if names else trouble)
+    if seen is None and decided is not None and name not in decided.snapshot.nodes:
+        raise Trouble(no_such(NODES, name, sorted(decided.snapshot.nodes), session.where))
     return node_answer(name, seen, decided, trouble)
 
 
-async def _names(session: Session, decided: Decided | None) -> list[str]:
-    """Of the nodes that there are."""
-    if decided is not None:
-        return sorted(decided.snapshot.nodes)
+async def _published(session: Session) -> list[str]:
+    """Names of nodes that have a GPUNode; none where they cannot be listed, as before an installation."""
     try:
         return [raw["metadata"]["name"] for raw in await session.all(GPUNODES)]
     except Trouble:
