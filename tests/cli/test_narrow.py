@@ -1,5 +1,7 @@
 """What every verb says on a terminal of 40 columns."""
 
+import re
+
 import pytest
 from tests.cli.asking import ask, operated
 from tests.embedded.scene import MIXED
@@ -10,8 +12,8 @@ from gpusharing.cli.layouts import find_answer, pick, wanted_of
 from gpusharing.cli.layoutstext import describe
 
 WIDTH = 40
-WHOLE = ("->", "{", "http")
-"""In lines that are copied, and are never broken for that: commands and patches."""
+WHOLE = re.compile(r" *-> |.*\{|.*http")
+"""Lines that are copied, and are never broken for that: commands and patches."""
 TYPED = {
     "status": ("status",),
     "status with a timeline": ("status", "--timeline"),
@@ -28,7 +30,7 @@ def too_long(text: str) -> list[str]:
     return [
         line
         for line in text.splitlines()
-        if len(line) > WIDTH and " " in line.strip() and not any(word in line for word in WHOLE)
+        if len(line) > WIDTH and " " in line.strip() and not WHOLE.match(line)
     ]
 
 
@@ -43,6 +45,18 @@ async def test_no_verb_says_a_line_that_does_not_fit() -> None:
             found[name] = too_long(told.out)
             assert told.out
     assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@virtually
+async def test_a_proof_that_is_cut_says_below_what_is_wrong() -> None:
+    """Both sides begin alike, and what differs is what was cut."""
+    async with operated(1) as stage:
+        stage.apply(MIXED)
+        await stage.phase("gpu-1", "Reconfiguring")
+        told = await ask(stage.e.cluster, "why", "gpu-1", width=WIDTH)
+    text = " ".join(told.out.split())
+    assert re.search(r"x mig-man\S+ (\S+\.\.) \1", text)
+    assert re.search(r"mig-manager: mig-manager applies \S+ \(state pending\)", text)
 
 
 @pytest.mark.parametrize("fits", ["3g.40gb", "7g.80gb,1g.10gb"])

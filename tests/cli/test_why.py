@@ -33,13 +33,13 @@ unready pods back, scale up, or raise maxUnavailable.
 1x full -> 2x3g.40gb; class Reset; step 1/1, attempt 1; cordon: ours
 
 PROOF             SAYS                     SHOULD SAY
-ok agent          reads 2 GPUs             reads GPUs
-no NVML           1x full                  2x3g.40gb
-no mig-manager    all-disabled (success)   pool-b-HASH (success)
-ok operands       none paused              none paused
-no device plugin  not set                  pool-b-HASH
-no GFD labels     differ                   as configured
-no allocatable    2 nvidia.com/gpu         4 nvidia.com/mig-3g.40gb
++ agent          reads 2 GPUs             reads GPUs
+x NVML           1x full                  2x3g.40gb
+x mig-manager    all-disabled (success)   pool-b-HASH (success)
++ operands       none paused              none paused
+x device plugin  not set                  pool-b-HASH
+x GFD labels     differ                   as configured
+x allocatable    2 nvidia.com/gpu         4 nvidia.com/mig-3g.40gb
 GFD labels: label nvidia.com/mig.strategy is absent, expected mixed
 
 What blocks

@@ -38,7 +38,7 @@ def describe(proposals: Sequence[Proposal], notes: Sequence[str], paper: Paper) 
 
 
 def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
-    lines = [_title(proposal)]
+    lines = fold(_title(proposal), paper)
     lines += prose(
         f"{'Accepted' if proposal.accepted else 'Refused'}: {proposal.about}",
         paper,

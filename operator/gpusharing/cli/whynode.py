@@ -232,16 +232,19 @@ def _told(answer: NodeAnswer) -> list[str]:
 def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
     if not answer.proofs:
         return prose(f"Proof: none. {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
-    good, bad = ("✓", "✗") if paper.glyphs else ("ok", "no")
+    good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")
     rows = []
     for one in answer.proofs:
         ink = Ink.GOOD if one.disagrees is None else Ink.BAD
         mark = good if one.disagrees is None else bad
         rows.append([Span(f"{mark} {one.source}", ink), Span(one.says), Span(one.should)])
-    lines = table(PROOF, rows, paper)
-    for one in answer.proofs:
-        # A message says nothing more where the row has both sides.
-        if one.disagrees is not None and (one.says == one.should or one.source in _IN_WORDS):
+    drawn = table(PROOF, rows, paper)
+    lines = list(drawn)
+    for one, row in zip(answer.proofs, drawn[1:], strict=True):
+        # A message says nothing more where the row has both sides, and was not cut for want of room.
+        shown = [span.text.rstrip() for span in row]
+        told = one.says in shown and one.should in shown and one.says != one.should
+        if one.disagrees is not None and (not told or one.source in _IN_WORDS):
             lines += prose(f"{one.source}: {one.disagrees.message}", paper, hang="  ", ink=Ink.BAD)
     return lines
 
