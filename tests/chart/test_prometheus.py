@@ -7,7 +7,7 @@ import socket
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,8 @@ import yaml
 from hack.cluster.process import wait_until
 from hack.sim.dcgmexporter import Metered, Page, SetUp
 from hack.sim.gpu import SimulatedGPUs
-from prometheus_client.registry import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector, CollectorRegistry
 from tests.agent.test_meter import devices, handed_out
 from tests.chart.charts import CHART
 from tests.chart.test_monitoring import program
@@ -33,8 +34,12 @@ from gpusharing.agent.usagemetrics import UsageCollector
 H100 = "NVIDIA H100 80GB HBM3"
 RULES = CHART / "files" / "recording.yaml"
 PARTS = ("slice", "idle_slice", "stranded_slice", "transition_slice")
+COUNTERS = (*PARTS, "gpu")
+LAG = 3
+"""Of the meter, in scrapes: so often a series is seen at 0 before it grows."""
 SCRAPES = 6
-"""After each event, at one a second."""
+"""After each event, at one a second where the machine keeps up with that."""
+PATIENCE = 120.0
 
 
 def free_port() -> int:
@@ -60,12 +65,18 @@ class Prometheus:
         except OSError:
             return []
 
-    def increase(self, metric: str) -> float:
-        """All increases that it has seen, to the last sample: increase() without its extrapolation."""
-        grown = 0.0
-        for series in self.ask(f"gpusharing_{metric}_seconds_total[10m]"):
+    def increases(self) -> dict[str, float]:
+        """All increases of COUNTERS, to the last sample: increase() without its extrapolation.
+
+        One query, which sees a scrape as a whole or not at all: between two queries another one may come in.
+        """
+        grown = dict.fromkeys(COUNTERS, 0.0)
+        names = {f"gpusharing_{one}_seconds_total": one for one in COUNTERS}
+        for series in self.ask(f'{{__name__=~"{"|".join(names)}"}}[10m]'):
             values = [float(value) for _, value in series["values"]]
-            grown += sum(now - (before if now >= before else 0.0) for before, now in pairwise(values))
+            grown[names[series["metric"]["__name__"]]] += sum(
+                now - (before if now >= before else 0.0) for before, now in pairwise(values)
+            )
         return grown
 
     def samples(self, node: str) -> int:
@@ -113,6 +124,22 @@ def prometheus(folder: Path, targets: dict[str, int], exporter: int) -> Iterator
             running.terminate()
 
 
+class Scrapes(Collector):
+    """A clock of a node: a second goes by with each scrape, however long that takes on this machine."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing to tell; time goes on."""
+        self.seconds += 1
+        return ()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: being registered is no scrape."""
+        return ()
+
+
 class Node:
     """A node whose agent can be restarted."""
 
@@ -124,12 +151,13 @@ class Node:
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[AgentLoop]:
         """Its agent, with a process's counters of its own, at the same address."""
-        server = self.server
+        server, scrapes = self.server, Scrapes()
+        settings = LoopSettings(interval=0.2, meter_lag=LAG)
         loop = AgentLoop(
-            server.name, server.client, self.gpus, self.pods, LoopSettings(interval=0.2, meter_lag=3)
+            server.name, server.client, self.gpus, self.pods, settings, clock=lambda: scrapes.seconds
         )
         registry = CollectorRegistry()
-        for collector in (AgentCollector(loop), UsageCollector(loop), MeterCollector(loop.meter)):
+        for collector in (scrapes, AgentCollector(loop), UsageCollector(loop), MeterCollector(loop.meter)):
             registry.register(collector)
         probes = ProbeServer(("127.0.0.1", self.port), loop.why_not_alive, loop.why_not_ready, registry)
         probes.start()
@@ -163,7 +191,21 @@ async def until_scraped(seen: Prometheus, *nodes: Node) -> None:
     def enough() -> bool:
         return all(seen.samples(name) >= count for name, count in wanted.items())
 
-    await asyncio.to_thread(wait_until, enough, 60.0, "Prometheus to scrape the agents")
+    await asyncio.to_thread(wait_until, enough, PATIENCE, "Prometheus to scrape the agents")
+
+
+async def until_recorded(seen: Prometheus, query: str, wanted: list[Any], of: Callable[[Any], Any]) -> None:
+    """What a recording rule says, with its next evaluation or one after that."""
+    found: list[Any] = []
+
+    def recorded() -> bool:
+        found[:] = map(of, seen.ask(query))
+        return found == wanted
+
+    try:
+        await asyncio.to_thread(wait_until, recorded, PATIENCE, query)
+    except TimeoutError:
+        assert found == wanted, query
 
 
 async def test_the_bill_adds_up_and_the_rules_tell_what_the_agents_saw(tmp_path: Path) -> None:
@@ -191,13 +233,15 @@ async def test_the_bill_adds_up_and_the_rules_tell_what_the_agents_saw(tmp_path:
                 await until_scraped(seen, divided, whole)
             # Its node vanishes.
             await until_scraped(seen, divided)
-            busy = seen.ask("gpusharing:slice_utilization:ratio")
-            assert [(one["metric"]["profile"], one["metric"]["source"], one["value"][1]) for one in busy] == [
-                ("2g.20gb", "dcgm-exporter", "0.5")
-            ]
-            idle = seen.ask('gpusharing:slices_idle:sum{node="gpu-01"}')
-            assert [one["value"][1] for one in idle] == ["3"]
-            told_of = {part: seen.increase(part) for part in PARTS}
-            gpu_seconds = seen.increase("gpu")
+            await until_recorded(
+                seen,
+                "gpusharing:slice_utilization:ratio",
+                [("2g.20gb", "dcgm-exporter", "0.5")],
+                lambda one: (one["metric"]["profile"], one["metric"]["source"], one["value"][1]),
+            )
+            idle = 'gpusharing:slices_idle:sum{node="gpu-01"}'
+            await until_recorded(seen, idle, ["3"], lambda one: one["value"][1])
+            told_of = seen.increases()
+            gpu_seconds = told_of.pop("gpu")
     assert min(told_of.values()) > 0, "each of the four happened"
     assert sum(told_of.values()) == pytest.approx(gpu_seconds, abs=1e-6)
