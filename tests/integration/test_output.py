@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.product import FULL, GPUNODES, H100, L40S, MIXED, SLICED, Pool, Product
-from tests.integration.workloads import Workload, guard
+from tests.integration.workloads import PODS, Workload, guard
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -32,6 +32,9 @@ MASKS = (
     (re.compile(r"^( +\w+ +\w+ +)(<invalid>|\d\S*|\S+ \(x\d+ over \S+\))( +gpusharing)", re.M), r"\1AGE\3"),
 )
 SERVER_SAID = re.compile(r' Server: "[^"]*"\.')
+BUDGET_SAYS = "Allows 0 disruptions: 1 of 2 pods are healthy, 1 must be."
+SERVER_SAYS = 'Server: "The disruption budget pool-b-guard needs 1 healthy pods and has 1 currently".'
+SCHEDULER_SAYS = "0/5 nodes are available: 2 node(s) were unschedulable, 3 node(s) didn't match"
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +67,27 @@ def scenario(product: Product, operator: object) -> Iterator[Pool]:
         )
         for one in (pool, whole, shared):
             one.wait(lambda one=one: one.summary().get("pendingPods") == 1, "the count of waiting pods")
+        wait_last_words(pool, blocked)
         yield pool
         spare.scale(1)
+
+
+def wait_last_words(pool: Pool, blocked: str) -> None:
+    """Until budget, server and scheduler say what they go on to say: their first words are of the moment before."""
+    told = f"{BUDGET_SAYS} {SERVER_SAYS}"
+    pool.wait(
+        lambda: told in pool.transition(blocked)["message"],
+        "the budget's last words",
+        lambda: pool.transition(blocked),
+    )
+    pool.wait(lambda: told in pool.summary().get("message", ""), "them in the policy's summary")
+    pool.wait(lambda: SCHEDULER_SAYS in scheduler_says(pool), "the scheduler's", lambda: scheduler_says(pool))
+
+
+def scheduler_says(pool: Pool) -> str:
+    """Of the pod that waits for another place."""
+    waiting = pool.api.list(PODS, labelSelector=f"app={pool.name}", fieldSelector="status.phase=Pending")
+    return " ".join(row.get("message", "") for pod in waiting for row in pod["status"].get("conditions", []))
 
 
 def masked(text: str) -> str:
@@ -140,12 +162,13 @@ PLUGIN: dict[str, tuple[str, ...]] = {
     "plugin-advise": ("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise"),
 }
 PLUGIN_MASKS = (
-    (re.compile(r"\b\d+[smhd](\d+[smhd])?\b( ago)?"), "AGE"),
+    # Hashes first: one that reads 123456d would be taken for a length of time.
     (re.compile(r"\bpool-([bcd])-[0-9a-f]{7}\b"), r"pool-\1-HASH"),
     (re.compile(r"\bplan [0-9a-f]{7}\b"), "plan HASH"),
     (re.compile(r"(pool-b\.\d+\.)[0-9a-f]+"), r"\1MOMENT"),
     (re.compile(r"retry\":\"\w+"), 'retry":"MOMENT'),
     (re.compile(r"(approve\":\"|Plan )[0-9a-f]{7}\b"), r"\1HASH"),
+    (re.compile(r"\b\d+[smhd](\d+[smhd])?\b( ago)?"), "AGE"),
     (re.compile(r"(?<=\S) {2,}"), "  "),
     # Phases that pass quickly are not in every history; the last one is. A drain may begin before it meets a budget.
     (re.compile(r"(ENTERED {2}PHASE {2}REASON\n)(?:AGE .*\n)*(AGE {2}\w+ {2})\w+\n"), r"\1\2REASON\n"),
@@ -206,7 +229,7 @@ def same_as_golden(name: str, seen: str) -> None:
 
 def test_the_plugin_says_why_a_pod_waits(product: Product, scenario: Pool, person: Path) -> None:
     """It asks for what its node offers no more, and the budget of another pod keeps the others of its kind."""
-    waiting = product.api.list("/api/v1/namespaces/default/pods", fieldSelector="status.phase=Pending")
+    waiting = product.api.list(PODS, fieldSelector="status.phase=Pending")
     name = next(
         pod["metadata"]["name"] for pod in waiting if pod["metadata"]["name"].startswith("pool-b-on-")
     )
@@ -220,7 +243,7 @@ def test_the_plugin_draws_the_rollout_in_time(scenario: Pool, person: Path) -> N
     for pattern, mask in (
         (r"^.*; a cell is .*", "PERIOD"),
         (r"^(  pool-b-\d)  .{48}", r"\1  CELLS"),
-        (r"^  \w \w+;.*\n.*", "LEGEND"),
+        (r"^  \w \w+;(?:.*\n)+", "LEGEND"),  # a line or two: of the phases that were seen
     ):
         drawn = re.sub(pattern, mask, drawn, flags=re.M)
     period, *rows, legend = drawn.splitlines()
