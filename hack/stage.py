@@ -245,7 +245,7 @@ def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: 
     return Process(("-m", "hack.sim", *options, *arguments), {}, directory / "sim.log", tied=True)
 
 
-def wait_ready(api: Api, policy: str, seconds: float = 60.0) -> None:
+def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:
     """Wait until the present generation of a policy is Ready."""
 
     def ready() -> bool:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from hack.cluster import install, toolchain
 from hack.cluster.api import Object
 from hack.cluster.controlplane import ControlPlane, Options
@@ -31,12 +32,14 @@ from tests.integration.product import (
 )
 from tests.recipes import BY_DEFAULT, BY_ENTRY, DOCUMENTED, MIG, NOS, Recipe
 
+from gpusharing.kube.written import MIG_KEY
 from hack import stage
 
 CLUSTER_POLICIES = CLUSTER_POLICY.rpartition("/")[0]
 CONFIG_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 OURS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 OUR_LABELS = {"gpusharing.dev/mode", "gpusharing.dev/policy"}
+GFD_STARTED = "nvidia.com/gfd.timestamp"
 FLEETS = {"documented": DOCUMENTED, "by-default": BY_DEFAULT, "by-entry": BY_ENTRY, "nos": NOS}
 GPUS = 2
 person = output.person
@@ -87,10 +90,32 @@ class Fleet:
         return node_manifest(name, product=pool.product, gpus=GPUS, labels={**labels, **pool.labels})
 
     def wait_settled(self) -> None:
-        """Until every node offers what its pool is."""
+        """Until every node offers what its pool is, and mig-manager rests."""
         for name, pool in self.pools.items():
             wanted = wanted_resources(dict(pool.spec), [pool.product] * GPUS)
             wait_until(partial(self._offers, name, wanted), SECONDS, f"{name} to offer {wanted}")
+            wait_until(partial(self._rests, name), SECONDS, f"mig-manager on {name} to rest")
+
+    def _rests(self, node: str) -> bool:
+        return self.of_node(node).get(f"{MIG}.state", "success") == "success"
+
+    def of_node(self, node: str) -> dict[str, str]:
+        """Labels of a Node."""
+        found: dict[str, str] = self.product.api.get(f"{NODES}/{node}")["metadata"]["labels"]
+        return found
+
+    def starts(self) -> dict[str, str]:
+        """When GFD was started last, by node."""
+        return {name: self.of_node(name).get(GFD_STARTED, "") for name in self.pools}
+
+    def wait_anew(self, before: dict[str, str]) -> None:
+        """Until NVIDIA's operands, GFD the last of them, were started anew on every node, and serve again."""
+        wait_until(
+            lambda: all(before[name] != now for name, now in self.starts().items()),
+            SECONDS,
+            "GFD to start anew",
+        )
+        self.wait_settled()
 
     def _offers(self, node: str, wanted: dict[str, int]) -> bool:
         found = self.product.api.get(f"{NODES}/{node}")["status"]["allocatable"]
@@ -111,8 +136,8 @@ class Fleet:
         return {
             name: {
                 key: value
-                for key, value in self.product.api.get(f"{NODES}/{name}")["metadata"]["labels"].items()
-                if key not in OUR_LABELS and not key.endswith("timestamp")
+                for key, value in self.of_node(name).items()
+                if key not in OUR_LABELS and key != GFD_STARTED
             }
             for name in self.pools
         }
@@ -149,10 +174,11 @@ def test_a_fleet_by_hand_is_taken_over(product: Product, person: Path, name: str
         values = ",".join(command[-1] for command in commands(said, "helm upgrade"))
         stage.install_chart(product.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
         with product.operator(f"{name}-after", **settings(values)):
-            wait_until(lambda: merged(product, fleet.recipe), SECONDS, "the entries to be merged")
-            for _, *command in commands(said, "kubectl patch clusterpolicy"):
-                product.plane.kubectl(*command)
-            fleet.wait_settled()
+            wait_until(lambda: merged(product, fleet.recipe, values), SECONDS, "the entries to be merged")
+            before = fleet.starts()
+            ((_, *command),) = commands(said, "kubectl patch clusterpolicy")
+            product.plane.kubectl(*command)
+            fleet.wait_anew(before)
             take_over(product, fleet, person)
     finally:
         fleet.remove()
@@ -187,13 +213,16 @@ def settings(values: str) -> dict[str, str]:
     return {VALUES[key]: value for key, value in pairs}
 
 
-def merged(product: Product, recipe: Recipe) -> bool:
-    """Our ConfigMap has the entries of the admin's."""
-    if not product.exists(f"{CONFIG_MAPS}/{OURS[0]}"):
+def merged(product: Product, recipe: Recipe, values: str) -> bool:
+    """Our ConfigMaps have the entries of the admin's; that for mig-manager is written last."""
+    if not all(product.exists(f"{CONFIG_MAPS}/{name}") for name in OURS):
         return False
-    held = product.api.get(f"{CONFIG_MAPS}/{OURS[0]}").get("data", {})
+    plugin, mig = (product.api.get(f"{CONFIG_MAPS}/{name}").get("data", {}) for name in OURS)
     wanted = recipe.config_maps.get(recipe.cluster_policy["devicePlugin"]["config"].get("name", ""), {})
-    return bool(held.keys() >= wanted.keys())
+    theirs = settings(values).get(VALUES["adminMigConfigMap"], "")
+    entries = yaml.safe_load(recipe.config_maps[theirs][MIG_KEY])["mig-configs"] if theirs else {}
+    held = (yaml.safe_load(mig.get(MIG_KEY, "")) or {}).get("mig-configs", {})
+    return bool(plugin.keys() >= wanted.keys() and held.keys() >= entries.keys())
 
 
 def wait_labelled(product: Product, node: str) -> None:
