@@ -5,7 +5,6 @@ It is not pinned, unlike all other tools: only the newest version of a browser i
 What apt fetches is checked against Debian's signatures.
 """
 
-import fcntl
 import os
 import platform
 import shutil
@@ -15,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cluster.paths import cache_root
+from hack.cluster.paths import alone_with, cache_root
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 """As they are called on a PATH."""
@@ -58,9 +57,7 @@ def ensure() -> Browser:
         return found
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise BrowserError(f"there is no browser on the PATH; one of these would do: {', '.join(NAMES)}")
-    _folder().parent.mkdir(parents=True, exist_ok=True)
-    with _folder().with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone_with("apt"):
         if not _folder().is_dir():
             _unpack(_folder())
     found = find()

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from hack.cluster.paths import cache_root
+from hack.cluster.paths import alone_with, cache_root
 from hack.images import debian
 from hack.images.packages import Package
 
@@ -64,8 +64,9 @@ def install() -> None:
     """
     if shutil.which("apt-get") and os.geteuid() == 0:
         environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", "prometheus"]):
-            subprocess.run(["apt-get", "--quiet", *command], env=environ, stdout=sys.stderr, check=True)
+        with alone_with("apt"):
+            for command in (["update"], ["install", "--yes", "--no-install-recommends", "prometheus"]):
+                subprocess.run(["apt-get", "--quiet", *command], env=environ, stdout=sys.stderr, check=True)
 
 
 def _unpacked(package: Package) -> Path:

@@ -15,8 +15,8 @@ from typing import Any
 import aiohttp
 from hack.browser import Browser
 
-PATIENCE = 30.0
-"""Seconds for one answer."""
+PATIENCE = 120.0
+"""Seconds for one answer, on a machine that does other things too: a first start reads 200 MB."""
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -106,14 +106,24 @@ async def window(browser: Browser) -> AsyncIterator[Window]:
         try:
             port = await _port(process)
             async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                    pages = [one for one in await answer.json() if one["type"] == "page"]
-                async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                page = await _page(session, f"http://127.0.0.1:{port}/json/list")
+                async with session.ws_connect(page, max_msg_size=0) as socket:
                     yield Window(socket)
         finally:
             if process.returncode is None:
                 process.kill()
             await process.communicate()
+
+
+async def _page(session: aiohttp.ClientSession, pages: str) -> str:
+    """The socket of its one page: a browser listens before that is there."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            async with session.get(pages) as answer:
+                for one in await answer.json():
+                    if one["type"] == "page":
+                        return str(one["webSocketDebuggerUrl"])
+            await asyncio.sleep(0.02)
 
 
 async def _port(process: asyncio.subprocess.Process) -> int:
