@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -137,11 +138,11 @@ class FaultProxy:
 
     async def _listen(self, name: str) -> int:
         assert self._runner is not None, "enter it before"
-        known = {address[1] for address in self._runner.addresses}
-        await web.TCPSite(self._runner, HOST, 0, ssl_context=self._shown).start()
-        (port,) = {address[1] for address in self._runner.addresses} - known
+        listening = socket.create_server((HOST, 0), backlog=128)
+        port: int = listening.getsockname()[1]
         self._doors[port] = name
-        return int(port)
+        await web.SockSite(self._runner, listening, ssl_context=self._shown).start()
+        return port
 
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
         transport = request.transport
