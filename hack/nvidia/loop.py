@@ -20,8 +20,8 @@ GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 NODES, PODS = "/api/v1/nodes", "/api/v1/namespaces/default/pods"
 OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:{stage.SERVICE_ACCOUNT}"
 MODEL = "h100-80gb"
-SECONDS = 60.0
-"""Patience of every wait: a change of mode takes about 12 s on an idle machine."""
+SECONDS = 120.0
+"""Patience of every wait: a change of mode takes about 12 s on an idle machine, and CI does other things beside it."""
 WAITS = {
     "settle": "0.5",
     "idle": "0.5",

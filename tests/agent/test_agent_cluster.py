@@ -152,7 +152,7 @@ def test_the_process_answers_stays_quiet_and_stays_small(agent: Agent, machine: 
     print(f"agent RSS {rss:.1f} MiB")
     assert rss <= RSS_LIMIT_MIB
     agent.process.send_signal(signal.SIGTERM)
-    assert agent.process.wait(10) == 0
+    assert agent.process.wait(SECONDS) == 0
 
 
 def test_the_process_ends_after_a_driver_upgrade_and_the_server_knows_why(
@@ -160,7 +160,7 @@ def test_the_process_ends_after_a_driver_upgrade_and_the_server_knows_why(
 ) -> None:
     agent.ask("r1")
     machine.upgrade_driver("590.10.01")
-    assert agent.process.wait(15) == 1
+    assert agent.process.wait(SECONDS) == 1
     observed = agent.until(lambda observed: bool(observed.error))
     assert observed.error.startswith("NVMLReplaced: the driver was replaced under the running agent")
     assert (observed.request_id, len(observed.gpus)) == ("r1", 8)

@@ -10,7 +10,7 @@ from gpusharing.api.gpunode import Observed
 from gpusharing.kube.client import GPUNODES, JSON
 
 AGENT = "agent"
-DEADLINE = 10.0
+DEADLINE = 60.0
 """Seconds after which a condition that was waited for counts as never coming true."""
 
 

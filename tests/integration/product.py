@@ -30,7 +30,7 @@ INJECT = "sim.gpusharing.dev/inject"
 OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:gpusharing-operator"
 AGENT = f"system:serviceaccount:{stage.AGENT_NAMESPACE}:gpusharing-agent"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
-SECONDS = 60.0
+SECONDS = 120.0
 """Patience of every wait here: far above what a step takes, for a machine that does other things too."""
 
 FULL: Object = {"mode": "Full"}

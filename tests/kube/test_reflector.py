@@ -38,14 +38,14 @@ class Watched:
 
     async def until(self, *names: str) -> None:
         """Wait until exactly these objects are in the cache."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while set(self.reflector.items) != set(names):
                 self.changed.clear()
                 await self.changed.wait()
 
     async def until_labels(self, name: str, **labels: str) -> None:
         """Wait until an object has exactly these labels."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while dict(self.reflector.items[name][1]) != labels:
                 self.changed.clear()
                 await self.changed.wait()
@@ -63,7 +63,7 @@ async def watched(cluster: FakeCluster, resource: Resource = NODES, **options: A
     seen = Watched(cluster, reflector)
     task = asyncio.create_task(reflector.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await reflector.synced.wait()
         yield seen
     finally:
@@ -248,7 +248,7 @@ async def test_a_missing_right_is_shown_and_the_list_tried_again(cluster: FakeCl
     await turns()
     assert kind_of_error(reflector) is errors.Forbidden
     assert not reflector.synced.is_set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await reflector.synced.wait()
     assert kind_of_error(reflector) is type(None)
     task.cancel()

@@ -57,7 +57,7 @@ class SimulatedCluster:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until the condition holds; it is looked at after every change of the cluster and every log line."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()

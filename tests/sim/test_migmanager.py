@@ -90,7 +90,7 @@ async def manager(
     played = MigManager(node, gpus, faults or Faults(), Clock(settings), settings)
     task = asyncio.create_task(played.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             yield played
     finally:
         task.cancel()

@@ -73,7 +73,7 @@ class Port:
         self._told.set()
 
     async def until(self, *events: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.events != list(events):
                 self._told.clear()
                 await self._told.wait()

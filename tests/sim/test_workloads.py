@@ -46,7 +46,7 @@ async def playing(*nodes: JSON) -> AsyncIterator[tuple[FakeCluster, Workloads]]:
 async def until(cluster: FakeCluster, condition: Callable[[], object]) -> None:
     changed = asyncio.Event()
     cluster.store.on_commit.append(lambda resource, change: changed.set())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             changed.clear()
             await changed.wait()
