@@ -207,14 +207,16 @@ class Pool:
         return next((row for row in now if row["type"] == kind), {})
 
     def wait_condition(self, kind: str, status: str, reason: str, name: str = "") -> str:
-        """Wait for it; returns its message."""
+        """Wait for it; returns its message at that moment."""
+        found: Object = {}
 
         def holds() -> bool:
+            nonlocal found
             found = self.condition(kind, name)
             return (found.get("status"), found.get("reason")) == (status, reason)
 
         self.wait(holds, f"{kind}={status} {reason}")
-        return str(self.condition(kind, name)["message"])
+        return str(found["message"])
 
     def summary(self) -> Object:
         """`status.summary`."""
@@ -284,14 +286,16 @@ class Pool:
         self.api.merge_patch(f"{NODES}/{name}", {"spec": {"unschedulable": None if lifted else True}})
 
     def wait_phase(self, phase: str, reason: str = "", name: str = "") -> str:
-        """Wait until `kubectl get gpun` would show it; returns the message."""
+        """Wait until `kubectl get gpun` would show it; returns the message at that moment."""
+        now: Object = {}
 
         def shown() -> bool:
+            nonlocal now
             now = self.transition(name)
             return now.get("phase") == phase and (not reason or now.get("reason") == reason)
 
         self.wait(shown, f"{name or self.nodes[0]} to be {phase} {reason}", lambda: self.transition(name))
-        return str(self.transition(name).get("message", ""))
+        return str(now.get("message", ""))
 
     def wait(self, condition: Any, what: str, show: Any = None) -> None:
         """Wait until it holds; what is there instead is told."""
