@@ -24,7 +24,7 @@ from hack.cluster.kubeconfig import write_kubeconfig
 from hack.cluster.paths import private_directory, state_root
 from hack.cluster.process import Component, ComponentError, wait_until
 
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 START_ATTEMPTS = 3
 PORT_TAKEN = "address already in use"
 AUDIT_POLICY = """\

@@ -14,7 +14,7 @@ MANIFESTS = Path(__file__).resolve().parent / "manifests"
 CRDS = Path(__file__).resolve().parent.parent.parent / "crds"
 GPU_OPERATOR_NAMESPACE = "gpu-operator"
 OPERATOR_NAMESPACE = "gpusharing"
-ESTABLISHED_SECONDS = 60.0
+ESTABLISHED_SECONDS = 120.0
 RETRY_SECONDS = 0.1
 NOT_SERVED_YET = (404, 429)
 """Answers of a kind whose CRD is new; 429 says "storage is (re)initializing"."""

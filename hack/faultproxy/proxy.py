@@ -64,7 +64,7 @@ class FaultProxy:
         """One more address, for one client: the log knows its writes by this name."""
         assert self._loop is not None, "enter it before"
         listening = asyncio.run_coroutine_threadsafe(self._listen(name), self._loop)
-        return self._url(listening.result(10))
+        return self._url(listening.result(60))
 
     def reset(self) -> None:
         """Forget the log, count from 1 again, take the trap and the faults away."""
@@ -96,7 +96,7 @@ class FaultProxy:
     def __enter__(self) -> Self:
         """Start and wait until it listens."""
         self._thread.start()
-        if not self._ready.wait(10):
+        if not self._ready.wait(60):
             raise TimeoutError("the fault proxy did not start")
         return self
 

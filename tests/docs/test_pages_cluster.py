@@ -44,7 +44,7 @@ def test_the_commands_of_the_page_work(environment: dict[str, str], name: str, t
     shell = Shell(environment, tmp_path)
     for block in page(name):
         if block.where == "cluster":
-            shell.run(block, 60)
+            shell.run(block, 180)
 
 
 PLAYED = [block for block in page(TUTORIAL) if block.where == "tutorial"]
@@ -62,7 +62,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         yield shell
     finally:
         shell.end()
-        shell.run(END, 60)
+        shell.run(END, 180)
 
 
 @pytest.mark.parametrize("block", PLAYED, ids=lambda block: f"line {block.line}")
