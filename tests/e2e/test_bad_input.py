@@ -24,7 +24,7 @@ from tests.e2e.pool import FULL, Walk, policy_of
 pytestmark = pytest.mark.e2e
 NAME = "bad-input"
 RELEASE = "gpusharing"
-HELM_PATIENCE = "12s"
+HELM_PATIENCE = "20s"
 """In this time the kubelet has tried to pull once; the hooks' own deadlines are minutes."""
 POLICY = f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{NAME}"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
