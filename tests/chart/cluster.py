@@ -108,6 +108,24 @@ class Installed:
 
             wait_until(both, SECONDS, "the admission policies to be enforced")
         wait_until(lambda: refusal(self.admin, TWICE) != "", SECONDS, "the one about devices to be enforced")
+        self._wait_no_deletion()
+
+    def _wait_no_deletion(self) -> None:
+        """Wait until a policy that says Reset is not deleted without the operator's finalizer."""
+        path = f"{POLICIES}/probe"
+        spec = {**POLICY["spec"], "deletionPolicy": "Reset"}
+        self.admin.create(POLICIES, {**POLICY, "metadata": {"name": "probe"}, "spec": spec})
+
+        def refused() -> bool:
+            try:
+                self.admin.delete(path, {"dryRun": ["All"]})
+            except ApiError as error:
+                return "deletionPolicy is Reset" in error.message
+            return False
+
+        wait_until(refused, SECONDS, "the one about deletions to be enforced")
+        self.admin.merge_patch(path, {"spec": {"deletionPolicy": "Retain"}})
+        self.admin.delete(path)
 
 
 def refusal(api: Api, policy: dict[str, Any]) -> str:
