@@ -23,7 +23,7 @@ def let_go(pool: Pool, name: str) -> None:
 
 
 def drained(on_timeout: str) -> Object:
-    drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "4s", "onTimeout": on_timeout}
+    drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "8s", "onTimeout": on_timeout}
     return {**SLICED, "drain": drain, "rollout": {"maxUnavailable": 2}}
 
 
