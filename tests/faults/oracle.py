@@ -18,6 +18,8 @@ ALLOWED = 2
 ASKING = "PATCH gpunodes"
 MOST_ASKED = 8
 """On a busy machine a reading is soon too old to prove anything, and the agent is asked anew."""
+AGAIN = 2
+"""Writes of a node that had ended a change before people wanted another one: its release, and the next fence."""
 CHANCE = "(differs between two runs that nothing disturbed)"
 
 
@@ -64,8 +66,16 @@ class Reference:
         """Evictions beyond those of an undisturbed run."""
         return run.cost.evictions - max(one.cost.evictions for one in self.runs)
 
-    def complaints(self, run: Outcome, *, faults: int, restarts: int) -> Iterator[str]:
-        """What the run did that it must not. `faults`: how many befell it; `restarts`: how many had to be."""
+    def again(self, run: Outcome, nodes: int) -> int:
+        """Writes of nodes that were quicker than people: they ended the first change, and began anew, or gave back the
+        labels of a policy that had gone. `nodes`: how many may have been."""
+        changes = len(run.cost.transitions) - max(len(one.cost.transitions) for one in self.runs)
+        labels = label_writes(run.cost) - max(label_writes(one.cost) for one in self.runs)
+        return AGAIN * min(nodes, max(0, changes)) + min(nodes, max(0, labels))
+
+    def complaints(self, run: Outcome, *, faults: int, restarts: int, nodes: int = 0) -> Iterator[str]:
+        """What the run did that it must not. `faults`: how many befell it; `restarts`: how many had to be; `nodes`: how
+        many were on their way when people wanted something else."""
         yield from run.wrong
         if run.restarts != restarts:
             yield f"{run.restarts} restarts instead of {restarts}"
@@ -74,7 +84,7 @@ class Reference:
         yield from (f"evicted twice: {uid}" for uid in run.twice)
         if more := self.extra_evictions(run):
             yield f"{more:+d} evictions"
-        if (extra := self.extra(run)) > ALLOWED * max(1, faults):
+        if (extra := self.extra(run)) > ALLOWED * max(1, faults) + self.again(run, nodes):
             more_of = dict(acting(run.cost) - self.floor)
             yield f"{extra} extra writes for {faults} faults: {more_of}"
         asked = max(one.cost.acting[ASKING] for one in self.runs)
@@ -85,6 +95,11 @@ class Reference:
 def acting(cost: Cost) -> Counter[str]:
     """Writes that act; asking the agent apart."""
     return Counter({kind: count for kind, count in cost.acting.items() if kind != ASKING})
+
+
+def label_writes(cost: Cost) -> int:
+    """Writes to Nodes that are part of no change."""
+    return cost.acting["PATCH nodes"] - cost.transitions.total()
 
 
 def without_way(state: Any) -> Any:

@@ -52,6 +52,42 @@ def test_each_fault_may_cost_two_writes() -> None:
     assert REFERENCE.extra(outcome(END, 8)) == -2
 
 
+def changed(*writes: int, labels: int = 0) -> Outcome:
+    """A run with so many writes in each of its changes, and so many that are part of none."""
+    acting = Counter({"PATCH nodes": sum(writes) + labels})
+    return Outcome(END, Cost(acting, transitions=Counter({f"op-{n}": w for n, w in enumerate(writes)})))
+
+
+TOGETHER = changed(4, 4, 4)
+"""Three nodes, each with another point of no return in its middle."""
+
+
+@pytest.mark.parametrize(
+    ("run", "nodes", "complains"),
+    [
+        (changed(4, 3, 3, 3, 3), 3, False),
+        (changed(4, 3, 3, 3, 3), 0, True),
+        (changed(4, 5, 4, 3, 3), 3, True),
+        (changed(*[3] * 8), 3, True),
+        (changed(4, 4, 4, labels=5), 3, False),
+        (changed(4, 4, 4, labels=6), 3, True),
+    ],
+    ids=[
+        "two had ended",
+        "nobody wanted anything else",
+        "one wrote more in its change",
+        "there were more changes than nodes",
+        "three gave back their labels",
+        "and more than these",
+    ],
+)
+def test_nodes_that_had_ended_before_people_wanted_something_else_begin_anew(
+    run: Outcome, nodes: int, complains: bool
+) -> None:
+    reference = Reference((TOGETHER, TOGETHER), 12)
+    assert bool(list(reference.complaints(run, faults=1, restarts=0, nodes=nodes))) is complains
+
+
 def ended(planned: str, offered: dict[str, str], layout: str = "7x1g.10gb") -> Any:
     verified = json.dumps({"layout": layout, "planned": planned})
     node = {"annotations": {names.ANNOTATION_VERIFIED: verified}, "allocatable": offered}

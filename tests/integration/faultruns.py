@@ -210,7 +210,8 @@ class FaultTheatre(Theatre):
         killed = case.kind in ("kill-before", "kill-after")
         counted = run.hits if case.kind in (*CALLS, "old-list") else 1
         restarts = 1 if killed and run.hits else 0
-        return run, list(reference.complaints(run, faults=counted, restarts=restarts))
+        nodes = len(scenario.cards) if scenario.midway else 0
+        return run, list(reference.complaints(run, faults=counted, restarts=restarts, nodes=nodes))
 
 
 @contextlib.contextmanager
