@@ -1,0 +1,213 @@
+"""What GPU time costs whom: arithmetic on whole numbers and fractions, so that a bill adds up to the cent.
+
+A cent is a hundredth of any currency, and nothing is converted. The amount of a pool is its GPU-hours times the price,
+rounded once (half to even); its parts are rounded so that they add up to it (largest remainder). What spans pools is a
+sum of such parts. So tenants, idle, stranded and transition always are the pool, and the pools the total.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from itertools import groupby
+from operator import attrgetter
+
+MICROS = 1_000_000
+"""Microseconds of a second: whole numbers, because sums of them are exact in any order."""
+HOUR = 3600 * MICROS
+
+
+class Part(StrEnum):
+    """Where a second of a GPU went (docs/adr/0043-the-meter.md); in the order of a bill."""
+
+    HELD = "held"
+    IDLE = "idle"
+    STRANDED = "stranded"
+    TRANSITION = "transition"
+
+
+class Basis(StrEnum):
+    """What the time that a tenant held is."""
+
+    MEASURED = "measured"
+    """A device that no other pod could use."""
+    RESERVED = "reserved"
+    """Replicas of a shared device: how many were reserved, whoever computed."""
+    ESTIMATE = "estimate"
+    """Nobody knows whether the device was shared."""
+    NONE = ""
+    """No tenant held it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Of one GPU for an hour."""
+
+    amount: Fraction
+    currency: str
+    source: str
+    """Who says so, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What time is counted for: the finest division of a bill."""
+
+    policy: str
+    tenant: str
+    """Who is billed; of what nobody held, the empty text."""
+    part: Part
+    resource: str
+    basis: Basis
+    price: Price | None
+    """None: nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the bill."""
+
+    tenant: str
+    policy: str
+    """Of a bill by policies; else the empty text."""
+    part: Part
+    resource: str
+    basis: Basis
+    micros: int
+    """Microseconds of whole GPUs."""
+    currency: str
+    """The empty text: the price is not known."""
+    cents: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A policy in one currency."""
+
+    policy: str
+    micros: int
+    currency: str
+    cents: int | None
+    prices: tuple[Price, ...]
+    """All that applied, cheapest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Everything in one currency."""
+
+    currency: str
+    micros: int
+    cents: int | None
+    parts: Mapping[Part, int]
+    """Cents of each part; nothing where the price is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """Rows, pools and totals; in each currency all three add up to the same."""
+
+    rows: tuple[Row, ...]
+    pools: tuple[Pool, ...]
+    totals: tuple[Total, ...]
+
+
+def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
+    """The bill for microseconds of GPUs by cell. `by_policy`: a policy has rows of its own for all of its parts.
+
+    Raises ValueError for a time or a price below 0: no bill has these.
+    """
+    for cell, micros in counted.items():
+        if micros < 0 or (cell.price is not None and cell.price.amount < 0):
+            raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be below 0")
+    cells = [(cell, micros) for cell, micros in counted.items() if micros]
+    pools: list[Pool] = []
+    lines: list[tuple[Cell, int, int | None]] = []
+    for (policy, currency), found in groupby(sorted(cells, key=_pool_key), key=_pool):
+        members = list(found)
+        prices = {cell.price for cell, _ in members if cell.price is not None}
+        exact = [_cost(cell, micros) for cell, micros in members]
+        cents = None if not currency else round(sum(exact, Fraction(0)))
+        parts: Sequence[int | None] = [None] * len(members) if cents is None else apportion(exact, cents)
+        lines += [(cell, micros, part) for (cell, micros), part in zip(members, parts, strict=True)]
+        micros = sum(micros for _, micros in members)
+        ordered = tuple(sorted(prices, key=attrgetter("amount", "source")))
+        pools.append(Pool(policy, micros, currency, cents, ordered))
+    return Bill(_rows(lines, by_policy=by_policy), tuple(pools), _totals(pools, lines))
+
+
+def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
+    """Each rounded down, and what is then missing to the whole given to those that lost most; the first of equals.
+
+    `whole` is the rounded sum of `exact`, which are not below 0.
+    """
+    floors = [int(each) for each in exact]
+    order = sorted(range(len(exact)), key=lambda index: (floors[index] - exact[index], index))
+    for index in order[: whole - sum(floors)]:
+        floors[index] += 1
+    return floors
+
+
+def _cost(cell: Cell, micros: int) -> Fraction:
+    return Fraction(0) if cell.price is None else cell.price.amount * 100 * micros / HOUR
+
+
+def _currency(cell: Cell) -> str:
+    return "" if cell.price is None else cell.price.currency
+
+
+def _pool(counted: tuple[Cell, int]) -> tuple[str, str]:
+    return counted[0].policy, _currency(counted[0])
+
+
+def _pool_key(counted: tuple[Cell, int]) -> tuple[object, ...]:
+    cell = counted[0]
+    price = cell.price
+    worth = () if price is None else (price.amount, price.source)
+    return (*_pool(counted), *_key(cell), worth)
+
+
+_ORDER = tuple(Part)
+
+
+def _key(cell: Cell) -> tuple[int, str, str, str]:
+    return _ORDER.index(cell.part), cell.tenant, cell.resource, cell.basis
+
+
+def _rows(lines: Iterable[tuple[Cell, int, int | None]], *, by_policy: bool) -> tuple[Row, ...]:
+    seconds: dict[tuple[object, ...], int] = {}
+    amounts: dict[tuple[object, ...], int | None] = {}
+    first: dict[tuple[object, ...], Cell] = {}
+    for cell, micros, cents in lines:
+        policy = cell.policy if by_policy else ""
+        key = (_currency(cell) == "", _currency(cell), policy, *_key(cell))
+        first.setdefault(key, cell)
+        seconds[key] = seconds.get(key, 0) + micros
+        before = amounts.get(key, 0)
+        amounts[key] = None if cents is None or before is None else before + cents
+    return tuple(
+        Row(
+            cell.tenant,
+            cell.policy if by_policy else "",
+            cell.part,
+            cell.resource,
+            cell.basis,
+            seconds[key],
+            _currency(cell),
+            amounts[key],
+        )
+        for key, cell in sorted(first.items(), key=lambda one: one[0])
+    )
+
+
+def _totals(pools: Iterable[Pool], lines: Sequence[tuple[Cell, int, int | None]]) -> tuple[Total, ...]:
+    totals = []
+    for currency in sorted({pool.currency for pool in pools}, key=lambda one: (one == "", one)):
+        mine = [pool for pool in pools if pool.currency == currency]
+        parts = dict.fromkeys(Part, 0) if currency else {}
+        for cell, _, cents in lines:
+            if currency and cents is not None and _currency(cell) == currency:
+                parts[cell.part] += cents
+        cents = sum(pool.cents or 0 for pool in mine) if currency else None
+        totals.append(Total(currency, sum(pool.micros for pool in mine), cents, parts))
+    return tuple(totals)
