@@ -133,6 +133,8 @@ GOOD = (
     Row("a profile with all media engines", profile("1g.24gb+me.all")),
     Row("a profile of three-digit memory", profile("7g.141gb")),
     Row("four shares per GPU", shared(replicas=4)),
+    Row("a price, in dollars unless told otherwise", full(cost={"gpuHourlyPrice": "3.20"})),
+    Row("a price in another currency", full(cost={"gpuHourlyPrice": "2", "currency": "EUR"})),
     Row(
         "two shares, renamed, strict",
         shared(replicas=2, renameByDefault=True, failRequestsGreaterThanOne=True),
@@ -192,6 +194,17 @@ GOOD = (
 )
 
 BAD = (
+    Row("a price below 0", full(cost={"gpuHourlyPrice": "-1"}), "spec.cost.gpuHourlyPrice"),
+    Row(
+        "a price with a sign for its currency",
+        full(cost={"gpuHourlyPrice": "$3"}),
+        "spec.cost.gpuHourlyPrice",
+    ),
+    Row(
+        "a price that is a number and no text", full(cost={"gpuHourlyPrice": 3.2}), "spec.cost.gpuHourlyPrice"
+    ),
+    Row("a currency by its sign", full(cost={"gpuHourlyPrice": "3", "currency": "€"}), "spec.cost.currency"),
+    Row("a currency and no price", full(cost={"currency": "EUR"}), "spec.cost.gpuHourlyPrice"),
     # nodeSelector
     Row("no selector", {"mode": "Full"}, "spec.nodeSelector"),
     Row("an empty selector", select(), "spec.nodeSelector"),

@@ -37,6 +37,7 @@ OPERATOR = {
     "gpusharing_policy_budget_allowed_nodes": {"policy"},
     "gpusharing_policy_budget_used_nodes": {"policy"},
     "gpusharing_policy_drifted_nodes": {"policy"},
+    "gpusharing_policy_gpu_hourly_price": {"policy", "currency"},
     "gpusharing_policy_halted": {"policy"},
     "gpusharing_policy_nodes": {"policy", "phase"},
     "gpusharing_policy_nodes_without_agent": {"policy"},

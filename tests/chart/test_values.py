@@ -11,6 +11,7 @@ from tests.chart.charts import CHART, NAMESPACE, Helm, Manifest, find
 from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.main import parse
 from gpusharing.checks.__main__ import place_of
+from gpusharing.cli.pricing import PRODUCT_METRIC
 from gpusharing.planning.stack.installationviews import AGENT, OPERATOR
 
 PARTS = {
@@ -29,6 +30,22 @@ def container(objects: list[Manifest], part: str) -> dict[str, Any]:
     """The one container of a part."""
     (found,) = pod(objects, part)["containers"]
     return dict(found)
+
+
+def test_a_price_for_a_card_is_a_series_of_prometheus(helm: Helm) -> None:
+    told = (
+        "--set",
+        "monitoring.prometheusRule.enabled=true,monitoring.currency=EUR",
+        "--set-string",
+        "monitoring.gpuHourlyPrices.NVIDIA H100 80GB HBM3=3.20",
+    )
+    groups = find(helm.template(*told), "PrometheusRule", "gpusharing")["spec"]["groups"]
+    (rule,) = next(group["rules"] for group in groups if group["name"] == "gpusharing-prices")
+    assert rule == {
+        "record": PRODUCT_METRIC,
+        "expr": "vector(3.20)",
+        "labels": {"product": "NVIDIA H100 80GB HBM3", "currency": "EUR"},
+    }
 
 
 IMAGES = {

@@ -59,6 +59,7 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
         "gpusharing_policy_budget_allowed_nodes",
         "gpusharing_policy_budget_used_nodes",
         "gpusharing_policy_halted",
+        "gpusharing_policy_gpu_hourly_price",
         "gpusharing_drain_blocked_pods",
         "gpusharing_orphan_nodes",
         "gpusharing_phase_seconds",
@@ -105,7 +106,8 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
     metrics, world = Metrics(), World()
     for name in ("gpu-1", "gpu-2", "gpu-3"):
         world.add_node(name, Machine(name))
-    world.set_policy(make_policy(mode="Full", rollout={"maxUnavailable": 2}))
+    cost = {"gpuHourlyPrice": "3.20", "currency": "EUR"}
+    world.set_policy(make_policy(mode="Full", rollout={"maxUnavailable": 2}, cost=cost))
     plan = world.plan()
     blockers = (
         Blocker(Reason.PDB, ("a/x", "a/y"), "a/pdb"),
@@ -124,6 +126,7 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
     assert samples(metrics, "gpusharing_policy_budget_allowed_nodes") == {("pool-b",): 2}
     assert samples(metrics, "gpusharing_policy_budget_used_nodes") == {("pool-b",): 1}
     assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 1}
+    assert samples(metrics, "gpusharing_policy_gpu_hourly_price") == {("pool-b", "EUR"): 3.2}
     assert samples(metrics, "gpusharing_orphan_nodes") == {(): 1}
     assert samples(metrics, "gpusharing_drain_blocked_pods") == {
         ("pool-b", "PDB"): 2,

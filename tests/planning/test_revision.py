@@ -42,6 +42,10 @@ def test_a_pause_alone_is_no_rollout_of_its_own() -> None:
     assert find_revision(make_policy(rollout={"paused": True})) == find_revision(make_policy())
 
 
+def test_a_price_is_no_rollout_of_its_own() -> None:
+    assert find_revision(make_policy(cost={"gpuHourlyPrice": "3.20"})) == find_revision(make_policy())
+
+
 def test_a_spec_that_cannot_be_read_has_no_revision() -> None:
     assert find_revision(replace(POLICY, spec=None)) == ""
 

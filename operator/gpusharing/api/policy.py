@@ -207,6 +207,19 @@ class Drain(WireModel):
     """Pods whose resource name no node would offer afterwards: Hold leaves the node alone, Allow evicts."""
 
 
+class Cost(WireModel):
+    """What a GPU of the pool costs, for `kubectl gpusharing cost`. No node changes because of it."""
+
+    gpu_hourly_price: Annotated[
+        str, Field(max_length=13, pattern=rules.PRICE, json_schema_extra=cel(rules.GPU_HOURLY_PRICE))
+    ]
+    """One whole GPU for an hour, as text: "3.20". Where OpenCost tells a price of the node, that one counts."""
+    currency: Annotated[
+        str, Field(max_length=3, pattern=rules.CURRENCY, json_schema_extra=cel(rules.CURRENCY_CODE))
+    ] = "USD"
+    """Three capital letters. Nothing is converted."""
+
+
 class GPUSharingPolicySpec(WireModel):
     """What the pool is for and how a change may reach it."""
 
@@ -244,6 +257,8 @@ class GPUSharingPolicySpec(WireModel):
     deletion_policy: Literal["Retain", "Reset"] = "Retain"
     """What becomes of the nodes when the policy is deleted. Retain leaves them as they are; Reset brings each to whole
     GPUs first, by drain and rollout as ever, proves that and takes our labels off; the policy stays until then."""
+    cost: Cost | None = None
+    """What a GPU of the pool costs."""
 
 
 class Summary(WireModel):

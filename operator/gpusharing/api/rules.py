@@ -28,6 +28,10 @@ CRON = r"^[0-9*/,-]+ +[0-9*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z
 ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}$"
 """What a name of the IANA time zone database can be."""
 PERCENT = "^(100|[1-9]?[0-9])%$"
+PRICE = "^[0-9]{1,6}([.][0-9]{1,6})?$"
+"""An amount of money as text, because a float is none: no sign, so none is below 0."""
+CURRENCY = "^[A-Z]{3}$"
+"""ISO 4217's form; whether there is such a currency is nobody's business here, for nothing is converted."""
 MAX_NAME = 50
 """A policy's name plus a content hash must fit a label value (63 characters)."""
 
@@ -163,6 +167,11 @@ DEVICES = "devices is `all` alone, or lists that name each GPU once, for example
 """No CEL in the CRD: `devices` is a word or a list, which has no type there. The chart's admission policy says it."""
 
 # --- numbers and times ------------------------------------------------------------------------------
+GPU_HOURLY_PRICE = Rule(
+    f"self.matches({_quoted(PRICE)})",
+    'not a price: write digits in quotes, for example gpuHourlyPrice: "3.20"',
+)
+CURRENCY_CODE = Rule(f"self.matches({_quoted(CURRENCY)})", "not a currency; for example currency: USD")
 REPLICAS = Rule(
     "self >= 2",
     "one share per GPU is a whole GPU: use mode: Full, or at least 2 shares, for example replicas: 4",

@@ -7,11 +7,12 @@ from typing import Any, Never
 
 PROG = "kubectl gpusharing"
 OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml")
-PAGE = "html"
-"""Of `status` only."""
+PAGE, CSV = "html", "csv"
+"""Of `status` only, and of `cost` only."""
 EXITS = """\
 exit status: 0 done; plan: nothing would change. 1 an error, which is told on standard error.
-2 plan: something would change; import: nodes are left out. 130 ended by Ctrl-C. 141 the reader of a pipe went away."""
+2 plan: something would change; import: nodes are left out; cost: a part is not known.
+130 ended by Ctrl-C. 141 the reader of a pipe went away."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +48,8 @@ class Verb:
     """It asks no cluster, and is carried out by `tell`."""
     asks_with: str = ""
     """The flag with which an offline verb asks a cluster all the same, by `run`."""
+    alone_with: str = ""
+    """The flag with which a verb that asks a cluster does without, by `tell`."""
     outputs: tuple[str, ...] = OUTPUTS
     """What -o may be."""
 
@@ -58,13 +61,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def parser() -> Parser:
     """All that may be typed."""
-    commons = {outputs: _common(outputs) for outputs in (OUTPUTS, (*OUTPUTS, PAGE))}
+    every = (*OUTPUTS, PAGE, CSV)
+    commons = {outputs: _common(outputs) for outputs in {every, *(verb.outputs for verb in VERBS)}}
     top = Parser(
         prog=PROG,
         description="Ask and steer the GPU sharing operator from a terminal.",
         epilog=EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[commons[(*OUTPUTS, PAGE)]],
+        parents=[commons[every]],
     )
     top.add_argument("--version", action=Version, nargs=0, help="the version of this plugin; asks no cluster")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
@@ -78,7 +82,7 @@ def parser() -> Parser:
             parents=[commons[verb.outputs]],
         )
         sub.set_defaults(module=verb.module or verb.name, offline=verb.offline)
-        sub.set_defaults(asks_with=verb.asks_with, outputs=verb.outputs)
+        sub.set_defaults(asks_with=verb.asks_with, alone_with=verb.alone_with, outputs=verb.outputs)
         verb.add(sub)
     return top
 
@@ -194,6 +198,36 @@ def _layouts(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--all", action="store_true", help="profiles with attributes too: +me, +gfx, -me")
 
 
+def _prometheus(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("where Prometheus is")
+    group.add_argument("--prometheus", default="", metavar="URL", help="its address; asks no cluster")
+    group.add_argument("--token-file", default="", metavar="FILE", help="a bearer token for --prometheus")
+    group.add_argument("--ca-file", default="", metavar="FILE", help="who signs its certificate, as PEM")
+    group.add_argument(
+        "--service",
+        default="",
+        metavar="NAMESPACE/NAME:PORT",
+        help="through the API server; else the one Service there that looks like a Prometheus",
+    )
+    group.add_argument(
+        "--selector", default="", metavar="MATCHERS", help='only series with these, such as cluster="east"'
+    )
+
+
+def _cost(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--by", default="namespace", metavar="namespace|policy|LABEL", help="LABEL is one of namespaces: team"
+    )
+    sub.add_argument(
+        "--window", default="30d", metavar="TIME", help="how long: 12h, 30d, 4w; 30d unless told"
+    )
+    sub.add_argument("--until", default="", metavar="TIME", help="a day or a time; now unless told otherwise")
+    sub.add_argument(
+        "--currency", default="USD", metavar="CODE", help="of OpenCost's prices, which name none; else USD"
+    )
+    _prometheus(sub)
+
+
 VERBS: tuple[Verb, ...] = (
     Verb(
         "status",
@@ -219,5 +253,12 @@ VERBS: tuple[Verb, ...] = (
         _advise,
         offline=True,
         asks_with="namespace",
+    ),
+    Verb(
+        "cost",
+        "What the GPUs cost whom, and what nobody used; from Prometheus alone.",
+        _cost,
+        alone_with="prometheus",
+        outputs=(*OUTPUTS, CSV),
     ),
 )

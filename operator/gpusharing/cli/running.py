@@ -5,7 +5,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gpusharing.cli.arguments import PAGE
+from gpusharing.cli.arguments import CSV, PAGE
 from gpusharing.cli.drawing import BLANK, Ink, Span, line
 from gpusharing.cli.session import Session, connected
 from gpusharing.cli.terminal import Terminal
@@ -50,6 +50,8 @@ class Flags:
             raise Trouble(f"-o {typed.output} is of other verbs; {typed.verb} has {', '.join(typed.outputs)}")
         if given.get("output") == PAGE and (len(names) > 1 or given.get("watch")):
             raise Trouble("-o html writes one page of one context: without --contexts and --watch")
+        if given.get("output") == CSV and len(names) > 1:
+            raise Trouble("-o csv writes one table of one context: without --contexts")
         terminal = Terminal.of(given.get("output", "table"), color=not given.get("no_color", False))
         return cls(given.get("kubeconfig", ""), names, terminal)
 
@@ -57,7 +59,8 @@ class Flags:
 def carry_out(verb: Any, typed: Namespace) -> int:
     """The worst exit status of all contexts. Raises Trouble after the last one, where one could not be asked."""
     flags = Flags.of(typed)
-    if typed.offline and not vars(typed).get(typed.asks_with):
+    given = vars(typed)
+    if given.get(typed.alone_with) or (typed.offline and not given.get(typed.asks_with)):
         offline: Offline = verb
         return offline.tell(typed, flags.terminal)
     return asyncio.run(_everywhere(verb, typed, flags))

@@ -34,6 +34,8 @@ class Session:
     namespace: str = "default"
     """Of pods that are named without one."""
     now: Callable[[], datetime] = wall_time
+    login: Login | None = None
+    """For what goes through the API server to a Service; None: nothing does."""
 
     @property
     def name(self) -> str:
@@ -102,7 +104,7 @@ async def connected(
     except KubeError as error:
         raise Trouble(said(error)) from error
     async with client:
-        yield Session(client, where, namespace)
+        yield Session(client, where, namespace, login=login)
 
 
 def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:

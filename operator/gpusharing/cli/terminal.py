@@ -11,7 +11,7 @@ from typing import Any, Literal, TextIO
 
 from gpusharing.cli.drawing import Ink, Line, Paper, plain
 
-Output = Literal["table", "wide", "json", "yaml", "html"]
+Output = Literal["table", "wide", "json", "yaml", "html", "csv"]
 COLORS: Mapping[Ink, str] = {
     Ink.PLAIN: "",
     Ink.TITLE: "bold",

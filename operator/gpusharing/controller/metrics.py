@@ -106,6 +106,12 @@ class Metrics:
             policy,
             registry=registry,
         )
+        self.price = Gauge(
+            "gpusharing_policy_gpu_hourly_price",
+            "What a GPU of a policy costs for an hour: spec.cost, absent where it says nothing.",
+            [*policy, "currency"],
+            registry=registry,
+        )
         self.blocked_pods = Gauge(
             "gpusharing_drain_blocked_pods",
             "Pods that keep nodes of a policy from being drained, by reason.",
@@ -198,6 +204,7 @@ class Metrics:
         _show(self.used, {(name,): pool.used for name, pool in plan.pools.items()})
         halted = {name for name, verdict in mine if verdict.reason is Reason.HALTED}
         _show(self.halted, {(name,): name in halted for name in plan.pools})
+        _show(self.price, _prices(plan))
         _show(self.blocked_pods, Tally(chain.from_iterable(_kept(*one) for one in mine)))
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
@@ -242,6 +249,13 @@ class _AtEachScrape(Collector):
 def _is_drifted(member: Member) -> bool:
     found = member.assessment
     return isinstance(found, Assessed) and found.drift and member.node.fence is None
+
+
+def _prices(plan: RolloutPlan) -> dict[tuple[str, ...], float]:
+    """By policy and currency."""
+    specs = ((name, pool.policy.spec) for name, pool in plan.pools.items())
+    costs = ((name, spec.cost) for name, spec in specs if spec is not None and spec.cost is not None)
+    return {(name, cost.currency): float(cost.gpu_hourly_price) for name, cost in costs}
 
 
 def _kept(policy: str, verdict: Verdict) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Which spec a policy has, but for what only stops and starts its rollout: a pause makes no other one of it.
+"""Which spec a policy has, but for its price and what only stops and starts its rollout: these make no other of it.
 
 Fences and proofs carry it, so that a canary that was proven is still one after a pause (docs/design/drain.md#canary).
 """
@@ -16,14 +16,15 @@ _RUNNING = Rollout()
 
 
 def find_revision(policy: PolicyView) -> str:
-    """The hash of its spec without `rollout.paused` and `rollout.whenPaused`; empty: the spec cannot be read.
+    """The hash of its spec without `rollout.paused`, `rollout.whenPaused` and `cost`; empty: the spec cannot be read.
 
     Defaults are left out: a field that a newer operator adds makes no other revision of a policy that lacks it.
     """
     if policy.spec is None:
         return ""
     running = {"paused": _RUNNING.paused, "when_paused": _RUNNING.when_paused}
-    spec = policy.spec.model_copy(update={"rollout": policy.spec.rollout.model_copy(update=running)})
+    rollout = policy.spec.rollout.model_copy(update=running)
+    spec = policy.spec.model_copy(update={"rollout": rollout, "cost": None})
     wire = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return sha256(json.dumps(wire, sort_keys=True).encode()).hexdigest()[:LENGTH]
 

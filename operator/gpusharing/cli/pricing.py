@@ -1,0 +1,121 @@
+"""Which price a node's GPUs have: OpenCost's metric, else the policy's, else that of the chart's map. Pure.
+
+`node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go) with the
+label `node`, without a currency, and 0 for a node of which OpenCost knows no price.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from gpusharing.cli.prometheus import Series
+from gpusharing.planning.gpus.bills import MICROS, Price
+
+OPENCOST, POLICY, CHART = "OpenCost", "policy", "chart"
+OPENCOST_METRIC = "node_gpu_hourly_cost"
+POLICY_METRIC = "gpusharing_policy_gpu_hourly_price"
+PRODUCT_METRIC = "gpusharing:product_gpu_hourly_price"
+REMEDY = (
+    'set spec.cost.gpuHourlyPrice of the policy, such as "3.20", or monitoring.gpuHourlyPrices of the chart; a price'
+    " counts from the moment at which Prometheus sees it"
+)
+"""What to do about a price that nobody knows."""
+
+
+@dataclass(slots=True)
+class Prices:
+    """What Prometheus has of prices in a stretch of time."""
+
+    opencost: Mapping[str, Fraction] = field(default_factory=dict)
+    """By node."""
+    policies: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)
+    """By policy and currency."""
+    products: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)
+    """By product and currency."""
+    cards: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """The products of each node."""
+    currency: str = "USD"
+    """Of OpenCost's prices."""
+    faults: tuple[str, ...] = ()
+    """Prices that cannot be: they are left out."""
+
+    def find(self, node: str, policy: str) -> Price | str:
+        """The price, or why there is none."""
+        if node in self.opencost:
+            return Price(self.opencost[node], self.currency, OPENCOST)
+        if policy in self.policies:
+            return _only(self.policies[policy], POLICY, f"policy {policy}")
+        found = {
+            product: self.products[product]
+            for product in self.cards.get(node, ())
+            if product in self.products
+        }
+        if not found or len(found) < len(self.cards[node]):
+            return "nobody tells it"
+        prices = [_only(told, CHART, product) for product, told in sorted(found.items())]
+        if any(price != prices[0] for price in prices):
+            return f"its GPUs ({', '.join(sorted(found))}) have several"
+        return prices[0]
+
+
+def _only(told: Mapping[str, Fraction], source: str, whose: str) -> Price | str:
+    if len(told) > 1:
+        return f"{whose} had several currencies on that day ({', '.join(sorted(told))})"
+    ((currency, amount),) = told.items()
+    return Price(amount, currency, source)
+
+
+def read_prices(
+    opencost: Iterable[Series],
+    policies: Iterable[Series],
+    products: Iterable[Series],
+    cards: Iterable[Series],
+    *,
+    currency: str,
+) -> Prices:
+    """From answers; a price below 0 is left out, and told."""
+    faults: list[str] = []
+    by_node: dict[str, Fraction] = {}
+    for one in opencost:
+        node = one.labels.get("node", "")
+        if one.value > 0:
+            by_node[node] = _exact(one.value)
+        elif one.value < 0:
+            faults.append(_fault(OPENCOST_METRIC, f"node {node}", one.value))
+    on_nodes: dict[str, set[str]] = {}
+    for one in cards:
+        on_nodes.setdefault(one.labels.get("node", ""), set()).add(_dashed(one.labels.get("product", "")))
+    return Prices(
+        by_node,
+        _by(policies, "policy", POLICY_METRIC, faults),
+        {_dashed(name): told for name, told in _by(products, "product", PRODUCT_METRIC, faults).items()},
+        {node: frozenset(found) for node, found in on_nodes.items()},
+        currency,
+        tuple(faults),
+    )
+
+
+def _dashed(product: str) -> str:
+    """GFD's label of a product has dashes where NVML's name has blanks."""
+    return product.replace(" ", "-")
+
+
+def _by(told: Iterable[Series], label: str, metric: str, faults: list[str]) -> dict[str, dict[str, Fraction]]:
+    found: dict[str, dict[str, Fraction]] = {}
+    for one in told:
+        whose, currency = one.labels.get(label, ""), one.labels.get("currency", "")
+        if one.value < 0 or not currency:
+            faults.append(_fault(metric, f"{label} {whose}", one.value, currency))
+        else:
+            found.setdefault(whose, {})[currency] = _exact(one.value)
+    return found
+
+
+def _fault(metric: str, whose: str, value: float, currency: str = "-") -> str:
+    why = "a price is 0 or more" if currency else "it names no currency"
+    return f"{metric} of {whose} is {value:g}, which is left out: {why}"
+
+
+def _exact(value: float) -> Fraction:
+    """To the millionth: averages of Prometheus are off by less."""
+    return Fraction(round(value * MICROS), MICROS)

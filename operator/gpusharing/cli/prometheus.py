@@ -1,0 +1,254 @@
+"""Asking a Prometheus by its HTTP API, as https://prometheus.io/docs/prometheus/latest/querying/api describes it.
+
+At an address of its own, or as a Service through the API server. Whatever it answers instead of data becomes a
+`Trouble`.
+"""
+
+import asyncio
+import json
+import math
+import ssl
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from gpusharing.cli.troubles import Trouble, said
+from gpusharing.kube.errors import first_of
+
+SECONDS = 150.0
+"""For one answer: Prometheus itself gives up after 2 min (--query.timeout)."""
+MOST_BYTES = 256 * 2**20
+"""Of one answer, about a million series."""
+PARALLEL = 4
+PORT_FORWARD = (
+    "For one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
+    " --prometheus http://127.0.0.1:9090"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it is, and how to get in."""
+
+    url: str
+    """Without `/api/v1`."""
+    where: str
+    """For messages."""
+    authorization: str = ""
+    tls: ssl.SSLContext | None = None
+    tls_server_name: str | None = None
+    proxy: str | None = None
+    credentials: str = "give a token that it accepts: --token-file FILE"
+    """What to do where it refuses us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One series: its labels, and its values by time. Values that are no numbers are left out."""
+
+    labels: Mapping[str, str]
+    points: tuple[tuple[float, float], ...]
+
+    @property
+    def value(self) -> float:
+        """The last."""
+        return self.points[-1][1]
+
+
+@dataclass(slots=True)
+class Prometheus:
+    """One that can be asked."""
+
+    session: aiohttp.ClientSession
+    place: Place
+    warnings: set[str] = field(default_factory=set)
+    """What it warned of beside its answers: such an answer is not all that there is."""
+
+    async def now(self) -> float:
+        """Its own time in seconds: ours may differ. Raises Trouble, as all of these do."""
+        found = await self.instant("vector(time())", None)
+        if len(found) != 1:
+            raise self._stranger("it does not tell the time")
+        return found[0].value
+
+    async def instant(self, query: str, at: float | None) -> list[Series]:
+        """The value of a query at a time, in seconds; None: its own now."""
+        parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
+        return [found for found in await self._result("query", parameters, "vector") if found.points]
+
+    async def between(self, query: str, start: float, end: float, step: float) -> list[Series]:
+        """The values of a query every `step` seconds."""
+        parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
+        return await self._result("query_range", parameters, "matrix")
+
+    async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
+        answer = await self._ask(path, parameters)
+        try:
+            if answer["data"]["resultType"] != kind:
+                raise TypeError(f"a {answer['data']['resultType']} instead of a {kind}")
+            self.warnings.update(map(str, answer.get("warnings") or ()))
+            return [_series(one) for one in answer["data"]["result"]]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise self._stranger(f"its answer has no result that can be read: {said(error)}") from error
+
+    async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+        place = self.place
+        headers = {"Authorization": place.authorization} if place.authorization else {}
+        try:
+            async with self.session.get(
+                f"{place.url}/api/v1/{path}",
+                params=parameters,
+                headers=headers,
+                ssl=place.tls or True,
+                server_hostname=place.tls_server_name,
+                proxy=place.proxy,
+            ) as response:
+                body = await _body(response, place)
+                status = response.status
+        except TimeoutError as error:
+            raise Trouble(
+                f"{place.where} did not answer within {SECONDS:g} s: ask for less, by a shorter --window or --selector"
+            ) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._unreachable(error) from error
+        return self._understood(status, body)
+
+    def _understood(self, status: int, body: bytes) -> dict[str, Any]:
+        where = self.place.where
+        try:
+            answer: Any = json.loads(body)
+        except ValueError:
+            answer = None
+        if status in (401, 403):
+            raise Trouble(f"{where} refuses us (HTTP {status}{_words(answer)}): {self.place.credentials}")
+        if not isinstance(answer, dict) or (
+            status < 400 and answer.get("status") not in ("success", "error")
+        ):
+            raise self._stranger(f"HTTP {status}{_words(answer)}")
+        if answer.get("status") == "success" and status < 400:
+            return answer
+        if "errorType" not in answer:
+            raise self._stranger(f"HTTP {status}{_words(answer)}")
+        hint = "; ask for less, by a shorter --window or --selector" if _too_much(answer) else ""
+        raise Trouble(f"{where} cannot answer: {_one_line(answer.get('error'))}{hint}")
+
+    def _stranger(self, what: str) -> Trouble:
+        return Trouble(
+            f"{self.place.where} does not answer as Prometheus does ({what}). Give the address under which"
+            " /api/v1/query is, such as http://127.0.0.1:9090"
+        )
+
+    def _unreachable(self, error: Exception) -> Trouble:
+        where = self.place.where
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            why = said(error.certificate_error)
+            return Trouble(
+                f"the certificate of {where} is not trusted: {why}. Give the authority that signed it: --ca-file FILE"
+            )
+        if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+            return Trouble(f"no TLS with {where}: {said(error)}. Is it http:// there?")
+        if isinstance(error, aiohttp.InvalidURL):
+            return Trouble(f"{where} is no address; write one like http://127.0.0.1:9090")
+        return Trouble(f"no Prometheus answers at {where}: {said(error)}. {PORT_FORWARD}")
+
+
+@asynccontextmanager
+async def prometheus_at(place: Place) -> AsyncIterator[Prometheus]:
+    """A Prometheus to ask; nothing is asked yet."""
+    limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=PARALLEL), timeout=limits
+    ) as session:
+        yield Prometheus(session, place)
+
+
+def place_of(url: str, token_file: str, ca_file: str) -> Place:
+    """By the flags. Raises Trouble for what nobody can use."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment:
+        raise Trouble(f"--prometheus {url}: write an address like http://127.0.0.1:9090")
+    if parts.username or parts.password:
+        raise Trouble(
+            "--prometheus: no password in an address, where others can see it: use --token-file FILE"
+        )
+    authorization = ""
+    if token_file:
+        token = _text(token_file, "--token-file")
+        if not token.isascii() or not token.isprintable() or not token or " " in token:
+            raise Trouble(
+                f"--token-file {token_file}: there is no token in it; it has one line, and nothing else"
+            )
+        authorization = f"Bearer {token}"
+    tls = None
+    if ca_file:
+        try:
+            tls = ssl.create_default_context(cadata=_text(ca_file, "--ca-file"))
+        except (ssl.SSLError, ValueError) as error:
+            raise Trouble(
+                f"--ca-file {ca_file}: there are no PEM certificates in it: {said(error)}"
+            ) from error
+    return Place(url.rstrip("/"), url, authorization, tls)
+
+
+def _text(name: str, flag: str) -> str:
+    try:
+        return Path(name).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise Trouble(f"{flag} {name} cannot be read: {said(error)}") from error
+
+
+async def _body(response: aiohttp.ClientResponse, place: Place) -> bytes:
+    parts: list[bytes] = []
+    taken = 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        taken += len(part)
+        if taken > MOST_BYTES:
+            raise Trouble(
+                f"an answer of {place.where} is larger than {MOST_BYTES >> 20} MiB: ask for less, by --selector"
+            )
+    return b"".join(parts)
+
+
+def _series(one: Any) -> Series:
+    points = one["values"] if "values" in one else [one["value"]]
+    told = ((float(at), float(value)) for at, value in points)
+    return Series(
+        dict(one["metric"].items()), tuple((at, value) for at, value in told if math.isfinite(value))
+    )
+
+
+def _too_much(answer: Mapping[str, Any]) -> bool:
+    told = str(answer.get("error"))
+    return answer.get("errorType") in ("timeout", "canceled") or "too many samples" in told
+
+
+def _words(answer: Any) -> str:
+    """What it says beside its status: Prometheus in `error`, Kubernetes in `message`."""
+    if not isinstance(answer, dict):
+        return ""
+    told = _one_line(answer.get("error") or answer.get("message"))
+    return f": {told}" if told else ""
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text or "").split())[:300].rstrip(". ")
+
+
+async def side_by_side(*asked: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:
+    """The answers, in the order of the questions. Raises the first Trouble, and asks no further then."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in asked]
+    except BaseExceptionGroup as troubles:
+        raise first_of(troubles) from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,111 @@
+"""A stand-in for Prometheus' HTTP API, SIMULATED: it answers what it is told to, in the JSON of the real one."""
+
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+NOW = 1_790_000_000
+"""Its time, seconds."""
+Answer = tuple[int, str, bytes]
+"""Status, content type, body."""
+
+
+def success(kind: str, result: Sequence[Any], **more: Any) -> Answer:
+    """As Prometheus has it."""
+    body = {"status": "success", "data": {"resultType": kind, "result": result}, **more}
+    return 200, "application/json", json.dumps(body).encode()
+
+
+def failure(status: int, kind: str, error: str) -> Answer:
+    """An error of Prometheus' own."""
+    body = {"status": "error", "errorType": kind, "error": error}
+    return status, "application/json", json.dumps(body).encode()
+
+
+def vector(*series: tuple[Mapping[str, str], str], **more: Any) -> Answer:
+    """An instant vector."""
+    return success("vector", [{"metric": labels, "value": [NOW, value]} for labels, value in series], **more)
+
+
+GPU = {"node": "gpu-1", "policy": "pool-x"}
+HELD = {**GPU, "namespace": "team-a", "resource": "nvidia.com/gpu"}
+DAY: Mapping[str, Answer] = {
+    "gpusharing_slice_seconds_total": vector((HELD, "43200")),
+    "gpusharing_idle_slice_seconds_total": vector(({**GPU, "resource": "nvidia.com/gpu"}, "43200")),
+    "increase(gpusharing_gpu_seconds_total": vector((GPU, "86400")),
+    "gpusharing_policy_gpu_hourly_price": vector(({"policy": "pool-x", "currency": "USD"}, "2")),
+    "gpusharing_device_slices": vector(({"node": "gpu-1", "resource": "nvidia.com/gpu"}, "1")),
+}
+"""A GPU for a day, by what is in the query: half of it team-a's."""
+
+
+@dataclass
+class FakePrometheus:
+    """What it answers, and what it was asked."""
+
+    answers: dict[str, Answer] = field(default_factory=lambda: dict(DAY))
+    instead: Callable[[str], Answer | None] = lambda path: None
+    """An answer to every call, by its path; None: as ever."""
+    tokens: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def answer(self, path: str, query: str) -> Answer:
+        """To one call."""
+        self.paths.append(path)
+        if (other := self.instead(path)) is not None:
+            return other
+        if path.endswith("/api/v1/query_range"):
+            points = [[NOW - 86400 + second, "1"] for second in range(0, 86401, 60)]
+            return success("matrix", [{"metric": {}, "values": points}])
+        if not path.endswith("/api/v1/query"):
+            return 404, "text/plain", b"404 page not found\n"
+        if query == "vector(time())":
+            return vector(({}, str(NOW)))
+        return next((found for text, found in self.answers.items() if text in query), vector())
+
+
+@contextmanager
+def fake_prometheus(tls: ssl.SSLContext | None = None) -> Iterator[FakePrometheus]:
+    """One that listens on loopback."""
+    fake = FakePrometheus()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            fake.tokens.append(self.headers.get("Authorization", ""))
+            status, kind, body = fake.answer(url.path, parse_qs(url.query).get("query", [""])[0])
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Who does not trust us hangs up."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            fake.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
+            yield fake
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,149 @@
+"""What agents, operator and OpenCost told a Prometheus in the past, SIMULATED, as OpenMetrics to backfill it with."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+
+from gpusharing.planning.gpus.bills import Part
+
+EVERY = 288
+"""Seconds between two scrapes: fewer than those for which Prometheus goes on telling a value. Days are multiples of it,
+so that `increase` has nothing to extrapolate."""
+NOBODY: Mapping[str, Fraction] = {}
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """How things stood on a node, in GPUs, from one hour of the history to another."""
+
+    hours: tuple[float, float]
+    held: Mapping[tuple[str, str], Fraction] = field(default_factory=dict)
+    """By namespace and resource."""
+    idle: Mapping[str, Fraction] = field(default_factory=lambda: NOBODY)
+    """By resource."""
+    stranded: Fraction = Fraction(0)
+    transition: Fraction = Fraction(0)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a pool."""
+
+    name: str
+    policy: str
+    gpus: int
+    stretches: Sequence[Stretch]
+    product: str = "NVIDIA H100 80GB HBM3"
+    slices: Mapping[str, int] = field(default_factory=dict)
+    """By resource: of one device."""
+    restarts: Sequence[float] = ()
+    """Hours at which the agent's container began anew, with counters at 0."""
+    unseen: Sequence[tuple[float, float]] = ()
+    """Hours from and to, in which Prometheus did not scrape."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Further ones of all its series."""
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A series that is always the same, told once an hour."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: str
+    hours: tuple[float, float] = (0, 1e9)
+
+
+Account = tuple[tuple[str, str], ...]
+NAMES = {
+    Part.HELD: "gpusharing_slice_seconds",
+    Part.IDLE: "gpusharing_idle_slice_seconds",
+    Part.STRANDED: "gpusharing_stranded_slice_seconds",
+    Part.TRANSITION: "gpusharing_transition_slice_seconds",
+}
+GPUS = "gpusharing_gpu_seconds"
+
+
+@dataclass(frozen=True)
+class History:
+    """Nodes and gauges for some hours."""
+
+    begin: datetime
+    hours: float
+    nodes: Sequence[Node]
+    gauges: Sequence[Gauge] = ()
+
+
+def openmetrics(histories: Sequence[History]) -> list[str]:
+    """A text for each day for `promtool tsdb create-blocks-from openmetrics`, once read for every two hours."""
+    daily: dict[int, dict[str, list[str]]] = {}
+    for history in histories:
+        for name, text, at in _samples(history):
+            daily.setdefault(at // 86400, {}).setdefault(name, []).append(f"{text} {at}")
+    kinds = dict.fromkeys((*NAMES.values(), GPUS), "counter")
+    texts = []
+    for _, lines in sorted(daily.items()):
+        told = [
+            line
+            for name, found in sorted(lines.items())
+            for line in (f"# TYPE {name} {kinds.get(name, 'gauge')}", *found)
+        ]
+        texts.append("\n".join([*told, "# EOF"]) + "\n")
+    return texts
+
+
+def _samples(history: History) -> Iterator[tuple[str, str, int]]:
+    """Name of the metric, series with its value, time."""
+    start = int(history.begin.timestamp())
+    for node in history.nodes:
+        yield from _counters(node, start, history.hours)
+    for gauge in (*history.gauges, *(told for node in history.nodes for told in _gauges(node))):
+        first, last = max(0.0, gauge.hours[0]), min(history.hours, gauge.hours[1])
+        for at in range(start + int(first * 3600), start + int(last * 3600) + 1, 3600):
+            yield gauge.name, f"{gauge.name}{_text(gauge.labels)} {gauge.value}", at
+
+
+def _gauges(node: Node) -> Iterator[Gauge]:
+    where = {"node": node.name, **node.labels}
+    yield Gauge("gpusharing_agent_gpu_info", {**where, "gpu": "0", "uuid": "u", "product": node.product}, "1")
+    for resource, count in node.slices.items():
+        labels = {**where, "gpu": "0", "uuid": "u", "profile": "", "resource": resource}
+        yield Gauge("gpusharing_device_slices", labels, str(count))
+
+
+def _counters(node: Node, start: int, hours: float) -> Iterator[tuple[str, str, int]]:
+    """See _samples. A series begins with 0, as the agent's do."""
+    seconds: dict[tuple[str, Account], Fraction] = {}
+    before = Fraction(0)
+    for at in range(0, int(hours * 3600) + 1, EVERY):
+        now = Fraction(at, 3600)
+        if any(before < Fraction(hour) <= now for hour in node.restarts):
+            seconds = dict.fromkeys(seconds, Fraction(0))
+        else:
+            for stretch in node.stretches:
+                begin, end = map(Fraction, stretch.hours)
+                shared = max(Fraction(0), min(end, now) - max(begin, before)) * 3600
+                if shared or (before <= begin <= now):
+                    for key, gpus in _rates(node, stretch):
+                        seconds[key] = seconds.get(key, Fraction(0)) + gpus * shared
+        before = now
+        if any(first <= now < last for first, last in node.unseen):
+            continue
+        for (name, account), value in seconds.items():
+            labels = {"node": node.name, "policy": node.policy, "instance": "10.0.0.1:8080", **node.labels}
+            yield name, f"{name}_total{_text({**labels, **dict(account)})} {float(value):.6f}", start + at
+
+
+def _rates(node: Node, stretch: Stretch) -> Iterator[tuple[tuple[str, Account], Fraction]]:
+    for (namespace, resource), gpus in stretch.held.items():
+        yield (NAMES[Part.HELD], (("namespace", namespace), ("resource", resource))), gpus
+    for resource, gpus in stretch.idle.items():
+        yield (NAMES[Part.IDLE], (("resource", resource),)), gpus
+    yield (NAMES[Part.STRANDED], ()), stretch.stranded
+    yield (NAMES[Part.TRANSITION], ()), stretch.transition
+    yield (GPUS, ()), Fraction(node.gpus)
+
+
+def _text(labels: Mapping[str, str]) -> str:
+    return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}"

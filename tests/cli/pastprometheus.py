@@ -1,0 +1,54 @@
+"""A real Prometheus with a SIMULATED past."""
+
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hack.cluster.process import wait_until
+from tests.chart.test_monitoring import program
+
+SECONDS = 60.0
+
+
+@contextmanager
+def prometheus_with(folder: Path, texts: Sequence[str]) -> Iterator[str]:
+    """Its address. It scrapes nothing: all that it knows are these texts, in OpenMetrics."""
+    told, data = folder / "past.txt", folder / "data"
+    for text in texts:
+        told.write_text(text)
+        command: list[str | Path] = [
+            program("promtool"), "tsdb", "create-blocks-from", "openmetrics", told, data
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
+    (folder / "prometheus.yaml").write_text("scrape_configs: []\n")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+    started: list[str | Path] = [
+        program("prometheus"),
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={data}",
+        "--storage.tsdb.retention.time=100y",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with (
+        (folder / "prometheus.log").open("w") as log,
+        subprocess.Popen(started, stderr=log, stdout=log) as running,
+    ):
+        try:
+            wait_until(lambda: _ready(url), SECONDS, "Prometheus to be ready")
+            yield url
+        finally:
+            running.terminate()
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready"):
+            return True
+    except OSError:
+        return False

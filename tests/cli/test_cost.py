@@ -1,0 +1,287 @@
+"""`cost` and what Prometheus answers instead of data (cli/cost.py, cli/prometheus.py, cli/promservice.py)."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.cli.desk import JSON, Desk, Said
+from tests.cli.fakeprometheus import DAY, GPU, HELD, Answer, FakePrometheus, failure, fake_prometheus, vector
+from tests.fakes.tls import Identity
+
+from gpusharing.cli.troubles import CHANGES, DONE, FAILED
+
+SERVICES = "/api/v1/services"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakePrometheus]:
+    """One that has a GPU for a day."""
+    with fake_prometheus() as found:
+        yield found
+
+
+def ask(desk: Desk, fake: FakePrometheus, *more: str) -> Said:
+    """`cost` of a day."""
+    return desk.type("cost", "--prometheus", fake.url, "--window", "1d", *more)
+
+
+def wrong(desk: Desk, *words: str) -> str:
+    """The one sentence of a command that fails."""
+    said = desk.type("cost", *words)
+    assert (said.status, said.out) == (FAILED, "")
+    assert "Traceback" not in said.err
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def instead(fake: FakePrometheus, answer: Answer) -> None:
+    """It answers this to everything."""
+    fake.instead = lambda path: answer
+
+
+def test_a_gpu_that_was_held_for_half_a_day(desk: Desk, fake: FakePrometheus) -> None:
+    said = ask(desk, fake)
+    assert (said.status, said.err) == (DONE, "")
+    assert (
+        said.out
+        == """\
+1d until 2026-09-21T14:13:20Z, by namespace
+NAMESPACE  RESOURCE        GPU-HOURS  PART   COST       BASIS
+team-a     nvidia.com/gpu  12.0       50.0%  USD 24.00  measured
+(idle)     nvidia.com/gpu  12.0       50.0%  USD 24.00
+
+POOL    GPU-HOURS  PRICE OF A GPU-HOUR  COST
+pool-x  24.0       USD 2.00 (policy)    USD 48.00
+
+24.0 GPU-hours cost USD 48.00: held 24.00, idle 24.00, stranded 0.00, transition 0.00.
+"""
+    )
+
+
+def test_a_prometheus_that_is_named_needs_no_cluster(desk: Desk, fake: FakePrometheus) -> None:
+    desk.kubeconfig.unlink()
+    assert ask(desk, fake).status == DONE
+    assert desk.server.asked == []
+
+
+def test_its_own_clock_says_when_now_is(desk: Desk, fake: FakePrometheus) -> None:
+    told = json.loads(ask(desk, fake, "-o", "json").out)
+    assert (told["from"], told["until"]) == ("2026-09-20T14:13:20Z", "2026-09-21T14:13:20Z")
+
+
+def test_a_namespace_that_the_agents_label_was_renamed_for(desk: Desk, fake: FakePrometheus) -> None:
+    renamed = {**HELD, "namespace": "gpusharing-agent", "exported_namespace": "team-b"}
+    fake.answers["gpusharing_slice_seconds_total"] = vector((renamed, "43200"))
+    assert "team-b" in ask(desk, fake).out
+
+
+def test_a_hundred_thousand_series_are_a_bill_like_any_other(desk: Desk, fake: FakePrometheus) -> None:
+    held = [
+        ({**HELD, "node": f"gpu-{number % 5000}", "namespace": f"n-{number // 5000}"}, "36")
+        for number in range(100_000)
+    ]
+    fake.answers["gpusharing_slice_seconds_total"] = vector(*held)
+    del fake.answers["gpusharing_device_slices"]
+    fake.answers["increase(gpusharing_gpu_seconds_total"] = vector((GPU, str(3_600_000 + 43_200)))
+    told = json.loads(ask(desk, fake, "-o", "json").out)
+    assert [row["cost"] for row in told["rows"][:-1]] == ["100.00"] * 20
+    assert told["totals"][0]["cost"] == "2024.00"
+    assert not told["partial"]
+
+
+# --- where Prometheus is, and what it says instead ---------------------------------------------------------------
+
+
+def test_where_nothing_listens(desk: Desk) -> None:
+    told = wrong(desk, "--prometheus", "http://127.0.0.1:9")
+    assert "no Prometheus answers at http://127.0.0.1:9" in told
+    assert "port-forward" in told
+
+
+@pytest.mark.parametrize(
+    "url", ["prometheus", "ftp://x", "http://", "http://x:99999", "http://x:y", "http://x/?a=b", "http://[::"]
+)
+def test_an_address_that_is_none(desk: Desk, url: str) -> None:
+    assert f"--prometheus {url}: write an address like http://127.0.0.1:9090" in wrong(
+        desk, "--prometheus", url
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, "text/html", b"<html>Grafana</html>"),
+        (404, "text/plain", b"404 page not found\n"),
+        (200, "application/json", b"{}"),
+        (200, "application/json", b"[]"),
+        (200, "application/json", b'{"status": "success"}'),
+        (200, "application/json", b'{"status": "success", "data": {"resultType": "vector", "result": [{}]}}'),
+        (200, "application/json", b'{"status": "success", "data": {"resultType": "vector", "result": []}}'),
+        (200, "application/json", b'{"status": "success", "data": {"resultType": "string", "result": []}}'),
+        (502, "text/html", b"bad gateway"),
+        (500, "application/json", b'{"kind": "Status", "message": "no endpoints available"}'),
+    ],
+    ids=lambda answer: answer[2].decode()[-40:],
+)
+def test_what_is_no_prometheus_is_told(desk: Desk, fake: FakePrometheus, answer: Answer) -> None:
+    instead(fake, answer)
+    assert "does not answer as Prometheus does" in wrong(desk, "--prometheus", fake.url)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_is_refused(desk: Desk, fake: FakePrometheus, status: int) -> None:
+    instead(fake, (status, "text/plain", b"no"))
+    told = wrong(desk, "--prometheus", fake.url)
+    assert f"refuses us (HTTP {status}): give a token that it accepts: --token-file FILE" in told
+
+
+def test_a_token_is_sent_and_never_shown(desk: Desk, fake: FakePrometheus) -> None:
+    (desk.folder / "token").write_text("s3cret\n")
+    said = ask(desk, fake, "--token-file", "token")
+    assert set(fake.tokens) == {"Bearer s3cret"}
+    assert "s3cret" not in said.out + said.err
+
+
+@pytest.mark.parametrize("content", ["", "two words", "a\nb", "ä"])
+def test_a_file_without_a_token(desk: Desk, content: str) -> None:
+    (desk.folder / "token").write_text(content)
+    told = wrong(desk, "--prometheus", "http://127.0.0.1:9", "--token-file", "token")
+    assert "there is no token in it" in told
+
+
+def test_files_that_are_not_there_and_flags_that_do_not_go_together(desk: Desk) -> None:
+    url = ("--prometheus", "https://127.0.0.1:9")
+    assert "--token-file nowhere cannot be read" in wrong(desk, *url, "--token-file", "nowhere")
+    (desk.folder / "ca").write_text("no certificate")
+    assert "there are no PEM certificates in it" in wrong(desk, *url, "--ca-file", "ca")
+    assert "not both" in wrong(desk, *url, "--service", "a/b:1")
+    assert "no password in an address" in wrong(desk, "--prometheus", "http://me:secret@x")
+    assert "are for --prometheus URL" in wrong(desk, "--token-file", "x")
+    assert "-o csv writes one table" in wrong(desk, "--contexts", "a,b", "-o", "csv")
+
+
+def test_a_certificate_that_nobody_trusts_and_then_its_authority(desk: Desk, tmp_path: Path) -> None:
+    identity = Identity(tmp_path / "pki")
+    with fake_prometheus(identity.context()) as fake:
+        told = wrong(desk, "--prometheus", fake.url)
+        assert "is not trusted" in told
+        assert "--ca-file FILE" in told
+        assert ask(desk, fake, "--ca-file", str(identity.pki.ca)).status == DONE
+
+
+def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
+    assert "Is it http:// there?" in wrong(desk, "--prometheus", fake.url.replace("http:", "https:"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (
+            failure(422, "execution", "query processing would load too many samples into memory"),
+            "too many samples into memory in query execution; ask for less",
+        ),
+        (failure(503, "timeout", "query timed out"), "query timed out; ask for less, by a shorter --window"),
+        (failure(400, "bad_data", "parse error\n at char 3."), "cannot answer: parse error at char 3\n"),
+    ],
+)
+def test_an_error_of_prometheus_is_told_in_its_words(
+    desk: Desk, fake: FakePrometheus, answer: Answer, told: str
+) -> None:
+    instead(fake, answer)
+    assert told.replace(" in query execution", "") in wrong(desk, "--prometheus", fake.url)
+
+
+def test_a_warning_makes_the_answer_a_part(desk: Desk, fake: FakePrometheus) -> None:
+    fake.answers["gpusharing_slice_seconds_total"] = vector((HELD, "43200"), warnings=["store x is away"])
+    said = ask(desk, fake)
+    assert said.status == CHANGES
+    assert "PARTIAL: Prometheus warns: store x is away." in said.out
+    (first, *_) = csv.DictReader(io.StringIO(ask(desk, fake, "-o", "csv").out))
+    assert (first["name"], first["partial"]) == ("team-a", "yes")
+
+
+def test_series_of_the_meter_that_are_not_kept_are_missed(desk: Desk, fake: FakePrometheus) -> None:
+    del fake.answers["gpusharing_idle_slice_seconds_total"]
+    said = ask(desk, fake)
+    assert said.status == CHANGES
+    assert "add up to 12.0 GPU-hours, and its GPUs were metered for 24.0" in " ".join(said.out.split())
+
+
+def test_accounts_beyond_the_bound_of_a_node_are_explained(desk: Desk, fake: FakePrometheus) -> None:
+    fake.answers["gpusharing_slice_seconds_total"] = vector(({**HELD, "namespace": "_others"}, "43200"))
+    assert "_others is what a node metered beyond 128 accounts" in ask(desk, fake).out
+
+
+def test_values_that_are_no_numbers_are_left_out(desk: Desk, fake: FakePrometheus) -> None:
+    fake.answers["node_gpu_hourly_cost"] = vector(({"node": "gpu-1"}, "NaN"))
+    assert "USD 2.00 (policy)" in ask(desk, fake).out
+
+
+# --- through the API server --------------------------------------------------------------------------------------
+
+
+def service(name: str, **labels: str) -> JSON:
+    """A Service with two ports."""
+    ports = [{"name": "reloader-web", "port": 8080}, {"name": "http-web", "port": 9090}]
+    return {"metadata": {"namespace": "monitoring", "name": name, "labels": labels}, "spec": {"ports": ports}}
+
+
+def behind(fake: FakePrometheus, *services: JSON) -> None:
+    """The fake plays the API server too: it lists these Services, and passes everything on to Prometheus."""
+    listed = json.dumps({"kind": "List", "metadata": {"resourceVersion": "1"}, "items": services})
+    fake.instead = lambda path: (200, "application/json", listed.encode()) if path == SERVICES else None
+
+
+def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake: FakePrometheus) -> None:
+    behind(
+        fake,
+        service("kps-prometheus", app="kube-prometheus-stack-prometheus"),
+        service("grafana", app="grafana"),
+    )
+    desk.write_kubeconfig(fake.url)
+    said = desk.type("cost", "--window", "1d", "-o", "json")
+    assert said.status == DONE
+    assert json.loads(said.out)["prometheus"] == "Service monitoring/kps-prometheus:9090 of context desk"
+    assert set(fake.paths[1:]) == {
+        f"/api/v1/namespaces/monitoring/services/kps-prometheus:9090/proxy/api/v1/{one}"
+        for one in ("query", "query_range")
+    }
+    assert set(fake.tokens) == {"Bearer secret-token"}
+
+
+def test_a_service_that_is_named_is_not_looked_for(desk: Desk, fake: FakePrometheus) -> None:
+    desk.write_kubeconfig(fake.url)
+    for named, path in (
+        ("mon/p:web", "p:web"),
+        ("mon/https:p:9090", "https:p:9090"),
+        ("mon/https:p", "https:p:"),
+    ):
+        fake.paths.clear()
+        assert desk.type("cost", "--service", named, "--window", "1d").status == DONE
+        assert fake.paths[0] == f"/api/v1/namespaces/mon/services/{path}/proxy/api/v1/query"
+    assert "write NAMESPACE/NAME:PORT" in wrong(desk, "--service", "prometheus")
+
+
+def test_several_services_or_none_are_told(desk: Desk, fake: FakePrometheus) -> None:
+    desk.write_kubeconfig(fake.url)
+    behind(fake, service("a", app="prometheus-server"), service("b", app="prometheus-server"))
+    assert "several Services that look like a Prometheus: monitoring/a:9090, monitoring/b:9090." in wrong(
+        desk
+    )
+    behind(fake, service("grafana", app="grafana"))
+    assert "no Service of context desk looks like a Prometheus. Name one: --service" in wrong(desk)
+
+
+def test_a_right_to_the_service_that_is_missing(desk: Desk, fake: FakePrometheus) -> None:
+    status = {"kind": "Status", "message": 'User "me" cannot get resource "services/proxy"'}
+    instead(fake, (403, "application/json", json.dumps(status).encode()))
+    desk.write_kubeconfig(fake.url)
+    told = wrong(desk, "--service", "monitoring/p:9090")
+    assert 'cannot get resource "services/proxy"): you need the right get services/proxy there' in told
+
+
+def test_the_fake_has_all_that_a_day_is_made_of() -> None:
+    assert all(answer[0] == 200 for answer in DAY.values())

@@ -1,0 +1,157 @@
+"""What may be typed for `cost`, which price counts, and how amounts are written (cli/cost.py, cli/costtext.py,
+cli/metered.py, cli/pricing.py)."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from gpusharing.cli.arguments import parse
+from gpusharing.cli.cost import seconds_of, selector_of, wish_of
+from gpusharing.cli.costtext import amount, hours_of, money
+from gpusharing.cli.metered import days, label_of
+from gpusharing.cli.pricing import Prices, read_prices
+from gpusharing.cli.prometheus import Series, place_of
+from gpusharing.cli.troubles import Trouble
+from gpusharing.planning.gpus.bills import HOUR, Price
+
+
+@pytest.mark.parametrize("window", ["", "30", "30x", "0d", "9m", "400d", "-1d", "1.5h", "9999999d"])
+def test_a_window_that_is_none(window: str) -> None:
+    with pytest.raises(Trouble, match="write 10m to 366d, such as 12h, 30d or 4w"):
+        seconds_of(window)
+
+
+def test_windows() -> None:
+    assert [seconds_of(one) for one in ("10m", "12h", "30d", "4w")] == [600, 43200, 2592000, 2419200]
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("", ""),
+        ('cluster="east"', 'cluster="east"'),
+        ('{cluster="east", a!~"b|c"}', 'cluster="east", a!~"b|c"'),
+        ('a="say \\"x\\", }"', 'a="say \\"x\\", }"'),
+    ],
+)
+def test_selectors(typed: str, told: str) -> None:
+    assert selector_of(typed) == told
+
+
+@pytest.mark.parametrize(
+    "typed", ["east", "cluster=east", 'a="b"}[5m]) or vector(1', 'a="b" c="d"', 'a="b",,', '"a"']
+)
+def test_a_selector_that_is_none(typed: str) -> None:
+    with pytest.raises(Trouble, match="write matchers such as"):
+        selector_of(typed)
+
+
+def typed(*words: str) -> Namespace:
+    """A command line."""
+    return parse(("cost", *words))
+
+
+def test_a_day_begins_at_midnight_in_utc() -> None:
+    wish = wish_of(typed("--until", "2026-11-01", "--window", "31d"), 0.0)
+    assert (wish.start, wish.end) == (1790812800, 1793491200)
+    assert wish_of(typed("--until", "2026-11-01T01:00:00+01:00"), 0.0).end == wish.end
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--until", "yesterday"), "write a day or a time, such as 2026-11-01"),
+        (("--until", "2999-01-01"), "is still to come"),
+        (("--currency", "dollar"), "write three capital letters, such as USD"),
+        (("--by", "a b"), "write namespace, policy, or a label of namespaces, such as team"),
+        (("--by", ""), "write namespace, policy, or a label"),
+    ],
+)
+def test_what_cannot_be_meant_is_answered_with_what_can(words: tuple[str, ...], told: str) -> None:
+    with pytest.raises(Trouble, match=told):
+        wish_of(typed(*words), 1_790_000_000.0)
+
+
+def test_labels_are_called_as_kube_state_metrics_calls_them() -> None:
+    assert label_of("team") == "label_team"
+    assert label_of("example.com/cost-centre") == "label_example_com_cost_centre"
+    assert label_of("namespace") == ""
+
+
+def test_a_window_is_asked_for_a_day_at_a_time() -> None:
+    assert days(0, 90000) == [(0, 3600), (3600, 90000)]
+    assert days(0, 172800) == [(0, 86400), (86400, 172800)]
+    assert days(0, 600) == [(0, 600)]
+
+
+# --- prices ------------------------------------------------------------------------------------------------------
+
+
+def one(value: float, **labels: str) -> Series:
+    """A series with one value."""
+    return Series(labels, ((0.0, value),))
+
+
+def found(node: str, policy: str, told: Mapping[str, list[Series]]) -> Price | str:
+    """The price of a node by these series."""
+    asked: dict[str, Any] = {"opencost": [], "policies": [], "products": [], "cards": [], **told}
+    return read_prices(**asked, currency="CHF").find(node, policy)
+
+
+def test_opencost_wins_then_the_policy_then_the_chart() -> None:
+    told = {
+        "opencost": [one(2.5, node="gpu-1"), one(0, node="gpu-2")],
+        "policies": [one(3.2, policy="pool-x", currency="USD")],
+        "products": [one(1.1, product="NVIDIA-A100", currency="EUR")],
+        "cards": [one(1, node="gpu-3", product="NVIDIA A100")],
+    }
+    assert found("gpu-1", "pool-x", told) == Price(Fraction("2.5"), "CHF", "OpenCost")
+    assert found("gpu-2", "pool-x", told) == Price(Fraction("3.2"), "USD", "policy"), (
+        "0 is what OpenCost does not know"
+    )
+    assert found("gpu-3", "pool-y", told) == Price(Fraction("1.1"), "EUR", "chart")
+    assert found("gpu-4", "pool-y", told) == "nobody tells it"
+
+
+def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
+    told = {
+        "products": [one(1, product="a", currency="USD"), one(2, product="b", currency="USD")],
+        "cards": [one(1, node="gpu-1", product="a"), one(1, node="gpu-1", product="b")],
+    }
+    assert found("gpu-1", "pool-x", told) == "its GPUs (a, b) have several"
+    assert found("gpu-1", "pool-x", {**told, "products": told["products"][:1]}) == "nobody tells it"
+
+
+def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:
+    told = [one(1, policy="pool-x", currency="USD"), one(1, policy="pool-x", currency="EUR")]
+    assert (
+        found("gpu-1", "pool-x", {"policies": told})
+        == "policy pool-x had several currencies on that day (EUR, USD)"
+    )
+
+
+def test_a_price_without_a_currency_is_left_out() -> None:
+    prices = read_prices([], [one(1, policy="pool-x")], [], [], currency="USD")
+    assert prices.find("gpu-1", "pool-x") == "nobody tells it"
+    assert prices.faults == (
+        "gpusharing_policy_gpu_hourly_price of policy pool-x is 1, which is left out: it names no currency",
+    )
+    assert Prices().find("gpu-1", "") == "nobody tells it"
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+def test_amounts_are_exact_and_hours_to_a_tenth() -> None:
+    assert money(123_456_789, "USD") == "USD 1,234,567.89"
+    assert money(5) == "0.05"
+    assert money(None, "") == "unknown"
+    assert hours_of(1234 * HOUR + HOUR // 4) == "1,234.2"
+    assert [amount(Fraction(one)) for one in ("3.2", "0.333333", "12")] == ["3.20", "0.333333", "12.00"]
+
+
+def test_an_address_is_taken_without_its_last_slash() -> None:
+    assert place_of("http://x:9090/prom/", "", "").url == "http://x:9090/prom"
