@@ -7,6 +7,7 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from gpusharing.agent.meter import LAG
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from hack.cluster.kubeconfig import kubeconfig_path
@@ -36,6 +37,12 @@ def arguments() -> argparse.Namespace:
         default="",
         help="NAMESPACE/NAME of the service account whose rights the agents have; default: those of the kubeconfig",
     )
+    parser.add_argument(
+        "--agent-port", type=int, help="serve the agents' metrics there, as /NODE/metrics; 0: a free port"
+    )
+    parser.add_argument(
+        "--meter-lag", type=float, default=LAG, help="seconds by which the counters of the meters lag"
+    )
     parser.add_argument("--mig-manager", choices=("0.13.1", "0.15.0"), default="0.15.0")
     parser.add_argument("--plugin", choices=("0.19.3", "0.20.0"), default="0.20.0")
     parser.add_argument(
@@ -62,6 +69,8 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
         plugin=options.plugin,
         agents=options.agents,
         agent_interval=options.agent_interval,
+        agent_port=options.agent_port,
+        meter_lag=options.meter_lag,
         times=Times(apply=options.apply),
     )
 

@@ -12,13 +12,16 @@ from functools import partial
 from typing import Any
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.podresources import PodResources
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, KubeClient
+from hack.sim.agentpages import AgentPages
 from hack.sim.agents import AgentAPI, SharedGPUNodes, run_again
 from hack.sim.configmaps import MountedConfigMaps
 from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
 from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import chosen, cluster_policy
+from hack.sim.handout import Handout
 from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import Cluster
 from hack.sim.oddities import ODDITIES, Change
@@ -69,11 +72,23 @@ class NodeSoftware:
         self._agent_pods = agent_pods(self._cluster)
         self._players: tuple[DaemonSetPlayer, ...] = ()
         self._agents: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._handouts: dict[str, Handout] = {}
+        """The kubelet of each node, which outlives its agent."""
         self._injecting: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
+        port = self.settings.agent_port
+        self.pages = None if port is None else AgentPages(port)
+        """The agents' metrics; None: nobody asks for them."""
 
     async def run(self) -> None:
         """Play until cancelled. What the API server refuses for good ends it with that error."""
+        try:
+            await self._run()
+        finally:
+            if self.pages is not None:
+                self.pages.close()
+
+    async def _run(self) -> None:
         client, log = self._cluster.client, self._cluster.log
         namespace = self.settings.gpu_operator_namespace
         async with asyncio.TaskGroup() as self._tasks:
@@ -131,6 +146,7 @@ class NodeSoftware:
         if gone:
             if node is not None:
                 self.nodes.pop(name).stop()
+            self._handouts.pop(name, None)
             self._look_at_agent(name)
             return
         if node is None:
@@ -204,6 +220,8 @@ class NodeSoftware:
         if task is not None:
             task.cancel()
             del self._agents[name]
+            if self.pages is not None:
+                self.pages.hide(name)
         if node is not None and uid:
             container = run_again(
                 partial(self._agent, node), partial(self._cluster.clock.sleep, CRASH_BACKOFF)
@@ -211,14 +229,23 @@ class NodeSoftware:
             self._agents[name] = (uid, self._spawn(container))
 
     def _agent(self, node: SimNode) -> AgentLoop:
-        return AgentLoop(
+        settings, pods = self.settings, self._pod_resources(node)
+        agent = AgentLoop(
             node.name,
             AgentAPI(self._agent_client(node.name), self._gpunodes, node.name),
             node.told,
-            PodBookResources(self._book, node.name),
-            LoopSettings(interval=self.settings.agent_interval),
+            pods,
+            LoopSettings(interval=settings.agent_interval, meter_lag=settings.meter_lag),
             clock=asyncio.get_running_loop().time,
         )
+        if self.pages is not None:
+            self.pages.show(node.name, agent)
+        return agent
+
+    def _pod_resources(self, node: SimNode) -> PodResources:
+        if self.pages is None:
+            return PodBookResources(self._book, node.name)
+        return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
         for fault in node.object.annotations[ANNOTATION_INJECT].split(","):

@@ -1,17 +1,32 @@
 """What one watch of all pods tells: who holds GPU devices, and which pods of a DaemonSet run where."""
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
+
+ANNOTATION_MEMORY = "sim.gpusharing.dev/memory-gib"
+"""On a Pod: how much GPU memory its one process takes, in GiB; without it, it takes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A pod that holds GPU devices."""
+
+    namespace: str
+    name: str
+    resources: Mapping[str, int]
+    memory_gib: int = 0
 
 
 class PodBook:
     """Pods that hold GPU devices, by node, as one watch of all pods tells."""
 
     def __init__(self) -> None:
-        self._by_node: dict[str, dict[str, Counter[str]]] = {}
+        self._by_node: dict[str, dict[str, Holder]] = {}
 
     def take(self, pod: JSON, gone: bool) -> None:
         """A version of a pod, or its end."""
@@ -20,7 +35,7 @@ class PodBook:
             return
         held = Counter() if gone else _held(pod)
         if held:
-            self._by_node.setdefault(node, {})[uid] = held
+            self._by_node.setdefault(node, {})[uid] = _holder(pod["metadata"], held)
         elif node in self._by_node:
             self._by_node[node].pop(uid, None)
 
@@ -28,9 +43,13 @@ class PodBook:
         """What the kubelet of that node would answer."""
         pods = self._by_node.get(node, {})
         total: Counter[str] = Counter()
-        for held in pods.values():
-            total += held
+        for pod in pods.values():
+            total.update(pod.resources)
         return Holdings(dict(sorted(total.items())), len(pods))
+
+    def pods(self, node: str) -> Mapping[str, Holder]:
+        """By uid, in the order in which they began to run."""
+        return self._by_node.get(node, {})
 
 
 class PodBookResources:
@@ -50,6 +69,11 @@ def _held(pod: JSON) -> Counter[str]:
     if (pod.get("status") or {}).get("phase") != "Running":
         return Counter()
     return Counter(dict(pod_view(pod, {}).resources))
+
+
+def _holder(metadata: JSON, held: Mapping[str, int]) -> Holder:
+    memory = (metadata.get("annotations") or {}).get(ANNOTATION_MEMORY, "0")
+    return Holder(metadata.get("namespace", ""), metadata["name"], held, int(memory))
 
 
 class DaemonPods:

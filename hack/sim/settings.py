@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
+from gpusharing.agent.meter import LAG
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -74,6 +76,11 @@ class SimSettings:
     """Run the shipped agent loop for every node whose agent pod is Running."""
     agent_interval: float = 30.0
     """Seconds (real ones) between two readings of an agent that nothing wakes."""
+    agent_port: int | None = None
+    """Serve the metrics of all agents there (agentpages.py), and let them tell which pod holds which device; 0: a free
+    port, None: no such server, and they tell how many only."""
+    meter_lag: float = LAG
+    """Seconds (real ones) by which the counters of an agent's meter lag."""
     plain_config: str = ""
     """No GPU Operator, but NVIDIA's device-plugin chart with GFD and this `config.name`; empty: the GPU Operator."""
     play_daemon_sets: bool = False

@@ -1,28 +1,20 @@
 """A real Prometheus with our recording rules scrapes agents on SIMULATED GPUs, and a SIMULATED dcgm-exporter."""
 
 import asyncio
-import json
-import shutil
-import socket
-import subprocess
-import urllib.parse
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hack.cluster.process import wait_until
-from hack.sim.dcgmexporter import Metered, Page, SetUp
+from hack.sim.dcgmexporter import Metered
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 from tests.agent.test_meter import devices, handed_out
 from tests.chart.charts import CHART
-from tests.chart.test_monitoring import program
+from tests.chart.scraping import Prometheus, dcgm_exporter, free_port, page, scraping
 from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
@@ -42,53 +34,22 @@ SCRAPES = 6
 PATIENCE = 120.0
 
 
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+def increases(seen: Prometheus) -> dict[str, float]:
+    """All increases of COUNTERS."""
+    names = {one: f"gpusharing_{one}_seconds_total" for one in COUNTERS}
+    grown = seen.increases(names.values())
+    return {one: grown[name] for one, name in names.items()}
 
 
-class Prometheus:
-    """A running one."""
-
-    def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/api/v1/query?query="
-
-    def ask(self, query: str) -> list[dict[str, Any]]:
-        """What it answers to an instant query; nothing while it starts."""
-        try:
-            with urllib.request.urlopen(self._url + urllib.parse.quote(query)) as answer:
-                result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-                return result
-        except OSError:
-            return []
-
-    def increases(self) -> dict[str, float]:
-        """All increases of COUNTERS, to the last sample: increase() without its extrapolation.
-
-        One query, which sees a scrape as a whole or not at all: between two queries another one may come in.
-        """
-        grown = dict.fromkeys(COUNTERS, 0.0)
-        names = {f"gpusharing_{one}_seconds_total": one for one in COUNTERS}
-        for series in self.ask(f'{{__name__=~"{"|".join(names)}"}}[10m]'):
-            values = [float(value) for _, value in series["values"]]
-            grown[names[series["metric"]["__name__"]]] += sum(
-                now - (before if now >= before else 0.0) for before, now in pairwise(values)
-            )
-        return grown
-
-    def samples(self, node: str) -> int:
-        """How often it has scraped the meter of a node."""
-        found = self.ask(f'count_over_time(gpusharing_gpu_seconds_total{{node="{node}"}}[10m])')
-        return sum(int(float(series["value"][1])) for series in found)
+def samples(seen: Prometheus, node: str) -> int:
+    """How often it has scraped the meter of a node."""
+    found = seen.ask(f'count_over_time(gpusharing_gpu_seconds_total{{node="{node}"}}[10m])')
+    return sum(int(float(series["value"][1])) for series in found)
 
 
 @contextmanager
 def prometheus(folder: Path, targets: dict[str, int], exporter: int) -> Iterator[Prometheus]:
     """A Prometheus that scrapes the agents of these nodes every second, and dcgm-exporter as its chart has it."""
-    port = free_port()
     agents = [
         {
             "targets": [f"127.0.0.1:{at}"],
@@ -96,32 +57,9 @@ def prometheus(folder: Path, targets: dict[str, int], exporter: int) -> Iterator
         }
         for node, at in targets.items()
     ]
-    other = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}
-    jobs = [
-        {"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": agents},
-        {
-            "job_name": "dcgm-exporter",
-            "static_configs": [{"targets": [f"127.0.0.1:{exporter}"], "labels": other}],
-        },
-    ]
-    shutil.copy(RULES, folder)
-    every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config = {"global": every, "rule_files": [RULES.name], "scrape_configs": jobs}
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    command: list[str | Path] = [
-        program("prometheus"),
-        f"--config.file={folder / 'prometheus.yaml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (
-        (folder / "prometheus.log").open("w") as log,
-        subprocess.Popen(command, stderr=log, stdout=log) as running,
-    ):
-        try:
-            yield Prometheus(port)
-        finally:
-            running.terminate()
+    jobs = [{"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": agents}]
+    with scraping(folder, [*jobs, dcgm_exporter(exporter)], {RULES.name: RULES.read_text()}) as seen:
+        yield seen
 
 
 class Scrapes(Collector):
@@ -171,25 +109,12 @@ class Node:
             await asyncio.to_thread(probes.stop)
 
 
-@contextmanager
-def page(metered: list[Metered]) -> Iterator[int]:
-    """The SIMULATED dcgm-exporter, listening; its port."""
-    registry = CollectorRegistry()
-    registry.register(Page(metered, SetUp()))
-    server = ProbeServer(("127.0.0.1", 0), str, str, registry)
-    server.start()
-    try:
-        yield server.port
-    finally:
-        server.stop()
-
-
 async def until_scraped(seen: Prometheus, *nodes: Node) -> None:
     """Some more samples of each."""
-    wanted = {node.server.name: seen.samples(node.server.name) + SCRAPES for node in nodes}
+    wanted = {node.server.name: samples(seen, node.server.name) + SCRAPES for node in nodes}
 
     def enough() -> bool:
-        return all(seen.samples(name) >= count for name, count in wanted.items())
+        return all(samples(seen, name) >= count for name, count in wanted.items())
 
     await asyncio.to_thread(wait_until, enough, PATIENCE, "Prometheus to scrape the agents")
 
@@ -241,7 +166,7 @@ async def test_the_bill_adds_up_and_the_rules_tell_what_the_agents_saw(tmp_path:
             )
             idle = 'gpusharing:slices_idle:sum{node="gpu-01"}'
             await until_recorded(seen, idle, ["3"], lambda one: one["value"][1])
-            told_of = seen.increases()
+            told_of = increases(seen)
             gpu_seconds = told_of.pop("gpu")
     assert min(told_of.values()) > 0, "each of the four happened"
     assert sum(told_of.values()) == pytest.approx(gpu_seconds, abs=1e-6)

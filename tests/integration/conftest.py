@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 from hack.cluster import install, toolchain
 from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.process import free_ports
 from hack.sidebyside import LOOK_BACK, unit
 from tests.conftest import build_or_skip
 from tests.integration.nodelog import audit_policy
@@ -35,9 +36,11 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         install.install_gpu_operator(plane.api)
         stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
         account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
-        options = ("--agent-interval", "1", "--agent-account", account)
+        (port,) = free_ports(1)
+        metrics = ("--agent-port", str(port), "--meter-lag", "2")
+        options = ("--agent-interval", "1", "--agent-account", account, *metrics)
         with stage.node_software(plane.kubeconfig, directory, FACTOR, *options):
-            product = Product(plane, directory)
+            product = Product(plane, directory, port)
             yield product
             assert product.refused() == []
 

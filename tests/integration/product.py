@@ -69,6 +69,8 @@ class Product:
 
     plane: ControlPlane
     directory: Path
+    agent_port: int = 0
+    """Where the agents' metrics are, as /NODE/metrics."""
     outages: list[tuple[datetime, datetime]] = field(default_factory=list)
     """When the API server was away, or so new that it did not know its own roles yet."""
 

@@ -1,0 +1,121 @@
+"""A real Prometheus, of Debian's package, that scrapes what the tests have running, every second."""
+
+import json
+import socket
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hack.sim.dcgmexporter import Metered, Page, SetUp
+from prometheus_client.registry import CollectorRegistry
+from tests.chart.test_monitoring import program
+
+from gpusharing.agent.probes import ProbeServer
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+class Prometheus:
+    """A running one."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/api/v1"
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """What it answers to an instant query; nothing while it starts."""
+        found: list[dict[str, Any]] = self._get("query", query=query).get("result", [])
+        return found
+
+    def firing(self) -> list[dict[str, str]]:
+        """Labels of the alerts that fire now."""
+        found = self._get("alerts").get("alerts", [])
+        return [one["labels"] for one in found if one["state"] == "firing"]
+
+    def increases(self, metrics: Iterable[str]) -> dict[str, float]:
+        """All increases of these, to the last sample: increase() without its extrapolation.
+
+        One query, which sees a scrape as a whole or not at all: between two queries another one may come in.
+        """
+        grown = dict.fromkeys(metrics, 0.0)
+        for series in self.ask(f'{{__name__=~"{"|".join(grown)}"}}[10m]'):
+            values = [float(value) for _, value in series["values"]]
+            grown[series["metric"]["__name__"]] += sum(
+                now - (before if now >= before else 0.0) for before, now in pairwise(values)
+            )
+        return grown
+
+    def _get(self, what: str, **asked: str) -> dict[str, Any]:
+        url = f"{self._url}/{what}?{urllib.parse.urlencode(asked)}"
+        try:
+            with urllib.request.urlopen(url) as answer:
+                found: dict[str, Any] = json.load(answer)["data"]
+                return found
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code != 503:  # it starts
+                    raise AssertionError(f"{what} {asked}: {error.read().decode()}") from error
+            return {}
+        except OSError:
+            return {}
+
+
+@contextmanager
+def scraping(
+    folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str, str]
+) -> Iterator[Prometheus]:
+    """One with these jobs and rule files, by name. It scrapes and evaluates every second."""
+    port = free_port()
+    for name, text in rules.items():
+        (folder / name).write_text(text)
+    every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config = {"global": every, "rule_files": list(rules), "scrape_configs": list(jobs)}
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    command: list[str | Path] = [
+        program("prometheus"),
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (
+        (folder / "prometheus.log").open("w") as log,
+        subprocess.Popen(command, stderr=log, stdout=log) as running,
+    ):
+        try:
+            yield Prometheus(port)
+        finally:
+            running.terminate()
+
+
+def dcgm_exporter(port: int) -> dict[str, Any]:
+    """How its chart has it scraped."""
+    other = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}
+    return {
+        "job_name": "dcgm-exporter",
+        "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": other}],
+    }
+
+
+@contextmanager
+def page(metered: list[Metered]) -> Iterator[int]:
+    """The SIMULATED dcgm-exporter, listening; its port."""
+    registry = CollectorRegistry()
+    registry.register(Page(metered, SetUp()))
+    server = ProbeServer(("127.0.0.1", 0), str, str, registry)
+    server.start()
+    try:
+        yield server.port
+    finally:
+        server.stop()

@@ -1,0 +1,213 @@
+"""The chart's alerts fire in a real Prometheus, which scrapes operator and agents while SIMULATED nodes have trouble.
+
+Several things go wrong at once, each in a pool of its own, beside a pool in which all is well.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+from hack.cluster.api import Object
+from hack.cluster.process import free_ports, wait_until
+from hack.sim.pods import ANNOTATION_MEMORY
+from tests.chart.charts import CHART
+from tests.chart.scraping import Prometheus, scraping
+from tests.integration.product import (
+    FULL,
+    H100,
+    L40S,
+    MIXED,
+    NODES,
+    SECONDS,
+    SLICED,
+    Pool,
+    Product,
+)
+from tests.integration.workloads import PODS, Workload, guard, pod_spec
+
+from hack import stage
+
+NOWHERE = "nvidia.com/mig-7g.80gb"
+KEEP = "example.com/keep"
+AWAY = {"key": "example.com/away", "effect": "NoExecute"}
+"""A taint that nothing of ours tolerates."""
+CLUSTER_WIDE = "cluster"
+
+
+def hurried(rules: str) -> str:
+    """The rules with a second for every `for:` and ten for every range. Nothing else differs from the chart's."""
+    return re.sub(r"\[\w+\]", "[10s]", re.sub(r"^( +for:) \w+$", r"\1 1s", rules, flags=re.MULTILINE))
+
+
+@dataclass
+class Trouble:
+    """What goes on: the pools by what is wrong in them, and who watches."""
+
+    pools: dict[str, Pool]
+    seen: Prometheus
+    operator: stage.Process
+
+    def name(self, pool: str) -> str:
+        """Of the policy of the pool."""
+        return self.pools[pool].name
+
+    def node(self, pool: str) -> str:
+        """The first node of the pool."""
+        return self.pools[pool].nodes[0]
+
+
+def targets(product: Product, operator_port: int, pools: dict[str, Pool]) -> list[dict[str, Any]]:
+    """The scrapes as the chart's PodMonitors make them: job, node, and honorLabels for the agents."""
+    agents = [
+        {
+            "targets": [f"127.0.0.1:{product.agent_port}"],
+            "labels": {
+                "__metrics_path__": f"/{node}/metrics",
+                "node": node,
+                "namespace": stage.AGENT_NAMESPACE,
+                "pod": f"agent-on-{node}",
+            },
+        }
+        for pool in pools.values()
+        for node in pool.nodes
+    ]
+    operator = {"targets": [f"127.0.0.1:{operator_port}"], "labels": {"namespace": stage.NAMESPACE}}
+    return [
+        {"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": agents},
+        {"job_name": "gpusharing-operator", "static_configs": [operator]},
+    ]
+
+
+@pytest.fixture(scope="module")
+def trouble(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trouble]:
+    """All of it, from the first policy on."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    (port,) = free_ports(1)
+    rules = {name: hurried((CHART / "files" / name).read_text()) for name in ("rules.yaml", "recording.yaml")}
+    with contextlib.ExitStack() as stack:
+        operator = stack.enter_context(product.operator("alerts", metrics_port=str(port)))
+        pools = {
+            word: stack.enter_context(product.pool(card, gpus=1))
+            for word, card in {
+                "well": H100,
+                "drifted": H100,
+                "failed": H100,
+                "blocked": H100,
+                "silent": L40S,
+                "sick": L40S,
+                "stuck": L40S,
+                "crowded": L40S,
+            }.items()
+        }
+        seen = stack.enter_context(scraping(folder, targets(product, port, pools), rules))
+        found = Trouble(pools, seen, operator)
+        stack.callback(let_go, product, pools)
+        begin(product, pools)
+        yield found
+
+
+def begin(product: Product, pools: dict[str, Pool]) -> None:
+    """Bring every pool to where its trouble begins, then begin it."""
+    keeper = pools["stuck"].nodes[0]
+    metadata: Object = {"name": f"{pools['stuck'].name}-kept", "finalizers": [KEEP]}
+    pools["stuck"].create(PODS, {"metadata": metadata, "spec": pod_spec(keeper)})
+    workload = Workload(pools["blocked"], pools["blocked"].nodes[0], 1)
+    workload.wait_running(1)
+    guard(pools["blocked"], workload.app, 0, minAvailable=1)
+    pools["failed"].inject("refuse")
+    pools["well"].apply(MIXED)
+    pools["drifted"].apply(MIXED)
+    pools["failed"].apply(MIXED)
+    pools["blocked"].apply(SLICED)
+    pools["silent"].apply(FULL)
+    pools["sick"].apply(FULL)
+    pools["crowded"].apply(SLICED)
+    pools["stuck"].wait(
+        lambda: product.api.get(f"{PODS}/{metadata['name']}")["status"]["phase"] == "Running", "the pod"
+    )
+    drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "4s", "onTimeout": "Hold"}
+    pools["stuck"].apply({**SLICED, "drain": drain})
+    for word in ("well", "drifted", "silent", "sick", "crowded"):
+        pools[word].wait_synced()
+
+    well, drifted, crowded = pools["well"], pools["drifted"], pools["crowded"]
+    metadata = {"name": f"{well.name}-starves"}
+    well.create(PODS, {"metadata": metadata, "spec": pod_spec(well.nodes[0], NOWHERE)})
+    drifted.apply({**MIXED, "rollout": {"paused": True}})
+    drifted.inject("lose-instances")
+    pools["sick"].inject("sick-gpu")
+    product.api.merge_patch(f"{NODES}/{pools['silent'].nodes[0]}", {"spec": {"taints": [AWAY]}})
+    (resource,) = crowded.offered()
+    more: Object = {"metadata": {"annotations": {ANNOTATION_MEMORY: "30"}}}
+    Workload(crowded, crowded.nodes[0], 2, resource=resource, more=more).wait_running(2)
+
+
+def let_go(product: Product, pools: dict[str, Pool]) -> None:
+    """What would hold up the end."""
+    kept = f"{PODS}/{pools['stuck'].name}-kept"
+    if product.exists(kept):
+        product.api.merge_patch(kept, {"metadata": {"finalizers": None}})
+
+
+def about(labels: dict[str, str]) -> tuple[str, str]:
+    """An alert and what it is about."""
+    keys = ("policy", "node", "resource")
+    return labels["alertname"], next((labels[key] for key in keys if key in labels), CLUSTER_WIDE)
+
+
+def test_each_trouble_fires_its_alert_about_its_object_and_none_about_the_pool_that_is_well(
+    trouble: Trouble,
+) -> None:
+    expected = {
+        ("GPUSharingRolloutStuck", trouble.name("stuck")),
+        ("GPUSharingDrainBlocked", trouble.name("blocked")),
+        ("GPUSharingNodeBlocked", trouble.name("blocked")),
+        ("GPUSharingDrift", trouble.name("drifted")),
+        ("GPUSharingStarvation", NOWHERE),
+        ("GPUSharingMemoryOvercommitted", trouble.node("crowded")),
+        ("GPUSharingGPUUnhealthy", trouble.node("sick")),
+        ("GPUSharingAgentDown", trouble.node("silent")),
+        ("GPUSharingAgentMissing", trouble.name("silent")),
+        ("GPUSharingNodeFailed", trouble.name("failed")),
+        ("GPUSharingSimulated", trouble.node("well")),
+    }
+    calm = (trouble.name("well"), trouble.node("well"), CLUSTER_WIDE)
+    firing: set[tuple[str, str]] = set()
+
+    def as_expected() -> bool:
+        nonlocal firing
+        firing = {about(labels) for labels in trouble.seen.firing()}
+        # Awaited too: on a busy machine a scrape or two may fail, and the alerts are hurried.
+        unasked = {name for name, whose in firing if whose in calm} - {"GPUSharingSimulated"}
+        return expected <= firing and not unasked
+
+    try:
+        wait_until(as_expected, SECONDS, "the alerts that are due to fire, and no others about the calm pool")
+    except TimeoutError as error:
+        shown = {word: pool.transition() for word, pool in trouble.pools.items()}
+        missing, others = sorted(expected - firing), sorted(firing - expected)
+        raise TimeoutError(f"{error}: {missing} are missing, {others} are there; {shown}") from None
+
+
+def test_an_operator_that_ends_fires_the_alert_of_the_whole_cluster(trouble: Trouble) -> None:
+    trouble.operator.stop()
+    wait_until(
+        lambda: ("GPUSharingOperatorDown", CLUSTER_WIDE) in map(about, trouble.seen.firing()),
+        SECONDS,
+        "the alert",
+    )
+
+
+def test_only_durations_are_hurried() -> None:
+    for name in ("rules.yaml", "recording.yaml"):
+        text = (CHART / "files" / name).read_text()
+        before, after = (yaml.safe_load(one) for one in (text, hurried(text)))
+        for group, fast in zip(before["groups"], after["groups"], strict=True):
+            for rule, hasty in zip(group["rules"], fast["rules"], strict=True):
+                assert hasty["expr"] == re.sub(r"\[\w+\]", "[10s]", rule["expr"])
+                assert {**rule, "expr": "", "for": ""} == {**hasty, "expr": "", "for": ""}
+                assert ("for" in rule) == ("for" in hasty)
