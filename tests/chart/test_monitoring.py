@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from gpusharing.controller.metrics import Metrics
 RULES = CHART / "files" / "rules.yaml"
 RECORDING = CHART / "files" / "recording.yaml"
 RUNBOOK = ROOT / "docs" / "how-to" / "alerts.md"
-DASHBOARD = CHART / "files" / "dashboard.json"
+DASHBOARDS = sorted((CHART / "files" / "dashboards").glob("*.json"))
+FOR_NOW = {"$__rate_interval": "5m", "$__range": "6h", "$price": "2"}
+"""Grafana's words, and values of the variables that are no regular expression."""
 TESTS = Path(__file__).with_name("alerts.yaml")
 
 OPERATOR = {
@@ -89,6 +92,8 @@ AGENT = {
 """Names and labels that people's own alerts and dashboards stand on: more may come, none may go."""
 TARGET = {"node", "namespace", "pod", "job", "le"}
 """Labels that the scrape or Prometheus adds."""
+MADE = {"cluster", "is", "part"}
+"""Labels that somebody else's Prometheus adds, and those that panels make themselves."""
 WORDS = {"by", "sum", "count", "rate", "increase", "or", "unless", "on", "vector", "histogram_quantile"}
 
 
@@ -124,11 +129,21 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
+def drawn() -> list[dict[str, Any]]:
+    """Every panel of every dashboard."""
+    return [panel for file in DASHBOARDS for panel in json.loads(file.read_text())["panels"]]
+
+
+def filled_in(query: str, words: Mapping[str, str] = FOR_NOW) -> str:
+    """A query as Grafana sends it, with All chosen."""
+    for word, value in words.items():
+        query = query.replace(word, value)
+    return re.sub(r"\$\w+", ".*", query)
+
+
 def queries() -> list[str]:
-    """Every expression of the dashboard."""
-    return [
-        target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel["targets"]
-    ]
+    """Every expression of the dashboards."""
+    return [target["expr"] for panel in drawn() for target in panel["targets"]]
 
 
 def recorded() -> dict[str, set[str]]:
@@ -148,17 +163,24 @@ def test_promtool_accepts_the_rules_and_every_alert_fires_when_it_should(tmp_pat
     assert "SUCCESS" in promtool("test", "rules", str(tmp_path / TESTS.name))
 
 
-def test_promtool_accepts_every_query_of_the_dashboard(tmp_path: Path) -> None:
-    rules = [
-        {
-            "record": f"panel:{number}",
-            "expr": query.replace("$__rate_interval", "5m").replace("$policy", ".*"),
-        }
-        for number, query in enumerate(queries())
-    ]
+def test_promtool_accepts_every_query_of_the_dashboards(tmp_path: Path) -> None:
+    rules = [{"record": f"panel:{number}", "expr": filled_in(one)} for number, one in enumerate(queries())]
     path = tmp_path / "panels.yaml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     assert f"{len(rules)} rules found" in promtool("check", "rules", str(path))
+
+
+def test_every_panel_looks_at_the_chosen_clusters_and_no_variable_is_for_nothing() -> None:
+    assert [file.stem for file in DASHBOARDS] == ["fleet", "rollout", "tenant", "waste"]
+    for file in DASHBOARDS:
+        model = json.loads(file.read_text())
+        asked = {word for panel in model["panels"] for word in re.findall(r"\$(\w+)", str(panel["targets"]))}
+        names = {one["name"] for one in model["templating"]["list"]}
+        assert names == {word for word in asked if not word.startswith("__")} | {"datasource"}, file.stem
+        for panel in model["panels"]:
+            for target in panel["targets"]:
+                metrics = re.findall(r"\bgpusharing[_:][\w:]+", target["expr"])
+                assert len(metrics) == target["expr"].count('cluster=~"$cluster"'), panel["title"]
 
 
 def test_every_alert_is_tested_and_says_how_bad_and_what_it_is() -> None:
@@ -209,7 +231,7 @@ def test_alerts_and_panels_ask_for_metrics_and_labels_that_there_are(query: str)
     bare = {name.removesuffix("_bucket") for name in names}
     assert bare
     assert bare <= known.keys()
-    labels = set().union(*(known[name] for name in bare)) | TARGET
+    labels = set().union(*(known[name] for name in bare)) | TARGET | MADE
     grouped = set().union(*_groupings(query))
     asked = set(re.findall(r"(\w+)(?:=|!)[=~]?\"", query))
     assert grouped | asked <= labels, query
@@ -246,22 +268,25 @@ def test_without_an_address_the_runbook_is_the_page_in_the_source(helm: Helm) ->
     assert urls == [f"{page}#{one['alert'].lower()}" for one in alerts()]
 
 
-def test_the_dashboard_reaches_its_config_map_unchanged(helm: Helm) -> None:
+def test_each_dashboard_reaches_its_config_map_unchanged(helm: Helm) -> None:
     objects = helm.template("--set", "monitoring.grafanaDashboard.create=true")
-    found = find(objects, "ConfigMap", "gpusharing-dashboard")
-    assert json.loads(found["data"]["gpu-sharing.json"]) == json.loads(DASHBOARD.read_text())
-    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    for file in DASHBOARDS:
+        found = find(objects, "ConfigMap", f"gpusharing-dashboard-{file.stem}")
+        assert json.loads(found["data"][f"gpu-sharing-{file.name}"]) == json.loads(file.read_text())
+        assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
-def test_panels_fill_the_screen_without_overlap() -> None:
+@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: str(file.stem))
+def test_panels_fill_the_screen_without_overlap(file: Path) -> None:
     cells = [
         (x, y)
-        for panel in json.loads(DASHBOARD.read_text())["panels"]
+        for panel in json.loads(file.read_text())["panels"]
         for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
         for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
     ]
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) < 24
+    assert len(cells) == 24 * (1 + max(y for _, y in cells)), "no gaps"
 
 
 @pytest.mark.parametrize(

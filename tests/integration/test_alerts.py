@@ -1,4 +1,5 @@
 """The chart's alerts fire in a real Prometheus, which scrapes operator and agents while SIMULATED nodes have trouble.
+The panels of its dashboards have data there; DCGM's numbers are SIMULATED too.
 
 Several things go wrong at once, each in a pool of its own, beside a pool in which all is well.
 """
@@ -13,9 +14,13 @@ import pytest
 import yaml
 from hack.cluster.api import Object
 from hack.cluster.process import free_ports, wait_until
+from hack.dashboards import panels
+from hack.sim.dcgmexporter import Metered
+from hack.sim.gpu import SimulatedGPUs
 from hack.sim.pods import ANNOTATION_MEMORY
 from tests.chart.charts import CHART
-from tests.chart.scraping import Prometheus, scraping
+from tests.chart.scraping import Prometheus, dcgm_exporter, page, scraping
+from tests.chart.test_monitoring import filled_in, queries
 from tests.integration.product import (
     FULL,
     H100,
@@ -103,11 +108,18 @@ def trouble(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 "crowded": L40S,
             }.items()
         }
-        seen = stack.enter_context(scraping(folder, targets(product, port, pools), rules))
+        exporter = dcgm_exporter(stack.enter_context(page([busy(pools["crowded"])])))
+        seen = stack.enter_context(scraping(folder, [*targets(product, port, pools), exporter], rules))
         found = Trouble(pools, seen, operator)
         stack.callback(let_go, product, pools)
         begin(product, pools)
         yield found
+
+
+def busy(pool: Pool) -> Metered:
+    """What a SIMULATED dcgm-exporter measures of the one GPU of its first node."""
+    (gpu,) = SimulatedGPUs(pool.nodes[0], [L40S]).look()
+    return Metered(0, gpu.uuid, 0.7, 61_440)
 
 
 def begin(product: Product, pools: dict[str, Pool]) -> None:
@@ -191,6 +203,27 @@ def test_each_trouble_fires_its_alert_about_its_object_and_none_about_the_pool_t
         shown = {word: pool.transition() for word, pool in trouble.pools.items()}
         missing, others = sorted(expected - firing), sorted(firing - expected)
         raise TimeoutError(f"{error}: {missing} are missing, {others} are there; {shown}") from None
+
+
+HASTE = {"$__rate_interval": "10s", "$__range": "2m", "$price": "2"}
+
+
+def test_every_panel_of_the_dashboards_has_had_data(trouble: Trouble) -> None:
+    """As it is asked, and without the 0 that a stat shows where there is nothing."""
+    for query in queries():
+        assert trouble.seen.ask(filled_in(query, HASTE)) is not None, "Prometheus would have refused it"
+    waiting = {(name, panel.title): filled_in(panel.expression, HASTE) for name, panel in panels()}
+
+    def told() -> bool:
+        for key, query in list(waiting.items()):
+            if trouble.seen.ask(f"({query})[10m:1s]"):
+                del waiting[key]
+        return not waiting
+
+    try:
+        wait_until(told, SECONDS, "data of every panel")
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}; none for {sorted(waiting)}") from None
 
 
 def test_an_operator_that_ends_fires_the_alert_of_the_whole_cluster(trouble: Trouble) -> None:

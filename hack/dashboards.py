@@ -1,0 +1,326 @@
+"""The questions of the four Grafana dashboards, and what they ask Prometheus. generate_dashboard.py draws them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+MOVING = "Cordoned|Draining|VerifyingIdle|Reconfiguring|Verifying|Uncordoning|Aborting"
+Variable = Literal["policy", "namespace", "price"]
+RATE, RANGE = "$__rate_interval", "$__range"
+"""Grafana's words for a range that no scrape falls out of, and for all that is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One picture. `kind` is Grafana's name of it."""
+
+    title: str
+    expression: str
+    legend: str = ""
+    kind: str = "timeseries"
+    width: int = 12
+    unit: str = "short"
+    alarm: bool = False
+    """A stat that is red above 0."""
+    stacked: bool = False
+    text: str = ""
+    """What is not plain from the title."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """One page of panels."""
+
+    name: str
+    """In its file name and its uid."""
+    title: str
+    variables: tuple[Variable, ...]
+    panels: tuple[Panel, ...]
+
+
+def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = False) -> str:
+    """A metric of the clusters that are looked at, and of the policies or namespaces."""
+    chosen = ['cluster=~"$cluster"']
+    chosen += ['policy=~"$policy"'] if policy else []
+    chosen += ['namespace=~"$namespace"'] if namespace else []
+    return f"{metric}{{{', '.join([*chosen, *selectors])}}}"
+
+
+def increase(metric: str, over: str) -> str:
+    """What the counter of a meter grew by."""
+    return f"increase({metric}[{over}])"
+
+
+def _stat(title: str, expression: str, *, unit: str = "short", alarm: bool = False, text: str = "") -> Panel:
+    return Panel(title, expression, kind="stat", width=4, unit=unit, alarm=alarm, text=text)
+
+
+def _nodes(phase: str = "") -> str:
+    return of("gpusharing_policy_nodes", *([f'phase=~"{phase}"'] if phase else []), policy=True)
+
+
+def _meter(part: str) -> str:
+    return of(f"gpusharing_{part}seconds_total", policy=True)
+
+
+def _parts(over: str, factor: str = "") -> str:
+    """The four parts of all GPU-seconds, under the label `part`."""
+    meters = {
+        "held": "slice_",
+        "idle": "idle_slice_",
+        "stranded": "stranded_slice_",
+        "transition": "transition_slice_",
+    }
+    sums = (
+        f'label_replace(sum({over.format(_meter(meter))}){factor}, "part", "{part}", "", "")'
+        for part, meter in meters.items()
+    )
+    return " or ".join(sums)
+
+
+FLEET = Dashboard(
+    "fleet",
+    "GPU sharing: fleet",
+    ("policy",),
+    (
+        _stat("Leads", f"sum({of('gpusharing_leader')})"),
+        _stat("Nodes", f"sum({_nodes()})"),
+        _stat("GPUs", f"count({of('gpusharing_agent_gpu_info')})"),
+        _stat("Slices", f"sum({of('gpusharing_policy_slices', policy=True)})"),
+        _stat("Idle slices", f"sum({of('gpusharing_policy_slices_idle', policy=True)})"),
+        _stat("Unhealthy GPUs", f"count({of('gpusharing_agent_gpu_healthy')} == 0)", alarm=True),
+        Panel(
+            "Slices by policy",
+            f"sum by (policy, resource) ({of('gpusharing_policy_slices', policy=True)})",
+            "{{policy}} {{resource}}",
+        ),
+        Panel(
+            "Idle slices by policy",
+            f"sum by (policy, resource) ({of('gpusharing_policy_slices_idle', policy=True)})",
+            "{{policy}} {{resource}}",
+            text="What a pod could be given now.",
+        ),
+        Panel("Pods that wait", f"sum by (resource) ({of('gpusharing_pending_pods')})", "{{resource}}"),
+        Panel(
+            "How busy slices are",
+            f"avg by (profile, source) ({of('gpusharing:slice_utilization:ratio')})",
+            "{{profile}} {{source}}",
+            unit="percentunit",
+            text="Needs dcgm-exporter with MIG on.",
+        ),
+        Panel(
+            "Memory in use",
+            f"sum by (node) ({of('gpusharing_device_memory_used_bytes')})"
+            f" / sum by (node) ({of('gpusharing_device_memory_bytes')})",
+            "{{node}}",
+            unit="percentunit",
+        ),
+        Panel(
+            "MIG instances", f"sum by (profile) ({of('gpusharing_agent_gpu_mig_instances')})", "{{profile}}"
+        ),
+        Panel("GPUs by product", f"sum by (product) ({of('gpusharing_agent_gpu_info')})", "{{product}}"),
+        Panel(
+            "Unhealthy nodes",
+            f"sum by (policy, reason) ({of('gpusharing_policy_unhealthy_nodes', policy=True)})",
+            "{{policy}} {{reason}}",
+        ),
+        Panel(
+            "Nodes without an agent",
+            f"sum by (policy) ({of('gpusharing_policy_nodes_without_agent', policy=True)})",
+            "{{policy}}",
+        ),
+        Panel(
+            "Readings",
+            f"sum by (outcome) (rate({of('gpusharing_agent_readings_total')}[{RATE}]))",
+            "{{outcome}}",
+            unit="reqps",
+        ),
+    ),
+)
+
+ROLLOUT = Dashboard(
+    "rollout",
+    "GPU sharing: rollout",
+    ("policy",),
+    (
+        _stat("In flight", f"sum({_nodes(MOVING)})"),
+        _stat("Blocked", f"sum({_nodes('Blocked')})", alarm=True),
+        _stat("Failed", f"sum({_nodes('Failed')})", alarm=True),
+        _stat("Drifted", f"sum({of('gpusharing_policy_drifted_nodes', policy=True)})", alarm=True),
+        _stat("Halted policies", f"sum({of('gpusharing_policy_halted', policy=True)})", alarm=True),
+        _stat("Without a policy", f"sum({of('gpusharing_orphan_nodes')})", alarm=True),
+        Panel("Nodes by phase", f"sum by (policy, phase) ({_nodes()})", "{{policy}} {{phase}}", stacked=True),
+        Panel(
+            "Phases entered",
+            f"sum by (phase, reason) (increase({of('gpusharing_transitions_total')}[{RATE}]))",
+            "{{phase}} {{reason}}",
+        ),
+        Panel(
+            "Unavailable nodes, and how many may be",
+            f'label_replace({of("gpusharing_policy_budget_used_nodes", policy=True)}, "is", "unavailable", "", "")'
+            f' or label_replace({of("gpusharing_policy_budget_allowed_nodes", policy=True)}, "is", "allowed", "", "")',
+            "{{policy}} {{is}}",
+        ),
+        Panel(
+            "Pods that keep nodes",
+            f"sum by (policy, reason) ({of('gpusharing_drain_blocked_pods', policy=True)})",
+            "{{policy}} {{reason}}",
+        ),
+        Panel(
+            "How long phases take, 90th percentile",
+            f"histogram_quantile(0.9, sum by (phase, le) (increase({of('gpusharing_phase_seconds_bucket')}[{RANGE}])))",
+            "{{phase}}",
+            unit="s",
+        ),
+        Panel(
+            "Actions",
+            f"sum by (action, result) (increase({of('gpusharing_actions_total')}[{RATE}]))",
+            "{{action}} {{result}}",
+        ),
+        Panel(
+            "API calls",
+            f"sum by (status) (rate({of('gpusharing_api_requests_total')}[{RATE}]))",
+            "{{status}}",
+            unit="reqps",
+            text="By HTTP status; 0: no answer.",
+        ),
+        Panel(
+            "Time of a pass, 99th percentile",
+            f"histogram_quantile(0.99, sum by (step, le) (rate({of('gpusharing_pass_seconds_bucket')}[{RATE}])))",
+            "{{step}}",
+            unit="s",
+        ),
+    ),
+)
+
+_OF_TENANT = of("gpusharing_slice_seconds_total", namespace=True)
+_SLICES = of("gpusharing:pod_slices", namespace=True)
+_MEMORY = of("gpusharing:pod_memory_used_bytes", namespace=True)
+
+TENANT = Dashboard(
+    "tenant",
+    "GPU sharing: tenants",
+    ("namespace", "price"),
+    (
+        _stat("GPUs held", f"sum(rate({_OF_TENANT}[{RATE}]))", text="Slices as their shares of GPUs."),
+        _stat("Slices held", f"sum({_SLICES})"),
+        _stat("Memory in use", f"sum({_MEMORY})", unit="bytes"),
+        _stat("Namespaces", f"count(count by (namespace) ({_SLICES}))"),
+        _stat("GPU-hours", f"sum({increase(_OF_TENANT, RANGE)}) / 3600"),
+        _stat("Cost", f"sum({increase(_OF_TENANT, RANGE)}) / 3600 * $price"),
+        Panel(
+            "GPUs held",
+            f"sum by (namespace) (rate({_OF_TENANT}[{RATE}]))",
+            "{{namespace}}",
+            stacked=True,
+        ),
+        Panel(
+            "Slices held",
+            f"sum by (namespace, resource) ({_SLICES})",
+            "{{namespace}} {{resource}}",
+            stacked=True,
+        ),
+        Panel("Memory by pod", f"sum by (namespace, pod) ({_MEMORY})", "{{namespace}}/{{pod}}", unit="bytes"),
+        Panel(
+            "How busy the slices are",
+            f"avg by (namespace) ({of('gpusharing:slice_utilization:ratio')} * on (node, uuid) group_right ()"
+            f" (max by (node, uuid, namespace) ({_SLICES}) > bool 0))",
+            "{{namespace}}",
+            unit="percentunit",
+            text="Of a shared device, what all its pods do. Needs dcgm-exporter with MIG on.",
+        ),
+        Panel(
+            "Memory that pods on shared devices need, of what there is",
+            of("gpusharing:shared_memory_demand:ratio"),
+            "{{node}} GPU {{gpu}} {{profile}}",
+            unit="percentunit",
+            text="Each pod at its highest in 6 hours. Above 100 % one of them is out of memory when peaks meet.",
+        ),
+        Panel(
+            "Slices held by pods that do nothing",
+            f"sum by (namespace) ({of('gpusharing_pod_slices', namespace=True)} and on (node, namespace, pod, uuid)"
+            f" ({of('gpusharing_pod_processes', namespace=True)} == 0))",
+            "{{namespace}}",
+            text="No process on the device.",
+        ),
+    ),
+)
+
+_ALL = _meter("gpu_")
+
+WASTE = Dashboard(
+    "waste",
+    "GPU sharing: waste and cost",
+    ("policy", "price"),
+    (
+        _stat("GPU-hours", f"sum({increase(_ALL, RANGE)}) / 3600"),
+        *(
+            _stat(
+                title,
+                f"sum({increase(_meter(part), RANGE)}) / sum({increase(_ALL, RANGE)})",
+                unit="percentunit",
+                text=text,
+            )
+            for title, part, text in (
+                ("Held", "slice_", "Given to a pod, whatever it does."),
+                ("Idle", "idle_slice_", "Slices that nobody held."),
+                ("Stranded", "stranded_slice_", "What no slice of the layout offered."),
+                ("In transition", "transition_slice_", "Held by nobody on nodes in the middle of a change."),
+            )
+        ),
+        _stat(
+            "Metered",
+            f"sum(rate({of('gpusharing_gpu_seconds_total')}[{RATE}])) / count({of('gpusharing_agent_gpu_info')})",
+            unit="percentunit",
+            text="Which part of the time of all GPUs was counted; a restart of an agent leaves a gap.",
+        ),
+        Panel(
+            "Where the GPUs are",
+            _parts(f"rate({{}}[{RATE}])"),
+            "{{part}}",
+            stacked=True,
+            text="In whole GPUs.",
+        ),
+        Panel(
+            "What that costs",
+            _parts(f"increase({{}}[{RANGE}])", " / 3600 * $price"),
+            "{{part}}",
+            stacked=True,
+            text="GPU-hours of the time shown, by the price above; the currency is that of the price.",
+        ),
+        Panel(
+            "Idle GPUs by policy",
+            f"sum by (policy, resource) (rate({_meter('idle_slice_')}[{RATE}]))",
+            "{{policy}} {{resource}}",
+            stacked=True,
+        ),
+        Panel(
+            "Stranded GPUs by policy",
+            f"sum by (policy) (rate({_meter('stranded_slice_')}[{RATE}]))",
+            "{{policy}}",
+            stacked=True,
+        ),
+        Panel(
+            "Cost by namespace",
+            f"sum by (namespace) ({increase(_meter('slice_'), RANGE)}) / 3600 * $price",
+            "{{namespace}}",
+            stacked=True,
+        ),
+        Panel(
+            "Cost of what nobody held, by policy",
+            f"(sum by (policy) ({increase(_meter('idle_slice_'), RANGE)})"
+            f" + sum by (policy) ({increase(_meter('stranded_slice_'), RANGE)})) / 3600 * $price",
+            "{{policy}}",
+            stacked=True,
+        ),
+    ),
+)
+
+DASHBOARDS = (FLEET, ROLLOUT, TENANT, WASTE)
+
+
+def panels() -> Iterator[tuple[str, Panel]]:
+    """Every panel, with the name of its dashboard."""
+    for dashboard in DASHBOARDS:
+        for panel in dashboard.panels:
+            yield dashboard.name, panel
