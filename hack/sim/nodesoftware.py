@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from gpusharing.agent.library import RemappedRows
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import PodResources
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, KubeClient
@@ -309,6 +310,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "no-stray-process": lambda node: node.gpus.remove_process(STRAY_PID),
     "sick-gpu": lambda node: node.gpus.ask_recovery(0, "Reset"),
     "heal-gpu": lambda node: node.gpus.ask_recovery(0, "None"),
+    "broken-row": lambda node: node.gpus.set_health(0, 0, RemappedRows(failed=True)),
     "lose-gpu": lambda node: node.gpus.lose(0),
     "find-gpu": lambda node: node.gpus.lose(0, "Ok"),
 }
@@ -322,5 +324,6 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
 - kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not come back;
 - default-compute-mode: a person runs nvidia-smi -c 0 on every GPU;
 - hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0;
-- sick-gpu, heal-gpu: the driver asks for a reset of GPU 0; lose-gpu, find-gpu: NVML cannot talk to it.
+- sick-gpu, heal-gpu: the driver asks for a reset of GPU 0; lose-gpu, find-gpu: NVML cannot talk to it;
+- broken-row: a row of the memory of GPU 0 could not be remapped.
 """

@@ -96,16 +96,18 @@ def trouble(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with contextlib.ExitStack() as stack:
         operator = stack.enter_context(product.operator("alerts", metrics_port=str(port)))
         pools = {
-            word: stack.enter_context(product.pool(card, gpus=1))
-            for word, card in {
-                "well": H100,
-                "drifted": H100,
-                "failed": H100,
-                "blocked": H100,
-                "silent": L40S,
-                "sick": L40S,
-                "stuck": L40S,
-                "crowded": L40S,
+            word: stack.enter_context(product.pool(*cards, gpus=1))
+            for word, cards in {
+                "well": [H100],
+                "drifted": [H100],
+                "failed": [H100, H100],
+                "orphan": [H100],
+                "blocked": [H100],
+                "silent": [L40S],
+                "unread": [L40S],
+                "sick": [L40S],
+                "stuck": [L40S],
+                "crowded": [L40S],
             }.items()
         }
         exporter = dcgm_exporter(stack.enter_context(page([busy(pools["crowded"])])))
@@ -130,12 +132,16 @@ def begin(product: Product, pools: dict[str, Pool]) -> None:
     workload = Workload(pools["blocked"], pools["blocked"].nodes[0], 1)
     workload.wait_running(1)
     guard(pools["blocked"], workload.app, 0, minAvailable=1)
-    pools["failed"].inject("refuse")
+    for node in pools["failed"].nodes:
+        pools["failed"].inject("refuse", node)
+    pools["orphan"].inject("wedge-pending")  # holds the change up after the point of no return
     pools["well"].apply(MIXED)
     pools["drifted"].apply(MIXED)
     pools["failed"].apply(MIXED)
+    pools["orphan"].apply(MIXED)
     pools["blocked"].apply(SLICED)
     pools["silent"].apply(FULL)
+    pools["unread"].apply(FULL)
     pools["sick"].apply(FULL)
     pools["crowded"].apply(SLICED)
     pools["stuck"].wait(
@@ -143,7 +149,11 @@ def begin(product: Product, pools: dict[str, Pool]) -> None:
     )
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "4s", "onTimeout": "Hold"}
     pools["stuck"].apply({**SLICED, "drain": drain})
-    for word in ("well", "drifted", "silent", "sick", "crowded"):
+    orphan = pools["orphan"]
+    orphan.wait(lambda: orphan.fence().get("stage") == "actuating", "the point of no return")
+    product.api.delete(orphan.path)
+    product.api.merge_patch(orphan.path, {"metadata": {"finalizers": None}})
+    for word in ("well", "drifted", "silent", "unread", "sick", "crowded"):
         pools[word].wait_synced()
 
     well, drifted, crowded = pools["well"], pools["drifted"], pools["crowded"]
@@ -151,7 +161,8 @@ def begin(product: Product, pools: dict[str, Pool]) -> None:
     well.create(PODS, {"metadata": metadata, "spec": pod_spec(well.nodes[0], NOWHERE)})
     drifted.apply({**MIXED, "rollout": {"paused": True}})
     drifted.inject("lose-instances")
-    pools["sick"].inject("sick-gpu")
+    pools["sick"].inject("sick-gpu,broken-row")
+    pools["unread"].inject("no-nvml")
     product.api.merge_patch(f"{NODES}/{pools['silent'].nodes[0]}", {"spec": {"taints": [AWAY]}})
     (resource,) = crowded.offered()
     more: Object = {"metadata": {"annotations": {ANNOTATION_MEMORY: "30"}}}
@@ -184,7 +195,11 @@ def test_each_trouble_fires_its_alert_about_its_object_and_none_about_the_pool_t
         ("GPUSharingGPUUnhealthy", trouble.node("sick")),
         ("GPUSharingAgentDown", trouble.node("silent")),
         ("GPUSharingAgentMissing", trouble.name("silent")),
+        ("GPUSharingAgentNotReady", trouble.node("unread")),
+        ("GPUSharingRowRemapFailed", trouble.node("sick")),
         ("GPUSharingNodeFailed", trouble.name("failed")),
+        ("GPUSharingRolloutHalted", trouble.name("failed")),
+        ("GPUSharingOrphanNode", CLUSTER_WIDE),
         ("GPUSharingSimulated", trouble.node("well")),
     }
     calm = (trouble.name("well"), trouble.node("well"), CLUSTER_WIDE)
@@ -194,7 +209,7 @@ def test_each_trouble_fires_its_alert_about_its_object_and_none_about_the_pool_t
         nonlocal firing
         firing = {about(labels) for labels in trouble.seen.firing()}
         # Awaited too: on a busy machine a scrape or two may fail, and the alerts are hurried.
-        unasked = {name for name, whose in firing if whose in calm} - {"GPUSharingSimulated"}
+        unasked = {(name, whose) for name, whose in firing if whose in calm} - expected
         return expected <= firing and not unasked
 
     try:
