@@ -1,5 +1,5 @@
 """`import` on SIMULATED fleets that somebody configured by hand (cli/importing.py,
-cli/adoption.py)."""
+cli/adoption.py, cli/presumed.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -10,17 +10,30 @@ from typing import Any
 import pytest
 import yaml
 from hack.cluster.nodes import LABEL_POOL
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
 from hack.sim.workloads import Workload
 from tests import plainchart
-from tests.cli.asking import ask, install, writes
+from tests.cli.asking import ME, ask, install, writes
 from tests.embedded.scene import L40S, Scene, node, scene
 from tests.embedded.test_plain_stack import bare
 from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Pool, Recipe
 
 from gpusharing.api import names
-from gpusharing.cli.troubles import CHANGES, DONE, FAILED
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, DAEMON_SETS, JSON
+from gpusharing.cli.importing import PROVEN
+from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    DAEMON_SETS,
+    GPUNODES,
+    JSON,
+    NODES,
+    POLICIES,
+)
+from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 
@@ -240,6 +253,79 @@ async def test_without_the_configmap_that_clusterpolicy_names_its_entries_are_mi
         told = await ask(stage.e.cluster, "import")
     assert set(policies(told.out)) == {"pool-a", "pool-c"}
     assert "Left out: d-1: its device plugin is told to take entry l40s" in capsys.readouterr().err
+
+
+# --- before the operator is installed ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def untouched(recipe: Recipe) -> AsyncIterator[FakeCluster]:
+    """The fleet, and nothing of ours: neither kinds nor a Deployment."""
+    async with by_hand(recipe) as stage:
+        cluster = stage.e.cluster
+        await stage.e.kill_operator()
+        cluster.delete(DEPLOYMENTS, OPERATOR, "gpusharing")
+        for name in ("gpusharing-device-plugin", "gpusharing-mig-parted"):
+            cluster.delete(CONFIG_MAPS, name, SPACE)
+        cluster.uninstalled |= {POLICIES, GPUNODES}
+        yield cluster
+        cluster.uninstalled.clear()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@virtually
+async def test_before_the_installation_the_same_policies_are_proposed_and_not_said_to_be_proven(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = RECIPES[name]
+    async with untouched(recipe) as cluster:
+        told = await ask(cluster, "import")
+        assert writes(cluster) == []
+    said = capsys.readouterr().err
+    found = policies(told.out)
+    assert {one: found[one]["spec"] for one in found} == {
+        f"pool-{pool}": {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}, **one.spec}
+        for pool, one in recipe.pools.items()
+    }
+    assert told.status == DONE
+    assert "nothing is proven yet" in told.out
+    assert PROVEN not in told.out
+    assert "helm install gpusharing CHART -n gpusharing --create-namespace --set gpuOperator.admin" in said
+    assert "kubectl gpusharing import > policies.yaml" in said
+    assert "kubectl patch clusterpolicy" not in said
+
+
+@virtually
+async def test_what_labels_do_not_tell_waits_for_the_agent(capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody divided one of two nodes, and no label says how."""
+    async with untouched(HALF) as cluster:
+        cluster.patch(NODES, "c-2", {"metadata": {"labels": {MIG: None}}})
+        shown = {"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "14"}
+        cluster.patch(NODES, "c-2", {"status": {"allocatable": shown}}, "", "status")
+        told = await ask(cluster, "import")
+    (one,) = policies(told.out).values()
+    assert told.status == CHANGES
+    assert one["spec"]["nodeSelector"]["matchExpressions"][0]["values"] == ["c-1"]
+    assert "Left out: c-2: its labels and what it offers do not say" in capsys.readouterr().err
+
+
+@virtually
+async def test_before_the_installation_a_right_that_is_missing_is_named_without_a_role_of_ours() -> None:
+    async with untouched(HALF) as cluster:
+        refusal = Forbidden('User "me" cannot list resource "nodes"')
+        cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
+        with pytest.raises(Trouble, match='cannot list resource "nodes"') as told:
+            await ask(cluster, "import")
+    assert "gpusharing-planner" not in str(told.value)
+
+
+@virtually
+async def test_an_operator_whose_kinds_are_of_another_version_is_not_taken_for_none() -> None:
+    async with by_hand(HALF) as stage:
+        stage.e.cluster.uninstalled |= {POLICIES, GPUNODES}
+        with pytest.raises(Trouble, match=r"no gpunodes\.gpusharing\.dev"):
+            await ask(stage.e.cluster, "import")
+        stage.e.cluster.uninstalled.clear()
 
 
 @virtually

@@ -30,7 +30,7 @@ from tests.integration.product import (
     SECONDS,
     Product,
 )
-from tests.recipes import BY_DEFAULT, BY_ENTRY, DOCUMENTED, MIG, NOS, Recipe
+from tests.recipes import BY_DEFAULT, BY_ENTRY, DOCUMENTED, H100, MIG, NOS, Recipe
 
 from gpusharing.kube.written import MIG_KEY
 from hack import stage
@@ -46,8 +46,8 @@ person = output.person
 
 
 @pytest.fixture(scope="module")
-def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """Chart and node software; no ClusterPolicy and no operator yet."""
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """NVIDIA's namespace and kinds, and nothing of ours; no ClusterPolicy yet."""
     build_or_skip(toolchain.control_plane_programs)
     for name in ("kwok", "helm"):
         build_or_skip(partial(toolchain.program, name))
@@ -55,11 +55,32 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     flags = (f"--audit-policy-file={audit_policy(directory)}",)
     with ControlPlane(options=Options(audit=True, apiserver_flags=flags)) as plane:
         install.install_gpu_operator(plane.api, cluster_policy=False)
-        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
-        account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
-        options = ("--agent-interval", "1", "--agent-account", account)
-        with stage.node_software(plane.kubeconfig, directory, FACTOR, *options):
-            yield Product(plane, directory)
+        yield Product(plane, directory)
+
+
+@pytest.fixture(scope="module")
+def beforehand(bare: Product) -> str:
+    """What `import` says of a fresh node before anything of ours is there."""
+    policy = {"metadata": {"name": "cluster-policy"}, "spec": DOCUMENTED.cluster_policy}
+    bare.api.create(CLUSTER_POLICIES, {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", **policy})
+    for name, data in DOCUMENTED.config_maps.items():
+        bare.api.create(CONFIG_MAPS, {"metadata": {"name": name}, "data": dict(data)})
+    create_nodes(bare.api, [node_manifest("early", product=H100, gpus=GPUS, pool="early")])
+    said = output.plugin(bare.plane.kubeconfig, "import")
+    maps = (f"{CONFIG_MAPS}/{name}" for name in DOCUMENTED.config_maps)
+    bare.remove(f"{NODES}/early", CLUSTER_POLICY, *maps)
+    return said
+
+
+@pytest.fixture(scope="module")
+def product(bare: Product, beforehand: str) -> Iterator[Product]:
+    """Chart and node software; no ClusterPolicy and no operator yet."""
+    plane = bare.plane
+    stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+    account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
+    options = ("--agent-interval", "1", "--agent-account", account)
+    with stage.node_software(plane.kubeconfig, bare.directory, FACTOR, *options):
+        yield bare
 
 
 class Fleet:
@@ -157,6 +178,10 @@ def commands(said: str, begins: str) -> list[list[str]]:
     """The commands in what was printed that begin so, comments apart."""
     lines = (line for line in said.splitlines() if begins in line and not line.startswith("#"))
     return [shlex.split(line[line.index(begins) :]) for line in lines]
+
+
+def test_before_the_installation_it_says_what_would_be_proposed(beforehand: str) -> None:
+    output.same_as_golden("import-before-installation", beforehand)
 
 
 @pytest.mark.parametrize("name", FLEETS)

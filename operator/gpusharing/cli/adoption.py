@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.cli.handmade import Handmade, find_handmade
+from gpusharing.cli.handmade import Handmade, find_handmade, find_unsettled
 from gpusharing.cli.likeness import Proposed, propose
 from gpusharing.cli.onlooker import applied
+from gpusharing.cli.presumed import presume
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.proof.assess import Assessed, has_gpu
@@ -31,6 +32,11 @@ ADOPTED = frozenset({Reason.ADOPTABLE, Reason.SYNCED})
 NO_LABEL = (
     "no label that names a pool tells these nodes from others; give them one, such as gpusharing.dev/pool, and ask"
     " again"
+)
+
+NOT_TOLD = (
+    "its labels and what it offers do not say what its GPUs are and how they are divided; the operator's agent reads"
+    " that, so ask again when it is installed"
 )
 
 
@@ -63,6 +69,8 @@ class Import:
     """Nodes that a policy has already."""
     steps: tuple[Step, ...]
     """In their order."""
+    presumed: bool = False
+    """No agent has read a GPU: what they are was taken from labels and from what Nodes offer."""
 
 
 def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
@@ -79,9 +87,14 @@ def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
     )
 
 
-def find_import(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps, now: datetime) -> Import:
-    """Policies for every node that nobody owns. `merged`: the ConfigMaps that the operator merges already."""
+def find_import(
+    snapshot: ClusterSnapshot, given: Given, merged: AdminMaps, now: datetime, *, missing: bool = False
+) -> Import:
+    """Policies for every node that nobody owns. `merged`: the ConfigMaps that the operator merges already; `missing`:
+    there is no operator yet."""
     pointed = with_pointers(snapshot, given)
+    if missing:
+        pointed = with_presumed(pointed)
     owners = Owners(find_claimants(snapshot.policies))
     ours = {name for name, node in pointed.nodes.items() if owners.owner(node)}
     left_out: dict[str, str] = {}
@@ -89,7 +102,7 @@ def find_import(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps, now:
     for name, node in sorted(pointed.nodes.items()):
         if name in ours or not _has_gpu(node, pointed):
             continue
-        one = _read(node, pointed, given)
+        one = _read(node, pointed, given, missing=missing)
         if isinstance(one, str):
             left_out[name] = one
         else:
@@ -101,8 +114,8 @@ def find_import(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps, now:
         found = {name: one for name, one in found.items() if name not in refused}
         proposed, unnamed = propose(found.values(), pointed.nodes, taken)
     left_out |= dict.fromkeys(unnamed, NO_LABEL)
-    steps = tuple(find_steps(snapshot, given, merged))
-    return Import(proposed, dict(sorted(left_out.items())), len(ours), steps)
+    steps = tuple((first_steps if missing else find_steps)(snapshot, given, merged))
+    return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
 
 
 def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
@@ -110,11 +123,13 @@ def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
     return has_gpu(node) or bool(gpunode and gpunode.observed and gpunode.observed.gpus)
 
 
-def _read(node: NodeView, snapshot: ClusterSnapshot, given: Given) -> Handmade | str:
+def _read(node: NodeView, snapshot: ClusterSnapshot, given: Given, *, missing: bool) -> Handmade | str:
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
         return "a change of ours is under way on it"
+    if observed is None and missing:
+        return find_unsettled(node) or NOT_TOLD
     if observed is None:
         return "no agent has told what GPUs it has: look at the DaemonSet gpusharing-agent"
     if not observed.gpus:
@@ -142,6 +157,13 @@ def with_pointers(snapshot: ClusterSnapshot, given: Given) -> ClusterSnapshot:
         admin_mig_file=stack.admin_mig_file if given.mig_file is None else given.mig_file,
     )
     return replace(snapshot, stack=stack)
+
+
+def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
+    """The same cluster with agents that read what labels and allocatable resources tell (`presume`)."""
+    found = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
+    gpunodes = {name: one for name, one in found.items() if one is not None}
+    return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))
 
 
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[Proposed], now: datetime) -> dict[str, str]:
@@ -187,31 +209,57 @@ def find_steps(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> It
     """What brings the cluster there. A device plugin whose Node names an entry that our ConfigMap lacks does not start,
     so the pointers move last."""
     if command := _merge(snapshot, given, merged):
-        yield Step(command, "To be done first: let our ConfigMaps have the entries that Nodes name")
+        yield Step(command, "Merge the entries that Nodes name into the operator's ConfigMaps")
         if waiting := _wait(snapshot, given):
-            yield Step(waiting, "To be waited for, until the operator has written them")
+            yield Step(waiting, "Wait until the operator has written them")
     if command := _point(snapshot, given):
+        policy = snapshot.stack.cluster_policy
+        plain = policy is not None and policy.plain is not None
+        who = (
+            "NVIDIA's device plugin at the operator's ConfigMap"
+            if plain
+            else "ClusterPolicy at the operator's ConfigMaps"
+        )
         about = (
-            "To be done before policies are accepted: point ClusterPolicy at our ConfigMaps. NVIDIA's operands start"
-            " anew on every GPU node, once; pods that run keep their devices"
+            f"Point {who}: no policy is accepted before. NVIDIA's operands restart once on every GPU node; running pods"
+            " keep their devices"
         )
         yield Step(command, about)
 
 
+def first_steps(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> Iterator[Step]:
+    """The way in where there is no operator: it is installed with the admin's ConfigMaps named, and asked again. What
+    moves the pointers is told then, when the agents have read the GPUs."""
+    where = snapshot.settings.namespace
+    values = _values(given, merged)
+    sets = f" --set {','.join(values)}" if values else ""
+    yield Step(
+        f"helm install gpusharing CHART -n {where} --create-namespace{sets}",
+        "Install the operator. It changes no node until there is a policy",
+    )
+    again = "kubectl gpusharing import > policies.yaml"
+    yield Step(again, "Ask again before you apply anything: by then the agents have read the GPUs")
+
+
 def _merge(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> str:
-    values = {
-        "adminPluginConfigMap": (given.maps.plugin, merged.plugin, given.plugin_configs),
-        "adminMigConfigMap": (given.maps.mig, merged.mig, given.mig_file),
-    }
-    missing = [
-        f"gpuOperator.{name}={wanted}"
-        for name, (wanted, now, held) in values.items()
-        if held is not None and wanted not in ("", now)
-    ]
+    missing = _values(given, merged)
     if not missing:
         return ""
     where = snapshot.settings.namespace
     return f"helm upgrade gpusharing CHART -n {where} --reset-then-reuse-values --set {','.join(missing)}"
+
+
+def _values(given: Given, merged: AdminMaps) -> list[str]:
+    """Values of the chart that name the ConfigMaps whose entries are not merged yet."""
+    values = {
+        "adminPluginConfigMap": (given.maps.plugin, merged.plugin, given.plugin_configs),
+        "adminMigConfigMap": (given.maps.mig, merged.mig, given.mig_file),
+    }
+    return [
+        f"gpuOperator.{name}={wanted}"
+        for name, (wanted, now, held) in values.items()
+        if held is not None and wanted not in ("", now)
+    ]
 
 
 def _wait(snapshot: ClusterSnapshot, given: Given) -> str:

@@ -52,6 +52,8 @@ class Cluster:
     gatherer: Gatherer
     claims: dict[str, Claim]
     notes: list[str]
+    missing: bool = False
+    """The operator is not installed: there are no policies, and no agent has read a GPU."""
     now: Callable[[], datetime] = wall_time
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> Decided:
@@ -96,11 +98,15 @@ class Cluster:
 
 
 @asynccontextmanager
-async def gathered(session: Session, proposed: tuple[JSON, ...] = ()) -> AsyncIterator[Cluster]:
-    """Read the cluster, as it would be with the proposed policies applied. Raises Trouble."""
-    client = Onlooker(session.client, proposed)
+async def gathered(
+    session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
+) -> AsyncIterator[Cluster]:
+    """Read the cluster, as it would be with the proposed policies applied. Raises Trouble, also where the operator is
+    not installed; `beforehand`: not for that."""
     try:
         installed = await read_installed(session.client)
+        missing = beforehand and installed.missing
+        client = Onlooker(session.client, proposed, beforehand=missing)
         settings = installed.settings
         sources = Sources(
             client,
@@ -114,9 +120,9 @@ async def gathered(session: Session, proposed: tuple[JSON, ...] = ()) -> AsyncIt
         async with asyncio.TaskGroup() as group:
             following = group.create_task(sources.run())
             try:
-                notes = [*installed.notes, *await _listed(sources, session.where)]
+                notes = [*installed.notes, *await _listed(sources, session.where, missing=missing)]
                 await _count_pending(gatherer, notes)
-                yield Cluster(gatherer, dict(installed.claims), notes, session.now)
+                yield Cluster(gatherer, dict(installed.claims), notes, missing, session.now)
             finally:
                 following.cancel()
                 for crew in (gatherer.crew, gatherer.shared):
@@ -138,8 +144,9 @@ async def _count_pending(gatherer: Gatherer, notes: list[str]) -> None:
         notes.append(f"pods that wait for a GPU are not counted: {said(error)}")
 
 
-async def _listed(sources: Sources, where: str) -> list[str]:
-    """Wait until everything is listed; returns what may not be. Raises Trouble where that is needed."""
+async def _listed(sources: Sources, where: str, *, missing: bool) -> list[str]:
+    """Wait until everything is listed; returns what may not be. Raises Trouble where that is needed. `missing`: our own
+    kinds and ClusterRoles need not be there."""
     everything = {**sources.required, **sources.optional}
     try:
         async with asyncio.timeout(PATIENCE):
@@ -148,16 +155,17 @@ async def _listed(sources: Sources, where: str) -> list[str]:
     except TimeoutError:
         why = "; ".join(f"{name}: {text}" for name, text in sorted(sources.missing().items()))
         raise Trouble(f"{where} could not be read within {PATIENCE:g} s: {why}") from None
-    if sources.gpunodes.error is not None and isinstance(sources.gpunodes.error, NotFound):
+    if not missing and isinstance(sources.gpunodes.error, NotFound):
         raise Trouble(
             f"{where} has no gpunodes.gpusharing.dev: the operator is not installed. To install: {INSTALL}"
         )
     refused = {name: one.error for name, one in everything.items() if isinstance(one.error, Forbidden)}
     needed = [said(error) for name, error in refused.items() if name not in MARKERS]
     if needed:
+        roles = "the rights that are named here" if missing else "ClusterRole gpusharing-planner"
         raise Trouble(
-            f"you lack rights in {where} that a plan needs. Ask for view in all namespaces and ClusterRole"
-            f" gpusharing-planner: {'; '.join(needed)}"
+            f"you lack rights in {where} that a plan needs. Ask for view in all namespaces and {roles}:"
+            f" {'; '.join(needed)}"
         )
     return [f"{name} are not looked at: {said(error)}" for name, error in refused.items()]
 

@@ -49,7 +49,11 @@ def find_handmade(
     `stack`: with the entries of `plugin_map`, which ClusterPolicy names for the device plugin.
     """
     gpus = observed.gpus
-    if why := _unsettled(node) or _contradiction(node, gpus, stack) or _only_entry(node, stack, plugin_map):
+    if (
+        why := find_unsettled(node)
+        or _contradiction(node, gpus, stack)
+        or _only_entry(node, stack, plugin_map)
+    ):
         return why
     config = effective_plugin_config(node, stack)
     if config is None:
@@ -93,8 +97,8 @@ def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
     )
 
 
-def _unsettled(node: NodeView) -> str:
-    """mig-manager has not brought the node where its label says."""
+def find_unsettled(node: NodeView) -> str:
+    """mig-manager has not brought the node where its label says; empty: it has."""
     config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
     if config and state in _AT_WORK:
         return f"mig-manager applies {config} (state {state}): ask again when it is done"

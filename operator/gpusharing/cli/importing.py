@@ -28,17 +28,23 @@ from gpusharing.planning.words.lengths import some
 PROVEN = (
     "Proposed by kubectl gpusharing import: the operator's planner adopts these nodes without any disruption."
 )
+PRESUMED = (
+    "Proposed by kubectl gpusharing import before the operator is installed: nothing is proven yet. No agent has read"
+    " these GPUs; what they are is taken from labels of Nodes and from what the Nodes offer."
+)
 MOST = 8
 """Nodes that a comment names."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """See Verb."""
-    async with gathered(session) as cluster:
+    async with gathered(session, beforehand=True) as cluster:
         decided = await cluster.decide(())
         given = await read_given(session, decided.snapshot)
-        found = find_import(decided.snapshot, given, cluster.gatherer.admin_maps, decided.now)
-    remarks = [*decided.notes, *find_remarks(found)]
+        merged = cluster.gatherer.admin_maps
+        found = find_import(decided.snapshot, given, merged, decided.now, missing=cluster.missing)
+    # Without an operator there are the chart's settings, and another sentence says so.
+    remarks = [*([PRESUMED] if found.presumed else decided.notes), *find_remarks(found)]
     for remark in remarks:
         print(_printable(remark), file=sys.stderr)
     if terminal.output == "json":
@@ -91,7 +97,8 @@ def find_remarks(found: Import) -> Iterator[str]:
 
 def as_yaml(found: Import, remarks: Sequence[str]) -> str:
     """A file for `kubectl apply -f -`."""
-    parts = ["".join(map(_comment, [*([PROVEN] if found.proposed else []), *remarks]))]
+    proven = [PROVEN] if found.proposed and not found.presumed else []
+    parts = ["".join(map(_comment, [*proven, *remarks]))]
     parts += [_document(one) for one in found.proposed]
     return "---\n".join(parts)
 
@@ -109,13 +116,14 @@ def _document(one: Proposed) -> str:
     lines = [f"{counted(len(one.nodes), 'node')} ({some(one.nodes, MOST)}) with {cards}: {first.text}"]
     if one.by_name:
         lines.append(
-            "No label that names a pool tells these nodes from others. One of your own would take in new nodes, too."
+            "No label that names a pool tells these nodes from others, so they are listed. With a label of your own new"
+            " nodes would join by themselves."
         )
     unsaid = sorted({path for member in one.members for path in member.unsaid})
     if unsaid:
         lines.append(
-            f"No policy says {', '.join(unsaid)} of the device plugin's configuration. It stays in force until the"
-            " first change of a node."
+            f"A policy cannot say {', '.join(unsaid)} of the device plugin's configuration. It stays in force until the"
+            " node's first change."
         )
     return "".join(map(_comment, lines)) + yaml.safe_dump(_plain(one.manifest), sort_keys=False)
 

@@ -47,6 +47,8 @@ class Installed:
     """Of the chart's application; empty: nobody knows."""
     notes: tuple[str, ...] = ()
     """What is not known about it, and why."""
+    missing: bool = False
+    """There is no Deployment of the operator in any namespace."""
 
 
 async def read_installed(client: KubeClient) -> Installed:
@@ -57,7 +59,8 @@ async def read_installed(client: KubeClient) -> Installed:
     except (Forbidden, NotFound) as error:
         return Installed(notes=(f"planned with the chart's default settings: {said(error)}",))
     if not found:
-        return Installed(notes=("no operator is installed: planned with the chart's default settings",))
+        note = "no operator is installed: planned with the chart's default settings"
+        return Installed(notes=(note,), missing=True)
     deployment = found[0]
     namespace = text(deployment, "metadata", "namespace")
     settings, notes = settings_of(deployment)

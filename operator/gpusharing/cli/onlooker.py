@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.answers import Request
-from gpusharing.kube.client import JSON, POLICIES, KubeClient, Page, Resource
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES, KubeClient, Page, Resource
+from gpusharing.kube.errors import NotFound
 from gpusharing.kube.passing import PassingClient
 from gpusharing.kube.raw import section, text, whole
 
@@ -13,10 +14,16 @@ Answer = TypeVar("Answer")
 
 
 class Onlooker(PassingClient):
-    """Passes on what only reads; the lists of policies have the proposed ones in them."""
+    """Passes on what only reads; the lists of policies have the proposed ones in them.
 
-    def __init__(self, client: KubeClient, proposed: Sequence[JSON] = ()) -> None:
+    `beforehand`: the operator may not be installed yet, and where our kinds are not served there are none of them.
+    """
+
+    def __init__(
+        self, client: KubeClient, proposed: Sequence[JSON] = (), *, beforehand: bool = False
+    ) -> None:
         super().__init__(client)
+        self._beforehand = beforehand
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
 
     async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -42,6 +49,8 @@ class Onlooker(PassingClient):
             field_selector=field_selector,
             limit=limit,
         )
+        if self._beforehand and resource in (POLICIES, GPUNODES):
+            pages = _none_where_not_served(pages)
         if resource != POLICIES or not self._proposed:
             async for page in pages:
                 yield page
@@ -54,6 +63,14 @@ class Onlooker(PassingClient):
         for name, raw in self._proposed.items():
             found[name] = applied(found.get(name), raw)
         yield Page([raw for _, raw in sorted(found.items())], version)
+
+
+async def _none_where_not_served(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
+    try:
+        async for page in pages:
+            yield page
+    except NotFound:
+        yield Page([], "0")
 
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
