@@ -318,7 +318,7 @@ def test_ctrl_c_at_a_question_writes_nothing(desk: Desk) -> None:
     asked["status"]["plan"] = {"hash": "4a38df3", "disruption": "Reset", "nodeCount": 1, "pods": 2}
     desk.server.objects = {f"{POLICIES}/pool-b": asked}
     with terminal(desk, "approve", "pool-b") as (process, screen):
-        assert "Pods may be evicted because of this" in read_until(screen, "[y/N]")
+        assert "This may evict pods" in read_until(screen, "[y/N]")
         process.send_signal(signal.SIGINT)
         rest = read_until(screen, "no such word")
         assert process.wait(SECONDS) == INTERRUPTED

@@ -53,7 +53,7 @@ async def test_an_approval_without_a_hash_needs_somebody_to_ask() -> None:
     async with operated(1) as stage:
         stage.apply(MIXED, rollout=MANUAL)
         await stage.reason("gpu-1", "ApprovalNeeded")
-        assert "nobody is there to ask" in await refused(stage, "approve", "pool-b")
+        assert "there is no terminal to ask at" in await refused(stage, "approve", "pool-b")
         assert (await ask(stage.e.cluster, "approve", "pool-b", "--yes")).status == DONE
         await stage.ready()
 
@@ -63,7 +63,7 @@ async def test_there_is_nothing_to_approve_where_nobody_waits_for_it() -> None:
     async with operated(1) as stage:
         stage.apply(FULL)
         await stage.ready()
-        assert "waits for nobody's approval" in await refused(stage, "approve", "pool-b")
+        assert "needs no approval" in await refused(stage, "approve", "pool-b")
 
 
 @virtually

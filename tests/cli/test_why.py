@@ -137,7 +137,7 @@ async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_i
     text = " ".join(told.out.split())
     assert "default/old Pending asks for 1 nvidia.com/gpu" in text
     assert "Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu." in text
-    assert "Offered in the end: nvidia.com/mig-3g.40gb" in text
+    assert "Offered once the changes are done: nvidia.com/mig-3g.40gb" in text
     assert "No pool offers nvidia.com/gpu, nor will by the policies that there are" in text
 
 

@@ -124,7 +124,7 @@ def _isolated(asked: Asked) -> Advice | None:
     count = profile.max_count
     layout = normalise({profile.name: count})
     layouts = [{"devices": "all", "profiles": dict(layout)}]
-    but = "another layout needs a drain of each node; an instance that rests lends nothing to the others"
+    but = "another layout needs a drain of each node; an idle instance lends nothing to the others"
     spec: dict[str, object] = {"mode": "MIG", "mig": {"layouts": layouts}}
     return Advice(Mode.MIG, count, (told, size), but, profile, spec, layout)
 

@@ -144,7 +144,7 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
     size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} them all"
     if left:
         size = f"{size} but {', '.join(left)}: no layout has room for these besides"
-    but = "another layout needs a drain of each node; an instance that rests lends nothing to the others"
+    but = "another layout needs a drain of each node; an idle instance lends nothing to the others"
     spec: dict[str, object] = {"mode": "MIG", "mig": {"layouts": [{"devices": "all", "profiles": counts}]}}
     reasons = (why, f"{size} (docs/reference/gpus.md)")
     return Advice(Mode.MIG, sum(counts.values()), reasons, but, spec=spec, layout=layout)

@@ -66,7 +66,7 @@ async def _send(session: Session, seen: JSON, change: Change, find: Callable[[JS
         except KubeError as error:
             raise Trouble(sentence(error, session.where)) from error
         return
-    raise Trouble(f"somebody else writes {what} all the time, and nothing was written: try again")
+    raise Trouble(f"others keep changing {what}, and nothing was written: try again")
 
 
 async def _halted(session: Session, policy: str) -> tuple[str, ...]:
@@ -78,10 +78,8 @@ async def _halted(session: Session, policy: str) -> tuple[str, ...]:
 def is_wanted(answers: TextIO) -> bool:
     """Ask whoever sits there. Raises Trouble where nobody does."""
     if not answers.isatty():
-        raise Trouble(
-            "pods may be evicted because of this, and nobody is there to ask: give --yes, or --dry-run"
-        )
-    return agrees("Pods may be evicted because of this. Go on?", answers)
+        raise Trouble("this may evict pods, and there is no terminal to ask at: give --yes, or --dry-run")
+    return agrees("This may evict pods. Go on?", answers)
 
 
 def _preview(change: Change, terminal: Terminal) -> None:

@@ -54,7 +54,7 @@ def approve(policy: JSON, wish: Wish) -> Change:
     name, plan = text(policy, "metadata", "name"), section(policy, "status", "plan")
     _fresh(policy)
     if part(policy, "spec", "rollout", "approval") != "Manual":
-        raise Trouble(f"{name} waits for nobody's approval: spec.rollout.approval is not Manual")
+        raise Trouble(f"{name} needs no approval: spec.rollout.approval is not Manual")
     found = text(plan, "hash")
     if not found:
         raise Trouble(f"{name} has no plan: nothing is to be changed")
@@ -92,7 +92,7 @@ def resume(policy: JSON, wish: Wish) -> Change:
     """End a pause, or else let a rollout go on that failures have halted. Raises Trouble where neither is so."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
-        means = "nodes start again, and those that failed before count no more"
+        means = "nodes start again, and earlier failures no longer count"
         return Change(POLICIES, name, {"spec": {"rollout": {"paused": False}}}, means, moves=True)
     _fresh(policy)
     if not wish.halted:
@@ -141,12 +141,12 @@ def skip(node: JSON, wish: Wish) -> Change:
         raise Trouble(f"{name} is {'skipped already' if skipped else 'not skipped'}")
     body = {"metadata": {"labels": {names.LABEL_SKIP: None if wish.undo else "true"}}}
     if wish.undo:
-        return Change(NODES, name, body, "changes begin there again", moves=True)
+        return Change(NODES, name, body, "changes may start on this node again", moves=True)
     return Change(
         NODES,
         name,
         body,
-        "no change begins there; one that is in flight goes on, and it still counts in its pool",
+        "no change starts on this node; one in flight goes on, and the node still counts in its pool",
     )
 
 

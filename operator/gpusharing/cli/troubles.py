@@ -30,7 +30,7 @@ def sentence(error: KubeError, where: str) -> str:
     if isinstance(error, NotFound):
         return f"not in {where}: {said(error)}"
     if isinstance(error, Throttled):
-        return f"the API server of {where} asks to be left alone for a while: {said(error)}. Try again"
+        return f"the API server of {where} is too busy to answer: {said(error)}. Try again in a moment"
     return f"the API server of {where} does not answer: {said(error)}. Check the context and the way to the server"
 
 

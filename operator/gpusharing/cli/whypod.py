@@ -168,13 +168,13 @@ def _conclusion(
             return f"it has a node, {node}, which nothing of ours changes now"
         return f"it has a node, {node}, which is {verdict.phase}: kubectl gpusharing why {node}"
     if any(not one.but for one in services):
-        return "a pool offers what it asks for; what keeps it is the scheduler's business, in its words above"
+        return "a pool offers what it asks for; why it is not placed, the scheduler says above"
     if any(one.after for one in services):
-        return "a pool serves what it asks for, now or in the end, and what it waits for stands beside it"
+        return "a pool serves what it asks for, now or once its changes are done; what is in the way stands beside it"
     names = ", ".join(sorted(asks))
     if any(one.now for one in services):
         return (
-            f"what offers {names} now is to offer something else: ask for a name that is offered in the end"
+            f"no pool will offer {names} once the changes are done: ask for a resource that is offered then"
         )
     return (
         f"no pool offers {names}, nor will by the policies that there are: ask for a name that is offered, or change a"
@@ -206,7 +206,7 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
         ]
         lines += [BLANK, *table(COLUMNS, rows, paper)]
     if answer.others:
-        lines += prose(f"Offered in the end: {', '.join(answer.others)}", paper, hang="  ")
+        lines += prose(f"Offered once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
     lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
     for note in answer.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
