@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from hack.generate import ROOT
 
+from gpusharing.cli.troubles import FAILED
+
 JSON = dict[str, Any]
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
@@ -156,3 +158,12 @@ def desk_at(folder: Path) -> Iterator[Desk]:
             desk.server.closing.set()
             server.shutdown()
             thread.join()
+
+
+def wrong(desk: Desk, *arguments: str) -> str:
+    """The one sentence of a command that fails: no traceback, nothing on standard output."""
+    said = desk.type(*arguments)
+    assert (said.status, said.out) == (FAILED, "")
+    assert "Traceback" not in said.err
+    assert said.err.count("\n") == 1
+    return said.err

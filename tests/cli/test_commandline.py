@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 import yaml
 from hack.generate import ROOT
-from tests.cli.desk import GPUNODES, POLICIES, PROGRAM, SECONDS, Desk
+from tests.cli.desk import GPUNODES, POLICIES, PROGRAM, SECONDS, Desk, wrong
 from tests.cli.objects import policy
 
-from gpusharing.cli.arguments import VERBS
+from gpusharing.cli.arguments import VERBS, parse
 from gpusharing.cli.nearest import nearest
+from gpusharing.cli.running import carry_out
+from gpusharing.cli.session import Session
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED, INTERRUPTED, PIPE_CLOSED
 
 HELP_STARTS = 4
@@ -94,16 +96,19 @@ def test_data_of_several_contexts_is_one_document_for_each(
     assert [one["context"] for one in read(said.out)] == ["east", "west"]
 
 
+def test_an_error_in_one_of_several_contexts_is_not_hidden_by_changes_in_another(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plan:
+        async def run(self, session: Session, *_: object) -> int:
+            return {"east": FAILED, "west": CHANGES}[session.name]
+
+    desk.write_kubeconfig(desk.url, ("east", "west"))
+    monkeypatch.setenv("KUBECONFIG", str(desk.kubeconfig))
+    assert carry_out(Plan(), parse(["plan", "--contexts", "west,east"])) == FAILED
+
+
 # --- what goes wrong ---------------------------------------------------------------------------------------------
-
-
-def wrong(desk: Desk, *arguments: str) -> str:
-    """The one sentence of a command that fails: no traceback, nothing on standard output."""
-    said = desk.type(*arguments)
-    assert (said.status, said.out) == (FAILED, "")
-    assert "Traceback" not in said.err
-    assert said.err.count("\n") == 1
-    return said.err
 
 
 def test_without_a_kubeconfig_the_message_says_where_it_was_looked_for(desk: Desk) -> None:
@@ -164,54 +169,6 @@ def test_a_right_that_is_missing_is_named(desk: Desk) -> None:
 def test_a_cluster_without_the_operator_is_told_how_to_install_it(desk: Desk) -> None:
     desk.server.lists = {}
     assert "helm install gpusharing" in wrong(desk, "status")
-
-
-ARGUMENTS = {"why": ["gpu-07"], "approve": ["p"], "pause": ["p"], "resume": ["p"]} | {
-    verb: ["gpu-07"] for verb in ("retry", "abort", "skip")
-}
-ASKING = [verb.name for verb in VERBS if not verb.offline and verb.name != "support-bundle"]
-
-
-@pytest.mark.parametrize("verb", ASKING)
-def test_where_nothing_may_be_read_there_is_one_sentence_for(desk: Desk, verb: str) -> None:
-    desk.server.refuses_all = (403, 'User "me" cannot do that')
-    assert 'User "me" cannot do that' in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
-
-
-@pytest.mark.parametrize("verb", ASKING)
-def test_where_nobody_is_known_there_is_one_sentence_for(desk: Desk, verb: str) -> None:
-    desk.server.refuses_all = (401, "Unauthorized")
-    assert "log in again" in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
-
-
-STEERED_NODE = ("retry", "abort", "skip")
-"""They write a Node, which every cluster has."""
-
-
-@pytest.mark.parametrize("verb", sorted({*ASKING} - {*STEERED_NODE, "doctor", "import"}))
-def test_where_the_operator_is_not_installed_one_sentence_says_so_for(desk: Desk, verb: str) -> None:
-    node = {"metadata": {"name": "gpu-07", "uid": "1", "resourceVersion": "1"}}
-    desk.server.lists = {"/api/v1/nodes": [node]}
-    assert "helm install gpusharing" in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
-
-
-@pytest.mark.parametrize("verb", [*ASKING, "support-bundle"])
-def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, verb: str) -> None:
-    desk.kubeconfig.unlink()
-    assert "no cluster: there is no kubeconfig at" in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
-
-
-def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: Desk) -> None:
-    desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
-    said = wrong(desk, "why", "pool-b-l")
-    assert "there is no pool-b-l in gpunodes of context desk; did you mean: pool-b-" in said
-
-
-def test_a_bundle_that_nothing_may_go_into_says_so(desk: Desk) -> None:
-    desk.server.refuses_all = (403, 'User "me" cannot do that')
-    said = desk.type("support-bundle", str(desk.folder / "bundle.tar.gz"))
-    assert (said.status, said.err) == (DONE, "")
-    assert "Left out: policies.json: no right to list gpusharingpolicies" in said.out
 
 
 def test_two_flags_that_contradict_each_other_are_refused(desk: Desk) -> None:

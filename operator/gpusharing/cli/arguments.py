@@ -52,6 +52,8 @@ class Verb:
     """The flag with which a verb that asks a cluster does without, by `tell`."""
     outputs: tuple[str, ...] = OUTPUTS
     """What -o may be."""
+    one_file: bool = False
+    """It makes one file, which is of one cluster: no --contexts."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -83,6 +85,7 @@ def parser() -> Parser:
         )
         sub.set_defaults(module=verb.module or verb.name, offline=verb.offline)
         sub.set_defaults(asks_with=verb.asks_with, alone_with=verb.alone_with, outputs=verb.outputs)
+        sub.set_defaults(one_file=verb.one_file)
         verb.add(sub)
     return top
 
@@ -245,8 +248,20 @@ VERBS: tuple[Verb, ...] = (
     Verb("skip", "Begin no change on a node.", _skip, "steer"),
     Verb("layouts", "Every MIG layout of a card, drawn as slices; asks no cluster.", _layouts, offline=True),
     Verb("doctor", "What silently overrides the operator or breaks its proofs, and what mends it.", _nothing),
-    Verb("support-bundle", "A tar of what helps to find a fault, without secrets.", _bundle, "bundle"),
-    Verb("import", "Policies for a cluster configured by hand, which change nothing.", _nothing, "importing"),
+    Verb(
+        "support-bundle",
+        "A tar of what helps to find a fault, without secrets.",
+        _bundle,
+        "bundle",
+        one_file=True,
+    ),
+    Verb(
+        "import",
+        "Policies for a cluster configured by hand, which change nothing.",
+        _nothing,
+        "importing",
+        one_file=True,
+    ),
     Verb(
         "advise",
         "Which mode and layout, why, at what price: by your answers, or by the pods of a namespace (-n).",

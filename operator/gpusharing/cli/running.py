@@ -9,7 +9,7 @@ from gpusharing.cli.arguments import CSV, PAGE
 from gpusharing.cli.drawing import BLANK, Ink, Span, line
 from gpusharing.cli.session import Session, connected
 from gpusharing.cli.terminal import Terminal
-from gpusharing.cli.troubles import Trouble
+from gpusharing.cli.troubles import DONE, FAILED, Trouble
 
 
 class Verb(Protocol):
@@ -46,6 +46,8 @@ class Flags:
         names = tuple(name.strip() for name in contexts.split(",") if name.strip()) or (context,)
         if len(names) > 1 and given.get("watch"):
             raise Trouble("--watch follows one context: use --context")
+        if len(names) > 1 and typed.one_file:
+            raise Trouble(f"{typed.verb} makes a file of one cluster: use --context")
         if given.get("output", "table") not in typed.outputs:
             raise Trouble(f"-o {typed.output} is of other verbs; {typed.verb} has {', '.join(typed.outputs)}")
         if given.get("output") == PAGE and (len(names) > 1 or given.get("watch")):
@@ -80,4 +82,5 @@ async def _everywhere(verb: Verb, typed: Namespace, flags: Flags) -> int:
             troubles.append(str(trouble))
     if troubles:
         raise Trouble("; ".join(troubles))
-    return max(statuses, default=0)
+    # An error in one cluster is not made good by changes in another, although 2 is more than 1.
+    return FAILED if FAILED in statuses else max(statuses, default=DONE)

@@ -1,0 +1,86 @@
+"""Where there is nothing to ask, or nothing may be asked: one sentence of each verb, exit status 1, no traceback."""
+
+import gc
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.cli.desk import Desk
+
+from gpusharing.cli.arguments import VERBS
+from gpusharing.cli.main import run
+from gpusharing.cli.troubles import DONE, FAILED
+
+Wrong = Callable[..., str]
+
+
+@pytest.fixture
+def wrong(desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Wrong]:
+    """Types in this process: so many starts of Python would take a minute. What is not told is raised here."""
+    monkeypatch.setenv("KUBECONFIG", str(desk.kubeconfig))
+
+    def typed(*arguments: str) -> str:
+        status, said = run(arguments), capsys.readouterr()
+        assert (status, said.out) == (FAILED, "")
+        assert said.err.count("\n") == 1
+        return said.err
+
+    yield typed
+    gc.enable()  # a command that ends its process does without
+
+
+ARGUMENTS = {"why": ["gpu-07"], "approve": ["p"], "pause": ["p"], "resume": ["p"]} | {
+    verb: ["gpu-07"] for verb in ("retry", "abort", "skip")
+}
+ASKING = [verb.name for verb in VERBS if not verb.offline and verb.name != "support-bundle"]
+
+
+@pytest.mark.parametrize("verb", ASKING)
+def test_where_nothing_may_be_read_there_is_one_sentence_for(desk: Desk, wrong: Wrong, verb: str) -> None:
+    desk.server.refuses_all = (403, 'User "me" cannot do that')
+    assert 'User "me" cannot do that' in wrong(verb, *ARGUMENTS.get(verb, ()))
+
+
+@pytest.mark.parametrize("verb", ASKING)
+def test_where_nobody_is_known_there_is_one_sentence_for(desk: Desk, wrong: Wrong, verb: str) -> None:
+    desk.server.refuses_all = (401, "Unauthorized")
+    assert "log in again" in wrong(verb, *ARGUMENTS.get(verb, ()))
+
+
+STEERED_NODE = ("retry", "abort", "skip")
+"""They write a Node, which every cluster has."""
+
+
+@pytest.mark.parametrize("verb", sorted({*ASKING} - {*STEERED_NODE, "doctor", "import"}))
+def test_where_the_operator_is_not_installed_one_sentence_says_so_for(
+    desk: Desk, wrong: Wrong, verb: str
+) -> None:
+    node = {"metadata": {"name": "gpu-07", "uid": "1", "resourceVersion": "1"}}
+    desk.server.lists = {"/api/v1/nodes": [node]}
+    assert "helm install gpusharing" in wrong(verb, *ARGUMENTS.get(verb, ()))
+
+
+@pytest.mark.parametrize("verb", [*ASKING, "support-bundle"])
+def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, wrong: Wrong, verb: str) -> None:
+    desk.kubeconfig.unlink()
+    assert "no cluster: there is no kubeconfig at" in wrong(verb, *ARGUMENTS.get(verb, ()))
+
+
+def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: Desk, wrong: Wrong) -> None:
+    desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
+    said = wrong("why", "pool-b-l")
+    assert "there is no pool-b-l in gpunodes of context desk; did you mean: pool-b-" in said
+
+
+def test_a_bundle_that_nothing_may_go_into_says_so(desk: Desk) -> None:
+    desk.server.refuses_all = (403, 'User "me" cannot do that')
+    said = desk.type("support-bundle", str(desk.folder / "bundle.tar.gz"))
+    assert (said.status, said.err) == (DONE, "")
+    assert "Left out: policies.json: no right to list gpusharingpolicies" in said.out
+
+
+@pytest.mark.parametrize("verb", ["import", "support-bundle"])
+def test_a_file_of_two_clusters_is_refused(desk: Desk, wrong: Wrong, verb: str) -> None:
+    """One would be written over the other, or both applied to one cluster."""
+    desk.write_kubeconfig(desk.url, ("east", "west"))
+    assert "makes a file of one cluster: use --context" in wrong(verb, "--contexts", "east,west")
+    assert [call for call in desk.server.asked if call.startswith("GET /api")] == []
