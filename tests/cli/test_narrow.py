@@ -10,6 +10,7 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.cli.drawing import Ink, Paper, Span, fold, line, plain
 from gpusharing.cli.layouts import find_answer, pick, wanted_of
 from gpusharing.cli.layoutstext import describe
+from gpusharing.kube.client import JSON, PODS
 
 WIDTH = 40
 WHOLE = re.compile(r" *-> |.*\{|.*http")
@@ -22,7 +23,20 @@ TYPED = {
     "doctor": ("doctor",),
     "skip": ("skip", "gpu-1", "--dry-run"),
     "retry": ("retry", "gpu-1", "--dry-run"),
+    "abort": ("abort", "gpu-1", "--dry-run"),
+    "pause": ("pause", "pool-b", "--dry-run"),
+    "why of a pod": ("why", "pod/llm"),
 }
+
+
+def waiting(name: str, resource: str) -> JSON:
+    """A pod that asks for one of these and has no node."""
+    container = {"name": "main", "resources": {"limits": {resource: "1"}}}
+    return {
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"containers": [container]},
+        "status": {"phase": "Pending"},
+    }
 
 
 def too_long(text: str) -> list[str]:
@@ -38,7 +52,8 @@ def too_long(text: str) -> list[str]:
 async def test_no_verb_says_a_line_that_does_not_fit() -> None:
     async with operated(2) as stage:
         stage.apply(MIXED)
-        await stage.phase("gpu-1", "Reconfiguring", "Verifying", "Draining", "Synced")
+        await stage.phase("gpu-1", "Cordoned")
+        stage.e.cluster.add(PODS, waiting("llm", "nvidia.com/mig-7g.80gb"))
         found = {}
         for name, words in TYPED.items():
             told = await ask(stage.e.cluster, *words, width=WIDTH)
@@ -57,6 +72,17 @@ async def test_a_proof_that_is_cut_says_below_what_is_wrong() -> None:
     text = " ".join(told.out.split())
     assert re.search(r"x mig-man\S+ (\S+\.\.) \1", text)
     assert re.search(r"mig-manager: mig-manager applies \S+ \(state pending\)", text)
+
+
+@virtually
+async def test_what_a_pool_waits_for_is_told_below_where_its_cell_is_cut() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED)
+        await stage.phase("gpu-1", "Cordoned")
+        stage.e.cluster.add(PODS, waiting("llm", "nvidia.com/mig-3g.40gb"))
+        told = await ask(stage.e.cluster, "why", "pod/llm", width=WIDTH)
+    text = " ".join(told.out.split())
+    assert re.search(r"pool-b: not yet; \S+: gpu-1: .+", text), text
 
 
 @pytest.mark.parametrize("fits", ["3g.40gb", "7g.80gb,1g.10gb"])

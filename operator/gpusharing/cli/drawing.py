@@ -164,6 +164,11 @@ def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
     return spans
 
 
+def shows(row: Line, text: str) -> bool:
+    """Whether a drawn row of a table has this cell whole: it was neither cut nor left out for want of room."""
+    return not text or any(span.text.rstrip() == text for span in row)
+
+
 def shorten(text: str, width: int) -> str:
     """The text, cut where it is too long."""
     return text if len(text) <= width else text[: max(0, width - 2)] + ".."

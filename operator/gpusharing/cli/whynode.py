@@ -7,7 +7,7 @@ from typing import Any
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.ages import age
 from gpusharing.cli.cluster import Decided
-from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, table
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, shows, table
 from gpusharing.cli.fleet import Seen, Step, state_of
 from gpusharing.planning.proof.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.proof.verify import Source
@@ -242,8 +242,7 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
     lines = list(drawn)
     for one, row in zip(answer.proofs, drawn[1:], strict=True):
         # A message says nothing more where the row has both sides, and was not cut for want of room.
-        shown = [span.text.rstrip() for span in row]
-        told = one.says in shown and one.should in shown and one.says != one.should
+        told = shows(row, one.says) and shows(row, one.should) and one.says != one.should
         if one.disagrees is not None and (not told or one.source in _IN_WORDS):
             lines += prose(f"{one.source}: {one.disagrees.message}", paper, hang="  ", ink=Ink.BAD)
     return lines

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpusharing.api.names import Phase, is_gpu_resource
 from gpusharing.cli.cluster import Decided
-from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, line, prose, table
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, shows, table
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.raw import entries, text
@@ -189,7 +189,8 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     """One screen."""
     asks = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items())) or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
-    lines = [line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  asks for {asks}")]
+    title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  asks for {asks}")
+    lines = fold(title, paper)
     if answer.scheduler:
         lines += prose(f"Scheduler: {answer.scheduler}", paper, hang="  ")
     if answer.services:
@@ -204,7 +205,11 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
             ]
             for one in answer.services
         ]
-        lines += [BLANK, *table(COLUMNS, rows, paper)]
+        drawn = table(COLUMNS, rows, paper)
+        lines += [BLANK, *drawn]
+        for one, row in zip(answer.services, drawn[1:], strict=True):
+            if not shows(row, one.but):
+                lines += prose(f"{one.pool}: {one.but}", paper, hang="  ", ink=Ink.WAITING)
     if answer.others:
         lines += prose(f"Offered once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
     lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
