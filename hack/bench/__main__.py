@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hack.bench import agent, edits, large, plain, planner, results, small, start, terminal
-from hack.bench.machine import facts
+from hack.bench.machine import facts, pace_ms, stolen_s
 from hack.bench.results import AIMS, Measured
 from hack.bench.testbed import FACTOR, LOOP_FACTOR, ROLL_FACTOR, Testbed, open_testbed
 
@@ -129,13 +129,19 @@ def main() -> int:
     if unknown := sorted(wanted - set(AIMS)):
         print(f"hack.bench: unknown metric {unknown[0]}; there are {', '.join(AIMS)}", file=sys.stderr)
         return 2
-    machine, begun, measured = facts(), time.monotonic(), []
+    machine, begun, measured = facts() | {"pace_ms": round(pace_ms())}, time.monotonic(), []
+    stolen = stolen_s()
     for result in measure(wanted, QUICK if options.quick else Sizes()):
         print(f"{result.name} {result.value:.4g}", file=sys.stderr, flush=True)
         measured.append(result)
     order = list(AIMS)
     measured.sort(key=lambda result: order.index(result.name) if result.name in order else len(order))
-    machine |= {"quick": int(options.quick), "seconds": round(time.monotonic() - begun, 1)}
+    machine |= {
+        "pace_after_ms": round(pace_ms()),
+        "stolen_s": round(stolen_s() - stolen, 1),
+        "quick": int(options.quick),
+        "seconds": round(time.monotonic() - begun, 1),
+    }
     print(results.table(measured))
     print(f"\n{', '.join(f'{key} {value}' for key, value in machine.items())}")
     results.write(options.output, measured, machine)

@@ -22,6 +22,28 @@ def facts() -> dict[str, str | int | float]:
     }
 
 
+def pace_ms() -> float:
+    """CPU time of a fixed walk over 200,000 objects, the best of three: how fast this machine runs just now.
+
+    Where others use its caches and memory as well, the same work takes twice the CPU time, and nothing else says so: a
+    loop over numbers stays as quick, and the load counts our processes only. Numbers of two runs may be compared where
+    these are alike.
+    """
+    things = [{"name": str(number)} for number in range(200_000)]
+    best = float("inf")
+    for _ in range(3):
+        begun = time.process_time()
+        sum(len(things[number * 7919 % len(things)]["name"]) for number in range(len(things)))
+        best = min(best, time.process_time() - begun)
+    return best * 1000
+
+
+def stolen_s() -> float:
+    """Seconds since the boot for which all cores of this machine were given to others (proc(5), /proc/stat)."""
+    first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(first[8]) / os.sysconf("SC_CLK_TCK")
+
+
 def rss_mib(pid: int) -> float:
     """Resident memory of a process."""
     found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
