@@ -297,12 +297,16 @@ def check_plan(world: "World", plan: RolloutPlan) -> None:
 
 
 def _note_failures(world: "World", plan: RolloutPlan) -> None:
+    """What is about to be written down counts when it is: who is killed before that has told nobody. While an agent
+    that is up has not answered, nobody knows what the node has become (ADR 44)."""
     for name, verdict in plan.verdicts.items():
         node = world.nodes[name]
         fence = node.fence
         if fence is None or fence.stage != "actuating" or fence.node_uid != node.uid:
             continue
-        if verdict.phase is Phase.FAILED:
+        awaited = verdict.reason is Reason.OBSERVATION_PENDING and name not in world.agents_down
+        writing = any(isinstance(action, UpdateFence) for action in verdict.actions)
+        if verdict.phase is Phase.FAILED and not writing and not awaited:
             world.ledger.failed.setdefault((fence.policy_uid, fence.generation), set()).add(node.uid)
             world.ledger.retries.setdefault(node.uid, node.retry)
 

@@ -23,6 +23,7 @@ from gpusharing.planning.actions import (
 )
 from gpusharing.planning.drain.evictions import is_accepted, is_seen, remember
 from gpusharing.planning.snapshot.views import GPUNodeView
+from gpusharing.planning.wanted.configured import known_times
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.words.reasons import Reason
 
@@ -63,7 +64,8 @@ def _restart(world: "World", action: RestartOperand) -> None:
 
 def _write_config(world: "World", action: WriteConfig) -> None:
     keys = [*action.plugin_configs, *parse_mig_file(action.mig_file)]
-    written = {key: world.stack.written.get(key, world.now) for key in keys}
+    known = known_times(world.stack.written, world.now)
+    written = {key: known.get(key, world.now) for key in keys}
     world.stack = replace(
         world.stack,
         plugin_configs=dict(action.plugin_configs),

@@ -9,7 +9,7 @@ from tests.build import at, make_cluster_policy, make_gpu, make_policy, make_sta
 from tests.planning.cases import pair_of
 
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.wanted.configured import configured_since
+from gpusharing.planning.wanted.configured import configured_since, known_times
 
 POLICY = make_policy()
 ENTRY, KEY = pair_of(POLICY)
@@ -27,6 +27,11 @@ def test_it_is_the_later_one_of_the_two_times_of_writing() -> None:
     assert since(STACK) == at(-100)
     assert since(replace(STACK, written={**STACK.written, ENTRY: at(-7)})) == at(-7)
     assert since(replace(STACK, written={**STACK.written, KEY: at(-5)})) == at(-5)
+
+
+def test_a_time_that_is_yet_to_come_says_nothing() -> None:
+    times = {"earlier": at(-1), "now": at(0), "later": at(1)}
+    assert known_times(times, at(0)) == {"earlier": at(-1), "now": at(0)}
 
 
 MISSING: dict[str, dict[str, Any]] = {

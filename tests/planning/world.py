@@ -34,6 +34,7 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
+from gpusharing.planning.wanted.configured import known_times
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.wanted.reset import under_deletion
 from gpusharing.planning.way.quiet import is_at_work
@@ -229,7 +230,7 @@ class World:
             nodes=dict(self.nodes),
             gpunodes=dict(self.gpunodes),
             policies=self.policies,
-            stack=self.stack,
+            stack=replace(self.stack, written=known_times(self.stack.written, self.now)),
             agents=frozenset(self.nodes.keys() - self.agents_down),
             mig_managers={name: machine.operand for name, machine in self.machines.items()},
             mps_daemons={n: daemon for n, m in self.machines.items() if (daemon := m.mps_daemon) is not None},

@@ -10,6 +10,7 @@ from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.sources import ConfigMapView
 from gpusharing.planning.wanted import migfile, pluginconfig
+from gpusharing.planning.wanted.configured import known_times
 
 MIG_KEY = "config.yaml"
 """The one key that mig-manager mounts (docs/design/nvidia.md#a10)."""
@@ -76,7 +77,7 @@ class OurConfigMaps:
 
     def written(self, now: datetime) -> dict[str, datetime]:
         """When the entries of both were written; a time that is yet to come says nothing."""
-        return {key: moment for key, moment in self._times.items() if moment <= now}
+        return known_times(self._times, now)
 
 
 def _newest(found: dict[str, Any]) -> dict[str, Any]:

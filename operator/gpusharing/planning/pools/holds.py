@@ -51,7 +51,8 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
     """The node failed after the point of no return in this generation of the policy, whatever became of it since."""
     fence = member.node.fence
     if fence is not None and fence.policy_uid == policy.uid:
-        fails = member.verdict.phase is Phase.FAILED and fence.stage == "actuating"
+        fails = member.verdict.phase is Phase.FAILED or fence.failed is not None
+        fails = fails and fence.stage == "actuating"
         if (fails and fence.generation == policy.generation) or fence.failed_generation == policy.generation:
             return True
     return failed_in(member.node, policy) == policy.generation

@@ -92,6 +92,9 @@ class Fence:
     """The class of disruption that the plan showed, which may have risen since. None: not recorded."""
     failed_generation: int = 0
     """The generation of the policy in which this change failed after the PNR before; 0: it did not."""
+    failed: Moment | None = None
+    """When the last run was first seen to have failed after the PNR; None: it was not, or an older operator saw it. At
+    or after `deadline`: by the clock, whatever that says since."""
     rolls_back: bool = False
     """The change of this generation has failed, and the node goes back to what was proven on it last. Holds until the
     policy is edited or a person sets another value of the retry annotation."""

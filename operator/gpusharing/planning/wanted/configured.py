@@ -1,12 +1,18 @@
 """Since when our ConfigMaps hold just what a node needs: the content counts, not the name (ADR 16)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted import migfile
+
+
+def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
+    """When entries were written, by key. A time that is yet to come says nothing: the clock was set back since. Such an
+    entry is written anew, with a time that is waited for no longer than any other."""
+    return {key: moment for key, moment in times.items() if moment <= now}
 
 
 def configured_since(

@@ -17,7 +17,13 @@ from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.way.attempts import actuation_limit, corrects_drift, goes_back, remembered
+from gpusharing.planning.way.attempts import (
+    actuation_limit,
+    corrects_drift,
+    goes_back,
+    remembered,
+    still_failed,
+)
 from gpusharing.planning.way.gates import CORDONING, PROPAGATION, find_gate
 from gpusharing.planning.way.idle import next_poll, way_to_idle
 from gpusharing.planning.way.marks import unmarked
@@ -119,6 +125,7 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     told = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     plugin_changes = find_entry(told, case.stack) != find_entry(goal.plugin_key, case.stack)
     gfd_started = node.labels.get(names.LABEL_GFD_TIMESTAMP, "") if plugin_changes else ""
+    same = (fence.policy_uid, fence.generation) == (policy.uid, policy.generation)
     step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
     begun = replace(
         fence,
@@ -144,6 +151,7 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         retry=node.retry,
         owed="",
         jobs=False,
+        failed=still_failed(case) if same else None,
         rolls_back=goes_back(case),
         failure=fence.failure if goes_back(case) else "",
     )

@@ -21,7 +21,15 @@ from gpusharing.planning.proof.verify import Comparison, Evidence, find_mismatch
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.actuation import restart_pod, run
-from gpusharing.planning.way.attempts import goes_back, owe, owed_for, proven, retry_command, was_asked_again
+from gpusharing.planning.way.attempts import (
+    goes_back,
+    is_late,
+    owe,
+    owed_for,
+    proven,
+    retry_command,
+    was_asked_again,
+)
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import Trouble, find_trouble, next_look
@@ -48,7 +56,7 @@ def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
-    if case.now < case.fence.deadline:
+    if not is_late(case):
         return replace(verdict, wake=min(verdict.wake or case.fence.deadline, case.fence.deadline))
     reason = verdict.reason
     if reason is Reason.ACTUATION_IN_PROGRESS:
@@ -262,8 +270,7 @@ def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """By the same way to an idle node as before."""
-    in_time = aimed.owed or aimed.case.now < aimed.case.fence.deadline
-    return aimed.run() if in_time else None
+    return aimed.run() if aimed.owed or not is_late(aimed.case) else None
 
 
 def _changed_late(aimed: _Aimed) -> Verdict:

@@ -1,9 +1,10 @@
 """How often a change was tried and what came of it: deferrals, retries, corrected drift, and the record of a proof."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from gpusharing.api import names
+from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.actions import UpdateFence
@@ -11,7 +12,7 @@ from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.way.verdict import FencedCase, NodeCase
+from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
 PROOF = 120.0
@@ -45,10 +46,38 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
             retry=case.node.retry,
             restart_uid="",
             daemon_uid="",
+            failed=None if failed else still_failed(case),
             failed_generation=case.fence.generation if failed else case.fence.failed_generation,
             rolls_back=goes_back(case),
         ),
     )
+
+
+def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
+    """The verdict of a node past the PNR with the record that it has failed, which is made once.
+
+    What was seen must not depend on a clock that may be set back: it would be derived from it again, and a rollout that
+    this failure has halted would go on. What a Ready agent is about to answer comes before that: a result counts more
+    than the clock, and an operator that was away finds many a deadline over.
+    """
+    if verdict.reason is Reason.OBSERVATION_PENDING and case.agent_ready:
+        return verdict
+    ours = case.fence.node_uid == case.node.uid and case.assessment is not None
+    if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
+        return verdict
+    return verdict.then(*verdict.actions, UpdateFence(case.node, replace(case.fence, failed=case.now)))
+
+
+def still_failed(case: FencedCase) -> datetime | None:
+    """When the change was seen to have failed, for a run that begins by itself; None: it was not. Only a proof, a
+    person or another generation ends that. Never later than now, for a new deadline is counted from now."""
+    return None if case.fence.failed is None else min(case.fence.failed, case.now)
+
+
+def is_late(case: FencedCase) -> bool:
+    """The deadline after the PNR is over, or was when somebody looked."""
+    seen, deadline = case.fence.failed, case.fence.deadline
+    return case.now >= deadline or (seen is not None and seen >= deadline)
 
 
 def proof_time(case: NodeCase) -> timedelta:
@@ -119,21 +148,23 @@ def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     again = earlier is not None and earlier.generation == generation and earlier.policy_uid in ("", uid)
     count = earlier.count + 1 if earlier is not None and again else 1
     wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))
-    until, failed = case.now + wait, case.fence.failed_generation
+    until, failed = case.now + wait, _failed_generation(case.fence)
     return Deferred(count, until, str(reason), generation, case.node.retry, uid, failed)
 
 
 def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
     """What is left on a node that is given back without a wait: that the change had failed; None: it had not, or the
     last proof knows."""
-    fence, proof = case.fence, case.node.verified
-    known = proof is not None and (proof.policy_uid, proof.failed_generation) == (
-        fence.policy_uid,
-        fence.failed_generation,
-    )
-    if not fence.failed_generation or known:
+    fence, proof, failed = case.fence, case.node.verified, _failed_generation(case.fence)
+    known = proof is not None and (proof.policy_uid, proof.failed_generation) == (fence.policy_uid, failed)
+    if not failed or known:
         return None
     return replace(next_deferral(case, reason), count=0, until=case.now)
+
+
+def _failed_generation(fence: Fence) -> int:
+    """The generation in which the change has failed, now or before; 0: it did not."""
+    return fence.failed_generation if fence.failed is None else fence.generation
 
 
 def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:

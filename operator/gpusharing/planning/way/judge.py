@@ -10,7 +10,7 @@ from gpusharing.planning.proof.assess import Assessed, Assessment, Refused, Unob
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.attempts import adopted
+from gpusharing.planning.way.attempts import adopted, note_failure
 from gpusharing.planning.way.before import before_pnr
 from gpusharing.planning.way.gates import find_gate, find_switched_off
 from gpusharing.planning.way.marks import unmarked
@@ -83,9 +83,10 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
         return yielded(case)
     verdict = after_pnr(case)
     heir = policies.get(case.owner)
-    if verdict.phase is not Phase.FAILED or heir is None or heir.name == case.fence.policy:
-        return verdict
-    return verdict if case.fence.node_uid != case.node.uid else _hand_over(case, verdict, heir)
+    lost = heir is not None and heir.name != case.fence.policy and case.fence.node_uid == case.node.uid
+    if verdict.phase is Phase.FAILED and heir is not None and lost:
+        return _hand_over(case, verdict, heir)
+    return note_failure(case, verdict)
 
 
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
