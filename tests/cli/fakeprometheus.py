@@ -39,7 +39,7 @@ DAY: Mapping[str, Answer] = {
     "gpusharing_slice_seconds_total": vector((HELD, "43200")),
     "gpusharing_idle_slice_seconds_total": vector(({**GPU, "resource": "nvidia.com/gpu"}, "43200")),
     "increase(gpusharing_gpu_seconds_total": vector((GPU, "86400")),
-    "gpusharing_policy_gpu_hourly_price": vector(({"policy": "pool-x", "currency": "USD"}, "2")),
+    "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price": vector(({"policy": "pool-x", "currency": "USD"}, "2")),
     "gpusharing_device_slices": vector(({"node": "gpu-1", "resource": "nvidia.com/gpu"}, "1")),
 }
 """A GPU for a day, by what is in the query: half of it team-a's."""

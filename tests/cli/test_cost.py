@@ -216,7 +216,7 @@ def test_accounts_beyond_the_bound_of_a_node_are_explained(desk: Desk, fake: Fak
 
 
 def test_values_that_are_no_numbers_are_left_out(desk: Desk, fake: FakePrometheus) -> None:
-    fake.answers["node_gpu_hourly_cost"] = vector(({"node": "gpu-1"}, "NaN"))
+    fake.answers["(avg by (node) (node_gpu_hourly_cost"] = vector(({"node": "gpu-1"}, "NaN"))
     assert "USD 2.00 (policy)" in ask(desk, fake).out
 
 

@@ -110,6 +110,19 @@ def rough() -> Iterator[Node]:
     )
     for replica in ("a", "b"):
         yield whole("gpu-1", "double", labels={"replica": replica})
+    # For some hours of a day another Prometheus scraped the agents too.
+    yield whole("gpu-1", "passing")
+    yield whole("gpu-1", "passing", labels={"replica": "b"}, unseen=((0.0, 2.0), (20.0, 999.0)))
+    # One Prometheus scrapes them twice.
+    for job in ("agents", "pods"):
+        yield whole("gpu-1", "jobs", labels={"job": job})
+    # One of two nodes was not scraped over midnight.
+    yield whole("gpu-1", "unseen")
+    yield whole("gpu-2", "unseen", unseen=((18.0, 30.0),))
+    yield whole("gpu-1", "leaders")
+    yield whole("gpu-1", "late")
+    yield whole("gpu-1", "two", labels={"zone": "a"})
+    yield whole("gpu-2", "two", labels={"zone": "b"})
     # The agent's pod was replaced: another series, which begins with 0.
     half = SHORT // 2
     held = {("team-a", WHOLE): Fraction(1)}
@@ -124,10 +137,18 @@ def other_prices() -> Iterator[Gauge]:
     """What the clusters of `rough` have."""
     name = "gpusharing_policy_gpu_hourly_price"
     dollars = {"policy": "pool-x", "currency": "USD"}
-    for cluster in ("restarts", "gaps", "young", "gone", "mixed", "replaced"):
+    for cluster in ("restarts", "gaps", "young", "gone", "mixed", "replaced", "passing", "unseen"):
         yield Gauge(name, {"cluster": cluster, **dollars}, "2")
     for replica in ("a", "b"):
         yield Gauge(name, {"cluster": "double", "replica": replica, **dollars}, "2")
+    yield Gauge(name, {"cluster": "jobs", "job": "operator", **dollars}, "2")
+    # The operator was replaced, with another price, for the last of 24 hours.
+    yield Gauge(name, {"cluster": "leaders", "instance": "1", **dollars}, "2", hours=(0, 46))
+    yield Gauge(name, {"cluster": "leaders", "instance": "2", **dollars}, "26", hours=(47, SHORT))
+    for zone, price in (("a", "2"), ("b", "4")):
+        yield Gauge(name, {"cluster": "two", "zone": zone, **dollars}, price)
+    for value, hours in (("0", (0, 10)), ("3", (11, SHORT))):
+        yield Gauge("node_gpu_hourly_cost", {"cluster": "late", "node": "gpu-1"}, value, hours)
     yield Gauge(name, {"cluster": "mixed", "policy": "pool-y", "currency": "EUR"}, "1")
     yield Gauge("node_gpu_hourly_cost", {"cluster": "negative", "node": "gpu-1"}, "-1")
 
@@ -315,6 +336,49 @@ def test_two_prometheus_with_the_same_series_bill_nothing_twice(desk: Desk, prom
         desk, prometheus, "--selector", 'cluster="double",replica="a"', "-o", "json", cluster="double"
     )
     assert data(chosen)["totals"][0]["cost"] == "96.00"
+
+
+def test_a_second_prometheus_that_came_and_went_within_a_day_is_found(desk: Desk, prometheus: str) -> None:
+    said = ask(desk, prometheus, cluster="passing")
+    assert (said.status, said.out) == (FAILED, "")
+    assert "gpu-1 would be billed twice: its series differ in the label replica (, b)" in said.err
+
+
+def test_a_selector_of_a_job_leaves_prices_as_they_are(desk: Desk, prometheus: str) -> None:
+    said = ask(desk, prometheus, cluster="jobs")
+    assert "Choose one: --selector 'job=\"agents\"'" in said.err
+    chosen = ask(desk, prometheus, "--selector", 'cluster="jobs",job="agents"', "-o", "json", cluster="jobs")
+    assert (chosen.status, data(chosen)["totals"][0]["cost"]) == (DONE, "96.00")
+
+
+def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, prometheus: str) -> None:
+    said = ask(desk, prometheus, "-o", "json", cluster="unseen")
+    assert said.status == CHANGES
+    (missing,) = data(said)["missing"]
+    assert missing.startswith("Prometheus did not see gpu-2 for a while, and 12.")
+    assert data(said)["totals"][0]["gpuHours"] == pytest.approx(84, abs=0.3)
+
+
+def test_a_price_counts_by_how_long_it_was_told_whoever_told_it(desk: Desk, prometheus: str) -> None:
+    found = data(ask(desk, prometheus, "-o", "json", "--window", "1d", cluster="leaders"))
+    # 26 for one or two of 24 hours, and 2 else; the mean of the two who told it would be 14.
+    assert 2.9 < float(found["pools"][0]["prices"][0]["gpuHour"]) < 4.1
+
+
+def test_what_opencost_does_not_know_yet_is_no_price_of_0(desk: Desk, prometheus: str) -> None:
+    found = data(ask(desk, prometheus, "-o", "json", cluster="late"))
+    assert found["totals"][0]["cost"] == "144.00"
+
+
+def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prometheus: str) -> None:
+    said = ask(desk, prometheus, "-o", "json", cluster="two")
+    assert said.status == CHANGES
+    (missing,) = data(said)["missing"]
+    assert missing.endswith(
+        "policy pool-x has several prices at once, as where several clusters have it: choose one by --selector"
+    )
+    chosen = ask(desk, prometheus, "--selector", 'cluster="two",zone="b"', "-o", "json", cluster="two")
+    assert data(chosen)["totals"][0]["cost"] == "192.00"
 
 
 def test_a_window_without_any_history_says_what_to_look_at(desk: Desk, prometheus: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gpusharing.cli.arguments import parse
 from gpusharing.cli.cost import seconds_of, selector_of, wish_of
 from gpusharing.cli.costtext import amount, hours_of, money
-from gpusharing.cli.metered import days, label_of
+from gpusharing.cli.meterqueries import Wish, days, label_of, of_others, queries_of
 from gpusharing.cli.pricing import Prices, read_prices
 from gpusharing.cli.prometheus import Series, place_of
 from gpusharing.cli.troubles import Trouble
@@ -81,7 +81,17 @@ def test_labels_are_called_as_kube_state_metrics_calls_them() -> None:
     assert label_of("namespace") == ""
 
 
+def test_what_selects_agents_selects_no_prices() -> None:
+    assert of_others('cluster="a,b", job="x",replica=~"1|2"') == 'cluster="a,b",replica=~"1|2"'
+    assert of_others('node="gpu-1"') == ""
+    queries = queries_of(Wish(0, 86400, "team", 'job="x"'), 86400)
+    assert [query for query in queries if "job=" not in query] == [
+        *queries[8:12], queries[-1]
+    ]  # fmt: skip
+
+
 def test_a_window_is_asked_for_a_day_at_a_time() -> None:
+    assert days(0, 86460) == [(0, 86460)], "a minute may have no point of a subquery"
     assert days(0, 90000) == [(0, 3600), (3600, 90000)]
     assert days(0, 172800) == [(0, 86400), (86400, 172800)]
     assert days(0, 600) == [(0, 600)]
@@ -123,6 +133,22 @@ def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
     }
     assert found("gpu-1", "pool-x", told) == "its GPUs (a, b) have several"
     assert found("gpu-1", "pool-x", {**told, "products": told["products"][:1]}) == "nobody tells it"
+
+
+def test_prices_of_several_clusters_have_no_mean() -> None:
+    told = {
+        "opencost": [one(2.5, node="gpu-1")],
+        "policies": [one(3, policy="pool-x", currency="USD")],
+        "products": [one(1.1, product="NVIDIA-A100", currency="EUR")],
+        "cards": [one(1, node="gpu-3", product="NVIDIA A100")],
+    }
+    places = {"node": ("gpu-1", ""), "policy": ("gpu-2", "pool-x"), "product": ("gpu-3", "pool-y")}
+    for label, (node, policy) in places.items():
+        name = {"node": "gpu-1", "policy": "pool-x", "product": "NVIDIA A100"}[label]
+        rivals = [one(9, **{label: name})]
+        why = found(node, policy, {**told, "rivals": rivals})
+        assert f"{label} {name.replace(' ', '-')} has several prices at once" in str(why)
+        assert isinstance(found(node, policy, {**told, "rivals": [one(9, other=name)]}), Price)
 
 
 def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:

@@ -10,7 +10,8 @@ from argparse import Namespace
 
 from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.costtext import Answer, as_csv, as_data, describe
-from gpusharing.cli.metered import POLICY, Wish, read_metered
+from gpusharing.cli.metered import read_metered
+from gpusharing.cli.meterqueries import MATCHER, POLICY, Wish
 from gpusharing.cli.prometheus import Place, Prometheus, place_of, prometheus_at
 from gpusharing.cli.promservice import find_place
 from gpusharing.cli.session import Session
@@ -96,14 +97,11 @@ def seconds_of(window: str) -> int:
     return seconds
 
 
-_MATCHER = re.compile(r'\s*[a-zA-Z_][a-zA-Z0-9_]*\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"\s*')
-
-
 def selector_of(selector: str) -> str:
     """Matchers of PromQL, as they were typed. Raises Trouble for what is none."""
     rest = selector.strip().removeprefix("{").removesuffix("}").strip()
     at = 0
-    while rest and (found := _MATCHER.match(rest, at)):
+    while rest and (found := MATCHER.match(rest, at)):
         at = found.end()
         if at == len(rest):
             return rest

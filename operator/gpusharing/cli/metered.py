@@ -5,7 +5,6 @@ The window is asked for a day at a time, so that a price counts for the days on 
 large. `increase` extends a series to both ends of the day, bridges gaps and knows when a counter began anew.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,24 @@ from itertools import pairwise
 
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.ages import length
-from gpusharing.cli.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC, REMEDY, Prices, read_prices
+from gpusharing.cli.meterqueries import (
+    EXPORTED,
+    GPUS,
+    NAMESPACE,
+    POLICY,
+    TARGET,
+    Wish,
+    braced,
+    days,
+    label_of,
+    queries_of,
+)
+from gpusharing.cli.pricing import CHOOSE, REMEDY, Prices, read_prices
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
 from gpusharing.cli.troubles import Trouble
 from gpusharing.planning.gpus.bills import MICROS, Basis, Cell, Part, Price
+from gpusharing.planning.words.lengths import some
 
-DAY = 86400.0
 LOOKBACK = 300.0
 """Seconds for which Prometheus goes on telling a value (--query.lookback-delta): shorter gaps nobody sees."""
 MOST_POINTS = 3000
@@ -28,24 +39,8 @@ TOLERANCE = 0.01
 """Of a pool's GPU time; the ends of series that come and go in a day make less."""
 OTHERS = "_others"
 """The namespace of accounts beyond the meter's bound (gpusharing/agent/meter.py)."""
-TARGET = ("__name__", "instance", "pod", "container", "endpoint", "uid")
-"""Labels by which an agent's series differ from those of its successor on the same node."""
-NAMESPACE, POLICY = "namespace", "policy"
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What is asked for."""
-
-    start: float
-    end: float
-    """Seconds since 1970."""
-    by: str = NAMESPACE
-    """NAMESPACE, POLICY, or a label of namespaces."""
-    selector: str = ""
-    """Matchers for every series, without braces."""
-    currency: str = "USD"
-    """Of OpenCost's prices."""
+MISSED = 3600.0
+"""GPU-seconds of a node that are worth a word; a scrape interval at the end of each day is less."""
 
 
 @dataclass(slots=True)
@@ -68,6 +63,9 @@ class _Day:
     stranded: list[Series]
     transition: list[Series]
     gpus: list[Series]
+    firsts: list[Series]
+    lasts: list[Series]
+    """The least and the most of a node's counters of GPU time."""
     shared: Mapping[tuple[str, str], float]
     """By node and resource: the most slices of one device."""
     prices: Prices
@@ -82,17 +80,19 @@ async def read_metered(prometheus: Prometheus, wish: Wish) -> Metered:
     unpriced: dict[tuple[str, str], float] = {}
     parts: dict[str, float] = {}
     gpus: dict[str, float] = {}
+    unseen = _Unseen()
     for start, end in days(wish.start, wish.end):
         day = await _read_day(prometheus, wish, start, end)
         _add(found, day, wish.by, unpriced)
         found.missing += [fault for fault in day.prices.faults if fault not in found.missing]
         _sum(parts, (*day.held, *day.idle, *day.stranded, *day.transition))
         _sum(gpus, day.gpus)
+        unseen.add(day.gpus, day.firsts, day.lasts)
     held = [cell for cell in found.cells if cell.part is Part.HELD]
     if label_of(wish.by) and held and not any(cell.tenant for cell in held):
         raise Trouble(no_label(wish.by))
     found.missing += _unpriced(unpriced)
-    found.missing += _lacking(parts, gpus)
+    found.missing += [*_lacking(parts, gpus), *unseen.told()]
     found.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     if any(cell.tenant == OTHERS for cell in found.cells):
         found.remarks.append(
@@ -107,15 +107,6 @@ def _sum(counts: dict[str, float], found: Iterable[Series]) -> None:
         counts[policy] = counts.get(policy, 0.0) + one.value
 
 
-def days(start: float, end: float) -> list[tuple[float, float]]:
-    """The window in stretches of at most a day, oldest first; the last ones are whole days."""
-    found: list[tuple[float, float]] = []
-    while end - start > DAY:
-        found.append((end - DAY, end))
-        end -= DAY
-    return [*([(start, end)] if end > start else []), *reversed(found)]
-
-
 def no_label(label: str) -> str:
     """What to say where no namespace has the label."""
     return (
@@ -124,76 +115,49 @@ def no_label(label: str) -> str:
     )
 
 
-def _queries(wish: Wish, seconds: int) -> list[str]:
-    """What is asked of one stretch, in the order in which `_read_day` takes it apart."""
-    span, chosen = f"[{seconds}s]", f"{{{wish.selector}}}" if wish.selector else ""
-
-    def grown(name: str, *labels: str) -> str:
-        return f"sum by (node, {', '.join(labels)}) (increase({name}{chosen}{span}))"
-
-    def mean(name: str, *labels: str) -> str:
-        return f"avg by ({', '.join(labels)}) (avg_over_time({name}{chosen}{span}))"
-
-    queries = [
-        grown("gpusharing_slice_seconds_total", POLICY, NAMESPACE, "exported_namespace", "resource"),
-        grown("gpusharing_idle_slice_seconds_total", POLICY, "resource"),
-        grown("gpusharing_stranded_slice_seconds_total", POLICY),
-        grown("gpusharing_transition_slice_seconds_total", POLICY),
-        grown("gpusharing_gpu_seconds_total", POLICY),
-        f"max by (node, resource) (max_over_time(gpusharing_device_slices{chosen}{span}))",
-        mean(OPENCOST_METRIC, "node"),
-        mean(POLICY_METRIC, POLICY, "currency"),
-        mean(PRODUCT_METRIC, "product", "currency"),
-        f"max by (node, product) (max_over_time(gpusharing_agent_gpu_info{chosen}{span}))",
-        f"count by (node, {POLICY}) (gpusharing_gpu_seconds_total{chosen}) > 1",
-    ]
-    if label := label_of(wish.by):
-        matchers = ",".join(filter(None, (wish.selector, f'{label}!=""')))
-        # When each label was last seen: a namespace may have gone, or have changed hands.
-        last = f"timestamp(kube_namespace_labels{{{matchers}}})[{seconds}s:5m]"
-        queries.append(f"max by ({NAMESPACE}, {label}) (max_over_time({last}))")
-    return queries
-
-
 async def _read_day(prometheus: Prometheus, wish: Wish, start: float, end: float) -> _Day:
-    queries = _queries(wish, round(end - start))
+    queries = queries_of(wish, round(end - start))
     (
         held,
         idle,
         stranded,
         transition,
         gpus,
+        firsts,
+        lasts,
         shared,
         opencost,
         policies,
         products,
+        rivals,
         cards,
         twice,
         *teams,
     ) = await side_by_side(*(prometheus.instant(query, end) for query in queries))
-    if twice:
-        await _refuse_doubles(prometheus, wish, twice, end)
+    _refuse_doubles(twice)
     return _Day(
         held,
         idle,
         stranded,
         transition,
         gpus,
+        firsts,
+        lasts,
         {(one.labels.get("node", ""), one.labels.get("resource", "")): one.value for one in shared},
-        read_prices(opencost, policies, products, cards, currency=wish.currency),
+        read_prices(opencost, policies, products, cards, rivals=rivals, currency=wish.currency),
         _teams(teams[0], label_of(wish.by)) if teams else {},
     )
-
-
-def label_of(by: str) -> str:
-    """How kube-state-metrics calls a label of namespaces; empty: none is asked for."""
-    return "" if by in (NAMESPACE, POLICY) else f"label_{re.sub('[^a-zA-Z0-9_]', '_', by)}"
 
 
 def _teams(found: Sequence[Series], label: str) -> dict[str, str]:
     """The last that was seen of each namespace."""
     ordered = sorted(found, key=lambda one: (one.value, one.labels.get(label, "")))
-    return {one.labels.get(NAMESPACE, ""): one.labels.get(label, "") for one in ordered}
+    return {_namespace(one): one.labels.get(label, "") for one in ordered}
+
+
+def _namespace(one: Series) -> str:
+    # A Prometheus that does not honour labels renames the one that was told.
+    return one.labels.get(EXPORTED) or one.labels.get(NAMESPACE, "")
 
 
 def _add(found: Metered, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
@@ -214,8 +178,7 @@ def _add(found: Metered, day: _Day, by: str, unpriced: dict[tuple[str, str], flo
 
 
 def _tenant(one: Series, day: _Day, by: str) -> str:
-    # A Prometheus with overrideHonorLabels renames the label that the agent gave.
-    namespace = one.labels.get("exported_namespace") or one.labels.get(NAMESPACE, "")
+    namespace = _namespace(one)
     if by == POLICY:
         return ""
     return namespace if by == NAMESPACE or namespace == OTHERS else day.teams.get(namespace, "")
@@ -229,7 +192,8 @@ def _basis(resource: str, most: float | None) -> Basis:
 
 def _unpriced(unpriced: Mapping[tuple[str, str], float]) -> list[str]:
     return [
-        f"no price is known for {seconds / 3600:,.1f} GPU-hours of {_pool(policy)}: {why}; {REMEDY}"
+        f"no price is known for {seconds / 3600:,.1f} GPU-hours of {_pool(policy)}: {why}"
+        + ("" if why.endswith(CHOOSE) else f"; {REMEDY}")
         for (policy, why), seconds in sorted(unpriced.items())
         if seconds > 0
     ]
@@ -249,17 +213,56 @@ def _lacking(parts: Mapping[str, float], gpus: Mapping[str, float]) -> list[str]
     ]
 
 
+class _Unseen:
+    """What agents counted while Prometheus did not see them: a counter begins a day above where it ended one before.
+
+    Where it began anew meanwhile, nobody knows how much that was.
+    """
+
+    def __init__(self) -> None:
+        self._ended: dict[tuple[str, str], float] = {}
+        self._seen: Counter[tuple[str, str]] = Counter()
+        self._lost: Counter[tuple[str, str]] = Counter()
+
+    def add(self, grown: Iterable[Series], firsts: Iterable[Series], lasts: Iterable[Series]) -> None:
+        """Answers for the day after those of before."""
+        for one in grown:
+            self._seen[_node(one)] += round(one.value)
+        for one in firsts:
+            self._lost[_node(one)] += max(0, round(one.value - self._ended.get(_node(one), one.value)))
+        self._ended |= {_node(one): one.value for one in lasts}
+
+    def told(self) -> list[str]:
+        """A sentence, if there is something to say."""
+        lost = {
+            key: count
+            for key, count in self._lost.items()
+            if count > MISSED and count > TOLERANCE * self._seen[key]
+        }
+        if not lost:
+            return []
+        names = some(sorted({node or "a node" for node, _ in lost}))
+        return [
+            f"Prometheus did not see {names} for a while, and {sum(lost.values()) / 3600:,.1f} GPU-hours that were"
+            " metered meanwhile are billed to nobody"
+        ]
+
+
+def _node(one: Series) -> tuple[str, str]:
+    return one.labels.get("node", ""), one.labels.get(POLICY, "")
+
+
 async def _gaps(prometheus: Prometheus, wish: Wish) -> list[str]:
     """What of the window Prometheus has nothing of. Raises Trouble where that is all of it."""
     step = max(60.0, (wish.end - wish.start) / MOST_POINTS)
-    chosen = f"{{{wish.selector}}}" if wish.selector else ""
-    query = f"count(gpusharing_gpu_seconds_total{chosen})"
+    chosen = braced(wish.selector)
+    query = f"count({GPUS}{chosen})"
     found = await prometheus.between(query, wish.start, wish.end, step)
     seen = [at for one in found for at, _ in one.points]
     if not seen:
         where = f" for {chosen}" if chosen else ""
         raise Trouble(
-            f"{prometheus.place.where} has nothing of the meter in this window (gpusharing_gpu_seconds_total){where}:"
+            f"{prometheus.place.where} has nothing of the meter in this window ({GPUS}){where}:"
             " does it scrape the agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that it"
             " selects by"
         )
@@ -281,23 +284,21 @@ async def _gaps(prometheus: Prometheus, wish: Wish) -> list[str]:
     return told
 
 
-async def _refuse_doubles(prometheus: Prometheus, wish: Wish, twice: Sequence[Series], at: float) -> None:
+def _refuse_doubles(twice: Iterable[Series]) -> None:
     """Raises Trouble where a node is in Prometheus twice, but not where an agent has just followed another."""
-    node = min(one.labels.get("node", "") for one in twice)
-    matchers = ",".join(filter(None, (wish.selector, f'node="{node}"')))
-    found = await prometheus.instant(f"gpusharing_gpu_seconds_total{{{matchers}}}", at)
-    values: dict[str, set[str]] = {}
-    for label in sorted({name for one in found for name in one.labels}):
-        values[label] = {one.labels.get(label, "") for one in found}
-    differ = [name for name, told in values.items() if len(told) > 1 and name not in (*TARGET, POLICY)]
-    if not differ:
-        return
-    label = differ[0]
-    told = sorted(values[label])
-    raise Trouble(
-        f"{node or 'a node'} would be billed twice: its series differ in the label {label} ({', '.join(told[:5])}),"
-        f" as where two Prometheus scrape the same agents. Choose one: --selector '{label}=\"{told[0]}\"'"
-    )
+    found: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for one in twice:
+        found.setdefault(_node(one), []).append(one.labels)
+    for (node, _), series in sorted(found.items()):
+        for label in sorted({name for labels in series for name in labels}):
+            told = sorted({labels.get(label, "") for labels in series})
+            if label in TARGET or len(told) < 2:
+                continue
+            raise Trouble(
+                f"{node or 'a node'} would be billed twice: its series differ in the label {label}"
+                f" ({', '.join(told[:5])}), as where two Prometheus scrape the same agents. Choose one:"
+                f" --selector '{label}=\"{told[0]}\"'"
+            )
 
 
 def moment(at: float) -> str:

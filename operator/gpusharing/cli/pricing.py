@@ -20,6 +20,8 @@ REMEDY = (
     " counts from the moment at which Prometheus sees it"
 )
 """What to do about a price that nobody knows."""
+CHOOSE = "choose one by --selector"
+"""What to do about prices of several clusters."""
 
 
 @dataclass(slots=True)
@@ -34,6 +36,8 @@ class Prices:
     """By product and currency."""
     cards: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The products of each node."""
+    rivals: frozenset[tuple[str, str]] = frozenset()
+    """Label and value of nodes, policies and products that have several prices at once: their mean is nobody's."""
     currency: str = "USD"
     """Of OpenCost's prices."""
     faults: tuple[str, ...] = ()
@@ -42,9 +46,11 @@ class Prices:
     def find(self, node: str, policy: str) -> Price | str:
         """The price, or why there is none."""
         if node in self.opencost:
+            if ("node", node) in self.rivals:
+                return _rivalry(f"node {node}")
             return Price(self.opencost[node], self.currency, OPENCOST)
         if policy in self.policies:
-            return _only(self.policies[policy], POLICY, f"policy {policy}")
+            return self._only(("policy", policy), self.policies[policy], POLICY)
         found = {
             product: self.products[product]
             for product in self.cards.get(node, ())
@@ -52,17 +58,23 @@ class Prices:
         }
         if not found or len(found) < len(self.cards[node]):
             return "nobody tells it"
-        prices = [_only(told, CHART, product) for product, told in sorted(found.items())]
+        prices = [self._only(("product", product), told, CHART) for product, told in sorted(found.items())]
         if any(price != prices[0] for price in prices):
             return f"its GPUs ({', '.join(sorted(found))}) have several"
         return prices[0]
 
+    def _only(self, key: tuple[str, str], told: Mapping[str, Fraction], source: str) -> Price | str:
+        whose = " ".join(key)
+        if len(told) > 1:
+            return f"{whose} had several currencies on that day ({', '.join(sorted(told))})"
+        if key in self.rivals:
+            return _rivalry(whose)
+        ((currency, amount),) = told.items()
+        return Price(amount, currency, source)
 
-def _only(told: Mapping[str, Fraction], source: str, whose: str) -> Price | str:
-    if len(told) > 1:
-        return f"{whose} had several currencies on that day ({', '.join(sorted(told))})"
-    ((currency, amount),) = told.items()
-    return Price(amount, currency, source)
+
+def _rivalry(whose: str) -> str:
+    return f"{whose} has several prices at once, as where several clusters have it: {CHOOSE}"
 
 
 def read_prices(
@@ -72,8 +84,9 @@ def read_prices(
     cards: Iterable[Series],
     *,
     currency: str,
+    rivals: Iterable[Series] = (),
 ) -> Prices:
-    """From answers; a price below 0 is left out, and told."""
+    """From answers; a price below 0 is left out, and told. `rivals`: series of which there are several prices."""
     faults: list[str] = []
     by_node: dict[str, Fraction] = {}
     for one in opencost:
@@ -90,6 +103,12 @@ def read_prices(
         _by(policies, "policy", POLICY_METRIC, faults),
         {_dashed(name): told for name, told in _by(products, "product", PRODUCT_METRIC, faults).items()},
         {node: frozenset(found) for node, found in on_nodes.items()},
+        frozenset(
+            (name, _dashed(one.labels[name]))
+            for one in rivals
+            for name in ("node", "policy", "product")
+            if name in one.labels
+        ),
         currency,
         tuple(faults),
     )

@@ -1,0 +1,109 @@
+"""What is asked of Prometheus for a bill, as PromQL, and of which stretches of time. Pure."""
+
+import re
+from dataclasses import dataclass
+
+from gpusharing.cli.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
+
+DAY = 86400.0
+SHORT = 600.0
+"""Seconds: a shorter stretch is no day of its own, for it may lie between two points of a subquery."""
+POINTS = "5m"
+"""Between the points of a subquery."""
+TARGET = ("__name__", "instance", "pod", "container", "endpoint", "uid")
+"""Labels by which an agent's series differ from those of its successor on the same node."""
+OF_TARGETS = frozenset((*TARGET, "job", "namespace", "node", "service"))
+"""Labels that say who was scraped: prices and labels of namespaces are told by others than the agents."""
+NAMESPACE, POLICY, EXPORTED = "namespace", "policy", "exported_namespace"
+GPUS = "gpusharing_gpu_seconds_total"
+MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"\s*')
+"""Of PromQL: label, operator, value."""
+_PRICES = (
+    (OPENCOST_METRIC, "node", " != 0"),
+    (POLICY_METRIC, f"{POLICY}, currency", ""),
+    (PRODUCT_METRIC, "product, currency", ""),
+)
+"""Each with the labels of a price, and which values count: OpenCost's 0 is what it does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked for."""
+
+    start: float
+    end: float
+    """Seconds since 1970."""
+    by: str = NAMESPACE
+    """NAMESPACE, POLICY, or a label of namespaces."""
+    selector: str = ""
+    """Matchers, without braces: those of OF_TARGETS for the agents' series, the others for every series."""
+    currency: str = "USD"
+    """Of OpenCost's prices."""
+
+
+def days(start: float, end: float) -> list[tuple[float, float]]:
+    """The window in stretches of about a day at most, oldest first; the last ones are whole days."""
+    found: list[tuple[float, float]] = []
+    while end - start >= DAY + SHORT:
+        found.append((end - DAY, end))
+        end -= DAY
+    return [*([(start, end)] if end > start else []), *reversed(found)]
+
+
+def label_of(by: str) -> str:
+    """How kube-state-metrics calls a label of namespaces; empty: none is asked for."""
+    return "" if by in (NAMESPACE, POLICY) else f"label_{re.sub('[^a-zA-Z0-9_]', '_', by)}"
+
+
+def of_others(selector: str) -> str:
+    """What of the matchers holds for series that the agents do not tell."""
+    return ",".join(one[0].strip() for one in MATCHER.finditer(selector) if one[1] not in OF_TARGETS)
+
+
+def queries_of(wish: Wish, seconds: int) -> list[str]:
+    """What is asked of one stretch; `metered` takes the answers apart in this order."""
+    span, points = f"[{seconds}s]", f"[{seconds}s:{POINTS}]"
+    chosen, others = braced(wish.selector), braced(of_others(wish.selector))
+    counters = f"{GPUS}{chosen}"
+
+    def grown(name: str, *labels: str) -> str:
+        return f"sum by (node, {', '.join(labels)}) (increase({name}{chosen}{span}))"
+
+    # First the mean of series and then that over time: who tells a price may restart, and that gives the hours before
+    # and after no other weight.
+    means = (
+        f"avg_over_time((avg by ({labels}) ({name}{others}{known})){points})"
+        for name, labels, known in _PRICES
+    )
+    rivals = (
+        f"max by ({labels}) ({name}{others}{known}) > min by ({labels}) ({name}{others}{known})"
+        for name, labels, known in _PRICES
+    )
+    # A successor is there beside its predecessor for a moment, at most for the 5 min in which nobody knows better.
+    moments = min(2, seconds // 600)
+    queries = [
+        grown("gpusharing_slice_seconds_total", POLICY, NAMESPACE, EXPORTED, "resource"),
+        grown("gpusharing_idle_slice_seconds_total", POLICY, "resource"),
+        grown("gpusharing_stranded_slice_seconds_total", POLICY),
+        grown("gpusharing_transition_slice_seconds_total", POLICY),
+        grown(GPUS, POLICY),
+        f"min by (node, {POLICY}) (min_over_time({counters}{span}))",
+        f"max by (node, {POLICY}) (max_over_time({counters}{span}))",
+        f"max by (node, resource) (max_over_time(gpusharing_device_slices{chosen}{span}))",
+        *means,
+        " or ".join(rivals),
+        f"max by (node, product) (max_over_time(gpusharing_agent_gpu_info{chosen}{span}))",
+        f"max_over_time({counters}{span}) and on (node, {POLICY})"
+        f" (count_over_time((count by (node, {POLICY}) ({counters}) > 1){points}) > {moments})",
+    ]
+    if label := label_of(wish.by):
+        matchers = ",".join(filter(None, (of_others(wish.selector), f'{label}!=""')))
+        # When each label was last seen: a namespace may have gone, or have changed hands.
+        last = f"timestamp(kube_namespace_labels{{{matchers}}}){points}"
+        queries.append(f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))")
+    return queries
+
+
+def braced(matchers: str) -> str:
+    """A selector for behind a name; empty: none is needed."""
+    return f"{{{matchers}}}" if matchers else ""
