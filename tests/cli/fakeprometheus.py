@@ -39,7 +39,9 @@ DAY: Mapping[str, Answer] = {
     "gpusharing_slice_seconds_total": vector((HELD, "43200")),
     "gpusharing_idle_slice_seconds_total": vector(({**GPU, "resource": "nvidia.com/gpu"}, "43200")),
     "increase(gpusharing_gpu_seconds_total": vector((GPU, "86400")),
-    "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price": vector(({"policy": "pool-x", "currency": "USD"}, "2")),
+    "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price": vector(
+        ({"policy": "pool-x", "currency": "USD"}, "2")
+    ),
     "gpusharing_device_slices": vector(({"node": "gpu-1", "resource": "nvidia.com/gpu"}, "1")),
 }
 """A GPU for a day, by what is in the query: half of it team-a's."""
@@ -55,6 +57,8 @@ class FakePrometheus:
     tokens: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     url: str = ""
+    elsewhere: str = ""
+    """Where every answer says to look."""
 
     def answer(self, path: str, query: str) -> Answer:
         """To one call."""
@@ -85,6 +89,8 @@ def fake_prometheus(tls: ssl.SSLContext | None = None) -> Iterator[FakePrometheu
             status, kind, body = fake.answer(url.path, parse_qs(url.query).get("query", [""])[0])
             self.send_response(status)
             self.send_header("Content-Type", kind)
+            if fake.elsewhere:
+                self.send_header("Location", fake.elsewhere)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

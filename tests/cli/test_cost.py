@@ -138,6 +138,31 @@ def test_a_token_that_is_refused(desk: Desk, fake: FakePrometheus, status: int) 
     assert f"refuses us (HTTP {status}): give a token that it accepts: --token-file FILE" in told
 
 
+def test_nobody_sends_us_and_our_token_elsewhere(desk: Desk, fake: FakePrometheus) -> None:
+    (desk.folder / "token").write_text("s3cret\n")
+    with fake_prometheus() as other:
+        fake.elsewhere = f"{other.url}/api/v1/query?query=vector(time())"
+        instead(fake, (302, "text/html", b"<a>Found</a>"))
+        told = wrong(desk, "--prometheus", fake.url, "--token-file", "token")
+        assert "does not answer as Prometheus does (HTTP 302)" in told
+        assert other.paths == []
+
+
+def test_a_token_is_not_sent_in_the_clear_but_to_this_machine(desk: Desk) -> None:
+    (desk.folder / "token").write_text("s3cret\n")
+    told = wrong(desk, "--prometheus", "http://prometheus.example", "--token-file", "token")
+    assert "could read the token: write https://" in told
+    for here in ("http://localhost:9", "http://[::1]:9", "http://127.0.0.9:9"):
+        assert "no Prometheus answers" in wrong(desk, "--prometheus", here, "--token-file", "token")
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@x", "http://me:secret@x:99999", "ftp://me:secret@x?a=b"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(desk: Desk, url: str) -> None:
+    told = wrong(desk, "--prometheus", url)
+    assert "no password in an address" in told
+    assert "secret" not in told
+
+
 def test_a_token_is_sent_and_never_shown(desk: Desk, fake: FakePrometheus) -> None:
     (desk.folder / "token").write_text("s3cret\n")
     said = ask(desk, fake, "--token-file", "token")
@@ -158,7 +183,6 @@ def test_files_that_are_not_there_and_flags_that_do_not_go_together(desk: Desk) 
     (desk.folder / "ca").write_text("no certificate")
     assert "there are no PEM certificates in it" in wrong(desk, *url, "--ca-file", "ca")
     assert "not both" in wrong(desk, *url, "--service", "a/b:1")
-    assert "no password in an address" in wrong(desk, "--prometheus", "http://me:secret@x")
     assert "are for --prometheus URL" in wrong(desk, "--token-file", "x")
     assert "-o csv writes one table" in wrong(desk, "--contexts", "a,b", "-o", "csv")
 
@@ -245,6 +269,8 @@ def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake
     said = desk.type("cost", "--window", "1d", "-o", "json")
     assert said.status == DONE
     assert json.loads(said.out)["prometheus"] == "Service monitoring/kps-prometheus:9090 of context desk"
+    (remark,) = json.loads(said.out)["remarks"]
+    assert remark == f"asked was {json.loads(said.out)['prometheus']}, by its labels; --service names another"
     assert set(fake.paths[1:]) == {
         f"/api/v1/namespaces/monitoring/services/kps-prometheus:9090/proxy/api/v1/{one}"
         for one in ("query", "query_range")

@@ -60,7 +60,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> Answer:
     wish = wish_of(typed, await prometheus.now())
     metered = await read_metered(prometheus, wish)
     bill = make_bill(metered.cells, by_policy=wish.by == POLICY)
-    remarks = list(metered.remarks)
+    remarks = [*filter(None, (prometheus.place.remark,)), *metered.remarks]
     if sum(1 for total in bill.totals if total.currency) > 1:
         currencies = ", ".join(total.currency for total in bill.totals if total.currency)
         remarks.append(

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,6 +46,8 @@ class Place:
     proxy: str | None = None
     credentials: str = "give a token that it accepts: --token-file FILE"
     """What to do where it refuses us."""
+    remark: str = ""
+    """How it was chosen, where nobody named it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ class Prometheus:
                 ssl=place.tls or True,
                 server_hostname=place.tls_server_name,
                 proxy=place.proxy,
+                # Whoever answers may not send us, and what lets us in, elsewhere.
+                allow_redirects=False,
             ) as response:
                 body = await _body(response, place)
                 status = response.status
@@ -174,11 +179,16 @@ def place_of(url: str, token_file: str, ca_file: str) -> Place:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if not usable or parts.query or parts.fragment:
-        raise Trouble(f"--prometheus {url}: write an address like http://127.0.0.1:9090")
-    if parts.username or parts.password:
+    if "@" in url:  # first of all, because the other message repeats what was typed
         raise Trouble(
             "--prometheus: no password in an address, where others can see it: use --token-file FILE"
+        )
+    if not usable or parts.query or parts.fragment:
+        raise Trouble(f"--prometheus {url}: write an address like http://127.0.0.1:9090")
+    if token_file and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
+        raise Trouble(
+            f"--token-file: whoever is between here and {url} could read the token: write https://, or go through a"
+            " port-forward to 127.0.0.1"
         )
     authorization = ""
     if token_file:
@@ -197,6 +207,13 @@ def place_of(url: str, token_file: str, ca_file: str) -> Place:
                 f"--ca-file {ca_file}: there are no PEM certificates in it: {said(error)}"
             ) from error
     return Place(url.rstrip("/"), url, authorization, tls)
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _text(name: str, flag: str) -> str:

@@ -32,18 +32,21 @@ async def find_place(session: Session, named: str) -> Place:
     if session.login is None:
         raise Trouble("there is no API server to go through: give --prometheus URL")
     path = _path_of(named or _name(_one_of(await session.all(SERVICES), session.where)))
+    where = f"Service {path.replace('/services/', '/')} of {session.where}"
     try:
         access, token = await session.login.access(), await session.login.token()
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
     return Place(
         url=f"{access.server}/api/v1/namespaces/{path}/proxy",
-        where=f"Service {path.replace('/services/', '/')} of {session.where}",
+        where=where,
         authorization=token or "",
         tls=access.tls,
         tls_server_name=access.tls_server_name,
         proxy=access.proxy,
         credentials="you need the right get services/proxy there; or give --prometheus URL",
+        # Whoever may create Services may label one like this, so a person should see which it was.
+        remark="" if named else f"asked was {where}, by its labels; --service names another",
     )
 
 
