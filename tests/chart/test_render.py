@@ -241,6 +241,7 @@ REFUSED = {
     "monitoring.prometheusRule.runbookUrl=docs": "at '/monitoring/prometheusRule/runbookUrl': 'docs' does not match",
     "monitoring.gpuHourlyPrices.H100=-3": "at '/monitoring/gpuHourlyPrices/H100': got number, want string",
     "monitoring.gpuHourlyPrices.H100=$3": "at '/monitoring/gpuHourlyPrices/H100': '$3' does not match",
+    "monitoring.gpuHourlyPrices.H100=010": "at '/monitoring/gpuHourlyPrices/H100': '010' does not match",
     "monitoring.currency=dollars": "at '/monitoring/currency': 'dollars' does not match",
     "enabled=false": "enabled=false has no effect by itself",
     "image.repository=": "image.repository is needed: build the image (deploy/Dockerfile)",
