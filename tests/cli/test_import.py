@@ -14,6 +14,7 @@ from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from hack.sim.workloads import Workload
 from tests import plainchart
+from tests.build import make_node, make_stack
 from tests.cli.asking import ME, ask, install, writes
 from tests.embedded.scene import L40S, Scene, node, scene
 from tests.embedded.test_plain_stack import bare
@@ -23,6 +24,7 @@ from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Pool, Recipe
 from gpusharing.api import names
 from gpusharing.cli.importing import PROVEN
 from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.presumed import presume
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -307,6 +309,17 @@ async def test_what_labels_do_not_tell_waits_for_the_agent(capsys: pytest.Captur
     assert told.status == CHANGES
     assert one["spec"]["nodeSelector"]["matchExpressions"][0]["values"] == ["c-1"]
     assert "Left out: c-2: its labels and what it offers do not say" in capsys.readouterr().err
+
+
+def test_instances_that_are_served_as_gpus_are_not_presumed_to_be_whole() -> None:
+    """Of one GPU that somebody divided into seven, under strategy single and without mig-manager."""
+    labels = {names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", names.LABEL_GPU_PRESENT: "true"}
+    assert presume(make_node(labels=labels, resources={"nvidia.com/gpu": 7}), make_stack()) is None
+    labels[names.LABEL_GPU_PRODUCT] = "NVIDIA-H100-80GB-HBM3"
+    whole = presume(make_node(labels=labels, resources={"nvidia.com/gpu": 7}), make_stack())
+    assert whole is not None
+    assert whole.observed is not None
+    assert len(whole.observed.gpus) == 7
 
 
 @virtually

@@ -17,6 +17,8 @@ from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, O
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
 from gpusharing.planning.wanted.target import predict_resources
 
+INSTANCE = "-MIG-"
+"""In GPU Feature Discovery's label of the product where MIG instances are served as GPUs, before their profile."""
 MOST = 16
 """GPUs of one node: an HGX board has 8, and NVIDIA's largest of one system 16."""
 
@@ -54,7 +56,9 @@ def _layouts(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> tuple
     """What mig-manager was told; None: that means nothing on these GPUs."""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "")
     if not config or not gpus[0].mig_capable:
-        return (None,) * len(gpus)
+        # Under strategy single instances are called nvidia.com/gpu, as whole GPUs are; the product tells them apart.
+        divided = INSTANCE in node.labels.get(names.LABEL_GPU_PRODUCT, "")
+        return None if divided else (None,) * len(gpus)
     found = resolve_name(config, node.name, gpus, stack)
     return None if isinstance(found, Unresolved) else found
 
