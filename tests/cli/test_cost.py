@@ -239,6 +239,17 @@ def test_accounts_beyond_the_bound_of_a_node_are_explained(desk: Desk, fake: Fak
     assert "_others is what a node metered beyond 128 accounts" in ask(desk, fake).out
 
 
+def test_nothing_that_was_scraped_steers_the_terminal(desk: Desk, fake: FakePrometheus) -> None:
+    bad = vector(({**HELD, "namespace": "team\x1b[2J"}, "43200"), warnings=["store\x1b[2J"])
+    fake.answers["gpusharing_slice_seconds_total"] = bad
+    told = ask(desk, fake).out
+    assert "team?[2J" in told
+    assert "store?[2J" in told
+    assert "\x1b" not in told
+    instead(fake, failure(400, "bad_data", "no\x1b[2J"))
+    assert "cannot answer: no?[2J" in wrong(desk, "--prometheus", fake.url)
+
+
 def test_values_that_are_no_numbers_are_left_out(desk: Desk, fake: FakePrometheus) -> None:
     fake.answers["(avg by (node) (node_gpu_hourly_cost"] = vector(({"node": "gpu-1"}, "NaN"))
     assert "USD 2.00 (policy)" in ask(desk, fake).out

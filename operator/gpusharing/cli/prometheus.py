@@ -94,7 +94,7 @@ class Prometheus:
         try:
             if answer["data"]["resultType"] != kind:
                 raise TypeError(f"a {answer['data']['resultType']} instead of a {kind}")
-            self.warnings.update(map(str, answer.get("warnings") or ()))
+            self.warnings.update(_printable(str(one)) for one in answer.get("warnings") or ())
             return [_series(one) for one in answer["data"]["result"]]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise self._stranger(f"its answer has no result that can be read: {said(error)}") from error
@@ -239,9 +239,8 @@ async def _body(response: aiohttp.ClientResponse, place: Place) -> bytes:
 def _series(one: Any) -> Series:
     points = one["values"] if "values" in one else [one["value"]]
     told = ((float(at), float(value)) for at, value in points)
-    return Series(
-        dict(one["metric"].items()), tuple((at, value) for at, value in told if math.isfinite(value))
-    )
+    labels = {name: _printable(text) for name, text in one["metric"].items()}
+    return Series(labels, tuple((at, value) for at, value in told if math.isfinite(value)))
 
 
 def _too_much(answer: Mapping[str, Any]) -> bool:
@@ -258,7 +257,12 @@ def _words(answer: Any) -> str:
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text or "").split())[:300].rstrip(". ")
+    return _printable(" ".join(str(text or "").split())[:300].rstrip(". "))
+
+
+def _printable(text: str) -> str:
+    """Without what steers a terminal: whoever is scraped may put anything into a label."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
 async def side_by_side(*asked: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:
