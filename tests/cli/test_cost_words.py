@@ -1,5 +1,5 @@
 """What may be typed for `cost`, which price counts, and how amounts are written (cli/cost.py, cli/costtext.py,
-cli/metered.py, cli/pricing.py)."""
+cli/metered.py, cli/meterqueries.py, cli/pricing.py)."""
 
 from argparse import Namespace
 from collections.abc import Mapping
