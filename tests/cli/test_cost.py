@@ -312,6 +312,13 @@ def test_several_services_or_none_are_told(desk: Desk, fake: FakePrometheus) -> 
     assert "no Service of context desk looks like a Prometheus. Name one: --service" in wrong(desk)
 
 
+def test_who_may_not_list_services_may_name_one(desk: Desk) -> None:
+    desk.server.refusals[SERVICES] = (403, 'User "me" cannot list resource "services"')
+    told = wrong(desk)
+    assert 'cannot list resource "services"' in told
+    assert "To look for none: --service monitoring/prometheus-operated:9090" in told
+
+
 def test_a_right_to_the_service_that_is_missing(desk: Desk, fake: FakePrometheus) -> None:
     status = {"kind": "Status", "message": 'User "me" cannot get resource "services/proxy"'}
     instead(fake, (403, "application/json", json.dumps(status).encode()))

@@ -27,11 +27,14 @@ LABELS = (
 Rancher, Thanos. The first set that a Service has wins, as several Services may lead to one Prometheus."""
 
 
+NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
+
+
 async def find_place(session: Session, named: str) -> Place:
     """The Service, through the API server. Raises Trouble."""
     if session.login is None:
         raise Trouble("there is no API server to go through: give --prometheus URL")
-    path = _path_of(named or _name(_one_of(await session.all(SERVICES), session.where)))
+    path = _path_of(named or _name(_one_of(await _services(session), session.where)))
     where = f"Service {path.replace('/services/', '/')} of {session.where}"
     try:
         access, token = await session.login.access(), await session.login.token()
@@ -48,6 +51,13 @@ async def find_place(session: Session, named: str) -> Place:
         # Whoever may create Services may label one like this, so a person should see which it was.
         remark="" if named else f"asked was {where}, by its labels; --service names another",
     )
+
+
+async def _services(session: Session) -> list[JSON]:
+    try:
+        return await session.all(SERVICES)
+    except Trouble as trouble:
+        raise Trouble(f"{trouble}. To look for none: {NAME}") from trouble
 
 
 def _path_of(named: str) -> str:
@@ -76,10 +86,7 @@ def _one_of(services: list[JSON], where: str) -> JSON:
                 f"{where} has several Services that look like a Prometheus: {names}. Name one:"
                 f" --service {_name(found[0])}"
             )
-    raise Trouble(
-        f"no Service of {where} looks like a Prometheus. Name one: --service monitoring/prometheus-operated:9090, or"
-        " --prometheus http://127.0.0.1:9090"
-    )
+    raise Trouble(f"no Service of {where} looks like a Prometheus. Name one: {NAME}")
 
 
 def _name(raw: JSON) -> str:
