@@ -11,6 +11,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.api.policy import Cost
 from gpusharing.api.rollout import Rollout
 from gpusharing.planning.pools.canary import find_canary, find_note
 from gpusharing.planning.pools.holds import HOLDS, find_hold
@@ -18,6 +19,7 @@ from gpusharing.planning.pools.hours import ALWAYS
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
@@ -89,6 +91,17 @@ def test_more_failures_may_be_allowed_and_a_person_may_let_it_go_on() -> None:
     assert f"kubectl annotate gsp pool-b --overwrite {names.ANNOTATION_RESUME}=3" in hold.message
     assert find_hold(pooled(*two, policy=replace(POOL, resumed="3"))) is None
     assert find_hold(pooled(*two, policy=replace(POOL, resumed="2"))) is not None
+
+
+def test_an_edit_that_changes_no_node_ends_a_halt_too() -> None:
+    """A price is one: docs/how-to/cost.md warns of that."""
+    failed = member("n1", Phase.FAILED, fence=replace(ACTUATING, revision=find_revision(POOL)))
+    assert POOL.spec is not None
+    price = Cost(gpu_hourly_price="3.20")
+    priced = replace(POOL, spec=POOL.spec.model_copy(update={"cost": price}), generation=POOL.generation + 1)
+    assert find_revision(priced) == find_revision(POOL)
+    assert find_hold(pooled(failed)) is not None
+    assert find_hold(pooled(failed, policy=priced)) is None
 
 
 # --- canary ---------------------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ class Drain(WireModel):
 
 
 class Cost(WireModel):
-    """What a GPU of the pool costs, for `kubectl gpusharing cost`. No node changes because of it."""
+    """What a GPU of the pool costs, for `kubectl gpusharing cost`. No node is to be anything else because of it."""
 
     gpu_hourly_price: Annotated[
         str, Field(max_length=13, pattern=rules.PRICE, json_schema_extra=cel(rules.GPU_HOURLY_PRICE))
@@ -258,7 +258,8 @@ class GPUSharingPolicySpec(WireModel):
     """What becomes of the nodes when the policy is deleted. Retain leaves them as they are; Reset brings each to whole
     GPUs first, by drain and rollout as ever, proves that and takes our labels off; the policy stays until then."""
     cost: Cost | None = None
-    """What a GPU of the pool costs."""
+    """What a GPU of the pool costs. As with every edit, a halt by rollout.maxFailures, an approval and waits for another
+    try end when it changes."""
 
 
 class Summary(WireModel):
