@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -145,6 +146,8 @@ def other_prices() -> Iterator[Gauge]:
     # The operator was replaced, with another price, for the last of 24 hours.
     yield Gauge(name, {"cluster": "leaders", "instance": "1", **dollars}, "2", hours=(0, 46))
     yield Gauge(name, {"cluster": "leaders", "instance": "2", **dollars}, "26", hours=(47, SHORT))
+    labelled = {"cluster": "late", "namespace": "team-a", "label_team": "red"}
+    yield Gauge("kube_namespace_labels", labelled, "1", hours=(30, SHORT))
     for zone, price in (("a", "2"), ("b", "4")):
         yield Gauge(name, {"cluster": "two", "zone": zone, **dollars}, price)
     for value, hours in (("0", (0, 10)), ("3", (11, SHORT))):
@@ -156,12 +159,7 @@ def other_prices() -> Iterator[Gauge]:
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address; the clusters are told apart by the label `cluster`."""
-    nodes = [
-        Node(
-            one.name, one.policy, one.gpus, one.stretches, one.product, one.slices, labels={"cluster": "east"}
-        )
-        for one in fleet()
-    ]
+    nodes = [replace(one, labels={"cluster": "east"}) for one in fleet()]
     told = [
         History(BEGIN, HOURS, nodes, list(priced("east"))),
         History(BEGIN, SHORT, list(rough()), list(other_prices())),
@@ -368,6 +366,15 @@ def test_a_price_counts_by_how_long_it_was_told_whoever_told_it(desk: Desk, prom
 def test_what_opencost_does_not_know_yet_is_no_price_of_0(desk: Desk, prometheus: str) -> None:
     found = data(ask(desk, prometheus, "-o", "json", cluster="late"))
     assert found["totals"][0]["cost"] == "144.00"
+
+
+def test_days_on_which_no_namespace_had_a_label_are_told(desk: Desk, prometheus: str) -> None:
+    said = ask(desk, prometheus, "--by", "team", "-o", "json", cluster="late")
+    assert said.status == CHANGES
+    assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": "72.00", "red": "72.00"}
+    assert data(said)["missing"] == [
+        "on 1 day Prometheus knew no namespace with the label team: what was held then is in (no team)"
+    ]
 
 
 def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prometheus: str) -> None:

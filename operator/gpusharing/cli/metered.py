@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from gpusharing.api.times import to_rfc3339
-from gpusharing.cli.ages import length
+from gpusharing.cli.ages import counted, length
 from gpusharing.cli.meterqueries import (
     EXPORTED,
     GPUS,
@@ -80,7 +80,7 @@ async def read_metered(prometheus: Prometheus, wish: Wish) -> Metered:
     unpriced: dict[tuple[str, str], float] = {}
     parts: dict[str, float] = {}
     gpus: dict[str, float] = {}
-    unseen = _Unseen()
+    unseen, unlabelled = _Unseen(), 0
     for start, end in days(wish.start, wish.end):
         day = await _read_day(prometheus, wish, start, end)
         _add(found, day, wish.by, unpriced)
@@ -88,9 +88,15 @@ async def read_metered(prometheus: Prometheus, wish: Wish) -> Metered:
         _sum(parts, (*day.held, *day.idle, *day.stranded, *day.transition))
         _sum(gpus, day.gpus)
         unseen.add(day.gpus, day.firsts, day.lasts)
+        unlabelled += bool(label_of(wish.by) and day.held and not day.teams)
     held = [cell for cell in found.cells if cell.part is Part.HELD]
     if label_of(wish.by) and held and not any(cell.tenant for cell in held):
         raise Trouble(no_label(wish.by))
+    if unlabelled:
+        found.missing.append(
+            f"on {counted(unlabelled, 'day')} Prometheus knew no namespace with the label {wish.by}: what was held then"
+            f" is in (no {wish.by})"
+        )
     found.missing += _unpriced(unpriced)
     found.missing += [*_lacking(parts, gpus), *unseen.told()]
     found.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
