@@ -234,6 +234,14 @@ def test_series_of_the_meter_that_are_not_kept_are_missed(desk: Desk, fake: Fake
     assert "add up to 12.0 GPU-hours, and its GPUs were metered for 24.0" in " ".join(said.out.split())
 
 
+def test_without_the_label_of_the_node_nobody_can_tell_two_from_one(desk: Desk, fake: FakePrometheus) -> None:
+    pods = [({"policy": "pool-x", "kubernetes_pod_name": name}, "9") for name in ("agent-a", "agent-b")]
+    fake.answers = {"max_over_time(gpusharing_gpu_seconds_total[86400s]) and": vector(*pods), **fake.answers}
+    told = wrong(desk, "--prometheus", fake.url, "--window", "1d")
+    assert "differ in the label kubernetes_pod_name (agent-a, agent-b)" in told
+    assert "from __meta_kubernetes_pod_node_name" in told
+
+
 def test_accounts_beyond_the_bound_of_a_node_are_explained(desk: Desk, fake: FakePrometheus) -> None:
     fake.answers["gpusharing_slice_seconds_total"] = vector(({**HELD, "namespace": "_others"}, "43200"))
     assert "_others is what a node metered beyond 128 accounts" in ask(desk, fake).out

@@ -300,8 +300,15 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
             told = sorted({labels.get(label, "") for labels in series})
             if label in TARGET or len(told) < 2:
                 continue
+            if not node:
+                raise Trouble(
+                    f"series of the meter do not say of which node they are, and differ in the label {label}"
+                    f" ({', '.join(told[:5])}): nobody can tell two nodes from one that is there twice. The chart's"
+                    " monitors set the label node, from __meta_kubernetes_pod_node_name; let your scrape configuration"
+                    " do so, too"
+                )
             raise Trouble(
-                f"{node or 'a node'} would be billed twice: its series differ in the label {label}"
+                f"{node} would be billed twice: its series differ in the label {label}"
                 f" ({', '.join(told[:5])}), as where two Prometheus scrape the same agents. Choose one:"
                 f" --selector '{label}=\"{told[0]}\"'"
             )
