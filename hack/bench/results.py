@@ -48,7 +48,7 @@ AIMS: Mapping[str, Aim] = {
     "roll_60s_vs_plain_loop": Aim(1),
     "relabel_1000_nodes_vs_raw_patch": Aim(1.5),
     "agent_rss_mib": Aim(45),
-    "agent_cpu_ms_per_cycle": Aim(1),
+    "agent_cpu_ms_per_cycle": Aim(1.75),
 }
 """By metric; a metric that is not here is reported without a verdict, to explain another one."""
 
