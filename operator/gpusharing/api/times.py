@@ -1,9 +1,6 @@
 """Moments as text: RFC 3339, as Kubernetes and our own records have them."""
 
 from datetime import UTC, datetime
-from typing import Annotated
-
-from pydantic import BeforeValidator
 
 NEVER = datetime(9000, 1, 1, tzinfo=UTC)
 """A deadline that does not come, in records that need one. Far enough from the end of the calendar to add to."""
@@ -28,13 +25,3 @@ def from_rfc3339(text: object) -> datetime | None:
         return moment.astimezone(UTC) if moment.tzinfo else None
     except (ValueError, OverflowError):
         return None
-
-
-def _moment(text: object) -> datetime:
-    if (moment := from_rfc3339(text)) is None:
-        raise ValueError("not a time with a time zone")
-    return moment
-
-
-Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A field of a record that is written as text."""

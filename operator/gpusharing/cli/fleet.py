@@ -4,7 +4,7 @@ Everything here was written by the operator. A field that an older or newer one 
 that is not known here is shown as it comes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -75,11 +75,20 @@ class Seen:
     attempt: int
     step: str
     blockers: tuple[str, ...]
-    history: tuple[Step, ...]
+    past: Sequence[JSON]
+    """The history as it was written: of a thousand nodes nobody asks for most of them."""
     gpus: int
     pods: int | None
     unhealthy: str
     """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
+
+    @property
+    def history(self) -> tuple[Step, ...]:
+        """The last states, the newest one last."""
+        return tuple(
+            Step(row.get("phase", ""), row.get("reason", ""), from_rfc3339(row.get("at", "")))
+            for row in map(texts, self.past)
+        )
 
     @property
     def state(self) -> State:
@@ -178,10 +187,7 @@ def read_node(raw: JSON) -> Seen:
         attempt=whole(told, "attempt"),
         step=text(told, "step"),
         blockers=strings(told.get("blockers")),
-        history=tuple(
-            Step(row.get("phase", ""), row.get("reason", ""), from_rfc3339(row.get("at", "")))
-            for row in map(texts, entries(told, "history"))
-        ),
+        past=entries(told, "history"),
         gpus=len(entries(observed, "gpus")),
         pods=pods if isinstance(pods, int) else None,
         unhealthy=text(sick, "message") if sick.get("status") == "False" else "",

@@ -235,16 +235,19 @@ def _readable(text: str) -> str:
 
 
 def _access(configuration: Any) -> Access:
-    from kubernetes.aio.client.rest import RESTClientObject
-
-    # The official transport builds the TLS context in its constructor and opens nothing before its first request.
-    transport = RESTClientObject(configuration)
     return Access(
         server=configuration.host.rstrip("/"),
-        tls=transport.ssl_context if configuration.host.startswith("https") else None,
-        proxy=transport.proxy,
+        tls=_tls(configuration) if configuration.host.startswith("https") else None,
+        proxy=configuration.proxy,
         tls_server_name=configuration.tls_server_name,
     )
+
+
+def _tls(configuration: Any) -> Any:
+    """The official transport makes the TLS context in its constructor and opens nothing before its first request."""
+    from kubernetes.aio.client.rest import RESTClientObject
+
+    return RESTClientObject(configuration).ssl_context
 
 
 def environment_login(environment: Mapping[str, str]) -> Login:

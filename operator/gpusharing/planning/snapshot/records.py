@@ -1,14 +1,24 @@
 """What we leave on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text."""
 
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.api.times import Moment
+from gpusharing.api.times import from_rfc3339
 
+
+def _moment(text: object) -> datetime:
+    if (moment := from_rfc3339(text)) is None:
+        raise ValueError("not a time with a time zone")
+    return moment
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
+"""A field that is written as text."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
 """As text: camelCase keys, and no value is taken for one of another type."""
 
