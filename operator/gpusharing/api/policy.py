@@ -258,8 +258,8 @@ class GPUSharingPolicySpec(WireModel):
     """What becomes of the nodes when the policy is deleted. Retain leaves them as they are; Reset brings each to whole
     GPUs first, by drain and rollout as ever, proves that and takes our labels off; the policy stays until then."""
     cost: Cost | None = None
-    """What a GPU of the pool costs. As with every edit, a halt by rollout.maxFailures, an approval and waits for another
-    try end when it changes."""
+    """What a GPU of the pool costs. As with every edit, a halt by rollout.maxFailures, an approval and waits for
+    another try end when it changes."""
 
 
 class Summary(WireModel):
