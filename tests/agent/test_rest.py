@@ -5,7 +5,7 @@ import json
 import ssl
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,6 +16,7 @@ from tests.fakes.apiserver import fake_server
 from tests.fakes.gpus import eventually
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.tls import Identity
+from tests.fakes.web import WebServer
 
 from gpusharing.agent.rest import RestClient
 from gpusharing.kube import errors
@@ -99,7 +100,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def server(pki: Any) -> Iterator[tuple[Server, int]]:
     """A running server and its port."""
     answers = Server()
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), answers.handler())
+    listening = WebServer(("127.0.0.1", 0), answers.handler())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pki.cert("serving"), pki.key("serving"))
     listening.socket = context.wrap_socket(listening.socket, server_side=True)
