@@ -155,6 +155,20 @@ def _ended(pod: Object) -> bool:
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
+def gfd_labels_in(file: Path) -> dict[str, str]:
+    """Labels that GPU feature discovery has written; none where there is no file.
+
+    It removes its file when it ends and when it is told to start anew, also between a look whether there is one and
+    the reading of it; it moves a whole one into place (internal/lm/output.go, k8s-device-plugin v0.19.3).
+    """
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        return {}
+    rows = (line.partition("=") for line in text.splitlines())
+    return {name: value for name, _, value in rows if name}
+
+
 class LabelFeeder:
     """SIMULATED: Node Feature Discovery, as far as it copies GFD's labels to the Node."""
 
@@ -164,10 +178,7 @@ class LabelFeeder:
 
     def look(self) -> None:
         """Copy what is new. While GFD does not run its labels stay, as with the NodeFeature API."""
-        if not self.file.exists():
-            return
-        rows = (line.partition("=") for line in self.file.read_text().splitlines())
-        labels = {name: value for name, _, value in rows if name}
+        labels = gfd_labels_in(self.file)
         if not labels or labels == self._labels:
             return
         gone: dict[str, Any] = dict.fromkeys(self._labels.keys() - labels.keys())

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from hack.cluster.process import end_group
+from hack.nvidia.kubelet import gfd_labels_in
 from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox
 
 from gpusharing.planning.gpus.geometry import Layout
@@ -91,8 +92,7 @@ def gfd_labels(sandbox: Sandbox, config: str, limits: Sequence[str] = ()) -> dic
     )  # fmt: skip
     if done.returncode != 0:
         raise ProgramEnded(done.stderr)
-    lines = [line.partition("=") for line in output.read_text().splitlines()]
-    return {name: value for name, _, value in lines if name}
+    return gfd_labels_in(output)
 
 
 class ProgramEnded(Exception):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
+from hack.nvidia.kubelet import gfd_labels_in
 from hack.nvidia.mounts import Mount
 from hack.nvidia.operands import GFD, Programs
 from hack.nvidia.tasks import SandboxTask
@@ -143,7 +144,7 @@ def test_what_ends_in_another_pod_of_the_node_keeps_no_program_from_its_signal(
 
     def replicas(count: int) -> bool:
         pod.look()
-        return programs.labels.exists() and f"{LABEL_GPU_REPLICAS}={count}\n" in programs.labels.read_text()
+        return gfd_labels_in(programs.labels).get(LABEL_GPU_REPLICAS) == str(count)
 
     try:
         wait_until(lambda: replicas(1), SECONDS, "the labels of whole GPUs")
