@@ -10,10 +10,11 @@ from tests.cli.desk import Desk
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.advice import Advice, Asked, advise, usable
+from gpusharing.cli.advice import Advice, Asked, advise
 from gpusharing.cli.advise import size_of
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.troubles import DONE, FAILED, Trouble
+from gpusharing.planning.gpus.capacity import usable
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise
 

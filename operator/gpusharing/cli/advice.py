@@ -7,13 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpusharing.api.names import Mode
+from gpusharing.planning.gpus.capacity import HEADROOM, memory_of, smallest, usable
 from gpusharing.planning.gpus.cards import Card, Profile
 from gpusharing.planning.gpus.geometry import Layout, normalise
 
-HEADROOM = 1.2
-"""Of memory: allocators, caches and bursts need a fifth more than the peak that was seen."""
-USABLE = 0.95
-"""Of the memory in a card's name, in GiB, where nobody has measured it."""
 FEW_TURNS = 4
 """Shares of a GPU beyond which each waits too long for its turn."""
 
@@ -67,25 +64,6 @@ class Advice:
 def advise(asked: Asked) -> Advice:
     """The first rule that has an answer. The last one always has."""
     return next(found for rule in RULES if (found := rule(asked)) is not None)
-
-
-def memory_of(card: Card) -> float:
-    """GiB of the whole card, as far as is known."""
-    return card.memory_mib / 1024 if card.memory_mib else card.memory_gb * USABLE
-
-
-def usable(card: Card, profile: Profile) -> float:
-    """GiB of one instance: the share of the card's memory that its name counts."""
-    return memory_of(card) * profile.memory_gb / card.memory_gb if card.memory_gb else 0.0
-
-
-def smallest(card: Card, gib: float) -> Profile | None:
-    """The profile with the least memory that holds so much, of those as small the one with more instances; None: only
-    the whole card would, or not even that."""
-    whole = max((profile.slices for profile in card.profiles), default=0)
-    plain = [one for one in card.profiles if not {"+", "-"} & set(one.name) and one.slices < whole]
-    fits = [one for one in plain if usable(card, one) >= gib]
-    return min(fits, key=lambda one: (one.memory_gb, -one.max_count), default=None)
 
 
 def _whole(asked: Asked) -> Advice | None:

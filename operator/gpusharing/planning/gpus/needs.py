@@ -1,0 +1,256 @@
+"""What a workload needs of a GPU, by what it used: memory, part of the compute, and how sure that is.
+
+- *Memory*: the 99th percentile of the hourly peaks with headroom, and never less than the highest peak that was seen:
+  who runs out of memory is killed, so nothing of it is given up for a price. People plan with 20 to 30 % of headroom.
+- *Compute*: a percentile of the activity. Who gets less is slower, no more.
+- *Nothing* where the history is too short, or where memory is flat beside little activity: servers such as vLLM take
+  most of the memory at their start, so that what is in use is a setting and no need. Their owner has to say it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from fractions import Fraction
+from math import ceil
+
+from gpusharing.planning.gpus.capacity import memory_of
+from gpusharing.planning.gpus.cards import Card
+from gpusharing.planning.gpus.decaying import ACTIVITY, MEMORY, Histogram, Sample, build
+
+GIB = 2**30
+MIN_POINTS = 24
+"""Hourly peaks below which nothing is advised. KRR wants 100 points of any step and 3 hours (robusta-dev/krr
+robusta_krr/strategies/simple.py); a day is the shortest time in which day and night can differ."""
+MIN_SPAN = timedelta(hours=24)
+"""From the first hour's beginning to the last one's end."""
+FLAT = 0.95
+"""Memory is flat when the lowest hourly peak is at least this part of the highest."""
+FILLED = 0.5
+"""Of the device's memory: below that nobody has taken most of it at the start."""
+LOW_ACTIVITY = 0.5
+"""Activity is low when its part of the card's compute is below this part of memory's part of the card's memory."""
+COVERED = 0.8
+"""Hours with a peak, of all hours of the span; below that there are gaps worth telling."""
+IDLE = 0.01
+"""Activity below which nothing computes."""
+_HOUR = timedelta(hours=1)
+_DAY = timedelta(days=1)
+
+
+class Goal(StrEnum):
+    """What a recommendation is to be good at. As in Kruize (kruize/autotune, RecommendationConstants.java: the 60th and
+    98th percentile) it says which part of the use a profile has to hold."""
+
+    COST = "cost"
+    """As few GPUs as hold 95 % of the activity."""
+    PERFORMANCE = "performance"
+    """As much room as the GPUs of the pool have, and at least for 98 % of the activity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Which part of its use a workload gets."""
+
+    headroom: float
+    """Times the 99th percentile of memory."""
+    activity: float
+    """Percentile of activity, 0 to 1."""
+
+
+MEMORY_PART = 0.99
+LEVELS: Mapping[Goal, Level] = {Goal.COST: Level(1.2, 0.95), Goal.PERFORMANCE: Level(1.3, 0.98)}
+
+
+class Confidence(StrEnum):
+    """How much a need rests on: days of hours that were seen, as VPA counts (logic/estimator.go, getConfidence)."""
+
+    NONE = "none"
+    """Nothing is advised."""
+    LOW = "low"
+    """Less than 3 days."""
+    MEDIUM = "medium"
+    """Less than 7: each day of a week has its own load."""
+    HIGH = "high"
+
+
+class Doubt(StrEnum):
+    """What is not known of a workload."""
+
+    TOO_LITTLE = "too little history"
+    PREALLOCATED = "LIKELY PREALLOCATED"
+    NO_ACTIVITY = "activity unknown"
+    GAPS = "gaps"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Workload:
+    """Whose pods they are."""
+
+    namespace: str
+    kind: str
+    """As kubectl abbreviates it: deploy, sts, ds, job, pod."""
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What each pod of a workload holds now."""
+
+    resource: str = "nvidia.com/gpu"
+    devices: int = 1
+    """Of each pod."""
+    share: Fraction | None = Fraction(1)
+    """Part of a card's memory that such a device is for: 1 for a whole GPU, 1/4 with four replicas. None: unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a workload used. A sample is that of the pod that used most, of its devices the one with most."""
+
+    workload: Workload
+    pods: int
+    """At once, the most in the window."""
+    holds: Holding
+    memory: tuple[Sample, ...]
+    """For each hour its highest use, in bytes, with the hour's end as its time."""
+    activity: tuple[Sample, ...] | None = None
+    """Part of a whole card's compute that was in use, 0 to 1: that of an instance times its part of the card's slices.
+    None: nobody measured it."""
+    declared: int | None = None
+    """Bytes that the owner says a pod needs; it wins over what was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What each pod of a workload needs."""
+
+    history: History
+    goal: Goal
+    memory: int | None
+    """Bytes, headroom included. None: not known."""
+    compute: float | None
+    """Part of a whole card, 0 to 1. None: nobody measured it."""
+    peak: float
+    """The 99th percentile of the hourly peaks, in bytes, without headroom; 0 without samples, as `highest`."""
+    highest: float
+    span: timedelta
+    coverage: float
+    """Hours with a peak, of all hours of the span; 0 to 1."""
+    idle: float | None
+    """Part of the samples of activity in which nothing computed."""
+    confidence: Confidence
+    doubts: tuple[Doubt, ...]
+    reason: str
+    """What the answer rests on, as a clause for people."""
+
+    @property
+    def samples(self) -> int:
+        """Hourly peaks that were seen."""
+        return len(self.history.memory)
+
+    @property
+    def workload(self) -> Workload:
+        """Whose need it is."""
+        return self.history.workload
+
+
+def find_need(history: History, card: Card, goal: Goal) -> Need:
+    """By what was seen on `card`. ValueError: a sample is negative or no number, or activity is above 1."""
+    memory = build(MEMORY, history.memory)
+    activity = _activity(history)
+    level = LEVELS[goal]
+    span = _span(memory)
+    coverage = min(1.0, memory.samples * _HOUR / span) if span else 0.0
+    peak = memory.percentile(MEMORY_PART)
+    compute = None if activity is None else activity.percentile(level.activity)
+    doubts = _doubts(history, memory, compute, card, coverage)
+    needed = _memory(history, memory, peak, level, doubts)
+    confidence = Confidence.NONE if needed is None else _confidence(memory, span)
+    return Need(
+        history,
+        goal,
+        needed,
+        compute,
+        peak,
+        memory.highest,
+        span,
+        coverage,
+        _idle(history),
+        confidence,
+        doubts,
+        _reason(history, memory, span, doubts),
+    )
+
+
+def _activity(history: History) -> Histogram | None:
+    """None where nobody measured it, or not for long enough to say anything."""
+    if history.activity is None or len(history.activity) < MIN_POINTS:
+        return None
+    found = build(ACTIVITY, history.activity)
+    if found.highest > 1:
+        raise ValueError(f"activity: {found.highest} is no part of a card; for example 0.35")
+    return found
+
+
+def _span(memory: Histogram) -> timedelta:
+    """From the beginning of the first hour to the end of the last."""
+    return timedelta(0) if memory.first is None or memory.last is None else memory.last - memory.first + _HOUR
+
+
+def _doubts(
+    history: History, memory: Histogram, compute: float | None, card: Card, coverage: float
+) -> tuple[Doubt, ...]:
+    holds = {
+        Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or _span(memory) < MIN_SPAN,
+        Doubt.PREALLOCATED: _is_preallocated(history, memory, compute, card),
+        Doubt.NO_ACTIVITY: compute is None,
+        Doubt.GAPS: 0 < coverage < COVERED,
+    }
+    return tuple(doubt for doubt, held in holds.items() if held)
+
+
+def _is_preallocated(history: History, memory: Histogram, compute: float | None, card: Card) -> bool:
+    """Flat, most of the device, and little activity beside it. Where nobody measured activity, nobody can say."""
+    whole = memory_of(card) * GIB
+    if compute is None or not memory.samples or not whole:
+        return False
+    device = whole * float(history.holds.share or 1)
+    flat = memory.lowest >= FLAT * memory.highest
+    return flat and memory.highest >= FILLED * device and compute < LOW_ACTIVITY * memory.highest / whole
+
+
+def _memory(
+    history: History, memory: Histogram, peak: float, level: Level, doubts: tuple[Doubt, ...]
+) -> int | None:
+    if history.declared is not None:
+        return history.declared
+    if Doubt.TOO_LITTLE in doubts or Doubt.PREALLOCATED in doubts:
+        return None
+    return ceil(max(level.headroom * peak, memory.highest))
+
+
+def _confidence(memory: Histogram, span: timedelta) -> Confidence:
+    days = min(span / _DAY, memory.samples / 24)
+    return Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
+
+
+def _idle(history: History) -> float | None:
+    if not history.activity:
+        return None
+    return sum(sample.value < IDLE for sample in history.activity) / len(history.activity)
+
+
+def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[Doubt, ...]) -> str:
+    if history.declared is not None:
+        return "its owner says what it needs"
+    if Doubt.TOO_LITTLE in doubts:
+        hours = round(span / _HOUR)
+        return (
+            f"{memory.samples} hourly peaks over {hours} h, and at least {MIN_POINTS} over "
+            f"{round(MIN_SPAN / _HOUR)} h are needed"
+        )
+    if Doubt.PREALLOCATED in doubts:
+        return "memory is flat and activity low, so what is in use may be a setting: say what it needs"
+    days = min(span / _DAY, memory.samples / 24)
+    return f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"

@@ -1,0 +1,322 @@
+"""Which layout a pool should have, and that no other would take fewer GPUs; with planning/gpus/templates.py."""
+
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations_with_replacement, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.planning.histories import BY_KEY, H100, WHOLE, history, need, pool
+
+from gpusharing.api.names import Mode
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.validation import validate_policy
+from gpusharing.planning.gpus.capacity import plain_profiles, usable
+from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts
+from gpusharing.planning.gpus.needs import GIB, Goal, Holding, Need, Workload, find_need
+from gpusharing.planning.gpus.recommendation import (
+    Bound,
+    Misplaced,
+    Occupied,
+    Pool,
+    Recommendation,
+    Stranded,
+    recommend,
+)
+
+FLEET = (
+    need("llm-7b", 18.1, 0.11, pods=12),
+    need("embedder", 5.0, 0.06, pods=10),
+    need("llm-13b", 33.5, 0.24, pods=6),
+)
+
+
+def profiles(found: Recommendation) -> dict[str, str]:
+    """By workload; with whole GPUs their number."""
+    return {one.need.workload.name: one.profile or f"{one.gpus} GPU" for one in found.placed}
+
+
+def supply(found: Recommendation) -> Counter[str]:
+    """Instances on all nodes that are needed."""
+    there: Counter[str] = Counter()
+    for portion in found.portions:
+        for name, count in portion.layout or ():
+            there[name] += count * portion.gpus
+    return there
+
+
+# --- by example -------------------------------------------------------------------------------------------------
+
+
+def test_28_pods_need_8_gpus() -> None:
+    found = recommend(pool((8,), used=7), FLEET, goal=Goal.COST)
+    assert profiles(found) == {"llm-7b": "1g.20gb", "embedder": "1g.10gb", "llm-13b": "3g.40gb"}
+    assert (found.pods, found.gpus, found.nodes, found.pool.used) == (28, 8, 1, 7)
+    assert {one.need.workload.name: one.bound for one in found.placed} == {
+        "llm-7b": Bound.MEMORY, "embedder": Bound.SMALLEST, "llm-13b": Bound.MEMORY
+    }  # fmt: skip
+
+
+def test_on_nodes_of_one_gpu_all_gpus_are_alike_and_a_larger_profile_saves_gpus() -> None:
+    """With 1g.10gb for the embedder it would be 12 GPUs: each has one 3g.40gb and one 1g.20gb at most besides."""
+    found = recommend(pool((1,) * 12), FLEET, goal=Goal.COST)
+    assert profiles(found)["embedder"] == "1g.20gb"
+    assert (found.gpus, found.nodes, len(found.template)) == (11, 11, 1)
+    assert {one.need.workload.name: one.bound for one in found.placed}["embedder"] is Bound.LAYOUT
+
+
+def test_for_performance_workloads_get_the_room_that_the_pool_has() -> None:
+    small = [need("a", 5.0, 0.05, pods=2)]
+    cost, performance = (recommend(pool((1, 1)), small, goal=goal) for goal in Goal)
+    assert (profiles(cost), cost.gpus) == ({"a": "1g.10gb"}, 1)
+    assert (profiles(performance), performance.gpus) == ({"a": "4g.40gb"}, 2)
+
+
+def test_compute_makes_a_profile_larger_than_memory_would() -> None:
+    found = recommend(pool(), [need("a", 15.0, 0.2)], goal=Goal.COST)
+    assert profiles(found) == {"a": "2g.20gb"}
+    assert found.placed[0].bound is Bound.COMPUTE
+
+
+def test_activity_that_nobody_measured_does_not_count() -> None:
+    assert profiles(recommend(pool(), [need("a", 15.0, None)], goal=Goal.COST)) == {"a": "1g.20gb"}
+
+
+def test_who_needs_more_than_an_instance_gets_whole_gpus_beside_the_divided_ones() -> None:
+    found = recommend(pool((4,)), [need("big", 70.0, pods=2), need("small", 5.0, pods=3)], goal=Goal.COST)
+    assert profiles(found) == {"big": "1 GPU", "small": "1g.10gb"}
+    assert found.gpus == 3
+    assert found.template == ((("1g.10gb", 7),), None, None, None)
+    assert found.block()["mig"]["layouts"] == [
+        {"devices": [0], "profiles": {"1g.10gb": 7}},
+        {"devices": [1, 2, 3], "profiles": {}},
+    ]
+
+
+def test_whole_gpus_and_instances_do_not_mix_where_a_node_has_one() -> None:
+    found = recommend(pool((1, 1, 1)), [need("big", 70.0), need("small", 5.0)], goal=Goal.COST)
+    assert profiles(found) == {"small": "1g.10gb"}
+    assert [(one.need.workload.name, one.why, one.gpus) for one in found.unplaced] == [
+        ("big", Misplaced.APART, 1)
+    ]
+
+
+def test_a_pool_of_whole_gpus_alone_is_not_divided() -> None:
+    found = recommend(pool((4, 4)), [need("big", 70.0, pods=5)], goal=Goal.COST)
+    assert (found.mode, found.block(), found.gpus) == (Mode.FULL, {"mode": "Full"}, 5)
+    assert found.nodes == 2
+    assert found.stranded == Stranded(0, 0)
+
+
+def test_what_its_owner_says_may_take_several_gpus_and_more_than_a_node_has() -> None:
+    found = recommend(pool((2,)), [need("two", 140.0), need("three", 230.0)], goal=Goal.COST)
+    assert profiles(found) == {"two": "2 GPU"}
+    assert [(one.why, one.gpus) for one in found.unplaced] == [(Misplaced.SEVERAL, 3)]
+
+
+def test_headroom_alone_takes_no_second_gpu() -> None:
+    full = find_need(history(gib=78, activity=0.9, holds=WHOLE), H100, Goal.COST)
+    assert full.memory is not None
+    assert full.memory > 80 * GIB
+    assert profiles(recommend(pool(), [full], goal=Goal.COST)) == {"a": "1 GPU"}
+
+
+def test_a_pod_with_several_gpus_keeps_them_and_one_with_several_shares_is_left_alone() -> None:
+    def held(holds: Holding) -> Recommendation:
+        return recommend(pool(), [find_need(history(holds=holds), H100, Goal.COST)], goal=Goal.COST)
+
+    assert profiles(held(Holding("nvidia.com/gpu", 4))) == {"a": "4 GPU"}
+    shares = held(Holding("nvidia.com/gpu.shared", 2, Fraction(1, 4)))
+    assert [one.why for one in shares.unplaced] == [Misplaced.DEVICES]
+
+
+def test_pods_of_all_gpus_of_a_node_need_a_pool_of_their_own_beside_instances() -> None:
+    training = find_need(history("training", holds=Holding("nvidia.com/gpu", 4)), H100, Goal.COST)
+    found = recommend(pool((4, 4)), [training, need("small", 5.0)], goal=Goal.COST)
+    assert profiles(found) == {"small": "1g.10gb"}
+    assert [one.why for one in found.unplaced] == [Misplaced.APART]
+    alone = recommend(pool((4, 4)), [training], goal=Goal.COST)
+    assert (profiles(alone), alone.gpus) == ({"training": "4 GPU"}, 4)
+
+
+def test_who_is_not_known_is_named_and_takes_no_place() -> None:
+    unknown = find_need(history("vllm", 72, 0.38, holds=WHOLE, wave=0.0), H100, Goal.COST)
+    found = recommend(pool(), [unknown], goal=Goal.COST)
+    assert (found.placed, found.gpus, found.nodes, found.mode) == ((), 0, 0, Mode.FULL)
+    assert [one.why for one in found.unplaced] == [Misplaced.UNKNOWN]
+
+
+def test_nodes_that_differ_get_one_layout_for_all_gpus_and_are_counted_the_largest_first() -> None:
+    found = recommend(pool((2, 8, 4)), FLEET, goal=Goal.COST)
+    assert len(found.template) == 1
+    assert (found.gpus, found.nodes) == (11, 2)
+    assert found.block()["mig"]["layouts"][0]["devices"] == "all"
+    more = recommend(pool((1, 2)), FLEET, goal=Goal.COST)
+    assert (more.gpus, more.nodes) == (11, 6), "8 GPUs more than there are, on nodes like the largest"
+
+
+def test_what_is_needed_beyond_the_pool_shows() -> None:
+    found = recommend(pool((1, 1)), [need("a", 30.0, pods=9)], goal=Goal.COST)
+    assert (found.gpus, found.pool.gpus) == (5, 2)
+
+
+def test_a_card_without_mig_stays_whole() -> None:
+    l4 = BY_KEY["l4"]
+    found = recommend(pool((2,), card=l4), [need("a", 5.0, pods=2, card=l4)], goal=Goal.COST)
+    assert (found.mode, found.gpus) == (Mode.FULL, 2)
+
+
+def test_what_is_stranded_and_what_is_idle_is_counted() -> None:
+    found = recommend(pool((1,) * 3), [need("a", 30.0, pods=5)], goal=Goal.COST)
+    assert found.template == ((("3g.40gb", 2),),)
+    assert (found.stranded, found.idle) == (Stranded(slices=3, units=0), (("3g.40gb", 1),))
+
+
+def test_the_worst_neighbours_of_today_are_found() -> None:
+    def seen(name: str, gib: float) -> Need:
+        return find_need(history(name, gib), H100, Goal.COST)
+
+    needs = [seen("llm-13b", 27.9), seen("llm-7b", 15.1)]
+    big, small = (one.workload for one in needs)
+    shared = [
+        Occupied("GPU-1", ((small, 4),)),
+        Occupied("GPU-2", ((small, 1), (big, 3))),
+        Occupied("GPU-3", ()),
+    ]
+    worst = recommend(pool(), needs, shared, goal=Goal.COST).worst
+    assert worst is not None
+    assert (worst.gpu, worst.fits) == ("GPU-2", False)
+    assert worst.bytes == pytest.approx(98.8 * GIB)
+    assert [(one.name, count) for one, count, _ in worst.parts] == [("llm-13b", 3), ("llm-7b", 1)]
+    stranger = Occupied("GPU-4", ((Workload("x", "deploy", "x"), 9),))
+    assert recommend(pool(), needs, [stranger], goal=Goal.COST).worst is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (Pool("p", H100, (), 0), "pool p has no GPU"),
+        (Pool("p", H100, (4, 0), 0), "pool p has no GPU"),
+        (Pool("p", BY_KEY["thor-igpu"], (1,), 0), "thor-igpu shares its memory with the CPU"),
+    ],
+    ids=["no node", "a node without GPUs", "memory of the CPU"],
+)
+def test_a_pool_that_cannot_be_advised_is_refused(wrong: Pool, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        recommend(wrong, [], goal=Goal.COST)
+
+
+# --- whatever the workloads are ---------------------------------------------------------------------------------
+
+asked = st.tuples(
+    st.sampled_from([0.5, 4.0, 9.0, 15.0, 19.0, 30.0, 39.0, 60.0, 170.0]),
+    st.sampled_from([None, 0.01, 0.13, 0.2, 0.4, 0.5, 0.9]),
+    st.integers(1, 9),
+)
+fleets = st.lists(asked, max_size=6).map(
+    lambda rows: [need(f"w{at}", gib, part, pods=pods) for at, (gib, part, pods) in enumerate(rows)]
+)
+shapes = st.sampled_from([(1, 1, 1), (2, 2), (8,), (4, 4, 4), (16, 16), (1, 4)])
+
+
+@given(fleets, shapes, st.sampled_from(Goal))
+@settings(max_examples=50)
+def test_every_workload_has_a_place_that_holds_it_or_is_named_and_the_layout_is_legal(
+    needs: list[Need], shape: tuple[int, ...], goal: Goal
+) -> None:
+    found = recommend(pool(shape), needs, goal=goal)
+    named = [one.need.workload for one in found.placed]
+    named += [one.need.workload for one in found.unplaced]
+    assert sorted(named) == sorted(one.workload for one in needs)
+    sizes = {one.name: one for one in plain_profiles(H100)}
+    there, whole = supply(found), sum(one.gpus for one in found.portions if one.layout is None)
+    for one in found.placed:
+        if one.profile:
+            there[one.profile] -= one.need.history.pods
+            assert usable(H100, sizes[one.profile]) * GIB >= (one.need.memory or 0)
+            assert sizes[one.profile].slices / 7 >= (one.need.compute or 0)
+        else:
+            whole -= one.gpus * one.need.history.pods
+    assert min(there.values(), default=0) >= 0
+    assert whole >= 0
+    assert {name: count for name, count in there.items() if count} == dict(found.idle)
+    for layout in found.template:
+        assert layout is None or isinstance(find_fit(layout, H100.profiles), Legal)
+    assert recommend(pool(shape), needs[::-1], goal=goal) == found
+
+
+@given(fleets, shapes)
+@settings(max_examples=50)
+def test_for_performance_the_pool_is_enough_where_it_is_for_cost(
+    needs: list[Need], shape: tuple[int, ...]
+) -> None:
+    cost, performance = (recommend(pool(shape), needs, goal=goal) for goal in Goal)
+    assert performance.gpus >= cost.gpus
+    if cost.nodes <= len(shape):
+        assert performance.nodes <= len(shape)
+
+
+@given(fleets, shapes, st.sampled_from(Goal))
+@settings(max_examples=50)
+def test_what_is_recommended_is_a_valid_policy(needs: list[Need], shape: tuple[int, ...], goal: Goal) -> None:
+    policy = {
+        "apiVersion": "gpusharing.dev/v1alpha1",
+        "kind": "GPUSharingPolicy",
+        "metadata": {"name": "p"},
+        "spec": {
+            "nodeSelector": {"matchLabels": {"pool": "p"}},
+            **recommend(pool(shape), needs, goal=goal).block(),
+        },
+    }
+    assert isinstance(validate_policy(policy), GPUSharingPolicySpec)
+
+
+small_fleets = st.lists(
+    st.tuples(st.sampled_from([4.0, 15.0, 30.0]), st.sampled_from([None, 0.2, 0.5]), st.integers(1, 7)),
+    min_size=1,
+    max_size=4,
+).map(lambda rows: [need(f"w{at}", gib, part, pods=pods) for at, (gib, part, pods) in enumerate(rows)])
+PLAIN = plain_profiles(H100)
+FULL: list[dict[str, int]] = [
+    dict(layout)
+    for layout in maximal_layouts(H100.profiles)
+    if {name for name, _ in layout} <= {one.name for one in PLAIN}
+]
+
+
+@given(small_fleets, st.sampled_from([1, 2]), st.integers(1, 9))
+@settings(max_examples=40)
+def test_no_template_of_any_layouts_takes_fewer_gpus(needs: list[Need], per_node: int, nodes: int) -> None:
+    found = recommend(pool((per_node,) * nodes), needs, goal=Goal.COST)
+    assert not found.unplaced
+    assert (max(found.nodes - nodes, 0), found.gpus) == by_force(needs, per_node, nodes)
+
+
+def by_force(needs: list[Need], per_node: int, nodes: int) -> tuple[int, int]:
+    """Nodes beyond those of the pool, and GPUs: the least over all templates and all profiles for each class."""
+    classes: Counter[int] = Counter()
+    for one in needs:
+        classes[smallest_for(one)] += one.history.pods
+    best = (10**9, 0)
+    for given_to in product(*(range(one, len(PLAIN)) for one in classes)):
+        wanted: Counter[str] = Counter()
+        for index, pods in zip(given_to, classes.values(), strict=True):
+            wanted[PLAIN[index].name] += pods
+        for size in range(1, per_node + 1):
+            for chosen in combinations_with_replacement(FULL, size):
+                there = {name: sum(layout.get(name, 0) for layout in chosen) for name in wanted}
+                if all(there.values()):
+                    taken = max(-(-pods // there[name]) for name, pods in wanted.items())
+                    best = min(best, (max(taken - nodes, 0), taken * size))
+    return best
+
+
+def smallest_for(one: Need) -> int:
+    """The first profile with enough memory and compute."""
+    fits = (
+        at
+        for at, profile in enumerate(PLAIN)
+        if usable(H100, profile) * GIB >= (one.memory or 0) and profile.slices / 7 >= (one.compute or 0)
+    )
+    return next(fits)
