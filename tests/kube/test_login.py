@@ -126,6 +126,24 @@ async def test_a_kubeconfig_without_the_official_client_tells_what_to_install(
         await OfficialLogin(tmp_path / "config").access()
 
 
+LOADED = """
+import asyncio, sys
+from pathlib import Path
+from gpusharing.kube.login import OfficialLogin
+print(asyncio.run(OfficialLogin(Path(sys.argv[1])).access()).server)
+loaded = [name for name in sys.modules if name.startswith(("kubernetes.", "requests"))]
+print([name for name in loaded if not name.startswith("kubernetes.aio")])
+"""
+
+
+def test_a_kubeconfig_is_read_without_the_blocking_half_of_the_official_client(tmp_path: Path) -> None:
+    """Which is a fifth of what a command takes."""
+    kubeconfig = a_kubeconfig(tmp_path / "east", "east", "https://127.0.0.1:1")
+    program = [sys.executable, "-c", LOADED, str(kubeconfig)]
+    done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("https://127.0.0.1:1\n[]\n", "")
+
+
 async def test_outside_a_pod_there_is_no_service_account(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(Unauthorized, match="service account of this pod"):

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from statistics import median
 
+from gpusharing.api.names import Phase
 from gpusharing.cli.fleet import Pool, Seen, State, Step, known_phase
 
 
@@ -41,14 +42,14 @@ def durations(members: Iterable[Seen]) -> list[timedelta]:
 
 
 def _changes(history: Sequence[Step]) -> list[timedelta]:
-    found, began = [], None
+    found: list[timedelta] = []
+    began: datetime | None = None
     for step in history:
         phase = known_phase(step.phase)
-        moves = phase is not None and phase.in_flight
-        if moves and began is None:
-            began = step.at
-        elif not moves:
-            if step.phase == "Synced" and began is not None and step.at is not None and step.at >= began:
-                found.append(step.at - began)
-            began = None
+        if phase is not None and phase.in_flight:
+            began = step.at if began is None else began
+            continue
+        if phase is Phase.SYNCED and began is not None and (ended := step.at) is not None and ended >= began:
+            found.append(ended - began)
+        began = None
     return found

@@ -14,7 +14,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.drawing import Glyph, Ink
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, part, section, strings, text, texts, whole
+from gpusharing.kube.raw import entries, part, section, strings, text, whole
 
 
 class State(Enum):
@@ -52,7 +52,13 @@ class Step:
 
     phase: str
     reason: str
-    at: datetime | None
+    written: str
+    """When it began, as it was written: of most entries nobody asks for it."""
+
+    @property
+    def at(self) -> datetime | None:
+        """When it began; None: nobody can tell."""
+        return from_rfc3339(self.written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +91,7 @@ class Seen:
     @property
     def history(self) -> tuple[Step, ...]:
         """The last states, the newest one last."""
-        return tuple(
-            Step(row.get("phase", ""), row.get("reason", ""), from_rfc3339(row.get("at", "")))
-            for row in map(texts, self.past)
-        )
+        return tuple(Step(text(row, "phase"), text(row, "reason"), text(row, "at")) for row in self.past)
 
     @property
     def state(self) -> State:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from gpusharing.cli.troubles import Trouble, said
+from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.errors import first_of
 
 SECONDS = 150.0
@@ -42,6 +41,7 @@ class Place:
     """For messages."""
     authorization: str = ""
     tls: ssl.SSLContext | None = None
+    """None for plain http."""
     tls_server_name: str | None = None
     proxy: str | None = None
     credentials: str = "give a token that it accepts: --token-file FILE"
@@ -198,15 +198,16 @@ def place_of(url: str, token_file: str, ca_file: str) -> Place:
                 f"--token-file {token_file}: there is no token in it; it has one line, and nothing else"
             )
         authorization = f"Bearer {token}"
-    tls = None
-    if ca_file:
-        try:
-            tls = ssl.create_default_context(cadata=_text(ca_file, "--ca-file"))
-        except (ssl.SSLError, ValueError) as error:
-            raise Trouble(
-                f"--ca-file {ca_file}: there are no PEM certificates in it: {said(error)}"
-            ) from error
-    return Place(url.rstrip("/"), url, authorization, tls)
+    trust = _trust(ca_file) if parts.scheme == "https" or ca_file else None
+    return Place(url.rstrip("/"), url, authorization, trust)
+
+
+def _trust(ca_file: str) -> ssl.SSLContext:
+    """The authorities of the file, without one those of this machine."""
+    try:
+        return ssl.create_default_context(cadata=_text(ca_file, "--ca-file") if ca_file else None)
+    except (ssl.SSLError, ValueError) as error:
+        raise Trouble(f"--ca-file {ca_file}: there are no PEM certificates in it: {said(error)}") from error
 
 
 def _is_this_machine(host: str) -> bool:

@@ -15,8 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import aiohttp
-
+from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.answers import EVICTION, Request
 from gpusharing.kube.client import JSON, PODS, Page, Resource, WatchEvent
 from gpusharing.kube.clock import SteadyClock

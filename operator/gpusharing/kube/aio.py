@@ -1,0 +1,36 @@
+"""aiohttp, imported without the certificate authorities of this machine.
+
+As it is imported it makes two TLS contexts, for calls that name none, and reads all authorities for each
+(aiohttp/connector.py: `_SSL_CONTEXT_VERIFIED`, `_SSL_CONTEXT_UNVERIFIED`, 3.14): 100 ms of CPU, and 2 MiB for as long
+as the process lives. Every call of ours names its own context (`Access.tls`, `Place.tls`); one that forgot it would
+trust nobody, and fail. What asks for the machine's authorities later still gets them.
+
+Whoever imports aiohttp first decides, so `gpusharing.controller` imports this module before anything else, kopf too.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+"""Where OpenSSL looks instead of its own places (SSL_CTX_set_default_verify_paths(3))."""
+
+
+@contextmanager
+def _no_authorities() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _TRUST}
+    os.environ.update(dict.fromkeys(_TRUST, os.devnull))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+with _no_authorities():
+    import aiohttp
+
+__all__ = ["aiohttp"]
