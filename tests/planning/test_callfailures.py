@@ -1,17 +1,29 @@
 """A node whose calls fail waits, named, with the server's words, and its slot goes to others."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from tests.build import NOW, at, make_claim, make_fence, make_node, make_policy, make_snapshot, make_work
 from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Action, EnsureGPUNode, FenceNode, Release, RestartOperand, UpdateFence
+from gpusharing.planning.actions import (
+    Action,
+    Actuate,
+    EnsureGPUNode,
+    FenceNode,
+    Release,
+    RestartOperand,
+    UpdateFence,
+)
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.callfailures import CallFailure, failed_again
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.told.events import node_events
-from gpusharing.planning.way.callverdicts import is_moot, named
+from gpusharing.planning.way.callverdicts import Failing, is_moot, named
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
@@ -126,3 +138,73 @@ def test_the_plan_itself_names_the_node_whose_calls_fail() -> None:
     verdict = plan_rollout(snapshot, NOW).verdicts["gpu-07"]
     assert (verdict.reason, verdict.wake) == (Reason.CALL_FAILED, LASTING.next_try)
     assert WORDS in verdict.message
+
+
+# --- past the point of no return, and past the deadline -----------------------------------------------------------
+
+TWO = make_policy(rollout={"maxUnavailable": 2})
+LATE = make_fence("actuating", policy_uid=TWO.uid, deadline=at(-1))
+"""Of gpu-07, whose cordon somebody has lifted: it is to be put back, and no call about the node succeeds."""
+
+
+@pytest.mark.parametrize(("tries", "reason"), [(3, Reason.HALTED), (1, Reason.SETTLING)])
+def test_a_node_that_failed_because_of_its_calls_halts_the_others_in_the_same_pass(
+    tries: int, reason: Reason
+) -> None:
+    nodes = [make_node("gpu-07", fence=LATE), make_node("gpu-08")]
+    snapshot = make_snapshot(
+        nodes,
+        [TWO],
+        claims={"gpu-07": make_claim()},
+        work={"gpu-08": make_work()},
+        call_failures={"gpu-07": CallFailure(WORDS, at(8), tries)},
+    )
+    plan = plan_rollout(snapshot, NOW)
+    sick, next_one = plan.verdicts["gpu-07"], plan.verdicts["gpu-08"]
+    assert (sick.phase is Phase.FAILED, next_one.reason) == (tries == 3, reason)
+    assert [row.reason for row in sick.blockers] == [Reason.CALL_FAILED] * (tries == 3), "it is named once"
+    assert noted(sick.actions) == [NOW if tries == 3 else None]
+
+
+def noted(actions: Sequence[Action]) -> list[datetime | None]:
+    """When each fence that is written says that the change failed."""
+    return [action.fence.failed for action in actions if isinstance(action, UpdateFence | Actuate)]
+
+
+def member(*actions: Action, fence: Fence = LATE) -> Member:
+    """gpu-07 on its way, with a step to take and its time up."""
+    moving = replace(PENDING, phase=Phase.RECONFIGURING, deadline=at(-1)).then(*actions)
+    return Member(make_node("gpu-07", fence=fence), moving)
+
+
+def late(one: Member) -> Member:
+    """The member as its pool counts it."""
+    return Failing({"gpu-07": LASTING}, {}, NOW).find_late({"gpu-07": one})["gpu-07"]
+
+
+NODE = make_node("gpu-07", fence=LATE)
+FOLLOWED: dict[str, tuple[Action, datetime | None]] = {
+    "another run": (Actuate(NODE, replace(LATE, attempt=2), {}), NOW),
+    "a run of another generation": (Actuate(NODE, replace(LATE, generation=2), {}), None),
+    "a record of the failure": (UpdateFence(NODE, replace(LATE, failed_generation=1)), None),
+}
+
+
+@pytest.mark.parametrize(("action", "failed"), FOLLOWED.values(), ids=FOLLOWED)
+def test_what_cannot_be_written_says_that_the_change_had_failed_if_it_had(
+    action: Action, failed: datetime | None
+) -> None:
+    found = late(member(action)).verdict
+    assert (found.phase, len(found.actions), noted(found.actions)) == (Phase.FAILED, 1, [failed])
+
+
+def test_a_step_that_is_no_patch_of_the_node_comes_after_the_record() -> None:
+    found = late(member(RESTART)).verdict
+    assert found.actions == (UpdateFence(NODE, replace(LATE, failed=NOW)), RESTART)
+    seen = replace(LATE, failed=at(-5))
+    assert late(member(RESTART, fence=seen)).verdict.actions == (RESTART,)
+
+
+def test_whose_step_may_yet_be_taken_is_counted_as_before() -> None:
+    for one in (member(RELEASE), member(), replace(member(RESTART), verdict=SYNCED)):
+        assert late(one) is one

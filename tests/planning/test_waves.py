@@ -6,7 +6,19 @@ What a gang costs is told by pools/candidates.py.
 from dataclasses import replace
 from datetime import timedelta
 
-from tests.build import make_node, make_pdb, make_pod, make_policy, make_work
+import pytest
+from tests.build import (
+    NOW,
+    at,
+    make_claim,
+    make_node,
+    make_pdb,
+    make_pod,
+    make_policy,
+    make_snapshot,
+    make_work,
+)
+from tests.planning.cases import pair_of
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
 from tests.planning.told import verdict
@@ -17,8 +29,11 @@ from gpusharing.planning.pools.candidates import op_of
 from gpusharing.planning.pools.common import Common, find_mates
 from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.waves import find_waves
+from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
-from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
@@ -237,3 +252,47 @@ def test_waves_are_joined_by_way_of_others_and_keep_the_order() -> None:
 def test_members_without_a_node_and_the_node_itself_are_no_mates() -> None:
     view = make_gang_view({**ranks("a", "b"), "": [make_pod("waits", gang=GANG)]})
     assert find_mates(candidate("a", make_work(gangs=(view,)))) == {"b"}
+
+
+# --- a slot that a claim alone holds ------------------------------------------------------------------------------
+
+TWO_OF_THREE = make_policy(mode="TimeSlicing", finalizer=True, rollout={"maxUnavailable": 2})
+BESIDE: dict[str, tuple[NodeView, dict[str, CallFailure]]] = {
+    "its change begins in a moment": (
+        make_node("n0", verified=Verified(TWO_OF_THREE.name, *pair_of(TWO_OF_THREE))),
+        {},
+    ),
+    "its fence may stand, though that call failed": (
+        make_node("n0"),
+        {"n0": CallFailure("FenceNode failed: time-out", at(2))},
+    ),
+}
+
+
+@pytest.mark.parametrize(("other", "failures"), BESIDE.values(), ids=BESIDE)
+def test_a_wave_waits_for_the_slot_of_a_node_that_is_claimed_and_not_yet_fenced(
+    other: NodeView, failures: dict[str, CallFailure]
+) -> None:
+    """It comes back as that of a fenced one does: with its change, or when the claim is given back."""
+    view = make_gang_view(ranks("n1", "n2"))
+    work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
+    nodes = [other, make_node("n1"), make_node("n2")]
+    claims = {"n0": make_claim("uid-n0")}
+    snapshot = make_snapshot(nodes, [TWO_OF_THREE], claims=claims, work=work, call_failures=failures)
+    plan = plan_rollout(snapshot, NOW)
+    assert (plan.pools[TWO_OF_THREE.name].used, begun(plan)) == (1, [])
+    assert {plan.verdicts[node].reason for node in ("n1", "n2")} == {Reason.BUDGET_FULL}
+    free = plan_rollout(replace(snapshot, claims={}, call_failures={}, nodes=without(snapshot, "n0")), NOW)
+    assert begun(free) == ["n1", "n2"]
+
+
+def begun(plan: RolloutPlan) -> list[str]:
+    """The nodes that start in this pass."""
+    return [
+        name for name, told in plan.verdicts.items() if any(isinstance(a, FenceNode) for a in told.actions)
+    ]
+
+
+def without(snapshot: ClusterSnapshot, gone: str) -> dict[str, NodeView]:
+    """The nodes but for this one."""
+    return {name: node for name, node in snapshot.nodes.items() if name != gone}

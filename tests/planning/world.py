@@ -84,6 +84,8 @@ class World:
     """Labels of the namespace of the pods; None: they cannot be read."""
     ledger: promises.Ledger = field(default_factory=promises.Ledger)
     done: list[Action] = field(default_factory=list)
+    uids: set[str] = field(default_factory=set)
+    """Of all policies that there ever were."""
     serial: int = 0
     passes: int = 0
 
@@ -109,11 +111,19 @@ class World:
         self.human_cordons.discard(name)
 
     def set_policy(self, policy: PolicyView) -> None:
-        """Create or replace a policy; what the operator wrote on the old one stays."""
+        """Create or replace a policy; what the operator wrote on the old one stays.
+
+        One that is made again under its name has another UID, as an API server gives it.
+        """
         old = next((known for known in self.policies if known.name == policy.name), None)
         if old is not None:
-            policy = replace(policy, finalizer=old.finalizer, generation=old.generation + 1)
+            kept = old.uid if policy.uid == f"uid-{policy.name}" else policy.uid
+            policy = replace(policy, uid=kept, finalizer=old.finalizer, generation=old.generation + 1)
             policy = replace(policy, approved=old.approved, resumed=old.resumed)
+        elif policy.uid in self.uids:
+            self.serial += 1
+            policy = replace(policy, uid=f"{policy.uid}-{self.serial}")
+        self.uids.add(policy.uid)
         others = [known for known in self.policies if known.name != policy.name]
         self.policies = tuple(sorted([*others, policy], key=lambda known: known.name))
 
@@ -211,6 +221,7 @@ class World:
             evicted=set(self.evicted),
             human_cordons=set(self.human_cordons),
             done=list(self.done),
+            uids=set(self.uids),
             wires=Wires(dict(self.wires.faults)),
             unlisted=set(self.unlisted),
             ledger=self.ledger.copy(),

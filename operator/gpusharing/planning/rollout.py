@@ -125,12 +125,12 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     for name in failed:
         facts.pop(name, None)
 
-    members = _members(snapshot, owners, judged, failed)
+    failing = Failing(snapshot.call_failures, snapshot.claims, now)
+    members = failing.find_late(_members(snapshot, owners, judged, failed))
     verdicts = {name: member.verdict for name, member in members.items()}
     held = hold_together(verdicts, _fences(snapshot), snapshot.nodes, snapshot.policies, now)
     verdicts |= held
     members |= {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
-    failing = Failing(snapshot.call_failures, snapshot.claims, now)
     pools = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     offered = _offered(facts.values())

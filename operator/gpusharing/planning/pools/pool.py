@@ -58,7 +58,8 @@ class Pool:
     outside: int = 0
     """How many of `names` are none of the policy's business, or not yet: see is_newcomer."""
     moving: int = 0
-    """How many of the used ones are in a change of ours that goes on, and so come back."""
+    """How many of the used ones come back: a change of ours goes on there, or a claim alone holds the slot, which
+    becomes such a change or is given back."""
     members: list[Member] = field(default_factory=list)
     """All that are its business, newcomers too."""
     _hours: tuple[datetime, int, Hours] | None = field(default=None, compare=False, repr=False)
@@ -80,7 +81,8 @@ class Pool:
             self.outside += 1
         elif member.away or claimed:
             self.used += 1
-            self.moving += verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+            goes_on = verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+            self.moving += goes_on or not member.away
 
     def hours(self, now: datetime) -> Hours:
         """What the windows of the policy say."""

@@ -7,7 +7,9 @@ from datetime import datetime
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Action, Actuate, FenceNode, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.callfailures import CLAIMS, CallFailure, policy_subject
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, Fence
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
@@ -19,10 +21,12 @@ def is_moot(verdict: Verdict) -> bool:
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
-    """The verdict of a node whose calls fail. Its actions stay in it; they wait for `next_try`."""
+    """The verdict of a node whose calls fail, unless it is named already. Its actions stay in it; they wait for
+    `next_try`."""
     held = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
-    if not verdict.actions and not (held and verdict.candidate) and not on_its_way:
+    silent = not verdict.actions and not (held and verdict.candidate) and not on_its_way
+    if silent or verdict.reason is Reason.CALL_FAILED:
         return verdict
     wake = verdict.wake
     if held:
@@ -54,6 +58,31 @@ def _goes_on(action: Action) -> bool:
     return isinstance(action, RestartOperand)
 
 
+def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
+    """With the record that the change has failed (docs/adr/0044-what-was-seen-is-written-down.md).
+
+    It goes into the PATCH that cannot be made now. A step that is no PATCH comes after it.
+    """
+    fence = node.fence
+    if fence is None or fence.failed is not None:
+        return verdict
+    actions = tuple(_with_failure(action, fence, now) for action in verdict.actions)
+    if any(isinstance(action, UpdateFence | Actuate) for action in actions):
+        return verdict.then(*actions)
+    return verdict.then(UpdateFence(node, replace(fence, failed=now)), *actions)
+
+
+def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
+    """`failed`: the fence as it stands. What is no change of its generation any more has not failed in it."""
+    if not isinstance(action, UpdateFence | Actuate):
+        return action
+    fence = action.fence
+    same = (fence.policy_uid, fence.generation) == (failed.policy_uid, failed.generation)
+    if not same or fence.failed_generation == failed.generation:
+        return action
+    return replace(action, fence=replace(fence, failed=now))
+
+
 @dataclass(slots=True)
 class Failing:
     """The nodes whose calls fail, in one pass."""
@@ -73,6 +102,20 @@ class Failing:
         if not failure.lasts and (claim := self.claims.get(node)) is not None:
             self.kept[node] = claim
         return True
+
+    def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
+        """The members, those as Failed that cannot take their next step though the time for it is up.
+
+        Their pools must know that before they choose: who is shown as Failed counts for maxFailures.
+        """
+        late = {}
+        for node, failure in self.failures.items():
+            if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
+                continue
+            verdict = named(member.verdict, failure, self.now)
+            if verdict.phase is Phase.FAILED:
+                late[node] = replace(member, verdict=_noted(verdict, member.node, self.now))
+        return {**members, **late} if late else members
 
     def name(self, verdicts: dict[str, Verdict]) -> None:
         """Put the words of the server into the verdicts."""
