@@ -1,12 +1,17 @@
 """The API server's audit log as values: who did what how often, for RBAC checks and the benchmark."""
 
 import json
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from hack.cluster.api import Api
+from hack.cluster.process import wait_until
+
+LOGGED_SECONDS = 60.0
 READS = frozenset({"get", "list", "watch"})
 POD = "authentication.kubernetes.io/pod-name"
 
@@ -36,6 +41,21 @@ class Request:
         return self.verb not in READS
 
 
+def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
+    """The whole lines that were begun since some moment, of which `start` is the size of the log (bytes).
+
+    That may be in the middle of a line: the server does not write one at a stroke. The last one may be half there.
+    """
+    with log.open("rb") as lines:
+        if start:
+            lines.seek(start - 1)
+            lines.readline()
+        for line in lines:
+            if not line.endswith(b"\n"):
+                return
+            yield line
+
+
 def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iterator[Request]:
     """The requests in an audit log, in the order in which they ended; only those of `user` when given.
 
@@ -43,21 +63,32 @@ def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iter
     A watch is logged twice (started, ended); only its start counts, so an open watch is seen as well.
     """
     mark = f'"username":"{user}"'.encode() if user is not None else b""
-    with log.open("rb") as lines:
-        lines.seek(start)
-        for line in lines:
-            if not line.endswith(b"\n"):
-                return  # the server is still writing this one
-            if mark not in line:
-                continue  # cheaper than parsing what is not asked for
-            event = json.loads(line)
-            if user is not None and event["user"].get("username") != user:
-                continue
-            if event["verb"] == "watch" and event["stage"] != "ResponseStarted":
-                continue
-            if event["verb"] != "watch" and event["stage"] == "ResponseStarted":
-                continue
-            yield _request(event)
+    for line in lines_since(log, start):
+        if mark not in line:
+            continue  # cheaper than parsing what is not asked for
+        event = json.loads(line)
+        if user is not None and event["user"].get("username") != user:
+            continue
+        if event["verb"] == "watch" and event["stage"] != "ResponseStarted":
+            continue
+        if event["verb"] != "watch" and event["stage"] == "ResponseStarted":
+            continue
+        yield _request(event)
+
+
+def wait_logged(log: Path, api: Api) -> None:
+    """Until the log tells of what the server has answered: it writes a line after the answer has left.
+
+    The line of a request that is asked now comes later than theirs, but for one that is held up for longer than a
+    whole request takes.
+    """
+    mark, start = uuid.uuid4().hex, log.stat().st_size
+    api.get("/version", asked=mark)
+
+    def logged() -> bool:
+        return any(mark.encode() in line for line in lines_since(log, start))
+
+    wait_until(logged, LOGGED_SECONDS, "the audit log to tell of a request", poll=0.002)
 
 
 def count_verbs(requests: Iterable[Request]) -> Counter[tuple[str, str, str]]:

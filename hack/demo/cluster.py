@@ -15,7 +15,7 @@ from gpusharing.kube.client import JSON, KubeClient
 from gpusharing.kube.http import HttpClient
 from hack import stage as product
 from hack.cluster import install, nodes
-from hack.cluster.audit import read_requests
+from hack.cluster.audit import read_requests, wait_logged
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import ComponentError, tail
 from hack.demo import fleet
@@ -97,6 +97,7 @@ class ClusterStage:
         await asyncio.sleep(0.2)
 
     def _writes(self) -> list[Written]:
+        wait_logged(self._plane.audit_log, self._plane.api)
         return [
             Written(request.resource, "/".join(filter(None, (request.namespace, request.name))))
             for request in read_requests(self._plane.audit_log, OPERATOR)

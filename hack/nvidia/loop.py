@@ -10,7 +10,7 @@ from gpusharing.api import names
 from hack import stage
 from hack.cluster import install
 from hack.cluster.api import Api, Object
-from hack.cluster.audit import read_requests
+from hack.cluster.audit import read_requests, wait_logged
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import wait_until
 from hack.nvidia.node import RealNode, real_nodes
@@ -110,6 +110,7 @@ class Loop:
 
     def evicted(self) -> list[str]:
         """Pods that the operator has evicted, in order."""
+        wait_logged(self.plane.audit_log, self.api)
         return [
             request.name
             for request in read_requests(self.plane.audit_log, OPERATOR)

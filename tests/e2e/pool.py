@@ -1,12 +1,11 @@
 """A pool of real nodes and a Deployment that holds its GPUs, for the tests that lead it from mode to mode."""
 
-import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hack.cluster.api import Object
-from hack.cluster.audit import Request, read_requests
+from hack.cluster.audit import Request, read_requests, wait_logged
 from hack.cluster.process import wait_until
 from hack.nvidia.loop import OPERATOR
 from hack.realnode.images import PAUSE_IMAGE
@@ -102,20 +101,11 @@ class Walk:
 
     def mark(self) -> int:
         """Of this moment, for `evictions`."""
-        size = 0
-
-        def ends_with_a_line() -> bool:
-            nonlocal size
-            with self.site.plane.audit_log.open("rb") as log:
-                size = log.seek(0, os.SEEK_END)
-                log.seek(size - 1)
-                return log.read(1) == b"\n"
-
-        self.wait(ends_with_a_line, "the API server to have written whole lines")
-        return size
+        return self.site.plane.audit_log.stat().st_size
 
     def evictions(self, since: int = 0) -> list[Request]:
         """All attempts since then."""
+        wait_logged(self.site.plane.audit_log, self.site.api)
         requests = read_requests(self.site.plane.audit_log, OPERATOR, start=since)
         return [one for one in requests if one.is_write and one.resource == "pods/eviction"]
 

@@ -22,6 +22,8 @@ from hack import stage
 SECONDS = 120.0
 CALM = 0.7
 """Seconds without a write under a leader after which a run is over; longer than every wait in these runs."""
+LOOKS = 15
+"""At least, in these seconds: a machine that stood still for so long wrote nothing either."""
 OUR_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 CONFIG_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 QUICK = {
@@ -170,12 +172,12 @@ class Theatre:
     def _wait_calm(self, pool: Pool, scenario: Scenario) -> None:
         """Until it is done, and nothing is written any more."""
         deadline = time.monotonic() + SECONDS
-        seen, since = -1, time.monotonic()
+        seen, since, looks = -1, time.monotonic(), 0
         while True:
-            now = len([write for write in self.proxy.writes if write.number])
+            now, looks = len([write for write in self.proxy.writes if write.number]), looks + 1
             if now != seen or not self._leads() or not scenario.done(pool):
-                seen, since = now, time.monotonic()
-            if time.monotonic() - since > CALM:
+                seen, since, looks = now, time.monotonic(), 0
+            if time.monotonic() - since > CALM and looks >= LOOKS:
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no end after {SECONDS:.0f} s: {json.dumps(end_state(pool))[:3000]}")

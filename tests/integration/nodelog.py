@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hack.cluster.audit import lines_since
 from tests.integration.product import OPERATOR
 
 from gpusharing.kube.client import JSON
@@ -61,6 +62,17 @@ def read_node_writes(log: Path, start: int = 0, user: str = OPERATOR) -> dict[st
     return {name: list(_joined(found, versions[name])) for name, found in writes.items()}
 
 
+def read_node_states(log: Path, start: int = 0) -> list[JSON]:
+    """Every Node as each write since `start` left it, whoever wrote it, in the order in which the server did it.
+
+    Of states that pass: who looks at the server itself now and then may miss them.
+    """
+    nodes = {
+        int(event["responseObject"]["metadata"]["resourceVersion"]): event for event in _events(log, start)
+    }
+    return [nodes[version]["responseObject"] for version in sorted(nodes)]
+
+
 def _joined(writes: Mapping[int, JSON], versions: Mapping[int, JSON]) -> Iterator[NodeWrite]:
     order = sorted(versions)
     for version in sorted(writes):
@@ -71,13 +83,11 @@ def _joined(writes: Mapping[int, JSON], versions: Mapping[int, JSON]) -> Iterato
 
 def _events(log: Path, start: int) -> Iterator[JSON]:
     """Accepted writes to Nodes, in the order of the log, which is not that of the versions."""
-    with log.open("rb") as lines:
-        lines.seek(start)
-        for line in lines:
-            if NODES not in line or not line.endswith(b"\n"):
-                continue
-            event = json.loads(line)
-            reference = event.get("objectRef") or {}
-            accepted = event["stage"] == "ResponseComplete" and event["responseStatus"]["code"] < 300
-            if accepted and "responseObject" in event and not reference.get("subresource"):
-                yield event
+    for line in lines_since(log, start):
+        if NODES not in line:
+            continue
+        event = json.loads(line)
+        reference = event.get("objectRef") or {}
+        accepted = event["stage"] == "ResponseComplete" and event["responseStatus"]["code"] < 300
+        if accepted and "responseObject" in event and not reference.get("subresource"):
+            yield event

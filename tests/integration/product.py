@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hack.cluster.api import Api, ApiError, Object
-from hack.cluster.audit import Request, read_requests
+from hack.cluster.audit import Request, read_requests, wait_logged
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
@@ -27,6 +27,8 @@ LEASE = "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-op
 CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 FENCE = "gpusharing.dev/fence"
 INJECT = "sim.gpusharing.dev/inject"
+UNTIL_TOLD = {"abort_backoff": "3600"}
+"""SETTINGS of a module that looks at nodes whose change was given up: without them the next one begins after 2 s."""
 OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:gpusharing-operator"
 AGENT = f"system:serviceaccount:{stage.AGENT_NAMESPACE}:gpusharing-agent"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
@@ -62,6 +64,9 @@ WAITS = {
 }
 """The operator's waits. Patience shrinks less than the hardware's time: this machine may be slow, life is not."""
 
+STEADY = {"lease_seconds": "60", "renew_deadline": "50"}
+"""Nobody loses the Lease because this machine stood still. Who is killed blocks its successor for as long."""
+
 
 @dataclass
 class Product:
@@ -83,15 +88,20 @@ class Product:
         """An operator under the shipped rights, not started yet; its log is named after it."""
         folder = self.directory / f"{name}-{uuid.uuid4().hex[:6]}"
         folder.mkdir()
-        return stage.operator(self.plane.kubeconfig, folder, FACTOR, **(WAITS | settings))
+        return stage.operator(self.plane.kubeconfig, folder, FACTOR, **(WAITS | STEADY | settings))
 
     def mark(self) -> int:
         """A moment in the audit log."""
         return self.plane.audit_log.stat().st_size
 
     def requests(self, since: int = 0, user: str = OPERATOR) -> list[Request]:
-        """What a user asked the API server since then."""
+        """What a user asked the API server since then, and had an answer to."""
+        self.wait_logged()
         return list(read_requests(self.plane.audit_log, user, start=since))
+
+    def wait_logged(self) -> None:
+        """Until the audit log tells of what was answered so far."""
+        wait_logged(self.plane.audit_log, self.api)
 
     def writes(self, resource: str, name: str = "", since: int = 0) -> list[Request]:
         """Writes of the operator that changed something."""
@@ -250,6 +260,18 @@ class Pool:
         text = (self.node(name)["metadata"].get("annotations") or {}).get(FENCE)
         fence: Object = json.loads(text) if text else {}
         return fence
+
+    def wait_fence(self, what: str, name: str = "") -> Object:
+        """Wait until there is one on a Node; returns it as it is at that moment."""
+        found: Object = {}
+
+        def there() -> bool:
+            nonlocal found
+            found = self.fence(name)
+            return bool(found)
+
+        self.wait(there, what)
+        return found
 
     def offered(self, name: str = "") -> dict[str, int]:
         """Allocatable GPU resources of a Node, without those at 0."""

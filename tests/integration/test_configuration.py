@@ -262,8 +262,7 @@ def test_an_admins_entries_are_merged_followed_and_survive_what_cannot_be_read(
         untouched(product, pool, since)
         for meaning, served in ((SEVENTHS, "1g.10gb"), (HALVES, "3g.40gb")):
             site(pool, mine=meaning)
-            pool.wait(lambda: bool(pool.fence()), "a change to what the admin means now")
-            assert pool.fence()["drift"] is False
+            assert pool.wait_fence("a change to what the admin means now")["drift"] is False
             pool.wait_synced()
             assert set(pool.offered()) == {f"nvidia.com/mig-{served}"}
         product.remove(SITE)

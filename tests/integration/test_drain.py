@@ -6,10 +6,25 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.product import FULL, H100, L40S, MIXED, NODES, OPERATOR, SLICED, Pool, Product
+from tests.integration.nodelog import read_node_states
+from tests.integration.product import (
+    FENCE,
+    FULL,
+    H100,
+    L40S,
+    MIXED,
+    OPERATOR,
+    SLICED,
+    UNTIL_TOLD,
+    Pool,
+    Product,
+)
 from tests.integration.workloads import PDBS, PODS, Workload, guard, pod_spec
 
 pytestmark = pytest.mark.usefixtures("operator")
+SETTINGS = UNTIL_TOLD
+DEFERRED = "gpusharing.dev/deferred"
+LONG_AGO = "2026-01-01T00:00:00Z"
 
 
 def evicted(product: Product, since: int) -> Counter[str]:
@@ -17,6 +32,18 @@ def evicted(product: Product, since: int) -> Counter[str]:
     return Counter(
         f"{request.namespace}/{request.name}" for request in product.writes("pods/eviction", since=since)
     )
+
+
+def refused(product: Product, since: int) -> bool:
+    """Whether a budget was asked, and said no. Who can tell beforehand need not ask at once."""
+    return any(r.resource == "pods/eviction" and r.status == 429 for r in product.requests(since))
+
+
+def states(product: Product, pool: Pool, since: int) -> list[Object]:
+    """The nodes of a pool as each write left them, in order."""
+    product.wait_logged()
+    written = read_node_states(product.plane.audit_log, since)
+    return [node for node in written if node["metadata"]["name"] in pool.nodes]
 
 
 def test_pods_are_evicted_once_each_and_the_change_follows(product: Product) -> None:
@@ -59,8 +86,9 @@ def test_a_budget_that_refuses_is_named_and_scaling_up_lets_the_drain_go_on(prod
         since = product.mark()
         pool.apply(SLICED)
         pool.wait_phase("Draining", "PDB")
-        refused = [r for r in product.requests(since) if r.resource == "pods/eviction" and r.status == 429]
-        assert refused, "a budget that allowed one eviction refuses the second"
+        pool.wait(
+            lambda: refused(product, since), "the budget that allowed one eviction to refuse the second"
+        )
         now = pool.transition()
         left = work.running()
         assert len(left) == 1
@@ -123,21 +151,22 @@ def test_a_drain_that_runs_out_of_time_restores_the_node_and_waits_before_the_ne
             lambda: product.api.get(f"{PODS}/{pool.name}-hangs")["status"]["phase"] == "Running", "the pod"
         )
         drain = {"timeout": "2s", "unmanagedPods": "Evict"}
+        since = product.mark()
         pool.apply({**SLICED, "drain": drain})
-        pool.wait(lambda: bool(pool.fence()), "the fence")
-        assert pool.node()["spec"]["unschedulable"] is True
-        assert "gpusharing.dev/mode" not in pool.labels(), "no workload may land in between"
         pool.wait_phase("Pending", "Deferred")
+        fenced = next(one for one in states(product, pool, since) if FENCE in one["metadata"]["annotations"])
+        assert fenced["spec"]["unschedulable"] is True
+        assert "gpusharing.dev/mode" not in fenced["metadata"]["labels"], "no workload may land in between"
         assert "unschedulable" not in pool.node()["spec"]
         assert pool.labels()["gpusharing.dev/mode"] == "full"
         assert not pool.fence()
-        deferred = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/deferred"])
+        deferred = json.loads(pool.node()["metadata"]["annotations"][DEFERRED])
         assert (deferred["count"], deferred["reason"]) == (1, "DrainTimeout")
-        assert "ChangeGivenUp" in [reason for reason, _ in pool.events()]
+        pool.wait(lambda: "ChangeGivenUp" in dict(pool.events()), "the Event")
         product.api.delete(f"{PODS}/{pool.name}-hangs", {"gracePeriodSeconds": 0})
+        pool.annotate(node, {DEFERRED: json.dumps({**deferred, "until": LONG_AGO})})
         pool.wait_synced()
-        annotations = pool.node()["metadata"]["annotations"]
-        assert "gpusharing.dev/deferred" not in annotations
+        assert DEFERRED not in pool.node()["metadata"]["annotations"]
 
 
 def test_a_node_that_a_person_cordoned_is_left_alone_until_they_lift_it(product: Product) -> None:
@@ -176,7 +205,7 @@ def test_lifting_our_cordon_during_the_drain_gives_the_change_up(product: Produc
         pool.cordon(node, lifted=True)
         pool.wait(lambda: not pool.fence(), "the fence to go")
         assert "unschedulable" not in pool.node()["spec"], "their word, not ours"
-        deferred = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/deferred"])
+        deferred = json.loads(pool.node()["metadata"]["annotations"][DEFERRED])
         assert deferred["reason"] == "UncordonedExternally"
         product.api.delete(f"{PODS}/{name}", {"gracePeriodSeconds": 0})
 
@@ -258,14 +287,13 @@ def test_a_daemon_set_and_a_claim_of_the_dra_driver_block_and_are_looked_up(prod
 
 def test_only_as_many_nodes_as_the_budget_allows_are_away_at_once(product: Product) -> None:
     with product.pool(L40S, L40S, L40S, L40S) as pool:
+        since = product.mark()
         pool.apply({**SLICED, "rollout": {"maxUnavailable": "50%"}})
-        most = 0
-
-        def done() -> bool:
-            nonlocal most
-            nodes = product.api.list(NODES, labelSelector=f"gpusharing.dev/pool={pool.name}")
-            most = max(most, sum(bool(node["spec"].get("unschedulable")) for node in nodes))
-            return pool.condition("Ready").get("status") == "True"
-
-        pool.wait(done, "the roll")
-        assert most == 2
+        pool.wait_synced()
+        away: set[str] = set()
+        counts = []
+        for node in states(product, pool, since):
+            (away.add if node["spec"].get("unschedulable") else away.discard)(node["metadata"]["name"])
+            counts.append(len(away))
+        assert max(counts) == 2
+        assert counts[-1] == 0

@@ -82,7 +82,8 @@ def test_an_operator_that_is_killed_after_the_deletion_deletes_nobody_twice(prod
         pool.wait(lambda: product.api.get(f"{PODS}/{name}")["status"]["phase"] == "Running", "the pod")
         guard(pool, pool.name, 0, minAvailable=1)
         since = product.mark()
-        with product.operator("first", force_delete="true") as first:
+        quick = {"lease_seconds": "15", "renew_deadline": "10"}
+        with product.operator("first", force_delete="true", **quick) as first:
             pool.apply({**FORCED, "drain": {**FORCED["drain"], "unmanagedPods": "Evict"}})
             pool.wait(lambda: len(deletions(product, since)) == 1, "the deletion")
             first.kill()

@@ -6,7 +6,19 @@ from contextlib import contextmanager
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.product import AGENT, CLUSTER_POLICY, FULL, MIXED, MPS, NODES, SLICED, Pool, Product
+from tests.integration.product import (
+    AGENT,
+    CLUSTER_POLICY,
+    FENCE,
+    FULL,
+    MIXED,
+    MPS,
+    NODES,
+    SLICED,
+    Pool,
+    Product,
+)
+from tests.integration.test_drain import states
 from tests.integration.workloads import PODS
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -77,9 +89,10 @@ def test_a_reboot_is_waited_for_and_announced_as_such(product: Product) -> None:
         bystander["spec"]["containers"] = [{"name": "main", "image": "simulated"}]  # type: ignore[assignment]  # JSON
         pool.create(PODS, bystander)
         pool.inject("reboot")
+        since = product.mark()
         pool.apply({**MIXED, "drain": {"unmanagedPods": "Evict"}})
-        pool.wait(lambda: pool.labels().get(STATE) == "rebooting", "the reboot")
         pool.wait_synced()
+        assert "rebooting" in [one["metadata"]["labels"].get(STATE) for one in states(product, pool, since)]
         classes = [note for reason, note in pool.events() if reason == "Reconfiguring"]
         assert [note.endswith("(class Reboot)") for note in classes] == [True]
         assert not product.exists(f"{PODS}/{pool.name}-cpu"), (
@@ -132,9 +145,10 @@ def test_drift_is_shown_put_right_once_and_then_left_to_a_person(product: Produc
     with product.pool() as pool:
         pool.apply(MIXED)
         pool.wait_synced()
+        since = product.mark()
         pool.inject("lose-instances")
         pool.wait(lambda: bool(events_of(pool, "Drifted")), "the drift to be told")
-        pool.wait(lambda: pool.fence().get("drift") is True, "the correction")
+        pool.wait(lambda: True in drifts(product, pool, since), "the correction")
         pool.wait_synced()
         record = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/verified"])
         assert record["correctedGeneration"] == product.api.get(pool.path)["metadata"]["generation"]
@@ -144,6 +158,12 @@ def test_drift_is_shown_put_right_once_and_then_left_to_a_person(product: Produc
         pool.wait_condition("Stalled", "True", "DriftReturned")
         assert pool.summary()["status"] == "DriftReturned"
         assert product.writes("nodes", pool.nodes[0], since) == []
+
+
+def drifts(product: Product, pool: Pool, since: int) -> list[object]:
+    """Of every fence that was on the node: whether it is for a drift."""
+    annotations = [one["metadata"].get("annotations", {}) for one in states(product, pool, since)]
+    return [json.loads(marks[FENCE])["drift"] for marks in annotations if FENCE in marks]
 
 
 MIG_CONFIG = "nvidia.com/mig.config"

@@ -221,6 +221,7 @@ def take_over(product: Product, fleet: Fleet, person: Path) -> None:
         stage.wait_ready(product.api, one)
     assert fleet.labels() == before
     assert product.writes("pods/eviction", since=since) == []
+    product.wait_logged()
     written = read_node_writes(product.plane.audit_log, fleet.began)
     assert {node: len(found) for node, found in written.items()} == dict.fromkeys(fleet.pools, 1)
     for (write,) in written.values():

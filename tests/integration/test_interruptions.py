@@ -6,12 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.product import L40S, NODES, SLICED, Pool, Product
+from tests.integration.product import L40S, NODES, SLICED, UNTIL_TOLD, Pool, Product
 from tests.integration.workloads import PODS, pod_spec
 
 from gpusharing.api import names
 
 pytestmark = pytest.mark.usefixtures("operator")
+SETTINGS = UNTIL_TOLD
 
 EVICT: Object = {"drain": {"unmanagedPods": "Evict", "strandedPods": "Allow"}}
 CALM: Object = {"drain": {"strandedPods": "Allow"}}

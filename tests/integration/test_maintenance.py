@@ -107,7 +107,7 @@ def test_after_the_point_of_no_return_the_change_goes_on_and_leaves_the_cordon(
         begin(pool, kind)
         pool.wait_synced()
         assert pool.node()["spec"]["unschedulable"] is True
-        pool.wait(lambda: pool.transition()["cordon"] == "foreign", "kubectl get gpun to say whose it is")
+        pool.wait(lambda: pool.transition().get("cordon") == "foreign", "kubectl get gpun to say whose it is")
         since = product.mark()
         end(pool, kind)
         pool.wait(lambda: not pool.transition().get("cordon"), "no cordon of anybody")

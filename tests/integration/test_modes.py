@@ -171,6 +171,7 @@ class Walkers:
 
     def written(self) -> Mapping[str, Sequence[NodeWrite]]:
         """By node."""
+        self.product.wait_logged()
         return read_node_writes(self.product.plane.audit_log, self.begun)
 
 

@@ -89,7 +89,7 @@ def report_once(product: Product, directory: Path) -> None:
                 "the agent's report",
             )
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=SECONDS)
 
 
 def test_the_operator_uses_every_right_that_it_was_granted(

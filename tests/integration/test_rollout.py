@@ -20,8 +20,14 @@ def in_hours(hours: int) -> Object:
     return {"schedule": f"{start.minute} {start.hour} * * *", "duration": "2h"}
 
 
-def approve(pool: Pool, plan: str) -> None:
-    pool.api.merge_patch(pool.path, {"metadata": {"annotations": {"gpusharing.dev/approve": plan}}})
+def approve(pool: Pool, revision: str) -> None:
+    pool.api.merge_patch(pool.path, {"metadata": {"annotations": {"gpusharing.dev/approve": revision}}})
+
+
+def plan(pool: Pool) -> Object:
+    """`status.plan`; empty while there is none."""
+    found: Object = pool.api.get(pool.path).get("status", {}).get("plan") or {}
+    return found
 
 
 def test_nodes_start_within_a_window_only_and_everybody_sees_when(product: Product) -> None:
@@ -29,6 +35,7 @@ def test_nodes_start_within_a_window_only_and_everybody_sees_when(product: Produ
         since = product.mark()
         pool.apply(rolled(windows=[in_hours(3)]))
         message = pool.wait_phase("Pending", "WindowClosed")
+        pool.wait(lambda: pool.summary().get("nextWindow"), "the policy to tell of it, too")
         shown = pool.summary()["nextWindow"]
         assert shown in message
         assert shown in product.plane.kubectl("get", "gsp", pool.name, "-o", "wide")
@@ -57,7 +64,8 @@ def test_a_plan_waits_for_the_approval_of_its_hash_and_an_old_one_is_named(produ
         approve(pool, "0ldha5h")
         pool.wait(lambda: "0ldha5h" in pool.transition().get("message", ""), "the old hash to be named")
         assert not pool.fence()
-        approve(pool, pool.api.get(pool.path)["status"]["plan"]["hash"])
+        pool.wait(lambda: plan(pool).get("hash"), "the hash of the plan")
+        approve(pool, plan(pool)["hash"])
         pool.wait_synced()
 
 
@@ -68,11 +76,12 @@ def test_a_plan_names_pods_and_budgets_before_it_is_approved(product: Product) -
         budget = guard(pool, app.app, 0, minAvailable=1)
         pool.apply(rolled(approval="Manual"))
         pool.wait_phase("Pending", "ApprovalNeeded")
-        pool.wait(lambda: pool.api.get(pool.path)["status"]["plan"].get("podNames"), "the pods to be named")
-        plan = pool.api.get(pool.path)["status"]["plan"]
-        assert plan["podNames"] == [f"default/{pod}"]
-        assert plan["budgets"] == [budget]
-        assert plan["blockers"][0].startswith("PDBNeverAllows ")
+        named = ("podNames", "budgets", "blockers")
+        pool.wait(lambda: all(map(plan(pool).get, named)), "pods, budgets and blockers to be named")
+        told = plan(pool)
+        assert told["podNames"] == [f"default/{pod}"]
+        assert told["budgets"] == [budget]
+        assert told["blockers"][0].startswith("PDBNeverAllows ")
         assert not pool.fence()
 
 

@@ -2,11 +2,14 @@
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.product import H100, SLICED, Pool, Product
+from tests.integration.product import H100, SLICED, UNTIL_TOLD, Pool, Product
 from tests.integration.test_drain import evicted
 from tests.integration.workloads import PODS, Workload, guard, pod_spec
 
+from gpusharing.api.names import ANNOTATION_RETRY
+
 pytestmark = pytest.mark.usefixtures("operator")
+SETTINGS = UNTIL_TOLD
 
 NAMESPACE = "/api/v1/namespaces/default"
 JOBS = "/apis/batch/v1/namespaces/default/jobs"
@@ -86,6 +89,7 @@ def test_a_job_that_runs_too_long_goes_on_and_the_node_is_given_back(product: Pr
         assert "unschedulable" not in pool.node()["spec"]
         assert evicted(product, since) == {}
         pool.apply({**SLICED, "drain": {"jobs": {"timeout": "2s", "onTimeout": "Evict"}}})
+        pool.annotate(pool.nodes[0], {ANNOTATION_RETRY: "now"})
         pool.wait_synced()
         assert sum(evicted(product, since).values()) == 1
 
