@@ -10,9 +10,9 @@ import ssl
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -146,6 +146,30 @@ class Api:
     def delete(self, path: str, options: Object | None = None) -> Any:
         """DELETE an object or a collection."""
         return self.request("DELETE", path, options)
+
+    def changes(
+        self, path: str, version: str, seconds: int = 5, **query: str
+    ) -> Generator[Object, None, None]:
+        """The objects of a collection as each write since a resourceVersion left them, for so many seconds.
+
+        A state that passes is missed by who gets the object now and then, and never by this.
+
+        Raises:
+            ApiError: 410 when the server remembers no more what came after that version.
+            OSError: no answer.
+        """
+        asked = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(seconds), **query}
+        target = f"{path}?{urllib.parse.urlencode(asked)}"
+        with closing(self._new_connection()) as connection:
+            connection.request("GET", target, headers=self._headers)
+            answer = connection.getresponse()
+            if answer.status >= 400:
+                raise ApiError("GET", target, answer.status, answer.read().decode())
+            while line := answer.readline():
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise ApiError("GET", target, int(event["object"]["code"]), json.dumps(event["object"]))
+                yield event["object"]
 
     @contextmanager
     def _connection(self) -> Iterator[http.client.HTTPSConnection]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hack.cluster.process import end_group
 from hack.nvidia.sandbox import Sandbox, SandboxError
 
-SECONDS = 20.0
+SECONDS = 60.0
 # mig-manager asks systemd about host services over D-Bus, before anything else. A bus without systemd is enough;
 # receiving must be allowed too, else it hangs without a word.
 BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"

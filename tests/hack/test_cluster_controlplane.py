@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -33,10 +34,10 @@ def plane() -> Iterator[ControlPlane]:
         yield running
 
 
-def a_pod(name: str, **metadata: Any) -> dict[str, Any]:
+def a_pod(name: str, grace: int = 2, **metadata: Any) -> dict[str, Any]:
     limits = {"limits": {"nvidia.com/gpu": "1"}}
     container = {"name": "main", "image": "example/none", "resources": limits}
-    spec = {"containers": [container], "terminationGracePeriodSeconds": 2}
+    spec = {"containers": [container], "terminationGracePeriodSeconds": grace}
     return {"metadata": {"name": name, **metadata}, "spec": spec}
 
 
@@ -109,15 +110,25 @@ def test_kwok_leaves_the_gpus_of_a_node_to_whoever_plays_the_device_plugin(plane
 
 def test_pods_are_scheduled_run_and_end_as_their_annotation_says(plane: ControlPlane) -> None:
     stop = "simulate.gpusharing.dev/stop"
-    for name in ("quick", "grace", "never"):
-        plane.api.create(PODS, a_pod(name, annotations={stop: name}))
-    wait_running(plane.api, "quick", "grace", "never")
-    for name in ("quick", "grace", "never"):
+    pods = {"quick": ("quick", 2), "grace": ("grace", 2), "patient": ("grace", 3600), "never": ("never", 2)}
+    for name, (word, grace) in pods.items():
+        plane.api.create(PODS, a_pod(name, grace, annotations={stop: word}))
+    wait_running(plane.api, *pods)
+    for name in pods:
         plane.api.delete(f"{PODS}/{name}")
-    wait_until(lambda: not exists(plane.api, f"{PODS}/quick"), SECONDS, "the quick pod to go")
-    assert exists(plane.api, f"{PODS}/grace"), "its grace period of 2 s is longer"
-    wait_until(lambda: not exists(plane.api, f"{PODS}/grace"), SECONDS, "the slow pod to go")
-    assert "deletionTimestamp" in plane.api.get(f"{PODS}/never")["metadata"]
+    for name in ("quick", "grace"):
+        wait_until(lambda: not exists(plane.api, f"{PODS}/{name}"), SECONDS, f"the {name} pod to go")  # noqa: B023 - as above
+    for name in ("patient", "never"):
+        assert "deletionTimestamp" in plane.api.get(f"{PODS}/{name}")["metadata"], name
+
+
+def test_the_changes_of_an_object_tell_states_that_have_passed(plane: ControlPlane) -> None:
+    maps = "/api/v1/namespaces/default/configmaps"
+    version = plane.api.create(maps, {"metadata": {"name": "passing"}})["metadata"]["resourceVersion"]
+    for number in ("1", "2", "3"):
+        plane.api.merge_patch(f"{maps}/passing", {"data": {"number": number}})
+    with closing(plane.api.changes(maps, version, 60, fieldSelector="metadata.name=passing")) as told:
+        assert [next(told)["data"]["number"] for _ in range(3)] == ["1", "2", "3"]
 
 
 def test_an_eviction_that_a_pdb_forbids_is_answered_429(plane: ControlPlane) -> None:
@@ -153,6 +164,7 @@ def test_the_audit_log_tells_who_did_what_how_often(plane: ControlPlane) -> None
     user = "system:serviceaccount:gpu-operator:default"
     api = plane.api.as_token(tokens.service_account_token(plane.api, "gpu-operator", "default"))
     assert [refusal(api, path) for path in (PODS, PODS, f"{PODS}/x/log")] == [403, 403, 403]
+    audit.wait_logged(plane.audit_log, plane.api)
     seen = list(audit.read_requests(plane.audit_log, user))
     counts = audit.count_verbs(seen)
     assert counts == {("", "pods", "list"): 2, ("", "pods/log", "get"): 1}

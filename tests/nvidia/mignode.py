@@ -1,10 +1,12 @@
 """A node with the real mig-manager, and the configurations that its tests use."""
 
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
+from hack.cluster.api import ApiError, Object
 from hack.cluster.controlplane import ControlPlane
 from hack.nvidia.migmanager import MigManager
 from hack.nvidia.sandbox import Sandbox
@@ -41,13 +43,13 @@ class MigNode:
         config = sandbox.folder / "mig.yaml"
         config.write_text(migfile.render(ENTRIES))
         self.manager = MigManager(sandbox, self.name, plane.kubeconfig, config)
-        self.api.create(NODES, {"metadata": {"name": self.name}})
+        self._node = self.api.create(NODES, {"metadata": {"name": self.name}})
 
     def label(self, **labels: str | None) -> None:
-        """Set `config` or `state`; None removes it."""
+        """Set `config` or `state`; None removes it. What `states_until` tells begins here."""
         names = {"config": LABEL_MIG_CONFIG, "state": LABEL_MIG_STATE}
         patch = {names[name]: value for name, value in labels.items()}
-        self.api.merge_patch(f"{NODES}/{self.name}", {"metadata": {"labels": patch}})
+        self._node = self.api.merge_patch(f"{NODES}/{self.name}", {"metadata": {"labels": patch}})
 
     def deploy(self, operand: str, value: str) -> None:
         """Set the label by which an operand is switched."""
@@ -59,22 +61,48 @@ class MigNode:
         found: dict[str, str] = self.api.get(f"{NODES}/{self.name}")["metadata"].get("labels", {})
         return found
 
+    def state(self) -> str:
+        """What mig-manager says now."""
+        return self.labels().get(LABEL_MIG_STATE, "")
+
     def operands(self) -> set[str]:
         """The values of the labels by which mig-manager pauses NVIDIA's operands."""
-        return {self.labels().get(LABEL_DEPLOY_PREFIX + operand, "") for operand in OPERANDS}
+        return operands_in(self.labels())
+
+    def operands_then(self) -> set[str]:
+        """As `operands`, at the moment of the last state that `states_until` told."""
+        return operands_in(self._node["metadata"].get("labels", {}))
 
     def states_until(self, *last: str) -> list[str]:
-        """The states that are seen until one of `last` is."""
+        """The states that it goes through, from where the last call or our label left it, until one of `last`."""
         seen: list[str] = []
         deadline = time.monotonic() + SECONDS
+        self._see(self._node, seen)
         while not seen or seen[-1] not in last:
-            state = self.labels().get(LABEL_MIG_STATE, "")
-            if state and (not seen or seen[-1] != state):
-                seen.append(state)
+            with contextlib.closing(self._changes()) as changes:
+                for node in changes:
+                    self._see(node, seen)
+                    if seen and seen[-1] in last:
+                        break
             assert time.monotonic() < deadline, (seen, self.manager.log.read_text()[-3000:])
-            time.sleep(0.02)
         self.count(self._model, Asked.MIG_MANAGER)
         return seen
+
+    def _changes(self) -> Generator[Object, None, None]:
+        """The node as each write left it, for some seconds; as it is now where the server has forgotten them."""
+        version, only = self._node["metadata"]["resourceVersion"], f"metadata.name={self.name}"
+        try:
+            yield from self.api.changes(NODES, version, fieldSelector=only)
+        except ApiError as error:
+            if error.status != 410:
+                raise
+            yield self.api.get(f"{NODES}/{self.name}")
+
+    def _see(self, node: Object, seen: list[str]) -> None:
+        self._node = node
+        state = node["metadata"].get("labels", {}).get(LABEL_MIG_STATE, "")
+        if state and (not seen or seen[-1] != state):
+            seen.append(state)
 
     def wait_for_log(self, *texts: str, seconds: float = SECONDS) -> None:
         """Wait until its log has these texts, in this order."""
@@ -86,3 +114,8 @@ class MigNode:
     def profiles(self) -> list[list[str]]:
         """The profiles of the instances per GPU."""
         return [[i["profile"] for i in gpu["instances"]] for gpu in self.simulator.show()["gpus"]]
+
+
+def operands_in(labels: Mapping[str, str]) -> set[str]:
+    """The values of these labels by which mig-manager pauses NVIDIA's operands."""
+    return {labels.get(LABEL_DEPLOY_PREFIX + operand, "") for operand in OPERANDS}

@@ -9,7 +9,7 @@ from tests.nvidia.conftest import Count
 from tests.nvidia.mignode import MigNode
 from tests.nvidia.undeletable import create_pod, undeletable
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_STATE
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -33,7 +33,7 @@ def test_a_change_goes_from_pending_with_paused_operands_to_success(make_node: A
     node = make_node(config="seven")
     node.manager.start()
     assert node.states_until("pending") == ["pending"]
-    assert node.operands() <= {"paused-for-mig-change", ""}
+    assert node.operands_then() <= {"paused-for-mig-change", ""}
     assert node.states_until("success")[-1] == "success"
     assert node.profiles() == [["1g.10gb"] * 7] * 2
     assert node.operands() == {"true"}
@@ -106,7 +106,9 @@ def test_a_pod_that_cannot_be_deleted_after_the_change_leaves_it_pending_for_eve
     with undeletable(node.api, create_pod(node.api, node.name, "nvidia-operator-validator")):
         node.manager.start()
         node.wait_for_log("failed to restart validator pod", "Waiting for change to")
-    assert node.states_until("pending") == ["pending"], "wedge 1: it has given up and says nothing"
+    assert (node.states_until("pending"), node.state()) == (["pending"], "pending"), (
+        "wedge 1: given up, in silence"
+    )
     assert node.operands() == {"paused-for-mig-change"}
     assert node.profiles() == [["1g.10gb"] * 7] * 2
     node.manager.restart()
@@ -119,7 +121,7 @@ def test_a_pod_that_cannot_be_deleted_before_the_change_leaves_it_pending_for_ev
     with undeletable(node.api, create_pod(node.api, node.name, "nvidia-cuda-validator")):
         node.manager.start()
         node.wait_for_log("failed to delete cuda-validator pod", "Waiting for change to")
-    assert node.states_until("pending") == ["pending"]
+    assert (node.states_until("pending"), node.state()) == (["pending"], "pending")
     assert node.operands() == {"paused-for-mig-change"}
     assert node.profiles() == [[], []], "nothing was touched yet"
     node.manager.restart()
@@ -130,10 +132,12 @@ def test_a_pod_that_cannot_be_deleted_before_the_change_leaves_it_pending_for_ev
 
 def test_killed_in_the_middle_it_takes_up_again_when_started(make_node: Any) -> None:
     node = make_node(config="halves")
+    node.simulator.inject("nvmlDeviceCreateGpuInstance", "hang")  # so that it is in the middle
     node.manager.start()
     node.states_until("pending")
     node.manager.kill()
-    assert node.labels()[LABEL_MIG_STATE] == "pending"
+    assert node.state() == "pending"
+    node.simulator.clear_faults()
     node.manager.start()
     assert node.states_until("success")[-1] == "success"
     assert node.profiles() == [["3g.40gb"] * 2] * 2

@@ -24,8 +24,9 @@ def test_mig_manager_takes_no_arguments_that_could_name_another_root(make_sandbo
 
 
 def test_nothing_is_mounted_or_written_outside(make_sandbox: MakeSandbox) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
     sandbox = make_sandbox("h100-80gb")
     assert sandbox.run("nvidia-mig-parted", "export").returncode == 0
-    assert Path("/proc/self/mountinfo").read_text() == before
+    # Whatever it mounts is of its folder, or lies there; others may mount something meanwhile.
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    assert [mount for mount in mounts if sandbox.folder.parent.name in mount] == []
     assert list((sandbox.folder / "real-proc").iterdir()) == []

@@ -2,6 +2,7 @@
 
 import pytest
 from hack.nvmlsim.models import find_model
+from hack.nvmlsim.simulator import EVENT_XID
 from hack.results import Asked
 from hack.sim.plugin import PluginError
 from tests.nvidia.conftest import Count, MakeSandbox
@@ -166,7 +167,13 @@ def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSand
     plugin = DevicePlugin(sandbox, pluginconfig.render(PluginConfig()))
     plugin.wait_for("nvidia.com/gpu", 2)
     plugin.plugin.wait_for_log("Registered device plugin")
-    sandbox.simulator.post_event(1, 0x8, XID_FALLEN_OFF_THE_BUS)
-    plugin.wait_for("nvidia.com/gpu", 1)
+
+    def noticed() -> (
+        bool
+    ):  # the plugin listens a moment after it has registered: an event before that is nobody's
+        sandbox.simulator.post_event(1, EVENT_XID, XID_FALLEN_OFF_THE_BUS)
+        return plugin.counts().get("nvidia.com/gpu") == 1
+
+    plugin.plugin.wait(noticed)
     plugin.stop()
     count("h100-80gb", Asked.BAD_INPUT)

@@ -16,7 +16,7 @@ def test_a_device_plugin_that_does_not_go_in_five_minutes_leaves_it_pending_for_
     node, pod = stuck
     node.count = count
     node.wait_for_log("device-plugin pod did not shutdown", "Waiting for change to", seconds=SECONDS)
-    assert node.states_until("pending") == ["pending"]
+    assert (node.states_until("pending"), node.state()) == (["pending"], "pending")
     assert node.operands() == {"paused-for-mig-change"}
     assert node.profiles() == [[], []], "nothing was touched yet"
     node.api.delete(f"{PODS}/{pod}", {"gracePeriodSeconds": 0})
