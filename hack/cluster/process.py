@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,6 +15,9 @@ from typing import Any
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.02
 LOG_TAIL_LINES = 15
+PORTS_FROM, ENOUGH_PORTS = 10_000, 5_000
+LOCAL_PORTS_FROM = 49_152
+"""First of the ports that a system gives by itself (RFC 6335, dynamic ports), where there is no /proc to tell."""
 
 
 class ComponentError(Exception):
@@ -78,7 +82,10 @@ def is_ours(pid: int, mark: str) -> bool:
     """
     try:
         return mark in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except FileNotFoundError:
+    except (
+        FileNotFoundError,
+        ProcessLookupError,
+    ):  # the latter when it ends between being opened and being read
         if Path("/proc/self").exists():
             return False
     told = subprocess.run(
@@ -120,15 +127,26 @@ def _is_taken(pid: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that are free now. Another program may still take one: callers start again then."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Loopback ports that are free now, for programs that are told theirs, and that may be started again on them.
+
+    They are none of those that the system gives to whoever asks for any, or connects to somebody: one that nobody
+    listens on for a moment would soon be taken. Another call of this may still find the same: callers start again then.
+    """
+    found: dict[int, None] = {}
+    while len(found) < count:
+        with socket.socket() as one, contextlib.suppress(OSError):  # somebody has it
+            one.bind(("127.0.0.1", _any_port()))
+            found[int(one.getsockname()[1])] = None
+    return list(found)
+
+
+def _any_port() -> int:
+    """One that the system gives to nobody by itself; 0, which lets it choose, where it gives nearly all."""
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        first = LOCAL_PORTS_FROM
+    return random.randrange(PORTS_FROM, first) if first - PORTS_FROM >= ENOUGH_PORTS else 0
 
 
 def wait_until(

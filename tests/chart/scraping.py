@@ -1,7 +1,6 @@
 """A real Prometheus, of Debian's package, that scrapes what the tests have running, every second."""
 
 import json
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -13,19 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hack.cluster.process import free_ports
 from hack.sim.dcgmexporter import Metered, Page, SetUp
 from prometheus_client.registry import CollectorRegistry
 from tests.chart.test_monitoring import program
 
 from gpusharing.agent.probes import ProbeServer
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 class Prometheus:
@@ -77,7 +69,7 @@ def scraping(
     folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str, str]
 ) -> Iterator[Prometheus]:
     """One with these jobs and rule files, by name. It scrapes and evaluates every second."""
-    port = free_port()
+    (port,) = free_ports(1)
     for name, text in rules.items():
         (folder / name).write_text(text)
     every = {"scrape_interval": "1s", "evaluation_interval": "1s"}

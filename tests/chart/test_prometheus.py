@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.cluster.process import wait_until
+from hack.cluster.process import free_ports, wait_until
 from hack.sim.dcgmexporter import Metered
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 from tests.agent.test_meter import devices, handed_out
 from tests.chart.charts import CHART
-from tests.chart.scraping import Prometheus, dcgm_exporter, free_port, page, scraping
+from tests.chart.scraping import Prometheus, dcgm_exporter, page, scraping
 from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
@@ -84,7 +84,7 @@ class Node:
     def __init__(self, name: str, *products: str) -> None:
         self.server, self.pods = OneNode(name), FixedPods()
         self.gpus = SimulatedGPUs(name, products)
-        self.port = free_port()
+        (self.port,) = free_ports(1)
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[AgentLoop]:

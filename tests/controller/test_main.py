@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import ClientError, ClientSession
+from hack.cluster.process import free_ports
 from tests.fakes.apiserver import FakeServer, fake_server
 
 from gpusharing.controller.main import FAULT, LOST_LEASE, NO_LOGIN
@@ -26,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 """Seconds after which a test gives up: a start takes two on an idle machine."""
 FAST = {
-    "GPUSHARING_LEASE_SECONDS": "8",
-    "GPUSHARING_RENEW_DEADLINE": "7",
+    "GPUSHARING_LEASE_SECONDS": "60",
+    "GPUSHARING_RENEW_DEADLINE": "50",
     "GPUSHARING_RETRY_PERIOD": "0.1",
     "GPUSHARING_LISTEN": "127.0.0.1",
     "GPUSHARING_METRICS_PORT": "0",
@@ -85,7 +86,7 @@ async def server() -> AsyncIterator[FakeServer]:
 
 @pytest.fixture
 def environment(server: FakeServer, tmp_path: Path) -> dict[str, str]:
-    """A kubeconfig for the server, a short Lease and a port for the probes."""
+    """A kubeconfig for the server, a Lease that is often renewed, and a port for the probes."""
     kubeconfig = tmp_path / "kubeconfig"
     entry = {"cluster": "here", "user": "us"}
     kubeconfig.write_text(
@@ -98,14 +99,7 @@ def environment(server: FakeServer, tmp_path: Path) -> dict[str, str]:
             }
         )
     )
-    return {**FAST, "KUBECONFIG": str(kubeconfig), "GPUSHARING_PROBE_PORT": str(free_port())}
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
+    return {**FAST, "KUBECONFIG": str(kubeconfig), "GPUSHARING_PROBE_PORT": str(free_ports(1)[0])}
 
 
 def holder(server: FakeServer) -> str:

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -101,10 +102,9 @@ def test_a_port_that_another_program_took_meanwhile_means_another_try(
 ) -> None:
     assets = tmp_path / "assets"
     assets.mkdir()
+    taken = f"echo etcd >> {tmp_path}/starts; echo bind: address already in use"
     for name in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"):
-        (assets / name).write_text(
-            f"#!/bin/sh\necho {name} >> {tmp_path}/starts\necho bind: address already in use\n"
-        )
+        (assets / name).write_text(f"#!/bin/sh\n{taken if name == 'etcd' else 'exec sleep 600'}\n")
         (assets / name).chmod(0o755)
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
     plane = ControlPlane(tmp_path / "state", Options(kwok=False))
@@ -115,8 +115,11 @@ def test_a_port_that_another_program_took_meanwhile_means_another_try(
     shutil.rmtree(tmp_path / "state")
 
 
-def test_free_ports_are_distinct() -> None:
-    assert len(set(process.free_ports(20))) == 20
+def test_free_ports_are_distinct_and_the_system_gives_them_to_nobody_by_itself() -> None:
+    ports = process.free_ports(20)
+    assert len(set(ports)) == 20
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        assert max(ports) < given.getsockname()[1] or sys.platform != "linux"
 
 
 def test_the_end_of_a_group_ends_the_children_that_its_leader_left_behind(tmp_path: Path) -> None:
