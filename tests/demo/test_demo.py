@@ -19,12 +19,14 @@ from hack.embedded import embedded
 
 CHECKS = 35
 """A story that lost a check would still end well."""
+AGE = r"(?:\d+[smhd]){1,2}"
+"""As kubectl writes it: 119s, then 2m and 2m1s, after ten minutes 11m."""
 TABLE = [
     r"NAME +MODE +LAYOUT +NODES +GPUS +USED +READY +STATUS +AGE",
-    r"pool-a +MIG +4x1g\.20gb +4/4 +32 +97/128 +True +Synced +\d+\w",
-    r"pool-b +MIG +1x3g\.40gb\+4x1g\.10gb +3/3 +24 +15/120 +True +Synced +\d+\w",
-    r"pool-c +Full +1x full +2/2 +16 +16/16 +True +Synced +\d+\w",
-    r"pool-d +TimeSlicing +4x shared +2/2 +8 +21/32 +True +Synced +\d+\w",
+    rf"pool-a +MIG +4x1g\.20gb +4/4 +32 +97/128 +True +Synced +{AGE}",
+    rf"pool-b +MIG +1x3g\.40gb\+4x1g\.10gb +3/3 +24 +15/120 +True +Synced +{AGE}",
+    rf"pool-c +Full +1x full +2/2 +16 +16/16 +True +Synced +{AGE}",
+    rf"pool-d +TimeSlicing +4x shared +2/2 +8 +21/32 +True +Synced +{AGE}",
 ]
 
 
