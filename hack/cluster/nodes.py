@@ -121,7 +121,7 @@ def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
     return in_parallel(create, manifests)
 
 
-def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 30.0) -> None:
+def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0) -> None:
     """Wait until all these nodes are Ready and free of the taint that new nodes have.
 
     Raises:

@@ -122,7 +122,7 @@ def agent(control_plane: ControlPlane, machine: Simulator, tmp_path: Path) -> It
         started = json.loads(process.stderr.readline())
         yield Agent(control_plane, process, int(started["probes"].rpartition(":")[2]))
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=SECONDS)
     for path, _ in made:
         api.delete(f"{path}/{NODE}")
 

@@ -111,16 +111,16 @@ def has(installed: Installed, field: str) -> bool:
 def rolled_back(installed: Installed, folder: Path, revision: int) -> tuple[int, str]:
     """Exit status of `helm rollback`, and what the hook's program said, which ran in the place of its pod."""
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(installed.run_helm, "rollback", str(revision), "--timeout", "60s")
+        running = pool.submit(installed.run_helm, "rollback", str(revision), "--timeout", "300s")
         query = {"labelSelector": selector({"app.kubernetes.io/name": HOOK})}
 
-        def runs() -> bool:
+        def runs() -> list[Object]:  # that of an earlier rollback has ended, and may not be gone yet
             pods = installed.admin.list(PODS, **query)
-            return bool(pods) and pods[0]["status"].get("phase") == "Running"
+            return [pod for pod in pods if pod["status"].get("phase") == "Running"]
 
-        wait_until(lambda: running.done() or runs(), SECONDS, "the hook's pod")
+        wait_until(lambda: running.done() or bool(runs()), SECONDS, "the hook's pod")
         assert not running.done(), running.result().stderr
-        (pod,) = installed.admin.list(PODS, **query)
+        (pod,) = runs()
         done = answered(installed, pod, folder)
         end: Object = {"phase": "Failed" if done.returncode else "Succeeded"}
         installed.admin.merge_patch(f"{PODS}/{pod['metadata']['name']}/status", {"status": end})
@@ -139,7 +139,7 @@ def answered(installed: Installed, pod: Object, folder: Path) -> subprocess.Comp
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
 
 

@@ -29,9 +29,9 @@ def holds(walk: Walk, stop: Stop) -> None:
         assert walk.computing(node) == here, "each pod computes where it runs, and nobody else"
     walk.wait(lambda: used_row(walk, stop) is not None, "the agents to report what pods hold")
     for node in NODES:
-        assert held(walk, node) == list(placed.values()).count(node), (
-            "as podresources of the real kubelet tell it"
-        )
+        there = list(placed.values()).count(node)
+        told = f"podresources of the real kubelet of {node} to tell of {there}"
+        walk.wait(lambda node=node, there=there: held(walk, node) == there, told)  # type: ignore[misc]
         here = sorted(name for name, where in placed.items() if where == node)
         walk.wait(partial(tells_who_uses_what, walk, stop, node, here), "the agent to tell who uses what")
 

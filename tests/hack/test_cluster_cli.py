@@ -11,6 +11,7 @@ import yaml
 from hack.cluster import kind, state, toolchain
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api
+from hack.cluster.process import wait_until
 
 
 def put_programs(folder: Path, scripts: Mapping[str, str]) -> None:
@@ -137,8 +138,12 @@ def test_driver_kind_runs_its_nodes_on_the_cluster_that_kind_makes(
         assert up.returncode == 0, up.stderr
         assert up.stdout == f"export KUBECONFIG={state_folder}/cluster/admin.kubeconfig\n"
         # kind's controller-manager gives a node up after 40 s, so kwok has to renew leases there.
-        leases = plane.api.list("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases")
-        assert {lease["metadata"]["name"] for lease in leases} == {"gpu-01", "gpu-02"}
+        leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+
+        def renewed() -> set[str]:
+            return {lease["metadata"]["name"] for lease in plane.api.list(leases)}
+
+        wait_until(lambda: renewed() == {"gpu-01", "gpu-02"}, 60, "the leases of both nodes")
         down = run_cli(state_folder, "down", environ=environ)
         assert down.stderr == "stopped kwok, kind cluster\n"
         assert "delete cluster --name gpusharing-dev" in (state_folder / "calls").read_text()

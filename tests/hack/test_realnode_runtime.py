@@ -14,7 +14,7 @@ from hack.realnode import runtime
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="containers of a real node are Linux processes"
 )
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 @pytest.fixture
