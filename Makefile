@@ -5,6 +5,7 @@ PY := .venv/bin/python
 WORKERS ?= $(if $(ARGS),0,auto)
 # Hundreds of processes import our modules: compile them once.
 unexport PYTHONDONTWRITEBYTECODE
+# Of tests a shell makes way for pytest, so that who ends make ends them.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-long mutants test-crash test-faults test-gpu test-nvidia images e2e clean
 
@@ -19,10 +20,10 @@ demo: setup ## play the main job; DRIVER=cluster: on a real control plane, DRIVE
 
 test: setup ## rungs 0-2 of the test ladder, without kills and faults on rung 2; ARGS="tests/planning -k drain" selects
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@$(PY) -m pytest -n $(WORKERS) -m "not nvidia and not e2e and not gpu and not crash and not faults" $(ARGS)
+	@exec $(PY) -m pytest -n $(WORKERS) -m "not nvidia and not e2e and not gpu and not crash and not faults" $(ARGS)
 
 test-long: setup ## 10,000 examples of the random world (about twenty minutes of CPU); ARGS="-k seed-7"
-	@PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
+	@exec env PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
 
 mutants: setup ## each guard taken away in turn: its named test must fail (3 to 5 minutes); MUTANTS=regex, FIND=1
 	@$(PY) -m hack.mutants
@@ -56,19 +57,21 @@ bench: setup ## one table of costs, and build/bench.json
 
 test-crash: setup ## kill -9 at every write on rungs 1 and 2; FULL=1: every scenario on rung 2, too (an hour)
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@$(if $(FULL),CRASH=full) $(PY) -m pytest -m "crash or not cluster" tests/embedded/test_crash.py tests/integration $(ARGS)
+	@exec $(if $(FULL),env CRASH=full) $(PY) -m pytest -m "crash or not cluster" tests/embedded/test_crash.py tests/integration $(ARGS)
 
 test-faults: setup ## the fault matrix on rung 2: a sample; SEED=1 RUNS=100 that one, FULL=1 all of it, going on where it was ended
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@trap : INT; $(if $(FULL),FAULTS=full) $(if $(SEED),FAULTS_SEED=$(SEED)) $(if $(RUNS),FAULTS_RUNS=$(RUNS)) $(PY) -m pytest -n 2 -m faults tests/integration $(ARGS); \
-	  status=$$?; $(PY) -m tests.faults.cases build/faults/$(if $(FULL),full,sample); exit $$status
+	@trap : INT; trap 'kill $$!' TERM; \
+	  $(if $(FULL),FAULTS=full) $(if $(SEED),FAULTS_SEED=$(SEED)) $(if $(RUNS),FAULTS_RUNS=$(RUNS)) $(PY) -m pytest -n 2 -m faults tests/integration $(ARGS) & \
+	  wait $$!; status=$$?; while kill -0 $$! 2>/dev/null; do wait $$!; status=$$?; done; \
+	  $(PY) -m tests.faults.cases build/faults/$(if $(FULL),full,sample); exit $$status
 
 test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU
-	@$(PY) -m pytest -m gpu $(ARGS)
+	@exec $(PY) -m pytest -m gpu $(ARGS)
 
 test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-ml
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@$(PY) -m pytest -m nvidia $(ARGS)
+	@exec $(PY) -m pytest -m nvidia $(ARGS)
 
 images: setup ## the image, under build/images; BASE=local: without a registry; ARCH="amd64 arm64", IMAGE=, ADVISORIES=
 	@$(PY) -m hack.images $(if $(BASE),--base $(BASE)) $(foreach arch,$(ARCH),--arch $(arch)) \
@@ -79,7 +82,7 @@ ifeq ($(DRIVER),kind)
 	@$(PY) -m hack.kindtrial
 else
 	-@$(PY) -m hack.cluster.toolchain controlplane helm kubelet >build/toolchain.txt
-	@$(PY) -m pytest -m e2e $(or $(ARGS),tests/e2e)
+	@exec $(PY) -m pytest -m e2e $(or $(ARGS),tests/e2e)
 endif
 
 clean: ## remove what the verbs above made in this checkout

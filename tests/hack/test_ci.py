@@ -131,6 +131,20 @@ def test_faults_that_are_told_to_end_leave_nothing_behind(notes: Path) -> None:
     assert not pid_exists(int(stay.read_text()))
 
 
+@pytest.mark.parametrize("verb", ["test", "test-crash", "test-faults", "test-nvidia", "e2e"])
+def test_a_verb_that_is_told_to_end_ends_its_tests(notes: Path, verb: str) -> None:
+    checkout, stay = notes.parent / "checkout", notes / "stay"
+    shutil.copy(ROOT / "Makefile", checkout)
+    (checkout / "build").mkdir()
+    (notes / "pytest.stays").touch()
+    command = ["make", verb, "PYTHON=true"]
+    with subprocess.Popen(command, cwd=checkout, env={**os.environ, "NOTES": str(notes)}) as make:
+        wait_until(lambda: stay.exists() and stay.read_text().endswith("\n"), SECONDS, "pytest to run")
+        make.terminate()
+        make.wait(SECONDS)
+    wait_until(lambda: not pid_exists(int(stay.read_text())), SECONDS, "pytest to end")
+
+
 def test_the_last_words_are_those_of_rung_2(notes: Path) -> None:
     (notes / f"{RUNG2}.says").write_text("578 passed\n")
     (notes / f"{FAULTS}.says").write_text("faults: 150 runs, 0 failures\n13 passed\n")
