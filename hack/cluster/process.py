@@ -169,7 +169,15 @@ def wait_until(
         time.sleep(poll)
 
 
+def text_of(file: Path) -> str:
+    """What another program has written so far; empty where there is no file, or no more."""
+    try:
+        return file.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
 def tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
     """The last lines of a log file."""
-    text = log.read_text(errors="replace") if log.exists() else ""
+    text = text_of(log)
     return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (nothing)"

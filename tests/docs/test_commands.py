@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hack.cluster.process import text_of
 from hack.docs_lists import on_page_markdown
 from hack.generate import ROOT
 from tests.docs.commands import STAND_INS, Block, Shell, blocks
@@ -64,7 +65,7 @@ def test_each_claim_about_security_names_a_test_that_is_there() -> None:
     lost = [
         (file, test)
         for file, test in named
-        if not (ROOT / file).is_file() or (test and f"def {test}(" not in (ROOT / file).read_text())
+        if not (text := text_of(ROOT / file)) or (test and f"def {test}(" not in text)
     ]
     assert lost == []
 

@@ -31,7 +31,7 @@ def holds(walk: Walk, stop: Stop) -> None:
     for node in NODES:
         there = list(placed.values()).count(node)
         told = f"podresources of the real kubelet of {node} to tell of {there}"
-        walk.wait(lambda node=node, there=there: held(walk, node) == there, told)  # type: ignore[misc]
+        walk.wait(partial(holds_so_many, walk, node, there), told)
         here = sorted(name for name, where in placed.items() if where == node)
         walk.wait(partial(tells_who_uses_what, walk, stop, node, here), "the agent to tell who uses what")
 
@@ -70,6 +70,11 @@ def used_row(walk: Walk, stop: Stop) -> "re.Match[str] | None":
     return re.match(
         rf"real +{stop.spec['mode']} +{re.escape(stop.layout)} +2/2 +4 +{used} +True +Synced", row
     )
+
+
+def holds_so_many(walk: Walk, node: str, devices: int) -> bool:
+    """Whether the agent's reading is of the pods as they are now."""
+    return held(walk, node) == devices
 
 
 def held(walk: Walk, node: str) -> int:

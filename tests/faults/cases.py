@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from hack.cluster.process import text_of
+
 Scope = Literal["one", "all"]
 PROCESS = ("kill-before", "kill-after", "lease-stolen")
 """Kinds that befall the process: there is nothing to tell apart."""
@@ -102,7 +104,7 @@ class Results:
         self._path, self._stamp, self.done = path, stamp, list[Result]()
         self.cases = 0
         """How many are to be; 0: nobody has said so yet."""
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = text_of(path).splitlines()
         head = json.loads(lines[0]) if lines else {}
         if head.get("stamp") == stamp:
             self.cases = head["cases"]

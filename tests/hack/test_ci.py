@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hack.cluster.process import pid_exists, wait_until
+from hack.cluster.process import pid_exists, text_of, wait_until
 from hack.generate import ROOT
 
 NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
@@ -59,7 +59,7 @@ def start(notes: Path) -> subprocess.Popen[str]:
 
 
 def calls(notes: Path) -> list[str]:
-    return (notes / "calls").read_text().splitlines() if (notes / "calls").exists() else []
+    return text_of(notes / "calls").splitlines()
 
 
 def run(notes: Path) -> Run:
@@ -81,7 +81,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(notes: Path, number: si
         (notes / f"{step}.stays").touch()
     with start(notes) as script:
         stay = notes / "stay"
-        wait_until(lambda: stay.exists() and len(stay.read_text().split()) == 2, SECONDS, "both to run")
+        wait_until(lambda: len(text_of(stay).split()) == 2, SECONDS, "both to run")
         script.send_signal(number)
         script.communicate(timeout=SECONDS)
     assert script.returncode != 0
@@ -124,7 +124,7 @@ def test_faults_that_are_told_to_end_leave_nothing_behind(notes: Path) -> None:
     (notes / f"{FAULTS}.stays").touch()
     with start(notes) as script:
         stay = notes / "stay"
-        wait_until(lambda: stay.exists() and stay.read_text().endswith("\n"), SECONDS, "them to run")
+        wait_until(lambda: text_of(stay).endswith("\n"), SECONDS, "them to run")
         script.terminate()
         script.communicate(timeout=SECONDS)
     assert script.returncode != 0
@@ -139,7 +139,7 @@ def test_a_verb_that_is_told_to_end_ends_its_tests(notes: Path, verb: str) -> No
     (notes / "pytest.stays").touch()
     command = ["make", verb, "PYTHON=true"]
     with subprocess.Popen(command, cwd=checkout, env={**os.environ, "NOTES": str(notes)}) as make:
-        wait_until(lambda: stay.exists() and stay.read_text().endswith("\n"), SECONDS, "pytest to run")
+        wait_until(lambda: text_of(stay).endswith("\n"), SECONDS, "pytest to run")
         make.terminate()
         make.wait(SECONDS)
     wait_until(lambda: not pid_exists(int(stay.read_text())), SECONDS, "pytest to end")

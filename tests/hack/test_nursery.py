@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hack.cluster.process import wait_until
+from hack.cluster.process import text_of, wait_until
 from tests.integration.nursery import Nursery
 
 
@@ -12,7 +12,7 @@ def test_the_pid_of_an_operator_that_ended_is_kept_until_it_was_waited_for(tmp_p
     log = tmp_path / "operator.log"
     with Nursery() as nursery:
         pid = nursery.start({"GPUSHARING_LOG_LEVEL": "loud"}, log)  # no level: it ends at once
-        wait_until(lambda: log.exists() and b"LOG_LEVEL" in log.read_bytes(), 60, "its complaint")
+        wait_until(lambda: "LOG_LEVEL" in text_of(log), 60, "its complaint")
         nursery.strike(pid)
         os.kill(pid, 0)  # nobody else can have it
         nursery.wait(pid)

@@ -43,7 +43,7 @@ async def simulator(plane: ControlPlane) -> AsyncIterator[Process]:
 
 async def until(condition: Callable[[], object], what: str) -> None:
     """Poll the API server until the condition holds."""
-    for _ in range(300):
+    for _ in range(1200):
         if condition():
             return
         await asyncio.sleep(0.1)
