@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from math import nan
+from math import ceil, nan
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from tests.planning.histories import BEGIN, H100, HOUR, QUARTER, WHOLE, each_hour, history
 
 from gpusharing.planning.gpus.decaying import Sample
-from gpusharing.planning.gpus.needs import GIB, LEVELS, Confidence, Doubt, Goal, History, Need, find_need
+from gpusharing.planning.gpus.needs import (
+    GIB,
+    LEVELS,
+    RARE,
+    Confidence,
+    Doubt,
+    Goal,
+    History,
+    Need,
+    find_need,
+)
 
 
 def told(asked: History, goal: Goal = Goal.COST) -> Need:
@@ -28,7 +38,8 @@ def test_a_rare_peak_is_still_held_after_days_of_less() -> None:
     rare = each_hour(14 * 24, lambda hour: (30 if hour == 5 else 10) * GIB)
     found = told(replace(history(), memory=rare))
     assert found.peak == pytest.approx(10 * GIB, rel=0.05)
-    assert found.memory == found.highest == 30 * GIB
+    assert found.highest == 30 * GIB
+    assert found.memory == ceil(RARE * 30 * GIB)
 
 
 def test_compute_is_what_95_percent_of_the_time_did_not_exceed_or_98() -> None:

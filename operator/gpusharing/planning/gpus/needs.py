@@ -1,6 +1,6 @@
 """What a workload needs of a GPU, by what it used: memory, part of the compute, and how sure that is.
 
-- *Memory*: the 99th percentile of the hourly peaks with headroom, and never less than the highest peak that was seen:
+- *Memory*: the 99th percentile of the hourly peaks with headroom, and never less than a tenth above the highest peak:
   who runs out of memory is killed, so nothing of it is given up for a price. People plan with 20 to 30 % of headroom.
 - *Compute*: a percentile of the activity. Who gets less is slower, no more.
 - *Nothing* where the history is too short, or where memory is flat beside little activity: servers such as vLLM take
@@ -59,6 +59,8 @@ class Level:
 
 
 MEMORY_PART = 0.99
+RARE = 1.1
+"""Times the highest peak: of peaks that come a few times in a fortnight, the next may be a little higher."""
 LEVELS: Mapping[Goal, Level] = {Goal.COST: Level(1.2, 0.95), Goal.PERFORMANCE: Level(1.3, 0.98)}
 
 
@@ -227,7 +229,7 @@ def _memory(
         return history.declared
     if Doubt.TOO_LITTLE in doubts or Doubt.PREALLOCATED in doubts:
         return None
-    return ceil(max(level.headroom * peak, memory.highest))
+    return ceil(max(level.headroom * peak, RARE * memory.highest))
 
 
 def _confidence(memory: Histogram, span: timedelta) -> Confidence:
