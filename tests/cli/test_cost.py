@@ -1,4 +1,5 @@
-"""`cost` and what Prometheus answers instead of data (cli/cost.py, cli/prometheus.py, cli/promservice.py)."""
+"""`cost` and what Prometheus answers instead of data (cli/cost.py, cli/prometheus.py, cli/prometheusverb.py,
+cli/promservice.py)."""
 
 import csv
 import io

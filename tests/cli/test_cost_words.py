@@ -1,5 +1,5 @@
 """What may be typed for `cost`, which price counts, and how amounts are written (cli/cost.py, cli/costtext.py,
-cli/metered.py, cli/meterqueries.py, cli/pricing.py)."""
+cli/matchers.py, cli/metered.py, cli/meterqueries.py, cli/pricing.py, cli/windows.py)."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from gpusharing.cli.arguments import parse
-from gpusharing.cli.cost import seconds_of, selector_of, wish_of
+from gpusharing.cli.cost import wish_of
 from gpusharing.cli.costtext import amount, hours_of, money
-from gpusharing.cli.meterqueries import Wish, days, label_of, of_others, queries_of
+from gpusharing.cli.matchers import of_others, selector_of
+from gpusharing.cli.meterqueries import Wish, label_of, queries_of
 from gpusharing.cli.pricing import Prices, read_prices
 from gpusharing.cli.prometheus import Series, place_of
 from gpusharing.cli.troubles import Trouble
+from gpusharing.cli.windows import days, seconds_of
 from gpusharing.planning.gpus.bills import HOUR, Price
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from gpusharing.cli.ages import length
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, prose, table
-from gpusharing.cli.metered import moment
 from gpusharing.cli.meterqueries import NAMESPACE, POLICY, Wish
+from gpusharing.cli.windows import moment
 from gpusharing.planning.gpus.bills import HOUR, Bill, Part, Pool, Price, Row, Total
 
 UNKNOWN = "unknown"

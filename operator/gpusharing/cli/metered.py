@@ -8,33 +8,25 @@ large. `increase` extends a series to both ends of the day, bridges gaps and kno
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
-from gpusharing.api.times import to_rfc3339
-from gpusharing.cli.ages import counted, length
+from gpusharing.cli.ages import counted
+from gpusharing.cli.matchers import TARGET, braced
 from gpusharing.cli.meterqueries import (
     EXPORTED,
     GPUS,
     NAMESPACE,
     POLICY,
-    TARGET,
     Wish,
-    braced,
-    days,
     label_of,
     queries_of,
 )
 from gpusharing.cli.pricing import CHOOSE, REMEDY, Prices, read_prices
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
 from gpusharing.cli.troubles import Trouble
+from gpusharing.cli.windows import days, find_gaps
 from gpusharing.planning.gpus.bills import MICROS, Basis, Cell, Part, Price
 from gpusharing.planning.words.lengths import some
 
-LOOKBACK = 300.0
-"""Seconds for which Prometheus goes on telling a value (--query.lookback-delta): shorter gaps nobody sees."""
-MOST_POINTS = 3000
-"""Of one series in an answer; Prometheus refuses more than 11,000."""
 TOLERANCE = 0.01
 """Of a pool's GPU time; the ends of series that come and go in a day make less."""
 OTHERS = "_others"
@@ -260,34 +252,17 @@ def _node(one: Series) -> tuple[str, str]:
 
 async def _gaps(prometheus: Prometheus, wish: Wish) -> list[str]:
     """What of the window Prometheus has nothing of. Raises Trouble where that is all of it."""
-    step = max(60.0, (wish.end - wish.start) / MOST_POINTS)
     chosen = braced(wish.selector)
-    query = f"count({GPUS}{chosen})"
-    found = await prometheus.between(query, wish.start, wish.end, step)
-    seen = [at for one in found for at, _ in one.points]
-    if not seen:
-        where = f" for {chosen}" if chosen else ""
-        raise Trouble(
-            f"{prometheus.place.where} has nothing of the meter in this window ({GPUS}){where}:"
-            " does it scrape the agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that it"
-            " selects by"
-        )
-    told: list[str] = []
-    least = LOOKBACK + 2 * step
-    if seen[0] - wish.start > least:
-        told.append(
-            f"history begins at {moment(seen[0])}: {_length(wish.end - seen[0])} of {_length(wish.end - wish.start)}"
-        )
-    holes = [(a, b) for a, b in pairwise(seen) if b - a > 2 * step + 1]
-    if holes:
-        (first, last), lost = holes[0], sum(b - a for a, b in holes)
-        told.append(
-            f"Prometheus has nothing for {_length(lost)} in all, in {len(holes)} gaps, the first of them from"
-            f" {moment(first)} to {moment(last)}; what was metered meanwhile is only in part known"
-        )
-    if wish.end - seen[-1] > least:
-        told.append(f"Prometheus has had nothing since {moment(seen[-1])}")
-    return told
+    where = f" for {chosen}" if chosen else ""
+    return await find_gaps(
+        prometheus,
+        f"count({GPUS}{chosen})",
+        wish.start,
+        wish.end,
+        nothing=f"{prometheus.place.where} has nothing of the meter in this window ({GPUS}){where}: does it scrape the"
+        " agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that it selects by",
+        lost="what was metered meanwhile is only in part known",
+    )
 
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:
@@ -312,12 +287,3 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
                 f" ({', '.join(told[:5])}), as where two Prometheus scrape the same agents. Choose one:"
                 f" --selector '{label}=\"{told[0]}\"'"
             )
-
-
-def moment(at: float) -> str:
-    """A time, to the second, in UTC."""
-    return to_rfc3339(datetime.fromtimestamp(round(at), UTC))
-
-
-def _length(seconds: float) -> str:
-    return length(timedelta(seconds=seconds))

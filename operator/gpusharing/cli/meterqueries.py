@@ -3,21 +3,13 @@
 import re
 from dataclasses import dataclass
 
+from gpusharing.cli.matchers import braced, of_others
 from gpusharing.cli.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 
-DAY = 86400.0
-SHORT = 600.0
-"""Seconds: a shorter stretch is no day of its own, for it may lie between two points of a subquery."""
 POINTS = "5m"
 """Between the points of a subquery."""
-TARGET = ("__name__", "instance", "pod", "container", "endpoint", "uid")
-"""Labels by which an agent's series differ from those of its successor on the same node."""
-OF_TARGETS = frozenset((*TARGET, "job", "namespace", "node", "service"))
-"""Labels that say who was scraped: prices and labels of namespaces are told by others than the agents."""
 NAMESPACE, POLICY, EXPORTED = "namespace", "policy", "exported_namespace"
 GPUS = "gpusharing_gpu_seconds_total"
-MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"\s*')
-"""Of PromQL: label, operator, value."""
 _PRICES = (
     (OPENCOST_METRIC, "node", " != 0"),
     (POLICY_METRIC, f"{POLICY}, currency", ""),
@@ -41,23 +33,9 @@ class Wish:
     """Of OpenCost's prices."""
 
 
-def days(start: float, end: float) -> list[tuple[float, float]]:
-    """The window in stretches of about a day at most, oldest first; the last ones are whole days."""
-    found: list[tuple[float, float]] = []
-    while end - start >= DAY + SHORT:
-        found.append((end - DAY, end))
-        end -= DAY
-    return [*([(start, end)] if end > start else []), *reversed(found)]
-
-
 def label_of(by: str) -> str:
     """How kube-state-metrics calls a label of namespaces; empty: none is asked for."""
     return "" if by in (NAMESPACE, POLICY) else f"label_{re.sub('[^a-zA-Z0-9_]', '_', by)}"
-
-
-def of_others(selector: str) -> str:
-    """What of the matchers holds for series that the agents do not tell."""
-    return ",".join(one[0].strip() for one in MATCHER.finditer(selector) if one[1] not in OF_TARGETS)
 
 
 def queries_of(wish: Wish, seconds: int) -> list[str]:
@@ -102,8 +80,3 @@ def queries_of(wish: Wish, seconds: int) -> list[str]:
         last = f"timestamp(kube_namespace_labels{{{matchers}}}){points}"
         queries.append(f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))")
     return queries
-
-
-def braced(matchers: str) -> str:
-    """A selector for behind a name; empty: none is needed."""
-    return f"{{{matchers}}}" if matchers else ""

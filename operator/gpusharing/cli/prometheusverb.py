@@ -1,0 +1,28 @@
+"""What is typed for a verb that asks Prometheus alone, and where that is (`--prometheus`, `--service`, or neither).
+
+At an address no cluster is asked. Else a Service is, through the API server and with the right `get services/proxy`: the
+one that is named, or the only one that looks like a Prometheus.
+"""
+
+from argparse import Namespace
+
+from gpusharing.cli.prometheus import Place, place_of
+from gpusharing.cli.promservice import find_place
+from gpusharing.cli.session import Session
+from gpusharing.cli.troubles import Trouble
+
+
+def place_named(typed: Namespace) -> Place:
+    """By `--prometheus`. Raises Trouble."""
+    if typed.service:
+        raise Trouble("give --prometheus or --service, not both")
+    return place_of(typed.prometheus, typed.token_file, typed.ca_file)
+
+
+async def place_found(session: Session, typed: Namespace) -> Place:
+    """In the cluster. Raises Trouble."""
+    if typed.token_file or typed.ca_file:
+        raise Trouble(
+            "--token-file and --ca-file are for --prometheus URL; a Service is asked with your kubeconfig"
+        )
+    return await find_place(session, typed.service)
