@@ -87,3 +87,12 @@ async def operated(count: int, **more: Any) -> AsyncIterator[Scene]:
         install(stage.e.cluster)
         await stage.running("nvidia-mig-manager", count)
         yield stage
+
+
+def alone(*words: str, width: int | None = None) -> Told:
+    """Type a command line that asks no cluster; Trouble is raised as it is."""
+    typed: Namespace = parse(words)
+    stream = io.StringIO()
+    terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
+    status = import_module(f"gpusharing.cli.{typed.module}").tell(typed, terminal)
+    return Told(status, stream.getvalue())

@@ -54,6 +54,8 @@ class FakePrometheus:
     """What it answers, and what it was asked."""
 
     answers: dict[str, Answer] = field(default_factory=lambda: dict(DAY))
+    ranges: dict[str, Answer] = field(default_factory=dict)
+    """Answers to queries of a range, by what is in the query; else it tells 1 for each minute of a day."""
     instead: Callable[[str], Answer | None] = lambda path: None
     """An answer to every call, by its path; None: as ever."""
     tokens: list[str] = field(default_factory=list)
@@ -69,7 +71,8 @@ class FakePrometheus:
             return other
         if path.endswith("/api/v1/query_range"):
             points = [[NOW - 86400 + second, "1"] for second in range(0, 86401, 60)]
-            return success("matrix", [{"metric": {}, "values": points}])
+            always = success("matrix", [{"metric": {}, "values": points}])
+            return next((found for text, found in self.ranges.items() if text in query), always)
         if not path.endswith("/api/v1/query"):
             return 404, "text/plain", b"404 page not found\n"
         if query == "vector(time())":

@@ -12,7 +12,7 @@ from gpusharing.cli.completing import suggest
 HERE = {"gpusharingpolicies": ["pool-b", "pool-c"], "gpunodes": ["gpu-07", "gpu-08", "spare"]}
 NEXT = {
     "": sorted(verb.name for verb in VERBS),
-    "re": ["resume", "retry"],
+    "re": ["recommend", "resume", "retry"],
     "status ": ["pool-b", "pool-c"],
     "plan pool-c": ["pool-c"],
     "why gpu": ["gpu-07", "gpu-08"],

@@ -8,10 +8,10 @@ from typing import Any, Never
 PROG = "kubectl gpusharing"
 OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml")
 PAGE, CSV = "html", "csv"
-"""Of `status` only, and of `cost` only."""
+"""Of `status` only, and of `cost` and `recommend` only."""
 EXITS = """\
 exit status: 0 done; plan: nothing would change. 1 an error, which is told on standard error.
-2 plan: something would change; import: nodes are left out; cost: a part is not known.
+2 plan: something would change; import: nodes are left out; cost, recommend: a part is not known.
 130 ended by Ctrl-C. 141 the reader of a pipe went away."""
 
 
@@ -217,17 +217,56 @@ def _prometheus(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _window(sub: argparse.ArgumentParser, default: str, most: str) -> None:
+    sub.add_argument(
+        "--window",
+        default=default,
+        metavar="TIME",
+        help=f"how long: 12h, 4w, at most {most}; {default} unless told",
+    )
+    sub.add_argument("--until", default="", metavar="TIME", help="a day or a time; now unless told otherwise")
+
+
 def _cost(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--by", default="namespace", metavar="namespace|policy|LABEL", help="LABEL is one of namespaces: team"
     )
-    sub.add_argument(
-        "--window", default="30d", metavar="TIME", help="how long: 12h, 30d, 4w; 30d unless told"
-    )
-    sub.add_argument("--until", default="", metavar="TIME", help="a day or a time; now unless told otherwise")
+    _window(sub, "30d", "366d")
     sub.add_argument(
         "--currency", default="USD", metavar="CODE", help="of OpenCost's prices, which name none; else USD"
     )
+    _prometheus(sub)
+
+
+def _recommend(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "-l",
+        "--pool",
+        default="",
+        metavar="LABELS",
+        help="nodes with these, as kubectl has it: gpusharing.dev/pool=a; else all that Prometheus sees",
+    )
+    sub.add_argument("--policy", default="", metavar="POLICY", help="the nodes of this one")
+    sub.add_argument("--card", default="", metavar="PRODUCT", help="only GPUs of this model")
+    sub.add_argument(
+        "--goal",
+        choices=("cost", "performance"),
+        default="cost",
+        help="as few GPUs as hold the need, or as much room as the pool has; cost unless told",
+    )
+    sub.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="what each answer rests on: peaks by the hour, samples, reason",
+    )
+    sub.add_argument(
+        "--write",
+        default="",
+        metavar="FILE",
+        help="the policy, which waits for an approval; never applied by itself",
+    )
+    _window(sub, "14d", "30d")
     _prometheus(sub)
 
 
@@ -273,6 +312,13 @@ VERBS: tuple[Verb, ...] = (
         "cost",
         "What the GPUs cost whom, and what nobody used; from Prometheus alone.",
         _cost,
+        alone_with="prometheus",
+        outputs=(*OUTPUTS, CSV),
+    ),
+    Verb(
+        "recommend",
+        "Which layout a pool should have, by what its workloads used; from Prometheus alone.",
+        _recommend,
         alone_with="prometheus",
         outputs=(*OUTPUTS, CSV),
     ),

@@ -1,7 +1,7 @@
 """What is typed for a verb that asks Prometheus alone, and where that is (`--prometheus`, `--service`, or neither).
 
-At an address no cluster is asked. Else a Service is, through the API server and with the right `get services/proxy`: the
-one that is named, or the only one that looks like a Prometheus.
+At an address no cluster is asked. Else a Service is, through the API server and with the right `get services/proxy`:
+the one that is named, or the only one that looks like a Prometheus.
 """
 
 from argparse import Namespace

@@ -69,7 +69,9 @@ async def find_gaps(
     told: list[str] = []
     least = LOOKBACK + 2 * step
     if seen[0] - start > least:
-        told.append(f"history begins at {moment(seen[0])}: {_length(end - seen[0])} of {_length(end - start)}")
+        told.append(
+            f"history begins at {moment(seen[0])}: {_length(end - seen[0])} of {_length(end - start)}"
+        )
     holes = [(a, b) for a, b in pairwise(seen) if b - a > 2 * step + 1]
     if holes:
         (first, last), whole = holes[0], sum(b - a for a, b in holes)

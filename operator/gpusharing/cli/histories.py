@@ -1,0 +1,154 @@
+"""What a recommendation is made of, from what Prometheus has: the pool, its workloads' histories, who shares. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
+from math import ceil, isnan
+
+from gpusharing.api.names import RESOURCE_GPU
+from gpusharing.cli.ages import counted
+from gpusharing.cli.troubles import Trouble
+from gpusharing.cli.usagefold import Fold, Gpu, Record
+from gpusharing.cli.usageread import Usage
+from gpusharing.cli.usageseries import RECURS
+from gpusharing.planning.gpus.cards import Card, bare_product, find_card
+from gpusharing.planning.gpus.decaying import Sample
+from gpusharing.planning.gpus.geometry import resource_name
+from gpusharing.planning.gpus.needs import History, Holding, Workload
+from gpusharing.planning.gpus.recommendation import Occupied
+from gpusharing.planning.words.lengths import some
+
+RECENT = 24
+"""Hours: what was not seen for so long is gone, be it a GPU or a workload."""
+AT_ONCE = 0.98
+"""Of the hours in which a workload ran, the part in which no more pods than this were there: an update has old and new
+pods for a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One pool."""
+
+    model: str
+    card: Card | None
+    """None: not in our table."""
+    nodes: tuple[int, ...]
+    """GPUs of each node, by the nodes' names."""
+    used: int
+    """GPUs that were held in the last hour, in whole or in part."""
+    divided: int
+    """GPUs that had MIG devices then."""
+    histories: tuple[History, ...]
+    occupied: tuple[Occupied, ...]
+    remarks: tuple[str, ...]
+
+
+def find_seen(usage: Usage, where: str) -> Seen:
+    """The pool. Raises Trouble where there are no GPUs, or several models."""
+    fold = usage.fold
+    latest = _latest(fold)
+    gpus = _gpus(fold, latest, where)
+    model = next(iter(gpus.values())).model
+    found = find_card(model)
+    nodes = Counter(gpu.node for gpu in gpus.values())
+    ours = {whose: record for whose, record in fold.records.items() if record.gpu in gpus}
+    there = {
+        whose: record
+        for whose, record in ours.items()
+        if record.last > latest - RECENT or whose.kind == RECURS
+    }
+    histories = tuple(
+        History(
+            whose,
+            _pods(record),
+            _holding(usage, record, gpus[record.gpu], found),
+            tuple(_samples(fold, record.memory)),
+            tuple(_samples(fold, record.activity)) or None,
+            record.declared,
+        )
+        for whose, record in sorted(there.items())
+    )
+    return Seen(
+        model,
+        found,
+        tuple(nodes[name] for name in sorted(nodes)),
+        sum(1 for gpu in gpus.values() if gpu.held == latest),
+        sum(1 for gpu in gpus.values() if gpu.divided == latest),
+        histories,
+        tuple(_occupied(gpus, latest)),
+        (*usage.remarks, *_gone(ours.keys() - there.keys())),
+    )
+
+
+def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
+    """Those of one model, by UUID. Raises Trouble."""
+    gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - RECENT}
+    if not gpus:
+        card = fold.card
+        which = f"no {card.key}" if card else "no GPU"
+        raise Trouble(f"Prometheus knows {which} of {where}: nodes go by the label node, else by Hostname")
+    models = Counter(bare_product(gpu.model) for gpu in gpus.values())
+    if len(models) > 1:
+        told = ", ".join(f"{count} {model or 'without a name'}" for model, count in sorted(models.items()))
+        raise Trouble(
+            f"{where} has GPUs of several models ({told}), and GPUs of one layout are alike. Choose one:"
+            f" --card {min(filter(None, models), default='h100-80gb')}, or nodes: -l gpusharing.dev/pool=a"
+        )
+    return gpus
+
+
+def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
+    names = sorted(f"{whose.namespace}/{whose.name}" for whose in workloads)
+    if names:
+        are = "are" if len(names) > 1 else "is"
+        yield f"{counted(len(names), 'workload')} had no pod in the last day and {are} left out: {some(names)}"
+
+
+def _latest(fold: Fold) -> int:
+    """The last hour of which anything is known."""
+    found = [record.last for record in fold.records.values()] + [gpu.last for gpu in fold.gpus.values()]
+    return max(found, default=-1)
+
+
+def _pods(record: Record) -> int:
+    ran = sorted(count for count in record.pods if count)
+    return ran[ceil(AT_ONCE * len(ran)) - 1] if ran else 1
+
+
+def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
+    """What each pod holds, as far as anybody tells."""
+    if record.profile:
+        resource = record.resource or resource_name(record.profile)
+        profiles = () if card is None else card.profiles
+        share = next(
+            (
+                Fraction(one.memory_gb, card.memory_gb)
+                for one in profiles
+                if card and one.name == record.profile
+            ),
+            None,
+        )
+        times = int(usage.slices.get((record.node, resource), 1))
+        return Holding(resource, record.devices, share / times if share is not None and times > 1 else share)
+    resource = record.resource or RESOURCE_GPU
+    times = int(usage.slices.get((record.node, resource), 0)) or usage.replicas.get(record.node, 0)
+    if times > 1:
+        return Holding(resource, record.devices, Fraction(max(1, int(record.slices)), times))
+    together = sum(gpu.holders.values())
+    return Holding(resource, record.devices, None if together > 1 else Fraction(1))
+
+
+def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
+    """The hours of which something is known, by their ends."""
+    for hour, value in enumerate(values):
+        if not isnan(value):
+            at = fold.end - (fold.hours - 1 - hour) * 3600
+            yield Sample(datetime.fromtimestamp(at, UTC), value)
+
+
+def _occupied(gpus: dict[str, Gpu], latest: int) -> Iterator[Occupied]:
+    for uuid, gpu in sorted(gpus.items()):
+        if gpu.held == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1:
+            yield Occupied(f"{gpu.node}/{uuid}", tuple(sorted(gpu.holders.items())))

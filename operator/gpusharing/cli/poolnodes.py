@@ -1,0 +1,164 @@
+"""Which nodes make a pool: by `-l SELECTOR` as kubectl has it, or those of a policy."""
+
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpusharing.api.selectors import Row, matches
+from gpusharing.api.validation import is_rewritten
+from gpusharing.cli.likeness import LABEL_POOL
+from gpusharing.cli.prometheus import Prometheus
+from gpusharing.cli.session import Session
+from gpusharing.cli.troubles import Trouble
+from gpusharing.cli.usagequeries import labels_of_nodes
+from gpusharing.cli.usageseries import told
+from gpusharing.kube.client import JSON, NODES, POLICIES
+from gpusharing.kube.raw import entries, section, strings, text, texts
+
+_KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
+_VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
+_EQUAL = re.compile(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})")
+_AMONG = re.compile(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)")
+_THERE = re.compile(rf"(!?)\s*({_KEY})")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The nodes that are meant."""
+
+    name: str
+    """Of the policy."""
+    where: str
+    """For messages."""
+    selector: Mapping[str, Any]
+    """`spec.nodeSelector` of the policy."""
+    nodes: frozenset[str] | None = None
+    """None: all that Prometheus knows GPUs of."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """Of the policy that is there already."""
+    unlabelled: bool = False
+    """No node has the selector's label so far."""
+
+
+def rows_of(selector: str) -> list[Row]:
+    """What `kubectl get nodes -l` takes. Raises Trouble for what it would not."""
+    found: list[Row] = []
+    for part in filter(None, (one.strip() for one in re.split(r",(?![^(]*\))", selector))):
+        if among := _AMONG.fullmatch(part):
+            values = tuple(one.strip() for one in among[3].split(","))
+            found.append((among[1], "In" if among[2] == "in" else "NotIn", values))
+        elif equal := _EQUAL.fullmatch(part):
+            found.append((equal[1], "NotIn" if equal[2] == "!=" else "In", (equal[3],)))
+        elif there := _THERE.fullmatch(part):
+            found.append((there[2], "DoesNotExist" if there[1] else "Exists", ()))
+        else:
+            raise Trouble(
+                f"-l {selector}: write labels of nodes, such as gpusharing.dev/pool=a or 'zone in (a,b)'"
+            )
+    if not found:
+        raise Trouble(f"-l {selector!r}: write labels of nodes, such as gpusharing.dev/pool=a")
+    return found
+
+
+def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> Scope:
+    """Nodes by their labels, and a policy that has them. A label that a change of mode rewrites can choose no pool:
+    then the nodes need one of their own."""
+    equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
+    name = _name(equal)
+    if any(is_rewritten(key) for key, _, _ in rows):
+        return Scope(name, f"nodes with {selector}", _of_label(name), nodes, unlabelled=True)
+    others = [
+        {"key": key, "operator": operator, **({"values": list(values)} if values else {})}
+        for key, operator, values in rows
+        if operator != "In" or len(values) != 1
+    ]
+    chosen: dict[str, Any] = {}
+    if equal:
+        chosen["matchLabels"] = equal
+    if others:
+        chosen["matchExpressions"] = others
+    return Scope(name, f"nodes with {selector}", chosen, nodes)
+
+
+def whole_fleet(card: str) -> Scope:
+    """All nodes that Prometheus knows GPUs of."""
+    name = _name({"": card})
+    return Scope(name, "what Prometheus sees", _of_label(name), unlabelled=True)
+
+
+def _of_label(name: str) -> dict[str, Any]:
+    return {"matchLabels": {LABEL_POOL: name}}
+
+
+def _name(equal: Mapping[str, str]) -> str:
+    value = equal.get(LABEL_POOL) or next(iter(equal.values()), "")
+    plain = re.sub(r"[^a-z0-9]+", "-", value.lower())[:50].strip("-")
+    return plain if len(plain) > 2 else f"pool-{plain}" if plain else "pool"
+
+
+async def ask_cluster(session: Session, typed: Namespace) -> Scope:
+    """By --policy or -l, at the API server; without either nothing is asked. Raises Trouble."""
+    if typed.policy and typed.pool:
+        raise Trouble("give --policy or -l, not both")
+    if typed.policy:
+        return _of_policy(await session.one(POLICIES, typed.policy), await session.all(NODES))
+    if not typed.pool:
+        return whole_fleet(typed.card)
+    rows = rows_of(typed.pool)
+    found = _chosen(await session.all(NODES), {}, rows)
+    if not found:
+        raise Trouble(f"no node of {session.where} has the labels {typed.pool}")
+    return scope_of(rows, found, typed.pool)
+
+
+def _of_policy(raw: JSON, nodes: Sequence[JSON]) -> Scope:
+    name, spec = text(raw, "metadata", "name"), section(raw, "spec")
+    selector = section(spec, "nodeSelector")
+    rows: list[Row] = [
+        (text(row, "key"), text(row, "operator"), strings(row.get("values")))
+        for row in entries(selector, "matchExpressions")
+    ]
+    found = _chosen(nodes, texts(section(selector, "matchLabels")), rows)
+    if not found:
+        raise Trouble(f"policy {name} selects no node")
+    return Scope(name, f"policy {name}", selector, found, spec)
+
+
+def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:
+    return frozenset(
+        text(raw, "metadata", "name")
+        for raw in nodes
+        if matches(texts(section(raw, "metadata", "labels")), wanted, rows)
+    )
+
+
+async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> Scope:
+    """By -l, of what kube-state-metrics tells of nodes. Raises Trouble."""
+    if typed.policy:
+        raise Trouble(
+            "--policy is read from the cluster: leave out --prometheus (--service names one in it), or choose the nodes"
+            " by -l"
+        )
+    if not typed.pool:
+        return whole_fleet(typed.card)
+    rows = rows_of(typed.pool)
+    named = {key: f"label_{re.sub('[^a-zA-Z0-9_]', '_', key)}" for key, _, _ in rows}
+    found = await prometheus.instant(labels_of_nodes(selector, sorted(set(named.values()))), end)
+    if not any(one.labels.get(label) for one in found for label in named.values()):
+        raise Trouble(
+            f"Prometheus knows no node with the label {' or '.join(named)}. kube-state-metrics tells labels that it"
+            f" is told to: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it: leave out --prometheus,"
+            " so that the cluster is asked"
+        )
+    nodes = frozenset(
+        told(one, "node")
+        for one in found
+        if matches(
+            {key: one.labels[label] for key, label in named.items() if one.labels.get(label)}, {}, rows
+        )
+    )
+    if not nodes:
+        raise Trouble(f"Prometheus knows no node with the labels {typed.pool}")
+    return scope_of(rows, nodes, typed.pool)

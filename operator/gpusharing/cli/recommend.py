@@ -1,0 +1,141 @@
+"""`recommend [-l NODES | --policy NAME] [--window 14d]`: which layout a pool should have, by what its workloads used.
+
+From Prometheus alone, without the operator: dcgm-exporter is enough. Nothing is applied: `--write FILE` writes a policy
+that waits for an approval.
+"""
+
+import asyncio
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from gpusharing.cli.histories import find_seen
+from gpusharing.cli.layouts import pick
+from gpusharing.cli.matchers import selector_of
+from gpusharing.cli.poolnodes import Scope, ask_cluster, ask_prometheus, rows_of
+from gpusharing.cli.prometheus import Place, Prometheus, prometheus_at
+from gpusharing.cli.prometheusverb import place_found, place_named
+from gpusharing.cli.recommenddata import as_csv, as_data
+from gpusharing.cli.recommendfile import as_file, policy_of
+from gpusharing.cli.recommendtext import Answer, describe
+from gpusharing.cli.session import Session
+from gpusharing.cli.terminal import Terminal
+from gpusharing.cli.troubles import CHANGES, DONE, Trouble, said
+from gpusharing.cli.usageread import Asked, read_usage
+from gpusharing.cli.windows import DAY, span_of
+from gpusharing.planning.gpus.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, Need, find_need
+from gpusharing.planning.gpus.recommendation import Pool, Recommendation, recommend
+
+MOST = round(30 * DAY)
+"""Seconds of a window: what is older than some days weighs next to nothing."""
+Choose = Callable[[Prometheus, float], Awaitable[Scope]]
+"""The nodes that are meant, at the end of the window."""
+
+
+def tell(typed: Namespace, terminal: Terminal) -> int:
+    """See Offline."""
+
+    async def choose(prometheus: Prometheus, end: float) -> Scope:
+        return await ask_prometheus(prometheus, typed, selector_of(typed.selector), end)
+
+    _check(typed)
+    return asyncio.run(_tell(place_named(typed), typed, terminal, choose))
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+
+    async def choose(prometheus: Prometheus, end: float) -> Scope:
+        return await ask_cluster(session, typed)
+
+    _check(typed)
+    return await _tell(await place_found(session, typed), typed, terminal, choose)
+
+
+def _check(typed: Namespace) -> None:
+    """A mistake is told before anything is asked. Raises Trouble."""
+    span_of(typed, 0.0, MOST)
+    selector_of(typed.selector)
+    if typed.policy and typed.pool:
+        raise Trouble("give --policy or -l, not both")
+    if typed.pool:
+        rows_of(typed.pool)
+    if typed.card:
+        pick(typed.card)
+    if typed.write and Path(typed.write).exists():
+        raise Trouble(f"--write {typed.write}: the file is there already; name one that is not")
+
+
+async def _tell(place: Place, typed: Namespace, terminal: Terminal, choose: Choose) -> int:
+    async with prometheus_at(place) as prometheus:
+        answer = await find_answer(prometheus, typed, choose)
+    if typed.write:
+        _write(typed.write, answer)
+    if terminal.output == "csv":
+        terminal.write(as_csv(answer))
+    elif terminal.structured:
+        terminal.data(as_data(answer))
+    else:
+        terminal.show(describe(answer, terminal.paper, verbose=typed.verbose, written=typed.write))
+    return CHANGES if answer.missing else DONE
+
+
+async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) -> Answer:
+    """The recommendation. Raises Trouble, also where the history is too short to say anything."""
+    start, end = span_of(typed, await prometheus.now(), MOST)
+    scope = await choose(prometheus, end)
+    card = pick(typed.card) if typed.card else None
+    usage = await read_usage(prometheus, Asked(start, end, selector_of(typed.selector), scope.nodes, card))
+    seen = find_seen(usage, scope.where)
+    if not seen.histories:
+        raise Trouble(
+            f"no pod used a GPU of {scope.where} in this window, or dcgm-exporter does not tell which"
+            " (DCGM_EXPORTER_KUBERNETES=true)"
+        )
+    goal = Goal(typed.goal)
+    missing, remarks = list(usage.missing), [*filter(None, (prometheus.place.remark,)), *seen.remarks]
+    needs: tuple[Need, ...] = ()
+    found = None
+    if seen.card is None or not seen.card.memory_gb:
+        missing.append(
+            f"which layouts {seen.model or 'a GPU whose model nobody tells'} can have is not known here, so there is"
+            " nothing to recommend"
+        )
+    else:
+        needs = tuple(find_need(one, seen.card, goal) for one in seen.histories)
+        _refuse_too_little(needs)
+        pool = Pool(scope.name, seen.card, seen.nodes, seen.used)
+        found = recommend(pool, needs, seen.occupied, goal=goal)
+    policy = None if found is None else _policy(scope, found)
+    return Answer(
+        prometheus.place.where, start, end, scope, seen, needs, found, policy, tuple(missing), tuple(remarks)
+    )
+
+
+def _policy(scope: Scope, found: Recommendation) -> dict[str, object] | None:
+    """None: the layout serves nobody, so it would be no policy to apply."""
+    return policy_of(scope, found) if found.placed else None
+
+
+def _refuse_too_little(needs: tuple[Need, ...]) -> None:
+    """Raises Trouble where no workload has been seen for long enough."""
+    if any(one.confidence is not Confidence.NONE or Doubt.TOO_LITTLE not in one.doubts for one in needs):
+        return
+    best = max(needs, key=lambda one: (one.samples, one.workload))
+    whose = best.workload
+    raise Trouble(
+        f"too little history to recommend anything: of {len(needs)} workloads {whose.namespace}/{whose.name} has the"
+        f" most, {best.samples} hourly peaks over {round(best.span.total_seconds() / 3600)} h, and {MIN_POINTS} over"
+        f" {round(MIN_SPAN.total_seconds() / 3600)} h are needed. Ask again then, or give a longer --window"
+    )
+
+
+def _write(name: str, answer: Answer) -> None:
+    """Raises Trouble."""
+    if answer.policy is None:
+        raise Trouble(f"--write {name}: there is no layout to write, because no workload has a place in one")
+    try:
+        with Path(name).open("x") as file:
+            file.write(as_file(answer))
+    except OSError as error:
+        raise Trouble(f"--write {name}: {said(error)}") from error

@@ -1,0 +1,49 @@
+"""A recommendation as a policy that waits for an approval. Pure; nothing is applied by it."""
+
+from typing import Any
+
+from gpusharing.api.names import API_VERSION
+from gpusharing.cli.files import KIND
+from gpusharing.cli.poolnodes import Scope
+from gpusharing.cli.recommendtext import Answer
+from gpusharing.planning.gpus.recommendation import Recommendation
+
+_MODES = ("mode", "mig", "mps", "timeSlicing")
+
+
+def policy_of(scope: Scope, found: Recommendation) -> dict[str, Any]:
+    """The policy of a pool with this layout; what else a policy that is there says stays as it is."""
+    kept = {
+        key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
+    }
+    rollout = scope.spec.get("rollout")
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": scope.name},
+        "spec": {
+            "nodeSelector": dict(scope.selector),
+            **found.block(),
+            **kept,
+            "rollout": {**(rollout if isinstance(rollout, dict) else {}), "approval": "Manual"},
+        },
+    }
+
+
+def as_file(answer: Answer) -> str:
+    """With what it rests on, as comments."""
+    import yaml  # as in terminal.py: it costs as much as a short command
+
+    told = [
+        "Proposed by kubectl gpusharing recommend from what was measured. Nothing changes before somebody approves the"
+        " plan.",
+        f"{answer.span}; {answer.packing}",
+        *answer.steps,
+    ]
+    lines = "".join(f"# {_printable(text)}\n" for text in told)
+    return lines + yaml.safe_dump(answer.policy, sort_keys=False)
+
+
+def _printable(text: str) -> str:
+    """On one line, and nothing in it that YAML or a terminal would stumble over: others wrote parts of it."""
+    return "".join(one if one.isprintable() else "?" for one in " ".join(text.splitlines()))

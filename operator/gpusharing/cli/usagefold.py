@@ -1,0 +1,269 @@
+"""Hourly answers about GPUs, a stretch of time after the other, summed up by workload. Pure, and bounded by the hours.
+
+What a pod takes of a GPU that others hold too, dcgm-exporter does not tell: then each of them is told with what the
+whole GPU takes, or one of them is. Such hours are left out, unless the agent tells the pod's own.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isnan, nan
+
+from gpusharing.cli.prometheus import Series
+from gpusharing.cli.usageseries import MIB, Device, Devices, Owners, Pod, Told, read_dcgm
+from gpusharing.planning.gpus.cards import Card, find_card
+from gpusharing.planning.gpus.needs import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Answers for one stretch, in the order of `usagequeries.hourly` and `names`."""
+
+    used: Sequence[Series]
+    live: Sequence[Series]
+    active: Sequence[Series]
+    own: Sequence[Series]
+    held: Sequence[Series]
+    sm: Sequence[Series]
+    owners: Owners
+    declared: Mapping[Pod, int]
+    """Bytes, by the annotation."""
+    exporters: frozenset[Pod]
+    devices: Devices
+
+
+@dataclass(slots=True)
+class Record:
+    """One workload. Arrays have a place for each hour, the oldest first; nan: not known."""
+
+    memory: "array[float]"
+    """Bytes."""
+    activity: "array[float]"
+    """Of one, of the whole card."""
+    pods: "array[int]"
+    """At the end of the hour."""
+    devices: int = 1
+    """Of one pod, at most."""
+    last: int = -1
+    """The hour in which a pod of it was seen last."""
+    profile: str = ""
+    """Of the device that it held last; empty: no MIG device."""
+    gpu: str = ""
+    """Of that device."""
+    node: str = ""
+    resource: str = ""
+    """As the agent tells it; empty: it does not."""
+    slices: float = 0.0
+    """Replicas that a pod of it holds on that device, by the agent."""
+    shared: int = 0
+    """Hours in which what a pod took was not known, because others held its GPU too."""
+    declared: int | None = None
+
+    @classmethod
+    def of(cls, hours: int) -> "Record":
+        """One of which nothing is known."""
+        return cls(array("d", [nan]) * hours, array("d", [nan]) * hours, array("l", [0]) * hours)
+
+
+@dataclass(slots=True)
+class Gpu:
+    """One GPU that was seen."""
+
+    node: str
+    model: str
+    last: int
+    """The hour in which it was seen last."""
+    divided: int = -1
+    """The hour in which it was seen last with MIG devices."""
+    holders: Counter[Workload] = field(default_factory=Counter)
+    """Pods of each workload in `held`."""
+    held: int = -1
+    """The hour in which somebody held it last."""
+
+
+Slices = Callable[[str, str], float | None]
+"""Part of its card's compute that a profile has, by model and profile; None: nobody knows."""
+
+
+@dataclass(slots=True)
+class Fold:
+    """What is known so far."""
+
+    end: float
+    hours: int
+    slices: Slices
+    nodes: frozenset[str] | None = None
+    """Only GPUs of these; None: of all."""
+    card: Card | None = None
+    """Only GPUs of this model; None: of all. A workload may have pods on others besides."""
+    replicated: frozenset[str] = frozenset()
+    """Nodes that offer more GPUs than they have."""
+    records: dict[Workload, Record] = field(default_factory=dict)
+    gpus: dict[str, Gpu] = field(default_factory=dict)
+    unnamed: set[Pod] = field(default_factory=set)
+    """Pods of which nobody tells the owner."""
+
+    def add(self, part: Part) -> None:
+        """Answers for a stretch after those of before."""
+        used = [(told, one) for one in part.used if self._is_ours(told := read_dcgm(one, part.exporters))]
+        live = [(told, one) for one in part.live if self._is_ours(told := read_dcgm(one, part.exporters))]
+        for told, one in used:
+            self._see(told, one)
+        held = [(told, one) for one in part.held if self._is_ours(told := part.devices.read_agent(one))]
+        crowded = self._crowded(live)
+        known = self._own_memory(part)
+        for told, one in used:
+            if told.pod is not None:
+                self._measure(told, one, part, told.device in crowded, known)
+        self._activities(part, crowded)
+        self._live(live, held, part)
+
+    def hour(self, at: float) -> int:
+        """The place of a time in the arrays."""
+        return self.hours - 1 - round((self.end - at) / 3600)
+
+    def _is_ours(self, told: Told) -> bool:
+        device = told.device.gpu
+        if not device or (self.nodes is not None and told.node not in self.nodes):
+            return False
+        if self.card is None:
+            return True
+        seen = self.gpus.get(device)
+        return find_card(told.model or (seen.model if seen else "")) is self.card
+
+    def _see(self, told: Told, one: Series) -> None:
+        last = self.hour(one.points[-1][0]) if one.points else -1
+        seen = self.gpus.get(told.device.gpu)
+        if seen is None:
+            seen = self.gpus[told.device.gpu] = Gpu(told.node, told.model, last)
+        elif last >= seen.last:
+            seen.last, seen.node, seen.model = last, told.node or seen.node, told.model or seen.model
+        if told.profile:
+            seen.divided = max(seen.divided, last)
+
+    def _crowded(self, live: Iterable[tuple[Told, Series]]) -> set[Device]:
+        """Devices that several pods held at one time, each told with what all of them take; and GPUs of nodes that
+        offer more of them than they have, where dcgm-exporter names one holder of several."""
+        holders: dict[Device, dict[float, list[float]]] = {}
+        replicas: dict[Device, str] = {}
+        for told, one in live:
+            if told.pod is None:
+                continue
+            if not told.profile and told.node in self.replicated:
+                replicas[told.device] = told.node
+            for at, value in one.points:
+                holders.setdefault(told.device, {}).setdefault(at, []).append(value)
+        found: set[Device] = set()
+        several: set[str] = set()
+        for device, moments in holders.items():
+            together = [values for values in moments.values() if len(values) > 1]
+            if together:
+                several.add(replicas.get(device, ""))
+            # Where the exporter splits the memory by pods, the parts differ at some time.
+            if together and all(len(set(values)) == 1 for values in together):
+                found.add(device)
+        return found | {device for device, node in replicas.items() if node not in several}
+
+    def _own_memory(self, part: Part) -> set[tuple[Pod, int]]:
+        """What the agent tells goes before all else. Returns the hours of pods that are known by it."""
+        known: set[tuple[Pod, int]] = set()
+        for one in part.own:
+            told = part.devices.read_agent(one)
+            if told.pod is None or not self._is_ours(told):
+                continue
+            record = self._record(told.pod, part)
+            for at, value in one.points:
+                self._most(record.memory, self.hour(at), value)
+                known.add((told.pod, self.hour(at)))
+        return known
+
+    def _measure(
+        self, told: Told, one: Series, part: Part, crowded: bool, known: set[tuple[Pod, int]]
+    ) -> None:
+        assert told.pod is not None
+        record = self._record(told.pod, part)
+        for at, mib in one.points:
+            hour = self.hour(at)
+            if (told.pod, hour) in known:
+                continue
+            if crowded:
+                record.shared += 1
+            else:
+                self._most(record.memory, hour, mib * MIB)
+
+    def _activities(self, part: Part, crowded: set[Device]) -> None:
+        measured: set[tuple[Pod, int]] = set()
+        for one in part.active:
+            told = read_dcgm(one, part.exporters)
+            if told.pod is None or not self._is_ours(told) or told.device in crowded:
+                continue
+            whole = self.slices(told.model, told.profile) if told.profile else 1.0
+            if whole is None:
+                continue
+            record = self._record(told.pod, part)
+            for at, value in one.points:
+                self._most(record.activity, self.hour(at), min(1.0, max(0.0, value)) * whole)
+                measured.add((told.pod, self.hour(at)))
+        for one in part.sm:
+            told = part.devices.read_agent(one)
+            if told.pod is None or not self._is_ours(told):
+                continue
+            record = self._record(told.pod, part)
+            for at, value in one.points:
+                if (told.pod, self.hour(at)) not in measured:
+                    self._most(record.activity, self.hour(at), min(1.0, max(0.0, value)))
+
+    def _live(
+        self, live: Iterable[tuple[Told, Series]], held: Iterable[tuple[Told, Series]], part: Part
+    ) -> None:
+        """Who was there at the end of each hour, with how many devices."""
+        devices: dict[tuple[Pod, int], set[Device]] = {}
+        for told, one in (*live, *held):
+            if told.pod is None:
+                continue
+            record = self._record(told.pod, part)
+            for at, value in one.points:
+                hour = self.hour(at)
+                devices.setdefault((told.pod, hour), set()).add(told.device)
+                if hour >= record.last:
+                    record.last, record.profile = hour, told.profile
+                    record.gpu, record.node = told.device.gpu, told.node
+                    if "resource" in one.labels:
+                        record.resource, record.slices = one.labels["resource"], value
+        for (pod, hour), those in devices.items():
+            workload = self._workload(pod, part.owners)
+            record = self.records[workload]
+            record.pods[hour] += 1
+            record.devices = max(record.devices, len(those))
+            for device in those:
+                self._hold(device, hour, workload)
+
+    def _hold(self, device: Device, hour: int, workload: Workload) -> None:
+        gpu = self.gpus.get(device.gpu)
+        if gpu is None:
+            return
+        if hour > gpu.held:
+            gpu.held, gpu.holders = hour, Counter()
+        if hour == gpu.held:
+            gpu.holders[workload] += 1
+
+    def _record(self, pod: Pod, part: Part) -> Record:
+        workload = self._workload(pod, part.owners)
+        if workload not in self.records:
+            self.records[workload] = Record.of(self.hours)
+        record = self.records[workload]
+        if pod in part.declared:
+            record.declared = max(record.declared or 0, part.declared[pod])
+        return record
+
+    def _workload(self, pod: Pod, owners: Owners) -> Workload:
+        if pod not in owners.pods:
+            self.unnamed.add(pod)
+        kind, name = owners.find(pod)
+        return Workload(pod[0], kind, name)
+
+    @staticmethod
+    def _most(values: "array[float]", hour: int, value: float) -> None:
+        if isnan(values[hour]) or value > values[hour]:
+            values[hour] = value

@@ -1,0 +1,243 @@
+"""What may be typed for `recommend`, which nodes it means, and what Prometheus or the cluster answer instead
+(cli/recommend.py, cli/poolnodes.py, cli/recommendfile.py)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.cli.asking import Told, alone, ask, operated
+from tests.cli.desk import JSON, Desk
+from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, fake_prometheus, success, vector
+from tests.embedded.scene import FULL
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.api.selectors import matches
+from gpusharing.api.validation import validate_policy
+from gpusharing.cli.arguments import parse
+from gpusharing.cli.poolnodes import rows_of, scope_of, whole_fleet
+from gpusharing.cli.troubles import CHANGES, DONE, Trouble
+
+HOURS = 30
+LABELS = {
+    "UUID": "GPU-1",
+    "modelName": "NVIDIA H100 80GB HBM3",
+    "Hostname": "gpu-1",
+    "namespace": "team-a",
+    "pod": "llm-6b8f9c7d5-x2k4p",
+}
+POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/pool-b"
+
+
+def hourly(value: str, **labels: str) -> Answer:
+    """One series with the same value every hour."""
+    points = [[NOW - 3600 * hour, value] for hour in reversed(range(HOURS))]
+    return success("matrix", [{"metric": {**LABELS, **labels}, "values": points}])
+
+
+@pytest.fixture
+def fake() -> Iterator[FakePrometheus]:
+    """A GPU that a pod takes 6 GiB of, and whose Node has a label; SIMULATED."""
+    with fake_prometheus() as found:
+        found.answers = {
+            "kube_node_labels": vector(({"node": "gpu-1", "label_gpusharing_dev_pool": "b"}, "1")),
+            "max_over_time((count": vector(({}, "1")),
+        }
+        minutes = [[NOW - 60 * minute, "1"] for minute in reversed(range(HOURS * 60))]
+        found.ranges = {
+            "count(": success("matrix", [{"metric": {}, "values": minutes}]),
+            "quantile_over_time(0.95, DCGM": hourly("0.1"),
+            "DCGM_FI_DEV_FB_USED": hourly("6144"),
+            "gpusharing_": success("matrix", []),
+        }
+        yield found
+
+
+def told(fake: FakePrometheus, *more: str) -> Told:
+    """`recommend` of 30 hours."""
+    return alone("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h", *more)
+
+
+def test_a_pool_by_what_kube_state_metrics_tells_of_its_nodes(fake: FakePrometheus) -> None:
+    found = told(fake, "-l", "gpusharing.dev/pool=b", "-o", "json").data
+    assert found["policy"]["metadata"] == {"name": "pool-b"}
+    assert found["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"gpusharing.dev/pool": "b"}}
+    assert found["next"] == []
+    (workload,) = found["workloads"]
+    assert (workload["namespace"], workload["kind"], workload["name"]) == ("team-a", "pods", "llm")
+    assert workload["advice"] == "1g.10gb"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--window", "31d"), "--window 31d: write 10m to 30d"),
+        (("--until", "soon"), "--until soon: write a day or a time"),
+        (("--selector", "east"), "--selector east: write matchers"),
+        (("-l", "a=b=c"), "-l a=b=c: write labels of nodes, such as gpusharing.dev/pool=a"),
+        (("-l", "a=b", "--policy", "x"), "give --policy or -l, not both"),
+        (("--policy", "x"), "--policy is read from the cluster: leave out --prometheus"),
+        (("-l", "zone=b"), r"--metric-labels-allowlist=nodes=\[zone\]"),
+        (("-l", "gpusharing.dev/pool=a"), "knows no node with the labels gpusharing.dev/pool=a"),
+        (("--card", "h1000"), "no card is called h1000"),
+        (("--service", "a/b:1"), "not both"),
+        (("--write", "/"), "--write /: the file is there already"),
+        (("--write", "/nowhere/x.yaml"), "--write /nowhere/x.yaml: "),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(fake: FakePrometheus, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(Trouble, match=message):
+        told(fake, *words)
+
+
+def test_a_goal_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(("recommend", "--goal", "speed"))
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_more_series_than_can_be_asked_for_are_refused(fake: FakePrometheus) -> None:
+    fake.answers["max_over_time((count"] = vector(({}, "100001"))
+    with pytest.raises(
+        Trouble, match="has 100,001 series of GPUs at one time, and 100,000 are what is asked"
+    ):
+        told(fake)
+
+
+def test_many_series_are_asked_for_in_shorter_stretches(fake: FakePrometheus) -> None:
+    told(fake)
+    few = len(fake.paths)
+    fake.paths.clear()
+    fake.answers["max_over_time((count"] = vector(({}, "100000"))
+    assert told(fake).status == DONE
+    assert len(fake.paths) > 2 * few
+
+
+def test_a_warning_makes_the_answer_a_part(fake: FakePrometheus) -> None:
+    fake.answers["kube_node_status_allocatable"] = vector(warnings=["store x is away"])
+    found = told(fake)
+    assert found.status == CHANGES
+    assert "PARTIAL: Prometheus warns: store x is away." in found.out
+
+
+def test_a_gpu_that_is_offered_several_times_is_shared_whoever_is_named(fake: FakePrometheus) -> None:
+    offered = {"node": "gpu-1", "resource": "nvidia_com_gpu"}
+    fake.answers["kube_node_status_allocatable"] = vector((offered, "4"))
+    with pytest.raises(Trouble, match="too little history"):
+        told(fake)
+
+
+def test_what_was_scraped_cannot_steer_the_terminal(fake: FakePrometheus) -> None:
+    fake.answers["kube_node_status_allocatable"] = vector(warnings=["x\x1b[2J"])
+    assert "\x1b" not in told(fake, "-v").out
+
+
+# --- by the cluster ------------------------------------------------------------------------------------------------
+
+
+def node(name: str, **labels: str) -> JSON:
+    """A Node."""
+    return {"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **labels}}}
+
+
+def behind(fake: FakePrometheus, objects: dict[str, Any]) -> None:
+    """The fake plays the API server too."""
+
+    def instead(path: str) -> Answer | None:
+        if path not in objects:
+            return None
+        return 200, "application/json", json.dumps(objects[path]).encode()
+
+    fake.instead = instead
+
+
+def listed(*items: JSON) -> JSON:
+    """A list of these."""
+    return {"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}
+
+
+def test_nodes_are_chosen_in_the_cluster(desk: Desk, fake: FakePrometheus) -> None:
+    behind(fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a"), node("gpu-2", zone="b"))})
+    desk.write_kubeconfig(fake.url)
+    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h")
+    said = desk.type(*words, "-l", "zone in (a)", "-o", "json")
+    assert (said.status, said.err) == (DONE, "")
+    assert json.loads(said.out)["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"zone": "a"}}
+    assert "Prometheus knows no GPU of nodes with zone=b" in desk.type(*words, "-l", "zone=b").err
+    assert "has the labels zone=c" in desk.type(*words, "-l", "zone=c").err
+
+
+def test_the_policy_that_is_there_keeps_what_it_says_besides(desk: Desk, fake: FakePrometheus) -> None:
+    spec = {
+        "nodeSelector": {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]},
+        "mode": "TimeSlicing",
+        "timeSlicing": {"replicas": 4},
+        "rollout": {"maxUnavailable": 2},
+        "cost": {"gpuHourlyPrice": "3.20", "currency": "USD"},
+    }
+    policy = {"metadata": {"name": "pool-b"}, "spec": spec}
+    behind(fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a")), POLICIES: policy})
+    desk.write_kubeconfig(fake.url)
+    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "--policy", "pool-b")
+    said = desk.type(*words, "--write", "new.yaml")
+    assert (said.status, said.err) == (DONE, "")
+    assert "policy pool-b: 1 GPU" in said.out
+    written = yaml.safe_load((desk.folder / "new.yaml").read_text())
+    assert not isinstance(validate_policy(written), tuple)
+    assert written["metadata"] == {"name": "pool-b"}
+    assert written["spec"]["mode"] == "MIG"
+    assert "timeSlicing" not in written["spec"]
+    assert written["spec"]["rollout"] == {"maxUnavailable": 2, "approval": "Manual"}
+    assert written["spec"]["cost"] == spec["cost"]
+
+
+@pytest.fixture
+def written(fake: FakePrometheus, tmp_path: Path) -> str:
+    """The file for the pool b."""
+    name = str(tmp_path / "pool.yaml")
+    assert told(fake, "-l", "gpusharing.dev/pool=b", "--write", name).status == DONE
+    return name
+
+
+@virtually
+async def test_the_operator_plans_what_was_written_and_waits_for_an_approval(written: str) -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        plan = await ask(stage.e.cluster, "plan", "-f", written)
+        assert plan.status == CHANGES
+        assert "7x1g.10gb" in plan.out
+        assert "Accepted" in plan.out
+
+
+def test_a_selector_is_what_kubectl_takes() -> None:
+    rows = rows_of("a=b, c==d,e!=f,g in (h, i),j notin (k),l,!m.n/o")
+    labels = {"a": "b", "c": "d", "g": "i", "l": ""}
+    assert matches(labels, {}, rows)
+    for key, value in (("a", "x"), ("e", "f"), ("g", "x"), ("j", "k"), ("m.n/o", "")):
+        assert not matches({**labels, key: value}, {}, rows)
+    chosen = scope_of(rows, frozenset({"x"}), "...").selector
+    assert chosen["matchLabels"] == {"a": "b", "c": "d"}
+    assert chosen["matchExpressions"] == [
+        {"key": "e", "operator": "NotIn", "values": ["f"]},
+        {"key": "g", "operator": "In", "values": ["h", "i"]},
+        {"key": "j", "operator": "NotIn", "values": ["k"]},
+        {"key": "l", "operator": "Exists"},
+        {"key": "m.n/o", "operator": "DoesNotExist"},
+    ]
+
+
+@pytest.mark.parametrize("selector", [",", "a b", "a=(b)", "a in b", "a=b;c", "=b", "a in ()"])
+def test_a_selector_that_kubectl_would_not_take(selector: str) -> None:
+    with pytest.raises(Trouble, match="write labels of nodes"):
+        rows_of(selector)
+
+
+def test_a_label_that_a_change_of_mode_rewrites_chooses_no_pool() -> None:
+    rows = rows_of("nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3")
+    found = scope_of(rows, frozenset({"gpu-1"}), "...")
+    assert found.unlabelled
+    assert found.selector == {"matchLabels": {"gpusharing.dev/pool": "nvidia-h100-80gb-hbm3"}}
+    assert whole_fleet("").name == "pool"

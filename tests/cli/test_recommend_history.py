@@ -1,0 +1,278 @@
+"""`recommend` and a real Prometheus with a SIMULATED past: every way in which dcgm-exporter and our agent are scraped,
+and what goes wrong (cli/recommend.py, cli/recommendtext.py, cli/recommenddata.py, cli/usageread.py,
+cli/usagequeries.py, cli/usagefold.py, cli/histories.py)."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.generate import ROOT
+from hack.sim.dcgmexporter import SetUp
+from tests.cli.asking import Told, alone
+from tests.cli.gpuhistory import GIB, Card, Fleet, Run, daily, flat, openmetrics, steady
+from tests.cli.pastprometheus import prometheus_with
+
+from gpusharing.api.validation import validate_policy
+from gpusharing.cli.troubles import CHANGES, DONE, Trouble
+
+BEGIN, UNTIL = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-05"
+DAYS = 4
+SHORT = 30
+"""Hours of the clusters in which something is otherwise, by their end."""
+GOLDEN = ROOT / "tests/cli/goldens/recommend.txt"
+HASHES = ("x2k4p", "bcdfg", "7vzx9", "qwrt6")
+
+
+def deployed(namespace: str, name: str, count: int, use: Any, **more: Any) -> list[Run]:
+    """Pods of a Deployment."""
+    return [
+        Run((namespace, f"{name}-6b8f9c7d5-{HASHES[index]}"), use, owner=("Deployment", name), **more)
+        for index in range(count)
+    ]
+
+
+def pool() -> Iterator[Card]:
+    """Two nodes with four whole GPUs each: what a team has before anybody looked."""
+    runs = [
+        *deployed("team-a", "llm-7b", 3, daily(9 * GIB, 15 * GIB, 0.11)),
+        *deployed("team-a", "embedder", 2, steady(4.2 * GIB, 0.06)),
+        *deployed("team-b", "llm-13b", 2, steady(27.9 * GIB, 0.24)),
+    ]
+    vllm = Run(("team-c", "vllm-70b-0"), flat(72 * GIB, 0.1), owner=("StatefulSet", "vllm-70b"))
+    for index, run in enumerate([*runs, vllm]):
+        yield Card(f"GPU-main-{index}", f"gpu-{index // 4}", [run])
+
+
+def one(cluster: str, *runs: Run, **more: Any) -> Card:
+    """A GPU on a node of its own."""
+    return Card(f"GPU-{cluster}-{more.pop('index', 0)}", "gpu-1", runs, **more)
+
+
+def fleet(cluster: str, *cards: Card, hours: float = SHORT, **more: Any) -> Fleet:
+    """A cluster of cards that ends when all do."""
+    labels = {"cluster": cluster, **more.pop("labels", {})}
+    begin = datetime.fromtimestamp(BEGIN.timestamp() + DAYS * 86400 - hours * 3600, UTC)
+    return Fleet(begin, hours, cards, labels=labels, **more)
+
+
+def rough() -> Iterator[Fleet]:
+    """Clusters in which something is otherwise."""
+    runs = deployed("team-a", "llm", 2, steady(6 * GIB, 0.05))
+    idle = one("honoured", index=1)
+    yield fleet("honoured", one("honoured", runs[0]), idle, setup=SetUp(honor_labels=True))
+    yield fleet("old", one("old", runs[0]), setup=SetUp(old_namespace=True, hostname="hostname"))
+    yield fleet(
+        "mig",
+        one("mig", runs[0], profile="2g.20gb", instance="3"),
+        one("mig", profile="1g.10gb", instance="9"),
+    )
+    shared = one("shared", *runs, total=True)
+    yield fleet("shared", shared, one("shared", *deployed("team-b", "own", 1, steady(9 * GIB, 0.1)), index=1))
+    yield fleet("agent", one("agent", *runs, total=True), agent=True)
+    yield fleet("agentonly", one("agentonly", *runs), agent=True, exporter=False)
+    yield fleet("gaps", one("gaps", runs[0]), unseen=((2.0, 5.0), (10.0, 11.0)))
+    for replica in ("a", "b"):
+        yield fleet("double", one("double", runs[0]), labels={"replica": replica})
+    yield fleet("nameless", one("nameless", runs[0]), owners=False)
+    yield fleet("quiet", one("quiet", runs[0]), activity=False)
+    yield fleet("stranger", one("stranger", runs[0], model="NVIDIA X1000"))
+    yield fleet("young", one("young", runs[0]), hours=6)
+    vllm = Run(("team-c", "vllm-0"), flat(72 * GIB, 0.1), owner=("StatefulSet", "vllm"), memory="15Gi")
+    wrong = Run(("team-c", "other-0"), steady(6 * GIB, 0.1), owner=("StatefulSet", "other"), memory="much")
+    yield fleet("said", one("said", vllm), one("said", wrong, index=1))
+    yield fleet("mixed", one("mixed", runs[0]), one("mixed", runs[1], model="NVIDIA A30", index=1))
+    yield fleet("nobody", one("nobody"))
+    new = [
+        Run(("team-a", "llm-5b4c3d2f1-zzzzz"), steady(6 * GIB, 0.05), (20.02, 99), ("Deployment", "llm")),
+        Run(("team-a", "gone-0"), steady(6 * GIB, 0.05), (0, 4), ("StatefulSet", "gone")),
+        Run(("team-a", "night-1"), steady(6 * GIB, 0.05), (1, 3), ("CronJob", "night")),
+    ]
+    old = deployed("team-a", "llm", 1, steady(6 * GIB, 0.05), hours=(0, 20.3))
+    yield fleet("update", *(one("update", run, index=index) for index, run in enumerate([*old, *new])))
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address; the clusters are told apart by the label `cluster`."""
+    fleets = [fleet("east", *pool(), hours=DAYS * 24), *rough()]
+    with prometheus_with(tmp_path_factory.mktemp("past"), openmetrics(fleets)) as url:
+        yield url
+
+
+def ask(url: str, *more: str, cluster: str = "east", window: str = "") -> Told:
+    """`recommend` for a cluster, in all of its time unless told otherwise."""
+    chosen = ("--selector", f'cluster="{cluster}"', "--prometheus", url, "--until", UNTIL)
+    return alone(
+        "recommend", *chosen, "--window", window or ("4d" if cluster == "east" else f"{SHORT}h"), *more
+    )
+
+
+def workloads(told: Told) -> dict[str, Any]:
+    """Of -o json, by name."""
+    return {row["name"]: row for row in told.data["workloads"]}
+
+
+def test_the_whole_screen(prometheus: str) -> None:
+    told = ask(prometheus, "-v")
+    if os.environ.get("GOLDEN") == "write":
+        GOLDEN.write_text(told.out)
+    assert told.out == GOLDEN.read_text()
+    assert told.status == DONE
+
+
+def test_the_page_shows_the_beginning_of_it() -> None:
+    page = (ROOT / "docs/how-to/recommend.md").read_text()
+    assert "\n".join(GOLDEN.read_text().splitlines()[:6]) in page
+
+
+@pytest.mark.parametrize("goal", ["cost", "performance"])
+def test_the_policy_that_is_written_is_one(prometheus: str, tmp_path: Path, goal: str) -> None:
+    name = str(tmp_path / "pool.yaml")
+    told = ask(prometheus, "--goal", goal, "--write", name)
+    assert f"What it would do: kubectl gpusharing plan -f {name}" in " ".join(told.out.split())
+    policy = yaml.safe_load(Path(name).read_text())
+    assert not isinstance(validate_policy(policy), tuple)
+    assert policy["spec"]["rollout"] == {"approval": "Manual"}
+    assert policy["spec"]["nodeSelector"] == {"matchLabels": {"gpusharing.dev/pool": "pool"}}
+    assert policy == ask(prometheus, "--goal", goal, "-o", "json").data["policy"]
+    with pytest.raises(Trouble, match="the file is there already"):
+        ask(prometheus, "--write", name)
+
+
+def test_csv_and_json_have_the_same_rows(prometheus: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(ask(prometheus, "-o", "csv").out)))
+    told = ask(prometheus, "-o", "json").data["workloads"]
+    assert [(row["workload"], row["advice"]) for row in rows] == [
+        (row["name"], row["advice"] or "") for row in told
+    ]
+    assert {row["partial"] for row in rows} == {"no"}
+
+
+# --- the ways in which it is told --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cluster", ["honoured", "old", "double", "agentonly"])
+def test_a_workload_is_found_however_prometheus_scrapes(prometheus: str, cluster: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster=cluster)
+    assert told.status == DONE
+    found = workloads(told)
+    assert set(found) == {"llm"}, "the exporter's own pod holds no GPU"
+    assert found["llm"]["kind"] == "deployment"
+    assert found["llm"]["pods"] == (2 if cluster == "agentonly" else 1)
+    assert found["llm"]["peakBytes"] == pytest.approx(6 * 2**30, rel=0.06)
+    assert found["llm"]["advice"] == "1g.10gb"
+    assert told.data["gpus"] == (2 if cluster == "honoured" else 1)
+
+
+def test_activity_of_an_instance_counts_as_its_part_of_the_card(prometheus: str) -> None:
+    found = workloads(ask(prometheus, "-o", "json", cluster="mig"))["llm"]
+    assert found["now"] == "2g.20gb"
+    assert found["active"] == pytest.approx(0.05 * 2 / 7, rel=0.06)
+
+
+def test_what_pods_of_a_shared_gpu_take_is_not_guessed_from_the_whole(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="shared")
+    found = workloads(told)
+    assert (found["llm"]["now"], found["llm"]["peakBytes"], found["llm"]["advice"]) == (
+        "shared GPU",
+        None,
+        None,
+    )
+    assert found["own"]["advice"] == "1g.20gb"
+    assert any("1 workload shared GPUs of which dcgm-exporter" in one for one in told.data["remarks"])
+
+
+def test_our_agent_tells_the_pods_of_a_shared_gpu_apart(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="agent")
+    found = workloads(told)["llm"]
+    assert (found["now"], found["pods"]) == ("1/2 GPU", 2)
+    assert found["peakBytes"] == pytest.approx(6 * 2**30, rel=0.06)
+    assert told.data["recommendation"]["worstCoLocationBytes"] == pytest.approx(12 * 2**30, rel=0.06)
+
+
+def test_what_an_owner_says_wins_and_what_cannot_be_read_is_told(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="said")
+    found = workloads(told)
+    assert (found["vllm"]["advice"], found["vllm"]["needBytes"]) == ("1g.20gb", 15 * 2**30)
+    assert "gpusharing.dev/gpu-memory of pod team-c/other-0 is 'much', which is left out" in str(
+        told.data["remarks"]
+    )
+    assert found["other"]["advice"] == "1g.10gb"
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def test_gaps_make_the_answer_a_part(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="gaps")
+    assert told.status == CHANGES
+    (missing,) = told.data["missing"]
+    assert "in 2 gaps" in missing
+    assert "what was used meanwhile is not known" in missing
+    assert workloads(told)["llm"]["samples"] < SHORT
+
+
+def test_without_kube_state_metrics_workloads_go_by_their_pods(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="nameless")
+    assert workloads(told)["llm"]["kind"] == "pods"
+    assert told.data["remarks"][0].startswith("of 1 pod nobody tells the owner")
+
+
+def test_without_activity_memory_decides_and_that_is_said(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="quiet")
+    assert workloads(told)["llm"]["doubts"] == ["activity unknown"]
+    assert "DCGM_FI_PROF_GR_ENGINE_ACTIVE" in told.data["remarks"][0]
+
+
+def test_a_card_that_nobody_knows_has_needs_of_pods_and_no_layout(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="stranger")
+    assert told.status == CHANGES
+    assert told.data["recommendation"] is None
+    assert "which layouts NVIDIA X1000 can have is not known here" in told.data["missing"][0]
+    with pytest.raises(Trouble, match="there is no layout to write"):
+        ask(prometheus, "--write", "/nowhere/pool.yaml", cluster="stranger")
+
+
+def test_too_little_history_is_refused_with_what_there_is_and_what_it_takes(prometheus: str) -> None:
+    with pytest.raises(
+        Trouble, match=r"team-a/llm has the most, \d hourly peaks over \d h, and 24 over 24 h"
+    ):
+        ask(prometheus, cluster="young")
+
+
+def test_gpus_of_several_models_are_not_mixed(prometheus: str) -> None:
+    with pytest.raises(Trouble, match=r"1 NVIDIA-A30, 1 NVIDIA-H100-80GB-HBM3\).*--card NVIDIA-A30"):
+        ask(prometheus, cluster="mixed")
+    assert ask(prometheus, "--card", "h100-80gb", "-o", "json", cluster="mixed").data["gpus"] == 1
+    with pytest.raises(Trouble, match="knows no t4 of what"):
+        ask(prometheus, "--card", "t4", cluster="mixed")
+
+
+def test_gpus_of_several_clusters_are_not_mixed(prometheus: str) -> None:
+    with pytest.raises(Trouble, match=r"several clusters \(agent, agentonly"):
+        alone("recommend", "--prometheus", prometheus, "--until", UNTIL, "--window", "1d")
+
+
+def test_a_pool_that_nobody_uses_has_nothing_to_go_by(prometheus: str) -> None:
+    with pytest.raises(Trouble, match="no pod used a GPU of what Prometheus sees in this window"):
+        ask(prometheus, cluster="nobody")
+
+
+def test_a_cluster_without_gpus_says_what_to_scrape(prometheus: str) -> None:
+    with pytest.raises(Trouble, match=r"has nothing of GPUs in this window.*serviceMonitor.enabled=true"):
+        ask(prometheus, cluster="nowhere")
+
+
+def test_an_update_counts_no_pod_twice_and_what_is_gone_is_left_out(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="update")
+    found = workloads(told)
+    assert found["llm"]["pods"] == 1
+    assert found["night"]["kind"] == "cronjob"
+    assert "gone" not in found
+    assert any("team-a/gone" in one and "left out" in one for one in told.data["remarks"])

@@ -1,0 +1,144 @@
+"""Whose series they are, whose pods, and how a need is drawn (cli/usageseries.py, cli/usagequeries.py,
+cli/recommendtext.py)."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+
+import pytest
+from hack.sim.dcgmexporter import Metered, SetUp, samples
+
+from gpusharing.cli.drawing import Paper
+from gpusharing.cli.prometheus import Series
+from gpusharing.cli.recommendtext import now_of, sparkline
+from gpusharing.cli.usagequeries import hourly, names, others_of
+from gpusharing.cli.usageread import part_of_card
+from gpusharing.cli.usageseries import Device, Devices, Owners, Told, read_dcgm
+from gpusharing.planning.gpus.decaying import Sample
+from gpusharing.planning.gpus.needs import History, Holding, Workload
+
+EXPORTER = frozenset({("gpu-operator", "dcgm-exporter-x")})
+SETUPS = [
+    SetUp(old, host, honor)
+    for old in (False, True)
+    for host in ("Hostname", "hostname")
+    for honor in (False, True)
+]
+
+
+def series(labels: Mapping[str, str]) -> Series:
+    """One with a value."""
+    return Series(labels, ((0.0, 1.0),))
+
+
+@pytest.mark.parametrize("setup", SETUPS, ids=str)
+@pytest.mark.parametrize("known", [EXPORTER, frozenset()])
+def test_a_device_and_its_holder_are_read_from_every_set_of_labels(
+    setup: SetUp, known: frozenset[tuple[str, str]]
+) -> None:
+    held = Metered(0, "GPU-a", 0.5, 100, "1g.10gb", "7", ("team-a", "llm-0"))
+    for _, labels, _ in samples([held], setup):
+        told = read_dcgm(series(labels), known)
+        assert told == Told(Device("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01", "SIMULATED")
+    for _, labels, _ in samples([Metered(1, "GPU-b", 0, 0)], setup):
+        assert read_dcgm(series(labels), known).pod is None, "the exporter's own pod"
+
+
+def test_the_agents_devices_are_those_of_dcgm() -> None:
+    info = {"uuid": "MIG-1", "gpu_uuid": "GPU-a", "instance_id": "7"}
+    devices = Devices.of([series(info)])
+    labels = {"uuid": "MIG-1", "profile": "1g.10gb", "node": "gpu-01", "namespace": "team-a", "pod": "llm-0"}
+    told = Told(Device("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01")
+    assert devices.read_agent(series(labels)) == told
+    renamed = {**labels, "exported_namespace": "team-b", "exported_pod": "x"}
+    assert devices.read_agent(series(renamed)).pod == ("team-b", "x")
+    assert devices.read_agent(series({**labels, "uuid": "GPU-b"})).device == Device("GPU-b")
+
+
+@pytest.mark.parametrize(
+    ("pod", "workload"),
+    [
+        ("llm-6b8f9c7d5-x2k4p", ("pods", "llm")),
+        ("llm-7b-6b8f9c7d5-x2k4p", ("pods", "llm-7b")),
+        ("llm-x2k4p", ("pods", "llm")),
+        ("vllm-70b-0", ("pods", "vllm-70b")),
+        ("notebook", ("pods", "notebook")),
+        ("train-model", ("pods", "train-model")),
+        ("0", ("pods", "0")),
+    ],
+)
+def test_without_owners_the_generated_part_of_a_name_is_left_out(pod: str, workload: tuple[str, str]) -> None:
+    assert Owners.of([], [], []).find(("team-a", pod)) == workload
+
+
+def test_owners_are_followed_to_what_people_wrote() -> None:
+    def owner(kind: str, name: str, **labels: str) -> Series:
+        return series({"namespace": "team-a", "owner_kind": kind, "owner_name": name, **labels})
+
+    owners = Owners.of(
+        [
+            owner("ReplicaSet", "llm-1", pod="a"),
+            owner("ReplicaSet", "bare-1", pod="b"),
+            owner("Job", "night-1", pod="c"),
+            owner("StatefulSet", "vllm", pod="d"),
+            owner("<none>", "<none>", pod="e"),
+            owner("RayCluster", "ray", pod="own", exported_pod="f", exported_namespace="team-b"),
+        ],
+        [owner("Deployment", "llm", replicaset="llm-1"), owner("<none>", "<none>", replicaset="bare-1")],
+        [owner("CronJob", "night", job_name="night-1")],
+    )
+    found = {pod: owners.find(("team-a", pod)) for pod in "abcde"}
+    assert found == {
+        "a": ("deployment", "llm"),
+        "b": ("replicaset", "bare-1"),
+        "c": ("cronjob", "night"),
+        "d": ("statefulset", "vllm"),
+        "e": ("pod", "e"),
+    }
+    assert owners.find(("team-b", "f")) == ("raycluster", "ray")
+
+
+def test_what_chooses_devices_chooses_no_series_of_others() -> None:
+    selector = 'cluster="east",modelName="x",UUID!="y",job="dcgm"'
+    assert others_of(selector) == 'cluster="east"'
+    assert all(selector in query for query in hourly(selector))
+    owners = names(selector, 86400)[0]
+    assert 'kube_pod_owner{cluster="east"}[86400s]' in owners
+    assert not any("GPU_UTIL" in query for query in hourly(""))
+
+
+def test_the_part_of_a_card() -> None:
+    assert part_of_card("NVIDIA H100 80GB HBM3", "3g.40gb") == pytest.approx(3 / 7)
+    assert part_of_card("NVIDIA A30", "1g.6gb") == pytest.approx(1 / 4)
+    assert part_of_card("NVIDIA A30", "9g.6gb") is None
+    assert part_of_card("NVIDIA L4", "1g.6gb") is None
+    assert part_of_card("NVIDIA X1000", "1g.10gb") is None
+
+
+@pytest.mark.parametrize(
+    ("holds", "told"),
+    [
+        (Holding(), "full GPU"),
+        (Holding(devices=2), "2 GPUs"),
+        (Holding(share=Fraction(1, 4)), "1/4 GPU"),
+        (Holding(share=None), "shared GPU"),
+        (Holding("nvidia.com/mig-1g.20gb", 1, Fraction(1, 4)), "1g.20gb"),
+        (Holding("nvidia.com/mig-1g.20gb", 2, Fraction(1, 4)), "2x 1g.20gb"),
+        (Holding("nvidia.com/gpu.shared", 2, Fraction(1, 4)), "2x 1/4 GPU"),
+    ],
+)
+def test_what_a_pod_holds_now(holds: Holding, told: str) -> None:
+    assert now_of(History(Workload("a", "pod", "b"), 1, holds, ())) == told
+
+
+def at(hour: int, value: float) -> Sample:
+    """One hour's."""
+    return Sample(datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=hour), value)
+
+
+def test_a_sparkline_has_a_blank_where_nothing_is_known() -> None:
+    rising = [at(hour, hour) for hour in (0, 1, 2, 5, 6, 7)]
+    assert sparkline(rising, 7, Paper()) == "▁▂▃  ▆▇█"
+    assert sparkline(rising, 7, Paper(glyphs=False)) == "_.-  *%#"
+    assert sparkline([at(0, 0.0)], 0, Paper()) == "▁"
+    assert len(sparkline([at(hour, 1) for hour in range(336)], 1, Paper())) == 48
