@@ -121,11 +121,11 @@ class Gatherer:
         """
         began = loop_time()
         policies_error = await self._refresh_policies()
+        self._hear(now, began)
         await self._list_pods(wants_pods, now, began)
-        sources = self.sources
         # The answer may have come while LISTs were under way; these do not count as made after it.
-        for name, work in self.work.items():
-            self.work[name] = heard(work, sources.gpunodes.items.get(name), _later(now, began))
+        self._hear(now, began)
+        sources = self.sources
         mig_managers = self._mig_managers(now)
         failures = await self._logs.read(sources.nodes.items, mig_managers, now, self.crew)
         return ClusterSnapshot(
@@ -149,6 +149,12 @@ class Gatherer:
             previews=self.previews,
             settings=self.settings,
         )
+
+    def _hear(self, now: datetime, began: float) -> None:
+        """What the agents of the nodes in work have answered by now."""
+        answers = self.sources.gpunodes.items
+        for name, work in self.work.items():
+            self.work[name] = heard(work, answers.get(name), _later(now, began))
 
     def _agent_troubles(self) -> AgentTroubles:
         pods, warnings = self.sources.agents.items, self.sources.agent_warnings.items
@@ -322,12 +328,15 @@ class Gatherer:
     def _due(self, wanted: frozenset[str], now: datetime) -> list[str]:
         """Nodes whose pods are to be listed now, the most urgent first."""
         age = timedelta(seconds=min(self.settings.poll, self.settings.idle))
-        due = [
-            name
-            for name in sorted(wanted)
-            if name not in self._lists
-            and (name not in self.work or name in self.unsure or now - self.work[name].listed_at >= age)
-        ]
+
+        def is_due(name: str) -> bool:
+            work = self.work.get(name)
+            if work is None or name in self.unsure or now - work.listed_at >= age:
+                return True
+            # The first of the two LISTs that prove a node idle is made as soon as the agent has answered.
+            return work.quiet_since is not None and work.listed_at < work.quiet_since
+
+        due = [name for name in sorted(wanted) if name not in self._lists and is_due(name)]
         return sorted(due, key=self._urgency)
 
     def _urgency(self, name: str) -> tuple[bool, float, str]:

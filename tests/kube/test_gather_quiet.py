@@ -1,0 +1,28 @@
+"""When the pods of a node are listed whose agent was asked to close NVML (kube/gather.py)."""
+
+from tests.build import at
+from tests.fakes.virtualtime import virtually
+from tests.kube.gathering import gathering
+from tests.kube.objects import observed
+
+from gpusharing.kube.client import GPUNODES, JSON
+
+ASKED: JSON = {
+    "metadata": {"name": "gpu-07", "uid": "uid-of-gpu-07"},
+    "spec": {"request": {"id": "op-1:quiet:1", "quiet": True}},
+}
+ANSWER = observed(requestID="op-1:quiet:1", quiet=True)
+
+
+@virtually
+async def test_the_first_of_the_lists_that_prove_a_node_idle_is_made_when_its_agent_has_answered() -> None:
+    """The time between the two is all that is waited for."""
+    async with gathering((GPUNODES, ASKED)) as stage:
+        assert (await stage.work(0)).listed_at == at(0)
+        assert (await stage.work(1)).listed_at == at(0), "nothing was answered"
+        stage.cluster.patch(GPUNODES, "gpu-07", {"status": {"observed": ANSWER}}, subresource="status")
+        await stage.seen()
+        first = await stage.work(2)
+        assert (first.listed_at, first.quiet_since) == (at(2), at(2))
+        assert (await stage.work(4.9)).listed_at == at(2), "once for each answer"
+        assert (await stage.work(5)).listed_at == at(5)
