@@ -59,8 +59,19 @@ class Case:
         return f"{self.scenario}: {self.kind} ({ROWS[self.kind]}) at {self.scope} from {self.place:.3f}"
 
 
-def sample(scenarios: Sequence[str], seed: str, count: int = SAMPLE) -> list[Case]:
-    """`count` cases: each kind in its turn, the scenarios shuffled anew in each round, places at random."""
+def sample(
+    scenarios: Sequence[str], seed: str, count: int = SAMPLE, *, later: Sequence[str] = ()
+) -> list[Case]:
+    """`count` cases: each kind in its turn, the scenarios shuffled anew in each round, places at random.
+
+    Scenarios that came `later` have the same share, drawn apart: what a seed plays of the others stays what it was.
+    """
+    share = round(count / (len(scenarios) + len(later)))
+    drawn = [case for name in later for case in _draw([name], f"{seed} {name}", share)]
+    return _draw(scenarios, seed, count - len(drawn)) + drawn
+
+
+def _draw(scenarios: Sequence[str], seed: str, count: int) -> list[Case]:
     dice = random.Random(seed)
     kinds = (kind for _ in iter(int, 1) for kind in dice.sample(KINDS, len(KINDS)))
     places = (one for _ in iter(int, 1) for one in dice.sample(scenarios, len(scenarios)))

@@ -35,6 +35,16 @@ def test_every_kind_at_both_scopes_and_every_scenario_is_in_a_sample() -> None:
         assert (min(counts), max(counts)) == (12, 13)
 
 
+def test_scenarios_that_came_later_have_their_share_and_leave_the_others_as_they_were() -> None:
+    cases = sample(SCENARIOS, "1", later=["gang"])
+    gangs = [case for case in cases if case.scenario == "gang"]
+    assert len(cases) == len(set(cases)) == SAMPLE
+    assert (len(gangs), cases[: -len(gangs)]) == (12, sample(SCENARIOS, "1")[:138])
+    assert {(case.kind, case.scope) for case in cases} == set(KINDS)
+    shorter = sample(SCENARIOS, "1", 40, later=["gang"])
+    assert [case for case in shorter if case.scenario == "gang"] == gangs[:3]
+
+
 def test_a_sample_is_the_same_for_the_same_seed_only() -> None:
     assert sample(SCENARIOS, "1") == sample(SCENARIOS, "1") != sample(SCENARIOS, "2")
 

@@ -124,16 +124,17 @@ class FaultTheatre(Theatre):
         Another end than wanted is waited for no longer than LATE: then the oracle says what differs.
         """
         began = time.monotonic()
-        writes, since, calm_at = -1, began, 0.0
+        writes, since, calm_at, ended = -1, began, 0.0, False
         while True:
             now = time.monotonic()
             if now > began + patience:
                 raise TimeoutError(f"no end after {patience:.0f} s: {json.dumps(end_state(pool))[:3000]}")
             if (seen := len([write for write in self.proxy.writes if write.number])) != writes:
-                writes, since = seen, now
-            elif now - since > LOOK and not self._has_ended(pool, scenario, fault):
-                since = now
-            if now - since > CALM:
+                writes, since, ended = seen, now, False
+            elif now - since > (CALM if ended else LOOK):  # a look costs the server as much as a change does
+                ended = self._has_ended(pool, scenario, fault)
+                since = since if ended else now
+            if ended and now - since > CALM:
                 calm_at = calm_at or now
                 if wanted is None or now > calm_at + LATE:
                     return

@@ -1,4 +1,4 @@
-"""The 12 scenarios of the fault matrix, three nodes each (docs/design/faults.md#matrix).
+"""The 13 scenarios of the fault matrix, three nodes each (docs/design/faults.md#matrix).
 
 As in crashscenarios.py an `act` waits only for what stays until the operator goes on or people act.
 """
@@ -42,6 +42,18 @@ def unblock(pool: Pool) -> None:
     budget = f"{PDBS}/{pool.name}-guard"
     pool.wait(lambda: pool.api.get(budget)["status"]["disruptionsAllowed"] == 0, "the budget to be used up")
     Workload(pool, crash.ELSEWHERE, 1, app=pool.name, resource="")
+
+
+def gang_on_two(pool: Pool) -> None:
+    """A JobSet with a rank on each of the first two nodes."""
+    label = {"metadata": {"labels": {"jobset.sigs.k8s.io/jobset-name": pool.name}}}
+    for rank in [Workload(pool, name, 1, more=label) for name in pool.nodes[:2]]:
+        rank.wait_running(1)
+
+
+def share_in_waves(pool: Pool) -> None:
+    """The two nodes of the gang go as one wave, before or after the third."""
+    pool.apply({**SLICED, **TWO_AT_ONCE})
 
 
 def all_on_their_way(pool: Pool) -> None:
@@ -188,3 +200,5 @@ MATRIX = (
     _scenario("old-marks", create, prepare=old_marks),
 )
 """By name the seeds of the specification, in its order."""
+LATER = (_scenario("gang", share_in_waves, prepare=gang_on_two),)
+"""Those that came later: a sample draws them apart."""
