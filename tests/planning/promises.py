@@ -305,7 +305,11 @@ def _note_failures(world: "World", plan: RolloutPlan) -> None:
         if fence is None or fence.stage != "actuating" or fence.node_uid != node.uid:
             continue
         awaited = verdict.reason is Reason.OBSERVATION_PENDING and name not in world.agents_down
-        writing = any(isinstance(action, UpdateFence) for action in verdict.actions)
+        writing = any(
+            isinstance(action, UpdateFence)
+            or (isinstance(action, Actuate) and action.fence.failed is not None)
+            for action in verdict.actions
+        )
         if verdict.phase is Phase.FAILED and not writing and not awaited:
             world.ledger.failed.setdefault((fence.policy_uid, fence.generation), set()).add(node.uid)
             world.ledger.retries.setdefault(node.uid, node.retry)
