@@ -53,6 +53,9 @@ def test_28_pods_need_8_gpus() -> None:
     found = recommend(pool((8,), used=7), FLEET, goal=Goal.COST)
     assert profiles(found) == {"llm-7b": "1g.20gb", "embedder": "1g.10gb", "llm-13b": "3g.40gb"}
     assert (found.pods, found.gpus, found.nodes, found.pool.used) == (28, 8, 1, 7)
+    assert [(portion.layout, portion.gpus) for portion in found.portions] == [
+        ((("3g.40gb", 2),), 3), ((("1g.20gb", 4),), 3), ((("1g.10gb", 7),), 2)
+    ]  # fmt: skip
     assert {one.need.workload.name: one.bound for one in found.placed} == {
         "llm-7b": Bound.MEMORY, "embedder": Bound.SMALLEST, "llm-13b": Bound.MEMORY
     }  # fmt: skip

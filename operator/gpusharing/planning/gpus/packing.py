@@ -5,7 +5,7 @@ one with layouts that `geometry` calls legal. A GPU is only ever filled until no
 because a legal layout stays legal without one of its instances, that loses no solution.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import cache
 
 from gpusharing.planning.gpus.capacity import plain_profiles
@@ -37,14 +37,13 @@ class Packer:
         return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
 
     def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
-        """A layout for each of `gpus` GPUs that together hold `wanted`; fewer where fewer do.
-        ValueError: that many do not hold it."""
+        """A layout for each of `gpus` GPUs that together hold `wanted`; fewer where fewer do. Where that works, a
+        GPU has one profile: that is easier to read. ValueError: that many do not hold it."""
         layouts = []
         while any(wanted):
             gpus -= 1
-            chosen = next(
-                (fill for fill in self._fills(self._clip(wanted)) if self._left(wanted, fill, gpus)), None
-            )
+            plain = sorted(self._fills(self._clip(wanted)), key=lambda fill: sum(map(bool, fill)))
+            chosen = next((fill for fill in plain if self._left(wanted, fill, gpus)), None)
             if chosen is None:
                 raise ValueError(f"{wanted} does not fit on so few GPUs")
             layouts.append(self._layout(chosen))
@@ -58,21 +57,18 @@ class Packer:
         units = -(-self._sum(wanted, "size") // self._units) if self._units else 0
         return max(slices, units, *alone, 0)
 
-    def fill_up(self, layout: Layout, wanted: Mapping[str, int]) -> Layout:
-        """The layout with what else fits on its GPU: as much as possible of what is wanted most, then as little as
-        possible stranded."""
+    def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
+        """The layout with what else fits on its GPU: as many instances as possible of profiles that are wanted, then
+        of as few profiles as possible, then with as little as possible stranded."""
         counts = self._counts(layout)
-        fuller = [one for one in self._full if _within(counts, self._counts(one))]
+        asked = {self._index[name] for name in wanted}
 
-        def worth(one: Layout) -> tuple[int, int, int, Layout]:
+        def worth(one: Layout) -> tuple[int, int, int, int, Layout]:
             more = _minus(self._counts(one), counts)
-            asked = sum(
-                wanted.get(profile.name, 0) * count
-                for profile, count in zip(self.profiles, more, strict=True)
-            )
-            units, slices = self.stranded(one)
-            return -asked, units, slices, one
+            of_use = sum(count for index, count in enumerate(more) if index in asked)
+            return -of_use, len(one), *self.stranded(one), one
 
+        fuller = [one for one in self._full if _within(counts, self._counts(one))]
         return min(fuller, key=worth, default=layout)
 
     def stranded(self, layout: Layout) -> tuple[int, int]:

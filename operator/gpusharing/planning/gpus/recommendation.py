@@ -300,7 +300,7 @@ def _granted(packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: Choice) 
 
 def _template(packer: Packer, chosen: Choice, fleet: Fleet) -> tuple[Layout | None, ...]:
     """For each GPU of a node: what is needed, filled up with what fits for nothing; then those left whole."""
-    names = {profile.name: count for profile, count in zip(packer.profiles, chosen.wanted, strict=True)}
+    names = {profile.name for profile, count in zip(packer.profiles, chosen.wanted, strict=True) if count}
     divided = sorted((packer.fill_up(layout, names) for layout in chosen.layouts), key=packer.rank)
     whole: list[Layout | None] = [None] * (fleet.per_node - len(divided))
     return (*divided, *whole)
