@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def rough() -> Iterator[Fleet]:
     vllm = Run(("team-c", "vllm-0"), flat(72 * GIB, 0.1), owner=("StatefulSet", "vllm"), memory="15Gi")
     wrong = Run(("team-c", "other-0"), steady(6 * GIB, 0.1), owner=("StatefulSet", "other"), memory="much")
     yield fleet("said", one("said", vllm), one("said", wrong, index=1))
+    yield fleet("unsaid", one("unsaid", replace(vllm, memory="")))
     yield fleet("mixed", one("mixed", runs[0]), one("mixed", runs[1], model="NVIDIA A30", index=1))
     yield fleet("nobody", one("nobody"))
     new = [
@@ -216,6 +218,15 @@ def test_gaps_make_the_answer_a_part(prometheus: str) -> None:
     assert "in 2 gaps" in missing
     assert "what was used meanwhile is not known" in missing
     assert workloads(told)["llm"]["samples"] < SHORT
+
+
+def test_where_no_need_is_known_there_is_no_layout(prometheus: str, tmp_path: Path) -> None:
+    told = ask(prometheus, cluster="unsaid")
+    assert told.status == DONE
+    assert "No layout: of no workload is it known" in told.out
+    assert "Ask the owners of team-c/vllm" in told.out
+    with pytest.raises(Trouble, match="there is no layout to write"):
+        ask(prometheus, "--write", str(tmp_path / "pool.yaml"), cluster="unsaid")
 
 
 def test_without_kube_state_metrics_workloads_go_by_their_pods(prometheus: str) -> None:

@@ -67,6 +67,8 @@ class Answer:
     @property
     def steps(self) -> tuple[str, ...]:
         """What a person has to do besides."""
+        if self.policy is None:
+            return tuple(_asking(self.needs))
         return (*_homeless(self.found), *_asking(self.needs), *_labelling(self.scope))
 
 
@@ -111,7 +113,10 @@ def describe(answer: Answer, paper: Paper, *, verbose: bool, written: str) -> li
     if verbose:
         lines += [part for need in answer.needs for part in _evidence(need, paper)]
     if answer.found is not None:
-        lines += [BLANK, *_layout(answer.found, paper), *prose(answer.packing, paper, hang="  ")]
+        lines.append(BLANK)
+        if answer.found.placed:
+            lines += _layout(answer.found, paper)
+        lines += prose(answer.packing, paper, hang="  ")
         lines += _next(answer, paper, written)
     for text in answer.remarks:
         lines += prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)
@@ -256,6 +261,8 @@ def _layout(found: Recommendation, paper: Paper) -> list[Line]:
 
 def packing_of(found: Recommendation) -> str:
     """How many GPUs, against now, and what is left over."""
+    if not found.placed:
+        return "No layout: of no workload is it known what it needs of an instance."
     pool = found.pool
     need = "needs" if found.pods == 1 else "need"
     told = [
@@ -286,11 +293,11 @@ def _worst(one: CoLocation) -> str:
 
 
 def _next(answer: Answer, paper: Paper, written: str) -> list[Line]:
-    if answer.policy is None:
-        return []
     lines: list[Line] = []
     for text in answer.steps:
         lines += prose(f"{text}.", paper, hang="  ")
+    if answer.policy is None:
+        return lines
     if written:
         told = f"Wrote {written}, which nobody applies but you. What it would do: kubectl gpusharing plan -f {written}"
     else:

@@ -63,7 +63,7 @@ class Record:
     @classmethod
     def of(cls, hours: int) -> "Record":
         """One of which nothing is known."""
-        return cls(array("d", [nan]) * hours, array("d", [nan]) * hours, array("l", [0]) * hours)
+        return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, array("I", [0]) * hours)
 
 
 @dataclass(slots=True)
@@ -103,9 +103,12 @@ class Fold:
     gpus: dict[str, Gpu] = field(default_factory=dict)
     unnamed: set[Pod] = field(default_factory=set)
     """Pods of which nobody tells the owner."""
+    _workloads: dict[Pod, Workload] = field(default_factory=dict)
+    """Of the stretch: a pod has many series."""
 
     def add(self, part: Part) -> None:
         """Answers for a stretch after those of before."""
+        self._workloads.clear()
         used = [(told, one) for one in part.used if self._is_ours(told := read_dcgm(one, part.exporters))]
         live = [(told, one) for one in part.live if self._is_ours(told := read_dcgm(one, part.exporters))]
         for told, one in used:
@@ -258,10 +261,11 @@ class Fold:
         return record
 
     def _workload(self, pod: Pod, owners: Owners) -> Workload:
-        if pod not in owners.pods:
-            self.unnamed.add(pod)
-        kind, name = owners.find(pod)
-        return Workload(pod[0], kind, name)
+        if pod not in self._workloads:
+            if pod not in owners.pods:
+                self.unnamed.add(pod)
+            self._workloads[pod] = Workload(pod[0], *owners.find(pod))
+        return self._workloads[pod]
 
     @staticmethod
     def _most(values: "array[float]", hour: int, value: float) -> None:

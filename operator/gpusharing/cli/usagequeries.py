@@ -8,6 +8,8 @@ and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of kube-state-metrics ar
 from gpusharing.cli.matchers import OF_TARGETS, braced, of_others
 from gpusharing.cli.windows import SHORT
 
+LOOKS = 100
+"""How often in a window the series are counted."""
 HOUR = 3600
 """Seconds between two points: of each hour the peak is asked for."""
 USED, ACTIVE = "DCGM_FI_DEV_FB_USED", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
@@ -46,7 +48,7 @@ def there(selector: str) -> str:
 
 def most_series(selector: str, seconds: int) -> str:
     """How many at once, at most."""
-    return f"max_over_time(({there(selector)})[{max(seconds, HOUR)}s:1h])"
+    return f"max_over_time(({there(selector)})[{max(seconds, HOUR)}s:{max(HOUR, seconds // LOOKS)}s])"
 
 
 def hourly(selector: str) -> tuple[str, ...]:

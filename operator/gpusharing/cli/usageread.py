@@ -26,12 +26,14 @@ from gpusharing.cli.usagequeries import (
     there,
 )
 from gpusharing.cli.usageseries import Devices, Owners, Pod, pod_of, told
-from gpusharing.cli.windows import DAY, find_gaps
+from gpusharing.cli.windows import DAY, MOST_POINTS, find_gaps
 from gpusharing.kube.quantity import count
 from gpusharing.planning.gpus.cards import Card, find_card
 
 MOST_SERIES = 100_000
 """At one time. Beyond that people choose."""
+SAMPLES = 10_000_000
+"""That Prometheus has to load for one question, at most: it refuses more than 50 million (--query.max-samples)."""
 POINTS = 500_000
 """Of one answer, at most: a stretch is the shorter the more series there are, so that memory stays bounded."""
 
@@ -69,6 +71,7 @@ async def read_usage(prometheus: Prometheus, asked: Asked) -> Usage:
     """Raises Trouble, also where there is nothing at all."""
     chosen = braced(asked.selector)
     where = f" for {chosen}" if chosen else ""
+    series = await _series(prometheus, asked)
     missing = await find_gaps(
         prometheus,
         there(asked.selector),
@@ -78,6 +81,7 @@ async def read_usage(prometheus: Prometheus, asked: Asked) -> Usage:
         " dcgm-exporter or our agents? In the GPU Operator: dcgmExporter.serviceMonitor.enabled=true; in our chart:"
         " monitoring.podMonitor.enabled=true",
         lost="what was used meanwhile is not known",
+        points=min(MOST_POINTS, SAMPLES / series),
     )
     hours = max(1, round((asked.end - asked.start) / HOUR))
     offered, infos, slices = await side_by_side(
@@ -87,7 +91,7 @@ async def read_usage(prometheus: Prometheus, asked: Asked) -> Usage:
     _know_gpus(fold, infos)
     remarks: list[str] = []
     replicas: dict[str, int] = {}
-    for start, end in _stretches(asked, hours, await _series(prometheus, asked)):
+    for start, end in _stretches(asked, hours, series):
         part = await _read_part(prometheus, asked, start, end, remarks)
         replicas |= _replicas(offered, part.used, fold)
         fold.replicated = frozenset(replicas)
@@ -99,7 +103,7 @@ async def read_usage(prometheus: Prometheus, asked: Asked) -> Usage:
 
 async def _series(prometheus: Prometheus, asked: Asked) -> float:
     found = await prometheus.instant(most_series(asked.selector, round(asked.end - asked.start)), asked.end)
-    most = max((one.value for one in found), default=1.0)
+    most = max((1.0, *(one.value for one in found)))
     if most > MOST_SERIES:
         raise Trouble(
             f"{prometheus.place.where} has {most:,.0f} series of GPUs at one time, and {MOST_SERIES:,} are what is"

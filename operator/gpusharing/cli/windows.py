@@ -56,12 +56,20 @@ def days(start: float, end: float) -> list[tuple[float, float]]:
 
 
 async def find_gaps(
-    prometheus: Prometheus, query: str, start: float, end: float, *, nothing: str, lost: str
+    prometheus: Prometheus,
+    query: str,
+    start: float,
+    end: float,
+    *,
+    nothing: str,
+    lost: str,
+    points: float = MOST_POINTS,
 ) -> list[str]:
     """What of the window Prometheus has nothing of; `query` has a value wherever there is something. `lost`: what
-    follows from a gap. Raises Trouble where that is all of it, which says `nothing`.
+    follows from a gap; `points`: how closely to look, at most. Raises Trouble where that is all of it, which says
+    `nothing`.
     """
-    step = max(60.0, (end - start) / MOST_POINTS)
+    step = max(60.0, (end - start) / points)
     found = await prometheus.between(query, start, end, step)
     seen = sorted(at for one in found for at, _ in one.points)
     if not seen:

@@ -91,7 +91,7 @@ class Workload:
 
     namespace: str
     kind: str
-    """As kubectl abbreviates it: deploy, sts, ds, job, pod."""
+    """In lower case: deployment, statefulset, job, pod."""
     name: str
 
 
