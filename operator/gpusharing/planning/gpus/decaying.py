@@ -5,15 +5,14 @@ The scheme is that of the Vertical Pod Autoscaler (kubernetes/autoscaler, pkg/re
 aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h for memory and CPU). One difference:
 there the width of a bucket grows by 5 %, here its bounds do, so that no value is told more than 5 % too high.
 
-Histograms of parts merge into that of the whole, whatever the parts are: pods, days, Prometheus servers. So a window of
-a month may be read a day at a time, and nothing needs to keep all samples.
+They are built anew for each question: what lasts is Prometheus' (docs/adr/0048).
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from math import ceil, fsum, inf, isfinite, log
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 GROWTH = 1.05
 HALF_LIFE = timedelta(hours=24)
@@ -50,17 +49,11 @@ class Scale:
         """The upper bound of a bucket."""
         return min(self.first * GROWTH**bucket, self.last)
 
-    @property
-    def buckets(self) -> int:
-        """How many there can be."""
-        return self.bucket(self.last) + 1
-
 
 MEMORY = Scale("memory", 10e6, 1e12)
 """Bytes, from 10 MB to 1 TB as in VPA: 237 buckets."""
 ACTIVITY = Scale("activity", 0.001, 1.0)
 """Of a whole card, from a thousandth: 143 buckets."""
-SCALES = {scale.name: scale for scale in (MEMORY, ACTIVITY)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +83,6 @@ class Histogram:
                 return min(self.scale.bound(bucket), self.highest)
         return self.highest
 
-    def checkpoint(self) -> dict[str, Any]:
-        """In plain values, to be kept and read back by `restore`."""
-        return {
-            "scale": self.scale.name,
-            "weights": {str(bucket): weight for bucket, weight in self.weights},
-            "samples": self.samples,
-            "first": _told(self.first),
-            "last": _told(self.last),
-            "lowest": self.lowest if self.samples else None,
-            "highest": self.highest,
-        }
-
 
 def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> Histogram:
     """Of samples in any order. ValueError: one is negative or not a number."""
@@ -128,68 +109,6 @@ def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> H
     )
 
 
-def merge(one: Histogram, other: Histogram) -> Histogram:
-    """As if the samples of both had been built into one. ValueError: they are of different scales."""
-    if one.scale != other.scale:
-        raise ValueError(f"a histogram of {one.scale.name} and one of {other.scale.name} do not merge")
-    if one.last is None or one.first is None:
-        return other
-    if other.last is None or other.first is None:
-        return one
-    last = max(one.last, other.last)
-    weights: dict[int, float] = {}
-    for part, age in ((one, last - one.last), (other, last - other.last)):
-        for bucket, weight in part.weights:
-            weights[bucket] = weights.get(bucket, 0.0) + weight * _weight(age)
-    return Histogram(
-        one.scale,
-        _kept(weights),
-        one.samples + other.samples,
-        min(one.first, other.first),
-        last,
-        min(one.lowest, other.lowest),
-        max(one.highest, other.highest),
-    )
-
-
-def restore(checkpoint: Mapping[str, Any]) -> Histogram:
-    """What `checkpoint` wrote. ValueError names the field that nobody can read."""
-    field = "scale"
-    try:
-        scale = SCALES[checkpoint[field]]
-        field = "weights"
-        weights = {int(bucket): float(weight) for bucket, weight in checkpoint[field].items()}
-        if not all(0 <= bucket < scale.buckets and 0 < weight < inf for bucket, weight in weights.items()):
-            raise ValueError
-        field = "samples"
-        samples = int(checkpoint[field])
-        if samples < 0 or bool(samples) != bool(weights):
-            raise ValueError
-        if not samples:
-            return Histogram(scale)
-        field = "first"
-        first = _time(checkpoint[field])
-        field = "last"
-        last = _time(checkpoint[field])
-        if last < first:
-            raise ValueError
-        field = "lowest"
-        lowest = float(checkpoint[field])
-        if not 0 <= lowest < inf:
-            raise ValueError
-        field = "highest"
-        highest = float(checkpoint[field])
-        if not lowest <= highest < inf:
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise ValueError(
-            f"checkpoint of a histogram: {field} is missing or cannot be read; as an example: "
-            '{"scale": "memory", "weights": {"0": 1.0}, "samples": 1, "first": "2026-11-01T00:00:00+00:00",'
-            ' "last": "2026-11-01T00:00:00+00:00", "lowest": 0.0, "highest": 0.0}'
-        ) from None
-    return Histogram(scale, _kept(weights), samples, first, last, lowest, highest)
-
-
 def _weight(age: timedelta) -> float:
     return float(0.5 ** (age / HALF_LIFE))
 
@@ -197,14 +116,3 @@ def _weight(age: timedelta) -> float:
 def _kept(weights: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
     least = max(weights.values()) * _NEGLIGIBLE
     return tuple(sorted((bucket, weight) for bucket, weight in weights.items() if weight >= least))
-
-
-def _told(at: datetime | None) -> str | None:
-    return None if at is None else at.astimezone(UTC).isoformat()
-
-
-def _time(text: str) -> datetime:
-    at = datetime.fromisoformat(text)
-    if at.tzinfo is None:
-        raise ValueError
-    return at
