@@ -83,7 +83,7 @@ class Server:
                     self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
                 self.wfile.flush()
                 server.watching += 1
-                server.hold.wait(10)
+                server.hold.wait(60)
                 server.watching -= 1
                 self.wfile.write(b"0\r\n\r\n")
 

@@ -14,5 +14,5 @@ def server(control_plane: ControlPlane) -> Api:
         manifest = yaml.safe_load(path.read_text())
         name = manifest["metadata"]["name"]
         control_plane.api.apply(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}", manifest)
-        control_plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+        control_plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=120s")
     return control_plane.api

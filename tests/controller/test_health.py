@@ -39,8 +39,12 @@ class Probed:
             return answer.status, await answer.text()
 
     def later(self, seconds: float) -> None:
-        """Let so much time pass without anything happening."""
-        self.health.clock = lambda: time.monotonic() + seconds
+        """Let so much time pass without anything happening, since all was well; then time stands still."""
+        loop, well = self.health.loop, time.monotonic()
+        loop.progress.last = well
+        for source in (*loop.sources.required.values(), *loop.sources.optional.values()):
+            source.last_contact = well
+        self.health.clock = lambda: well + seconds
 
 
 @pytest.fixture

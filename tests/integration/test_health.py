@@ -26,7 +26,7 @@ def test_a_node_with_an_unhealthy_gpu_is_not_reconfigured_and_goes_on_when_it_is
         node = pool.nodes[0]
         pool.apply(FULL)
         pool.wait_synced()
-        product.plane.kubectl("wait", "--for=condition=Healthy", f"gpun/{node}", "--timeout=60s")
+        product.plane.kubectl("wait", "--for=condition=Healthy", f"gpun/{node}", "--timeout=120s")
         since = product.mark()
         pool.inject("sick-gpu")
         pool.wait_phase("Synced", "GPUUnhealthy")

@@ -259,7 +259,7 @@ def test_kubectl_wait_after_an_edit_blocks_until_the_new_generation_is_done(prod
         pool.apply(FULL)
         pool.wait_synced()
         pool.apply(SLICED)
-        product.plane.kubectl("wait", "--for=condition=Ready", f"gsp/{pool.name}", "--timeout=60s")
+        product.plane.kubectl("wait", "--for=condition=Ready", f"gsp/{pool.name}", "--timeout=120s")
         raw = product.api.get(pool.path)
         assert raw["status"]["observedGeneration"] == raw["metadata"]["generation"] == 2
         assert pool.offered() == SERVED["TimeSlicing"]

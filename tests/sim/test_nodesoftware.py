@@ -221,6 +221,7 @@ async def test_instances_lost_by_hand_show_in_the_labels_only() -> None:
         await started(stage)
         stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.labels().get("nvidia.com/mig-1g.10gb.count") == "14")
+        await stage.until(lambda: stage.offered().get("nvidia.com/mig-1g.10gb") == "14")
         stage.software.inject("n1", "lose-instances")
         await stage.until(lambda: "nvidia.com/mig-1g.10gb.count" not in stage.labels())
         assert stage.offered()["nvidia.com/mig-1g.10gb"] == "14"
@@ -237,10 +238,11 @@ async def test_a_card_without_mig_has_no_mig_manager() -> None:
 async def test_an_idle_world_writes_nothing() -> None:
     async with playing(*(node_manifest(f"n{i}") for i in range(5))) as stage:
         await stage.until(lambda: len(stage.cluster.objects(CONFIG_MAPS)) == 6)
-        await asyncio.sleep(0.1)
-        before = len(stage.cluster.writes)
-        await asyncio.sleep(0.2)  # 200 simulated seconds
-        assert len(stage.cluster.writes) == before
+        async with asyncio.timeout(60):
+            before = -1
+            while len(stage.cluster.writes) != before:  # until it is idle, however slow this machine is
+                before = len(stage.cluster.writes)
+                await asyncio.sleep(0.2)  # 200 simulated seconds
 
 
 async def test_the_shipped_agent_answers_requests_and_counts_what_pods_hold() -> None:
