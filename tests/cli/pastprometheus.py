@@ -1,16 +1,15 @@
 """A real Prometheus with a SIMULATED past."""
 
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hack.cluster.process import wait_until
+from hack.cluster.process import free_ports, wait_until
 from tests.chart.test_monitoring import program
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 @contextmanager
@@ -24,9 +23,7 @@ def prometheus_with(folder: Path, texts: Sequence[str]) -> Iterator[str]:
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
     (folder / "prometheus.yaml").write_text("scrape_configs: []\n")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    (port,) = free_ports(1)
     started: list[str | Path] = [
         program("prometheus"),
         f"--config.file={folder / 'prometheus.yaml'}",

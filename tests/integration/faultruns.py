@@ -31,6 +31,8 @@ LATE = 20.0
 """Seconds after which a run that is done must have ended as one that nothing disturbed."""
 LOOK = 0.1
 """Seconds between two looks whether a run has ended: what looks takes time from the operator."""
+LOOKS = 5
+"""At least, in the seconds of CALM: a machine that stood still for so long wrote nothing either."""
 SPENT = ("set-up", "run", "calm", "look back")
 
 
@@ -124,17 +126,17 @@ class FaultTheatre(Theatre):
         Another end than wanted is waited for no longer than LATE: then the oracle says what differs.
         """
         began = time.monotonic()
-        writes, since, calm_at, ended = -1, began, 0.0, False
+        writes, since, calm_at, ended, looks = -1, began, 0.0, False, 0
         while True:
-            now = time.monotonic()
+            now, looks = time.monotonic(), looks + 1
             if now > began + patience:
                 raise TimeoutError(f"no end after {patience:.0f} s: {json.dumps(end_state(pool))[:3000]}")
             if (seen := len([write for write in self.proxy.writes if write.number])) != writes:
-                writes, since, ended = seen, now, False
+                writes, since, ended, looks = seen, now, False, 0
             elif now - since > (CALM if ended else LOOK):  # a look costs the server as much as a change does
                 ended = self._has_ended(pool, scenario, fault)
-                since = since if ended else now
-            if ended and now - since > CALM:
+                since, looks = (since, looks) if ended else (now, 0)
+            if ended and now - since > CALM and looks >= LOOKS:
                 calm_at = calm_at or now
                 if wanted is None or now > calm_at + LATE:
                     return
