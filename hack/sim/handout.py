@@ -49,7 +49,7 @@ class Handout:
         held = tuple(
             Held(pod.namespace, pod.name, resource, devices)
             for uid, pod in pods.items()
-            for resource, devices in self._given[uid].items()
+            for resource, devices in self._given.get(uid, dict.fromkeys(pod.resources, ())).items()
         )
         rows = tuple((resource, device) for resource, ids in offered.items() for device in ids)
         return Holdings(counted.allocated, counted.pods, held, rows)
@@ -59,6 +59,8 @@ class Handout:
         given = {}
         for resource, wanted in pod.resources.items():
             free = [device for device in offered.get(resource, ()) if device not in taken]
+            if len(free) < wanted:
+                return  # the plugin is being started anew: a kubelet would have admitted the pod before, or later
             given[resource] = tuple(free[:wanted])
         self._given[uid] = given
         first = next((base(device) for ids in given.values() for device in ids), "")

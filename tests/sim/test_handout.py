@@ -53,6 +53,15 @@ async def test_replicas_of_different_gpus_go_first_and_a_pod_keeps_what_it_was_g
     assert held == {"b": f"{second}::0", "c": f"{first}::1", "d": f"{first}::0"}
 
 
+async def test_a_pod_that_comes_while_the_plugin_offers_nothing_is_given_its_device_afterwards() -> None:
+    gpus, allocatable = SimulatedGPUs("gpu-01", [H100]), {SHARED: "0"}
+    book, given = kubelet(gpus, allocatable)
+    book.take(pod("early"), gone=False)
+    assert [held.devices for held in (await given.read()).held] == [()]
+    allocatable[SHARED] = "2"
+    assert [held.devices for held in (await given.read()).held] == [(f"{gpus.look()[0].uuid}::0",)]
+
+
 async def test_a_pod_takes_the_memory_that_its_annotation_says_as_long_as_it_runs() -> None:
     gpus = SimulatedGPUs("gpu-01", [H100])
     book, given = kubelet(gpus, {SHARED: "2"})
