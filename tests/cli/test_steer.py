@@ -5,7 +5,7 @@ import io
 
 import pytest
 from tests.cli.asking import ask, operated, writes
-from tests.embedded.scene import FULL, MIXED, Scene, at_once
+from tests.embedded.scene import FULL, MIXED, Scene, at_once, nodes, scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.steer import is_wanted
@@ -181,3 +181,16 @@ class _Person(io.StringIO):
 @pytest.mark.parametrize(("answer", "wanted"), [("y\n", True), ("YES\n", True), ("n\n", False), ("", False)])
 def test_only_yes_is_a_yes(answer: str, wanted: bool) -> None:
     assert is_wanted(_Person(answer)) is wanted
+
+
+@virtually
+async def test_where_no_operator_is_installed_nobody_would_try_again_and_that_is_said() -> None:
+    async with scene(*nodes(1)) as stage:
+        said = await refused(stage, "retry", "gpu-1", "--yes")
+        assert said.startswith("no operator is installed in context test, so nobody would retry gpu-1.")
+        told = await ask(stage.e.cluster, "skip", "gpu-1", width=200)
+        assert (
+            "Written, but no operator is installed in context test: nobody heeds it until one is." in told.out
+        )
+        assert "Done." not in told.out
+        assert stage.labels("gpu-1")["gpusharing.dev/skip"] == "true"

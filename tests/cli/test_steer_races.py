@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeClient, FakeCluster
 from tests.build import make_fence
-from tests.cli.asking import ME, ask, writes
+from tests.cli.asking import ME, ask, install, writes
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
@@ -44,8 +44,9 @@ class Meddler(FakeClient):
 
 
 def fleet(fence: Fence = FENCE) -> FakeCluster:
-    """A policy and a node in flight; nobody operates them."""
+    """A policy and a node in flight; their operator is installed, and does nothing."""
     cluster = FakeCluster()
+    install(cluster)
     cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {"mode": "Full"}})
     cluster.add(
         NODES, {"metadata": {"name": "gpu-1", "annotations": {names.ANNOTATION_FENCE: record_text(fence)}}}

@@ -72,6 +72,15 @@ async def read_installed(client: KubeClient) -> Installed:
     return Installed(settings, claims, told, (*notes, *more))
 
 
+async def is_missing(client: KubeClient) -> bool:
+    """Whether there is surely no Deployment of the operator; False also where Deployments may not be listed."""
+    try:
+        pages = client.pages(DEPLOYMENTS, label_selector=SELECTOR)
+        return not [raw async for page in pages for raw in page.items]
+    except (Forbidden, NotFound):
+        return False
+
+
 def settings_of(deployment: JSON) -> tuple[Settings, tuple[str, ...]]:
     """By the variables of the operator's container; one that cannot be used is left out, and told."""
     namespace = text(deployment, "metadata", "namespace")

@@ -1,6 +1,7 @@
 """`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: one small patch each, shown before it is sent.
 
-What may evict pods is asked for once more, unless --yes says that it was thought about.
+What may evict pods is asked for once more, unless --yes says that it was thought about. Where no operator is installed
+nobody would do what is asked for, and that is said.
 """
 
 import json
@@ -11,16 +12,20 @@ from typing import TextIO
 
 from gpusharing.cli.drawing import Ink, Span, line, prose
 from gpusharing.cli.fleet import read_node
+from gpusharing.cli.installed import is_missing
 from gpusharing.cli.questions import agrees
 from gpusharing.cli.session import Session
 from gpusharing.cli.steering import STEERING, Change, Wish, as_seen, decided_on
 from gpusharing.cli.terminal import Terminal
-from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
+from gpusharing.cli.troubles import DONE, FAILED, INSTALL, Trouble, sentence
 from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.errors import Conflict, KubeError
 from gpusharing.planning.words.reasons import Reason
 
+DID = "Done."
 KINDS = {"gpusharingpolicies": "gsp", "nodes": "node"}
+LASTING = frozenset({"pause", "skip"})
+"""What a person may well say before the operator is there, which then keeps to it."""
 TRIES = 5
 """How often the object is read again where somebody else writes it between reading and patching."""
 
@@ -38,15 +43,33 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     )
     seen = await session.one(resource, typed.name)
     change = find(seen, wish)
+    absent = await _find_absence(session, typed)
     if not terminal.structured:
         _preview(change, terminal)
     if typed.dry_run:
-        return _end(change, terminal, done=False)
+        return _end(change, terminal, "Nothing was changed.")
     if change.moves and not typed.yes and not is_wanted(sys.stdin):
-        _end(change, terminal, done=False)
+        _end(change, terminal, "Nothing was changed.")
         return FAILED
     await _send(session, seen, change, lambda raw: find(raw, wish))
-    return _end(change, terminal, done=True)
+    return _end(change, terminal, absent or DID, done=True)
+
+
+async def _find_absence(session: Session, typed: Namespace) -> str:
+    """What to say where no operator is installed and it is written all the same; empty: one is, or nobody can tell.
+
+    Raises Trouble where nothing would come of what is asked for.
+    """
+    try:
+        missing = await is_missing(session.client)
+    except KubeError as error:
+        raise Trouble(sentence(error, session.where)) from error
+    if not missing:
+        return ""
+    why = f"no operator is installed in {session.where}"
+    if typed.verb not in LASTING:
+        raise Trouble(f"{why}, so nobody would {typed.verb} {typed.name}. To install: {INSTALL}")
+    return f"Written, but {why}: nobody heeds it until one is. To install: {INSTALL}"
 
 
 async def _send(session: Session, seen: JSON, change: Change, find: Callable[[JSON], Change]) -> None:
@@ -88,9 +111,12 @@ def _preview(change: Change, terminal: Terminal) -> None:
     terminal.show([head, *prose(f"{change.means[:1].upper()}{change.means[1:]}.", terminal.paper)])
 
 
-def _end(change: Change, terminal: Terminal, *, done: bool) -> int:
+def _end(change: Change, terminal: Terminal, said: str, *, done: bool = False) -> int:
+    """`done`: it was written."""
     if terminal.structured:
         terminal.data(change.as_data(done=done))
+    elif said == DID:
+        terminal.show([line(Span(said, Ink.GOOD))])
     else:
-        terminal.show([line(Span("Done.", Ink.GOOD) if done else Span("Nothing was changed.", Ink.FAINT))])
+        terminal.show(prose(said, terminal.paper, ink=Ink.WAITING if done else Ink.FAINT))
     return DONE
