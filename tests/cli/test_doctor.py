@@ -80,17 +80,36 @@ async def test_before_the_installation_it_says_what_that_would_meet() -> None:
     cluster.uninstalled |= {ACCESS_REVIEWS, POLICIES, GPUNODES}
     spec = {"devicePlugin": {"config": {"name": "ts", "default": "any"}}, "mig": {"strategy": "single"}}
     cluster.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": spec})
-    cluster.add(CONFIG_MAPS, {"metadata": {"name": "ts", "namespace": "gpu-operator"}, "data": {"any": "x"}})
+    held = {"any": "x", "old": "y"}
+    cluster.add(CONFIG_MAPS, {"metadata": {"name": "ts", "namespace": "gpu-operator"}, "data": held})
     cluster.add(NODES, {"metadata": {"name": "gpu-1", "labels": {PLUGIN: "gone"}}})
+    cluster.add(NODES, {"metadata": {"name": "gpu-2", "labels": {PLUGIN: "old"}}})
     told = await ask(cluster, "doctor", "-o", "json")
     assert told.status == FAILED
     assert not told.data["installed"]
     found = {one["reason"] for one in told.data["symptoms"]}
     assert found == {"PluginConfigNotOurs", "MigConfigNotOurs", "MigStrategySet", "PluginConfigUnknown"}
     (pointer,) = (one for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
-    assert f"Nodes go by gone, which {Place().plugin_config_map} does not hold" in pointer["message"]
+    assert f"Nodes use gone, old, which {Place().plugin_config_map} does not hold" in pointer["message"]
     assert pointer["command"].endswith(" --set gpuOperator.adminPluginConfigMap=ts")
     assert pointer["command"].startswith("helm install ")
+
+
+@virtually
+async def test_an_entry_that_nobody_holds_is_not_to_be_merged_from_anywhere() -> None:
+    async with operated(1) as stage:
+        cluster = stage.e.cluster
+        spec = {"devicePlugin": {"config": {"name": "ts"}}}
+        cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": spec})
+        cluster.add(
+            CONFIG_MAPS, {"metadata": {"name": "ts", "namespace": "gpu-operator"}, "data": {"any": "x"}}
+        )
+        cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {PLUGIN: "gone"}}})
+        told = await ask(cluster, "doctor", "-o", "json")
+        (pointer,) = (one for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
+        ours = Place().plugin_config_map
+        assert f"Nodes use gone, which {ours} and ts do not hold: take the label" in pointer["message"]
+        assert pointer["command"] == f"kubectl get nodes -L {PLUGIN}"
 
 
 @virtually

@@ -31,7 +31,7 @@ def test_no_command_takes_the_gpus_of_nodes_that_name_what_ours_lacks(
 ) -> None:
     found = find_symptoms(replace(view, named=frozenset({"old-entry"})))
     (said,) = (one for one in found if one.reason == "PluginConfigNotOurs")
-    assert "Nodes go by old-entry, which gpusharing-device-plugin does not hold: " in said.message
+    assert "Nodes use old-entry, which gpusharing-device-plugin does not hold: " in said.message
     assert said.command == command
 
 

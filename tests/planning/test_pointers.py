@@ -140,7 +140,7 @@ def test_the_condition_says_which_entry_of_a_node_is_in_the_way_and_gives_no_com
         "does not set it (chart value gpuOperator.configure) before gpusharing-device-plugin"
         in objection.message
     )
-    assert "Nodes go by theirs, which gpusharing-device-plugin does not hold" in objection.message
+    assert "Nodes use theirs, which gpusharing-device-plugin does not hold" in objection.message
     assert "kubectl patch" not in objection.message
 
 
@@ -169,11 +169,11 @@ MERGE = "set chart value gpuOperator.adminPluginConfigMap=theirs first, or their
 STOPPING: dict[str, tuple[StackView, str]] = {
     "an entry that a label names and another merged ConfigMap does not hold": (
         stack(THEIRS, admin_plugin_configs=OTHER, missing_entries=("old-entry",)),
-        f"; Nodes go by old-entry, which gpusharing-device-plugin does not hold: {MERGE}"),
+        f"; Nodes use old-entry, which gpusharing-device-plugin does not hold: {MERGE}"),
     "the default of nodes without a label": (
-        stack(replace(THEIRS, plugin_default="usual"), admin_plugin_configs=OTHER), "; Nodes go by usual, which"),
+        stack(replace(THEIRS, plugin_default="usual"), admin_plugin_configs=OTHER), "; Nodes use usual, which"),
     "entries, of which three are named": (
-        stack(THEIRS, missing_entries=("a", "b", "c", "d")), "; Nodes go by a, b, c and 1 more, which"),
+        stack(THEIRS, missing_entries=("a", "b", "c", "d")), "; Nodes use a, b, c and 1 more, which"),
     "an entry that nothing holds": (
         stack(missing_entries=("old-entry",)), "take the label nvidia.com/device-plugin.config off first"),
     "an entry under NVIDIA's own chart": (

@@ -22,7 +22,7 @@ from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.installation import gather_installation
 from gpusharing.kube.raw import section, text, texts
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import InstallationView, Place
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
 from gpusharing.planning.stack.nodesymptoms import Given, NodeLabels, find_node_symptoms
 from gpusharing.planning.stack.symptoms import Severity, Symptom, Topic
 
@@ -69,6 +69,9 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, list[Symptom],
             for raw in page.items
         ]
     given = await _with_keys(client, view, given)
+    if given.plugin_keys is not None and given.plugin_map not in view.config_maps:
+        theirs = ConfigMapState(frozenset(given.plugin_keys), ours=False)
+        view = replace(view, config_maps={**view.config_maps, given.plugin_map: theirs})
     found = [*find_symptoms(view), *find_node_symptoms(nodes, given)]
     return view, [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in found], notes
 

@@ -210,7 +210,9 @@ def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Poi
     ours = view.place.plugin_config_map
     config_map = view.config_maps.get(ours)
     held = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
-    return plugin_pointer(policy, ours, held, tuple(sorted(view.named - {"", *held})))
+    theirs = view.config_maps.get(policy.plugin_config_name)
+    missing = tuple(sorted(view.named - {"", *held}))
+    return plugin_pointer(policy, ours, held, missing, None if theirs is None else theirs.keys)
 
 
 def _unmerged(pointer: Pointer) -> str:
@@ -224,7 +226,7 @@ def _merge_command(view: InstallationView, pointer: Pointer) -> str:
     """What comes before the pointer's own command, as the condition says it; empty: nothing."""
     if not pointer.stops:
         return ""
-    if pointer.now:
+    if pointer.merges:
         value = f"gpuOperator.adminPluginConfigMap={pointer.now}"
         if view.operator_replicas is None:
             return f"{_install(view)} --set {value}"

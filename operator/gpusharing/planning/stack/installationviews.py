@@ -69,7 +69,7 @@ class RightState:
 
 @dataclass(frozen=True, slots=True)
 class ConfigMapState:
-    """One of our two ConfigMaps."""
+    """One of our two ConfigMaps, or the one that the device plugin is pointed at."""
 
     keys: frozenset[str]
     ours: bool

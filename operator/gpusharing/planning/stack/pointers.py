@@ -37,6 +37,8 @@ class Pointer:
     """A default in the same block that our ConfigMap does not hold; with it, device plugins could not start."""
     lacking: tuple[str, ...] = ()
     """Entries that Nodes name and our ConfigMap lacks: with the pointer there, their device plugins could not start."""
+    nowhere: frozenset[str] = frozenset()
+    """Those of them that the ConfigMap which it names lacks, too, as far as anybody looked."""
 
     @property
     def said(self) -> str:
@@ -52,7 +54,7 @@ class Pointer:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Entries that device plugins go by and our ConfigMap lacks: with the pointer there, they would not start.
+        """Entries that device plugins use and our ConfigMap lacks: with the pointer there, they would not start.
 
         A default of nothing is none: without a ConfigMap nobody goes by it, and the patch takes it away.
         """
@@ -60,18 +62,27 @@ class Pointer:
         return tuple(sorted({*self.lacking, *default}))
 
     @property
+    def merges(self) -> bool:
+        """Whether any of `stops` can come from the ConfigMap that it names."""
+        return bool(self.now) and not self.nowhere.issuperset(self.stops)
+
+    @property
     def merge_first(self) -> str:
         """What has to come before it is set, for people, after a semicolon; empty: nothing."""
         if not self.stops:
             return ""
-        if self.now:
+        if self.merges:
             first = f"set chart value gpuOperator.adminPluginConfigMap={self.now} first"
         else:
             first = f"take the label {LABEL_PLUGIN_CONFIG} off first"
         return (
-            f"; Nodes go by {some(self.stops)}, which {self.ours} does not hold: {first}, or their device plugins do"
+            f"; Nodes use {some(self.stops)}, which {self._lackers} not hold: {first}, or their device plugins do"
             " not start (kubectl gpusharing import)"
         )
+
+    @property
+    def _lackers(self) -> str:
+        return f"{self.ours} does" if self.merges or not self.now else f"{self.ours} and {self.now} do"
 
     @property
     def patch(self) -> Fields:
@@ -86,9 +97,14 @@ class Pointer:
 
 
 def plugin_pointer(
-    policy: ClusterPolicyView, ours: str, held: Collection[str], missing: tuple[str, ...] = ()
+    policy: ClusterPolicyView,
+    ours: str,
+    held: Collection[str],
+    missing: tuple[str, ...] = (),
+    theirs: Collection[str] | None = None,
 ) -> Pointer:
-    """The device plugin's. `held`: the keys of our ConfigMap; `missing`: those that Nodes name beside them."""
+    """The device plugin's. `held`: the keys of our ConfigMap; `missing`: those that Nodes name beside them; `theirs`:
+    the keys of the one that it names, None where nobody looked."""
     default = policy.plugin_default
     return Pointer(
         PLUGIN_POINTER,
@@ -97,6 +113,7 @@ def plugin_pointer(
         policy.plugin_config_setter,
         default if default and default not in held else "",
         missing,
+        frozenset() if theirs is None else frozenset({*missing, default}) - frozenset(theirs),
     )
 
 
