@@ -27,6 +27,7 @@ from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.views import PlanSettings
+from hack.sim.agentpages import Pages
 from hack.sim.daemons import played_daemon_sets
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Crash
@@ -264,10 +265,12 @@ async def embedded(
     cluster_policy: JSON | None = CLUSTER_POLICY,
     hardware: dict[str, SimulatedGPUs] | None = None,
     played: bool = True,
+    pages: Pages | None = None,
 ) -> AsyncIterator[Embedded]:
     """A running SIMULATED cluster with these nodes; ends everything that it started.
 
-    `now` goes with the event loop's time. `hardware`: see NodeSoftware. Unless `played`, no software runs on the nodes.
+    `now` goes with the event loop's time. `hardware`, `pages`: see NodeSoftware. Unless `played`, no software runs
+    on the nodes.
     """
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
     cluster = _cluster(nodes, cluster_policy, sim_settings, now)
@@ -278,6 +281,7 @@ async def embedded(
         log=log.append,
         agent_client=lambda node: cluster.client(f"agent-{node}"),
         hardware=hardware,
+        pages=pages,
     )
     players = Workloads(cluster.client("workloads"), sim_settings)
     for workload in workloads:

@@ -29,6 +29,9 @@ from hack.sim.fakepods import Later, Pods
 from hack.sim.fakestore import Change, Key, Store, copied
 from hack.sim.selectors import Matcher, matcher
 
+RESOLUTION = 1e-6
+"""Seconds."""
+
 
 class FakeCluster:
     """The server side: what tests and simulators see and arrange. Nothing here is logged as a write."""
@@ -214,9 +217,11 @@ class FakeClient:
                         yield event
                 if wake.is_set():
                     continue  # a bookmark must not pass over what came meanwhile
-                if not resource.bookmarks and clock() >= bookmark_at:
+                # asyncio ends a wait up to its clock's resolution early, and a day of floats is that inexact.
+                due = clock() + RESOLUTION >= bookmark_at
+                if not resource.bookmarks and due:
                     return  # its time is up: nobody asks for more of a watch that would only be silent
-                if resource.bookmarks and (clock() >= bookmark_at or cluster.bookmarks != bookmarks):
+                if resource.bookmarks and (due or cluster.bookmarks != bookmarks):
                     bookmarks, version = cluster.bookmarks, cluster.store.version
                     bookmark_at = clock() + cluster.bookmark_every
                     yield _bookmark(version)

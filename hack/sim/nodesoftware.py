@@ -15,7 +15,7 @@ from gpusharing.agent.library import RemappedRows
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import PodResources
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, KubeClient
-from hack.sim.agentpages import AgentPages
+from hack.sim.agentpages import AgentPages, Pages
 from hack.sim.agents import AgentAPI, SharedGPUNodes, run_again
 from hack.sim.configmaps import MountedConfigMaps
 from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
@@ -23,6 +23,7 @@ from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import chosen, cluster_policy
 from hack.sim.handout import Handout
+from hack.sim.lapse import ANNOTATION_LAPSE, LAPSING, Lapse
 from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import Cluster
 from hack.sim.oddities import ODDITIES, Change
@@ -48,9 +49,11 @@ class NodeSoftware:
         log: Callable[[str], None] = lambda line: None,
         hardware: dict[str, SimulatedGPUs] | None = None,
         agent_client: Callable[[str], KubeClient] | None = None,
+        pages: Pages | None = None,
     ) -> None:
         """`hardware`: the GPUs of nodes whose labels cannot tell, such as mixed cards, by node name.
-        `agent_client`: who the agent of a node is when it writes, by node name; default `client`."""
+        `agent_client`: who the agent of a node is when it writes, by node name; default `client`.
+        `pages`: who reads the agents' metrics, in place of a server on the port of the settings."""
         self.settings = settings or SimSettings()
         self.nodes: dict[str, SimNode] = {}
         self._cluster = Cluster(
@@ -77,8 +80,9 @@ class NodeSoftware:
         """The kubelet of each node, which outlives its agent."""
         self._injecting: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
+        self._lapse = Lapse()
         port = self.settings.agent_port
-        self.pages = None if port is None else AgentPages(port)
+        self.pages: Pages | None = pages or (None if port is None else AgentPages(port))
         """The agents' metrics; None: nobody asks for them."""
 
     async def run(self) -> None:
@@ -221,6 +225,7 @@ class NodeSoftware:
         if task is not None:
             task.cancel()
             del self._agents[name]
+            self._lapse.leave(name)
             if self.pages is not None:
                 self.pages.hide(name)
         if node is not None and uid:
@@ -230,18 +235,22 @@ class NodeSoftware:
             self._agents[name] = (uid, self._spawn(container))
 
     def _agent(self, node: SimNode) -> AgentLoop:
-        settings, pods = self.settings, self._pod_resources(node)
+        lapsing = node.object.annotations.get(ANNOTATION_LAPSE) == "true"
+        clock = self._lapse.join(node.name) if lapsing else asyncio.get_running_loop().time
         agent = AgentLoop(
             node.name,
             AgentAPI(self._agent_client(node.name), self._gpunodes, node.name),
             node.told,
-            pods,
-            LoopSettings(interval=settings.agent_interval, meter_lag=settings.meter_lag),
-            clock=asyncio.get_running_loop().time,
+            self._pod_resources(node),
+            LAPSING if lapsing else self._agent_settings(),
+            clock=clock,
         )
         if self.pages is not None:
-            self.pages.show(node.name, agent)
+            self.pages.show(node.name, agent, self._lapse if lapsing else None)
         return agent
+
+    def _agent_settings(self) -> LoopSettings:
+        return LoopSettings(interval=self.settings.agent_interval, meter_lag=self.settings.meter_lag)
 
     def _pod_resources(self, node: SimNode) -> PodResources:
         if self.pages is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hack.cluster.nodes import LABEL_POOL, node_manifest
 from hack.embedded import CLUSTER_POLICY, Embedded, embedded
+from hack.sim.agentpages import Pages
 from hack.sim.fakefaults import Write
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.workloads import Workload
@@ -280,11 +281,12 @@ async def scene(
     sim: Mapping[str, Any] | None = None,
     played: bool = True,
     lease: Timing = SELDOM,
+    pages: Pages | None = None,
     **settings: Any,
 ) -> AsyncIterator[Scene]:
     """A cluster with these Nodes, the operator started; `settings` are the planner's. Checks the guard at the end.
 
-    Unless `played`, no software runs on the nodes, our agent neither.
+    Unless `played`, no software runs on the nodes, our agent neither. `pages`: see NodeSoftware.
     """
     async with embedded(
         manifests,
@@ -297,6 +299,7 @@ async def scene(
         cluster_policy=cluster_policy,
         hardware=hardware,
         played=played,
+        pages=pages,
     ) as environment:
         guard = Guard(
             environment.cluster,

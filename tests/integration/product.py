@@ -171,14 +171,23 @@ class Pool:
         """Of the policy."""
         return f"{POLICIES}/{self.name}"
 
-    def add_node(self, name: str, card: str = H100, *more: str, gpus: int = 2, **labels: str) -> str:
+    def add_node(
+        self,
+        name: str,
+        card: str = H100,
+        *more: str,
+        gpus: int = 2,
+        annotations: Mapping[str, str] | None = None,
+        **labels: str,
+    ) -> str:
         """One more simulated node of the pool: `gpus` cards of one model, or with `more` one card of each."""
         cards = (card, *more)
         count = len(cards) if more else gpus
         manifest = node_manifest(name, product=card, gpus=count, pool=self.name, labels=labels)
+        manifest["metadata"].setdefault("annotations", {}).update(annotations or {})
         if more:
             products = ",".join(bare_product(model) for model in cards)
-            manifest["metadata"].setdefault("annotations", {})[ANNOTATION_PRODUCTS] = products
+            manifest["metadata"]["annotations"][ANNOTATION_PRODUCTS] = products
         create_nodes(self.api, [manifest])
         self.nodes.append(name)
         return name

@@ -1,0 +1,198 @@
+"""A day of a pool, SIMULATED: pods that come and go, layouts that change in mid-hour, restarts of agents and operator,
+nodes that vanish. Every second of every GPU is somebody's, idle, stranded or in transition, or lies in one of the gaps
+of docs/adr/0043-the-meter.md.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hack.sim.workloads import Workload
+from tests.embedded.metering import GPUS, PARTS, SCRAPE, Journal, Scraped
+from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, Scene, node, nodes, scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.agent.meter import LAG
+from gpusharing.kube.client import JSON, NODES, PODS
+
+EACH = 2
+"""GPUs of a node."""
+TURN = 33.0
+"""Seconds between two turns of an agent, at most."""
+BEGINS = 60.0
+"""Seconds after which an agent that was shown has had its first turn, at most; those of a new node, its GPUNode too."""
+AWAY = 90.0
+"""Seconds from the end of an agent's process to the next one, or from a new node to its first, at most."""
+TOLD_LATE = LAG + LAG / 8 + 2 * TURN + SCRAPE
+"""Seconds before the end of a process of which Prometheus has not been told, at most."""
+SHARED: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4, "renameByDefault": True}}
+THIRDS: JSON = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"2g.20gb": 3}}]}}
+SHARES = {
+    "nvidia.com/gpu.shared": 1 / 4,
+    "nvidia.com/mig-3g.40gb": 1 / 2,
+    "nvidia.com/mig-2g.20gb": 2 / 7,
+    "nvidia.com/gpu": 1.0,
+}
+"""Of a GPU, with the layouts below: a third strands the seventh compute slice."""
+TENANTS = [
+    Workload("a", 13, "nvidia.com/gpu.shared", namespace="team-a"),
+    Workload("b", 6, "nvidia.com/mig-3g.40gb", namespace="team-b"),
+    Workload("c", 9, "nvidia.com/mig-2g.20gb", namespace="team-c"),
+    Workload("d", 3, "nvidia.com/gpu", namespace="team-d"),
+]
+BRIEF = [Workload(f"brief-{number}", 1, name, namespace="team-e") for number, name in enumerate(SHARES)]
+"""Pods that are gone within seconds."""
+
+
+@dataclass
+class Day:
+    """What people and machines do to the pool."""
+
+    stage: Scene
+    dice: random.Random = field(default_factory=lambda: random.Random("day"))
+
+    now: int = 0
+    """Whose slices the pool offers: of TENANTS."""
+
+    def layout(self, spec: JSON, tenant: int) -> None:
+        """Somebody edits the policy. Another tenant comes; the one that was there asks for nothing any more."""
+        self.stage.apply(spec, drain={"strandedPods": "Allow"}, rollout={"maxUnavailable": 1})
+        self.scale(self.now, 0)
+        self.now = tenant
+        self.scale(tenant, TENANTS[tenant].replicas)
+
+    def restart_agent(self, name: str) -> None:
+        """Its pod is deleted; the DaemonSet makes another."""
+        for pod in self.stage.e.cluster.objects(PODS, namespace="gpusharing-agent"):
+            if pod["spec"].get("nodeName") == name:
+                self.end(pod)
+
+    async def restart_operator(self) -> None:
+        """kill -9, and a new one after two minutes."""
+        await self.stage.e.kill_operator()
+        await asyncio.sleep(120)
+        self.stage.e.start_operator()
+
+    def vanish(self, name: str) -> None:
+        """The machine is gone, and so are its pods."""
+        self.stage.e.cluster.delete(NODES, name)
+        for pod in self.stage.e.cluster.objects(PODS):
+            if pod["spec"].get("nodeName") == name:
+                self.end(pod)
+
+    def join(self, name: str) -> None:
+        """Another machine."""
+        self.stage.e.cluster.add(NODES, node(name, gpus=EACH))
+
+    def scale(self, tenant: int, wanted: int) -> None:
+        """It wants so many pods from now on; further ones end, with their grace period."""
+        workload = TENANTS[tenant]
+        self.stage.e.workloads.apply(replace(workload, replicas=wanted))
+        for pod in self.stage.pods(workload.name)[wanted:]:
+            self.stage.e.cluster.delete(PODS, pod["metadata"]["name"], workload.namespace)
+
+    def more_or_fewer(self) -> None:
+        """The tenant of these hours changes its mind."""
+        self.scale(self.now, self.dice.randrange(TENANTS[self.now].replicas + 1))
+
+    async def come_and_go(self) -> None:
+        """Pods that run for some seconds, also such as no node offers anything for at the moment."""
+        for workload in BRIEF:
+            self.stage.e.workloads.apply(workload)
+        await asyncio.sleep(self.dice.uniform(3, 25))
+        for workload in BRIEF:
+            self.stage.e.workloads.apply(replace(workload, replicas=0))
+            for pod in self.stage.pods(workload.name):
+                self.end(pod)
+
+    def end(self, pod: JSON) -> None:
+        """Without a grace period."""
+        metadata = pod["metadata"]
+        if "deletionTimestamp" not in metadata:
+            self.stage.e.cluster.delete(PODS, metadata["name"], metadata["namespace"])
+        self.stage.e.cluster.pods.finish(uid=metadata["uid"])
+
+    def plan(self) -> list[tuple[float, Callable[[], Awaitable[None] | None]]]:
+        """Hour, and what happens then; the layout and an agent or the operator change within the same minutes."""
+        found: list[tuple[float, Callable[[], Awaitable[None] | None]]] = [
+            (2.05, lambda: self.restart_agent("gpu-1")),
+            (3.42, lambda: self.layout(MIXED, 1)),
+            (8.70, lambda: self.layout(THIRDS, 2)),
+            (8.73, self.restart_operator),
+            (8.80, lambda: self.restart_agent("gpu-2")),
+            (10.31, lambda: self.vanish("gpu-1")),
+            (13.24, lambda: self.layout(FULL, 3)),
+            (13.26, lambda: self.restart_agent("gpu-2")),
+            (11.57, lambda: self.join("gpu-3")),
+            (15.90, self.restart_operator),
+            (17.63, lambda: self.layout(SHARED, 0)),
+            (21.12, lambda: self.layout(MIXED, 1)),
+            (22.40, lambda: self.vanish("gpu-2")),
+            (23.50, lambda: self.restart_agent("gpu-3")),
+        ]
+        found += [(self.dice.uniform(0.1, 23.9), self.more_or_fewer) for _ in range(120)]
+        found += [(self.dice.uniform(0.1, 23.9), self.come_and_go) for _ in range(120)]
+        return sorted(found, key=lambda one: one[0])
+
+
+@virtually
+async def test_a_day_adds_up_to_the_second() -> None:
+    clock = asyncio.get_running_loop().time
+    seen = Scraped(clock)
+    async with scene(*nodes(2, gpus=EACH), lease=RARELY, pages=seen) as stage:
+        journal = Journal(stage.e.cluster, clock, SHARES)
+        day, begin = Day(stage), clock()
+        scrapes = asyncio.create_task(seen.run())
+        day.layout(SHARED, 0)
+        for hour, what in day.plan():
+            await asyncio.sleep(max(0.0, begin + hour * HOUR - clock()))
+            if (going_on := what()) is not None:
+                await going_on
+        await asyncio.sleep(begin + 24 * HOUR - clock())
+        scrapes.cancel()
+        seen.close()
+        journal.close()
+    check_sum(seen)
+    check_gaps(seen, journal)
+    check_tenants(seen, journal)
+
+
+def check_sum(seen: Scraped) -> None:
+    """What was told adds up, and each of the four happened."""
+    told = seen.sums()
+    assert min(told[part] for part in PARTS) > 60, "GPU-seconds"
+    assert sum(told[part] for part in PARTS) == pytest.approx(told[GPUS], abs=1e-3)
+
+
+def check_gaps(seen: Scraped, journal: Journal) -> None:
+    """What the pool's GPUs lasted and nobody metered is what each end of an agent costs, and no second more."""
+    lasted = sum(until - since for since, until in journal.nodes.values())
+    unmetered = 0.0
+    for name, (since, until) in journal.nodes.items():
+        before = since
+        for life in (one for one in seen.lives if one.node == name):
+            assert life.ended is not None
+            away, untold = life.began - before, life.ended - life.began - life.metered / EACH
+            assert 0 <= away <= AWAY, (name, away)
+            assert LAG <= untold <= BEGINS + TOLD_LATE, (name, untold)
+            unmetered += away + untold
+            before = life.ended
+        assert before == until, name
+    assert seen.sums()[GPUS] + EACH * unmetered == pytest.approx(EACH * lasted, abs=1)
+    assert unmetered < lasted / 50
+
+
+def check_tenants(seen: Scraped, journal: Journal) -> None:
+    """Each is billed what it held, but for a turn at each coming and going, and for the gaps."""
+    assert len(journal.lengths) > 250
+    assert sum(1 for length in journal.lengths if length < TURN) > 50, (
+        "pods that came and went between two turns"
+    )
+    gaps = EACH * (BEGINS + TOLD_LATE + AWAY) * len(seen.lives)
+    billed = seen.billed()
+    assert set(billed) <= set(journal.held)
+    for namespace, held in journal.held.items():
+        allowed = TURN * journal.moves[namespace] / 2 + gaps / len(journal.held)
+        assert abs(billed[namespace] - held) <= allowed, (namespace, billed[namespace], held)

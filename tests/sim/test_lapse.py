@@ -1,0 +1,41 @@
+"""The SIMULATED clock that goes on when every agent has turned and was seen (hack/sim/lapse.py)."""
+
+from hack.sim.lapse import STEP, Lapse
+
+
+def test_a_step_waits_for_every_agent_and_for_whoever_looks() -> None:
+    lapse = Lapse()
+    begin = lapse.at
+    one, other = lapse.join("one"), lapse.join("other")
+    assert (one(), one()) == (begin, begin), "a turn alone is not enough, however often"
+    lapse.seen("one")
+    lapse.seen("other")
+    assert lapse.at == begin, "one agent has not turned"
+    assert other() == begin + STEP
+    lapse.seen("one")
+    lapse.seen("other")
+    assert lapse.at == begin + STEP
+
+
+def test_an_agent_that_has_ended_is_not_waited_for() -> None:
+    lapse = Lapse()
+    begin = lapse.at
+    one, _ = lapse.join("one"), lapse.join("other")
+    one()
+    lapse.seen("one")
+    lapse.leave("other")
+    assert lapse.at == begin + STEP
+    lapse.leave("one")
+    lapse.seen("one")
+    assert lapse.at == begin + STEP, "with nobody there it stands"
+
+
+def test_it_never_tells_a_time_to_come() -> None:
+    lapse = Lapse()
+    clock = lapse.join("one")
+    begin = clock()
+    for _ in range(120):
+        clock()
+        lapse.seen("one")
+    assert lapse.at >= begin + 100 * STEP
+    assert lapse.at < begin + 6 * 3600
