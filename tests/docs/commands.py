@@ -18,7 +18,7 @@ from pathlib import Path
 from hack.cluster.process import wait_until
 from hack.generate import ROOT
 
-STAND_INS = ("cluster", "tutorial")
+STAND_INS = ("cluster", "tutorial", "migration")
 SHELLS = ("sh", "bash", "shell", "console")
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL

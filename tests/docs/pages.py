@@ -12,3 +12,5 @@ ON_CLUSTER = (
     "docs/how-to/uninstall.md",
 )
 """One after the other on one control plane with SIMULATED nodes, from the installation to the end."""
+MIGRATION = "docs/how-to/migrate-from-time-slicing-to-mig.md"
+"""In tests/integration/test_migration.py, which looks at every pod meanwhile."""

@@ -8,7 +8,7 @@ from hack.cluster.process import text_of
 from hack.docs_lists import on_page_markdown
 from hack.generate import ROOT
 from tests.docs.commands import STAND_INS, Block, Shell, blocks
-from tests.docs.pages import ON_CLUSTER, TUTORIAL
+from tests.docs.pages import MIGRATION, ON_CLUSTER, TUTORIAL
 from tests.test_repo import PAGES
 
 BLOCKS = {
@@ -33,7 +33,7 @@ def test_commands_stand_without_a_prompt() -> None:
 
 
 def test_what_is_said_to_run_is_run() -> None:
-    ran = {"cluster": set(ON_CLUSTER), "tutorial": {TUTORIAL}}
+    ran = {"cluster": set(ON_CLUSTER), "tutorial": {TUTORIAL}, "migration": {MIGRATION}}
     assert set(ran) == set(STAND_INS)
     assert [block.id for block in ALL if block.where and block.page not in ran[block.where]] == []
 
@@ -44,7 +44,7 @@ def test_a_block_that_is_ended_after_a_time_is_one_command() -> None:
 
 
 def test_every_page_that_is_run_has_something_to_run() -> None:
-    for name in (*ON_CLUSTER, TUTORIAL):
+    for name in (*ON_CLUSTER, TUTORIAL, MIGRATION):
         assert any(block.where for block in BLOCKS[name]), name
 
 
