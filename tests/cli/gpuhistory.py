@@ -77,6 +77,8 @@ class Fleet:
     exporter: bool = True
     owners: bool = True
     """kube-state-metrics is there."""
+    named: bool = True
+    """Without --no-hostname."""
     activity: bool = True
     """Profiling metrics are on."""
 
@@ -137,7 +139,11 @@ def _exported(fleet: Fleet, card: Card, there: Sequence[Run], hour: float, at: i
         target = {"job": "dcgm", "instance": card.node}
         for name, labels, value in samples([device], fleet.setup):
             if name == USED or fleet.activity:
-                named = {**labels, "modelName": card.model, fleet.setup.hostname: card.node}
+                named = {
+                    **labels,
+                    "modelName": card.model,
+                    fleet.setup.hostname: card.node if fleet.named else "",
+                }
                 yield name, {**named, **target, **fleet.labels}, value, at
 
 

@@ -81,6 +81,9 @@ def rough() -> Iterator[Fleet]:
     for replica in ("a", "b"):
         yield fleet("double", one("double", runs[0]), labels={"replica": replica})
     yield fleet("nameless", one("nameless", runs[0]), owners=False)
+    yield fleet(
+        "hostless", *(one("hostless", run, index=index) for index, run in enumerate(runs)), named=False
+    )
     yield fleet("quiet", one("quiet", runs[0]), activity=False)
     yield fleet("stranger", one("stranger", runs[0], model="NVIDIA X1000"))
     yield fleet("young", one("young", runs[0]), hours=6)
@@ -233,6 +236,13 @@ def test_without_kube_state_metrics_workloads_go_by_their_pods(prometheus: str) 
     told = ask(prometheus, "-o", "json", cluster="nameless")
     assert workloads(told)["llm"]["kind"] == "pods"
     assert told.data["remarks"][0].startswith("of 1 pod nobody tells the owner")
+
+
+def test_without_names_of_nodes_all_gpus_are_alike(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="hostless")
+    (layout,) = told.data["recommendation"]["layouts"]
+    assert layout["gpusOfEachNode"] == "all"
+    assert "each counts as a node of its own" in told.data["remarks"][0]
 
 
 def test_without_activity_memory_decides_and_that_is_said(prometheus: str) -> None:

@@ -52,7 +52,8 @@ def find_seen(usage: Usage, where: str) -> Seen:
     gpus = _gpus(fold, latest, where)
     model = next(iter(gpus.values())).model
     found = find_card(model)
-    nodes = Counter(gpu.node for gpu in gpus.values())
+    # Without names of nodes nobody knows which GPU is the first of its node: then all of them are to be alike.
+    nodes = Counter(gpu.node or uuid for uuid, gpu in gpus.items())
     ours = {whose: record for whose, record in fold.records.items() if record.gpu in gpus}
     there = {
         whose: record
@@ -78,7 +79,7 @@ def find_seen(usage: Usage, where: str) -> Seen:
         sum(1 for gpu in gpus.values() if gpu.divided == latest),
         histories,
         tuple(_occupied(gpus, latest)),
-        (*usage.remarks, *_gone(ours.keys() - there.keys())),
+        (*usage.remarks, *_nameless(gpus.values()), *_gone(ours.keys() - there.keys())),
     )
 
 
@@ -97,6 +98,11 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
             f" --card {min(filter(None, models), default='h100-80gb')}, or nodes: -l gpusharing.dev/pool=a"
         )
     return gpus
+
+
+def _nameless(gpus: Iterable[Gpu]) -> Iterator[str]:
+    if any(not gpu.node for gpu in gpus):
+        yield "of some GPUs nobody tells the node (label node, Hostname or hostname): each counts as a node of its own"
 
 
 def _gone(workloads: Iterable[Workload]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from gpusharing.cli.ages import counted
 from gpusharing.cli.histories import find_seen
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.matchers import selector_of
@@ -124,9 +125,10 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
     best = max(needs, key=lambda one: (one.samples, one.workload))
     whose = best.workload
     raise Trouble(
-        f"too little history to recommend anything: of {len(needs)} workloads {whose.namespace}/{whose.name} has the"
-        f" most, {best.samples} hourly peaks over {round(best.span.total_seconds() / 3600)} h, and {MIN_POINTS} over"
-        f" {round(MIN_SPAN.total_seconds() / 3600)} h are needed. Ask again then, or give a longer --window"
+        f"too little history to recommend anything: of {counted(len(needs), 'workload')} {whose.namespace}/{whose.name}"
+        f" has the most, {best.samples} hourly peaks over {round(best.span.total_seconds() / 3600)} h, and"
+        f" {MIN_POINTS} over {round(MIN_SPAN.total_seconds() / 3600)} h are needed. Ask again then, or give a longer"
+        " --window"
     )
 
 
