@@ -119,8 +119,11 @@ def _latest(fold: Fold) -> int:
 
 
 def _pods(record: Record) -> int:
-    ran = sorted(count for count in record.pods if count)
-    return ran[ceil(AT_ONCE * len(ran)) - 1] if ran else 1
+    counts = [count for count in record.pods if count]
+    if not counts:
+        return 1
+    # Who has grown today needs today's pods; an update does not take from the end of one hour to that of the next.
+    return max(sorted(counts)[ceil(AT_ONCE * len(counts)) - 1], min(counts[-2:]))
 
 
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:

@@ -15,6 +15,10 @@ from gpusharing.cli.usageseries import MIB, Device, Devices, Owners, Pod, Told, 
 from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.planning.gpus.needs import Workload
 
+MOST_MIB = 1 << 20
+"""More than that no GPU has: DCGM writes what it does not know as a number near 2^31 or 2^63 (dcgm_structs.h,
+DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -121,6 +125,9 @@ class Fold:
                 self._measure(told, one, part, told.device in crowded, known)
         self._activities(part, crowded)
         self._live(live, held, part)
+        own = [(told, one) for one in part.own if self._is_ours(told := part.devices.read_agent(one))]
+        for told, one in (*used, *own):
+            self._pass(told, one, part)
 
     def hour(self, at: float) -> int:
         """The place of a time in the arrays."""
@@ -148,7 +155,7 @@ class Fold:
     def _crowded(self, live: Iterable[tuple[Told, Series]]) -> set[Device]:
         """Devices that several pods held at one time, each told with what all of them take; and GPUs of nodes that
         offer more of them than they have, where dcgm-exporter names one holder of several."""
-        holders: dict[Device, dict[float, list[float]]] = {}
+        holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
         for told, one in live:
             if told.pod is None:
@@ -156,11 +163,12 @@ class Fold:
             if not told.profile and told.node in self.replicated:
                 replicas[told.device] = told.node
             for at, value in one.points:
-                holders.setdefault(told.device, {}).setdefault(at, []).append(value)
+                # By pod: scraped twice, with different labels, it is one pod all the same.
+                holders.setdefault(told.device, {}).setdefault(at, {})[told.pod] = value
         found: set[Device] = set()
         several: set[str] = set()
         for device, moments in holders.items():
-            together = [values for values in moments.values() if len(values) > 1]
+            together = [values.values() for values in moments.values() if len(values) > 1]
             if together:
                 several.add(replicas.get(device, ""))
             # Where the exporter splits the memory by pods, the parts differ at some time.
@@ -188,7 +196,7 @@ class Fold:
         record = self._record(told.pod, part)
         for at, mib in one.points:
             hour = self.hour(at)
-            if (told.pod, hour) in known:
+            if (told.pod, hour) in known or not 0 <= mib <= MOST_MIB:
                 continue
             if crowded:
                 record.shared += 1
@@ -229,6 +237,9 @@ class Fold:
             for at, value in one.points:
                 hour = self.hour(at)
                 devices.setdefault((told.pod, hour), set()).add(told.device)
+                if told.profile and told.device.gpu in self.gpus:
+                    gpu = self.gpus[told.device.gpu]
+                    gpu.divided = max(gpu.divided, hour)
                 if hour >= record.last:
                     record.last, record.profile = hour, told.profile
                     record.gpu, record.node = told.device.gpu, told.node
@@ -241,6 +252,15 @@ class Fold:
             record.devices = max(record.devices, len(those))
             for device in those:
                 self._hold(device, hour, workload)
+
+    def _pass(self, told: Told, one: Series, part: Part) -> None:
+        """Whoever comes and goes between the ends of two hours is in neither of them, and was there."""
+        if told.pod is None or not one.points:
+            return
+        record, hour = self._record(told.pod, part), self.hour(one.points[-1][0])
+        if hour > record.last:
+            record.last, record.profile = hour, told.profile
+            record.gpu, record.node = told.device.gpu, told.node
 
     def _hold(self, device: Device, hour: int, workload: Workload) -> None:
         gpu = self.gpus.get(device.gpu)

@@ -1,0 +1,119 @@
+"""How hourly answers add up to the past of a workload (cli/usagefold.py, cli/histories.py)."""
+
+from array import array
+from collections.abc import Sequence
+from math import isnan
+
+import pytest
+
+from gpusharing.cli.histories import find_seen
+from gpusharing.cli.prometheus import Series
+from gpusharing.cli.usagefold import Fold, Part, Record
+from gpusharing.cli.usageread import Usage, part_of_card
+from gpusharing.cli.usageseries import Devices, Owners
+from gpusharing.planning.gpus.needs import History
+
+HOURS = 100
+LABELS = {"UUID": "GPU-1", "modelName": "NVIDIA H100 80GB HBM3", "Hostname": "gpu-1", "namespace": "a"}
+
+
+def series(pod: str, values: dict[int, float], **labels: str) -> Series:
+    """Of a GPU, by hours."""
+    return Series(
+        {**LABELS, "pod": pod, **labels}, tuple((3600.0 * hour, value) for hour, value in values.items())
+    )
+
+
+def part(
+    used: Sequence[Series], live: Sequence[Series], own: Sequence[Series] = (), held: Sequence[Series] = ()
+) -> Part:
+    """What dcgm-exporter and the agents tell."""
+    info = Series({"uuid": "MIG-1", "gpu_uuid": "GPU-1", "instance_id": "7"}, ((0.0, 1.0),))
+    return Part(used, live, (), own, held, (), Owners.of((), (), ()), {}, frozenset(), Devices.of((info,)))
+
+
+def folded(found: Part) -> Fold:
+    """All of it in one stretch."""
+    fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card)
+    fold.add(found)
+    return fold
+
+
+def histories(fold: Fold) -> tuple[History, ...]:
+    """Of the workloads of the pool."""
+    return find_seen(Usage(fold, {}, {}, (), ()), "the pool").histories
+
+
+def test_a_pod_that_two_scrape_with_different_labels_shares_its_gpu_with_nobody() -> None:
+    hours = dict.fromkeys(range(HOURS), 6144.0)
+    twice = [series("llm", hours), series("llm", hours, node="gpu-1")]
+    (record,) = folded(part(twice, twice)).records.values()
+    assert not record.shared
+    assert not any(map(isnan, record.memory))
+    assert set(record.pods) == {1}
+
+
+def test_two_pods_that_are_told_the_same_share_their_gpu() -> None:
+    hours = dict.fromkeys(range(HOURS), 6144.0)
+    both = [series("llm", hours), series("chat", hours)]
+    assert all(record.shared for record in folded(part(both, both)).records.values())
+
+
+def test_who_is_never_there_at_the_end_of_an_hour_was_there() -> None:
+    used = [series("train", dict.fromkeys(range(HOURS), 6144.0))]
+    (found,) = histories(folded(part(used, [])))
+    assert (len(found.memory), found.pods) == (HOURS, 1)
+
+
+def test_an_agent_tells_who_is_never_there_at_the_end_of_an_hour() -> None:
+    used = [series("", dict.fromkeys(range(HOURS), 0.0))]
+    own = [series("train", dict.fromkeys(range(HOURS), 6e9), uuid="GPU-1", node="gpu-1")]
+    (found,) = histories(folded(part(used, [], own)))
+    assert len(found.memory) == HOURS
+
+
+@pytest.mark.parametrize("blank", [-1.0, 2147483632.0, 9223372036854775792.0])
+def test_what_dcgm_does_not_know_is_no_memory(blank: float) -> None:
+    hours = dict.fromkeys(range(HOURS), 6144.0) | {50: blank}
+    found = [series("llm", hours)]
+    (record,) = folded(part(found, found)).records.values()
+    assert isnan(record.memory[50])
+    assert max(value for value in record.memory if not isnan(value)) == 6144 * 2**20
+
+
+def test_pods_of_mig_devices_share_no_gpu_where_agents_alone_tell() -> None:
+    hours = dict.fromkeys(range(HOURS), 1.0)
+    used = [series("", dict.fromkeys(range(HOURS), 0.0))]
+    held = [
+        series(pod, hours, uuid=uuid, node="gpu-1", profile="1g.10gb")
+        for pod, uuid in (("llm", "MIG-1"), ("chat", "GPU-1"))
+    ]
+    seen = find_seen(Usage(folded(part(used, [], held=held)), {}, {}, (), ()), "the pool")
+    assert seen.divided == 1
+    assert not seen.occupied
+
+
+@pytest.mark.parametrize(
+    ("before", "at_the_end", "pods"),
+    [
+        (2, (9, 9, 9), 9),  # grown since
+        (2, (2, 2, 4), 2),  # an update
+        (2, (2, 4, 2), 2),  # one just now
+        (9, (2, 2, 2), 9),  # the most that there were
+    ],
+)
+def test_pods_of_today_are_needed_today(before: int, at_the_end: tuple[int, ...], pods: int) -> None:
+    counts = [before] * 300 + list(at_the_end)
+    fold = Fold(3600.0 * (len(counts) - 1), len(counts), part_of_card)
+    hours = dict.fromkeys(range(len(counts)), 6144.0)
+    live = [
+        series(f"llm-{index}", {hour: 6144.0 for hour in hours if index < counts[hour]}, UUID=f"GPU-{index}")
+        for index in range(max(counts))
+    ]
+    fold.add(part(live, live))
+    (found,) = histories(fold)
+    assert found.pods == pods
+
+
+def test_of_a_new_workload_nothing_is_known() -> None:
+    assert Record.of(2).pods == array(Record.of(2).pods.typecode, [0, 0])
