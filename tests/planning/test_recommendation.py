@@ -1,5 +1,6 @@
 """Which layout a pool should have, and that no other would take fewer GPUs; with planning/gpus/templates.py."""
 
+from array import array
 from collections import Counter
 from fractions import Fraction
 from itertools import combinations_with_replacement, product
@@ -74,6 +75,13 @@ def test_for_performance_workloads_get_the_room_that_the_pool_has() -> None:
     cost, performance = (recommend(pool((1, 1)), small, goal=goal) for goal in Goal)
     assert (profiles(cost), cost.gpus) == ({"a": "1g.10gb"}, 1)
     assert (profiles(performance), performance.gpus) == ({"a": "4g.40gb"}, 2)
+
+
+def test_a_full_instance_needs_no_larger_one_for_what_single_precision_adds() -> None:
+    seventh = array("f", [1 / 7])[0]
+    assert seventh > 1 / 7
+    found = recommend(pool(), [need("a", 5.0, seventh)], goal=Goal.COST)
+    assert profiles(found) == {"a": "1g.10gb"}
 
 
 def test_compute_makes_a_profile_larger_than_memory_would() -> None:

@@ -8,6 +8,7 @@ instances and pods with one GPU each, exact. Pods with several whole GPUs are pu
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from math import inf
 
@@ -16,6 +17,10 @@ from gpusharing.planning.gpus.needs import Goal, Need
 from gpusharing.planning.gpus.packing import Counts, Packer
 
 _Key = tuple[float | int | tuple[tuple[int, int], ...], ...]
+
+
+ROUNDING = 1e-6
+"""Of compute: a full 1g instance was measured as 1/7 of the card, maybe in single precision, and is no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Size:
 
     def holds(self, other: "Size") -> bool:
         """Whether who fits into the other one fits here."""
-        return self.memory >= other.memory and self.compute >= other.compute
+        return self.memory >= other.memory and self.compute >= other.compute - ROUNDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,10 @@ def _best(
     if fleet.per_node == 1:  # the nodes differ, or have one each: only the sum can be said
         whole = [1] * sum(whole)
 
+    @cache
+    def undivided(nodes: int) -> int | None:
+        return _first_fit(whole, nodes, fleet.per_node)
+
     def order(one: Choice) -> tuple[int, _Key]:
         return max(one.nodes - fleet.nodes, 0), key(one)
 
@@ -127,7 +136,7 @@ def _best(
         wanted = [0] * len(packer.profiles)
         for smallest, index in given:
             wanted[index] += pods[smallest]
-        found = _cheapest(packer, Choice(given, tuple(wanted)), whole, fleet)
+        found = _cheapest(packer, Choice(given, tuple(wanted)), whole, fleet, undivided)
         if found is not None and (best is None or order(found) < order(best)):
             best = found
     return best
@@ -161,7 +170,13 @@ def _room(need: Need, size: Size) -> float:
     return min(memory, size.compute / need.compute if need.compute else inf)
 
 
-def _cheapest(packer: Packer, way: Choice, whole: Sequence[int], fleet: Fleet) -> Choice | None:
+def _cheapest(
+    packer: Packer,
+    way: Choice,
+    whole: Sequence[int],
+    fleet: Fleet,
+    undivided_on: Callable[[int], int | None],
+) -> Choice | None:
     """On as few GPUs as the nodes that there are allow, then on as few nodes; else on as few more nodes as it takes.
     None: on none."""
     if not any(way.wanted) and not whole:
@@ -170,7 +185,7 @@ def _cheapest(packer: Packer, way: Choice, whole: Sequence[int], fleet: Fleet) -
     for nodes in _steps((*way.wanted, len(whole), sum(whole), fleet.nodes)):
         if best is not None and nodes > fleet.nodes:
             break
-        undivided = _first_fit(whole, nodes, fleet.per_node)
+        undivided = undivided_on(nodes)
         if undivided is None:
             continue
         wanted = _per_node(way.wanted, nodes)
