@@ -193,6 +193,32 @@ def test_the_policy_that_is_there_keeps_what_it_says_besides(desk: Desk, fake: F
     assert written["spec"]["cost"] == spec["cost"]
 
 
+def test_a_policy_selects_no_nodes_with_gpus_of_another_model(desk: Desk, fake: FakePrometheus) -> None:
+    policy = {"metadata": {"name": "pool-b"}, "spec": {"nodeSelector": {"matchLabels": {"zone": "a"}}}}
+    nodes = listed(node("gpu-1", zone="a"), node("gpu-2", zone="a"))
+    behind(fake, {"/api/v1/nodes": nodes, POLICIES: policy})
+    desk.write_kubeconfig(fake.url)
+    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "-o", "json")
+    found = json.loads(desk.type(*words, "-l", "zone=a", "--card", "h100-80gb").out)
+    label = {"gpusharing.dev/pool": "pool-a-h100-80gb"}
+    assert found["policy"]["spec"]["nodeSelector"] == {"matchLabels": label}
+    assert any(
+        "kubectl label node NODE gpusharing.dev/pool=pool-a-h100-80gb" in step for step in found["next"]
+    )
+    said = desk.type(*words, "--policy", "pool-b", "--card", "h100-80gb")
+    assert "a policy has one layout for all its nodes" in said.err
+    whole = json.loads(desk.type(*words, "-l", "zone=a").out)
+    assert whole["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"zone": "a"}}
+    assert any("the policy selects the 1 other, too" in one for one in whole["remarks"])
+
+
+@pytest.mark.parametrize("size", ["15", "0", "lots"])
+def test_an_annotation_that_means_no_memory_is_left_out(fake: FakePrometheus, size: str) -> None:
+    labels = {"namespace": "team-a", "pod": LABELS["pod"], "annotation_gpusharing_dev_gpu_memory": size}
+    fake.answers["kube_pod_annotations"] = vector((labels, "1"))
+    assert f"is '{size}', which is left out: write it like 15Gi" in told(fake, "-o", "json").out
+
+
 @pytest.fixture
 def written(fake: FakePrometheus, tmp_path: Path) -> str:
     """The file for the pool b."""

@@ -3,11 +3,12 @@
 import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpusharing.api.selectors import Row, matches
 from gpusharing.api.validation import is_rewritten
+from gpusharing.cli.ages import counted
 from gpusharing.cli.likeness import LABEL_POOL
 from gpusharing.cli.prometheus import Prometheus
 from gpusharing.cli.session import Session
@@ -86,6 +87,26 @@ def whole_fleet(card: str) -> Scope:
     """All nodes that Prometheus knows GPUs of."""
     name = _name({"": card})
     return Scope(name, "what Prometheus sees", _of_label(name), unlabelled=True)
+
+
+def narrowed(scope: Scope, nodes: int, card: str) -> tuple[Scope, tuple[str, ...]]:
+    """With a selector for no other nodes than the `nodes` that have GPUs of `card` (empty: all models), and
+    remarks. Raises Trouble where a policy that is there selects others too: it has one layout for all its nodes."""
+    others = 0 if scope.nodes is None else len(scope.nodes) - nodes
+    if others < 1:
+        return scope, ()
+    told = (
+        f"of {counted(len(scope.nodes or ()), 'node')} of {scope.where} Prometheus knows {card or 'GPUs of'}"
+    )
+    if not card:
+        return scope, (f"{told} {nodes}: the policy selects the {counted(others, 'other')}, too",)
+    if scope.spec:
+        raise Trouble(
+            f"{told} on {nodes}, and a policy has one layout for all its nodes. Choose nodes of one model instead of"
+            " --policy: -l gpusharing.dev/pool=a"
+        )
+    name = _name({"": f"{scope.name}-{card}"})
+    return replace(scope, name=name, selector=_of_label(name), unlabelled=True), ()
 
 
 def _of_label(name: str) -> dict[str, Any]:

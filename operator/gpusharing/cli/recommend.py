@@ -13,7 +13,7 @@ from gpusharing.cli.ages import counted
 from gpusharing.cli.histories import find_seen
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.matchers import selector_of
-from gpusharing.cli.poolnodes import Scope, ask_cluster, ask_prometheus, rows_of
+from gpusharing.cli.poolnodes import Scope, ask_cluster, ask_prometheus, narrowed, rows_of
 from gpusharing.cli.prometheus import Place, Prometheus, prometheus_at
 from gpusharing.cli.prometheusverb import place_found, place_named
 from gpusharing.cli.recommenddata import as_csv, as_data
@@ -93,8 +93,12 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
             f"no pod used a GPU of {scope.where} in this window, or dcgm-exporter does not tell which"
             " (DCGM_EXPORTER_KUBERNETES=true)"
         )
+    scope, unseen = narrowed(scope, len(seen.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal)
-    missing, remarks = list(usage.missing), [*filter(None, (prometheus.place.remark,)), *seen.remarks]
+    missing, remarks = (
+        list(usage.missing),
+        [*filter(None, (prometheus.place.remark,)), *unseen, *seen.remarks],
+    )
     needs: tuple[Need, ...] = ()
     found = None
     if seen.card is None or not seen.card.memory_gb:

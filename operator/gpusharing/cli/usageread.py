@@ -25,7 +25,7 @@ from gpusharing.cli.usagequeries import (
     names,
     there,
 )
-from gpusharing.cli.usageseries import Devices, Owners, Pod, pod_of, told
+from gpusharing.cli.usageseries import MIB, Devices, Owners, Pod, pod_of, told
 from gpusharing.cli.windows import DAY, MOST_POINTS, find_gaps
 from gpusharing.kube.quantity import count
 from gpusharing.planning.gpus.cards import Card, find_card
@@ -155,7 +155,7 @@ def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]
         if pod is None:
             continue
         number = count(size)
-        if number:
+        if number is not None and number >= MIB:
             found[pod] = number
         else:
             remarks.append(
