@@ -167,14 +167,20 @@ def after(product: Product, block: str, places: dict[str, int], moved: bool) -> 
         wait_until(lambda: shown() == expected, SECONDS, f"the numbers after {block!r}")
     except TimeoutError as error:
         raise TimeoutError(f"{error}: {shown()} and not {expected}") from None
+    # The numbers above are of readings a moment apart: they may add up while a pod is still on its way.
+    asked = {SMALL if moved else GPU: REPLICAS}
+    wait_until(lambda: limits(product) == asked, SECONDS, f"the pods after {block!r} to run")
+
+
+def limits(product: Product) -> Counter[str]:
+    """What the pods that run ask for."""
     pods = product.api.list(PODS, labelSelector=f"app={APP}")
     running = [
         pod
         for pod in pods
         if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
     ]
-    limits = Counter(name for pod in running for name in pod["spec"]["containers"][0]["resources"]["limits"])
-    assert limits == {SMALL if moved else GPU: REPLICAS}
+    return Counter(name for pod in running for name in pod["spec"]["containers"][0]["resources"]["limits"])
 
 
 def measured(prometheus: Asked) -> None:
