@@ -47,8 +47,8 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def operator(product: Product, request: pytest.FixtureRequest) -> Iterator[stage.Process]:
-    """The operator of one module, as a process under the shipped rights, with the SETTINGS of the module, if any."""
-    settings = getattr(request.module, "SETTINGS", {})
-    with product.operator(request.path.stem, **settings) as process:
+    """The operator of one module, as a process under the shipped rights, with the settings of the module's mark."""
+    mark = request.node.get_closest_marker("operator")
+    with product.operator(request.path.stem, **(mark.kwargs if mark else {})) as process:
         yield process
         assert process.exit_status is None, process.log.read_text()[-3000:]

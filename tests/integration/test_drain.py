@@ -21,8 +21,7 @@ from tests.integration.product import (
 )
 from tests.integration.workloads import PDBS, PODS, Workload, guard, pod_spec
 
-pytestmark = pytest.mark.usefixtures("operator")
-SETTINGS = UNTIL_TOLD
+pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.operator(**UNTIL_TOLD)]
 DEFERRED = "gpusharing.dev/deferred"
 LONG_AGO = "2026-01-01T00:00:00Z"
 

@@ -11,8 +11,7 @@ from tests.integration.workloads import PODS, pod_spec
 
 from gpusharing.api import names
 
-pytestmark = pytest.mark.usefixtures("operator")
-SETTINGS = UNTIL_TOLD
+pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.operator(**UNTIL_TOLD)]
 
 EVICT: Object = {"drain": {"unmanagedPods": "Evict", "strandedPods": "Allow"}}
 CALM: Object = {"drain": {"strandedPods": "Allow"}}

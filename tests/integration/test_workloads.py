@@ -8,8 +8,7 @@ from tests.integration.workloads import PODS, Workload, guard, pod_spec
 
 from gpusharing.api.names import ANNOTATION_RETRY
 
-pytestmark = pytest.mark.usefixtures("operator")
-SETTINGS = UNTIL_TOLD
+pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.operator(**UNTIL_TOLD)]
 
 NAMESPACE = "/api/v1/namespaces/default"
 JOBS = "/apis/batch/v1/namespaces/default/jobs"
