@@ -84,6 +84,7 @@ def test_a_pool_by_what_kube_state_metrics_tells_of_its_nodes(fake: FakePromethe
         (("--card", "h1000"), "no card is called h1000"),
         (("--service", "a/b:1"), "not both"),
         (("--write", "/"), "--write /: the file is there already"),
+        (("--write", "x" * 300), "--write x+: "),
         (("--write", "/nowhere/x.yaml"), "--write /nowhere/x.yaml: "),
     ],
 )
@@ -177,7 +178,10 @@ def test_the_policy_that_is_there_keeps_what_it_says_besides(desk: Desk, fake: F
         "rollout": {"maxUnavailable": 2},
         "cost": {"gpuHourlyPrice": "3.20", "currency": "USD"},
     }
-    policy = {"metadata": {"name": "pool-b"}, "spec": spec}
+    old = {"gpusharing.dev/approve": "0123456789", "kubectl.kubernetes.io/last-applied-configuration": "{}"}
+    kept = {"labels": {"owner": "team-b"}, "annotations": {"argocd.argoproj.io/sync-wave": "3"}}
+    metadata = {**kept, "name": "pool-b", "uid": "1", "annotations": {**kept["annotations"], **old}}
+    policy = {"metadata": metadata, "spec": spec}
     behind(fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a")), POLICIES: policy})
     desk.write_kubeconfig(fake.url)
     words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "--policy", "pool-b")
@@ -186,7 +190,7 @@ def test_the_policy_that_is_there_keeps_what_it_says_besides(desk: Desk, fake: F
     assert "policy pool-b: 1 GPU" in said.out
     written = yaml.safe_load((desk.folder / "new.yaml").read_text())
     assert not isinstance(validate_policy(written), tuple)
-    assert written["metadata"] == {"name": "pool-b"}
+    assert written["metadata"] == {"name": "pool-b", **kept}
     assert written["spec"]["mode"] == "MIG"
     assert "timeSlicing" not in written["spec"]
     assert written["spec"]["rollout"] == {"maxUnavailable": 2, "approval": "Manual"}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gpusharing.api.names import ANNOTATION_APPROVE, ANNOTATION_RESUME
 from gpusharing.api.selectors import Row, matches
 from gpusharing.api.validation import is_rewritten
 from gpusharing.cli.ages import counted
@@ -18,6 +19,7 @@ from gpusharing.cli.usageseries import told
 from gpusharing.kube.client import JSON, NODES, POLICIES
 from gpusharing.kube.raw import entries, section, strings, text, texts
 
+_OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
 _VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
 _EQUAL = re.compile(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})")
@@ -39,6 +41,8 @@ class Scope:
     """None: all that Prometheus knows GPUs of."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     """Of the policy that is there already."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Labels and annotations of that policy: one that is applied without them may lose them."""
     unlabelled: bool = False
     """No node has the selector's label so far."""
 
@@ -144,7 +148,16 @@ def _of_policy(raw: JSON, nodes: Sequence[JSON]) -> Scope:
     found = _chosen(nodes, texts(section(selector, "matchLabels")), rows)
     if not found:
         raise Trouble(f"policy {name} selects no node")
-    return Scope(name, f"policy {name}", selector, found, spec)
+    return Scope(name, f"policy {name}", selector, found, spec, _kept(section(raw, "metadata")))
+
+
+def _kept(metadata: JSON) -> dict[str, Any]:
+    """What people or their tools wrote. What an approval or a resumption was of is over with the edit."""
+    annotations = {
+        key: value for key, value in texts(metadata.get("annotations")).items() if key not in _OF_THE_OLD
+    }
+    kept = {"labels": dict(texts(metadata.get("labels"))), "annotations": annotations}
+    return {key: value for key, value in kept.items() if value}
 
 
 def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:

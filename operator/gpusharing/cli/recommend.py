@@ -63,8 +63,17 @@ def _check(typed: Namespace) -> None:
         rows_of(typed.pool)
     if typed.card:
         pick(typed.card)
-    if typed.write and Path(typed.write).exists():
-        raise Trouble(f"--write {typed.write}: the file is there already; name one that is not")
+    if typed.write:
+        _check_free(typed.write)
+
+
+def _check_free(name: str) -> None:
+    try:
+        there = Path(name).exists()
+    except (OSError, ValueError) as error:
+        raise Trouble(f"--write {name[:200]}: {said(error)}") from error
+    if there:
+        raise Trouble(f"--write {name}: the file is there already; name one that is not")
 
 
 async def _tell(place: Place, typed: Namespace, terminal: Terminal, choose: Choose) -> int:

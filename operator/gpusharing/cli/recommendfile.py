@@ -20,7 +20,7 @@ def policy_of(scope: Scope, found: Recommendation) -> dict[str, Any]:
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
-        "metadata": {"name": scope.name},
+        "metadata": {"name": scope.name, **scope.metadata},
         "spec": {
             "nodeSelector": dict(scope.selector),
             **found.block(),
