@@ -1,5 +1,5 @@
 """What may be typed for `recommend`, which nodes it means, and what Prometheus or the cluster answer instead
-(cli/recommend.py, cli/poolnodes.py, cli/recommendfile.py)."""
+(cli/recommend.py, cli/poolnodes.py, cli/recommendfile.py, cli/recommendplan.py)."""
 
 import json
 from collections.abc import Iterator
@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cli.asking import Told, alone, ask, operated
+from tests.cli.asking import ME, Told, alone, ask, operated, writes
 from tests.cli.desk import JSON, Desk
 from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, fake_prometheus, success, vector
 from tests.embedded.scene import FULL
-from tests.fakes.virtualtime import virtually
+from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api.selectors import matches
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.arguments import parse
+from gpusharing.cli.drawing import Paper, plain
 from gpusharing.cli.poolnodes import rows_of, scope_of, whole_fleet
+from gpusharing.cli.recommend import find_effect
+from gpusharing.cli.recommendplan import describe_effect, effect_data
+from gpusharing.cli.session import Session
 from gpusharing.cli.troubles import CHANGES, DONE, Trouble
 
 HOURS = 30
@@ -140,7 +144,8 @@ def test_what_was_scraped_cannot_steer_the_terminal(fake: FakePrometheus) -> Non
 
 def node(name: str, **labels: str) -> JSON:
     """A Node."""
-    return {"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **labels}}}
+    told = {"kubernetes.io/hostname": name, **labels}
+    return {"metadata": {"name": name, "uid": name, "resourceVersion": "1", "labels": told}}
 
 
 def behind(fake: FakePrometheus, objects: dict[str, Any]) -> None:
@@ -231,6 +236,13 @@ def written(fake: FakePrometheus, tmp_path: Path) -> str:
     return name
 
 
+@pytest.fixture
+def proposed(written: str) -> JSON:
+    """What is in it."""
+    found: JSON = yaml.safe_load(Path(written).read_text())
+    return found
+
+
 @virtually
 async def test_the_operator_plans_what_was_written_and_waits_for_an_approval(written: str) -> None:
     async with operated(1) as stage:
@@ -240,6 +252,53 @@ async def test_the_operator_plans_what_was_written_and_waits_for_an_approval(wri
         assert plan.status == CHANGES
         assert "7x1g.10gb" in plan.out
         assert "Accepted" in plan.out
+
+
+@virtually
+async def test_its_plan_is_what_plan_tells_of_the_file_and_nothing_is_written(
+    written: str, proposed: JSON
+) -> None:
+    scope = scope_of(rows_of("gpusharing.dev/pool=b"), frozenset({"gpu-1"}), "gpusharing.dev/pool=b")
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        plan = await ask(stage.e.cluster, "plan", "-f", written, "-o", "json")
+        session = Session(stage.e.cluster.client(ME), "context test", now=virtual_now)
+        effect = await find_effect(session, scope, proposed)
+        assert writes(stage.e.cluster) == []
+    assert effect_data(effect) == {"plan": plan.data, "notPlanned": None}
+    text = plain(describe_effect(effect, Paper()))
+    assert "7x1g.10gb" in text
+    assert "ApprovalNeeded" in text
+    assert "- nvidia.com/gpu: 2 -> 0" in text
+
+
+@virtually
+async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: JSON) -> None:
+    async with operated(1) as stage:
+        session = Session(stage.e.cluster.client(ME), "context test", now=virtual_now)
+        effect = await find_effect(session, whole_fleet(""), proposed)
+        assert effect.why_not == "no node has the label yet by which the policy selects them"
+    assert effect_data(effect) == {"plan": None, "notPlanned": effect.why_not}
+
+
+def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: FakePrometheus) -> None:
+    out = told(fake, "-l", "gpusharing.dev/pool=b").out
+    assert "Its plan is not told here: with --prometheus no cluster is asked" in out
+    assert "kubectl gpusharing plan -f FILE says what it does" in out
+    found = told(fake, "-l", "gpusharing.dev/pool=b", "-o", "json").data
+    assert found["plan"] is None
+    assert found["notPlanned"].startswith("with --prometheus no cluster is asked")
+
+
+def test_without_the_operator_there_is_an_answer_and_no_plan(desk: Desk, fake: FakePrometheus) -> None:
+    behind(fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a"))})
+    desk.write_kubeconfig(fake.url)
+    said = desk.type("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "-l", "zone=a")
+    assert (said.status, said.err) == (DONE, "")
+    assert "Layout: 7x1g.10gb on every GPU" in said.out
+    assert "Its plan is not told here: " in said.out
+    assert "the operator is not installed" in said.out
 
 
 def test_a_selector_is_what_kubectl_takes() -> None:

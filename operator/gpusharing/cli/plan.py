@@ -11,7 +11,7 @@ from gpusharing.cli.plantext import as_data, describe
 from gpusharing.cli.session import Session, no_such
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
-from gpusharing.kube.client import POLICIES
+from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.raw import text
 from gpusharing.planning.told.proposal import Proposal, tell_proposal
 
@@ -24,13 +24,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         if only and typed.policy not in only:
             raise Trouble(no_such(POLICIES, typed.policy, sorted(only), "the file"))
         only = {typed.policy}
-    async with gathered(session, proposed) as cluster:
-        decided = await cluster.decide(only or None)
-    names = [policy.name for policy in decided.snapshot.policies]
-    if typed.policy and typed.policy not in names:
-        raise Trouble(no_such(POLICIES, typed.policy, names, session.where))
-    proposals = tell(decided, only)
-    notes = (*others, *decided.notes)
+    proposals, noted = await propose(session, proposed, only)
+    notes = (*others, *noted)
     if terminal.structured:
         terminal.data(as_data(proposals, notes, session.name))
     else:
@@ -38,6 +33,20 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if any(not one.accepted for one in proposals):
         return FAILED
     return CHANGES if any(one.changes for one in proposals) else DONE
+
+
+async def propose(
+    session: Session, proposed: tuple[JSON, ...], only: set[str]
+) -> tuple[list[Proposal], tuple[str, ...]]:
+    """What becomes of the pools of these policies (of all without a name) with the proposed ones applied, and what is
+    uncertain about it. Nothing is written. Raises Trouble."""
+    async with gathered(session, proposed) as cluster:
+        decided = await cluster.decide(only or None)
+    names = [policy.name for policy in decided.snapshot.policies]
+    for name in sorted(only):
+        if name not in names:
+            raise Trouble(no_such(POLICIES, name, names, session.where))
+    return tell(decided, only), decided.notes
 
 
 def tell(decided: Decided, only: set[str]) -> list[Proposal]:

@@ -1,23 +1,26 @@
 """`recommend [-l NODES | --policy NAME] [--window 14d]`: which layout a pool should have, by what its workloads used.
 
-From Prometheus alone, without the operator: dcgm-exporter is enough. Nothing is applied: `--write FILE` writes a policy
-that waits for an approval.
+From Prometheus alone, without the operator: dcgm-exporter is enough. Where the operator is there, the plan of the
+policy is told too. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
 """
 
 import asyncio
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from gpusharing.cli.ages import counted
 from gpusharing.cli.histories import find_seen
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.matchers import selector_of
+from gpusharing.cli.plan import propose
 from gpusharing.cli.poolnodes import Scope, ask_cluster, ask_prometheus, narrowed, rows_of
 from gpusharing.cli.prometheus import Place, Prometheus, prometheus_at
 from gpusharing.cli.prometheusverb import place_found, place_named
 from gpusharing.cli.recommenddata import as_csv, as_data
 from gpusharing.cli.recommendfile import as_file, policy_of
+from gpusharing.cli.recommendplan import Effect
 from gpusharing.cli.recommendtext import Answer, describe
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
@@ -40,7 +43,7 @@ def tell(typed: Namespace, terminal: Terminal) -> int:
         return await ask_prometheus(prometheus, typed, selector_of(typed.selector), end)
 
     _check(typed)
-    return asyncio.run(_tell(place_named(typed), typed, terminal, choose))
+    return asyncio.run(_tell(place_named(typed), typed, terminal, choose, None))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -50,7 +53,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         return await ask_cluster(session, typed)
 
     _check(typed)
-    return await _tell(await place_found(session, typed), typed, terminal, choose)
+    return await _tell(await place_found(session, typed), typed, terminal, choose, session)
 
 
 def _check(typed: Namespace) -> None:
@@ -76,9 +79,13 @@ def _check_free(name: str) -> None:
         raise Trouble(f"--write {name}: the file is there already; name one that is not")
 
 
-async def _tell(place: Place, typed: Namespace, terminal: Terminal, choose: Choose) -> int:
+async def _tell(
+    place: Place, typed: Namespace, terminal: Terminal, choose: Choose, session: Session | None
+) -> int:
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, choose)
+    if answer.policy is not None and terminal.output != "csv":
+        answer = replace(answer, effect=await find_effect(session, answer.scope, answer.policy))
     if typed.write:
         _write(typed.write, answer)
     if terminal.output == "csv":
@@ -124,6 +131,19 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
     return Answer(
         prometheus.place.where, start, end, scope, seen, needs, found, policy, tuple(missing), tuple(remarks)
     )
+
+
+async def find_effect(session: Session | None, scope: Scope, policy: dict[str, object]) -> Effect:
+    """What the policy would do, by the code of `plan -f`; whatever is against a plan is told and no error."""
+    if session is None:
+        return Effect(why_not="with --prometheus no cluster is asked (--service names a Prometheus in one)")
+    if scope.unlabelled:
+        return Effect(why_not="no node has the label yet by which the policy selects them")
+    try:
+        proposals, notes = await propose(session, (policy,), {scope.name})
+    except Trouble as trouble:
+        return Effect(why_not=str(trouble))
+    return Effect(tuple(proposals), notes, session.name)
 
 
 def _policy(scope: Scope, found: Recommendation) -> dict[str, object] | None:

@@ -4,6 +4,7 @@ import csv
 import io
 from typing import Any
 
+from gpusharing.cli.recommendplan import effect_data
 from gpusharing.cli.recommendtext import UNKNOWN, Answer, advice_of, now_of, placed_of, why_of
 from gpusharing.cli.windows import moment
 from gpusharing.planning.gpus.needs import Confidence, History, Need
@@ -39,6 +40,7 @@ def as_data(answer: Answer) -> dict[str, Any]:
         ],
         "recommendation": None if answer.found is None else _found(answer.found),
         "policy": answer.policy,
+        **effect_data(answer.effect),
     }
 
 

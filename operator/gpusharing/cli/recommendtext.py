@@ -10,6 +10,7 @@ from gpusharing.cli.ages import counted, length
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, line, prose, table
 from gpusharing.cli.histories import Seen
 from gpusharing.cli.poolnodes import Scope
+from gpusharing.cli.recommendplan import Effect, describe_effect
 from gpusharing.cli.windows import moment
 from gpusharing.planning.gpus.decaying import Sample
 from gpusharing.planning.gpus.geometry import describe as layout_text
@@ -49,6 +50,8 @@ class Answer:
     missing: tuple[str, ...]
     """Why it is a part of what there was; empty: it is all."""
     remarks: tuple[str, ...]
+    effect: Effect | None = None
+    """What the policy would do. None: nobody looked."""
 
     @property
     def span(self) -> str:
@@ -117,6 +120,8 @@ def describe(answer: Answer, paper: Paper, *, verbose: bool, written: str) -> li
         if answer.found.placed:
             lines += _layout(answer.found, paper)
         lines += prose(answer.packing, paper, hang="  ")
+        if answer.effect is not None:
+            lines += describe_effect(answer.effect, paper)
         lines += _next(answer, paper, written)
     for text in answer.remarks:
         lines += prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)
