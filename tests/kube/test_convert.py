@@ -244,6 +244,30 @@ def test_what_the_driver_lists_beats_the_table() -> None:
     assert [p.name for p in gpu.profiles] == ["1g.99gb"]
 
 
+PROFILE = {"name": "1g.99gb", "id": 77, "slices": 1, "memoryGB": 99, "maxCount": 1, "starts": [3], "size": 1}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("slices", 0), ("slices", 9), ("maxCount", -1), ("maxCount", 33), ("memoryGB", -1)],
+        *[("size", -1), ("size", 2**33), ("starts", [-1]), ("starts", [32])],
+    ],
+)
+def test_a_report_of_a_card_that_there_cannot_be_is_an_error_of_that_node(field: str, value: object) -> None:
+    """Placements are tried out, and counts go into the mig-parted file of all nodes."""
+    view = convert.observed_view(observed(observed_gpu(), profiles=[{**PROFILE, field: value}]))
+    assert view.gpus == ()
+    assert f"models.0.profiles.0.{field}" in view.error
+
+
+def test_a_profile_without_a_readable_name_and_a_place_that_is_told_twice_are_left_out() -> None:
+    odd = [{**PROFILE, "name": name} for name in ("", "1g", "all-disabled", "1g.99gb: 1", "1g.99gb\n")]
+    reported = observed(observed_gpu(), profiles=[*odd, {**PROFILE, "starts": [3, 3, 0]}])
+    (gpu,) = convert.observed_view(reported).gpus
+    assert [(profile.name, profile.starts) for profile in gpu.profiles] == [("1g.99gb", (3, 0))]
+
+
 def test_a_card_that_nobody_knows_offers_no_profiles() -> None:
     unknown = observed(observed_gpu(product="NVIDIA X1"), models=[])
     (gpu,) = convert.observed_view(unknown).gpus

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 from tests.build import (
+    H100,
     NOW,
     SETTINGS,
     make_fence,
+    make_gpu,
     make_gpunode,
     make_node,
     make_policy,
@@ -16,7 +18,14 @@ from tests.build import (
 
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
-from gpusharing.planning.way.nodefacts import Judged, NodeFacts, find_facts, find_surroundings, judge_facts
+from gpusharing.planning.way.nodefacts import (
+    Judged,
+    NodeFacts,
+    find_facts,
+    find_models,
+    find_surroundings,
+    judge_facts,
+)
 from gpusharing.planning.words.reasons import Reason
 
 PAUSED = make_policy(rollout={"paused": True})
@@ -73,3 +82,17 @@ def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_
     assert told.member.verdict.policy == ("other" if fenced else "pool-b")
     assert told.lasts is not fenced
     assert told.member.policy == told.member.verdict.policy, "its slot is one of that policy's budget"
+
+
+@pytest.mark.parametrize(("liars", "believed"), [(1, False), (3, True)], ids=["few", "most"])
+def test_what_a_card_offers_everywhere_is_what_most_nodes_say(liars: int, *, believed: bool) -> None:
+    """The name of the node does not matter: that of a liar may be the first. Equal profiles are one, twice read or not."""
+    truth = make_gpu()
+    lie = tuple(replace(profile, max_count=1) for profile in truth.profiles)
+    cards = [replace(truth, profiles=lie)] * liars + [truth, replace(truth, profiles=tuple([*truth.profiles]))]
+    mine = terms(PAUSED)
+    facts = [
+        find_facts(make_node(f"gpu-{number}"), make_gpunode(f"gpu-{number}", gpus=[gpu]), mine, mine, STACK)
+        for number, gpu in enumerate(cards)
+    ]
+    assert (find_models(facts)[H100].profiles == lie) is believed

@@ -25,6 +25,11 @@ RecoveryValue = Literal[
 ]
 
 
+MAX_SLICES, MAX_UNITS = 8, 32
+"""More than any card has (7 compute slices, 12 memory units; planning/gpus/cards.py). Layouts are looked for by trying
+placements, and a false report must not make that endless."""
+
+
 class Request(WireModel):
     """What the operator asks of the agent."""
 
@@ -48,15 +53,15 @@ class ObservedProfile(WireModel):
     """For example 1g.10gb+me."""
     id: int
     """GPU instance profile id as `nvidia-smi mig -lgip` prints it."""
-    slices: int
+    slices: Annotated[int, Field(ge=1, le=MAX_SLICES)]
     """Compute slices, the number before the g."""
-    memory_gb: Annotated[int, Field(alias="memoryGB")]
+    memory_gb: Annotated[int, Field(alias="memoryGB", ge=0, le=100_000)]
     """Nominal memory in the name, GB."""
-    max_count: int
+    max_count: Annotated[int, Field(ge=0, le=MAX_UNITS)]
     """How many instances of only this profile fit."""
-    starts: Annotated[tuple[int, ...], Field(max_length=64)]
+    starts: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_UNITS - 1)], ...], Field(max_length=64)]
     """Possible placement starts, in NVML placement units; empty when the driver does not tell."""
-    size: int
+    size: Annotated[int, Field(ge=0, le=MAX_UNITS)]
     """Placement size in the same units."""
 
 

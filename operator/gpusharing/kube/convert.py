@@ -23,7 +23,7 @@ from gpusharing.kube.raw import entries, interned, part, section, strings, text,
 from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates, tolerations_text
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
-from gpusharing.planning.gpus.geometry import Layout, normalise
+from gpusharing.planning.gpus.geometry import Layout, is_profile, normalise
 from gpusharing.planning.gpus.health import WELL, Vitals
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
@@ -264,9 +264,12 @@ def _layout(gpu: ObservedGPU) -> Layout | None:
 
 
 def _listed(model: ObservedModel) -> tuple[Profile, ...]:
-    """The profiles as the driver lists them."""
+    """The profiles as the driver lists them, but for those without a readable name: names go into the mig-parted file of
+    all nodes, which is refused as a whole."""
     return tuple(
-        Profile(p.name, p.starts, p.size, p.max_count, p.slices, p.memory_gb, p.id) for p in model.profiles
+        Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
+        for p in model.profiles
+        if is_profile(p.name)
     )
 
 

@@ -61,6 +61,7 @@ from gpusharing.planning.way.nodefacts import (
     NodeFacts,
     case_of,
     find_facts,
+    find_models,
     find_surroundings,
     judge_facts,
 )
@@ -120,7 +121,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     owners = own(snapshot, memo, failed)
     terms = agree(snapshot, wishes, memo)
     facts = assess(snapshot, owners, terms, memo, failed)
-    models = _models(facts.values())
+    models = find_models(facts.values())
     judged = judge(snapshot, facts, now, memo, failed)
     for name in failed:
         facts.pop(name, None)
@@ -382,15 +383,6 @@ def _configure(
 def _is_settled(found: tuple[WriteConfig | None, bool]) -> bool:
     """Nothing is to be written, whatever the nodes name."""
     return found == (None, False)
-
-
-def _models(facts: Iterable[NodeFacts]) -> dict[str, GpuView]:
-    """One GPU of each card model in the cluster."""
-    models: dict[str, GpuView] = {}
-    for one in facts:
-        for gpu in one.models:
-            models.setdefault(gpu.product, gpu)
-    return models
 
 
 def _targets(facts: Mapping[str, NodeFacts]) -> dict[str, Target]:

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from itertools import combinations
 from typing import TypeAlias
 
 from gpusharing.planning.gpus.cards import Profile
@@ -190,6 +189,11 @@ def named_configuration(profile: str) -> str:
     return "all-" + profile.replace("+", ".")
 
 
+def is_profile(name: str) -> bool:
+    """Whether a name can be read as that of a profile."""
+    return _NAME.fullmatch(name) is not None
+
+
 def resource_name(profile: str, *, shared: bool = False) -> str:
     """What the device plugin (from v0.20) advertises an instance as under strategy mixed.
 
@@ -326,16 +330,23 @@ def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...],
     """Starts for each shape so that nothing overlaps, or None. ``taken``: one bit per memory unit in use."""
     if not shapes:
         return ()
-    (starts, size, count), rest = shapes[0], shapes[1:]
-    for chosen in combinations(starts, count):
-        bits = taken
-        for start in chosen:
-            unit = ((1 << size) - 1) << start
-            if bits & unit:
-                break
-            bits |= unit
-        else:
-            found = _place(rest, bits)
-            if found is not None:
-                return (chosen, *found)
+    rest = shapes[1:]
+    for chosen, bits in _choices(shapes[0], taken):
+        found = _place(rest, bits)
+        if found is not None:
+            return (chosen, *found)
     return None
+
+
+def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Starts for all of one shape, and the units in use then. Nothing is built upon a start that overlaps: a card that
+    somebody made up may offer many."""
+    starts, size, count = shape
+    if not count:
+        yield (), taken
+        return
+    for index, start in enumerate(starts[: len(starts) - count + 1]):
+        unit = ((1 << size) - 1) << start
+        if not taken & unit:
+            for others, bits in _choices((starts[index + 1 :], size, count - 1), taken | unit):
+                yield (start, *others), bits

@@ -3,10 +3,12 @@
 So that the memo (memo.py) can keep both, whatever changes from pass to pass is an argument here, and the time is named.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.health import Diagnosis
 from gpusharing.planning.proof.assess import Assessment, assess
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -179,3 +181,22 @@ def judge_facts(*surroundings: *Surroundings, now: datetime) -> Judged:
         and (candidate or is_told_apart(case)),  # a candidate is, by its gates
         lasts=is_lasting(verdict, node),
     )
+
+
+def find_models(facts: Iterable[NodeFacts]) -> dict[str, GpuView]:
+    """One GPU of each card model in the cluster, with what most nodes say that it offers: NVIDIA's well-known names mean
+    that on every node, so no single report decides it. Of equally many the first one counts."""
+    said: dict[tuple[str, int], list[GpuView]] = {}
+    for one in facts:
+        for gpu in one.models:
+            said.setdefault((gpu.product, id(gpu.profiles)), []).append(gpu)
+    votes: Counter[tuple[str, tuple[Profile, ...]]] = Counter()
+    first: dict[tuple[str, tuple[Profile, ...]], GpuView] = {}
+    for (product, _), gpus in said.items():  # profiles are nearly always one object, and long to compare
+        key = product, gpus[0].profiles
+        votes[key] += len(gpus)
+        first.setdefault(key, gpus[0])
+    models: dict[str, GpuView] = {}
+    for key, _ in votes.most_common():
+        models.setdefault(key[0], first[key])
+    return models
