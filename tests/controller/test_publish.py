@@ -258,6 +258,17 @@ async def test_nothing_that_the_server_does_ends_the_round(error: KubeError, res
     assert (stage.phases(), stage.words()) == (["Synced"], ["Synced"])
 
 
+async def test_a_status_that_cannot_be_worked_out_is_tried_again_and_keeps_no_other_from_being_written() -> None:
+    stage = Publishing()
+    odd: JSON = {"status": {"conditions": ["no condition"]}}
+    stage.cluster.patch(POLICIES, "pool-b", odd, subresource="status")
+    assert await stage.publish(SYNCED) == 1
+    assert (stage.phases(), stage.words()) == (["Synced"], [])
+    stage.cluster.patch(POLICIES, "pool-b", {"status": {"conditions": None}}, subresource="status")
+    await stage.publish(SYNCED, 1)
+    assert stage.words() == ["Synced"]
+
+
 async def test_an_object_that_is_refused_for_ever_is_asked_for_more_and_more_seldom() -> None:
     stage = Publishing()
     sick = stage.cluster.faults.fail("patch", GPUNODES, Forbidden("no right"), name="gpu-07", times=EVER)

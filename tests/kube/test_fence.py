@@ -11,7 +11,7 @@ from tests.kube.objects import node
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
-from gpusharing.api.times import from_rfc3339, to_rfc3339
+from gpusharing.api.times import NEVER, from_rfc3339, to_rfc3339
 from gpusharing.kube import fence as records
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
@@ -37,7 +37,8 @@ FENCE = Fence(
     deadline=NOW + timedelta(minutes=15),
 )
 TEXTS = st.text(max_size=20)
-MOMENTS = st.datetimes(timezones=st.just(UTC))
+NUMBERS = st.integers(0, 10**10)
+MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9000, 1, 1), timezones=st.just(UTC))
 
 
 @given(
@@ -53,6 +54,9 @@ MOMENTS = st.datetimes(timezones=st.just(UTC))
         from_layout=TEXTS,
         to_layout=TEXTS,
         stage=st.sampled_from(["fenced", "actuating"]),
+        step=NUMBERS,
+        steps=NUMBERS,
+        attempt=NUMBERS,
         since=MOMENTS,
         stage_since=MOMENTS,
         deadline=MOMENTS,
@@ -80,7 +84,7 @@ def test_a_proof_is_read_back_as_it_was_written(verified: Verified) -> None:
     assert records.parse_verified(records.record_text(verified)) == (verified, "")
 
 
-@given(st.builds(Deferred, st.integers(), MOMENTS, TEXTS, st.integers(), TEXTS))
+@given(st.builds(Deferred, NUMBERS, MOMENTS, TEXTS, st.integers(), TEXTS))
 def test_a_deferral_is_read_back_as_it_was_written(deferred: Deferred) -> None:
     assert records.parse_deferred(records.record_text(deferred)) == (deferred, "")
 
@@ -146,6 +150,27 @@ def test_the_error_of_a_damaged_fence_names_the_annotation_and_the_field(
     assert fence is None
     assert error.startswith("annotation gpusharing.dev/fence: ")
     assert part in error
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *['"took":-1', '"took":1000000000000000000', '"gpus":-1'],
+        *['"changedAt":"9999-12-31T23:59:59Z"', '"changedAt":"0001-01-02T00:00:00Z"'],
+    ],
+)
+def test_a_number_or_time_that_nothing_can_be_added_to_is_no_proof(field: str) -> None:
+    """Windows and canaries go by the proofs of all nodes of a pool: one annotation must not end the pass for all."""
+    text = records.record_text(Verified("pool-b", "x", "y"))
+    assert records.parse_verified(text)[0] is not None
+    found, why = records.parse_verified(f"{text[:-1]},{field}}}")
+    assert found is None
+    assert f"{field.split(chr(34))[1]} cannot be" in why
+
+
+def test_a_deadline_that_never_comes_is_read_back() -> None:
+    fence = replace(FENCE, deadline=NEVER)
+    assert records.parse_fence(records.record_text(fence)) == (fence, "")
 
 
 def test_a_record_of_an_older_operator_lacks_only_fields_with_a_default() -> None:

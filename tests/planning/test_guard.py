@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from tests.build import (
     NOW,
@@ -20,7 +21,9 @@ from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims
 from gpusharing.planning.memo import Memo
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -119,3 +122,21 @@ def test_the_slot_of_a_node_that_a_crash_left_without_a_fence_stays_taken_while_
         plan = plan_rollout(make_snapshot(nodes, [make_policy()], claims=claimed), NOW)
         assert plan.verdicts["gpu-01"].reason is Reason.NODE_NOT_JUDGED
         assert plan.pools["pool-b"].used == used
+
+
+def test_a_pool_in_which_nobody_can_be_chosen_stops_only_itself() -> None:
+    """Readers keep such a time out (test_fence.py); whatever else a pool meets, the others go on."""
+    end = datetime.max.replace(tzinfo=UTC)
+    broken = make_policy("pool-b", rollout={"canary": {"nodes": 1, "soak": "10m"}})
+    proof = Verified(
+        "pool-b", "x", "y", changed_at=end, policy_uid=broken.uid, generation=1, revision=find_revision(broken)
+    )
+    sound = make_policy("pool-c", nodeSelector={"matchLabels": {"gpusharing.dev/pool": "c"}})
+    nodes = [make_node("gpu-01", verified=proof), make_node("gpu-02")]
+    nodes.append(make_node("gpu-03", labels={"gpusharing.dev/pool": "c"}))
+    snapshot = make_snapshot(nodes, [broken, sound], work={"gpu-03": make_work()})
+    plan = plan_rollout(snapshot, NOW)
+    for name in ("gpu-01", "gpu-02"):
+        assert (plan.verdicts[name].reason, plan.verdicts[name].candidate) == (Reason.NODE_NOT_JUDGED, False)
+        assert "find_canary" in plan.verdicts[name].message
+    assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-03"].actions)

@@ -5,11 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_node, make_policy, make_snapshot
+from tests.build import NOW, at, make_node, make_pod, make_policy, make_snapshot, make_work
 from tests.planning.budgets import Budget
 from tests.planning.cases import FULL, edited, make_case, pool_of
 from tests.planning.ganging import make_gang_view
 from tests.planning.podkinds import NAMESPACE
+from tests.planning.test_guard import PoisonedPods
 from tests.planning.told import verdict
 from tests.planning.world import World
 
@@ -101,6 +102,15 @@ def test_a_list_that_fails_for_ever_is_told_and_asked_again_no_sooner_than_other
     assert "403 Forbidden" in blocker.message
     assert (found.wants_pods, found.wake) == (NOTHING, None)
     assert look(held(1), dict(found.known), {}, AGAIN.total_seconds() - 1).wants_pods == NOTHING
+
+
+def test_pods_that_nobody_can_judge_are_told_and_keep_no_other_from_being_shown() -> None:
+    work = {"n00": replace(make_work(), pods=PoisonedPods([make_pod()])), "n01": make_work(make_pod())}
+    found = look(held(2), {}, work)
+    (blocker,) = found.known["n00"].blockers
+    assert (blocker.reason, blocker.message[:13]) == (Reason.NODE_NOT_JUDGED, "OverflowError")
+    assert found.known["n01"].pods == ("team-a/llm-0",)
+    assert found.wants_pods == NOTHING
 
 
 # --- as a whole ------------------------------------------------------------------------------------------------

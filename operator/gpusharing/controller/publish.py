@@ -55,6 +55,9 @@ UNTOLD = 1000
 RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
 """Phases that last: their transition is written without delay."""
 
+FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a status may raise that cannot be worked out of what one object holds: a fault of ours, and no end of a pass."""
+
 _EVENTS = "events"
 
 
@@ -157,14 +160,17 @@ class Publisher:
         due: list[datetime] = []
 
         async def write(key: str) -> None:
-            if (refused := self._refused.get(key)) is not None and refused[1] > now:
-                later: datetime | None = refused[1]
-            elif key == _EVENTS:
-                later = await self._tell(now)
-            elif key in verdicts:
-                later = await self._write_transition(verdicts[key], snapshot, now)
-            else:
-                later = await self._status(policies[key], plan, snapshot, now)
+            try:
+                if (refused := self._refused.get(key)) is not None and refused[1] > now:
+                    later: datetime | None = refused[1]
+                elif key == _EVENTS:
+                    later = await self._tell(now)
+                elif key in verdicts:
+                    later = await self._write_transition(verdicts[key], snapshot, now)
+                else:
+                    later = await self._status(policies[key], plan, snapshot, now)
+            except FAULTS as error:
+                later = self._refusal(key, "status cannot be told", error, now)
             if later is not None:
                 due.append(later)
 
@@ -252,14 +258,11 @@ class Publisher:
         urgent = wanted["observedGeneration"] != previous.get("observedGeneration") or _statuses(
             wanted
         ) != _statuses(previous)
-        if not urgent and (later := self._hold(key, now, self._lag)) is not None:
+        lag = timedelta(seconds=self.period * POOL_FACTOR)
+        if not urgent and (later := self._hold(key, now, lag)) is not None:
             return later
         body = {"status": _replacing(wanted, previous)}
         return await self._write(key, now, POLICIES, body, self.statuses.policies.accept)
-
-    @property
-    def _lag(self) -> timedelta:
-        return timedelta(seconds=self.period * POOL_FACTOR)
 
     def _lag_of(self, shown: Mapping[str, Any]) -> timedelta:
         """How long a node that moves may be shown so."""
@@ -285,7 +288,7 @@ class Publisher:
         self._accepted(key)
         return None
 
-    def _refusal(self, key: str, event: str, error: KubeError, now: datetime) -> datetime:
+    def _refusal(self, key: str, event: str, error: Exception, now: datetime) -> datetime:
         """Note a refusal, log it once, and return when to try again. Raises what concerns all calls."""
         if isinstance(error, ServerAway | Unauthorized):
             raise error

@@ -37,7 +37,7 @@ from gpusharing.planning.actions import Action, SetClaims, WriteConfig
 from gpusharing.planning.memo import Memo
 from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.forgetting import find_forgotten
-from gpusharing.planning.pools.pool import Pool, select
+from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
@@ -301,7 +301,10 @@ def choose(
             looks[name] = look
     for pool in waiting:
         taken = len(in_flight) + held + len(claims)
-        selection = select(pool, snapshot.settings.max_in_flight - taken, common)
+        try:
+            selection = select(pool, snapshot.settings.max_in_flight - taken, common)
+        except Exception as error:  # noqa: BLE001 - whatever one pool holds, the others choose (guard.py)
+            selection = Selection.none(pool, error)
         claims |= selection.claims
         looks |= selection.looks
         for case in pool.candidates:

@@ -122,6 +122,12 @@ class Selection:
     looks: Mapping[str, Look]
     """What is to be remembered of blocked candidates."""
 
+    @staticmethod
+    def none(pool: Pool, error: Exception) -> "Selection":
+        """Nobody starts in a pool in which nobody can be chosen; what is wrong may be on any of its nodes."""
+        told = {case.node.name: not_judged(case.node, pool.policy.name, error) for case in pool.candidates}
+        return Selection(told, {}, {})
+
 
 def select(pool: Pool, cap: int, common: Common) -> Selection:
     """Choose among the candidates of a pool. `cap`: how many more nodes the whole operator may take."""

@@ -20,7 +20,9 @@ from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings, PolicyView
 from gpusharing.planning.way.gates import CORDONING
+from gpusharing.planning.way.guard import explain_error
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
 
 AGAIN = timedelta(minutes=5)
@@ -69,7 +71,11 @@ def find_previews(
         before = _standing(snapshot.previews.get(name), policy)
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
-            known[name] = preview_of(policy, verdict, work, offered, snapshot.settings)
+            try:
+                known[name] = preview_of(policy, verdict, work, offered, snapshot.settings)
+            except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are shown (guard.py)
+                why = Blocker(Reason.NODE_NOT_JUDGED, message=explain_error(error))
+                known[name] = Preview(policy.uid, policy.generation, work.listed_at, blockers=(why,))
         elif before is not None:
             known[name] = before
         else:

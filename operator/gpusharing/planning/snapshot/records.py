@@ -1,24 +1,31 @@
 """What we leave on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.api.times import from_rfc3339
+from gpusharing.api.times import NEVER, from_rfc3339
+
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _moment(text: object) -> datetime:
     if (moment := from_rfc3339(text)) is None:
         raise ValueError("not a time with a time zone")
+    if not EARLIEST <= moment <= NEVER:
+        raise ValueError("not a time that a clock shows")
     return moment
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A field that is written as text."""
+"""A field that is written as text. Not so far away that nothing can be added to it: that would end more than this node."""
+Number = Annotated[int, Field(ge=0, le=10**10)]
+"""What is counted; likewise. In seconds that is 317 years."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
 """As text: camelCase keys, and no value is taken for one of another type."""
 
@@ -57,11 +64,11 @@ class Fence:
     stage: Literal["fenced", "yielded", "actuating"]
     """`fenced` before the PNR, `actuating` after it, `yielded` while somebody else maintains the node that we had
     fenced."""
-    step: int
+    step: Number
     """Number of the step that the last run belongs to, or the first one will; from 1."""
-    steps: int
+    steps: Number
     """Of so many; 2 where the way leads through a stop."""
-    attempt: int
+    attempt: Number
     """1 for a new aim and after each retry that a person asks for; one more with each cure of mig-manager."""
     since: Moment
     """When the node was fenced, or our cordon put back after the PNR: LISTs from before prove nothing, and pods made
@@ -142,7 +149,7 @@ class Deferred:
 
     __pydantic_config__ = _WRITTEN
 
-    count: int
+    count: Number
     """Aborts of this policy in this generation so far; each doubles the wait, from 5 minutes. 0: nobody waits."""
     until: Moment
     """The next try may begin then."""
@@ -176,13 +183,13 @@ class Verified:
     """The value of the retry annotation at the time; another one allows one more correction."""
     layout: str = ""
     """What the two values meant, which an admin may change. Empty: not recorded."""
-    gpus: int = 0
+    gpus: Number = 0
     """On how many GPUs: fewer mean that one is missing. 0: not recorded."""
     policy_uid: str = ""
     """Of the policy, whose generation it is: one of this name that was made anew counts anew. Empty: not recorded."""
     changed_at: Moment | None = None
     """When the last change of ours was proven here; None: there was none, or an older operator made it."""
-    took: int = 0
+    took: Number = 0
     """Seconds from its PNR to its proof; 0: not recorded."""
     generation: int = 0
     """The generation of the policy that this change went by; 0: not recorded."""

@@ -18,12 +18,17 @@ def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
         policy=fence.policy if fence else policy,
         phase=Phase.BLOCKED,
         reason=Reason.NODE_NOT_JUDGED,
-        message=f"{type(error).__name__}: {str(error)[:200]} ({_place(error)}); the node is left exactly as it is",
+        message=f"{explain_error(error)}; the node is left exactly as it is",
         disruption=fence.disruption if fence else DisruptionClass.NONE,
         wanted=fence.to_layout if fence else "",
         deadline=fence.deadline if fence else None,
         attempt=fence.attempt if fence else 0,
     )
+
+
+def explain_error(error: Exception) -> str:
+    """What it is and where it was raised, as a clause."""
+    return f"{type(error).__name__}: {str(error)[:200]} ({_place(error)})"
 
 
 def _place(error: Exception) -> str:
