@@ -258,7 +258,7 @@ async def test_nothing_that_the_server_does_ends_the_round(error: KubeError, res
     assert (stage.phases(), stage.words()) == (["Synced"], ["Synced"])
 
 
-async def test_a_status_that_cannot_be_worked_out_is_tried_again_and_keeps_no_other_from_being_written() -> None:
+async def test_a_status_that_cannot_be_worked_out_is_tried_again_and_holds_up_no_other() -> None:
     stage = Publishing()
     odd: JSON = {"status": {"conditions": ["no condition"]}}
     stage.cluster.patch(POLICIES, "pool-b", odd, subresource="status")

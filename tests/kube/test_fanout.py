@@ -165,6 +165,17 @@ async def test_a_429_about_one_object_alone_holds_back_that_object_only() -> Non
 
 
 @virtually
+async def test_a_refused_object_that_nobody_asks_for_again_is_forgotten() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("get", NODES, Throttled("slow down", 1.0), times=2)
+    await refused(fanout, "get", "gpu-1")
+    await asyncio.sleep(1000)
+    await refused(fanout, "get", "gpu-2")
+    assert [target.name for target in fanout.holds.objects] == ["gpu-2"]
+    assert [target.name for target in fanout.holds.tries] == ["gpu-2"]
+
+
+@virtually
 async def test_nobody_is_held_back_for_more_than_a_minute() -> None:
     cluster, fanout = stage()
     cluster.faults.fail("get", NODES, Throttled("slow down", 86400.0), times=2)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.chart.charts import CHART
 from tests.kube.objects import node
 
 from gpusharing.api import names
@@ -15,7 +16,7 @@ from gpusharing.api.times import NEVER, from_rfc3339, to_rfc3339
 from gpusharing.kube import fence as records
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import EARLIEST, Claim, Deferred, Fence, Verified
 
 NOW = datetime(2026, 11, 20, 10, 2, 11, tzinfo=UTC)
 FENCE = Fence(
@@ -38,7 +39,7 @@ FENCE = Fence(
 )
 TEXTS = st.text(max_size=20)
 NUMBERS = st.integers(0, 10**10)
-MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9000, 1, 1), timezones=st.just(UTC))
+MOMENTS = st.datetimes(EARLIEST.replace(tzinfo=None), NEVER.replace(tzinfo=None), timezones=st.just(UTC))
 
 
 @given(
@@ -215,6 +216,19 @@ def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> 
     assert after["waves"] == record["waves"]
     assert after["claims"]["gpu-07"] == record["claims"]["gpu-07"]
     assert after["claims"]["gpu-08"].keys() == after["claims"]["gpu-09"].keys() == {"nodeUid", "policy", "op"}
+
+
+def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> None:
+    """With names as long as clouds make them, and all nodes in waves."""
+    name, policy = "ip-10-100-200-100.ap-southeast-2.compute.internal", "p" * 50
+    op = f"{policy[:40]}.1000.19a5f0b2c3d"
+    claims = {
+        f"{name}{number:03}": Claim("0" * 36, policy, op, f"{op}.{name}{number:03}")
+        for number in range(records.MOST_CLAIMS)
+    }
+    assert len(records.claims_text(claims)) < 256 * 1024
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert schema["properties"]["operator"]["properties"]["maxInFlight"]["maximum"] == records.MOST_CLAIMS
 
 
 def test_the_claim_of_a_wave_names_it_and_that_of_a_lone_node_is_as_ever() -> None:

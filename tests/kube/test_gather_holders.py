@@ -1,6 +1,7 @@
 """What kube/podlookups.py looks up about the pods of a node: their ResourceClaims, DaemonSets and namespaces."""
 
 import pytest
+from hack.sim.fakecluster import FakeCluster
 from tests.build import at, make_fence
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
@@ -17,6 +18,8 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.fence import record_text
+from gpusharing.kube.podlookups import PodLookups
+from gpusharing.planning.drain.holders import Scope
 
 CLAIMS: dict[str, tuple[JSON | KubeError, str]] = {
     "allocated by the GPU driver": ({"driver": "gpu.nvidia.com"}, "gpu"),
@@ -72,6 +75,16 @@ async def test_whether_the_daemon_set_of_a_gpu_pod_exists_is_looked_up_every_30_
         assert stage.cluster.calls["operator", "get", "daemonsets"] == 1
         await stage.work(31)
         assert stage.cluster.calls["operator", "get", "daemonsets"] == 2
+
+
+async def test_what_was_looked_up_is_forgotten_when_it_would_be_read_again() -> None:
+    lookups = PodLookups(FakeCluster().client("operator"))
+    for number in range(3):
+        raw = owned_by_daemon_set()
+        raw["metadata"]["namespace"] = f"team-{number}"
+        await lookups.view(raw, Scope("gpu-operator"), at(60 * number), namespaces=True)
+    assert list(lookups.owners) == [("team-2", "monitor")]
+    assert list(lookups.namespaces) == ["team-2"]
 
 
 REBOOTING = {"migManager": {"env": [{"name": "WITH_REBOOT", "value": "true"}]}}

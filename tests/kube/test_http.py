@@ -76,6 +76,16 @@ EVICTIONS: list[tuple[str, Answer, errors.KubeError]] = [
         status(429, "TooManyRequests", "slow down", retry_after=2),
         errors.Throttled("slow down", 2.0),
     ),
+    (
+        "the client is too fast, in plain text",
+        plain(429, "Too many requests, please try again later."),
+        errors.Throttled("Too many requests, please try again later.", None),
+    ),
+    (
+        "a webhook refuses this pod",
+        status(429, "TooManyRequests", "Eviction triggered evacuation of VMI"),
+        errors.EvictionFailed("Eviction triggered evacuation of VMI"),
+    ),
     ("two budgets", status(500, "InternalError", "more than one"), errors.EvictionFailed("more than one")),
     (
         "a race over the budget was lost",

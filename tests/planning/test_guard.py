@@ -129,7 +129,13 @@ def test_a_pool_in_which_nobody_can_be_chosen_stops_only_itself() -> None:
     end = datetime.max.replace(tzinfo=UTC)
     broken = make_policy("pool-b", rollout={"canary": {"nodes": 1, "soak": "10m"}})
     proof = Verified(
-        "pool-b", "x", "y", changed_at=end, policy_uid=broken.uid, generation=1, revision=find_revision(broken)
+        "pool-b",
+        "x",
+        "y",
+        changed_at=end,
+        policy_uid=broken.uid,
+        generation=1,
+        revision=find_revision(broken),
     )
     sound = make_policy("pool-c", nodeSelector={"matchLabels": {"gpusharing.dev/pool": "c"}})
     nodes = [make_node("gpu-01", verified=proof), make_node("gpu-02")]

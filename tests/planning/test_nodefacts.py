@@ -86,10 +86,13 @@ def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_
 
 @pytest.mark.parametrize(("liars", "believed"), [(1, False), (3, True)], ids=["few", "most"])
 def test_what_a_card_offers_everywhere_is_what_most_nodes_say(liars: int, *, believed: bool) -> None:
-    """The name of the node does not matter: that of a liar may be the first. Equal profiles are one, twice read or not."""
+    """That of a liar may be the first by name. Equal profiles are one, read twice or not."""
     truth = make_gpu()
     lie = tuple(replace(profile, max_count=1) for profile in truth.profiles)
-    cards = [replace(truth, profiles=lie)] * liars + [truth, replace(truth, profiles=tuple([*truth.profiles]))]
+    cards = [replace(truth, profiles=lie)] * liars + [
+        truth,
+        replace(truth, profiles=(*truth.profiles,)),
+    ]
     mine = terms(PAUSED)
     facts = [
         find_facts(make_node(f"gpu-{number}"), make_gpunode(f"gpu-{number}", gpus=[gpu]), mine, mine, STACK)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gpusharing.api.settingtypes import Period, Port, Seconds, listed
+from gpusharing.kube.fence import MOST_CLAIMS
 from gpusharing.kube.foreign import find_problem
 from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -104,6 +105,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
     _check_lease(settings)
+    _check_cap(settings)
     _check_marks(settings)
     _check_admin_maps(settings)
     return settings
@@ -146,6 +148,15 @@ def _check_lease(settings: Settings) -> None:
             f"{PREFIX}RETRY_PERIOD={settings.retry_period:g}, {PREFIX}RENEW_DEADLINE={settings.renew_deadline:g} and"
             f" {PREFIX}LEASE_SECONDS={settings.lease_seconds:g} must each be larger than the one before;"
             " for example 2, 10 and 15"
+        )
+
+
+def _check_cap(settings: Settings) -> None:
+    """Every node in flight has its claim on the Lease."""
+    if settings.plan.max_in_flight > MOST_CLAIMS:
+        raise SettingsError(
+            f"{PREFIX}MAX_IN_FLIGHT={settings.plan.max_in_flight} is more than the {MOST_CLAIMS} nodes whose slots the"
+            f" leader's Lease can hold; for example {PREFIX}MAX_IN_FLIGHT=100"
         )
 
 

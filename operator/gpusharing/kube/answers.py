@@ -63,7 +63,7 @@ def error_of(request: Request, status: int, answer: object, retry_after: str | N
         case 410:
             return Expired(message)
         case 429:
-            return _too_many(answer, message, _seconds(answer, retry_after))
+            return _too_many(request, answer, message, _seconds(answer, retry_after))
         case 500 | 504 if request.subresource == EVICTION:
             return _eviction_error(request, status, answer, message, retry_after)
         case _ if 400 <= status < 500 and status != 408:
@@ -86,11 +86,15 @@ def _forbidden(request: Request, answer: object, message: str) -> Forbidden:
     return Forbidden(f"no right to {request.what}: {message}", hint=HINT)
 
 
-def _too_many(answer: object, message: str, seconds: float | None) -> KubeError:
+def _too_many(request: Request, answer: object, message: str, seconds: float | None) -> KubeError:
+    """Whoever asks all clients to slow down gives a time, or plain words (apiserver pkg/server/filters). A Status
+    without one is somebody's answer about this pod (E11): KubeVirt's webhook refuses so while it moves a machine."""
     causes = _causes(answer)
-    if "DisruptionBudget" not in causes:
-        return Throttled(message, seconds)
-    return EvictionBlocked(causes["DisruptionBudget"] or message, seconds)
+    if "DisruptionBudget" in causes:
+        return EvictionBlocked(causes["DisruptionBudget"] or message, seconds)
+    if request.subresource == EVICTION and seconds is None and text(answer, "kind") == "Status":
+        return EvictionFailed(message)
+    return Throttled(message, seconds)
 
 
 def _eviction_error(

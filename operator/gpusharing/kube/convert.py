@@ -264,8 +264,8 @@ def _layout(gpu: ObservedGPU) -> Layout | None:
 
 
 def _listed(model: ObservedModel) -> tuple[Profile, ...]:
-    """The profiles as the driver lists them, but for those without a readable name: names go into the mig-parted file of
-    all nodes, which is refused as a whole."""
+    """The profiles as the driver lists them, but for those without a readable name: names go into the mig-parted file
+    of all nodes, which is refused as a whole."""
     return tuple(
         Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
         for p in model.profiles

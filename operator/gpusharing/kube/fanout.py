@@ -24,6 +24,8 @@ AWAY_DOORS = 2
 """... if these calls were of so many kinds. One webhook may refuse every eviction while the server is well."""
 LONGEST_HOLD = 60.0
 """Seconds; the most that a Retry-After may ask of us."""
+FORGOTTEN = 600.0
+"""Seconds from the end of its wait until a refused object that nobody asked for again counts as new."""
 FIRST_HOLD = 1.0
 """Seconds after a 429 without a Retry-After; doubles with each further one."""
 
@@ -100,6 +102,7 @@ class Holds:
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)
         wait = min(wait, LONGEST_HOLD)
+        self._forget_old()
         self.objects[target] = self.clock() + wait
         if alone:
             self.refused = {target: count}
@@ -108,6 +111,13 @@ class Holds:
             if len(self.refused) > 1:
                 self.everything = max(self.everything, self.clock() + wait)
         return wait
+
+    def _forget_old(self) -> None:
+        """Nobody calls again for an object that is gone."""
+        now = self.clock()
+        for target in [target for target, until in self.objects.items() if until + FORGOTTEN < now]:
+            del self.objects[target]
+            self.tries.pop(target, None)
 
 
 class Fanout(PassingClient):

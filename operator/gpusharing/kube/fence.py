@@ -26,6 +26,9 @@ RECORD_VERSION = 1
 JOBS_VERSION = 2
 """Of a fence that waits for jobs. An operator that knows version 1 only would take the wait for a drain, and evict the
 jobs: it finds this fence unreadable, and leaves the node as it is until a newer one comes back."""
+MOST_CLAIMS = 500
+"""All annotations of an object may have 256 KiB together (apimachinery pkg/api/validation, TotalAnnotationSizeLimitB).
+One claim more than fits, and the Lease would take none: no node would ever start."""
 _READ = (RECORD_VERSION,)
 _READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 

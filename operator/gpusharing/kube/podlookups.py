@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.convert_pods import ResourceClaimUse, pod_view, resource_claim_names, resource_claim_use
@@ -10,6 +11,8 @@ from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.raw import interned, part
 from gpusharing.planning.drain.holders import Scope, holds_gpu
 from gpusharing.planning.snapshot.podviews import PodView
+
+Key, Answer = TypeVar("Key"), TypeVar("Answer")
 
 KEPT = timedelta(seconds=30)
 """For which a DaemonSet or a namespace is not read again."""
@@ -20,8 +23,10 @@ class PodLookups:
     """Reads single objects for the pods of nodes in work, and only for those that a drain is about."""
 
     client: KubeClient
-    _owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    _namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
+    owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
+    """By namespace and name of a DaemonSet: when it was read, and whether it was there."""
+    namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
+    """By name: when it was read, and its labels."""
 
     async def view(self, raw: JSON, scope: Scope, now: datetime, *, namespaces: bool) -> PodView:
         """The pod with what stands elsewhere. `namespaces`: the labels of its namespace decide about it.
@@ -53,19 +58,21 @@ class PodLookups:
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
         key = (pod.namespace, owner.name)
-        known = self._owners.get(key)
+        known = self.owners.get(key)
         if known is None or now - known[0] > KEPT:
             known = (now, await self._exists(DAEMON_SETS, owner.name, pod.namespace))
-            self._owners[key] = known
+            _forget_old(self.owners, now)
+            self.owners[key] = known
         return replace(pod, owner=replace(owner, exists=known[1]))
 
     async def _labels(self, namespace: str, now: datetime) -> Mapping[str, str] | None:
         """Labels of a namespace (docs/design/drain.md#p19); None where it cannot be read."""
-        known = self._namespaces.get(namespace)
+        known = self.namespaces.get(namespace)
         if known is None or now - known[0] > KEPT:
             found = await self._get(NAMESPACES, namespace, None)
             known = (now, None if found is None else interned(part(found, "metadata", "labels")))
-            self._namespaces[namespace] = known
+            _forget_old(self.namespaces, now)
+            self.namespaces[namespace] = known
         return known[1]
 
     async def _exists(self, resource: Resource, name: str, namespace: str) -> bool | None:
@@ -82,3 +89,9 @@ class PodLookups:
             return await self.client.get(resource, name, namespace=namespace)
         except (NotFound, Forbidden):
             return None
+
+
+def _forget_old(known: dict[Key, tuple[datetime, Answer]], now: datetime) -> None:
+    """What is read again before it counts: namespaces come and go for as long as the operator runs."""
+    for key in [key for key, (read_at, _) in known.items() if now - read_at > KEPT]:
+        del known[key]

@@ -10,7 +10,6 @@ from pydantic.alias_generators import to_camel
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.times import NEVER, from_rfc3339
 
-
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -23,7 +22,7 @@ def _moment(text: object) -> datetime:
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A field that is written as text. Not so far away that nothing can be added to it: that would end more than this node."""
+"""A field that is written as text. Not so far away that nothing can be added to it: that would stop other nodes too."""
 Number = Annotated[int, Field(ge=0, le=10**10)]
 """What is counted; likewise. In seconds that is 317 years."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)

@@ -235,7 +235,7 @@ class PlanSettings:
     unsafe_drivers: DriverVersions = ()
     """Separated by commas: further driver versions, or branches such as 570, on which MIG is not changed."""
     max_in_flight: Count = 100
-    """Operator-wide cap on nodes in flight."""
+    """Operator-wide cap on nodes in flight; at most 500."""
     settle: Seconds = 5.0
     """From the cordon until the pods are first looked at (scheduler race, docs/design/drain.md#t2)."""
     idle: Seconds = 3.0

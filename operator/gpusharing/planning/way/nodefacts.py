@@ -184,8 +184,10 @@ def judge_facts(*surroundings: *Surroundings, now: datetime) -> Judged:
 
 
 def find_models(facts: Iterable[NodeFacts]) -> dict[str, GpuView]:
-    """One GPU of each card model in the cluster, with what most nodes say that it offers: NVIDIA's well-known names mean
-    that on every node, so no single report decides it. Of equally many the first one counts."""
+    """One GPU of each card model in the cluster, with what most nodes say that it offers.
+
+    NVIDIA's well-known names mean that on every node, so no single report decides it. Of equally many the first counts.
+    """
     said: dict[tuple[str, int], list[GpuView]] = {}
     for one in facts:
         for gpu in one.models:
