@@ -4,6 +4,7 @@ Tested through the executor: controller/evict.py.
 """
 
 import pytest
+from structlog.testing import capture_logs
 from tests.build import at, make_node, make_snapshot, make_work
 from tests.controller.executing import Executing, plan_of
 
@@ -59,6 +60,22 @@ async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
     assert outcome.done == (1 if error is None else 0)
     assert outcome.surprises == {}
     assert stage.told == [("Evict", "done" if error is None else str(reason))]
+
+
+async def test_a_refusal_is_logged_when_it_is_news() -> None:
+    stage = Executing()
+    for error in (
+        EvictionBlocked("no"),
+        EvictionBlocked("not yet"),
+        EvictionFailed("two"),
+        EvictionBlocked("no"),
+    ):
+        stage.cluster.faults.fail("evict", PODS, error)
+    with capture_logs() as lines:
+        for _ in range(4):
+            await stage.run(stage.eviction)
+    told = [line["reason"] for line in lines if line["event"] == "eviction refused"]
+    assert told == [Reason.PDB, Reason.EVICTION_ERROR, Reason.PDB]
 
 
 DELETIONS: dict[str, tuple[KubeError | None, Reason, float]] = {

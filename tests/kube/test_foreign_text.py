@@ -24,7 +24,7 @@ from tests.build import (
     make_stack,
 )
 from tests.kube.damage import ODD, ODD_YAML, damaged, yaml_of
-from tests.kube.objects import node, pod
+from tests.kube.objects import node, observed, observed_gpu, pod
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -42,9 +42,11 @@ from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.quantity import count
 from gpusharing.kube.sources import NO_MAPS, AdminMaps, ConfigMapView
 from gpusharing.kube.written import OurConfigMaps, parse_written
+from gpusharing.planning.actions import WriteConfig
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.wanted import migfile, pluginconfig
+from gpusharing.planning.words.reasons import Reason
 
 TWO = (make_gpu(0), make_gpu(1))
 META = ("apiVersion", "kind", "metadata")
@@ -86,15 +88,18 @@ CLAIMING_POD = {
         "extendedResourceClaimStatus": {"resourceClaimName": "e"},
     },
 }
-OBSERVED = {
-    "requestID": "r", "quiet": False, "error": "", "pods": 1, "allocated": {"nvidia.com/gpu": 1},
-    "gpus": [{"index": 0, "uuid": "GPU-0", "product": "NVIDIA H100 80GB HBM3", "migMode": "Enabled",
-              "migModePending": "Enabled", "computeMode": "Default",
-              "instances": [{"profile": "3g.40gb", "start": 0, "size": 4}],
-              "processes": [{"pid": 1, "name": "python"}]}],
-    "models": [{"product": "NVIDIA H100 80GB HBM3", "memoryMiB": 81559, "migCapable": True,
-                "profiles": [{"name": "3g.40gb", "starts": [0, 4], "size": 4, "maxCount": 2}]}],
-}  # fmt: skip
+OBSERVED = observed(
+    observed_gpu(
+        migMode="Enabled",
+        migModePending="Enabled",
+        instances=[{"profile": "3g.40gb", "start": 0, "size": 4, "id": 1, "uuid": "MIG-1"}],
+        processes=[{"pid": 1, "name": "python"}],
+    ),
+    profiles=[
+        {"name": "3g.40gb", "id": 9, "slices": 3, "memoryGB": 40, "maxCount": 2, "starts": [0, 4], "size": 4},
+        {"name": "7g.80gb", "id": 0, "slices": 7, "memoryGB": 80, "maxCount": 1, "starts": [0], "size": 8},
+    ],
+)
 POLICY = {
     "metadata": {"name": "pool-b", "uid": "1", "generation": 1, "creationTimestamp": "2026-11-20T00:00:00Z"},
     "spec": {
@@ -148,6 +153,13 @@ def test_damaged_claims_of_a_pod_are_read(raw: Any) -> None:
 def test_damaged_claims_and_budgets_are_read(claim: Any, budget: Any) -> None:
     assert convert_pods.resource_claim_use(claim) in ("none", "gpu", "unresolved")
     assert convert_pods.pdb_view(budget).name == "llm"
+
+
+def test_what_is_damaged_below_can_be_read_before() -> None:
+    """Or every damage would be met by the same complaint."""
+    assert convert.observed_view(OBSERVED).error == ""
+    assert convert.policy_view(POLICY).problems == ()
+    assert fence.parse_fence(json.dumps(RECORD))[1] == ""
 
 
 @given(damaged(OBSERVED))
@@ -271,6 +283,21 @@ def test_a_plan_is_made_whatever_the_files_hold(
     plan = plan_rollout(make_snapshot(nodes, [policy], gpunodes=reports, stack=stack), now)
     assert plan.verdicts.keys() == {"gpu-07", "gpu-08"}
     assert Phase.FAILED not in {verdict.phase for verdict in plan.verdicts.values()}
+
+
+@settings(max_examples=200)
+@given(damaged(OBSERVED), st.sampled_from([{"config": "all-3g.40gb"}, {"config": "all-balanced"}, {}]))
+def test_whatever_an_agent_reports_all_nodes_have_a_plan_and_a_file_that_mig_parted_takes(
+    raw: Any, mig: dict[str, Any]
+) -> None:
+    """One bad entry would make mig-parted refuse the file on every node."""
+    policy = make_policy(mig=mig) if mig else make_policy()
+    liar = replace(make_gpunode("gpu-06"), observed=convert.observed_view(raw))
+    nodes, reports = [make_node("gpu-06"), make_node("gpu-07")], [liar, make_gpunode("gpu-07")]
+    plan = plan_rollout(make_snapshot(nodes, [policy], gpunodes=reports, stack=make_stack(policy)), now)
+    assert Reason.NODE_NOT_JUDGED not in {verdict.reason for verdict in plan.verdicts.values()}
+    files = [action.mig_file for action in plan.shared if isinstance(action, WriteConfig)]
+    assert [migfile.read_admin(text).problem for text in files] == [""] * len(files)
 
 
 @settings(max_examples=200)

@@ -92,10 +92,11 @@ class Evictor:
         except HeldBack:
             return False  # nothing was sent
         memories = self.memories.setdefault(action.node, {})
+        before = memories.get(action.uid)
         memory = remember(
             answer,
             message,
-            memories.get(action.uid),
+            before,
             self.now(),
             self.jitter(),
             retry_after=retry_after,
@@ -105,9 +106,11 @@ class Evictor:
         if is_accepted(memory) or answer is Reason.PODS_LEAVING:
             return is_accepted(memory)
         self.on_action(action, memory.reason)
-        pod = f"{action.namespace}/{action.name}"
-        what = "eviction refused" if isinstance(action, Evict) else "deletion refused"
-        log.info(what, node=action.node, pod=pod, reason=memory.reason)
+        # A budget may say the same every minute, for weeks.
+        if before is None or before.reason != memory.reason:
+            pod = f"{action.namespace}/{action.name}"
+            what = "eviction refused" if isinstance(action, Evict) else "deletion refused"
+            log.info(what, node=action.node, pod=pod, reason=memory.reason)
         return False
 
     def _call(self, action: Evict | ForceDelete) -> Awaitable[None]:

@@ -12,7 +12,8 @@ from gpusharing.kube.raw import interned, part
 from gpusharing.planning.drain.holders import Scope, holds_gpu
 from gpusharing.planning.snapshot.podviews import PodView
 
-Key, Answer = TypeVar("Key"), TypeVar("Answer")
+Key = TypeVar("Key")
+Answer = TypeVar("Answer")
 
 KEPT = timedelta(seconds=30)
 """For which a DaemonSet or a namespace is not read again."""
