@@ -57,6 +57,11 @@ def _product(label: str) -> str:
     return next((name for name in card.products if bare_product(name) == bare), "") if card else ""
 
 
+CALLS = 60.0
+"""Real seconds, far more than the calls to the API server take by which a pod ends: no time factor makes these faster.
+A time-out that comes before them would be one that NVIDIA's software does not have."""
+
+
 class _MigPort:
     """mig-manager's view of its node."""
 
@@ -76,9 +81,12 @@ class _MigPort:
         await self._node.object.patch(changes)
 
     async def operands_gone(self, seconds: float) -> bool:
+        """For CALLS real seconds at least."""
+        cluster = self._node.cluster
+        patience = max(seconds, CALLS * cluster.settings.time_factor)
         gone = [operand.is_gone for operand in self._node.operands]
         for event in gone:
-            if not await self._node.cluster.clock.wait_for(event, seconds):
+            if not await cluster.clock.wait_for(event, patience):
                 return False
         return True
 

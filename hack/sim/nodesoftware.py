@@ -258,17 +258,27 @@ class NodeSoftware:
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
-        for fault in node.object.annotations[ANNOTATION_INJECT].split(","):
-            try:
-                self.inject(node.name, fault.strip())
-            except ValueError as error:
-                self._cluster.log(f"{node.name}: {error}")
-        await node.object.patch(annotations={ANNOTATION_INJECT: None})
+        """Its removal tells who asked that it was done; the next one may be seen before the answer to that."""
+        while (asked := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:
+            for fault in asked.split(","):
+                try:
+                    self.inject(node.name, fault.strip())
+                except ValueError as error:
+                    self._cluster.log(f"{node.name}: {error}")
+            version = node.object.raw
+            await node.object.patch(annotations={ANNOTATION_INJECT: None})
+            if node.object.raw is version:
+                break  # there is no such Node any more
         self._injecting.discard(node.name)
 
 
 def _wedge_pending(node: SimNode) -> None:
     node.faults.wedge_pending = True
+
+
+def _unwedge(node: SimNode) -> None:
+    node.faults.wedge_pending = False
+    node.kill_mig_manager()
 
 
 def _wedge_paused(node: SimNode) -> None:
@@ -302,6 +312,7 @@ def _tell(change: Change, node: SimNode) -> None:
 
 FAULTS: dict[str, Callable[[SimNode], None]] = {
     "wedge-pending": _wedge_pending,
+    "unwedge": _unwedge,
     "wedge-paused": _wedge_paused,
     "failed": _failed,
     "refuse": _refuse,
@@ -326,6 +337,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
 """What can be injected. What mig-manager does wrong it does at its next run that changes GPUs, the others act at once:
 
 - wedge-pending, wedge-paused: the two wedges of docs/design/nvidia.md#a7; failed: the apply fails;
+- unwedge: the first of them is over, or does not come, and its process starts anew;
 - refuse: the apply fails, and every later one of that configuration; accept: it no longer does;
 - reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
 - kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;

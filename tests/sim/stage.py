@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hack.cluster.nodes import node_manifest
-from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.nodesoftware import NodeSoftware
 from hack.sim.settings import SimSettings
 
@@ -81,7 +81,10 @@ def config_map(name: str, data: dict[str, str]) -> JSON:
 
 @asynccontextmanager
 async def playing(
-    *nodes: JSON, settings: SimSettings | None = None, cluster_policy: JSON | None = None
+    *nodes: JSON,
+    settings: SimSettings | None = None,
+    cluster_policy: JSON | None = None,
+    client: type[FakeClient] = FakeClient,
 ) -> AsyncIterator[SimulatedCluster]:
     """Node software at work, after the start of every node."""
     loop = asyncio.get_running_loop()
@@ -98,7 +101,7 @@ async def playing(
         lines.append(line)
         changed.set()
 
-    software = NodeSoftware(cluster.client("sim"), settings, log=log)
+    software = NodeSoftware(client(cluster, "sim"), settings, log=log)
     stage = SimulatedCluster(cluster, software, lines, changed)
     cluster.store.on_commit.append(lambda resource, change: changed.set())
     task = asyncio.create_task(software.run())

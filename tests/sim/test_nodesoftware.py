@@ -1,10 +1,15 @@
 """The node software on FakeCluster: labels and ConfigMaps in, allocatable and labels out."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from hack.cluster.nodes import node_manifest
-from hack.sim.settings import SimSettings
+from hack.sim.fakecluster import FakeClient
+from hack.sim.nodesoftware import ANNOTATION_INJECT
+from hack.sim.settings import SimSettings, Times
+from tests.fakes.gpus import eventually
+from tests.fakes.virtualtime import virtually
 from tests.sim.build import A100, H100, L40S, layouts_of
 from tests.sim.stage import (
     FACTOR,
@@ -21,10 +26,11 @@ from tests.sim.stage import (
     policy,
 )
 
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, Resource
 from gpusharing.kube.errors import NotFound
 
 DEPLOY_PLUGIN = "nvidia.com/gpu.deploy.device-plugin"
+REMOVAL = {"metadata": {"annotations": {ANNOTATION_INJECT: None}}}
 
 
 def mig_pod(stage: SimulatedCluster) -> JSON | None:
@@ -116,6 +122,7 @@ async def test_an_unknown_key_at_a_pod_start_takes_resources_and_labels_away() -
         await stage.until(lambda: "nvidia.com/gpu.product" in stage.labels())
 
 
+@virtually
 async def test_an_edit_under_the_same_key_is_not_noticed_and_a_new_key_comes_late() -> None:
     async with playing() as stage:
         stage.patch(labels={PLUGIN_CONFIG: "ts4"})
@@ -147,6 +154,7 @@ async def test_without_a_config_map_in_cluster_policy_the_label_does_nothing() -
         assert stage.labels()[TIMESTAMP] == before
 
 
+@virtually
 async def test_an_own_mig_file_replaces_the_generated_one() -> None:
     own = "version: v1\nmig-configs: {mine: [{devices: all, mig-enabled: true, mig-devices: {7g.80gb: 1}}]}"
     async with playing(cluster_policy=policy(migManager={"config": {"name": "own"}})) as stage:
@@ -182,6 +190,57 @@ async def test_a_wedge_by_annotation_is_cured_by_deleting_the_pod(fault: str) ->
         stage.cluster.delete(PODS, pod["metadata"]["name"], NAMESPACE)
         await stage.until(lambda: stage.labels().get(STATE) == "success")
         await stage.until(lambda: stage.labels()[DEPLOY_PLUGIN] == "true" and stage.offered()[GPU] == "2")
+
+
+async def test_however_fast_time_runs_mig_manager_waits_for_calls_that_take_real_time() -> None:
+    hasty = SimSettings(time_factor=FACTOR, agents=False, play_daemon_sets=True, times=Times(pod_wait=0.001))
+    async with playing(settings=hasty) as stage:
+        await started(stage)
+        stage.patch(labels={MIG_CONFIG: "all-1g.10gb", STATE: None})
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        assert not stage.said("timed out waiting for operand pods")
+
+
+async def test_a_wedge_that_is_lifted_does_not_come_either() -> None:
+    async with playing() as stage:
+        await started(stage)
+        stage.software.inject("n1", "wedge-pending")
+        stage.patch(labels={MIG_CONFIG: "all-1g.10gb", STATE: None})
+        await stage.until(lambda: stage.labels()[DEPLOY_PLUGIN] == "paused-for-mig-change")
+        stage.software.inject("n1", "unwedge")
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        await stage.until(lambda: stage.labels()[DEPLOY_PLUGIN] == "true")
+        stage.software.inject("n1", "wedge-pending")
+        stage.software.inject("n1", "unwedge")
+        stage.patch(labels={MIG_CONFIG: "all-disabled", STATE: None})
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        await stage.until(lambda: stage.offered() == {GPU: "2"})
+
+
+async def test_a_fault_that_is_asked_for_before_the_end_of_the_last_one_was_answered_is_played() -> None:
+    answer = asyncio.Event()
+
+    class LateAnswers(FakeClient):
+        async def patch(self, resource: Resource, name: str, body: JSON, **more: Any) -> JSON:
+            """Whoever watches knows of the removal before the one who asked for it."""
+            written = await super().patch(resource, name, body, **more)
+            if body == REMOVAL:
+                await answer.wait()
+            return written
+
+    def asked(stage: SimulatedCluster) -> str:
+        return str(stage.cluster.get(NODES, "n1")["metadata"]["annotations"].get(ANNOTATION_INJECT, ""))
+
+    async with playing(client=LateAnswers) as stage:
+        await started(stage)
+        node = stage.software.nodes["n1"]
+        stage.patch(annotations={ANNOTATION_INJECT: "wedge-pending"})
+        await stage.until(lambda: not asked(stage))
+        stage.patch(annotations={ANNOTATION_INJECT: "wedge-paused"})
+        await eventually(lambda: node.object.annotations.get(ANNOTATION_INJECT) == "wedge-paused")
+        answer.set()
+        await stage.until(lambda: not asked(stage))
+        assert (node.faults.wedge_pending, node.faults.wedge_paused) == (True, True)
 
 
 async def test_a_reboot_takes_the_node_down_and_ends_in_success_on_ampere() -> None:
