@@ -17,14 +17,14 @@ from hack.demo.stage import Refused, Written, empty_log, objects
 from hack.embedded import Embedded, embedded
 from hack.sim.workloads import Workload
 
-LEASE = Timing(duration=2.0, deadline=1.5, retry=0.1)
-"""In seconds. Long enough for a busy machine, short enough that one need not wait for the second operator."""
+LEASE = Timing(duration=6.0, deadline=5.0, retry=0.1)
+"""In seconds. Long enough for a machine that stands still, short enough to wait for the second operator."""
 
 
 class EmbeddedStage:
     """See stage.Stage."""
 
-    patience = 1.0
+    patience = 4.0
     simulated = (
         "SIMULATED: the API server, GPUs, NVIDIA's node software, scheduler and workloads are played in this "
         "process, 100 times as fast as life. The operator and the agents are the shipped code."

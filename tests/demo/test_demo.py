@@ -104,4 +104,4 @@ async def test_what_does_not_come_ends_the_story_with_where_everything_stands() 
         demo = Demo(EmbeddedStage(environment), Screen(io.StringIO()))
         await demo.stage.apply(fleet.example("a"))  # and no operator
         with pytest.raises(DemoFailed, match=r"within 0 s: pool-a Ready\nNAME +MODE"):
-            await demo.ready("pool-a", seconds=0.3)
+            await demo.ready("pool-a", seconds=0.1)
