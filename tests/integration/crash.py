@@ -34,6 +34,7 @@ QUICK = {
     "settle": "0.1",
     "idle": "0.1",
     "retry_period": "0.2",
+    "wedge_pending": "4",
 }
 CLAIMS = "gpusharing.dev/claims"
 PODS = "/api/v1/pods"

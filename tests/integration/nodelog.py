@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hack.cluster.audit import lines_since
-from tests.integration.product import OPERATOR
+from tests.integration.product import FENCE, OPERATOR, Pool
 
 from gpusharing.kube.client import JSON
 
@@ -71,6 +71,30 @@ def read_node_states(log: Path, start: int = 0) -> list[JSON]:
         int(event["responseObject"]["metadata"]["resourceVersion"]): event for event in _events(log, start)
     }
     return [nodes[version]["responseObject"] for version in sorted(nodes)]
+
+
+def states(pool: Pool, since: int) -> list[JSON]:
+    """The nodes of a pool as each write since then left them, in order."""
+    pool.product.wait_logged()
+    written = read_node_states(pool.product.plane.audit_log, since)
+    return [node for node in written if node["metadata"]["name"] in pool.nodes]
+
+
+def fences(pool: Pool, since: int) -> list[dict[str, JSON]]:
+    """The fences on the nodes of a pool, by node, as each write since then left them, in order."""
+    now: dict[str, JSON] = {}
+    found = []
+    for node in states(pool, since):
+        now.pop(node["metadata"]["name"], None)
+        if text := (node["metadata"].get("annotations") or {}).get(FENCE):
+            now[node["metadata"]["name"]] = json.loads(text)
+        found.append(dict(now))
+    return found
+
+
+def corrected(pool: Pool, since: int) -> bool:
+    """Whether the correction of a drift has begun since then."""
+    return any(fence["drift"] for now in fences(pool, since) for fence in now.values())
 
 
 def _joined(writes: Mapping[int, JSON], versions: Mapping[int, JSON]) -> Iterator[NodeWrite]:

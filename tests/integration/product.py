@@ -16,6 +16,7 @@ from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
 from hack.sim.node import ANNOTATION_PRODUCTS
 
+from gpusharing.api.names import PAUSED_FOR_MIG
 from gpusharing.planning.gpus.cards import bare_product
 from hack import stage
 
@@ -29,6 +30,8 @@ FENCE = "gpusharing.dev/fence"
 INJECT = "sim.gpusharing.dev/inject"
 UNTIL_TOLD = {"abort_backoff": "3600"}
 """SETTINGS of a module that looks at nodes whose change was given up: without them the next one begins after 2 s."""
+HELD = {"wedge_pending": "3600"}
+"""SETTINGS of a module that does something in the middle of a change (`Pool.hold`)."""
 OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:gpusharing-operator"
 AGENT = f"system:serviceaccount:{stage.AGENT_NAMESPACE}:gpusharing-agent"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
@@ -53,7 +56,7 @@ WAITS = {
     "poll": "0.3",
     "eviction_wait": "1",
     "config_propagation": "0.9",
-    "wedge_pending": "4",
+    "wedge_pending": "60",
     "wedge_paused": "1.5",
     "restart_grace": "1",
     "drift_grace": "1.5",
@@ -62,7 +65,10 @@ WAITS = {
     "pending_period": "1",
     "debounce": "0.05",
 }
-"""The operator's waits. Patience shrinks less than the hardware's time: this machine may be slow, life is not."""
+"""The operator's waits. Patience shrinks less than the hardware's time: this machine may be slow, life is not.
+
+A mig-manager that takes its time is no wedge, and its restart would be two more writes to the Node than tests count.
+"""
 
 STEADY = {"lease_seconds": "60", "renew_deadline": "50"}
 """Nobody loses the Lease because this machine stood still. Who is killed blocks its successor for as long."""
@@ -270,17 +276,25 @@ class Pool:
         fence: Object = json.loads(text) if text else {}
         return fence
 
-    def wait_fence(self, what: str, name: str = "") -> Object:
-        """Wait until there is one on a Node; returns it as it is at that moment."""
-        found: Object = {}
+    def hold(self, name: str = "") -> None:
+        """The next change of a Node's MIG layout stops after its point of no return, in NVIDIA's wedge, until `let_go`.
 
-        def there() -> bool:
-            nonlocal found
-            found = self.fence(name)
-            return bool(found)
+        Only with the settings HELD: other operators cure it after seconds.
+        """
+        self.inject("wedge-pending", name)
 
-        self.wait(there, what)
-        return found
+    def wait_held(self, name: str = "") -> None:
+        """Until it has stopped there: what is done now is done in the middle of the change."""
+        self.wait(
+            lambda: PAUSED_FOR_MIG in self.labels(name).values(),
+            "mig-manager to pause the operands",
+            self.node,
+        )
+        assert self.fence(name)["stage"] == "actuating"
+
+    def let_go(self, name: str = "") -> None:
+        """The change goes on."""
+        self.inject("unwedge", name)
 
     def offered(self, name: str = "") -> dict[str, int]:
         """Allocatable GPU resources of a Node, without those at 0."""

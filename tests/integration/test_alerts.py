@@ -24,6 +24,7 @@ from tests.chart.test_monitoring import filled_in, queries
 from tests.integration.product import (
     FULL,
     H100,
+    HELD,
     L40S,
     MIXED,
     NODES,
@@ -94,7 +95,7 @@ def trouble(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
     (port,) = free_ports(1)
     rules = {name: hurried((CHART / "files" / name).read_text()) for name in ("rules.yaml", "recording.yaml")}
     with contextlib.ExitStack() as stack:
-        operator = stack.enter_context(product.operator("alerts", metrics_port=str(port)))
+        operator = stack.enter_context(product.operator("alerts", metrics_port=str(port), **HELD))
         pools = {
             word: stack.enter_context(product.pool(*cards, gpus=1))
             for word, cards in {
@@ -134,7 +135,7 @@ def begin(product: Product, pools: dict[str, Pool]) -> None:
     guard(pools["blocked"], workload.app, 0, minAvailable=1)
     for node in pools["failed"].nodes:
         pools["failed"].inject("refuse", node)
-    pools["orphan"].inject("wedge-pending")  # holds the change up after the point of no return
+    pools["orphan"].hold()
     pools["well"].apply(MIXED)
     pools["drifted"].apply(MIXED)
     pools["failed"].apply(MIXED)
@@ -150,7 +151,7 @@ def begin(product: Product, pools: dict[str, Pool]) -> None:
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "4s", "onTimeout": "Hold"}
     pools["stuck"].apply({**SLICED, "drain": drain})
     orphan = pools["orphan"]
-    orphan.wait(lambda: orphan.fence().get("stage") == "actuating", "the point of no return")
+    orphan.wait_held()
     product.api.delete(orphan.path)
     product.api.merge_patch(orphan.path, {"metadata": {"finalizers": None}})
     for word in ("well", "drifted", "silent", "unread", "sick", "crowded"):

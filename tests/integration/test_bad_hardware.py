@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 from hack.cluster.api import Object
+from tests.integration.nodelog import corrected
 from tests.integration.product import FULL, GPUNODES, H100, MIXED, SLICED, Pool, Product
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -134,10 +135,11 @@ def test_a_partly_failed_node_after_a_reboot_is_shown_tried_once_and_then_left_t
         node = pool.nodes[0]
         pool.apply(MIXED)
         pool.wait_synced()
+        since = product.mark()
         pool.inject("failed")
         pool.inject("reboot-now")
-        pool.wait_phase("Pending", "Drifted")
-        pool.wait(lambda: pool.fence().get("drift") is True, "the one correction")
+        pool.wait(lambda: "Drifted" in dict(pool.events()), "the drift to be told", pool.transition)
+        pool.wait(lambda: corrected(pool, since), "the one correction", pool.transition)
         pool.wait_synced()
         assert "unschedulable" not in pool.node()["spec"]
         since = product.mark()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from hack.cluster.api import ApiError, Object
+from tests.integration.nodelog import corrected, fences
 from tests.integration.product import FULL, H100, MIXED, OPERATOR, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, pod_spec
 
@@ -242,6 +243,12 @@ def site(pool: Pool, **entries: str) -> None:
         pool.create(SPACE, manifest)
 
 
+def changed(pool: Pool, since: int) -> bool:
+    """Whether a change has begun since then, and come to its end."""
+    passed = fences(pool, since)
+    return any(passed) and not passed[-1]
+
+
 def test_an_admins_entries_are_merged_followed_and_survive_what_cannot_be_read(
     product: Product, operator: stage.Process
 ) -> None:
@@ -261,10 +268,12 @@ def test_an_admins_entries_are_merged_followed_and_survive_what_cannot_be_read(
         pool.wait(lambda: "more" in maps.entries() and "spare" not in maps.entries(), "the edit", maps.data)
         untouched(product, pool, since)
         for meaning, served in ((SEVENTHS, "1g.10gb"), (HALVES, "3g.40gb")):
+            since = product.mark()
             site(pool, mine=meaning)
-            assert pool.wait_fence("a change to what the admin means now")["drift"] is False
-            pool.wait_synced()
+            pool.wait(lambda since=since: changed(pool, since), "a change to what the admin means now")
+            assert not corrected(pool, since)
             assert set(pool.offered()) == {f"nvidia.com/mig-{served}"}
+            pool.wait_synced()
         product.remove(SITE)
         maps.settle(pool.name, "mine")
         assert "mine" in maps.entries(), "a label names it"

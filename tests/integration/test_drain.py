@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.nodelog import read_node_states
+from tests.integration.nodelog import states
 from tests.integration.product import (
     FENCE,
     FULL,
@@ -38,13 +38,6 @@ def refused(product: Product, since: int) -> bool:
     return any(r.resource == "pods/eviction" and r.status == 429 for r in product.requests(since))
 
 
-def states(product: Product, pool: Pool, since: int) -> list[Object]:
-    """The nodes of a pool as each write left them, in order."""
-    product.wait_logged()
-    written = read_node_states(product.plane.audit_log, since)
-    return [node for node in written if node["metadata"]["name"] in pool.nodes]
-
-
 def test_pods_are_evicted_once_each_and_the_change_follows(product: Product) -> None:
     with product.pool(H100) as pool:
         work = Workload(pool, pool.nodes[0], 2)
@@ -55,6 +48,8 @@ def test_pods_are_evicted_once_each_and_the_change_follows(product: Product) -> 
         assert evicted(product, since) == {f"default/{name}": 1 for name in before}
         assert len(product.writes("nodes", pool.nodes[0], since)) == 3
         assert not set(before) & set(work.wait_running(2)), "new pods came back to the new layout"
+        # Statuses and Events are written side by side: that it is Ready is no word about its Events.
+        pool.wait(lambda: "LayoutVerified" in dict(pool.events()), "the last Event", pool.events)
         reasons = [reason for reason, _ in pool.events()]
         assert (
             reasons.index("DrainStarted") < reasons.index("Reconfiguring") < reasons.index("LayoutVerified")
@@ -153,7 +148,7 @@ def test_a_drain_that_runs_out_of_time_restores_the_node_and_waits_before_the_ne
         since = product.mark()
         pool.apply({**SLICED, "drain": drain})
         pool.wait_phase("Pending", "Deferred")
-        fenced = next(one for one in states(product, pool, since) if FENCE in one["metadata"]["annotations"])
+        fenced = next(one for one in states(pool, since) if FENCE in one["metadata"]["annotations"])
         assert fenced["spec"]["unschedulable"] is True
         assert "gpusharing.dev/mode" not in fenced["metadata"]["labels"], "no workload may land in between"
         assert "unschedulable" not in pool.node()["spec"]
@@ -291,7 +286,7 @@ def test_only_as_many_nodes_as_the_budget_allows_are_away_at_once(product: Produ
         pool.wait_synced()
         away: set[str] = set()
         counts = []
-        for node in states(product, pool, since):
+        for node in states(pool, since):
             (away.add if node["spec"].get("unschedulable") else away.discard)(node["metadata"]["name"])
             counts.append(len(away))
         assert max(counts) == 2

@@ -21,6 +21,8 @@ from tests.integration.workloads import PODS, Workload, guard, pod_spec
 from hack import stage
 
 FORCED: Object = {**SLICED, "drain": {"timeout": "8s", "onTimeout": "ForceDelete"}}
+LATER: Object = {**SLICED, "drain": {"timeout": "25s", "onTimeout": "ForceDelete"}}
+"""What goes on before the end is looked at, too."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_what_a_budget_keeps_is_deleted_in_time_for_the_end_and_the_node_goes_on
     with product.operator(force_delete="true"), product.pool(H100) as pool:
         _, names = busy(pool)
         since = product.mark()
-        pool.apply(FORCED)
+        pool.apply(LATER)
         pool.wait_phase("Draining", "PDBNeverAllows")
         assert pool.node()["spec"]["unschedulable"] is True
         assert deletions(product, since) == []

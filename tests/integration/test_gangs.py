@@ -3,6 +3,7 @@
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from tests.integration.nodelog import fences
 from tests.integration.product import FULL, H100, MIXED, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, pod_spec
 
@@ -55,10 +56,11 @@ def test_nodes_of_one_gang_start_together_and_are_given_back_together(product: P
         members = [name for work in works for name in work.wait_running(1)]
         since = product.mark()
         pool.apply({**MIXED, "drain": {"strandedPods": "Allow"}, "rollout": {"maxUnavailable": 2}})
-        pool.wait(lambda: all(pool.fence(node) for node in gang), "both nodes of the gang to be fenced")
-        waves = {pool.fence(node)["wave"] for node in gang}
+        pool.wait_synced()
+        passed = fences(pool, since)
+        assert any(now.keys() >= set(gang) for now in passed), "both at once"
+        waves = {now[node]["wave"] for now in passed for node in gang if node in now}
         assert len(waves) == 1, "one wave"
         assert waves != {""}
-        pool.wait_synced()
         evicted = [request.name for request in product.writes("pods/eviction", since=since)]
         assert sorted(evicted) == sorted(members), "once each"

@@ -6,22 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.product import (
-    AGENT,
-    CLUSTER_POLICY,
-    FENCE,
-    FULL,
-    MIXED,
-    MPS,
-    NODES,
-    SLICED,
-    Pool,
-    Product,
-)
-from tests.integration.test_drain import states
+from tests.integration.nodelog import corrected, states
+from tests.integration.product import AGENT, CLUSTER_POLICY, FULL, MIXED, MPS, SLICED, Pool, Product
 from tests.integration.workloads import PODS
 
-pytestmark = pytest.mark.usefixtures("operator")
+pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.operator(wedge_pending="4")]
 
 STATE = "nvidia.com/mig.config.state"
 A100 = "NVIDIA A100-SXM4-80GB"
@@ -92,32 +81,12 @@ def test_a_reboot_is_waited_for_and_announced_as_such(product: Product) -> None:
         since = product.mark()
         pool.apply({**MIXED, "drain": {"unmanagedPods": "Evict"}})
         pool.wait_synced()
-        assert "rebooting" in [one["metadata"]["labels"].get(STATE) for one in states(product, pool, since)]
+        assert "rebooting" in [one["metadata"]["labels"].get(STATE) for one in states(pool, since)]
         classes = [note for reason, note in pool.events() if reason == "Reconfiguring"]
         assert [note.endswith("(class Reboot)") for note in classes] == [True]
         assert not product.exists(f"{PODS}/{pool.name}-cpu"), (
             "a reboot ends every pod, so every pod goes before"
         )
-
-
-def test_a_success_that_the_hardware_belies_is_not_believed(product: Product) -> None:
-    with product.pool() as pool:
-        node = pool.nodes[0]
-        pool.apply(FULL)
-        pool.wait_synced()
-        pool.inject("wedge-pending")
-        pool.apply(MIXED)
-        pool.wait(
-            lambda: "paused-for-mig-change" in pool.labels().values(), "mig-manager to pause the operands"
-        )
-        deploy = {key: "true" for key, value in pool.labels().items() if value == "paused-for-mig-change"}
-        labels = {STATE: "success", **deploy}
-        product.api.merge_patch(f"{NODES}/{node}", {"metadata": {"labels": labels}})
-        pool.wait_phase("Verifying", "LayoutMismatch")
-        assert pool.node()["spec"]["unschedulable"] is True
-        assert pool.fence()["stage"] == "actuating"
-        pool.inject("kill-mig-manager")
-        pool.wait_synced()
 
 
 def test_only_a_reading_from_after_the_change_proves_it(product: Product) -> None:
@@ -148,7 +117,7 @@ def test_drift_is_shown_put_right_once_and_then_left_to_a_person(product: Produc
         since = product.mark()
         pool.inject("lose-instances")
         pool.wait(lambda: bool(events_of(pool, "Drifted")), "the drift to be told")
-        pool.wait(lambda: True in drifts(product, pool, since), "the correction")
+        pool.wait(lambda: corrected(pool, since), "the correction")
         pool.wait_synced()
         record = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/verified"])
         assert record["correctedGeneration"] == product.api.get(pool.path)["metadata"]["generation"]
@@ -158,36 +127,6 @@ def test_drift_is_shown_put_right_once_and_then_left_to_a_person(product: Produc
         pool.wait_condition("Stalled", "True", "DriftReturned")
         assert pool.summary()["status"] == "DriftReturned"
         assert product.writes("nodes", pool.nodes[0], since) == []
-
-
-def drifts(product: Product, pool: Pool, since: int) -> list[object]:
-    """Of every fence that was on the node: whether it is for a drift."""
-    annotations = [one["metadata"].get("annotations", {}) for one in states(product, pool, since)]
-    return [json.loads(marks[FENCE])["drift"] for marks in annotations if FENCE in marks]
-
-
-MIG_CONFIG = "nvidia.com/mig.config"
-
-
-def test_all_disabled_over_our_label_in_the_middle_of_a_change_is_put_right(product: Product) -> None:
-    """As NVIDIA's GPU Operator writes it where it finds no label (docs/design/nvidia.md#d1)."""
-    with product.pool() as pool:
-        pool.apply(FULL)
-        pool.wait_synced()
-        since = product.mark()
-        pool.apply(MIXED)
-        pool.wait(lambda: pool.fence().get("stage") == "actuating", "the point of no return")
-        theirs = {"metadata": {"labels": {MIG_CONFIG: "all-disabled"}}}
-        product.api.merge_patch(f"{NODES}/{pool.nodes[0]}", theirs)
-        pool.wait(lambda: pool.fence().get("attempt", 0) == 2, "another attempt", pool.transition)
-        pool.wait_synced()
-        assert pool.offered() == {"nvidia.com/mig-3g.40gb": 4}
-        writes = product.writes("nodes", pool.nodes[0], since)
-        assert len(writes) == 5, "fence, PNR, another attempt and its own PNR, release"
-        assert not [one for one in product.writes("pods", since=since) if one.verb == "delete"], (
-            "nobody is restarted"
-        )
-        assert events_of(pool, "ActuatorRestarted") == ["ActuatorRestarted"]
 
 
 def test_gpus_that_a_killed_mps_daemon_left_exclusive_are_shown_with_the_command_and_waited_for(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hack.cluster.api import Object
 from hack.cluster.install import install_crds
-from tests.integration.product import MIXED, NODES, SLICED, Pool, Product
+from tests.integration.product import HELD, MIXED, NODES, SLICED, Pool, Product
 from tests.integration.workloads import PODS, pod_spec
 
 CRDS = Path(__file__).with_name("maintenance-crds.yaml")
@@ -28,7 +28,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 def operator(product: Product) -> Iterator[None]:
     """One operator for this module, started where both kinds are installed."""
     install_crds(product.api, CRDS)
-    with product.operator("maintenance", maintenance_keys=KEY) as process:
+    with product.operator("maintenance", maintenance_keys=KEY, **HELD) as process:
         yield
         assert process.exit_status is None, process.log.read_text()[-3000:]
 
@@ -100,11 +100,16 @@ def test_during_the_drain_the_node_is_left_to_it_and_our_cordon_lifted_when_it_i
 def test_after_the_point_of_no_return_the_change_goes_on_and_leaves_the_cordon(
     product: Product, kind: str
 ) -> None:
-    with product.pool() as pool:
-        pool.inject("wedge-pending")  # gives the time in which the NodeMaintenance comes
+    with product.pool() as pool, product.pool() as another:
+        pool.hold()
         pool.apply(MIXED)
-        pool.wait(lambda: pool.fence().get("stage") == "actuating", "the point of no return")
+        pool.wait_held()
         begin(pool, kind)
+        # Seen in the order of their creation: who knows of a later one knows of this one.
+        begin(another, kind)
+        another.apply(SLICED)
+        another.wait_phase("Blocked", "ForeignMaintenance")
+        pool.let_go()
         pool.wait_synced()
         assert pool.node()["spec"]["unschedulable"] is True
         pool.wait(lambda: pool.transition().get("cordon") == "foreign", "kubectl get gpun to say whose it is")

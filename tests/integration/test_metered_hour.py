@@ -24,7 +24,7 @@ from hack.cluster.api import Object
 from hack.cluster.process import wait_until
 from hack.sim.lapse import ANNOTATION_LAPSE, STEP
 from hack.stage import PYTHONPATH
-from tests.integration.product import FULL, GPUNODES, H100, NODES, SECONDS, Pool, Product
+from tests.integration.product import FULL, GPUNODES, H100, HELD, NODES, SECONDS, Pool, Product
 from tests.integration.prometheus import Asked, asked
 from tests.integration.workloads import pod_spec
 
@@ -196,15 +196,19 @@ def play(hour: Played) -> float:
     """The hour; returns when it ended, by its own clock. The times are those at which something happens at earliest."""
     one, other = hour.pool.nodes
     steady, brief = hour.space("steady"), hour.space("brief")
-    with hour.product.operator("hour"):
+    with hour.product.operator("hour", **HELD):
         for number in range(6):
             hour.until(1 + number)
             hour.run(brief, f"brief-{number}", one, WHOLE)
             hour.end(brief, f"brief-{number}")
         hour.run(steady, "whole", other, WHOLE)
         hour.until(12)
+        hour.pool.hold(one)
         drain = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
         hour.pool.apply({**THIRDS, "drain": drain, "rollout": {"maxUnavailable": 2}})
+        hour.pool.wait_held(one)
+        hour.until(hour.minutes() + 2)
+        hour.pool.let_go(one)
         hour.pool.wait_synced()
         hour.run(steady, "third", other, THIRD)
         hour.run(steady, "other-third", one, THIRD)
@@ -215,7 +219,7 @@ def play(hour: Played) -> float:
         hour.until(now + 5)
         for number in range(4):
             hour.run(brief, f"third-{number}", other, THIRD)
-            hour.until(now + 6 + number)
+            hour.until(hour.minutes() + 1)
             hour.end(brief, f"third-{number}")
         hour.vanish(other)
         hour.until(max(60, hour.minutes() + 5))

@@ -13,7 +13,7 @@ from pathlib import Path
 from hack.cluster.api import Api
 from hack.cluster.process import free_ports, wait_until
 from hack.cluster.tokens import write_token_kubeconfig
-from tests.integration.product import FULL, LEASE, MIXED, NODES, SECONDS, SLICED, Product
+from tests.integration.product import FULL, HELD, LEASE, MIXED, NODES, SECONDS, SLICED, Product
 
 from hack import stage
 
@@ -185,7 +185,7 @@ def test_an_operator_outside_a_pod_logs_in_with_a_kubeconfig(product: Product, t
 
 
 def test_a_second_operator_waits_and_finishes_what_a_dead_leader_began(product: Product) -> None:
-    first, second = (Watched(product, name, **LEASE_TIMES) for name in ("first", "second"))
+    first, second = (Watched(product, name, **LEASE_TIMES, **HELD) for name in ("first", "second"))
     with first.process as leader, product.pool() as pool:
         first.wait("/readyz", 200)
         began_as = holder(product)
@@ -194,9 +194,9 @@ def test_a_second_operator_waits_and_finishes_what_a_dead_leader_began(product: 
             assert second.get("/healthz")[0] == 200
             pool.apply(FULL)
             pool.wait_synced()
-            pool.inject("wedge-pending")  # holds the change up, so that the leader dies in the middle of it
+            pool.hold()
             pool.apply(MIXED)
-            pool.wait(lambda: pool.fence().get("stage") == "actuating", "the point of no return")
+            pool.wait_held()
             metrics = second.get("/metrics")[1]
             assert "gpusharing_leader 0.0" in metrics
             assert "gpusharing_actions_total{" not in metrics
@@ -204,6 +204,7 @@ def test_a_second_operator_waits_and_finishes_what_a_dead_leader_began(product: 
             leader.kill()
             second.wait("/readyz", 200, "ok")
             assert holder(product) not in ("", began_as)
+            pool.let_go()
             pool.wait_synced()
             assert other.exit_status is None
 
@@ -228,13 +229,14 @@ def test_without_rights_the_message_names_verb_resource_and_chart_value(
 
 def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) -> None:
     # On a slow machine the API server needs more than ten seconds until it answers again; that must not be the issue.
-    watched = Watched(product, "outage", lease_seconds="60", renew_deadline="50")
+    watched = Watched(product, "outage", lease_seconds="60", renew_deadline="50", **HELD)
     with watched.process as process, product.pool() as pool:
         watched.wait("/readyz", 200)
         pool.apply(FULL)
         pool.wait_synced()
+        pool.hold()
         pool.apply(MIXED)
-        pool.wait(lambda: bool(pool.fence()), "the fence")
+        pool.wait_held()
         began = datetime.now(UTC)
         product.plane.stop_component("kube-apiserver", kill=True)
         assert "kube-apiserver" not in product.plane.pids()
@@ -244,6 +246,7 @@ def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) 
         product.plane.start_component("kube-apiserver")
         product.plane.wait_ready()
         product.outages.append((began, datetime.now(UTC) + timedelta(seconds=10)))
+        pool.let_go()
         pool.wait_synced()
         watched.wait("/readyz", 200)
         assert process.exit_status is None

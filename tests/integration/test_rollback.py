@@ -48,17 +48,9 @@ def test_where_nothing_was_proven_a_failed_node_stays_cordoned_and_halts_the_oth
         failed = next(name for name in pool.nodes if pool.transition(name)["reason"] == "ActuatorFailed")
         assert "nothing was proven on the node before" in pool.transition(failed)["message"]
         assert pool.node(failed)["spec"]["unschedulable"] is True
-        pool.api.merge_patch(
-            pool.path,
-            {
-                "metadata": {
-                    "annotations": {
-                        names.ANNOTATION_RESUME: str(pool.api.get(pool.path)["metadata"]["generation"])
-                    }
-                }
-            },
-        )
-        for name in pool.nodes:
+        for name in pool.nodes:  # before the other one may begin
             pool.inject("accept", name)
+        generation = str(pool.api.get(pool.path)["metadata"]["generation"])
+        pool.api.merge_patch(pool.path, {"metadata": {"annotations": {names.ANNOTATION_RESUME: generation}}})
         pool.annotate(failed, {names.ANNOTATION_RETRY: "again"})
         pool.wait_synced()

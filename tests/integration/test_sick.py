@@ -7,9 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from hack.cluster.api import Object
 from hack.faultproxy import FaultProxy, Refusal
 from tests.fakes.tls import Identity
-from tests.integration.product import FACTOR, GPUNODES, H100, LEASE, NODES, SLICED, WAITS, Pool, Product
+from tests.integration.product import (
+    FACTOR,
+    GPUNODES,
+    H100,
+    LEASE,
+    NODES,
+    SLICED,
+    STEADY,
+    WAITS,
+    Pool,
+    Product,
+)
 from tests.integration.workloads import PODS, pod_spec
 
 from hack import stage
@@ -38,7 +50,7 @@ def sickbed(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
     identity = Identity(directory / "tls")
     with FaultProxy(api.url, api.ca_pem, tls=identity.context()) as proxy:
         door = stage.Door(proxy.url, identity.authority)
-        with stage.operator(product.plane.kubeconfig, directory, FACTOR, door, **WAITS) as process:
+        with stage.operator(product.plane.kubeconfig, directory, FACTOR, door, **WAITS, **STEADY) as process:
             yield Sickbed(proxy, process)
             assert process.exit_status is None, process.log.read_text()[-3000:]
 
@@ -91,8 +103,14 @@ def test_a_sick_object_keeps_its_own_node_only_and_is_named(
         if what == "status":
             pool.wait(lambda: f"node/{sick}" in sickbed.said(), "the log to name it")
         else:
-            pool.wait(lambda: pool.transition(sick).get("reason") in NAMED, "the node to be named")
-            message = str(pool.transition(sick)["message"])
+            shown: Object = {}
+
+            def named() -> bool:
+                shown.update(pool.transition(sick))
+                return shown.get("reason") in NAMED
+
+            pool.wait(named, "the node to be named")
+            message = str(shown["message"])
             assert WORDS in message or answer is None or "changed 3 times" in message, message
         sickbed.proxy.reset()
         pool.wait_synced()

@@ -66,7 +66,9 @@ def test_a_job_may_end_on_the_cordoned_node_and_then_the_others_leave(product: P
         assert pool.node()["spec"]["unschedulable"] is True
         pool.wait(lambda: pool.fence().get("jobs") is True, "the clock of the jobs")
         deadline = pool.fence()["deadline"]
-        pool.wait(lambda: pool.transition()["deadline"] == f"{deadline[11:19]}Z", "the deadline of the jobs")
+        pool.wait(
+            lambda: pool.transition().get("deadline") == f"{deadline[11:19]}Z", "the deadline of the jobs"
+        )
         shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
         assert {"WaitingForJobs", "JobsRunning", "ours"} <= set(shown.split())
         assert evicted(product, since) == {}
