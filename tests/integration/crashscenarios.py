@@ -24,8 +24,15 @@ def ready(pool: Pool) -> bool:
 
 
 def in_the_middle(pool: Pool, node: str = "") -> None:
-    """Until the change of a node is past its point of no return."""
-    pool.wait(lambda: pool.fence(node).get("stage") == "actuating", "the point of no return")
+    """Until the change of a node is past its point of no return; where this machine stood still it may be done."""
+    pool.wait(lambda: begun(pool, node), "the point of no return")
+
+
+def begun(pool: Pool, node: str) -> bool:
+    """Past its point of no return, or done: before its first change a node has no mode."""
+    found = pool.node(node)["metadata"]
+    fence = (found.get("annotations") or {}).get(names.ANNOTATION_FENCE, "")
+    return '"stage":"actuating"' in fence or names.LABEL_MODE in found["labels"]
 
 
 def create(pool: Pool) -> None:
