@@ -56,8 +56,7 @@ class OurConfigMaps:
             self.seen_plugin_configs = _newest({**self.seen_plugin_configs, **named})
         if mig is not self.mig:
             self.mig = mig or _ABSENT
-            entries = migfile.parse(self.mig.data.get(MIG_KEY, ""))
-            own = {k: v for k, v in entries.items() if pluginconfig.is_named_after(migfile.entry_text(v), k)}
+            own = migfile.lasting_entries(self.mig.data.get(MIG_KEY, ""))
             self.seen_mig_entries = _newest({**self.seen_mig_entries, **own})
         self._times = {
             key: moment

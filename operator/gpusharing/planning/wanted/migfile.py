@@ -17,6 +17,7 @@ from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.wanted.pluginconfig import is_named_after
 from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
 
 ALL_DISABLED = "all-disabled"
@@ -71,6 +72,12 @@ def parse(text: str) -> Mapping[str, Entry]:
 
 def _is_entry(entry: object) -> bool:
     return isinstance(entry, list) and all(isinstance(row, dict) for row in entry)
+
+
+@lru_cache(maxsize=64)
+def lasting_entries(text: str) -> Mapping[str, Entry]:
+    """Entries of a file that are named after their content, so that their name can mean nothing else."""
+    return {name: entry for name, entry in parse(text).items() if is_named_after(entry_text(entry), name)}
 
 
 @lru_cache(maxsize=64)
