@@ -154,6 +154,9 @@ def _told(fleet: Fleet, card: Card, there: Sequence[Run], hour: float, at: int) 
     )
     where = {"node": card.node, "gpu": index, "job": "agent", **fleet.labels}
     resource = f"nvidia.com/mig-{card.profile}" if card.profile else "nvidia.com/gpu"
+    if index == "0":
+        node = {key: told for key, told in where.items() if key != "gpu"}
+        yield "gpusharing_agent_simulated", node, 1, at
     yield "gpusharing_agent_gpu_info", {**where, "uuid": card.uuid, "product": card.model}, 1, at
     device = {**where, "uuid": uuid, "profile": card.profile}
     info = {"gpu_uuid": card.uuid, "instance_id": card.instance}

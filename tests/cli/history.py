@@ -43,6 +43,8 @@ class Node:
     """Hours from and to, in which Prometheus did not scrape."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Further ones of all its series."""
+    simulated: int = 0
+    """1: its agent says that its GPUs are."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def _samples(history: History) -> Iterator[tuple[str, str, int]]:
 def _gauges(node: Node) -> Iterator[Gauge]:
     where = {"node": node.name, **node.labels}
     yield Gauge("gpusharing_agent_gpu_info", {**where, "gpu": "0", "uuid": "u", "product": node.product}, "1")
+    yield Gauge("gpusharing_agent_simulated", where, str(node.simulated))
     for resource, count in node.slices.items():
         labels = {**where, "gpu": "0", "uuid": "u", "profile": "", "resource": resource}
         yield Gauge("gpusharing_device_slices", labels, str(count))

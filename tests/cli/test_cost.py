@@ -1,5 +1,5 @@
 """`cost` and what Prometheus answers instead of data (cli/cost.py, cli/prometheus.py, cli/prometheusverb.py,
-cli/promservice.py)."""
+cli/promservice.py, cli/simulated.py)."""
 
 import csv
 import io
@@ -60,6 +60,19 @@ pool-x  24.0       USD 2.00 (policy)    USD 48.00
 24.0 GPU-hours cost USD 48.00: held 24.00, idle 24.00, stranded 0.00, transition 0.00.
 """
     )
+
+
+@pytest.mark.parametrize("selector", ['policy="pool-x"', 'node="gpu-1"', 'namespace="team-a"'])
+def test_what_simulated_agents_metered_says_so(desk: Desk, fake: FakePrometheus, selector: str) -> None:
+    fake.answers["max_over_time(gpusharing_agent_simulated["] = vector(
+        ({"node": "gpu-1"}, "1"), ({"node": "gpu-9"}, "1")
+    )
+    words = ("--selector", selector)
+    told = ask(desk, fake, *words).out.splitlines()[1]
+    assert told.startswith("SIMULATED: gpu-1 has no real GPUs, and what is told of them here was made up")
+    assert json.loads(ask(desk, fake, *words, "-o", "json").out)["simulated"] == ["gpu-1"]
+    (row, _) = csv.DictReader(io.StringIO(ask(desk, fake, *words, "-o", "csv").out))
+    assert row["simulated"] == "yes"
 
 
 def test_a_prometheus_that_is_named_needs_no_cluster(desk: Desk, fake: FakePrometheus) -> None:

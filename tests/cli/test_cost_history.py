@@ -116,7 +116,7 @@ def rough() -> Iterator[Node]:
     yield whole("gpu-1", "passing", labels={"replica": "b"}, unseen=((0.0, 2.0), (20.0, 999.0)))
     # One Prometheus scrapes them twice.
     for job in ("agents", "pods"):
-        yield whole("gpu-1", "jobs", labels={"job": job})
+        yield whole("gpu-1", "jobs", labels={"job": job}, simulated=1)
     # One of two nodes was not scraped over midnight.
     yield whole("gpu-1", "unseen")
     yield whole("gpu-2", "unseen", unseen=((18.0, 30.0),))
@@ -347,6 +347,7 @@ def test_a_selector_of_a_job_leaves_prices_as_they_are(desk: Desk, prometheus: s
     assert "Choose one: --selector 'job=\"agents\"'" in said.err
     chosen = ask(desk, prometheus, "--selector", 'cluster="jobs",job="agents"', "-o", "json", cluster="jobs")
     assert (chosen.status, data(chosen)["totals"][0]["cost"]) == (DONE, "96.00")
+    assert data(chosen)["simulated"] == ["gpu-1"]
 
 
 def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, prometheus: str) -> None:

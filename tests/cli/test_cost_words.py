@@ -1,5 +1,5 @@
 """What may be typed for `cost`, which price counts, and how amounts are written (cli/cost.py, cli/costtext.py,
-cli/matchers.py, cli/metered.py, cli/meterqueries.py, cli/pricing.py, cli/windows.py)."""
+cli/matchers.py, cli/metered.py, cli/meterqueries.py, cli/pricing.py, cli/simulated.py, cli/windows.py)."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from gpusharing.cli.matchers import of_others, selector_of
 from gpusharing.cli.meterqueries import Wish, label_of, queries_of
 from gpusharing.cli.pricing import Prices, read_prices
 from gpusharing.cli.prometheus import Series, place_of
+from gpusharing.cli.simulated import sentence, simulated_query
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.windows import days, seconds_of
 from gpusharing.planning.gpus.bills import HOUR, Price
@@ -88,8 +89,18 @@ def test_what_selects_agents_selects_no_prices() -> None:
     assert of_others('node="gpu-1"') == ""
     queries = queries_of(Wish(0, 86400, "team", 'job="x"'), 86400)
     assert [query for query in queries if "job=" not in query] == [
-        *queries[8:12], queries[-1]
+        *queries[8:12], *queries[-2:]
     ]  # fmt: skip
+
+
+def test_no_choice_of_tenants_or_pools_hides_that_a_node_is_simulated() -> None:
+    typed = 'cluster="east",policy="a",namespace="b",exported_namespace="b",node="n",job="x"'
+    assert simulated_query(typed, 60) == (
+        'max by (node) (max_over_time(gpusharing_agent_simulated{cluster="east"}[60s])) > 0'
+    )
+    assert sentence([]) == ""
+    assert sentence(["a", "b", "c", "d"]).startswith("SIMULATED: a, b, c and 1 more have no real GPUs")
+    assert sentence([""]).startswith("SIMULATED: a node without a name has no real GPUs")
 
 
 def test_a_window_is_asked_for_a_day_at_a_time() -> None:

@@ -1,6 +1,8 @@
 """What may be typed for `recommend`, which nodes it means, and what Prometheus or the cluster answer instead
 (cli/recommend.py, cli/poolnodes.py, cli/recommendfile.py, cli/recommendplan.py)."""
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from tests.cli.desk import JSON, Desk
 from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, fake_prometheus, success, vector
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
+from tests.planning.histories import H100
 
 from gpusharing.api.selectors import matches
 from gpusharing.api.validation import validate_policy
@@ -23,6 +26,8 @@ from gpusharing.cli.recommend import find_effect
 from gpusharing.cli.recommendplan import describe_effect, effect_data
 from gpusharing.cli.session import Session
 from gpusharing.cli.troubles import CHANGES, DONE, Trouble
+from gpusharing.planning.gpus.capacity import memory_of
+from gpusharing.planning.gpus.needs import GIB
 
 HOURS = 30
 LABELS = {
@@ -226,6 +231,48 @@ def test_an_annotation_that_means_no_memory_is_left_out(fake: FakePrometheus, si
     labels = {"namespace": "team-a", "pod": LABELS["pod"], "annotation_gpusharing_dev_gpu_memory": size}
     fake.answers["kube_pod_annotations"] = vector((labels, "1"))
     assert f"is '{size}', which is left out: write it like 15Gi" in told(fake, "-o", "json").out
+
+
+def test_what_simulated_agents_told_says_so_also_in_the_file(fake: FakePrometheus, tmp_path: Path) -> None:
+    fake.answers["gpusharing_agent_simulated"] = vector(({"node": "gpu-1"}, "1"), ({"node": "gpu-9"}, "1"))
+    name = tmp_path / "pool.yaml"
+    said = told(fake, "-l", "gpusharing.dev/pool=b", "--write", str(name)).out.splitlines()[1]
+    assert said.startswith("SIMULATED: gpu-1 has no real GPUs")
+    assert "# SIMULATED: gpu-1 has no real GPUs" in name.read_text()
+    assert told(fake, "-l", "gpusharing.dev/pool=b", "-o", "json").data["simulated"] == ["gpu-1"]
+    (row,) = csv.DictReader(io.StringIO(told(fake, "-o", "csv").out))
+    assert row["simulated"] == "yes"
+
+
+def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the_same(
+    fake: FakePrometheus,
+) -> None:
+    """Twelve pods of 1 GiB, each on a GPU of its own: two GPUs with MIG, one with MPS."""
+
+    def pods(value: str) -> Answer:
+        points = [[NOW - 3600 * hour, value] for hour in reversed(range(24))]
+        names = [{"UUID": f"GPU-{one}", "pod": f"llm-6b8f9c7d5-x2k4{one}"} for one in "bcdfghjklmnp"]
+        return success("matrix", [{"metric": {**LABELS, **name}, "values": points} for name in names])
+
+    fake.ranges["quantile_over_time(0.95, DCGM"] = pods("0.02")
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = pods("1024")
+    text = " ".join(told(fake, "--window", "24h").out.split())
+    assert (
+        "Sharing whole GPUs would take fewer: 12 pods on 1 GPU by MPS with 12 clients on each, and on 2"
+        in text
+    )
+    found = told(fake, "--window", "24h", "-o", "json").data
+    assert found["recommendation"]["shared"] == {
+        "mode": "MPS",
+        "replicas": 12,
+        "pods": 12,
+        "gpus": 1,
+        "gpusByThisLayout": 2,
+        "neededBytes": found["workloads"][0]["needBytes"],
+        "thereBytes": round(memory_of(H100) * GIB / 12),
+        "active": pytest.approx(0.02, rel=0.06),
+    }
+    assert found["policy"]["spec"]["mode"] == "MIG"
 
 
 @pytest.fixture

@@ -197,6 +197,7 @@ def test_our_agent_tells_the_pods_of_a_shared_gpu_apart(prometheus: str) -> None
     told = ask(prometheus, "-o", "json", cluster="agent")
     found = workloads(told)["llm"]
     assert (found["now"], found["pods"]) == ("1/2 GPU", 2)
+    assert told.data["simulated"], "the agent says so"
     assert found["peakBytes"] == pytest.approx(6 * 2**30, rel=0.06)
     assert told.data["recommendation"]["worstCoLocationBytes"] == pytest.approx(12 * 2**30, rel=0.06)
 

@@ -52,7 +52,14 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> Answer:
         remarks.append(
             f"prices are in several currencies ({currencies}): nothing is converted, and each has its total"
         )
-    return Answer(prometheus.place.where, wish, bill, tuple(metered.missing), tuple(remarks))
+    return Answer(
+        prometheus.place.where,
+        wish,
+        bill,
+        tuple(metered.missing),
+        tuple(remarks),
+        tuple(sorted(metered.simulated)),
+    )
 
 
 def wish_of(typed: Namespace, now: float) -> Wish:

@@ -11,12 +11,14 @@ from typing import Any
 from gpusharing.cli.ages import length
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, prose, table
 from gpusharing.cli.meterqueries import NAMESPACE, POLICY, Wish
+from gpusharing.cli.simulated import describe_simulated
 from gpusharing.cli.windows import moment
 from gpusharing.planning.gpus.bills import HOUR, Bill, Part, Pool, Price, Row, Total
 
 UNKNOWN = "unknown"
 COLUMNS = (
-    "from", "until", "by", "name", "policy", "part", "resource", "basis", "gpu_hours", "cost", "currency", "partial"
+    "from", "until", "by", "name", "policy", "part", "resource", "basis", "gpu_hours", "cost", "currency", "partial",
+    "simulated",
 )  # fmt: skip
 """Of the CSV."""
 
@@ -32,13 +34,15 @@ class Answer:
     missing: tuple[str, ...]
     """Why it is a part of what there was; empty: it is all."""
     remarks: tuple[str, ...]
+    simulated: tuple[str, ...] = ()
+    """Nodes whose GPUs are SIMULATED."""
 
 
 def describe(answer: Answer, paper: Paper) -> list[Line]:
     """Who had what, the pools, the totals, and what is not known."""
     wish, bill = answer.wish, answer.bill
     head = f"{length(timedelta(seconds=wish.end - wish.start))} until {moment(wish.end)}, by {wish.by}"
-    lines = [*prose(head, paper, ink=Ink.TITLE)]
+    lines = [*prose(head, paper, ink=Ink.TITLE), *describe_simulated(answer.simulated, paper)]
     if bill.rows:
         lines += _of_rows(answer, paper)
         lines += [BLANK, *_of_pools(bill.pools, paper), BLANK]
@@ -155,6 +159,7 @@ def as_data(answer: Answer) -> dict[str, Any]:
         "partial": bool(answer.missing),
         "missing": list(answer.missing),
         "remarks": list(answer.remarks),
+        "simulated": list(answer.simulated),
         "rows": [
             {
                 "name": row.policy if wish.by == POLICY else row.tenant,
@@ -215,6 +220,7 @@ def as_csv(answer: Answer) -> str:
                 _plain(row.cents) or "",
                 row.currency,
                 "yes" if answer.missing else "no",
+                "yes" if answer.simulated else "no",
             )
         )
     return written.getvalue()

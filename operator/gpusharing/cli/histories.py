@@ -43,6 +43,8 @@ class Seen:
     histories: tuple[History, ...]
     occupied: tuple[Occupied, ...]
     remarks: tuple[str, ...]
+    simulated: tuple[str, ...] = ()
+    """Of the nodes those whose GPUs are SIMULATED."""
 
 
 def find_seen(usage: Usage, where: str) -> Seen:
@@ -80,6 +82,7 @@ def find_seen(usage: Usage, where: str) -> Seen:
         histories,
         tuple(_occupied(gpus, latest)),
         (*usage.remarks, *_nameless(gpus.values()), *_gone(ours.keys() - there.keys())),
+        tuple(sorted(usage.simulated & {gpu.node for gpu in gpus.values()})),
     )
 
 

@@ -22,6 +22,7 @@ from gpusharing.cli.meterqueries import (
 )
 from gpusharing.cli.pricing import CHOOSE, REMEDY, Prices, read_prices
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
+from gpusharing.cli.simulated import nodes_of
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.windows import days, find_gaps
 from gpusharing.planning.gpus.bills import MICROS, Basis, Cell, Part, Price
@@ -44,6 +45,8 @@ class Metered:
     missing: list[str] = field(default_factory=list)
     """Why the answer is a part of what there was; empty: it is all."""
     remarks: list[str] = field(default_factory=list)
+    simulated: set[str] = field(default_factory=set)
+    """Nodes that were metered and whose GPUs are SIMULATED."""
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class _Day:
     prices: Prices
     teams: Mapping[str, str]
     """By namespace."""
+    simulated: frozenset[str]
+    """Nodes."""
 
 
 async def read_metered(prometheus: Prometheus, wish: Wish) -> Metered:
@@ -79,6 +84,7 @@ async def read_metered(prometheus: Prometheus, wish: Wish) -> Metered:
         found.missing += [fault for fault in day.prices.faults if fault not in found.missing]
         _sum(parts, (*day.held, *day.idle, *day.stranded, *day.transition))
         _sum(gpus, day.gpus)
+        found.simulated |= day.simulated & {node for node, _ in map(_node, day.gpus)}
         unseen.add(day.gpus, day.firsts, day.lasts)
         unlabelled += bool(label_of(wish.by) and day.held and not day.teams)
     held = [cell for cell in found.cells if cell.part is Part.HELD]
@@ -130,6 +136,7 @@ async def _read_day(prometheus: Prometheus, wish: Wish, start: float, end: float
         rivals,
         cards,
         twice,
+        simulated,
         *teams,
     ) = await side_by_side(*(prometheus.instant(query, end) for query in queries))
     _refuse_doubles(twice)
@@ -144,6 +151,7 @@ async def _read_day(prometheus: Prometheus, wish: Wish, start: float, end: float
         {(one.labels.get("node", ""), one.labels.get("resource", "")): one.value for one in shared},
         read_prices(opencost, policies, products, cards, rivals=rivals, currency=wish.currency),
         _teams(teams[0], label_of(wish.by)) if teams else {},
+        nodes_of(simulated),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gpusharing.cli.matchers import braced, of_others
 from gpusharing.cli.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
+from gpusharing.cli.simulated import simulated_query
 
 POINTS = "5m"
 """Between the points of a subquery."""
@@ -73,6 +74,7 @@ def queries_of(wish: Wish, seconds: int) -> list[str]:
         f"max by (node, product) (max_over_time(gpusharing_agent_gpu_info{chosen}{span}))",
         f"max_over_time({counters}{span}) and on (node, {POLICY})"
         f" (count_over_time((count by (node, {POLICY}) ({counters}) > 1){points}) > {moments})",
+        simulated_query(wish.selector, seconds),
     ]
     if label := label_of(wish.by):
         matchers = ",".join(filter(None, (of_others(wish.selector), f'{label}!=""')))

@@ -9,10 +9,12 @@ from gpusharing.cli.recommendtext import UNKNOWN, Answer, advice_of, now_of, pla
 from gpusharing.cli.windows import moment
 from gpusharing.planning.gpus.needs import Confidence, History, Need
 from gpusharing.planning.gpus.recommendation import Placed, Recommendation, Unplaced
+from gpusharing.planning.gpus.sharing import Shared, find_shared
 
 COLUMNS = (
     "from", "until", "pool", "namespace", "kind", "workload", "pods", "now", "peak_bytes", "need_bytes", "active",
     "advice", "confidence", "why", "samples", "partial",
+    "simulated",
 )  # fmt: skip
 """Of the CSV."""
 
@@ -33,6 +35,7 @@ def as_data(answer: Answer) -> dict[str, Any]:
         "partial": bool(answer.missing),
         "missing": list(answer.missing),
         "remarks": list(answer.remarks),
+        "simulated": list(answer.seen.simulated),
         "next": list(answer.steps),
         "workloads": [
             _workload(history, by_workload.get(history.workload), placed.get(history.workload))
@@ -65,7 +68,22 @@ def _workload(history: History, need: Need | None, one: Placed | Unplaced | None
     }
 
 
+def _shared(one: Shared) -> dict[str, Any]:
+    """What shares whole GPUs for fewer of them."""
+    return {
+        "mode": str(one.mode),
+        "replicas": one.replicas,
+        "pods": one.pods,
+        "gpus": one.gpus,
+        "gpusByThisLayout": one.instead,
+        "neededBytes": round(one.needed),
+        "thereBytes": round(one.there),
+        "active": None if one.busy is None else round(one.busy, 4),
+    }
+
+
 def _found(found: Recommendation) -> dict[str, Any]:
+    shared = find_shared(found)
     return {
         "goal": str(found.goal),
         "mode": str(found.mode),
@@ -82,6 +100,7 @@ def _found(found: Recommendation) -> dict[str, Any]:
         "nodes": found.nodes,
         "idle": dict(found.idle),
         "stranded": {"computeSlices": found.stranded.slices, "memoryUnits": found.stranded.units},
+        "shared": None if shared is None else _shared(shared),
         "worstCoLocationBytes": None if found.worst is None else round(found.worst.bytes),
     }
 
@@ -98,7 +117,7 @@ def as_csv(answer: Answer) -> str:
                 data["from"], data["until"], data["pool"], one["namespace"], one["kind"], one["name"], one["pods"],
                 one["now"], _plain(one["peakBytes"]), _plain(one["needBytes"]), _plain(one["active"]),
                 _plain(one["advice"]), one["confidence"], one["why"], one["samples"],
-                "yes" if data["partial"] else "no",
+                "yes" if data["partial"] else "no", "yes" if data["simulated"] else "no",
             )
         )  # fmt: skip
     return written.getvalue()

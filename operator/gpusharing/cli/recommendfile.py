@@ -6,6 +6,7 @@ from gpusharing.api.names import API_VERSION
 from gpusharing.cli.files import KIND
 from gpusharing.cli.poolnodes import Scope
 from gpusharing.cli.recommendtext import Answer
+from gpusharing.cli.simulated import sentence
 from gpusharing.planning.gpus.recommendation import Recommendation
 
 _MODES = ("mode", "mig", "mps", "timeSlicing")
@@ -38,6 +39,7 @@ def as_file(answer: Answer) -> str:
         "Proposed by kubectl gpusharing recommend from what was measured. Nothing changes before somebody approves the"
         " plan.",
         f"{answer.span}; {answer.packing}",
+        *filter(None, (sentence(answer.seen.simulated),)),
         *answer.steps,
     ]
     lines = "".join(f"# {_printable(text)}\n" for text in told)

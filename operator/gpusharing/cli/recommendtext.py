@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
 
-from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX
+from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.cli.ages import counted, length
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, line, prose, table
 from gpusharing.cli.histories import Seen
 from gpusharing.cli.poolnodes import Scope
 from gpusharing.cli.recommendplan import Effect, describe_effect
+from gpusharing.cli.simulated import describe_simulated
 from gpusharing.cli.windows import moment
 from gpusharing.planning.gpus.decaying import Sample
 from gpusharing.planning.gpus.geometry import describe as layout_text
@@ -23,6 +24,7 @@ from gpusharing.planning.gpus.recommendation import (
     Stranded,
     Unplaced,
 )
+from gpusharing.planning.gpus.sharing import Shared, find_shared
 from gpusharing.planning.words.lengths import some
 
 UNKNOWN = "?"
@@ -112,6 +114,7 @@ def _name(whose: Workload) -> str:
 def describe(answer: Answer, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
     """Each workload, the layout, what to do next, and what is not known."""
     lines = prose(answer.span, paper, ink=Ink.TITLE)
+    lines += describe_simulated(answer.seen.simulated, paper)
     lines += _table(answer, paper)
     if verbose:
         lines += [part for need in answer.needs for part in _evidence(need, paper)]
@@ -120,6 +123,8 @@ def describe(answer: Answer, paper: Paper, *, verbose: bool, written: str) -> li
         if answer.found.placed:
             lines += _layout(answer.found, paper)
         lines += prose(answer.packing, paper, hang="  ")
+        if (shared := find_shared(answer.found)) is not None:
+            lines += prose(f"{shared_of(shared)}.", paper, hang="  ", ink=Ink.WAITING)
         if answer.effect is not None:
             lines += describe_effect(answer.effect, paper)
         lines += _next(answer, paper, written)
@@ -283,6 +288,32 @@ def packing_of(found: Recommendation) -> str:
     if found.worst is not None:
         told.append(_worst(found.worst))
     return f"{'; '.join(told)}."
+
+
+def shared_of(one: Shared) -> str:
+    """That sharing takes fewer GPUs, with the arithmetic and the price."""
+    pods, gpus = counted(one.pods, "pod"), counted(one.gpus, "GPU")
+    need, there = _size(one.needed), _size(one.there)
+    if one.mode is Mode.MPS:
+        way = f"MPS with {one.replicas} clients on each"
+        fits = f"a client has {there}, and who needs most needs {need}"
+        busy = (
+            ""
+            if one.busy is None
+            else f"; it has {1 / one.replicas:.0%} of the compute, and the busiest takes {one.busy:.0%}"
+        )
+        but = "a fatal fault of one reaches all clients of its GPU"
+    else:
+        way = f"time-slicing with {one.replicas} replicas of each"
+        fits = f"the {one.replicas} that need most need {need} together, of {there}"
+        busy = "" if one.busy is None else f"; the {one.replicas} busiest take {one.busy:.0%} of the compute"
+        but = "one that takes too much memory makes the others fail"
+    unknown = "; how busy all of them are is not known" if one.busy is None else ""
+    return (
+        f"Sharing whole GPUs would take fewer: {pods} on {gpus} by {way}, and on {one.instead} by this layout"
+        f" ({fits}{busy}{unknown}). But nothing isolates them: {but}, and nobody can be billed by use. Where nothing is"
+        " promised to anybody and all trust each other, let them share: kubectl gpusharing advise asks for that"
+    )
 
 
 def _stranded(lost: Stranded) -> str:

@@ -35,6 +35,8 @@ class Part:
     """Bytes, by the annotation."""
     exporters: frozenset[Pod]
     devices: Devices
+    simulated: frozenset[str] = frozenset()
+    """Nodes."""
 
 
 @dataclass(slots=True)

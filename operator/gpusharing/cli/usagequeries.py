@@ -6,6 +6,7 @@ and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of kube-state-metrics ar
 """
 
 from gpusharing.cli.matchers import OF_TARGETS, braced, of_others
+from gpusharing.cli.simulated import simulated_query
 from gpusharing.cli.windows import SHORT
 
 LOOKS = 100
@@ -68,7 +69,8 @@ def hourly(selector: str) -> tuple[str, ...]:
 
 
 def names(selector: str, seconds: int) -> tuple[str, ...]:
-    """Asked once for a stretch: who owns pods, which pods are dcgm-exporter's own, which device is which."""
+    """Asked once for a stretch: who owns pods, which pods are dcgm-exporter's own, which device is which,
+    which nodes are SIMULATED."""
     span = f"[{max(seconds, round(SHORT))}s]"
     chosen, others = braced(selector), others_of(selector)
     annotated = braced(others, f'{ANNOTATION}!=""')
@@ -83,6 +85,7 @@ def names(selector: str, seconds: int) -> tuple[str, ...]:
         f"group by (namespace, pod) (last_over_time(up{span})"
         f" and on (job, instance) last_over_time({USED}{chosen}{span}))",
         f"max by (node, gpu, uuid, gpu_uuid, instance_id, profile) (last_over_time({INFO}{chosen}{span}))",
+        simulated_query(others, max(seconds, round(SHORT))),
     )
 
 

@@ -11,6 +11,7 @@ from gpusharing.api.names import ANNOTATION_GPU_MEMORY
 from gpusharing.cli.ages import counted
 from gpusharing.cli.matchers import braced
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
+from gpusharing.cli.simulated import nodes_of
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.usagefold import Fold, Gpu, Part
 from gpusharing.cli.usagequeries import (
@@ -65,6 +66,8 @@ class Usage:
     missing: tuple[str, ...]
     """Why the answer is a part of what there was; empty: it is all."""
     remarks: tuple[str, ...]
+    simulated: frozenset[str] = frozenset()
+    """Nodes whose agents say that their GPUs are SIMULATED."""
 
 
 async def read_usage(prometheus: Prometheus, asked: Asked) -> Usage:
@@ -91,14 +94,17 @@ async def read_usage(prometheus: Prometheus, asked: Asked) -> Usage:
     _know_gpus(fold, infos)
     remarks: list[str] = []
     replicas: dict[str, int] = {}
+    simulated: frozenset[str] = frozenset()
     for start, end in _stretches(asked, hours, series):
         part = await _read_part(prometheus, asked, start, end, remarks)
         replicas |= _replicas(offered, part.used, fold)
         fold.replicated = frozenset(replicas)
         fold.add(part)
+        simulated |= part.simulated
     missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     most = {(one.labels.get("node", ""), one.labels.get("resource", "")): one.value for one in slices}
-    return Usage(fold, most, replicas, tuple(missing), (*_remarks(fold), *dict.fromkeys(remarks)))
+    notes = (*_remarks(fold), *dict.fromkeys(remarks))
+    return Usage(fold, most, replicas, tuple(missing), notes, simulated)
 
 
 async def _series(prometheus: Prometheus, asked: Asked) -> float:
@@ -131,7 +137,7 @@ async def _read_part(
     ]
     questions += [prometheus.instant(query, end) for query in names(asked.selector, round(end - start))]
     found = await side_by_side(*questions)
-    used, live, active, own, held, sm, pods, replicasets, jobs, annotated, exporters, infos = found
+    used, live, active, own, held, sm, pods, replicasets, jobs, annotated, exporters, infos, simulated = found
     _refuse_clusters([*used, *own])
     return Part(
         used,
@@ -144,6 +150,7 @@ async def _read_part(
         _declared(annotated, remarks),
         frozenset((told(one, "namespace"), one.labels.get("pod", "")) for one in exporters),
         Devices.of(infos),
+        nodes_of(simulated),
     )
 
 
