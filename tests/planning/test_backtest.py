@@ -1,6 +1,7 @@
-"""`recommend` on SIMULATED traces whose future is known: what it costs against hindsight, and whom it gives too little.
+"""`recommend` on SIMULATED traces whose future is known: what it costs against hindsight, or how much room it gives,
+and whom it gives too little.
 
-The last line of a run with -s is what docs/adr/0047-a-layout-for-the-pool.md quotes.
+What a run with -s prints is what docs/adr/0047-a-layout-for-the-pool.md quotes.
 """
 
 from dataclasses import dataclass, replace
@@ -32,27 +33,40 @@ class Played:
     """For the highest peaks of the future and nothing above them: who decided so would have been lucky."""
 
 
-def play(seed: int) -> Played:
+def play(seed: int, goal: Goal) -> Played:
     traces = make_pool(seed, workloads=WORKLOADS, hours=PAST + FUTURE)
     nodes = pool((8,) * 4 if seed % 2 else (4,) * 8)
-    return Played(
-        traces, advise(nodes, traces, 0), advise(nodes, traces, PAST), advise(nodes, traces, PAST, bare=True)
-    )
+    told, hindsight = (advise(nodes, traces, begin, goal) for begin in (0, PAST))
+    return Played(traces, told, hindsight, advise(nodes, traces, PAST, goal, bare=True))
 
 
-def advise(nodes: Pool, traces: tuple[Trace, ...], begin: int, *, bare: bool = False) -> Recommendation:
+def advise(
+    nodes: Pool, traces: tuple[Trace, ...], begin: int, goal: Goal, *, bare: bool = False
+) -> Recommendation:
     """By a fortnight from an hour on."""
-    end = begin + FUTURE
     needs = []
     for trace in traces:
-        need = find_need(trace.history(H100, begin, end), H100, Goal.COST)
-        needs.append(replace(need, memory=ceil(trace.highest(H100, begin, end))) if bare else need)
-    return recommend(nodes, needs, goal=Goal.COST)
+        need = need_of(trace, begin, goal)
+        highest = ceil(trace.highest(H100, begin, begin + FUTURE))
+        needs.append(replace(need, memory=highest) if bare else need)
+    return recommend(nodes, needs, goal=goal)
+
+
+def need_of(trace: Trace, begin: int, goal: Goal) -> Need:
+    """By a fortnight from an hour on."""
+    return find_need(trace.history(H100, begin, begin + FUTURE), H100, goal)
 
 
 @pytest.fixture(scope="module")
 def played() -> list[Played]:
-    return [play(seed) for seed in range(POOLS)]
+    """As cheap as can be."""
+    return [play(seed, Goal.COST) for seed in range(POOLS)]
+
+
+@pytest.fixture(scope="module")
+def roomy() -> list[Played]:
+    """With as much room as there is."""
+    return [play(seed, Goal.PERFORMANCE) for seed in range(POOLS)]
 
 
 def granted(one: Placed) -> tuple[float, float]:
@@ -78,7 +92,42 @@ def test_the_layout_takes_at_most_a_tenth_more_gpus_than_the_best_in_hindsight(p
     assert told <= 1.1 * hindsight
 
 
-def test_no_workload_gets_less_memory_than_its_highest_peak_in_the_future(played: list[Played]) -> None:
+def test_who_has_least_room_has_at_most_a_tenth_less_than_by_the_best_layout_in_hindsight(
+    roomy: list[Played],
+) -> None:
+    """What --goal performance is to be good at: how often the future need of the tightest workload fits into what it
+    was given, on no more GPUs than there are."""
+    rooms = [(room(one, one.told), room(one, one.hindsight)) for one in roomy]
+    worst = min(told / hindsight for told, hindsight in rooms)
+    mean = sum(told for told, _ in rooms) / sum(hindsight for _, hindsight in rooms)
+    over = [one.told.gpus for one in roomy if one.told.gpus > one.told.pool.gpus >= one.hindsight.gpus]
+    print(
+        f"\n{SIMULATED}, performance: room of the tightest {mean - 1:+.1%} against hindsight, {worst - 1:+.1%} in the"
+        f" worst of {POOLS} pools, {sum(told < hindsight for told, hindsight in rooms)} of them with less;"
+        f" {sum(one.told.gpus for one in roomy)} GPUs of {sum(one.told.pool.gpus for one in roomy)}"
+    )
+    assert over == []
+    assert worst >= 0.9
+
+
+def room(one: Played, layout: Recommendation) -> float:
+    """Of a layout for who has least, by the needs to come: of those whom hindsight gives an instance."""
+    needs = {trace.name: need_of(trace, PAST, Goal.PERFORMANCE) for trace in one.traces}
+    shared = {place.need.workload.name for place in one.hindsight.placed if place.profile}
+    found = []
+    for name, place in by_name(layout).items():
+        need, (memory, compute) = needs[name], granted(place)
+        assert need.memory is not None
+        if name in shared:
+            found.append(min(memory / need.memory, compute / (need.compute or compute)))
+    return min(found)
+
+
+@pytest.mark.parametrize("goal", ["played", "roomy"])
+def test_no_workload_gets_less_memory_than_its_highest_peak_in_the_future(
+    goal: str, request: pytest.FixtureRequest
+) -> None:
+    played: list[Played] = request.getfixturevalue(goal)
     assert [found for one in played for found in short_of_memory(one.traces, one.told)] == []
 
 
@@ -109,15 +158,32 @@ def short_of_memory(traces: tuple[Trace, ...], told: Recommendation) -> list[tup
 
 
 def test_no_workload_gets_less_compute_than_95_percent_of_its_future_needs(played: list[Played]) -> None:
-    below = []
+    assert short_of_compute(played, 0.95) == []
+
+
+def test_with_performance_only_bursts_at_random_get_less_than_98_percent_of_their_future_needs(
+    roomy: list[Played],
+) -> None:
+    """They are 2 % of the hours, so the 98th percentile of the past falls on either side of them by chance."""
+    below = short_of_compute(roomy, 0.98)
+    print(
+        f"\n{SIMULATED}, performance: {len(below)} of {POOLS * WORKLOADS} workloads get less compute than the 98th"
+    )
+    assert {name.rpartition("-")[0] for name, *_ in below} <= {"bursts"}
+    assert len(below) <= POOLS * WORKLOADS / 100
+
+
+def short_of_compute(played: list[Played], level: float) -> list[tuple[str, float, float]]:
+    """Who would get less than this percentile of its activity to come: parts that are needed and given."""
+    found = []
     for each in played:
         places = by_name(each.told)
         for trace in each.traces:
             future = sorted(used[1] for used in trace.hourly[PAST:] if used is not None)
-            needed, part = future[ceil(0.95 * len(future)) - 1], granted(places[trace.name])[1]
+            needed, part = future[ceil(level * len(future)) - 1], granted(places[trace.name])[1]
             if part < needed:
-                below.append((trace.name, needed, part))
-    assert below == []
+                found.append((trace.name, needed, part))
+    return found
 
 
 def by_name(told: Recommendation) -> dict[str, Placed]:
