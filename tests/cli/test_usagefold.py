@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isnan
 
 import pytest
@@ -113,6 +114,46 @@ def test_pods_of_today_are_needed_today(before: int, at_the_end: tuple[int, ...]
     fold.add(part(live, live))
     (found,) = histories(fold)
     assert found.pods == pods
+
+
+DAYS_AGO, NOW = range(50), range(50, HOURS)
+
+
+def lived(pod: str, hours: range, *gpus: int) -> list[Series]:
+    """A pod on these GPUs in these hours."""
+    return [series(pod, dict.fromkeys(hours, 6144.0), UUID=f"GPU-{gpu}") for gpu in gpus]
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ({"llm-0": 40 << 30, "llm-1": 15 << 30}, 15 << 30),
+        ({"llm-0": 15 << 30, "llm-1": 40 << 30}, 40 << 30),
+        ({"llm-0": 40 << 30}, None),
+        ({"llm-1": 15 << 30, "llm-2": 18 << 30}, 18 << 30),
+    ],
+    ids=["less than before", "more", "taken away", "of two of now the larger"],
+)
+@pytest.mark.parametrize("at_hours", [True, False], ids=["at the ends of hours", "between them"])
+def test_what_the_pods_of_now_say_counts(
+    declared: dict[str, int], told: int | None, *, at_hours: bool
+) -> None:
+    used = [*lived("llm-0", DAYS_AGO, 1), *lived("llm-1", NOW, 1), *lived("llm-2", NOW, 2)]
+    whose = {("a", pod): size for pod, size in declared.items()}
+    (found,) = histories(folded(replace(part(used, used if at_hours else []), declared=whose)))
+    assert found.declared == told
+
+
+def test_a_pod_that_held_several_gpus_long_ago_holds_one_now() -> None:
+    used = [*lived("llm-0", DAYS_AGO, 1, 2, 3, 4), *lived("llm-1", NOW, 1)]
+    (found,) = histories(folded(part(used, used)))
+    assert found.holds.devices == 1
+
+
+def test_an_update_with_pods_of_several_gpus_counts_them_for_a_day() -> None:
+    used = [*lived("llm-0", range(HOURS - 10), 1, 2), *lived("llm-1", range(HOURS - 10, HOURS), 1)]
+    (found,) = histories(folded(part(used, used)))
+    assert found.holds.devices == 2
 
 
 def test_of_a_new_workload_nothing_is_known() -> None:

@@ -129,6 +129,11 @@ def _pods(record: Record) -> int:
     return max(sorted(counts)[ceil(AT_ONCE * len(counts)) - 1], min(counts[-2:]))
 
 
+def _devices(record: Record) -> int:
+    """Of one pod, at most, in the last day in which the workload ran: what it held before is over."""
+    return max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
+
+
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
     """What each pod holds, as far as anybody tells."""
     if record.profile:
@@ -143,13 +148,15 @@ def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holdi
             None,
         )
         times = int(usage.slices.get((record.node, resource), 1))
-        return Holding(resource, record.devices, share / times if share is not None and times > 1 else share)
+        return Holding(
+            resource, _devices(record), share / times if share is not None and times > 1 else share
+        )
     resource = record.resource or RESOURCE_GPU
     times = int(usage.slices.get((record.node, resource), 0)) or usage.replicas.get(record.node, 0)
     if times > 1:
-        return Holding(resource, record.devices, Fraction(max(1, int(record.slices)), times))
+        return Holding(resource, _devices(record), Fraction(max(1, int(record.slices)), times))
     together = sum(gpu.holders.values())
-    return Holding(resource, record.devices, None if together > 1 else Fraction(1))
+    return Holding(resource, _devices(record), None if together > 1 else Fraction(1))
 
 
 def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:

@@ -49,8 +49,8 @@ class Record:
     """Of one, of the whole card."""
     pods: "array[int]"
     """At the end of the hour."""
-    devices: int = 1
-    """Of one pod, at most."""
+    devices: "array[int]"
+    """Of one pod at the end of the hour, at most."""
     last: int = -1
     """The hour in which a pod of it was seen last."""
     profile: str = ""
@@ -65,11 +65,22 @@ class Record:
     shared: int = 0
     """Hours in which what a pod took was not known, because others held its GPU too."""
     declared: int | None = None
+    """Bytes that the pods say which were seen last, the most of them."""
+    declared_at: int = -1
+    """The hour in which those were seen."""
 
     @classmethod
     def of(cls, hours: int) -> "Record":
         """One of which nothing is known."""
-        return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, array("I", [0]) * hours)
+        none = array("I", [0]) * hours
+        return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
+
+    def declare(self, said: int | None, hour: int) -> None:
+        """What a pod that was there in this hour says. Whoever wrote it may have changed it, or taken it away."""
+        if hour > self.declared_at:
+            self.declared_at, self.declared = hour, said
+        elif hour == self.declared_at and said is not None:
+            self.declared = max(said, self.declared or 0)
 
 
 @dataclass(slots=True)
@@ -251,7 +262,8 @@ class Fold:
             workload = self._workload(pod, part.owners)
             record = self.records[workload]
             record.pods[hour] += 1
-            record.devices = max(record.devices, len(those))
+            record.devices[hour] = max(record.devices[hour], len(those))
+            record.declare(part.declared.get(pod), hour)
             for device in those:
                 self._hold(device, hour, workload)
 
@@ -260,6 +272,7 @@ class Fold:
         if told.pod is None or not one.points:
             return
         record, hour = self._record(told.pod, part), self.hour(one.points[-1][0])
+        record.declare(part.declared.get(told.pod), hour)
         if hour > record.last:
             record.last, record.profile = hour, told.profile
             record.gpu, record.node = told.device.gpu, told.node
@@ -277,10 +290,7 @@ class Fold:
         workload = self._workload(pod, part.owners)
         if workload not in self.records:
             self.records[workload] = Record.of(self.hours)
-        record = self.records[workload]
-        if pod in part.declared:
-            record.declared = max(record.declared or 0, part.declared[pod])
-        return record
+        return self.records[workload]
 
     def _workload(self, pod: Pod, owners: Owners) -> Workload:
         if pod not in self._workloads:
