@@ -10,8 +10,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -51,6 +51,8 @@ class Options:
     """Names of nodes with a real kubelet: each gets a kubeconfig (`kubelet_kubeconfig`)."""
     apiserver_flags: tuple[str, ...] = ()
     """More flags for kube-apiserver; the last of two wins."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """More environment variables of all programs."""
     detached: bool = False
     """Let the programs outlive this process (`make cluster`); else they are swept if we are killed."""
 
@@ -223,7 +225,8 @@ class ControlPlane:
 
     def start_component(self, name: str) -> None:
         """Start one program again on its old ports; does not wait for it to be ready."""
-        self._components[name] = process.start(name, self._commands[name], self.log(name))
+        environment = self.options.environment
+        self._components[name] = process.start(name, self._commands[name], self.log(name), environment)
         self._record()
 
     def wait_ready(self) -> None:

@@ -2,10 +2,12 @@
 
 All of them with FULL=1; else a sample that is the same for the same seed, and holds every kind and every scenario.
 
-`python -m tests.faults.cases FOLDER` tells in one line what the results in a folder come to.
+`python -m tests.faults.cases FOLDER` tells in one line what the results in a folder come to; without a folder it tells
+how many workers play side by side.
 """
 
 import json
+import os
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,8 +35,8 @@ KINDS: tuple[tuple[str, Scope], ...] = (
     *((kind, scope) for kind in (*CALLS, *WATCHES) for scope in ("one", "all")),
 )
 SAMPLE = 150
-WORKERS = 2
-"""Runs side by side (Makefile)."""
+WORKERS = min(4, 1 + (os.cpu_count() or 1))
+"""Runs side by side (Makefile), one more than cores: a run waits for a third of its time. Each has a control plane."""
 WATCHED = 0.6
 """In a sample, what befalls watches begins in this share of a run: later there is little left to tell."""
 
@@ -157,7 +159,7 @@ def cases_in(folder: Path) -> int:
 
 
 def outlook(results: Sequence[Result], cases: int) -> str:
-    """What is left of so many cases, and for how long two workers have to do with it; empty: nothing."""
+    """What is left of so many cases, and for how long the workers have to do with it; empty: nothing."""
     left = cases - len(results)
     if left <= 0 or not results:
         return ""
@@ -187,8 +189,16 @@ def _read(line: str) -> Result:
     return Result(**{**raw, "case": Case(**raw["case"]), "complaints": tuple(raw["complaints"])})
 
 
-if __name__ == "__main__":
-    found = load(Path(sys.argv[1]))
+def tell(folder: Path) -> None:
+    """What the results in a folder come to."""
+    found = load(folder)
     print(summary(found))
-    if more := outlook(found, cases_in(Path(sys.argv[1]))):
+    if more := outlook(found, cases_in(folder)):
         print(f"{more}, of scenarios that were begun; the same command goes on there")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        tell(Path(sys.argv[1]))
+    else:
+        print(WORKERS)

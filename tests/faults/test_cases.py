@@ -8,6 +8,7 @@ from tests.faults.cases import (
     KINDS,
     ROWS,
     SAMPLE,
+    WORKERS,
     Case,
     Result,
     Results,
@@ -113,7 +114,7 @@ def test_a_full_run_that_was_ended_tells_what_is_left_and_how_long_that_takes(tm
     assert cases_in(tmp_path) == total
     left = total - 20
     told = outlook(load(tmp_path), cases_in(tmp_path))
-    assert told == f"{left} of {total} cases are left: about {left * 8 / 2 / 60:.0f} minutes"
+    assert told == f"{left} of {total} cases are left: about {left * 8 / WORKERS / 60:.0f} minutes"
     assert outlook(load(tmp_path), 20) == ""
 
 

@@ -27,6 +27,8 @@ from tests.integration.product import NODES, Pool, Product
 
 LEASE_TIMES = {"LEASE_SECONDS": "4", "RENEW_DEADLINE": "3", "RETRY_PERIOD": "0.3"}
 """Of runs with two operators: who waits for the Lease of a frozen one waits four seconds instead of fifteen."""
+SELDOM_RENEWED = {"RETRY_PERIOD": "0.5"}
+"""Nobody waits for the Lease in the other runs, and each renewal costs the machine as much as any write."""
 LATE = 20.0
 """Seconds after which a run that is done must have ended as one that nothing disturbed."""
 LOOK = 0.1
@@ -169,9 +171,10 @@ class FaultTheatre(Theatre):
         self, scenario: Scenario, log: Path, case: Case | None, at: int, around: Around
     ) -> Iterator[tuple[Lives, faults.Fault | None]]:
         environment = self.environment | {"GPUSHARING_PUBLISH_PERIOD": str(scenario.publish_period)}
+        stolen = case is not None and case.kind == "lease-stolen"
+        times = LEASE_TIMES if stolen else SELDOM_RENEWED
+        environment |= {f"GPUSHARING_{name}": value for name, value in times.items()}
         environment |= around.environment
-        if case is not None and case.kind == "lease-stolen":
-            environment |= {f"GPUSHARING_{name}": value for name, value in LEASE_TIMES.items()}
         lives = Lives(self.proxy, self.nursery, self.product.api, environment, log, self._doors)
         if around.forget:
             lives.forget = self._forget_holder
