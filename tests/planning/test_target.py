@@ -1,5 +1,6 @@
 """policy × GPUs → what the node is to become, or why it cannot, with what the card offers instead."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -179,7 +180,7 @@ def test_mig_on_without_instances_serves_nothing_and_is_refused() -> None:
 
 def test_a_card_of_which_nobody_knows_the_profiles_is_not_divided() -> None:
     unknown = make_gpu(product=A30)
-    unknown = type(unknown)(**{name: getattr(unknown, name) for name in unknown.__slots__} | {"profiles": ()})
+    unknown = replace(unknown, profiles=())
     found = target(unknown, mig={"layouts": [{"profiles": {"1g.6gb": 4}}]})
     assert isinstance(found, Finding)
     assert found.reason is Reason.HARDWARE_UNKNOWN

@@ -200,7 +200,8 @@ def _decode(kind: type[Record], data: JSON) -> Record:
         record: Record = _WRITERS[kind].validate_json(json.dumps(ours))
     except ValidationError as error:
         raise _Damaged(_complaint(error, ours)) from None
-    return replace(record, unknown=_text_of(left)) if left and isinstance(record, Fence) else record
+    kept: JSON = {"unknown": _text_of(left)} if left and kind is Fence else {}
+    return replace(record, **kept)
 
 
 def _complaint(error: ValidationError, ours: JSON) -> str:

@@ -1,14 +1,15 @@
 """Exactly what the operator can do, one API call each. The executor matches on this union."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WriteConfig:
     """Write the ConfigMaps that labels will point at; before any label does."""
 
@@ -18,7 +19,7 @@ class WriteConfig:
     """The whole mig-parted file; empty: nobody needs it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EnsureGPUNode:
     """Create the GPUNode, or patch its spec: what the agent is asked."""
 
@@ -28,14 +29,14 @@ class EnsureGPUNode:
     quiet: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetClaims:
     """Compare-and-swap of all claims on the leader Lease: proves leadership before a node is fenced."""
 
     claims: Mapping[str, Claim]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetFinalizer:
     """Keep a policy while one of its nodes is in flight, or let it go."""
 
@@ -45,7 +46,7 @@ class SetFinalizer:
     """Of the policy that was decided about; another one of its name is left alone. Empty: any."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetPointers:
     """Point ClusterPolicy at our ConfigMaps, once, in one conditional PATCH; no fence waits for it."""
 
@@ -55,7 +56,7 @@ class SetPointers:
     """By field of its spec: the name of our ConfigMap."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FenceNode:
     """Cordon and fence in one conditional Node PATCH; the routing label goes with it."""
 
@@ -69,7 +70,7 @@ class FenceNode:
     """Neighbour marks to set."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Actuate:
     """The point of no return: fence stage and every label that changes in one conditional Node PATCH."""
 
@@ -78,7 +79,7 @@ class Actuate:
     labels: Mapping[str, str | None]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UpdateFence:
     """Record the next attempt before acting on it, or that we stand aside, in one conditional Node PATCH."""
 
@@ -92,7 +93,7 @@ class UpdateFence:
     """Neighbour marks to drop."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Evict:
     """Ask the Eviction subresource, with the pod's UID as precondition."""
 
@@ -102,7 +103,7 @@ class Evict:
     uid: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ForceDelete:
     """DELETE of a pod at the end of its drain, with its UID as precondition (docs/design/drain.md#t4)."""
 
@@ -114,7 +115,7 @@ class ForceDelete:
     """Seconds; None: the pod's own grace period. Only ever longer than that."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RestartOperand:
     """Delete the mig-manager pod of a node, so that a fresh run starts (docs/design/nvidia.md#a6)."""
 
@@ -124,7 +125,7 @@ class RestartOperand:
     uid: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Release:
     """Give the node back: fence and our marks off, our cordon off if it is still only ours, and after a proof the
     start-up taint. One conditional PATCH."""
@@ -140,7 +141,7 @@ class Release:
     """When to try again after an abort; None removes an earlier record."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LabelNode:
     """Write only our own labels and the record of what was proven (adoption, change of owner). Not conditional, unless
     a proven node waits behind the start-up taint, which then goes in the same PATCH, or is forgotten."""

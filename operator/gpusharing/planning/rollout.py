@@ -27,7 +27,7 @@ the memo, which keeps answers and knows nothing of what they mean: a pass costs 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from functools import partial
 from operator import attrgetter
@@ -69,9 +69,10 @@ from gpusharing.planning.way.requests import with_gpunode
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RolloutPlan:
     """What one pass decided."""
 
@@ -99,7 +100,7 @@ class RolloutPlan:
     """By policy: nodes that it owns and that another policy's change keeps until it ends."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Choice:
     """Who begins now."""
 

@@ -4,7 +4,6 @@ Specification: docs/design/drain.md, rows P and G.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
 
@@ -17,11 +16,12 @@ from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Scope:
     """What a drain has to empty."""
 
@@ -49,7 +49,7 @@ def scope_of(settings: PlanSettings, *, all_pods: bool = False, cordoned_at: dat
     return Scope(settings.gpu_operator_namespace, all_pods, protected, own, cordoned_at, forces=forces)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Classified:
     """The pods of a node, each in exactly one place, sorted by `namespace/name`."""
 
@@ -123,7 +123,7 @@ Decision: TypeAlias = Literal["ignore", "hold", "wait"] | Reason
 the reason why it is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PodFilter:
     """One kind of pod and what is decided about it."""
 

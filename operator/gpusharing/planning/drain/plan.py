@@ -13,7 +13,6 @@ Specification: docs/design/drain.md. What holds in every plan:
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
@@ -33,9 +32,10 @@ from gpusharing.planning.drain.standing import Standing, Standings, stuck_from
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DrainPlan:
     """What to do about the pods of one node in this pass."""
 

@@ -5,13 +5,13 @@ A value that nobody can read counts as a mark that holds: whoever set it wanted 
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.words.lengths import cut
+from gpusharing.planning.words.values import value
 
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 KARPENTER = "karpenter.sh/do-not-disrupt"
@@ -23,7 +23,7 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Protection:
     """Why a pod is not to be disturbed."""
 

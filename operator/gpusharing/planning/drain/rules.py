@@ -3,7 +3,6 @@
 The first rule that matches a pod decides; where none does, whether it is a job is asked last.
 """
 
-from dataclasses import dataclass
 from datetime import timedelta
 
 from gpusharing.api.policy import Drain, DrainRule, Selector
@@ -11,6 +10,7 @@ from gpusharing.api.rules import NEVER
 from gpusharing.api.selectors import selects
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.words.values import value
 
 JOB_KINDS = frozenset(
     {
@@ -31,7 +31,7 @@ Tier = tuple[int, bool]
 """Who leaves first: by the order of the rule, then pods of the cluster's own priority classes last."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ruled:
     """The rule that decides about a pod."""
 

@@ -4,7 +4,7 @@ What is asked of one pod is asked here: who decides about it (holders.py), what 
 (evictions.py), which budgets guard it (pdb.py), and with these whether it may be evicted now.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
@@ -23,12 +23,13 @@ from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, PdbView, PodView
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason, reason_of
+from gpusharing.planning.words.values import value
 
 STUCK_AFTER = timedelta(seconds=60)
 """From the end of the grace period until a pod that still exists is called stuck (T5)."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Standing:
     """One pod that holds a GPU and that no filter keeps: where its eviction stands in this pass."""
 
@@ -64,7 +65,7 @@ class Standing:
         return len(self.budgets) > 1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Standings:
     """All pods of one node that hold a GPU, each in exactly one place, sorted by `namespace/name`."""
 

@@ -6,11 +6,12 @@ sum of such parts. So tenants, idle, stranded and transition always are the pool
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from itertools import groupby
 from operator import attrgetter
+
+from gpusharing.planning.words.values import value
 
 MICROS = 1_000_000
 """Microseconds of a second: whole numbers, because sums of them are exact in any order."""
@@ -39,7 +40,7 @@ class Basis(StrEnum):
     """No tenant held it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Price:
     """Of one GPU for an hour."""
 
@@ -49,7 +50,7 @@ class Price:
     """Who says so, for people."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Cell:
     """What time is counted for: the finest division of a bill."""
 
@@ -63,7 +64,7 @@ class Cell:
     """None: nobody knows."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Row:
     """A line of the bill."""
 
@@ -80,7 +81,7 @@ class Row:
     cents: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pool:
     """A policy in one currency."""
 
@@ -92,7 +93,7 @@ class Pool:
     """All that applied, cheapest first."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Total:
     """Everything in one currency."""
 
@@ -103,7 +104,7 @@ class Total:
     """Cents of each part; nothing where the price is not known."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Bill:
     """Rows, pools and totals; in each currency all three add up to the same."""
 

@@ -14,15 +14,16 @@ Compute capabilities: NVIDIA's "CUDA GPU compute capability" table.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Literal
+
+from gpusharing.planning.words.values import value
 
 # How well a fact is known. real: read on that hardware. doc: NVIDIA's guide or playbook. cfg: only in
 # mig-parted's shipped file. family: taken from the family, never seen for this model. unknown: no source.
 Status = Literal["real", "doc", "cfg", "family", "unknown"]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Profile:
     """One GPU instance profile as one card offers it, from this table or from NVML."""
 
@@ -35,7 +36,7 @@ class Profile:
     profile_id: int | None = None  # GPU instance profile id; the same id means other profiles on other cards
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Source:
     """How well names and counts, profile ids and placements of a card are known, and from where."""
 
@@ -45,7 +46,7 @@ class Source:
     cite: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Card:
     """One card model. ``profiles`` is empty for a card without MIG."""
 
@@ -70,7 +71,7 @@ class Card:
         return bool(self.profiles) and self.compute_capability[0] == 8
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Shape:
     """A profile of a family; its memory number follows from the card's total."""
 

@@ -9,10 +9,11 @@ They are built anew for each question: what lasts is Prometheus' (docs/adr/0048)
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil, fsum, inf, isfinite, log
 from typing import NamedTuple
+
+from gpusharing.planning.words.values import value
 
 GROWTH = 1.05
 HALF_LIFE = timedelta(hours=24)
@@ -28,7 +29,7 @@ class Sample(NamedTuple):
     value: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Scale:
     """What is measured."""
 
@@ -56,7 +57,7 @@ ACTIVITY = Scale("activity", 0.001, 1.0)
 """Of a whole card, from a thousandth: 143 buckets."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Histogram:
     """What was seen, newer samples weighing more. Bounded: a weight for each bucket of the scale at most."""
 

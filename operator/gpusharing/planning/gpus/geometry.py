@@ -17,12 +17,12 @@ Legality is downward closed: taking an instance away from a legal layout leaves 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import TypeAlias
 
 from gpusharing.planning.gpus.cards import Profile
+from gpusharing.planning.words.values import value
 
 Layout: TypeAlias = tuple[tuple[str, int], ...]
 """The instances of one GPU as (profile, count), largest first, each count above 0; () is MIG on and empty.
@@ -43,7 +43,7 @@ class Misfit(StrEnum):
     PLACEMENTS_UNKNOWN = "PlacementsUnknown"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Legal:
     """The layout fits; ``placements`` is one way to place it, (profile, start) in creation order, large to
     small. The driver may choose another way. Empty where the placements of the card are unknown."""
@@ -51,7 +51,7 @@ class Legal:
     placements: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refusal:
     """Not legal. ``message`` says why, what the card offers and the nearest legal layout."""
 
@@ -79,14 +79,14 @@ class Refusal:
         return f"{self.why}; the card offers {offers}; nearest legal layout: {describe(alternative)}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UnknownProfile(Refusal):
     """The layout names profiles that the card does not offer."""
 
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DoesNotFit(Refusal):
     """Every profile is offered, but not these counts together."""
 
@@ -212,7 +212,7 @@ def _attribute(name: str) -> str:
     return match["attribute"] if match else ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Offer:
     """What one card offers, prepared for many questions."""
 

@@ -6,14 +6,14 @@ device plugin lets it. It is only not given another mode or layout until a perso
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 REACHABLE = "Ok"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Vitals:
     """What NVML tells of one GPU's health. Counts are reduced to yes or no, so that one that grows changes nothing."""
 
@@ -62,7 +62,7 @@ RECOVERIES: Mapping[str, str] = {
 """What to do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t; the meaning of each is NVIDIA's)."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Diagnosis:
     """How a node's GPUs are: NoTrouble, or the gravest fact, with what to do."""
 
@@ -78,7 +78,7 @@ class Diagnosis:
 NO_TROUBLE = Diagnosis(Reason.NO_TROUBLE, "every GPU is healthy")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rule:
     """A fact that makes a GPU unhealthy."""
 

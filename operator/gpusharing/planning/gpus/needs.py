@@ -8,7 +8,6 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from fractions import Fraction
@@ -17,6 +16,7 @@ from math import ceil
 from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.decaying import ACTIVITY, MEMORY, Histogram, Sample, build
+from gpusharing.planning.words.values import value
 
 GIB = 2**30
 MIN_POINTS = 24
@@ -48,7 +48,7 @@ class Goal(StrEnum):
     """As much room as the GPUs of the pool have, and at least for 98 % of the activity."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Level:
     """Which part of its use a workload gets."""
 
@@ -85,7 +85,7 @@ class Doubt(StrEnum):
     GAPS = "gaps"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@value(order=True)
 class Workload:
     """Whose pods they are."""
 
@@ -95,7 +95,7 @@ class Workload:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Holding:
     """What each pod of a workload holds now."""
 
@@ -106,7 +106,7 @@ class Holding:
     """Part of a card's memory that such a device is for: 1 for a whole GPU, 1/4 with four replicas. None: unknown."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class History:
     """What a workload used. A sample is that of the pod that used most, of its devices the one with most."""
 
@@ -123,7 +123,7 @@ class History:
     """Bytes that the owner says a pod needs; it wins over what was seen."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Need:
     """What each pod of a workload needs."""
 

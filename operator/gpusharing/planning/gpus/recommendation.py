@@ -14,7 +14,6 @@ Equal input gives an equal answer, whatever the order of the workloads.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from math import ceil
@@ -27,9 +26,10 @@ from gpusharing.planning.gpus.geometry import Layout, normalise
 from gpusharing.planning.gpus.needs import GIB, Goal, Need, Workload
 from gpusharing.planning.gpus.packing import Packer
 from gpusharing.planning.gpus.templates import Choice, Fleet, Seat, Size, choose
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pool:
     """Nodes with GPUs of one model."""
 
@@ -46,7 +46,7 @@ class Pool:
         return sum(self.nodes)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Occupied:
     """A GPU that several pods share now."""
 
@@ -81,7 +81,7 @@ class Misplaced(StrEnum):
     """Of one pod, which have to be on one node: nobody advises on such."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Placed:
     """A workload and what each of its pods is to ask for."""
 
@@ -93,7 +93,7 @@ class Placed:
     bound: Bound
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unplaced:
     """A workload that the layout does not serve."""
 
@@ -103,7 +103,7 @@ class Unplaced:
     """Whole GPUs of each pod, where that is what it needs."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Portion:
     """GPUs of a node that are divided alike."""
 
@@ -115,7 +115,7 @@ class Portion:
     """On all nodes that are needed."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stranded:
     """What no instance covers, over all GPUs that are needed."""
 
@@ -125,7 +125,7 @@ class Stranded:
     """Memory units: eighths of the card's memory on most cards."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CoLocation:
     """A GPU on which pods would want more memory than others' GPUs do, if all had their highest peak at once."""
 
@@ -146,7 +146,7 @@ class CoLocation:
         return self.bytes <= self.memory
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Recommendation:
     """The answer for a pool."""
 

@@ -5,13 +5,14 @@ than the GPU (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8), and are reduce
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+
+from gpusharing.planning.words.values import value
 
 WHOLE = Fraction(1)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Extent:
     """How much a profile has, in units of its card."""
 

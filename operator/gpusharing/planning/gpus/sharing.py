@@ -9,7 +9,6 @@ A policy gives all GPUs the same number of replicas, and the scheduler puts any 
   compute most. More than TURNS wait too long for their turn.
 """
 
-from dataclasses import dataclass
 from itertools import chain, repeat
 
 from gpusharing.api.names import Mode
@@ -18,12 +17,13 @@ from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.needs import GIB, Goal, Need
 from gpusharing.planning.gpus.recommendation import Recommendation
 from gpusharing.planning.gpus.templates import ROUNDING
+from gpusharing.planning.words.values import value
 
 TURNS = 4
 """Pods that take turns on a GPU, at most."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Shared:
     """Fewer GPUs than the layout divides, for the same pods."""
 
@@ -43,7 +43,7 @@ class Shared:
     """Likewise, of the compute of a whole card. None: not of all is it known."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Pods:
     """What each needs, the largest first."""
 

@@ -7,7 +7,7 @@ instances and pods with one GPU each, exact. Pods with several whole GPUs are pu
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from math import inf
@@ -15,6 +15,7 @@ from math import inf
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.needs import Goal, Need
 from gpusharing.planning.gpus.packing import Counts, Packer
+from gpusharing.planning.words.values import value
 
 _Key = tuple[float | int | tuple[tuple[int, int], ...], ...]
 
@@ -23,7 +24,7 @@ ROUNDING = 1e-6
 """Of compute: a full 1g instance was measured as 1/7 of the card, maybe in single precision, and is no more."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Size:
     """What an instance of a profile has."""
 
@@ -37,7 +38,7 @@ class Size:
         return self.memory >= other.memory and self.compute >= other.compute - ROUNDING
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Seat:
     """What each pod of a workload has to be given at least."""
 
@@ -53,7 +54,7 @@ class Seat:
         return self.need.history.pods
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fleet:
     """The nodes there are."""
 
@@ -62,7 +63,7 @@ class Fleet:
     nodes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Choice:
     """What a search found."""
 

@@ -7,7 +7,6 @@ start      as Debian's cron has it (cronsim): a start that does not exist on the
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from cronsim import CronSim, CronSimError
@@ -15,6 +14,7 @@ from cronsim import CronSim, CronSimError
 from gpusharing.api.rollout import Window
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.zones import find_zone
+from gpusharing.planning.words.values import value
 
 HORIZON = timedelta(days=8)
 """A span that goes on for longer is told as one without end: no window is longer than a week."""
@@ -25,7 +25,7 @@ SHIFT = timedelta(hours=3)
 hour, and takes the first of two."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Span:
     """A time in which nodes may start."""
 
@@ -73,7 +73,7 @@ def find_spans(windows: Sequence[Window], blackouts: Sequence[Window], after: da
         moment = closes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Times:
     """One window as times."""
 

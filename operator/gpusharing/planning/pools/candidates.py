@@ -1,6 +1,6 @@
 """One candidate of a pool: what its pods say, and what it takes to begin with it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
@@ -26,6 +26,7 @@ from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason, merge
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 MAX_NAME = 40
 """Characters of a policy's name that identify its changes."""
@@ -33,7 +34,7 @@ UNKNOWN_PODS = 1000
 """A node whose pods nobody can count comes after all others."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Candidate:
     """One candidate and what its pods say."""
 

@@ -4,7 +4,6 @@ Asked once per pool and pass, and only while some node could start. Nodes in fli
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -18,9 +17,10 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hold:
     """What keeps the next node of a policy from starting."""
 

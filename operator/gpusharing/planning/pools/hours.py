@@ -5,7 +5,6 @@ the pool. What has begun is let end.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from heapq import nlargest
@@ -20,6 +19,7 @@ from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.attempts import actuation_limit
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 RECENT = 20
 """Changes whose slowest says how long the next may take."""
@@ -31,7 +31,7 @@ LOOKED_AT = 40
 """Spans that are looked at for one that is long enough."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hours:
     """What the windows of a policy say at one moment."""
 

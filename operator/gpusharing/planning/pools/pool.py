@@ -38,6 +38,7 @@ from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
 """What selected nodes are told that the policy has no business with."""
@@ -113,7 +114,7 @@ class Pool:
         return spec is None or allowance(spec.rollout.max_unavailable, 1) == 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Selection:
     """Which candidates start in this pass, and the verdicts of all candidates."""
 

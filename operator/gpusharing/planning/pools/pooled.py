@@ -1,16 +1,16 @@
 """The nodes of one policy, as what keeps them from starting is asked about them: holds, approval, canary."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.pools.hours import Hours
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.members import Member
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pooled:
     """All that a hold may look at."""
 

@@ -7,7 +7,7 @@ them. The first nodes of such a pool are looked at, seldom, and a few at a time 
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import DisruptionClass
@@ -24,6 +24,7 @@ from gpusharing.planning.way.guard import explain_error
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 AGAIN = timedelta(minutes=5)
 """Between two looks at one node."""
@@ -44,7 +45,7 @@ HELD = frozenset(
 """What keeps every node of a pool from starting, whatever its pods are."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Previews:
     """What is known, and what the next pass needs for it."""
 

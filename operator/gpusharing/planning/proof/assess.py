@@ -3,8 +3,6 @@
 Independent of time, so that the result can be memoised on the identity of its inputs.
 """
 
-from dataclasses import dataclass
-
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -24,11 +22,12 @@ from gpusharing.planning.wanted.reset import unlabelled
 from gpusharing.planning.wanted.target import Target, Targets
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 _PLUGIN_CHANGES = frozenset({Reason.LABEL_MISMATCH, Reason.ALLOCATABLE_MISMATCH, Reason.MPS_NOT_RUNNING})
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refused:
     """The policy gives this node no target."""
 
@@ -39,7 +38,7 @@ class Refused:
     observed_text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unobserved:
     """Nobody knows what GPUs the node has, so it has no target yet."""
 
@@ -49,7 +48,7 @@ class Unobserved:
     observed_text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Assessed:
     """What the node should be, and whether it is."""
 

@@ -13,7 +13,6 @@ same checks adopt a node, find drift and prove a change; a change only asks for 
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 from gpusharing.api import names
@@ -35,6 +34,7 @@ from gpusharing.planning.wanted.pluginconfig import (
 from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource, predict_resources
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 EXCLUSIVE = "ExclusiveProcess"
 MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
@@ -43,7 +43,7 @@ FREE = ("Default", "NotSupported")
 """Compute modes in which any process may use a GPU."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Evidence:
     """How fresh the proof must be; empty fields ask for nothing."""
 
@@ -53,7 +53,7 @@ class Evidence:
     """GFD must have started anew since this one."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Comparison:
     """One node against one target."""
 
@@ -76,7 +76,7 @@ class Source(StrEnum):
     ALLOCATABLE = "allocatable"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Check:
     """What one source says about the node."""
 
@@ -291,10 +291,10 @@ def _gfd_labels(compared: Comparison) -> str:
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
     # Whose labels these seem to be: of several models, the one whose product they show.
     expected = next((one for one in possible if one[names.LABEL_GPU_PRODUCT] == shown), possible[-1])
-    for label, value in expected.items():
-        if labels.get(label, "") != value:
+    for label, due in expected.items():
+        if labels.get(label, "") != due:
             products = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
-            wanted = products if label == names.LABEL_GPU_PRODUCT else value
+            wanted = products if label == names.LABEL_GPU_PRODUCT else due
             return f"label {label} is {labels.get(label, 'absent')}, expected {wanted}"
     return ""
 

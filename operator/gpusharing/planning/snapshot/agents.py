@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 HEAD, TAIL = 140, 160
 """Characters that are shown of a long sentence: PodSecurity has the cause at its beginning, a runtime at its end."""
@@ -31,7 +32,7 @@ _CHANGING = (
 """What differs from one try to the next, and what says nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AgentPod:
     """One pod of the agent's DaemonSet, as the kubelet tells of it."""
 
@@ -54,7 +55,7 @@ class AgentPod:
     """The end of that container's log."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AgentWarning:
     """A Warning of Kubernetes about the agent's DaemonSet or one of its pods."""
 
@@ -66,7 +67,7 @@ class AgentWarning:
     """When it came first; of the DaemonSet's when it came last."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AgentTroubles:
     """Why no agent runs, as far as anybody says so."""
 

@@ -4,8 +4,9 @@ The memory lives in the process only. Whatever failed may have been carried out 
 next try is decided anew from what the cluster says then.
 """
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from gpusharing.planning.words.values import value
 
 FIRST_WAIT = 2.0
 """Seconds after the first failure; doubles with each further one."""
@@ -26,7 +27,7 @@ def policy_subject(policy: str) -> str:
     return f"policy {policy}"  # the name of no node: it has a space
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallFailure:
     """The last of some failures in a row of the calls about one node."""
 

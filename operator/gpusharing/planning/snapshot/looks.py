@@ -6,10 +6,10 @@ so that nothing here is but a function of it.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gpusharing.planning.words.blockers import Blocker, ends_at
+from gpusharing.planning.words.values import value
 
 LOOKS = 5
 """LISTs of pods of blocked nodes within one poll, over all policies."""
@@ -19,7 +19,7 @@ LONGEST = timedelta(seconds=60)
 """Between two looks at one node, however long it is blocked."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Look:
     """What kept the pods of a node when they were listed last, and for which change that was asked."""
 
@@ -43,7 +43,7 @@ class Look:
         return again if end is None or end <= self.at else min(again, end)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Preview:
     """What the change of a node would disturb, as its pods were listed while its whole pool is held."""
 

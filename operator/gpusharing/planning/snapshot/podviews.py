@@ -1,12 +1,14 @@
 """The pods of nodes in work, as the drain rules see them, and what is known of their evictions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Literal
 
+from gpusharing.planning.words.values import value
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class Owner:
     """The controller of a pod."""
 
@@ -17,7 +19,7 @@ class Owner:
     """False: looked up and gone. None: not looked up (kinds we cannot or need not read)."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Gang:
     """Pods that work as one, so that the end of one ends them all (docs/design/drain.md#t13). Known from pods alone."""
 
@@ -36,7 +38,7 @@ class Gang:
         return f"{self.kind} {self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PodView:
     """One pod bound to a node in work."""
 
@@ -87,7 +89,7 @@ class PodView:
         return f"{self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Member:
     """A pod of a gang, and where it is."""
 
@@ -96,7 +98,7 @@ class Member:
     pod: PodView
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GangView:
     """A gang with all of its pods that are not finished."""
 
@@ -109,7 +111,7 @@ class GangView:
     """Why they could not be listed: then nothing else is known."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PdbView:
     """One PodDisruptionBudget, as far as it decides about an eviction."""
 
@@ -131,7 +133,7 @@ class PdbView:
     """unhealthyPodEvictionPolicy is AlwaysAllow: a pod that is not ready may always go."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EvictionMemory:
     """What the executor remembers of the last answer to an eviction of one pod; lives in memory only."""
 
@@ -149,7 +151,7 @@ class EvictionMemory:
     """When the server was asked last; None: not known, and long ago."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeWork:
     """Pods of a node in work, as listed now."""
 

@@ -1,6 +1,5 @@
 """What we leave on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -9,6 +8,7 @@ from pydantic.alias_generators import to_camel
 
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.times import NEVER, from_rfc3339
+from gpusharing.planning.words.values import value
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -29,7 +29,7 @@ _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
 """As text: camelCase keys, and no value is taken for one of another type."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fence:
     """Our record on a Node of the change in flight. It is the only memory of that change.
 
@@ -139,7 +139,7 @@ class Fence:
     """JSON object of the keys that a newer operator wrote and this one does not know: kept as they are. Empty: none."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Deferred:
     """Left on a Node by an abort: the next try waits until `until`. Taken away by the next release without one.
 
@@ -164,7 +164,7 @@ class Deferred:
     """The generation of the policy in which the change failed after the PNR before it was given up; 0: it did not."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Verified:
     """Left on a Node by every release after a proof and by every adoption: what was proven there last."""
 
@@ -205,7 +205,7 @@ class Verified:
     """The policy's spec that this change went by, as `wanted/revision.py` names it. Empty: not recorded."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Claim:
     """A slot of the disruption budget, held on the leader Lease from before the fence until it is gone."""
 

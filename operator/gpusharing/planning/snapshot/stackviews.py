@@ -1,12 +1,14 @@
 """NVIDIA's software in the cluster, and the configuration that we keep for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
+from gpusharing.planning.words.values import value
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class PlainStackView:
     """NVIDIA's device-plugin chart without the GPU Operator: no ClusterPolicy, no mig-manager."""
 
@@ -18,7 +20,7 @@ class PlainStackView:
     """GPU Feature Discovery is there and reads the same ConfigMap."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ClusterPolicyView:
     """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what stands in its place."""
 
@@ -51,7 +53,7 @@ class ClusterPolicyView:
     """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StackView:
     """NVIDIA's software in the cluster and the configuration we keep for it."""
 
@@ -94,7 +96,7 @@ class StackView:
     """What this process has read of entries named by their content: what is lost can be put back."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Operand:
     """A pod of NVIDIA's that we may restart: mig-manager, or the MPS control daemon."""
 

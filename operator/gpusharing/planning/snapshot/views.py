@@ -5,7 +5,7 @@ input, so verdicts are memoised on identity. The executor takes the resourceVers
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache
 
@@ -24,12 +24,13 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.values import value
 
 _NOTHING: Mapping[str, str] = {}
 """One object for nearly all nodes."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartGate:
     """The start-up taint on a Node (docs/design/way.md#gate)."""
 
@@ -37,7 +38,7 @@ class StartGate:
     """The Node's other taints as JSON, in their order: what a release leaves there."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeView:
     """One Node."""
 
@@ -81,7 +82,7 @@ class NodeView:
         object.__setattr__(self, "held_off", found or _NOTHING)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GpuView:
     """One GPU as the agent read it."""
 
@@ -106,7 +107,7 @@ class GpuView:
     """The agent may not list MIG instances: `layout` may lack some, and no layout can be proven."""
 
 
-@dataclass(frozen=True, eq=False)  # without slots, for what is worked out once
+@value(eq=False, slots=False)  # without slots, for what is worked out once
 class Hardware:
     """The GPUs of a node, and what many rules ask of them. Thousands of nodes share one."""
 
@@ -147,7 +148,7 @@ class Hardware:
         return tuple((gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in self.gpus)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ObservedView:
     """What the agent of one node reported last."""
 
@@ -172,7 +173,7 @@ class ObservedView:
         object.__setattr__(self, "gpus", hardware.gpus)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GPUNodeView:
     """One GPUNode: what we asked and what the agent answered; without `status.transition`, which is for people."""
 
@@ -183,7 +184,7 @@ class GPUNodeView:
     observed: ObservedView | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PolicyView:
     """One GPUSharingPolicy; `spec` is None when `problems` say why it cannot be read."""
 
@@ -210,7 +211,7 @@ class PolicyView:
         return self.deleting or self.resetting
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PlanSettings:
     """Operator settings that the planner needs; all times in seconds."""
 
@@ -260,7 +261,7 @@ class PlanSettings:
     """Restarts of a node's mig-manager per change before the node is Failed."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ClusterSnapshot:
     """Everything a plan depends on, read once. Mappings are keyed by node name unless said otherwise."""
 

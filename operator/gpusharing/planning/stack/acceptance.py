@@ -4,7 +4,6 @@ What depends on the card of a node is not decided here but in target.py, node by
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 
 from gpusharing.api import names
@@ -17,9 +16,10 @@ from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_poin
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Objection:
     """What stands in the way of a policy."""
 
@@ -28,7 +28,7 @@ class Objection:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WrongField:
     """A field of ClusterPolicy that overrides what a policy asks for."""
 

@@ -1,17 +1,18 @@
 """What is read of a cluster to check an installation: plain values, no API objects."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.rights import Right
+from gpusharing.planning.words.values import value
 
 OPERATOR, AGENT = "gpusharing-operator", "gpusharing-agent"
 """Service accounts, and what their workloads are called."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Place:
     """Where the release is and what its values call things."""
 
@@ -38,7 +39,7 @@ class Place:
         return f"{self.namespace}/{self.operator_account}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PodState:
     """One pod of ours."""
 
@@ -49,7 +50,7 @@ class PodState:
     """Why a container waits or the scheduler refuses, in the API's words: `ImagePullBackOff: ...`."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RightState:
     """Whether a service account has a right."""
 
@@ -67,7 +68,7 @@ class RightState:
         return self.right.text if scope == "cluster" else f"{self.right.text} (namespace: {scope})"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ConfigMapState:
     """One of our two ConfigMaps, or the one that the device plugin is pointed at."""
 
@@ -76,7 +77,7 @@ class ConfigMapState:
     """It carries our label or our record of writes."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FinderState:
     """A DaemonSet of Node Feature Discovery's worker, without which nobody knows that a node has a GPU."""
 
@@ -89,7 +90,7 @@ class FinderState:
     """Those of its pods, as JSON."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AgentsState:
     """The agent's DaemonSet and what it needs."""
 
@@ -111,7 +112,7 @@ class AgentsState:
     """By node: what keeps the agent from reading the GPUs, as it says itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InstallationView:
     """Everything that the question depends on, read once."""
 

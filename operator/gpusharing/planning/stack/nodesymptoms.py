@@ -4,19 +4,19 @@ Of nodes that the operator changes just now nothing is said: what looks like thi
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.drivers import find_flaw
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, error, warning
 from gpusharing.planning.words.lengths import some
+from gpusharing.planning.words.values import value
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
 """Of GPU Feature Discovery (k8s-device-plugin, internal/lm/nvml.go)."""
 _AT_WORK = ("pending", "rebooting")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeLabels:
     """One Node, as far as this is about it."""
 
@@ -26,7 +26,7 @@ class NodeLabels:
     """A change of ours is in flight."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Given:
     """What the labels are held against."""
 

@@ -5,7 +5,6 @@ annotation in the same write remembers it. Whoever sets one back has decided, an
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning.actions import SetPointers
@@ -14,6 +13,7 @@ from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.commands import Fields, patch_command
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 from gpusharing.planning.words.lengths import some
+from gpusharing.planning.words.values import value
 
 PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
 """Fields of ClusterPolicy's spec."""
@@ -22,7 +22,7 @@ UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
 VALUE = "chart value gpuOperator.configure"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pointer:
     """One of the two."""
 

@@ -3,14 +3,15 @@
 tests/chart/rbac.yaml says the same once more with the reasons; a test compares both.
 """
 
-from dataclasses import dataclass
 from typing import Literal
+
+from gpusharing.planning.words.values import value
 
 Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
 """`cluster`, or whose namespace."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Right:
     """One verb on one kind."""
 

@@ -5,8 +5,9 @@ only would drain by day. GPUNodes are not asked about: operator and agent write 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from gpusharing.planning.words.values import value
 
 SHOWN = 20
 """Policies named one by one; of more, the rest is counted."""
@@ -14,7 +15,7 @@ SHOWN = 20
 Schema = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Retreat:
     """The answer for the person who rolls back. `allowed`: nothing is cut off a stored policy."""
 
@@ -22,7 +23,7 @@ class Retreat:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Schemas:
     """Structural schemas of a policy's spec. `served`: of the CRD in the cluster; `own`: of the one to roll back to."""
 

@@ -1,18 +1,18 @@
 """May NVIDIA's pods run behind the start-up taint (docs/design/way.md#gate)? If not, no node there is ever proven."""
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.words.values import value
 
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
 """What everything that proves a node must have."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Untolerated:
     """What must tolerate the taint and does not."""
 

@@ -1,10 +1,10 @@
 """What `helm test` finds wrong with an installation: one symptom, and how a check makes one."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 
 from gpusharing.planning.stack.installationviews import InstallationView
+from gpusharing.planning.words.values import value
 
 
 class Topic(StrEnum):
@@ -29,7 +29,7 @@ class Severity(StrEnum):
     """It works, or nobody can tell; one day it may not."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Symptom:
     """One thing that is wrong."""
 

@@ -1,15 +1,14 @@
 """What a policy offers its nodes: targets by hardware, or why it is not carried out."""
 
-from dataclasses import dataclass
-
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.acceptance import find_objection, find_spec
 from gpusharing.planning.wanted.target import Targets, Wish, find_wish
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class Terms:
     """What one policy offers."""
 

@@ -1,7 +1,6 @@
 """May the operator be uninstalled now, and what stays behind? The chart's pre-delete hook asks."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
@@ -9,12 +8,13 @@ from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyVie
 from gpusharing.planning.stack.commands import patch_command
 from gpusharing.planning.wanted.configmaps import referenced
 from gpusharing.planning.words.lengths import some
+from gpusharing.planning.words.values import value
 
 SHOWN = 20
 """Nodes named one by one; of more, the rest is counted."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Farewell:
     """What is told to who uninstalls. `allowed`: nobody is left behind who needs the operator."""
 

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.way.members import is_unavailable
+from gpusharing.planning.words.values import value
 
 _OVER = ("Succeeded", "Failed")
 MOST_WAITED_FOR = 16
@@ -62,7 +62,7 @@ def count_pending(
     return sum(count for name, count in snapshot.pending.items() if name in names)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Slices:
     """Slices of some nodes, by resource name."""
 

@@ -1,6 +1,5 @@
 """Events as values: one per transition of a node, none while nothing happens. (before, after) → what to tell."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from gpusharing.api.names import DisruptionClass, Phase
@@ -10,12 +9,13 @@ from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
 from gpusharing.planning.words.lengths import cut
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 MAX_NOTE = 1000
 """events.k8s.io allows 1024 characters."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Event:
     """Something that happened: to a node, told on its policy and its Node, or to ClusterPolicy."""
 

@@ -4,7 +4,6 @@ The answers are those of `proof/verify.py`, source by source.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.planning.proof.verify import (
@@ -18,9 +17,10 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.wanted.target import Target, describe_layouts
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Proof:
     """One source."""
 

@@ -5,7 +5,7 @@ The decisions are those of `plan_rollout`; here they are only laid side by side.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
@@ -21,11 +21,12 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.told.status import members, policy_status
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.values import value
 
 _GONE = frozenset({"Succeeded", "Failed"})
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Step:
     """One node that changes."""
 
@@ -36,7 +37,7 @@ class Step:
     """What its change would disturb; None: its pods were not listed."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Vanishing:
     """A resource name of which the pool offers fewer afterwards, and those who ask for it."""
 
@@ -51,7 +52,7 @@ class Vanishing:
     """Pods without a node that ask for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Proposal:
     """What becomes of one pool."""
 

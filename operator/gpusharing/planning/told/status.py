@@ -5,7 +5,6 @@ Conditions use the terms of kstatus. Messages are sorted, bounded and free of ti
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -25,6 +24,7 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut, some
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason, priority
+from gpusharing.planning.words.values import value
 
 _LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
 """States that a node is in, not what its card cannot do: the policy is accepted all the same."""
@@ -34,7 +34,7 @@ _UNSUPPORTED = _NOT_HERE | frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Members:
     """The nodes of one policy with their verdicts; nodes left alone on purpose (spec.products) are not among them."""
 

@@ -6,7 +6,6 @@ are content-hashed and never change their meaning.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +18,7 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted.pluginconfig import is_named_after
 from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
+from gpusharing.planning.words.values import value
 
 ALL_DISABLED = "all-disabled"
 Entry = list[dict[str, Any]]
@@ -27,7 +27,7 @@ _PROFILE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.,]+)*")
 _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unresolved:
     """A configuration name that means nothing, or not enough, on these GPUs; `why` is a clause for people."""
 
@@ -86,7 +86,7 @@ def is_rendered(text: str) -> bool:
     return bool(text) and text == render(parse(text))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AdminFile:
     """What can be taken over from an admin's own file."""
 

@@ -14,13 +14,13 @@ gpusharing.dev/policy on the Node, written when a node is adopted or released.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.api.policy import LabelSelector
 from gpusharing.api.selectors import selects
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.words.values import value
 
 
 def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
@@ -30,7 +30,7 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
     return selects(selector, labels)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Claimant:
     """All of a policy that decides about ownership; the rest of it may change without a new choice."""
 

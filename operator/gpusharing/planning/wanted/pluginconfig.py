@@ -5,7 +5,7 @@ never change their meaning, because config-manager does not notice an edit under
 """
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import yaml
 
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
+from gpusharing.planning.words.values import value
 
 MigStrategy = Literal["none", "single", "mixed"]
 STRATEGIES: Mapping[str, MigStrategy] = {"none": "none", "single": "single", "mixed": "mixed"}
@@ -45,7 +46,7 @@ _BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSli
 """Key of the block under `sharing`; with both, the plugin takes mps (b.3)."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Sharing:
     """Several pods on one device. Replicas are shares per device, by resource name."""
 
@@ -55,7 +56,7 @@ class Sharing:
     strategy: SharingStrategy = "time-slicing"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PluginConfig:
     """What one device-plugin configuration makes the plugin do."""
 

@@ -24,9 +24,10 @@ from gpusharing.planning.wanted.configured import configured_since
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Target:
     """What a node is to become, in the words of the components that bring it about and of those that prove it."""
 
@@ -53,7 +54,7 @@ class Target:
         return self.layouts.count(None) < len(self.layouts)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Wish:
     """The part of a target that is the same on every node of a policy."""
 

@@ -10,7 +10,7 @@ counts more than a clock: a Failed node that is proven after all is given back.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from gpusharing.api import names
@@ -39,6 +39,7 @@ from gpusharing.planning.way.wayback import KNOWN, find_way_back, told_as_way_ba
 from gpusharing.planning.way.yielding import may_uncordon
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
 def after_pnr(case: FencedCase) -> Verdict:
@@ -84,7 +85,7 @@ def _way(case: FencedCase) -> Verdict:
 Looked = TypeVar("Looked")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Situation(Generic[Looked]):
     """Where a node can be after the PNR, and what follows."""
 
@@ -178,7 +179,7 @@ AIMLESS = (
 # --- the node has a target ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Aimed:
     """A node with a target, and how its last run stands to that."""
 

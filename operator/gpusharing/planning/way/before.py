@@ -7,7 +7,7 @@ Until the PNR nothing is lost but evicted pods: people win over us, and an abort
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
@@ -32,6 +32,7 @@ from gpusharing.planning.words.blockers import MAX_PODS, explain_blockers
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
 def before_pnr(case: FencedCase) -> Verdict:
@@ -121,7 +122,7 @@ def _holds(spec: GPUSharingPolicySpec) -> bool:
 # --- giving up ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ending:
     """What ends a change before the PNR, and how the node is given back."""
 

@@ -4,7 +4,6 @@ None of these has touched the node: it is not cordoned while it waits here.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
@@ -30,9 +29,10 @@ from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Gate:
     """What keeps a change of a node from beginning."""
 

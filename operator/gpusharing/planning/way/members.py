@@ -1,14 +1,13 @@
 """One node as its pool counts it: what is true of it alone, so that the memo keeps it and a pass only adds up."""
 
-from dataclasses import dataclass
-
 from gpusharing.planning.proof.assess import Assessment
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Member:
     """One node of a policy."""
 

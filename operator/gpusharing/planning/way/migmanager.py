@@ -1,6 +1,5 @@
 """What is known about mig-manager on one node: does a change need it, is it at work, stuck, to be believed?"""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
@@ -10,6 +9,7 @@ from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.verdict import FencedCase, NodeCase
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
 def needs_run(case: NodeCase, target: Target) -> bool:
@@ -46,7 +46,7 @@ def is_ready(case: NodeCase) -> bool:
 # --- after the point of no return --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Trouble:
     """What mig-manager says, when it is not plain success. `final`: waiting longer changes nothing."""
 

@@ -5,7 +5,6 @@ So that the memo (memo.py) can keep both, whatever changes from pass to pass is 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 
 from gpusharing.planning.gpus.cards import Profile
@@ -26,9 +25,10 @@ from gpusharing.planning.way.judge import is_lasting, is_told_apart, judge
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.verdict import NodeCase, find_health
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class NodeFacts:
     """What is true of one node, whatever the time."""
 
@@ -46,7 +46,7 @@ class NodeFacts:
     """How its GPUs are; None while none was reported."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Judged:
     """What one node is told before the pools choose."""
 

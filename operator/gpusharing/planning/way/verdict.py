@@ -1,6 +1,6 @@
 """The answer for one node: where it is, why, what is done about it now, and when to look again."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -20,11 +20,12 @@ from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettin
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 _WAITING = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.SKIPPED, Phase.BLOCKED})
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Verdict:
     """One per node that a policy selects or that carries our fence, "nothing to do" included."""
 
@@ -75,7 +76,7 @@ def find_health(gpunode: GPUNodeView | None) -> Diagnosis | None:
     return hardware.health if hardware is not None and hardware.gpus else None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeCase:
     """Everything that decides about one node in this pass."""
 
@@ -174,7 +175,7 @@ class NodeCase:
         )
 
 
-@dataclass(frozen=True, kw_only=True)  # without slots, for `drain`
+@value(kw_only=True, slots=False)  # without slots, for `drain`
 class FencedCase(NodeCase):
     """The case of a node that carries our fence."""
 

@@ -2,11 +2,11 @@
 (docs/design/drain.md#messages)."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from gpusharing.planning.words.lengths import cut
 from gpusharing.planning.words.reasons import Reason, most_urgent, priority
+from gpusharing.planning.words.values import value
 
 MAX_LINES = 5
 MAX_PODS = 3
@@ -14,7 +14,7 @@ MAX_MESSAGE = 400
 """Characters of a message; server texts can be long."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Blocker:
     """One reason why some pods do not leave."""
 

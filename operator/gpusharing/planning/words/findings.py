@@ -1,12 +1,12 @@
 """Why something is not as it should be, or not yet: an expected "no" is a value."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Finding:
     """One reason with its particulars: of a policy, a card, an agent, a closed gate, or a source that disagrees."""
 

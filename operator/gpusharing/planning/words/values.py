@@ -1,0 +1,37 @@
+"""Values: what nobody changes once it is made. mypy holds everybody to that, so the running program need not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar, dataclass_transform, overload
+
+Made = TypeVar("Made")
+
+
+@overload
+def value(cls: type[Made], /) -> type[Made]: ...
+
+
+@overload
+def value(
+    *, eq: bool = True, order: bool = False, kw_only: bool = False, slots: bool = True
+) -> Callable[[type[Made]], type[Made]]: ...
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def value(
+    cls: type[Made] | None = None,
+    /,
+    *,
+    eq: bool = True,
+    order: bool = False,
+    kw_only: bool = False,
+    slots: bool = True,
+) -> type[Made] | Callable[[type[Made]], type[Made]]:
+    """A dataclass whose fields nobody assigns: a plain one in the running program, a frozen one for mypy.
+
+    Frozen ones assign each of their own fields by a call of `object.__setattr__` (dataclasses.py of Python 3.11,
+    `_field_assign`): five times the time for a class of twenty fields, and a fifth of a whole plan
+    (docs/adr/0050-values-are-frozen-by-mypy.md). Equal by content, and so is the hash; `eq=False`: by identity.
+    """
+    made = dataclass(eq=eq, order=order, kw_only=kw_only, slots=slots, unsafe_hash=eq)
+    return made if cls is None else made(cls)

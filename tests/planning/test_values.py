@@ -1,0 +1,50 @@
+"""Values of the planner: equal by content, and frozen by mypy, which costs the running program nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from gpusharing import planning
+from gpusharing.planning.words.values import value
+
+
+@value
+class Point:
+    """Equal by content."""
+
+    x: int
+    y: int = 0
+
+
+@value(eq=False)
+class Named:
+    """Equal by identity."""
+
+    name: str
+
+
+@value(order=True)
+class Rank:
+    """In an order."""
+
+    number: int
+
+
+def test_values_are_equal_and_hashed_by_content_unless_they_say_otherwise() -> None:
+    assert Point(1) == Point(1, 0)
+    assert len({Point(1), replace(Point(2), x=1), Point(1, 1)}) == 2
+    assert Named("a") != Named("a")
+    assert len({Named("a"), Named("a")}) == 2
+    assert Rank(1) < Rank(2)
+
+
+def test_mypy_sees_who_assigns_a_field() -> None:
+    point = Point(1)
+    # If mypy said nothing of this line, it would call the comment unused (warn_unused_ignores), and CI would fail.
+    point.x = 2  # type: ignore[misc]
+    assert point == Point(2)
+
+
+def test_the_planner_makes_its_values_in_one_way() -> None:
+    files = sorted(Path(planning.__file__).parent.rglob("*.py"))
+    assert len(files) > 60
+    assert [path.name for path in files if "frozen=True" in path.read_text()] == []
