@@ -67,7 +67,8 @@ class Walk:
 
     site: Site
     moved: set[tuple[str, str]] = field(default_factory=set)
-    """A node that was cordoned, and one on which a pod of the Deployment ran meanwhile."""
+    """A node that was cordoned, and one that a pod of the Deployment was bound to meanwhile. Whether it ran there in
+    time goes by how fast its container starts, which is nothing of ours."""
 
     def bring(self, stop: Stop) -> None:
         """Apply the mode and wait until it is Ready and all pods run."""
@@ -88,12 +89,16 @@ class Walk:
 
     def running(self, app: str = "holder") -> dict[str, str]:
         """Node by name of the Deployment's pods that run."""
-        pods = self.site.api.list(PODS, labelSelector=f"app={app}")
         return {
             pod["metadata"]["name"]: pod["spec"]["nodeName"]
-            for pod in pods
-            if pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
+            for pod in self._staying(app)
+            if pod["status"].get("phase") == "Running"
         }
+
+    def _staying(self, app: str = "holder") -> list[Object]:
+        """The Deployment's pods, without those that are being deleted."""
+        pods = self.site.api.list(PODS, labelSelector=f"app={app}")
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def evicted(self, since: int = 0) -> list[str]:
         """The pods that the operator has evicted since then, one after the other."""
@@ -147,7 +152,8 @@ class Walk:
     def _look(self) -> bool:
         nodes = self.site.api.list("/api/v1/nodes")
         cordoned = [node["metadata"]["name"] for node in nodes if node["spec"].get("unschedulable")]
-        self.moved |= {(away, there) for away in cordoned for there in self.running().values()}
+        bound = {pod["spec"]["nodeName"] for pod in self._staying() if "nodeName" in pod["spec"]}
+        self.moved |= {(away, there) for away in cordoned for there in bound}
         return True
 
 

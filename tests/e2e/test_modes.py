@@ -94,7 +94,7 @@ def test_a_change_evicts_and_the_pods_run_again_on_the_other_node(walk: Walk, st
     walk.bring(stop)
     assert walk.evicted(before)
     assert {(NODES[0], NODES[1]), (NODES[1], NODES[0])} <= walk.moved, (
-        "one node served while the other changed"
+        "one node took the pods while the other changed"
     )
     holds(walk, stop)
     for resource in stop.offered.keys() - {GPU}:
