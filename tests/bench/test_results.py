@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hack.bench import image, large, results, traffic
+from hack.bench.__main__ import paced
 from hack.bench.results import AIMS, Aim, Measured
 from hack.cluster.audit import Request
 
@@ -51,10 +52,36 @@ def test_the_table_says_what_misses_and_gives_no_verdict_without_an_aim() -> Non
     ]
 
 
+def test_cpu_time_is_judged_as_it_would_be_at_the_reference_pace_and_shown_as_it_was() -> None:
+    twice_as_slow = 2 * results.REFERENCE_PACE_MS
+    slow = [
+        Measured("plan_5000_nodes_full_ms", 480, "a", twice_as_slow),
+        Measured("cli_help_ms", 310, "b", twice_as_slow),
+        Measured("rss_idle_mib", 66, "c", twice_as_slow),
+        Measured("plan_5000_nodes_full_ms", 480, "nobody looked at the pace"),
+    ]
+    assert [line.split()[1:-1] for line in results.table(slow[:3]).splitlines()[1:]] == [
+        ["480", "240", "<=", "250", "ok"],
+        ["310", "155", "<=", "150", "MISSED"],
+        ["66", "<=", "65", "MISSED"],
+    ]
+    assert [one.judged for one in slow] == [240, 155, 66, 480]
+
+
+def test_each_result_has_the_pace_before_and_after_it() -> None:
+    paces = iter([100.0, 140.0, 60.0])
+    found = list(paced(iter([Measured("a", 1, ""), Measured("b", 2, "")]), lambda: next(paces)))
+    assert [(one.name, one.value, one.pace_ms) for one in found] == [("a", 1, 120), ("b", 2, 100)]
+
+
 def test_the_file_is_flat(tmp_path: Path) -> None:
     path = tmp_path / "build" / "bench.json"
-    results.write(path, [Measured("rss_idle_mib", 64.123456789, "b")], {"cores": 2})
-    assert json.loads(path.read_text()) == {"rss_idle_mib": 64.12346, "machine.cores": 2}
+    results.write(path, iter([Measured("rss_idle_mib", 64.123456789, "b", 81.4)]), {"cores": 2})
+    assert json.loads(path.read_text()) == {
+        "rss_idle_mib": 64.12346,
+        "rss_idle_mib.pace_ms": 81,
+        "machine.cores": 2,
+    }
 
 
 def test_polls_of_a_drain_are_told_from_other_reads_and_leases_are_left_out() -> None:
