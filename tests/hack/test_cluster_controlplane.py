@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.cluster
 
 PODS = "/api/v1/namespaces/default/pods"
 SECONDS = 60.0
+PROC = Path("/proc")
+"""Linux tells there what a process was given."""
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +176,11 @@ def test_the_audit_log_tells_who_did_what_how_often(plane: ControlPlane) -> None
 
 
 def test_it_survives_its_api_server_reports_a_crash_and_leaves_nothing_behind() -> None:
-    small = ControlPlane(options=Options(kwok=False, scheduler=False))
+    small = ControlPlane(options=Options(kwok=False, scheduler=False, environment={"GOGC": "300"}))
     with small:
+        if PROC.is_dir():
+            told = [(PROC / str(pid) / "environ").read_bytes().split(b"\0") for pid in small.pids().values()]
+            assert [environment.count(b"GOGC=300") for environment in told] == [1] * len(told)
         small.api.create("/api/v1/namespaces", {"metadata": {"name": "kept"}})
         small.stop_component("kube-apiserver", kill=True)
         with pytest.raises(OSError, match="refused"):
