@@ -73,8 +73,9 @@ class Measured:
     def judged(self) -> float:
         """What the aim is compared with: of CPU time, what it would have been at REFERENCE_PACE_MS."""
         aim = AIMS.get(self.name)
-        scaled = aim is not None and aim.cpu and self.pace_ms is not None
-        return self.value * REFERENCE_PACE_MS / self.pace_ms if scaled else self.value
+        if aim is None or not aim.cpu or self.pace_ms is None:
+            return self.value
+        return self.value * REFERENCE_PACE_MS / self.pace_ms
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -95,10 +96,9 @@ def table(results: Iterable[Measured]) -> str:
         rows.append((result.name, f"{result.value:.4g}", paced, str(aim or ""), verdict, result.how))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     shown = []
-    for name, *middle, how in rows:
-        value, paced, aim, verdict = middle
-        cells = (name.ljust(widths[0]), value.rjust(widths[1]), paced.rjust(widths[2]), aim.ljust(widths[3]))
-        shown.append("  ".join((*cells, verdict.ljust(widths[4]), how)))
+    for name, value, at_pace, aim_text, verdict, how in rows:
+        numbers = (name.ljust(widths[0]), value.rjust(widths[1]), at_pace.rjust(widths[2]))
+        shown.append("  ".join((*numbers, aim_text.ljust(widths[3]), verdict.ljust(widths[4]), how)))
     return "\n".join(shown)
 
 
