@@ -9,7 +9,6 @@ silicon is unproven.
 
 import threading
 import uuid
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,11 +33,10 @@ from gpusharing.agent.library import (
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from hack.sim.gpurights import ALL_RIGHTS, Container, gpu_as_seen, model_as_seen
 from hack.sim.gpuuse import use_of
+from hack.sim.readings import HANGING
 
 DRIVER_VERSION = "580.159.03"
 HEALTHY_ROWS = RemappedRows()
-HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-"""Threads in a reading that hangs on purpose: nobody should wait for them."""
 
 
 class DriverRefusal(Exception):
@@ -144,6 +142,11 @@ class SimulatedGPUs:
         finally:
             with self._lock:
                 self.open_sessions -= 1
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a reading that begins now does not return."""
+        return not self._returns.is_set()
 
     def hang(self) -> None:
         """From now on a reading does not return, as when a GPU hangs in the kernel."""
@@ -275,7 +278,7 @@ class SimulatedGPUs:
     # --- inside -----------------------------------------------------------------------------------------
 
     def _wait_while_hung(self) -> None:
-        if self._returns.is_set():
+        if not self.hangs:
             return
         HANGING.add(threading.current_thread())
         self._returns.wait()

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpusharing.agent.background import in_daemon_thread
 from gpusharing.agent.library import GPU, LibraryError, Reading
 from gpusharing.api.names import (
     DEPLOY_PAUSABLE,
@@ -21,6 +20,7 @@ from gpusharing.api.names import (
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.migfile import ConfigError, Entry, entries
 from hack.sim.migparted import ApplyError, applied, apply_layout, apply_mode, mode_applied
+from hack.sim.readings import Readings
 from hack.sim.settings import Clock, SimSettings
 
 CLIENT_LABEL = f"{LABEL_DEPLOY_PREFIX}client"
@@ -250,7 +250,7 @@ class MigManager:
     async def _read(self) -> tuple[GPU, ...]:
         """One call of nvidia-mig-parted reads every GPU; it hangs when NVML hangs."""
         await self._clock.sleep(self._times.parted)
-        reading: Reading = await in_daemon_thread(self._gpus.read_as_operand, "mig-parted")
+        reading: Reading = await Readings(self._gpus)(self._gpus.read_as_operand, "mig-parted")
         return reading.gpus
 
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeAlias
 
-from gpusharing.agent.background import in_daemon_thread
 from gpusharing.agent.library import LibraryError
 from gpusharing.api.names import (
     LABEL_DEPLOY_PREFIX,
@@ -27,6 +26,7 @@ from hack.sim.nodeobject import ANNOTATION_REBOOTING, Cluster, Labels, NodeObjec
 from hack.sim.oddities import Told
 from hack.sim.operand import Operand
 from hack.sim.operands import DevicePlugin, FeatureDiscovery
+from hack.sim.readings import Readings
 
 ANNOTATION_GPUS = "sim.gpusharing.dev/gpus"
 """How many GPUs the node has, kept because GFD's count label counts MIG devices with strategy single."""
@@ -236,7 +236,7 @@ class SimNode:
         """Generate the configuration from the hardware and publish it, unless ClusterPolicy names one
         (docs/design/nvidia.md#a10)."""
         try:
-            reading = await in_daemon_thread(self.gpus.read_as_operand, "mig-manager")
+            reading = await Readings(self.gpus)(self.gpus.read_as_operand, "mig-manager")
         except LibraryError:
             return ""
         text = migfile.generated(reading)

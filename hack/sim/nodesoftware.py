@@ -28,6 +28,7 @@ from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import Cluster
 from hack.sim.oddities import ODDITIES, Change
 from hack.sim.pods import PodBook, PodBookResources
+from hack.sim.readings import Readings
 from hack.sim.settings import Clock, SimSettings
 
 ANNOTATION_INJECT = "sim.gpusharing.dev/inject"
@@ -244,6 +245,7 @@ class NodeSoftware:
             self._pod_resources(node),
             LAPSING if lapsing else self._agent_settings(),
             clock=clock,
+            background=Readings(node.gpus),
         )
         if self.pages is not None:
             self.pages.show(node.name, agent, self._lapse if lapsing else None)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from gpusharing.agent.background import in_daemon_thread
 from gpusharing.agent.library import Reading
 from gpusharing.api.names import (
     LABEL_DEPLOY_PREFIX,
@@ -15,6 +14,7 @@ from hack.sim import gfd
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.nodeobject import Cluster, NodeObject
 from hack.sim.plugin import PluginConfig, advertised, choose_key, parse_config
+from hack.sim.readings import Readings
 
 
 class Configured:
@@ -51,7 +51,7 @@ class Configured:
 
     async def read(self) -> Reading:
         """Read the GPUs through NVML, which may hang; raises LibraryError."""
-        return await in_daemon_thread(self.gpus.read_as_operand, self.operand)
+        return await Readings(self.gpus)(self.gpus.read_as_operand, self.operand)
 
     def _files(self) -> dict[str, str]:
         policy, clock = self.cluster.policy, self.cluster.clock

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hack.nvmlsim.simulator import Simulator
-from hack.sim.gpu import HANGING
+from hack.sim.readings import HANGING
 from tests.agent.nvml_process import do
 from tests.fakes.gpus import FixedPods, OneNode
 from tests.fakes.virtualtime import PATIENCE, run_virtually

@@ -1,0 +1,54 @@
+"""How the SIMULATED programs of a node call NVML: at once, for a reading of simulated GPUs takes microseconds.
+
+A thread for each, as with a real library, would cost more than the reading, and at which moment of the others' work it
+reads would be the machine's choice. Only a reading that hangs on purpose gets one.
+"""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from gpusharing.agent.background import in_daemon_thread
+
+T = TypeVar("T")
+HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+"""Threads in a reading that hangs on purpose: nobody should wait for them."""
+
+
+class CanHang(Protocol):
+    """SIMULATED GPUs."""
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a reading that begins now does not return."""
+        ...
+
+
+class Readings:
+    """An `agent.background.Background` for calls that read these GPUs."""
+
+    def __init__(self, gpus: CanHang) -> None:
+        self._gpus = gpus
+
+    def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
+        """See Background. What is read is of now; the caller goes on in another turn of the loop, as with a thread."""
+        if self._gpus.hangs:
+            return in_daemon_thread(call, name)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        try:
+            loop.call_soon(_settle, future, call(), None)
+        except Exception as error:  # noqa: BLE001 - handed over to the one who awaits
+            loop.call_soon(_settle, future, None, error)
+        return future
+
+
+def _settle(future: asyncio.Future[T], result: T, error: Exception | None) -> None:
+    if future.done():  # the caller gave up
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
