@@ -179,7 +179,6 @@ class Embedded:
             async with asyncio.timeout(seconds):
                 while not condition():
                     await self._wait(changed)
-                    changed.clear()
         except TimeoutError:
             raise AssertionError(f"{what} did not come within {seconds:.0f} s\n{self.describe()}") from None
         finally:
@@ -187,13 +186,19 @@ class Embedded:
 
     async def _wait(self, changed: asyncio.Event) -> None:
         """Until the next write of anybody, or the end of the operator."""
-        change = asyncio.create_task(changed.wait())
         operator, client = self._operator, self.client
-        running = set() if operator is None or operator.done() else {operator}
+
+        def ended(_: asyncio.Task[None]) -> None:
+            changed.set()
+
+        if operator is not None and not operator.done():
+            operator.add_done_callback(ended)
         try:
-            await asyncio.wait({change, *running}, return_when=asyncio.FIRST_COMPLETED)
+            await changed.wait()
         finally:
-            change.cancel()
+            changed.clear()
+            if operator is not None:
+                operator.remove_done_callback(ended)
         if operator is not None and operator.done() and client is not None and not client.dead:
             operator.result()
             raise AssertionError("the operator ended by itself")

@@ -17,7 +17,6 @@ Garbage collection of owned objects and the numbers of PodDisruptionBudgets are 
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from datetime import datetime
 
 from gpusharing.kube import client as kinds
@@ -204,8 +203,9 @@ class FakeClient:
         cluster, wake = self.cluster, asyncio.Event()
         match = _matcher(label_selector, field_selector)
         closings, bookmarks, version = cluster.closings, cluster.bookmarks, int(resource_version)
-        watching, clock = cluster.store.watching[resource], asyncio.get_running_loop().time
-        bookmark_at = clock() + cluster.bookmark_every
+        loop, watching = asyncio.get_running_loop(), cluster.store.watching[resource]
+        bookmark_at = loop.time() + cluster.bookmark_every
+        alarm = loop.call_at(bookmark_at, wake.set)  # however much happens that this watch does not tell of
         watching.add(wake)
         try:
             while cluster.closings == closings:
@@ -218,18 +218,18 @@ class FakeClient:
                 if wake.is_set():
                     continue  # a bookmark must not pass over what came meanwhile
                 # asyncio ends a wait up to its clock's resolution early, and a day of floats is that inexact.
-                due = clock() + RESOLUTION >= bookmark_at
+                due = loop.time() + RESOLUTION >= bookmark_at
                 if not resource.bookmarks and due:
                     return  # its time is up: nobody asks for more of a watch that would only be silent
                 if resource.bookmarks and (due or cluster.bookmarks != bookmarks):
                     bookmarks, version = cluster.bookmarks, cluster.store.version
-                    bookmark_at = clock() + cluster.bookmark_every
+                    alarm.cancel()
+                    bookmark_at = loop.time() + cluster.bookmark_every
+                    alarm = loop.call_at(bookmark_at, wake.set)
                     yield _bookmark(version)
-                with suppress(TimeoutError):
-                    # However much happens that this watch does not tell of.
-                    async with asyncio.timeout_at(bookmark_at):
-                        await wake.wait()
+                await wake.wait()
         finally:
+            alarm.cancel()
             watching.discard(wake)
 
     async def served(self, resource: Resource) -> bool:
