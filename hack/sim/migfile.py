@@ -104,11 +104,16 @@ def present(gpu: GPU) -> Target:
 
 def generated(reading: Reading) -> str:
     """The file that mig-manager >= 0.14 generates from the hardware; empty without any profile (a.10)."""
+    return _generated(tuple(model.product for model in reading.models))
+
+
+@lru_cache(maxsize=64)
+def _generated(products: tuple[str, ...]) -> str:
     configs: dict[str, list[dict[str, Any]]] = {}
-    for model in reading.models:
-        card = find_card(model.product)
+    for product in products:
+        card = find_card(product)
         layouts = generated_layouts(card.profiles) if card else {}
-        filters = {"device-filter": [pci_device_id(model.product)]} if len(reading.models) > 1 else {}
+        filters = {"device-filter": [pci_device_id(product)]} if len(products) > 1 else {}
         for name, layout in layouts.items():
             configs.setdefault(name, []).append({**filters, **_render(layout)})
     return yaml.safe_dump({"version": "v1", "mig-configs": configs}) if configs else ""

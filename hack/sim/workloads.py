@@ -14,6 +14,7 @@ from gpusharing.kube.client import JSON, NODES, PODS, KubeClient
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from gpusharing.kube.quantity import count
+from gpusharing.planning.snapshot.podviews import PodView
 from hack.sim.feed import follow
 from hack.sim.nodeobject import NVIDIA
 from hack.sim.settings import Clock, SimSettings
@@ -80,6 +81,8 @@ class Workloads:
         self._random = random.Random(settings.seed)
         self._wanted: dict[tuple[str, str], Workload] = {}
         self._pods: dict[str, JSON] = {}
+        self._views: dict[str, tuple[str, PodView]] = {}
+        """By uid: the version of a pod, and what it asks for."""
         self._nodes: dict[str, JSON] = {}
         self._wake = asyncio.Event()
 
@@ -107,6 +110,7 @@ class Workloads:
         uid = pod["metadata"]["uid"]
         if gone:
             self._pods.pop(uid, None)
+            self._views.pop(uid, None)
         else:
             self._keep(pod)
         self._wake.set()
@@ -143,7 +147,7 @@ class Workloads:
         bound = []
         held = self._held()
         for pod in self._pending():
-            asked = Counter(dict(pod_view(pod, {}).resources))
+            asked = Counter(dict(self._view(pod).resources))
             name = next((n for n in sorted(self._nodes) if self._fits(pod, asked, n, held)), None)
             if name is None:
                 continue
@@ -194,13 +198,20 @@ class Workloads:
         for pod in self._pods.values():
             node = pod["spec"].get("nodeName")
             if node and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
-                held.setdefault(node, Counter()).update(pod_view(pod, {}).resources)
+                held.setdefault(node, Counter()).update(self._view(pod).resources)
         return held
+
+    def _view(self, pod: JSON) -> PodView:
+        uid, version = pod["metadata"]["uid"], pod["metadata"]["resourceVersion"]
+        known = self._views.get(uid)
+        if known is None or known[0] != version:
+            known = self._views[uid] = version, pod_view(pod, {})
+        return known[1]
 
     def _fits(self, pod: JSON, asked: Counter[str], name: str, held: dict[str, Counter[str]]) -> bool:
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
-        cordoned = node.get("spec", {}).get("unschedulable") and not pod_view(pod, {}).tolerates_cordon
+        cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
         if cordoned or _kept_off(pod, node) or not _selected(pod, labels):
             return False
         offered = (node.get("status") or {}).get("allocatable") or {}
