@@ -8,7 +8,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from gpusharing.agent.background import in_daemon_thread
 
@@ -45,7 +45,7 @@ class Readings:
         return future
 
 
-def _settle(future: asyncio.Future[T], result: T, error: Exception | None) -> None:
+def _settle(future: asyncio.Future[T], result: Any, error: Exception | None) -> None:
     if future.done():  # the caller gave up
         return
     if error is not None:
