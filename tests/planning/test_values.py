@@ -39,8 +39,7 @@ def test_values_are_equal_and_hashed_by_content_unless_they_say_otherwise() -> N
 
 def test_mypy_sees_who_assigns_a_field() -> None:
     point = Point(1)
-    # If mypy said nothing of this line, it would call the comment unused (warn_unused_ignores), and CI would fail.
-    point.x = 2  # type: ignore[misc]
+    point.x = 2  # type: ignore[misc]  # if mypy said nothing here, it would call this comment unused, and CI would fail
     assert point == Point(2)
 
 
