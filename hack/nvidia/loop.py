@@ -20,14 +20,14 @@ GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 NODES, PODS = "/api/v1/nodes", "/api/v1/namespaces/default/pods"
 OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:{stage.SERVICE_ACCOUNT}"
 MODEL = "h100-80gb"
-SECONDS = 120.0
+SECONDS = 240.0
 """Patience of every wait: a change of mode takes about 12 s on an idle machine, and CI does other things beside it."""
 WAITS = {
     "settle": "0.5",
     "idle": "0.5",
     "poll": "0.5",
     "config_propagation": "3",
-    "wedge_pending": "20",
+    "wedge_pending": "90",  # nobody plays this wedge here, and two runs of mig-manager side by side may take long
     "wedge_paused": "4",
     "restart_grace": "6",
     "drift_grace": "20",
