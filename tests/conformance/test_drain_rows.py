@@ -88,19 +88,32 @@ def test_no_row_stands_there_twice(name: str) -> None:
 def wrong(entry: dict[str, Any]) -> list[str]:
     """What is wrong with a row: neither proven nor refused, or by something that is not there."""
     found = [f"unknown field {key}" for key in entry.keys() - FIELDS]
-    proof, refused = entry.get("proof", []), entry.get("refused", "")
+    proof, refused = entry.get("proof", []), entry.get("refused", [])
+    left_out, differs = entry.get("left_out", ""), entry.get("differs", "")
     if not entry.get("demands"):
         found.append("demands nothing")
     if not (proof or refused):
         found.append("neither proof nor refusal")
-    if refused and not (refused.startswith("docs/adr/") and (ROOT / refused).is_file()):
-        found.append(f"no decision {refused}")
+    if left_out and not refused:
+        found.append("leaves something out without a decision")
+    if proof and refused and not left_out:
+        found.append("does not say what is left out")
+    if differs and LEAVES_OUT.search(differs):
+        found.append("what is left out belongs into left_out, with a decision")
     if len(set(proof)) != len(proof):
         found.append("a proof stands there twice")
+    found += [problem for page in refused if (problem := no_decision(page))]
     return found + [problem for one in proof if (problem := missing(one))]
 
 
-FIELDS = {"demands", "proof", "differs", "refused"}
+def no_decision(page: str) -> str:
+    """What is wrong with what is to be a page of docs/adr; empty when it is one."""
+    return "" if page.startswith("docs/adr/") and (ROOT / page).is_file() else f"no decision {page}"
+
+
+FIELDS = {"demands", "proof", "differs", "left_out", "refused"}
+LEAVES_OUT = re.compile(r"\b(no|none|nobody|only|without)\b")
+"""Words of a `differs` that tell of something that is not there, instead of what is there in its place."""
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -108,14 +121,29 @@ def test_what_proves_a_row_is_there_or_why_nobody_builds_it(row: str) -> None:
     assert wrong(ROWS[row]) == []
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if "refused" in ROWS[row]])
+def test_the_decision_against_a_row_names_it(row: str) -> None:
+    for page in ROWS[row]["refused"]:
+        lines = (line.split("|") for line in (ROOT / page).read_text().splitlines() if line.startswith("| "))
+        named = {name.strip() for cells in lines for name in cells[1].split(",")}
+        assert named & {row, row.split()[0]}, page
+
+
+DECISION = "docs/adr/0037-rows-that-are-not-built.md"
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "nothing at all": ({"demands": "x"}, "neither proof nor refusal"),
     "an empty proof": ({"demands": "x", "proof": []}, "neither proof nor refusal"),
     "a plan": ({"demands": "x", "planned": "later"}, "unknown field planned"),
-    "a refusal without reasons": ({"demands": "x", "refused": "STYLE.md"}, "no decision"),
-    "no demand": ({"refused": "docs/adr/0037-rows-that-are-not-built.md"}, "demands nothing"),
+    "a refusal without reasons": ({"demands": "x", "refused": ["STYLE.md"]}, "no decision"),
+    "no demand": ({"refused": [DECISION]}, "demands nothing"),
     "a field of its own": ({"demands": "x", "later": "x"}, "unknown field later"),
-}
+    "a part that nobody refused": (
+        {"demands": "x", "proof": ["tA1"], "left_out": "y"}, "leaves something out without a decision"),
+    "a part that it does not name": (
+        {"demands": "x", "proof": ["tA1"], "refused": [DECISION]}, "does not say what is left out"),
+    "a part that passes for a difference": (
+        {"demands": "x", "proof": ["tA1"], "differs": "no list of it"}, "belongs into left_out"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("entry", "said"), BROKEN.values(), ids=BROKEN)
