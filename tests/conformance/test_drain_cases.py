@@ -2,24 +2,31 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.build import at, make_pdb, make_pod, make_work
-from tests.planning.drainpass import OPERATOR, drain_pass, foreseen
+from tests.conformance.test_drain_rows import missing, no_decision
+from tests.planning.drainpass import OPERATOR, DrainPass
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import remember
 from gpusharing.planning.drain.holders import Scope, classify
+from gpusharing.planning.drain.plan import plan_drain, preflight
+from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PodView
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
 from gpusharing.planning.words.reasons import reason_of
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
-THEN = {"evict", "waiting", "later", "ignored", "blocked", "preflight", "says", "next_wake", "idle"}
-GIVEN = {"pods", "pdbs", "options", "answers", "now", "offered", "list_error", "cordoned"}
+PLACES = ("same_as", "elsewhere", "proven", "refused")
+THEN = {"evict", "delete", "waiting", "later", "ignored", "blocked", "preflight", "says", "next_wake", "idle"}
+GIVEN = {"pods", "pdbs", "options", "answers", "now", "offered", "list_error", "cordoned", "forces", "end"}
+LAST = {"tA": 43, "tB": 18, "tC": 27, "tD": 23, "tE": 19}
+"""The last row of each table. Every fourth number is not used."""
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["forwards", "reversed"])
@@ -33,11 +40,13 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
     now = at(given.get("now", 0))
     offered = frozenset(given.get("offered", ["nvidia.com/gpu"]))
 
-    cordoned = at(given["cordoned"]) if "cordoned" in given else None
-    found = drain_pass(work, options, now, cordoned)
-    plan, before = found.plan, foreseen(work, now, options=options, offered=offered)
+    scope = Scope(OPERATOR, forces=given.get("forces", False))
+    found = _drained(given, work, options, scope)
+    before = preflight(find_standings(work, options, now, scope=scope, cordoned=False), options, offered, now)
+    plan = found.plan
 
     assert [pod.name for pod in plan.evict] == then.get("evict", [])
+    assert [pod.name for pod in plan.delete] == then.get("delete", [])
     assert [pod.name for pod in found.waiting] == then.get("waiting", [])
     assert [pod.name for pod in found.later] == then.get("later", [])
     assert _by_reason(plan.blockers) == then.get("blocked", {})
@@ -54,13 +63,32 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
         assert plan.idle == then["idle"]
 
 
+@pytest.mark.parametrize("row", TABLE["proven"])
+def test_what_proves_a_row_is_there(row: str) -> None:
+    assert [problem for proof in TABLE["proven"][row] if (problem := missing(proof))] == []
+
+
+@pytest.mark.parametrize("row", TABLE["refused"])
+def test_a_row_that_nobody_builds_has_a_decision(row: str) -> None:
+    assert no_decision(TABLE["refused"][row]) == ""
+
+
 def test_every_row_stands_in_one_place() -> None:
     rows = {case["id"].split()[0] for case in TABLE["cases"]} - {"own"}
-    seen = Counter([*rows, *TABLE["same_as"], *TABLE["elsewhere"], *TABLE["later"]])
+    seen = Counter([*rows, *(row for place in PLACES for row in TABLE[place])])
     assert [row for row, times in seen.items() if times > 1] == []
+    assert set(seen) == {f"{kind}{n}" for kind, last in LAST.items() for n in range(1, last + 1) if n % 4}
     assert set(TABLE["same_as"].values()) <= rows
     ids = Counter(case["id"] for case in TABLE["cases"])
     assert [name for name, times in ids.items() if times > 1] == []
+
+
+def _drained(given: Mapping[str, Any], work: NodeWork, options: Drain, scope: Scope) -> DrainPass:
+    """One pass over the pods, up to the end of the drain where the case has one."""
+    now = at(given.get("now", 0))
+    cordoned_at = at(given["cordoned"]) if "cordoned" in given else None
+    found = find_standings(work, options, now, scope=replace(scope, cordoned_at=cordoned_at))
+    return DrainPass(found, plan_drain(found, now, at(given["end"]) if "end" in given else None))
 
 
 def _work(given: Mapping[str, Any], turned: bool) -> NodeWork:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.build import make_policy
-from tests.conformance.test_drain_rows import missing
+from tests.conformance.test_drain_rows import missing, no_decision
 from tests.planning.test_pool import candidate, fenced
 
 from gpusharing.planning.pools.common import Common
@@ -44,10 +44,15 @@ def test_what_proves_a_row_is_there(row: str) -> None:
     assert missing(TABLE["proven"][row]) == ""
 
 
+@pytest.mark.parametrize("row", TABLE["refused"])
+def test_a_row_that_nobody_builds_has_a_decision(row: str) -> None:
+    assert no_decision(TABLE["refused"][row]) == ""
+
+
 def test_every_row_of_the_reference_stands_in_one_place() -> None:
     ids = [case["id"] for kind in ("budgets", "hours") for case in TABLE[kind]]
     assert [name for name, times in Counter(ids).items() if times > 1] == []
-    rows = Counter([*{name.split()[0] for name in ids} - {"own"}, *TABLE["proven"], *TABLE["later"]])
+    rows = Counter([*{name.split()[0] for name in ids} - {"own"}, *TABLE["proven"], *TABLE["refused"]])
     assert [row for row, times in rows.items() if times > 1] == []
     left_out = {4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56}
     assert set(rows) == {f"tF{number}" for number in range(1, 60) if number not in left_out}
