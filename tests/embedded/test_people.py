@@ -183,7 +183,9 @@ async def test_a_foreign_marker_after_the_point_of_no_return_keeps_the_cordon_at
         stage.person("gpu-1", FOREIGN["kured"])
         await stage.ready()
         assert stage.cordoned("gpu-1")
-        assert "LayoutVerified" in stage.events()
+        await stage.e.until(
+            lambda: stage.events()["LayoutVerified"] == 1, "the event, written beside the status", 60
+        )
 
 
 LIMITS = {"one": (1, 1), "two": (2, 2), "34 percent of six": ("34%", 2), "1 percent of six": ("1%", 1)}
