@@ -40,6 +40,10 @@ def options(network: Bridge, nodes: Sequence[str], *, audit: bool = False) -> Op
     return Options(kwok=False, audit=audit, address=network.address, kubelets=tuple(nodes))
 
 
+HEARD_POLL = 0.5
+"""Seconds between two looks for a kubelet's word, and at least between two starts of one that ends at once."""
+
+
 class KubeletNode:
     """One node. It is Ready when the context begins, and gone with all it made when it ends."""
 
@@ -152,6 +156,9 @@ class KubeletNode:
         self._heartbeat = self._read_heartbeat()
         # It counts whole seconds: the first one of the new kubelet must be another one.
         wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the clock to go on")
+        self._spawn_kubelet()
+
+    def _spawn_kubelet(self) -> None:
         command = [
             str(toolchain.program("kubelet")),
             f"--config={self.files.kubelet_config}",
@@ -170,10 +177,20 @@ class KubeletNode:
     def wait_ready(self) -> None:
         """Until the Node is Ready, as the kubelet says that was started last.
 
-        What an earlier one said stays on the Node; a kubelet writes its conditions as soon as it runs.
+        What an earlier one said stays on the Node; a kubelet writes its conditions as soon as it runs. One that ends
+        before is started again, as systemd does (Restart=always in kubeadm's unit): containerd answers before its CRI
+        plugin has taken stock of what it finds, and a kubelet that meets it then gives up.
         """
-        component = self._programs["kubelet"]
-        self._await(lambda: self._read_heartbeat() != self._heartbeat, NODE_SECONDS, component)
+
+        def heard() -> bool:
+            if not self._programs["kubelet"].alive():
+                self._spawn_kubelet()
+            return self._read_heartbeat() != self._heartbeat
+
+        try:
+            wait_until(heard, NODE_SECONDS, f"kubelet of {self.name}", poll=HEARD_POLL)
+        except TimeoutError as error:
+            raise ComponentError(f"{error}; its last lines:\n{tail(self.log('kubelet'))}") from None
         wait_nodes_ready(self.plane.api, [self.name], NODE_SECONDS)
 
     def log(self, program: str) -> Path:
