@@ -317,8 +317,8 @@ class Cost:
     acting: Counter[str] = field(default_factory=Counter)
     """By method and kind; statuses, Events and the Lease apart, from which nothing is decided."""
     evictions: int = 0
-    transitions: Counter[str] = field(default_factory=Counter)
-    """Node writes by operation."""
+    transitions: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Node writes by node and operation: nodes that begin in one pass share the name of theirs."""
 
 
 TELLING = ("/status", "events", "leases")
@@ -337,5 +337,5 @@ def cost_of(log: WriteLog) -> Cost:
         fences = [fence_of(raw) for raw in (step.after, step.before) if raw is not None]
         fence = next((one for one in fences if one is not None), None)
         if fence is not None:
-            cost.transitions[fence["op"]] += 1
+            cost.transitions[step.name, fence["op"]] += 1
     return cost

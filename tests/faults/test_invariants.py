@@ -35,7 +35,7 @@ def node(name: str, **changes: Any) -> JSON:
 def fence(name: str, stage: str = "fenced", **more: Any) -> str:
     """The record on a Node."""
     record = {
-        "op": f"op-{name}",
+        "op": "op",
         "policy": "pool-b",
         "nodeUid": f"uid-{name}",
         "priorUnschedulable": False,
@@ -176,7 +176,7 @@ def test_a_sound_change_breaks_nothing_and_costs_the_floor() -> None:
     sound(story)
     assert story.wrong() == []
     cost = cost_of(story.log())
-    assert cost.transitions == {"op-gpu-1": 3, "op-gpu-2": 3}
+    assert cost.transitions == {("gpu-1", "op"): 3, ("gpu-2", "op"): 3}
     assert (cost.evictions, cost.acting) == (1, {"PATCH nodes": 6, "POST pods/eviction": 1})
 
 

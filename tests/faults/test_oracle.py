@@ -55,7 +55,9 @@ def test_each_fault_may_cost_two_writes() -> None:
 def changed(*writes: int, labels: int = 0) -> Outcome:
     """A run with so many writes in each of its changes, and so many that are part of none."""
     acting = Counter({"PATCH nodes": sum(writes) + labels})
-    return Outcome(END, Cost(acting, transitions=Counter({f"op-{n}": w for n, w in enumerate(writes)})))
+    return Outcome(
+        END, Cost(acting, transitions=Counter({(f"gpu-{n}", "op"): w for n, w in enumerate(writes)}))
+    )
 
 
 TOGETHER = changed(4, 4, 4)
