@@ -1,7 +1,8 @@
 """How the SIMULATED programs of a node call NVML: at once, for a reading of simulated GPUs takes microseconds.
 
 A thread for each, as with a real library, would cost more than the reading, and at which moment of the others' work it
-reads would be the machine's choice. Only a reading that hangs on purpose gets one.
+reads would be the machine's choice. Only a reading that hangs on purpose gets one: it is a client of NVML for as long,
+and in the way of what the driver refuses beside clients, as any reading of a real library is while it lasts.
 """
 
 import asyncio

@@ -69,7 +69,7 @@ def test_what_simulated_agents_metered_says_so(desk: Desk, fake: FakePrometheus,
     )
     words = ("--selector", selector)
     told = ask(desk, fake, *words).out.splitlines()[1]
-    assert told.startswith("SIMULATED: gpu-1 has no real GPUs, and what is told of them here was made up")
+    assert told.startswith("SIMULATED: gpu-1 has no real GPUs, and the numbers about it here come from")
     assert json.loads(ask(desk, fake, *words, "-o", "json").out)["simulated"] == ["gpu-1"]
     (row, _) = csv.DictReader(io.StringIO(ask(desk, fake, *words, "-o", "csv").out))
     assert row["simulated"] == "yes"

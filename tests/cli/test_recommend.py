@@ -325,13 +325,13 @@ async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: 
     async with operated(1) as stage:
         session = Session(stage.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, whole_fleet(""), proposed)
-        assert effect.why_not == "no node has the label yet by which the policy selects them"
+        assert effect.why_not.startswith("no node has the label yet by which the policy selects them; set it")
     assert effect_data(effect) == {"plan": None, "notPlanned": effect.why_not}
 
 
 def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: FakePrometheus) -> None:
     out = told(fake, "-l", "gpusharing.dev/pool=b").out
-    assert "Its plan is not told here: with --prometheus no cluster is asked" in out
+    assert "No plan of it is shown: with --prometheus no cluster is asked" in out
     assert "kubectl gpusharing plan -f FILE says what it does" in out
     found = told(fake, "-l", "gpusharing.dev/pool=b", "-o", "json").data
     assert found["plan"] is None
@@ -344,7 +344,7 @@ def test_without_the_operator_there_is_an_answer_and_no_plan(desk: Desk, fake: F
     said = desk.type("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "-l", "zone=a")
     assert (said.status, said.err) == (DONE, "")
     assert "Layout: 7x1g.10gb on every GPU" in said.out
-    assert "Its plan is not told here: " in said.out
+    assert "No plan of it is shown: " in said.out
     assert "the operator is not installed" in said.out
 
 

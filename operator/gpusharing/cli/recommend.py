@@ -136,9 +136,11 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
 async def find_effect(session: Session | None, scope: Scope, policy: dict[str, object]) -> Effect:
     """What the policy would do, by the code of `plan -f`; whatever is against a plan is told and no error."""
     if session is None:
-        return Effect(why_not="with --prometheus no cluster is asked (--service names a Prometheus in one)")
+        return Effect(why_not="with --prometheus no cluster is asked; --service names a Prometheus in one")
     if scope.unlabelled:
-        return Effect(why_not="no node has the label yet by which the policy selects them")
+        return Effect(
+            why_not="no node has the label yet by which the policy selects them; set it, then run plan -f FILE"
+        )
     try:
         proposals, notes = await propose(session, (policy,), {scope.name})
     except Trouble as trouble:

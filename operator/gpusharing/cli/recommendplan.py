@@ -24,7 +24,7 @@ class Effect:
 def describe_effect(effect: Effect, paper: Paper) -> list[Line]:
     """The plan, or why there is none."""
     if effect.why_not:
-        return prose(f"Its plan is not told here: {effect.why_not}.", paper, hang="  ", ink=Ink.FAINT)
+        return prose(f"No plan of it is shown: {effect.why_not}.", paper, hang="  ", ink=Ink.FAINT)
     title = prose("Its plan, if it were applied now:", paper, hang="  ", ink=Ink.TITLE)
     return [BLANK, *title, *describe_plan(effect.proposals, effect.notes, paper), BLANK]
 

@@ -26,9 +26,9 @@ def sentence(nodes: Sequence[str]) -> str:
     """What is told of these; empty: nothing."""
     if not nodes:
         return ""
-    have = "have" if len(nodes) > 1 else "has"
+    have, them = ("have", "them") if len(nodes) > 1 else ("has", "it")
     names = some([node or "a node without a name" for node in nodes])
-    return f"SIMULATED: {names} {have} no real GPUs, and what is told of them here was made up by a simulator"
+    return f"SIMULATED: {names} {have} no real GPUs, and the numbers about {them} here come from a simulator"
 
 
 def describe_simulated(nodes: Sequence[str], paper: Paper) -> list[Line]:

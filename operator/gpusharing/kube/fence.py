@@ -201,7 +201,7 @@ def _decode(kind: type[Record], data: JSON) -> Record:
     except ValidationError as error:
         raise _Damaged(_complaint(error, ours)) from None
     kept: JSON = {"unknown": _text_of(left)} if left and kind is Fence else {}
-    return replace(record, **kept)
+    return replace(record, **kept) if kept else record
 
 
 def _complaint(error: ValidationError, ours: JSON) -> str:
