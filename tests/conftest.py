@@ -10,6 +10,7 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.paths import state_root
 from hack.report import Report
 from hack.sidebyside import SideBySide, scheduler
+from hack.testnames import check_names, check_parameters
 from hypothesis import settings
 
 # Other work on the same machine makes single examples slow. In CI hypothesis loads its own profile: the same
@@ -30,6 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Report(), "gpusharing-report")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every worker has to collect the same."""
+    check_parameters(metafunc.definition)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every worker has to collect the same."""
+    check_names(items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
