@@ -38,13 +38,17 @@ class Told:
 
 
 async def ask(
-    cluster: FakeCluster, *words: str, client: KubeClient | None = None, width: int | None = None
+    cluster: FakeCluster,
+    *words: str,
+    client: KubeClient | None = None,
+    width: int | None = None,
+    stream: io.StringIO | None = None,
 ) -> Told:
     """Type a command line; Trouble is raised as it is. `client`: what the calls go through, if not the person's own;
-    `width`: of the terminal, if it is one.
+    `width`: of the terminal, if it is one; `stream`: what is written on, for who reads it before the end.
     """
     typed: Namespace = parse(words)
-    stream = io.StringIO()
+    stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     session = Session(client or cluster.client(ME), "context test", now=virtual_now)
     status = await import_module(f"gpusharing.cli.{typed.module}").run(session, typed, terminal)

@@ -1,17 +1,18 @@
-"""A person's terminal, and a stand-in for the API server that it reaches: it serves lists, and refuses as told."""
+"""Where a person types, and a stand-in for the API server that is reached from there: it serves lists and watches, and
+refuses as told."""
 
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from hack.generate import ROOT
 from tests.fakes.web import WebServer
@@ -35,8 +36,16 @@ class Served:
     """Single objects by path."""
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     refuses_all: tuple[int, str] | None = None
-    closing: threading.Event = field(default_factory=threading.Event)
+    refused_watches: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """As `refusals`, of watches only."""
+    happened: dict[str, list[JSON]] = field(default_factory=dict)
+    """Events by path, in their order."""
+    news: threading.Condition = field(default_factory=threading.Condition)
+    """Something happened, or the day is over."""
+    over: bool = False
     """The day is over: watches end."""
+    version: int = 1
+    """The newest resourceVersion."""
     asked: list[str] = field(default_factory=list)
     """`VERB path` of every call."""
 
@@ -45,13 +54,53 @@ class Served:
         self.asked.append(f"{verb} {path}")
         refusal = self.refusals.get(path, self.refuses_all)
         if refusal is not None:
-            code, message = refusal
-            return code, {"kind": "Status", "status": "Failure", "code": code, "message": message}
+            return refused(*refusal)
         if path in self.objects:
             return 200, self.objects[path]
         if path in self.lists:
-            return 200, {"kind": "List", "metadata": {"resourceVersion": "1"}, "items": self.lists[path]}
+            with self.news:
+                version = {"resourceVersion": str(self.version)}
+                return 200, {"kind": "List", "metadata": version, "items": list(self.lists[path])}
         return 404, {"kind": "Status", "status": "Failure", "code": 404, "message": "not found"}
+
+    def modify(self, path: str, raw: JSON) -> None:
+        """Somebody writes this object over the one of its name: whoever looks is told."""
+        with self.news:
+            self.version += 1
+            now = {**raw, "metadata": {**raw["metadata"], "resourceVersion": str(self.version)}}
+            name = now["metadata"]["name"]
+            self.lists[path] = [now if one["metadata"]["name"] == name else one for one in self.lists[path]]
+            self.happened.setdefault(path, []).append({"type": "MODIFIED", "object": now})
+            self.news.notify_all()
+
+    def end(self) -> None:
+        """The day is over."""
+        with self.news:
+            self.over = True
+            self.news.notify_all()
+
+    def events(self, path: str, since: int) -> Iterable[JSON]:
+        """What happens after this resourceVersion, as it does; until the day is over."""
+        while fresh := self._next(path, since):
+            yield from fresh
+            since = _version(fresh[-1])
+
+    def _next(self, path: str, since: int) -> list[JSON]:
+        with self.news:
+            self.news.wait_for(lambda: self.over or self._after(path, since), SECONDS)
+            return [] if self.over else self._after(path, since)
+
+    def _after(self, path: str, since: int) -> list[JSON]:
+        return [event for event in self.happened.get(path, ()) if _version(event) > since]
+
+
+def _version(event: JSON) -> int:
+    return int(event["object"]["metadata"]["resourceVersion"])
+
+
+def refused(code: int, message: str) -> tuple[int, JSON]:
+    """What an API server answers instead."""
+    return code, {"kind": "Status", "status": "Failure", "code": code, "message": message}
 
 
 @dataclass(frozen=True)
@@ -123,7 +172,7 @@ def desk_at(folder: Path) -> Iterator[Desk]:
         def do_GET(self) -> None:
             url = urlsplit(self.path)
             if "watch=" in url.query:
-                self.watch()
+                self.watch(url.path, int(parse_qs(url.query)["resourceVersion"][0]))
                 return
             self.send(*desk.server.answer("GET", url.path))
 
@@ -136,13 +185,17 @@ def desk_at(folder: Path) -> Iterator[Desk]:
             self.end_headers()
             self.wfile.write(data)
 
-        def watch(self) -> None:
-            """Nothing happens for as long as somebody looks."""
+        def watch(self, path: str, since: int) -> None:
+            """A line for each event, for as long as somebody looks."""
+            if (refusal := desk.server.refused_watches.get(path)) is not None:
+                self.send(*refused(*refusal))
+                return
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.close_connection = True
-            desk.server.closing.wait(SECONDS)
+            for event in desk.server.events(path, since):
+                self.wfile.write(json.dumps(event).encode() + b"\n")
 
         def log_message(self, format: str, *args: object) -> None:
             """Nothing."""
@@ -155,7 +208,7 @@ def desk_at(folder: Path) -> Iterator[Desk]:
             desk.write_kubeconfig(desk.url)
             yield desk
         finally:
-            desk.server.closing.set()
+            desk.server.end()
             server.shutdown()
             thread.join()
 

@@ -1,16 +1,13 @@
 """The program as a person starts it: flags, exit statuses, sentences (cli/main.py, cli/running.py, cli/session.py,
-cli/kubeconfig.py, cli/questions.py, cli/terminal.py, cli/status.py, cli/versions.py, cli/__main__.py)."""
+cli/kubeconfig.py, cli/questions.py, cli/terminal.py, cli/status.py, cli/versions.py, cli/__main__.py).
+A watch: test_watch.py."""
 
 import json
 import os
-import pty
 import resource
-import select
 import signal
 import subprocess
-import termios
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +16,7 @@ import yaml
 from hack.generate import ROOT
 from tests.cli.desk import GPUNODES, POLICIES, PROGRAM, SECONDS, Desk, wrong
 from tests.cli.objects import policy
+from tests.cli.screen import END, read_until, terminal
 
 from gpusharing.cli.arguments import VERBS, parse
 from gpusharing.cli.nearest import nearest
@@ -214,39 +212,6 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(desk: Desk, name: str) -> N
 # --- at a terminal ----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def terminal(
-    desk: Desk, *arguments: str, **environment: str
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The program on a terminal of 80 columns, and where to read what is on it."""
-    ours, its = pty.openpty()
-    termios.tcsetwinsize(its, (24, 80))
-    told = desk.environment(TERM="xterm-256color", **environment)
-    with subprocess.Popen([*PROGRAM, *arguments], env=told, stdout=its, stderr=its, stdin=its) as process:
-        os.close(its)
-        try:
-            yield process, ours
-        finally:
-            process.kill()
-            os.close(ours)
-
-
-def read_until(screen: int, word: str) -> str:
-    """What was written until this word came, or until the program ended; a program that falls silent is an error."""
-    seen = b""
-    while word.encode() not in seen:
-        ready, _, _ = select.select([screen], [], [], SECONDS)
-        assert ready, f"nothing more for {SECONDS} s after {seen.decode()[-500:]!r}"
-        try:
-            piece = os.read(screen, 65536)
-        except OSError:  # EIO: the other side is closed
-            piece = b""
-        if not piece:
-            break
-        seen += piece
-    return seen.decode()
-
-
 def test_a_terminal_gets_colours(desk: Desk) -> None:
     with terminal(desk, "status") as (_, screen):
         assert "\x1b[32m" in read_until(screen, "pool-c  ")
@@ -255,18 +220,8 @@ def test_a_terminal_gets_colours(desk: Desk) -> None:
 @pytest.mark.parametrize(("arguments", "environment"), [(("--no-color",), {}), ((), {"NO_COLOR": "1"})])
 def test_colours_can_be_had_none(desk: Desk, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
     with terminal(desk, "status", *arguments, **environment) as (process, screen):
-        assert "\x1b" not in read_until(screen, "no such word")
+        assert "\x1b" not in read_until(screen, END)
         assert process.wait(SECONDS) == DONE
-
-
-def test_ctrl_c_ends_a_watch_without_a_traceback(desk: Desk) -> None:
-    with terminal(desk, "status", "--watch") as (process, screen):
-        assert "pool-b" in read_until(screen, "pool-c")
-        process.send_signal(signal.SIGINT)
-        rest = read_until(screen, "no such word")
-        assert process.wait(SECONDS) == INTERRUPTED
-    assert "Traceback" not in rest
-    assert "pool-b" in rest.rpartition("\x1b[?1049l")[2], "the last picture stays on the ordinary screen"
 
 
 def test_ctrl_c_at_a_question_writes_nothing(desk: Desk) -> None:
@@ -277,22 +232,10 @@ def test_ctrl_c_at_a_question_writes_nothing(desk: Desk) -> None:
     with terminal(desk, "approve", "pool-b") as (process, screen):
         assert "This may evict pods" in read_until(screen, "[y/N]")
         process.send_signal(signal.SIGINT)
-        rest = read_until(screen, "no such word")
+        rest = read_until(screen, END)
         assert process.wait(SECONDS) == INTERRUPTED
     assert "Traceback" not in rest
     assert {call.split()[0] for call in desk.server.asked} == {"GET"}
-
-
-def test_a_watch_on_a_pipe_goes_on_below_only_when_something_changed(desk: Desk) -> None:
-    with subprocess.Popen(
-        [*PROGRAM, "status", "--watch"], env=desk.environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("pool-b")
-        process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
-        assert process.wait(SECONDS) == INTERRUPTED
-    assert "pool-b  MIG" not in rest
 
 
 def test_the_version_is_told_without_a_cluster(desk: Desk) -> None:

@@ -1,0 +1,199 @@
+"""`status --watch`: a picture that follows the cluster, at a terminal and on a pipe (cli/status.py,
+cli/terminal.py)."""
+
+import asyncio
+import io
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
+from tests.cli.asking import ME, ask
+from tests.cli.desk import POLICIES as POLICIES_PATH
+from tests.cli.desk import PROGRAM, SECONDS, Desk
+from tests.cli.objects import fleet, gpunode, policy
+from tests.cli.screen import END, WIDTH, read_until, terminal
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.troubles import INTERRUPTED
+from gpusharing.kube.client import GPUNODES, POLICIES
+from gpusharing.kube.errors import Forbidden, Unavailable
+
+ALTERNATE, ORDINARY, TOP = "\x1b[?1049h", "\x1b[?1049l", "\x1b[H"
+"""To the alternate screen of xterm and back, and to the upper left corner."""
+BEFORE, AFTER = "1/3 nodes", "2/3 nodes"
+CHANGED = policy("pool-b", nodes="2/3", message="pool-b-2: waiting for 1 pod to leave")
+
+
+# --- the program, at a terminal and on a pipe --------------------------------------------------------------------
+
+
+def test_a_change_is_drawn_over_what_was_there_before(desk: Desk) -> None:
+    with terminal(desk, "status", "--watch", "--no-color") as (process, screen):
+        first = read_until(screen, "pool-c")
+        desk.server.modify(POLICIES_PATH, CHANGED)
+        later = read_until(screen, "pool-b-2: waiting for 1 pod to leave")
+        process.send_signal(signal.SIGINT)
+        last = read_until(screen, END).rpartition(ORDINARY)[2]
+        assert process.wait(SECONDS) == INTERRUPTED
+    assert BEFORE in first.partition(ALTERNATE)[2], "the first picture is on the alternate screen"
+    assert (ALTERNATE in later, ORDINARY in later) == (False, False), "and so are those that follow"
+    over = later.rpartition(TOP)[2]
+    assert AFTER in over, "the picture with the news begins at the top"
+    assert BEFORE not in over
+    assert AFTER in last, "the last one stays on the ordinary screen"
+
+
+def test_ctrl_c_ends_a_watch_without_a_traceback(desk: Desk) -> None:
+    with terminal(desk, "status", "--watch") as (process, screen):
+        assert "pool-b" in read_until(screen, "pool-c")
+        process.send_signal(signal.SIGINT)
+        rest = read_until(screen, END)
+        assert process.wait(SECONDS) == INTERRUPTED
+    assert "Traceback" not in rest
+    assert "pool-b" in rest.rpartition(ORDINARY)[2], "the last picture stays on the ordinary screen"
+
+
+def test_on_a_pipe_a_change_goes_on_below(desk: Desk) -> None:
+    command = [*PROGRAM, "status", "--watch"]
+    with subprocess.Popen(command, env=desk.environment(), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pipe = process.stdout.fileno()
+        try:
+            written = read_until(pipe, "pool-c")
+            assert BEFORE in written
+            desk.server.modify(POLICIES_PATH, CHANGED)
+            written += read_until(pipe, AFTER)
+            process.send_signal(signal.SIGINT)
+            written += read_until(pipe, END)
+            assert process.wait(SECONDS) == INTERRUPTED
+        finally:
+            process.kill()
+    assert written.count("pool-b  MIG") == 2
+    assert "\x1b" not in written
+
+
+# --- in virtual time ---------------------------------------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    """What is written on, and who waits for a word there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = asyncio.Event()
+
+    def write(self, text: str) -> int:
+        """See TextIO."""
+        self.written.set()
+        return super().write(text)
+
+    async def until(self, word: str) -> str:
+        """The picture with this word in it, the newest one."""
+        async with asyncio.timeout(3600):
+            while word not in self.picture():
+                self.written.clear()
+                await self.written.wait()
+        return self.picture()
+
+    def picture(self) -> str:
+        """What can be read now."""
+        return self.getvalue().rpartition(TOP)[2]
+
+
+def with_fleet() -> FakeCluster:
+    """The fleet of `objects.py`."""
+    cluster = FakeCluster()
+    for resource, found in zip((POLICIES, GPUNODES), fleet(), strict=True):
+        for raw in found:
+            cluster.add(resource, raw)
+    return cluster
+
+
+@asynccontextmanager
+async def watching(cluster: FakeCluster, *words: str, width: int | None = WIDTH) -> AsyncIterator[Screen]:
+    """Somebody looks for as long as this lasts; on a pipe, where there is no width."""
+    screen = Screen()
+    looking = asyncio.create_task(
+        ask(cluster, "status", "--watch", *words, width=width, stream=screen), name="status --watch"
+    )
+    try:
+        yield screen
+        assert not looking.done(), "it goes on until Ctrl-C"
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+
+
+def publish(cluster: FakeCluster, **summary: str) -> None:
+    """The operator has news of pool-b."""
+    cluster.patch(POLICIES, "pool-b", {"status": {"summary": summary}}, subresource="status")
+
+
+@virtually
+async def test_ages_go_on_while_nothing_happens() -> None:
+    cluster = FakeCluster()
+    cluster.add(POLICIES, policy())
+    since = "2026-11-20T09:00:00Z"
+    cluster.add(GPUNODES, gpunode("pool-b-1", "Draining", "PDB", since=since))
+    async with watching(cluster) as screen:
+        assert "59s" not in await screen.until("pool-b-1  ")
+        await screen.until("59s")
+        await screen.until("2m")
+
+
+@virtually
+async def test_on_a_pipe_nothing_is_written_again_while_nothing_happens() -> None:
+    cluster = with_fleet()
+    async with watching(cluster, width=None) as screen:
+        first = await screen.until("pool-c")
+        await asyncio.sleep(3600)
+        assert screen.getvalue() == first
+        publish(cluster, nodes="2/3")
+        await screen.until(AFTER)
+    assert screen.getvalue().count("pool-b  MIG") == 2
+
+
+@virtually
+async def test_of_one_policy_only_its_own_changes_are_news() -> None:
+    cluster = with_fleet()
+    async with watching(cluster, "pool-c", width=None) as screen:
+        first = await screen.until("pool-c")
+        publish(cluster, nodes="2/3")
+        await asyncio.sleep(60)
+        assert screen.getvalue() == first
+        cluster.patch(POLICIES, "pool-c", {"status": {"summary": {"used": "7/8"}}}, subresource="status")
+        await screen.until("7/8 used")
+    assert "pool-b" not in screen.getvalue()
+
+
+@virtually
+async def test_where_the_server_cannot_be_followed_the_picture_says_that_it_may_be_old_until_it_can_again() -> (
+    None
+):
+    cluster = with_fleet()
+    refusal = Unavailable("503 Service Unavailable")
+    fault = cluster.faults.fail("watch", GPUNODES, refusal, times=EVER, identity=ME)
+    async with watching(cluster) as screen:
+        old = await screen.until("This may be old: ")
+        assert "503 Service Unavailable" in old
+        assert BEFORE in old, "what is known is still there"
+        publish(cluster, nodes="2/3")
+        assert "This may be old: " in await screen.until(AFTER), "policies are followed, nodes are not"
+        fault.lift()
+        publish(cluster, nodes="3/3")
+        await screen.until("3/3 nodes")
+        await asyncio.sleep(300)
+        assert "This may be old" not in screen.picture()
+
+
+@virtually
+async def test_a_right_to_watch_that_is_missing_is_named_on_the_picture() -> None:
+    cluster = with_fleet()
+    refusal = Forbidden('User "me" cannot watch resource "gpunodes"')
+    cluster.faults.fail("watch", GPUNODES, refusal, times=EVER, identity=ME)
+    async with watching(cluster) as screen:
+        old = " ".join((await screen.until("This may be old: ")).split())
+    assert 'cannot watch resource "gpunodes"' in old
