@@ -74,6 +74,27 @@ def test_more_than_twenty_nodes_that_wait_are_counted() -> None:
     assert "and 5 more; -o wide lists all" in shown([policy()], nodes)
 
 
+def test_a_pool_that_waits_for_its_window_says_when_the_next_one_opens() -> None:
+    waits = policy(nextWindow="2026-11-20T22:00:00Z")
+    assert "\nnext window: 2026-11-20T22:00:00Z\n" in shown(
+        [waits], [gpunode("n-0", "Pending", "WindowClosed")]
+    )
+    assert "window" not in shown(*fleet())
+
+
+def test_a_paused_pool_says_so_and_how_it_goes_on() -> None:
+    paused = policy()
+    paused["spec"]["rollout"]["paused"] = True
+    assert "\npaused: no further node starts (kubectl gpusharing resume)\n" in shown([paused], [])
+    assert "paused" not in shown(*fleet())
+
+
+def test_a_plan_that_waits_for_an_approval_is_told_with_its_hash() -> None:
+    waits = policy()
+    waits["status"]["plan"] = {"hash": "4a38df3", "disruption": "Reset", "nodeCount": 1, "pods": 2}
+    assert "\nplan 4a38df3: Reset, 1 node, 2 pods to leave\n" in shown([waits], [])
+
+
 def test_nodes_with_gpus_and_no_policy_are_named() -> None:
     policies, nodes = fleet()
     text = shown(policies, [*nodes, gpunode("gpu-99", policy="")])
@@ -133,6 +154,14 @@ def test_a_change_that_was_given_up_says_nothing_about_how_long_one_takes() -> N
     found = find_estimate(pool)
     assert found is not None
     assert found.each == timedelta(minutes=3)
+
+
+def test_data_says_when_the_next_window_is_and_whether_a_pool_is_paused() -> None:
+    paused = policy(nextWindow="2026-11-20T22:00:00Z")
+    paused["spec"]["rollout"]["paused"] = True
+    (told,) = as_data(*read_pools([paused], []), "desk")["pools"]
+    assert (told["nextWindow"], told["paused"]) == ("2026-11-20T22:00:00Z", True)
+    assert [pool["paused"] for pool in as_data(*read_pools(*fleet()), "desk")["pools"]] == [False, False]
 
 
 def test_data_has_the_pools_with_their_members() -> None:
