@@ -9,12 +9,12 @@ import pytest
 from hack.sim.fakefaults import EVER
 from hack.sim.workloads import Workload
 from tests.cli.asking import ME, ask, install, operated, writes, written
-from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, nodes, pdb, policy, scene
+from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, pdb, policy, scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.installed import DEPLOYMENTS
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, Resource
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, PODS, Resource
 from gpusharing.kube.errors import Forbidden
 
 READS = """\
@@ -40,6 +40,7 @@ class Reset; 1 node at once; at any time; plan HASH
 Note: the configuration is written first; the first node starts 2m later
 2 nodes to change, 3 pods to leave. Nothing was changed.
 """
+JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
 SEVEN = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}}
 
 
@@ -50,6 +51,26 @@ def masked(text: str) -> str:
     return re.sub(
         r"gpu-\d Reset.*PDBNeverAllows(?= pods)", "; ".join(re.sub("gpu-.", "gpu", r) for r in rows), text
     )
+
+
+@virtually
+async def test_a_gang_that_would_be_interrupted_is_named_once_and_with_each_of_its_nodes(
+    tmp_path: Path,
+) -> None:
+    gang = "JobSet default/train, 2 pods (1 on gpu-1, 1 on gpu-2)"
+    async with operated(3) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        for number, node_name in enumerate(("gpu-1", "gpu-2")):
+            metadata = {"labels": {"jobset.sigs.k8s.io/jobset-name": "train"}, "ownerReferences": [JOB]}
+            stage.e.cluster.add(PODS, gpu_pod(f"rank-{number}", node_name, metadata=metadata))
+        file = written(tmp_path, policy(SLICED))
+        told = await ask(stage.e.cluster, "plan", "-f", file)
+        data = await ask(stage.e.cluster, "plan", "-o", "json", "-f", file)
+    assert told.out.count(f"  gang: {gang}\n") == told.out.count("gang: ") == 1
+    (pool,) = data.data["policies"]
+    found = {one["name"]: one["gangs"] for one in pool["nodes"]}
+    assert found == {"gpu-1": [gang], "gpu-2": [gang], "gpu-3": []}
 
 
 @virtually
