@@ -2,6 +2,7 @@
 told/proofs.py)."""
 
 import re
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.cli.asking import ME, ask, operated
 from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.troubles import DONE, Trouble
 from gpusharing.cli.why import Subject, find_subject
 from gpusharing.kube.client import NODES, PODS
@@ -102,6 +104,24 @@ async def test_without_the_right_to_nodes_the_published_state_is_told_and_which_
         told = await ask(stage.e.cluster, "why", "gpu-1")
     assert told.out.startswith("gpu-1  pool-b  Synced: Synced")
     assert 'cannot list resource "nodes"' in " ".join(told.out.split())
+
+
+@pytest.mark.parametrize("subject", ["gpu-1", "pod/old"])
+@virtually
+async def test_an_operator_of_another_version_is_told_in_the_answer_about(subject: str) -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.e.cluster.add(PODS, pending("old"))
+        same = await ask(stage.e.cluster, "why", subject)
+        label = {"metadata": {"labels": {"app.kubernetes.io/version": "9.9.9"}}}
+        stage.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
+        told = await ask(stage.e.cluster, "why", subject)
+        data = await ask(stage.e.cluster, "why", subject, "-o", "json")
+    note = f"the operator is of version 9.9.9 and this plugin of {version('gpu-sharing-operator')}: what they"
+    assert f"Note: {note}" in " ".join(told.out.split())
+    assert [one.startswith(note) for one in data.data["notes"]] == [True]
+    assert "of version" not in same.out
 
 
 @virtually
