@@ -82,6 +82,11 @@ def test_a_pool_that_waits_for_its_window_says_when_the_next_one_opens() -> None
     assert "window" not in shown(*fleet())
 
 
+@pytest.mark.parametrize("told", ["open", "open until 2026-11-20T22:00:00Z"])
+def test_a_window_that_is_open_is_not_called_the_next_one(told: str) -> None:
+    assert f"\nwindow: {told}\n" in shown([policy(nextWindow=told)], [])
+
+
 def test_a_paused_pool_says_so_and_how_it_goes_on() -> None:
     paused = policy()
     paused["spec"]["rollout"]["paused"] = True

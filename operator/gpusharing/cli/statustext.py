@@ -125,7 +125,8 @@ def facts(pool: Pool) -> list[str]:
     if pool.paused:
         facts.append("paused: no further node starts (kubectl gpusharing resume)")
     if pool.next_window:
-        facts.append(f"next window: {pool.next_window}")
+        head = "window" if pool.next_window.startswith("open") else "next window"
+        facts.append(f"{head}: {pool.next_window}")
     if (found := find_estimate(pool)) is not None:
         facts.append(
             f"about {length(found.left)} left: {counted(found.nodes, 'node')}, {length(found.each)} each by the last"
