@@ -1,17 +1,19 @@
 """Which mode is advised for what, and that the policy which comes with it is one (cli/advise.py, cli/advice.py)."""
 
 import itertools
+import json
 import re
 
 import pytest
 import yaml
 from hack.generate import ROOT
-from tests.cli.desk import Desk
+from tests.cli.desk import SECONDS, Desk
+from tests.cli.screen import END, answer, read_until, terminal
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.advice import Advice, Asked, advise
-from gpusharing.cli.advise import size_of
+from gpusharing.cli.advise import QUESTIONS, size_of
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.capacity import usable
@@ -108,6 +110,57 @@ def test_the_advice_reads_like_this(desk: Desk) -> None:
     assert said.out.startswith(
         f"MIG, 4x1g.20gb on each GPU\n{drawn}Because latency or availability is promised: "
     )
+
+
+def answered(desk: Desk, answers: dict[str, str], *typed: str) -> tuple[int, str]:
+    """Somebody at a terminal answers the questions, each as it comes; the exit status, and what is said to that."""
+    with terminal(desk, "advise", "--no-color", *typed) as (process, screen):
+        for question, said in answers.items():
+            assert read_until(screen, question).rstrip().endswith(question)
+            answer(screen, said)
+        rest = read_until(screen, END).replace("\r\n", "\n")
+        return process.wait(SECONDS), rest
+
+
+FIRST = {
+    "Which card (kubectl gpusharing layouts lists them)?": "h100-80gb",
+    "How much memory does one workload need at its peak, such as 15Gi?": "4Gi",
+}
+PROMISE, STRANGERS, BILL, BURSTS = (f"{question} [y/N]" for question in QUESTIONS.values())
+
+
+def test_the_questions_are_asked_at_a_terminal_and_the_answers_decide(desk: Desk) -> None:
+    answers = {**FIRST, PROMISE: "n", STRANGERS: "yes", BILL: "", BURSTS: "n"}
+    status, said = answered(desk, answers)
+    echo, _, advice = said.partition("\n")
+    assert (status, echo) == (DONE, "n")
+    assert advice.startswith("MIG, 7x1g.10gb on each GPU\n")
+    reason = "Because workloads of strangers share: memory, bandwidth and faults have to be kept apart"
+    assert reason in " ".join(advice.split())
+    policy = yaml.safe_load(advice.partition("\n\n")[2])
+    assert isinstance(validate_policy(policy), GPUSharingPolicySpec)
+
+
+def test_only_a_yes_is_a_yes_and_other_answers_lead_elsewhere(desk: Desk) -> None:
+    answers = {**FIRST, PROMISE: "", STRANGERS: "maybe", BILL: "N", BURSTS: "Y"}
+    status, said = answered(desk, answers)
+    assert (status, said.splitlines()[1]) == (DONE, "TimeSlicing, 4 shares of each GPU")
+
+
+def test_what_was_typed_is_not_asked_for(desk: Desk) -> None:
+    typed = ("--card", "h100-80gb", "--promise", "--bill", "-o", "json")
+    _, memory = FIRST
+    status, said = answered(desk, {memory: "15Gi", STRANGERS: "n", BURSTS: "n"}, *typed)
+    told = json.loads(said.partition("\n")[2])
+    assert (status, told["mode"], told["layout"]) == (DONE, "MIG", {"1g.20gb": 4})
+    assert told["why"][0].startswith("latency or availability is promised, each workload is to be billed: ")
+
+
+def test_an_answer_that_means_nothing_ends_the_dialogue_in_one_sentence(desk: Desk) -> None:
+    answers = {**FIRST, PROMISE: "n", STRANGERS: "n", BILL: "n", BURSTS: "n"}
+    _, memory = FIRST
+    status, said = answered(desk, {**answers, memory: "a lot"})
+    assert (status, said) == (FAILED, "n\nerror: 'a lot' is no size of memory; for example 15Gi\n")
 
 
 def test_a_card_whose_memory_is_not_its_own_is_refused(desk: Desk) -> None:
