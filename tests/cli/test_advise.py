@@ -59,6 +59,7 @@ def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_work
         spec = validate_policy(found.policy("p", "x"))
         assert isinstance(spec, GPUSharingPolicySpec), (answers, memory, spec)
         assert found.why, "each has a reason"
+        assert [why for why in found.why if "docs/" not in why] == [], "each cites a rule"
         assert found.but, "nothing is free"
         if found.profile is not None:
             layout = normalise({found.profile.name: found.shares})

@@ -104,6 +104,7 @@ def test_whatever_instances_are_named_the_policy_is_valid_and_its_layout_fits(ca
 
 def test_every_page_that_is_cited_is_there_with_its_anchor() -> None:
     reasons = [text for pods, *_ in CASES.values() for text in advised(*pods).why]
+    assert [why for why in reasons if "docs/" not in why] == [], "each cites a rule"
     cited = {page for text in reasons for page in re.findall(r"docs/[\w/.#-]+\w", text)}
     assert len(cited) > 3
     for page in cited:

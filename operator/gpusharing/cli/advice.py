@@ -129,7 +129,8 @@ def _in_turns(asked: Asked) -> Advice | None:
         "they compute now and then: each has the whole GPU in its turn (docs/design/hardware.md#time-slicing)"
     )
     size = (
-        f"{shares} at their peak at once need {shares * asked.memory:.1f} of {memory_of(asked.card):.1f} GiB"
+        f"{shares} at their peak at once need {shares * asked.memory:.1f} of {memory_of(asked.card):.1f} GiB, and"
+        " nothing limits what one of them takes (docs/design/hardware.md#time-slicing)"
     )
     but = "nothing keeps them apart: one that takes too much memory makes the others fail, and nobody can be billed"
     spec: dict[str, object] = {"mode": "TimeSlicing", "timeSlicing": {"replicas": shares}}
