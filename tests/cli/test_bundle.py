@@ -3,17 +3,19 @@
 import json
 import tarfile
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, ask, operated, writes
-from tests.embedded.scene import FULL
+from tests.embedded.scene import FULL, H100, MIXED, Scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.bundle import Bundle
+from gpusharing.cli.bundle import LINES, Bundle
 from gpusharing.cli.cleaning import REMOVED, cleaned
+from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.troubles import DONE, Trouble
 from gpusharing.kube.client import CLUSTER_POLICIES, NODES, PODS, Resource
 from gpusharing.kube.errors import Forbidden
@@ -99,6 +101,91 @@ async def test_it_has_what_a_person_needs_to_see_what_happened(tmp_path: Path) -
     assert {"gpunodes.json", "clusterpolicies.json", "README.txt"} <= set(found)
     assert "gpu-operator/configmap-gpusharing-device-plugin.json" in found
     assert b"applied\n" in [content for name, content in found.items() if "/logs/nvidia-mig-manager" in name]
+
+
+@virtually
+async def test_it_tells_the_versions_of_plugin_and_operator_and_that_they_differ(tmp_path: Path) -> None:
+    ours = version("gpu-sharing-operator")
+    async with operated(1) as stage:
+        same = await read_me(stage, tmp_path / "same.tar.gz")
+        label = {"metadata": {"labels": {"app.kubernetes.io/version": "9.9.9"}}}
+        stage.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
+        other = await read_me(stage, tmp_path / "other.tar.gz")
+        stage.e.cluster.delete(DEPLOYMENTS, OPERATOR, "gpusharing")
+        none = await read_me(stage, tmp_path / "none.tar.gz")
+    assert f"\nPlugin: {ours}\nOperator: {ours}\n" in same
+    assert "Not read" not in same
+    assert f"\nPlugin: {ours}\nOperator: 9.9.9\n" in other
+    assert f"the operator is of version 9.9.9 and this plugin of {ours}" in other
+    assert f"\nPlugin: {ours}\nOperator: not known\n" in none
+    assert "no operator is installed" in none
+
+
+async def read_me(stage: Scene, path: Path) -> str:
+    """The README.txt of a bundle of now."""
+    await ask(stage.e.cluster, "support-bundle", str(path))
+    return contents(path)["README.txt"].decode()
+
+
+@virtually
+async def test_it_has_what_the_agents_read_of_the_gpus(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.tar.gz"
+    async with operated(2) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        await ask(stage.e.cluster, "support-bundle", str(path))
+        there = {name: stage.e.gpunode(name)["status"] for name in ("gpu-1", "gpu-2")}
+    found = {raw["metadata"]["name"]: raw["status"] for raw in json.loads(contents(path)["gpunodes.json"])}
+    assert found == there, "a report has nothing that would be left out"
+    gpus = found["gpu-1"]["observed"]["gpus"]
+    assert [gpu["product"] for gpu in gpus] == [H100, H100]
+    assert "3g.40gb" in json.dumps(gpus)
+    assert found["gpu-2"]["transition"]["phase"] == "Synced"
+
+
+LOGGING = {
+    ("gpusharing", "app.kubernetes.io/name"): "gpusharing-operator",
+    ("gpusharing-agent", "app.kubernetes.io/name"): "gpusharing-agent",
+    ("gpu-operator", "app"): "nvidia-device-plugin-daemonset",
+}
+
+
+@virtually
+async def test_it_has_the_ends_of_the_logs_of_the_operator_the_agents_and_nvidias_operands(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "bundle.tar.gz"
+    async with operated(1) as stage:
+        cluster = stage.e.cluster
+        for (namespace, label), workload in LOGGING.items():
+            metadata = {"name": f"{workload}-x", "namespace": namespace, "labels": {label: workload}}
+            cluster.add(PODS, {"metadata": metadata})
+            cluster.logs[namespace, f"{workload}-x"] = f"{workload} has begun\n"
+        rows = [f"row {number}\n" for number in range(LINES + 1)]
+        cluster.logs["gpusharing", "gpusharing-operator-x"] = "".join(rows)
+        other = {"name": "other-x", "namespace": "gpu-operator", "labels": {"app": "dcgm"}}
+        cluster.add(PODS, {"metadata": other})
+        await ask(cluster, "support-bundle", str(path))
+    logs = {name: log.decode() for name, log in contents(path).items() if "/logs/" in name}
+    assert {name: log for name, log in logs.items() if log} == {
+        "gpusharing/logs/gpusharing-operator-x.log": "".join(rows[1:]),
+        "gpusharing-agent/logs/gpusharing-agent-x.log": "gpusharing-agent has begun\n",
+        "gpu-operator/logs/nvidia-device-plugin-daemonset-x.log": "nvidia-device-plugin-daemonset has begun\n",
+    }
+    assert "gpu-operator/logs/other-x.log" not in logs
+
+
+@virtually
+async def test_a_log_that_cannot_be_read_is_a_gap_that_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.tar.gz"
+    async with operated(1) as stage:
+        refusal = Forbidden('User "me" cannot get resource "pods/log"')
+        stage.e.cluster.faults.fail("log", PODS, refusal, times=EVER, identity=ME)
+        told = await ask(stage.e.cluster, "support-bundle", str(path))
+    found = contents(path)
+    assert [name for name in found if "/logs/" in name] == []
+    assert "Not read: log of gpu-operator/nvidia-mig-manager-" in found["README.txt"].decode()
+    assert 'cannot get resource "pods/log"' in " ".join(told.out.split())
 
 
 @virtually
