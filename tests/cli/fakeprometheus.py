@@ -48,6 +48,37 @@ DAY: Mapping[str, Answer] = {
 }
 """A GPU for a day, by what is in the query: half of it team-a's."""
 
+HOURS = 30
+"""How long somebody has used a GPU."""
+LABELS = {
+    "UUID": "GPU-1",
+    "modelName": "NVIDIA H100 80GB HBM3",
+    "Hostname": "gpu-1",
+    "namespace": "team-a",
+    "pod": "llm-6b8f9c7d5-x2k4p",
+}
+"""Of what dcgm-exporter tells of it."""
+
+
+def hourly(value: str, **labels: str) -> Answer:
+    """One series with the same value every hour."""
+    points = [[NOW - 3600 * hour, value] for hour in reversed(range(HOURS))]
+    return success("matrix", [{"metric": {**LABELS, **labels}, "values": points}])
+
+
+MINUTES = [[NOW - 60 * minute, "1"] for minute in reversed(range(HOURS * 60))]
+USED: Mapping[str, Answer] = {
+    "kube_node_labels": vector(({"node": "gpu-1", "label_gpusharing_dev_pool": "b"}, "1")),
+    "max_over_time((count": vector(({}, "1")),
+}
+USED_RANGES: Mapping[str, Answer] = {
+    "count(": success("matrix", [{"metric": {}, "values": MINUTES}]),
+    "quantile_over_time(0.95, DCGM": hourly("0.1"),
+    "DCGM_FI_DEV_FB_USED": hourly("6144"),
+    "gpusharing_": success("matrix", []),
+}
+"""A GPU that a pod takes 6 GiB of, and whose Node has a label, by what is in the query."""
+
 
 @dataclass
 class FakePrometheus:

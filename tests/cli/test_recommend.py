@@ -12,7 +12,18 @@ import pytest
 import yaml
 from tests.cli.asking import ME, Told, alone, ask, operated, writes
 from tests.cli.desk import JSON, Desk
-from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, fake_prometheus, success, vector
+from tests.cli.fakeprometheus import (
+    HOURS,
+    LABELS,
+    NOW,
+    USED,
+    USED_RANGES,
+    Answer,
+    FakePrometheus,
+    fake_prometheus,
+    success,
+    vector,
+)
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.histories import H100
@@ -29,38 +40,14 @@ from gpusharing.cli.troubles import CHANGES, DONE, Trouble
 from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.planning.gpus.needs import GIB
 
-HOURS = 30
-LABELS = {
-    "UUID": "GPU-1",
-    "modelName": "NVIDIA H100 80GB HBM3",
-    "Hostname": "gpu-1",
-    "namespace": "team-a",
-    "pod": "llm-6b8f9c7d5-x2k4p",
-}
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/pool-b"
-
-
-def hourly(value: str, **labels: str) -> Answer:
-    """One series with the same value every hour."""
-    points = [[NOW - 3600 * hour, value] for hour in reversed(range(HOURS))]
-    return success("matrix", [{"metric": {**LABELS, **labels}, "values": points}])
 
 
 @pytest.fixture
 def fake() -> Iterator[FakePrometheus]:
     """A GPU that a pod takes 6 GiB of, and whose Node has a label; SIMULATED."""
     with fake_prometheus() as found:
-        found.answers = {
-            "kube_node_labels": vector(({"node": "gpu-1", "label_gpusharing_dev_pool": "b"}, "1")),
-            "max_over_time((count": vector(({}, "1")),
-        }
-        minutes = [[NOW - 60 * minute, "1"] for minute in reversed(range(HOURS * 60))]
-        found.ranges = {
-            "count(": success("matrix", [{"metric": {}, "values": minutes}]),
-            "quantile_over_time(0.95, DCGM": hourly("0.1"),
-            "DCGM_FI_DEV_FB_USED": hourly("6144"),
-            "gpusharing_": success("matrix", []),
-        }
+        found.answers, found.ranges = dict(USED), dict(USED_RANGES)
         yield found
 
 
