@@ -1,21 +1,26 @@
 """What every verb says on a terminal of 40 columns."""
 
 import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
-from tests.cli.asking import ask, operated
-from tests.embedded.scene import MIXED
+from tests.cli.asking import Told, alone, ask, operated
+from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, fake_prometheus, hourly
+from tests.embedded.scene import FULL, MIXED, at_once, node
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.cli.arguments import VERBS
 from gpusharing.cli.drawing import Ink, Paper, Span, fold, line, plain
 from gpusharing.cli.layouts import find_answer, pick, wanted_of
 from gpusharing.cli.layoutstext import describe
-from gpusharing.kube.client import JSON, PODS
+from gpusharing.kube.client import JSON, NODES, PODS
 
 WIDTH = 40
 WHOLE = re.compile(r" *-> |.*\{|.*http")
 """Lines that are copied, and are never broken for that: commands and patches."""
-TYPED = {
+Typed = Mapping[str, Sequence[str]]
+TYPED: Typed = {
     "status": ("status",),
     "status with a timeline": ("status", "--timeline"),
     "plan": ("plan",),
@@ -26,7 +31,35 @@ TYPED = {
     "abort": ("abort", "gpu-1", "--dry-run"),
     "pause": ("pause", "pool-b", "--dry-run"),
     "why of a pod": ("why", "pod/llm"),
+    "advise by pods": ("advise", "-n", "default", "--card", "h100-80gb"),
+    "support-bundle": ("support-bundle",),
 }
+"""While a node changes."""
+WAITING: Typed = {
+    "plan that waits": ("plan",),
+    "status that waits": ("status",),
+    "approve": ("approve", "pool-b", "--dry-run"),
+    "resume": ("resume", "pool-c", "--dry-run"),
+}
+"""While a plan waits for an approval, and another pool is paused."""
+ALONE: Typed = {
+    "advise MIG": ("advise", "--card", "h100-80gb", "--memory", "4Gi", "--promise", "--strangers", "--bill"),
+    "advise MPS": ("advise", "--card", "l40s", "--memory", "4Gi"),
+    "advise TimeSlicing": ("advise", "--card", "l40s", "--memory", "4Gi", "--bursts"),
+    "advise Full": ("advise", "--card", "h100-80gb", "--memory", "200Gi"),
+    "layouts": ("layouts",),
+    "layouts of a card": ("layouts", "h100-80gb"),
+    "layouts of a card without MIG": ("layouts", "l40s"),
+}
+METERED: Typed = {
+    "cost": ("cost", "--window", "1d"),
+    "recommend": ("recommend", "--window", f"{HOURS}h"),
+    "recommend with its evidence": ("recommend", "--window", f"{HOURS}h", "-v"),
+}
+"""By Prometheus alone."""
+LONG = {"namespace": "a-team-of-many-words", "pod": "a-model-of-many-words-6b8f9c7d5-x2k4p"}
+FILES: Typed = {"import": ("import",)}
+"""A file for kubectl, which goes by no terminal."""
 
 
 def waiting(name: str, resource: str) -> JSON:
@@ -48,18 +81,66 @@ def too_long(text: str) -> list[str]:
     ]
 
 
+def check(told: Mapping[str, Told]) -> None:
+    """Each says something, and nothing that does not fit."""
+    assert [name for name, one in told.items() if not one.out] == []
+    assert {name: lines for name, one in told.items() if (lines := too_long(one.out))} == {}
+
+
+def test_no_verb_is_left_out() -> None:
+    tried = {words[0] for typed in (TYPED, WAITING, ALONE, METERED, FILES) for words in typed.values()}
+    assert tried == {verb.name for verb in VERBS}
+
+
 @virtually
-async def test_no_verb_says_a_line_that_does_not_fit() -> None:
+async def test_no_verb_says_a_line_that_does_not_fit_while_a_node_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     async with operated(2) as stage:
         stage.apply(MIXED)
         await stage.phase("gpu-1", "Cordoned")
+        for number, profile in enumerate(("2g.20gb", "1g.20gb", "1g.10gb", "1g.10gb")):
+            stage.e.cluster.add(PODS, waiting(f"small-{number}", f"nvidia.com/mig-{profile}"))
         stage.e.cluster.add(PODS, waiting("llm", "nvidia.com/mig-7g.80gb"))
-        found = {}
-        for name, words in TYPED.items():
-            told = await ask(stage.e.cluster, *words, width=WIDTH)
-            found[name] = too_long(told.out)
-            assert told.out
-    assert {name: lines for name, lines in found.items() if lines} == {}
+        check({name: await ask(stage.e.cluster, *typed, width=WIDTH) for name, typed in TYPED.items()})
+        path = tmp_path / ("far-" * 12) / "bundle.tar.gz"
+        path.parent.mkdir()
+        check({"far": await ask(stage.e.cluster, "support-bundle", str(path), width=WIDTH)})
+
+
+@virtually
+async def test_no_verb_says_a_line_that_does_not_fit_while_a_plan_waits() -> None:
+    async with operated(2) as stage:
+        stage.e.cluster.add(NODES, node("other-1", pool="c"))
+        stage.apply(MIXED, rollout=at_once(1, approval="Manual"))
+        stage.apply(FULL, "pool-c", "c", rollout={"paused": True})
+        await stage.reason("gpu-1", "ApprovalNeeded")
+        check({name: await ask(stage.e.cluster, *typed, width=WIDTH) for name, typed in WAITING.items()})
+
+
+def test_no_verb_says_a_line_that_does_not_fit_without_a_cluster() -> None:
+    check({name: alone(*typed, width=WIDTH) for name, typed in ALONE.items()})
+
+
+def test_no_verb_says_a_line_that_does_not_fit_of_what_prometheus_knows() -> None:
+    with fake_prometheus() as fake:
+        fake.answers = {**fake.answers, **USED}
+        fake.ranges = {
+            **USED_RANGES,
+            "quantile_over_time(0.95, DCGM": hourly("0.1", **LONG),
+            "DCGM_FI_DEV_FB_USED": hourly("6144", **LONG),
+        }
+        check({name: alone(*typed, "--prometheus", fake.url, width=WIDTH) for name, typed in METERED.items()})
+
+
+@virtually
+async def test_a_file_is_the_same_on_every_terminal() -> None:
+    async with operated(2) as stage:
+        for typed in FILES.values():
+            narrow, pipe = [await ask(stage.e.cluster, *typed, width=width) for width in (WIDTH, None)]
+            assert narrow == pipe
+            assert "kind: GPUSharingPolicy" in pipe.out
 
 
 @virtually

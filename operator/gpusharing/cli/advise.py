@@ -15,7 +15,7 @@ import yaml
 from gpusharing.cli.advice import Advice, Asked, advise
 from gpusharing.cli.ages import counted
 from gpusharing.cli.demand import Demand, advise_for, describe_demand, read_demand
-from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, Span, line, prose
+from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, Span, fold, line, prose
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.layoutstext import draw
 from gpusharing.cli.questions import agrees, ask_line
@@ -144,7 +144,7 @@ def describe(card: Card, found: Advice, policy: dict[str, object], paper: Paper)
     what = f"{found.mode}, {layout_text(layout)} on each GPU" if layout else str(found.mode)
     if not layout and found.shares > 1:
         what = f"{found.mode}, {counted(found.shares, 'share')} of each GPU"
-    lines = [line(Span(what, Ink.TITLE))]
+    lines = fold(line(Span(what, Ink.TITLE)), paper)
     if layout and (drawn := draw(layout, card.profiles, paper)):
         lines.append(line("  ", *drawn))
     for reason in found.why:

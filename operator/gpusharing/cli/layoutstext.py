@@ -129,7 +129,7 @@ def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
             most = f"{small.name} (max {small.max_count})"
             rows.append([Span(card.key), Span(product), Span(large.name), Span(most)])
     return [
-        line("Cards with MIG; kubectl gpusharing layouts CARD draws one:"),
+        *prose("Cards with MIG; kubectl gpusharing layouts CARD draws one:", paper),
         *table(CARDS_TABLE, rows, paper),
     ]
 

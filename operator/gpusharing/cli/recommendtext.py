@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.cli.ages import counted, length
-from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, line, prose, table
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, table
 from gpusharing.cli.histories import Seen
 from gpusharing.cli.poolnodes import Scope
 from gpusharing.cli.recommendplan import Effect, describe_effect
@@ -31,6 +31,8 @@ UNKNOWN = "?"
 SPARKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 WIDTH = 48
 """Characters of a sparkline, at most."""
+BESIDE = len("  activity  ")
+"""What stands before it in its line."""
 _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIGH: Ink.GOOD}
 
 
@@ -225,7 +227,7 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     """With -v: the samples, as far as they can be drawn, and what follows from them."""
     whose, history = need.workload, need.history
     yield BLANK
-    yield line(Span(f"{whose.namespace}  {whose.kind}/{whose.name}", Ink.TITLE))
+    yield from fold(line(Span(f"{whose.namespace}  {whose.kind}/{whose.name}", Ink.TITLE)), paper)
     for name, samples, top in (
         ("memory  ", history.memory, need.highest),
         ("activity", history.activity or (), 1.0),
@@ -245,7 +247,7 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
     """The highest of each part of the time; a blank where nothing is known."""
     first, last = samples[0].at, samples[-1].at
-    cells = min(WIDTH, round((last - first).total_seconds() / 3600) + 1)
+    cells = min(WIDTH, paper.room - BESIDE, round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
     whole = (last - first).total_seconds() or 1.0
     for sample in samples:
