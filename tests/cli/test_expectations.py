@@ -1,0 +1,41 @@
+"""docs/design/cli.md: every expectation of the plugin's users, and every verb, names what holds it."""
+
+import re
+
+import pytest
+from hack.generate import ROOT
+
+from gpusharing.cli.arguments import VERBS
+
+PAGE = (ROOT / "docs" / "design" / "cli.md").read_text().splitlines()
+REFUSED = (ROOT / "docs" / "adr" / "0054-what-the-plugin-leaves-out.md").read_text()
+ROWS = [line.strip("| ").split(" | ") for line in PAGE if re.match(r"\| \d+ \|", line)]
+BY_VERB = [line.strip("| ").split(" | ") for line in PAGE if re.match(r"\| `[a-z-]+` \|", line)]
+
+
+def test_every_expectation_has_its_row() -> None:
+    assert [int(row[0]) for row in ROWS] == list(range(37, 51))
+
+
+def test_every_verb_has_its_row() -> None:
+    assert [row[0].strip("`") for row in BY_VERB] == [verb.name for verb in VERBS]
+
+
+@pytest.mark.parametrize("row", [*ROWS, *BY_VERB], ids=lambda row: row[0].strip("`"))
+def test_a_row_says_what_is_here_and_names_tests_that_are_there(row: list[str]) -> None:
+    *said, held = row
+    assert all(said)
+    files = re.findall(r"`(tests/[\w/]+\.py)`", held)
+    assert files
+    for file in files:
+        assert re.search(r"^(async )?def test_", (ROOT / file).read_text(), re.MULTILINE), file
+
+
+@pytest.mark.parametrize(
+    "word", ["`top`", "`ui`", "k9s", "tree", "`rollback`", "--wait", "`--timeout`", "`layouts`", "`doctor`"]
+)
+def test_what_is_refused_has_its_reason(word: str) -> None:
+    found = {row[1]: row[2] for row in re.findall(r"^(\| ([^|]+) \| ([^|]+) \|)$", REFUSED, re.MULTILINE)}
+    reasons = [why for what, why in found.items() if word in what]
+    assert reasons
+    assert all(len(why) > 40 for why in reasons)
