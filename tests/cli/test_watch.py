@@ -92,7 +92,7 @@ class Screen(io.StringIO):
 
     async def until(self, word: str) -> str:
         """The picture with this word in it, the newest one."""
-        async with asyncio.timeout(3600):
+        async with asyncio.timeout(300):
             while word not in self.picture():
                 self.written.clear()
                 await self.written.wait()
