@@ -36,8 +36,6 @@ class Served:
     """Single objects by path."""
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     refuses_all: tuple[int, str] | None = None
-    refused_watches: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """As `refusals`, of watches only."""
     happened: dict[str, list[JSON]] = field(default_factory=dict)
     """Events by path, in their order."""
     news: threading.Condition = field(default_factory=threading.Condition)
@@ -54,7 +52,8 @@ class Served:
         self.asked.append(f"{verb} {path}")
         refusal = self.refusals.get(path, self.refuses_all)
         if refusal is not None:
-            return refused(*refusal)
+            code, message = refusal
+            return code, {"kind": "Status", "status": "Failure", "code": code, "message": message}
         if path in self.objects:
             return 200, self.objects[path]
         if path in self.lists:
@@ -96,11 +95,6 @@ class Served:
 
 def _version(event: JSON) -> int:
     return int(event["object"]["metadata"]["resourceVersion"])
-
-
-def refused(code: int, message: str) -> tuple[int, JSON]:
-    """What an API server answers instead."""
-    return code, {"kind": "Status", "status": "Failure", "code": code, "message": message}
 
 
 @dataclass(frozen=True)
@@ -187,9 +181,6 @@ def desk_at(folder: Path) -> Iterator[Desk]:
 
         def watch(self, path: str, since: int) -> None:
             """A line for each event, for as long as somebody looks."""
-            if (refusal := desk.server.refused_watches.get(path)) is not None:
-                self.send(*refused(*refusal))
-                return
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
