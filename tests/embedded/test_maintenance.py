@@ -70,6 +70,20 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
 
 @kinds
 @virtually
+async def test_a_node_that_is_to_be_maintained_uses_up_the_budget_before_anybody_cordons_it(
+    resource: Resource, obj: JSON, who: str
+) -> None:
+    async with scene(*nodes(2)) as stage:
+        begin(stage, resource, obj)
+        stage.apply(SLICED, rollout=at_once(1))
+        await stage.reason("gpu-2", "BudgetFull")
+        assert stage.node_writes() == {}, who
+        end(stage, resource, obj)
+        await stage.ready()
+
+
+@kinds
+@virtually
 async def test_during_the_drain_the_node_is_left_alone_with_our_cordon_and_tried_again_afterwards(
     resource: Resource, obj: JSON, who: str
 ) -> None:

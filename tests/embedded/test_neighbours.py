@@ -9,8 +9,9 @@ from tests.embedded.scene import HOUR, MIXED, SLICED, Scene, at_once, nodes, sce
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import CONFIGURED_LABEL, fence_of
 
+from gpusharing.api import names
 from gpusharing.kube.client import JSON, NODES
-from gpusharing.kube.foreign import foreign_marker
+from gpusharing.kube.foreign import find_marker
 
 NEIGHBOURS: dict[str, tuple[str, JSON, JSON]] = {
     "NVSentinel quarantines": (
@@ -74,6 +75,32 @@ async def test_a_node_that_somebody_else_works_on_uses_up_the_budget_for_both(
 
 @everybody
 @virtually
+async def test_a_node_that_somebody_has_marked_and_not_yet_cordoned_counts_too(
+    who: str, mark: JSON, unmark: JSON
+) -> None:
+    """Else both are away a moment later."""
+    async with scene(*nodes(2)) as stage:
+        stage.person("gpu-1", mark)
+        stage.apply(SLICED, rollout=at_once(1))
+        shown = await stage.reason("gpu-1", "ForeignMaintenance")
+        assert shown["message"].startswith(f"{who} works on gpu-1")
+        await stage.reason("gpu-2", "BudgetFull")
+        assert stage.node_writes() == {}
+        stage.person("gpu-1", unmark)
+        await stage.ready()
+
+
+@virtually
+async def test_a_driver_upgrade_that_waits_for_weeks_takes_no_slot() -> None:
+    async with scene(*nodes(2)) as stage:
+        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: "upgrade-required"}}})
+        stage.apply(SLICED, rollout=at_once(1))
+        await stage.phase("gpu-2", "Synced")
+        await stage.reason("gpu-1", "ForeignMaintenance")
+
+
+@everybody
+@virtually
 async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_and_cordon(
     who: str, mark: JSON, unmark: JSON
 ) -> None:
@@ -82,7 +109,7 @@ async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_
         await stage.fenced("gpu-1")
         begin(stage, "gpu-1", mark)
         await stage.fenced("gpu-1", "yielded", 30)
-        assert foreign_marker(stage.e.node("gpu-1")) == who, "nothing of theirs was taken away"
+        assert find_marker(stage.e.node("gpu-1")).who == who, "nothing of theirs was taken away"
         assert stage.cordoned("gpu-1")
         end(stage, "gpu-1", unmark)
         await stage.ready(seconds=1800)
@@ -99,7 +126,7 @@ async def test_one_that_comes_after_the_point_of_no_return_keeps_the_cordon_when
         begin(stage, "gpu-1", mark)
         await stage.ready()
         assert stage.cordoned("gpu-1")
-        assert foreign_marker(stage.e.node("gpu-1")) == who
+        assert find_marker(stage.e.node("gpu-1")).who == who
 
 
 # --- labels that a cluster's own agents heed ------------------------------------------------------------------

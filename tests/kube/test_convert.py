@@ -1,6 +1,6 @@
 """Raw Nodes, GPUNodes and policies become views; what is malformed becomes the careful value.
 
-kube/raw.py and kube/foreign.py are tested through them.
+kube/raw.py is tested through them; kube/foreign.py: test_foreign.py.
 """
 
 import copy
@@ -80,51 +80,6 @@ def test_a_fence_that_cannot_be_read_is_an_error_and_not_an_absent_fence() -> No
     assert "not JSON" in view.fence_error
 
 
-FOREIGN: list[tuple[str, JSON, str]] = [
-    ("labels", {"nvidia.com/gpu-driver-upgrade-state": "drain-required"}, "NVIDIA driver upgrade"),
-    ("labels", {"nvidia.com/gpu-driver-upgrade-state": "upgrade-done"}, ""),
-    ("labels", {"nvidia.com/gpu-driver-upgrade.skip": "true"}, ""),
-    ("annotations", {"weave.works/kured-reboot-in-progress": "2026"}, "kured reboot"),
-    ("annotations", {"machineconfiguration.openshift.io/desiredDrain": "drain-1"}, "machine-config"),
-    ("annotations", {"sriovnetwork.openshift.io/state": "Draining"}, "SR-IOV"),
-    ("annotations", {"sriovnetwork.openshift.io/state": "Idle"}, ""),
-    ("annotations", {"skyhook.nvidia.com/cordon_tuning": "true"}, "nodewright"),
-    ("annotations", {"nodewright.nvidia.com/cordon_tuning": "true"}, "nodewright"),
-    ("annotations", {"nodewright.nvidia.com/runtimeRequiredCordon": "true"}, "nodewright"),
-    ("annotations", {"nodewright.nvidia.com/status_tuning": "complete"}, ""),
-    ("labels", {"dgxc.nvidia.com/nvsentinel-state": "quarantined"}, "NVSentinel"),
-    ("labels", {"dgxc.nvidia.com/nvsentinel-state": "remediation-failed"}, "NVSentinel"),
-    ("labels", {"dgxc.nvidia.com/nvsentinel-state": ""}, ""),
-    ("labels", {"k8saas.nvidia.com/ManagedByNVSentinel": "false"}, ""),
-    ("labels", {"remediation.medik8s.io/exclude-from-remediation": "true"}, ""),
-]
-
-
-@pytest.mark.parametrize(
-    ("where", "marks", "who"),
-    FOREIGN,
-    ids=[f"{next(iter(m))}={next(iter(m.values()))}" for _, m, _ in FOREIGN],
-)
-def test_foreign_maintenance_in_labels_and_annotations_is_named(where: str, marks: JSON, who: str) -> None:
-    found = convert.node_view(node(metadata={where: marks})).foreign
-    assert who in found
-    assert bool(who) == bool(found)
-
-
-@pytest.mark.parametrize(
-    "taint",
-    [
-        "medik8s.io/drain",
-        "remediation.medik8s.io/self-node-remediation",
-        "node.kubernetes.io/out-of-service",
-        "karpenter.sh/disrupted",
-        "ToBeDeletedByClusterAutoscaler",
-    ],
-)
-def test_foreign_maintenance_in_taints_is_named(taint: str) -> None:
-    assert convert.node_view(node(spec={"taints": [{"key": taint, "effect": "NoSchedule"}]})).foreign
-
-
 @pytest.mark.parametrize(
     ("key", "effect", "barred"),
     [
@@ -137,41 +92,6 @@ def test_foreign_maintenance_in_taints_is_named(taint: str) -> None:
 )
 def test_a_taint_keeps_pods_off_unless_it_only_tells_a_condition(key: str, effect: str, barred: bool) -> None:
     assert convert.node_view(node(spec={"taints": [{"key": key, "effect": effect}]})).barred is barred
-
-
-def test_foreign_maintenance_in_conditions_is_named_and_our_cordon_taint_is_not() -> None:
-    raw = node(spec={"taints": [{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]})
-    assert not convert.node_view(raw).foreign
-    raw["status"]["conditions"].append({"type": "DrainInProgress", "status": "True"})
-    assert "DrainInProgress" in convert.node_view(raw).foreign
-
-
-KEYS = frozenset({"example.com/maintenance", "out-of-order"})
-
-
-@pytest.mark.parametrize(
-    ("changes", "who"),
-    [
-        ({"metadata": {"labels": {"out-of-order": ""}}}, "somebody (label out-of-order)"),
-        (
-            {"metadata": {"annotations": {"example.com/maintenance": "false"}}},
-            "somebody (annotation example.com/maintenance)",
-        ),
-        (
-            {"spec": {"taints": [{"key": "example.com/maintenance", "effect": "NoExecute"}]}},
-            "somebody (taint example.com/maintenance)",
-        ),
-        (
-            {"metadata": {"labels": dict.fromkeys(KEYS, "x"), "annotations": FOREIGN[3][1]}},
-            "kured reboot",
-        ),
-    ],
-    ids=["as a label", "as an annotation, whatever its value", "as a taint", "beside one of our table"],
-)
-def test_a_key_that_the_admin_named_is_a_marker_and_without_that_none(changes: JSON, who: str) -> None:
-    assert convert.node_view(node(**changes), KEYS).foreign == who
-    assert not convert.node_view(node(), KEYS).foreign
-    assert "somebody" not in convert.node_view(node(**changes)).foreign
 
 
 def gpunode(report: object) -> JSON:

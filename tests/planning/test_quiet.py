@@ -13,7 +13,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import EnsureGPUNode, FenceNode
 from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.quiet import LASTING, UNLOADING, find_quiet
+from gpusharing.planning.way.quiet import UNLOADING, find_quiet
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -58,7 +58,7 @@ OPEN: dict[str, Mapping[str, str]] = {
 
 def test_the_states_of_a_driver_upgrade_are_those_of_nvidia() -> None:
     assert set(ALL_STATES[3:8]) == UNLOADING
-    assert {ALL_STATES[0], ALL_STATES[-1]} == LASTING
+    assert {ALL_STATES[0], ALL_STATES[-1]} == names.UPGRADE_LASTING
 
 
 @pytest.mark.parametrize(("labels", "reason"), QUIET.values(), ids=QUIET.keys())

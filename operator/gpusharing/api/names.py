@@ -71,6 +71,8 @@ LABEL_MPS_CAPABLE = "nvidia.com/mps.capable"
 LABEL_GFD_TIMESTAMP = "nvidia.com/gfd.timestamp"
 LABEL_WORKLOAD_CONFIG = "nvidia.com/gpu.workload.config"
 LABEL_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
+UPGRADE_LASTING = frozenset({"upgrade-required", "upgrade-failed"})
+"""Its values that may last for weeks, in which nobody unloads anything (k8s-operator-libs pkg/upgrade/consts.go)."""
 LABEL_UPGRADE_SKIP = "nvidia.com/gpu-driver-upgrade.skip"
 LABEL_DEPLOY_PREFIX = "nvidia.com/gpu.deploy."
 DEPLOY_NEEDED = ("operands", "device-plugin", "gpu-feature-discovery")

@@ -17,7 +17,7 @@ from gpusharing.api.gpunode import Observed, ObservedGPU, ObservedModel
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_deferred, parse_fence, parse_verified
-from gpusharing.kube.foreign import foreign_marker
+from gpusharing.kube.foreign import find_marker
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates, tolerations_text
@@ -37,6 +37,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     fence, fence_error = _fence(annotations)
+    foreign = find_marker(raw, maintenance_keys)
     return NodeView(
         name=intern(text(metadata, "name")),
         uid=text(metadata, "uid"),
@@ -55,7 +56,8 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         retry=annotations.get(names.ANNOTATION_RETRY, ""),
         gate=start_gate(raw),
         abort=annotations.get(names.ANNOTATION_ABORT, ""),
-        foreign=foreign_marker(raw, maintenance_keys),
+        foreign=foreign.who,
+        foreign_waits=foreign.waits,
     )
 
 

@@ -7,6 +7,7 @@ Node from outside: `maintenance.py`.
 
 import re
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from gpusharing.api import names
 from gpusharing.api.rules import LABEL_KEY
@@ -16,6 +17,7 @@ from gpusharing.kube.raw import entries, section, texts
 Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
 """(labels, annotations) -> the marker is there."""
 
+_UPGRADE = "NVIDIA driver upgrade"
 _UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
@@ -31,7 +33,10 @@ _NODEWRIGHT = (
 )
 
 METADATA_MARKERS: tuple[tuple[str, Check], ...] = (
-    ("NVIDIA driver upgrade", lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in _UPGRADE_IDLE),
+    (
+        _UPGRADE,
+        lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in (*_UPGRADE_IDLE, *names.UPGRADE_LASTING),
+    ),
     ("kured reboot", lambda _, ann: "weave.works/kured-reboot-in-progress" in ann),
     ("OpenShift machine-config-operator", lambda _, ann: ann.get(_MCO_DESIRED) != ann.get(_MCO_APPLIED)),
     ("SR-IOV network operator", lambda _, ann: ann.get(_SRIOV, "Idle") != "Idle"),
@@ -77,23 +82,33 @@ def find_problem(key: str) -> str:
     return ""
 
 
-def foreign_marker(node: JSON, keys: frozenset[str] = frozenset()) -> str:
-    """Who else works on this Node, empty when nobody does. The first row of the tables wins, `keys` come last."""
+class Marker(NamedTuple):
+    """Somebody's marker on a Node."""
+
+    who: str = ""
+    """Whom a person has to ask; empty when nobody works on the node."""
+    waits: bool = False
+    """Nothing is done there yet, or any more, and it may stay so for weeks."""
+
+
+def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
+    """Who else works on this Node. The first row of the tables wins, then `keys`; who only waits comes last."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     for who, present in METADATA_MARKERS:
         if present(labels, annotations):
-            return who
+            return Marker(who)
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
     for taint in taints:
         if who := TAINT_MARKERS.get(taint, ""):
-            return who
+            return Marker(who)
     for condition in entries(node, "status", "conditions"):
         if condition.get("status") == "True" and (
             who := CONDITION_MARKERS.get(str(condition.get("type")), "")
         ):
-            return who
+            return Marker(who)
     for kind, there in (("label", labels), ("annotation", annotations), ("taint", taints)):
         if mark := min((key for key in keys if key in there), default=""):
-            return f"somebody ({kind} {mark})"
-    return ""
+            return Marker(f"somebody ({kind} {mark})")
+    waits = labels.get(names.LABEL_UPGRADE_STATE) in names.UPGRADE_LASTING
+    return Marker(_UPGRADE, waits=True) if waits else Marker()

@@ -74,7 +74,7 @@ class Maintained:
     def join(self, view: NodeView) -> NodeView:
         """The node with its NodeMaintenance, which says more than a mark that its operator leaves on the Node."""
         who = self.by_node().get(view.name)
-        return replace(view, foreign=who) if who else view
+        return _joined(view, who) if who else view
 
     def join_all(self, nodes: Mapping[str, NodeView]) -> dict[str, NodeView]:
         """A copy of `nodes` with every NodeMaintenance joined in."""
@@ -84,8 +84,12 @@ class Maintained:
                 continue
             before, after = self._joined.get(name, (None, view))
             if before is not view or after.foreign != who:
-                after = replace(view, foreign=who)
+                after = _joined(view, who)
             joined[name] = (view, after)
             copy[name] = after
         self._joined = joined
         return copy
+
+
+def _joined(view: NodeView, who: str) -> NodeView:
+    return replace(view, foreign=who, foreign_waits=False)

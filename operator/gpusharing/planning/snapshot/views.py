@@ -68,6 +68,8 @@ class NodeView:
     foreign: str = ""
     """Who else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty when nobody
     does."""
+    foreign_waits: bool = False
+    """Whoever that is has not begun or has given up, and may stay so for weeks."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
     """Of `labels`, the switches of NVIDIA's operands that are not simply on: false, paused. Nearly always empty, and
     asked for by many rules."""

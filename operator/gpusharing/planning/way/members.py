@@ -19,7 +19,7 @@ class Member:
     policy: str = ""
     """Whose budget it is about: the policy that it is held against, else the one that it is told."""
     away: bool = False
-    """See is_unavailable."""
+    """See is_unavailable and is_expected_away."""
     newcomer: bool = False
     """See is_newcomer."""
 
@@ -37,7 +37,7 @@ def find_member(
         verdict,
         assessment,
         policy=policy.name if policy is not None else verdict.policy,
-        away=is_unavailable(node),
+        away=is_unavailable(node) or is_expected_away(node),
         newcomer=is_newcomer(node, gpunode),
     )
 
@@ -45,3 +45,11 @@ def find_member(
 def is_unavailable(node: NodeView) -> bool:
     """Whether the node counts as used, for whatever reason."""
     return not node.ready or node.unschedulable or node.deleting or node.fence is not None
+
+
+def is_expected_away(node: NodeView) -> bool:
+    """Whether somebody else has begun with the node, who may cordon and drain it at any moment.
+
+    Whoever only waits for a turn takes no slot: a driver upgrade that is required may wait for weeks (d.4).
+    """
+    return bool(node.foreign) and not node.foreign_waits

@@ -25,8 +25,6 @@ UNLOADING = frozenset(
     }
 )
 """States of a driver upgrade from the last moment with the old driver to the start of the new one (d.4)."""
-LASTING = frozenset({"upgrade-required", "upgrade-failed"})
-"""States that may last for weeks, in which nobody unloads anything."""
 PAUSED = "paused-for-driver-upgrade"
 
 
@@ -44,7 +42,7 @@ def find_quiet(case: NodeCase) -> Finding | None:
 
 def _driver(node: NodeView) -> Finding | None:
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
-    if state in LASTING:
+    if state in names.UPGRADE_LASTING:
         return None
     paused = any(PAUSED in value for value in node.held_off.values())
     if state not in UNLOADING and not paused:
