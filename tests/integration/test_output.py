@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.product import FULL, GPUNODES, H100, L40S, MIXED, SLICED, Pool, Product
+from tests.cli.fakeprometheus import fake_prometheus, vector
+from tests.integration.product import FULL, GPUNODES, H100, L40S, MIXED, POLICIES, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, guard
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -163,9 +164,9 @@ PLUGIN: dict[str, tuple[str, ...]] = {
 }
 PLUGIN_MASKS = (
     # Hashes first: one that reads 123456d would be taken for a length of time.
-    (re.compile(r"\bpool-([bcd])-[0-9a-f]{7}\b"), r"pool-\1-HASH"),
+    (re.compile(r"\bpool-([b-e])-[0-9a-f]{7}\b"), r"pool-\1-HASH"),
     (re.compile(r"\bplan [0-9a-f]{7}\b"), "plan HASH"),
-    (re.compile(r"(pool-b\.\d+\.)[0-9a-f]+"), r"\1MOMENT"),
+    (re.compile(r"(pool-[be]\.\d+\.)[0-9a-f]+"), r"\1MOMENT"),
     (re.compile(r"retry\":\"\w+"), 'retry":"MOMENT'),
     (re.compile(r"(approve\":\"|Plan )[0-9a-f]{7}\b"), r"\1HASH"),
     (re.compile(r"\b\d+[smhd](\d+[smhd])?\b( ago)?"), "AGE"),
@@ -227,6 +228,14 @@ def same_as_golden(name: str, seen: str) -> None:
     assert seen == path.read_text()
 
 
+def test_the_plugin_makes_a_bill_of_what_prometheus_has(person: Path) -> None:
+    """Of a recorded answer on loopback, SIMULATED: with an address no cluster is asked."""
+    with fake_prometheus() as prometheus:
+        prometheus.answers["gpusharing_agent_simulated"] = vector(({"node": "gpu-1"}, "1"))
+        said = plugin(person, "cost", "--prometheus", prometheus.url, "--window", "1d", "--by", "policy")
+    same_as_golden("plugin-cost", said)
+
+
 def test_the_plugin_says_why_a_pod_waits(product: Product, scenario: Pool, person: Path) -> None:
     """It asks for what its node offers no more, and the budget of another pod keeps the others of its kind."""
     waiting = product.api.list(PODS, fieldSelector="status.phase=Pending")
@@ -250,9 +259,29 @@ def test_the_plugin_draws_the_rollout_in_time(scenario: Pool, person: Path) -> N
     same_as_golden("plugin-status-timeline", "\n".join([period, *sorted(rows), legend]) + "\n")
 
 
+def test_the_plugin_says_what_an_edit_in_a_file_would_do(
+    product: Product, scenario: Pool, person: Path, tmp_path: Path
+) -> None:
+    """As `kubectl get gsp pool-c -o yaml`, edited by hand, would be applied. Nothing of it reaches the server."""
+    path = f"{POLICIES}/pool-c"
+    before = product.api.get(path)
+    edit = {key: before[key] for key in ("apiVersion", "kind")} | {"metadata": {"name": "pool-c"}}
+    file = tmp_path / "pool-c.yaml"
+    file.write_text(json.dumps({**edit, "spec": {**before["spec"], **SLICED}}))
+    same_as_golden("plugin-plan-file", plugin(person, "plan", "-f", str(file)))
+    assert product.api.get(path)["metadata"]["generation"] == before["metadata"]["generation"]
+    assert scenario.name == "pool-b"
+
+
 def test_the_plugin_packs_a_bundle_without_gaps_but_for_what_nobody_granted(
     scenario: Pool, person: Path, tmp_path: Path
 ) -> None:
+    shown = plugin(person, "support-bundle", str(tmp_path / "shown.tar.gz"))
+    # Of each kind of pod one gap is enough: a plane has more of them while other pools are there.
+    for pattern, mask in ((str(tmp_path), "FOLDER"), (r"-\w{5}:", "-POD:"), (r"\d+ files", "N files")):
+        shown = re.sub(pattern, mask, shown)
+    gaps = re.split(r"(?=^Left out|^exit)", shown, flags=re.M)
+    same_as_golden("plugin-support-bundle", "".join(dict.fromkeys(gaps)))
     said = plugin(person, "support-bundle", str(tmp_path / "bundle.tar.gz"), "-o", "json")
     told = json.loads(said.rpartition("exit status 0")[0])
     assert {"policies.json", "gpunodes.json", "nodes.json", "clusterpolicies.json"} <= set(told["files"])
@@ -317,6 +346,38 @@ def test_the_plugin_steers_a_rollout_with_the_editors_rights(product: Product, s
             pool.wait(lambda: bool(pool.condition("Ready")), "the operator to look at it")
             same_as_golden(f"plugin-{verb}-done", plugin(editor, verb, "pool-e", "--yes"))
             assert product.api.get(pool.path)["spec"]["rollout"].get("paused", False) is (verb == "pause")
+        pool.wait_synced()
+    assert scenario.name == "pool-b"
+
+
+def test_the_plugin_steers_a_node_with_the_rights_that_the_page_names(
+    product: Product, scenario: Pool
+) -> None:
+    """A drain that its budget blocks is given up, the node left out, tried again and taken back: each carried out."""
+    rule = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}
+    role = {"metadata": {"name": "node-steerer"}, "rules": [rule]}
+    product.api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", role)
+    editor = account(product, "helmsman", "view", "node-steerer")
+    with product.pool(H100, name="pool-e") as pool:
+        node = pool.nodes[0]
+
+        def steer(golden: str, *verb: str) -> None:
+            same_as_golden(f"plugin-{golden}", plugin(editor, *verb, node, "--yes"))
+
+        work = Workload(pool, node, 2)
+        work.wait_running(2)
+        guard(pool, "pool-e", 1, minAvailable=1)
+        pool.apply(MIXED)
+        pool.wait_phase("Draining", "PDB")
+        steer("skip-done", "skip")
+        assert pool.node(node)["spec"]["unschedulable"], "what is in flight goes on"
+        steer("abort-done", "abort")
+        pool.wait_phase("Skipped", "SkipLabel")
+        assert "unschedulable" not in pool.node(node)["spec"]
+        steer("retry-done", "retry")
+        steer("skip-undone", "skip", "--undo")
+        pool.wait_phase("Draining", "PDB")
+        work.scale(0)
         pool.wait_synced()
     assert scenario.name == "pool-b"
 
