@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 from hack.cluster.process import ComponentError
 from hack.cluster.toolchain import ToolchainError
@@ -40,6 +41,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="only headings and checks")
     parser.add_argument("--verbose", action="store_true", help="the operator's log on the screen too")
     parser.add_argument("--no-color", action="store_true", help="or $NO_COLOR")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write what the README's picture is drawn from"
+    )
     options = parser.parse_args()
     if options.driver not in TRY_NEXT:
         parser.error(f"DRIVER is {', '.join(TRY_NEXT)}, not {options.driver!r}")
@@ -68,7 +72,7 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
     async with stages as stage:
         screen.banner(stage.simulated)
         screen.say(f"The operator's log: {LOG.relative_to(ROOT)}")
-        await play(Demo(stage, screen))
+        await play(Demo(stage, screen, options.record))
 
 
 def main() -> int:

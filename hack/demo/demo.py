@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gpusharing.api.names import ANNOTATION_FENCE, ConditionType
@@ -23,6 +24,8 @@ class Demo:
 
     stage: Stage
     screen: Screen
+    record_to: Path | None = None
+    """Where to write down what stands in the middle of the story; None: nowhere."""
 
     async def until(self, what: str, condition: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
         """Wait for something. Raises DemoFailed with where everything stands."""

@@ -9,6 +9,7 @@ from gpusharing.kube.client import GPUNODES, JSON, NODES, PDBS, PODS
 from hack.demo import fleet
 from hack.demo.columns import FLEET, POOLS, events_about, find, places
 from hack.demo.demo import Demo, holds_gpu_of, is_cordoned, is_ready
+from hack.demo.record import record
 from hack.demo.screen import DemoFailed
 from hack.demo.stage import Refused, Stage, objects
 
@@ -192,6 +193,9 @@ async def budget_blocks(demo: Demo) -> None:
     await demo.used("pool-b", "14/96")
     await demo.show(POOLS)
     await demo.show(places(*POOL_B))
+    if demo.record_to is not None:
+        await _told(demo)
+        await record(demo.stage, demo.record_to)
     place = await demo.place(fleet.RANKER_NODE)
     screen.output("\n".join(place["blockers"]))
     screen.check("the budget and a pod are named", "PDB team-b/ranker: Pod" in place["blockers"][0])
@@ -213,6 +217,17 @@ async def _settled(demo: Demo) -> None:
         return len(pods) == 2 and observed == 2 and bool(place.get("reason") == "PDB")
 
     await demo.until("only the ranker's two pods left on gpu-b-1", alone)
+
+
+async def _told(demo: Demo) -> None:
+    """The policy says of the drain what its node says, and counts the pod that waits for another place."""
+
+    async def up_to_date() -> bool:
+        summary = (await demo.policy("pool-b"))[1].get("summary", {})
+        words = ("2 GPU pods left to go", "2 of 3 pods are healthy")
+        return summary.get("pendingPods") == 1 and all(one in summary.get("message", "") for one in words)
+
+    await demo.until("pool-b to say what is in the way", up_to_date)
 
 
 async def operator_dies(demo: Demo) -> None:

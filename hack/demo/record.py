@@ -1,0 +1,53 @@
+"""What stands in the middle of the story, as data: the README's picture is drawn from it (hack/generate_picture.py).
+
+`python -m hack.demo --record hack/demo/blocked.json` takes it anew; tests/demo says when that is due.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES
+from hack.demo.stage import Stage, objects
+
+RECORD = Path(__file__).with_name("blocked.json")
+"""The record that the picture is drawn from. SIMULATED, as the whole demo is."""
+OF_POLICY = {"observedGeneration", "summary", "plan"}
+OF_PLAN = {"hash", "disruption", "nodes", "nodeCount", "pods"}
+
+
+async def record(stage: Stage, path: Path) -> None:
+    """Write what people see of policies and nodes now, without what `kubectl gpusharing status` does not read."""
+    taken = {
+        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
+        "policies": [_policy(one) for one in await objects(stage.client, POLICIES)],
+        "gpunodes": [_node(one) for one in await objects(stage.client, GPUNODES)],
+    }
+    await asyncio.to_thread(path.write_text, json.dumps(taken, indent=1) + "\n")
+
+
+def _policy(raw: JSON) -> JSON:
+    status = _some(raw["status"], OF_POLICY)
+    if plan := status.get("plan"):
+        status["plan"] = _some(plan, OF_PLAN)
+    return {
+        "metadata": _some(raw["metadata"], {"name", "generation"}),
+        "spec": _some(raw["spec"], {"mode", "rollout"}),
+        "status": status,
+    }
+
+
+def _node(raw: JSON) -> JSON:
+    status, observed = raw["status"], raw["status"]["observed"]
+    seen = {**_some(observed, {"simulated", "pods"}), "gpus": [{} for _ in observed["gpus"]]}
+    transition = {key: value for key, value in status["transition"].items() if key != "blockers"}
+    return {
+        "metadata": {"name": raw["metadata"]["name"]},
+        "status": {"transition": transition, "observed": seen},
+    }
+
+
+def _some(raw: Mapping[str, object], keys: set[str]) -> JSON:
+    return {key: value for key, value in raw.items() if key in keys}
