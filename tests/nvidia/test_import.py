@@ -6,14 +6,16 @@ when ClusterPolicy changes.
 
 import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hack.nvidia.loop import WAITS, Loop, is_cordoned, mig_state, running_loop
+from hack.cluster.audit import read_requests, wait_logged
+from hack.nvidia.loop import OPERATOR, WAITS, Loop, is_cordoned, mig_state, running_loop
 from hack.nvidia.operands import SELECTORS
 from tests.integration.test_output import plugin
-from tests.recipes import MIG, PLUGIN, parted, time_slicing
+from tests.recipes import BALANCED, MIG, PLUGIN, parted, time_slicing
 
 from hack import stage
 
@@ -24,14 +26,27 @@ CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 NODES = "/api/v1/nodes"
 MIXED = "flags:\n  migStrategy: mixed\n"
-SERVED = {"one": {"nvidia.com/mig-3g.40gb": 4}, "two": {"nvidia.com/gpu": 8}}
-LABELS = {"one": {MIG: "halves", PLUGIN: "h100"}, "two": {PLUGIN: "ts-4"}}
+SERVED = {
+    "one": {"nvidia.com/mig-3g.40gb": 4},
+    "two": {"nvidia.com/gpu": 8},
+    "three": {"nvidia.com/gpu": 2},
+    "four": {"nvidia.com/mig-1g.10gb": 8, "nvidia.com/mig-2g.20gb": 4, "nvidia.com/mig-3g.40gb": 4},
+}
+LABELS: dict[str, dict[str, str]] = {
+    "one": {MIG: "halves", PLUGIN: "h100"},
+    "two": {PLUGIN: "ts-4"},
+    "three": {},
+    "four": {MIG: "all-balanced", PLUGIN: "shared-instances"},
+}
+"""MIG, time-slicing, whole GPUs, and both on top of each other."""
+INSTANCES = tuple(f"nvidia.com/mig-{profile}" for profile in ("1g.10gb", "2g.20gb", "3g.40gb"))
 MAPS = {
     "time-slicing-config": {
         "h100": time_slicing({"nvidia.com/gpu": 8, "nvidia.com/mig-1g.10gb": 2}, MIXED),
         "ts-4": time_slicing({"nvidia.com/gpu": 4}),
+        "shared-instances": time_slicing(dict.fromkeys(INSTANCES, 2), MIXED),
     },
-    "custom-mig-config": {"config.yaml": parted({"halves": {"3g.40gb": 2}})},
+    "custom-mig-config": {"config.yaml": parted({"halves": {"3g.40gb": 2}, "all-balanced": BALANCED})},
 }
 WELL = "exit status 0\n"
 VALUES = (
@@ -43,7 +58,7 @@ VALUES = (
 def loop(nvidia_programs: None) -> Iterator[Loop]:
     with (
         tempfile.TemporaryDirectory(prefix="gpusharing-") as folder,
-        running_loop(Path(folder), "one", "two") as made,
+        running_loop(Path(folder), *LABELS) as made,
     ):
         yield made
 
@@ -106,6 +121,13 @@ def computing(loop: Loop) -> set[str]:
     return {one["name"] for node in loop.nodes.values() for one in node.simulator.show()["processes"]}
 
 
+def node_writes(loop: Loop) -> dict[str, int]:
+    """How often the operator has written to each Node, in both of its lives."""
+    wait_logged(loop.plane.audit_log, loop.api)
+    asked = read_requests(loop.plane.audit_log, OPERATOR)
+    return Counter(one.name for one in asked if one.is_write and one.resource == "nodes" and one.status < 300)
+
+
 def test_nvidias_programs_find_everything_in_place_when_a_fleet_is_taken_over(loop: Loop) -> None:
     for name, data in MAPS.items():
         loop.api.create(f"{OPERANDS}/configmaps", {"metadata": {"name": name}, "data": data})
@@ -145,6 +167,7 @@ def test_nvidias_programs_find_everything_in_place_when_a_fleet_is_taken_over(lo
     assert (instances(loop), computing(loop)) == (before, working)
     assert all(f"SIMULATED-{pod}" in working for pod in pods)
     assert loop.evicted() == []
+    assert node_writes(loop) == dict.fromkeys(LABELS, 1), "each is told its policy and mode, and nothing else"
     for node, labels in LABELS.items():
         assert loop.labels(node).items() >= labels.items(), "the names that they had"
         assert not is_cordoned(loop, node)
