@@ -51,6 +51,7 @@ class FakeCluster:
         self.terminating_namespaces: set[str] = set()
         self.uninstalled: set[Resource] = set()
         """Kinds whose CRD is not there."""
+        self.version = "v1.36.3"
         self.logs: dict[tuple[str, str], str] = {}
         """What a pod has written, by namespace and name; nothing for all others."""
         self.bookmark_every = bookmark_every
@@ -236,6 +237,11 @@ class FakeClient:
         """See Followable."""
         await self._enter("get", Resource(resource.group, resource.version, ""), None)
         return resource not in self.cluster.uninstalled
+
+    async def version(self) -> str:
+        """See KubeClient."""
+        await self._enter("get", kinds.VERSION, None)
+        return self.cluster.version
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""

@@ -33,3 +33,4 @@ async def test_what_is_there_is_seen() -> None:
     client = Onlooker(cluster.client("person"))
     assert (await client.get(NODES, "n"))["metadata"]["name"] == "n"
     assert [len(page.items) async for page in client.pages(NODES)] == [1]
+    assert await client.version() == cluster.version

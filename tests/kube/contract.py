@@ -5,6 +5,7 @@ the real server can be shared.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
@@ -102,6 +103,9 @@ class ObjectContract:
         assert await server.client.served(NODES)
         assert await server.client.served(GPUNODES)
         assert not await server.client.served(server.missing)
+
+    async def test_the_server_says_its_version(self, server: Server) -> None:
+        assert re.match(r"v1\.\d+\.", await server.client.version())
 
     async def test_an_object_is_created_once(self, server: Server) -> None:
         created = await server.client.create(CONFIG_MAPS, config_map("one"), namespace=server.name)

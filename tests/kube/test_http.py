@@ -171,6 +171,16 @@ async def test_a_read_asks_for_the_newest_state() -> None:
     assert script.asked[0].query == {}
 
 
+async def test_the_version_is_the_servers_own() -> None:
+    async with scripted(found({"major": "1", "minor": "33+", "gitVersion": "v1.33.1-eks-1-33-5"})) as (
+        script,
+        client,
+    ):
+        assert await client.version() == "v1.33.1-eks-1-33-5"
+    (asked,) = script.asked
+    assert (asked.method, asked.path) == ("GET", "/version")
+
+
 async def test_pages_follow_the_continue_token() -> None:
     first = {"metadata": {"resourceVersion": "5", "continue": "more"}, "items": [NODE]}
     last = {"metadata": {"resourceVersion": "5"}, "items": None}

@@ -1,7 +1,7 @@
 """`doctor`: what silently overrides us or breaks proof, each with the one command that mends it.
 
-It asks what `helm test` asks (`planning/stack/installation.py`), and looks at labels of Nodes besides. Before the
-operator is installed it leaves out what an installation brings.
+It asks what `helm test` asks (`planning/stack/installation.py`), and looks at labels of Nodes and at kubelets besides.
+Before the operator is installed it leaves out what an installation brings.
 """
 
 from argparse import Namespace
@@ -10,21 +10,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gpusharing.api.names import ANNOTATION_FENCE
+from gpusharing.api.names import ANNOTATION_FENCE, LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
+from gpusharing.api.policy import LabelSelector
 from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, Span, line, prose
 from gpusharing.cli.installed import DEPLOYMENTS, SELECTOR, find_difference, settings_of
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
-from gpusharing.kube.client import CONFIG_MAPS, NODES, KubeClient
+from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, KubeClient
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.installation import gather_installation
 from gpusharing.kube.raw import section, text, texts
+from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
+from gpusharing.kube.written import MIG_KEY
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
-from gpusharing.planning.stack.nodesymptoms import Given, NodeLabels, find_node_symptoms
-from gpusharing.planning.stack.symptoms import Severity, Symptom, Topic
+from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
+from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
+from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Topic
+from gpusharing.planning.wanted.migfile import parse
 
 NOT_YET = frozenset(
     {"KindNotServed", "RightsMissing", "RightsUnknown", "OperatorMissing", "ConfigMapEmpty", "AgentMissing"}
@@ -57,6 +63,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def _examine(client: KubeClient) -> tuple[InstallationView, list[Symptom], tuple[str, ...]]:
     place, given, notes = await _place(client)
     view = await gather_installation(client, place)
+    version = await _version(client)
+    if not version:
+        notes += ("the API server does not tell its version, so no kubelet is held against it",)
     nodes: list[NodeLabels] = []
     if "nodes" not in view.unread:
         nodes = [
@@ -64,16 +73,36 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, list[Symptom],
                 text(raw, "metadata", "name"),
                 texts(section(raw, "metadata", "labels")),
                 ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
+                text(raw, "status", "nodeInfo", "kubeletVersion"),
             )
             async for page in client.pages(NODES)
             for raw in page.items
         ]
+    given = replace(given, selectors=_selectors(view))
     given = await _with_keys(client, view, given)
+    given = await _with_mig_entries(client, view, given, nodes)
     if given.plugin_keys is not None and given.plugin_map not in view.config_maps:
         theirs = ConfigMapState(frozenset(given.plugin_keys), ours=False)
         view = replace(view, config_maps={**view.config_maps, given.plugin_map: theirs})
-    found = [*find_symptoms(view), *find_node_symptoms(nodes, given)]
+    found = [
+        *find_symptoms(view),
+        *find_kubelet_symptoms(nodes, version),
+        *find_node_symptoms(nodes, given),
+    ]
     return view, [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in found], notes
+
+
+async def _version(client: KubeClient) -> str:
+    """The API server's; empty where it does not say."""
+    try:
+        return await client.version()
+    except (Forbidden, NotFound):
+        return ""
+
+
+def _selectors(view: InstallationView) -> tuple[LabelSelector, ...] | None:
+    specs = [one.spec for one in view.policies if not one.deleting and one.spec is not None]
+    return tuple(spec.node_selector for spec in specs) if view.policies else None
 
 
 async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
@@ -110,8 +139,8 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
 
 async def _with_keys(client: KubeClient, view: InstallationView, given: Given) -> Given:
     """With what the ConfigMap holds that the device plugin is pointed at, ours or somebody else's."""
-    stacks = [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
-    name = stacks[0].plugin_config_name if stacks else ""
+    stack = _stack(view)
+    name = stack.plugin_config_name if stack else ""
     if not name:
         return given
     try:
@@ -119,6 +148,48 @@ async def _with_keys(client: KubeClient, view: InstallationView, given: Given) -
     except (Forbidden, NotFound):
         return replace(given, plugin_map=name)
     return replace(given, plugin_map=name, plugin_keys=frozenset(section(raw, "data")))
+
+
+def _stack(view: InstallationView) -> ClusterPolicyView | None:
+    """The ClusterPolicy that is followed, or what stands in its place."""
+    return next((one for one in view.cluster_policies if not one.ignored), view.plain)
+
+
+async def _with_mig_entries(
+    client: KubeClient, view: InstallationView, given: Given, nodes: Sequence[NodeLabels]
+) -> Given:
+    """With what mig-manager goes by on the nodes that name a configuration: the ConfigMap that ClusterPolicy points it
+    at, else the one that it generated on each (docs/design/nvidia.md#a10)."""
+    stack = _stack(view)
+    named = [
+        one.name
+        for one in nodes
+        if one.labels.get(LABEL_MIG_CONFIG) and one.labels.get(LABEL_MIG_CAPABLE) == "true"
+    ]
+    if not named or stack is None or stack.plain is not None or not stack.mig_manager_enabled:
+        return given
+    wanted = {name: stack.mig_config_name or f"{name}{NODE_CONFIG_SUFFIX}" for name in named}
+    held = await _mig_maps(client, given.namespace, stack.mig_config_name)
+    found = {node: MigEntries(name, held[name]) for node, name in wanted.items() if held.get(name)}
+    return replace(given, mig_entries=found)
+
+
+async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
+    """Entries by ConfigMap: of this one, or without a name of all that mig-managers generated."""
+    found = []
+    try:
+        if name:
+            found = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
+        else:
+            pages = client.pages(CONFIG_MAPS, namespace=namespace)
+            found = [raw async for page in pages for raw in page.items if _is_generated(raw)]
+    except (Forbidden, NotFound):
+        return {}
+    return {text(raw, "metadata", "name"): frozenset(parse(text(raw, "data", MIG_KEY))) for raw in found}
+
+
+def _is_generated(config_map: JSON) -> bool:
+    return text(config_map, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)
 
 
 # --- in words ------------------------------------------------------------------------------------------------
@@ -134,7 +205,7 @@ def describe(
         lines += [*prose(text, paper, ink=Ink.WAITING), BLANK]
     for topic in Topic:
         found = [one for one in symptoms if one.topic is topic]
-        if not found and (installed or topic in (Topic.CLUSTER_POLICY, Topic.NODES)):
+        if not found and (installed or topic in (Topic.CLUSTER_POLICY, *ASKED_BY_PEOPLE)):
             lines.append(line(Span("ok       ", Ink.GOOD), str(topic)))
         for one in found:
             ink = Ink.BAD if one.severity is Severity.ERROR else Ink.WAITING

@@ -55,6 +55,8 @@ CLUSTER_POLICIES = Resource("nvidia.com", "v1", "clusterpolicies")
 GPU_CLUSTERS = Resource("nvidia.com", "v1alpha1", "gpuclusters")
 MEDIK8S_MAINTENANCES = Resource("nodemaintenance.medik8s.io", "v1beta1", "nodemaintenances")
 NVIDIA_MAINTENANCES = Resource("maintenance.nvidia.com", "v1alpha1", "nodemaintenances", namespaced=True)
+VERSION = Resource("", "", "version")
+"""What calls of `/version` are called; it is no kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,10 @@ class Followable(Protocol):
 
 class KubeClient(Followable, Protocol):
     """Every method raises a KubeError of `kube/errors.py` and nothing else for what the server or the network does."""
+
+    async def version(self) -> str:
+        """The API server's own version as it says it, such as `v1.36.3` or `v1.33.1-eks-1-33-5`."""
+        ...
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
         """Read one object, from etcd (no resourceVersion=0)."""

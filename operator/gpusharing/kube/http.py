@@ -17,7 +17,7 @@ from typing import Self
 
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.answers import EVICTION, Request
-from gpusharing.kube.client import JSON, PODS, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, PODS, VERSION, Page, Resource, WatchEvent
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.login import Login, OfficialLogin
@@ -164,6 +164,10 @@ class HttpClient:
     async def served(self, resource: Resource) -> bool:
         """See Followable."""
         return await is_served(lambda request, path: self._call(request, "GET", path), resource)
+
+    async def version(self) -> str:
+        """See KubeClient. Every authenticated user may ask (ClusterRole system:public-info-viewer)."""
+        return text(await self._call(Request("get", VERSION), "GET", "/version"), "gitVersion")
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from gpusharing.kube.answers import EVICTION, Request
-from gpusharing.kube.client import JSON, PODS, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, PODS, VERSION, KubeClient, Page, Resource, WatchEvent
 from gpusharing.kube.streams import closing
 
 Answer = TypeVar("Answer")
@@ -19,7 +19,8 @@ class PassingClient:
     async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
         """One call; a layer overrides this. `send` makes it, and may raise StopAsyncIteration at a list's end.
 
-        `name`: `namespace/name`, the selectors of a list, or the plural of what discovery is asked for.
+        `name`: `namespace/name`, the selectors of a list, or the plural of what discovery is asked for; empty
+        for the server's version.
         """
         return await send()
 
@@ -87,6 +88,10 @@ class PassingClient:
         """See KubeClient."""
         kinds = Request("get", Resource(resource.group, resource.version, ""))
         return await self.passing(kinds, resource.plural, lambda: self.client.served(resource))
+
+    async def version(self) -> str:
+        """See KubeClient."""
+        return await self.passing(Request("get", VERSION), "", self.client.version)
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""

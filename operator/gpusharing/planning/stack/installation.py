@@ -21,6 +21,7 @@ from gpusharing.planning.stack.installationviews import (
 from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
 from gpusharing.planning.stack.startgate import find_untolerated, finder_command
 from gpusharing.planning.stack.symptoms import (
+    ASKED_BY_PEOPLE,
     Severity,
     Symptom,
     Symptoms,
@@ -340,7 +341,7 @@ def render(symptoms: Iterable[Symptom]) -> list[str]:
     lines = []
     for topic in Topic:
         of_it = [one for one in found if one.topic is topic]
-        if not of_it and topic is not Topic.NODES:
+        if not of_it and topic not in ASKED_BY_PEOPLE:
             lines.append(f"ok       {topic}")
         for one in of_it:
             lines += [f"{one.severity:8} {topic}: {one.message}", f"         -> {one.command}"]

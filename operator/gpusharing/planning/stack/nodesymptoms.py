@@ -1,13 +1,17 @@
-"""What Node labels of NVIDIA's say that nobody has noticed: values that mean nothing, failures, pauses that do not end.
+"""What Node labels of NVIDIA's say that nobody has noticed: values that mean nothing, failures, pauses that do not end,
+switches that somebody turned off.
 
 Of nodes that the operator changes just now nothing is said: what looks like this there is on its way.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import field
 
 from gpusharing.api import names
+from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_flaw
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, error, warning
+from gpusharing.planning.wanted.ownership import selects_node
 from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.values import value
 
@@ -24,6 +28,21 @@ class NodeLabels:
     labels: Mapping[str, str]
     fenced: bool = False
     """A change of ours is in flight."""
+    kubelet: str = ""
+    """Its kubelet's version, as `v1.36.3`; empty: not told."""
+
+    @property
+    def has_gpu(self) -> bool:
+        """As the GPU Operator or GPU Feature Discovery tells."""
+        return self.labels.get(names.LABEL_GPU_PRESENT) == "true" or names.LABEL_GPU_PRODUCT in self.labels
+
+
+@value
+class MigEntries:
+    """The mig-parted configuration that mig-manager goes by on a node (docs/design/nvidia.md#a10)."""
+
+    config_map: str
+    names: frozenset[str]
 
 
 @value
@@ -38,6 +57,19 @@ class Given:
     """What it holds; None: it could not be read, or is not there."""
     unsafe_drivers: tuple[str, ...] = ()
     refuse_unsafe_drivers: bool = True
+    selectors: tuple[LabelSelector, ...] | None = None
+    """Node selectors of the policies; None: there is no policy, or nobody can tell."""
+    mig_entries: Mapping[str, MigEntries] = field(default_factory=dict)
+    """By node: what mig-manager goes by there. Where it is not known the node is missing, and where there is no
+    mig-manager."""
+
+    def takes(self, node: NodeLabels) -> bool:
+        """Whether a policy selects it."""
+        return any(selects_node(one, node.labels) for one in self.selectors or ())
+
+    def concerns(self, node: NodeLabels) -> bool:
+        """Whether it would serve us, if it could: a policy selects it, or it has GPUs and there is no policy yet."""
+        return self.takes(node) or (self.selectors is None and node.has_gpu)
 
 
 def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Symptom, ...]:
@@ -45,6 +77,9 @@ def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Sympt
     known = sorted((one for one in nodes if not one.fenced), key=lambda one: one.name)
     return (
         *_unknown_configs(known, given),
+        *_other_workloads(known, given),
+        *_switched_off(known, given),
+        *_unknown_mig(known, given),
         *_failed(known, given),
         *_paused(known, given),
         *_drivers(known, given),
@@ -68,8 +103,92 @@ def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
         )
 
 
+def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
+    """Such a node has neither device plugin nor mig-manager (docs/design/nvidia.md#d2)."""
+    label = names.LABEL_WORKLOAD_CONFIG
+    odd = [
+        one
+        for one in nodes
+        if (one.labels.get(label) or names.WORKLOAD_CONTAINER) != names.WORKLOAD_CONTAINER
+        and given.concerns(one)
+    ]
+    if odd:
+        yield _blocking(given)(
+            Topic.NODES,
+            "WorkloadConfig",
+            f"{label} of {some([one.name for one in odd])} says that the GPUs are not for containers"
+            f" ({odd[0].name}: {odd[0].labels[label]}), so no policy changes anything there. Stop virtual machines that"
+            " have them, then run the command, or keep the node out of the policy's nodeSelector",
+            # Not the label taken off: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
+            f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}",
+        )
+
+
+def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
+    """Of mig-manager's pauses and a driver upgrade's nothing is said: they end (docs/design/nvidia.md#d2, d.4)."""
+    for operand in names.DEPLOY_NEEDED:
+        label = names.LABEL_DEPLOY_PREFIX + operand
+        odd = [one for one in nodes if _is_off(operand, one.labels.get(label, "")) and given.concerns(one)]
+        if odd:
+            yield _blocking(given)(
+                Topic.NODES,
+                "OperandsDisabled",
+                f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the GPU Operator keeps off"
+                " what would serve and show a change, and no policy changes anything there. Run the command, or keep"
+                " the node out of the policy's nodeSelector",
+                f"kubectl label node {_all(odd)} {label}-",
+            )
+
+
+def _is_off(operand: str, text: str) -> bool:
+    """`operands` is a switch with one word for off; the others are the node selectors of DaemonSets, which want `true`,
+    and the GPU Operator makes an empty one `true`."""
+    if operand == "operands":
+        return text == "false"
+    return text not in ("", "true") and "paused-for-" not in text
+
+
+def _blocking(given: Given) -> Callable[[Topic, str, str, str], Symptom]:
+    return warning if given.selectors is None else error
+
+
+def _all(nodes: list[NodeLabels]) -> str:
+    return " ".join(one.name for one in nodes)
+
+
+def _unknown_mig(nodes: list[NodeLabels], given: Given) -> Symptoms:
+    """mig-manager refuses the name and touches no GPU (docs/design/nvidia.md#a3). Where a policy selects the node, the
+    operator writes this label, and says itself what is wrong with a name in the policy."""
+    label = names.LABEL_MIG_CONFIG
+    odd = [one for one in nodes if _names_no_entry(one, given) and not given.takes(one)]
+    if odd:
+        first = odd[0]
+        entries, wrong = given.mig_entries[first.name], first.labels[label]
+        alike = [one for one in odd if one.labels[label] == wrong]
+        yield warning(
+            Topic.NODES,
+            "MigConfigUnknown",
+            f"{label} of {some([one.name for one in odd])} names no configuration that mig-manager has there"
+            f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so after a"
+            " reboot it does not make the MIG instances again. Name what the GPUs have now: mig-manager divides them"
+            " anew where it differs, and where the label is taken off the GPU Operator may write all-disabled",
+            f"kubectl label node {_all(alike)} --overwrite {label}=NAME",
+        )
+
+
+def _names_no_entry(node: NodeLabels, given: Given) -> bool:
+    name, entries = node.labels.get(names.LABEL_MIG_CONFIG), given.mig_entries.get(node.name)
+    return bool(name) and entries is not None and name not in entries.names
+
+
 def _failed(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    failed = [one for one in nodes if one.labels.get(names.LABEL_MIG_STATE) == "failed"]
+    """But for those whose label names nothing: that is why, and it is told already."""
+    failed = [
+        one
+        for one in nodes
+        if one.labels.get(names.LABEL_MIG_STATE) == "failed"
+        and (given.takes(one) or not _names_no_entry(one, given))
+    ]
     if failed:
         told = f"{failed[0].name}: {failed[0].labels.get(names.LABEL_MIG_CONFIG, 'none')}"
         yield warning(

@@ -16,8 +16,12 @@ class Topic(StrEnum):
     CLUSTER_POLICY = "ClusterPolicy"
     CONFIG_MAPS = "ConfigMaps"
     AGENTS = "agents"
+    KUBELETS = "kubelets"
     NODES = "labels of Nodes"
-    """`kubectl gpusharing doctor` looks at them, `helm test` does not."""
+
+
+ASKED_BY_PEOPLE = frozenset({Topic.KUBELETS, Topic.NODES})
+"""`kubectl gpusharing doctor` looks at these, `helm test` does not."""
 
 
 class Severity(StrEnum):

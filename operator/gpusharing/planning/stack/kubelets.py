@@ -1,0 +1,91 @@
+"""Kubelets of GPU nodes by their versions: which of them Kubernetes, or we, do not stand for."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from gpusharing.planning.stack.nodesymptoms import NodeLabels
+from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, warning
+from gpusharing.planning.words.lengths import some
+from gpusharing.planning.words.values import value
+
+OLDEST = (1, 30)
+"""The oldest Kubernetes that the operator is made for; the chart's kubeVersion says the same of the API server."""
+MOST_BEHIND = 3
+"""Minor versions: "kubelet must not be newer than kube-apiserver", and "may be up to three minor versions older"
+(kubernetes.io/releases/version-skew-policy, "kubelet"). Patch versions do not count."""
+_VERSION = re.compile(r"v?(\d+)\.(\d+)")
+
+Minor = tuple[int, int]
+
+
+@value
+class _Kubelet:
+    node: str
+    said: str
+    minor: Minor
+
+
+def find_minor(version: str) -> Minor | None:
+    """Major and minor of `v1.33.1-eks-1-33-5`; None where it is not told, or is that of a build without a version
+    (`v0.0.0-master+$Format:%H$`, component-base/version/base.go)."""
+    found = _VERSION.match(version)
+    return (int(found[1]), int(found[2])) if found and found[1] != "0" else None
+
+
+def find_kubelet_symptoms(nodes: Iterable[NodeLabels], api_server: str) -> tuple[Symptom, ...]:
+    """What is wrong with versions of kubelets on nodes with GPUs. `api_server`: its version, empty where not known.
+
+    A kubelet is told once, for the worst of it.
+    """
+    kubelets = [
+        _Kubelet(one.name, one.kubelet, minor)
+        for one in sorted(nodes, key=lambda one: one.name)
+        if one.has_gpu and (minor := find_minor(one.kubelet)) is not None
+    ]
+    server = find_minor(api_server)
+    newer = [one for one in kubelets if server is not None and one.minor > server]
+    behind = [one for one in kubelets if server is not None and _is_behind(one.minor, server)]
+    told = {one.node for one in (*newer, *behind)}
+    old = [one for one in kubelets if one.minor < OLDEST and one.node not in told]
+    return (
+        *_symptom(
+            newer,
+            "KubeletNewer",
+            lambda who: (
+                f"{who} is newer than the API server ({api_server}), which Kubernetes does not support:"
+                " upgrade the control plane"
+            ),
+        ),
+        *_symptom(
+            behind,
+            "KubeletBehind",
+            lambda who: (
+                f"{who} is more than {MOST_BEHIND} minor versions behind the API server ({api_server}), which"
+                " Kubernetes does not support: upgrade the kubelet, one node after the other"
+            ),
+        ),
+        *_symptom(
+            old,
+            "KubeletOld",
+            lambda who: (
+                f"{who} is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that the operator is made for:"
+                " upgrade the kubelet, one node after the other"
+            ),
+        ),
+    )
+
+
+def _is_behind(kubelet: Minor, server: Minor) -> bool:
+    return kubelet[0] == server[0] and server[1] - kubelet[1] > MOST_BEHIND
+
+
+def _symptom(kubelets: list[_Kubelet], reason: str, say: Callable[[str], str]) -> Symptoms:
+    if kubelets:
+        who = f"the kubelet of {some([one.node for one in kubelets])} ({kubelets[0].said})"
+        yield warning(
+            Topic.KUBELETS,
+            reason,
+            say(who),
+            f"kubectl get node {' '.join(one.node for one in kubelets)} -o"
+            " custom-columns=NODE:.metadata.name,KUBELET:.status.nodeInfo.kubeletVersion",
+        )

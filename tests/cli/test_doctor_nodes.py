@@ -1,0 +1,304 @@
+"""What `doctor` says of labels that somebody else set (stack/nodesymptoms.py), and of kubelets (stack/kubelets.py)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.sim.fakecluster import FakeCluster
+from tests.cli.asking import Told, ask, operated
+from tests.embedded.scene import FULL, MIXED
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.api.names import LABEL_POLICY
+from gpusharing.api.policy import LabelSelector
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, NODES, POLICIES, VERSION
+from gpusharing.planning.stack.kubelets import MOST_BEHIND, OLDEST, find_kubelet_symptoms, find_minor
+from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
+from gpusharing.planning.stack.symptoms import Severity, Symptom
+
+CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"
+CONFIG, STATE, CAPABLE = "nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/mig.capable"
+WORKLOAD, DEPLOY = "nvidia.com/gpu.workload.config", "nvidia.com/gpu.deploy."
+GPU = {"nvidia.com/gpu.present": "true"}
+POOL = {"pool": "a"}
+OURS = (LabelSelector.model_validate({"matchLabels": POOL}),)
+ENTRIES = {"gpu-1": MigEntries("custom-mig-config", frozenset({"all-disabled", "halves"}))}
+
+
+def found(labels: dict[str, str], *, policies: bool | None = None, **more: Any) -> list[Symptom]:
+    """Of one node with a GPU; `policies`: whether one of them selects it, None: there are none."""
+    given = Given("gpu-operator", "", None, selectors=None if policies is None else OURS, mig_entries=ENTRIES)
+    all_labels = {**GPU, **labels, **(POOL if policies else {})}
+    return list(find_node_symptoms([NodeLabels("gpu-1", all_labels, **more)], given))
+
+
+# --- switches ---------------------------------------------------------------------------------------------------
+
+VM = {WORKLOAD: "vm-passthrough"}
+OFF = {f"{DEPLOY}device-plugin": "false"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason", "command"),
+    [
+        pytest.param(
+            VM,
+            "WorkloadConfig",
+            f"kubectl label node gpu-1 --overwrite {WORKLOAD}=container",
+            id="for virtual machines",
+        ),
+        pytest.param(
+            OFF,
+            "OperandsDisabled",
+            f"kubectl label node gpu-1 {DEPLOY}device-plugin-",
+            id="no device plugin",
+        ),
+        pytest.param(
+            {f"{DEPLOY}operands": "false"},
+            "OperandsDisabled",
+            f"kubectl label node gpu-1 {DEPLOY}operands-",
+            id="no operand at all",
+        ),
+        pytest.param(
+            {f"{DEPLOY}gpu-feature-discovery": "no"},
+            "OperandsDisabled",
+            f"kubectl label node gpu-1 {DEPLOY}gpu-feature-discovery-",
+            id="another word than true",
+        ),
+    ],
+)
+def test_a_node_that_cannot_serve_its_policy_is_told_with_what_mends_it(
+    labels: dict[str, str], reason: str, command: str
+) -> None:
+    (one,) = found(labels, policies=True)
+    assert (one.reason, one.severity, one.command) == (reason, Severity.ERROR, command)
+    (early,) = found(labels)
+    assert (early.reason, early.severity) == (reason, Severity.WARNING), "there is no policy yet"
+    assert found(labels, policies=False) == [], "somebody wants it so, and no policy is for this node"
+    assert found(labels, policies=True, fenced=True) == []
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param({WORKLOAD: "container"}, id="for containers, as somebody says"),
+        pytest.param({f"{DEPLOY}device-plugin": "true", f"{DEPLOY}operands": "true"}, id="on"),
+        pytest.param({f"{DEPLOY}device-plugin": "", WORKLOAD: ""}, id="empty, which the GPU Operator fills"),
+        pytest.param({f"{DEPLOY}dcgm-exporter": "false"}, id="an operand that no proof needs"),
+        pytest.param(
+            {f"{DEPLOY}device-plugin": "paused-for-mig-change", STATE: "pending"}, id="mig-manager's pause"
+        ),
+        pytest.param(
+            {f"{DEPLOY}device-plugin": "true_paused-for-driver-upgrade"}, id="a driver upgrade's pause"
+        ),
+    ],
+)
+def test_of_a_node_that_serves_or_soon_will_nothing_is_said(labels: dict[str, str]) -> None:
+    assert found(labels, policies=True) == []
+    assert found(labels) == []
+
+
+def test_of_a_node_without_a_gpu_that_no_policy_selects_nothing_is_said() -> None:
+    given = Given("gpu-operator", "", None)
+    assert find_node_symptoms([NodeLabels("cpu-1", {f"{DEPLOY}operands": "false"})], given) == ()
+
+
+def test_a_label_is_taken_off_only_where_it_is_wrong() -> None:
+    """Where it is right the GPU Operator would restart the operand."""
+    nodes = [
+        NodeLabels("gpu-1", {**POOL, f"{DEPLOY}operands": "false", f"{DEPLOY}device-plugin": "true"}),
+        NodeLabels("gpu-2", {**POOL, f"{DEPLOY}device-plugin": "false"}),
+    ]
+    told = find_node_symptoms(nodes, Given("gpu-operator", "", None, selectors=OURS))
+    commands = {one.command for one in told}
+    assert commands == {
+        f"kubectl label node gpu-1 {DEPLOY}operands-",
+        f"kubectl label node gpu-2 {DEPLOY}device-plugin-",
+    }
+
+
+# --- mig.config -------------------------------------------------------------------------------------------------
+
+
+def test_a_mig_configuration_that_nobody_has_is_told_with_those_that_there_are() -> None:
+    (one,) = found({CONFIG: "quarters", STATE: "failed"})
+    assert (one.reason, one.severity) == ("MigConfigUnknown", Severity.WARNING), "and not what failed besides"
+    assert "gpu-1: quarters; ConfigMap custom-mig-config has all-disabled, halves" in one.message
+    assert one.command == f"kubectl label node gpu-1 --overwrite {CONFIG}=NAME"
+
+
+def test_a_mig_configuration_of_nodes_that_differ_is_mended_by_name() -> None:
+    nodes = [
+        NodeLabels(name, {CONFIG: value}) for name, value in (("gpu-1", "x"), ("gpu-2", "y"), ("gpu-3", "x"))
+    ]
+    entries = {one.name: ENTRIES["gpu-1"] for one in nodes}
+    (one,) = find_node_symptoms(nodes, Given("gpu-operator", "", None, mig_entries=entries))
+    assert "of gpu-1, gpu-2, gpu-3 names" in one.message
+    assert one.command == f"kubectl label node gpu-1 gpu-3 --overwrite {CONFIG}=NAME"
+
+
+@pytest.mark.parametrize("policies", [None, True, False], ids=["no policy", "its policy", "another policy"])
+def test_of_a_mig_configuration_that_is_there_nothing_is_said(policies: bool | None) -> None:
+    assert found({CONFIG: "halves"}, policies=policies) == []
+
+
+def test_what_the_operator_itself_writes_is_left_to_it() -> None:
+    assert found({CONFIG: "quarters"}, policies=True) == []
+    assert [one.reason for one in found({CONFIG: "quarters", STATE: "failed"}, policies=True)] == [
+        "MigConfigFailed"
+    ]
+
+
+# --- kubelets ---------------------------------------------------------------------------------------------------
+
+
+def kubelets(api_server: str, *versions: str) -> list[tuple[str, str]]:
+    nodes = [NodeLabels(f"gpu-{number}", GPU, kubelet=version) for number, version in enumerate(versions, 1)]
+    return [(one.reason, one.command.split(" -o")[0]) for one in find_kubelet_symptoms(nodes, api_server)]
+
+
+def test_kubelets_that_nobody_stands_for_are_told_once_each() -> None:
+    assert kubelets("v1.33.1-eks-1-33-5", "v1.29.9", "v1.30.0+k3s1", "v1.34.0", "v1.33.9", "v1.28.0") == [
+        ("KubeletNewer", "kubectl get node gpu-3"),
+        ("KubeletBehind", "kubectl get node gpu-1 gpu-5"),
+    ]
+    assert kubelets("v1.32.0", "v1.29.9", "v1.32.9") == [("KubeletOld", "kubectl get node gpu-1")]
+    (one,) = find_kubelet_symptoms([NodeLabels("gpu-1", GPU, kubelet="v1.29.9")], "v1.32.0")
+    assert one.severity is Severity.WARNING
+    assert one.message.startswith("the kubelet of gpu-1 (v1.29.9) is older than 1.30, the oldest that")
+
+
+@pytest.mark.parametrize("server", ["", "v0.0.0-master+$Format:%H$", "odd"])
+def test_without_a_version_of_the_server_kubelets_are_held_against_ours_alone(server: str) -> None:
+    assert kubelets(server, "v1.99.0", "v1.29.0") == [("KubeletOld", "kubectl get node gpu-2")]
+
+
+@pytest.mark.parametrize("version", ["", "v0.0.0-master+$Format:%H$", "odd"])
+def test_of_a_kubelet_without_a_version_nothing_is_said(version: str) -> None:
+    assert find_minor(version) is None
+    assert kubelets("v1.36.3", version) == []
+
+
+def test_of_kubelets_within_reach_and_of_those_without_a_gpu_nothing_is_said() -> None:
+    assert kubelets("v1.36.3", "v1.36.9", "v1.36.0", "v1.33.0") == []
+    cpu = NodeLabels("cpu-1", {}, kubelet="v1.20.0")
+    assert find_kubelet_symptoms([cpu], "v1.36.3") == ()
+    assert MOST_BEHIND == 3
+
+
+def test_the_oldest_kubernetes_is_that_of_the_chart() -> None:
+    asked = yaml.safe_load(CHART.read_text())["kubeVersion"]
+    assert asked == f">={OLDEST[0]}.{OLDEST[1]}.0-0"
+
+
+# --- what is read of a cluster ------------------------------------------------------------------------------------
+
+
+def bare(spec: dict[str, Any] | None = None) -> FakeCluster:
+    """A cluster of somebody else's with three GPU nodes, before the installation."""
+    cluster = FakeCluster()
+    mig = {**GPU, CAPABLE: "true"}
+    cluster.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": spec or {}})
+    for name, labels in {"gpu-1": {**mig, CONFIG: "quarters"}, "gpu-2": {**mig, CONFIG: "halves"}}.items():
+        info = {"nodeInfo": {"kubeletVersion": "v1.36.0"}}
+        cluster.add(NODES, {"metadata": {"name": name, "labels": labels}, "status": info})
+    info = {"nodeInfo": {"kubeletVersion": "v1.37.0"}}
+    cluster.add(NODES, {"metadata": {"name": "gpu-3", "labels": {**GPU, **VM}}, "status": info})
+    return cluster
+
+
+def holding(cluster: FakeCluster, name: str, *entries: str) -> None:
+    """A mig-parted configuration in the GPU Operator's namespace."""
+    off = [{"devices": "all", "mig-enabled": False}]
+    text = yaml.safe_dump({"version": "v1", "mig-configs": dict.fromkeys(entries, off)})
+    metadata = {"name": name, "namespace": "gpu-operator"}
+    cluster.add(CONFIG_MAPS, {"metadata": metadata, "data": {"config.yaml": text}})
+
+
+def nodes_of(told: Told) -> dict[str, str]:
+    """What is said of Nodes and kubelets, with its severity."""
+    topics = ("kubelets", "labels of Nodes")
+    return {one["reason"]: one["severity"] for one in told.data["symptoms"] if one["topic"] in topics}
+
+
+EARLY = {"KubeletNewer": "WARNING", "WorkloadConfig": "WARNING"}
+
+
+@virtually
+async def test_before_the_installation_nodes_are_held_against_the_map_that_is_pointed_at() -> None:
+    cluster = bare({"migManager": {"config": {"name": "custom-mig-config"}}})
+    holding(cluster, "custom-mig-config", "all-disabled", "halves")
+    told = await ask(cluster, "doctor", "-o", "json")
+    assert nodes_of(told) == {**EARLY, "MigConfigUnknown": "WARNING"}
+    assert told.data["notes"] == []
+
+
+@virtually
+async def test_where_none_is_pointed_at_each_node_is_held_against_what_its_mig_manager_generated() -> None:
+    cluster = bare()
+    holding(cluster, "gpu-1-mig-config", "all-disabled", "all-balanced")
+    told = await ask(cluster, "doctor", "-o", "json")
+    (one,) = (one for one in told.data["symptoms"] if one["reason"] == "MigConfigUnknown")
+    assert "of gpu-1 names" in one["message"], "gpu-2's has published nothing yet"
+    holding(cluster, "gpu-2-mig-config", "halves")
+    cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {CONFIG: "all-balanced"}}})
+    assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == EARLY
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({"migManager": {"config": {"name": "gone"}}}, id="a ConfigMap that is not there"),
+        pytest.param({"migManager": {"config": {"name": "damaged"}}}, id="a file that nobody can read"),
+        pytest.param({"migManager": {"enabled": False, "config": {"name": "one"}}}, id="no mig-manager"),
+    ],
+)
+@virtually
+async def test_where_nobody_can_tell_what_mig_manager_has_nothing_is_said(spec: dict[str, Any]) -> None:
+    cluster = bare(spec)
+    holding(cluster, "one", "other")
+    metadata = {"name": "damaged", "namespace": "gpu-operator"}
+    cluster.add(CONFIG_MAPS, {"metadata": metadata, "data": {"config.yaml": "a: ["}})
+    assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == EARLY
+
+
+@virtually
+async def test_once_there_are_policies_only_nodes_that_they_select_are_told() -> None:
+    async with operated(2) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        cluster = stage.e.cluster
+        cluster.add(NODES, {"metadata": {"name": "vm-1", "labels": {**GPU, **VM}}})
+        assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {}
+        cluster.patch(NODES, "gpu-1", {"metadata": {"labels": VM}})
+        assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {"WorkloadConfig": "ERROR"}
+
+
+@virtually
+async def test_a_layout_that_the_operator_made_is_known_also_when_its_policy_is_gone() -> None:
+    async with operated(2) as stage:
+        stage.apply(MIXED)
+        await stage.ready()
+        cluster = stage.e.cluster
+        assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {}
+        (policy,) = cluster.objects(POLICIES)
+        cluster.delete(POLICIES, policy["metadata"]["name"])
+        while any(LABEL_POLICY in node["metadata"]["labels"] for node in cluster.objects(NODES)):
+            await cluster.changed()
+        labels = cluster.get(NODES, "gpu-1")["metadata"]["labels"]
+        assert labels[CONFIG].startswith("pool-b-"), "nobody takes the layout away"
+        assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {}
+        cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {CONFIG: "quarters"}}})
+        assert "MigConfigUnknown" in nodes_of(await ask(cluster, "doctor", "-o", "json"))
+
+
+@virtually
+async def test_a_server_that_keeps_its_version_is_noted() -> None:
+    cluster = bare()
+    cluster.uninstalled |= {VERSION, POLICIES}
+    told = await ask(cluster, "doctor", "-o", "json")
+    assert nodes_of(told) == {"WorkloadConfig": "WARNING"}
+    assert told.data["notes"] == [
+        "the API server does not tell its version, so no kubelet is held against it"
+    ]
