@@ -96,6 +96,14 @@ def test_the_page_has_the_pools_their_nodes_the_rollout_and_the_cards() -> None:
     assert "d Draining" in read.text
 
 
+def test_the_page_says_which_nodes_are_simulated() -> None:
+    policies, nodes = fleet_in_pieces()
+    assert "SIMULATED" not in page(view(policies, nodes))
+    nodes[1]["status"]["observed"]["simulated"] = True
+    told = "SIMULATED: pool-b-1 has no real GPUs, and the numbers about it here come from a simulator."
+    assert told in Read(page(view(policies, nodes))).text
+
+
 def test_the_page_is_one_that_needs_nothing_from_elsewhere() -> None:
     text = page(view(*fleet_in_pieces()))
     read = Read(text)

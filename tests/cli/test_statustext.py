@@ -169,6 +169,33 @@ def test_data_says_when_the_next_window_is_and_whether_a_pool_is_paused() -> Non
     assert [pool["paused"] for pool in as_data(*read_pools(*fleet()), "desk")["pools"]] == [False, False]
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_nodes_whose_agents_read_a_simulator_are_told_before_all_else(wide: bool) -> None:
+    policies, nodes = fleet()
+    strange = gpunode("gpu-99", policy="")
+    for raw in (nodes[0], nodes[3], strange):
+        raw["status"]["observed"]["simulated"] = True
+    first, *rest = shown(policies, [*nodes, strange], Paper(wide=wide)).splitlines()
+    assert first.startswith("SIMULATED: gpu-99, pool-b-0, pool-c-0 have no real GPUs")
+    assert any(row.startswith("pool-b  MIG 2x3g.40gb") for row in rest)
+    assert as_data(*read_pools(policies, [*nodes, strange]), "desk")["simulated"] == [
+        "gpu-99",
+        "pool-b-0",
+        "pool-c-0",
+    ]
+
+
+def test_without_policies_simulated_nodes_are_told_too() -> None:
+    node = gpunode("gpu-99", policy="")
+    node["status"]["observed"]["simulated"] = True
+    assert shown([], [node]).startswith("SIMULATED: gpu-99 has no real GPUs")
+
+
+def test_real_gpus_are_not_called_simulated() -> None:
+    assert "SIMULATED" not in shown(*fleet())
+    assert as_data(*read_pools(*fleet()), "desk")["simulated"] == []
+
+
 def test_data_has_the_pools_with_their_members() -> None:
     told = as_data(*read_pools(*fleet()), "desk")
     assert told["context"] == "desk"

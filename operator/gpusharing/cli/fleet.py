@@ -87,6 +87,8 @@ class Seen:
     pods: int | None
     unhealthy: str
     """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
+    simulated: bool
+    """Its agent says that the GPUs are SIMULATED."""
 
     @property
     def history(self) -> tuple[Step, ...]:
@@ -194,4 +196,11 @@ def read_node(raw: JSON) -> Seen:
         gpus=len(entries(observed, "gpus")),
         pods=pods if isinstance(pods, int) else None,
         unhealthy=text(sick, "message") if sick.get("status") == "False" else "",
+        simulated=observed.get("simulated") is True,
     )
+
+
+def simulated_nodes(pools: Iterable[Pool], loose: Iterable[Seen]) -> list[str]:
+    """Names of those whose GPUs are SIMULATED, of these pools and of the nodes of none."""
+    every = (*loose, *(seen for pool in pools for seen in pool.members))
+    return sorted(seen.name for seen in every if seen.simulated)

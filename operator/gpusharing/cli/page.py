@@ -7,10 +7,11 @@ from datetime import datetime
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.ages import age, counted, length
 from gpusharing.cli.cards import Cards
-from gpusharing.cli.fleet import Pool, Seen, State
+from gpusharing.cli.fleet import Pool, Seen, State, simulated_nodes
 from gpusharing.cli.markup import Child, Markup, document, style, tag
 from gpusharing.cli.pagepictures import MARKS, bar, card, track
 from gpusharing.cli.pagestyle import CSS
+from gpusharing.cli.simulated import sentence
 from gpusharing.cli.statustext import facts
 from gpusharing.cli.timeline import Timeline, find_timeline
 from gpusharing.cli.timelinetext import LETTERS, glyph_of, moment
@@ -60,8 +61,14 @@ def page(view: View) -> str:
     pools = [_pool(pool, number, view) for number, pool in enumerate(view.pools)]
     if not pools:
         pools = [tag("p", "There is no GPUSharingPolicy.")]
-    body = tag("body", tag("h1", title), tag("p", *made, class_="faint"), tag("main", *pools, *_loose(view)))
+    above = (tag("h1", title), *_simulated(view), tag("p", *made, class_="faint"))
+    body = tag("body", *above, tag("main", *pools, *_loose(view)))
     return document(tag("html", head, body, lang="en"))
+
+
+def _simulated(view: View) -> list[Markup]:
+    told = sentence(simulated_nodes(view.pools, view.loose))
+    return [tag("p", f"{told}.", class_="alarm")] if told else []
 
 
 def _pool(pool: Pool, number: int, view: View) -> Markup:

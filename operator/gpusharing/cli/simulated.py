@@ -1,4 +1,4 @@
-"""Which nodes' GPUs are SIMULATED, as their agents tell Prometheus, and how an answer made of that says so. Pure."""
+"""Which nodes' GPUs are SIMULATED, as their agents tell Prometheus, and how any answer says so. Pure."""
 
 from collections.abc import Iterable, Sequence
 

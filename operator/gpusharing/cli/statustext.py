@@ -10,7 +10,8 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.ages import age, counted, length
 from gpusharing.cli.drawing import BLANK, Column, Glyph, Ink, Line, Paper, Span, bar, line, prose, table
 from gpusharing.cli.estimate import find_estimate
-from gpusharing.cli.fleet import Pool, Seen, State, known_phase
+from gpusharing.cli.fleet import Pool, Seen, State, known_phase, simulated_nodes
+from gpusharing.cli.simulated import describe_simulated
 from gpusharing.cli.timelinetext import describe_timeline
 
 MOST = 20
@@ -41,12 +42,12 @@ def describe(
     pools: Sequence[Pool], loose: Sequence[Seen], now: datetime, paper: Paper, *, timeline: bool = False
 ) -> list[Line]:
     """All pools; `loose`: GPU nodes of none of them; `timeline`: with the last rollout of each."""
+    lines = describe_simulated(simulated_nodes(pools, loose), paper)
     if not pools:
-        lines = prose(
+        lines += prose(
             "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE says what one would do.", paper
         )
     else:
-        lines = []
         for pool in pools:
             drawn = describe_timeline(pool, now, paper) if timeline else []
             lines += [*describe_pool(pool, now, paper), *drawn, BLANK]
@@ -172,6 +173,7 @@ def as_data(pools: Sequence[Pool], loose: Sequence[Seen], where: str) -> dict[st
         "context": where,
         "pools": [_pool_data(pool) for pool in pools],
         "nodesWithoutPolicy": [seen.name for seen in loose],
+        "simulated": simulated_nodes(pools, loose),
     }
 
 
