@@ -44,8 +44,16 @@ class Served:
     """The day is over: watches end."""
     version: int = 1
     """The newest resourceVersion."""
+    hung_up: int = 0
+    """How often all watches were ended."""
     asked: list[str] = field(default_factory=list)
     """`VERB path` of every call."""
+
+    def hang_up(self) -> None:
+        """End the watches that are under way; others may begin."""
+        with self.news:
+            self.hung_up += 1
+            self.news.notify_all()
 
     def answer(self, verb: str, path: str) -> tuple[int, JSON]:
         """What the server says."""
@@ -78,16 +86,20 @@ class Served:
             self.over = True
             self.news.notify_all()
 
-    def events(self, path: str, since: int) -> Iterable[JSON]:
-        """What happens after this resourceVersion, as it does; until the day is over."""
-        while fresh := self._next(path, since):
+    def events(self, path: str, since: int, times: int) -> Iterable[JSON]:
+        """What happens after this resourceVersion, as it does; until all are hung up on, who were so often before, or the
+        day is over."""
+        while fresh := self._next(path, since, times):
             yield from fresh
             since = _version(fresh[-1])
 
-    def _next(self, path: str, since: int) -> list[JSON]:
+    def _next(self, path: str, since: int, times: int) -> list[JSON]:
+        def ends() -> bool:
+            return self.over or self.hung_up != times
+
         with self.news:
-            self.news.wait_for(lambda: self.over or self._after(path, since), SECONDS)
-            return [] if self.over else self._after(path, since)
+            self.news.wait_for(lambda: ends() or self._after(path, since), SECONDS)
+            return [] if ends() else self._after(path, since)
 
     def _after(self, path: str, since: int) -> list[JSON]:
         return [event for event in self.happened.get(path, ()) if _version(event) > since]
@@ -151,10 +163,8 @@ class Desk:
         self.kubeconfig.write_text(json.dumps(told))
 
 
-@contextmanager
-def desk_at(folder: Path) -> Iterator[Desk]:
-    """A desk whose kubeconfig leads to a server of its own."""
-    desk = Desk(folder)
+def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
+    """Answers for the server of this desk."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -180,18 +190,34 @@ def desk_at(folder: Path) -> Iterator[Desk]:
             self.wfile.write(data)
 
         def watch(self, path: str, since: int) -> None:
-            """A line for each event, for as long as somebody looks."""
+            """A bookmark, as a server sends one each minute, and a line for each event, while somebody looks."""
+            times = (
+                desk.server.hung_up
+            )  # before it is known that somebody watches, who may be hung up on at once
+            code, body = desk.server.answer("WATCH", path)
+            if code != 200:
+                self.send(code, body)
+                return
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.close_connection = True
-            for event in desk.server.events(path, since):
+            bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(since)}}}
+            self.wfile.write(json.dumps(bookmark).encode() + b"\n")
+            for event in desk.server.events(path, since, times):
                 self.wfile.write(json.dumps(event).encode() + b"\n")
 
         def log_message(self, format: str, *args: object) -> None:
             """Nothing."""
 
-    with WebServer(("127.0.0.1", 0), Handler) as server:
+    return Handler
+
+
+@contextmanager
+def desk_at(folder: Path) -> Iterator[Desk]:
+    """A desk whose kubeconfig leads to a server of its own."""
+    desk = Desk(folder)
+    with WebServer(("127.0.0.1", 0), _handler(desk)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

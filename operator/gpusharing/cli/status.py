@@ -14,13 +14,15 @@ from gpusharing.cli.fleet import read_pools
 from gpusharing.cli.session import PAGE, Session, no_such
 from gpusharing.cli.statustext import as_data, describe
 from gpusharing.cli.terminal import Terminal
-from gpusharing.cli.troubles import DONE, Trouble
+from gpusharing.cli.troubles import DONE, Trouble, said, sentence
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES
-from gpusharing.kube.errors import first_of
+from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.kube.reflector import Reflector
 
 TICK = 1.0
 """Seconds between two pictures: ages go on even when nothing happens."""
+ENOUGH = 2
+"""Looks without an error, one after the other, until the cluster counts as followed again."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -28,7 +30,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     policies, nodes = await session.lists(POLICIES, GPUNODES)
     picture = Picture(session, typed.policy, terminal, typed.timeline)
     if typed.watch:
-        await _watch(session, picture)
+        await _watch(session, picture, (policies, nodes))
     else:
         picture.draw(policies, nodes)
     return DONE
@@ -78,20 +80,53 @@ def _in_order(reflector: Reflector[JSON]) -> list[JSON]:
     return [raw for _, raw in sorted(reflector.items.items())]
 
 
-async def _watch(session: Session, picture: Picture) -> None:
-    """Draw at every change and every TICK, until Ctrl-C."""
+@dataclass(slots=True)
+class Notices:
+    """What is said beside what is drawn, on a pipe: there nothing may be drawn for long. A terminal shows it above."""
+
+    session: Session
+    terminal: Terminal
+    away: bool = False
+    """It was said that the cluster cannot be followed."""
+    looks: int = 0
+    """Since then, one after the other, in which it could be."""
+
+    def look(self, error: KubeError | None) -> None:
+        """`error`: why the cluster cannot be followed now. Each end and each beginning is told once."""
+        if self.terminal.width is not None:
+            return
+        if error is not None:
+            self.looks = 0
+            if not self.away:
+                self.away = True
+                self.terminal.warn(
+                    f"{sentence(error, self.session.where)}. What was written last may be old; this goes on trying"
+                )
+        elif self.away:
+            self.looks += 1
+            # Who may list and not watch is let in for a moment at each try.
+            if self.looks == ENOUGH:
+                self.away = False
+                self.terminal.warn(f"{self.session.where} can be followed again")
+
+
+async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON], Sequence[JSON]]) -> None:
+    """Draw at every change and every TICK, until Ctrl-C. `first`: policies and nodes, as they are before the watch."""
     gc.enable()  # this may go on for days
     policies, nodes = (
         Reflector(session.client, resource, lambda raw: raw, page_size=PAGE)
         for resource in (POLICIES, GPUNODES)
     )
+    notices = Notices(session, picture.terminal)
 
     async def draw() -> None:
-        await policies.synced.wait()
-        await nodes.synced.wait()
+        known = first
         while True:
+            if policies.synced.is_set() and nodes.synced.is_set():
+                known = _in_order(policies), _in_order(nodes)
             error = policies.error or nodes.error
-            picture.draw(_in_order(policies), _in_order(nodes), "" if error is None else str(error))
+            notices.look(error)
+            picture.draw(*known, "" if error is None else said(error))
             await asyncio.sleep(TICK)
 
     try:

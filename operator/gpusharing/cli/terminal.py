@@ -71,11 +71,16 @@ class Terminal:
         else:
             self.stream.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         self._documents += 1
+        self.stream.flush()  # a watch may write the next one in hours
 
     def write(self, text: str) -> None:
         """Write a text as it is."""
         self.stream.write(text)
         self.stream.flush()
+
+    def warn(self, text: str) -> None:
+        """Say it on standard error, where it is no part of what a program reads from us."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def show(self, lines: Sequence[Line]) -> None:
         """Write the lines; in a `redrawing`, instead of those before."""

@@ -1,0 +1,107 @@
+"""A watch whose server goes away, or whose rights do (cli/status.py): on a pipe, standard error says so."""
+
+import json
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import pytest
+from hack.cluster.process import wait_until
+from tests.cli.desk import GPUNODES, POLICIES, PROGRAM, SECONDS, Desk
+from tests.cli.objects import policy
+
+from gpusharing.cli.troubles import INTERRUPTED
+
+
+@contextmanager
+def watching(desk: Desk, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A watch on pipes that are not buffered, ended at the end."""
+    with subprocess.Popen(
+        [*PROGRAM, "status", "--watch", *more],
+        env=desk.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(stream: IO[bytes] | None) -> str:
+    """The next line; silence is an error."""
+    assert stream is not None
+    ready, _, _ = select.select([stream], [], [], SECONDS)
+    assert ready, f"nothing more for {SECONDS} s"
+    return stream.readline().decode()
+
+
+def everything(process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    """What is left on both pipes after Ctrl-C."""
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == INTERRUPTED
+    return out.decode(), err.decode()
+
+
+def shut_out(desk: Desk, answer: tuple[int, str]) -> None:
+    """Once both watches are under way, end them, and answer this to all calls."""
+    watches = {f"WATCH {path}" for path in (POLICIES, GPUNODES)}
+    wait_until(lambda: watches <= set(desk.server.asked), SECONDS, "both watches")
+    desk.server.refuses_all = answer
+    desk.server.hang_up()
+
+
+def tries(desk: Desk, more: int) -> None:
+    """Wait until it was refused so often again."""
+    before = len(desk.server.asked)
+    wait_until(lambda: len(desk.server.asked) >= before + more, SECONDS, "further tries")
+
+
+AWAY = [
+    ((403, 'User "me" cannot list that'), "you lack a right in context desk: no right to "),
+    ((503, "apiserver is shutting down"), "the API server of context desk does not answer: "),
+]
+
+
+@pytest.mark.parametrize(("answer", "told"), AWAY, ids=["rights that are gone", "a server that is away"])
+def test_a_watch_on_a_pipe_says_once_that_it_cannot_go_on_and_once_that_it_does(
+    desk: Desk, answer: tuple[int, str], told: str
+) -> None:
+    with watching(desk) as process:
+        assert line(process.stdout).startswith("pool-b")
+        shut_out(desk, answer)
+        said = line(process.stderr)
+        assert said.startswith(f"warning: {told}")
+        assert said.endswith(". What was written last may be old; this goes on trying\n")
+        tries(desk, 4)
+        desk.server.refuses_all = None
+        assert line(process.stderr) == "warning: context desk can be followed again\n"
+        out, err = everything(process)
+    assert err == ""
+    assert "pool-b  MIG" not in out, "nothing has changed, so nothing is drawn anew"
+
+
+def test_what_a_program_reads_of_a_watch_stays_data(desk: Desk) -> None:
+    """What changed meanwhile comes when the server is back."""
+    with watching(desk, "-o", "json") as process:
+        first = line(process.stdout)
+        shut_out(desk, (403, "no"))
+        assert line(process.stderr).startswith("warning: you lack a right")
+        later = policy("pool-d")
+        later["metadata"]["resourceVersion"] = "2"
+        desk.server.lists[POLICIES] = [*desk.server.lists[POLICIES], later]
+        desk.server.refuses_all = None
+        assert line(process.stderr).startswith("warning: context desk can be followed again")
+        rest, err = everything(process)
+    assert err == ""
+    decoder, text, found = json.JSONDecoder(), first + rest, []
+    while text.strip():
+        value, end = decoder.raw_decode(text.lstrip())
+        found.append([pool["name"] for pool in value["pools"]])
+        text = text.lstrip()[end:]
+    assert found == [["pool-b", "pool-c"], ["pool-b", "pool-c", "pool-d"]]
