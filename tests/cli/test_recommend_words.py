@@ -1,6 +1,7 @@
 """Whose series they are, whose pods, and how a need is drawn (cli/usageseries.py, cli/usagequeries.py,
 cli/recommendtext.py)."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -11,7 +12,7 @@ from hack.sim.dcgmexporter import Metered, SetUp, samples
 from gpusharing.cli.drawing import Paper
 from gpusharing.cli.prometheus import Series
 from gpusharing.cli.recommendtext import now_of, sparkline
-from gpusharing.cli.usagequeries import hourly, names, others_of
+from gpusharing.cli.usagequeries import at_the_end, hourly, most_series, names, others_of, there
 from gpusharing.cli.usageread import part_of_card
 from gpusharing.cli.usageseries import Device, Devices, Owners, Told, read_dcgm
 from gpusharing.planning.gpus.decaying import Sample
@@ -105,6 +106,11 @@ def test_what_chooses_devices_chooses_no_series_of_others() -> None:
     owners = names(selector, 86400)[0]
     assert 'kube_pod_owner{cluster="east"}[86400s]' in owners
     assert not any("GPU_UTIL" in query for query in hourly(""))
+
+
+def test_no_counter_is_asked_for_so_no_reset_of_one_misleads() -> None:
+    asked = (*hourly(""), *names("", 86400), *at_the_end(""), there(""), most_series("", 86400))
+    assert [query for query in asked if re.search(r"_total\b|\b(i?rate|increase|resets)\(", query)] == []
 
 
 def test_the_part_of_a_card() -> None:

@@ -7,6 +7,7 @@ At an address of its own, or as a Service through the API server. Whatever it an
 import asyncio
 import json
 import math
+import re
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -25,6 +26,12 @@ SECONDS = 150.0
 MOST_BYTES = 256 * 2**20
 """Of one answer, about a million series."""
 PARALLEL = 4
+CLOCKS = (1e9, 4e9)
+"""Seconds since 1970 that a clock may show: 2001 to 2096."""
+TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
+"""In errors of who limits a query: `query processing would load too many samples` (Prometheus, promql/engine.go), `the
+query hit the max number of series limit` (Cortex, pkg/util/limiter), `the query exceeded the maximum number of series`
+and `exceeded series limit` (Mimir, pkg/util/limiter and pkg/storegateway)."""
 PORT_FORWARD = (
     "For one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
     " --prometheus http://127.0.0.1:9090"
@@ -77,6 +84,12 @@ class Prometheus:
         found = await self.instant("vector(time())", None)
         if len(found) != 1:
             raise self._stranger("it does not tell the time")
+        first, last = CLOCKS
+        if not first <= found[0].value <= last:
+            raise Trouble(
+                f"the clock of {self.place.where} shows {found[0].value:.6g} s since 1970, which is no time of"
+                " these years: set it right, or name another Prometheus, such as --prometheus http://127.0.0.1:9090"
+            )
         return found[0].value
 
     async def instant(self, query: str, at: float | None) -> list[Series]:
@@ -85,9 +98,19 @@ class Prometheus:
         return [found for found in await self._result("query", parameters, "vector") if found.points]
 
     async def between(self, query: str, start: float, end: float, step: float) -> list[Series]:
-        """The values of a query every `step` seconds."""
+        """The values of a query every `step` seconds.
+
+        What stands in front may move the beginning and the end to multiples of the step (Mimir's
+        pkg/frontend/querymiddleware/step_align.go, Thanos' query frontend): what lies half a step before the first or
+        after the last time that was asked for is left out.
+        """
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
-        return await self._result("query_range", parameters, "matrix")
+        found = await self._result("query_range", parameters, "matrix")
+        first, last = start - step / 2, end + step / 2
+        return [
+            Series(one.labels, tuple(point for point in one.points if first < point[0] < last))
+            for one in found
+        ]
 
     async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
         answer = await self._ask(path, parameters)
@@ -96,7 +119,7 @@ class Prometheus:
                 raise TypeError(f"a {answer['data']['resultType']} instead of a {kind}")
             self.warnings.update(_printable(str(one)) for one in answer.get("warnings") or ())
             return [_series(one) for one in answer["data"]["result"]]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise self._stranger(f"its answer has no result that can be read: {said(error)}") from error
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
@@ -127,7 +150,7 @@ class Prometheus:
         where = self.place.where
         try:
             answer: Any = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if status in (401, 403):
             raise Trouble(f"{where} refuses us (HTTP {status}{_words(answer)}): {self.place.credentials}")
@@ -245,8 +268,9 @@ def _series(one: Any) -> Series:
 
 
 def _too_much(answer: Mapping[str, Any]) -> bool:
-    told = str(answer.get("error"))
-    return answer.get("errorType") in ("timeout", "canceled") or "too many samples" in told
+    return answer.get("errorType") in ("timeout", "canceled") or bool(
+        TOO_MUCH.search(str(answer.get("error")))
+    )
 
 
 def _words(answer: Any) -> str:

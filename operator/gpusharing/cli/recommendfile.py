@@ -40,6 +40,7 @@ def as_file(answer: Answer) -> str:
         " plan.",
         f"{answer.span}; {answer.packing}",
         *filter(None, (sentence(answer.seen.simulated),)),
+        *(f"PARTIAL: {text}" for text in answer.missing),
         *answer.steps,
     ]
     lines = "".join(f"# {_printable(text)}\n" for text in told)

@@ -198,8 +198,9 @@ class Fold:
                 continue
             record = self._record(told.pod, part)
             for at, value in one.points:
-                self._most(record.memory, self.hour(at), value)
-                known.add((told.pod, self.hour(at)))
+                if 0 <= value <= MOST_MIB * MIB:
+                    self._most(record.memory, self.hour(at), value)
+                    known.add((told.pod, self.hour(at)))
         return known
 
     def _measure(

@@ -1,0 +1,383 @@
+"""`recommend` as it is typed, and all that a Prometheus can answer instead of a pool's history (cli/recommend.py,
+cli/prometheus.py, cli/usageread.py, cli/promservice.py): one sentence and an exit status, or an answer with PARTIAL."""
+
+import csv
+import gc
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.desk import JSON, Desk, Said
+from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, failure, fake_prometheus, success, vector
+from tests.fakes.tls import Identity
+
+from gpusharing.cli.main import run
+from gpusharing.cli.troubles import CHANGES, DONE, FAILED
+
+HOUR, HOURS = 3600, 30
+LABELS = {
+    "UUID": "GPU-1",
+    "modelName": "NVIDIA H100 80GB HBM3",
+    "Hostname": "gpu-1",
+    "namespace": "team-a",
+    "pod": "llm-6b8f9c7d5-x2k4p",
+}
+
+
+def peaks(value: str, first: int = 0, last: int = HOURS, off: int = 0, /, **labels: str) -> JSON:
+    """A series with the same value at these hours of the window, by `off` seconds beside what was asked for."""
+    begin = NOW - (HOURS - 1) * HOUR + off
+    points = [[begin + hour * HOUR, value] for hour in range(first, last)]
+    return {"metric": {**LABELS, **labels}, "values": points}
+
+
+def matrix(*series: JSON, **more: Any) -> Answer:
+    """What is answered for a range."""
+    return success("matrix", series, **more)
+
+
+def there(*hours: tuple[float, float]) -> Answer:
+    """Something is told in these hours of the window, each minute."""
+    begin = NOW - HOURS * HOUR
+    points = [
+        [begin + minute * 60, "1"]
+        for first, last in hours
+        for minute in range(round(first * 60), round(last * 60) + 1)
+    ]
+    return matrix({"metric": {}, "values": points})
+
+
+@pytest.fixture
+def fake() -> Iterator[FakePrometheus]:
+    """A GPU of which a pod takes 6 GiB; SIMULATED."""
+    with fake_prometheus() as found:
+        found.answers = {"max_over_time((count": vector(({}, "1"))}
+        found.ranges = {
+            "count(": there((0, HOURS)),
+            "quantile_over_time(0.95, DCGM": matrix(peaks("0.1")),
+            "DCGM_FI_DEV_FB_USED": matrix(peaks("6144")),
+            "gpusharing_": matrix(),
+        }
+        yield found
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Where a person types `recommend`: the console script's own function, in this process."""
+
+    desk: Desk
+    capsys: pytest.CaptureFixture[str]
+
+    def type(self, *words: str) -> Said:
+        """One command line."""
+        try:
+            status = run(("recommend", *words))
+        finally:
+            gc.enable()  # a command that ends its process does without
+        said = self.capsys.readouterr()
+        return Said(status, said.out, said.err)
+
+    def ask(self, fake: FakePrometheus, *more: str) -> Said:
+        """The whole of what the fake knows."""
+        return self.type("--prometheus", fake.url, "--window", f"{HOURS}h", *more)
+
+    def wrong(self, *words: str) -> str:
+        """The one sentence of a command that fails."""
+        said = self.type(*words)
+        assert (said.status, said.out) == (FAILED, "")
+        assert said.err.count("\n") == 1
+        return said.err
+
+    def refused(self, fake: FakePrometheus, *more: str) -> str:
+        """The one sentence where the fake has the trouble."""
+        return self.wrong("--prometheus", fake.url, "--window", f"{HOURS}h", *more)
+
+
+@pytest.fixture
+def prompt(desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prompt:
+    """At the desk."""
+    monkeypatch.setenv("KUBECONFIG", str(desk.kubeconfig))
+    return Prompt(desk, capsys)
+
+
+def workloads(said: Said) -> dict[str, JSON]:
+    """By their names."""
+    return {row["name"]: row for row in json.loads(said.out)["workloads"]}
+
+
+def test_the_whole_program_tells_it_and_needs_no_cluster(desk: Desk, fake: FakePrometheus) -> None:
+    desk.kubeconfig.unlink()
+    said = desk.type("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
+    assert (said.status, said.err) == (DONE, "")
+    assert "Layout: 7x1g.10gb on every GPU" in said.out
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(503, "timeout", "query timed out")
+    said = desk.type("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
+    assert (said.status, said.out) == (FAILED, "")
+    assert said.err == (
+        f"error: {fake.url} cannot answer: query timed out; ask for less, by a shorter --window or --selector\n"
+    )
+
+
+# --- no Prometheus, or another program ---------------------------------------------------------------------------
+
+
+def test_where_nothing_listens(prompt: Prompt) -> None:
+    told = prompt.wrong("--prometheus", "http://127.0.0.1:9")
+    assert told.startswith("error: no Prometheus answers at http://127.0.0.1:9: ")
+    assert "kubectl -n monitoring port-forward" in told
+
+
+def test_where_no_service_of_the_cluster_looks_like_one(prompt: Prompt) -> None:
+    prompt.desk.server.lists["/api/v1/services"] = []
+    assert "no Service of context desk looks like a Prometheus. Name one: --service" in prompt.wrong()
+
+
+def test_who_may_not_ask_the_service(prompt: Prompt, fake: FakePrometheus) -> None:
+    status = {"kind": "Status", "message": 'User "me" cannot get resource "services/proxy"'}
+    fake.instead = lambda path: (403, "application/json", json.dumps(status).encode())
+    prompt.desk.write_kubeconfig(fake.url)
+    told = prompt.wrong("--service", "monitoring/p:9090")
+    assert 'cannot get resource "services/proxy"): you need the right get services/proxy there' in told
+
+
+@pytest.mark.parametrize("url", ["prometheus:9090", "http://", "http://x:99999", "http://x/?a=b"])
+def test_an_address_that_is_none(prompt: Prompt, url: str) -> None:
+    told = prompt.wrong("--prometheus", url)
+    assert told == f"error: --prometheus {url}: write an address like http://127.0.0.1:9090\n"
+
+
+NO_DATA: dict[str, Answer] = {
+    "a page": (200, "text/html", b"<html>Grafana</html>"),
+    "not found": (404, "text/plain", b"404 page not found\n"),
+    "cut": (200, "application/json", b'{"status": "success", "data": {"resultType": "vec'),
+    "no text": (200, "application/json", b"\xff\xfe\x00"),
+    "nested": (200, "application/json", b"[" * 100_000),
+    "no object": (200, "application/json", b'"success"'),
+    "no data": (200, "application/json", b'{"status": "success"}'),
+    "no labels": success("vector", [{"metric": None, "value": [NOW, "1"]}]),
+    "a label that is a number": success("vector", [{"metric": {"a": 1}, "value": [NOW, "1"]}]),
+    "a value that is none": success("vector", [{"metric": {}, "value": [NOW, "many"]}]),
+    "a value beyond all": success("vector", [{"metric": {}, "value": [NOW, 10**400]}]),
+    "no time": vector(),
+    "a gateway": (502, "text/html", b"bad gateway"),
+    "a way to log in": (302, "text/html", b"<a>Found</a>"),
+    "a Service without pods": (
+        503,
+        "application/json",
+        b'{"kind": "Status", "message": "no endpoints available"}',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_DATA)
+def test_what_is_no_prometheus(prompt: Prompt, fake: FakePrometheus, name: str) -> None:
+    fake.instead = lambda path: NO_DATA[name]
+    told = prompt.refused(fake)
+    assert "does not answer as Prometheus does" in told
+    assert "/api/v1/query is, such as http://127.0.0.1:9090" in told
+
+
+@pytest.mark.parametrize("name", [name for name in NO_DATA if name != "no time"])
+def test_what_stops_being_one_in_the_middle(prompt: Prompt, fake: FakePrometheus, name: str) -> None:
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = NO_DATA[name]
+    assert "does not answer as Prometheus does" in prompt.refused(fake)
+
+
+# --- it refuses us -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_is_refused(prompt: Prompt, fake: FakePrometheus, tmp_path: Path, status: int) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    fake.instead = lambda path: (status, "text/plain", b"no")
+    for more in ((), ("--token-file", str(tmp_path / "token"))):
+        told = prompt.refused(fake, *more)
+        assert f"refuses us (HTTP {status}): give a token that it accepts: --token-file FILE" in told
+        assert "s3cret" not in told
+
+
+def test_a_certificate_that_nobody_trusts_and_then_its_authority(prompt: Prompt, tmp_path: Path) -> None:
+    identity = Identity(tmp_path / "pki")
+    with fake_prometheus(identity.context()) as fake:
+        told = prompt.refused(fake)
+        assert f"the certificate of {fake.url} is not trusted" in told
+        assert "--ca-file FILE" in told
+        told = prompt.refused(fake, "--ca-file", str(identity.pki.ca))
+        assert "Prometheus knows no GPU of what Prometheus sees" in told, "it got in"
+
+
+def test_tls_where_there_is_none(prompt: Prompt, fake: FakePrometheus) -> None:
+    told = prompt.wrong("--prometheus", fake.url.replace("http:", "https:"))
+    assert "Is it http:// there?" in told
+
+
+# --- too much ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "query processing would load too many samples into memory in query execution",
+        "expanding series: the query hit the max number of series limit (limit: 100000 series)",
+        "the query exceeded the maximum number of series (limit: 100000 series)",
+        "exceeded series limit: limit 100000 violated (got 100001)",
+        "exceeded maximum resolution of 11,000 points per timeseries",
+    ],
+    ids=["Prometheus", "Cortex", "Mimir", "a store gateway", "Prometheus, of points"],
+)
+def test_a_limit_of_prometheus_is_told_with_how_to_ask_for_less(
+    prompt: Prompt, fake: FakePrometheus, said: str
+) -> None:
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(422, "execution", said)
+    assert prompt.refused(fake) == (
+        f"error: {fake.url} cannot answer: {said}; ask for less, by a shorter --window or --selector\n"
+    )
+
+
+def test_an_error_that_is_no_limit_has_no_such_hint(prompt: Prompt, fake: FakePrometheus) -> None:
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(422, "execution", "vector cannot contain metrics twice")
+    assert prompt.refused(fake).endswith("cannot answer: vector cannot contain metrics twice\n")
+
+
+def test_more_series_than_are_asked_for_at_once(prompt: Prompt, fake: FakePrometheus) -> None:
+    fake.answers["max_over_time((count"] = vector(({}, "100001"))
+    told = prompt.refused(fake)
+    assert "has 100,001 series of GPUs at one time, and 100,000 are what is asked for at once" in told
+    assert "choose some, such as by --selector 'cluster=\"east\"'" in told
+
+
+def test_what_was_cut_at_a_limit_is_a_part(prompt: Prompt, fake: FakePrometheus) -> None:
+    warned = matrix(peaks("6144"), warnings=["results truncated due to limit"])
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = warned
+    said = prompt.ask(fake)
+    assert (said.status, said.err) == (CHANGES, "")
+    assert "PARTIAL: Prometheus warns: results truncated due to limit." in said.out
+
+
+# --- too little --------------------------------------------------------------------------------------------------
+
+
+def test_less_history_than_it_takes(prompt: Prompt, fake: FakePrometheus) -> None:
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = matrix(peaks("6144", HOURS - 5))
+    told = prompt.refused(fake)
+    assert "too little history to recommend anything: of 1 workload team-a/llm has the most, 5 hourly" in told
+    assert "24 over 24 h are needed. Ask again then, or give a longer --window" in told
+
+
+def test_a_history_that_begins_in_the_window_is_a_part(prompt: Prompt, fake: FakePrometheus) -> None:
+    fake.ranges["count("] = there((4, HOURS))
+    said = prompt.ask(fake)
+    assert (said.status, said.err) == (CHANGES, "")
+    assert "PARTIAL: history begins at 2026-09-20T12:13:20Z: 1d2h of 1d6h." in " ".join(said.out.split())
+
+
+def test_gaps_are_a_part_in_every_output(prompt: Prompt, fake: FakePrometheus) -> None:
+    fake.ranges["count("] = there((0, 5), (7, HOURS))
+    told = prompt.ask(fake)
+    assert told.status == CHANGES
+    assert "PARTIAL: Prometheus has nothing for 2h in all, in 1 gap" in " ".join(told.out.split())
+    data = prompt.ask(fake, "-o", "json")
+    assert (data.status, json.loads(data.out)["partial"]) == (CHANGES, True)
+    assert len(json.loads(data.out)["missing"]) == 1
+    table = prompt.ask(fake, "-o", "csv")
+    assert table.status == CHANGES
+    assert {row["partial"] for row in csv.DictReader(io.StringIO(table.out))} == {"yes"}
+
+
+def test_a_file_of_a_part_says_so(prompt: Prompt, fake: FakePrometheus, tmp_path: Path) -> None:
+    fake.ranges["count("] = there((0, 5), (7, HOURS))
+    name = tmp_path / "pool.yaml"
+    assert prompt.ask(fake, "--write", str(name)).status == CHANGES
+    assert "# PARTIAL: Prometheus has nothing for 2h in all" in name.read_text()
+
+
+def test_a_prometheus_that_knows_nothing_of_gpus(prompt: Prompt, fake: FakePrometheus) -> None:
+    fake.ranges["count("] = matrix()
+    told = prompt.refused(fake)
+    assert "has nothing of GPUs in this window" in told
+    assert "dcgmExporter.serviceMonitor.enabled=true" in told
+
+
+# --- what misleads -----------------------------------------------------------------------------------------------
+
+
+def test_two_prometheus_with_the_same_series_count_no_pod_twice(prompt: Prompt, fake: FakePrometheus) -> None:
+    """As a querier in front of both tells it that does not take one for the other."""
+    for name, value in (("DCGM_FI_DEV_FB_USED", "6144"), ("quantile_over_time(0.95, DCGM", "0.1")):
+        both = (peaks(value, Hostname="gpu-1", instance=one) for one in ("a:9400", "b:9400"))
+        fake.ranges[name] = matrix(*both)
+    fake.answers["max_over_time((count"] = vector(({}, "2"))
+    said = prompt.ask(fake, "-o", "json")
+    assert (said.status, said.err) == (DONE, "")
+    assert workloads(said)["llm"]["pods"] == 1
+    assert json.loads(said.out)["gpus"] == 1
+
+
+def test_two_of_several_clusters_are_not_mixed(prompt: Prompt, fake: FakePrometheus) -> None:
+    both = matrix(*(peaks("6144", cluster=name) for name in ("east", "west")))
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = both
+    told = prompt.refused(fake)
+    assert "Prometheus has GPUs of several clusters (east, west). Choose one" in told
+
+
+def test_its_own_clock_says_when_now_is_and_what_is_still_to_come(
+    prompt: Prompt, fake: FakePrometheus
+) -> None:
+    data = json.loads(prompt.ask(fake, "-o", "json").out)
+    assert (data["from"], data["until"]) == ("2026-09-20T08:13:20Z", "2026-09-21T14:13:20Z")
+    told = prompt.refused(fake, "--until", "2026-09-22")
+    assert told == "error: --until 2026-09-22 is still to come\n"
+
+
+@pytest.mark.parametrize("clock", ["-1", "0", "1e18", "1e300"])
+def test_a_clock_that_is_no_clock(prompt: Prompt, fake: FakePrometheus, clock: str) -> None:
+    fake.instead = lambda path: vector(({}, clock))
+    assert f"the clock of {fake.url} shows {float(clock):.6g} s since 1970" in prompt.refused(fake)
+
+
+@pytest.mark.parametrize("off", [-2400, -900, 900, 2400])
+def test_points_beside_the_times_that_were_asked_for_are_in_the_nearest_hour_or_left_out(
+    prompt: Prompt, fake: FakePrometheus, off: int
+) -> None:
+    """A front end moves them all by up to a step; the oldest is not taken for the newest."""
+    old = {"namespace": "team-z", "pod": "old-0", "UUID": "GPU-2"}
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = matrix(peaks("6144", 0, HOURS, off), peaks("6144", 0, 1, off, **old))
+    said = prompt.ask(fake, "-o", "json")
+    assert (said.status, said.err) == (DONE, "")
+    found = workloads(said)
+    assert set(found) == {"llm"}
+    assert found["llm"]["samples"] == HOURS - (abs(off) > HOUR / 2)
+
+
+def test_a_namespace_that_vanished_is_named_and_left_out(prompt: Prompt, fake: FakePrometheus) -> None:
+    gone = {"namespace": "team-z", "pod": "old-0"}
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = matrix(peaks("6144", 4), peaks("6144", 0, 4, **gone))
+    said = prompt.ask(fake, "-o", "json")
+    assert (said.status, said.err) == (DONE, "")
+    assert set(workloads(said)) == {"llm"}
+    assert any("team-z/old" in one and "left out" in one for one in json.loads(said.out)["remarks"])
+
+
+@pytest.mark.parametrize("value", ["-5", "1e300", "9223372036854775794"])
+def test_values_that_no_gpu_has_are_left_out(prompt: Prompt, fake: FakePrometheus, value: str) -> None:
+    """DCGM writes what it does not know as a number near 2^63."""
+    odd = {"pod": "odd-6b8f9c7d5-bcdfg", "UUID": "GPU-2"}
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = matrix(peaks("6144"), peaks(value, **odd))
+    said = prompt.ask(fake, "-o", "json")
+    assert (said.status, said.err) == (DONE, "")
+    assert workloads(said)["odd"]["peakBytes"] is None
+    assert workloads(said)["llm"]["advice"] == "1g.10gb"
+
+
+@pytest.mark.parametrize("value", ["-5", "1e300"])
+def test_so_are_those_of_an_agent(prompt: Prompt, fake: FakePrometheus, value: str) -> None:
+    odd = {"uuid": "GPU-1", "node": "gpu-1", "namespace": "team-a", "pod": "llm-6b8f9c7d5-x2k4p"}
+    told = {"metric": odd, "values": peaks(value)["values"]}
+    fake.ranges = {"max_over_time(gpusharing_pod_memory_used_bytes": matrix(told), **fake.ranges}
+    said = prompt.ask(fake, "-o", "json")
+    assert (said.status, said.err) == (DONE, "")
+    assert workloads(said)["llm"]["peakBytes"] == pytest.approx(6 * 2**30, rel=0.06)
