@@ -87,8 +87,7 @@ class Served:
             self.news.notify_all()
 
     def events(self, path: str, since: int, times: int) -> Iterable[JSON]:
-        """What happens after this resourceVersion, as it does; until all are hung up on, who were so often before, or the
-        day is over."""
+        """What happens after this resourceVersion, until the day is over or all are hung up on once more."""
         while fresh := self._next(path, since, times):
             yield from fresh
             since = _version(fresh[-1])
