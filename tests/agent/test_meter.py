@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -10,22 +10,12 @@ import pytest
 from hack.sim.gpu import SimulatedGPUs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client.registry import CollectorRegistry
+from tests.agent.scraping import GPUS, PARTS, Prometheus
 from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.meter import (
-    FORGET_AFTER,
-    LAG,
-    MOST_ACCOUNTS,
-    OTHERS,
-    Account,
-    Meter,
-    Standing,
-    standing,
-)
-from gpusharing.agent.metermetrics import MeterCollector
+from gpusharing.agent.meter import LAG, Account, Meter, Standing, standing
 from gpusharing.agent.podresources import Held, Holdings
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -177,42 +167,6 @@ def test_before_anything_is_known_nothing_is_metered() -> None:
     assert meter.metered.gpus == {}
 
 
-def test_accounts_have_a_bound_and_make_room_when_they_are_old() -> None:
-    reading = machine(("1g.10gb",) * 7)
-    meter = Meter(lag=0)
-    for number in range(MOST_ACCOUNTS + 5):
-        meter.turn(float(number), now(reading, handed_out(devices(reading), [f"team-{number}"])))
-    assert len(meter.metered.held) == MOST_ACCOUNTS + 1
-    assert Account("pool-b", OTHERS, SMALL) in meter.metered.held
-    assert sum(meter.metered.held.values()) == pytest.approx((MOST_ACCOUNTS + 4) / 7)
-    late = 2 * FORGET_AFTER
-    meter.turn(late, now(reading, handed_out(devices(reading), ["team-new"])))
-    meter.turn(late + FORGET_AFTER + 1, now(reading, handed_out(devices(reading), ["team-new"])))
-    assert len(meter.metered.held) <= 2, "those that held nothing for long are gone"
-
-
-@dataclass
-class Prometheus:
-    """Scrapes one node's counters, as increase() sees them: a first value is no increase, one that fell began anew."""
-
-    seen: dict[tuple[str, Any], float] = field(default_factory=dict)
-    increase: dict[str, float] = field(default_factory=dict)
-
-    def scrape(self, meter: Meter) -> None:
-        """One scrape."""
-        registry = CollectorRegistry()
-        registry.register(MeterCollector(meter))
-        present = set()
-        for family in registry.collect():
-            for sample in family.samples:
-                key = (sample.name, tuple(sorted(sample.labels.items())))
-                before = self.seen.get(key)
-                grown = 0.0 if before is None else sample.value - (before if sample.value >= before else 0.0)
-                self.increase[sample.name] = self.increase.get(sample.name, 0.0) + grown
-                self.seen[key] = sample.value
-                present.add(key)
-
-
 HAPPENINGS = st.lists(
     st.tuples(
         st.sampled_from(
@@ -227,7 +181,6 @@ HAPPENINGS = st.lists(
     max_size=60,
 )
 READINGS = {(one, two): machine(one, two) for one in LAYOUTS for two in (LAYOUTS[0], LAYOUTS[2])}
-PARTS = ("slice", "idle_slice", "stranded_slice", "transition_slice")
 
 
 @settings(max_examples=150, deadline=None)
@@ -263,9 +216,8 @@ def test_tenants_idle_stranded_and_transition_add_up_to_the_seconds_of_the_gpus(
             prometheus.scrape(meter)
             scraped = clock
         lasted += seconds
-    told = {part: prometheus.increase.get(f"gpusharing_{part}_seconds_total", 0.0) for part in PARTS}
-    gpus = prometheus.increase.get("gpusharing_gpu_seconds_total", 0.0)
-    assert sum(told.values()) == pytest.approx(gpus, abs=1e-6)
+    gpus = prometheus.grown(GPUS)
+    assert prometheus.grown(*PARTS) == pytest.approx(gpus, abs=1e-6)
     assert gpus <= 2 * lasted
 
 

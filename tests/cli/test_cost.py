@@ -256,9 +256,13 @@ def test_without_the_label_of_the_node_nobody_can_tell_two_from_one(desk: Desk, 
     assert "from __meta_kubernetes_pod_node_name" in told
 
 
-def test_accounts_beyond_the_bound_of_a_node_are_explained(desk: Desk, fake: FakePrometheus) -> None:
-    fake.answers["gpusharing_slice_seconds_total"] = vector(({**HELD, "namespace": "_others"}, "43200"))
-    assert "_others is what a node metered beyond 128 accounts" in ask(desk, fake).out
+@pytest.mark.parametrize("label", ["namespace", "policy"])
+def test_what_is_beyond_the_bounds_of_a_node_is_explained(
+    desk: Desk, fake: FakePrometheus, label: str
+) -> None:
+    fake.answers["gpusharing_slice_seconds_total"] = vector(({**HELD, label: "_others"}, "43200"))
+    told = " ".join(ask(desk, fake).out.split())
+    assert "_others is what a node metered beyond 128 accounts or 16 policies" in told
 
 
 def test_nothing_that_was_scraped_steers_the_terminal(desk: Desk, fake: FakePrometheus) -> None:

@@ -6,31 +6,50 @@ they add up to the seconds of the GPUs, always. Time between two turns goes to h
 docs/adr/0043-the-meter.md says why the meter is here, why it lags, and what a restart costs.
 """
 
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeVar
 
+from gpusharing.agent.lagging import LaggingCounts
 from gpusharing.agent.library import GPU, Model, Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.usage import base
 from gpusharing.planning.gpus.shares import WHOLE, Extent, shares
 
-MOST_ACCOUNTS = 128
-"""Accounts of tenants, of a policy, a namespace and a resource each. Those that come later share OTHERS."""
 OTHERS = "_others"
-"""No namespace can be called this."""
-
+"""Namespace, policy or resource of what is not told apart. Nothing in Kubernetes can be called this."""
 LAG = 90.0
-"""Seconds by which what is told lags behind. A new series is told at once, with 0, and stays 0 for longer than a scrape
-usually takes to come: Prometheus does not count the first value that it sees of a series."""
-_KEPT = 8
-"""Points in time of a lag that are kept, so that many turns in a row cost no memory."""
-FORGET_AFTER = 3600.0
-"""Seconds for which an account that holds nothing is told all the same."""
+"""Seconds by which what is told lags behind."""
 NOTHING = Fraction(0)
-Key = TypeVar("Key")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much is told apart on a node, so that its series stay few whatever happens to it in months."""
+
+    accounts: int = 128
+    """Accounts of tenants, of a policy, a namespace and a resource each. Later ones share the namespace OTHERS."""
+    others: int = 32
+    """Accounts of that namespace by policy and resource. Later ones share the resource OTHERS too."""
+    idle: int = 64
+    """Pairs of a policy and a resource with idle slices. Later ones share the resource OTHERS."""
+    policies: int = 16
+    """Later ones share the policy OTHERS."""
+    room_after: float = 3600.0
+    """Seconds for which a series that stands still is told all the same, where there is no room for another."""
+    forget_after: float = 86400.0
+    """The same where there is room: a Prometheus that was away for some hours still finds what was counted."""
+
+    @property
+    def series(self) -> int:
+        """No node ever has more at a time."""
+        policies = self.policies + 1
+        held, idle = self.accounts + self.others + policies, self.idle + policies
+        return held + idle + 3 * policies
+
+
+BOUNDS = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,20 +164,16 @@ NOTHING_METERED = Metered({}, {}, {}, {}, {})
 class Meter:
     """Counts GPU-seconds from the first turn on."""
 
-    def __init__(self, lag: float = LAG) -> None:
+    def __init__(self, lag: float = LAG, bounds: Bounds = BOUNDS) -> None:
         """`lag` in seconds."""
         self.metered = NOTHING_METERED
         """As of `lag` before the last turn; replaced, never changed, so that a scrape sees one turn."""
-        self._lag = lag
-        self._past: deque[tuple[float, Metered]] = deque()
-        """Turns, oldest first: one that is older than the lag, and later ones."""
-        self._held: dict[Account, float] = {}
-        self._active: dict[Account, float] = {}
-        """When each account of a tenant last held anything."""
-        self._idle: dict[tuple[str, str], float] = {}
-        self._stranded: dict[str, float] = {}
-        self._transition: dict[str, float] = {}
-        self._gpus: dict[str, float] = {}
+        self._bounds = bounds
+        self._held: LaggingCounts[Account] = LaggingCounts(lag)
+        self._idle: LaggingCounts[tuple[str, str]] = LaggingCounts(lag)
+        self._stranded: LaggingCounts[str] = LaggingCounts(lag)
+        self._transition: LaggingCounts[str] = LaggingCounts(lag)
+        self._gpus: LaggingCounts[str] = LaggingCounts(lag)
         self._now: Standing | None = None
         self._since = 0.0
 
@@ -169,60 +184,50 @@ class Meter:
         self._now, self._since = stands or self._now, now
         if self._now is None:
             return
-        self._forget(now)
         self._count(self._now, now, now)
-        current = Metered(
-            held=dict(self._held),
-            idle=dict(self._idle),
-            stranded=dict(self._stranded),
-            transition=dict(self._transition),
-            gpus=dict(self._gpus),
-        )
-        self._tell(now, current)
-
-    def _tell(self, now: float, current: Metered) -> None:
-        if not self._past or now - self._past[-1][0] >= self._lag / _KEPT:
-            self._past.append((now, current))
-        while len(self._past) > 1 and self._past[1][0] <= now - self._lag:
-            self._past.popleft()
-        at, oldest = self._past[0]
-        old = oldest if at <= now - self._lag else NOTHING_METERED
+        self._drop(now, self._bounds.forget_after)
         self.metered = Metered(
-            held=_since(old.held, current.held),
-            idle=_since(old.idle, current.idle),
-            stranded=_since(old.stranded, current.stranded),
-            transition=_since(old.transition, current.transition),
-            gpus=_since(old.gpus, current.gpus),
+            held=self._held.tell(now),
+            idle=self._idle.tell(now),
+            stranded=self._stranded.tell(now),
+            transition=self._transition.tell(now),
+            gpus=self._gpus.tell(now),
         )
 
     def _count(self, stands: Standing, since: float, until: float) -> None:
         seconds = max(0.0, until - since)
+        policy = self._policy(stands.policy, until)
+        self._gpus.add(policy, stands.gpus * seconds, until)
+        self._stranded.add(policy, float(stands.stranded) * seconds, until)
+        self._transition.add(policy, float(stands.transition) * seconds, until)
         for (namespace, resource), part in stands.held.items():
-            account = self._account(Account(stands.policy, namespace, resource))
-            self._active[account] = until
-            _add(self._held, account, part, seconds)
+            account = self._account(Account(policy, namespace, resource), until)
+            self._held.add(account, float(part) * seconds, until)
         for resource, part in stands.idle.items():
-            _add(self._idle, (stands.policy, resource), part, seconds)
-        _add(self._stranded, stands.policy, stands.stranded, seconds)
-        _add(self._transition, stands.policy, stands.transition, seconds)
-        _add(self._gpus, stands.policy, Fraction(stands.gpus), seconds)
+            self._idle.add(self._pair((policy, resource), until), float(part) * seconds, until)
 
-    def _account(self, account: Account) -> Account:
-        if account in self._held or len(self._held) < MOST_ACCOUNTS:
+    def _policy(self, policy: str, now: float) -> str:
+        known = policy in self._gpus or self._has_room(self._gpus, self._bounds.policies, now)
+        return policy if known else OTHERS
+
+    def _account(self, account: Account, now: float) -> Account:
+        if account in self._held or self._has_room(self._held, self._bounds.accounts, now):
             return account
-        return Account(account.policy, OTHERS, account.resource)
+        others = Account(account.policy, OTHERS, account.resource)
+        if others in self._held or len(self._held) < self._bounds.accounts + self._bounds.others:
+            return others
+        return Account(account.policy, OTHERS, OTHERS)
 
-    def _forget(self, now: float) -> None:
-        """Make room: an account that has held nothing for so long was scraped, and begins with 0 when it returns."""
-        if len(self._held) >= MOST_ACCOUNTS:
-            for account in [each for each, at in self._active.items() if now - at > FORGET_AFTER]:
-                del self._held[account], self._active[account]
+    def _pair(self, pair: tuple[str, str], now: float) -> tuple[str, str]:
+        known = pair in self._idle or self._has_room(self._idle, self._bounds.idle, now)
+        return pair if known else (pair[0], OTHERS)
 
+    def _has_room(self, counts: Sized, most: int, now: float) -> bool:
+        if len(counts) >= most:
+            self._drop(now, self._bounds.room_after)
+        return len(counts) < most
 
-def _add(counts: dict[Key, float], key: Key, part: Fraction, seconds: float) -> None:
-    counts[key] = counts.get(key, 0.0) + float(part) * seconds
-
-
-def _since(old: Mapping[Key, float], current: Mapping[Key, float]) -> Mapping[Key, float]:
-    """The old counts, and 0 for what came later."""
-    return {key: old.get(key, 0.0) for key in current}
+    def _drop(self, now: float, patience: float) -> None:
+        """All alike: whatever of a policy moves, its GPUs move, so these go last or with it."""
+        for each in (self._held, self._idle, self._stranded, self._transition, self._gpus):
+            each.drop(now, patience)

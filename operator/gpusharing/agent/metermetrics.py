@@ -1,4 +1,4 @@
-"""The meter's counters for Prometheus. They add up to `gpusharing_gpu_seconds_total` in every scrape."""
+"""The meter's counters for Prometheus. What they grow by adds up to the growth of `gpusharing_gpu_seconds_total`."""
 
 from collections.abc import Iterable
 

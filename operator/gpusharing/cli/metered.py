@@ -31,7 +31,7 @@ from gpusharing.planning.words.lengths import some
 TOLERANCE = 0.01
 """Of a pool's GPU time; the ends of series that come and go in a day make less."""
 OTHERS = "_others"
-"""The namespace of accounts beyond the meter's bound (gpusharing/agent/meter.py)."""
+"""The namespace, or the policy, of what is beyond the meter's bounds (gpusharing/agent/meter.py)."""
 MISSED = 3600.0
 """GPU-seconds of a node that are worth a word; a scrape interval at the end of each day is less."""
 
@@ -98,9 +98,9 @@ async def read_metered(prometheus: Prometheus, wish: Wish) -> Metered:
     found.missing += _unpriced(unpriced)
     found.missing += [*_lacking(parts, gpus), *unseen.told()]
     found.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
-    if any(cell.tenant == OTHERS for cell in found.cells):
+    if any(OTHERS in (cell.tenant, cell.policy) for cell in found.cells):
         found.remarks.append(
-            f"{OTHERS} is what a node metered beyond 128 accounts; whose it was nobody knows"
+            f"{OTHERS} is what a node metered beyond 128 accounts or 16 policies; whose it was nobody knows"
         )
     return found
 

@@ -1,0 +1,181 @@
+"""The meter's series stay few for ever, and what goes and comes back is counted to the second all the same."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.agent.scraping import GPUS, PARTS, Prometheus
+
+from gpusharing.agent.lagging import LaggingCounts
+from gpusharing.agent.meter import BOUNDS, LAG, OTHERS, Account, Bounds, Meter, Metered, Standing
+
+HOUR, DAY = 3600.0, 86400.0
+SEVENTH = Fraction(1, 7)
+RESOURCE = "nvidia.com/mig-1g.10gb"
+
+
+def held(policy: str, *tenants: str, resource: str = RESOURCE) -> Standing:
+    """One GPU, a seventh of it for each of these tenants, the rest of it idle."""
+    given_out = {(tenant, resource): SEVENTH for tenant in tenants}
+    return Standing(policy, 1, given_out, {resource: 1 - SEVENTH * len(tenants)}, Fraction(0), Fraction(0))
+
+
+def series(metered: Metered) -> int:
+    """How many there are."""
+    told = len(metered.held) + len(metered.idle)
+    return told + len(metered.stranded) + len(metered.transition) + len(metered.gpus)
+
+
+def test_a_tenant_too_many_shares_an_account_until_one_is_free() -> None:
+    meter = Meter(lag=0)
+    for number in range(BOUNDS.accounts + 5):
+        meter.turn(float(number), held("pool-b", f"team-{number}"))
+    assert len(meter.metered.held) == BOUNDS.accounts + 1
+    assert Account("pool-b", OTHERS, RESOURCE) in meter.metered.held
+    assert sum(meter.metered.held.values()) == pytest.approx((BOUNDS.accounts + 4) / 7)
+    late = 2 * HOUR
+    meter.turn(late, held("pool-b", "team-new"))
+    assert Account("pool-b", "team-new", RESOURCE) in meter.metered.held
+    assert len(meter.metered.held) <= 3, "those that held nothing for an hour made room"
+
+
+@pytest.mark.parametrize(
+    ("policy", "tenant", "resource"),
+    [("p{}", "a", "r"), ("p", "t{}", "r"), ("p", "a", "r{}"), ("p{}", "t{}", "r{}"), ("p", "t{}", "r{}")],
+    ids=["policies", "tenants", "resources", "all of them", "tenants and resources"],
+)
+@pytest.mark.parametrize(
+    "every", [1.0, 30.0, 3 * HOUR], ids=["every second", "every turn", "every three hours"]
+)
+def test_a_node_on_which_names_change_for_ever_has_a_bounded_number_of_series(
+    policy: str, tenant: str, resource: str, every: float
+) -> None:
+    meter = Meter()
+    for number in range(1500):
+        stands = held(policy.format(number), tenant.format(number), resource=resource.format(number))
+        meter.turn(number * every, stands)
+        assert series(meter.metered) <= BOUNDS.series
+
+
+def test_what_is_told_apart_no_more_is_of_the_policy_still_and_of_others_if_that_is_one_too_many() -> None:
+    meter = Meter(lag=0, bounds=Bounds(accounts=1, others=1, idle=1, policies=1))
+    for number, (policy, resource) in enumerate((("p", "r"), ("p", "s"), ("p", "t"), ("q", "r"), ("q", "r"))):
+        meter.turn(float(number), held(policy, f"team-{number}", resource=resource))
+    told = meter.metered
+    assert list(told.held) == [
+        Account("p", "team-0", "r"),
+        Account("p", OTHERS, "s"),
+        Account("p", OTHERS, OTHERS),
+        Account(OTHERS, OTHERS, OTHERS),
+    ]
+    assert list(told.idle) == [("p", "r"), ("p", OTHERS), (OTHERS, OTHERS)]
+    assert told.gpus == {"p": 3.0, OTHERS: 1.0}
+    assert sum(told.held.values()) + sum(told.idle.values()) == pytest.approx(4.0)
+
+
+def turns(meter: Meter, prometheus: Prometheus, stands: Standing, times: Iterable[float]) -> None:
+    """Turns, each with a scrape."""
+    for now in times:
+        meter.turn(now, stands)
+        prometheus.scrape(meter)
+
+
+def every_minute(first: float, last: float) -> Iterable[float]:
+    """From the first to the last."""
+    return (first + 60 * number for number in range(round((last - first) / 60) + 1))
+
+
+def test_a_policy_that_is_gone_for_a_day_is_told_no_more_and_was_billed_in_full() -> None:
+    meter, prometheus = Meter(), Prometheus()
+    turns(meter, prometheus, held("pool-b", "team-a"), every_minute(0, HOUR))
+    turns(meter, prometheus, held("pool-c", "team-a"), every_minute(HOUR, 20 * HOUR))
+    assert {account.policy for account in meter.metered.held} == {"pool-b", "pool-c"}
+    turns(meter, prometheus, held("pool-c", "team-a"), every_minute(20 * HOUR, DAY + HOUR + 300))
+    told = meter.metered
+    labels = {account.policy for account in told.held} | {policy for policy, _ in told.idle}
+    assert labels | {*told.stranded, *told.transition, *told.gpus} == {"pool-c"}
+    turns(meter, prometheus, held("pool-b", "team-a"), every_minute(DAY + HOUR + 360, DAY + 2 * HOUR + 360))
+    turns(meter, prometheus, held("pool-c"), every_minute(DAY + 2 * HOUR + 420, DAY + 2 * HOUR + 720))
+    assert prometheus.grown(GPUS, policy="pool-b") == pytest.approx(2 * HOUR + 60)
+    assert prometheus.grown("slice", policy="pool-b") == pytest.approx((2 * HOUR + 60) / 7)
+
+
+def test_an_agent_that_stood_still_for_a_day_forgets_nothing_that_it_has_not_told() -> None:
+    meter, prometheus = Meter(), Prometheus()
+    turns(meter, prometheus, held("pool-b", "team-a"), (0, 60, 120))
+    turns(meter, prometheus, held("pool-b"), (180, 2 * DAY))
+    assert prometheus.grown("slice") == pytest.approx(180 / 7)
+    account = Account("pool-b", "team-a", RESOURCE)
+    turns(meter, prometheus, held("pool-b"), (2 * DAY + 60, 2 * DAY + HOUR))
+    assert account in meter.metered.held, "told in full for an hour only"
+    turns(meter, prometheus, held("pool-b"), (3 * DAY + 60,))
+    assert account not in meter.metered.held
+
+
+def test_a_counter_that_was_dropped_comes_back_as_0_for_as_long_as_a_new_one() -> None:
+    counts: LaggingCounts[str] = LaggingCounts(LAG)
+    told = []
+    for turn in range(120):
+        now = 30.0 * turn
+        if turn <= 20:
+            counts.add("a", 30.0 if turn else 0.0, now)
+        if turn == 100:
+            counts.drop(now, HOUR / 2)
+        if turn > 100:
+            counts.add("a", 0.0 if turn == 101 else 30.0, now)
+        told.append(counts.tell(now).get("a"))
+    assert told[:6] == [0, 0, 0, 0, 30, 60]
+    assert told[99:108] == [600, None, 0, 0, 0, 0, 30, 60, 90]
+
+
+def test_a_counter_that_goes_on_counting_is_never_dropped() -> None:
+    counts: LaggingCounts[str] = LaggingCounts(LAG)
+    for turn in range(1, 1000):
+        counts.add("named, and nothing to count", 0.0, 30.0 * turn)
+        counts.drop(30.0 * turn, 100.0)
+        counts.tell(30.0 * turn)
+        assert len(counts) == 1
+
+
+FEW = Bounds(accounts=3, others=2, idle=2, policies=2, room_after=100.0, forget_after=200.0)
+"""Patience that is longer than between two scrapes, as in life."""
+MOMENTS = st.lists(
+    st.tuples(
+        st.integers(1, 30),
+        st.sampled_from(["p", "p", "q", "r", "s"]),
+        st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz")), max_size=6, unique=True),
+        st.sets(st.sampled_from("xyz")),
+        st.booleans(),
+        st.integers(1, 12),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(MOMENTS)
+def test_every_second_is_billed_once_to_a_policy_though_series_are_dropped_and_shared(
+    moments: list[tuple[int, str, list[tuple[str, str]], set[str], bool, int]],
+) -> None:
+    """Each state lasts some turns, with a scrape at least every 90 s."""
+    meter, prometheus, clock, scraped = Meter(LAG, FEW), Prometheus(), 0.0, -LAG
+    last = Standing("p", 1, {}, {}, Fraction(1), Fraction(0))
+    for seconds, policy, tenants, idle, often, times in [*moments, (30, "p", [], set(), True, 12)]:
+        each = Fraction(1, len(tenants) + len(idle) + 1)
+        held_by = dict.fromkeys(tenants, each)
+        last = Standing(policy, 1, held_by, dict.fromkeys(sorted(idle), each), each, Fraction(0))
+        for _ in range(times):
+            clock += seconds
+            meter.turn(clock, last)
+            if often or clock + 30 - scraped > LAG:
+                prometheus.scrape(meter)
+                scraped = clock
+                assert prometheus.present <= FEW.series
+    for policy in prometheus.policies():
+        billed = prometheus.grown(*PARTS, policy=policy)
+        assert billed == pytest.approx(prometheus.grown(GPUS, policy=policy), abs=1e-6)
+    begun = moments[0][0]
+    assert clock - begun - LAG - 60 <= prometheus.grown(GPUS) <= clock - begun - LAG + 1e-6
