@@ -1,32 +1,17 @@
 """The podresources client against a server that speaks HTTP/2 and gRPC on a unix socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.events import RequestReceived, WindowUpdated
+from hack.sim import kubeletsocket
+from hack.sim.kubeletsocket import allocatable, field, framed, listed, varint
 
+from gpusharing.agent import podresources
 from gpusharing.agent.kubelet import ALLOCATABLE, LIST, KubeletPodResources
 from gpusharing.agent.podresources import Held, Holdings, PodResourcesUnavailable, holdings
-
-Headers = list[tuple[str, str]]
-OK: Headers = [("grpc-status", "0")]
-
-
-def field(number: int, content: bytes | str) -> bytes:
-    """One length-delimited protobuf field."""
-    data = content.encode() if isinstance(content, str) else content
-    return varint(number << 3 | 2) + varint(len(data)) + data
-
-
-def varint(value: int) -> bytes:
-    """A protobuf varint."""
-    more, rest = value & 0x7F, value >> 7
-    return bytes([more | 0x80]) + varint(rest) if rest else bytes([more])
 
 
 def pod(name: str, *devices: tuple[str, Iterable[str]]) -> bytes:
@@ -60,10 +45,6 @@ HELD = Holdings(
         Held("default", "shared-2", "nvidia.com/gpu", ("GPU-1::1",)),
     ),
 )
-UNIMPLEMENTED: Headers = [
-    ("grpc-status", "12"),
-    ("grpc-message", "method GetAllocatableResources not implemented"),
-]
 OFFERED = b"".join(
     field(1, field(1, resource) + b"".join(field(2, i) for i in ids))
     for resource, ids in (
@@ -73,69 +54,28 @@ OFFERED = b"".join(
 )
 
 
-class Kubelet:
-    """A gRPC server with one answer per method; it honours flow control, so that large answers need window updates."""
+class Kubelet(kubeletsocket.Kubelet):
+    """One that keeps what it was asked, and its connections."""
 
     def __init__(
         self,
         body: bytes,
-        trailers: Headers = OK,
+        trailers: kubeletsocket.Headers = kubeletsocket.OK,
         allocatable: bytes | None = None,
         instead: bytes | None = None,
     ) -> None:
-        """`allocatable`: what there is to hold; None: this kubelet does not implement it. `instead`: what it says for
-        HTTP/2 when it is asked for that, before it waits for the client to go."""
-        self.requests: list[dict[str, str]] = []
+        super().__init__(body, trailers, allocatable, instead)
+        self.requests: list[Mapping[str, str]] = []
         self.connections: list[asyncio.Task[object]] = []
-        self._instead = instead
-        self._answers = {
-            LIST: (body, trailers),
-            ALLOCATABLE: (b"", UNIMPLEMENTED) if allocatable is None else (allocatable, OK),
-        }
+
+    def heard(self, request: Mapping[str, str]) -> None:
+        self.requests.append(request)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
         task = asyncio.current_task()
         assert task is not None
         self.connections.append(task)
-        http2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
-        http2.initiate_connection()
-        left, trailers = b"", OK
-        asked = ended = False
-        while not ended:
-            writer.write(http2.data_to_send())
-            for event in http2.receive_data(await reader.read(65536)):
-                if isinstance(event, RequestReceived):
-                    self.requests.append({str(name): str(value) for name, value in event.headers})
-                    if self._instead is not None and self.requests[-1][":path"] == ALLOCATABLE:
-                        writer.write(self._instead)
-                        await reader.read()
-                        writer.close()
-                        return
-                    left, trailers = self._answers[self.requests[-1][":path"]]
-                    asked = True
-                    http2.send_headers(1, [(":status", "200"), ("content-type", "application/grpc")])
-                if isinstance(event, (RequestReceived, WindowUpdated)) and not ended:
-                    left = _send(http2, left)
-                if asked and not left and not ended:
-                    http2.send_headers(1, trailers, end_stream=True)
-                    ended = True
-        writer.write(http2.data_to_send())
-        writer.close()
-
-
-def _send(http2: H2Connection, left: bytes) -> bytes:
-    """Send what the flow control window allows; returns the rest."""
-    while left and (window := http2.local_flow_control_window(1)):
-        size = min(window, http2.max_outbound_frame_size, len(left))
-        http2.send_data(1, left[:size])
-        left = left[size:]
-    return left
-
-
-def framed(message: bytes) -> bytes:
-    """A gRPC message with its prefix."""
-    return b"\x00" + len(message).to_bytes(4) + message
+        await super().serve(reader, writer)
 
 
 @asynccontextmanager
@@ -179,6 +119,22 @@ async def test_who_holds_what_is_known_also_where_the_answer_on_what_there_is(
 ) -> None:
     async with serving(tmp_path, kubelet, offered_timeout) as client:
         assert await client.read() == HELD
+
+
+async def test_the_stand_in_is_asked_from_a_thread_as_a_kubelet_is(tmp_path: Path) -> None:
+    held = (Held("a", "train", "nvidia.com/gpu", ("GPU-1", "GPU-2")), Held("a", "web", "", ()))
+    offered = tuple(("nvidia.com/gpu", f"GPU-{number}") for number in range(3))
+    with kubeletsocket.serving(tmp_path / "kubelet.sock", held, offered):
+        told = await KubeletPodResources(tmp_path / "kubelet.sock", timeout=60, offered_timeout=60).read()
+    assert told == Holdings({"nvidia.com/gpu": 2}, 1, held[:1], offered)
+    assert holdings(listed(held)).held == held[:1]
+    assert podresources.offered(allocatable(offered)) == offered
+
+
+def test_a_stand_in_without_a_place_for_its_socket_says_so(tmp_path: Path) -> None:
+    socket = tmp_path / "nowhere" / "kubelet.sock"
+    with pytest.raises(OSError, match="No such file"), kubeletsocket.serving(socket, (), ()):
+        pass
 
 
 async def test_an_answer_larger_than_the_flow_control_window_arrives_whole(tmp_path: Path) -> None:
