@@ -262,6 +262,23 @@ def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the
     assert found["policy"]["spec"]["mode"] == "MIG"
 
 
+def test_activity_of_a_device_that_several_hold_is_said_to_be_the_devices(fake: FakePrometheus) -> None:
+    def both(mine: str, other: str) -> Answer:
+        hours = [NOW - 3600 * hour for hour in reversed(range(HOURS))]
+        rows = (("llm-0", mine), ("chat-0", other))
+        found: list[dict[str, object]] = [
+            {"metric": {**LABELS, "pod": pod}, "values": [[at, value] for at in hours]} for pod, value in rows
+        ]
+        return success("matrix", found)
+
+    sentence = "activity is of the whole device, which other pods held too"
+    assert sentence not in " ".join(told(fake, "-v").out.split())
+    fake.ranges["quantile_over_time(0.95, DCGM"] = both("0.2", "0.2")
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = both("6144", "1024")
+    assert sentence in " ".join(told(fake, "-v").out.split())
+    assert all(one["activeOfDevice"] for one in told(fake, "-o", "json").data["workloads"])
+
+
 @pytest.fixture
 def written(fake: FakePrometheus, tmp_path: Path) -> str:
     """The file for the pool b."""

@@ -60,6 +60,23 @@ def test_two_pods_that_are_told_the_same_share_their_gpu() -> None:
     assert all(record.shared for record in folded(part(both, both)).records.values())
 
 
+@pytest.mark.parametrize(
+    ("other", "of_device"),
+    [("GPU-1", True), ("GPU-2", False)],
+    ids=["the same GPU", "another"],
+)
+def test_activity_is_of_the_whole_device_where_memory_alone_is_split_by_pods(
+    other: str, *, of_device: bool
+) -> None:
+    rows = [("llm", 6144.0, "GPU-1"), ("chat", 1024.0, other)]
+    used = [series(pod, dict.fromkeys(range(HOURS), mib), UUID=gpu) for pod, mib, gpu in rows]
+    busy = [series(pod, dict.fromkeys(range(HOURS), 0.5), UUID=gpu) for pod, _, gpu in rows]
+    found = histories(folded(replace(part(used, used), active=busy)))
+    assert {(one.of_device, len(one.memory), len(one.activity or ())) for one in found} == {
+        (of_device, HOURS, HOURS)
+    }
+
+
 def test_who_is_never_there_at_the_end_of_an_hour_was_there() -> None:
     used = [series("train", dict.fromkeys(range(HOURS), 6144.0))]
     (found,) = histories(folded(part(used, [])))

@@ -70,6 +70,7 @@ def find_seen(usage: Usage, where: str) -> Seen:
             tuple(_samples(fold, record.memory)),
             tuple(_samples(fold, record.activity)) or None,
             record.declared,
+            record.of_device,
         )
         for whose, record in sorted(there.items())
     )

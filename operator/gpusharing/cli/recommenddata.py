@@ -60,6 +60,7 @@ def _workload(history: History, need: Need | None, one: Placed | Unplaced | None
         "highestBytes": round(need.highest) if need and need.samples else None,
         "needBytes": None if need is None else need.memory,
         "active": None if need is None or need.compute is None else round(need.compute, 4),
+        "activeOfDevice": history.of_device,
         "advice": None if advice_of(one) == UNKNOWN else advice_of(one),
         "placed": isinstance(one, Placed),
         "confidence": str(Confidence.NONE if need is None else need.confidence),

@@ -234,6 +234,9 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     ):
         if samples:
             yield line("  ", Span(f"{name}  ", Ink.FAINT), sparkline(samples, top, paper))
+    if history.activity and history.of_device:
+        told = "activity is of the whole device, which other pods held too: what this one took of it, nobody tells"
+        yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
     hours = f"{need.samples} hourly peaks over {length(need.span)} ({need.coverage:.0%} of the hours)"
     yield from prose(hours, paper, indent="  ", hang="  ")
     if need.samples:

@@ -62,6 +62,8 @@ class Record:
     """As the agent tells it; empty: it does not."""
     slices: float = 0.0
     """Replicas that a pod of it holds on that device, by the agent."""
+    of_device: bool = False
+    """Whether some of the activity is that of a whole device which other pods held too."""
     shared: int = 0
     """Hours in which what a pod took was not known, because others held its GPU too."""
     declared: int | None = None
@@ -131,12 +133,12 @@ class Fold:
         for told, one in used:
             self._see(told, one)
         held = [(told, one) for one in part.held if self._is_ours(told := part.devices.read_agent(one))]
-        crowded = self._crowded(live)
+        crowded, split = self._crowded(live)
         known = self._own_memory(part)
         for told, one in used:
             if told.pod is not None:
                 self._measure(told, one, part, told.device in crowded, known)
-        self._activities(part, crowded)
+        self._activities(part, crowded, split)
         self._live(live, held, part)
         own = [(told, one) for one in part.own if self._is_ours(told := part.devices.read_agent(one))]
         for told, one in (*used, *own):
@@ -165,9 +167,10 @@ class Fold:
         if told.profile:
             seen.divided = max(seen.divided, last)
 
-    def _crowded(self, live: Iterable[tuple[Told, Series]]) -> set[Device]:
+    def _crowded(self, live: Iterable[tuple[Told, Series]]) -> tuple[set[Device], set[Device]]:
         """Devices that several pods held at one time, each told with what all of them take; and GPUs of nodes that
-        offer more of them than they have, where dcgm-exporter names one holder of several."""
+        offer more of them than they have, where dcgm-exporter names one holder of several. Beside them devices that
+        several pods held, each told with its own memory."""
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
         for told, one in live:
@@ -179,15 +182,15 @@ class Fold:
                 # By pod: scraped twice, with different labels, it is one pod all the same.
                 holders.setdefault(told.device, {}).setdefault(at, {})[told.pod] = value
         found: set[Device] = set()
+        split: set[Device] = set()
         several: set[str] = set()
         for device, moments in holders.items():
             together = [values.values() for values in moments.values() if len(values) > 1]
             if together:
                 several.add(replicas.get(device, ""))
-            # Where the exporter splits the memory by pods, the parts differ at some time.
-            if together and all(len(set(values)) == 1 for values in together):
-                found.add(device)
-        return found | {device for device, node in replicas.items() if node not in several}
+                # Where the exporter splits the memory by pods, the parts differ at some time.
+                (found if all(len(set(values)) == 1 for values in together) else split).add(device)
+        return found | {device for device, node in replicas.items() if node not in several}, split
 
     def _own_memory(self, part: Part) -> set[tuple[Pod, int]]:
         """What the agent tells goes before all else. Returns the hours of pods that are known by it."""
@@ -217,7 +220,8 @@ class Fold:
             else:
                 self._most(record.memory, hour, mib * MIB)
 
-    def _activities(self, part: Part, crowded: set[Device]) -> None:
+    def _activities(self, part: Part, crowded: set[Device], split: set[Device]) -> None:
+        """dcgm-exporter splits no activity by pods: where others hold the device too, each is told with all of it."""
         measured: set[tuple[Pod, int]] = set()
         for one in part.active:
             told = read_dcgm(one, part.exporters)
@@ -230,6 +234,7 @@ class Fold:
             for at, value in one.points:
                 self._most(record.activity, self.hour(at), min(1.0, max(0.0, value)) * whole)
                 measured.add((told.pod, self.hour(at)))
+                record.of_device = record.of_device or told.device in split
         for one in part.sm:
             told = part.devices.read_agent(one)
             if told.pod is None or not self._is_ours(told):

@@ -121,6 +121,8 @@ class History:
     None: nobody measured it."""
     declared: int | None = None
     """Bytes that the owner says a pod needs; it wins over what was seen."""
+    of_device: bool = False
+    """Whether some of the activity is that of a whole device which other pods held too: more than a pod took."""
 
 
 @value
