@@ -21,6 +21,12 @@ def test_every_verb_has_its_row() -> None:
     assert [row[0].strip("`") for row in BY_VERB] == [verb.name for verb in VERBS]
 
 
+def test_of_every_verb_the_reference_says_which_rights_it_needs() -> None:
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+) \|", page.split("\n## Rights\n")[1], re.MULTILINE)
+    assert {word for row in rows for word in re.findall(r"`([a-z-]+)", row)} == {verb.name for verb in VERBS}
+
+
 @pytest.mark.parametrize("row", [*ROWS, *BY_VERB], ids=lambda row: row[0].strip("`"))
 def test_a_row_says_what_is_here_and_names_tests_that_are_there(row: list[str]) -> None:
     *said, held = row

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 from tests.build import NOW
-from tests.cli.objects import fleet, gpunode, history, policy
+from tests.cli.objects import ago, fleet, gpunode, history, policy
 
 from gpusharing.cli.ages import length
 from gpusharing.cli.drawing import Glyph, Ink, Paper, bar, plain
 from gpusharing.cli.estimate import find_estimate
 from gpusharing.cli.fleet import State, read_pools, state_of
 from gpusharing.cli.statustext import as_data, describe
+from gpusharing.kube.client import JSON
 
 WIDE = Paper()
 
@@ -139,24 +140,46 @@ def test_the_time_that_is_left_follows_the_changes_of_before() -> None:
         gpunode("n-2", "Pending", "BudgetFull"),
     ]
     (pool,), _ = read_pools([policy()], nodes)
-    found = find_estimate(pool)
+    found = find_estimate(pool, NOW)
     assert found is not None
-    assert (found.left, found.each, found.changes) == (timedelta(minutes=20), timedelta(minutes=10), 1)
-    assert "about 20m left: 2 nodes, 10m each by the last change" in shown([policy()], nodes)
+    assert (found.left, found.each, found.changes) == (timedelta(minutes=16), timedelta(minutes=10), 1)
+    assert "about 16m left: 2 nodes, 10m each by the last change" in shown([policy()], nodes)
 
 
-def test_nobody_foresees_when_a_person_will_act() -> None:
-    took = history(("Cordoned", 30), ("Synced", 20))
-    nodes = [gpunode("n-0", history=took), gpunode("n-1", "Failed", "ActuatorFailed")]
+def test_what_a_change_in_flight_has_had_is_not_left() -> None:
+    took = history(("Cordoned", 60), ("Synced", 50))
+    begun = history(("Pending", 40), ("Cordoned", 6), ("Draining", 5))
+    nodes = [
+        gpunode("n-0", history=took),
+        gpunode("n-1", "Draining", "PDB", since=ago(5), history=begun),
+        gpunode("n-2", "Pending", "BudgetFull"),
+    ]
     (pool,), _ = read_pools([policy()], nodes)
-    assert find_estimate(pool) is None
+    found = find_estimate(pool, NOW)
+    assert found is not None
+    assert (found.left, found.nodes) == (timedelta(minutes=14), 2)
+
+
+UNFORESEEN: dict[str, JSON] = {
+    "a person mends what failed": gpunode("n-1", "Failed", "ActuatorFailed"),
+    "a person approves": gpunode("n-1", "Pending", "ApprovalNeeded", deadline="person"),
+    "a window opens": gpunode("n-1", "Pending", "WindowClosed", deadline="22:00:00Z"),
+    "it takes longer than any before it": gpunode("n-1", "Draining", "PDB", since=ago(11)),
+}
+
+
+@pytest.mark.parametrize("node", UNFORESEEN.values(), ids=UNFORESEEN)
+def test_where_nobody_can_foresee_the_end_none_is_told(node: JSON) -> None:
+    took = history(("Cordoned", 30), ("Synced", 20))
+    (pool,), _ = read_pools([policy()], [gpunode("n-0", history=took), node])
+    assert find_estimate(pool, NOW) is None
 
 
 def test_a_change_that_was_given_up_says_nothing_about_how_long_one_takes() -> None:
     took = history(("Cordoned", 30), ("Aborting", 20), ("Pending", 15), ("Cordoned", 10), ("Synced", 7))
     nodes = [gpunode("n-0", history=took), gpunode("n-1", "Pending", "BudgetFull")]
     (pool,), _ = read_pools([policy()], nodes)
-    found = find_estimate(pool)
+    found = find_estimate(pool, NOW)
     assert found is not None
     assert found.each == timedelta(minutes=3)
 
@@ -164,9 +187,9 @@ def test_a_change_that_was_given_up_says_nothing_about_how_long_one_takes() -> N
 def test_data_says_when_the_next_window_is_and_whether_a_pool_is_paused() -> None:
     paused = policy(nextWindow="2026-11-20T22:00:00Z")
     paused["spec"]["rollout"]["paused"] = True
-    (told,) = as_data(*read_pools([paused], []), "desk")["pools"]
+    (told,) = as_data(*read_pools([paused], []), "desk", NOW)["pools"]
     assert (told["nextWindow"], told["paused"]) == ("2026-11-20T22:00:00Z", True)
-    assert [pool["paused"] for pool in as_data(*read_pools(*fleet()), "desk")["pools"]] == [False, False]
+    assert [pool["paused"] for pool in as_data(*read_pools(*fleet()), "desk", NOW)["pools"]] == [False, False]
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -178,7 +201,7 @@ def test_nodes_whose_agents_read_a_simulator_are_told_before_all_else(wide: bool
     first, *rest = shown(policies, [*nodes, strange], Paper(wide=wide)).splitlines()
     assert first.startswith("SIMULATED: gpu-99, pool-b-0, pool-c-0 have no real GPUs")
     assert any(row.startswith("pool-b  MIG 2x3g.40gb") for row in rest)
-    assert as_data(*read_pools(policies, [*nodes, strange]), "desk")["simulated"] == [
+    assert as_data(*read_pools(policies, [*nodes, strange]), "desk", NOW)["simulated"] == [
         "gpu-99",
         "pool-b-0",
         "pool-c-0",
@@ -193,11 +216,11 @@ def test_without_policies_simulated_nodes_are_told_too() -> None:
 
 def test_real_gpus_are_not_called_simulated() -> None:
     assert "SIMULATED" not in shown(*fleet())
-    assert as_data(*read_pools(*fleet()), "desk")["simulated"] == []
+    assert as_data(*read_pools(*fleet()), "desk", NOW)["simulated"] == []
 
 
 def test_data_has_the_pools_with_their_members() -> None:
-    told = as_data(*read_pools(*fleet()), "desk")
+    told = as_data(*read_pools(*fleet()), "desk", NOW)
     assert told["context"] == "desk"
     assert [pool["name"] for pool in told["pools"]] == ["pool-b", "pool-c"]
     assert told["pools"][0]["members"][1]["culprit"] == "team-b/ranker-7c4 +1"

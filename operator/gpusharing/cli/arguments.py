@@ -10,7 +10,8 @@ OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml")
 PAGE, CSV = "html", "csv"
 """Of `status` only, and of `cost` and `recommend` only."""
 EXITS = """\
-exit status: 0 done; plan: nothing would change. 1 an error, which is told on standard error.
+exit status: 0 done; plan: nothing would change. 1 an error, told on standard error, or the answer
+is no: doctor found errors, a plan is refused, no layout fits, you did not confirm.
 2 plan: something would change; import: nodes are left out; cost, recommend: a part is not known.
 130 ended by Ctrl-C. 141 the reader of a pipe went away."""
 

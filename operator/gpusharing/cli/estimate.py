@@ -8,6 +8,10 @@ from statistics import median
 from gpusharing.api.names import Phase
 from gpusharing.cli.fleet import Pool, Seen, State, Step, known_phase
 
+PERSON = "person"
+"""What the operator gives as the deadline of a wait that a person ends (planning/told/waits.py)."""
+_BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -22,18 +26,42 @@ class Estimate:
     """How many those were."""
 
 
-def find_estimate(pool: Pool) -> Estimate | None:
-    """None: nothing is to go, nothing was seen before, or some node waits for a person, which nobody can foresee."""
+def find_estimate(pool: Pool, now: datetime) -> Estimate | None:
+    """None: nothing is to go, nothing was seen before, or nobody can foresee it: some node waits for a person or for
+    a window, or has been in its change for longer than any before it."""
     left = [seen for seen in pool.members if seen.state is not State.DONE]
-    if not left or pool.paused or any(seen.state in (State.BLOCKED, State.FAILED) for seen in left):
+    if not left or pool.paused or any(_waits_for_others(seen) for seen in left):
         return None
     took = durations(pool.members)
     if not took:
         return None
     each = timedelta(seconds=median(one.total_seconds() for one in took))
-    beside = max(1, sum(seen.state is State.MOVES for seen in left))
-    rounds = -(-len(left) // beside)
-    return Estimate(each * rounds, len(left), each, len(took))
+    gone = [now - began for seen in left if (began := _began(seen)) is not None]
+    if any(one > max(took) for one in gone):
+        return None
+    rounds = -(-len(left) // max(1, len(gone)))
+    rest = each * rounds - min(gone, default=timedelta())
+    return Estimate(max(rest, timedelta()), len(left), each, len(took))
+
+
+def _waits_for_others(seen: Seen) -> bool:
+    """Its next step is a person's, or comes with a time of day."""
+    return (
+        seen.state in (State.BLOCKED, State.FAILED) or seen.deadline == PERSON or seen.reason in _BY_THE_CLOCK
+    )
+
+
+def _began(seen: Seen) -> datetime | None:
+    """When the change began that it is in; None: it is in none, or nobody can tell."""
+    if seen.state is not State.MOVES:
+        return None
+    began = seen.since
+    for step in reversed(seen.history):
+        phase = known_phase(step.phase)
+        if phase is None or not phase.in_flight or step.at is None:
+            break
+        began = step.at if began is None else min(began, step.at)
+    return began
 
 
 def durations(members: Iterable[Seen]) -> list[timedelta]:

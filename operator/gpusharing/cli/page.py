@@ -79,7 +79,7 @@ def _pool(pool: Pool, number: int, view: View) -> Markup:
         parts.append(tag("p", text, class_="alarm"))
     if pool.message and pool.status != "Synced":
         parts.append(tag("p", pool.message))
-    parts += [tag("p", text, class_="faint") for text in facts(pool)]
+    parts += [tag("p", text, class_="faint") for text in facts(pool, view.now)]
     parts += [*_nodes(pool, view.now), *_timeline(pool, view.now), *_cards(view.cards.get(pool.name, ()))]
     return tag("section", *parts, aria_labelledby=name)
 

@@ -61,7 +61,7 @@ class Picture:
             return
         self.last = pools, loose
         if self.terminal.structured:
-            self.terminal.data(as_data(pools, loose, self.session.name))
+            self.terminal.data(as_data(pools, loose, self.session.name, self.session.now()))
         elif self.terminal.output == "html":
             from gpusharing.cli.cards import read_cards  # only a page needs these
             from gpusharing.cli.page import View, page

@@ -72,7 +72,7 @@ def describe_pool(pool: Pool, now: datetime, paper: Paper) -> list[Line]:
         )
     if pool.message and pool.status != "Synced":
         lines += prose(pool.message, paper)
-    lines += [one for text in facts(pool) for one in prose(text, paper, hang="  ")]
+    lines += [one for text in facts(pool, now) for one in prose(text, paper, hang="  ")]
     shown = pool.members if paper.wide else pool.changing[:MOST]
     if shown:
         columns = COLUMNS + (WIDE if paper.wide else ())
@@ -116,7 +116,7 @@ def _bar(pool: Pool, paper: Paper) -> list[Line]:
     return [line(*cells, *legend)]
 
 
-def facts(pool: Pool) -> list[str]:
+def facts(pool: Pool, now: datetime) -> list[str]:
     """What is about to happen, when, and how long it may take."""
     facts = []
     plan = pool.plan
@@ -128,7 +128,7 @@ def facts(pool: Pool) -> list[str]:
     if pool.next_window:
         head = "window" if pool.next_window.startswith("open") else "next window"
         facts.append(f"{head}: {pool.next_window}")
-    if (found := find_estimate(pool)) is not None:
+    if (found := find_estimate(pool, now)) is not None:
         facts.append(
             f"about {length(found.left)} left: {counted(found.nodes, 'node')}, {length(found.each)} each by the last"
             f" {'change' if found.changes == 1 else f'{found.changes} changes'}"
@@ -167,18 +167,18 @@ def _way(seen: Seen, paper: Paper) -> str:
 # --- as data ---------------------------------------------------------------------------------------------
 
 
-def as_data(pools: Sequence[Pool], loose: Sequence[Seen], where: str) -> dict[str, Any]:
+def as_data(pools: Sequence[Pool], loose: Sequence[Seen], where: str, now: datetime) -> dict[str, Any]:
     """The same for programs; times as the API has them."""
     return {
         "context": where,
-        "pools": [_pool_data(pool) for pool in pools],
+        "pools": [_pool_data(pool, now) for pool in pools],
         "nodesWithoutPolicy": [seen.name for seen in loose],
         "simulated": simulated_nodes(pools, loose),
     }
 
 
-def _pool_data(pool: Pool) -> dict[str, Any]:
-    found = find_estimate(pool)
+def _pool_data(pool: Pool, now: datetime) -> dict[str, Any]:
+    found = find_estimate(pool, now)
     return {
         "name": pool.name,
         "status": pool.status,
