@@ -81,7 +81,11 @@ def seen(walk: Walk) -> Iterator[Seen]:
     jobs, pods = [], set[str]()
     for namespace in (AGENT_NAMESPACE, NAMESPACE):
         targets: list[Object] = [
-            {"targets": [address(pod)], "labels": {"pod": pod["metadata"]["name"]}}
+            # The two labels that the chart's PodMonitor sees to.
+            {
+                "targets": [address(pod)],
+                "labels": {"pod": pod["metadata"]["name"], "node": pod["spec"]["nodeName"]},
+            }
             for pod in listening(walk, namespace)
         ]
         pods |= {one["labels"]["pod"] for one in targets}
