@@ -129,6 +129,8 @@ def test_the_meters_of_both_nodes_add_up(seen: Seen) -> None:
     apart = seen.values(f"abs({METERED} - {WHOLE})", "node")
     assert apart.keys() == set(NODES)
     assert max(apart.values()) < 1
-    held = seen.values("sum by (namespace) (gpusharing_slice_seconds_total)", "namespace")
-    assert held.keys() == {"default"}
-    assert held["default"] > 0
+    held = "sum by (namespace) (gpusharing_slice_seconds_total)"
+    seen.walk.wait(
+        lambda: seen.values(f"{held} > 0", "namespace").keys() == {"default"}, "the tenant's share"
+    )
+    assert seen.values(held, "namespace").keys() == {"default"}

@@ -50,6 +50,7 @@ def is_unavailable(node: NodeView) -> bool:
 def is_expected_away(node: NodeView) -> bool:
     """Whether somebody else has begun with the node, who may cordon and drain it at any moment.
 
-    Whoever only waits for a turn takes no slot: a driver upgrade that is required may wait for weeks (d.4).
+    Whoever only waits for a turn takes no slot: a driver upgrade that is required may wait for weeks
+    (docs/design/nvidia.md#d4).
     """
     return bool(node.foreign) and not node.foreign_waits
