@@ -27,7 +27,6 @@ TYPED: Typed = {
     "why of a node": ("why", "gpu-1"),
     "doctor": ("doctor",),
     "skip": ("skip", "gpu-1", "--dry-run"),
-    "retry": ("retry", "gpu-1", "--dry-run"),
     "abort": ("abort", "gpu-1", "--dry-run"),
     "pause": ("pause", "pool-b", "--dry-run"),
     "why of a pod": ("why", "pod/llm"),
@@ -39,9 +38,10 @@ WAITING: Typed = {
     "plan that waits": ("plan",),
     "status that waits": ("status",),
     "approve": ("approve", "pool-b", "--dry-run"),
+    "retry": ("retry", "gpu-2", "--dry-run"),
     "resume": ("resume", "pool-c", "--dry-run"),
 }
-"""While a plan waits for an approval, and another pool is paused."""
+"""While a plan waits for an approval, a person has cordoned a node, and another pool is paused."""
 ALONE: Typed = {
     "advise MIG": ("advise", "--card", "h100-80gb", "--memory", "4Gi", "--promise", "--strangers", "--bill"),
     "advise MPS": ("advise", "--card", "l40s", "--memory", "4Gi"),
@@ -113,9 +113,11 @@ async def test_no_verb_says_a_line_that_does_not_fit_while_a_node_changes(
 async def test_no_verb_says_a_line_that_does_not_fit_while_a_plan_waits() -> None:
     async with operated(2) as stage:
         stage.e.cluster.add(NODES, node("other-1", pool="c"))
+        stage.e.cluster.patch(NODES, "gpu-2", {"spec": {"unschedulable": True}})
         stage.apply(MIXED, rollout=at_once(1, approval="Manual"))
         stage.apply(FULL, "pool-c", "c", rollout={"paused": True})
         await stage.reason("gpu-1", "ApprovalNeeded")
+        await stage.reason("gpu-2", "AlreadyCordoned")
         check({name: await ask(stage.e.cluster, *typed, width=WIDTH) for name, typed in WAITING.items()})
 
 

@@ -4,13 +4,21 @@ cli/steering.py)."""
 import io
 
 import pytest
-from tests.cli.asking import ask, operated, writes
+from hack.sim.fakefaults import EVER
+from tests.build import NOW, make_fence
+from tests.cli.asking import ME, ask, operated, writes
+from tests.cli.objects import gpunode
 from tests.embedded.scene import FULL, MIXED, Scene, at_once, nodes, scene
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.api import names
+from gpusharing.cli.fleet import read_node
 from gpusharing.cli.steer import is_wanted
+from gpusharing.cli.steering import Wish, retry
 from gpusharing.cli.troubles import DONE, Trouble
-from gpusharing.kube.client import POLICIES
+from gpusharing.kube.client import GPUNODES, NODES, POLICIES
+from gpusharing.kube.errors import Forbidden, Unavailable
+from gpusharing.kube.fence import record_text
 
 MANUAL = at_once(1, approval="Manual")
 
@@ -149,8 +157,111 @@ async def test_a_node_that_was_given_up_is_tried_again_at_once_by_a_retry() -> N
         await stage.fenced("gpu-1")
         await ask(stage.e.cluster, "abort", "gpu-1")
         await stage.reason("gpu-1", "Deferred")
-        assert (await ask(stage.e.cluster, "retry", "gpu-1", "--yes")).status == DONE
+        told = await ask(stage.e.cluster, "retry", "gpu-1", "--yes")
+        assert told.status == DONE
+        assert "The node is tried again" in told.out
         await stage.ready(seconds=250)
+
+
+@virtually
+async def test_a_retry_is_refused_while_a_change_goes_on_and_when_it_is_done() -> None:
+    async with operated(1) as stage:
+        stage.apply(MIXED)
+        await stage.phase("gpu-1", "Cordoned")
+        said = await refused(stage, "retry", "gpu-1", "--yes")
+        assert said.startswith("there is nothing to try again on gpu-1: it is Cordoned (")
+        assert "kubectl gpusharing why gpu-1" in said
+        await stage.phase("gpu-1", "Synced")
+        said = await refused(stage, "retry", "gpu-1", "--dry-run")
+        assert said == "there is nothing to try again on gpu-1: it is Synced (Synced)"
+
+
+@virtually
+async def test_a_retry_of_a_skipped_node_is_refused_with_what_lets_changes_begin() -> None:
+    async with operated(1) as stage:
+        await ask(stage.e.cluster, "skip", "gpu-1")
+        stage.apply(MIXED)
+        await stage.reason("gpu-1", "SkipLabel")
+        said = await refused(stage, "retry", "gpu-1", "--yes")
+        assert (
+            "it is Skipped (SkipLabel). To let changes begin there: kubectl gpusharing skip gpu-1 --undo"
+            in said
+        )
+
+
+@virtually
+async def test_a_retry_of_a_node_that_somebody_else_blocks_says_what_it_waits_for() -> None:
+    async with operated(1) as stage:
+        stage.e.cluster.patch(NODES, "gpu-1", {"spec": {"unschedulable": True}})
+        stage.apply(MIXED)
+        await stage.reason("gpu-1", "AlreadyCordoned")
+        told = await ask(stage.e.cluster, "retry", "gpu-1", "--yes")
+        said = " ".join(told.out.split())
+        assert "it is Blocked (AlreadyCordoned), and begins when that is over. Done." in said
+
+
+@virtually
+async def test_a_retry_of_a_node_without_gpus_is_refused() -> None:
+    async with operated(1) as stage:
+        stage.e.cluster.add(NODES, {"metadata": {"name": "cpu-1"}})
+        assert "nothing to try again on cpu-1: it has no GPUNode" in await refused(
+            stage, "retry", "cpu-1", "--yes"
+        )
+
+
+@virtually
+async def test_who_may_not_see_how_a_node_stands_may_still_retry_it() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        refusal = Forbidden('User "me" cannot get resource "gpunodes"')
+        stage.e.cluster.faults.fail("get", GPUNODES, refusal, times=EVER, identity=ME)
+        assert (await ask(stage.e.cluster, "retry", "gpu-1", "--yes")).status == DONE
+
+
+@virtually
+async def test_a_retry_that_nobody_answers_is_none() -> None:
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.e.cluster.faults.fail("get", GPUNODES, Unavailable("no answer"), times=EVER, identity=ME)
+        assert "does not answer: no answer" in await refused(stage, "retry", "gpu-1", "--yes")
+
+
+PHASES = {
+    "failed": ("Failed", "ActuatorFailed", True),
+    "given up": ("Pending", "Deferred", True),
+    "given up often": ("Blocked", "NeedsAttention", True),
+    "went back": ("Blocked", "RolledBack", True),
+    "drifted": ("Pending", "Drifted", True),
+    "drifted again": ("Blocked", "DriftReturned", True),
+    "of a newer operator": ("Thinking", "Deeply", True),
+    "not judged yet": ("", "", True),
+    "waits for others": ("Pending", "BudgetFull", False),
+    "not ours": ("Skipped", "Unowned", False),
+    "drains": ("Draining", "PDB", False),
+    "is sick but done": ("Synced", "GPUUnhealthy", False),
+}
+
+
+@pytest.mark.parametrize(("phase", "reason", "tried"), PHASES.values(), ids=PHASES.keys())
+def test_a_retry_is_for_what_the_operator_would_try_again(phase: str, reason: str, tried: bool) -> None:
+    wish = Wish(NOW, stands=read_node(gpunode("gpu-1", phase, reason)))
+    node = {"metadata": {"name": "gpu-1"}}
+    if tried:
+        assert retry(node, wish).moves
+    else:
+        with pytest.raises(Trouble, match="there is nothing to try again on gpu-1"):
+            retry(node, wish)
+
+
+def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:
+    wish = Wish(NOW, stands=read_node(gpunode("gpu-1", "Verifying", "LayoutMismatch")))
+    fence = make_fence("actuating", rolls_back=True)
+    retry({"metadata": {"name": "gpu-1", "annotations": {names.ANNOTATION_FENCE: record_text(fence)}}}, wish)
+    onward = {names.ANNOTATION_FENCE: record_text(make_fence("actuating"))}
+    with pytest.raises(Trouble, match="its change goes on"):
+        retry({"metadata": {"name": "gpu-1", "annotations": onward}}, wish)
 
 
 @virtually

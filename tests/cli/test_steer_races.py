@@ -8,12 +8,13 @@ import pytest
 from hack.sim.fakecluster import FakeClient, FakeCluster
 from tests.build import make_fence
 from tests.cli.asking import ME, ask, install, writes
+from tests.cli.objects import gpunode
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.cli.steer import TRIES
 from gpusharing.cli.troubles import DONE, Trouble
-from gpusharing.kube.client import JSON, NODES, POLICIES, Resource
+from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
 from gpusharing.kube.fence import record_text
 from gpusharing.planning.snapshot.records import Fence
 
@@ -29,8 +30,8 @@ class Meddler(FakeClient):
         self.gets, self.second_get, self.patches = 0, second_get, patches
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """Before the second one the object changes: the person has thought about it."""
-        self.gets += 1
+        """Before the second one of it the object changes: the person has thought about it."""
+        self.gets += resource != GPUNODES
         if self.gets == 2 and self.second_get is not None:
             self.second_get(self.cluster)
         return await super().get(resource, name, namespace=namespace)
@@ -44,13 +45,14 @@ class Meddler(FakeClient):
 
 
 def fleet(fence: Fence = FENCE) -> FakeCluster:
-    """A policy and a node in flight; their operator is installed, and does nothing."""
+    """A policy and a node in flight, which is told as Failed; their operator is installed, and does nothing."""
     cluster = FakeCluster()
     install(cluster)
     cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {"mode": "Full"}})
     cluster.add(
         NODES, {"metadata": {"name": "gpu-1", "annotations": {names.ANNOTATION_FENCE: record_text(fence)}}}
     )
+    cluster.add(GPUNODES, gpunode("gpu-1", "Failed", "ActuatorFailed"))
     return cluster
 
 

@@ -16,7 +16,8 @@ from tests.cli.fakeprometheus import fake_prometheus, vector
 from tests.integration.product import FULL, GPUNODES, H100, L40S, MIXED, POLICIES, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, guard
 
-pytestmark = pytest.mark.usefixtures("operator")
+# What was given up waits until it is told otherwise: product.UNTIL_TOLD.
+pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.operator(abort_backoff="3600")]
 
 GOLDEN = Path(__file__).with_name("golden")
 MASKED_COLUMNS = {"AGE", "SINCE", "DEADLINE"}
@@ -108,10 +109,7 @@ def masked(text: str) -> str:
 def _table(lines: list[str]) -> Iterator[str]:
     header = [(match.group(), match.start()) for match in re.finditer(r"\S+", lines[0])]
     ends = [start for _, start in header[1:]] + [10_000]
-    rows = []
-    for line in lines:
-        cells = [line[start:end].strip() for (_, start), end in zip(header, ends, strict=True)]
-        rows.append(cells)
+    rows = [[line[start:end].strip() for (_, start), end in zip(header, ends, strict=True)] for line in lines]
     for row in rows[1:]:
         for index, (name, _) in enumerate(header):
             if name in MASKED_COLUMNS and row[index] not in UNMASKED:
@@ -353,7 +351,7 @@ def test_the_plugin_steers_a_rollout_with_the_editors_rights(product: Product, s
 def test_the_plugin_steers_a_node_with_the_rights_that_the_page_names(
     product: Product, scenario: Pool
 ) -> None:
-    """A drain that its budget blocks is given up, the node left out, tried again and taken back: each carried out."""
+    """A drain that its budget blocks is given up, the node left out, taken back and tried again: each carried out."""
     rule = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}
     role = {"metadata": {"name": "node-steerer"}, "rules": [rule]}
     product.api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", role)
@@ -374,8 +372,9 @@ def test_the_plugin_steers_a_node_with_the_rights_that_the_page_names(
         steer("abort-done", "abort")
         pool.wait_phase("Skipped", "SkipLabel")
         assert "unschedulable" not in pool.node(node)["spec"]
-        steer("retry-done", "retry")
         steer("skip-undone", "skip", "--undo")
+        pool.wait_phase("Pending", "Deferred")
+        steer("retry-done", "retry")
         pool.wait_phase("Draining", "PDB")
         work.scale(0)
         pool.wait_synced()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from gpusharing.cli.drawing import Ink, Span, line, prose
-from gpusharing.cli.fleet import read_node
+from gpusharing.cli.fleet import Seen, read_node
 from gpusharing.cli.installed import is_missing
 from gpusharing.cli.questions import agrees
 from gpusharing.cli.session import Session
@@ -19,7 +19,7 @@ from gpusharing.cli.steering import STEERING, Change, Wish, as_seen, decided_on
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, INSTALL, Trouble, sentence
 from gpusharing.kube.client import GPUNODES, JSON
-from gpusharing.kube.errors import Conflict, KubeError
+from gpusharing.kube.errors import Conflict, Forbidden, KubeError, NotFound
 from gpusharing.planning.words.reasons import Reason
 
 DID = "Done."
@@ -34,16 +34,17 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """See Verb."""
     resource, find = STEERING[typed.verb]
     given = vars(typed)
+    seen = await session.one(resource, typed.name)
+    absent = await _find_absence(session, typed)
     wish = Wish(
         session.now(),
         hash=given.get("hash", ""),
         when_paused=given.get("when_paused", ""),
         undo=given.get("undo", False),
         halted=await _halted(session, typed.name) if typed.verb == "resume" else (),
+        stands=await _stands(session, typed.name) if typed.verb == "retry" else None,
     )
-    seen = await session.one(resource, typed.name)
     change = find(seen, wish)
-    absent = await _find_absence(session, typed)
     if not terminal.structured:
         _preview(change, terminal)
     if typed.dry_run:
@@ -96,6 +97,21 @@ async def _halted(session: Session, policy: str) -> tuple[str, ...]:
     """Which nodes wait for a resume: a policy does not list them itself."""
     nodes = map(read_node, await session.all(GPUNODES))
     return tuple(seen.name for seen in nodes if (seen.policy, seen.reason) == (policy, Reason.HALTED))
+
+
+async def _stands(session: Session, node: str) -> Seen | None:
+    """How the operator sees a node; None: whoever asks may not know. Raises Trouble where it has nothing to do there:
+    every node with GPUs or a policy has a GPUNode."""
+    try:
+        return read_node(await session.client.get(GPUNODES, node))
+    except Forbidden:
+        return None
+    except NotFound as error:
+        raise Trouble(
+            f"there is nothing to try again on {node}: it has no GPUNode, so the operator changes no GPUs there"
+        ) from error
+    except KubeError as error:
+        raise Trouble(sentence(error, session.where)) from error
 
 
 def is_wanted(answers: TextIO) -> bool:

@@ -9,11 +9,19 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api import names
+from gpusharing.api.names import Phase
 from gpusharing.cli.ages import counted
+from gpusharing.cli.fleet import Seen, known_phase
 from gpusharing.cli.troubles import Trouble
 from gpusharing.kube.client import JSON, NODES, POLICIES, Resource
 from gpusharing.kube.fence import parse_fence
 from gpusharing.kube.raw import part, section, text, texts, whole
+from gpusharing.planning.words.reasons import Reason
+
+WAIT_FOR_RETRY = frozenset(
+    {Reason.DEFERRED, Reason.NEEDS_ATTENTION, Reason.ROLLED_BACK, Reason.DRIFTED, Reason.DRIFT_RETURNED}
+)
+"""What a new value of the annotation ends at once (planning/way/attempts.py, planning/way/gates.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,8 @@ class Wish:
     """skip: take it back."""
     halted: tuple[str, ...] = ()
     """resume: the nodes of the policy that failures keep from starting."""
+    stands: Seen | None = None
+    """retry: how the operator sees the node; None: that may not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +113,36 @@ def resume(policy: JSON, wish: Wish) -> Change:
 
 
 def retry(node: JSON, wish: Wish) -> Change:
-    """Try a failed or deferred node again."""
+    """Try a failed or deferred node again. Raises Trouble where the operator would not do that."""
     name, value = text(node, "metadata", "name"), wish.now.strftime("%Y%m%dT%H%M%SZ")
     means = (
         "the node is tried again, by the rules of its policy: it is proven idle first, which may evict pods"
     )
+    seen = wish.stands
+    if seen is not None and (phase := known_phase(seen.phase)) is not None and not _goes_back(node):
+        stands = f"{phase} ({seen.reason})"
+        if phase not in (Phase.FAILED, Phase.BLOCKED) and seen.reason not in WAIT_FOR_RETRY:
+            raise Trouble(f"there is nothing to try again on {name}: it is {stands}{_instead(seen)}")
+        if phase is Phase.BLOCKED and seen.reason not in WAIT_FOR_RETRY:
+            means += f"; it is {stands}, and begins when that is over"
     return Change(NODES, name, _annotation(names.ANNOTATION_RETRY, value), means, moves=True)
+
+
+def _goes_back(node: JSON) -> bool:
+    """After a failure the node is on its way to what was proven on it last: a retry turns it round."""
+    recorded = texts(section(node, "metadata", "annotations")).get(names.ANNOTATION_FENCE, "")
+    fence, _ = parse_fence(recorded) if recorded else (None, "")
+    return fence is not None and fence.rolls_back
+
+
+def _instead(seen: Seen) -> str:
+    """What a person does about a node for which a retry does nothing; empty: nothing is to be done."""
+    if seen.reason == Reason.SKIP_LABEL:
+        return f". To let changes begin there: kubectl gpusharing skip {seen.name} --undo"
+    phase = known_phase(seen.phase)
+    if phase is not None and phase.in_flight:
+        return f", and its change goes on. To see what it waits for: kubectl gpusharing why {seen.name}"
+    return ""
 
 
 def abort(node: JSON, wish: Wish) -> Change:
