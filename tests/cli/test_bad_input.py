@@ -71,6 +71,22 @@ def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: 
     assert "there is no pool-b-l in gpunodes of context desk; did you mean: pool-b-" in said
 
 
+@pytest.mark.parametrize("verb", STEERED_NODE)
+def test_who_may_not_list_nodes_is_still_told_that_there_is_none(desk: Desk, wrong: Wrong, verb: str) -> None:
+    """As who has the documented rights only: get and patch."""
+    desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
+    told = "error: there is no gpu-07 in nodes of context desk; which there are you may not list\n"
+    assert wrong(verb, "gpu-07") == told
+
+
+def test_the_viewers_role_is_named_only_where_it_grants_what_is_missing(desk: Desk, wrong: Wrong) -> None:
+    desk.server.refuses_all = (403, 'User "me" cannot do that')
+    assert "ClusterRole gpusharing-viewer is enough to look; ask for what is named here" in wrong("status")
+    said = wrong("skip", "gpu-07")
+    assert 'no right to get nodes: User "me" cannot do that. Ask for what is named here' in said
+    assert "viewer" not in said
+
+
 def test_a_bundle_that_nothing_may_go_into_says_so(desk: Desk) -> None:
     desk.server.refuses_all = (403, 'User "me" cannot do that')
     said = desk.type("support-bundle", str(desk.folder / "bundle.tar.gz"))

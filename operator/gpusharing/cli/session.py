@@ -10,10 +10,10 @@ from pathlib import Path
 
 from gpusharing.cli.kubeconfig import find_context
 from gpusharing.cli.nearest import nearest
-from gpusharing.cli.troubles import INSTALL, Trouble, said, sentence
+from gpusharing.cli.troubles import INSTALL, Denied, Trouble, said, sentence
 from gpusharing.kube.client import JSON, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
-from gpusharing.kube.errors import KubeError, NotFound, first_of
+from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin
 
@@ -53,6 +53,8 @@ class Session:
                 f"{self.where} has no {kind} in version {resource.version}: the operator is not installed there, or"
                 f" of a version that this plugin does not know. To install: {INSTALL}"
             ) from error
+        except Forbidden as error:
+            raise Denied(sentence(error, self.where)) from error
         except KubeError as error:
             raise Trouble(sentence(error, self.where)) from error
         return sorted(found, key=_key)
@@ -67,11 +69,16 @@ class Session:
         return [task.result() for task in tasks]
 
     async def one(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        """One object. Raises Trouble with the names that are nearest where there is none of this name."""
+        """One object. Raises Trouble where there is none of this name: with those that are nearest, if they may be
+        listed."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except NotFound as error:
-            names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
+            try:
+                names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
+            except Denied:
+                none = f"there is no {name} in {resource.plural} of {self.where}"
+                raise Trouble(f"{none}; which there are you may not list") from error
             raise Trouble(no_such(resource, name, names, self.where)) from error
         except KubeError as error:
             raise Trouble(sentence(error, self.where)) from error

@@ -1,5 +1,6 @@
 """What ends a command without a result: one sentence for the person who typed it, and an exit status."""
 
+from gpusharing.api.names import GROUP
 from gpusharing.kube.errors import (
     Forbidden,
     Invalid,
@@ -13,10 +14,15 @@ DONE, FAILED, CHANGES, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 """Exit statuses; the last two are those of a shell for a program that was ended by SIGINT or SIGPIPE."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
+"""What the chart makes for who looks: it grants our own kinds, and nothing else."""
 
 
 class Trouble(Exception):
     """Nothing more can be done; the message says what is and what to do."""
+
+
+class Denied(Trouble):
+    """A right is missing."""
 
 
 def sentence(error: KubeError, where: str) -> str:
@@ -24,7 +30,8 @@ def sentence(error: KubeError, where: str) -> str:
     if isinstance(error, Unauthorized):
         return f"{said(error)}. The credentials of {where} are expired or refused: log in again"
     if isinstance(error, Forbidden):
-        return f"you lack a right in {where}: {said(error)}. {VIEWER} is enough to look; ask for what is named here"
+        tail = f"{VIEWER} is enough to look; ask" if error.group == GROUP else "Ask"
+        return f"you lack a right in {where}: {said(error)}. {tail} for what is named here"
     if isinstance(error, Invalid):
         return f"the API server of {where} refuses that: {said(error)}"
     if isinstance(error, NotFound):

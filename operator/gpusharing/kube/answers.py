@@ -83,7 +83,7 @@ HINT = "the chart grants what is needed when rbac.create is true"
 def _forbidden(request: Request, answer: object, message: str) -> Forbidden:
     if "NamespaceTerminating" in _causes(answer):
         return Forbidden(message, namespace_terminating=True)
-    return Forbidden(f"no right to {request.what}: {message}", hint=HINT)
+    return Forbidden(f"no right to {request.what}: {message}", hint=HINT, group=request.resource.group)
 
 
 def _too_many(request: Request, answer: object, message: str, seconds: float | None) -> KubeError:

@@ -43,6 +43,8 @@ class Forbidden(KubeError):
     namespace_terminating: bool = False
     hint: str = ""
     """What grants the right to the operator: of no use to anybody else."""
+    group: str = ""
+    """The API group of what was asked for; empty: the core group, or it is not known."""
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
