@@ -1,10 +1,12 @@
 """Where there is nothing to ask, or nothing may be asked: one sentence of each verb, exit status 1, no traceback."""
 
 import gc
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
-from tests.cli.desk import Desk
+from tests.cli.desk import GPUNODES, Desk
 
 from gpusharing.cli.arguments import VERBS
 from gpusharing.cli.main import run
@@ -31,7 +33,7 @@ def wrong(desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 ARGUMENTS = {"why": ["gpu-07"], "approve": ["p"], "pause": ["p"], "resume": ["p"]} | {
     verb: ["gpu-07"] for verb in ("retry", "abort", "skip")
 }
-ASKING = [verb.name for verb in VERBS if not verb.offline and verb.name != "support-bundle"]
+ASKING = [verb.name for verb in VERBS if not verb.offline]
 
 
 @pytest.mark.parametrize("verb", ASKING)
@@ -48,9 +50,11 @@ def test_where_nobody_is_known_there_is_one_sentence_for(desk: Desk, wrong: Wron
 
 STEERED_NODE = ("retry", "abort", "skip")
 """They write a Node, which every cluster has."""
+BEFOREHAND = ("doctor", "import", "support-bundle")
+"""They are of use before the installation too."""
 
 
-@pytest.mark.parametrize("verb", sorted({*ASKING} - {*STEERED_NODE, "doctor", "import"}))
+@pytest.mark.parametrize("verb", sorted({*ASKING} - {*STEERED_NODE, *BEFOREHAND}))
 def test_where_the_operator_is_not_installed_one_sentence_says_so_for(
     desk: Desk, wrong: Wrong, verb: str
 ) -> None:
@@ -59,7 +63,7 @@ def test_where_the_operator_is_not_installed_one_sentence_says_so_for(
     assert "helm install gpusharing" in wrong(verb, *ARGUMENTS.get(verb, ()))
 
 
-@pytest.mark.parametrize("verb", [*ASKING, "support-bundle"])
+@pytest.mark.parametrize("verb", ASKING)
 def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, wrong: Wrong, verb: str) -> None:
     desk.kubeconfig.unlink()
     assert "no cluster: there is no kubeconfig at" in wrong(verb, *ARGUMENTS.get(verb, ()))
@@ -87,11 +91,29 @@ def test_the_viewers_role_is_named_only_where_it_grants_what_is_missing(desk: De
     assert "viewer" not in said
 
 
-def test_a_bundle_that_nothing_may_go_into_says_so(desk: Desk) -> None:
-    desk.server.refuses_all = (403, 'User "me" cannot do that')
+def test_a_bundle_into_which_nothing_went_is_not_written(desk: Desk, wrong: Wrong) -> None:
+    path = desk.folder / "bundle.tar.gz"
+    desk.server.refuses_all = (401, "Unauthorized")
+    assert "log in again" in wrong("support-bundle", str(path))
+    desk.server.refuses_all = (503, "too much to do")
+    assert "the API server of context desk does not answer" in wrong("support-bundle", str(path))
+    assert not path.exists()
+
+
+def test_a_bundle_of_a_dead_address_is_not_written(desk: Desk, wrong: Wrong) -> None:
+    path = desk.folder / "bundle.tar.gz"
+    with closing(socket.socket()) as mute:
+        mute.bind(("127.0.0.1", 0))  # and nobody listens
+        desk.write_kubeconfig(f"http://127.0.0.1:{mute.getsockname()[1]}")
+        assert "the API server of context desk does not answer" in wrong("support-bundle", str(path))
+    assert not path.exists()
+
+
+def test_a_bundle_into_which_something_went_has_gaps(desk: Desk) -> None:
+    desk.server.refusals = {GPUNODES: (403, 'User "me" cannot do that')}
     said = desk.type("support-bundle", str(desk.folder / "bundle.tar.gz"))
     assert (said.status, said.err) == (DONE, "")
-    assert "Left out: policies.json: no right to list gpusharingpolicies" in said.out
+    assert "Left out: gpunodes.json: no right to list gpunodes" in said.out
 
 
 @pytest.mark.parametrize("verb", ["import", "support-bundle"])

@@ -13,12 +13,12 @@ from tests.cli.asking import ME, ask, operated, writes
 from tests.embedded.scene import FULL, H100, MIXED, Scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.bundle import LINES, Bundle
+from gpusharing.cli.bundle import AWAY, LINES, Bundle
 from gpusharing.cli.cleaning import REMOVED, cleaned
 from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.troubles import DONE, Trouble
 from gpusharing.kube.client import CLUSTER_POLICIES, NODES, PODS, Resource
-from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.errors import Forbidden, Unavailable
 
 PLANTED = "hunter2"
 SECRETS = Resource("", "v1", "secrets", namespaced=True)
@@ -198,6 +198,29 @@ async def test_what_may_not_be_read_is_left_out_and_told(tmp_path: Path) -> None
     assert told.status == DONE
     assert 'Left out: nodes.json: User "me" cannot list resource "nodes"' in " ".join(told.out.split())
     assert b'cannot list resource "nodes"' in contents(path)["README.txt"]
+
+
+@virtually
+async def test_what_no_answer_came_to_is_a_gap_where_something_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.tar.gz"
+    kinds = {"nodes": NODES, "clusterpolicies": CLUSTER_POLICIES, "pods": PODS}
+    async with operated(1) as stage:
+        for resource in kinds.values():
+            stage.e.cluster.faults.fail("list", resource, Unavailable("no answer"), times=EVER, identity=ME)
+        told = await ask(stage.e.cluster, "support-bundle", str(path))
+    assert told.status == DONE
+    readme = contents(path)["README.txt"].decode()
+    assert [kind for kind in kinds if f"{kind}.json: no answer" not in readme] == []
+
+
+@virtually
+async def test_where_no_answer_comes_at_all_it_is_given_up_early(tmp_path: Path) -> None:
+    async with operated(1) as stage:
+        stage.e.cluster.faults.fail("list", None, Unavailable("no answer"), times=EVER, identity=ME)
+        with pytest.raises(Trouble, match="the API server of context test does not answer: no answer"):
+            await ask(stage.e.cluster, "support-bundle", str(tmp_path / "bundle.tar.gz"))
+        mine = sum(count for call, count in stage.e.cluster.calls.items() if call[0] == ME)
+    assert mine == 1 + AWAY, "the first is about the installation"
 
 
 @virtually

@@ -1,6 +1,7 @@
 """`support-bundle [FILE]`: a tar of what helps to find a fault. Secrets are not read, and pods lose their environments.
 
-What may not be read is left out, and its README says so: a bundle with gaps is better than none.
+What may not be read is left out, and its README says so: a bundle with gaps is better than none. Where nothing at all
+can be read there is none.
 """
 
 import io
@@ -23,11 +24,14 @@ from gpusharing.cli.troubles import DONE, Trouble, said, sentence
 from gpusharing.cli.versions import own_version
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Resource
-from gpusharing.kube.errors import KubeError, Unauthorized
+from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.raw import text
 
 LINES = 2000
 """Of each log."""
+AWAY = 3
+"""Calls without an answer, before anything was read, by which the server is away: each may take as long as a person
+waits for anything."""
 MOST_LOGS = 20
 """Pods of one workload whose logs are read, those that are not Ready first."""
 WORKLOADS = (
@@ -57,19 +61,26 @@ class Bundle:
     files: dict[str, bytes] = field(default_factory=dict)
     gaps: list[str] = field(default_factory=list)
     """What could not be read, and why."""
+    errors: list[KubeError] = field(default_factory=list)
+    """Of these."""
 
     def add(self, name: str, value: object) -> None:
         """As JSON."""
         self.files[name] = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
     async def read(self, name: str, what: Callable[[], Awaitable[object]]) -> None:
-        """Add what this reads, or remember why it could not. Raises Unauthorized: then nothing can be read."""
+        """Add what this reads, or remember why it could not. Raises Unauthorized: then nothing can be read; so it seems
+        where the server does not answer, and Unavailable is raised."""
         try:
             self.add(name, await what())
         except Unauthorized:
             raise
         except KubeError as error:
             self.gaps.append(f"{name}: {said(error)}")
+            self.errors.append(error)
+            silent = [one for one in self.errors if isinstance(one, Unavailable)]
+            if not self.files and len(silent) >= AWAY:
+                raise
 
     def tar(self, folder: str, at: datetime) -> bytes:
         """All of it, in one folder."""
@@ -106,7 +117,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything, one after the other: nobody is in a hurry, and a sick server is not pressed."""
+    """Read everything, one after the other: nobody is in a hurry, and a sick server is not pressed. Raises the first
+    KubeError where nothing could be read."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)
@@ -122,6 +134,8 @@ async def gather(session: Session, at: datetime) -> Bundle:
             f"{plan.gpu_operator_namespace}/configmap-{name}.json",
             partial(_one, session, kinds.CONFIG_MAPS, name, plan.gpu_operator_namespace),
         )
+    if not bundle.files:
+        raise bundle.errors[0]
     for namespace in sorted(
         {plan.namespace, installed.settings.agent_namespace, plan.gpu_operator_namespace}
     ):
