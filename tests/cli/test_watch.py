@@ -3,18 +3,21 @@ cli/terminal.py)."""
 
 import asyncio
 import io
+import re
 import signal
 import subprocess
+import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, ask
 from tests.cli.desk import POLICIES as POLICIES_PATH
 from tests.cli.desk import PROGRAM, SECONDS, Desk
 from tests.cli.objects import fleet, gpunode, policy
-from tests.cli.screen import END, WIDTH, read_until, terminal
+from tests.cli.screen import END, HEIGHT, WIDTH, read_until, terminal
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.troubles import INTERRUPTED
@@ -54,6 +57,57 @@ def test_ctrl_c_ends_a_watch_without_a_traceback(desk: Desk) -> None:
         assert process.wait(SECONDS) == INTERRUPTED
     assert "Traceback" not in rest
     assert "pool-b" in rest.rpartition(ORDINARY)[2], "the last picture stays on the ordinary screen"
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_data_go_on_below_at_a_terminal_too_each_time_there_are_news(desk: Desk, output: str) -> None:
+    with terminal(desk, "status", "--watch", "-o", output) as (process, screen):
+        seen = read_until(screen, "nodesWithoutPolicy")
+        assert "1/3" in seen
+        desk.server.modify(POLICIES_PATH, CHANGED)
+        seen += read_until(screen, "2/3")
+        process.send_signal(signal.SIGINT)
+        seen += read_until(screen, END)
+        assert process.wait(SECONDS) == INTERRUPTED
+    assert "\x1b" not in seen, "it can be scrolled and copied"
+    assert seen.count("nodesWithoutPolicy") == 2
+
+
+def pictures(seen: str) -> list[list[str]]:
+    """The rows of each picture that was drawn over another, as a person reads them."""
+    drawn = [one.partition(ORDINARY)[0] for one in seen.split(TOP)[1:]]
+    return [[re.sub(r"\x1b\[[0-9;?]*[a-z]", "", row).rstrip() for row in one.split("\n")] for one in drawn]
+
+
+def test_where_the_screen_has_no_room_for_all_it_says_how_much_more_there_is_and_how_to_see_it(
+    desk: Desk,
+) -> None:
+    desk.server.lists[POLICIES_PATH] = [policy(f"pool-{number}") for number in range(10)]
+    with terminal(desk, "status", "--watch", "--no-color") as (process, screen):
+        seen = read_until(screen, "name a POLICY")
+        process.send_signal(signal.SIGINT)
+        last = read_until(screen, END).rpartition(ORDINARY)[2]
+        assert process.wait(SECONDS) == INTERRUPTED
+    *rows, said = next(rows for rows in pictures(seen) if "name a POLICY" in rows[-1])
+    everything = [line.rstrip() for line in last.splitlines()]
+    whole = everything[everything.index(rows[0]) :]
+    assert len(rows) == HEIGHT - 1
+    assert rows == whole[: len(rows)]
+    (more,) = re.findall(r"^and (\d+) more lines; name a POLICY$", said)
+    assert any("pool-9" in line for line in whole), "at the end everything stays on the ordinary screen"
+    rest = whole[len(rows) : len(rows) + int(more)]
+    assert rest[-1] == whole[-1] != ""
+
+
+def test_a_terminal_that_is_made_larger_is_used_from_the_next_picture_on(desk: Desk) -> None:
+    message = "pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave, and for the pods of two more nodes"
+    desk.server.lists[POLICIES_PATH] = [policy(f"pool-{number}", message=message) for number in range(10)]
+    with terminal(desk, "status", "--watch", "--no-color") as (_, screen):
+        assert message not in read_until(screen, "name a POLICY")
+        termios.tcsetwinsize(screen, (100, 2 * WIDTH))
+        larger = read_until(screen, "pool-9")
+        assert message in larger, "lines are as long as the terminal is wide now"
+        assert "name a POLICY" not in larger.rpartition(TOP)[2]
 
 
 def test_on_a_pipe_a_change_goes_on_below(desk: Desk) -> None:

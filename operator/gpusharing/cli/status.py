@@ -73,7 +73,8 @@ class Picture:
             lines = prose(f"This may be old: {stale}", paper, ink=Ink.BAD) if stale else []
             drawn = describe(pools, loose, self.session.now(), paper, timeline=self.timeline)
             self.lines = [*lines, *drawn]
-            self.terminal.show(self.lines)
+            hint = "; name a POLICY" if len(pools) > 1 else "; a higher terminal shows them"
+            self.terminal.show(self.lines, hint)
 
 
 def _in_order(reflector: Reflector[JSON]) -> list[JSON]:
@@ -82,7 +83,8 @@ def _in_order(reflector: Reflector[JSON]) -> list[JSON]:
 
 @dataclass(slots=True)
 class Notices:
-    """What is said beside what is drawn, on a pipe: there nothing may be drawn for long. A terminal shows it above."""
+    """What is said beside what is written, on a pipe or as data: there nothing may be written for long. A picture that
+    is redrawn shows it above."""
 
     session: Session
     terminal: Terminal
@@ -93,7 +95,7 @@ class Notices:
 
     def look(self, error: KubeError | None) -> None:
         """`error`: why the cluster cannot be followed now. Each end and each beginning is told once."""
-        if self.terminal.width is not None:
+        if self.terminal.redraws:
             return
         if error is not None:
             self.looks = 0
@@ -137,7 +139,6 @@ async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON]
     except BaseExceptionGroup as group:
         raise first_of(group) from None
     finally:
-        if picture.terminal.width is not None:
-            picture.terminal.show(
-                picture.lines
-            )  # the screen is as it was before: the last picture stays there
+        if picture.terminal.width is not None and picture.lines:
+            # The screen is as it was before: the last picture stays there, whole.
+            picture.terminal.show(picture.lines)

@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal, TextIO
 
-from gpusharing.cli.drawing import Ink, Line, Paper, plain
+from gpusharing.cli.drawing import Ink, Line, Paper, Span, line, plain, shorten
 
 Output = Literal["table", "wide", "json", "yaml", "html", "csv"]
 COLORS: Mapping[Ink, str] = {
@@ -21,6 +22,8 @@ COLORS: Mapping[Ink, str] = {
     Ink.BAD: "bold red",
     Ink.FAINT: "dim",
 }
+ROWS = 24
+"""Of a terminal that cannot be asked: those of a VT100, which shutil.get_terminal_size takes too."""
 
 
 @dataclass(slots=True)
@@ -32,6 +35,8 @@ class Terminal:
     color: bool = False
     width: int | None = None
     """None: it is no terminal, and lines are as long as they are."""
+    measure: Callable[[], os.terminal_size] | None = None
+    """Asks how large it is now, since a person may change that during a watch; None: it stays as it is."""
     _live: Any = field(default=None, init=False)
     _documents: int = field(default=0, init=False)
     """Written as data so far: YAML has a line between two."""
@@ -43,13 +48,15 @@ class Terminal:
         if not stream.isatty():
             return cls(stream, output)
         wanted = color and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
-        return cls(stream, output, wanted, shutil.get_terminal_size().columns)
+        measure = shutil.get_terminal_size
+        return cls(stream, output, wanted, measure().columns, measure)
 
     @property
     def paper(self) -> Paper:
         """What is written on."""
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
-        return Paper(self.width, glyphs=unicode, wide=self.output == "wide")
+        width = self._size().columns if self.redraws else self.width
+        return Paper(width, glyphs=unicode, wide=self.output == "wide")
 
     @property
     def structured(self) -> bool:
@@ -82,10 +89,13 @@ class Terminal:
         """Say it on standard error, where it is no part of what a program reads from us."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
-    def show(self, lines: Sequence[Line]) -> None:
-        """Write the lines; in a `redrawing`, instead of those before."""
+    def show(self, lines: Sequence[Line], hint: str = "") -> None:
+        """Write the lines; in a `redrawing`, instead of those before, as many as there is room for. `hint`: what
+        brings the others to light.
+        """
         if self._live is not None:
-            self._live.update(_rich(lines), refresh=True)
+            self._live.console.size = size = self._size()
+            self._live.update(_rich(_fitting(lines, size, hint, self._live.console)), refresh=True)
         elif self.color:
             from rich.console import Console
 
@@ -95,10 +105,15 @@ class Terminal:
         else:
             self.write(plain(lines))
 
+    def _size(self) -> os.terminal_size:
+        return os.terminal_size((self.width or 80, ROWS)) if self.measure is None else self.measure()
+
     @contextmanager
     def redrawing(self) -> Iterator[None]:
-        """While it lasts, `show` draws over what it drew before; on a pipe it goes on below."""
-        if self.width is None:
+        """While it lasts, `show` draws over what it drew before. On a pipe it goes on below, and so do data, which are
+        kept to be read.
+        """
+        if self.width is None or self.structured:
             yield
             return
         from rich.console import Console
@@ -111,6 +126,19 @@ class Terminal:
                 yield
             finally:
                 self._live = None
+
+
+def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: Any) -> Sequence[Line]:
+    """What the screen has room for; where that is not all, the last row says how much more there is."""
+    # A line that is too long takes several rows. The text of one ends with a line feed: behind it is one row more.
+    rows = [len(_rich([one]).wrap(console, size.columns)) - 1 for one in lines]
+    if sum(rows) <= size.lines:
+        return lines
+    taken = list(accumulate(rows))
+    shown = sum(until < size.lines for until in taken)
+    left = len(lines) - shown
+    more = f"and {left} more {'line' if left == 1 else 'lines'}{hint}"
+    return [*lines[:shown], line(Span(shorten(more, size.columns), Ink.FAINT))]
 
 
 def _rich(lines: Sequence[Line]) -> Any:
