@@ -2,6 +2,7 @@
 cli/adoption.py, cli/presumed.py)."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Pool, Recipe
 
 from gpusharing.api import names
+from gpusharing.cli.ages import counted
 from gpusharing.cli.importing import PROVEN
 from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.presumed import presume
@@ -104,7 +106,7 @@ def policies(text: str) -> dict[str, JSON]:
 @pytest.mark.parametrize("name", RECIPES)
 @virtually
 async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = RECIPES[name]
     pods = Workload("llm", 2, node_selector={LABEL_POOL: "c"})
@@ -125,6 +127,13 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
             one["metadata"]["name"]: dict(stage.labels(one["metadata"]["name"])) for one in manifests(recipe)
         }
         await do_first(stage, maps)
+        monkeypatch.setattr("sys.stdin", io.StringIO(told.out))
+        planned = await ask(stage.e.cluster, "plan", "-f", "-")
+        assert planned.status == DONE
+        assert planned.out.count("nothing to change") == len(found)
+        assert "stays as it is" not in planned.out
+        for count in (one.count for one in recipe.pools.values()):
+            assert f"{counted(count, 'node')} as wanted already, taken over without a change" in planned.out
         since = stage.mark()
         for one in found.values():
             stage.e.apply(one)

@@ -55,6 +55,10 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
     lines += _resources(proposal, paper)
     for blocker in _blockers(proposal):
         lines += prose(f"! {blocker}", paper, hang="  ", ink=Ink.WAITING)
+    if proposal.adopted:
+        named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
+        text = f"{counted(len(proposal.adopted), 'node')} as wanted already, taken over without a change: {named}"
+        lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
     for verdict in proposal.left_out[: None if paper.wide else 5]:
         text = f"! {verdict.node} stays as it is: {verdict.reason}: {verdict.message}"
         lines += prose(text, paper, hang="  ", ink=Ink.WAITING)
@@ -161,7 +165,7 @@ def _pods(proposal: Proposal) -> int:
 
 
 def _size(proposal: Proposal) -> int:
-    return len(proposal.steps) + len(proposal.left_out) + proposal.settled
+    return len(proposal.steps) + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
 
 
 # --- as data ---------------------------------------------------------------------------------------------
@@ -189,6 +193,7 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
         "windows": list(proposal.windows),
         "nodes": [_step_data(step) for step in proposal.steps],
         "settled": proposal.settled,
+        "adopted": list(proposal.adopted),
         "leftOut": [
             {"node": one.node, "reason": str(one.reason), "message": one.message} for one in proposal.left_out
         ],

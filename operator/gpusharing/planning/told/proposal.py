@@ -21,6 +21,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.told.status import members, policy_status
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 _GONE = frozenset({"Succeeded", "Failed"})
@@ -65,8 +66,10 @@ class Proposal:
     """The nodes that change, in their order: those in flight, then those that begin, then those that wait."""
     left_out: tuple[Verdict, ...]
     """Nodes that are not as wanted and do not change either: somebody or something has to act first."""
+    adopted: tuple[str, ...]
+    """Nodes that are as wanted and not under the policy yet: they are labelled, and nothing else."""
     settled: int
-    """Nodes that are as wanted."""
+    """Nodes that are as wanted, and under the policy."""
     before: Mapping[str, int]
     """GPU resources that the pool offers now."""
     after: Mapping[str, int]
@@ -125,6 +128,7 @@ def tell_proposal(
     changing = [
         v for v in pool.verdicts if v.disruption is not DisruptionClass.NONE and v.phase is not Phase.SYNCED
     ]
+    adopted = tuple(v.node for v in pool.verdicts if v.reason is Reason.ADOPTABLE)
     names = {verdict.node for verdict in changing}
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
@@ -140,7 +144,10 @@ def tell_proposal(
         about=accepted["message"],
         reason=accepted["reason"],
         steps=tuple(_steps(policy, changing, plan, snapshot, offered)),
-        left_out=tuple(v for v in pool.verdicts if v.node not in names and v.phase is not Phase.SYNCED),
+        left_out=tuple(
+            v for v in pool.verdicts if v.node not in {*names, *adopted} and v.phase is not Phase.SYNCED
+        ),
+        adopted=adopted,
         settled=sum(verdict.phase is Phase.SYNCED for verdict in pool.verdicts),
         before=dict(sorted(before.items())),
         after=dict(sorted(after.items())),
