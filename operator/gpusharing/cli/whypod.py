@@ -9,12 +9,18 @@ from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, shows, table
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
-from gpusharing.kube.raw import entries, text
+from gpusharing.kube.raw import entries, part, text
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.told.status import policy_status
 
+REQUIRED_AFFINITY = ("spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
+"""What keeps a pod from nodes besides its nodeSelector (core/v1 NodeAffinity)."""
+OVERLOOKED = (
+    "affinity and taints are not looked at: spec.affinity.nodeAffinity of the pod may keep it from nodes that are"
+    " counted here"
+)
 COLUMNS = (
     Column("POOL"),
     Column("RESOURCE", drop=1),
@@ -79,8 +85,14 @@ def pod_answer(raw: JSON, decided: Decided) -> PodAnswer:
         services=services,
         others=others,
         conclusion=_conclusion(pod, node, asks, services, decided),
-        notes=decided.notes,
+        notes=(*decided.notes, *_overlooked(raw, node, asks)),
     )
+
+
+def _overlooked(raw: JSON, node: str, asks: Mapping[str, int]) -> Iterator[str]:
+    """What else decides about where the pod may go, and is not looked at."""
+    if asks and not node and part(raw, *REQUIRED_AFFINITY):
+        yield OVERLOOKED
 
 
 def _in_the_end(pod: PodView, decided: Decided) -> tuple[str, ...]:
