@@ -210,11 +210,17 @@ def test_a_fleet_by_hand_is_taken_over(product: Product, person: Path, name: str
 
 
 def take_over(product: Product, fleet: Fleet, person: Path) -> None:
-    """`import | apply`: all Synced, one PATCH for each Node with labels of ours alone, and nobody is disturbed."""
+    """`import | plan` has nothing to change. `import | apply`: all Synced, one PATCH for each Node with labels of ours
+    alone, and nobody is disturbed."""
     said = output.plugin(person, "import")
     assert said.endswith("exit status 0\n"), said
+    proposed = said.removesuffix("exit status 0\n")
+    planned = output.plugin(person, "plan", "-f", "-", stdin=proposed)
+    assert planned.endswith("exit status 0\n"), planned
+    assert planned.count("nothing to change") == len(fleet.recipe.pools)
+    assert "stays as it is" not in planned
     before, since = fleet.labels(), product.mark()
-    product.plane.kubectl("apply", "-f", "-", stdin=said.removesuffix("exit status 0\n"))
+    product.plane.kubectl("apply", "-f", "-", stdin=proposed)
     policies = [str(one["metadata"]["name"]) for one in product.api.list(POLICIES)]
     assert len(policies) == len(fleet.recipe.pools)
     for one in policies:

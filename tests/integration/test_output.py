@@ -197,15 +197,12 @@ def person(product: Product) -> Path:
     return account(product, "person", "view", PLANNER)
 
 
-def plugin(kubeconfig: Path, *arguments: str) -> str:
+def plugin(kubeconfig: Path, *arguments: str, stdin: str | None = None) -> str:
     """What `kubectl gpusharing` says on both streams, and its exit status."""
+    command = [sys.executable, "-m", "gpusharing.cli", *arguments]
+    told = {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONUTF8": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "gpusharing.cli", *arguments],
-        env={**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONUTF8": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        command, env=told, input=stdin, capture_output=True, text=True, timeout=120, check=False
     )
     return f"{done.stdout}{done.stderr}exit status {done.returncode}\n"
 
