@@ -1,11 +1,10 @@
 """Where there is nothing to ask, or nothing may be asked: one sentence of each verb, exit status 1, no traceback."""
 
 import gc
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
 
 import pytest
+from hack.cluster.process import free_ports
 from tests.cli.desk import GPUNODES, Desk
 
 from gpusharing.cli.arguments import VERBS
@@ -102,10 +101,9 @@ def test_a_bundle_into_which_nothing_went_is_not_written(desk: Desk, wrong: Wron
 
 def test_a_bundle_of_a_dead_address_is_not_written(desk: Desk, wrong: Wrong) -> None:
     path = desk.folder / "bundle.tar.gz"
-    with closing(socket.socket()) as mute:
-        mute.bind(("127.0.0.1", 0))  # and nobody listens
-        desk.write_kubeconfig(f"http://127.0.0.1:{mute.getsockname()[1]}")
-        assert "the API server of context desk does not answer" in wrong("support-bundle", str(path))
+    (port,) = free_ports(1)  # where nobody listens
+    desk.write_kubeconfig(f"http://127.0.0.1:{port}")
+    assert "the API server of context desk does not answer" in wrong("support-bundle", str(path))
     assert not path.exists()
 
 

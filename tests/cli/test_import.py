@@ -2,10 +2,10 @@
 cli/adoption.py, cli/presumed.py)."""
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,7 +106,7 @@ def policies(text: str) -> dict[str, JSON]:
 @pytest.mark.parametrize("name", RECIPES)
 @virtually
 async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     recipe = RECIPES[name]
     pods = Workload("llm", 2, node_selector={LABEL_POOL: "c"})
@@ -127,8 +127,8 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
             one["metadata"]["name"]: dict(stage.labels(one["metadata"]["name"])) for one in manifests(recipe)
         }
         await do_first(stage, maps)
-        monkeypatch.setattr("sys.stdin", io.StringIO(told.out))
-        planned = await ask(stage.e.cluster, "plan", "-f", "-")
+        (tmp_path / "proposed.yaml").write_text(told.out)
+        planned = await ask(stage.e.cluster, "plan", "-f", str(tmp_path / "proposed.yaml"))
         assert planned.status == DONE
         assert planned.out.count("nothing to change") == len(found)
         assert "stays as it is" not in planned.out
