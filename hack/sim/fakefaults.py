@@ -102,7 +102,7 @@ class Fault:
             and call.verb == self.verb
             and self.resource in (None, call.resource)
             and self.identity in (None, call.identity)
-            and self.namespace in (None, call.namespace)
+            and self.namespace in (None, call.namespace or "")
             and self.name in (None, call.name)
             and self.subresource in (None, call.subresource or "")
             and (self.selector is None or self.selector in call.selector)
@@ -138,7 +138,8 @@ class Faults:
     ) -> Fault:
         """Let the next matching calls raise `error`, or hear nothing; what is None matches everything.
 
-        With `after` the write is applied and the answer lost. A list has no name; its `selector` tells the node.
+        With `after` the write is applied and the answer lost. A list has no name: its `selector` tells the node; one
+        of all namespaces has the `namespace` "".
         """
         fault = Fault(verb, resource, error, times, after, identity, namespace, name, subresource, selector)
         self._faults.append(fault)

@@ -18,8 +18,9 @@ from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
-from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, KubeClient
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, NODES, KubeClient
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.gpuservers import gpu_server
 from gpusharing.kube.installation import gather_installation
 from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
@@ -29,6 +30,7 @@ from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
 from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
+from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
 from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Topic
 from gpusharing.planning.wanted.migfile import parse
 
@@ -84,10 +86,13 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, list[Symptom],
     if given.plugin_keys is not None and given.plugin_map not in view.config_maps:
         theirs = ConfigMapState(frozenset(given.plugin_keys), ours=False)
         view = replace(view, config_maps={**view.config_maps, given.plugin_map: theirs})
+    servers, told = await _servers(client)
+    notes += told
     found = [
         *find_symptoms(view),
         *find_kubelet_symptoms(nodes, version),
         *find_node_symptoms(nodes, given),
+        *find_rival_symptoms(servers, nodes, place.gpu_operator_namespace),
     ]
     return view, [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in found], notes
 
@@ -98,6 +103,18 @@ async def _version(client: KubeClient) -> str:
         return await client.version()
     except (Forbidden, NotFound):
         return ""
+
+
+async def _servers(client: KubeClient) -> tuple[list[Server], tuple[str, ...]]:
+    """Who serves GPUs in any namespace, and a note where nobody may ask."""
+    try:
+        pages = client.pages(DAEMON_SETS)
+        found = [one async for page in pages for raw in page.items if (one := gpu_server(raw)) is not None]
+    except (Forbidden, NotFound):
+        return [], (
+            "DaemonSets of other namespaces may not be listed: a second device plugin would not be seen",
+        )
+    return found, ()
 
 
 def _selectors(view: InstallationView) -> tuple[LabelSelector, ...] | None:

@@ -1,0 +1,45 @@
+"""DaemonSets that serve GPUs to kubelets, by what their containers are called.
+
+- the GPU Operator's device plugin: container `nvidia-device-plugin`, owner ClusterPolicy (gpu-operator
+  assets/state-device-plugin/0500_daemonset.yaml);
+- NVIDIA's chart and static manifest: `nvidia-device-plugin-ctr` (k8s-device-plugin v0.19.3);
+- NVIDIA's DRA driver: container `gpus`, which starts `gpu-kubelet-plugin`, and is left out of the chart with
+  `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at 12d2af7).
+"""
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.plainstack import PLUGIN
+from gpusharing.kube.raw import entries, part, section, strings, text, texts, whole
+from gpusharing.planning.stack.rivals import Server
+
+PLUGINS = frozenset({PLUGIN, "nvidia-device-plugin"})
+DRIVER, DRIVER_PROGRAM = "gpus", "gpu-kubelet-plugin"
+
+
+def gpu_server(raw: JSON) -> Server | None:
+    """A DaemonSet as one that serves GPUs; None: it does not, as far as anybody can tell."""
+    template = section(raw, "spec", "template", "spec")
+    containers = entries(template, "containers")
+    dra = any(text(one, "name") == DRIVER and _starts(one, DRIVER_PROGRAM) for one in containers)
+    if not dra and not any(text(one, "name") in PLUGINS for one in containers):
+        return None
+    metadata = section(raw, "metadata")
+    labels = texts(metadata.get("labels"))
+    managed = labels.get("app.kubernetes.io/managed-by") == "Helm"
+    return Server(
+        namespace=text(metadata, "namespace"),
+        name=text(metadata, "name"),
+        dra=dra,
+        of_gpu_operator=any(
+            owner.get("kind") == "ClusterPolicy" for owner in entries(metadata, "ownerReferences")
+        ),
+        release=texts(metadata.get("annotations")).get("meta.helm.sh/release-name", "") if managed else "",
+        wanted=whole(raw, "status", "desiredNumberScheduled"),
+        selector=texts(part(template, "nodeSelector")),
+    )
+
+
+def _starts(container: JSON, program: str) -> bool:
+    return any(
+        program in word for word in (*strings(container.get("command")), *strings(container.get("args")))
+    )

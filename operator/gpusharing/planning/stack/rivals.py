@@ -1,0 +1,100 @@
+"""Programs that serve GPUs to a kubelet beside the device plugin whose configuration we choose.
+
+A kubelet takes a resource from whichever plugin registered last (kubernetes pkg/kubelet/cm/devicemanager, manager.go
+addEndpoint), so of two device plugins on a node one is deaf to our labels. NVIDIA's DRA driver gives the same GPUs to
+ResourceClaims, and knows nothing of what the device plugin gave to whom.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from gpusharing.planning.stack.nodesymptoms import NodeLabels
+from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, warning
+from gpusharing.planning.words.lengths import some
+from gpusharing.planning.words.values import value
+
+
+@value
+class Server:
+    """A DaemonSet whose pods serve GPUs."""
+
+    namespace: str
+    name: str
+    dra: bool
+    """NVIDIA's DRA driver, with GPUs switched on; else a device plugin of NVIDIA's."""
+    of_gpu_operator: bool
+    """ClusterPolicy owns it."""
+    release: str
+    """Its Helm release; empty: somebody applied it otherwise."""
+    wanted: int
+    """Nodes that it is meant to run on, as its controller counts them."""
+    selector: Mapping[str, str]
+    """Labels that a node must have; affinity is not looked at."""
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return f"DaemonSet {self.namespace}/{self.name}"
+
+    @property
+    def removal(self) -> str:
+        """The command that takes it away."""
+        if self.release:
+            return f"helm uninstall {self.release} -n {self.namespace}"
+        return f"kubectl -n {self.namespace} delete daemonset {self.name}"
+
+
+def find_rival_symptoms(
+    servers: Iterable[Server], nodes: Sequence[NodeLabels], namespace: str
+) -> tuple[Symptom, ...]:
+    """Who else serves GPUs on nodes that the device plugin serves. `namespace`: where NVIDIA's components are."""
+    running = sorted(
+        (one for one in servers if one.wanted), key=lambda one: (not _is_main(one, namespace), one.where)
+    )
+    plugins = [one for one in running if not one.dra]
+    if not plugins:
+        return ()
+    main, *others = plugins
+    found: list[Symptom] = []
+    for other in others:
+        found += _second(main, other, _shared(main, other, nodes))
+    for other in (one for one in running if one.dra):
+        found += _driver(other, _shared(main, other, nodes))
+    return tuple(found)
+
+
+def _is_main(server: Server, namespace: str) -> bool:
+    """The one whose configuration we choose: ClusterPolicy's, else that of the chart where we look for it."""
+    return server.of_gpu_operator or server.namespace == namespace
+
+
+def _shared(main: Server, other: Server, nodes: Iterable[NodeLabels]) -> list[str]:
+    def takes(server: Server, node: NodeLabels) -> bool:
+        return all(node.labels.get(key) == value for key, value in server.selector.items())
+
+    return sorted(one.name for one in nodes if one.has_gpu and takes(main, one) and takes(other, one))
+
+
+def _second(main: Server, other: Server, nodes: list[str]) -> Symptoms:
+    if nodes:
+        yield warning(
+            Topic.NODES,
+            "TwoDevicePlugins",
+            f"{other.where} runs a device plugin beside {main.where}, both meant for {some(nodes)}: the kubelet takes a"
+            " resource from whichever of the two spoke last, and only one of them reads our configuration. Remove the"
+            " one that is too many, and let the other one speak again",
+            f"{other.removal} && kubectl -n {main.namespace} rollout restart daemonset {main.name}",
+        )
+
+
+def _driver(driver: Server, nodes: list[str]) -> Symptoms:
+    if nodes:
+        less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
+        release = f"{driver.release} CHART -n {driver.namespace}"
+        how = f"helm upgrade {release} {less}" if driver.release else driver.removal
+        yield warning(
+            Topic.NODES,
+            "DRADriverServesGPUs",
+            f"{driver.where} is NVIDIA's DRA driver with GPUs switched on, meant for {some(nodes)} as the device plugin"
+            " is: a GPU may be given to a ResourceClaim and to a pod at once, and what claims hold is seen by no drain",
+            how,
+        )

@@ -1,0 +1,144 @@
+"""What `doctor` says of others that serve GPUs beside our device plugin (stack/rivals.py, kube/gpuservers.py)."""
+
+from typing import Any
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
+from tests.cli.asking import ME, ask
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, NODES
+from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.gpuservers import gpu_server
+
+GPU = {"nvidia.com/gpu.present": "true"}
+OWNER = {"kind": "ClusterPolicy", "name": "cluster-policy"}
+PLUGIN: JSON = {"name": "nvidia-device-plugin"}
+CHARTED: JSON = {"name": "nvidia-device-plugin-ctr", "command": ["nvidia-device-plugin"]}
+CLAIMS: JSON = {"name": "gpus", "command": ["bash", "-c"], "args": ["exec gpu-kubelet-plugin -v 4"]}
+DOMAINS: JSON = {"name": "compute-domains", "args": ["compute-domain-kubelet-plugin -v 4"]}
+
+
+def daemon_set(namespace: str, name: str, *containers: JSON, release: str = "", **more: Any) -> JSON:
+    """One that wants to run on two nodes."""
+    spec = {"containers": list(containers), "nodeSelector": more.get("selector", {})}
+    labels = {"app.kubernetes.io/managed-by": "Helm"} if release else {}
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": labels,
+            "annotations": {"meta.helm.sh/release-name": release} if release else {},
+            "ownerReferences": more.get("owners", []),
+        },
+        "spec": {"template": {"spec": spec}},
+        "status": {"desiredNumberScheduled": more.get("wanted", 2)},
+    }
+
+
+MAIN = daemon_set("gpu-operator", "nvidia-device-plugin-daemonset", PLUGIN, owners=[OWNER])
+STATIC = daemon_set("kube-system", "nvidia-device-plugin-daemonset", CHARTED)
+CHART = daemon_set("nvdp", "nvdp", CHARTED, release="nvdp")
+DRIVER = daemon_set("dra", "nvidia-dra-driver-gpu-kubelet-plugin", DOMAINS, CLAIMS, release="dra")
+AGAIN = "kubectl -n gpu-operator rollout restart daemonset nvidia-device-plugin-daemonset"
+
+
+def cluster_with(*sets: JSON) -> FakeCluster:
+    """Two GPU nodes and one without, before the installation."""
+    cluster = FakeCluster()
+    cluster.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": {}})
+    for name, labels in {"gpu-1": GPU, "gpu-2": {**GPU, "pool": "b"}, "cpu-1": {}}.items():
+        cluster.add(NODES, {"metadata": {"name": name, "labels": labels}})
+    for one in sets:
+        cluster.add(DAEMON_SETS, one)
+    return cluster
+
+
+async def rivals(*sets: JSON) -> dict[str, tuple[str, str]]:
+    """Message and command of what is said of them, by reason."""
+    told = await ask(cluster_with(*sets), "doctor", "-o", "json")
+    reasons = {"TwoDevicePlugins", "DRADriverServesGPUs"}
+    found = [one for one in told.data["symptoms"] if one["reason"] in reasons]
+    assert {one["severity"] for one in found} <= {"WARNING"}
+    return {one["reason"]: (one["message"], one["command"]) for one in found}
+
+
+@pytest.mark.parametrize(
+    ("other", "removal"),
+    [
+        pytest.param(
+            STATIC,
+            "kubectl -n kube-system delete daemonset nvidia-device-plugin-daemonset",
+            id="the static manifest",
+        ),
+        pytest.param(CHART, "helm uninstall nvdp -n nvdp", id="the chart"),
+    ],
+)
+@virtually
+async def test_a_second_device_plugin_is_told_with_what_takes_it_away(other: JSON, removal: str) -> None:
+    ((message, command),) = (await rivals(other, MAIN)).values()
+    where = f"{other['metadata']['namespace']}/{other['metadata']['name']}"
+    assert message.startswith(
+        f"DaemonSet {where} runs a device plugin beside DaemonSet gpu-operator/nvidia-device-"
+    )
+    assert "both meant for gpu-1, gpu-2:" in message
+    assert command == f"{removal} && {AGAIN}", (
+        "a kubelet forgets the other plugin with the one that spoke last"
+    )
+
+
+@virtually
+async def test_a_dra_driver_that_serves_gpus_is_told_with_what_switches_them_off() -> None:
+    found = await rivals(MAIN, DRIVER)
+    message, command = found.pop("DRADriverServesGPUs")
+    assert found == {}
+    assert (
+        "NVIDIA's DRA driver with GPUs switched on, meant for gpu-1, gpu-2 as the device plugin is" in message
+    )
+    assert (
+        command
+        == "helm upgrade dra CHART -n dra --reset-then-reuse-values --set resources.gpus.enabled=false"
+    )
+
+
+ALONE: dict[str, tuple[JSON, ...]] = {
+    "the GPU Operator's own": (MAIN, daemon_set("gpu-operator", "mps", {"name": "mps-control-daemon-ctr"})),
+    "another plugin where the GPU Operator has none": (CHART,),
+    "the DRA driver for compute domains alone": (MAIN, daemon_set("dra", "dra", DOMAINS)),
+    "the DRA driver where no device plugin is": (DRIVER,),
+    "one that wants no node": (MAIN, daemon_set("kube-system", "nvdp", CHARTED, wanted=0)),
+    "one for other nodes": (
+        daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], selector={"pool": "a"}),
+        daemon_set("kube-system", "nvdp", CHARTED, selector={"pool": "b"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("sets", ALONE.values(), ids=ALONE)
+@virtually
+async def test_of_those_who_share_no_node_nothing_is_said(sets: tuple[JSON, ...]) -> None:
+    assert await rivals(*sets) == {}
+
+
+@virtually
+async def test_only_nodes_that_both_are_meant_for_are_named() -> None:
+    narrow = daemon_set("kube-system", "nvdp", CHARTED, selector={"pool": "b"})
+    ((message, _),) = (await rivals(MAIN, narrow)).values()
+    assert "both meant for gpu-2:" in message
+
+
+@virtually
+async def test_who_may_not_list_them_is_told_what_would_not_be_seen() -> None:
+    cluster = cluster_with(MAIN, STATIC)
+    refusal = Forbidden('User "me" cannot list resource "daemonsets" at the cluster scope')
+    cluster.faults.fail("list", DAEMON_SETS, refusal, times=EVER, identity=ME, namespace="")
+    told = await ask(cluster, "doctor", "-o", "json")
+    assert any("a second device plugin would not be seen" in note for note in told.data["notes"])
+
+
+@pytest.mark.parametrize(
+    "raw", [{}, {"metadata": 3, "spec": []}, {"spec": {"template": {"spec": {"containers": 1}}}}]
+)
+def test_what_is_malformed_serves_nothing(raw: JSON) -> None:
+    assert gpu_server(raw) is None
