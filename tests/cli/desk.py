@@ -35,6 +35,7 @@ class Served:
     objects: dict[str, JSON] = field(default_factory=dict)
     """Single objects by path."""
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """By path, or by `VERB path`."""
     refuses_all: tuple[int, str] | None = None
     happened: dict[str, list[JSON]] = field(default_factory=dict)
     """Events by path, in their order."""
@@ -58,7 +59,7 @@ class Served:
     def answer(self, verb: str, path: str) -> tuple[int, JSON]:
         """What the server says."""
         self.asked.append(f"{verb} {path}")
-        refusal = self.refusals.get(path, self.refuses_all)
+        refusal = self.refusals.get(f"{verb} {path}", self.refusals.get(path, self.refuses_all))
         if refusal is not None:
             code, message = refusal
             return code, {"kind": "Status", "status": "Failure", "code": code, "message": message}
@@ -171,6 +172,10 @@ def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send(*desk.server.answer("POST", urlsplit(self.path).path))
+
+        def do_PATCH(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send(*desk.server.answer("PATCH", urlsplit(self.path).path))
 
         def do_GET(self) -> None:
             url = urlsplit(self.path)

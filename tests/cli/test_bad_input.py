@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from hack.cluster.process import free_ports
-from tests.cli.desk import GPUNODES, Desk
+from tests.cli.desk import GPUNODES, POLICIES, Desk
 
 from gpusharing.cli.arguments import VERBS
 from gpusharing.cli.main import run
@@ -80,6 +80,26 @@ def test_who_may_not_list_nodes_is_still_told_that_there_is_none(desk: Desk, wro
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
     told = "error: there is no gpu-07 in nodes of context desk; which there are you may not list\n"
     assert wrong(verb, "gpu-07") == told
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "kind"),
+    [("pause", f"{POLICIES}/pool-b", "gpusharingpolicies"), ("skip", "/api/v1/nodes/pool-b-1", "nodes")],
+)
+def test_who_may_look_and_not_write_is_told_after_the_preview_that_nothing_was_done(
+    desk: Desk, verb: str, what: str, kind: str
+) -> None:
+    (found,) = [one for one in desk.server.lists[POLICIES] if one["metadata"]["name"] == "pool-b"]
+    node = {"metadata": {"name": "pool-b-1", "uid": "1", "resourceVersion": "1"}}
+    desk.server.objects = {f"{POLICIES}/pool-b": found, "/api/v1/nodes/pool-b-1": node}
+    refused = f'{kind} is forbidden: User "me" cannot patch resource "{kind}"'
+    desk.server.refusals = {f"PATCH {what}": (403, refused)}
+    said = desk.type(verb, what.rpartition("/")[2], "--yes")
+    assert said.status == FAILED
+    assert "Done." not in said.out
+    assert said.err.startswith(f"error: you lack a right in context desk: no right to patch {kind}")
+    assert refused in said.err
+    assert said.err.count("\n") == 1
 
 
 def test_the_viewers_role_is_named_only_where_it_grants_what_is_missing(desk: Desk, wrong: Wrong) -> None:
