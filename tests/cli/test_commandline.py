@@ -183,6 +183,8 @@ PIPED: dict[str, tuple[str, ...]] = {
     "status": ("status",),
     "status as data": ("status", "-o", "json"),
     "status as a page": ("status", "-o", "html"),
+    "a watch": ("status", "--watch"),
+    "doctor": ("doctor",),
     "layouts": ("layouts", "h100-80gb"),
     "advise": ("advise", "--card", "l40s", "--memory", "4Gi"),
     "--help": ("--help",),
