@@ -45,7 +45,7 @@ def read_until(screen: int, word: str) -> str:
         if not piece:
             break
         seen += piece
-    return seen.decode()
+    return seen.decode(errors="ignore")  # the last piece may end within a character
 
 
 def answer(screen: int, text: str) -> None:

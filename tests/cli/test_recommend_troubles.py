@@ -343,7 +343,9 @@ def test_a_clock_that_is_no_clock(prompt: Prompt, fake: FakePrometheus, clock: s
 def test_points_beside_the_times_that_were_asked_for_are_in_the_nearest_hour_or_left_out(
     prompt: Prompt, fake: FakePrometheus, off: int
 ) -> None:
-    """A front end moves them all by up to a step; the oldest is not taken for the newest."""
+    """A front end moves them all by up to a step; the oldest is not taken for the newest, and where one part of the
+    window ends and the next one begins nothing is lost."""
+    fake.moves = off
     old = {"namespace": "team-z", "pod": "old-0", "UUID": "GPU-2"}
     fake.ranges["DCGM_FI_DEV_FB_USED"] = matrix(peaks("6144", 0, HOURS, off), peaks("6144", 0, 1, off, **old))
     said = prompt.ask(fake, "-o", "json")

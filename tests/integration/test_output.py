@@ -276,6 +276,8 @@ def test_the_plugin_packs_a_bundle_without_gaps_but_for_what_nobody_granted(
     for pattern, mask in ((str(tmp_path), "FOLDER"), (r"-\w{5}:", "-POD:"), (r"\d+ files", "N files")):
         shown = re.sub(pattern, mask, shown)
     gaps = re.split(r"(?=^Left out|^exit)", shown, flags=re.M)
+    # Pods of nodes that an earlier module removed stay for a minute, until the garbage collector of pods comes.
+    gaps = [one for one in gaps if not re.search(r"not\s+found|more\s+pods\s+of", one)]
     same_as_golden("plugin-support-bundle", "".join(dict.fromkeys(gaps)))
     said = plugin(person, "support-bundle", str(tmp_path / "bundle.tar.gz"), "-o", "json")
     told = json.loads(said.rpartition("exit status 0")[0])

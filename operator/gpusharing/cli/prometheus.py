@@ -97,18 +97,22 @@ class Prometheus:
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
         return [found for found in await self._result("query", parameters, "vector") if found.points]
 
-    async def between(self, query: str, start: float, end: float, step: float) -> list[Series]:
+    async def between(
+        self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
+    ) -> list[Series]:
         """The values of a query every `step` seconds.
 
         What stands in front may move the beginning and the end to multiples of the step (Mimir's
         pkg/frontend/querymiddleware/step_align.go, Thanos' query frontend): what lies half a step before the first or
-        after the last time that was asked for is left out.
+        after the last time is left out. `whole`: these times, where this is a part of what is asked for; None: it is
+        all. All parts are moved alike, so what one of them has lost is in the one before.
         """
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         found = await self._result("query_range", parameters, "matrix")
-        first, last = start - step / 2, end + step / 2
+        begin, last = whole or (start, end)
+        begin, last = begin - step / 2, last + step / 2
         return [
-            Series(one.labels, tuple(point for point in one.points if first < point[0] < last))
+            Series(one.labels, tuple(point for point in one.points if begin < point[0] < last))
             for one in found
         ]
 

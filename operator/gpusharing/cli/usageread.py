@@ -132,8 +132,11 @@ def _stretches(asked: Asked, hours: int, series: float) -> list[tuple[float, flo
 async def _read_part(
     prometheus: Prometheus, asked: Asked, start: float, end: float, remarks: list[str]
 ) -> Part:
+    hours = round((asked.end - asked.start) / HOUR)
+    whole = (asked.end - (hours - 1) * HOUR, asked.end)
     questions = [
-        prometheus.between(query, start + HOUR, end, float(HOUR)) for query in hourly(asked.selector)
+        prometheus.between(query, start + HOUR, end, float(HOUR), whole=whole)
+        for query in hourly(asked.selector)
     ]
     questions += [prometheus.instant(query, end) for query in names(asked.selector, round(end - start))]
     found = await side_by_side(*questions)
