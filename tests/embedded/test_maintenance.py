@@ -73,13 +73,25 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
 async def test_a_node_that_is_to_be_maintained_uses_up_the_budget_before_anybody_cordons_it(
     resource: Resource, obj: JSON, who: str
 ) -> None:
+    """One of NVIDIA's is chosen first: until then many may wait."""
+    chosen = {"conditions": [{"type": "Ready", "status": "False", "reason": "Scheduled"}]}
     async with scene(*nodes(2)) as stage:
-        begin(stage, resource, obj)
+        begin(stage, resource, {**obj, "status": chosen})
         stage.apply(SLICED, rollout=at_once(1))
         await stage.reason("gpu-2", "BudgetFull")
         assert stage.node_writes() == {}, who
         end(stage, resource, obj)
         await stage.ready()
+
+
+@virtually
+async def test_one_that_waits_for_its_turn_takes_no_slot() -> None:
+    resource, obj, _ = KINDS["NVIDIA"]
+    async with scene(*nodes(2)) as stage:
+        begin(stage, resource, obj)
+        stage.apply(SLICED, rollout=at_once(1))
+        await stage.phase("gpu-2", "Synced")
+        await stage.reason("gpu-1", "ForeignMaintenance")
 
 
 @kinds

@@ -30,7 +30,14 @@ FOREIGN: list[tuple[str, JSON, str]] = [
 ]
 
 
-@pytest.mark.parametrize("state", ["upgrade-required", "upgrade-failed"])
+@pytest.mark.parametrize("state", ["Drain_Required", "Reboot_Required"])
+def test_a_node_that_waits_to_be_drained_for_sr_iov_is_named_and_waits(state: str) -> None:
+    marks: JSON = {"annotations": {"sriovnetwork.openshift.io/state": state}}
+    found = convert.node_view(node(metadata=marks))
+    assert (found.foreign, found.foreign_waits) == ("SR-IOV network operator", True)
+
+
+@pytest.mark.parametrize("state", ["upgrade-required", "upgrade-failed", "node-maintenance-required"])
 def test_a_driver_upgrade_that_waits_gives_way_to_whoever_works(state: str) -> None:
     waiting: JSON = {"nvidia.com/gpu-driver-upgrade-state": state}
     found = convert.node_view(node(metadata={"labels": waiting}))

@@ -1,5 +1,7 @@
 """NodeMaintenance objects of other operators: for which node they are, and what a person is told of them."""
 
+from dataclasses import replace
+
 import pytest
 from tests.build import make_node
 
@@ -54,7 +56,35 @@ def test_one_of_medik8s_counts_in_every_state(raw: JSON, state: str) -> None:
 )
 def test_one_of_nvidia_counts_in_every_state_and_its_asker_is_named(raw: JSON, state: str) -> None:
     who = f"NVIDIA NodeMaintenance ops/nm for nvidia.gpu.operator{state}"
-    assert nvidia_maintenance(raw) == Maintenance("gpu-07", who)
+    found = nvidia_maintenance(raw)
+    assert (found.node, found.who) == ("gpu-07", who)
+
+
+@pytest.mark.parametrize(
+    ("raw", "waits"),
+    [
+        (nvidia(), True),
+        (nvidia(ready("Pending")), True),
+        (nvidia(ready("Scheduled")), False),
+        (nvidia(ready("Ready")), False),
+        (nvidia(ready("Pending"), deletionTimestamp="now"), False),
+        (nvidia({"type": "RequestorFailed", "status": "True"}), False),
+    ],
+    ids=["just created", "waiting for its turn", "chosen", "in maintenance", "being deleted", "failed"],
+)
+def test_one_of_nvidia_waits_until_it_is_chosen(raw: JSON, waits: bool) -> None:
+    assert nvidia_maintenance(raw).waits is waits
+    assert not medik8s_maintenance(medik8s()).waits, "its operator begins at once"
+
+
+def test_who_waits_gives_way_to_who_works() -> None:
+    waiting = {"a": Maintenance("gpu-07", "A", waits=True)}
+    at_rest, driver = make_node("gpu-07"), replace(make_node("gpu-07", foreign="D"), foreign_waits=True)
+    busy = make_node("gpu-07", foreign="kured reboot")
+    assert [Maintained(waiting).join(one).foreign_waits for one in (at_rest, driver)] == [True, True]
+    assert Maintained(waiting).join(busy) == busy
+    both = Maintained(waiting, {"b": Maintenance("gpu-07", "B")}).join(at_rest)
+    assert (both.foreign, both.foreign_waits) == ("B", False)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class Metrics:
         )
         self.used = Gauge(
             "gpusharing_policy_budget_used_nodes",
-            "How many nodes of a policy are unavailable, whatever the cause; each counts once.",
+            "How many nodes of a policy are unavailable, or about to be by somebody else; each counts once.",
             policy,
             registry=registry,
         )

@@ -19,9 +19,14 @@ Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
 
 _UPGRADE = "NVIDIA driver upgrade"
 _UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go
+_UPGRADE_WAITS = (*names.UPGRADE_LASTING, "node-maintenance-required")
+"""All nodes of an upgrade reach the last one at once, and a NodeMaintenance each (pkg/upgrade/upgrade_requestor.go)."""
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
 _SRIOV = "sriovnetwork.openshift.io/state"
+_SRIOV_WAITS = ("Drain_Required", "Reboot_Required")
+"""Every node asks at once, and few are drained at a time; one that is, is cordoned too (sriov-network-operator,
+pkg/consts and controllers/drain_controller.go)."""
 
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
 """quarantined, draining ... remediation-failed; absent on a node that it holds well (NVIDIA/NVSentinel
@@ -35,14 +40,19 @@ _NODEWRIGHT = (
 METADATA_MARKERS: tuple[tuple[str, Check], ...] = (
     (
         _UPGRADE,
-        lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in (*_UPGRADE_IDLE, *names.UPGRADE_LASTING),
+        lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in (*_UPGRADE_IDLE, *_UPGRADE_WAITS),
     ),
     ("kured reboot", lambda _, ann: "weave.works/kured-reboot-in-progress" in ann),
     ("OpenShift machine-config-operator", lambda _, ann: ann.get(_MCO_DESIRED) != ann.get(_MCO_APPLIED)),
-    ("SR-IOV network operator", lambda _, ann: ann.get(_SRIOV, "Idle") != "Idle"),
+    ("SR-IOV network operator", lambda _, ann: ann.get(_SRIOV, "Idle") not in ("Idle", *_SRIOV_WAITS)),
     ("NVIDIA NVSentinel", lambda lab, _: bool(lab.get(_NVSENTINEL))),
     ("NVIDIA nodewright", lambda _, ann: any(key.startswith(_NODEWRIGHT) for key in ann)),
 )
+WAITING_MARKERS: tuple[tuple[str, Check], ...] = (
+    (_UPGRADE, lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE) in _UPGRADE_WAITS),
+    ("SR-IOV network operator", lambda _, ann: ann.get(_SRIOV) in _SRIOV_WAITS),
+)
+"""Of those who only wait for their turn: asked after all others."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -110,5 +120,5 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     for kind, there in (("label", labels), ("annotation", annotations), ("taint", taints)):
         if mark := min((key for key in keys if key in there), default=""):
             return Marker(f"somebody ({kind} {mark})")
-    waits = labels.get(names.LABEL_UPGRADE_STATE) in names.UPGRADE_LASTING
-    return Marker(_UPGRADE, waits=True) if waits else Marker()
+    waiting = (who for who, present in WAITING_MARKERS if present(labels, annotations))
+    return next((Marker(who, waits=True) for who in waiting), Marker())

@@ -30,6 +30,8 @@ class Maintenance:
 
     node: str
     who: str
+    waits: bool = False
+    """Its operator has not chosen it yet; of a large upgrade there is one for each node at once."""
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
@@ -44,7 +46,16 @@ def nvidia_maintenance(raw: JSON) -> Maintenance:
         for condition in entries(raw, "status", "conditions")
     )
     asker = text(raw, "spec", "requestorID")
-    return _maintenance(raw, "NVIDIA", f" for {asker}" if asker else "", failed=failed)
+    found = _maintenance(raw, "NVIDIA", f" for {asker}" if asker else "", failed=failed)
+    reasons = [
+        one.get("reason") for one in entries(raw, "status", "conditions") if one.get("type") == "Ready"
+    ]
+    chosen = failed or "deletionTimestamp" in section(raw, "metadata") or not {*reasons} <= _NOT_CHOSEN
+    return found if chosen else replace(found, waits=True)
+
+
+_NOT_CHOSEN = frozenset({"", "Pending"})
+"""Reasons of the condition Ready before Scheduled (nodemaintenance_types.go, ConditionReasonPending)."""
 
 
 def _maintenance(raw: JSON, operator: str, asker: str, *, failed: bool) -> Maintenance:
@@ -63,33 +74,37 @@ class Maintained:
         self._kinds = kinds
         self._joined: dict[str, tuple[NodeView, NodeView]] = {}
 
-    def by_node(self) -> dict[str, str]:
-        """Node name to who maintains it."""
-        found: dict[str, str] = {}
+    def by_node(self) -> dict[str, Maintenance]:
+        """By node who maintains it; one that only waits gives way."""
+        found: dict[str, Maintenance] = {}
         for kind in self._kinds:
             for name in sorted(kind):
-                found.setdefault(kind[name].node, kind[name].who)
+                one = kind[name]
+                if one.node not in found or (found[one.node].waits and not one.waits):
+                    found[one.node] = one
         return found
 
     def join(self, view: NodeView) -> NodeView:
         """The node with its NodeMaintenance, which says more than a mark that its operator leaves on the Node."""
-        who = self.by_node().get(view.name)
-        return _joined(view, who) if who else view
+        found = self.by_node().get(view.name)
+        return _joined(view, found) if found is not None else view
 
     def join_all(self, nodes: Mapping[str, NodeView]) -> dict[str, NodeView]:
         """A copy of `nodes` with every NodeMaintenance joined in."""
         copy, joined = dict(nodes), {}
-        for name, who in self.by_node().items():
+        for name, found in self.by_node().items():
             if (view := nodes.get(name)) is None:
                 continue
             before, after = self._joined.get(name, (None, view))
-            if before is not view or after.foreign != who:
-                after = _joined(view, who)
+            if before is not view or (after.foreign, after.foreign_waits) != (found.who, found.waits):
+                after = _joined(view, found)
             joined[name] = (view, after)
             copy[name] = after
         self._joined = joined
         return copy
 
 
-def _joined(view: NodeView, who: str) -> NodeView:
-    return replace(view, foreign=who, foreign_waits=False)
+def _joined(view: NodeView, found: Maintenance) -> NodeView:
+    if found.waits and view.foreign and not view.foreign_waits:
+        return view  # somebody else works on it already
+    return replace(view, foreign=found.who, foreign_waits=found.waits)

@@ -34,7 +34,7 @@ from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import is_tried_again
 from gpusharing.planning.way.guard import not_judged
-from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.members import Member, is_expected_away, is_unavailable
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -227,9 +227,14 @@ def _why_full(pool: Pool, cap: int) -> str:
     """Which of the two limits keeps the next node waiting. It names no count that changes as nodes come and go."""
     if cap < pool.limit - pool.used:
         return CAP_REACHED
-    total = pool.total
+    expected = sorted(
+        f"{one.node.foreign} has begun with {one.node.name}"
+        for one in pool.members
+        if is_expected_away(one.node) and not is_unavailable(one.node)
+    )
+    told = f" ({expected[0]})" if expected else ""
     return (
-        f"spec.rollout.maxUnavailable allows {pool.limit} of {total} nodes to be unavailable at once;"
+        f"spec.rollout.maxUnavailable allows {pool.limit} of {pool.total} nodes to be unavailable at once{told};"
         " waiting for a slot"
     )
 
