@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import yaml
 from hack.sim.fakecluster import FakeCluster
-from tests.cli.asking import Told, ask, operated
+from hack.sim.fakefaults import EVER
+from tests.cli.asking import ME, Told, ask, operated
 from tests.embedded.scene import FULL, MIXED
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_POLICY
 from gpusharing.api.policy import LabelSelector
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, NODES, POLICIES, VERSION
+from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.stack.kubelets import MOST_BEHIND, OLDEST, find_kubelet_symptoms, find_minor
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
 from gpusharing.planning.stack.symptoms import Severity, Symptom
@@ -75,6 +77,9 @@ def test_a_node_that_cannot_serve_its_policy_is_told_with_what_mends_it(
     assert (one.reason, one.severity, one.command) == (reason, Severity.ERROR, command)
     (early,) = found(labels)
     assert (early.reason, early.severity) == (reason, Severity.WARNING), "there is no policy yet"
+    assert early.command.startswith("kubectl get nodes -L nvidia.com/"), (
+        "it may be meant so: nothing is to be changed"
+    )
     assert found(labels, policies=False) == [], "somebody wants it so, and no policy is for this node"
     assert found(labels, policies=True, fenced=True) == []
 
@@ -107,8 +112,8 @@ def test_of_a_node_without_a_gpu_that_no_policy_selects_nothing_is_said() -> Non
 def test_a_label_is_taken_off_only_where_it_is_wrong() -> None:
     """Where it is right the GPU Operator would restart the operand."""
     nodes = [
-        NodeLabels("gpu-1", {**POOL, f"{DEPLOY}operands": "false", f"{DEPLOY}device-plugin": "true"}),
-        NodeLabels("gpu-2", {**POOL, f"{DEPLOY}device-plugin": "false"}),
+        NodeLabels("gpu-1", {**GPU, **POOL, f"{DEPLOY}operands": "false", f"{DEPLOY}device-plugin": "true"}),
+        NodeLabels("gpu-2", {**GPU, **POOL, f"{DEPLOY}device-plugin": "false"}),
     ]
     told = find_node_symptoms(nodes, Given("gpu-operator", "", None, selectors=OURS))
     commands = {one.command for one in told}
@@ -273,6 +278,14 @@ async def test_once_there_are_policies_only_nodes_that_they_select_are_told() ->
         assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {}
         cluster.patch(NODES, "gpu-1", {"metadata": {"labels": VM}})
         assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {"WorkloadConfig": "ERROR"}
+
+
+@virtually
+async def test_who_may_not_see_policies_is_told_nothing_of_nodes_that_serve_others() -> None:
+    cluster = bare()
+    refusal = Forbidden('User "me" cannot list resource "gpusharingpolicies"')
+    cluster.faults.fail("list", POLICIES, refusal, times=EVER, identity=ME)
+    assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {"KubeletNewer": "WARNING"}
 
 
 @virtually

@@ -164,6 +164,7 @@ UNFORESEEN: dict[str, JSON] = {
     "a person mends what failed": gpunode("n-1", "Failed", "ActuatorFailed"),
     "a person approves": gpunode("n-1", "Pending", "ApprovalNeeded", deadline="person"),
     "a window opens": gpunode("n-1", "Pending", "WindowClosed", deadline="22:00:00Z"),
+    "others have the only slot": gpunode("n-1", "Pending", "BudgetFull", deadline="others"),
     "it takes longer than any before it": gpunode("n-1", "Draining", "PDB", since=ago(11)),
 }
 

@@ -237,6 +237,8 @@ PHASES = {
     "drifted again": ("Blocked", "DriftReturned", True),
     "of a newer operator": ("Thinking", "Deeply", True),
     "not judged yet": ("", "", True),
+    "its policy vanished": ("Failed", "OrphanFence", False),
+    "nobody can read its fence": ("Blocked", "FenceUnreadable", False),
     "waits for others": ("Pending", "BudgetFull", False),
     "not ours": ("Skipped", "Unowned", False),
     "drains": ("Draining", "PDB", False),

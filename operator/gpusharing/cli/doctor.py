@@ -118,6 +118,8 @@ async def _servers(client: KubeClient) -> tuple[list[Server], tuple[str, ...]]:
 
 
 def _selectors(view: InstallationView) -> tuple[LabelSelector, ...] | None:
+    if "gpusharingpolicies.gpusharing.dev" in view.unread:
+        return ()  # who may not see them is told nothing about their nodes
     specs = [one.spec for one in view.policies if not one.deleting and one.spec is not None]
     return tuple(spec.node_selector for spec in specs) if view.policies else None
 

@@ -8,8 +8,8 @@ from statistics import median
 from gpusharing.api.names import Phase
 from gpusharing.cli.fleet import Pool, Seen, State, Step, known_phase
 
-PERSON = "person"
-"""What the operator gives as the deadline of a wait that a person ends (planning/told/waits.py)."""
+PERSON, OTHERS = "person", "others"
+"""What the operator gives as the deadline of a wait that a person ends, or somebody else (planning/told/waits.py)."""
 _BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
 
 
@@ -28,7 +28,7 @@ class Estimate:
 
 def find_estimate(pool: Pool, now: datetime) -> Estimate | None:
     """None: nothing is to go, nothing was seen before, or nobody can foresee it: some node waits for a person or for
-    a window, or has been in its change for longer than any before it."""
+    a window, has been in its change for longer than any before it, or all wait for what is none of these nodes'."""
     left = [seen for seen in pool.members if seen.state is not State.DONE]
     if not left or pool.paused or any(_waits_for_others(seen) for seen in left):
         return None
@@ -37,7 +37,7 @@ def find_estimate(pool: Pool, now: datetime) -> Estimate | None:
         return None
     each = timedelta(seconds=median(one.total_seconds() for one in took))
     gone = [now - began for seen in left if (began := _began(seen)) is not None]
-    if any(one > max(took) for one in gone):
+    if any(one > max(took) for one in gone) or not (gone or any(seen.deadline != OTHERS for seen in left)):
         return None
     rounds = -(-len(left) // max(1, len(gone)))
     rest = each * rounds - min(gone, default=timedelta())

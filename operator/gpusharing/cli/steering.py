@@ -22,6 +22,8 @@ WAIT_FOR_RETRY = frozenset(
     {Reason.DEFERRED, Reason.NEEDS_ATTENTION, Reason.ROLLED_BACK, Reason.DRIFTED, Reason.DRIFT_RETURNED}
 )
 """What a new value of the annotation ends at once (planning/way/attempts.py, planning/way/gates.py)."""
+NOT_RETRIED = {str(one): one.remedy for one in (Reason.ORPHAN_FENCE, Reason.FENCE_UNREADABLE)}
+"""Held until a person has looked at the fence itself, whatever else is asked (planning/way/after.py, judge.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,10 @@ def retry(node: JSON, wish: Wish) -> Change:
         stands = f"{phase} ({seen.reason})"
         if phase not in (Phase.FAILED, Phase.BLOCKED) and seen.reason not in WAIT_FOR_RETRY:
             raise Trouble(f"there is nothing to try again on {name}: it is {stands}{_instead(seen)}")
+        if seen.reason in NOT_RETRIED:
+            raise Trouble(
+                f"there is nothing to try again on {name}: it is {stands}. {NOT_RETRIED[seen.reason]}"
+            )
         if phase is Phase.BLOCKED and seen.reason not in WAIT_FOR_RETRY:
             means += f"; it is {stands}, and begins when that is over"
     return Change(NODES, name, _annotation(names.ANNOTATION_RETRY, value), means, moves=True)

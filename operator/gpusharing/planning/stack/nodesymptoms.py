@@ -69,7 +69,7 @@ class Given:
 
     def concerns(self, node: NodeLabels) -> bool:
         """Whether it would serve us, if it could: a policy selects it, or it has GPUs and there is no policy yet."""
-        return self.takes(node) or (self.selectors is None and node.has_gpu)
+        return node.has_gpu and (self.selectors is None or self.takes(node))
 
 
 def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Symptom, ...]:
@@ -118,9 +118,11 @@ def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
             "WorkloadConfig",
             f"{label} of {some([one.name for one in odd])} says that the GPUs are not for containers"
             f" ({odd[0].name}: {odd[0].labels[label]}), so no policy changes anything there. Stop virtual machines that"
-            " have them, then run the command, or keep the node out of the policy's nodeSelector",
+            " have them and set it to container, or keep the node out of the policy's nodeSelector",
             # Not the label taken off: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
-            f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}",
+            _mend(
+                given, label, f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
+            ),
         )
 
 
@@ -134,10 +136,15 @@ def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
                 Topic.NODES,
                 "OperandsDisabled",
                 f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the GPU Operator keeps off"
-                " what would serve and show a change, and no policy changes anything there. Run the command, or keep"
-                " the node out of the policy's nodeSelector",
-                f"kubectl label node {_all(odd)} {label}-",
+                " what would serve and show a change, and no policy changes anything there. Take the label off, or"
+                " keep the node out of the policy's nodeSelector",
+                _mend(given, label, f"kubectl label node {_all(odd)} {label}-"),
             )
+
+
+def _mend(given: Given, label: str, command: str) -> str:
+    """Without a policy nobody knows whether such a node is to be one of ours: then a command that only shows them."""
+    return f"kubectl get nodes -L {label}" if given.selectors is None else command
 
 
 def _is_off(operand: str, text: str) -> bool:
