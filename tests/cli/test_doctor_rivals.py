@@ -102,12 +102,33 @@ async def test_a_dra_driver_that_serves_gpus_is_told_with_what_switches_them_off
     )
 
 
+@virtually
+async def test_what_would_come_again_or_takes_more_along_is_only_shown() -> None:
+    """A DaemonSet of somebody's operator, and a driver that serves compute domains too, both without Helm."""
+    made = daemon_set("other", "nvdp", CHARTED, owners=[{"kind": "Fleet", "name": "f"}])
+    driver = daemon_set("dra", "dra", DOMAINS, CLAIMS)
+    found = await rivals(MAIN, made, driver)
+    assert found["TwoDevicePlugins"][1] == "kubectl -n other get daemonset nvdp -o yaml"
+    assert found["DRADriverServesGPUs"][1] == "kubectl -n dra get daemonset dra -o yaml"
+
+
+@virtually
+async def test_the_gpu_operators_plugin_is_the_one_that_stays_beside_a_chart_in_its_namespace() -> None:
+    beside = daemon_set("gpu-operator", "a-chart", CHARTED, release="early")
+    ((_, command),) = (await rivals(beside, MAIN)).values()
+    assert command == f"helm uninstall early -n gpu-operator && {AGAIN}"
+
+
 ALONE: dict[str, tuple[JSON, ...]] = {
     "the GPU Operator's own": (MAIN, daemon_set("gpu-operator", "mps", {"name": "mps-control-daemon-ctr"})),
     "another plugin where the GPU Operator has none": (CHART,),
     "the DRA driver for compute domains alone": (MAIN, daemon_set("dra", "dra", DOMAINS)),
     "the DRA driver where no device plugin is": (DRIVER,),
     "one that wants no node": (MAIN, daemon_set("kube-system", "nvdp", CHARTED, wanted=0)),
+    "as few as may well be parted by taints": (
+        daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], wanted=1),
+        daemon_set("kube-system", "nvdp", CHARTED, wanted=1),
+    ),
     "one for other nodes": (
         daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], selector={"pool": "a"}),
         daemon_set("kube-system", "nvdp", CHARTED, selector={"pool": "b"}),

@@ -324,6 +324,12 @@ def test_two_of_several_clusters_are_not_mixed(prompt: Prompt, fake: FakePrometh
     assert "Prometheus has GPUs of several clusters (east, west). Choose one" in told
 
 
+def test_a_window_of_minutes_is_too_little_and_not_nothing(prompt: Prompt, fake: FakePrometheus) -> None:
+    told = prompt.refused(fake, "--window", "20m")
+    assert "--window" in told
+    assert "no pod used a GPU" not in told
+
+
 def test_its_own_clock_says_when_now_is_and_what_is_still_to_come(
     prompt: Prompt, fake: FakePrometheus
 ) -> None:

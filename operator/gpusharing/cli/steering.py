@@ -121,14 +121,14 @@ def retry(node: JSON, wish: Wish) -> Change:
         "the node is tried again, by the rules of its policy: it is proven idle first, which may evict pods"
     )
     seen = wish.stands
+    if seen is not None and (remedy := NOT_RETRIED.get(seen.reason)) is not None:
+        raise Trouble(
+            f"there is nothing to try again on {name}: it is {seen.phase} ({seen.reason}). {remedy}"
+        )
     if seen is not None and (phase := known_phase(seen.phase)) is not None and not _goes_back(node):
         stands = f"{phase} ({seen.reason})"
         if phase not in (Phase.FAILED, Phase.BLOCKED) and seen.reason not in WAIT_FOR_RETRY:
             raise Trouble(f"there is nothing to try again on {name}: it is {stands}{_instead(seen)}")
-        if seen.reason in NOT_RETRIED:
-            raise Trouble(
-                f"there is nothing to try again on {name}: it is {stands}. {NOT_RETRIED[seen.reason]}"
-            )
         if phase is Phase.BLOCKED and seen.reason not in WAIT_FOR_RETRY:
             means += f"; it is {stands}, and begins when that is over"
     return Change(NODES, name, _annotation(names.ANNOTATION_RETRY, value), means, moves=True)

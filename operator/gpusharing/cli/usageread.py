@@ -132,7 +132,7 @@ def _stretches(asked: Asked, hours: int, series: float) -> list[tuple[float, flo
 async def _read_part(
     prometheus: Prometheus, asked: Asked, start: float, end: float, remarks: list[str]
 ) -> Part:
-    hours = round((asked.end - asked.start) / HOUR)
+    hours = max(1, round((asked.end - asked.start) / HOUR))
     whole = (asked.end - (hours - 1) * HOUR, asked.end)
     questions = [
         prometheus.between(query, start + HOUR, end, float(HOUR), whole=whole)

@@ -24,16 +24,17 @@ def gpu_server(raw: JSON) -> Server | None:
     if not dra and not any(text(one, "name") in PLUGINS for one in containers):
         return None
     metadata = section(raw, "metadata")
-    labels = texts(metadata.get("labels"))
-    managed = labels.get("app.kubernetes.io/managed-by") == "Helm"
+    annotations, owners = texts(metadata.get("annotations")), entries(metadata, "ownerReferences")
+    managed = texts(metadata.get("labels")).get("app.kubernetes.io/managed-by") == "Helm"
+    namespace = text(metadata, "namespace")
     return Server(
-        namespace=text(metadata, "namespace"),
+        namespace=namespace,
         name=text(metadata, "name"),
         dra=dra,
-        of_gpu_operator=any(
-            owner.get("kind") == "ClusterPolicy" for owner in entries(metadata, "ownerReferences")
-        ),
-        release=texts(metadata.get("annotations")).get("meta.helm.sh/release-name", "") if managed else "",
+        of_gpu_operator=any(owner.get("kind") == "ClusterPolicy" for owner in owners),
+        release=annotations.get("meta.helm.sh/release-name", "") if managed else "",
+        release_namespace=annotations.get("meta.helm.sh/release-namespace", namespace),
+        owned=bool(owners),
         wanted=whole(raw, "status", "desiredNumberScheduled"),
         selector=texts(part(template, "nodeSelector")),
     )

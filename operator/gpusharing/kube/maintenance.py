@@ -7,10 +7,11 @@ Two operators have a kind of this name, and both name the node in `spec.nodeName
   api/v1alpha1/nodemaintenance_types.go at e15d07b). NVIDIA's driver upgrade can be such an asker
   (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a).
 
-An object counts from its creation until it is gone, whatever its status says. Not yet begun means: cordon and drain
-may come at any moment. Succeeded, or Ready, means that the node is in maintenance now; deleting the object ends it
-(both READMEs). Failed and being deleted count too, because the uncordon is still to come and medik8s lifts whoever's
-cordon it finds (stopNodeMaintenanceImp): it would take ours away in the middle of a drain.
+We begin with no node that has one, from its creation until it is gone, whatever its status says. Not yet begun means:
+cordon and drain may come at any moment; one of NVIDIA's that is not chosen yet takes no slot. Succeeded, or Ready,
+means that the node is in maintenance now; deleting the object ends it (both READMEs). Failed and being deleted count
+too, because the uncordon is still to come and medik8s lifts whoever's cordon it finds (stopNodeMaintenanceImp): it
+would take ours away in the middle of a drain.
 
 None is for ever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what was Ready for
 too long (garbage_collector_controller.go), and any other one is named in the message, for a person to delete.
@@ -47,10 +48,9 @@ def nvidia_maintenance(raw: JSON) -> Maintenance:
     )
     asker = text(raw, "spec", "requestorID")
     found = _maintenance(raw, "NVIDIA", f" for {asker}" if asker else "", failed=failed)
-    reasons = [
-        one.get("reason") for one in entries(raw, "status", "conditions") if one.get("type") == "Ready"
-    ]
-    chosen = failed or "deletionTimestamp" in section(raw, "metadata") or not {*reasons} <= _NOT_CHOSEN
+    conditions = entries(raw, "status", "conditions")
+    begun = any(one.get("type") == "Ready" and text(one, "reason") not in _NOT_CHOSEN for one in conditions)
+    chosen = failed or begun or "deletionTimestamp" in section(raw, "metadata")
     return found if chosen else replace(found, waits=True)
 
 

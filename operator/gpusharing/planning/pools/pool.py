@@ -224,13 +224,14 @@ def _held(pool: Pool, hold: Finding) -> Selection:
 
 
 def _why_full(pool: Pool, cap: int) -> str:
-    """Which of the two limits keeps the next node waiting. It names no count that changes as nodes come and go."""
+    """Which of the two limits keeps the next node waiting, and who has begun with a node that still looks well. It
+    names no count that changes as nodes come and go."""
     if cap < pool.limit - pool.used:
         return CAP_REACHED
     expected = sorted(
         f"{one.node.foreign} has begun with {one.node.name}"
         for one in pool.members
-        if is_expected_away(one.node) and not is_unavailable(one.node)
+        if not one.newcomer and is_expected_away(one.node) and not is_unavailable(one.node)
     )
     told = f" ({expected[0]})" if expected else ""
     return (

@@ -25,6 +25,9 @@ class Server:
     """ClusterPolicy owns it."""
     release: str
     """Its Helm release; empty: somebody applied it otherwise."""
+    release_namespace: str
+    owned: bool
+    """Something else made it, and would make it again."""
     wanted: int
     """Nodes that it is meant to run on, as its controller counts them."""
     selector: Mapping[str, str]
@@ -37,9 +40,11 @@ class Server:
 
     @property
     def removal(self) -> str:
-        """The command that takes it away."""
+        """The command that takes it away; that shows it where it would come again, or other things with it go."""
         if self.release:
-            return f"helm uninstall {self.release} -n {self.namespace}"
+            return f"helm uninstall {self.release} -n {self.release_namespace}"
+        if self.dra or self.owned:
+            return f"kubectl -n {self.namespace} get daemonset {self.name} -o yaml"
         return f"kubectl -n {self.namespace} delete daemonset {self.name}"
 
 
@@ -48,7 +53,9 @@ def find_rival_symptoms(
 ) -> tuple[Symptom, ...]:
     """Who else serves GPUs on nodes that the device plugin serves. `namespace`: where NVIDIA's components are."""
     running = sorted(
-        (one for one in servers if one.wanted), key=lambda one: (not _is_main(one, namespace), one.where)
+        (one for one in servers if one.wanted),
+        # First the one whose configuration we choose: ClusterPolicy's, else that of the chart where we look for it.
+        key=lambda one: (not one.of_gpu_operator, one.namespace != namespace, not one.release, one.where),
     )
     plugins = [one for one in running if not one.dra]
     if not plugins:
@@ -62,19 +69,18 @@ def find_rival_symptoms(
     return tuple(found)
 
 
-def _is_main(server: Server, namespace: str) -> bool:
-    """The one whose configuration we choose: ClusterPolicy's, else that of the chart where we look for it."""
-    return server.of_gpu_operator or server.namespace == namespace
-
-
 def _shared(main: Server, other: Server, nodes: Iterable[NodeLabels]) -> list[str]:
     def takes(server: Server, node: NodeLabels) -> bool:
         return all(node.labels.get(key) == value for key, value in server.selector.items())
 
-    return sorted(one.name for one in nodes if one.has_gpu and takes(main, one) and takes(other, one))
+    either = [one for one in nodes if one.has_gpu and (takes(main, one) or takes(other, one))]
+    if main.wanted + other.wanted <= len(either):
+        return []  # so few pods that taints or affinity may well part them
+    return sorted(one.name for one in either if takes(main, one) and takes(other, one))
 
 
 def _second(main: Server, other: Server, nodes: list[str]) -> Symptoms:
+    again = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
     if nodes:
         yield warning(
             Topic.NODES,
@@ -82,14 +88,14 @@ def _second(main: Server, other: Server, nodes: list[str]) -> Symptoms:
             f"{other.where} runs a device plugin beside {main.where}, both meant for {some(nodes)}: the kubelet takes a"
             " resource from whichever of the two spoke last, and only one of them reads our configuration. Remove the"
             " one that is too many, and let the other one speak again",
-            f"{other.removal} && kubectl -n {main.namespace} rollout restart daemonset {main.name}",
+            other.removal if other.owned and not other.release else f"{other.removal} && {again}",
         )
 
 
 def _driver(driver: Server, nodes: list[str]) -> Symptoms:
     if nodes:
         less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
-        release = f"{driver.release} CHART -n {driver.namespace}"
+        release = f"{driver.release} CHART -n {driver.release_namespace}"
         how = f"helm upgrade {release} {less}" if driver.release else driver.removal
         yield warning(
             Topic.NODES,
