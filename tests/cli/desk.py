@@ -171,11 +171,9 @@ def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send(*desk.server.answer("POST", urlsplit(self.path).path))
+            self.send(*desk.server.answer(self.command, urlsplit(self.path).path))
 
-        def do_PATCH(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send(*desk.server.answer("PATCH", urlsplit(self.path).path))
+        do_PATCH = do_POST
 
         def do_GET(self) -> None:
             url = urlsplit(self.path)
