@@ -15,7 +15,8 @@ from gpusharing.cli.matchers import of_others, selector_of
 from gpusharing.cli.meterqueries import Wish, label_of, queries_of
 from gpusharing.cli.pricing import Prices, read_prices
 from gpusharing.cli.prometheus import Series, place_of
-from gpusharing.cli.simulated import sentence, simulated_query
+from gpusharing.cli.simulated import sentence
+from gpusharing.cli.simulatedseries import simulated_query
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.windows import days, seconds_of
 from gpusharing.planning.gpus.bills import HOUR, Price

@@ -22,7 +22,7 @@ from gpusharing.cli.meterqueries import (
 )
 from gpusharing.cli.pricing import CHOOSE, REMEDY, Prices, read_prices
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
-from gpusharing.cli.simulated import nodes_of
+from gpusharing.cli.simulatedseries import nodes_of
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.windows import days, find_gaps
 from gpusharing.planning.gpus.bills import MICROS, Basis, Cell, Part, Price

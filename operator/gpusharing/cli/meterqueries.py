@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gpusharing.cli.matchers import braced, of_others
 from gpusharing.cli.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
-from gpusharing.cli.simulated import simulated_query
+from gpusharing.cli.simulatedseries import simulated_query
 
 POINTS = "5m"
 """Between the points of a subquery."""

@@ -6,7 +6,7 @@ and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of kube-state-metrics ar
 """
 
 from gpusharing.cli.matchers import OF_TARGETS, braced, of_others
-from gpusharing.cli.simulated import simulated_query
+from gpusharing.cli.simulatedseries import simulated_query
 from gpusharing.cli.windows import SHORT
 
 LOOKS = 100

@@ -11,7 +11,7 @@ from gpusharing.api.names import ANNOTATION_GPU_MEMORY
 from gpusharing.cli.ages import counted
 from gpusharing.cli.matchers import braced
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
-from gpusharing.cli.simulated import nodes_of
+from gpusharing.cli.simulatedseries import nodes_of
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.usagefold import Fold, Gpu, Part
 from gpusharing.cli.usagequeries import (
