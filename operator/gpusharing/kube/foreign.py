@@ -23,6 +23,7 @@ _UPGRADE_WAITS = (*names.UPGRADE_LASTING, "node-maintenance-required")
 """All nodes of an upgrade reach the last one at once, and a NodeMaintenance each (pkg/upgrade/upgrade_requestor.go)."""
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
+_SRIOV_OPERATOR = "SR-IOV network operator"
 _SRIOV = "sriovnetwork.openshift.io/state"
 _SRIOV_WAITS = ("Drain_Required", "Reboot_Required")
 """Every node asks at once, and few are drained at a time; one that is, is cordoned too (sriov-network-operator,
@@ -38,21 +39,18 @@ _NODEWRIGHT = (
 )
 
 METADATA_MARKERS: tuple[tuple[str, Check], ...] = (
-    (
-        _UPGRADE,
-        lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in (*_UPGRADE_IDLE, *_UPGRADE_WAITS),
-    ),
+    (_UPGRADE, lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in _UPGRADE_IDLE),
     ("kured reboot", lambda _, ann: "weave.works/kured-reboot-in-progress" in ann),
     ("OpenShift machine-config-operator", lambda _, ann: ann.get(_MCO_DESIRED) != ann.get(_MCO_APPLIED)),
-    ("SR-IOV network operator", lambda _, ann: ann.get(_SRIOV, "Idle") not in ("Idle", *_SRIOV_WAITS)),
+    (_SRIOV_OPERATOR, lambda _, ann: ann.get(_SRIOV, "Idle") != "Idle"),
     ("NVIDIA NVSentinel", lambda lab, _: bool(lab.get(_NVSENTINEL))),
     ("NVIDIA nodewright", lambda _, ann: any(key.startswith(_NODEWRIGHT) for key in ann)),
 )
-WAITING_MARKERS: tuple[tuple[str, Check], ...] = (
-    (_UPGRADE, lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE) in _UPGRADE_WAITS),
-    ("SR-IOV network operator", lambda _, ann: ann.get(_SRIOV) in _SRIOV_WAITS),
-)
-"""Of those who only wait for their turn: asked after all others."""
+WAITING: Mapping[str, Check] = {
+    _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_WAITS,
+    _SRIOV_OPERATOR: lambda _, ann: ann[_SRIOV] in _SRIOV_WAITS,
+}
+"""Which of these markers, once it is there, only waits for its turn."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -105,9 +103,13 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     """Who else works on this Node. The first row of the tables wins, then `keys`; who only waits comes last."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
+    waiting = Marker()
     for who, present in METADATA_MARKERS:
-        if present(labels, annotations):
+        if not present(labels, annotations):
+            continue
+        if who not in WAITING or not WAITING[who](labels, annotations):
             return Marker(who)
+        waiting = waiting if waiting.who else Marker(who, waits=True)
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
     for taint in taints:
         if who := TAINT_MARKERS.get(taint, ""):
@@ -120,5 +122,4 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     for kind, there in (("label", labels), ("annotation", annotations), ("taint", taints)):
         if mark := min((key for key in keys if key in there), default=""):
             return Marker(f"somebody ({kind} {mark})")
-    waiting = (who for who, present in WAITING_MARKERS if present(labels, annotations))
-    return next((Marker(who, waits=True) for who in waiting), Marker())
+    return waiting

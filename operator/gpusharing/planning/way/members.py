@@ -19,7 +19,7 @@ class Member:
     policy: str = ""
     """Whose budget it is about: the policy that it is held against, else the one that it is told."""
     away: bool = False
-    """See is_unavailable and is_expected_away."""
+    """It counts as used: see is_unavailable and is_expected_away."""
     newcomer: bool = False
     """See is_newcomer."""
 
@@ -43,7 +43,7 @@ def find_member(
 
 
 def is_unavailable(node: NodeView) -> bool:
-    """Whether the node counts as used, for whatever reason."""
+    """Whether no pod could be given a place there now, for whatever reason."""
     return not node.ready or node.unschedulable or node.deleting or node.fence is not None
 
 
