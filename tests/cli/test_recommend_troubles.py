@@ -12,20 +12,23 @@ from typing import Any
 
 import pytest
 from tests.cli.desk import JSON, Desk, Said
-from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, failure, fake_prometheus, success, vector
+from tests.cli.fakeprometheus import (
+    HOURS,
+    LABELS,
+    NOW,
+    Answer,
+    FakePrometheus,
+    failure,
+    fake_prometheus,
+    success,
+    vector,
+)
 from tests.fakes.tls import Identity
 
 from gpusharing.cli.main import run
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED
 
-HOUR, HOURS = 3600, 30
-LABELS = {
-    "UUID": "GPU-1",
-    "modelName": "NVIDIA H100 80GB HBM3",
-    "Hostname": "gpu-1",
-    "namespace": "team-a",
-    "pod": "llm-6b8f9c7d5-x2k4p",
-}
+HOUR = 3600
 
 
 def peaks(value: str, first: int = 0, last: int = HOURS, off: int = 0, /, **labels: str) -> JSON:
