@@ -130,6 +130,8 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "somebody cordoned it": (make_case(MIXED, node={"unschedulable": True}), Reason.ALREADY_CORDONED, None),
     "an admin switched the device plugin off": (
         make_case(MIXED, labels={DEPLOY + "device-plugin": "false"}), Reason.OPERANDS_DISABLED, None),
+    "an admin switched it off by another word, which keeps a DaemonSet off as well": (
+        make_case(MIXED, labels={DEPLOY + "device-plugin": "no"}), Reason.OPERANDS_DISABLED, None),
     "an admin switched GFD off": (
         make_case(MIXED, labels={DEPLOY + "gpu-feature-discovery": "false"}), Reason.OPERANDS_DISABLED, None),
     "an admin switched all operands off": (

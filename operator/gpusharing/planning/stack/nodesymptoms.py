@@ -10,6 +10,7 @@ from dataclasses import field
 from gpusharing.api import names
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_flaw
+from gpusharing.planning.snapshot.views import is_switched_off
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, error, warning
 from gpusharing.planning.wanted.ownership import selects_node
 from gpusharing.planning.words.lengths import some
@@ -130,7 +131,11 @@ def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
     """Of mig-manager's pauses and a driver upgrade's nothing is said: they end (docs/design/nvidia.md#d2, d.4)."""
     for operand in names.DEPLOY_NEEDED:
         label = names.LABEL_DEPLOY_PREFIX + operand
-        odd = [one for one in nodes if _is_off(operand, one.labels.get(label, "")) and given.concerns(one)]
+        odd = [
+            one
+            for one in nodes
+            if is_switched_off(operand, one.labels.get(label, "")) and given.concerns(one)
+        ]
         if odd:
             yield _blocking(given)(
                 Topic.NODES,
@@ -145,14 +150,6 @@ def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
 def _mend(given: Given, label: str, command: str) -> str:
     """Without a policy nobody knows whether such a node is to be one of ours: then a command that only shows them."""
     return f"kubectl get nodes -L {label}" if given.selectors is None else command
-
-
-def _is_off(operand: str, text: str) -> bool:
-    """`operands` is a switch with one word for off; the others are the node selectors of DaemonSets, which want `true`,
-    and the GPU Operator makes an empty one `true`."""
-    if operand == "operands":
-        return text == "false"
-    return text not in ("", "true") and "paused-for-" not in text
 
 
 def _blocking(given: Given) -> Callable[[Topic, str, str, str], Symptom]:

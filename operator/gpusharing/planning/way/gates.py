@@ -16,7 +16,7 @@ from gpusharing.planning.proof.verify import (
     find_withheld,
     is_told_mps,
 )
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.views import NodeView, is_switched_off
 from gpusharing.planning.way.attempts import (
     may_correct_at_once,
     retry_command,
@@ -73,7 +73,7 @@ def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
     return find_quiet(case) or ""
 
 
-_NEEDED = tuple(names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_NEEDED)
+_NEEDED = {operand: names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_NEEDED}
 
 
 def find_switched_off(node: NodeView) -> Finding | None:
@@ -98,10 +98,11 @@ def _other_workload(node: NodeView) -> str:
 def _disabled(node: NodeView) -> str:
     if not node.held_off:
         return ""
-    for label in _NEEDED:
-        if node.held_off.get(label) == "false":
+    for operand, label in _NEEDED.items():
+        value = node.held_off.get(label, "")
+        if is_switched_off(operand, value):
             return (
-                f"{label} is false: the GPU Operator keeps off {node.name} what would serve and show the change;"
+                f"{label} is {value}: the GPU Operator keeps off {node.name} what would serve and show the change;"
                 f" to change that: kubectl label node {node.name} {label}-"
             )
     return ""

@@ -48,7 +48,7 @@ class Reason(Worded):
         "Repartitioning GPUs under the node's driver can corrupt data or hang (CVE-2026-24197), or an admin named it.",
         "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
     OPERANDS_DISABLED = ("OperandsDisabled", "Node", _PERSON,
-        "A label nvidia.com/gpu.deploy.* = false keeps the device plugin or GPU Feature Discovery off the node, so no "
+        "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so no "
         "change could be served or proven. No change starts.",
         "Run the command in the message when the node is to serve GPUs, or narrow the node selector.")
     WORKLOAD_CONFIG = ("WorkloadConfig", "Node", _PERSON,
