@@ -5,12 +5,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hack.bench import agent, edits, large, plain, planner, results, small, start, terminal
 from hack.bench.machine import facts, pace_ms, stolen_s
-from hack.bench.results import AIMS, Measured
+from hack.bench.results import AIMS, Lost, Measured
 from hack.bench.testbed import FACTOR, LOOP_FACTOR, ROLL_FACTOR, Testbed, open_testbed
 
 OUTPUT = Path("build/bench.json")
@@ -51,6 +52,7 @@ class Part:
         return self.factor, self.node_software, self.arguments
 
 
+Opened = AbstractContextManager[Testbed]
 PLANNED = (
     "plan_5000_nodes_full_ms",
     "plan_5000_nodes_incremental_ms",
@@ -99,19 +101,35 @@ PARTS = (
 """What runs on the control plane, in this order."""
 
 
-def measure(wanted: frozenset[str], sizes: Sizes) -> Iterator[Measured]:
-    """Everything that yields one of the wanted metrics; one control plane per kind of testbed."""
+def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[Measured]:
+    """Everything that yields one of the wanted metrics; one control plane per kind of testbed.
+
+    A part that fails goes to `lost`, and what is left of its kind gets a new testbed: nobody knows what it left behind.
+    """
     if wanted & set(PLANNED):
         yield from planner.planning(sizes.planned_nodes)
     if wanted & set(TYPED):
         yield from terminal.terminal(sizes.fleet_nodes)
     chosen = [part for part in PARTS if wanted & set(part.metrics)]
     for kind in dict.fromkeys(part.kind for part in chosen):
-        factor, software, arguments = kind
-        with open_testbed(factor, node_software=software, arguments=arguments) as testbed:
-            for part in chosen:
-                if part.kind == kind:
-                    yield from part.run(testbed, sizes)
+        waiting = [part for part in chosen if part.kind == kind]
+        while waiting:
+            yield from on_one_testbed(waiting, sizes, lost)
+
+
+def on_one_testbed(
+    waiting: list[Part], sizes: Sizes, lost: list[Lost], open_one: Callable[..., Opened] = open_testbed
+) -> Iterator[Measured]:
+    """What parts of one kind yield, taken from `waiting` until one fails."""
+    factor, software, arguments = waiting[0].kind
+    with open_one(factor, node_software=software, arguments=arguments) as testbed:
+        while waiting:
+            part = waiting.pop(0)
+            try:
+                yield from part.run(testbed, sizes)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other numbers have been paid for
+                lost.append(Lost(part.metrics, f"{type(error).__name__}: {error}"))
+                return
 
 
 def paced(results: Iterable[Measured], pace: Callable[[], float]) -> Iterator[Measured]:
@@ -133,29 +151,29 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Exit status 0 when everything could be measured; a missed aim is a result, not an error."""
+    """Exit status 0 when everything could be measured, 1 otherwise; a missed aim is a result, not an error."""
     options = arguments()
     wanted = frozenset(options.only.split(","))
     if unknown := sorted(wanted - set(AIMS)):
         print(f"hack.bench: unknown metric {unknown[0]}; there are {', '.join(AIMS)}", file=sys.stderr)
         return 2
     machine, begun, stolen = facts(), time.monotonic(), stolen_s()
-    measured = []
-    for result in paced(measure(wanted, QUICK if options.quick else Sizes()), pace_ms):
+    measured, lost = list[Measured](), list[Lost]()
+    for result in paced(measure(wanted, QUICK if options.quick else Sizes(), lost), pace_ms):
         print(f"{result.name} {result.value:.4g}", file=sys.stderr, flush=True)
         measured.append(result)
     order = list(AIMS)
     measured.sort(key=lambda result: order.index(result.name) if result.name in order else len(order))
     machine |= {
-        "pace_ms": round(statistics.median(one.pace_ms for one in measured if one.pace_ms is not None)),
+        "pace_ms": round(statistics.median([one.pace_ms or 0.0 for one in measured] or [pace_ms()])),
         "stolen_s": round(stolen_s() - stolen, 1),
         "quick": int(options.quick),
         "seconds": round(time.monotonic() - begun, 1),
     }
-    print(results.table(measured))
+    print(results.table(measured, lost))
     print(f"\n{', '.join(f'{key} {value}' for key, value in machine.items())}")
-    results.write(options.output, measured, machine)
-    return 0
+    results.write(options.output, measured, machine, lost)
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":

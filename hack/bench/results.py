@@ -78,6 +78,15 @@ class Measured:
         return self.value * REFERENCE_PACE_MS / self.pace_ms
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What could not be measured, and why."""
+
+    metrics: tuple[str, ...]
+    """Of the part that failed; what it had yielded before counts all the same."""
+    why: str
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest of the values that at least `percent` of them do not exceed. ValueError when there are none."""
     if not values:
@@ -86,7 +95,13 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return sorted(values)[max(rank, 1) - 1]
 
 
-def table(results: Iterable[Measured]) -> str:
+def failures(results: Iterable[Measured], lost: Iterable[Lost]) -> dict[str, str]:
+    """Why there is no number, by metric."""
+    there = {result.name for result in results}
+    return {name: one.why for one in lost for name in one.metrics if name not in there}
+
+
+def table(results: Sequence[Measured], lost: Sequence[Lost] = ()) -> str:
     """Metric, value, the same at the reference pace where that is what counts, aim, verdict, how measured."""
     rows = [("METRIC", "VALUE", "AT PACE", "AIM", "VERDICT", "HOW")]
     for result in results:
@@ -94,6 +109,8 @@ def table(results: Iterable[Measured]) -> str:
         verdict = "" if aim is None else "ok" if aim.met(result.judged) else "MISSED"
         paced = f"{result.judged:.4g}" if aim is not None and aim.cpu and result.pace_ms is not None else ""
         rows.append((result.name, f"{result.value:.4g}", paced, str(aim or ""), verdict, result.how))
+    for name, why in failures(results, lost).items():
+        rows.append((name, "-", "", str(AIMS[name]), "FAILED", why))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     shown = []
     for name, value, at_pace, aim_text, verdict, how in rows:
@@ -102,11 +119,19 @@ def table(results: Iterable[Measured]) -> str:
     return "\n".join(shown)
 
 
-def write(path: Path, results: Iterable[Measured], machine: Mapping[str, str | int | float]) -> None:
-    """One flat JSON object: metric to number and to the pace around it, and the machine's facts under `machine.`."""
-    results = list(results)
+def write(
+    path: Path,
+    results: Sequence[Measured],
+    machine: Mapping[str, str | int | float],
+    lost: Sequence[Lost] = (),
+) -> None:
+    """One flat JSON object: metric to number and to the pace around it, and the machine's facts under `machine.`.
+
+    What has no number is told under `METRIC.failed`.
+    """
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}
     flat |= {f"{one.name}.pace_ms": round(one.pace_ms) for one in results if one.pace_ms is not None}
+    flat |= {f"{name}.failed": why for name, why in failures(results, lost).items()}
     flat |= {f"machine.{key}": value for key, value in machine.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(flat, indent=2) + "\n")

@@ -1,13 +1,17 @@
 """The arithmetic of `make bench`: no clock and no cluster."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hack.bench import image, large, results, traffic
-from hack.bench.__main__ import paced
-from hack.bench.results import AIMS, Aim, Measured
+from hack.bench import testbed as beds
+from hack.bench.__main__ import Part, Sizes, on_one_testbed, paced
+from hack.bench.results import AIMS, Aim, Lost, Measured
 from hack.cluster.audit import Request
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
@@ -74,9 +78,43 @@ def test_each_result_has_the_pace_before_and_after_it() -> None:
     assert [(one.name, one.value, one.pace_ms) for one in found] == [("a", 1, 120), ("b", 2, 100)]
 
 
+def test_a_part_that_fails_is_told_and_costs_no_other_number(tmp_path: Path) -> None:
+    opened: list[float] = []
+
+    @contextmanager
+    def testbed(factor: float, **_: object) -> Iterator[beds.Testbed]:
+        opened.append(factor)
+        yield cast("beds.Testbed", None)
+
+    def fails(testbed: beds.Testbed, sizes: Sizes) -> Iterator[Measured]:
+        yield Measured("rss_idle_mib", 64, "before it failed")
+        raise TimeoutError("in vain")
+
+    def measures(testbed: beds.Testbed, sizes: Sizes) -> Iterator[Measured]:
+        yield Measured("idle_writes_60s", 0, "after it")
+
+    waiting = [Part(("rss_idle_mib", "rss_1000_nodes_mib"), fails), Part(("idle_writes_60s",), measures)]
+    lost: list[Lost] = []
+    found = []
+    while waiting:
+        found += list(on_one_testbed(waiting, Sizes(), lost, testbed))
+    assert len(opened) == 2, "the second part ran where the first one had left something behind"
+    assert [line.split()[:5] for line in results.table(found, lost).splitlines()[1:]] == [
+        ["rss_idle_mib", "64", "<=", "65", "ok"],
+        ["idle_writes_60s", "0", "<=", "0", "ok"],
+        ["rss_1000_nodes_mib", "-", "<=", "75", "FAILED"],
+    ]
+    results.write(tmp_path / "bench.json", found, {}, lost)
+    assert json.loads((tmp_path / "bench.json").read_text()) == {
+        "rss_idle_mib": 64,
+        "idle_writes_60s": 0,
+        "rss_1000_nodes_mib.failed": "TimeoutError: in vain",
+    }
+
+
 def test_the_file_is_flat(tmp_path: Path) -> None:
     path = tmp_path / "build" / "bench.json"
-    results.write(path, iter([Measured("rss_idle_mib", 64.123456789, "b", 81.4)]), {"cores": 2})
+    results.write(path, [Measured("rss_idle_mib", 64.123456789, "b", 81.4)], {"cores": 2})
     assert json.loads(path.read_text()) == {
         "rss_idle_mib": 64.12346,
         "rss_idle_mib.pace_ms": 81,
