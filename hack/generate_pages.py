@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpusharing.agent import metermetrics, usagemetrics
 from gpusharing.agent import metrics as agent_metrics
-from gpusharing.agent.fields import SESSION, SOURCES, USAGE, Need, Source
+from gpusharing.agent.fields import SESSION, SOURCES, USAGE, FieldSource, NeededRight
 from gpusharing.controller import settings as settings_module
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import PREFIX, Settings, default_text
@@ -205,7 +205,7 @@ def _text(node: ast.expr, prefix: str) -> str:
 def agent_fields() -> str:
     """Every observed field: which call gives it, what that needs, what is shown without."""
     body = ["## Rights", ""]
-    body += _table(("Right", "Values of the chart", "Why"), ((n.title, n.chart, n.why) for n in Need))
+    body += _table(("Right", "Values of the chart", "Why"), ((n.title, n.chart, n.why) for n in NeededRight))
     header = ("Field of `status.observed`", "NVML call", "Needs", "Without it, or where not supported")
     body += ["", "## Fields", "", *_table(header, _source_rows(SOURCES))]
     header = ("Metrics `gpusharing_…` of usage", *header[1:])
@@ -222,7 +222,7 @@ def agent_fields() -> str:
     return _page("operator/gpusharing/agent/fields.py", "Fields and rights of the agent", text, body)
 
 
-def _source_rows(sources: Iterable[Source]) -> list[tuple[str, ...]]:
+def _source_rows(sources: Iterable[FieldSource]) -> list[tuple[str, ...]]:
     return [
         (
             ", ".join(f"`{name}`" for name in source.fields),

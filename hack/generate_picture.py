@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, Span, line
+from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, TextSpan, line
 from gpusharing.cli.fleet import read_pools
 from gpusharing.cli.layouts import find_answer, pick, wanted_of
 from gpusharing.cli.layoutstext import describe as describe_layouts
@@ -53,7 +53,7 @@ def status(record: Path) -> list[Line]:
 
 
 def _command(text: str) -> Line:
-    return line(Span("$ ", Ink.FAINT), Span(text, Ink.TITLE))
+    return line(TextSpan("$ ", Ink.FAINT), TextSpan(text, Ink.TITLE))
 
 
 def svg(lines: Sequence[Line]) -> str:

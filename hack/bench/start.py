@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 
-from gpusharing.agent.observation import Observation, Request
+from gpusharing.agent.observation import AgentRequest, Observation
 from gpusharing.agent.podresources import Holdings
 from hack.bench.large import as_kubelets_report
 from hack.bench.machine import cpu_ms, rss_mib
@@ -66,7 +66,7 @@ def _report(testbed: Testbed, count: int, seconds: float) -> None:
 def _observe(testbed: Testbed, raw: Object) -> None:
     name = raw["metadata"]["name"]
     gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
-    seen = Observation.after(Request.of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
+    seen = Observation.after(AgentRequest.of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
     testbed.api.merge_patch(f"{GPUNODES}/{name}/status", seen.patch(raw) or {})
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gpusharing.api.crd import GPUNODE, POLICY
-from gpusharing.api.crd import Resource as Printed
+from gpusharing.api.crd import GPUNODE, POLICY, CustomResource
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, NODES, POLICIES, Resource
 
 _STEP = re.compile(r'\.(?P<key>(?:\\.|[^.\[\\])+)|\[\?\(@\.(?P<field>\w+)=="(?P<value>[^"]*)"\)\]')
@@ -57,7 +56,7 @@ class View:
         return " ".join(("kubectl", *words, *(("custom-columns=...",) if self.custom else ())))
 
 
-def printed(resource: Resource, source: Printed, kind: str) -> View:
+def printed(resource: Resource, source: CustomResource, kind: str) -> View:
     """The columns that the CRD gives to `kubectl get`."""
     shown = [column for column in source.columns if not column.wide]
     return View(

@@ -11,7 +11,7 @@ share of the card without the few hundred MiB that the driver keeps.
 import re
 from collections.abc import Iterable, Mapping
 
-from gpusharing.agent.library import GPU, Model, Profile, Reading
+from gpusharing.agent.library import GPU, DriverProfile, Model, Reading
 from gpusharing.api.names import (
     LABEL_GFD_TIMESTAMP,
     LABEL_GPU_COUNT,
@@ -172,7 +172,7 @@ def _instances(
     }
 
 
-def _memory(profile: Profile, model: Model) -> int:
+def _memory(profile: DriverProfile, model: Model) -> int:
     """MiB of one instance, about."""
     total = max((known.memory_gb for known in model.profiles), default=0)
     return (model.memory_mib or 0) * profile.memory_gb // total if total else 0

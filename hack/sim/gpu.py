@@ -19,6 +19,7 @@ from gpusharing.agent.library import (
     GPU,
     Access,
     ComputeMode,
+    DriverRemappedRows,
     Instance,
     LibraryError,
     MigMode,
@@ -27,7 +28,6 @@ from gpusharing.agent.library import (
     ProcessUse,
     Reading,
     RecoveryAction,
-    RemappedRows,
     unreachable,
 )
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
@@ -36,7 +36,7 @@ from hack.sim.gpuuse import use_of
 from hack.sim.readings import HANGING
 
 DRIVER_VERSION = "580.159.03"
-HEALTHY_ROWS = RemappedRows()
+HEALTHY_ROWS = DriverRemappedRows()
 
 
 class DriverRefusal(Exception):
@@ -69,7 +69,7 @@ class _GPU:
     instances: list[Instance] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
     ecc_uncorrected: int | None = 0
-    remapped_rows: RemappedRows | None = HEALTHY_ROWS
+    remapped_rows: DriverRemappedRows | None = HEALTHY_ROWS
     recovery_action: RecoveryAction | None = "None"
     access: Access = "Ok"
     error: str = ""
@@ -260,7 +260,7 @@ class SimulatedGPUs:
             for gpu in self._gpus:
                 gpu.processes = [process for process in gpu.processes if process.pid != pid]
 
-    def set_health(self, index: int, ecc_uncorrected: int | None, rows: RemappedRows | None) -> None:
+    def set_health(self, index: int, ecc_uncorrected: int | None, rows: DriverRemappedRows | None) -> None:
         """What the memory of a GPU reports."""
         with self._lock:
             self._gpus[index] = replace(
@@ -388,8 +388,8 @@ def _model(gpu: _GPU) -> Model:
     )
 
 
-def _profile(profile: Profile) -> library.Profile:
-    return library.Profile(
+def _profile(profile: Profile) -> library.DriverProfile:
+    return library.DriverProfile(
         name=profile.name,
         id=-1 if profile.profile_id is None else profile.profile_id,
         slices=profile.slices,

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
-from gpusharing.kube.answers import Request
+from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import JSON, LEASES, KubeClient, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.passing import PassingClient
@@ -90,7 +90,7 @@ class MortalClient(PassingClient):
         if self.dead:
             raise Crash("this process is dead")
 
-    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
         """See PassingClient."""
         self._live()
         if request.verb in ("get", "list"):

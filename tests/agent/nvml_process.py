@@ -19,7 +19,7 @@ import pynvml
 from gpusharing.agent.background import Worker
 from gpusharing.agent.library import LibraryError
 from gpusharing.agent.nvml import NVML
-from gpusharing.agent.observation import Request
+from gpusharing.agent.observation import AgentRequest
 from gpusharing.agent.processes import Processes
 from gpusharing.agent.reader import Reader
 
@@ -79,7 +79,7 @@ def read(library: NVML = LIBRARY) -> object:
 async def hang() -> object:
     """Ask twice while NVML hangs."""
     reader = Reader(LIBRARY, 0.2, time.monotonic, lambda: None, Worker())
-    answers = [await reader.read(Request(id="r1")), await reader.read(Request(id="r2"))]
+    answers = [await reader.read(AgentRequest(id="r1")), await reader.read(AgentRequest(id="r2"))]
     return [{key: value for key, value in asdict(a).items() if key in ("outcome", "error")} for a in answers]
 
 

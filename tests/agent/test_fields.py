@@ -12,7 +12,7 @@ from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import in_process, needs_compiler, read
 
 from gpusharing.agent import nvml, nvml_health, nvml_mig, nvml_processes, nvml_use
-from gpusharing.agent.fields import SESSION, SOURCES, USAGE, Need, Source
+from gpusharing.agent.fields import SESSION, SOURCES, USAGE, FieldSource, NeededRight
 from gpusharing.api.crd import structural_schema
 from gpusharing.api.gpunode import Observed
 
@@ -28,7 +28,7 @@ def leaves(schema: dict[str, Any], at: str = "") -> Iterator[str]:
         yield at
 
 
-def source_of(leaf: str) -> Source:
+def source_of(leaf: str) -> FieldSource:
     """The source that names the longest part of a path."""
     found = [
         (len(name), source)
@@ -107,7 +107,9 @@ def test_without_a_right_exactly_its_fields_lack(tmp_path: Path, privilege: str)
     full = told(machine, "root")
     less = told(machine, privilege)
     lacking = {path for path in full if full[path] != less[path]}
-    needing = {leaf.replace("MiB", "Mib") for leaf in LEAVES if Need.MIG_CONFIG in source_of(leaf).needs}
+    needing = {
+        leaf.replace("MiB", "Mib") for leaf in LEAVES if NeededRight.MIG_CONFIG in source_of(leaf).needs
+    }
     if privilege == "monitor":  # of a GPU with MIG on, that is enough
         needing.remove("models[].memoryMib")
     assert lacking == (set() if privilege == "config" else needing)

@@ -15,7 +15,7 @@ from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.meter import LAG, Account, Meter, Standing, standing
+from gpusharing.agent.meter import LAG, Account, Allotment, Meter, standing
 from gpusharing.agent.podresources import Held, Holdings
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -66,12 +66,12 @@ def handed_out(offered: Sequence[tuple[str, str]], tenants: Sequence[str]) -> Ho
     return Holdings(held=tuple(held), offered=tuple(offered))
 
 
-def now(reading: Reading, holdings: Holdings, *, changing: bool = False) -> Standing:
+def now(reading: Reading, holdings: Holdings, *, changing: bool = False) -> Allotment:
     """How things stand on a node of pool-b."""
     return standing(reading, holdings, "pool-b", changing=changing)
 
 
-def total(stands: Standing) -> Fraction:
+def total(stands: Allotment) -> Fraction:
     """The four parts together."""
     return sum(stands.held.values(), sum(stands.idle.values(), stands.stranded + stands.transition))
 

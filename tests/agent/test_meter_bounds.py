@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from tests.agent.scraping import GPUS, PARTS, Prometheus
 
 from gpusharing.agent.lagging import LaggingCounts
-from gpusharing.agent.meter import BOUNDS, LAG, OTHERS, Account, Bounds, Meter, Metered, Standing
+from gpusharing.agent.meter import BOUNDS, LAG, OTHERS, Account, Allotment, Bounds, Meter, Metered
 
 HOUR, DAY = 3600.0, 86400.0
 SEVENTH = Fraction(1, 7)
 RESOURCE = "nvidia.com/mig-1g.10gb"
 
 
-def held(policy: str, *tenants: str, resource: str = RESOURCE) -> Standing:
+def held(policy: str, *tenants: str, resource: str = RESOURCE) -> Allotment:
     """One GPU, a seventh of it for each of these tenants, the rest of it idle."""
     given_out = {(tenant, resource): SEVENTH for tenant in tenants}
-    return Standing(policy, 1, given_out, {resource: 1 - SEVENTH * len(tenants)}, Fraction(0), Fraction(0))
+    return Allotment(policy, 1, given_out, {resource: 1 - SEVENTH * len(tenants)}, Fraction(0), Fraction(0))
 
 
 def series(metered: Metered) -> int:
@@ -75,7 +75,7 @@ def test_what_is_told_apart_no_more_is_of_the_policy_still_and_of_others_if_that
     assert sum(told.held.values()) + sum(told.idle.values()) == pytest.approx(4.0)
 
 
-def turns(meter: Meter, prometheus: Prometheus, stands: Standing, times: Iterable[float]) -> None:
+def turns(meter: Meter, prometheus: Prometheus, stands: Allotment, times: Iterable[float]) -> None:
     """Turns, each with a scrape."""
     for now in times:
         meter.turn(now, stands)
@@ -162,11 +162,11 @@ def test_every_second_is_billed_once_to_a_policy_though_series_are_dropped_and_s
 ) -> None:
     """Each state lasts some turns, with a scrape at least every 90 s."""
     meter, prometheus, clock, scraped = Meter(LAG, FEW), Prometheus(), 0.0, -LAG
-    last = Standing("p", 1, {}, {}, Fraction(1), Fraction(0))
+    last = Allotment("p", 1, {}, {}, Fraction(1), Fraction(0))
     for seconds, policy, tenants, idle, often, times in [*moments, (30, "p", [], set(), True, 12)]:
         each = Fraction(1, len(tenants) + len(idle) + 1)
         held_by = dict.fromkeys(tenants, each)
-        last = Standing(policy, 1, held_by, dict.fromkeys(sorted(idle), each), each, Fraction(0))
+        last = Allotment(policy, 1, held_by, dict.fromkeys(sorted(idle), each), each, Fraction(0))
         for _ in range(times):
             clock += seconds
             meter.turn(clock, last)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hack.sim.gpu import SimulatedGPUs
 
-from gpusharing.agent.library import Instance, Process, Reading, RemappedRows, unreachable
-from gpusharing.agent.observation import Observation, Request, wire
+from gpusharing.agent.library import DriverRemappedRows, Instance, Process, Reading, unreachable
+from gpusharing.agent.observation import AgentRequest, Observation, wire
 from gpusharing.agent.podresources import Holdings
 from gpusharing.api.gpunode import GPUNodeSpec, Observed
 
@@ -21,7 +21,7 @@ def reading() -> Reading:
     gpus.add_process(0, "python3", 42, device)
     with gpus.client():
         gpus.set_mig_mode(1, on=True)
-    gpus.set_health(1, 3, RemappedRows(1, 2, True, True))
+    gpus.set_health(1, 3, DriverRemappedRows(1, 2, True, True))
     gpus.set_health(2, None, None)
     return gpus.read()
 
@@ -29,7 +29,7 @@ def reading() -> Reading:
 @pytest.fixture
 def observation(reading: Reading) -> Observation:
     """The answer to a quiet request on that node."""
-    answer = Observation.after(Request("r1", quiet=True), reading, simulated=True)
+    answer = Observation.after(AgentRequest("r1", quiet=True), reading, simulated=True)
     return answer.held_by(Holdings({"nvidia.com/gpu": 2}, 1))
 
 
@@ -83,8 +83,8 @@ def test_a_status_that_makes_no_sense_is_nothing_known(node: dict[str, Any]) -> 
 
 def test_the_request_is_read_as_the_wire_type_has_it() -> None:
     spec = GPUNodeSpec.model_validate({"request": {"id": "r7", "quiet": True}})
-    assert Request.of({"spec": spec.model_dump(by_alias=True)}) == Request("r7", quiet=True)
-    assert Request.of({}) == Request("", quiet=False)
+    assert AgentRequest.of({"spec": spec.model_dump(by_alias=True)}) == AgentRequest("r7", quiet=True)
+    assert AgentRequest.of({}) == AgentRequest("", quiet=False)
 
 
 def test_the_patch_names_every_key(observation: Observation) -> None:
@@ -115,11 +115,11 @@ def test_an_error_keeps_what_was_known_and_is_never_quiet(observation: Observati
 
 @pytest.mark.parametrize(
     ("request_", "closed"),
-    [(Request("r1", True), True), (Request("r1", False), False), (Request("r2", True), False)],
+    [(AgentRequest("r1", True), True), (AgentRequest("r1", False), False), (AgentRequest("r2", True), False)],
     ids=["the quiet request that was answered", "the same one, no longer quiet", "another quiet one"],
 )
 def test_the_library_stays_closed_for_the_answered_quiet_request_only(
-    observation: Observation, request_: Request, closed: bool
+    observation: Observation, request_: AgentRequest, closed: bool
 ) -> None:
     assert observation.keeps_closed(request_) is closed
 
@@ -141,16 +141,16 @@ def test_a_count_of_errors_that_only_grows_is_not_written_anew(
 ) -> None:
     def observed(errors: int | None) -> Observation:
         gpus = tuple(replace(gpu, ecc_uncorrected=errors) for gpu in reading.gpus)
-        return Observation.after(Request("r1"), replace(reading, gpus=gpus), simulated=True)
+        return Observation.after(AgentRequest("r1"), replace(reading, gpus=gpus), simulated=True)
 
     patch = observed(after).patch(node_with(wire(observed(before))))
     assert (patch is not None) is sent
 
 
 def test_a_lost_gpu_keeps_what_was_known_of_it_and_says_that_it_is_lost(reading: Reading) -> None:
-    before = Observation.after(Request("r1"), reading, simulated=True)
+    before = Observation.after(AgentRequest("r1"), reading, simulated=True)
     gone = replace(reading, gpus=(unreachable(0, "Lost"), *reading.gpus[1:]), models=reading.models[1:])
-    after = Observation.after(Request("r2"), gone, simulated=True, last=before)
+    after = Observation.after(AgentRequest("r2"), gone, simulated=True, last=before)
     assert after.gpus[0] == {**before.gpus[0], "access": "Lost"}
     assert after.gpus[1:] == before.gpus[1:]
     assert {model["product"] for model in after.models} == {model["product"] for model in before.models}
@@ -159,5 +159,5 @@ def test_a_lost_gpu_keeps_what_was_known_of_it_and_says_that_it_is_lost(reading:
 
 def test_a_gpu_that_was_never_seen_is_reported_by_its_index(reading: Reading) -> None:
     gone = replace(reading, gpus=(unreachable(0, "ResetRequired"),), models=())
-    (gpu,) = Observed.model_validate(wire(Observation.after(Request("r1"), gone, simulated=True))).gpus
+    (gpu,) = Observed.model_validate(wire(Observation.after(AgentRequest("r1"), gone, simulated=True))).gpus
     assert (gpu.index, gpu.uuid, gpu.product, gpu.access) == (0, "", "", "ResetRequired")

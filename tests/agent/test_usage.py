@@ -11,7 +11,7 @@ from tests.fakes.gpus import FixedPods, OneNode, eventually
 from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import Held, Holdings
-from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, Sum, Usage, usage
+from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, DeviceUsage, Sum, usage
 from gpusharing.agent.usagemetrics import UsageCollector
 
 GIB = 1024**3
@@ -274,7 +274,7 @@ def test_the_number_of_series_has_a_bound_whatever_tenants_do() -> None:
     count = sum(len(family.samples) for family in registry.collect())
     per_device, per_holder = 6 + 2 * 4, 4 + 3
     assert count <= MOST_DEVICES * per_device + MOST_HOLDERS * per_holder + len(use.xids) + 1
-    known: Usage = usage(use, holdings)
+    known: DeviceUsage = usage(use, holdings)
     assert (len(known.devices), len(known.holders)) == (MOST_DEVICES, MOST_HOLDERS)
     assert registry.get_sample_value("gpusharing_usage_left_out") == known.left_out > 300 - MOST_DEVICES
 

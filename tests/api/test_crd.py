@@ -12,7 +12,7 @@ from hack.generate_crds import chart_crds, crds
 from pydantic import BaseModel, Field
 
 from gpusharing.api.base import WireModel
-from gpusharing.api.crd import GPUNODE, POLICY, RESOURCES, Resource, SchemaError, structural_schema
+from gpusharing.api.crd import GPUNODE, POLICY, RESOURCES, CustomResource, SchemaError, structural_schema
 from gpusharing.api.gpunode import GPUNodeSpec
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
@@ -21,7 +21,7 @@ Schema = dict[str, Any]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
-def schema_of(resource: Resource) -> Schema:
+def schema_of(resource: CustomResource) -> Schema:
     text = (ROOT / "crds" / f"{resource.plural}.yaml").read_text()
     schema: Schema = yaml.safe_load(text)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return schema
@@ -43,7 +43,7 @@ def test_a_committed_crd_is_what_the_types_generate(path: str) -> None:
 
 
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
-def test_every_field_is_described(resource: Resource) -> None:
+def test_every_field_is_described(resource: CustomResource) -> None:
     found = [
         (path, child.get("description", ""))
         for part in ("spec", "status")
@@ -67,7 +67,9 @@ def defaults(model: type[BaseModel], at: str) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(("model", "resource"), [(GPUSharingPolicySpec, POLICY), (GPUNodeSpec, GPUNODE)])
-def test_every_default_of_the_types_is_in_the_schema(model: type[BaseModel], resource: Resource) -> None:
+def test_every_default_of_the_types_is_in_the_schema(
+    model: type[BaseModel], resource: CustomResource
+) -> None:
     spec = dict(fields(schema_of(resource)["properties"]["spec"], "spec"))
     wanted = dict(defaults(model, "spec"))
     assert wanted

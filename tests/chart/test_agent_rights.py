@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.chart.charts import Helm, find
 
-from gpusharing.agent.fields import Need
+from gpusharing.agent.fields import NeededRight
 
 
 def pod_of(helm: Helm, *values: str) -> dict[str, Any]:
@@ -17,44 +17,44 @@ def pod_of(helm: Helm, *values: str) -> dict[str, Any]:
     return pod
 
 
-def rights(pod: dict[str, Any]) -> set[Need]:
+def rights(pod: dict[str, Any]) -> set[NeededRight]:
     """What a pod can do, by what the container runtime and the kernel look at."""
     (container,) = pod["containers"]
     environ = {one["name"]: one.get("value") for one in container["env"]}
-    found = {Need.NOTHING}
+    found = {NeededRight.NOTHING}
     driver = (environ.get("NVIDIA_VISIBLE_DEVICES"), environ.get("NVIDIA_DRIVER_CAPABILITIES"))
     if driver == ("all", "utility"):
-        found.add(Need.DRIVER)
+        found.add(NeededRight.DRIVER)
     if container["securityContext"].get("privileged"):
-        found.add(Need.MIG_CONFIG)
+        found.add(NeededRight.MIG_CONFIG)
     if pod.get("hostPID"):
-        found.add(Need.HOST_PID)
+        found.add(NeededRight.HOST_PID)
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     if "/var/lib/kubelet/pod-resources" in mounts and pod["securityContext"]["runAsUser"] == 0:
-        found.add(Need.POD_RESOURCES)
+        found.add(NeededRight.POD_RESOURCES)
     if "/var/log/pods" in mounts and environ.get("POD_LOGS") == "/var/log/pods":
-        found.add(Need.POD_LOGS)
+        found.add(NeededRight.POD_LOGS)
     return found
 
 
-DEFAULT = set(Need)
+DEFAULT = set(NeededRight)
 
 
 @pytest.mark.parametrize(
     ("value", "given"),
     [
         ("agent.interval=30", DEFAULT),
-        ("agent.privileged=false", DEFAULT - {Need.MIG_CONFIG, Need.POD_LOGS}),
-        ("agent.podLogsPath=", DEFAULT - {Need.POD_LOGS}),
+        ("agent.privileged=false", DEFAULT - {NeededRight.MIG_CONFIG, NeededRight.POD_LOGS}),
+        ("agent.podLogsPath=", DEFAULT - {NeededRight.POD_LOGS}),
         ("agent.hostPID=true", DEFAULT),
     ],
     ids=["by default", "unprivileged", "without the pods' logs", "asked for what is there anyway"],
 )
-def test_each_right_comes_with_its_value(helm: Helm, value: str, given: set[Need]) -> None:
+def test_each_right_comes_with_its_value(helm: Helm, value: str, given: set[NeededRight]) -> None:
     assert rights(pod_of(helm, value)) == given
     key = value.partition("=")[0]
     if key == "agent.privileged":
-        assert [need for need in Need if f"`{key}:" in need.chart] == [Need.MIG_CONFIG]
+        assert [need for need in NeededRight if f"`{key}:" in need.chart] == [NeededRight.MIG_CONFIG]
 
 
 def test_the_hosts_processes_are_no_choice(helm: Helm) -> None:

@@ -12,7 +12,7 @@ from tests.cli.screen import END, answer, read_until, terminal
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.advice import Advice, Asked, advise
+from gpusharing.cli.advice import Advice, AdviceAnswers, advise
 from gpusharing.cli.advise import QUESTIONS, size_of
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.troubles import DONE, FAILED, Trouble
@@ -22,7 +22,7 @@ from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise
 
 
 def told(card: str = "h100-80gb", memory: float = 15, **answers: bool) -> Advice:
-    return advise(Asked(pick(card), memory, **answers))
+    return advise(AdviceAnswers(pick(card), memory, **answers))
 
 
 CASES: dict[str, tuple[Advice, str, int, str]] = {
@@ -55,7 +55,7 @@ ANSWERS = [
 @pytest.mark.parametrize("card", [card for card in CARDS if card.memory_gb], ids=lambda card: card.key)
 def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_workload(card: Card) -> None:
     for answers, memory in itertools.product(ANSWERS, (0.1, 1, 4, 9, 15, 28, 60, 200)):
-        found = advise(Asked(card, memory, **answers))
+        found = advise(AdviceAnswers(card, memory, **answers))
         spec = validate_policy(found.policy("p", "x"))
         assert isinstance(spec, GPUSharingPolicySpec), (answers, memory, spec)
         assert found.why, "each has a reason"

@@ -12,7 +12,7 @@ from gpusharing.cli.arguments import parse
 from gpusharing.cli.cost import wish_of
 from gpusharing.cli.costtext import amount, hours_of, money
 from gpusharing.cli.matchers import of_others, selector_of
-from gpusharing.cli.meterqueries import Wish, label_of, queries_of
+from gpusharing.cli.meterqueries import MeterQuery, label_of, queries_of
 from gpusharing.cli.pricing import Prices, read_prices
 from gpusharing.cli.prometheus import Series, place_of
 from gpusharing.cli.simulated import sentence
@@ -88,7 +88,7 @@ def test_labels_are_called_as_kube_state_metrics_calls_them() -> None:
 def test_what_selects_agents_selects_no_prices() -> None:
     assert of_others('cluster="a,b", job="x",replica=~"1|2"') == 'cluster="a,b",replica=~"1|2"'
     assert of_others('node="gpu-1"') == ""
-    queries = queries_of(Wish(0, 86400, "team", 'job="x"'), 86400)
+    queries = queries_of(MeterQuery(0, 86400, "team", 'job="x"'), 86400)
     assert [query for query in queries if "job=" not in query] == [
         *queries[8:12], *queries[-2:]
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from hack.cluster.nodes import LABEL_POOL
 from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
 from tests.recipes import MIG, PLUGIN
 
-from gpusharing.cli.adoption import Given, find_steps, named_maps
+from gpusharing.cli.adoption import AdminConfigMaps, find_steps, named_maps
 from gpusharing.cli.handmade import Handmade, find_handmade, find_unsaid
 from gpusharing.cli.likeness import find_label, propose
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
@@ -274,7 +274,9 @@ def test_the_name_that_the_crd_makes_up_is_nobodys_choice() -> None:
 def test_between_the_merge_and_the_pointer_somebody_waits_for_the_entries() -> None:
     snapshot = make_snapshot(stack=make_stack(cluster_policy=make_cluster_policy("theirs")))
     mig = "mig-configs: {all-disabled: [{devices: all, mig-enabled: false}], own: [{devices: all, mig-enabled: false}]}"
-    given = Given(AdminMaps("theirs", "parted"), {"default": "version: v1", "ts.4": "version: v1"}, mig)
+    given = AdminConfigMaps(
+        AdminMaps("theirs", "parted"), {"default": "version: v1", "ts.4": "version: v1"}, mig
+    )
     merge, wait, point = (one.command for one in find_steps(snapshot, given, NO_MAPS))
     assert merge.startswith("helm upgrade")
     assert wait == (

@@ -11,7 +11,7 @@ from tests.embedded.scene import FULL, MIXED, at_once, node
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.arguments import VERBS
-from gpusharing.cli.drawing import Ink, Paper, Span, fold, line, plain
+from gpusharing.cli.drawing import Ink, Paper, TextSpan, fold, line, plain
 from gpusharing.cli.layouts import find_answer, pick, wanted_of
 from gpusharing.cli.layoutstext import describe
 from gpusharing.kube.client import JSON, NODES, PODS
@@ -175,8 +175,10 @@ def test_no_layout_is_told_in_a_line_that_does_not_fit(fits: str) -> None:
 
 
 def test_a_line_of_several_inks_is_broken_between_words_and_keeps_them() -> None:
-    one = line(Span("gpu-1", Ink.TITLE), "  pool-b  ", Span("Draining", Ink.BUSY), ", until 10:11:00Z")
+    one = line(
+        TextSpan("gpu-1", Ink.TITLE), "  pool-b  ", TextSpan("Draining", Ink.BUSY), ", until 10:11:00Z"
+    )
     assert fold(one, Paper(80)) == [one]
     folded = fold(one, Paper(24))
     assert plain(folded) == "gpu-1 pool-b Draining,\nuntil 10:11:00Z\n"
-    assert Span("Draining", Ink.BUSY) in folded[0]
+    assert TextSpan("Draining", Ink.BUSY) in folded[0]

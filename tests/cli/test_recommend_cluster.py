@@ -11,7 +11,7 @@ from gpusharing.cli.recommendfile import policy_of
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.decaying import Sample
 from gpusharing.planning.gpus.needs import GIB, Goal, History, Holding, Workload, find_need
-from gpusharing.planning.gpus.recommendation import Pool, recommend
+from gpusharing.planning.gpus.recommendation import ModelPool, recommend
 
 pytestmark = pytest.mark.cluster
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)
@@ -40,7 +40,7 @@ def test_what_is_written_is_admitted(
     card = find_card("NVIDIA H100 80GB HBM3")
     assert card is not None
     needs = [find_need(history(*one), card, goal) for one in needed]
-    found = recommend(Pool("pool", card, (4, 4), 8), needs, goal=goal)
+    found = recommend(ModelPool("pool", card, (4, 4), 8), needs, goal=goal)
     assert found.placed
     policy = policy_of(whole_fleet(""), found)
     policy["metadata"] = {"name": f"recommended-{goal}"}

@@ -14,7 +14,7 @@ from gpusharing.cli.prometheus import Series
 from gpusharing.cli.recommendtext import now_of, sparkline
 from gpusharing.cli.usagequeries import at_the_end, hourly, most_series, names, others_of, there
 from gpusharing.cli.usageread import part_of_card
-from gpusharing.cli.usageseries import Device, Devices, Owners, Told, read_dcgm
+from gpusharing.cli.usageseries import Device, Devices, PodOwners, Told, read_dcgm
 from gpusharing.planning.gpus.decaying import Sample
 from gpusharing.planning.gpus.needs import History, Holding, Workload
 
@@ -69,14 +69,14 @@ def test_the_agents_devices_are_those_of_dcgm() -> None:
     ],
 )
 def test_without_owners_the_generated_part_of_a_name_is_left_out(pod: str, workload: tuple[str, str]) -> None:
-    assert Owners.of([], [], []).find(("team-a", pod)) == workload
+    assert PodOwners.of([], [], []).find(("team-a", pod)) == workload
 
 
 def test_owners_are_followed_to_what_people_wrote() -> None:
     def owner(kind: str, name: str, **labels: str) -> Series:
         return series({"namespace": "team-a", "owner_kind": kind, "owner_name": name, **labels})
 
-    owners = Owners.of(
+    owners = PodOwners.of(
         [
             owner("ReplicaSet", "llm-1", pod="a"),
             owner("ReplicaSet", "bare-1", pod="b"),

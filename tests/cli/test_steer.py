@@ -14,7 +14,7 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.api import names
 from gpusharing.cli.fleet import read_node
 from gpusharing.cli.steer import is_wanted
-from gpusharing.cli.steering import Wish, retry
+from gpusharing.cli.steering import SteeringWish, retry
 from gpusharing.cli.troubles import DONE, Trouble
 from gpusharing.kube.client import GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
@@ -248,7 +248,7 @@ PHASES = {
 
 @pytest.mark.parametrize(("phase", "reason", "tried"), PHASES.values(), ids=PHASES.keys())
 def test_a_retry_is_for_what_the_operator_would_try_again(phase: str, reason: str, tried: bool) -> None:
-    wish = Wish(NOW, stands=read_node(gpunode("gpu-1", phase, reason)))
+    wish = SteeringWish(NOW, stands=read_node(gpunode("gpu-1", phase, reason)))
     node = {"metadata": {"name": "gpu-1"}}
     if tried:
         assert retry(node, wish).moves
@@ -258,7 +258,7 @@ def test_a_retry_is_for_what_the_operator_would_try_again(phase: str, reason: st
 
 
 def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:
-    wish = Wish(NOW, stands=read_node(gpunode("gpu-1", "Verifying", "LayoutMismatch")))
+    wish = SteeringWish(NOW, stands=read_node(gpunode("gpu-1", "Verifying", "LayoutMismatch")))
     fence = make_fence("actuating", rolls_back=True)
     retry({"metadata": {"name": "gpu-1", "annotations": {names.ANNOTATION_FENCE: record_text(fence)}}}, wish)
     onward = {names.ANNOTATION_FENCE: record_text(make_fence("actuating"))}

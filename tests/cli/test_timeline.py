@@ -10,7 +10,7 @@ from tests.cli.objects import gpunode, history, policy
 
 from gpusharing.api.names import WAY
 from gpusharing.cli.drawing import Paper, plain
-from gpusharing.cli.fleet import Pool, State, read_pools
+from gpusharing.cli.fleet import PoolStatus, State, read_pools
 from gpusharing.cli.timeline import Timeline, find_timeline
 from gpusharing.cli.timelinetext import LETTERS, describe_timeline
 
@@ -32,7 +32,7 @@ DRAINS = gpunode(
 WAITS = gpunode("n-2", "Pending", "BudgetFull", history=history(("Synced", 90000), ("Pending", 50)))
 
 
-def pool(*nodes: JSON) -> Pool:
+def pool(*nodes: JSON) -> PoolStatus:
     (found,), _ = read_pools([policy()], nodes)
     return found
 

@@ -9,9 +9,9 @@ import pytest
 
 from gpusharing.cli.histories import find_seen
 from gpusharing.cli.prometheus import Series
-from gpusharing.cli.usagefold import Fold, Part, Record
+from gpusharing.cli.usagefold import Fold, HourAnswers, Record
 from gpusharing.cli.usageread import Usage, part_of_card
-from gpusharing.cli.usageseries import Devices, Owners
+from gpusharing.cli.usageseries import Devices, PodOwners
 from gpusharing.planning.gpus.needs import History
 
 HOURS = 100
@@ -27,13 +27,15 @@ def series(pod: str, values: dict[int, float], **labels: str) -> Series:
 
 def part(
     used: Sequence[Series], live: Sequence[Series], own: Sequence[Series] = (), held: Sequence[Series] = ()
-) -> Part:
+) -> HourAnswers:
     """What dcgm-exporter and the agents tell."""
     info = Series({"uuid": "MIG-1", "gpu_uuid": "GPU-1", "instance_id": "7"}, ((0.0, 1.0),))
-    return Part(used, live, (), own, held, (), Owners.of((), (), ()), {}, frozenset(), Devices.of((info,)))
+    return HourAnswers(
+        used, live, (), own, held, (), PodOwners.of((), (), ()), {}, frozenset(), Devices.of((info,))
+    )
 
 
-def folded(found: Part) -> Fold:
+def folded(found: HourAnswers) -> Fold:
     """All of it in one stretch."""
     fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card)
     fold.add(found)

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
-from gpusharing.kube.answers import Request, error_of
+from gpusharing.kube.answers import ApiRequest, error_of
 from gpusharing.kube.client import (
     CONFIG_MAPS,
     EVENTS,
@@ -51,9 +51,9 @@ class Door:
         """What the real client makes of this HTTP status; 0: no answer."""
         if code == 0:
             return SILENCE
-        request = Request(self.verb, self.resource, self.subresource)
+        request = ApiRequest(self.verb, self.resource, self.subresource)
         if self.verb == "evict":
-            request = Request("create", PODS, "eviction")
+            request = ApiRequest("create", PODS, "eviction")
         reason = {409: "Conflict", 403: "Forbidden", 429: "TooManyRequests"}.get(code, "")
         return error_of(request, code, {"message": WORDS, "reason": reason})
 

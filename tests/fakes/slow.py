@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from gpusharing.kube.answers import Request
+from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import KubeClient, Page, Resource
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import Limits, OnCall
@@ -63,7 +63,7 @@ class SlowClient(PassingClient):
             if len(page.items) < limit:
                 return  # its end says that it is the last one; the real client asks no more
 
-    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
         """See PassingClient."""
         async with self._slot(request.verb, request.resource):
             return await send()

@@ -42,7 +42,7 @@ WATCHED = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class FaultCase:
     """One run: a fault in a scenario."""
 
     scenario: str
@@ -63,7 +63,7 @@ class Case:
 
 def sample(
     scenarios: Sequence[str], seed: str, count: int = SAMPLE, *, later: Sequence[str] = ()
-) -> list[Case]:
+) -> list[FaultCase]:
     """`count` cases: each kind in its turn, the scenarios shuffled anew in each round, places at random.
 
     Scenarios that came `later` have the same share, drawn apart: what a seed plays of the others stays what it was.
@@ -73,22 +73,22 @@ def sample(
     return _draw(scenarios, seed, count - len(drawn)) + drawn
 
 
-def _draw(scenarios: Sequence[str], seed: str, count: int) -> list[Case]:
+def _draw(scenarios: Sequence[str], seed: str, count: int) -> list[FaultCase]:
     dice = random.Random(seed)
     kinds = (kind for _ in iter(int, 1) for kind in dice.sample(KINDS, len(KINDS)))
     places = (one for _ in iter(int, 1) for one in dice.sample(scenarios, len(scenarios)))
     drawn = ((*next(kinds), dice.random()) for _ in range(count))
     return [
-        Case(next(places), kind, scope, round(place * (WATCHED if kind in WATCHES else 1), 3))
+        FaultCase(next(places), kind, scope, round(place * (WATCHED if kind in WATCHES else 1), 3))
         for kind, scope, place in drawn
     ]
 
 
-def all_cases(scenario: str, writes: int) -> Iterator[Case]:
+def all_cases(scenario: str, writes: int) -> Iterator[FaultCase]:
     """Every kind at every write of a scenario."""
     for number in range(writes):
         for kind, scope in KINDS:
-            yield Case(scenario, kind, scope, round((number + 0.5) / writes, 4))
+            yield FaultCase(scenario, kind, scope, round((number + 0.5) / writes, 4))
 
 
 # --- what came of them ---------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def all_cases(scenario: str, writes: int) -> Iterator[Case]:
 class Result:
     """What came of one case."""
 
-    case: Case
+    case: FaultCase
     complaints: tuple[str, ...]
     """Empty: it did what it should."""
     hits: int
@@ -130,7 +130,7 @@ class Results:
         rows = [json.dumps({"stamp": self._stamp, "cases": cases}), *map(_line, self.done)]
         self._path.write_text("".join(f"{row}\n" for row in rows))
 
-    def left(self, cases: Iterable[Case]) -> list[Case]:
+    def left(self, cases: Iterable[FaultCase]) -> list[FaultCase]:
         """Those without a good result."""
         good = {result.case for result in self.done if not result.complaints}
         return [case for case in cases if case not in good]
@@ -186,7 +186,7 @@ def _line(result: Result) -> str:
 
 def _read(line: str) -> Result:
     raw = json.loads(line)
-    return Result(**{**raw, "case": Case(**raw["case"]), "complaints": tuple(raw["complaints"])})
+    return Result(**{**raw, "case": FaultCase(**raw["case"]), "complaints": tuple(raw["complaints"])})
 
 
 def tell(folder: Path) -> None:

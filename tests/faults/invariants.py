@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tests.embedded.oracle import wanted_resources
 from tests.embedded.podrules import must_leave
-from tests.faults.writelog import Call, Leaders, Step, World, WriteLog
+from tests.faults.writelog import Call, Leaders, Objects, Step, WriteLog
 from tests.nodewrites import (
     OUR_ANNOTATIONS,
     OUR_LABELS,
@@ -77,7 +77,7 @@ def find_wrong(log: WriteLog, *, cap: int = 100) -> list[str]:
 
 def find_wrong_end(log: WriteLog) -> list[str]:
     """S9 at the end of a run in which everything has come to rest: no Node is so new that nobody need know it."""
-    world = World()
+    world = Objects()
     for state in log.states:
         world.put(state)
     policies = world.objects["gpusharingpolicies"].values()
@@ -88,7 +88,7 @@ def find_wrong_end(log: WriteLog) -> list[str]:
 # --- at each change ------------------------------------------------------------------------------------------
 
 
-def _over_budget(world: World, step: Step, told: Told) -> Iterator[str]:
+def _over_budget(world: Objects, step: Step, told: Told) -> Iterator[str]:
     """S1: a node was taken, and more are away than the policy, or the operator's cap, allows."""
     if step.kind != "nodes" or step.after is None or step.call is None:
         return
@@ -109,7 +109,7 @@ def _over_budget(world: World, step: Step, told: Told) -> Iterator[str]:
         yield f"{step.name}: {ours} are fenced, the limit of {fence['policy']} is {limit}"
 
 
-def _busy_at_pnr(world: World, step: Step, _: Told) -> Iterator[str]:
+def _busy_at_pnr(world: Objects, step: Step, _: Told) -> Iterator[str]:
     """S2: the point of no return was written, and a pod that counts is on the node."""
     if step.kind != "nodes" or step.after is None or (fence := fence_of(step.after)) is None:
         return
@@ -122,7 +122,7 @@ def _busy_at_pnr(world: World, step: Step, _: Told) -> Iterator[str]:
         yield f"{step.name}: past the PNR with {', '.join(sorted(left))}"
 
 
-def _foreign_cordon(_: World, step: Step, __: Told) -> Iterator[str]:
+def _foreign_cordon(_: Objects, step: Step, __: Told) -> Iterator[str]:
     """S3: we lifted a cordon that is not ours."""
     if step.kind != "nodes" or step.before is None or step.after is None or step.call is None:
         return
@@ -137,7 +137,7 @@ def _foreign_cordon(_: World, step: Step, __: Told) -> Iterator[str]:
         yield f"{step.name}: uncordoned another node of that name"
 
 
-def _other_owner(_: World, step: Step, __: Told) -> Iterator[str]:
+def _other_owner(_: Objects, step: Step, __: Told) -> Iterator[str]:
     """S4: the fence goes from one policy to another without having been lifted, and no run begins with that.
 
     A Failed node that another policy owns by now is repaired under its fence, by a run of the new owner.
@@ -149,7 +149,7 @@ def _other_owner(_: World, step: Step, __: Told) -> Iterator[str]:
         yield f"{step.name}: the fence of {was['policy']} became that of {now['policy']}"
 
 
-def _foreign_field(_: World, step: Step, __: Told) -> Iterator[str]:
+def _foreign_field(_: Objects, step: Step, __: Told) -> Iterator[str]:
     """S6: a write of ours changed a field of a Node that is not ours, or one in a way that it may not."""
     if step.kind != "nodes" or step.before is None or step.after is None or step.call is None:
         return
@@ -171,7 +171,7 @@ def _foreign_field(_: World, step: Step, __: Told) -> Iterator[str]:
         yield f"{step.name}: {text}"
 
 
-def _future_generation(_: World, step: Step, __: Told) -> Iterator[str]:
+def _future_generation(_: Objects, step: Step, __: Told) -> Iterator[str]:
     """S9: a status speaks of a generation that does not exist."""
     if step.kind != "gpusharingpolicies" or step.after is None:
         return
@@ -198,7 +198,7 @@ def _broken_promises(log: WriteLog, told: Told) -> Iterator[str]:
             yield from (f"{found[node]} at {call.version}" for node in found if node in still)
 
 
-def not_as_promised(policy: JSON, world: World, began: int | None = None) -> dict[str, str]:
+def not_as_promised(policy: JSON, world: Objects, began: int | None = None) -> dict[str, str]:
     """S9: Ready=True while a node is on its way or offers something else: what is wrong, by the name of the Node.
 
     `began`: of Nodes that came later, only those are asked for that the operator has shown to know; None: of all.
@@ -216,7 +216,7 @@ def not_as_promised(policy: JSON, world: World, began: int | None = None) -> dic
     return wrong
 
 
-def is_known(world: World, name: str) -> bool:
+def is_known(world: Objects, name: str) -> bool:
     """The operator has published something about this very Node, or has marked it.
 
     How long a watch takes to tell of a new one is no matter of the product. What it has published of a Node was written
@@ -243,7 +243,7 @@ def offers_other(spec: JSON, node: JSON, machine: tuple[str, str, int]) -> str:
     return "" if offered == wanted else f"offers {offered}, wanted {wanted}"
 
 
-Check = Callable[[World, Step, Told], Iterator[str]]
+Check = Callable[[Objects, Step, Told], Iterator[str]]
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("S1", _over_budget),
     ("S2", _busy_at_pnr),
@@ -283,7 +283,7 @@ def _foreign_write(call: Call) -> Iterator[str]:
         yield f"{call.what}: no pod of an actuator"
 
 
-def _wrong_eviction(world: World, call: Call, evicted: Counter[str]) -> Iterator[str]:
+def _wrong_eviction(world: Objects, call: Call, evicted: Counter[str]) -> Iterator[str]:
     """S7: without the pod's UID, evicted before, or from a node that is not fenced and cordoned."""
     if call.kind != "pods/eviction":
         return

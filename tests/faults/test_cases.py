@@ -9,7 +9,7 @@ from tests.faults.cases import (
     ROWS,
     SAMPLE,
     WORKERS,
-    Case,
+    FaultCase,
     Result,
     Results,
     all_cases,
@@ -23,7 +23,7 @@ from tests.faults.cases import (
 SCENARIOS = [f"scenario-{number}" for number in range(12)]
 
 
-def result(case: Case, *complaints: str, hits: int = 1, extra: int = 0) -> Result:
+def result(case: FaultCase, *complaints: str, hits: int = 1, extra: int = 0) -> Result:
     return Result(case, complaints, hits, extra, 0, 1.0)
 
 
@@ -65,7 +65,7 @@ def test_all_cases_are_each_kind_at_each_write() -> None:
     cases = list(all_cases("idle", 7))
     assert len(cases) == 7 * len(KINDS)
     assert {case.write(7) for case in cases} == set(range(1, 8))
-    assert Case("idle", *KINDS[0], 0.999).write(3) == 3
+    assert FaultCase("idle", *KINDS[0], 0.999).write(3) == 3
 
 
 def begun(path: Path, stamp: str, cases: int = 3) -> Results:

@@ -76,7 +76,7 @@ class Step:
 
 
 @dataclass
-class World:
+class Objects:
     """The objects at one moment."""
 
     objects: dict[str, dict[str, JSON]] = field(default_factory=lambda: {kind: {} for kind in WATCHED})
@@ -137,9 +137,9 @@ class WriteLog:
     began: int = 0
     """Up to this version everything is the world before."""
 
-    def steps(self) -> Iterator[tuple[World, Step]]:
-        """Each change of the run with the world after it. The World is one object that goes on changing."""
-        world, authors = World(), self._authors()
+    def steps(self) -> Iterator[tuple[Objects, Step]]:
+        """Each change of the run with the objects after it. It is one object that goes on changing."""
+        world, authors = Objects(), self._authors()
         for state in self.states:
             before = world.put(state)
             if state.version <= self.began:
@@ -149,9 +149,9 @@ class WriteLog:
                 call = None  # it changed nothing: the server answered with the version that was there
             yield world, Step(state.version, state.kind, state.name, before, state.after, call)
 
-    def sendings(self) -> Iterator[tuple[World, Call]]:
-        """Each write with the world at the moment in which it was sent; the World goes on changing."""
-        world = World()
+    def sendings(self) -> Iterator[tuple[Objects, Call]]:
+        """Each write with the objects at the moment in which it was sent, and they go on changing."""
+        world = Objects()
         states = iter(self.states)
         coming = next(states, None)
         for call in sorted(self.calls, key=lambda one: one.since):

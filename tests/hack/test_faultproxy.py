@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from hack.faultproxy import FaultProxy, Refusal
 
-from gpusharing.kube.answers import Request, error_of
+from gpusharing.kube.answers import ApiRequest, error_of
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.errors import EvictionBlocked
 
@@ -73,5 +73,5 @@ async def test_a_refusal_reads_as_an_api_servers_own(upstream: str) -> None:
         path = PODS.path("team", "job-1", "eviction")
         proxy.fail("POST", path, refusal)
         async with aiohttp.ClientSession(proxy.url) as session, session.post(path) as answer:
-            error = error_of(Request("create", PODS, "eviction"), answer.status, await answer.json())
+            error = error_of(ApiRequest("create", PODS, "eviction"), answer.status, await answer.json())
     assert isinstance(error, EvictionBlocked)

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from hack.faultproxy import FaultProxy, Refusal, faults
 
-from gpusharing.kube.answers import Request
+from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import GPUNODES, LEASES, NODES, PODS
 from gpusharing.kube.errors import Expired, Unavailable
 from gpusharing.kube.wire import event_of
@@ -104,7 +104,7 @@ async def read(content: aiohttp.StreamReader) -> Any:
     if not line:
         return None
     try:
-        return event_of(Request("watch", NODES), line).object["metadata"]["number"]
+        return event_of(ApiRequest("watch", NODES), line).object["metadata"]["number"]
     except (Expired, Unavailable) as error:
         return type(error)
 

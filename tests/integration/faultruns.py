@@ -14,7 +14,7 @@ from hack.cluster.nodes import create_nodes
 from hack.cluster.process import wait_until
 from hack.faultproxy import FaultProxy, Refusal, Write, faults
 from tests.fakes.tls import Identity
-from tests.faults.cases import CALLS, Case
+from tests.faults.cases import CALLS, FaultCase
 from tests.faults.invariants import cost_of, find_wrong, find_wrong_end, uid_of
 from tests.faults.oracle import Outcome, Reference, differences, without_way
 from tests.faults.writelog import Call, WriteLog
@@ -86,7 +86,7 @@ class FaultTheatre(Theatre):
         return self._references[scenario.name]
 
     def watch(
-        self, scenario: Scenario, case: Case | None = None, at: int = 0, *, around: Around = UNDISTURBED
+        self, scenario: Scenario, case: FaultCase | None = None, at: int = 0, *, around: Around = UNDISTURBED
     ) -> Outcome:
         """Play it once, with a fault from the write `at` on, or with something that goes on all the time."""
         wanted = self.reference(scenario).state if case or around.alike else None
@@ -168,7 +168,7 @@ class FaultTheatre(Theatre):
 
     @contextlib.contextmanager
     def _operators(
-        self, scenario: Scenario, log: Path, case: Case | None, at: int, around: Around
+        self, scenario: Scenario, log: Path, case: FaultCase | None, at: int, around: Around
     ) -> Iterator[tuple[Lives, faults.Fault | None]]:
         environment = self.environment | {"GPUSHARING_PUBLISH_PERIOD": str(scenario.publish_period)}
         stolen = case is not None and case.kind == "lease-stolen"
@@ -186,7 +186,7 @@ class FaultTheatre(Theatre):
         with lives.running(around.operators):
             yield lives, fault
 
-    def _fault(self, case: Case, at: int, lives: Lives) -> faults.Fault | None:
+    def _fault(self, case: FaultCase, at: int, lives: Lives) -> faults.Fault | None:
         """The fault of a case; a kill is armed at once."""
         if case.kind in ("kill-before", "kill-after"):
             self.proxy.arm(at, lives.strike, before=case.kind == "kill-before")
@@ -209,7 +209,7 @@ class FaultTheatre(Theatre):
             except TimeoutError as error:
                 yield str(error)
 
-    def judge(self, scenario: Scenario, case: Case) -> tuple[Outcome, list[str]]:
+    def judge(self, scenario: Scenario, case: FaultCase) -> tuple[Outcome, list[str]]:
         """Play a case; what the run did that it must not."""
         reference = self.reference(scenario)
         run = self.watch(scenario, case, case.write(reference.writes))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from hack.generate import ROOT
-from tests.faults.cases import KINDS, SAMPLE, Case, Result, Results, all_cases, sample, summary
+from tests.faults.cases import KINDS, SAMPLE, FaultCase, Result, Results, all_cases, sample, summary
 from tests.integration.crash import Scenario
 from tests.integration.faultruns import FaultTheatre, fault_theatre
 from tests.integration.faultscenarios import LATER, MATRIX
@@ -40,7 +40,7 @@ def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield found
 
 
-def cases_of(scenario: Scenario, theatre: FaultTheatre, known: int) -> list[Case]:
+def cases_of(scenario: Scenario, theatre: FaultTheatre, known: int) -> list[FaultCase]:
     """What is played of a scenario. `known`: of how many cases results are there."""
     if FULL:
         return list(all_cases(scenario.name, known // len(KINDS) or theatre.reference(scenario).writes))
@@ -56,7 +56,7 @@ def part(scenario: Scenario) -> Results:
     return Results(path, f"{commit()} {'full' if FULL else SEED}")
 
 
-def play(theatre: FaultTheatre, scenario: Scenario, case: Case) -> Result:
+def play(theatre: FaultTheatre, scenario: Scenario, case: FaultCase) -> Result:
     """One case; whatever goes wrong is a complaint, so that the others are played all the same."""
     began, reference = time.monotonic(), theatre.reference(scenario)
     try:

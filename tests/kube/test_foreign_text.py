@@ -29,13 +29,13 @@ from tests.kube.objects import node, observed, observed_gpu, pod
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.adoption import Given, find_import, with_pointers
+from gpusharing.cli.adoption import AdminConfigMaps, find_import, with_pointers
 from gpusharing.cli.handmade import Handmade, find_handmade
 from gpusharing.cli.importing import as_yaml, find_remarks
 from gpusharing.cli.likeness import propose
 from gpusharing.kube import convert, convert_pods, fence
 from gpusharing.kube.actuatorlog import failure_in
-from gpusharing.kube.answers import Request, error_of, error_of_event
+from gpusharing.kube.answers import ApiRequest, error_of, error_of_event
 from gpusharing.kube.client import PODS
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
@@ -190,7 +190,7 @@ def test_damaged_objects_of_other_operators_are_read(cluster_policy: Any, mainte
     st.sampled_from([400, 401, 403, 404, 409, 410, 422, 429, 500, 503, 504, 418]), damaged(STATUS), st.text()
 )
 def test_a_damaged_refusal_is_an_error_of_ours(code: int, status: Any, retry_after: str) -> None:
-    for request in (Request("create", PODS, "eviction"), Request("list", PODS)):
+    for request in (ApiRequest("create", PODS, "eviction"), ApiRequest("list", PODS)):
         assert isinstance(error_of(request, code, status, retry_after), KubeError)
         assert isinstance(error_of_event(request, status if isinstance(status, dict) else {}), KubeError)
 
@@ -313,7 +313,7 @@ def test_what_somebody_configured_by_hand_is_read_whatever_the_files_hold(
     view = make_node(labels={key: value for key, value in labels.items() if value})
     gpus = [make_gpu(number, layout=(("3g.40gb", 2),) if divided else None) for number in (0, 1)]
     snapshot = make_snapshot([view], gpunodes=[make_gpunode(gpus=gpus)], stack=stack)
-    maps = Given(AdminMaps("theirs", "theirs-too"), {"their-config": plugin}, mig)
+    maps = AdminConfigMaps(AdminMaps("theirs", "theirs-too"), {"their-config": plugin}, mig)
     found = find_import(snapshot, maps, NO_MAPS, now)
     assert {name for one in found.proposed for name in one.nodes} | found.left_out.keys() == {"gpu-07"}
     observed = make_gpunode(gpus=gpus).observed

@@ -2,12 +2,12 @@
 
 import pytest
 
-from gpusharing.kube.answers import Request
+from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import GPUNODES, WatchEvent
 from gpusharing.kube.errors import Expired, Unavailable
 from gpusharing.kube.wire import WATCH_SECONDS, event_of, parsed, selectors, watch_query
 
-WATCH = Request("watch", GPUNODES)
+WATCH = ApiRequest("watch", GPUNODES)
 
 
 def test_watches_that_begin_together_do_not_end_together() -> None:

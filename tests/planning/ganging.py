@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from gpusharing.planning.snapshot.podviews import Gang, GangView, Member, PodView
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 
 def make_gang(name: str = "train", *, kind: str = "JobSet", namespace: str = "team-a") -> Gang:
@@ -12,5 +12,5 @@ def make_gang(name: str = "train", *, kind: str = "JobSet", namespace: str = "te
 
 def make_gang_view(members: Mapping[str, Sequence[PodView]], gang: Gang | None = None) -> GangView:
     """A gang with these pods, by node."""
-    rows = tuple(Member(node, pod) for node, pods in sorted(members.items()) for pod in pods)
+    rows = tuple(GangMember(node, pod) for node, pods in sorted(members.items()) for pod in pods)
     return GangView(gang or make_gang(), rows)

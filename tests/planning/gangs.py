@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.planning.podkinds import holds_gpu
 from tests.planning.server import GRACE
 
-from gpusharing.planning.snapshot.podviews import Gang, GangView, Member, PodView
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 if TYPE_CHECKING:
     from tests.planning.world import World
@@ -18,10 +18,10 @@ def is_alive(pod: PodView) -> bool:
     return pod.phase not in ("Succeeded", "Failed")
 
 
-def members(world: "World", gang: Gang) -> tuple[Member, ...]:
+def members(world: "World", gang: Gang) -> tuple[GangMember, ...]:
     """Its pods that are not finished, by node."""
     return tuple(
-        Member(node, world.readable(pod))
+        GangMember(node, world.readable(pod))
         for node, pods in sorted(world.pods.items())
         for pod in sorted(pods.values(), key=lambda one: one.ref)
         if pod.gang == gang and is_alive(pod)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.decaying import Sample
 from gpusharing.planning.gpus.needs import GIB, Goal, History, Holding, Need, Workload, find_need
-from gpusharing.planning.gpus.recommendation import Pool
+from gpusharing.planning.gpus.recommendation import ModelPool
 
 BY_KEY = {card.key: card for card in CARDS}
 H100 = BY_KEY["h100-80gb"]
@@ -54,6 +54,6 @@ def need(
     return find_need(told, card, goal)
 
 
-def pool(nodes: Sequence[int] = (8,), *, card: Card = H100, used: int = 0) -> Pool:
+def pool(nodes: Sequence[int] = (8,), *, card: Card = H100, used: int = 0) -> ModelPool:
     """With so many GPUs on each node."""
-    return Pool("pool-a", card, tuple(nodes), used or sum(nodes))
+    return ModelPool("pool-a", card, tuple(nodes), used or sum(nodes))

@@ -15,7 +15,7 @@ from hack.sim import gfd
 from hack.sim.plugin import PluginError, advertised, choose_key, parse_config
 from tests.build import H100, make_gpu
 
-from gpusharing.agent.library import GPU, Instance, MigMode, Model, Profile, Reading
+from gpusharing.agent.library import GPU, DriverProfile, Instance, MigMode, Model, Reading
 from gpusharing.api import names
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
@@ -262,7 +262,7 @@ def _model(product: str) -> Model:
     card = find_card(product)
     assert card is not None, "machines have cards of the table"
     profiles = tuple(
-        Profile(p.name, p.profile_id or 0, p.slices, p.memory_gb, p.max_count, p.starts, p.size)
+        DriverProfile(p.name, p.profile_id or 0, p.slices, p.memory_gb, p.max_count, p.starts, p.size)
         for p in card.profiles
     )
     major, minor = card.compute_capability

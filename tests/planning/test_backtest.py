@@ -13,7 +13,7 @@ from tests.planning.traces import DAY, KINDS, SIMULATED, Trace, make_pool
 
 from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable
 from gpusharing.planning.gpus.needs import GIB, Doubt, Goal, Need, find_need
-from gpusharing.planning.gpus.recommendation import Placed, Pool, Recommendation, recommend
+from gpusharing.planning.gpus.recommendation import ModelPool, Placed, Recommendation, recommend
 
 PAST, FUTURE = 14 * DAY, 14 * DAY
 POOLS = 20
@@ -41,7 +41,7 @@ def play(seed: int, goal: Goal) -> Played:
 
 
 def advise(
-    nodes: Pool, traces: tuple[Trace, ...], begin: int, goal: Goal, *, bare: bool = False
+    nodes: ModelPool, traces: tuple[Trace, ...], begin: int, goal: Goal, *, bare: bool = False
 ) -> Recommendation:
     """By a fortnight from an hour on."""
     needs = []

@@ -19,8 +19,8 @@ from gpusharing.planning.gpus.needs import GIB, Goal, Holding, Need, Workload, f
 from gpusharing.planning.gpus.recommendation import (
     Bound,
     Misplaced,
+    ModelPool,
     Occupied,
-    Pool,
     Recommendation,
     Stranded,
     recommend,
@@ -207,13 +207,13 @@ def test_the_worst_neighbours_of_today_are_found() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (Pool("p", H100, (), 0), "pool p has no GPU"),
-        (Pool("p", H100, (4, 0), 0), "pool p has no GPU"),
-        (Pool("p", BY_KEY["thor-igpu"], (1,), 0), "thor-igpu shares its memory with the CPU"),
+        (ModelPool("p", H100, (), 0), "pool p has no GPU"),
+        (ModelPool("p", H100, (4, 0), 0), "pool p has no GPU"),
+        (ModelPool("p", BY_KEY["thor-igpu"], (1,), 0), "thor-igpu shares its memory with the CPU"),
     ],
     ids=["no node", "a node without GPUs", "memory of the CPU"],
 )
-def test_a_pool_that_cannot_be_advised_is_refused(wrong: Pool, said: str) -> None:
+def test_a_pool_that_cannot_be_advised_is_refused(wrong: ModelPool, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         recommend(wrong, [], goal=Goal.COST)
 

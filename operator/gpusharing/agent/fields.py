@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Need(Enum):
+class NeededRight(Enum):
     """A right, where it comes from in the chart, and why."""
 
     NOTHING = ("nothing", "–", "the agent knows it itself")
@@ -50,14 +50,14 @@ class Need(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class FieldSource:
     """Where some fields come from."""
 
     fields: tuple[str, ...]
     """Below `status.observed`, as on the wire; a field stands for all below it that no other source names."""
     calls: tuple[str, ...]
     """NVML functions, fields of nvmlDeviceGetFieldValues aside."""
-    needs: tuple[Need, ...]
+    needs: tuple[NeededRight, ...]
     without: str
     """What the agent shows without the right, and where card or driver do not support the call."""
 
@@ -70,55 +70,67 @@ SESSION = (
 )
 """Calls that open the way to the others; without their right there is no reading, and `error` says so."""
 
-SOURCES: tuple[Source, ...] = (
-    Source(("requestID", "quiet", "simulated", "error"), (), (Need.NOTHING,), "–"),
-    Source(("driverVersion",), ("nvmlSystemGetDriverVersion",), (Need.DRIVER,), "empty"),
-    Source(
+SOURCES: tuple[FieldSource, ...] = (
+    FieldSource(("requestID", "quiet", "simulated", "error"), (), (NeededRight.NOTHING,), "–"),
+    FieldSource(("driverVersion",), ("nvmlSystemGetDriverVersion",), (NeededRight.DRIVER,), "empty"),
+    FieldSource(
         ("models[].product", "gpus[].product", "gpus[].index"),
         ("nvmlDeviceGetName",),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "`access: Failed` for that GPU; for all GPUs: no reading, and `error` says why",
     ),
-    Source(("gpus[].uuid",), ("nvmlDeviceGetUUID",), (Need.DRIVER,), "`access: Failed` for that GPU"),
-    Source(
+    FieldSource(
+        ("gpus[].uuid",), ("nvmlDeviceGetUUID",), (NeededRight.DRIVER,), "`access: Failed` for that GPU"
+    ),
+    FieldSource(
         ("models[].memoryMiB",),
         ("nvmlDeviceGetMemoryInfo",),
-        (Need.DRIVER, Need.MIG_CONFIG),
+        (NeededRight.DRIVER, NeededRight.MIG_CONFIG),
         "null, where MIG is on (without MIG it takes no right)",
     ),
-    Source(("models[].computeCapability",), ("nvmlDeviceGetCudaComputeCapability",), (Need.DRIVER,), "empty"),
-    Source(
+    FieldSource(
+        ("models[].computeCapability",),
+        ("nvmlDeviceGetCudaComputeCapability",),
+        (NeededRight.DRIVER,),
+        "empty",
+    ),
+    FieldSource(
         ("models[].migCapable", "gpus[].migMode", "gpus[].migModePending"),
         ("nvmlDeviceGetMigMode",),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "false, NotSupported; `access: Failed` where NVML refuses",
     ),
-    Source(("models[].migModeChange",), ("nvmlDeviceGetFieldValues",), (Need.DRIVER,), "Unknown; field 184"),
-    Source(
+    FieldSource(
+        ("models[].migModeChange",),
+        ("nvmlDeviceGetFieldValues",),
+        (NeededRight.DRIVER,),
+        "Unknown; field 184",
+    ),
+    FieldSource(
         ("models[].profiles",),
         ("nvmlDeviceGetGpuInstanceProfileInfo",),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "none; the planner takes those of its table of cards",
     ),
-    Source(
+    FieldSource(
         ("models[].profiles[].starts", "models[].profiles[].size"),
         ("nvmlDeviceGetGpuInstancePossiblePlacements",),
-        (Need.MIG_CONFIG,),
+        (NeededRight.MIG_CONFIG,),
         "none and 0; the planner takes those of its table of cards",
     ),
-    Source(
+    FieldSource(
         ("gpus[].computeMode",),
         ("nvmlDeviceGetComputeMode",),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "NotSupported; Unknown where NVML refuses, and then nothing is proven",
     ),
-    Source(
+    FieldSource(
         ("gpus[].instancesWithheld",),
         (),
-        (Need.MIG_CONFIG,),
+        (NeededRight.MIG_CONFIG,),
         "true: no change to MIG begins, none is proven, and a GPU with MIG on counts as busy",
     ),
-    Source(
+    FieldSource(
         ("gpus[].instances",),
         (
             "nvmlDeviceGetMaxMigDeviceCount",
@@ -126,10 +138,10 @@ SOURCES: tuple[Source, ...] = (
             "nvmlDeviceGetGpuInstanceId",
             "nvmlDeviceGetAttributes",
         ),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "none",
     ),
-    Source(
+    FieldSource(
         ("gpus[].instances[].start", "gpus[].instances[].size"),
         (
             "nvmlDeviceGetGpuInstances",
@@ -137,98 +149,101 @@ SOURCES: tuple[Source, ...] = (
             "nvmlGpuInstanceGetComputeInstanceProfileInfo",
             "nvmlGpuInstanceGetComputeInstances",
         ),
-        (Need.MIG_CONFIG,),
+        (NeededRight.MIG_CONFIG,),
         "-1 and 0; of the instances, only those whose MIG device the container may open",
     ),
-    Source(
+    FieldSource(
         ("gpus[].processes",),
         (
             "nvmlDeviceGetComputeRunningProcesses",
             "nvmlDeviceGetMPSComputeRunningProcesses",
             "nvmlDeviceGetGraphicsRunningProcesses",
         ),
-        (Need.HOST_PID, Need.MIG_CONFIG),
+        (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
         "one process with id 0 and no name, which counts as busy: without the host's PID namespace; where MIG is on "
         "and its instances may not be listed, or one has no MIG device that can be seen; where NVML refuses a list, "
         "or does not support the list of compute processes. A list of MPS or graphics clients that is not supported "
         "is empty",
     ),
-    Source(
+    FieldSource(
         ("gpus[].processes[].name",),
         ("nvmlSystemGetProcessName",),
-        (Need.HOST_PID, Need.MIG_CONFIG),
+        (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
         "empty, which counts as busy. MPS's own daemons are known by their executable and parent; where executables "
         "may not be looked at, by the 15 bytes that the kernel keeps of their names",
     ),
-    Source(("gpus[].eccUncorrected",), ("nvmlDeviceGetTotalEccErrors",), (Need.DRIVER,), "null"),
-    Source(
+    FieldSource(("gpus[].eccUncorrected",), ("nvmlDeviceGetTotalEccErrors",), (NeededRight.DRIVER,), "null"),
+    FieldSource(
         ("gpus[].remappedRows",),
         ("nvmlDeviceGetRemappedRows", "nvmlDeviceGetFieldValues"),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "null; fields 142 to 145 where MIG instances are active",
     ),
-    Source(
+    FieldSource(
         ("gpus[].recoveryAction",),
         ("nvmlDeviceGetFieldValues",),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "null; field 230, since R565",
     ),
-    Source(
+    FieldSource(
         ("gpus[].xid",),
         ("nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree"),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "null; heard only while the agent reads (docs/adr/0015-health-from-the-same-reading.md)",
     ),
-    Source(
-        ("gpus[].access", "gpus[].error"), (), (Need.DRIVER,), "–; from the error that any of the calls gives"
+    FieldSource(
+        ("gpus[].access", "gpus[].error"),
+        (),
+        (NeededRight.DRIVER,),
+        "–; from the error that any of the calls gives",
     ),
-    Source(
+    FieldSource(
         ("allocated", "pods"),
         (),
-        (Need.POD_RESOURCES,),
+        (NeededRight.POD_RESOURCES,),
         "null: USED shows `+?`. Finished pods hold no devices; kubelets before 1.34 list them without any "
         "(kubernetes#119423, #132028)",
     ),
 )
 
-USAGE: tuple[Source, ...] = (
-    Source(
+USAGE: tuple[FieldSource, ...] = (
+    FieldSource(
         ("device_memory_bytes", "device_memory_used_bytes"),
         ("nvmlDeviceGetMemoryInfo",),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "absent. Of a whole GPU it is version 2 of the call, which leaves out what the driver reserves; before R510 "
         "that counts as used",
     ),
-    Source(
+    FieldSource(
         ("pod_memory_used_bytes", "pod_processes", "device_unattributed_memory_bytes"),
         ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"),
-        (Need.HOST_PID, Need.MIG_CONFIG),
+        (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
         "absent for a device of which some processes are not seen; memory also where the driver does not tell it of "
         "a process",
     ),
-    Source(
+    FieldSource(
         ("pod_sm_ratio", "device_sm_ratio"),
         ("nvmlDeviceGetProcessUtilization",),
-        (Need.DRIVER, Need.HOST_PID),
+        (NeededRight.DRIVER, NeededRight.HOST_PID),
         "absent; never there with MIG on, where NVML does not support it",
     ),
-    Source(
+    FieldSource(
         ("pod_slices", "device_slices", "device_slices_allocated"),
         (),
-        (Need.POD_RESOURCES,),
+        (NeededRight.POD_RESOURCES,),
         "absent; of a shared device the memory is still put down to the pods by their cgroups",
     ),
-    Source(
+    FieldSource(
         ("the label pod of a shared device's processes",),
         (),
-        (Need.POD_LOGS,),
+        (NeededRight.POD_LOGS,),
         "the processes of a shared device count as unattributed, and what its holders take is absent; those of a "
         "device that one pod holds are that pod's",
     ),
-    Source(
+    FieldSource(
         ("xid_errors_total",),
         ("nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree"),
-        (Need.DRIVER,),
+        (NeededRight.DRIVER,),
         "absent; heard only while the agent reads",
     ),
 )

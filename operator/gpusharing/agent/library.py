@@ -26,7 +26,7 @@ RecoveryAction = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class DriverProfile:
     """A MIG profile that the driver offers on a card; see ObservedProfile."""
 
     name: str
@@ -47,7 +47,7 @@ class Model:
     compute_capability: str
     mig_capable: bool
     mig_mode_change: Literal["Live", "Reset", "Unknown"]
-    profiles: tuple[Profile, ...]
+    profiles: tuple[DriverProfile, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class RemappedRows:
+class DriverRemappedRows:
     """Row remapping of a GPU's memory; see api.gpunode.RemappedRows."""
 
     correctable: int = 0
@@ -96,7 +96,7 @@ class GPU:
     instances: tuple[Instance, ...]
     processes: tuple[Process, ...]
     ecc_uncorrected: int | None
-    remapped_rows: RemappedRows | None
+    remapped_rows: DriverRemappedRows | None
     access: Access = "Ok"
     """Otherwise only `index` says anything."""
     recovery_action: RecoveryAction | None = None

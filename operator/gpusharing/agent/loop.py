@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from gpusharing.agent.api import NodeAPI
 from gpusharing.agent.background import Background, in_daemon_thread
 from gpusharing.agent.library import Library, Reading, Use
-from gpusharing.agent.meter import LAG, Meter, Standing, standing
-from gpusharing.agent.observation import Observation, Request
+from gpusharing.agent.meter import LAG, Allotment, Meter, standing
+from gpusharing.agent.observation import AgentRequest, Observation
 from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.agent.reader import Outcome, Reader
@@ -100,7 +100,7 @@ class AgentLoop:
         """What the GPUs are used for, and who held them then; None: the last turn read nothing, as while quiet."""
         self.meter = Meter(self.settings.meter_lag)
         """Who has had how much of the GPUs since this process began."""
-        self._stood: tuple[Reading, Holdings, str, bool, Standing] | None = None
+        self._stood: tuple[Reading, Holdings, str, bool, Allotment] | None = None
         """How things stood at the last turn, and what that was made of."""
         self._api = api
         self._pods = pods
@@ -155,7 +155,7 @@ class AgentLoop:
         if node is None:  # nothing asked, nowhere to report: in the middle of a change NVML must stay closed
             self.use = None  # nor does anybody know any more who uses what
             return
-        request = Request.of(node)
+        request = AgentRequest.of(node)
         last = self.observed or Observation.of(node)
         holdings = await self._read_holdings()
         used: Use | None = None
@@ -181,7 +181,7 @@ class AgentLoop:
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
 
-    async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
+    async def _read(self, request: AgentRequest, last: Observation) -> tuple[Observation, Use | None]:
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -209,7 +209,7 @@ class AgentLoop:
         if self._patience and self._hopeless >= self._patience and reported and self.observed is not None:
             raise RestartNeeded(self.observed.error)
 
-    def _how_it_stands(self, node: JSON, holdings: Holdings | None) -> Standing | None:
+    def _how_it_stands(self, node: JSON, holdings: Holdings | None) -> Allotment | None:
         """None: nobody knows. What the operator tells people of the node is enough for a bill; it decides nothing."""
         if self.reading is None or holdings is None:
             return None
@@ -266,4 +266,4 @@ class AgentLoop:
         return self._standing is not None and self._standing[0] is node and self._standing[1] == observed
 
     def _asked(self) -> str:
-        return "" if self._own.node is None else Request.of(self._own.node).id
+        return "" if self._own.node is None else AgentRequest.of(self._own.node).id

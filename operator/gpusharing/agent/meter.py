@@ -62,7 +62,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Allotment:
     """Who has what of the node's GPUs at a moment, in GPUs. It adds up to `gpus`."""
 
     policy: str
@@ -84,7 +84,7 @@ class _Slices:
     held: Mapping[tuple[str, str], int]
 
 
-def standing(reading: Reading, holdings: Holdings, policy: str, *, changing: bool) -> Standing:
+def standing(reading: Reading, holdings: Holdings, policy: str, *, changing: bool) -> Allotment:
     """How things stand; `changing`: the node is in the middle of a change, and idle slices are no use to anybody."""
     held: dict[tuple[str, str], Fraction] = {}
     idle: dict[str, Fraction] = {}
@@ -104,8 +104,8 @@ def standing(reading: Reading, holdings: Holdings, policy: str, *, changing: boo
     gpus = len(reading.gpus)
     rest = gpus - sum(held.values(), NOTHING)
     if changing:
-        return Standing(policy, gpus, held, {}, NOTHING, rest)
-    return Standing(policy, gpus, held, idle, rest - sum(idle.values(), NOTHING), NOTHING)
+        return Allotment(policy, gpus, held, {}, NOTHING, rest)
+    return Allotment(policy, gpus, held, idle, rest - sum(idle.values(), NOTHING), NOTHING)
 
 
 def _devices(reading: Reading, holdings: Holdings) -> Iterable[_Slices]:
@@ -174,10 +174,10 @@ class Meter:
         self._stranded: LaggingCounts[str] = LaggingCounts(lag)
         self._transition: LaggingCounts[str] = LaggingCounts(lag)
         self._gpus: LaggingCounts[str] = LaggingCounts(lag)
-        self._now: Standing | None = None
+        self._now: Allotment | None = None
         self._since = 0.0
 
-    def turn(self, now: float, stands: Standing | None) -> None:
+    def turn(self, now: float, stands: Allotment | None) -> None:
         """How things stand from now on; None: nobody knows, so as before. `now`: seconds of a clock that only rises."""
         if self._now is not None:
             self._count(self._now, self._since, now)
@@ -194,7 +194,7 @@ class Meter:
             gpus=self._gpus.tell(now),
         )
 
-    def _count(self, stands: Standing, since: float, until: float) -> None:
+    def _count(self, stands: Allotment, since: float, until: float) -> None:
         seconds = max(0.0, until - since)
         policy = self._policy(stands.policy, until)
         self._gpus.add(policy, stands.gpus * seconds, until)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import RecoveryAction, RemappedRows
+from gpusharing.agent.library import DriverRemappedRows, RecoveryAction
 
 _MOST_EVENTS = 256  # heard at one reading; the next one begins anew
 _REMAPPED_FIELDS = (
@@ -80,13 +80,13 @@ def recovery_action(handle: Any) -> RecoveryAction | None:
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
 
-def remapped_rows(handle: Any) -> RemappedRows | None:
+def remapped_rows(handle: Any) -> DriverRemappedRows | None:
     """By the call, else by fields 142 to 145: the call is not supported while MIG instances are active."""
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None
     correctable, uncorrectable, pending, failed = rows
-    return RemappedRows(
+    return DriverRemappedRows(
         correctable=correctable, uncorrectable=uncorrectable, pending=bool(pending), failed=bool(failed)
     )
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import pynvml
 
-from gpusharing.agent.library import Instance, Profile
+from gpusharing.agent.library import DriverProfile, Instance
 from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED, maybe, supported
 
 _PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT
@@ -41,9 +41,9 @@ class Divided:
 UNDIVIDED = Divided()
 
 
-def offered(handle: Any) -> tuple[tuple[Profile, ...], bool]:
+def offered(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
     """The profiles of a card, and whether their placements may not be listed."""
-    found: list[Profile] = []
+    found: list[DriverProfile] = []
     withheld = False
     for info in _profile_infos(handle):
         placements = _placements(handle, info.id)
@@ -65,9 +65,9 @@ def _profile_infos(handle: Any) -> Iterator[Any]:
             yield info
 
 
-def _profile(info: Any, placements: list[Any]) -> Profile:
+def _profile(info: Any, placements: list[Any]) -> DriverProfile:
     name = info.name.removeprefix("MIG ")
-    return Profile(
+    return DriverProfile(
         name=name,
         id=info.id,
         slices=info.sliceCount,
@@ -109,7 +109,7 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
                 raise
 
 
-def divided(handle: Any, profiles: Sequence[Profile], migs: Sequence[MigDevice]) -> Divided:
+def divided(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> Divided:
     """GPU instances by placement; without the right to list them, what the MIG devices show.
 
     An instance without a compute instance, as a create that failed midway leaves it, hides nobody.
@@ -174,13 +174,13 @@ def _compute_profile_infos(instance: Any) -> Iterator[Any]:
             yield info
 
 
-def _instance(info: Any, profile: Profile, uuids: dict[int, str]) -> Instance:
+def _instance(info: Any, profile: DriverProfile, uuids: dict[int, str]) -> Instance:
     place = info.placement
     uuid = uuids.get(info.id, "")
     return Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
 
 
-def _instance_of_device(device: MigDevice, profiles: Sequence[Profile]) -> Instance:
+def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) -> Instance:
     """Profile from the device's name ("... MIG 1c.3g.40gb"), else from its attributes; no placement."""
     mig, uuid = device
     name = maybe("", pynvml.nvmlDeviceGetName, mig).rpartition(" MIG ")[2]

@@ -14,14 +14,14 @@ _NAMES: dict[type[object], tuple[tuple[str, str], ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class AgentRequest:
     """What the operator asks in `spec.request`; see api.gpunode.Request."""
 
     id: str = ""
     quiet: bool = False
 
     @classmethod
-    def of(cls, node: JSON) -> "Request":
+    def of(cls, node: JSON) -> "AgentRequest":
         """The request of a GPUNode; without one, nothing in particular is asked."""
         return cls(text(node, "spec", "request", "id"), part(node, "spec", "request", "quiet") is True)
 
@@ -59,7 +59,7 @@ class Observation:
 
     @classmethod
     def after(
-        cls, request: Request, reading: Reading, *, simulated: bool, last: "Observation | None" = None
+        cls, request: AgentRequest, reading: Reading, *, simulated: bool, last: "Observation | None" = None
     ) -> "Observation":
         """The answer to a request, by a reading that began after it. A GPU that NVML cannot talk to keeps what
         `last` knew of it."""
@@ -77,7 +77,7 @@ class Observation:
             gpus=gpus,
         )
 
-    def again(self, request: Request) -> "Observation":
+    def again(self, request: AgentRequest) -> "Observation":
         """The answer to a request by a reading that found nothing new."""
         return replace(self, request_id=request.id, quiet=request.quiet, error="")
 
@@ -92,7 +92,7 @@ class Observation:
             return replace(self, allocated=None, pods=None)
         return replace(self, allocated=holdings.allocated, pods=holdings.pods)
 
-    def keeps_closed(self, request: Request) -> bool:
+    def keeps_closed(self, request: AgentRequest) -> bool:
         """The library stays closed: quiet is asked for and was answered, maybe by the process before us."""
         return request.quiet and self.quiet and self.request_id == request.id
 

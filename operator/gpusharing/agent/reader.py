@@ -7,7 +7,7 @@ from typing import Literal
 
 from gpusharing.agent.background import Background
 from gpusharing.agent.library import Library, LibraryError, Reading
-from gpusharing.agent.observation import Request
+from gpusharing.agent.observation import AgentRequest
 
 Outcome = Literal["ok", "failed", "hung"]
 
@@ -16,7 +16,7 @@ Outcome = Literal["ok", "failed", "hung"]
 class Answer:
     """What came of asking the library."""
 
-    request: Request
+    request: AgentRequest
     """The request that was known before the reading began."""
     outcome: Outcome
     reading: Reading | None = None
@@ -31,7 +31,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    request: Request
+    request: AgentRequest
     future: asyncio.Future[Reading]
     started: float
 
@@ -56,7 +56,7 @@ class Reader:
         self._attempt: _Attempt | None = None
         self._late: _Attempt | None = None
 
-    async def read(self, request: Request) -> Answer:
+    async def read(self, request: AgentRequest) -> Answer:
         """Read for this request, or collect the reading that is still under way for an earlier one.
 
         A second reading never starts beside one that hangs: it would hang too and leak a thread a turn.
@@ -74,7 +74,7 @@ class Reader:
             text = f"{error.reason}: {error}"
             return Answer(attempt.request, "failed", error=text, seconds=seconds, patience=error.patience)
 
-    def _begin(self, request: Request) -> _Attempt:
+    def _begin(self, request: AgentRequest) -> _Attempt:
         future = self._background(self._library.read, "nvml-reading")
         self._attempt = _Attempt(request, future, self._clock())
         return self._attempt

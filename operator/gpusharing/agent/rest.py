@@ -15,7 +15,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from urllib.parse import urlencode, urlsplit
 
 from gpusharing.agent.background import in_daemon_thread
-from gpusharing.kube.answers import Request
+from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.login import Access, Login
@@ -40,7 +40,7 @@ CALL_TIMEOUT = 15.0
 class _Sent:
     """One request, ready for a thread."""
 
-    request: Request
+    request: ApiRequest
     method: str
     target: str
     access: Access
@@ -64,7 +64,7 @@ class RestClient:
         limit: int = 500,
     ) -> AsyncIterator[Page]:
         """See Followable."""
-        request, path = Request("list", resource), resource.path(namespace)
+        request, path = ApiRequest("list", resource), resource.path(namespace)
         selected = selectors(label_selector, field_selector)
         async for page in each_page(lambda query: self._call(request, "GET", path, query), limit, selected):
             yield page
@@ -79,7 +79,7 @@ class RestClient:
         field_selector: str = "",
     ) -> AsyncIterator[WatchEvent]:
         """See Followable. Raises Unavailable when the stream breaks or is silent for too long."""
-        request = Request("watch", resource)
+        request = ApiRequest("watch", resource)
         query = watch_query(resource_version, selectors(label_selector, field_selector))
         stream = _Stream(await self._prepared(request, "GET", resource.path(namespace), query))
         stream.start()
@@ -108,11 +108,11 @@ class RestClient:
     ) -> JSON:
         """JSON merge patch."""
         path = resource.path(namespace, name, subresource)
-        return await self._call(Request("patch", resource, subresource), "PATCH", path, body=body)
+        return await self._call(ApiRequest("patch", resource, subresource), "PATCH", path, body=body)
 
     async def _call(
         self,
-        request: Request,
+        request: ApiRequest,
         method: str,
         path: str,
         query: Mapping[str, str] | None = None,
@@ -133,7 +133,7 @@ class RestClient:
         raise AssertionError("the second call returns or raises")
 
     async def _prepared(
-        self, request: Request, method: str, path: str, query: Mapping[str, str], body: JSON | None = None
+        self, request: ApiRequest, method: str, path: str, query: Mapping[str, str], body: JSON | None = None
     ) -> _Sent:
         access = await self._login.access()
         target = f"{path}?{urlencode(query)}" if query else path

@@ -54,7 +54,7 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class DeviceUsage:
     """What the devices of a node are used for."""
 
     devices: tuple[DeviceUse, ...] = ()
@@ -72,7 +72,7 @@ class Usage:
     """Devices, and pairs of a pod and a device, beyond the bounds."""
 
 
-def usage(use: Use, holdings: Holdings | None) -> Usage:
+def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
     """Bring both together; None: nobody knows who holds what."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
@@ -102,7 +102,7 @@ def usage(use: Use, holdings: Holdings | None) -> Usage:
         )
         for pod, uuid in pairs[:MOST_HOLDERS]
     )
-    return Usage(
+    return DeviceUsage(
         devices=tuple(devices.values()),
         offered=_counted(() if holdings is None else holdings.offered or ()),
         held=None

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from gpusharing.agent.library import DeviceUse, Use
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.usage import Holder, Sum, Usage, usage
+from gpusharing.agent.usage import DeviceUsage, Holder, Sum, usage
 
 PREFIX = "gpusharing"
 DEVICE = ("gpu", "uuid", "profile")
@@ -47,7 +47,7 @@ class UsageCollector(Collector):
         return []
 
 
-def _of_devices(known: Usage) -> Iterable[Metric]:
+def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     info = _family(
         "device_info",
         "1 for each whole GPU without MIG and each MIG device; placement is START:SIZE in units of the card.",
@@ -94,7 +94,7 @@ def _of_devices(known: Usage) -> Iterable[Metric]:
     )
 
 
-def _of_slices(known: Usage) -> Iterable[Metric]:
+def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
     labels = (*DEVICE, "resource")
     offered = _family(
         "device_slices",

@@ -15,7 +15,7 @@ from gpusharing.api.base import WireModel
 from gpusharing.api.gpunode import GPUNodeSpec, GPUNodeStatus
 from gpusharing.api.names import GPUNODES, GROUP, POLICIES, VERSION
 from gpusharing.api.policy import GPUSharingPolicySpec, GPUSharingPolicyStatus
-from gpusharing.api.rules import NAME_LENGTH, Rule, cel
+from gpusharing.api.rules import NAME_LENGTH, ApiRule, cel
 
 Schema = dict[str, Any]
 
@@ -51,7 +51,7 @@ class SchemaError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class PrinterColumn:
     """A column of `kubectl get`."""
 
     name: str
@@ -73,7 +73,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Resource:
+class CustomResource:
     """One custom resource, cluster-scoped."""
 
     kind: str
@@ -82,14 +82,14 @@ class Resource:
     description: str
     spec: type[WireModel]
     status: type[WireModel]
-    columns: Sequence[Column]
-    rules: Sequence[Rule] = ()
+    columns: Sequence[PrinterColumn]
+    rules: Sequence[ApiRule] = ()
     """Rules about the whole object."""
 
 
-AGE = Column("Age", ".metadata.creationTimestamp", "Time since creation.", "date")
+AGE = PrinterColumn("Age", ".metadata.creationTimestamp", "Time since creation.", "date")
 
-POLICY = Resource(
+POLICY = CustomResource(
     kind="GPUSharingPolicy",
     plural=POLICIES,
     short_name="gsp",
@@ -97,25 +97,29 @@ POLICY = Resource(
     spec=GPUSharingPolicySpec,
     status=GPUSharingPolicyStatus,
     columns=(
-        Column("Mode", ".status.summary.mode", "Full, MIG, MIG+TS (with time-slicing), MPS or TimeSlicing."),
-        Column("Layout", ".status.summary.layout", "What each GPU is divided into."),
-        Column("Nodes", ".status.summary.nodes", "Nodes that are verified and schedulable, of all."),
-        Column("GPUs", ".status.summary.gpus", "GPUs in the pool.", "integer"),
-        Column("Used", ".status.summary.used", "Devices held by pods, of all devices served."),
-        Column("Ready", '.status.conditions[?(@.type=="Ready")].status', "Every node is as wanted."),
-        Column("Status", ".status.summary.status", "One word for the pool."),
+        PrinterColumn(
+            "Mode", ".status.summary.mode", "Full, MIG, MIG+TS (with time-slicing), MPS or TimeSlicing."
+        ),
+        PrinterColumn("Layout", ".status.summary.layout", "What each GPU is divided into."),
+        PrinterColumn("Nodes", ".status.summary.nodes", "Nodes that are verified and schedulable, of all."),
+        PrinterColumn("GPUs", ".status.summary.gpus", "GPUs in the pool.", "integer"),
+        PrinterColumn("Used", ".status.summary.used", "Devices held by pods, of all devices served."),
+        PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status', "Every node is as wanted."),
+        PrinterColumn("Status", ".status.summary.status", "One word for the pool."),
         AGE,
-        Column("Pending", ".status.summary.pendingPods", "Pods waiting for this pool.", "integer", wide=True),
-        Column("Strategy", ".status.summary.strategy", "MIG strategy.", wide=True),
-        Column(
+        PrinterColumn(
+            "Pending", ".status.summary.pendingPods", "Pods waiting for this pool.", "integer", wide=True
+        ),
+        PrinterColumn("Strategy", ".status.summary.strategy", "MIG strategy.", wide=True),
+        PrinterColumn(
             "Window", ".status.summary.nextWindow", "When nodes may start; empty: at any time.", wide=True
         ),
-        Column("Product", ".status.summary.product", "Card models.", wide=True),
-        Column("Message", ".status.summary.message", "The most urgent sentence.", wide=True),
+        PrinterColumn("Product", ".status.summary.product", "Card models.", wide=True),
+        PrinterColumn("Message", ".status.summary.message", "The most urgent sentence.", wide=True),
     ),
     rules=(NAME_LENGTH,),
 )
-GPUNODE = Resource(
+GPUNODE = CustomResource(
     kind="GPUNode",
     plural=GPUNODES,
     short_name="gpun",
@@ -124,27 +128,27 @@ GPUNODE = Resource(
     spec=GPUNodeSpec,
     status=GPUNodeStatus,
     columns=(
-        Column("Policy", ".status.transition.policy", "The policy that owns the node."),
-        Column("Wanted", ".status.transition.wanted", "What each GPU is to be divided into."),
-        Column("Observed", ".status.transition.observed", "What each GPU is divided into now."),
-        Column("Phase", ".status.transition.phase", "Where the node is on its way."),
-        Column("Reason", ".status.transition.reason", "Why, in one word."),
-        Column("Pods", ".status.observed.pods", "Pods that hold a GPU device.", "integer"),
-        Column("Since", ".status.transition.since", "Time since the phase began.", "date"),
-        Column("Deadline", ".status.transition.deadline", "When the wait ends, UTC, or who ends it."),
+        PrinterColumn("Policy", ".status.transition.policy", "The policy that owns the node."),
+        PrinterColumn("Wanted", ".status.transition.wanted", "What each GPU is to be divided into."),
+        PrinterColumn("Observed", ".status.transition.observed", "What each GPU is divided into now."),
+        PrinterColumn("Phase", ".status.transition.phase", "Where the node is on its way."),
+        PrinterColumn("Reason", ".status.transition.reason", "Why, in one word."),
+        PrinterColumn("Pods", ".status.observed.pods", "Pods that hold a GPU device.", "integer"),
+        PrinterColumn("Since", ".status.transition.since", "Time since the phase began.", "date"),
+        PrinterColumn("Deadline", ".status.transition.deadline", "When the wait ends, UTC, or who ends it."),
         AGE,
-        Column(
+        PrinterColumn(
             "Culprit", ".status.transition.culprit", "Who keeps the node: a pod, or else what.", wide=True
         ),
-        Column("Cordon", ".status.transition.cordon", "Whose cordon the node carries.", wide=True),
-        Column("Step", ".status.transition.step", "Step of how many.", wide=True),
-        Column("Message", ".status.transition.message", "What is, why, and what to do.", wide=True),
+        PrinterColumn("Cordon", ".status.transition.cordon", "Whose cordon the node carries.", wide=True),
+        PrinterColumn("Step", ".status.transition.step", "Step of how many.", wide=True),
+        PrinterColumn("Message", ".status.transition.message", "What is, why, and what to do.", wide=True),
     ),
 )
 RESOURCES = (POLICY, GPUNODE)
 
 
-def custom_resource_definition(resource: Resource) -> Schema:
+def custom_resource_definition(resource: CustomResource) -> Schema:
     """The manifest of one resource, ready for the API server.
 
     Raises:
@@ -205,7 +209,7 @@ class _Generator(GenerateJsonSchema):
         return {} if isinstance(factory, type) else NoDefault
 
 
-def _root(resource: Resource) -> Schema:
+def _root(resource: CustomResource) -> Schema:
     schema: Schema = {
         "type": "object",
         "description": resource.description,

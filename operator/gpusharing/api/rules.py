@@ -37,7 +37,7 @@ MAX_NAME = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ApiRule:
     """One rule of the API."""
 
     cel: str
@@ -59,7 +59,7 @@ class Rule:
         return item
 
 
-def cel(*rules: Rule) -> dict[str, Any]:
+def cel(*rules: ApiRule) -> dict[str, Any]:
     """JSON schema extension that puts rules beside a field or a model."""
     return {"x-kubernetes-validations": [rule.manifest() for rule in rules]}
 
@@ -80,22 +80,22 @@ def _rewritten(variable: str) -> str:
 _OWN_LABEL = (
     "so nodes would leave the pool: select by a label of your own, for example gpusharing.dev/pool: b"
 )
-EMPTY_SELECTOR = Rule(
+EMPTY_SELECTOR = ApiRule(
     "(has(self.matchLabels) && size(self.matchLabels) > 0)"
     " || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
     "an empty selector would select every node; for example matchLabels: {gpusharing.dev/pool: b}",
 )
-REWRITTEN_LABEL = Rule(
+REWRITTEN_LABEL = ApiRule(
     f"self.all(key, !({_rewritten('key')}))",
     f"a mode change rewrites this label, {_OWN_LABEL}",
     message_cel=f"'a mode change rewrites ' + self.filter(key, {_rewritten('key')})[0] + ', {_OWN_LABEL}'",
 )
-REWRITTEN_KEY = Rule(f"!({_rewritten('self')})", REWRITTEN_LABEL.message)
-LABEL_KEYS = Rule(
+REWRITTEN_KEY = ApiRule(f"!({_rewritten('self')})", REWRITTEN_LABEL.message)
+LABEL_KEYS = ApiRule(
     f"self.all(key, key.matches({_quoted(LABEL_KEY)}))",
     "not a label key; for example gpusharing.dev/pool",
 )
-EXPRESSION_VALUES = Rule(
+EXPRESSION_VALUES = ApiRule(
     "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0"
     " : !has(self.values) || size(self.values) == 0",
     "In and NotIn need values, Exists and DoesNotExist take none; "
@@ -104,32 +104,32 @@ EXPRESSION_VALUES = Rule(
 )
 
 # --- mode and its block ----------------------------------------------------------------------------
-MIG_NEEDS_BLOCK = Rule(
+MIG_NEEDS_BLOCK = ApiRule(
     "self.mode != 'MIG' || has(self.mig)",
     "mode MIG needs its block, for example mig: {layouts: [{devices: all, profiles: {3g.40gb: 2}}]}",
     field=".mig",
 )
-TIME_SLICING_NEEDS_BLOCK = Rule(
+TIME_SLICING_NEEDS_BLOCK = ApiRule(
     "self.mode != 'TimeSlicing' || has(self.timeSlicing)",
     "mode TimeSlicing needs its block, for example timeSlicing: {replicas: 4}",
     field=".timeSlicing",
 )
-BLOCK_NEEDS_MIG = Rule(
+BLOCK_NEEDS_MIG = ApiRule(
     "self.mode == 'MIG' || !has(self.mig)",
     "the block mig belongs to mode: MIG; change the mode or remove the block",
     field=".mig",
 )
-BLOCK_NEEDS_TIME_SLICING = Rule(
+BLOCK_NEEDS_TIME_SLICING = ApiRule(
     "self.mode in ['TimeSlicing', 'MIG'] || !has(self.timeSlicing)",
     "the block timeSlicing belongs to mode: TimeSlicing, or to mode: MIG; change the mode or remove the block",
     field=".timeSlicing",
 )
-MPS_NEEDS_BLOCK = Rule(
+MPS_NEEDS_BLOCK = ApiRule(
     "self.mode != 'MPS' || has(self.mps)",
     "mode MPS needs its block, for example mps: {replicas: 4}",
     field=".mps",
 )
-BLOCK_NEEDS_MPS = Rule(
+BLOCK_NEEDS_MPS = ApiRule(
     "self.mode == 'MPS' || !has(self.mps)",
     "the block mps belongs to mode: MPS, and NVIDIA's device plugin refuses MPS on MIG; change the mode or "
     "remove the block",
@@ -137,12 +137,12 @@ BLOCK_NEEDS_MPS = Rule(
 )
 
 # --- mig --------------------------------------------------------------------------------------------
-CONFIG_OR_LAYOUTS = Rule(
+CONFIG_OR_LAYOUTS = ApiRule(
     "has(self.config) != has(self.layouts)",
     "give exactly one of config and layouts; for example config: all-balanced, "
     "or layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
 )
-SINGLE_PROFILE = Rule(
+SINGLE_PROFILE = ApiRule(
     "self.strategy != 'single' || !has(self.layouts) || self.layouts.all(entry,"
     " has(entry.profiles) && size(entry.profiles) == 1"
     " && entry.profiles.all(name, name in self.layouts[0].profiles))",
@@ -150,16 +150,16 @@ SINGLE_PROFILE = Rule(
     "layouts: [{devices: all, profiles: {1g.10gb: 7}}]; use strategy: mixed for several profiles",
     field=".strategy",
 )
-CONFIG_WITH_MIG = Rule(
+CONFIG_WITH_MIG = ApiRule(
     "self != 'all-disabled' && self != 'all-enabled'",
     "this configuration has no MIG instances: use mode: Full, or for example config: all-balanced",
 )
-SOME_PROFILES = Rule(
+SOME_PROFILES = ApiRule(
     "self.exists(entry, has(entry.profiles) && size(entry.profiles) > 0)",
     "no entry has profiles, so every GPU would stay whole: use mode: Full, "
     "or for example layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
 )
-PROFILE_NAMES = Rule(
+PROFILE_NAMES = ApiRule(
     f"self.all(name, name.matches({_quoted(PROFILE)}))",
     "not a MIG profile that the device plugin advertises; for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
 )
@@ -167,20 +167,20 @@ DEVICES = "devices is `all` alone, or lists that name each GPU once, for example
 """No CEL in the CRD: `devices` is a word or a list, which has no type there. The chart's admission policy says it."""
 
 # --- numbers and times ------------------------------------------------------------------------------
-GPU_HOURLY_PRICE = Rule(
+GPU_HOURLY_PRICE = ApiRule(
     f"self.matches({_quoted(PRICE)})",
     'not a price: write digits in quotes, for example gpuHourlyPrice: "3.20"',
 )
-CURRENCY_CODE = Rule(f"self.matches({_quoted(CURRENCY)})", "not a currency; for example currency: USD")
-REPLICAS = Rule(
+CURRENCY_CODE = ApiRule(f"self.matches({_quoted(CURRENCY)})", "not a currency; for example currency: USD")
+REPLICAS = ApiRule(
     "self >= 2",
     "one share per GPU is a whole GPU: use mode: Full, or at least 2 shares, for example replicas: 4",
 )
-MAX_UNAVAILABLE = Rule(
+MAX_UNAVAILABLE = ApiRule(
     f"type(self) == int ? self >= 0 : self.matches({_quoted(PERCENT)})",
     'a number of nodes or a percentage up to 100, for example 1 or "25%"; 0 freezes the pool',
 )
-POSITIVE_DURATION = Rule(
+POSITIVE_DURATION = ApiRule(
     f"self.matches({_quoted(DURATION)})"
     f" && duration(self) > duration('0s') && duration(self) <= duration('{MAX_DURATION_HOURS}h')",
     f"a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
@@ -188,20 +188,20 @@ POSITIVE_DURATION = Rule(
 NEVER = "Never"
 """A wait without an end."""
 WAIT = r"^(Never|([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?)$"
-POSITIVE_WAIT = Rule(
+POSITIVE_WAIT = ApiRule(
     f"self == {_quoted(NEVER)} || ({POSITIVE_DURATION.cel})",
     f"{POSITIVE_DURATION.message}; or Never",
 )
-SCHEDULE = Rule(
+SCHEDULE = ApiRule(
     f"self.matches({_quoted(CRON)})",
     'five fields of cron: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"',
 )
-TIME_ZONE = Rule(
+TIME_ZONE = ApiRule(
     f"self.matches({_quoted(ZONE)})",
     "a name of the IANA time zone database, for example Europe/Berlin",
 )
 
-RULE_TIMEOUT = Rule(
+RULE_TIMEOUT = ApiRule(
     "self.behavior == 'WaitCompleted' || !has(self.timeout)",
     "only pods that are waited for have a timeout here, for example {behavior: WaitCompleted, timeout: 8h}; "
     "drain.timeout limits the others",
@@ -209,7 +209,7 @@ RULE_TIMEOUT = Rule(
 )
 
 # --- metadata -----------------------------------------------------------------------------------------
-NAME_LENGTH = Rule(
+NAME_LENGTH = ApiRule(
     f"size(self.metadata.name) <= {MAX_NAME}",
     f"the name becomes part of label values on nodes: at most {MAX_NAME} characters, for example pool-b",
     field=".metadata.name",

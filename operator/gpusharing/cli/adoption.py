@@ -41,7 +41,7 @@ NOT_TOLD = (
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class AdminConfigMaps:
     """The ConfigMaps that ClusterPolicy names in the place of ours, and what they hold."""
 
     maps: AdminMaps = NO_MAPS
@@ -51,7 +51,7 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AdoptionStep:
     """What has to be done before the policies take effect."""
 
     command: str
@@ -67,7 +67,7 @@ class Import:
     """Nodes with GPUs that no policy would leave as they are, and why."""
     owned: int
     """Nodes that a policy has already."""
-    steps: tuple[Step, ...]
+    steps: tuple[AdoptionStep, ...]
     """In their order."""
     presumed: bool = False
     """No agent has read a GPU: what they are was taken from labels and from what Nodes offer."""
@@ -88,7 +88,12 @@ def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
 
 
 def find_import(
-    snapshot: ClusterSnapshot, given: Given, merged: AdminMaps, now: datetime, *, missing: bool = False
+    snapshot: ClusterSnapshot,
+    given: AdminConfigMaps,
+    merged: AdminMaps,
+    now: datetime,
+    *,
+    missing: bool = False,
 ) -> Import:
     """Policies for every node that nobody owns. `merged`: the ConfigMaps that the operator merges already; `missing`:
     there is no operator yet."""
@@ -123,7 +128,9 @@ def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
     return has_gpu(node) or bool(gpunode and gpunode.observed and gpunode.observed.gpus)
 
 
-def _read(node: NodeView, snapshot: ClusterSnapshot, given: Given, *, missing: bool) -> Handmade | str:
+def _read(
+    node: NodeView, snapshot: ClusterSnapshot, given: AdminConfigMaps, *, missing: bool
+) -> Handmade | str:
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
@@ -140,7 +147,7 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, given: Given, *, missing: b
 # --- the cluster as it will be -----------------------------------------------------------------------------------
 
 
-def with_pointers(snapshot: ClusterSnapshot, given: Given) -> ClusterSnapshot:
+def with_pointers(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> ClusterSnapshot:
     """The same cluster with the admin's entries merged and both pointers at our ConfigMaps."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
@@ -205,13 +212,15 @@ def _plan(snapshot: ClusterSnapshot, proposed: Iterable[Proposed], now: datetime
 # --- what has to come first -----------------------------------------------------------------------------------------
 
 
-def find_steps(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> Iterator[Step]:
+def find_steps(
+    snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps
+) -> Iterator[AdoptionStep]:
     """What brings the cluster there. A device plugin whose Node names an entry that our ConfigMap lacks does not start,
     so the pointers move last."""
     if command := _merge(snapshot, given, merged):
-        yield Step(command, "Merge the entries that Nodes name into the operator's ConfigMaps")
+        yield AdoptionStep(command, "Merge the entries that Nodes name into the operator's ConfigMaps")
         if waiting := _wait(snapshot, given):
-            yield Step(waiting, "Wait until the operator has written them")
+            yield AdoptionStep(waiting, "Wait until the operator has written them")
     if command := _point(snapshot, given):
         policy = snapshot.stack.cluster_policy
         plain = policy is not None and policy.plain is not None
@@ -224,24 +233,26 @@ def find_steps(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> It
             f"Point {who}: no policy is accepted before. NVIDIA's operands restart once on every GPU node; running pods"
             " keep their devices"
         )
-        yield Step(command, about)
+        yield AdoptionStep(command, about)
 
 
-def first_steps(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> Iterator[Step]:
+def first_steps(
+    snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps
+) -> Iterator[AdoptionStep]:
     """The way in where there is no operator: it is installed with the admin's ConfigMaps named, and asked again. What
     moves the pointers is told then, when the agents have read the GPUs."""
     where = snapshot.settings.namespace
     values = _values(given, merged)
     sets = f" --set {','.join(values)}" if values else ""
-    yield Step(
+    yield AdoptionStep(
         f"helm install gpusharing CHART -n {where} --create-namespace{sets}",
         "Install the operator. It changes no node until there is a policy",
     )
     again = "kubectl gpusharing import > policies.yaml"
-    yield Step(again, "Ask again before you apply anything: by then the agents have read the GPUs")
+    yield AdoptionStep(again, "Ask again before you apply anything: by then the agents have read the GPUs")
 
 
-def _merge(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> str:
+def _merge(snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps) -> str:
     missing = _values(given, merged)
     if not missing:
         return ""
@@ -249,7 +260,7 @@ def _merge(snapshot: ClusterSnapshot, given: Given, merged: AdminMaps) -> str:
     return f"helm upgrade gpusharing CHART -n {where} --reset-then-reuse-values --set {','.join(missing)}"
 
 
-def _values(given: Given, merged: AdminMaps) -> list[str]:
+def _values(given: AdminConfigMaps, merged: AdminMaps) -> list[str]:
     """Values of the chart that name the ConfigMaps whose entries are not merged yet."""
     values = {
         "adminPluginConfigMap": (given.maps.plugin, merged.plugin, given.plugin_configs),
@@ -262,7 +273,7 @@ def _values(given: Given, merged: AdminMaps) -> list[str]:
     ]
 
 
-def _wait(snapshot: ClusterSnapshot, given: Given) -> str:
+def _wait(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
     """Ends when our ConfigMaps have an entry each that they did not hold; all of one are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
     plugin = sorted((given.plugin_configs or {}).keys() - stack.plugin_configs.keys())
@@ -281,7 +292,7 @@ def _wait(snapshot: ClusterSnapshot, given: Given) -> str:
     return f"until {' && '.join(reads)}; do sleep 2; done" if reads else ""
 
 
-def _point(snapshot: ClusterSnapshot, given: Given) -> str:
+def _point(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None:
         return ""

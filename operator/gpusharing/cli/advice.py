@@ -16,7 +16,7 @@ FEW_TURNS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AdviceAnswers:
     """The answers."""
 
     card: Card
@@ -61,12 +61,12 @@ class Advice:
         }
 
 
-def advise(asked: Asked) -> Advice:
+def advise(asked: AdviceAnswers) -> Advice:
     """The first rule that has an answer. The last one always has."""
     return next(found for rule in RULES if (found := rule(asked)) is not None)
 
 
-def _whole(asked: Asked) -> Advice | None:
+def _whole(asked: AdviceAnswers) -> Advice | None:
     """What needs a GPU, or more than one."""
     need, have = asked.memory * HEADROOM, memory_of(asked.card)
     if need <= have / 2:
@@ -79,7 +79,7 @@ def _whole(asked: Asked) -> Advice | None:
     return Advice(Mode.FULL, 1, (f"{why} (docs/how-to/choose-a-mode.md)",), but, spec={"mode": "Full"})
 
 
-def _isolated(asked: Asked) -> Advice | None:
+def _isolated(asked: AdviceAnswers) -> Advice | None:
     """What must not feel its neighbours."""
     reasons = {
         "latency or availability is promised": asked.promise,
@@ -107,7 +107,7 @@ def _isolated(asked: Asked) -> Advice | None:
     return Advice(Mode.MIG, count, (told, size), but, profile, spec, layout)
 
 
-def _together(asked: Asked) -> Advice | None:
+def _together(asked: AdviceAnswers) -> Advice | None:
     """What computes all the time, among people who trust each other."""
     if asked.bursts:
         return None
@@ -122,7 +122,7 @@ def _together(asked: Asked) -> Advice | None:
     return Advice(Mode.MPS, clients, (why, size), but, spec={"mode": "MPS", "mps": {"replicas": clients}})
 
 
-def _in_turns(asked: Asked) -> Advice | None:
+def _in_turns(asked: AdviceAnswers) -> Advice | None:
     """All others."""
     shares = min(FEW_TURNS, int(memory_of(asked.card) // (asked.memory * HEADROOM)))
     why = (
@@ -137,5 +137,5 @@ def _in_turns(asked: Asked) -> Advice | None:
     return Advice(Mode.TIME_SLICING, shares, (why, size), but, spec=spec)
 
 
-RULES: tuple[Callable[[Asked], Advice | None], ...] = (_whole, _isolated, _together, _in_turns)
+RULES: tuple[Callable[[AdviceAnswers], Advice | None], ...] = (_whole, _isolated, _together, _in_turns)
 """First wins: what needs a GPU, what must be kept apart, what computes together, all others."""

@@ -12,10 +12,10 @@ from typing import Any, TextIO
 
 import yaml
 
-from gpusharing.cli.advice import Advice, Asked, advise
+from gpusharing.cli.advice import Advice, AdviceAnswers, advise
 from gpusharing.cli.ages import counted
 from gpusharing.cli.demand import Demand, advise_for, describe_demand, read_demand
-from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, Span, fold, line, prose
+from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, TextSpan, fold, line, prose
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.layoutstext import draw
 from gpusharing.cli.questions import agrees, ask_line
@@ -80,7 +80,7 @@ def _card(word: str) -> Card:
     return card
 
 
-def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) -> Asked:
+def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) -> AdviceAnswers:
     """The answers: as typed, by the pods, or by whoever sits there."""
     told = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     size = typed.memory or desk.ask(
@@ -93,10 +93,10 @@ def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) ->
         name: getattr(typed, name) or (told[name] if name in told else desk.agrees(question))
         for name, question in QUESTIONS.items()
     }
-    return Asked(card, size_of(size), **answers)
+    return AdviceAnswers(card, size_of(size), **answers)
 
 
-def _show(asked: Asked, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
+def _show(asked: AdviceAnswers, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
     return _tell(advise(asked), asked.card, demand, typed, terminal)
 
 
@@ -144,7 +144,7 @@ def describe(card: Card, found: Advice, policy: dict[str, object], paper: Paper)
     what = f"{found.mode}, {layout_text(layout)} on each GPU" if layout else str(found.mode)
     if not layout and found.shares > 1:
         what = f"{found.mode}, {counted(found.shares, 'share')} of each GPU"
-    lines = fold(line(Span(what, Ink.TITLE)), paper)
+    lines = fold(line(TextSpan(what, Ink.TITLE)), paper)
     if layout and (drawn := draw(layout, card.profiles, paper)):
         lines.append(line("  ", *drawn))
     for reason in found.why:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpusharing.cli.ages import counted
 from gpusharing.cli.cleaning import cleaned, node_facts
-from gpusharing.cli.drawing import Ink, Span, fold, line, prose
+from gpusharing.cli.drawing import Ink, TextSpan, fold, line, prose
 from gpusharing.cli.installed import DEPLOYMENTS, Installed, read_installed
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
@@ -109,7 +109,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if terminal.structured:
         terminal.data({"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps})
         return DONE
-    lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper)
+    lines = fold(
+        line(TextSpan(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper
+    )
     for gap in bundle.gaps:
         lines += prose(f"Left out: {gap}", terminal.paper, hang="  ", ink=Ink.WAITING)
     terminal.show(lines)

@@ -4,11 +4,11 @@ import asyncio
 import re
 from argparse import Namespace
 
-from gpusharing.cli.costtext import Answer, as_csv, as_data, describe
+from gpusharing.cli.costtext import CostReport, as_csv, as_data, describe
 from gpusharing.cli.matchers import selector_of
 from gpusharing.cli.metered import read_metered
-from gpusharing.cli.meterqueries import POLICY, Wish
-from gpusharing.cli.prometheus import Place, Prometheus, prometheus_at
+from gpusharing.cli.meterqueries import POLICY, MeterQuery
+from gpusharing.cli.prometheus import Endpoint, Prometheus, prometheus_at
 from gpusharing.cli.prometheusverb import place_found, place_named
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
@@ -28,7 +28,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     return await _tell(await place_found(session, typed), typed, terminal)
 
 
-async def _tell(place: Place, typed: Namespace, terminal: Terminal) -> int:
+async def _tell(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
     wish_of(typed, 0.0)
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed)
@@ -41,7 +41,7 @@ async def _tell(place: Place, typed: Namespace, terminal: Terminal) -> int:
     return CHANGES if answer.missing else DONE
 
 
-async def find_answer(prometheus: Prometheus, typed: Namespace) -> Answer:
+async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
     """The bill. Raises Trouble."""
     wish = wish_of(typed, await prometheus.now())
     metered = await read_metered(prometheus, wish)
@@ -52,7 +52,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> Answer:
         remarks.append(
             f"prices are in several currencies ({currencies}): nothing is converted, and each has its total"
         )
-    return Answer(
+    return CostReport(
         prometheus.place.where,
         wish,
         bill,
@@ -62,11 +62,11 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> Answer:
     )
 
 
-def wish_of(typed: Namespace, now: float) -> Wish:
+def wish_of(typed: Namespace, now: float) -> MeterQuery:
     """What was typed, until `now` unless told otherwise. Raises Trouble."""
     start, end = span_of(typed, now)
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: write three capital letters, such as USD")
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,250}[A-Za-z0-9])?", typed.by):
         raise Trouble(f"--by {typed.by}: write namespace, policy, or a label of namespaces, such as team")
-    return Wish(start, end, typed.by, selector_of(typed.selector), typed.currency)
+    return MeterQuery(start, end, typed.by, selector_of(typed.selector), typed.currency)

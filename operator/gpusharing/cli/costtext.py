@@ -9,11 +9,11 @@ from fractions import Fraction
 from typing import Any
 
 from gpusharing.cli.ages import length
-from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, prose, table
-from gpusharing.cli.meterqueries import NAMESPACE, POLICY, Wish
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, prose, table
+from gpusharing.cli.meterqueries import NAMESPACE, POLICY, MeterQuery
 from gpusharing.cli.simulated import describe_simulated
 from gpusharing.cli.windows import moment
-from gpusharing.planning.gpus.bills import HOUR, Bill, Part, Pool, Price, Row, Total
+from gpusharing.planning.gpus.bills import HOUR, Bill, Part, PoolBill, Price, Row, Total
 
 UNKNOWN = "unknown"
 COLUMNS = (
@@ -24,12 +24,12 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CostReport:
     """What was found out."""
 
     where: str
     """Which Prometheus."""
-    wish: Wish
+    wish: MeterQuery
     bill: Bill
     missing: tuple[str, ...]
     """Why it is a part of what there was; empty: it is all."""
@@ -38,7 +38,7 @@ class Answer:
     """Nodes whose GPUs are SIMULATED."""
 
 
-def describe(answer: Answer, paper: Paper) -> list[Line]:
+def describe(answer: CostReport, paper: Paper) -> list[Line]:
     """Who had what, the pools, the totals, and what is not known."""
     wish, bill = answer.wish, answer.bill
     head = f"{length(timedelta(seconds=wish.end - wish.start))} until {moment(wish.end)}, by {wish.by}"
@@ -57,7 +57,7 @@ def describe(answer: Answer, paper: Paper) -> list[Line]:
     return lines
 
 
-def _of_rows(answer: Answer, paper: Paper) -> list[Line]:
+def _of_rows(answer: CostReport, paper: Paper) -> list[Line]:
     wish, rows = answer.wish, answer.bill.rows
     whole = sum(row.micros for row in rows)
     hours = _right([hours_of(row.micros) for row in rows])
@@ -65,12 +65,12 @@ def _of_rows(answer: Answer, paper: Paper) -> list[Line]:
     costs = _right([money(row.cents, row.currency) for row in rows])
     told = [
         [
-            Span(name_of(row, wish), Ink.PLAIN if row.part is Part.HELD else Ink.FAINT),
-            Span(f"({row.part})" if wish.by == POLICY and row.part is not Part.HELD else row.resource),
-            Span(hours[index]),
-            Span(parts[index], Ink.FAINT),
-            Span(costs[index], Ink.PLAIN if row.currency else Ink.WAITING),
-            Span(row.basis, Ink.FAINT),
+            TextSpan(name_of(row, wish), Ink.PLAIN if row.part is Part.HELD else Ink.FAINT),
+            TextSpan(f"({row.part})" if wish.by == POLICY and row.part is not Part.HELD else row.resource),
+            TextSpan(hours[index]),
+            TextSpan(parts[index], Ink.FAINT),
+            TextSpan(costs[index], Ink.PLAIN if row.currency else Ink.WAITING),
+            TextSpan(row.basis, Ink.FAINT),
         ]
         for index, row in enumerate(rows)
     ]
@@ -85,15 +85,15 @@ def _of_rows(answer: Answer, paper: Paper) -> list[Line]:
     return table(columns, told, paper)
 
 
-def _of_pools(pools: Sequence[Pool], paper: Paper) -> list[Line]:
+def _of_pools(pools: Sequence[PoolBill], paper: Paper) -> list[Line]:
     hours = _right([hours_of(pool.micros) for pool in pools])
     costs = _right([money(pool.cents, pool.currency) for pool in pools])
     told = [
         [
-            Span(pool.policy or "(no policy)"),
-            Span(hours[index]),
-            Span(_priced(pool.prices)),
-            Span(costs[index], Ink.PLAIN if pool.currency else Ink.WAITING),
+            TextSpan(pool.policy or "(no policy)"),
+            TextSpan(hours[index]),
+            TextSpan(_priced(pool.prices)),
+            TextSpan(costs[index], Ink.PLAIN if pool.currency else Ink.WAITING),
         ]
         for index, pool in enumerate(pools)
     ]
@@ -116,7 +116,7 @@ def _sentence(total: Total) -> str:
     return f"{hours_of(total.micros)} GPU-hours cost {money(total.cents, total.currency)}: {parts}."
 
 
-def name_of(row: Row, wish: Wish) -> str:
+def name_of(row: Row, wish: MeterQuery) -> str:
     """Who the row is about."""
     if wish.by == POLICY:
         return row.policy or "(no policy)"
@@ -148,7 +148,7 @@ def _right(texts: Sequence[str]) -> list[str]:
     return [text.rjust(width) for text in texts]
 
 
-def as_data(answer: Answer) -> dict[str, Any]:
+def as_data(answer: CostReport) -> dict[str, Any]:
     """For programs: amounts are texts, because a float is no amount of money."""
     wish, bill = answer.wish, answer.bill
     return {
@@ -199,7 +199,7 @@ def _plain(cents: int | None) -> str | None:
     return None if cents is None else f"{cents // 100}.{cents % 100:02}"
 
 
-def as_csv(answer: Answer) -> str:
+def as_csv(answer: CostReport) -> str:
     """A line for each row, with a header; an amount that is not known is empty."""
     wish = answer.wish
     written = io.StringIO()

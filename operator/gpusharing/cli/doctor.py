@@ -12,7 +12,7 @@ from typing import Any
 
 from gpusharing.api.names import ANNOTATION_FENCE, LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
 from gpusharing.api.policy import LabelSelector
-from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, Span, line, prose
+from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, TextSpan, line, prose
 from gpusharing.cli.installed import DEPLOYMENTS, SELECTOR, find_difference, settings_of
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
@@ -225,13 +225,13 @@ def describe(
     for topic in Topic:
         found = [one for one in symptoms if one.topic is topic]
         if not found and (installed or topic in (Topic.CLUSTER_POLICY, *ASKED_BY_PEOPLE)):
-            lines.append(line(Span("ok       ", Ink.GOOD), str(topic)))
+            lines.append(line(TextSpan("ok       ", Ink.GOOD), str(topic)))
         for one in found:
             ink = Ink.BAD if one.severity is Severity.ERROR else Ink.WAITING
             told = prose(f"{topic}: {one.message}", paper, indent="         ")
             first = told[0][0].text[9:]
             lines += [
-                line(Span(f"{one.severity:8} ", ink), first),
+                line(TextSpan(f"{one.severity:8} ", ink), first),
                 *told[1:],
                 line(f"         -> {one.command}"),
             ]

@@ -27,14 +27,14 @@ class Ink(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TextSpan:
     """A piece of text in one ink."""
 
     text: str
     ink: Ink = Ink.PLAIN
 
 
-Line = tuple[Span, ...]
+Line = tuple[TextSpan, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Paper:
         return max(NARROW, min(self.width or 110, 140))
 
 
-def line(*parts: str | Span) -> Line:
+def line(*parts: str | TextSpan) -> Line:
     """A line of these parts; what is plain text has plain ink."""
-    return tuple(part if isinstance(part, Span) else Span(part) for part in parts)
+    return tuple(part if isinstance(part, TextSpan) else TextSpan(part) for part in parts)
 
 
 BLANK: Line = ()
@@ -85,34 +85,34 @@ def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink
         subsequent_indent=indent + hang,
         break_on_hyphens=False,
     )
-    return [line(Span(one, ink)) for one in wrapped]
+    return [line(TextSpan(one, ink)) for one in wrapped]
 
 
 def fold(one: Line, paper: Paper) -> list[Line]:
     """A line of several inks; where it finds no room, in lines that are broken between words."""
     if sum(len(span.text) for span in one) <= paper.room:
         return [one]
-    words: list[list[Span]] = [[]]
+    words: list[list[TextSpan]] = [[]]
     for span in one:
         for piece in re.findall(r"\s+|\S+", span.text):
             if piece.isspace():
                 words.append([])
             else:
-                words[-1].append(Span(piece, span.ink))
-    lines: list[list[Span]] = [[]]
+                words[-1].append(TextSpan(piece, span.ink))
+    lines: list[list[TextSpan]] = [[]]
     taken = 0
     for word in filter(None, words):
         length = sum(len(span.text) for span in word)
         if lines[-1] and taken + 1 + length > paper.room:
             lines.append([])
             taken = 0
-        lines[-1] += [Span(" "), *word] if lines[-1] else word
+        lines[-1] += [TextSpan(" "), *word] if lines[-1] else word
         taken += length + (taken > 0)
     return [tuple(one) for one in lines]
 
 
 def table(
-    columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
+    columns: Sequence[Column], rows: Sequence[Sequence[TextSpan]], paper: Paper, indent: str = ""
 ) -> list[Line]:
     """Rows under a header. Columns without any text are left out, and those that find no room; then texts are cut."""
     kept = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
@@ -124,7 +124,7 @@ def table(
         kept = _fitting(columns, kept, widths, room)
         widths = _cut(kept, widths, room)
     drawn = [
-        line(indent, *_row([Span(columns[i].title, Ink.FAINT) for i in kept], [widths[i] for i in kept]))
+        line(indent, *_row([TextSpan(columns[i].title, Ink.FAINT) for i in kept], [widths[i] for i in kept]))
     ]
     drawn += [line(indent, *_row([row[i] for i in kept], [widths[i] for i in kept])) for row in rows]
     return drawn
@@ -155,12 +155,12 @@ def _total(kept: Sequence[int], widths: dict[int, int]) -> int:
     return sum(widths[index] for index in kept) + len(GAP) * max(0, len(kept) - 1)
 
 
-def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
-    spans: list[Span] = []
+def _row(cells: Sequence[TextSpan], widths: Sequence[int]) -> list[TextSpan]:
+    spans: list[TextSpan] = []
     for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
         if number:
-            spans.append(Span(GAP))
-        spans.append(Span(shorten(cell.text, width).ljust(width), cell.ink))
+            spans.append(TextSpan(GAP))
+        spans.append(TextSpan(shorten(cell.text, width).ljust(width), cell.ink))
     return spans
 
 
@@ -199,12 +199,12 @@ def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
         share = len(glyphs) / most
         parts = [glyphs[int(i * share) : max(int(i * share) + 1, int((i + 1) * share))] for i in range(most)]
         glyphs = [max(part, key=lambda glyph: _BADNESS.index(glyph.ink)) for part in parts]
-    spans: list[Span] = []
+    spans: list[TextSpan] = []
     for glyph in glyphs:
         if spans and spans[-1].ink is glyph.ink:
-            spans[-1] = Span(spans[-1].text + glyph.on(paper), glyph.ink)
+            spans[-1] = TextSpan(spans[-1].text + glyph.on(paper), glyph.ink)
         else:
-            spans.append(Span(glyph.on(paper), glyph.ink))
+            spans.append(TextSpan(glyph.on(paper), glyph.ink))
     return tuple(spans)
 
 

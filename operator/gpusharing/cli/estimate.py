@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from statistics import median
 
 from gpusharing.api.names import Phase
-from gpusharing.cli.fleet import Pool, Seen, State, Step, known_phase
+from gpusharing.cli.fleet import PastStep, PoolStatus, Seen, State, known_phase
 
 PERSON, OTHERS = "person", "others"
 """What the operator gives as the deadline of a wait that a person ends, or somebody else (planning/told/waits.py)."""
@@ -26,7 +26,7 @@ class Estimate:
     """How many those were."""
 
 
-def find_estimate(pool: Pool, now: datetime) -> Estimate | None:
+def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     """None: nothing is to go, nothing was seen before, or nobody can foresee it: some node waits for a person or for
     a window, has been in its change for longer than any before it, or all wait for what is none of these nodes'."""
     left = [seen for seen in pool.members if seen.state is not State.DONE]
@@ -69,7 +69,7 @@ def durations(members: Iterable[Seen]) -> list[timedelta]:
     return [took for seen in members for took in _changes(seen.history)]
 
 
-def _changes(history: Sequence[Step]) -> list[timedelta]:
+def _changes(history: Sequence[PastStep]) -> list[timedelta]:
     found: list[timedelta] = []
     began: datetime | None = None
     for step in history:

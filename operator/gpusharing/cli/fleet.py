@@ -47,7 +47,7 @@ def state_of(word: str) -> State:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PastStep:
     """One entry of a node's history."""
 
     phase: str
@@ -91,9 +91,9 @@ class Seen:
     """Its agent says that the GPUs are SIMULATED."""
 
     @property
-    def history(self) -> tuple[Step, ...]:
+    def history(self) -> tuple[PastStep, ...]:
         """The last states, the newest one last."""
-        return tuple(Step(text(row, "phase"), text(row, "reason"), text(row, "at")) for row in self.past)
+        return tuple(PastStep(text(row, "phase"), text(row, "reason"), text(row, "at")) for row in self.past)
 
     @property
     def state(self) -> State:
@@ -102,7 +102,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class PoolStatus:
     """One policy with the nodes that it owns."""
 
     name: str
@@ -135,7 +135,7 @@ class Pool:
 
 def read_pools(
     policies: Iterable[JSON], gpunodes: Iterable[JSON]
-) -> tuple[tuple[Pool, ...], tuple[Seen, ...]]:
+) -> tuple[tuple[PoolStatus, ...], tuple[Seen, ...]]:
     """The pools by name, and the GPU nodes of no policy that is there."""
     by_policy: dict[str, list[Seen]] = {}
     for raw in gpunodes:
@@ -147,11 +147,11 @@ def read_pools(
     return pools, tuple(sorted(loose, key=lambda seen: seen.name))
 
 
-def _pool(raw: JSON, nodes: Mapping[str, list[Seen]]) -> Pool:
+def _pool(raw: JSON, nodes: Mapping[str, list[Seen]]) -> PoolStatus:
     name, status = text(raw, "metadata", "name"), section(raw, "status")
     summary, generation = section(status, "summary"), whole(raw, "metadata", "generation")
     limit = part(raw, "spec", "rollout", "maxUnavailable")
-    return Pool(
+    return PoolStatus(
         name=name,
         status=text(summary, "status"),
         message=text(summary, "message"),
@@ -200,7 +200,7 @@ def read_node(raw: JSON) -> Seen:
     )
 
 
-def simulated_nodes(pools: Iterable[Pool], loose: Iterable[Seen]) -> list[str]:
+def simulated_nodes(pools: Iterable[PoolStatus], loose: Iterable[Seen]) -> list[str]:
     """Names of those whose GPUs are SIMULATED, of these pools and of the nodes of none."""
     every = (*loose, *(seen for pool in pools for seen in pool.members))
     return sorted(seen.name for seen in every if seen.simulated)

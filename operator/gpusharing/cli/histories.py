@@ -28,7 +28,7 @@ pods for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObservedPool:
     """One pool."""
 
     model: str
@@ -47,7 +47,7 @@ class Seen:
     """Of the nodes those whose GPUs are SIMULATED."""
 
 
-def find_seen(usage: Usage, where: str) -> Seen:
+def find_seen(usage: Usage, where: str) -> ObservedPool:
     """The pool. Raises Trouble where there are no GPUs, or several models."""
     fold = usage.fold
     latest = _latest(fold)
@@ -74,7 +74,7 @@ def find_seen(usage: Usage, where: str) -> Seen:
         )
         for whose, record in sorted(there.items())
     )
-    return Seen(
+    return ObservedPool(
         model,
         found,
         tuple(nodes[name] for name in sorted(nodes)),

@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gpusharing.cli.adoption import Given, Import, find_import, named_maps
+from gpusharing.cli.adoption import AdminConfigMaps, Import, find_import, named_maps
 from gpusharing.cli.ages import counted
 from gpusharing.cli.cluster import gathered
 from gpusharing.cli.likeness import Proposed
@@ -56,12 +56,12 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     return DONE
 
 
-async def read_given(session: Session, snapshot: ClusterSnapshot) -> Given:
+async def read_given(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
     """The ConfigMaps that ClusterPolicy names. Raises Trouble where one may not be read."""
     maps = named_maps(snapshot)
     plugin = await _data(session, snapshot, maps.plugin)
     mig = await _data(session, snapshot, maps.mig)
-    return Given(maps, plugin, mig.get(MIG_KEY, "") if mig is not None else None)
+    return AdminConfigMaps(maps, plugin, mig.get(MIG_KEY, "") if mig is not None else None)
 
 
 async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mapping[str, str] | None:

@@ -28,7 +28,7 @@ _PLAN = TypeAdapter(PlanSettings)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class InstalledSettings:
     """What a plan depends on besides objects."""
 
     plan: PlanSettings = field(default_factory=PlanSettings)
@@ -41,7 +41,7 @@ class Settings:
 class Installed:
     """The operator of a cluster."""
 
-    settings: Settings = field(default_factory=Settings)
+    settings: InstalledSettings = field(default_factory=InstalledSettings)
     claims: Mapping[str, Claim] = field(default_factory=dict)
     version: str = ""
     """Of the chart's application; empty: nobody knows."""
@@ -81,7 +81,7 @@ async def is_missing(client: KubeClient) -> bool:
         return False
 
 
-def settings_of(deployment: JSON) -> tuple[Settings, tuple[str, ...]]:
+def settings_of(deployment: JSON) -> tuple[InstalledSettings, tuple[str, ...]]:
     """By the variables of the operator's container; one that cannot be used is left out, and told."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
@@ -101,7 +101,7 @@ def settings_of(deployment: JSON) -> tuple[Settings, tuple[str, ...]]:
         read = _PLAN.validate_python({name: value for name, value in plan.items() if name not in bad})
         read = replace(read, namespace=namespace)
         notes = (f"settings of the operator that this plugin cannot read: {', '.join(sorted(bad))}",)
-    settings = Settings(
+    settings = InstalledSettings(
         plan=read,
         admin_maps=AdminMaps(given.get("admin_plugin_config_map", ""), given.get("admin_mig_config_map", "")),
         agent_namespace=given.get("agent_namespace") or namespace,

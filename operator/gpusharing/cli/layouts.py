@@ -6,7 +6,7 @@ The card is the table's (`planning/gpus/cards.py`); what fits is decided as for 
 from argparse import Namespace
 from collections import Counter
 
-from gpusharing.cli.layoutstext import Answer, as_data, describe, describe_cards
+from gpusharing.cli.layoutstext import LegalLayouts, as_data, describe, describe_cards
 from gpusharing.cli.nearest import nearest
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble
@@ -65,18 +65,18 @@ def wanted_of(text: str) -> Layout:
     return normalise(counts)
 
 
-def find_answer(card: Card, wanted: Layout, *, everything: bool) -> Answer:
+def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
     """The layouts to which nothing can be added and in which the wanted instances are."""
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}
         profiles = tuple(one for one in profiles if one.name in named or not {"+", "-"} & set(one.name))
     if wanted and isinstance(fit := find_fit(wanted, card.profiles), Refusal):
-        return Answer(card, wanted, (), fit)
+        return LegalLayouts(card, wanted, (), fit)
     least = dict(wanted)
     layouts = tuple(
         layout
         for layout in (maximal_layouts(profiles) if profiles else ())
         if all(dict(layout).get(name, 0) >= count for name, count in least.items())
     )
-    return Answer(card, wanted, layouts, None, hidden=len(profiles) < len(card.profiles))
+    return LegalLayouts(card, wanted, layouts, None, hidden=len(profiles) < len(card.profiles))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpusharing.cli.ages import counted
-from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, line, prose, table
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, line, prose, table
 from gpusharing.planning.gpus.cards import Card, Profile
 from gpusharing.planning.gpus.geometry import Layout, Legal, Refusal, find_fit
 from gpusharing.planning.gpus.geometry import describe as layout_text
@@ -16,7 +16,7 @@ _INKS = (Ink.GOOD, Ink.BUSY)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LegalLayouts:
     """What was found out about one card."""
 
     card: Card
@@ -28,7 +28,7 @@ class Answer:
     """Profiles with an attribute were left out."""
 
 
-def describe(answer: Answer, paper: Paper) -> list[Line]:
+def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
     """A picture for each layout."""
     card = answer.card
     lines = prose(f"{card.products[0] if card.products else card.key}: {_size(card)}", paper, ink=Ink.TITLE)
@@ -47,11 +47,13 @@ def describe(answer: Answer, paper: Paper) -> list[Line]:
         if paper.width is not None and name + CARD_WIDTH + len(used) + 4 > paper.width:
             lines += [*prose(f"{layout_text(layout)} {used}", paper), line("  ", *picture)]
         else:
-            lines.append(line(layout_text(layout).ljust(name), "  ", *picture, "  ", Span(used, Ink.FAINT)))
+            lines.append(
+                line(layout_text(layout).ljust(name), "  ", *picture, "  ", TextSpan(used, Ink.FAINT))
+            )
     return [*lines, *_notes(answer, paper)]
 
 
-def _notes(answer: Answer, paper: Paper) -> list[Line]:
+def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
     lines: list[Line] = []
     known = answer.card.source.placements
     if known == "unknown":
@@ -74,16 +76,16 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
         return ()
     room = CARD_WIDTH if paper.width is None else min(CARD_WIDTH, paper.width - 2)
     cell = max(3, room // units)
-    spans: list[Span] = []
+    spans: list[TextSpan] = []
     free = "·" if paper.glyphs else "."
     at = 0
     for number, (name, start) in enumerate(sorted(fit.placements, key=lambda placed: placed[1])):
         if start > at:
-            spans.append(Span(free * ((start - at) * cell), Ink.FAINT))
-        spans.append(Span(_box(name, sizes[name] * cell), _INKS[number % len(_INKS)]))
+            spans.append(TextSpan(free * ((start - at) * cell), Ink.FAINT))
+        spans.append(TextSpan(_box(name, sizes[name] * cell), _INKS[number % len(_INKS)]))
         at = start + sizes[name]
     if at < units:
-        spans.append(Span(free * ((units - at) * cell), Ink.FAINT))
+        spans.append(TextSpan(free * ((units - at) * cell), Ink.FAINT))
     return tuple(spans)
 
 
@@ -127,14 +129,14 @@ def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
             )
             product = card.products[0] if card.products else ""
             most = f"{small.name} (max {small.max_count})"
-            rows.append([Span(card.key), Span(product), Span(large.name), Span(most)])
+            rows.append([TextSpan(card.key), TextSpan(product), TextSpan(large.name), TextSpan(most)])
     return [
         *prose("Cards with MIG; kubectl gpusharing layouts CARD draws one:", paper),
         *table(CARDS_TABLE, rows, paper),
     ]
 
 
-def as_data(answer: Answer) -> dict[str, Any]:
+def as_data(answer: LegalLayouts) -> dict[str, Any]:
     """For programs; `profiles` can stand in spec.mig.layouts[].profiles as it is."""
     card = answer.card
     return {

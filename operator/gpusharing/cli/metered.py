@@ -16,7 +16,7 @@ from gpusharing.cli.meterqueries import (
     GPUS,
     NAMESPACE,
     POLICY,
-    Wish,
+    MeterQuery,
     label_of,
     queries_of,
 )
@@ -37,7 +37,7 @@ MISSED = 3600.0
 
 
 @dataclass(slots=True)
-class Metered:
+class MeteredPools:
     """What was found."""
 
     cells: Counter[Cell] = field(default_factory=Counter)
@@ -70,9 +70,9 @@ class _Day:
     """Nodes."""
 
 
-async def read_metered(prometheus: Prometheus, wish: Wish) -> Metered:
+async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools:
     """Raises Trouble, also where there is nothing at all."""
-    found = Metered()
+    found = MeteredPools()
     found.missing += await _gaps(prometheus, wish)
     unpriced: dict[tuple[str, str], float] = {}
     parts: dict[str, float] = {}
@@ -119,7 +119,7 @@ def no_label(label: str) -> str:
     )
 
 
-async def _read_day(prometheus: Prometheus, wish: Wish, start: float, end: float) -> _Day:
+async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end: float) -> _Day:
     queries = queries_of(wish, round(end - start))
     (
         held,
@@ -166,7 +166,7 @@ def _namespace(one: Series) -> str:
     return one.labels.get(EXPORTED) or one.labels.get(NAMESPACE, "")
 
 
-def _add(found: Metered, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
+def _add(found: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
     for part, answer in zip(Part, (day.held, day.idle, day.stranded, day.transition), strict=True):
         for one in answer:
             node, policy = one.labels.get("node", ""), one.labels.get(POLICY, "")
@@ -258,7 +258,7 @@ def _node(one: Series) -> tuple[str, str]:
     return one.labels.get("node", ""), one.labels.get(POLICY, "")
 
 
-async def _gaps(prometheus: Prometheus, wish: Wish) -> list[str]:
+async def _gaps(prometheus: Prometheus, wish: MeterQuery) -> list[str]:
     """What of the window Prometheus has nothing of. Raises Trouble where that is all of it."""
     chosen = braced(wish.selector)
     where = f" for {chosen}" if chosen else ""

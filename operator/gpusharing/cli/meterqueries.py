@@ -20,7 +20,7 @@ _PRICES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class MeterQuery:
     """What is asked for."""
 
     start: float
@@ -39,7 +39,7 @@ def label_of(by: str) -> str:
     return "" if by in (NAMESPACE, POLICY) else f"label_{re.sub('[^a-zA-Z0-9_]', '_', by)}"
 
 
-def queries_of(wish: Wish, seconds: int) -> list[str]:
+def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
     """What is asked of one stretch; `metered` takes the answers apart in this order."""
     span, points = f"[{seconds}s]", f"[{seconds}s:{POINTS}]"
     chosen, others = braced(wish.selector), braced(of_others(wish.selector))

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, TypeVar
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.kube.answers import Request
+from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES, KubeClient, Page, Resource
 from gpusharing.kube.errors import NotFound
 from gpusharing.kube.passing import PassingClient
@@ -26,7 +26,7 @@ class Onlooker(PassingClient):
         self._beforehand = beforehand
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
 
-    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
         """See PassingClient. Raises RuntimeError for whatever writes."""
         if request.verb not in ("get", "list"):
             raise RuntimeError(f"who only looks was told to {request.verb} {request.resource.plural} {name}")

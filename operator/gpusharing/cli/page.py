@@ -7,7 +7,7 @@ from datetime import datetime
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.ages import age, counted, length
 from gpusharing.cli.cards import Cards
-from gpusharing.cli.fleet import Pool, Seen, State, simulated_nodes
+from gpusharing.cli.fleet import PoolStatus, Seen, State, simulated_nodes
 from gpusharing.cli.markup import Child, Markup, document, style, tag
 from gpusharing.cli.pagepictures import MARKS, bar, card, track
 from gpusharing.cli.pagestyle import CSS
@@ -39,7 +39,7 @@ class View:
     where: str
     """Name of the cluster."""
     now: datetime
-    pools: Sequence[Pool]
+    pools: Sequence[PoolStatus]
     loose: Sequence[Seen]
     """GPU nodes of no policy."""
     cards: Mapping[str, Sequence[Cards]]
@@ -71,7 +71,7 @@ def _simulated(view: View) -> list[Markup]:
     return [tag("p", f"{told}.", class_="alarm")] if told else []
 
 
-def _pool(pool: Pool, number: int, view: View) -> Markup:
+def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:
@@ -84,7 +84,7 @@ def _pool(pool: Pool, number: int, view: View) -> Markup:
     return tag("section", *parts, aria_labelledby=name)
 
 
-def _title(pool: Pool, name: str) -> list[Markup]:
+def _title(pool: PoolStatus, name: str) -> list[Markup]:
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     told = [f"{pool.nodes or '0/0'} nodes", f"{pool.gpus} GPUs"]
     if pool.used:
@@ -97,7 +97,7 @@ def _title(pool: Pool, name: str) -> list[Markup]:
     return [tag("div", *line, class_="title"), *product]
 
 
-def _bar(pool: Pool) -> list[Markup]:
+def _bar(pool: PoolStatus) -> list[Markup]:
     if not pool.members:
         return []
     counts = {state: sum(seen.state is state for seen in pool.members) for state in State}
@@ -109,7 +109,7 @@ def _legend(texts: Iterable[str]) -> Markup:
     return tag("ul", *(tag("li", text) for text in texts), class_="legend faint")
 
 
-def _nodes(pool: Pool, now: datetime) -> list[Markup]:
+def _nodes(pool: PoolStatus, now: datetime) -> list[Markup]:
     if not pool.members:
         return []
     first = {seen.name: rank for rank, seen in enumerate(pool.changing)}
@@ -134,7 +134,7 @@ def _row(seen: Seen, now: datetime) -> list[Markup]:
     return [tag("th", seen.name, scope="row"), *(tag("td", one) for one in cells), last]
 
 
-def _timeline(pool: Pool, now: datetime) -> list[Markup]:
+def _timeline(pool: PoolStatus, now: datetime) -> list[Markup]:
     found = find_timeline(pool, now)
     if found is None:
         return []

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpusharing.cli.ages import counted
-from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, table
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, table
 from gpusharing.planning.told.proposal import Proposal, Step, Vanishing
 from gpusharing.planning.words.blockers import explain_blockers
 from gpusharing.planning.words.lengths import some
@@ -34,7 +34,7 @@ def describe(proposals: Sequence[Proposal], notes: Sequence[str], paper: Paper) 
     total = f"{counted(nodes, 'node')} to change, {counted(pods, 'pod')} to leave."
     if refused:
         total = f"{counted(refused, 'policy', 'policies')} refused. {total}"
-    return [*lines, *fold(line(Span(total, Ink.TITLE), " Nothing was changed."), paper)]
+    return [*lines, *fold(line(TextSpan(total, Ink.TITLE), " Nothing was changed."), paper)]
 
 
 def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
@@ -68,12 +68,12 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
 def _title(proposal: Proposal) -> Line:
     changes = f"{len(proposal.steps)} of {counted(_size(proposal), 'node')} change"
     if not proposal.accepted:
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(proposal.reason, Ink.BAD))
+        return line(TextSpan(proposal.policy, Ink.TITLE), "  ", TextSpan(proposal.reason, Ink.BAD))
     if not proposal.changes:
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span("nothing to change", Ink.GOOD))
+        return line(TextSpan(proposal.policy, Ink.TITLE), "  ", TextSpan("nothing to change", Ink.GOOD))
     kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
-    return line(Span(proposal.policy, Ink.TITLE), f"  {ways}  ", Span(changes, Ink.BUSY))
+    return line(TextSpan(proposal.policy, Ink.TITLE), f"  {ways}  ", TextSpan(changes, Ink.BUSY))
 
 
 def _summary(proposal: Proposal) -> str:
@@ -84,16 +84,16 @@ def _summary(proposal: Proposal) -> str:
     return "; ".join(facts)
 
 
-def _row(step: Step) -> list[Span]:
+def _row(step: Step) -> list[TextSpan]:
     verdict, preview = step.verdict, step.preview
     return [
-        Span(verdict.node),
-        Span(str(verdict.disruption)),
-        Span(verdict.observed),
-        Span(verdict.wanted),
-        Span("?" if preview is None else str(len(preview.pods))),
-        Span("" if preview is None else ", ".join(preview.budgets)),
-        Span(_when(step), Ink.GOOD if step.starts else Ink.WAITING),
+        TextSpan(verdict.node),
+        TextSpan(str(verdict.disruption)),
+        TextSpan(verdict.observed),
+        TextSpan(verdict.wanted),
+        TextSpan("?" if preview is None else str(len(preview.pods))),
+        TextSpan("" if preview is None else ", ".join(preview.budgets)),
+        TextSpan(_when(step), Ink.GOOD if step.starts else Ink.WAITING),
     ]
 
 
@@ -129,7 +129,7 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
         if now == then:
             continue
         sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
-        lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
+        lines.append(line("  ", TextSpan(f"{sign} {name}: {now} -> {then}", ink)))
         if (found := asked.get(name)) is not None and (who := _who_asks(found)):
             lines += prose(who, paper, indent="    ", hang="  ")
     if proposal.single_keeps_name:
@@ -157,7 +157,7 @@ def _blockers(proposal: Proposal) -> tuple[str, ...]:
 
 
 def _more(count: int, what: str) -> list[Line]:
-    return [line(Span(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
+    return [line(TextSpan(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
 
 
 def _pods(proposal: Proposal) -> int:

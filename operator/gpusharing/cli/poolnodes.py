@@ -28,7 +28,7 @@ _THERE = re.compile(rf"(!?)\s*({_KEY})")
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class NodeScope:
     """The nodes that are meant."""
 
     name: str
@@ -67,13 +67,13 @@ def rows_of(selector: str) -> list[Row]:
     return found
 
 
-def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> Scope:
+def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
     """Nodes by their labels, and a policy that has them. A label that a change of mode rewrites can choose no pool:
     then the nodes need one of their own."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
     name = _name(equal)
     if any(is_rewritten(key) for key, _, _ in rows):
-        return Scope(name, f"nodes with {selector}", _of_label(name), nodes, unlabelled=True)
+        return NodeScope(name, f"nodes with {selector}", _of_label(name), nodes, unlabelled=True)
     others = [
         {"key": key, "operator": operator, **({"values": list(values)} if values else {})}
         for key, operator, values in rows
@@ -84,16 +84,16 @@ def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> Scope
         chosen["matchLabels"] = equal
     if others:
         chosen["matchExpressions"] = others
-    return Scope(name, f"nodes with {selector}", chosen, nodes)
+    return NodeScope(name, f"nodes with {selector}", chosen, nodes)
 
 
-def whole_fleet(card: str) -> Scope:
+def whole_fleet(card: str) -> NodeScope:
     """All nodes that Prometheus knows GPUs of."""
     name = _name({"": card})
-    return Scope(name, "what Prometheus sees", _of_label(name), unlabelled=True)
+    return NodeScope(name, "what Prometheus sees", _of_label(name), unlabelled=True)
 
 
-def narrowed(scope: Scope, nodes: int, card: str) -> tuple[Scope, tuple[str, ...]]:
+def narrowed(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
     """With a selector for no other nodes than the `nodes` that have GPUs of `card` (empty: all models), and
     remarks. Raises Trouble where a policy that is there selects others too: it has one layout for all its nodes."""
     others = 0 if scope.nodes is None else len(scope.nodes) - nodes
@@ -123,7 +123,7 @@ def _name(equal: Mapping[str, str]) -> str:
     return plain if len(plain) > 2 else f"pool-{plain}" if plain else "pool"
 
 
-async def ask_cluster(session: Session, typed: Namespace) -> Scope:
+async def ask_cluster(session: Session, typed: Namespace) -> NodeScope:
     """By --policy or -l, at the API server; without either nothing is asked. Raises Trouble."""
     if typed.policy and typed.pool:
         raise Trouble("give --policy or -l, not both")
@@ -138,7 +138,7 @@ async def ask_cluster(session: Session, typed: Namespace) -> Scope:
     return scope_of(rows, found, typed.pool)
 
 
-def _of_policy(raw: JSON, nodes: Sequence[JSON]) -> Scope:
+def _of_policy(raw: JSON, nodes: Sequence[JSON]) -> NodeScope:
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
     rows: list[Row] = [
@@ -148,7 +148,7 @@ def _of_policy(raw: JSON, nodes: Sequence[JSON]) -> Scope:
     found = _chosen(nodes, texts(section(selector, "matchLabels")), rows)
     if not found:
         raise Trouble(f"policy {name} selects no node")
-    return Scope(name, f"policy {name}", selector, found, spec, _kept(section(raw, "metadata")))
+    return NodeScope(name, f"policy {name}", selector, found, spec, _kept(section(raw, "metadata")))
 
 
 def _kept(metadata: JSON) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
     )
 
 
-async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> Scope:
+async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> NodeScope:
     """By -l, of what kube-state-metrics tells of nodes. Raises Trouble."""
     if typed.policy:
         raise Trouble(

@@ -39,7 +39,7 @@ PORT_FORWARD = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Endpoint:
     """Where it is, and how to get in."""
 
     url: str
@@ -75,7 +75,7 @@ class Prometheus:
     """One that can be asked."""
 
     session: aiohttp.ClientSession
-    place: Place
+    place: Endpoint
     warnings: set[str] = field(default_factory=set)
     """What it warned of beside its answers: such an answer is not all that there is."""
 
@@ -190,7 +190,7 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus_at(place: Place) -> AsyncIterator[Prometheus]:
+async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
     """A Prometheus to ask; nothing is asked yet."""
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
     async with aiohttp.ClientSession(
@@ -199,7 +199,7 @@ async def prometheus_at(place: Place) -> AsyncIterator[Prometheus]:
         yield Prometheus(session, place)
 
 
-def place_of(url: str, token_file: str, ca_file: str) -> Place:
+def place_of(url: str, token_file: str, ca_file: str) -> Endpoint:
     """By the flags. Raises Trouble for what nobody can use."""
     try:
         parts = urlsplit(url)
@@ -226,7 +226,7 @@ def place_of(url: str, token_file: str, ca_file: str) -> Place:
             )
         authorization = f"Bearer {token}"
     trust = _trust(ca_file) if parts.scheme == "https" or ca_file else None
-    return Place(url.rstrip("/"), url, authorization, trust)
+    return Endpoint(url.rstrip("/"), url, authorization, trust)
 
 
 def _trust(ca_file: str) -> ssl.SSLContext:
@@ -251,7 +251,7 @@ def _text(name: str, flag: str) -> str:
         raise Trouble(f"{flag} {name} cannot be read: {said(error)}") from error
 
 
-async def _body(response: aiohttp.ClientResponse, place: Place) -> bytes:
+async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
     parts: list[bytes] = []
     taken = 0
     async for part in response.content.iter_any():

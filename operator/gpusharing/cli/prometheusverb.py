@@ -6,20 +6,20 @@ the one that is named, or the only one that looks like a Prometheus.
 
 from argparse import Namespace
 
-from gpusharing.cli.prometheus import Place, place_of
+from gpusharing.cli.prometheus import Endpoint, place_of
 from gpusharing.cli.promservice import find_place
 from gpusharing.cli.session import Session
 from gpusharing.cli.troubles import Trouble
 
 
-def place_named(typed: Namespace) -> Place:
+def place_named(typed: Namespace) -> Endpoint:
     """By `--prometheus`. Raises Trouble."""
     if typed.service:
         raise Trouble("give --prometheus or --service, not both")
     return place_of(typed.prometheus, typed.token_file, typed.ca_file)
 
 
-async def place_found(session: Session, typed: Namespace) -> Place:
+async def place_found(session: Session, typed: Namespace) -> Endpoint:
     """In the cluster. Raises Trouble."""
     if typed.token_file or typed.ca_file:
         raise Trouble(

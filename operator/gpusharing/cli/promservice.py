@@ -5,7 +5,7 @@ It takes the right `get services/proxy`, and to look for one `list services` in 
 
 import re
 
-from gpusharing.cli.prometheus import Place
+from gpusharing.cli.prometheus import Endpoint
 from gpusharing.cli.session import Session
 from gpusharing.cli.troubles import Trouble, sentence
 from gpusharing.kube.client import JSON, Resource
@@ -30,7 +30,7 @@ Rancher, Thanos. The first set that a Service has wins, as several Services may 
 NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 
-async def find_place(session: Session, named: str) -> Place:
+async def find_place(session: Session, named: str) -> Endpoint:
     """The Service, through the API server. Raises Trouble."""
     if session.login is None:
         raise Trouble("there is no API server to go through: give --prometheus URL")
@@ -40,7 +40,7 @@ async def find_place(session: Session, named: str) -> Place:
         access, token = await session.login.access(), await session.login.token()
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
-    return Place(
+    return Endpoint(
         url=f"{access.server}/api/v1/namespaces/{path}/proxy",
         where=where,
         authorization=token or "",

@@ -15,31 +15,31 @@ from gpusharing.cli.histories import find_seen
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.matchers import selector_of
 from gpusharing.cli.plan import propose
-from gpusharing.cli.poolnodes import Scope, ask_cluster, ask_prometheus, narrowed, rows_of
-from gpusharing.cli.prometheus import Place, Prometheus, prometheus_at
+from gpusharing.cli.poolnodes import NodeScope, ask_cluster, ask_prometheus, narrowed, rows_of
+from gpusharing.cli.prometheus import Endpoint, Prometheus, prometheus_at
 from gpusharing.cli.prometheusverb import place_found, place_named
 from gpusharing.cli.recommenddata import as_csv, as_data
 from gpusharing.cli.recommendfile import as_file, policy_of
 from gpusharing.cli.recommendplan import Effect
-from gpusharing.cli.recommendtext import Answer, describe
+from gpusharing.cli.recommendtext import RecommendReport, describe
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import CHANGES, DONE, Trouble, said
-from gpusharing.cli.usageread import Asked, read_usage
+from gpusharing.cli.usageread import UsageQuery, read_usage
 from gpusharing.cli.windows import DAY, span_of
 from gpusharing.planning.gpus.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, Need, find_need
-from gpusharing.planning.gpus.recommendation import Pool, Recommendation, recommend
+from gpusharing.planning.gpus.recommendation import ModelPool, Recommendation, recommend
 
 MOST = round(30 * DAY)
 """Seconds of a window: what is older than some days weighs next to nothing."""
-Choose = Callable[[Prometheus, float], Awaitable[Scope]]
+Choose = Callable[[Prometheus, float], Awaitable[NodeScope]]
 """The nodes that are meant, at the end of the window."""
 
 
 def tell(typed: Namespace, terminal: Terminal) -> int:
     """See Offline."""
 
-    async def choose(prometheus: Prometheus, end: float) -> Scope:
+    async def choose(prometheus: Prometheus, end: float) -> NodeScope:
         return await ask_prometheus(prometheus, typed, selector_of(typed.selector), end)
 
     _check(typed)
@@ -49,7 +49,7 @@ def tell(typed: Namespace, terminal: Terminal) -> int:
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """See Verb."""
 
-    async def choose(prometheus: Prometheus, end: float) -> Scope:
+    async def choose(prometheus: Prometheus, end: float) -> NodeScope:
         return await ask_cluster(session, typed)
 
     _check(typed)
@@ -80,7 +80,7 @@ def _check_free(name: str) -> None:
 
 
 async def _tell(
-    place: Place, typed: Namespace, terminal: Terminal, choose: Choose, session: Session | None
+    place: Endpoint, typed: Namespace, terminal: Terminal, choose: Choose, session: Session | None
 ) -> int:
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, choose)
@@ -97,12 +97,14 @@ async def _tell(
     return CHANGES if answer.missing else DONE
 
 
-async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) -> Answer:
+async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) -> RecommendReport:
     """The recommendation. Raises Trouble, also where the history is too short to say anything."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     scope = await choose(prometheus, end)
     card = pick(typed.card) if typed.card else None
-    usage = await read_usage(prometheus, Asked(start, end, selector_of(typed.selector), scope.nodes, card))
+    usage = await read_usage(
+        prometheus, UsageQuery(start, end, selector_of(typed.selector), scope.nodes, card)
+    )
     seen = find_seen(usage, scope.where)
     if not seen.histories:
         raise Trouble(
@@ -125,15 +127,15 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
     else:
         needs = tuple(find_need(one, seen.card, goal) for one in seen.histories)
         _refuse_too_little(needs)
-        pool = Pool(scope.name, seen.card, seen.nodes, seen.used)
+        pool = ModelPool(scope.name, seen.card, seen.nodes, seen.used)
         found = recommend(pool, needs, seen.occupied, goal=goal)
     policy = None if found is None else _policy(scope, found)
-    return Answer(
+    return RecommendReport(
         prometheus.place.where, start, end, scope, seen, needs, found, policy, tuple(missing), tuple(remarks)
     )
 
 
-async def find_effect(session: Session | None, scope: Scope, policy: dict[str, object]) -> Effect:
+async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Effect:
     """What the policy would do, by the code of `plan -f`; whatever is against a plan is told and no error."""
     if session is None:
         return Effect(why_not="with --prometheus no cluster is asked; --service names a Prometheus in one")
@@ -148,7 +150,7 @@ async def find_effect(session: Session | None, scope: Scope, policy: dict[str, o
     return Effect(tuple(proposals), notes, session.name)
 
 
-def _policy(scope: Scope, found: Recommendation) -> dict[str, object] | None:
+def _policy(scope: NodeScope, found: Recommendation) -> dict[str, object] | None:
     """None: the layout serves nobody, so it would be no policy to apply."""
     return policy_of(scope, found) if found.placed else None
 
@@ -167,7 +169,7 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
     )
 
 
-def _write(name: str, answer: Answer) -> None:
+def _write(name: str, answer: RecommendReport) -> None:
     """Raises Trouble."""
     if answer.policy is None:
         raise Trouble(f"--write {name}: there is no layout to write, because no workload has a place in one")

@@ -5,7 +5,7 @@ import io
 from typing import Any
 
 from gpusharing.cli.recommendplan import effect_data
-from gpusharing.cli.recommendtext import UNKNOWN, Answer, advice_of, now_of, placed_of, why_of
+from gpusharing.cli.recommendtext import UNKNOWN, RecommendReport, advice_of, now_of, placed_of, why_of
 from gpusharing.cli.windows import moment
 from gpusharing.planning.gpus.needs import Confidence, History, Need
 from gpusharing.planning.gpus.recommendation import Placed, Recommendation, Unplaced
@@ -19,7 +19,7 @@ COLUMNS = (
 """Of the CSV."""
 
 
-def as_data(answer: Answer) -> dict[str, Any]:
+def as_data(answer: RecommendReport) -> dict[str, Any]:
     """For programs."""
     placed = placed_of(answer.found)
     by_workload = {need.workload: need for need in answer.needs}
@@ -106,7 +106,7 @@ def _found(found: Recommendation) -> dict[str, Any]:
     }
 
 
-def as_csv(answer: Answer) -> str:
+def as_csv(answer: RecommendReport) -> str:
     """A line for each workload, with a header; what is not known is empty."""
     data = as_data(answer)
     written = io.StringIO()

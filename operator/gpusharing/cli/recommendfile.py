@@ -4,15 +4,15 @@ from typing import Any
 
 from gpusharing.api.names import API_VERSION
 from gpusharing.cli.files import KIND
-from gpusharing.cli.poolnodes import Scope
-from gpusharing.cli.recommendtext import Answer
+from gpusharing.cli.poolnodes import NodeScope
+from gpusharing.cli.recommendtext import RecommendReport
 from gpusharing.cli.simulated import sentence
 from gpusharing.planning.gpus.recommendation import Recommendation
 
 _MODES = ("mode", "mig", "mps", "timeSlicing")
 
 
-def policy_of(scope: Scope, found: Recommendation) -> dict[str, Any]:
+def policy_of(scope: NodeScope, found: Recommendation) -> dict[str, Any]:
     """The policy of a pool with this layout; what else a policy that is there says stays as it is."""
     kept = {
         key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
@@ -31,7 +31,7 @@ def policy_of(scope: Scope, found: Recommendation) -> dict[str, Any]:
     }
 
 
-def as_file(answer: Answer) -> str:
+def as_file(answer: RecommendReport) -> str:
     """With what it rests on, as comments."""
     import yaml  # as in terminal.py: it costs as much as a short command
 

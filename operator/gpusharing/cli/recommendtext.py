@@ -7,9 +7,9 @@ from fractions import Fraction
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.cli.ages import counted, length
-from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, table
-from gpusharing.cli.histories import Seen
-from gpusharing.cli.poolnodes import Scope
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, table
+from gpusharing.cli.histories import ObservedPool
+from gpusharing.cli.poolnodes import NodeScope
 from gpusharing.cli.recommendplan import Effect, describe_effect
 from gpusharing.cli.simulated import describe_simulated
 from gpusharing.cli.windows import moment
@@ -37,15 +37,15 @@ _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIG
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RecommendReport:
     """What was found out."""
 
     where: str
     """Which Prometheus."""
     start: float
     end: float
-    scope: Scope
-    seen: Seen
+    scope: NodeScope
+    seen: ObservedPool
     needs: tuple[Need, ...]
     found: Recommendation | None
     """None: nobody knows which layouts the card can have."""
@@ -103,7 +103,7 @@ def _asking(needs: Sequence[Need]) -> Iterator[str]:
         )
 
 
-def _labelling(scope: Scope) -> Iterator[str]:
+def _labelling(scope: NodeScope) -> Iterator[str]:
     if scope.unlabelled:
         labels = ",".join(f"{key}={value}" for key, value in scope.selector["matchLabels"].items())
         yield f"The policy selects nodes by a label that they need first: kubectl label node NODE {labels}"
@@ -113,7 +113,7 @@ def _name(whose: Workload) -> str:
     return f"{whose.namespace}/{whose.name}"
 
 
-def describe(answer: Answer, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
+def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
     """Each workload, the layout, what to do next, and what is not known."""
     lines = prose(answer.span, paper, ink=Ink.TITLE)
     lines += describe_simulated(answer.seen.simulated, paper)
@@ -137,24 +137,24 @@ def describe(answer: Answer, paper: Paper, *, verbose: bool, written: str) -> li
     return lines
 
 
-def _table(answer: Answer, paper: Paper) -> list[Line]:
+def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
     placed = placed_of(answer.found)
-    rows: list[list[Span]] = []
+    rows: list[list[TextSpan]] = []
     for history in answer.seen.histories:
         whose = history.workload
         need = next((one for one in answer.needs if one.workload == whose), None)
         sure = Confidence.NONE if need is None else need.confidence
         rows.append(
             [
-                Span(whose.namespace),
-                Span(f"{whose.kind}/{whose.name}"),
-                Span(str(history.pods)),
-                Span(now_of(history), Ink.FAINT),
-                Span(_size(need.peak) if need and need.samples else UNKNOWN),
-                Span(_part(None if need is None else need.compute)),
-                Span(advice_of(placed.get(whose)), Ink.TITLE),
-                Span(str(sure), _INKS.get(sure, Ink.PLAIN)),
-                Span(why_of(need, placed.get(whose)), Ink.FAINT),
+                TextSpan(whose.namespace),
+                TextSpan(f"{whose.kind}/{whose.name}"),
+                TextSpan(str(history.pods)),
+                TextSpan(now_of(history), Ink.FAINT),
+                TextSpan(_size(need.peak) if need and need.samples else UNKNOWN),
+                TextSpan(_part(None if need is None else need.compute)),
+                TextSpan(advice_of(placed.get(whose)), Ink.TITLE),
+                TextSpan(str(sure), _INKS.get(sure, Ink.PLAIN)),
+                TextSpan(why_of(need, placed.get(whose)), Ink.FAINT),
             ]
         )
     level = "P95" if answer.found is None else f"P{LEVELS[answer.found.goal].activity * 100:.0f}"
@@ -227,13 +227,13 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     """With -v: the samples, as far as they can be drawn, and what follows from them."""
     whose, history = need.workload, need.history
     yield BLANK
-    yield from fold(line(Span(f"{whose.namespace}  {whose.kind}/{whose.name}", Ink.TITLE)), paper)
+    yield from fold(line(TextSpan(f"{whose.namespace}  {whose.kind}/{whose.name}", Ink.TITLE)), paper)
     for name, samples, top in (
         ("memory  ", history.memory, need.highest),
         ("activity", history.activity or (), 1.0),
     ):
         if samples:
-            yield line("  ", Span(f"{name}  ", Ink.FAINT), sparkline(samples, top, paper))
+            yield line("  ", TextSpan(f"{name}  ", Ink.FAINT), sparkline(samples, top, paper))
     if history.activity and history.of_device:
         told = "activity is of the whole device, which other pods held too: what this one took of it, nobody tells"
         yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
@@ -333,7 +333,7 @@ def _worst(one: CoLocation) -> str:
     return f"worst co-location today {_size(one.bytes)} ({parts}) on a GPU with {_size(one.memory)}{fits}"
 
 
-def _next(answer: Answer, paper: Paper, written: str) -> list[Line]:
+def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
     lines: list[Line] = []
     for text in answer.steps:
         lines += prose(f"{text}.", paper, hang="  ")

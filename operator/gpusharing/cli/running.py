@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gpusharing.cli.arguments import CSV, PAGE
-from gpusharing.cli.drawing import BLANK, Ink, Span, line
+from gpusharing.cli.drawing import BLANK, Ink, TextSpan, line
 from gpusharing.cli.session import Session, connected
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble
 
 
-class Verb(Protocol):
+class VerbModule(Protocol):
     """A module of this package that carries out a verb."""
 
     async def run(self, session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -68,13 +68,13 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     return asyncio.run(_everywhere(verb, typed, flags))
 
 
-async def _everywhere(verb: Verb, typed: Namespace, flags: Flags) -> int:
+async def _everywhere(verb: VerbModule, typed: Namespace, flags: Flags) -> int:
     troubles: list[str] = []
     statuses: list[int] = []
     several = len(flags.contexts) > 1
     for context in flags.contexts:
         if several and not flags.terminal.structured:
-            flags.terminal.show([BLANK, line(Span(f"context {context}", Ink.TITLE))])
+            flags.terminal.show([BLANK, line(TextSpan(f"context {context}", Ink.TITLE))])
         try:
             async with connected(flags.kubeconfig, context) as session:
                 statuses.append(await verb.run(session, typed, flags.terminal))

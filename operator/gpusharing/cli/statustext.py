@@ -8,9 +8,9 @@ from typing import Any
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.ages import age, counted, length
-from gpusharing.cli.drawing import BLANK, Column, Glyph, Ink, Line, Paper, Span, bar, line, prose, table
+from gpusharing.cli.drawing import BLANK, Column, Glyph, Ink, Line, Paper, TextSpan, bar, line, prose, table
 from gpusharing.cli.estimate import find_estimate
-from gpusharing.cli.fleet import Pool, Seen, State, known_phase, simulated_nodes
+from gpusharing.cli.fleet import PoolStatus, Seen, State, known_phase, simulated_nodes
 from gpusharing.cli.simulated import describe_simulated
 from gpusharing.cli.timelinetext import describe_timeline
 
@@ -39,7 +39,7 @@ _CELLS = (*WAY, Phase.SYNCED)
 
 
 def describe(
-    pools: Sequence[Pool], loose: Sequence[Seen], now: datetime, paper: Paper, *, timeline: bool = False
+    pools: Sequence[PoolStatus], loose: Sequence[Seen], now: datetime, paper: Paper, *, timeline: bool = False
 ) -> list[Line]:
     """All pools; `loose`: GPU nodes of none of them; `timeline`: with the last rollout of each."""
     lines = describe_simulated(simulated_nodes(pools, loose), paper)
@@ -61,7 +61,7 @@ def describe(
     return lines
 
 
-def describe_pool(pool: Pool, now: datetime, paper: Paper) -> list[Line]:
+def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """One pool: what it runs, a cell for each node, what is in the way, and the nodes that are not done."""
     lines = [*_title(pool, paper), *_bar(pool, paper)]
     if pool.unseen:
@@ -78,11 +78,11 @@ def describe_pool(pool: Pool, now: datetime, paper: Paper) -> list[Line]:
         columns = COLUMNS + (WIDE if paper.wide else ())
         lines += table(columns, [_row(seen, now, paper) for seen in shown], paper, "  ")
     if (more := len(pool.changing) - len(shown)) > 0:
-        lines.append(line(Span(f"  and {more} more; -o wide lists all", Ink.FAINT)))
+        lines.append(line(TextSpan(f"  and {more} more; -o wide lists all", Ink.FAINT)))
     return lines
 
 
-def _title(pool: Pool, paper: Paper) -> list[Line]:
+def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     facts = [f"{pool.nodes or '0/0'} nodes", f"{pool.gpus} GPUs"]
@@ -90,23 +90,23 @@ def _title(pool: Pool, paper: Paper) -> list[Line]:
         facts.append(f"{pool.used} used")
     if pool.pending_pods:
         facts.append(f"{counted(pool.pending_pods, 'pod')} waiting")
-    head = line(Span(pool.name, Ink.TITLE), f"  {what}  ", Span(pool.status or "new", ink))
+    head = line(TextSpan(pool.name, Ink.TITLE), f"  {what}  ", TextSpan(pool.status or "new", ink))
     tail = ", ".join(facts)
     if sum(len(span.text) for span in head) + len(tail) + 2 > paper.room:
         return [head, line(tail)]
     return [line(*head, "  ", tail)]
 
 
-def _bar(pool: Pool, paper: Paper) -> list[Line]:
+def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
     """A cell for each node, and what the cells are."""
     if not pool.members:
         return []
     states = Counter(seen.state for seen in pool.members)
-    legend: list[Span | str] = []
+    legend: list[TextSpan | str] = []
     for state in State:
         if count := states[state]:
             glyph = state.value
-            legend += ["  ", Span(f"{glyph.on(paper)} {count} {glyph.word}", glyph.ink)]
+            legend += ["  ", TextSpan(f"{glyph.on(paper)} {count} {glyph.word}", glyph.ink)]
     order = sorted(pool.members, key=lambda seen: list(State).index(seen.state))
     # The legend stands on a line of its own where the bar leaves it no room.
     cells = bar([seen.state.value for seen in order], paper, min(60, paper.room))
@@ -116,7 +116,7 @@ def _bar(pool: Pool, paper: Paper) -> list[Line]:
     return [line(*cells, *legend)]
 
 
-def facts(pool: Pool, now: datetime) -> list[str]:
+def facts(pool: PoolStatus, now: datetime) -> list[str]:
     """What is about to happen, when, and how long it may take."""
     facts = []
     plan = pool.plan
@@ -136,22 +136,22 @@ def facts(pool: Pool, now: datetime) -> list[str]:
     return facts
 
 
-def _row(seen: Seen, now: datetime, paper: Paper) -> list[Span]:
+def _row(seen: Seen, now: datetime, paper: Paper) -> list[TextSpan]:
     ink = seen.state.value.ink
     cells = [
-        Span(seen.name),
-        Span(_way(seen, paper), ink),
-        Span(seen.phase or "-", ink),
-        Span(seen.reason),
-        Span("" if seen.pods is None else str(seen.pods)),
-        Span(seen.culprit),
-        Span(age(seen.since, now), Ink.FAINT),
-        Span(seen.deadline),
+        TextSpan(seen.name),
+        TextSpan(_way(seen, paper), ink),
+        TextSpan(seen.phase or "-", ink),
+        TextSpan(seen.reason),
+        TextSpan("" if seen.pods is None else str(seen.pods)),
+        TextSpan(seen.culprit),
+        TextSpan(age(seen.since, now), Ink.FAINT),
+        TextSpan(seen.deadline),
     ]
     if not paper.wide:
         return cells
     more = (seen.step, seen.wanted, seen.observed, seen.cordon, seen.unhealthy)
-    return [*cells, *(Span(text) for text in more)]
+    return [*cells, *(TextSpan(text) for text in more)]
 
 
 def _way(seen: Seen, paper: Paper) -> str:
@@ -167,7 +167,7 @@ def _way(seen: Seen, paper: Paper) -> str:
 # --- as data ---------------------------------------------------------------------------------------------
 
 
-def as_data(pools: Sequence[Pool], loose: Sequence[Seen], where: str, now: datetime) -> dict[str, Any]:
+def as_data(pools: Sequence[PoolStatus], loose: Sequence[Seen], where: str, now: datetime) -> dict[str, Any]:
     """The same for programs; times as the API has them."""
     return {
         "context": where,
@@ -177,7 +177,7 @@ def as_data(pools: Sequence[Pool], loose: Sequence[Seen], where: str, now: datet
     }
 
 
-def _pool_data(pool: Pool, now: datetime) -> dict[str, Any]:
+def _pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
     found = find_estimate(pool, now)
     return {
         "name": pool.name,

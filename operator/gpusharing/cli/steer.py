@@ -10,12 +10,12 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import TextIO
 
-from gpusharing.cli.drawing import Ink, Span, line, prose
+from gpusharing.cli.drawing import Ink, TextSpan, line, prose
 from gpusharing.cli.fleet import Seen, read_node
 from gpusharing.cli.installed import is_missing
 from gpusharing.cli.questions import agrees
 from gpusharing.cli.session import Session
-from gpusharing.cli.steering import STEERING, Change, Wish, as_seen, decided_on
+from gpusharing.cli.steering import STEERING, Change, SteeringWish, as_seen, decided_on
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, INSTALL, Trouble, sentence
 from gpusharing.kube.client import GPUNODES, JSON
@@ -36,7 +36,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     given = vars(typed)
     seen = await session.one(resource, typed.name)
     absent = await _find_absence(session, typed)
-    wish = Wish(
+    wish = SteeringWish(
         session.now(),
         hash=given.get("hash", ""),
         when_paused=given.get("when_paused", ""),
@@ -123,7 +123,7 @@ def is_wanted(answers: TextIO) -> bool:
 
 def _preview(change: Change, terminal: Terminal) -> None:
     patch = json.dumps(change.body, separators=(",", ":"))
-    head = line(Span(f"{KINDS[change.resource.plural]}/{change.name}", Ink.TITLE), f"  {patch}")
+    head = line(TextSpan(f"{KINDS[change.resource.plural]}/{change.name}", Ink.TITLE), f"  {patch}")
     terminal.show([head, *prose(f"{change.means[:1].upper()}{change.means[1:]}.", terminal.paper)])
 
 
@@ -132,7 +132,7 @@ def _end(change: Change, terminal: Terminal, said: str, *, done: bool = False) -
     if terminal.structured:
         terminal.data(change.as_data(done=done))
     elif said == DID:
-        terminal.show([line(Span(said, Ink.GOOD))])
+        terminal.show([line(TextSpan(said, Ink.GOOD))])
     else:
         terminal.show(prose(said, terminal.paper, ink=Ink.WAITING if done else Ink.FAINT))
     return DONE

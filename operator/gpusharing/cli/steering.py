@@ -27,7 +27,7 @@ NOT_RETRIED = {str(one): one.remedy for one in (Reason.ORPHAN_FENCE, Reason.FENC
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SteeringWish:
     """What was typed besides verb and name."""
 
     now: datetime
@@ -61,7 +61,7 @@ class Change:
         return {"kind": self.resource.plural, "name": self.name, "patch": self.body, "done": done}
 
 
-def approve(policy: JSON, wish: Wish) -> Change:
+def approve(policy: JSON, wish: SteeringWish) -> Change:
     """Let the plan of now be carried out. Raises Trouble where there is none, or another than was read."""
     name, plan = text(policy, "metadata", "name"), section(policy, "status", "plan")
     _fresh(policy)
@@ -81,7 +81,7 @@ def approve(policy: JSON, wish: Wish) -> Change:
     return Change(POLICIES, name, _annotation(names.ANNOTATION_APPROVE, found), means, moves=not wish.hash)
 
 
-def pause(policy: JSON, wish: Wish) -> Change:
+def pause(policy: JSON, wish: SteeringWish) -> Change:
     """Start no further node. Raises Trouble where that is so already."""
     name, rollout = text(policy, "metadata", "name"), section(policy, "spec", "rollout")
     when = wish.when_paused or text(rollout, "whenPaused") or "Finish"
@@ -100,7 +100,7 @@ def pause(policy: JSON, wish: Wish) -> Change:
     )
 
 
-def resume(policy: JSON, wish: Wish) -> Change:
+def resume(policy: JSON, wish: SteeringWish) -> Change:
     """End a pause, or else let a rollout go on that failures have halted. Raises Trouble where neither is so."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
@@ -114,7 +114,7 @@ def resume(policy: JSON, wish: Wish) -> Change:
     return Change(POLICIES, name, _annotation(names.ANNOTATION_RESUME, str(generation)), means, moves=True)
 
 
-def retry(node: JSON, wish: Wish) -> Change:
+def retry(node: JSON, wish: SteeringWish) -> Change:
     """Try a failed or deferred node again. Raises Trouble where the operator would not do that."""
     name, value = text(node, "metadata", "name"), wish.now.strftime("%Y%m%dT%H%M%SZ")
     means = (
@@ -151,7 +151,7 @@ def _instead(seen: Seen) -> str:
     return ""
 
 
-def abort(node: JSON, wish: Wish) -> Change:
+def abort(node: JSON, wish: SteeringWish) -> Change:
     """Give up the change that is in flight. Raises Trouble where none is, or it cannot be given up any more."""
     name = text(node, "metadata", "name")
     recorded = texts(section(node, "metadata", "annotations")).get(names.ANNOTATION_FENCE)
@@ -173,7 +173,7 @@ def abort(node: JSON, wish: Wish) -> Change:
     )
 
 
-def skip(node: JSON, wish: Wish) -> Change:
+def skip(node: JSON, wish: SteeringWish) -> Change:
     """Begin no change on a node, or begin them again. Raises Trouble where that is so already."""
     name = text(node, "metadata", "name")
     skipped = texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP) == "true"
@@ -217,7 +217,7 @@ def _fresh(policy: JSON) -> None:
         raise Trouble(f"the operator has not looked at generation {now} of {name} yet; try again in a moment")
 
 
-STEERING: Mapping[str, tuple[Resource, Callable[[JSON, Wish], Change]]] = {
+STEERING: Mapping[str, tuple[Resource, Callable[[JSON, SteeringWish], Change]]] = {
     "approve": (POLICIES, approve),
     "pause": (POLICIES, pause),
     "resume": (POLICIES, resume),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from gpusharing.cli.fleet import Pool, Seen, State, known_phase, state_of
+from gpusharing.cli.fleet import PoolStatus, Seen, State, known_phase, state_of
 
 REST = timedelta(days=1)
 """Changes with less than this between them are one rollout: with windows it goes on each night."""
@@ -54,7 +54,7 @@ class Timeline:
     """In the order in which the changes began; nodes whose change has not begun come last."""
 
 
-def find_timeline(pool: Pool, now: datetime) -> Timeline | None:
+def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
     """The last rollout of a pool. None: the histories show no change."""
     changes = [(seen, change) for seen in pool.members if (change := _last_change(seen, now))]
     begin = _beginning([moving for _, change in changes if (moving := _moving(change))])

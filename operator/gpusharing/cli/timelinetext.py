@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.cli.ages import counted, length
-from gpusharing.cli.drawing import Glyph, Ink, Line, Paper, Span, line, prose, shorten
-from gpusharing.cli.fleet import Pool, State, known_phase
+from gpusharing.cli.drawing import Glyph, Ink, Line, Paper, TextSpan, line, prose, shorten
+from gpusharing.cli.fleet import PoolStatus, State, known_phase
 from gpusharing.cli.timeline import Stretch, Timeline, Track, busiest, find_timeline
 
 MOST = 20
@@ -29,7 +29,7 @@ LETTERS: Mapping[Phase, str] = {
 """Of the phases in which something is done; the others are drawn as the state of the node."""
 
 
-def describe_timeline(pool: Pool, now: datetime, paper: Paper) -> list[Line]:
+def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """The last rollout of a pool: a line for each node, from the first change to the last or to now."""
     found = find_timeline(pool, now)
     if found is None:
@@ -46,10 +46,10 @@ def describe_timeline(pool: Pool, now: datetime, paper: Paper) -> list[Line]:
     lines = prose(f"{_period(found)}; a cell is {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
     for track in tracks:
         drawn = _cells(track, found.begin, cell, cells, paper)
-        row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
-        lines.append(line(*row, "  ", Span(ends[track.node], Ink.FAINT)) if tail else line(*row))
+        row: list[str | TextSpan] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
+        lines.append(line(*row, "  ", TextSpan(ends[track.node], Ink.FAINT)) if tail else line(*row))
     if (more := len(found.tracks) - len(tracks)) > 0:
-        lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide draws all", Ink.FAINT)))
+        lines.append(line(TextSpan(f"  and {counted(more, 'more node')}; -o wide draws all", Ink.FAINT)))
     return [*lines, *prose(_legend(tracks, paper), paper, indent="  ", ink=Ink.FAINT)]
 
 
@@ -77,14 +77,14 @@ def _end(track: Track) -> str:
 
 
 def _cells(track: Track, begin: datetime, cell: timedelta, cells: int, paper: Paper) -> Line:
-    spans: list[Span] = []
+    spans: list[TextSpan] = []
     for number in range(cells):
         shown = busiest(track, begin + number * cell, begin + (number + 1) * cell)
         glyph = Glyph(" ", " ", Ink.PLAIN) if shown is None else glyph_of(shown)
         if spans and spans[-1].ink is glyph.ink:
-            spans[-1] = Span(spans[-1].text + glyph.on(paper), glyph.ink)
+            spans[-1] = TextSpan(spans[-1].text + glyph.on(paper), glyph.ink)
         else:
-            spans.append(Span(glyph.on(paper), glyph.ink))
+            spans.append(TextSpan(glyph.on(paper), glyph.ink))
     return tuple(spans)
 
 

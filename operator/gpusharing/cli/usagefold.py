@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import isnan, nan
 
 from gpusharing.cli.prometheus import Series
-from gpusharing.cli.usageseries import MIB, Device, Devices, Owners, Pod, Told, read_dcgm
+from gpusharing.cli.usageseries import MIB, Device, Devices, Pod, PodOwners, Told, read_dcgm
 from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.planning.gpus.needs import Workload
 
@@ -21,7 +21,7 @@ DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class HourAnswers:
     """Answers for one stretch, in the order of `usagequeries.hourly` and `names`."""
 
     used: Sequence[Series]
@@ -30,7 +30,7 @@ class Part:
     own: Sequence[Series]
     held: Sequence[Series]
     sm: Sequence[Series]
-    owners: Owners
+    owners: PodOwners
     declared: Mapping[Pod, int]
     """Bytes, by the annotation."""
     exporters: frozenset[Pod]
@@ -125,7 +125,7 @@ class Fold:
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
     """Of the stretch: a pod has many series."""
 
-    def add(self, part: Part) -> None:
+    def add(self, part: HourAnswers) -> None:
         """Answers for a stretch after those of before."""
         self._workloads.clear()
         used = [(told, one) for one in part.used if self._is_ours(told := read_dcgm(one, part.exporters))]
@@ -192,7 +192,7 @@ class Fold:
                 (found if all(len(set(values)) == 1 for values in together) else split).add(device)
         return found | {device for device, node in replicas.items() if node not in several}, split
 
-    def _own_memory(self, part: Part) -> set[tuple[Pod, int]]:
+    def _own_memory(self, part: HourAnswers) -> set[tuple[Pod, int]]:
         """What the agent tells goes before all else. Returns the hours of pods that are known by it."""
         known: set[tuple[Pod, int]] = set()
         for one in part.own:
@@ -207,7 +207,7 @@ class Fold:
         return known
 
     def _measure(
-        self, told: Told, one: Series, part: Part, crowded: bool, known: set[tuple[Pod, int]]
+        self, told: Told, one: Series, part: HourAnswers, crowded: bool, known: set[tuple[Pod, int]]
     ) -> None:
         assert told.pod is not None
         record = self._record(told.pod, part)
@@ -220,7 +220,7 @@ class Fold:
             else:
                 self._most(record.memory, hour, mib * MIB)
 
-    def _activities(self, part: Part, crowded: set[Device], split: set[Device]) -> None:
+    def _activities(self, part: HourAnswers, crowded: set[Device], split: set[Device]) -> None:
         """dcgm-exporter splits no activity by pods: where others hold the device too, each is told with all of it."""
         measured: set[tuple[Pod, int]] = set()
         for one in part.active:
@@ -245,7 +245,7 @@ class Fold:
                     self._most(record.activity, self.hour(at), min(1.0, max(0.0, value)))
 
     def _live(
-        self, live: Iterable[tuple[Told, Series]], held: Iterable[tuple[Told, Series]], part: Part
+        self, live: Iterable[tuple[Told, Series]], held: Iterable[tuple[Told, Series]], part: HourAnswers
     ) -> None:
         """Who was there at the end of each hour, with how many devices."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
@@ -273,7 +273,7 @@ class Fold:
             for device in those:
                 self._hold(device, hour, workload)
 
-    def _pass(self, told: Told, one: Series, part: Part) -> None:
+    def _pass(self, told: Told, one: Series, part: HourAnswers) -> None:
         """Whoever comes and goes between the ends of two hours is in neither of them, and was there."""
         if told.pod is None or not one.points:
             return
@@ -292,13 +292,13 @@ class Fold:
         if hour == gpu.held:
             gpu.holders[workload] += 1
 
-    def _record(self, pod: Pod, part: Part) -> Record:
+    def _record(self, pod: Pod, part: HourAnswers) -> Record:
         workload = self._workload(pod, part.owners)
         if workload not in self.records:
             self.records[workload] = Record.of(self.hours)
         return self.records[workload]
 
-    def _workload(self, pod: Pod, owners: Owners) -> Workload:
+    def _workload(self, pod: Pod, owners: PodOwners) -> Workload:
         if pod not in self._workloads:
             if pod not in owners.pods:
                 self.unnamed.add(pod)

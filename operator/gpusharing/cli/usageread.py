@@ -13,7 +13,7 @@ from gpusharing.cli.matchers import braced
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
 from gpusharing.cli.simulatedseries import nodes_of
 from gpusharing.cli.troubles import Trouble
-from gpusharing.cli.usagefold import Fold, Gpu, Part
+from gpusharing.cli.usagefold import Fold, Gpu, HourAnswers
 from gpusharing.cli.usagequeries import (
     ACTIVE,
     ANNOTATION,
@@ -26,7 +26,7 @@ from gpusharing.cli.usagequeries import (
     names,
     there,
 )
-from gpusharing.cli.usageseries import MIB, Devices, Owners, Pod, pod_of, told
+from gpusharing.cli.usageseries import MIB, Devices, Pod, PodOwners, pod_of, told
 from gpusharing.cli.windows import DAY, MOST_POINTS, find_gaps
 from gpusharing.kube.quantity import count
 from gpusharing.planning.gpus.cards import Card, find_card
@@ -40,7 +40,7 @@ POINTS = 500_000
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class UsageQuery:
     """What is asked for."""
 
     start: float
@@ -70,7 +70,7 @@ class Usage:
     """Nodes whose agents say that their GPUs are SIMULATED."""
 
 
-async def read_usage(prometheus: Prometheus, asked: Asked) -> Usage:
+async def read_usage(prometheus: Prometheus, asked: UsageQuery) -> Usage:
     """Raises Trouble, also where there is nothing at all."""
     chosen = braced(asked.selector)
     where = f" for {chosen}" if chosen else ""
@@ -107,7 +107,7 @@ async def read_usage(prometheus: Prometheus, asked: Asked) -> Usage:
     return Usage(fold, most, replicas, tuple(missing), notes, simulated)
 
 
-async def _series(prometheus: Prometheus, asked: Asked) -> float:
+async def _series(prometheus: Prometheus, asked: UsageQuery) -> float:
     found = await prometheus.instant(most_series(asked.selector, round(asked.end - asked.start)), asked.end)
     most = max((1.0, *(one.value for one in found)))
     if most > MOST_SERIES:
@@ -118,7 +118,7 @@ async def _series(prometheus: Prometheus, asked: Asked) -> float:
     return most
 
 
-def _stretches(asked: Asked, hours: int, series: float) -> list[tuple[float, float]]:
+def _stretches(asked: UsageQuery, hours: int, series: float) -> list[tuple[float, float]]:
     """Whole hours, oldest first: from and to the ends of hours, the first one not included."""
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / max(1.0, series))))
     begin = asked.end - hours * HOUR
@@ -130,8 +130,8 @@ def _stretches(asked: Asked, hours: int, series: float) -> list[tuple[float, flo
 
 
 async def _read_part(
-    prometheus: Prometheus, asked: Asked, start: float, end: float, remarks: list[str]
-) -> Part:
+    prometheus: Prometheus, asked: UsageQuery, start: float, end: float, remarks: list[str]
+) -> HourAnswers:
     hours = max(1, round((asked.end - asked.start) / HOUR))
     whole = (asked.end - (hours - 1) * HOUR, asked.end)
     questions = [
@@ -142,14 +142,14 @@ async def _read_part(
     found = await side_by_side(*questions)
     used, live, active, own, held, sm, pods, replicasets, jobs, annotated, exporters, infos, simulated = found
     _refuse_clusters([*used, *own])
-    return Part(
+    return HourAnswers(
         used,
         live,
         active,
         own,
         held,
         sm,
-        Owners.of(pods, replicasets, jobs),
+        PodOwners.of(pods, replicasets, jobs),
         _declared(annotated, remarks),
         frozenset((told(one, "namespace"), one.labels.get("pod", "")) for one in exporters),
         Devices.of(infos),

@@ -111,7 +111,7 @@ _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Owners:
+class PodOwners:
     """What kube-state-metrics tells about pods."""
 
     pods: Mapping[Pod, tuple[str, str]]
@@ -121,7 +121,7 @@ class Owners:
     jobs: Mapping[Pod, tuple[str, str]]
 
     @classmethod
-    def of(cls, pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]) -> "Owners":
+    def of(cls, pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]) -> "PodOwners":
         """By kube_pod_owner, kube_replicaset_owner and kube_job_owner."""
         return cls(
             {pod: _owner(one) for one in pods if (pod := pod_of(one.labels)) is not None},

@@ -7,8 +7,8 @@ from typing import Any
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.ages import age
 from gpusharing.cli.cluster import Decided
-from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, shows, table
-from gpusharing.cli.fleet import Seen, Step, state_of
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
+from gpusharing.cli.fleet import PastStep, Seen, state_of
 from gpusharing.planning.proof.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.proof.verify import Source
 from gpusharing.planning.told.proofs import Proof, tell_proofs
@@ -45,7 +45,7 @@ class NodeAnswer:
     deadline: str
     unhealthy: str
     blockers: tuple[str, ...] = ()
-    history: tuple[Step, ...] = ()
+    history: tuple[PastStep, ...] = ()
     proofs: tuple[Proof, ...] = ()
     unproven: str = ""
     """Why no proofs are told."""
@@ -192,7 +192,7 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
         lines += prose(f"GPUs: {answer.unhealthy}", paper, ink=Ink.BAD)
     lines += [BLANK, *_proof_lines(answer, paper)]
     if answer.blockers:
-        lines += [BLANK, line(Span("What blocks", Ink.TITLE))]
+        lines += [BLANK, line(TextSpan("What blocks", Ink.TITLE))]
         lines += [one for text in answer.blockers for one in prose(text, paper, indent="  ", hang="  ")]
     if answer.history:
         lines += [BLANK, *_history(answer, now, paper)]
@@ -207,9 +207,9 @@ def _title(answer: NodeAnswer, now: datetime) -> Line:
     until = f", until {_ENDS.get(answer.deadline, answer.deadline)}" if answer.deadline else ""
     word = f"{answer.phase}: {answer.reason}" if answer.phase else "not ours"
     return line(
-        Span(answer.name, Ink.TITLE),
+        TextSpan(answer.name, Ink.TITLE),
         f"  {answer.policy or 'no policy'}  ",
-        Span(word, state_of(answer.phase).value.ink if answer.phase else Ink.FAINT),
+        TextSpan(word, state_of(answer.phase).value.ink if answer.phase else Ink.FAINT),
         f"{when}{until}",
     )
 
@@ -237,7 +237,7 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
     for one in answer.proofs:
         ink = Ink.GOOD if one.disagrees is None else Ink.BAD
         mark = good if one.disagrees is None else bad
-        rows.append([Span(f"{mark} {one.source}", ink), Span(one.says), Span(one.should)])
+        rows.append([TextSpan(f"{mark} {one.source}", ink), TextSpan(one.says), TextSpan(one.should)])
     drawn = table(PROOF, rows, paper)
     lines = list(drawn)
     for one, row in zip(answer.proofs, drawn[1:], strict=True):
@@ -250,5 +250,5 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
 
 def _history(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
     shown = answer.history if paper.wide else answer.history[-LAST:]
-    rows = [[Span(f"{age(one.at, now)} ago"), Span(one.phase), Span(one.reason)] for one in shown]
+    rows = [[TextSpan(f"{age(one.at, now)} ago"), TextSpan(one.phase), TextSpan(one.reason)] for one in shown]
     return table(HISTORY, rows, paper)

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpusharing.api.names import Phase, is_gpu_resource
 from gpusharing.cli.cluster import Decided
-from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, shows, table
+from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.raw import entries, part, text
@@ -201,19 +201,19 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     """One screen."""
     asks = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items())) or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
-    title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  asks for {asks}")
+    title = line(TextSpan(answer.pod, Ink.TITLE), "  ", TextSpan(answer.phase, ink), f"  asks for {asks}")
     lines = fold(title, paper)
     if answer.scheduler:
         lines += prose(f"Scheduler: {answer.scheduler}", paper, hang="  ")
     if answer.services:
         rows = [
             [
-                Span(one.pool),
-                Span(one.resource),
-                Span(str(one.now)),
-                Span("?" if one.free is None else str(one.free)),
-                Span(str(one.after)),
-                Span(one.but, Ink.WAITING),
+                TextSpan(one.pool),
+                TextSpan(one.resource),
+                TextSpan(str(one.now)),
+                TextSpan("?" if one.free is None else str(one.free)),
+                TextSpan(str(one.after)),
+                TextSpan(one.but, Ink.WAITING),
             ]
             for one in answer.services
         ]

@@ -20,10 +20,10 @@ from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.evict import Evictor
 from gpusharing.controller.sharedwrites import (
     TRIES,
-    Cache,
     Claims,
     ClusterPolicies,
     PolicyStore,
+    ReflectorCache,
     SharedWrites,
     subject_of,
 )
@@ -94,8 +94,8 @@ class Executor:
     """Matches on the Action union; a new action without a branch fails type checking."""
 
     client: KubeClient
-    nodes: Cache
-    gpunodes: Cache
+    nodes: ReflectorCache
+    gpunodes: ReflectorCache
     policies: PolicyStore
     claims: Claims
     now: Callable[[], datetime]
@@ -103,7 +103,7 @@ class Executor:
     parallel: int = 16
     eviction_wait: float = FIRST_WAIT
     """Seconds after the first refusal."""
-    config_maps: Cache | None = None
+    config_maps: ReflectorCache | None = None
     cluster_policies: ClusterPolicies | None = None
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
     """By node and pod UID; in memory only."""

@@ -61,7 +61,7 @@ FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _EVENTS = "events"
 
 
-class Cache(Protocol):
+class AnswerCache(Protocol):
     """Where the answers to our writes go."""
 
     def accept(self, raw: JSON) -> None:
@@ -69,7 +69,7 @@ class Cache(Protocol):
         ...
 
 
-class PolicyCache(Cache, Protocol):
+class WrittenPolicies(AnswerCache, Protocol):
     """The policies as last read or written."""
 
     def status(self, policy: str) -> Mapping[str, Any]:
@@ -81,12 +81,12 @@ class Statuses(Protocol):
     """What stands in the status of our objects now (kube/sources.py)."""
 
     @property
-    def policies(self) -> PolicyCache:
+    def policies(self) -> WrittenPolicies:
         """GPUSharingPolicies."""
         ...
 
     @property
-    def gpunodes(self) -> Cache:
+    def gpunodes(self) -> AnswerCache:
         """GPUNodes."""
         ...
 

@@ -25,7 +25,7 @@ TRIES = 3
 """Attempts at a conditional write; after each 409 it is decided again."""
 
 
-class Cache(Protocol):
+class ReflectorCache(Protocol):
     """The part of a reflector that is fed with answers."""
 
     def resource_version(self, name: str) -> str:
@@ -37,7 +37,7 @@ class Cache(Protocol):
         ...
 
 
-class ClusterPolicies(Cache, Protocol):
+class ClusterPolicies(ReflectorCache, Protocol):
     """What is known of ClusterPolicies."""
 
     @property
@@ -87,7 +87,7 @@ class SharedWrites:
     policies: PolicyStore
     claims: Claims
     now: Callable[[], datetime]
-    config_maps: Cache | None = None
+    config_maps: ReflectorCache | None = None
     cluster_policies: ClusterPolicies | None = None
     writing: str = ""
     """The ConfigMap that is, or was, written last: `namespace/name`."""

@@ -27,7 +27,7 @@ EVICTION = "eviction"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ApiRequest:
     """What was asked, in the words of RBAC: an eviction is `create` of `pods/eviction`."""
 
     verb: str
@@ -46,7 +46,7 @@ class Request:
         return f"{self.verb} {self.kind}" + (f" in {self.resource.group}" if self.resource.group else "")
 
 
-def error_of(request: Request, status: int, answer: object, retry_after: str | None = None) -> KubeError:
+def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
     """The error for an answer that is no success. `answer` is the parsed body, `retry_after` the header."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
@@ -71,7 +71,7 @@ def error_of(request: Request, status: int, answer: object, retry_after: str | N
     return Unavailable(f"the API server cannot {request.what}: {message}")
 
 
-def error_of_event(request: Request, status_object: JSON) -> KubeError:
+def error_of_event(request: ApiRequest, status_object: JSON) -> KubeError:
     """The error for an ERROR event of a watch, whose object is a Status."""
     code = part(status_object, "code")
     return error_of(request, code if isinstance(code, int) else 500, status_object)
@@ -80,13 +80,13 @@ def error_of_event(request: Request, status_object: JSON) -> KubeError:
 HINT = "the chart grants what is needed when rbac.create is true"
 
 
-def _forbidden(request: Request, answer: object, message: str) -> Forbidden:
+def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
     if "NamespaceTerminating" in _causes(answer):
         return Forbidden(message, namespace_terminating=True)
     return Forbidden(f"no right to {request.what}: {message}", hint=HINT, group=request.resource.group)
 
 
-def _too_many(request: Request, answer: object, message: str, seconds: float | None) -> KubeError:
+def _too_many(request: ApiRequest, answer: object, message: str, seconds: float | None) -> KubeError:
     """Whoever asks all clients to slow down gives a time, or plain words (apiserver pkg/server/filters). A Status
     without one is somebody's answer about this pod (E11): KubeVirt's webhook refuses so while it moves a machine."""
     causes = _causes(answer)
@@ -98,7 +98,7 @@ def _too_many(request: Request, answer: object, message: str, seconds: float | N
 
 
 def _eviction_error(
-    request: Request, status: int, answer: object, message: str, retry_after: str | None
+    request: ApiRequest, status: int, answer: object, message: str, retry_after: str | None
 ) -> KubeError:
     """With a time to wait, the server only lost a race over the budget (E14); without one, a 500 will never succeed.
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from gpusharing.kube.answers import Request
+from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import KubeClient, Resource, WatchEvent
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unavailable
@@ -31,7 +31,7 @@ FIRST_HOLD = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CallTarget:
     """What a call is about."""
 
     verb: str
@@ -52,7 +52,7 @@ class Reachability:
 
     successes: int = 0
     """Answers so far; a call that began before the last of them says nothing about now."""
-    failed: dict[Target, str] = field(default_factory=dict)
+    failed: dict[CallTarget, str] = field(default_factory=dict)
     """Calls that failed since the last answer, with the reasons."""
 
     def answered(self) -> None:
@@ -60,7 +60,7 @@ class Reachability:
         self.successes += 1
         self.failed.clear()
 
-    def failing(self, target: Target, began: int, error: Unavailable) -> None:
+    def failing(self, target: CallTarget, began: int, error: Unavailable) -> None:
         """A call that began after `began` answers failed. Raises ServerAway when it was one too many."""
         if began != self.successes:
             return
@@ -77,27 +77,27 @@ class Holds:
 
     clock: Callable[[], float] = loop_time
     everything: float = float("-inf")
-    objects: dict[Target, float] = field(default_factory=dict)
-    tries: dict[Target, int] = field(default_factory=dict)
+    objects: dict[CallTarget, float] = field(default_factory=dict)
+    tries: dict[CallTarget, int] = field(default_factory=dict)
     """Refusals in a row, by object."""
-    refused: dict[Target, int] = field(default_factory=dict)
+    refused: dict[CallTarget, int] = field(default_factory=dict)
     """Objects that were refused since the last answer."""
 
-    def left(self, target: Target | None = None) -> float:
+    def left(self, target: CallTarget | None = None) -> float:
         """Seconds still to wait; 0 or less when nothing has to."""
         until = self.everything
         if target is not None:
             until = max(until, self.objects.get(target, until))
         return until - self.clock()
 
-    def answered(self, target: Target) -> None:
+    def answered(self, target: CallTarget) -> None:
         """The server carried out a call, or refused it for what it asked: it does not hold everybody back."""
         self.refused.clear()
         if target in self.tries:
             del self.tries[target]
             self.objects.pop(target, None)
 
-    def throttled(self, target: Target, retry_after: float | None, alone: bool) -> float:
+    def throttled(self, target: CallTarget, retry_after: float | None, alone: bool) -> float:
         """A call was refused; returns the seconds to wait. One object `alone` waits alone, a second one for all."""
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)
@@ -138,9 +138,9 @@ class Fanout(PassingClient):
         self.reachability.answered()
         return True
 
-    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
         """One call in its slot, and what its end says about the others."""
-        target = Target(request.verb, request.kind, name)
+        target = CallTarget(request.verb, request.kind, name)
         async with self._slots:
             if (left := self.holds.left(target)) > 0:
                 raise HeldBack(f"not sent for {left:.0f} s: the API server asked to wait", left)
@@ -161,6 +161,6 @@ class Fanout(PassingClient):
             self._answered(target)
             return answer
 
-    def _answered(self, target: Target) -> None:
+    def _answered(self, target: CallTarget) -> None:
         self.reachability.answered()
         self.holds.answered(target)

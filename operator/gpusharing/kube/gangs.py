@@ -16,7 +16,7 @@ from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.raw import text
 from gpusharing.planning.drain.holders import holds_gpu
-from gpusharing.planning.snapshot.podviews import Gang, GangView, Member, PodView
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 MAX_GANGS = 16
 """Gangs of one node that are looked up; a node with more has no room for a large one."""
@@ -63,7 +63,7 @@ class Gangs:
         return tuple(views)
 
     async def _list(self, gang: Gang) -> GangView:
-        members: list[Member] = []
+        members: list[GangMember] = []
         read = 0
         try:
             async for page in self.client.pages(
@@ -88,6 +88,6 @@ class Gangs:
             self._locks.pop(gang, None)
 
 
-def _member(raw: JSON) -> Member:
+def _member(raw: JSON) -> GangMember:
     """What a ResourceClaim is for says who manages a GPU over there, and nothing about the gang: none is read."""
-    return Member(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))
+    return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))

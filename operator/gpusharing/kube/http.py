@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from gpusharing.kube.aio import aiohttp
-from gpusharing.kube.answers import EVICTION, Request
+from gpusharing.kube.answers import EVICTION, ApiRequest
 from gpusharing.kube.client import JSON, PODS, VERSION, Page, Resource, WatchEvent
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unavailable
@@ -127,7 +127,7 @@ class HttpClient:
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""
-        return await self._call(Request("get", resource), "GET", resource.path(namespace, name))
+        return await self._call(ApiRequest("get", resource), "GET", resource.path(namespace, name))
 
     async def pages(
         self,
@@ -139,7 +139,7 @@ class HttpClient:
         limit: int = 500,
     ) -> AsyncIterator[Page]:
         """See KubeClient. Raises Expired when the list took longer than the server keeps its moment."""
-        request, path = Request("list", resource), resource.path(namespace)
+        request, path = ApiRequest("list", resource), resource.path(namespace)
         selected = selectors(label_selector, field_selector)
         async for page in each_page(lambda query: self._call(request, "GET", path, query), limit, selected):
             yield page
@@ -154,7 +154,7 @@ class HttpClient:
         field_selector: str = "",
     ) -> AsyncIterator[WatchEvent]:
         """See KubeClient. Raises Unavailable when the stream breaks or is silent for too long."""
-        request = Request("watch", resource)
+        request = ApiRequest("watch", resource)
         seconds = watch_seconds(resource, self._limits.watch, self._limits.inactivity)
         query = watch_query(resource_version, selectors(label_selector, field_selector), seconds)
         async with self._stream(request, resource.path(namespace), query) as response:
@@ -167,12 +167,12 @@ class HttpClient:
 
     async def version(self) -> str:
         """See KubeClient. Every authenticated user may ask (ClusterRole system:public-info-viewer)."""
-        return text(await self._call(Request("get", VERSION), "GET", "/version"), "gitVersion")
+        return text(await self._call(ApiRequest("get", VERSION), "GET", "/version"), "gitVersion")
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""
         where = namespace or text(body, "metadata", "namespace") or None
-        return await self._call(Request("create", resource), "POST", resource.path(where), body=body)
+        return await self._call(ApiRequest("create", resource), "POST", resource.path(where), body=body)
 
     async def patch(
         self,
@@ -185,7 +185,7 @@ class HttpClient:
     ) -> JSON:
         """See KubeClient."""
         return await self._call(
-            Request("patch", resource, subresource),
+            ApiRequest("patch", resource, subresource),
             "PATCH",
             resource.path(namespace, name, subresource),
             body=body,
@@ -206,11 +206,11 @@ class HttpClient:
         if grace is not None:
             options["gracePeriodSeconds"] = grace
         path = resource.path(namespace, name)
-        await self._call(Request("delete", resource), "DELETE", path, body=options)
+        await self._call(ApiRequest("delete", resource), "DELETE", path, body=options)
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
         """See KubeClient."""
-        request, query = Request("get", PODS, "log"), {"tailLines": str(lines)}
+        request, query = ApiRequest("get", PODS, "log"), {"tailLines": str(lines)}
         path = PODS.path(namespace, name, "log")
         answer = await self._answer(request, _Sent("GET", path, query, self._timeout))
         if answer.status >= 400:
@@ -226,13 +226,13 @@ class HttpClient:
             "deleteOptions": {"preconditions": {"uid": uid}},
         }
         path = PODS.path(namespace, name, EVICTION)
-        await self._call(Request("create", PODS, EVICTION), "POST", path, body=eviction)
+        await self._call(ApiRequest("create", PODS, EVICTION), "POST", path, body=eviction)
 
     # --- transport -------------------------------------------------------------------------------------
 
     async def _call(
         self,
-        request: Request,
+        request: ApiRequest,
         method: str,
         path: str,
         query: Mapping[str, str] | None = None,
@@ -253,7 +253,7 @@ class HttpClient:
             raise refusal(request, answer.status, answer.body, answer.retry_after)
         return parsed(request, answer.body)
 
-    async def _answer(self, request: Request, sent: _Sent) -> _Answer:
+    async def _answer(self, request: ApiRequest, sent: _Sent) -> _Answer:
         """The server's answer; after a 401 the credentials are renewed and the call is made once more."""
         async with self._slots:
             for last in (False, True):
@@ -267,7 +267,7 @@ class HttpClient:
 
     @asynccontextmanager
     async def _stream(
-        self, request: Request, path: str, query: Mapping[str, str]
+        self, request: ApiRequest, path: str, query: Mapping[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An open watch."""
         timeout = aiohttp.ClientTimeout(
@@ -288,7 +288,7 @@ class HttpClient:
 
     @asynccontextmanager
     async def _open(
-        self, request: Request, sent: _Sent, token: str | None
+        self, request: ApiRequest, sent: _Sent, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request on the wire; whatever the network does becomes Unavailable."""
         access = await self._login.access()
@@ -331,7 +331,7 @@ class HttpClient:
             )
         return self._session
 
-    def _told(self, request: Request, status: int, started: float) -> None:
+    def _told(self, request: ApiRequest, status: int, started: float) -> None:
         if self._on_call:
             seconds = time.monotonic() - started
             self._on_call(request.verb, request.resource, request.subresource, status, seconds)

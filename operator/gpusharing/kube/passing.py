@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from gpusharing.kube.answers import EVICTION, Request
+from gpusharing.kube.answers import EVICTION, ApiRequest
 from gpusharing.kube.client import JSON, PODS, VERSION, KubeClient, Page, Resource, WatchEvent
 from gpusharing.kube.streams import closing
 
@@ -16,7 +16,7 @@ class PassingClient:
     def __init__(self, client: KubeClient) -> None:
         self.client = client
 
-    async def passing(self, request: Request, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
         """One call; a layer overrides this. `send` makes it, and may raise StopAsyncIteration at a list's end.
 
         `name`: `namespace/name`, the selectors of a list, or the plural of what discovery is asked for; empty
@@ -31,7 +31,7 @@ class PassingClient:
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""
         return await self.passing(
-            Request("get", resource),
+            ApiRequest("get", resource),
             _full(namespace, name),
             lambda: self.client.get(resource, name, namespace=namespace),
         )
@@ -57,7 +57,7 @@ class PassingClient:
         async with closing(pages):
             while True:
                 try:
-                    page = await self.passing(Request("list", resource), name, lambda: anext(pages))
+                    page = await self.passing(ApiRequest("list", resource), name, lambda: anext(pages))
                 except StopAsyncIteration:
                     return
                 yield page
@@ -86,18 +86,18 @@ class PassingClient:
 
     async def served(self, resource: Resource) -> bool:
         """See KubeClient."""
-        kinds = Request("get", Resource(resource.group, resource.version, ""))
+        kinds = ApiRequest("get", Resource(resource.group, resource.version, ""))
         return await self.passing(kinds, resource.plural, lambda: self.client.served(resource))
 
     async def version(self) -> str:
         """See KubeClient."""
-        return await self.passing(Request("get", VERSION), "", self.client.version)
+        return await self.passing(ApiRequest("get", VERSION), "", self.client.version)
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""
         name = str((body.get("metadata") or {}).get("name", ""))
         return await self.passing(
-            Request("create", resource),
+            ApiRequest("create", resource),
             _full(namespace, name),
             lambda: self.client.create(resource, body, namespace=namespace),
         )
@@ -113,7 +113,7 @@ class PassingClient:
     ) -> JSON:
         """See KubeClient."""
         return await self.passing(
-            Request("patch", resource, subresource),
+            ApiRequest("patch", resource, subresource),
             _full(namespace, name),
             lambda: self.client.patch(resource, name, body, namespace=namespace, subresource=subresource),
         )
@@ -129,7 +129,7 @@ class PassingClient:
     ) -> None:
         """See KubeClient."""
         await self.passing(
-            Request("delete", resource),
+            ApiRequest("delete", resource),
             _full(namespace, name),
             lambda: self.client.delete(resource, name, namespace=namespace, uid=uid, grace=grace),
         )
@@ -137,7 +137,7 @@ class PassingClient:
     async def log(self, namespace: str, name: str, lines: int) -> str:
         """See KubeClient."""
         return await self.passing(
-            Request("get", PODS, "log"),
+            ApiRequest("get", PODS, "log"),
             _full(namespace, name),
             lambda: self.client.log(namespace, name, lines),
         )
@@ -145,7 +145,7 @@ class PassingClient:
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """See KubeClient."""
         await self.passing(
-            Request("create", PODS, EVICTION),
+            ApiRequest("create", PODS, EVICTION),
             _full(namespace, name),
             lambda: self.client.evict(namespace, name, uid),
         )

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from gpusharing.kube.answers import Request, error_of, error_of_event
+from gpusharing.kube.answers import ApiRequest, error_of, error_of_event
 from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError, NotFound, Unavailable
 from gpusharing.kube.raw import entries, part, text
@@ -56,17 +56,17 @@ async def each_page(
         query = {**query, "continue": more}
 
 
-async def is_served(ask: Callable[[Request, str], Awaitable[JSON]], resource: Resource) -> bool:
+async def is_served(ask: Callable[[ApiRequest, str], Awaitable[JSON]], resource: Resource) -> bool:
     """Whether discovery lists a kind; `ask` makes one GET of a path."""
     group = Resource(resource.group, resource.version, "")
     try:
-        listed = await ask(Request("get", group), group.path())
+        listed = await ask(ApiRequest("get", group), group.path())
     except NotFound:
         return False
     return any(part(kind, "name") == resource.plural for kind in entries(listed, "resources"))
 
 
-def event_of(request: Request, line: bytes) -> WatchEvent:
+def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
     """One line of a watch. Raises what an ERROR event stands for."""
     event = parsed(request, line)
     kind = event.get("type")
@@ -75,7 +75,7 @@ def event_of(request: Request, line: bytes) -> WatchEvent:
     return WatchEvent(kind, event["object"])
 
 
-def parsed(request: Request, raw: bytes) -> JSON:
+def parsed(request: ApiRequest, raw: bytes) -> JSON:
     """The JSON object of a success. Raises Unavailable for anything else: that was no API server."""
     try:
         found = json.loads(raw)
@@ -86,7 +86,7 @@ def parsed(request: Request, raw: bytes) -> JSON:
     return found
 
 
-def refusal(request: Request, status: int, raw: bytes, retry_after: str | None) -> KubeError:
+def refusal(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
     """The error for an answer of 300 or above."""
     return error_of(request, status, _status_of(raw), retry_after)
 

@@ -82,7 +82,7 @@ class Row:
 
 
 @value
-class Pool:
+class PoolBill:
     """A policy in one currency."""
 
     policy: str
@@ -109,7 +109,7 @@ class Bill:
     """Rows, pools and totals; in each currency all three add up to the same."""
 
     rows: tuple[Row, ...]
-    pools: tuple[Pool, ...]
+    pools: tuple[PoolBill, ...]
     totals: tuple[Total, ...]
 
 
@@ -122,7 +122,7 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
         if micros < 0 or (cell.price is not None and cell.price.amount < 0):
             raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be below 0")
     cells = [(cell, micros) for cell, micros in counted.items() if micros]
-    pools: list[Pool] = []
+    pools: list[PoolBill] = []
     lines: list[tuple[Cell, int, int | None]] = []
     for (policy, currency), found in groupby(sorted(cells, key=_pool_key), key=_pool):
         members = list(found)
@@ -133,7 +133,7 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
         lines += [(cell, micros, part) for (cell, micros), part in zip(members, parts, strict=True)]
         micros = sum(micros for _, micros in members)
         ordered = tuple(sorted(prices, key=attrgetter("amount", "source")))
-        pools.append(Pool(policy, micros, currency, cents, ordered))
+        pools.append(PoolBill(policy, micros, currency, cents, ordered))
     return Bill(_rows(lines, by_policy=by_policy), tuple(pools), _totals(pools, lines))
 
 
@@ -201,7 +201,7 @@ def _rows(lines: Iterable[tuple[Cell, int, int | None]], *, by_policy: bool) -> 
     )
 
 
-def _totals(pools: Iterable[Pool], lines: Sequence[tuple[Cell, int, int | None]]) -> tuple[Total, ...]:
+def _totals(pools: Iterable[PoolBill], lines: Sequence[tuple[Cell, int, int | None]]) -> tuple[Total, ...]:
     totals = []
     for currency in sorted({pool.currency for pool in pools}, key=lambda one: (one == "", one)):
         mine = [pool for pool in pools if pool.currency == currency]

@@ -37,7 +37,7 @@ class Profile:
 
 
 @value
-class Source:
+class Provenance:
     """How well names and counts, profile ids and placements of a card are known, and from where."""
 
     names: Status
@@ -56,7 +56,7 @@ class Card:
     compute_capability: tuple[int, int]
     memory_gb: int  # the number MIG profile names are computed from; 0: shared with the CPU
     profiles: tuple[Profile, ...]
-    source: Source
+    source: Provenance
     memory_mib: int | None = None  # total as seen in nvidia-smi, where a capture exists
     nvml_counts_wrong: bool = False  # prefer this table (mig-parted pkg/mig/discovery: A30)
 
@@ -146,7 +146,7 @@ def _card(
     compute_capability: tuple[int, int],
     memory_gb: int,
     family: tuple[_Shape, ...],
-    source: Source,
+    source: Provenance,
     *,
     memory_mib: int | None = None,
     nvml_counts_wrong: bool = False,
@@ -159,9 +159,11 @@ def _card(
     )
 
 
-_NO_MIG = Source("doc", "unknown", "unknown", "absent from the guide's supported GPUs; device ids: pci.ids")
-_CAPTURED = Source("real", "real", "real", "captures -lgip and -lgipp; guide; mig-parted")
-_CONFIG_ONLY = Source("cfg", "family", "family", "mig-parted only")
+_NO_MIG = Provenance(
+    "doc", "unknown", "unknown", "absent from the guide's supported GPUs; device ids: pci.ids"
+)
+_CAPTURED = Provenance("real", "real", "real", "captures -lgip and -lgipp; guide; mig-parted")
+_CONFIG_ONLY = Provenance("cfg", "family", "family", "mig-parted only")
 
 CARDS: tuple[Card, ...] = (
     # --- with MIG ---
@@ -178,7 +180,7 @@ CARDS: tuple[Card, ...] = (
     ),
     _card(
         "pg506-96gb", (), "20B6", (8, 0), 96, _SEVEN_SLICE,
-        Source("cfg", "family", "family", "mig-parted: an A100-class board; no product name seen"),
+        Provenance("cfg", "family", "family", "mig-parted: an A100-class board; no product name seen"),
     ),
     _card(
         "h100-80gb",
@@ -192,18 +194,18 @@ CARDS: tuple[Card, ...] = (
     _card(
         "hopper-96gb", ("NVIDIA GH200 480GB", "NVIDIA H100 96GB", "NVIDIA H20"),
         "2342 233D 2329", (9, 0), 96, _SEVEN_SLICE,
-        Source("real", "real", "family", "capture -lgip of a GH200; H20: vGPU guide, ids unseen"),
+        Provenance("real", "real", "family", "capture -lgip of a GH200; H20: vGPU guide, ids unseen"),
     ),
     _card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
     _card(
         "h200-141gb", ("NVIDIA H200", "NVIDIA H200 NVL"),
         "2335 233B", (9, 0), 141, _SEVEN_SLICE,
-        Source("doc", "family", "family", "guide; mig-parted; a capture confirms ids 19, 20, 14 and 0"),
+        Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms ids 19, 20, 14 and 0"),
         memory_mib=143771,
     ),
     _card(
         "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
-        Source("doc", "family", "family", "guide; mig-parted"), memory_mib=183359,
+        Provenance("doc", "family", "family", "guide; mig-parted"), memory_mib=183359,
     ),
     _card(
         "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE, _CONFIG_ONLY, memory_mib=189471
@@ -211,7 +213,7 @@ CARDS: tuple[Card, ...] = (
     _card("b300-269gb", ("NVIDIA B300 SXM6 AC",), "3182", (10, 3), 269, _SEVEN_SLICE, _CONFIG_ONLY),
     _card(
         "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
-        Source("doc", "doc", "family", "playbook; mig-parted"), memory_mib=284208,
+        Provenance("doc", "doc", "family", "playbook; mig-parted"), memory_mib=284208,
     ),
     _card(
         "rtx-pro-6000-blackwell", ("NVIDIA RTX PRO 6000 Blackwell Server Edition",),
@@ -224,28 +226,28 @@ CARDS: tuple[Card, ...] = (
             "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
         ),
         "2BB1 2BB4", (12, 0), 96, _RTX_PRO_6000,
-        Source("doc", "family", "family", "guide (needs a minimum vBIOS and compute display mode); pci.ids"),
+        Provenance("doc", "family", "family", "guide (needs a minimum vBIOS and compute display mode); pci.ids"),
     ),
     _card(
         "rtx-pro-5000-blackwell", ("NVIDIA RTX PRO 5000 Blackwell",), "", (12, 0), 48, _RTX_PRO_5000,
-        Source("doc", "unknown", "unknown", "guide, copy of September 2026; the v580 copy contradicts it"),
+        Provenance("doc", "unknown", "unknown", "guide, copy of September 2026; the v580 copy contradicts it"),
     ),
     _card(
         "rtx-pro-4500-blackwell", ("NVIDIA RTX PRO 4500 Blackwell",), "", (12, 0), 32, _RTX_PRO_4500,
-        Source("doc", "unknown", "unknown", "guide, copy of September 2026"),
+        Provenance("doc", "unknown", "unknown", "guide, copy of September 2026"),
     ),
     _card(
         "thor-igpu", ("NVIDIA Thor",), "", (11, 0), 0, _THOR,
-        Source("doc", "unknown", "unknown", "guide; at most one compute and one graphics instance coexist"),
+        Provenance("doc", "unknown", "unknown", "guide; at most one compute and one graphics instance coexist"),
     ),
     # --- without MIG: NVML answers NOT_SUPPORTED to the MIG mode ---
     _card(
         "t4", ("Tesla T4",), "1EB8", (7, 5), 16, (),
-        Source("real", "unknown", "unknown", "capture shows MIG N/A"), memory_mib=15360,
+        Provenance("real", "unknown", "unknown", "capture shows MIG N/A"), memory_mib=15360,
     ),
     _card(
         "l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (),
-        Source("real", "unknown", "unknown", "capture shows MIG N/A"), memory_mib=46068,
+        Provenance("real", "unknown", "unknown", "capture shows MIG N/A"), memory_mib=46068,
     ),
     _card("l40", ("NVIDIA L40",), "26B5", (8, 9), 48, (), _NO_MIG),
     _card("l4", ("NVIDIA L4",), "27B8", (8, 9), 24, (), _NO_MIG),

@@ -25,12 +25,12 @@ from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import Layout, normalise
 from gpusharing.planning.gpus.needs import GIB, Goal, Need, Workload
 from gpusharing.planning.gpus.packing import Packer
-from gpusharing.planning.gpus.templates import Choice, Fleet, Seat, Size, choose
+from gpusharing.planning.gpus.templates import Fleet, Seat, Size, TemplateChoice, choose
 from gpusharing.planning.words.values import value
 
 
 @value
-class Pool:
+class ModelPool:
     """Nodes with GPUs of one model."""
 
     name: str
@@ -150,7 +150,7 @@ class CoLocation:
 class Recommendation:
     """The answer for a pool."""
 
-    pool: Pool
+    pool: ModelPool
     goal: Goal
     template: tuple[Layout | None, ...]
     """Of a node's GPUs, by index; None: left whole. Of length 1: for every GPU, however many a node has."""
@@ -202,7 +202,7 @@ class Recommendation:
 
 
 def recommend(
-    pool: Pool, needs: Sequence[Need], occupied: Sequence[Occupied] = (), *, goal: Goal
+    pool: ModelPool, needs: Sequence[Need], occupied: Sequence[Occupied] = (), *, goal: Goal
 ) -> Recommendation:
     """The layout for all these workloads. ValueError: the pool has no GPU, or its card has no memory of its own."""
     if not pool.nodes or min(pool.nodes) < 1:
@@ -245,7 +245,7 @@ def _sizes(card: Card) -> tuple[Size, ...]:
 
 
 def _seats(
-    pool: Pool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
+    pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
     """What each workload has to be given, and who has no place."""
     seats: list[Seat] = []
@@ -285,7 +285,9 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
     return Seat(need, -1, ceil(need.memory / whole) if declared and need.memory > whole else 1)
 
 
-def _granted(packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: Choice) -> tuple[str, int, Bound]:
+def _granted(
+    packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice
+) -> tuple[str, int, Bound]:
     if seat.gpus:
         return "", seat.gpus, Bound.WHOLE
     index = chosen.index(seat)
@@ -298,7 +300,7 @@ def _granted(packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: Choice) 
     return name, 0, Bound.COMPUTE if enough else Bound.MEMORY
 
 
-def _template(packer: Packer, chosen: Choice, fleet: Fleet) -> tuple[Layout | None, ...]:
+def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Layout | None, ...]:
     """For each GPU of a node: what is needed, filled up with what fits for nothing; then those left whole."""
     names = {profile.name for profile, count in zip(packer.profiles, chosen.wanted, strict=True) if count}
     divided = sorted((packer.fill_up(layout, names) for layout in chosen.layouts), key=packer.rank)

@@ -64,7 +64,7 @@ class Fleet:
 
 
 @value
-class Choice:
+class TemplateChoice:
     """What a search found."""
 
     given: tuple[tuple[int, int], ...]
@@ -90,7 +90,9 @@ class Choice:
         return dict(self.given)[seat.index]
 
 
-def choose(packer: Packer, sizes: Sequence[Size], seats: Sequence[Seat], fleet: Fleet, goal: Goal) -> Choice:
+def choose(
+    packer: Packer, sizes: Sequence[Size], seats: Sequence[Seat], fleet: Fleet, goal: Goal
+) -> TemplateChoice:
     """The best template by the goal; `sizes` are of the packer's profiles. ValueError: no node has room for instances
     beside the whole GPUs of one pod."""
     key = _dearness(seats) if goal is Goal.COST else _tightness(seats, sizes)
@@ -114,8 +116,8 @@ def _best(
     ways: Iterator[tuple[tuple[int, int], ...]],
     seats: Sequence[Seat],
     fleet: Fleet,
-    key: Callable[[Choice], _Key],
-) -> Choice | None:
+    key: Callable[[TemplateChoice], _Key],
+) -> TemplateChoice | None:
     """The way that takes the fewest nodes more than there are, then with the least key; None: there is none."""
     pods: Counter[int] = Counter()
     for seat in seats:
@@ -129,35 +131,35 @@ def _best(
     def undivided(nodes: int) -> int | None:
         return _first_fit(whole, nodes, fleet.per_node)
 
-    def order(one: Choice) -> tuple[int, _Key]:
+    def order(one: TemplateChoice) -> tuple[int, _Key]:
         return max(one.nodes - fleet.nodes, 0), key(one)
 
-    best: Choice | None = None
+    best: TemplateChoice | None = None
     for given in ways:
         wanted = [0] * len(packer.profiles)
         for smallest, index in given:
             wanted[index] += pods[smallest]
-        found = _cheapest(packer, Choice(given, tuple(wanted)), whole, fleet, undivided)
+        found = _cheapest(packer, TemplateChoice(given, tuple(wanted)), whole, fleet, undivided)
         if found is not None and (best is None or order(found) < order(best)):
             best = found
     return best
 
 
-def _dearness(seats: Sequence[Seat]) -> Callable[[Choice], _Key]:
+def _dearness(seats: Sequence[Seat]) -> Callable[[TemplateChoice], _Key]:
     """Fewest GPUs; then nodes; then pods with more than they need."""
 
-    def key(one: Choice) -> _Key:
+    def key(one: TemplateChoice) -> _Key:
         raised = sum(seat.pods for seat in seats if not seat.gpus and one.index(seat) != seat.index)
         return one.gpus, one.nodes, raised, one.given
 
     return key
 
 
-def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[Choice], _Key]:
+def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[TemplateChoice], _Key]:
     """Most room for who has least, in memory or compute, whichever is tighter; then most for all; then fewest GPUs."""
     shared = [seat for seat in seats if not seat.gpus]
 
-    def key(one: Choice) -> _Key:
+    def key(one: TemplateChoice) -> _Key:
         got = [(seat, sizes[one.index(seat)]) for seat in shared]
         room = min((_room(seat.need, size) for seat, size in got), default=inf)
         return -room, -sum(seat.pods * size.compute for seat, size in got), one.gpus, one.nodes, one.given
@@ -173,16 +175,16 @@ def _room(need: Need, size: Size) -> float:
 
 def _cheapest(
     packer: Packer,
-    way: Choice,
+    way: TemplateChoice,
     whole: Sequence[int],
     fleet: Fleet,
     undivided_on: Callable[[int], int | None],
-) -> Choice | None:
+) -> TemplateChoice | None:
     """On as few GPUs as the nodes that there are allow, then on as few nodes; else on as few more nodes as it takes.
     None: on none."""
     if not any(way.wanted) and not whole:
         return way
-    best: Choice | None = None
+    best: TemplateChoice | None = None
     for nodes in _steps((*way.wanted, len(whole), sum(whole), fleet.nodes)):
         if best is not None and nodes > fleet.nodes:
             break

@@ -90,7 +90,7 @@ class PodView:
 
 
 @value
-class Member:
+class GangMember:
     """A pod of a gang, and where it is."""
 
     node: str
@@ -103,7 +103,7 @@ class GangView:
     """A gang with all of its pods that are not finished."""
 
     gang: Gang
-    members: tuple[Member, ...] = ()
+    members: tuple[GangMember, ...] = ()
     """By node, then `namespace/name`."""
     partial: bool = False
     """There are more than were read."""

@@ -32,7 +32,7 @@ from gpusharing.planning.way.attempts import (
 )
 from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import unmarked
-from gpusharing.planning.way.migmanager import Trouble, find_trouble, next_look
+from gpusharing.planning.way.migmanager import ManagerTrouble, find_trouble, next_look
 from gpusharing.planning.way.requests import prepares_next_step, verify_id, verify_request
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.wayback import KNOWN, find_way_back, told_as_way_back, turn_back
@@ -191,7 +191,7 @@ class _Aimed:
     """The labels of the PNR lead to the aim; if not, the spec has changed since."""
     owed: bool
     """Another run towards the target is recorded and has not begun."""
-    trouble: Trouble | None
+    trouble: ManagerTrouble | None
     """What mig-manager says, when it is not plain success."""
 
     @staticmethod
@@ -294,7 +294,7 @@ AIMED = (
 When none applies, the spec was changed after the time was up: another run is owed, with a time of its own."""
 
 
-def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
+def _at_work(case: FencedCase, trouble: ManagerTrouble) -> Verdict:
     mismatch = trouble.mismatch
     return case.verdict(Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=next_look(case))
 

@@ -47,7 +47,7 @@ def is_ready(case: NodeCase) -> bool:
 
 
 @value
-class Trouble:
+class ManagerTrouble:
     """What mig-manager says, when it is not plain success. `final`: waiting longer changes nothing."""
 
     mismatch: Finding
@@ -58,7 +58,7 @@ class Trouble:
     """What that begins with, for people."""
 
 
-def find_trouble(case: FencedCase) -> Trouble | None:
+def find_trouble(case: FencedCase) -> ManagerTrouble | None:
     """What mig-manager's labels say against it, given the time since the PNR or the last restart."""
     fence, node, settings = case.fence, case.node, case.settings
     if not fence.target_mig_config:
@@ -68,25 +68,25 @@ def find_trouble(case: FencedCase) -> Trouble | None:
     paused = paused_operands(node)
     if state in ("success", "failed") and case.now < believed_from(case):
         message = f"mig-manager is restarting; its state {state} is from before"
-        return Trouble(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
+        return ManagerTrouble(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
     if state in ("success", "failed") and (found := _overwritten(case)):
-        return Trouble(found, final=True, curable=True, cure="setting it again")
+        return ManagerTrouble(found, final=True, curable=True, cure="setting it again")
     if state == "failed":
         why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
         message = f"mig-manager failed to apply {fence.target_mig_config}{why}"
-        return Trouble(Finding(Reason.ACTUATOR_FAILED, message), final=True, curable=bool(paused))
+        return ManagerTrouble(Finding(Reason.ACTUATOR_FAILED, message), final=True, curable=bool(paused))
     if state == "success":
         if not paused:
             return None
         message = f"mig-manager says success, but operands are still paused: {', '.join(paused)}"
         wedged = waited >= settings.wedge_paused
-        return Trouble(Finding(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
+        return ManagerTrouble(Finding(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
     stuck = waited >= settings.wedge_pending and state != "rebooting"
     reason = Reason.ACTUATOR_STUCK if stuck else Reason.ACTUATION_IN_PROGRESS
     # The limit and not the time itself: a message that tells seconds would be written anew on every pass.
     lasting = f" for more than {settings.wedge_pending:.0f} s" if stuck else ""
-    return Trouble(Finding(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
+    return ManagerTrouble(Finding(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
 
 
 def _overwritten(case: FencedCase) -> Finding | None:

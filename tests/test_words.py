@@ -1,0 +1,33 @@
+"""One word, one meaning, in the names that readers meet in every file. STYLE.md, Words."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from tests.test_repo import PYTHON, SHIPPED
+
+
+def public_classes(text: str) -> Iterator[str]:
+    """Names of the classes of a module that other modules may use."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name
+
+
+def shared_names(modules: Mapping[str, str]) -> dict[str, list[str]]:
+    """By name of a class the modules that define one, where there are several."""
+    found = defaultdict(list)
+    for module, text in modules.items():
+        for name in public_classes(text):
+            found[name].append(module)
+    return {name: where for name, where in sorted(found.items()) if len(where) > 1}
+
+
+def test_no_two_classes_that_ship_have_one_name() -> None:
+    """`Pool` was once four things, `Request` and `Source` three each: whoever read one file had to know the others."""
+    assert shared_names({name: PYTHON[name] for name in SHIPPED}) == {}
+
+
+def test_the_rule_sees_what_it_is_for() -> None:
+    modules = {"a.py": "class Pool: ...\nclass _Row: ...", "b.py": "class Pool(int): ...\nclass _Row: ..."}
+    assert shared_names(modules) == {"Pool": ["a.py", "b.py"]}
