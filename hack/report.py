@@ -11,13 +11,15 @@ import inspect
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 
 from hack import happened
+from hack.bench.machine import pace_ms
+from hack.bench.results import REFERENCE_PACE_MS
 from hack.results import Results
 
 RUNGS = {
@@ -36,6 +38,8 @@ EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", 
 """Folders of tests that run our loops, the FakeCluster or the simulators in the test's process."""
 REQUIRED_IN_CI = (2, 3, 4)
 SLOWEST = 10
+LONG = 120.0
+"""Seconds from which on a run tells how fast the machine was."""
 FEW_FILES = 15
 """Up to here the time is told by file."""
 FROM_WORKER = "gpusharing-report"
@@ -126,7 +130,7 @@ class Report:
         for title, lines in (
             ("test ladder", self._ladder()),
             (f"slowest {SLOWEST}", self._slowest()),
-            ("where the time went", self._folders()),
+            ("where the time went", (*self._folders(), *pace_of(time.monotonic() - self._begin))),
             ("what happened in the random world", happened.lines(self._properties)),
             ("NVIDIA's programs on SIMULATED GPUs, model by model", self._results.lines()),
         ):
@@ -178,6 +182,12 @@ class Report:
             yield f"{seconds:7.1f} s  {place} ({tests[place]} tests)"
         yield f"{self._collected:7.1f} s  collecting"
         yield f"{time.monotonic() - self._begin:7.1f} s  in all"
+
+
+def pace_of(seconds: float, measure: Callable[[], float] = pace_ms) -> Iterable[str]:
+    """How fast the machine was, of a run that was long enough for anybody to compare it with another one."""
+    if seconds >= LONG:
+        yield f"{measure():6.0f} ms  pace; the aims hold at {REFERENCE_PACE_MS:g} (docs/adr/0051-aims-at-a-pace.md)"
 
 
 def find_rung(item: pytest.Item) -> int:

@@ -89,7 +89,7 @@ class Testbed:
                     waiting.discard(raw["metadata"]["name"])
             return not waiting
 
-        wait_until(all_observed, 30 + 0.2 * len(added), f"the agents of {len(added)} nodes to report")
+        wait_until(all_observed, 60 + 0.6 * len(added), f"the agents of {len(added)} nodes to report")
         return added
 
     def apply_policy(self, name: str, pool: str, spec: Mapping[str, Any]) -> None:

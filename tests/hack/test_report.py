@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hack.generate import ROOT
+from hack.report import LONG, pace_of
 from hack.verify import main as verify
 
 CONFTEST = """
@@ -124,6 +125,14 @@ def test_workers_side_by_side_tell_the_same(said: list[str], said_side_by_side: 
     assert told(said_side_by_side) == told(said)
     assert any(line.endswith("s  tests/planning (3 tests)") for line in said_side_by_side)
     assert any(line.endswith("test_some.py::test_needs_a_control_plane") for line in said_side_by_side)
+
+
+def test_a_run_that_is_long_enough_to_be_compared_tells_its_pace(said: list[str]) -> None:
+    assert list(pace_of(LONG, lambda: 140.4)) == [
+        "   140 ms  pace; the aims hold at 70 (docs/adr/0051-aims-at-a-pace.md)"
+    ]
+    assert list(pace_of(LONG - 1, lambda: 140.4)) == []
+    assert [line for line in said if "  pace; " in line] == [], "nobody waits for it after a test of his own"
 
 
 def test_low_rungs_run_first(checkout: Path) -> None:
