@@ -79,6 +79,34 @@ def test_activity_is_of_the_whole_device_where_memory_alone_is_split_by_pods(
     }
 
 
+@pytest.mark.parametrize(
+    ("other", "of_device"),
+    [("GPU-1", True), ("GPU-2", False)],
+    ids=["the same GPU", "another"],
+)
+def test_the_agents_activity_of_a_pod_goes_before_that_of_its_whole_device(
+    other: str, *, of_device: bool
+) -> None:
+    """Where it tells none, of a pod or in an hour, dcgm-exporter's counts, and is said to be an estimate."""
+    every, since = range(HOURS), HOURS // 2
+    rows = [("llm", 6144.0, "GPU-1"), ("late", 2048.0, "GPU-1"), ("chat", 1024.0, other)]
+    used = [series(pod, dict.fromkeys(every, mib), UUID=gpu) for pod, mib, gpu in rows]
+    busy = [series(pod, dict.fromkeys(every, 0.9), UUID=gpu) for pod, _, gpu in rows]
+    own = [
+        series("llm", dict.fromkeys(every, 0.2), uuid="GPU-1"),
+        series("late", dict.fromkeys(range(since, HOURS), 0.4), uuid="GPU-1"),
+    ]
+    found = {
+        one.workload.name: ([round(sample.value, 3) for sample in one.activity or ()], one.of_device)
+        for one in histories(folded(replace(part(used, used), active=busy, sm=own)))
+    }
+    assert found == {
+        "llm": ([0.2] * HOURS, False),
+        "late": ([0.9] * since + [0.4] * (HOURS - since), True),
+        "chat": ([0.9] * HOURS, of_device),
+    }
+
+
 def test_who_is_never_there_at_the_end_of_an_hour_was_there() -> None:
     used = [series("train", dict.fromkeys(range(HOURS), 6144.0))]
     (found,) = histories(folded(part(used, [])))

@@ -221,8 +221,9 @@ class Fold:
                 self._most(record.memory, hour, mib * MIB)
 
     def _activities(self, part: HourAnswers, crowded: set[Device], split: set[Device]) -> None:
-        """dcgm-exporter splits no activity by pods: where others hold the device too, each is told with all of it."""
-        measured: set[tuple[Pod, int]] = set()
+        """The agent's hours go first, for it tells pods apart. dcgm-exporter splits no activity by pods: where others
+        hold the device too, each is told with all of it, which is an estimate, and said to be one."""
+        known = self._own_activity(part)
         for one in part.active:
             told = read_dcgm(one, part.exporters)
             if told.pod is None or not self._is_ours(told) or told.device in crowded:
@@ -232,17 +233,23 @@ class Fold:
                 continue
             record = self._record(told.pod, part)
             for at, value in one.points:
-                self._most(record.activity, self.hour(at), min(1.0, max(0.0, value)) * whole)
-                measured.add((told.pod, self.hour(at)))
-                record.of_device = record.of_device or told.device in split
+                hour = self.hour(at)
+                if (told.pod, hour) not in known:
+                    self._most(record.activity, hour, min(1.0, max(0.0, value)) * whole)
+                    record.of_device = record.of_device or told.device in split
+
+    def _own_activity(self, part: HourAnswers) -> set[tuple[Pod, int]]:
+        """What the agent tells, of GPUs without MIG only. Returns the hours of pods that are known by it."""
+        known: set[tuple[Pod, int]] = set()
         for one in part.sm:
             told = part.devices.read_agent(one)
             if told.pod is None or not self._is_ours(told):
                 continue
             record = self._record(told.pod, part)
             for at, value in one.points:
-                if (told.pod, self.hour(at)) not in measured:
-                    self._most(record.activity, self.hour(at), min(1.0, max(0.0, value)))
+                self._most(record.activity, self.hour(at), min(1.0, max(0.0, value)))
+                known.add((told.pod, self.hour(at)))
+        return known
 
     def _live(
         self, live: Iterable[tuple[Told, Series]], held: Iterable[tuple[Told, Series]], part: HourAnswers
