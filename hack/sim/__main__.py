@@ -33,6 +33,12 @@ def arguments() -> argparse.Namespace:
         "--agent-interval", type=float, default=30.0, help="seconds between an agent's readings"
     )
     parser.add_argument(
+        "--agent-hung-after",
+        type=float,
+        default=SimSettings().agent_hung_after,
+        help="seconds after which an agent reports that a reading hangs",
+    )
+    parser.add_argument(
         "--agent-account",
         default="",
         help="NAMESPACE/NAME of the service account whose rights the agents have; default: those of the kubeconfig",
@@ -69,6 +75,7 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
         plugin=options.plugin,
         agents=options.agents,
         agent_interval=options.agent_interval,
+        agent_hung_after=options.agent_hung_after,
         agent_port=options.agent_port,
         meter_lag=options.meter_lag,
         times=Times(apply=options.apply),

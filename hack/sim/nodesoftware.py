@@ -252,7 +252,12 @@ class NodeSoftware:
         return agent
 
     def _agent_settings(self) -> LoopSettings:
-        return LoopSettings(interval=self.settings.agent_interval, meter_lag=self.settings.meter_lag)
+        wanted = self.settings
+        return LoopSettings(
+            interval=wanted.agent_interval,
+            hung_after=wanted.agent_hung_after,
+            meter_lag=wanted.meter_lag,
+        )
 
     def _pod_resources(self, node: SimNode) -> PodResources:
         if self.pages is None:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
+from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.meter import LAG
+
+_SHIPPED = LoopSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class SimSettings:
     """Run the shipped agent loop for every node whose agent pod is Running."""
     agent_interval: float = 30.0
     """Seconds (real ones) between two readings of an agent that nothing wakes."""
+    agent_hung_after: float = _SHIPPED.hung_after
+    """Seconds (real ones) after which an agent reports that a reading hangs."""
     agent_port: int | None = None
     """Serve the metrics of all agents there (agentpages.py), and let them tell which pod holds which device; 0: a free
     port, None: no such server, and they tell how many only."""

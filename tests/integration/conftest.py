@@ -44,7 +44,8 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
         (port,) = free_ports(1)
         metrics = ("--agent-port", str(port), "--meter-lag", "2")
-        options = ("--agent-interval", "1", "--agent-account", account, *metrics)
+        waits = ("--agent-interval", "1", "--agent-hung-after", "2")
+        options = (*waits, "--agent-account", account, *metrics)
         with stage.node_software(plane.kubeconfig, directory, FACTOR, *options):
             product = Product(plane, directory, port)
             yield product

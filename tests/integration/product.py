@@ -90,11 +90,13 @@ class Product:
         """As admin."""
         return self.plane.api
 
-    def operator(self, name: str = "operator", **settings: str) -> stage.Process:
-        """An operator under the shipped rights, not started yet; its log is named after it."""
+    def operator(
+        self, name: str = "operator", door: stage.Door | None = None, /, **settings: str
+    ) -> stage.Process:
+        """An operator under the shipped rights, not started yet; its log is named after it. `door`: see stage."""
         folder = self.directory / f"{name}-{uuid.uuid4().hex[:6]}"
         folder.mkdir()
-        return stage.operator(self.plane.kubeconfig, folder, FACTOR, **(WAITS | STEADY | settings))
+        return stage.operator(self.plane.kubeconfig, folder, FACTOR, door, **(WAITS | STEADY | settings))
 
     def mark(self) -> int:
         """A moment in the audit log."""

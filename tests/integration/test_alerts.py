@@ -6,7 +6,7 @@ Several things go wrong at once, each in a pool of its own, beside a pool in whi
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,14 @@ import yaml
 from hack.cluster.api import Object
 from hack.cluster.process import free_ports, wait_until
 from hack.dashboards import panels
+from hack.faultproxy import FaultProxy, Refusal
 from hack.sim.dcgmexporter import Metered
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.pods import ANNOTATION_MEMORY
 from tests.chart.charts import CHART
 from tests.chart.scraping import Prometheus, dcgm_exporter, page, scraping
-from tests.chart.test_monitoring import filled_in, queries
+from tests.chart.test_monitoring import alerts, filled_in, queries
+from tests.fakes.tls import Identity
 from tests.integration.product import (
     FULL,
     H100,
@@ -66,6 +68,47 @@ class Trouble:
         return self.pools[pool].nodes[0]
 
 
+CARDS = {
+    "well": [H100],
+    "drifted": [H100],
+    "failed": [H100, H100],
+    "orphan": [H100],
+    "blocked": [H100],
+    "silent": [L40S],
+    "unread": [L40S],
+    "hung": [L40S],
+    "sick": [L40S],
+    "stuck": [L40S],
+    "refused": [L40S],
+    "crowded": [L40S],
+}
+"""By pool the cards, one for each of its nodes."""
+FIRES: dict[str, Callable[[Trouble], str]] = {
+    "GPUSharingRolloutStuck": lambda trouble: trouble.name("stuck"),
+    "GPUSharingDrainBlocked": lambda trouble: trouble.name("blocked"),
+    "GPUSharingNodeBlocked": lambda trouble: trouble.name("blocked"),
+    "GPUSharingDrift": lambda trouble: trouble.name("drifted"),
+    "GPUSharingStarvation": lambda trouble: NOWHERE,
+    "GPUSharingMemoryOvercommitted": lambda trouble: trouble.node("crowded"),
+    "GPUSharingGPUUnhealthy": lambda trouble: trouble.node("sick"),
+    "GPUSharingAgentDown": lambda trouble: trouble.node("silent"),
+    "GPUSharingAgentMissing": lambda trouble: trouble.name("silent"),
+    "GPUSharingAgentNotReady": lambda trouble: trouble.node("unread"),
+    "GPUSharingReadingHangs": lambda trouble: trouble.node("hung"),
+    "GPUSharingRowRemapFailed": lambda trouble: trouble.node("sick"),
+    "GPUSharingNodeFailed": lambda trouble: trouble.name("failed"),
+    "GPUSharingRolloutHalted": lambda trouble: trouble.name("failed"),
+    "GPUSharingOrphanNode": lambda trouble: CLUSTER_WIDE,
+    "GPUSharingAPIErrors": lambda trouble: "pods",
+    "GPUSharingSimulated": lambda trouble: trouble.node("well"),
+}
+"""By alert, whom or what it is about here."""
+LINGER: dict[str, Object] = {"stuck": {"timeout": "4s", "onTimeout": "Hold"}, "refused": {}}
+"""Pools with a pod that does not go when it is evicted, and what else their drains say."""
+LAST = "GPUSharingOperatorDown"
+"""Fired by a test of its own: there are no other numbers of the operator any more."""
+
+
 def targets(product: Product, operator_port: int, pools: dict[str, Pool]) -> list[dict[str, Any]]:
     """The scrapes as the chart's PodMonitors make them: job, node, and honorLabels for the agents."""
     agents = [
@@ -91,32 +134,21 @@ def targets(product: Product, operator_port: int, pools: dict[str, Pool]) -> lis
 @pytest.fixture(scope="module")
 def trouble(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trouble]:
     """All of it, from the first policy on."""
-    folder = tmp_path_factory.mktemp("prometheus")
+    folder, api = tmp_path_factory.mktemp("prometheus"), product.api
     (port,) = free_ports(1)
     rules = {name: hurried((CHART / "files" / name).read_text()) for name in ("rules.yaml", "recording.yaml")}
+    identity = Identity(folder / "tls")
     with contextlib.ExitStack() as stack:
-        operator = stack.enter_context(product.operator("alerts", metrics_port=str(port), **HELD))
-        pools = {
-            word: stack.enter_context(product.pool(*cards, gpus=1))
-            for word, cards in {
-                "well": [H100],
-                "drifted": [H100],
-                "failed": [H100, H100],
-                "orphan": [H100],
-                "blocked": [H100],
-                "silent": [L40S],
-                "unread": [L40S],
-                "sick": [L40S],
-                "stuck": [L40S],
-                "crowded": [L40S],
-            }.items()
-        }
+        proxy = stack.enter_context(FaultProxy(api.url, api.ca_pem, tls=identity.context()))
+        door = stage.Door(proxy.url, identity.authority)
+        operator = stack.enter_context(product.operator("alerts", door, metrics_port=str(port), **HELD))
+        pools = {word: stack.enter_context(product.pool(*cards, gpus=1)) for word, cards in CARDS.items()}
         exporter = dcgm_exporter(stack.enter_context(page([busy(pools["crowded"])])))
         seen = stack.enter_context(scraping(folder, [*targets(product, port, pools), exporter], rules))
-        found = Trouble(pools, seen, operator)
         stack.callback(let_go, product, pools)
-        begin(product, pools)
-        yield found
+        prepare(product, pools)
+        begin(product, pools, proxy)
+        yield Trouble(pools, seen, operator)
 
 
 def busy(pool: Pool) -> Metered:
@@ -125,38 +157,38 @@ def busy(pool: Pool) -> Metered:
     return Metered(0, gpu.uuid, 0.7, 61_440)
 
 
-def begin(product: Product, pools: dict[str, Pool]) -> None:
-    """Bring every pool to where its trouble begins, then begin it."""
-    keeper = pools["stuck"].nodes[0]
-    metadata: Object = {"name": f"{pools['stuck'].name}-kept", "finalizers": [KEEP]}
-    pools["stuck"].create(PODS, {"metadata": metadata, "spec": pod_spec(keeper)})
+def prepare(product: Product, pools: dict[str, Pool]) -> None:
+    """Bring every pool to where its trouble begins."""
+    for word in LINGER:
+        metadata: Object = {"name": f"{pools[word].name}-kept", "finalizers": [KEEP]}
+        pools[word].create(PODS, {"metadata": metadata, "spec": pod_spec(pools[word].nodes[0])})
     workload = Workload(pools["blocked"], pools["blocked"].nodes[0], 1)
     workload.wait_running(1)
     guard(pools["blocked"], workload.app, 0, minAvailable=1)
     for node in pools["failed"].nodes:
         pools["failed"].inject("refuse", node)
     pools["orphan"].hold()
-    pools["well"].apply(MIXED)
-    pools["drifted"].apply(MIXED)
-    pools["failed"].apply(MIXED)
-    pools["orphan"].apply(MIXED)
-    pools["blocked"].apply(SLICED)
-    pools["silent"].apply(FULL)
-    pools["unread"].apply(FULL)
-    pools["sick"].apply(FULL)
-    pools["crowded"].apply(SLICED)
-    pools["stuck"].wait(
-        lambda: product.api.get(f"{PODS}/{metadata['name']}")["status"]["phase"] == "Running", "the pod"
-    )
-    drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "4s", "onTimeout": "Hold"}
-    pools["stuck"].apply({**SLICED, "drain": drain})
+    for word in ("well", "drifted", "failed", "orphan"):
+        pools[word].apply(MIXED)
+    for word in ("silent", "unread", "hung", "sick"):
+        pools[word].apply(FULL)
+    for word in ("blocked", "crowded"):
+        pools[word].apply(SLICED)
+    for word, drain in LINGER.items():
+        kept = kept_pod(pools[word])
+        pools[word].wait(lambda kept=kept: product.api.get(kept)["status"]["phase"] == "Running", "the pod")
+        pools[word].apply({**SLICED, "drain": {"unmanagedPods": "Evict", "strandedPods": "Allow", **drain}})
     orphan = pools["orphan"]
     orphan.wait_held()
     product.api.delete(orphan.path)
     product.api.merge_patch(orphan.path, {"metadata": {"finalizers": None}})
-    for word in ("well", "drifted", "silent", "unread", "sick", "crowded"):
+    pools["refused"].wait_phase("Draining")
+    for word in ("well", "drifted", "silent", "unread", "hung", "sick", "crowded"):
         pools[word].wait_synced()
 
+
+def begin(product: Product, pools: dict[str, Pool], proxy: FaultProxy) -> None:
+    """Let it go wrong in each."""
     well, drifted, crowded = pools["well"], pools["drifted"], pools["crowded"]
     metadata = {"name": f"{well.name}-starves"}
     well.create(PODS, {"metadata": metadata, "spec": pod_spec(well.nodes[0], NOWHERE)})
@@ -164,17 +196,27 @@ def begin(product: Product, pools: dict[str, Pool]) -> None:
     drifted.inject("lose-instances")
     pools["sick"].inject("sick-gpu,broken-row")
     pools["unread"].inject("no-nvml")
+    pools["hung"].inject("hang-nvml")
+    # As where a role was changed. A node that is being drained has its pods listed in every pass.
+    refusal = Refusal(403, reason="Forbidden")
+    proxy.fail("GET", "/api/v1/pods", refusal, query=f"spec.nodeName={pools['refused'].nodes[0]}")
     product.api.merge_patch(f"{NODES}/{pools['silent'].nodes[0]}", {"spec": {"taints": [AWAY]}})
     (resource,) = crowded.offered()
     more: Object = {"metadata": {"annotations": {ANNOTATION_MEMORY: "30"}}}
     Workload(crowded, crowded.nodes[0], 2, resource=resource, more=more).wait_running(2)
 
 
+def kept_pod(pool: Pool) -> str:
+    """The path of the pod of a pool that does not go when it is evicted."""
+    return f"{PODS}/{pool.name}-kept"
+
+
 def let_go(product: Product, pools: dict[str, Pool]) -> None:
     """What would hold up the end."""
-    kept = f"{PODS}/{pools['stuck'].name}-kept"
-    if product.exists(kept):
-        product.api.merge_patch(kept, {"metadata": {"finalizers": None}})
+    for kept in (kept_pod(pools[word]) for word in LINGER):
+        if product.exists(kept):
+            product.api.merge_patch(kept, {"metadata": {"finalizers": None}})
+    pools["hung"].inject("unhang-nvml")
 
 
 def about(labels: dict[str, str]) -> tuple[str, str]:
@@ -186,23 +228,7 @@ def about(labels: dict[str, str]) -> tuple[str, str]:
 def test_each_trouble_fires_its_alert_about_its_object_and_none_about_the_pool_that_is_well(
     trouble: Trouble,
 ) -> None:
-    expected = {
-        ("GPUSharingRolloutStuck", trouble.name("stuck")),
-        ("GPUSharingDrainBlocked", trouble.name("blocked")),
-        ("GPUSharingNodeBlocked", trouble.name("blocked")),
-        ("GPUSharingDrift", trouble.name("drifted")),
-        ("GPUSharingStarvation", NOWHERE),
-        ("GPUSharingMemoryOvercommitted", trouble.node("crowded")),
-        ("GPUSharingGPUUnhealthy", trouble.node("sick")),
-        ("GPUSharingAgentDown", trouble.node("silent")),
-        ("GPUSharingAgentMissing", trouble.name("silent")),
-        ("GPUSharingAgentNotReady", trouble.node("unread")),
-        ("GPUSharingRowRemapFailed", trouble.node("sick")),
-        ("GPUSharingNodeFailed", trouble.name("failed")),
-        ("GPUSharingRolloutHalted", trouble.name("failed")),
-        ("GPUSharingOrphanNode", CLUSTER_WIDE),
-        ("GPUSharingSimulated", trouble.node("well")),
-    }
+    expected = {(alert, whose(trouble)) for alert, whose in FIRES.items()}
     calm = (trouble.name("well"), trouble.node("well"), CLUSTER_WIDE)
     firing: set[tuple[str, str]] = set()
 
@@ -244,11 +270,11 @@ def test_every_panel_of_the_dashboards_has_had_data(trouble: Trouble) -> None:
 
 def test_an_operator_that_ends_fires_the_alert_of_the_whole_cluster(trouble: Trouble) -> None:
     trouble.operator.stop()
-    wait_until(
-        lambda: ("GPUSharingOperatorDown", CLUSTER_WIDE) in map(about, trouble.seen.firing()),
-        SECONDS,
-        "the alert",
-    )
+    wait_until(lambda: (LAST, CLUSTER_WIDE) in map(about, trouble.seen.firing()), SECONDS, "the alert")
+
+
+def test_every_alert_of_the_chart_has_its_trouble_here() -> None:
+    assert {*FIRES, LAST} == {rule["alert"] for rule in alerts()}
 
 
 def test_only_durations_are_hurried() -> None:
