@@ -36,6 +36,14 @@ class Prometheus:
         found = self._get("alerts").get("alerts", [])
         return [one["labels"] for one in found if one["state"] == "firing"]
 
+    def values(self, metric: str, label: str) -> list[str]:
+        """What there is of a label of a metric; nothing while it starts."""
+        return list(self._get(f"label/{label}/values", **{"match[]": metric}))
+
+    def series(self, metric: str) -> list[dict[str, str]]:
+        """Labels of all series of a metric; nothing while it starts."""
+        return list(self._get("series", **{"match[]": metric}))
+
     def increases(self, metrics: Iterable[str]) -> dict[str, float]:
         """All increases of these, to the last sample: increase() without its extrapolation.
 
@@ -49,12 +57,12 @@ class Prometheus:
             )
         return grown
 
-    def _get(self, what: str, **asked: str) -> dict[str, Any]:
+    def _get(self, what: str, **asked: str) -> Any:
+        """The data of an answer; empty while it starts."""
         url = f"{self._url}/{what}?{urllib.parse.urlencode(asked)}"
         try:
             with urllib.request.urlopen(url) as answer:
-                found: dict[str, Any] = json.load(answer)["data"]
-                return found
+                return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             with error:
                 if error.code != 503:  # it starts

@@ -146,6 +146,18 @@ def queries() -> list[str]:
     return [target["expr"] for panel in drawn() for target in panel["targets"]]
 
 
+def variables() -> dict[str, tuple[str, str]]:
+    """By variable of the dashboards the metric and the label that Grafana asks for its values."""
+    found = {}
+    for file in DASHBOARDS:
+        for one in json.loads(file.read_text())["templating"]["list"]:
+            if one["type"] == "query":
+                asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", one["query"]["query"])
+                assert asked, f"{file.stem}, {one['name']}: nobody tries such a query"
+                found[one["name"]] = asked[1], asked[2]
+    return found
+
+
 def recorded() -> dict[str, set[str]]:
     """The recording rules, with the labels by which they are told apart."""
     rules = yaml.safe_load(RECORDING.read_text())["groups"][0]["rules"]
@@ -235,6 +247,12 @@ def test_alerts_and_panels_ask_for_metrics_and_labels_that_there_are(query: str)
     grouped = set().union(*_groupings(query))
     asked = set(re.findall(r"(\w+)(?:=|!)[=~]?\"", query))
     assert grouped | asked <= labels, query
+
+
+def test_every_variable_asks_for_a_metric_and_a_label_that_there_are() -> None:
+    known = {**OPERATOR, **AGENT}
+    for name, (metric, label) in variables().items():
+        assert label in known[metric] | MADE, name
 
 
 def test_the_rules_reach_the_prometheus_rule_with_labels_and_runbook(helm: Helm) -> None:

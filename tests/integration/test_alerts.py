@@ -21,7 +21,7 @@ from hack.sim.gpu import SimulatedGPUs
 from hack.sim.pods import ANNOTATION_MEMORY
 from tests.chart.charts import CHART
 from tests.chart.scraping import Prometheus, dcgm_exporter, page, scraping
-from tests.chart.test_monitoring import alerts, filled_in, queries
+from tests.chart.test_monitoring import alerts, filled_in, queries, variables
 from tests.fakes.tls import Identity
 from tests.integration.product import (
     FULL,
@@ -266,6 +266,28 @@ def test_every_panel_of_the_dashboards_has_had_data(trouble: Trouble) -> None:
         wait_until(told, SECONDS, "data of every panel")
     except TimeoutError as error:
         raise TimeoutError(f"{error}; none for {sorted(waiting)}") from None
+
+
+def test_every_variable_of_the_dashboards_has_values(trouble: Trouble) -> None:
+    """As Grafana asks for them: the values of a label, and the series themselves where it does not know that the data
+    source has these. Nothing here has a label `cluster`: its variable offers All, and no more."""
+    policies = {pool.name for word, pool in trouble.pools.items() if word != "orphan"}
+    offered: dict[str, set[str]] = {"cluster": set(), "policy": policies, "namespace": {"default"}}
+    told: dict[str, tuple[set[str], set[str]]] = {}
+
+    def is_offered(name: str) -> bool:
+        metric, label = variables()[name]
+        series = trouble.seen.series(metric)
+        values, others = set(trouble.seen.values(metric, label)), {one.get(label, "") for one in series}
+        told[name] = values, others - {""}
+        return bool(series) and offered[name] <= values == others - {""}
+
+    assert variables().keys() == offered.keys()
+    try:
+        wait_until(lambda: all(map(is_offered, offered)), SECONDS, "the values of every variable")
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}; there are {told}, and due are {offered}") from None
+    assert told["cluster"] == (set(), set())
 
 
 def test_an_operator_that_ends_fires_the_alert_of_the_whole_cluster(trouble: Trouble) -> None:
