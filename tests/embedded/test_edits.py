@@ -99,6 +99,7 @@ async def test_force_release_lets_the_policy_go_at_once_and_keeps_the_cordon() -
         await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 10)
         assert stage.fence("gpu-1") is None
         assert stage.cordoned("gpu-1")
+        await stage.e.until(lambda: stage.events()["ChangeGivenUp"] == 1, "an Event that names the node", 10)
 
 
 @virtually
