@@ -5,6 +5,7 @@ What a run with -s prints is what docs/adr/0047-a-layout-for-the-pool.md quotes.
 """
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import ceil
 
 import pytest
@@ -77,7 +78,9 @@ def granted(one: Placed) -> tuple[float, float]:
     return usable(H100, profile) * GIB, profile.slices / 7
 
 
-def test_the_layout_takes_at_most_a_tenth_more_gpus_than_the_best_in_hindsight(played: list[Played]) -> None:
+def test_all_pools_take_at_most_a_tenth_more_gpus_than_by_the_best_layouts_in_hindsight(
+    played: list[Played],
+) -> None:
     told = sum(one.told.gpus for one in played)
     hindsight = sum(one.hindsight.gpus for one in played)
     bare = sum(one.bare.gpus for one in played)
@@ -90,6 +93,35 @@ def test_the_layout_takes_at_most_a_tenth_more_gpus_than_the_best_in_hindsight(p
         f" {whole} whole ({told / whole - 1:+.0%})"
     )
     assert told <= 1.1 * hindsight
+
+
+def test_a_single_pool_takes_more_than_a_tenth_more_only_for_peaks_that_were_seen_and_do_not_come_again(
+    played: list[Played],
+) -> None:
+    """The bound of each pool, where that of all of them together says nothing of one. Memory that was needed once is
+    given again, and for whoever knows both fortnights, and not the coming one alone, no pool takes so much more."""
+    regrets = [Fraction(one.told.gpus, one.hindsight.gpus) - 1 for one in played]
+    worst = max(range(POOLS), key=regrets.__getitem__)
+    over = [seed for seed in range(POOLS) if regrets[seed] > Fraction(1, 10)]
+    print(
+        f"\n{SIMULATED}: the worst of {POOLS} pools is that of seed {worst}: {played[worst].told.gpus} GPUs, and"
+        f" {played[worst].hindsight.gpus} in hindsight ({float(regrets[worst]):+.1%}); {len(over)} above +10 %"
+    )
+    assert regrets[worst] <= Fraction(15, 100), f"seed {worst}"
+    assert len(over) <= POOLS / 20, f"seeds {over}"
+    for seed in over:
+        assert played[seed].told.gpus <= 1.1 * by_both(played[seed]).gpus, f"seed {seed}"
+
+
+def by_both(one: Played) -> Recommendation:
+    """The layout of whoever knows what was and what comes."""
+    needs = []
+    for trace in one.traces:
+        seen, coming = (need_of(trace, begin, Goal.COST) for begin in (0, PAST))
+        assert seen.memory is not None
+        assert coming.memory is not None
+        needs.append(replace(coming, memory=max(seen.memory, coming.memory)))
+    return recommend(one.told.pool, needs, goal=Goal.COST)
 
 
 def test_who_has_least_room_has_at_most_a_tenth_less_than_by_the_best_layout_in_hindsight(
@@ -128,7 +160,8 @@ def test_no_workload_gets_less_memory_than_its_highest_peak_in_the_future(
     goal: str, request: pytest.FixtureRequest
 ) -> None:
     played: list[Played] = request.getfixturevalue(goal)
-    assert [found for one in played for found in short_of_memory(one.traces, one.told)] == []
+    short = [(seed, short_of_memory(one.traces, one.told)) for seed, one in enumerate(played)]
+    assert [(seed, found) for seed, found in short if found] == [], "by pool"
 
 
 def test_who_plans_for_the_usual_use_is_caught(played: list[Played]) -> None:
@@ -158,7 +191,8 @@ def short_of_memory(traces: tuple[Trace, ...], told: Recommendation) -> list[tup
 
 
 def test_no_workload_gets_less_compute_than_95_percent_of_its_future_needs(played: list[Played]) -> None:
-    assert short_of_compute(played, 0.95) == []
+    short = [(seed, short_of_compute([one], 0.95)) for seed, one in enumerate(played)]
+    assert [(seed, found) for seed, found in short if found] == [], "by pool"
 
 
 def test_with_performance_only_bursts_at_random_get_less_than_98_percent_of_their_future_needs(
