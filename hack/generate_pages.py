@@ -167,32 +167,50 @@ def _field_docs(path: str, name: str) -> dict[str, str]:
     return found
 
 
+_FAMILIES = {"CounterMetricFamily": "counter", "GaugeMetricFamily": "gauge"}
+"""By prometheus_client's class."""
+
+
 def metrics() -> str:
     """Metrics of operator and agent."""
+    header = ("Metric", "Type", "Meaning")
     rows = [
-        (f"`{metric.name}{'_total' if metric.type == 'counter' else ''}`", metric.type, metric.documentation)
-        for metric in Metrics().registry.collect()
+        _metric_row(metric.name, metric.type, metric.documentation) for metric in Metrics().registry.collect()
     ]
-    body = ["## Operator", "", *_table(("Metric", "Type", "Meaning"), sorted(rows)), "", "## Agent", ""]
-    body += _table(("Metric", "Meaning"), sorted(_agent_metrics()))
+    body = ["## Operator", "", *_table(header, sorted(rows)), "", "## Agent", ""]
+    body += _table(header, sorted(_agent_metrics()))
     text = "Served at /metrics; see the chart's values for the ports and for PodMonitors."
     return _page(
         "controller/metrics.py, agent/metrics.py, usagemetrics.py and metermetrics.py", "Metrics", text, body
     )
 
 
-def _agent_metrics() -> list[tuple[str, str]]:
-    """Names and texts as the collectors' sources give them to their metric families."""
+def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
+    """As Prometheus knows it: a counter is called `_total` there."""
+    return f"`{name}{'_total' if kind == 'counter' else ''}`", kind, text
+
+
+def _agent_metrics() -> list[tuple[str, str, str]]:
+    """Names, types and texts as the collectors' sources give them to their metric families."""
     found = []
     for module in (agent_metrics, usagemetrics, metermetrics):
-        for node in ast.walk(ast.parse(inspect.getsource(module))):
+        tree = ast.parse(inspect.getsource(module))
+        kinds = _FAMILIES | _makers(tree)
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or len(node.args) < 2:
                 continue
             name, text = (_text(argument, module.PREFIX) for argument in node.args[:2])
             if name and " " not in name and text and " " in text:
                 short = name if name.startswith(module.PREFIX) else f"{module.PREFIX}_{name}"
-                found.append((f"`{short}`", text))
+                found.append(_metric_row(short, kinds[ast.unparse(node.func)], text))
     return found
+
+
+def _makers(tree: ast.Module) -> dict[str, str]:
+    """Functions of a module that make one metric family, by name, and of what type it is."""
+    made = {node.name: node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    named = {name: ast.unparse(kind) for name, kind in made.items() if kind is not None}
+    return {name: _FAMILIES[kind] for name, kind in named.items() if kind in _FAMILIES}
 
 
 def _text(node: ast.expr, prefix: str) -> str:

@@ -132,7 +132,9 @@ def vitals(gpu: GPU) -> Vitals:
     )
 
 
-def _per_gpu(name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]) -> Metric:
+def _per_gpu(
+    name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]
+) -> GaugeMetricFamily:
     family = _family(name, text, "gpu")
     for gpu in gpus:
         found = value(gpu)

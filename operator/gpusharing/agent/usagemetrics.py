@@ -183,7 +183,7 @@ def _where(device: DeviceUse) -> tuple[str, str]:
 
 def _per_device(
     name: str, text: str, devices: Iterable[DeviceUse], value: Callable[[DeviceUse], float | None]
-) -> Metric:
+) -> GaugeMetricFamily:
     family = _family(name, text, *DEVICE)
     for device in devices:
         found = value(device)
