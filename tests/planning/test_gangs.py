@@ -13,7 +13,6 @@ from gpusharing.planning.drain.gangs import (
     describe_gang,
     explain_gangs,
     find_gang_blockers,
-    is_spread,
     name_gangs,
 )
 from gpusharing.planning.drain.holders import scope_of
@@ -112,11 +111,6 @@ def test_at_most_three_nodes_of_a_gang_are_named() -> None:
     pods = {f"n{number}": [make_pod(f"rank-{number}", gang=GANG)] for number in range(5)}
     text = describe_gang(make_gang_view(pods))
     assert text == "JobSet team-a/train, 5 pods (1 on n0, 1 on n1, 1 on n2, 2 more nodes)"
-
-
-def test_one_node_is_no_spread() -> None:
-    assert not is_spread(make_gang_view({"c": [HERE], "": [make_pod("rank-1", gang=GANG)]}))
-    assert is_spread(make_gang_view({"c": [HERE], "d": [make_pod("rank-1", gang=GANG)]}))
 
 
 def test_a_drain_says_which_gangs_end_with_its_pods() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpusharing.planning.words.reasonkinds import Passes
-from gpusharing.planning.words.reasons import Reason, describe, most_urgent, priority, reason_of
+from gpusharing.planning.words.reasons import Reason, most_urgent, priority, reason_of
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -15,7 +15,6 @@ def test_a_reason_is_one_word_with_sentences(reason: Reason) -> None:
     assert str(reason) == reason.value
     assert reason.when.endswith(".")
     assert reason.remedy == "" or reason.remedy.endswith(".")
-    assert describe(reason) == f"{reason.when} {reason.remedy}".strip()
 
 
 def test_whatever_waits_for_a_person_says_what_to_do() -> None:

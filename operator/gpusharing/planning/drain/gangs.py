@@ -82,10 +82,5 @@ def explain_gangs(work: NodeWork) -> str:
     return " and ".join(shown) + (f" and {more} more gang{'' if more == 1 else 's'}" if more else "")
 
 
-def is_spread(view: GangView) -> bool:
-    """Whether the gang is on several nodes."""
-    return len({member.node for member in view.members if member.node}) > 1
-
-
 def _of(view: GangView, blocker: Blocker) -> Blocker:
     return replace(blocker, message=f"Gang: {describe_gang(view)}. {blocker.message}".rstrip())
