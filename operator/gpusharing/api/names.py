@@ -15,13 +15,13 @@ PREFIX = f"{GROUP}/"
 
 # --- Node labels and annotations that we own ---------------------------------------------------------
 LABEL_MODE = f"{PREFIX}mode"
-"""Routing label: `full`, `mig`, `time-slicing` ...; absent during a change, so that nothing lands on the node."""
+"""Routing label: `full`, `mig`, `time-slicing` ...; absent while a change drains the node: nothing is to land there."""
 LABEL_POLICY = f"{PREFIX}policy"
 """The policy that owns the node. It makes ownership sticky: equal priority never moves a node."""
 ANNOTATION_FENCE = f"{PREFIX}fence"
 """JSON record of the change in flight; written with the cordon in one PATCH, removed with it in one PATCH."""
 ANNOTATION_DEFERRED = f"{PREFIX}deferred"
-"""JSON record of the last abort: count, until when we wait, why."""
+"""JSON record of the last change that was given up or taken back: count, until when we wait, why."""
 ANNOTATION_VERIFIED = f"{PREFIX}verified"
 """JSON record of what was last proven on the node: configurations, their meaning, GPUs, and drift put right."""
 ANNOTATION_HOLD_CORDON = f"{PREFIX}hold-cordon"
@@ -54,7 +54,7 @@ TAINT_UNPROVEN = f"{PREFIX}unproven"
 """Start-up taint, with effect NoSchedule, that a kubelet or a node pool gives a Node which joins: no workload lands
 before its layout is proven. It is the one taint that we ever take away; we never set one (docs/design/way.md#gate)."""
 FINALIZER = f"{PREFIX}in-flight"
-"""On a policy only while one of its nodes is in flight."""
+"""On a policy while one of its nodes is in flight, and with deletionPolicy Reset all the time."""
 
 # --- Labels of NVIDIA's components (docs/design/nvidia.md) ---------------------------------
 LABEL_MIG_CONFIG = "nvidia.com/mig.config"

@@ -65,7 +65,8 @@ class Rollout(WireModel):
     """Start no further node."""
     when_paused: Literal["Finish", "Hold", "Abort"] = "Finish"
     """What becomes of nodes in flight that are not past the point of no return. Finish: they go on. Hold: no further
-    pod is evicted, and the node waits cordoned until drain.timeout restores it. Abort: they are restored at once."""
+    pod is evicted, and the node waits cordoned until drain.timeout restores it, or longer with drain.onTimeout: Hold.
+    Abort: they are restored at once."""
     windows: Windows = ()
     """When nodes may start. A node starts only while enough of the window is left for drain.timeout and for the slowest
     of the last 20 changes of the pool (15m before the first); nodes in flight finish. None: at any time."""

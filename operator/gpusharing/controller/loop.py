@@ -1,7 +1,7 @@
 """wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
 
-An event only says "look again". Nothing of what was seen, asked or done before is remembered, except for how long to
-back off.
+An event only says "look again". No decision rests on what only this process remembers, except for waits: how long to
+back off, since when a node differs, when a blocked node was looked at last. What else is kept saves work.
 """
 
 import asyncio

@@ -83,7 +83,7 @@ class RolloutPlan:
     objections: Mapping[str, Finding]
     """By policy: why it is not accepted."""
     shared: tuple[Action, ...]
-    """First, in this order: configuration, finalizers, claims. Fences of this pass need the claims to succeed."""
+    """First, in this order: configuration, finalizers, claims, pointers. Fences of this pass need the claims."""
     targets: Mapping[str, Mapping[str, int]]
     """By owned node: the allocatable GPU resources predicted for it."""
     wants_pods: frozenset[str]

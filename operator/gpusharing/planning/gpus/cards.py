@@ -2,7 +2,7 @@
 
 This table is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) wins,
 with one known exception, `Card.nvml_counts_wrong`. A new model is ONE entry in `CARDS`; only a card with a
-new kind of slicing also needs a family. Sources, named in each `Source`:
+new kind of slicing also needs a family. Sources, named in each `Provenance`:
 
 - *guide*: NVIDIA MIG user guide, pages "supported GPUs" and "supported MIG profiles";
 - *capture*: output of ``nvidia-smi mig -lgip`` / ``-lgipp`` taken on that hardware and published;

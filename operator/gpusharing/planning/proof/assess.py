@@ -1,6 +1,6 @@
 """One unfenced or fenced node against its owner's policy: what it should be, whether it is, and what a change disturbs.
 
-Independent of time, so that the result can be memoised on the identity of its inputs.
+Independent of time, so that the memo may keep the result for as long as its inputs are equal.
 """
 
 from gpusharing.api import names

@@ -1,6 +1,7 @@
-"""Is a node what it should be? CHECKS ask five sources in order; the first disagreement is the answer.
+"""Is a node what it should be? CHECKS ask the sources of proof in order; the first disagreement is the answer.
 
     source             proves                                             reason when it disagrees
+    agent              its reading answers the request that was made      ObservationPending
     NVML (agent)       instances per GPU, MIG mode, compute mode          ObservationPending, LayoutMismatch ...
     mig.config(.state) mig-manager is done, and with this very layout     ActuatorBusy, ActuatorFailed, LabelMismatch
     gpu.deploy.*       no operand is paused                               OperandsPaused

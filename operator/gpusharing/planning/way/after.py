@@ -1,6 +1,6 @@
 """A fenced node after the point of no return (PNR): wait for the actuators, cure their wedges, prove, give back.
 
-    Reconfiguring ── state success, operands back ──► Verifying ── five sources agree ──► Uncordoning (one PATCH)
+    Reconfiguring ── state success, operands back ──► Verifying ── all sources agree ──► Uncordoning (one PATCH)
         │  pending for ever, operands paused: restart mig-manager, at most twice
         └── failed, time-out ──► Failed: stays cordoned, keeps its slot; a retry or another target repairs it, or
                                  with onFailure Rollback it goes back to what was proven last (wayback.py)

@@ -96,7 +96,7 @@ FORCE_DELETE = ("ForceDelete", "Drain", _SOON,
 THROTTLED = ("Throttled", "Drain", _SOON,
     "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
 PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
-    "Nothing blocks; evicted pods use their grace period.")
+    "Nothing blocks; pods that are leaving use their grace period.")
 EVICTED = ("Evicted", "Drain", _SOON,
     "The API server accepted the eviction; the pod is gone when a LIST no longer shows it.")
 # fmt: on

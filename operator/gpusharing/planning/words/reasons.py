@@ -23,8 +23,8 @@ class Reason(Worded):
         "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as it is.",
         "Check the GPUs, then remove the annotation and uncordon the node.")
     ORPHAN_FENCE = ("OrphanFence", "Node", _PERSON,
-        "The node was past the point of no return when its policy vanished; it stays cordoned because its "
-        "layout is unproven.",
+        "The node was past the point of no return when its policy vanished or the Node was made anew; it stays "
+        "cordoned because its layout is unproven.",
         "Create a policy that selects the node, or check the GPUs, remove the fence annotation and uncordon.")
     ACTUATOR_FAILED = ("ActuatorFailed", "Node", _PERSON,
         "mig-manager reported that it could not apply the configuration; the node stays cordoned.",
@@ -75,13 +75,14 @@ class Reason(Worded):
         "The agent runs but cannot read the GPUs; its words are in the message.",
         "Check the NVIDIA driver on the node.")
     AGENT_LACKS_RIGHTS = ("AgentLacksRights", "Node", _PERSON,
-        "NVML does not let the agent's container list MIG instances, so no MIG layout could be proven there.",
+        "NVML does not let the agent's container read what the proof needs, MIG instances or the compute mode.",
         "Give the agent's container the rights of NVIDIA's own operands (docs/reference/agent-fields.md).")
     CONFIG_NOT_WRITTEN = ("ConfigNotWritten", "Node", _PERSON,
         "The API server refuses to let us write the ConfigMap that the node needs; its words are in the message.",
         "Grant the right that the message names, or correct what it says.")
     SUPERSEDED = ("Superseded", "Node", _PERSON,
-        "Another policy owns the node: by higher priority, or because it had it first.",
+        "The policy does not own the node (any more): another one has higher priority or had it first, or the selector "
+        "no longer matches.",
         "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
     FROZEN = rolloutreasons.FROZEN
     PAUSED = rolloutreasons.PAUSED
@@ -97,8 +98,8 @@ class Reason(Worded):
         "Find out what else writes the node's mig.config or device-plugin labels, then change the policy "
         "or set gpusharing.dev/retry on the Node.")
     CORDON_KEPT = ("CordonKept", "Node", _PERSON,
-        "The change is done, and the node stays cordoned because the cordon is not only ours: a person's, "
-        "another controller's, or gpusharing.dev/hold-cordon.",
+        "The operator is done with the node, which stays cordoned because the cordon is not only ours: a person's, "
+        "another controller's, gpusharing.dev/hold-cordon, or because gpusharing.dev/force-release let go of it.",
         "Uncordon the node when its other holder agrees.")
     CALL_FAILED = ("CallFailed", "Node", _LATER,
         "A call to the API server about this node fails; the server's words are in the message. This node waits, "
@@ -109,7 +110,7 @@ class Reason(Worded):
         "The kubelet does not answer, so nobody knows whether the pods still run.",
         "Bring the node back, or delete the Node object if the machine is gone.")
     NODE_NOT_READY = ("NodeNotReady", "Node", _LATER,
-        "The node is not Ready; a change does not start on it and is not proven on it.",
+        "The node is not Ready, or its Node is being deleted; a change does not start on it and is not proven on it.",
         "Find out why with kubectl describe node.")
     UNCORDONED_EXTERNALLY = ("UncordonedExternally", "Node", _LATER,
         "Somebody lifted our cordon before the point of no return, so the change was given up and the node restored.",
@@ -147,7 +148,8 @@ class Reason(Worded):
     OBSERVATION_PENDING = ("ObservationPending", "Node", _SOON,
         "The agent has not yet answered the latest request; older readings prove nothing.")
     SETTLING = ("Settling", "Node", _SOON,
-        "The node was cordoned a moment ago; pods that the scheduler was just binding may still appear.")
+        "The node was cordoned a moment ago, and pods that the scheduler was just binding may still appear; or its "
+        "pods are listed once more before they count as gone.")
     ADOPTABLE = ("Adoptable", "Node", _SOON,
         "The node is already as wanted; it is taken over without a disturbance.")
     PRODUCT_SKIPPED = ("ProductSkipped", "Node", _DONE,
@@ -338,7 +340,7 @@ class Reason(Worded):
     ROLLOUT_IN_PROGRESS = ("RolloutInProgress", "Ready", _SOON,
         "Nodes are being changed, or wait for their turn.")
     DELETING = ("Deleting", "Ready", _SOON,
-        "The policy is being deleted; nodes in flight are brought to a safe end first.",
+        "The policy is being deleted or is gone; nodes in flight are brought to a safe end first.",
         "Annotation gpusharing.dev/force-release=true lets it go at once and keeps every cordon.")
 
     # --- Stalled: no progress without a person
@@ -364,11 +366,6 @@ def reason_of(word: str) -> Reason:
         return _BY_WORD[word]
     except KeyError:
         raise ValueError(f"{word!r} is not a reason") from None
-
-
-def describe(reason: Reason) -> str:
-    """When the reason is used and what to do about it, in one or two sentences."""
-    return f"{reason.when} {reason.remedy}".rstrip()
 
 
 def priority(reason: Reason) -> tuple[int, int]:

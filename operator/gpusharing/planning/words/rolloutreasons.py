@@ -10,7 +10,7 @@ FROZEN: Words = ("Frozen", "Node", _PERSON,
     "rollout.maxUnavailable is 0 or cannot be read, so no node may start.",
     "Set rollout.maxUnavailable to a number or a percentage above 0.")
 PAUSED: Words = ("Paused", "Node", _PERSON,
-    "rollout.paused is true: no further node starts, nodes in flight finish.",
+    "rollout.paused is true: no further node starts. rollout.whenPaused says what becomes of nodes in flight.",
     "Set rollout.paused to false.")
 HALTED: Words = ("Halted", "Node", _PERSON,
     "As many nodes as rollout.maxFailures says failed after the point of no return in this generation of the policy. "
