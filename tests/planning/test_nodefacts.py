@@ -41,7 +41,7 @@ def judged(facts: NodeFacts, node: NodeView) -> Judged:
     """What a node is told."""
     snapshot = make_snapshot([node], [PAUSED], stack=STACK)
     ((_, surroundings),) = find_surroundings(snapshot, {node.name: facts})
-    return judge_facts(*surroundings, now=NOW)
+    return judge_facts(surroundings, now=NOW)
 
 
 def test_a_node_that_waits_is_told_so_until_something_changes() -> None:

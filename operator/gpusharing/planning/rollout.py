@@ -218,7 +218,7 @@ def judge(
     failed: dict[str, Exception],
 ) -> dict[str, Judged]:
     """How far each node is on its way."""
-    rows = find_surroundings(snapshot, facts)
+    rows = ((name, (given,)) for name, given in find_surroundings(snapshot, facts))
     return memo.each(partial(judge_facts, now=now), rows, lasts=attrgetter("lasts"), failed=failed)
 
 

@@ -6,6 +6,7 @@ So that the memo (memo.py) can keep both, whatever changes from pass to pass is 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from typing import NamedTuple
 
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.health import Diagnosis
@@ -60,21 +61,27 @@ class Judged:
     """It is told the same later, until something else than the time changes."""
 
 
-Surroundings = tuple[
-    NodeFacts,
-    NodeWork | None,
-    bool,
-    Finding | None,
-    Operand | None,
-    str,
-    Operand | None,
-    bool,
-    datetime | None,
-    datetime | None,
-    StackView,
-    PlanSettings,
-]
-"""All that a case is made of besides the time; see `_case`."""
+class Surroundings(NamedTuple):
+    """All that a case is made of besides the time. A tuple, for thousands are made and compared in each pass."""
+
+    known: NodeFacts
+    work: NodeWork | None
+    """The pods that hold its GPUs; None: nobody has listed them."""
+    agent_ready: bool
+    agent_trouble: Finding | None
+    """Why the agent is not ready, where that is known."""
+    mig_manager: Operand | None
+    """Its pod on the node."""
+    mig_failure: str
+    """The last line of mig-manager's log after it failed; empty: none is known."""
+    mps_daemon: Operand | None
+    """The pod of the MPS control daemon on the node."""
+    claimed: bool
+    """It has a slot of the budget."""
+    drifting_since: datetime | None
+    at_work_since: datetime | None
+    stack: StackView
+    settings: PlanSettings
 
 
 def find_facts(
@@ -98,75 +105,55 @@ def find_surroundings(
 ) -> Iterator[tuple[str, Surroundings]]:
     """What the cases of these nodes are made of, by name."""
     agents, claims, stack, settings = snapshot.agents, snapshot.claims, snapshot.stack, snapshot.settings
-    trouble, work, operand = snapshot.agent_troubles.of, snapshot.work.get, snapshot.mig_managers.get
-    failure, daemon = snapshot.mig_failures.get, snapshot.mps_daemons.get
+    trouble, work, mig_manager = snapshot.agent_troubles.of, snapshot.work.get, snapshot.mig_managers.get
+    failure, mps_daemon = snapshot.mig_failures.get, snapshot.mps_daemons.get
     drifting, at_work = snapshot.drifting_since.get, snapshot.at_work_since.get
     for name, known in facts.items():
         ready = name in agents
-        yield (
-            name,
-            (
-                known,
-                work(name),
-                ready,
-                None if ready else trouble(name),
-                operand(name),
-                failure(name, ""),
-                daemon(name),
-                name in claims,
-                drifting(name),
-                at_work(name),
-                stack,
-                settings,
-            ),
+        found = Surroundings(
+            known=known,
+            work=work(name),
+            agent_ready=ready,
+            agent_trouble=None if ready else trouble(name),
+            mig_manager=mig_manager(name),
+            mig_failure=failure(name, ""),
+            mps_daemon=mps_daemon(name),
+            claimed=name in claims,
+            drifting_since=drifting(name),
+            at_work_since=at_work(name),
+            stack=stack,
+            settings=settings,
         )
+        yield name, found
 
 
-def _case(
-    known: NodeFacts,
-    work: NodeWork | None,
-    agent_ready: bool,
-    agent_trouble: Finding | None,
-    operand: Operand | None,
-    mig_failure: str,
-    mps_daemon: Operand | None,
-    claimed: bool,
-    drifting_since: datetime | None,
-    at_work_since: datetime | None,
-    stack: StackView,
-    settings: PlanSettings,
-    *,
-    now: datetime,
-) -> NodeCase:
+def case_of(given: Surroundings, now: datetime) -> NodeCase:
+    """The case of one node at one moment."""
+    known = given.known
     return NodeCase(
         node=known.node,
         gpunode=known.gpunode,
         assessment=known.assessment,
         owner=known.owner.name if known.owner else "",
-        work=work,
-        agent_ready=agent_ready,
-        agent_trouble=agent_trouble,
-        operand=operand,
-        mig_failure=mig_failure,
-        mps_daemon=mps_daemon,
-        claimed=claimed,
-        drifting_since=drifting_since,
-        at_work_since=at_work_since,
+        work=given.work,
+        agent_ready=given.agent_ready,
+        agent_trouble=given.agent_trouble,
+        operand=given.mig_manager,
+        mig_failure=given.mig_failure,
+        mps_daemon=given.mps_daemon,
+        claimed=given.claimed,
+        drifting_since=given.drifting_since,
+        at_work_since=given.at_work_since,
         health=known.health,
-        stack=stack,
-        settings=settings,
+        stack=given.stack,
+        settings=given.settings,
         now=now,
     )
 
 
-def case_of(surroundings: Surroundings, now: datetime) -> NodeCase:
-    """The case of one node at one moment."""
-    return _case(*surroundings, now=now)
-
-
-def judge_facts(*surroundings: *Surroundings, now: datetime) -> Judged:
+def judge_facts(given: Surroundings, *, now: datetime) -> Judged:
     """What the node is told at this moment, and for how long that holds."""
-    case, known = _case(*surroundings, now=now), surroundings[0]
+    case, known = case_of(given, now), given.known
     node = known.node
     concerned = (known.owner, known.policy) if node.fence is not None else ()
     verdict = judge(case, {policy.name: policy for policy in concerned if policy is not None})
