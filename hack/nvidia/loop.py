@@ -1,7 +1,7 @@
 """The whole loop on real parts: control plane, chart, operator, agents, and two nodes with NVIDIA's programs."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,15 @@ def policy(**spec: Any) -> Object:
 
 @contextlib.contextmanager
 def running_loop(
-    folder: Path, *machines: str, log: Path | None = None, chart: Sequence[str] = ()
+    folder: Path,
+    *machines: str,
+    log: Path | None = None,
+    chart: Sequence[str] = (),
+    models: Mapping[str, str] | None = None,
 ) -> Iterator[Loop]:
     """Everything of it, with these nodes of two GPUs; it ends with the context. `log`: of the operator.
 
-    `chart`: more arguments of helm, `("--set", "agent.privileged=false")`.
+    `chart`: more arguments of helm, `("--set", "agent.privileged=false")`; `models`: of machines that have no H100.
 
     Raises:
         BuildError, SandboxError, ToolchainError, StageError, ComponentError: it cannot run here.
@@ -165,7 +169,7 @@ def running_loop(
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
         install.install_gpu_operator(plane.api)
         stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0", *chart)
-        wanted = {name: [MODEL] * 2 for name in machines}
+        wanted = {name: [(models or {}).get(name, MODEL)] * 2 for name in machines}
         nodes = stack.enter_context(real_nodes(plane.kubeconfig, wanted, folder))
         operator = stage.operator(plane.kubeconfig, folder, 1.0, **WAITS)
         operator.log = log or operator.log

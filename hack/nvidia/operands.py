@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX
+from gpusharing.kube.raw import section, text
 from hack.cluster.api import Api, ApiError, Credentials, Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.cluster.kubeconfig import write_kubeconfig
@@ -139,7 +140,9 @@ class Programs:
         return self._configured(pod, "mps-control-daemon", added=True)
 
     def _configured(self, pod: Object, program: str, *flags: str, added: bool = False) -> PodProcesses:
-        """A program with config-manager as its init container and as its sidecar, as in NVIDIA's three DaemonSets.
+        """A program with config-manager as its init container and as its sidecar, as in NVIDIA's three DaemonSets;
+        alone where ClusterPolicy names no ConfigMap (docs/design/nvidia.md#b4). Its `mig.strategy` is a variable, which
+        wins (docs/design/nvidia.md#b2).
 
         The pod has `shareProcessNamespace`: config-manager goes through all processes to find the one to signal, and
         gives up at the first one that it cannot read. It must not meet those of other pods.
@@ -147,12 +150,21 @@ class Programs:
         name = f"pods/{program}-{_uid(pod)[:8]}"
         config = self.sandbox.folder / name / "config.yaml"
         proc = self.sandbox.process_view(f"{name}/proc")
-        manager = partial(self._config_manager, program, config, proc)
+        said = self._cluster_policy()
+        settings = section(said, "devicePlugin", "config")
+        alone = said is not None and not text(settings, "name")
+        strategy = text(said, "mig", "strategy")
         main = SandboxTask(
-            self.sandbox, program, "--config-file", str(config), *flags,
-            log=self.sandbox.folder / f"{program}.log", extra={"NODE_NAME": self.node},
+            self.sandbox, program, *(() if alone else ("--config-file", str(config))), *flags,
+            log=self.sandbox.folder / f"{program}.log",
+            extra={"NODE_NAME": self.node, **({"MIG_STRATEGY": strategy} if strategy else {})},
             added=[MPS_FOLDER] if added else (), proc=proc,
         )  # fmt: skip
+        if alone:
+            return PodProcesses(_uid(pod), [main], lambda: True)
+        default = text(settings, "default")
+        chosen = ("--default-config", default) if default else ()
+        manager = partial(self._config_manager, program, config, proc, *chosen)
 
         def init() -> bool:
             return (
@@ -162,6 +174,11 @@ class Programs:
 
         tasks: list[Task] = [main, manager("--send-signal=true", "--signal", "1")]
         return PodProcesses(_uid(pod), tasks, init)
+
+    def _cluster_policy(self) -> Object | None:
+        """The spec of the one that there is, as the GPU Operator reads it when it makes the pod."""
+        listed = self.api.list("/apis/nvidia.com/v1/clusterpolicies")
+        return section(listed[0], "spec") if listed else None
 
     def _config_manager(self, program: str, config: Path, proc: ProcessView, *flags: str) -> SandboxTask:
         return SandboxTask(

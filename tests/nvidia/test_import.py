@@ -1,173 +1,252 @@
-"""A fleet that somebody configured by hand, on NVIDIA's own programs: they are the judges of `import | apply`.
+"""Fleets that somebody configured by hand, on NVIDIA's own programs: they are the judges of `import | apply`.
 
-SIMULATED: the GPUs, the kubelets, Node Feature Discovery, and the GPU Operator, which makes its operands' pods anew
-when ClusterPolicy changes.
+The recipes are those of rung 2 (tests/integration/test_import.py). SIMULATED: the GPUs, the kubelets, Node Feature
+Discovery, and the GPU Operator, which makes its operands' pods anew when ClusterPolicy changes and ships mig-parted
+entries of its own.
 """
 
-import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hack.cluster.audit import read_requests, wait_logged
+from hack.cluster.nodes import LABEL_POOL
 from hack.nvidia.loop import OPERATOR, WAITS, Loop, is_cordoned, mig_state, running_loop
 from hack.nvidia.operands import SELECTORS
+from tests.embedded.oracle import wanted_resources
+from tests.integration.test_import import FLEETS, VALUES, commands, settings
 from tests.integration.test_output import plugin
-from tests.recipes import BALANCED, MIG, PLUGIN, parted, time_slicing
+from tests.recipes import H100, L40S, MIG, Pool, Recipe, parted
 
+from gpusharing.kube.written import MIG_KEY
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from hack import stage
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
 OPERANDS = "/api/v1/namespaces/gpu-operator"
-CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
+CLUSTER_POLICIES = "/apis/nvidia.com/v1/clusterpolicies"
+CLUSTER_POLICY = f"{CLUSTER_POLICIES}/cluster-policy"
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 NODES = "/api/v1/nodes"
-MIXED = "flags:\n  migStrategy: mixed\n"
-SERVED = {
-    "one": {"nvidia.com/mig-3g.40gb": 4},
-    "two": {"nvidia.com/gpu": 8},
-    "three": {"nvidia.com/gpu": 2},
-    "four": {"nvidia.com/mig-1g.10gb": 8, "nvidia.com/mig-2g.20gb": 4, "nvidia.com/mig-3g.40gb": 4},
-}
-LABELS: dict[str, dict[str, str]] = {
-    "one": {MIG: "halves", PLUGIN: "h100"},
-    "two": {PLUGIN: "ts-4"},
-    "three": {},
-    "four": {MIG: "all-balanced", PLUGIN: "shared-instances"},
-}
-"""MIG, time-slicing, whole GPUs, and both on top of each other."""
-INSTANCES = tuple(f"nvidia.com/mig-{profile}" for profile in ("1g.10gb", "2g.20gb", "3g.40gb"))
-MAPS = {
-    "time-slicing-config": {
-        "h100": time_slicing({"nvidia.com/gpu": 8, "nvidia.com/mig-1g.10gb": 2}, MIXED),
-        "ts-4": time_slicing({"nvidia.com/gpu": 4}),
-        "shared-instances": time_slicing(dict.fromkeys(INSTANCES, 2), MIXED),
-    },
-    "custom-mig-config": {"config.yaml": parted({"halves": {"3g.40gb": 2}, "all-balanced": BALANCED})},
-}
+MODELS = {H100: "h100-80gb", L40S: "l40s"}
+SHIPPED = {"all-1g.10gb": {"1g.10gb": 7}, "all-1g.20gb": {"1g.20gb": 4}, "all-3g.40gb": {"3g.40gb": 2}}
+"""Of the entries that the GPU Operator itself brings those that recipes name (its assets/state-mig-manager)."""
 WELL = "exit status 0\n"
-VALUES = (
-    "gpuOperator.adminPluginConfigMap=time-slicing-config,gpuOperator.adminMigConfigMap=custom-mig-config"
-)
 
 
-@pytest.fixture(scope="module")
-def loop(nvidia_programs: None) -> Iterator[Loop]:
+@dataclass
+class Fleet:
+    """One recipe on nodes with NVIDIA's programs."""
+
+    loop: Loop
+    recipe: Recipe
+    pools: dict[str, Pool] = field(init=False)
+    """By node."""
+
+    def __post_init__(self) -> None:
+        """As rung 2 names them."""
+        self.pools = machines(self.recipe)
+
+    @property
+    def with_mig(self) -> list[str]:
+        """Nodes on which mig-manager runs."""
+        return [name for name, pool in self.pools.items() if pool.product == H100]
+
+    def build(self) -> None:
+        """ClusterPolicy, ConfigMaps and labels as somebody applied them; ends when NVIDIA's programs serve them."""
+        api, policy = self.loop.api, dict(self.recipe.cluster_policy)
+        manager = {**policy["migManager"], "config": dict(policy["migManager"]["config"])}
+        # What nobody says the kind itself fills in (docs/design/nvidia.md#d6).
+        named = manager["config"].setdefault("name", UPSTREAM_MIG_CONFIG)
+        maps = {UPSTREAM_MIG_CONFIG: {MIG_KEY: parted(SHIPPED)}} if named == UPSTREAM_MIG_CONFIG else {}
+        for name, data in {**maps, **self.recipe.config_maps}.items():
+            api.create(f"{OPERANDS}/configmaps", {"metadata": {"name": name}, "data": dict(data)})
+        api.delete(CLUSTER_POLICY)
+        spec = {**policy, "migManager": manager}
+        made = {
+            "apiVersion": "nvidia.com/v1",
+            "kind": "ClusterPolicy",
+            "metadata": {"name": "cluster-policy"},
+        }
+        api.create(CLUSTER_POLICIES, {**made, "spec": spec})
+        self.roll()
+        for name, pool in self.pools.items():
+            group = None if pool.forgotten else name.partition("-")[0]
+            self.label(name, {**pool.labels, LABEL_POOL: group})
+        self.wait_settled()
+        for name, pool in self.pools.items():
+            if pool.forgotten:
+                self.label(name, {MIG: None, f"{MIG}.state": None})
+
+    def label(self, node: str, labels: dict[str, str | None]) -> None:
+        """Somebody labels a Node; None takes a label away."""
+        self.loop.api.merge_patch(f"{NODES}/{node}", {"metadata": {"labels": labels}})
+
+    def roll(self) -> None:
+        """What the GPU Operator does when ClusterPolicy changes: every operand's pod is made anew."""
+        api = self.loop.api
+        old = {pod["metadata"]["uid"] for pod in api.list(f"{OPERANDS}/pods")}
+        self.loop.plane.kubectl("-n", "gpu-operator", "delete", "pods", "--all", "--wait=false")
+        manager, *others = list(SELECTORS)[:3]
+        wanted = {manager: len(self.with_mig), **dict.fromkeys(others, len(self.pools))}
+
+        def anew() -> bool:
+            pods = api.list(f"{OPERANDS}/pods")
+            running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+            apps = [pod["metadata"]["labels"]["app"] for pod in running]
+            return not old & {pod["metadata"]["uid"] for pod in pods} and all(
+                apps.count(app) == count for app, count in wanted.items()
+            )
+
+        self.loop.wait(anew, "the operands to be made anew")
+
+    def wait_settled(self) -> None:
+        """Until NVIDIA's programs serve what their owner asked for, and mig-manager rests."""
+        for name, pool in self.pools.items():
+            served = wanted_resources(dict(pool.spec), [pool.product] * 2)
+            self.loop.wait(lambda n=name, s=served: self.loop.served(n) == s, f"{name} to offer {served}")
+        for name in self.with_mig:
+            self.loop.wait(lambda n=name: self._rests(n), f"mig-manager on {name}")
+
+    def _rests(self, node: str) -> bool:
+        return mig_state(self.loop, node) == "success" or MIG not in self.loop.labels(node)
+
+    def instances(self) -> dict[str, list[object]]:
+        """The instances of each node with their ids: another one would have another."""
+        nodes = self.loop.nodes
+        return {name: [gpu["instances"] for gpu in nodes[name].simulator.show()["gpus"]] for name in nodes}
+
+    def computing(self) -> set[str]:
+        """Names of the processes that use a GPU."""
+        return {
+            one["name"]
+            for node in self.loop.nodes.values()
+            for one in node.simulator.show()["processes"]
+            if one["name"].startswith("SIMULATED-")
+        }
+
+    def ask(self) -> str:
+        """What `import` says as soon as it leaves no node out, but those of which nobody knows any more what
+        mig-manager was told. A mig-manager that was started anew applies its label once more, and an agent may not have
+        looked since: until then it says to ask again."""
+        forgotten = sum(pool.forgotten for pool in self.pools.values())
+        said = [""]
+
+        def complete() -> bool:
+            said.append(plugin(self.loop.plane.kubeconfig, "import"))
+            if not forgotten:
+                return said[-1].endswith(WELL)
+            return len(commands(said[-1], "kubectl label node")) == forgotten
+
+        try:
+            self.loop.wait(complete, "a policy for each node")
+        except TimeoutError:
+            assert complete(), said[-1]
+        return said[-1]
+
+    def proposed(self) -> str:
+        """The policies for all nodes, as a pipe has them."""
+        for name, pool in self.pools.items():
+            assert not pool.forgotten or MIG in self.loop.labels(name)
+        said = [""]
+
+        def complete() -> bool:
+            said.append(plugin(self.loop.plane.kubeconfig, "import", errors=False))
+            return said[-1].endswith(WELL)
+
+        self.loop.wait(complete, "a policy for each node")
+        return said[-1].removesuffix(WELL)
+
+    def merged(self, values: str) -> bool:
+        """Our ConfigMaps have the entries of the admin's."""
+        held = [
+            self.loop.api.get(f"{OPERANDS}/configmaps/gpusharing-{name}").get("data", {})
+            for name in ("device-plugin", "mig-parted")
+        ]
+        theirs = settings(values)
+        plugin_map, mig_map = (theirs.get(name, "") for name in VALUES.values())
+        entries = yaml.safe_load(held[1].get(MIG_KEY, "")) or {}
+        wanted = yaml.safe_load(self.recipe.config_maps[mig_map][MIG_KEY]) if mig_map else {"mig-configs": {}}
+        return bool(
+            held[0].keys() >= self.recipe.config_maps.get(plugin_map, {}).keys()
+            and entries.get("mig-configs", {}).keys() >= wanted["mig-configs"].keys()
+        )
+
+    def expected(self) -> list[dict[str, Any]]:
+        """The specs of the policies that the fleet is, without whom they select where no label says so."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, pool in self.pools.items():
+            group = name.partition("-")[0]
+            selector = {} if pool.forgotten else {"nodeSelector": {"matchLabels": {LABEL_POOL: group}}}
+            found[group] = {**selector, **pool.spec}
+        return list(found.values())
+
+    def node_writes(self) -> dict[str, int]:
+        """How often the operator has written to each Node, in both of its lives."""
+        wait_logged(self.loop.plane.audit_log, self.loop.api)
+        asked = read_requests(self.loop.plane.audit_log, OPERATOR)
+        written = (one for one in asked if one.is_write and one.resource == "nodes" and one.status < 300)
+        return Counter(one.name for one in written)
+
+
+def machines(recipe: Recipe) -> dict[str, Pool]:
+    """Pools by node."""
+    return {f"{group}-{n}": pool for group, pool in recipe.pools.items() for n in range(pool.count)}
+
+
+@pytest.fixture(params=FLEETS)
+def fleet(request: pytest.FixtureRequest, nvidia_programs: None) -> Iterator[Fleet]:
+    recipe = FLEETS[request.param]
+    models = {name: MODELS[pool.product] for name, pool in machines(recipe).items()}
     with (
         tempfile.TemporaryDirectory(prefix="gpusharing-") as folder,
-        running_loop(Path(folder), *LABELS) as made,
+        running_loop(Path(folder), *models, models=models) as loop,
     ):
-        yield made
+        yield Fleet(loop, recipe)
 
 
-def roll(loop: Loop) -> None:
-    """What the GPU Operator does when ClusterPolicy changes: every operand's pod is made anew."""
-    old = {pod["metadata"]["uid"] for pod in loop.api.list(f"{OPERANDS}/pods")}
-    loop.plane.kubectl("-n", "gpu-operator", "delete", "pods", "--all", "--wait=false")
+def test_nvidias_programs_find_everything_in_place_when_a_fleet_is_taken_over(fleet: Fleet) -> None:
+    fleet.build()
+    loop, names = fleet.loop, list(fleet.pools)
+    resources = {name: min(loop.served(name)) for name in (names[0], names[-1])}
+    pods = {loop.run_pod(name, resource) for name, resource in resources.items()}
+    before, working = fleet.instances(), fleet.computing()
 
-    def anew() -> bool:
-        pods = loop.api.list(f"{OPERANDS}/pods")
-        running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
-        apps = [pod["metadata"]["labels"]["app"] for pod in running]
-        return not old & {pod["metadata"]["uid"] for pod in pods} and all(
-            apps.count(app) == len(loop.nodes) for app in list(SELECTORS)[:3]
-        )
-
-    loop.wait(anew, "the operands to be made anew")
-
-
-def point(loop: Loop, plugin_map: str, mig_map: str) -> None:
-    """Somebody edits ClusterPolicy."""
-    names = {"devicePlugin": {"config": {"name": plugin_map}}, "migManager": {"config": {"name": mig_map}}}
-    loop.api.merge_patch(CLUSTER_POLICY, {"spec": names})
-    roll(loop)
-
-
-def wait_as_by_hand(loop: Loop) -> None:
-    """Until NVIDIA's programs serve what their owner asked for."""
-    for node, served in SERVED.items():
-        loop.wait(lambda n=node, s=served: loop.served(n) == s, f"{node} to offer {served}")
-        loop.wait(lambda n=node: mig_state(loop, n) == "success", f"mig-manager on {node}")
-
-
-def for_all_nodes(loop: Loop) -> str:
-    """What `import` proposes as soon as it leaves no node out: a mig-manager that was started anew applies its label
-    once more, and until then it says to ask again."""
-    said = [""]
-
-    def complete() -> bool:
-        said.append(plugin(loop.plane.kubeconfig, "import"))
-        return said[-1].endswith(WELL)
-
-    try:
-        loop.wait(complete, "a policy for each node")
-    except TimeoutError:
-        assert said[-1].endswith(WELL), said[-1]
-    return said[-1].removesuffix(WELL)
-
-
-def instances(loop: Loop) -> dict[str, list[object]]:
-    """The instances of each node with their ids: another one would have another."""
-    return {
-        node: [gpu["instances"] for gpu in loop.nodes[node].simulator.show()["gpus"]] for node in loop.nodes
-    }
-
-
-def computing(loop: Loop) -> set[str]:
-    """Names of the processes that use a GPU."""
-    return {one["name"] for node in loop.nodes.values() for one in node.simulator.show()["processes"]}
-
-
-def node_writes(loop: Loop) -> dict[str, int]:
-    """How often the operator has written to each Node, in both of its lives."""
-    wait_logged(loop.plane.audit_log, loop.api)
-    asked = read_requests(loop.plane.audit_log, OPERATOR)
-    return Counter(one.name for one in asked if one.is_write and one.resource == "nodes" and one.status < 300)
-
-
-def test_nvidias_programs_find_everything_in_place_when_a_fleet_is_taken_over(loop: Loop) -> None:
-    for name, data in MAPS.items():
-        loop.api.create(f"{OPERANDS}/configmaps", {"metadata": {"name": name}, "data": data})
-    point(loop, *MAPS)
-    for node, labels in LABELS.items():
-        loop.api.merge_patch(f"{NODES}/{node}", {"metadata": {"labels": labels}})
-    wait_as_by_hand(loop)
-    pods = {loop.run_pod("one", "nvidia.com/mig-3g.40gb"), loop.run_pod("two", "nvidia.com/gpu")}
-    before, working = instances(loop), computing(loop)
-
-    said = plugin(loop.plane.kubeconfig, "import")
-    assert f"--set {VALUES}" in said
-    (patch,) = {line.strip() for line in said.splitlines() if line.strip().startswith("kubectl patch")}
+    said = fleet.ask()
+    for _, *command in commands(said, "kubectl label node"):
+        loop.plane.kubectl(*command)
+        loop.wait(lambda node=command[2]: mig_state(loop, node) == "success", f"mig-manager on {command[2]}")
+    values = ",".join(command[-1] for command in commands(said, "helm upgrade"))
     loop.operator.stop()
-    stage.install_chart(loop.plane.kubeconfig, "--set", f"operator.replicas=0,{VALUES}")
-    maps = dict(zip(("admin_plugin_config_map", "admin_mig_config_map"), MAPS, strict=True))
-    loop.operator = stage.operator(loop.plane.kubeconfig, loop.operator.log.parent, 1.0, **WAITS, **maps)
+    stage.install_chart(loop.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
+    folder = loop.operator.log.parent
+    loop.operator = stage.operator(loop.plane.kubeconfig, folder, 1.0, **WAITS, **settings(values))
     with loop.operator:
-        ours, parted_by_us = (
-            f"{OPERANDS}/configmaps/gpusharing-{name}" for name in ("device-plugin", "mig-parted")
-        )
-        loop.wait(lambda: "ts-4" in loop.api.get(ours)["data"], "the entries to be merged")
-        loop.wait(
-            lambda: "halves:" in loop.api.get(parted_by_us)["data"]["config.yaml"],
-            "those of mig-manager, too",
-        )
-        loop.plane.kubectl(*shlex.split(patch)[1:])
-        roll(loop)
-        wait_as_by_hand(loop)
-        proposed = for_all_nodes(loop)
+        loop.wait(lambda: fleet.merged(values), "the entries to be merged")
+        ((_, *command),) = commands(said, "kubectl patch clusterpolicy")
+        loop.plane.kubectl(*command)
+        fleet.roll()
+        fleet.wait_settled()
+        proposed = fleet.proposed()
         loop.plane.kubectl("apply", "-f", "-", stdin=proposed)
-        policies = [str(one["metadata"]["name"]) for one in loop.api.list(POLICIES)]
-        assert len(policies) == len(LABELS)
-        for policy in policies:
-            stage.wait_ready(loop.api, policy)
+        specs = [one["spec"] for one in yaml.safe_load_all(proposed) if one]
+        for policy in loop.api.list(POLICIES):
+            stage.wait_ready(loop.api, str(policy["metadata"]["name"]))
 
-    assert (instances(loop), computing(loop)) == (before, working)
-    assert all(f"SIMULATED-{pod}" in working for pod in pods)
+    for wanted in fleet.expected():
+        assert [wanted for spec in specs if spec.items() >= wanted.items()] == [wanted]
+    assert len(specs) == len(fleet.recipe.pools)
+    assert (fleet.instances(), fleet.computing()) == (before, working)
+    assert working == {f"SIMULATED-{pod}" for pod in pods}
     assert loop.evicted() == []
-    assert node_writes(loop) == dict.fromkeys(LABELS, 1), "each is told its policy and mode, and nothing else"
-    for node, labels in LABELS.items():
-        assert loop.labels(node).items() >= labels.items(), "the names that they had"
-        assert not is_cordoned(loop, node)
+    written = fleet.node_writes()
+    assert written == dict.fromkeys(fleet.pools, 1), "each is told its policy and mode, and nothing else"
+    for name, pool in fleet.pools.items():
+        assert loop.labels(name).items() >= pool.labels.items(), "the names that they had"
+        assert not is_cordoned(loop, name)
