@@ -14,10 +14,19 @@ from tests.embedded.scene import FULL, H100, MIXED, Scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.bundle import AWAY, LINES, Bundle
-from gpusharing.cli.cleaning import REMOVED, cleaned
+from gpusharing.cli.cleaning import REMOVED, cleaned, scrubbed
 from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.troubles import DONE, Trouble
-from gpusharing.kube.client import CLUSTER_POLICIES, NODES, PODS, Resource
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    DAEMON_SETS,
+    EVENTS,
+    NODES,
+    PODS,
+    POLICIES,
+    Resource,
+)
 from gpusharing.kube.errors import Forbidden, Unavailable
 
 PLANTED = "hunter2"
@@ -35,34 +44,93 @@ def contents(path: Path) -> dict[str, bytes]:
     return found
 
 
-def plant(cluster: Any) -> None:
-    """Where people put what nobody else may see."""
-    container = {
-        "name": "main",
+COMPONENTS = (
+    *("driver", "toolkit", "devicePlugin", "dcgm", "dcgmExporter", "gfd", "migManager", "nodeStatusExporter"),
+    *(
+        "validator",
+        "vgpuManager",
+        "vgpuDeviceManager",
+        "sandboxDevicePlugin",
+        "vfioManager",
+        "gds",
+        "gdrcopy",
+    ),
+    *("kataManager", "kataSandboxDevicePlugin", "ccManager"),
+)
+"""Blocks of ClusterPolicy that have `env` and `args` (GPU Operator, api/nvidia/v1/clusterpolicy_types.go)."""
+HIDDEN = [{"name": "X", "value": PLANTED}]
+APPLIED = {"kubectl.kubernetes.io/last-applied-configuration": PLANTED, "team/note": PLANTED}
+
+
+def container(name: str) -> dict[str, Any]:
+    """One with a secret wherever a container may have one."""
+    probe = {
+        "exec": {"command": [PLANTED]},
+        "httpGet": {
+            "path": f"/healthz?key={PLANTED}",
+            "httpHeaders": [{"name": "Authorization", "value": PLANTED}],
+        },
+    }
+    return {
+        "name": name,
         "image": "agent:1",
         "env": [{"name": "PASSWORD", "value": PLANTED}],
         "envFrom": [{"secretRef": {"name": PLANTED}}],
         "args": [f"--token={PLANTED}"],
         "command": ["sh", "-c", PLANTED],
-        "livenessProbe": {
-            "exec": {"command": [PLANTED]},
-            "httpGet": {"httpHeaders": [{"name": "Authorization", "value": PLANTED}]},
-        },
+        "lifecycle": {"postStart": probe, "preStop": probe},
+        **dict.fromkeys(("livenessProbe", "readinessProbe", "startupProbe"), probe),
     }
+
+
+def pod_spec() -> dict[str, Any]:
+    """Of a pod or of a workload's template."""
+    kinds = ("containers", "initContainers", "ephemeralContainers")
+    volumes = [{"name": "v", "csi": {"volumeAttributes": {"key": PLANTED}}}]
+    return {kind: [container(kind)] for kind in kinds} | {"volumes": volumes}
+
+
+SAID = (
+    f'Liveness probe failed: Get "http://10.0.0.7:80/?token={PLANTED}": connection refused',
+    f"pulling with Authorization: Bearer {PLANTED}",
+    f"cloning https://robot:{PLANTED}@registry.example/team",
+    f'{{"level":"error","password":"{PLANTED}"}}',
+    f"exec: server --api-key {PLANTED} --port 80",
+)
+"""As programs tell secrets in messages and logs."""
+
+
+def plant(cluster: Any) -> None:
+    """Where people put what nobody else may see, and where programs tell it."""
     metadata = {
         "name": "agent-x",
         "namespace": "gpusharing-agent",
         "labels": {"app.kubernetes.io/name": "gpusharing-agent"},
-        "annotations": {"kubectl.kubernetes.io/last-applied-configuration": PLANTED, "team/note": PLANTED},
+        "annotations": APPLIED,
     }
-    volumes = [{"name": "v", "csi": {"volumeAttributes": {"key": PLANTED}}}]
-    cluster.add(PODS, {"metadata": metadata, "spec": {"containers": [container], "volumes": volumes}})
-    cluster.add(
-        SECRETS, {"metadata": {"name": "s", "namespace": "gpusharing"}, "data": {"password": PLANTED}}
-    )
-    env = {"driver": {"env": [{"name": "X", "value": PLANTED}], "licensingConfig": {"nlsToken": PLANTED}}}
-    cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": env})
-    cluster.patch(NODES, "gpu-1", {"metadata": {"annotations": {"team/bmc-password": PLANTED}}})
+    ended = {"terminated": {"reason": "Error", "message": SAID[0]}}
+    status = {"phase": "Running", "containerStatuses": [{"name": "main", "lastState": ended}]}
+    cluster.add(PODS, {"metadata": metadata, "spec": pod_spec(), "status": status})
+    cluster.logs["gpusharing-agent", "agent-x"] = "\n".join(SAID)
+    for number, said in enumerate(SAID):
+        event = {"name": f"event-{number}", "namespace": "gpusharing-agent", "annotations": APPLIED}
+        cluster.add(EVENTS, {"metadata": event, "reason": "Planted", "note": said})
+    template = {"metadata": {"annotations": APPLIED}, "spec": pod_spec()}
+    for resource, namespace in ((DEPLOYMENTS, "gpusharing"), (DAEMON_SETS, "gpu-operator")):
+        workload = {"name": "planted", "namespace": namespace, "annotations": APPLIED}
+        cluster.add(resource, {"metadata": workload, "spec": {"template": template}})
+    secret = {"metadata": {"name": "s", "namespace": "gpusharing"}, "data": {"password": PLANTED}}
+    cluster.add(SECRETS, secret)
+    spec: dict[str, Any] = {one: {"env": HIDDEN, "args": [PLANTED]} for one in COMPONENTS}
+    spec["driver"] |= {"licensingConfig": {"nlsToken": PLANTED}, "manager": {"env": HIDDEN}}
+    spec["validator"] |= {"plugin": {"env": HIDDEN}, "toolkit": {"env": HIDDEN}}
+    spec["proxy"] = {"httpProxy": f"http://me:{PLANTED}@proxy.example", "tokens": [PLANTED]}
+    cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"metadata": {"annotations": APPLIED}, "spec": spec})
+    text = f"version: v1\n# password: {PLANTED}\n"
+    taken = {"metadata": {"annotations": APPLIED}, "data": {"planted": text}, "binaryData": {"b": PLANTED}}
+    cluster.patch(CONFIG_MAPS, "gpusharing-device-plugin", taken, "gpu-operator")
+    cluster.patch(NODES, "gpu-1", {"metadata": {"annotations": {"team/bmc-password": PLANTED, **APPLIED}}})
+    cluster.patch(POLICIES, "pool-b", {"metadata": {"annotations": APPLIED}})
 
 
 @virtually
@@ -79,7 +147,16 @@ async def test_no_planted_secret_is_in_it(tmp_path: Path) -> None:
     assert told.status == DONE
     found = contents(path)
     assert [name for name, content in found.items() if PLANTED.encode() in content] == []
-    assert b"agent-x" in found["gpusharing-agent/pods.json"], "the pod itself is there"
+    planted = {
+        "gpusharing-agent/pods.json": b"agent-x",
+        "gpusharing-agent/events.json": b"Liveness probe failed",
+        "gpusharing-agent/logs/agent-x.log": b"--api-key REMOVED --port 80",
+        "gpusharing/deployments.json": b"planted",
+        "gpu-operator/daemonsets.json": b"planted",
+        "gpu-operator/configmap-gpusharing-device-plugin.json": b"# password: REMOVED",
+        "clusterpolicies.json": b"kataSandboxDevicePlugin",
+    }
+    assert [name for name, seen in planted.items() if seen not in found[name]] == [], "all else is there"
 
 
 @virtually
@@ -242,3 +319,43 @@ def test_a_text_under_a_telling_key_goes_wherever_it_is() -> None:
     assert cleaned({"a": [{"apiKey": "x", "nlsToken": "y", "name": "z"}]}) == {
         "a": [{"apiKey": REMOVED, "nlsToken": REMOVED, "name": "z"}]
     }
+
+
+def test_whatever_a_telling_key_has_goes_but_for_what_is_no_text() -> None:
+    found = cleaned({"tokens": ["x"], "secrets": {"a": "x"}, "automountServiceAccountToken": False})
+    assert found == {"tokens": REMOVED, "secrets": REMOVED, "automountServiceAccountToken": False}
+
+
+TEXTS = {
+    "password=hunter2": "password=REMOVED",
+    "passwd: hunter2, next": "passwd: REMOVED, next",
+    'api_key = "hunter2 and more" next': "api_key = REMOVED next",
+    "PGPASSWORD='hunter2'": "PGPASSWORD=REMOVED",
+    r"{\"token\":\"hunter2\"}": r"{\"token\":\REMOVED}",
+    "?access_key=hunter2&next=1": "?access_key=REMOVED&next=1",
+    "--auth-token hunter2 --next": "--auth-token REMOVED --next",
+    "-password hunter2": "-password REMOVED",
+    "Proxy-Authorization: Basic aHVudGVyMg==\nnext": "Proxy-Authorization: REMOVED\nnext",
+    "got bearer hunter2 back": "got bearer REMOVED back",
+    "amqp://me:hunter2@broker/x": "amqp://REMOVED@broker/x",
+    "jwt eyJhbGciOiJI.eyJzdWIiOiJodW50ZXIy.c2ln": "jwt REMOVED",
+    "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----\nnext": "REMOVED\nnext",
+    "-----BEGIN PRIVATE KEY-----\nhunter2": "REMOVED",
+}
+HARMLESS = (
+    'MountVolume.SetUp failed for volume "v": secret "gpu-tls" not found',
+    "passDeviceSpecs: true",
+    "http://10.0.0.7:8080/metrics",
+    "the token has expired; reading it anew",
+    "2x3g.40gb -> 7x1g.10gb; class Reset",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_of_a_text_only_the_secret_goes(text: str) -> None:
+    assert scrubbed(text) == TEXTS[text]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_a_text_without_a_secret_stays_as_it_is(text: str) -> None:
+    assert scrubbed(text) == text

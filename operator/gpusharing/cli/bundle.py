@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from gpusharing.cli.ages import counted
-from gpusharing.cli.cleaning import cleaned, node_facts
+from gpusharing.cli.cleaning import cleaned, node_facts, scrubbed
 from gpusharing.cli.drawing import Ink, TextSpan, fold, line, prose
 from gpusharing.cli.installed import DEPLOYMENTS, Installed, read_installed
 from gpusharing.cli.session import Session
@@ -44,9 +44,10 @@ LABELS = ("app.kubernetes.io/name", "app")
 READ_ME = """\
 A support bundle of gpu-sharing-operator, made by kubectl gpusharing support-bundle at {at}.
 
-Left out on purpose: Secrets are not read. Of pods and workloads everything about environments, command lines and
-volumes is left out, of all objects the annotations of others, and texts under keys that speak of a secret. Logs are as
-the programs wrote them, and policies and labels as people did: look through them before you hand this on.
+Left out on purpose: Secrets are not read. Of pods and workloads everything about environments, command lines, probes
+and volumes is left out, of all objects the annotations of others, and whatever stands under a key that speaks of a
+secret. In messages, logs and files of configuration what is named as a secret or looks like one is REMOVED, and no
+more: policies, labels and logs are as people and programs wrote them. Look through them before you hand this on.
 
 Plugin: {plugin}
 Operator: {operator}
@@ -206,7 +207,7 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
             except KubeError as error:
                 bundle.gaps.append(f"log of {namespace}/{name}: {said(error)}")
             else:
-                bundle.files[f"{namespace}/logs/{name}.log"] = log.encode()
+                bundle.files[f"{namespace}/logs/{name}.log"] = scrubbed(log).encode()
 
 
 def _is_of(raw: JSON, workload: str) -> bool:

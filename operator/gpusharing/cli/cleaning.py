@@ -1,6 +1,7 @@
 """What may leave a cluster in a support bundle: objects without what may be a secret. Pure.
 
-Nothing is searched for secrets by its value: whatever people put them into is left out as a whole.
+Whatever people put secrets into on purpose is left out as a whole. In texts of programs (messages, logs) what is named
+as a secret, or has the form of one, is taken out as well; a secret that nothing gives away stays there.
 """
 
 import re
@@ -15,23 +16,46 @@ LEFT_OUT = frozenset(
         "envFrom",
         "args",
         "command",
+        "exec",
+        "httpGet",
         "httpHeaders",
+        "lifecycle",
         "managedFields",
         "imagePullSecrets",
         "volumes",
         "addresses",
+        "binaryData",
     }
 )
-"""Keys whose whole value goes: environments and command lines of containers above all."""
+"""Keys whose whole value goes: environments, command lines and probes of containers above all."""
 KEPT_ANNOTATIONS = ("gpusharing.dev/", "nvidia.com/", "deployment.kubernetes.io/", "meta.helm.sh/")
-_TELLING = re.compile("passw|token|secret|credential|api.?key|private", re.IGNORECASE)
+_NAMES = "passw|passphrase|pwd|token|secret|credential|(?:api|access|private|licen[cs]e).?key"
+_TELLING = re.compile(f"{_NAMES}|private|authorization", re.IGNORECASE)
+_IN_TEXTS = (
+    # PEM (RFC 7468), also one that was cut.
+    re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
+    # HTTP's Authorization to the end of its line, and a bearer token anywhere (RFC 9110, RFC 6750).
+    re.compile(r"(\bauthorization[\"']?[ \t]*[=:][ \t]*)[^\n]+", re.IGNORECASE),
+    re.compile(r"(\bbearer[ \t]+)\S+", re.IGNORECASE),
+    # user:password@ of an address (RFC 3986), and a JSON Web Token (RFC 7519).
+    re.compile(r"(://)[^/\s:@]*:[^/\s@]+(?=@)"),
+    re.compile(r"()\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),
+    # password=x, "apiKey": "x", --token x
+    re.compile(
+        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*[=:][ \t]*\\?)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)}}\]]+)",
+        re.IGNORECASE,
+    ),
+    re.compile(rf"((?<![\w-])--?[\w-]{{0,60}}(?:{_NAMES})[\w-]{{0,60}}[ \t]+)[^\s-]\S*", re.IGNORECASE),
+)
 
 
 def cleaned(value: object) -> Any:
-    """The same without what LEFT_OUT names, with annotations of ours and NVIDIA's only, and with REMOVED in the place
-    of every text whose key speaks of a secret."""
+    """The same without what LEFT_OUT names, with annotations of ours and NVIDIA's only, with REMOVED in the place of
+    whatever stands under a key that speaks of a secret, and all texts `scrubbed`."""
     if isinstance(value, list):
         return [cleaned(one) for one in value]
+    if isinstance(value, str):
+        return scrubbed(value)
     if not isinstance(value, dict):
         return value
     return {key: _cleaned(key, one) for key, one in value.items() if key not in LEFT_OUT}
@@ -39,10 +63,19 @@ def cleaned(value: object) -> Any:
 
 def _cleaned(key: str, value: object) -> Any:
     if key == "annotations" and isinstance(value, dict):
-        return {name: text for name, text in value.items() if name.startswith(KEPT_ANNOTATIONS)}
-    if isinstance(value, str) and _TELLING.search(key):
+        return {
+            name: _cleaned(name, text) for name, text in value.items() if name.startswith(KEPT_ANNOTATIONS)
+        }
+    if isinstance(value, str | list | dict) and _TELLING.search(key):
         return REMOVED
     return cleaned(value)
+
+
+def scrubbed(text: str) -> str:
+    """A text of a program, with REMOVED in the place of what is named as a secret or has the form of one."""
+    for pattern in _IN_TEXTS:
+        text = pattern.sub(rf"\g<1>{REMOVED}", text)
+    return text
 
 
 def node_facts(raw: JSON) -> JSON:
