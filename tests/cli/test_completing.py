@@ -1,13 +1,17 @@
 """What may come next, as kubectl asks for it (cli/completing.py)."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from hack.cluster import toolchain
 from tests.cli.desk import POLICIES, Desk
+from tests.conftest import build_or_skip
 
 from gpusharing.cli.arguments import VERBS
-from gpusharing.cli.completing import suggest
+from gpusharing.cli.completing import NO_FILES, suggest
 
 HERE = {"gpusharingpolicies": ["pool-b", "pool-c"], "gpunodes": ["gpu-07", "gpu-08", "spare"]}
 NEXT = {
@@ -54,3 +58,43 @@ def test_the_context_that_is_typed_is_asked(desk: Desk) -> None:
     desk.write_kubeconfig(desk.url, ("east", "west"))
     assert complete(desk, "--context", "west", "status", "") == ["pool-b", "pool-c", ":4"]
     assert complete(desk, "--context=nowhere", "status", "") == [":4"]
+
+
+# --- through kubectl ---------------------------------------------------------------------------------------------
+
+TYPED = {
+    "gpushar": ["gpusharing"],
+    "gpusharing do": ["doctor"],
+    "gpusharing status pool-": ["pool-b", "pool-c"],
+    "gpusharing status --wa": ["--watch"],
+    "gpusharing status -o ": ["html", "json", "table", "wide", "yaml"],
+    "gpusharing --context west plan pool-c": ["pool-c"],
+    "gpusharing doctor ": [],
+}
+
+
+@pytest.fixture(scope="module")
+def kubectl() -> Path:
+    """The real one."""
+    build_or_skip(toolchain.control_plane_programs)
+    return toolchain.control_plane_programs().kubectl
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("typed", TYPED)
+def test_kubectls_own_completion_says_after(desk: Desk, kubectl: Path, typed: str) -> None:
+    """What the shell asks kubectl at each Tab (cobra, `__complete`), and how it finds ours: on the PATH. That of a
+    plugin's own name has what it is behind a tab."""
+    desk.write_kubeconfig(desk.url, ("east", "west"))
+    programs = os.pathsep.join((str(Path(sys.executable).parent), "/usr/bin", "/bin"))
+    done = subprocess.run(
+        [kubectl, "__complete", *typed.split(" ")],
+        env=desk.environment(PATH=programs),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    *found, directive = done.stdout.splitlines()
+    assert [one.partition("\t")[0] for one in found] == TYPED[typed]
+    assert directive == NO_FILES, "no files of the directory besides"
