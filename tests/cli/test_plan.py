@@ -18,6 +18,7 @@ from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODE
 from gpusharing.kube.errors import Forbidden
 
 READS = """\
+SIMULATED: gpu-1, gpu-2 have no real GPUs, and the numbers about them here come from a simulator.
 pool-b  1x full -> 2x3g.40gb  2 of 2 nodes change
 Accepted: 2x3g.40gb can be served by 2 nodes
 class Reset; 1 node at once; at any time; plan HASH
@@ -80,7 +81,8 @@ async def test_a_settled_pool_has_nothing_to_change() -> None:
         await stage.ready()
         told = await ask(stage.e.cluster, "plan")
     assert told.status == DONE
-    assert told.out.startswith("pool-b  nothing to change\nAccepted: 1x full can be served by 2 nodes\n")
+    assert told.out.startswith("SIMULATED: gpu-1, gpu-2 have no real GPUs")
+    assert "\npool-b  nothing to change\nAccepted: 1x full can be served by 2 nodes\n" in told.out
     assert told.out.endswith("0 nodes to change, 0 pods to leave. Nothing was changed.\n")
 
 
@@ -104,6 +106,7 @@ async def test_the_hash_that_is_told_before_an_edit_is_the_one_to_approve(tmp_pa
         stage.e.apply(edit)
         await stage.reason("gpu-1", "ApprovalNeeded")
         shown = stage.e.policy("pool-b")["status"]["plan"]
+    assert told.data["simulated"] == ["gpu-1", "gpu-2", "gpu-3"]
     (pool,) = told.data["policies"]
     assert {one["reason"] for one in pool["nodes"]} == {"ApprovalNeeded"}
     for field in ("hash", "disruption", "capacityBefore", "capacityAfter"):

@@ -28,6 +28,7 @@ def masked(text: str) -> str:
 
 
 DRAINING = """\
+SIMULATED: gpu-1 has no real GPUs, and the numbers about it here come from a simulator.
 gpu-1  pool-b  Draining: PDB  since AGE, until TIME
 2 GPU pods left to go; PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy,
 1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the
@@ -81,6 +82,7 @@ async def test_a_node_that_is_done_has_every_source_agree() -> None:
     assert told.data["phase"] == "Synced"
     assert len(told.data["proofs"]) == 7
     assert all(one["agrees"] for one in told.data["proofs"])
+    assert told.data["simulated"] == ["gpu-1"]
 
 
 @virtually
@@ -102,7 +104,8 @@ async def test_without_the_right_to_nodes_the_published_state_is_told_and_which_
         refusal = Forbidden('User "me" cannot list resource "nodes"')
         stage.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
         told = await ask(stage.e.cluster, "why", "gpu-1")
-    assert told.out.startswith("gpu-1  pool-b  Synced: Synced")
+    assert told.out.startswith("SIMULATED: gpu-1 has no real GPUs")
+    assert "\ngpu-1  pool-b  Synced: Synced" in told.out
     assert 'cannot list resource "nodes"' in " ".join(told.out.split())
 
 

@@ -44,6 +44,12 @@ class Decided:
     now: datetime
     notes: tuple[str, ...]
 
+    def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Which of these nodes (None: of all) have agents that say that their GPUs are SIMULATED."""
+        reports = self.snapshot.gpunodes
+        found = (reports[name] for name in (reports if nodes is None else nodes) if name in reports)
+        return tuple(sorted(one.name for one in found if one.observed is not None and one.observed.simulated))
+
 
 @dataclass(slots=True)
 class Cluster:

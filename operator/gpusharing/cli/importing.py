@@ -16,6 +16,7 @@ from gpusharing.cli.ages import counted
 from gpusharing.cli.cluster import gathered
 from gpusharing.cli.likeness import Proposed
 from gpusharing.cli.session import Session
+from gpusharing.cli.simulated import sentence as simulated_sentence
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble, sentence
 from gpusharing.kube.client import CONFIG_MAPS, JSON
@@ -44,7 +45,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         merged = cluster.gatherer.admin_maps
         found = find_import(decided.snapshot, given, merged, decided.now, missing=cluster.missing)
     # Without an operator there are the chart's settings, and another sentence says so.
-    remarks = [*([PRESUMED] if found.presumed else decided.notes), *find_remarks(found)]
+    played = simulated_sentence(decided.simulated())
+    unsure = [PRESUMED] if found.presumed else decided.notes
+    remarks = [*filter(None, [played]), *unsure, *find_remarks(found)]
     for remark in remarks:
         print(_printable(remark), file=sys.stderr)
     if terminal.output == "json":

@@ -4,10 +4,11 @@ Exit status: 0 nothing would change, 2 something would, 1 a policy is refused or
 """
 
 from argparse import Namespace
+from dataclasses import replace
 
 from gpusharing.cli.cluster import Decided, gathered
 from gpusharing.cli.files import read_policies
-from gpusharing.cli.plantext import as_data, describe
+from gpusharing.cli.plantext import Planned, as_data, describe
 from gpusharing.cli.session import Session, no_such
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
@@ -24,20 +25,18 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         if only and typed.policy not in only:
             raise Trouble(no_such(POLICIES, typed.policy, sorted(only), "the file"))
         only = {typed.policy}
-    proposals, noted = await propose(session, proposed, only)
-    notes = (*others, *noted)
+    planned = await propose(session, proposed, only)
+    planned = replace(planned, notes=(*others, *planned.notes))
     if terminal.structured:
-        terminal.data(as_data(proposals, notes, session.name))
+        terminal.data(as_data(planned, session.name))
     else:
-        terminal.show(describe(proposals, notes, terminal.paper))
-    if any(not one.accepted for one in proposals):
+        terminal.show(describe(planned, terminal.paper))
+    if any(not one.accepted for one in planned.proposals):
         return FAILED
-    return CHANGES if any(one.changes for one in proposals) else DONE
+    return CHANGES if any(one.changes for one in planned.proposals) else DONE
 
 
-async def propose(
-    session: Session, proposed: tuple[JSON, ...], only: set[str]
-) -> tuple[list[Proposal], tuple[str, ...]]:
+async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
     """What becomes of the pools of these policies (of all without a name) with the proposed ones applied, and what is
     uncertain about it. Nothing is written. Raises Trouble."""
     async with gathered(session, proposed) as cluster:
@@ -46,7 +45,9 @@ async def propose(
     for name in sorted(only):
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
-    return tell(decided, only), decided.notes
+    told = tuple(tell(decided, only))
+    nodes = {node for one in told for node in decided.plan.pools[one.policy].names}
+    return Planned(told, decided.notes, decided.simulated(nodes))
 
 
 def tell(decided: Decided, only: set[str]) -> list[Proposal]:

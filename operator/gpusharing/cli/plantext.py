@@ -1,10 +1,11 @@
 """A plan in words, for people and for programs. Pure."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gpusharing.cli.ages import counted
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, table
+from gpusharing.cli.simulated import describe_simulated
 from gpusharing.planning.told.proposal import Proposal, Step, Vanishing
 from gpusharing.planning.words.blockers import explain_blockers
 from gpusharing.planning.words.lengths import some
@@ -22,12 +23,24 @@ COLUMNS = (
 )
 
 
-def describe(proposals: Sequence[Proposal], notes: Sequence[str], paper: Paper) -> list[Line]:
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What there is to tell."""
+
+    proposals: tuple[Proposal, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What is uncertain about it."""
+    simulated: tuple[str, ...] = ()
+    """Nodes of these pools whose GPUs are SIMULATED."""
+
+
+def describe(planned: Planned, paper: Paper) -> list[Line]:
     """All proposals, and what is uncertain about them."""
-    lines: list[Line] = []
+    proposals = planned.proposals
+    lines = describe_simulated(planned.simulated, paper)
     for proposal in proposals:
         lines += [*_describe(proposal, paper), BLANK]
-    for note in notes:
+    for note in planned.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     nodes, pods = sum(len(one.steps) for one in proposals), sum(map(_pods, proposals))
     refused = sum(not one.accepted for one in proposals)
@@ -171,13 +184,14 @@ def _size(proposal: Proposal) -> int:
 # --- as data ---------------------------------------------------------------------------------------------
 
 
-def as_data(proposals: Sequence[Proposal], notes: Sequence[str], where: str) -> dict[str, Any]:
+def as_data(planned: Planned, where: str) -> dict[str, Any]:
     """The same for programs."""
     return {
         "context": where,
-        "changes": any(one.changes for one in proposals),
-        "policies": [_proposal_data(one) for one in proposals],
-        "notes": list(notes),
+        "changes": any(one.changes for one in planned.proposals),
+        "policies": [_proposal_data(one) for one in planned.proposals],
+        "simulated": list(planned.simulated),
+        "notes": list(planned.notes),
     }
 
 

@@ -144,10 +144,10 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
             why_not="no node has the label yet by which the policy selects them; set it, then run plan -f FILE"
         )
     try:
-        proposals, notes = await propose(session, (policy,), {scope.name})
+        planned = await propose(session, (policy,), {scope.name})
     except Trouble as trouble:
         return Effect(why_not=str(trouble))
-    return Effect(tuple(proposals), notes, session.name)
+    return Effect(planned, session.name)
 
 
 def _policy(scope: NodeScope, found: Recommendation) -> dict[str, object] | None:

@@ -1,20 +1,19 @@
 """What a recommended policy would do, as text and as data: as `plan -f` tells it. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, prose
+from gpusharing.cli.plantext import Planned
 from gpusharing.cli.plantext import as_data as as_plan_data
 from gpusharing.cli.plantext import describe as describe_plan
-from gpusharing.planning.told.proposal import Proposal
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
     """The plan of the policy, or why there is none."""
 
-    proposals: tuple[Proposal, ...] = ()
-    notes: tuple[str, ...] = ()
+    planned: Planned = field(default_factory=Planned)
     where: str = ""
     """Which cluster, for programs."""
     why_not: str = ""
@@ -26,11 +25,11 @@ def describe_effect(effect: Effect, paper: Paper) -> list[Line]:
     if effect.why_not:
         return prose(f"No plan of it is shown: {effect.why_not}.", paper, hang="  ", ink=Ink.FAINT)
     title = prose("Its plan, if it were applied now:", paper, hang="  ", ink=Ink.TITLE)
-    return [BLANK, *title, *describe_plan(effect.proposals, effect.notes, paper), BLANK]
+    return [BLANK, *title, *describe_plan(effect.planned, paper), BLANK]
 
 
 def effect_data(effect: Effect | None) -> dict[str, Any]:
     """For programs: `plan` as `plan -f FILE -o json` has it, or null and the reason."""
     if effect is None or effect.why_not:
         return {"plan": None, "notPlanned": None if effect is None else effect.why_not}
-    return {"plan": as_plan_data(effect.proposals, effect.notes, effect.where), "notPlanned": None}
+    return {"plan": as_plan_data(effect.planned, effect.where), "notPlanned": None}

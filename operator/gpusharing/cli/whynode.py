@@ -9,6 +9,7 @@ from gpusharing.cli.ages import age
 from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
 from gpusharing.cli.fleet import PastStep, Seen, state_of
+from gpusharing.cli.simulated import describe_simulated
 from gpusharing.planning.proof.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.proof.verify import Source
 from gpusharing.planning.told.proofs import Proof, tell_proofs
@@ -51,6 +52,8 @@ class NodeAnswer:
     """Why no proofs are told."""
     notes: tuple[str, ...] = ()
     remedy: str = ""
+    simulated: bool = False
+    """Its GPUs are SIMULATED."""
 
     def as_data(self) -> dict[str, Any]:
         """For programs."""
@@ -86,6 +89,7 @@ class NodeAnswer:
             "history": [
                 {"at": _written(one.at), "phase": one.phase, "reason": one.reason} for one in self.history
             ],
+            "simulated": [self.name] if self.simulated else [],
             "notes": list(self.notes),
         }
 
@@ -128,6 +132,8 @@ def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: 
         unproven=unproven,
         notes=() if decided is None else decided.notes,
         remedy=remedy_of(reason),
+        simulated=bool(seen is not None and seen.simulated)
+        or bool(decided is not None and decided.simulated([name])),
     )
 
 
@@ -182,7 +188,8 @@ def _proofs(name: str, decided: Decided) -> tuple[tuple[Proof, ...], str]:
 
 def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
     """One screen."""
-    lines = fold(_title(answer, now), paper)
+    lines = describe_simulated([answer.name] if answer.simulated else [], paper)
+    lines += fold(_title(answer, now), paper)
     lines += prose(answer.message, paper)
     if answer.remedy and answer.remedy not in answer.message:
         lines += prose(f"Remedy: {answer.remedy}", paper, ink=Ink.TITLE)
