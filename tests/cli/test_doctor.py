@@ -8,7 +8,7 @@ from tests.cli.asking import ask, operated
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.doctor import describe
+from gpusharing.cli.doctor import Examined, describe
 from gpusharing.cli.drawing import Paper, plain
 from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.troubles import DONE, FAILED
@@ -69,7 +69,7 @@ def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
 
 def test_a_command_is_never_broken_into_lines() -> None:
     long = error(Topic.NODES, "Odd", "it is odd " * 20, "kubectl label node " + "gpu-1 " * 40)
-    lines = plain(describe([long], installed=True, paper=Paper(60))).splitlines()
+    lines = plain(describe(Examined([long]), Paper(60))).splitlines()
     assert f"         -> {long.command}".rstrip() in lines
     assert all(len(one) <= 60 for one in lines if "->" not in one)
 

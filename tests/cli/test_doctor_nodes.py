@@ -13,7 +13,8 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_POLICY
 from gpusharing.api.policy import LabelSelector
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, NODES, POLICIES, VERSION
+from gpusharing.cli.troubles import FAILED
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.stack.kubelets import MOST_BEHIND, OLDEST, find_kubelet_symptoms, find_minor
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
@@ -307,11 +308,40 @@ async def test_a_layout_that_the_operator_made_is_known_also_when_its_policy_is_
 
 
 @virtually
-async def test_a_server_that_keeps_its_version_is_noted() -> None:
+async def test_of_a_server_that_keeps_its_version_kubelets_are_not_called_ok() -> None:
     cluster = bare()
     cluster.uninstalled |= {VERSION, POLICIES}
     told = await ask(cluster, "doctor", "-o", "json")
     assert nodes_of(told) == {"WorkloadConfig": "WARNING"}
-    assert told.data["notes"] == [
-        "the API server does not tell its version, so no kubelet is held against it"
-    ]
+    said = "the API server does not tell its version, so no kubelet is held against it"
+    assert told.data["unknown"] == {"kubelets": said}
+    shown = " ".join((await ask(cluster, "doctor")).out.split())
+    assert f"UNKNOWN kubelets: {said}" in shown
+    assert "ok kubelets" not in shown
+
+
+@virtually
+async def test_what_nobody_could_look_at_is_unknown_beside_an_error() -> None:
+    """Without an error there is one sentence, and no list (tests/cli/test_bad_input.py)."""
+    cluster = bare({"devicePlugin": {"config": {"name": "ts"}}})
+    cluster.uninstalled |= {POLICIES}
+    refusal = Forbidden('User "me" cannot list resource "nodes"')
+    cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
+    told = await ask(cluster, "doctor")
+    assert told.status == FAILED
+    shown = " ".join(told.out.split())
+    for topic in ("ClusterPolicy", "kubelets", "labels of Nodes"):
+        assert f"UNKNOWN {topic}: nodes cannot be looked at" in shown
+        assert f"ok {topic}" not in shown
+    assert "ERROR ClusterPolicy: cluster-policy: devicePlugin.config.name is ts" in shown
+    data = (await ask(cluster, "doctor", "-o", "json")).data
+    assert data["unknown"].keys() >= {"kubelets", "labels of Nodes"}
+
+
+@virtually
+async def test_gpus_that_are_simulated_are_said_to_be() -> None:
+    cluster = bare()
+    for name, told in {"gpu-1": True, "gpu-2": False}.items():
+        cluster.add(GPUNODES, {"metadata": {"name": name}, "status": {"observed": {"simulated": told}}})
+    assert (await ask(cluster, "doctor")).out.startswith("SIMULATED: gpu-1 has no real GPUs")
+    assert (await ask(cluster, "doctor", "-o", "json")).data["simulated"] == ["gpu-1"]

@@ -289,7 +289,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
 
 def test_a_good_installation_has_no_symptoms() -> None:
     assert find_symptoms(GOOD) == ()
-    assert render(()) == [
+    assert render((), {}) == [
         *(f"ok       {topic}" for topic in Topic if topic not in ASKED_BY_PEOPLE),
         "",
         "This installation can work: errors 0, warnings 0.",
@@ -349,7 +349,7 @@ def test_the_worst_case_is_one_screen() -> None:
         config_maps={},
         agents=replace(AGENTS, pods=(), runtime_class_exists=False, enforced="restricted"),
     )
-    lines = render(find_symptoms(worst))
+    lines = render(find_symptoms(worst), {})
     assert len(lines) <= 30
     assert lines[-1] == "This installation cannot work as it is: errors 8, warnings 4."
 

@@ -18,6 +18,7 @@ from gpusharing.kube.login import environment_login
 from gpusharing.planning.stack.installation import find_symptoms, render
 from gpusharing.planning.stack.installationviews import Place
 from gpusharing.planning.stack.symptoms import Severity
+from gpusharing.planning.stack.unseen import find_unseen
 
 PREFIX = "GPUSHARING_"
 WORKS, BROKEN, NO_ANSWER = 0, 1, 2
@@ -45,7 +46,7 @@ async def check(environment: Mapping[str, str]) -> int:
         print(f"the API server cannot be asked: {error}", file=sys.stderr)
         return NO_ANSWER
     symptoms = find_symptoms(view)
-    print("\n".join(render(symptoms)))
+    print("\n".join(render(symptoms, find_unseen(view))))
     return BROKEN if any(one.severity is Severity.ERROR for one in symptoms) else WORKS
 
 

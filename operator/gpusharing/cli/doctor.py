@@ -7,7 +7,7 @@ Before the operator is installed it leaves out what an installation brings.
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpusharing.api.names import ANNOTATION_FENCE, LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
@@ -15,6 +15,7 @@ from gpusharing.api.policy import LabelSelector
 from gpusharing.cli.drawing import BLANK, Ink, Line, Paper, TextSpan, line, prose
 from gpusharing.cli.installed import DEPLOYMENTS, SELECTOR, find_difference, settings_of
 from gpusharing.cli.session import Session
+from gpusharing.cli.simulated import describe_simulated
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
@@ -32,6 +33,7 @@ from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
 from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
 from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Topic
+from gpusharing.planning.stack.unseen import Unseen, find_unseen, joined
 from gpusharing.planning.wanted.migfile import parse
 
 NOT_YET = frozenset(
@@ -40,34 +42,47 @@ NOT_YET = frozenset(
 """What every cluster lacks before the chart is installed."""
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
 """Without these nothing can be said."""
+NO_VERSION: Unseen = {
+    Topic.KUBELETS: "the API server does not tell its version, so no kubelet is held against it"
+}
+NO_SERVERS: Unseen = {
+    Topic.NODES: "DaemonSets of other namespaces may not be listed: a second device plugin would not be seen"
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What came of looking."""
+
+    symptoms: Sequence[Symptom] = ()
+    notes: tuple[str, ...] = ()
+    unseen: Unseen = field(default_factory=dict)
+    simulated: Sequence[str] = ()
+    """Nodes whose GPUs are SIMULATED."""
+    installed: bool = True
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """See Verb."""
     try:
-        view, symptoms, notes = await _examine(session.client)
+        view, found = await _examine(session.client)
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
-    installed = not (view.operator_replicas is None and view.not_served)
-    if not installed:
-        symptoms = [one for one in symptoms if one.reason not in NOT_YET]
     blind = sorted(NEEDED & view.unread.keys())
-    if blind and not any(one.severity is Severity.ERROR for one in symptoms):
+    if blind and not any(one.severity is Severity.ERROR for one in found.symptoms):
         why = view.unread[blind[0]].replace(f" ({HINT})", "")
         raise Trouble(f"nobody can tell: you may not look at {', '.join(blind)} in {session.where}: {why}")
     if terminal.structured:
-        terminal.data(as_data(symptoms, notes, installed=installed, where=session.name))
+        terminal.data(as_data(found, session.name))
     else:
-        terminal.show(describe(symptoms, notes, installed=installed, paper=terminal.paper))
-    return FAILED if any(one.severity is Severity.ERROR for one in symptoms) else DONE
+        terminal.show(describe(found, terminal.paper))
+    return FAILED if any(one.severity is Severity.ERROR for one in found.symptoms) else DONE
 
 
-async def _examine(client: KubeClient) -> tuple[InstallationView, list[Symptom], tuple[str, ...]]:
+async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
     place, given, notes = await _place(client)
     view = await gather_installation(client, place)
     version = await _version(client)
-    if not version:
-        notes += ("the API server does not tell its version, so no kubelet is held against it",)
     nodes: list[NodeLabels] = []
     if "nodes" not in view.unread:
         nodes = [
@@ -86,15 +101,23 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, list[Symptom],
     if given.plugin_keys is not None and given.plugin_map not in view.config_maps:
         theirs = ConfigMapState(frozenset(given.plugin_keys), ours=False)
         view = replace(view, config_maps={**view.config_maps, given.plugin_map: theirs})
-    servers, told = await _servers(client)
-    notes += told
-    found = [
+    servers, unlisted = await _servers(client)
+    symptoms = [
         *find_symptoms(view),
         *find_kubelet_symptoms(nodes, version),
         *find_node_symptoms(nodes, given),
         *find_rival_symptoms(servers, nodes, place.gpu_operator_namespace),
     ]
-    return view, [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in found], notes
+    installed = not (view.operator_replicas is None and view.not_served)
+    told = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
+    examined = Examined(
+        [one for one in told if installed or one.reason not in NOT_YET],
+        notes,
+        joined(find_unseen(view), {} if version else NO_VERSION, unlisted),
+        sorted(view.simulated),
+        installed,
+    )
+    return view, examined
 
 
 async def _version(client: KubeClient) -> str:
@@ -105,16 +128,14 @@ async def _version(client: KubeClient) -> str:
         return ""
 
 
-async def _servers(client: KubeClient) -> tuple[list[Server], tuple[str, ...]]:
-    """Who serves GPUs in any namespace, and a note where nobody may ask."""
+async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
+    """Who serves GPUs in any namespace; and what nobody can tell where that may not be listed."""
     try:
         pages = client.pages(DAEMON_SETS)
         found = [one async for page in pages for raw in page.items if (one := gpu_server(raw)) is not None]
     except (Forbidden, NotFound):
-        return [], (
-            "DaemonSets of other namespaces may not be listed: a second device plugin would not be seen",
-        )
-    return found, ()
+        return [], NO_SERVERS
+    return found, {}
 
 
 def _selectors(view: InstallationView) -> tuple[LabelSelector, ...] | None:
@@ -214,45 +235,44 @@ def _is_generated(config_map: JSON) -> bool:
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe(
-    symptoms: Sequence[Symptom], notes: Sequence[str] = (), *, installed: bool, paper: Paper
-) -> list[Line]:
+def describe(found: Examined, paper: Paper) -> list[Line]:
     """A line for each topic that is well; what is wrong elsewhere, with its command. Commands are never broken."""
-    lines: list[Line] = []
-    if not installed:
+    lines: list[Line] = describe_simulated(found.simulated, paper)
+    if not found.installed:
         text = "The operator is not installed. What follows is what an installation would meet here."
         lines += [*prose(text, paper, ink=Ink.WAITING), BLANK]
     for topic in Topic:
-        found = [one for one in symptoms if one.topic is topic]
-        if not found and (installed or topic in (Topic.CLUSTER_POLICY, *ASKED_BY_PEOPLE)):
+        of_it = [one for one in found.symptoms if one.topic is topic]
+        asked = found.installed or topic in (Topic.CLUSTER_POLICY, *ASKED_BY_PEOPLE)
+        if asked and topic in found.unseen:
+            lines += _told("UNKNOWN", f"{topic}: {found.unseen[topic]}", Ink.WAITING, paper)
+        elif asked and not of_it:
             lines.append(line(TextSpan("ok       ", Ink.GOOD), str(topic)))
-        for one in found:
+        for one in of_it:
             ink = Ink.BAD if one.severity is Severity.ERROR else Ink.WAITING
-            told = prose(f"{topic}: {one.message}", paper, indent="         ")
-            first = told[0][0].text[9:]
-            lines += [
-                line(TextSpan(f"{one.severity:8} ", ink), first),
-                *told[1:],
-                line(f"         -> {one.command}"),
-            ]
-    for note in notes:
+            lines += _told(one.severity, f"{topic}: {one.message}", ink, paper)
+            lines.append(line(f"         -> {one.command}"))
+    for note in found.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
-    count = Counter(one.severity for one in symptoms)
+    count = Counter(one.severity for one in found.symptoms)
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
-    verdict = "cannot work as it is" if errors else "can work"
-    title = (
-        f"This {'installation' if installed else 'cluster'} {verdict}: errors {errors}, warnings {warnings}."
-    )
+    can = "can work as far as it was looked at" if found.unseen else "can work"
+    verdict = "cannot work as it is" if errors else can
+    what = "installation" if found.installed else "cluster"
+    title = f"This {what} {verdict}: errors {errors}, warnings {warnings}."
     return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
 
 
-def as_data(
-    symptoms: Sequence[Symptom], notes: Sequence[str] = (), *, installed: bool, where: str
-) -> dict[str, Any]:
+def _told(word: str, text: str, ink: Ink, paper: Paper) -> list[Line]:
+    told = prose(text, paper, indent="         ")
+    return [line(TextSpan(f"{word:8} ", ink), told[0][0].text[9:]), *told[1:]]
+
+
+def as_data(found: Examined, where: str) -> dict[str, Any]:
     """For programs."""
     return {
         "context": where,
-        "installed": installed,
+        "installed": found.installed,
         "symptoms": [
             {
                 "topic": str(one.topic),
@@ -261,7 +281,9 @@ def as_data(
                 "message": one.message,
                 "command": one.command,
             }
-            for one in symptoms
+            for one in found.symptoms
         ],
-        "notes": list(notes),
+        "unknown": {str(topic): why for topic, why in found.unseen.items()},
+        "simulated": list(found.simulated),
+        "notes": list(found.notes),
     }

@@ -1,7 +1,7 @@
 """Reads what `planning/stack/installation.py` checks. It only reads; what cannot be read becomes part of the answer."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, LABEL_PLUGIN_CONFIG, MANAGED_BY
@@ -113,8 +113,8 @@ class _Reader:
             return frozenset(), frozenset()
         return frozenset(gated), frozenset(named - {""})
 
-    async def agents(self) -> AgentsState | None:
-        """The DaemonSet, the nodes it is for, and what may keep its pods out."""
+    async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
+        """The DaemonSet, the nodes it is for, and what may keep its pods out. `reports`: all GPUNodes."""
         where = self.place.agent_namespace
         raw = await self.one(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -129,7 +129,6 @@ class _Reader:
             if _kind(RUNTIME_CLASSES) in self.unread:
                 exists = None
         namespace = await self.one(NAMESPACES, where) or {}
-        reports = await self.items(GPUNODES)
         return AgentsState(
             selector=", ".join(f"{key}={value}" for key, value in sorted(selector.items())),
             nodes=frozenset(text(node, "metadata", "name") for node in nodes),
@@ -211,7 +210,8 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     gpu_clusters = await reader.items(GPU_CLUSTERS)
     daemon_sets = await reader.items(DAEMON_SETS, place.gpu_operator_namespace)
     config_maps = await reader.config_maps()
-    agents = await reader.agents()
+    reports = await reader.items(GPUNODES)
+    agents = await reader.agents(reports)
     operator_pods = await reader.pods(place.namespace, OPERATOR)
     rights_held = await reader.rights()
     gated, named = await reader.nodes()
@@ -228,6 +228,11 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         gpu_cluster=bool(gpu_clusters),
         config_maps=config_maps,
         agents=agents,
+        simulated=frozenset(
+            text(one, "metadata", "name")
+            for one in reports
+            if part(one, "status", "observed", "simulated") is True
+        ),
         policies=tuple(map(policy_view, policies)),
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),

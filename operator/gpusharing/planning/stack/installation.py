@@ -30,6 +30,7 @@ from gpusharing.planning.stack.symptoms import (
     upgrade,
     warning,
 )
+from gpusharing.planning.stack.unseen import Unseen
 from gpusharing.planning.words.lengths import some
 
 
@@ -335,16 +336,19 @@ CHECKS: tuple[Callable[[InstallationView], Symptoms], ...] = (
 )
 
 
-def render(symptoms: Iterable[Symptom]) -> list[str]:
+def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
     """One screen for people: a line per topic that is well, the symptoms of the others with their commands."""
     found = list(symptoms)
     lines = []
     for topic in Topic:
         of_it = [one for one in found if one.topic is topic]
-        if not of_it and topic not in ASKED_BY_PEOPLE:
+        if topic not in ASKED_BY_PEOPLE and topic in unseen:
+            lines.append(f"UNKNOWN  {topic}: {unseen[topic]}")
+        elif topic not in ASKED_BY_PEOPLE and not of_it:
             lines.append(f"ok       {topic}")
         for one in of_it:
             lines += [f"{one.severity:8} {topic}: {one.message}", f"         -> {one.command}"]
     errors = sum(one.severity is Severity.ERROR for one in found)
-    verdict = "cannot work as it is" if errors else "can work"
+    can = "can work as far as it was looked at" if unseen else "can work"
+    verdict = "cannot work as it is" if errors else can
     return [*lines, "", f"This installation {verdict}: errors {errors}, warnings {len(found) - errors}."]

@@ -139,4 +139,6 @@ class InstallationView:
     """Ours, by name, as far as they exist."""
     agents: AgentsState | None = None
     """None: there is no DaemonSet, or it could not be read."""
+    simulated: frozenset[str] = frozenset()
+    """Nodes whose agents say that their GPUs are SIMULATED."""
     policies: tuple[PolicyView, ...] = ()

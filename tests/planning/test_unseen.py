@@ -1,0 +1,37 @@
+"""What could not be looked at is never called ok (stack/unseen.py)."""
+
+from dataclasses import replace
+
+import pytest
+from tests.planning.test_installation import GOOD
+
+from gpusharing.planning.stack.installation import find_symptoms, render
+from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Topic
+from gpusharing.planning.stack.unseen import LOOKED_AT, find_unseen, joined
+
+EVERY_KIND = sorted({kind for kinds in LOOKED_AT.values() for kind in kinds})
+
+
+def test_where_everything_could_be_read_nothing_is_unknown() -> None:
+    assert find_unseen(GOOD) == {}
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_no_topic_is_ok_that_is_judged_by(kind: str) -> None:
+    blind = replace(GOOD, unread={kind: "forbidden"})
+    unseen = find_unseen(blind)
+    assert {topic for topic, kinds in LOOKED_AT.items() if kind in kinds} == unseen.keys()
+    lines = render(find_symptoms(blind), unseen)
+    told = {topic for topic in unseen if topic not in ASKED_BY_PEOPLE}
+    assert [topic for topic in told if f"ok       {topic}" in lines] == []
+    assert [topic for topic in told if f"UNKNOWN  {topic}: {kind} cannot be looked at" not in lines] == []
+    assert lines[-1] == "This installation can work as far as it was looked at: errors 0, warnings 1."
+
+
+def test_every_topic_has_its_kinds_but_rights_of_which_symptoms_speak() -> None:
+    assert set(Topic) - LOOKED_AT.keys() == {Topic.RIGHTS}
+
+
+def test_what_several_say_of_a_topic_is_told_in_one_sentence() -> None:
+    one, other = {Topic.NODES: "a"}, {Topic.NODES: "b", Topic.API: "c"}
+    assert joined(one, {}, other) == {Topic.API: "c", Topic.NODES: "a; b"}
