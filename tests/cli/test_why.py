@@ -178,27 +178,6 @@ async def test_what_only_other_nodes_offer_is_no_advice_for_a_pod_with_a_node_se
 
 
 @virtually
-async def test_a_pod_with_required_node_affinity_is_told_that_it_is_not_looked_at() -> None:
-    term = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["east"]}]}
-    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
-    preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": term}]}
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        for name, affinity in (("bound", required), ("free", preferred)):
-            raw = pending(name)
-            raw["spec"] |= {"affinity": {"nodeAffinity": affinity}}
-            stage.e.cluster.add(PODS, raw)
-        bound = await ask(stage.e.cluster, "why", "pod/bound")
-        free = await ask(stage.e.cluster, "why", "pod/free")
-    said = (
-        "Note: affinity and taints are not looked at: spec.affinity.nodeAffinity of the pod may keep it from"
-    )
-    assert said in " ".join(bound.out.split())
-    assert "not looked at" not in free.out, "what is only preferred keeps it from no node"
-
-
-@virtually
 async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_and_what_that_waits_for() -> (
     None
 ):

@@ -48,7 +48,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if subject.namespace is not None:
         pod = await session.one(PODS, subject.name, subject.namespace)
         async with gathered(session) as cluster:
-            told = pod_answer(pod, await cluster.decide(()))
+            decided = await cluster.decide(())
+            told = pod_answer(pod, await session.all(NODES), decided)
         if terminal.structured:
             terminal.data(told.as_data())
         else:

@@ -7,20 +7,17 @@ from typing import Any
 from gpusharing.api.names import Phase, is_gpu_resource
 from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
+from gpusharing.cli.placement import find_obstacle, find_overlooked
+from gpusharing.cli.simulated import describe_simulated
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
-from gpusharing.kube.raw import entries, part, text
+from gpusharing.kube.raw import entries, text
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.words.lengths import some
 
-REQUIRED_AFFINITY = ("spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
-"""What keeps a pod from nodes besides its nodeSelector (core/v1 NodeAffinity)."""
-OVERLOOKED = (
-    "affinity and taints are not looked at: spec.affinity.nodeAffinity of the pod may keep it from nodes that are"
-    " counted here"
-)
 COLUMNS = (
     Column("POOL"),
     Column("RESOURCE", drop=1),
@@ -29,6 +26,8 @@ COLUMNS = (
     Column("AFTER"),
     Column("BUT"),
 )
+Obstacles = Mapping[str, str]
+"""By node, why the pod may not go there; empty: it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,8 @@ class Service:
     """How many in the end."""
     but: str
     """Why that does not help the pod at once; empty: it should."""
+    kept: tuple[str, ...] = ()
+    """From which nodes of the pool the pod is kept, and by which rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +64,22 @@ class PodAnswer:
     """GPU resource names that nodes which the pod may go to offer in the end, where none offers what it asks for."""
     conclusion: str
     notes: tuple[str, ...]
+    simulated: tuple[str, ...] = ()
+    """Nodes of the cluster whose GPUs are SIMULATED."""
 
     def as_data(self) -> dict[str, Any]:
         """For programs."""
         return asdict(self)
 
 
-def pod_answer(raw: JSON, decided: Decided) -> PodAnswer:
-    """What is to be said about one pod."""
+def pod_answer(raw: JSON, nodes: Sequence[JSON], decided: Decided) -> PodAnswer:
+    """What is to be said about one pod. `nodes`: all Nodes, with their taints."""
     pod = pod_view(raw, {})
     asks = {name: count for name, count in pod.resources.items() if is_gpu_resource(name)}
-    services = tuple(_services(pod, asks, decided))
+    obstacles = {text(one, "metadata", "name"): find_obstacle(raw, one) for one in nodes}
+    services = tuple(_services(asks, obstacles, decided))
     node = text(raw, "spec", "nodeName")
-    others = () if any(one.after for one in services) else _in_the_end(pod, decided)
+    others = () if any(one.after for one in services) else _in_the_end(obstacles, decided)
     return PodAnswer(
         pod=pod.ref,
         phase=pod.phase,
@@ -85,20 +89,20 @@ def pod_answer(raw: JSON, decided: Decided) -> PodAnswer:
         services=services,
         others=others,
         conclusion=_conclusion(pod, node, asks, services, decided),
-        notes=(*decided.notes, *_overlooked(raw, node, asks)),
+        notes=(*decided.notes, *(_overlooked(raw) if asks and not node else ())),
+        simulated=decided.simulated(),
     )
 
 
-def _overlooked(raw: JSON, node: str, asks: Mapping[str, int]) -> Iterator[str]:
-    """What else decides about where the pod may go, and is not looked at."""
-    if asks and not node and part(raw, *REQUIRED_AFFINITY):
-        yield OVERLOOKED
+def _overlooked(raw: JSON) -> Iterator[str]:
+    if found := find_overlooked(raw):
+        yield f"{', '.join(found)} of the pod may keep it from nodes that are counted here: other pods decide about it"
 
 
-def _in_the_end(pod: PodView, decided: Decided) -> tuple[str, ...]:
+def _in_the_end(obstacles: Obstacles, decided: Decided) -> tuple[str, ...]:
     """What the nodes that the pod may go to offer when all changes are done."""
-    nodes, targets = decided.snapshot.nodes, decided.plan.targets
-    near = {node: view for node, view in nodes.items() if _may_go(pod, view)}
+    targets = decided.plan.targets
+    near = {node: view for node, view in decided.snapshot.nodes.items() if not obstacles.get(node)}
     return tuple(sorted({name for node, view in near.items() for name in targets.get(node, served(view))}))
 
 
@@ -114,33 +118,51 @@ def _scheduler(raw: JSON) -> str:
     )
 
 
-def _services(pod: PodView, asks: Mapping[str, int], decided: Decided) -> Iterator[Service]:
+def _services(asks: Mapping[str, int], obstacles: Obstacles, decided: Decided) -> Iterator[Service]:
     """Of each pool that has, or will have, something of what is asked for."""
     snapshot, plan = decided.snapshot, decided.plan
     for policy in snapshot.policies:
         nodes = [snapshot.nodes[name] for name in plan.pools[policy.name].names]
+        near = [node for node in nodes if not obstacles.get(node.name)]
+        kept = tuple(_kept(nodes, obstacles))
         for resource in asks:
-            near = [node for node in nodes if _may_go(pod, node)]
-            now = sum(served(node).get(resource, 0) for node in near)
-            after = sum(plan.targets.get(node.name, served(node)).get(resource, 0) for node in near)
-            everywhere = sum(served(node).get(resource, 0) for node in nodes)
-            if not (now or after or everywhere):
+            then = {node.name: plan.targets.get(node.name, served(node)).get(resource, 0) for node in nodes}
+            if not any(then[node.name] or served(node).get(resource) for node in nodes):
                 continue
+            now = sum(served(node).get(resource, 0) for node in near)
+            after = sum(then[node.name] for node in near)
             free = _free(near, resource, snapshot)
             said = policy_status(policy, plan, snapshot, {}, decided.now)["summary"]
             but = _but(resource, near, free, after, asks[resource], f"{said['status']}: {said['message']}")
-            yield Service(policy.name, resource, now, free, after, but)
+            but = but if near else _all_of(kept)
+            yield Service(policy.name, resource, now, free, after, but, kept)
 
 
-def _may_go(pod: PodView, node: NodeView) -> bool:
-    return all(node.labels.get(key) == value for key, value in pod.node_selector.items())
+def _kept(nodes: Sequence[NodeView], obstacles: Obstacles) -> Iterator[str]:
+    """Each rule with the nodes from which it keeps the pod."""
+    by_rule: dict[str, list[str]] = {}
+    for node in nodes:
+        if why := obstacles.get(node.name):
+            by_rule.setdefault(why, []).append(node.name)
+    for why, names in sorted(by_rule.items()):
+        yield f"{some(sorted(names))}: {why}"
+
+
+def _all_of(kept: Sequence[str]) -> str:
+    """Of a pool that the pod may not go to at all; one rule speaks of all its nodes."""
+    return "; ".join(kept) if len(kept) > 1 else kept[0].partition(": ")[2]
+
+
+def _is_closed(node: NodeView) -> bool:
+    """It takes no pod for now, whatever the pod says."""
+    return node.unschedulable or not node.ready or node.gate is not None
 
 
 def _free(nodes: Sequence[NodeView], resource: str, snapshot: ClusterSnapshot) -> int | None:
     """What nobody holds on nodes that take pods, by what the agents told; None: one did not."""
     free = 0
     for node in nodes:
-        if node.unschedulable or not node.ready or resource not in served(node):
+        if _is_closed(node) or resource not in served(node):
             continue
         gpunode = snapshot.gpunodes.get(node.name)
         held = gpunode.observed.allocated if gpunode and gpunode.observed else None
@@ -153,13 +175,13 @@ def _free(nodes: Sequence[NodeView], resource: str, snapshot: ClusterSnapshot) -
 def _but(
     resource: str, near: Sequence[NodeView], free: int | None, after: int, wanted: int, status: str
 ) -> str:
-    if not near:
-        return "spec.nodeSelector of the pod matches no node of the pool"
+    """`near`: the nodes of the pool that the pod may go to."""
     offering = [node for node in near if resource in served(node)]
     if not offering:
-        return f"not yet; {status}" if after else "not offered"
-    if all(node.unschedulable or not node.ready for node in offering):
-        return "every node that offers it is cordoned or not Ready"
+        return f"not yet; {status}" if after else "not offered on the nodes that it may go to"
+    if all(map(_is_closed, offering)):
+        gated = any(node.gate is not None for node in offering)
+        return f"every node that offers it is cordoned{', not proven yet' if gated else ''} or not Ready"
     if free is not None and free < wanted:
         return (
             "all are held by other pods"
@@ -184,6 +206,11 @@ def _conclusion(
     if any(one.after for one in services):
         return "a pool serves what it asks for, now or once its changes are done; what is in the way stands beside it"
     names = ", ".join(sorted(asks))
+    if any(one.kept for one in services):
+        return (
+            f"no node that it may go to will offer {names}: change the rule that stands beside the pool, or ask for"
+            " what is offered where it may go"
+        )
     if any(one.now for one in services):
         return (
             f"no pool will offer {names} once the changes are done: ask for a resource that is offered then"
@@ -202,29 +229,37 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     asks = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items())) or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
     title = line(TextSpan(answer.pod, Ink.TITLE), "  ", TextSpan(answer.phase, ink), f"  asks for {asks}")
-    lines = fold(title, paper)
+    lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
     if answer.scheduler:
         lines += prose(f"Scheduler: {answer.scheduler}", paper, hang="  ")
     if answer.services:
-        rows = [
-            [
-                TextSpan(one.pool),
-                TextSpan(one.resource),
-                TextSpan(str(one.now)),
-                TextSpan("?" if one.free is None else str(one.free)),
-                TextSpan(str(one.after)),
-                TextSpan(one.but, Ink.WAITING),
-            ]
-            for one in answer.services
-        ]
-        drawn = table(COLUMNS, rows, paper)
-        lines += [BLANK, *drawn]
-        for one, row in zip(answer.services, drawn[1:], strict=True):
-            if not shows(row, one.but):
-                lines += prose(f"{one.pool}: {one.but}", paper, hang="  ", ink=Ink.WAITING)
+        lines += [BLANK, *_service_lines(answer.services, paper)]
     if answer.others:
         lines += prose(f"Offered once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
     lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
     for note in answer.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
+    return lines
+
+
+def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
+    rows = [
+        [
+            TextSpan(one.pool),
+            TextSpan(one.resource),
+            TextSpan(str(one.now)),
+            TextSpan("?" if one.free is None else str(one.free)),
+            TextSpan(str(one.after)),
+            TextSpan(one.but, Ink.WAITING),
+        ]
+        for one in services
+    ]
+    drawn = table(COLUMNS, rows, paper)
+    lines = [*drawn]
+    for one, row in zip(services, drawn[1:], strict=True):
+        if not shows(row, one.but):
+            lines += prose(f"{one.pool}: {one.but}", paper, hang="  ", ink=Ink.WAITING)
+    partly = {one.pool: one.kept for one in services if one.kept and one.but != _all_of(one.kept)}
+    for pool, kept in partly.items():
+        lines += prose(f"{pool}, not on {'; '.join(kept)}", paper, hang="  ", ink=Ink.WAITING)
     return lines

@@ -1,0 +1,141 @@
+"""Which nodes a pod may go to, by its own rules about nodes and by their taints, as the scheduler filters them. Pure.
+
+From core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers, nodeaffinity.go) and Toleration (toleration.go). The
+kubelet's conditions and cordons are taints too, and are told apart from them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from gpusharing.api.names import TAINT_UNPROVEN
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import entries, part, section, strings, text, texts
+
+_NODE_AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
+_KEEPS_OUT = ("NoSchedule", "NoExecute")
+TOLD_APART = frozenset(
+    {
+        "node.kubernetes.io/unschedulable",
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+        TAINT_UNPROVEN,
+    }
+)
+"""Taints that go by themselves, with a cordon, a condition or our proof; a node is told to be closed for these."""
+_NOT_LOOKED_AT = {
+    "spec.affinity.podAffinity": ("affinity", "podAffinity", _NODE_AFFINITY),
+    "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _NODE_AFFINITY),
+}
+
+
+def find_obstacle(pod: JSON, node: JSON) -> str:
+    """Why the pod may not go to this node: its first rule that says no, as a clause; empty: none does."""
+    spec, labels = section(pod, "spec"), texts(part(node, "metadata", "labels"))
+    for key, value in sorted(texts(spec.get("nodeSelector")).items()):
+        if labels.get(key) != value:
+            return f"spec.nodeSelector of the pod wants {key}={value}"
+    affinity = part(spec, "affinity", "nodeAffinity", _NODE_AFFINITY)
+    if affinity is not None and (why := _outside(entries(affinity, "nodeSelectorTerms"), node)):
+        return f"spec.affinity.nodeAffinity of the pod wants {why}"
+    tolerations = entries(spec, "tolerations")
+    for taint in entries(node, "spec", "taints"):
+        told_apart = text(taint, "key") in TOLD_APART
+        if text(taint, "effect") in _KEEPS_OUT and not told_apart and not _tolerated(taint, tolerations):
+            return f"the pod does not tolerate the taint {_written(taint)}"
+    return ""
+
+
+def find_overlooked(pod: JSON) -> tuple[str, ...]:
+    """Fields of the pod that keep it from nodes too and go by other pods: nobody looks at these."""
+    spec = section(pod, "spec")
+    found = [field for field, path in _NOT_LOOKED_AT.items() if entries(spec, *path)]
+    spreads = entries(spec, "topologySpreadConstraints")
+    if any(text(one, "whenUnsatisfiable") != "ScheduleAnyway" for one in spreads):
+        found.append("spec.topologySpreadConstraints")
+    return tuple(found)
+
+
+# --- affinity ------------------------------------------------------------------------------------------------
+
+
+def _outside(terms: Sequence[JSON], node: JSON) -> str:
+    """What the terms want, if the node is in none of them. A term without any requirement matches nothing."""
+    wanted = []
+    for term in terms:
+        missing = list(_missing(term, node))
+        if not missing and _requirements(term):
+            return ""
+        wanted.append(missing[0] if missing else "nothing that there is")
+    return " or ".join(dict.fromkeys(wanted)) or "nothing that there is"
+
+
+def _requirements(term: JSON) -> list[JSON]:
+    return [*entries(term, "matchExpressions"), *entries(term, "matchFields")]
+
+
+def _missing(term: JSON, node: JSON) -> Iterator[str]:
+    """The requirements of a term that the node does not meet."""
+    labels = texts(part(node, "metadata", "labels"))
+    fields = {"metadata.name": text(node, "metadata", "name")}
+    for rows, known in ((entries(term, "matchExpressions"), labels), (entries(term, "matchFields"), fields)):
+        for row in rows:
+            if not _meets(row, known):
+                values = ",".join(strings(row.get("values")))
+                yield " ".join(filter(None, (text(row, "key"), text(row, "operator"), values)))
+
+
+def _meets(row: JSON, known: Mapping[str, str]) -> bool:
+    value, values = known.get(text(row, "key")), strings(row.get("values"))
+    match text(row, "operator"):
+        case "In":
+            return value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case "Gt" | "Lt" as operator:
+            here, there = _number(value or ""), _number(values[0] if values else "")
+            if here is None or there is None:
+                return False
+            return here > there if operator == "Gt" else here < there
+        case _:
+            return False  # the API server refuses it, and the scheduler takes such a term for one that fails
+
+
+def _number(written: str) -> int | None:
+    """A whole number as Go's ParseInt takes it."""
+    digits = written[1:] if written[:1] in ("+", "-") else written
+    return int(written) if digits.isascii() and digits.isdigit() else None
+
+
+# --- taints --------------------------------------------------------------------------------------------------
+
+
+def _tolerated(taint: JSON, tolerations: Sequence[JSON]) -> bool:
+    return any(_tolerates(one, taint) for one in tolerations)
+
+
+def _tolerates(toleration: JSON, taint: JSON) -> bool:
+    if text(toleration, "effect") not in ("", text(taint, "effect")):
+        return False
+    if text(toleration, "key") not in ("", text(taint, "key")):
+        return False
+    match text(toleration, "operator"):
+        case "" | "Equal":
+            return text(toleration, "value") == text(taint, "value")
+        case "Exists":
+            return True
+        case "Gt" | "Lt" as operator:
+            here, there = _number(text(taint, "value")), _number(text(toleration, "value"))
+            if here is None or there is None:
+                return False
+            return here > there if operator == "Gt" else here < there
+        case _:
+            return False
+
+
+def _written(taint: JSON) -> str:
+    """As kubectl describe has it."""
+    value = text(taint, "value")
+    return f"{text(taint, 'key')}{f'={value}' if value else ''}:{text(taint, 'effect')}"

@@ -1,0 +1,269 @@
+"""Which rule keeps a pod from a node (cli/placement.py), and what `why` says of it (cli/whypod.py)."""
+
+from typing import Any
+
+import pytest
+from hack.sim.fakefaults import EVER
+from tests.cli.asking import ME, Told, ask, operated
+from tests.embedded.scene import FULL
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.placement import TOLD_APART, find_obstacle, find_overlooked
+from gpusharing.cli.troubles import Trouble
+from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.errors import Forbidden
+
+JSON = dict[str, Any]
+NODE = {"metadata": {"name": "gpu-1", "labels": {"zone": "east", "rank": "7", "empty": ""}}}
+AFFINITY, WANTS = "spec.affinity.nodeAffinity of the pod wants", "spec.nodeSelector of the pod wants"
+
+
+def affine(*terms: JSON) -> JSON:
+    """A pod with required node affinity."""
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}}
+    return {"spec": {"affinity": {"nodeAffinity": required}}}
+
+
+def row(key: str, operator: str, *values: str) -> JSON:
+    return {"key": key, "operator": operator, "values": list(values)}
+
+
+def labels(*rows: JSON) -> JSON:
+    """A term about labels."""
+    return {"matchExpressions": list(rows)}
+
+
+def names(*rows: JSON) -> JSON:
+    """A term about the Node's name."""
+    return {"matchFields": list(rows)}
+
+
+def tainted(*taints: JSON) -> JSON:
+    return {**NODE, "spec": {"taints": list(taints)}}
+
+
+# --- node selector and affinity ------------------------------------------------------------------------------
+
+MEETS = {
+    "no rule": {"spec": {}},
+    "its node selector": {"spec": {"nodeSelector": {"zone": "east", "empty": ""}}},
+    "In": affine(labels(row("zone", "In", "west", "east"))),
+    "NotIn": affine(labels(row("zone", "NotIn", "west"))),
+    "NotIn of a label that is not there": affine(labels(row("none", "NotIn", "west"))),
+    "Exists": affine(labels(row("empty", "Exists"))),
+    "DoesNotExist": affine(labels(row("none", "DoesNotExist"))),
+    "Gt": affine(labels(row("rank", "Gt", "6"))),
+    "Gt of what is below zero": affine(labels(row("rank", "Gt", "-1"))),
+    "Lt": affine(labels(row("rank", "Lt", "8"))),
+    "its name": affine(names(row("metadata.name", "In", "gpu-1"))),
+    "not the name of another": affine(names(row("metadata.name", "NotIn", "gpu-2"))),
+    "one term of two": affine(labels(row("zone", "In", "west")), labels(row("rank", "Exists"))),
+    "both rows of a term": affine(
+        {**labels(row("rank", "Exists")), **names(row("metadata.name", "In", "gpu-1"))}
+    ),
+    "affinity that is only preferred": {
+        "spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{}]}}}
+    },
+}
+FAILS = {
+    "its node selector": ({"spec": {"nodeSelector": {"zone": "west"}}}, f"{WANTS} zone=west"),
+    "a label that is not there": ({"spec": {"nodeSelector": {"none": ""}}}, f"{WANTS} none="),
+    "In": (affine(labels(row("zone", "In", "west", "north"))), f"{AFFINITY} zone In west,north"),
+    "In of a label that is not there": (affine(labels(row("none", "In", "a"))), f"{AFFINITY} none In a"),
+    "NotIn": (affine(labels(row("zone", "NotIn", "east"))), f"{AFFINITY} zone NotIn east"),
+    "Exists": (affine(labels(row("none", "Exists"))), f"{AFFINITY} none Exists"),
+    "DoesNotExist": (affine(labels(row("zone", "DoesNotExist"))), f"{AFFINITY} zone DoesNotExist"),
+    "Gt of its own": (affine(labels(row("rank", "Gt", "7"))), f"{AFFINITY} rank Gt 7"),
+    "Gt of no number": (affine(labels(row("zone", "Gt", "1"))), f"{AFFINITY} zone Gt 1"),
+    "Gt of no label": (affine(labels(row("none", "Gt", "1"))), f"{AFFINITY} none Gt 1"),
+    "Lt of its own": (affine(labels(row("rank", "Lt", "7"))), f"{AFFINITY} rank Lt 7"),
+    "another name": (
+        affine(names(row("metadata.name", "In", "gpu-2"))),
+        f"{AFFINITY} metadata.name In gpu-2",
+    ),
+    "one of two rows of a term": (
+        affine(labels(row("rank", "Exists"), row("zone", "In", "west"))),
+        f"{AFFINITY} zone In west",
+    ),
+    "both terms": (
+        affine(labels(row("zone", "In", "west")), labels(row("none", "Exists"))),
+        f"{AFFINITY} zone In west or none Exists",
+    ),
+    "a term without a row": (affine({}), f"{AFFINITY} nothing that there is"),
+    "no term at all": (affine(), f"{AFFINITY} nothing that there is"),
+    "an operator that nobody knows": (affine(labels(row("zone", "Odd", "a"))), f"{AFFINITY} zone Odd a"),
+}
+
+
+@pytest.mark.parametrize("pod", MEETS.values(), ids=MEETS)
+def test_a_node_is_open_by(pod: JSON) -> None:
+    assert find_obstacle(pod, NODE) == ""
+
+
+@pytest.mark.parametrize(("pod", "told"), FAILS.values(), ids=FAILS)
+def test_a_node_is_closed_by(pod: JSON, told: str) -> None:
+    assert find_obstacle(pod, NODE) == told
+
+
+# --- taints --------------------------------------------------------------------------------------------------
+
+GPU = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+TOLERATES = {
+    "all taints": {"operator": "Exists"},
+    "the key": {"key": "nvidia.com/gpu", "operator": "Exists"},
+    "key and effect": {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+    "the value, by what is meant without an operator": {"key": "nvidia.com/gpu", "value": "present"},
+    "the value": {"key": "nvidia.com/gpu", "operator": "Equal", "value": "present"},
+}
+SUFFERS = {
+    "nothing": None,
+    "another key": {"key": "other", "operator": "Exists"},
+    "another effect": {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute"},
+    "another value": {"key": "nvidia.com/gpu", "value": "absent"},
+    "no value": {"key": "nvidia.com/gpu", "operator": "Equal"},
+    "an operator that nobody knows": {"key": "nvidia.com/gpu", "operator": "Odd", "value": "present"},
+    "a number, of what is none": {"key": "nvidia.com/gpu", "operator": "Gt", "value": "1"},
+}
+
+
+def pod(toleration: JSON | None) -> JSON:
+    return {"spec": {"tolerations": [] if toleration is None else [toleration]}}
+
+
+@pytest.mark.parametrize("toleration", TOLERATES.values(), ids=TOLERATES)
+def test_a_taint_keeps_no_pod_away_that_tolerates(toleration: JSON) -> None:
+    assert find_obstacle(pod(toleration), tainted(GPU)) == ""
+
+
+@pytest.mark.parametrize("toleration", SUFFERS.values(), ids=SUFFERS)
+def test_a_taint_keeps_a_pod_away_that_tolerates(toleration: JSON | None) -> None:
+    said = "the pod does not tolerate the taint nvidia.com/gpu=present:NoSchedule"
+    assert find_obstacle(pod(toleration), tainted(GPU)) == said
+
+
+@pytest.mark.parametrize(("operator", "open_"), [("Gt", False), ("Lt", True)])
+def test_a_toleration_may_compare_numbers(operator: str, *, open_: bool) -> None:
+    taint = {"key": "risk", "value": "3", "effect": "NoExecute"}
+    found = find_obstacle(pod({"key": "risk", "operator": operator, "value": "5"}), tainted(taint))
+    assert found == ("" if open_ else "the pod does not tolerate the taint risk=3:NoExecute")
+
+
+def test_each_taint_has_to_be_tolerated_and_one_without_a_value_is_written_so() -> None:
+    other = {"key": "node.kubernetes.io/disk-pressure", "effect": "NoSchedule"}
+    found = find_obstacle(pod(TOLERATES["the key"]), tainted(GPU, other))
+    assert found == "the pod does not tolerate the taint node.kubernetes.io/disk-pressure:NoSchedule"
+
+
+@pytest.mark.parametrize("key", sorted(TOLD_APART))
+def test_a_taint_that_goes_by_itself_is_no_rule(key: str) -> None:
+    assert find_obstacle({}, tainted({"key": key, "effect": "NoSchedule"})) == ""
+
+
+def test_a_taint_that_only_prefers_others_is_no_rule() -> None:
+    assert find_obstacle({}, tainted({**GPU, "effect": "PreferNoSchedule"})) == ""
+
+
+# --- what other pods decide ----------------------------------------------------------------------------------
+
+
+def test_rules_that_go_by_other_pods_are_named_as_not_looked_at() -> None:
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}
+    spec = {
+        "affinity": {"podAffinity": required, "podAntiAffinity": required},
+        "topologySpreadConstraints": [{"whenUnsatisfiable": "DoNotSchedule"}],
+    }
+    assert find_overlooked({"spec": spec}) == (
+        "spec.affinity.podAffinity",
+        "spec.affinity.podAntiAffinity",
+        "spec.topologySpreadConstraints",
+    )
+    lax = {"topologySpreadConstraints": [{"whenUnsatisfiable": "ScheduleAnyway"}]}
+    assert find_overlooked({"spec": lax}) == ()
+    assert find_overlooked({}) == ()
+
+
+# --- `why` ---------------------------------------------------------------------------------------------------
+
+
+def pending(name: str, **spec: Any) -> JSON:
+    """A pod that asks for a whole GPU and has no node."""
+    container = {"name": "main", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    return {
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"containers": [container], **spec},
+        "status": {"phase": "Pending"},
+    }
+
+
+async def asked(count: int, taint: list[JSON], **spec: Any) -> tuple[Told, Any]:
+    """As text and as data, of a pool whose last node has these taints."""
+    async with operated(count) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.e.cluster.patch(NODES, f"gpu-{count}", {"spec": {"taints": taint}})
+        stage.e.cluster.add(PODS, pending("llm", **spec))
+        told = await ask(stage.e.cluster, "why", "pod/llm")
+        data = await ask(stage.e.cluster, "why", "pod/llm", "-o", "json")
+    return told, data.data
+
+
+@virtually
+async def test_a_pool_whose_taint_a_pod_does_not_tolerate_names_the_taint() -> None:
+    told, data = await asked(1, [GPU])
+    (service,) = data["services"]
+    said = "the pod does not tolerate the taint nvidia.com/gpu=present:NoSchedule"
+    assert (service["now"], service["after"], service["but"]) == (0, 0, said)
+    assert service["kept"] == [f"gpu-1: {said}"]
+    text = " ".join(told.out.split())
+    assert "No node that it may go to will offer nvidia.com/gpu: change the rule" in text
+    assert "not looked at" not in text
+
+
+@virtually
+async def test_a_pool_of_which_one_node_is_closed_counts_the_others_and_names_the_rule() -> None:
+    told, data = await asked(2, [GPU])
+    (service,) = data["services"]
+    assert (service["now"], service["after"], service["but"]) == (2, 2, "")
+    text = " ".join(told.out.split())
+    assert (
+        "pool-b, not on gpu-2: the pod does not tolerate the taint nvidia.com/gpu=present:NoSchedule" in text
+    )
+
+
+@virtually
+async def test_each_rule_is_told_with_the_nodes_that_it_closes() -> None:
+    wanted = affine(names(row("metadata.name", "In", "gpu-2")))["spec"]["affinity"]
+    _, data = await asked(2, [GPU], affinity=wanted)
+    (service,) = data["services"]
+    closed = "gpu-1: spec.affinity.nodeAffinity of the pod wants metadata.name In gpu-2"
+    assert service["kept"] == [
+        closed,
+        "gpu-2: the pod does not tolerate the taint nvidia.com/gpu=present:NoSchedule",
+    ]
+    assert service["but"] == "; ".join(service["kept"])
+
+
+@virtually
+async def test_what_goes_by_other_pods_is_noted() -> None:
+    apart = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "z"}]}}
+    told, data = await asked(1, [], affinity=apart)
+    (note,) = data["notes"]
+    assert note.startswith("spec.affinity.podAntiAffinity of the pod may keep it from nodes")
+    assert f"Note: {note}" in " ".join(told.out.split())
+
+
+@virtually
+async def test_gpus_that_are_simulated_are_said_to_be_where_a_pod_waits() -> None:
+    told, data = await asked(1, [])
+    assert told.out.startswith("SIMULATED: gpu-1 has no real GPUs")
+    assert data["simulated"] == ["gpu-1"]
+
+
+@virtually
+async def test_without_the_right_to_nodes_there_is_one_sentence() -> None:
+    async with operated(1) as stage:
+        refusal = Forbidden('User "me" cannot list resource "nodes"')
+        stage.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
+        stage.e.cluster.add(PODS, pending("llm"))
+        with pytest.raises(Trouble, match='cannot list resource "nodes"'):
+            await ask(stage.e.cluster, "why", "pod/llm")
