@@ -17,8 +17,10 @@ from pathlib import Path
 from gpusharing.cli.ages import counted
 from gpusharing.cli.cleaning import cleaned, node_facts, scrubbed
 from gpusharing.cli.drawing import Ink, TextSpan, fold, line, prose
+from gpusharing.cli.fleet import read_node
 from gpusharing.cli.installed import DEPLOYMENTS, Installed, read_installed
 from gpusharing.cli.session import Session
+from gpusharing.cli.simulated import sentence as simulated_sentence
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, Trouble, said, sentence
 from gpusharing.cli.versions import own_version
@@ -145,6 +147,9 @@ async def gather(session: Session, at: datetime) -> Bundle:
         await _logs(session, bundle, namespace)
     ours, theirs = own_version() or "not known", installed.version or "not known"
     told = READ_ME.format(at=f"{at:%Y-%m-%dT%H:%M:%SZ}", plugin=ours, operator=theirs)
+    reports = map(read_node, json.loads(bundle.files.get("gpunodes.json", b"[]")))
+    if played := simulated_sentence(sorted(one.name for one in reports if one.simulated)):
+        told += f"{played}.\n\n"
     gaps = "".join(f"Not read: {gap}\n" for gap in (*installed.notes, *bundle.gaps))
     bundle.files["README.txt"] = (told + gaps).encode()
     return bundle
