@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.cli.asking import ME, Told, ask, operated
+from tests.cli.asking import ME, Told, ask, install, operated
 from tests.embedded.scene import FULL, MIXED
 from tests.fakes.virtualtime import virtually
 
@@ -284,6 +284,7 @@ async def test_once_there_are_policies_only_nodes_that_they_select_are_told() ->
 @virtually
 async def test_who_may_not_see_policies_is_told_nothing_of_nodes_that_serve_others() -> None:
     cluster = bare()
+    install(cluster)
     refusal = Forbidden('User "me" cannot list resource "gpusharingpolicies"')
     cluster.faults.fail("list", POLICIES, refusal, times=EVER, identity=ME)
     assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {"KubeletNewer": "WARNING"}
@@ -345,3 +346,16 @@ async def test_gpus_that_are_simulated_are_said_to_be() -> None:
         cluster.add(GPUNODES, {"metadata": {"name": name}, "status": {"observed": {"simulated": told}}})
     assert (await ask(cluster, "doctor")).out.startswith("SIMULATED: gpu-1 has no real GPUs")
     assert (await ask(cluster, "doctor", "-o", "json")).data["simulated"] == ["gpu-1"]
+
+
+@virtually
+async def test_before_the_installation_nobody_needs_a_right_to_kinds_that_are_not_there() -> None:
+    """The API server refuses before it looks whether it serves a kind: 403, where others are told 404."""
+    cluster = bare()
+    for resource in (POLICIES, GPUNODES):
+        refusal = Forbidden(f'User "me" cannot list resource "{resource.plural}"')
+        cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
+    told = await ask(cluster, "doctor", "-o", "json")
+    assert nodes_of(told) == EARLY, "as to whom it is told that they are not served"
+    assert (told.data["installed"], told.data["unknown"]) == (False, {})
+    assert {one["reason"] for one in told.data["symptoms"]}.isdisjoint({"NotReadable", "OperatorMissing"})

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,17 @@ async def test_before_the_installation_a_right_that_is_missing_is_named_without_
         with pytest.raises(Trouble, match='cannot list resource "nodes"') as told:
             await ask(cluster, "import")
     assert "gpusharing-planner" not in str(told.value)
+
+
+@virtually
+async def test_before_the_installation_nobody_needs_a_right_to_kinds_that_are_not_there() -> None:
+    """The API server refuses before it looks whether it serves a kind."""
+    async with untouched(DOCUMENTED) as cluster:
+        for resource, verb in product((POLICIES, GPUNODES), ("list", "watch")):
+            refusal = Forbidden(f'User "me" cannot {verb} resource "{resource.plural}"')
+            cluster.faults.fail(verb, resource, refusal, times=EVER, identity=ME)
+        told = await ask(cluster, "import")
+    assert (told.status, len(policies(told.out))) == (DONE, len(DOCUMENTED.pools))
 
 
 @virtually

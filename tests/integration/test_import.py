@@ -59,21 +59,30 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 
 @pytest.fixture(scope="module")
-def beforehand(bare: Product) -> str:
-    """What `import` says of a fresh node before anything of ours is there."""
+def beforehand(bare: Product) -> dict[str, str]:
+    """What `import` and `doctor` say of a fresh node before anything of ours is there, to who may look at Nodes and at
+    NVIDIA's kinds."""
     policy = {"metadata": {"name": "cluster-policy"}, "spec": DOCUMENTED.cluster_policy}
     bare.api.create(CLUSTER_POLICIES, {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", **policy})
     for name, data in DOCUMENTED.config_maps.items():
         bare.api.create(CONFIG_MAPS, {"metadata": {"name": name}, "data": dict(data)})
     create_nodes(bare.api, [node_manifest("early", product=H100, gpus=GPUS, pool="early")])
-    said = output.plugin(bare.plane.kubeconfig, "import")
+    kinds = {"": ["nodes"], "nvidia.com": ["clusterpolicies", "gpuclusters"]}
+    rules = [
+        {"apiGroups": [group], "resources": names, "verbs": ["list", "watch"]}
+        for group, names in kinds.items()
+    ]
+    role = {"metadata": {"name": "newcomer"}, "rules": rules}
+    bare.api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", role)
+    newcomer = output.account(bare, "newcomer", "view", "newcomer")
+    said = {verb: output.plugin(newcomer, verb) for verb in ("import", "doctor")}
     maps = (f"{CONFIG_MAPS}/{name}" for name in DOCUMENTED.config_maps)
     bare.remove(f"{NODES}/early", CLUSTER_POLICY, *maps)
     return said
 
 
 @pytest.fixture(scope="module")
-def product(bare: Product, beforehand: str) -> Iterator[Product]:
+def product(bare: Product, beforehand: dict[str, str]) -> Iterator[Product]:
     """Chart and node software; no ClusterPolicy and no operator yet."""
     plane = bare.plane
     stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
@@ -180,8 +189,9 @@ def commands(said: str, begins: str) -> list[list[str]]:
     return [shlex.split(line[line.index(begins) :]) for line in lines]
 
 
-def test_before_the_installation_it_says_what_would_be_proposed(beforehand: str) -> None:
-    output.same_as_golden("import-before-installation", beforehand)
+@pytest.mark.parametrize("verb", ["import", "doctor"])
+def test_before_the_installation_it_is_said_what_there_is(beforehand: dict[str, str], verb: str) -> None:
+    output.same_as_golden(f"{verb}-before-installation", beforehand[verb])
 
 
 @pytest.mark.parametrize("name", FLEETS)

@@ -165,6 +165,8 @@ async def _listed(sources: Sources, where: str, *, missing: bool) -> list[str]:
         raise Trouble(
             f"{where} has no gpunodes.gpusharing.dev: the operator is not installed. To install: {INSTALL}"
         )
+    if missing:  # who has no right to our kinds is refused also where they are not served
+        del everything["gpunodes"]
     refused = {name: one.error for name, one in everything.items() if isinstance(one.error, Forbidden)}
     needed = [said(error) for name, error in refused.items() if name not in MARKERS]
     if needed:

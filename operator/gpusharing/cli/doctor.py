@@ -42,6 +42,7 @@ NOT_YET = frozenset(
 """What every cluster lacks before the chart is installed."""
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
 """Without these nothing can be said."""
+OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
 NO_VERSION: Unseen = {
     Topic.KUBELETS: "the API server does not tell its version, so no kubelet is held against it"
 }
@@ -81,7 +82,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
     place, given, notes = await _place(client)
-    view = await gather_installation(client, place)
+    view = _as_installed(await gather_installation(client, place))
     version = await _version(client)
     nodes: list[NodeLabels] = []
     if "nodes" not in view.unread:
@@ -118,6 +119,16 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
         installed,
     )
     return view, examined
+
+
+def _as_installed(view: InstallationView) -> InstallationView:
+    """Who has no right to our kinds is refused also where they are not served: the API server authorizes before it
+    looks. Where the operator is not, neither are its kinds."""
+    hidden = OUR_KINDS & view.unread.keys()
+    if view.operator_replicas is not None or "deployments.apps" in view.unread:
+        return view
+    unread = {kind: why for kind, why in view.unread.items() if kind not in hidden}
+    return replace(view, unread=unread, not_served=view.not_served | hidden)
 
 
 async def _version(client: KubeClient) -> str:

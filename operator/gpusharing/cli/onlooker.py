@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES, KubeClient, Page, Resource
-from gpusharing.kube.errors import NotFound
+from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.passing import PassingClient
 from gpusharing.kube.raw import section, text, whole
 
@@ -16,7 +16,8 @@ Answer = TypeVar("Answer")
 class Onlooker(PassingClient):
     """Passes on what only reads; the lists of policies have the proposed ones in them.
 
-    `beforehand`: the operator may not be installed yet, and where our kinds are not served there are none of them.
+    `beforehand`: the operator is not installed yet, and there are none of our kinds; who has no right to them is
+    refused before the API server looks whether it serves them.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Onlooker(PassingClient):
             limit=limit,
         )
         if self._beforehand and resource in (POLICIES, GPUNODES):
-            pages = _none_where_not_served(pages)
+            pages = _none_where_not_there(pages)
         if resource != POLICIES or not self._proposed:
             async for page in pages:
                 yield page
@@ -65,11 +66,11 @@ class Onlooker(PassingClient):
         yield Page([raw for _, raw in sorted(found.items())], version)
 
 
-async def _none_where_not_served(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
+async def _none_where_not_there(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
     try:
         async for page in pages:
             yield page
-    except NotFound:
+    except (Forbidden, NotFound):
         yield Page([], "0")
 
 
