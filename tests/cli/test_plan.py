@@ -279,6 +279,22 @@ async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Pa
 
 
 @virtually
+async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_the_pods_it_would_keep(
+    tmp_path: Path,
+) -> None:
+    async with operated(2, workloads=[Workload("llm", 1)]) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        await stage.running("llm", 1)
+        edited = policy({**MIXED, "rollout": {"canary": {"nodes": 3}}})
+        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, edited))
+    assert told.out.count("Blocked: CanaryTooLarge") == 2
+    said = " ".join(told.out.split())
+    assert "spec.rollout.canary.nodes is 3 and the pool has 2 nodes, so no node in service starts" in said
+    assert "pods that would leave: default/llm-" in said
+
+
+@virtually
 async def test_an_operator_of_another_version_is_told() -> None:
     async with scene(*nodes(1)) as stage:
         install(stage.e.cluster)

@@ -69,6 +69,8 @@ WRONG: dict[str, Wrong] = {
         {**SLICED, "drain": {"rules": [{"behavior": "Skip"}]}}),
     "a window that is never open long enough": Wrong(
         "WindowTooShort", ("spec.rollout.windows", "5m"), windowed(duration="5m")),
+    "a canary larger than the pool": Wrong(
+        "CanaryTooLarge", ("policy wrong", "spec.rollout.canary.nodes is 3", "{nodes: 1"), ruled(canary={"nodes": 3})),
     "an approval of an old hash": Wrong("ApprovalNeeded", ("0ldha5h",), ruled(approval="Manual"), approve),
     "a mark whose duration cannot be read": Wrong(
         "DoNotDisrupt", ("default/marked", "a while"), {**SLICED, **CALM}, mark),

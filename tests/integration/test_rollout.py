@@ -93,9 +93,24 @@ def test_the_others_wait_until_the_canary_is_proven_and_has_soaked(product: Prod
             "one proven, one waiting",
             lambda: reasons(pool),
         )
-        pool.apply(rolled(canary={"nodes": 5, "soak": "1h"}))
+        pool.apply(rolled(canary={"nodes": 2, "soak": "1h"}))
         pool.wait_synced()
         assert "the whole pool is the canary" in str(pool.condition("Accepted")["message"])
+
+
+def test_a_canary_larger_than_the_pool_freezes_it_until_a_person_corrects_the_number(
+    product: Product,
+) -> None:
+    with product.pool(L40S, L40S) as pool:
+        pool.apply(rolled(canary={"nodes": 5, "soak": "1h"}))
+        said = "spec.rollout.canary.nodes is 5 and the pool has 2 nodes"
+        pool.wait(
+            lambda: said in str(pool.condition("Accepted").get("message")), "Accepted to name both numbers"
+        )
+        pool.wait(lambda: reasons(pool) == {"CanaryTooLarge"}, "both to be held", lambda: reasons(pool))
+        assert not any(pool.fence(name) for name in pool.nodes)
+        pool.apply(rolled(canary={"nodes": 2, "soak": "1h"}))
+        pool.wait_synced()
 
 
 def reasons(pool: Pool) -> set[str]:

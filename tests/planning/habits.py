@@ -48,6 +48,7 @@ ROLLOUTS: Mapping[str, dict[str, Any]] = {
     "by approval": {"approval": "Manual"},
     "one canary": {"canary": {"nodes": 1, "soak": "3m"}, "maxUnavailable": "100%"},
     "two canaries by approval": {"canary": {"nodes": 2, "soak": "1m"}, "approval": "Manual"},
+    "more canaries than nodes": {"canary": {"nodes": 4, "soak": "1m"}, "maxUnavailable": "100%"},
     "patient with failures": {"maxFailures": 3},
     "holds when paused": {"whenPaused": "Hold"},
     "aborts when paused": {"whenPaused": "Abort"},
@@ -84,3 +85,11 @@ def person_resumes(world: "World", name: str) -> bool:
     changed = replace(policy, resumed=str(policy.generation))
     world.policies = tuple(changed if one is policy else one for one in world.policies)
     return True
+
+
+def person_corrects_the_canary(world: "World", name: str) -> None:
+    """The policy has a canary that its pool cannot have, and loses it."""
+    policy = next((one for one in world.policies if one.name == name), None)
+    if policy is not None and policy.spec is not None:
+        rollout = policy.spec.rollout.model_copy(update={"canary": None})
+        world.set_policy(replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout})))

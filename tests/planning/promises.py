@@ -3,14 +3,14 @@
 The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tests.planning import podkinds
 from tests.planning.broken import hold
+from tests.planning.canarypromises import canaries_first
 from tests.planning.pooling import is_away, is_newcomer, pool
 
 from gpusharing.api import names
@@ -18,7 +18,15 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.rollout import Window
 from gpusharing.api.validation import allowance, parse_duration
-from gpusharing.planning.actions import Action, Actuate, Evict, FenceNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.actions import (
+    Action,
+    Actuate,
+    Evict,
+    FenceNode,
+    LabelNode,
+    Release,
+    UpdateFence,
+)
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.podviews import Gang, PodView
 from gpusharing.planning.snapshot.records import Fence, Verified
@@ -61,6 +69,10 @@ class Ledger:
     """By UID of a node: the change that was proven there last, and when; also of nodes that were forgotten since."""
     specs: dict[Generation, Mapping[str, Any]] = field(default_factory=dict)
     """By generation: what people wrote, but for what only pauses it."""
+    apart: set[str] = field(default_factory=set)
+    """UIDs of nodes whose last change began while nobody counted on them, or by another spec than it was proven by."""
+    begun: dict[str, Generation] = field(default_factory=dict)
+    """By UID of a node: what its change began by."""
 
     def copy(self) -> "Ledger":
         """For a twin that goes its own way."""
@@ -73,6 +85,8 @@ class Ledger:
             waves=dict(self.waves),
             proofs=dict(self.proofs),
             specs=dict(self.specs),
+            apart=set(self.apart),
+            begun=dict(self.begun),
         )
 
     def write_down(self, policy: PolicyView) -> None:
@@ -108,6 +122,7 @@ def check(world: "World", action: Action) -> None:
     match action:
         case FenceNode():
             policy = _policy(world, action.fence.policy)
+            world.ledger.begun[action.node.uid] = (action.fence.policy_uid, action.fence.generation)
             _foreign_untouched(action)
             if policy is not None and policy.spec is not None:
                 _may_start(world, action, policy, policy.spec)
@@ -146,7 +161,7 @@ def _foreign_untouched(action: FenceNode | Actuate | UpdateFence | Release | Lab
 def _may_start(world: "World", action: FenceNode, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
     _approved(world, action.node, policy, spec)
     _in_window(world, policy, spec)
-    _canaries_first(world, action.node, policy, spec)
+    canaries_first(world, action, policy, spec)
     _not_halted(world, action.node, policy, spec)
     if action.fence.disruption in NEEDS_IDLE:
         _nobody_kept(world, action, spec)
@@ -187,32 +202,6 @@ def _covers(window: Window, moment: datetime) -> bool:
     return any(begin <= moment < begin + lasts for begin in (start, start - timedelta(days=1)))
 
 
-def _canaries_first(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
-    canary = spec.rollout.canary
-    if canary is None:
-        return
-    mine = pool(world, policy.name)
-    if canary.nodes >= len(mine):
-        return
-    if policy.resetting:
-        _soaks_beyond_its_reset(world, (policy.uid, policy.generation), spec)
-    same = partial(world.ledger.is_of, policy=policy)
-    proofs = sorted(
-        one.verified.changed_at
-        for one in mine
-        if one.verified is not None and one.verified.changed_at is not None and same(one.verified)
-    )
-    if len(proofs) >= canary.nodes:
-        served = world.now - proofs[canary.nodes - 1]
-        hold(served >= parse_duration(canary.soak), f"(n) the canaries have served for {served} only")
-        return
-    begun = [one for one in mine if one.fence is not None and _has_begun(one, same) and one is not node]
-    hold(
-        len(proofs) + len(begun) < canary.nodes,
-        f"(n) more nodes than {canary.nodes} canaries start before these are proven",
-    )
-
-
 def _note_proof(world: "World", action: Release | LabelNode) -> None:
     record, uid = action.verified, action.node.uid
     if record is None:
@@ -220,33 +209,15 @@ def _note_proof(world: "World", action: Release | LabelNode) -> None:
     if not record.rolled_back and world.ledger.retries.pop(uid, None) == action.node.retry:
         for failed in world.ledger.failed.values():
             failed.discard(uid)
+    if isinstance(action, Release) and action.node.fence is not None:
+        begun = world.ledger.specs.get(world.ledger.begun.get(uid, ("", 0)))
+        same = begun is not None and begun == world.ledger.specs.get((record.policy_uid, record.generation))
+        apart = action.node.fence.newcomer or not same
+        world.ledger.apart = world.ledger.apart | {uid} if apart else world.ledger.apart - {uid}
     if record.changed_at == world.now and not record.rolled_back:
         world.ledger.proofs[uid] = ((record.policy_uid, record.generation), world.now)
     elif uid in world.ledger.proofs and world.ledger.proofs[uid][0][0] != record.policy_uid:
         del world.ledger.proofs[uid]
-
-
-def _soaks_beyond_its_reset(world: "World", generation: Generation, spec: GPUSharingPolicySpec) -> None:
-    """Canaries that nothing is remembered of have served all the same."""
-    here = {node.uid for node in world.nodes.values()}
-    known = world.ledger.proofs.items()
-    proofs = sorted(at for uid, (of, at) in known if of == generation and uid in here)
-    canary = spec.rollout.canary
-    if canary is not None and len(proofs) >= canary.nodes:
-        served = world.now - proofs[canary.nodes - 1]
-        hold(
-            served >= parse_duration(canary.soak), f"(n) nodes that were reset have served for {served} only"
-        )
-
-
-def _has_begun(node: NodeView, same: Callable[[Fence | Verified], bool]) -> bool:
-    fence = node.fence
-    if fence is None or fence.stage == "yielded":
-        return False
-    proof = node.verified
-    if proof is not None and proof.changed_at is not None and same(proof):
-        return False  # counted as proven
-    return same(fence)
 
 
 def _not_halted(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:

@@ -101,6 +101,7 @@ EXPECTED = (
     "fence: drift is put right",
     "told Blocked: DriftReturned",
     "fence: in a wave",
+    "told Blocked: CanaryTooLarge",
     "told Blocked: Halted",
     "told Draining: ListFailed",
     "told Failed: ActuatorFailed",

@@ -12,9 +12,9 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Cost
-from gpusharing.api.rollout import Rollout
+from gpusharing.api.rollout import Canary, Rollout
 from gpusharing.planning.pools.canary import find_canary, find_note
-from gpusharing.planning.pools.holds import HOLDS, find_hold
+from gpusharing.planning.pools.holds import HOLDS, find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.records import Deferred, Verified
@@ -33,6 +33,7 @@ def test_the_order_of_the_holds_is_part_of_the_product() -> None:
     assert [(hold.find.__name__, hold.reason) for hold in HOLDS] == [
         ("_frozen", Reason.FROZEN),
         ("_halted", Reason.HALTED),
+        ("_outnumbered", Reason.CANARY_TOO_LARGE),
         ("_unapproved", Reason.APPROVAL_NEEDED),
         ("_closed", Reason.WINDOW_CLOSED),
         ("_soaking", Reason.CANARY_SOAK),
@@ -153,11 +154,62 @@ def test_what_an_earlier_generation_proved_is_no_canary() -> None:
     assert find_canary(pooled(*MANY, old, canary={"nodes": 1})) == 1
 
 
-def test_a_canary_larger_than_the_pool_is_the_whole_pool_and_says_so() -> None:
-    whole = pooled(*MANY, canary={"nodes": 7})
+def test_a_canary_as_large_as_the_pool_is_the_whole_pool_and_says_so() -> None:
+    whole = pooled(*MANY, canary={"nodes": 5})
     assert find_canary(whole) is None
-    assert "spec.rollout.canary.nodes is 7 and the pool has 5 nodes" in find_note(whole)
+    assert find_hold(whole) is None
+    assert (
+        find_note(whole)
+        == "spec.rollout.canary.nodes is 5 and the pool has 5 nodes: the whole pool is the canary"
+    )
     assert find_note(pooled(*MANY, canary=CANARY)) == ""
+
+
+LARGE = {"nodes": 7, "soak": "10m"}
+
+
+def test_a_canary_larger_than_the_pool_freezes_it_and_names_object_value_and_an_example() -> None:
+    whole = pooled(*MANY, canary=LARGE)
+    hold = find_hold(whole)
+    assert hold == Finding(
+        Reason.CANARY_TOO_LARGE,
+        "policy pool-b: spec.rollout.canary.nodes is 7 and the pool has 5 nodes, so no node in service starts. Set it"
+        " to 5 or fewer, for example canary: {nodes: 1, soak: 10m}",
+    )
+    assert phase_of(hold) is Phase.BLOCKED
+    assert find_note(whole) == hold.message
+    assert find_hold(pooled(canary=LARGE)) is None, "of an empty pool there is nothing to say"
+    assert find_note(pooled(canary=LARGE)) == ""
+
+
+SMALLER: dict[str, tuple[Member, Reason | None]] = {
+    "serves as its canary for long enough": (proven("n9", -600), None),
+    "has not served for long enough": (proven("n9", -599), Reason.CANARY_SOAK),
+    "is not proven yet": (member("n9", Phase.DRAINING, fence=ACTUATING), Reason.CANARY_SOAK),
+    "began by another spec": (
+        member("n9", Phase.RECONFIGURING, fence=replace(ACTUATING, turned=True)), Reason.CANARY_TOO_LARGE),
+    "is still to turn to this spec": (
+        member("n9", Phase.DRAINING, fence=replace(ACTUATING, generation=2)), Reason.CANARY_TOO_LARGE),
+    "was a canary of an earlier generation": (
+        member("n9", Phase.SYNCED, verified=replace(PROVEN, generation=2)), Reason.CANARY_TOO_LARGE),
+    "went back": (member("n9", verified=replace(PROVEN, rolled_back=True)), Reason.CANARY_TOO_LARGE),
+    "only joined": (
+        member("n9", Phase.SYNCED, verified=replace(PROVEN, apart=True, changed_at=at(-600))),
+        Reason.CANARY_TOO_LARGE),
+    "is only joining": (
+        member("n9", Phase.DRAINING, fence=replace(ACTUATING, newcomer=True)), Reason.CANARY_TOO_LARGE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("left", "reason"), SMALLER.values(), ids=SMALLER)
+def test_a_pool_that_became_smaller_than_its_canary_goes_by_what_is_left_of_it_which(
+    left: Member, reason: Reason | None
+) -> None:
+    """The nodes that are gone took their proofs with them. Newcomers start whatever the canary is, and show nothing."""
+    smaller = pooled(*MANY, left, canary=LARGE)
+    hold = find_hold(smaller)
+    assert (hold.reason if hold is not None else None) is reason
+    assert ("stands for its canary" in find_note(smaller)) is (reason is not Reason.CANARY_TOO_LARGE)
 
 
 # --- whole ways -------------------------------------------------------------------------------------------------
@@ -281,3 +333,35 @@ def test_any_other_edit_begins_the_canary_anew() -> None:
     rolled(world, max_unavailable=2)
     pass_time(world, 600)
     assert len(shared(world)) == 2
+
+
+def test_a_pool_that_shrinks_after_its_canary_goes_on_and_one_that_never_had_a_canary_waits_for_a_person() -> (
+    None
+):
+    world = rolling(4, maxUnavailable=1, canary={"nodes": 3, "soak": "10m"})
+    while len(shared(world)) < 3:
+        pass_time(world, 10)
+    (last,) = set(world.nodes) - set(shared(world))
+    for name in shared(world)[1:]:
+        world.remove_node(name)
+    world.settle()
+    assert len(world.nodes) == 2
+    assert shared(world) == sorted(world.nodes)
+    world.set_policy(make_policy(rollout={"maxUnavailable": 2, "canary": {"nodes": 3}}))
+    world.settle()
+    assert {one.reason for one in world.plan().verdicts.values()} == {Reason.CANARY_TOO_LARGE}
+    assert not fences(world)
+    rolled(world, canary=Canary(nodes=1))
+    world.settle()
+    assert shared(world) == sorted(world.nodes)
+    assert world.nodes[last].labels[names.LABEL_MODE] == "mig"
+
+
+def test_a_canary_that_becomes_too_large_in_the_middle_freezes_the_nodes_that_have_not_begun() -> None:
+    world = rolling(3, maxUnavailable=1, canary={"nodes": 1, "soak": "1m"})
+    first = first_of(world)
+    rolled(world, canary=Canary(nodes=5, soak="1m"))
+    world.settle()
+    assert shared(world) == [first], "what had begun by another spec shows nothing of this canary"
+    told = {one.reason for name, one in world.plan().verdicts.items() if name != first}
+    assert told == {Reason.CANARY_TOO_LARGE}

@@ -89,6 +89,36 @@ def play(what: str, stage: str, random: Random) -> None:
     cluster.teardown()
 
 
+def play_habit(habit: str, random: Random, *, disturbed: bool) -> None:
+    """A change by this habit where it matters: under a budget that keeps pods for good, with a mig-manager that fails
+    on one node until that goes back."""
+    cluster, rest = Cluster(), random.sample(DIVIDED, 2)
+    cluster.a_pool_at_rest_is_edited(
+        modes=rest, budget=2, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
+    )
+    cluster.everybody_works_on(60)
+    cluster.world.budgets = (Budget("all", "llm", 3),)
+    cluster.people_clear_up_and_a_change_is_disturbed(
+        mode=rest[0],
+        budget=2,
+        pods=[(NODES[1], "a pod of a ReplicaSet", "llm"), (NODES[2], "a pod with files on the node", "free")],
+        unmanaged="Evict",
+        stage="fenced",
+        later=0,
+        whats=random.sample(sorted(DEEDS), 1 if disturbed else 0),
+        afterwards=10,
+        drain=habit if habit in DRAINS else "plain",
+        rollout=habit if habit in ROLLOUTS else "plain",
+        fails=NODES[0],
+    )
+    for _ in range(80):
+        cluster.everybody_works_on(1)
+        for name, node in cluster.world.nodes.items():
+            if node.fence is not None and node.fence.rolls_back:
+                cluster.world.machines[name].temper = "works"
+    cluster.teardown()
+
+
 def habit(random: Random, habits: Collection[str]) -> str:
     """Half of the time none."""
     return random.choice(["plain", random.choice(sorted(habits))])
@@ -116,6 +146,12 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
             except Exception as error:
                 error.add_note(f"in the example of {what!r}, {stage}")
                 raise
+    for number, known in enumerate([*sorted(DRAINS), *sorted(ROLLOUTS)] * 2):
+        try:
+            play_habit(known, Random(f"{known}, {number}"), disturbed=number >= len(DRAINS) + len(ROLLOUTS))
+        except Exception as error:
+            error.add_note(f"in example {number} of the habit {known!r}")
+            raise
     record_property(PROPERTY, dict(Cluster.happened))
     done = {what for what in DEEDS if any(seen.startswith(what) for seen in Cluster.happened)}
     never = [what for what in EXPECTED if not Cluster.happened[what]] + sorted(DEEDS.keys() - done)

@@ -5,11 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, make_claim, make_fence, make_policy
+from tests.build import NOW, make_claim, make_fence, make_pod, make_policy, make_work
 from tests.planning.newcomers import begun, fleet
 from tests.planning.promises import approve
 from tests.planning.world import World
 
+from gpusharing.api import names
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.words.reasons import Reason
@@ -77,3 +78,35 @@ def test_a_newcomer_that_fails_halts_the_policy_like_any_other() -> None:
         replace(snapshot, nodes=nodes, claims={"new-0": make_claim("uid-new-0")}), NOW
     ).verdicts
     assert told["old-0"].reason is Reason.HALTED
+
+
+def test_newcomers_start_beside_a_canary_that_is_too_large_and_nodes_in_service_do_not() -> None:
+    snapshot = fleet(served=2, new=2, maxUnavailable=2, canary={"nodes": 5})
+    assert begun(snapshot) == ["NEW-0", "NEW-1"]
+    told = plan_rollout(snapshot, NOW).verdicts
+    assert {told[name].reason for name in ("old-0", "old-1")} == {Reason.CANARY_TOO_LARGE}
+    busy = replace(snapshot, work={**snapshot.work, "new-0": make_work(make_pod("llm"))})
+    assert begun(busy) == ["NEW-1"], "one that turns out to have pods would be drained"
+    assert plan_rollout(busy, NOW).verdicts["new-0"].reason is Reason.CANARY_TOO_LARGE
+    unapproved = fleet(served=1, new=1, approval="Manual", canary={"nodes": 5})
+    told = plan_rollout(unapproved, NOW).verdicts
+    assert begun(unapproved) == []
+    assert (told["old-0"].reason, told["new-0"].reason) == (Reason.CANARY_TOO_LARGE, Reason.APPROVAL_NEEDED)
+
+
+def test_the_proof_of_a_newcomer_says_that_nobody_counted_on_it() -> None:
+    world = World()
+    world.set_policy(make_policy(mode="TimeSlicing"))
+    world.add_node("new", gated=True)
+    world.add_node("old")
+    world.settle()
+    proofs = {name: node.verified for name, node in world.nodes.items()}
+    assert {name: proof is not None and proof.apart for name, proof in proofs.items()} == {
+        "new": True, "old": False}  # fmt: skip
+    world.nodes["new"] = replace(
+        world.nodes["new"], labels={**world.nodes["new"].labels, names.LABEL_POLICY: ""}
+    )
+    world.settle()
+    again = world.nodes["new"].verified
+    assert again is not None
+    assert again.apart, "taking it over once more forgets nothing"

@@ -335,7 +335,8 @@ class World:
     def settle(self, rounds: int = 1500, *, approving: bool = False) -> RolloutPlan:
         """Let everybody act until nothing moves any more, not even by the clock. The last plan.
 
-        `approving`: a person approves whatever waits for it, and lets go on what failures have halted.
+        `approving`: a person approves whatever waits for it, lets go on what failures have halted, and takes a canary
+        away that is larger than its pool.
         """
         still = 0
         for _ in range(rounds):
@@ -346,11 +347,11 @@ class World:
             plan = self.step()
             for policy in self.policies if approving else ():
                 habits.person_approves(self, policy.name, plan)
-                if any(
-                    one.reason is Reason.HALTED and one.policy == policy.name
-                    for one in plan.verdicts.values()
-                ):
+                told = {one.reason for one in plan.verdicts.values() if one.policy == policy.name}
+                if Reason.HALTED in told:
                     habits.person_resumes(self, policy.name)
+                if Reason.CANARY_TOO_LARGE in told:
+                    habits.person_corrects_the_canary(self, policy.name)
             # Pods that a plan has named already are listed again for ever, every few minutes.
             moved = self._state() != before or bool(plan.wants_pods - wanted - plan.previews.keys())
             still = 0 if moved else still + 1

@@ -32,7 +32,7 @@ class Canary(WireModel):
     """The first nodes of a change, which the others wait for."""
 
     nodes: Annotated[int, Field(ge=1, le=5000)] = 1
-    """How many; as many as the pool has, or more, are the whole pool, and nobody waits."""
+    """How many; as many as the pool has are the whole pool, and nobody waits. Of more no node in service starts."""
     soak: Duration = "10m"
     """How long they have to be proven before the next node starts."""
 

@@ -2,6 +2,10 @@
 
 Which they are is read from the Nodes, from the fences and proofs of this revision of the policy: a restart changes
 nothing, and neither does a pause.
+
+A canary of more nodes than the pool has cannot be proven, so no node in service starts. A pool that becomes smaller
+than its canary after that has begun goes on: the nodes that are gone took their proofs with them, and the first of
+those in service that is left stands for all (docs/adr/0055-a-canary-larger-than-its-pool.md).
 """
 
 from datetime import datetime
@@ -19,17 +23,26 @@ from gpusharing.planning.words.reasons import Reason
 
 def find_canary(pooled: Pooled) -> int | Finding | None:
     """How many more nodes may start as canaries, or why none does; None: any node may start, as far as this goes."""
-    canary, policy = pooled.spec.rollout.canary, pooled.policy
-    if canary is None or canary.nodes >= len(pooled.members):
+    canary, policy, members = pooled.spec.rollout.canary, pooled.policy, pooled.members
+    if canary is None or not members or canary.nodes == len(members):
         return None
-    revision = find_revision(policy)
-    proven = sorted(at for one in pooled.members if (at := proven_at(one, policy, revision)) is not None)
-    if len(proven) >= canary.nodes:
-        end = proven[canary.nodes - 1] + parse_duration(canary.soak)
-        return None if pooled.now >= end else _soaks(canary.nodes, canary.soak, end)
-    begun = sum(_has_begun(one, policy, revision) for one in pooled.members)
-    left = canary.nodes - len(proven) - begun
-    return left if left > 0 else _unproven(canary.nodes)
+    nodes, revision = canary.nodes, find_revision(policy)
+    if outnumbers(pooled):
+        nodes, members = 1, [one for one in members if not _is_apart(one, policy, revision)]
+    proven = sorted(at for one in members if (at := proven_at(one, policy, revision)) is not None)
+    if len(proven) >= nodes:
+        end = proven[nodes - 1] + parse_duration(canary.soak)
+        return None if pooled.now >= end else _soaks(nodes, canary.soak, end)
+    left = nodes - len(proven) - sum(_has_begun(one, policy, revision) for one in members)
+    if left <= 0:
+        return _unproven(nodes)
+    return _too_large(pooled, canary.nodes, canary.soak) if outnumbers(pooled) else left
+
+
+def outnumbers(pooled: Pooled) -> bool:
+    """The canary has more nodes than the pool, which has some."""
+    canary = pooled.spec.rollout.canary
+    return canary is not None and 0 < len(pooled.members) < canary.nodes
 
 
 def proven_at(member: Member, policy: PolicyView, revision: str) -> datetime | None:
@@ -38,6 +51,15 @@ def proven_at(member: Member, policy: PolicyView, revision: str) -> datetime | N
     if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
         return None
     return verified.changed_at
+
+
+def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
+    """Its change shows nothing of a canary that is too large: it is that of a newcomer, who starts all the same, or had
+    begun by another spec."""
+    fence, verified = member.node.fence, member.node.verified
+    if fence is not None:
+        return fence.newcomer or fence.turned or not is_of(fence, policy, revision)
+    return verified is not None and verified.apart
 
 
 def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
@@ -65,6 +87,15 @@ def _unproven(nodes: int) -> Finding:
     )
 
 
+def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
+    total = len(pooled.members)
+    message = (
+        f"policy {pooled.policy.name}: {_said(pooled, nodes)}, so no node in service starts. Set it to {total} or"
+        f" fewer, for example canary: {{nodes: 1, soak: {soak}}}"
+    )
+    return Finding(Reason.CANARY_TOO_LARGE, message)
+
+
 def waits_for_canaries(nodes: int) -> str:
     """What is told of nodes that are no canaries while these start."""
     return f"the first {_nodes(nodes)} of the change (spec.rollout.canary) go before this one"
@@ -75,7 +106,16 @@ def find_note(pooled: Pooled) -> str:
     canary, total = pooled.spec.rollout.canary, len(pooled.members)
     if canary is None or not total or canary.nodes < total:
         return ""
-    return f"spec.rollout.canary.nodes is {canary.nodes} and the pool has {_nodes(total)}: the whole pool is the canary"
+    if canary.nodes == total:
+        return f"{_said(pooled, total)}: the whole pool is the canary"
+    found = find_canary(pooled)
+    if isinstance(found, Finding) and found.reason is Reason.CANARY_TOO_LARGE:
+        return found.message
+    return f"{_said(pooled, canary.nodes)} by now: the first of those that are left stands for its canary"
+
+
+def _said(pooled: Pooled, nodes: int) -> str:
+    return f"spec.rollout.canary.nodes is {nodes} and the pool has {_nodes(len(pooled.members))}"
 
 
 def _nodes(count: int) -> str:

@@ -4,11 +4,12 @@ Asked once per pool and pass, and only while some node could start. Nodes in fli
 """
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.approval import plan_hash
-from gpusharing.planning.pools.canary import find_canary
+from gpusharing.planning.pools.canary import find_canary, outnumbers
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import failed_in
@@ -58,6 +59,11 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
     return failed_in(member.node, policy) == policy.generation
 
 
+def _outnumbered(pooled: Pooled) -> str | Finding:
+    canary = find_canary(pooled) if outnumbers(pooled) else None
+    return canary if isinstance(canary, Finding) and canary.reason is Reason.CANARY_TOO_LARGE else ""
+
+
 def _unapproved(pooled: Pooled) -> str:
     policy = pooled.policy
     if pooled.spec.rollout.approval != "Manual":
@@ -78,7 +84,7 @@ def _unapproved(pooled: Pooled) -> str:
 
 def _soaking(pooled: Pooled) -> str | Finding:
     canary = find_canary(pooled)
-    return canary if isinstance(canary, Finding) else ""
+    return canary if isinstance(canary, Finding) and canary.reason is Reason.CANARY_SOAK else ""
 
 
 def _closed(pooled: Pooled) -> str | Finding:
@@ -88,6 +94,7 @@ def _closed(pooled: Pooled) -> str | Finding:
 HOLDS = (
     Hold(_frozen, Reason.FROZEN),
     Hold(_halted, Reason.HALTED),
+    Hold(_outnumbered, Reason.CANARY_TOO_LARGE),
     Hold(_unapproved, Reason.APPROVAL_NEEDED),
     Hold(_closed, Reason.WINDOW_CLOSED),  # or why no window can be followed
     Hold(_soaking, Reason.CANARY_SOAK),
@@ -95,11 +102,10 @@ HOLDS = (
 """First wins; a test pins the order. What a person has to end comes before what the clock ends."""
 
 
-def find_hold(pooled: Pooled, *, retried: bool = False) -> Finding | None:
-    """The first of HOLDS that holds; None: nodes may start. `retried`: asked about nodes that failed and that a
-    person wants tried again, whatever has halted the others."""
+def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Finding | None:
+    """The first of HOLDS that holds; None: nodes may start. `past`: those that let the nodes asked about through."""
     for hold in HOLDS:
-        if retried and hold.reason is Reason.HALTED:
+        if hold.reason in past:
             continue
         if found := hold.find(pooled):
             return Finding.of(found, hold.reason)

@@ -15,7 +15,8 @@ waves      nodes that share a gang start in one pass, and wait for room enough w
 crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node that it guards starts
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -35,6 +36,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import is_tried_again
 from gpusharing.planning.way.guard import not_judged
 from gpusharing.planning.way.members import Member, is_expected_away, is_unavailable
+from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -45,6 +47,12 @@ OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
 CAP_REACHED = "the cap on nodes in flight (chart value operator.maxInFlight) is reached; waiting for a slot"
 LOOKAHEAD = 2
 """Candidates whose pods are listed beyond the room, so that a blocked node does not stop the pool."""
+_PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
+    Reason.HALTED: lambda case, policy: is_tried_again(case.node, policy),
+    Reason.CANARY_TOO_LARGE: lambda case, policy: is_newcomer(case.node, case.gpunode),
+}
+"""Whom a hold lets through: nodes that failed and that a person wants tried again, as one that is retried in its own
+slot; and newcomers, from whom nobody is evicted."""
 
 
 @dataclass(slots=True)
@@ -135,9 +143,7 @@ def select(pool: Pool, cap: int, common: Common) -> Selection:
     pooled = pool.pooled(pool.candidates[0].now) if pool.candidates else None
     if pooled is None:
         return Selection({}, {}, {})
-    if (closed := find_hold(pooled)) is not None:
-        return _retried(pool, pooled, closed, cap, common)
-    return _choose(pool, pooled, cap, common)
+    return _select(pool, pooled, cap, common, frozenset())
 
 
 def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
@@ -186,6 +192,8 @@ def _find_room(
     room, most, full = max(0, most), most + pool.moving, Finding(Reason.BUDGET_FULL, _why_full(pool, cap))
     capped = Finding(Reason.BUDGET_FULL, CAP_REACHED)
     canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
+    if isinstance(canaries, Finding):  # newcomers alone came this far; one of them may have pods all the same
+        room, most, full = 0, 0, canaries
     if isinstance(canaries, int) and canary is not None:
         waits = Finding(Reason.CANARY_SOAK, waits_for_canaries(canary.nodes))
         if canaries < cap:
@@ -199,17 +207,19 @@ def _find_room(
     return room, most if spare is None else min(most, max(1, spare)), cap, full, capped
 
 
-def _retried(pool: Pool, pooled: Pooled, hold: Finding, cap: int, common: Common) -> Selection:
-    """A halted pool lets those nodes start that failed and that a person wants tried again: the others wait, as they do
-    for a Failed node that is retried in its own slot."""
-    again = [case for case in pool.candidates if is_tried_again(case.node, pool.policy)]
-    if hold.reason is not Reason.HALTED or not again:
+def _select(pool: Pool, pooled: Pooled, cap: int, common: Common, past: AbstractSet[Reason]) -> Selection:
+    """Among candidates that nothing of `past` holds. What holds the pool may let some of them through: the others wait,
+    and what else holds those is asked of them alone."""
+    if (hold := find_hold(pooled, past)) is None:
+        return _choose(pool, pooled, cap, common)
+    passes = _PASSES.get(hold.reason)
+    free = [] if passes is None else [case for case in pool.candidates if passes(case, pool.policy)]
+    if not free:
         return _held(pool, hold)
-    names = {case.node.name for case in again}
+    names = {case.node.name for case in free}
     others = [case for case in pool.candidates if case.node.name not in names]
-    mine, held = replace(pool, candidates=again), _held(replace(pool, candidates=others), hold)
-    closed = find_hold(pooled, retried=True)  # a window, say: then they are told that
-    chosen = _choose(mine, pooled, cap, common) if closed is None else _held(mine, closed)
+    held = _held(replace(pool, candidates=others), hold)
+    chosen = _select(replace(pool, candidates=free), pooled, cap, common, past | {hold.reason})
     return Selection({**held.verdicts, **chosen.verdicts}, chosen.claims, chosen.looks)
 
 

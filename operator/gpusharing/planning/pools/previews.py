@@ -37,6 +37,7 @@ HELD = frozenset(
         Reason.WINDOW_TOO_SHORT,
         Reason.INVALID_WINDOW,
         Reason.CANARY_SOAK,
+        Reason.CANARY_TOO_LARGE,
         Reason.HALTED,
         Reason.PAUSED,
         Reason.FROZEN,

@@ -132,6 +132,8 @@ class Fence:
     revision: str = ""
     """The policy's spec that the change goes by, as `wanted/revision.py` names it, and set when `generation` is. Empty:
     not recorded."""
+    turned: bool = False
+    """It had begun by another policy or revision than those of the last run."""
     approved: str = ""
     """What a person approved that the change leads to, in the words of `owed`. Empty: nobody had to, or it was not
     recorded."""
@@ -203,6 +205,9 @@ class Verified:
     """Why it went back, for people; empty: it did not."""
     revision: str = ""
     """The policy's spec that this change went by, as `wanted/revision.py` names it. Empty: not recorded."""
+    apart: bool = False
+    """The change says nothing of a canary that the pool is too small for: nobody counted on the node yet (`newcomer`),
+    or it had begun by another spec (`turned`). False as well where an older operator wrote the record."""
 
 
 @value

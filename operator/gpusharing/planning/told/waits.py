@@ -33,6 +33,7 @@ _OTHERS = {
         Reason.SUPERSEDED, Reason.FROZEN, Reason.PAUSED, Reason.HALTED, Reason.APPROVAL_NEEDED, Reason.INVALID_WINDOW,
         Reason.WINDOW_TOO_SHORT, Reason.WINDOW_CLOSED, Reason.CANARY_SOAK, Reason.BUDGET_FULL, Reason.WAITS_FOR_WAVE,
         Reason.NO_NODES, Reason.INVALID_SPEC, Reason.NOT_ACCEPTED, Reason.DELETING, Reason.CONFIG_UNKNOWN,
+        Reason.CANARY_TOO_LARGE,
     ),
     _NODE: (
         Reason.FENCE_UNREADABLE, Reason.ORPHAN_FENCE, Reason.NODE_NOT_JUDGED, Reason.ALREADY_CORDONED,

@@ -15,7 +15,7 @@ from gpusharing.planning.proof.verify import find_entry
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.wanted.revision import find_revision
+from gpusharing.planning.wanted.revision import find_revision, is_of
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.attempts import (
     actuation_limit,
@@ -126,13 +126,15 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     plugin_changes = find_entry(told, case.stack) != find_entry(goal.plugin_key, case.stack)
     gfd_started = node.labels.get(names.LABEL_GFD_TIMESTAMP, "") if plugin_changes else ""
     same = (fence.policy_uid, fence.generation) == (policy.uid, policy.generation)
+    revision = find_revision(policy)
     step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
     begun = replace(
         fence,
         policy=policy.name,
         policy_uid=policy.uid,
         generation=policy.generation,
-        revision=find_revision(policy),
+        revision=revision,
+        turned=fence.turned or not is_of(fence, policy, revision),
         drift=corrects_drift(fence, policy),
         stage="actuating",
         stage_since=case.now,

@@ -230,6 +230,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
         revision=earlier.revision,
         planned=earlier.planned,
         failed_generation=earlier.failed_generation,
+        apart=earlier.apart,
     )
 
 
@@ -252,6 +253,7 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         revision=fence.revision,
         planned=fence.planned,
         failed_generation=fence.failed_generation,
+        apart=fence.newcomer or fence.turned,
     )
     earlier = case.node.verified
     if earlier is None or not goes_back(case):

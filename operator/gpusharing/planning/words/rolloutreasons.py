@@ -28,6 +28,9 @@ NEEDS_ATTENTION: Words = ("NeedsAttention", "Node", _PERSON,
 ABORT_REQUESTED: Words = ("AbortRequested", "Node", _LATER,
     "A person asked for this change to be given up before the point of no return (gpusharing.dev/abort on the Node).",
     "Nothing; the next attempt follows after a wait. gpusharing.dev/skip=true on the Node keeps it from starting.")
+CANARY_TOO_LARGE: Words = ("CanaryTooLarge", "Node", _PERSON,
+    "rollout.canary asks for more nodes than the pool has, so it could never be proven. No node in service starts.",
+    "Lower rollout.canary.nodes as the message says, or add nodes to the pool.")
 CANARY_SOAK: Words = ("CanarySoak", "Node", _LATER,
     "The first nodes of the change (rollout.canary) are not all proven yet, or have not served for the time of soak.",
     "Wait for them.")
