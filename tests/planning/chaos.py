@@ -33,6 +33,7 @@ WAITS = PlanSettings(
     wedge_pending=60,
     wedge_paused=5,
     restart_grace=4,
+    force_delete=True,
 )
 APPS = ("llm", "free")
 """Only the pods of the first one may have PodDisruptionBudgets."""

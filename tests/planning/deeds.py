@@ -15,7 +15,7 @@ from tests.planning.machines import Machine, Temper, patched
 from tests.planning.podkinds import KINDS
 from tests.planning.recovery import lenient, wanted
 from tests.planning.rules import NEEDS_IDLE
-from tests.planning.stackdeeds import default_changes, reboots
+from tests.planning.stackdeeds import default_changes, reboots, right_to_delete
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -383,6 +383,7 @@ SHARED: Mapping[str, Deed] = {
     "another policy of equal priority comes": other_policy(0),
     "WITH_REBOOT changes": reboots,
     "ClusterPolicy's default shares GPUs, or no more": default_changes,
+    "the operator may delete pods, or no more": right_to_delete,
     "budgets let nobody go": guarded,
 }
 DEEDS: Mapping[str, Deed] = {**PEOPLE, **TOOLS, **HARDWARE, **PODS, **CALLS, **SHARED}

@@ -34,6 +34,11 @@ DRAINS: Mapping[str, dict[str, Any]] = {
     "marks block": {"protectedPods": "Block"},
     "marks are ignored": {"protectedPods": "Ignore", "localStorage": "Block"},
     "the drain is held": {"onTimeout": "Hold"},
+    "what stays is deleted": {"onTimeout": "ForceDelete"},
+    "what stays is deleted, but for what a rule keeps": {
+        "onTimeout": "ForceDelete",
+        "rules": [{**_FREE, "behavior": "Block"}],
+    },
 }
 """By name: fields of spec.drain."""
 _MORNING = {"schedule": "0 9 * * *", "duration": "3h"}
@@ -50,6 +55,7 @@ ROLLOUTS: Mapping[str, dict[str, Any]] = {
     "two canaries by approval": {"canary": {"nodes": 2, "soak": "1m"}, "approval": "Manual"},
     "more canaries than nodes": {"canary": {"nodes": 4, "soak": "1m"}, "maxUnavailable": "100%"},
     "patient with failures": {"maxFailures": 3},
+    "goes back": {"onFailure": "Rollback", "maxFailures": 2},
     "holds when paused": {"whenPaused": "Hold"},
     "aborts when paused": {"whenPaused": "Abort"},
 }

@@ -1,4 +1,4 @@
-"""What a rollout promises, asked of every plan of a World and of every call: the invariants (i) to (s) of rollout.py.
+"""What a rollout promises, asked of every plan of a World and of every call: the invariants (i) to (u) of rollout.py.
 
 The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from tests.planning import podkinds
+from tests.planning import lastresorts, podkinds
 from tests.planning.broken import hold
 from tests.planning.canarypromises import canaries_first
 from tests.planning.pooling import is_away, is_newcomer, pool
@@ -23,6 +23,7 @@ from gpusharing.planning.actions import (
     Actuate,
     Evict,
     FenceNode,
+    ForceDelete,
     LabelNode,
     Release,
     UpdateFence,
@@ -69,6 +70,8 @@ class Ledger:
     """By UID of a node: the change that was proven there last, and when; also of nodes that were forgotten since."""
     specs: dict[Generation, Mapping[str, Any]] = field(default_factory=dict)
     """By generation: what people wrote, but for what only pauses it."""
+    turns: set[tuple[str, str, int, str]] = field(default_factory=set)
+    """UID of a node that went back, UID and generation of the policy, and the retry that the node bore."""
     apart: set[str] = field(default_factory=set)
     """UIDs of nodes whose last change began while nobody counted on them, or by another spec than it was proven by."""
     begun: dict[str, Generation] = field(default_factory=dict)
@@ -85,6 +88,7 @@ class Ledger:
             waves=dict(self.waves),
             proofs=dict(self.proofs),
             specs=dict(self.specs),
+            turns=set(self.turns),
             apart=set(self.apart),
             begun=dict(self.begun),
         )
@@ -128,8 +132,15 @@ def check(world: "World", action: Action) -> None:
                 _may_start(world, action, policy, policy.spec)
         case Evict():
             _not_held(world, action)
+        case ForceDelete():
+            _not_held(world, action)
+            lastresorts.deleted(world, action)
         case Actuate() | UpdateFence() | Release() | LabelNode():
             _foreign_untouched(action)
+            if isinstance(action, Actuate | UpdateFence):
+                lastresorts.went_on(world, action)
+            elif isinstance(action, Release):
+                lastresorts.given_back(action)
             if isinstance(action, Release | LabelNode):
                 _note_proof(world, action)
         case _:
@@ -246,7 +257,7 @@ def _nobody_kept(world: "World", action: FenceNode, spec: GPUSharingPolicySpec) 
                 hold(fine, f"(k) begins with a gang of which {world.kinds[pod.uid]} must stay")
 
 
-def _not_held(world: "World", action: Evict) -> None:
+def _not_held(world: "World", action: Evict | ForceDelete) -> None:
     fence = world.nodes[action.node].fence
     policy = _policy(world, fence.policy) if fence is not None else None
     if fence is None or fence.stage != "fenced" or policy is None or policy.spec is None:

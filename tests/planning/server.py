@@ -13,6 +13,7 @@ from gpusharing.planning.actions import (
     EnsureGPUNode,
     Evict,
     FenceNode,
+    ForceDelete,
     LabelNode,
     Release,
     RestartOperand,
@@ -48,6 +49,8 @@ def carry_out(world: "World", action: Action) -> None:
             _set_finalizer(world, action)
         case Evict():
             _evict(world, action)
+        case ForceDelete():
+            _force_delete(world, action)
         case RestartOperand():
             _restart(world, action)
         case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
@@ -103,9 +106,22 @@ def _evict(world: "World", action: Evict) -> None:
     fate = world.wires.fate(action)
     told = Reason.EVICTION_ERROR if fate is not None else answer
     memories[action.uid] = remember(told, "", memories.get(action.uid), world.now, 0.0)
+    if told is not Reason.EVICTED:
+        world.refused.add(action.uid)
     if answer is Reason.EVICTED and fate != "lost":
         world.evicted.add(action.uid)
         pods[action.uid] = replace(pods[action.uid], deleted_at=world.now + GRACE)
+
+
+def _force_delete(world: "World", action: ForceDelete) -> None:
+    """No budget is asked, and the pod has the longer of the two grace periods."""
+    memories, pods = world.memory.evictions.setdefault(action.node, {}), world.pods[action.node]
+    fate, pod = world.wires.fate(action), pods[action.uid]
+    told = Reason.FORCE_DELETE if fate is None else Reason.FORCE_DELETE_FAILED
+    memories[action.uid] = remember(told, "", memories.get(action.uid), world.now, 0.0)
+    if fate != "lost":
+        ends = world.now + timedelta(seconds=max(pod.grace, action.grace or 0))
+        pods[action.uid] = replace(pod, deleted_at=ends)
 
 
 def _patch_node(world: "World", action: NodePatch) -> None:

@@ -1,4 +1,4 @@
-"""What people do to ClusterPolicy in the random world."""
+"""What people do to ClusterPolicy and to the chart in the random world."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -27,4 +27,11 @@ def default_changes(world: "World", name: str) -> bool:
     entries = {**world.stack.plugin_configs, USUAL: SHARING}
     changed = replace(before, plugin_default="" if before.plugin_default else USUAL)
     world.stack = replace(world.stack, cluster_policy=changed, plugin_configs=entries)
+    return True
+
+
+def right_to_delete(world: "World", name: str) -> bool:
+    """The chart's value forceDelete changes: the operator starts anew."""
+    world.settings = replace(world.settings, force_delete=not world.settings.force_delete)
+    world.restart()
     return True

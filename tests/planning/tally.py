@@ -11,6 +11,7 @@ from gpusharing.planning.actions import (
     Actuate,
     Evict,
     FenceNode,
+    ForceDelete,
     LabelNode,
     Release,
     RestartOperand,
@@ -87,6 +88,9 @@ EXPECTED = (
     *(f"blocker {why}" for why in BLOCKERS),
     *(f"given up: {why}" for why in GIVEN_UP),
     "given back: Synced",
+    "given back: RolledBack",
+    "a node turns back",
+    "a pod is deleted by force",
     "given back: CordonKept",
     "given back: ForeignMaintenance",
     "cordon put back",
@@ -103,6 +107,7 @@ EXPECTED = (
     "fence: in a wave",
     "told Blocked: CanaryTooLarge",
     "told Blocked: Halted",
+    "told Blocked: RolledBack",
     "told Draining: ListFailed",
     "told Failed: ActuatorFailed",
     "told Pending: ApprovalNeeded",
@@ -168,11 +173,16 @@ def of_action(world: "World", action: Action) -> Iterator[str]:
             pod = world.pods[action.node][action.uid]
             yield f"eviction: {answer_to(pod, world.budgets, world.everywhere())}"
             yield f"eviction of {world.kinds[action.uid]}"
+        case ForceDelete():
+            yield "a pod is deleted by force"
+            yield f"deletion of {world.kinds[action.uid]}"
         case RestartOperand():
             mig_manager = world.machines[action.node].operand.uid == action.uid
             yield "mig-manager restarted" if mig_manager else "MPS daemon restarted"
         case UpdateFence():
             fence, before = action.fence, action.node.fence
+            if fence.rolls_back and before is not None and not before.rolls_back:
+                yield "a node turns back"
             again = before is not None and fence.attempt != before.attempt
             if fence.stage == "yielded":
                 yield "our cordon stays while somebody else works"

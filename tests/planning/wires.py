@@ -15,6 +15,7 @@ from gpusharing.planning.actions import (
     Actuate,
     Evict,
     FenceNode,
+    ForceDelete,
     LabelNode,
     Release,
     SetClaims,
@@ -124,7 +125,7 @@ class _Sender:
             return False
         if self.limit is not None:
             self.limit -= 1
-        fate = None if isinstance(action, Evict) else self.wires.fate(action)
+        fate = None if isinstance(action, Evict | ForceDelete) else self.wires.fate(action)
         if fate != "lost":
             self.carry_out(action)
         known, call = self.failures.get(subject), _called(action)

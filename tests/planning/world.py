@@ -76,6 +76,8 @@ class World:
     memory: Memory = field(default_factory=Memory)
     evicted: set[str] = field(default_factory=set)
     """UIDs of pods whose eviction was accepted, ever."""
+    refused: set[str] = field(default_factory=set)
+    """UIDs of pods whose eviction was refused, or went unanswered, ever."""
     human_cordons: set[str] = field(default_factory=set)
     wires: Wires = field(default_factory=Wires)
     unlisted: set[str] = field(default_factory=set)
@@ -219,6 +221,7 @@ class World:
             pods={name: dict(pods) for name, pods in self.pods.items()},
             claims=dict(self.claims),
             evicted=set(self.evicted),
+            refused=set(self.refused),
             human_cordons=set(self.human_cordons),
             done=list(self.done),
             uids=set(self.uids),

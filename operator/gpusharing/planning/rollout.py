@@ -20,6 +20,8 @@ What holds after every action and from every interrupted prefix (tests/planning/
   (q) a gang starts as a whole where the budget has room for it
   (r) a wave is given back as a whole
   (s) a policy that resets its nodes forgets none before all are whole
+  (t) nobody is deleted by force before the moment, without the right, or for a node that would not be empty
+  (u) a node goes back to what was proven there last or nowhere, and does not turn round by itself
 
 The decision, in this order: whose is each node (own); what is it to be, and is it (assess); how far is it on its way
 (judge); who begins now (choose); what is written once for all (shared). What is asked about every node is asked through
