@@ -3,7 +3,7 @@
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from tests.integration.nodelog import fences
+from tests.integration.nodelog import fences, returned
 from tests.integration.product import FULL, H100, MIXED, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, pod_spec
 
@@ -59,6 +59,9 @@ def test_nodes_of_one_gang_start_together_and_are_given_back_together(product: P
         pool.wait_synced()
         passed = fences(pool, since)
         assert any(now.keys() >= set(gang) for now in passed), "both at once"
+        order = returned(pool, since)
+        first = min(order.index(node) for node in gang)
+        assert set(order[first : first + 2]) == set(gang), f"nobody came back in between: {order}"
         waves = {now[node]["wave"] for now in passed for node in gang if node in now}
         assert len(waves) == 1, "one wave"
         assert waves != {""}
