@@ -1,4 +1,5 @@
-"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask (cli/steer.py,
+"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask (cli/approve.py,
+cli/pause.py, cli/resume.py, cli/retry.py, cli/abort.py, cli/skip.py; what they have in common: cli/steer.py,
 cli/steering.py)."""
 
 import io
@@ -13,8 +14,9 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.cli.fleet import read_node
+from gpusharing.cli.retry import find as retry
 from gpusharing.cli.steer import is_wanted
-from gpusharing.cli.steering import SteeringWish, retry
+from gpusharing.cli.steering import SteeringWish
 from gpusharing.cli.troubles import DONE, Trouble
 from gpusharing.kube.client import GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable

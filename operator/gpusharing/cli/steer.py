@@ -1,4 +1,4 @@
-"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: one small patch each, shown before it is sent.
+"""What `approve`, `pause`, `resume`, `retry`, `abort`, `skip` have in common: a small patch, shown before it is sent.
 
 What may evict pods is asked for once more, unless --yes says that it was thought about. Where no operator is installed
 nobody would do what is asked for, and that is said.
@@ -7,43 +7,42 @@ nobody would do what is asked for, and that is said.
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TextIO
 
 from gpusharing.cli.drawing import Ink, TextSpan, line, prose
-from gpusharing.cli.fleet import Seen, read_node
 from gpusharing.cli.installed import is_missing
 from gpusharing.cli.questions import agrees
 from gpusharing.cli.session import Session
-from gpusharing.cli.steering import STEERING, Change, SteeringWish, as_seen, decided_on
+from gpusharing.cli.steering import Change, Steered, SteeringWish, as_seen, decided_on
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, INSTALL, Trouble, sentence
-from gpusharing.kube.client import GPUNODES, JSON
-from gpusharing.kube.errors import Conflict, Forbidden, KubeError, NotFound
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.kube.client import JSON
+from gpusharing.kube.errors import Conflict, KubeError
 
 DID = "Done."
 KINDS = {"gpusharingpolicies": "gsp", "nodes": "node"}
-LASTING = frozenset({"pause", "skip"})
-"""What a person may well say before the operator is there, which then keeps to it."""
+Learn = Callable[[Session, SteeringWish, str], Awaitable[SteeringWish]]
+"""Called with the name of the object that the verb is about."""
 TRIES = 5
 """How often the object is read again where somebody else writes it between reading and patching."""
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
-    resource, find = STEERING[typed.verb]
-    given = vars(typed)
-    seen = await session.one(resource, typed.name)
-    absent = await _find_absence(session, typed)
+async def steer(
+    session: Session, typed: Namespace, terminal: Terminal, steered: Steered, *, learn: Learn | None = None
+) -> int:
+    """Carry out one of these verbs. `learn`: adds to the wish what has to be asked of the cluster first."""
+    find, given = steered.find, vars(typed)
+    seen = await session.one(steered.resource, typed.name)
+    absent = await _find_absence(session, typed, lasts=steered.lasts)
     wish = SteeringWish(
         session.now(),
         hash=given.get("hash", ""),
         when_paused=given.get("when_paused", ""),
         undo=given.get("undo", False),
-        halted=await _halted(session, typed.name) if typed.verb == "resume" else (),
-        stands=await _stands(session, typed.name) if typed.verb == "retry" else None,
     )
+    if learn is not None:
+        wish = await learn(session, wish, typed.name)
     change = find(seen, wish)
     if not terminal.structured:
         _preview(change, terminal)
@@ -56,7 +55,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     return _end(change, terminal, absent or DID, done=True)
 
 
-async def _find_absence(session: Session, typed: Namespace) -> str:
+async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
     """What to say where no operator is installed and it is written all the same; empty: one is, or nobody can tell.
 
     Raises Trouble where nothing would come of what is asked for.
@@ -68,7 +67,7 @@ async def _find_absence(session: Session, typed: Namespace) -> str:
     if not missing:
         return ""
     why = f"no operator is installed in {session.where}"
-    if typed.verb not in LASTING:
+    if not lasts:
         raise Trouble(f"{why}, so nobody would {typed.verb} {typed.name}. To install: {INSTALL}")
     return f"Written, but {why}: nobody heeds it until one is. To install: {INSTALL}"
 
@@ -91,27 +90,6 @@ async def _send(session: Session, seen: JSON, change: Change, find: Callable[[JS
             raise Trouble(sentence(error, session.where)) from error
         return
     raise Trouble(f"others keep changing {what}, and nothing was written: try again")
-
-
-async def _halted(session: Session, policy: str) -> tuple[str, ...]:
-    """Which nodes wait for a resume: a policy does not list them itself."""
-    nodes = map(read_node, await session.all(GPUNODES))
-    return tuple(seen.name for seen in nodes if (seen.policy, seen.reason) == (policy, Reason.HALTED))
-
-
-async def _stands(session: Session, node: str) -> Seen | None:
-    """How the operator sees a node; None: whoever asks may not know. Raises Trouble where it has nothing to do there:
-    every node with GPUs or a policy has a GPUNode."""
-    try:
-        return read_node(await session.client.get(GPUNODES, node))
-    except Forbidden:
-        return None
-    except NotFound as error:
-        raise Trouble(
-            f"there is nothing to try again on {node}: it has no GPUNode, so the operator changes no GPUs there"
-        ) from error
-    except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
 
 
 def is_wanted(answers: TextIO) -> bool:

@@ -1,0 +1,42 @@
+"""`resume POLICY`: end a pause, or let a rollout go on after failures."""
+
+from argparse import Namespace
+from dataclasses import replace
+
+from gpusharing.api import names
+from gpusharing.cli.ages import counted
+from gpusharing.cli.fleet import read_node
+from gpusharing.cli.session import Session
+from gpusharing.cli.steer import steer
+from gpusharing.cli.steering import Change, Steered, SteeringWish, annotation, expect_seen
+from gpusharing.cli.terminal import Terminal
+from gpusharing.cli.troubles import Trouble
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES
+from gpusharing.kube.raw import part, text, whole
+from gpusharing.planning.words.reasons import Reason
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+    return await steer(session, typed, terminal, Steered(POLICIES, find), learn=_halted)
+
+
+def find(policy: JSON, wish: SteeringWish) -> Change:
+    """End a pause, or else let a rollout go on that failures have halted. Raises Trouble where neither is so."""
+    name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
+    if part(policy, "spec", "rollout", "paused") is True:
+        means = "nodes start again, and earlier failures no longer count"
+        return Change(POLICIES, name, {"spec": {"rollout": {"paused": False}}}, means, moves=True)
+    expect_seen(policy)
+    if not wish.halted:
+        raise Trouble(f"{name} is neither paused nor halted by failures")
+    nodes = counted(len(wish.halted), "node")
+    means = f"{nodes} may start although others failed; those stay as they are until a retry"
+    return Change(POLICIES, name, annotation(names.ANNOTATION_RESUME, str(generation)), means, moves=True)
+
+
+async def _halted(session: Session, wish: SteeringWish, policy: str) -> SteeringWish:
+    """Which nodes wait for a resume: a policy does not list them itself."""
+    nodes = map(read_node, await session.all(GPUNODES))
+    halted = tuple(seen.name for seen in nodes if (seen.policy, seen.reason) == (policy, Reason.HALTED))
+    return replace(wish, halted=halted)
