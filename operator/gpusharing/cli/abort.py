@@ -33,7 +33,8 @@ def find(node: JSON, wish: SteeringWish) -> Change:
         )
     if fence.stage != "fenced":
         raise Trouble(
-            f"{name} is past the point of no return: only a proven layout gives it back; edit the policy for another"
+            f"{name} is past the point of no return: only a proven layout gives it back; to choose another layout,"
+            " edit the policy"
         )
     return Change(
         NODES, name, annotation(names.ANNOTATION_ABORT, fence.op), "the node is given back as it was"

@@ -126,13 +126,14 @@ def _in_turns(asked: AdviceAnswers) -> Advice | None:
     """All others."""
     shares = min(FEW_TURNS, int(memory_of(asked.card) // (asked.memory * HEADROOM)))
     why = (
-        "they compute now and then: each has the whole GPU in its turn (docs/design/hardware.md#time-slicing)"
+        "they use the GPU only now and then, so each gets the whole GPU in turn"
+        " (docs/design/hardware.md#time-slicing)"
     )
     size = (
         f"{shares} at their peak at once need {shares * asked.memory:.1f} of {memory_of(asked.card):.1f} GiB, and"
         " nothing limits what one of them takes (docs/design/hardware.md#time-slicing)"
     )
-    but = "nothing keeps them apart: one that takes too much memory makes the others fail, and nobody can be billed"
+    but = "they are not isolated: one that takes too much memory makes the others fail, and nobody can be billed"
     spec: dict[str, object] = {"mode": "TimeSlicing", "timeSlicing": {"replicas": shares}}
     return Advice(Mode.TIME_SLICING, shares, (why, size), but, spec=spec)
 

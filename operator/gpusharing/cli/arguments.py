@@ -109,7 +109,7 @@ def _common(outputs: tuple[str, ...]) -> Parser:
 def _status(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("policy", nargs="?", default="", metavar="POLICY", help="only this one")
     sub.add_argument(
-        "-w", "--watch", action="store_true", help="go on and draw anew as it changes; Ctrl-C ends it"
+        "-w", "--watch", action="store_true", help="keep running and redraw on every change; Ctrl-C ends it"
     )
     sub.add_argument(
         "--timeline", action="store_true", help="with the last rollout: which node was in which phase when"

@@ -269,7 +269,7 @@ async def _gaps(prometheus: Prometheus, wish: MeterQuery) -> list[str]:
         wish.end,
         nothing=f"{prometheus.place.where} has nothing of the meter in this window ({GPUS}){where}: does it scrape the"
         " agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that it selects by",
-        lost="what was metered meanwhile is only in part known",
+        lost="the metered amount for that time is known only in part",
     )
 
 

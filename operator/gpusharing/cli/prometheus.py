@@ -83,7 +83,7 @@ class Prometheus:
         """Its own time in seconds: ours may differ. Raises Trouble, as all of these do."""
         found = await self.instant("vector(time())", None)
         if len(found) != 1:
-            raise self._stranger("it does not tell the time")
+            raise self._stranger("it returned no time")
         first, last = CLOCKS
         if not first <= found[0].value <= last:
             raise Trouble(

@@ -101,6 +101,7 @@ def _driver(driver: Server, nodes: list[str]) -> Symptoms:
             Topic.NODES,
             "DRADriverServesGPUs",
             f"{driver.where} is NVIDIA's DRA driver with GPUs switched on, meant for {some(nodes)} as the device plugin"
-            " is: a GPU may be given to a ResourceClaim and to a pod at once, and what claims hold is seen by no drain",
+            " is: a GPU may be given to a ResourceClaim and to a pod at once, and GPUs held through ResourceClaims are"
+            " invisible to drains",
             how,
         )

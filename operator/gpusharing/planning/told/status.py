@@ -243,7 +243,7 @@ def _reconciling(pool: Members, plan: RolloutPlan) -> Answer:
         return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
     if waiting:
         urgent = min(waiting, key=_urgency)
-        return True, urgent.reason, f"{_nodes(len(waiting))} to go; {_first([urgent])}"
+        return True, urgent.reason, f"{_nodes(len(waiting))} still to change; {_first([urgent])}"
     ready, why, _ = _ready(pool, plan)
     stalled, stuck, _ = _stalled(pool, plan)
     if pool.coming and not stalled:

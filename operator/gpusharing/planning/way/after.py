@@ -275,7 +275,7 @@ def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _changed_late(aimed: _Aimed) -> Verdict:
-    message = f"the spec changed after the time was up; from here to {aimed.assessed.target.text}"
+    message = f"the spec changed after the deadline; the node now goes to {aimed.assessed.target.text}"
     return aimed.owe(Reason.ACTUATION_IN_PROGRESS, message, attempt=1, failed=True)
 
 
@@ -291,7 +291,7 @@ AIMED = (
     Situation(_changed, Reason.ACTUATION_IN_PROGRESS),
 )
 """First wins; a test pins the order. What was recorded is done before anything is decided, and what works is let end.
-When none applies, the spec was changed after the time was up: another run is owed, with a time of its own."""
+When none applies, the spec was changed after the deadline: another run is owed, with a time of its own."""
 
 
 def _at_work(case: FencedCase, trouble: ManagerTrouble) -> Verdict:

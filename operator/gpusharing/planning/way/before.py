@@ -92,7 +92,7 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
     ends_now = fence.deadline == NEVER and until != NEVER
     if fence.jobs and until <= fence.deadline and not ends_now:
         return None
-    message = "the node is cordoned; its jobs may end first"
+    message = "the node is cordoned and its jobs are given time to finish"
     verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
     return _set_clock(case, plan, verdict, replace(fence, jobs=True, deadline=until))
 
@@ -240,7 +240,7 @@ def _jobs_late(case: FencedCase) -> str:
     if not late:
         return ""
     refs = some([pod.ref for pod in late], MAX_PODS)
-    return f"{refs} did not end in time; the node is restored, and they go on"
+    return f"{refs} did not finish in time; the node is restored and they keep running"
 
 
 def _late(case: FencedCase) -> str:

@@ -122,7 +122,9 @@ def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
     if case.agent_ready:
         return ""
     return Finding(
-        *case.no_agent(": nothing starts that could not be proven; look at the DaemonSet gpusharing-agent")
+        *case.no_agent(
+            "; no change starts, because it could not be proven; look at the DaemonSet gpusharing-agent"
+        )
     )
 
 
@@ -175,7 +177,7 @@ def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
         return ""
     plain = policy is not None and policy.plain is not None
     why = "there is no mig-manager" if plain else "ClusterPolicy migManager.enabled is false"
-    return f"MIG is on, and {why}: nobody on {case.node.name} would switch it off"
+    return f"MIG is on, and {why}, so nothing on {case.node.name} would switch it off"
 
 
 def _rebooting(case: NodeCase, assessed: Assessed) -> str:

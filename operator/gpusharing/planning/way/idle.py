@@ -61,7 +61,7 @@ def rise(case: FencedCase) -> Verdict | None:
     if case.disruption is case.fence.disruption:
         return None
     assert isinstance(found, Assessed), "only what is wanted of the node makes the class rise"
-    message = f"the change is now of class {case.disruption}: that decides which pods must leave"
+    message = f"the change is now of class {case.disruption}, which decides which pods must leave"
     verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
     until = case.now + parse_duration(found.spec.drain.timeout)
     deadline = fence.deadline if fence.jobs else max(fence.deadline, until)

@@ -179,7 +179,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
             Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{target.text} already, but {ailment.message}"
         )
     verdict = case.verdict(
-        Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; taken over without a change"
+        Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; it is adopted without a change"
     )
     return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))
 

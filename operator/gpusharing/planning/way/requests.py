@@ -95,9 +95,7 @@ def last_busy(case: FencedCase) -> str:
         if gpu.vitals.access != REACHABLE:
             return f"GPU {gpu.index} does not answer: nobody knows whether a process computes on it"
         if foreign := [name for name in gpu.processes if name not in MPS_DAEMONS]:
-            shown = ", ".join(
-                name or "a process that the agent cannot name or may not see" for name in foreign[:3]
-            )
+            shown = ", ".join(name or "an unidentified process" for name in foreign[:3])
             return f"no pod holds a GPU, yet GPU {gpu.index} is used by {shown}"
     return ""
 
