@@ -208,7 +208,7 @@ class Drain(WireModel):
 
 
 class Cost(WireModel):
-    """What a GPU of the pool costs, for `kubectl gpusharing cost`. No node is to be anything else because of it."""
+    """What a GPU of the pool costs, for `kubectl gpusharing cost`. It does not change any node."""
 
     gpu_hourly_price: Annotated[
         str, Field(max_length=13, pattern=rules.PRICE, json_schema_extra=cel(rules.GPU_HOURLY_PRICE))

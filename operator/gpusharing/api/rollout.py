@@ -13,7 +13,7 @@ MAX_WINDOWS = 16
 
 
 class Window(WireModel):
-    """A time that comes again and again."""
+    """A recurring time window."""
 
     schedule: Annotated[str, Field(min_length=9, max_length=128, json_schema_extra=cel(rules.SCHEDULE))]
     """When it begins, as cron has it: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"."""
@@ -22,7 +22,7 @@ class Window(WireModel):
     time_zone: Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=cel(rules.TIME_ZONE))] = (
         "UTC"
     )
-    """Where the clock of the schedule hangs: a name of the IANA time zone database, for example Europe/Berlin."""
+    """Time zone of the schedule: a name of the IANA time zone database, for example Europe/Berlin."""
 
 
 Windows = Annotated[tuple[Window, ...], Field(max_length=MAX_WINDOWS)]

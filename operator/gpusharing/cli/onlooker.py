@@ -76,7 +76,7 @@ async def _none_where_not_there(pages: AsyncIterator[Page]) -> AsyncIterator[Pag
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
     """The policy as the server would have it after `kubectl apply`: the spec and the annotations of the file on what
-    is there, and a new generation where the spec differs in its meaning."""
+    is there, and a new generation if the spec changed semantically."""
     mine = section(proposed, "metadata")
     if live is None:
         return {**proposed, "metadata": {**mine, "generation": 1}}

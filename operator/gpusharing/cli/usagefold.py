@@ -44,7 +44,7 @@ class Record:
     """One workload. Arrays have a place for each hour, the oldest first; nan: not known."""
 
     memory: "array[float]"
-    """Bytes."""
+    """Memory in use, in bytes."""
     activity: "array[float]"
     """Of one, of the whole card."""
     pods: "array[int]"

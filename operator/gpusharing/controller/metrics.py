@@ -158,7 +158,8 @@ class Metrics:
         )
         self.pending = Gauge(
             "gpusharing_pending_pods",
-            "Pods that ask for a GPU resource and have no node yet. Beyond 16 names that no node serves: _others.",
+            "Pods that ask for a GPU resource and have no node yet. Names that no node serves count as _others"
+            " after the first 16.",
             ["resource"],
             registry=registry,
         )
@@ -237,7 +238,7 @@ class _AtEachScrape(Collector):
         self._count = count
 
     def collect(self) -> Iterable[Metric]:
-        """Count."""
+        """Count now; it has no metric of its own."""
         self._count()
         return []
 

@@ -56,7 +56,7 @@ GPU_CLUSTERS = Resource("nvidia.com", "v1alpha1", "gpuclusters")
 MEDIK8S_MAINTENANCES = Resource("nodemaintenance.medik8s.io", "v1beta1", "nodemaintenances")
 NVIDIA_MAINTENANCES = Resource("maintenance.nvidia.com", "v1alpha1", "nodemaintenances", namespaced=True)
 VERSION = Resource("", "", "version")
-"""What calls of `/version` are called; it is no kind."""
+"""The name under which calls of `/version` are counted; not a kind."""
 
 
 @dataclass(frozen=True, slots=True)

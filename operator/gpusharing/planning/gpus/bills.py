@@ -138,7 +138,7 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
-    """Each rounded down, and what is then missing to the whole given to those that lost most; the first of equals.
+    """Each amount rounded down; what the whole then lacks goes to those that lost most, of equals to the first.
 
     `whole` is the rounded sum of `exact`, which are not below 0.
     """

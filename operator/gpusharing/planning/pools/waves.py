@@ -77,7 +77,7 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 @dataclass(slots=True)
 class Wave:
-    """What one wave comes to in this pass."""
+    """The result of one wave in this pass."""
 
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     claims: dict[str, Claim] = field(default_factory=dict)

@@ -130,7 +130,7 @@ def failed_in(node: NodeView, policy: PolicyView) -> int:
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
     """A person wanted another try after a failure of this generation, and the node is still to begin with it: it went
-    back, or had to be given back first. What keeps the others from starting since it failed is no matter to it."""
+    back, or had to be given back first. What has kept the other nodes from starting since then does not apply to it."""
     given = node.deferred
     if given is not None and (given.policy_uid, given.failed_generation) == (policy.uid, policy.generation):
         return True

@@ -106,7 +106,7 @@ class Failing:
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
         """The members, those as Failed that cannot take their next step though the time for it is up.
 
-        Their pools must know that before they choose: who is shown as Failed counts for maxFailures.
+        Their pools must know this before they choose, because nodes shown as Failed count for maxFailures.
         """
         late = {}
         for node, failure in self.failures.items():
