@@ -1,11 +1,14 @@
 """SIMULATED: the podresources socket of a kubelet, `v1.PodResourcesLister` over gRPC on HTTP/2.
 
 It answers as a kubelet does (kubernetes pkg/kubelet/apis/podresources/server_v1.go): all pods, also those without
-devices, and one ContainerDevices for each device, with the NUMA node that it is near (pkg/kubelet/cm/helpers_linux.go).
+devices, and one ContainerDevices for each device, with the NUMA node that it is near (pkg/kubelet/cm/helpers_linux.go),
+each time in another order, for they come from maps of Go (podsMapToPods in pkg/kubelet/pod/pod_manager.go). It takes
+any number of calls on a connection and pings who sends data, as grpc-go does (internal/transport/bdp_estimator.go).
 Numbers of fields are those of api.proto; `gpusharing/agent/podresources.py` names them.
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -16,11 +19,13 @@ from typing import TypeAlias
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import RequestReceived, WindowUpdated
+from h2.events import DataReceived, Event, PingAckReceived, RequestReceived, StreamEnded
 
 from gpusharing.agent.kubelet import ALLOCATABLE, LIST
 from gpusharing.agent.podresources import Held
 
+Body: TypeAlias = bytes | Callable[[], bytes]
+"""What is answered, or what makes it at each call."""
 Headers: TypeAlias = list[tuple[str, str]]
 OK: Headers = [("grpc-status", "0")]
 UNIMPLEMENTED: Headers = [
@@ -71,9 +76,9 @@ class Kubelet:
 
     def __init__(
         self,
-        body: bytes,
+        body: Body,
         trailers: Headers = OK,
-        allocatable: bytes | None = None,
+        allocatable: Body | None = None,
         instead: bytes | None = None,
     ) -> None:
         """`allocatable`: what there is to hold; None: this kubelet does not implement it. `instead`: what it says for
@@ -81,7 +86,7 @@ class Kubelet:
         self._instead = instead
         self._open: set[asyncio.StreamWriter] = set()
         self._over = False
-        self._answers = {
+        self._answers: dict[str, tuple[Body, Headers]] = {
             LIST: (body, trailers),
             ALLOCATABLE: (b"", UNIMPLEMENTED) if allocatable is None else (allocatable, OK),
         }
@@ -109,45 +114,81 @@ class Kubelet:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        http2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
-        http2.initiate_connection()
-        left, trailers = b"", OK
-        asked = ended = False
-        while not ended:
-            writer.write(http2.data_to_send())
+        """One call after the other, until who calls hangs up or gets something `instead`."""
+        session = _Session(self._answers)
+        while True:
+            writer.write(session.http2.data_to_send())
             if not (received := await reader.read(65536)):
                 return
-            for event in http2.receive_data(received):
-                if isinstance(event, RequestReceived):
-                    headers = {str(name): str(value) for name, value in event.headers}
-                    self.heard(headers)
-                    if self._instead is not None and headers[":path"] == ALLOCATABLE:
-                        writer.write(self._instead)
-                        return
-                    left, trailers = self._answers[headers[":path"]]
-                    asked = True
-                    http2.send_headers(1, [(":status", "200"), ("content-type", "application/grpc")])
-                if isinstance(event, (RequestReceived, WindowUpdated)) and not ended:
-                    left = _send(http2, left)
-                if asked and not left and not ended:
-                    http2.send_headers(1, trailers, end_stream=True)
-                    ended = True
-        writer.write(http2.data_to_send())
+            for event in session.http2.receive_data(received):
+                if path := session.take(event):
+                    self.heard(session.headers)
+                if path == ALLOCATABLE and self._instead is not None:
+                    writer.write(session.http2.data_to_send() + self._instead)
+                    return
+                session.send()
 
 
-def _send(http2: H2Connection, left: bytes) -> bytes:
-    """Send what the flow control window allows; returns the rest."""
-    while left and (window := http2.local_flow_control_window(1)):
-        size = min(window, http2.max_outbound_frame_size, len(left))
-        http2.send_data(1, left[:size])
-        left = left[size:]
-    return left
+class _Session:
+    """The server's side of one connection."""
+
+    def __init__(self, answers: Mapping[str, tuple[Body, Headers]]) -> None:
+        self.http2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        self.http2.initiate_connection()
+        self.headers: dict[str, str] = {}
+        """Of the last request."""
+        self._answers = answers
+        self._asked: dict[int, str] = {}
+        self._left: dict[int, tuple[bytes, Headers]] = {}
+        """By stream what is still to be sent."""
+        self._pinged = False
+
+    def take(self, event: Event) -> str:
+        """Returns the path of a request that begins, else nothing."""
+        if isinstance(event, RequestReceived):
+            self.headers = {str(name): str(value) for name, value in event.headers}
+            self._asked[event.stream_id] = self.headers[":path"]
+            return self.headers[":path"]
+        if isinstance(event, DataReceived):
+            self.http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            if not self._pinged:
+                self.http2.ping(b"SIMULATE")
+                self._pinged = True
+        if isinstance(event, PingAckReceived):
+            self._pinged = False
+        if isinstance(event, StreamEnded):
+            body, trailers = self._answers[self._asked.pop(event.stream_id)]
+            self._left[event.stream_id] = (body if isinstance(body, bytes) else body(), trailers)
+            self.http2.send_headers(
+                event.stream_id, [(":status", "200"), ("content-type", "application/grpc")]
+            )
+        return ""
+
+    def send(self) -> None:
+        """What the flow control windows allow, and the trailers after all of a body."""
+        for stream, (body, trailers) in list(self._left.items()):
+            left = body
+            while left and (window := self.http2.local_flow_control_window(stream)):
+                size = min(window, self.http2.max_outbound_frame_size, len(left))
+                self.http2.send_data(stream, left[:size])
+                left = left[size:]
+            self._left[stream] = (left, trailers)
+            if not left:
+                self.http2.send_headers(stream, trailers, end_stream=True)
+                del self._left[stream]
+
+
+def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
+    """A message of these parts, each time in another order."""
+    order = random.Random("SIMULATED kubelet")
+    return lambda: framed(b"".join(order.sample(parts, len(parts))))
 
 
 @contextmanager
 def serving(socket: Path, held: Sequence[Held], offered: Sequence[tuple[str, str]]) -> Iterator[None]:
     """A kubelet in a thread of this process, for programs beside it. Raises OSError where the socket cannot be made."""
-    kubelet = Kubelet(framed(listed(held)), allocatable=framed(allocatable(offered)))
+    pods, there = [listed([each]) for each in held], [allocatable([each]) for each in offered]
+    kubelet = Kubelet(shuffled(pods), allocatable=shuffled(there))
     started: Future[Callable[[], object]] = Future()
     thread = Thread(target=asyncio.run, args=(_serve(kubelet, socket, started),), name="SIMULATED kubelet")
     thread.start()

@@ -2,16 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 from hack.sim import kubeletsocket
 from hack.sim.kubeletsocket import allocatable, field, framed, listed, varint
 
-from gpusharing.agent import podresources
 from gpusharing.agent.kubelet import ALLOCATABLE, LIST, KubeletPodResources
-from gpusharing.agent.podresources import Held, Holdings, PodResourcesUnavailable, holdings
+from gpusharing.agent.podresources import Answers, Held, Holdings, PodResourcesUnavailable
 
 
 def pod(name: str, *devices: tuple[str, Iterable[str]]) -> bytes:
@@ -40,9 +39,9 @@ HELD = Holdings(
     {"nvidia.com/gpu": 2, "nvidia.com/mig-3g.40gb": 2},
     3,
     (
-        Held("default", "train", "nvidia.com/mig-3g.40gb", ("MIG-1", "MIG-2")),
         Held("default", "shared", "nvidia.com/gpu", ("GPU-1::0",)),
         Held("default", "shared-2", "nvidia.com/gpu", ("GPU-1::1",)),
+        Held("default", "train", "nvidia.com/mig-3g.40gb", ("MIG-1", "MIG-2")),
     ),
 )
 OFFERED = b"".join(
@@ -59,9 +58,9 @@ class Kubelet(kubeletsocket.Kubelet):
 
     def __init__(
         self,
-        body: bytes,
+        body: kubeletsocket.Body,
         trailers: kubeletsocket.Headers = kubeletsocket.OK,
-        allocatable: bytes | None = None,
+        allocatable: kubeletsocket.Body | None = None,
         instead: bytes | None = None,
     ) -> None:
         super().__init__(body, trailers, allocatable, instead)
@@ -85,7 +84,9 @@ async def serving(
     """A client of a running server."""
     path = tmp_path / "kubelet.sock"
     async with await asyncio.start_unix_server(kubelet.serve, path):
-        yield KubeletPodResources(path, timeout=60.0, offered_timeout=offered_timeout)
+        client = KubeletPodResources(path, timeout=60.0, offered_timeout=offered_timeout)
+        with closing(client):
+            yield client
         await asyncio.gather(*kubelet.connections)
 
 
@@ -93,7 +94,7 @@ async def test_devices_and_pods_are_counted(tmp_path: Path) -> None:
     kubelet = Kubelet(framed(RESPONSE))
     async with serving(tmp_path, kubelet) as client:
         assert await client.read() == HELD
-        assert await client.read() == HELD  # a fresh connection each time
+        assert await client.read() == HELD
     assert [request[":path"] for request in kubelet.requests] == 2 * [LIST, ALLOCATABLE]
     assert {request["content-type"] for request in kubelet.requests} == {"application/grpc"}
 
@@ -125,10 +126,12 @@ async def test_the_stand_in_is_asked_from_a_thread_as_a_kubelet_is(tmp_path: Pat
     held = (Held("a", "train", "nvidia.com/gpu", ("GPU-1", "GPU-2")), Held("a", "web", "", ()))
     offered = tuple(("nvidia.com/gpu", f"GPU-{number}") for number in range(3))
     with kubeletsocket.serving(tmp_path / "kubelet.sock", held, offered):
-        told = await KubeletPodResources(tmp_path / "kubelet.sock", timeout=60, offered_timeout=60).read()
+        client = KubeletPodResources(tmp_path / "kubelet.sock", timeout=60, offered_timeout=60)
+        with closing(client):
+            told = await client.read()
+            assert await client.read() is told, "in another order it says the same"
     assert told == Holdings({"nvidia.com/gpu": 2}, 1, held[:1], offered)
-    assert holdings(listed(held)).held == held[:1]
-    assert podresources.offered(allocatable(offered)) == offered
+    assert Answers().holdings(listed(held), allocatable(offered)) == told
 
 
 def test_a_stand_in_without_a_place_for_its_socket_says_so(tmp_path: Path) -> None:
@@ -181,7 +184,7 @@ async def test_a_server_that_never_answers_is_given_up_on(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "closed the connection before it answered"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not understood: no HTTP/2"),
         (b"\x00\x00\x00\x00\x00\x00\x00\x00\x00", "not understood"),
     ],
     ids=["an HTTP/1 server", "a DATA frame outside of any stream"],
@@ -208,4 +211,4 @@ async def test_a_server_that_speaks_something_else_is_no_kubelet(
 )
 def test_a_malformed_answer_is_an_error_and_not_a_count(broken: bytes) -> None:
     with pytest.raises(ValueError, match="protobuf"):
-        holdings(broken)
+        Answers().holdings(broken)

@@ -1,5 +1,6 @@
 """The tenants of the benched agent are seen by the agent's own code."""
 
+from contextlib import closing
 from pathlib import Path
 
 from hack.bench.tenants import Occupied, Tenant, occupied, tenants_of
@@ -26,7 +27,8 @@ async def test_each_device_is_held_by_a_pod_and_used_by_a_process_of_it(tmp_path
     assert {tenant.resource for tenant in tenants_of(simulator)} == names
     with occupied(simulator, tmp_path) as told:
         client = KubeletPodResources(Path(told.environment["POD_RESOURCES_SOCKET"]), 60, 60)
-        holdings = await client.read()
+        with closing(client):
+            holdings = await client.read()
         using = {process["device"]: process for process in read(simulator)["use"]["processes"]}
         processes = Processes(names=PodNames(Path(told.environment["POD_LOGS"])))
         pods = {device: processes.pod_of(process["pid"]) for device, process in using.items()}

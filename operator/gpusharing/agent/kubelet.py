@@ -1,51 +1,61 @@
 """Unary gRPC calls over the kubelet's unix socket: `v1.PodResourcesLister`, List and GetAllocatableResources.
 
-gRPC is HTTP/2 with length-prefixed messages (grpc/grpc doc/PROTOCOL-HTTP2.md). h2 does the HTTP/2; grpcio would
-cost more memory than the rest of the agent.
+gRPC is HTTP/2 with length-prefixed messages (grpc/grpc doc/PROTOCOL-HTTP2.md); grpcio would cost more memory than the
+rest of the agent. Both calls go out together, at each turn, over one connection that stays open. Neither can be left
+out: nothing else on the node tells that a device plugin has found a device ill or shares it with more.
 """
 
 import asyncio
-from dataclasses import replace
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.events import (
-    ConnectionTerminated,
-    DataReceived,
-    Event,
-    ResponseReceived,
-    StreamEnded,
-    StreamReset,
-    TrailersReceived,
-)
-from h2.exceptions import H2Error
-
-from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable, holdings, offered
+from gpusharing.agent.http2 import Conversation, Stream
+from gpusharing.agent.podresources import Answers, Holdings, PodResourcesUnavailable
 
 SOCKET = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
 LIST = "/v1.PodResourcesLister/List"
 ALLOCATABLE = "/v1.PodResourcesLister/GetAllocatableResources"
-_EMPTY_MESSAGE = b"\x00\x00\x00\x00\x00"  # not compressed, length 0: neither request has fields
 _PREFIX = 5
-_OK = b"0"
+_STATUS, _OK = b"grpc-status", b"0"
 
 
 class KubeletPodResources:
-    """The podresources API of the kubelet of this node, asked over a fresh connection each time."""
+    """The podresources API of the kubelet of this node. One reading at a time."""
 
     def __init__(self, socket: Path = SOCKET, timeout: float = 5.0, offered_timeout: float = 2.0) -> None:
         """Time-outs in seconds: for who holds what, and for what there is to hold."""
         self._socket = socket
         self._timeout = timeout
         self._offered_timeout = offered_timeout
+        self._answers = Answers()
+        self._connection: _Connection | None = None
+        self._file: tuple[int, ...] = ()
+        """Which file the socket was that the connection goes to."""
 
     async def read(self) -> Holdings:
-        """See PodResources.read."""
+        """See PodResources.read. After a failure the next one begins with a new connection."""
+        try:
+            holdings = await self._read()
+        except BaseException:
+            self.close()
+            raise
+        return holdings
+
+    def close(self) -> None:
+        """End the connection. Reading again opens another one."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    async def _read(self) -> Holdings:
         try:
             async with asyncio.timeout(self._timeout):
-                known = holdings(await _call(self._socket, LIST))
+                listed, allocatable = await self._ask()
+            return self._answers.holdings(_message(listed), self._offered(allocatable))
         except TimeoutError as error:
             raise PodResourcesUnavailable(f"the kubelet did not answer on {self._socket} in time") from error
         except FileNotFoundError as error:
@@ -54,89 +64,126 @@ class KubeletPodResources:
             ) from error
         except OSError as error:
             raise PodResourcesUnavailable(f"cannot reach the kubelet on {self._socket}: {error}") from error
-        except (H2Error, ValueError) as error:
+        except ValueError as error:
             raise PodResourcesUnavailable(
                 f"the answer on {self._socket} is not understood: {error}"
             ) from error
-        return replace(known, offered=await self._offered())
 
-    async def _offered(self) -> tuple[tuple[str, str], ...] | None:
+    async def _ask(self) -> Sequence[Stream]:
+        """Both calls; the first has ended. A connection that stayed open may have ended meanwhile, or lead to a kubelet
+        that was replaced: then a new one is asked, in the same turn."""
+        file = _which(self._socket)
+        if self._connection is not None and self._connection.usable and self._file == file:
+            with suppress(OSError, ValueError):
+                return await self._connection.ask(self._offered_timeout)
+        self.close()
+        create = asyncio.get_running_loop().create_unix_connection
+        _, self._connection = await create(_Connection, str(self._socket))
+        self._file = file
+        return await self._connection.ask(self._offered_timeout)
+
+    def _offered(self, allocatable: Stream) -> bytes | None:
         """None where the kubelet does not tell (KubeletPodResourcesGetAllocatable, which 1.28 made final), whatever the
         cause: whether pods hold devices decides about drains, and is known by now."""
+        if not allocatable.ended:
+            self.close()  # nobody waits for that answer any more
+            return None
         try:
-            async with asyncio.timeout(self._offered_timeout):
-                return offered(await _call(self._socket, ALLOCATABLE))
-        except (PodResourcesUnavailable, OSError, H2Error, ValueError):
+            return _message(allocatable)
+        except (PodResourcesUnavailable, ValueError):
             return None
 
 
-async def _call(socket: Path, method: str) -> bytes:
-    """The answer to one call; raises PodResourcesUnavailable for any status but OK."""
-    reader, writer = await asyncio.open_unix_connection(str(socket))
-    try:
-        call = _UnaryCall(method)
-        writer.write(call.request())
-        while not call.ended:
-            received = await reader.read(65536)
-            if not received:
-                raise PodResourcesUnavailable("the kubelet closed the connection before it answered")
-            writer.write(call.receive(received))
-        return call.message()
-    finally:
-        writer.close()
+class _Connection(asyncio.Protocol):
+    """Answers what the kubelet sends at any time, also between two calls: its pings, above all."""
+
+    def __init__(self) -> None:
+        self._http2 = Conversation()
+        self._transport: asyncio.Transport | None = None
+        self._error: Exception | None = None
+        """Why nothing will come any more."""
+        self._awaited: Sequence[Stream] = ()
+        self._woken: asyncio.Future[None] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Another call may be made."""
+        return self._error is None and not self._http2.over
+
+    async def ask(self, patience: float) -> Sequence[Stream]:
+        """Make both calls. Returns when both have ended, after `patience` seconds also with the first alone. Raises
+        OSError when the connection ends before, ValueError when what comes is no answer."""
+        sent, streams = self._http2.call((LIST, ALLOCATABLE))
+        if self._transport is not None and self._error is None:
+            self._transport.write(sent)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._until_ended(streams)
+        await self._until_ended(streams[:1])
+        if _STATUS not in streams[0].headers:
+            raise self._error or ValueError("the call ended without a gRPC status")
+        return streams
+
+    def close(self) -> None:
+        """At once, whatever is under way."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        try:
+            answer = self._http2.receive(data)
+        except ValueError as error:
+            self._end(error)
+            self.close()
+            return
+        if answer and self._transport is not None:
+            self._transport.write(answer)
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._end(exc or ConnectionError("the kubelet closed the connection before it answered"))
+
+    def _end(self, error: Exception) -> None:
+        self._error = self._error or error
+        self._wake()
+
+    async def _until_ended(self, streams: Sequence[Stream]) -> None:
+        """Until these have ended, or the connection has."""
+        self._awaited = streams
+        while not self._is_settled():
+            self._woken = asyncio.get_running_loop().create_future()
+            await self._woken
+
+    def _is_settled(self) -> bool:
+        return self._error is not None or all(stream.ended for stream in self._awaited)
+
+    def _wake(self) -> None:
+        if self._woken is not None and not self._woken.done() and self._is_settled():
+            self._woken.set_result(None)
 
 
-class _UnaryCall:
-    """The HTTP/2 conversation of one call, without the socket."""
+def _which(socket: Path) -> tuple[int, ...]:
+    """Tells a socket from one that took its place: numbers of inodes are given again, with another time of change."""
+    found = os.stat(socket)
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
-    def __init__(self, method: str) -> None:
-        self._method = method
-        self.ended = False
-        self._http2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
-        self._body = bytearray()
-        self._headers: dict[bytes, bytes] = {}
 
-    def request(self) -> bytes:
-        """What the client sends: preface, headers and the one empty message."""
-        self._http2.initiate_connection()
-        stream = self._http2.get_next_available_stream_id()
-        headers = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", self._method),
-            (":authority", "localhost"),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-        ]
-        self._http2.send_headers(stream, headers)
-        self._http2.send_data(stream, _EMPTY_MESSAGE, end_stream=True)
-        return self._http2.data_to_send()
-
-    def receive(self, data: bytes) -> bytes:
-        """Take what the server sent; returns what is to be sent back."""
-        for event in self._http2.receive_data(data):
-            self._take(event)
-        return self._http2.data_to_send()
-
-    def message(self) -> bytes:
-        """The one message of the answer; raises PodResourcesUnavailable for any status but OK."""
-        status = self._headers.get(b"grpc-status", b"none")
-        if status != _OK:
-            detail = unquote(self._headers.get(b"grpc-message", b"no message").decode())
-            raise PodResourcesUnavailable(f"the kubelet refused: gRPC status {status.decode()}, {detail}")
-        compressed, length = self._body[:1], int.from_bytes(self._body[1:_PREFIX])
-        if compressed != b"\x00" or len(self._body) != _PREFIX + length:
-            raise ValueError(f"{len(self._body)} bytes are not one plain message of {length}")
-        return bytes(self._body[_PREFIX:])
-
-    def _take(self, event: Event) -> None:
-        match event:
-            case DataReceived():
-                self._body += event.data
-                self._http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-            case ResponseReceived() | TrailersReceived():
-                self._headers |= {bytes(name): bytes(value) for name, value in event.headers}
-            case StreamEnded() | StreamReset() | ConnectionTerminated():
-                self.ended = True
-            case _:
-                pass
+def _message(stream: Stream) -> bytes:
+    """The one message of an answer; raises PodResourcesUnavailable for any status but OK, ValueError without one."""
+    status = stream.headers.get(_STATUS)
+    if status is None:
+        raise ValueError("the call ended without a gRPC status")
+    if status != _OK:
+        detail = unquote(stream.headers.get(b"grpc-message", b"no message").decode())
+        raise PodResourcesUnavailable(f"the kubelet refused: gRPC status {status.decode()}, {detail}")
+    body = stream.body
+    compressed, length = body[:1], int.from_bytes(body[1:_PREFIX])
+    if compressed != b"\x00" or len(body) != _PREFIX + length:
+        raise ValueError(f"{len(body)} bytes are not one plain message of {length}")
+    return bytes(body[_PREFIX:])

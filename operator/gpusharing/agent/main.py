@@ -128,6 +128,7 @@ async def _serve(
         log.error("only a new container can read the GPUs again", extra={"error": str(error)})
     finally:
         probes.stop()
+        pods.close()
     return 1
 
 

@@ -6,9 +6,14 @@ pkg/apis/podresources/v1/api.proto). Its answers are a few nested messages of pr
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import field, replace
+from operator import attrgetter
+from typing import Protocol, TypeVar
+
+from gpusharing.planning.words.values import value
+
+T = TypeVar("T")
 
 NVIDIA_RESOURCES = "nvidia.com/"
 """More than GPUs: whatever a device plugin of NVIDIA's serves counts as in use."""
@@ -27,7 +32,7 @@ _DEVICES_IDS = 2  # ContainerDevices.device_ids
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Held:
     """Devices of one resource in the hands of one pod."""
 
@@ -35,10 +40,10 @@ class Held:
     pod: str
     resource: str
     devices: tuple[str, ...]
-    """As the device plugin calls them: a UUID, or UUID::replica where the device is shared."""
+    """As the device plugin calls them: a UUID, or UUID::replica where the device is shared. In order."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Holdings:
     """Devices that pods of this node hold. Finished pods hold none.
 
@@ -54,9 +59,10 @@ class Holdings:
     pods: int = 0
     """Pods that hold at least one of them."""
     held: tuple[Held, ...] = ()
-    """Who holds which, in the order of the kubelet's answer."""
+    """Who holds which, by namespace, pod and resource."""
     offered: tuple[tuple[str, str], ...] | None = None
-    """Resource name and device id of every healthy device that there is to hold; None: the kubelet does not tell."""
+    """Resource name and device id of every healthy device that there is to hold, in order; None: the kubelet does
+    not tell."""
 
 
 class PodResourcesUnavailable(Exception):
@@ -71,72 +77,117 @@ class PodResources(Protocol):
         ...
 
 
-def holdings(response: bytes) -> Holdings:
-    """What a ListPodResourcesResponse says about GPU devices; raises ValueError when it is malformed."""
-    held = tuple(each for pod in _messages(response, _POD_RESOURCES) for each in _held(pod))
+class Answers:
+    """The kubelet's answers as values. What stands in two answers running is decoded once.
+
+    That is by pod and by device: the kubelet goes through maps of Go, so that both come in another order each time
+    (podsMapToPods in pkg/kubelet/pod/pod_manager.go, containerDevicesFromResourceDeviceInstances in
+    pkg/kubelet/cm/container_manager.go, read at v1.36.3). Values are in an order of ours, and the same value is the
+    same object, as long as nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self._pods: dict[bytes, tuple[Held, ...]] = {}
+        self._devices: dict[bytes, tuple[tuple[str, str], ...]] = {}
+        self._last = Holdings()
+
+    def holdings(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
+        """What a ListPodResourcesResponse says about GPU devices; raises ValueError when it is malformed. A malformed
+        AllocatableResourcesResponse says nothing."""
+        self._pods, held = _decoded(listed, _POD_RESOURCES, self._pods, _held)
+        held.sort(key=attrgetter("namespace", "pod", "resource"))
+        offered = None if allocatable is None else self._offered(allocatable)
+        last = self._last
+        if tuple(held) != last.held:
+            self._last = _counted(tuple(held), offered)
+        elif offered != last.offered:
+            self._last = replace(last, offered=offered)
+        return self._last
+
+    def _offered(self, allocatable: bytes) -> tuple[tuple[str, str], ...] | None:
+        try:
+            self._devices, found = _decoded(allocatable, _ALLOCATABLE_DEVICES, self._devices, _named)
+        except ValueError:
+            return None
+        return tuple(sorted(found))
+
+
+def _decoded(
+    response: bytes, number: int, known: dict[bytes, tuple[T, ...]], decode: Callable[[bytes], Iterator[T]]
+) -> tuple[dict[bytes, tuple[T, ...]], list[T]]:
+    """What each of these fields says, and all of it; `known` is what those of the last answer said."""
+    now: dict[bytes, tuple[T, ...]] = {}
+    everything: list[T] = []
+    for message in _messages(response, number):
+        said = known.get(message)
+        if said is None:
+            said = tuple(decode(message))
+        now[message] = said
+        everything += said
+    return now, everything
+
+
+def _counted(held: tuple[Held, ...], offered: tuple[tuple[str, str], ...] | None) -> Holdings:
     allocated: Counter[str] = Counter()
     for each in held:
         allocated[each.resource] += len(each.devices)
     pods = {(each.namespace, each.pod) for each in held if each.devices}
-    return Holdings(dict(sorted((+allocated).items())), len(pods), held)
-
-
-def offered(response: bytes) -> tuple[tuple[str, str], ...]:
-    """What an AllocatableResourcesResponse says: see Holdings.offered; raises ValueError when it is malformed."""
-    return tuple(_devices(response, _ALLOCATABLE_DEVICES))
+    return Holdings(dict(sorted((+allocated).items())), len(pods), held, offered)
 
 
 def _held(pod: bytes) -> Iterator[Held]:
     held: dict[str, list[str]] = {}
     for container in _messages(pod, _POD_CONTAINERS):
-        for resource, device in _devices(container, _CONTAINER_DEVICES):
-            held.setdefault(resource, []).append(device)
+        for devices in _messages(container, _CONTAINER_DEVICES):
+            for resource, device in _named(devices):
+                held.setdefault(resource, []).append(device)
     if held:
         namespace, name = (b"".join(_messages(pod, part)).decode() for part in (_POD_NAMESPACE, _POD_NAME))
-        for resource, devices in held.items():
-            yield Held(namespace, name, resource, tuple(devices))
+        for resource, found in held.items():
+            yield Held(namespace, name, resource, tuple(sorted(found)))
 
 
-def _devices(message: bytes, number: int) -> Iterator[tuple[str, str]]:
-    """Resource name and id of each device of NVIDIA's in the ContainerDevices of a message."""
-    for devices in _messages(message, number):
-        name = b"".join(_messages(devices, _DEVICES_RESOURCE_NAME)).decode()
-        if name.startswith(NVIDIA_RESOURCES):
-            for device in _messages(devices, _DEVICES_IDS):
-                yield name, device.decode()
+def _named(devices: bytes) -> Iterator[tuple[str, str]]:
+    """Resource name and id of each device of NVIDIA's in a ContainerDevices."""
+    name = b"".join(_messages(devices, _DEVICES_RESOURCE_NAME)).decode()
+    if name.startswith(NVIDIA_RESOURCES):
+        for device in _messages(devices, _DEVICES_IDS):
+            yield name, device.decode()
 
 
 def _messages(message: bytes, number: int) -> Iterator[bytes]:
     """Contents of every length-delimited field of that number, in order."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
+    at, size = 0, len(message)
+    while at < size:
+        key = message[at]
+        key, at = (key, at + 1) if key < 0x80 else _varint(message, at)
         wire_type = key & 7
         if wire_type == _VARINT:
             _, at = _varint(message, at)
             continue
         if wire_type == _LENGTH_DELIMITED:
-            length, at = _varint(message, at)
+            short = at < size and message[at] < 0x80
+            length, at = (message[at], at + 1) if short else _varint(message, at)
         elif wire_type in (_FIXED64, _FIXED32):
             length = 8 if wire_type == _FIXED64 else 4
         else:
             raise ValueError(f"protobuf wire type {wire_type} at byte {at}")
         end = at + length
-        if end > len(message):
-            raise ValueError(f"protobuf field {key >> 3} ends {end - len(message)} bytes past its message")
+        if end > size:
+            raise ValueError(f"protobuf field {key >> 3} ends {end - size} bytes past its message")
         if wire_type == _LENGTH_DELIMITED and key >> 3 == number:
             yield message[at:end]
         at = end
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
+    number = shift = 0
     while True:
         if at >= len(message) or shift > 63:
             raise ValueError(f"protobuf varint broken off at byte {at}")
         byte = message[at]
         at += 1
-        value |= (byte & 0x7F) << shift
+        number |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return number, at
         shift += 7
