@@ -97,3 +97,12 @@ def test_an_observation_names_who_holds_each_mig_device(tmp_path: Path) -> None:
     assert whole["processes"] == []
     assert (observed["allocated"]["nvidia.com/mig-3g.40gb"], observed["pods"]) == (1, 3)
     assert (observed["requestID"], observed["error"], observed["simulated"]) == ("r1", "", False)
+
+
+def test_what_a_gpu_is_called_is_asked_once(machine: Simulator) -> None:
+    with Agent(machine) as agent:
+        named = [gpu["product"] for gpu in agent.gpus()]
+        machine.inject("nvmlDeviceGetName", "GPU_IS_LOST")
+        assert [gpu["product"] for gpu in agent.gpus()] == named
+    with Agent(machine) as another:
+        assert {gpu["access"] for gpu in another.gpus()} == {"Lost"}

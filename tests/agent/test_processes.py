@@ -1,7 +1,9 @@
 """Who a process is, as far as procfs tells (agent/processes.py)."""
 
 import os
+import tracemalloc
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -18,15 +20,31 @@ class Proc:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def start(self, pid: int, program: str, parent: int = 1, *, exe: bool = True, comm: str = "") -> None:
-        """A process; without `exe` its executable may not be looked at, `comm` is what it calls itself since."""
+    def start(
+        self,
+        pid: int,
+        program: str,
+        parent: int = 1,
+        *,
+        exe: bool = True,
+        comm: str = "",
+        began: int | None = None,
+    ) -> None:
+        """A process; without `exe` its executable may not be looked at, `comm` is what it calls itself since, `began`
+        when that was, in clock ticks; None: procfs does not tell."""
         folder = self.root / str(pid)
+        rmtree(folder, ignore_errors=True)
         folder.mkdir()
         if exe:
             (folder / "exe").symlink_to(program)
         name = comm or Path(program).name[:15]
         (folder / "comm").write_text(f"{name}\n")
-        (folder / "stat").write_text(f"{pid} ({name}) ) S {parent} 1 1 0 -1\n")
+        rest = "1 1 0 -1" if began is None else f"{'0 ' * 17}{began} 0 0"
+        (folder / "stat").write_text(f"{pid} ({name}) ) S {parent} {rest}\n")
+
+    def place(self, pid: int, uid: str) -> None:
+        """In the cgroup of a pod."""
+        (self.root / str(pid) / "cgroup").write_text(f"0::/kubepods/pod{uid}/{CONTAINER}\n")
 
     def name(self, pid: int, reported: str) -> str:
         """What the agent calls it."""
@@ -146,6 +164,96 @@ def test_the_cgroup_tells_the_pod_of_a_process(proc: Proc, cgroup: str, uid: str
 
 def test_a_process_that_has_ended_is_in_no_pod(proc: Proc) -> None:
     assert Processes(proc.root).pod_of(SERVER) is None
+
+
+class Readings:
+    """One reading after the other by the same agent."""
+
+    def __init__(self, proc: Proc) -> None:
+        self._processes = Processes(proc.root)
+
+    def tell(self, pid: int, reported: str = "") -> tuple[str, str]:
+        """Name and pod's uid of a process."""
+        self._processes.begin()
+        name, pod = self._processes.of(pid, reported).name, self._processes.pod_of(pid)
+        return name, pod.uid if pod else ""
+
+
+def test_a_process_that_is_still_the_same_is_looked_at_once(proc: Proc) -> None:
+    readings = Readings(proc)
+    proc.start(SERVER, "/usr/bin/python3", began=7)
+    proc.place(SERVER, UID)
+    assert readings.tell(SERVER) == ("python3", UID)
+    for file in ("exe", "comm", "cgroup"):
+        (proc.root / str(SERVER) / file).unlink()
+    assert readings.tell(SERVER) == ("python3", UID)
+    assert readings.tell(SERVER, "/opt/train.py") == ("train.py", UID)
+
+
+@pytest.mark.parametrize(
+    ("began", "comm", "parent"),
+    [(8, "python3", 1), (7, "julia", 1), (7, "python3", 2)],
+    ids=["another process with its number", "another program in its place", "its parent has ended"],
+)
+def test_a_process_that_is_no_longer_the_same_is_looked_at_anew(
+    proc: Proc, began: int, comm: str, parent: int
+) -> None:
+    readings = Readings(proc)
+    proc.start(SERVER, "/usr/bin/python3", comm="python3", began=7)
+    proc.place(SERVER, UID)
+    assert readings.tell(SERVER) == ("python3", UID)
+    proc.start(SERVER, "/usr/bin/julia", parent, comm=comm, began=began)
+    proc.place(SERVER, OTHER_UID)
+    assert readings.tell(SERVER) == ("julia", OTHER_UID)
+
+
+def test_without_its_time_of_birth_a_process_is_looked_at_each_time(proc: Proc) -> None:
+    readings = Readings(proc)
+    for program, uid in (("python3", UID), ("julia", OTHER_UID)):
+        proc.start(SERVER, f"/usr/bin/{program}", comm="same")
+        proc.place(SERVER, uid)
+        assert readings.tell(SERVER) == (program, uid)
+
+
+def test_a_process_that_ends_is_in_no_pod_any_more(proc: Proc) -> None:
+    readings = Readings(proc)
+    proc.start(SERVER, "/usr/bin/python3", began=7)
+    proc.place(SERVER, UID)
+    assert readings.tell(SERVER) == ("python3", UID)
+    rmtree(proc.root / str(SERVER))
+    assert readings.tell(SERVER) == ("", "")
+
+
+def test_a_process_that_is_moved_into_a_pod_is_found_there(proc: Proc) -> None:
+    readings = Readings(proc)
+    proc.start(SERVER, "/usr/bin/python3", began=7)
+    assert readings.tell(SERVER) == ("python3", "")
+    proc.place(SERVER, UID)
+    assert readings.tell(SERVER) == ("python3", UID)
+
+
+def test_that_a_process_is_an_mps_daemon_is_asked_each_time(proc: Proc) -> None:
+    readings = Readings(proc)
+    proc.start(CONTROL, f"/usr/bin/{MPS_CONTROL}", began=1)
+    proc.start(SERVER, f"/usr/bin/{MPS_SERVER}", CONTROL, comm="same", began=7)
+    assert readings.tell(SERVER, MPS_SERVER)[0] == MPS_SERVER
+    proc.start(SERVER, "/usr/bin/bash", CONTROL, comm="same", began=7)
+    assert readings.tell(SERVER, MPS_SERVER)[0] == (f"{MPS_SERVER} (program bash, started by {MPS_CONTROL})")
+
+
+def test_who_is_not_seen_is_forgotten(proc: Proc) -> None:
+    processes = Processes(proc.root)
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            processes.begin()
+            processes.of(1_000_000 + number)
+            if number == 10:
+                before = tracemalloc.get_traced_memory()[0]
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 16 * 1024, "one of them takes 300 bytes and more"
 
 
 def test_the_folders_of_the_pods_logs_name_them(tmp_path: Path) -> None:

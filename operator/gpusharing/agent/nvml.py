@@ -100,6 +100,8 @@ class NVML:
         self._cards: dict[str, _Card] = {}
         """What is known in full of each model. It stays so: once another driver is loaded, NVML opens for new processes
         only (docs/design/hardware.md#nvml)."""
+        self._products: dict[str, str] = {}
+        """What each GPU of the last reading is called, by its UUID: that stays so too."""
 
     def read(self) -> Reading:
         """See Library.read."""
@@ -113,6 +115,7 @@ class NVML:
         cards = dict(self._cards)
         gpus: list[GPU] = []
         errors: list[Any] = []
+        self._lists.begin()
         self._use.begin()
         with Xids() as listening:
             for index in range(pynvml.nvmlDeviceGetCount()):
@@ -131,6 +134,7 @@ class NVML:
         if gpus and len(errors) == len(gpus):
             _refuse_without_access(errors)
         self._cards = {product: card for product, card in cards.items() if card.is_complete}
+        self._products = {gpu.uuid: gpu.product for gpu in gpus if gpu.product}
         xids = self._xids
         told = tuple(replace(gpu, xid=xids[gpu.index]) if gpu.index in xids else gpu for gpu in gpus)
         present = dict.fromkeys(gpu.product for gpu in gpus if gpu.product)
@@ -140,19 +144,19 @@ class NVML:
     def _gpu_at(self, index: int, cards: dict[str, _Card], xids: "Xids") -> GPU:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         xids.listen(index, handle)
-        product = pynvml.nvmlDeviceGetName(handle)
+        uuid = _uuid(handle)
+        product = self._products.get(uuid) or pynvml.nvmlDeviceGetName(handle)
         known = cards.get(product)
         # Some drivers list no profiles while MIG is off: another GPU of this model may tell.
         if known is None or (known.model.mig_capable and not known.model.profiles):
             cards[product] = _card(handle, product)
-        return self._gpu(handle, index, cards[product])
+        return self._gpu(handle, index, uuid, cards[product])
 
-    def _gpu(self, handle: Any, index: int, card: _Card) -> GPU:
+    def _gpu(self, handle: Any, index: int, uuid: str, card: _Card) -> GPU:
         current, pending = _mig_mode(handle)
         on = current == "Enabled"
         migs = tuple(mig_devices(handle)) if on else ()
         found = divided(handle, card.model.profiles, migs) if on else UNDIVIDED
-        uuid = _uuid(handle)
         devices = migs if on else ((handle, uuid),)
         lists = [self._lists.of(device, name if on else "") for device, name in devices]
         unseen = self._lists.unseen(hidden=found.hidden) if on else []

@@ -3,7 +3,6 @@
 Three lists: compute, clients of MPS, graphics. Whatever of them may not be seen counts as busy.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import pynvml
@@ -11,6 +10,7 @@ import pynvml
 from gpusharing.agent.library import UNKNOWN_PROCESS, PodID, Process
 from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED
 from gpusharing.agent.processes import Processes
+from gpusharing.planning.words.values import value
 
 _ALWAYS = (pynvml.nvmlDeviceGetComputeRunningProcesses,)
 """Exists for every card: a driver that does not support it says nothing about who computes."""
@@ -21,7 +21,7 @@ _WHERE_SUPPORTED = (
 """A card or driver without it has no such clients."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Listed:
     """A process on one of the lists."""
 
@@ -35,6 +35,10 @@ class ProcessLists:
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
+
+    def begin(self) -> None:
+        """A new reading."""
+        self._processes.begin()
 
     def of(self, handle: Any, device: str = "") -> list[Listed]:
         """The processes of a whole GPU, or of the MIG device with this UUID.

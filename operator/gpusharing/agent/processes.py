@@ -8,32 +8,61 @@ and cuts to 15 bytes (proc(5)).
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from gpusharing.agent.library import UNKNOWN_PROCESS, PodID, Process
 from gpusharing.agent.podnames import PodNames
+from gpusharing.planning.words.values import value
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"
 _COMM = 15  # TASK_COMM_LEN without its end
 _CUT = "…"
+_DAEMONS = (MPS_SERVER, MPS_CONTROL)
+_PROGRAMS = {*_DAEMONS, *(daemon[:_COMM] + _CUT for daemon in _DAEMONS)}
+_PARENT, _START_TIME = 1, 19  # fields 4 and 22 of `stat` (proc(5)), after the name
+_MOST = 1 << 16
+"""Bytes of a file of procfs: a cgroup's path has at most 4096, on each of a dozen hierarchies."""
 _GONE = " (deleted)"
 _POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./\n]|$)")
 """The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd (kubernetes
 pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain MD5."""
 
 
+@value
+class _Seen:
+    """What procfs told of a process when it was first seen."""
+
+    stat: tuple[bytes, ...]
+    """Number, `comm`, parent, and when it began, in clock ticks since the boot. Empty: procfs does not tell."""
+    program: str
+    pod: str | None
+    """Its uid."""
+
+
 class Processes:
-    """Processes by the id that NVML tells. Both must mean the same: the agent's pod needs hostPID."""
+    """Processes by the id that NVML tells. Both must mean the same: the agent's pod needs hostPID.
+
+    Of a process that is still the same, `stat` alone is read again; another program in its place (execve) shows by its
+    `comm`. Who is in no pod may still be moved into one, and who may be one of the MPS daemons bears on drains: these
+    are looked at in full each time.
+    """
 
     def __init__(
         self, proc: Path = Path("/proc"), own_pid: int | None = None, names: PodNames | None = None
     ) -> None:
         """`proc` is where procfs is mounted; `own_pid` is this process's id as it sees it itself; without `names`
         pods are known by their uids only."""
-        self._proc = proc
+        self._proc = str(proc)
         self._names = names or PodNames(None)
+        self._seen: dict[int, _Seen] = {}
+        self._before: dict[int, _Seen] = {}
         self.blind = (os.getpid() if own_pid is None else own_pid) == 1
         """Alone in a PID namespace of its own container: the driver drops all other processes from its lists."""
+
+    def begin(self) -> None:
+        """A new reading: forget who was not seen in the last one."""
+        self._before, self._seen = self._seen, {}
 
     def of(self, pid: int, reported: str = "", device: str = "") -> Process:
         """A process that uses a device; `reported` is what NVML calls it."""
@@ -46,19 +75,35 @@ class Processes:
 
         The outermost pod of the path counts: what lies below it, the pod may have made itself.
         """
-        found = _POD.search(self._read(pid, "cgroup"))
-        return self._names.of(found[1].replace("_", "-")) if found else None
+        uid = (self._seen.get(pid) or self._look(pid)).pod
+        return None if uid is None else self._names.of(uid)
+
+    def _look(self, pid: int) -> _Seen:
+        """What is known of a process now."""
+        head, _, tail = self._read(pid, "stat").rpartition(b")")
+        fields = tail.split(None, _START_TIME + 1)
+        stat = (head, fields[_PARENT], fields[_START_TIME]) if len(fields) > _START_TIME else ()
+        known = self._seen.get(pid) or self._before.get(pid)
+        if known is None or not stat or known.stat != stat:
+            known = _Seen(stat, self._program(pid), self._pod(pid))
+        elif known.pod is None:
+            known = replace(known, pod=self._pod(pid))
+        self._seen[pid] = known
+        return known
 
     def _name(self, pid: int, reported: str) -> str:
         """Without path and arguments; empty when nobody knows."""
-        program, parent = self._program(pid), self._program(self._parent(pid))
-        named = program
+        told, program = "", self._look(pid).program
         if reported and not reported.startswith("["):  # NVML says [Not Found] in a foreign PID namespace
-            named = PurePosixPath(reported.split()[0]).name
-        daemon = next((name for name in (MPS_SERVER, MPS_CONTROL) if self._is(program, name, named)), "")
+            told = PurePosixPath(reported.split()[0]).name
+        if (told or program) not in _DAEMONS and program not in _PROGRAMS:
+            return told or program
+        program, parent = self._program(pid), self._program(self._parent(pid))
+        named = told or program
+        daemon = next((name for name in _DAEMONS if self._is(program, name, named)), "")
         if daemon == MPS_CONTROL or (daemon and self._is(parent, MPS_CONTROL, MPS_CONTROL)):
             return daemon
-        if named not in (MPS_SERVER, MPS_CONTROL):
+        if named not in _DAEMONS:
             return named
         return f"{named} (program {program or 'unknown'}, started by {parent or 'nobody known'})"
 
@@ -70,19 +115,30 @@ class Processes:
     def _program(self, pid: int) -> str:
         """Name of the executable, else what the kernel kept of it, else empty."""
         try:
-            path = os.readlink(self._proc / str(pid) / "exe")
+            path = os.readlink(f"{self._proc}/{pid}/exe")
         except OSError:
-            name = self._read(pid, "comm").strip()
+            name = self._read(pid, "comm").decode(errors="replace").strip()
             return name + _CUT if len(name) >= _COMM else name
         return PurePosixPath(path.removesuffix(_GONE)).name
 
     def _parent(self, pid: int) -> int:
         """0 when nobody knows. The second field of `stat` is a name in brackets that may hold anything."""
-        after = self._read(pid, "stat").rpartition(")")[2].split()
-        return int(after[1]) if len(after) > 1 and after[1].isdecimal() else 0
+        after = self._read(pid, "stat").rpartition(b")")[2].split()
+        return int(after[_PARENT]) if len(after) > _PARENT and after[_PARENT].isdigit() else 0
 
-    def _read(self, pid: int, name: str) -> str:
+    def _pod(self, pid: int) -> str | None:
+        """The uid of the pod by the cgroup."""
+        found = _POD.search(self._read(pid, "cgroup").decode(errors="replace"))
+        return found[1].replace("_", "-") if found else None
+
+    def _read(self, pid: int, name: str) -> bytes:
         try:
-            return (self._proc / str(pid) / name).read_text(errors="replace")
+            file = os.open(f"{self._proc}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return ""
+            return b""
+        try:
+            return os.read(file, _MOST)
+        except OSError:
+            return b""
+        finally:
+            os.close(file)
