@@ -35,6 +35,7 @@ async def told(node: Path) -> str:
     page = generate_latest(registry).decode()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+    pods.close()
     return page
 
 

@@ -161,3 +161,13 @@ def test_a_gpu_that_was_never_seen_is_reported_by_its_index(reading: Reading) ->
     gone = replace(reading, gpus=(unreachable(0, "ResetRequired"),), models=())
     (gpu,) = Observed.model_validate(wire(Observation.after(AgentRequest("r1"), gone, simulated=True))).gpus
     assert (gpu.index, gpu.uuid, gpu.product, gpu.access) == (0, "", "", "ResetRequired")
+
+
+def test_an_observation_in_which_nothing_changed_is_the_same_object(reading: Reading) -> None:
+    request, holdings = AgentRequest("r1"), Holdings({"nvidia.com/gpu": 1}, 1)
+    before = Observation.after(request, reading, simulated=True).held_by(holdings)
+    assert before.again(request).held_by(Holdings({"nvidia.com/gpu": 1}, 1)) is before
+    assert before.again(AgentRequest("r2")).request_id == "r2"
+    assert before.held_by(Holdings({"nvidia.com/gpu": 2}, 1)).allocated == {"nvidia.com/gpu": 2}
+    assert before.held_by(None).allocated is None
+    assert before.failing("NVMLFailed: x", simulated=True).again(request).error == ""

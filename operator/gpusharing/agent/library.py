@@ -6,8 +6,10 @@ Names and meaning of the fields are those of the wire types in `api/gpunode.py`;
 would take 10 MiB of the agent's 45, and a test holds the two together.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, Literal, Protocol
+
+from gpusharing.planning.words.values import value
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
@@ -25,7 +27,7 @@ RecoveryAction = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DriverProfile:
     """A MIG profile that the driver offers on a card; see ObservedProfile."""
 
@@ -38,7 +40,7 @@ class DriverProfile:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Model:
     """A card model; see ObservedModel."""
 
@@ -50,7 +52,7 @@ class Model:
     profiles: tuple[DriverProfile, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Instance:
     """A MIG GPU instance; see ObservedInstance."""
 
@@ -63,7 +65,7 @@ class Instance:
     uuid: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Process:
     """A process that uses the GPU; see ObservedProcess."""
 
@@ -73,7 +75,7 @@ class Process:
     device: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DriverRemappedRows:
     """Row remapping of a GPU's memory; see api.gpunode.RemappedRows."""
 
@@ -83,7 +85,7 @@ class DriverRemappedRows:
     failed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GPU:
     """One GPU; see ObservedGPU."""
 
@@ -128,7 +130,7 @@ def unreachable(index: int, access: Access, error: str = "") -> GPU:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PodID:
     """A pod, as the node itself knows it."""
 
@@ -138,7 +140,7 @@ class PodID:
     """Both empty where nobody on the node tells the name that goes with the uid."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ProcessUse:
     """What one process takes of one device at the moment of a reading."""
 
@@ -153,7 +155,7 @@ class ProcessUse:
     """By its cgroup; None: it belongs to no pod, or has ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DeviceUse:
     """What is taken of a whole GPU or of a MIG device, and what it is: nobody but the metrics asks."""
 
@@ -174,7 +176,7 @@ class DeviceUse:
     """The driver tells shares of SM time. It never does on a GPU with MIG on."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Use:
     """What the GPUs are used for, and what was heard of them: for the metrics. Nothing is decided by it."""
 
@@ -185,7 +187,7 @@ class Use:
     """GPU index, XID, and how often it was heard since the agent started."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reading:
     """Everything about the GPUs of this node, read in one go. Two readings are equal when they say the same of what
     the GPUs are, whatever the GPUs are used for."""

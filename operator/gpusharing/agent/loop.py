@@ -263,7 +263,9 @@ class AgentLoop:
 
     def _stands(self, node: JSON, observed: Observation) -> bool:
         """Whether this very version of the object was found to hold this very observation."""
-        return self._standing is not None and self._standing[0] is node and self._standing[1] == observed
+        if self._standing is None or self._standing[0] is not node:
+            return False
+        return self._standing[1] is observed or self._standing[1] == observed
 
     def _asked(self) -> str:
         return "" if self._own.node is None else AgentRequest.of(self._own.node).id

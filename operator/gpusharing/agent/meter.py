@@ -8,14 +8,15 @@ docs/adr/0043-the-meter.md says why the meter is here, why it lags, and what a r
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from gpusharing.agent.lagging import LaggingCounts
 from gpusharing.agent.library import GPU, Model, Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.usage import base
 from gpusharing.planning.gpus.shares import WHOLE, Extent, shares
+from gpusharing.planning.words.values import value
 
 OTHERS = "_others"
 """Namespace, policy or resource of what is not told apart. Nothing in Kubernetes can be called this."""
@@ -24,7 +25,7 @@ LAG = 90.0
 NOTHING = Fraction(0)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Bounds:
     """How much is told apart on a node, so that its series stay few whatever happens to it in months."""
 
@@ -52,16 +53,15 @@ class Bounds:
 BOUNDS = Bounds()
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Whose time it is."""
+class Account(NamedTuple):
+    """Whose time it is. A tuple, for many are hashed at each turn."""
 
     policy: str
     namespace: str
     resource: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Allotment:
     """Who has what of the node's GPUs at a moment, in GPUs. It adds up to `gpus`."""
 
@@ -75,7 +75,7 @@ class Allotment:
     transition: Fraction
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Slices:
     """One device: what part of which GPU it is, and what of it is whose."""
 
@@ -144,7 +144,7 @@ def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
     return tuple((instance.uuid, part) for instance, part in zip(gpu.instances, parts, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Metered:
     """Seconds of GPUs since the first turn, up to one turn."""
 
@@ -181,10 +181,11 @@ class Meter:
         """How things stand from now on; None: nobody knows, so as before. `now`: seconds of a clock that only rises."""
         if self._now is not None:
             self._count(self._now, self._since, now)
-        self._now, self._since = stands or self._now, now
+        before, self._now, self._since = self._now, stands or self._now, now
         if self._now is None:
             return
-        self._count(self._now, now, now)
+        if self._now is not before:  # what it had was counted just now
+            self._count(self._now, now, now)
         self._drop(now, self._bounds.forget_after)
         self.metered = Metered(
             held=self._held.tell(now),

@@ -8,13 +8,13 @@ container without rights sees some devices, none, or those of an earlier layout:
 import ctypes
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pynvml
 
 from gpusharing.agent.library import DriverProfile, Instance
 from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED, maybe, supported
+from gpusharing.planning.words.values import value
 
 _PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT
 _COMPUTE_PROFILE_ENUM = range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT)
@@ -25,7 +25,7 @@ MigDevice: TypeAlias = tuple[Any, str]
 """Handle and UUID."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Divided:
     """The instances of one GPU."""
 

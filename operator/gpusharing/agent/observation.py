@@ -1,19 +1,20 @@
 """What is asked and what is answered: the request, the observation, and the patch that puts it on the server."""
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import field, fields, is_dataclass, replace
 from typing import Any
 
 from gpusharing.agent.library import Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, part, section, text, whole
+from gpusharing.planning.words.values import value
 
 _SPELT_OTHERWISE = {"request_id": "requestID", "memory_gb": "memoryGB", "memory_mib": "memoryMiB"}
 """Wire names that are not the plain camel case of ours (api/gpunode.py)."""
 _NAMES: dict[type[object], tuple[tuple[str, str], ...]] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AgentRequest:
     """What the operator asks in `spec.request`; see api.gpunode.Request."""
 
@@ -26,7 +27,7 @@ class AgentRequest:
         return cls(text(node, "spec", "request", "id"), part(node, "spec", "request", "quiet") is True)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Observation:
     """`status.observed`; see api.gpunode.Observed. GPUs and models are kept as they go over the wire."""
 
@@ -79,6 +80,8 @@ class Observation:
 
     def again(self, request: AgentRequest) -> "Observation":
         """The answer to a request by a reading that found nothing new."""
+        if (self.request_id, self.quiet, self.error) == (request.id, request.quiet, ""):
+            return self
         return replace(self, request_id=request.id, quiet=request.quiet, error="")
 
     def failing(self, error: str, *, simulated: bool) -> "Observation":
@@ -88,9 +91,10 @@ class Observation:
 
     def held_by(self, holdings: Holdings | None) -> "Observation":
         """The same GPUs with who holds devices now; None: nobody knows."""
-        if holdings is None:
-            return replace(self, allocated=None, pods=None)
-        return replace(self, allocated=holdings.allocated, pods=holdings.pods)
+        allocated, pods = (None, None) if holdings is None else (holdings.allocated, holdings.pods)
+        if (self.allocated, self.pods) == (allocated, pods):
+            return self
+        return replace(self, allocated=allocated, pods=pods)
 
     def keeps_closed(self, request: AgentRequest) -> bool:
         """The library stays closed: quiet is asked for and was answered, maybe by the process before us."""
@@ -122,13 +126,13 @@ def _counts(observed: JSON) -> dict[str, int] | None:
     return section(observed, "allocated") if isinstance(part(observed, "allocated"), dict) else None
 
 
-def wire(value: Any) -> Any:
+def wire(given: Any) -> Any:
     """JSON of our dataclasses, field names in the spelling of the wire."""
-    if names := _names(type(value)):
-        return {key: wire(getattr(value, name)) for name, key in names}
-    if isinstance(value, tuple | list):
-        return [wire(item) for item in value]
-    return value
+    if names := _names(type(given)):
+        return {key: wire(getattr(given, name)) for name, key in names}
+    if isinstance(given, tuple | list):
+        return [wire(item) for item in given]
+    return given
 
 
 def _names(kind: type[object]) -> tuple[tuple[str, str], ...]:

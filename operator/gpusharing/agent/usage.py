@@ -9,10 +9,11 @@ tenant.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from gpusharing.agent.library import DeviceUse, ProcessUse, Use
 from gpusharing.agent.podresources import Holdings
+from gpusharing.planning.words.values import value
 
 MOST_DEVICES = 128
 """Devices told of: the first by GPU. Sixteen GPUs with seven instances each are 112."""
@@ -25,7 +26,7 @@ PodName = tuple[str, str]
 """Namespace and name."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Sum:
     """What some processes take of a device."""
 
@@ -41,7 +42,7 @@ class Sum:
         return Sum(self.processes + 1, memory, self.sm_percent + (process.sm_percent or 0))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Holder:
     """What one pod has of one device."""
 
@@ -53,7 +54,7 @@ class Holder:
     """None: a pod that nobody can name computes there, and it may be this one."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DeviceUsage:
     """What the devices of a node are used for."""
 
